@@ -1,1 +1,1 @@
-"""Code that launcher, router and embedded engine share: the machine, settings, errors, keys and words."""
+"""Code that launcher, router and embedded engine share: the machine, settings, errors, keys, formatting."""

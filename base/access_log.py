@@ -9,11 +9,12 @@ from envs.redaction import MASK, SECRET_ENDINGS
 
 ACCESS_LOGGER: Final = "uvicorn.access"
 _PATH: Final = 2
-"""The path's position in the arguments of uvicorn's record: client, method, path, version, status."""
+"""Index of the path in the arguments of uvicorn's record: client, method, path, version, status."""
 _SECRET: Final = re.compile(f"key|token|secret|passw|auth|sig|(?:{'|'.join(SECRET_ENDINGS)})(?==)", re.IGNORECASE)
-"""Hides a query parameter whose name contains one of these. Clients choose names, so this list is long."""
+"""Finds a query parameter that may be secret. `redaction`'s list is shorter: here clients choose the
+names."""
 _MOST_LOGGED: Final = 2048
-"""Characters of a path and its query that are logged; a client may send 64 KB."""
+"""Most characters of a path and its query that are logged; a client may send 64 KB."""
 
 
 class PathFilter(logging.Filter):
@@ -30,10 +31,10 @@ class PathFilter(logging.Filter):
 
 
 class QueryMask(logging.Filter):
-    """Masks secrets in the query of a request, and shortens what is long."""
+    """Masks secrets in the query of a request, and shortens a long path."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Changes the record's path; every record is logged."""
+        """Changes the path in the record; returns True, so that every record is logged."""
         args = _arguments(record)
         if args is not None:
             record.args = (*args[:_PATH], _shown(str(args[_PATH])), *args[_PATH + 1 :])

@@ -82,10 +82,10 @@ class EngineDeadError(EngineError):
 
 
 class PromptTooLongError(RequestError):
-    """The prompt does not fit the context: vLLM's sentences, which clients read to shorten what they send."""
+    """The prompt does not fit the context. Clients parse the message, which is therefore vLLM's."""
 
     def __init__(self, num_tokens: int, most: int) -> None:
-        """`num_tokens` is more than `most`, or as many if the answer needs room, too."""
+        """`num_tokens` is more than `most`, or equal to it, which leaves no room for the answer."""
         if num_tokens > most:
             text = (
                 f"This model's maximum context length is {most} tokens. However, your prompt contains at least "

@@ -4,14 +4,14 @@ from typing import Final
 
 OK: Final = 0
 ENGINE_DIED: Final = 1
-"""The engine process has ended while the server ran, and was not started again."""
+"""The engine process ended while the server ran, and was not started again."""
 USAGE: Final = 2
 START_FAILED: Final = 3
 ENGINE_FAILED: Final = 4
-"""The engine process: an error after its start."""
+"""Exit code of the engine process itself, if it fails after it has become ready."""
 NO_ACCESS: Final = 5
 """`prefetch`: the hub denies access to the model, or has no such model or revision."""
 NO_SPACE: Final = 6
 """`prefetch`: the model does not fit on the disk."""
 INTERRUPTED: Final = 130
-"""By Ctrl-C: 128 and the number of the signal."""
+"""Ctrl-C ended the program: 128 plus the signal's number."""

@@ -1,4 +1,4 @@
-"""The structure of JSON, before a parser reads it: limits the nesting of all that others have written.
+"""Limits the nesting of JSON that other programs have written, before a parser reads it.
 
 Parsers call themselves for each level. How many levels they can read depends on the interpreter, the thread's
 stack and the caller: less than 1,000 with Python 3.11, tens of thousands with 3.14.
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from mmap import mmap
 
 MOST_LEVELS: Final = 200
-"""Objects and arrays in each other, as in Pydantic's parser; Python functions that call themselves twice or
-three times per level stay below the interpreter's limit of 1,000 calls."""
+"""Most objects and arrays inside one another, as in Pydantic's parser. Python functions that call themselves
+two or three times per level then stay below the interpreter's limit of 1,000 calls."""
 
 _PIECE_BYTES: Final = 1 << 17
-"""Between pieces of this size, other threads may run."""
+"""Bytes that are read at a time; other threads may run between two pieces."""
 _BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _STEPS: Final = bytes.maketrans(b"[]", b"\x01\xff")
 _NO_MARKS: Final = bytes(set(range(256)) - set(b'",[]{}'))
@@ -34,7 +34,7 @@ class JsonPiece(NamedTuple):
     """A piece of JSON."""
 
     marks: bytes
-    """The commas and brackets outside of texts, in order; braces are written as brackets."""
+    """The commas and brackets outside of strings, in order; braces are written as brackets."""
     num_quotes: int
 
 
@@ -66,13 +66,13 @@ def check_depth(text: "str | bytes | mmap") -> None:
 
 
 def count(text: "bytes | mmap", marks: bytes) -> int:
-    """How often these ASCII characters occur, in texts and outside."""
+    """How often these ASCII characters occur, inside and outside of strings."""
     pieces = (text[at : at + _PIECE_BYTES] for at in range(0, len(text), _PIECE_BYTES))
     return sum(piece.count(mark) for piece in pieces for mark in marks)
 
 
 def split_json(text: "bytes | mmap") -> Iterator[JsonPiece]:
-    """The structure of a text piece by piece, without the pieces inside of a long text."""
+    """Yields the structure of a JSON text in pieces; a piece that lies inside a long string is skipped."""
     begin, is_in_text = 0, False
     while begin < len(text):
         piece = text[begin : begin + _PIECE_BYTES]

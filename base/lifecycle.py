@@ -19,14 +19,14 @@ START_PHASES: Final = ("vllm_cli:start_phase_seconds", "What the start waited fo
 
 
 class StartInfo(NamedTuple):
-    """How a server was started. These are the labels of `vllm_cli:start_info`; an unknown one is empty."""
+    """How a server was started: the labels of `vllm_cli:start_info`. An unknown label is empty."""
 
     start_mode: str
-    """`cold`, `warm` or `plain`: vLLM without preloading."""
+    """`cold`, `warm` or `plain`; plain is vLLM without preloading."""
     reason: str = ""
     """Why the start is plain, or not warm."""
     compile: str = ""
-    """`loads` or `compiles`, then `loaded` or `compiled`; empty if vLLM compiles nothing."""
+    """`loads` or `compiles` during the start, then `loaded` or `compiled`; empty if vLLM compiles nothing."""
     compile_reason: str = ""
     """Why the model is compiled: kinds and names of what differs, without their values."""
 
@@ -38,7 +38,7 @@ class StartInfo(NamedTuple):
 
 
 class StartView(Protocol):
-    """The progress and the timeline of the start; every method is cheap and may be called at any time."""
+    """The progress and the timeline of the start. Every method is cheap and may be called at any time."""
 
     def progress(self) -> dict[str, Any]:
         """Members of a 503 body: `phase`, `progress` (0 to 1), `elapsed_s`, `eta_s` (None if unknown).
@@ -76,7 +76,7 @@ class Lifecycle:
         self.is_hung = False
         """Whether the engine has ended because it hung."""
         self.has_engine = False
-        """Whether the engine is ready; it still is while the server drains."""
+        """Whether the engine is ready; stays True while the server drains."""
         self._subscribers: list[Callable[[State], None]] = []
 
     def subscribe(self, callback: Callable[[State], None]) -> None:
@@ -84,7 +84,7 @@ class Lifecycle:
         self._subscribers.append(callback)
 
     def engine_ready(self) -> None:
-        """The engine has generated a token. A server that is draining stays in that state."""
+        """Called when the engine has generated its first token. A draining server keeps draining."""
         if self.state == "draining":
             self.has_engine = True
             return
@@ -93,19 +93,19 @@ class Lifecycle:
         self._enter("ready")
 
     def engine_ended(self, reason: str) -> None:
-        """The engine ended, hangs or did not start. May be called again, with a better reason."""
+        """Called when the engine ended, hangs or did not start; may be called again with a better reason."""
         self.has_engine = False
         self.reason = reason
         if self.state != "dead":
             self._enter("dead")
 
     def engine_hangs(self, reason: str) -> None:
-        """The watchdog ends the engine."""
+        """Called when the watchdog ends a hung engine."""
         self.is_hung = True
         self.engine_ended(reason)
 
     def drain(self) -> None:
-        """The server takes no more requests."""
+        """Called when the server takes no more requests."""
         self._enter("draining")
 
     def _check(self, state: State) -> None:

@@ -11,13 +11,14 @@ from base.setting import Group, Role, check_ranges, from_variable, setting
 from envs.registry import env
 
 SHUTDOWN_TIMEOUT_S: Final = 25.0
-"""Kubernetes kills a pod 30 s after SIGTERM, where its manifest does not say otherwise."""
+"""Default seconds to drain: Kubernetes kills a pod 30 s after SIGTERM unless its manifest says otherwise."""
 SAME_SIGNAL_S: Final = 0.5
-"""One signal may arrive twice within this time: from the service manager, which signals all processes of a
-service, and from the front process or the router, which forwards it."""
+"""Signals this close together count as one. A server may get one twice: from the service manager, and
+forwarded by the front process or the router."""
 GIVES_WAY_S: Final = 45.0
-"""How long a router's model may not answer, or its engine be silent and compute nothing, while others wait
-for its memory. Before, the router disconnects clients that do not read, and silent WebSockets."""
+"""A router stops a model without an answer for so many seconds while others wait for its memory; a server
+then ends an engine that is silent and computes nothing. Before that, the router disconnects clients that do
+not read, and silent WebSockets."""
 _ROOT_PATH = re.compile(r"/[!-~]*")
 
 
@@ -27,13 +28,13 @@ def waiting_mark(socket_path: str) -> Path:
 
 
 def control_socket(socket_path: str) -> Path:
-    """The socket on which a model's server takes the router's orders to fall asleep and to wake up."""
+    """The socket on which a model's server takes the router's orders to sleep and to wake up."""
     return Path(f"{socket_path}.control")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Where the server listens, and whom it answers."""
+    """Where the server listens, and which requests it accepts."""
 
     help_group: ClassVar[Group] = "HTTP server"
     role: ClassVar[Role] = "port"
@@ -117,7 +118,7 @@ class TlsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LifecycleConfig:
-    """The end of the server, and of its engine."""
+    """How the server and its engine end."""
 
     help_group: ClassVar[Group] = "HTTP server"
 

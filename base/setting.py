@@ -42,15 +42,15 @@ Syntax = Literal[
     "tokenizer mode",
     "quantization",
 ]
-"""How a value is written where the field's type does not decide it; `count` and `size` take units."""
+"""The form of a value where the field's type does not decide it; `count` and `size` take units."""
 
 
 Role = Literal["address", "keys", "tls", "port", "both", "router", "program", "run"]
-"""Whose a setting is if a router is in front of the model's server; that server's alone without a role.
+"""Who reads a setting when a router is in front of the model's server; without a role, only that server does.
 
-`address`, `keys`, `tls` and `port` are of the port on which clients are answered, and `router` of the router:
-a model has none of them. `program` is of each server for itself, `both` of the port and of all servers behind
-it. `run` is of one run of a model: a place for what the run reads or writes.
+`address`, `keys`, `tls` and `port` belong to the port on which clients are answered, and `router` to the
+router: a model's server gets none of these. `program` holds for each server separately, `both` for the port
+and for all servers behind it. `run` belongs to one run of a model: a place that the run reads or writes.
 """
 
 
@@ -61,17 +61,17 @@ class Setting(TypedDict, total=False):
     aliases: tuple[str, ...]
     help: str
     group: Group
-    """Where the flag's help is shown; without it, the dataclass's `help_group`."""
+    """The help's section for the flag; without it, the dataclass's `help_group`."""
     role: Role
-    """Without it, the dataclass's `role`, if it has one."""
+    """The setting's role; without it, the dataclass's `role`, if it has one."""
     after: str
     """The flag that precedes this one in the help; without it, the order of the fields counts."""
     filled_by: str
-    """The flag of another field; this field gets the same value."""
+    """The flag of another field, whose value this field gets, too."""
     variable: EnvVar[Any]
     metavar: str
     choices: tuple[str, ...]
-    """For text; choices in capitals are accepted in any case."""
+    """The allowed texts; choices in capitals are accepted in any case."""
     syntax: Syntax
     minimum: float
     above: float
@@ -85,7 +85,7 @@ _COMPARISONS: Final[dict[str, Callable[[Any, Any], bool]]] = {"minimum": ge, "ab
 
 
 def setting(default: T, flag: str = "", help: str = "", /, **metadata: Unpack[Setting]) -> T:
-    """A field with a default and metadata; a dict is copied for each instance."""
+    """A dataclass field with default and metadata; each instance gets its own copy of a dict."""
     if flag:
         metadata["flag"], metadata["help"] = flag, help
     if isinstance(default, dict):
@@ -103,7 +103,7 @@ class ConfigField(NamedTuple):
     """A field of a configuration or of one of its sections."""
 
     path: str
-    """`port` of the section `server` is `server.port`."""
+    """The names of section and field: `server.port` for `port` in the section `server`."""
     field: Field[Any]
     group: Group
     role: Role | None

@@ -1,4 +1,4 @@
-"""Numbers of bytes, long lists, signals and errors, as text for people."""
+"""Formats numbers of bytes, long lists, signals and errors for people."""
 
 import signal
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ _UNITS: Final = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1
 
 
 def format_bytes(count: float) -> str:
-    """`1.5 GiB`; whole bytes below 1 KiB."""
+    """For example `1.5 GiB`; whole bytes below 1 KiB."""
     for unit, size in _UNITS:
         if count >= size:
             return f"{count / size:.1f} {unit}"
@@ -16,7 +16,7 @@ def format_bytes(count: float) -> str:
 
 
 def signal_name(number: int) -> str:
-    """`SIGKILL`; `signal 40` for a real-time signal."""
+    """For example `SIGKILL`, or `signal 40` for a real-time signal."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -24,7 +24,7 @@ def signal_name(number: int) -> str:
 
 
 def list_some(items: Sequence[str], most: int = 8, *, separator: str = ", ") -> str:
-    """The first items, and the number of the others: `a, b and 3 more`, or with line breaks between them."""
+    """The first `most` items and the number of the others, such as `a, b and 3 more`."""
     shown = separator.join(items[:most])
     before_rest = separator if "\n" in separator else " "
     return f"{shown}{before_rest}and {len(items) - most} more" if len(items) > most else shown

@@ -1,7 +1,8 @@
-"""Reads variables by name: those of other programs, and a few of our own where a warm start waits for it.
+"""Reads variables by name: those of other programs, and a few of our own that a warm start needs early.
 
-Those few (VCLI_STANDBY, VCLI_ENGINE and folders) are declared in `registry` too, but its import takes longer
-than a warm start may wait. The command that follows reads them through it, which reports wrong values.
+Those few (VCLI_STANDBY, VCLI_ENGINE and folders) are declared in `registry` too, but importing it takes
+longer than a warm start may wait. The command that runs next reads them through `registry` and reports wrong
+values.
 """
 
 import os
@@ -25,7 +26,7 @@ def is_set(name: str) -> bool:
 
 
 def replace_all(wanted: Mapping[str, str]) -> dict[str, str]:
-    """Replaces the whole environment; returns the changed variables, removed ones with an empty value."""
+    """Replaces the whole environment; returns the changed variables, with an empty value for removed ones."""
     before = snapshot()
     for name in before.keys() - wanted.keys():
         del os.environ[name]
@@ -42,7 +43,7 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, st
 
 
 def readdress(old_pid: int, new_pid: int) -> None:
-    """Makes variables that a service manager has addressed to one process address another one."""
+    """Replaces the pid in variables that a service manager has addressed to one process."""
     for name in ("LISTEN_PID", "WATCHDOG_PID"):  # sd_listen_fds(3), sd_watchdog_enabled(3)
         if os.environ.get(name) == str(old_pid):
             os.environ[name] = str(new_pid)

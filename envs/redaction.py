@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 MASK = "********"
 _LEAST_QUOTED = 4
-"""Characters of a secret that is looked for in texts; a shorter one would be found in ordinary words."""
+"""Shortest secret that is looked for in texts; a shorter one would be found in ordinary words."""
 
 SECRET_ENDINGS = (
     "key", "key_id", "keyid", "token", "secret", "password", "passwd", "passphrase", "_pass", "_pat", "auth",
     "authorization", "cookie", "signature", "sig", "connection_string", "otlp_headers", "traces_headers", "api_keys",
     "apikeys", "secrets", "passwords",
 )  # fmt: skip
-"""How names of secret flags, variables and members end: --hf-token, AWS_SECRET_ACCESS_KEY, apiKey."""
+"""Endings of the names of secret flags, variables and members: --hf-token, AWS_SECRET_ACCESS_KEY, apiKey."""
 
 _FLAGS = (("--api-k", "--api-key"), ("--hf-t", "--hf-token"))
-"""vLLM's secret flags after their shortest abbreviations; a shorter word could be another flag."""
+"""vLLM's secret flags, each after its shortest abbreviation; a shorter word could be another flag."""
 _LIST = "--api-k"
 
 _LOGIN = r"(?<=//)[^/?#\s]+(?=@)"
@@ -90,7 +90,7 @@ def hide_in_command(text: str, hide: Callable[[str], str] = _mask) -> str:
 
 
 def hide_quoted(text: str, words: Iterable[str]) -> str:
-    """A text, such as an error, without the secrets of the command line that it may quote."""
+    """The text, such as an error message, without the secrets of the command line that it may quote."""
     secrets: list[str] = []
 
     def note(secret: str) -> str:

@@ -39,7 +39,7 @@ ENGINES: Final = ("auto", "embedded", "vllm")
 """The engines: this package's own, or an installed vLLM (which `auto` prefers)."""
 
 PREFLIGHT_MODES: Final = ("auto", "warn", "off")
-"""Whether faults that the preflight finds end a start, are only logged, or are not looked for."""
+"""Whether faults that the preflight finds end a start (`auto`), are only logged, or are not looked for."""
 
 STANDBY_MODES: Final = ("auto", "off", "require")
 """Whether a start is forked from a standby process."""
@@ -151,7 +151,7 @@ class Environment:
 
     OPENAI_API_KEY = text("Key that clients such as `chat` and `bench` send if --api-key is not given.")
     OMP_NUM_THREADS = optional_integer(
-        "Threads of the forward pass on a CPU; if unset, as many as other processes leave processors.", minimum=1
+        "Threads of the forward pass on a CPU; if unset, as many as other processes leave processors free.", minimum=1
     )
     OMP_WAIT_POLICY = text("Whether OpenMP's waiting threads spin (active) or sleep (passive).")
     GOMP_SPINCOUNT = text("How long OpenMP's threads spin before they sleep; 10000 if unset.")
@@ -181,7 +181,7 @@ def variables() -> Iterator[EnvVar[Any]]:
 
 
 def validate_all() -> list[EnvError]:
-    """The errors of all declared variables, and of former ones for limits."""
+    """The errors of declared variables with wrong values, and of former variables for limits."""
     former = ((name, os.environ.get(name), flag) for name, flag in LIMITS.items())
     limits = [EnvError(name, value, f"unset and replaced by {flag}") for name, value, flag in former if value]
     return limits + [error for variable in variables() if (error := _error_of(variable))]

@@ -1,7 +1,8 @@
-"""The replacements of flags, commands and variables that vLLM or this program has had before.
+"""What replaces former flags, commands and variables of vLLM and of this program.
 
-Errors and notices get it from `envs.suggestion`. A name is looked up only where it is unknown: an older vLLM
-still has some of the flags. `FLAG VALUE` is a former form of the values of a flag that still exists.
+`envs.suggestion` adds the replacement to errors and notices. A name is looked up only where it is unknown,
+because an older vLLM still has some of the flags. `FLAG VALUE` is a former way to write the value of a flag
+that still exists.
 """
 
 from typing import Final

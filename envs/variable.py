@@ -139,7 +139,7 @@ def path(default_factory: Callable[[], Path], description: str) -> EnvVar[Path]:
 
 
 def hub_path(default_factory: Callable[[], Path | str], description: str) -> EnvVar[Path]:
-    """Read like in the Hugging Face hub's client: `~` and `$VARIABLE` are expanded, also in the default."""
+    """Expands `~` and `$VARIABLE`, also in the default, as the Hugging Face hub's client does."""
 
     def parse(raw: Path | str) -> Path:
         return Path(os.path.expandvars(expand_home(str(raw))))
@@ -148,7 +148,7 @@ def hub_path(default_factory: Callable[[], Path | str], description: str) -> Env
 
 
 def hub_seconds(default: int, description: str) -> EnvVar[int]:
-    """Read like in the Hugging Face hub's client, in whole seconds; 0 stands for the default."""
+    """Whole seconds as the Hugging Face hub's client reads them; 0 stands for the default."""
     return EnvVar("integer", lambda raw: _integer_parser(0)(raw) or default, lambda: default, description)
 
 
@@ -158,7 +158,7 @@ def boolean(default: bool, description: str) -> EnvVar[bool]:
 
 
 def hub_boolean(description: str) -> EnvVar[bool]:
-    """Read like in the Hugging Face hub's client: any value but `1/true/yes/on` is no."""
+    """A boolean as the Hugging Face hub's client reads it: any value but `1/true/yes/on` is no."""
     return EnvVar("boolean", lambda raw: raw.lower() in _TRUE, lambda: False, description)
 
 
@@ -246,7 +246,7 @@ def _choice_parser(choices: tuple[str, ...]) -> Callable[[str], str]:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds; raises ValueError for another text, and for less than a second."""
+    """The seconds of a duration such as `10m`; raises ValueError for other texts and below 1 s."""
     match = _DURATION.fullmatch(text.strip().lower())
     seconds = float(match[1]) * _FACTORS[match[2]] if match else 0.0
     if seconds < 1:

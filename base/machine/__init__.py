@@ -1,1 +1,1 @@
-"""This program's questions to the operating system: files, memory, processors, processes, sockets."""
+"""Calls to the operating system about files, memory, processors, processes and sockets."""

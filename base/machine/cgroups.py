@@ -11,7 +11,7 @@ PROC: Final = Path("/proc")
 
 
 class Cgroup(NamedTuple):
-    """One cgroup; the limits of all of them apply."""
+    """A cgroup that contains this process. The limits of all such cgroups apply at once."""
 
     version: Literal[1, 2]
     folder: Path
@@ -22,13 +22,13 @@ class Mount(NamedTuple):
 
     version: Literal[1, 2]
     options: frozenset[str]
-    """Mount options; of version 1, the controllers are among them."""
+    """Mount options; for version 1 of cgroups, they contain the names of the controllers."""
     root: str
-    """The cgroup that is mounted."""
+    """Path of the cgroup that is mounted at `point`."""
     point: Path
 
     def folder_of(self, path: str) -> Path | None:
-        """The folder of a cgroup; None if only a part of the hierarchy without it is mounted."""
+        """The folder of the cgroup `path`; None if the mounted part of the hierarchy does not contain it."""
         if self.root == "/":
             below = path.lstrip("/")
         elif path == self.root or path.startswith(f"{self.root}/"):
@@ -67,13 +67,13 @@ def mounts(proc: Path = PROC) -> Iterator[Mount]:
 
 
 def mount_fields(proc: Path = PROC) -> Iterator[tuple[list[str], list[str]]]:
-    """The mounts of this process: fields before and after the separator (proc(5), mountinfo)."""
+    """Yields each mount of this process: its fields before and after the separator (proc(5), mountinfo)."""
     for mount, file_system in _split_lines(proc / "self" / "mountinfo", " - ", parts=2):
         yield mount.split(" "), file_system.split(" ", 2)
 
 
 def _memberships(controller: str, proc: Path) -> Iterator[tuple[Literal[1, 2], Path, Path]]:
-    """Each hierarchy of the controller with its mount point and this process's folder below it."""
+    """Yields version, mount point and this process's folder for each mounted hierarchy of the controller."""
     paths = {controllers: path for _, controllers, path in _split_lines(proc / "self" / "cgroup", ":", parts=3)}
     for mount in mounts(proc):
         if mount.version == 2:

@@ -1,4 +1,4 @@
-"""This process's command line as `ps` and /proc/PID/cmdline show it: masks secrets, or replaces it."""
+"""Masks or replaces this process's command line, which `ps` and /proc/PID/cmdline show."""
 
 import os
 import sys
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from envs.redaction import hide_in_words
 
 _ARG_START = 48
-"""Number of the field in /proc/PID/stat (proc(5)); the first one after the command's name is number 3."""
+"""proc(5)'s number of this field in /proc/PID/stat; the first field after the command's name is number 3."""
 
 
 def mask_command_line() -> None:
     """Overwrites the secrets in the command line with stars, for this process and later forks.
 
-    Between `exec` and this call every user of the machine can read them. The kernel may forbid the process to
-    overwrite them (`is_visible`).
+    Until this call, every user of the machine can read the secrets. They stay readable if the kernel forbids
+    the process to overwrite them; `is_visible` finds that out.
     """
     if masked_words(sys.orig_argv) == b"".join(os.fsencode(word) + b"\0" for word in sys.orig_argv):
         return
@@ -39,8 +39,8 @@ def is_visible(secrets: Iterable[str]) -> bool:
 
 
 def read_command_line() -> bytes:
-    """The words, each followed by NUL."""
-    with open("/proc/self/cmdline", "rb") as file:  # noqa: PTH123 - a client's start waits for pathlib
+    """The words of this process's command line, each followed by NUL."""
+    with open("/proc/self/cmdline", "rb") as file:  # noqa: PTH123 - pathlib would delay a client's start
         return file.read()
 
 
@@ -55,10 +55,10 @@ def overwrite_command_line(content: bytes) -> None:
 
 
 def replace_command_line(content: bytes) -> None:
-    """Makes `content`, of any length, this process's words.
+    """Replaces this process's words by `content`, which may have any length.
 
-    They are in memory of their own, to which the kernel is referred (prctl(2), PR_SET_MM_MAP). Without that
-    call (CONFIG_CHECKPOINT_RESTORE) the old words stay.
+    Puts the words into new memory and gives the kernel its address (prctl(2), PR_SET_MM_MAP). The old words
+    stay if the kernel lacks that call (CONFIG_CHECKPOINT_RESTORE).
     """
     try:
         _refer_kernel_to(content)
@@ -95,4 +95,4 @@ def _refer_kernel_to(content: bytes) -> None:
 _PR_SET_MM = 35
 _PR_SET_MM_MAP = 14
 _kept: list[object] = []
-"""The memory that contains the words."""
+"""The memory of the replaced words, which must not be freed."""

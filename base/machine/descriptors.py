@@ -1,4 +1,4 @@
-"""Open files by their numbers: a forked process gives its own high ones, so that another process's fit."""
+"""Moves open files of a forked process to high descriptors, so that other processes' files get low ones."""
 
 import fcntl
 import os
@@ -10,11 +10,11 @@ from typing import Final
 
 _LOWEST: Final = 500
 _LOW_FDS: Final = 250
-"""Lower numbers belong to other processes' files."""
+"""Descriptors below this number are left to files of another process."""
 
 
 def is_open(fd: int) -> bool:
-    """Whether this process has an open file of this number."""
+    """Whether this descriptor is open in this process."""
     try:
         os.fstat(fd)
     except OSError:
@@ -23,7 +23,7 @@ def is_open(fd: int) -> bool:
 
 
 def move_up(fd: int) -> int:
-    """Gives an open file a high number, which is returned; the old number is closed."""
+    """Moves an open file to a high descriptor and returns it; the old descriptor is closed."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = _LOWEST if soft == resource.RLIM_INFINITY else min(_LOWEST, soft // 2)
     moved: int = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest)
@@ -32,15 +32,15 @@ def move_up(fd: int) -> int:
 
 
 def move_socket_up(connection: socket.socket) -> socket.socket:
-    """Gives a socket a high number; returns it as a new object, and closes the given one."""
+    """Moves a socket to a high descriptor; returns it as a new object, and closes the given one."""
     return socket.socket(fileno=move_up(connection.detach()))
 
 
 @contextmanager
 def low_numbers_taken() -> Iterator[None]:
-    """Files that imports open in the block get high numbers.
+    """While open, files that imports open get high descriptors.
 
-    Some stay open: since libffi 3.8, which ctypes loads, that library's own.
+    Some imports leave a file open: ctypes with libffi 3.8 and newer does.
     """
     null = os.open(os.devnull, os.O_RDONLY)
     num_taken = min(_LOW_FDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
 StoredStamp: TypeAlias = tuple[int, int]
-"""Modification time in whole seconds, and size: what survives in the layers of a container image."""
+"""Modification time in whole seconds, and size: the layers of a container image keep both."""
 
 
 class FileStamp(NamedTuple):
@@ -46,7 +46,7 @@ def store_stamps(paths: Iterable[str]) -> dict[str, StoredStamp]:
 
 
 def are_unchanged(stamps: Mapping[str, Sequence[int]]) -> bool:
-    """Whether all files are as `store_stamps` found them."""
+    """Whether all files still have the stamps that `store_stamps` recorded."""
     return all(read_stamp(path).stored == tuple(stamp) for path, stamp in stamps.items())
 
 

@@ -1,4 +1,4 @@
-"""Files that this program trusts, and files that it writes completely or not at all. Little is imported."""
+"""Reads files only if they can be trusted, and writes files completely or not at all. Imports little."""
 
 import os
 import stat
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MODE = 0o644
-"""Permissions of a file that is trusted later, whatever the umask."""
+"""Permissions of a file that this program will trust later; the umask has no influence."""
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -16,13 +16,13 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 def why_changeable(
     status: os.stat_result, name: object = "it", *, user: int | None = None, allows_sticky: bool = False
 ) -> str | None:
-    """Why others than root and the user could change a file or folder; None if they cannot.
+    """Why users other than root and `user` could change a file or folder; None if they cannot.
 
     Args:
-        status: best of the file's open descriptor.
-        name: of the file in the reason.
-        user: this process's if not given.
-        allows_sticky: whether others may add files to a folder where they cannot replace those of the user.
+        status: of the file; best read from its open descriptor.
+        name: what the reason calls the file.
+        user: this process's user if not given.
+        allows_sticky: accepts a folder where others can add files but cannot replace those of the user.
     """
     if status.st_uid not in (0, os.geteuid() if user is None else user):
         return f"{name} belongs to another user ({status.st_uid})"
@@ -48,12 +48,12 @@ def read_own(path: str | os.PathLike[str]) -> bytes:
 
 
 def write_whole(path: "Path", text: str, *, mode: int | None = None) -> None:
-    """Replaces the file atomically: readers never see half of one.
+    """Replaces the file atomically: readers never see half of a file.
 
-    Its permissions are `mode`, else those of a new file.
+    The file gets `mode`, or the permissions of any new file.
 
-    The target of a link is replaced, not the link. A path that is not a regular file, such as a pipe, is
-    written to.
+    If the path is a link, its target is replaced. If the path is not a regular file but, for example, a pipe,
+    the text is written into it.
 
     Raises:
         OSError: the old file, if any, is unchanged.
@@ -78,9 +78,9 @@ def nearest_existing(folder: "Path") -> "Path":
 
 
 def write_problem(folder: str) -> str | None:
-    """Why no file can be created and written in a folder, tried as `tempfile` does; None if one can.
+    """Why no file can be written in a folder, tried as `tempfile` does; None if one can.
 
-    Root may write whatever the modes are, and cannot on a full disk or in /proc.
+    A folder's mode does not decide this: root may write with any mode, and cannot on a full disk or in /proc.
     """
     path = f"{folder}/vllm-cli-{os.urandom(8).hex()}-probe"
     try:

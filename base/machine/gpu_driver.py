@@ -1,4 +1,4 @@
-"""Whether this process has initialized the driver of a GPU: its forks cannot use the GPU then."""
+"""Detects whether this process has initialized the driver of a GPU: its forks cannot use the GPU then."""
 
 import ctypes
 import os
@@ -19,7 +19,7 @@ _SUCCESS: Final = 0
 
 @cache
 def has_device(path: str) -> bool:
-    """Whether the kernel has this device; it is not asked again."""
+    """Whether the kernel has this device; the first answer is kept."""
     return os.path.exists(path)  # noqa: PTH110 - as the other calls of os here
 
 
@@ -29,9 +29,9 @@ def may_have_gpu() -> bool:
 
 
 def initialized_driver() -> Driver | None:
-    """The driver that this process has initialized; None as long as its forks can use the GPUs.
+    """The driver that this process has initialized; None while its forks can use the GPUs.
 
-    Takes some microseconds, and initializes nothing: CUDA's `cuDeviceGetCount` fails with
+    Takes some microseconds and initializes nothing. CUDA's `cuDeviceGetCount` fails with
     CUDA_ERROR_NOT_INITIALIZED until `cuInit` has been called (CUDA driver API, "Initialization"). The drivers
     of AMD and Intel are in use once their device files are open.
     """
@@ -46,7 +46,7 @@ def initialized_driver() -> Driver | None:
 
 
 def _loaded(library: str) -> int | None:
-    """The handle of a library that this process has loaded; the search loads nothing."""
+    """The handle of a library if this process has loaded it already, else None; loads nothing."""
     with suppress(OSError):
         return int(ctypes._dlopen(library, os.RTLD_NOLOAD | os.RTLD_LAZY))  # type: ignore[attr-defined]
     return None
@@ -58,7 +58,7 @@ def _cuda(handle: int) -> ctypes.CDLL:
 
 
 def _has_open(device: str) -> bool:
-    """Whether a file is open whose path begins like this."""
+    """Whether this process has a file open whose path begins with `device`."""
     for number in os.listdir(_OPEN_FILES):  # noqa: PTH208
         with suppress(OSError):
             if os.readlink(f"{_OPEN_FILES}/{number}").startswith(device):  # noqa: PTH115

@@ -9,15 +9,15 @@ from typing import Final
 from base.machine.cgroups import PROC
 
 _CPUINFO_BYTES: Final = 16 << 10
-"""Enough for the first processor; the file has an entry for each one."""
+"""Bytes that are read of /proc/cpuinfo: its first entry, the first processor, is enough."""
 _GPUS: Final = Path("/proc/driver/nvidia/gpus")
 _AMD_GPUS: Final = Path("/sys/class/kfd/kfd/topology/nodes")
-"""A folder for each processor and GPU."""
+"""Has a folder for each processor and GPU."""
 _INSTRUCTION_SETS: Final = re.compile(
     r"abm|adx|aes|amx|avx|bmi|cldemote|clwb|clzero|cmpccxadd|enqcmd|f16c|fma|gfni|kl$|lzcnt|mov|pclmul|pku|popcnt|"
     r"prefetch|raoint|rd(pid|rnd|seed)|sha|sm[34]|sse|ssse|tsxldtrk|uintr|vaes|vpclmul|waitpkg|xop|xsave"
 )
-"""Beginnings of flags of x86 processors that name instructions; the others differ between kernels, too."""
+"""Beginnings of x86 processor flags that name instructions; other flags also depend on the kernel."""
 
 
 def instruction_sets(proc: Path = PROC) -> tuple[str, ...]:
@@ -44,8 +44,8 @@ def _of_first_processor(proc: Path, *names: str) -> str | None:
 def gpu_kinds(folder: Path = _GPUS, amd: Path = _AMD_GPUS) -> tuple[str, ...]:
     """The names of the GPUs that the driver provides here, each kind once.
 
-    Where NVIDIA's driver has no folder, as in WSL, its library is asked. AMD's have the name of their
-    instructions.
+    If NVIDIA's driver has no folder in /proc, as in WSL, the names come from its library. An AMD GPU is named
+    by its instruction set.
     """
     from base.machine.nvml import read_gpus  # noqa: PLC0415 - ctypes takes longer than all else here
 

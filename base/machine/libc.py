@@ -1,4 +1,4 @@
-"""The C library, for system calls that Python does not have, and its heap, which keeps freed memory."""
+"""Calls of the C library that Python lacks, and the release of memory that the library's heap has kept."""
 
 import mmap
 import os
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @cache
 def load_libc() -> "CDLL":
-    """The library with the types of the arguments and results that are not plain numbers.
+    """The C library, with declared types where arguments or results are not plain numbers.
 
-    ctypes is imported here: the start of a front process and the prefetch's helper process are timed.
+    Imports ctypes only when it is called: a front process and the prefetch's helper process must start fast.
     """
     import ctypes as c  # noqa: PLC0415
 
@@ -40,7 +40,7 @@ def check(result: int, call: str) -> None:
 
 
 def last_error(call: str) -> OSError:
-    """The error of the last call on this thread."""
+    """The error of this thread's last call."""
     import ctypes  # noqa: PLC0415
 
     number = ctypes.get_errno()
@@ -57,7 +57,7 @@ _HUGE_PAGE_BYTES = 1 << 21
 
 
 def huge_page_parts(used: Iterable[range], most_bytes: int) -> Iterator[range]:
-    """Cuts addresses that are in use, with small gaps between them, into parts for `use_huge_pages`."""
+    """Cuts used address ranges with small gaps between them into parts for `use_huge_pages`."""
     begin = end = -_HUGE_PAGE_BYTES
     for part in [*sorted(used, key=lambda r: r.start), range(1 << 62, 1 << 62)]:
         if part.start >= end + _HUGE_PAGE_BYTES:
@@ -70,7 +70,7 @@ def huge_page_parts(used: Iterable[range], most_bytes: int) -> Iterator[range]:
 def use_huge_pages(part: range) -> None:
     """Moves memory into pages of 2 MiB, in 0.3 milliseconds each; before Linux 6.1, the kernel does it later.
 
-    Without effect where the system has no such pages.
+    Does nothing on a system without such pages.
     """
     for advice in (mmap.MADV_HUGEPAGE, _MADV_COLLAPSE):
         load_libc().madvise(part.start, len(part), advice)
@@ -80,15 +80,15 @@ _MADV_POPULATE_WRITE = 23
 
 
 def populate_pages(mapped: range) -> None:
-    """Has the kernel provide the pages of mapped addresses now (madvise(2)); their content stays.
+    """Makes the kernel provide the pages of mapped addresses now (madvise(2)); their content stays.
 
-    Other threads run meanwhile. Raises OSError, also before Linux 5.14.
+    Other threads run meanwhile. Raises OSError if it fails, and always before Linux 5.14.
     """
     check(load_libc().madvise(mapped.start, len(mapped), _MADV_POPULATE_WRITE), "madvise")
 
 
 def forget_pages(used: range) -> None:
-    """Gives back the memory of whole pages; those of a mapped file are read again when they are used."""
+    """Gives the memory of whole pages back; pages of a mapped file are read again when they are used."""
     if whole := _whole_pages(used.start, used.stop, mmap.PAGESIZE):
         load_libc().madvise(whole.start, len(whole), mmap.MADV_DONTNEED)
 
@@ -104,24 +104,24 @@ def trim_heap() -> None:
 
 
 class HeapTrimmer:
-    """Trims the heap some time after the last work, and at intervals under lasting work."""
+    """Trims the heap `delay_s` after the last work, and every `interval_s` while work goes on."""
 
     def __init__(self, delay_s: float, interval_s: float) -> None:
         self._delay_s = delay_s
         self._interval_s = interval_s
         self._latest_s = inf
-        """When work that goes on no longer postpones it."""
+        """Monotonic time after which more work no longer postpones the trimming."""
         self.due_s = inf
-        """On the monotonic clock."""
+        """Monotonic time of the next trimming; infinite if there is nothing to trim."""
 
     def postpone(self) -> None:
-        """Called after work."""
+        """Called after work; moves the next trimming back."""
         now_s = monotonic()
         self._latest_s = min(self._latest_s, now_s + self._interval_s)
         self.due_s = min(now_s + self._delay_s, self._latest_s)
 
     def trim_if_due(self) -> None:
-        """Blocks while it trims."""
+        """Trims if the time has come; blocks meanwhile."""
         if monotonic() >= self.due_s:
             trim_heap()
             self.due_s = self._latest_s = inf

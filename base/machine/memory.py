@@ -1,4 +1,4 @@
-"""The memory that is still available, of the machine or of a containing cgroup, and kills for lack of it.
+"""Reads how much memory the machine and its cgroups have left, and counts kills for lack of memory.
 
 Standard library only; the prefetch's helper process uses it too.
 """
@@ -29,7 +29,7 @@ class MemoryState(NamedTuple):
 
     @property
     def owner(self) -> str:
-        """Whose it is, for messages."""
+        """What the limit belongs to, for messages."""
         return "the container" if self.is_cgroup else "the machine"
 
 
@@ -48,7 +48,7 @@ def available_bytes() -> int:
 class OomWatch:
     """Detects whether the kernel killed a process because memory ran out, by the cgroup's counter of kills.
 
-    Created when the watched process starts, in a process of the same cgroup.
+    Create it when the watched process starts, in a process of the same cgroup.
     """
 
     def __init__(self, proc: Path = PROC) -> None:
@@ -57,11 +57,11 @@ class OomWatch:
 
     @property
     def has_killed(self) -> bool | None:
-        """Whether the kernel has killed a process of this cgroup since; None if it counts no kills."""
+        """Whether the kernel killed a process of this cgroup since `__init__`; None if it does not count."""
         return None if self._num_before is None else _num_kills(self._proc) != self._num_before
 
     def describe_kill(self) -> str:
-        """The end of a message about a SIGKILL: its cause and advice."""
+        """The cause and advice that end a message about a SIGKILL."""
         if not self.has_killed:
             return ", as the kernel does when memory runs out"
         memory = read_memory(self._proc)
@@ -118,7 +118,7 @@ def _numbers(path: Path) -> dict[str, int]:
 
 
 def _num_kills(proc: Path) -> int | None:
-    """Out-of-memory kills in the cgroup so far, without a cgroup of the machine; None if not counted."""
+    """Out-of-memory kills so far in the cgroup, or else on the machine; None if they are not counted."""
     for cgroup in own_cgroups("memory", proc):
         if (num := _read_kills(cgroup.folder / _KILLS_FILES[cgroup.version])) is not None:
             return num

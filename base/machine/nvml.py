@@ -1,4 +1,4 @@
-"""The GPUs of this machine, by NVIDIA's management library (NVML), without CUDA and in about 10 ms.
+"""Lists this machine's GPUs through NVIDIA's management library (NVML), without CUDA and in about 10 ms.
 
 Calls the library's C functions, whose forms do not change between drivers: importing nvidia-ml-py, which vLLM
 brings along, takes longer than the calls.
@@ -14,7 +14,7 @@ _OK: Final = 0
 _TEXT_BYTES: Final = 96
 _MAX_PROCESSES: Final = 64
 _UNKNOWN_BYTES: Final = (1 << 64) - 1
-"""The library's number for memory that it does not know, as in a container."""
+"""NVML reports this number where it does not know the memory, as in a container."""
 
 
 class GpuProcess(NamedTuple):
@@ -22,7 +22,7 @@ class GpuProcess(NamedTuple):
 
     pid: int
     used_bytes: int | None
-    """None if the driver does not report it."""
+    """Bytes of the GPU's memory that the process holds; None if the driver does not report it."""
 
 
 class Gpu(NamedTuple):
@@ -39,7 +39,7 @@ class Gpu(NamedTuple):
 
 
 class GpuState(NamedTuple):
-    """What the driver reports."""
+    """The state of NVIDIA's driver and its GPUs."""
 
     driver: str
     """The driver's version."""
@@ -77,7 +77,7 @@ def read_gpus() -> GpuState | None:
 
 
 def keep_driver_open() -> None:
-    """Later readings of this process skip the first steps: the library counts who uses it."""
+    """Keeps the library initialized, so that later calls of `read_gpus` in this process are faster."""
     if (library := _load()) is not None:
         library.nvmlInit_v2()
 

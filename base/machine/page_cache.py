@@ -1,9 +1,9 @@
 """Measures how much of a file is in the page cache, with the cheapest system call that sees its pages.
 
 cachestat(2) (Linux 6.5 and later) takes 0.3 ms for 3.2 GB in 4 files, mincore(2) 48 ms. Files of overlayfs
-have no pages of their own: cachestat finds none, mincore those of the file below. If this user neither owns a
-file nor may write to it, mincore reports every page as resident, and cachestat may be denied. Page faults
-(Linux 5.14) then test samples, in 14 microseconds or a disk access each.
+have no pages of their own: cachestat finds none, and mincore finds those of the underlying file. If this user
+neither owns a file nor may write to it, mincore reports every page as resident, and cachestat may be denied.
+Then page faults (Linux 5.14) test samples; one takes 14 microseconds, or a disk access.
 
 A method is used on a file system only if it has seen a page there that was just read.
 
@@ -32,7 +32,7 @@ _MADV_RANDOM = 1
 _MADV_POPULATE_READ = 22
 
 Method = Callable[[int, int, int], int]
-"""Takes a descriptor, an offset and a length; returns the resident bytes. Raises OSError."""
+"""Takes a descriptor, an offset and a length; returns the bytes in the page cache. Raises OSError."""
 
 
 class _Sight(NamedTuple):
@@ -43,7 +43,7 @@ class _Sight(NamedTuple):
 
 
 _sights: dict[tuple[int, Method], _Sight] = {}
-"""By device number, as in stat(2)."""
+"""Results by device number, as in stat(2), and method."""
 
 
 def memory_devices() -> set[int]:
@@ -52,7 +52,7 @@ def memory_devices() -> set[int]:
 
 
 def fuse_devices() -> set[int]:
-    """Device numbers of file systems of other processes, which may keep files in memory themselves."""
+    """Device numbers of FUSE file systems, whose processes may keep files in memory themselves."""
     return _devices(lambda kind: kind.partition(".")[0] == "fuse")
 
 
@@ -67,7 +67,7 @@ class ResidencyProbe:
     def __init__(self, path: str, method: Method | None = None) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.method = method
-        """None if residency is not known here."""
+        """The method for this file; None if no method can measure it."""
         self.keeps_pages = True
         """False if the file system drops a file's pages whenever the file is opened."""
         if method is None and os.fstat(self._fd).st_size:
@@ -81,7 +81,7 @@ class ResidencyProbe:
         return self.method(self._fd, offset, end - offset) if self.method and end > offset else 0
 
     def estimated_bytes(self, offset: int, length: int) -> int:
-        """The same in some microseconds: of a range that mincore sees, from one page; 0 by slower methods."""
+        """Like `resident_bytes` but fast: mincore tests one page, and slower methods return 0."""
         if self.method is by_mincore:
             return length if by_mincore(self._fd, offset + length // 2, 1) else 0
         return self.resident_bytes(offset, length) if self.method is by_cachestat else 0
@@ -97,10 +97,10 @@ class ResidencyProbe:
 
 
 def _choose_method(path: str, fd: int) -> tuple[Method | None, bool]:
-    """The cheapest method that sees pages of the file; whether they stay when it is opened again.
+    """The cheapest method that sees pages of the file, and whether they stay when the file is opened again.
 
     The file's owner decides which methods may be used; only the file system decides what they see. With Linux
-    6.18, an overlay's files are all alike: in a lower layer, in the upper one, copied up, on any file system.
+    6.18, all files of an overlay behave alike, whichever layer and file system they are on.
     """
     device = os.fstat(fd).st_dev
     for method in _allowed_methods(fd):
@@ -129,7 +129,7 @@ def _allowed_methods(fd: int) -> Iterator[Method]:
 
 
 def _test(method: Method, path: str, fd: int) -> _Sight:
-    """Drops the first page and reads it; leaves it as it was. One that is in use stays, and counts too."""
+    """Drops the first page, reads it, restores its state. A page in use stays, as it is resident."""
     was_resident = method(fd, 0, 1)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
     os.posix_fadvise(fd, 0, _PAGE_BYTES, os.POSIX_FADV_DONTNEED)
@@ -143,12 +143,12 @@ def _test(method: Method, path: str, fd: int) -> _Sight:
 
 
 def by_cachestat(fd: int, offset: int, length: int) -> int:
-    """Fails if the kernel does not have the call or denies it."""
+    """Counts resident bytes by cachestat(2); raises OSError if the kernel lacks the call or denies it."""
     return min(int(read_cachestat(fd, offset, length).num_cached) * _PAGE_BYTES, length)
 
 
 def read_cachestat(fd: int, offset: int, length: int) -> "CacheStat":
-    """The pages of a range by their state."""
+    """The numbers of the range's pages by their state."""
     answer = CacheStat()
     wanted = _Range(offset, length)
     check(load_libc().syscall(_SYS_CACHESTAT, fd, ctypes.byref(wanted), ctypes.byref(answer), 0), "cachestat")
@@ -156,13 +156,13 @@ def read_cachestat(fd: int, offset: int, length: int) -> "CacheStat":
 
 
 def by_mincore(fd: int, offset: int, length: int) -> int:
-    """Maps the range without reading it."""
+    """Counts resident bytes by mincore(2), which needs the range mapped but not read."""
     with FileMapping(fd, offset, length) as mapping:
         return min(mapping.num_resident() * _PAGE_BYTES, length)
 
 
 def by_faults(fd: int, offset: int, length: int) -> int:
-    """Tests a page in the middle of each 16 MiB."""
+    """Estimates resident bytes from page faults: tests a page in the middle of each 16 MiB."""
     samples = range(offset + min(length, _SAMPLE_BYTES) // 2, offset + length, _SAMPLE_BYTES)
     return length * sum(_is_resident(fd, sample) for sample in samples) // len(samples)
 
@@ -172,7 +172,7 @@ def _is_resident(fd: int, offset: int) -> bool:
     with FileMapping(fd, offset, 1) as mapping:
         mapping.advise(_MADV_RANDOM)
         before = resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
-        mapping.advise(_MADV_POPULATE_READ)  # unlike an access, never ends in a signal
+        mapping.advise(_MADV_POPULATE_READ)  # an ordinary access could end in a signal
         is_resident = resource.getrusage(resource.RUSAGE_THREAD).ru_majflt == before
     if not is_resident:
         os.posix_fadvise(fd, offset - offset % _PAGE_BYTES, _PAGE_BYTES, os.POSIX_FADV_DONTNEED)
@@ -180,17 +180,17 @@ def _is_resident(fd: int, offset: int) -> bool:
 
 
 def _is_own(fd: int) -> bool:
-    """Whether mincore works: since Linux 5.2 only for users who own the file or may write to it."""
+    """Whether mincore works on this file: since Linux 5.2, only for users who own it or may write to it."""
     return os.fstat(fd).st_uid == os.geteuid() or os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True)
 
 
 @cache
 def _kernel_reports() -> bool:
-    """False for kernels that report memory as resident which was never touched, such as gVisor."""
+    """False for kernels, such as gVisor, that report memory as resident which was never touched."""
     try:
         with FileMapping(-1, 0, 1, _MAP_PRIVATE_ANONYMOUS) as mapping:
             return mapping.num_resident() == 0
-    except OSError:  # mincore is denied: nothing is known against the other calls
+    except OSError:  # mincore is denied; the other calls may still be right
         return True
 
 

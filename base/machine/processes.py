@@ -1,4 +1,4 @@
-"""Facts about other processes and this one: whether they run, since when, and their memory. See proc(5)."""
+"""Facts about processes: whether they run, since when, and their memory. See proc(5)."""
 
 import os
 import signal
@@ -11,21 +11,21 @@ _NS = 1_000_000_000
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _READINGS = 5
 KILL_S = 0.5
-"""How long killed processes may take to end; they free their memory first."""
+"""Seconds that killed processes get to end; they free their memory first."""
 _KILL_POLL_S = 0.002
 _TRACKER = b"multiprocessing.resource_tracker"
 ENDED = ("Z", "X")
-"""States of a process that has ended and was not reaped (proc(5))."""
+"""States of a process that has ended but was not reaped (proc(5))."""
 
 
 def stat_fields(pid: int | str) -> list[str]:
-    """The fields of /proc/PID/stat from the state on, which is number 3 in proc(5)."""
+    """The fields of /proc/PID/stat after the command's name; the first is the state, proc(5)'s number 3."""
     with open(f"/proc/{pid}/stat", errors="replace") as file:  # noqa: PTH123
         return file.read().rpartition(")")[2].split()
 
 
 def processor_s(stat: Sequence[str], *, with_reaped: bool) -> float:
-    """Processor time of a process by its `stat_fields`; if asked, also of children that it has reaped."""
+    """A process's processor time from its `stat_fields`; `with_reaped` adds that of its reaped children."""
     return sum(map(int, stat[11 : 15 if with_reaped else 13])) / _TICKS_PER_S
 
 
@@ -40,7 +40,7 @@ def is_alive(pid: int) -> bool:
 
 
 def pss_bytes(pid: int) -> int:
-    """Its memory, with pages that it shares counted in part (proc(5), smaps_rollup); 0 if it has ended."""
+    """A process's memory in bytes; shared pages count in part (proc(5), smaps_rollup). 0 if it has ended."""
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
@@ -95,14 +95,14 @@ def _suspended_ns() -> int:
 
 
 class EndWatch:
-    """Reads a process's memory size (proc(5), `statm`), which is zero once the process exits.
+    """Detects that a process exits, by its memory size (proc(5), `statm`), which then becomes zero.
 
-    The kernel frees the memory first. Only then it closes the process's files and notifies its parent and
-    holders of a pidfd: a tenth of a second and more later for each GB.
+    The kernel frees the memory first. Only then does it close the process's files and notify its parent and
+    holders of a pidfd: a tenth of a second or more later for each GB.
     """
 
     def __init__(self, pid: int) -> None:
-        """Created before the process is reaped; without /proc, or after that, no exit is detected."""
+        """Create it before the process is reaped. Afterwards, and without /proc, it detects no exit."""
         self._fd: int | None = None
         with suppress(OSError):
             self._fd = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
@@ -124,7 +124,7 @@ class EndWatch:
 
 
 def descendants(pid: int, but: Collection[int] = ()) -> set[int]:
-    """The children of a process, theirs, and so on, without `but` and their descendants.
+    """The children of a process, their children, and so on, without `but` and the descendants of `but`.
 
     A process whose parent has ended is not among them.
     """
@@ -141,8 +141,8 @@ def kill_descendants(*, spared: Collection[int] = (), mark: str | None = None, t
 
     Args:
         spared: processes that are not killed, nor are their descendants.
-        mark: a variable, `NAME=value`; programs that were started with it are killed, too: they may have lost
-            their parent.
+        mark: a variable, `NAME=value`. Programs that were started with it are killed too, even if their
+            parent has ended.
         timeout_s: seconds.
     """
     known: set[int] = set()
@@ -161,9 +161,9 @@ def kill_descendants(*, spared: Collection[int] = (), mark: str | None = None, t
 
 
 def _marked(mark: str) -> set[int]:
-    """Processes whose program was started with this variable, but for multiprocessing's resource trackers.
+    """Processes whose program was started with this variable, without multiprocessing's resource trackers.
 
-    A tracker ends by itself once it has removed what the others have left.
+    A tracker ends by itself once it has removed what the other processes have left behind.
     """
     found, line = set(), os.fsencode(mark) + b"\0"
     for folder in Path("/proc").glob("[1-9]*"):

@@ -1,7 +1,7 @@
-"""The processors that this process may use, and their time and that of its threads as the kernel accounts it.
+"""The processors that this process may use, and how the kernel accounts their time and that of threads.
 
-Threads that are ready to run but have no processor wait: for another process, or for the next period of a
-cgroup's quota. Time that a hypervisor takes from all of them is not part of either number; /proc/stat has it.
+A thread that is ready to run but has no processor waits for another process, or for the next period of a
+cgroup's quota. Time that a hypervisor takes is counted only in /proc/stat, not in a thread's times.
 """
 
 import os
@@ -17,7 +17,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _IDLE, _IOWAIT, _STEAL = 3, 4, 7
 """Columns of a processor in /proc/stat."""
 _NUM_COLUMNS = 8
-"""The columns after these are parts of earlier ones."""
+"""Later columns repeat time that these already contain."""
 
 
 def affinity_count() -> int:
@@ -42,16 +42,16 @@ class ThreadTime(NamedTuple):
 
 
 class ProcessorTime(NamedTuple):
-    """Totals at one moment; the difference of two is of use."""
+    """Totals at one moment. Only the difference between two moments has a meaning."""
 
     threads: dict[str, ThreadTime]
     """Times of each thread by its id; empty if the kernel does not account them."""
     num_processors: int
-    """Processors that this process may use; 0 if unknown. The other members are sums of their times."""
+    """Processors that this process may use; 0 if unknown. The fields below are sums over these processors."""
     idle_s: float
     busy_s: float
     stolen_s: float
-    """Time that processors of this virtual machine wanted, and others on its host used."""
+    """Time in which processors of this virtual machine had work while the host ran something else."""
 
     def since(self, earlier: "ProcessorTime") -> "ProcessorUse":
         """The use of processors since `earlier`, without threads that began or ended meanwhile."""
@@ -73,9 +73,9 @@ class ProcessorUse(NamedTuple):
     """How processors were used between two moments."""
 
     num_left: float
-    """Processors that no other process used, on average; 0 if unknown."""
+    """The average number of processors that other processes left free; 0 if unknown."""
     lost_share: float
-    """The share of the time in which a thread of this process wanted to run and did not, 0 to 1."""
+    """The share of the time, 0 to 1, that threads of this process wanted to run and could not."""
 
 
 def read_processor_time(proc: Path = PROC) -> ProcessorTime:

@@ -21,10 +21,10 @@ def find_free_port(ports: Sequence[int]) -> int:
 
 
 def list_server_ports() -> Sequence[int]:
-    """Ports below the kernel's range for clients and for servers on port 0; only port 0 if that is unknown.
+    """Ports below the kernel's range for clients and for port 0; only port 0 itself if that range is unknown.
 
-    The kernel cannot assign such a port to another process before the server listens. A client that polls for
-    the server cannot be connected to itself there either.
+    The kernel cannot assign such a port to another process before the server listens. Nor can a client that
+    polls for the server be connected to itself there.
     """
     with contextlib.suppress(OSError, ValueError):
         return range(_FIRST_PORT, int(_CLIENT_PORTS.read_text().split()[0])) or (0,)

@@ -14,9 +14,9 @@ logger = logging.getLogger(__name__)
 
 READINESS_PATHS: Final = ("/health", "/ping", "/readyz")
 PROBE_PATHS: Final = (*READINESS_PATHS, "/livez")
-"""While the server is ready, the answers to all are the same."""
+"""Paths of probes. While the server is ready, all of them give the same answer."""
 OPEN_PATHS: Final = frozenset(PROBE_PATHS)
-"""Paths of probes, whose senders have no key."""
+"""Paths that need no key, because probes send none."""
 STATUS_PATHS: Final = frozenset({"/", "/status.json", "/startupz", "/metrics", "/load", "/version", "/openapi.json"})
 """Paths about the server, not about requests: open as in vLLM, unless `--api-key-everywhere` is set."""
 
@@ -38,7 +38,7 @@ class ApiKeys:
     """Checks keys; used on the event loop."""
 
     def __init__(self, given: tuple[str, ...] = (), file: Path | None = None) -> None:
-        """`given` keys are always valid, keys in `file` as long as the file contains them.
+        """Keys in `given` are always valid; keys in `file` are valid as long as the file contains them.
 
         Raises:
             KeyFileError: the file cannot be read, or holds no key.
@@ -58,7 +58,7 @@ class ApiKeys:
     def refusal(self, read_header: Callable[[str], bytes]) -> str | None:
         """Why a request is refused; None if it has a key, as `Authorization: Bearer KEY` or `X-Api-Key: KEY`.
 
-        `read_header` returns a header's bytes, none if it is missing.
+        `read_header` returns the bytes of a header, empty if the request lacks it.
         """
         scheme, _, bearer = read_header("authorization").partition(b" ")
         given = bearer if scheme.lower() == b"bearer" else b"", read_header("x-api-key")

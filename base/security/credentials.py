@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _INTERVAL_S = 1.0
 _END_S = 0.1
-"""How long the end waits for a poll."""
+"""Seconds that `close` waits for a poll in progress."""
 
 
 class Credentials:
@@ -44,10 +44,10 @@ class Credentials:
 
 
 class FileWatch:
-    """Polls files once a second, by a thread of its own: a file system that hangs stops nothing else.
+    """Polls files once a second in a thread of its own, so that a file system that hangs stops nothing else.
 
-    A change is reported when two polls in a row agree: of files that are replaced in place, by a rename, or
-    behind a symbolic link.
+    Reports a change once two polls in a row agree. The change may be made in place, by a rename, or behind a
+    symbolic link.
     """
 
     def __init__(

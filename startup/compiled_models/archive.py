@@ -1,8 +1,8 @@
 """An archive of one compiled model: a zip file with its files and, as the last member, its record.
 
-The content is executable code: each file is compared with the record's SHA-256 before anybody can load it.
-Who can write an archive can run code on every machine that reads it (docs/security.md), so only damage is
-looked for; sizes and names are bounded by the record.
+The content is executable code. Each file is compared with the record's SHA-256 before it can be loaded.
+Whoever can write an archive can run code on every machine that reads it (docs/security.md), so these checks
+only find damage. The record bounds sizes and names.
 """
 
 import calendar
@@ -23,23 +23,23 @@ from startup.compiled_models.record import CompiledModel, FileFacts
 
 MANIFEST: Final = "manifest.json"
 MOST_FILES: Final = 60_000
-"""An archive has no fields of more than 32 bits, so its members are counted with 16."""
+"""Most files of an archive: its fields have at most 32 bits, so 16 bits count the members."""
 
 _LEVEL: Final = 1
 _CHUNK_BYTES: Final = 1 << 20
 _MOST_MANIFEST_BYTES: Final = 32 << 20
 _LONGEST_NAME: Final = 1024
 _LONGEST_PART: Final = 255
-"""Bytes of a file's name, which file systems have room for."""
+"""Longest part of a file's name, in bytes, that file systems accept."""
 _NO_DATE: Final = (1980, 1, 1, 0, 0, 0)
-"""The date of the record, and of files that earlier releases have packed."""
+"""The date of the record, and of files in archives of earlier releases."""
 _LAST_DATE: Final = (2107, 12, 31, 23, 59, 58)
 _DAMAGE: Final = (BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error)
-"""Exceptions of `zipfile` for a file that is no archive, or has changed since it was written."""
+"""Exceptions of `zipfile` for a file that is no archive, or that has changed since it was written."""
 
 
 class ArchiveError(ValueError):
-    """The archive is damaged, or of a form that this program does not read; the message is one line."""
+    """The archive is damaged, or in a form that this program does not read; the message is one line."""
 
 
 class DamagedError(ArchiveError):
@@ -47,13 +47,13 @@ class DamagedError(ArchiveError):
 
 
 def write_archive(path: Path, record: CompiledModel, sources: Mapping[str, Path]) -> CompiledModel:
-    """Packs files into a new archive, and returns the record with them.
+    """Packs files into a new archive; returns the record, completed with them.
 
-    What is a link, not a regular file, or no longer there is left out. The sources are by their names in the
-    archive, which must not exist yet.
+    `sources` maps names in the archive to files; `path` must not exist yet. Links, files that are not regular
+    and files that are gone are left out.
 
     Raises:
-        OSError: a file cannot be read, or the archive not be written; what is written of it stays.
+        OSError: a file cannot be read, or the archive not be written; the part that is written stays.
         ValueError: a name is not allowed, the files are too many or too large, or `read_record` refuses them.
     """
     if problem := _why_wrong_names(sources):
@@ -74,7 +74,7 @@ def write_archive(path: Path, record: CompiledModel, sources: Mapping[str, Path]
 
 
 def read_record(file: BinaryIO) -> CompiledModel:
-    """The record in an archive; reads its directory and this member only.
+    """The record in an archive; reads only the directory and this member.
 
     Raises:
         ArchiveError: it is not an archive of this format.
@@ -85,7 +85,7 @@ def read_record(file: BinaryIO) -> CompiledModel:
 
 
 def unpack(file: BinaryIO, folder: Path, *, max_bytes: int) -> CompiledModel:
-    """Writes the files of the record into an empty folder and returns the record; each was compared with it.
+    """Unpacks the files into an empty folder, compares each with the record, and returns the record.
 
     After an error, the caller removes the folder. Files have mode 0600, folders 0700. Files keep their times
     of change, in steps of 2 s: ninja, with which FlashInfer compiles, compares them. Nothing is synced.
@@ -104,13 +104,13 @@ def unpack(file: BinaryIO, folder: Path, *, max_bytes: int) -> CompiledModel:
             (folder / parent).mkdir(mode=0o700)
         for name, facts in record.files.items():
             if _write_file(_read_member(archive, name, facts.size), folder / name) != facts.sha256:
-                raise DamagedError(f"{name!r} has not the SHA-256 of its {MANIFEST}")
+                raise DamagedError(f"{name!r} does not have the SHA-256 in its {MANIFEST}")
             _set_date(folder / name, archive.getinfo(name))
     return record
 
 
 def _pack(archive: ZipFile, name: str, source: Path) -> FileFacts | None:
-    """Adds a file of at most the size that it has now."""
+    """Adds a file, at most up to its present size; None if it is left out."""
     try:
         status = source.lstat()
         if not stat.S_ISREG(status.st_mode):
@@ -144,14 +144,14 @@ def _why_wrong_names(names: Mapping[str, object]) -> str | None:
 
 
 def _is_safe(name: str) -> bool:
-    """Whether the name stays below any folder, and a file of that name can exist."""
+    """Whether the name stays inside the folder, and can be a file's name."""
     if not name.isprintable() or "\\" in name or len(name.encode()) > _LONGEST_NAME:
         return False
     return all(part not in ("", ".", "..") and len(part.encode()) <= _LONGEST_PART for part in name.split("/"))
 
 
 def _parents(names: Mapping[str, object]) -> set[str]:
-    """The folders of these files."""
+    """The folders that contain these files."""
     found: set[str] = set()
     for name in names:
         parent = name.rpartition("/")[0]
@@ -171,7 +171,7 @@ def _opened(file: BinaryIO) -> Iterator[ZipFile]:
 
 @contextmanager
 def _explained(kind: type[ArchiveError], what: str) -> Iterator[None]:
-    """Raises this error instead of `zipfile`'s errors."""
+    """Turns errors of `zipfile` into this error."""
     try:
         yield
     except ArchiveError:
@@ -179,7 +179,7 @@ def _explained(kind: type[ArchiveError], what: str) -> Iterator[None]:
     except _DAMAGE as err:
         raise kind(f"{what}: {err}") from err
     except OSError as err:
-        if err.errno != errno.EINVAL:  # of a seek to before the begin, where the directory of a cut file points
+        if err.errno != errno.EINVAL:  # a seek before the beginning, where the directory of a cut file points
             raise
         raise kind(f"{what}: {err}") from err
 
@@ -193,7 +193,7 @@ def _read_record(archive: ZipFile) -> CompiledModel:
 
 
 def _read_member(archive: ZipFile, name: str, most_bytes: int) -> Iterator[bytes]:
-    """Its content in chunks; raises ArchiveError when it has more bytes than these."""
+    """Yields the member's content in chunks; raises ArchiveError if it has more than `most_bytes`."""
     try:
         member = archive.getinfo(name)
     except KeyError:

@@ -1,7 +1,7 @@
-"""The compiled model of one start: fetched beside the imports, foretold, explained at readiness, shared.
+"""The compiled model of one start: fetches it during the imports, predicts and explains compiling, shares it.
 
 A worker reports its configuration once it has its device (`startup.compiled_models.vllm_hooks`). From then on
-the launcher knows whether vLLM will compile the model, long before it does.
+the launcher knows whether vLLM will compile the model, long before vLLM does so.
 """
 
 import json
@@ -42,15 +42,15 @@ _POLLED_EVERY_S: Final = 0.05
 
 
 def present_versions(vllm: InstalledVllm) -> dict[str, str]:
-    """The versions of Python and of the packages that compile, by name; a compiled model fits only these."""
+    """Versions, by name, of Python and of the packages that compile; a compiled model fits only these."""
     return {"python": platform.python_version(), "vllm": vllm.version, **installed_versions(_PACKAGES)}
 
 
 class CompileCache:
-    """The compiled model of one start; made before its forkserver, in the launcher's process."""
+    """The compiled model of one start. Created before the forkserver, in the launcher's process."""
 
     def __init__(self, vllm: InstalledVllm, line: CommandLine, option: CompileCacheOption | None, folder: Path) -> None:
-        """The processes of the start exchange files in the folder."""
+        """The processes of the start exchange files in `folder`."""
         self._vllm = vllm
         self._model = line.model or ""
         self._start_id = _start_id(line)
@@ -62,10 +62,10 @@ class CompileCache:
         """Why compiled models were removed before this start could load them, by key."""
         self._expected: Reason | None = None
         self._job: AddJob | None = None
-        """The models to add once the start is over."""
+        """The models to record and share once the start is over; None if there are none."""
         self._helper: SharingProcess | None = None
         self._problems: list[str] = []
-        """Problems with locations; each is reported once."""
+        """Problems with locations that were reported; each is reported once."""
         self._is_late = False
         """Whether fetching took too long."""
         self._is_over = threading.Event()
@@ -74,13 +74,13 @@ class CompileCache:
             forbid_compiling()
 
     def begin(self, state: StartState) -> None:
-        """Looks for the compiled model, fetches it and logs what to expect, on a thread."""
+        """Starts a thread that looks for the compiled model, fetches it and logs what to expect."""
         lock = self._exchange.hold_load(local.claim_keys(self._hardware), is_required=self._option.is_required)
         self._thread = threading.Thread(target=self._run, args=(state, lock), name="compile-cache", daemon=True)
         group_signals.start_thread(self._thread)
 
     def close(self) -> None:
-        """Ends what is running: the start has ended."""
+        """Stops the thread and the helper, because the start has ended."""
         self._is_over.set()
         if self._helper is not None:
             self._helper.close()
@@ -88,14 +88,14 @@ class CompileCache:
             self._thread.join()
 
     def note_failure(self) -> None:
-        """The start has failed: what it had loaded may be the cause."""
+        """Called when the start has failed: counts this for each model loaded but not used yet."""
         suspected = {event.key for event in self._exchange.events() if event.loaded_s is not None and not event.is_used}
         for record in self._records:
             if record.key in suspected:
                 local.note_failure(record)
 
     def describe(self, state: StartState) -> None:
-        """vLLM is ready: reports whether and why it has compiled."""
+        """Called when vLLM is ready: reports whether it has compiled the model, and why."""
         self.close()
         events = self._exchange.events()
         if not events:
@@ -116,7 +116,7 @@ class CompileCache:
         )
 
     def share(self) -> None:
-        """Adds models that vLLM has compiled to records and location, in seconds; follows `describe`."""
+        """Records and shares the models that vLLM has compiled. Takes seconds; called after `describe`."""
         if self._job is not None and self._job.records:
             self._add(self._job)
 
@@ -135,14 +135,14 @@ class CompileCache:
                 pass
             if (early := self._exchange.read_early()) is not None and early["compiles"]:
                 self._forecast(state, early)
-        except Exception as err:  # noqa: BLE001 - a start without `require` goes on, whatever it is
+        except Exception as err:  # noqa: BLE001 - a start without `require` goes on after any error
             logger.warning("the cache of compiled models cannot be examined: %s", err)
             self._exchange.answer(f"the cache cannot be examined: {err}" if self._option.is_required else "")
         finally:
             os.close(lock)
 
     def _prepare(self) -> None:
-        """Removes what must not be loaded, and fetches what fits this command line unless it is here."""
+        """Removes models that must not be loaded; fetches one for this command line unless one is here."""
         self._records = [record for record in local.read_records() if record.model == self._model]
         for record in self._records:
             if (reason := self._why_unusable(record)) is not None:
@@ -152,7 +152,7 @@ class CompileCache:
             self._fetch()
 
     def _why_unusable(self, record: CompiledModel) -> Reason | None:
-        """Why vLLM must not load it: its key has no hashes of the files."""
+        """Why vLLM, which does not check the model's files, must not load it; None if it may."""
         if not (failures := local.num_failures(record)):
             return None
         if (damaged := local.damaged_file(record)) is not None:
@@ -167,7 +167,7 @@ class CompileCache:
         return fits and record.key not in self._removed and local.is_installed(record)
 
     def _fetch(self, digest: str = "") -> None:
-        """Waits for the helper."""
+        """Fetches models in a helper process, and waits for it."""
         baked = find_baked().folder
         places = [str(baked / COMPILED)] if baked is not None and (baked / COMPILED).is_dir() else []
         places += [self._option.location] if self._option.location else []
@@ -204,7 +204,7 @@ class CompileCache:
         self._expected = self._why_none_usable(wanted, fitting) if not usable else _why_outdated(usable[0])
         reason = self._expected
         if not usable and local.unrecorded_keys():
-            self._exchange.answer("")  # compiled by a start without this program: only vLLM knows
+            self._exchange.answer("")  # compiled by a start without this program, so only vLLM knows whether it fits
             return
         if reason is None:
             text = "loads the compiled model"
@@ -225,25 +225,25 @@ class CompileCache:
         return next(filter(None, map(self._why_not_used, fitting)), gone)
 
     def _why_not_used(self, record: CompiledModel) -> Reason | None:
-        """Why a compiled model that fits was removed, or not fetched."""
+        """Why a compiled model that fits was removed or not fetched; None if neither is known."""
         excluded = _FAILED if local.is_excluded(record) else None
         return self._removed.get(record.key) or excluded or _why_outdated(record)
 
     def _why_compiled(self, events: Iterable[CompiledEvent]) -> Reason | None:
-        """Why vLLM compiled a model; None if everything was loaded."""
+        """Why vLLM compiled a model; None if it loaded everything."""
         compiled = [event for event in events if event.loaded_s is None]
         if not compiled:
             return None
         failed = next((event for event in compiled if event.error), None)
         if failed is None:
-            return self._expected or Reason("it is not known why")
+            return self._expected or Reason("of an unknown reason")
         record = next((record for record in self._records if record.key == failed.key), None)
         if record is None:
-            return Reason(f"vLLM could not load what was compiled before: {failed.error}")
+            return Reason(f"vLLM could not load the compiled model: {failed.error}")
         return why_not_loaded(record, failed.error, failed.damaged)
 
     def _to_add(self, events: Iterable[CompiledEvent], known: Mapping[str, CompiledModel]) -> Iterable[CompiledModel]:
-        """Records of what was compiled, and of what was loaded and is not recorded or shared yet."""
+        """Records of models that were compiled, or that were loaded and are to be shared again."""
         by_key: dict[str, list[CompiledEvent]] = {}
         for event in events:
             by_key.setdefault(event.key, []).append(event)
@@ -251,7 +251,7 @@ class CompileCache:
         for key, same in by_key.items():
             is_compiled = any(event.compiled_s is not None for event in same)
             if key in known and not is_compiled:
-                if self._option.location:  # which may have been emptied
+                if self._option.location:  # the location may have been emptied
                     yield known[key]
                 continue
             yield CompiledModel(
@@ -277,17 +277,17 @@ class CompileCache:
 
 
 def forbid_compiling() -> None:
-    """vLLM fails instead of compiling, also where nothing can be foretold."""
+    """Makes vLLM fail instead of compiling, even where this program cannot predict that it would compile."""
     os.environ[env.VLLM_FORCE_AOT_LOAD.name] = "1"
 
 
 def _why_outdated(record: CompiledModel) -> Reason | None:
-    """vLLM looks at the sources only after it has loaded the compiled model."""
+    """Why the sources no longer fit the record. vLLM finds that out only after it has loaded the model."""
     return why_not_loaded(record, "", None) if changed_sources(record) else None
 
 
 def _start_id(line: CommandLine) -> str:
-    """Nearly any flag may decide which archives are worth fetching; vLLM's hashes decide which one fits."""
+    """A hash of nearly all flags: finds archives worth fetching. vLLM's hashes decide which of them fit."""
     of_port = flags_with_role("address", "keys", "tls", "port", "both") | {"--served-model-name"}
     values = sorted((flag.option, flag.values) for flag in line.flags if flag.fact.name not in of_port)
     return sha256(json.dumps([line.model, values]).encode()).hexdigest()[:16]
@@ -306,7 +306,7 @@ def _log(report: SharingReport, did: str) -> None:
 def _describe(
     events: Iterable[CompiledEvent], reason: Reason | None, records: Mapping[str, CompiledModel]
 ) -> dict[str, Any]:
-    """The facts for the log, the report and the status page."""
+    """The facts about compiled models for the log, the report and the status page."""
     events = list(events)
     took_s = max(event.loaded_s or event.compiled_s or 0.0 for event in events)
     if reason is None:

@@ -1,4 +1,4 @@
-"""The processes of one start exchange facts about the compiled model, by files in the start's folder."""
+"""Files in the start's folder, through which a start's processes exchange facts about the compiled model."""
 
 import fcntl
 import json
@@ -15,43 +15,43 @@ _POLLED_EVERY_S: Final = 0.02
 
 @dataclass
 class CompiledEvent:
-    """Whether one worker loaded, used or compiled one compiled model, and why not."""
+    """What a worker did with one compiled model: loaded, used or compiled it, and why it did not load it."""
 
     key: str
     rank: str
-    """The name of the rank's folder."""
+    """The name of the rank's folder in vLLM's cache."""
     digest: str = ""
-    """The digest of all that vLLM hashed when it looked for the model."""
+    """The digest of everything that vLLM hashed when it looked for the model."""
     loaded_s: float | None = None
     is_used: bool = False
-    """Whether it has computed something: what fails from then on is not its fault."""
+    """Whether the loaded model has computed something: later failures are not its fault."""
     compiled_s: float | None = None
     error: str = ""
-    """Why vLLM could not load it, in its own words."""
+    """Why vLLM could not load it, in vLLM's words; empty if it did not try or did not fail."""
     damaged: str | None = None
-    """A file that had changed since it was recorded, if vLLM could not load it."""
+    """A file that has changed since it was recorded, if that is why vLLM could not load the model."""
     more: str = ""
     """A further folder that vLLM has chosen for it."""
     sources: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of the sources that were traced, by module."""
+    """SHA-256 of the traced source files, by module."""
 
 
 class Exchange:
-    """The files; made by the launcher and by workers."""
+    """Reads and writes the files; the launcher and each worker create their own object."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.found_folder = folder / "found"
-        """Records of what locations have."""
+        """The folder for records that were found in locations."""
         self._lock = folder / "compiled.lock"
         self._required = folder / "compiled.required"
         self._early = folder / "compiled.early"
         self._answer = folder / "compiled.answer"
 
     def hold_load(self, hardware: str, *, is_required: bool) -> int:
-        """The launcher: workers do not look for a compiled model until this descriptor is closed.
+        """Called by the launcher: workers do not look for a compiled model until this descriptor is closed.
 
-        vLLM's keys need the hardware (`local.claim_keys`). With `is_required`, workers wait for `answer`.
+        vLLM's keys get `hardware` (`local.claim_keys`). With `is_required`, workers wait for `answer`.
         """
         if is_required:
             self._required.touch()
@@ -61,16 +61,16 @@ class Exchange:
         return fd
 
     def wait_for_load(self) -> None:
-        """A worker: returns once the compiled model has arrived, if one is being fetched."""
+        """Called by a worker; returns once the compiled model has arrived, if one is being fetched."""
         with suppress(OSError), self._lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH)
 
     def read_hardware(self) -> str:
-        """A worker: what `hold_load` was given."""
+        """Called by a worker; returns the text that `hold_load` got."""
         return self._lock.read_text() if self._lock.exists() else ""
 
     def report_early(self, *, compiles: bool, digest: str, factors: Mapping[str, Any]) -> str | None:
-        """Each worker reports this before it loads the model; only the first worker's report is kept.
+        """Called by each worker before it loads the model; only the first worker's report is kept.
 
         Returns:
             Why the start must end here; None if it goes on.
@@ -88,26 +88,26 @@ class Exchange:
         return self._early.exists()
 
     def read_early(self) -> dict[str, Any] | None:
-        """The worker's report; None if there is none yet."""
+        """The first worker's report; None if there is none yet."""
         with suppress(OSError, ValueError):
             content: dict[str, Any] = json.loads(self._early.read_bytes())
             return content
         return None
 
     def answer(self, refusal: str) -> None:
-        """The launcher answers why the start must end; an empty text lets it go on."""
+        """Called by the launcher: answers why the start must end, or with an empty text to let it go on."""
         beside = self._answer.with_suffix(".new")
         beside.write_text(refusal)
         beside.replace(self._answer)
 
     def note(self, path: str, **fields: Any) -> None:
-        """A worker: something about the compiled model with this path, `.../KEY/RANK/model`."""
+        """Called by a worker: adds facts about the compiled model with this path, `.../KEY/RANK/model`."""
         line = json.dumps({"path": path, **fields})
         with suppress(OSError), (self._folder / f"compiled.{os.getpid()}.events").open("a") as file:
             file.write(f"{line}\n")
 
     def events(self) -> list[CompiledEvent]:
-        """The workers' notes, as one event for each compiled model and worker."""
+        """The workers' facts, as one event for each compiled model and worker."""
         found: dict[str, CompiledEvent] = {}
         for file in sorted(self._folder.glob("compiled.*.events")):
             for line in file.read_text().splitlines():

@@ -21,32 +21,32 @@ from startup.ground.caches import cache_folder
 
 _RECORDS: Final = "compiled"
 _COMPILED: Final = "torch_compile_cache"
-"""Below vLLM's cache folder."""
+"""Folder of compiled models, below vLLM's cache folder."""
 AOT: Final = f"{_COMPILED}/torch_aot_compile"
-"""Below vLLM's cache folder: a folder for each key, with one for each rank."""
+"""Below vLLM's cache folder: contains a folder for each key, which contains a folder for each rank."""
 ENTRY: Final = "model"
-"""In a rank's folder: the file that vLLM looks for."""
+"""The file that vLLM looks for in a rank's folder."""
 VLLM: Final = "vllm"
 _BESIDE: Final = ("deep_gemm", "flashinfer_autotune_cache")
-"""Below vLLM's cache folder: kernels of GPUs and their tuning, whatever the model."""
+"""Folders below vLLM's cache folder with GPU kernels and their tuning, which belong to no single model."""
 _LEAST_PARTS: Final = {
     **{"triton": 1, "flashinfer": 1, "humming": 1, "tilelang": 1, f"{VLLM}/{_COMPILED}": 3},
     **dict.fromkeys((f"{VLLM}/{name}" for name in _BESIDE), 2),
 }
-"""Parts of the path of an archive's file in these folders; a shorter path belongs to a folder."""
+"""A file's path in these folders has at least so many parts; a shorter path belongs to a folder."""
 _KERNEL_BYTES: Final = 1 << 30
-"""Most bytes of such kernels in one archive; the newest files count."""
+"""Most bytes of such kernels in one archive; the newest files are taken."""
 _LEFT_OUT: Final = (".lock", ".tmp", ".aside", ".log", "/cache_key_factors.json")
-"""Ends of paths: temporary files, logs, and variables with values, which vLLM writes for its developers."""
+"""Endings of paths that are left out: temporary files, logs, values of variables for vLLM's developers."""
 _TRITON_GROUP: Final = "__grp__"
-"""Begin of the names of files in which Triton lists the files of a kernel, with whole paths."""
+"""Names of the files in which Triton lists a kernel's files, with absolute paths, begin like this."""
 _INCOMING: Final = "incoming-"
 _LEFT_S: Final = 60.0
-"""A folder of this age is locked, unless its helper was killed."""
+"""Seconds. An older folder without a lock was left by a killed helper."""
 _FAILED: Final = ".failed"
 _EXCLUDED: Final = ".excluded"
 _HARDWARE: Final = "hardware"
-"""A file with the name of the hardware whose keys are vLLM's own."""
+"""Contains the name of the hardware for which vLLM's keys get no addition."""
 
 
 def vllm_root() -> Path:
@@ -55,7 +55,7 @@ def vllm_root() -> Path:
 
 
 def caches() -> dict[str, Path]:
-    """The folders that compilers write to, by their name in a record."""
+    """The folders to which compilers write, by their names in a record."""
     home = expand_home("~")
     triton = Path(foreign.text_of("TRITON_HOME") or home) / ".triton/cache"
     return {
@@ -68,14 +68,14 @@ def caches() -> dict[str, Path]:
 
 
 def records_folder() -> Path:
-    """Where this machine's records are."""
+    """The folder of this machine's records."""
     return cache_folder() / _RECORDS
 
 
 def claim_keys(hardware: Hardware) -> str:
-    """The text that makes vLLM's keys stand for this hardware; empty for the first hardware in the folder.
+    """The text to add to vLLM's keys for this hardware; empty for the first hardware in the folder.
 
-    Unlike machines may share a folder, and vLLM's key has no instruction sets and, in some releases, no GPUs.
+    Unlike machines may share a folder; vLLM's key lacks the instruction sets and, in some releases, the GPUs.
     """
     first = records_folder() / _HARDWARE
     with suppress(OSError):
@@ -90,7 +90,7 @@ def claim_keys(hardware: Hardware) -> str:
 
 
 def read_records(folder: Path | None = None) -> list[CompiledModel]:
-    """All valid records of a folder, the newest first; by default this machine's."""
+    """All valid records of a folder, by default this machine's; the newest first."""
     found = []
     for path in (folder or records_folder()).glob("*.json"):
         with suppress(OSError, ValueError):
@@ -99,12 +99,12 @@ def read_records(folder: Path | None = None) -> list[CompiledModel]:
 
 
 def record_path(record: CompiledModel, folder: Path | None = None) -> Path:
-    """The file of a record; its time of change is that of the last use."""
+    """The file of a record; its time of change is the time of the last use."""
     return (folder or records_folder()) / record.file_name
 
 
 def save_record(record: CompiledModel, folder: Path | None = None) -> None:
-    """Raises OSError."""
+    """Writes a record; raises OSError."""
     path = record_path(record, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, record.to_json().decode(), mode=0o600)
@@ -116,18 +116,18 @@ def is_installed(record: CompiledModel) -> bool:
 
 
 def unrecorded_keys() -> set[str]:
-    """Keys of compiled models without a record."""
+    """Keys of compiled models that have no record."""
     known = {record.key for record in read_records()}
     return {path.parts[-3] for path in _key_folder("*").parent.glob(f"*/*/{ENTRY}")} - known
 
 
 def files_of(record: CompiledModel, more: Iterable[str] = (), since_s: float = 0.0) -> dict[str, Path]:
-    """The files that vLLM needs in order not to compile again, by their names in a record.
+    """The files without which vLLM would compile again, by their names in a record.
 
     Args:
         record: of the compiled model.
         more: further folders that vLLM has named for it.
-        since_s: kernels that have changed since then, in seconds since 1970, are of this start.
+        since_s: kernels changed since then, in seconds since 1970, belong to this start.
     """
     folders = caches()
     root = folders.pop(VLLM)
@@ -141,10 +141,10 @@ def files_of(record: CompiledModel, more: Iterable[str] = (), since_s: float = 0
 
 
 def install(unpacked: Path) -> list[str]:
-    """Moves the files of an unpacked archive to where compilers look for them; what exists is not replaced.
+    """Moves the files of an unpacked archive to where compilers look for them; replaces no existing file.
 
-    The file that vLLM looks for is the last one of each rank, so that vLLM finds all or nothing. What is for
-    other folders, such as our own, is left out.
+    For each rank, the file that vLLM looks for comes last, so that vLLM finds all or nothing. Files for other
+    folders, such as our own, are left out.
 
     Returns:
         Why kernels of other caches could not be written; at most one reason for each cache.
@@ -168,14 +168,14 @@ def install(unpacked: Path) -> list[str]:
 
 
 def remove(record: CompiledModel) -> None:
-    """Removes a compiled model and its record; what others use, too, stays."""
+    """Removes a compiled model and its record, but no files that others use, too."""
     base = _key_folder(record.key)
     others = [_further_folders(other) for other in read_records() if record_path(other) != record_path(record)]
     for folder in (*(base / rank for rank in record.ranks), base, *_further_folders(record).difference(*others)):
         aside = folder.with_name(f"{folder.name}.{os.getpid()}.aside")
         if folder != base or not any(base.glob(f"rank_*/{ENTRY}")):
             with suppress(OSError):
-                folder.rename(aside)  # vLLM finds all or nothing
+                folder.rename(aside)  # then vLLM finds all or nothing
                 shutil.rmtree(aside, ignore_errors=True)
     for suffix in (".json", _FAILED):
         record_path(record).with_suffix(suffix).unlink(missing_ok=True)
@@ -189,13 +189,13 @@ def remove_all() -> None:
 
 
 def num_bytes(record: CompiledModel) -> int:
-    """The size of its files, without kernels, which others use, too; 0 if they are gone."""
+    """The size of the model's files, without kernels, which others use too; 0 if the files are gone."""
     own = (facts.size for name, facts in record.files.items() if name.startswith(f"{VLLM}/{_COMPILED}/"))
     return sum(own) if is_installed(record) else 0
 
 
 def num_bytes_of_all() -> int:
-    """The size of what vLLM's folder has, with and without a record, and of what killed helpers have left."""
+    """The size of all compiled models in vLLM's folder, and of what killed helpers have left there."""
     total = 0
     for folder in (compiled_folder(), *records_folder().glob(f"{_INCOMING}*")):
         for path in _files(folder):
@@ -205,11 +205,11 @@ def num_bytes_of_all() -> int:
 
 
 def damaged_file(record: CompiledModel) -> str | None:
-    """The first file that is missing or not as it was recorded; None if there is none."""
+    """The first file that is missing or has changed since it was recorded; None if all are right."""
     for name, facts in record.files.items():
         cache, _, path = name.partition("/")
         if cache != VLLM or f"/{record.key}/" not in name or name.endswith(_LEFT_OUT) or f"/{_TRITON_GROUP}" in name:
-            continue  # others may have been written anew
+            continue  # other files may have been written anew
         with suppress(OSError):
             if FileFacts.of(vllm_root() / path) == facts:
                 continue
@@ -218,33 +218,33 @@ def damaged_file(record: CompiledModel) -> str | None:
 
 
 def note_failure(record: CompiledModel) -> None:
-    """A start that had loaded the compiled model has failed."""
+    """Counts a failed start that had loaded the compiled model."""
     with suppress(OSError), record_path(record).with_suffix(_FAILED).open("a") as file:
         file.write("x")
 
 
 def num_failures(record: CompiledModel) -> int:
-    """How many starts in a row have failed after they had loaded it."""
+    """How many starts in a row have failed after they had loaded the model."""
     with suppress(OSError):
         return record_path(record).with_suffix(_FAILED).stat().st_size
     return 0
 
 
 def note_use(record: CompiledModel) -> None:
-    """A start that has loaded the compiled model has become ready."""
+    """Called when a start that loaded the model is ready: renews the last use, forgets earlier failures."""
     with suppress(OSError):
         os.utime(record_path(record))
         record_path(record).with_suffix(_FAILED).unlink(missing_ok=True)
 
 
 def exclude(record: CompiledModel) -> None:
-    """Keeps this compiled model from coming back from a location."""
+    """Prevents that this compiled model is fetched from a location again."""
     with suppress(OSError), record_path(record).with_suffix(_EXCLUDED).open("a") as file:
         file.write(f"{record.created_at}\n")
 
 
 def is_excluded(record: CompiledModel) -> bool:
-    """Whether starts have failed with what was compiled then."""
+    """Whether starts have failed with this very compilation, so that it must not be fetched."""
     with suppress(OSError):
         return record.created_at in record_path(record).with_suffix(_EXCLUDED).read_text().splitlines()
     return False
@@ -252,7 +252,7 @@ def is_excluded(record: CompiledModel) -> bool:
 
 @contextmanager
 def incoming() -> Iterator[Path]:
-    """A new folder on the file system of vLLM's caches."""
+    """A new folder on the file system of vLLM's caches, removed afterwards."""
     records_folder().mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=records_folder()))
     try:
@@ -264,7 +264,7 @@ def incoming() -> Iterator[Path]:
 
 
 def remove_left() -> None:
-    """Removes folders of helpers that were killed: the kernel has released their locks."""
+    """Removes folders of killed helpers, whose locks the kernel has released."""
     for folder in records_folder().glob(f"{_INCOMING}*"):
         with suppress(OSError):
             if folder.stat().st_mtime < time.time() - _LEFT_S:
@@ -282,14 +282,14 @@ def _place(path: Path, target: Path) -> None:
 
 
 def _readdress(group: Path, folder: Path) -> None:
-    """Writes a list of Triton anew for the files of this folder: with other paths, Triton compiles again."""
-    with suppress(ValueError, LookupError, TypeError, AttributeError):  # Triton passes over it, too
+    """Rewrites a list of Triton for the files of this folder; with other paths, Triton compiles again."""
+    with suppress(ValueError, LookupError, TypeError, AttributeError):  # Triton ignores such a list, too
         names = read_json(group.read_bytes())["child_paths"].keys()
         group.write_text(json.dumps({"child_paths": {name: str(folder / Path(name).name) for name in names}}))
 
 
 def _move(path: Path, target: Path) -> None:
-    """The target is whole or missing, also on another file system, to which the file is copied."""
+    """Moves a file, also to another file system by a copy; the target is complete or missing at any time."""
     beside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         shutil.move(path, beside)
@@ -299,7 +299,7 @@ def _move(path: Path, target: Path) -> None:
 
 
 def compiled_folder() -> Path:
-    """Where vLLM keeps compiled models."""
+    """The folder in which vLLM keeps compiled models."""
     return vllm_root() / _COMPILED
 
 
@@ -308,14 +308,14 @@ def _key_folder(key: str) -> Path:
 
 
 def _further_folders(record: CompiledModel) -> set[Path]:
-    """Folders that vLLM has chosen for it beside the keys' folders."""
+    """Folders that vLLM has chosen for the model, outside of the folders of keys."""
     root, aot = vllm_root(), _key_folder(".")
     paths = (root / name.removeprefix(f"{VLLM}/") for name in record.files if name.startswith(f"{VLLM}/{_COMPILED}/"))
     return {folder for path in paths for folder in path.parents if folder.parent == aot.parent and folder != aot}
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Regular files, without temporary ones."""
+    """The regular files in a folder and below, without temporary ones."""
     for path, _, names in os.walk(folder):
         for name in names:
             file = Path(path, name)
@@ -324,7 +324,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _newest(folders: Mapping[str, Iterable[Path]], known: set[str], since_s: float) -> dict[str, Path]:
-    """The newest files of these folders, up to the limit, without other programs' files."""
+    """The newest files of these folders, up to the limit, without files of other programs."""
     roots = caches()
     found = [(name, path, path.stat()) for name, paths in folders.items() for path in paths for path in _files(path)]
     chosen, left = {}, _KERNEL_BYTES

@@ -1,7 +1,7 @@
 """A place where machines share archives of compiled models: a folder, or an address of an object store.
 
-An archive is written once and never changed: of several writers the first one wins. There are no locks. The
-content is executable code: a folder is used only if nobody but this user and root can change what is in it.
+An archive is written once and never changed; of several writers, the first one wins. There are no locks. The
+content is executable code: a folder is used only if nobody but this user and root can change its content.
 """
 
 import errno
@@ -27,7 +27,7 @@ from startup.ground.caches import why_not_trusted
 
 MOST_LISTED: Final = 200
 MOST_EXAMINED: Final = 1_000_000
-"""Archives of a location that are considered, by their names, sizes and times."""
+"""Most archives of a location that are considered, by name, size and time."""
 _PART: Final = r"[A-Za-z0-9][\w.+-]{0,199}"
 _NAME: Final = re.compile(rf"({_PART})/({_PART}{re.escape(ARCHIVE_SUFFIX)})", re.ASCII)
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{16}\.part", re.ASCII)
@@ -37,41 +37,41 @@ _REMEDIES: Final = {errno.ENOSPC: "remove archives", errno.EDQUOT: "remove archi
 _CHUNK_BYTES: Final = 1 << 20
 
 _STALL_S: Final = 15.0
-"""The longest time without a byte from a store."""
+"""Longest time without a byte from a store, in seconds."""
 _LONGEST_REQUEST_S: Final = 20.0
 _LONGEST_RANGE_S: Final = 60.0
 _SLOWEST_UPLOAD: Final = 250_000
-"""Bytes per second; a store that takes fewer is given up."""
+"""Bytes per second; an upload that is slower is given up."""
 _TAIL_BYTES: Final = 128 << 10
-"""Read by the first request: an archive's directory and record are at its end."""
+"""Bytes that the first request reads from the end of an archive, where its directory and record are."""
 _PUT_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "s3": {"mode": "create", "chunksize": 8 << 20, "max_concurrency": 2},
     "gs": {"mode": "create", "chunksize": 8 << 20},
     "az": {"overwrite": False, "max_concurrency": 2},
 }
-"""Options with which a store refuses an object that exists, and which bound the memory."""
+"""Options by store: they make it refuse an object that exists, and bound the memory of an upload."""
 _EXISTS: Final = ("PreconditionFailed", "ConditionalRequestConflict")
-"""Codes of S3, some without the condition that s3fs expects: it exists, or another writer is about to win."""
+"""S3's codes for an object that exists or that another writer is adding; s3fs does not expect all of them."""
 
 
 class LocationError(OSError):
-    """The location cannot be used as asked; the message is one line with its address and what to do."""
+    """The location cannot be used as requested; the message is one line with its address and what to do."""
 
 
 class StoredArchive(NamedTuple):
-    """An archive of a listing."""
+    """An archive as a location lists it."""
 
     name: str
-    """`KIND/FILE.zip`"""
+    """The archive's name: `KIND/FILE.zip`."""
     size: int
     modified_s: float
-    """When it was added or last marked as used, by the location's clock, in seconds since 1970."""
+    """When it was added or last marked as used, in seconds since 1970 by the location's clock."""
 
 
 class Location(ABC):
-    """Archives by name. All methods raise LocationError, also for names that no archive can have.
+    """Archives by name. All methods raise LocationError, also for impossible names of archives.
 
-    An OSError that concerns the caller's own file (`path`, `scratch`) is raised unchanged.
+    An OSError about the caller's own file (`path`, `scratch`) is raised unchanged.
     """
 
     def __init__(self, address: str) -> None:
@@ -79,29 +79,29 @@ class Location(ABC):
 
     @abstractmethod
     def list(self, family: str = "", *, most: int = MOST_LISTED) -> list[StoredArchive]:
-        """The archives, or one family's: at most `most`, newest first. Other files are left out."""
+        """The archives of a family, or all: at most `most`, the newest first. Other files are left out."""
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO:
-        """An archive to read a part of: the record of a stored object costs one request or two."""
+        """Opens an archive to read a part of it: a store then needs one or two requests for the record."""
 
     @abstractmethod
     def open_whole(self, name: str, scratch: Path) -> BinaryIO:
-        """An archive to read all of; an object is downloaded into a file without a name in `scratch`."""
+        """Opens an archive to read all of it; downloads an object into a nameless file in `scratch`."""
 
     @abstractmethod
     def add(self, name: str, path: Path) -> bool:
-        """Adds this file as an archive; False if there is one of this name already."""
+        """Adds this file as an archive; returns False if there is one of this name already."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Removes an archive, unless it is gone already."""
+        """Removes an archive; does nothing if it is gone already."""
 
     def touch(self, name: str) -> None:  # noqa: B027 - stores do nothing
-        """Marks an archive as used now, where the location permits it; stores do not."""
+        """Marks an archive as used now, where the location permits it; object stores do not."""
 
     def _split(self, name: str) -> tuple[str, str]:
-        """Family and file."""
+        """Splits a name into family and file."""
         if (match := _NAME.fullmatch(name)) is None:
             raise LocationError(f"{name!r} cannot be the name of an archive in {self.address}")
         return match[1], match[2]
@@ -114,8 +114,8 @@ def open_location(address: str) -> Location:
         address: a folder, `file:///folder`, or an address that begins with `s3://`, `gs://` or `az://`.
 
     Raises:
-        LocationError: the address is of no known kind, a package is missing, or the folder is not trusted.
-            A folder may not exist yet if its parent does.
+        LocationError: the address is of no known kind, a package is missing, or the folder is not trusted. A
+            folder need not exist yet if its parent does.
     """
     if is_object_address(address):
         if problem := missing_package(address):
@@ -135,7 +135,7 @@ class _FolderLocation(Location):
             self._check()
             self._folder = folder.resolve()
             if not self._folder.parent.is_dir() or (self._folder.exists() and not self._folder.is_dir()):
-                raise LocationError(f"{address} is neither a folder nor the name of one in a folder: correct it")
+                raise LocationError(f"{address} is neither a folder nor a name in an existing folder: correct it")
 
     def list(self, family: str = "", *, most: int = MOST_LISTED) -> list[StoredArchive]:
         with self._explained("read"):
@@ -206,7 +206,7 @@ class _FolderLocation(Location):
 
 
 def _add(folder: Path, name: str, path: Path) -> bool:
-    """Copies a file to a temporary one, then links that to the name, so that no half archive can be seen."""
+    """Copies a file to a temporary one and then links the name to it, so that no half archive is visible."""
     beside = folder / f".{name}.{os.urandom(8).hex()}.part"
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -236,7 +236,7 @@ def _link(beside: Path, path: Path) -> bool:
 
 
 def _remove_abandoned(folder: Path, now_s: float) -> None:
-    """Removes what killed writers have left; the time is that of the file system, as files have it."""
+    """Removes temporary files of killed writers. `now_s` is the file system's time, like the files' times."""
     for entry in _entries(folder):
         with suppress(OSError):
             if _TEMPORARY.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < now_s - _ABANDONED_S:
@@ -244,7 +244,7 @@ def _remove_abandoned(folder: Path, now_s: float) -> None:
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Nothing if there is no such folder."""
+    """The entries of a folder; nothing if the folder does not exist."""
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         yield from entries
 
@@ -254,14 +254,14 @@ def _newest(archives: Iterable[StoredArchive], most: int) -> list[StoredArchive]
 
 
 class _StoreLocation(Location):
-    """The store's own client sends the requests; fsspec runs it on a thread of its own."""
+    """Archives in an object store; the store's own client sends the requests, on a thread of fsspec."""
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
         from startup.files.download.object_store import file_system, root_of
 
         self._sizes: dict[str, int] = {}
-        """Sizes from the listing, which stay valid: archives do not change."""
+        """Sizes that listings have given; they stay valid, because archives do not change."""
         with self._explained("read"):
             self._system = file_system(address, stall_s=_STALL_S)
             self._root = root_of(self._system, address)
@@ -330,7 +330,7 @@ class _StoreLocation(Location):
             yield from read_ranges(self._system, path, begin, end, longest_range_s=_LONGEST_RANGE_S)
 
     def _wait(self, request: Any, *arguments: Any, upload_s: float = 0.0, **options: Any) -> Any:
-        """The result of a request; raises a TimeoutError after the limit."""
+        """Waits for the result of a request; raises a TimeoutError after the limit."""
         from fsspec.asyn import sync
 
         return sync(self._system.loop, request, *arguments, timeout=_LONGEST_REQUEST_S + upload_s, **options)
@@ -349,7 +349,7 @@ class _StoreLocation(Location):
 
 
 class _StoredObject(io.RawIOBase):
-    """An object, read by ranges; keeps the last one."""
+    """An object that is read in ranges; keeps the last range in memory."""
 
     def __init__(self, size: int, read: Callable[[int, int], bytes]) -> None:
         self._size = size
@@ -388,7 +388,7 @@ def _modified_s(info: Any) -> float:
 
 
 def _is_conflict(err: BaseException | None) -> bool:
-    """Whether a store has refused an object because it exists."""
+    """Whether a store has refused an object because it exists already."""
     while err is not None:
         if isinstance(err, FileExistsError) or any(code in str(err) for code in _EXISTS):
             return True

@@ -1,4 +1,4 @@
-"""Runs a job of `startup.compiled_models.sharing` in a helper process, which may be slow."""
+"""Runs a job of `startup.compiled_models.sharing` in a helper process, because it may be slow."""
 
 import math
 import time
@@ -15,33 +15,33 @@ _LEAST_LIMIT_S: Final = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class FetchJob:
-    """The compiled model to fetch, and its location."""
+    """Which compiled models to fetch, and from which locations."""
 
     locations: tuple[str, ...]
     model: str
     versions: Mapping[str, str]
     start_id: str
-    """Chooses the archives if there is no digest."""
+    """Chooses the archives if `digest` is empty."""
     digest: str = ""
     found_folder: str
-    """Gets the records of all archives that were found."""
+    """The folder for the records of all archives that were found."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AddJob:
-    """The compiled models that this start has loaded or compiled."""
+    """The compiled models that this start has loaded or compiled, to be recorded and shared."""
 
     records: tuple[CompiledModel, ...]
     more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Further folders of a compiled model, by its key."""
     began_s: float
-    """When this start began, in seconds since 1970: kernels that are older are not its own."""
+    """When this start began, in seconds since 1970; older kernels are not its own."""
     location: str | None
 
 
 @dataclass
 class SharingReport:
-    """The result of a helper's work."""
+    """The result of a job."""
 
     num_models: int = 0
     num_bytes: int = 0
@@ -55,13 +55,13 @@ class SharingProcess:
     """The launcher's handle of a helper, which ends with the thread that started it."""
 
     def __init__(self, job: FetchJob | AddJob) -> None:
-        """Raises OSError if it cannot be started."""
+        """Starts the helper; raises OSError if that fails."""
         self._limit_s = _LEAST_LIMIT_S if isinstance(job, FetchJob) else math.inf
         is_idle = isinstance(job, AddJob)  # the server answers requests meanwhile
         self._helper = Helper("compiled", "startup.compiled_models.sharing:share", job, is_idle=is_idle)
 
     def result(self) -> SharingReport:
-        """Waits for the report; a fetch that takes longer than 30 s and than compiling took is ended."""
+        """Waits for the report; kills a fetch that takes longer than 30 s and longer than compiling took."""
         begin_s, limit_s = time.monotonic(), self._limit_s
         try:
             while (left_s := begin_s + limit_s - time.monotonic()) > 0:
@@ -77,5 +77,5 @@ class SharingProcess:
         return SharingReport(problems=[_LATE.format(limit_s)], is_late=True)
 
     def close(self) -> None:
-        """Ends the helper, if it is running; `result` then returns on its thread."""
+        """Kills the helper if it runs; a thread that waits in `result` then returns."""
         self._helper.kill()

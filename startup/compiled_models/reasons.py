@@ -17,25 +17,25 @@ FactorKind = Literal["variables", "flags", "model", "versions", "hardware", "sou
 ENVIRONMENT: Final = "environment"
 _WHOLE: Final = "hf_config"
 _TEXT: Final = "hf_text_config"
-"""For a model without images, vLLM hashes the same configuration again under this name."""
+"""Under this name, vLLM hashes the configuration of a model without images a second time."""
 _MODEL_FACTORS: Final = (_WHOLE, _TEXT, "hf_image_processor_config", "model_arch_config")
 _SWITCHES: Final = {"VLLM_DISABLE_COMPILE_CACHE": True, "VLLM_USE_AOT_COMPILE": False}
 """Variables that switch vLLM's cache off with these values; the first also decides the second's default."""
 _PER_CONTAINER: Final = re.compile(r"(^|_)(IP|HOST|HOSTNAME|ADDR|ADDRESS|PORT|POD|NODE|URL|UUID|ID)(_|$)")
-"""Matches names of variables whose values may differ from container to container."""
+"""Names of variables whose values may differ between containers."""
 _ADDRESS: Final = re.compile(r"\d{1,3}(\.\d{1,3}){3}|[0-9a-f]*:[0-9a-f:]+:[0-9a-f]+|.+-[0-9a-z]{5,10}-[0-9a-z]{5}")
-"""Addresses, and names that Kubernetes gives to pods."""
+"""Network addresses, and names that Kubernetes gives to pods."""
 _LONGEST: Final = 60
 _MOST_NAMED: Final = 4
 
 
 class Change(NamedTuple):
-    """One factor that differs."""
+    """A factor of the hash that differs."""
 
     kind: FactorKind
     name: str
     before: str
-    """The factor's value for the earlier compiled model; empty if it had none."""
+    """The factor's value in the earlier compiled model; empty if it had none."""
     now: str
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class Reason:
     """Why a model is compiled."""
 
     text: str
-    """Continues `because`."""
+    """Continues a sentence after `because`."""
     changes: tuple[Change, ...] = ()
     remedy: str = ""
 
@@ -55,13 +55,13 @@ class Reason:
         return f"{self.text}; {self.remedy}" if self.remedy else self.text
 
     def to_fields(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The reason as JSON values."""
         return {"reason": self.text, "remedy": self.remedy, "changes": [change._asdict() for change in self.changes]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """The facts that a compiled model must fit to be loaded in this start."""
+    """The properties that a compiled model must have, so that this start can load it."""
 
     digest: str
     """The digest of all factors (`startup.compiled_models.vllm_hooks.HashedFactors`)."""
@@ -73,17 +73,17 @@ class Wanted:
 def why_no_fit(wanted: Wanted, record: CompiledModel) -> Reason | None:
     """Why the compiled model of this record cannot be loaded; None if the record shows no reason.
 
-    Its files are not looked at.
+    Does not look at the model's files.
     """
     if changes := tuple(_changes(wanted, record)):
         return Reason(_describe(changes, record), changes, _remedy(changes))
     if wanted.digest not in (record.digest, record.early_digest):
-        return Reason(f"vLLM hashes something unknown that differs from {_name(record)}")
+        return Reason(f"an unknown value that vLLM hashes differs from {_name(record)}")
     return None
 
 
 def explain(wanted: Wanted, records: Iterable[CompiledModel], root: Path) -> Reason:
-    """Why none of this model's records (newest first) fits, by the nearest one."""
+    """Why none of this model's records (newest first) fits, explained by the nearest record."""
     if (switch := _switched_off(wanted)) is not None:
         return switch
     reasons = [reason for record in records if (reason := why_no_fit(wanted, record)) is not None]
@@ -93,7 +93,7 @@ def explain(wanted: Wanted, records: Iterable[CompiledModel], root: Path) -> Rea
 
 
 def changed_sources(record: CompiledModel) -> tuple[Change, ...]:
-    """The traced sources that have changed since the compilation; modules that are gone are not named."""
+    """The traced sources that have changed since the compilation, without modules that are gone."""
     changes = []
     for module, digest in record.sources.items():
         path = _source_of(module)
@@ -103,16 +103,16 @@ def changed_sources(record: CompiledModel) -> tuple[Change, ...]:
 
 
 def why_not_loaded(record: CompiledModel, error: str, damaged: str | None) -> Reason:
-    """Why vLLM could not load the files of a record that fits: `error` has its own words.
+    """Why vLLM could not load the files of a record that fits.
 
-    `damaged` is a file whose content has changed since it was recorded.
+    `error` is vLLM's own message; `damaged` is a file whose content has changed since it was recorded.
     """
     if changes := changed_sources(record):
         return Reason(_describe(changes, record), changes)
     if damaged is not None:
         change = Change("files", damaged, "as it was written", "missing or damaged")
         return Reason(f"a file of the cache is damaged: {damaged}", (change,))
-    return Reason(f"vLLM could not load {_name(record)}: {error or 'it does not say why'}")
+    return Reason(f"vLLM could not load {_name(record)}: {error or 'it gave no reason'}")
 
 
 def _name(record: CompiledModel) -> str:
@@ -120,7 +120,7 @@ def _name(record: CompiledModel) -> str:
 
 
 def _distance(reason: Reason) -> tuple[int, ...]:
-    """Other versions are further away than other values of the same vLLM."""
+    """How far a record is from fitting: other versions count more than other values of the same vLLM."""
     kinds = [change.kind for change in reason.changes]
     return (kinds.count("versions"), kinds.count("hardware"), kinds.count("model"), len(kinds))
 
@@ -153,7 +153,7 @@ def _switched_off(wanted: Wanted) -> Reason | None:
 
 
 def other_place(record: CompiledModel, versions: Mapping[str, str], hardware: Hardware) -> Iterator[Change]:
-    """The versions and the hardware that have changed since the compilation."""
+    """Yields the versions and the hardware that have changed since the compilation."""
     yield from _compare("versions", record.versions, versions)
     before, now = asdict(record.hardware), asdict(hardware)
     sets = set(before.pop("instruction_sets")), set(now.pop("instruction_sets"))
@@ -182,7 +182,7 @@ def _compare_group(group: str, before: Mapping[str, Any], now: Mapping[str, Any]
         kind: FactorKind = "model" if name in _MODEL_FACTORS else "flags" if name else "unknown"
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from _compare(kind, old, new, f"{group}.{name}.")
-        elif not _is_hash(old) or not _is_hash(new):  # else what is hashed is compared itself
+        elif not _is_hash(old) or not _is_hash(new):  # else the hashed values themselves are compared
             yield Change(kind, f"{group}.{name}" if name else group, _shown(old), _shown(new))
 
 
@@ -197,7 +197,7 @@ def _is_hash(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """The value in one line; empty for none."""
+    """The value in one line; empty for None."""
     if value is None:
         return ""
     text = " ".join((value if isinstance(value, str) else json.dumps(value)).split())
@@ -205,7 +205,7 @@ def _shown(value: Any) -> str:
 
 
 def _source_of(module: str) -> Path | None:
-    """The source of a module, which need not be imported."""
+    """The source file of a module, which need not be imported; None if there is none."""
     package, *parts = module.split(".")
     imported = getattr(sys.modules.get(package), "__path__", None)
     folder = imported or getattr(find_spec(package), "submodule_search_locations", None)

@@ -1,7 +1,7 @@
 """The record of one compiled model: what it was compiled from and for, and its files.
 
-vLLM names a compiled model by a hash, its key. The record has what was hashed, by name. A machine keeps one
-record per compiled model in its cache folder; an archive in a shared location contains one.
+vLLM names a compiled model by a hash, its key. The record contains the hashed values, by name. A machine
+keeps one record for each compiled model in its cache folder; an archive in a shared location contains one.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from base.json_depth import check_depth
 from base.machine.hardware import gpu_kinds, instruction_sets
 
 FORMAT: Final = 2
-"""Part of each family: a release that writes what this one could not read has another number."""
+"""Part of each family's name; records that this release could not read have another number."""
 ARCHIVE_SUFFIX: Final = ".zip"
 _KEY: Final = re.compile(r"[0-9a-f]{10,64}")
 _RANK: Final = re.compile(r"rank_\d{1,6}_\d{1,6}")
@@ -26,7 +26,7 @@ _LONGEST_COMPILATION_S: Final = 86_400.0
 
 
 class FileFacts(NamedTuple):
-    """Identifies the content of a file."""
+    """Size and hash, which identify a file's content."""
 
     size: int
     sha256: str
@@ -61,56 +61,56 @@ class CompiledModel:
     """One compiled model."""
 
     key: str
-    """vLLM's name for it: the hash of its factors, in hexadecimal digits."""
+    """vLLM's name for the model: the hash of its factors, in hexadecimal digits."""
     model: str
     """The model's name on the command line."""
     start_id: str
-    """Stands for the flags of the start that compiled it."""
+    """A hash of the flags of the start that compiled it."""
     digest: str
     """The digest of all factors when vLLM looked for the compiled model."""
     early_digest: str
-    """The digest of all factors before the model was loaded: vLLM chooses some of them later."""
+    """The digest of all factors before the model was loaded; vLLM may still choose some of them later."""
     factors: Mapping[str, Mapping[str, Any]]
-    """The values that vLLM hashed before it loaded the model, as JSON, by group and name."""
+    """The values that vLLM hashed before it loaded the model, as JSON values by group and name."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of the source files that were traced, by module."""
     versions: Mapping[str, str]
     """The versions of Python and of the packages that compile."""
     hardware: Hardware
     ranks: tuple[str, ...]
-    """The ranks of this node whose code it has, as vLLM names their folders."""
+    """The ranks of this node whose code it contains, named like vLLM's folders for them."""
     compile_s: float
-    """How long the compilation took."""
+    """Seconds that the compilation took."""
     created_at: str
-    """ISO 8601, UTC."""
+    """When it was compiled: ISO 8601, UTC."""
     files: Mapping[str, FileFacts] = field(default_factory=dict)
-    """By name: the cache (`vllm`, `triton`, ...) and the path in it, with slashes."""
+    """Its files by name: the cache (`vllm`, `triton`, ...) and the path in it, with slashes."""
     format: int = FORMAT
 
     @property
     def family(self) -> str:
-        """The folder of a location for all that could fit a start of this model on such a machine."""
+        """The folder, in a location, of everything that could fit a start of this model on such a machine."""
         return self.family_of(self.model, self.versions, self.hardware)
 
     @staticmethod
     def family_of(model: str, versions: Mapping[str, str], hardware: Hardware) -> str:
-        """A name for what all have in common that could fit a start of this model, whatever its flags.
+        """Names everything that could fit a start of this model on such a machine, whatever its flags.
 
-        It begins with vLLM's version.
+        The name begins with vLLM's version.
         """
         facts = [FORMAT, model, dict(sorted(versions.items())), asdict(hardware)]
         return f"{versions.get('vllm', 'unknown')}-{_digest(facts)[:12]}"
 
     @property
     def file_name(self) -> str:
-        """The name of the record's file on a machine: one for each key and node."""
+        """The name of the record's file on a machine; each key and node has one."""
         return f"{self.key[:32]}-{_digest(self.ranks)[:8]}.json"
 
     @property
     def name(self) -> "ArchiveName":
-        """The archive's name in its family."""
+        """The archive's name within its family."""
         digests = (self.early_digest[:_NUM_DIGITS], self.digest[:_NUM_DIGITS])
-        sources = _digest(sorted(self.sources.items()))[:8]  # vLLM's key does not include them
+        sources = _digest(sorted(self.sources.items()))[:8]  # vLLM's key does not include the sources
         return ArchiveName(self.start_id, *digests, self.key[:32], _digest(self.ranks)[:8], sources)
 
     @property
@@ -120,7 +120,7 @@ class CompiledModel:
 
     @property
     def num_bytes(self) -> int:
-        """The sizes of its files."""
+        """The size of all its files."""
         return sum(facts.size for facts in self.files.values())
 
     def with_files(self, files: Mapping[str, FileFacts]) -> Self:
@@ -133,7 +133,7 @@ class CompiledModel:
 
     @classmethod
     def from_json(cls, content: bytes) -> Self:
-        """Raises ValueError for what is not a record of this format."""
+        """The record in a JSON object; raises ValueError if it is not one of this format."""
         import msgspec  # noqa: PLC0415 - few starts read a record
 
         try:
@@ -151,7 +151,7 @@ class CompiledModel:
 
 
 class ArchiveName(NamedTuple):
-    """The parts of an archive's name, some of them shortened; they show whether it fits."""
+    """The parts of an archive's name, some shortened; they show whether the archive fits."""
 
     start_id: str
     early_digest: str
@@ -162,12 +162,12 @@ class ArchiveName(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
-        """The parts of a name; None if no archive has such a name."""
+        """The parts of a name; None if it is not an archive's."""
         parts = name.rpartition("/")[2].removesuffix(ARCHIVE_SUFFIX).split("-")
         return cls(*parts) if len(parts) == len(cls._fields) else None
 
     def has_digest(self, digest: str) -> bool:
-        """Whether vLLM would look for it with this digest."""
+        """Whether vLLM would look for this archive's model if its factors have this digest."""
         return digest[:_NUM_DIGITS] in (self.early_digest, self.digest)
 
 

@@ -1,4 +1,4 @@
-"""Fetches compiled models that fit from locations, and adds this machine's, in helper processes."""
+"""Fetches fitting compiled models from locations, and adds this machine's to them, in helper processes."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,21 +15,21 @@ from startup.compiled_models.record import ARCHIVE_SUFFIX, ArchiveName, Compiled
 from startup.ground.processes.helper import Send
 
 _MOST_BYTES: Final = 16 << 30
-"""The largest archive, packed and unpacked."""
+"""Most bytes of an archive, packed or unpacked."""
 _MOST_READ: Final = 10
-"""If no archive fits, this many of the newest records are read to find out why."""
+"""Most records, the newest, that are read to explain why no archive fits."""
 _LONGEST_READ_S: Final = 5.0
 
 
 def share(job: FetchJob | AddJob, send: Send) -> None:
-    """Runs in the helper: sends how long compilations took that are fetched, and the report."""
+    """Runs in the helper: sends how long the compilation of a fetched model took, and the report."""
     send(fetch(job, send) if isinstance(job, FetchJob) else add(job))
 
 
 def fetch(job: FetchJob, note_compile_s: Callable[[float], None] = lambda _: None) -> SharingReport:
-    """Installs what fits and is not here yet; never raises because of a location.
+    """Installs compiled models that fit and are not here yet; problems of a location raise nothing.
 
-    Before an archive is fetched, `note_compile_s` gets the time that the compilation took.
+    `note_compile_s` gets the seconds that compiling took, before an archive is fetched.
     """
     begin_s = time.monotonic()
     report = SharingReport()
@@ -42,7 +42,7 @@ def fetch(job: FetchJob, note_compile_s: Callable[[float], None] = lambda _: Non
 
 
 def add(job: AddJob) -> SharingReport:
-    """Writes this machine's records, and adds what the location lacks; never raises because of a location."""
+    """Writes this machine's records, and adds what the location lacks; its problems raise nothing."""
     begin_s = time.monotonic()
     report = SharingReport()
     local.remove_left()
@@ -82,7 +82,7 @@ def _fetch(location: Location, job: FetchJob, report: SharingReport, note_compil
 
 
 def _choose(listed: Sequence[StoredArchive], job: FetchJob) -> list[tuple[StoredArchive, ArchiveName]]:
-    """The archives with the digest. Without one: of starts with the same flags, or of the newest start."""
+    """The archives with the digest; without one, of starts with equal flags, or of the newest start."""
     named = [(each, name) for each in listed if (name := ArchiveName.parse(each.name)) is not None]
     if job.digest:
         return [item for item in named if item[1].has_digest(job.digest)]
@@ -91,7 +91,7 @@ def _choose(listed: Sequence[StoredArchive], job: FetchJob) -> list[tuple[Stored
 
 
 def _read(location: Location, archive: StoredArchive, job: FetchJob) -> CompiledModel:
-    """Saves the record for the launcher; raises ArchiveError."""
+    """Reads a record and saves it for the launcher; raises ArchiveError."""
     if archive.size > _MOST_BYTES:
         raise ArchiveError(f"it has {archive.size} bytes, more than {_MOST_BYTES}")
     with location.open(archive.name) as file:
@@ -104,7 +104,7 @@ def _read(location: Location, archive: StoredArchive, job: FetchJob) -> Compiled
 
 
 def _read_others(location: Location, listed: Sequence[StoredArchive], job: FetchJob) -> None:
-    """Saves the records of archives that do not fit: the launcher finds the reason in them."""
+    """Saves the records of archives that do not fit, from which the launcher finds out why."""
     begin_s = time.monotonic()
     for archive in listed[:_MOST_READ]:
         if time.monotonic() - begin_s < _LONGEST_READ_S:
@@ -127,7 +127,7 @@ def _install(location: Location, archive: StoredArchive, report: SharingReport) 
 
 @contextmanager
 def _unpacked(location: Location, archive: StoredArchive) -> Iterator[tuple[Path, CompiledModel]]:
-    """The archive's files below a folder, and their record."""
+    """Yields a folder with the archive's files, and their record."""
     with local.incoming() as folder:
         files = folder / "files"
         files.mkdir(mode=0o700)
@@ -137,14 +137,15 @@ def _unpacked(location: Location, archive: StoredArchive) -> Iterator[tuple[Path
 
 
 def _find(location: Location, record: CompiledModel) -> StoredArchive | None:
-    """An archive of the same code, whatever the flags of its start were."""
+    """Finds an archive of the same code, whatever flags its start had; None if there is none."""
     code = f"-{'-'.join(record.name[3:])}{ARCHIVE_SUFFIX}"
     listed = location.list(record.family, most=MOST_EXAMINED)
     return next((archive for archive in listed if archive.name.endswith(code)), None)
 
 
 def _must_be_replaced(location: Location, archive: StoredArchive) -> bool:
-    """Whether this machine has compiled because the archive cannot be read, or starts have failed with it."""
+    """Whether this machine had to compile because the archive cannot be read or starts with it have
+    failed."""
     try:
         with _unpacked(location, archive) as (_, record):
             return local.is_excluded(record)
@@ -173,9 +174,9 @@ def _add(
 
 @contextmanager
 def _noted(report: SharingReport, what: str) -> Iterator[None]:
-    """Adds a failure to the report's problems and goes on: another location may have the model."""
+    """Adds a failure in the block to the problems and goes on: another location may have the model."""
     try:
         yield
-    except Exception as err:  # noqa: BLE001 - content of others must not end this process
+    except Exception as err:  # noqa: BLE001 - content that others have written must not end this process
         text = " ".join(str(err).split()) or type(err).__name__
         report.problems.append(text if what in text else f"{what} is not used: {text}")

@@ -1,8 +1,8 @@
 """Records what vLLM hashes to name a compiled model, and whether it then loads or compiles one.
 
-vLLM looks for a compiled model below a folder whose name is a hash of its environment and configuration.
-Each part of the configuration hashes the values that matter, by name (`get_hash_factors`) or, in older code,
-as the text of a list (`safe_hash`). Both functions are watched while vLLM computes the hash.
+vLLM looks for a compiled model in a folder whose name is a hash of its environment and configuration. Each
+part of the configuration hashes the relevant values, by name (`get_hash_factors`) or, in older code, as the
+text of a list (`safe_hash`). Both functions are watched while vLLM computes the hash.
 """
 
 import ast
@@ -64,31 +64,31 @@ COMPILED_MODELS: Final = Hook(
 SECRET: Final = "(set)"
 REFUSED: Final = "--compile-cache require: vLLM would compile the model"
 _OWN_HASH: Final = "VllmConfig"
-"""Hashes the hashes of its parts, which are recorded themselves, and `additional_config`."""
+"""The class whose hash is made from its parts' hashes, which are recorded anyway, and `additional_config`."""
 _NOT_CACHED: Final = (0, 1)
-"""Modes of vLLM's configuration: no compilation, and torch's own, without a cache of vLLM."""
+"""Modes without a cache of vLLM: no compilation, and torch's own."""
 _FAILURE: Final = "due to a load failure"
-"""Stands in vLLM's warning, whose last argument is the reason."""
+"""Part of vLLM's warning that loading has failed; the warning's last argument is the reason."""
 
 
 class HashedFactors(NamedTuple):
-    """What vLLM hashes of its environment and configuration."""
+    """What vLLM hashes of its environment and its configuration."""
 
     digest: str
-    """A digest of both hashes; it is equal if vLLM would look for the same compiled model."""
+    """A digest of both hashes. If two digests are equal, vLLM looks for the same compiled model."""
     groups: dict[str, dict[str, Any]]
-    """JSON values by group (`environment`, or the class of a configuration) and name."""
+    """The hashed JSON values, by group (`environment`, or a class of the configuration) and name."""
 
 
 class _Watch:
-    """The arguments of calls of the watched functions; None while no hash is computed."""
+    """The arguments of the watched functions; None while no hash is computed."""
 
     noted: list[tuple[str, Mapping[str, Any] | str, CodeType | None]] | None = None
 
 
 class _State:
     exchange: "Exchange | None" = None
-    """Used by this process and by its later forks; None in a template process."""
+    """Used by this process and its later forks; None in a template process."""
     is_prepared = False
 
 
@@ -99,7 +99,7 @@ def report_compiled_models(exchange: "Exchange") -> None:
 
 
 def prepare_compiled_models() -> None:
-    """Prepares vLLM's modules, which are imported from now on, for `report_compiled_models`."""
+    """Prepares vLLM's modules, before they are imported, for `report_compiled_models`."""
     if COMPILED_MODELS.applies and not _State.is_prepared:
         _State.is_prepared = True
         wrap_after_import(_ENVIRONMENT, _with_hardware, COMPILED_MODELS)
@@ -111,7 +111,7 @@ def prepare_compiled_models() -> None:
 
 
 def factors_of(config: Any) -> HashedFactors:
-    """What vLLM hashes for a configuration in this process, with the hash functions of this vLLM."""
+    """What vLLM hashes for a configuration in this process, found with the hash functions of this vLLM."""
     noted = _Watch.noted = []
     try:
         environment = _ENVIRONMENT.get()()
@@ -140,14 +140,14 @@ def _without_secrets(name: str, value: Any) -> Any:
         return SECRET
     if isinstance(value, dict):
         return {_without_secrets("", inner): _without_secrets(inner, item) for inner, item in value.items()}
-    if isinstance(value, list):  # maybe words of a command line
+    if isinstance(value, list):  # possibly the words of a command line
         texts = iter(hide_in_words((item for item in value if isinstance(item, str)), lambda _: SECRET))
         return [next(texts) if isinstance(item, str) else _without_secrets("", item) for item in value]
     return hide_in_words([value], lambda _: SECRET)[0] if isinstance(value, str) else value
 
 
 def _opened(item: tuple[str, Any]) -> tuple[str, Any]:
-    """A model's configuration is hashed as JSON text."""
+    """Parses a model's configuration, which vLLM hashes as JSON text."""
     name, value = item
     if isinstance(value, str) and value.startswith("{"):
         with contextlib.suppress(ValueError):
@@ -156,7 +156,7 @@ def _opened(item: tuple[str, Any]) -> tuple[str, Any]:
 
 
 def _named(text: str, code: CodeType | None) -> Iterator[tuple[str, Any]]:
-    """The values of a list whose text is hashed, by the expressions that are appended to it."""
+    """Names the values of a hashed list by the expressions that the code appends to the list."""
     try:
         values = ast.literal_eval(text)
         names = _appended(code) if code is not None else []
@@ -172,8 +172,8 @@ def _named(text: str, code: CodeType | None) -> Iterator[tuple[str, Any]]:
 
 @functools.cache
 def _appended(code: CodeType) -> list[str]:
-    """The expressions that a function appends to a list; raises OSError without its source."""
-    lines = linecache.getlines(code.co_filename)[code.co_firstlineno - 1 :]  # `getsource` visits all modules
+    """The expressions that a function appends to a list; raises OSError if it has no source."""
+    lines = linecache.getlines(code.co_filename)[code.co_firstlineno - 1 :]  # `getsource` would visit all modules
     if not lines:
         raise OSError(f"{code.co_filename} has no source of {code.co_name}")
     tree = ast.parse(textwrap.dedent("".join(inspect.getblock(lines))))
@@ -186,7 +186,7 @@ def _appended(code: CodeType) -> list[str]:
 
 
 def _with_hardware(get: Callable[[], Mapping[str, Any]]) -> Callable[[], Mapping[str, Any]]:
-    """vLLM's keys are hashes of this, too."""
+    """Adds the hardware to the environment variables that vLLM hashes for its keys."""
 
     def get_with_hardware() -> Mapping[str, Any]:
         name = _State.exchange.read_hardware() if _State.exchange is not None else ""
@@ -220,7 +220,7 @@ def _note_text(hash_text: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Failures(logging.Filter):
-    """Keeps the reasons of vLLM's warnings about compiled models that it could not load."""
+    """Collects the reasons in vLLM's warnings about compiled models that it could not load."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ def _report_early(init_device: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _replace_load(decorators: ModuleType) -> None:
-    """vLLM's function is called by its name in the module: once per model and process."""
+    """Replaces the function that loads a compiled model, which vLLM calls once per model and process."""
     load = _LOAD.get(decorators)
 
     @functools.wraps(load)
@@ -277,16 +277,16 @@ def _replace_load(decorators: ModuleType) -> None:
 
 
 def _keep_kernels_beside(path: str) -> None:
-    """Has Triton's kernels in the folder of the compiled model, unless the user has named another one.
+    """Makes Triton keep its kernels in the compiled model's folder, unless the user has named a folder.
 
-    Otherwise they are there or in Triton's own folder, by which process of torch is the first to load one.
+    Otherwise they are there or in Triton's own folder, depending on which process of torch loads one first.
     """
     if not foreign.text_of("TRITON_CACHE_DIR"):
         os.environ["TRITON_CACHE_DIR"] = str(Path(path).parents[1] / "inductor_cache/triton/0")
 
 
 def _noting_use(model: Any, path: str, loaded: Callable[..., Any]) -> Callable[..., Any]:
-    """vLLM calls this once, where it would call what is loaded, and that from then on."""
+    """Wraps the loaded model: its first call records the use. Then vLLM calls the loaded model itself."""
 
     def use_first(*args: Any, **kwargs: Any) -> Any:
         result = loaded(*args, **kwargs)
@@ -299,7 +299,7 @@ def _noting_use(model: Any, path: str, loaded: Callable[..., Any]) -> Callable[.
 
 
 def _damaged(path: str) -> str | None:
-    """A file of this compiled model that has changed since its record; call it before vLLM compiles anew."""
+    """A file of this compiled model that differs from its record; call it before vLLM compiles again."""
     from startup.compiled_models import local  # noqa: PLC0415 - only after a failure
 
     same = (record for record in local.read_records() if f"/{record.key}/" in path)
@@ -321,7 +321,7 @@ def _with_record(compile_now: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _sources(compiled: Any) -> dict[str, str]:
-    """SHA-256 of the modules' sources that were traced, by module; empty if this torch does not list them."""
+    """SHA-256 of the traced sources by module; empty if this torch does not list them."""
     with contextlib.suppress(AttributeError, TypeError):
         inlined = compiled.source_info().inlined_sources
         return {source.module: hashlib.sha256(source.content.encode()).hexdigest() for source in inlined}

@@ -55,7 +55,7 @@ class EngineProcess:
         return self._end_watch.is_exiting()
 
     def describe_end(self) -> str | None:
-        """Which signal killed the process, as text; None while it runs, and if it exited without a signal."""
+        """A text about the signal that killed the process; None if it runs or has exited by itself."""
         code = self.exitcode
         if code == forkserver.LOST:
             how = ", and the forkserver does not answer" if forkserver.is_running() else " with the forkserver"
@@ -77,9 +77,9 @@ class EngineProcess:
 
 
 def prepare(context: BaseContext, files: ModelFiles | None) -> None:
-    """Starts the imports before the engine: in the forkserver with `forkserver`, in this process with `fork`.
+    """Starts the engine's imports early: `forkserver` does them in the forkserver, `fork` in this process.
 
-    A forkserver also imports the model's class, if its files are on disk.
+    A forkserver also imports the model's class if the model's files are on disk.
     """
     set_torch_variables()
     method = context.get_start_method()
@@ -98,7 +98,7 @@ def prepare(context: BaseContext, files: ModelFiles | None) -> None:
 def blocks_on_imports(context: BaseContext) -> bool:
     """Whether `start_engine` waits for imports: a forkserver forks only after them (CPython #157216).
 
-    It should then be called in a thread, so that this process does its own imports at the same time.
+    If it waits, call it in a thread, so that this process can do its own imports at the same time.
     """
     return context.get_start_method() == "forkserver"
 
@@ -113,7 +113,7 @@ def start_engine(
 ) -> EngineProcess:
     """Starts the process, which loads the model at once and reports over the socket when it is done.
 
-    Called on the main thread, unless a forkserver forks: the process ends with the thread that started it.
+    Called on the main thread unless a forkserver forks: a process ends with the thread that started it.
     """
     ours, theirs = socket.socketpair()
     method = context.get_start_method()
@@ -133,7 +133,7 @@ def start_engine(
     return EngineProcess(process, ours)
 
 
-def _main(  # noqa: PLR0913 - what a process needs to begin
+def _main(  # noqa: PLR0913 - all that the new process needs
     connection: socket.socket,
     files: ModelFiles,
     config: EngineConfig,
@@ -164,7 +164,7 @@ def _main(  # noqa: PLR0913 - what a process needs to begin
 
 
 def _end_with_parents() -> None:
-    """Ends this process with the API process and, if that is another one, with the process that forked it."""
+    """Makes the kernel end this process with the API process, and with a forkserver that forked it."""
     api_process = multiprocessing.parent_process()
     assert api_process is not None
     assert api_process.pid is not None
@@ -174,7 +174,7 @@ def _end_with_parents() -> None:
 
 
 def _close_other_sockets(keep: socket.socket) -> None:
-    """Closes a forked process's inherited sockets: listener, clients and the other end of the pair."""
+    """Closes the sockets that a forked process inherited: listener, clients, the other end of the pair."""
     for entry in list(Path("/proc/self/fd").iterdir()):
         fd = int(entry.name)
         try:

@@ -1,7 +1,7 @@
 """The module that the forkserver imports before it forks the engine; it exists for nothing else.
 
-A forked child inherits only what was imported, so importing this module does the work. The forkserver runs it
-on its main thread, while the API process does its own work on another core.
+A forked child inherits only what was imported, so importing this module does the work. The forkserver imports
+it on its main thread, while the API process does its own work on another core.
 """
 
 import importlib
@@ -21,7 +21,7 @@ group_signals.ignore()
 if (api_process := env.VCLI_API_PROCESS.get()) is not None:
     death_pipe.follow_parent(api_process)
 PID = os.getpid()
-"""The forkserver's pid: its children end with it, since no other process can report their exit code."""
+"""The forkserver's pid. Its children end with it, because no other process can report their exit code."""
 
 
 def _follow_forkserver() -> None:
@@ -34,14 +34,14 @@ os.register_at_fork(after_in_child=_follow_forkserver)
 
 configure_logging(log_options_of_environment(), role="forkserver", phase=lambda: "preload_imports")
 LEFT_OUT = import_engine()
-"""The engine process ends these stand-ins once the model is built."""
+"""Stand-ins for modules that serving never uses; the engine process ends them once the model is built."""
 importlib.import_module("startup.embedded.engine_process")  # has the child's main function
 if (model_class := env.VCLI_PRELOAD_MODULE.get()) is not None:
-    with suppress(Exception):  # loading the model reports a faulty module
+    with suppress(Exception):  # a faulty module is reported when the model is loaded
         importlib.import_module(model_class)
 
 SPANS = [
     ("forkserver:interpreter", process_start_ns(), _BEGIN_NS),
     ("forkserver:preload_imports", _BEGIN_NS, time.monotonic_ns()),
 ]
-"""Spans of the preload. The engine process adds them to the timeline, if the preload ran."""
+"""Phases of the preload. The engine process adds them to the start's timeline if this module was imported."""

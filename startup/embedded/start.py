@@ -1,11 +1,11 @@
 """The order of a start of the embedded engine.
 
-The port listens first; the responder answers it from then on. The forkserver comes next: it imports torch and
+The port listens first, and the responder answers on it. The forkserver starts next and imports torch and
 transformers on its main thread. Meanwhile this process runs the preflight, finds the model, requests the
 engine, imports the HTTP server and loads the tokenizer. No heavy module is imported in a second thread.
 
-A process that was forked from a standby has imported all of it. Its forkserver forks at once, so the engine
-loads the weights during all further steps.
+A process that was forked from a standby has imported all of this already. Its forkserver forks at once, so
+the engine loads the weights during all further steps.
 """
 
 import logging
@@ -78,7 +78,7 @@ def start_embedded(config: StartupConfig) -> int:
     torch = find_spec("torch")
     notice = keep_bytecode(Path(torch.origin).parent) if torch and torch.origin else None
     if start_origin.warm is None:
-        with suppress(OSError):  # the forkserver is a new program then, which takes a third of a second more
+        with suppress(OSError):  # then the forkserver is a new program, which takes a third of a second more
             fork_dormant(lambda: None, foreign.snapshot())
     network = config.server.network
     session = StartSession(
@@ -123,7 +123,7 @@ class _EmbeddedStart:
         self.lifecycle = Lifecycle()
 
     def raise_crash(self, err: ServerError, exit_code: int) -> NoReturn:
-        """The server cannot start, or its engine has died: raises the digest."""
+        """Raises the crash digest, because the server cannot start or its engine has died."""
         if self._record is None:
             raise StartupError(str(err)) from err
         from startup.reports.crash.crash_report import (  # noqa: PLC0415 - only after a failure
@@ -139,7 +139,7 @@ class _EmbeddedStart:
         raise build_error(cause, self._record, exit_code=exit_code, log_format=self._config.log_format) from err
 
     def prepare(self) -> "ServerRun":
-        """All steps until the event loop runs; raises ServerError if the server cannot start."""
+        """Takes all steps before the event loop runs; raises ServerError if the server cannot start."""
         if self._config.compile_cache is not None:
             logger.warning("--compile-cache has no effect: the embedded engine compiles nothing")
         listening = self._listen()
@@ -158,7 +158,7 @@ class _EmbeddedStart:
         return self._build_server(listening, renderer, engine)
 
     def _prepare_cold(self, context: BaseContext, plan: FilePlan) -> "_Prepared":
-        """The forkserver imports meanwhile; the engine is requested when the model is known to be usable."""
+        """The forkserver imports meanwhile; the engine is requested once the preflight has passed."""
         self._session.prefetch(plan.prefetched, self._config.prefetch)
         self._check(plan)
         if plan.files is not None and self._download is not None and engine_process.blocks_on_imports(context):
@@ -172,7 +172,7 @@ class _EmbeddedStart:
             return _Prepared(self._prepare_renderer(files), engine)
 
     def _prepare_warm(self, context: BaseContext, plan: FilePlan) -> "_Prepared":
-        """Nothing is left to import: the engine is forked first and loads the weights meanwhile."""
+        """The engine is forked first, as nothing is left to import; it loads the weights meanwhile."""
         files = plan.files
         assert files is not None
         engine = self._begin_engine(context, lambda: files)
@@ -192,7 +192,7 @@ class _EmbeddedStart:
             raise run_preflight(self._config).as_error() or err from err
 
     def _prepare_channels(self) -> OpenChannel:
-        """Runs in the responder's process."""
+        """Called in the responder's process."""
         if self._config.server.tls.ssl_certfile is None:
             return open_plain()
         from startup.port.tls_channel import open_tls
@@ -200,7 +200,7 @@ class _EmbeddedStart:
         return open_tls(self._config.server.tls)
 
     def _prepare_start_method(self, located: ModelFiles | None) -> BaseContext:
-        """Sets the variables of the processes to come, and starts the forkserver if there is to be one."""
+        """Sets the variables of later processes, and starts the forkserver if the method needs one."""
         with self._span("prepare_start_method"):
             ensure_temp_folder()
             self._record = OutputRecord(self._session.create_folder())
@@ -227,7 +227,7 @@ class _EmbeddedStart:
         self._session.check(check, self._config.preflight)
 
     def _finish_download(self, plan: FilePlan) -> ModelFiles:
-        """Imports what nearly all models need meanwhile; the files are in the page cache afterwards."""
+        """Imports what nearly all models need, then waits for the download, which caches its pages."""
         on_disk, mode = plan.files, self._config.renderer.tokenizer_mode
         mode = find_tokenizer_mode(on_disk.tokenizer_path, mode) if on_disk is not None else "hf"
         with learned_imports():
@@ -240,7 +240,7 @@ class _EmbeddedStart:
         return files
 
     def _find_files(self, plan: FilePlan) -> ModelFiles:
-        """Waits for the download; called on the main thread and on that of the engine's start."""
+        """Waits for the download; called on the main thread and on the engine starter's thread."""
         with self._finding:
             self._files = self._files or finish_download(plan, self._download, self._session.state.set_detail)
             return self._files
@@ -252,7 +252,7 @@ class _EmbeddedStart:
             engine = EngineStarter(context, files, self._config.engine, self._config.logs, self._record)
         self._session.stack.callback(engine.close)
         if self._download is not None:
-            self._session.stack.callback(self._download.close)  # first: the engine's start may wait for it
+            self._session.stack.callback(self._download.close)  # closed first: the engine's start may wait for it
         self._engine = engine
         return engine
 
@@ -307,7 +307,7 @@ class _EmbeddedStart:
             self._session.drain()
 
     def _on_ready(self, info: EngineInfo) -> None:
-        """The engine has generated its first token."""
+        """Called when the engine has generated its first token."""
         if self._record is not None:
             self._record.keeps_only_errors = True
         self._session.timeline.add("engine", info.spans)
@@ -317,7 +317,7 @@ class _EmbeddedStart:
 
 
 def _subject_of(config: StartupConfig) -> StartSubject:
-    """The facts about the start that its history and its report need."""
+    """The facts about this start that its history and its report need."""
     return StartSubject(
         model=config.server.served_model_names[0],
         start_method=config.start_method,
@@ -328,9 +328,9 @@ def _subject_of(config: StartupConfig) -> StartSubject:
 
 
 def history_key(config: StartupConfig, versions: Mapping[str, str]) -> str:
-    """A hash of model, versions, start method, engine and renderer settings, which determine the duration.
+    """A hash of model, versions, start method, engine and renderer settings, which decide the duration.
 
-    With vLLM, the kind of start (`StartKind`) stands for all that.
+    For vLLM, the kind of start (`StartKind`) takes its place.
     """
     model = asdict(config.model)
     for name in ("model", "tokenizer"):

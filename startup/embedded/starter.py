@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 _KILL_AGAIN_S: Final = 0.1
 _SWITCH_S: Final = 0.0002
-"""How long the main thread may keep the interpreter lock from the new thread. That thread needs it again
-after each system call: with Python's 5 ms, the request to the forkserver takes up to 20 ms."""
+"""How long the main thread may keep the interpreter lock from the thread that starts the engine. That thread
+needs the lock after each system call: with Python's 5 ms, its request takes up to 20 ms."""
 
 
 class EngineStarter:
@@ -37,7 +37,7 @@ class EngineStarter:
         logs: LogOptions,
         record: OutputRecord,
     ) -> None:
-        """Begins the first start; `wait_started` must return before any other method but `close` is called.
+        """Begins the first start. Until `wait_started` has returned, only `close` may be called.
 
         Raises:
             EngineStartError: the process could not be started.
@@ -81,7 +81,7 @@ class EngineStarter:
         return self._process.describe_end()
 
     def record_end(self) -> None:
-        """Adds the stack of an engine process that has crashed to the record."""
+        """Adds the stack of a crashed engine process to the record."""
         if self._started is not None and self._started.pid is not None:
             code = self._started.exitcode
             if code is not None and code < 0 and -code != signal.SIGKILL:
@@ -110,13 +110,13 @@ class EngineStarter:
 
 
 class BackgroundStart:
-    """A start in a thread, because a forkserver forks only after its imports.
+    """Starts the engine in a thread, because a forkserver forks only after its imports.
 
-    Used by the thread that created it.
+    Only the thread that created the object uses it.
     """
 
     def __init__(self, start: Callable[[], EngineProcess]) -> None:
-        """Runs `start` in the new thread."""
+        """Calls `start` in a new thread."""
         self._start = start
         self._process: EngineProcess | None = None
         self._error: Exception | None = None
@@ -126,7 +126,7 @@ class BackgroundStart:
         group_signals.start_thread(self._thread)
 
     def wait(self) -> EngineProcess:
-        """Waits for the process; raises what `start` raised."""
+        """Waits for the process; raises any error of `start`."""
         self._join()
         if self._error is not None:
             raise self._error
@@ -134,7 +134,7 @@ class BackgroundStart:
         return self._process
 
     def abandon(self) -> EngineProcess | None:
-        """Ends the wait for a forkserver that has not forked yet; returns the process if there is one."""
+        """Stops waiting for a forkserver that has not forked yet; returns the process if there is one."""
         while self._thread.is_alive():
             forkserver.kill()
             self._thread.join(_KILL_AGAIN_S)

@@ -1,8 +1,8 @@
-"""The folders kept between starts: the cache folder and, below it, the baked folder of `vllm-cli bake`.
+"""The folders kept between starts: the user's cache folder, and the baked folder of `vllm-cli bake`.
 
-A file is looked up in the cache folder first, and written there only. The baked folder holds bytecode and
-pickles, with which others could run code as the user of a start: it is used only if nobody else can change
-it. The page docs/operations.md lists all that is kept, and when it is invalid.
+A file is looked up in the cache folder first, then in the baked folder; it is written to the cache folder
+only. The baked folder holds bytecode and pickles, with which others could run code as the user of a start: it
+is used only if nobody else can change it. docs/operations.md lists what is kept, and when it becomes invalid.
 """
 
 import functools
@@ -33,26 +33,26 @@ OFF: Final = "off"
 
 MANIFEST: Final = "manifest.json"
 CACHE: Final = "cache"
-"""A cache folder as VLLM_CACHE_ROOT names it, with this program's folder inside."""
+"""A cache folder in the form of VLLM_CACHE_ROOT, with this program's folder inside."""
 INSPECTIONS: Final = "modelinfos"
-"""A folder in vLLM's cache folder, with vLLM's facts about classes of models."""
+"""A folder in vLLM's cache folder, with facts about model classes that vLLM has found out."""
 COMPILED: Final = "compiled"
-"""Archives of compiled models: a location (`startup.compiled_models.location`)."""
+"""Archives of compiled models, in the form of a location (`startup.compiled_models.location`)."""
 BYTECODE: Final = "bytecode"
-"""A bytecode cache as PYTHONPYCACHEPREFIX names it; missing if all packages have their own."""
+"""A bytecode cache for PYTHONPYCACHEPREFIX; missing if all packages come with their bytecode."""
 PAGES: Final = "pages.json"
-"""The files that the start has read, and the parts of each."""
+"""Lists the files that the start has read, and the parts of each."""
 
 PREFIX: Final = "PYTHONPYCACHEPREFIX"
 _DONT_WRITE: Final = "PYTHONDONTWRITEBYTECODE"
 _PROBES: Final = ("__init__.py", "envs.py", "entrypoints/cli/serve.py")
-"""Modules of vLLM; the first one is in each library."""
+"""Modules of vLLM that are looked for; the first one exists in every package."""
 _MOST_LINKS: Final = 40
-"""On the way to one file, as in the kernel."""
+"""Most links that are followed on the way to one file, as in the kernel."""
 
 
 class BakedFolder(NamedTuple):
-    """The result of the search."""
+    """The baked folder, or why none is used."""
 
     folder: Path | None = None
     problem: str | None = None
@@ -60,7 +60,7 @@ class BakedFolder(NamedTuple):
 
 
 def find_baked() -> BakedFolder:
-    """The folder that VCLI_BAKED names, or the one at the fixed path."""
+    """Looks for the folder that VCLI_BAKED names, or for the one at the fixed path."""
     named = env.VCLI_BAKED.get()
     if named == OFF:
         return BakedFolder()
@@ -68,11 +68,11 @@ def find_baked() -> BakedFolder:
 
 
 def use_baked_bytecode() -> bool:
-    """Sets the bytecode cache of this process and of programs started after this call, unless one is set.
+    """Uses baked bytecode in this process and in programs started after this call, unless a cache is set
+    already.
 
-    The folder has bytecode if the image's packages came without any.
-    Python compares each file with its source. If the folder lacks a module, Python compiles it in memory,
-    since nothing may be written to the folder.
+    The baked folder has bytecode if the image's packages came without any. Python compares each file with its
+    source. It compiles a module that the folder lacks in memory, since nothing may be written to the folder.
     """
     baked = find_baked().folder
     if baked is None or sys.pycache_prefix is not None or not (baked / BYTECODE).is_dir():
@@ -94,9 +94,9 @@ def _examine(folder: Path, user: int, *, is_named: bool) -> BakedFolder:
 
 
 def add_baked_inspections(session_folder: Path) -> None:
-    """Copies vLLM's inspections of models from the baked folder to vLLM's cache folder, which may lack them.
+    """Copies the baked facts about model classes to vLLM's cache folder, which may lack them.
 
-    If that cannot be written to, vLLM gets another one for this start, in the session's folder.
+    If that folder cannot be written to, vLLM gets a folder in the session's folder for this start.
     """
     baked = find_baked().folder
     if baked is None:
@@ -114,11 +114,11 @@ def add_baked_inspections(session_folder: Path) -> None:
 def why_not_trusted(folder: Path, user: int, *, parts: Iterable[str] = ()) -> str | None:
     """Why others could change what is in the folder; None if only root and this user can.
 
-    Checks the folder, these parts of it, its parents, and the links on the way, which lead where their owners
-    want. A part that does not exist is skipped.
+    Checks the folder, the given parts of it, all parent folders, and links on the way, whose owners decide
+    where they lead. A part that does not exist is skipped.
 
     Args:
-        folder: absolute.
+        folder: an absolute path.
         user: who may write to it, besides root.
         parts: names in the folder.
     """
@@ -134,7 +134,7 @@ def why_not_trusted(folder: Path, user: int, *, parts: Iterable[str] = ()) -> st
 
 
 def _links(path: Path) -> Iterator[Path]:
-    """The links on the way to a file, including links to which links lead."""
+    """The links on the way to a file, including links that other links point to."""
     for _ in range(_MOST_LINKS):
         link = next((each for each in (*reversed(path.parents), path) if each.is_symlink()), None)
         if link is None:
@@ -163,35 +163,35 @@ def cache_folder() -> Path:
 
 
 def layers(name: str) -> tuple[Path, ...]:
-    """The places of a file or folder of the cache: the user's, then the baked one, if there is one."""
+    """The paths of a file or folder of the cache: the user's, then the baked one, if there is one."""
     own = cache_folder() / name
     baked = find_baked().folder
     return (own,) if baked is None else (own, baked / CACHE / OWN / name)
 
 
 _MOST_FILES: Final = 200
-"""Values in one folder; the ones written longest ago are removed."""
+"""Most values in one folder; the oldest are removed."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A value that a start keeps for later ones, as JSON in a file of its own.
+    """A value that a start keeps for later starts, as JSON in a file of its own.
 
-    All that is kept follows one rule. The key names what a value is about, stamps and files what it was made
-    from: it is missing once one of them differs. The user's value is missing when it is too old, too. A start
-    that succeeds against it writes a new one, or removes it.
+    All kept values follow one rule. The key says what a value is about; stamps and files say what it was made
+    from. `read` finds no value once a stamp or file differs, or once the user's value is too old. A start
+    that shows that the value is wrong replaces or removes it.
 
-    The user's is read, else the baked one. It is missing if the file is damaged, if others could change it,
-    or if another version of this package has written something else.
+    `read` tries the user's value first, then the baked one. It ignores a file that is damaged, that other
+    users could change, or that another version of this package has written in another form.
     """
 
     folder: str
     key: object
-    """Values with different keys are kept beside each other. Keys and stamps are compared by their `repr`."""
+    """Values with different keys exist side by side. Keys and stamps are compared by their `repr`."""
     stamps: object = None
-    """A value with other stamps is outdated: it is missing, and the next one replaces it."""
+    """A value with other stamps counts as missing, and the next `write` replaces it."""
     lasts_s: float | None = None
-    """How long the user's value is used after it was written; a baked one lasts as long as its image."""
+    """How many seconds the user's value is used; a baked one lasts as long as its image. None: for ever."""
 
     @property
     def path(self) -> Path:
@@ -199,7 +199,7 @@ class Kept:
         return cache_folder() / self._name
 
     def read(self, convert: Callable[[Any], Value], *, is_own: bool = False) -> Value | None:
-        """The value; None if it is missing.
+        """The value; None if there is no valid one.
 
         Args:
             convert: gets the JSON value; raises ValueError, TypeError, LookupError or AttributeError if it is
@@ -213,7 +213,7 @@ class Kept:
     def write(self, value: object, files: Iterable[str] = ()) -> None:
         """Replaces the user's value; does nothing where no file can be written.
 
-        The value is JSON. It is outdated when one of the files has changed that it was made from.
+        `value` is JSON. It becomes invalid when one of `files`, from which it was made, changes.
         """
         path = self.path
         was_told = read_stamp(path).size == 0
@@ -236,7 +236,7 @@ class Kept:
 
     @property
     def age_s(self) -> float | None:
-        """Seconds since the user's value was written, by the clocks of both; None if there is none."""
+        """Seconds between the file's time and this machine's clock; None if there is no value of the user."""
         stamp = read_stamp(self.path)
         return None if stamp == MISSING else abs(time.time() - stamp.mtime_ns / 1e9)
 
@@ -249,7 +249,7 @@ class Kept:
 
 
 def of_type(kind: type[Value]) -> Callable[[Any], Value]:
-    """A function for `Kept.read` that reads values of this type, which checks each member."""
+    """Returns a function for `Kept.read` that reads values of this type and checks each member."""
 
     def convert(content: Any) -> Value:
         import msgspec  # noqa: PLC0415 - many processes read nothing, or lists of names
@@ -260,13 +260,13 @@ def of_type(kind: type[Value]) -> Callable[[Any], Value]:
 
 
 def read_all(folder: str, convert: Callable[[Any], Value]) -> Iterator[Value]:
-    """The values with all keys, whatever their stamps: the user's, the newest first, then the baked ones."""
+    """The values of all keys, whatever their stamps: the user's, newest first, then the baked ones."""
     paths = [path for layer in layers(folder) for path in _newest_first(layer)]
     return (value for path in paths if (value := _read(path, convert)) is not None)
 
 
 def digest(value: object) -> str:
-    """A short name for a text, or for what else has this `repr`."""
+    """A short name for a text, or for any object by its `repr`."""
     text = value if isinstance(value, str) else repr(value)
     return sha256(text.encode()).hexdigest()[:16]
 
@@ -287,10 +287,10 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def keep_bytecode(package: Path) -> str | None:
-    """Sets the bytecode cache for this process and for processes started after this call.
+    """Sets the bytecode cache of this process and of later processes, if `package` needs one.
 
     Returns:
-        A warning for the user; None if the package has its bytecode, or it can be written in place.
+        A warning for the user; None if all bytecode exists or can be written beside the package's modules.
     """
     if sys.pycache_prefix is not None or all(path.exists() for path in _compiled(package)):
         return None
@@ -305,7 +305,7 @@ def keep_bytecode(package: Path) -> str | None:
 
 
 def use_kept_bytecode(package: Path) -> None:
-    """Called before most imports: reads what `keep_bytecode` has kept, if that is needed for this package."""
+    """Uses the bytecode that `keep_bytecode` has kept, if `package` needs it; call it before most imports."""
     folder = cache_folder() / BYTECODE
     is_wanted = sys.dont_write_bytecode and sys.pycache_prefix is None and folder.is_dir()
     if is_wanted and not all(path.exists() for path in _compiled(package)) and _why_unusable(folder) is None:
@@ -319,7 +319,7 @@ def _keep_in(folder: Path) -> None:
 
 
 def _why_unusable(folder: Path) -> str | None:
-    """Python executes what is in the folder, so it is closed to other users."""
+    """Why the folder cannot be used. Python executes what is in it, so no other user may change it."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         reason = f"{folder} is a link" if folder.is_symlink() else why_changeable(folder.lstat(), folder)

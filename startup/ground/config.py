@@ -15,7 +15,7 @@ from server.terms.server_config import ServerConfig
 from startup.ground.logs.options import LogFormat, LogOptions
 
 DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""The model without MODEL and --model."""
+"""The model if neither MODEL nor --model is given."""
 
 StandbyMode = Literal["auto", "off", "require"]
 PreflightMode = Literal["auto", "warn", "off"]
@@ -51,7 +51,7 @@ class ModelConfig:
     tokenizer: str | None = setting(
         None, "--tokenizer", "Folder or hub id of the tokenizer; the model's own if not given."
     )
-    """None takes the model's."""
+    """None stands for the model's own."""
     revision: str | None = setting(None, "--revision", "Branch, tag or commit of the model on the hub.")
     download_dir: str | None = setting(
         None, "--download-dir", "Cache folder for models from the hub; HF_HUB_CACHE if not given."
@@ -66,7 +66,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SeveralModelsConfig:
-    """Several models behind one port (`router`); without effect for one model."""
+    """Several models behind one port (`router`); no effect with a single model."""
 
     help_group: ClassVar[Group] = "Several models"
     role: ClassVar[Role] = "router"
@@ -74,14 +74,14 @@ class SeveralModelsConfig:
     models: str | None = setting(
         None,
         "--models",
-        "Serve the models of this YAML file behind one port, each from its first request; `serve A B` does so, too.",
+        "Serve the models of this YAML file behind one port; the first request for a model starts it. Or: `serve A B`.",
         variable=env.VCLI_MODELS,
         metavar="FILE",
     )
     memory_budget_bytes: int | None = setting(
         None,
         "--memory-budget",
-        "The most memory of all models together, such as 48GiB; what the machine has if not given.",
+        "The most memory of all models together, such as 48GiB; all of the machine's if not given.",
         syntax="size",
         above=0,
     )
@@ -102,7 +102,7 @@ class SeveralModelsConfig:
     max_wait_s: float = setting(
         10.0,
         "--max-wait",
-        "A request for a model without room waits this long for the others to become idle. Then they get no new "
+        "How long a request for a model without room waits for others to become idle; then these get no new "
         "requests. With --restart, how long a request waits for its model.",
         above=0,
     )
@@ -135,10 +135,10 @@ class StartOptions:
     standby: StandbyMode = setting(
         "auto",
         "--standby",
-        "Warm starts, forked from a running `vllm-cli standby`: if possible, never, or else fail with the reason.",
+        "Warm starts, forked from a running `vllm-cli standby`: if possible, never, or else fail with an error.",
         variable=env.VCLI_STANDBY,
     )
-    """Used before the command line is parsed (`startup.standby.front_process`)."""
+    """Read before the command line is parsed (`startup.standby.front_process`)."""
     idle_stop_s: float | None = setting(
         None,
         "--idle-stop",
@@ -168,7 +168,7 @@ class StartOptions:
         syntax="restart policy",
         metavar="on-failure[:N]",
     )
-    """After this many failures in a row it is not started again; with None, it is never started again."""
+    """After this many failures in a row, the model is not started again. None: it is never started again."""
     idle_warm: IdleWarmMode = setting(
         "auto",
         "--idle-warm",
@@ -206,7 +206,7 @@ class StartOptions:
     download_timeout_s: float | None = setting(
         None,
         "--download-timeout",
-        "End a start whose download takes longer; a connection that delivers nothing is replaced without it.",
+        "End a start whose download takes longer; a connection that delivers nothing is replaced in any case.",
         above=0,
     )
     compile_cache: CompileCacheOption | None = setting(
@@ -231,11 +231,11 @@ class StartOptions:
         "--prefetch",
         "Read the weights into the page cache during the imports; auto does so if it can help.",
     )
-    """`on` reads as much as fits in memory, however little that is; `off` reads nothing."""
+    """`on` reads as much as fits into memory, even if that is little; `off` reads nothing."""
 
     @property
     def is_behind_router(self) -> bool:
-        """Whether this process is a router (`router`), which starts the model's server."""
+        """Whether this process is a router (`router`), which starts the model's server as another process."""
         return self.idle_stop_s is not None or self.idle_sleep_s is not None or self.restart_limit is not None
 
 
@@ -246,7 +246,7 @@ class StartupConfig(StartOptions):
     start_method: str = from_variable(env.VLLM_WORKER_MULTIPROC_METHOD)
     """`spawn`, `fork` or `forkserver` (envs.registry.START_METHODS): how the engine process is started."""
     engine_ready_timeout_s: float = from_variable(env.VLLM_ENGINE_READY_TIMEOUT_S)
-    """How long the engine process may take to become ready."""
+    """Seconds that the engine process may take to become ready."""
     logging_level: str = from_variable(
         env.VLLM_LOGGING_LEVEL,
         "--log-level",
@@ -286,18 +286,18 @@ class StartupConfig(StartOptions):
 
 @cache
 def flags_with_role(*roles: Role) -> frozenset[str]:
-    """The names of the settings' flags with one of these roles; vLLM's flags of these names do the same."""
+    """The flags of settings with one of these roles. vLLM's flags of the same names mean the same."""
     fields = (each.field.metadata for each in walk_settings(StartupConfig) if each.role in roles)
     return frozenset(metadata["flag"] for metadata in fields if "flag" in metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VllmOptions(StartOptions):
-    """The launcher's settings for a start of vLLM; all other words are passed to vLLM unchanged."""
+    """The launcher's settings for a start of vLLM; all other words of the command go to vLLM unchanged."""
 
     words: tuple[str, ...]
     """The command line for `vllm serve`, unchanged and in order."""
     start_method: str = "forkserver"
-    """`forkserver` replaces the `spawn` that vLLM would use; the other methods are left to vLLM."""
+    """`forkserver` replaces the `spawn` that vLLM would use; other start methods are left to vLLM."""
     is_preflight_only: bool = False
     is_json: bool = False

@@ -1,6 +1,6 @@
-"""The file of `--config` is YAML that names flags; Docker Compose's rules apply to `${VAR}` in values.
+"""Reads the file of `--config`: YAML that names flags, with `${VAR}` in values as in Docker Compose.
 
-`$VAR` is not replaced. A value may be a secret: messages name variables, never their values.
+`$VAR` is not replaced. A value may be a secret, so messages name variables and never their values.
 """
 
 import json
@@ -16,28 +16,28 @@ from envs.redaction import is_secret_flag
 _REFERENCE: Final = re.compile(r"\$(\$)?\{([A-Za-z_][A-Za-z0-9_]*)(?:(:?)([-?])([^{}]*))?\}")
 
 _HIDDEN: Final = str.maketrans("${}", "\ud800\ud801\ud802")
-"""Characters that neither YAML nor a variable can have: what is replaced has no references."""
+"""Replaced values contain these, which neither YAML nor variables can have: nothing is replaced twice."""
 _SHOWN: Final = {hidden: chr(plain) for plain, hidden in _HIDDEN.items()}
 
 
 class ConfigFile(NamedTuple):
-    """The file, read once: every reader gets the values that variables have now."""
+    """The file is read once, so that all readers see the same values of variables."""
 
     path: str
     content: Any = None
-    """The parsed YAML, with the values of variables."""
+    """The parsed YAML, with variables replaced by their values."""
     is_changed: bool = False
-    """Whether something has been replaced."""
+    """Whether any reference was replaced."""
     problem: str | None = None
-    """Why the file cannot be read."""
+    """Why the file cannot be used; None if it can."""
     missing: tuple[str, ...] = ()
-    """A line for each reference that stays: its variable is not set, and there is no default."""
+    """A line for each reference that stays, because its variable is not set and it has no default."""
     refused: tuple[str, ...] = ()
-    """The lines of references with `:?` and of those in secrets, which no engine may read as texts."""
+    """Lines of references with `:?`, and of references in secrets: no engine may take these as plain text."""
 
     @classmethod
     def read(cls, path: str) -> "ConfigFile":
-        """Never raises for a fault of the file."""
+        """Reads the file; a fault of the file becomes `problem`, not an exception."""
         try:
             text = Path(path).read_text(encoding="utf-8")
         except OSError as err:
@@ -56,7 +56,7 @@ class ConfigFile(NamedTuple):
     def of(cls, path: str, content: Any) -> "ConfigFile":
         """Replaces references in all values: `${VAR}`, `${VAR:-default}`, `${VAR-default}`, `${VAR:?reason}`.
 
-        `$${VAR}` stands for `${VAR}`. What comes out as true, false, null or a number of JSON has that type.
+        `$${VAR}` stands for `${VAR}`. A result that is true, false, null or a number in JSON gets that type.
         """
         missing: list[_Missing] = []
         try:
@@ -70,11 +70,11 @@ class ConfigFile(NamedTuple):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The values by name; empty if the file is empty or cannot be read."""
+        """The values by name; empty if the file is empty or cannot be used."""
         return {} if self.problem else {str(name): value for name, value in (self.content or {}).items()}
 
     def place(self, name: str) -> str:
-        """Where a setting stands, for messages."""
+        """The place of a setting in the file, for messages."""
         return f"{Path(self.path).name}: {name}"
 
 
@@ -104,14 +104,15 @@ def _replace(value: Any, key: str, missing: list[_Missing]) -> Any:
         return reference[0].translate(_HIDDEN)
 
     text = value
-    while (inner_replaced := _REFERENCE.sub(find, text)) != text:  # defaults have references, too
+    while (inner_replaced := _REFERENCE.sub(find, text)) != text:  # defaults may contain references
         text = inner_replaced
     text = text.translate(_SHOWN)
     return value if text == value else _with_type(text)
 
 
 def _with_type(text: str) -> Any:
-    """The JSON value of a text; a text that JSON would write in another way, as the version 1.10, is kept."""
+    """The JSON value of a text. A text that JSON would write differently, as the version 1.10, stays a
+    text."""
     with suppress(ValueError, RecursionError):
         parsed = read_json(text)
         if not isinstance(parsed, str | list | dict) and json.dumps(parsed, allow_nan=False) == text:

@@ -6,7 +6,7 @@ class StartupError(Exception):
 
 
 class CommandLineError(StartupError):
-    """The engine does not accept the words of its command line, or this Python; exit code 2."""
+    """The engine refuses words of its command line, or this Python; exit code 2."""
 
 
 class ModelNotFoundError(StartupError):
@@ -18,10 +18,10 @@ class PortInUseError(StartupError):
 
 
 class CrashError(StartupError):
-    """A process of the server has failed, at the start or later; the message is the digest of the crash."""
+    """A process of the server has failed, during the start or later; the message is the crash digest."""
 
     def __init__(self, message: str, *, exit_code: int, json_line: str | None = None) -> None:
         super().__init__(message)
         self.exit_code = exit_code
         self.json_line = json_line
-        """The digest as a record of the log, where that has JSON."""
+        """The digest as a JSON line, for a log in JSON."""

@@ -1,4 +1,4 @@
-"""Values of flags that are JSON, written key by key: `--flag.a.b 8k`."""
+"""Parses JSON values of flags that are written key by key: `--flag.a.b 8k`."""
 
 import re
 from typing import Any, Final
@@ -10,10 +10,10 @@ _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT])")
 
 
 def parse_size(text: str) -> int:
-    """A whole number, or one with a suffix: `8k` is 8000, `8K` is 8192, `25.6k` is 25600.
+    """A whole number, possibly with a suffix: `8k` is 8000, `8K` is 8192, `25.6k` is 25600.
 
     Raises:
-        ValueError: it is none, or has a fraction and a binary suffix.
+        ValueError: it is not a number, or has a fraction and a binary suffix.
     """
     text = text.strip()
     if (match := _SIZE.fullmatch(text)) is None:
@@ -23,7 +23,7 @@ def parse_size(text: str) -> int:
 
 
 def nest(keys: str, text: str) -> dict[str, Any]:
-    """`nest("a.b", "1")` is `{"a": {"b": 1}}`; a `+` after the last key makes a list of the text's items."""
+    """`nest("a.b", "1")` is `{"a": {"b": 1}}`; if `keys` ends with `+`, the text's items become a list."""
     if keys.endswith("+"):
         keys = keys.removesuffix("+")
         nested: Any = [_parse(item) for item in text.split(",")]

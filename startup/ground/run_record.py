@@ -1,7 +1,7 @@
-"""Records of the running servers and standbys of this user, which `vllm-cli ps` and `stop` read.
+"""Records of this user's running servers and standbys, which `vllm-cli ps` and `stop` read.
 
-A record is a locked file. The kernel releases the lock with the process, so that a killed one has no record.
-The folder depends on no variable: a service has others than the shell in which `ps` runs.
+A record is a locked file. The kernel releases the lock with the process, so a killed process has no record.
+The folder depends on no variable, because a service may have other variables than the shell of `ps`.
 """
 
 import fcntl
@@ -25,17 +25,17 @@ logger = logging.getLogger(__name__)
 
 ROUTER: Final = "router"
 STANDBY: Final = "standby"
-"""In place of an engine."""
+"""The value of `engine` in a standby's record."""
 _FOLDERS: Final = ("/tmp/vllm-cli-{user}", "/run/user/{user}/vllm-cli", "/dev/shm/vllm-cli-{user}")
-"""The first usable one counts, because another user may have made a folder of the first name."""
+"""The first usable folder is taken, because another user may have created a folder of the first name."""
 _NETWORK: Final = Path("/proc/self/ns/net")
 MODE: Final = 0o1600
-"""systemd-tmpfiles removes old files, but none with the sticky bit."""
+"""Has the sticky bit, because systemd-tmpfiles removes old files without it."""
 _LOCK: Final = "hhqqi0q"
 """`struct flock` (fcntl(2)): type, whence, start, length, holder."""
 _RECORD: Final = ".json"
 _NOTE: Final = ".start"
-"""Ends the name of a file beside the record. Other releases read the record, and know no further fields."""
+"""Ending of a second file, beside the record: other releases would refuse further fields in a record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,19 +47,19 @@ class RunRecord:
     address: str | None = None
     """The address from `listener.describe`; None if the server listens nowhere."""
     front_pid: int | None = None
-    """In a warm start, the process that the user started."""
+    """The process that the user started, if this server was started warm."""
     owner_pid: int | None = None
-    """The process that alone uses this standby."""
+    """The only process that uses this standby, if it is not for all."""
     pid: int = 0
     start: Mapping[str, Any] | None = None
-    """Notes of the process about its start, by `run_recorded`; None without any."""
+    """Facts about the start that the process has added through `run_recorded`; None if there are none."""
 
 
 @contextmanager
 def run_recorded(record: RunRecord) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Keeps a record of this process during the block; there is none where no file can be written.
+    """Keeps a record of this process during the block; keeps none where no file can be written.
 
-    The block gets a function that notes what is known of the start, as JSON values; called on any thread.
+    Yields a function that adds facts about the start, as JSON values; any thread may call it.
     """
     path = ""
     try:
@@ -74,7 +74,7 @@ def run_recorded(record: RunRecord) -> Iterator[Callable[[Mapping[str, Any]], No
 
 
 def read_run_records() -> list[RunRecord]:
-    """The records of all processes that run in this network namespace; removes those of killed ones."""
+    """The records of the processes that run in this network namespace; removes records of killed ones."""
     try:
         paths = [entry.path for entry in os.scandir(record_folder())]
     except OSError as err:
@@ -83,7 +83,7 @@ def read_run_records() -> list[RunRecord]:
     for path in paths:
         if path.endswith(_NOTE) and not os.path.exists(path.removesuffix(_NOTE)):  # noqa: PTH110
             with suppress(OSError):
-                os.unlink(path)  # noqa: PTH108 - of a record that another release has removed
+                os.unlink(path)  # noqa: PTH108 - belongs to a record that another release has removed
     return [record for path in paths if (record := _read(path)) is not None]
 
 
@@ -93,7 +93,7 @@ def _tell_once(problem: str) -> None:
 
 
 def _write(record: RunRecord) -> str:
-    """The file has its name once it is complete and locked; the lock ends with this process."""
+    """Writes a record and returns its path. The file gets its name once it is complete and locked."""
     warm = start_origin.warm
     front_pid = warm.front_pid if warm is not None else None
     content = asdict(replace(record, front_pid=front_pid, pid=os.getpid())) | {"network": str(_NETWORK.readlink())}
@@ -113,14 +113,14 @@ def _note(path: str, start: Mapping[str, Any]) -> None:
 
 
 def _remove(path: str) -> None:
-    """The record, and what was noted beside it."""
+    """Removes a record, and the facts beside it."""
     for name in (path, f"{path}{_NOTE}"):
         with suppress(OSError):
             os.unlink(name)  # noqa: PTH108
 
 
 def _read(path: str) -> RunRecord | None:
-    """The record of a running process, with its process id as seen from here."""
+    """The record of a running process, with its pid as seen from this process."""
     if not path.endswith(_RECORD):
         return None
     with suppress(OSError, ValueError, TypeError), open(path, "rb") as file:  # noqa: PTH123
@@ -144,7 +144,7 @@ def _read_note(path: str) -> dict[str, Any] | None:
 
 
 def record_folder() -> str:
-    """Has logs, too; raises OSError if none can be created, or if others may enter all of them."""
+    """The folder of records and logs, closed to other users; raises OSError if none can be created."""
     problems: list[OSError] = []
     for folder in _FOLDERS:
         try:

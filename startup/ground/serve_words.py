@@ -1,11 +1,11 @@
-"""The words after `vllm-cli serve`: flags with their values, the launcher's and the engine's, and the engine.
+"""Splits the words after `vllm-cli serve` between the launcher and the engine, and chooses the engine.
 
 A link named `vllm` to the console script behaves as vLLM's command, so that images and scripts need no edit.
 `vllm serve` starts through the launcher. The installed vLLM runs every other subcommand
 (`startup.vllm.vllm_main.run_other_command`).
 
-The front process imports this, and the start waits for it: no imports beyond those of the interpreter's
-own start.
+The front process imports this module, and the start waits for it: it imports nothing beyond what the
+interpreter's own start imports.
 """
 
 import os
@@ -26,15 +26,15 @@ LAUNCHER_FLAGS = {
     "--memory-budget": 1, "--on-swap": 1, "--max-running": 1, "--max-wait": 1, "--max-waiting": 1, "--prefetch": 1,
     "--detach": 0, "--engine-watchdog-timeout": 1,
 }  # fmt: skip
-"""The launcher's flags, with the number of their values; with vLLM, every other word is vLLM's.
+"""The launcher's flags, with the number of their values; with vLLM, every other word belongs to vLLM.
 
-They are written here again, because to import their settings would delay a warm start; a test compares them.
+The settings declare these flags, too, but importing them would delay a warm start; a test compares both.
 """
 
 OMNI = "--omni"
-"""With it, vLLM leaves the whole command line to the package vllm-omni."""
+"""With this flag, vLLM leaves the whole command line to the package vllm-omni."""
 
-STRAY_REMEDY = "remove the empty word, or what stands behind a `\\` at the end of a line"
+STRAY_REMEDY = "remove the empty word, or the characters after a `\\` at the end of a line"
 _HELP = ("-h", "--help")
 _OF_ROUTER = (
     ("--idle-stop", "VCLI_IDLE_STOP"),
@@ -54,13 +54,13 @@ class Given:
     def __init__(self, words: "Sequence[str]", flag: str = "", keys: str = "") -> None:
         self.words = words
         self.flag = flag
-        """With dashes instead of underscores; empty if it is no flag."""
+        """The flag with dashes instead of underscores; empty for other words."""
         self.keys = keys
-        """`a.b` of `--flag.a.b`."""
+        """`a.b` for `--flag.a.b`."""
 
     @property
     def name(self) -> str:
-        """The flag with its keys."""
+        """The flag with its keys, such as `--flag.a.b`."""
         return f"{self.flag}.{self.keys}" if self.keys else self.flag
 
     @property
@@ -94,22 +94,22 @@ def split(words: "Iterable[str]", num_values: "NumValues" = lambda _: None) -> "
 
 
 def is_flag_like(word: str) -> bool:
-    """Whether a word cannot be a further value of a list."""
+    """Whether a word looks like a flag and so ends a list of values."""
     return len(word) > 1 and word[0] == "-" and not word[1].isdigit() and " " not in word.partition("=")[0]
 
 
 def is_stray(word: str) -> bool:
-    r"""Whether a word comes from a `\` that does not end its line: blank, `\`, or a flag behind a blank."""
+    r"""Whether a word comes from a `\` that does not end its line: blank, `\`, or a flag after a blank."""
     return not word[:1].strip("\\ \t\r\n")
 
 
 def normalise(name: str) -> str:
-    """`--max_model_len` is `--max-model-len`."""
+    """Replaces underscores of a flag: `--max_model_len` becomes `--max-model-len`."""
     return name.replace("_", "-") if name.startswith("--") else name
 
 
 def help_topic(words: "Iterable[str]") -> str | None:
-    """The word after `--help=`, empty for plain help, None without a help flag."""
+    """The word after `--help=`; empty for plain help, None if help is not asked for."""
     for given in split(words):
         if given.flag in _HELP:
             return given.values[0] if given.values else ""
@@ -122,7 +122,7 @@ def is_for_information(words: "Iterable[str]") -> bool:
 
 
 def has_several_models(words: "Sequence[str]") -> bool:
-    """Whether a router starts: with two words before all flags, --models, or VCLI_MODELS and no model."""
+    """Whether the words start a router: two words before all flags, --models, or VCLI_MODELS and no model."""
     if len(words) > 1 and not is_flag_like(words[0]) and not is_flag_like(words[1]):
         return not is_stray(words[1])
     given = {each.flag for each in split(words, LAUNCHER_FLAGS.get)}
@@ -132,7 +132,7 @@ def has_several_models(words: "Sequence[str]") -> bool:
 
 
 def is_behind_router(words: "Sequence[str]") -> bool:
-    """Whether words or variables ask for a router in front of their one model."""
+    """Whether words or variables ask for a router in front of a single model."""
     own = ServeWords(words).own
     return any(own.get(flag) or foreign.text_of(variable) for flag, variable in _OF_ROUTER)
 
@@ -147,11 +147,11 @@ class ServeWords:
 
     def __init__(self, words: "Iterable[str]") -> None:
         self.own: dict[str, str] = {}
-        """The launcher's flags with their last value; `true` for a switch."""
+        """The launcher's flags with their last value; a switch has `true`."""
         self.engine_words: list[str] = []
-        """All others, unchanged and in order; the first `--` is left out."""
+        """All other words, unchanged and in order, without the first `--`."""
         self.incomplete: str | None = None
-        """A flag of the launcher that lacks its value."""
+        """A flag of the launcher that lacks its value; None if there is none."""
         for given in split(words, LAUNCHER_FLAGS.get):
             if given.words[0] == "--":
                 self.engine_words += given.words[1:]
@@ -182,18 +182,18 @@ def is_called_as_vllm() -> bool:
 
 
 def use_vllm_engine() -> None:
-    """Makes vLLM the engine of `serve`; `--engine` and VCLI_ENGINE still take precedence."""
+    """Makes vLLM the default engine of `serve`; `--engine` and VCLI_ENGINE still take precedence."""
     os.environ.setdefault("VCLI_ENGINE", "vllm")
 
 
 def is_vllm_installed() -> bool:
-    """Checks only whether the package exists."""
+    """Whether the package vllm exists; does not import it."""
     finders = (finder.find_spec("vllm", None) for finder in sys.meta_path if hasattr(finder, "find_spec"))
     return any(spec is not None for spec in finders)
 
 
 def _name(word: str) -> tuple[str, str]:
-    """The name and the keys of a flag; empty for another word."""
+    """The name and the keys of a flag; both empty for another word."""
     if not is_flag_like(word):
         return "", ""
     if word.startswith(_LEVEL):
@@ -203,7 +203,7 @@ def _name(word: str) -> tuple[str, str]:
 
 
 def _attached_value(word: str) -> str | None:
-    """The value that is in the same word; `-O3` and `-O=3` have one, too."""
+    """The value within the same word, as in `--flag=value`, `-O3` and `-O=3`; None if there is none."""
     if word.startswith(_LEVEL):
         return word.removeprefix(_LEVEL).removeprefix("=") if word != _LEVEL else None
     _, is_attached, value = word.partition("=")

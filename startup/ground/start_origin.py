@@ -1,4 +1,4 @@
-"""How this process began: executed (a cold start) or forked from a template process (a warm start)."""
+"""How this process began: executed (a cold start), or forked from a template process (a warm start)."""
 
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
@@ -8,26 +8,26 @@ class WarmOrigin(NamedTuple):
     """A warm start; times in monotonic nanoseconds."""
 
     front_pid: int
-    """The process that the user started."""
+    """Pid of the process that the user started."""
     front_begin_ns: int
-    """When the kernel started it."""
+    """When the kernel started the front process."""
     request_ns: int
-    """When it requested the fork."""
+    """When the front process requested the fork."""
     forked_ns: int
-    """When the forked process had taken over the state of the process that the user started."""
+    """When the forked process had taken over the front process's state."""
     saved_s: float
-    """How long the imports took that the template process has done before."""
+    """Seconds that the template process's imports took, which this start saves."""
     template_pid: int
 
 
 warm: WarmOrigin | None = None
-"""None for a cold start."""
+"""None if the start is cold."""
 
 cold_reason = ""
-"""Why a start that might have been warm is cold; empty if no warm start was wanted."""
+"""Why a start that could have been warm is cold; empty if no warm start was wanted."""
 
 start_again: Callable[..., NoReturn] | None = None
-"""In a warm start: ends this process and has the front process start the server cold.
+"""Only in a warm start: ends this process and makes the front process start the server cold.
 
-It takes a variable, its value, and words that are added to the command.
+Arguments: a variable and its value for the new start, then words that are added to its command.
 """

@@ -1,4 +1,4 @@
-"""The folder for temporary files, and a start's own one in it: multiprocessing creates sockets there."""
+"""Chooses the folder for temporary files, and creates a start's own folder in it, for sockets too."""
 
 import fcntl
 import logging
@@ -19,18 +19,18 @@ _FOLDERS: Final = ("/tmp", "/var/tmp", "/usr/tmp")
 SHM: Final = Path("/dev/shm")
 _PREFIX: Final = "vcli-"
 MAX_BYTES: Final = 107 - len("/12345678-1234-1234-1234-123456789012")
-"""Longest usable path: a socket's address (unix(7), `sun_path`) less the name that vLLM chooses. That of
-multiprocessing, with a folder of `own_folder`, is shorter."""
+"""Longest usable path: a socket's address (unix(7), `sun_path`) less the file name that vLLM chooses.
+multiprocessing's file name, with the folder of `own_folder`, is shorter."""
 
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def ensure_temp_folder() -> None:
-    """Sets TMPDIR if no usual folder is writable, or if its path is too long for a socket.
+    """Sets TMPDIR if no usual folder is writable, or if the folder's path is too long for a socket.
 
-    It becomes /dev/shm, or the working folder, with a warning; to be called before any child process exists.
-    The folders are those of `tempfile`, which takes 10 ms to import and chooses the working folder first:
-    a volume, or a folder of the user.
+    TMPDIR becomes /dev/shm or the working folder, with a warning. Call it before any child process exists.
+    Does not use `tempfile`, which takes 10 ms to import and would prefer the working folder, a volume or a
+    folder of the user.
 
     Raises:
         StartupError: there is no writable folder, or none whose path is short enough.
@@ -50,9 +50,9 @@ def ensure_temp_folder() -> None:
 
 @contextmanager
 def own_folder(parent: str | None = None) -> Iterator[Path]:
-    """A new folder, removed after the block. First removes the folders that killed processes have left.
+    """A new folder, removed after the block. First removes folders that killed processes have left.
 
-    This process and its forks hold a lock on it, which the kernel releases with the last of them.
+    This process and its forks hold a lock on it, which the kernel releases when the last of them ends.
     """
     import shutil  # noqa: PLC0415 - at the top, they would delay each command
     import tempfile  # noqa: PLC0415
@@ -60,7 +60,7 @@ def own_folder(parent: str | None = None) -> Iterator[Path]:
     remove_left_behind(parent)
     while True:
         folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
-        with suppress(FileNotFoundError):  # another process has taken it for one left behind, before it was locked
+        with suppress(FileNotFoundError):  # another process took it for a left-over, before it was locked
             fd = os.open(folder, _OPEN)
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(fd, fcntl.LOCK_EX)
@@ -75,7 +75,7 @@ def own_folder(parent: str | None = None) -> Iterator[Path]:
 
 
 def remove_left_behind(parent: str | None = None) -> None:
-    """Removes this user's folders of `own_folder` that no living process has locked."""
+    """Removes this user's folders of `own_folder` that no running process has locked."""
     import shutil  # noqa: PLC0415 - as above
     import tempfile  # noqa: PLC0415
 

@@ -1,1 +1,1 @@
-"""Everything that changes how modules are imported. A reader begins with `finder.py`."""
+"""Everything that changes how modules are imported. Begin reading with `finder.py`."""

@@ -1,4 +1,4 @@
-"""Identifies the installed distributions, so that facts kept about them are used with these only."""
+"""Identifies the installed distributions, so that cached facts about them are used with these only."""
 
 import os
 import sys
@@ -15,16 +15,16 @@ _PATH_FILE: Final = ".pth"
 
 @cache
 def distribution_stamps() -> tuple[tuple[str, int, int], ...]:
-    """Each distribution's list of files, and each `.pth` file: path, time in seconds, size.
+    """A stamp (path, time in seconds, size) of each distribution's list of files, and of each `.pth` file.
 
-    Whole seconds, because layers of images store no more. Those of the first call count in this process: some
-    imports add folders to the path, as setuptools does.
+    The time has whole seconds, because image layers store no more. This process keeps the result of its first
+    call: some imports, such as setuptools, add folders to the path.
     """
     return tuple(sorted((path, *read_stamp(path).stored) for path in distribution_files(sys.path)))
 
 
 def distribution_files(folders: Iterable[str]) -> Iterator[str]:
-    """The files that installers write anew with each version. Not all of them write a list of files."""
+    """The files that installers write anew with each version; some installers write no list of files."""
     for folder, names in _site_folders(folders):
         for name in names:
             if name.endswith(_METADATA):
@@ -34,14 +34,14 @@ def distribution_files(folders: Iterable[str]) -> Iterator[str]:
 
 
 def installed_folders() -> tuple[str, ...]:
-    """The folders, with a slash, whose files only installers write: distributions and standard library."""
+    """The folders, with a slash, in which only installers write: site-packages and standard library."""
     library = os.path.dirname(os.__file__)  # noqa: PTH120
     sites = (folder for folder, _ in _site_folders(sys.path))
     return tuple(f"{folder}/" for folder in dict.fromkeys((library, *sites)))
 
 
 def _site_folders(folders: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """The folders that have distributions, with their entries; in other folders, `.pth` files are weights."""
+    """The folders with distributions, and their entries. In other folders, `.pth` files hold weights."""
     for folder in filter(None, dict.fromkeys(folders)):
         try:
             names = os.listdir(folder)  # noqa: PTH208

@@ -1,9 +1,9 @@
-"""The one finder that this program adds to `sys.meta_path`: changes how modules of some names are imported.
+"""The only finder that this program adds to `sys.meta_path`: changes how certain modules are imported.
 
 A module can be replaced (`replace`), be changed right before or after its code runs (`before_import`,
 `after_import`), or come from a file with the code of many modules (`serve`). A watcher is called before and
-after the code of each module (`watch`). All else is left to Python's own finders. A name that is a shim
-stands for the module to which it points.
+after the code of each module (`watch`). Python's own finders do the rest. A shim's name stands for the module
+to which the shim points.
 """
 
 import functools
@@ -20,26 +20,26 @@ from startup.ground.hooks.hook import Hook, Name, UnfitHookError, note_executed,
 logger = logging.getLogger(__name__)
 
 Action: TypeAlias = Callable[[ModuleType], None]
-"""Called with a module."""
+"""Called with the module."""
 Replacement: TypeAlias = Callable[[str], ModuleSpec | None]
-"""The spec of a module that is imported instead of the one of this name; None for the module itself."""
+"""Returns the spec of the module that replaces the named one; None if it is not replaced."""
 
 
 class Watch(Protocol):
-    """Is called with the name of each module; an exception from it ends the import of that module."""
+    """Called with the name of each module; an exception that it raises ends the import of that module."""
 
     def begin(self, name: str) -> None:
-        """The module's code begins."""
+        """Called before the module's code runs."""
 
     def end(self, name: str) -> None:
-        """The module's code has ended without an exception."""
+        """Called after the module's code has run without an exception."""
 
 
 def after_import(name: str, action: Action, hook: Hook | None = None) -> None:
     """Calls `action` once the module has been imported; at once if it is loaded already.
 
-    An error in the action is logged; the import succeeds all the same. For a hook, nothing is called if what
-    it needs of the imported modules is not there; the import raises UnfitHookError if the hook is essential.
+    An error in the action is logged; the import succeeds all the same. If the module lacks what the hook
+    needs, `action` is not called; if the hook is essential, the import raises UnfitHookError.
     """
     if hook is not None:
         action = functools.partial(_run_if_it_applies, hook, action)
@@ -53,7 +53,7 @@ def after_import(name: str, action: Action, hook: Hook | None = None) -> None:
 
 
 def wrap_after_import(name: Name, wrap: Callable[[Any], Callable[..., Any]], hook: Hook) -> None:
-    """Replaces a function by what `wrap` makes of it, once its module has been imported."""
+    """Replaces a function by the result of `wrap`, once the function's module has been imported."""
 
     def replace_function(module: ModuleType) -> None:
         function = name.get(module)
@@ -64,7 +64,7 @@ def wrap_after_import(name: Name, wrap: Callable[[Any], Callable[..., Any]], hoo
 
 @contextmanager
 def replaced(name: Name, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """While open, the function is what `wrap` makes of it, as soon as its module has been imported."""
+    """While open, the result of `wrap` replaces the function, once the function's module is imported."""
     undo: list[Callable[[], None]] = []
 
     def replace_function(module: ModuleType) -> None:
@@ -88,21 +88,21 @@ def _run_if_it_applies(hook: Hook, action: Action, module: ModuleType) -> None:
 
 
 def place_variant(owner: ModuleType, name: str, **functions: Callable[..., Any]) -> None:
-    """Replaces functions of a module for one other module, which has imported it as a whole.
+    """Replaces functions of a module as seen by one other module, which has imported that module as a whole.
 
     Args:
         owner: the other module.
-        name: the name that the module has there.
+        name: the module's name in `owner`.
         functions: by the names that they replace; each gets the module as its first argument.
     """
     module = getattr(owner, name)
-    if not isinstance(module, _Variant):  # a standby's template has done it for its forks
+    if not isinstance(module, _Variant):  # a standby's template has placed it for its forks
         replacements = {key: functools.partial(function, module) for key, function in functions.items()}
         setattr(owner, name, _Variant(module, replacements))
 
 
 class _Variant(ModuleType):
-    """A module with other values of some names."""
+    """A module in which some names have other values."""
 
     def __init__(self, module: ModuleType, names: Mapping[str, Any]) -> None:
         super().__init__(module.__name__)
@@ -114,13 +114,13 @@ class _Variant(ModuleType):
 
 
 def before_import(name: str, action: Action) -> None:
-    """Calls `action` with the module before its code runs; an error in the action is logged."""
+    """Calls `action` with the module before the module's code runs; an error in the action is logged."""
     _finder.before.setdefault(place_of(name), []).append(action)
     _finder.settle()
 
 
 def cancel(name: str, action: Action) -> None:
-    """From now on, `action` is not called any more; no effect if that was so."""
+    """From now on, `action` is no longer called; no effect if it was not registered."""
     name = place_of(name)
     for actions in (_finder.before, _finder.after):
         if action in actions.get(name, ()):
@@ -131,13 +131,13 @@ def cancel(name: str, action: Action) -> None:
 
 
 def replace(replacement: Replacement) -> None:
-    """From now on, until `stop_replacing`, `replacement` decides first what is imported."""
+    """From now on, until `stop_replacing`, `replacement` is asked first for each module."""
     _finder.replacements.insert(0, replacement)
     _finder.settle()
 
 
 def stop_replacing(replacement: Replacement) -> None:
-    """From now on, the modules themselves are imported; a second call does nothing."""
+    """From now on, `replacement` is no longer asked; a second call does nothing."""
     if replacement in _finder.replacements:
         _finder.replacements.remove(replacement)
         _finder.settle()
@@ -157,26 +157,26 @@ def stop_serving() -> list[Any]:
 
 
 def watch(watcher: Watch | None) -> None:
-    """From now on, calls this one for each module that is imported; None for none."""
+    """From now on, calls this watcher for each module that is imported; None ends the watching."""
     _finder.watcher = watcher
     _finder.settle()
 
 
 class _Finder:
-    """Stands before all other finders while it has something to do."""
+    """Stands first in `sys.meta_path` while it has something to do."""
 
     def __init__(self) -> None:
         self.replacements: list[Replacement] = []
-        """In the order in which they decide."""
+        """In the order in which they are asked."""
         self.before: dict[str, list[Action]] = {}
-        """Actions before imports, by module, until they are cancelled."""
+        """Actions before imports, by module; they stay until they are cancelled."""
         self.after: dict[str, list[Action]] = {}
-        """Actions after imports, kept until the import: `find_spec` may be called without one."""
+        """Actions after imports, by module, kept until then: `find_spec` may be called without an import."""
         self.files: list[Any] = []
         self.watcher: Watch | None = None
 
     def settle(self) -> None:
-        """Enters or leaves `sys.meta_path`."""
+        """Adds the finder to `sys.meta_path`, or removes it, whichever is needed."""
         is_needed = bool(self.replacements or self.before or self.after or self.files or self.watcher)
         if is_needed and sys.meta_path[:1] == [self]:
             return
@@ -200,7 +200,7 @@ class _Finder:
         return spec
 
     def _specs(self, name: str, path: Sequence[str] | None, target: ModuleType | None) -> Iterator[ModuleSpec]:
-        """The specs that the files and the other finders find, in the order of `sys.meta_path`."""
+        """Yields the specs that the files and the other finders find, in the order of `sys.meta_path`."""
         others: list[Any] = sys.meta_path[sys.meta_path.index(self) + 1 :] if self in sys.meta_path else []
         for other in others:
             for file in self.files if other is PathFinder else ():
@@ -211,7 +211,7 @@ class _Finder:
 
 
 class _ActingLoader:
-    """The module's own loader, with the finder's actions before and after the module's code."""
+    """The module's own loader, plus the finder's actions before and after the module's code."""
 
     def __init__(self, loader: Any, finder: _Finder) -> None:
         self._loader = loader
@@ -246,7 +246,7 @@ def _run(action: Action, module: ModuleType) -> None:
         action(module)
     except UnfitHookError:
         raise
-    except Exception as err:  # noqa: BLE001 - another version of the module works without the action
+    except Exception as err:  # noqa: BLE001 - the module of another version works without the action
         effect = "the start continues without the optimisations that need it"
         logger.warning("%s is not as expected: %s; %s", module.__name__, err, effect)
 

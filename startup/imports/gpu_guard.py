@@ -2,14 +2,14 @@
 
 A fork of a process that has initialized CUDA, HIP or Level Zero cannot use the GPUs (CUDA C++ Programming
 Guide, "Initialization"; torch raises "Cannot re-initialize CUDA in forked subprocess"). Some packages
-initialize the driver while they are imported, to learn the GPU's architecture. Here
+initialize the driver while they are imported, to learn the GPU's architecture. The guard does this:
 
-1. NVML answers that question and initializes nothing.
-2. The functions that would initialize a driver raise `NeedsGpuError`: the module is left to the forks.
-3. After each module the driver is asked whether it is initialized all the same. If it is, no fork of this
-   process can be an engine, and the module is named.
+1. It answers that question with NVML, which initializes nothing.
+2. It makes functions that initialize a driver raise `NeedsGpuError`: the module is left to the forks.
+3. After each module, it checks whether the driver is initialized all the same. If it is, no fork of this
+process can be an engine, and the guard reports the module.
 
-Modules of 2 and 3 are kept on disk, so that later starts leave them to the forks at once.
+The modules that 2 and 3 find are kept on disk, so that later starts leave them to the forks at once.
 """
 
 import functools
@@ -35,7 +35,7 @@ _INITIALIZE: Final = {
     Name("torch.xpu", "_lazy_init", ()): lambda torch: torch.version.xpu,
     Name("cuda.bindings.driver", "cuInit"): lambda torch: torch.cuda.device_count(),
 }
-"""Functions that initialize a driver, and whether that has a GPU: without one, they initialize nothing."""
+"""Functions that initialize a driver, and whether a GPU is there: without one, they initialize nothing."""
 GPU_GUARD: Final = Hook(
     "GPU guard",
     does="answers for the GPU's architecture, and keeps its driver uninitialized, in processes that are forked",
@@ -45,19 +45,19 @@ GPU_GUARD: Final = Hook(
 )
 
 _CUTE_DSL_ARCH: Final = "CUTE_DSL_ARCH"
-"""CUTLASS reads it while it is imported; without it, it calls `cuInit` to learn the architecture."""
+"""CUTLASS reads this variable on import. Without it, CUTLASS calls `cuInit` to learn the architecture."""
 _ACCELERATED: Final = 9
-"""From this major capability on, the name of an architecture with all of its instructions ends with `a`."""
+"""From this major capability on, the full architecture's name ends with `a`: `sm_90a`."""
 _MODULE_CODE: Final = "<module>"
 _OWN: Final = ("__main__", "server", "startup", "vllm_cli")
-"""Packages whose modules import others here."""
+"""Packages whose modules call for the imports here."""
 _FOLDER: Final = "left-to-forks"
 
 
 class NeedsGpuError(BaseException):
     """A module cannot be imported before this process is forked.
 
-    It is no Exception, because packages take any Exception for a machine without a GPU, and go on without it.
+    Not an Exception: packages take any Exception to mean that there is no GPU, and go on without one.
     """
 
 
@@ -67,9 +67,9 @@ class GpuGuard:
     def __init__(self) -> None:
         self._left = Kept(_FOLDER, (sys.version, sys.prefix), (distribution_stamps(), _capabilities()))
         self._to_forks: set[str] = set(self._left.read(list[str]) or ())
-        """Modules that would initialize the driver, and modules that import these."""
+        """Modules that would initialize the driver, and the modules that import them."""
         self._raised: list[NeedsGpuError] = []
-        """Errors that have not arrived at `leave`: a package may have ignored them."""
+        """Errors that `leave` has not got: a package may have caught them."""
         self._reason: str | None = None
 
     @property
@@ -80,7 +80,7 @@ class GpuGuard:
         return self._reason
 
     def leave(self, err: NeedsGpuError) -> None:
-        """See `leave_to_forks`."""
+        """Called by `leave_to_forks`."""
         if err in self._raised:
             self._raised.remove(err)
 
@@ -104,7 +104,7 @@ class GpuGuard:
             self._keep(name)
 
     def refuse_to_initialize(self, function: str) -> None:
-        """Raises NeedsGpuError if a module that is being imported has called this function."""
+        """Raises NeedsGpuError if the caller is a module that is being imported."""
         if names := _importing_modules():
             self._keep(names[0])
             self._refuse(f"{names[0]} calls {function}() while it is imported")
@@ -131,19 +131,19 @@ def why_unforkable() -> str | None:
 
 
 def has_failed() -> bool:
-    """Whether the guard is open and this process is unforkable all the same: further imports help no fork."""
+    """Whether the guard is open and this process cannot fork an engine all the same."""
     return _open and why_unforkable() is not None
 
 
 def leave_to_forks(err: NeedsGpuError) -> None:
-    """The import of a module has ended with this error: forks import it when they need it."""
+    """Call it when an import has ended with this error: forks import the module when they need it."""
     if _guard is not None:
         _guard.leave(err)
 
 
 @contextmanager
 def driver_kept_uninitialized() -> Iterator[None]:
-    """Around imports in a process that will be forked; does nothing on a machine without a GPU."""
+    """While open, imports leave the driver uninitialized. Does nothing on a machine without a GPU."""
     global _guard, _open
     if _open or not GPU_GUARD.applies or initialized_driver() is not None or not (may_have_gpu() or _capabilities()):
         yield
@@ -167,7 +167,7 @@ def driver_kept_uninitialized() -> Iterator[None]:
 
 
 def _answer(capability: tuple[int, int], ask: Callable[..., tuple[int, int]]) -> Callable[..., tuple[int, int]]:
-    """Replaces `get_device_capability`, which returns major and minor; modules may have imported the name."""
+    """Wraps `get_device_capability`; modules that import its name in the meantime keep the wrapper."""
 
     @functools.wraps(ask)
     def answer(device: Any = None) -> tuple[int, int]:
@@ -189,7 +189,7 @@ def _guarded(
 
 
 def _importing_modules() -> list[str]:
-    """The modules whose code runs on this thread, the innermost first, up to one of ours."""
+    """The modules whose code is running on this thread, innermost first, up to the first module of ours."""
     frame: FrameType | None = sys._getframe(1)
     names: list[str] = []
     while frame is not None:
@@ -210,11 +210,11 @@ def _capabilities() -> tuple[tuple[int, int] | None, ...]:
 
 
 def _common_capability() -> tuple[int, int] | None:
-    """The capability of all GPUs; None if they differ, since CUDA may number them in another order."""
+    """The compute capability, if all GPUs have the same. CUDA may number unlike GPUs in another order."""
     found = set(_capabilities())
     return found.pop() if len(found) == 1 else None
 
 
 def _architecture(major: int, minor: int) -> str:
-    """The name of the architecture, as compilers take it: `sm_90a`."""
+    """The architecture's name for compilers, such as `sm_90a`."""
     return f"sm_{major}{minor}{'a' if major >= _ACCELERATED else ''}"

@@ -1,8 +1,8 @@
 """Imports heavy modules one after the other, on the main thread, with the garbage collector paused.
 
 A second thread is unsafe: vLLM imported transformers in one to save time and got half-initialised modules
-(vllm-project/vllm #40331, #40442, reverted by #40438). The garbage collector would run
-again and again while millions of long-lived objects are created; without it imports take a quarter less time.
+(vllm-project/vllm #40331, #40442, reverted by #40438). Without the pause, the collector would run again and
+again while millions of long-lived objects are created; the pause saves a quarter of the time.
 """
 
 import functools
@@ -28,7 +28,7 @@ _ENGINE_MODULES = ("transformers", "server.engine.build", "server.engine.process
 def import_engine() -> "LeftOut":
     """Imports torch, transformers and the engine, with stand-ins for modules that serving never uses.
 
-    A second call, as in a fork, returns the first one's result.
+    A second call returns the result of the first one, also in a fork.
     """
     from startup.imports.lean import LeftOut, import_lean
 
@@ -42,13 +42,13 @@ def import_engine() -> "LeftOut":
 
 
 def end_stand_ins() -> None:
-    """Called once the engine is forked from this process, if it is: only the engine process needs them."""
+    """Ends the stand-ins in the API process; call it once the engine, which alone needs them, is forked."""
     if import_engine.cache_info().currsize:
         import_engine().end()
 
 
 def import_vision() -> None:
-    """Imports what rendering images needs, with stand-ins for what serving never uses."""
+    """Imports what rendering images needs, with stand-ins for modules that serving never uses."""
     from startup.imports.lean import import_lean
 
     with importing():
@@ -62,7 +62,7 @@ def import_vision() -> None:
 def importing() -> Iterator[None]:
     """While open, the collector is paused, and modules come from the import file.
 
-    Afterwards, existing objects are excluded from garbage collection.
+    At the end, all objects that exist are excluded from garbage collection.
 
     Raises:
         RuntimeError: called on a thread other than the main one.

@@ -43,11 +43,11 @@ Part: TypeAlias = tuple[int, int, bytes]
 
 
 class ModuleEntry(NamedTuple):
-    """One module of the file."""
+    """A module in the file."""
 
     is_package: bool
     origin: str
-    """The source file."""
+    """Path of the source file."""
     stamp: StoredStamp
     code: Part
 
@@ -57,14 +57,14 @@ class Index(NamedTuple):
 
     interpreter: tuple[object, ...]
     distributions: tuple[tuple[str, int, int], ...]
-    """`distribution_stamps` when it was written."""
+    """The result of `distribution_stamps` when the file was written."""
     modules: dict[str, tuple[object, ...]]
-    """Fields of a `ModuleEntry` by name of the module, in order of import."""
+    """Fields of a `ModuleEntry` by the module's name, in order of import."""
     refused: tuple[str, ...]
-    """Modules that cannot be in a file: the path finder finds something else, no installer has written the
-    source, or it is faulty."""
+    """Modules that cannot be in a file: the path finder finds another one, no installer has written the
+    source, or the source is faulty."""
     methods: Part
-    """The code of dataclasses' methods by text."""
+    """The compiled methods of dataclasses, by their source text."""
 
 
 class UnusableFileError(Exception):
@@ -72,7 +72,7 @@ class UnusableFileError(Exception):
 
 
 class ImportFile:
-    """One file, whose modules can be imported until it is closed."""
+    """One open file; its modules can be imported until it is closed."""
 
     def __init__(self, path: str) -> None:
         """Opens the file.
@@ -122,7 +122,7 @@ class ImportFile:
         return spec
 
     def load_methods(self) -> dict[str, CodeType]:
-        """The code of dataclasses' methods by their text; empty if that part is damaged."""
+        """The compiled methods of dataclasses by their source text; empty if that part is damaged."""
         try:
             return dict(_read_part(self._fd, self.index.methods))
         except (OSError, ValueError, EOFError, TypeError) as err:
@@ -130,13 +130,13 @@ class ImportFile:
             return {}
 
     def close(self) -> None:
-        """Ends the use of the file; a second call does nothing."""
+        """Closes the file; a second call does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
     def _load(self, name: str, loader: SourceFileLoader, entry: ModuleEntry) -> CodeType | None:
-        """The code from the file; from now on the loader is as Python creates it."""
+        """Returns the code from the file, and restores the loader that Python has created."""
         vars(loader).pop("get_code", None)
         try:
             code: CodeType = _read_part(self._fd, entry.code)
@@ -149,7 +149,7 @@ class ImportFile:
         return code
 
     def _is_searched_first(self, name: str, folder: str, path: Sequence[str] | None) -> bool:
-        """Whether no folder that offers another module of this name is searched before this one."""
+        """Whether this folder comes before all folders that offer another module of this name."""
         if path is not None:
             return type(path) is list and path[:1] == [folder]
         for earlier in sys.path:
@@ -160,7 +160,7 @@ class ImportFile:
         return False
 
     def _names_in(self, folder: str) -> frozenset[str] | None:
-        """Names that a folder on the import path may offer; None if it is no folder, such as an archive."""
+        """Names that a folder on the import path may offer; None if it is not a folder but an archive."""
         if folder not in self._names:
             try:
                 entries = os.listdir(folder or os.curdir)  # noqa: PTH208
@@ -174,7 +174,7 @@ class ImportFile:
 
 
 def install(path: str | os.PathLike[str]) -> ImportFile | None:
-    """From now on, imports use the file; returns None if it does not apply."""
+    """From now on, imports use this file; returns None if the file cannot be used."""
     file = open_file(path)
     if file is not None:
         serve(file)
@@ -182,7 +182,7 @@ def install(path: str | os.PathLike[str]) -> ImportFile | None:
 
 
 def open_file(path: str | os.PathLike[str]) -> ImportFile | None:
-    """The file, which the caller closes; None if it does not apply."""
+    """Opens the file, which the caller closes; None if it cannot be used."""
     try:
         return ImportFile(os.fspath(path))
     except FileNotFoundError:
@@ -193,7 +193,7 @@ def open_file(path: str | os.PathLike[str]) -> ImportFile | None:
 
 
 def uninstall() -> list[str]:
-    """Ends the use of all files, whose descriptors forks would inherit.
+    """Closes all files, whose descriptors forks would inherit; imports use them no more.
 
     Returns:
         The modules that this process has imported and that the files lack or have in an old version.
@@ -217,17 +217,17 @@ def _read_part(fd: int, part: Part) -> Any:
 
 
 def this_interpreter() -> tuple[object, ...]:
-    """The properties of the interpreter on which bytecode and paths depend."""
+    """The properties of the interpreter that decide which bytecode and paths fit."""
     return (MAGIC_NUMBER, sys.version, sys.flags.optimize, sys.prefix, sys.base_prefix)
 
 
 def checksum(data: bytes) -> bytes:
-    """The fast hash by which CPython compares sources with bytecode."""
+    """The fast hash with which CPython compares sources and bytecode."""
     return _imp.source_hash(_FORMAT, data)
 
 
 def pack_head(index_offset: int, index: bytes) -> bytes:
-    """The first bytes of a file whose index begins at the offset and ends the file."""
+    """The file's first bytes. The index begins at the offset and reaches to the end of the file."""
     size = index_offset + len(index)
     return _HEAD.pack(_MARK, _FORMAT, index_offset, len(index), size, checksum(index))
 
@@ -238,7 +238,7 @@ def pack_index(index: Index) -> bytes:
 
 
 def _read_index(fd: int) -> Index:
-    """Reads the index; raises UnusableFileError if it is not trusted, incomplete, or of other programs."""
+    """Reads the index; raises UnusableFileError if it is untrusted, incomplete or of another installation."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise UnusableFileError("it is not a regular file")
@@ -265,6 +265,6 @@ def _read_index(fd: int) -> Index:
 
 
 def _is_from_source(name: str, module: ModuleType) -> bool:
-    """Whether Python's own loader has imported it, under this name."""
+    """Whether Python's own loader has imported the module under this name."""
     spec: ModuleSpec | None = getattr(module, "__dict__", {}).get("__spec__")
     return spec is not None and getattr(spec, "name", None) == name and type(spec.loader) is SourceFileLoader

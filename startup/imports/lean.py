@@ -20,12 +20,12 @@ from startup.imports.scan_cache import cached_scans
 from startup.imports.stand_ins import StandIns
 
 _LEFT_OUT_OF_TORCH: Final = ("torch._meta_registrations", "torch.export")
-"""Python rules for tensors without data: creating a model on the meta device needs only the rules in C++.
-The export of models, with a copy of torch's operators in Python."""
+"""Serving uses neither Python's rules for tensors without data (the meta device uses those in C++), nor the
+export of models, which copies torch's operators into Python."""
 _LEFT_OUT_OF_IMPORTS: Final = ("accelerate",)
-"""transformers' modules import names from it, which it uses only to distribute a model over devices."""
+"""transformers imports names from it, and uses them only to distribute a model over several devices."""
 SHAPES: Final = "torch.fx.experimental.symbolic_shapes"
-"""It imports sympy: 0.2 s of a start."""
+"""Imports sympy, which takes 0.2 s of a start."""
 LEFT_OUT: Final = (
     "sympy",
     "torch._dynamo",
@@ -39,7 +39,7 @@ LEFT_OUT: Final = (
 
 
 class LeftOut:
-    """The modules that a process has replaced by stand-ins so far."""
+    """The modules that this process has replaced by stand-ins so far."""
 
     def __init__(self, stand_ins: Sequence[StandIns] = ()) -> None:
         self._stand_ins = list(stand_ins)
@@ -47,13 +47,13 @@ class LeftOut:
     def end(self) -> None:
         """From now on, imports give the real modules.
 
-        Called once the model is built: torch's own initialisers import the left out modules too.
+        Called once the model is built, because torch's own initialisers import the replaced modules, too.
         """
         for stand_ins in self._stand_ins:
             stand_ins.remove()
 
     def restore(self) -> bool:
-        """Imports the left out parts of torch; returns False if nothing was left out."""
+        """Imports torch's modules that were replaced; returns False if none were."""
         if not self._stand_ins:
             return False
         self.end()
@@ -65,7 +65,7 @@ class LeftOut:
 def import_lean(modules: Sequence[str]) -> LeftOut:
     """Imports torch and the modules with stand-ins, which stay installed; if that fails, without stand-ins.
 
-    Another version of transformers may use a left out module in a way that its stand-in does not support.
+    Another version of transformers may use more of a replaced module than its stand-in supports.
     """
     if not STAND_INS.applies:
         with cached_scans():
@@ -82,10 +82,10 @@ def import_lean(modules: Sequence[str]) -> LeftOut:
             of_imports.install()
             stack.callback(of_imports.remove)
             _import_all(modules)
-    except Exception:  # noqa: BLE001 - any error may come from a stand-in; the second import has none
+    except Exception:  # noqa: BLE001 - a stand-in may cause any error; the second import has none
         stand_ins.remove()
         for name in set(sys.modules) - before:
-            if name.partition(".")[0] != "torch":  # its modules register operators, which works only once
+            if name.partition(".")[0] != "torch":  # torch's modules register operators, which works only once
                 del sys.modules[name]
         _import_all(modules)
     return LeftOut([from_torch, stand_ins])
@@ -118,7 +118,7 @@ SHAPE_FUNCTIONS: Final[Mapping[str, Callable[..., int]]] = {
     "sym_eq": _sym_eq,
     "sym_or": lambda *conditions: reduce(operator.or_, conditions),
 }
-"""torch's functions for symbolic shapes where all sizes are numbers, as without torch.compile."""
+"""Replacements for torch's functions for symbolic shapes; all sizes are numbers, as without torch.compile."""
 
 STAND_INS: Final = Hook(
     "stand-ins of the embedded engine",

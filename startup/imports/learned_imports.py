@@ -1,6 +1,6 @@
-"""The import file that starts write when they are ready and that later starts import from.
+"""The import file: starts write it when they are ready, and later starts import from it.
 
-There is one per virtual environment, for all processes of both engines; a baked one lies below it.
+Each virtual environment has one file for all processes of both engines. An image may have a baked one below.
 """
 
 import builtins
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 _PYC_HEAD_BYTES: Final = 16
 _BY_TIME: Final = bytes(4)
-"""The flags of bytecode that is valid for a source's time and size."""
+"""This flag marks bytecode that is valid for the time and size of its source."""
 _SETTLED_NS: Final = 2_000_000_000
-"""Age from which a source's time proves that it was not changed after its bytecode was made."""
+"""A source that is at least this old by its time was not changed after its bytecode was made."""
 _FEW_METHODS: Final = 50
-"""So many unknown methods of dataclasses are no reason to write the file: some are others in each start."""
+"""Up to this many unknown methods of dataclasses, the file is not written: each start has some of its own."""
 _missed_texts: Final[dict[str, None]] = {}
-"""Texts of dataclasses' methods that were compiled, as without a file: a tenth of the imports."""
+"""Source texts of dataclasses' methods that no file had. Compiling them takes a tenth of the imports."""
 
 
 class _State:
@@ -58,15 +58,15 @@ class LearnedImports(NamedTuple):
 
 
 def import_file_paths() -> tuple[Path, ...]:
-    """The places of the import file: the user's, then the baked one, if there is one."""
+    """The paths of the import files: the user's, then the baked one if there is one."""
     return layers(f"imports/{digest(sys.prefix)}.code")
 
 
 @contextmanager
 def learned_imports() -> Iterator[None]:
-    """While open, imports use the import files. Modules that these lack are noted for `learn`.
+    """While open, imports use the import files; modules that these lack are recorded for `learn`.
 
-    Forks inherit the open files, so none should happen meanwhile.
+    Do not fork meanwhile: forks would inherit the open files.
     """
     if _state.is_open or not uses("import file"):
         yield
@@ -84,7 +84,7 @@ def learned_imports() -> Iterator[None]:
 
 
 def learn(more: Iterable[str] = ()) -> None:
-    """Adds what the processes of this start have missed, and `more` modules, to the user's import file.
+    """Adds `more` modules, and all that this start's processes missed in the import file, to the user's file.
 
     Takes up to half a second. Failures are logged for debugging only.
     """
@@ -113,35 +113,35 @@ def read_learned() -> LearnedImports | None:
 
 
 def _note(missed: Sequence[str]) -> None:
-    """Notes names of modules, and texts of methods, which have several lines."""
+    """Records names of modules, and texts of methods; each becomes one line of JSON."""
     if missed:
         notes = _notes(import_file_paths()[0])
         with suppress(OSError):
             notes.parent.mkdir(parents=True, exist_ok=True)
-            with notes.open("ab", buffering=0) as file:  # in one piece: other processes write, too
+            with notes.open("ab", buffering=0) as file:  # in one piece, because other processes write here, too
                 file.write("".join(f"{json.dumps(each)}\n" for each in missed).encode())
 
 
 def _take_noted() -> tuple[list[str], list[str]]:
-    """The noted names and texts."""
+    """Returns and removes the recorded names and texts."""
     notes = _notes(import_file_paths()[0])
     noted: list[str] = []
     with suppress(OSError):
         lines = notes.read_bytes().splitlines()
         notes.unlink()
         for line in lines:
-            with suppress(ValueError):  # of another release
+            with suppress(ValueError):  # written by another release
                 noted.append(str(json.loads(line)))
     return [each for each in noted if "\n" not in each], [each for each in noted if "\n" in each]
 
 
 def _notes(path: Path) -> Path:
-    """Where the processes of a start write what they have missed."""
+    """The file in which the processes of a start record what they have missed."""
     return path.with_suffix(".missed")
 
 
 def _use_code(known: Mapping[str, CodeType]) -> None:
-    """From now on, until `_end_use`, methods with a known text are not compiled; the others are noted."""
+    """Until `_end_use`, methods with a known text are not compiled; unknown texts are recorded."""
 
     def execute(text: Any, *namespaces: Any) -> None:
         code = known.get(text) if isinstance(text, str) else text
@@ -154,7 +154,7 @@ def _use_code(known: Mapping[str, CodeType]) -> None:
 
 
 def _end_use() -> list[str]:
-    """From now on, methods are compiled; returns the texts that were not known."""
+    """From now on, all methods are compiled; returns the texts that were not known."""
     vars(dataclasses).pop("exec", None)
     missed = [*_missed_texts]
     _missed_texts.clear()
@@ -162,7 +162,7 @@ def _end_use() -> list[str]:
 
 
 def _compile_text(text: str) -> CodeType:
-    """The code as `exec` makes it from this text in a module without `__future__`.
+    """Compiles the text as `exec` would in a module without `__future__` imports.
 
     Raises:
         SyntaxError, ValueError: it is not Python.
@@ -171,7 +171,7 @@ def _compile_text(text: str) -> CodeType:
 
 
 def _compile_texts(texts: Iterable[str], known: Mapping[str, CodeType]) -> dict[str, CodeType]:
-    """The known code, and the code of further texts; a text that is not Python is skipped."""
+    """The known code, plus the compiled code of the other texts; a text that is not Python is skipped."""
     codes = dict(known)
     for text in texts:
         if text not in codes:
@@ -203,11 +203,11 @@ def write(
 ) -> None:
     """Writes the modules' bytecode, in this order; replaces the file at once or not at all.
 
-    Only modules whose sources Python's own path finder finds in a distribution or in the standard library are
-    written: others may change in a way that is not noticed. No module is imported.
+    Writes only modules whose source Python's own path finder finds in a distribution or in the standard
+    library: other sources may change unnoticed. No module is imported.
 
-    Nothing is done while another process writes the file. Raises OSError if it could not be written; an old
-    one is unchanged.
+    Does nothing while another process writes the file. Raises OSError if the file cannot be written; an old
+    file stays unchanged then.
     """
     path = os.fspath(path)
     beside = f"{path}.new"
@@ -282,7 +282,7 @@ def _append(file: BinaryIO, data: bytes) -> Part:
 
 
 class _Specs:
-    """Finds modules as Python's path finder does, without importing their packages."""
+    """Finds modules like Python's path finder, without importing their packages."""
 
     def __init__(self) -> None:
         self._found: dict[str, ModuleSpec | None] = {}
@@ -308,10 +308,10 @@ class _Specs:
 
 
 def _bytecode(name: str, origin: str, stamp: StoredStamp) -> bytes | None:
-    """The module's marshalled code; None if it cannot be compiled, or would be for each start.
+    """The module's marshalled code; None if it cannot be compiled, or would have to be in each start.
 
-    With PYTHONDONTWRITEBYTECODE, bytecode that an installer has written is used, but none is made: compiling
-    thousands of modules would take seconds from the requests.
+    With PYTHONDONTWRITEBYTECODE, bytecode of an installer is used, but none is made: to compile thousands of
+    modules would delay requests by seconds.
     """
     with suppress(OSError), open(cache_from_source(origin), "rb") as file:  # noqa: PTH123
         data = file.read()

@@ -1,7 +1,7 @@
-"""Caches on disk what transformers computes on every import from files that do not change.
+"""Caches on disk what transformers computes at each import from files that do not change.
 
 transformers reads the sources of all its models to find the names they export (0.2 s), and maps every
-installed package to its distribution (0.05 s). Both depend only on the installed packages.
+installed package to its distribution (0.05 s). Both results depend only on the installed packages.
 """
 
 import functools
@@ -28,16 +28,16 @@ CACHED_SCANS: Final = Hook(
 )
 
 Structure: TypeAlias = dict[frozenset[str], dict[str, set[str]]]
-"""Required backends -> modules -> exported names, in the form of transformers."""
+"""Exported names by required backends and module, in the form that transformers uses."""
 _Group: TypeAlias = tuple[list[str], dict[str, list[str]]]
-"""The same for one set of backends, in the form of JSON."""
+"""One entry of a `Structure`, in a form that JSON can hold."""
 
 _SITE_FOLDERS = ("site-packages", "dist-packages")
 
 
 @contextmanager
 def cached_scans() -> Iterator[None]:
-    """While open, importing transformers reads the results of both from the cache, and adds missing ones."""
+    """While open, importing transformers takes both results from the cache, and adds missing ones to it."""
     if not CACHED_SCANS.applies:
         yield
         return
@@ -53,7 +53,7 @@ def cached_scans() -> Iterator[None]:
 
 
 def _kept_or_new(name: str, convert: Callable[[Any], Value], compute: Callable[[], Value]) -> Value:
-    """The kept value; it is valid until a package is installed, upgraded or removed."""
+    """The value from the cache, or a new one; valid until a package is installed, upgraded or removed."""
     kept = Kept("imports", (sys.prefix, name), (sys.version, distribution_stamps()))
     if (value := kept.read(convert)) is None:
         kept.write(value := compute())
@@ -61,9 +61,9 @@ def _kept_or_new(name: str, convert: Callable[[Any], Value], compute: Callable[[
 
 
 def _replace_scan(module: ModuleType) -> None:
-    """Adds the cache to the module of transformers that scans."""
+    """Adds the cache to transformers' module that scans the sources."""
     path = Path(module.__file__ or "")
-    # Sources outside such a folder, as of an editable install, change without a change of the stamps.
+    # The sources of an editable install, outside such a folder, change without a change of the stamps.
     if not set(_SITE_FOLDERS) & set(path.parts):
         return
     scan = _SCAN.get(module)
@@ -74,7 +74,7 @@ def _replace_scan(module: ModuleType) -> None:
         return _kept_or_new("structure", list, lambda: _to_json(scan(str(models))))
 
     def cached_scan(module_path: str | Path, prefix: str | None = None) -> Structure:
-        """A new object per call: transformers modifies it."""
+        """Returns a new object per call, because transformers modifies it."""
         if Path(module_path) not in (models, models / "__init__.py"):
             found: Structure = scan(module_path, prefix)
             return found

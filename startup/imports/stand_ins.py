@@ -1,7 +1,7 @@
-"""Stand-ins for modules that a process does not use, or not yet: importing them takes no time.
+"""Stand-ins for modules that a process does not use, or does not use yet: importing them takes no time.
 
-A stand-in has every attribute: decorators without effect, classes without instances. Those that become real
-forward each later use to the real object.
+A stand-in has every attribute: as a decorator it has no effect, as a class it has no instances. A stand-in
+that becomes real passes each later use on to the real object.
 """
 
 import importlib
@@ -17,9 +17,9 @@ Functions = Mapping[str, Callable[..., Any]]
 
 
 class StandIns:
-    """Modules, and all modules below them, in whose place stand-ins are imported while these are installed.
+    """Gives stand-ins for these modules, and for all modules below them, while installed.
 
-    Modules that are loaded already are not replaced. After removal the real modules can be imported; names
+    Modules that are loaded already are not replaced. After `remove`, imports give the real modules; names
     that were imported before keep their stand-ins.
     """
 
@@ -37,7 +37,7 @@ class StandIns:
         self._functions = functions or {}
         self._become_real = become_real
         self.are_real = False
-        """Whether the stand-ins forward each use."""
+        """Whether the stand-ins pass each use on to the real object."""
 
     def install(self) -> None:
         """From now on, imports give stand-ins."""
@@ -65,7 +65,7 @@ class StandIns:
         return _StandInModule(spec.name, self)
 
     def exec_module(self, module: ModuleType) -> None:
-        """A stand-in has no code."""
+        """Does nothing: a stand-in has no code."""
 
     def _find(self, name: str) -> ModuleSpec | None:
         is_one = any(name == left_out or name.startswith(f"{left_out}.") for left_out in self._names)
@@ -87,13 +87,13 @@ class _StandInModule(ModuleType):
 
 
 class StandIn(type):
-    """Stands for an attribute of a module: a decorator without effect and a class without instances."""
+    """Stands for an attribute of a module: a decorator without effect, or a class without instances."""
 
     _stand_ins: StandIns
     _path: tuple[str, ...]
 
     def real(cls) -> Any:
-        """The object in whose place it stands."""
+        """The object that it stands for."""
         value: Any = importlib.import_module(cls.__module__)
         for name in cls._path:
             value = _real_attribute(value, name)
@@ -125,7 +125,7 @@ class StandIn(type):
 
 
 def _forget(name: str, module: ModuleType) -> None:
-    """From now on, importing the name gives the real module."""
+    """From now on, importing this name gives the real module."""
     del sys.modules[name]
     parent, _, child = name.rpartition(".")
     package = sys.modules.get(parent)
@@ -134,7 +134,7 @@ def _forget(name: str, module: ModuleType) -> None:
 
 
 def _real_attribute(owner: Any, name: str) -> Any:
-    """An attribute, or a package's module that is not imported yet."""
+    """Returns an attribute; imports a module of a package if necessary."""
     try:
         return getattr(owner, name)
     except AttributeError:

@@ -14,31 +14,30 @@ from envs.registry import env
 
 _GPU_DEVICES: Final = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 _SPIN_COUNT: Final = "10000"
-"""How long torch's threads spin at the end of a parallel region before they sleep: 0.1 ms where the
+"""How often torch's threads check for work after a parallel region before they sleep: for 0.1 ms where the
 processor's pause takes 10 ns. This is longer than the gap between two kernels, and shorter than a time slice.
 
-With libgomp's default a thread spins so long that its descheduled partner has no core: 12 tokens/s instead of
-150 with one other busy process on 2 cores. No spinning at all (OMP_WAIT_POLICY=passive) costs a third of the
-speed of an idle machine.
+With libgomp's default, a thread spins so long that its descheduled partner gets no core: 12 tokens/s instead
+of 150 with one other busy process on 2 cores. No spinning at all (OMP_WAIT_POLICY=passive) costs a third of
+the speed of an idle machine.
 """
 
 _KERNELS: Final = "128"
-"""Compiled kernels that oneDNN caches, with which torch multiplies matrices on a CPU.
+"""How many compiled kernels oneDNN, with which torch multiplies matrices on a CPU, keeps in its cache.
 
-Kernels are compiled for each shape: four or five for each number of tokens in a step.
-By default 1024 kernels are cached, twice: in oneDNN's own cache and in that of ideep, through which torch
-uses it. The caches fill slowly, with half a megabyte per kernel, which looks like a leak: half a gigabyte
-beside a model of 135M parameters. The shapes of frequent steps (one token for each running sequence) fit into
-128. A miss compiles the kernel again, which takes 0.6 ms in a step with a number of tokens that was not used
-recently.
+Kernels are compiled for each shape: four or five for each number of tokens in a step. By default 1024 kernels
+are cached twice: by oneDNN and by ideep, torch's layer above it. At half a megabyte per kernel, the caches
+slowly grow to half a gigabyte beside a model of 135M parameters, which looks like a leak. The shapes of
+frequent steps (one token for each running sequence) fit into 128. A step with a number of tokens that was not
+used recently compiles its kernel again, in 0.6 ms.
 """
 
 
 def set_torch_variables() -> None:
-    """Sets what the user has not set, here and for children; to be called before torch is loaded.
+    """Sets variables that the user has not set, here and for children; call it before torch is loaded.
 
-    torch detects GPUs with the driver's management library (NVML). Otherwise a library that checks for a GPU
-    during its import would initialise CUDA, which forked children could not use any more.
+    Makes torch detect GPUs through the driver's management library (NVML). Otherwise a library that looks for
+    a GPU while it is imported would initialise CUDA, and forked children could not use the GPU.
     """
     if env.PYTORCH_NVML_BASED_CUDA_CHECK.raw is None:
         os.environ[env.PYTORCH_NVML_BASED_CUDA_CHECK.name] = "1"
@@ -51,7 +50,7 @@ def set_torch_variables() -> None:
 
 
 def has_gpu() -> bool:
-    """Whether a driver provides a GPU device here, hidden or not."""
+    """Whether a driver provides a GPU on this machine, even if it is hidden from this process."""
     return any(device.exists() for device in _GPU_DEVICES)
 
 
@@ -63,7 +62,7 @@ def expects_gpu() -> bool:
 
 
 def hides_gpus(environment: Mapping[str, str]) -> bool:
-    """Whether these variables leave no GPU visible."""
+    """Whether these variables hide all GPUs."""
     value = environment.get(env.CUDA_VISIBLE_DEVICES.name)
     return value is not None and value.strip().lower() in {"", "-1", "none", "void"}
 

@@ -1,11 +1,12 @@
 """Accepts for vLLM's HTTP server, in the responder's process: answers probes, passes on all else.
 
-vLLM's event loop may be held for a second by one request. Its answer to `/health` is sent here, as long as
-the loop runs, and the connection is closed. `/readyz` gets the same answer; `/livez` gets 200.
+One request may block vLLM's event loop for a second. As long as the loop runs, vLLM sends its answer to
+`/health` here; this process repeats it to probes and closes their connections. `/readyz` gets the same
+answer; `/livez` gets 200.
 
-The bytes of a connection are peeked at (MSG_PEEK): only those of an answered probe are consumed, and vLLM
-reads all others itself. The kernel keeps about 550 messages while vLLM's loop is held. Further connections
-are accepted all the same, as probes may be among them, and are passed on later.
+A connection's bytes are peeked at (MSG_PEEK): only those of an answered probe are consumed, and vLLM reads
+all others itself. While vLLM's loop is blocked, the kernel queues about 550 messages. Further connections are
+accepted all the same, because probes may be among them, and are passed on later.
 """
 
 import errno
@@ -25,36 +26,36 @@ from startup.port.probe_http import LIVE_PATH, MAX_HEAD_BYTES, Answer, Probe, pa
 
 _SHARE_PERIOD_S: Final = 1.0
 _MAX_SHARE: Final = 0.2
-"""Largest share of one processor; with more, this process would slow down the processes that do the work."""
+"""Largest share of one processor for this process; more would slow down the processes that do the work."""
 SERVE: Final = b"serve"
-"""Message of the API process: from now on the responder accepts for vLLM. Its end of stream ends that."""
+"""Message of the API process: from now on the responder accepts for vLLM, until that stream ends."""
 BEAT: Final = b"beat "
 """Message of the API process: its loop runs. vLLM's answer to a probe follows, if it may be repeated."""
 ACCEPTING: Final = b"accepting"
 """The reply to SERVE."""
 CONNECTION: Final = b"connection"
-"""Message to the API process with a connection that it must serve. All others are an `AnsweredProbe`."""
+"""Message to the API process with a connection to serve. All other messages are an `AnsweredProbe`."""
 
 STALE_S: Final = 2.0
-"""After this time without a heartbeat, the answer is 503."""
+"""Seconds without a heartbeat after which the answer is 503."""
 SILENT_S: Final = 0.05
-"""How long a new connection may send nothing before it is passed on."""
+"""Seconds that a new connection may send nothing before it is passed on."""
 TURN_S: Final = 0.5
-"""The longest wait for events."""
+"""The longest wait for events, in seconds."""
 _RETRY_S: Final = 0.01
-"""How soon sending or accepting is tried again: nothing is received, or no descriptor is free."""
+"""Seconds until sending or accepting is tried again, if the receiver is full or no descriptor is free."""
 _MAX_ACCEPTS_PER_TURN: Final = 16
 _MAX_UNSENT: Final = 4096
 _MAX_UNLOGGED: Final = 8192
-"""Answered probes kept for the access log meanwhile."""
+"""Most answered probes that wait to be written into the access log."""
 _MAX_MESSAGE_BYTES: Final = 1 << 13
 _SEND_BUFFER_BYTES: Final = 1 << 20
-"""The kernel's limit is lower; half a kilobyte per connection that the API process has not received yet."""
+"""More than the kernel allows; a connection that the API process has not received takes half a kilobyte."""
 _ALIVE: Final = Answer(200).encode()
 
 
 class AnsweredProbe(NamedTuple):
-    """The access log's facts about a probe."""
+    """The facts about a probe for the access log."""
 
     client: str
     """Address and port; empty for a UNIX socket."""
@@ -71,7 +72,7 @@ class AnsweredProbe(NamedTuple):
 
 
 class Leftover(Protocol):
-    """A connection accepted before vLLM served; the data of its registration with the selector."""
+    """A connection accepted before vLLM served. The selector keeps it as data of its registration."""
 
     def advance(self) -> None: ...
     def is_done_by(self, now: float) -> bool: ...
@@ -81,23 +82,23 @@ class Acceptor:
     """Owns the listener until the API process ends its stream."""
 
     def __init__(self, listener: socket.socket, api_process: socket.socket, selector: selectors.BaseSelector) -> None:
-        """Listener and connection to the API process are registered with the selector."""
+        """The selector must have the listener and the connection to the API process registered."""
         self._listener = listener
         self._api_process = api_process
         self._selector = selector
         self._heartbeat = Heartbeat()
         self._priority = RealtimePriority(is_wanted=uses("real-time probes"))
         self._silent: dict[socket.socket, float] = {}
-        """Connections that have sent nothing yet, oldest first, and until when they may."""
+        """Connections that have sent nothing yet, oldest first, and when they will be passed on."""
         self._unsent: deque[socket.socket] = deque()
-        """Connections that the API process has to serve and cannot receive yet."""
+        """Connections that the API process must serve but cannot receive at the moment."""
         self._unlogged: deque[AnsweredProbe] = deque(maxlen=_MAX_UNLOGGED)
         api_process.setblocking(False)
         api_process.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         _raise_file_limit()
 
     def run(self, leftovers: Sequence[Leftover]) -> None:
-        """Returns once the API process has ended its stream and has got all connections, or has exited."""
+        """Runs until the API process exits, or ends its stream and has received all connections."""
         self._send(ACCEPTING)
         while self._turn(self._longest_wait_s(leftovers)):
             now = time.monotonic()
@@ -110,7 +111,7 @@ class Acceptor:
         return SILENT_S if self._silent or leftovers else TURN_S
 
     def _turn(self, timeout_s: float) -> bool:
-        """Waits for events and processes them; False at the end of the API process's stream."""
+        """Waits for events and processes them; returns False when the API process's stream ends."""
         ready = self._selector.select(timeout_s)
         now = time.monotonic()
         self._heartbeat.turn(now)
@@ -145,14 +146,14 @@ class Acceptor:
                 return
             except ConnectionError:  # the client has reset it
                 continue
-            except OSError:  # no free descriptor, even if no connection waits
+            except OSError:  # no descriptor is free; raised even if no connection waits
                 self._pass_silent_on(float("inf"))
                 time.sleep(_RETRY_S)
                 return
             self._inspect(connection)
 
     def _inspect(self, connection: socket.socket) -> None:
-        """Answers a probe, keeps a connection without bytes, and passes any other connection on."""
+        """Answers a probe, keeps a connection that has sent nothing, and passes any other connection on."""
         try:
             received = connection.recv(MAX_HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -167,7 +168,7 @@ class Acceptor:
             connection.close()
 
     def _answer(self, connection: socket.socket, probe: Probe | None) -> bool:
-        """Answers a probe; False if vLLM has to serve the connection."""
+        """Answers a probe; returns False if vLLM must serve the connection."""
         if probe is None:
             return False
         answer = _ALIVE if probe.path == LIVE_PATH else self._heartbeat.current_answer(time.monotonic())
@@ -196,7 +197,7 @@ class Acceptor:
             self._pass_on(connection)
 
     def _pass_on(self, connection: socket.socket) -> None:
-        """vLLM serves the connection: at once or, if its loop receives nothing, later."""
+        """Sends the connection to vLLM: at once or, if its loop receives nothing, later."""
         self._unsent.append(connection)
         if len(self._unsent) == 1:
             self._send_unsent()
@@ -208,11 +209,11 @@ class Acceptor:
             self._unlogged.popleft()
 
     def _send(self, message: bytes, *connections: socket.socket) -> bool:
-        """False if the API process receives nothing now."""
+        """Sends to the API process; returns False if it can receive nothing at the moment."""
         try:
             socket.send_fds(self._api_process, [message], [connection.fileno() for connection in connections])
         except OSError as err:
-            if err.errno in (errno.EAGAIN, errno.ETOOMANYREFS):  # or more descriptors than allowed are on their way
+            if err.errno in (errno.EAGAIN, errno.ETOOMANYREFS):  # or too many descriptors are under way
                 return False
             raise
         return True
@@ -228,7 +229,7 @@ class Acceptor:
 class Heartbeat:
     """The API process's last heartbeat.
 
-    While this process itself is stopped (a frozen container), no time passes here.
+    Time during which this process itself was stopped (a frozen container) does not count.
     """
 
     def __init__(self) -> None:
@@ -240,12 +241,12 @@ class Heartbeat:
         self._received_s = now
 
     def current_answer(self, now: float) -> bytes:
-        """The answer to a probe; empty if vLLM answers each itself."""
+        """The answer to a probe; empty if vLLM answers each probe itself."""
         age_s = now - self._received_s
         return _stale_answer(age_s) if age_s > STALE_S else self._answer
 
     def turn(self, now: float) -> None:
-        """Called at least every `TURN_S`."""
+        """Called at least every `TURN_S` seconds; notices by a longer pause that this process was stopped."""
         pause_s = now - self._turned_s - TURN_S
         if pause_s > TURN_S:
             self._received_s = min(now, self._received_s + pause_s)
@@ -259,15 +260,15 @@ def _stale_answer(age_s: float) -> bytes:
 
 
 def _raise_file_limit() -> None:
-    """vLLM raises its own limit after this process was forked."""
+    """Raises the limit of open files; vLLM raises its own only after this process was forked."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class RealtimePriority:
-    """Lets this process run at once, if permitted (CAP_SYS_NICE), as long as it needs little CPU time:
-    busy processes do not delay its answers.
+    """Gives this process real-time priority, if permitted (CAP_SYS_NICE), while it needs little CPU time:
+    busy processes then do not delay its answers.
 
     Processes that it forks have no such priority.
     """
@@ -291,7 +292,7 @@ class RealtimePriority:
         if not self._is_possible or is_on == self._is_on:
             return
         policy, priority = (os.SCHED_FIFO, 1) if is_on else (os.SCHED_OTHER, 0)
-        try:  # to take SCHED_RESET_ON_FORK back would need a privilege
+        try:  # to undo SCHED_RESET_ON_FORK would need a privilege
             os.sched_setscheduler(0, policy | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
         except OSError:  # not permitted
             self._is_possible = False

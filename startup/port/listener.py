@@ -11,11 +11,11 @@ BACKLOG = 2048
 
 
 def listen(*, host: str | None, port: int, uds: str | None, when_ready: bool = False) -> socket.socket:
-    """A listening socket on `uds`, or on `host` and `port`.
+    """Returns a socket that listens on `uds`, or on `host` and `port`.
 
-    It listens at once, so that the second of two servers fails: with SO_REUSEADDR two sockets may be bound to
-    one port as long as neither listens (socket(7)). A port that listens `when_ready` is only bound, so that
-    connections are refused; the second of two such servers fails when it listens.
+    It listens at once, so that a second server fails: with SO_REUSEADDR, two sockets may be bound to one port
+    as long as neither listens (socket(7)). With `when_ready`, the port is only bound, so that connections are
+    refused; then a second server fails only when it listens.
 
     Raises:
         PortInUseError: another process listens there.
@@ -49,7 +49,7 @@ def describe(listener: socket.socket, *, is_tls: bool = False) -> str:
 
 
 def describe_port(host: str, port: int, *, is_tls: bool) -> str:
-    """The same for a port that need not be open yet."""
+    """The URL of a port that need not be open yet."""
     scheme = "https" if is_tls else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
@@ -58,7 +58,7 @@ def _listen_unix(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path.is_socket() and not is_listened_on(path):
-            path.unlink(missing_ok=True)  # its owner may remove it at this moment, too
+            path.unlink(missing_ok=True)  # another process may remove it at this moment, too
         listener.bind(str(path))
         listener.listen(BACKLOG)
     except OSError as err:
@@ -68,7 +68,7 @@ def _listen_unix(path: Path) -> socket.socket:
 
 
 def is_listened_on(path: Path) -> bool:
-    """Whether a process listens on the UNIX socket, even with a full queue (EAGAIN)."""
+    """Whether a process listens on the UNIX socket, even if its queue is full (EAGAIN)."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         return probe.connect_ex(str(path)) in (0, errno.EAGAIN)

@@ -1,4 +1,4 @@
-"""The HTTP of probes: the plain GET whose answer is known in advance, and the response to a path."""
+"""The HTTP of probes: parses a plain GET of a probe's path, and encodes the response."""
 
 import re
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 PATH = "/health"
 LIVE_PATH, READY_PATH = "/livez", "/readyz"
-"""200 as long as the server lives; the answer of `PATH`. Plain vLLM has neither."""
+"""`/livez` gets 200 while the server lives; `/readyz` gets the answer of `PATH`. Plain vLLM has neither."""
 MAX_HEAD_BYTES = 4096
 MODEL_STATE_HEADER = "Model-State"
-"""Header of a 200 to a probe while no model runs, as a request would start it (`--idle-stop`): its state."""
+"""Header with the model's state, in a probe's 200 while only a request starts the model (`--idle-stop`)."""
 
 _HEAD = re.compile(
     rb"GET (/(?:health|livez|readyz)) HTTP/(1\.[01])\r\n((?:[!#-'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n)*)\r\n"
@@ -37,7 +37,7 @@ class Probe(NamedTuple):
 
 
 def parse_probe(received: bytes) -> Probe | None:
-    """The probe, a GET without body, if the bytes are one; None for anything else."""
+    """The probe in the bytes; None if they are not a GET of a probe's path without a body."""
     match = _HEAD.fullmatch(received)
     if match is None:
         return None
@@ -61,7 +61,7 @@ class Answer:
     headers: tuple[tuple[str, str], ...] = ()
 
     def encode(self) -> bytes:
-        """The whole response; it announces that the connection is closed afterwards."""
+        """The whole response, with the announcement that the connection closes afterwards."""
         head = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}", f"Content-Length: {len(self.body)}"]
         if self.body:
             head.append(f"Content-Type: {self.content_type}")

@@ -2,8 +2,8 @@
 
 It may stay longer and accept for vLLM (`keep`).
 
-The responder is a process of little code, the standard library and msgspec, forked before anything else is
-imported. A thread of the API process would answer 60 ms later and more: imports and tokenizers hold the
+The responder is a process of little code (standard library and msgspec), forked before anything else is
+imported. A thread of the API process would answer 60 ms later or more: imports and tokenizers hold the
 interpreter lock for so long at a time.
 """
 
@@ -27,12 +27,12 @@ from startup.port.start_state import ProbeAnswers
 logger = logging.getLogger(__name__)
 
 _END_S = 5.0
-"""How long a process that has nothing left to do, or was killed, may take to exit."""
+"""Seconds that a process that has nothing left to do, or was killed, may take to exit."""
 _GIVE_UP_S = 5.0
-"""How long the HTTP server waits until the process stops accepting, which takes microseconds."""
+"""Seconds that the HTTP server waits for the process to stop accepting, which takes microseconds."""
 _POLL_S = 0.01
 _SEND_BUFFER_BYTES = 1
-"""The kernel keeps a few messages then: a process that receives none for half a second is noticed."""
+"""The kernel then keeps few messages: a process that receives none is noticed within half a second."""
 
 
 class StartupResponder:
@@ -41,7 +41,7 @@ class StartupResponder:
     def __init__(
         self, listener: socket.socket, answers: ProbeAnswers, prepare_channels: Callable[[], OpenChannel] = open_plain
     ) -> None:
-        """`prepare_channels` is called in the responder's process, so that TLS is imported only there."""
+        """`prepare_channels` is called in the responder's process, so that only that process imports TLS."""
         self._listener = listener
         self._answers = answers
         self._prepare_channels = prepare_channels
@@ -52,7 +52,7 @@ class StartupResponder:
         self._is_handed_over = False
         self._is_lost = False
         self._has_given_up = threading.Event()
-        """Set when the process has confirmed that it accepts no more, or has not replied in time."""
+        """Set once the process has confirmed that it accepts no more, or has not replied in time."""
         self._waiting = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -83,7 +83,7 @@ class StartupResponder:
         return self._listener.getsockname()
 
     def update(self, message: bytes) -> None:
-        """Sends the current state; dropped if the process has exited or its queue is full."""
+        """Sends the current state to the process; dropped if the process has exited or its queue is full."""
         if self._is_handed_over or self._is_lost:
             return
         try:
@@ -97,19 +97,18 @@ class StartupResponder:
     def hand_over(self) -> None:
         """Makes the process stop accepting, answer the clients it has accepted, and exit.
 
-        Returns once the process accepts no more, so that a client that got an answer of the HTTP server gets
-        none of the responder afterwards. A process that is stopped (SIGSTOP) is waited for at most
-        `_GIVE_UP_S`.
+        Returns once the process accepts no more: a client that got an answer of the HTTP server gets none of
+        the responder afterwards. Waits at most `_GIVE_UP_S` for a process that is stopped (SIGSTOP).
         """
         self._is_handed_over = True
         group_signals.start_thread(threading.Thread(target=self._end, name="startup-responder-end", daemon=True))
         self._has_given_up.wait(_GIVE_UP_S)
 
     def keep(self) -> socket.socket | None:
-        """Makes the process accept for vLLM from now on, instead of `hand_over`.
+        """Makes the process accept for vLLM from now on; an alternative to `hand_over`.
 
-        Returns the connection to it (`startup.port.acceptor`), or None if it has exited. The process ends
-        when the connection's stream to it ends, or with `kill`.
+        Returns this process's connection to it (`startup.port.acceptor`), or None if it has exited. The
+        process ends when the API process ends the connection's stream, or calls `kill`.
         """
         self._is_handed_over = True
         try:
@@ -135,7 +134,7 @@ class StartupResponder:
         with suppress(OSError):
             self._ours.settimeout(responder_process.CONNECTION_S)
             self._ours.shutdown(socket.SHUT_WR)
-            self._ours.recv(1)  # the end of its stream
+            self._ours.recv(1)  # returns at the end of the process's stream
             is_confirmed = True
         self._has_given_up.set()
         if not self._wait(responder_process.CONNECTION_S + _END_S if is_confirmed else _END_S):
@@ -143,14 +142,14 @@ class StartupResponder:
             self.kill()
 
     def kill(self) -> None:
-        """Ends the process at once, or reaps it if it has exited."""
+        """Kills the process; only reaps it if it has exited already."""
         with self._waiting:
             if self._pid is not None:
                 os.kill(self._pid, signal.SIGKILL)
         self._wait(_END_S)
 
     def _wait(self, timeout_s: float) -> bool:
-        """Whether the process has exited by then; reaps it."""
+        """Waits for the process and reaps it; returns whether it has exited in time."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             with self._waiting:

@@ -1,6 +1,6 @@
 """The responder's process: accepts, reads and answers all connections in one thread, without blocking.
 
-A slow client therefore delays no other one. Once vLLM serves, `startup.port.acceptor` may go on in this
+A slow client therefore delays no other client. Once vLLM serves, `startup.port.acceptor` may continue in this
 process.
 """
 
@@ -24,7 +24,7 @@ from startup.port.start_state import ProbeAnswers
 logger = logging.getLogger(__name__)
 
 CONNECTION_S = 10.0
-"""A connection is closed after this time, whatever its state."""
+"""Seconds after which a connection is closed, whatever its state."""
 
 _MAX_REQUEST_BYTES = 1 << 20
 _MAX_MESSAGE_BYTES = 1 << 20
@@ -33,7 +33,7 @@ _CHUNK_BYTES = 1 << 16
 
 
 class Channel(Protocol):
-    """A client's non-blocking connection: a socket, or TLS on a socket (`startup.port.tls_channel`)."""
+    """A client's non-blocking connection: a plain socket, or TLS on a socket (`startup.port.tls_channel`)."""
 
     def fileno(self) -> int: ...
     def setblocking(self, is_blocking: bool, /) -> None: ...
@@ -44,11 +44,11 @@ class Channel(Protocol):
 
 
 OpenChannel = Callable[[socket.socket], Channel]
-"""Makes a channel of an accepted socket; an OSError rejects the client."""
+"""Makes a channel from an accepted socket; raises OSError to reject the client."""
 
 
 def open_plain() -> OpenChannel:
-    """Channels without TLS: the sockets themselves."""
+    """Returns the sockets themselves as channels, without TLS."""
     return lambda client: client
 
 
@@ -87,7 +87,7 @@ class _Loop:
         self._is_accepting = True
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._max_connections = _MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(_MAX_CONNECTIONS, soft // 2)
-        """One more closes the oldest connection."""
+        """When a further client connects, the oldest connection is closed."""
 
     def run(self) -> None:
         """Returns once the socket is handed over and all clients are answered, or the API process exits."""
@@ -117,7 +117,7 @@ class _Loop:
         Acceptor(self._listener, self._api_process, self._selector).run(connections)
 
     def _process(self, message: bytes) -> None:
-        """Follows the state of the start; accepts no more at the end of the API process's stream."""
+        """Applies a message with the start's state; accepts no more once the API process ends its stream."""
         if message:
             self._answers.follow(message)
             return
@@ -158,7 +158,7 @@ class ProbeConnection:
         selector.register(client, selectors.EVENT_READ, self)
 
     def advance(self) -> None:
-        """Reads or writes what the socket is ready for."""
+        """Reads or writes as far as the socket is ready."""
         try:
             if self._to_send is None:
                 self._read_request()
@@ -203,7 +203,7 @@ class ProbeConnection:
 
 
 def _is_complete(request: bytes) -> bool:
-    """Whether head and announced body have arrived; a request that is too long counts as complete."""
+    """Whether the head and the announced body have arrived; a request that is too long counts as complete."""
     head, separator, body = request.partition(b"\r\n\r\n")
     if not separator:
         return len(request) > _MAX_REQUEST_BYTES

@@ -1,4 +1,4 @@
-"""State of one start (timeline, facts and progress), and the responder's answer from it to each path."""
+"""The state of one start (timeline, facts, progress), from which the responder answers each path."""
 
 import json
 import time
@@ -22,16 +22,16 @@ _LONGEST_REASON: Final = 200
 
 
 class StartState:
-    """Implements `base.lifecycle.StartView`; changed by the main thread, read from any thread.
+    """Implements `base.lifecycle.StartView`. The main thread changes it; any thread may read it.
 
-    The responder's process has a copy, which follows this one by its messages (`to_message`).
+    The responder's process has a copy, which follows this state by messages (`to_message`).
     """
 
     def __init__(self, subject: StartSubject, timeline: PhaseTimeline) -> None:
         self.subject = subject
         self.facts = StartFacts(model=subject.model, start_method=subject.start_method, outcome="starting")
         self.history_key = ""
-        """Name of the comparable starts in the history; empty until the history has been read."""
+        """Names the comparable starts in the history; empty until the history has been read."""
         self.meter = ProgressMeter(timeline)
         self._timeline = timeline
         self._is_draining = False
@@ -57,35 +57,35 @@ class StartState:
         self._timeline.on_change()
 
     def set_detail(self, detail: str) -> None:
-        """Progress of the current phase as text; empty once the phase has ended."""
+        """Sets a text about the current phase's progress, which is removed when the phase ends."""
         self.meter.detail = detail
         self._timeline.on_change()
 
     def expect_compilation(self, fields: Mapping[str, Any], *, detail: str, compile_s: float) -> None:
-        """vLLM has its configuration: whether it will compile the model, which adds these seconds."""
+        """Sets whether vLLM, which has its configuration, will compile; adds the time for that."""
         self.set_compiled_model(fields)
         self.meter.added_s = compile_s
         self.set_detail(detail)
 
     def set_compiled_model(self, fields: Mapping[str, Any]) -> None:
-        """Whether vLLM loads or compiles its model, and why."""
+        """Sets whether vLLM loads or compiles its model, and why."""
         self.facts = replace(self.facts, compiled_model=fields)
         self.meter.detail = ""
 
     def finish(self, prefetch: PrefetchReport | None) -> None:
-        """The start has succeeded: the server is ready."""
+        """Called when the start has succeeded: the server is ready."""
         self._timeline.finish()
         if prefetch is not None:
             self._timeline.add("prefetch", prefetch.spans)
         self.facts = replace(self.facts, outcome="ready", page_cache=_page_cache(prefetch))
 
     def fail(self, reason: str) -> None:
-        """The start has failed; probes report the reason until the process exits."""
+        """Called when the start has failed; probes report the reason until the process exits."""
         self.facts = replace(self.facts, outcome="failed", error=reason)
         self._timeline.finish()
 
     def drain(self) -> None:
-        """The server rejects new requests from now on."""
+        """Called when the server starts to reject new requests."""
         self._is_draining = True
 
     def to_message(self) -> bytes:
@@ -112,7 +112,7 @@ class StartState:
             self._read_history(content["key"])
 
     def build_report(self) -> StartReport:
-        """The timeline so far with the facts."""
+        """The timeline so far, with the facts about the start."""
         return build_report(self._timeline, self.facts)
 
     def progress(self) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class StartState:
 
 
 def _why_compiled(compiled: Mapping[str, Any]) -> str:
-    """Values of variables stay in the log: metrics and `ps` have names, or else the first words."""
+    """Names of what differs, or the reason's first words. Values stay in the log, not in metrics and `ps`."""
     names = [f"{change['kind']} {change['name']}" for change in compiled.get("changes", ())]
     return list_some(names, _MOST_NAMED) or str(compiled.get("reason", ""))[:_LONGEST_REASON]
 
@@ -153,7 +153,7 @@ def _page_cache(prefetch: PrefetchReport | None) -> PageCacheFacts | None:
 
 
 class ProbeAnswers:
-    """Chooses the answer to each path in the responder's process, by its copy of the state."""
+    """Chooses the answer to each path, in the responder's process, from its copy of the start's state."""
 
     def __init__(self, state: StartState, *, is_private: bool = False, has_page: bool = True) -> None:
         """With `is_private`, answers contain only what probes need: the responder has no API keys."""
@@ -166,7 +166,7 @@ class ProbeAnswers:
         self._state.follow(message)
 
     def answer(self, path: str) -> Answer:
-        """200 for /livez and the public paths, 503 with the progress for all others."""
+        """200 for /livez and the public paths, 503 with the progress for all other paths."""
         if path == LIVE_PATH:
             return Answer(200)
         if not self._is_private and (answer := self._answer_public(path)) is not None:
@@ -177,7 +177,7 @@ class ProbeAnswers:
         return Answer(503, json.dumps(body).encode(), retry_after_s=None if facts.error else 1)
 
     def _answer_public(self, path: str) -> Answer | None:
-        """Status page with its data, timeline and metrics; None for other paths."""
+        """The status page, its data, the timeline or the metrics; None for other paths."""
         if path == "/" and self._has_page:
             page = read_page()
             return Answer(200, page.body, "text/html; charset=utf-8", headers=page.headers)
@@ -191,7 +191,7 @@ class ProbeAnswers:
 
 
 def _format_status(state: StartState) -> bytes:
-    """The data of the status page: the members that the HTTP server sends, `live` being null."""
+    """The data of the status page, with the same members as the HTTP server's; `live` is null."""
     status = {
         "status": state.facts.outcome,
         "model": state.facts.model,
@@ -205,7 +205,7 @@ def _format_status(state: StartState) -> bytes:
 
 
 def _format_metrics(state: StartState) -> str:
-    """The families of `collectors.start_families`, without its library, which is slow to import."""
+    """The same metrics as `collectors.start_families`, whose library would be slow to import."""
     info = ",".join(f'{name}="{_escaped(value)}"' for name, value in state.info()._asdict().items())
     labels = f'model_name="{_escaped(state.facts.model)}",engine="0"'
     lines = [

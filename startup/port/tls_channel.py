@@ -26,7 +26,7 @@ def open_tls(config: TlsConfig) -> "Callable[[socket.socket], TlsChannel]":
 
 
 class TlsChannel:
-    """The first reads do the handshake. BlockingIOError means that TLS needs more data, OSError a failure."""
+    """Handshakes in the first reads. BlockingIOError means that TLS needs more data, OSError a failure."""
 
     def __init__(self, client: socket.socket, context: ssl.SSLContext) -> None:
         client.setblocking(False)
@@ -42,7 +42,7 @@ class TlsChannel:
         self._tls.setblocking(is_blocking)
 
     def recv(self, num_bytes: int) -> bytes:
-        """Like a socket's. `num_bytes` is at least 16 KiB (a TLS record): selectors ignore decrypted data."""
+        """Receives like a socket. Ask for 16 KiB or more: selectors do not see decrypted data."""
         try:
             if not self._is_handshake_done:
                 self._tls.do_handshake()

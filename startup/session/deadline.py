@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def start_deadline(limit_s: float, describe: Callable[[], str]) -> threading.Timer:
-    """Begins the time limit. Call `cancel` once the start has finished in time.
+    """Starts the timer of the limit; call `cancel` on it once the start has finished.
 
     The main thread may be in an import or a system call, where no exception reaches it: the timer's thread
     kills the engine process and then exits this process.
@@ -38,7 +38,7 @@ def _expire(limit_s: float, describe: Callable[[], str]) -> None:
 
 
 def _stacks() -> str:
-    """The stacks of all threads, written by C code, which takes no lock that a thread may hold."""
+    """The stacks of all threads. C code writes them, because it takes no lock that a thread may hold."""
     # faulthandler writes only to a file with a descriptor.
     with os.fdopen(os.memfd_create("stacks"), "w+", encoding="utf-8", errors="replace") as file:
         faulthandler.dump_traceback(file, all_threads=True)

@@ -1,4 +1,4 @@
-"""The outcome of a start: lines in the log, files, the history."""
+"""Records the outcome of a start: in the log, in files, and in the history."""
 
 import logging
 
@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 def save_ready_start(
     state: StartState, address: str, *, info: EngineInfo | None = None, prefetch: PrefetchReport | None = None
 ) -> None:
-    """Logs the phases, writes the requested file and adds the start to the history.
+    """Logs the phases, writes the report file if one was requested, and adds the start to the history.
 
-    `info` is None for vLLM, and `prefetch` while it is still running.
+    `info` is None with vLLM; `prefetch` is None while it is still running.
     """
     report = state.build_report()
     if prefetch is not None:
@@ -33,12 +33,12 @@ def save_ready_start(
 
 
 def save_failed_start(state: StartState) -> None:
-    """Writes the requested file; a failed start does not enter the history."""
+    """Writes the report file if one was requested; a failed start does not enter the history."""
     _save_file(state.build_report(), state.subject)
 
 
 def _save_file(report: StartReport, subject: StartSubject) -> None:
-    """A failure is a warning and does not end the start."""
+    """Writes the report file. A failure is logged as a warning, and the start goes on."""
     if subject.report_file is not None:
         try:
             write_whole(subject.report_file, report.to_json())

@@ -1,7 +1,7 @@
-"""The start session: listener, responder, service manager, prefetch, preflight, deadline, report of a start.
+"""The start session: listener, responder, service manager, prefetch, preflight, deadline and report.
 
-A start strategy calls its methods in the order of its own start: `startup.embedded.start`,
-`startup.vllm.launch.start`.
+The two kinds of start, `startup.embedded.start` and `startup.vllm.launch.start`, call its methods in their
+own order.
 """
 
 import logging
@@ -57,14 +57,14 @@ class ListenAddress(NamedTuple):
     uds: str | None
     is_tls: bool = False
     when_ready: bool = False
-    """Whether a port is only bound until the server is ready (--listen-when-ready)."""
+    """Whether the port is only bound until the server is ready (--listen-when-ready)."""
 
 
 class StartSession:
-    """One start, from the first step until the server stops; a context manager in the API process.
+    """One start, from its first step until the server stops; a context manager in the API process.
 
-    Methods are called on the main thread, except where they name another one. A StartupError that leaves the
-    `with` block is reported to probes, service manager and report file.
+    Methods are called on the main thread, unless they name another one. A StartupError that leaves the `with`
+    block is reported to probes, the service manager and the report file.
     """
 
     def __init__(
@@ -76,15 +76,15 @@ class StartSession:
         self.stack = ExitStack()
         """Closed when the session ends, in reverse order."""
         self.phase_of_others: Callable[[], str] = str
-        """Says what the process does that the current phase waits for; empty if unknown."""
+        """Returns what another process does while the current phase waits for it; empty if unknown."""
         self._is_private = is_private
         self._has_page = has_page
         self._address = ""
         self._log_note = ""
-        """A note in the log for scripts that take any answer for readiness."""
+        """Advice in the log for scripts that take any answer as readiness."""
         self._manager: ServiceManager | None = None
         self.responder: StartupResponder | None = None
-        """None before `listen`."""
+        """None until `listen` is called."""
         self.stop_signals = StopSignals(self._report_stop)
         self._deadline: threading.Timer | None = None
         self._live: LiveProgress | None = None
@@ -93,7 +93,7 @@ class StartSession:
         self._asks_later: Sequence[Download] = ()
         self._is_ready = False
         self._note_start: Callable[[Mapping[str, Any]], None] = lambda start: None
-        """Notes the start for `vllm-cli ps`."""
+        """Adds facts about the start to the record for `vllm-cli ps`."""
         self._publishing = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -116,7 +116,7 @@ class StartSession:
                 self._fail(str(err))
 
     def phase(self) -> str:
-        """The current phase, for log lines; may be called on any thread."""
+        """The current phase, for log lines; any thread may call it."""
         return self.state.phase
 
     def listen(
@@ -126,12 +126,12 @@ class StartSession:
         *,
         accepts_activation: bool = False,
     ) -> socket.socket:
-        """Binds and listens, and starts the responder; to be called before this process has a second thread.
+        """Binds and listens, and starts the responder; call it before this process has a second thread.
 
         Args:
             address: ignored if the service manager has passed a socket and `accepts_activation` is set.
             prepare_channels: see `StartupResponder`.
-            accepts_activation: whether a socket passed by the service manager is taken.
+            accepts_activation: whether to take a socket that the service manager has passed.
 
         Raises:
             PortInUseError: another process listens there.
@@ -154,14 +154,14 @@ class StartSession:
         return listening
 
     def keep_run_record(self, address: str | None) -> None:
-        """Has `vllm-cli ps` list this process; called by `listen`, and by a start that listens later."""
+        """Makes `vllm-cli ps` list this process; called by `listen`, and by a start that listens later."""
         subject = self.state.subject
         record = RunRecord(engine=subject.engine, model=subject.model, address=address)
         self._note_start = self.stack.enter_context(run_recorded(record))
         self._note_start(self.state.info()._asdict())
 
     def create_folder(self) -> Path:
-        """Creates a folder for the files of all processes of this start, multiprocessing's among them."""
+        """Creates a folder for the files of all processes of this start, also those of multiprocessing."""
         folder = self.stack.enter_context(own_folder())
         current_process()._config["tempdir"] = str(folder)  # type: ignore[attr-defined]
         return folder
@@ -173,24 +173,24 @@ class StartSession:
             self.stack.callback(self._deadline.cancel)
 
     def show_progress(self, *, only_logs: bool = False) -> None:
-        """Shows the progress on the terminal; without one, or with `only_logs`, logs long phases."""
-        with group_signals.blocked():  # also in the thread
+        """Shows the progress on the terminal; without a terminal, or with `only_logs`, logs long phases."""
+        with group_signals.blocked():  # blocked in the new thread, too
             self._live = self.stack.enter_context(LiveProgress(self.state.meter, self._log_note, only_logs=only_logs))
 
     def prefetch(self, files: Sequence[Path], mode: PrefetchMode) -> None:
         """Reads torch's libraries and then the model's files into the page cache, in a helper process.
 
-        An image that was baked has a record of what a start reads of the libraries.
+        A baked image has a record of which parts of the libraries a start reads.
         """
         pages = _baked_pages()
         paths = (*(() if pages else plan_libraries()), *files)
         self._prefetch = self.stack.enter_context(start_prefetch(paths, mode, pages))
 
     def download(self, plan: FilePlan, timeout_s: float | None) -> "DownloadHandle | None":
-        """Downloads what the plan lacks or what has changed, in a helper process; None if that is nothing.
+        """Downloads files that are missing or have changed, in a helper process; None if there are none.
 
-        Its progress is the detail of whatever phase is running.
-        A warm start with all files on disk waits for no answer: `finish` downloads for the next one.
+        The running phase shows the download's progress. A warm start with all files on disk does not wait for
+        the hub: `finish` then downloads changed files for the next start.
         """
         if start_origin.warm is not None and plan.is_on_disk:
             self._asks_later = [] if is_offline() else plan.downloads
@@ -202,7 +202,7 @@ class StartSession:
         """Reads the history, runs the preflight and logs its warnings.
 
         Args:
-            run_preflight: called within the phase `preflight`, so that its imports are part of it.
+            run_preflight: called within the phase `preflight`, so that its imports are part of the phase.
             mode: `auto` ends the start if there are errors, `warn` logs them, `off` does not check.
 
         Raises:
@@ -215,12 +215,12 @@ class StartSession:
             report.apply(mode)
 
     def hand_over(self) -> None:
-        """The HTTP server is about to accept: returns once the responder does not. Called on any thread."""
+        """Called on any thread before the HTTP server accepts; returns once the responder has stopped."""
         if self.responder is not None:
             self.responder.hand_over()
 
     def finish(self, info: EngineInfo | None = None) -> None:
-        """The server is ready: ends deadline and progress, logs and saves the start. Called on any thread."""
+        """Called on any thread once the server is ready: ends deadline and progress, saves the start."""
         self._end_waiting()
         prefetch = self._prefetch.result() if self._prefetch is not None else None
         if self._download is not None and self._download.report is not None:
@@ -234,17 +234,17 @@ class StartSession:
             group_signals.start_thread(threading.Thread(target=self._download_later, name="update", daemon=True))
 
     def _download_later(self) -> None:
-        """Runs on a thread, with which the helper ends."""
+        """Runs on a thread, with which the helper process ends."""
         from startup.files.download.process import start_download
 
         with start_download(self._asks_later) as handle:
             if handle.result() != tuple(download.cached for download in self._asks_later):
-                logger.info("the next start serves what has changed: a warm start does not wait for the hub")
+                logger.info("the next start serves the changed files: a warm start does not wait for the hub")
 
     def notify_ready(self, status: str | None = None) -> None:
         """Ends the deadline and notifies the service manager of readiness. Called on any thread.
 
-        From now on, signals are for the server.
+        From now on, the server handles signals.
         """
         self._is_ready = True
         self.stop_signals.release()
@@ -253,7 +253,7 @@ class StartSession:
             self._manager.notify_ready(status or f"ready: {self._address}")
 
     def drain(self) -> None:
-        """The server rejects new requests from now on; its start has no deadline. Called on any thread."""
+        """Called on any thread when the server rejects new requests from now on; ends the deadline."""
         self._end_waiting()
         self.state.drain()
         self.notify_stopping("finishing running requests")
@@ -264,7 +264,7 @@ class StartSession:
             self._manager.notify_stopping(status)
 
     def _end_waiting(self) -> None:
-        """The start is over: ends deadline and progress."""
+        """Ends deadline and progress display, because the start is over."""
         if self._deadline is not None:
             self._deadline.cancel()
         if self._live is not None:
@@ -280,7 +280,7 @@ class StartSession:
     def _publish(self) -> None:
         """Sends each change of the timeline to the responder, and the phase to the service manager.
 
-        Called on the main thread and on that of a download's progress: no older message follows a newer one.
+        Called on the main thread and on the thread of a download's progress; the messages stay in order.
         """
         with self._publishing:
             if self.responder is not None:
@@ -293,7 +293,7 @@ class StartSession:
             self._live.erase()
         phase = self.phase_of_others() or self.phase()
         logger.info("stopped by %s during the start, in phase %s", signal_name, phase.replace("_", " "))
-        logging.disable()  # the threads of this process notice that others end
+        logging.disable()  # other threads would log that processes end
         self.notify_stopping(f"stopped by {signal_name} during the start")
 
     def _fail(self, reason: str) -> None:
@@ -313,7 +313,7 @@ def _baked_pages() -> Path | None:
 
 
 def _log_origin() -> None:
-    """One line about a warm start; at debug level, why a start is cold."""
+    """Logs a line about a warm start; at debug level, logs why a start is cold."""
     if (warm := start_origin.warm) is not None:
         text = "warm start: forked from the standby's process %d, which saves %.1f s of imports"
         logger.info(text, warm.template_pid, warm.saved_s)

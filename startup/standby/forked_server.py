@@ -1,7 +1,7 @@
 """The process that a template process forks: takes over the front process's state, then runs its command.
 
-It reads the request itself, so that no argument and no variable of it ever is in the template's memory. It
-does nothing that is visible outside until it has agreed (`ready`) and the front process has (`go`).
+It reads the request itself, so that arguments and variables of the request are never in the template's
+memory. It does nothing that is visible outside until it (`ready`) and the front process (`go`) have agreed.
 """
 
 import locale
@@ -27,11 +27,11 @@ from startup.standby.front_process import interpreter_state
 from startup.standby.import_state import ImportEnvironment, InstalledFiles
 
 _REQUEST_S = 5.0
-"""How long the front process may take to send its request, which it does at once."""
+"""Seconds that the front process has to send its request, which it does at once."""
 _STANDARD: Final = (0, 1, 2)
 _STREAMS: Final = ("stdin", "stdout", "stderr")
 _SO_PEERPIDFD: Final = 77
-"""A pidfd of the process that connected, since Linux 6.5 (unix(7)); Python has no name for it."""
+"""The option for a pidfd of the connected process, since Linux 6.5 (unix(7)); Python has no name for it."""
 
 
 class TemplateFacts(NamedTuple):
@@ -39,40 +39,40 @@ class TemplateFacts(NamedTuple):
 
     pid: int
     at_import: Mapping[str, str]
-    """The variables that its libraries have read; a dormant forkserver must have the same."""
+    """The variables that the template's libraries have read; a dormant forkserver must have the same."""
     environment: ImportEnvironment
     why_cold: Callable[[Sequence[str]], str | None]
-    """Why a server with these words after `serve` cannot use the imports, if it cannot."""
+    """Returns why a server with these words after `serve` cannot use the imports; None if it can."""
     files: InstalledFiles
     import_s: float
 
 
 class Request(NamedTuple):
-    """The request of the front process."""
+    """What the front process requests."""
 
     argv: list[str]
     orig_argv: list[str]
     path: list[str]
     environment: dict[str, str]
     interpreter: dict[str, str]
-    """Properties of its interpreter, which must be equal."""
+    """Properties of the front process's interpreter; this interpreter's must be equal."""
     locale: str
     streams: list[str]
-    """For each standard stream, its error handler and whether it writes each line; empty if it is closed."""
+    """Each standard stream's error handler, and whether it flushes each line; empty for a closed stream."""
     begin_ns: int
     life_fd: int
     """The read end of the front process's death pipe."""
     folder_fd: int
     open_fds: dict[int, int]
-    """Its descriptors that `exec` keeps: the number there and the number here."""
+    """The front process's descriptors that `exec` keeps: the number there, and the number here."""
 
 
 class _ColdStartError(Exception):
-    """The front process should start the server itself; the message is the reason."""
+    """The front process must start the server itself; the message is the reason."""
 
 
 class FrontLink:
-    """The server's connection to the process that the user started."""
+    """The server's connection to the front process."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -81,7 +81,7 @@ class FrontLink:
         self._connection.close()
 
     def report_exit(self, code: int) -> None:
-        """The command has returned; the exit code counts even if the template process has ended."""
+        """Reports that the command has returned; the exit code is valid even if the template has ended."""
         self._send(b"exit", str(code).encode())
 
     def start_again(self, variable: str, value: str, *words: str) -> NoReturn:
@@ -97,7 +97,7 @@ class FrontLink:
 def take_over(
     connection: socket.socket, front_pid: int, template: TemplateFacts, on_stale: Callable[[str], None]
 ) -> FrontLink:
-    """Returns once this process is the server. If it cannot become the server, it exits.
+    """Returns once this process is the server; exits if it cannot become the server.
 
     Nothing may have been read from the connection to the front process. `on_stale` is called with a reason if
     the template process must be replaced.
@@ -118,7 +118,7 @@ def take_over(
         with suppress(OSError):
             messages.send(connection, [b"cold", os.fsencode(str(err))])
         os._exit(0)
-    except (OSError, MessageError):  # the front process has gone or is not one of ours
+    except (OSError, MessageError):  # the front process has gone, or is not one of ours
         os._exit(0)
     start_origin.warm = start_origin.WarmOrigin(
         front_pid=front_pid,
@@ -161,10 +161,10 @@ def _receive_request(connection: socket.socket) -> Request:
 
 
 def _become_equal(request: Request, connection: socket.socket, front_pid: int, environment: ImportEnvironment) -> None:
-    """Makes this process what `exec` would have made of the front process.
+    """Gives this process all that `exec` would have kept of the front process.
 
     Raises:
-        _ColdStartError: it cannot.
+        _ColdStartError: that is not possible.
         OSError: the front process has ended.
     """
     _raise_reason(process_state.first_difference(request.interpreter, interpreter_state()))
@@ -191,10 +191,10 @@ def _ensured_to_run(connection: socket.socket, pid: int) -> Iterator[None]:
     """A block that reads the state of the process at the other end.
 
     Raises:
-        _ColdStartError: it cannot be seen from here, or has ended: its number may be that of another process.
+        _ColdStartError: it is not visible from here, or has ended: its pid may be another process's.
     """
     if pid == 0:
-        raise _ColdStartError("the process namespace that it was started in is not within the standby's")
+        raise _ColdStartError("its process namespace is not within the standby's")
     try:
         pidfd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
     except OSError:  # an older kernel
@@ -236,7 +236,7 @@ def _set_stream(name: str, how: str) -> None:
 
 
 def _take_descriptors(open_fds: Mapping[int, int]) -> None:
-    """Gives the front process's descriptors the numbers that they have there."""
+    """Moves the front process's descriptors to the numbers that they have in the front process."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     for number in _STANDARD:

@@ -1,7 +1,7 @@
 """The front process once its server is forked: forwards signals to the server and ends in the same way.
 
-The server has a session of its own, because a process cannot join another one's. Signals that the terminal
-or a service manager sends to the front process reach the server through it.
+The server has a session of its own, because a process cannot join another process's session. Signals that the
+terminal or a service manager sends to the front process are forwarded to the server.
 """
 
 import os
@@ -29,16 +29,16 @@ _TO_MAIN = (
     signal.SIGALRM,
     signal.SIGIO,
 )
-"""Forwarded to the server's main process, as a service manager would send them."""
+"""Signals for the server's main process, to which a service manager would send them."""
 _STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
-"""Job control: all of the server's processes are stopped, then this one."""
+"""Signals of job control: all of the server's processes are stopped, then the front process."""
 _HANDLED = (*_TO_MAIN, *_STOPS, signal.SIGCONT)
 _ENDS = (signal.SIGINT, signal.SIGTERM)
-"""A server acts on these even if it was started with them ignored, as a script's `&` does with SIGINT."""
+"""The server acts on these even if it was started with them ignored, as by `&` in a script (SIGINT)."""
 _COLD = ("VCLI_STANDBY", "off")
 _OF_ROUTER = ("VCLI_IDLE_STOP", "VCLI_IDLE_SLEEP", "VCLI_RESTART")
 _STATUS_S = 1.0
-"""How long the template process may take to report how the server ended."""
+"""Seconds that the template process has to report how the server ended."""
 _KILLED = 128 + signal.SIGKILL
 
 
@@ -70,7 +70,7 @@ def follow_server(
 
 
 class _Server:
-    """The forked server, as known to the front process."""
+    """The forked server, as the front process sees it."""
 
     def __init__(self, connection: socket.socket, pid: int, pidfd: int, relay: "NotifyRelay | None") -> None:
         self._connection = connection
@@ -78,17 +78,17 @@ class _Server:
         self._pidfd = pidfd
         self._relay = relay
         self._code: int | None = None
-        """The exit code that the server itself has announced."""
+        """The exit code that the server has announced."""
         self._status: int | None = None
-        """How it ended, as its parent, the template process, reports it."""
+        """How the server ended, as the template process, its parent, reports."""
         self._again: tuple[str, str] | None = None
-        """A variable with which the server is to be started again, cold."""
+        """The name and value of a variable with which the server must be started again, cold."""
         self._added: list[str] = []
-        """Words to be added to its command."""
+        """Words to add to the server's command when it is started again."""
         self._forwarded: set[int] = set()
 
     def wait(self, wakeup_fd: int) -> int:
-        """The exit code; -N after signal N."""
+        """The server's exit code; -N after signal N."""
         poll = select.poll()
         for fd in (wakeup_fd, self._pidfd, self._connection.fileno()):
             poll.register(fd, select.POLLIN)
@@ -99,7 +99,7 @@ class _Server:
             if wakeup_fd in ready:
                 numbers = os.read(wakeup_fd, 256)
                 for index, number in enumerate(numbers):
-                    if number not in _STOPS or signal.SIGCONT not in numbers[index:]:  # it cancels a stop
+                    if number not in _STOPS or signal.SIGCONT not in numbers[index:]:  # SIGCONT cancels a stop
                         self._forward(number)
             if self._connection.fileno() in ready and not self._read_message():
                 poll.unregister(self._connection.fileno())
@@ -121,9 +121,9 @@ class _Server:
         return _KILLED if self._code is None else self._code
 
     def _end_if_signalled(self, wakeup_fd: int) -> None:
-        """Repeats for this process the signals that came before the server's end and have not ended it.
+        """Ends this process by signals that came before the server's end and did not end the server.
 
-        From now on signals have their default actions, also in the program that is executed next.
+        From now on signals have their default actions, also in a program that is executed next.
         """
         for number in _HANDLED:
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -134,7 +134,7 @@ class _Server:
             os.kill(os.getpid(), received)
 
     def _read_message(self) -> bool:
-        """False once nothing more comes."""
+        """Reads a message; returns False when no more can come."""
         try:
             sections, fds = messages.receive(self._connection)
         except (OSError, messages.MessageError):
@@ -154,7 +154,7 @@ class _Server:
         if number in _STOPS:
             self._signal_group(signal.SIGSTOP)
             handler = signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)  # returns once this process is continued, or at once without job control
+            os.kill(os.getpid(), number)  # returns when this process is continued, or at once without job control
             signal.signal(number, handler)
             self._signal_group(signal.SIGCONT)
         elif number == signal.SIGCONT:

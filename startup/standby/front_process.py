@@ -1,6 +1,6 @@
 """The process that the user starts: requests a server forked from a template process, or starts cold.
 
-The start waits for this module, so it imports only what is needed to connect.
+The start waits for the import of this module, so it imports only what a connection needs.
 """
 
 import _locale
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from startup.port.systemd.notify_relay import NotifyRelay
 
 _ACK_S = 0.04
-"""How long a standby may take to answer at all; a running one takes a millisecond."""
+"""Seconds that a standby has to answer at all; a running one takes a millisecond."""
 _VERDICT_S = 0.5
-"""How long the forked process may take after that. It takes 50 ms, or 250 ms with eight busy processes per
-processor; its exit ends the wait at once."""
+"""Seconds that the forked process then has to agree. It takes 50 ms, or 250 ms with eight busy processes per
+processor; if it exits, the wait ends at once."""
 _REQUIRED_S = 10.0
-"""With `--standby require`, this replaces `_ACK_S`."""
+"""With `--standby require`, the front process waits so many seconds instead of `_ACK_S`."""
 
 
 class ColdStartError(Exception):
@@ -33,14 +33,14 @@ class ColdStartError(Exception):
 
 
 def serve_warm(words: list[str]) -> int | None:
-    """Has the server forked and forwards signals to it until it ends; None for a cold start in this process.
+    """Has the server forked and forwards signals to it until it ends; returns None for a cold start instead.
 
     Returns:
         The exit code of the server; a server that was killed by a signal ends this process by that signal.
     """
     own = ServeWords(words).own
     if has_several_models(words) or is_behind_router(words):
-        return None  # a router is a light process, whose servers may be forked
+        return None  # a router imports little; its servers may be forked
     if "--detach" in own:
         return None  # the process that this one starts may have its server forked
     mode = own.get("--standby") or foreign.text_of("VCLI_STANDBY") or "auto"
@@ -72,11 +72,11 @@ def serve_warm(words: list[str]) -> int | None:
 
 
 def _connect(connection: socket.socket, kind: str, *, timeout_s: float) -> None:
-    """Connects to a template process, which accepts but does not read from the connection.
+    """Connects to a template process, which accepts the connection and reads nothing from it.
 
     Raises:
         FileNotFoundError: there is no standby.
-        ColdStartError: it does not answer, or is not this user's.
+        ColdStartError: it does not answer, or belongs to another user.
     """
     try:
         connection.settimeout(timeout_s)
@@ -92,7 +92,7 @@ def _connect(connection: socket.socket, kind: str, *, timeout_s: float) -> None:
 
 
 def _notify_relay() -> "NotifyRelay | None":
-    """Passes on the server's messages to the service manager, if there is one."""
+    """A relay for the server's messages to the service manager; None if there is no manager."""
     address = foreign.text_of("NOTIFY_SOCKET")
     if address[:1] not in ("/", "@"):
         return None
@@ -105,10 +105,10 @@ def _notify_relay() -> "NotifyRelay | None":
 
 
 def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int, int, int]:
-    """Sends what the server needs; returns its pid, its pidfd and the pipe whose closing ends it.
+    """Sends what the server needs; returns its pid, its pidfd, and the pipe whose closing ends the server.
 
-    `variables` replace this process's values in the server. Raises ColdStartError with the forked process's
-    reason.
+    `variables` replace this process's values in the server. Raises ColdStartError with the reason that the
+    forked process gives.
     """
     begin_ns = time.monotonic_ns()
     life_read_fd, life_fd = os.pipe()
@@ -154,7 +154,7 @@ def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int,
 def interpreter_state() -> dict[str, str]:
     """The settings that Python reads once, at its start; a forked server's interpreter must have the same.
 
-    Python's UTF-8 mode, which is on without LANG, changes nothing if the locale's encoding is UTF-8.
+    Leaves out UTF-8 mode, which is on without LANG: no difference if the locale's encoding is UTF-8.
     """
     encodings = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors(), _locale.nl_langinfo(_locale.CODESET))
     return {
@@ -171,7 +171,7 @@ def interpreter_state() -> dict[str, str]:
 
 
 def _personality() -> str:
-    """Other processes may not read it."""
+    """The execution domain (personality(2)); only the process itself may read it."""
     try:
         with open("/proc/self/personality") as file:  # noqa: PTH123
             return file.read().strip()
@@ -180,14 +180,14 @@ def _personality() -> str:
 
 
 def _text_state() -> list[bytes]:
-    """The locale of characters; of each standard stream, error handler and whether it writes each line."""
+    """The locale of characters; each standard stream's error handler, and whether it flushes each line."""
     streams = (sys.stdin, sys.stdout, sys.stderr)
     layers = [f"{stream.errors} {stream.line_buffering:d}" if stream is not None else "" for stream in streams]
     return [os.fsencode(text) for text in (_locale.setlocale(_locale.LC_CTYPE, None), *layers)]
 
 
 def _inherited_fds() -> list[int]:
-    """The standard streams and all others that `exec` would keep."""
+    """The standard streams, and all other descriptors that `exec` would keep."""
     found = []
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         fd = int(name)

@@ -1,7 +1,7 @@
-"""The variables and files that a template's imports depend on, and that must be equal for a warm start.
+"""The variables and files on which a template's imports depend, and which must be equal for a warm start.
 
 A forked server has the environment of the process that the user started. But a module that reads a variable
-on import keeps what it read, and so do C libraries and the interpreter when they are loaded. A start whose
+on import keeps the value, as C libraries and the interpreter do when they are loaded. A start whose
 environment differs in such a variable is cold.
 """
 
@@ -28,8 +28,8 @@ _OF_C_LIBRARIES: Final = (
     "OPENCV_", "OPENSSL_", "PYTHON", "PYTORCH_", "RUST_LOG", "TCMALLOC", "THP_MEM_ALLOC_ENABLE", "TOKENIZERS_LOG",
     "TORCH_", "TQDM_", "TRITON_", "XGRAMMAR_",
 )  # fmt: skip
-"""Beginnings of the names of variables that the loader, the interpreter and C libraries read, or that Python
-code finds in a list of all variables."""
+"""Beginnings of names of variables that the loader, the interpreter or C libraries read, or that Python code
+finds by listing all variables."""
 
 _READ_LATER: Final = frozenset({
     "CI", "COLUMNS", "FORCE_COLOR", "LANG", "LANGUAGE", "LINES", "LNAME", "LOGNAME", "NO_COLOR", "PATH", "TZ", "USER",
@@ -38,23 +38,23 @@ _READ_LATER: Final = frozenset({
     "VLLM_CACHE_ROOT", "VLLM_LOGGING_COLOR", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_STREAM",
     "HF_HUB_OFFLINE", "HF_TOKEN", "PROMETHEUS_MULTIPROC_DIR", "TRANSFORMERS_OFFLINE",
 })  # fmt: skip
-"""Read on import, but also at each use, or set again in the library
-(`startup.ground.processes.library_state`); or only by an interactive interpreter."""
+"""Variables that are read on import but cause no difference: they are also read at each use, are set again in
+the library (`startup.ground.processes.library_state`), or matter only to an interactive interpreter."""
 _DELETED: Final = " (deleted)"
 
 
 class ImportEnvironment(NamedTuple):
-    """Created in a template process after its imports; used in each fork."""
+    """The environment of a template's imports; created in the template after them, and used in each fork."""
 
     given: Mapping[str, str]
     """The variables that the user gave to the standby."""
     read: frozenset[str]
-    """Variables that Python code read on import, set or not."""
+    """Variables that Python code read on import, whether they were set or not."""
     written: Mapping[str, str | None]
-    """Variables that the imports set, or removed (None)."""
+    """Variables that the imports have set, or removed (None)."""
 
     def why_cold(self, environment: Mapping[str, str]) -> str | None:
-        """The first variable that differs and counts; the reason has no values, which may be secrets."""
+        """Names the first variable that differs and matters; leaves out values, which may be secrets."""
         for name in foreign.changes(self.given, environment):
             if name in self.written:
                 return f"{name} differs, which the standby's imports have set"
@@ -70,7 +70,7 @@ class ImportEnvironment(NamedTuple):
         return None
 
     def applied_to(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """A start's environment as it would be after the same imports."""
+        """A start's environment, changed as the imports would have changed it."""
         result = {**environment, **self.written}
         return {name: value for name, value in result.items() if value is not None}
 
@@ -88,16 +88,16 @@ def recorded_reads() -> Iterator[set[str]]:
 
 
 def written_since(before: Mapping[str, str]) -> dict[str, str | None]:
-    """Variables of this process that were set, or removed (None), since it had these."""
+    """Variables that were set, or removed (None), in this process since it had the variables `before`."""
     now = foreign.snapshot()
     return {name: now.get(name) for name in foreign.changes(before, now)}
 
 
 def execute_with(wanted: Mapping[str, str]) -> dict[str, str]:
-    """Returns once this process was executed with these variables, which libraries read when they are loaded.
+    """Executes this program again with variables that libraries read when loaded; returns once it has them.
 
     Returns:
-        The environment that the user gave, without them; starts are compared with that.
+        The user's environment without these variables, with which starts are compared.
     """
     marker = env.VCLI_GIVEN_VARIABLES.name
     if (before := env.VCLI_GIVEN_VARIABLES.raw) is not None:
@@ -112,10 +112,10 @@ def execute_with(wanted: Mapping[str, str]) -> dict[str, str]:
 
 
 def _recording_class(names: set[str]) -> type:
-    """A class to which the existing mapping can be switched, so that all references to it record.
+    """A class for the existing `os.environ`: assigned to it, all references to the mapping record reads.
 
-    `dict(os.environ)` and `os.environ.copy()` list the names and then read each one. Such a read has the very
-    object that the listing returned, which a read by name never has; it does not count.
+    `dict(os.environ)` and `os.environ.copy()` list the names and then read each one. These reads do not
+    count. They pass the very object that the listing returned, which a read by name never does.
     """
     listed: dict[int, Any] = {}
 
@@ -136,8 +136,8 @@ def _recording_class(names: set[str]) -> type:
 class InstalledFiles:
     """The files of all loaded modules and libraries, and of the installed distributions.
 
-    Created in the template before its imports, completed after them. Each fork then checks for changes. A new
-    file that no installer has written is no change, even if it would hide a loaded module.
+    Created in the template before its imports, and completed after them. Each fork then looks for changes. A
+    new file that no installer has written is no change, even if it would hide a loaded module.
     """
 
     def __init__(self) -> None:
@@ -148,11 +148,11 @@ class InstalledFiles:
         self._files = _Files({})
 
     def record_loaded(self) -> None:
-        """Called once after the imports; what changed during them counts as changed."""
+        """Called once, after the imports; a file that changed during the imports counts as changed."""
         mapped = set(_mapped_files())
         paths = {*self._distributions, *_loaded_files(), *mapped, *_interpreter_files()}
         stamps = {path: read_stamp(path) for path in sorted(paths)}
-        on_path = tuple(folder + os.sep for folder in self._path)  # elsewhere imports write modules themselves
+        on_path = tuple(folder + os.sep for folder in self._path)  # elsewhere, imports write modules themselves
         for path, stamp in stamps.items():
             is_newer = stamp.mtime_ns > self._since_ns and path.startswith(on_path)
             if is_newer or (path in mapped and _is_replaced(path)):
@@ -160,21 +160,21 @@ class InstalledFiles:
         self._files = _Files(stamps)
 
     def find_change(self) -> str | None:
-        """A file that has changed, as a reason in words; None if everything is as it was recorded."""
+        """A file that has changed, as a reason in words; None if all files are as recorded."""
         installed = self._distributions.symmetric_difference(distribution_files(self._path))
         path = self._changed_early or min(installed, default=None) or self._files.find_changed()
         return None if path is None else f"{path} was changed"
 
 
 class _Files:
-    """Paths and stamps in a few large objects: reading many small ones copies their pages in each fork."""
+    """Paths and stamps in few large objects: reads of many small ones would copy their pages in a fork."""
 
     def __init__(self, stamps: Mapping[str, FileStamp]) -> None:
         self._paths = b"\0".join(map(os.fsencode, stamps))
         self._columns = tuple(array("q", column) for column in zip(*stamps.values(), strict=True))
 
     def find_changed(self) -> str | None:
-        """The first file that differs; this loop decides how long a check takes."""
+        """The first file that differs, or None. This loop determines how long a check takes."""
         stat = os.stat
         for path, mtime_ns, size, inode in zip(self._paths.split(b"\0"), *self._columns, strict=True):
             try:
@@ -196,7 +196,7 @@ def _loaded_files() -> Iterator[str]:
 
 
 def _attribute(module: ModuleType | object, name: str) -> Any:
-    """Without `__getattr__`: a lazy module would import something."""
+    """Gets an attribute without calling `__getattr__`, with which a lazy module would import something."""
     try:
         return object.__getattribute__(module, "__dict__").get(name)
     except AttributeError:
@@ -214,12 +214,12 @@ def _mapped_files() -> Iterator[str]:
 
 
 def _is_replaced(path: str) -> bool:
-    """Whether a file that is mapped has another one in its place; the kernel marks the mapping."""
+    """Whether another file has replaced a mapped one; the kernel marks the mapping."""
     return path.endswith(_DELETED) and os.path.exists(path.removesuffix(_DELETED))  # noqa: PTH110
 
 
 def _interpreter_files() -> Iterator[str]:
-    """A virtual environment's link to its interpreter, and the file that names its prefix."""
+    """Yields a virtual environment's link to its interpreter, and the file that names its prefix."""
     if sys.executable:
         yield sys.executable
     yield os.path.join(sys.prefix, "pyvenv.cfg")  # noqa: PTH118

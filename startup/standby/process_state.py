@@ -1,11 +1,11 @@
-"""The properties of a process that `exec` keeps: a forked server must share them with the front process.
+"""The process properties that `exec` keeps: a forked server must share them with the front process.
 
-A few properties are taken over; all others must be equal, or else the start is cold. Everything here runs in
-the fork, while it has one thread, and reads the other process from /proc, so that one in a sandbox cannot
-claim to be outside.
+Some properties are taken over. All others must be equal; otherwise the start is cold. This code runs in the
+fork, while it has one thread. It reads the front process's state from /proc, so that a process in a sandbox
+cannot claim to be outside.
 
-Not compared, because /proc does not show it: the programs of seccomp filters (their number is compared),
-Landlock rules, securebits, the session keyring.
+/proc does not show, and this code does not compare: the programs of seccomp filters (their number is
+compared), Landlock rules, securebits, the session keyring.
 """
 
 import os
@@ -47,8 +47,8 @@ _LIMITS: Final = {
     name: getattr(resource, name) for name in vars(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
 }
 _LIMITS_AT_EXEC: Final = ("RLIMIT_STACK", "RLIMIT_AS", "RLIMIT_DATA")
-"""Soft limits that cannot take effect later: the C library reads the first one at exec, the others count
-memory of modules that only the template has imported."""
+"""Soft limits that cannot be applied later: the C library reads the first at exec; the others count memory of
+modules that only the template has imported."""
 
 _CGROUP_LIMITS: Final = (
     "cpu.idle",
@@ -62,24 +62,21 @@ _CGROUP_LIMITS: Final = (
     "memory.min",
     "memory.swap.max",
 )
-"""Not `pids.max`, which systemd sets to thousands for every service and for no session."""
+"""Files with a cgroup's limits, without `pids.max`: systemd sets it for each service and for no session."""
 _UNLIMITED: Final = frozenset({"", "0", "100", "default 100", "max", "max 100000"})
-"""Values of these files in a cgroup without limits."""
+"""What these files contain in a cgroup without limits."""
 
 _UNCHANGEABLE: Final = frozenset({signal.SIGKILL, signal.SIGSTOP})
 
 
 def why_not_equal(pid: int) -> str | None:
-    """A property of another process that differs from this one's and is not taken over, or None.
-
-    Raises:
-        OSError: the process has ended.
-    """
+    """The first property of another process that differs here and is not taken over; None if there is
+    none."""
     return first_difference(_properties(pid), _properties(os.getpid()))
 
 
 def first_difference(theirs: Mapping[str, str], own: Mapping[str, str]) -> str | None:
-    """The first property that differs, as a reason for a cold start."""
+    """The first property that differs, as a reason for a cold start; None if all are equal."""
     for name in {**own, **theirs}:
         there, here = theirs.get(name, ""), own.get(name, "")
         if there != here:
@@ -88,7 +85,7 @@ def first_difference(theirs: Mapping[str, str], own: Mapping[str, str]) -> str |
 
 
 def take_over(pid: int) -> str | None:
-    """Gives this process what it can have of another one; returns why that is not possible, or None.
+    """Takes over the properties of another process that can be changed; returns why it cannot, or None.
 
     Signals get their default actions or are ignored, as in a program that is executed; SIGINT too, as in
     `vllm_cli.__main__`.
@@ -100,7 +97,7 @@ def take_over(pid: int) -> str | None:
     os.umask(int(status["Umask"], 8))
     _set_signal_actions(int(status["SigIgn"], 16))
     Path("/proc/self/comm").write_text(_text(f"/proc/{pid}/comm"))
-    with suppress(PermissionError):  # a lower score needs privileges: the server keeps the standby's
+    with suppress(PermissionError):  # a lower score needs privileges; then the server keeps the standby's
         Path("/proc/self/oom_score_adj").write_text(_text(f"/proc/{pid}/oom_score_adj"))
     return _enter_cgroup(pid) or _set_limits(pid)
 
@@ -130,7 +127,7 @@ def _set_signal_actions(ignored: int) -> None:
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals() - _UNCHANGEABLE:
         action: Any = signal.SIG_IGN if ignored >> (number - 1) & 1 else signal.SIG_DFL
-        if signal.getsignal(number) != action:  # handlers of `faulthandler` read as SIG_DFL and stay
+        if signal.getsignal(number) != action:  # handlers of `faulthandler` look like SIG_DFL, and stay
             signal.signal(number, action)
 
 
@@ -145,7 +142,7 @@ def _set_limits(pid: int) -> str | None:
 
 
 def _enter_cgroup(pid: int) -> str | None:
-    """Moves this process into another one's cgroup, or leaves it in one with the same limits.
+    """Moves into the other process's cgroup, or stays in one with equal limits; returns why neither works.
 
     With version 1, the cgroups of all controllers must be the same.
     """
@@ -169,13 +166,13 @@ def _enter_cgroup(pid: int) -> str | None:
 
 
 def _cgroups(pid: int) -> dict[str, str]:
-    """The path of each hierarchy with limits, by its controllers: empty for version 2."""
+    """The cgroups with limits: each hierarchy's path by its controllers, which are empty for version 2."""
     lines = (line.split(":", 2) for line in _text(f"/proc/{pid}/cgroup").split("\n"))
     return {line[1]: line[2] for line in lines if len(line) == 3 and not line[1].startswith("name=")}
 
 
 def _limits_of(folder: Path, top: Path) -> set[str]:
-    """The limits of a cgroup and its ancestors."""
+    """The limits of a cgroup and of its ancestors."""
     places = [place for place in (folder, *folder.parents) if place.is_relative_to(top)]
     values = ((name, "\n".join(cgroups.read_lines(place / name))) for place in places for name in _CGROUP_LIMITS)
     return {f"{name}={value}" for name, value in values if value not in _UNLIMITED}
@@ -189,7 +186,7 @@ def _io_priority(pid: int) -> str:
 
 
 def _root_directory(pid: int) -> str:
-    """Device, inode and mount: a bind mount of the same folder is another root."""
+    """Device, inode and mount of the root; a bind mount of the same folder is another root."""
     try:
         fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
     except OSError:
@@ -204,7 +201,7 @@ def _root_directory(pid: int) -> str:
 
 def _status(pid: int) -> dict[str, str]:
     status = _fields(f"/proc/{pid}/status")
-    if "Umask" not in status:  # the file is gone, or that of a zombie
+    if "Umask" not in status:  # the process is gone, or a zombie
         raise ProcessLookupError(f"process {pid} has ended")
     return status
 
@@ -215,7 +212,7 @@ def _fields(path: str) -> dict[str, str]:
 
 
 def _text(path: str) -> str:
-    """The first page of a file of /proc; empty if the kernel does not have it or does not show it."""
+    """The first page of a file in /proc; empty if the kernel lacks the file or does not show it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -1,6 +1,6 @@
 """The standby's sockets: in a folder that only this user can enter, one name per interpreter and kind.
 
-Imported by the front process, whose start waits for it: only what is needed to connect.
+The front process imports this module, and the start waits for it: it imports only what a connection needs.
 """
 
 import os
@@ -17,10 +17,10 @@ from startup.ground.processes import messages
 from startup.ground.serve_words import ServeWords, is_eager, is_for_information
 
 CONTROL = "standby"
-"""Name of the socket on which the standby itself answers; templates have the names of their kinds."""
+"""Name of the socket on which the standby itself answers; a template's socket has the name of its kind."""
 
 ACK = b"\x06"
-"""A template process's first byte on a connection; the process that it forks sends the rest."""
+"""The first byte that a template process sends on a connection; the process that it forks sends the rest."""
 
 EMBEDDED = "embedded"
 VLLM_EAGER = "vllm-eager"
@@ -31,7 +31,7 @@ TEMPLATE_KINDS = (EMBEDDED, VLLM_EAGER, VLLM_COMPILED)
 def socket_folder() -> str:
     """`$XDG_RUNTIME_DIR/vllm-cli`; without that variable, a folder in vLLM's cache folder.
 
-    A router's own standby has another one, which VCLI_STANDBY_FOLDER names.
+    A router's own standby uses another folder, which VCLI_STANDBY_FOLDER names.
     """
     if own := foreign.text_of("VCLI_STANDBY_FOLDER"):
         return own
@@ -43,10 +43,10 @@ def socket_folder() -> str:
 
 
 def open_folder() -> int:
-    """A descriptor of the folder, for `socket_path`.
+    """Opens the folder and returns its descriptor, for `socket_path`.
 
     Raises:
-        OSError: it does not exist, is no folder, or another user owns it or may enter it.
+        OSError: it does not exist, is not a folder, or another user owns it or may enter it.
     """
     fd = os.open(socket_folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     status = os.fstat(fd)
@@ -57,7 +57,7 @@ def open_folder() -> int:
 
 
 def create_folder() -> int:
-    """The same after creating the folder; raises the same errors."""
+    """Like `open_folder`, but creates the folder first if necessary."""
     folder = socket_folder()
     os.makedirs(os.path.dirname(folder), exist_ok=True)  # noqa: PTH103, PTH120
     with suppress(FileExistsError):
@@ -77,46 +77,46 @@ def connect(connection: socket.socket, name: str) -> None:
 
 
 def socket_path(folder_fd: int, name: str) -> str:
-    """A path for bind(2) and connect(2), short enough for a socket's address however long the folder's is."""
+    """A path for bind(2) and connect(2): it fits into an address even if the folder's path is long."""
     return f"/proc/self/fd/{folder_fd}/{file_name(name)}"
 
 
 def file_name(name: str) -> str:
-    """One name per protocol version, interpreter and prefix: standbys of several environments coexist."""
+    """The socket's file name: one per protocol version, interpreter and prefix, so that standbys coexist."""
     identity = f"{messages.VERSION} {sys.version} {sys.prefix}"
     return f"{zlib.crc32(identity.encode()):08x}-{name}.sock"
 
 
 def module_folder() -> str | None:
-    """The working folder for `python -m vllm_cli`, which prefers modules that are there; None for this one.
+    """The working folder for `python -m vllm_cli`, which prefers modules in it; None for the present folder.
 
-    A source tree in which the user happens to be must not replace the installed program.
+    Otherwise a source tree in which the user happens to be could replace the installed program.
     """
     try:
         is_own = os.getcwd() == os.path.realpath(f"{__file__}/../../..")  # noqa: PTH109
-    except OSError:  # it was deleted
+    except OSError:  # the folder was deleted
         is_own = False
     return None if is_own else "/"
 
 
 def peer_of(connection: socket.socket) -> tuple[int, int]:
-    """Process and user at the other end when it connected or began to listen (unix(7), SO_PEERCRED)."""
+    """Process and user at the other end, at the time of its connect or listen (unix(7), SO_PEERCRED)."""
     pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return pid, uid
 
 
 def template_kind(words: list[str]) -> str | None:
-    """The kind of template for the words after `serve`; None if a start does without slow imports."""
+    """The kind of template for the words after `serve`; None if the start needs no slow imports."""
     if is_for_information(words):
         return None
     given = ServeWords(words)
     kind = template_kind_for(given.engine(), given)
-    # With vLLM it imports nothing; what vLLM's libraries write when a process ends is not part of its output.
+    # With vLLM, this imports nothing; what vLLM's libraries print at the end of a process is not its output.
     return None if kind != EMBEDDED and "--preflight-only" in given.own else kind
 
 
 def template_kind_for(engine: str, given: ServeWords) -> str:
-    """The kind of template for an engine; only the compiler must not be imported needlessly."""
+    """The kind of template for an engine. vLLM's kinds differ only in whether the compiler is imported."""
     if engine == "embedded":
         return EMBEDDED
     return VLLM_EAGER if is_eager(given.engine_words) else VLLM_COMPILED

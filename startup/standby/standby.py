@@ -1,4 +1,4 @@
-"""The standby process: starts template processes, replaces them, and answers `standby status` and `stop`."""
+"""The standby process: starts and replaces template processes, and answers `standby status` and `stop`."""
 
 import fcntl
 import logging
@@ -39,17 +39,17 @@ class StandbyOptions:
     """The settings of a standby."""
 
     kinds: tuple[str, ...]
-    """Kinds of template processes (`startup.standby.sockets`)."""
+    """The kinds of template processes (`startup.standby.sockets`)."""
     models: tuple[str, ...] = ()
-    """Folders or hub ids: class imported, tokenizer loaded, weights kept in the page cache."""
+    """Folders or hub ids: classes are imported, tokenizers loaded, weights kept in the page cache."""
     idle_exit_s: float | None = None
-    """Ends the standby when no server was forked for this long; None for never."""
+    """Seconds without a forked server after which the standby ends; None for never."""
     max_memory_bytes: int | None = None
-    """The most PSS that standby and template processes may have together; None for no limit."""
+    """The most PSS, in bytes, of standby and template processes together; None for no limit."""
 
 
 def run_standby(options: StandbyOptions) -> int:
-    """Runs until a signal, `standby stop` or the idle limit; returns the exit code.
+    """Runs until a signal, `standby stop` or the idle limit ends it; returns the exit code.
 
     Raises:
         StartupError: another standby runs, or its sockets cannot be created.
@@ -59,7 +59,7 @@ def run_standby(options: StandbyOptions) -> int:
             folder_fd = sockets.create_folder()
         except OSError as err:
             raise StartupError(f"the standby's folder {sockets.socket_folder()} cannot be used: {err}") from err
-        is_owned = env.VCLI_STANDBY_FOLDER.get() is not None  # a router's own, which nobody else uses
+        is_owned = env.VCLI_STANDBY_FOLDER.get() is not None  # the standby of a router, which nobody else uses
         if is_owned:
             stack.callback(shutil.rmtree, sockets.socket_folder(), ignore_errors=True)
         stack.callback(os.close, folder_fd)
@@ -70,7 +70,7 @@ def run_standby(options: StandbyOptions) -> int:
 
 
 class _Standby:
-    """One run."""
+    """One run of a standby."""
 
     def __init__(self, options: StandbyOptions, folder_fd: int, stack: ExitStack) -> None:
         self._options = options
@@ -106,7 +106,7 @@ class _Standby:
                 manager.notify_ready(f"ready: {kinds}")
             for key, _ in self._selector.select(_TICK_S):
                 if isinstance(key.data, TemplateProcess):
-                    if key.data.is_running:  # else a signal of this round has ended it
+                    if key.data.is_running:  # otherwise a signal of this round has ended it
                         self._follow(key.data)
                 elif key.fileobj is self._control:
                     self._answer()
@@ -147,14 +147,14 @@ class _Standby:
         return read_fd
 
     def _handle_signals(self, numbers: bytes) -> None:
-        """Looks after SIGCHLD whether a template process has ended; any other signal stops the standby."""
+        """On SIGCHLD, checks whether a template process has ended; any other signal stops the standby."""
         self._is_stopping = self._is_stopping or any(number != signal.SIGCHLD for number in numbers)
         for template in self._templates:
             if template.has_exited:
                 self._follow(template)
 
     def _tend(self) -> None:
-        """Starts missing template processes, keeps limits and the page cache, and ends an idle standby."""
+        """Starts missing template processes, enforces limits, keeps page caches, ends an idle standby."""
         now = time.monotonic()
         for template in self._templates:
             if (channel := template.start_if_due()) is not None:
@@ -169,7 +169,7 @@ class _Standby:
             self._limit_memory(self._options.max_memory_bytes)
 
     def _limit_memory(self, limit_bytes: int) -> None:
-        """Ends the template process that was not used for the longest time."""
+        """Ends the template process whose last use is longest ago, if the memory is over the limit."""
         memory_bytes = self.status().memory_bytes
         running = [template for template in self._templates if template.is_running]
         if memory_bytes > limit_bytes and running:
@@ -203,9 +203,9 @@ class _Standby:
 
 
 class _ModelPages:
-    """Keeps the models' weights in the page cache: reads them again when they were evicted.
+    """Keeps the models' weights in the page cache: reads them again if the kernel has evicted them.
 
-    Reads within the limits of every prefetch (`startup.files.prefetch.survey`); no page is locked.
+    Reads within the limits of every prefetch (`startup.files.prefetch.survey`); locks no page.
     """
 
     def __init__(self, models: tuple[str, ...]) -> None:
@@ -221,11 +221,11 @@ class _ModelPages:
             self._running.close()
 
     def keep(self) -> None:
-        """Called regularly; reads once a minute, in a helper process, what is not resident."""
+        """Called regularly; once a minute, a helper process reads what is not resident."""
         if self._running is not None and (report := self._running.result()) is not None:
             logger.debug("%s", report)
             self._running = None
-            if report.unknown_bytes:  # they would be read each time
+            if report.unknown_bytes:  # otherwise they would be read each time
                 self._models = ()
         if self._models and self._running is None and time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + _PAGES_CHECK_S
@@ -235,7 +235,7 @@ class _ModelPages:
 
 
 def _lock(folder_fd: int) -> int:
-    """Held as long as the standby runs; released by the kernel however it ends."""
+    """Takes the lock of the standby, which the kernel releases however the standby ends."""
     path = sockets.socket_path(folder_fd, sockets.CONTROL).removesuffix(".sock") + ".lock"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:

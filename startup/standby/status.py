@@ -9,7 +9,7 @@ from startup.standby import sockets
 
 STATUS: Final = b"status"
 STOP: Final = b"stop"
-"""Requests on the control socket; the answer is JSON."""
+"""Requests on the control socket; the answer to each is the status as JSON."""
 
 _TIMEOUT_S: Final = 5.0
 _MAX_BYTES: Final = 1 << 18
@@ -25,11 +25,11 @@ class TemplateStatus:
     state: TemplateState
     pid: int | None
     import_s: float | None
-    """How long the imports took, which each warm start saves; None until they are done."""
+    """Seconds that the imports took, which each warm start saves; None until they are done."""
     num_starts: int
-    """Servers forked from processes of this kind."""
+    """How many servers were forked from processes of this kind."""
     memory_bytes: int
-    """PSS: pages shared with servers count in part."""
+    """PSS in bytes: pages that are shared with servers count in part."""
     error: str | None
 
 
@@ -40,22 +40,22 @@ class StandbyStatus:
     pid: int
     uptime_s: float
     memory_bytes: int
-    """PSS of the standby and its template processes."""
+    """PSS of the standby and its template processes, in bytes."""
     models: tuple[str, ...]
     templates: tuple[TemplateStatus, ...]
 
     @property
     def is_settled(self) -> bool:
-        """Whether no template process is still importing."""
+        """Whether all template processes have finished their imports or failed."""
         return all(template.state != "importing" for template in self.templates)
 
     def to_json(self) -> str:
-        """The content of the answer, and of `standby status --json`."""
+        """The status as JSON: the answer to a request, and the output of `standby status --json`."""
         return json.dumps(asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text: bytes) -> "StandbyStatus":
-        """The inverse of `to_json`; raises ValueError for other content."""
+        """The status in such JSON; raises ValueError for other content."""
         import msgspec  # noqa: PLC0415 - not for --help of commands that may ask a standby
 
         return msgspec.json.decode(text, type=cls)
@@ -66,7 +66,7 @@ class NoStandbyError(Exception):
 
 
 def ask(request: bytes) -> StandbyStatus:
-    """The status of the running standby, which ends after answering STOP.
+    """The status of the running standby, which ends after it has answered STOP.
 
     Raises:
         NoStandbyError: none runs, or it does not answer.

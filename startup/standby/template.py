@@ -1,6 +1,6 @@
 """A template process: imports what a kind of server needs, then forks a server for each front process.
 
-It forks with one thread, so that its forks are complete copies, and reads nothing from a front process.
+It has one thread when it forks, so that its forks are complete copies. It reads nothing from a front process.
 """
 
 import gc
@@ -42,19 +42,19 @@ STALE: Final = b"stale"
 INCOMPLETE: Final = b"incomplete"
 STARTED: Final = b"started"
 ENDED: Final = b"ended"
-"""Messages to the standby. The imports are done, out of date or incomplete; a server was forked or ended."""
+"""Messages to the standby: imports are done, out of date or incomplete; a server was forked or has ended."""
 
 _BACKLOG: Final = 128
 _HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _HUGE_PAGE_BYTES: Final = 2 << 20
 _MADV_COLLAPSE: Final = 25
-"""Linux 6.1; older kernels reject it."""
+"""Since Linux 6.1; older kernels reject it."""
 
 
 def wait_for_start(kind: str, models: Sequence[str], standby_fd: int) -> FrontLink:
     """Runs the template process; returns in each process that it forks, which is a server.
 
-    Classes and tokenizers of the models are loaded too. `standby_fd` is a SEQPACKET socket to the standby.
+    Loads the classes and tokenizers of the models, too. `standby_fd` is a SEQPACKET socket to the standby.
     Raises StartupError if this process cannot fork servers.
     """
     with low_numbers_taken():
@@ -87,7 +87,7 @@ def wait_for_start(kind: str, models: Sequence[str], standby_fd: int) -> FrontLi
 
 
 class _Template:
-    """The loop of the process."""
+    """The loop of a template process: forks servers and reports their ends."""
 
     def __init__(
         self,
@@ -101,10 +101,10 @@ class _Template:
         self._facts = facts
         self._imports = imports
         self._connections: dict[int, socket.socket] = {}
-        """To the front processes, by forked process."""
+        """Connections to front processes, by the pid of the forked process."""
         self._watch = ChildWatch()
         self._is_retired = False
-        """No longer listens; only reports how its servers end."""
+        """Whether the process no longer listens, and only reports how its servers end."""
 
     def run(self) -> FrontLink:
         """Forks until the standby ends or replaces this process; then waits for the servers' ends."""
@@ -126,7 +126,7 @@ class _Template:
                 return link
 
     def _fork_for(self, connections: list[socket.socket]) -> FrontLink | None:
-        """Forks a process for each of them; returns a link only in a forked process."""
+        """Forks a process for each connection; returns a link only in a forked process."""
         while connections:
             connection = connections.pop(0)
             front_pid, _ = peer_of(connection)
@@ -142,7 +142,7 @@ class _Template:
         return None
 
     def _accept_all(self) -> list[socket.socket]:
-        """All waiting front processes of this user; each gets a byte at once, since this process works."""
+        """Accepts all waiting front processes of this user; sends each a byte at once, as a sign of life."""
         accepted: list[socket.socket] = []
         while True:
             try:
@@ -175,7 +175,7 @@ class _Template:
             self._standby.send(message, socket.MSG_DONTWAIT)
 
     def _reap(self) -> None:
-        """Reports to each front process how its server has ended."""
+        """Reports to each front process whose server has ended how it ended."""
         for pid, code in self._watch.reap(self._connections):
             with self._connections.pop(pid) as connection, suppress(OSError):
                 connection.send(messages.encode([b"status", str(code).encode()]), socket.MSG_DONTWAIT)
@@ -185,7 +185,7 @@ class _Template:
 
 
 def _listen(kind: str) -> socket.socket:
-    """The template's socket; it replaces that of an earlier template in one step."""
+    """Creates the template's socket; it replaces the socket of an earlier template in one step."""
     folder_fd = sockets.create_folder()
     try:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -212,9 +212,9 @@ def _check_can_fork() -> None:
 def use_huge_pages() -> int:
     """Moves this process's memory into huge pages, if the administrator allows it; returns their number.
 
-    Forks are several times as fast then: they copy one entry per page, for 250 MB 130 instead of 64 000. A
+    Forks are then several times as fast: they copy one entry per page, for 250 MB 130 instead of 64,000. A
     server needs four forks. A fork that writes to a huge page splits it and copies only the 4 KiB written to.
-    Memory that the server itself allocates is not affected.
+    Memory that the server itself allocates later is not affected.
     """
     if not _may_use_huge_pages():
         return 0
@@ -236,7 +236,7 @@ def _may_use_huge_pages() -> bool:
 
 
 def _private_memory() -> Iterator[tuple[int, int]]:
-    """The heap and other writable private memory without a file; no stack."""
+    """The heap and other writable private memory without a file, but no stack."""
     with Path("/proc/self/maps").open("rb") as maps:
         lines = maps.readlines()
     for line in lines:
@@ -260,12 +260,12 @@ _EMBEDDED: Final = (
     "startup.ground.processes.forkserver",
     "torch._prims.rng_prims",
 )
-"""Modules of the API process, and the engine's module for random numbers; `import_engine` imports the
-engine's others."""
+"""Modules of the API process, and the engine's module for random numbers; `import_engine` imports the rest of
+the engine."""
 
 
 def choose_imports(kind: str, models: Sequence[str]) -> "EmbeddedImports | TemplateImports":
-    """The imports of a kind of template."""
+    """The imports of a template of this kind."""
     if kind == EMBEDDED:
         return EmbeddedImports(models)
     from startup.vllm.launch.template_imports import TemplateImports
@@ -275,7 +275,7 @@ def choose_imports(kind: str, models: Sequence[str]) -> "EmbeddedImports | Templ
 
 
 class EmbeddedImports:
-    """The imports of the embedded engine's template; every start can use them."""
+    """The imports of the embedded engine's template; every start with that engine can use them."""
 
     variables: ClassVar[Mapping[str, str]] = {}
 
@@ -283,12 +283,12 @@ class EmbeddedImports:
         self._models = models
 
     def run(self) -> None:
-        """Imports the modules of a server, and what the models need."""
+        """Imports the modules of a server, and what the given models need."""
         set_torch_variables()
         import_engine()
         for module in _EMBEDDED:
             importlib.import_module(module)
-        with suppress(Exception):  # an optimisation: compiles the patterns by which any model's weights are renamed
+        with suppress(Exception):  # speeds up only: compiles the patterns by which any model's weights are renamed
             importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
         for model in self._models:
             files = plan_files(ModelRequest(model=model)).files
@@ -300,9 +300,9 @@ class EmbeddedImports:
                 importlib.import_module("server.text.renderers.tokenizers.loading").keep_tokenizer(files.tokenizer_path)
 
     def why_cold(self, words: Sequence[str]) -> str | None:
-        """See `TemplateImports`."""
+        """None: every start can use these imports."""
         return None
 
     def why_renew(self) -> str | None:
-        """See `TemplateImports`."""
+        """None: these imports need not be renewed."""
         return None

@@ -21,28 +21,28 @@ _MAX_MESSAGE_BYTES: Final = 4096
 
 
 class TemplateProcess:
-    """One kind of template: its process is started again when it ends or is stale."""
+    """One kind of template. Its process is started again when it ends or its imports are out of date."""
 
     def __init__(self, kind: str, models: tuple[str, ...]) -> None:
         self.kind = kind
         self.num_starts = 0
         self._servers: set[int] = set()
-        """Servers that were forked from the current process and run."""
+        """Pids of running servers that were forked from the current process."""
         self.used_s = time.monotonic()
-        """When a server was forked last, in monotonic seconds."""
+        """When a server was last forked, in monotonic seconds."""
         self.channel = socket.socket()
         self._models = models
         self._process: subprocess.Popen[bytes] | None = None
         self._predecessor: tuple[subprocess.Popen[bytes], socket.socket] | None = None
-        """A process whose imports are incomplete, with its channel; it forks until this one is ready."""
+        """An earlier process with incomplete imports, and its channel; it forks until this one is ready."""
         self._retired: list[subprocess.Popen[bytes]] = []
-        """Replaced processes that report how their servers end."""
+        """Replaced processes that still report how their servers end."""
         self.state: TemplateState = "importing"
         self._import_s: float | None = None
         self._error: str | None = None
         self._due_s = 0.0
         self._ready_s: float | None = None
-        """When the process became ready."""
+        """When the process became ready, in monotonic seconds; None before."""
         self._back_off = BackOff()
 
     @property
@@ -51,11 +51,11 @@ class TemplateProcess:
 
     @property
     def has_exited(self) -> bool:
-        """Whether the process has ended, which its channel does not show while a server keeps that open."""
+        """Whether the process has ended; its channel does not show that while a server keeps it open."""
         return self._process is not None and self._process.poll() is not None
 
     def start_if_due(self) -> socket.socket | None:
-        """Starts the process if there should be one; returns its channel, readable when it has a message."""
+        """Starts the process if it is due; returns its channel, which is readable when it has a message."""
         self._retired = [process for process in self._retired if process.poll() is None]
         if self._process is not None or self.state == "over the memory limit" or time.monotonic() < self._due_s:
             return None
@@ -74,7 +74,7 @@ class TemplateProcess:
         return self.channel
 
     def read_messages(self) -> None:
-        """Reads what the process has sent; a process that ends or must be replaced is started again later."""
+        """Reads the process's messages; a process that ended or must be replaced is started again later."""
         while self._process is not None:
             try:
                 message = self.channel.recv(_MAX_MESSAGE_BYTES)
@@ -106,12 +106,13 @@ class TemplateProcess:
                 self._process_ended()
 
     def give_up(self, state: TemplateState) -> None:
-        """Ends the process; it is not started again."""
+        """Ends the process for good: it is not started again."""
         self.close()
         self.state = state
 
     def close(self) -> None:
-        """Ends the process; while servers run that it has to report on, it only stops to fork."""
+        """Ends the process. While servers forked from it run, it stays to report their ends; it forks no
+        more."""
         self._retire_predecessor()
         self.channel.close()
         if self._process is not None and self._servers:
@@ -151,7 +152,7 @@ class TemplateProcess:
         logger.warning("%s: %s; it is started again in %g s", self.kind, self._error, pause_s)
 
     def _retire_predecessor(self) -> None:
-        """The predecessor reports how its servers end, and ends after the last of them."""
+        """Retires the predecessor: it reports how its servers end, and ends after the last of them."""
         if self._predecessor is not None:
             process, channel = self._predecessor
             channel.close()

@@ -1,1 +1,1 @@
-"""The start of an installed vLLM. A reader begins with `launch/start.py`."""
+"""The start of an installed vLLM. Begin with `launch/start.py`."""

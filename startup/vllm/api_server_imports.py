@@ -25,7 +25,7 @@ API_MODULES: Final = ("vllm.entrypoints.cli.main", "vllm.entrypoints.cli.serve",
 LATER_MODULES: Final = ("vllm.kernels",)
 """vLLM imports these once the engine is ready; the launcher, while the engine loads its model."""
 SERVING_MODULES: Final = ("vllm.entrypoints.launchers.app", "vllm.entrypoints.launchers.api_server.app_state")
-"""The launcher imports these, too, while the engine loads its model; new in 0.31 and 0.32."""
+"""The launcher imports these as well while the engine loads its model; new in vLLM 0.31 and 0.32."""
 
 _ROOT: Final = "vllm.entrypoints.cli."
 _UNUSED: Final = {
@@ -38,7 +38,7 @@ _UNUSED: Final = {
     "run_batch": ("run-batch",),
     "snapshot": ("snapshot",),
 }
-"""Modules and their commands, whose names appear in vLLM's messages about unknown commands."""
+"""Modules of vLLM's other subcommands, with the subcommands' names for vLLM's message about unknown ones."""
 
 
 def import_api_server(
@@ -47,10 +47,10 @@ def import_api_server(
     """Imports the API server and further modules.
 
     Args:
-        more: further modules, in order of import; failures among them are ignored.
-        is_lean: whether torch's compiler and what the engine's start does not need are left out; only valid
+        more: further modules, in order of import; a failure among them is ignored.
+        is_lean: whether to leave out torch's compiler and what the engine's start does not need; only valid
             if no model runs in this process.
-        before_each: called before each module; what it raises ends the imports.
+        before_each: called before each module; an exception from it ends the imports.
 
     Returns:
         The API server's own modules that could not be imported, with the error.
@@ -70,7 +70,7 @@ def import_api_server(
 
 
 def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:
-    """Imports further modules once the engine is requested; if it is lean, without torch's compiler."""
+    """Imports further modules once the engine is requested; with `is_lean`, without torch's compiler."""
     with importing(), compiler_imported("deferred" if is_lean else "now"):
         import_leniently(modules)
 
@@ -78,8 +78,8 @@ def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:
 def import_leniently(modules: Iterable[str], before_each: Callable[[], None] = lambda: None) -> dict[str, str]:
     """Imports the modules; returns the modules that fail, with their errors.
 
-    Code that needs a failed module imports it again and raises the error there. A module that needs the GPU
-    is no failure: it is left to forks. Nothing more is imported once no fork of this process can use the GPU.
+    Code that needs a failed module imports it again, and gets the error there. A module that needs the GPU is
+    no failure: forks import it. Once no fork of this process can use the GPU, nothing more is imported.
     """
     failed = {}
     with cached_scans():
@@ -99,10 +99,10 @@ def import_leniently(modules: Iterable[str], before_each: Callable[[], None] = l
 
 
 def _forget_packages_of(err: BaseException) -> None:
-    """Removes the packages below a package whose import has failed, so that Python imports them again.
+    """Forgets packages inside a package whose import has failed, so that Python imports them again.
 
-    Python forgets a package that fails, and keeps the packages below it. It executes a module of a kept one
-    without the forgotten one. If these two import each other, the import fails as a circle.
+    Python forgets the package that fails but keeps the packages inside it. A later import of a module in such
+    a kept package does not run the forgotten package first. If the two import each other, that import fails.
     """
     names = {str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(err.__traceback__)}
     forgotten = tuple(f"{name}." for name in names if name not in sys.modules)
@@ -115,7 +115,7 @@ def stub_unused_commands() -> None:
     """From now on, importing the module of another subcommand gives a stub; a second call does nothing."""
     if UNUSED_COMMANDS.applies:
         stop_replacing(_find_stub)
-        _commands()  # not for the first time while a module is searched for
+        _commands()  # its first call must not come while a module is searched for
         replace(_find_stub)
 
 
@@ -135,16 +135,16 @@ class _StubLoader(Loader):
         return _StubModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """A stub has no code."""
+        """Does nothing: a stub has no code."""
 
 
 class _StubModule(ModuleType):
     def cmd_init(self, **_: Any) -> list[Any]:
-        """The commands that vLLM adds to its parser: names that it does not dispatch to."""
+        """The commands that vLLM adds to its parser; vLLM calls none of them."""
         return list(map(_stub_command, _UNUSED[self.__name__.removeprefix(_commands())]))
 
     def maybe_exec_rust_bench(self) -> None:
-        """Runs nothing: the command is `serve`."""
+        """Does nothing, because the command is `serve`."""
 
 
 def _stub_command(name: str) -> SimpleNamespace:

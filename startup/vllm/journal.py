@@ -15,13 +15,13 @@ from envs.redaction import is_secret_name
 from startup.reports.timeline.spans import API, PhaseSpan
 
 _LOAD_VARIABLES: Final = ("LD_PRELOAD", "TORCHINDUCTOR_", "TORCH_", "PYTORCH_", "TRITON_", "NUMEXPR_")
-"""Prefixes of variables without secrets that libraries read when they are loaded."""
+"""Prefixes of variables that contain no secrets and that libraries read when they are loaded."""
 
 
 class Journal:
     """Writes this process's records; a forked child writes to a file of its own.
 
-    Writing never raises: a start must not fail because of its records.
+    Writing never raises, because a start must not fail because of its records.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,7 +31,7 @@ class Journal:
 
     @contextmanager
     def span(self, name: str, *, waits_for: str | None = None) -> Iterator[None]:
-        """Records the block's duration and new modules; `waits_for` names the process that it waits for."""
+        """Records the block's duration and new modules; the block only waits for process `waits_for`."""
         begin_ns = time.monotonic_ns()
         try:
             yield
@@ -46,11 +46,11 @@ class Journal:
             self.record_modules()
 
     def mark_loaded_modules(self) -> None:
-        """Excludes the modules that are loaded now from later records."""
+        """Leaves the modules that are loaded now out of later records."""
         self._known_modules = set(sys.modules)
 
     def record_modules(self) -> None:
-        """Records the modules loaded since the last call, in order of import."""
+        """Records the modules that were loaded since the last call, in order of import."""
         new = [name for name in list(sys.modules) if name not in self._known_modules]
         if new and self.is_open:
             self._known_modules.update(new)
@@ -64,17 +64,17 @@ class Journal:
         self.write(environment={name: changed[name] for name in names})
 
     def write(self, **fields: Any) -> None:
-        """Appends a line."""
+        """Appends a line with these members."""
         with suppress(OSError, ValueError), (self.folder / f"{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps(fields) + "\n")
 
 
 _EXCLUDED: Final = ("__", "startup", "transformers_modules")
-"""Prefixes of modules of this program and of code that comes with a model."""
+"""Prefixes of names of modules that are not recorded: this program's, and a model's own code."""
 
 FORKSERVER: Final = "forkserver"
 API_SERVER: Final = "ApiServer"
-"""Begins the names of the processes that `--api-server-count` starts."""
+"""Beginning of the names of processes that `--api-server-count` starts."""
 MAIN: Final = "MainProcess"
 """multiprocessing's name for a process that it did not start."""
 
@@ -92,19 +92,19 @@ class StartRecordings:
 
     spans: list[PhaseSpan] = field(default_factory=list)
     modules: dict[str, list[str]] = field(default_factory=dict)
-    """Loaded modules by process, in order of import."""
+    """The loaded modules of each process, in order of import."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Variables of children that the forkserver started without."""
+    """Variables that children had and with which the forkserver did not start."""
     failed: dict[str, str] = field(default_factory=dict)
     """Modules that the forkserver could not preload, with the error."""
     unfit: set[str] = field(default_factory=set)
-    """Hooks that the forkserver has left out."""
+    """Names of hooks that the forkserver has left out."""
     num_threads: int = 1
-    """The forkserver's threads when it could begin to fork."""
+    """How many threads the forkserver had when it could begin to fork."""
 
     @classmethod
     def read(cls, folder: Path) -> "StartRecordings":
-        """Reads all files; incomplete lines are skipped."""
+        """Reads the files of all processes; skips incomplete lines."""
         recordings = cls()
         for path in sorted(folder.glob("*.jsonl")):
             with suppress(OSError):
@@ -127,7 +127,7 @@ class StartRecordings:
 
 
 def _is_importable(name: str) -> bool:
-    """Whether another process can import the name: a file on the path, not generated like a kernel."""
+    """Whether another process can import a module of this name: it is a file on the path, not generated."""
     spec = getattr(sys.modules.get(name), "__spec__", None)
     if spec is None or spec.name != name or not spec.has_location or name.startswith(_EXCLUDED):
         return False

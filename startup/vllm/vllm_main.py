@@ -21,18 +21,18 @@ MAIN: Final = Name("vllm.entrypoints.cli.main", "main", ())
 
 
 def run_serve(line: CommandLine) -> int:
-    """Runs `vllm serve` until it returns or raises SystemExit or an error of vLLM's."""
+    """Runs `vllm serve` until it returns, or raises SystemExit or an error of vLLM."""
     with ExitStack() as stack:
         return _run(("serve", *words_with_copy(line, stack)))
 
 
 def run_plain(command: str, words: Sequence[str]) -> int:
-    """Runs another command, whose failures are vLLM's own."""
+    """Runs another command of vLLM, whose failures are vLLM's own."""
     return without_click(lambda: _run((command, *words)))
 
 
 def without_click(run: Callable[[], int]) -> int:
-    """Runs vLLM; prints an error of one of its pipes, which click would attribute to the terminal."""
+    """Runs vLLM. Prints a broken pipe of vLLM as an error; click would take it for a closed terminal."""
     try:
         return run()
     except (EOFError, BrokenPipeError) as err:
@@ -47,9 +47,9 @@ def _run(words: Sequence[str]) -> int:
 
 
 def words_with_copy(line: CommandLine, stack: ExitStack) -> Sequence[str]:
-    """The words with another file of `--config`, if something is replaced in it; the stack removes it.
+    """The words with a copy of the `--config` file, if a value in it was replaced; the stack removes it.
 
-    It is in memory, as values may be secrets, and has a name that vLLM takes.
+    The copy is in memory, as values may be secrets, and has a name that vLLM accepts.
     """
     words, file = line.words, line.config
     for reference in file.missing if file is not None else ():
@@ -72,9 +72,9 @@ def words_with_copy(line: CommandLine, stack: ExitStack) -> Sequence[str]:
 
 
 def run_other_command() -> int:
-    """Runs the words of this process by the installed vLLM; returns the exit code.
+    """Runs this process's words with the installed vLLM; returns the exit code.
 
-    vLLM's function is imported: a program named vllm may be a link to this program.
+    Imports vLLM's function, because a program named vllm may be a link to this program.
     """
     if find_vllm() is None:
         remedy = "install it there (pip install vllm), or call vllm-cli by its own name"
@@ -87,7 +87,7 @@ def run_other_command() -> int:
 
 
 def _find_main() -> Callable[[], Any]:
-    """The function that vLLM's script calls; a version without the known one may have another script."""
+    """The function that vLLM's script calls; if it has another place, found through the script."""
     try:
         main: Callable[[], Any] = MAIN.get(importlib.import_module(MAIN.module))
         return main

@@ -1,1 +1,1 @@
-"""The words of `vllm serve` and the file of `--config`, read once: begin with `command_line.py`."""
+"""Reads the words of `vllm serve` and the file of `--config` once. Begin with `command_line.py`."""

@@ -1,4 +1,4 @@
-"""The command line of `vllm serve`, read once: checks, plans and vLLM's words come from its flags."""
+"""The command line of `vllm serve`, read once: checks, file plans and vLLM's own words are taken from it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -37,7 +37,7 @@ _TAKES_LOG_SETTING: Final = Text(("vllm.config.logging",), r"^    pylogging_conf
 
 @dataclass(frozen=True)
 class CommandLine:
-    """The flags of a start of vLLM: first from the file of `--config`, then from the words."""
+    """The flags of a start of vLLM: those of the file of `--config` first, then those of the words."""
 
     flags: tuple[VllmFlag, ...]
     model: str | None
@@ -46,14 +46,14 @@ class CommandLine:
     facts: VllmFacts
     """The facts about the installed vLLM with which the words were read."""
     problems: tuple[str, ...]
-    """Faults with which vLLM ends while it reads the words."""
+    """Faults with which vLLM exits while it reads the words."""
     unknown: tuple[tuple[str, str], ...]
-    """Flags that vLLM does not have, each with its place as `VllmFlag.where`."""
+    """Flags that vLLM does not have, each with its place as in `VllmFlag.where`."""
     unexpected: tuple[str, ...]
-    """Words without a flag, beyond MODEL."""
+    """Words that belong to no flag, besides MODEL."""
     _model_word: str | None
     _parts: tuple[Given, ...]
-    """The other words, unchanged."""
+    """All words but MODEL, unchanged."""
 
     @classmethod
     def of(cls, words: Sequence[str], facts: VllmFacts | None = None) -> "CommandLine":
@@ -89,36 +89,36 @@ class CommandLine:
 
     @property
     def in_file(self) -> list[VllmFlag]:
-        """The settings of the file of `--config`, also where a word takes precedence."""
+        """The settings in the file of `--config`, even where a word takes precedence."""
         return [flag for flag in self.flags if flag.where]
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words for vLLM: MODEL first, where vLLM looks for it too, then the others, unchanged."""
+        """The words for vLLM: MODEL first, where vLLM looks for it as well, then all others, unchanged."""
         model = () if self._model_word is None else (self._model_word,)
         return (*model, *(word for part in self._parts for word in part.words))
 
     def last(self, name: str) -> VllmFlag | None:
-        """The flag where it is given last."""
+        """The last occurrence of a flag; None if it is not given."""
         return next((flag for flag in reversed(self.flags) if flag.fact.name == name), None)
 
     def value(self, name: str) -> str | None:
-        """The last value of a flag; None if it has none."""
+        """The last value of a flag; None if the flag is not given or has no value."""
         found = self.last(name)
         return None if found is None else found.text
 
     def values(self, name: str) -> tuple[str, ...]:
-        """The values of a flag that takes several, where it is given last."""
+        """The values at the last occurrence of a flag that takes several."""
         found = self.last(name)
         return () if found is None else found.values
 
     def has(self, *names: str) -> bool:
-        """Whether one of the flags is given; a switch must be on."""
+        """Whether one of these flags is given; a switch must be on."""
         return any(flag is not None and flag.is_on for flag in map(self.last, names))
 
     @cached_property
     def request(self) -> ModelRequest:
-        """All that decides which files vLLM reads."""
+        """Everything that decides which files vLLM reads."""
         return read_model_request(self)
 
     @cached_property
@@ -133,7 +133,7 @@ class CommandLine:
 
     @property
     def is_for_help(self) -> bool:
-        """Whether vLLM will print help or its version and exit."""
+        """Whether vLLM will only print help or its version."""
         return is_for_information(self.words)
 
     @property
@@ -149,7 +149,7 @@ class CommandLine:
 
     @property
     def listens(self) -> bool:
-        """Whether this process or its API servers will listen on one port."""
+        """Whether this process or its API servers will listen on a port for HTTP."""
         return not self.has(*flags_that_change("no port")) and self.port is not None
 
     @property
@@ -163,9 +163,9 @@ class CommandLine:
 
     @property
     def port(self) -> int | None:
-        """The value of `--port` or vLLM's default; None if it is not a number, or cannot be known yet.
+        """The value of `--port`, or vLLM's default; None if it is not a number or not known yet.
 
-        vLLM rejects what is not a number. Before its flags are recorded, an abbreviation may be ambiguous.
+        vLLM rejects what is not a number. Until vLLM's flags are recorded, an abbreviation may be ambiguous.
         """
         deciding = flags_that_change("no port", "address")
         unsure = [flag.option for flag in self.flags if len(flag.option) > 2 and flag.option not in deciding]
@@ -181,16 +181,16 @@ class CommandLine:
         return next(iter(self.values(_SERVED_NAME)), None) or self.model or "vLLM's default model"
 
     def with_drain(self) -> "CommandLine":
-        """The line with our default of `--shutdown-timeout`: vLLM's own, 0, breaks running requests off."""
+        """The line with our default of `--shutdown-timeout`; vLLM's own, 0, would cut running requests."""
         return self._with_default(_SHUTDOWN_TIMEOUT, f"{SHUTDOWN_TIMEOUT_S:g}")
 
     def with_served_name(self) -> "CommandLine":
-        """The line with the model's name as --served-model-name, which would be its folder offline."""
+        """The line with --served-model-name set to the model's name; offline, vLLM would serve its folder."""
         assert self.model is not None
         return self._with_default(_SERVED_NAME, self.model)
 
     def _with_default(self, name: str, value: str) -> "CommandLine":
-        """The line with the flag in front of all others, unless it is given."""
+        """The line with this flag before all others, unless the flag is given."""
         return self if self.last(name) is not None else replace(self, _parts=(Given((name, value), name), *self._parts))
 
     def with_port(self, port: str) -> "CommandLine":
@@ -198,7 +198,7 @@ class CommandLine:
         return self._with_last("--port", port)
 
     def with_paths(self, paths: Mapping[str, str]) -> "CommandLine":
-        """The same line for vLLM with a path for each of these names of model and tokenizer."""
+        """The line in which paths replace the names of model and tokenizer, by this mapping."""
         tokenizer, model = paths.get(self.value(_TOKENIZER) or ""), paths.get(self.model or "")
         line = self if tokenizer is None else self._with_last(_TOKENIZER, tokenizer)
         if model is None:
@@ -207,7 +207,7 @@ class CommandLine:
         return replace(line, _parts=parts, _model_word=model)
 
     def _with_last(self, name: str, value: str) -> "CommandLine":
-        """The line with the flag behind all others, so that it counts."""
+        """The line with this flag after all others, so that it takes precedence."""
         words = [part.words[0] for part in self._parts]
         place = words.index("--") if "--" in words else len(words)
         parts = (*self._parts[:place], Given((name, value), name), *self._parts[place:])
@@ -215,13 +215,13 @@ class CommandLine:
 
 
 def _split(words: Iterator[str], known: Flags) -> Iterator[Given]:
-    """The words by flags; each word behind `--` alone."""
+    """Splits the words into flags with their values; each word after `--` stands alone."""
     for part in split(words, known.num_values):
         yield from map(Given, ([word] for word in part.words)) if part.words[0] == "--" else (part,)
 
 
 def _with_present_name(word: str) -> str:
-    """The word; for a vLLM without `--log-config-file`, the setting that has replaced this flag."""
+    """The word unchanged, or in place of `--log-config-file` the setting that this vLLM has instead."""
     name, is_attached, value = word.partition("=")
     if normalise(name) != _LOG_FILE or _TAKES_LOG_FILE.is_found() or not _TAKES_LOG_SETTING.is_found():
         return word
@@ -229,9 +229,9 @@ def _with_present_name(word: str) -> str:
 
 
 def _take_model(parts: list[Given], known: Flags, vllm: InstalledVllm | None) -> str | None:
-    """Takes MODEL out of the words; None if they do not name it, or not surely.
+    """Removes MODEL from the words and returns it; None if there is none or it cannot be recognized.
 
-    Behind a flag, only the flags of the installed vLLM distinguish MODEL from a value.
+    After a flag, MODEL looks like a value of the flag; only the installed vLLM's flags show the difference.
     """
     place = next((place for place, part in enumerate(parts) if not part.flag and part.words[0] != "--"), None)
     is_sure = known.is_recorded or (vllm is not None and vllm.is_tested)
@@ -242,7 +242,7 @@ def _take_model(parts: list[Given], known: Flags, vllm: InstalledVllm | None) ->
 
 
 def _read_config(path: str) -> ConfigFile:
-    """The file with the flags of the installed vLLM."""
+    """Reads the file, with the flag names that the installed vLLM has."""
     file = ConfigFile.read(path)
     names = {name: _with_present_name(f"--{name}").removeprefix("--") for name in file.settings}
     if all(name == present for name, present in names.items()):
@@ -252,7 +252,7 @@ def _read_config(path: str) -> ConfigFile:
 
 
 def _problems(parts: Sequence[Given], model_word: str | None, config: ConfigFile | None) -> Iterator[str]:
-    """Faults with which vLLM ends before argparse reads the words."""
+    """Yields faults with which vLLM exits before argparse reads the words."""
     names = [part.flag for part in parts]
     has_model = model_word is not None or _MODEL in names
     if _SERVED_NAME in names and not has_model and CONFIG not in names:

@@ -1,8 +1,8 @@
 """Facts about the installed vLLM: its flags, the names that it has registered, and the plugins beside it.
 
-The API process of each start has vLLM's own parser and registries. It records them once for an installation
-(`KeptFacts.record`), as `vllm-cli bake` and `check-hooks` do, and the next start checks its words with them
-before anything heavy is imported. Without a record, nothing is checked.
+Each start's API process has vLLM's own parser and registries. It records these once for each installation
+(`KeptFacts.record`), as `vllm-cli bake` and `check-hooks` do. The next start checks its words with the
+record, before anything heavy is imported. Without a record, nothing is checked.
 """
 
 import argparse
@@ -57,29 +57,30 @@ _REGISTRIES: Final = {
     MODEL_TYPES[1]: Name("transformers.models.auto.configuration_auto", "CONFIG_MAPPING_NAMES"),
     CONNECTORS: Name("vllm.distributed.kv_transfer.kv_connector.factory", "KVConnectorFactory._registry"),
 }
-"""Where vLLM has the names of a flag's values and of models; read if vLLM has imported the module."""
+"""Where vLLM keeps the possible values of a flag, and names of models; read only if vLLM has imported it."""
 
 _CONFIGS: Final = ("ModelConfig", "CacheConfig", "ParallelConfig", "SchedulerConfig", "LoadConfig")
-"""Classes of `vllm.config`: each start makes an object of each, from the flags of the same names."""
+"""Each start makes an object of each of these classes of `vllm.config`, from the flags of their fields."""
 _PASSES_NONE: Final = "_skip_none_validation"
-"""Their validator that lets None pass; other values are checked against the declared range."""
+"""A validator of these classes that only lets None pass; other values are checked against the range."""
 _LIMITS: Final = {"ge", "gt", "le", "lt"}
 _VARIABLES: Final = Name("vllm.envs", "environment_variables")
 _SETTERS: Final = ("vllm.platforms.cpu", "vllm.config.vllm", "vllm.config.parallel", "vllm.transformers_utils.config")
-"""Modules that set variables themselves, before all are read."""
+"""Modules of vLLM that set variables before vLLM reads all of them."""
 _SETS: Final = re.compile(r'\bos\.environ\["(\w+)"\] *=')
 _SOURCES: Final = (
     "vllm.config", "vllm.engine.arg_utils", "vllm.entrypoints", "vllm.envs", "vllm.platforms", "vllm.utils.argparse",
     "transformers.models.auto", *(name.module for name in _REGISTRIES.values()),
 )  # fmt: skip
-"""Beginnings of the modules that the facts are from: the record is valid while their files are the same."""
+"""Beginnings of module names. The record is valid as long as the files of these modules are unchanged."""
 _UTILIZATION: Final = 0.92
-"""The default of 0.32 and 0.33."""
+"""vLLM's default in 0.32 and 0.33: the share of a GPU's memory."""
 _LASTS_S: Final = 30 * 86400.0
 _RENEWED_AFTER_S: Final = 86400.0
-"""A start that is ready renews an older record: images may have the same times and sizes of other files."""
+"""A successful start renews a record of this age, as changed files in images may have equal times and
+sizes."""
 _MACHINES: Final = ("--mm-processor-device",)
-"""Flags whose choices depend on the machine."""
+"""Flags whose choices depend on the machine, and are therefore not recorded."""
 _ALLOWED_PLUGINS: Final = "VLLM_PLUGINS"
 _GROUPS: Final = ("vllm.general_plugins", "vllm.platform_plugins")
 _METADATA: Final = (".dist-info", ".egg-info")
@@ -87,9 +88,8 @@ _METADATA: Final = (".dist-info", ".egg-info")
 ValueKind = Literal[
     "text", "int", "size", "size or auto", "float", "json", "json or text", "object", "folded", "unknown"
 ]
-"""How vLLM reads a value. `size` is an integer with a suffix such as 8k, `object` is JSON with known fields,
-and `folded` is a choice in any case and with dashes. A value of the kind `unknown` is not checked.
-"""
+"""How vLLM reads a value. `size` is an integer that may have a suffix such as 8k; `object` is JSON with known
+fields; `folded` is a choice in any case and with dashes. A value of kind `unknown` is not checked."""
 _KINDS: Final[dict[Any, ValueKind]] = {None: "text", str: "text", int: "int", float: "float", json.loads: "json"}
 _KINDS_BY_NAME: Final[dict[str, ValueKind]] = {
     "human_readable_int": "size",
@@ -97,46 +97,46 @@ _KINDS_BY_NAME: Final[dict[str, ValueKind]] = {
     "union_dict_and_str": "json or text",
     "parse_dataclass": "object",
 }
-"""Functions of vLLM that convert a value."""
+"""vLLM's functions that convert a value."""
 _OPTIONAL: Final = "_optional_type"
 _WRAPPERS: Final = (_OPTIONAL, "_parse_type")
-"""Functions of vLLM that call another one, which they name `return_type`."""
+"""vLLM's functions that call another function, which they name `return_type`."""
 Limits: TypeAlias = tuple[tuple[str, float], ...]
-"""The range of a number: names of functions of `operator`, each with a number."""
+"""The range of a number: names of comparisons in `operator`, each with its bound."""
 
 
 class FlagFact(NamedTuple):
-    """One flag, in the terms of argparse."""
+    """A flag as argparse describes it."""
 
     names: tuple[str, ...]
-    """In vLLM's order; a short name may come before or after the long one."""
+    """All names, in vLLM's order; a short name may come before or after the long one."""
     kind: ValueKind = "unknown"
     nargs: int | str | None = None
-    """0 for a switch."""
+    """argparse's number of values; 0 for a switch."""
     opposites: tuple[str, ...] = ()
     """The options that turn a switch off, such as `--no-x`."""
     is_optional: bool = False
-    """Whether an empty value, and `None`, stand for no value."""
+    """Whether an empty value, and `None`, mean that no value is set."""
     choices: tuple[Any, ...] | None = None
     limits: Limits = ()
     fields: dict[str, tuple[Any, ...] | None] | None = None
-    """The fields that an object may have, with their choices; None if it may have others."""
+    """The fields that an object may have, with their choices; None if it may have other fields."""
     default: float | None = None
-    """The fraction that stands for no value; None if it is no fraction."""
+    """vLLM's default if it is a float, else None."""
 
     @property
     def name(self) -> str:
-        """The first long name; that of a variable."""
+        """The first long name; for a variable, its name."""
         return next((name for name in self.names if name.startswith("--")), self.names[0])
 
     @property
     def options(self) -> tuple[str, ...]:
-        """All ways to write it in full."""
+        """All full spellings of the flag."""
         return (*self.names, *self.opposites)
 
     @property
     def parameter(self) -> str:
-        """The attribute of argparse's result."""
+        """The attribute of this flag in argparse's result."""
         return self.name.lstrip("-").replace("-", "_")
 
 
@@ -146,18 +146,18 @@ class Plugin(NamedTuple):
     group: str
     name: str
     package: str
-    """The folder of its metadata, which names the version."""
+    """The folder of the package's metadata, whose name contains the version."""
 
 
 class VllmFacts(NamedTuple):
-    """What one installation of vLLM accepts."""
+    """What an installation of vLLM accepts."""
 
     flags: tuple[FlagFact, ...] = ()
-    """All flags of its parser, including plugins' flags; empty if nothing is recorded."""
+    """All flags of vLLM's parser, including those of plugins; empty if nothing is recorded."""
     names: dict[str, tuple[str, ...]] = {}
-    """The registered names by flag, and the names of architectures, types of models and connectors."""
+    """Registered values by flag, and the registered architectures, model types and connectors."""
     variables: tuple[FlagFact, ...] = ()
-    """Variables that are numbers, described like flags."""
+    """Variables whose values are numbers, described like flags."""
     installed_plugins: tuple[Plugin, ...] = ()
 
     @property
@@ -170,12 +170,12 @@ class VllmFacts(NamedTuple):
 
     @property
     def has_other_platform(self) -> bool:
-        """Whether a plugin brings the platform that vLLM computes on."""
+        """Whether a plugin brings the platform on which vLLM computes."""
         return any(plugin.group == "vllm.platform_plugins" for plugin in self.plugins)
 
 
 class KeptFacts:
-    """The record about one installation; to be made before vLLM is imported, which may change `sys.path`."""
+    """The record of one installation. Create it before vLLM is imported, which may change `sys.path`."""
 
     def __init__(self, vllm: InstalledVllm) -> None:
         plugins = read_plugins()
@@ -185,21 +185,21 @@ class KeptFacts:
         self._kept = Kept("vllm-facts", key, lasts_s=_LASTS_S)
 
     def read(self) -> VllmFacts:
-        """The recorded facts, or the plugins alone."""
+        """The recorded facts; without a record, only the plugins."""
         return (self._kept.read(of_type(VllmFacts)) or VllmFacts())._replace(installed_plugins=self._plugins)
 
     def record(self, *, imports_all: bool = False, is_doubted: bool = False) -> None:
-        """Records what vLLM has imported in this process, unless that is known; never raises.
+        """Records what vLLM has imported in this process, unless it is recorded already; never raises.
 
         Args:
-            imports_all: imports registries that the API process does not, and replaces the record.
-            is_doubted: replaces the record: vLLM has accepted a start that it speaks against.
+            imports_all: also imports registries that the API process does not use, and replaces the record.
+            is_doubted: replaces the record, because vLLM has accepted a start in which it found a fault.
         """
         is_due = imports_all or is_doubted or (self._kept.age_s or 0.0) > _RENEWED_AFTER_S
         if not FACTS.applies or _MAKE_PARSER.loaded is None or (self.read().flags and not is_due):
             return
         for name in _REGISTRIES.values() if imports_all else ():
-            with suppress(Exception):  # of a library that is missing here
+            with suppress(Exception):  # a library of the registry is missing here
                 importlib.import_module(name.module)
         try:
             flags = tuple(facts_of_flags(_build_parser(), _read_limits()))
@@ -208,7 +208,7 @@ class KeptFacts:
             logger.debug("vLLM's flags are not recorded: %s", err)
 
     def forget(self) -> None:
-        """Removes the record: a start goes on that it speaks against, and that cannot record anew."""
+        """Removes the record: it found a fault in a start that works, and that cannot write a new record."""
         self._kept.remove()
 
     def _write(self, facts: VllmFacts) -> None:
@@ -223,14 +223,14 @@ def read_facts(vllm: InstalledVllm) -> VllmFacts:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    """Builds the parser with vLLM's own code, in some milliseconds."""
+    """Builds the parser with vLLM's own code, which takes some milliseconds."""
     parser = _PARSER.get(importlib.import_module(_PARSER.module))(add_help=False)
     built: argparse.ArgumentParser = _MAKE_PARSER.get()(parser)
     return built
 
 
 def facts_of_flags(parser: argparse.ArgumentParser, limits: Mapping[str, Limits] = {}) -> Iterator[FlagFact]:
-    """The flags of vLLM's parser, with the limits of their numbers by parameter."""
+    """The flags of vLLM's parser, with the ranges of numbers by parameter."""
     options: dict[argparse.Action, list[str]] = {}
     for option, action in parser._option_string_actions.items():
         options.setdefault(action, []).append(option)
@@ -253,7 +253,7 @@ def _flag(action: argparse.Action, options: list[str]) -> FlagFact:
 
 
 def _turns_off(action: argparse.Action, option: str) -> bool:
-    """Whether an option is one of the opposites of a switch."""
+    """Whether this option turns the switch off."""
     if not isinstance(action, argparse.BooleanOptionalAction):
         return False
     result = argparse.Namespace()
@@ -262,7 +262,7 @@ def _turns_off(action: argparse.Action, option: str) -> bool:
 
 
 def _kind_of(convert: Any) -> tuple[ValueKind, bool]:
-    """How a function of argparse converts a value, and whether the value may be missing."""
+    """How an argparse `type` converts a value, and whether the value may be missing."""
     name = getattr(convert, "__name__", "")
     if convert is not None and name in _WRAPPERS:
         kind, is_optional = _kind_of(_wrapped(convert))
@@ -277,7 +277,7 @@ def _wrapped(convert: Any) -> Any:
 
 
 def _fields_of(convert: Any) -> dict[str, tuple[Any, ...] | None] | None:
-    """The fields of the class that a JSON value becomes; None if code of the class may take others."""
+    """The fields of the class into which vLLM converts a JSON value; None if the class may accept others."""
     while convert.__name__ in _WRAPPERS:
         convert = _wrapped(convert)
     with suppress(Exception):  # another version of vLLM
@@ -292,14 +292,14 @@ def _fields_of(convert: Any) -> dict[str, tuple[Any, ...] | None] | None:
 
 
 def _changed_fields(owner: Any) -> set[str]:
-    """The fields of a configuration whose values its code may change before they are checked."""
+    """The fields of a configuration class whose values its validators may change before they are checked."""
     validators = owner.__pydantic_decorators__.field_validators.items()
     others = (each.info for name, each in validators if each.info.mode != "after" and name != _PASSES_NONE)
     return {field for info in others for field in info.fields}
 
 
 def _literals_in(annotation: Any) -> tuple[Any, ...] | None:
-    """The choices of a field; None if not only named values are accepted."""
+    """The choices of a field; None if the field also accepts other values."""
     parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     if any(part is not type(None) and get_origin(part) is not Literal for part in parts):
         return None
@@ -307,7 +307,7 @@ def _literals_in(annotation: Any) -> tuple[Any, ...] | None:
 
 
 def _read_limits() -> dict[str, Limits]:
-    """The ranges of the numbers in vLLM's configuration, by parameter; empty if vLLM has other classes."""
+    """The ranges of numbers in vLLM's configuration, by parameter; empty if vLLM has other classes."""
     found: dict[str, Limits] = {}
     with suppress(Exception):
         for owner in (getattr(sys.modules["vllm.config"], name) for name in _CONFIGS):
@@ -319,7 +319,7 @@ def _read_limits() -> dict[str, Limits]:
 
 
 def _read_variables() -> Iterator[FlagFact]:
-    """The variables that vLLM converts to numbers, unless vLLM itself sets them."""
+    """The variables that vLLM converts to numbers and does not set itself."""
     with suppress(Exception):  # another version of vLLM
         setters = [sys.modules[name].__file__ for name in _SETTERS if name in sys.modules]
         own = {name for path in setters for name in _SETS.findall(Path(str(path)).read_text(encoding="utf-8"))}
@@ -329,7 +329,7 @@ def _read_variables() -> Iterator[FlagFact]:
 
 
 def _variable(name: str, read: Any) -> FlagFact | None:
-    """How vLLM's function reads a number, by what it does with some values; None for other variables."""
+    """How vLLM reads a number from the variable, found by trying values; None if it is not a number."""
 
     def is_accepted(text: str) -> bool:
         variables = {name: text}
@@ -339,7 +339,7 @@ def _variable(name: str, read: Any) -> FlagFact | None:
             FunctionType(read.__code__, globals_, name, read.__defaults__, read.__closure__)()
         except ValueError:
             return False
-        except Exception:  # noqa: BLE001 - it needs more than its variable
+        except Exception:  # noqa: BLE001 - the function needs more than its variable
             return True
         return True
 
@@ -356,7 +356,7 @@ def _read_names() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def default_utilization(facts: VllmFacts | None = None) -> float:
-    """The share of a GPU's memory that vLLM takes if none is given; without GPUs, of the machine's."""
+    """The share of a GPU's memory, or without GPUs of the machine's, that vLLM takes by default."""
     if facts is None:
         facts = read_facts(vllm) if (vllm := find_vllm()) else VllmFacts()
     found = (flag.default for flag in facts.flags if "--gpu-memory-utilization" in flag.names)
@@ -364,16 +364,17 @@ def default_utilization(facts: VllmFacts | None = None) -> float:
 
 
 def is_named_now(registry: str, name: str) -> bool:
-    """Whether the file of a registry has a name that the record lacks: it may be another file since."""
+    """Whether the source of a registry contains a name that the record lacks; the source may have changed."""
     pattern = rf"[\"']{re.escape(name)}[\"']|^ +{re.escape(name)} = "
     return Text((_REGISTRIES[registry].module,), pattern, "a registered name").is_found()
 
 
 def read_plugins() -> dict[str, tuple[Plugin, ...]]:
-    """The folders that packages are installed in, each with its plugins, without vLLM's own.
+    """The folders in which packages are installed, each with the plugins in it, without vLLM's own.
 
-    Plugins may add flags, parsers and models. Their lists of entry points are read here, and once for each
-    state of a folder, as a start asks several times; `importlib.metadata` would parse those of all packages.
+    Plugins may add flags, parsers and models. A folder's lists of entry points are read here, once for each
+    state of the folder, because a start asks several times. `importlib.metadata` would parse those of all
+    packages.
     """
     found = {folder: _plugins_in(folder, read_stamp(folder)) for folder in map(Path, filter(None, sys.path))}
     return {str(folder): plugins for folder, plugins in found.items() if plugins is not None}
@@ -381,7 +382,7 @@ def read_plugins() -> dict[str, tuple[Plugin, ...]]:
 
 @cache
 def _plugins_in(folder: Path, _stamp: FileStamp) -> tuple[Plugin, ...] | None:
-    """The plugins; None if no package is installed there. The stamp changes with an installation."""
+    """The plugins in the folder; None if it contains no packages. `_stamp` changes with each installation."""
     try:
         packages = sorted(path for path in folder.iterdir() if path.name.endswith(_METADATA))
     except OSError:

@@ -1,6 +1,6 @@
-"""The flags of a vLLM, from its record; before its first start, the few flags that the launcher reads.
+"""The flags of a vLLM, from its record; before its first start, only the flags that the launcher reads.
 
-The table also lists the decisions that flags change before vLLM's parser reads them.
+The table also lists what a flag decides for the launcher, before vLLM's parser reads it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,15 +10,14 @@ from typing import Final, Literal, NamedTuple
 from startup.vllm_words.facts import FlagFact, ValueKind
 
 Change = Literal["modules", "API servers", "no port", "elsewhere", "address"]
-"""`modules`: which ones are imported. `API servers`: whether they are processes of their own. `no port`: this
-process listens nowhere, or speaks another protocol than HTTP there. `elsewhere`: the server is not on this
-machine alone, behind one socket. `address`: where it listens.
-"""
+"""`modules`: which modules are imported. `API servers`: whether these are separate processes. `no port`: this
+process listens on no port, or with another protocol than HTTP. `elsewhere`: the server is not only on this
+machine behind one socket. `address`: where the server listens."""
 
 
 class _Row(NamedTuple):
     names: str
-    """Short names stand behind a comma; `|` ends the shortest abbreviation of vLLM 0.29 to 0.33."""
+    """Short names follow a comma; `|` ends the shortest abbreviation of vLLM 0.29 to 0.33."""
     changes: tuple[Change, ...] = ()
     nargs: int | str | None = None
     kind: ValueKind = "text"
@@ -52,32 +51,32 @@ _TABLE: Final = (
     _Row("--hf-overrides", kind="json or text"),
 )
 _SWITCHES: Final = ("--no-", "--enable-", "--disable-", "--skip-", "--trust-", "--use-")
-"""Beginnings of the other switches of tested releases."""
+"""How the other switches of tested releases begin."""
 
 
 class Flags:
-    """The flags of one vLLM, and which of them a name stands for."""
+    """The flags of one vLLM; finds the flag that a name, possibly abbreviated, stands for."""
 
     def __init__(self, recorded: Sequence[FlagFact] = ()) -> None:
         self.is_recorded = bool(recorded)
-        """Whether these are all flags."""
+        """Whether the flags are recorded, and so complete."""
         known = (*recorded, FlagFact(("--help", "-h"), nargs=0)) if recorded else USUAL
         self._by_option = {option: fact for fact in known for option in fact.options}
 
     def find(self, name: str) -> FlagFact | None:
-        """The flag of this name, or whose name begins so and no other's."""
+        """The flag of this name or unique abbreviation; None if there is no such flag."""
         options = self.complete(name)
         return self._by_option[options[0]] if len(options) == 1 else None
 
     def complete(self, name: str) -> list[str]:
-        """The options that a name may stand for, as argparse reads it; an ambiguous one may for several."""
+        """The options that a name may stand for, as argparse completes it; several for an ambiguous name."""
         if name in self._by_option:
             return [name]
         least = dict.fromkeys(self._by_option, 0) if self.is_recorded else _least_lengths()
         return [option for option in least if option.startswith(name) and len(name) >= least[option]]
 
     def num_values(self, name: str) -> int | str | None:
-        """How many words behind a flag are its values, as argparse's `nargs`; None for an unknown flag."""
+        """How many words after this flag are its values, as argparse's `nargs`; None for an unknown flag."""
         if (fact := self.find(name)) is not None:
             return 1 if fact.nargs is None else fact.nargs
         if self.is_recorded:
@@ -87,13 +86,13 @@ class Flags:
 
 @cache
 def flags_that_change(*what: Change) -> frozenset[str]:
-    """The names of these flags."""
+    """The names of flags that change one of these things."""
     return frozenset(name for row in _TABLE if {*what} & {*row.changes} for fact in _facts(row) for name in fact.names)
 
 
 @cache
 def _least_lengths() -> dict[str, int]:
-    """How long the shortest abbreviation of a flag is, or else its name."""
+    """For each flag, the length of its shortest abbreviation, or of its name if it has none."""
     texts = [text.partition(",")[0] for row in _TABLE for text in row.names.split()]
     return {text.replace("|", ""): len(text.partition("|")[0]) for text in texts}
 

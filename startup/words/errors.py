@@ -1,4 +1,4 @@
-"""Errors of the command line: words that are not valid get a line with `Error:` and no traceback."""
+"""Errors of the command line: invalid words cause one line that begins with `Error:`, and no traceback."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""Flags of `vllm serve` and what the command line does with each."""
+"""Describes flags of `vllm serve`, and what the embedded engine does with each."""
 
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum
@@ -16,14 +16,14 @@ class Shape(Enum):
 
     VALUE = 1
     SWITCH = 0
-    """`--no-x` is the opposite."""
+    """A flag without a value; `--no-x` turns it off."""
     LIST = "+"
     OPTIONAL = "?"
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag's names and shape: all that is needed to find where the next flag begins."""
+    """A flag's names and shape, which suffice to find where the next flag begins."""
 
     name: str
     aliases: tuple[str, ...] = ()
@@ -32,22 +32,22 @@ class Flag:
     neutral: tuple[str, ...] = ()
     """Values that change nothing in the embedded engine, such as vLLM's default."""
     role: Role | None = None
-    """Whose it is behind a router."""
+    """Who reads the setting behind a router (`base.setting.Role`)."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The long name first."""
+        """All names, the long one first."""
         return (self.name, *self.aliases)
 
     @property
     def num_values(self) -> int | str:
-        """How many values follow, as argparse's `nargs`."""
+        """How many values follow the flag, as argparse's `nargs`."""
         number: int | str = self.shape.value
         return number
 
     @property
     def opposite(self) -> str:
-        """The switch negated."""
+        """The name that turns the switch off."""
         return f"--no-{self.name.removeprefix('--')}"
 
     @property
@@ -68,11 +68,11 @@ class SupportedFlag(Flag):
     _: KW_ONLY
     help: str
     fields: tuple[str, ...] = ()
-    """The fields that get the value: `server.port` is the field `port` of `StartupConfig.server`."""
+    """The fields that get the value; `server.port` is the field `port` of `StartupConfig.server`."""
     default: Any = None
-    """The default of the first field."""
+    """The default value of the first field."""
     type: click.ParamType | None = None
-    """None keeps the text."""
+    """The type that click converts to; None keeps the text."""
     metavar: str | None = None
     variable: EnvVar[Any] | None = None
-    """Read if the flag is not given."""
+    """The variable that is read if the flag is not given."""

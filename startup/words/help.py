@@ -1,4 +1,4 @@
-"""The help of `serve`: supported flags by group, and ignored and rejected flags on request."""
+"""The help of `serve`: supported flags by group; ignored and rejected flags on request."""
 
 import json
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from startup.words.unsupported import IGNORED, REJECTED
 
 
 def write_groups(formatter: click.HelpFormatter) -> None:
-    """The supported flags with their meaning."""
+    """Writes the supported flags by group, with their meaning."""
     for title, flags in GROUPS.items():
         _write_supported(formatter, title, flags)
     with formatter.section("Help"):
@@ -28,7 +28,7 @@ def write_groups(formatter: click.HelpFormatter) -> None:
 
 
 def write_topic(formatter: click.HelpFormatter, topic: str) -> None:
-    """The flags of `--help=all` or `--help=WORD` (`help_topic`)."""
+    """Writes the flags for `--help=all` or `--help=WORD` (see `help_topic`)."""
     found = find_flags(topic)
     for title, flags in GROUPS.items():
         _write_supported(formatter, title, [flag for flag in flags if flag in found])
@@ -53,7 +53,7 @@ def _write_names(formatter: click.HelpFormatter, title: str, flags: Iterable[Fla
 
 
 def spell(flag: SupportedFlag) -> str:
-    """The flag with its metavar."""
+    """The flag with its metavar, as the help shows it."""
     if flag.shape is Shape.SWITCH:
         return f"--[no-]{flag.name.removeprefix('--')}"
     return f"{', '.join(flag.names)} {flag.metavar or _type_name(flag.type)}"
@@ -71,7 +71,7 @@ def _meaning(flag: SupportedFlag) -> str:
 
 
 def spell_default(flag: SupportedFlag) -> str:
-    """The default in the syntax of the flag; empty without one, and for a switch that is off."""
+    """The default in the flag's syntax; empty if there is none, and for a switch that is off."""
     default = flag.default
     if default is None or default is False or default in ("", ()):
         return ""
@@ -88,7 +88,7 @@ EVERYTHING: Final = "all"
 
 
 def find_flags(topic: str) -> tuple[Flag, ...]:
-    """All flags, or the flags whose names contain the word; raises InputError if no flag does."""
+    """All flags, or those whose names contain the word; raises InputError if there is none."""
     word = topic.lower().replace("_", "-").strip().lstrip("-")
     if word == EVERYTHING:
         return FLAGS

@@ -1,4 +1,4 @@
-"""Flags of `serve` for click: as options, and beside a command's own options."""
+"""Flags of `serve` as click's options, also for other commands that take them beside their own options."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -17,11 +17,11 @@ from startup.words.supported import SUPPORTED
 
 _MODELS: Final = ("--model", "--tokenizer")
 _KINDS: Final = {"FILE": "file", "PATH": "file", "FOLDER": "dir"}
-"""Metavar of a flag -> what a shell completes."""
+"""What a shell completes for a flag, by the flag's metavar."""
 
 
 class FlagOption(click.Option):
-    """A flag with its type, help and completion."""
+    """A flag as click's option, with its type, help and completion."""
 
     def __init__(self, flag: SupportedFlag) -> None:
         name = flag.name.removeprefix("--")
@@ -45,7 +45,7 @@ class FlagOption(click.Option):
         return super().shell_complete(ctx, incomplete)
 
     def find_value(self, given: Arguments, in_file: Arguments) -> Any:
-        """The value of the option, else of the variable, else of the file; None if none has one."""
+        """The value from the flag, else from the variable, else from the file; None if no place has one."""
         name, variable = self.flag.name, self.flag.variable
         if name in given.flags:
             return given.flags[name].value
@@ -56,18 +56,18 @@ class FlagOption(click.Option):
 
 
 class ServeFlagsCommand(click.Command):
-    """Has options of its own at any position; all other words, in their order, are the parameter `words`.
+    """A command with options of its own at any position; all other words, in order, become `words`.
 
-    Click itself would take `-cc.cudagraph_mode=NONE` for `-h` among other letters.
+    click itself would find the option `-h` among the letters of `-cc.cudagraph_mode=NONE`.
     """
 
     def __init__(self, *args: Any, hidden: Collection[str] = (), **attributes: Any) -> None:
-        """`hidden` flags of `serve` are not completed."""
+        """Completion leaves out the flags of `serve` in `hidden`."""
         super().__init__(*args, **attributes)
         self._hidden = hidden
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """`--help=WORD` shows flags of the server."""
+        """Parses the words; `--help=WORD` shows the server's flags that contain WORD."""
         if (topic := help_topic(args)) and not ctx.resilient_parsing:
             formatter = ctx.make_formatter()
             write_topic(formatter, topic)
@@ -88,7 +88,7 @@ class ServeFlagsCommand(click.Command):
         return rest
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Completes its own options and the server's flags."""
+        """Completes the command's own options and the server's flags."""
         own = super().shell_complete(ctx, incomplete)
         if not incomplete.startswith("-"):
             return own
@@ -101,14 +101,14 @@ _PREFIX: Final = "models--"
 
 
 def complete_model(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """If no model matches, the shell completes folders."""
+    """Completes names of models; if none matches, the shell completes folders."""
     download_dir = ctx.params.get("download_dir")
     names = [name for name in sorted(cached_models(download_dir)) if name.startswith(incomplete)]
     return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="dir")]
 
 
 def cached_models(download_dir: str | None = None) -> Iterator[str]:
-    """Hub ids of downloaded models, taken from the names of folders."""
+    """Hub ids of downloaded models, from the names of their folders."""
     try:
         folder = Path(download_dir) if download_dir else env.HF_HUB_CACHE.get()
         for entry in folder.iterdir():

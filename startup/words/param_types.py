@@ -22,7 +22,7 @@ _UNITS: Final = ("", "k", "m", "g", "t")
 
 
 class HumanInt(click.ParamType):
-    """A whole number, or one with a suffix, as `parse_size` reads it."""
+    """A whole number, possibly with a suffix, as `parse_size` reads it."""
 
     name = "integer"
 
@@ -41,19 +41,19 @@ def _why_no_integer(text: str) -> str:
 
 
 class TokenLimit(click.ParamType):
-    """A HumanInt, or `auto` or -1 for the model's own limit."""
+    """Like HumanInt; `auto` and -1 stand for the model's own limit."""
 
     name = "integer|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        """None is the model's own limit."""
+        """None stands for the model's own limit."""
         if str(value).strip().lower() in ("auto", "-1"):
             return None
         return HumanInt().convert(value, param, ctx)
 
 
 class Quantization(click.ParamType):
-    """`int8`, or what vLLM calls it; None and the empty text are as if the flag was not given."""
+    """`int8`, or vLLM's name for it; `None` and an empty text count as if the flag were not given."""
 
     name = "int8"
 
@@ -74,7 +74,7 @@ class JsonObject(click.ParamType):
     name = "json"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        """The error names the position of a JSON fault."""
+        """Parses the text; an error contains the position of a fault in the JSON."""
         parsed = _load_json(self, value, param, ctx)
         if not isinstance(parsed, dict):
             self.fail(f"{value!r} is not a JSON object.", param, ctx)
@@ -87,7 +87,7 @@ class JsonStrings(click.ParamType):
     name = "json list"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """The error names the position of a JSON fault."""
+        """Parses the text; an error contains the position of a fault in the JSON."""
         parsed = _load_json(self, value, param, ctx)
         if not isinstance(parsed, list | tuple) or not all(isinstance(item, str) for item in parsed):
             self.fail(f"""{value!r} is not a JSON list of strings such as '["*"]'.""", param, ctx)
@@ -100,19 +100,19 @@ class CommaList(click.ParamType):
     name = "list"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """Ignores blanks around a word, and empty words."""
+        """Splits the text; ignores blanks around words, and empty words."""
         if isinstance(value, tuple):
             return value
         return tuple(word.strip() for word in str(value).split(",") if word.strip())
 
 
 class ChatTemplate(click.ParamType):
-    """A template's text, from a file or inline."""
+    """The text of a chat template, from a file or from the flag itself."""
 
     name = "file|template"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """A value that is not a file must contain braces or several lines to be a template, as in vLLM."""
+        """Reads a file; any other value must contain braces or several lines to be a template, as in vLLM."""
         try:
             return Path(value).read_text(encoding="utf-8")
         except (OSError, ValueError) as err:
@@ -123,10 +123,10 @@ class ChatTemplate(click.ParamType):
 
 
 class TokenizerModes(click.Choice):
-    """The modes that the embedded engine has."""
+    """The tokenizer modes that the embedded engine has."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """vLLM has more modes, such as those of Grok-2 and DeepSeek-V3.2."""
+        """Rejects the other modes of vLLM, such as those of Grok-2 and DeepSeek-V3.2."""
         if value not in self.choices:
             self.fail(f"{value!r} is not one of {', '.join(self.choices)}; others need --engine vllm.", param, ctx)
         return value
@@ -151,7 +151,7 @@ class ByteSize(click.ParamType):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Ignores case."""
+        """Parses the text, in any case."""
         match = _SIZE.fullmatch(str(value).strip().lower())
         if not match or (match[3] and not match[2]):
             self.fail(f"{value!r} is not a size such as 16MiB, 16M or 16777216.", param, ctx)
@@ -166,7 +166,7 @@ class Duration(click.ParamType):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Ignores case."""
+        """Parses the text, in any case."""
         try:
             return parse_duration(str(value))
         except ValueError:
@@ -174,12 +174,12 @@ class Duration(click.ParamType):
 
 
 class RestartPolicy(click.ParamType):
-    """`on-failure:3` is 3, the failures in a row after which the model is given up; `on-failure` is 5."""
+    """`on-failure:3` is 3: after that many failures in a row, the model stays stopped. `on-failure` is 5."""
 
     name = "restart policy"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The policy has Docker's form."""
+        """Parses a policy in Docker's form."""
         policy, _, number = str(value).partition(":")
         limit = number or ("" if ":" in str(value) else "5")
         if policy != "on-failure" or not (limit.isascii() and limit.isdecimal() and int(limit)):
@@ -188,7 +188,7 @@ class RestartPolicy(click.ParamType):
 
 
 def spell_size(num_bytes: int) -> str:
-    """The size in the largest unit that divides the number: `16MiB`."""
+    """The size in the largest unit that divides it, such as `16MiB`."""
     for power in range(len(_UNITS) - 1, 0, -1):
         if num_bytes and num_bytes % 1024**power == 0:
             return f"{num_bytes // 1024**power}{_UNITS[power].upper()}iB"
@@ -196,7 +196,7 @@ def spell_size(num_bytes: int) -> str:
 
 
 class Parsed(click.ParamType):
-    """An object that is made of the text by a function, whose ConfigError says how it is written."""
+    """An object that a function makes from the text; the function's ConfigError describes the right form."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
@@ -221,7 +221,7 @@ class LogConfigFile(click.ParamType):
     name = "file"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        """The error names the fault and its position in the file."""
+        """Reads the file; an error contains the fault and its position in the file."""
         if isinstance(value, dict):
             return value
         try:
@@ -241,7 +241,7 @@ _UNSUPPORTED: Final = (
     *("step_tag_id", "returned_token_ids", "enable_chunked_processing", "max_embed_len"),
     *("logit_mean", "logit_sigma"),
 )
-"""vLLM's other keys; null and false change nothing."""
+"""Keys that only vLLM supports; null and false are accepted, because they change nothing."""
 
 
 class PoolerOptions(click.ParamType):
@@ -250,7 +250,7 @@ class PoolerOptions(click.ParamType):
     name = "json"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> PoolerConfig:
-        """The error names the key that is unknown or that the embedded engine does not support."""
+        """Parses the object; an error names a key that is unknown or not supported by this engine."""
         if isinstance(value, PoolerConfig):
             return value
         given = {key.replace("-", "_"): item for key, item in JsonObject().convert(value, param, ctx).items()}

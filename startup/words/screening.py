@@ -1,4 +1,4 @@
-"""Screens flags that have no effect in the embedded engine: a notice if ignored, an error if rejected."""
+"""Screens flags that have no effect in the embedded engine: ignored ones get a notice, others are errors."""
 
 from collections.abc import Iterable, Iterator
 
@@ -12,11 +12,11 @@ from startup.words.flag import Flag, Shape
 from startup.words.table import IGNORE_REASONS, REJECTED_FEATURES
 
 _NOTHING = ("", "None")
-"""How vLLM's command line spells a missing value."""
+"""How a missing value is written on vLLM's command line."""
 
 
 def reject_unsupported(given_flags: Iterable[GivenFlag]) -> None:
-    """Raises InputError that names every flag whose feature the embedded engine lacks."""
+    """Raises an InputError that names each given flag whose feature the embedded engine lacks."""
     rejected = [given for given in given_flags if given.flag in REJECTED_FEATURES and not _is_neutral(given)]
     if rejected:
         requests = "; ".join(f"{_spell(given)} requests {REJECTED_FEATURES[given.flag]}" for given in rejected)
@@ -24,7 +24,7 @@ def reject_unsupported(given_flags: Iterable[GivenFlag]) -> None:
 
 
 def notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
-    """One line for each flag that has no effect."""
+    """Yields a line for each flag that has no effect."""
     for given in given_flags:
         reason = IGNORE_REASONS.get(given.flag) or _hardware_reason(given.flag)
         if reason and not _is_neutral(given):
@@ -56,7 +56,7 @@ def _hardware_reason(flag: Flag) -> str | None:
 
 
 def show_notices(notices: Iterable[str], log_format: str) -> None:
-    """One line each on standard error; as JSON they have the form of log lines."""
+    """Writes each notice as one line on standard error; with the JSON format, as a log line in JSON."""
     for notice in notices:
         line = f"Notice: {notice}"
         if log_format == "json":

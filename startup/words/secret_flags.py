@@ -1,4 +1,4 @@
-"""Keys and tokens of a command line: recommends safer places, keeps them out of files and child processes."""
+"""Keys and tokens on a command line: recommends safer places, keeps them out of files and child processes."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
@@ -9,21 +9,21 @@ from startup.words.table import split_flags
 
 
 def without_flags(words: Iterable[str], names: Collection[str]) -> list[str]:
-    """The words without these flags, in any spelling, and their values."""
+    """The words without these flags, however they are spelled, and without their values."""
     kept = (given for flag, given in split_flags(words) if flag is None or flag.name not in names)
     return [word for given in kept for word in given.words]
 
 
 def find_values(words: Iterable[str], name: str) -> list[Sequence[str]]:
-    """The values of a flag, in any spelling, for each time that it is given."""
+    """The values of a flag, however it is spelled, one entry for each time it is given."""
     return [given.values for flag, given in split_flags(words) if flag is not None and flag.name == name]
 
 
 def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """The words without secret flags, and the variables that a child process reads instead.
+    """Moves secrets out of the words: returns the other words, and variables for a child process.
 
-    The command line of a child is visible to every user until it has masked it. Several keys, which the
-    variable cannot hold, stay.
+    Every user can see the child's command line until the child has masked it. Several keys, which the
+    variable cannot hold, stay in the words.
     """
     kept: list[str] = []
     variables: dict[str, str] = {}
@@ -36,7 +36,7 @@ def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str
 
 
 def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]:
-    """A line per flag whose secret value is visible to others; `has_key_file` if there is --api-key-file."""
+    """A line per flag whose secret value others see; `has_key_file` recommends --api-key-file as well."""
     values: dict[SupportedFlag, list[str]] = {}
     for flag, given in split_flags(words):
         if isinstance(flag, SupportedFlag) and flag.is_secret and any(given.values):
@@ -49,9 +49,9 @@ def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]
 
 
 def empty_key_notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
-    """A line for an empty --api-key, as an unset variable of a script gives: requests then need no key.
+    """A line for an empty --api-key, as from a script's unset variable: requests then need no key.
 
-    None if --api-key-file is empty too, as programs give it that want a server without keys.
+    None if --api-key-file is empty as well: programs that want a server without keys give both.
     """
     empty = {given.flag.name for given in given_flags if not any(given.values)}
     if "--api-key" in empty and "--api-key-file" not in empty:

@@ -36,11 +36,11 @@ from startup.words.supported import CONFIG, GROUPS, LOG_FORMAT, SUPPORTED, VARIA
 from startup.words.table import split_flags
 
 VLLM: Final = "vllm_cli.vllm_options"
-"""Key of the settings of a start of vLLM in the metadata of click's context."""
+"""Key, in the metadata of click's context, for the settings of a start of vLLM."""
 CONFIG_OF_START: Final = "vllm_cli.startup_config"
-"""Key of the configuration of a start of the embedded engine."""
+"""The same for the configuration of a start of the embedded engine."""
 WORDS: Final = "vllm_cli.words"
-"""Key of the words after `serve`."""
+"""The same for the words after `serve`."""
 
 _READ_FOR_VLLM: Final = "VLLM_WORKER_MULTIPROC_METHOD"
 
@@ -49,16 +49,16 @@ class ServeCommand(click.Command):
     """Accepts every flag of `vllm serve`; click converts and completes the supported ones."""
 
     is_quiet = False
-    """Whether no notices are shown."""
+    """Whether notices are left out."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Precedence: options, variables, `--config`, defaults."""
+        """Reads all settings; options take precedence over variables, then `--config`, then defaults."""
         if ctx.resilient_parsing:  # shell completion: no checks, no output
             return super().parse_args(ctx, args)
         ctx.meta[WORDS] = tuple(args)
         if args and not args[0].strip():
             raise InputError(f"MODEL is empty: {_EMPTY_REMEDY}.")
-        is_router = has_several_models(args)  # whose words `router.words` reads
+        is_router = has_several_models(args)  # `router.words` reads the words of a router
         if not is_router:
             _reject_flags_of_several(args)
         if not is_router and choose_engine(args) == "vllm":
@@ -90,7 +90,7 @@ class ServeCommand(click.Command):
         return []
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The supported flags; `--help=all` shows the rest."""
+        """Writes the supported flags; `--help=all` shows the others, too."""
         write_groups(formatter)
 
     def _help_about(self, ctx: click.Context, topic: str) -> str:
@@ -102,23 +102,23 @@ class ServeCommand(click.Command):
 
 
 _NEVER_EMPTY: Final = ("--config", "--generation-config", "--model", "--served-model-name", "--tokenizer")
-"""Flags with which vLLM fails if they are empty; it takes others as if they were not given, and so do we."""
+"""vLLM fails if one of these is empty. It takes other empty flags as not given, and so does this program."""
 _EMPTY_REMEDY: Final = "set the variable that stands in its place, or leave the word out for the default"
 
 _OF_ONE_MODEL: Final = {"--max-wait", "--max-waiting"}
-"""Flags of several models that also count for one model behind a router."""
+"""Flags for several models that also apply to a single model behind a router."""
 _MODEL: Final = click.Argument(["model_tag"], required=False, metavar="[MODEL]", shell_complete=complete_model)
 
 
 def serve_parameters() -> list[click.Parameter]:
-    """MODEL and the supported flags."""
+    """MODEL and the supported flags, as click's parameters."""
     return [_MODEL, *map(FlagOption, SUPPORTED)]
 
 
 def parse_start(words: Sequence[str], name: str = "serve", *, is_quiet: bool = False) -> VllmOptions | StartupConfig:
     """The settings of a start with these words; raises ClickException if `serve` rejects them.
 
-    `name` is that of the command in usage errors; with `is_quiet`, no notices are shown.
+    `name` is the command's name in usage errors; with `is_quiet`, no notices are shown.
     """
     if has_several_models(words):
         raise InputError(f"{name} is for one model: name one of them.")
@@ -130,7 +130,7 @@ def parse_start(words: Sequence[str], name: str = "serve", *, is_quiet: bool = F
 
 
 def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
-    """What `vllm-cli serve` with these words reads, for a command that takes serve's flags."""
+    """Which files `vllm-cli serve` with these words reads, for another command that takes serve's flags."""
     start = parse_start(words, command)
     if isinstance(start, StartupConfig):
         return ModelRequest.of_start(start)
@@ -140,7 +140,7 @@ def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
 
 
 def read_settings(ctx: click.Context, given: Arguments, in_file: Arguments) -> dict[str, Any]:
-    """The converted values of the flags that the command line, a variable or the file gives."""
+    """The converted values of all settings that the command line, a variable or the file gives."""
     if (stray := next(filter(is_stray, given.positionals), None)) is not None:
         raise InputError(f"unexpected word {stray!r}: {STRAY_REMEDY}.")
     if len(given.positionals) > 1:
@@ -159,7 +159,7 @@ def read_settings(ctx: click.Context, given: Arguments, in_file: Arguments) -> d
 
 @contextmanager
 def _naming_places(given: Arguments, in_file: Arguments) -> Iterator[None]:
-    """An error in a value of the file of `--config` names its place, such as `serve.yaml: port`."""
+    """Within the block, an error in a value of the `--config` file names its place: `serve.yaml: port`."""
 
     def place_of(name: str) -> str | None:
         if name not in in_file.flags or name in given.flags:
@@ -185,7 +185,7 @@ def _raise_all(errors: Iterable[EnvError]) -> None:
 
 
 def _reject_references(words: Sequence[str]) -> None:
-    """Rejects references in the file of `--config` that vLLM must not read as texts."""
+    """Rejects a `--config` file with references that vLLM must not read as plain texts."""
     if CONFIG.name not in words:
         return
     from startup.vllm_words.command_line import CommandLine
@@ -195,17 +195,17 @@ def _reject_references(words: Sequence[str]) -> None:
 
 
 def _is_read_for_vllm(name: str) -> bool:
-    """Whether the launcher reads the variable; of others vLLM may accept more values than we do."""
+    """Whether the launcher checks the variable; vLLM may accept other values of its own variables."""
     return name.startswith(OWN_PREFIX) or name == _READ_FOR_VLLM
 
 
 def unknown_variable_notices() -> Iterator[str]:
-    """One line for each variable with our prefix that does not exist."""
+    """A line for each variable with our prefix that does not exist."""
     return (f"{unknown}." for unknown in unknown_variables())
 
 
 def _reject_flags_of_several(words: Sequence[str]) -> None:
-    """Rejects the flags of a router, and several models that are named behind flags."""
+    """Rejects a router's flags without a router, and several models that come after flags."""
     several = {flag.name for flag in GROUPS["Several models"]}
     if is_behind_router(words):
         several -= _OF_ONE_MODEL
@@ -214,13 +214,13 @@ def _reject_flags_of_several(words: Sequence[str]) -> None:
     given = list(split_flags(words)) if words and is_flag_like(words[0]) else []
     others = [each.words[0] for _, each in given if not each.flag]
     models = [word for word in others if word != "--" and not is_stray(word)]
-    has_unknown = any(each.flag and flag is None for flag, each in given)  # the word behind may be its value
+    has_unknown = any(each.flag and flag is None for flag, each in given)  # the word after it may be its value
     if len(models) > 1 and not has_unknown:
         raise InputError(f"several models must be named before all flags: vllm-cli serve {' '.join(models)} ...")
 
 
 def _screen(words: Sequence[str], given: Arguments, in_file: Arguments, *, is_quiet: bool) -> str:
-    """Rejects flags; returns the format of notices."""
+    """Rejects unsupported flags and shows notices; returns the format of log lines."""
     has_model = given.positionals or "--model" in given.flags or "--model" in in_file.flags
     if given.greedy_flag and not has_model:
         raise InputError(
@@ -238,7 +238,7 @@ def _screen(words: Sequence[str], given: Arguments, in_file: Arguments, *, is_qu
 
 
 def build_startup_config(settings: Mapping[str, Any]) -> StartupConfig:
-    """Settings are named like flags, `max_model_len`; a setting that is not given keeps its default."""
+    """Builds the configuration from settings named like flags (`max_model_len`); the rest are defaults."""
     values = {path: variable.get() for path, variable in VARIABLES.items()}
     values |= {path: _given_value(flag, settings) for flag in SUPPORTED for path in flag.fields}
     if values["server.served_model_names"] is None:

@@ -62,7 +62,7 @@ _BY_PYTHON_TYPE: Final[dict[Any, click.ParamType | None]] = {
 
 
 def click_type(field: Field[Any]) -> click.ParamType | None:
-    """None for text, switches and lists of texts."""
+    """The click type for a field; None for text, switches and lists of texts."""
     metadata = field.metadata
     if "syntax" in metadata:
         return _BY_SYNTAX[metadata["syntax"]]
@@ -77,7 +77,7 @@ def click_type(field: Field[Any]) -> click.ParamType | None:
 
 
 def shape_of(field: Field[Any]) -> Shape:
-    """Switches are bool; tuples without a syntax of their own take several words."""
+    """The shape of a field's flag: bool is a switch; a tuple without `syntax` takes several words."""
     if field.metadata.get("syntax") == "optional text":
         return Shape.OPTIONAL
     python_type = _python_type(field)
@@ -88,7 +88,7 @@ def shape_of(field: Field[Any]) -> Shape:
 
 
 def metavar_of(field: Field[Any]) -> str | None:
-    """The declared one, else the unit; None leaves it to the click type."""
+    """The declared metavar, else the unit; None leaves the choice to the click type."""
     metavar: str | None = field.metadata.get("metavar")
     if field.name.endswith("_s"):
         return metavar or "SECONDS"
@@ -96,7 +96,7 @@ def metavar_of(field: Field[Any]) -> str | None:
 
 
 def _python_type(field: Field[Any]) -> Any:
-    """Without `| None`."""
+    """The field's type without `| None`."""
     if isinstance(field.type, UnionType):
         return next(part for part in get_args(field.type) if part is not type(None))
     return field.type
@@ -109,12 +109,12 @@ VARIABLES: Final[dict[str, EnvVar[Any]]] = {
     for path, field, *_ in CONFIG_FIELDS
     if "variable" in field.metadata and "flag" not in field.metadata
 }
-"""Fields that an environment variable sets and no flag."""
+"""Fields that only an environment variable sets."""
 
 _FILLED_TOO: Final = {
     field.metadata["filled_by"]: (path,) for path, field, *_ in CONFIG_FIELDS if "filled_by" in field.metadata
 }
-"""Flag -> the second field that its value fills."""
+"""For a flag, the path of the second field that its value fills."""
 
 ENGINE: Final = SupportedFlag(
     "--engine",
@@ -147,7 +147,7 @@ _WITHOUT_FIELD: Final = (
         role="router",
     ),
 )
-"""Flags that decide what a command line starts, before there is a configuration."""
+"""Flags that decide what a command line starts; they are read before there is a configuration."""
 
 
 def _derive_group(title: Group) -> Iterator[SupportedFlag]:

@@ -15,14 +15,14 @@ from startup.words.unsupported import IGNORED, REJECTED
 
 
 class Spelling(NamedTuple):
-    """The flag that a word of the command line stands for, and whether the word negates it."""
+    """A flag that a word of the command line stands for, and whether the word negates it."""
 
     flag: Flag
     is_negated: bool = False
 
 
 def spellings(flag: Flag) -> dict[str, Spelling]:
-    """Every way to write a flag.
+    """All spellings of a flag.
 
     The opposite of `--enable-x` is `--no-enable-x`; from vLLM 0.33 on also `--disable-x`, and the reverse.
     """
@@ -37,10 +37,10 @@ def spellings(flag: Flag) -> dict[str, Spelling]:
 
 
 IGNORE_REASONS: Final = {flag: reason for reason, flags in IGNORED.items() for flag in flags}
-"""Why an ignored flag changes nothing."""
+"""The reason why an ignored flag changes nothing, by flag."""
 
 REJECTED_FEATURES: Final = {flag: feature for feature, flags in REJECTED.items() for flag in flags}
-"""The feature that a rejected flag requests."""
+"""The feature that a rejected flag asks for, by flag."""
 
 FLAGS: Final[tuple[Flag, ...]] = (*SUPPORTED, *IGNORE_REASONS, *REJECTED_FEATURES)
 
@@ -50,20 +50,20 @@ _BY_NAME: Final = {name: spelling for flag in FLAGS for name, spelling in spelli
 
 
 def find_flag(name: str) -> Spelling:
-    """The flag with this name or unique abbreviation; without one, a usage error with a suggestion."""
+    """The flag with this name or unique abbreviation; raises a usage error with a suggestion."""
     return _BY_NAME.get(normalise(name)) or _complete(name)
 
 
 def find_known_flag(name: str) -> Flag | None:
-    """The flag of that name, if there is one and no other that the name may stand for."""
+    """The flag with this name or unique abbreviation; None if there is none."""
     try:
         return find_flag(name).flag
-    except InputError:  # for vLLM, an abbreviation may be clear that is ambiguous with the flags of this program
+    except InputError:  # the abbreviation may be ambiguous only here, not among vLLM's flags
         return next((f for f in SUPPORTED if f.is_secret and is_secret_flag(name) and f.name.startswith(name)), None)
 
 
 def split_flags(words: Iterable[str]) -> Iterator[tuple[Flag | None, Given]]:
-    """The flags of a command line; None for other words, and for what is no flag of this program."""
+    """The flags of a command line, each with its words; None for other words and unknown flags."""
 
     find = cache(find_known_flag)
 

@@ -1,4 +1,4 @@
-"""Flags of vLLM that have no effect in the embedded engine, and flags whose features it lacks."""
+"""vLLM's flags without effect in the embedded engine, and vLLM's flags whose features it lacks."""
 
 from typing import Final
 
@@ -6,10 +6,10 @@ from startup.words.flag import Flag, Shape
 
 
 def _flags(table: str) -> tuple[Flag, ...]:
-    """The flags of a table, whose lines look like words of a command line: `--name,-alias=neutral`.
+    """The flags in a table, whose lines look like words of a command line: `--name,-alias=neutral`.
 
-    Behind `=` are values that change nothing, such as vLLM's default, with `|` between them; `+=` takes
-    several values. Without `=`, it is a switch that is off by default; with `=on`, it is on.
+    Values after `=`, with `|` between them, change nothing, such as vLLM's default. A flag with `+=` takes
+    several values. A flag without `=` is a switch that is off by default; with `=on`, it is on.
     """
     return tuple(map(_flag, table.split()))
 
@@ -74,7 +74,7 @@ IGNORED: Final[dict[str, tuple[Flag, ...]]] = {
         --mm-device-do-normalize --ec-manager-config=
     """),
 }
-"""Reason -> flags that change nothing in the embedded engine for this reason."""
+"""The flags that change nothing in the embedded engine, by the reason for it."""
 
 
 REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
@@ -143,4 +143,4 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         --logging-config=
     """),
 }
-"""Feature -> flags that request it."""
+"""The flags that ask for a feature that the embedded engine lacks, by feature."""

@@ -1,6 +1,6 @@
-"""The job of a helper when all files are on disk: asks whether a branch has moved, and downloads it if so.
+"""The helper's job when all files are on disk: asks whether a branch has moved, and downloads it if it has.
 
-Until then it imports only a part of the standard library, as the imports of the start run beside it.
+Before a download, it imports only a part of the standard library, because the start's imports run meanwhile.
 """
 
 import pickle
@@ -11,31 +11,31 @@ from base.json_depth import read_json
 from startup.ground.processes.helper import Send
 
 _MOST_BYTES: Final = 1 << 26
-"""The longest answer; it lists all files, with some hundred bytes for each."""
+"""Longest answer, in bytes; it lists all files, with a few hundred bytes for each."""
 
 
 class Question(NamedTuple):
-    """The question which commit a branch has."""
+    """Asks which commit a branch has."""
 
     urls: tuple[str, ...]
-    """Addresses of the answer, at the hub and its mirrors."""
+    """The URLs for the question, at the hub and its mirrors."""
     token: str | None
     commit: str
-    """The one on disk."""
+    """The commit that is on disk."""
 
 
 class AskJob(NamedTuple):
-    """The message to the helper."""
+    """The launcher's message to the helper."""
 
     questions: tuple[Question, ...]
     timeout_s: float
-    """The time limit for each step of a request."""
+    """Seconds for each step of a request."""
     download: bytes
-    """The pickled job of the download."""
+    """The pickled job of a download, for a branch that has moved."""
 
 
 def run(job: AskJob, send: Send) -> None:
-    """Sends whether a branch has moved, or may have for the hub's client; or why that is not known."""
+    """Sends whether a branch has moved, or may have moved for the hub's client; or why that is not known."""
     try:
         has_moved = any(_find_commit(question, job.timeout_s) != question.commit for question in job.questions)
     except OSError as err:
@@ -49,7 +49,7 @@ def run(job: AskJob, send: Send) -> None:
 
 
 def is_worth_a_retry(status: int) -> bool:
-    """Whether the same request may be answered later."""
+    """Whether the same request may succeed later."""
     return status in (408, 425, 429) or status >= 500
 
 
@@ -75,11 +75,11 @@ def _ask(url: str, token: str | None, timeout_s: float) -> str | None:
     from urllib.request import Request, getproxies, urlopen  # noqa: PLC0415
 
     has_socks = any(name == "all" or proxy.startswith("socks") for name, proxy in getproxies().items())
-    if has_socks or "@" in urlsplit(url).netloc:  # urllib takes neither
+    if has_socks or "@" in urlsplit(url).netloc:  # urllib supports neither
         return None
     request = Request(url)
     if token:
-        request.add_unredirected_header("Authorization", f"Bearer {token}")  # not for another host
+        request.add_unredirected_header("Authorization", f"Bearer {token}")  # not sent to another host
     try:
         with urlopen(request, timeout=timeout_s) as answer:
             return str(read_json(answer.read(_MOST_BYTES))["sha"])

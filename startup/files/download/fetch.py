@@ -1,4 +1,4 @@
-"""Fetches several contents at once, while it watches time, disk and progress."""
+"""Fetches the contents of several files at once, while it watches time, disk and progress."""
 
 import errno
 import threading
@@ -19,7 +19,7 @@ _SHOWN_EVERY_S: Final = 0.25
 
 
 class Fetch:
-    """The contents of one repository; `run` is called on the main thread of the helper."""
+    """Fetches file contents of one repository; call `run` on the main thread of the helper."""
 
     def __init__(
         self, source: Source, repository: CachedRepository, on_progress: Callable[[DownloadProgress], None]
@@ -30,18 +30,18 @@ class Fetch:
         self._transfers: list[Transfer] = []
         self._begin_s = time.monotonic()
         self._finished_bytes = 0
-        """Of earlier calls."""
+        """Bytes received in earlier calls of `run`."""
 
     @property
     def fetched_bytes(self) -> int:
-        """Bytes received, including repeated ones."""
+        """Bytes received; a byte that was received twice counts twice."""
         return self._finished_bytes + sum(transfer.fetched_bytes for transfer in self._transfers)
 
     def run(self, files: Sequence[HubFile]) -> list[HubFile]:
         """Fetches the contents that are not on disk; returns the files as the hub describes them.
 
         Raises:
-            DownloadError: a content cannot be had, or does not fit on the disk.
+            DownloadError: a content cannot be obtained, or does not fit on the disk.
             OSError: a content cannot be written.
         """
         files = [self._described(file) for file in files]
@@ -58,7 +58,7 @@ class Fetch:
         return files
 
     def _described(self, file: HubFile) -> HubFile:
-        """The file with size and hash, which a mirror's listing may lack."""
+        """The file with size and hash, which a mirror's list may lack."""
         if file.oid and file.size is not None:
             return file
         failure = ""
@@ -104,7 +104,7 @@ class Fetch:
                 self._source.stopping.set()
 
     def _watch(self, threads: Sequence[threading.Thread], failures: Sequence[Exception]) -> None:
-        """Waits for the threads or a failure."""
+        """Waits until the threads end or one of them fails."""
         total_bytes = total_size(transfer.file for transfer in self._transfers)
         shown_s = 0.0
         while not failures and any(thread.is_alive() for thread in threads):

@@ -1,7 +1,7 @@
 """Requests to the Hugging Face hub and its mirrors: the list of a repository's files, and their bytes.
 
-Runs in the download helper. The hub's client library supplies session, headers and token; proxies and
-certificates are thereby those of its own downloads.
+Runs in the download helper. The hub's client library supplies session, headers and token, so that proxies and
+certificates are the same as for the library's own downloads.
 """
 
 import logging
@@ -24,14 +24,14 @@ from startup.files.model.model_place import is_commit
 logger = logging.getLogger(__name__)
 
 _NUM_LISTINGS: Final = 8
-"""How often the list of files is requested from one address while it answers with errors that pass."""
+"""How often an address is asked for the list of files while it answers with temporary errors."""
 _CONNECT_S: Final = 4.0
 
 T = TypeVar("T")
 
 _GIVE_TOKEN: Final = "give a token by --hf-token or HF_TOKEN"
 _LONGEST_WAIT_S: Final = 120.0
-"""The most that a Retry-After header is obeyed."""
+"""Longest wait, in seconds, that a Retry-After header can cause."""
 _LONGEST_BACKOFF_S: Final = 4.0
 
 
@@ -39,12 +39,12 @@ class ByteStream(NamedTuple):
     """An answer with bytes of a file."""
 
     begin: int
-    """Where the bytes begin in the file."""
+    """Offset of the first byte in the file."""
     chunks: Iterator[bytes]
 
 
 class FileAddress(NamedTuple):
-    """Where a file's bytes are."""
+    """Names a file in a repository at one address."""
 
     endpoint: str
     repo_id: str
@@ -56,26 +56,26 @@ class FileAddress(NamedTuple):
         return f"{self.endpoint}/{quote(self.repo_id)}/resolve/{self.commit}/{quote(self.name)}"
 
     def __str__(self) -> str:
-        """For messages, without a login."""
+        """The address without a login, for messages."""
         return f"{self.name} of {self.repo_id} at {without_login(self.endpoint)}"
 
 
 class Wait(NamedTuple):
-    """How long to wait before a request is repeated, and why."""
+    """How many seconds to wait before a request is repeated, and why."""
 
     seconds: float = 0.0
     reason: str = ""
 
 
 def wait_of(status: int, headers: Mapping[str, str], attempt: int) -> Wait:
-    """What the answer asks for by Retry-After or the hub's own header, else longer with each attempt."""
+    """The wait that Retry-After or the hub's own header asks for, or a wait that grows with each attempt."""
     asked_s = _asked_seconds(headers)
     seconds = backoff_s(attempt) if asked_s is None else min(asked_s, _LONGEST_WAIT_S)
     return Wait(seconds, f"the hub answers {status}, waiting {seconds:.0f} s")
 
 
 def backoff_s(attempt: int) -> float:
-    """0.5 s after the first failure, twice as long after each further one, at most four seconds."""
+    """0.5 s after the first failure, twice as long after each further failure, at most four seconds."""
     return min(0.5 * 2.0 ** min(attempt - 1, 8), _LONGEST_BACKOFF_S)
 
 
@@ -83,7 +83,7 @@ def _asked_seconds(headers: Mapping[str, str]) -> float | None:
     retry_after = headers.get("Retry-After", "").strip()
     if retry_after.isdigit():
         return float(retry_after)
-    if retry_after:  # a date is obeyed by the usual waits: clocks differ
+    if retry_after:  # a date is ignored, because clocks differ
         return None
     limit = headers.get("RateLimit", "").replace(" ", "")  # "api";r=0;t=55
     reset = limit.partition(";t=")[2].partition(";")[0]
@@ -91,17 +91,17 @@ def _asked_seconds(headers: Mapping[str, str]) -> float | None:
 
 
 class Asked(NamedTuple):
-    """The target of a request."""
+    """What was requested, for messages."""
 
     repo_id: str
     revision: str | None
     endpoint: str
-    """The hub's address, without a login."""
+    """The hub's address without a login."""
     has_token: bool
 
 
 def refusal(status: int, code: str, asked: Asked) -> str:
-    """One line for the user about an answer that is an error; `code` is the hub's X-Error-Code."""
+    """Explains in one line an answer that is an error; `code` is the hub's X-Error-Code."""
     name, page = asked.repo_id, f"{asked.endpoint}/{asked.repo_id}"
     if code == "GatedRepo" or (status == 403 and not code):
         how = f"ask for access at {page}"
@@ -119,7 +119,7 @@ def refusal(status: int, code: str, asked: Asked) -> str:
 
 
 class RetryableError(Exception):
-    """The request may succeed if it is repeated."""
+    """The request has failed, but may succeed if it is repeated."""
 
     def __init__(self, reason: str, wait: Wait | None = None) -> None:
         super().__init__(reason)
@@ -127,7 +127,7 @@ class RetryableError(Exception):
 
 
 class HubClient:
-    """Sends requests on any thread."""
+    """Sends requests to the hub, on any thread."""
 
     def __init__(self, *, token: str | None, stall_s: float) -> None:
         import huggingface_hub.utils
@@ -215,16 +215,16 @@ class HubClient:
             raise DownloadError("wrong", reason) from err
         current_id = str(content.get("id") or repo_id)
         if current_id.lower() != repo_id.lower():
-            logger.warning("%s is named %s now: use the new name, the old one may end", repo_id, current_id)
+            logger.warning("%s is named %s now: use the new name, the old one may stop working", repo_id, current_id)
         if unsafe := [file.name for file in files if not is_safe_name(file.name)]:
             logger.warning("%s has file names that are not used: %r", repo_id, unsafe[:3])
         return Listing(commit, {file.name: file for file in files if is_safe_name(file.name)}, (endpoint,))
 
     def describe(self, address: FileAddress, file: HubFile) -> HubFile:
-        """The file with its size and hash from the headers of its address; some mirrors do not list them.
+        """The file with size and hash from the headers of its address; some mirrors do not list these.
 
         Raises:
-            RetryableError: it cannot be reached, or answers with an error that passes.
+            RetryableError: the address cannot be reached, or answers with a temporary error.
             DownloadError: it refuses, or does not report the hash.
         """
         try:
@@ -244,9 +244,9 @@ class HubClient:
 
     @contextmanager
     def stream(self, address: FileAddress, begin: int) -> Iterator[ByteStream]:
-        """A file's bytes from this offset, or from its beginning if the server cannot skip any.
+        """A file's bytes from this offset, or from its beginning if the server ignores offsets.
 
-        A redirect to another host gets no token. A connection without a byte for the time limit is an error.
+        A redirect to another host gets no token. A connection without a byte for `stall_s` is an error.
 
         Raises:
             RetryableError: the request, or reading its answer, failed.
@@ -277,7 +277,7 @@ class HubClient:
 
 
 def _first_byte(answer: Any, begin: int) -> int:
-    """Where the answer begins in the file: 0 if the server has ignored the requested range."""
+    """The offset of the answer in the file: 0 if the server has ignored the requested range."""
     if answer.status_code == 200:
         return 0
     first = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
@@ -287,7 +287,7 @@ def _first_byte(answer: Any, begin: int) -> int:
 
 
 def _within_deadline(request: Callable[[], T], seconds: float) -> T:
-    """Runs a request in a thread that is abandoned after this time: the time limits do not bound DNS."""
+    """Runs a request in a thread, and abandons it after this time; the library's limits do not bound DNS."""
     outcome: Future[T] = Future()
 
     def run() -> None:

@@ -11,19 +11,19 @@ from startup.files.model.hub_settings import hub_endpoints
 from startup.ground.errors import ModelNotFoundError
 
 FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wrong", "failed"]
-"""The hub will not deliver (`refused`), there is no room (`disk`), the cache's folder cannot be written to
-(`cache`), or the files differ from the hub's list (`wrong`)."""
+"""Why a download failed. `refused`: the hub does not deliver. `disk`: there is no room. `cache`: the cache's
+folder cannot be written to. `wrong`: the files differ from the hub's list."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadJob:
-    """The files to download."""
+    """The job of a helper: which files to download, and from where."""
 
     downloads: tuple[Download, ...]
     endpoints: tuple[str, ...] = field(default_factory=hub_endpoints)
     """Addresses of the hub and of mirrors, in the order in which they are tried."""
     timeout_s: float | None = None
-    """The longest time for all files; None sets no limit."""
+    """Seconds for all files together; None sets no limit."""
     stall_s: float = field(default_factory=env.HF_HUB_DOWNLOAD_TIMEOUT.get)
     begin_ns: int
     """When the launcher began to start the helper, in monotonic nanoseconds."""
@@ -37,15 +37,15 @@ class LogLine(NamedTuple):
 
 
 class DownloadProgress(NamedTuple):
-    """The state of one download at one moment."""
+    """The progress of one download at one moment."""
 
     repo_id: str
     done_bytes: int = 0
     total_bytes: int = 0
     bytes_per_s: float = 0.0
-    """Since the download began."""
+    """The average rate since the download began."""
     note: str = ""
-    """What the download waits for, if it does."""
+    """The event for which the download waits; empty if it does not wait."""
 
     @property
     def eta_s(self) -> float | None:
@@ -53,7 +53,7 @@ class DownloadProgress(NamedTuple):
         return max(self.total_bytes - self.done_bytes, 0) / self.bytes_per_s if self.bytes_per_s > 0 else None
 
     def __str__(self) -> str:
-        """`downloading 1.2 GiB of 3.4 GiB, 25.0 MiB/s, about 90 s left`"""
+        """For example `downloading 1.2 GiB of 3.4 GiB, 25.0 MiB/s, about 90 s left`."""
         if not self.total_bytes:
             return f"downloading{f': {self.note}' if self.note else ''}"
         parts = [f"downloading {format_bytes(self.done_bytes)} of {format_bytes(self.total_bytes)}"]
@@ -66,13 +66,13 @@ class DownloadProgress(NamedTuple):
 
 
 class DownloadReport(NamedTuple):
-    """The end of all downloads of a job."""
+    """The result of all downloads of a job."""
 
     folders: tuple[Path, ...] = ()
-    """A snapshot for each download, in the order of the job; empty after a failure."""
+    """The snapshot of each download, in the order of the job; empty after a failure."""
     failure: FailureKind | None = None
     reason: str = ""
-    """Why it failed, in one line."""
+    """Why it failed, in one line; empty after a success."""
     fetched_bytes: int = 0
     """Bytes that this helper has received."""
     took_s: float = 0.0

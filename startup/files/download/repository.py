@@ -1,8 +1,8 @@
-"""The files of a repository on the hub, and their place in the hub's cache on disk.
+"""The files of a repository on the hub, and their places in the hub's cache on disk.
 
 The layout is that of the hub's client: `blobs/` has the contents by hash, `snapshots/<commit>/` links to them
-by name, `refs/` has the commit of each branch. A content is written under another name until it is complete
-and its hash is right, and links come last, so whatever ends this process, no incomplete file is found.
+by name, `refs/` has the commit of each branch. A content has another name until it is complete and its hash
+is verified; links come last. However this process ends, nobody finds an incomplete file.
 """
 
 import errno
@@ -22,12 +22,13 @@ from startup.files.model.checkpoint_folder import read_index
 from startup.files.model.model_place import is_object_address, repository_name, unfinished_marker
 
 PART_ENDING: Final = ".vllm-cli.incomplete"
-"""Ends the name of an incomplete content; the hub's own tools remove files that end in `.incomplete`."""
+"""Ending of the name of an incomplete content; the hub's own tools remove files that end in `.incomplete`."""
 
 _ETAG: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
-"""The name of a content by a mirror that does not use hashes; such a content is verified by its size only."""
+"""A content's name from a mirror that uses no hashes; only the size of such a content is verified."""
 VERSION_PREFIX: Final = "version-"
-"""Begins the name of a content that is known by an object's version; size and version are then verified."""
+"""Begins the name of a content that has no hash: an object's version follows. Size and version are
+verified."""
 MD5_PREFIX: Final = "md5-"
 _SHA256_LENGTH: Final = 64
 _SHA1_LENGTH: Final = 40
@@ -36,34 +37,34 @@ _NO_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a repository."""
+    """A file in a repository."""
 
     name: str
     size: int | None
-    """None if the hub does not report it."""
+    """Bytes; None if the hub does not report the size."""
     oid: str
     """The name of its content: SHA-256 of a large file, git's SHA-1 of a small one. Empty if unknown."""
 
     @classmethod
     def from_sibling(cls, fields: Mapping[str, Any]) -> "HubFile":
-        """The file from the hub's listing."""
+        """The file from an entry of the hub's list."""
         lfs = fields.get("lfs") or {}
         oid = lfs.get("sha256") or lfs.get("oid") or fields.get("blobId") or ""
         size = lfs.get("size") if lfs.get("size") is not None else fields.get("size")
         return cls(str(fields["rfilename"]), size if isinstance(size, int) else None, _checked_oid(str(oid)))
 
     def described(self, etag: str, size: int | None) -> "HubFile":
-        """The file with the facts from the headers of its own address."""
+        """The file with the facts in the headers of its own address."""
         oid = _checked_oid(etag) or (etag if _ETAG.fullmatch(etag) else "")
         return replace(self, oid=oid, size=self.size if self.size is not None else size)
 
     @property
     def is_resumable(self) -> bool:
-        """Whether the beginning of its content, left by an earlier download, is known to belong to it."""
+        """Whether bytes that an earlier download has left certainly belong to this content."""
         return self.digest() is not None or self.oid.startswith(VERSION_PREFIX)
 
     def digest(self) -> "hashlib._Hash | None":
-        """A new hash for its content; None if the kind of its name is unknown."""
+        """A new hash object for the content; None if the content's name is not a known kind of hash."""
         if self.oid.startswith(VERSION_PREFIX):
             return None
         if len(self.oid) == _SHA256_LENGTH:
@@ -75,7 +76,7 @@ class HubFile:
         return None
 
     def has_hash(self, digest: "hashlib._Hash") -> bool:
-        """Whether the content has the hash that names it."""
+        """Whether the content has the hash that is its name."""
         return digest.hexdigest() == self.oid.removeprefix(MD5_PREFIX)
 
 
@@ -84,13 +85,13 @@ class Listing(NamedTuple):
 
     commit: str
     files: Mapping[str, HubFile]
-    """By name."""
+    """The files by name."""
     endpoints: tuple[str, ...]
-    """The addresses to fetch them from; the first one has listed them."""
+    """The addresses of the files; the first one has listed them."""
 
 
 class CachedRepository:
-    """The folder of one repository in the cache."""
+    """The folder of a repository in the cache."""
 
     def __init__(self, cache_dir: Path, repo_id: str) -> None:
         self._name = repository_name(repo_id)
@@ -98,48 +99,48 @@ class CachedRepository:
         self.lock_path = cache_dir / ".locks" / self._name / "vllm-cli.lock"
 
     def snapshot(self, commit: str) -> Path:
-        """The folder with the names of a commit's files."""
+        """The folder that links a commit's files by name."""
         return self.folder / "snapshots" / commit
 
     def blob(self, file: HubFile) -> Path:
-        """Where the complete content is."""
+        """The path of the complete content."""
         return self.folder / "blobs" / file.oid
 
     def part(self, file: HubFile) -> Path:
-        """Where the content is while it is downloaded."""
+        """The path of the content while it is downloaded."""
         return self.folder / "blobs" / f"{file.oid}{PART_ENDING}"
 
     def part_bytes(self, file: HubFile) -> int:
-        """Bytes of the content that an earlier, interrupted download has left."""
+        """Bytes of the content that an interrupted download has left."""
         try:
             return self.part(file).lstat().st_size
         except OSError:
             return 0
 
     def has_content(self, file: HubFile) -> bool:
-        """Whether the complete content is there."""
+        """Whether the complete content is on disk."""
         return _has_size(self.blob(file), file.size)
 
     def is_linked(self, commit: str, file: HubFile) -> bool:
-        """Whether the file is complete in the snapshot."""
+        """Whether the snapshot has the complete file."""
         return _has_size(self.snapshot(commit) / file.name, file.size)
 
     def is_unfinished(self, commit: str) -> bool:
-        """Whether a download into the snapshot has not ended."""
+        """Whether a download into the snapshot was begun and not finished."""
         return unfinished_marker(self.snapshot(commit)).exists()
 
     def commit_of(self, revision: str) -> str | None:
-        """The commit that is recorded for a branch or tag."""
+        """The commit that is recorded for a branch or tag; None if none is."""
         try:
             return (self.folder / "refs" / revision).read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError):
             return None
 
     def read_index(self, commit: str, file: HubFile) -> dict[str, str]:
-        """The tensors and files of an index; empty if it cannot be read.
+        """Maps the tensors in an index to their files; empty if the index cannot be read.
 
         Raises:
-            LookupError: it is not on disk yet.
+            LookupError: the index is not on disk yet.
         """
         for path in (self.snapshot(commit) / file.name, self.blob(file)):
             if path.is_file():
@@ -154,7 +155,7 @@ class CachedRepository:
             unfinished_marker(self.snapshot(commit)).touch()
 
     def finish(self, commit: str, files: Sequence[HubFile]) -> None:
-        """Adds the files, whose contents are complete, to the snapshot; a new snapshot appears at once."""
+        """Adds the files, whose contents are complete, to the snapshot; a new snapshot appears as a whole."""
         snapshot = self.snapshot(commit)
         if snapshot.exists() or not self._link_new(snapshot, files):
             present = {file.oid: snapshot / file.name for file in files if self.is_linked(commit, file)}
@@ -181,11 +182,11 @@ class CachedRepository:
     def _link_new(self, snapshot: Path, files: Sequence[HubFile]) -> bool:
         """Builds the snapshot beside its place and renames it.
 
-        False if another process has made one, or if the file system has no links: then the snapshot is marked
-        as unfinished, as its files appear one after the other.
+        Returns False if another process has created the snapshot, or if the file system has no links. In the
+        second case, the snapshot is marked as unfinished, because its files appear one after the other.
         """
         work = self.folder / f"snapshot{PART_ENDING}"
-        shutil.rmtree(work, ignore_errors=True)  # of a process that was killed: this one has the lock
+        shutil.rmtree(work, ignore_errors=True)  # left by a killed process: this one has the lock
         for file in files:
             path = work / file.name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +202,7 @@ class CachedRepository:
         return True
 
     def _link_one(self, path: Path, file: HubFile) -> bool:
-        """Replaces whatever has the name; False if the file system has no links."""
+        """Links the file, replacing any file of its name; returns False if the file system has no links."""
         target = "/".join([*[".."] * (2 + file.name.count("/")), "blobs", file.oid])
         work = path.with_name(f"{path.name}{PART_ENDING}")
         try:
@@ -215,14 +216,14 @@ class CachedRepository:
         return True
 
     def _move_content(self, path: Path, file: HubFile, twin: Path | None) -> None:
-        """Gives the name the content itself, or a copy of a file that has taken it already."""
+        """Moves the content to the file's name, or copies it from `twin`, which has the same content."""
         if twin is not None and not self.has_content(file):
             shutil.copyfile(twin, self.blob(file))
         os.replace(self.blob(file), path)  # noqa: PTH105
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether a file can have this name, and the name stays in its folder."""
+    """Whether a file can have this name, and the name leads to no other folder."""
     parts = name.split("/")
     has_control = any(ord(character) < 32 for character in name)
     return not has_control and "\\" not in name and all(part not in ("", ".", "..") for part in parts)
@@ -231,7 +232,7 @@ def is_safe_name(name: str) -> bool:
 def check_room(folder: Path, needed_bytes: int, repo_id: str) -> None:
     """Raises a DownloadError if the disk has less room than a repository's folder still needs.
 
-    Nothing is raised if the file system does not report its room.
+    Raises nothing if the file system does not report its free space.
     """
     try:
         state = os.statvfs(folder)
@@ -245,7 +246,7 @@ def check_room(folder: Path, needed_bytes: int, repo_id: str) -> None:
 
 def no_room(repo_id: str, lack: str) -> DownloadError:
     """The error for a disk that is too small."""
-    advice = f"free space, or give another {setting_of(repo_id)}; what has arrived is kept"
+    advice = f"free space, or give another {setting_of(repo_id)}; received parts are kept"
     return DownloadError("disk", f"{repo_id} could not be downloaded: {lack}: {advice}")
 
 
@@ -255,7 +256,7 @@ def setting_of(repo_id: str) -> str:
 
 
 def total_size(files: Iterable[HubFile]) -> int:
-    """The sum of the known sizes."""
+    """The sum of all sizes that are known."""
     return sum(file.size or 0 for file in files)
 
 
@@ -268,7 +269,7 @@ def _has_size(path: Path, size: int | None) -> bool:
 
 
 def _checked_oid(oid: str) -> str:
-    """The name if it is one of a content, in lower case; it becomes a file's name."""
+    """The name of a content in lower case, checked because it becomes a file's name."""
     oid = oid.lower()
     is_hash = len(oid) in (_SHA1_LENGTH, _SHA256_LENGTH) and set(oid) <= set("0123456789abcdef")
     return oid if is_hash else ""

@@ -1,4 +1,4 @@
-"""The transfer of one content: resumed where an earlier one ended, repeated after failures, verified."""
+"""The transfer of one file's content: resumes an earlier one, repeats after failures, and verifies."""
 
 import os
 import threading
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from startup.files.download.object_store import ObjectStoreClient
 
 MAX_FAILURES: Final = 8
-"""Attempts in a row without a byte, at one address, before the download fails."""
+"""Attempts in a row, at one address and without a byte, after which the download fails."""
 _FAILURES_PER_ENDPOINT: Final = 2
-"""Attempts in a row without a byte before the next address is tried, if there is one."""
+"""Attempts in a row without a byte after which the next address is tried, if there is one."""
 _MAX_WRONG: Final = 2
-"""How often a content may have a wrong hash."""
+"""How often a content may have a wrong hash before the download fails."""
 _READ_BYTES: Final = 1 << 20
 
 
 class Source:
-    """Where the files of one commit come from; shared by the threads."""
+    """Where the files of one commit come from; shared by all threads."""
 
     def __init__(
         self, client: "HubClient | ObjectStoreClient", endpoints: Sequence[str], repo_id: str, commit: str
@@ -37,17 +37,17 @@ class Source:
         """Set when the download has failed or ended."""
 
     def address(self, file: HubFile, number: int = 0) -> FileAddress:
-        """The file's address; with each further number at the next mirror, after the last at the first."""
+        """The file's address at mirror `number`; after the last mirror follows the first again."""
         endpoint = self.endpoints[number % len(self.endpoints)]
         return FileAddress(endpoint, self.repo_id, self.commit, file.name)
 
     def pause(self, seconds: float) -> None:
-        """Waits, but not while the download ends."""
+        """Waits for some seconds, or until the download ends."""
         self.stopping.wait(seconds)
 
 
 class Transfer:
-    """Fetches one content; `run` is called on a thread, the numbers are read on any."""
+    """Fetches the content of one file; `run` is called on one thread, the numbers may be read on any."""
 
     def __init__(self, source: Source, repository: CachedRepository, file: HubFile) -> None:
         self.file = file
@@ -57,19 +57,19 @@ class Transfer:
         self._num_failures = 0
         self._num_wrong = 0
         self.done_bytes = 0
-        """Bytes on disk, including the ones of an earlier download."""
+        """Bytes on disk, including those of an earlier download."""
         self.fetched_bytes = 0
-        """Bytes received, including repeated ones."""
+        """Bytes received; a byte that was received twice counts twice."""
         self.note = ""
         """What this transfer waits for; empty while bytes arrive."""
 
     @property
     def remaining_bytes(self) -> int:
-        """Bytes that the disk still has to take."""
+        """Bytes that are still to be written to the disk."""
         return max((self.file.size or 0) - self.done_bytes, 0)
 
     def run(self) -> None:
-        """Returns once the content is complete and verified, or when the download ends.
+        """Returns once the content is complete and verified, or when the whole download ends.
 
         Raises:
             DownloadError: the server refuses, has other content, or fails again and again.
@@ -91,7 +91,7 @@ class Transfer:
             os.replace(self._repository.part(self.file), self._repository.blob(self.file))  # noqa: PTH105
 
     def _resume(self, part: "_PartFile") -> None:
-        """Takes over what an earlier download has left, if it is known to belong to the file."""
+        """Keeps the bytes that an earlier download has left, if they certainly belong to the file."""
         for chunk in part.read() if self.file.is_resumable else ():
             if self._digest is not None:
                 self._digest.update(chunk)
@@ -132,13 +132,13 @@ class Transfer:
         return True
 
     def _reject(self, part: "_PartFile", what: str) -> None:
-        """Drops wrong content; raises RetryableError, or DownloadError if it was wrong too often."""
+        """Drops wrong content; raises RetryableError, or DownloadError if the content was wrong too often."""
         self._start_over(part)
         self._num_wrong += 1
         reason = f"{self._address} has {what}"
         if self._num_wrong > _MAX_WRONG:
             other = "" if is_object_address(self._source.repo_id) else ", or another HF_ENDPOINT"
-            raise DownloadError("wrong", f"{reason}: nothing of it is kept; try again later{other}")
+            raise DownloadError("wrong", f"{reason}: the content is dropped; try again later{other}")
         self._num_failures = _FAILURES_PER_ENDPOINT * self._num_wrong  # the next address, if there is one
         raise RetryableError(reason)
 
@@ -148,7 +148,7 @@ class Transfer:
         self.done_bytes = 0
 
     def _try_next_address(self, err: DownloadError) -> None:
-        """Raises the error again if no other address is left."""
+        """Goes on with the next address; raises `err` again if no address is left."""
         self._num_failures += _FAILURES_PER_ENDPOINT
         if err.kind != "refused" or self._num_failures >= _FAILURES_PER_ENDPOINT * len(self._source.endpoints):
             raise err
@@ -160,7 +160,7 @@ class Transfer:
         most = MAX_FAILURES * len(self._source.endpoints)
         if self._num_failures >= most:
             reason = f"{self.file.name} of {self._source.repo_id} could not be downloaded: {err}"
-            raise DownloadError("unreachable", f"{reason}, {most} times in a row; what has arrived is kept") from err
+            raise DownloadError("unreachable", f"{reason}, {most} times in a row; received parts are kept") from err
         seconds = err.wait.seconds or backoff_s(self._num_failures)
         self.note = err.wait.reason or f"{err}, trying again"
         self._source.pause(seconds)
@@ -171,7 +171,7 @@ class Transfer:
 
 
 class _PartFile:
-    """The file that takes the bytes; what it has is valid up to its end."""
+    """The file that receives the bytes; all that it contains is valid."""
 
     def __init__(self, path: "os.PathLike[str]") -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -189,12 +189,12 @@ class _PartFile:
         os.close(self._fd)
 
     def read(self) -> Iterator[bytes]:
-        """The bytes that are there."""
+        """The bytes that the file contains."""
         while chunk := os.read(self._fd, _READ_BYTES):
             yield chunk
 
     def write(self, chunk: bytes) -> None:
-        """Appends; the kernel has the bytes then, whatever ends this process."""
+        """Appends bytes; they reach the kernel at once, so that they survive this process."""
         rest = memoryview(chunk)
         while rest:
             rest = rest[os.write(self._fd, rest) :]

@@ -31,7 +31,7 @@ _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def run(job: DownloadJob, send: Send) -> None:
-    """Downloads, and sends lines for the log, progress and the report."""
+    """Downloads; sends lines for the log, the progress and the report."""
     os.environ[env.HF_ENDPOINT.name] = job.endpoints[0]
     os.environ[env.HF_HUB_OFFLINE.name] = "0"  # the start may have forbidden requests since
     logging.basicConfig(level=logging.WARNING, handlers=[_LogSender(send)])
@@ -40,10 +40,10 @@ def run(job: DownloadJob, send: Send) -> None:
 
 @contextmanager
 def held_by_one(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Waits until no other process holds the lock; without locks on this file system, goes on at once.
+    """Waits until no other process holds the lock; on a file system without locks, goes on at once.
 
-    The kernel releases the lock however its owner ends. `on_wait` is called several times a second meanwhile.
-    Raises OSError if the lock's file cannot be created.
+    The kernel releases the lock however its owner ends. During the wait, `on_wait` is called several times a
+    second. Raises OSError if the lock's file cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -70,7 +70,7 @@ def _acquire(fd: int, on_wait: Callable[[], None]) -> None:
 
 
 class _Plan(NamedTuple):
-    """A repository of the job with its files on the hub."""
+    """A repository of the job, and its files on the hub."""
 
     download: Download
     repository: CachedRepository
@@ -88,7 +88,7 @@ class DownloadRun:
         self._fetched_bytes = 0
 
     def run(self) -> DownloadReport:
-        """Downloads; a failure is in the report."""
+        """Downloads; a failure is reported, not raised."""
         try:
             report = self._run()
         except DownloadError as err:
@@ -113,7 +113,7 @@ class DownloadRun:
         return ", ".join(download.repo_id for download in self._job.downloads)
 
     def _list(self, download: Download) -> _Plan | None:
-        """The files of the repository; None if what is on disk is taken, because no hub answers."""
+        """Lists the files of the repository; None if no hub answers, so that the files on disk are used."""
         try:
             client = self._create_client(download)
             listing = client.list_files(download.repo_id, download.revision, self._job.endpoints, self._pause)
@@ -126,10 +126,10 @@ class DownloadRun:
         return _Plan(download, CachedRepository(download.cache_dir, download.repo_id), listing, client)
 
     def _fall_back(self, download: Download, err: DownloadError) -> Path:
-        """The folder of the last download; raises the error if there is none, or if a store refuses."""
+        """The folder of the last download; raises `err` if there is none, or if an object store refuses."""
         if download.cached is None or (download.hub == "object_store" and err.kind != "unreachable"):
             raise err
-        logger.warning("%s; taking what is on disk of %s: %s", err, download.repo_id, download.cached_text)
+        logger.warning("%s; using the files on disk of %s: %s", err, download.repo_id, download.cached_text)
         return download.cached
 
     def _create_client(self, download: Download) -> "HubClient | ObjectStoreClient":
@@ -147,11 +147,11 @@ class DownloadRun:
     def _check_time(self, ahead_s: float = 0.0) -> None:
         limit = self._job.timeout_s
         if limit is not None and time.monotonic() - self._begin_s + ahead_s > limit:
-            reason = f"{self._names} is not complete after {limit:g} s (--download-timeout); what has arrived is kept"
+            reason = f"{self._names} is not complete after {limit:g} s (--download-timeout); received parts are kept"
             raise DownloadError("timeout", reason)
 
     def _obtain(self, plan: _Plan) -> Path:
-        """Fetches what is missing of one repository; returns its snapshot."""
+        """Fetches the missing files of one repository; returns its snapshot."""
         repository, commit = plan.repository, plan.listing.commit
         try:
             if not self._is_complete(plan):
@@ -165,7 +165,7 @@ class DownloadRun:
         return repository.snapshot(commit)
 
     def _is_complete(self, plan: _Plan) -> bool:
-        """Whether every file is in the snapshot, and the revision known: nothing has to be written."""
+        """Whether the snapshot has all files and the revision is recorded: nothing has to be written."""
         commit, revision = plan.listing.commit, plan.download.revision or "main"
         try:
             names = self._choose(plan)
@@ -200,7 +200,7 @@ class DownloadRun:
         self._send(progress)
 
     def _choose(self, plan: _Plan) -> list[str]:
-        """The names of the wanted files; raises LookupError before the index is on disk."""
+        """The names of the wanted files; raises LookupError until the index is on disk."""
         wanted, files = plan.download.wanted, plan.listing.files
         index = wanted.index_of(files)
         if index is None:
@@ -208,7 +208,7 @@ class DownloadRun:
         return wanted.choose(files, plan.repository.read_index(plan.listing.commit, files[index]))
 
     def _disk_error(self, err: OSError, plan: _Plan) -> DownloadError:
-        """The error for the user after a failed write."""
+        """The error for the user after a write to the disk has failed."""
         repo_id, folder = plan.download.repo_id, plan.download.cache_dir
         if err.errno in NO_ROOM:
             needed = total_size(plan.listing.files[name] for name in self._choose_or_nothing(plan))

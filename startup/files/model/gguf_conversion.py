@@ -1,6 +1,6 @@
-"""Converts a GGUF file to a folder of bf16 safetensors; runs as a script in a separate process.
+"""Converts a GGUF file to a folder of bf16 safetensors; runs as a script in a process of its own.
 
-Arguments: the file, the folder to write, and a folder of packages that are needed to read GGUF.
+Arguments: the file, the folder to write, and a folder with the packages that read GGUF.
 """
 
 import functools
@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 def convert(source: Path, target: Path) -> None:
-    """Writes the model and its tokenizer into `target`."""
+    """Writes the model and its tokenizer into the folder `target`."""
     import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    # transformers reads the file with its 49,152 tokens three times, and makes a table of names per module:
-    # 22 s instead of 10.
+    # transformers reads the file, with its 49,152 tokens, three times, and builds a table of names for each
+    # module: 22 s instead of 10.
     gguf.GGUFReader = functools.cache(gguf.GGUFReader)
     gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
     model = AutoModelForCausalLM.from_pretrained(

@@ -1,7 +1,7 @@
-"""What the environment says about the hub, with the names and the precedence of huggingface_hub's own client.
+"""The hub's settings in the environment, with the names and precedence of huggingface_hub's own client.
 
-An empty variable counts as unset, and HF_ENDPOINT may have several addresses. `tests/startup/files/model/
-test_hub_settings.py` compares the answers with those of the client.
+An empty variable counts as unset, and HF_ENDPOINT may contain several addresses. `tests/startup/files/model/
+test_hub_settings.py` compares the results with the client's.
 """
 
 import os
@@ -20,13 +20,13 @@ def is_offline() -> bool:
 
 
 def hub_endpoints() -> tuple[str, ...]:
-    """The addresses in the order in which they are tried."""
+    """The hub's addresses, in the order in which they are tried."""
     listed, given = _split(env.VCLI_HUB_ENDPOINTS.get()), _split(env.HF_ENDPOINT.get())
     return (listed if listed[:1] == given else given) or (_HUB,)
 
 
 def use_first_endpoint() -> None:
-    """Leaves only the first address in HF_ENDPOINT, which libraries of this process and its children read."""
+    """Leaves only the first address in HF_ENDPOINT, which libraries in this process and its children read."""
     listed = _split(env.HF_ENDPOINT.get())
     if len(listed) > 1:
         os.environ[env.VCLI_HUB_ENDPOINTS.name] = ",".join(listed)
@@ -38,7 +38,7 @@ def _split(text: str | None) -> tuple[str, ...]:
 
 
 def hub_token(given: str | None = None) -> str | None:
-    """The token of a request: `given`, else a variable's, else the stored one of `hf auth login`."""
+    """The token for requests: `given`, or a variable's, or the token that `hf auth login` has stored."""
     if given or env.HF_HUB_DISABLE_IMPLICIT_TOKEN.get():
         return _clean(given)
     if token := _clean(env.HF_TOKEN.get() or env.HUGGING_FACE_HUB_TOKEN.get()):
@@ -53,5 +53,5 @@ def _clean(token: str | None) -> str | None:
 
 
 def listing_url(endpoint: str, repo_id: str, revision: str | None) -> str:
-    """The address of a hub's list of the commit and the files of a revision."""
+    """The URL at which a hub lists the commit and the files of a revision."""
     return f"{endpoint}/api/models/{quote(repo_id)}/revision/{quote(revision or 'main', safe='')}"

@@ -1,4 +1,4 @@
-"""Reads JSON files of a model folder and describes a faulty one in one line."""
+"""Reads JSON files of a model's folder, and describes a faulty file in one line."""
 
 import codecs
 import json
@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from base.json_depth import JsonDepthError, check_depth, read_json
 
 _MAX_PARSED_BYTES: Final = 16_000_000
-"""Parsing takes about 7 ms per MB; of a longer file only both ends are checked."""
+"""Largest file that is parsed, in bytes (about 7 ms per MB); of a larger one only both ends are checked."""
 
 _PIECE_BYTES: Final = 1 << 16
 
@@ -21,12 +21,12 @@ class JsonFile(NamedTuple):
     """A file's content, or its fault."""
 
     content: dict[str, Any]
-    """Empty if there is a problem, or if the file is too long to be parsed here."""
+    """Empty if the file is faulty, or too long to be parsed here."""
     problem: str | None = None
 
 
 def read_json_object(path: Path) -> JsonFile:
-    """Reads the file; never raises."""
+    """Reads the file; faults do not raise, but are in the result."""
     try:
         raw = path.read_bytes()
     except OSError as err:
@@ -50,8 +50,8 @@ def read_json_object(path: Path) -> JsonFile:
 
 
 def json_problem(path: Path) -> str | None:
-    """The fault of a file whose content is not needed; takes a fifth of the time of parsing it."""
-    import msgspec  # noqa: PLC0415 - of a preflight; other users of this module should stay light
+    """The fault of a file whose content is not needed; a fifth of the time that parsing takes."""
+    import msgspec  # noqa: PLC0415 - only the preflight needs it; other users of this module stay light
 
     with suppress(OSError, ValueError):
         raw = path.read_bytes()
@@ -64,7 +64,7 @@ def json_problem(path: Path) -> str | None:
 
 
 def _check_encoding(raw: bytes) -> None:
-    """Raises UnicodeDecodeError; decodes in pieces, because a text of all of it would need new memory."""
+    """Raises UnicodeDecodeError; decodes in pieces, because the whole text would need more memory."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     view = memoryview(raw)
     for begin in range(0, len(raw), _PIECE_BYTES):
@@ -73,7 +73,7 @@ def _check_encoding(raw: bytes) -> None:
 
 
 def _lfs_pointer_problem(path: Path, head: bytes) -> str | None:
-    """The fault of a file that begins like a Git LFS pointer, a placeholder for the real file."""
+    """The fault of a file that begins like a Git LFS pointer, the placeholder of a real file."""
     if not head.startswith(_LFS_MAGIC):
         return None
     size = next((line[5:] for line in head.decode(errors="replace").splitlines() if line.startswith("size ")), "?")
@@ -81,7 +81,7 @@ def _lfs_pointer_problem(path: Path, head: bytes) -> str | None:
 
 
 def unread_lfs_problem(path: Path) -> str | None:
-    """Why a file is only a Git LFS pointer; reads its beginning. None if it is no pointer."""
+    """Why the file is only a Git LFS pointer, judging by its beginning; None if it is not one."""
     try:
         with path.open("rb") as file:
             return _lfs_pointer_problem(path, file.read(_LFS_MAX_BYTES))

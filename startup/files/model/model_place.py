@@ -1,4 +1,4 @@
-"""Finds one repository's files on disk: in a folder, or in the hub's cache. Uses no network."""
+"""Finds the files of one repository on disk: in a folder, or in the hub's cache. Uses no network."""
 
 import hashlib
 import os
@@ -22,39 +22,39 @@ _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT: Final = re.compile("[0-9a-f]{40}")
 _LISTED_FOLDERS: Final = re.compile(r"\d+_[A-Za-z]+|additional_chat_templates")
 _LONGEST_NAME: Final = 200
-"""Characters of a folder's name; file systems have room for 255."""
+"""Longest name of a folder, in characters; file systems have room for 255."""
 _UNFINISHED: Final = ".vllm-cli-unfinished"
 PACKAGES: Final = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
-"""The schemes, and the packages that read them; all are in the extra `objectstore`."""
+"""Schemes of object stores, and the packages that read them; the extra `objectstore` has all of these."""
 
 
 class ModelPlace(NamedTuple):
-    """A repository or folder: where its files are, or will be downloaded to."""
+    """A repository or folder, and where its files are or will be downloaded to."""
 
     kind: Literal["folder", "snapshot", "hub", "object_store", "vllm", "nowhere"]
-    """A local folder, a complete snapshot in the hub's cache, to be downloaded, in an object store, found by
-    vLLM alone, or not a possible name."""
+    """`folder`: a local folder. `snapshot`: a complete snapshot in the hub's cache. `hub`: to be downloaded.
+    `object_store`: an address of one. `vllm`: only vLLM can find it. `nowhere`: not a possible name."""
     name: str
-    """The name as given by the user."""
+    """The name that the user gave."""
     folder: Path | None = None
-    """The files' folder. Before a download it is the incomplete snapshot, if there is one. For an object
-    store it has the files that the last start has downloaded, if they are complete."""
+    """The folder of the files. Before a download, the incomplete snapshot if there is one. For an object
+    store, the complete files of the last download, if there are any."""
     revision: str | None = None
     is_default: bool = False
-    """Whether this is the default model, which is available without the hub too."""
+    """Whether this is the default model, which can also be obtained without the hub."""
     wanted: WantedFiles = WantedFiles(role="model")
-    """What the start reads of it."""
+    """Which of its files the start reads."""
     cache_dir: Path | None = None
-    """The cache in which it was looked for; None for a folder."""
+    """The cache that was searched; None for a folder."""
 
     @property
     def role(self) -> Role:
-        """The purpose of reading it."""
+        """What the start reads it for."""
         return self.wanted.role
 
     @property
     def is_tokenizer(self) -> bool:
-        """Whether only the tokenizer is read from it."""
+        """Whether the start reads only the tokenizer from it."""
         return self.role == "tokenizer"
 
     @property
@@ -64,19 +64,19 @@ class ModelPlace(NamedTuple):
 
     @property
     def is_of_branch(self) -> bool:
-        """Whether all files are on disk, of a branch or tag that may have moved since."""
+        """Whether all files are on disk, and come from a branch or tag that may have moved since."""
         return self.kind == "snapshot" and not is_commit(self.revision or _DEFAULT_REVISION)
 
 
 class FolderListing:
-    """The files of a folder, as a repository's listing names them; reads the folder once."""
+    """The files of a folder, with the names that a repository's list would have; reads the folder once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @cached_property
     def names(self) -> list[str]:
-        """Existing files, also in subfolders that a start may read (with `/`); empty if it cannot be read."""
+        """Existing files, with `/` in subfolders that a start may read; empty for an unreadable folder."""
         found: list[str] = []
         with suppress(OSError), os.scandir(self.folder) as entries:
             for entry in entries:
@@ -87,7 +87,7 @@ class FolderListing:
         return sorted(found)
 
     def weight_map_of(self, wanted: WantedFiles) -> Mapping[str, str]:
-        """The content of the index that the start reads; empty without one."""
+        """Maps tensors to files by the index that the start reads; empty if there is none."""
         index = wanted.index_of(self.names)
         return read_shard_names(self.folder / index, self.names) if index is not None else {}
 
@@ -95,11 +95,11 @@ class FolderListing:
 def find_place(
     name: str, wanted: WantedFiles, cache_dir: Path, *, revision: str | None = None, needs_tokenizer: bool = False
 ) -> ModelPlace:
-    """Where the files are that are wanted from a folder or repository of this name.
+    """Finds where the wanted files of a folder or repository are.
 
     Args:
         name: a folder, a name on the hub, or an address of an object store.
-        wanted: what is read of it.
+        wanted: what the start reads from it.
         cache_dir: the cache of models from the hub.
         revision: branch, tag or commit.
         needs_tokenizer: whether a snapshot without a tokenizer is incomplete.
@@ -123,7 +123,7 @@ def find_place(
 
 
 def find_in_cache(place: ModelPlace, *, needs_tokenizer: bool = False) -> ModelPlace:
-    """The same place as a complete snapshot, or with the folder of an incomplete one."""
+    """The place as a complete snapshot, or with the folder of an incomplete one."""
     assert place.cache_dir is not None
     snapshot = find_snapshot(place.name, revision=place.revision, cache_dir=place.cache_dir)
     if snapshot is None:
@@ -138,7 +138,7 @@ def find_in_cache(place: ModelPlace, *, needs_tokenizer: bool = False) -> ModelP
 
 
 def place_problem(wanted: WantedFiles, folder: Path) -> str | None:
-    """Why what is wanted cannot be read from the folder; None if it can."""
+    """Why the wanted files cannot be read from the folder; None if they can."""
     if wanted.role == "tokenizer":
         return tokenizer_problem(folder)
     if wanted.role == "adapter":
@@ -159,7 +159,7 @@ def _config_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
 
 
 def _weights_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
-    """Why the weights are incomplete, by the index or by the files' numbers; None if they are complete."""
+    """Why the weights are incomplete, by the index or the files' numbers; None if they are complete."""
     required = wanted.required_weights(listing.names, listing.weight_map_of(wanted))
     if not required:
         return f"{listing.folder} has no weights for --load-format {wanted.load_format}"
@@ -168,7 +168,7 @@ def _weights_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
 
 
 def is_commit(revision: str) -> bool:
-    """Whether it is the hash of a commit, which never moves."""
+    """Whether the revision is the hash of a commit, which never moves."""
     return _COMMIT.fullmatch(revision) is not None
 
 
@@ -186,7 +186,7 @@ def find_snapshot(model_id: str, *, revision: str | None, cache_dir: Path) -> Pa
 
 
 def repository_name(name: str) -> str:
-    """The folder of a repository in a cache: as the hub's client names it, or a quoted address."""
+    """The name of a repository's folder in a cache: as the hub's client makes it, or a quoted address."""
     if not is_object_address(name):
         return f"models--{name.replace('/', '--')}"
     quoted = quote(name.rstrip("/"), safe="")
@@ -194,9 +194,9 @@ def repository_name(name: str) -> str:
 
 
 def unfinished_marker(snapshot: Path) -> Path:
-    """The file that exists as long as a download into the snapshot is not finished.
+    """The file that exists while a download into the snapshot is unfinished.
 
-    Files that only the repository's listing names are then known to be missing.
+    It shows that files may be missing which only the repository's list names.
     """
     return snapshot.parent.parent / f"{_UNFINISHED}-{snapshot.name}"
 
@@ -222,13 +222,13 @@ def _commit_of(folder: Path, revision: str) -> str:
 
 
 def is_object_address(name: str) -> bool:
-    """Whether the name is an address of an object store."""
+    """Whether the name is an address in an object store."""
     scheme, found, rest = name.partition("://")
     return bool(found) and scheme.lower() in PACKAGES and bool(rest.strip("/"))
 
 
 def without_file_scheme(name: str) -> str:
-    """The path of `file:///path`; any other name unchanged."""
+    """The path in `file:///path`; any other name unchanged."""
     if not name.lower().startswith("file://"):
         return name
     return unquote(urlsplit(name).path)
@@ -240,7 +240,7 @@ def objects_cache() -> Path:
 
 
 def missing_package(address: str) -> str | None:
-    """Why the address cannot be read by this installation, in one line; None if it can."""
+    """Why this installation cannot read the address, in one line; None if it can."""
     package = PACKAGES[address.partition("://")[0].lower()]
     if find_spec("fsspec") is not None and find_spec(package) is not None:
         return None

@@ -1,7 +1,7 @@
 """All settings of a start that decide which files of its model it reads, for both engines.
 
-Built once from the command line: `ModelRequest.of_start` for the embedded engine, `startup.vllm_words` for
-vLLM. `startup.files.model.file_plan` answers which files these are.
+A request is built once from the command line: by `ModelRequest.of_start` for the embedded engine, by
+`startup.vllm_words` for vLLM. `startup.files.model.file_plan` finds out which files these are.
 """
 
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class DraftModel:
     """A folder, or a name on the hub."""
     revision: str | None = None
     load_format: str | None = None
-    """From its `draft_load_config`; None stands for the model's format."""
+    """The format in its `draft_load_config`; None stands for the model's format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,24 +48,24 @@ class ModelRequest:
     """A folder, a name on the hub, or an address of an object store; None is the default model."""
     engine: EngineName = "embedded"
     revision: str | None = None
-    """Branch, tag or commit of the model on the hub; the hub's main branch if None."""
+    """Branch, tag or commit of the model on the hub; None is the hub's main branch."""
     tokenizer: str | None = None
-    """None takes the model's."""
+    """A folder or a name on the hub; None is the model's own tokenizer."""
     tokenizer_revision: str | None = None
     has_tokenizer: bool = True
     """Whether the start reads a tokenizer; False with --skip-tokenizer-init."""
     hf_config_path: str | None = None
-    """Where config.json is, if not with the model."""
+    """The place of config.json, if it is not with the model."""
     generation_config: str = "auto"
-    """`auto` is the model's, `vllm` none; any other is a folder or a name on the hub."""
+    """`auto` is the model's, `vllm` is none; any other value is a folder or a name on the hub."""
     download_dir: str | None = None
-    """Cache folder for models from the hub; HF_HUB_CACHE if None. See `cache_dir`."""
+    """Cache folder for models from the hub; None is HF_HUB_CACHE. See `cache_dir`."""
     hf_token: str | None = field(default=None, repr=False)
     """None leaves the choice to the hub's client: HF_TOKEN, or what `hf auth login` has stored."""
     load_format: str = "auto"
     """The value of --load-format, in lower case."""
     ignore_patterns: tuple[str, ...] = (LLAMA_ORIGINALS,)
-    """Files of a repository that are not downloaded."""
+    """Patterns of files in a repository that are not downloaded."""
     adapters: tuple[Adapter, ...] = ()
     draft: DraftModel | None = None
 
@@ -84,12 +84,12 @@ class ModelRequest:
 
     @property
     def cache_dir(self) -> Path:
-        """The folder of models from the hub."""
+        """The folder for models from the hub."""
         return Path(expand_home(self.download_dir)) if self.download_dir else env.HF_HUB_CACHE.get()
 
     @property
     def has_own_tokenizer_place(self) -> bool:
-        """Whether the tokenizer is in another place, or of another revision, than the model."""
+        """Whether the tokenizer has another place or another revision than the model."""
         if not self.has_tokenizer:
             return False
         is_other = self.tokenizer is not None and self.tokenizer != self.model
@@ -97,7 +97,7 @@ class ModelRequest:
 
     @property
     def revision_of_tokenizer(self) -> str | None:
-        """vLLM takes the model's revision for any tokenizer, the embedded engine only for the model's own."""
+        """Its revision: vLLM takes the model's for any tokenizer, this engine for the model's own."""
         if self.tokenizer_revision is not None or self.engine == "vllm":
             return self.tokenizer_revision or self.revision
         return self.revision if self.tokenizer in (None, self.model) else None

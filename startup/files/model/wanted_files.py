@@ -1,6 +1,6 @@
-"""Which files of a repository or folder a start reads, by their names: the rules of vLLM and of transformers.
+"""Which files of a repository or folder a start reads, by their names: the rules of vLLM and transformers.
 
-The same rules choose from the listing of a repository before its download and from the files of a folder.
+The same rules choose from a repository's list before a download, and from the files of a folder.
 """
 
 import re
@@ -20,7 +20,7 @@ from startup.files.model.checkpoint_folder import (
 from startup.files.model.request import LLAMA_ORIGINALS, EngineName, ModelRequest
 
 Role = Literal["model", "draft", "tokenizer", "config", "generation_config", "adapter"]
-"""The purpose of reading a repository or folder."""
+"""What a start reads a repository or folder for."""
 
 MISTRAL_WEIGHTS: Final = "consolidated*.safetensors"
 
@@ -36,7 +36,7 @@ _SMALL_FILES: Final = (
     "*bpe.codes",
     "*.py",
 )
-"""Configuration, tokenizer and the model's own code."""
+"""Patterns for configuration, tokenizer and the model's own code."""
 _NOT_READ: Final = re.compile(r"(readme|license|notice|requirements|training_args|trainer_state)\b.*", re.IGNORECASE)
 _MODULE: Final = re.compile(r"\d+_[A-Za-z]+/[^/]+")
 """Files of sentence-transformers' modules, such as 1_Pooling and 2_Dense."""
@@ -48,13 +48,13 @@ class LoadFormat(NamedTuple):
     """What vLLM reads with one value of --load-format."""
 
     patterns: tuple[str, ...] = ("*.safetensors", "*.bin", "*.pt")
-    """vLLM takes the first pattern that matches any file, and reads all files that match it."""
+    """vLLM takes the first pattern that matches any file, and reads all files that match this pattern."""
     index_name: str = ""
-    """If there is this file, vLLM reads only the files that it names."""
+    """If this file exists, vLLM reads only the files that it names."""
     is_cached: bool = True
-    """Whether weights are read, and through the page cache."""
+    """Whether weights are read at all, and through the page cache."""
     is_streamed: bool = False
-    """Whether vLLM reads the address of an object store itself."""
+    """Whether vLLM itself reads from the address of an object store."""
 
 
 _SAFETENSORS: Final = ("*.safetensors",)
@@ -78,18 +78,18 @@ _FORMATS: Final[Mapping[str, LoadFormat]] = {
     "tensorizer": LoadFormat((), is_cached=False, is_streamed=True),
 }
 _AUTOMATIC: Final = ("auto", "ipc_cache", "modelexpress")
-"""Formats that read, or fall back to, what `auto` reads."""
+"""Values of --load-format that read, or fall back to, what `auto` reads."""
 _NOT_FOR_INFERENCE: Final = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
 
 
 def format_of(load_format: str) -> LoadFormat:
-    """The format's files; all kinds of weights if it is not known, such as a plugin's."""
+    """What vLLM reads with this value; all kinds of weights for an unknown value, such as a plugin's."""
     return _FORMATS.get(load_format, LoadFormat())
 
 
 @dataclass(frozen=True, kw_only=True)
 class WantedFiles:
-    """What a start reads of one repository or folder."""
+    """What a start reads from one repository or folder."""
 
     role: Role
     engine: EngineName = "embedded"
@@ -99,7 +99,7 @@ class WantedFiles:
 
     @classmethod
     def of(cls, role: Role, request: ModelRequest) -> "WantedFiles":
-        """What the request reads of a repository with this role."""
+        """What a start with this request reads from a repository in this role."""
         load_format = request.load_format
         if role == "draft" and request.draft is not None:
             load_format = request.draft.load_format or load_format
@@ -118,23 +118,23 @@ class WantedFiles:
 
     @property
     def is_streamed(self) -> bool:
-        """Whether vLLM reads an address itself: with its streaming loaders, by default if installed."""
+        """Whether vLLM itself reads an address: with streaming loaders, by default if installed."""
         if self.load_format == "auto":
             return self.engine == "vllm" and find_spec("runai_model_streamer") is not None
         return self.engine == "vllm" and format_of(self.load_format).is_streamed
 
     @property
     def without_ignored(self) -> "WantedFiles":
-        """The same for a folder: there vLLM ignores no file."""
+        """The same for a folder, in which vLLM ignores no file."""
         return replace(self, ignore_patterns=())
 
     def choose(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> list[str]:
-        """The names that the start will read, in its order: small files first, then the weights.
+        """The names of the files that the start will read, in its order: small files first, then the weights.
 
         Args:
             names: all files of the repository or folder, with `/` after the names of subfolders.
-            weight_map: the content of the file that `index_of` names: tensors and their files. Without it,
-                the shards are known by their numbers.
+            weight_map: maps tensors to files, from the file that `index_of` names. Without it, the shards are
+                found by their numbers.
         """
         names = list(names)
         return [*self.choose_small(names), *self.choose_weights(names, weight_map)]
@@ -144,7 +144,7 @@ class WantedFiles:
         return sorted(filter(self._is_small, names), key=_small_file_order)
 
     def choose_weights(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> list[str]:
-        """The weights alone; see `choose`."""
+        """Only the weights; see `choose`."""
         if not self.has_weights:
             return []
         names = [name for name in names if not any(fnmatchcase(name, ignored) for ignored in self.ignore_patterns)]
@@ -154,7 +154,7 @@ class WantedFiles:
         return [*sorted(found, key=natural_order), *self._module_weights(names)]
 
     def required_weights(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> set[str]:
-        """The model's weight files: the present ones, and all that the index or the numbers require."""
+        """The model's weight files: all that exist, and all that the index or the numbers require."""
         names = list(names)
         top = [name for name in names if "/" not in name and not name.startswith(".")]
         if self.engine == "embedded":
@@ -162,7 +162,7 @@ class WantedFiles:
         return self._required_by_vllm(self._format_of(names), top, weight_map)
 
     def index_of(self, names: Iterable[str]) -> str | None:
-        """The file that maps tensors to weight files, if the start reads one."""
+        """The name of the file that maps tensors to weight files; None if the start reads no such file."""
         names = list(names)
         if not self.has_weights:
             return None
@@ -184,7 +184,7 @@ class WantedFiles:
         return set()
 
     def _format_of(self, names: Iterable[str]) -> str:
-        """By default vLLM prefers Mistral's own files, wherever they are in the repository."""
+        """What `auto` stands for: vLLM prefers Mistral's own files, wherever the repository has them."""
         if self.load_format not in _AUTOMATIC:
             return self.load_format
         has_mistral = any(fnmatchcase(name.rpartition("/")[2], MISTRAL_WEIGHTS) for name in names)
@@ -219,15 +219,15 @@ class WantedFiles:
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
-    """The key by which vLLM sorts weight files: `shard-10` comes after `shard-9`."""
+    """The key by which vLLM sorts weight files, with `shard-10` after `shard-9`."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _numbered(names: set[str]) -> set[str]:
-    """The numbered shards, or all names if none is numbered; used while the index's content is not known."""
+    """The numbered shards, or all names if none has a number; used until the index's content is known."""
     return set(filter(is_numbered, names)) or names
 
 
 def _small_file_order(name: str) -> tuple[bool, bool, str]:
-    """The files at the top first, and of these the configuration."""
+    """A sort key: files at the top come first, and the configuration before all others."""
     return "/" in name, name != "config.json", name

@@ -3,9 +3,9 @@
 from typing import Final, Literal, NamedTuple
 
 MAX_PROBLEMS: Final = 8
-"""The most problems in a report, which must fit into the pipe."""
+"""Most problems in a report, which must fit into the pipe."""
 NUM_THREADS: Final = 8
-"""Threads that read, if the job names no other number."""
+"""Number of reading threads, unless the job sets another one."""
 
 PrefetchState = Literal["done", "off", "stopped", "failed"]
 
@@ -14,18 +14,18 @@ class PrefetchJob(NamedTuple):
     """The files of one prefetch, and how to read them."""
 
     paths: tuple[str, ...]
-    """Read as a whole, in this order."""
+    """Files to read as a whole, in this order."""
     pages: str | None = None
-    """A record of what earlier starts have read, which is read before the files."""
+    """A file that lists the parts of files that earlier starts have read; these are read first."""
     is_forced: bool = False
-    """Whether to read even if that helps little."""
+    """Whether to read even if it helps little."""
     num_threads: int = NUM_THREADS
     block_bytes: int = 16 << 20
-    """The bytes that a thread reads at once; then it searches for the next block that is not resident."""
+    """Bytes that a thread reads at once, before it looks for the next block that is not resident."""
     memory_bytes: int | None = None
-    """Memory taken to be available; None reads it from the kernel and the cgroup."""
+    """Available memory to assume; None reads it from the kernel and the cgroup."""
     progress_interval_s: float | None = None
-    """Interval of progress reports; None sends none."""
+    """Seconds between progress messages; None sends none."""
     begin_ns: int = 0
     """When the launcher began to start the helper, in monotonic nanoseconds."""
 
@@ -34,14 +34,14 @@ class PrefetchProgress(NamedTuple):
     """Progress of a prefetch in bytes."""
 
     done_bytes: int
-    """Bytes that were missing and are resident now."""
+    """Bytes that were missing and have become resident."""
     due_bytes: int
-    """Bytes that were missing at the beginning and are to be read."""
+    """Bytes that were missing at the beginning and will be read."""
     elapsed_s: float
 
     @property
     def share(self) -> float:
-        """Share of the due bytes that is done, 0 to 1."""
+        """The share of the due bytes that are done, 0 to 1."""
         return min(self.done_bytes / self.due_bytes, 1.0) if self.due_bytes else 1.0
 
     @property
@@ -60,26 +60,26 @@ class PrefetchReport(NamedTuple):
     """The result of a prefetch, in bytes and seconds."""
 
     state: PrefetchState
-    """`off` without work or benefit, `stopped` if it ended early, `failed` if it could not run."""
+    """`off` if nothing was to do or no benefit, `stopped` if it ended early, `failed` if it could not run."""
     reason: str | None = None
-    """Why it is not `done`, or why only a part was read."""
+    """Why the state is not `done`, or why only a part was read."""
     num_files: int = 0
     total_bytes: int = 0
     resident_bytes: int = 0
-    """Bytes in the page cache before the prefetch."""
+    """Bytes that were in the page cache before the prefetch."""
     read_bytes: int = 0
     """Bytes that became resident during the prefetch; the model's loader may have read some of them."""
     read_s: float = 0.0
     problems: tuple[str, ...] = ()
-    """The first files that could not be read."""
+    """Problems with the first files that could not be read."""
     unknown_bytes: int = 0
-    """Bytes that may have been resident, which is not known here; they count as not resident."""
+    """Bytes that may have been resident, which cannot be measured here; they count as not resident."""
     spans: tuple[tuple[str, int, int], ...] = ()
     """Phases of the helper: name, begin and end in monotonic nanoseconds."""
 
     @property
     def resident_share(self) -> float | None:
-        """Share of the bytes that was in the page cache before, 0 to 1; None if it is not known."""
+        """The share of the bytes that was in the page cache before, 0 to 1; None if it is not known."""
         if self.unknown_bytes:
             return None
         return self.resident_bytes / self.total_bytes if self.total_bytes else 0.0

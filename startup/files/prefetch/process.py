@@ -23,11 +23,11 @@ _TORCH_LIBRARIES: Final = (
     "libc10_cuda.so",
     "libtorch_cuda.so",
 )
-"""The libraries that `import torch` maps, in its order."""
+"""The libraries that `import torch` maps, in this order."""
 
 
 class PrefetchHandle:
-    """The launcher's handle of a prefetch; used by one thread and closed by its owner."""
+    """The launcher's handle of a prefetch; one thread uses it, and its owner closes it."""
 
     def __init__(self, helper: Helper | None, report: PrefetchReport | None = None) -> None:
         self._helper = helper
@@ -35,7 +35,7 @@ class PrefetchHandle:
 
     @property
     def pid(self) -> int | None:
-        """The helper process; None if it was not started or has ended."""
+        """Pid of the helper process; None if it was not started or has ended."""
         return self._helper.pid if self._helper else None
 
     def result(self, timeout_s: float = 0.0) -> PrefetchReport | None:
@@ -64,7 +64,7 @@ class PrefetchHandle:
         self.close()
 
     def _receive(self, helper: Helper, timeout_s: float = math.inf) -> object | None:
-        """The next event, None after the timeout; the report is the last one."""
+        """The next event; None after the timeout. The report is the last event."""
         try:
             event = helper.receive(timeout_s)
         except HelperEndedError as err:
@@ -81,7 +81,7 @@ def start_prefetch(
 ) -> PrefetchHandle:
     """Reads files into the page cache in a helper process, while the launcher imports.
 
-    Returns within a few milliseconds, and never raises, since a start works without a prefetch. `pages` is a
+    Returns within a few milliseconds. Never raises, because a start works without a prefetch. `pages` is a
     record of parts of files (`startup.files.prefetch.survey`). Further settings are those of `PrefetchJob`.
     """
     if mode == "off":
@@ -102,7 +102,7 @@ def start_prefetch(
 
 
 def _report_nothing_to_read(job: PrefetchJob) -> PrefetchReport | None:
-    """A report without a helper, which takes 50 ms, if a quick survey finds nothing to read."""
+    """The report if a quick survey finds nothing to read, else None; a helper would take 50 ms."""
     survey = survey_files(job, is_quick=True)
     reason = reason_to_skip(survey, is_forced=False)
     if reason is None or survey.problems:
@@ -118,7 +118,7 @@ def _warn(report: PrefetchReport) -> None:
 
 
 def plan_libraries() -> tuple[Path, ...]:
-    """The large shared libraries of torch, found without importing it; they matter with a cold page cache."""
+    """torch's large shared libraries, found without importing it; they matter if the page cache is cold."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return ()

@@ -1,4 +1,4 @@
-"""Finds the parts of the files that are missing in the page cache, and decides which of them to read.
+"""Finds the parts of files that are missing in the page cache, and decides which of them to read.
 
 Mostly runs in the helper process.
 """
@@ -14,7 +14,7 @@ from base.machine.page_cache import ResidencyProbe, memory_devices
 from startup.files.prefetch.messages import PrefetchJob
 
 RESERVE_BYTES = 1 << 30
-"""Memory that is left to the imports and the engine."""
+"""Memory, in bytes, that is left to the imports and the engine."""
 
 _RESIDENT_ENOUGH = 0.99
 _MIN_BYTES = 64 << 20
@@ -22,23 +22,23 @@ _SHARE_THAT_HELPS = 0.5
 
 
 class FileRanges(NamedTuple):
-    """The wanted parts of a file."""
+    """The wanted parts of one file."""
 
     path: str
     size: int
-    """The file's; one of another size has other content, and is left out."""
+    """The file's size in bytes; a file with another size has other content, and is left out."""
     ranges: tuple[tuple[int, int], ...]
-    """Offsets and lengths."""
+    """Offset and length of each part."""
 
 
 def whole_file(path: str) -> FileRanges:
-    """All of a file. Raises OSError."""
+    """The whole file as one part; raises OSError."""
     size = os.stat(path).st_size  # noqa: PTH116
     return FileRanges(path, size, ((0, size),))
 
 
 def write_pages(path: str, files: Iterable[FileRanges]) -> None:
-    """Writes the record; files in the record's folder are named relative to it."""
+    """Writes the record; names of files in the record's folder are relative to it."""
     folder = f"{os.path.dirname(path)}/"  # noqa: PTH120
     content = [(name.removeprefix(folder), size, ranges) for name, size, ranges in files]
     with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123
@@ -46,7 +46,7 @@ def write_pages(path: str, files: Iterable[FileRanges]) -> None:
 
 
 def read_pages(path: str) -> list[FileRanges]:
-    """The files of a record that are still there with the same size; empty for a damaged record."""
+    """The files of a record that still exist with the same size; empty for a damaged record."""
     folder = os.path.dirname(path)  # noqa: PTH120
     try:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123
@@ -69,17 +69,17 @@ def _size(path: str) -> int:
 
 
 class Block(NamedTuple):
-    """A range of a file that one thread reads at once."""
+    """A range of a file that a thread reads at once."""
 
     path: str
     offset: int
     length: int
     missing_bytes: int
-    """Bytes that were not resident."""
+    """Bytes of the block that were not resident."""
 
 
 class Survey(NamedTuple):
-    """The state of the files before anything is read."""
+    """The parts of the files that were resident before anything was read."""
 
     num_files: int
     total_bytes: int
@@ -90,9 +90,9 @@ class Survey(NamedTuple):
     """The blocks to read, in the order of the files."""
     problems: tuple[str, ...] = ()
     unknown_bytes: int = 0
-    """Bytes that may be resident, which is not known; all of them are read."""
+    """Bytes that may be resident, which cannot be measured; all of them are read."""
     dropped_bytes: int = 0
-    """Bytes that are not read, because they would not stay resident until they are needed."""
+    """Bytes that are not read, because they would be dropped before they are needed."""
 
     @property
     def due_bytes(self) -> int:
@@ -100,12 +100,12 @@ class Survey(NamedTuple):
 
     @property
     def note(self) -> str | None:
-        """Says which bytes may be resident, and which are not read; None if there are none."""
+        """Names the bytes that may be resident, and bytes that will not be read; None if there are none."""
         notes = []
         if self.unknown_bytes:
-            notes.append(f"how much of {_mb(self.unknown_bytes)} was resident is not known here")
+            notes.append(f"it is not known how much of {_mb(self.unknown_bytes)} was resident")
         if self.dropped_bytes:
-            notes.append(f"{_mb(self.dropped_bytes)} lie where each open of a file drops its pages")
+            notes.append(f"{_mb(self.dropped_bytes)} are on a file system that drops a file's pages at each open")
         return "; ".join(notes) or None
 
     def limited_to(self, num_bytes: int) -> "Survey":
@@ -120,19 +120,19 @@ class Survey(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The part of a survey that is to be read."""
+    """Which part of a survey to read."""
 
     survey: Survey
     is_off: bool
     reason: str | None = None
-    """Why nothing or only a part is read."""
+    """Why nothing, or only a part, is read; None if all is read."""
 
 
 def survey_files(job: PrefetchJob, *, is_quick: bool = False) -> Survey:
     """Surveys the parts that the job's record names, then the files as a whole.
 
-    Never raises: an unreadable file is recorded as a problem. With `is_quick`, it takes microseconds per
-    block: what would take longer is estimated, or counted as missing.
+    Never raises: a file that cannot be read becomes a problem in the survey. With `is_quick`, it takes
+    microseconds per block: what would take longer is estimated, or counted as missing.
     """
     devices = memory_devices()
     surveys: list[Survey] = []
@@ -171,7 +171,7 @@ def _survey_file(wanted: FileRanges, block_bytes: int, devices: Container[int], 
 
 
 def decide(survey: Survey, job: PrefetchJob) -> Decision:
-    """Limits the survey to what fits into memory; unless forced, to nothing if less than half fits."""
+    """Limits the survey to what fits into memory; to nothing if less than half fits, unless it is forced."""
     if reason := reason_to_skip(survey, is_forced=job.is_forced):
         return Decision(survey, is_off=True, reason=reason)
     available = available_bytes(job)
@@ -191,7 +191,7 @@ def decide(survey: Survey, job: PrefetchJob) -> Decision:
 
 
 def available_bytes(job: PrefetchJob) -> int | None:
-    """Available memory, including page cache of the files; None if the system does not report it."""
+    """Available memory, including page cache that the files use; None if the system does not report it."""
     if job.memory_bytes is not None:
         return job.memory_bytes
     state = read_memory()

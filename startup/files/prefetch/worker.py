@@ -1,4 +1,4 @@
-"""The job of the helper process: surveys the files, reads missing blocks, and reports to the launcher.
+"""The job of the prefetch's helper process: surveys the files, reads missing blocks, and reports.
 
 It imports only parts of the standard library that load in a few milliseconds.
 """
@@ -15,20 +15,20 @@ from startup.ground.processes.helper import Send
 
 _TICK_S = 0.05
 _NICENESS = 10
-"""Gives priority to the launcher's imports, also for disk accesses (ioprio_set(2))."""
+"""Gives priority to the launcher's imports over this process, also for disk accesses (ioprio_set(2))."""
 
 _FALLBACK_BYTES = 256 << 10
 _KEPT_SHARE = 0.5
 
 
 def run(job: PrefetchJob, send: Send) -> None:
-    """Reads everything, and sends the progress and the report."""
+    """Reads the job's files; sends the progress and the report."""
     os.nice(_NICENESS)
     send(_Prefetch(job, send).run())
 
 
 class BlockReader:
-    """Threads that read blocks in the given order and skip blocks that have become resident.
+    """Reads blocks on several threads, in the given order; skips blocks that have become resident.
 
     Each thread has its own descriptors, so that the kernel reads ahead for each thread.
     """
@@ -40,7 +40,7 @@ class BlockReader:
         self._has_ended = threading.Event()
         self._unreadable: set[str] = set()
         self.read_bytes = 0
-        """Bytes that were missing and are resident now, including the kernel's read-ahead."""
+        """Bytes that were missing and have become resident, including the kernel's read-ahead."""
         self.problems: list[str] = []
         self.keeps_pages = True
         """False once most of a block was evicted right after it was read."""
@@ -48,7 +48,7 @@ class BlockReader:
             threading.Thread(target=self._run, name=f"prefetch-{number}", daemon=True).start()
 
     def wait(self, timeout_s: float) -> bool:
-        """Waits for all threads; returns whether they have ended."""
+        """Waits for all threads; returns whether they have ended in time."""
         return self._has_ended.wait(timeout_s)
 
     def _run(self) -> None:
@@ -91,7 +91,7 @@ class BlockReader:
 
 
 class _OpenFile:
-    """The file that a thread currently reads."""
+    """The file that a thread is reading."""
 
     def __init__(self) -> None:
         self._path: str | None = None
@@ -121,7 +121,7 @@ class _OpenFile:
             try:
                 self._send(block)
             except OSError:
-                self._can_send = False  # a file system without splice; a disk error is raised again below
+                self._can_send = False  # the file system has no splice; a disk error is raised again below
             else:
                 return
         self._copy(block)
@@ -187,7 +187,7 @@ class _Prefetch:
         )
 
     def _supervise(self, reader: BlockReader, survey: Survey, begin_ns: int) -> str | None:
-        """Waits for the reader; returns why it was stopped, None if it has read everything."""
+        """Waits for the reader; returns why it was stopped, or None if it has read everything."""
         while not reader.wait(_TICK_S):
             if self._is_memory_short(reader, survey):
                 return "memory is short"

@@ -1,8 +1,8 @@
-"""Hooks: changes that the launcher makes in other programs' modules, with all that they rely on there.
+"""Hooks: changes that the launcher makes in other programs' modules, with everything they rely on there.
 
-A module that places a hook declares it and takes the names from the declaration: what is checked is also
-what is used. Texts are checked in the modules' files, names once the modules are imported.
-`startup.vllm.launch.hooks` lists all hooks.
+A module that places a hook declares the hook, and takes the names it uses from the declaration: so what is
+checked is what is used. Texts are checked in the modules' files; names are checked once the modules are
+imported. `startup.vllm.launch.hooks` lists all hooks.
 """
 
 import inspect
@@ -25,8 +25,8 @@ Release: TypeAlias = tuple[int, int]
 """Major and minor number of a version."""
 
 StartPart: TypeAlias = Literal["import file", "lean imports", "offline hub", "real-time probes"]
-"""Parts besides hooks that VCLI_LEAVE_OUT can name. They import from one file, use stand-ins and delays of
-imports, keep vLLM from the hub if all is on disk, and give the process that answers probes its priority."""
+"""Parts of a start besides hooks that VCLI_LEAVE_OUT can name: imports from one file, stand-ins and delayed
+imports, no hub requests if all is on disk, priority for the process that answers probes."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Name:
 
     module: str
     path: str = ""
-    """The name, with the names of its classes: `Server.startup`. Empty for the module itself."""
+    """The name in the module, such as `Server.startup` for a method. Empty for the module itself."""
     parameters: tuple[str, ...] | None = None
-    """The arguments that the hook passes; other parameters have defaults. None: any signature fits."""
+    """The arguments that the hook passes; other parameters need defaults. None: any signature fits."""
 
     def __str__(self) -> str:
         called = "" if self.parameters is None else f"({', '.join(self.parameters)})"
@@ -57,7 +57,7 @@ class Name:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The module."""
+        """The module, as a tuple, like `Text.modules`."""
         return (self.module,)
 
     @property
@@ -66,7 +66,7 @@ class Name:
         return sys.modules.get(place_of(self.module))
 
     def problems(self, module: ModuleType) -> Iterator[str]:
-        """Why the loaded module does not have what the hook needs."""
+        """Yields why the loaded module does not have what the hook needs."""
         if not self.path:
             return
         value = self._find(module)
@@ -76,7 +76,7 @@ class Name:
             yield from self._differences(value)
 
     def _find(self, module: ModuleType) -> Any:
-        """The value; an attribute that only instances have is known as a field or by its assignment."""
+        """The value; an attribute that only instances have is found as a field or by its assignment."""
         value: Any = module
         for part in self.path.split("."):
             owner, value = value, getattr(value, part, _MISSING)
@@ -85,10 +85,10 @@ class Name:
         return value
 
     def _differences(self, function: Any) -> Iterator[str]:
-        """Parameters that the hook passes and the function does not take, or needs and does not get."""
+        """Parameters that the hook passes and the function lacks, or needs and does not get."""
         try:
             given = list(inspect.signature(function).parameters.values())
-        except (TypeError, ValueError):  # of compiled code
+        except (TypeError, ValueError):  # the function is compiled code
             return
         if "." in self.path and given and given[0].name in ("self", "cls"):
             given = given[1:]
@@ -103,10 +103,10 @@ class Name:
 
 @dataclass(frozen=True)
 class Text:
-    """A pattern in a module's source, which shows that the module works as the hook expects."""
+    """A pattern in a module's source; if it is there, the module works as the hook expects."""
 
     modules: tuple[str, ...]
-    """The places of the source in the supported versions; one of them has it."""
+    """Modules that may have the source; in each supported version, one of them has it."""
     pattern: str
     """A regular expression; `.` matches line breaks too."""
     meaning: str
@@ -116,7 +116,7 @@ class Text:
         return f"{self.modules[0]}: {self.meaning}"
 
     def is_found(self) -> bool:
-        """Whether a file of one of the modules has the text; no module is imported."""
+        """Whether the source of one of the modules has the text; no module is imported."""
         texts = (path.read_text(encoding="utf-8", errors="replace") for path in map(_source, self.modules) if path)
         return any(re.search(self.pattern, text, re.DOTALL | re.MULTILINE) for text in texts)
 
@@ -127,7 +127,7 @@ _MISSING: Final = object()
 
 
 class UnfitHookError(Exception):
-    """A hook without which vLLM must start without preloading does not fit."""
+    """An essential hook does not fit, so vLLM must start without preloading."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,12 @@ class Hook:
     name: str
     does: str
     without: str
-    """What is lost without the hook."""
+    """What a start loses without the hook."""
     needs: tuple[Need, ...]
     gain: str = ""
-    """Its measured gain, with a figure of docs/figures.md: times with it, divided by times without it."""
+    """The measured gain, from docs/figures.md: times with the hook divided by times without it."""
     promise: str = ""
-    """The promise of the documentation that it keeps. A hook has a gain, a promise, or both."""
+    """What the documentation promises and this hook keeps. Each hook has a gain, a promise, or both."""
     is_essential: bool = False
     """Whether vLLM starts without preloading if this hook does not fit."""
     since: Release | None = None
@@ -155,7 +155,7 @@ class Hook:
             raise ValueError(f"the hook {self.name!r} has no measured gain and keeps no promise")
 
     def part(self, *needs: Need, since: Release | None = None, until: Release | None = None) -> "Hook":
-        """Another change for the same purpose; it is left out alone where only its own needs are missing."""
+        """A further change of this hook. If only its own needs are missing, it alone is left out."""
         return replace(self, needs=needs, since=since, until=until)
 
     def is_for(self, release: Release) -> bool:
@@ -164,7 +164,7 @@ class Hook:
 
     @property
     def applies(self) -> bool:
-        """Whether the hook may be placed: VCLI_LEAVE_OUT does not name it, and it fits as far as is known.
+        """Whether to place the hook: VCLI_LEAVE_OUT does not name it, and no unmet need is known.
 
         A hook that does not fit is left out from then on, with a warning.
 
@@ -186,7 +186,7 @@ class Hook:
         return False
 
     def problems(self) -> Iterator[str]:
-        """Why the hook does not fit files and loaded modules; each need is checked once."""
+        """Yields why the hook does not fit files and loaded modules; a met need is not checked again."""
         for need in self.needs:
             if need not in _met and _is_package(need.modules[0]):
                 found = list(_problems(need))
@@ -196,22 +196,22 @@ class Hook:
 
     @property
     def absent_packages(self) -> list[str]:
-        """Packages that the hook is about and that are not installed here."""
+        """Packages that the hook changes or uses and that are not installed here."""
         return sorted({_root(need.modules[0]) for need in self.needs if not _is_package(need.modules[0])})
 
 
 def uses(part: StartPart) -> bool:
-    """Whether VCLI_LEAVE_OUT does not name this part of the start."""
+    """Whether this part of the start is used: VCLI_LEAVE_OUT does not name it."""
     return part not in env.VCLI_LEAVE_OUT.get()
 
 
 def names_without(part: StartPart) -> str:
-    """The value of VCLI_LEAVE_OUT for a start that does not use the part, either."""
+    """A value for VCLI_LEAVE_OUT that names this part in addition to the present ones."""
     return ",".join(sorted({*env.VCLI_LEAVE_OUT.get(), part}))
 
 
 _unfit: Final[dict["Hook", None]] = {}
-"""The hooks that were found not to fit, in this order."""
+"""The hooks that were found not to fit, in the order of discovery."""
 _met: Final[set[Need]] = set()
 
 
@@ -226,24 +226,24 @@ def place_only_for(release: Release) -> None:
 
 
 def leave_out_misfits(hooks: Iterable[Hook]) -> None:
-    """Leaves out the hooks that do not fit, as far as that shows without an import; logs their names."""
+    """Leaves out the hooks that do not fit, as far as that is known before imports; logs their names."""
     _unfit.update(dict.fromkeys(hook for hook in hooks if next(hook.problems(), None) is not None))
     if _unfit:
         log_unfit(unfit())
 
 
 def unfit() -> tuple[str, ...]:
-    """The names of the hooks that were found not to fit, in whole or in part."""
+    """The names of hooks that do not fit, as a whole or in a part."""
     return tuple(sorted({hook.name for hook in _unfit}))
 
 
 def find_unfit_silently() -> None:
-    """From now on, this process and its forks log no warnings about hooks: the launcher does."""
+    """From now on, this process and its forks log no warnings about hooks; the launcher logs them."""
     _State.is_silent = True
 
 
 def log_unfit(names: Iterable[str]) -> None:
-    """Logs in one line which speed-ups this version of vLLM lacks."""
+    """Logs in one line which hooks, and so which speed-ups, do not fit this version of vLLM."""
     logger.warning("%s", UNFIT.format(", ".join(map(repr, names))))
 
 
@@ -265,11 +265,11 @@ def _is_being_imported(module: ModuleType) -> bool:
 
 
 _executed: Final[set[str]] = set()
-"""Modules whose code has ended, although their import has not."""
+"""Modules whose code has run to its end although their import has not finished."""
 
 
 def note_executed(module: str) -> None:
-    """The code of a module has ended: from now on its names are checked."""
+    """Notes that a module's code has run to its end: from now on its names can be checked."""
     _executed.add(module)
 
 
@@ -278,13 +278,13 @@ def _root(module: str) -> str:
 
 
 def _is_package(module: str) -> bool:
-    """Whether the package of a module is installed here."""
+    """Whether the package that contains the module is installed here."""
     return _package(_root(module)) is not None
 
 
 @cache
 def _package(root: str) -> Path | None:
-    """The folder of a package, or the file of a module; it is not imported."""
+    """The folder of a package, or the file of a module; nothing is imported."""
     try:
         spec = find_spec(root)
     except (ImportError, ValueError):
@@ -300,9 +300,9 @@ _SHIM: Final = re.compile(r"""^\w+ = \w+\.import_module\(["']([\w.]+)["']\)$""",
 
 @cache
 def place_of(module: str) -> str:
-    """The name by which a module is imported: that to which a shim of the given name points, if it is one.
+    """The name under which to import a module: if it is a shim, the name of the module that the shim imports.
 
-    vLLM may keep shims, small modules that only import another one, at the former places of its modules.
+    vLLM may leave shims, small modules that only import another one, where its modules were before.
     """
     file = _file(module)
     if file is None or file.stat().st_size > _SHIM_BYTES:
@@ -312,7 +312,7 @@ def place_of(module: str) -> str:
 
 
 def _source(module: str) -> Path | None:
-    """The file of a module, at its present place; None for a missing or compiled one."""
+    """The source file of a module, or of the module that a shim imports; None if missing or compiled."""
     return _file(place_of(module))
 
 
@@ -325,7 +325,7 @@ def _file(module: str) -> Path | None:
 
 
 def _is_set(owner: type, name: str) -> bool:
-    """Whether instances of a class have the attribute."""
+    """Whether instances of the class have the attribute."""
     if name in getattr(owner, "__dataclass_fields__", ()):
         return True
     source = _source(owner.__module__)

@@ -1,1 +1,1 @@
-"""The log of each process; `setup` configures it."""
+"""The logs of this program's processes. Begin reading with `setup.py`."""

@@ -5,7 +5,7 @@ import re
 from typing import Final
 
 CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Characters that move a cursor, change colours or reverse the text direction, except tab and newline."""
+"""Control characters, except tab and newline. They could move a cursor, change colours or reverse text."""
 
 _LINE_BREAK: Final = re.compile(r"\n(?=[^\n])")
 _CONTINUATION: Final = "\n  "
@@ -21,7 +21,7 @@ class RoleFormatter(logging.Formatter):
 
 
 class TextFormatter(RoleFormatter):
-    """Level, time, role of the process, module, message.
+    """Formats a record as level, time, role of the process, module and message.
 
     Messages and tracebacks may contain text of clients and models. Continuation lines of a record are
     indented, so that no such text can look like a record of its own; control characters are escaped.
@@ -31,7 +31,7 @@ class TextFormatter(RoleFormatter):
         super().__init__(role, _TEXT, datefmt="%m-%d %H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record; only its first line begins at the left margin."""
+        """Formats one record; only its first line begins at the left margin."""
         return _LINE_BREAK.sub(_CONTINUATION, escape_controls(super().format(record)))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name

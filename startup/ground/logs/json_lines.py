@@ -18,18 +18,18 @@ from base.request_ids import REQUEST_ID
 from startup.ground.logs.formatters import CONTROL_CHARACTERS, RoleFormatter
 
 _ACCESS_FIELDS: Final = ("client", "method", "path", "http_version", "status")
-"""The arguments of uvicorn's access log records."""
+"""Names for the arguments of uvicorn's access log records, in order."""
 _FOREIGN_LOGGERS: Final = ("transformers", "huggingface_hub")
-"""Libraries that install handlers of their own."""
+"""Libraries that install log handlers of their own."""
 _LEVELS: Final = {"Error": logging.ERROR, "Warning": logging.WARNING, "Notice": logging.WARNING}
-"""First words of the command line's messages, with the level that they stand for."""
+"""First words of the command line's messages, and the log level of each."""
 
 
 class JsonFormatter(RoleFormatter):
-    """Time, level, logger, message, phase, pid, role; if present request id, access, traceback, digest."""
+    """One JSON object per record. Optional members: request id, access, traceback, digest."""
 
     def __init__(self, role: str, phase: Callable[[], str] | None) -> None:
-        """Without `phase`, lines have no such member."""
+        """Without `phase`, lines have no member of that name."""
         super().__init__(role)
         self._phase = phase
 
@@ -38,7 +38,7 @@ class JsonFormatter(RoleFormatter):
         return self.role
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line: line breaks of messages and tracebacks are escaped."""
+        """Formats a record as one line; line breaks of messages and tracebacks are escaped."""
         when = datetime.fromtimestamp(record.created, UTC)
         fields: dict[str, Any] = {
             "time": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -64,7 +64,7 @@ class JsonFormatter(RoleFormatter):
 
 
 def format_warning(message: str) -> str:
-    """One line, for warnings of the command line, before logging is configured."""
+    """A warning of the command line as one JSON line, for the time before logging is configured."""
     record = logging.LogRecord("vllm_cli", logging.WARNING, "", 0, "%s", (message,), None)
     return JsonFormatter("api", lambda: "command_line").format(record)
 
@@ -86,7 +86,7 @@ class LineStream(io.TextIOBase):
         self._part = threading.local()
 
     def write(self, text: str) -> int:
-        """Handles complete lines; text that a failing handler writes meanwhile goes to the stream below."""
+        """Handles complete lines; text that a failing handler writes meanwhile goes to `below`."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if getattr(self._part, "is_busy", False):
@@ -101,7 +101,7 @@ class LineStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Complete lines are already written."""
+        """Does nothing: complete lines are written at once."""
         self.below.flush()
 
     def fileno(self) -> int:
@@ -124,7 +124,7 @@ class LineStream(io.TextIOBase):
 
 
 def log_everything_as_json(handler: logging.Handler) -> None:
-    """Also logs warnings, uncaught exceptions and, by this handler, all that is written to `sys.stderr`."""
+    """Makes `handler` log warnings, uncaught exceptions, and all text written to `sys.stderr`."""
     if isinstance(sys.stderr, LineStream):
         sys.stderr.handler = handler
     else:

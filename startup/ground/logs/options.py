@@ -1,4 +1,4 @@
-"""Settings of a process's log; imports nothing, as help and usage errors need it."""
+"""The log settings of a process. Imports nothing, because help and usage errors need them."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,9 +8,9 @@ LogFormat = Literal["text", "json"]
 
 @dataclass(frozen=True, kw_only=True)
 class LogOptions:
-    """Passed on to child processes."""
+    """The log settings, which are passed on to child processes."""
 
     level: str
     format: LogFormat = "text"
     config: dict[str, Any] | None = None
-    """Argument of `logging.config.dictConfig`, from `--log-config-file`; takes precedence over both."""
+    """Argument of `logging.config.dictConfig`, from `--log-config-file`; replaces level and format."""

@@ -1,6 +1,6 @@
-"""Sets up the log of a process: one format, to standard error, or as a configuration file demands.
+"""Sets up the log of a process: one format on standard error, or what a configuration file says.
 
-Imports nothing heavy; lines of text are in `formatters`, lines of JSON in `json_lines`.
+Imports nothing heavy; `formatters` makes lines of text, `json_lines` lines of JSON.
 """
 
 import copy
@@ -16,14 +16,14 @@ from startup.ground.logs.options import LogFormat, LogOptions
 
 _VLLM: Final = "vllm"
 _VLLM_FORMATTER: Final = "NewLineFormatter"
-"""A class of vLLM, which only splits lines."""
+"""vLLM's class of formatters, which only splits lines."""
 
 PACKAGES: Final = ("vllm_cli", "router", "startup", "server", "base", "envs")
 """Roots of this project's loggers."""
 
 
 def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str] = lambda: "") -> None:
-    """Logs this project's records from the level on to standard error, those of libraries from WARNING on.
+    """Logs to standard error: this project's records from the given level on, libraries' from WARNING on.
 
     Args:
         role: of this process: `api`, `engine`, `responder`, ...
@@ -51,7 +51,7 @@ def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str
 
 
 def configure_own_loggers(role: str, log_format: str, phase: Callable[[], str] = lambda: "") -> None:
-    """Logs the records of a launcher of vLLM to standard error; the root logger and vLLM's stay unchanged."""
+    """Logs this project's records to standard error, in vLLM's launcher; does not change other loggers."""
     handler = logging.StreamHandler(real_stderr())
     if log_format == "json":
         from startup.ground.logs.json_lines import JsonFormatter
@@ -67,21 +67,21 @@ def configure_own_loggers(role: str, log_format: str, phase: Callable[[], str] =
 
 
 def log_options_of_environment() -> LogOptions:
-    """The options of a process that has no flags for them."""
+    """The log options of a process that gets no flags, from the environment."""
     return LogOptions(level=env.VLLM_LOGGING_LEVEL.get(), format=cast("LogFormat", env.VCLI_LOG_FORMAT.get()))
 
 
 def rename_process(role: str) -> None:
-    """Changes the role in the log lines of this process; called in a forked process."""
+    """Changes the role in this process's log lines; called in a forked process."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler.formatter, RoleFormatter):
             handler.formatter.role = role
 
 
 class SteadyHandler(logging.StreamHandler[TextIO]):
-    """Drops lines that cannot be written, and logs their number with the next line that can.
+    """Drops lines that cannot be written, and logs their number before the next line that can.
 
-    The logging module would write a traceback for each failure, to the same stream.
+    The logging module would instead write a traceback for each failure, to the same stream.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -90,13 +90,13 @@ class SteadyHandler(logging.StreamHandler[TextIO]):
         self._reason = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Runs with the handler's lock held."""
+        """Writes the record; the caller holds the handler's lock."""
         if self._num_dropped:
             self._log_dropped(record)
         super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
-        """Counts failures of the stream; any other exception is an error in the program, and shown."""
+        """Counts failures of the stream. Shows any other exception, which is an error in the program."""
         err = sys.exc_info()[1]
         if isinstance(err, OSError):
             self._num_dropped += 1
@@ -130,7 +130,7 @@ def _apply_config_file(config: dict[str, Any]) -> None:
 
 
 def translate(config: dict[str, Any]) -> dict[str, Any]:
-    """Adapts a file written for vLLM: settings of its logger also apply to this project's loggers."""
+    """Adapts a file that was written for vLLM: its settings for vLLM's logger also apply to ours."""
     config = copy.deepcopy(config)
     loggers = config.setdefault("loggers", {})
     if _VLLM in loggers:
@@ -144,6 +144,6 @@ def translate(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def real_stderr() -> TextIO:
-    """Standard error itself, not the `LineStream` that may have replaced `sys.stderr`."""
+    """Standard error itself, even if a `LineStream` has replaced `sys.stderr`."""
     stream: TextIO = getattr(sys.stderr, "below", sys.stderr)
     return stream

@@ -1,15 +1,15 @@
-"""Ever longer pauses before something that fails is tried again. Standard library only."""
+"""Pauses that grow with each failure, before something is tried again. Standard library only."""
 
 from typing import Final
 
 _FIRST_S: Final = 1.0
 LONGEST_S: Final = 60.0
 _STABLE_S: Final = 10.0
-"""A program that has worked for so long has recovered: its next failure counts as the first one."""
+"""Seconds after which a working program counts as recovered: its next failure counts as the first one."""
 
 
 class BackOff:
-    """Pauses of 1, 2, 4 … 60 s; there is none after a failure of a program that had recovered."""
+    """Pauses of 0, 1, 2, 4 … 60 s; a failure after a recovery begins again without a pause."""
 
     def __init__(self) -> None:
         self.num_failures = 0
@@ -17,7 +17,7 @@ class BackOff:
         self._next_s = _FIRST_S
 
     def take_s(self, worked_s: float = 0.0) -> float:
-        """The pause after a failure of what has worked so long; the next pause is twice as long."""
+        """The pause after a failure, in seconds; `worked_s` is how long the program had worked before it."""
         if worked_s >= _STABLE_S:
             self.reset()
         self.num_failures += 1
@@ -27,6 +27,6 @@ class BackOff:
         return pause_s
 
     def reset(self) -> None:
-        """Earlier failures do not count any more."""
+        """Forgets all earlier failures."""
         self.num_failures = 0
         self._next_s = _FIRST_S

@@ -1,4 +1,4 @@
-"""Learns which forked processes have ended, by a descriptor for the loop of a process that forks."""
+"""Reports which forked processes have ended; its descriptor fits into the event loop of the parent."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from base.machine.descriptors import move_up
 
 
 class ChildWatch:
-    """Owns SIGCHLD of this process; created on the main thread."""
+    """Handles this process's SIGCHLD; created on the main thread."""
 
     def __init__(self) -> None:
         self._fds = tuple(map(move_up, os.pipe()))
@@ -19,11 +19,11 @@ class ChildWatch:
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def fileno(self) -> int:
-        """Readable once a process has ended."""
+        """A descriptor that becomes readable once a forked process has ended."""
         return self._fds[0]
 
     def reap(self, pids: Iterable[int]) -> Iterator[tuple[int, int]]:
-        """The pids and exit codes of the processes that have ended."""
+        """Yields pid and exit code of each of these processes that has ended."""
         with suppress(BlockingIOError):
             os.read(self._fds[0], 4096)
         for pid in list(pids):
@@ -32,7 +32,7 @@ class ChildWatch:
                 yield pid, os.waitstatus_to_exitcode(status)
 
     def close(self) -> None:
-        """Called in a fork, which has no children."""
+        """Releases SIGCHLD; called in a fork, which has no children."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for fd in self._fds:

@@ -1,4 +1,4 @@
-"""Makes the kernel end this process with its parent, even while the interpreter is stuck in C or stopped.
+"""Makes the kernel end this process with its parent, even if the interpreter hangs in C code or is stopped.
 
 Imports little, so that any process can use it first.
 """
@@ -14,7 +14,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def arm(fd: int) -> None:
-    """Makes the kernel kill this process once a pipe's last write end is or gets closed.
+    """Makes the kernel kill this process once all write ends of a pipe are closed.
 
     Only the logical parent holds the write end: the kernel closes it however that process ends. The parent
     need not be the process that forked this one.
@@ -34,12 +34,12 @@ def arm(fd: int) -> None:
 def follow_parent(parent_pid: int, number: int = signal.SIGKILL) -> None:
     """Makes the kernel kill this process when its parent ends, or at once if the parent has ended.
 
-    A program that this process executes stays bound in this way.
-
-    The kernel does so when the *thread* ends that forked (prctl(2)), so parents fork on their main thread.
+    This also holds for a program that this process executes later. The kernel acts at the end of the parent's
+    *thread* that forked (prctl(2)), so parents fork on their main thread.
 
     Args:
-        parent_pid: the process that forked this one; if the parent is another process by now, it has ended.
+        parent_pid: the process that forked this one. If this process has another parent by now, that one has
+            ended.
         number: the signal.
     """
     prctl(_PR_SET_PDEATHSIG, int(number))
@@ -56,7 +56,7 @@ def _reopen(fd: int) -> int:
     """Opens the pipe again: processes that share a file description share its owner (fcntl(2), F_SETOWN)."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:  # no /proc: correct only if no other process shares it
+    except FileNotFoundError:  # without /proc, this is correct only if no other process shares it
         return os.dup(fd)
 
 

@@ -1,11 +1,11 @@
 """Forks the processes that multiprocessing would start as new programs, with all modules imported already.
 
-For `spawn`, multiprocessing pickles a process object and starts a program that unpickles it. Here the code
-of that program runs in a fork of the forkserver, with the program's environment and open files. A new program
-can therefore take the place of a fork that fails.
+For `spawn`, multiprocessing pickles a process object and starts a program that unpickles it. Here a fork of
+the forkserver runs that program's code, with the program's environment and open files. A new program can
+therefore take the place of a fork that fails.
 
 A request is one end of a socket pair, sent on a socket that all processes of a start share. The forkserver
-forks at once; the fork receives its program there, and the forkserver sends the exit code when it has ended.
+forks at once. The fork receives its program over the pair; at its end, the forkserver sends the exit code.
 """
 
 import importlib
@@ -45,7 +45,7 @@ from startup.ground.processes.new_program import (
 )
 
 _UNPICKLES: Final = "--multiprocessing-fork"
-"""The last word of a program that unpickles a process object."""
+"""The last word on the command line of a program that unpickles a process object."""
 NEEDS: Final = (
     START_PROGRAM,
     EXIT_FUNCTION,
@@ -54,28 +54,28 @@ NEEDS: Final = (
     Name("multiprocessing.popen_forkserver", "Popen"),
     Name("multiprocessing.popen_fork", "Popen.poll", ("flag",)),
 )
-"""multiprocessing's names that run programs of `spawn` in forks; the forkserver reports the end of a fork."""
+"""What this module uses of multiprocessing, to run programs of `spawn` in forks and report their ends."""
 
 logger = logging.getLogger(__name__)
 
 _WITHOUT_WORKING_FOLDER: Final = {"PYTHONSAFEPATH": "1"}
-"""Variables of the forkserver. They keep the working folder off the path, where `python -c` would put it."""
+"""Keeps the working folder off the forkserver's import path, where `python -c` would put it."""
 _REQUEST: Final = b"f"
 _REFUSABLE: Final = "refusable"
-"""Marks a request for a process that can also be a new program."""
+"""Marks a request for a process that could also run as a new program."""
 _READY: Final = b"ready"
 _GO: Final = b"go"
 _ENDED: Final = b"ended"
 _STATUS_S: Final = 1.0
-"""Timeout for the exit code of an ended process."""
+"""Seconds to wait for the exit code of a process that has ended."""
 _TRIAL_S: Final = 10.0
 LOST: Final = 255
-"""The exit code of a process whose forkserver does not answer."""
+"""The exit code of a process if the forkserver does not answer."""
 _start_program: Final = START_PROGRAM.get(util)
 
 
 class _Server(NamedTuple):
-    """The forkserver, as each process of its start knows it."""
+    """The forkserver, as the processes of its start know it."""
 
     pid: int
     link: socket.socket
@@ -86,9 +86,9 @@ _starting = threading.local()
 _begin: Callable[[Program], None] | None = None
 _on_end: Callable[[int, int], None] | None = None
 _refusal: str | None = None
-"""Why forks of this process, the forkserver, cannot use the GPUs."""
+"""Set in the forkserver: why forks of this process cannot use the GPUs."""
 _logged: Final[set[object]] = {""}
-"""Reasons why processes are new programs; each is logged once."""
+"""Reasons for starting a new program instead of a fork that were logged; each is logged once."""
 
 
 class ForkError(OSError):
@@ -96,11 +96,11 @@ class ForkError(OSError):
 
 
 class NoForkserverError(ForkError):
-    """The forkserver has exited or does not answer: logged once, whichever of them a process finds."""
+    """The forkserver has exited or does not answer; a process logs the first of these errors only."""
 
 
 class ForkedPopen(popen_spawn_posix.Popen):
-    """Starts one process, and learns its end."""
+    """A multiprocessing process that the forkserver forks. Its exit code comes from the forkserver."""
 
     def __init__(self, process_obj: process.BaseProcess) -> None:
         self.name = process_obj.name
@@ -113,19 +113,19 @@ class ForkedPopen(popen_spawn_posix.Popen):
             _starting.popen = None
 
     def why_not_forked(self) -> str | None:
-        """Why the process must be a new program; empty if that was logged."""
+        """Why the process must be a new program, empty if the reason was logged; None if it may be forked."""
         return None if _server else ""
 
     def may_be_new_program(self) -> bool:
-        """Whether a new program can take the place of a fork; the kernel may end one with its thread."""
+        """Whether a new program may replace the fork; on another thread, the kernel may end it too early."""
         return threading.current_thread() is threading.main_thread()
 
     def extras(self) -> tuple[Sequence[str], Sequence[int]]:
-        """Texts and descriptors for `begin` (see `install`)."""
+        """More texts and descriptors for the function `begin` of `install`."""
         return (), ()
 
     def start(self, path: Any, words: Any, fds: Any) -> int:
-        """Starts the program with these words; returns its pid."""
+        """Forks the program with these words, or starts it as a new program; returns its pid."""
         try:
             if (reason := self.why_not_forked()) is not None:
                 raise ForkError(reason)
@@ -143,7 +143,7 @@ class ForkedPopen(popen_spawn_posix.Popen):
         return pid
 
     def start_program(self, path: Any, words: Any, fds: Any) -> int:
-        """Starts it as a new program instead; returns its pid."""
+        """Starts a new program instead of a fork; returns its pid."""
         return int(_start_program(path, words, fds))
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
@@ -156,7 +156,7 @@ class ForkedPopen(popen_spawn_posix.Popen):
         return self.returncode
 
     def _exit_code(self, connection: socket.socket) -> int:
-        """The exit code from the forkserver; from the kernel, if this process has inherited the child."""
+        """The exit code that the forkserver sends, or the kernel's if this process inherited the child."""
         connection.settimeout(_STATUS_S)
         with connection, suppress(OSError, MessageError, ValueError):
             (_, code), *_ = receive(connection)[0]
@@ -176,8 +176,8 @@ def install(
 
     Args:
         popen: the class.
-        begin: runs in a fork before its program does.
-        on_end: runs in the forkserver when a fork has ended, with its pid and exit code.
+        begin: called in a fork before it runs its program.
+        on_end: called in the forkserver when a fork has ended, with its pid and exit code.
     """
     global _begin, _on_end
     _begin, _on_end = begin, on_end
@@ -186,16 +186,16 @@ def install(
 
 
 def _start_or_fork(path: Any, words: Any, fds: Any) -> Any:
-    """Replaces multiprocessing's function, which would also start its resource tracker."""
+    """Replaces `spawnv_passfds` of multiprocessing; starts all but forked processes as that function does."""
     popen = getattr(_starting, "popen", None)
     start = _start_program if popen is None or words[-1] != _UNPICKLES else popen.start
     return start(path, words, fds)
 
 
 def ensure_forkserver(preload_module: str) -> None:
-    """Starts the forkserver, which imports the module, unless it was started before.
+    """Starts the forkserver, which imports `preload_module`, unless it was started before.
 
-    Called on the main thread, since the forkserver ends with its thread.
+    Called on the main thread: the forkserver ends with the thread that started it.
 
     Raises:
         OSError: it cannot be started, or forks of an untested Python fail.
@@ -208,7 +208,7 @@ def ensure_forkserver(preload_module: str) -> None:
 
 
 def _try_fork() -> None:
-    """Starts a process from a forkserver without imports; raises OSError if that fails."""
+    """Tries a forkserver without imports and one fork of it; raises OSError if that fails."""
     global _server
     _start_forkserver(interpreter.__name__)
     try:
@@ -239,12 +239,12 @@ def _start_forkserver(preload_module: str) -> None:
 
 
 def is_running() -> bool:
-    """Whether this start's forkserver runs."""
+    """Whether the forkserver of this start runs."""
     return _server is not None and is_alive(_server.pid)
 
 
 def kill() -> None:
-    """Kills the forkserver, even a stopped one, which ends all waits for its answer."""
+    """Kills the forkserver, even a stopped one; all waits for its answers end."""
     if _server is not None and is_running():
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(_server.pid, signal.SIGKILL)
@@ -254,7 +254,7 @@ def kill() -> None:
 def _fork(
     words: list[bytes], fds: Sequence[int], texts: Sequence[str], other_fds: Sequence[int]
 ) -> tuple[int, socket.socket]:
-    """Returns the pid, and the connection that gets the exit code; raises ForkError."""
+    """Requests a fork; returns its pid and the connection that gets the exit code. Raises ForkError."""
     assert _server is not None
     if not is_running():
         raise NoForkserverError("the forkserver has exited")
@@ -277,7 +277,7 @@ def _fork(
 
 
 def refuse_forks(reason: str) -> None:
-    """From now on, processes that can be new programs are not forked from this forkserver."""
+    """From now on, this forkserver refuses to fork processes that could also be new programs."""
     global _refusal
     _refusal = reason
 
@@ -286,8 +286,8 @@ def main(fd: int, preload_module: str) -> None:
     """The forkserver's program.
 
     Args:
-        fd: the socket for requests; at its end of file, no process is left that could make one.
-        preload_module: importing it prepares the forks.
+        fd: the socket for requests. When it is at end of file, no process is left that could send one.
+        preload_module: the module whose import prepares the forks.
     """
     link = move_socket_up(socket.socket(fileno=fd))
     null = os.open(os.devnull, os.O_RDONLY)
@@ -297,7 +297,7 @@ def main(fd: int, preload_module: str) -> None:
     try:
         with low_numbers_taken():
             importlib.import_module(preload_module)
-    except Exception as err:  # noqa: BLE001 - a module of any package; processes are new programs then
+    except Exception as err:  # noqa: BLE001 - a module may raise anything; processes are new programs then
         sys.exit(f"vllm-cli: the forkserver's imports failed: {err!r}")
     if _refusal is None and (driver := initialized_driver()) is not None:
         refuse_forks(f"an import of the forkserver has initialized {driver}, which no fork can do again")
@@ -308,7 +308,7 @@ def main(fd: int, preload_module: str) -> None:
 
 
 def _serve(link: socket.socket) -> socket.socket:
-    """Forks a process per request; returns only in these."""
+    """Forks a process for each request; returns only in the forks."""
     watch = ChildWatch()
     connections: dict[int, socket.socket] = {}
     while True:
@@ -327,7 +327,7 @@ def _serve(link: socket.socket) -> socket.socket:
         connection = socket.socket(fileno=move_up(fds[0]))
         try:
             pid = os.fork()
-        except OSError:  # the other side finds that the connection is closed
+        except OSError:  # the requesting process finds the connection closed
             connection.close()
             continue
         if pid == 0:
@@ -339,7 +339,7 @@ def _serve(link: socket.socket) -> socket.socket:
 
 
 def _take_over(program: Program, connection: socket.socket, server_pid: int) -> None:
-    """Runs in a fork before its program."""
+    """Prepares a fork before it runs its program."""
     global _server
     link, *fds = program.fds
     may_refuse, *texts = program.texts

@@ -1,4 +1,4 @@
-"""Kills a forkserver that does nothing although a process waits for it, which then gets an error."""
+"""Kills a forkserver that does nothing while a process waits for it; the waiting process gets an error."""
 
 import os
 import signal
@@ -12,15 +12,15 @@ from startup.ground.processes import group_signals
 
 _POLL_S: Final = 0.5
 _MOST_IDLE_POLLS: Final = 120
-"""A network disk can hold up an import for long."""
+"""Polls without progress; this many, because a network disk can hold up an import for long."""
 _MOST_STOPPED_POLLS: Final = 20
-"""Job control stops and continues all processes of a start; a debugger may stop one."""
+"""Polls in a stopped state: job control stops all processes of a start, but a debugger may stop one."""
 _STOPPED: Final = ("T", "t")
 
 
 @contextmanager
 def ended_if_it_hangs(pid: int) -> Iterator[None]:
-    """While this process waits for the forkserver in the block; the error after its end names the reason."""
+    """Kills the forkserver if it hangs while this block waits for it. The block's error names the reason."""
     watch = _Watch(pid)
     group_signals.start_thread(watch)
     try:
@@ -34,7 +34,7 @@ def ended_if_it_hangs(pid: int) -> Iterator[None]:
 
 
 class _Watch(threading.Thread):
-    """Polls are counted instead of seconds: this process may be stopped, too."""
+    """Counts polls, not seconds: if this process is stopped as well, the count stops, too."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(name="forkserver-watch", daemon=True)
@@ -50,7 +50,7 @@ class _Watch(threading.Thread):
                 state, *fields = stat_fields(self._pid)
             except (OSError, ValueError):
                 return
-            now = " ".join(fields[6:13])  # page faults and processor time, with those of its children (proc(5))
+            now = " ".join(fields[6:13])  # page faults and processor time, also of its children (proc(5))
             num_polls = num_polls + 1 if now == last else 0
             last = now
             if num_polls >= (_MOST_STOPPED_POLLS if state in _STOPPED else _MOST_IDLE_POLLS):

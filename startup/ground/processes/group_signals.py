@@ -1,6 +1,6 @@
 """Signals that whole process groups get: Ctrl-C, Ctrl-\\, a service manager's stop, a closed terminal.
 
-The API process acts on them, all others ignore them. Standard library only.
+The API process acts on them; all other processes ignore them. Standard library only.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Final
 
 GROUP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 set_handler: Final = signal.signal
-"""Also while `startup.ground.processes.stop_signals` replaces it."""
+"""`signal.signal` itself, also while `startup.ground.processes.stop_signals` replaces it."""
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def start_thread(thread: threading.Thread) -> None:
 
 @contextmanager
 def ignored() -> Iterator[None]:
-    """Ignores the signals in a new process that cannot act on them yet; restores the handlers at the end."""
+    """Ignores the signals for a while in a new process that cannot act on them yet; restores the handlers."""
     before = {number: signal.getsignal(number) for number in GROUP_SIGNALS}
     ignore()
     try:
@@ -48,14 +48,14 @@ def ignored() -> Iterator[None]:
 
 
 class _EndedError(BaseException):
-    """Raised by a signal in a block of `cleaning_up`."""
+    """Raised by a signal inside `cleaning_up`."""
 
 
 @contextmanager
 def cleaning_up() -> Iterator[None]:
-    """Lets the signals leave the block by an exception, before they have their usual effect.
+    """Turns a signal into an exception that leaves the block; then the signal has its usual effect.
 
-    No effect outside the main thread, on Ctrl-C where it raises one already, and on signals that are ignored.
+    Not outside the main thread, not for Ctrl-C where it raises an exception anyway, not for ignored signals.
     """
     is_main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in GROUP_SIGNALS if is_main}
@@ -83,15 +83,15 @@ def cleaning_up() -> Iterator[None]:
 
 
 def leave_ctrl_c_to_parent() -> None:
-    """Ctrl-C does nothing here, nor in processes forked from this one until they set a handler.
+    """Makes Ctrl-C do nothing in this process, and in its forks until they set a handler.
 
-    Programs that they start are interrupted as usual, as they inherit no handler.
+    Programs that they start inherit no handler, so Ctrl-C interrupts these as usual.
     """
     signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
 def ignore() -> None:
-    """Ignores the signals and drops pending ones; called in a new process on its main thread."""
+    """Ignores the signals and drops pending ones; called on the main thread of a new process."""
     for number in GROUP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)

@@ -1,8 +1,9 @@
 """Runs a job in a helper process: prefetch, downloads, archives of compiled models.
 
-A helper is a new interpreter without the site module, which sees no folder of a user. It shares no
-interpreter lock with the launcher, which kills it to stop it. Its standard input has the job, which may
-contain a token; a pipe takes its events, each after its length. All are pickled: both ends run the same code.
+A helper is a new interpreter without the site module, so it sees no folder of a user. It has an interpreter
+lock of its own, and the launcher stops it by killing it. Its standard input delivers the job, which may
+contain a token; a pipe carries its events, each after its length. All are pickled: both ends run the same
+code.
 """
 
 import math
@@ -20,7 +21,7 @@ from typing import Final
 from startup.ground.processes import death_pipe, group_signals
 
 Send = Callable[[object], None]
-"""Sends an event, on any thread of the helper; blocks while 64 KiB are not received."""
+"""Sends an event from any thread of the helper; blocks while the launcher has 64 KiB of events to read."""
 
 _ROOT: Final = str(Path(__file__).parents[3])
 _INSTALLED: Final = ("site-packages", "dist-packages")
@@ -28,25 +29,25 @@ _CODE: Final = "import sys; sys.path += sys.argv[5:]; from startup.ground.proces
 _LENGTH_BYTES: Final = 4
 _POLLED_EVERY_S: Final = 0.1
 _LONGEST_END_S: Final = 5.0
-"""The kernel may keep a killed process that waits for a volume; nobody waits longer for its end."""
+"""Seconds to wait for the end of a killed process, which a volume that does not answer may delay."""
 
 
 class HelperEndedError(Exception):
-    """There are no more events. The text says how the helper ended: by an error, a signal, an exit code."""
+    """The helper has ended, and there are no more events. The text says how: an error, signal, exit code."""
 
 
 class Helper:
-    """The launcher's handle of a process that ends with the thread that started it.
+    """The launcher's handle of a helper, which ends with the thread that started it.
 
-    One thread receives events; any may kill the process.
+    One thread receives events; any thread may kill the helper.
     """
 
     def __init__(self, name: str, function: str, job: object, *, is_idle: bool = False) -> None:
         """
         Args:
             name: the process is called `vllm-NAME`.
-            function: `module:function`, called in the helper with the job and a `Send`; seen in `ps`.
-            job: of classes that the helper can import.
+            function: `module:function`, called in the helper with the job and a `Send`; `ps` shows it.
+            job: an object whose classes the helper can import.
             is_idle: whether it runs only while processors are idle.
 
         Raises:
@@ -69,10 +70,10 @@ class Helper:
             pickle.dump(job, stdin)
 
     def receive(self, timeout_s: float = math.inf) -> object | None:
-        """The next event; None if there was none within this time.
+        """The next event; None if none came within this time.
 
         Raises:
-            HelperEndedError: it has ended and all events were received, or it was killed.
+            HelperEndedError: it has ended and all its events were received, or it was killed.
         """
         end_s = time.monotonic() + timeout_s
         while (event := self._take()) is None:
@@ -89,18 +90,18 @@ class Helper:
         return event
 
     def kill(self) -> None:
-        """Ends the helper, if it is running."""
+        """Kills the helper if it runs."""
         self._is_killed = True
         self._process.kill()
 
     def close(self) -> None:
-        """Ends the helper and returns once it has ended; called when no thread receives."""
+        """Kills the helper and returns once it has ended; call it when no thread receives."""
         self.kill()
         self._wait()
         self._events.close()
 
     def _take(self) -> object | None:
-        """The next event of what was read."""
+        """Takes the next complete event from the bytes read so far."""
         end = _LENGTH_BYTES + int.from_bytes(self._received[:_LENGTH_BYTES], "big")
         if len(self._received) < max(end, _LENGTH_BYTES + 1):
             return None
@@ -109,7 +110,7 @@ class Helper:
         return event
 
     def _wait(self) -> str:
-        """Waits for the end; returns how it ended."""
+        """Waits for the helper's end; returns how it ended, as text."""
         from subprocess import TimeoutExpired  # noqa: PLC0415 - as above
 
         with suppress(TimeoutExpired):
@@ -119,7 +120,7 @@ class Helper:
 
 
 def _import_path() -> list[str]:
-    """Where the helper finds its modules, behind the standard library: this project and packages."""
+    """The import path of the helper's modules, after the standard library: this project and its packages."""
     from importlib.util import find_spec  # noqa: PLC0415 - as above
 
     installed = [path for path in sys.path if Path(path).name in _INSTALLED]
@@ -129,7 +130,7 @@ def _import_path() -> list[str]:
 
 
 def main() -> None:
-    """The program of a helper: runs the job on standard input, and ends."""
+    """The helper's program: runs the job from standard input, and exits."""
     function, name, parent_pid, is_idle = sys.argv[1:5]
     death_pipe.follow_parent(int(parent_pid))
     group_signals.ignore()
@@ -140,8 +141,8 @@ def main() -> None:
     with suppress(OSError):
         Path("/proc/self/comm").write_text(f"vllm-{name}", encoding="ascii")
     fd, lock = os.dup(1), Lock()
-    with suppress(OSError):  # it is closed
-        os.dup2(2, 1)  # output of libraries is no event
+    with suppress(OSError):  # standard error is closed
+        os.dup2(2, 1)  # what libraries print must not look like an event
 
     def send(event: object) -> None:
         content = pickle.dumps(event)
@@ -151,7 +152,7 @@ def main() -> None:
                 while message:
                     message = message[os.write(fd, message) :]
         except BrokenPipeError:
-            os._exit(0)  # nobody needs the rest
+            os._exit(0)  # nobody reads more events
 
     try:
         module, _, attribute = function.partition(":")

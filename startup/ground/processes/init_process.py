@@ -24,7 +24,7 @@ _WATCHED = (*_FORWARDED, signal.SIGCHLD)
 
 
 def become_init() -> None:
-    """Forks, and returns only in the child, which runs the program; this process becomes its init."""
+    """Forks; this process becomes the child's init, and only the child returns and runs the program."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     init_pid = os.getpid()
     pid = os.fork()

@@ -1,4 +1,4 @@
-"""The Python that runs this program: its name, and whether its release and its build are tested."""
+"""The Python that runs this program: its name, and whether its release and build are tested."""
 
 import sys
 from typing import Final
@@ -7,15 +7,15 @@ NEWEST_TESTED: Final = (3, 14)
 
 
 def name() -> str:
-    """The name that people use for it."""
+    """The name that people use for this interpreter."""
     return f"Python {sys.version.split()[0]}{' (free-threaded)' if is_free_threaded() else ''}"
 
 
 def is_tested() -> bool:
-    """Whether forks of this release are known to work."""
+    """Whether forking was tested with this release."""
     return sys.version_info[:2] <= NEWEST_TESTED
 
 
 def is_free_threaded() -> bool:
-    """Whether this is the build without the interpreter lock."""
+    """Whether this build of Python has no interpreter lock."""
     return "t" in sys.abiflags

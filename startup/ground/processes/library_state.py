@@ -1,7 +1,7 @@
-"""Repeats what libraries do on import, in a process forked after another one had imported them.
+"""Repeats in a fork what libraries did on import in the parent: read variables and CPUs, draw random numbers.
 
-They read environment variables and CPUs, and draw random numbers. A process started by `exec` imports them
-with its own environment. Python's `random`, `ssl` and the names of `tempfile` notice a fork.
+A program that `exec` starts imports the libraries with its own environment; a fork must catch up. Python's
+`random`, `ssl` and the names of `tempfile` notice a fork by themselves.
 """
 
 import logging
@@ -36,7 +36,7 @@ def refresh_libraries(changed: Mapping[str, str]) -> None:
     """Updates the imported libraries, except OpenMP (`startup.vllm.fork.child_state`); starts no thread.
 
     Args:
-        changed: variables that differ from those at the time of the imports; a removed one is empty.
+        changed: variables whose values have changed since the imports; a removed one is empty.
     """
     if "TZ" in changed:
         time.tzset()
@@ -49,12 +49,12 @@ def refresh_libraries(changed: Mapping[str, str]) -> None:
 
 
 def renew_random_state() -> None:
-    """New seeds and identifiers, without which all forks of a process draw the same ones."""
+    """Draws new seeds and identifiers, so that forks of one process draw different numbers."""
     modules: Mapping[str, Any] = sys.modules
-    if "numpy.random" in modules:  # numpy imports it when it is first used, which takes 10 ms
+    if "numpy.random" in modules:  # numpy imports it when first used, which takes 10 ms
         modules["numpy.random"].seed()
     if "torch" in modules:
-        modules["torch"].default_generator.seed()  # torch's import draws its seed as well
+        modules["torch"].default_generator.seed()  # torch draws a seed when it is imported, too
     if "uuid" in modules:
         modules["uuid"]._last_timestamp = modules["uuid"]._node = None
     if "transformers.utils.hub" in modules:
@@ -62,7 +62,7 @@ def renew_random_state() -> None:
 
 
 def renew_authentication_key() -> None:
-    """A new key for multiprocessing's connections, in a fork that is not a child of multiprocessing."""
+    """Sets a new key for multiprocessing's connections, in a fork that multiprocessing has not made."""
     multiprocessing.current_process().authkey = os.urandom(32)
 
 
@@ -78,7 +78,7 @@ def _update_inductor(changed: Mapping[str, str]) -> None:
 
 
 def update_hub(changed: Mapping[str, str]) -> None:
-    """Applies offline mode and token, which the hub's client reads on import; it may not be imported."""
+    """Applies changed offline mode and token, which the hub's client reads on import, if it is imported."""
     constants: Any = sys.modules.get("huggingface_hub.constants")
     if constants is not None and not changed.keys().isdisjoint(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")):
         offline = foreign.text_of("HF_HUB_OFFLINE") or foreign.text_of("TRANSFORMERS_OFFLINE")
@@ -88,20 +88,20 @@ def update_hub(changed: Mapping[str, str]) -> None:
 
 
 def forbid_hub_requests() -> None:
-    """The hub's client of this process and its children, which may be imported already, sends no request."""
+    """Makes the hub's client of this process and its children, imported or not, send no requests."""
     os.environ[env.HF_HUB_OFFLINE.name] = "1"
     update_hub({env.HF_HUB_OFFLINE.name: "1"})
 
 
 def update_prometheus(changed: Mapping[str, str]) -> None:
-    """Several API servers share their metrics through files; the client reads the folder's name on import."""
+    """Applies a changed metrics folder, read on import; several API servers share metrics in its files."""
     values: Any = sys.modules.get("prometheus_client.values")
     if values is not None and "PROMETHEUS_MULTIPROC_DIR" in changed:
         values.ValueClass = values.get_value_class()
 
 
 def _update_vllm_log() -> None:
-    """Older versions of vLLM configure their log on import, for that process's variables and terminal."""
+    """Configures vLLM's log again for this process: older versions do so on import, in the parent."""
     configure = getattr(sys.modules.get("vllm.logger"), "_configure_vllm_root_logger", None)
     if configure is not None and logging.getLogger("vllm").handlers:
         configure()

@@ -1,8 +1,8 @@
 """Messages between processes of this program: sections of byte strings, and file descriptors.
 
-A message is a version, a length and its sections; a section is a length and byte strings that each end with
-NUL, which neither arguments nor variables can contain. Reading one executes no code (as unpickling does). A
-warm start waits for the import of this module.
+A message is a version, a length and its sections. A section is a length and byte strings that each end with
+NUL, which neither arguments nor variables can contain. Reading a message executes no code, as unpickling
+would. A warm start waits for the import of this module.
 """
 
 import os
@@ -13,35 +13,35 @@ MAX_FDS = 250
 """The kernel passes at most 253 file descriptors with one message (unix(7), SCM_MAX_FD)."""
 
 _MAX_BYTES = 16 << 20
-"""More than `exec` accepts as arguments and environment: a quarter of the stack's limit, at most 6 MiB."""
+"""Longest message, in bytes: `exec` accepts less, a quarter of the stack's limit and at most 6 MiB."""
 _MAX_SECTIONS = 16
 _LENGTH_BYTES = 4
 
 
 class MessageError(Exception):
-    """The message is malformed, too long, incomplete, or of another version."""
+    """A message is malformed, too long, incomplete or of another version."""
 
 
 def send(connection: socket.socket, *sections: list[bytes], fds: list[int] | None = None) -> None:
-    """Sends a message with file descriptors; raises OSError if the other side has gone or does not read."""
+    """Sends a message with file descriptors; raises OSError if the receiver has gone or does not read."""
     message = encode(*sections)
     num_sent = socket.send_fds(connection, [message], fds) if fds else 0
-    if num_sent < len(message):  # an empty one fails if the other side has closed after reading the message
+    if num_sent < len(message):  # an empty rest fails if the receiver has closed after reading the message
         connection.sendall(message[num_sent:])
 
 
 def encode(*sections: list[bytes]) -> bytes:
-    """A message without descriptors."""
+    """Encodes a message without descriptors."""
     bodies = [b"".join(item + b"\0" for item in section) for section in sections]
     content = b"".join(_number(len(body)) + body for body in bodies)
     return _number(VERSION) + _number(len(content)) + content
 
 
 def receive(connection: socket.socket) -> tuple[list[list[bytes]], list[int]]:
-    """The sections and file descriptors of one message.
+    """Receives one message: its sections and file descriptors.
 
     Raises:
-        MessageError: see the class; received descriptors are closed.
+        MessageError: the message is not valid; its descriptors are closed.
         OSError: the connection is broken or the timeout has passed.
     """
     head_bytes = 2 * _LENGTH_BYTES
@@ -64,18 +64,18 @@ def receive(connection: socket.socket) -> tuple[list[list[bytes]], list[int]]:
 
 
 def close_all(fds: list[int]) -> None:
-    """Closes file descriptors that a message contained."""
+    """Closes the file descriptors of a message."""
     for fd in fds:
         os.close(fd)
 
 
 def pairs(items: dict[str, str]) -> list[bytes]:
-    """A dictionary of text as a section."""
+    """A section that holds a dictionary of texts."""
     return [f"{name}={value}".encode(errors="surrogateescape") for name, value in items.items()]
 
 
 def dictionary(section: list[bytes]) -> dict[str, str]:
-    """The dictionary that `pairs` made a section of; raises MessageError for an item without `=`."""
+    """The dictionary in a section that `pairs` has made; raises MessageError for an item without `=`."""
     items = {}
     for item in section:
         name, separator, value = item.decode(errors="surrogateescape").partition("=")

@@ -1,6 +1,6 @@
-"""Starts new programs, or runs them in forks; controls what multiprocessing's programs get from this process.
+"""Starts new programs, or runs them in forks; decides what multiprocessing's programs inherit.
 
-The forkserver of a warm start, and of the embedded engine, is a fork that is dormant until it is needed.
+The forkserver of a warm start, and of the embedded engine, is a fork that stays dormant until it is needed.
 """
 
 import atexit
@@ -26,16 +26,16 @@ from startup.ground.processes.messages import MessageError, dictionary, pairs, r
 from startup.ground.processes.quick_end import end_now
 
 OWN_PACKAGES_MODULE: Final = "vllm_cli.own_packages"
-"""Imported first in every new program, so that a user's `server.py` does not replace this one's."""
+"""Imported first in every new program, so that a user's `server.py` cannot replace this program's."""
 
 _NO_LEAK_WARNINGS: Final = "ignore::UserWarning:multiprocessing.resource_tracker"
 
 START_PROGRAM: Final = Name("multiprocessing.util", "spawnv_passfds", ("path", "args", "passfds"))
-"""Starts a program with these open files only, which keep their numbers."""
+"""Starts a program in which only these files are open, under the same numbers."""
 EXIT_FUNCTION: Final = Name("multiprocessing.util", "_exit_function", ())
 _OUTPUT: Final = (1, 2)
 _COMMAND_LINE: Final = b"vllm-cli dormant forkserver\0"
-"""Shown by `ps` until it is woken, as it would otherwise look like the server."""
+"""`ps` shows the dormant process with this command line, so that it does not look like the server."""
 
 _dormant: "_Dormant | None" = None
 
@@ -53,7 +53,7 @@ def without_main_module() -> Iterator[None]:
 
 
 def be_own_main_module() -> None:
-    """Makes that module this process's main module (`multiprocessing.spawn.prepare` leaves it then)."""
+    """Makes our finder this process's main module, so that `multiprocessing.spawn.prepare` keeps it."""
     sys.modules["__main__"].__spec__ = ModuleSpec(OWN_PACKAGES_MODULE, None)
 
 
@@ -61,7 +61,7 @@ def be_own_main_module() -> None:
 def without_group_signals() -> Iterator[None]:
     """While open, processes start with the group signals blocked.
 
-    multiprocessing's resource tracker is started before: its start leaves SIGINT and SIGTERM unblocked,
+    Starts multiprocessing's resource tracker first, because that leaves SIGINT and SIGTERM unblocked,
     whatever their state was (`ResourceTracker.ensure_running`).
     """
     start_resource_tracker()
@@ -70,9 +70,9 @@ def without_group_signals() -> Iterator[None]:
 
 
 def start_resource_tracker() -> None:
-    """Starts the process that removes what others leave behind, unless it runs; it does not warn about that.
+    """Starts multiprocessing's process that cleans up after others, unless it runs; it logs no warnings.
 
-    After a crash its warnings would be the last lines of the output.
+    After a crash, its warnings would be the last lines of the output.
     """
     sys.warnoptions.append(_NO_LEAK_WARNINGS)
     try:
@@ -83,7 +83,7 @@ def start_resource_tracker() -> None:
 
 
 class _Dormant(NamedTuple):
-    """The waiting process; used once."""
+    """The dormant process, which is used once."""
 
     pid: int
     connection: socket.socket
@@ -91,15 +91,15 @@ class _Dormant(NamedTuple):
 
 
 def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str]) -> None:
-    """Forks the process; called on the main thread of a process with one thread.
+    """Forks the dormant process; called on the main thread of a process with one thread.
 
-    `close_in_child` closes what only this process should have open.
+    `close_in_child` closes, in the fork, files that only this process should have open.
     """
     global _dormant
-    load_libc()  # libffi 3.8 opens a file on import: the fork alone would have it, with the number of one of ours
+    load_libc()  # libffi 3.8 opens a file on import: otherwise only the fork would, at one of our numbers
     ours, theirs = socket.socketpair()
     parent_pid = os.getpid()
-    with group_signals.blocked():  # as multiprocessing's new programs: blocked until they import their modules
+    with group_signals.blocked():  # like multiprocessing's new programs, which unblock them after their imports
         pid = os.fork()
         if pid == 0:
             death_pipe.follow_parent(parent_pid)
@@ -113,12 +113,12 @@ def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str
 
 
 def dormant_pid() -> int | None:
-    """The process, until it is woken or discarded."""
+    """The pid of the dormant process; None once it was woken or discarded."""
     return None if _dormant is None else _dormant.pid
 
 
 def discard_dormant() -> None:
-    """Ends the process: this start needs no forkserver."""
+    """Kills the dormant process, because this start needs no forkserver."""
     global _dormant
     if _dormant is not None:
         os.kill(_dormant.pid, signal.SIGKILL)  # forks of this process may keep the connection open
@@ -128,14 +128,14 @@ def discard_dormant() -> None:
 
 
 def differing_variable(names: Iterable[str]) -> str | None:
-    """The first of these variables that had another value during the imports; None if all are the same."""
+    """The first of these variables that had another value during the imports; None if there is none."""
     if _dormant is None:
         return None
     return next((n for n in sorted(names) if _dormant.at_import.get(n, "") != foreign.text_of(n)), None)
 
 
 def _become(program: "Program", connection: socket.socket) -> None:
-    """Runs in the dormant process: takes what a new program would have at its start."""
+    """Gives the dormant process what a new program would have at its start."""
     connection.close()
     replace_command_line(b"".join(word + b"\0" for word in program.words))
     with suppress(OSError):
@@ -144,11 +144,11 @@ def _become(program: "Program", connection: socket.socket) -> None:
 
 
 def start_program(words: list[bytes], fds: list[int]) -> int:
-    """Starts a Python program with these open files; the dormant process runs it, if there is one."""
+    """Starts a Python program with these open files: in the dormant process, if any. Returns its pid."""
     global _dormant
     dormant, _dormant = _dormant, None
     if dormant is not None:
-        with dormant.connection as connection, suppress(OSError):  # it may have been killed
+        with dormant.connection as connection, suppress(OSError):  # the dormant process may have been killed
             send_program(connection, words, fds)
             return dormant.pid
     return int(START_PROGRAM.get(util)(words[0], words, fds))
@@ -160,7 +160,7 @@ class Program(NamedTuple):
     words: list[bytes]
     """Its command line, with Python code after `-c`."""
     changed: dict[str, str]
-    """The variables whose values differ from the fork's; a removed one is empty."""
+    """Variables whose values differ from the fork's; a removed one is empty."""
     texts: list[str]
     fds: list[int]
     """Descriptors that the caller of `send_program` has added."""
@@ -175,7 +175,7 @@ def send_program(
 ) -> None:
     """Sends a program, with this process's variables and output streams, to a fork that calls `run_program`.
 
-    Its open files keep their numbers, but for `other_fds`. Texts have no NUL.
+    The program's open files keep their numbers, except `other_fds`. Texts must not contain NUL.
     """
     numbered = [*filter(is_open, _OUTPUT), *fds]
     numbers = [str(fd).encode() for fd in numbered]
@@ -192,18 +192,18 @@ def send_program(
 def run_program(connection: socket.socket, begin: Callable[[Program], None]) -> NoReturn:
     """Runs the program that `send_program` sends, until this process ends.
 
-    If `begin` fails, which is called before the program, the other process gets the reason.
+    Calls `begin` before the program; if that fails, the sending process gets the reason.
     """
     exit_code = 1
     try:
         try:
             program = _receive_program(connection)
             begin(program)
-        except (OSError, ValueError, MessageError) as err:  # also if the other process has ended
+        except (OSError, ValueError, MessageError) as err:  # also raised if the sending process has ended
             with suppress(OSError):
                 send(connection, [b"refused", str(err).encode()])
             os._exit(exit_code)
-        exec(program.words[program.words.index(b"-c") + 1], {"__name__": "__main__"})  # from our parent
+        exec(program.words[program.words.index(b"-c") + 1], {"__name__": "__main__"})  # the code comes from our parent
         exit_code = 0
     except SystemExit as err:
         exit_code = err.code if isinstance(err.code, int) else 1
@@ -214,7 +214,7 @@ def run_program(connection: socket.socket, begin: Callable[[Program], None]) -> 
 
 
 def _receive_program(connection: socket.socket) -> Program:
-    atexit._clear()  # exit functions of the parent process
+    atexit._clear()  # drops the exit functions of the parent process
     atexit.register(EXIT_FUNCTION.get(util))  # since 3.13, multiprocessing relies on it
     (words, variables, numbers, texts), fds = receive(connection)
     begin = words.index(b"-c")
@@ -225,7 +225,7 @@ def _receive_program(connection: socket.socket) -> Program:
 
 
 def _take_files(fds: list[int], numbers: list[int]) -> list[int]:
-    """Gives the first descriptors the numbers that the program expects; returns the others."""
+    """Gives the first descriptors the numbers that the program expects; returns the other descriptors."""
     moved = [move_up(fd) for fd in fds]
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:

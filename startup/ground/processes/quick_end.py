@@ -1,6 +1,6 @@
-"""Ends this process: without freeing its modules and objects, or by a signal.
+"""Ends this process quickly, without freeing its modules and objects, or by a signal.
 
-Freeing takes up to a second, and some libraries then report leaks.
+Freeing them takes up to a second, and some libraries then report leaks.
 """
 
 import atexit
@@ -22,12 +22,12 @@ class _End:
 
 
 def call_last(function: Callable[[], None]) -> None:
-    """Has the functions below call it when all exit functions have run; forks inherit it."""
+    """Makes the functions below call `function` after all exit functions; forks inherit this."""
     _End.last = function
 
 
 def end_without_finalizing(exit_code: int) -> int:
-    """Runs the exit functions now; the end of the interpreter will be that of the process, with this code."""
+    """Runs the exit functions now; the process will exit with this code as soon as the interpreter ends."""
     if not _End.is_prepared:
         _End.is_prepared = True
         atexit._run_exitfuncs()
@@ -36,7 +36,7 @@ def end_without_finalizing(exit_code: int) -> int:
 
 
 def end_now(exit_code: int) -> "NoReturn":
-    """Runs the exit functions, and ends this process."""
+    """Runs the exit functions, then ends this process."""
     try:
         atexit._run_exitfuncs()
     finally:
@@ -51,14 +51,14 @@ def _exit(exit_code: int) -> "NoReturn":
 
 
 def flush_output() -> None:
-    """Writes what is buffered of standard output and error, as far as that is possible."""
+    """Writes the buffered text of standard output and standard error, as far as possible."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        with suppress(OSError, ValueError, RuntimeError):  # closed, not read, or a signal came while it was written
+        with suppress(OSError, ValueError, RuntimeError):  # closed, not read, or interrupted by a signal
             stream.flush()
 
 
 def end_like(status: int) -> int:
-    """Returns the exit code, or ends this process by the signal -N without a core dump."""
+    """Returns an exit code unchanged. For -N, ends this process by signal N, without a core dump."""
     if status >= 0:
         return status
     with suppress(ValueError, OSError):

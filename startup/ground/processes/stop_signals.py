@@ -1,9 +1,9 @@
-"""Ends a start that is stopped by a signal: every process within a second, with nothing left behind.
+"""Ends a start that a signal stops: all processes within a second, with nothing left behind.
 
-Nothing is ended in order: an engine that loads its model does not answer, and vLLM would wait for it.
-Standard library only.
+The processes are killed without an orderly end: an engine that loads its model does not answer, and vLLM
+would wait for it. Standard library only.
 
-`end_with_this_process` has a process of its own end what outlives this one, however that ends.
+`end_with_this_process` starts a process that ends programs which outlive this one, however this one ends.
 """
 
 import os
@@ -28,29 +28,29 @@ _MOST_FDS: Final = 1 << 16
 _WATCH_ROUNDS: Final = 3
 _WATCH_PAUSE_S: Final = 0.05
 _LAST_ANSWERS_S: Final = 0.4
-"""How long clients have to receive an error after the second signal."""
+"""Seconds for clients to receive an error after the second signal."""
 
 
 class StopSignals:
-    """Owns the group signals of the API process from `__enter__` until `release`.
+    """Handles the group signals of the API process from `__enter__` until `release`.
 
-    Handlers that other code sets meanwhile (vLLM, asyncio) count from `release` on. Signals that are ignored
-    stay ignored. Entered on the main thread.
+    Handlers that other code (vLLM, asyncio) sets meanwhile take effect after `release`. Signals that are
+    ignored stay ignored. Enter it on the main thread.
     """
 
     def __init__(self, on_stop: Callable[[str], None]) -> None:
         """`on_stop` is called with the signal's name, on the main thread between any two of its steps."""
         self.mark: str | None = None
-        """A variable, `NAME=value`, of all programs of this start."""
+        """A variable, `NAME=value`, that all programs of this start have."""
         self._on_stop = on_stop
         self._owner_pid = os.getpid()
         self._inherited = set(child_pids(self._owner_pid)) - {new_program.dormant_pid()}
-        """Children of the shell that has become this program: `exec vllm-cli serve > >(tee log)`."""
+        """Children of the shell that became this program by `exec vllm-cli serve > >(tee log)`."""
         self._others: dict[int, Any] = {}
-        """The handlers of other code."""
+        """Handlers that other code has set."""
         self._is_released = False
         self._first_s: float | None = None
-        """When the first signal after the release came."""
+        """When the first signal after `release` came, in monotonic seconds."""
         self._is_ending = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -63,26 +63,26 @@ class StopSignals:
         self._give_back()
 
     def take(self) -> None:
-        """Handles the signals, also if other code has bypassed `signal.signal`, as a compiled library may."""
+        """Handles the signals, even if other code has bypassed `signal.signal`, as a compiled library may."""
         for number in GROUP_SIGNALS:
             if signal.getsignal(number) not in (signal.SIG_IGN, self._handle):
                 self._others[number] = set_handler(number, self._handle)
 
     def release(self) -> None:
-        """The server is ready: signals are for the handlers of other code. Called on any thread.
+        """From now on, handlers of other code get the signals: the server is ready. Called on any thread.
 
-        On the main thread they get them back. Elsewhere Python sets no handlers: signals are passed on.
+        On the main thread, these handlers are set again. Python sets none on other threads: signals are
+        passed on.
         """
         self._is_released = True
         if threading.current_thread() is threading.main_thread():
             self._give_back()
 
     def kill_all(self, timeout_s: float = KILL_S) -> None:
-        """Kills all processes of this start but this one, and removes what they cannot remove any more.
+        """Kills all other processes of this start, and removes the files that they can no longer remove.
 
         Returns once they have ended, or after the timeout. Does nothing in a fork of this process.
-
-        multiprocessing's resource tracker stays: it removes shared memory and ends with this process.
+        multiprocessing's resource tracker is spared: it removes shared memory and ends with this process.
         """
         import shutil  # noqa: PLC0415 - at the top, they would delay each start
         from multiprocessing import resource_tracker  # noqa: PLC0415
@@ -95,7 +95,7 @@ class StopSignals:
             shutil.rmtree(folder, ignore_errors=True)
 
     def end_soon(self) -> None:
-        """After a second signal: ends this process with exit code 0 once clients had time for an answer."""
+        """Ends this process with exit code 0, after a second signal, once clients had time for an answer."""
         if self._is_ending.acquire(blocking=False):
             timer = threading.Timer(_LAST_ANSWERS_S, self._end)
             timer.daemon = True
@@ -140,7 +140,7 @@ class StopSignals:
                 set_handler(number, handler)
 
     def _keep_handler(self, number: int, handler: Any) -> Any:
-        """Instead of `signal.signal`: notes the handler of a signal that is handled here."""
+        """Replaces `signal.signal`: keeps the handler of a signal that this object handles, for later."""
         if number not in self._others or os.getpid() != self._owner_pid:
             return set_handler(number, handler)
         before, self._others[number] = self._others[number], handler
@@ -148,9 +148,9 @@ class StopSignals:
 
 
 def end_with_this_process(mark: str) -> None:
-    """Forks a process that kills the programs with this variable, `NAME=value`, once this process has ended.
+    """Forks a process that kills programs with this variable, `NAME=value`, once this process has ended.
 
-    The death pipe ends forks only: programs that an engine has started (compilers, checks of an import) would
+    A death pipe ends only forks. Programs that an engine has started (compilers, checks of an import) would
     outlive a launcher that is killed. Called while this process has one thread.
     """
     parent_pid = os.getpid()
@@ -161,7 +161,7 @@ def end_with_this_process(mark: str) -> None:
         with suppress(OSError):  # an old kernel
             replace_command_line(_WATCH_COMMAND_LINE)
             pidfd = os.pidfd_open(parent_pid)
-            os.closerange(0, pidfd)  # whoever waits for the end of an output or a lock waits for the launcher only
+            os.closerange(0, pidfd)  # who waits for the end of an output or a lock must wait for the launcher only
             os.closerange(pidfd + 1, _MOST_FDS)
             if os.getppid() == parent_pid:
                 select.select([pidfd], [], [])
@@ -172,7 +172,7 @@ def end_with_this_process(mark: str) -> None:
 
 
 def _temp_folders() -> list[str]:
-    """Temporary folders of this process, which it would remove at its end: multiprocessing's and others."""
+    """Temporary folders that this process would remove at its end: multiprocessing's and others."""
     import weakref  # noqa: PLC0415 - as above
     from multiprocessing import process  # noqa: PLC0415
     from tempfile import TemporaryDirectory  # noqa: PLC0415

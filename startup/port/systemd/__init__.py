@@ -1,1 +1,1 @@
-"""Notifications to a service manager, and sockets from one."""
+"""Notifies a service manager, and takes sockets that it has opened."""

@@ -1,6 +1,6 @@
-"""Sends a forked server's messages to the service manager in the name of the process that it started.
+"""Sends a forked server's messages to the service manager as if from the process that the manager started.
 
-A manager accepts messages of its unit's main process only (systemd.service(5), NotifyAccess=). A warm start
+A manager accepts only messages of its unit's main process (systemd.service(5), NotifyAccess=). A warm start
 waits for the import of this module.
 """
 
@@ -12,11 +12,11 @@ _CREDENTIALS_BYTES = struct.calcsize("3i")
 _MAX_BYTES = 1 << 16
 _URGENT = (b"READY=1", b"STOPPING=1")
 _URGENT_TIMEOUT_S = 5.0
-"""How long a message that must arrive waits for a busy manager; other messages are dropped."""
+"""Seconds that an essential message waits for a busy manager; other messages are dropped."""
 
 
 class NotifyRelay:
-    """A socket of this process for the messages; used on its main thread."""
+    """A socket of the front process for the server's messages; used on the main thread."""
 
     def __init__(self, manager: str) -> None:
         """
@@ -40,16 +40,16 @@ class NotifyRelay:
 
     @property
     def address(self) -> str:
-        """The value of the server's NOTIFY_SOCKET."""
+        """The value of NOTIFY_SOCKET for the server."""
         name: bytes = self._receiver.getsockname()
         return f"@{name[1:].decode()}"
 
     def fileno(self) -> int:
-        """Readable when there are messages."""
+        """The socket's descriptor; it is readable when there are messages."""
         return self._receiver.fileno()
 
     def forward(self, server_pid: int) -> None:
-        """Passes on all messages that the server has sent; drops the messages of other processes."""
+        """Forwards all messages that the server has sent; drops messages of other processes."""
         while True:
             try:
                 message, ancillary, *_ = self._receiver.recvmsg(
@@ -61,7 +61,7 @@ class NotifyRelay:
                 self._send(message)
 
     def close(self) -> None:
-        """No message is sent on any more."""
+        """Closes the relay: no message is forwarded any more."""
         self._sender.close()
         self._receiver.close()
 
@@ -72,7 +72,7 @@ class NotifyRelay:
 
 
 def socket_address(manager: str) -> str:
-    """The address in NOTIFY_SOCKET in the kernel's form; it is abstract if it begins with `@`."""
+    """The address in NOTIFY_SOCKET in the kernel's form; a leading `@` makes it an abstract address."""
     return f"\0{manager[1:]}" if manager.startswith("@") else manager
 
 

@@ -1,6 +1,6 @@
-"""The service manager (systemd, or one with its protocol): notified of start and stop, and its sockets.
+"""Notifies the service manager (systemd, or one with its protocol) of start and stop, and takes its sockets.
 
-sd_notify(3), sd_listen_fds(3)
+See sd_notify(3) and sd_listen_fds(3).
 """
 
 import logging
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _FIRST_FD: Final = 3
 _TIMEOUT_S: Final = 5.0
-"""How long a message that must arrive waits for a busy manager."""
+"""Seconds that an essential message waits for a busy manager."""
 _US: Final = 1_000_000
 
 
@@ -40,7 +40,7 @@ class ServiceManager:
 
     @classmethod
     def from_environment(cls) -> "ServiceManager":
-        """The manager named by NOTIFY_SOCKET, with its watchdog if it watches this process."""
+        """The manager that NOTIFY_SOCKET names, with a watchdog if the manager watches this process."""
         address = env.NOTIFY_SOCKET.get()
         if address is not None and address[:1] not in ("/", "@"):
             logger.warning(
@@ -52,13 +52,13 @@ class ServiceManager:
         return cls(address, watchdog_us / _US if watchdog_us else None)
 
     def notify_status(self, status: str) -> None:
-        """Sets the text that `systemctl status` shows; dropped if the manager is busy."""
+        """Sets the text that `systemctl status` shows; the text is dropped if the manager is busy."""
         if self._address is not None and status != self._status:
             self._status = status
             self._send(f"STATUS={_on_one_line(status)}", timeout_s=0)
 
     def notify_ready(self, status: str) -> None:
-        """The server accepts requests. Called on an event loop, starts the watchdog's heartbeat on that loop.
+        """Reports that the server accepts requests; starts the watchdog's heartbeat on the event loop.
 
         On a thread without a loop there is no heartbeat, and the watchdog is switched off.
         """
@@ -74,17 +74,17 @@ class ServiceManager:
             self._send_heartbeat(loop, self._watchdog_s / 2)
 
     def notify_stopping(self, status: str) -> None:
-        """The server rejects new requests."""
+        """Reports that the server rejects new requests."""
         if self._address is not None:
             self._status = status
             self._send(f"STOPPING=1\nSTATUS={_on_one_line(status)}", timeout_s=_TIMEOUT_S)
 
     def notify_failure(self, reason: str) -> None:
-        """The start has failed; the process exits."""
+        """Reports that the start has failed and the process exits."""
         self.notify_status(f"failed: {reason}")
 
     def close(self) -> None:
-        """Ends the heartbeat; no message follows."""
+        """Ends the heartbeat; no message is sent afterwards."""
         if self._timer is not None:
             self._timer.cancel()
         if self._socket is not None:
@@ -96,7 +96,7 @@ class ServiceManager:
         self._timer = loop.call_later(interval_s, self._send_heartbeat, loop, interval_s)
 
     def _send(self, message: str, *, timeout_s: float) -> None:
-        """A failure is logged as a warning; the server continues."""
+        """Sends a message; a failure is logged as a warning, and the server continues."""
         assert self._address is not None
         try:
             if self._socket is None:
@@ -110,7 +110,7 @@ class ServiceManager:
 
 
 def _running_loop() -> "asyncio.AbstractEventLoop | None":
-    asyncio = import_module("asyncio")  # imported by the server by now; at the top it would delay the start
+    asyncio = import_module("asyncio")  # the server has imported it by now; at the top it would delay the start
     try:
         return asyncio.get_running_loop()  # type: ignore[no-any-return]
     except RuntimeError:
@@ -122,7 +122,7 @@ def _on_one_line(text: str) -> str:
 
 
 def take_socket() -> socket.socket | None:
-    """The first socket that was passed to this process; None if there is none.
+    """The first socket that the service manager passed to this process; None if there is none.
 
     Removes the variables and makes the descriptors non-inheritable, so that no child process takes the
     socket.
@@ -140,7 +140,7 @@ def take_socket() -> socket.socket | None:
     if num_fds > 1:
         logger.warning("%d sockets were passed: the first is used", num_fds)
     for fd in range(_FIRST_FD, _FIRST_FD + num_fds):
-        with suppress(OSError):  # an invalid first descriptor is reported by `_open`
+        with suppress(OSError):  # `_open` reports an invalid first descriptor
             os.set_inheritable(fd, False)
     return _open(_FIRST_FD)
 

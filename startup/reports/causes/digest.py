@@ -1,4 +1,4 @@
-"""Writes a cause in three lines at most, or as the members of a JSON object."""
+"""Writes a cause as at most three lines of text, or as the members of a JSON object."""
 
 import re
 from typing import Any, Final
@@ -17,17 +17,17 @@ _ROCM_NAMES: Final = (
     ("CUDA_LAUNCH_BLOCKING=1", "AMD_SERIALIZE_KERNEL=3"),
     ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
 )
-"""Names of AMD's tools and variables, beside NVIDIA's."""
+"""Names of NVIDIA's tools and variables that advice mentions, each with the name of AMD's counterpart."""
 _PROGRAMS: Final = {"": "vLLM", "vllm": "vLLM", LLAMA_CPP_NAME: LLAMA_CPP_NAME}
-"""Programs whose issues may name an unknown error, by its origin; others are packages that vLLM calls."""
+"""For an unknown error's origin, the program whose issues may explain it; other origins are packages."""
 _OF_VLLM: Final = re.compile(r"--[a-z]|VLLM_|vLLM")
 _LLAMA_CPP_ADVICE: Final = (
     "Try the newest llama.cpp, its build for another backend (Vulkan, CPU), fewer layers on the GPU (-ngl), a smaller "
     "-c, no -fa, and a newer driver."
 )
-"""The advice for llama.cpp, where vLLM's does not apply."""
+"""Advice for llama.cpp, for causes whose advice names flags of vLLM."""
 _NAMES: Final = re.compile(r"--[a-z][\w-]{1,60}|\b[A-Z]{2,20}_[A-Z0-9_]{2,60}|\b[a-z]{2,30}_[a-z0-9_]{2,60}(?==| \()")
-"""A flag, a variable, and an option of Python with its value."""
+"""A flag, a variable, or a Python option with its value."""
 _ROLES: Final = {
     "worker": "A worker",
     "engine core": "The engine core",
@@ -36,11 +36,11 @@ _ROLES: Final = {
     "API process": "The API process",
     "": "The server",
 }
-"""Names of the roles of vLLM and of the embedded engine; llama.cpp's server has no roles."""
+"""Names for the roles of vLLM's and the embedded engine's processes; llama.cpp's server has no roles."""
 
 
 def write_digest(cause: Cause) -> list[str]:
-    """Which process failed in which phase, the cause, and what to do unless a message of ours says it."""
+    """Lines for people: which process failed in which phase, the cause, and what to do."""
     happened = "was stopped" if cause.known is STOPPED else "failed"
     first = " ".join(part for part in (_name(cause.process), happened, cause.phase) if part)
     if cause.is_mention:
@@ -55,7 +55,7 @@ def write_digest(cause: Cause) -> list[str]:
 
 
 def digest_to_dict(cause: Cause) -> dict[str, Any]:
-    """The same for programs; `cause`, `title` and `advice` are None if the cause is not known."""
+    """The cause for programs; `cause`, `title` and `advice` are None if the cause is not known."""
     known = cause.known
     return {
         "process": shown(cause.process) or None,
@@ -71,7 +71,7 @@ def digest_to_dict(cause: Cause) -> dict[str, Any]:
 def _advice(cause: Cause) -> str:
     advice = cause.known.advice if cause.known else ""
     if cause.known is SETTING_REFUSED and (named := dict.fromkeys(_NAMES.findall(shown(cause.text)))):
-        return f"The text names {', '.join([*named][:3])}: change that as it says; a newer vLLM may take it."
+        return f"The text names {', '.join([*named][:3])}: change it as the text says; a newer vLLM may accept it."
     is_of_llama_cpp = cause.known in LLAMA_CPP or LLAMA_CPP_NAME in advice
     if cause.origin == LLAMA_CPP_NAME and not is_of_llama_cpp and _OF_VLLM.search(advice):
         return _LLAMA_CPP_ADVICE
@@ -83,7 +83,7 @@ def _advice(cause: Cause) -> str:
 
 
 def shown(text: str) -> str:
-    """Text of a log without secrets and control characters."""
+    """A log's text without secrets and control characters."""
     return escape_controls(hide_in_command(text))
 
 

@@ -1,7 +1,7 @@
-"""Collects the exceptions of a log, each with what led to it, the process, and where in the start it was.
+"""Collects the exceptions of a log, each with its causes, its process and the phase of the start.
 
 Lines of several processes alternate in a log, so each process has an exception of its own that is being read.
-Memory is bounded: of a process, its first exception that ended it and its last one are kept.
+Memory is bounded: for each process, the first exception that ended it is kept, and the last one.
 """
 
 import re
@@ -21,7 +21,7 @@ _MOST_FUNCTIONS: Final = 200
 _LONGEST_TEXT: Final = 2_000
 
 _Key = tuple[str, str]
-"""Label of the process and file of the logger: their lines alternate with others' lines."""
+"""Label of a process and file of its logger; lines with other keys may come between."""
 
 _TRACEBACK: Final = "Traceback (most recent call last):"
 _DIRECT: Final = "The above exception was the direct cause of the following exception:"
@@ -32,7 +32,7 @@ _ERROR_NAME: Final = re.compile(
     r"(?!Error: )(?:[A-Za-z_]\w{0,80}\.){0,8}\w{0,80}"
     r"(?:Error|Exception|Interrupt|Exit|Failed|Failure|Timeout|IsEnabled|NotFound)(?=: |:?$)"
 )
-"""A name that is an exception's also without a traceback before it; `Error: ` begins messages of programs."""
+"""An exception's name, also recognized without a traceback before it; `Error: ` begins programs' messages."""
 
 ENDINGS: Final = (
     "EngineCore failed to start",
@@ -47,14 +47,14 @@ ENDINGS: Final = (
     "Initialization failed. warmup error",
     "the engine failed",
 )
-"""Messages before the traceback that ends a process; the last one is the embedded engine's."""
+"""Messages before the traceback that ends a process; the last message is the embedded engine's."""
 REPEATS: Final = (
     "Engine core initialization failed",
     "Engine process failed to start",
     "initialization failed due to an exception in a background process",
     "EngineDeadError",
 )
-"""Exceptions that only report the failure of another process."""
+"""Messages of exceptions that only report the failure of another process."""
 _REFERENCES: Final = (
     *REPEATS,
     "EngineCore encountered an issue",
@@ -73,13 +73,13 @@ _REFERENCES: Final = (
     "Worker failed with error ''",
     "Error: ', please check the stack trace",
 )
-"""Exceptions that only report a failure elsewhere, or follow from it."""
+"""Messages of exceptions that only report a failure elsewhere, or follow from it."""
 _PROCESS_HEADER: Final = re.compile(r"Process \S{1,80}:$")
-"""What multiprocessing prints before the traceback that ends a process."""
+"""The line that multiprocessing prints before the traceback that ends a process."""
 _REQUEST_PLACES: Final = re.compile(r"serving\w{0,60}\.py|protocol\.py|chat_utils\.py|api_router\.py|basic\.py")
 HARMLESS_LEVELS: Final = ("DEBUG", "INFO", "WARNING")
 _QUOTES: Final = ("raised:", "TorchScript interpreter.")
-"""The end of a message that quotes another exception in a later line: torch's compiler and TorchScript."""
+"""Endings of a first line after which the message quotes another exception: torch's compiler, TorchScript."""
 _REQUEST_FILES: Final = re.compile(r"/(?:starlette|fastapi|uvicorn/protocols|entrypoints/openai/serving)")
 _ROLE_PLACES: Final[dict[str, Role]] = {
     "core.py": "engine core",
@@ -110,19 +110,19 @@ _ROLE_LABELS: Final[tuple[tuple[str, Role], ...]] = (
 
 
 def is_place_of_requests(place: str) -> bool:
-    """Whether this file logs errors that concern one request of a client."""
+    """Whether this file logs errors that concern only a single request of a client."""
     return bool(_REQUEST_PLACES.fullmatch(place))
 
 
 class Raised(NamedTuple):
-    """One exception of a chain."""
+    """One exception in a chain."""
 
     text: str
-    """`Type: message`; a message can have several lines."""
+    """`Type: message`; the message may have several lines."""
     is_direct: bool
-    """Whether the exception before caused it; if False, it happened while that exception was handled."""
+    """Whether the previous exception caused it; if not, it was raised while that exception was handled."""
     function: str
-    """The function that raised it, the file of that and its line of code; empty if unknown."""
+    """The function that raised it; this, its file and its line of code are empty if unknown."""
     file: str
     source: str
 
@@ -132,7 +132,7 @@ _UNKNOWN: Final = Raised("", is_direct=False, function="", file="", source="")
 
 @dataclass
 class Failure:
-    """An exception with its causes."""
+    """An exception with the exceptions that led to it."""
 
     process: str
     """The process's label in the log; empty if it has none."""
@@ -140,24 +140,24 @@ class Failure:
     line: int
     """Number of the line in which the exception was first written."""
     raised: list[Raised] = field(default_factory=list)
-    """The exceptions in the order of the log."""
+    """The exceptions of the chain, in the order of the log."""
     functions: list[str] = field(default_factory=list)
-    """The functions of all tracebacks, outermost first; an empty name behind each traceback."""
+    """The functions of all tracebacks, outermost first; after each traceback follows an empty name."""
     is_ending: bool = False
-    """Whether the log says that it ended the process."""
+    """Whether the log shows that this exception ended the process."""
     is_of_request: bool = False
-    """Whether it concerns one request of a client."""
+    """Whether it concerns only a single request of a client."""
     own_fault: str = ""
-    """The text of the first of the exceptions that vllm-cli has caused; empty if there is none."""
+    """The text of the first exception in the chain that vllm-cli has caused; empty if there is none."""
     is_of_library_import: bool = False
-    """Whether one of them was raised by an installed module while it was imported."""
+    """Whether an installed module raised one of these exceptions while it was imported."""
     phase: str = ""
 
     def informative_texts(self) -> list[str]:
-        """The exceptions that are more than a reference to another failure, the most explicit first.
+        """The exceptions that do not merely refer to another failure; the most informative first.
 
-        A direct cause explains what it caused. An exception that was raised while another one was handled
-        usually says more than that one.
+        A direct cause explains the exception that it caused. An exception that was raised while another one
+        was handled usually says more than the other one.
         """
         ordered: list[str] = []
         is_cause = False
@@ -167,21 +167,21 @@ class Failure:
         return [text for text in ordered if not any(part in text for part in _REFERENCES)]
 
     def raised_in(self, text: str) -> str:
-        """The function that raised this exception; empty if it is not known."""
+        """The function that raised this exception; empty if unknown."""
         return self._find(text).function
 
     def raised_at(self, text: str) -> str:
-        """The function and the file that raised this exception, as the texts of known causes name them."""
+        """The function and file that raised this exception, in the form of the texts of known causes."""
         found = self._find(text)
         return f" in {found.function}() of {found.file}" if found.function else ""
 
     def package_of(self, text: str) -> str:
-        """The installed package whose code raised this exception; empty if it is not known."""
+        """The installed package whose code raised this exception; empty if unknown."""
         file = self._find(text).file
         return file.rpartition("-packages/")[2].partition("/")[0] if "-packages/" in file else ""
 
     def is_of_called_code(self, text: str) -> bool:
-        """Whether code that a line of Python called raised this exception, and no check in Python."""
+        """Whether code that a Python line called raised this exception, not `raise` or `assert` itself."""
         source = self._find(text).source
         return source != "" and not source.startswith(("raise", "assert"))
 
@@ -190,7 +190,7 @@ class Failure:
 
     @property
     def role(self) -> Role:
-        """The kind of process that failed."""
+        """The kind of process that failed; empty if unknown."""
         for start, role in _ROLE_LABELS:
             if self.process.startswith(start):
                 return role
@@ -206,40 +206,41 @@ class _Reading:
 
     failure: Failure
     origin: TracebackOrigin = field(default_factory=TracebackOrigin)
-    """The origin of the traceback that is being read."""
+    """Decides whose fault the traceback is that is being read."""
     state: Literal["frames", "message", "linked"] = "message"
-    """Inside a traceback, behind the exception's first line, or between two exceptions of a chain."""
+    """In a traceback (`frames`), after its exception's first line (`message`), between exceptions
+    (`linked`)."""
     is_direct: bool = False
-    """Whether the link says that the exception before it is the cause."""
+    """Whether the text between two exceptions says that the first one is the cause."""
     lines: int = 0
-    """Lines in this state that were not expected, or that belong to the message."""
+    """How many lines in this state were unexpected, or belong to the message."""
     indent: int = 0
-    """Columns by which the whole traceback is moved, as in messages of several lines."""
+    """Columns by which the traceback is indented as a whole, as inside a longer message."""
     function: str = ""
     file: str = ""
-    """File of the innermost frame; `function` is also that frame's."""
+    """File of the innermost frame; `function` belongs to the same frame."""
     source: str = ""
-    """The first line of code of the innermost frame."""
+    """The first line of code in the innermost frame."""
     is_source_next: bool = False
-    """Whether the next line is the source code of a frame, in a log that has lost its indentation."""
+    """Whether a frame's source code comes next, in a log that has lost its indentation."""
 
 
 class FailureReader:
-    """Feed it the lines of a run; `failures` gives what it found."""
+    """Takes the lines of a run one by one; `failures` then returns what they contained."""
 
     def __init__(self) -> None:
         self._readings: dict[_Key, _Reading] = {}
         self._endings: set[_Key] = set()
         self._kept: dict[_Key, list[Failure]] = {}
         self.reference: Failure | None = None
-        """The first exception that only refers to another one."""
+        """The first exception that only refers to another one; None if there was none."""
         self.cut: Failure | None = None
-        """The first traceback of the start whose exception is missing."""
+        """The start's first traceback that breaks off before its exception; None if there was none."""
         self._wrapped: _Key | None = None
-        """The last line's key, if it is an exception whose message can go on in lines without the label."""
+        """Key of the last line, if it is an exception whose message may continue in lines without a label."""
 
     def failures(self) -> list[Failure]:
-        """The exceptions that are not only references, in the order of the log; call it at the log's end."""
+        """The exceptions that do not merely refer to another one, in order; call it at the log's end."""
         for key in [*self._readings]:
             self._end(key)
         found = [failure for kept in self._kept.values() for failure in kept]
@@ -309,7 +310,7 @@ class FailureReader:
             kept[:] = [reading.failure]
 
     def _begin_inside(self, line: LogLine, number: int, phase: str) -> None:
-        """A log can begin inside a traceback, and some programs print only the exception."""
+        """Begins inside a traceback, as in a cut log, or with an exception that has no traceback."""
         if line.level in HARMLESS_LEVELS:
             return
         if _ERROR_NAME.match(line.text):
@@ -362,7 +363,7 @@ class FailureReader:
             reading.failure.raised.append(last._replace(text=f"{last.text}\n{text.strip()}"[:_LONGEST_TEXT]))
 
     def _add(self, reading: _Reading, text: str, number: int) -> None:
-        """Adds an exception to the chain; of a long chain, its first exceptions are kept and the last one."""
+        """Adds an exception to the chain; a long chain keeps its first exceptions and its last one."""
         failure = reading.failure
         if not failure.raised:
             failure.line = number
@@ -381,12 +382,12 @@ class FailureReader:
 
 
 def _is_quoted(reading: _Reading) -> bool:
-    """Whether the exception's message quotes another one, which stands in later lines."""
+    """Whether the exception's message quotes another exception, which comes in later lines."""
     return reading.failure.raised[-1].text.endswith(_QUOTES)
 
 
 def _is_code(reading: _Reading, text: str) -> bool:
-    """Whether it is a line of the code that TorchScript quotes."""
+    """Whether this is a line of the code that TorchScript quotes."""
     return reading.failure.raised[-1].text.endswith(_QUOTES[1]) and not _ERROR_NAME.match(text)
 
 

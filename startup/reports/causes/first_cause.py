@@ -1,4 +1,4 @@
-"""Finds what ended vLLM first in a log of any size, and what is known of it."""
+"""Finds what first went wrong in a log of vLLM, of any size, and what is known about this cause."""
 
 import re
 from collections.abc import Iterable
@@ -29,45 +29,45 @@ from startup.reports.causes.phase import (
 )
 
 KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *LLAMA_CPP, *FAILED_PARTS, *PROCESSES)
-"""All known causes, in the order in which they are tried: a cause stands before more general ones."""
+"""All known causes in the order in which they are tried; special causes come before more general ones."""
 
 LLAMA_CPP_NAME: Final = "llama.cpp"
 _OF_LLAMA_CPP: Final = ("llama_", "llama-server", "srv  ", "slot ", "load_tensors:", "common_")
-"""Beginnings of llama.cpp's lines; its other lines name ggml, its library."""
+"""How llama.cpp's own lines begin; its other lines name ggml, its library."""
 _EARLIER: Final = "an earlier run"
 
 _OF_WORKER: Final = "Worker failed with error"
-"""The engine core quotes what a worker reported that had started."""
+"""Begins the message in which the engine core quotes an error of a worker that had started."""
 _QUOTED: Final = re.compile(rf"{_OF_WORKER} '(.{{1,600}})', please check the stack trace", re.DOTALL)
 _PYDANTIC: Final = re.compile(r"\d{1,4} validation errors? for \w")
 _TYPE: Final = " [type="
-"""Stands behind the message of an error of pydantic."""
+"""Follows the message of an error of pydantic."""
 _OF_PYDANTIC: Final = "Value error, "
 _OUTPUT: Final = "output:"
 _OF_COMPILER: Final = re.compile(r"\b(?:error|fatal|not found)\b")
 _POINTER: Final = "Search for `cuda"
-"""Begins torch's line that points to CUDA's documentation."""
+"""Beginning of torch's line that refers to CUDA's documentation."""
 _OF_CPP: Final = "  what():"
-"""Begins the message of an exception of C++."""
+"""Beginning of the message of a C++ exception."""
 _GOES_ON: Final = ("raised:", _OUTPUT, "TorchScript interpreter.")
-"""The end of a first line that says less than the next one."""
+"""Endings of a first line that is less informative than the line after it."""
 _INNER: Final = ("worker", "engine core")
 _MODEL_INSPECTION: Final = "registry.py"
-"""It imports the model's code in a process of its own, and quotes the exception there."""
+"""This module of vLLM imports the model's code in another process, and quotes an exception from there."""
 _OF_SCRIPTS: Final = ("subprocess.CalledProcessError", "CalledProcessError")
-"""Exceptions that scripts around vLLM raise when it has ended."""
+"""Exceptions that scripts around vLLM raise when vLLM has exited."""
 _LONGEST_QUOTE: Final = 400
 _OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_CODE)
 
 _MOST_PHASES: Final = 1_000
 _LONGEST_EXCERPT: Final = 500
-"""Lines of a pasted excerpt, in which any line may name the cause; a longer log has the forms of vLLM."""
+"""Most lines of a pasted excerpt. Any of its lines may name the cause; longer logs need vLLM's line forms."""
 _CODE: Final = re.compile(
     r"(?:class|def|raise|return|from|except|elif|if|for|with|assert|async) .*[:(,]$|@|frame #\d|Exception raised from "
 )
-"""Source code in tracebacks that have lost their indentation, and frames of C++: nothing that happened."""
+"""Matches source code in tracebacks without indentation, and C++ frames: they report no event."""
 _COMPLAINT: Final = re.compile(r".{0,80}?(?:\b[Ee]rror|\bERROR|\b[Ff]atal|\b[Ff]ailed to|\b[Cc]ould ?n[o']t)\b")
-"""The message of an error, of any program."""
+"""Matches the error message of any program."""
 _RECOMMENDS: Final = re.compile(
     r"(?i:\b(?:please|try|consider) (?:to )?(?:set|us[ei]|specif|disabl|enabl|pass|increas|reduc|decreas|lower|rais)"
     r"|\b(?:use|set|setting|pass|add|via|with) `?(?:--[a-z]|VLLM_)|\bbe one of\b)"
@@ -80,15 +80,15 @@ _REFUSES: Final = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _OF_VALUES: Final = ("RuntimeError", "ValueError")
-"""What operators of torch and NumPy raise for tensors that they cannot compute."""
+"""What operators of torch and NumPy raise for tensors that they cannot process."""
 _QUOTED_ERROR: Final = re.compile(r"\b[A-Z]\w{1,60}(?:Error|Exception): .{1,400}")
 _MOST_LINES_OF_AN_END: Final = 5
-"""Lines behind the first one of an end without an exception that can still belong to it."""
+"""How many lines after the first one may still belong to an end without an exception."""
 _ENGINE_DEAD: Final = ("EngineDeadError", "EngineCore encountered an issue", "Engine loop is not running")
 _OWN_ERROR: Final = "Error: "
-"""Begins the last line of `vllm-cli` when a start fails, and the digest of a crash."""
+"""Beginning of the last line of `vllm-cli` when a start fails, and of the digest of a crash."""
 _OWN_CAUSE: Final = "Cause: "
-"""Begins the digest's second line."""
+"""Beginning of the second line of a digest."""
 
 _HINTS: Final = tuple(known for known in KNOWN if known.where == "hint")
 _ENDS: Final = tuple(known for known in KNOWN if known.where == "end")
@@ -98,7 +98,7 @@ _NAMED: Final = tuple(known for known in KNOWN if known is not NOT_IN_LOG)
 
 @dataclass(frozen=True)
 class Sign:
-    """A line outside of exceptions that shows something of the cause."""
+    """A line outside of exceptions that says something about the cause."""
 
     line: LogLine
     number: int
@@ -116,13 +116,13 @@ class Run:
     hint: Sign | None = None
     """A line that explains an exception."""
     error: Sign | None = None
-    """The message of an error whose cause is known; it need not have ended anything."""
+    """An error message with a known cause; the error may not have ended anything."""
     mention: Sign | None = None
-    """A line of whatever form that names a known cause; it may be all that was pasted of a log."""
+    """A line of any form that names a known cause; a pasted excerpt may have nothing else."""
     complaint: Sign | None = None
-    """A line that looks like the message of an error."""
+    """A line that looks like an error message."""
     own_error: Sign | None = None
-    """The last message of `vllm-cli` itself."""
+    """The last error message of `vllm-cli` itself."""
     was_ready: bool = False
     """Whether the server accepted requests."""
     is_engine_dead: bool = False
@@ -130,13 +130,13 @@ class Run:
     is_loaded_from_disk: bool = False
     """Whether vLLM has loaded a model that was compiled before."""
     engine: str = ""
-    """Label of the first process that had room for its KV cache; `_EARLIER` if it is of the run before."""
+    """Label of the first process that had room for its KV cache; `_EARLIER` if it was in the run before."""
     is_of_llama_cpp: bool = False
     _phases: dict[str, str] = field(default_factory=dict)
-    """Label of a process -> its latest phase; the empty label stands for the latest of all."""
+    """The latest phase of each process, by its label; the empty label has the latest phase of all."""
 
     def read(self, line: LogLine, number: int, *, is_excerpt: bool) -> None:
-        """Takes the next line, which has this number; of an excerpt, if the log may be no more than one."""
+        """Takes line `number` of the log. The log may be only an excerpt if `is_excerpt` is set."""
         phase = self._follow_phase(line)
         self.is_engine_dead |= any(part in line.text for part in _ENGINE_DEAD)
         self.is_loaded_from_disk |= LOADED_FROM_DISK in line.text
@@ -183,7 +183,7 @@ class Run:
             self.own_error = Sign(line._replace(text=text), number, phase, known)
 
     def _find_complaint(self, line: LogLine, number: int, phase: str) -> None:
-        """Keeps the first message of an error; a message that quotes an exception replaces it."""
+        """Keeps the first error message; a message that quotes an exception replaces it."""
         if self.complaint is None or not _QUOTED_ERROR.search(self.complaint.line.text):
             found = _QUOTED_ERROR.search(line.text)
             if found or (self.complaint is None and (line.level or _COMPLAINT.match(line.text))):
@@ -191,7 +191,7 @@ class Run:
                 self.complaint = Sign(line, number, phase, ERROR_IN_CODE if is_of_code else None)
 
     def _may_end_better(self) -> bool:
-        """Whether a later line can say more about the end: the line so far is missing, unknown or general."""
+        """Whether a later line may explain the end better: the present one is missing, unknown or general."""
         return self.end is None or self.end.known is None or self.end.known.is_general
 
 
@@ -204,27 +204,27 @@ class Cause:
     """What ended vLLM."""
 
     process: str
-    """Its label in the log, such as `EngineCore_DP0 pid=123`, or its role; empty if unknown."""
+    """The process's label in the log, such as `EngineCore_DP0 pid=123`, or its role; empty if unknown."""
     phase: str
-    """The activity that failed, such as `while it loaded the model`; empty if unknown."""
+    """What the process did, such as `while it loaded the model`; empty if unknown."""
     text: str
     """The exception, or the line that reports the end, shortened."""
     known: KnownCause | None
     line: int
-    """Number of that line, from 1."""
+    """Number of that line in the log, from 1."""
     is_mention: bool = False
-    """Whether only this line names the cause, and no line shows that it ended a process."""
+    """Whether only this line names the cause, and no line shows that a process ended because of it."""
     is_of_library_import: bool = False
     """Whether an installed module raised an exception while it was imported."""
     origin: str = ""
-    """The package whose code raised it, or `LLAMA_CPP_NAME`; empty if unknown."""
+    """The package whose code raised the exception, or `LLAMA_CPP_NAME`; empty if unknown."""
 
 
 def find_cause(lines: Iterable[str]) -> Cause | None:
     """What ended the last run of vLLM in a log; None if nothing did.
 
-    The time is linear in the log's length, memory does not depend on it. Lines of several processes may
-    alternate, with the prefixes of other programs.
+    Takes time linear in the log's length, and constant memory. Lines of several processes may alternate, and
+    may have the prefixes of other programs.
     """
     finder = CauseFinder()
     for line in lines:
@@ -233,20 +233,20 @@ def find_cause(lines: Iterable[str]) -> Cause | None:
 
 
 class CauseFinder:
-    """Reads a log line by line."""
+    """Reads a log line by line, and then returns the cause."""
 
     def __init__(self) -> None:
         self._number = 0
         self._num_texts = 0
-        """The number of lines with all states of progress bars."""
+        """The number of texts so far, with all states of progress bars."""
         self._is_next_new = True
-        """Whether the next text begins a line of the file, instead of continuing a progress bar."""
+        """Whether the next text begins a line of the file; if not, it continues a progress bar."""
         self._run = Run()
         self._before: Cause | None = None
-        """The cause in the run before this one."""
+        """The cause that ended the run before this one; None if nothing did."""
 
     def read(self, raw: str) -> None:
-        """Takes the next line; a line that ends with a carriage return goes on in the next one."""
+        """Takes the next line; a line that ends with a carriage return continues in the next call."""
         self._number += self._is_next_new
         self._num_texts += 1
         self._is_next_new = not raw.endswith("\r")
@@ -254,7 +254,7 @@ class CauseFinder:
             self._read(line)
 
     def cause(self) -> Cause | None:
-        """What ended the last run; if that only began, what ended the one before."""
+        """The cause that ended the last run, or the run before it if the last has only begun."""
         found = _cause_of(self._run)
         if found and self._run.is_of_llama_cpp and not found.origin:
             found = replace(found, origin=LLAMA_CPP_NAME)
@@ -298,7 +298,7 @@ def _cause_of(run: Run) -> Cause | None:
 
 
 def _best_sign(run: Run) -> Sign | None:
-    """The line that reports an end without an exception, or a line that names the cause of the end."""
+    """The line that reports an end without an exception, or a line that names the cause of this end."""
     sign = run.end or run.error or run.own_error
     if sign is None or sign.known is None or not sign.known.is_general:
         return sign
@@ -308,14 +308,14 @@ def _best_sign(run: Run) -> Sign | None:
 
 
 def _named_line(run: Run, first: int, last: int = 0) -> Sign | None:
-    """A line that names a special cause, from this one on, at most some lines behind the last one."""
+    """A line with a special cause, from line `first` up to some lines after `last`; None if there is none."""
     last = (last or first) + _MOST_LINES_OF_AN_END
     named = (each for each in (run.error, run.mention) if each and each.known in _SPECIAL)
     return next((each for each in named if first <= each.number <= last), None)
 
 
 def _counts(failure: Failure, run: Run) -> bool:
-    """Whether an exception can have ended the server: once ready, a server survives exceptions of its API."""
+    """Whether an exception can have ended the server; a ready server survives exceptions of its API."""
     if failure.is_of_request:
         return False
     is_last = failure.role in _INNER or failure.is_ending or STOPPED.matches(failure.informative_texts()[0])
@@ -323,7 +323,7 @@ def _counts(failure: Failure, run: Run) -> bool:
 
 
 def _first(failures: list[Failure]) -> Failure | None:
-    """The failure that led to the others: in the engine the first, else the last, which nothing survived."""
+    """The failure that caused the others: the engine's first one, else the last one, which ended all."""
     if inner := [failure for failure in failures if failure.role in _INNER]:
         return next((failure for failure in inner if failure.is_ending), inner[0])
     if models := [failure for failure in failures if failure.place == _MODEL_INSPECTION]:
@@ -333,7 +333,7 @@ def _first(failures: list[Failure]) -> Failure | None:
 
 
 def _is_before(cause: Cause, end: Sign) -> bool:
-    """Whether the exception is the cause and not the line: it came first, or the line is only general."""
+    """Whether `cause` comes before `end` as the explanation: it happened first, or `end` is only general."""
     is_general = end.known is not None and end.known.is_general
     return cause.line <= end.number or (is_general and cause.known is not STOPPED)
 
@@ -360,13 +360,13 @@ def _describe(failure: Failure, run: Run) -> Cause:
 
 
 def _is_beside(process: str, engine: str) -> bool:
-    """Whether the engine with the KV cache is another one; engines of other data parallel ranks are not."""
+    """Whether `engine` is a different engine with a KV cache, rather than another data parallel rank."""
     names = [label.partition(" pid=")[0] for label in (process, engine)]
     return engine == _EARLIER or (engine not in ("", process) and names[0] == names[1])
 
 
 def _last_resort(text: str, failure: Failure) -> KnownCause | None:
-    """The meaning of an exception without a known text; no request and no computation may end an engine."""
+    """What an unknown exception means: settings were refused, or else code failed that must not fail."""
     if _RECOMMENDS.search(text) or _REFUSES.match(text):
         return SETTING_REFUSED
     phase = phase_of_functions(failure.functions) or failure.phase
@@ -376,7 +376,7 @@ def _last_resort(text: str, failure: Failure) -> KnownCause | None:
 
 
 def _inner_first(text: str) -> list[str]:
-    """torch's compiler quotes the exception that it met behind its own name; that one says more."""
+    """Splits an exception of torch's compiler that quotes another one; the quoted one is more informative."""
     first, _, inner = text.partition("\n")
     return [inner, text] if inner and first.endswith("raised:") else [text]
 
@@ -397,7 +397,7 @@ def _describe_mention(sign: Sign) -> Cause:
 
 
 def _known(text: str, failure: Failure, before: str, *, is_general: bool) -> KnownCause | None:
-    """What is known of an exception, and of the place that raised it."""
+    """What is known about an exception, its text or the place that raised it."""
     if before and (found := _known_text(before + text, is_general=is_general)):
         return found
     if (place := failure.raised_at(text)) and (found := _known_text(text + place, is_general=is_general)):
@@ -406,9 +406,9 @@ def _known(text: str, failure: Failure, before: str, *, is_general: bool) -> Kno
 
 
 def _known_text(text: str, *, is_general: bool) -> KnownCause | None:
-    """The known cause of a text; a line that ends a process can only be its first."""
+    """The known cause of a text. Texts for the end of a process are only compared with the first line."""
     flat, first = text.replace("\n", " "), text.partition("\n")[0]
-    joined = text.replace("\n", "")  # of a line that a terminal has wrapped
+    joined = text.replace("\n", "")  # if a terminal has wrapped the line
     for known in _OF_EXCEPTIONS:
         if known.is_general != is_general:
             continue
@@ -418,14 +418,14 @@ def _known_text(text: str, *, is_general: bool) -> KnownCause | None:
 
 
 def _quote(text: str, known: KnownCause | None, failure: Failure) -> str:
-    """The line of an exception that says most."""
+    """The most informative line of an exception."""
     if quoted := _QUOTED.search(text):
         return _shorten(quoted[1])
     lines = text.splitlines()
     is_of_pydantic = _PYDANTIC.search(lines[0]) is not None
     if len(lines) > 1 and (lines[0].endswith(_GOES_ON) or is_of_pydantic):
         del lines[0]
-        if text.partition("\n")[0].endswith(_OUTPUT):  # of a compiler
+        if text.partition("\n")[0].endswith(_OUTPUT):  # output of a compiler
             lines = [next((line for line in lines if _OF_COMPILER.search(line)), lines[0])]
     if is_of_pydantic and len(lines) > 1 and _TYPE not in lines[0]:  # a field, and what is wrong with it
         lines[:2] = [f"{lines[0]}: {lines[1].strip().removeprefix(_OF_PYDANTIC)}"]

@@ -1,38 +1,38 @@
-"""A known cause: the texts that show it, and what to do."""
+"""A known cause: the texts by which it is recognized, and what to do."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal
 
 ANYTHING: Final = "…"
-"""In a text: any characters. `^` and `$` at its ends are the ends of a line."""
+"""In a text, stands for any characters. `^` and `$` at the ends of a text mean the ends of a line."""
 
 
 @dataclass(frozen=True)
 class KnownCause:
-    """A cause that is recognised by the texts that programs write."""
+    """A cause that is recognized by texts of programs."""
 
     name: str
-    """The name that `--json` and `--list` of `vllm-cli explain` show."""
+    """The name in `vllm-cli explain --json` and `--list`."""
     title: str
-    """What is wrong, without a period."""
+    """What is wrong; without a period at the end."""
     texts: tuple[str, ...]
     advice: str
     where: Literal["exception", "hint", "end"] = "exception"
-    """The texts stand in exceptions only, also in other lines that explain an exception (`hint`), or in lines
-    that report the end of a process without an exception (`end`)."""
+    """Where the texts occur: only in exceptions; also in other lines that explain an exception (`hint`); or
+    in lines that report the end of a process without an exception (`end`)."""
     is_general: bool = False
-    """Whether a hint or another exception of the chain says more."""
+    """Whether a hint, or another exception of the chain, is more informative."""
     phase: str = ""
-    """vLLM's activity when this happens; empty if there are several, so that the log must show it."""
+    """The activity of vLLM when this happens; empty if it varies, so that the log must show it."""
 
     def matches(self, text: str) -> bool:
-        """Whether one of the texts is in `text`, in time linear in its length."""
+        """Whether `text` contains one of the texts, in time linear in its length."""
         return any(parts[0] in text and _contains(text, parts, ends) for parts, ends in self._patterns)
 
     @cached_property
     def _patterns(self) -> tuple[tuple[tuple[str, ...], str], ...]:
-        """For each text its parts between gaps, and which ends of a line it has."""
+        """Each text's parts between its gaps, and whether the line must begin or end with the text."""
         return tuple(
             (
                 tuple(text.strip("^$").split(ANYTHING)),

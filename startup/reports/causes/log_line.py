@@ -1,7 +1,7 @@
-"""Reads a line of a log of vLLM: which process wrote it, at which level, and the text behind all prefixes.
+"""Reads a line of a log of vLLM: which process wrote it, its level, and the text after all prefixes.
 
-Docker, Kubernetes, journald, Ray, torch and terminals put their own prefixes before vLLM's. Behind the last
-one the indentation is kept, because it separates the frames of a traceback from its exception.
+Docker, Kubernetes, journald, Ray, torch and terminals put their own prefixes before vLLM's. The indentation
+after the last prefix is kept, because it separates the frames of a traceback from its exception.
 """
 
 import codecs
@@ -14,35 +14,35 @@ from base.json_depth import read_json
 
 _CHUNK: Final = 1 << 18
 LONGEST_LINE: Final = 16_384
-"""Characters of a line that are read; what follows is left out."""
+"""Most characters of a line that are read; the rest is left out."""
 _HEAD: Final = 300
-"""Characters in which vLLM's own prefixes begin."""
+"""vLLM's own prefixes begin within this many characters."""
 _MOST_PREFIXES: Final = 8
 _MOST_JSON_LINES: Final = 400
 
 _COLOUR: Final = re.compile(r"(?:\x1b|\^\[|\ufffd)?\[[0-9;]{1,16}m|\x1b\[[0-9;?]{0,16}[A-Za-z]")
-"""Colours, also where a copy has lost or changed the escape character; other control sequences."""
+"""Colours, even if a copy has lost or changed the escape character, and other control sequences."""
 _PROCESS: Final = re.compile(
     r"\(([A-Za-z][^()=]{0,80}\bpid=\d{1,12}|(?:EngineCore|Worker|APIServer)\w{0,40}(?=\)))[^()]{0,80}\) ?"
 )
-"""`(EngineCore_DP0 pid=123)`, `(Worker_TP1 pid=5)`, `(RayWorkerWrapper pid=7, ip=10.0.0.2)`, `(x, pid=9)`;
-of older and newer versions `(EngineCore)`."""
+"""Labels: `(EngineCore_DP0 pid=123)`, `(Worker_TP1 pid=5)`, `(RayWorkerWrapper pid=7, ip=10.0.0.2)`, `(x,
+pid=9)`, and `(EngineCore)` in older and newer versions."""
 _RECORD: Final = re.compile(
     r"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL) (?:\d\d-\d\d \d\d:\d\d:\d\d |\d{1,7} )?"
     r"\[?([\w./\\-]{1,80}\.pyx?):\d{1,6}\] ?"
 )
-"""`ERROR 09-03 11:03:37 [core.py:712] `, and without the bracket in old versions."""
+"""Such as `ERROR 09-03 11:03:37 [core.py:712] `; old versions write no bracket."""
 _GLUED: Final = re.compile(
     r"(?:\([^()]{1,80}\) ){0,2}(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[\w./]{1,80}:\d"
 )
-"""The beginning of a record, which is in the middle of a line if a log has lost its line ends."""
+"""The beginning of a record inside a line, in a log that has lost its line breaks."""
 _OWN_RECORD: Final = re.compile(
     r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \(([\w -]{1,40})\) [\w.-]{1,120}: "
 )
-"""`ERROR 09-03 11:03:37 (engine) server.engine.process: `, as `vllm-cli` writes it."""
+"""Such as `ERROR 09-03 11:03:37 (engine) server.engine.process: `, which `vllm-cli` writes."""
 _UVICORN: Final = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL): {1,8}")
 _GLOG: Final = re.compile(r"\[?([WEF])\d{3,4} \d\d:\d\d:\d\d\.\d{1,9} (?:\d{1,10} )?[\w./-]{1,80}:\d{1,6}\] ?")
-"""`[E716 19:47:26.324586583 Pool.cpp:523] `, as C++ code of torch and others writes it."""
+"""Such as `[E716 19:47:26.324586583 Pool.cpp:523] `, which C++ code of torch and others writes."""
 _GLOG_LEVELS: Final = {"W": "WARNING", "E": "ERROR", "F": "CRITICAL"}
 _PLACE: Final = re.compile(r"\[([\w./-]{1,80}\.py):\d{1,6}\] ?")
 _PREFIXES: Final = (
@@ -68,19 +68,19 @@ _JSON_LEVELS: Final = ("level", "levelname", "severity")
 
 
 class LogLine(NamedTuple):
-    """A line without its prefixes."""
+    """A line without its prefixes, and what they contained."""
 
     process: str
-    """vLLM's label of the process, such as `EngineCore_DP0 pid=123`; empty if the line has none."""
+    """vLLM's label for the process, such as `EngineCore_DP0 pid=123`; empty if the line has none."""
     level: str
-    """`ERROR`, …; empty for text that was printed."""
+    """The level, such as `ERROR`; empty for printed text."""
     place: str
-    """The file that logged it, such as `core.py`; empty if unknown."""
+    """The source file that logged it, such as `core.py`; empty if unknown."""
     text: str
 
 
 def read_line(raw: str) -> Iterator[LogLine]:
-    """The lines in a line of the log: one, or several if it is a JSON record with a traceback."""
+    """The parsed lines of one line of a log; several for a JSON record with a traceback."""
     raw = raw[:LONGEST_LINE].rstrip("\r\n")
     if "[" in raw:
         raw = _COLOUR.sub("", raw)
@@ -121,7 +121,7 @@ def _read_text(raw: str) -> Iterator[LogLine]:
 
 
 def _without_prefixes(text: str) -> tuple[str, str]:
-    """The level in the prefixes, empty if they have none, and the text behind them."""
+    """The level in the prefixes, or an empty text, and the text after the prefixes."""
     if text.startswith(_PYTHON):
         return "", text
     if glog := _GLOG.search(text, 0, _HEAD):
@@ -141,7 +141,7 @@ def _strip_prefixes(text: str) -> str:
 
 
 def _read_json(raw: str) -> Iterator[LogLine]:
-    """The lines of a record: first its message, then its traceback."""
+    """The lines of a JSON record: first its message, then its traceback."""
     try:
         record = read_json(raw)
     except ValueError:
@@ -171,8 +171,8 @@ def _process_of(record: dict[str, Any]) -> str:
 def read_lines(stream: BinaryIO) -> Iterator[str]:
     r"""The lines of a stream, without their ends, cut to `LONGEST_LINE` bytes.
 
-    Each state of a progress bar is a line that still ends with \r. `CauseFinder` does not count it as a line
-    of the file.
+    The states of a progress bar end with \r. Each becomes a line that still ends with \r, so that
+    `CauseFinder` can count the file's lines.
     """
     rest = b""
     for chunk in _utf8_chunks(stream):
@@ -185,7 +185,7 @@ def read_lines(stream: BinaryIO) -> Iterator[str]:
 
 
 def _utf8_chunks(stream: BinaryIO) -> Iterator[bytes]:
-    """The stream in UTF-8; PowerShell writes UTF-16."""
+    """Yields the stream's content in UTF-8; PowerShell writes UTF-16."""
     chunk = stream.read(_CHUNK)
     if not chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         yield chunk.removeprefix(codecs.BOM_UTF8)

@@ -1,7 +1,7 @@
-"""Decides from a traceback whether vllm-cli has failed, or vLLM, whose processes it starts and changes.
+"""Decides from a traceback whether vllm-cli has failed, or vLLM, whose processes vllm-cli starts and changes.
 
-Frames of ours are on most stacks: they call vLLM, and wrap its functions. They count if nothing of vLLM was
-called below them, or if they are in code that plain vLLM would not have run (`_ADDED`).
+Most stacks contain frames of vllm-cli, because it calls vLLM and wraps vLLM's functions. Such a frame counts
+only if it called nothing of vLLM, or if it is in code that plain vLLM would not have run (`_ADDED`).
 """
 
 import re
@@ -22,7 +22,7 @@ OWN_FAULT: Final = KnownCause(
         "'_LazilyCompiled' object",
         "'_StandInModule' object",
     ),
-    "VCLI_PLAIN_VLLM=1 starts vLLM without all that failed. Report it as an issue of vllm-cli, with the complete log "
+    "VCLI_PLAIN_VLLM=1 starts vLLM without the failed code. Report it as an issue of vllm-cli, with the complete log "
     "and what `vllm-cli collect-env` prints.",
     where="end",
 )
@@ -31,14 +31,14 @@ FORKED_DRIVER: Final = KnownCause(
     "cuda-fork",
     "a process that already uses the GPU was forked",
     (
-        f"Cannot re-initialize {ANYTHING} in forked subprocess",  # of CUDA and HIP, XPU, other devices
+        f"Cannot re-initialize {ANYTHING} in forked subprocess",  # for CUDA and HIP, XPU, other devices
         "CUDA error: initialization error",
         "HIP error: initialization error",
         "CUDA driver initialization failed, you might not have a CUDA gpu",
     ),
-    "VLLM_WORKER_MULTIPROC_METHOD=spawn; in Python code, put the call of LLM below if __name__ == '__main__'.",
+    "Set VLLM_WORKER_MULTIPROC_METHOD=spawn; in Python code, put the call of LLM below if __name__ == '__main__'.",
 )
-"""Ours where we have forked the process: plain vLLM forks none, unless the user has chosen `fork`."""
+"""Our fault if we have forked the process: plain vLLM forks none, unless the user has chosen `fork`."""
 
 _DRIVEN: Final = (
     "multiprocessing/forkserver.py",
@@ -47,32 +47,32 @@ _DRIVEN: Final = (
     "multiprocessing/resource_tracker.py",
     "multiprocessing/spawn.py",
 )
-"""Modules of the standard library that we use in another way than plain vLLM does."""
+"""Modules of the standard library that vllm-cli uses in another way than plain vLLM."""
 _ADDED: Final = (
     "startup/imports/stand_ins.py",
     "startup/ground/processes/",
     "startup/vllm/fork/",
     "startup/vllm/patches/late_imports.py",
 )
-"""Code of ours that calls libraries where plain vLLM does not: what they raise is ours, too."""
+"""Code of vllm-cli that calls libraries where plain vLLM calls none: their exceptions are its fault, too."""
 _BEGINS: Final = (
     ("startup/vllm/fork/recorded_ends.py", "run_and_record"),
     ("multiprocessing/process.py", "run"),
     ("multiprocessing/spawn.py", "_fixup_main_from_name"),
     ("multiprocessing/spawn.py", "_fixup_main_from_path"),
 )
-"""Functions that call the main function of a process of vLLM, or import the program that started it."""
+"""Functions that call the main function of a vLLM process, or import the program that started it."""
 _PASSES_ON: Final = (("startup/vllm/patches/late_imports.py", "import_late"),)
-"""Exceptions from `_ADDED`."""
+"""Functions in `_ADDED` whose calls plain vLLM makes as well."""
 _IN_PLACE: Final = (("startup/vllm/patches/port.py", "bind"),)
-"""Functions of ours that vLLM calls in place of a library's: what the machine refuses is no fault of ours."""
+"""Functions that vLLM calls in place of a library's: errors of the machine in them are not our fault."""
 _EMBEDDED: Final = ("server/", "startup/embedded/")
-"""On stacks of the embedded engine, which is ours as a whole."""
+"""Paths on stacks of the embedded engine, whose code is all our own."""
 _INTENDED: Final = re.compile(
     r"(?!startup\.ground\.processes\.forkserver\.)(?:base|envs|router|server|startup|vllm_cli)\.|KeyboardInterrupt|"
     "SystemExit|RuntimeError: --compile-cache require"
 )
-"""Begins exceptions with which we, or a signal, end a start on purpose; a fork that fails is none of them."""
+"""Beginnings of exceptions with which we, or a signal, end a start on purpose. A failed fork is a fault."""
 
 _ROOT: Final = f"{Path(__file__).parents[3]}/"
 _OWN: Final = re.compile(r"(?:base|envs|router|server|startup|vllm_cli)/.*")
@@ -81,15 +81,15 @@ _LIBRARY: Final = re.compile(r".*/lib(?:32|64)?/python3\.\d{1,3}t?/(?!(?:site|di
 
 
 class TracebackOrigin:
-    """Feed it the frames of one traceback, outermost first."""
+    """Takes the frames of one traceback, outermost first, and decides whose fault it is."""
 
     def __init__(self) -> None:
         self._is_in_ours = False
-        """Whether the innermost frame is ours or driven by us, not counting the standard library below it."""
+        """Whether the innermost frame is ours or driven by us, leaving out the standard library below it."""
         self._is_below_added = False
         self._is_embedded = False
         self.is_of_library_import = False
-        """Whether the innermost frame is code of an installed module that is being imported."""
+        """Whether the innermost frame belongs to an installed module that is being imported."""
 
     def add_frame(self, file: str, function: str) -> None:
         """Takes the next frame."""
@@ -106,7 +106,7 @@ class TracebackOrigin:
             self._is_in_ours = True
 
     def is_own(self, error: str) -> bool:
-        """Whether this exception, written as `Type: message`, is a fault of ours."""
+        """Whether this exception, written as `Type: message`, is a fault of vllm-cli."""
         is_ours = self._is_in_ours or self._is_below_added
         return is_ours and not self._is_embedded and not _INTENDED.match(error)
 
@@ -122,7 +122,7 @@ class TracebackOrigin:
 
 
 def _in_root(file: str) -> str:
-    """The path below the folder from which this program runs, or as in a checkout if it is in a wheel."""
+    """The path inside this program's folder, written as in a checkout even if it runs from a wheel."""
     _, is_installed, path = file.rpartition("-packages/")
     if not is_installed:
         return file.removeprefix(_ROOT)

@@ -1,4 +1,4 @@
-"""The phase of a start in which something happened, from the log's messages and the frames of a traceback."""
+"""The phase of a start in which something happened, from the log's messages and a traceback's functions."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -21,16 +21,16 @@ RESERVING: Final = "while it reserved the KV cache"
 SERVING: Final = "while it served"
 
 COMPUTING: Final = (MEMORY, COMPILING, WARM_UP, GRAPHS, SERVING)
-"""Phases in which the model is executed."""
+"""Phases in which the model is computed."""
 
 BANNER: Final = "█  version "
-"""In the first lines of a start; `OLD_BANNER` until vLLM 0.13."""
+"""Part of the first lines of a start; vLLM up to 0.13 has `OLD_BANNER` there."""
 OLD_BANNER: Final = "vLLM API server version"
 LAST_PHASE: Final = "its last phase was "
-"""In the message about a process that a signal has ended; the names of vLLM's spans follow."""
+"""Begins the message about a process that a signal has ended; names of vLLM's spans follow."""
 KV_CACHE_SIZE: Final = "GPU KV cache size"
 FATAL_ERROR: Final = "EngineCore encountered a fatal error"
-"""An engine that had started has failed."""
+"""The message when an engine fails after it had started."""
 _MESSAGES: Final = (
     (f"{LAST_PHASE}init_device", DEVICE),
     (f"{LAST_PHASE}load", LOADING),
@@ -61,7 +61,7 @@ _MESSAGES: Final = (
     ("server is listening on", SERVING),
     (FATAL_ERROR, SERVING),
 )
-"""Text of a message -> what the process did from then on."""
+"""The phase that a log message begins, by a text in the message."""
 
 _FUNCTIONS: Final = {
     "parse_args": COMMAND_LINE,
@@ -94,24 +94,24 @@ _FUNCTIONS: Final = {
     "execute_model": SERVING,
     "execute_dummy_batch": SERVING,
 }
-"""Function in a traceback -> what the process did; the innermost one counts."""
+"""The phase during which a function runs, by the function's name; the innermost function counts."""
 
 
 def phase_of_message(text: str) -> str:
-    """The phase that a message begins; empty if none."""
+    """The phase that begins with this message; empty if none does."""
     return next((phase for part, phase in _MESSAGES if part in text), "")
 
 
 def phase_of_functions(functions: Iterable[str]) -> str:
     """The phase of a traceback with these functions, outermost first; empty if unknown.
 
-    The empty name stands between the tracebacks of a chain; the first traceback with a phase counts.
+    An empty name separates the tracebacks of a chain; the first traceback with a phase counts.
     """
     phase = ""
     for function in functions:
         if not function and phase:
             break
-        # The model is also executed to measure memory, to compile and to warm up.
+        # The model is also computed to measure memory, to compile and to warm up.
         known = _FUNCTIONS.get(function, "")
         if known and not (known == SERVING and phase):
             phase = known

@@ -1,1 +1,1 @@
-"""The records that a server keeps in case it crashes, and the digest of a crash. Begin at crash_report.py."""
+"""The records that a server keeps for a crash, and the digest of a crash. Begin with `crash_report.py`."""

@@ -1,6 +1,6 @@
 """The digest of a crash: which process failed in which phase, the cause, what to do, and the complete log.
 
-It is printed last, and given to probes, to the service manager and to Kubernetes.
+It is the last output, and is also given to probes, the service manager and Kubernetes.
 """
 
 import logging
@@ -32,19 +32,19 @@ logger = logging.getLogger(__name__)
 _FOLDER: Final = "failed"
 _MOST_LOGS: Final = 10
 _MOST_CHARS: Final = 1 << 20
-"""Characters that are kept of a log's beginning, and as many of its end."""
+"""Most characters that are kept from a log's beginning, and from its end."""
 _MOST_TERMINATION_BYTES: Final = 4096
-"""Kubernetes shows no more of the file (terminationMessagePath)."""
+"""Most bytes of the file that Kubernetes shows (terminationMessagePath)."""
 
 
 def keep_log(record: OutputRecord) -> Path | None:
-    """Writes the record without secrets into the cache folder, for this user only; removes old ones."""
+    """Writes the record without secrets into the cache folder, for this user only; removes old records."""
     text = ""
     with suppress(OSError):
         text = record.file.read_bytes().decode("utf-8", "replace")
     if len(text) > 2 * _MOST_CHARS:
         text = f"{text[:_MOST_CHARS]}\n… the middle of the log is left out …\n{text[-_MOST_CHARS:]}"
-    # Keeps only the last state of a progress bar, and the lines as `read_lines` counts them.
+    # Keeps only the last state of a progress bar, so that lines count as in `read_lines`.
     lines = (escape_controls(hide_in_command(line.rstrip("\r").rpartition("\r")[2])) for line in text.split("\n"))
     folder = cache_folder() / _FOLDER
     path = folder / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{os.getpid()}.log"
@@ -59,7 +59,7 @@ def keep_log(record: OutputRecord) -> Path | None:
 
 
 def name_log(record: OutputRecord) -> None:
-    """Names the complete log, as no digest does and tracebacks were shortened; shows it if it is not kept."""
+    """Logs where the complete log is, as tracebacks were shortened; writes it out if it is not kept."""
     if (log := keep_log(record)) is not None:
         logger.warning("tracebacks above are shortened; complete log: %s", log)
         return
@@ -68,7 +68,7 @@ def name_log(record: OutputRecord) -> None:
 
 
 def write_termination_message(text: str) -> None:
-    """Writes why the server ended where Kubernetes looks for it; does nothing elsewhere."""
+    """Writes why the server ended into the file that Kubernetes reads; does nothing outside of Kubernetes."""
     path = env.VCLI_TERMINATION_LOG.get()
     shown = hide_quoted(text, sys.argv).encode()[:_MOST_TERMINATION_BYTES]
     with suppress(OSError):
@@ -78,7 +78,7 @@ def write_termination_message(text: str) -> None:
 
 
 def find_crash(record: OutputRecord, more: str = "") -> Cause | None:
-    """What ended the server, by its output and `more`; `STOPPED` if it was stopped, None if unknown."""
+    """What ended the server, by its output and `more`; `STOPPED` if a signal stopped it, None if unknown."""
     with suppress(OSError), record.file.open("rb") as stream:
         cause = find_cause(chain(read_lines(stream), more.splitlines()))
         return None if cause and cause.is_mention and cause.known is None else cause
@@ -86,14 +86,14 @@ def find_crash(record: OutputRecord, more: str = "") -> Cause | None:
 
 
 def was_stopped(cause: Cause) -> bool:
-    """Whether nothing has failed."""
+    """Whether the server was only stopped and nothing failed."""
     return cause.known is STOPPED
 
 
 def describe_crash(record: OutputRecord, process: str, phase: str, message: str, *, has_advice: bool = False) -> Cause:
     """What ended the server, by its output; if that shows nothing, by this message about a process."""
     found = find_crash(record)
-    if record.is_cut_off:  # an error in it may be only the consequence
+    if record.is_cut_off:  # an error in it may be only a consequence
         found, message = None, f"[Errno {ENOSPC}] {os.strerror(ENOSPC)}: '{record.folder}'"
     if found is not None and not was_stopped(found) and found.text != message:
         return replace(found, phase=found.phase or phase)
@@ -102,7 +102,7 @@ def describe_crash(record: OutputRecord, process: str, phase: str, message: str,
 
 
 def build_error(cause: Cause, record: OutputRecord, *, exit_code: int, log_format: LogFormat) -> CrashError:
-    """The error that ends the program, with this exit code and at most four lines; keeps the log."""
+    """Builds the error that ends the program, with this exit code and at most four lines; keeps the log."""
     log = keep_log(record)
     text = "\n".join([*write_digest(cause), *([f"Log: {log}"] if log else [])])
     fields = {**digest_to_dict(cause), "log": str(log) if log else None}

@@ -1,4 +1,4 @@
-"""The processes of an engine that may hang: which are stopped, their processor time and their stacks."""
+"""The processes of an engine that may hang: which of them are stopped, their processor time, their stacks."""
 
 import asyncio
 import os
@@ -15,16 +15,16 @@ from startup.reports.crash.output_record import ANY_STACK, STACK_SIGNAL, OutputR
 
 _STOPPED: Final = "T"
 _WRITE_S: Final = 1.0
-"""How long a process may take to write its stacks."""
+"""Seconds that processes have to write their stacks."""
 _RESUME_S: Final = 0.2
-"""Between SIGCONT and the signal. Without, any thread gets it and reads stacks of others that wake up, which
-crashes Python now and then."""
+"""Seconds between SIGCONT and the signal for the stacks. Without this pause, any thread could get the signal
+and read stacks of threads that are waking up, which sometimes crashes Python."""
 _POLL_S: Final = 0.05
 _MOST_SHOWN: Final = 12
 _OUTERMOST: Final = " in <module>"
-"""Ends the last line of all stacks."""
+"""Ending of the last line of the stacks, when all are written."""
 _WAITS_FOR_WORK: Final = "dequeue"
-"""The function of vLLM in which a worker is that has nothing to do."""
+"""vLLM's function in which a worker waits for work."""
 _PLACE: Final = re.compile(r'  File "(?:[^"]*/)?([^"/]+)", line (\d+), in (\S+)')
 
 
@@ -32,9 +32,9 @@ class _Process(NamedTuple):
     pid: int
     name: str
     kind: int
-    """The position of its kind."""
+    """Index of its kind in the list of kinds."""
     begin: str
-    """When it began: its number may belong to another process later."""
+    """When the process began; its pid may belong to another process later."""
 
     @property
     def label(self) -> str:
@@ -47,14 +47,14 @@ class RecordedProcesses:
     def __init__(self, record: OutputRecord, kinds: Sequence[str]) -> None:
         """
         Args:
-            record: all of them have begun to write to it.
-            kinds: the beginnings of their names; those of the last kind that exists compute.
+            record: the record to which all of these processes write.
+            kinds: beginnings of the processes' names; processes of the last kind that exists compute.
         """
         self._record = record
         self._kinds = kinds
         self._known: dict[int, _Process | None] = {}
         self._stopped: list[_Process] = []
-        """When they were last asked for: another API server may have resumed them since, for their stacks."""
+        """Processes that the last call of `stopped` found; another API server may have resumed them since."""
 
     def stopped(self) -> list[str]:
         self._stopped = [process for process, stat in self._alive() if stat[0] == _STOPPED]
@@ -96,7 +96,7 @@ class RecordedProcesses:
                 os.kill(process.pid, signal.SIGKILL)
 
     async def _take_stacks(self, *, resumes: bool) -> Mapping[_Process, Sequence[str]]:
-        """All threads' stacks of the processes that write them; with `resumes`, stopped ones do, too."""
+        """The stacks of all threads, by process; with `resumes`, of stopped processes, too."""
         stopped = [process for process, stat in self._alive() if stat[0] == _STOPPED]
         if resumes and stopped:
             for process in stopped:
@@ -118,7 +118,7 @@ class RecordedProcesses:
         return stacks
 
     def _alive(self) -> Iterator[tuple[_Process, list[str]]]:
-        """The processes that run, in the order of the kinds, with the fields of /proc/PID/stat."""
+        """The running processes in the order of their kinds, with their fields of /proc/PID/stat."""
         found: list[tuple[_Process, list[str]]] = []
         for pid in self._record.begun_pids():
             with suppress(OSError, IndexError):
@@ -132,7 +132,7 @@ class RecordedProcesses:
         name = self._record.read_state(pid).name
         kind = next((at for at, kind in enumerate(self._kinds) if name.startswith(kind)), None)
         process = None if kind is None else _Process(pid, name, kind, _begin(stat))
-        if name:  # else it is about to write it
+        if name:  # otherwise it is about to write it
             self._known[pid] = process
         return process
 
@@ -146,7 +146,7 @@ def _begin(stat: Sequence[str]) -> str:
 
 
 def _catches(pid: int) -> bool:
-    """Whether the process handles the signal, which would end it otherwise."""
+    """Whether the process handles the stacks' signal, which would otherwise end it."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("SigCgt:"):
             return bool(int(line.split()[1], 16) >> (STACK_SIGNAL - 1) & 1)
@@ -163,7 +163,7 @@ def _waits(stack: Sequence[str]) -> bool:
 
 
 def _describe(process: _Process, stack: Sequence[str]) -> str:
-    """The process with its innermost call."""
+    """Names the process and its innermost call."""
     frames = _frames(stack)
     place = _PLACE.match(frames[-1]) if frames else None
     return f"{process.label} in {place[3]}() of {place[1]}:{place[2]}" if place else process.label

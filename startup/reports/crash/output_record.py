@@ -1,7 +1,7 @@
 """Keeps what the processes of a server write to standard output and error, and how they end.
 
-All processes append to one file, so that it has their lines in order. The cause of a crash is found in it.
-Output of compiled code does not pass through Python, and is not in it.
+All processes append to one file, so that it has their lines in order. The cause of a crash is later found in
+this file. It lacks the output of compiled code, which does not pass through Python.
 """
 
 import faulthandler
@@ -26,24 +26,24 @@ from startup.reports.causes.phase import LAST_PHASE
 
 _FILE: Final = "output.log"
 _SHORTENED: Final = "shortened"
-"""Exists as long as terminals get short tracebacks; is not empty if one was shortened."""
+"""A file that exists while terminals get short tracebacks; it is not empty if one was shortened."""
 _MOST_MESSAGE_LINES: Final = 2
 _MOST_BYTES: Final = 8 << 20
 _PHASE: Final = "Phase: "
 _PROCESS: Final = "Process "
-"""Begins the line before the traceback of an exception that ends a process."""
+"""Beginning of the line before the traceback of an exception that ends a process."""
 _TRACEBACK: Final = "Traceback (most recent call last)"
 _OF_ERRORS: Final = ("ERROR", "CRITICAL", "Traceback", "rror:", "xception")
-"""Parts of the lines that are kept while the server runs."""
+"""While the server runs, only texts that contain one of these are kept."""
 _FRAME: Final = re.compile(r'(  File "[^"]{1,400}", line \d{1,8}) in (\S{1,120})')
 _STACK: Final = "Current thread "
-"""Begins the stack of the thread that got the signal; Python writes the innermost call first."""
+"""Beginning of the stack of the thread that got the signal; Python writes the innermost call first."""
 ANY_STACK: Final = (_STACK, "Thread ")
-"""Begin the stack of any thread; Python writes the main thread's last."""
+"""Beginnings of the stack of any thread; Python writes the main thread's stack last."""
 STACK_SIGNAL: Final = signal.SIGRTMIN + 5
-"""Makes a process write the stacks of all its threads; no program uses it that is known to run in vLLM."""
+"""Makes a process write the stacks of all its threads; no program that runs in vLLM is known to use it."""
 _POLITE: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals with which the launcher and vLLM end processes themselves."""
+"""Signals with which the launcher and vLLM end processes on purpose."""
 _BY_WHOM: Final = {True: ", by the kernel's OOM killer", False: ", not by the kernel's OOM killer", None: ""}
 
 
@@ -55,13 +55,13 @@ class ProcessState(NamedTuple):
     phase: str
     """The innermost function of vLLM that is timed, such as `loading_cpu`; may be empty."""
     stack: list[str]
-    """The stacks that Python wrote because of the signal."""
+    """The stacks that Python wrote when the signal came."""
 
 
 class OutputRecord:
-    """The record of one server in this process; each of its processes has an object for the same folder.
+    """The record of one server; each of the server's processes has an object for the same folder.
 
-    Nothing here raises: a server must not fail because of its record.
+    Nothing here raises, because a server must not fail because of its record.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -69,25 +69,25 @@ class OutputRecord:
         self.process_name = ""
         """The name of this process, once it has begun to write."""
         self.keeps_only_errors = False
-        """Set once the server is ready, so that a log line per request costs nothing."""
+        """Set once the server is ready, so that a log line for each request costs nothing."""
         self._fd: int | None = None
         self._state_fd: int | None = None
         self._phase = ""
         self._last_traceback = ""
         self.is_cut_off = False
-        """Whether this process could not write to it: its disk is full."""
+        """Whether this process could not write to the record, because the disk is full."""
         with suppress(OSError):
             self._fd = move_up(os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     def begin_process(self, name: str, *, parent_pid: int = 0, is_watched: bool = True) -> None:
-        """Copies this process's output from now on.
+        """From now on, copies this process's output to the record.
 
-        If a signal ends it, its stack is kept, too, or shown if no other process would read it.
+        If a signal ends the process, its stack is kept as well, or shown if no other process would read it.
 
         Args:
-            name: shown in the digest.
-            parent_pid: the process with which the kernel ends this one, if there is one.
-            is_watched: whether another process learns its end.
+            name: the name in the digest.
+            parent_pid: the process with which the kernel ends this one; 0 for none.
+            is_watched: whether another process learns how this one ends.
         """
         self.process_name = name
         for stream in (sys.stdout, sys.stderr):
@@ -105,7 +105,7 @@ class OutputRecord:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Notes what this process does, for the case that a signal ends it."""
+        """Records what this process does in the block, in case a signal ends it."""
         outer, self._phase = self._phase, name
         self._note_phase(name)
         try:
@@ -120,7 +120,7 @@ class OutputRecord:
                 os.write(self._state_fd, f"{_PHASE}{name}\n".encode())
 
     def append(self, text: str) -> bool:
-        """Adds text that is not shown; a file that has become too long begins anew. Whether it is kept."""
+        """Appends text that is not shown; a file that is too long begins anew. Returns whether it is kept."""
         if self._fd is None:
             return False
         with suppress(OSError):
@@ -133,7 +133,7 @@ class OutputRecord:
         return False
 
     def add_output(self, text: str, is_terminal: Callable[[], bool] = bool) -> str:
-        """Adds what a process writes; returns what is shown of it there."""
+        """Adds what a process writes; returns the text that is to be shown in its place."""
         is_kept = (not self.keeps_only_errors or any(part in text for part in _OF_ERRORS)) and self.append(text)
         if _TRACEBACK in text:
             self._last_traceback = text
@@ -142,12 +142,12 @@ class OutputRecord:
         return text
 
     def shorten_tracebacks(self) -> None:
-        """From now on, terminals get tracebacks of all processes without frames, which are in the log."""
+        """From now on, terminals get all processes' tracebacks without frames; the record has the frames."""
         with suppress(OSError):
             (self.folder / _SHORTENED).touch(mode=0o600)
 
     def end_shortening(self) -> bool:
-        """Terminals get whole tracebacks from now on; whether any were shortened since the last call."""
+        """From now on, terminals get whole tracebacks; returns whether any were shortened before."""
         path = self.folder / _SHORTENED
         with suppress(OSError):
             has_shortened = path.stat().st_size > 0
@@ -156,18 +156,18 @@ class OutputRecord:
         return False
 
     def _note_shortened(self) -> bool:
-        """Whether tracebacks are shortened."""
+        """Marks that a traceback was shortened; returns whether tracebacks are to be shortened now."""
         with suppress(OSError), (self.folder / _SHORTENED).open("r+b", buffering=0) as file:
             return file.write(b"x") == 1
         return False
 
     def describe_exception(self, err: BaseException, name: str) -> str:
-        """The exception that ends a process; empty if this process has logged it, as vLLM does before."""
+        """The exception that ends a process, as text; empty if this process has logged it already."""
         lines = "".join(traceback.format_exception(err)).splitlines()
         return "" if lines[-1] in self._last_traceback else labelled([f"{_PROCESS}{name}:", *lines], name)
 
     def add_reason(self, err: BaseException, name: str) -> None:
-        """An exception makes this process end others; it comes before what these write then."""
+        """Adds the exception that makes this process end others, before the last lines of these."""
         lines = "".join(traceback.format_exception(err)).splitlines()
         if lines[-1] not in self._last_traceback:
             self.append(labelled(lines, name))
@@ -178,7 +178,7 @@ class OutputRecord:
         return self.folder / _FILE
 
     def read_state(self, pid: int) -> "ProcessState":
-        """The facts that a process has left behind; its name is empty if it has begun no record."""
+        """The facts that a process has recorded about itself; its name is empty if it has recorded none."""
         lines: list[str] = []
         with suppress(OSError):
             lines = self._state_file(pid).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -187,19 +187,19 @@ class OutputRecord:
         return ProcessState(name, int(parent), phases[-1] if phases else "", stack)
 
     def state_size(self, pid: int) -> int:
-        """How many bytes a process has left behind; `read_stacks` reads what it adds."""
+        """How many bytes a process has written about itself; `read_stacks` reads the bytes after them."""
         with suppress(OSError):
             return self._state_file(pid).stat().st_size
         return 0
 
     def read_stacks(self, pid: int, begin: int) -> list[str]:
-        """The lines that a process has written behind this byte of its facts."""
+        """The lines that a process has added to its facts after this byte."""
         with suppress(OSError):
             return self._state_file(pid).read_bytes()[begin:].decode("utf-8", "replace").splitlines()
         return []
 
     def begun_pids(self) -> list[int]:
-        """The processes that have begun a record; some may have ended."""
+        """Pids of the processes that have begun a record; some may have ended."""
         return [int(path.stem) for path in self.folder.glob("*.state")]
 
     def _state_file(self, pid: int) -> Path:
@@ -207,7 +207,7 @@ class OutputRecord:
 
 
 def _copy_writes(stream: Any, record: OutputRecord) -> None:
-    """Replaces the stream's method, as vLLM did for its prefixes: handlers of logs hold the stream."""
+    """Replaces the stream's `write`, not the stream, to which log handlers hold references."""
     below = getattr(stream, "below", stream)
     write: Callable[[str], int] = getattr(below.write, "without_record", below.write)
     is_terminal: Callable[[], bool] = getattr(stream, "isatty", bool)
@@ -220,7 +220,7 @@ def _copy_writes(stream: Any, record: OutputRecord) -> None:
 
 
 def _without_frames(text: str) -> str:
-    """The text, in which the first lines of a chain's last exception replace the chain."""
+    """The text, with the first lines of a chain's last exception in place of the whole chain."""
     shown: list[str] = []
     begin, prefix, num_message_lines = 0, "", -1
     for line in text.splitlines(keepends=True):
@@ -239,21 +239,21 @@ def _without_frames(text: str) -> str:
 
 
 def labelled(lines: Iterable[str], name: str, pid: int | None = None) -> str:
-    """The lines with vLLM's label of a process, or of this one."""
+    """The lines with vLLM's label of this process, or of the process `pid`."""
     return "".join(f"({name} pid={os.getpid() if pid is None else pid}) {line}\n" for line in lines)
 
 
 class ProcessEnds:
-    """Lives in a process that learns how others end; created before they start."""
+    """Records how other processes end; created before they start, in the process that waits for them."""
 
     def __init__(self, record: OutputRecord, *, are_forks: bool = False) -> None:
-        """With `are_forks`, this process has forked them after its imports."""
+        """`are_forks`: whether this process has forked them after its imports."""
         self._record = record
         self._are_forks = are_forks
         self._oom_watch = OomWatch()
 
     def add(self, pid: int, code: int) -> None:
-        """A process has ended with this exit code, or by the signal of this negative number."""
+        """Records that a process has ended with an exit code, or for a negative `code` by a signal."""
         state = self._record.read_state(pid)
         if code and state.name:
             self._record.append(labelled(self._describe(code, state), state.name, pid))
@@ -281,7 +281,7 @@ class ProcessEnds:
 
 
 def _is_ending(pid: int) -> bool:
-    """Whether a process has ended, or has begun to: the kernel closes its pipes before it reports its end."""
+    """Whether a process has ended or is about to: the kernel closes its pipes before it reports the end."""
     if not is_alive(pid):
         return True
     with closing(EndWatch(pid)) as watch:
@@ -289,14 +289,14 @@ def _is_ending(pid: int) -> bool:
 
 
 def _num_threads() -> int:
-    """The number of threads of this process, with the threads of compiled code."""
+    """The number of this process's threads, including threads of compiled code."""
     with suppress(OSError):
         return len(os.listdir("/proc/self/task"))  # noqa: PTH208
     return 1
 
 
 def frames_of(stack: Sequence[str], *begins: str) -> list[str]:
-    """The last stack of the thread that got a signal, in the order of a traceback.
+    """The last stack of the thread that got the signal, in the order of a traceback.
 
     With `begins`, the last stack whose first line begins with one of these texts.
     """

@@ -1,1 +1,1 @@
-"""Where the time of a start goes: `timeline` collects spans, `report` and `history` keep them."""
+"""Where the time of a start goes: `timeline` collects spans, `report` and `history` present and keep them."""

@@ -1,4 +1,4 @@
-"""Times of earlier starts, which are kept: the source of the ETA."""
+"""Keeps the times of earlier starts, from which the remaining time of a start is estimated."""
 
 import re
 import sys
@@ -16,7 +16,7 @@ _METADATA: Final = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)\.(dist-info|e
 
 
 class SpanTimes(NamedTuple):
-    """Seconds since the start began."""
+    """When a span began and ended, in seconds since the start began."""
 
     begin_s: float
     end_s: float
@@ -24,11 +24,11 @@ class SpanTimes(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StartRecord:
-    """Times are seconds; spans are named `process:phase`."""
+    """A finished start. Times are in seconds; spans are named `process:phase`."""
 
     total_s: float
     spans: Mapping[str, SpanTimes]
-    """When each span ran, including those beside the critical path."""
+    """When each span ran, including spans beside the critical path."""
 
     def __post_init__(self) -> None:
         if self.total_s < 0:
@@ -41,18 +41,18 @@ class StartRecord:
 
 @dataclass(frozen=True)
 class EarlierStarts:
-    """Starts with the same key, the oldest first; there is at least one."""
+    """Starts with the same key, oldest first; at least one."""
 
     records: tuple[StartRecord, ...]
 
     @cached_property
     def total_s(self) -> float:
-        """The median."""
+        """The median of the starts' total times, in seconds."""
         return _median(record.total_s for record in self.records)
 
     @cached_property
     def spans(self) -> Mapping[str, SpanTimes]:
-        """Medians over the starts that had the span."""
+        """The median times of each span, over the starts that had it."""
         names = {name for record in self.records for name in record.spans}
         return {name: _median_times([r.spans[name] for r in self.records if name in r.spans]) for name in names}
 
@@ -63,14 +63,14 @@ _RECORDS: Final = of_type(tuple[StartRecord, ...])
 def read_history(key: str) -> EarlierStarts | None:
     """The earlier starts with this key (`StartSubject.key`); None if none are kept.
 
-    The starts of an image's build count until there is one of the user's own.
+    Starts from the build of an image count until the user has one of their own.
     """
     records = _kept(key).read(_RECORDS)
     return EarlierStarts(records) if records else None
 
 
 def record_start(key: str, record: StartRecord) -> None:
-    """Adds a start to the starts with this key and keeps the newest; takes about a millisecond."""
+    """Adds a start to those with this key, and keeps only the newest; takes about a millisecond."""
     earlier = _kept(key).read(_RECORDS, is_own=True) or ()
     _kept(key).write([vars(each) for each in (*earlier, record)[-MAX_PER_KEY:]])
 
@@ -80,7 +80,7 @@ def _kept(key: str) -> Kept:
 
 
 def _median(values: Iterable[float]) -> float:
-    """The middle value, or the mean of the two in the middle; importing `statistics` takes 8 ms."""
+    """The middle value, or the mean of the two middle ones; importing `statistics` would take 8 ms."""
     ordered = sorted(values)
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
@@ -104,22 +104,22 @@ def _round(time_s: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class StartSubject:
-    """One start of any engine."""
+    """What a start, with any engine, is about."""
 
     model: str
     engine: str = "embedded"
     start_method: str
     packages: tuple[str, ...]
-    """Distributions whose versions influence the duration of the start."""
+    """Distributions whose versions influence the start's duration."""
     history_key: Callable[[Mapping[str, str]], str]
-    """Returns, for these versions, a name that comparable starts share."""
+    """Returns, for the versions of `packages`, a name that all comparable starts share."""
     report_file: Path | None = None
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of the packages that are installed; the first folder of `sys.path` that has one counts.
+    """The versions of those packages that are installed; of several versions, the first in `sys.path`.
 
-    From the names of metadata folders: reading the metadata takes 30 ms.
+    Read from the names of metadata folders: reading the metadata takes 30 ms.
     """
     wanted = {package.replace("-", "_").lower(): package for package in packages}
     found: dict[str, str] = {}

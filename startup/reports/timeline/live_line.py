@@ -11,7 +11,7 @@ _USUAL_WIDTH: Final = 80
 
 
 class LiveLine:
-    """Owns the last line of a terminal; may be used from any thread, also while another thread logs."""
+    """Owns the last line of a terminal. Any thread may use it, even while another thread logs."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -21,24 +21,24 @@ class LiveLine:
         os.register_at_fork(after_in_child=self._forget)
 
     def show(self, text: str) -> None:
-        """Replaces the line; text beyond the terminal's width is cut off."""
+        """Replaces the line; text that is wider than the terminal is cut off."""
         with self._lock:
             if self.is_on:
                 self._write(_ERASE + text[: self._width - 1])
                 self._is_shown = True
 
     def clear(self) -> None:
-        """Erases the line, so that other text can be written in its place."""
+        """Erases the line, so that other text can take its place."""
         with self._lock:
             self._clear()
 
     def close(self) -> None:
-        """Erases the line; later calls of `show` do nothing."""
+        """Erases the line for good: later calls of `show` do nothing."""
         self.clear()
         self.is_on = False
 
     def erase_for(self, handler: logging.Handler) -> None:
-        """Erases the line for each record of this handler, and shows none until the record is written."""
+        """Erases the line before each record of this handler; shows it again only after the record."""
         emit = handler.emit
 
         def erase_and_emit(record: logging.LogRecord) -> None:
@@ -54,7 +54,7 @@ class LiveLine:
             self._is_shown = False
 
     def _forget(self) -> None:
-        """In a forked process, whose threads that held the lock are gone, and whose parent owns the line."""
+        """Used in a forked process: threads that held the lock are gone, and the parent owns the line."""
         self._lock = RLock()
         self._is_shown = False
 
@@ -66,7 +66,7 @@ class LiveLine:
             return _USUAL_WIDTH
 
     def _write(self, text: str) -> None:
-        """A terminal that was closed switches the line off."""
+        """Writes to the terminal; if the terminal was closed, switches the line off."""
         try:
             self._stream.write(text)
             self._stream.flush()
@@ -75,6 +75,6 @@ class LiveLine:
 
 
 def draw_bar(progress: float) -> str:
-    """`[#####---------------]  25 %`"""
+    """For example `[#####---------------]  25 %`."""
     full = round(progress * _BAR_WIDTH)
     return f"[{'#' * full}{'-' * (_BAR_WIDTH - full)}] {progress:4.0%}"

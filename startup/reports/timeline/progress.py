@@ -1,6 +1,6 @@
 """Progress of a start: its phase and, from earlier starts, the completed share and the remaining time.
 
-Shown on one line of the terminal or, without one, in the log.
+A terminal shows the progress on one line; without a terminal, the log shows it.
 """
 
 import logging
@@ -19,11 +19,11 @@ from startup.reports.timeline.timeline import PhaseTimeline
 logger = logging.getLogger(__name__)
 
 _MAX_WHILE_RUNNING: Final = 0.99
-"""Upper limit while the start is running, however long it takes."""
+"""Largest share while the start is running, however long it takes."""
 _BETWEEN_PHASES: Final = "starting"
 READY: Final = "ready"
 LONG_PHASE_S: Final = 2.0
-"""The log has one line for each phase that takes longer, written while it runs."""
+"""Seconds; a phase that takes longer gets a line in the log while it runs."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class StartProgress:
     eta_s: float | None
     """Remaining seconds; None without earlier starts."""
     detail: str = ""
-    """Progress of the phase itself, if it reports any."""
+    """The phase's own progress, if it reports any."""
 
     def to_dict(self) -> dict[str, Any]:
         """The members of a 503 body."""
@@ -66,15 +66,15 @@ class StartProgress:
 
 
 class ProgressMeter:
-    """Computes the progress from the timeline; may be read on any thread and in a forked process."""
+    """Computes the progress from the timeline; any thread and any forked process may read it."""
 
     def __init__(self, timeline: PhaseTimeline) -> None:
         self._timeline = timeline
         self._earlier: EarlierStarts | None = None
         self.detail = ""
-        """Progress of the current phase as text; the code that sets it also clears it."""
+        """The current phase's progress as text; the code that sets it also removes it."""
         self.added_s = 0.0
-        """Seconds that this start takes longer than earlier ones, because these did not compile."""
+        """Seconds that this start takes longer than earlier ones, because it compiles and they did not."""
         self._highest = _HighestShare()
 
     def expect(self, earlier: EarlierStarts | None) -> None:
@@ -113,7 +113,7 @@ class LiveProgress:
     def __init__(
         self, meter: ProgressMeter, log_note: str = "", *, only_logs: bool = False, long_phase_s: float = LONG_PHASE_S
     ) -> None:
-        """`log_note` ends the first line that is logged. With `only_logs`, a terminal is not used."""
+        """`log_note` ends the first line that is logged. With `only_logs`, no terminal is used."""
         self._meter = meter
         self._line = LiveLine(sys.stderr)
         self._is_live = self._line.is_on and not only_logs
@@ -133,13 +133,13 @@ class LiveProgress:
         self.close()
 
     def close(self) -> None:
-        """Erases the line; nothing is logged from now on."""
+        """Erases the line; nothing is shown or logged from now on."""
         self._stop.set()
         self._thread.join()
         self._line.close()
 
     def erase(self) -> None:
-        """The same in a signal's handler, which must not wait for the thread."""
+        """Like `close`, for a signal's handler, which must not wait for the thread."""
         self._stop.set()
         self._line.close()
 
@@ -164,8 +164,8 @@ class LiveProgress:
 class _HighestShare:
     """The highest share reported so far, by this process or by the responder, which is forked from it.
 
-    Clients of the responder become clients of this process. Each process writes only its own number in the
-    shared memory, so that no update is lost.
+    Clients of the responder later become clients of this process. Each process writes only its own number to
+    the shared memory, so that no update is lost.
     """
 
     def __init__(self) -> None:

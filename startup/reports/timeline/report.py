@@ -15,7 +15,7 @@ SCHEMA_VERSION: Final = 1
 
 _BAR_WIDTH: Final = 24
 _MIN_SHARE: Final = 0.01
-"""Spans beside the critical path with a smaller share of the total are left out."""
+"""Spans beside the critical path are left out if their share of the total is smaller."""
 _FACTS: Final = ("outcome", "error", "model", "start_method", "versions", "page_cache", "compiled_model")
 _HEADER: Final = "     at s   took s  share  process     phase"
 
@@ -24,7 +24,7 @@ Outcome = Literal["starting", "ready", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class PageCacheFacts:
-    """How much of the weights was in the page cache when the start began."""
+    """How many bytes of the weights were in the page cache when the start began."""
 
     total_bytes: int
     resident_bytes: int
@@ -36,7 +36,7 @@ class PageCacheFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class StartFacts:
-    """Facts about a start that are not in the timeline."""
+    """Facts about a start besides its timeline."""
 
     model: str
     start_method: str
@@ -44,9 +44,9 @@ class StartFacts:
     page_cache: PageCacheFacts | None = None
     outcome: Outcome = "ready"
     error: str | None = None
-    """Why it failed."""
+    """Why the start failed; None if it did not fail."""
     compiled_model: Mapping[str, Any] | None = None
-    """Whether vLLM loads or compiles its model, and why; None if that is not known."""
+    """Whether vLLM loads or compiles its model, and why; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,33 +54,33 @@ class _Times:
     """When everything happened, in seconds since the kernel started the API process."""
 
     created_at: str
-    """ISO 8601, UTC."""
+    """Time of the report: ISO 8601, UTC."""
     total_s: float
     critical_path: tuple[Stretch, ...]
-    """Adjoining stretches from 0 to `total_s`."""
+    """Stretches without gaps, from 0 to `total_s`."""
     spans: tuple[Stretch, ...]
-    """All recorded spans, in order of begin; they overlap."""
+    """All recorded spans in the order of their begin; they may overlap."""
     marks: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartReport(_Times):
-    """One start."""
+    """The report of one start: facts and times."""
 
     facts: StartFacts
 
     @property
     def phases(self) -> list[PhaseTotal]:
-        """The critical path added up by phase."""
+        """The critical path, summed up by phase."""
         return sum_phases(self.critical_path)
 
     @property
     def explained_share(self) -> float:
-        """The share of the start that spans explain, 0 to 1."""
+        """The share of the start that spans cover, 0 to 1."""
         return 1.0 - sum(phase.share for phase in self.phases if phase.name == UNEXPLAINED)
 
     def table(self) -> str:
-        """One line per phase in order of begin: begin, duration, share of the start, process, name."""
+        """A line for each phase, in the order of begin: begin, duration, share, process, name."""
         return format_phases(self.critical_path, [span for span in self.spans if span.waits_for is None])
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,12 +100,12 @@ class StartReport(_Times):
         }
 
     def to_json(self) -> str:
-        """Indented, with a line break at the end."""
+        """The report as indented JSON, with a line break at the end."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
 def build_report(timeline: PhaseTimeline, facts: StartFacts) -> StartReport:
-    """The report of the start so far, or of the whole start once the timeline is finished."""
+    """The report of the start so far; once the timeline is finished, of the whole start."""
     spans = sorted(timeline.spans_so_far, key=lambda span: (span.begin_ns, -span.end_ns))
     path = timeline.critical_path
     return StartReport(
@@ -129,7 +129,7 @@ class _Schema:
 
 
 def read_report(text: str) -> StartReport:
-    """The report that `StartReport.to_json` wrote; unknown members are ignored.
+    """Reads a report that `StartReport.to_json` has written; ignores unknown members.
 
     Raises:
         ReportError: names the invalid member, as the file may have been edited.

@@ -1,4 +1,4 @@
-"""Phases of a start: spans on the clock that all processes share, and in seconds since the start began."""
+"""Phases of a start: as spans on the clock that all processes share, and in seconds since the start began."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 API: Final = "api"
-"""The process that the user started; all others are its children."""
+"""The process that the user started; all other processes are its children."""
 
 FORKSERVER: Final = "forkserver"
 """The process that forks engine and workers after it has imported their modules."""
@@ -16,13 +16,13 @@ BACKGROUND: Final = frozenset({"prefetch"})
 """Processes that no other process waits for."""
 
 UNEXPLAINED: Final = "unexplained"
-"""Name of the time that no span covers."""
+"""The name for time that no span covers."""
 
 _SHORT_GAP_NS: Final = 200_000
-"""A shorter gap is the time between ending one span and beginning the next; it belongs to the former."""
+"""A shorter gap is only the time between ending a span and beginning the next; the first span gets it."""
 
 _START_TIME_NS: Final = 20_000_000
-"""The kernel counts the start of a process in ticks of 10 ms, from which its first span begins."""
+"""A process's first span may begin this early: the kernel counts the start of processes in ticks of 10 ms."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class Phase:
 
     @property
     def key(self) -> str:
-        """The phase's name across processes and starts."""
+        """The phase's name: the same in all starts, and different from other processes' phases."""
         return f"{self.process}:{self.name}"
 
 
 @dataclass(frozen=True)
 class PhaseSpan(Phase):
-    """One phase in one process, in monotonic nanoseconds."""
+    """A phase that ran in one process, in monotonic nanoseconds."""
 
     begin_ns: int
     end_ns: int
     waits_for: str | None = None
-    """The process that this span only waits for."""
+    """The process that this span only waits for; None if the span is work."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Stretch(Phase):
     begin_s: float
     end_s: float
     waits_for: str | None = None
-    """The process that this span only waits for."""
+    """The process that this span only waits for; None if the span is work."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.begin_s <= self.end_s:
@@ -69,7 +69,7 @@ class Stretch(Phase):
 
 @dataclass(frozen=True)
 class PhaseTotal(Phase):
-    """The sum of all stretches of a phase."""
+    """The sum of a phase's stretches."""
 
     begin_s: float
     took_s: float
@@ -91,7 +91,7 @@ def sum_phases(path: Sequence[Stretch]) -> list[PhaseTotal]:
 
 
 def find_critical_path(spans: Iterable[PhaseSpan], *, begin_ns: int, end_ns: int) -> list[PhaseSpan]:
-    """Adjoining spans from `begin_ns` to `end_ns`, in order of time; gaps are named `unexplained`."""
+    """Spans without gaps from `begin_ns` to `end_ns`, in order of time; gaps become `unexplained` spans."""
     walk = _Walk(_build_lanes(spans, begin_ns, end_ns), begin_ns, end_ns)
     while walk.time_ns > begin_ns:
         walk.step()
@@ -99,7 +99,7 @@ def find_critical_path(spans: Iterable[PhaseSpan], *, begin_ns: int, end_ns: int
 
 
 class _Segment(NamedTuple):
-    """The part of a span in which no inner span of the same process runs."""
+    """A part of a span during which no inner span of the same process runs."""
 
     begin_ns: int
     end_ns: int
@@ -123,13 +123,13 @@ class _Lane:
         return self.segments[index - 1] if index else None
 
     def last_finished_before(self, time_ns: int, *, except_waits_for: str) -> _Segment | None:
-        """The last segment that ended by a time, without segments that waited for the given process."""
+        """The last segment that ended before a time, leaving out segments that wait for the given process."""
         over = (s for s in reversed(self.segments) if s.end_ns <= time_ns and s.span.waits_for != except_waits_for)
         return next(over, None)
 
 
 class _Walk:
-    """Position on the way back: a time, and the process that the start waited for at that time."""
+    """Goes back in time along the critical path: a time, and the process that the start waited for then."""
 
     def __init__(self, lanes: dict[str, _Lane], begin_ns: int, end_ns: int) -> None:
         self._lanes = lanes
@@ -137,11 +137,11 @@ class _Walk:
         self.time_ns = end_ns
         self._process = API
         self._seen_now: set[str] = set()
-        """Processes visited at this time, so that two that wait for each other do not loop for ever."""
+        """Processes visited at this time, so that two that wait for each other cause no endless loop."""
         self.pieces: list[PhaseSpan] = []
 
     def step(self) -> None:
-        """Explains some time, or changes to another process."""
+        """Explains a piece of time, or changes to another process."""
         lane = self._lanes.get(self._process)
         segment = lane.last_before(self.time_ns) if lane else None
         if segment is None:
@@ -152,9 +152,9 @@ class _Walk:
             self._follow(segment)
 
     def _leave_first_span(self) -> None:
-        """Before its first span a process did not exist: the path continues in its parent (API).
+        """Before its first span a process did not exist: the path goes on in its parent, the API process.
 
-        A process that API requested early, while it went on working, began once the forkserver had finished.
+        If API went on working after an early request, the process began once the forkserver had finished.
         """
         if self._process != FORKSERVER and (before := self._forked_after()) is not None:
             if before.end_ns < self.time_ns:
@@ -191,7 +191,7 @@ class _Walk:
             self._find_cause(before.end_ns)
 
     def _explain_api_gap(self, gap_begin_ns: int) -> None:
-        """A gap in the API process is explained by the work of another process during the gap, if any."""
+        """Explains a gap in API by the work of another process during the gap, if there is any."""
         busy = {name: found for name in self._lanes if (found := self._busy_after(name, gap_begin_ns))}
         working = [name for name in sorted(busy) if name != API and busy[name].span.waits_for is None]
         if not working:
@@ -204,7 +204,7 @@ class _Walk:
         self._explain(segment.span.name, latest, max(segment.begin_ns, gap_begin_ns))
 
     def _find_cause(self, gap_begin_ns: int) -> None:
-        """A gap in a child: it waited for the work that the API process finished during the gap, if any."""
+        """Explains a gap in a child: it waited for work that API finished during the gap, if there is any."""
         api = self._lanes.get(API)
         finished = api.last_finished_before(self.time_ns, except_waits_for=self._process) if api else None
         if finished is None or finished.end_ns <= gap_begin_ns:

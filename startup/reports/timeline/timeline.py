@@ -14,7 +14,7 @@ _NS = 1_000_000_000
 
 
 class PhaseTimeline:
-    """Collects spans in monotonic nanoseconds; the API process owns it and adds the spans of other processes.
+    """Collects spans in monotonic nanoseconds. The API process owns it and adds the other processes' spans.
 
     One thread writes; any thread may read while the start is running.
     """
@@ -27,12 +27,12 @@ class PhaseTimeline:
         self.end_ns: int | None = None
         """The end of the start; None while it is running."""
         self.on_change: Callable[[], None] = lambda: None
-        """Called after every change, on the thread that made it."""
+        """Called after every change, on the thread that made the change."""
         self._open: tuple[PhaseSpan, ...] = ()
 
     @classmethod
     def from_process_start(cls) -> "PhaseTimeline":
-        """A timeline from the start of the process that the user started: it includes the interpreter's."""
+        """A timeline that begins with the process that the user started, and so with the interpreter."""
         now = time.monotonic_ns()
         warm = start_origin.warm
         if warm is None:
@@ -47,7 +47,7 @@ class PhaseTimeline:
 
     @contextmanager
     def span(self, name: str, *, waits_for: str | None = None) -> Iterator[None]:
-        """Records the block as a span, even if it raises; it may only wait for the process `waits_for`."""
+        """Records the block as a span, even if it raises; the block may only wait for another process."""
         begin = time.monotonic_ns()
         opened = PhaseSpan(API, name, begin, begin, waits_for)
         self._open = (*self._open, opened)
@@ -60,10 +60,10 @@ class PhaseTimeline:
             self.on_change()
 
     def add(self, process: str, spans: Iterable[tuple[str, int, int]]) -> None:
-        """Adds finished spans of a process of this machine.
+        """Adds finished spans of a process on this machine.
 
-        A name of the form `forkserver:preload_imports` contains its process: an engine process also reports
-        the spans of the forkserver that it was forked from.
+        A name such as `forkserver:preload_imports` contains its process: an engine process also reports the
+        spans of the forkserver that has forked it.
         """
         for name, begin_ns, end_ns in spans:
             owner, _, phase = name.rpartition(":")
@@ -76,12 +76,12 @@ class PhaseTimeline:
         self.on_change()
 
     def mark(self, name: str) -> None:
-        """Records this moment under a name; only the first call with a name counts."""
+        """Records this moment under a name; a second call with the name has no effect."""
         self.marks.setdefault(name, time.monotonic_ns())
         self.on_change()
 
     def finish(self) -> None:
-        """Ends the timeline, whether the start succeeded or failed."""
+        """Ends the timeline, both after a success and after a failure."""
         self.end_ns = self.end_ns or time.monotonic_ns()
         self.on_change()
 
@@ -95,7 +95,7 @@ class PhaseTimeline:
         }
 
     def copy_from(self, content: dict[str, Any]) -> None:
-        """Makes this a copy of the timeline that returned `content`; all processes share the clock."""
+        """Copies the content of another process's timeline; all processes share the clock."""
         self.spans = [PhaseSpan(*fields) for fields in content["spans"]]
         self._open = tuple(PhaseSpan(*fields) for fields in content["open"])
         self.marks = content["marks"]
@@ -103,19 +103,19 @@ class PhaseTimeline:
 
     @property
     def running(self) -> PhaseSpan | None:
-        """The current phase, as a span without its end; None between two phases."""
+        """The current phase, as a span whose end is not set; None between two phases."""
         return self._open[-1] if self._open else None
 
     @property
     def spans_so_far(self) -> list[PhaseSpan]:
-        """The finished spans and, while the start is running, the open ones as if they ended now."""
+        """The finished spans, and open ones as if they ended now."""
         now = time.monotonic_ns()
         running = [] if self.end_ns else self._open
         return [*self.spans, *(replace(span, end_ns=now) for span in running)]
 
     @property
     def critical_path(self) -> list[PhaseSpan]:
-        """The critical path from the origin to the end of the start, or until now: adjoining spans."""
+        """The critical path from the origin to the end of the start, or until now, without gaps."""
         end_ns = self.end_ns or time.monotonic_ns()
         return find_critical_path(self.spans_so_far, begin_ns=self.origin_ns, end_ns=end_ns)
 

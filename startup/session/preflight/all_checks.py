@@ -1,6 +1,6 @@
 """Runs all checks, so that all faults of a start are reported at once, before heavy imports.
 
-Imports only the standard library and msgspec, but for `asks_hub`.
+Imports only the standard library and msgspec, except with `asks_hub`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -43,35 +43,35 @@ from startup.session.preflight.resources import (
 
 @dataclass(frozen=True, kw_only=True)
 class PreflightOptions:
-    """The checks' assumptions about the machine; by default they examine the machine itself."""
+    """What the checks assume about the machine; by default they examine the machine itself."""
 
     is_listening: bool = False
-    """Whether the launcher listens already, so that the address needs no check."""
+    """Whether the launcher listens already; if so, the address needs no check."""
     file_plan: FilePlan | None = None
-    """Where the model is, if that is known."""
+    """Where the model's files are; None if that is not known yet."""
     memory: MemoryState | None = None
-    """None reads it from the kernel."""
+    """The memory of the machine; None reads it from the kernel."""
     shm: Path = SHM
     asks_hub: bool = False
-    """Whether the hub is asked about a download; if False, the download itself reports the hub's answer."""
+    """Whether the checks ask the hub about a download; if not, the download reports the hub's answer."""
 
 
 def run_preflight(config: StartupConfig, *, options: PreflightOptions | None = None) -> PreflightReport:
-    """Reports every fault at once; never raises for a fault."""
+    """Reports every fault at once; never raises an exception for a fault."""
     return run_checks(_Preflight(config, options or PreflightOptions()).checks())
 
 
 def download_checks(
     places: Callable[[], Iterable[ModelPlace]], token: str | None, options: PreflightOptions
 ) -> Iterator[CheckGroup]:
-    """Checks what is to be downloaded, of either engine: its room, and whether the hub gives it."""
+    """Checks a download of either engine: whether the disk has room, and whether the hub provides it."""
     yield "disk", lambda: chain.from_iterable(map(check_disk, places()))
     if options.asks_hub:
         yield "hub", lambda: chain.from_iterable(check_hub(place, token) for place in places())
 
 
 def _check_environment() -> Iterator[Finding]:
-    """Reports wrong values, misspelt names, and variables that only vLLM reads."""
+    """Reports variables with wrong values, misspelt names, and variables that only vLLM reads."""
     for err in validate_all():
         yield error("environment", str(err))
     for unknown in unknown_variables():
@@ -82,7 +82,7 @@ def _check_environment() -> Iterator[Finding]:
 
 
 def is_importable(module: str) -> bool:
-    """Whether the module is found; imports the packages that it lies in, but not itself."""
+    """Whether the module can be found; imports the packages that contain it, but not the module."""
     try:
         return find_spec(module) is not None
     except (ImportError, ValueError):
@@ -90,7 +90,7 @@ def is_importable(module: str) -> bool:
 
 
 class _Preflight:
-    """One run; caches what several checks need."""
+    """One run of the preflight; keeps what several checks need."""
 
     def __init__(self, config: StartupConfig, options: PreflightOptions) -> None:
         self._config = config
@@ -150,7 +150,7 @@ class _Preflight:
             return
         if self._model.is_local:
             yield from self._checkpoint.findings
-        else:  # missing files will be downloaded, but a broken file will not be downloaded again
+        else:  # a download replaces missing files, but not a broken one
             yield from (finding for finding in self._checkpoint.findings if finding.check in CONTENT_CHECKS)
         if self._model.kind != "folder":
             yield from snapshot_findings(self._checkpoint.folder, will_download=not self._model.is_local)
@@ -171,7 +171,7 @@ class _Preflight:
             yield error("generation_config", f"--generation-config {source}: {problem}")
 
     def _check_adapters(self) -> Iterator[Finding]:
-        """Without a folder, an adapter may be a name on the hub, which only vLLM downloads."""
+        """Checks adapters. One without a folder may be a name on the hub, which only vLLM downloads."""
         for module in self._config.server.lora_modules:
             folder = Path(self._config.server.lora_adapter_root or ".", expand_home(module.path))
             problem = adapter_problem(folder) if folder.is_dir() else f"there is no folder {folder}"

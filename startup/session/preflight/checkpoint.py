@@ -1,4 +1,4 @@
-"""Checks the files of a model's folder by names, headers and small JSON files; does not read the weights."""
+"""Checks the files in a model's folder by names, headers and small JSON files; does not read the weights."""
 
 import math
 from collections.abc import Iterator
@@ -20,31 +20,31 @@ _JSON_FILES: Final = (
     "vocab.json",
     "preprocessor_config.json",
 )
-"""Optional files beside config.json and the index; transformers reads them if they exist."""
+"""Optional files beside config.json and the index; transformers reads all that exist."""
 _BINARY_TOKENIZERS: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 CONTENT_CHECKS: Final = ("weights", "lfs")
-"""Checks of existing files; the others are about missing files."""
+"""Checks of files that exist; the other checks are about missing files."""
 
 _UNREADABLE: Final = "cannot be read"
 _ZIP_MAGIC: Final = b"PK\x03\x04"
 _PICKLE_MAGIC: Final = b"\x80"
 _LENGTH_BYTES: Final = 8
 _OTHER_MATRICES: Final = ("emb", "wte", "wpe", ".experts.", "norm", "conv", "vision", "visual")
-"""In names of matrices that are not the weights of linear layers which compute tokens."""
+"""Parts of names of matrices that are not weights of linear layers for tokens."""
 _MAX_HEADER_BYTES: Final = 100_000_000
 """The longest header that the safetensors library accepts."""
 
 
 class TensorEntry(NamedTuple):
-    """The header's entry for one tensor."""
+    """A tensor's entry in the header."""
 
     dtype: str
     num_elements: int
     begin: int
     end: int
     is_linear: bool = False
-    """Whether it is the weight of a linear layer, by its name and dimensions."""
+    """Whether it is the weight of a linear layer, judging by its name and dimensions."""
 
     @property
     def num_bytes(self) -> int:
@@ -52,7 +52,7 @@ class TensorEntry(NamedTuple):
 
 
 class SafetensorsFile(NamedTuple):
-    """A file's tensors by name, and its faults, by its header alone."""
+    """What a file's header shows: the tensors by name, and the file's faults."""
 
     path: Path
     tensors: dict[str, TensorEntry]
@@ -67,14 +67,14 @@ class Checkpoint(NamedTuple):
     """The content of config.json; empty if it is missing or broken."""
     weights: WeightFiles
     tensors: tuple[TensorEntry, ...]
-    """The tensors of all safetensors files with a readable header."""
+    """The tensors of all safetensors files whose header could be read."""
     weight_bytes: int
     """Size of the weights on disk."""
     findings: tuple[Finding, ...]
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Reads and checks the folder. Never raises, because faults are findings."""
+    """Reads and checks the folder; faults become findings, so it never raises."""
     try:
         weights = find_weight_files(folder)
     except OSError as err:
@@ -104,7 +104,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def small_file_findings(folder: Path) -> Iterator[Finding]:
-    """Checks the small files that tokenizer and generation read."""
+    """Checks the small files that the tokenizer and generation need."""
     for name in _JSON_FILES:
         if (folder / name).exists() and (problem := json_problem(folder / name)):
             yield error("json", problem)
@@ -139,10 +139,10 @@ def _content_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Ite
 
 
 def _torch_file_problem(path: Path) -> str | None:
-    """The fault of a `.bin` file, which is not unpickled.
+    """The fault of a `.bin` file, which is not unpickled; None if it looks sound.
 
-    Since PyTorch 1.6 it is a zip archive with its directory at the end. An older file is a bare pickle: only
-    its beginning can be checked.
+    Since PyTorch 1.6 the file is a zip archive with its directory at the end. An older file is a bare pickle:
+    only its beginning can be checked.
     """
     import zipfile  # noqa: PLC0415 - only for these files
 
@@ -170,7 +170,7 @@ def _broken(path: Path, problem: str) -> Finding:
 
 
 def _index_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Iterator[Finding]:
-    """Reports tensors that the index lists in a shard whose header does not contain them."""
+    """Reports tensors that the index assigns to a shard whose header does not have them."""
     held = {file.path.name: file.tensors for file in files if file.tensors}
     lost: dict[str, list[str]] = {}
     for tensor, shard in weights.shard_of.items():
@@ -202,7 +202,7 @@ def read_safetensors(path: Path) -> SafetensorsFile:
 
 
 class _HeaderError(ValueError):
-    """The header is invalid, so that nothing more can be checked."""
+    """The header is invalid, so nothing more can be checked."""
 
 
 def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:

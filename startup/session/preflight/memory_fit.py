@@ -1,4 +1,4 @@
-"""Checks that weights, KV cache of one sequence and program fit into memory, by config.json and headers."""
+"""Checks by config.json and headers whether weights, one sequence's KV cache and program fit into memory."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +14,7 @@ from startup.session.preflight.checkpoint import Checkpoint
 from startup.session.preflight.report import Finding, Severity, error, warning
 
 PROGRAM_BYTES: Final = 500 << 20
-"""Anonymous memory of all processes with torch and transformers imported: 260 MB measured in the engine."""
+"""Memory of all processes with torch and transformers imported; 260 MB were measured in the engine."""
 LENGTH_KEYS: Final = (
     "max_position_embeddings",
     "n_positions",
@@ -27,7 +27,7 @@ _DEFAULT_LENGTH: Final = 2048
 _ITEM_BYTES: Final = {"float64": 8, "float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 _SAME: Final = {"half": "float16", "float": "float32"}
 _CONVERTED: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Types in the checkpoint that are converted to the configured type; quantized weights are not converted."""
+"""Types of the checkpoint that are converted to the configured type; quantized weights are not."""
 
 
 class ModelShape(NamedTuple):
@@ -35,21 +35,21 @@ class ModelShape(NamedTuple):
 
     dtype: str
     weight_bytes: int
-    """Bytes of the weights in memory, after conversion and quantization."""
+    """Size of the weights in memory, after conversion and quantization."""
     loading_bytes: int
-    """The most of them at any moment: layers of another type are all converted before they are quantized."""
+    """Most bytes at any moment while they load: layers of another type are converted, then quantized."""
     kv_bytes_per_token: int
-    """Keys and values of all layers; 0 if config.json lacks them, and for a model without a KV cache."""
+    """Size of one token's keys and values in all layers; 0 if unknown, and for a model without a KV cache."""
     own_max_len: int | None
-    """The longest sequence that the model supports; None if config.json does not give it."""
+    """The model's own limit for a sequence, in tokens; None if config.json does not give it."""
 
     def sequence_tokens(self, wanted: int | None) -> int:
-        """The longest sequence that would be served."""
+        """The longest sequence that would be served, in tokens."""
         return wanted or self.own_max_len or _DEFAULT_LENGTH
 
 
 def loaded_bytes(checkpoint: Checkpoint, dtype: str, *, is_int8: bool = False) -> int:
-    """Bytes of the weights in memory after conversion; `auto` is the checkpoint's own type."""
+    """Bytes of the weights in memory after conversion; `auto` stands for the checkpoint's own type."""
     text = _text_config(checkpoint.config)
     own = dtype if dtype != "auto" else _own_dtype(checkpoint, text)
     num_bytes = _weight_bytes(checkpoint, _ITEM_BYTES.get(own, 2))
@@ -57,7 +57,7 @@ def loaded_bytes(checkpoint: Checkpoint, dtype: str, *, is_int8: bool = False) -
 
 
 def read_model_shape(checkpoint: Checkpoint, config: EngineConfig) -> ModelShape:
-    """The sizes for the checks of memory; weights and KV cache depend on `config.dtype`."""
+    """The sizes for the memory checks; those of weights and KV cache depend on `config.dtype`."""
     text = _text_config({**checkpoint.config, **config.hf_overrides})
     dtype = config.dtype if config.dtype != "auto" else _own_dtype(checkpoint, text)
     item_bytes = _ITEM_BYTES.get(dtype, 2)
@@ -80,7 +80,7 @@ def read_model_shape(checkpoint: Checkpoint, config: EngineConfig) -> ModelShape
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with the language model's part of a multimodal model merged in."""
+    """The configuration, with the part for the language model of a multimodal model merged into it."""
     nested = config.get("text_config")
     return {**config, **nested} if isinstance(nested, dict) else config
 
@@ -106,7 +106,7 @@ def _weight_bytes(checkpoint: Checkpoint, item_bytes: int) -> int:
 
 
 def _saved_bytes(checkpoint: Checkpoint, text: dict[str, Any], item_bytes: int) -> int:
-    """The memory saved by linear layers in int8; a head that shares the embedding's weight needs a copy."""
+    """Bytes saved by int8 in linear layers; a head that shares the embedding's weight needs a copy."""
     linear = sum(tensor.num_elements for tensor in checkpoint.tensors if tensor.is_linear)
     has_shared_head = text.get("tie_word_embeddings", False)
     head = _count(text, "vocab_size") * _count(text, "hidden_size", "n_embd", "d_model") if has_shared_head else 0
@@ -114,7 +114,7 @@ def _saved_bytes(checkpoint: Checkpoint, text: dict[str, Any], item_bytes: int) 
 
 
 def _kv_elements(text: dict[str, Any]) -> int:
-    """Number of elements in the keys and values of one token in all layers."""
+    """Number of elements of one token's keys and values, in all layers."""
     num_layers = _count(text, "num_hidden_layers", "n_layer", "num_layers")
     num_heads = _count(text, "num_attention_heads", "n_head", "num_heads")
     hidden_size = _count(text, "hidden_size", "n_embd", "d_model")
@@ -124,13 +124,13 @@ def _kv_elements(text: dict[str, Any]) -> int:
 
 
 def _count(text: dict[str, Any], *keys: str) -> int:
-    """The first positive number under these keys; 0 if there is none."""
+    """The first positive number among the values of these keys; 0 if there is none."""
     return next((text[key] for key in keys if isinstance(text.get(key), int) and text[key] > 0), 0)
 
 
 def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | None) -> Iterator[Finding]:
-    """Reports faults with their numbers and the flags that help."""
-    if expects_gpu():  # it has its own memory, which the engine checks before it loads the model
+    """Reports memory faults, with their numbers and the flags that help."""
+    if expects_gpu():  # a GPU has its own memory, which the engine checks before it loads the model
         memory = None
     wanted, own = config.max_model_len, shape.own_max_len
     if wanted is not None and own is not None and wanted > own and not config.allow_long_max_model_len:
@@ -142,14 +142,14 @@ def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | 
             + ("" if most == own else ", for which there is room")
             + f"; with {env.VLLM_ALLOW_LONG_MAX_MODEL_LEN.name}=1 a model with RoPE takes more",
         )
-        config = replace(config, max_model_len=most)  # other faults are reported as if this was given
+        config = replace(config, max_model_len=most)  # other faults are reported as if this had been given
     yield from _check_cache_size(shape, config)
     if memory is not None:
         yield from _check_fit(shape, config, memory)
 
 
 def _longest(own: int, shape: ModelShape, config: EngineConfig, memory: MemoryState | None) -> int:
-    """The longest sequence that there is room for; the model's own limit if there is room for none."""
+    """The longest sequence that fits into memory; the model's own limit if there is room for none."""
     sizes = [config.kv_cache_memory_bytes, _room(shape, memory) if memory is not None else None]
     fitting = [size // shape.kv_bytes_per_token for size in sizes if size is not None and shape.kv_bytes_per_token]
     return min([own, *(number for number in fitting if number > 0)])
@@ -228,5 +228,5 @@ def _advice(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> str
 
 
 def _room(shape: ModelShape, memory: MemoryState) -> int:
-    """Bytes for the KV cache."""
+    """Bytes that are left for the KV cache."""
     return memory.available_bytes - shape.weight_bytes - PROGRAM_BYTES

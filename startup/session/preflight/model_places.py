@@ -22,13 +22,13 @@ from startup.files.model.model_place import (
 from startup.session.preflight.report import Finding, error, info, warning
 
 _QUANTIZED: Final = re.compile(r"[\w.-]+/[\w.-]+:\w+")
-"""A name by which llama.cpp loads from the hub: repository and quantization."""
+"""A name in llama.cpp's form for models on the hub: repository and quantization."""
 
 
 def check_model_place(place: ModelPlace) -> Iterator[Finding]:
     """Reports a name that is neither a folder nor on the hub, and a download that offline mode forbids.
 
-    vLLM starts with a part of a model in the hub's cache.
+    A model that is only in part in the hub's cache is no error with vLLM, which starts with it.
     """
     option = "--tokenizer" if place.is_tokenizer else "MODEL"
     is_vllm = place.wanted.engine == "vllm"
@@ -48,13 +48,13 @@ def check_model_place(place: ModelPlace) -> Iterator[Finding]:
 
 
 def _is_cached(place: ModelPlace) -> bool:
-    """Whether any part of it is cached: in vLLM's folder for downloads, or in the hub's."""
+    """Whether any part of the model is cached, in vLLM's download folder or in the hub's cache."""
     folder = place.folder or find_snapshot(place.name, revision=place.revision, cache_dir=env.HF_HUB_CACHE.get())
     return folder is not None
 
 
 def snapshot_findings(snapshot: Path, *, will_download: bool) -> Iterator[Finding]:
-    """Faults of a cached snapshot; only information if a download will fix them."""
+    """Reports faults of a cached snapshot; a fault that a download will fix is only information."""
     report = info if will_download else error
     if links := dangling_links(snapshot):
         advice = "they are downloaded now" if will_download else "download the model again"
@@ -62,9 +62,9 @@ def snapshot_findings(snapshot: Path, *, will_download: bool) -> Iterator[Findin
 
 
 def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:
-    """Sends a download's first requests: for the list of files, and for the first file, which may be gated.
+    """Sends a download's first requests: the list of files, and the first file, which may be gated.
 
-    vLLM's own client may succeed where these requests have no answer.
+    A failed request is only a warning, because vLLM's own client may succeed.
     """
     from startup.files.download.hub_client import (  # noqa: PLC0415 - no start needs it
         FileAddress,

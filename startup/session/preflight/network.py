@@ -1,4 +1,4 @@
-"""Checks the address to listen on, API keys and TLS files in the way in which the server will use them."""
+"""Checks the address to listen on, API keys and TLS files, in the way in which the server will use them."""
 
 import os
 import stat
@@ -17,9 +17,9 @@ from startup.session.preflight.report import Finding, error, info, warning
 _MAX_PATH_BYTES: Final = 107
 """Longest path of a UNIX socket (unix(7))."""
 _MAX_CHARACTERS: Final = 120
-"""The longest command line in a message."""
+"""Most characters of a command line in a message."""
 _HOLDING: Final = ("LISTEN", "NONE")
-"""psutil's states of sockets that listen: TCP's, and `NONE` for UNIX sockets, whose state is unknown."""
+"""psutil's states of listening sockets: `LISTEN` for TCP, `NONE` (unknown) for UNIX sockets."""
 
 
 def check_address(config: NetworkConfig) -> Iterator[Finding]:
@@ -69,19 +69,19 @@ def _check_uds(path: Path) -> Iterator[Finding]:
 
 
 def _holders(kind: str, is_wanted: Callable[[Any], bool]) -> str:
-    """The processes with a socket of such a local address, by number and command line without secrets."""
+    """The processes that hold such a local address, each as in `describe_process`."""
     import psutil
 
     found = []
     for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):  # it has ended, or is another user's
+        with suppress(psutil.Error, OSError):  # it has ended, or belongs to another user
             if any(c.status in _HOLDING and is_wanted(c.laddr) for c in process.net_connections(kind)):
                 found.append(describe_process(process.pid))
     return ", ".join(found) or "a process that is not visible from here, or does not listen yet"
 
 
 def describe_process(pid: int) -> str:
-    """A process by number, and by its command line without secrets if that is visible from here."""
+    """A process by its pid, with its command line, without secrets, if it is visible from here."""
     import psutil
 
     try:
@@ -96,7 +96,7 @@ def describe_process(pid: int) -> str:
 def check_api_keys(config: NetworkConfig) -> Iterator[Finding]:
     """Checks that the key file can be read, contains a key and is private, and that required keys exist.
 
-    `--api-key-everywhere` without a key is an error: the server would accept every request without a key.
+    `--api-key-everywhere` without any key is an error: the server would accept every request.
     """
     if not config.api_key_file:
         if config.api_key_everywhere and not config.api_keys:
@@ -112,7 +112,7 @@ def check_api_keys(config: NetworkConfig) -> Iterator[Finding]:
 
 
 def check_tls(config: TlsConfig) -> Iterator[Finding]:
-    """Checks that the server can use the files."""
+    """Checks that the server can use the TLS files."""
     if unreadable := list(_unreadable(config)):
         yield from unreadable
         return
@@ -149,7 +149,7 @@ def _given_files(config: TlsConfig) -> dict[str, str]:
 
 
 def _check_settings_without_certificate(config: TlsConfig) -> Iterator[Finding]:
-    """TLS settings without a certificate are an error: the server would use plain HTTP."""
+    """Reports TLS settings without a certificate as an error: the server would use plain HTTP."""
     given = _given_files(config)
     given |= {"--ssl-ciphers": config.ssl_ciphers} if config.ssl_ciphers is not None else {}
     if config.enable_ssl_refresh:

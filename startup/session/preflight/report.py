@@ -17,26 +17,26 @@ logger = logging.getLogger(__name__)
 Severity = Literal["error", "warning", "info"]
 
 USAGE: Final = "usage"
-"""The check of words that the command line does not accept."""
+"""Id of the check for words that the command line does not accept."""
 
 _SCHEMA: Final = 1
 _MAX_SHOWN: Final = 5
-"""Lines of faults in an error."""
+"""Most faults that an error lists."""
 _ORDER: Final[tuple[Severity, ...]] = ("error", "warning", "info")
 
 
 class Finding(NamedTuple):
-    """A fault, with the faulty value and the fix, or a piece of information."""
+    """A fault, with the wrong value and the fix, or a piece of information."""
 
     check: str
     """The check's stable id, such as `port` or `weights`."""
     severity: Severity
-    """The start would fail (`error`), it may fail or be slow (`warning`), or there is no fault (`info`)."""
+    """`error`: the start would fail. `warning`: it may fail or be slow. `info`: not a fault."""
     message: str
 
 
 CheckGroup: TypeAlias = tuple[str, Callable[[], Iterable[Finding]]]
-"""A group's name and the function that yields its findings."""
+"""The group's name and the function that yields its findings."""
 
 
 def error(check: str, message: str) -> Finding:
@@ -63,7 +63,7 @@ class PreflightReport:
     checks: tuple[tuple[str, float], ...] = ()
     """The groups of checks that ran, with their durations in seconds."""
     way_round: str = ""
-    """How the user starts in spite of the errors; shown behind them."""
+    """How the user can start in spite of the errors; shown after them."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -77,11 +77,11 @@ class PreflightReport:
 
     @property
     def has_usage_error(self) -> bool:
-        """Whether words of the command line are not accepted."""
+        """Whether the command line has words that are not accepted."""
         return any(finding.check == USAGE for finding in self.errors)
 
     def as_error(self) -> StartupError | None:
-        """All errors in one exception, which shows the first few; None if there are none."""
+        """One exception that lists the first few errors; None if there are no errors."""
         messages = [finding.message for finding in self.errors]
         if not messages:
             return None
@@ -93,14 +93,14 @@ class PreflightReport:
         return kind("\n  ".join(filter(None, (head, *shown, rest, self.way_round))))
 
     def apply(self, mode: PreflightMode) -> None:
-        """Raises the errors as one; with the mode `warn`, and if there are none, logs what was found."""
+        """Raises the errors as one; with the mode `warn`, or without errors, logs the findings instead."""
         if mode != "warn" and (err := self.as_error()) is not None:
             raise err
         for finding in (*self.errors, *self.warnings):
             logger.warning("%s", finding.message)
 
     def to_json(self) -> str:
-        """A JSON object; `schema` changes when a field changes its meaning."""
+        """The report as a JSON object; `schema` changes when the meaning of a field changes."""
         content: dict[str, Any] = {
             "schema": _SCHEMA,
             "ok": not self.errors,
@@ -111,7 +111,7 @@ class PreflightReport:
         return json.dumps(content, indent=2)
 
     def to_text(self) -> str:
-        """A line per finding, errors first, and a summary line."""
+        """The report as text: a line for each finding, errors first, and a summary."""
         lines = [f"{f.severity:<8}{f.check:<16}{f.message}" for severity in _ORDER for f in self._of(severity)]
         return "\n".join([*lines, self._summary()])
 
@@ -124,7 +124,7 @@ class PreflightReport:
 
 
 def run_checks(groups: Iterable[CheckGroup]) -> PreflightReport:
-    """All findings, and how long each group took; never raises for a fault."""
+    """Runs the checks; returns all findings and the duration of each group. Never raises for a fault."""
     begin = time.perf_counter()
     findings: list[Finding] = []
     timings: list[tuple[str, float]] = []
@@ -136,11 +136,11 @@ def run_checks(groups: Iterable[CheckGroup]) -> PreflightReport:
 
 
 def _run_group(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """An error inside a check is a warning: it must not prevent a start that would work."""
+    """Runs a group. An exception in it is a warning: it must not prevent a start that would work."""
     try:
         return list(check())
     except EnvError:
-        return []  # reported by the check of the environment
+        return []  # the environment's check reports it
     except Exception as err:  # noqa: BLE001 - the boundary of a check
         return [warning(name, f"this check could not be done: {type(err).__name__}: {err}")]
 

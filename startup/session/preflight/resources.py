@@ -1,4 +1,4 @@
-"""Checks open files, shared memory and disks, which would otherwise end a start late or a running server."""
+"""Checks open files, shared memory and disks: a lack of these would end a start late, or a running server."""
 
 import mmap
 import os
@@ -20,10 +20,10 @@ from startup.session.preflight.report import Finding, error, warning
 SHM: Final = Path("/dev/shm")
 
 _MIN_NUM_FILES: Final = 96
-"""Libraries, sockets between processes, the event loop and a few shards: a start opens about 40 files."""
+"""A start opens about 40 files: libraries, sockets between processes, the event loop, a few shards."""
 _GOOD_NUM_FILES: Final = 1024
 _MIN_SHM_BYTES: Final = 16 << 20
-"""More than multiprocessing's semaphores and OpenMP's registrations need."""
+"""Enough for multiprocessing's semaphores and OpenMP's registrations."""
 _REGISTERED_LOG: Final = re.compile(r'register_(?:log|artifact)\(\s*"(\w+)"')
 
 
@@ -46,7 +46,7 @@ def check_shared_memory(folder: Path = SHM) -> Iterator[Finding]:
 
 
 def check_libraries() -> Iterator[Finding]:
-    """Checks variables with which a library's import fails, and that memory may hold torch's kernels."""
+    """Checks variables that can make a library's import fail, and that torch's kernels may run in memory."""
     for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
         folder = foreign.text_of(name)
         if foreign.is_set(name) and (problem := write_problem(folder or ".")):
@@ -64,9 +64,9 @@ def check_libraries() -> Iterator[Finding]:
 
 
 def _unknown_torch_log() -> str | None:
-    """The first name of TORCH_LOGS that `import torch` refuses; None if there is none, or it is not known.
+    """The first name in TORCH_LOGS that `import torch` refuses; None if there is none or that is unknown.
 
-    torch takes the names that it registers in one file, and names of modules.
+    torch accepts names that it registers in one file, and names of modules.
     """
     spec = find_spec("torch") if foreign.is_set("TORCH_LOGS") else None
     if spec is None or spec.origin is None:
@@ -84,7 +84,7 @@ def _unknown_torch_log() -> str | None:
 
 
 def check_num_files() -> Iterator[Finding]:
-    """Checks the number of open files; every client needs one."""
+    """Checks the limit of open files; each client needs one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= _GOOD_NUM_FILES:
         return
@@ -101,7 +101,7 @@ def check_num_files() -> Iterator[Finding]:
 
 
 def check_disk(place: ModelPlace) -> Iterator[Finding]:
-    """Checks the cache folder before a download, which checks the room itself."""
+    """Checks that the cache folder can be written to; the download itself checks for free space."""
     folder = nearest_existing(place.cache_dir or env.HF_HUB_CACHE.get())
     if problem := write_problem(str(folder)):
         reason = f"{folder} cannot be written to ({problem})"
@@ -109,7 +109,7 @@ def check_disk(place: ModelPlace) -> Iterator[Finding]:
 
 
 def check_cache_folder() -> Iterator[Finding]:
-    """Warns if records and caches cannot be written below VLLM_CACHE_ROOT; a start works without them."""
+    """Warns if VLLM_CACHE_ROOT cannot hold records and caches, without which a start still works."""
     folder = cache_folder()
     if problem := write_problem(str(nearest_existing(folder))):
         yield warning(
@@ -120,6 +120,6 @@ def check_cache_folder() -> Iterator[Finding]:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that this user can write to the folder's disk."""
+    """Bytes that this user can still write to the folder's disk."""
     state = os.statvfs(folder)
     return state.f_bavail * state.f_frsize

@@ -1,1 +1,1 @@
-"""The forkserver that imports vLLM and forks its processes. A reader begins with `forkserver.py`."""
+"""The forkserver, which imports vLLM and forks vLLM's processes. Begin with `forkserver.py`."""

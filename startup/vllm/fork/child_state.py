@@ -1,8 +1,8 @@
 """Gives the forkserver's children the process state that they would inherit from their parent by `exec`.
 
 A forkserver's children have the environment, standard streams and limits that the forkserver started with.
-Between its own start and its children's, vLLM changes them: it sets OpenMP variables around each
-worker's start, raises the limit of open files, and so on. The forkserver passes on variables and streams
+vLLM changes these before it starts children: it sets OpenMP variables around each worker's start, raises the
+limit of open files, and so on. The forkserver passes on variables and streams
 (`startup.ground.processes.new_program.run_program`). This module sets the rest.
 """
 
@@ -39,12 +39,12 @@ def record_environment_at_exec() -> None:
 
 
 def environment_at_exec() -> Mapping[str, str]:
-    """The environment that the forkserver started with; available in the forkserver and its children."""
+    """The environment with which the forkserver started; available in the forkserver and its children."""
     return _at_exec
 
 
 class ChildState(NamedTuple):
-    """A parent's state when it starts a child."""
+    """The state of a parent at the moment when it starts a child."""
 
     pid: int
     affinity: list[int]
@@ -66,7 +66,7 @@ class ChildState(NamedTuple):
     def apply(self) -> dict[str, str]:
         """Sets this process's state; returns the variables that differ from the forkserver's at its start.
 
-        A removed variable is empty.
+        Removed variables are empty.
         """
         changed = foreign.changes(_at_exec, foreign.snapshot())
         for limit, (soft, hard) in zip(_LIMITS, self.limits, strict=True):
@@ -83,7 +83,7 @@ class ChildState(NamedTuple):
 
 
 def _umask() -> int | None:
-    """Read from /proc: umask(2) returns the value only by setting another, which affects other threads."""
+    """The umask, read from /proc, because umask(2) returns it only by setting another one for all threads."""
     lines: Iterable[str] = ()
     with suppress(OSError), open("/proc/self/status") as file:  # noqa: PTH123
         lines = file.readlines()
@@ -105,15 +105,15 @@ _at_import: _State | None = None
 
 
 def record_openmp() -> None:
-    """Called before torch is imported, in a process whose forks call `update_openmp`; the first counts."""
+    """Called before torch is imported, if forks will call `update_openmp`; only the first call counts."""
     global _at_import
     _at_import = _at_import or _State.of_this_process()
 
 
 def update_openmp() -> None:
-    """Sets torch's number of threads and the CPUs that OpenMP's threads will inherit from this one.
+    """Sets torch's number of threads, and the CPUs that OpenMP's threads will inherit from this thread.
 
-    torch starts a thread if the number changes: to be called in processes that no longer fork themselves.
+    torch starts a thread if the number changes, so only processes that fork no more may call this.
     """
     now = _State.of_this_process()
     if _at_import is None or now == _at_import:
@@ -124,7 +124,7 @@ def update_openmp() -> None:
     changed = (now.variables[name] for name in _AFFINITY if now.variables[name] != _at_import.variables[name])
     places = next(filter(None, map(parse_cpus, changed)), None)
     if places is not None:
-        with suppress(OSError):  # a CPU that does not exist or is not allowed for this process
+        with suppress(OSError):  # a CPU does not exist or is not allowed for this process
             os.sched_setaffinity(0, places)
 
 
@@ -136,7 +136,7 @@ def _set_num_threads(torch: Any, cpus: set[int]) -> None:
 
 
 def num_threads_at_import(cpus: Collection[int], *, has_mkl: bool) -> int:
-    """The number of threads that torch would use if it were imported now.
+    """The number of threads that torch would choose if it were imported now.
 
     MKL uses at most one thread per core unless MKL_DYNAMIC is false, and its own variable has precedence. A
     number in a variable may exceed the cores that the process may use, but not those of the machine. Builds
@@ -157,13 +157,13 @@ def _num_cores(cpus: Collection[int]) -> int:
 
 
 def _first_number(text: str) -> int | None:
-    """The first number of a list with one number per level of nesting; None if the text is no such list."""
+    """The first number in a list of one number per level of nesting; None for any other text."""
     first = text.partition(",")[0].strip()
     return int(first) if first.isdigit() else None
 
 
 def _siblings(cpu: int) -> str:
-    """The CPUs of one core; the CPU itself where the kernel does not report them."""
+    """The CPUs of the same core; only the CPU itself if the kernel does not report them."""
     try:
         return (_CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text(encoding="ascii").strip()
     except OSError:

@@ -1,9 +1,9 @@
 """Forks the processes that vLLM starts with `spawn` from a forkserver that has imported vLLM already.
 
 vLLM's CPU platform requires `spawn`, and vLLM rejects `forkserver` as a setting. So the programs of `spawn`
-run in forks (`startup.ground.processes.forkserver`). These get their parent's current state (`child_state`),
-end with the process that started them (`startup.ground.processes.death_pipe`), and outlive the forkserver.
-Children of children are forked from the same one.
+run in forks (`startup.ground.processes.forkserver`). The forks get their parent's current state
+(`child_state`), end with the process that requested them (`startup.ground.processes.death_pipe`), and survive
+the end of the forkserver. Children of children are forked from the same forkserver.
 """
 
 import json
@@ -45,7 +45,7 @@ FORKS: Final = Hook(
 )
 
 READ_AT_EXEC: Final = ("LD_PRELOAD", "PYTHONHASHSEED", "PYTHONMALLOC", "MALLOC_ARENA_MAX")
-"""Variables that are read only when a program starts, so that a forked child cannot apply them."""
+"""Variables that take effect only when a program starts, so that a fork cannot apply them."""
 
 _ENGINE: Final = "EngineCore"
 
@@ -59,7 +59,7 @@ def redirect_spawn(
 ) -> None:
     """Makes `spawn` fork from the forkserver, in this process and in its forks.
 
-    The environment is that which the forkserver started with. Children write journals of their own.
+    `environment` is the one with which the forkserver started. Children write journals of their own.
     """
     _start.journal = journal
     _start.record = record
@@ -70,11 +70,11 @@ def redirect_spawn(
 
 
 class _Start:
-    """This start's state; each process has a copy."""
+    """The state of this start; each process has a copy."""
 
     journal: Journal | None = None
     record: OutputRecord | None = None
-    """Records the output of this process and its children; the forkserver itself writes nothing."""
+    """The output of this process and its children; None in the forkserver, which writes nothing."""
     environment: Mapping[str, str] = {}
     pipes: ChildLink | None = None
     """Connect a process that serves the port to the launcher; None if vLLM opens the port itself."""
@@ -95,7 +95,7 @@ class _ForkedPopen(ForkedPopen):
         return _why_not_forked() if reason is None else reason
 
     def may_be_new_program(self) -> bool:
-        """On every thread; not if it takes the port from the launcher, which it asks through pipes."""
+        """On any thread, but not a process that asks the launcher for the port through pipes."""
         return _start.pipes is None or not self.name.startswith(_port_takers())
 
     def start_program(self, path: Any, words: Any, fds: Any) -> int:
@@ -116,7 +116,7 @@ class _ForkedPopen(ForkedPopen):
 
 
 def _port_takers() -> tuple[str, ...]:
-    """How the names of these processes begin."""
+    """How the names of processes begin that take the port from the launcher."""
     return (API_SERVER, _ENGINE) if follows_rust_frontend() else (API_SERVER,)
 
 
@@ -134,7 +134,7 @@ def _why_not_forked() -> str | None:
 
 
 def _is_applied(name: str, wanted: str, at_exec: str) -> bool:
-    """Whether a fork of a program started with `at_exec` behaves as if that had been the wanted value."""
+    """Whether a fork behaves as if its program had started with `wanted` instead of `at_exec`."""
     if name == "LD_PRELOAD":  # further libraries do no harm
         return set(wanted.split(":")) <= {"", *at_exec.split(":")}
     return wanted in ("", at_exec)
@@ -149,7 +149,7 @@ def _death_pipe() -> int:
 
 
 def _close_inherited_pipe() -> None:
-    """Runs in a forked child: its copy of the write end would keep the parent's other children running."""
+    """Called in a fork: its copy of the write end would keep its parent's other children running."""
     if _start.death_pipe is not None and _start.death_pipe[0] != os.getpid():
         for fd in _start.death_pipe[1:]:
             with suppress(OSError):
@@ -158,7 +158,7 @@ def _close_inherited_pipe() -> None:
 
 
 def _begin(program: Program) -> None:
-    """Runs in the child, before the process object is unpickled, which may import and read variables."""
+    """Called in the fork, before the process object is unpickled, which may import and read variables."""
     begin_ns = time.monotonic_ns()
     watched, *pipes = program.fds
     arm(watched)

@@ -38,9 +38,9 @@ _LD_PRELOAD: Final = "LD_PRELOAD"
 def start_forkserver(
     plan: PreloadPlan, journal: Journal, record: OutputRecord, *, environment: Mapping[str, str], pipes: ChildLink
 ) -> None:
-    """Returns while the forkserver still imports; the first process to be forked waits until it is done.
+    """Starts the forkserver and returns while it still imports; the first fork waits for the imports.
 
-    The environment has the forkserver's variables beyond this process's.
+    `environment` has the variables that the forkserver gets in addition to this process's.
     """
     ours = {env.VCLI_PRELOAD_PLAN.name: str(plan.write()), env.VCLI_API_PROCESS.name: str(os.getpid())}
     with foreign.overlaid({**environment, **ours}):
@@ -51,7 +51,7 @@ def start_forkserver(
 
 
 def _discard_unsuitable_dormant(names: Iterable[str]) -> None:
-    """A dormant forkserver has the libraries that its template's variables have loaded."""
+    """Discards a dormant forkserver whose libraries were loaded with other values of these variables."""
     loaded = (name for name in names if not name.startswith(OWN_PREFIX))
     differing = new_program.differing_variable(loaded)
     if differing is not None:
@@ -63,7 +63,7 @@ def forkserver_environment(vllm: InstalledVllm, profile: PreloadProfile) -> dict
     """Variables that vLLM will set for its children and that libraries read when they are loaded.
 
     They come from the platform and from the preload profile. Without PYTORCH_NVML_BASED_CUDA_CHECK, torch's
-    check for a GPU may initialise CUDA, which does not work in a forked child.
+    check for a GPU may initialise CUDA, and then forked children cannot use the GPU.
     """
     environment = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     if vllm.is_for_cpu and CHILD_VARIABLES.applies:

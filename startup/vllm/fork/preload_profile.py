@@ -1,6 +1,6 @@
 """Preload profiles: the modules and variables of vLLM's processes, recorded in earlier starts.
 
-One is kept for each kind of start. A first start preloads a fixed list (`plan_preload`).
+Each kind of start has a profile. The first start of a kind preloads a fixed list (`plan_preload`).
 """
 
 import errno
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 _FORMAT: Final = 7
 _FOLDER: Final = "preload"
 PLAIN: Final = "plain"
-"""The folder of plain states."""
+"""The folder of the records of plain states."""
 ENABLE: Final = "vllm-cli caches prune --plain-starts"
 _FIRST_S: Final = 3600.0
 _NEXT_S: Final = 86400.0
 _REMEMBERED_S: Final = 7 * 86400.0
-"""A failure that is older does not count any more."""
+"""Seconds after which a failure no longer counts."""
 _REFUSALS: Final = (
     errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE,
     errno.ENOMEM, errno.EAGAIN, errno.EACCES, errno.EPERM, errno.EIO,
 )  # fmt: skip
 _OF_MACHINE: Final = ("MemoryError", "can't start new thread", *map(os.strerror, _REFUSALS))
-"""The machine's errors when it refuses an address, space, files, memory, threads or a permission."""
+"""Errors of the machine, which refuses an address, space, files, memory, threads or a permission."""
 _DISTRIBUTION: Final = "vllm-cli-server"
 _API_PROCESSES: Final = ("MainProcess", API_SERVER)
 _ENGINE_MODULES: Final = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor")
@@ -83,10 +83,10 @@ _IMPORTED_LATER_ON_GPUS: Final = (
     "vllm.model_executor.kernels.linear.cute_dsl.ll_bf16",
     "vllm.v1.core.sched.async_scheduler",
 )
-"""Modules that each engine imports later, whatever its model; of vLLM 0.33, others may lack some."""
+"""Modules that every engine of vLLM 0.33 imports later, whatever its model; other releases may lack some."""
 _FIRST_COMPILING_MODULES: Final = ("vllm.compilation.backends", "vllm.compilation.piecewise_backend")
 _FORMER_GPU_MODULES: Final = ("vllm.v1.worker.gpu_model_runner",)
-"""Model Runner V1, the default until 0.32 and for what V2 does not support; to be removed from vLLM."""
+"""Model Runner V1: vLLM's default until 0.32, and for what V2 does not support; vLLM will remove it."""
 _LAST_WITH_V1: Final = (0, 32)
 
 _API_SERVER: Final = ("vllm.entrypoints.cli.serve",)
@@ -94,7 +94,7 @@ _API_SERVER: Final = ("vllm.entrypoints.cli.serve",)
 
 @dataclass(frozen=True)
 class StartKind:
-    """The properties that decide which modules a start imports, and about how long it takes."""
+    """The properties that decide which modules a start imports, and roughly how long it takes."""
 
     version: str
     architecture: str
@@ -126,17 +126,17 @@ class PreloadProfile:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that vLLM sets for its children and that libraries read when they are loaded."""
     failed: Mapping[str, str] = field(default_factory=dict)
-    """Modules that could not be preloaded and are not tried again on this day, with the error."""
+    """Modules that could not be preloaded, with the error; they are not tried again on the same day."""
     failed_s: float = 0.0
     """When the first of them failed, in seconds since 1970."""
     num_starts: int = 0
     model: str | None = None
-    """The folder of the model that was started last; None for a model that was not on disk."""
+    """The folder of the model in the last start; None for a model that was not on disk."""
     is_complete: bool = True
-    """Whether the lists are whole: a warm start records only what its template had not imported."""
+    """Whether the lists are complete: a warm start records only what its template had not imported."""
 
     def updated_with(self, recordings: StartRecordings, *, is_warm: bool = False) -> "PreloadProfile":
-        """The profile after one more start; its new modules come after the known ones."""
+        """The profile after one more start, whose new modules come after the known ones."""
         engine = list(self.engine_modules)
         api = list(self.api_modules)
         for process, names in recordings.modules.items():
@@ -166,7 +166,7 @@ def load_profile(kind: StartKind) -> PreloadProfile:
 
 
 def load_all_profiles() -> list[PreloadProfile]:
-    """The profiles of all kinds of start, the one saved last first, then baked ones."""
+    """The profiles of all kinds of start: the one saved last comes first, baked ones come at the end."""
     profiles: dict[StartKind, PreloadProfile] = {}
     for profile in read_all(_FOLDER, of_type(PreloadProfile)):
         profiles.setdefault(profile.kind, profile)
@@ -180,7 +180,7 @@ def profiles_folder() -> Path:
 
 @dataclass(frozen=True)
 class PlainState:
-    """Why starts of one kind on one host do not preload: one has failed in code of this package."""
+    """Why starts of one kind on one host do not preload: a start has failed in code of this package."""
 
     kind: StartKind
     host: str
@@ -190,13 +190,13 @@ class PlainState:
 
     @property
     def end(self) -> str:
-        """When it ends, and how the user ends it now."""
+        """When starts preload again, and how the user ends the state earlier."""
         end = datetime.fromtimestamp(self.end_s, UTC)
         return f"it preloads again from {end:%Y-%m-%d %H:%M} UTC on, or after `{ENABLE}`"
 
     @property
     def holds(self) -> bool:
-        """Whether it has not ended; a clock may have been ahead when it was written."""
+        """Whether the state still holds; False if the clock that wrote it was ahead."""
         return 0 < self.end_s - time.time() <= _NEXT_S
 
     def __str__(self) -> str:
@@ -204,20 +204,20 @@ class PlainState:
 
 
 def plain_state(kind: StartKind) -> PlainState | None:
-    """Why this kind of start does not preload; another version of Python, vLLM or this package does."""
+    """Why this kind of start does not preload; other versions of Python, vLLM or this package do."""
     state = _kept_plain(kind).read(of_type(PlainState), is_own=True)
     return state if state is not None and state.holds else None
 
 
 def plain_states() -> list[PlainState]:
-    """The states of all hosts that share the cache folder."""
+    """The plain states of all hosts that share the cache folder."""
     return [state for state in read_all(PLAIN, of_type(PlainState)) if state.holds]
 
 
 def disable_preloading(kind: StartKind, reason: str) -> PlainState | None:
-    """Stops preloading for this kind of start, because our code has failed: for an hour, then for a day.
+    """Stops preloading for this kind of start, for an hour and later for a day: our code has failed.
 
-    None if the machine has refused something, which the next start may get.
+    Returns None, and keeps preloading, if the machine has refused something, which the next start may get.
     """
     if _is_of_machine(reason):
         return None
@@ -229,7 +229,7 @@ def disable_preloading(kind: StartKind, reason: str) -> PlainState | None:
 
 
 def forget_failure(kind: StartKind) -> None:
-    """Preloads from the next start on: a start with preloading was ready, or plain vLLM fails too."""
+    """Preloads again from the next start on: a start with preloading was ready, or plain vLLM fails, too."""
     _kept_plain(kind).remove()
 
 
@@ -247,7 +247,7 @@ def _kept_plain(kind: StartKind) -> Kept:
 
 
 def _architecture(model: Path | None) -> str:
-    """The model's first architecture in config.json; empty if that is not on disk."""
+    """The model's first architecture in config.json; empty if that file is not on disk."""
     if model is None:
         return ""
     with suppress(OSError, ValueError, TypeError, LookupError):
@@ -257,17 +257,17 @@ def _architecture(model: Path | None) -> str:
 
 @dataclass(frozen=True)
 class PreloadPlan:
-    """Passed as a file, since a forkserver accepts only module names."""
+    """What the forkserver imports. Passed in a file, because a forkserver accepts only names of modules."""
 
     folder: str
-    """Where the processes of this start write their journals."""
+    """The folder to which the processes of this start write their journals."""
     modules: tuple[str, ...]
     model: str | None
-    """The folder of a model whose class is imported too; None if the profile has a list of modules."""
+    """The folder of the model, whose class is imported, too; None if the profile lists its modules."""
     compiler: CompilerTime
     """When torch's compiler is imported."""
     release: Release
-    """Of vLLM."""
+    """vLLM's release."""
 
     def write(self) -> Path:
         """Writes the plan into its folder; returns the file."""
@@ -284,7 +284,7 @@ class PreloadPlan:
 def plan_preload(
     folder: Path, vllm: InstalledVllm, line: "CommandLine", profile: PreloadProfile, model: Path | None
 ) -> PreloadPlan:
-    """The platform's modules and then the profile's; without a profile, the model's class too."""
+    """The plan: the platform's modules, then the profile's. Without a profile, also the model's class."""
     roots = (*platform_modules(vllm), *(_API_SERVER if line.has(*flags_that_change("API servers")) else ()))
     known = profile.engine_modules if PROFILE.applies else ()
     is_known = bool(known) and profile.is_complete
@@ -299,7 +299,7 @@ def plan_preload(
 
 
 def platform_modules(vllm: InstalledVllm) -> tuple[str, ...]:
-    """The modules of engine and worker that every start imports."""
+    """The modules of engine and worker that every start on this platform imports."""
     if vllm.is_for_cpu:
         return (*_ENGINE_MODULES, *_CPU_MODULES)
     former = _FORMER_GPU_MODULES if vllm.release <= _LAST_WITH_V1 else ()
@@ -307,5 +307,5 @@ def platform_modules(vllm: InstalledVllm) -> tuple[str, ...]:
 
 
 def compiler_time(known: Sequence[str], *, is_eager: bool) -> CompilerTime:
-    """A start that compiles nothing needs no compiler; `known` are the engine modules of its profile."""
+    """When to import the compiler: only when it is used, if the start is eager and its profile lacks it."""
     return "now" if not is_eager or COMPILER in known else "deferred"

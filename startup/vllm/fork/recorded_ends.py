@@ -16,7 +16,7 @@ _of_fork: OutputRecord | None = None
 
 
 def record_spawns(record: OutputRecord) -> None:
-    """From now on, exceptions that end `spawn` processes are recorded, and signals that end new programs."""
+    """From now on, records exceptions that end `spawn` processes, and signals that end new programs."""
     ends = ProcessEnds(record)
     poll = popen_fork.Popen.poll
 
@@ -44,9 +44,9 @@ def begin_fork(record: OutputRecord, name: str, parent_pid: int) -> None:
 
 
 def _restore(folder: str, name: str, reduced: bytes) -> process.BaseProcess:
-    """Runs in the child: the process object, which records the exception that ends it."""
+    """Called in the child: returns the process object, which will record the exception that ends it."""
     record = _of_fork
-    if record is None:  # a new program, which starts such programs itself
+    if record is None:  # in a new program, which itself starts such programs
         record = OutputRecord(Path(folder))
         record.begin_process(name)
         record_spawns(record)
@@ -58,7 +58,7 @@ def _restore(folder: str, name: str, reduced: bytes) -> process.BaseProcess:
 
 
 def _record_exception(child: process.BaseProcess, record: OutputRecord) -> None:
-    """Makes the child record its exception, instead of printing it; libraries report no leaks then."""
+    """Makes the child record its exception instead of printing it; libraries then report no leaks."""
     run = child.run
 
     def run_and_record() -> None:

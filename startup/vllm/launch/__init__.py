@@ -1,1 +1,1 @@
-"""The order of a start, and what is decided before it. A reader begins with `start.py`."""
+"""The order of a start, and the decisions before it. Begin with `start.py`."""

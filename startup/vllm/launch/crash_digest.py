@@ -1,4 +1,4 @@
-"""Runs vLLM and turns its failure into the digest of the crash, the last lines of this program."""
+"""Runs vLLM and turns a failure into the digest of the crash, the last output of this program."""
 
 import os
 import signal
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from startup.reports.causes.first_cause import Cause
 
 _API_SERVER: Final = "APIServer"
-"""vLLM's name of this process."""
+"""vLLM's name for this process."""
 _NO_MESSAGE: Final = "the engine died, and left no message"
 
 
 class CrashDigest:
-    """Explains how one start failed; used on the main thread of the launcher, which is vLLM's API server."""
+    """Explains how one start failed; used on the launcher's main thread, which becomes vLLM's API server."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class CrashDigest:
         is_ready: Callable[[], bool],
         on_failed_start: Callable[["Cause"], None],
     ) -> None:
-        """`on_failed_start` is called before a failed start is shown; it may start vLLM again."""
+        """`on_failed_start` is called before a failed start is reported; it may start vLLM again."""
         self._record = record
         self._log_format = log_format
         self._is_ready = is_ready
@@ -42,11 +42,11 @@ class CrashDigest:
         record.begin_process(_API_SERVER, is_watched=False)
 
     def note_engine_death(self) -> None:
-        """vLLM will return, with exit code 0, because its engine has died."""
+        """Called when vLLM's engine has died; vLLM will then return exit code 0."""
         self._has_engine_died = True
 
     def run(self, run_vllm: Callable[[], int], *, has_api_server: bool) -> int:
-        """Returns vLLM's exit code if it was stopped or its command line is wrong.
+        """Returns vLLM's exit code if vLLM was stopped or its command line is wrong.
 
         Without an API server on this node, `run_vllm` returns only after the end of the engine.
 
@@ -64,11 +64,11 @@ class CrashDigest:
         if self._has_engine_died:
             raise self._build_error(code or ENGINE_DIED, _NO_MESSAGE)
         if not has_api_server and self._has_sign_of("crash"):
-            raise self._build_error(ENGINE_DIED, _NO_MESSAGE, is_ready=True)  # its readiness is not known
+            raise self._build_error(ENGINE_DIED, _NO_MESSAGE, is_ready=True)  # whether it was ready is not known
         return code
 
     def _exit(self, given: object) -> int:
-        """vLLM exits by itself, with a code or a message, as `sys.exit` takes them."""
+        """Handles vLLM's own exit with a code or a message, which `sys.exit` accepts."""
         if given is not None and not isinstance(given, int):
             sys.stderr.write(f"{given}\n")
             given = ENGINE_DIED
@@ -86,14 +86,14 @@ class CrashDigest:
     def _build_error(
         self, code: int, message: str, phase: str = "", *, shown: str = "", is_ready: bool = False
     ) -> CrashError:
-        """The digest, unless `on_failed_start` starts vLLM again.
+        """Builds the error with the digest, unless `on_failed_start` starts vLLM again.
 
         Args:
-            code: the exit code of a server that was ready.
-            message: this process's own message, like `phase`.
-            phase: of this process.
-            shown: what it has yet to show of its failure.
-            is_ready: whether vLLM was ready in any case.
+            code: the exit code for a server that was ready.
+            message: this process's own message.
+            phase: what this process did when it failed.
+            shown: text about the failure that this process has not shown yet.
+            is_ready: treats vLLM as ready, whatever is known.
         """
         from startup.reports.crash import crash_report  # noqa: PLC0415 - only after a failure
 
@@ -103,5 +103,5 @@ class CrashDigest:
         sys.stderr.write(shown)
         exit_code = code if is_ready or self._is_ready() else START_FAILED
         cause = crash_report.describe_crash(self._record, f"{_API_SERVER} pid={os.getpid()}", phase, message)
-        end_without_finalizing(exit_code)  # libraries would report leaks behind the digest
+        end_without_finalizing(exit_code)  # libraries would report leaks after the digest
         return crash_report.build_error(cause, self._record, exit_code=exit_code, log_format=self._log_format)

@@ -1,7 +1,7 @@
 """All hooks, and which of them fit the installed vLLM.
 
-To add a hook, declare it in the module that asks whether it `applies`, and place it only then. A new module
-with hooks is added to `_PLACED_IN`. Then run `make docs`.
+To add a hook, declare it in the module that places it, and place it only if it `applies`. Add a new module
+with hooks to `_PLACED_IN`. Then run `make docs`.
 """
 
 import logging
@@ -47,9 +47,9 @@ _PLACED_IN: Final = (
 """The modules that declare hooks, in the order of the documentation."""
 
 HOOKS: Final = tuple(hook for module in _PLACED_IN for hook in vars(module).values() if isinstance(hook, Hook))
-"""Each hook, and after it its parts, which have its name."""
+"""Each hook, followed by its parts, which have the same name."""
 PARTS: Final = {name: tuple(parts) for name, parts in groupby(HOOKS, key=lambda hook: hook.name)}
-"""Each hook and its parts, by name."""
+"""Each hook with its parts, by name."""
 
 _COMMAND: Final = "`vllm-cli check-hooks` shows all"
 
@@ -59,16 +59,16 @@ HookState: TypeAlias = Literal["applies", "does not fit", "not needed", "not che
 
 
 class HookFinding(NamedTuple):
-    """The result for one hook."""
+    """Whether one hook fits."""
 
     hook: str
     state: HookState
     reasons: tuple[str, ...] = ()
-    """What is missing or changed, or which packages are missing."""
+    """The names that are missing or have changed, or the packages that are missing."""
 
 
 def leave_out_unfit(vllm: InstalledVllm) -> None:
-    """From now on, this process and its forks place only hooks that this vLLM needs and that may fit it."""
+    """From now on, this process and its forks place only hooks that this vLLM needs and that may fit."""
     place_only_for(vllm.release)
     leave_out_misfits(hook for hook in HOOKS if hook.is_for(vllm.release) and not hook.is_essential)
     if unknown := names_that_cannot_be_left_out(env.VCLI_LEAVE_OUT.get()):
@@ -76,7 +76,7 @@ def leave_out_unfit(vllm: InstalledVllm) -> None:
 
 
 def names_that_cannot_be_left_out(names: Iterable[str]) -> list[str]:
-    """The names of nothing, or of a hook without which vLLM starts without preloading."""
+    """Unknown names, and names of hooks without which vLLM starts without preloading."""
     return sorted(set(names) - {hook.name for hook in HOOKS if not hook.is_essential} - set(get_args(StartPart)))
 
 
@@ -96,7 +96,7 @@ class HookReport(NamedTuple):
 
     @property
     def all_fit(self) -> bool:
-        """Whether no hook has to be left out that this version needs."""
+        """Whether no hook that this version needs must be left out."""
         return all(finding.state != "does not fit" for finding in self.findings)
 
     def to_fields(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class HookReport(NamedTuple):
 
 
 def report_hooks(vllm: InstalledVllm) -> HookReport:
-    """Imports the modules that hooks need, and records what vLLM accepts."""
+    """Imports the modules that hooks need, checks all hooks, and records what vLLM accepts."""
     facts = KeptFacts(vllm)
     with redirect_stdout(sys.stderr):
         failed = import_leniently({module: None for hook in HOOKS for module in _imported(hook)})

@@ -1,8 +1,8 @@
-"""vLLM's requests to the hub: none, once the launcher knows that everything vLLM reads is on disk.
+"""Prevents vLLM's requests to the hub, once the launcher knows that all files that vLLM reads are on disk.
 
 vLLM asks the hub a dozen times in each start, also for files that it has. With HF_HUB_OFFLINE it takes the
-snapshot's folder instead of the model's name. The variable is set only if nothing else can be wanted: code
-of other repositories, adapters that clients name, parts that only some models have.
+snapshot's folder instead of the model's name. The variable is set only if vLLM cannot need anything else:
+code of other repositories, adapters that clients name, parts that only some models have.
 """
 
 import logging
@@ -44,7 +44,7 @@ _UNSURE_FLAGS: Final = (
     "--kv-transfer-config",
     "--model-impl",
 )
-"""Flags that name code, or other repositories."""
+"""Flags that name code or other repositories, so that vLLM may need the hub."""
 
 _UNSURE_VARIABLES: Final = ("VLLM_USE_MODELSCOPE", "VLLM_MODEL_REDIRECT_PATH", "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
 _LORA_RESOLVERS: Final = "VLLM_LORA_RESOLVER_"
@@ -62,7 +62,7 @@ def forbid_requests(line: CommandLine, plan: FilePlan) -> bool:
 
 
 def is_caused_by_offline(err: BaseException) -> bool:
-    """Whether the error, or one of its causes, says that something is not on disk."""
+    """Whether the error, or one of its causes, reports that something is not on disk."""
     chain: BaseException | None = err
     while chain is not None:
         if type(chain).__name__ in _ERRORS or "offline" in str(chain).lower():
@@ -78,23 +78,23 @@ def _has_all(line: CommandLine, plan: FilePlan) -> bool:
     if plan.model.kind != "snapshot" or plan.model.folder is None or not plan.is_on_disk:
         return False
     is_plain = _is_plain(read_json_object(plan.model.folder / "config.json").content)
-    return is_plain and not any(read_plugins().values())  # which may use the hub whenever they like
+    return is_plain and not any(read_plugins().values())  # plugins may use the hub at any time
 
 
 def _is_plain(config: Mapping[str, Any]) -> bool:
-    """Whether the model has no code and no parts, such as a vision tower, of other repositories."""
+    """Whether the model uses no code and no parts, such as a vision tower, from other repositories."""
     parts = [name for name in config if name.endswith("_config") and name not in _KNOWN_PARTS]
     return bool(config) and "auto_map" not in config and not parts
 
 
 def with_folders(line: CommandLine, folders: Mapping[Download, Path]) -> CommandLine:
-    """The line with a folder for each address of model and tokenizer; the address stays the served name."""
+    """The line with folders in place of model's and tokenizer's addresses; the served name stays."""
     paths = dict(_find_paths(line.file_plan, folders)) if line.file_plan is not None else {}
     return (line.with_served_name() if line.model in paths else line).with_paths(paths)
 
 
 def fetch_before_start(line: CommandLine, timeout_s: float | None) -> CommandLine:
-    """Downloads from object stores, for a start of vLLM in which nothing else runs meanwhile.
+    """Downloads models from object stores before vLLM starts, for a start without parallel work.
 
     Raises:
         ModelNotFoundError: the store does not deliver.

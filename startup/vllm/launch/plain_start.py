@@ -28,11 +28,11 @@ from startup.vllm_words.installed import OLDEST, InstalledVllm
 logger = logging.getLogger(__name__)
 
 _RANK_LAUNCHERS: Final = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK")
-"""Variables that torchrun and mpirun set; they start one process per rank themselves."""
+"""Variables that torchrun and mpirun set; these launchers start one process for each rank."""
 _NUMA: Final = ("--numa-bind",)
-"""vLLM binds processes to NUMA nodes by replacing the program that `spawn` runs."""
+"""Flags for NUMA: vLLM binds processes by replacing the program that `spawn` runs."""
 END_S: Final = 10.0
-"""How long processes of a failed start may take to end: they may have to free memory of a GPU."""
+"""Seconds that processes of a failed start have to end; they may have to free a GPU's memory."""
 _POLL_S: Final = 0.005
 _NO_FAULTS: Final = (0, None, INTERRUPTED, 128 + signal.SIGTERM)
 """Exit codes of a server that was stopped."""
@@ -43,7 +43,7 @@ class PlainReason(NamedTuple):
 
     text: str
     is_requested: bool = False
-    """Whether the user or another launcher has requested it, so that no warning is needed."""
+    """Whether the user or another launcher has asked for it, so that it needs no warning."""
 
 
 def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | None:
@@ -71,12 +71,12 @@ def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | 
 
 
 def kind_of(vllm: InstalledVllm, line: CommandLine) -> StartKind:
-    """The kind of this start."""
+    """The kind of the start with this command line."""
     return StartKind.of(vllm, line.flags_of_modules, line.model_folder)
 
 
 def report_plain_start(log_format: str) -> None:
-    """Warns that vLLM does not log JSON. Reports readiness at once, because a service manager would wait."""
+    """Warns that vLLM does not log JSON; reports readiness at once, because a service manager would wait."""
     if log_format == "json":
         logger.warning("--log-format json applies only to vllm-cli's own lines: vLLM starts without preloading")
     with closing(ServiceManager.from_environment()) as manager:
@@ -84,7 +84,8 @@ def report_plain_start(log_format: str) -> None:
 
 
 def run_plainly(kind: StartKind, line: CommandLine) -> int:
-    """Runs vLLM without preloading. If this fails, preloading was not the cause: the next start preloads."""
+    """Runs vLLM without preloading. If that fails too, preloading was not the cause: the next start uses
+    it."""
     try:
         code = without_click(lambda: run_serve(line))
     except SystemExit as err:
@@ -100,16 +101,16 @@ def run_plainly(kind: StartKind, line: CommandLine) -> int:
 
 
 def end_children(pids: Iterable[int]) -> None:
-    """Kills these processes, if they run, and waits until they and all children have ended.
+    """Kills these processes if they run, and waits until they and all children have ended.
 
-    Processes that have lost their parent are no children. The resource tracker ends once its pipe is closed.
+    Processes that have lost their parent are not children. The resource tracker ends once its pipe is closed.
     """
     with suppress(OSError):
         os.close(resource_tracker.getfd() or -1)
     orphans = {pid for pid in pids if pid != os.getpid() and is_alive(pid)}
     for pid in orphans:
         with suppress(OSError):
-            if os.getpgid(pid) == os.getpgrp():  # no other process that has got its number
+            if os.getpgid(pid) == os.getpgrp():  # not another process that has got the same pid
                 os.kill(pid, signal.SIGKILL)
     end_s = time.monotonic() + END_S
     while (_has_children() or any(map(is_alive, orphans))) and time.monotonic() < end_s:
@@ -117,7 +118,7 @@ def end_children(pids: Iterable[int]) -> None:
 
 
 def _has_children() -> bool:
-    """Whether this process has children; reaps the ended ones."""
+    """Whether a child of this process runs; reaps children that have ended."""
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -126,16 +127,16 @@ def _has_children() -> bool:
 
 
 def exec_again(variable: str, value: str, environment: Mapping[str, str], words: Sequence[str] = ()) -> NoReturn:
-    """Executes the same command in this process, which discards all of its state.
+    """Executes the same command again in this process, which discards all of its state.
 
-    The words are `sys.orig_argv`: those in /proc/self/cmdline may have been masked. A server that was forked
-    from a standby has its front process execute the command.
+    Takes the words from `sys.orig_argv`, because those in /proc/self/cmdline may be masked. A server that was
+    forked from a standby makes its front process execute the command.
     """
     if start_origin.start_again is not None:
         start_origin.start_again(variable, value, *words)
     sys.stdout.flush()
     sys.stderr.flush()
-    with group_signals.blocked():  # Python's handlers would only record a signal, and `exec` forget that
+    with group_signals.blocked():  # Python's handlers would only record a signal, and `exec` would lose it
         for number in group_signals.GROUP_SIGNALS:
             if callable(signal.getsignal(number)):
                 group_signals.set_handler(number, signal.SIG_DFL)

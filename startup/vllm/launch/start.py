@@ -1,8 +1,8 @@
 """The order of a start of an installed vLLM, whose files stay unchanged.
 
 This process becomes vLLM's API server. Before that it listens on the port and starts a forkserver. The
-forkserver imports the modules of engine and workers on another core, while this process imports the API
-server's. No module is imported twice, and a start takes a third of the time. Where that is impossible, vLLM
+forkserver imports the modules of engine and workers on another core, while this process imports those of the
+API server. No module is imported twice, and a start takes a third of the time. Where that is impossible, vLLM
 starts without preloading.
 """
 
@@ -143,7 +143,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
 
 
 def _address_of(line: CommandLine) -> str | None:
-    """Where vLLM will listen, by its words; None if they do not say it."""
+    """The address where vLLM will listen, by its words; None if they do not decide it."""
     if line.has("--headless") or not line.port:
         return None
     if line.uds is not None:
@@ -162,7 +162,7 @@ class _VllmStart:
         timeline: PhaseTimeline,
         environment: Mapping[str, str],
     ) -> None:
-        """`environment` is that of the user, without changes of this program."""
+        """`environment` is the user's, without changes that this program has made."""
         self._vllm = vllm
         self._environment = environment
         self._line = line
@@ -181,7 +181,7 @@ class _VllmStart:
         self._is_offline = False
         self._is_ready = False
         self._chosen_port: tuple[str, ...] = ()
-        """The words that name the port that the system has chosen for `--port 0`."""
+        """The words for the port that the system has chosen for `--port 0`."""
 
     def run(self) -> int:
         with self._session as session:
@@ -190,13 +190,13 @@ class _VllmStart:
                 return self._run(session)
             except (StartupError, EnvError):
                 raise
-            except Exception as err:  # of our steps before vLLM's
+            except Exception as err:  # an error of our steps before vLLM's
                 if self._is_ready:
                     raise
                 self._start_without_preloading(f"{type(err).__name__}: {err}")
 
     def _run(self, session: StartSession) -> int:
-        os.environ.pop(env.NOTIFY_SOCKET.name, None)  # a vLLM that sends READY=1 would do so a second time
+        os.environ.pop(env.NOTIFY_SOCKET.name, None)  # a vLLM that sends READY=1 would send it a second time
         self._listen()
         session.limit_time(None if self._is_headless else self._options.startup_timeout_s)
         self._begin_download()
@@ -220,7 +220,7 @@ class _VllmStart:
             session.notify_stopping("vLLM has exited")
 
     def _prepare_vllm(self, session: StartSession) -> None:
-        """All steps with the journal until vLLM's own start."""
+        """Takes all steps that the journal records, until vLLM's own start."""
         events = ServingEvents(
             on_serving=session.hand_over,
             on_ready=self._on_ready,
@@ -267,14 +267,14 @@ class _VllmStart:
             self._session.keep_run_record(_address_of(line))
 
     def _begin_download(self) -> None:
-        """Downloads what is not on disk or has changed, while this process and the forkserver import."""
+        """Downloads files that are missing or have changed, while this process and the forkserver import."""
         plan = self._line.file_plan
         if plan is not None:
             self._download = self._session.download(plan, self._options.download_timeout_s)
             self._is_offline = forbid_requests(self._line, plan)
 
     def _finish_download(self) -> None:
-        """vLLM needs the files from here on; what was written is in the page cache."""
+        """Waits for the download, because vLLM needs the files now; its pages are in the page cache."""
         if self._download is None:
             self._line = with_folders(self._line, {})
             return
@@ -285,13 +285,13 @@ class _VllmStart:
             except DownloadError as err:
                 if not _may_vllm_find_it(self._download, err):
                     raise
-                logger.warning("%s; vLLM tries to find it", err)
+                logger.warning("%s; vLLM itself looks for the model", err)
                 return
         self._line = with_folders(self._line, dict(zip(self._download.downloads, folders, strict=True)))
         self._is_offline = self._is_offline or forbid_requests(self._line, plan_files(self._line.request))
 
     def _end_if_refused(self) -> None:
-        """Raises the download's failure if there is one, unless vLLM may find the model."""
+        """Raises the download's failure if there is one, unless vLLM itself may find the model."""
         if self._download is None or (failure := self._download.failure) is None:
             return
         if not _may_vllm_find_it(self._download, failure):
@@ -308,8 +308,8 @@ class _VllmStart:
         self._record = OutputRecord(folder)
 
     def _kill_rest(self) -> None:
-        """At the very end of this process: kills what is left of its start."""
-        logging.disable()  # threads notice that helpers are killed
+        """Kills what is left of this start, at the very end of this process."""
+        logging.disable()  # threads would log that helpers are killed
         self._session.stop_signals.kill_all()
 
     def _begin_records(self) -> None:
@@ -329,7 +329,7 @@ class _VllmStart:
         keep_temp_files(folder)
 
     def _phase_of_others(self) -> str:
-        """The phase of vLLM's last process; each process notes its phase, in case it ends."""
+        """The phase of the newest process of vLLM; each process records its phase in case it ends."""
         states = map(self._record.read_state, (*sorted(descendants(os.getpid()), reverse=True), os.getpid()))
         return next((f"{state.phase} of {state.name}" for state in states if state.phase), "")
 
@@ -342,7 +342,7 @@ class _VllmStart:
                 start_forkserver(plan, self._journal, self._record, environment=environment, pipes=events.child_link)
                 inspect_models_in_forks()
             except OSError as err:
-                if follows_rust_frontend():  # only forked engines let it have the port
+                if follows_rust_frontend():  # only forked engines leave the port to it
                     raise
                 logger.warning("the forkserver cannot be started (%s): vLLM spawns its processes", err)
             os.environ[env.VLLM_WORKER_MULTIPROC_METHOD.name] = "spawn"
@@ -352,7 +352,7 @@ class _VllmStart:
         return self._report
 
     def _import_api_server(self) -> None:
-        """Imports it on the main thread, while the forkserver imports on another core."""
+        """Imports the API server on the main thread, while the forkserver imports on another core."""
         record_spans(self._journal, self._record)
         omit_prefixes_in_json()
         is_lean = may_defer_compiler(self._line, self._options.start_method)
@@ -364,7 +364,7 @@ class _VllmStart:
             logger.warning("importing vLLM without torch's compiler failed (%s); restarting with the compiler", failed)
             self._start_anew(env.VCLI_LEAVE_OUT.name, names_without("lean imports"))
         self._journal.mark_loaded_modules()
-        if follows_rust_frontend():  # it needs no module of this process
+        if follows_rust_frontend():  # the frontend needs no module of this process
             return
         wait = EngineWait()
         wait.add(functools.partial(self._import_rest, wait, is_lean=is_lean))
@@ -372,7 +372,7 @@ class _VllmStart:
         reuse_tokenizer()
 
     def _import_rest(self, wait: EngineWait, *, is_lean: bool) -> None:
-        """While the engine loads its model, imports the modules that its start does not need."""
+        """Imports modules that the engine's start does not need, while the engine loads its model."""
         modules = (*SERVING_MODULES, *LATER_MODULES, *self._profile.api_modules)
         with self._journal.span("import_api_server"):
             import_rest(takewhile(lambda _: not wait.has_failed, modules), is_lean=is_lean)
@@ -388,7 +388,7 @@ class _VllmStart:
             self._start_online(err)
 
     def _on_ready(self) -> None:
-        """vLLM accepts: called on its event loop, or on a thread if another process is its API server."""
+        """Called when vLLM accepts: on its event loop, or on a thread if other processes serve."""
         self._is_ready = True
         self._record.keeps_only_errors = True
         self._session.notify_ready()
@@ -418,7 +418,7 @@ class _VllmStart:
                 self._compile_cache.note_failure()
 
     def _learn(self) -> StartRecordings:
-        """Saves what this start recorded in the preload profile, and what vLLM accepts."""
+        """Saves the modules that this start has recorded in the preload profile, and what vLLM accepts."""
         self._journal.record_modules()
         self._journal.is_open = False
         recordings = StartRecordings.read(self._journal.folder)
@@ -433,16 +433,16 @@ class _VllmStart:
         return recordings
 
     def _start_online(self, err: Exception) -> NoReturn:
-        logger.warning("%s: vLLM needs more than is on disk and starts again", " ".join(str(err).split()))
+        logger.warning("%s: vLLM needs files that are not on disk, and starts again", " ".join(str(err).split()))
         self._environment = {**self._environment, env.HF_HUB_OFFLINE.name: "0"}
         self._start_anew(env.VCLI_LEAVE_OUT.name, names_without("offline hub"))
 
     def _start_without_preloading_if_it_failed(self, cause: "Cause") -> None:
-        """Failures are vLLM's own unless our code raised them.
+        """Starts vLLM again without preloading if our code may have failed; other failures are vLLM's own.
 
-        An unexplained failure may be ours if this vLLM is not tested with this package on this device. It may
-        also be ours if a library cannot be imported: it may have got stand-ins. Plain vLLM forks no process
-        that uses a GPU, unless the user has chosen `fork`.
+        An unexplained failure may be ours if this vLLM is not tested with this package on this device. A
+        library that cannot be imported may be our fault, too, because of stand-ins. Plain vLLM forks no
+        process that uses a GPU, unless the user has chosen `fork`.
         """
         is_explained = cause.known is not None and not cause.known.is_general
         may_be_ours = not self._vllm.is_start_tested or cause.is_of_library_import
@@ -462,11 +462,11 @@ class _VllmStart:
         self._start_anew(env.VCLI_PLAIN_VLLM.name, "1")
 
     def _start_anew(self, variable: str, value: str) -> NoReturn:
-        """Replaces this process by a new start, once all others have ended."""
-        logging.disable()  # threads of this process notice that others end
+        """Replaces this process by a new start, once all other processes have ended."""
+        logging.disable()  # threads of this process would log that others end
         self._session.stop_signals.kill_all(END_S)
         end_children(self._record.begun_pids())
-        words = self._chosen_port if "--" not in self._line.words else ()  # behind it, no word is a flag
+        words = self._chosen_port if "--" not in self._line.words else ()  # after `--`, no word is a flag
         exec_again(variable, value, self._environment, words)
 
     @property

@@ -1,7 +1,7 @@
 """Imports, in a standby's template process, what vLLM's API server, engine and workers import.
 
-All starts of the installed vLLM share them, whatever their flags: the modules of all preload profiles are
-imported. Only starts that compile and eager starts differ, in the time of the compiler's import.
+All starts of the installed vLLM share a template, whatever their flags: the modules of all preload profiles
+are imported. Only starts that compile need another one than eager starts: they import the compiler at once.
 """
 
 import gc
@@ -51,7 +51,7 @@ from startup.vllm_words.installed import InstalledVllm, require_vllm
 _LAUNCHER: Final = ("startup.vllm.launch.start",)
 _CHANGING_TOKENIZERS: Final = ("--enable-prompt-embeds", "--renderer-num-workers")
 _MAX_STARTED_MODELS: Final = 2
-"""Number of models whose tokenizers are kept because they were started, beyond the named models."""
+"""How many models keep their tokenizers because they were started, besides the named models."""
 
 _FORKSERVER: Final = "forkserver"
 _API: Final = "api"
@@ -59,7 +59,7 @@ _CODE: Final = f"import sys, {OWN_PACKAGES_MODULE}; from {__name__} import main;
 
 
 class TemplateImports:
-    """The imports of one template process and the starts that can use them."""
+    """The imports of one template process, and the check which starts can use them."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class TemplateImports:
         *,
         is_eager: bool,
     ) -> None:
-        """Classes of the models are imported, too. With `is_eager`, for starts that compile nothing."""
+        """Imports the classes of `models`, too. `is_eager`: for starts that compile nothing."""
         self._vllm = vllm
         self._models = models
         self._is_eager = is_eager
@@ -81,7 +81,7 @@ class TemplateImports:
     def variables(self) -> Mapping[str, str]:
         """The variables of a forkserver, which libraries read when they are loaded.
 
-        Variables that vLLM sets itself when it is imported are left to it, as in a program that is executed.
+        Variables that vLLM sets when it is imported are left out, as in a program that is executed.
         """
         variables: dict[str, str] = {}
         for profile in self._profiles or [PreloadProfile(StartKind.of(self._vllm, (), None))]:
@@ -91,7 +91,7 @@ class TemplateImports:
         return {name: value for name, value in variables.items() if f'"{name}"' not in source}
 
     def run(self) -> None:
-        """Imports everything on the main thread.
+        """Imports everything, on the main thread.
 
         Raises:
             StartupError: the API server cannot be imported.
@@ -140,11 +140,11 @@ class TemplateImports:
             return f"the settings are not understood: {err}"
 
     def why_renew(self) -> str | None:
-        """Why the imports must be renewed: more modules, another model, a model's changed files. Or None."""
+        """Why to import again: profiles have new modules, or models or their files changed. None if not."""
         profiles = self._usable_profiles()
         before, now = map(_modules_of, (self._profiles, profiles))
         if num_missing := len({*now.api, *now.engine}.difference(before.api, before.engine, sys.modules)):
-            return f"starts have learned of {num_missing} more modules"
+            return f"earlier starts have imported {num_missing} more modules"
         if (changed := self._tokenizers.changed()) is not None:
             return f"{changed} has changed"
         known = self._tokenizers.models
@@ -166,7 +166,7 @@ class TemplateImports:
         return None
 
     def _folders(self, profiles: Sequence[PreloadProfile]) -> list[Path]:
-        """The folders of the given models and of the latest starts."""
+        """The folders of the given models, and of the models in the latest starts."""
         located = (plan_files(ModelRequest(model=model, engine="vllm")).files for model in self._models)
         given = [files.path for files in located if files is not None]
         latest = (Path(profile.model) for profile in profiles if profile.model is not None)
@@ -174,7 +174,7 @@ class TemplateImports:
         return [*given, *started[:_MAX_STARTED_MODELS]]
 
     def _usable_profiles(self) -> list[PreloadProfile]:
-        """This installation's profiles of starts that compile, or of eager ones, the latest first."""
+        """This installation's profiles of eager starts, or of starts that compile; the latest first."""
         this = StartKind.of(self._vllm, (), None)
         return [
             profile
@@ -186,7 +186,7 @@ class TemplateImports:
 
 
 class _Modules(NamedTuple):
-    """Names, once each, in order of import."""
+    """Names of modules in order of import, without repetition."""
 
     api: tuple[str, ...]
     engine: tuple[str, ...]
@@ -201,7 +201,7 @@ def _modules_of(profiles: Iterable[PreloadProfile]) -> _Modules:
 
 
 def learn_imports(vllm: InstalledVllm, line: CommandLine, *, folder: Path, environment: Mapping[str, str]) -> None:
-    """Runs the two programs with these variables; the class of a model that is on disk is inspected, too.
+    """Imports like forkserver and API server, in two programs with these variables; inspects a model on disk.
 
     Raises CalledProcessError if vLLM cannot be imported here. The folder is for temporary files.
     """
@@ -215,9 +215,9 @@ def learn_imports(vllm: InstalledVllm, line: CommandLine, *, folder: Path, envir
 
 
 def main(role: str, model: str) -> None:
-    """Runs one of the two programs."""
+    """The program of `learn_imports` for one of the two roles."""
     if role == _FORKSERVER:
-        importlib.import_module("startup.vllm.fork.preload")  # does the work
+        importlib.import_module("startup.vllm.fork.preload")  # its import does the work
         if model:
             inspect_models(model_modules(Path(model)))
     else:

@@ -1,1 +1,1 @@
-"""Changes in vLLM and its libraries while they run, each in a file of its own."""
+"""Changes that are made in vLLM and its libraries while they run; each has a file of its own."""

@@ -1,7 +1,8 @@
-"""When torch's compiler is imported, which takes half of the API server's import time.
+"""Decides when torch's compiler is imported, which takes half of the API server's import time.
 
 vLLM imports `torch._dynamo` and `torch._inductor` in every process, to patch them and to decorate functions
-that only some workers run. A process that compiles nothing imports it when it is used (`deferred`).
+that only some workers run. A process that compiles nothing imports the compiler on its first use
+(`deferred`).
 
 vLLM stores a compiled model as a file (AOT). On CPU, vLLM 0.32 writes the file but cannot load it: it calls
 `finalize_loading` on the compiled function, a method that only functions of vLLM's own backend have.
@@ -20,10 +21,10 @@ from startup.imports.stand_ins import StandIns
 from startup.vllm_words.command_line import CommandLine
 
 CompilerTime = Literal["now", "deferred"]
-"""`now`: with vLLM's imports. `deferred`: when it is used."""
+"""`now`: together with vLLM's imports. `deferred`: when the compiler is used."""
 
 COMPILER: Final = "torch._inductor.lowering"
-"""vLLM imports this (0.6 s) to patch it and to decorate helpers, even if nothing will be compiled."""
+"""vLLM imports this (0.6 s) to patch it and to decorate helpers, even if it will compile nothing."""
 
 _COMPILE: Final = Name("torch", "compile", ("model",))
 _IS_LAZY: Final = "_vllm_cli_is_lazy"
@@ -52,7 +53,7 @@ _DECORATORS: Final = "vllm.compilation.decorators"
 _LOAD_COMPILED: Final = Name("torch.compiler", "load_compiled_function")
 AOT_LOADING: Final = Hook(
     "loading of compiled models",
-    does="adds `finalize_loading`, which vLLM calls on every loaded function, to Inductor's functions",
+    does="adds `finalize_loading`, which vLLM calls on every compiled function, to Inductor's functions",
     without="vLLM for CPU compiles the model in every start",
     promise="a model that was compiled is loaded by later starts",
     needs=(
@@ -63,14 +64,14 @@ AOT_LOADING: Final = Hook(
 
 
 def may_defer_compiler(line: CommandLine, start_method: str) -> bool:
-    """Whether lean imports are on, and no model runs in the API server's process or in a fork of it."""
+    """Whether lean imports are on, and no model will run in the API server's process or in a fork of it."""
     runs_here = foreign.text_of("VLLM_ENABLE_V1_MULTIPROCESSING") not in ("", "1") or line.has("--headless")
     return uses("lean imports") and not runs_here and start_method != "fork"
 
 
 @contextmanager
 def compiler_imported(when: CompilerTime) -> Iterator[None]:
-    """Around imports of vLLM: delays the import of the compiler, unless it is loaded already."""
+    """While open, imports of vLLM leave the compiler out, if it is `deferred` and not loaded yet."""
     if when == "now" or not DEFERRED_COMPILER.applies:
         yield
         return
@@ -78,8 +79,8 @@ def compiler_imported(when: CompilerTime) -> Iterator[None]:
     stand_ins = StandIns(_DEFERRED_MODULES, become_real=True)
     stand_ins.install()
     try:
-        # torch searches Triton operators for kernels: it parses their source with the compiler.
-        # After torch's import, the hook is checked once more, with the function that is here by then.
+        # torch searches Triton operators for kernels, for which it parses their source with the compiler.
+        # After torch's import, the hook is checked once more, and then finds this function.
         with replaced(_INNER_KERNELS, lambda find: lambda fn: []):
             yield
     finally:
@@ -87,7 +88,7 @@ def compiler_imported(when: CompilerTime) -> Iterator[None]:
 
 
 def repair_loading() -> None:
-    """From now on, this process and its forks load compiled models that vLLM has stored."""
+    """From now on, this process and its forks can load compiled models that vLLM has stored."""
     if AOT_LOADING.applies:
         after_import(_DECORATORS, _add_finalize_loading, AOT_LOADING)
 
@@ -110,7 +111,7 @@ def _add_finalize_loading(decorators: ModuleType) -> None:
 
 
 def _make_compile_lazy(torch: Any) -> None:
-    """Makes `torch.compile` compile a function at its first call: the decorator alone imports Inductor."""
+    """Makes `torch.compile` compile a function at its first call: its decorator would import Inductor."""
     compile_now = _COMPILE.get(torch)
     if hasattr(compile_now, _IS_LAZY):
         return

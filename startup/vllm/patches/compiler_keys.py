@@ -27,11 +27,11 @@ _TRITON_KEY: Final = Name("triton.runtime.cache", "triton_key", ())
 TRITON_KEY: Final = COMPILER_KEYS.part(_TRITON_KEY)
 
 _HASHED: Final = ("_C", "backends", "compiler", "language", "runtime")
-"""Folders of Triton's package; others are not in the hash."""
+"""Folders of Triton's package that are in the hash; other folders are not."""
 
 
 def keep_triton_key() -> None:
-    """From now on, Triton's hash is computed only if its files have changed; in forks, too."""
+    """From now on, this process and its forks compute Triton's hash only if Triton's files have changed."""
     if TRITON_KEY.applies:
         wrap_after_import(_TRITON_KEY, _kept_key, TRITON_KEY)
 
@@ -54,5 +54,5 @@ def _kept_key(compute: Callable[[], str]) -> Callable[[], str]:
 def fill_compiler_keys() -> None:
     """Computes the hashes of the compiler's installed sources, and which vector instructions it can use."""
     for key in _COMPUTED if COMPILER_KEYS.applies else ():
-        with suppress(Exception):  # an optimisation
+        with suppress(Exception):  # speeds up only
             key.get(importlib.import_module(key.module))()

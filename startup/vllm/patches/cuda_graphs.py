@@ -1,14 +1,15 @@
-"""What a start's capture of CUDA graphs costs: their memory is remembered, and the heap stays frozen.
+"""Makes the capture of CUDA graphs cheaper: remembers the graphs' memory, and keeps the heap frozen.
 
-vLLM captures them once to measure that memory, subtracts it from the memory of the KV cache, and captures
-them again. The measurement takes about half as long as the capture. It depends on model, settings, GPU and
-driver: where they are the same, the KV cache gets the size that vLLM would measure. After the capture, the
-memory that the graphs have taken is compared with that in the start that measured. If it differs, the next
-start measures again.
+vLLM captures the graphs once to measure their memory, subtracts it from the memory for the KV cache, and
+captures them again. The measurement takes about half as long as the capture. The result depends on model,
+settings, GPU and driver: if these are the same as in an earlier start, the KV cache gets the size that vLLM
+would measure. After the capture, the graphs' memory is compared with that of the start that measured. If it
+differs, the next start measures again.
 
-The forkserver has frozen its objects, so that a collection in a fork visits none of them. vLLM freezes the
-heap around each capture and unfreezes it afterwards. From then on, a collection visits a million objects: it
-takes a second, and copies the pages that forks share. At the end of its start vLLM freezes the heap for good.
+The forkserver has frozen its objects, so that a garbage collection in a fork visits none of them. vLLM
+freezes the heap around each capture and unfreezes it afterwards. From then on, a collection would visit a
+million objects, take a second, and copy the pages that forks share. vLLM freezes the heap for good at the end
+of its start.
 """
 
 import logging
@@ -31,8 +32,8 @@ _FINGERPRINT: Final = Name(
 )
 GRAPH_MEMORY: Final = Hook(
     "CUDA graphs",
-    does="remembers how much memory CUDA graphs need; keeps objects that exist when they are captured excluded from "
-    "garbage collection",
+    does="remembers how much memory CUDA graphs need; keeps the objects that exist at the capture "
+    "out of garbage collection",
     without="each start captures most graphs twice, the first time to measure their memory; afterwards, each "
     "collection of a start visits all imported objects",
     gain="0.77 (0.65–0.77) of a compiled start of the CUDA build, on a stand-in for the GPU",
@@ -51,7 +52,7 @@ _LASTS_S: Final = 30 * 86400.0
 _TOLERANCE: Final = 0.05
 _SMALL_BYTES: Final = 16 << 20
 _NOT_RELEVANT: Final = ("_PORT", "_IP", "_KEY", "_ROOT", "_PATH", "_DIR", "_ID")
-"""Ends of the names of variables that differ between starts or machines, and change no graph."""
+"""Endings of names of variables that differ between starts or machines, and change no graph."""
 
 
 class _Memory(NamedTuple):
@@ -59,7 +60,7 @@ class _Memory(NamedTuple):
 
     estimate: int
     captured: int
-    """The memory that the graphs have taken."""
+    """The memory that the captured graphs have taken."""
 
 
 class _State:
@@ -68,18 +69,18 @@ class _State:
     kept: Kept | None = None
     estimate = 0
     known: _Memory | None = None
-    """Measurements of an earlier start, if they are used."""
+    """Measurements of an earlier start; None unless this start uses them."""
 
 
 def remember_graph_memory() -> None:
-    """From now on, vLLM's workers measure only what is not known, in this process and its forks."""
+    """From now on, vLLM's workers, in this process and its forks, measure only what is not known."""
     if GRAPH_MEMORY.applies:
         wrap_after_import(_MEASURE, _measured_once, GRAPH_MEMORY)
         wrap_after_import(_CAPTURE, _checked, GRAPH_MEMORY)
 
 
 def keep_heap_frozen() -> None:
-    """From now on, `gc.unfreeze()` of vLLM's captures has no effect, in this process and its forks."""
+    """From now on, `gc.unfreeze()` in vLLM's captures has no effect, in this process and its forks."""
     if FROZEN_HEAP.applies:
         after_import(_FREEZE.module, lambda module: place_variant(module, "gc", unfreeze=lambda gc: None), FROZEN_HEAP)
 
@@ -121,7 +122,7 @@ def _to_memory(content: Any) -> _Memory:
 
 
 def _key(config: Any) -> object:
-    """Everything that the memory depends on: vLLM's own fingerprint, and the factors that it leaves out."""
+    """Everything on which the memory depends: vLLM's own fingerprint, and factors that it leaves out."""
     state = read_gpus()
     graphs, scheduler = config.compilation_config, config.scheduler_config
     return (

@@ -1,4 +1,4 @@
-"""Work for the time in which vLLM's API server waits for its engine, on the main thread."""
+"""Does work on the main thread while vLLM's API server waits for its engine."""
 
 import functools
 import threading
@@ -19,13 +19,13 @@ ENGINE_WAIT: Final = Hook(
 )
 
 _END_S: Final = 30.0
-"""How long a wait may take to end after its engine was stopped."""
+"""Seconds that a wait has to end after its engine was stopped."""
 
 
 class EngineWait:
     """Work for the time from the start of the engine's process until the engine is ready.
 
-    Used on the main thread; without the wait, the work is not done.
+    Used on the main thread. If vLLM does not wait, the work is not done.
     """
 
     def __init__(self) -> None:
@@ -33,12 +33,12 @@ class EngineWait:
         self._waiting: _Waiting | None = None
 
     def add(self, work: Callable[[], None]) -> None:
-        """Adds work, which is done in this order; an error ends the start, like an error outside the wait."""
+        """Adds work, done in the order of the calls; its errors end the start, as errors elsewhere do."""
         self._work.append(work)
 
     @property
     def has_failed(self) -> bool:
-        """Whether the engine has failed while the work is being done, which is of no use then."""
+        """Whether the engine has failed during the work, which is useless then."""
         return self._waiting is not None and self._waiting.error is not None
 
     def hook(self) -> None:
@@ -68,7 +68,7 @@ class EngineWait:
 
 
 class _Waiting:
-    """vLLM's wait on a thread of its own."""
+    """vLLM's wait, on a thread of its own."""
 
     def __init__(self, wait: Callable[[], None]) -> None:
         self._wait = wait
@@ -77,7 +77,7 @@ class _Waiting:
         group_signals.start_thread(self._thread)
 
     def join(self) -> None:
-        """Waits until the engine is ready; raises what vLLM's wait raises."""
+        """Waits until the engine is ready; raises any error of vLLM's wait."""
         self._thread.join()
         if self.error is not None:
             raise self.error

@@ -1,7 +1,7 @@
 """Makes vLLM's processes log JSON lines with this program's fields, through VLLM_LOGGING_CONFIG_PATH.
 
-Every process of vLLM applies the configuration when it imports vLLM, and uvicorn when it starts. Other output
-on standard error (tracebacks of an exiting process, warnings, progress bars) becomes JSON lines too.
+Each process of vLLM applies the configuration when it imports vLLM; uvicorn applies it when it starts. Other
+output on standard error (tracebacks of an exiting process, warnings, progress bars) becomes JSON lines, too.
 """
 
 import json
@@ -43,23 +43,23 @@ _RAY_SETTINGS: Final = ("--distributed-executor-backend", "--data-parallel-backe
 
 
 class VllmJsonFormatter(JsonFormatter):
-    """Formats records as JSON; the role is vLLM's name of the process, such as `APIServer` or `Worker`."""
+    """Formats records as JSON; the role is vLLM's name for the process, such as `APIServer` or `Worker`."""
 
     def __init__(self) -> None:
         super().__init__("", None)
         self._role: dict[int, str] = {}
 
     def role_of(self, record: logging.LogRecord) -> str:
-        """The name that vLLM's text format puts in front of each line."""
+        """The name that vLLM's text format writes before each line."""
         return str(getattr(record, "vllm_process_name", None) or self._role.get(os.getpid(), record.processName))
 
     def name_role(self, role: str) -> None:
-        """Sets this process's name, for versions of vLLM whose records do not have it."""
+        """Sets this process's name, for versions of vLLM whose records lack it."""
         self._role = {os.getpid(): role}
 
 
 def create_error_handler() -> logging.Handler:
-    """Redirects standard error, so that other output becomes JSON lines, and logs to the original stream."""
+    """Redirects standard error, so that all output becomes JSON lines; logs to the original stream."""
     handler = logging.StreamHandler(real_stderr())
     log_everything_as_json(handler)
     return handler
@@ -124,7 +124,7 @@ def _configuration(line: CommandLine) -> dict[str, Any]:
 
 
 def omit_prefixes_in_json() -> None:
-    """From now on, processes that log JSON have their name in each record instead; so do their forks."""
+    """From now on, JSON records of this process and its forks name the process; no text precedes them."""
     if STREAM_PREFIXES.applies:
         wrap_after_import(_DECORATE_LOGS, _decorate_text_only, STREAM_PREFIXES)
 

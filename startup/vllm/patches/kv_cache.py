@@ -1,9 +1,9 @@
-"""Populates the memory of vLLM's KV cache on CPU by several threads, without letting vLLM wait for them.
+"""Populates vLLM's KV cache on CPU on several threads; vLLM waits for them only if memory is scarce.
 
 vLLM writes zeros over the whole cache in one thread before it serves: 0.7 s for each GiB. New pages of the
-kernel are zeros already, and every processor can populate them. If as much memory again is free, this
-happens while vLLM serves, and a request that comes earlier gets its pages as it writes. Otherwise vLLM waits:
-a cache that does not fit then ends the start, instead of a server.
+kernel are zeros already, and every processor can populate them. If twice the memory is free, this happens
+while vLLM serves, and an early request gets its pages when it writes. Otherwise vLLM waits: a cache that does
+not fit then ends the start, instead of a server.
 """
 
 import mmap
@@ -34,23 +34,23 @@ KV_CACHE: Final = Hook(
 
 _LEAST_BYTES: Final = 64 << 20
 _PART_BYTES: Final = 2 << 20
-"""Bytes that a thread populates at once, in 1 to 2 ms, while no other thread can map memory."""
+"""Bytes that a thread populates at once. During that time, 1 to 2 ms, no other thread can map memory."""
 _NICE: Final = 10
 """Nice value of the threads while vLLM serves: the rest of the start comes first (setpriority(2))."""
 _MOST_THREADS: Final = 8
 
 
 def populate_kv_cache() -> None:
-    """Prepares vLLM's allocation, before it is imported, in this process and its forks."""
+    """Prepares vLLM's allocation, before vLLM is imported, in this process and its forks."""
     if KV_CACHE.applies:
         after_import(_ALLOCATION, lambda module: place_variant(module, "torch", zeros=_zeros), KV_CACHE)
 
 
 def _zeros(torch: Any, size: Any, **options: Any) -> "Tensor":
-    """A KV cache on CPU, or any other tensor as torch makes it."""
+    """A KV cache on CPU whose pages are populated; any other tensor as torch creates it."""
     is_cache = options.keys() == {"dtype", "device"} and isinstance(size, int) and size >= _LEAST_BYTES
     if is_cache and options["dtype"] is torch.int8 and torch.device(options["device"]).type == "cpu":
-        with suppress(OSError, RuntimeError):  # too large, Linux before 5.14, no threads: torch tries it, too
+        with suppress(OSError, RuntimeError):  # too large, Linux before 5.14, or no threads: then torch tries
             return _map(torch, size)
     tensor: Tensor = torch.zeros(size, **options)
     return tensor
@@ -68,10 +68,10 @@ def _map(torch: Any, num_bytes: int) -> "Tensor":
 
 
 def _populate(memory: range, *, num_workers: int) -> None:
-    """Returns at once if all workers can have twice as many pages."""
+    """Populates the memory; returns at once if all workers can have twice as many pages."""
     is_ample = available_bytes() > 2 * len(memory) * num_workers
     parts = iter([memory[i : i + _PART_BYTES] for i in range(0, len(memory), _PART_BYTES)])
-    processors = os.sched_getaffinity(os.getppid())  # OpenMP binds this thread to those on which it computes
+    processors = os.sched_getaffinity(os.getppid())  # OpenMP has bound this thread to those on which it computes
     threads = [
         threading.Thread(
             target=_populate_parts,
@@ -90,7 +90,7 @@ def _populate(memory: range, *, num_workers: int) -> None:
 
 def _populate_parts(parts: Iterator[range], processors: set[int], nice: int) -> None:
     thread = threading.get_native_id()
-    with suppress(OSError):  # vLLM's own writes get the pages, or show what is wrong
+    with suppress(OSError):  # vLLM's own writes get the pages, or raise the error
         os.sched_setaffinity(thread, processors)
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + nice)
         for part in parts:

@@ -1,4 +1,4 @@
-"""The import statements of vLLM whose names few requests use: they are delayed until a name is used."""
+"""Delays import statements of vLLM whose names few requests use, until such a name is used."""
 
 import builtins
 import functools
@@ -31,12 +31,12 @@ UNUSED_COMMANDS: Final = LATE_NAMES.part(Text(("vllm.entrypoints.cli.main",), r"
 
 
 class LateImport(NamedTuple):
-    """An import statement outside of functions, whose names are not used while its module is imported."""
+    """An import statement outside of functions whose names are not used while its module is imported."""
 
     importer: str
     module: str
     requires: str | None = None
-    """If the statement is in a `try`: without this package, it is executed, and raises ImportError."""
+    """For a statement in a `try`: without this package, it is executed and raises ImportError."""
 
 
 _OTEL: Final = "vllm.tracing.otel"
@@ -62,10 +62,10 @@ _EVERYWHERE: Final = (
     LateImport(_OTEL, "opentelemetry.sdk.trace", requires="opentelemetry.sdk"),
     LateImport(_OTEL, "opentelemetry.sdk.trace.export", requires="opentelemetry.sdk"),
 )
-"""Statements of vLLM 0.29 to 0.33; a statement that a version does not have has no effect."""
+"""Statements in vLLM 0.29 to 0.33; a statement that a version lacks has no effect."""
 
 _IN_ENGINES: Final = (LateImport("vllm.reasoning.abs_reasoning_parsers", "vllm.entrypoints.mcp.tool_server"),)
-"""Not in the API server, which needs the module, and whose schemas depend on the order of imports."""
+"""Not delayed in the API server, which needs the module, and whose schemas depend on the order of imports."""
 
 
 @contextmanager
@@ -95,10 +95,10 @@ def late_names(late: Iterable[LateImport]) -> Iterator[None]:
 
 
 def _delay_imports(late: Mapping[str, str | None], importer: ModuleType) -> None:
-    """Gives the module's own code, until it ends, an `__import__` that returns stand-ins.
+    """Gives a module's own code, until it ends, an `__import__` that returns stand-ins.
 
-    Python looks up `__import__` among the built-in names of the running code, which it takes from the
-    module's `__builtins__` when the code begins. The functions that this code defines get the usual ones.
+    Running code looks up `__import__` among its built-in names, which it takes from the module's
+    `__builtins__` when it begins. The functions that the module's code defines get the usual built-in names.
     """
     namespace = vars(importer)
 
@@ -115,17 +115,17 @@ def _delay_imports(late: Mapping[str, str | None], importer: ModuleType) -> None
 
 
 class LateName:
-    """Stands for a module or one of its objects; any use of it imports the module.
+    """Stands for a module or for one of its objects; any use of it imports the module.
 
-    An instance check needs no import: a module that is not loaded has no instances. A union with it is an
-    annotation of a function, which is not evaluated further.
+    An instance check needs no import, because a module that is not loaded has no instances. A union with it
+    is a function's annotation, which is not evaluated further.
     """
 
     def __init__(self, module: str, name: str | None, importer: dict[str, Any]) -> None:
         self.__late = (module, name, importer)
 
     def real(self) -> Any:
-        """The object that it stands for, which takes its place in the importing module."""
+        """The object that it stands for, which replaces it in the importing module."""
         module, name, importer = self.__late
         value: Any = importlib.import_module(module)
         if name is not None:

@@ -1,7 +1,7 @@
-"""Makes vLLM inspect a model's class in a forked process: a new program would import all of vLLM.
+"""Makes vLLM inspect a model's class in a forked process, because a new program would import all of vLLM.
 
-vLLM inspects each model once per version, in a process of its own in order not to initialise CUDA in the
-caller. In a new program that takes some seconds of the first start.
+vLLM inspects each model once per version. It does so in a separate process, so as not to initialise CUDA in
+the caller. With a new program, that takes some seconds of the first start.
 """
 
 import importlib
@@ -34,14 +34,14 @@ _TIMEOUT_S: Final = 120.0
 
 
 def inspect_models_in_forks() -> None:
-    """From now on vLLM's model registry runs its inspections in processes forked from the forkserver."""
+    """From now on, vLLM's model registry runs its inspections in forks of the forkserver."""
     if MODEL_INSPECTION.applies:
         wrap_after_import(_RUN_IN_SUBPROCESS, _forked_if_possible, MODEL_INSPECTION)
 
 
 def _forked_if_possible(in_new_program: Callable[..., Any]) -> Callable[..., Any]:
     def run(function: Callable[[], Any]) -> Any:
-        if not multiprocessing.current_process().daemon:  # as workers are; daemons cannot start processes
+        if not multiprocessing.current_process().daemon:  # workers are daemons, which cannot start processes
             with suppress(OSError, EOFError, ValueError, TypeError, AttributeError, ImportError):
                 return _run_forked(function)
         return in_new_program(function)
@@ -93,8 +93,8 @@ def model_modules(model: Path) -> list[str]:
 
 
 def inspect_models(modules: Sequence[str]) -> None:
-    """Makes vLLM inspect the classes in these modules of models, and cache the results."""
+    """Makes vLLM inspect the model classes in these modules, and cache the results."""
     for known in _MODELS.get(importlib.import_module(_MODELS.module)).values():
         if getattr(known, "module_name", None) in modules:
-            with suppress(Exception):  # the first start inspects it
+            with suppress(Exception):  # then the first start inspects it
                 known.inspect_model_cls()

@@ -1,8 +1,8 @@
-"""Hands the launcher's listening socket to vLLM.
+"""Gives the launcher's listening socket to vLLM.
 
-vLLM binds its socket itself, in several places, and passes it to its API servers. So `socket.bind` is
-replaced: binding the listener's address in this process gives a duplicate of the listener. The hook
-`port` (`startup.vllm.probes.serving_events`) checks that vLLM binds in this way.
+vLLM binds its socket itself, in several places, and passes the socket to its API servers. So `socket.bind` is
+replaced: if this process binds a socket to the listener's address, the socket becomes a duplicate of the
+listener. The hook `port` (`startup.vllm.probes.serving_events`) checks that vLLM binds in this way.
 """
 
 import os

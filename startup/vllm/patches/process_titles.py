@@ -1,7 +1,7 @@
-"""Makes the titles that vLLM gives its processes visible in processes whose command line was replaced.
+"""Makes the titles of vLLM's processes visible in processes whose command line was replaced.
 
-`setproctitle` writes into the memory that held the words of `exec`; in forks of a standby's template process
-the kernel reads the words elsewhere (`base.machine.command_line`).
+`setproctitle` writes into the memory of the words that `exec` got. In forks of a standby's template process,
+the kernel reads the words from other memory (`base.machine.command_line`).
 """
 
 import importlib
@@ -25,10 +25,11 @@ PROCESS_TITLES: Final = Hook(
 
 
 def find_title_memory() -> None:
-    """Lets `setproctitle`, if it is installed, find the words of `exec`; called before packages are imported.
+    """Lets `setproctitle`, if installed, find the words that `exec` got; called before packages are imported.
 
-    It searches them at its first call, in front of the first variable. An import that assigns this variable
-    (cv2 does, LD_LIBRARY_PATH) moves it, and titles then have no effect in this process and its forks.
+    It looks for them at its first call, before the first variable in memory. An import that sets that
+    variable (cv2 does, LD_LIBRARY_PATH) moves it, and titles then have no effect in this process and its
+    forks.
     """
     with suppress(ImportError):
         importlib.import_module("setproctitle").getproctitle()

@@ -22,7 +22,7 @@ SPANS: Final = Hook(
 
 
 class _Recorder:
-    """The journal of this process and of its later forks; None in a template process."""
+    """The journal of this process and its later forks; None in a template process."""
 
     journal: Journal | None = None
     record: OutputRecord | None = None
@@ -30,14 +30,14 @@ class _Recorder:
 
 
 def record_spans(journal: Journal, record: OutputRecord) -> None:
-    """Makes vLLM's marked functions record their times until the journal is closed."""
+    """Makes the functions that vLLM marks record their times until the journal is closed."""
     _Recorder.journal = journal
     _Recorder.record = record
     prepare_spans()
 
 
 def prepare_spans() -> None:
-    """Prepares the functions that are imported from now on for `record_spans`; a second call does nothing."""
+    """Prepares functions that will be imported for `record_spans`; a second call does nothing."""
     if SPANS.applies and not _Recorder.is_prepared:
         _Recorder.is_prepared = True
         wrap_after_import(_INSTRUMENT, _with_timing, SPANS)
@@ -56,7 +56,7 @@ def _with_timing(instrument: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """The function, which records its time as a span."""
+    """The function, wrapped so that it records its time as a span."""
 
     @functools.wraps(function)
     def timed(*args: Any, **kwargs: Any) -> Any:
@@ -70,5 +70,5 @@ def _timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def _phase_name(span_name: str) -> str:
-    """`Loading (GPU)` becomes `loading_gpu`."""
+    """The phase's name: `Loading (GPU)` becomes `loading_gpu`."""
     return "_".join("".join(c if c.isalnum() else " " for c in span_name.lower()).split())

@@ -1,6 +1,6 @@
 """Puts the sockets and rendezvous files of vLLM's processes into a folder that the launcher removes.
 
-vLLM leaves them in TMPDIR, also when it ends in order.
+vLLM leaves them in TMPDIR, even after an orderly end.
 """
 
 import os
@@ -26,7 +26,7 @@ TEMP_FILES: Final = Hook(
 )
 _FOLDER_OF_SOCKETS: Final = "VLLM_RPC_BASE_PATH"
 _MOST_ADDRESS_BYTES: Final = 107
-"""Longest path of a UNIX socket (unix(7), `sun_path`)."""
+"""Longest path of a UNIX socket, in bytes (unix(7), `sun_path`)."""
 
 
 class _Place:
@@ -37,7 +37,7 @@ class _Place:
 
 
 def keep_temp_files(folder: Path) -> None:
-    """From now on, this process and its forks create the files there."""
+    """From now on, this process and its forks create the files in `folder`."""
     _Place.folder = folder
     prepare_temp_files()
 
@@ -51,7 +51,7 @@ def prepare_temp_files() -> None:
 
 
 def variables_of_new_programs() -> dict[str, str]:
-    """Variables for a new program, which has no hooks: its files go to the same folder."""
+    """Variables that make a new program, which has no hooks, put its files into the same folder."""
     folder = _Place.folder
     is_kept = folder is None or len(os.fsencode(folder)) > MAX_BYTES
     return {} if is_kept else {env.TMPDIR.name: str(folder)}

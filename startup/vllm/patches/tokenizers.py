@@ -1,7 +1,7 @@
 """Loads a model's tokenizer once, or late; in a standby, into vLLM's caches, for all forks.
 
-vLLM loads a model's tokenizer in the API server and in the engine, and again for its chat template. It caches
-each result in the process; the keys of these caches contain the model's folder.
+vLLM loads a model's tokenizer in the API server and in the engine, and again for its chat template. Each
+process caches the results; the keys of these caches contain the model's folder.
 """
 
 import copy
@@ -26,7 +26,7 @@ _READ: Final = (
     "skip_tokenizer_init", "hf_config", "tokenizer", "model", "runner_type", "tokenizer_mode", "tokenizer_revision",
     "code_revision", "trust_remote_code",
 )  # fmt: skip
-"""The attributes of `model_config` that vLLM reads in some release."""
+"""The attributes of `model_config` that vLLM reads in any supported release."""
 _READS_NO_OTHER: Final = Text(
     (_CACHED_TOKENIZER.module,),
     rf"^def {_CACHED_TOKENIZER.path}\((?:(?!^def |model_config\.(?!(?:{'|'.join(_READ)})\b)).)*(?:^def |\Z)",
@@ -39,8 +39,8 @@ CHAT_TEMPLATE: Final = Name(
 )
 KEPT_TOKENIZERS: Final = Hook(
     "kept tokenizers",
-    does="loads a model's tokenizer and template once in a standby, into vLLM's own caches, and copies it there, where "
-    "vLLM's renderer would copy it",
+    does="loads a model's tokenizer and template once in a standby, into vLLM's own caches, and makes the copies there "
+    "that vLLM's renderer would make",
     without="a warm start loads the tokenizer again, or copies it twice",
     gain="0.38 (0.31–0.62) of a warm start with a tokenizer of 151,000 tokens; the copies 0.54 (0.47–0.66)",
     needs=(_CACHED_TOKENIZER, _READS_NO_OTHER, CHAT_TEMPLATE),
@@ -55,7 +55,7 @@ TOKENIZER_POOL: Final = KEPT_TOKENIZERS.part(
 )
 
 _NUM_COPIES: Final = 2
-"""vLLM's default: one per renderer thread and one more."""
+"""vLLM's default number of copies: one for each renderer thread and one more."""
 _COPY: Final = "__copy__"
 
 _OUTPUT: Final = "vllm.v1.structured_output"
@@ -81,7 +81,7 @@ _ATTRIBUTE: Final = "tokenizer"
 
 
 class KeptTokenizers:
-    """The tokenizers of some models in vLLM's caches, and the files that they were read from."""
+    """The tokenizers of some models in vLLM's caches, and the files from which they were read."""
 
     def __init__(self) -> None:
         self.models: list[Path] = []
@@ -104,7 +104,7 @@ class KeptTokenizers:
                 self._stamps[model] = stamps
 
     def drop_pools(self) -> None:
-        """Drops the pools in a start whose renderer changes its copy, or has another number of copies."""
+        """Drops the pools in a start whose renderer changes its copy, or needs another number."""
         for pool in self._pools:
             pool.drop()
 
@@ -114,7 +114,7 @@ class KeptTokenizers:
 
 
 def _load_tokenizer(model: Path) -> Any:
-    """Loads it with the arguments that vLLM derives from a command line without flags for the tokenizer."""
+    """Loads a tokenizer with the arguments that vLLM uses without flags for the tokenizer."""
     given = {
         "skip_tokenizer_init": False,
         "tokenizer": str(model),
@@ -133,7 +133,7 @@ def _load_tokenizer(model: Path) -> Any:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Without requests to the hub."""
+    """While open, the hub's client sends no requests."""
     constants: Any = sys.modules.get("huggingface_hub.constants")
     before = getattr(constants, "HF_HUB_OFFLINE", None)
     if constants is not None:
@@ -146,10 +146,10 @@ def _offline() -> Iterator[None]:
 
 
 class PreparedPool:
-    """The prepared copies of one tokenizer: making them takes half of the API server's time in a warm start.
+    """Prepared copies of one tokenizer: making them takes half of the API server's time in a warm start.
 
-    vLLM's renderer copies its cached tokenizer and makes a pool of two more copies. Here vLLM's own function
-    makes the pool in advance; the renderer's copy, and no other, is the prepared one.
+    vLLM's renderer copies its cached tokenizer, and makes a pool of two more copies. Here, vLLM's own
+    function makes the pool in advance. Only when the renderer makes its copy does it get the prepared one.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -191,11 +191,11 @@ def _replace_tokenizer(module: Any) -> None:
 
 
 class _Loading(functools.partial[Any]):
-    """A call that was not made yet."""
+    """A call that is not made yet."""
 
 
 class _LateAttribute:
-    """Makes the call that was assigned to the attribute when the attribute is read."""
+    """An attribute to which a call is assigned; the call is made when the attribute is first read."""
 
     def __get__(self, instance: Any, owner: type) -> Any:
         if instance is None:
@@ -213,7 +213,7 @@ class _LateAttribute:
 
 
 def reuse_tokenizer() -> None:
-    """From now on, the search ends with the tokenizer that it was called with."""
+    """From now on, vLLM's search for a processor ends with the tokenizer that is loaded already."""
     if PROCESSOR_LOOKUP.applies:
         wrap_after_import(CHAT_TEMPLATE, _with_loaded_tokenizer, PROCESSOR_LOOKUP)
 

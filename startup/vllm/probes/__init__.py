@@ -1,1 +1,1 @@
-"""Health probes while vLLM serves. A reader begins with `serving_events.py`."""
+"""Health probes while vLLM serves. Begin with `serving_events.py`."""

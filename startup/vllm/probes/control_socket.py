@@ -1,7 +1,7 @@
-"""Puts vLLM's engine to sleep and wakes it up on a word from the router that has started this server.
+"""Puts vLLM's engine to sleep and wakes it up, at the request of the router that has started this server.
 
-The words come through a Unix socket beside the server's own, which no client can reach: vLLM's endpoints for
-this stay closed. A connection has one request and one answer, a line of JSON each.
+The requests come through a Unix socket beside the server's own, which no client can reach: vLLM's endpoints
+for sleeping stay closed. A connection has one request and one answer, each a line of JSON.
 """
 
 import asyncio
@@ -23,17 +23,18 @@ logger = logging.getLogger(__name__)
 _MOST_BYTES: Final = 4096
 _LONGEST_ERROR: Final = 1000
 _SENT_S: Final = 10.0
-"""How long a request may take to come."""
+"""Seconds in which a request must arrive."""
 
 
 def open_control(client: Any, lifecycle: Lifecycle) -> None:
     """Opens the socket if this server listens where a router expects it, and vLLM's sleep mode is on.
 
-    If there are several API servers, only the first opens it: a call of its client reaches all engines.
+    If there are several API servers, only the first opens it, because a call of its client reaches all
+    engines.
 
     Args:
         client: vLLM's AsyncLLM.
-        lifecycle: the socket is removed at the end of its state `ready`.
+        lifecycle: the socket is removed when this leaves the state `ready`.
     """
     path = env.VCLI_ROUTER.get()
     if path is None or not Path(path).is_socket():
@@ -47,7 +48,7 @@ def open_control(client: Any, lifecycle: Lifecycle) -> None:
 
 
 def is_changing() -> bool:
-    """Whether the engines fall asleep or wake up; known to all API servers of these engines."""
+    """Whether the engines are falling asleep or waking up; all API servers of these engines see it."""
     path = env.VCLI_ROUTER.get()
     return path is not None and _mark(control_socket(path)).exists()
 
@@ -64,10 +65,10 @@ class _Control:
         self._client = client
         self._path = path
         self._level = 0
-        """At which the engines sleep; 0 while they are awake."""
+        """The level at which the engines sleep; 0 while they are awake."""
         self._turn = asyncio.Lock()
-        """A request waits for the one before."""
-        path.unlink(missing_ok=True)  # of a killed server
+        """Makes a request wait for the previous one."""
+        path.unlink(missing_ok=True)  # left by a killed server
         _mark(path).unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
@@ -76,7 +77,7 @@ class _Control:
         self._serving = asyncio.get_running_loop().create_task(self._serve(), name="control-socket")
 
     def close(self) -> None:
-        """Removes the socket; a request that is being carried out gets its answer, if there is time."""
+        """Removes the socket; a request that is being carried out gets its answer if there is time."""
         self._path.unlink(missing_ok=True)
         self._serving.cancel()
 
@@ -114,14 +115,14 @@ class _Control:
             return {"ok": True, "took_s": round(time.perf_counter() - begin_s, 3)}
 
     async def _sleep(self, level: int) -> None:
-        """If vLLM cannot, its engines are as they were: a part of their memory may be gone already."""
+        """Puts the engines to sleep. If vLLM fails, wakes them up: part of their memory may be gone."""
         if self._level:
             return
         self._level = level
         try:
             await self._client.sleep(level, mode="wait")
         except Exception:
-            await self._client.collective_rpc("wake_up")  # the engine may think that its workers are awake
+            await self._client.collective_rpc("wake_up")  # the engine may assume that its workers are awake
             await self._wake_up()
             raise
 

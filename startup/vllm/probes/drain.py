@@ -1,8 +1,8 @@
 """The drain of vLLM's API server: SIGTERM finishes running requests before vLLM stops its engine.
 
-vLLM stops its engine first, and then waits for connections whose streams get no further token. Here, the
-application that uvicorn runs is wrapped, so that running requests are known. The next step after a signal is
-`shutdown` of the engine's client: it waits for the same drain that ends the embedded engine.
+vLLM alone stops its engine first, and then waits for connections whose streams get no more tokens. Here,
+uvicorn's application is wrapped, so that running requests are known. After a signal, vLLM calls `shutdown` of
+the engine's client, which is replaced: it waits for the same drain as the embedded engine's.
 """
 
 import asyncio
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from server.operation.engine_watchdog import EngineWatchdog
 
 _REJECTED_GETS: Final = ("/health", "/ping", "/load")
-"""Other GETs are answered until the end; by these, load balancers learn that they may send no more."""
+"""GETs that a draining server rejects, for load balancers. Other GETs are answered until the end."""
 _CLOSE: Final = (b"connection", b"close")
 _LAST_ACCEPTS_S: Final = 0.02
-"""Time from the responder's end to the end of accepting."""
+"""Seconds from the responder's end to the end of accepting."""
 _SILENT_S: Final = 1.0
-"""An engine that is silent for this long when it is to end is killed without a wait."""
+"""An engine that has been silent for so many seconds at its end is killed at once."""
 _ABORT_AFTER_S: Final = 0.25
-"""Time from uvicorn's shutdown to the end of connections whose clients do not read."""
+"""Seconds from uvicorn's shutdown until connections of clients that do not read are cut."""
 
 
 def drain_before_shutdown(
@@ -55,8 +55,8 @@ def drain_before_shutdown(
 
     Args:
         server: uvicorn's.
-        listeners: of this process, unless several API servers share them.
-        probes: accepts for uvicorn, if not None.
+        listeners: this process's, unless several API servers share them.
+        probes: if given, it accepts in place of uvicorn.
         on_draining: called on the event loop.
         parts: of the launcher, or of an API server that it has started.
     """
@@ -82,7 +82,7 @@ def drain_before_shutdown(
 
 
 async def _close_port(server: Any, listeners: Sequence[socket.socket], probes: ServingProbes | None) -> None:
-    """The next server can have it while vLLM stops its engine; connections that wait are accepted before."""
+    """Closes the port, so that the next server can have it early; accepts waiting connections before."""
     if probes is not None and server.started:
         await probes.end()
         await asyncio.sleep(_LAST_ACCEPTS_S)
@@ -95,7 +95,7 @@ async def _close_port(server: Any, listeners: Sequence[socket.socket], probes: S
 
 
 def abort_connections(server: Any) -> None:
-    """Ends the connections that are still open soon after uvicorn has begun to shut down."""
+    """Cuts connections that are still open a moment after uvicorn has begun to shut down."""
 
     def abort() -> None:
         for connection in list(server.server_state.connections):
@@ -108,7 +108,7 @@ def abort_connections(server: Any) -> None:
 class DrainedApp:
     """An ASGI application that knows its running requests, and rejects new ones while it drains.
 
-    It answers `/livez`, and `/readyz` as `/health`, where the responder does not.
+    Without a responder, it answers `/livez`, and `/readyz` like `/health`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -116,7 +116,7 @@ class DrainedApp:
         self.lifecycle.engine_ready()
         self.running = RunningRequests()
         self.watchdog: EngineWatchdog | None = None
-        """Watches its engine; None if no engine is watched."""
+        """Watches the application's engine; None if no engine is watched."""
         self._app = app
         self._failure: str | None = None
 
@@ -139,7 +139,7 @@ class DrainedApp:
 
     @property
     def num_running(self) -> int:
-        """How many requests are being answered."""
+        """The number of requests that are being answered."""
         return self.running.num_running
 
     def engine_hangs(self, reason: str) -> None:
@@ -171,12 +171,12 @@ class _Request:
         self._send = send
         self._lifecycle = lifecycle
         self._media_type: bytes | None = None
-        """The media type of the response that has begun."""
+        """The media type of the response; None before it has begun."""
         self._has_ended = False
 
     @property
     def is_draining(self) -> bool:
-        """Whether its connection ends with its response."""
+        """Whether the server drains, so that the connection closes after the response."""
         return self._lifecycle.state == "draining"
 
     async def send(self, message: Message) -> None:
@@ -209,7 +209,7 @@ class _Request:
 
 
 class _Shutdown:
-    """Replaces `shutdown` of one engine client."""
+    """Replaces `shutdown` of one engine client: drains first."""
 
     def __init__(
         self,
@@ -234,15 +234,15 @@ class _Shutdown:
         client.shutdown = self
 
     def __call__(self, timeout: float | None = None) -> None:
-        """Called by vLLM on a thread after the first signal; on the event loop at the end of the process."""
+        """vLLM calls it on a thread after the first signal; on the event loop at the process's end."""
         if threading.get_ident() != self._loop_thread and self._lifecycle.state == "ready":
             asyncio.run_coroutine_threadsafe(self._run(), self._loop).result()
         if self._watching is not None and not self._lifecycle.is_hung:
             self._loop.call_soon_threadsafe(self._watching.cancel)
         if self._watchdog is not None and self._watchdog.silence_s >= _SILENT_S:
-            timeout = 0.0  # it would not see vLLM's signal, either
+            timeout = 0.0  # the engine would not react to vLLM's signal, either
         elif self._kills_engine:
-            timeout = 0.0  # nothing runs any more; its own end takes seconds
+            timeout = 0.0  # nothing runs any more; the engine's own end takes seconds
         self._shutdown(timeout=timeout)
 
     async def _run(self) -> None:
@@ -261,7 +261,7 @@ class _Shutdown:
 
 
 def _path_of(scope: Scope) -> str:
-    """Without the root path, which uvicorn puts before it; empty if it is no HTTP request."""
+    """The path without the root path, which uvicorn puts before it; empty if it is no HTTP request."""
     return scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
 
 

@@ -33,7 +33,7 @@ def _replace_watch(module: Any, on_death: Callable[[], None]) -> None:
     def terminate_and_notice(server: Any, engine: Any) -> None:
         lifecycle = getattr(server.config.loaded_app, "lifecycle", None) if server.config.loaded else None
         is_drained = lifecycle is not None and lifecycle.state == "draining"
-        is_stopped = server.should_exit or is_drained  # by a signal: its engine then ends, too
+        is_stopped = server.should_exit or is_drained  # stopped by a signal, after which its engine ends, too
         terminate(server, engine)
         if server.should_exit and engine.errored and not is_stopped:
             on_death()

@@ -13,16 +13,16 @@ from startup.vllm.probes.serving_parts import ServingParts
 logger = logging.getLogger(__name__)
 
 _QUESTION: Final = "is_sleeping"
-"""A call that reads two attributes, without the workers; an engine that sleeps answers it, too."""
+"""A call that only reads two attributes, without the workers; a sleeping engine answers it, too."""
 _KINDS: Final = ("EngineCore", "VllmWorker")
-"""The beginnings of the processes' names."""
+"""Beginnings of the names of the engine's processes."""
 
 
 def create_watchdog(client: Any, parts: ServingParts, server: WatchedServer) -> EngineWatchdog | None:
-    """The watchdog of the engines of vLLM's `client`, an AsyncLLM; None if they are not watched."""
+    """The watchdog for the engines of `client`, vLLM's AsyncLLM; None if they are not watched."""
     try:
         return _create_watchdog(client, parts, server)
-    except Exception as err:  # noqa: BLE001 - of a vLLM that is not as expected
+    except Exception as err:  # noqa: BLE001 - vLLM is not as expected
         logger.warning("no watchdog (--engine-watchdog-timeout): %s: %s", type(err).__name__, err)
         return None
 
@@ -48,14 +48,14 @@ def _create_watchdog(client: Any, parts: ServingParts, server: WatchedServer) ->
 
 
 async def watch(watchdog: EngineWatchdog, lifecycle: Lifecycle, client: Any) -> None:
-    """Makes vLLM end after its engines, also if none of their processes could be killed here."""
+    """Runs the watchdog; makes vLLM end after its engines, even if no process could be killed here."""
     await watchdog.run()
     if not lifecycle.is_hung:
         return
     resources = client.engine_core.resources
     resources.engine_dead = True
     if resources.output_queue_task is not None:
-        resources.output_queue_task.cancel()  # ends the task that waits for outputs: to vLLM, the engine has died
+        resources.output_queue_task.cancel()  # to vLLM, the end of the task that waits for outputs means a dead engine
 
 
 class AskedCores:
@@ -66,7 +66,7 @@ class AskedCores:
         self._client = client
         self._asked: dict[Any, asyncio.Task[None]] = {}
         self._earlier: frozenset[int] = frozenset()
-        """Calls of vLLM that its engines may still carry out when they were asked, such as to wake up."""
+        """Calls of vLLM, such as to wake up, that the engines may still carry out before they answer."""
 
     @property
     def is_on_processor(self) -> bool:
@@ -77,7 +77,7 @@ class AskedCores:
         if any(not task.done() for engine, task in self._asked.items() if engine in engines):
             return not self._earlier.isdisjoint(calls) or is_changing()
         for task in self._asked.values():
-            task.cancel()  # of an engine that was removed
+            task.cancel()  # the engine was removed
         self._earlier = frozenset(calls)
         self._asked = {engine: asyncio.create_task(self._ask(engine)) for engine in engines}
         return True
@@ -90,7 +90,7 @@ class AskedCores:
 
 
 def _export_silence(watchdog: EngineWatchdog) -> None:
-    """Adds the metric to vLLM's; vLLM has imported the library."""
+    """Adds the watchdog's metric to vLLM's; vLLM has imported the library."""
     from prometheus_client import REGISTRY, Gauge  # noqa: PLC0415 - not in each environment of this package
 
     if SILENCE_METRIC[0] not in REGISTRY._names_to_collectors:

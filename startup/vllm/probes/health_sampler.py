@@ -1,4 +1,4 @@
-"""Asks vLLM's application for its answer to `/health`, for the responder to repeat."""
+"""Asks vLLM's application for its answer to `/health`, so that the responder can repeat it."""
 
 import asyncio
 import logging
@@ -11,19 +11,19 @@ from startup.port.probe_http import PATH
 logger = logging.getLogger(__name__)
 
 _SAMPLE_S: Final = 1.0
-"""Interval between two samples; the next one is taken at once when the state changes."""
+"""Seconds between two samples; after a change of state, the next sample is taken at once."""
 _STATUSES: Final = frozenset({200, 503})
-"""Statuses that report the server's health; others are errors of the application."""
+"""Statuses that report the server's health; other statuses are errors of the application."""
 _MAX_ANSWER_BYTES: Final = 4000
-"""What the kernel accepts as one message, however small the buffer."""
+"""Longest answer, in bytes; the kernel accepts a message of this size with any buffer."""
 
 
 class AppAnswer(NamedTuple):
-    """A complete answer."""
+    """A complete answer of the application."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
-    """Names in lower case."""
+    """Names, in lower case, and values."""
     body: bytes
 
     def header(self, name: bytes) -> bytes | None:
@@ -38,23 +38,23 @@ class HealthSampler:
         self._server = server
         self._config = server.config
         self.root_path: str = self._config.root_path
-        """uvicorn logs it before the path."""
+        """uvicorn logs this before the path."""
         self._sample: AppAnswer | None = None
-        """None if the application's answers differ from one to the next."""
+        """The last sample; None if the application's answers differ from one to the next."""
         self._sampled_s = float("-inf")
         self._sampled_in: tuple[str, bool] | None = None
-        """The state of the server at that time."""
+        """The state of the server when the sample was taken."""
         self._has_logged = False
 
     async def current(self) -> bytes:
-        """The answer, after which the connection closes; empty if uvicorn has to answer each probe itself."""
+        """The answer, after which the connection closes; empty if uvicorn must answer each probe itself."""
         state = self._state()
         if state != self._sampled_in or time.monotonic() - self._sampled_s >= _SAMPLE_S:
             self._sampled_in = state
             self._sample = await self._sample_until_steady()
             self._sampled_s = time.monotonic()
         fixed_headers = self._server.server_state.default_headers
-        if state != self._state():  # it has changed during the request
+        if state != self._state():  # the state has changed during the request
             return b""
         if self._sample is None or (not fixed_headers and self._config.server_header):  # not set yet
             return b""
@@ -79,7 +79,7 @@ class HealthSampler:
         return None
 
     async def _request(self) -> AppAnswer | None:
-        """The answer; None if it has no fixed length, ends the connection, or has another status."""
+        """Asks once; None if the answer has no fixed length, ends the connection, or has another status."""
         answer = await ask_app(self._server, PATH)
         if answer is None or answer.header(b"content-length") is None or answer.header(b"connection") is not None:
             return None
@@ -93,7 +93,7 @@ def _as_answer(sample: AppAnswer, fixed_headers: list[tuple[bytes, bytes]]) -> b
 
 
 async def ask_app(server: Any, path: str) -> AppAnswer | None:
-    """The answer of uvicorn's `server`; None if the application fails, which uvicorn would log."""
+    """The answer of `server`, which is uvicorn's; None if the application fails with an error."""
     config = server.config
     path = f"{config.root_path}{path}"
     scope = {

@@ -1,8 +1,8 @@
 """Gives the port to vLLM's Rust frontend (`VLLM_USE_RUST_FRONTEND=1`): `vllm-rs`, a program that vLLM starts.
 
-It has the listening socket from its start on, and accepts as soon as all engines have registered with it. So
-an engine registers only once the responder accepts no more, and clients wait meanwhile, some milliseconds.
-From then on every answer at the port is the program's own; the first 200 to `/health` is the readiness.
+The program has the listening socket from its start on, and accepts as soon as all engines have registered
+with it. So an engine registers only once the responder accepts no more; clients wait some milliseconds. From
+then on, the program gives every answer at the port. Its first 200 to `/health` shows that it is ready.
 """
 
 import functools
@@ -52,16 +52,16 @@ _REQUEST: Final = f"GET {PATH} HTTP/1.1\r\nHost: localhost\r\nConnection: close\
 _ANSWER_S: Final = 10.0
 _RETRY_S: Final = 0.1
 _LAST_ACCEPTS_S: Final = 0.02
-"""Time from the program's SIGTERM to the end of listening."""
+"""Seconds from the program's SIGTERM to the end of listening."""
 
 
 def follows_rust_frontend() -> bool:
-    """Whether vLLM starts it, and the hook applies."""
+    """Whether vLLM starts its Rust frontend, and the hook applies."""
     return uses_rust_frontend() and RUST_FRONTEND.applies
 
 
 def obstacle_to_rust_frontend(vllm: InstalledVllm, line: CommandLine) -> str | None:
-    """Why it could not get the port from the responder; None if it can, or is not used."""
+    """Why the Rust frontend could not get the port from the responder; None if it can, or is not used."""
     if not RUST_FRONTEND.is_for(vllm.release) or not uses_rust_frontend() or line.has("--headless", "--grpc"):
         return None
     if line.has("--data-parallel-multi-port-external-lb"):
@@ -88,7 +88,7 @@ def misfit_of_rust_frontend(vllm: InstalledVllm) -> str | None:
 def register_once_port_is_free(take_port: Callable[[int], None]) -> None:
     """Makes this process, if it is an engine, call `take_port` before it registers with the Rust frontend.
 
-    `take_port` gets the number of engines on this node: all of them will call it.
+    `take_port` gets the number of engines on this node; each engine will call it.
     """
 
     def wrap_registration(register: Callable[..., None]) -> Callable[..., None]:
@@ -105,12 +105,12 @@ def register_once_port_is_free(take_port: Callable[[int], None]) -> None:
 def follow_rust_frontend(
     is_released: threading.Event, on_ready: Callable[[], None], on_stopping: Callable[[], None]
 ) -> None:
-    """Makes this process, if it starts the Rust frontend, call these when it is ready and before it stops.
+    """Makes this process, if it starts the Rust frontend, call these when the frontend is ready or stops.
 
     Args:
         is_released: set once the responder accepts no more.
         on_ready: called on a thread.
-        on_stopping: called on the main thread.
+        on_stopping: called on the main thread, before the frontend stops.
     """
 
     def wrap_init(init: Callable[..., None]) -> Callable[..., None]:
@@ -129,10 +129,10 @@ def follow_rust_frontend(
 
 
 class _RustFrontend:
-    """The running program, as the process sees it that has started it."""
+    """The running Rust frontend, in the process that has started it."""
 
     def __init__(self, manager: Any, listener: socket.socket, is_tls: bool, on_stopping: Callable[[], None]) -> None:
-        """`manager` is vLLM's object for its process."""
+        """`manager` is vLLM's object for the frontend's process."""
         self._processes = manager.processes
         self._shutdown = manager.shutdown
         self._listener = listener
@@ -141,7 +141,7 @@ class _RustFrontend:
         manager.shutdown = self.shutdown
 
     def follow(self, is_released: threading.Event, on_ready: Callable[[], None]) -> None:
-        """Starts the thread that waits for its readiness."""
+        """Starts the thread that waits until the program is ready."""
 
         def wait() -> None:
             is_released.wait()
@@ -154,7 +154,7 @@ class _RustFrontend:
         group_signals.start_thread(threading.Thread(target=wait, name="rust-frontend-readiness", daemon=True))
 
     def shutdown(self, timeout: float | None = None) -> None:
-        """Replaces the manager's: the program finishes its requests, and the port is free meanwhile."""
+        """Replaces the manager's `shutdown`: frees the port, and lets the program finish its requests."""
         self._on_stopping()
         for process in self._processes:
             process.terminate()
@@ -164,7 +164,7 @@ class _RustFrontend:
         self._shutdown(timeout=timeout)
 
     def _is_healthy(self) -> bool:
-        """Whether the program answers `/health` with 200; a connection waits until it accepts."""
+        """Whether the program answers `/health` with 200; the connection waits until the program accepts."""
         with suppress(OSError), socket.socket(self._listener.family) as plain:
             plain.settimeout(_ANSWER_S)
             plain.connect(self._listener.getsockname())
@@ -175,7 +175,7 @@ class _RustFrontend:
             try:
                 with ssl._create_unverified_context().wrap_socket(plain) as encrypted:
                     return _asks_for_health(encrypted)
-            except ssl.SSLError:  # the program wants a certificate of its clients
+            except ssl.SSLError:  # the program asks its clients for a certificate
                 return True
         return False
 
@@ -188,9 +188,9 @@ def _asks_for_health(connection: socket.socket) -> bool:
 
 @contextmanager
 def _ended_with_this_process() -> Iterator[None]:
-    """The kernel kills programs that are started meanwhile when this process ends: they would keep the port.
+    """While open, the kernel kills started programs when this process ends; they would keep the port.
 
-    Used on the main thread, as the kernel looks at the thread.
+    Used on the main thread, because the kernel reacts to the end of the thread that started the program.
     """
     start = subprocess.Popen
     follow = functools.partial(follow_parent, os.getpid())

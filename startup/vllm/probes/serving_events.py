@@ -1,7 +1,7 @@
 """Notifies the launcher when vLLM's HTTP server is about to accept, accepts, and is about to stop.
 
-One API server runs in the launcher's own process. Several run in processes that the launcher starts, which
-report over a pipe, as engines do for the Rust frontend (`rust_frontend`).
+A single API server runs in the launcher's own process. Several run in processes that the launcher starts,
+which report over a pipe, as engines do for the Rust frontend (`rust_frontend`).
 """
 
 import os
@@ -29,7 +29,7 @@ _LAUNCHER: Final = (
     "vllm.entrypoints.openai.api_server",
     "vllm.entrypoints.launcher",
 )
-"""Where vLLM binds its port and serves: since 0.29, and before."""
+"""The modules in which vLLM binds its port and serves: since 0.29, and before."""
 
 _STARTUP: Final = Name("uvicorn.server", "Server.startup", ("sockets",))
 _SHUTDOWN: Final = Name("uvicorn.server", "Server.shutdown")
@@ -69,10 +69,10 @@ SERVING_PROBES: Final = Hook(
 
 DRAIN: Final = Hook(
     "drain",
-    does="finishes running requests after SIGTERM, before vLLM stops its engine; leaves out vLLM's search for other "
-    "processes at its port, which are its own",
-    without="SIGTERM breaks running requests off, and vLLM waits for their connections without end; a traceback, when "
-    "a process ends during the search",
+    does="finishes running requests after SIGTERM, before vLLM stops its engine; leaves out vLLM's search for "
+    "processes at its port, which only finds vLLM's own",
+    without="SIGTERM breaks running requests off, and vLLM waits endlessly for their connections; a traceback appears "
+    "if a process ends during the search",
     promise="SIGTERM loses no request, and a stop leaves no traceback",
     needs=(
         _APP,
@@ -117,16 +117,16 @@ SLEEP: Final = Hook(
 _SERVING: Final = b"s"
 _READY: Final = b"r"
 _EVENT_BYTES: Final = 2
-"""The event, and how many processes must send it before the launcher acts."""
+"""Bytes of a message: the event, and how many processes must send it before the launcher acts."""
 _HAND_OVER_S: Final = 8.0
-"""How long a process waits for the launcher to release the port; vLLM's engine gives a registration 10 s."""
+"""Seconds that a process waits for the launcher to release the port; an engine has 10 s to register."""
 
 
 class ServingEvents:
     """The launcher's side: `on_serving` is called before vLLM accepts, `on_ready` once it accepts.
 
-    Both are called once: on the event loop of the main thread or, if other processes serve, on a separate
-    thread. `on_stopping` is called only on the event loop, since one of several API servers may stop while
+    Each is called once: on the event loop of the main thread or, if other processes serve, on a separate
+    thread. `on_stopping` is called only on the event loop, because one of several API servers may stop while
     others run.
     """
 
@@ -149,14 +149,14 @@ class ServingEvents:
         self.child_link = ChildLink(event_fd, released_fd, parts.watchdog_timeout_s)
 
     def watch(self) -> None:
-        """Begins to watch; starts a thread, so it is called after vLLM's imports."""
+        """Begins to watch. Call it after vLLM's imports, because it starts a thread."""
         _hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping, self._parts)
         follow_rust_frontend(self._is_released, self._on_ready, self._on_stopping)
         thread = threading.Thread(target=self._follow_children, name="vllm-serving-events", daemon=True)
         group_signals.start_thread(thread)
 
     def _follow_children(self) -> None:
-        """Reads events until a child is ready; no end of file, as this process holds the write end too."""
+        """Reads events until a child is ready; no end of file comes, as this process can write, too."""
         num_waiting = 0
         release_port = _once(lambda: os.close(self._held_fd))
         with suppress(OSError):
@@ -172,7 +172,7 @@ class ServingEvents:
 
 
 def report_serving(pipes: ChildLink, record: OutputRecord | None) -> None:
-    """Makes uvicorn, if this child runs it, notify the launcher, and accept once the port is released.
+    """Makes this child, if it runs uvicorn, notify the launcher before uvicorn accepts; waits for the port.
 
     An engine does so before it registers with the Rust frontend.
     """
@@ -182,7 +182,7 @@ def report_serving(pipes: ChildLink, record: OutputRecord | None) -> None:
             os.write(pipes.event_fd, event + bytes([min(num_processes, 255)]))
 
     def take_port(num_processes: int = 1) -> None:
-        """The last of so many processes gets the port for all."""
+        """Waits for the port; the last one of `num_processes` processes takes it for all."""
         send(_SERVING, num_processes)
         poll = select.poll()
         poll.register(pipes.released_fd, 0)
@@ -241,7 +241,7 @@ def _hook_uvicorn(
 
 
 async def _startup_and_release(startup: Awaitable[None], signals: StopSignals | None) -> None:
-    """Gives uvicorn the signals before the responder passes connections on; `on_ready` may come later."""
+    """Runs uvicorn's startup, then leaves the signals to it, before the responder passes connections on."""
     await startup
     if signals is not None:
         signals.release()
@@ -257,7 +257,7 @@ def _hook_end() -> None:
 def _create_probes(
     server: Any, listeners: Sequence[socket.socket] | None, responder: StartupResponder | None
 ) -> "ServingProbes | None":
-    """None if uvicorn accepts itself."""
+    """The probes' connection to the responder; None if uvicorn accepts itself."""
     from startup.vllm.probes.serving_probes import ServingProbes  # imports asyncio
 
     probes = ServingProbes(responder) if responder is not None and SERVING_PROBES.applies else None
@@ -265,7 +265,7 @@ def _create_probes(
 
 
 def _end_handler_first(shutdown: Callable[..., None]) -> Callable[..., None]:
-    """vLLM ends the task that waits for outputs last, often after it has logged that the engine is dead."""
+    """Ends the task that waits for outputs first; vLLM ends it last, and may log a dead engine before."""
 
     def end(self: Any, timeout: float | None = None) -> None:
         handler = getattr(self, "output_handler", None)

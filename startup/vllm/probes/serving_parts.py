@@ -1,4 +1,4 @@
-"""The parts that the launcher passes on to a process that serves, or has a child serve."""
+"""What the launcher gives to the process that serves, which may be its child."""
 
 from typing import Any, NamedTuple
 
@@ -8,28 +8,28 @@ from startup.reports.crash.output_record import OutputRecord
 
 
 class ChildLink(NamedTuple):
-    """A child's way to reach the launcher: its ends of two pipes."""
+    """A child's connection to the launcher: its ends of two pipes, and a setting."""
 
     event_fd: Any
-    """The child writes its events here."""
+    """The end to which the child writes its events."""
     released_fd: Any
     """The launcher closes the other end once it no longer accepts on the port."""
     watchdog_timeout_s: float
-    """Sent along with the pipes; see `ServingParts`."""
+    """Not a pipe, but sent along; see `ServingParts`."""
 
 
 class ServingParts(NamedTuple):
-    """The launcher's parts for the server; an API server that it has started has only the record."""
+    """Given by the launcher to the server; an API server that the launcher has started has only a record."""
 
     record: OutputRecord | None
     """The record of the engine's processes."""
     watchdog_timeout_s: float
-    """0 for engines that are not watched."""
+    """Seconds after which a silent engine is ended; 0 if engines are not watched."""
     signals: StopSignals | None = None
-    """Handle the signals of this process until vLLM accepts."""
+    """Handles the signals of this process until vLLM accepts."""
     responder: StartupResponder | None = None
-    """Also answers probes while vLLM serves, where it can; `on_serving` is not called then."""
+    """Where possible, it also answers probes while vLLM serves; `on_serving` is then not called."""
     kills_engine: bool = False
     """Whether the engine is killed after the drain, as plain vLLM does without --shutdown-timeout."""
     can_sleep: bool = False
-    """Whether vLLM has what puts its engines to sleep and wakes them up."""
+    """Whether vLLM has the calls that put its engines to sleep and wake them up."""

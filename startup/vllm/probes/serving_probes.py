@@ -1,9 +1,9 @@
-"""Lets the responder's process answer probes while vLLM serves, because its event loop may be blocked.
+"""Lets the responder's process answer probes while vLLM serves, because vLLM's event loop may be blocked.
 
-The responder accepts on the port and passes every connection but probes to this process
-(`startup.port.acceptor`). Here, on vLLM's event loop, they are given to uvicorn's protocol as if its own
-socket had accepted them. A heartbeat sends the answer of `/health` to the responder; it also shows that the
-loop runs. If the responder ends or hangs, uvicorn accepts itself.
+The responder accepts on the port and passes all connections except probes to this process
+(`startup.port.acceptor`). On vLLM's event loop, these are given to uvicorn's protocol as if uvicorn's own
+socket had accepted them. A heartbeat sends the answer to `/health` to the responder, and shows that the loop
+runs. If the responder ends or hangs, uvicorn accepts itself.
 """
 
 import asyncio
@@ -26,13 +26,13 @@ Startup = Callable[[], Awaitable[None]]
 
 _BEAT_S: Final = 0.1
 _MAX_REFUSED: Final = 24
-"""If the kernel refuses so many heartbeats in a row, the responder, which does not read them, is killed.
+"""If the kernel refuses this many heartbeats in a row, as nobody reads them, the responder is killed.
 
-On a busy machine, a responder that was not hung has left eight unread.
+On a busy machine, a responder that did not hang has left eight unread.
 """
 _END_S: Final = 1.0
 _MAX_MESSAGES_PER_TURN: Final = 64
-"""A busy loop reads slower than the responder logs probes."""
+"""Most messages that are read per turn; a busy loop reads slower than the responder logs probes."""
 _MAX_MESSAGE_BYTES: Final = 1 << 12
 
 
@@ -80,7 +80,7 @@ class ServingProbes:
         Args:
             server: uvicorn's server.
             startup: its `startup`.
-            accept_without: called before uvicorn accepts itself, if the responder has exited.
+            accept_without: called before uvicorn itself accepts, if the responder has exited.
         """
         loop = asyncio.get_running_loop()
         with _created_by(loop) as created:
@@ -111,12 +111,12 @@ class ServingProbes:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def forget_answer(self) -> None:
-        """The answer of `/health` changes now: uvicorn answers each probe until there is a new one."""
+        """Called when the answer to `/health` changes: until the new answer is known, uvicorn answers."""
         if self._is_accepted_for.is_set():
             self._send_beat(b"")
 
     def _ending_after(self, main_loop: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-        """uvicorn's main loop; after it, uvicorn accepts itself until it shuts down."""
+        """uvicorn's main loop, after which uvicorn itself accepts until it shuts down."""
 
         async def run() -> None:
             try:
@@ -127,7 +127,7 @@ class ServingProbes:
         return run
 
     async def _beat(self) -> None:
-        """Sends heartbeats for ever. While `/health` itself does not return, there is none."""
+        """Sends heartbeats for ever, but none while `/health` itself does not return."""
         while True:
             self._send_beat(await self._find_answer())
             await asyncio.sleep(_BEAT_S)
@@ -150,7 +150,7 @@ class ServingProbes:
                 self._is_ending = True
                 self._reap()
         except OSError:
-            pass  # it has exited, or is to end
+            pass  # it has exited, or is about to end
 
     def _receive(self) -> None:
         """Processes the responder's messages, some per turn."""
@@ -193,7 +193,7 @@ class ServingProbes:
         logging.getLogger("uvicorn.access").info('%s - "%s %s HTTP/%s" %d', *args)
 
     def _go_on_without(self) -> None:
-        """The responder has exited."""
+        """Called when the responder has exited: uvicorn goes on without it."""
         if not self._is_ending:
             logger.warning("the responder process was killed: vLLM answers /health itself")
         self._is_ending = True
@@ -219,7 +219,7 @@ class ServingProbes:
 
 @contextmanager
 def _created_by(loop: Any) -> Iterator[list[CreatedServer]]:
-    """The servers that are created on the loop from a socket; they do not accept yet."""
+    """The servers that the loop creates from a socket in this block; they do not accept yet."""
     created: list[CreatedServer] = []
     original = loop.create_server
 
@@ -243,6 +243,6 @@ async def _start_serving(created: list[CreatedServer]) -> None:
 
 
 def _is_probe_seen(server: Any) -> bool:
-    """With a limit of connections, probes count; with `--middleware`, each may be answered differently."""
+    """Whether vLLM must see probes: a limit of connections counts them, or `--middleware` may answer each."""
     args = getattr(getattr(server.config.app, "state", None), "args", None)
     return server.config.limit_concurrency is not None or bool(getattr(args, "middleware", None))

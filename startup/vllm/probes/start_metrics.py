@@ -1,4 +1,4 @@
-"""Adds to vLLM's metrics how it was started."""
+"""Adds metrics about the start to vLLM's metrics."""
 
 import logging
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ _LONGEST_LABEL: Final = 200
 
 
 def export_start(info: StartInfo, phase_seconds: Mapping[str, float]) -> None:
-    """Registers the values with vLLM's library for metrics; without it, there are none.
+    """Registers the values with vLLM's metrics library; does nothing if the library is missing.
 
-    Called in the launcher's process. Several API servers have their metrics in files of one folder: this
-    process adds a file to them. vLLM's Rust frontend has metrics of its own.
+    Called in the launcher's process. Several API servers keep their metrics in files of one folder, to which
+    this process adds a file. vLLM's Rust frontend has metrics of its own.
     """
     try:
         from prometheus_client import Gauge  # noqa: PLC0415 - not in each environment of this package

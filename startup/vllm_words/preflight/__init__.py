@@ -1,1 +1,1 @@
-"""Checks a start of vLLM before anything heavy is imported; begin with all_checks.py."""
+"""Checks a start of vLLM before anything heavy is imported. Begin with `all_checks.py`."""

@@ -1,11 +1,10 @@
 """Runs all checks of a start of vLLM, so that all its faults are reported at once, before heavy imports.
 
-A finding is an error only if this vLLM certainly fails with it; what a plugin, an override or another machine
-may change is a warning. Earlier starts of the installed vLLM have recorded its flags and names
-(`startup.vllm_words.facts`). Rules of vLLM that are written again here are certain for the releases with
-which they were compared; for a newer one they are warnings. `startup.reports.causes` explains the faults that
-vLLM itself reports later.
-Flags and models of vllm-omni (--omni) are not known.
+A finding is an error only if this vLLM certainly fails with it. If a plugin, an override or another machine
+may change that, it is a warning. Earlier starts of the installed vLLM have recorded its flags and names
+(`startup.vllm_words.facts`). Some rules of vLLM are repeated here: faults by these rules are errors for
+releases with which the rules were compared, and warnings for newer ones. `startup.reports.causes` explains
+the faults that vLLM itself reports later. Flags and models of vllm-omni (--omni) are not known.
 """
 
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from startup.vllm_words.preflight.model_settings import setting_findings
 from startup.vllm_words.preflight.named_files import file_findings
 from startup.vllm_words.preflight.surroundings import surroundings_findings
 
-_WAY_ROUND: Final = "if vLLM accepts this start: give --preflight warn"
+_WAY_ROUND: Final = "if vLLM would accept this start, give --preflight warn"
 
 
 def run_preflight(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -> PreflightReport:
@@ -36,7 +35,7 @@ def run_preflight(vllm: InstalledVllm, line: CommandLine, options: PreflightOpti
 
 
 def _groups(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -> Iterator[CheckGroup]:
-    """Groups of checks in their order."""
+    """Yields the groups of checks in their order."""
     if OMNI in line.words:
         return
     yield from _groups_of_words(GivenStart(vllm, line), options)

@@ -1,7 +1,7 @@
 """The start that is checked, and the faults of its words.
 
-`flag_values` checks each value. Before the flags of this vLLM are recorded, only those are checked that the
-launcher reads.
+`flag_values` checks each value. Until this vLLM's flags are recorded, only the values of flags that the
+launcher reads are checked.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,17 +28,18 @@ _REGISTERED: Final[dict[str, tuple[str, Callable[[str], str]]]] = {
     "--config-format": ("", str),
     EXECUTOR: ("", str),
 }
-"""Flags for a registered name: the flag of a plugin that may know more, and how vLLM writes the value."""
+"""Flags whose value is a registered name; the flag of a plugin that may add more; how vLLM writes the
+value."""
 _ANY: Final = ("AUTO", "auto")
-"""Values of --attention-backend and --config-format that are no names."""
+"""Values of --attention-backend and --config-format that leave the choice to vLLM."""
 _NEEDED: Final = {"--enable-auto-tool-choice": "--tool-call-parser", "--enable-log-outputs": "--enable-log-requests"}
 _LEAST: Final = {"--max-num-batched-tokens": "--max-num-seqs", "--max-cpu-loras": "--max-loras"}
-"""Numbers, each with a flag whose number is its minimum."""
+"""Flags with a number, and the flag whose number is the minimum."""
 
 
 @dataclass(frozen=True)
 class GivenStart:
-    """One start, with the values that vLLM would use, as far as they can be known."""
+    """The start that is checked, and the values that vLLM would use in it, if known."""
 
     vllm: InstalledVllm
     line: CommandLine
@@ -49,7 +50,7 @@ class GivenStart:
         return self.line.facts
 
     def value(self, name: str) -> Any:
-        """The converted value of a flag; None if it is not given, or not valid."""
+        """The converted value of a flag; None if the flag is not given or its value is not valid."""
         found = self.line.last(name)
         if found is None or found.text is None:
             return None
@@ -59,12 +60,12 @@ class GivenStart:
             return None
 
     def number(self, name: str, default: int) -> int:
-        """A flag's whole number."""
+        """The whole number that a flag gives, or the default."""
         value = self.value(name)
         return value if isinstance(value, int) else default
 
     def has(self, *names: str) -> bool:
-        """Whether one of the flags is given; a switch must be on."""
+        """Whether one of these flags is given; a switch must be on."""
         return self.line.has(*names)
 
     def all_values(self, name: str) -> list[str]:
@@ -72,17 +73,17 @@ class GivenStart:
 
     @property
     def is_known(self) -> bool:
-        """Whether vLLM's own rules are known: a newer release or a plugin may have others."""
+        """Whether vLLM's own rules are known; a newer release or a plugin may have other rules."""
         return self.vllm.is_tested and not self.facts.plugins
 
     @property
     def load_format(self) -> str:
-        """In lower case, as vLLM compares it."""
+        """The load format in lower case, as vLLM compares it."""
         return str(self.value("--load-format") or "auto").lower()
 
 
 def argument_findings(start: GivenStart) -> Iterator[Finding]:
-    """Every fault of the words."""
+    """Yields every fault of the words."""
     for problem in start.line.problems:
         yield error(USAGE, problem)
     for problem in describe_unknown(start.line):
@@ -100,7 +101,7 @@ def _value_findings(start: GivenStart, given: VllmFlag) -> Iterator[Finding]:
         try:
             problem = range_problem(given.fact, parse_value(given.fact, text))
         except FlagValueError as err:
-            # A plugin may add choices to a flag, which are not known.
+            # A plugin may add choices that are not known here.
             is_certain = given.fact.choices is None or not start.facts.plugins
             yield (error if is_certain else warning)(USAGE, _with_place(given, str(err)))
             continue
@@ -110,14 +111,15 @@ def _value_findings(start: GivenStart, given: VllmFlag) -> Iterator[Finding]:
 
 
 def _with_place(given: VllmFlag, text: str) -> str:
-    """A text that begins with the flag; that of a setting of a file begins with `serve.yaml: port`."""
+    """Replaces the flag at the beginning of a text by the place of its setting in the file, if it has one."""
     return f"{given.where}{text.removeprefix(given.fact.name)}" if given.where else text
 
 
 def _name_findings(start: GivenStart, flag: str) -> Iterator[Finding]:
-    """Whether vLLM has registered the value of a flag, or it is a class with its module.
+    """Reports a flag's value that vLLM has not registered, unless it is a class with its module.
 
-    Without --enable-auto-tool-choice vLLM does not look; a platform may take another executor.
+    It is a warning for a tool parser without --enable-auto-tool-choice, which vLLM does not look up, and for
+    an executor, because a platform may take another one.
     """
     plugin, fold = _REGISTERED[flag]
     given = start.value(flag)
@@ -129,7 +131,7 @@ def _name_findings(start: GivenStart, flag: str) -> Iterator[Finding]:
 
 
 def name_problem(facts: VllmFacts, flag: str, name: str, given: str) -> str | None:
-    """The fault of a name given for this flag; None if it is registered, or nothing is known."""
+    """Why this vLLM does not know the name given for a flag; None if it does, or if nothing is recorded."""
     names = facts.names.get(flag, ())
     if not names or name in names or is_named_now(flag, name):
         return None
@@ -138,7 +140,7 @@ def name_problem(facts: VllmFacts, flag: str, name: str, given: str) -> str | No
 
 
 def describe_unknown(line: CommandLine) -> Iterator[str]:
-    """A line for each unknown flag, or for each word without one."""
+    """A line for each unknown flag; without any, a line for each word that belongs to no flag."""
     options = [option for fact in line.facts.flags for option in fact.options]
     for name, where in line.unknown:
         yield f"{where}: vLLM has no flag {name}{did_you_mean(name, options)}".removeprefix(": ")
@@ -150,7 +152,7 @@ def describe_unknown(line: CommandLine) -> Iterator[str]:
 
 
 def rule_findings(start: GivenStart) -> Iterator[Finding]:
-    """Flags that lack another one, or exclude it; certain if this release of vLLM is known."""
+    """Flags that need or exclude another flag; an error only if the rules of this release are known."""
     for problem in _rule_problems(start) if start.facts.flags else ():
         yield (error if start.is_known else warning)("flags", problem)
 

@@ -1,4 +1,4 @@
-"""Checks the GPUs that vLLM will use (their number, their memory, the driver), and memory on a CPU."""
+"""Checks the GPUs that vLLM will use (number, memory, driver), and on a CPU the machine's memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,16 +16,16 @@ from startup.vllm_words.preflight.arguments import GivenStart
 from startup.vllm_words.preflight.model import ModelOnDisk
 
 _TEGRA: Final = (Path("/etc/nv_tegra_release"), Path("/sys/class/tegra-firmware"))
-"""On these boards CUDA works without NVML."""
+"""Files of NVIDIA's Tegra boards, on which CUDA works without NVML."""
 _COMPATIBILITY: Final = Path("/usr/local/cuda/compat")
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 _AMD: Final = (Path("/dev/kfd"), Path("/dev/dxg"))
-"""Devices of AMD's driver on Linux and in Windows' subsystem for Linux."""
+"""Devices of AMD's driver on Linux, and in Windows' subsystem for Linux."""
 _GIB: Final = 1 << 30
 
 
 def device_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
-    """Checks the devices that this vLLM was built for, unless a plugin brings another platform."""
+    """Checks the devices for which this vLLM was built, unless a plugin brings another platform."""
     if start.facts.has_other_platform:
         return
     device = start.vllm.device
@@ -75,13 +75,13 @@ def _driver_findings(state: GpuState) -> Iterator[Finding]:
 
 
 def _has_compatibility() -> bool:
-    """Whether there may be libraries that make an older driver work."""
+    """Whether CUDA's compatibility libraries, which make an older driver work, may be installed."""
     paths = foreign.text_of("LD_LIBRARY_PATH")
     return _COMPATIBILITY.exists() or "compat" in paths or foreign.is_set("VLLM_ENABLE_CUDA_COMPATIBILITY")
 
 
 def _visible(gpus: tuple[Gpu, ...], start: GivenStart) -> list[Gpu] | None:
-    """The GPUs that vLLM may use; None if they are named in a way that is not known here."""
+    """The GPUs that vLLM may use; None if their names in the variable have an unknown form."""
     if start.has("--device-ids"):
         return None
     if not foreign.is_set(_VISIBLE):
@@ -110,7 +110,7 @@ def _number_findings(start: GivenStart, visible: list[Gpu]) -> Iterator[Finding]
 
 
 def _gpus_needed(start: GivenStart) -> int | None:
-    """The number of GPUs of this node for one replica of the model; None if other nodes may have them."""
+    """How many GPUs of this node one replica of the model needs; None if some may be on other nodes."""
     backend = start.value("--distributed-executor-backend")
     spread = ("--nnodes", "--master-addr", "--data-parallel-address", "--headless", "--data-parallel-rank")
     if backend not in (None, "mp", "uni") or start.has(*spread) or start.value("--data-parallel-backend") == "ray":
@@ -128,7 +128,7 @@ def _sizes(start: GivenStart) -> str:
 
 
 def _gpu_memory_findings(start: GivenStart, visible: list[Gpu], model: ModelOnDisk) -> Iterator[Finding]:
-    """vLLM needs a share of each GPU's memory that is free when it starts."""
+    """Reports GPUs with less free memory than the share that vLLM needs when it starts."""
     given = start.value("--gpu-memory-utilization")
     utilization = given if isinstance(given, float) else default_utilization(start.facts)
     needed = _gpus_needed(start) or 1
@@ -158,7 +158,7 @@ def _describe_holders(gpu: Gpu) -> str:
 
 
 def _weight_findings(start: GivenStart, gpus: list[Gpu], model: ModelOnDisk) -> Iterator[Finding]:
-    """Weights that cannot fit; other parts of the memory depend on more than is known here."""
+    """Reports weights that cannot fit into the GPUs; other uses of memory cannot be computed here."""
     if start.has("--cpu-offload-gb", "--offload-backend", "--quantization") or start.load_format == "dummy":
         return
     checkpoint = model.checkpoint
@@ -175,7 +175,7 @@ def _weight_findings(start: GivenStart, gpus: list[Gpu], model: ModelOnDisk) -> 
 
 
 def _memory_findings(start: GivenStart, memory: MemoryState | None) -> Iterator[Finding]:
-    """The KV cache on a CPU, which vLLM allocates at once."""
+    """Checks that memory has room for the KV cache on a CPU, which vLLM allocates at once."""
     size, name = start.value("--kv-cache-memory-bytes"), "--kv-cache-memory-bytes"
     space = foreign.text_of("VLLM_CPU_KVCACHE_SPACE")
     if space.isdigit():
@@ -184,7 +184,7 @@ def _memory_findings(start: GivenStart, memory: MemoryState | None) -> Iterator[
         return
     what = f"{name} asks for {format_bytes(size)}"
     if size > memory.total_bytes:
-        # vLLM compares it with the machine's memory; a container's swap is not known.
+        # vLLM compares the size with the machine's memory; how much a container may swap is not known
         yield (warning if memory.is_cgroup else error)(
             "memory", f"{what}, and {memory.owner} has {format_bytes(memory.total_bytes)}: give less"
         )

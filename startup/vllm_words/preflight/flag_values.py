@@ -1,4 +1,4 @@
-"""Checks the value of one flag as vLLM converts it, and against choices and range that vLLM declares."""
+"""Checks the value of one flag: by vLLM's conversion, and by the choices and the range that vLLM declares."""
 
 import json
 import operator
@@ -25,7 +25,7 @@ class FlagValueError(ValueError):
 
 
 def parse_value(fact: FlagFact, text: str) -> Any:
-    """The value as vLLM converts it; None if the flag may lack a value and does. Raises FlagValueError."""
+    """The value as vLLM converts it; None if an optional flag has no value. Raises FlagValueError."""
     value = None if fact.is_optional and text in NO_VALUE else _convert(fact, text)
     if fact.choices is not None and value not in fact.choices:
         choices = [str(choice) for choice in fact.choices if choice is not None]
@@ -69,7 +69,7 @@ def _parse_object(text: str, fact: FlagFact) -> Any:
 
 
 def _expand_sizes(text: str) -> str:
-    """JSON with `80g` outside of quotes written as a number."""
+    """The JSON text with sizes outside of quotes, such as `80g`, written as numbers."""
     parts = _QUOTED.split(text)
     parts[::2] = [_BARE_SIZE.sub(lambda match: str(parse_size(match[0])), part) for part in parts[::2]]
     return "".join(parts)

@@ -1,7 +1,7 @@
 """Checks the files of model and tokenizer; vLLM reads more formats than the embedded engine.
 
-Errors are only about folders and snapshots whose reading by vLLM is known. Other formats of weights or of the
-configuration, object stores and overrides of the configuration are left to vLLM.
+Reports errors only for folders and snapshots of which it is known how vLLM reads them. Leaves other formats
+of weights or configuration, object stores and overrides of the configuration to vLLM.
 """
 
 import re
@@ -29,23 +29,23 @@ _CONFIG: Final = "config.json"
 _MISTRAL_CONFIG: Final = "params.json"
 _TOKENIZER_FILES: Final = ("*token*", "vocab*", "merges.txt", "*.tiktoken", "*.model", "tekken*", "*.vocab", "*bpe*")
 _TOKENIZER_JSON: Final = ("tokenizer.json", "tokenizer_config.json")
-"""Files that every start reads; of others it depends on the model, and a fault is only a warning."""
+"""Files that every start reads. Whether it reads others depends on the model: their faults are warnings."""
 _INDEX: Final = "model.safetensors.index.json"
 _PLAIN: Final = ("auto", "hf")
 _OTHER_CODE: Final = ("auto_map", "speculators_config")
-"""Keys of config.json with which vLLM may serve the class of another name."""
+"""If config.json has one of these keys, vLLM may serve the model with a class of another name."""
 _TASK: Final = re.compile(r"(?:For[A-Z]\w*|LMHeadModel|Model|Classifier|Reward\w*|)$")
-"""The end of an architecture's name; vLLM serves some with the class of another end."""
+"""The ending of an architecture's name; vLLM serves some architectures with a class of another ending."""
 
 
 class ModelOnDisk:
-    """The checks of one start; reads each folder once."""
+    """The model's files, and the checks of them; reads each folder once."""
 
     def __init__(self, start: GivenStart) -> None:
         self._start = start
 
     def findings(self) -> Iterator[Finding]:
-        """All findings about files that are on disk, or that are nowhere."""
+        """All findings about the model's files on disk, and about a model that is nowhere."""
         if self._start.line.file_plan is None:
             return
         for place in self._start.line.file_plan.main_places:
@@ -62,7 +62,7 @@ class ModelOnDisk:
         yield from self._tokenizer_findings()
 
     def downloads(self) -> list[ModelPlace]:
-        """The places that the hub may have and that have nothing on disk."""
+        """Places on the hub that have nothing on disk yet."""
         plan = self._start.line.file_plan
         if plan is None or is_offline():
             return []
@@ -75,14 +75,14 @@ class ModelOnDisk:
 
     @cached_property
     def is_whole(self) -> bool:
-        """Whether vLLM will download nothing more of the model."""
+        """Whether vLLM will download no further files of the model."""
         plan = self._start.line.file_plan
-        has_one_cache = not self._start.has("--download-dir")  # else the configuration may be in the hub's
+        has_one_cache = not self._start.has("--download-dir")  # otherwise the configuration may be in the hub's cache
         return plan is not None and (plan.model.kind == "folder" or (is_offline() and has_one_cache))
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The content of config.json with --hf-overrides; empty if vLLM may read another configuration."""
+        """config.json with --hf-overrides applied; empty if vLLM may read another configuration."""
         if self.folder is None or not self._reads_config_here:
             return {}
         overrides = self._start.value("--hf-overrides")
@@ -91,7 +91,7 @@ class ModelOnDisk:
 
     @cached_property
     def checkpoint(self) -> Checkpoint | None:
-        """The weights in a format that vLLM reads itself."""
+        """The weights; None if vLLM does not read their format itself."""
         return read_checkpoint(self.folder) if self.folder is not None and self._reads_weights_here else None
 
     @property
@@ -119,7 +119,7 @@ class ModelOnDisk:
             yield warning("config", f"{path} names neither model_type nor architectures")
 
     def _code_findings(self, folder: Path) -> Iterator[Finding]:
-        """Finds a type of model whose configuration only the model's own code has, or nobody."""
+        """Reports a model type whose configuration only the model's own code defines, or nothing does."""
         model_type, auto_map = self.config.get("model_type"), self.config.get("auto_map")
         known = [self._start.facts.names.get(each, ()) for each in MODEL_TYPES]
         if not isinstance(model_type, str) or not all(known) or any(model_type in names for names in known):
@@ -142,11 +142,11 @@ class ModelOnDisk:
 
     @property
     def _is_certain(self) -> bool:
-        """Whether nothing but the folder and this release decides about the model's class."""
+        """Whether only the folder and this release decide which class serves the model."""
         return self._start.is_known and not self._start.has("--hf-overrides", "--model-class-overrides")
 
     def _architecture_findings(self, folder: Path) -> Iterator[Finding]:
-        """vLLM also serves classes of transformers and of a model's own code."""
+        """Reports an architecture that neither vLLM nor transformers nor the model's own code has."""
         given, known = self._given_architectures, self._start.facts.names.get(ARCHITECTURES, ())
         if not given or not known or any(map(self.config.get, _OTHER_CODE)):
             return
@@ -157,13 +157,13 @@ class ModelOnDisk:
         is_of_vllm = self._start.value("--model-impl") in (None, "auto", "vllm")
         what = f"{folder / _CONFIG}: this vLLM has no architecture {given[0]!r}{did_you_mean(given[0], known)}"
         yield (error if self._is_certain and is_of_vllm else warning)(
-            "architecture", f"{what}, and transformers neither: upgrade them, or correct it"
+            "architecture", f"{what}, nor has transformers: upgrade them, or correct it"
         )
 
     def _weight_findings(self, folder: Path) -> Iterator[Finding]:
         if (checkpoint := self.checkpoint) is None:
             return
-        # vLLM reads only the files of an index, and prefers safetensors of any name; the check does not.
+        # vLLM reads only files of an index, and prefers safetensors of any name; this check does not.
         has_other_index = checkpoint.weights.index_path is None and (folder / _INDEX).exists()
         is_other_kind = not any(path.suffix == ".safetensors" for path in checkpoint.weights.present)
         is_read = not has_other_index and not (is_other_kind and any(folder.glob("*.safetensors")))
@@ -186,7 +186,7 @@ class ModelOnDisk:
         if folder is None or mode not in _PLAIN or plan.tokenizer.kind != "folder":
             return
         if not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
-            # Some classes of transformers make an empty one, with which vLLM starts.
+            # Some classes of transformers then create an empty tokenizer, with which vLLM starts.
             if not start.facts.plugins and not self.config.get("auto_map"):
                 yield warning("tokenizer", f"{folder} has no tokenizer: name one with --tokenizer")
             return
@@ -202,13 +202,13 @@ def _split_architecture(name: str) -> tuple[str, str]:
 
 
 def _is_in_transformers(name: str) -> bool:
-    """Whether it has a class of this name; true if that cannot be read. Takes 50 ms."""
+    """Whether transformers has a class of this name; true if it cannot be read. Takes 50 ms."""
     texts = read_transformers("models/*/modeling_*.py")
     return not texts or any(f"class {name}(" in text for text in texts)
 
 
 def read_transformers(pattern: str) -> list[str]:
-    """The texts of some files of the installed transformers."""
+    """The texts of the files in the installed transformers that match a pattern."""
     spec = find_spec("transformers")
     if spec is None or spec.origin is None:
         return []
@@ -217,6 +217,6 @@ def read_transformers(pattern: str) -> list[str]:
 
 
 def _has_other_weights(folder: Path) -> bool:
-    """Whether there are weights in files that `find_weight_files` does not take for weights."""
+    """Whether the folder has weights in files that `find_weight_files` does not find."""
     endings = (".bin", ".pt", ".gguf", ".safetensors")
     return any(path.suffix in endings for path in (*folder.glob("*"), *folder.glob("*/*")))

@@ -1,6 +1,6 @@
 """Checks flags against config.json by rules that vLLM applies itself: length, heads, quantization.
 
-An error is only what no override, plugin, class or other file may change; the rest is a warning.
+A fault is an error only if no override, plugin, class or other file can change it. All others are warnings.
 """
 
 from collections.abc import Iterator
@@ -14,35 +14,35 @@ from startup.vllm_words.preflight.model import ModelOnDisk, read_transformers
 
 _LONG: Final = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 _LENGTH: Final = "max_position_embeddings"
-"""The one key that each class reads as the limit; without it, a class may have another one by default."""
+"""Every class reads this key as the limit; if it is missing, a class may have another limit by default."""
 _OTHER_LENGTHS: Final = ("model_max_length", "max_target_positions", "max_source_positions")
-"""Further keys that some models have; with one of them the limit is left to vLLM."""
+"""Further keys for the limit, which some models have; with one of them, vLLM decides about the limit."""
 _LENGTH_FLAGS: Final = ("--tokenizer", "--runner", "--convert")
 _OTHER_CONFIGS: Final = ("--hf-overrides", "--speculative-config")
-"""With one of them, another configuration than config.json counts."""
+"""With one of these flags, vLLM uses another configuration than config.json."""
 _ON: Final = ("1", "true")
 _SENTENCES: Final = ("modules.json", "sentence_*_config.json")
-"""Files of sentence-transformers, which may have another limit."""
+"""Files of sentence-transformers, which may set another limit."""
 _SCALINGS: Final = ("rope_scaling", "rope_parameters")
 _UNSCALED: Final = ("llama3", "longrope", "su")
-"""Kinds of RoPE whose factor never makes the length longer; of others, versions of vLLM differ."""
+"""RoPE kinds whose factor never makes the limit longer; for other kinds, it depends on vLLM's version."""
 _HEADS: Final = ("num_attention_heads", "n_head")
 
 _METHOD: Final = "--quantization"
 _FAMILIES: Final = {"awq_marlin": "awq", "auto_awq": "awq", "gptq_marlin": "gptq", "auto_gptq": "gptq"}
-"""Methods that read the same checkpoints as another one."""
+"""Methods that read the checkpoints of another method."""
 _REPLACED: Final = ("", "auto-round", "mxfp4", "gpt_oss_mxfp4", "deepseek_v4_fp8", "modelopt")
-"""Methods of checkpoints that vLLM replaces by a method of its own, whatever the flag says."""
+"""vLLM replaces these methods of a checkpoint by a method of its own, whatever the flag says."""
 _FOR_ANY: Final = ("", "humming", "moe_wna16", "inc", "marlin")
-"""Values of the flag that fit to several kinds of checkpoints."""
+"""Values of the flag that fit several kinds of checkpoints."""
 _SETTINGS: Final = {"awq": ("*quantize_config.json", "*quant_config.json"), "gptq": ("*quantize_config.json",)}
-"""Families that need one of these files where config.json says nothing of quantization."""
+"""Families that need one of these files if config.json does not mention quantization."""
 _OTHER_SETTINGS: Final = "hf_quant_config.json"
 """A file that vLLM may read instead of config.json."""
 
 
 def setting_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
-    """Findings about settings; about length and heads only if vLLM reads the configuration unchanged."""
+    """Findings about settings; length and heads are checked only if vLLM uses config.json unchanged."""
     if model.config and not start.has(*_OTHER_CONFIGS) and not start.facts.plugins:
         yield from _check_length(start, model)
         yield from _check_heads(start, model.config)
@@ -64,7 +64,7 @@ def _check_length(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
 
 
 def _own_length(text: dict[str, Any]) -> int | None:
-    """The longest sequence by config.json; None if it may be more than can be computed here."""
+    """The longest sequence according to config.json; None if vLLM may allow more."""
     lengths = [text[key] for key in LENGTH_KEYS if isinstance(text.get(key), int) and text[key] > 0]
     kinds = ((scaling, scaling.get("rope_type") or scaling.get("type")) for scaling in _scalings(text))
     factors = [float(scaling.get("factor") or 1.0) for scaling, kind in kinds if kind not in _UNSCALED]
@@ -72,7 +72,7 @@ def _own_length(text: dict[str, Any]) -> int | None:
 
 
 def _scalings(text: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The RoPE parameters, including the parameters of each kind of layer."""
+    """The RoPE parameters, of the whole model and of each kind of layer."""
     for found in map(text.get, _SCALINGS):
         if isinstance(found, dict):
             yield found
@@ -80,7 +80,7 @@ def _scalings(text: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _is_scaled_by_class(config: dict[str, Any]) -> bool:
-    """Whether config.json leaves the RoPE to a class that has a factor of its own."""
+    """Whether config.json leaves the RoPE to a model class with a factor of its own."""
     if any(config.get(key) for key in _SCALINGS):
         return False
     texts = read_transformers(f"models/{config.get('model_type')}/configuration_*.py")
@@ -98,26 +98,26 @@ def _check_heads(start: GivenStart, config: dict[str, Any]) -> Iterator[Finding]
 
 
 def _is_flat(config: dict[str, Any]) -> bool:
-    """Whether no part of a model has a configuration of its own."""
+    """Whether no part of the model, such as a vision tower, has its own section in config.json."""
     parts = [value for value in config.values() if isinstance(value, dict)]
     return not any(key in part for part in parts for key in ("model_type", _LENGTH, *_HEADS))
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The language model's part of a multimodal model's configuration."""
+    """The configuration of a multimodal model's language part."""
     nested = config.get("text_config")
     return nested if isinstance(nested, dict) else config
 
 
 def _check_quantization(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
-    """Only an unknown name is an error: vLLM may replace the method that the checkpoint names."""
+    """Checks the method against the checkpoint: only a warning, because vLLM may replace the method."""
     given, method = str(start.value(_METHOD) or "").lower(), _method_of(model.config)
     family = _family(given)
     if given and not method and (problem := name_problem(start.facts, _METHOD, given, given)):
         is_certain = bool(model.config) and start.is_known and not start.has("--hf-overrides")
         yield (error if is_certain and not _has_file(model, _OTHER_SETTINGS) else warning)("quantization", problem)
     elif given and not method and family in _SETTINGS and not _has_file(model, *_SETTINGS[family]):
-        what = f"{_METHOD} {given} needs a checkpoint that is quantized so, and {model.folder} is not"
+        what = f"{_METHOD} {given} needs a checkpoint that is quantized with it, and {model.folder} is not"
         yield warning("quantization", f"{what}: leave it out, or take a quantized checkpoint")
     elif given not in _FOR_ANY and method not in _REPLACED and family != _family(method):
         what = f"{_METHOD} {given} does not fit the checkpoint, which is quantized with {method} (config.json)"
@@ -127,12 +127,12 @@ def _check_quantization(start: GivenStart, model: ModelOnDisk) -> Iterator[Findi
 
 
 def _has_file(model: ModelOnDisk, *patterns: str) -> bool:
-    """Whether there is such a file; true for a model that is not on disk."""
+    """Whether the model's folder has such a file; True if the model is not on disk."""
     return model.folder is None or any(any(model.folder.glob(pattern)) for pattern in patterns)
 
 
 def _method_of(config: dict[str, Any]) -> str:
-    """The method that the checkpoint names, as vLLM reads it; empty if it is not quantized."""
+    """The quantization method in config.json, as vLLM reads it; empty if the model is not quantized."""
     for owner in (config, _text_config(config)):
         found = owner.get("quantization_config") or owner.get("compression_config")
         if isinstance(found, dict):

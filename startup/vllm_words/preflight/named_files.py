@@ -14,7 +14,7 @@ from startup.vllm_words.model_request import parse_adapter
 from startup.vllm_words.preflight.arguments import GivenStart
 
 _TEMPLATE_CHARACTERS: Final = "{}\n"
-"""A value of --chat-template with one of these is the template itself."""
+"""If --chat-template contains one of these, its value is the template itself."""
 _LEAST_PLUGIN: Final = 4
 """vLLM ignores shorter values of the flags for plugins."""
 _NO_ADAPTER: Final = ("", "None")
@@ -23,7 +23,7 @@ _ADAPTER: Final = "adapter_config.json"
 
 
 def file_findings(start: GivenStart) -> Iterator[Finding]:
-    """Everything that is named and missing or faulty."""
+    """Reports all files, folders and modules that are named but missing or faulty."""
     yield from _check_template(start)
     yield from _check_tls(start)
     yield from _check_plugins(start)
@@ -46,9 +46,9 @@ def _check_template(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_tls(start: GivenStart) -> Iterator[Finding]:
-    """Faults of the certificate's content are warnings: vLLM reads the files only when it serves.
+    """Reports missing TLS files; faults in their content are warnings, because vLLM reads them late.
 
-    Without a certificate or key it reads none of them.
+    vLLM reads none of them without a certificate or a key.
     """
     certificate, key = start.value("--ssl-certfile"), start.value("--ssl-keyfile")
     authorities = start.value("--ssl-ca-certs")
@@ -62,7 +62,7 @@ def _check_tls(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_plugins(start: GivenStart) -> Iterator[Finding]:
-    """A plugin is a file, or else a module."""
+    """Checks that each plugin exists: a file, or else a module."""
     for flag in ("--tool-parser-plugin", "--reasoning-parser-plugin"):
         name = start.value(flag)
         if name and len(name) >= _LEAST_PLUGIN and not Path(name).is_file():
@@ -70,7 +70,7 @@ def _check_plugins(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_imports(start: GivenStart) -> Iterator[Finding]:
-    """The packages of classes and functions that vLLM imports by name."""
+    """Checks that the packages exist whose classes and functions vLLM imports by name."""
     for flag in ("--middleware", "--logits-processors"):
         for name in start.all_values(flag):
             package = name.partition(":")[0].partition(".")[0]
@@ -81,7 +81,7 @@ def _check_imports(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_adapters(start: GivenStart) -> Iterator[Finding]:
-    """The folders of LoRA adapters, and their rank."""
+    """Checks the folders and the rank of LoRA adapters."""
     most = start.number("--max-lora-rank", 16)
     for text in start.all_values("--lora-modules"):
         if text in _NO_ADAPTER:
@@ -111,7 +111,7 @@ def _check_adapter(folder: Path, most: int) -> Iterator[Finding]:
 
 
 def _check_log_config(start: GivenStart) -> Iterator[Finding]:
-    """A warning: vLLM before 0.31 starts without a file that it cannot read."""
+    """Only a warning: vLLM before 0.31 starts even if it cannot read the file."""
     name = start.value("--log-config-file")
     if name and (problem := read_json_object(Path(name)).problem):
         yield warning("log_config", f"--log-config-file: {problem}")

@@ -1,4 +1,4 @@
-"""Whether a model of vLLM can sleep, and how deep, before it is started."""
+"""Finds out, before a model of vLLM is started, whether it can sleep and at which level."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -11,21 +11,21 @@ from startup.vllm_words.preflight.arguments import GivenStart
 from startup.vllm_words.preflight.model import ModelOnDisk
 
 _DEVICES: Final[tuple[Device, ...]] = ("cuda", "rocm", "xpu")
-"""The devices of vLLM's `is_sleep_mode_available`, from 0.29 to 0.33."""
+"""The devices for which vLLM 0.29 to 0.33 offers sleep mode (`is_sleep_mode_available`)."""
 _RELOADED: Final = ("auto", "hf", "safetensors")
-"""Values of --load-format with which `reload_weights` reads the files again."""
+"""Values of --load-format with which `reload_weights` can read the weights again."""
 _NOT_RELOADED: Final = (
     "--quantization", "--kv-cache-dtype", "--calculate-kv-scales", "--speculative-config", "--enable-lora",
     "--cpu-offload-gb", "--offload-backend", "--hf-overrides", "--runner", "--convert", "--task", "--model-impl",
 )  # fmt: skip
-"""Flags with which more than the checkpoint's own weights is on the GPU, or the same in another form."""
+"""With these flags, the GPU holds more than the checkpoint's weights, or holds them in another form."""
 _PLAIN: Final = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3")
-"""Types of models that have only parameters on the GPU, which are reloaded, and buffers, which vLLM keeps.
+"""Model types with nothing on the GPU but parameters, which are reloaded, and buffers, which vLLM keeps.
 
-Others have further tensors, which are lost: slopes of ALiBi, products of MLA, maps and workspaces of experts.
+Other types would lose further tensors: slopes of ALiBi, products of MLA, maps and workspaces of experts.
 """
 _OTHER: Final = ("quantization_config", "compression_config", "auto_map")
-"""Keys of config.json with which it is another model."""
+"""A config.json with one of these keys does not count as plain."""
 
 
 def can_sleep(variables: Mapping[str, str]) -> str:
@@ -42,9 +42,11 @@ def can_sleep(variables: Mapping[str, str]) -> str:
 
 
 def deepest_level(words: Sequence[str]) -> int:
-    """The deepest level of sleep after which the model is as before; 0 if it must not start with sleep mode.
+    """The deepest level of sleep from which the model wakes unchanged; 0 if it must not start with sleep
+    mode.
 
-    2 drops the weights, and vLLM's `reload_weights` reads them again: all that a plain text model needs.
+    Level 2 drops the weights, and vLLM's `reload_weights` reads them again, which is enough for a plain text
+    model.
 
     Args:
         words: those after `vllm serve`.

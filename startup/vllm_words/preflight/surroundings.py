@@ -1,4 +1,4 @@
-"""Checks what a start needs beside model and devices: variables, packages, compiler, memory, caches."""
+"""Checks what a start needs besides model and devices: variables, packages, compiler, memory, caches."""
 
 import logging
 import os
@@ -36,23 +36,23 @@ _PACKAGES: Final = (
     ("--distributed-executor-backend", "ray", "ray", "ray"),
     ("--data-parallel-backend", "ray", "ray", "ray"),
 )
-"""Values of flags, the module that vLLM imports for them, and how it is installed."""
+"""Values of flags, the module that vLLM imports for each, and the package that provides it."""
 _CACHES: Final = {"TRITON_CACHE_DIR": "~/.triton", "TORCHINDUCTOR_CACHE_DIR": ""}
-"""Folders that libraries of a GPU's vLLM write to; without a default only if the variable is set."""
+"""Folders to which libraries of vLLM for GPUs write. A folder without a default is used only if it is set."""
 _PORT: Final = "VLLM_PORT"
 _LEVEL: Final = "VLLM_LOGGING_LEVEL"
 _LOG_FILE: Final = "VLLM_LOGGING_CONFIG_PATH"
 _LOG_SETTINGS: Final = ("VLLM_CONFIGURE_LOGGING", _LOG_FILE)
-"""With one of them, vLLM may not use the level."""
+"""If one of these is set, vLLM may not use the log level."""
 _FOLDER_OF_SOCKETS: Final = "VLLM_RPC_BASE_PATH"
 _SHM_PER_RANK: Final = 1 << 30
 
 
 def surroundings_findings(start: GivenStart) -> Iterator[Finding]:
-    """Errors for missing packages; the rest depends on more than is known here."""
+    """Reports missing packages as errors; all else depends on more than is known here, and is a warning."""
     yield from _check_packages(start)
     yield from _check_variables(start)
-    for finding in check_libraries():  # not every vLLM of a GPU compiles kernels for the processor
+    for finding in check_libraries():  # not every vLLM for GPUs compiles kernels for the processor
         is_error = finding.check == "environment" or start.vllm.device == "cpu"
         yield finding if is_error else finding._replace(severity="warning")
     if (problem := missing_rust_frontend(start.vllm)) is not None:
@@ -71,11 +71,11 @@ def _check_packages(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_variables(start: GivenStart) -> Iterator[Finding]:
-    """Kubernetes sets `NAME_PORT` for each Service of the namespace; the engine converts the others."""
+    """Checks variables. Kubernetes sets `NAME_PORT` for each Service; the engine reads others as numbers."""
     if "://" in (port := foreign.text_of(_PORT)):
         yield error(
             "port_variable",
-            f"{_PORT}={port} is what Kubernetes sets for a Service named vllm, and no port for vLLM's processes: set "
+            f"{_PORT}={port} is no port for vLLM's processes, but what Kubernetes sets for a Service named vllm: set "
             "`enableServiceLinks: false` in the pod, or rename the Service",
         )
     level = foreign.text_of(_LEVEL).upper()
@@ -89,7 +89,7 @@ def _check_variables(start: GivenStart) -> Iterator[Finding]:
         except EnvError as err:
             yield error("environment", f"{err}: correct it or unset it")
     folder = foreign.text_of(_FOLDER_OF_SOCKETS)
-    if len(os.fsencode(folder)) > MAX_BYTES:  # of TMPDIR, `ensure_temp_folder` takes care
+    if len(os.fsencode(folder)) > MAX_BYTES:  # `ensure_temp_folder` takes care of TMPDIR
         text = f"{_FOLDER_OF_SOCKETS}={folder} is too long for a socket in it: set it to at most {MAX_BYTES} bytes"
         yield error("environment", text)
     for fact in start.facts.variables:
@@ -101,7 +101,7 @@ def _check_variables(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_compiler(start: GivenStart) -> Iterator[Finding]:
-    """torch.compile needs a C++ compiler on a CPU; Triton, a C compiler and Python's headers on a GPU."""
+    """Checks for compilers: torch.compile on a CPU needs C++; Triton on a GPU needs C and Python.h."""
     device = start.vllm.device
     if device == "cpu" and not start.line.is_eager:
         if not any(map(shutil.which, ("g++", "clang++", "c++"))) and not foreign.text_of("CXX"):
@@ -116,7 +116,7 @@ def _check_compiler(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_shm(start: GivenStart) -> Iterator[Finding]:
-    """Ranks exchange data in /dev/shm."""
+    """Checks /dev/shm, in which the ranks exchange data."""
     for finding in check_shared_memory():
         yield finding._replace(severity="warning")
     ranks = start.number("--tensor-parallel-size", 1) * start.number("--pipeline-parallel-size", 1)
@@ -129,7 +129,7 @@ def _check_shm(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_caches(start: GivenStart) -> Iterator[Finding]:
-    """Folders below a home that a random user of a container cannot write to."""
+    """Checks cache folders below the home, to which a container's random user may not be able to write."""
     if start.vllm.device != "cuda":
         return
     for name, default in _CACHES.items():

@@ -82,7 +82,7 @@ def test_what_a_backslash_leaves_behind_model_is_no_second_model(word, invoke):
     assert has_several_models(["m", word, "--seed", "1"]) is False
     done = invoke("serve", "--engine", "embedded", "m", word, "--seed", "1")
     assert done.returncode == 2
-    assert f"Error: unexpected word {word!r}: remove the empty word, or what stands behind a `\\`" in done.stderr
+    assert f"Error: unexpected word {word!r}: remove the empty word, or the characters after a `\\`" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -110,9 +110,9 @@ def wrong(*names: str) -> bytes:
 
 HOSTILE = {
     "missing from the archive": (lambda: archive({}, files=facts({"vllm/a": b"content"})), "it has no 'vllm/a'"),
-    "other size": (lambda: archive(files=facts({"vllm/a": b"contents"})), "not the SHA-256"),
+    "other size": (lambda: archive(files=facts({"vllm/a": b"contents"})), "not have the SHA-256"),
     "smaller size": (lambda: archive(files=facts({"vllm/a": b""})), "more than 0"),
-    "other content": (lambda: archive(files=facts({"vllm/a": b"CONTENT"})), "not the SHA-256"),
+    "other content": (lambda: archive(files=facts({"vllm/a": b"CONTENT"})), "not have the SHA-256"),
     "named as the manifest": (lambda: archive(files={MANIFEST: FileFacts(1, "")}), "not an allowed name"),
     "absolute": (lambda: wrong("/etc/passwd"), "not an allowed name"),
     "parent": (lambda: wrong("vllm/../../a"), "not an allowed name"),

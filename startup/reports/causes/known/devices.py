@@ -28,7 +28,7 @@ DEVICES: Final = (
         "driver-library-mismatch",
         "driver and library of NVIDIA have different versions",
         ("Driver/library version mismatch", "NVMLError_LibRmVersionMismatch"),
-        "The driver was updated while it was in use: reboot, or reload its modules.",
+        "The driver was updated while it was in use: reboot, or reload its kernel modules.",
     ),
     KnownCause(
         "fabric-manager-missing",
@@ -65,14 +65,14 @@ DEVICES: Final = (
             "NVML Shared Library Not Found",
             "Device acquire failed",
         ),
-        "docker run --gpus all, or nvidia.com/gpu in the pod's limits; check CUDA_VISIBLE_DEVICES; without a GPU, "
+        "Give docker run --gpus all, or nvidia.com/gpu in the pod's limits; check CUDA_VISIBLE_DEVICES; without a GPU, "
         "install vLLM for the CPU.",
     ),
     KnownCause(
         "no-platform",
         "vLLM sees no GPU, and this build is not the one for the CPU",
         ("No platform detected, vLLM is running on UnspecifiedPlatform",),
-        "docker run --gpus all, or nvidia.com/gpu in the pod's limits; install vLLM's build for these GPUs or the CPU.",
+        "Give docker run --gpus all, or set nvidia.com/gpu in the pod's limits; install vLLM's build for GPU or CPU.",
         where="end",
         is_general=True,
     ),
@@ -129,7 +129,7 @@ DEVICES: Final = (
         "kernel-too-large",
         "a Triton kernel needs more shared memory than this GPU has",
         ("out of resource: shared memory",),
-        "Another --attention-backend, --kv-cache-dtype auto or a newer vLLM: the kernel is tuned for another GPU.",
+        "The kernel is tuned for another GPU: use another --attention-backend, --kv-cache-dtype auto or a newer vLLM.",
     ),
     KnownCause(
         "kernel-image-invalid",
@@ -189,7 +189,7 @@ DEVICES: Final = (
     ),
     KnownCause(
         "gpu-too-old",
-        "this GPU is too old for what the flags ask for",
+        "this GPU is too old for these flags",
         ("GPUs with compute capability below", "requires GPUs with sm", "only supports Ampere GPUs or newer"),
         "Leave out --attention-backend and --kv-cache-dtype, or use an older vLLM or a newer GPU.",
     ),
@@ -217,14 +217,14 @@ DEVICES: Final = (
         "deep-gemm-failed",
         "DeepGEMM cannot compute this model on this GPU",
         ("Unknown SF transformation", "Assertion error (…gemm"),
-        "VLLM_USE_DEEP_GEMM=0, or a newer vLLM.",
+        "Set VLLM_USE_DEEP_GEMM=0, or use a newer vLLM.",
     ),
     KnownCause(
         "flashinfer-failed",
         "FlashInfer cannot compute this model on this GPU",
         ("BatchPrefillWithPagedKVCache failed", "BatchDecodeWithPagedKVCache failed"),
-        "Another --attention-backend (TRITON_ATTN), no --kv-cache-dtype fp8, VLLM_USE_FLASHINFER_SAMPLER=0; "
-        "or the version of FlashInfer that vLLM asks for, with the CUDA toolkit of torch.",
+        "Use another --attention-backend (TRITON_ATTN), no --kv-cache-dtype fp8, VLLM_USE_FLASHINFER_SAMPLER=0; "
+        "or install the FlashInfer that vLLM asks for, with the CUDA toolkit of torch.",
     ),
     KnownCause(
         "gpu-device-lost",
@@ -237,7 +237,7 @@ DEVICES: Final = (
         "driver-does-not-answer",
         "the driver of the GPU does not answer, as in WSL2 after an error of the GPU",
         ("dxgkio_", "CUDA error: device not ready"),
-        "In WSL2: `wsl --shutdown`, then `wsl --update` and Windows' newest driver of the GPU. Elsewhere `dmesg` has "
+        "In WSL2, run `wsl --shutdown` and `wsl --update`, and install the newest GPU driver. Elsewhere `dmesg` has "
         "the reason: reset the GPU or reboot.",
         where="hint",
     ),
@@ -245,8 +245,8 @@ DEVICES: Final = (
         "no-pinned-memory",
         "the system gives vLLM no pinned memory, as in WSL or below a limit",
         ("UVA is not available", "OS call failed or operation not supported on this OS"),
-        "VLLM_WSL2_ENABLE_PIN_MEMORY=1 with a new driver and WSL; VLLM_USE_V2_MODEL_RUNNER=0 works without it; else "
-        "`ulimit -l unlimited` and more free memory.",
+        "Set VLLM_WSL2_ENABLE_PIN_MEMORY=1 with a new driver and WSL; or set VLLM_USE_V2_MODEL_RUNNER=0; or "
+        "raise `ulimit -l` and free memory.",
     ),
     FORKED_DRIVER,
     KnownCause(
@@ -289,7 +289,7 @@ DEVICES: Final = (
             "GPU is lost",
             "uncorrectable NVLink error",
         ),
-        "`nvidia-smi -q` and the Xid lines of `dmesg`; drain the node, reset or replace the GPU.",
+        "Look at `nvidia-smi -q` and the Xid lines of `dmesg`; drain the node, then reset or replace the GPU.",
     ),
     KnownCause(
         "gpu-error",
@@ -315,11 +315,11 @@ KV_CACHE_BESIDE: Final = KnownCause(
     "kv-cache-beside-another",
     "the KV cache has no room beside another engine that this log shows",
     (),
-    "Engines on one GPU share it: a --gpu-memory-utilization for each so that all together are below 1, and one start "
-    "after the other. Or a GPU of its own for each (CUDA_VISIBLE_DEVICES).",
+    "Engines on one GPU share it: keep the sum of their --gpu-memory-utilization below 1, and start one "
+    "after the other. Or give each a GPU of its own (CUDA_VISIBLE_DEVICES).",
     phase=KV_CACHE,
 )
-"""Has no texts: the KV cache of an engine, while another engine of the log has one."""
+"""For an engine without room for its KV cache while another engine in the log has one. Has no texts."""
 
 MEMORY: Final = (
     KV_CACHE_BESIDE,
@@ -478,7 +478,7 @@ MEMORY: Final = (
             "^OSError: [Errno 14] Bad address",
             "died with <Signals.SIGBUS",
         ),
-        "docker run --ipc=host or --shm-size 8g; in Kubernetes an emptyDir with medium: Memory at /dev/shm.",
+        "Give docker run --ipc=host or --shm-size 8g; in Kubernetes mount an emptyDir, medium: Memory, at /dev/shm.",
         where="hint",
     ),
 )

@@ -73,7 +73,7 @@ FILES: Final = (
             "Too Many Requests",
             "CAS service error : Reqwest",
         ),
-        "Try again later; HF_HUB_OFFLINE=1 if the model is on disk; HF_TOKEN raises the limit of requests; "
+        "Try again later; set HF_HUB_OFFLINE=1 if the model is on disk; HF_TOKEN raises the limit of requests; set "
         "HF_HUB_DISABLE_XET=1 if the download of large files fails.",
     ),
     KnownCause(
@@ -111,13 +111,13 @@ FILES: Final = (
         "disk-full",
         "a disk is full",
         ("No space left on device", "Disk quota exceeded"),
-        "`df -h` for HF_HOME, VLLM_CACHE_ROOT, /tmp and /dev/shm; in Kubernetes a larger volume or ephemeral-storage.",
+        "Run `df -h` for HF_HOME, VLLM_CACHE_ROOT, /tmp and /dev/shm; in Kubernetes raise volume or ephemeral-storage.",
     ),
     KnownCause(
         "port-not-permitted",
         "this user may not listen on a port below 1024",
         ("PermissionError: [Errno 13] Permission denied$", "bind on address…ermission denied"),
-        "Choose a --port from 1024 on; in a container map it to the other one.",
+        "Choose a --port of 1024 or more; map the port below 1024 to it in the container's settings.",
     ),
     KnownCause(
         "folder-not-writable",
@@ -130,7 +130,7 @@ FILES: Final = (
         "too-many-open-files",
         "the limit of open files is too low",
         ("OSError: [Errno 24] Too many open files",),
-        "`ulimit -n 65535`, LimitNOFILE in a systemd unit, or docker run --ulimit nofile=65535.",
+        "Set `ulimit -n 65535`, LimitNOFILE in a systemd unit, or docker run --ulimit nofile=65535.",
     ),
     KnownCause(
         "too-many-processes",
@@ -151,7 +151,7 @@ FILES: Final = (
         "file-missing",
         "a file or a program is missing",
         ("^FileNotFoundError: [Errno 2] No such file or directory: '",),
-        "A name without a folder is a program: install it, or activate the environment that has it in its PATH. Of a "
+        "A name without a folder is a program: install it, or activate the environment that has it in its PATH. For a "
         "file in the hub's cache delete the model's folder and download it again; mount others into the container.",
         is_general=True,
     ),
@@ -173,6 +173,6 @@ FILES: Final = (
         "address-not-local",
         "the address does not belong to this machine",
         ("Cannot assign requested address",),
-        "--host 0.0.0.0; for several nodes VLLM_HOST_IP must be an address of this node.",
+        "Give --host 0.0.0.0; for several nodes, set VLLM_HOST_IP to an address of this node.",
     ),
 )

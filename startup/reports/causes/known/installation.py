@@ -7,7 +7,7 @@ from startup.reports.causes.phase import COMMAND_LINE, CONFIGURATION
 
 ERROR_IN_CODE: Final = KnownCause(
     "error-in-code",
-    "vLLM's own code failed, as bugs do and versions that do not fit to each other",
+    "vLLM's own code failed: a bug, or versions of packages that do not fit each other",
     (
         "^AssertionError",
         "^AttributeError",
@@ -35,7 +35,7 @@ ERROR_IN_CODE: Final = KnownCause(
     "the feature or plugin that the traceback names.",
     is_general=True,
 )
-"""If nothing else is known of an exception."""
+"""For an exception about which nothing else is known."""
 
 SETTING_REFUSED: Final = KnownCause(
     "setting-refused",
@@ -44,24 +44,24 @@ SETTING_REFUSED: Final = KnownCause(
     "Search vLLM's issues for this line; leave out the flags that it is about; a newer vLLM may take them.",
     is_general=True,
 )
-"""An exception that recommends or refuses something. It has no texts; the digest shows what it names."""
+"""For an exception that recommends or refuses something; the digest shows what it names. Has no texts."""
 
 LOADED_FROM_DISK: Final = "Directly load AOT compilation"
-"""vLLM has loaded a model that was compiled before; stands before an exception that followed."""
+"""vLLM's message that it has loaded a model compiled before, if an exception follows."""
 
 INSTALLATION: Final = (
     KnownCause(
         "packages-replaced",
         "packages of the environment were replaced while this process ran, or only in part",
         ("(deleted): cannot open shared object file", "-packages/~"),
-        "Start the server anew; install into an environment only while nothing runs from it. If it fails again, delete "
-        "site-packages/~*, which an interrupted pip leaves, and install that package anew.",
+        "Start the server again; install into an environment only while nothing runs from it. If it fails again, "
+        "delete site-packages/~*, which an interrupted pip leaves, and install that package again.",
     ),
     KnownCause(
         "flash-attention-required",
-        "something that the flags or the model ask for runs only with FlashAttention",
+        "a feature that the flags or the model ask for runs only with FlashAttention",
         ("requires FlashAttention", "requires flash_attn", "requires flash-attn", "FlashAttention2 has been toggled"),
-        "--attention-backend FLASH_ATTN, on an NVIDIA GPU from Ampere on (version 3: Hopper); else leave out what the "
+        "Give --attention-backend FLASH_ATTN, on an NVIDIA GPU from Ampere on (version 3: Hopper); else omit what the "
         "text is about. If the package flash_attn is meant, install the build for this torch.",
     ),
     KnownCause(
@@ -80,7 +80,7 @@ INSTALLATION: Final = (
             "operator torchvision::nms does not exist",
         ),
         "Install vLLM into a new environment without other packages that pin torch; build flash-attn and other "
-        "extensions anew for the torch that vLLM installs.",
+        "extensions again for the torch that vLLM installs.",
     ),
     KnownCause(
         "library-missing",
@@ -121,8 +121,8 @@ INSTALLATION: Final = (
         "compiler-misses-files",
         "the C compiler, which Triton needs, finds no header files of Python or no libcuda.so",
         ("fatal error: Python.h", "cannot find -lcuda"),
-        "Python.h: apt-get install python3-dev (of vLLM's Python version); -lcuda: LIBRARY_PATH with a folder in "
-        "which libcuda.so is a link to the driver's libcuda.so.1; or use the vllm/vllm-openai image.",
+        "For Python.h, install python3-dev of vLLM's Python version; for -lcuda, set LIBRARY_PATH to a folder in "
+        "which libcuda.so links to the driver's libcuda.so.1; or use the vllm/vllm-openai image.",
         where="hint",
     ),
     KnownCause(
@@ -163,7 +163,7 @@ INSTALLATION: Final = (
         "ptxas-too-old",
         "Triton's assembler does not know this GPU",
         ("is not defined for option 'gpu-name'", "ptxas fatal", "PTXASError", "CalledProcessError: …bin/ptxas'"),
-        "TRITON_PTXAS_PATH with the ptxas of a CUDA toolkit that knows it (13 for sm_121), or vLLM built for it.",
+        "Set TRITON_PTXAS_PATH to the ptxas of a CUDA toolkit that knows it (13 for sm_121), or use vLLM built for it.",
         where="hint",
     ),
     KnownCause(
@@ -177,15 +177,15 @@ INSTALLATION: Final = (
         "kernel-build-failed",
         "a kernel could not be compiled",
         ("Ninja build failed", "Error building extension", "Command '['ninja'", "Command '['…nvcc'", "nvcc fatal"),
-        "nvcc must not be older than the CUDA of torch; delete ~/.cache/flashinfer and try again; avoid it with "
+        "nvcc must not be older than the CUDA of torch; delete ~/.cache/flashinfer and try again; avoid compiling with "
         "VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
     ),
     KnownCause(
         "compiled-model-required",
-        "no compiled model fits, and --compile-cache require forbids to compile",
+        "no compiled model fits, and --compile-cache require forbids compiling",
         ("--compile-cache require: vLLM would compile the model",),
-        "Undo what differs, or start once without `require` to compile, with the same LOCATION; `vllm-cli caches` "
-        "shows what there is.",
+        "Undo the difference, or start once without `require`, with the same LOCATION, to compile; `vllm-cli caches` "
+        "shows the compiled models.",
     ),
     KnownCause(
         "compile-cache-damaged",
@@ -216,7 +216,7 @@ INSTALLATION: Final = (
             "Constraints violated (",
             "ConstraintViolationError",
         ),
-        "--enforce-eager starts without torch.compile; for Triton's errors another --attention-backend, and check "
+        "--enforce-eager starts without torch.compile; for Triton's errors try another --attention-backend, and check "
         "that the GPU is not older than this vLLM supports.",
         is_general=True,
     ),

@@ -17,8 +17,8 @@ LLAMA_CPP: Final = (
             ": failed to allocate … buffer of size",
             "error loading model: unable to allocate … buffer",
         ),
-        "Fewer layers on the GPU (-ngl, --n-cpu-moe), a smaller -c, a quantized KV cache (-ctk q8_0 -ctv q8_0) or a "
-        "smaller quantization of the model; or end what else holds the GPU's memory.",
+        "Use fewer layers on the GPU (-ngl, --n-cpu-moe), a smaller -c, a quantized KV cache (-ctk q8_0 -ctv q8_0) or "
+        "a smaller quantization of the model; or end what else holds the GPU's memory.",
         where="end",
     ),
     KnownCause(
@@ -26,7 +26,7 @@ LLAMA_CPP: Final = (
         "llama.cpp sees fewer GPUs than its options ask for",
         ("invalid value for main_gpu", "available devices: 0"),
         "If it sees none: check the driver, the container's GPUs (--gpus all, --device) and that this build is one for "
-        "them; without a GPU leave out -sm and -mg. Else a smaller -mg (--main-gpu).",
+        "them; without a GPU leave out -sm and -mg. Else give a smaller -mg (--main-gpu).",
         where="end",
     ),
     KnownCause(
@@ -55,8 +55,8 @@ LLAMA_CPP: Final = (
             "invalid split file",
             "failed to open GGUF file",
         ),
-        "Check the path; compare the file's size with the hub's and download it again; of a split model all parts, in "
-        "one folder, and the first one is named.",
+        "Check the path; compare the file's size with the hub's and download it again; keep all parts of a split model "
+        "in one folder, and name the first one.",
         where="end",
     ),
     KnownCause(
@@ -77,10 +77,10 @@ LLAMA_CPP: Final = (
     ),
     KnownCause(
         "llama-context-failed",
-        "llama.cpp cannot set up what a model computes with",
+        "llama.cpp cannot set up the model's context",
         ("llama_init_from_model: failed to",),
         "The text says what does not go together: correct that option (-fa, -ctv, -np, -c). If it names no reason, the "
-        "lines before it have the one of the GPU's driver.",
+        "lines before it have the reason of the GPU's driver.",
         is_general=True,
     ),
     KnownCause(

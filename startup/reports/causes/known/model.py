@@ -43,7 +43,7 @@ MODEL: Final = (
         "transformers-too-new",
         "this vLLM does not know the configuration of a newer transformers",
         ("AmbiguousGlobalPerLayerAttributeError", "is a per-layer attribute and may vary across layers"),
-        "pip install 'transformers<5.15', or vLLM 0.28 and newer.",
+        "Run pip install 'transformers<5.15', or use vLLM 0.28 or newer.",
     ),
     KnownCause(
         "transformers-too-old",
@@ -78,7 +78,7 @@ MODEL: Final = (
         "model-code-broken",
         "vLLM's code for this model cannot be imported",
         ("failed to be inspected", "Error in inspecting model architecture"),
-        "The traceback above it has the reason, often a missing or too old package: install vLLM anew into an "
+        "The traceback above it has the reason, often a missing or too old package: install vLLM again into an "
         "environment of its own.",
         is_general=True,
     ),
@@ -118,7 +118,7 @@ MODEL: Final = (
             "No such file or directory: ….safetensors",
             "Weight files referenced in index but missing",
         ),
-        "Download the model completely; --load-format for other formats; a GGUF file is named itself.",
+        "Download the model completely; give --load-format for other formats, and a GGUF file by its own name.",
     ),
     KnownCause(
         "weights-do-not-match",
@@ -204,7 +204,7 @@ MODEL: Final = (
     ),
     KnownCause(
         "placeholders-do-not-match",
-        "a prompt holds another number of image tokens than the model made for its images",
+        "the number of image tokens in a prompt differs from the number that its images need",
         ("Attempted to assign",),
         "The prompt was cut, or the model's processor does not fit: raise --max-model-len above the longest prompt "
         "with its images, and use the versions of vLLM and transformers that the model's page names.",
@@ -213,7 +213,7 @@ MODEL: Final = (
         "lora-rank",
         "an adapter's rank is more than --max-lora-rank",
         ("is greater than max_lora_rank",),
-        "--max-lora-rank with the rank in the adapter's adapter_config.json (r).",
+        "Give --max-lora-rank the rank in the adapter's adapter_config.json (r).",
     ),
     KnownCause(
         "lora-unsupported",

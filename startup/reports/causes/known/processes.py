@@ -8,11 +8,11 @@ STOPPED: Final = KnownCause(
     "stopped",
     "it was stopped by a signal",
     ("KeyboardInterrupt", "SystemExit: 15", "received signal=SIG", "Received SIGTERM", "Received signal 15"),
-    "Nothing failed before. If nobody stopped it: Kubernetes does when probes fail during a long start "
-    "(`kubectl describe pod`; docs/containers.md has fitting ones), or when the node is drained.",
+    "Nothing failed before. If nobody stopped it, Kubernetes may have: when probes fail during a long start "
+    "(`kubectl describe pod`; docs/containers.md has fitting probes), or when a node is drained.",
     where="end",
 )
-"""Known by what comes before it, not by its text alone."""
+"""Recognized by what comes before it, not by its text alone."""
 
 NOT_IN_LOG: Final = KnownCause(
     "cause-not-in-log",
@@ -26,11 +26,11 @@ NOT_IN_LOG: Final = KnownCause(
         "torch_call_dispatcher(…) API call failed",
     ),
     "Its processes write the cause before this line: give the complete log, with standard error and from the start "
-    "on (`kubectl logs --previous`). If it is complete, the process was killed: look into `dmesg`.",
+    "on (`kubectl logs --previous`). If the log is complete, the process was killed: look into `dmesg`.",
     where="end",
     is_general=True,
 )
-"""If there is no other cause."""
+"""Used if no other cause is found."""
 
 PROCESSES: Final = (
     KnownCause(
@@ -51,7 +51,7 @@ PROCESSES: Final = (
         "nccl-timeout",
         "a GPU waited too long for the others",
         ("Watchdog caught collective operation timeout", "ncclRemoteError", "NCCL communicator was aborted"),
-        "One rank failed or hangs: look for the first error of any rank. NCCL_DEBUG=INFO; NCCL_P2P_DISABLE=1 or "
+        "One rank failed or hangs: look for the first error of any rank, with NCCL_DEBUG=INFO. NCCL_P2P_DISABLE=1 or "
         "NCCL_IB_DISABLE=1 show whether the connection is at fault.",
     ),
     KnownCause(
@@ -81,7 +81,7 @@ PROCESSES: Final = (
         "custom-all-reduce-failed",
         "vLLM's own all-reduce failed: the GPUs cannot share memory as it expects",
         ("Cuda error …custom_all_reduce.cuh",),
-        "--disable-custom-all-reduce; leave out expandable_segments:True in PYTORCH_CUDA_ALLOC_CONF.",
+        "Give --disable-custom-all-reduce; leave expandable_segments:True out of PYTORCH_CUDA_ALLOC_CONF.",
         where="end",
     ),
     KnownCause(
@@ -107,7 +107,7 @@ PROCESSES: Final = (
     ),
     KnownCause(
         "ray-has-too-few-gpus",
-        "Ray has not the GPUs that the flags ask for",
+        "Ray does not have the GPUs that the flags ask for",
         (
             "Ray does not allocate any GPUs on the driver node",
             "The number of required GPUs exceeds the total number of available GPUs",
@@ -121,13 +121,13 @@ PROCESSES: Final = (
         "ray-not-running",
         "no Ray cluster was found",
         ("Could not find any running Ray instance", "Failed to connect to Ray cluster", "Failed to start GCS"),
-        "`ray start` on all nodes first, and RAY_ADDRESS; one machine needs no Ray: --distributed-executor-backend mp.",
+        "Run `ray start` on all nodes and set RAY_ADDRESS; on one machine give --distributed-executor-backend mp.",
     ),
     KnownCause(
         "ray-not-starting",
         "Ray could not start its processes",
         ("Failed to register worker … to Raylet",),
-        "`ray stop --force` and delete /tmp/ray, which an earlier Ray may have left; then check memory, /dev/shm and "
+        "Run `ray stop --force` and delete /tmp/ray, which an earlier Ray may have left; check memory, /dev/shm and "
         "the limit of processes. One machine needs no Ray: --distributed-executor-backend mp.",
         where="end",
     ),
@@ -169,8 +169,7 @@ PROCESSES: Final = (
             "Did not receive response from front-end process",
             "failed to start within",
         ),
-        "VLLM_ENGINE_READY_TIMEOUT_S raises the time; slow are downloads, network disks and compilation without a "
-        "cache.",
+        "Raise VLLM_ENGINE_READY_TIMEOUT_S; downloads, network disks and compilation without a cache take long.",
         is_general=True,
     ),
     KnownCause(
@@ -182,10 +181,10 @@ PROCESSES: Final = (
     ),
     KnownCause(
         "native-assertion",
-        "a check in compiled code failed, as bugs do in the program or library that the line names",
+        "a check in compiled code failed: a bug in the program or library that the line names",
         ("Assertion `…' failed", "Assertion '…' failed", "Assertion failed: …, f"),
-        "Search its issues for this line; try its newest release; start without the option or the model with which it "
-        "began.",
+        "Search the issues of that program for this line; try its newest release; start without the option or "
+        "model that caused it.",
         where="end",
         is_general=True,
     ),

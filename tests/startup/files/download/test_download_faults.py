@@ -226,7 +226,7 @@ def test_a_limit_of_time_ends_the_download(downloads):
     downloads.hub.link.bytes_per_s = 200_000
     report = downloads.run(timeout_s=1.0)
     assert report.failure == "timeout"
-    assert "org/model is not complete after 1 s (--download-timeout); what has arrived is kept" in report.reason
+    assert "org/model is not complete after 1 s (--download-timeout); received parts are kept" in report.reason
     downloads.hub.link.bytes_per_s = None
     assert downloads.run().fetched_bytes < sum(map(len, MODEL.values()))
 

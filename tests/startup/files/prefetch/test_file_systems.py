@@ -94,7 +94,7 @@ def test_evicted_files_are_read_and_resident_ones_are_not(name, uid, tmp_path):
 @pytest.mark.parametrize("uid", [None, 4711], ids=["owner", "another-user"])
 def test_nothing_is_read_where_each_open_drops_pages(uid, tmp_path):
     found = found_on("fuse", tmp_path, uid)
-    reason = "3 MB lie where each open of a file drops its pages"
+    reason = "3 MB are on a file system that drops a file's pages at each open"
     for report in (found["first"], found["second"]):
         assert (report["state"], report["reason"], report["read_bytes"]) == ("off", reason, 0)
 

@@ -124,7 +124,7 @@ def test_evicted_pages_stop_the_prefetch(make_file, monkeypatch):
 def test_what_may_be_resident_unknown_to_us_is_read_once(mode):
     report = prefetch([never_cached()], mode=mode)
     size = never_cached().stat().st_size
-    assert (report.state, report.reason) == ("done", "how much of 0 MB was resident is not known here")
+    assert (report.state, report.reason) == ("done", "it is not known how much of 0 MB was resident")
     assert (report.read_bytes, report.unknown_bytes, report.resident_share) == (size, size, None)
     assert "in 1 files, an unknown share resident before, 0.00 GB read" in str(report)
 

@@ -136,7 +136,7 @@ def test_unknown_flags_are_all_named(facts):
 @pytest.mark.parametrize("word", [" ", "\\", "", "\n", " --port"], ids=repr)
 def test_what_a_backslash_leaves_behind_model_is_named(facts, word):
     (text,) = describe_unknown(CommandLine.of(["m", word], facts))
-    assert text.startswith(f"unexpected word {word!r}: remove the empty word, or what stands behind a `\\`")
+    assert text.startswith(f"unexpected word {word!r}: remove the empty word, or the characters after a `\\`")
 
 
 def test_a_second_model_is_named(facts):

@@ -157,7 +157,7 @@ def test_methods_that_vllm_takes(start, folder, method, words):
     [
         ({}, "-q awk", "error", "no --quantization 'awk' (did you mean 'awq'?)"),
         ({}, "-q awk --hf-overrides {}", "warning", "no --quantization 'awk' (did you mean 'awq'?)"),
-        ({}, "-q awq", "warning", "needs a checkpoint that is quantized so"),
+        ({}, "-q awq", "warning", "needs a checkpoint that is quantized with it"),
         (GPTQ, "-q awq", "warning", "does not fit the checkpoint, which is quantized with gptq"),
         (GPTQ, "-q fp8_per_tensor", "warning", "does not fit the checkpoint"),
         (

@@ -45,7 +45,7 @@ def test_words_that_vllm_rejects_end_with_code_2(serve):
         "  vLLM has no flag --dtpe (did you mean '--dtype'?)",
         "  --max-num-seqs 'none' is not a whole number",
         done.stderr.splitlines()[-2],
-        "  if vLLM accepts this start: give --preflight warn",
+        "  if vLLM would accept this start, give --preflight warn",
     ]
     assert len(done.stderr.splitlines()) <= 7
     assert serve("m", "--dtpe", "half", "--preflight-only", HF_HUB_OFFLINE="1").returncode == 2
