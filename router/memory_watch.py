@@ -37,7 +37,7 @@ class _Followed:
     last: Need = NOTHING
     """The last measurement."""
     is_settled: bool = False
-    """Whether two successive measurements differed little, so that the model has taken its memory."""
+    """Whether two successive measurements differed little. Then the model has taken all of its memory."""
 
     def is_due(self, now: float) -> bool:
         wait_s = _MODEL_S if self.is_settled else _NEW_S

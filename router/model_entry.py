@@ -43,7 +43,7 @@ class ForeignCommand:
 class BodyChanges:
     """How the router changes a request's body for the model. The key `a.b` is the key b within a.
 
-    A key that ends in `?` is set only if the body, changed so far, lacks it.
+    A key that ends in `?` is set only if the body lacks it after the earlier changes.
     """
 
     model: str | None = None

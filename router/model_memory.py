@@ -34,7 +34,7 @@ _NOTHING: Final = ("", "auto", "None")
 """Values of a flag that mean the same as its absence."""
 _QUANTIZED: Final = "quantization_config"
 _QUANTIZED_SHARE: Final = 0.25
-"""Bytes per half-precision byte if weights are quantized (to 4 bits) while they are loaded."""
+"""Bytes that a byte in half precision takes once it is quantized (to 4 bits) during loading."""
 
 
 def default_budget() -> int | None:

@@ -46,7 +46,7 @@ _STATUSES: Final = {"overloaded": 429, "removed": 404}
 
 
 class ModelRefused(Exception):  # noqa: N818 - as an answer to a request
-    """The model cannot answer a request."""
+    """A model cannot answer a request."""
 
     def __init__(self, status: int, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -83,7 +83,7 @@ class ModelStatus(ModelView):
 
 
 class _Life(NamedTuple):
-    """The task and process of one generation."""
+    """What belongs to one generation: its process, and the task that runs it."""
 
     child: Child
     task: asyncio.Task[None]
@@ -195,7 +195,7 @@ class ModelPool:
 
     @contextmanager
     def hold(self, child: Child) -> Iterator[None]:
-        """Within the block, the process is not stopped. There must be a lease on it at the beginning."""
+        """Within the block, the process is not stopped. There must be a lease on it when the block begins."""
         ticket = next(self._tickets)
         for number, life in self._lives.items():
             if life.child is child:

@@ -75,7 +75,7 @@ class RouterOptions:
     """The file of models, which the router watches. None without one."""
     limits: SchedulerLimits
     find_template_kinds: Callable[[], tuple[str, ...]]
-    """Returns the kinds of standbys to keep for the present models. None are kept if models start cold."""
+    """Returns the kinds of standbys that the present models need. Empty if models are to start cold."""
     find_model: Callable[[str], str | None]
     """Returns the folder of a model on disk, by its entry's name."""
     only: str | None = None
@@ -318,7 +318,7 @@ class _Router:
     # The file of models
 
     def _request_reload(self) -> None:
-        """Reads the file again after a change or SIGHUP, and once more if it changes during that."""
+        """Reads the file again after a change or SIGHUP, and again if it changes while it is read."""
         assert self._options.reload is not None
         self._wants_reload = True
         if self._reloading is None or self._reloading.done():

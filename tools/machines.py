@@ -178,7 +178,7 @@ def check(name: str) -> None:
 
 @contextmanager
 def _serving(name: str, text: str) -> Iterator[Path]:
-    """Yields a server's log once it has completed a prompt rightly. The server ends with the block."""
+    """Yields the log of a server that has answered a completion rightly. The server ends with the block."""
     port = find_free_port(list_server_ports())  # machines share the host's network
     log = FOLDER / f"{name}.log"
     words = command(name, text.format(port=port))

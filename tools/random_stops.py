@@ -59,7 +59,7 @@ def _stop_one(root_pid: int, choice: random.Random, stop_s: float) -> bool:
 
 
 def _has_second_stop(pid: int) -> bool:
-    """Whether a test has stopped the process, too. That signal is pending: a stopped process takes none."""
+    """Whether a test has stopped the process, too. Then its signal is still pending."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     fields = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
     return fields["State"][0] == "T" and bool(int(fields["ShdPnd"][0], 16) >> (signal.SIGSTOP - 1) & 1)

@@ -50,7 +50,7 @@ class Supervisor:
         self._server = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True)
 
     def watch(self) -> int:
-        """Executes commands from standard input until its end or the server's. Stops all descendants."""
+        """Executes commands from standard input until the input or the server ends. Stops all descendants."""
         with selectors.DefaultSelector() as selector:
             selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
             while self._server.poll() is None and not self._is_stop_requested:

@@ -49,7 +49,7 @@ class ChildPlace(NamedTuple):
     socket_path: str
     """The UNIX socket of our server. Its path also marks the server's processes (`child/place.py`)."""
     environment: Mapping[str, str]
-    """All variables of the child, but for those of its `ModelEntry.env`."""
+    """The environment of the child, without the variables of `ModelEntry.env`, which are added later."""
     relay: LogRelay
 
 
@@ -73,14 +73,14 @@ class Child:
         self._wants_stop = asyncio.Event()
         self._is_killed = False
         self.is_end_awaited: Callable[[], bool] = lambda: False
-        """Whether another model waits for this child's memory, or a caller waits for its end."""
+        """Whether another model waits for this child's memory, or a caller waits for the child's end."""
         self._failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """The reason, once the child's server has failed to carry out an order."""
         self._silent_s = 0.0
         """How long the server has not answered, in seconds. Counted only after it was ready once."""
         self._is_hung = False
         self._is_silent = False
-        """Whether the server did not answer when it was asked before its stop."""
+        """Whether the server did not answer the poll before its stop."""
         self._started_s = time.monotonic()
         self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -133,7 +133,7 @@ class Child:
         return None if self._wants_stop.is_set() and not self._is_hung else self._reason.result()
 
     async def end_reason(self) -> str:
-        """Waits a moment for the process to end, and returns why it ended. Empty if it still runs."""
+        """Waits up to 2 s for the process to end. Returns why it ended, or empty if it still runs."""
         await asyncio.wait({self._reason}, timeout=_REASON_S)
         return self._reason.result() if self._reason.done() else ""
 
@@ -142,7 +142,7 @@ class Child:
         await self._server.sleep(level)
 
     async def wake(self, size_bytes: int) -> None:
-        """Wakes the server; returns once it answers requests. `size_bytes` of weights. Raises SleepError."""
+        """Wakes the server, and waits until it is ready. `size_bytes`: of its weights. Raises SleepError."""
         await self._server.wake(size_bytes)
 
     def fail(self, reason: str) -> None:
@@ -167,7 +167,7 @@ class Child:
         loop.call_later(STOP_S + ERRORS_S, self.kill)
 
     def signal_group(self, number: int) -> None:
-        """Sends a signal to the process group of its first process."""
+        """Sends a signal to the process group of the child's first process."""
         if self.process is not None and self._processes.is_running(self.process.pid):
             self.process.signal_group(number)
 

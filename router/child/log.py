@@ -1,4 +1,4 @@
-"""Relays output of the models' processes to standard error, with the model's name, and keeps its end."""
+"""Relays output of the models' processes to standard error, with the model's name. Keeps the last lines."""
 
 import asyncio
 import json
@@ -119,10 +119,10 @@ class ChildLog:
     def explain_failure(
         self, words: Sequence[str] = (), *, is_known_only: bool = False, has_served: bool = False
     ) -> str:
-        """The cause as `vllm-cli explain` words it. Without a known cause: the exception, or the last lines.
+        """Why the process failed, in the words of `vllm-cli explain`, else the exception or the last lines.
 
         Args:
-            words: the process's command line, whose secrets may be quoted.
+            words: the process's command line. Its secrets are hidden where lines quote them.
             is_known_only: whether only a known cause counts, for example after a signal.
             has_served: whether the lines may contain clients' texts, which no other client must see.
         """

@@ -49,7 +49,7 @@ class ChildPlaces:
         return str(self._folder / f"{number}.sock")
 
     def environment(self, number: int, variables: Mapping[str, str]) -> dict[str, str]:
-        """The environment of a child: without the router's own variables, with its number and `variables`."""
+        """A child's environment: the router's without its own variables, plus `variables` and VCLI_ROUTER."""
         return {**self._base, **variables, env.VCLI_ROUTER.name: self.socket_path(number)}
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ _OWN: Final = (
     env.VCLI_RESTART,
     env.VCLI_MODELS,
 )
-"""Variables of the router that its standbys and its models' processes do not get."""
+"""Variables of the router that neither its standbys nor its models' processes get."""
 _RESET: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 """Signals that Python ignores. The executed program gets their default actions, as from a shell."""
 _CANNOT_EXECUTE: Final = 127
@@ -113,7 +113,7 @@ def _restore_signals(mask: set[int]) -> None:
 
 
 def execute_serve(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
-    """Executes `serve` of this program, by the interpreter and its options that run this process."""
+    """Executes `serve` of this program, with the same interpreter and interpreter options as this process."""
     program = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv[1:])]
     os.execve(sys.executable, [*program, "serve", *words], environment)
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 class ProcessSet:
-    """A set of processes, on the event loop. It signals by pidfd, which never reaches another process."""
+    """A set of processes, on the event loop. Signals go by pidfd, so they never reach another process."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -25,7 +25,7 @@ from startup.standby.sockets import peer_of
 STOP_S: Final = SHUTDOWN_TIMEOUT_S
 """Seconds from SIGTERM until a command, or our server without --shutdown-timeout, is killed."""
 ERRORS_S: Final = 5.0
-"""Seconds that our server gets to end, beyond the time for its requests."""
+"""Seconds that our server gets for its end, in addition to the time for running requests."""
 _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
 _WATCHDOG_TIMEOUT: Final = "--engine-watchdog-timeout"
 _KEEP_ALIVE_S: Final = 2.0
@@ -36,7 +36,7 @@ _SLEEP_S: Final = 60.0
 """The most seconds that a server may take to fall asleep."""
 _WAKE_S: Final = 120.0
 _WAKE_GIB_S: Final = 10.0
-"""The seconds to wake, and those that each GiB of weights adds: after level 2 the weights are read again."""
+"""The seconds that any waking may take, and those that each GiB of weights adds: level 2 reads them again."""
 _ANSWER_BYTES: Final = 4096
 _GIB: Final = 1 << 30
 _OK: Final = 200
@@ -109,7 +109,7 @@ class OwnServer:
 
     @property
     def longest_silence_s(self) -> float:
-        """The seconds without an answer after which the server hangs: its engine may be silent so long."""
+        """The seconds without an answer after which the server hangs: as many as its engine may be silent."""
         variable = env.VCLI_ENGINE_WATCHDOG_TIMEOUT
         given = self._environment.get(variable.name, "")
         return self._seconds_of(_WATCHDOG_TIMEOUT, given, variable.default) or math.inf
@@ -141,7 +141,7 @@ class OwnServer:
         return ChildReadiness(is_ready=False)
 
     def find_listener(self) -> int:
-        """The process that listens on the socket. 0 if it does not listen yet, or cannot be found."""
+        """The id of the process that listens on the socket. 0 if none listens, or it cannot be found."""
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.setblocking(False)
             connection.connect(self._socket_path)
@@ -223,7 +223,7 @@ class ForeignServer:
             return ChildReadiness(is_ready, None if is_ready else ChildProgress(phase))
 
     def find_listener(self) -> int:
-        """Always 0: a listener is found by its UNIX socket, and a command has none."""
+        """Always 0: a listening process is found by its UNIX socket, but a command listens on a port."""
         return 0
 
     def stop_words(self, pid: int) -> list[str]:
@@ -267,7 +267,7 @@ class ForeignServer:
 
 
 async def _read_short(answer: aiohttp.ClientResponse) -> None:
-    """Reads the body, unless it is long or a stream. Closing a connection with unread data would reset it."""
+    """Reads the body, unless it is long or a stream: closing with unread data resets the connection."""
     if answer.content_length is not None and answer.content_length <= _ANSWER_BYTES:
         await answer.read()
 

@@ -53,7 +53,7 @@ class AppOptions:
     keep_alive_s: float
     """Seconds that a connection without a request stays open."""
     has_only_model: bool = False
-    """Whether there is only ever one model, which gets all requests, whatever model they name."""
+    """Whether there is only one model, now and later. It gets all requests, whatever model they name."""
     model_has_keys: bool = False
     """Whether the models' servers check the router's keys. Then the router passes keys on to them."""
     patience: Patience = Patience()

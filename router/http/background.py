@@ -1,4 +1,4 @@
-"""Follows responses that a model makes in the background: its process stays until their clients read them."""
+"""Follows responses that a model makes in the background. Keeps the process until clients have read them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

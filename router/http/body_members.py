@@ -148,7 +148,7 @@ class _Scan:
                 yield from self._split(parts, at)
 
     def _skips(self, parts: list[bytes]) -> bool:
-        """Whether a piece, given as split at its quotes, lies wholly within a nested value."""
+        """Whether a piece lies wholly within a nested value. `parts`: the piece, split at its quotes."""
         if self._depth < 2:
             return False
         steps = memoryview(b"".join(parts[self._is_in_text :: 2]).translate(_STEPS, _NO_BRACKETS)).cast("b")

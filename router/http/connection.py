@@ -20,7 +20,7 @@ _LINGER_S: Final = 1.0
 """Seconds for which the router still reads from a refused client, so that the client can read why."""
 _READ_BYTES: Final = 64 << 10
 _TOO_MANY_HEADERS: Final = "Too many headers received"
-"""aiohttp's text for this error, by which alone it can be recognised."""
+"""aiohttp's text for too many headers. The error can be recognised only by its text."""
 _MALFORMED: Final = "The request is not valid HTTP/1.1."
 
 _SINGLE: Final = (hdrs.HOST, hdrs.CONTENT_TYPE, hdrs.TRANSFER_ENCODING)

@@ -49,7 +49,7 @@ class PoolListing:
         self._registry.register(_PoolCollector(pool))
 
     async def learn_lengths(self, ask: "Callable[[Child, str], Awaitable[bytes | None]]") -> None:
-        """Asks the running models whose `max_model_len` is unknown for it."""
+        """Asks running models for their `max_model_len`, where it is unknown."""
         running = [(entry, self._pool.child_of(name)) for name, entry in self._pool.entries.items()]
         unknown = [(entry, child) for entry, child in running if child is not None and not self._knows(entry)]
         answers = await asyncio.gather(*(ask(child, "/v1/models") for _, child in unknown))

@@ -1,4 +1,4 @@
-"""Answers of a router with one model (`serve MODEL --idle-stop`): its server's, even while that is off."""
+"""Answers of a router with one model (`serve MODEL --idle-stop`), given even while the model is off."""
 
 import asyncio
 import math
@@ -25,7 +25,7 @@ _SILENT: Final = {
 
 
 class OnlyModelAnswers(OwnAnswers):
-    """The answers of a router with one model. Only `load` starts the model. No answer counts as use of it."""
+    """The answers of a router with one model. Only `load` starts the model. Answers are not its requests."""
 
     def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, *, version: str, needs_key: bool) -> None:
         super().__init__(pool, proxy, choice, version=version, needs_key=needs_key)
@@ -86,7 +86,7 @@ class OnlyModelAnswers(OwnAnswers):
         return json_answer({**self._list.status(), "status": state}) if answer is None else _as_response(answer)
 
     async def _find(self, path: str) -> Fetched | None:
-        """The answer of the model's server, or its last answer if it does not run."""
+        """The answer of the model's server. If the server does not run, its last answer."""
         answer = await self._fetch(path)
         if answer is not None and answer.status == 200:
             self._last[path] = answer

@@ -36,7 +36,7 @@ class OwnAnswers:
     """The router's own answers, on the event loop. Only `load` starts a model."""
 
     def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, *, version: str, needs_key: bool) -> None:
-        """`proxy` asks models' servers for what only they know."""
+        """`proxy` asks models' servers for facts that only they know."""
         self._pool = pool
         self._proxy = proxy
         self._choice = choice

@@ -49,10 +49,10 @@ _HANDSHAKE: Final = "sec-websocket-"
 _OF_BODY: Final = frozenset({"content-length", "content-type", "content-encoding"})
 _CORS: Final = "access-control-"
 _SESSION_ADDS: Final = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
-"""Headers that aiohttp's client would add to a request without them."""
+"""Headers that aiohttp's client adds to a request unless they are skipped."""
 _BEGIN_BYTES: Final = 4096
 _WHOLE_BYTES: Final = 64 << 10
-"""A body of announced length below this is written together with its head."""
+"""A body of announced length that is shorter than this is written together with its head."""
 _MOST_ERROR_BYTES: Final = 1 << 20
 _MOST_MESSAGE_BYTES: Final = 64 << 20
 """The longest message of a WebSocket."""
@@ -91,7 +91,7 @@ def _in_utf8(value: str) -> str:
 
 
 def headers_of_websocket(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
-    """The headers of a WebSocket's request. aiohttp's client adds those of its own handshake."""
+    """The headers of a WebSocket's handshake, without those that aiohttp's client adds itself."""
     handshake = frozenset(name.lower() for name in headers if name.lower().startswith(_HANDSHAKE))
     return headers_to_server(headers, dropped | handshake | _OF_BODY)  # a handshake has no body
 
@@ -438,7 +438,7 @@ class _Copy:
 
     @property
     def response_id(self) -> str | None:
-        """The id of the response if it is a stored one. The body begins with it."""
+        """The id of the response if it is stored. A stored response's body begins with its id."""
         found = _RESPONSE_ID.search(self.begin)
         return None if found is None else found[1].decode()
 

@@ -90,7 +90,7 @@ _MOST_IN_MEMORY: Final = 1 << 20
 """A longer body is written to an unlinked temporary file, which threads read."""
 _READ_BACK_BYTES: Final = 256 << 10
 _MOST_ON_LOOP: Final = 4 << 10
-"""A longer body is searched by a thread: the event loop would take more than 2 ms for it."""
+"""A longer body is searched by a thread, because the event loop would need more than 2 ms for it."""
 _LOOSE_BYTES: Final = 256 << 10
 """The longest body that may have another encoding than UTF-8. vLLM takes all encodings of JSON."""
 

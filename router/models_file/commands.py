@@ -64,7 +64,7 @@ def without_comments(text: str) -> str:
 def recognise(words: Iterable[str]) -> RecognisedCommand | None:
     """What a command serves with one of our engines. None for any other command.
 
-    A program from another environment, named by its path or found only there, is another command.
+    A program of another Python environment (by its path, or found only there) is another command.
     """
     rest = list(words)
     env: dict[str, str] = {}

@@ -42,7 +42,7 @@ class Node:
     key_lines: dict[str, int] = field(default_factory=dict)
     """The keys of a mapping -> the line of each key."""
     text: str | None = None
-    """The text of a scalar, as the file has it."""
+    """The text of a scalar in the file, before its type is read."""
     is_quoted: bool = False
 
     def plain(self) -> Any:

@@ -131,7 +131,7 @@ _TERM: Final = re.compile(r"\+?[\w.-]+")
 def apply_matrix(
     matrix: Mapping[str, Any], path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings
 ) -> dict[str, ModelEntry]:
-    """The models, with `excludes` set from the matrix: a model excludes all that share no set with it.
+    """The models, with `excludes` set from the matrix: a model excludes all models that share no set with it.
 
     Only pairs count. If three models share sets only pairwise, all three may run if memory allows it.
     """
@@ -206,5 +206,5 @@ class _Expressions:
 
 
 def _crossed(one: _Family, two: _Family) -> _Family:
-    """Pairs of each model of `one` with each model of `two`."""
+    """All pairs of a model of `one` and a model of `two`."""
     return frozenset(a | b for a in one for b in two if len(a) == len(b) == 1)

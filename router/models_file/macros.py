@@ -40,7 +40,7 @@ class Macros:
         self._kept = kept
 
     def expand(self, text: str) -> Any:
-        """The text with its macros replaced. A text that is only a macro becomes its value, of any type."""
+        """Replaces a text's macros. A text that is only a macro becomes the macro's value, of any type."""
         return self._expand(text, ())
 
     def _expand(self, text: str, within: tuple[str, ...]) -> Any:

@@ -94,7 +94,7 @@ class _Reader:
         return ModelsFile(entries, self._api_keys(), log_level=self._log_level())
 
     def _with_exclusions(self, entries: Mapping[str, ModelEntry]) -> Mapping[str, ModelEntry]:
-        """The models, each with the models that it excludes."""
+        """Sets `excludes` of each model, from `groups` or `matrix`."""
         if self._is_wrong("routing") or self._is_wrong("matrix") or ("groups",) in self.wrong:
             return entries
         kind, path, content = find_exclusions(self.document, self.findings)

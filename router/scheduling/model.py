@@ -30,7 +30,7 @@ class EntryMemory:
         return self._peaks.get(level) or self.rules.asleep.get(level, self.expected)
 
     def note(self, memory: Need, budget: Need, level: int = 0) -> None:
-        """Notes a measurement, capped at the budget: so a model that grew above it may start alone."""
+        """Notes a measurement, capped at the budget, so that a model that grew above it may start alone."""
         self._peaks[level] = self._peaks.get(level, memory).at_least(memory).at_most(budget)
 
 
@@ -47,7 +47,7 @@ class Generation:
         self.holds: set[int] = set()
         """The leases that belong to no request, as tickets."""
         self.is_stopping = False
-        """Whether the process was asked to stop. A draining process with leases was not asked yet."""
+        """Whether the process was asked to stop. A draining process with leases has not been asked yet."""
         self.has_crashed = False
         """Whether the first process has ended by itself, while some of its descendants still run."""
         self.claimed_by: str | None = None
@@ -77,7 +77,7 @@ class Generation:
 
     @property
     def is_end_awaited(self) -> bool:
-        """Whether only its requests delay its stop, or the model that needs its memory."""
+        """Whether only requests keep this process from stopping, or from giving its memory to a model."""
         return self.num_requests > 0 and (self.claimed_by is not None or self.state in ("draining", "falling asleep"))
 
     @property
@@ -87,7 +87,7 @@ class Generation:
 
     @property
     def levels(self) -> Mapping[int, Need]:
-        """Level -> need, for each level at which the process can sleep, best level first.
+        """Level of sleep -> memory there, for each level at which the process can sleep, best level first.
 
         Empty for a process of an earlier entry.
         """
@@ -96,7 +96,7 @@ class Generation:
         return {level: self._memory.asleep(level) for level in self.model.rules.asleep}
 
     def restart_cost(self, now: float) -> float:
-        """The cost of stopping this process: the seconds of the last start, less if it was idle for long."""
+        """The cost of stopping this process: the seconds of the last start, less after a long idle time."""
         idle_s = 0.0 if self.leases else now - self.idle_since_s
         return (self.model.last_start_s or 0.0) / (1.0 + max(0.0, idle_s))
 
@@ -115,7 +115,7 @@ class Generation:
 
     @property
     def rest_need(self) -> Need:
-        """The need after the present change: of a process that sleeps or falls asleep, its need asleep."""
+        """The need after the present change. For a process that sleeps or falls asleep, its need asleep."""
         if not self.will_rest:
             return self.need
         return self._memory.asleep(self.level).at_least((self.is_asleep and self._used) or NOTHING)
@@ -174,7 +174,7 @@ _ProcessState = Literal["starting", "ready", "falling asleep", "asleep", "waking
 
 
 class Model:
-    """A name of a model, with its present entry, its processes, and its waiting requests."""
+    """A model: its name, its present entry, its processes, and its waiting requests."""
 
     def __init__(self, name: str, rules: ModelRules, now: float) -> None:
         self.name = name
@@ -199,7 +199,7 @@ class Model:
         """Whether the model has failed too often, so that only a request starts it again."""
         self._has_failed = False
         self._ended_s = now
-        """Since when the model has no current generation, or one that sleeps."""
+        """Since when the model has no current generation, or only one that sleeps."""
         self._back_off = BackOff()
 
     # Questions

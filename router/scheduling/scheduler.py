@@ -60,7 +60,7 @@ class ModelScheduler:
         """
         self._limits = limits
         self.models: Mapping[str, Model] = {}
-        """Name -> model. Only the scheduler changes it."""
+        """Name -> model. Only the scheduler changes this."""
         self.generations: dict[int, Generation] = {}
         """Number -> generation, until it has ended, also of removed models. Only the scheduler changes it."""
         self._numbers = itertools.count(1)
@@ -429,7 +429,7 @@ class ModelScheduler:
     # Decision
 
     def _decide(self, now: float) -> list[Action]:
-        """Starts waiting models and stops others for them. Each event that can change this calls it last."""
+        """Starts waiting models and stops others for them. Called last by every event that may change it."""
         read_free = cache(self._read_free)
         has_changed = True
         while has_changed:
@@ -459,7 +459,7 @@ class ModelScheduler:
                 self._admit_waiting(generation.model)
 
     def _place(self, hungry: Iterable[Model], free: Need | None, now: float) -> bool:
-        """Carries out a plan. Returns whether it started, stopped or refused any model: then plan again."""
+        """Places each hungry model by one plan. Returns whether any was started, stopped or refused."""
         plan, has_changed = self._plan(free, now), False
         for model in hungry:
             if not model.is_hungry:  # its sleeping process was stopped for an earlier model

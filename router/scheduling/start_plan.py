@@ -26,7 +26,7 @@ _SLOW_POLL_S: Final = 1.0
 
 
 class Victim(NamedTuple):
-    """A process that makes room for another model."""
+    """A process that is stopped or put to sleep to make room for another model."""
 
     process: Generation
     level: int = 0
@@ -305,7 +305,7 @@ class StartPlan:
         return other.model.rules.pinned and other.state != "draining"
 
     def _lasting_conflict(self, model: Model) -> str:
-        """Why no wait can help: even with pinned models alone, the budget, number or exclusions forbid it."""
+        """Why waiting cannot help: even with only pinned models, budget, number or exclusions forbid it."""
         pinned = [other for other in self._processes if self._stays_for_good(other)]
         beside = f" beside the pinned {_list_needs(pinned)}" if pinned else ""
         if excluded := [other.name for other in pinned if _excludes(model, other)]:

@@ -58,7 +58,7 @@ class SchedulerLimits(SeveralModelsConfig):
     """Limits that all models of a router share, those of flags and others."""
 
     min_stay_s: float = 2.0
-    """Seconds for which a model that became ready is not stopped for another one."""
+    """Seconds after a model became ready in which it is not stopped for another one."""
     memory_wait_s: float = 10.0
     """Seconds for which a start waits for memory that should be free by our sums, but is not."""
 
@@ -82,7 +82,7 @@ class ModelRules:
     excludes: frozenset[str] = frozenset()
     """Models that must have no process when this model starts."""
     restart_limit: int | None = None
-    """The model restarts by itself until it failed so often in a row. Requests wait `max_wait_s` for that."""
+    """The model restarts by itself until it failed so often in a row. Requests wait at most `max_wait_s`."""
     on_swap: Literal["stop", "sleep"] = "stop"
     """What happens to the model when another model needs its memory."""
     idle_sleep_s: float | None = None
@@ -102,7 +102,7 @@ class Start:
     """Start a process of the model. Its event is `became_ready` or `ended`."""
 
     generation: int
-    """The number of this process's life, which its events, `Stop` and `Admit` carry."""
+    """The number of this generation, which its events, `Stop` and `Admit` carry, too."""
     model: str
 
 

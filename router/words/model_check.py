@@ -145,7 +145,7 @@ class ModelCheck:
         )
 
     def _check_as_started(self, entry: ModelEntry) -> CheckedModel:
-        """Checks the entry with the variables of its process. They are passed on no command line."""
+        """Checks the entry in a process with the entry's variables. No command line shows them."""
         if not entry.env:
             return self._check(entry)
         command = [sys.executable, "-P", "-c", _CODE, _root_folder()]

@@ -47,7 +47,7 @@ class CheckedModels:
         return {name: model.entry for name, model in self.models.items()}
 
     def report(self, duration_s: float) -> PreflightReport:
-        """The report, in the form of one model's report. Faults of the file count as the check `usage`."""
+        """The report of all models, in the form for one model. Faults of the file count as `usage`."""
         found = [Finding(fault.check, "error", str(fault)) for fault in self.faults]
         found += [Finding("models_file", "warning", str(notice)) for notice in self.notices]
         for model in self.models.values():
@@ -66,9 +66,9 @@ class ModelsReader:
         self.path = Path(file) if file is not None and not several.words.models else None
         """The file of models. None if the command line names the models."""
         self.last = CheckedModels({})
-        """The models as they were when last free of faults."""
+        """The models at the last time when they were free of faults."""
         self._given: Mapping[str, ModelEntry] = {}
-        """Name -> the entry as the file has it, without defaults."""
+        """Name -> the entry in the file, before defaults are added."""
 
     def read(self) -> CheckedModels:
         """Reads and checks all models. Returns faults instead of raising them."""

@@ -21,7 +21,7 @@ from startup.words.table import split_flags
 _NOT_OF_MODELS: Final = frozenset(("address", "keys", "tls", "port", "router"))
 """Roles of flags that a model behind a router cannot have."""
 PORT_DEFAULTS: Final = ("--http-max-body-size=256MiB", "--http-max-held-size=4GiB")
-"""Defaults at the router's port. It keeps long bodies on disk, and does not know models' own limits."""
+"""Defaults at the router's port. The router keeps long bodies on disk, and does not know a model's limits."""
 QUIET_FLAG: Final = "--disable-uvicorn-access-log"
 """A flag for each model. The router logs the requests instead, because it knows the client."""
 

@@ -58,7 +58,7 @@ class PromptLimits:
     vocab_size: int
 
     def find_fault(self, token_ids: list[int], *, num_new_tokens: int) -> str | None:
-        """Why the model cannot compute this prompt and at least so many tokens after it. None if it can."""
+        """Why the model cannot compute this prompt and so many further tokens. None if it can."""
         if not 0 < len(token_ids) <= self.max_model_len - num_new_tokens:
             return f"a prompt of {len(token_ids)} tokens does not fit {self.max_model_len} tokens"
         if max(token_ids) >= self.vocab_size:

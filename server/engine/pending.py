@@ -96,7 +96,7 @@ class PendingSequences:
         return rejected
 
     def withdraw(self, request_ids: Iterable[str]) -> None:
-        """Ends those of the sequences that are not in the scheduler's queue yet."""
+        """Ends those of the sequences that have not reached the scheduler's queue."""
         for request_id in request_ids:
             if (pending := self._waiting.pop(request_id, None)) is not None:
                 self.release(pending.sequence)

@@ -15,7 +15,7 @@ class Phases:
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Records the span of the block, even if it raises."""
+        """Records how long the block takes, even if it raises."""
         begin = time.monotonic_ns()
         around, self.current = self.current, name
         try:

@@ -20,7 +20,7 @@ class Scheduler:
     def __init__(
         self, cache: CacheManager, *, max_num_batched_tokens: int, max_loras: int = 1, pace: StepPace | None = None
     ) -> None:
-        """Sets the limits of a step: its tokens, its different adapters, and by `pace` its prompts' tokens.
+        """Sets the limits of a step: tokens, different adapters, and by `pace` the tokens of prompts.
 
         Without `pace`, only `max_num_batched_tokens` limits prompts.
         """

@@ -154,7 +154,7 @@ def _strict_grammar(functions: Sequence[FunctionDefinition], call_format: CallFo
 
 
 def _with_name(text: str, name: str) -> str:
-    """The text with the name inserted: as JSON if it is between quotes."""
+    """The text with the name in it. Between quotes, the name is written as JSON."""
     quoted = '"NAME"'
     return text.replace(quoted, json.dumps(name)) if quoted in text else text.replace("NAME", name)
 

@@ -29,7 +29,7 @@ _TURN_BOUNDARIES = (
 """Tokens between the messages of a prompt. Reasoning before the last one belongs to earlier messages."""
 
 _TAIL_CHARS, _TAIL_TOKENS = 50_000, 512
-"""The length of a prompt's end in which markers of ordinary tokens are searched: if it has a text, or not."""
+"""The length of the prompt's end that is searched for markers of ordinary tokens, in characters or tokens."""
 
 
 def load_reasoning(config: GenerationConfig, renderer: BaseRenderer) -> "ModelReasoning | None":
@@ -236,7 +236,7 @@ class ReasoningCounter:
                 self.num_tokens += 1
 
     def _drop_marker(self) -> None:
-        """Subtracts tokens that turned out to be a marker of ordinary tokens: all but its last one."""
+        """Subtracts the counted tokens of a marker of ordinary tokens. Its last one was not counted."""
         if self._is_open:
             self.num_tokens = max(0, self.num_tokens - self._num_extra_tokens)
 

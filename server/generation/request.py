@@ -235,7 +235,7 @@ class Tool(msgspec.Struct, kw_only=True):
 
 
 class NamedFunction(msgspec.Struct):
-    """The name in the choice of one tool."""
+    """The name of the function, if `tool_choice` requires one."""
 
     name: str
 

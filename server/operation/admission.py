@@ -20,7 +20,7 @@ from server.terms.http_body.response_body import UnavailableInfo, UnavailableRes
 from server.terms.limits import LimitsConfig, flag_of
 
 _MEMORY_SHARE = 8
-"""By default, requests may hold this part of free memory: an eighth."""
+"""Free memory is divided by this number: by default, requests may hold an eighth of it."""
 _LEAST_HELD_BYTES = 256 << 20
 
 
@@ -157,13 +157,13 @@ class RequestTimes:
     """The seconds that the stages of a request took. Of several sequences, the longest time per stage."""
 
     render_s: float | None = None
-    """From the decoded body to the prompt's tokens, including the wait for a thread."""
+    """Time from the decoded body to the prompt's tokens, including the wait for a thread."""
     queue_s: float | None = None
-    """In the engine's queue."""
+    """Time in the engine's queue."""
     prefill_s: float | None = None
-    """From the end of the queue to the first token, or to the pooled result."""
+    """Time from the end of the queue to the first token, or to the pooled result."""
     decode_s: float | None = None
-    """From the first token to the last. Unknown when the headers of a stream are sent."""
+    """Time from the first token to the last. Unknown when the headers of a stream are sent."""
 
     @contextmanager
     def rendering(self) -> Iterator[None]:

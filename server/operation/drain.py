@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 ERROR_DELIVERY_S = 2
 """Seconds in which requests that were ended early must have received their error."""
 _SHORT_DELIVERY_S = 0.25
-"""Like `ERROR_DELIVERY_S`, after a second signal, and for requests that had to be cancelled."""
+"""Like `ERROR_DELIVERY_S`, but after a second signal, and for requests that had to be cancelled."""
 _QUIET_S = 0.25
 """The port closes once no request has arrived for this long: a connection not yet accepted would be lost.
 A router (VCLI_ROUTER) sends no request to a server that it ends, so its servers do not wait."""

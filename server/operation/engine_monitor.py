@@ -1,4 +1,4 @@
-"""Makes the engine ready for requests, and detects its end or hang."""
+"""Makes the engine ready for requests, and detects when the engine ends or hangs."""
 
 import asyncio
 import logging
@@ -156,7 +156,7 @@ class EngineMonitor:
             watching.cancel()
 
     async def _find_reason(self) -> str:
-        """The engine's own report of its error. Without one, the kernel's, which may come a little later."""
+        """The engine's own report of its error, else the kernel's, which may come a little later."""
         reason = self._engine.error or "it is gone"
         if not self._engine.ended_silently:
             return reason

@@ -24,7 +24,7 @@ _CHECKS_PER_TIMEOUT: Final = 10
 _ANSWERS_S: Final = 0.5
 """Seconds for which clients and probes still get an answer with the reason before the engine is killed."""
 _BUSY_SHARE: Final = 0.5
-"""A share of one processor. An engine that has used more since its last answer computes a long step."""
+"""The share of one processor above which a silent engine counts as computing a long step."""
 
 
 class AskedEngine(Protocol):
@@ -174,6 +174,6 @@ class EngineWatchdog:
 
 
 def _do_others_wait() -> bool:
-    """Whether the router that has started this server wants its memory for another model."""
+    """Whether the router that started this server wants the server's memory for another model."""
     socket_path = env.VCLI_ROUTER.get()
     return socket_path is not None and waiting_mark(socket_path).exists()

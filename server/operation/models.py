@@ -31,7 +31,7 @@ class LoadLoraAdapterRequest(RequestBody, kw_only=True):
     lora_name: str
     lora_path: str
     load_inplace: bool = False
-    """Whether the adapter replaces a loaded one with its name."""
+    """Whether the adapter replaces a loaded adapter with the same name."""
 
 
 class UnloadLoraAdapterRequest(RequestBody, kw_only=True):

@@ -94,7 +94,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None
     """Number of most likely tokens to report besides the sampled one. None: no log-probabilities."""
     prompt_logprobs: int | None = None
-    """Like `logprobs`, for each prompt token but the first."""
+    """Like `logprobs`, but for the tokens of the prompt except the first one."""
     guided: GuidedDecoding | None = None
     reasoning: ReasoningRules | None = None
     """None unless a grammar waits for the end of the reasoning, or the reasoning has a budget."""

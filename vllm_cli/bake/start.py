@@ -135,7 +135,7 @@ def ask(server: PrivateServer) -> str:
 
 
 def wait_saved(server: PrivateServer, is_saved: Callable[[], bool]) -> None:
-    """Waits until the server has saved its records, which it does after it has become ready."""
+    """Waits until a ready server has saved its records."""
     deadline = time.monotonic() + _SAVED_TIMEOUT_S
     while not is_saved() and time.monotonic() < deadline:
         try:

@@ -107,7 +107,7 @@ class OutputFile:
         self.recorded: dict[str, RecordedResult] = {}
         """custom_id -> result, in the order of the file."""
         self._ranges: dict[str, tuple[int, int]] = {}
-        """custom_id -> offset and length of its line."""
+        """custom_id -> offset and length of the result's line in the file."""
         self._num_bytes = 0
         self._file = _open_alone(self.path)
         try:
@@ -143,7 +143,7 @@ class OutputFile:
         self._add(result.line, result.recorded)
 
     def sort(self, custom_ids: Iterable[str]) -> None:
-        """Atomically replaces the file by one with the results in this order."""
+        """Atomically replaces the file by one that has the results in this order."""
         replacement = self.path.with_name(f".{self.path.name}.sorted")
         ranges = [self._ranges[custom_id] for custom_id in custom_ids if custom_id in self._ranges]
         if ranges == list(self._ranges.values()):

@@ -30,7 +30,7 @@ SOME_FAILED: Final = 5
 """The exit code if requests failed. Only with --fail-on-error: scripts under `set -e` use other answers."""
 NOT_COMPLETE: Final = 1
 _OWN_SERVER_CONCURRENCY: Final = 256
-"""Requests at once to the own server: more than its engine runs, so that one always waits."""
+"""Most requests in flight to the own server: more than its engine runs at once, so that one always waits."""
 _OTHER_SERVER_CONCURRENCY: Final = 32
 _CONNECT_TIMEOUT_S: Final = 30.0
 _UPLOAD_TIMEOUT_S: Final = 1000.0

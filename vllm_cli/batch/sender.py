@@ -24,7 +24,7 @@ RETRIED: Final = frozenset({408, 425, 429, 502, 503, 504})
 """Statuses that are not caused by the request: a time-out, too many requests, a server that is not ready."""
 
 MAX_SERVER_ERRORS: Final = 3
-"""A request fails after so many answers with status 500: the request may be their cause."""
+"""So many answers with status 500 fail a request, because the request itself may cause them."""
 
 _FIRST_S: Final = 0.5
 _MIN_S: Final = 0.05

@@ -22,7 +22,7 @@ _SCHEMA_VERSION = 4
 
 
 Figures = Mapping[str, Any]
-"""Name -> what one round measured. None or missing: it could not be measured."""
+"""Name of a figure -> what one round measured. None or missing if it could not be measured."""
 
 
 class Metric(NamedTuple):

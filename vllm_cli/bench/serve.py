@@ -44,7 +44,7 @@ class ServeConfig(BenchConfig):
     shared_prefix_tokens: int = 0
     """Approximate length of the beginning that all prompts share."""
     idle: str = "pause"
-    """`pause`: a started server is frozen while another one is measured. `run`: it is not."""
+    """`pause`: a started server is frozen while another one is measured. `run`: it continues to run."""
     seed: int = 0
 
 

@@ -72,7 +72,7 @@ class BenchStandby:
 
 
 def split_own_command(command: str) -> tuple[list[str], list[str]]:
-    """The words before `serve`, with which other commands of that installation run, and the words after it.
+    """The words before `serve`, which also run other commands of that installation, and the words after it.
 
     For a command of another program, the first list is empty and the second has all words.
     """

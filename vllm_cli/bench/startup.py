@@ -243,7 +243,7 @@ class Residency(NamedTuple):
     unknown_bytes: int = 0
     """Bytes whose residency cannot be measured."""
     fuse_bytes: int = 0
-    """Bytes on FUSE, whose process may have them in memory: its own files are not evicted."""
+    """Bytes on FUSE. The process behind FUSE may have them in memory, because its files are not evicted."""
 
     @property
     def figures(self) -> dict[str, Any]:

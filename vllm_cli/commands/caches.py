@@ -51,7 +51,7 @@ class _Kept(NamedTuple):
     """The name of the compiled model's archive in a location."""
     num_bytes: int
     used_s: float | None = None
-    """When a start last used it, in seconds since 1970. None if that is unknown."""
+    """When a start last used this, in seconds since 1970. None if unknown."""
     record: CompiledModel | None = None
     location: str | None = None
     """The address of the location. None for this machine."""
@@ -192,7 +192,7 @@ def _archives(address: str) -> Iterator[_Kept]:
 
 
 def _examine(models: Iterator[_Kept]) -> list[_Kept]:
-    """The compiled models, each with the reason if it cannot be loaded here."""
+    """The compiled models, each with the reason why it cannot be loaded here, if there is one."""
     from startup.compiled_models.compile_cache import present_versions  # noqa: PLC0415 - slow to import for --help
     from startup.vllm_words.installed import find_vllm
 

@@ -134,7 +134,7 @@ class _Dialogue:
             click.echo(answer.stats(), err=True)
 
     def ask_interruptibly(self, path: str, body: dict[str, Any]) -> "_Answer | None":
-        """Like `ask`, but Ctrl-C ends only the answer, and errors are printed. Both return None."""
+        """Like `ask`, but Ctrl-C ends only the answer, and errors are printed. Returns None in both."""
         answer = _Answer()
         try:
             self.ask(path, body, answer)

@@ -148,7 +148,7 @@ class CountTokensRequest(RequestBody, kw_only=True):
     output_config: OutputConfig | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     thread: Any = None
-    """Anthropic's SDK sends it to continue a conversation that the server keeps."""
+    """Anthropic's SDK sets it to continue a conversation that the server keeps. Not supported here."""
 
     def __post_init__(self) -> None:
         if self.thread is not None:

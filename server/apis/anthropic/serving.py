@@ -26,7 +26,7 @@ _TOOL: Final = {"type": "function", "function": {"name": "t", "parameters": {"ty
 
 
 class AnthropicServing:
-    """Serves one API of one server. Every method runs on the event loop."""
+    """Serves Anthropic's API. One per server. Every method runs on the event loop."""
 
     def __init__(self, inference: Inference, runner: ChatRunner) -> None:
         self._inference = inference

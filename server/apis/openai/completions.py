@@ -17,7 +17,7 @@ from server.text.renderers.prompts import RenderedPrompt, TextOptions
 
 
 class CompletionServing:
-    """Serves /v1/completions of one server. Every method runs on the event loop."""
+    """Serves /v1/completions. One per server. Every method runs on the event loop."""
 
     def __init__(self, inference: Inference, builder: GenerationBuilder) -> None:
         self._inference = inference

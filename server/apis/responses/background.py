@@ -25,7 +25,7 @@ class BackgroundResponse:
 
     @property
     def response(self) -> Response:
-        """The response as clients see it. As in vLLM, it is `queued` until it has ended."""
+        """The response as clients see it. As in vLLM, its status is `queued` until it has ended."""
         current = self.run.response
         return self._queued if current["status"] == "in_progress" else current
 

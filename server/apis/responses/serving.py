@@ -23,7 +23,7 @@ from server.terms.limits import LimitsConfig
 
 
 class ResponsesServing:
-    """Serves the API of one server. Every method runs on the event loop."""
+    """Serves the Responses API. One per server. Every method runs on the event loop."""
 
     def __init__(
         self,

@@ -148,7 +148,7 @@ class ResponseTools:
     def _choose(self, request: ResponsesRequest) -> tuple[ToolChoice | None, set[str] | None]:
         """The choice as a chat request has it, and the functions to which it limits the model.
 
-        None lets the model choose. As in vLLM, it is not checked whether a parser can read its calls.
+        None lets the model choose. As in vLLM, nothing checks whether a parser can read the model's calls.
         """
         given = request.tool_choice
         if not request.tools:
@@ -232,7 +232,8 @@ class CustomInputReader:
     def finish(self) -> tuple[str, str]:
         """Returns the last part of the text, and the whole text.
 
-        The text of malformed arguments may not continue the earlier parts. Then the last part is all of it.
+        If malformed arguments give a text that does not continue the earlier parts, the last part is all of
+        it.
         """
         whole, shown = _decode("".join(self._arguments)), "".join(self._shown)
         return (whole[len(shown) :] if whole.startswith(shown) else whole), whole

@@ -29,7 +29,7 @@ from server.engine.compute.batch import DecodeGroup, PackedBatch, PrefillChunk
 from server.engine.memory.kv_cache import KVCache, LayerShape
 
 _MIN_PART_TOKENS = 1024
-"""The fewest keys for which a part of their own pays off. Merging parts costs 0.1 ms."""
+"""The fewest keys that are worth a part of their own. Merging parts costs 0.1 ms."""
 _KNOWN_KWARGS = {"scaling", "dropout", "sliding_window", "softcap", "s_aux", "is_causal", "position_ids", "use_cache"}
 
 
@@ -49,13 +49,13 @@ class AttentionOptions:
 
     @property
     def needs_eager(self) -> bool:
-        """Whether torch's fused kernels cannot compute it, because of a soft cap or sinks."""
+        """Whether torch's fused kernels cannot compute this attention, because of a soft cap or sinks."""
         return self.softcap is not None or self.sinks is not None
 
 
 _numbers = count()
 _attentions: "WeakValueDictionary[int, PackedAttention]" = WeakValueDictionary()
-"""Number -> object: operators in graphs take no objects as arguments. A process has one, tests have many."""
+"""Number -> object, because operators in graphs take no objects. A process has one, tests have many."""
 
 
 class PackedAttention:

@@ -73,7 +73,8 @@ def attend_in_parts(
 ) -> torch.Tensor:
     """Like `attend`, for one sequence whose query rows see all keys. Threads share the keys of a head.
 
-    The kernel alone gives each thread whole heads: with three heads, two threads would take the time of four.
+    Without parts, the kernel gives each thread whole heads. Two threads would need the time of four heads
+    for three.
     """
     _, kv_heads, length, dim = keys.shape
     part_len = length // num_parts

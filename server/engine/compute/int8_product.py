@@ -43,7 +43,7 @@ class Int8Product:
         self._quantized, self._scales = _quantize(weight)
         self._zero_point = _largest_activation() + 1
         self._middle = torch.tensor(self._zero_point + 0.5)
-        """The zero point of the rows, plus a half: it rounds where a cast takes the next lower integer."""
+        """The zero point of the rows plus 0.5, with which a cast that rounds down rounds to the nearest."""
         self._is_packed = False
         if not torch.cpu._is_vnni_supported():
             self.pack_next()

@@ -15,7 +15,7 @@ from base.machine.libc import huge_page_parts, use_huge_pages
 from base.machine.memory import available_bytes
 
 _PART_ELEMENTS = 1 << 21
-"""The number of weights packed in one piece. In float16 it takes 20 ms, which may delay a new request."""
+"""The number of weights packed in one piece. A float16 piece takes 20 ms, which may delay a new request."""
 _PART_ALIGNMENT = 64
 _PART_BYTES = 1 << 23
 """Bytes of packed weights moved into huge pages in one piece: takes 2 ms, on a busy machine 30 ms."""

@@ -36,7 +36,7 @@ class _Trial(NamedTuple):
 
 
 class _Delay:
-    """How long a change waits that was wrong the last time, in computed seconds."""
+    """How long a change waits, in computed seconds, if it was wrong the last time."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -80,7 +80,7 @@ class ThreadCount:
         self._begin = read_time()
         self._window_s = 0.0
         self._computed_s = 0.0
-        """The clock for delays: so a server with few requests changes no more often than a busy one."""
+        """Computed seconds, by which delays are measured: so an idle server changes no more often."""
         self._steps: dict[int, list[float]] = {}
         """The size of a step in tokens -> the seconds of such steps in this window."""
         self._num_tokens = 0

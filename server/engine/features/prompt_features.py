@@ -44,7 +44,7 @@ class PromptFeatures:
     positions: torch.Tensor | None = None
     """Shape [axes, num_prompt_tokens], for rotary embeddings with several axes. None counts from 0."""
     position_delta: int = 0
-    """Index of a token behind the prompt + this number = its position."""
+    """The position of a token behind the prompt is its index plus this number."""
     row_ids: RowIds | None = None
     """The keys of the rows in the prefix cache. None keeps the prompt out of the cache."""
 

@@ -16,9 +16,9 @@ from server.terms.config import LoraConfig
 class _Registered:
     name: str
     num_users: int = 0
-    """The number of sequences that use it and have not ended."""
+    """The number of sequences that use the adapter and have not ended."""
     is_unloaded: bool = False
-    """Whether it takes no further requests. It is freed once the last one has ended."""
+    """Whether the adapter takes no further requests. It is freed once its last request has ended."""
 
 
 class Adapters:

@@ -66,7 +66,7 @@ class LayerShape:
 
     @property
     def part_sizes(self) -> tuple[int, int]:
-        """Elements per token: those of keys, those of values."""
+        """Elements per token of the keys, and of the values."""
         return self.num_kv_heads * self.key_dim, self.num_kv_heads * self.value_dim
 
     @property

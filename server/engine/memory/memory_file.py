@@ -56,7 +56,7 @@ class MemoryFile:
         self._num_slots = num_slots
         self._slot_len = slot_len
         self._parts = list(zip(token_bytes, accumulate(token_bytes, initial=0), strict=False))
-        """Bytes per token of each part, and the part's offset: the sum of all parts before it."""
+        """For each part: its bytes per token, and its offset, which is the sum of the parts before it."""
         self._segment_bytes = slot_len * sum(token_bytes)
         self._file = os.memfd_create("kv-cache")
         finalize(self, os.close, self._file)

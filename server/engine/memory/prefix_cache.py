@@ -22,7 +22,7 @@ TokenArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class CachedPrefix:
-    """Tokens, and the result of `Slots.keep` for them."""
+    """The tokens of an ended sequence, and the result of `Slots.keep` for them."""
 
     token_ids: TokenArray
     kept: Any

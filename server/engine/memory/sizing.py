@@ -101,7 +101,7 @@ def size_cache(  # noqa: PLR0913
 
 
 def _held_bytes(bytes_per_token: int, config: EngineConfig, device: torch.device) -> int:
-    """Bytes per token with its share of the prefix cache, which on a GPU is separate from the slots."""
+    """Bytes per token, including its share of the prefix cache. On a GPU, that is separate from the slots."""
     if device.type == "cpu" or not config.enable_prefix_caching:
         return bytes_per_token
     return math.ceil(bytes_per_token * (1 + PREFIX_SHARE))

@@ -39,7 +39,7 @@ from server.text.model_files.model_kind import ModelKind
 from server.text.model_files.sentence_files import SentenceFiles, read_object, read_sentence_files
 
 _POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
-"""Model types whose positions begin behind the padding token's id, which shortens their longest prompt."""
+"""Model types whose positions begin behind the padding token's id, so that fewer tokens fit."""
 
 
 class PoolingModel(NamedTuple):

@@ -325,7 +325,7 @@ class EngineClient:
 
 
 def detach(prompt: Prompt) -> tuple[Prompt, list[memoryview]]:
-    """The prompt without its arrays, for the message, and the arrays, which follow without being copied."""
+    """Splits a prompt: the prompt without arrays for the message, and the arrays, which follow uncopied."""
     parts = [memoryview(array("q", prompt.token_ids)).cast("B")]
 
     def take(tensor: TensorData) -> TensorData:

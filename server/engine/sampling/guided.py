@@ -65,7 +65,7 @@ class GuidedStates:
         return not self._num_copied_chars or self._num_copied_chars + grammar.num_chars <= _MOST_COPIED_CHARS
 
     def admit(self, sequence: Sequence) -> None:
-        """Reserves memory for the copy of a grammar that a ready sequence needs, if it has a grammar.
+        """Reserves memory for a ready sequence's copy of its grammar. Does nothing without a grammar.
 
         Raises:
             GuidedDecodingError: the grammar does not compile, or llguidance cannot read the tokenizer.

@@ -38,7 +38,7 @@ _EMPTY = "(?:)"
 
 
 def prepare_schema(text: str) -> str:
-    """The schema with objects and tuples closed, unless it says otherwise.
+    """The schema with all objects and tuples closed, unless the schema itself says otherwise.
 
     If several schemas describe one object (`allOf`, or branches beside `properties`), all objects stay open,
     because a closed one would exclude the members of the others.

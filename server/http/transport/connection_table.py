@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 _OTHER_FILES = 256
 """Descriptors reserved for other files: about 20 when idle, more under load (media, templates, logs)."""
 _LEAST_OTHER_FILES = 64
-"""With a low limit of files, a quarter of it is reserved for other files, but at least this many."""
+"""If the limit of files is low, a quarter of the descriptors is reserved instead, but at least this many."""
 _MAX_ASKED = 64
 """The most idle connections that are asked to close for one new connection."""
 

@@ -48,7 +48,7 @@ class GracefulServer(uvicorn.Server):
         await super().shutdown(sockets=[])
 
     async def _adopt(self, client: socket.socket) -> None:
-        """Serves an accepted connection. The server has no lifespan."""
+        """Serves an accepted connection, without an ASGI lifespan."""
 
         def create_protocol() -> asyncio.Protocol:
             return self.config.http_protocol_class(  # type: ignore[call-arg]

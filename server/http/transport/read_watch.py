@@ -57,7 +57,7 @@ class Stage(Enum):
 
 
 class ReadWatch:
-    """Watches one connection. A request that arrives in one piece, as nearly all do, needs no timer."""
+    """Watches what a client sends on one connection. A request in one piece (nearly all) needs no timer."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class ReadWatch:
         self._body_end_s = 0.0
         """The deadline for the next part of the body."""
         self._num_bytes = 0
-        """Bytes of the head so far; later, bytes of the body with its framing and trailers."""
+        """The bytes of the head so far, or in a body the bytes of the body with its framing and trailers."""
         self._num_body_bytes = 0
         self._num_heads = 0
         """The number of requests that begin in the piece that the parser is reading."""

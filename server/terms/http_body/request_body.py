@@ -23,7 +23,7 @@ _EMPTY: tuple[Any, ...] = ([], {})
 _GUIDED = "guided_"
 
 Ignored = Annotated[Any, Meta(extra={"support": "ignored"})]
-"""A field that has no effect, as in vLLM, although its sender may expect one. Its first use is logged.
+"""A field that has no effect, as in vLLM, although clients may expect an effect. Its first use is logged.
 
 Fields that are not declared have no effect, and are not logged.
 """

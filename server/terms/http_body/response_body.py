@@ -30,7 +30,7 @@ _HEADERS_OF_STATUS: dict[int, Headers] = {
     415: ((b"accept-encoding", b"identity"),),
     503: _RETRY_AFTER,
 }
-"""For 413, because the body is not read."""
+"""Status -> its headers. For 413, because the body is not read."""
 _END: AsgiMessage = {"type": "http.response.body", "body": b""}
 ServerStatus = Literal["starting", "draining", "dead", "hung"]
 _ERROR_TYPES = {

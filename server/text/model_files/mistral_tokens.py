@@ -36,7 +36,7 @@ class GrammarVocabulary:
         ]
 
     def __call__(self, text: str) -> list[int]:
-        """Tokenizes the text behind a line break, because SentencePiece would write a space before it."""
+        """Tokenizes the text behind a line break. At a text's beginning, SentencePiece would add a space."""
         begin = "" if isinstance(self._raw, Tekkenizer) else "\n"
         token_ids: list[int] = self._raw.encode(begin + text, bos=False, eos=False)
         return token_ids[2 * len(begin) :]

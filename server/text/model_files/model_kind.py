@@ -1,4 +1,4 @@
-"""Decides by a model's files, as vLLM does, whether it generates or pools, and whether it accepts images.
+"""Decides by a model's files, as vLLM does, whether the model generates or pools. Also, if it takes images.
 
 Standard library only.
 """

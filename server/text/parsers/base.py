@@ -110,7 +110,7 @@ class ReasoningFormat(Protocol):
 
     @property
     def forced_end(self) -> str | None:
-        """The text that ends the reasoning when its budget is used up. None if it cannot have a budget."""
+        """The text that ends the reasoning when its budget is used up. None if the format has no budget."""
 
     @property
     def parses_calls(self) -> bool:
@@ -128,4 +128,4 @@ class ReasoningFormat(Protocol):
         """Whether the model reasons when its chat template has these variables."""
 
     def create_parser(self, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> OutputParser:
-        """The parser of one choice. `drops_answer_starts`: the answer is in the server's own format."""
+        """The parser of one choice. `drops_answer_starts`: the answer has the server's own format."""

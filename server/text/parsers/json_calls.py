@@ -203,7 +203,7 @@ _AFTER_LITERAL: Final = re.compile(r"[\s,\]}<]")
 class JsonValueEnd:
     """Finds the end of one JSON value. It counts brackets, and checks nothing else.
 
-    The value also ends before a `<` outside its strings, where JSON has none: formats' markers begin so.
+    The value also ends before a `<` outside its strings. JSON has no `<` there, but formats' markers do.
     """
 
     def __init__(self) -> None:

@@ -18,9 +18,9 @@ MAX_HELD_TOKENS = 64
 """Most tokens held back. A character has at most four bytes, so this many tokens are not one character."""
 
 _CONTEXT_TOKENS = 6
-"""Tokens of the prompt that are decoded with the first output tokens: they decide about a leading space."""
+"""Tokens of the prompt that are decoded with the first output tokens. They decide about leading spaces."""
 _MAX_CONTEXT_TOKENS = 256
-"""The longest end of a prompt that is searched for some text: it may be a row of special tokens."""
+"""At most so many tokens are searched for text at a prompt's end, which may be a row of special tokens."""
 
 
 _PIECE_TOKENS = 2048

@@ -25,7 +25,7 @@ _RESERVED = {
 }
 """Names that `chat_template_kwargs` may not set."""
 _TEXT, _OTHER_FIELD = "zq-text", "zq-field"
-"""Contents of a test message, by which it is found how a template expects contents."""
+"""The contents of a test message, which shows how a template expects contents."""
 
 
 class HfRenderer(BaseRenderer):

@@ -15,7 +15,7 @@ MODEL = "agent"
 QUESTION, ANSWER = "What is the capital of France?", "Paris is the capital of France."
 DESCRIBE, CITY = "Describe Paris.", {"city": "Paris", "population": 2100000}
 CALL_FINAL_RESULT, CALL_CITY = "Describe Paris to final_result.", "Describe Paris to City."
-"""For libraries that get a structured answer by a tool call, whose name they choose."""
+"""For libraries that get a structured answer as a call of a tool. The library chooses the tool's name."""
 WEATHER_QUESTION, WEATHER_CALL = (
     "What is the weather in Paris?",
     {"name": "get_weather", "arguments": {"city": "Paris"}},
@@ -56,7 +56,7 @@ def base_url() -> str:
 
 
 def report_all(features: Any, **more: Callable[[], Any]) -> None:
-    """Like `report`, for the methods of an object, which are the features that all clients have."""
+    """Like `report`, for an object with a method for each feature that all clients have."""
     report(**{name: getattr(features, name) for name in ("text", "stream", "structured", "tools", "loop")}, **more)
 
 

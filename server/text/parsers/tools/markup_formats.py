@@ -26,9 +26,9 @@ class Markup:
     """Begins a group of calls."""
     block_end: str | None = None
     before_value: str | None = None
-    """White space before a value that is not part of it."""
+    """White space in front of a value that is not part of the value."""
     after_value: str = ""
-    """White space behind a value that is not part of it."""
+    """White space behind a value that is not part of the value."""
     has_only_known_functions: bool = False
     """Whether a call of a function that is not in the request's `tools` is content."""
 

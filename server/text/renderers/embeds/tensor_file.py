@@ -61,7 +61,7 @@ def read_torch_file(payload: bytes) -> StoredTensor:
 
 
 class _File(io.BytesIO):
-    """The payload as a file. zipfile reads the directory at its end: at most the size of a few entries."""
+    """The payload as a file. zipfile reads the directory at its end, at most the size of some entries."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(_MAX_DIRECTORY_BYTES if size is None or size < 0 else min(size, _MAX_DIRECTORY_BYTES))
@@ -149,7 +149,7 @@ class _TensorUnpickler(pickle._Unpickler):
         self._archive = archive
 
     def find_class(self, module: str, name: str) -> str | Callable[..., object]:
-        """The function that replaces one of torch's functions. For a type of storage, its name."""
+        """The function that replaces one of torch's. For a type of storage, the type's name."""
         known = f"{module}.{name}"
         if known == _SPARSE:
             raise TensorFileError("is sparse, which needs `--engine vllm`: send `tensor.to_dense()`")

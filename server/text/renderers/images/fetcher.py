@@ -15,7 +15,7 @@ from server.terms.config import RendererConfig
 _IPV6_INTERNET = IPv6Network("2000::/3")
 """All that IANA has allocated to the internet. Excludes, for example, IPv4 within IPv6 (NAT64, SIIT)."""
 _SPECIAL = (IPv4Network("192.0.0.0/24"), IPv4Network("192.88.99.0/24"), IPv6Network("3fff::/20"))
-"""For protocols, relays and documentation. Python's `is_global` excludes them only in some versions."""
+"""Networks for protocols, relays and documentation. `is_global` excludes them only in some Pythons."""
 _ISATAP = (0x0000_5EFE, 0x0200_5EFE)
 """The middle of an IPv6 address whose last 32 bits are the IPv4 address of a tunnel's end."""
 TakeRoom = Callable[[int], None]
@@ -47,7 +47,7 @@ class PublicResolver(AbstractResolver):
     """
 
     def __init__(self, private_hosts: frozenset[str]) -> None:
-        """`private_hosts` may have any address: the operator has named them by address or as `localhost`."""
+        """`private_hosts`: hosts that the operator named by address or `localhost`. They may be private."""
         self._private_hosts = private_hosts
 
     async def resolve(

@@ -85,7 +85,7 @@ class VocabularyFacts(NamedTuple):
     """Limits of token ids, and of the length of a text."""
 
     size: int
-    """The highest token id plus one."""
+    """The highest token id, plus one."""
     max_token_chars: int
 
 
@@ -136,7 +136,7 @@ def measure_vocabulary(tokenizer: PreTrainedTokenizerBase) -> VocabularyFacts:
 
 
 def _take_kept(path: Path) -> PreTrainedTokenizerBase | None:
-    """The kept tokenizer, if its folder has not changed. Given only once, because its user changes it."""
+    """The kept tokenizer, if its folder has not changed. Given out only once, because the user changes it."""
     stamps, tokenizer = _kept.pop(path.resolve(), (None, None)) if _kept else (None, None)
     return tokenizer if tokenizer is not None and stamps == read_folder(path) else None
 
@@ -158,7 +158,7 @@ def _class(name: str) -> type[PreTrainedTokenizerBase]:
 
 
 def _light_class(path: Path) -> str | None:
-    """The class that AutoTokenizer would choose for this folder, if its module does not import torch.
+    """The class that AutoTokenizer would choose for this folder, if this can be known without torch.
 
     None if only AutoTokenizer can choose the class.
     """
