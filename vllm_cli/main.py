@@ -212,7 +212,7 @@ def _exit_code_of(err: Exception) -> int | None:
 
 
 def _is_interruption(err: BaseException | None) -> bool:
-    """Whether Ctrl-C caused the error. During imports it may cause another one: Python 3.11 wraps errors."""
+    """Whether Ctrl-C caused the error. During an import, Python 3.11 may wrap it in another error."""
     while err is not None and not isinstance(err, KeyboardInterrupt):
         err = err.__cause__ or err.__context__
     return err is not None

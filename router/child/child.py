@@ -388,7 +388,7 @@ class Child:
             logger.warning("processes of %s do not end after SIGKILL", self.entry.name)
 
     def _describe(self, reason: str | None, code: int | None) -> str:
-        """Describes why the process has ended. After a signal, only log lines that explain the end count."""
+        """Describes why the process has ended. After a signal, ignores log lines that do not explain it."""
         text = reason or ("The process was stopped" if code is None else describe_end(code))
         is_signal = reason is None and code is not None and code < 0
         words = [*self.entry.words, *self._server.words]

@@ -187,11 +187,11 @@ class Model:
         self.waiting: OrderedDict[int, float] = OrderedDict()
         """Tickets of waiting requests, in order -> time of arrival."""
         self.loads: OrderedDict[int, float] = OrderedDict()
-        """Tickets of loads by hand -> time of arrival. They end with the readiness, so no limit applies."""
+        """Tickets of loads by hand -> time of arrival. They leave at readiness, so no limit counts them."""
         self.last_start_s: float | None = None
         self.num_starts = 0
         self.short_since_s: float | None = None
-        """Since when the model's start lacks only memory that should be free by our sums."""
+        """Since when only memory that other programs hold delays the model's start."""
         self.reason = ""
         self.retry_s = -math.inf
         """The earliest time of the next start after a failure."""

@@ -101,7 +101,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def became_ready(self, number: int, now: float) -> list[Action]:
-        """The generation answers requests. One of a changed entry gets all further requests."""
+        """The generation answers requests. If it runs a changed entry, it gets all further requests."""
         if (generation := self._in_state(number, "starting")) is None:
             return []
         model = generation.model

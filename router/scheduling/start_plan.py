@@ -45,7 +45,7 @@ class Placement:
 
     kind: Literal["start", "stop", "wait", "short", "blocked", "refuse"]
     """`start`: or wake. `stop`: stop the victims now, or have them fall asleep.
-    `short`: only memory that is not really free delays it.
+    `short`: only memory that other programs hold delays it.
     `blocked`: it must not run when a model starts that waits for longer."""
     victims: tuple[Victim, ...] = ()
     """With `stop`: the processes to stop. With `wait`: the processes that admit no requests from now on."""

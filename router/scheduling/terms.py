@@ -60,7 +60,7 @@ class SchedulerLimits(SeveralModelsConfig):
     min_stay_s: float = 2.0
     """Seconds after a model became ready in which it is not stopped for another one."""
     memory_wait_s: float = 10.0
-    """Seconds for which a start waits for memory that should be free by our sums, but is not."""
+    """Seconds for which a start waits for memory that other programs hold."""
 
     @property
     def budget(self) -> Need:

@@ -130,7 +130,7 @@ def _entry(options: StartOptions, words: Sequence[str], engine: str, names: Sequ
 
 
 def _flag(options: StartOptions) -> str:
-    """The flag for which this process is a router."""
+    """The flag that makes this process a router."""
     if options.restart_limit is not None:
         return "--restart"
     return "--idle-sleep" if options.idle_stop_s is None else "--idle-stop"

@@ -78,7 +78,7 @@ class Admission:
 
     @cached_property
     def max_held_bytes(self) -> int:
-        """The limit. By default set at the first request, because free memory then excludes the model."""
+        """The limit. By default set at the first request, when the model has already taken its memory."""
         given = self.limits.max_held_bytes
         return max(_LEAST_HELD_BYTES, available_bytes() // _MEMORY_SHARE) if given is None else given
 

@@ -229,7 +229,7 @@ class EngineConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     max_logprobs: int = setting(20, filled_by="--max-logprobs")
     num_threads: int | None = from_variable(env.OMP_NUM_THREADS)
-    """Threads of the forward pass. None: as many as other processes leave processors free."""
+    """Threads of the forward pass. None: as many as there are processors that other processes leave free."""
     enable_prompt_embeds: bool = setting(False, filled_by="--enable-prompt-embeds")
     """With True, a model that cannot take embeddings as prompts fails at the start."""
 

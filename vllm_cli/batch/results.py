@@ -21,7 +21,7 @@ from vllm_cli.errors import ConnectionFailedError
 _NUM_SHOWN: Final = 3
 
 BEGINNING: Final = b'{"id":"vllm-'
-"""Every line of an output file begins so. An output file is recognised by it."""
+"""The beginning of every line of an output file, by which such a file is recognised."""
 
 Ending = Literal["completed", "incomplete", "interrupted"]
 

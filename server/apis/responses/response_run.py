@@ -67,7 +67,7 @@ class ResponseRun:
                 yield self._numbered(event)
 
     def last_event(self) -> ResponseEvent:
-        """The event with the final response. As in vLLM, it is `completed` for `incomplete` ones, too."""
+        """The event with the final response. As in vLLM, `response.completed` also ends an incomplete one."""
         kind = "response.failed" if self.response["status"] == "failed" else "response.completed"
         return self._numbered(create_event(kind, response=self.response))
 

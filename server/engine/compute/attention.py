@@ -55,7 +55,7 @@ class AttentionOptions:
 
 _numbers = count()
 _attentions: "WeakValueDictionary[int, PackedAttention]" = WeakValueDictionary()
-"""Number -> object, because operators in graphs take no objects. A process has one, tests have many."""
+"""Number -> object: operators in graphs take numbers, not objects. A process has one, tests have many."""
 
 
 class PackedAttention:

@@ -132,7 +132,7 @@ class GuidedStates:
         return sequence.reasoning is not None and sequence.reasoning.delays_grammar
 
     def _begin(self, matcher: LLMatcher, end: FoundMarker) -> None:
-        """Consumes the beginning of the answer that the token with the reasoning's end contains.
+        """Consumes the beginning of the answer, if a token contains it behind the end of the reasoning.
 
         If the grammar does not allow this beginning, such as line breaks, it only precedes the grammar's
         text.

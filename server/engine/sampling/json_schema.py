@@ -97,7 +97,7 @@ def _prepare(node: Schema, *, is_closed: bool) -> None:
 
 
 def _restrict_names(node: Schema) -> None:
-    """Replaces names given by a pattern or list with a pattern of properties, which llguidance supports."""
+    """Replaces `propertyNames` (a pattern or a list) by `patternProperties`, which llguidance supports."""
     names = node.get("propertyNames")
     if not isinstance(names, dict) or "properties" in node or "patternProperties" in node:
         return
@@ -125,7 +125,7 @@ def translate_regex(pattern: str, *, is_whole: bool = True) -> str:
 
     Args:
         pattern: the request's expression.
-        is_whole: whether the expression describes a whole text. A JSON schema's pattern is searched for.
+        is_whole: whether the expression describes a whole text. A JSON schema's pattern may match anywhere.
     """
     parts: list[str] = []
     position, is_in_class = 0, False

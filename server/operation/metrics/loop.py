@@ -10,7 +10,7 @@ WINDOW_S = 60.0
 
 
 class LoopLag(NamedTuple):
-    """Quantiles of the lateness of the beats of about the last minute, in seconds."""
+    """Quantiles of the loop's lag in about the last minute, in seconds."""
 
     p50_s: float
     p99_s: float

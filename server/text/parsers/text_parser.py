@@ -62,7 +62,7 @@ class IncomingText:
             yield
 
     def take(self, stop: regex.Pattern[str] | None = None) -> Waiting[str]:
-        """Consumes the text that has arrived, up to a match of `stop`. Empty there, and at the text's end."""
+        """Consumes and returns the text that has arrived, up to a match of `stop`. Empty at the match."""
         while True:
             found = stop.search(self._text, self._position, partial=not self.is_complete) if stop else None
             text = self._text[self._position : found.start() if found else None]

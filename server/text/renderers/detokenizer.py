@@ -144,7 +144,7 @@ class PromptTail:
         self._found: tuple[list[int], str] | None = None
 
     def find(self, decode: Decode) -> tuple[list[int], str]:
-        """The last tokens that suffice for some text beginning with a whole character, and this text."""
+        """As many last tokens as give a text that begins with a whole character, and this text."""
         if self._found is None:
             token_ids = _tail(decode, self._token_ids)
             self._found = token_ids, decode(token_ids) if token_ids else ""
@@ -194,7 +194,7 @@ class DecodeWindow:
 
 
 def _tail(decode: Decode, token_ids: Sequence[int]) -> list[int]:
-    """The last tokens of the prompt that suffice for some text beginning with a whole character."""
+    """As many last tokens of the prompt as give a text that begins with a whole character."""
     size = _CONTEXT_TOKENS
     while size < min(len(token_ids), _MAX_CONTEXT_TOKENS):
         tail = list(token_ids[-size:])

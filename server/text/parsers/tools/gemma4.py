@@ -15,7 +15,7 @@ _VALUE_START: Final = regex.compile(r'<\|"\|>|[{\[]')
 _BARE_END: Final = regex.compile(r"(?=[,}\]]|<tool_call\|>)")
 _KEY_CHARACTER: Final = r'[^\s<>{}\[\]:,|"]'
 _KEY: Final = rf'(?:<\|"\|>)?(?<!{_KEY_CHARACTER})(?P<key>{_KEY_CHARACTER}{{1,256}}+)(?:<\|"\|>)?:\s{{0,16}}'
-"""Begins with a word. Otherwise the search would try each of its characters, with every token again."""
+"""Begins at the start of a word. Otherwise each character of a word would start one, at every token."""
 _ARGUMENT: Final = regex.compile(
     rf"[\s,]{{0,16}}+{_KEY}|\s{{0,16}}+[)}}]?\s{{0,16}}+(?:<tool_call\|>|(?=<\|tool_call>))"
 )
