@@ -75,7 +75,7 @@ class ModelEntry:
     idle_sleep_s: float | None = None
     """Seconds without a request until the model falls asleep. None: it stays awake."""
     sleep_levels: tuple[int, ...] = (1, 2)
-    """The levels at which the model may sleep, best first. A completed entry has only those that work."""
+    """The levels at which the model may sleep, best first. A completed entry has only levels that work."""
     restart_limit: int | None = None
     """The router restarts the model until it has failed so often in a row. None: only requests restart it."""
     preload: bool = False

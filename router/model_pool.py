@@ -217,7 +217,7 @@ class ModelPool:
         return self.process_of(name) if answers else None
 
     def process_of(self, name: str) -> Child | None:
-        """The model's process in any state. Even one that still starts may answer some requests."""
+        """The model's process in any state. Even a starting process may answer some requests."""
         life = self._lives.get(self._current_of(name))
         return None if life is None else life.child
 
@@ -230,7 +230,7 @@ class ModelPool:
         return self._exit_codes.get(name, START_FAILED)
 
     def progress(self, name: str) -> str:
-        """The step for which a request for this model waits."""
+        """The step that a request for this model waits for."""
         child, model = self.process_of(name), self._scheduler.models.get(name)
         if child is None or model is None or model.state == "asleep":
             return "waiting for room"

@@ -111,7 +111,7 @@ class Child:
         before_stop: "Callable[[Child], Awaitable[None]] | None" = None,
         on_crash: Callable[[], None] = lambda: None,
     ) -> str | None:
-        """Starts the process, and returns when the last one that belongs to it has ended.
+        """Starts the process. Returns when it and all processes that belong to it have ended.
 
         Must not be cancelled. Call `stop` or `kill` to end the process.
 
@@ -146,7 +146,7 @@ class Child:
         await self._server.wake(size_bytes)
 
     def fail(self, reason: str) -> None:
-        """Ends the process at once, like one that hangs, and keeps `reason` as the reason."""
+        """Ends the process at once, like a hanging process, and keeps `reason` as the reason."""
         if not self._failure.done():
             self._failure.set_result(reason)
 

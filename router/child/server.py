@@ -36,7 +36,7 @@ _SLEEP_S: Final = 60.0
 """The most seconds that a server may take to fall asleep."""
 _WAKE_S: Final = 120.0
 _WAKE_GIB_S: Final = 10.0
-"""The seconds that any waking may take, and those that each GiB of weights adds: level 2 reads them again."""
+"""The seconds to wake, and the further seconds for each GiB of weights: level 2 reads the weights again."""
 _ANSWER_BYTES: Final = 4096
 _GIB: Final = 1 << 30
 _OK: Final = 200

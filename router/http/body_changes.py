@@ -28,7 +28,7 @@ class _Step(NamedTuple):
 
 
 Part: TypeAlias = bytes | slice
-"""New text, or a slice of the body that stays as it is."""
+"""New text, or an unchanged slice of the body."""
 
 
 def json_parts(body: "bytes | mmap", members: Members, changes: BodyChanges, requested: str | None) -> Sequence[Part]:

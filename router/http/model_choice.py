@@ -70,7 +70,7 @@ class ModelChoice:
         return self.by_name(requested) if requested else self._only(request, path)
 
     def by_body(self, request: web.Request, path: str, requested: RequestedModel) -> ModelEntry:
-        """The model that the body names, else the one that the query names, else the only model."""
+        """The model that the body names, else the model that the query names, else the only model."""
         if requested.is_other_type:
             raise FailedRequestError(400, "Invalid value for `model`: expected `str`.", param="model")
         if requested.name:  # an empty name counts as missing, as in vLLM

@@ -91,7 +91,7 @@ def _in_utf8(value: str) -> str:
 
 
 def headers_of_websocket(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
-    """The headers of a WebSocket's handshake, without those that aiohttp's client adds itself."""
+    """The headers of a WebSocket's handshake, but for headers that aiohttp's client adds itself."""
     handshake = frozenset(name.lower() for name in headers if name.lower().startswith(_HANDSHAKE))
     return headers_to_server(headers, dropped | handshake | _OF_BODY)  # a handshake has no body
 

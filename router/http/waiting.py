@@ -37,7 +37,7 @@ class WaitingComments:
     """Begins the response after one interval, and sends a comment after each further interval."""
 
     def __init__(self, request: web.Request, progress: Callable[[], str], interval_s: float) -> None:
-        """`progress` names the step for which the request waits."""
+        """`progress` names the step that the request waits for."""
         self._request = request
         self._progress = progress
         self._interval_s = interval_s

@@ -199,7 +199,7 @@ class Model:
         """Whether the model has failed too often, so that only a request starts it again."""
         self._has_failed = False
         self._ended_s = now
-        """Since when the model has no current generation, or only one that sleeps."""
+        """Since when the model has no current generation, or only a sleeping one."""
         self._back_off = BackOff()
 
     # Questions

@@ -67,7 +67,7 @@ class ModelScheduler:
         self._leases: dict[int, Generation] = {}
         """Ticket -> the generation that it holds."""
         self._waiting: dict[int, Model] = {}
-        """Ticket -> the model for which it waits."""
+        """Ticket -> the model that it waits for."""
         self._read_free = read_free
         self._settled_s = -math.inf
         """The time from which the memory of ended processes counts as given back."""
@@ -115,7 +115,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def fell_asleep(self, number: int, now: float) -> list[Action]:
-        """The generation sleeps. (The pool ends one that does not fall asleep in time.)"""
+        """The generation sleeps. (The pool ends a generation that does not fall asleep in time.)"""
         if (generation := self._in_state(number, "falling asleep")) is None:
             return []
         generation.become_asleep(now)
@@ -132,7 +132,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def woke(self, number: int, now: float) -> list[Action]:
-        """The generation is awake and answers requests. (The pool ends one that does not wake in time.)"""
+        """The generation is awake and answers requests. (The pool ends it if it does not wake in time.)"""
         if (generation := self._in_state(number, "waking")) is None:
             return []
         generation.become_ready(now)
@@ -276,7 +276,7 @@ class ModelScheduler:
     # View
 
     def view(self) -> dict[str, ModelView]:
-        """All models, including removed ones that still have a process."""
+        """All models. A removed model is included while it still has a process."""
         generations = self.generations.values()
         return {
             name: model.view([each for each in generations if each.model is model])
@@ -287,7 +287,7 @@ class ModelScheduler:
         return {**{each.name: each.model for each in self.generations.values()}, **self.models}
 
     def _in_state(self, number: int, state: State) -> Generation | None:
-        """The generation, if its state is still the one for which the order was given."""
+        """The generation with this number, if it is still in the state in which the order was given."""
         generation = self.generations.get(number)
         return generation if generation is not None and generation.state == state else None
 

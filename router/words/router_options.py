@@ -26,7 +26,7 @@ from startup.words.errors import InputError
 logger = logging.getLogger(__name__)
 
 _MAX_AT_ONCE: Final = 8
-"""Preflights that run at once. Those of models that are not on disk wait for the hub."""
+"""Preflights that run at once. Preflights of models that are not on disk wait for the hub."""
 _OF_MACHINE: Final = ("environment", "cache", "shm")
 """Checks with the same findings for all models, because they concern the machine."""
 
@@ -130,7 +130,7 @@ class ModelsReader:
         return entries
 
     def _check(self, content: ModelsFile, faults_of_file: Sequence[Fault]) -> CheckedModels:
-        """Completes and checks the models. Skips those that were free of faults and are unchanged."""
+        """Completes and checks the models. Skips unchanged models that were free of faults."""
         file = "" if self.path is None else str(self.path)
         check = ModelCheck(self._config, self._words, file)
         entries = list(content.entries.values())

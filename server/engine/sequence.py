@@ -146,7 +146,7 @@ class Sequence:
 
 
 class Chunk(NamedTuple):
-    """`num_tokens` tokens of a sequence, beginning with the first one that is not computed."""
+    """`num_tokens` tokens of a sequence, from its first token that is not computed."""
 
     sequence: Sequence
     num_tokens: int

@@ -57,7 +57,7 @@ class Admission:
     def check_room(self, *, num_sequences: int = 0, num_bytes: int = 0, own: "Lease | None" = None) -> None:
         """Raises OverloadedError if a limit would be exceeded. A lone request may hold any number of bytes.
 
-        `own` is the lease of the checked request. What it holds does not count as another request's.
+        `own` is the lease of the checked request, whose own share does not count against it.
         """
         own_sequences, own_bytes = (own.num_sequences, own.num_bytes) if own is not None else (0, 0)
         limits = self.limits
@@ -154,7 +154,7 @@ class Lease:
 
 @dataclass
 class RequestTimes:
-    """The seconds that the stages of a request took. Of several sequences, the longest time per stage."""
+    """The seconds that the stages of a request took. If it has several sequences, the longest times."""
 
     render_s: float | None = None
     """Time from the decoded body to the prompt's tokens, including the wait for a thread."""
@@ -307,7 +307,7 @@ class RunningRequests:
         self._last_activity_s = time.monotonic()
 
     def cancel(self) -> None:
-        """Cancels all running requests, even those that wait for the rest of their body."""
+        """Cancels all running requests, even requests that wait for the rest of their body."""
         self.is_cancelled = True
         self.interrupt()
 

@@ -30,7 +30,7 @@ class Case(NamedTuple):
     words: tuple[str, ...] = EAGER
     gpus: int = 1
     launcher: str = "ours"
-    """`ours`, or `warm`, for which a standby runs."""
+    """`ours`, or `warm`: our start beside a standby."""
     is_first: bool = False
     """Whether each start has an empty home."""
     has_location: bool = False

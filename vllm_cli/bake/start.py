@@ -1,6 +1,6 @@
 """Chooses what is baked, and starts a server that answers one request while an image is built.
 
-On a machine without the GPU for which vLLM is built, vLLM is only imported.
+If vLLM is built for a GPU and the machine has none, vLLM is only imported.
 """
 
 import subprocess

@@ -143,7 +143,7 @@ class OutputFile:
         self._add(result.line, result.recorded)
 
     def sort(self, custom_ids: Iterable[str]) -> None:
-        """Atomically replaces the file by one that has the results in this order."""
+        """Atomically replaces the file by a file with the results in this order."""
         replacement = self.path.with_name(f".{self.path.name}.sorted")
         ranges = [self._ranges[custom_id] for custom_id in custom_ids if custom_id in self._ranges]
         if ranges == list(self._ranges.values()):

@@ -71,7 +71,7 @@ class RunningServer:
     memory_bytes: int
     """PSS of all the server's processes. PSS divides a shared page among the processes that share it."""
     pids: tuple[int, ...]
-    """All processes, beginning with the one that the user started."""
+    """All processes, beginning with the process that the user started."""
 
     forked_pid: int | None
     """The forked server of a warm start. None for a router."""

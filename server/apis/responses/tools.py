@@ -104,7 +104,7 @@ class ResponseTools:
             )
 
     def called(self, name: str) -> CalledTool:
-        """The tool for which a function of the model stands."""
+        """The tool that a function of the model stands for."""
         return self._called.get(name) or CalledTool(name)
 
     def _convert(self, tool: dict[str, Any], path: str) -> list[FunctionDefinition]:

@@ -38,7 +38,7 @@ class AttentionPart(NamedTuple):
     """The attention to some of the keys, for `merge_attention`."""
 
     output: torch.Tensor
-    """Of the query's shape: [n, heads, tokens, dim]."""
+    """Has the shape of the query: [n, heads, tokens, dim]."""
     log_sum_exp: torch.Tensor
     """The log-sum-exp of each query's scaled scores of these keys, in float32: [n, heads, tokens]."""
 

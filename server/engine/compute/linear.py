@@ -160,7 +160,7 @@ def _scale(weight: torch.Tensor) -> float:
 
 
 _MIN_OUT_FEATURES = 32
-"""The fewest output features for which packing gains anything."""
+"""The fewest output features that are worth packing."""
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of a module with the same input, in this order. Packed together, they need only one product."""
 

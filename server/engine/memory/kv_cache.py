@@ -24,7 +24,7 @@ class Slots(Protocol):
     """The memory of slots. One implementation shares the memory of common beginnings, the other copies it."""
 
     slot_len: int
-    """The tokens for which a slot has room."""
+    """The most tokens of a slot."""
     num_kept_tokens: int
     """Tokens that only the prefix cache holds."""
     num_shared_tokens: int

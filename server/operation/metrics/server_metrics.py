@@ -62,7 +62,7 @@ _HTTP_BUCKETS = (
 
 
 class ServerMetrics:
-    """All metrics of one server. Those of the engine appear once `register_engine` has been called."""
+    """All metrics of one server. The engine's metrics appear once `register_engine` has been called."""
 
     def __init__(
         self,

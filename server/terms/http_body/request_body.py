@@ -181,7 +181,7 @@ def _to_utf8(body: bytes) -> bytes:
 
 
 def check_num_values(body: bytes, most: int) -> None:
-    """Raises RequestError for a body with too many values: three bytes of JSON may take sixty bytes of memory.
+    """Raises RequestError for a body with too many values: three bytes of JSON may take sixty in memory.
 
     Each value but the first follows a comma or an opening bracket. If there are many of these, those within
     texts are subtracted.

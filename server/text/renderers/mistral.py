@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 _REQUEST_ERRORS = (MistralCommonException, ValueError, AssertionError)
 """The errors with which mistral-common rejects a conversation."""
 _CALL_ID_CHARS = 9
-"""The length of Mistral's call ids. Of longer ids from other sources, the random end is kept."""
+"""The length of Mistral's call ids. A longer id from elsewhere is cut to its end, which is random."""
 _ALWAYS_WRITTEN = frozenset({"[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"})
 """Special tokens that are written even when special tokens are skipped: they delimit calls and reasoning."""
 _SPECIAL_PIECE = re.compile(r"\[\w+\]")

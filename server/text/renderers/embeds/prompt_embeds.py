@@ -47,7 +47,7 @@ class EmbedsLimits:
 
 
 def safe_load_prompt_embeds(embeds: str | bytes, limits: EmbedsLimits, *, truncate_to: int | None = None) -> TensorData:
-    """The rows in the model's type. Of more than `truncate_to` rows, only the last ones.
+    """The rows in the model's type. If there are more than `truncate_to` rows, only the last ones.
 
     Args:
         embeds: base64 of a `torch.save` file.
