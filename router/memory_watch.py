@@ -18,26 +18,26 @@ logger = logging.getLogger(__name__)
 
 _LOOK_S: Final = 1.0
 _NEW_S: Final = 10.0
-"""How often a new model is measured, until it takes no more memory, such as vLLM's KV cache."""
+"""A new model is measured so often (in seconds) until it grows no more. vLLM's KV cache comes late."""
 _MODEL_S: Final = 60.0
-"""How often a used model is measured after that: a measurement costs processor time."""
+"""A model that is in use is measured so often after that (in seconds). A measurement costs processor time."""
 _GROWTH: Final = Need(16 << 20, 16 << 20)
 _ROUTER_S: Final = 10.0
 
 
 @dataclass
 class _Followed:
-    """A model that is ready, by its latest process."""
+    """A model that is ready or asleep, with its latest process."""
 
     generation: int
     pids: Collection[int]
     measured_s: float = -math.inf
     is_used: bool = True
-    """Whether it had a request since it was measured."""
+    """Whether the model had a request since its last measurement."""
     last: Need = NOTHING
     """The last measurement."""
     is_settled: bool = False
-    """Whether two measurements without much growth have shown what it takes."""
+    """Whether two successive measurements differed little. Then the model has taken all of its memory."""
 
     def is_due(self, now: float) -> bool:
         wait_s = _MODEL_S if self.is_settled else _NEW_S
@@ -49,7 +49,7 @@ class _Followed:
 
 
 class MemoryWatch:
-    """Used on the event loop; slow work runs on threads."""
+    """Used on the event loop. Slow work runs in threads."""
 
     def __init__(self, meter: MemoryMeter, scheduler: ModelScheduler, apply: Callable[[list[Action]], None]) -> None:
         """
@@ -65,26 +65,26 @@ class MemoryWatch:
         self._measuring: asyncio.Task[None] | None = None
 
     def begin(self, standby_bytes: Callable[[], int]) -> None:
-        """Measures regularly from now on."""
+        """Starts measuring. `standby_bytes` returns the memory of the standbys."""
         self._measuring = asyncio.create_task(self._run(standby_bytes), name="memory")
 
     def close(self) -> None:
-        """Measures nothing more."""
+        """Stops measuring."""
         if self._measuring is not None:
             self._measuring.cancel()
 
     def follow(self, generation: int, name: str, pids: Collection[int]) -> None:
-        """The model's generation is ready, or has fallen asleep: earlier measurements do not count."""
+        """Measures these processes from now on, after the generation became ready or fell asleep."""
         self._followed[name] = _Followed(generation, pids)
 
     def forget(self, generation: int, name: str) -> None:
-        """All of the generation has ended."""
+        """Stops measuring a generation that has ended."""
         if name in self._followed and self._followed[name].generation == generation:
             del self._followed[name]
             self._meter.forget(name)
 
     def note_use(self, name: str) -> None:
-        """The model gets a request."""
+        """Notes that the model gets a request."""
         if (followed := self._followed.get(name)) is not None:
             followed.is_used = True
 
@@ -114,4 +114,4 @@ class MemoryWatch:
                 now = time.monotonic()
                 self._apply(self._scheduler.measured(followed.generation, need, now, is_settled=followed.is_settled))
             else:
-                self._meter.forget(name)  # it has ended meanwhile
+                self._meter.forget(name)  # the model has ended meanwhile

@@ -1,4 +1,4 @@
-"""The models that a router offers, as its file or command line describes them, and the faults of the file."""
+"""The models of a router, as its file or command line describes them, and the faults of that file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,78 +22,78 @@ class ServerCall(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignCommand:
-    """A server that is not ours: a `cmd` that is neither `vllm serve` nor `vllm-cli serve`."""
+    """A server that is not ours. Its `cmd` is neither `vllm serve` nor `vllm-cli serve`."""
 
     words: tuple[str, ...]
-    """The command; `${PORT}` is not yet replaced. Empty: the server runs already."""
+    """The command with `${PORT}` not yet replaced. Empty: the server already runs."""
     address: str
-    """Where it answers, "http://127.0.0.1:${PORT}"; the key `proxy`."""
+    """The server's address, "http://127.0.0.1:${PORT}"; the key `proxy`."""
     port: int | None
-    """The port that the file names. None: each start chooses a free one, which replaces `${PORT}`."""
+    """The port that the file names. None: each start puts a free port in the place of `${PORT}`."""
     check_endpoint: str = "/health"
-    """The path that answers 200 when the server is ready. "none": it is ready as soon as it listens."""
+    """The path that answers 200 once the server is ready. "none": the server is ready once it listens."""
     stop_words: tuple[str, ...] = ()
-    """The command that stops it; `${PID}` is not yet replaced. Empty: SIGTERM."""
+    """The command that stops the server, with `${PID}` not yet replaced. Empty: SIGTERM stops it."""
     sleep_calls: tuple[ServerCall, ...] = ()
-    """The calls that put it to sleep, in their order. If there are any, there are `wake_calls`, too."""
+    """The calls that put the server to sleep, in order. Given only together with `wake_calls`."""
     wake_calls: tuple[ServerCall, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class BodyChanges:
-    """The router changes a request's body before the model gets it. The key `a.b` is the key b in a.
+    """How the router changes a request's body for the model. The key `a.b` is the key b within a.
 
-    A key that ends in `?` is set only if the body lacks it after the changes before.
+    A key that ends in `?` is set only if the body lacks it after the earlier changes.
     """
 
     model: str | None = None
-    """The name that the model's server gets."""
+    """The value of `model` that the model's server gets. None: the client's value."""
     strip: tuple[str, ...] = ()
-    """Keys that are removed."""
+    """Keys that are removed first."""
     set: Mapping[str, Any] = field(default_factory=dict)
-    """Keys that get these values, afterwards."""
+    """Keys that get these values next."""
     set_by_name: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Keys that get these values last, only in requests with this name of the model."""
+    """Name of the model -> keys that get these values last, in requests for this name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelEntry:
-    """One model. Two entries are equal if the process of the one can go on for the other."""
+    """One model. Entries are equal if a process of the one can continue for the other."""
 
     name: str
     aliases: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
-    """Words for our `serve`: MODEL first, then all flags but those of the address. Empty with `foreign`."""
+    """Words for our `serve`: MODEL, then all flags but those of the address. Empty with `foreign`."""
     foreign: ForeignCommand | None = None
     engine: str = "auto"
     """`embedded`, `vllm` or `auto`; `other` with `foreign`."""
     env: Mapping[str, str] = field(default_factory=lambda: NO_ENVIRONMENT, repr=False)
     ttl_s: float | None = None
-    """How long the model stays without a request. None: it stays until its memory is needed."""
+    """Seconds without a request until the model is stopped. None: it stays until its memory is needed."""
     on_swap: Literal["stop", "sleep"] = "stop"
-    """How it gives way when another model needs its memory."""
+    """What happens to the model when another model needs its memory."""
     idle_sleep_s: float | None = None
-    """How long it stays awake without a request."""
+    """Seconds without a request until the model falls asleep. None: it stays awake."""
     sleep_levels: tuple[int, ...] = (1, 2)
-    """The levels at which it may sleep, the best one first. A complete entry has only the possible ones."""
+    """The levels at which the model may sleep, best first. A completed entry has only levels that work."""
     restart_limit: int | None = None
-    """The router restarts it until it has failed so often in a row. None: only requests start it again."""
+    """The router restarts the model until it has failed so often in a row. None: only requests restart it."""
     preload: bool = False
     pinned: bool = False
-    """It is stopped neither for another model nor because it is idle."""
+    """The model is stopped neither for another model nor because it is idle."""
     concurrency: int | None = None
-    """The most requests that are passed to it at once."""
+    """The most requests that the model's server gets at once. None: no limit."""
     refuses_excess: bool = False
-    """Whether further requests are refused. If not, they wait."""
+    """Whether requests above `concurrency` are refused. Otherwise they wait."""
     unlisted: bool = False
     changes: BodyChanges | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
-    """Further members of it in /v1/models."""
+    """Further members of the model's entry in /v1/models."""
     start_timeout_s: float | None = None
     excludes: frozenset[str] = frozenset()
-    """Models that must not run when this one starts."""
+    """Models that must not run when this model starts."""
     adapters: tuple[str, ...] = ()
-    """Further names for requests, which the model's own server lists: its LoRA adapters."""
+    """Further names for requests: LoRA adapters, which the model's own server lists."""
     line: int | None = field(default=None, compare=False)
 
     @property
@@ -102,22 +102,22 @@ class ModelEntry:
 
     @property
     def request_names(self) -> tuple[str, ...]:
-        """Every `model` of a request that this entry answers."""
+        """Every value of `model` in a request that this entry answers."""
         return (self.name, *self.aliases, *self.adapters)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong in the file of models: where, what, and what to write instead."""
+    """A fault of the file of models: where it is, what is wrong, and what to write instead."""
 
     text: str
     line: int | None = None
     key: str = ""
     """The path of the key: `models.qwen.ttl`."""
     file: str = "models.yaml"
-    """The file as the user named it. Empty: the fault is in the command line."""
+    """The file as the user named it. Empty: the fault is on the command line."""
     check: str = USAGE
-    """The check of the preflight that has found it; `usage` for a key or value that is never accepted."""
+    """The preflight's check that found the fault. `usage`: a key or value that is never accepted."""
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
@@ -125,26 +125,26 @@ class Fault:
 
 
 class Notice(Fault):
-    """Something in the file that is accepted, but has no effect or another effect than elsewhere."""
+    """A key of the file that is accepted, but has no effect here, or another one than elsewhere."""
 
 
 @dataclass(frozen=True)
 class ModelsFile:
-    """What the file says, free of faults."""
+    """The content of the file, without faults."""
 
     entries: Mapping[str, ModelEntry]
-    """By name, in the order of the file."""
+    """Name -> entry, in the order of the file."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     notices: tuple[Notice, ...] = ()
     log_level: str | None = None
-    """For the router, if the command line gives none."""
+    """The router's log level, if the command line gives none."""
 
 
 _MAX_SHOWN: Final = 100
 
 
 class ModelsFileError(StartupError):
-    """The file of models has faults; the message lists them, one a line."""
+    """The file of models has faults. The message lists them, one a line."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         shown = [*map(str, faults[:_MAX_SHOWN])]
@@ -154,5 +154,5 @@ class ModelsFileError(StartupError):
 
     @property
     def has_usage_error(self) -> bool:
-        """Whether a key, a value or a flag is not accepted."""
+        """Whether a key, a value or a flag is never accepted."""
         return any(fault.check == USAGE for fault in self.faults)

@@ -1,4 +1,4 @@
-"""The memory of models: free memory, the use of their processes, and an estimate before a measurement."""
+"""Memory for models: what is free, what their processes use, and an estimate before they were measured."""
 
 import threading
 from collections.abc import Callable, Collection, Iterable
@@ -20,31 +20,31 @@ from startup.session.preflight.checkpoint import read_checkpoint
 from startup.session.preflight.memory_fit import PROGRAM_BYTES, loaded_bytes
 
 _VLLM_BYTES: Final = 1700 << 20
-"""Memory of vLLM's processes beside weights and KV cache: measured 1.7 GiB without GPUs."""
+"""vLLM's memory apart from weights and KV cache. Measured without GPUs: 1.7 GiB."""
 _FOREIGN_BYTES: Final = 256 << 20
-"""Memory of other servers' programs, beside their weights."""
+"""Memory of another server's program, apart from its weights."""
 _WEIGHTS_SHARE: Final = 1.1
-"""Weights in memory for each byte on disk: buffers of the computation are about a tenth."""
+"""Bytes in memory for each byte of weights on disk. Buffers of the computation take about a tenth."""
 _GPU_BYTES: Final = 1 << 30
-"""Memory of a GPU beside weights and a KV cache of a given size: CUDA's own, captured graphs, activations."""
+"""GPU memory apart from weights and a KV cache of given size: CUDA's own, captured graphs, activations."""
 _GIB: Final = 1 << 30
 _SPACE: Final = "VLLM_CPU_KVCACHE_SPACE"
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 _NOTHING: Final = ("", "auto", "None")
-"""Values of flags that are as if the flag was not given."""
+"""Values of a flag that mean the same as its absence."""
 _QUANTIZED: Final = "quantization_config"
 _QUANTIZED_SHARE: Final = 0.25
-"""Bytes per byte in half precision, for weights that are quantized (to 4 bits) while they are loaded."""
+"""Bytes that a byte in half precision takes once it is quantized (to 4 bits) during loading."""
 
 
 def default_budget() -> int | None:
-    """The memory that the machine or the container has; None if it is unknown."""
+    """The memory of the machine or container. None if it is unknown."""
     state = read_memory()
     return state.total_bytes if state else None
 
 
 class MemoryMeter:
-    """Measures models and remembers the results; each method may run on any thread.
+    """Measures models and remembers the results. Each method may run on any thread.
 
     `measure` reads the memory of every process of a model: 25 ms for each GiB, 80 ms for a small model of
     vLLM (November 2026, two cores). `free` takes less than 1 ms without GPUs. The other methods read file
@@ -54,7 +54,7 @@ class MemoryMeter:
     def __init__(self, find_model: Callable[[str], str | None]) -> None:
         """
         Args:
-            find_model: the folder or file of a model that is on disk, by its entry's name.
+            find_model: returns the folder or file of a model on disk, by its entry's name.
         """
         self._find_model = find_model
         self._lock = threading.Lock()
@@ -73,7 +73,7 @@ class MemoryMeter:
         return bool(self._gpus)
 
     def free(self) -> Need | None:
-        """The memory that is free now, with all GPUs added up; None if it is unknown."""
+        """The memory that is free now, as a sum over all GPUs. None if it is unknown."""
         state = read_memory()
         if state is None:
             return None
@@ -81,13 +81,13 @@ class MemoryMeter:
         return Need(state.available_bytes, sum(gpu.free_bytes for gpu in gpus))
 
     def measure(self, name: str, pids: Collection[int], level: int = 0) -> Need:
-        """The memory that the processes of a model use, together with all processes that they have started.
+        """The memory that a model's processes use, together with their descendants.
 
-        It is at least what the model's settings reserve; asleep at level 1, at least its weights. If the
-        driver does not name the processes on a GPU, as in a container, the estimate stands for them.
+        At least what the model's settings reserve, or the size of its weights if it sleeps at level 1. If the
+        driver does not list the processes on a GPU, as in a container, the estimate counts instead.
 
         Args:
-            level: the level of the model's sleep; 0: it is awake.
+            level: the level at which the model sleeps. 0: it is awake.
         """
         tree = set(pids).union(*(descendants(pid) for pid in pids))
         gpus = read_gpus_here() if self._gpus else ()
@@ -100,28 +100,28 @@ class MemoryMeter:
                 memory = memory._replace(gpu_bytes=estimate.gpu_bytes)
             self._now[name] = memory
             if not self._sizes.get(name, _NO_SIZE).on_disk:
-                self._sizes.pop(name, None)  # it was downloaded for its start
+                self._sizes.pop(name, None)  # the start may have downloaded it
             if level:
                 return memory.at_least(Need(self._sizes.get(name, _NO_SIZE).loaded if level == 1 else 0))
             return memory.at_least(self._reserved.get(name, memory))
 
     def measured_bytes(self, name: str) -> int | None:
-        """The memory of the model's processes when they were last measured."""
+        """The memory of the model's processes at the last measurement. None if they were not measured."""
         with self._lock:
             memory = self._now.get(name)
         return None if memory is None else memory.ram_bytes + memory.gpu_bytes
 
     def forget(self, name: str) -> None:
-        """The model's processes have ended."""
+        """Called when the model's processes have ended."""
         with self._lock:
             self._now.pop(name, None)
 
     def size_bytes(self, name: str) -> int | None:
-        """The model's weights on disk; None if there are none."""
+        """The size of the model's weights on disk. None if they are not on disk."""
         return self._size_of(name).on_disk or None
 
     def need_of(self, entry: ModelEntry) -> Need:
-        """The estimate for a model that was never measured; reads the disk for an entry that has changed."""
+        """The estimate for a model that was never measured. Reads the disk if the entry has changed."""
         with self._lock:
             if self._entries.get(entry.name) != entry:
                 self._entries[entry.name] = entry
@@ -133,7 +133,7 @@ class MemoryMeter:
         return need
 
     def asleep_needs_of(self, entry: ModelEntry) -> dict[int, Need]:
-        """The estimates at the levels of its sleep, the best one first, after `need_of`.
+        """The estimated memory at each level of sleep, best level first. Call `need_of` before.
 
         At level 1 the weights are in the machine's memory. CUDA's context and the graphs stay on the GPUs.
         """
@@ -160,7 +160,7 @@ class MemoryMeter:
 
 
 class _Size(NamedTuple):
-    """Bytes of a model's weights."""
+    """Bytes of a model's weights: on disk, and as they are loaded."""
 
     on_disk: int
     loaded: int
@@ -175,13 +175,13 @@ def _read_size(place: Path, entry: ModelEntry | None) -> _Size:
 
 
 def read_gpus_here() -> tuple[Gpu, ...]:
-    """The GPUs that models will use. Hidden GPUs do not count."""
+    """The GPUs that models will use, without hidden ones."""
     state = read_gpus() if expects_gpu() else None
     return state.gpus if state else ()
 
 
 def weight_bytes(place: Path) -> int:
-    """The size of a model's weights: of the files in its folder that are loaded, or of its one file."""
+    """The size of a model's weights: of the files in its folder that are loaded, or of a single file."""
     files: Iterable[Path] = [place]
     if place.is_dir():
         files = find_weight_files(place, with_tensors=False).present or place.glob("*.gguf")
@@ -189,9 +189,9 @@ def weight_bytes(place: Path) -> int:
 
 
 def converted_bytes(entry: ModelEntry, place: Path) -> int | None:
-    """The size of weights in memory that change their type while they are loaded; None if they do not.
+    """The size of weights that are converted to another type while they are loaded. None for other weights.
 
-    vLLM converts weights in float32 to half precision if no type is given.
+    Without a given type, vLLM converts float32 weights to half precision.
     """
     config = read_json_object(place / "config.json").content if place.is_dir() else {}
     if entry.foreign is not None or not config:
@@ -207,13 +207,13 @@ def converted_bytes(entry: ModelEntry, place: Path) -> int | None:
 
 
 def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> Need:
-    """What a model will need, before it was measured for the first time.
+    """Estimates the need of a model that was never measured.
 
-    The weights and a tenth, the program, and the KV cache if its size is given. On a GPU, both engines take a
-    share of the memory if no size is given: then this share is the need. See also `reserved`.
+    The need is the weights and a tenth, the program, and a KV cache of given size. Without a given size, both
+    engines take a share of the GPU's memory, and this share is the need. See also `reserved`.
 
     Args:
-        size_bytes: the size of its weights, as they are loaded.
+        size_bytes: the size of the weights as they are loaded.
     """
     weights = int(size_bytes * _WEIGHTS_SHARE)
     if entry.foreign is not None:
@@ -227,10 +227,10 @@ def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> 
 
 
 def reserved(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> Need:
-    """The memory that a model's settings reserve: it may take a part of it later than a measurement.
+    """The memory that a model's settings reserve. The model may take part of it only after a measurement.
 
-    This is a KV cache of a given size. Without one, it is vLLM's share of each GPU's memory, or without GPUs
-    of the machine's: vLLM starts only if its share is free. It does not know the limit of a container.
+    A given size of the KV cache is reserved. Without one, vLLM reserves a share of each GPU's memory, or of
+    the machine's without GPUs, and starts only if the share is free. vLLM ignores a container's limit.
     """
     has_gpu = bool(gpus) and _may_use_gpus(entry)
     given, state = _read_flags(entry, has_gpu=has_gpu), read_memory()
@@ -246,21 +246,21 @@ def reserved(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> Need:
 
 
 class _Given(NamedTuple):
-    """Values in a model's words and variables that decide its memory; None where none is given."""
+    """The values in a model's words and variables that decide its memory. None: not given."""
 
     utilization: float | None
     kv_cache_bytes: int | None
     num_gpus: int
     dtype: str
     quantization: str
-    """The method; empty if none is given."""
+    """The method of quantization. Empty if none is given."""
 
 
 def _read_flags(entry: ModelEntry, *, has_gpu: bool = False) -> _Given:
     from startup.vllm_words.command_line import CommandLine
     from startup.vllm_words.facts import VllmFacts  # noqa: PLC0415 - as below
 
-    line = CommandLine.of(entry.words, VllmFacts())  # the recorded sizes would have to be read for each model
+    line = CommandLine.of(entry.words, VllmFacts())  # without recorded facts: they would be read for each model
 
     def text(flag: str) -> str:
         value = line.value(flag)
@@ -286,7 +286,7 @@ def _gpu_need(given: _Given, weights: int, totals: list[int], engine: str) -> in
 
 
 def _default_utilization(engine: str) -> float:
-    """The share of the memory that an engine takes if none is given."""
+    """The share of memory that an engine takes by default."""
     from startup.vllm_words.facts import default_utilization  # noqa: PLC0415 - reads what is installed
 
     return default_utilization() if engine == "vllm" else EngineConfig.gpu_memory_utilization
@@ -301,7 +301,7 @@ def _may_use_gpus(entry: ModelEntry) -> bool:
 
 
 def _gguf_bytes(words: Iterable[str]) -> int:
-    """The models that a foreign command names."""
+    """Memory for the GGUF files that a foreign command names."""
     return int(_WEIGHTS_SHARE * sum(_size(Path(word)) for word in words if word.endswith(".gguf")))
 
 

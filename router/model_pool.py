@@ -1,4 +1,4 @@
-"""The models of a router at run time: carries out the scheduler's decisions, and reports events to it."""
+"""A router's models at run time: carries out the scheduler's decisions, and reports events to it."""
 
 import asyncio
 import difflib
@@ -46,7 +46,7 @@ _STATUSES: Final = {"overloaded": 429, "removed": 404}
 
 
 class ModelRefused(Exception):  # noqa: N818 - as an answer to a request
-    """A request cannot be answered by its model."""
+    """A model cannot answer a request."""
 
     def __init__(self, status: int, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -57,41 +57,41 @@ class ModelRefused(Exception):  # noqa: N818 - as an answer to a request
 
 @dataclass
 class SleepFigures:
-    """Figures about one model's sleep. The verbs are `sleep` and `wake`."""
+    """Figures about one model's sleep, by the verbs `sleep` and `wake`."""
 
     counts: Counter[str] = field(default_factory=Counter)
     last_s: dict[str, float] = field(default_factory=dict)
-    """How long the last one took."""
+    """Verb -> the seconds that the last successful order took."""
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By verb and reason: `error`, `timeout` or `refused`."""
+    """(verb, reason) -> failures. The reason is `error`, `timeout` or `refused`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelStatus(ModelView):
-    """One model, as lists and pages show it."""
+    """One model as lists and pages show it."""
 
     entry: ModelEntry
     since_unix_s: float
     progress: ChildProgress | None
-    """Only while it starts."""
+    """How far the start is. None unless the model starts."""
     memory_bytes: int | None
     size_bytes: int | None
-    """The size of its weights on disk; None if there are none."""
+    """The size of the model's weights on disk. None if they are not on disk."""
     retry_after_s: float | None
     pid: int | None
     sleep: SleepFigures = field(default_factory=SleepFigures)
 
 
 class _Life(NamedTuple):
-    """A generation of the scheduler."""
+    """What belongs to one generation: its process, and the task that runs it."""
 
     child: Child
     task: asyncio.Task[None]
-    """Runs until all of its processes have ended."""
+    """The task that runs until all of the generation's processes have ended."""
 
 
 class ModelPool:
-    """Owns the scheduler and the models' processes; all methods run on the event loop of the main thread."""
+    """Owns the scheduler and the models' processes. All methods run on the event loop of the main thread."""
 
     def __init__(
         self,
@@ -103,20 +103,20 @@ class ModelPool:
     ) -> None:
         """
         Args:
-            place: returns a child's place; called with its entry and the number of its generation.
-            only: the model of a router that never has another one, so that memory decides nothing.
+            place: returns the place of a new child, from its entry and the number of its generation.
+            only: the name, if the router has only ever one model. Then no limit of memory applies.
         """
         self.entries: Mapping[str, ModelEntry] = {}
-        """By name, in the order of the file."""
+        """Name -> entry, in the order of the file."""
         self.starts: deque[dict[str, Any]] = deque(maxlen=_NUM_STARTS)
-        """The last starts, oldest first."""
+        """The last starts, the oldest first."""
         self.is_draining = False
         self.before_stop: Callable[[Child], Awaitable[None]] | None = None
-        """Awaited before a process that answers requests, and has none, is asked to end."""
+        """Awaited before a ready process without requests is asked to end."""
         self.on_give_up: Callable[[str], None] = lambda _: None
-        """Called with a model that is not started again (`ModelEntry.restart_limit`)."""
+        """Called with the name of a model that is not started again (`ModelEntry.restart_limit`)."""
         self.keeps_imports: Callable[[ModelEntry], bool] = lambda _: False
-        """Whether a standby makes the next start of a model as fast as its waking."""
+        """Whether a standby makes a model's next start as fast as waking it."""
         self._only = only
         self._limits = limits
         self._meter = meter
@@ -124,14 +124,14 @@ class ModelPool:
         self._scheduler = ModelScheduler(limits, meter.free if only is None else lambda: None)
         self._names: dict[str, ModelEntry] = {}
         self._lives: dict[int, _Life] = {}
-        """By generation."""
+        """Generation -> its life."""
         self._exit_codes: dict[str, int] = {}
         self._sleep = defaultdict[str, SleepFigures](SleepFigures)
         self._orders: set[asyncio.Task[None]] = set()
         """Running orders to fall asleep or to wake."""
         self._has_named_sleep = False
         self._waiters: dict[int, asyncio.Future[Child | ModelRefused]] = {}
-        """Ticket -> future, for each request between its arrival and its admission."""
+        """Ticket -> future, for each request from its arrival to its admission or refusal."""
         self._tickets = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
         self._begin_s = time.monotonic()
@@ -140,23 +140,23 @@ class ModelPool:
     # Names
 
     def resolve(self, requested: str) -> ModelEntry | None:
-        """The entry that answers requests for this name."""
+        """The entry that answers requests for this name. None if no model has it."""
         return self._names.get(requested)
 
     def near_names(self, requested: str) -> list[str]:
-        """Names that are similar; the cost does not grow with what a client sends."""
+        """Similar names of models. The cost does not grow with the length of the client's name."""
         names = [name for name, entry in self._names.items() if not entry.unlisted]
         return difflib.get_close_matches(requested[:_LONGEST_NAME], names, _NUM_NEAR)
 
     def read_sizes(self, entries: Mapping[str, ModelEntry]) -> None:
-        """Looks at the models on disk, so that `set_entries` need not; may run on any thread."""
+        """Reads models' sizes from disk, so that `set_entries` need not. May run on any thread."""
         for entry in entries.values():
             self._meter.need_of(entry)
 
     def set_entries(self, entries: Mapping[str, ModelEntry]) -> list[str]:
-        """Replaces the models; the processes of unchanged models go on.
+        """Replaces the models. Processes of unchanged models continue.
 
-        Returns the models to preload: those with `preload` that are new, or need another process.
+        Returns the models with `preload` that are new or need a new process.
         """
         before, self.entries = self.entries, dict(entries)
         self._names = {name: entry for entry in entries.values() for name in entry.request_names}
@@ -170,10 +170,10 @@ class ModelPool:
 
     @asynccontextmanager
     async def lease(self, name: str) -> AsyncIterator[Child]:
-        """The model's process, which answers requests until the block is left.
+        """Waits for the model's process, which then answers requests until the block is left.
 
         Raises:
-            ModelRefused: it cannot be started, or not now.
+            ModelRefused: the model cannot be started, or not now.
         """
         async with self._ticket(name, self._scheduler.arrive) as child:
             yield child
@@ -195,7 +195,7 @@ class ModelPool:
 
     @contextmanager
     def hold(self, child: Child) -> Iterator[None]:
-        """A process on which there is a lease is not stopped until the block is left."""
+        """Within the block, the process is not stopped. There must be a lease on it when the block begins."""
         ticket = next(self._tickets)
         for number, life in self._lives.items():
             if life.child is child:
@@ -206,31 +206,31 @@ class ModelPool:
             self._apply(self._scheduler.leave(ticket, time.monotonic()))
 
     def is_ready(self, name: str) -> bool:
-        """Whether its process answers requests, and is not to be stopped."""
+        """Whether the model's process answers requests, and is not to be stopped."""
         model = self._scheduler.models.get(name)
         return model is not None and model.is_admitting
 
     def child_of(self, name: str) -> Child | None:
-        """Its process if that answers requests, or sleeps; without a lease, it may be stopped at any time."""
+        """The model's process if it is ready or sleeps. Without a lease, it may be stopped at any time."""
         model = self._scheduler.models.get(name)
         answers = model is not None and (model.is_admitting or model.sleeper is not None)
         return self.process_of(name) if answers else None
 
     def process_of(self, name: str) -> Child | None:
-        """Its process in any state. Even while it starts, it may answer some questions."""
+        """The model's process in any state. Even a starting process may answer some requests."""
         life = self._lives.get(self._current_of(name))
         return None if life is None else life.child
 
     def has_process(self, child: Child) -> bool:
-        """Whether its processes have not ended."""
+        """Whether any process of this child still runs."""
         return child in self._children
 
     def exit_code(self, name: str) -> int:
-        """How its last process has ended: its exit code, or -N after signal N."""
+        """How the model's last process has ended: its exit code, or -N after signal N."""
         return self._exit_codes.get(name, START_FAILED)
 
     def progress(self, name: str) -> str:
-        """What a request for this model waits for."""
+        """The step that a request for this model waits for."""
         child, model = self.process_of(name), self._scheduler.models.get(name)
         if child is None or model is None or model.state == "asleep":
             return "waiting for room"
@@ -243,12 +243,12 @@ class ModelPool:
     # By hand
 
     async def load(self, name: str) -> None:
-        """Returns when the model is ready; raises ModelRefused. One that has failed is started at once."""
+        """Starts the model, even after a failure, and waits until it is ready. Raises ModelRefused."""
         async with self._ticket(name, self._scheduler.load):
             pass
 
     async def sleep(self, name: str) -> None:
-        """Returns when the model sleeps, after its running requests; raises ModelRefused if it cannot."""
+        """Puts the model to sleep after its running requests, and waits for that. Raises ModelRefused."""
         model = self._scheduler.models[name]
         if self.entries[name].engine == "embedded":
             await self.unload(name)
@@ -265,7 +265,7 @@ class ModelPool:
             raise ModelRefused(_UNAVAILABLE, f"{name} did not fall asleep, and is stopped. {model.reason}".strip())
 
     async def unload(self, name: str) -> None:
-        """Returns when the model has stopped, after its running requests; a start is broken off."""
+        """Stops the model after its running requests, and returns then. A running start is cancelled."""
         self._apply(self._scheduler.unload(name, time.monotonic()))
         if (view := self._scheduler.view().get(name)) is not None and view.num_running:
             logger.info("%s is to stop after %d requests", name, view.num_running)
@@ -297,12 +297,12 @@ class ModelPool:
         return statuses
 
     def _shown(self, entry: ModelEntry, view: ModelView) -> ModelView:
-        """A stopped embedded engine whose imports stay in a standby is shown as asleep, too."""
+        """A stopped model counts as asleep if a standby keeps the imports of its embedded engine."""
         is_left = view.state == "stopped" and view.num_starts > 0 and entry.engine == "embedded"
         return replace(view, state="asleep") if is_left and entry.should_sleep and self.keeps_imports(entry) else view
 
     def router_status(self) -> dict[str, Any]:
-        """The router itself."""
+        """The router's own state."""
         views = self._scheduler.view().values()
         running = [view for view in views if view.state not in ("stopped", "failed")]
         return {
@@ -317,11 +317,11 @@ class ModelPool:
     # Life of the pool
 
     def begin(self, standby_bytes: Callable[[], int]) -> None:
-        """Measures memory from now on."""
+        """Starts measuring memory."""
         self._memory.begin(standby_bytes)
 
     async def drain(self) -> None:
-        """Refuses what waits, and ends all processes after their running requests."""
+        """Refuses waiting requests, and ends all processes after their running requests."""
         self.is_draining = True
         self._apply(self._scheduler.drain(time.monotonic()))
         for child in self._children:
@@ -338,7 +338,7 @@ class ModelPool:
             child.signal_group(number)
 
     def kill(self) -> None:
-        """Ends all processes at once."""
+        """Kills all processes."""
         for child in self._children:
             child.kill()
 
@@ -382,7 +382,7 @@ class ModelPool:
         self._lives[number] = _Life(child, task)
 
     def _order(self, number: int, level: int) -> None:
-        """Puts a process to sleep at a level, or wakes it (0)."""
+        """Puts a process to sleep at `level`, or wakes it if `level` is 0."""
         if self._only is not None and level == 1:
             level = self._level_of_only(self._scheduler.generations[number].levels)
         child = self._lives[number].child
@@ -391,7 +391,7 @@ class ModelPool:
         task.add_done_callback(self._orders.discard)
 
     def _level_of_only(self, levels: Mapping[int, Need]) -> int:
-        """The scheduler does not count the memory of the only model."""
+        """The level of sleep for the only model, whose memory the scheduler does not count."""
         free = self._meter.free()
         has_room = free is None or 2 not in levels or levels[1].minus(levels[2]).fits_in(free)
         return 1 if has_room else 2
@@ -415,7 +415,7 @@ class ModelPool:
         self._apply(event(number, time.monotonic()))
 
     def _give_up_order(self, number: int, child: Child, verb: str, err: SleepError) -> None:
-        """Stops or kills a process that did not obey. The next request starts the model again."""
+        """Stops or kills a process that did not obey an order. The next request starts the model again."""
         reason = f"It did not {'fall asleep' if verb == 'sleep' else 'wake'}: {err}"
         if verb == "wake" or not isinstance(err, SleepRefusedError):
             child.fail(reason)
@@ -424,14 +424,14 @@ class ModelPool:
         self._apply(self._scheduler.stayed_awake(number, reason, time.monotonic()))
 
     def _name_sleep(self, stopped: ModelEntry) -> None:
-        """Logs once that models of vLLM on a GPU change places faster with sleep."""
+        """Logs once that `--on-swap sleep` would make swaps of vLLM's models on a GPU faster."""
         others = (entry for entry in self.entries.values() if entry.name != stopped.name and entry.engine == "vllm")
         if self._has_named_sleep or stopped.should_sleep or stopped.engine != "vllm" or self.is_draining:
             return
         if any(self._scheduler.models[other.name].is_hungry for other in others) and self._meter.has_gpus:
             self._has_named_sleep = True
             logger.info(
-                "%s is stopped for another model: with --on-swap sleep, both would keep their processes", stopped.name
+                "%s is stopped for another model. With --on-swap sleep, both would keep their processes", stopped.name
             )
 
     def _answer(self, ticket: int, outcome: Child | ModelRefused) -> None:
@@ -452,7 +452,7 @@ class ModelPool:
     # A model's process
 
     async def _run(self, number: int, child: Child) -> None:
-        """From the start of a process to its end."""
+        """Follows a process from its start to its end."""
         begin_s, name = time.monotonic(), child.entry.name
         record: dict[str, Any] = {"model": name, "begin_s": time.time(), "took_s": None, "outcome": "starting"}
         self.starts.append(record)
@@ -492,7 +492,7 @@ class ModelPool:
         self._apply(self._scheduler.ended(number, reason, time.monotonic(), is_lasting=is_lasting))
 
     def _ends_router(self, name: str, *, is_lasting: bool) -> bool:
-        """Whether the router ends with the only model. The model's own log lines say why it ended."""
+        """Whether the router ends with its only model. Then the model's own log says why the model ended."""
         return is_lasting or (self.entries[name].restart_limit is None and not self._has_run(name))
 
     def _has_run(self, name: str) -> bool:
@@ -500,7 +500,7 @@ class ModelPool:
         return model is not None and model.last_start_s is not None
 
     def _current_of(self, name: str) -> int:
-        """The generation that gets the model's requests; 0 without one."""
+        """The generation that gets the model's requests. 0 if there is none."""
         model = self._scheduler.models.get(name)
         return 0 if model is None or model.current is None else model.current.number
 
@@ -515,11 +515,11 @@ class ModelPool:
             on_swap=entry.on_swap,
             idle_sleep_s=entry.idle_sleep_s,
             asleep=self._meter.asleep_needs_of(entry),
-            may_overlap=entry.foreign is None,  # a command may have a port or a name of its own
+            may_overlap=entry.foreign is None,  # a command may have a fixed port or name
             need=self._meter.need_of(entry) if self._only is None else NOTHING,
         )
 
 
 def _needs_restart(before: ModelEntry, after: ModelEntry) -> bool:
-    """Whether its process must be replaced. Values that only the router uses may change without that."""
+    """Whether a changed entry needs a new process. Values that only the router uses may change freely."""
     return (before.words, before.foreign, before.env) != (after.words, after.foreign, after.env)

@@ -1,7 +1,7 @@
-"""`serve` with several models, `--idle-stop` or `--restart`: owns the port and the models' processes.
+"""Runs `serve` with several models, `--idle-stop` or `--restart`: owns the port and the models' processes.
 
-The router is a light process: it imports no torch. It runs one event loop on its main thread, because the
-kernel ends a child with the *thread* that has forked it.
+The router is a light process that imports no torch. Its event loop runs on the main thread, because the
+kernel ends a child together with the *thread* that has forked it.
 """
 
 import asyncio
@@ -52,10 +52,10 @@ from startup.port.systemd.service_manager import ServiceManager, take_socket
 logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE_S: Final = 75.0
-"""Longer than load balancers keep a connection; without VLLM_HTTP_TIMEOUT_KEEP_ALIVE."""
+"""The default of VLLM_HTTP_TIMEOUT_KEEP_ALIVE. Load balancers keep connections for a shorter time."""
 _TEND_S: Final = 1.0
 _SWITCH_INTERVAL_S: Final = 0.0005
-"""How long a thread may hold the interpreter; Python's 5 ms would delay probes."""
+"""The seconds for which a thread may hold the interpreter. Python's 5 ms would delay probes."""
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _IGNORED: Final = (signal.SIGUSR1, signal.SIGUSR2)
 _STOPS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
@@ -66,40 +66,40 @@ class RouterOptions:
     """The settings of a router."""
 
     config: StartupConfig
-    """The values of the router's own flags. Its API keys include the keys of the file of models."""
+    """The values of the router's own flags. The API keys include those of the file of models."""
     entries: Mapping[str, ModelEntry]
-    """By name, in the order of the file or of the command line."""
+    """Name -> entry, in the order of the file or of the command line."""
     reload: Callable[[], Mapping[str, ModelEntry]] | None
-    """Reads and checks the file again, on a thread; raises ModelsFileError. None without a file."""
+    """Reads and checks the file again, on a thread. Raises ModelsFileError. None without a file."""
     path: Path | None
-    """The file, which is watched."""
+    """The file of models, which the router watches. None without one."""
     limits: SchedulerLimits
     find_template_kinds: Callable[[], tuple[str, ...]]
-    """The kinds of standbys to keep for the present models; empty if the models shall start cold."""
+    """Returns the kinds of standbys that the present models need. Empty if models are to start cold."""
     find_model: Callable[[str], str | None]
-    """The folder of a model that is on disk, by the entry's name."""
+    """Returns the folder of a model on disk, by its entry's name."""
     only: str | None = None
     """The model of `serve MODEL --idle-stop`, for all requests. If its first start fails, the router ends."""
     model_has_keys: bool = False
-    """Whether its own server checks the router's keys: they are in its file."""
+    """Whether the model's own server checks the router's keys, because they are in its --config file."""
 
 
 def run_router(options: RouterOptions) -> int:
-    """Runs until a signal; returns the exit code.
+    """Runs the router until a signal ends it. Returns the exit code.
 
     Raises:
-        PortInUseError: another process listens there.
-        StartupError: the address cannot be used, or a file of keys or TLS.
+        PortInUseError: another process listens on the port.
+        StartupError: the address, a file of keys or a file of TLS cannot be used.
     """
     config = options.config
     configure_logging(config.logs, role="router")
     ensure_temp_folder()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    raise_file_limit(2 * config.limits.max_connections)  # of clients, and of these to models' servers
+    raise_file_limit(2 * config.limits.max_connections)  # connections of clients and to models' servers
     network, tls = config.server.network, config.server.tls
     with ExitStack() as stack:
         places = stack.enter_context(closing(ChildPlaces(config.logs)))
-        if options.only is None:  # a server of ours ends its processes itself
+        if options.only is None:  # our own server ends its processes itself
             stack.enter_context(closing(Guard.start(places.folder)))
         listening = stack.enter_context(
             take_socket() or listener.listen(host=network.host, port=network.port, uds=network.uds)
@@ -122,7 +122,7 @@ class _Secrets(NamedTuple):
 
     @classmethod
     def of(cls, config: ServerConfig) -> Self:
-        """Raises StartupError for a file that cannot be used."""
+        """Reads the files. Raises StartupError for a file that cannot be used."""
         try:
             tls = None if config.tls.ssl_certfile is None else RenewableTls(config.tls)
             return cls(ApiKeys.from_config(config.network), tls)
@@ -131,7 +131,7 @@ class _Secrets(NamedTuple):
 
 
 class _Router:
-    """One run, on the event loop."""
+    """One run of the router, on the event loop."""
 
     def __init__(
         self,
@@ -154,15 +154,15 @@ class _Router:
         self._stopped_s = 0.0
         self._exit_code = OK
         self._is_ready = False
-        """Whether all models with `preload` have started, or have failed to."""
+        """Whether each model with `preload` has become ready or has failed."""
         self._reloading: asyncio.Task[None] | None = None
         self._preloading: asyncio.Future[list[None]] | None = None
-        """The starts that the last change of the file has begun."""
+        """The starts of preloaded models that the last change of the file has begun."""
         self._wants_reload = False
         self._status = ""
 
     async def run(self) -> int:
-        """Serves until a signal; returns the exit code, -N to end by signal N."""
+        """Serves until a signal. Returns the exit code, or -N to end by signal N."""
         self._handle_signals()
         preloaded = await self._follow(self._options.entries)
         async with AsyncExitStack() as stack:
@@ -227,7 +227,7 @@ class _Router:
         )
 
     async def _become_ready(self, preloaded: list[str]) -> None:
-        """The router is ready when these starts have ended, as a server is when its model is."""
+        """Waits for the starts of these models. Then the router is ready, as a server is with its model."""
         await asyncio.gather(*map(self._preload, preloaded))
         if not self._stopped.is_set():
             self._is_ready = True
@@ -244,7 +244,7 @@ class _Router:
                 self._end_without(name)
 
     def _end_without(self, name: str) -> None:
-        """The only model has failed for good: ends the router."""
+        """Ends the router, because its only model has failed for good."""
         if self._stopped.is_set():
             return
         (status,) = self._pool.view()
@@ -257,7 +257,7 @@ class _Router:
         self._stopped.set()
 
     async def _tend_regularly(self) -> None:
-        """A standby would compete with the first starts for the processor."""
+        """Starts standbys only after the first starts, with which they would compete for the processor."""
         while True:
             await asyncio.sleep(_TEND_S)
             if self._is_ready:
@@ -269,7 +269,7 @@ class _Router:
                 self._manager.notify_status(status)
 
     async def _follow(self, entries: Mapping[str, ModelEntry]) -> list[str]:
-        """Returns the models to preload."""
+        """Adopts changed entries. Returns the models to preload."""
         unneeded = self._standbys.follow(self._options.find_template_kinds(), entries.values())
         preloaded = self._pool.set_entries(entries)
         for standby in unneeded:
@@ -279,7 +279,7 @@ class _Router:
     # Signals
 
     def _handle_signals(self) -> None:
-        """SIGHUP reads the file of models again. Without such a file it ends the router, like a server."""
+        """SIGHUP reads the file of models again. Without a file it ends the router, like a server."""
         loop = asyncio.get_running_loop()
         has_file = self._options.reload is not None
         for number in _ENDING if has_file else (*_ENDING, signal.SIGHUP):
@@ -294,11 +294,11 @@ class _Router:
                 loop.add_signal_handler(number, self._suspend, number)
 
     def _suspend(self, number: int) -> None:
-        """Stops the models' process groups and this process (job control); returns once it is continued."""
+        """Stops the models' process groups and this process (job control). Returns once it is continued."""
         loop = asyncio.get_running_loop()
         self._pool.signal_groups(number)
         loop.remove_signal_handler(number)
-        os.kill(os.getpid(), number)  # returns at once without job control
+        os.kill(os.getpid(), number)  # without job control, it returns at once
         loop.add_signal_handler(number, self._suspend, number)
         self._pool.signal_groups(signal.SIGCONT)
 
@@ -318,7 +318,7 @@ class _Router:
     # The file of models
 
     def _request_reload(self) -> None:
-        """Reads the file after a change or SIGHUP; reads it once more if it changes meanwhile."""
+        """Reads the file again after a change or SIGHUP, and again if it changes while it is read."""
         assert self._options.reload is not None
         self._wants_reload = True
         if self._reloading is None or self._reloading.done():

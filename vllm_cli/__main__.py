@@ -9,13 +9,13 @@ import os
 import signal
 import sys
 
-from vllm_cli.own_packages import describe_conflict  # before any other package of this program
+from vllm_cli.own_packages import describe_conflict  # before this program's other packages
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
 
 
 def main() -> int:
-    """Runs the command; as process 1 of a container, runs it in a child and acts as its init."""
+    """Runs the command. As process 1 of a container, runs it in a child process and acts as its init."""
     from base.machine.command_line import mask_command_line
     from startup.ground.serve_words import is_called_as_vllm, use_vllm_engine
 
@@ -42,7 +42,7 @@ def main() -> int:
             from startup.ground.caches import use_kept_bytecode
 
             use_kept_bytecode(Path(_ROOT, "vllm_cli"))
-    if sys.argv[1:2] == ["standby-template"] and len(sys.argv) > 3:  # started by a standby only
+    if sys.argv[1:2] == ["standby-template"] and len(sys.argv) > 3:  # started only by a standby
         return _run_template(*sys.argv[2:])
     return _run()
 
@@ -64,10 +64,10 @@ def _run() -> int:
 
 
 def _run_template(kind: str, standby_fd: str, *models: str) -> int:
-    """Runs a template process, which the standby starts; returns only in the servers forked from it."""
+    """Runs a template process for the standby that started it. Returns only in servers forked from it."""
     from base.machine.descriptors import low_numbers_taken
 
-    with low_numbers_taken():  # front processes have files of these numbers
+    with low_numbers_taken():  # keeps these numbers free: front processes have files there
         import vllm_cli.commands.serve  # noqa: F401 - what every server imports
         from startup.ground.logs.setup import configure_logging, log_options_of_environment
         from startup.ground.processes.quick_end import end_without_finalizing
@@ -77,7 +77,7 @@ def _run_template(kind: str, standby_fd: str, *models: str) -> int:
     link = wait_for_start(kind, models, int(standby_fd))
     exit_code = _run()
     link.report_exit(exit_code)
-    return end_without_finalizing(exit_code)  # it has all modules of its engine, as it was forked with them
+    return end_without_finalizing(exit_code)  # a forked server has all modules of its engine
 
 
 def _end_at_sigint() -> None:
@@ -86,13 +86,13 @@ def _end_at_sigint() -> None:
 
 
 def _raise_at_sigint() -> None:
-    """Restores Python's default; an ignored SIGINT stays ignored."""
+    """Restores Python's handler. An ignored SIGINT stays ignored."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _remove_working_folder_from_path() -> None:
-    """`python -m` puts it first on the path, so that a user's `click.py` would hide the library."""
+    """`python -m` puts the working folder first on the path: a user's `click.py` would hide the library."""
     if not sys.flags.safe_path and sys.path[0] == os.getcwd() != _ROOT:  # noqa: PTH109
         del sys.path[0]
 

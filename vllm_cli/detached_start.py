@@ -27,34 +27,34 @@ T = TypeVar("T")
 
 _PREFIX: Final = "serve-"
 _MOST_LOGS: Final = 20
-"""The next start removes older logs, oldest first, but none of a running server."""
+"""A start removes older logs, oldest first, but not the log of a running server."""
 _POLL_S: Final = 0.05
 _CLOSED_S: Final = 20.0
-"""How long a server may close connections: with TLS 1.2, some do so to clients without a certificate."""
+"""Seconds for which a server may close connections: under TLS 1.2 some close them without a certificate."""
 _STOP_S: Final = 60.0
-"""How long a start that is broken off may take to end."""
+"""Seconds in which a cancelled start must end."""
 
 
 def start_detached(words: Sequence[str]) -> int | None:
-    """Returns 0 when the server is ready, else the exit code of its start.
+    """Returns 0 once the server is ready, or else the exit code of its start.
 
-    In the fork, returns the exit code of a server that a standby has forked. If None, the fork is the server.
+    In the fork: returns the exit code of a server that a standby has forked. None: the fork is the server.
     """
     path, log = _create_log()
     return detach(partial(_begin_again, words), path, log, _wait)
 
 
 def detach(run: Callable[[], T], path: Path, log: IO[bytes], wait: Callable[[int, Reporter], str | None]) -> int | T:
-    """Runs a function in a fork, in a session of its own; Ctrl-C and SIGTERM during the wait end it.
+    """Runs a function in a fork with a session of its own. Ctrl-C and SIGTERM during the wait end the fork.
 
-    To be called by a process with one thread. It returns twice. A new program, in place of a fork, would show
-    the secrets of the command line again.
+    Called by a process with one thread. It returns twice, in both processes. A new program in place of a fork
+    would show the secrets of the command line again.
 
     Args:
-        run: its result is that of this function in the fork.
+        run: runs in the fork. Its result is this function's result there.
         path: the path of the log.
-        log: for the fork's output; it is closed here.
-        wait: gets the fork's process id; returns a text as soon as it is ready, and None if it has ended.
+        log: gets the fork's output. This function closes it.
+        wait: gets the fork's process id. Returns a text once the fork is ready, None if it has ended.
     """
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
@@ -87,7 +87,7 @@ def _enter_session(log: IO[bytes]) -> None:
 
 
 def _begin_again(words: Sequence[str]) -> int | None:
-    """Repeats the steps before the command's parsing, as if the process had begun with these words."""
+    """Repeats the steps before the command line is parsed, as if the process had begun with these words."""
     words = ["serve", *words]
     sys.orig_argv[len(sys.orig_argv) - len(sys.argv) + 1 :] = words
     sys.argv[1:] = words
@@ -95,7 +95,7 @@ def _begin_again(words: Sequence[str]) -> int | None:
 
 
 def _create_log() -> tuple[Path, IO[bytes]]:
-    """A new file for this user alone, locked until the last process has closed it; raises StartupError."""
+    """Creates a log for this user alone, locked until the last process has closed it. Raises StartupError."""
     try:
         folder = record_folder()
         _remove_old(folder)
@@ -109,13 +109,13 @@ def _create_log() -> tuple[Path, IO[bytes]]:
 
 def _remove_old(folder: str) -> None:
     for path in sorted(Path(folder).glob(f"{_PREFIX}*.log"))[: 1 - _MOST_LOGS]:
-        with suppress(OSError), path.open("rb") as log:  # it is in use, or gone
+        with suppress(OSError), path.open("rb") as log:  # the log is in use, or was removed
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
 
 
 def _wait(pid: int, reporter: Reporter) -> str | None:
-    """Which server runs, and where; None if the start has failed."""
+    """Waits. Returns which server runs and where, or None if the start has failed."""
     begin_s = time.monotonic()
 
     def show(polled: Readiness, _: float) -> None:
@@ -129,19 +129,19 @@ def _wait(pid: int, reporter: Reporter) -> str | None:
         time.sleep(_POLL_S)
     server = f"{record.model or 'The server'} (process {pid})"
     if (address := address_of(record)) is None:
-        return f"{server} runs, and listens nowhere; its readiness is not known"
+        return f"{server} runs but does not listen; its readiness is not known"
     options = WaitOptions(address=address, path="/health", timeout_s=_CLOSED_S, interval_s=_POLL_S, pid=pid)
     while (result := wait_for_server(options, show)).ending == "timed out" and not result.last.is_closed:
         pass
     last = result.last
     if last.state == "ready":
         return f"{server} on {address} is ready"
-    is_unknown = last.status is None and is_alive(pid)  # `/health` has other answers, or wants a certificate
+    is_unknown = last.status is None and is_alive(pid)  # `/health` has other answers, or needs a certificate
     return f"{server} on {address} runs; its readiness is not known: {last.reason}" if is_unknown else None
 
 
 def _end(pid: int) -> None:
-    """Stops the start as `vllm-cli stop` does; a second Ctrl-C kills it."""
+    """Stops the start as `vllm-cli stop` does. A second Ctrl-C kills it."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
         end_s = time.monotonic() + _STOP_S

@@ -1,4 +1,4 @@
-"""Errors that the command line shows as a line with `Error:`, without a traceback."""
+"""Errors that the command line shows in one line with `Error:`, without a traceback."""
 
 import click
 
@@ -7,9 +7,9 @@ from envs.suggestion import did_you_mean
 
 
 class ConnectionFailedError(click.ClickException):
-    """A server does not respond, or responds with an error; exit code 1.
+    """A server does not respond, or responds with an error. The exit code is 1.
 
-    `status` is the HTTP status of its answer, None without an answer.
+    `status` is the HTTP status of the server's answer. None without an answer.
     """
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""Runs a benchmark or a batch so that Ctrl-C and SIGTERM cancel it: it cleans up before it exits."""
+"""Runs a benchmark or a batch. Ctrl-C and SIGTERM cancel the work, which cleans up before the exit."""
 
 import asyncio
 import signal
@@ -17,9 +17,9 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 
 
 def run_interruptibly(work: Coroutine[Any, Any, T]) -> T:
-    """Runs to the end, or until a signal cancels it; a second signal ends this process at once.
+    """Runs the work until its end, or until a signal cancels it. A second signal ends this process at once.
 
-    Must be on the main thread, to set signal handlers.
+    Called on the main thread, which alone can set signal handlers.
     """
     import uvloop
 

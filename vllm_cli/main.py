@@ -1,4 +1,4 @@
-"""Runs a command line and returns the exit code; imports only the standard library and click.
+"""Runs a command line and returns the exit code. Imports only the standard library and click.
 
 Exit codes: 0 done, 1 a server did not respond, 2 invalid input, 3 the start failed, 130 Ctrl-C.
 """
@@ -77,7 +77,7 @@ COMMANDS: Final = (
 
 
 class LazyGroup(CommandGroup):
-    """Imports a command when it runs; `--help` imports none of them."""
+    """Imports a command only when it runs. `--help` imports no command."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -142,7 +142,7 @@ vLLM's.
     help="Show the versions of this program and of the installed vLLM, and exit.",
 )
 def cli() -> None:
-    """The group of commands; has no options of its own beyond --help and --version."""
+    """The group of all commands. Its only options are --help and --version."""
 
 
 def _show_versions(ctx: click.Context) -> None:
@@ -156,7 +156,7 @@ def _show_versions(ctx: click.Context) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs a command and returns the exit code; an error of the user is one line without a traceback."""
+    """Runs a command and returns the exit code. An error of the user is one line without a traceback."""
     if exit_code := _run(args):
         _discard_unwritten()
     return exit_code
@@ -187,13 +187,13 @@ def _run(args: Sequence[str] | None) -> int:
 
 
 def _discard_unwritten() -> None:
-    """Drops output that cannot be written: the interpreter would try again, and exit with 120."""
+    """Drops output that cannot be written. The interpreter would try again at its end, and exit with 120."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        except ValueError:  # it is closed
+        except ValueError:  # the stream is closed
             continue
 
 
@@ -209,7 +209,7 @@ def _show(err: click.ClickException) -> int:
 
 
 def _exit_code_of(err: Exception) -> int | None:
-    """The exit code for Ctrl-C during an import and for a missing package; None for every other error."""
+    """The exit code for Ctrl-C during an import, or for a missing package. None for every other error."""
     if _is_interruption(err):
         return INTERRUPTED
     if isinstance(err, ModuleNotFoundError) and err.name in MODULES:
@@ -218,7 +218,7 @@ def _exit_code_of(err: Exception) -> int | None:
 
 
 def _is_interruption(err: BaseException | None) -> bool:
-    """Ctrl-C during an import may raise another error: Python 3.11 wraps errors of `__set_name__`."""
+    """Whether Ctrl-C caused the error. During an import, Python 3.11 may wrap it in another error."""
     while err is not None and not isinstance(err, KeyboardInterrupt):
         err = err.__cause__ or err.__context__
     return err is not None
@@ -237,7 +237,7 @@ def _fail_start(err: StartupError) -> int:
 def _fail(err: Exception | str, exit_code: int) -> int:
     if isinstance(err, Exception) and (env.VLLM_LOGGING_LEVEL.raw or "").upper() == "DEBUG":
         sys.excepthook(type(err), err, err.__traceback__)
-    with suppress(OSError):  # click takes a stream that vLLM 0.29 has prefixed for one of bytes
+    with suppress(OSError):  # vLLM 0.29 prefixes the stream, so that click takes it for one of bytes
         sys.stderr.write(hide_quoted(f"Error: {err}", sys.argv) + "\n")
         sys.stderr.flush()
     return exit_code

@@ -6,10 +6,10 @@ installed wheel has these packages in `vllm_cli/packages`, a checkout beside `vl
 package of this program; forks inherit it. The helper processes run isolated (`python -I`), without the user's
 folders.
 
-If both have a package of a name, ours is imported. A submodule that it lacks is searched in the user's
-folders, and an attribute in the user's module, as for `--middleware server.auth.check`.
+If the user has a package of such a name, too, ours is imported. A submodule or attribute that ours lacks is
+taken from the user's package, for example for `--middleware server.auth.check`.
 
-This finder is not the one of `startup.imports`: it is what makes `startup` importable.
+The finder of `startup.imports` cannot do this, because `startup` is importable only through this one.
 """
 
 import os
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 
-TYPE_CHECKING = False  # a warm start waits for this module: the import of `typing` would delay it
+TYPE_CHECKING = False  # a warm start waits for this module, and `typing` is slow to import
 if TYPE_CHECKING:
     from typing import Any
 
@@ -30,7 +30,7 @@ _ROOT = _IN_WHEEL if os.path.isdir(f"{_IN_WHEEL}/startup") else _INSTALLED_INTO 
 
 
 class OwnPackagesFinder:
-    """A meta-path finder, the first one, that looks for the packages only where this program is."""
+    """The first meta-path finder. It looks for this program's packages only in this program's folder."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -42,7 +42,7 @@ class OwnPackagesFinder:
 
 
 class UsersModulesFinder:
-    """The last meta-path finder: it finds modules in the user's folders that the packages lack."""
+    """The last meta-path finder. It finds submodules in the user's folders that our packages lack."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -51,7 +51,7 @@ class UsersModulesFinder:
 
 
 class _PackageLoader(SourceFileLoader):
-    """Gives one of the packages the attributes of the user's module of the same name."""
+    """Gives one of our packages the attributes of the user's module of the same name."""
 
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
@@ -60,14 +60,14 @@ class _PackageLoader(SourceFileLoader):
 
 
 class _UsersModule:
-    """A user's module with the name of a package, imported when it is needed."""
+    """A user's module with the name of one of our packages, imported when it is needed."""
 
     def __init__(self, own: ModuleType) -> None:
         self._own = own
         self._module: ModuleType | None = None
 
     def attribute(self, name: str) -> "Any":
-        """An attribute of the user's module; raises AttributeError without one, and for our submodules."""
+        """An attribute of the user's module. AttributeError without one, and for our own submodules."""
         package = self._own.__name__
         if not name.startswith("__") and PathFinder.find_spec(f"{package}.{name}", self._own.__path__) is None:
             if self._module is None:
@@ -91,7 +91,7 @@ class _UsersModule:
 
 
 def describe_conflict() -> str | None:
-    """A warning if the unrelated distribution `vllm-cli` is installed into the same folder."""
+    """A warning if an unrelated distribution named `vllm-cli` is installed into the same folder."""
     for folder in sorted(os.listdir(_INSTALLED_INTO)):  # noqa: PTH208
         if not (folder.startswith("vllm_cli-") and folder.endswith(".dist-info")):
             continue
@@ -104,7 +104,7 @@ def describe_conflict() -> str | None:
 
 
 def _find_users(name: str) -> Iterator[ModuleSpec]:
-    """The modules of this name on the path that are not ours."""
+    """Yields the specs of modules of this name on the path that are not ours."""
     *parents, _ = name.split(".")
     own = os.path.realpath(_ROOT)
     for folder in sys.path:
@@ -115,7 +115,7 @@ def _find_users(name: str) -> Iterator[ModuleSpec]:
 
 
 def _is_installed() -> bool:
-    """Also where this file was run a second time under another module name (`multiprocessing.spawn`)."""
+    """Whether the finders are installed, also by another copy of this module (`multiprocessing.spawn`)."""
     return any(getattr(finder, "__name__", "") == OwnPackagesFinder.__name__ for finder in sys.meta_path)
 
 

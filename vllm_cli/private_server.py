@@ -1,4 +1,4 @@
-"""`vllm-cli serve` on a private socket, for a batch and for a build: without keys, TLS or an address."""
+"""`vllm-cli serve` on a private socket, without keys, TLS or port, for `run-batch` and `bake`."""
 
 import contextlib
 import sys
@@ -18,19 +18,19 @@ from vllm_cli.supervised_command import SupervisedCommand
 
 _POLL_S: Final = 0.05
 _MAX_PATH_BYTES: Final = 100
-"""A little below the longest address of a Unix socket (unix(7))."""
+"""A little less than the longest path of a Unix socket (unix(7))."""
 _SOCKET: Final = "server.sock"
 
 
 class PrivateServer:
-    """A server that stops with this process; created by `start_private_server`."""
+    """A server that stops with this process. `start_private_server` creates it."""
 
     def __init__(self, command: SupervisedCommand, address: ServerAddress) -> None:
         self.command = command
         self.address = address
 
     def wait_ready(self, timeout_s: float, on_poll: Callable[[Readiness, float], None]) -> WaitResult:
-        """Waits until it is ready, has ended, or the time is over."""
+        """Waits until the server is ready or has ended, at most `timeout_s`."""
         options = WaitOptions(
             address=self.address, path="/health", timeout_s=timeout_s, interval_s=_POLL_S, pid=self.command.root_pid
         )
@@ -41,12 +41,12 @@ class PrivateServer:
 def start_private_server(
     words: Sequence[str], environment: Mapping[str, str], *, flags: Sequence[str] = (), keeps_log: bool = True
 ) -> Iterator[PrivateServer]:
-    """Starts a server; stops it at the end of the block, and waits until all its processes have exited.
+    """Starts a server. After the block, stops it and waits until all its processes have exited.
 
     Args:
-        words: the user's, after `serve`.
-        environment: variables beside those of this process.
-        flags: defaults, which the words override.
+        words: the user's words after `serve`.
+        environment: variables in addition to those of this process.
+        flags: defaults, which `words` override.
         keeps_log: whether the server's output is kept instead of shown.
     """
     if len(without_flags(words, ("--detach",))) < len(words):
@@ -58,20 +58,20 @@ def start_private_server(
         contextlib.closing(SupervisedCommand(variables, keeps_log=keeps_log)) as command,
     ):
         path = str(folder / _SOCKET)
-        model = given[:1] if given and not given[0].startswith("-") else []  # vLLM's first word
-        # Then the flags: a list flag among the user's takes every word that follows.
+        model = given[:1] if given and not given[0].startswith("-") else []  # the word that vLLM expects first
+        # Then our flags: after a list flag of the user, all words would belong to the list.
         own = ["--uds", path, *flags, *_overrides(words)]
         command.run([sys.executable, "-m", "vllm_cli", "serve", *model, *own, *given[len(model) :]])
         yield PrivateServer(command, ServerAddress(uds=path))
 
 
 def _overrides(words: Sequence[str]) -> Iterator[str]:
-    """Flags before the user's words: neither keys nor TLS, whatever a --config file says."""
+    """Flags that go before the user's words and remove keys and TLS of a --config file."""
     yield "--api-key="
     if choose_engine(words) == "embedded":
         yield from ("--api-key-file=", "--ssl-ca-certs=", "--ssl-ciphers=", "--ssl-cert-reqs=0")
         yield "--no-enable-ssl-refresh"
-    if find_values(words, "--config"):  # else even empty flags delay vLLM's listening
+    if find_values(words, "--config"):  # without a file, even empty flags would delay vLLM's listening
         yield from ("--ssl-keyfile=", "--ssl-certfile=")
 
 

@@ -15,12 +15,12 @@ from envs.redaction import hide_in_command
 from vllm_cli.supervisor import CANNOT_RUN, start_supervisor
 
 STOP_GRACE_S = 20.0
-"""Time that a command has to exit after SIGTERM; then it is killed."""
+"""Seconds from SIGTERM until the command is killed."""
 _NUM_LOG_LINES = 20
 
 
 def last_lines(log: Path) -> str:
-    """The end of a log, indented; empty if there is no such file."""
+    """The end of a log, indented. Empty if there is no such file."""
     with contextlib.suppress(OSError):
         lines = log.read_text(errors="replace").splitlines()
         return "\n".join(f"  {line}" for line in lines[-_NUM_LOG_LINES:])
@@ -34,13 +34,13 @@ class CommandEndedError(click.ClickException):
 
 
 class SupervisedCommand:
-    """A command with all its descendants, and its output; its supervisor outlives this process."""
+    """A command, its descendants and its output. Its supervisor process outlives this process."""
 
     def __init__(self, environment: Mapping[str, str] | None = None, *, keeps_log: bool = True) -> None:
         """
         Args:
             environment: variables to set in addition to those of this process.
-            keeps_log: whether `log_tail` needs the output; otherwise it is shown on standard error.
+            keeps_log: whether the output is kept for `log_tail`. Otherwise it is shown on standard error.
         """
         self._environment = {**foreign.snapshot(), **(environment or {})}
         self._keeps_log = keeps_log
@@ -49,7 +49,7 @@ class SupervisedCommand:
         self._log_path: Path | None = None
 
     def run(self, words: Sequence[str]) -> None:
-        """Starts the command unless one runs."""
+        """Starts the command unless it runs already."""
         if self._supervisor is not None:
             return
         self._words = words
@@ -74,7 +74,7 @@ class SupervisedCommand:
             raise CommandEndedError(f"{self.describe_end()}\n{self.log_tail}".rstrip())
 
     def wait(self, timeout_s: float | None = None) -> int:
-        """The exit status, once the command has ended; raises subprocess.TimeoutExpired."""
+        """The exit status, once the command has ended. Raises subprocess.TimeoutExpired."""
         return self._supervisor.wait(timeout_s) if self._supervisor is not None else 0
 
     def describe_end(self) -> str:
@@ -103,7 +103,7 @@ class SupervisedCommand:
 
     @property
     def root_pid(self) -> int:
-        """The supervisor: all processes of the command are its descendants.
+        """The supervisor's process id. All processes of the command are its descendants.
 
         Raises:
             CommandEndedError: the command was not started, or has been stopped.
@@ -113,7 +113,7 @@ class SupervisedCommand:
         return self._supervisor.pid
 
     def send(self, command: bytes) -> None:
-        """Sends a command to the supervisor and waits until it is done or the process has exited."""
+        """Sends a command to the supervisor. Returns once it is done, or the supervisor has exited."""
         process = self._supervisor
         if process is None or process.stdin is None or process.stdout is None:
             return
@@ -122,7 +122,7 @@ class SupervisedCommand:
             process.stdin.flush()
             if process.stdout.readline():
                 return
-        process.wait()  # without an echo the process has exited, and the supervisor exits after it
+        process.wait()  # without an echo the command has exited, and the supervisor soon exits, too
 
     @contextlib.contextmanager
     def _open_log(self) -> Iterator[IO[bytes] | None]:

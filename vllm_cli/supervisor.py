@@ -1,9 +1,9 @@
-"""Runs a server command; stops it with all its descendants when the parent process exits or closes the pipe.
+"""Runs a server command. Stops it with all descendants when the parent process exits or closes the pipe.
 
-Runs as a script (`python -I supervisor.py GRACE_S`): only a separate process can clean up after a crash or a
-SIGKILL of its parent, a benchmark or `run-batch`. The parent holds the other end of the standard input. The
-first line is the command as a JSON list, because other users can read a script's own words. The lines
-`pause` and `resume` freeze and resume the server and are echoed when done; `poll` is echoed if the server
+Runs as a script (`python -I supervisor.py GRACE_S`), because only a separate process can clean up after a
+crash or a SIGKILL of its parent (a benchmark or `run-batch`). The parent writes lines to the standard input.
+The first line is the command as a JSON list, because other users can read a script's own words. The lines
+`pause` and `resume` freeze and resume the server, and are echoed when done. `poll` is echoed if the server
 runs. The end of the input stops the server. The exit status is the server's, 128 + N after signal N. The
 server's output goes to this process's standard error.
 """
@@ -24,13 +24,13 @@ import psutil
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.2
 EXIT_DELAY_S = 3 * _POLL_S
-"""Time from the server's exit to the supervisor's, unless the machine is very busy."""
+"""Seconds from the server's exit to the supervisor's, unless the machine is very busy."""
 CANNOT_RUN = 127
-"""Exit status when the command cannot be executed, as in a shell."""
+"""The exit status if the command cannot be executed, as in a shell."""
 
 
 def start_supervisor(words: Sequence[str], *, grace_s: float, **options: Any) -> subprocess.Popen[bytes]:
-    """Starts this script with a command; `options` are those of `Popen`."""
+    """Starts this script with a command. `options` are those of `Popen`."""
     script = [sys.executable, "-I", __file__, str(grace_s)]
     process = subprocess.Popen(script, stdin=subprocess.PIPE, start_new_session=True, **options)
     assert process.stdin is not None
@@ -41,7 +41,7 @@ def start_supervisor(words: Sequence[str], *, grace_s: float, **options: Any) ->
 
 
 class Supervisor:
-    """Owns one server process, in its own session and process group, and all its descendants."""
+    """Owns a server process, which has its own session and process group, and all its descendants."""
 
     def __init__(self, words: list[str], *, grace_s: float) -> None:
         self._grace_s = grace_s
@@ -50,7 +50,7 @@ class Supervisor:
         self._server = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True)
 
     def watch(self) -> int:
-        """Executes commands from standard input until it ends or the server exits; stops all descendants."""
+        """Executes commands from standard input until the input or the server ends. Stops all descendants."""
         with selectors.DefaultSelector() as selector:
             selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
             while self._server.poll() is None and not self._is_stop_requested:
@@ -64,7 +64,7 @@ class Supervisor:
         self._is_stop_requested = True
 
     def _execute(self, commands: bytes) -> bool:
-        """Executes the commands; False at the end of the input or if the server has exited."""
+        """Executes the commands. False at the end of the input, or if the server has exited."""
         for command in commands.split():
             if command == b"poll":
                 if self._server.poll() is not None:
@@ -104,7 +104,7 @@ def _status(process: psutil.Process) -> str:
 
 
 def _adopt_orphans() -> None:
-    """Becomes the parent of orphaned descendants, to stop daemonizing processes too (Linux only)."""
+    """Becomes the parent of orphaned descendants, to stop processes that daemonize, too (Linux only)."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 

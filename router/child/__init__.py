@@ -1,1 +1,1 @@
-"""One process of a model, with all that belongs to it: begin with `child.py`."""
+"""One process of a model and everything that belongs to it. Begin with `child.py`."""

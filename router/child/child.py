@@ -1,4 +1,4 @@
-"""One model's process: its start, its readiness and its end, with all processes that belong to it."""
+"""Starts a model's process, waits until its server is ready, and ends all processes that belong to it."""
 
 import asyncio
 import errno
@@ -27,29 +27,29 @@ from startup.ground.temp_folder import remove_left_behind
 logger = logging.getLogger(__name__)
 
 _AFTER_CRASH_S: Final = 2.0
-"""How long the others may take to end after the first process has ended by itself."""
+"""After the first process has ended by itself: seconds until the model's other processes are killed."""
 _KILL_S: Final = 10.0
 _OUTPUT_S: Final = 0.5
-"""How long the last output may take to come after the end."""
+"""After the last process has ended: seconds for its last output to arrive through the pipe."""
 _LEAST_POLL_S: Final = 0.02
 _MOST_POLL_S: Final = 0.25
 _POLL_SHARE: Final = 0.01
-"""The pause between two polls as a part of the time since the start."""
+"""The pause between two polls, as a share of the time since the start."""
 _ANSWER_S: Final = 2.0
 _CHECK_S: Final = 2.0
 _LONGEST_CHECK_S: Final = 5.0
-"""The most silence that one check adds: a pause of the router is no silence of the server."""
+"""The most seconds of silence that one check counts: a pause of the router is no silence of the server."""
 _SHOWN_S: Final = 5.0
 _REASON_S: Final = 2.0
 
 
 class ChildPlace(NamedTuple):
-    """The things that a child gets from the router."""
+    """What the router gives to a child."""
 
     socket_path: str
-    """Where a server of ours listens. It also marks all processes of that server (`router.child.place`)."""
+    """The UNIX socket of our server. Its path also marks the server's processes (`child/place.py`)."""
     environment: Mapping[str, str]
-    """The whole environment, without the variables of the entry."""
+    """The environment of the child, without the variables of `ModelEntry.env`, which are added later."""
     relay: LogRelay
 
 
@@ -63,7 +63,7 @@ class Child:
         self.has_served = False
         self.process: ChildProcess | None = None
         self.exit_code: int | None = None
-        """-N after signal N; None until the process has ended, and if there was none."""
+        """The first process's exit code, or -N after signal N. None while it runs, or if none was started."""
         self.place = place
         self._environment = {**place.environment, **entry.env}
         self._server = _server_of(entry, place.socket_path, self._environment)
@@ -73,20 +73,20 @@ class Child:
         self._wants_stop = asyncio.Event()
         self._is_killed = False
         self.is_end_awaited: Callable[[], bool] = lambda: False
-        """Whether another model waits for its memory, or somebody for its end."""
+        """Whether another model waits for this child's memory, or a caller waits for the child's end."""
         self._failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        """Set once its server has failed to carry out an order."""
+        """The reason, once the child's server has failed to carry out an order."""
         self._silent_s = 0.0
-        """How long it has not answered, after it had served."""
+        """How long the server has not answered, in seconds. Counted only after it was ready once."""
         self._is_hung = False
         self._is_silent = False
-        """Whether it did not answer when it was to end."""
+        """Whether the server did not answer the poll before its stop."""
         self._started_s = time.monotonic()
         self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @property
     def base_url(self) -> str:
-        """The address of its server."""
+        """The address of the child's server."""
         return self._server.base_url
 
     @property
@@ -96,12 +96,12 @@ class Child:
 
     @property
     def connector(self) -> aiohttp.BaseConnector:
-        """Connections to its server, without a limit; closed when its processes have ended."""
+        """Connections to the child's server, without a limit. Closed when its processes have ended."""
         return self._server.connector
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Its first process, and the listening process, if a standby has forked another one for that."""
+        """The first process, and the listening one if the first is only the front process of a warm start."""
         first = 0 if self.process is None else self.process.pid
         return tuple(pid for pid in dict.fromkeys((first, self._listener_pid)) if pid)
 
@@ -111,17 +111,17 @@ class Child:
         before_stop: "Callable[[Child], Awaitable[None]] | None" = None,
         on_crash: Callable[[], None] = lambda: None,
     ) -> str | None:
-        """Lives from the start to the end of its last process.
+        """Starts the process. Returns when it and all processes that belong to it have ended.
 
-        Must not be cancelled: `stop` and `kill` end it.
+        Must not be cancelled. Call `stop` or `kill` to end the process.
 
         Args:
-            on_ready: called once requests are answered.
-            before_stop: awaited when it answers requests and is to end.
-            on_crash: called when its first process has ended by itself; others may still run.
+            on_ready: called once the server answers requests.
+            before_stop: awaited before a server that answers requests is asked to end.
+            on_crash: called when the first process has ended by itself. Others may still run.
 
         Returns:
-            Why it has failed; None if it was asked to end, and did not hang.
+            Why the process has failed. None if it was asked to end and did so without a hang.
         """
         try:
             reason = await self._until_it_ends(on_ready, before_stop)
@@ -133,31 +133,31 @@ class Child:
         return None if self._wants_stop.is_set() and not self._is_hung else self._reason.result()
 
     async def end_reason(self) -> str:
-        """Waits a moment for its end, and returns why it ended; empty if it still runs."""
+        """Waits up to 2 s for the process to end. Returns why it ended, or empty if it still runs."""
         await asyncio.wait({self._reason}, timeout=_REASON_S)
         return self._reason.result() if self._reason.done() else ""
 
     async def sleep(self, level: int) -> None:
-        """Returns when its server, which has no request, has fallen asleep; raises SleepError."""
+        """Puts the server, which has no requests, to sleep, and returns when it sleeps. Raises SleepError."""
         await self._server.sleep(level)
 
     async def wake(self, size_bytes: int) -> None:
-        """Returns when its server answers requests again; raises SleepError. `size_bytes`: of its weights."""
+        """Wakes the server, and waits until it is ready. `size_bytes`: of its weights. Raises SleepError."""
         await self._server.wake(size_bytes)
 
     def fail(self, reason: str) -> None:
-        """Ends it at once, as if it hung."""
+        """Ends the process at once, like a hanging process, and keeps `reason` as the reason."""
         if not self._failure.done():
             self._failure.set_result(reason)
 
     def stop(self) -> None:
-        """Asks it to end; a server of ours answers its running requests before."""
+        """Asks the process to end. A server of ours answers its running requests first."""
         self._wants_stop.set()
 
     def drain(self) -> None:
-        """The router ends: our server finishes its running requests by itself, a command runs until `stop`.
+        """Called when the router ends. Our server finishes its running requests, a command runs until `stop`.
 
-        Without that call, a command is stopped and killed after the time that a server of ours has.
+        A command that `stop` never ends is stopped and killed after the time that a server of ours has.
         """
         if not self._server.is_foreign:
             self.stop()
@@ -167,12 +167,12 @@ class Child:
         loop.call_later(STOP_S + ERRORS_S, self.kill)
 
     def signal_group(self, number: int) -> None:
-        """Sends a signal to the process group of its first process."""
+        """Sends a signal to the process group of the child's first process."""
         if self.process is not None and self._processes.is_running(self.process.pid):
             self.process.signal_group(number)
 
     def kill(self) -> None:
-        """Ends it at once."""
+        """Kills the process at once."""
         self._is_killed = True
         self._wants_stop.set()
         self.signal_group(signal.SIGKILL)
@@ -183,7 +183,7 @@ class Child:
     async def _until_it_ends(
         self, on_ready: Callable[[], None], before_stop: "Callable[[Child], Awaitable[None]] | None"
     ) -> str | None:
-        """Waits until it has ended or must end. Returns why, unless it ended by itself or by request."""
+        """Returns once the process has ended or must end, with the reason. None: by itself or by request."""
         try:
             if (obstacle := await self._server.find_obstacle()) is not None or self._wants_stop.is_set():
                 return obstacle
@@ -221,10 +221,10 @@ class Child:
             await asyncio.gather(ended, stopped, found, return_exceptions=True)
 
     async def _find_hang(self) -> str:
-        """Returns why the server counts as hung: it reports a hung engine (its watchdog), or does not answer.
+        """Returns once the server counts as hung, with the reason: its watchdog's report, or no answer.
 
         The watchdog runs on the server's event loop, so it cannot notice that this loop hangs. A command is
-        not asked, because it may have no such answer.
+        not polled, because it may have no such answer.
         """
         if self._server.is_foreign:
             await asyncio.Event().wait()
@@ -232,7 +232,7 @@ class Child:
         async with self._session() as session:
             while True:
                 begin_s, is_awaited = loop.time(), self.is_end_awaited()
-                with suppress(OSError):  # a full disk, say
+                with suppress(OSError):  # for example a full disk
                     if is_awaited:
                         mark.touch()
                     else:
@@ -249,14 +249,14 @@ class Child:
                     return f"{self.fault}, and others wait for its memory"
 
     async def _find_fault(self, finding_hang: "asyncio.Task[str | None]") -> str:
-        """Why it must be killed; empty if it can be asked to end."""
+        """Returns why the process must be killed. Empty if it can be asked to end."""
         if self._failure.done():
             return self._failure.result()
         hang = finding_hang.result() if finding_hang.done() else await self._ask_before_stop()
         return f"The server hangs. {hang}" if hang else ""
 
     async def _ask_before_stop(self) -> str:
-        """Why it hangs; empty if it does not. A hang may be why it has no requests any more."""
+        """Returns why the server hangs, or empty. A hang may be the reason why it has no requests."""
         if self._server.is_foreign:
             return ""
         async with self._session() as session:
@@ -274,20 +274,20 @@ class Child:
             become = partial(_become, self._server.execute, self._environment, output_fd)
             self.process = ChildProcess.fork(become)
         self._processes.add([self.process.pid])
-        if not self._processes.is_running(self.process.pid):  # no descriptor is free: nobody would see its end
+        if not self._processes.is_running(self.process.pid):  # without a free descriptor its end would go unnoticed
             self.process.kill()
             self.process = None
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     async def _wait_end(self) -> None:
-        """Returns when its first process has ended; never for a server that ran already."""
+        """Returns when the first process has ended. Never returns for a server that was already running."""
         if self.process is None:
             await asyncio.Event().wait()
         else:
             await self._processes.wait(self.process.pid, None)
 
     async def _wait_ready(self) -> None:
-        """Returns once requests are answered."""
+        """Returns once the server answers requests."""
         async with self._session() as session:
             while not await self._is_ready(session):
                 elapsed_s = time.monotonic() - self._started_s
@@ -302,7 +302,7 @@ class Child:
         return found.is_ready
 
     async def _poll(self, session: aiohttp.ClientSession) -> ChildReadiness | None:
-        """None without an answer."""
+        """The server's answer, or None without one."""
         with suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
             return await self._server.poll(session)
         return None
@@ -310,7 +310,7 @@ class Child:
     # Its end
 
     async def _finish(self) -> int | None:
-        """Waits until all of its processes have ended. Returns how the first one did; None without one."""
+        """Waits until all processes have ended. Returns how the first one ended; None without one."""
         code = None
         if self.process is not None:
             has_crashed = self._is_hung or not self._processes.is_running(self.process.pid)
@@ -332,17 +332,17 @@ class Child:
         return code
 
     def _find_stop_s(self) -> float:
-        """How long it may take to end. It gets less time if it does not answer: it cannot finish requests."""
+        """Seconds that the process may take to end. Few for a silent server: it cannot finish requests."""
         if not self._is_silent:
             return self._server.stop_s
-        logger.warning("%s does not answer: it is killed after %g s", self.entry.name, ERRORS_S)
+        logger.warning("%s does not answer. It is killed after %g s", self.entry.name, ERRORS_S)
         return ERRORS_S
 
     def _note_processes(self) -> None:
-        """Notes the processes that belong to it, at its readiness and before its stop.
+        """Notes the descendants of the first process, when the server is ready and before its stop.
 
         After its end, orphans cannot be found in this way. Orphans of a crashed start end with their
-        process group, by their own death pipes, or by their mark (`router.child.place`).
+        process group, by their death pipes, or by their mark (`router.child.place`).
         """
         self._listener_pid = self._server.find_listener() or self._listener_pid
         self._processes.add(self.pids)
@@ -350,7 +350,7 @@ class Child:
             self._processes.add(descendants(pid))
 
     async def _ask_to_end(self, process: ChildProcess) -> None:
-        """Sends SIGTERM to our server, which ends its processes itself; to all processes of a foreign one."""
+        """Sends SIGTERM to our server, which ends its own processes, or to all processes of a foreign one."""
         is_running = self._processes.is_running(process.pid)
         if not self._server.is_foreign:
             if is_running:
@@ -379,7 +379,7 @@ class Child:
         command.poll()
 
     async def _kill_all(self, process: ChildProcess) -> None:
-        process.signal_group(signal.SIGKILL)  # before it is reaped: the group's number is still its own
+        process.signal_group(signal.SIGKILL)  # before it is reaped: until then its number cannot be another group's
         self._processes.signal(signal.SIGKILL)
         if self._server.is_foreign:
             self._processes.add(await asyncio.to_thread(find_marked, self.place.socket_path))
@@ -388,7 +388,7 @@ class Child:
             logger.warning("processes of %s do not end after SIGKILL", self.entry.name)
 
     def _describe(self, reason: str | None, code: int | None) -> str:
-        """Why it has ended. After a signal, log lines count only if they explain it."""
+        """Describes why the process has ended. After a signal, ignores log lines that do not explain it."""
         text = reason or ("The process was stopped" if code is None else describe_end(code))
         is_signal = reason is None and code is not None and code < 0
         words = [*self.entry.words, *self._server.words]

@@ -1,4 +1,4 @@
-"""The output of the models' processes: relayed to standard error with the model's name, and its end kept."""
+"""Relays output of the models' processes to standard error, with the model's name. Keeps the last lines."""
 
 import asyncio
 import json
@@ -21,13 +21,13 @@ _CHUNK: Final = 1 << 16
 _LONGEST_LINE: Final = 1 << 14
 _MOST_KEPT: Final = 1 << 16
 _MOST_WAITING: Final = 1 << 22
-"""The most bytes that wait while nobody reads standard error; further ones are dropped."""
+"""The most bytes that wait while nobody reads standard error. Further lines are dropped."""
 _NUM_LAST_LINES: Final = 3
 _LAST_LINES_CHARACTERS: Final = 600
 
 
 class LogRelay:
-    """Writes lines of all models on its own thread, so that a standard error that blocks delays nothing."""
+    """Writes lines of all models on its own thread, so that a blocked standard error delays no event loop."""
 
     def __init__(self, log_format: LogFormat, fd: int = 2, *, has_names: bool = True) -> None:
         """`has_names` is False for the only model, whose lines need no name."""
@@ -43,7 +43,7 @@ class LogRelay:
         self._thread.start()
 
     def write(self, lines: Sequence[bytes]) -> None:
-        """Writes these lines later; on the event loop."""
+        """Queues these lines for writing. Called on the event loop."""
         block = b"".join(lines)
         with self._changed:
             if self._num_bytes + len(block) > _MOST_WAITING:
@@ -54,7 +54,7 @@ class LogRelay:
             self._changed.notify()
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Waits a moment until the written lines have reached standard error."""
+        """Waits until the queued lines have reached standard error, at most `timeout_s`."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
@@ -62,7 +62,7 @@ class LogRelay:
 
     def _run(self) -> None:
         while (block := self._next()) is not None:
-            with suppress(OSError):  # nobody reads it any more
+            with suppress(OSError):  # no process reads it any more
                 _write_all(self._fd, block)
 
     def _next(self) -> bytes | None:
@@ -84,7 +84,7 @@ class LogRelay:
 
 
 class ChildLog:
-    """The output of one process, read from a pipe on the event loop; owns the pipe's read end."""
+    """Reads the output of one process from a pipe on the event loop. Owns the read end of the pipe."""
 
     def __init__(self, model: str, relay: LogRelay) -> None:
         self._model = escape_controls(model) if relay.has_names else ""
@@ -98,7 +98,7 @@ class ChildLog:
 
     @contextmanager
     def open(self) -> Iterator[int]:
-        """The descriptor on which a process that is started within the block writes; raises OSError."""
+        """A descriptor for the output of a process that is started within the block. Raises OSError."""
         self._read_fd, write_fd = os.pipe()
         os.set_blocking(self._read_fd, False)
         self._loop.add_reader(self._read_fd, self._read)
@@ -108,7 +108,7 @@ class ChildLog:
             os.close(write_fd)
 
     async def close(self, timeout_s: float) -> None:
-        """Waits until all processes that write there have ended, for this time at most."""
+        """Waits until all processes that write to the pipe have ended, at most `timeout_s`."""
         if self._read_fd < 0:
             return
         with suppress(TimeoutError):
@@ -119,12 +119,12 @@ class ChildLog:
     def explain_failure(
         self, words: Sequence[str] = (), *, is_known_only: bool = False, has_served: bool = False
     ) -> str:
-        """The failure in the words of `vllm-cli explain`. If unknown: the exception, or the last lines.
+        """Why the process failed, in the words of `vllm-cli explain`, else the exception or the last lines.
 
         Args:
-            words: the process's command line, whose secrets may be quoted.
-            is_known_only: whether lines that explain nothing, as before a signal, are left out.
-            has_served: whether lines may hold texts of requests, which others must not see.
+            words: the process's command line. Its secrets are hidden where lines quote them.
+            is_known_only: whether only a known cause counts, for example after a signal.
+            has_served: whether the lines may contain clients' texts, which no other client must see.
         """
         lines = [line.decode(errors="replace") for line in self._kept]
         if (cause := find_cause(lines)) is not None and cause.known is not None:
@@ -136,7 +136,7 @@ class ChildLog:
         return hide_quoted(text, words)
 
     def _read(self) -> None:
-        """One chunk for each turn of the loop, however much there is."""
+        """Reads one chunk in each turn of the event loop, however much output there is."""
         try:
             chunk = os.read(self._read_fd, _CHUNK)
         except BlockingIOError:
@@ -152,7 +152,7 @@ class ChildLog:
         self._take(lines)
 
     def _take(self, lines: Sequence[bytes]) -> None:
-        """Keeps lines and relays them. The states of a progress bar end with \\r: only the last one stays."""
+        """Keeps and relays lines. A progress bar's states end with \\r: only the last one is kept."""
         relayed = []
         for line in lines:
             shown = line.rstrip(b"\r").rpartition(b"\r")[2][:_LONGEST_LINE]
@@ -177,7 +177,7 @@ class ChildLog:
 
 
 def encode_line(line: str, model: str, log_format: LogFormat) -> bytes:
-    """A line of output with the name of its model, if any, in front; JSON gets it as the member `model`."""
+    """A line of output behind the name of its model, if any. In JSON the name is the member `model`."""
     if log_format == "text":
         return (f"[{model}] {line}\n" if model else f"{line}\n").encode(errors="replace")
     record = _parse(line)

@@ -1,8 +1,8 @@
-"""Where the models' processes live (sockets, environment), and how they are ended after the router.
+"""Sockets and environment of the models' processes, and how these processes end after the router.
 
 When the router ends, the kernel ends the servers and commands that it has started. A user's command may
-have started further processes: the router finds them by the variable VCLI_ROUTER, which they inherit. If the
-router was killed, a guard finds them.
+have started further processes. They inherit the variable VCLI_ROUTER, by which the router finds them. If the
+router was killed, a guard process finds and ends them.
 """
 
 import os
@@ -25,12 +25,12 @@ _NUM_SCANS: Final = 50
 _BETWEEN_SCANS_S: Final = 0.02
 _FIRST_FD: Final = 3
 _MOST_FDS: Final = 1024
-"""More than a router has when it starts."""
+"""More descriptors than a router has open when it starts."""
 _TITLE: Final = b"vllm-cli router's guard"
 
 
 class ChildPlaces:
-    """Belongs to one router."""
+    """The folder of one router with the sockets of its children."""
 
     def __init__(self, logs: LogOptions) -> None:
         self._stack = ExitStack()
@@ -45,11 +45,11 @@ class ChildPlaces:
         return str(self._folder)
 
     def socket_path(self, number: int) -> str:
-        """Where a process listens."""
+        """The socket of the child with this number."""
         return str(self._folder / f"{number}.sock")
 
     def environment(self, number: int, variables: Mapping[str, str]) -> dict[str, str]:
-        """The environment of a process: the router's environment without its own variables."""
+        """A child's environment: the router's without its own variables, plus `variables` and VCLI_ROUTER."""
         return {**self._base, **variables, env.VCLI_ROUTER.name: self.socket_path(number)}
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class ChildPlaces:
 
 
 def find_marked(place: str) -> list[int]:
-    """Processes of this user whose VCLI_ROUTER is this path, or one in this folder."""
+    """Processes of this user whose VCLI_ROUTER is this path or lies in this folder."""
     itself, within = (f"\0{env.VCLI_ROUTER.name}={place}{end}".encode() for end in ("\0", "/"))
     found = []
     for folder in Path("/proc").iterdir():
@@ -71,7 +71,7 @@ def find_marked(place: str) -> list[int]:
 
 
 class Guard:
-    """A process that outlives the router for a moment: ends its marked processes, and removes its folder."""
+    """A process that outlives the router, ends the router's marked processes, and removes its folder."""
 
     def __init__(self, pid: int, life_fd: int) -> None:
         self._pid = pid
@@ -79,11 +79,11 @@ class Guard:
 
     @classmethod
     def start(cls, folder: str) -> Self:
-        """To be called while this process has no other threads, and no sockets that must not outlive it."""
+        """Starts the guard while this process has no other threads, and no sockets that must not leak."""
         read_fd, life_fd = os.pipe()
         with group_signals.blocked():
             pid = os.fork()
-            if pid == 0:  # the signals stay blocked here until they are ignored
+            if pid == 0:  # signals stay blocked here until their handlers are replaced
                 try:
                     os.close(life_fd)
                     _guard(read_fd, folder)
@@ -93,13 +93,13 @@ class Guard:
         return cls(pid, life_fd)
 
     def close(self) -> None:
-        """Returns when it has ended."""
+        """Returns when the guard has ended."""
         os.close(self._life_fd)
         os.waitpid(self._pid, 0)
 
 
 def _guard(read_fd: int, folder: str) -> NoReturn:
-    """Runs in the new process, until the kernel closes the other end of the pipe."""
+    """Runs in the guard, and acts when the kernel closes the router's end of the pipe."""
     os.setsid()
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

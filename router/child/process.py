@@ -1,4 +1,4 @@
-"""A child process, a server or another program, that ends with its parent, however the parent ends."""
+"""A child process that runs a server or another program. It ends with its parent, however the parent ends."""
 
 import os
 import resource
@@ -26,25 +26,25 @@ _OWN: Final = (
     env.VCLI_RESTART,
     env.VCLI_MODELS,
 )
-"""Variables of the router that its standbys and its models' processes do not get."""
+"""Variables of the router that neither its standbys nor its models' processes get."""
 _RESET: Final = (signal.SIGPIPE, signal.SIGXFSZ)
-"""Python ignores them; a program that is executed gets their default actions, as from a shell."""
+"""Signals that Python ignores. The executed program gets their default actions, as from a shell."""
 _CANNOT_EXECUTE: Final = 127
-"""The exit code that shells use."""
+"""The exit code of a process that cannot execute its program, as in shells."""
 
 
 class ChildProcess:
-    """A process that leads its own group, so that Ctrl-C reaches it only through its parent."""
+    """A process that leads its own group: Ctrl-C in the terminal reaches only its parent."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
 
     @classmethod
     def fork(cls, become: Callable[[], NoReturn]) -> Self:
-        """Starts a process that becomes a program; to be called on the main thread.
+        """Starts a process that executes a program. Called on the main thread.
 
         Args:
-            become: called in the new process; executes a program.
+            become: executes the program; called in the new process.
 
         Raises:
             OSError: no process can be started.
@@ -64,13 +64,13 @@ class ChildProcess:
                     os._exit(_CANNOT_EXECUTE)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        with suppress(OSError):  # it may have executed its program already
+        with suppress(OSError):  # the child may have executed its program already
             os.setpgid(pid, pid)
         return cls(pid)
 
     def signal(self, number: int) -> None:
-        """Sends a signal to the process itself."""
-        with suppress(ProcessLookupError, PermissionError):  # of `sudo`, say
+        """Sends a signal to this process alone."""
+        with suppress(ProcessLookupError, PermissionError):  # for example of `sudo`
             os.kill(self.pid, number)
 
     def signal_group(self, number: int) -> None:
@@ -79,7 +79,7 @@ class ChildProcess:
             os.killpg(self.pid, number)
 
     def kill(self) -> None:
-        """Ends the process and its group at once, and waits for its end."""
+        """Kills the process and its group, and waits for the end of the process."""
         self.signal_group(signal.SIGKILL)
         os.waitpid(self.pid, 0)
 
@@ -90,7 +90,7 @@ class ChildProcess:
 
 
 _FILES_LIMIT: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
-"""The limit with which this process was started; it raises its own later."""
+"""The limit with which this process was started. Later this process raises its own limit."""
 
 
 def inherited_environment() -> dict[str, str]:
@@ -100,10 +100,10 @@ def inherited_environment() -> dict[str, str]:
 
 
 def _restore_signals(mask: set[int]) -> None:
-    """Gives a new process the signal handling of a program that was just executed.
+    """Gives the new process the signal handling of a program that has just been executed.
 
-    Until then its signals are blocked. This process shares the descriptors of its parent's event loop: a
-    handler that runs here would make the parent believe that it was signalled itself.
+    Until then its signals are blocked. The new process shares the wake-up descriptor of its parent's event
+    loop, so that a handler which runs here would look to the parent like a signal of its own.
     """
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
@@ -113,11 +113,11 @@ def _restore_signals(mask: set[int]) -> None:
 
 
 def execute_serve(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
-    """Becomes `serve` of this program, called as this process was."""
+    """Executes `serve` of this program, with the same interpreter and interpreter options as this process."""
     program = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv[1:])]
     os.execve(sys.executable, [*program, "serve", *words], environment)
 
 
 def describe_end(code: int) -> str:
-    """The end of a process as text."""
+    """Says how a process has ended."""
     return f"The server ended with exit code {code}" if code >= 0 else f"The server was ended by {signal_name(-code)}"

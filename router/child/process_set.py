@@ -1,4 +1,4 @@
-"""The processes of one model: waits until they have ended, and kills them."""
+"""A set of processes: waits until they have ended, and sends them signals."""
 
 import asyncio
 import os
@@ -8,14 +8,14 @@ from contextlib import suppress
 
 
 class ProcessSet:
-    """A set of processes, on the event loop; their numbers cannot be those of other processes meanwhile."""
+    """A set of processes, on the event loop. Signals go by pidfd, so they never reach another process."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._fds: dict[int, int] = {}
         """Process id -> pidfd, for each added process until it has ended."""
         self._known: set[int] = set()
-        """All processes that were ever added."""
+        """The numbers of all processes that were ever added."""
         self._change = asyncio.Event()
 
     def add(self, pids: Iterable[int]) -> None:
@@ -42,17 +42,17 @@ class ProcessSet:
         return not self._fds
 
     async def wait(self, pid: int, timeout_s: float | None) -> None:
-        """Waits until this one has ended, at most this time."""
+        """Waits until this process has ended, at most `timeout_s`."""
         await self._wait(lambda: pid not in self._fds, timeout_s)
 
     def signal(self, number: int) -> None:
-        """Sends a signal to all."""
+        """Sends a signal to all added processes that still run."""
         for fd in self._fds.values():
             with suppress(OSError):
                 signal.pidfd_send_signal(fd, number)
 
     def close(self) -> None:
-        """Forgets them."""
+        """Closes the pidfds."""
         for pid in list(self._fds):
             self._end(pid)
 

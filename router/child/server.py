@@ -23,20 +23,20 @@ from startup.ground.serve_words import split
 from startup.standby.sockets import peer_of
 
 STOP_S: Final = SHUTDOWN_TIMEOUT_S
-"""How long a command, or our server without --shutdown-timeout, may take to end after SIGTERM."""
+"""Seconds from SIGTERM until a command, or our server without --shutdown-timeout, is killed."""
 ERRORS_S: Final = 5.0
-"""How long a server may take to end after its requests' time to finish."""
+"""Seconds that our server gets for its end, in addition to the time for running requests."""
 _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
 _WATCHDOG_TIMEOUT: Final = "--engine-watchdog-timeout"
 _KEEP_ALIVE_S: Final = 2.0
-"""uvicorn closes idle connections after 5 s."""
+"""How long an idle connection is reused. uvicorn closes it after 5 s."""
 _NO_ENDPOINT: Final = "none"
 _LOCAL: Final = ("127.0.0.1", "localhost", "::1")
 _SLEEP_S: Final = 60.0
-"""How long a server may take to fall asleep."""
+"""The most seconds that a server may take to fall asleep."""
 _WAKE_S: Final = 120.0
 _WAKE_GIB_S: Final = 10.0
-"""How long it may take to wake, and the time that each GiB adds: level 2 reads the weights again."""
+"""The seconds to wake, and the further seconds for each GiB of weights: level 2 reads the weights again."""
 _ANSWER_BYTES: Final = 4096
 _GIB: Final = 1 << 30
 _OK: Final = 200
@@ -46,7 +46,7 @@ _PID: Final = "${PID}"
 
 
 class ChildProgress(NamedTuple):
-    """How far a start is, as the server reports it."""
+    """How far a start has come, as the server reports it."""
 
     phase: str
     fraction: float | None = None
@@ -59,40 +59,40 @@ class ChildProgress(NamedTuple):
 
 
 class ChildReadiness(NamedTuple):
-    """The answer to a poll."""
+    """A server's answer to a poll for its readiness."""
 
     is_ready: bool
     progress: ChildProgress | None = None
     hang: str = ""
-    """The report of its watchdog about a hanging engine."""
+    """What the server's watchdog reports about an engine that hangs. Empty if it does not hang."""
 
 
 class SleepError(Exception):
-    """A server did not fall asleep, or did not wake; the message says why."""
+    """A server did not fall asleep or did not wake. The message says why."""
 
     kind = "error"
-    """For metrics."""
+    """The kind of failure, as a label of metrics."""
 
 
 class SleepTimeoutError(SleepError):
-    """It did not answer in time."""
+    """The server did not answer the order in time."""
 
     kind = "timeout"
 
 
 class SleepRefusedError(SleepError):
-    """It takes no such order, or refuses it. Nothing has changed."""
+    """The server refuses the order, or cannot take one. Its state has not changed."""
 
     kind = "refused"
 
 
 class OwnServer:
-    """`serve` of this program, of either engine; it ends its processes itself."""
+    """`vllm-cli serve` of this installation, with either engine. It ends its own processes."""
 
     is_foreign: Final = False
 
     def __init__(self, words: Sequence[str], socket_path: str, environment: Mapping[str, str]) -> None:
-        """`environment` has all variables of its process."""
+        """`environment` has all variables of the server's process."""
         self.words = words
         self.base_url = "http://localhost"
         self.connector = aiohttp.UnixConnector(socket_path, limit=0, keepalive_timeout=_KEEP_ALIVE_S)
@@ -102,20 +102,20 @@ class OwnServer:
 
     @property
     def stop_s(self) -> float:
-        """How long it may take to end: it ends its requests, if any, with an error after its own limit."""
+        """The seconds that the server may take to end. At its own limit it fails its running requests."""
         if not self._has_been_ready:
             return ERRORS_S
         return self._seconds_of(_SHUTDOWN_TIMEOUT, STOP_S) + ERRORS_S
 
     @property
     def longest_silence_s(self) -> float:
-        """How long it may answer nothing: as long as its engine may be silent."""
+        """The seconds without an answer after which the server hangs: as many as its engine may be silent."""
         variable = env.VCLI_ENGINE_WATCHDOG_TIMEOUT
         given = self._environment.get(variable.name, "")
         return self._seconds_of(_WATCHDOG_TIMEOUT, given, variable.default) or math.inf
 
     def _seconds_of(self, flag: str, *otherwise: str | float) -> float:
-        """The first number among the flag's last value and the others. The server rejects a wrong value."""
+        """The number of the flag's last use, else the first of `otherwise`. The server rejects wrong ones."""
         given = [each.values[0] for each in split(self.words, {flag: 1}.get) if each.flag == flag and each.values]
         for value in (*given[-1:], *otherwise):
             with suppress(ValueError):
@@ -123,7 +123,7 @@ class OwnServer:
         return 0.0
 
     async def find_obstacle(self) -> str | None:
-        """Why it cannot start here."""
+        """Why the server cannot start here. None if it can."""
         return None
 
     def execute(self, environment: Mapping[str, str]) -> NoReturn:
@@ -131,17 +131,17 @@ class OwnServer:
         execute_serve([*self.words, "--uds", self._socket_path], environment)
 
     async def poll(self, session: aiohttp.ClientSession) -> ChildReadiness:
-        """Whether requests are answered; raises for a server that does not answer."""
+        """Asks the server for its readiness. Raises if the server does not answer."""
         async with session.get(f"{self.base_url}/health") as answer:
             if answer.status == _OK:
                 self._has_been_ready = True
                 return ChildReadiness(is_ready=True)
-            with suppress(ValueError):  # an answer of another kind is one, too
+            with suppress(ValueError):  # a body of another form is an answer, too
                 return _read_readiness(await answer.json(content_type=None))
         return ChildReadiness(is_ready=False)
 
     def find_listener(self) -> int:
-        """The process that listens; 0 if it cannot be seen, or not yet."""
+        """The id of the process that listens on the socket. 0 if none listens, or it cannot be found."""
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.setblocking(False)
             connection.connect(self._socket_path)
@@ -149,15 +149,15 @@ class OwnServer:
         return 0
 
     def stop_words(self, pid: int) -> list[str]:
-        """The command that stops it; empty for SIGTERM."""
+        """The command that stops the server. Empty: SIGTERM stops it."""
         return []
 
     async def sleep(self, level: int) -> None:
-        """Returns when it has fallen asleep; raises SleepError."""
+        """Puts the server to sleep. Returns when it sleeps; raises SleepError."""
         await self._order({"do": "sleep", "level": level}, _SLEEP_S)
 
     async def wake(self, size_bytes: int) -> None:
-        """Returns when it answers requests again; raises SleepError.
+        """Wakes the server. Returns when it answers requests again; raises SleepError.
 
         Args:
             size_bytes: the size of its weights.
@@ -165,7 +165,7 @@ class OwnServer:
         await self._order({"do": "wake"}, _WAKE_S + _WAKE_GIB_S * size_bytes / _GIB)
 
     async def _order(self, order: Mapping[str, Any], limit_s: float) -> None:
-        """Sends one line of JSON through the socket that no client can reach; the answer is one, too."""
+        """Sends a line of JSON over the socket that no client can reach, and reads a line as the answer."""
         try:
             reader, writer = await asyncio.open_unix_connection(control_socket(self._socket_path), limit=_ANSWER_BYTES)
         except OSError as err:
@@ -202,7 +202,7 @@ class ForeignServer:
         self.connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
 
     async def find_obstacle(self) -> str | None:
-        """Names another process on its port, which would answer in its place."""
+        """Names another process on the command's port, which would answer instead. None without one."""
         is_local = bool(self.words) and urlsplit(self.base_url).hostname in _LOCAL
         text = f"Another process listens on {self.base_url}: end it, or leave out cmd to use it"
         return text if is_local and await _accepts(self.base_url) else None
@@ -213,7 +213,7 @@ class ForeignServer:
         execute_words(self.words, {name: value.replace(_PORT, port) for name, value in environment.items()})
 
     async def poll(self, session: aiohttp.ClientSession) -> ChildReadiness:
-        """The server is ready once it answers 200."""
+        """The server is ready once `checkEndpoint` answers 200."""
         if self._command.check_endpoint == _NO_ENDPOINT:
             return ChildReadiness(await _accepts(self.base_url))
         async with session.get(f"{self.base_url}{self._command.check_endpoint}") as answer:
@@ -223,7 +223,7 @@ class ForeignServer:
             return ChildReadiness(is_ready, None if is_ready else ChildProgress(phase))
 
     def find_listener(self) -> int:
-        """Unknown: it is found by its UNIX socket, and a command has none."""
+        """Always 0: a listening process is found by its UNIX socket, but a command listens on a port."""
         return 0
 
     def stop_words(self, pid: int) -> list[str]:
@@ -231,14 +231,14 @@ class ForeignServer:
         return [word.replace(_PID, str(pid)) for word in self._command.stop_words]
 
     async def sleep(self, level: int) -> None:
-        """Sends the user's calls `sleep`."""
+        """Sends the calls of the user's key `sleep`."""
         if not self._command.sleep_calls:
             raise SleepRefusedError("`sleep` and `wake` are not given")
         async with self._session() as session:
             await self._send(session, self._command.sleep_calls)
 
     async def wake(self, size_bytes: int) -> None:
-        """Sends the user's calls `wake`, after which the server must be ready."""
+        """Sends the calls of the user's key `wake`, and checks that the server is ready then."""
         async with self._session() as session:
             await self._send(session, self._command.wake_calls)
             try:
@@ -267,13 +267,13 @@ class ForeignServer:
 
 
 async def _read_short(answer: aiohttp.ClientResponse) -> None:
-    """Takes the body, unless it is long or a stream: the end of a connection with unread data resets it."""
+    """Reads the body, unless it is long or a stream: closing with unread data resets the connection."""
     if answer.content_length is not None and answer.content_length <= _ANSWER_BYTES:
         await answer.read()
 
 
 def execute_words(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
-    """Becomes a program, in a new process."""
+    """Executes a program. Called in a new process."""
     try:
         os.execvpe(words[0], list(words), environment)
     except OSError as err:
@@ -311,7 +311,7 @@ def _with_port(command: ForeignCommand) -> ForeignCommand:
 
 
 async def _accepts(url: str) -> bool:
-    """Whether a process listens there."""
+    """Whether a process listens at the address."""
     parts = urlsplit(url)
     with suppress(OSError):
         _, writer = await asyncio.open_connection(parts.hostname, parts.port)

@@ -1,4 +1,4 @@
-"""Who may use the router: API keys, and pages of other sites."""
+"""Decides who may use the router: checks API keys, and rejects requests from pages of other sites."""
 
 import base64
 import binascii
@@ -20,9 +20,9 @@ _ASKED: Final = (hdrs.ORIGIN, hdrs.ACCESS_CONTROL_REQUEST_METHOD)
 
 
 class CorsPolicy:
-    """Cross-origin requests, by the flags and rules of the embedded engine's server: those of Starlette.
+    """CORS by the flags of the embedded engine's server, with the rules of Starlette's middleware.
 
-    Nothing is allowed without --allowed-origins.
+    Without --allowed-origins no cross-origin request is allowed.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -40,12 +40,12 @@ class CorsPolicy:
             )
 
     def is_preflight(self, request: web.BaseRequest) -> bool:
-        """Whether a browser asks if it may send a request."""
+        """Whether the request is a browser's preflight, which asks if the page may send a request."""
         is_asked = request.method == hdrs.METH_OPTIONS and all(name in request.headers for name in _ASKED)
         return self.is_on and is_asked
 
     def answer_preflight(self, request: web.BaseRequest) -> web.Response:
-        """The answer to such a request."""
+        """The answer to a preflight request."""
         from starlette.datastructures import Headers  # noqa: PLC0415
 
         answer = self._rules.preflight_response(Headers(dict(request.headers)))
@@ -56,7 +56,7 @@ class CorsPolicy:
         return self.is_on and origin is not None and self._rules.is_allowed_origin(origin)
 
     def add_headers(self, origin: str | None, headers: MutableMapping[str, str]) -> None:
-        """Adds the headers with which a browser shows the response to a page of this origin."""
+        """Adds the headers without which a browser hides the response from a page of this origin."""
         if origin is not None:
             headers.update(self._rules.simple_headers)
             if self._rules.preflight_explicit_allow_origin and self.allows(origin):
@@ -69,26 +69,26 @@ class Access:
     """Checks requests before anything is done for them."""
 
     def __init__(self, api_keys: ApiKeys, cors: CorsPolicy, *, is_key_everywhere: bool) -> None:
-        """With `is_key_everywhere`, only probes are open."""
+        """`is_key_everywhere`: whether all paths but probes need a key."""
         self._keys = api_keys
         self._cors = cors
         self._open_paths = find_open_paths(is_key_everywhere=is_key_everywhere)
         self.key_headers = frozenset({"authorization", "x-api-key"} if self.needs_key else ())
-        """The headers, in lower case, that may hold a key of the router: models' servers do not get them."""
+        """Headers, in lower case, that may hold the router's key. Models' servers do not get them."""
 
     @property
     def needs_key(self) -> bool:
-        """Whether there are keys."""
+        """Whether the router has API keys."""
         return bool(len(self._keys))
 
     def check(self, request: web.Request, path: str, own: OwnAnswer | None) -> None:
         """Raises FailedRequestError for a request that is not allowed.
 
-        Only the router's own answers may be open. A request that reaches, starts or stops a model needs a
-        key, if there are keys. Pages of other sites may not send it, whatever its method.
+        If the router has keys, only some of its own answers are open without one. A request that reaches,
+        starts or stops a model needs a key. Pages of other sites may not send it, whatever its method.
 
         Args:
-            own: the router's answer; None if a model has to answer.
+            own: how the router answers the request itself. None if a model has to answer.
         """
         if self.needs_key and (own is None or path not in self._open_paths):
             self._check_key(request)
@@ -105,13 +105,13 @@ class Access:
             raise FailedRequestError(401, refusal, headers={"WWW-Authenticate": "Bearer"})
 
     def _check_site(self, request: web.Request) -> None:
-        """Rejects requests of other sites' pages: browsers send some of them without a preflight.
+        """Rejects requests from pages of other sites. Browsers send some of these without a preflight.
 
-        Browsers name the page's site in Sec-Fetch-Site, but send that only to https and to this machine.
-        Elsewhere they name it in Origin, which a GET may lack. Programs send neither.
+        To https and to this machine, browsers say in Sec-Fetch-Site whether the page is of the same site. To
+        other servers they send only Origin, which a GET may lack. Programs send neither header.
         """
         site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get(hdrs.ORIGIN)
-        if site == "same-origin" or self._cors.allows(origin):  # the first even if a proxy has changed Host
+        if site == "same-origin" or self._cors.allows(origin):  # also behind a proxy that changes Host
             return
         is_other = origin is not None and not _is_of_host(origin, request.headers.get(hdrs.HOST, ""))
         if is_other or site not in (None, "none"):
@@ -119,14 +119,14 @@ class Access:
 
 
 def _bearer_of(basic: bytes) -> bytes:
-    """The password of `Authorization: Basic ...` as a bearer's key: some tools send only that."""
+    """The password of `Authorization: Basic …` as a bearer token: some tools can send a key only so."""
     with suppress(binascii.Error):
         return b"Bearer " + base64.b64decode(basic[6:]).partition(b":")[2]
     return b""
 
 
 def _is_of_host(origin: str, host: str) -> bool:
-    """Whether a page of this origin was read from this host; a proxy may have ended TLS."""
+    """Whether the origin's host is this host. The schemes may differ, because a proxy may have ended TLS."""
     try:
         page, asked = urlsplit(origin), urlsplit(f"//{host}")
         default = _PORTS[page.scheme]

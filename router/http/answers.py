@@ -33,11 +33,11 @@ _TYPES: Final = {
 }
 _MOST_SHOWN: Final = 200
 SERVER: Final = "vllm-cli"
-"""The header `Server`; aiohttp's own would show its version."""
+"""The value of the header `Server`. aiohttp's own value would show its version."""
 
 
 class FailedRequestError(Exception):
-    """A request that the router answers with an error itself."""
+    """The router answers a request with this error."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class FailedRequestError(Exception):
         headers: Mapping[str, str] | None = None,
         closes: bool = False,
     ) -> None:
-        """`closes`: the connection ends with the answer."""
+        """`closes`: whether the connection ends after the answer."""
         super().__init__(message)
         kind = _TYPES.get(status, "BadRequestError" if status < 500 else "InternalServerError")
         self.status = status
@@ -58,7 +58,7 @@ class FailedRequestError(Exception):
 
     @classmethod
     def from_refused(cls, refused: ModelRefused) -> "FailedRequestError":
-        """The error of a request that its model cannot answer."""
+        """The error for a request that its model cannot answer."""
         after_s = refused.retry_after_s
         headers = None if after_s is None else {"Retry-After": str(max(1, math.ceil(after_s)))}
         param = "model" if refused.status == 404 else None
@@ -80,13 +80,13 @@ def error_answer(failed: FailedRequestError, path: str) -> web.Response:
 
 
 def error_events(body: ErrorResponse, path: str) -> bytes:
-    """The error as the last events of a stream that has begun."""
+    """The error as the last events of a stream that has already begun."""
     failures = failure_format(path)
     return failures.encode_event(failures.to_body(body)) + failures.end
 
 
 def relayed_error_events(status: int, body: bytes, path: str) -> bytes:
-    """The error that a model's server has answered, as the last events of a stream that has begun."""
+    """The error response of a model's server as the last events of a stream that has already begun."""
     failures = failure_format(path)
     try:
         check_depth(body)
@@ -100,7 +100,7 @@ def relayed_error_events(status: int, body: bytes, path: str) -> bytes:
 
 
 def shown(name: str) -> str:
-    """A name that a client has sent, for a message."""
+    """A name that a client has sent, shortened and quoted for a message."""
     text = name.encode("utf-8", "replace").decode()
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 

@@ -1,4 +1,4 @@
-"""The router's HTTP server: answers some requests itself, and passes all others to a model."""
+"""The router's HTTP server. It answers some requests itself, and passes all others to a model."""
 
 import logging
 from dataclasses import dataclass
@@ -32,11 +32,11 @@ from server.terms.limits import LimitsConfig, flag_of
 logger = logging.getLogger(__name__)
 
 _STORED: Final = f"{RESPONSES}resp_"
-"""Begins the path of a response that a model has stored; others, such as `input_tokens`, name a model."""
+"""Begins the path of a stored response. Other paths, such as `/v1/responses/input_tokens`, name a model."""
 _UPSTREAM: Final = "/upstream/"
 _ASSETS: Final = (".js", ".json", ".css", ".png", ".gif", ".jpg", ".jpeg", ".ico", ".svg", ".txt", ".woff2", ".map")
 _ALLOWED: Final = "DELETE, GET, HEAD, PATCH, POST, PUT"
-"""Methods that models' servers may have."""
+"""The methods that a model's server may support, for the header Allow."""
 _CLIENT_GONE: Final = 499
 
 
@@ -51,16 +51,16 @@ class AppOptions:
     tls: RenewableTls | None
     version: str
     keep_alive_s: float
-    """How long a connection without a request stays open."""
+    """Seconds that a connection without a request stays open."""
     has_only_model: bool = False
-    """Whether there will never be another model: it gets all requests, whatever they name."""
+    """Whether there is only one model, now and later. It gets all requests, whatever model they name."""
     model_has_keys: bool = False
-    """Whether the models' servers check the same keys. Then keys are passed on to them."""
+    """Whether the models' servers check the router's keys. Then the router passes keys on to them."""
     patience: Patience = Patience()
 
 
 def create_runner(pool: ModelPool, options: AppOptions) -> web.ServerRunner:
-    """Runs the application."""
+    """Creates the application and the runner that serves it."""
     set_up_access_log(options.logging.disable_access_log_for_endpoints)
     handler = _Handler(pool, options)
     server = ClientServer(
@@ -77,22 +77,22 @@ def create_runner(pool: ModelPool, options: AppOptions) -> web.ServerRunner:
 
 
 def _quiet_logger() -> logging.Logger:
-    """Drops aiohttp's log of connections: it has a traceback for each request that is not HTTP."""
+    """A logger that drops aiohttp's errors of connections: a traceback for each request that is not HTTP."""
     quiet = logging.getLogger(f"{__name__}.connections")
     quiet.setLevel(logging.CRITICAL)
     return quiet
 
 
 class AccessLog(AbstractAccessLogger):
-    """Writes uvicorn's records, which the log's formats and filters know."""
+    """Logs requests with uvicorn's records, which our log formats and filters expect."""
 
     @property
     def enabled(self) -> bool:
-        """Whether lines are written at all."""
+        """Whether the access log is enabled."""
         return self.logger.isEnabledFor(logging.INFO)
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
-        """One line per response."""
+        """Writes one line for a response."""
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None
         client = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
         version = f"{request.version.major}.{request.version.minor}"
@@ -101,7 +101,7 @@ class AccessLog(AbstractAccessLogger):
 
 
 class _Handler:
-    """Answers every request; on the event loop."""
+    """Answers every request, on the event loop."""
 
     def __init__(self, pool: ModelPool, options: AppOptions) -> None:
         network = options.network
@@ -151,7 +151,7 @@ class _Handler:
 
     def complete_headers(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Called before the head of a response is sent."""
-        if response.headers[hdrs.SERVER] == SERVER_SOFTWARE:  # neither the router's own nor the one of a model's server
+        if response.headers[hdrs.SERVER] == SERVER_SOFTWARE:  # set by neither the router nor a model's server
             response.headers[hdrs.SERVER] = SERVER
         if self.cors.is_on and not self.cors.is_preflight(request):
             self.cors.add_headers(request.headers.get(hdrs.ORIGIN), response.headers)
@@ -172,10 +172,10 @@ class _Handler:
         return await self._relay(request, raw_path, None)
 
     async def _relay_upstream(self, request: web.Request, raw_path: str) -> web.StreamResponse:
-        """Passes any path of a model's server on; icons, scripts and images alone do not start it."""
+        """Passes any path to a model's server. Icons, scripts and images do not start a stopped model."""
         is_read = request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
         entry, path = self._choice.by_path(raw_path.removeprefix(_UPSTREAM))
-        if is_read and path == "/" and not raw_path.endswith("/"):  # addresses in the page are relative to it
+        if is_read and path == "/" and not raw_path.endswith("/"):  # the page's relative addresses need the slash
             query = f"?{request.rel_url.raw_query_string}" if request.rel_url.raw_query_string else ""
             raise web.HTTPMovedPermanently(f"{request.rel_url.raw_path}/{query}")
         if is_read and path.lower().endswith(_ASSETS) and not self._pool.is_ready(entry.name):
@@ -183,13 +183,13 @@ class _Handler:
         return await self._relay(request, path, entry)
 
     def _answer_options(self, request: web.Request) -> web.Response:
-        """No OPTIONS reaches a model. Without CORS, the answer is that of our servers for their own paths."""
+        """Answers OPTIONS, which no model gets. Without CORS, the answer is that of our servers."""
         if not self.cors.is_preflight(request):
             raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": _ALLOWED})
         return self.cors.answer_preflight(request)
 
     async def _relay(self, request: web.Request, path: str, entry: ModelEntry | None) -> web.StreamResponse:
-        """Passes the request on to this model; without one, to the model that the request names."""
+        """Passes the request to `entry`, or to the model that the request names."""
         if request.method == "GET" and request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
             if entry is None:
                 entry = self._choice.by_query(request, path)
@@ -222,7 +222,7 @@ class _Handler:
             body.close()
 
     async def _model_of_response(self, path: str) -> ModelEntry:
-        """The running model that has stored a response: only that one knows it."""
+        """The model that has stored the response. It must be running: only its process has the response."""
         if (made := self._proxy.background.find(path)) is not None:
             return made.entry
         response_id = path.removeprefix(RESPONSES).partition("/")[0]
@@ -238,10 +238,10 @@ class _Handler:
 
 
 async def _read(request: web.Request, body: ForwardedBody) -> RequestedModel:
-    """Reads the body and the model's name in it; raises FailedRequestError."""
+    """Reads the body and finds the name of the model in it. Raises FailedRequestError."""
     body.check_length(request.content_length or 0)
     if request.version >= HttpVersion11 and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # aiohttp takes other output for the beginning of the response
+        request.writer.output_size = 0  # aiohttp takes any earlier output for the response's beginning
     await body.read(request.content)
     return await body.find_model(request.headers.get(hdrs.CONTENT_TYPE, ""))

@@ -1,4 +1,4 @@
-"""Responses that a model makes in the background: its process stays until their clients have read them."""
+"""Follows responses that a model makes in the background. Keeps the process until clients have read them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -14,42 +14,42 @@ from router.model_entry import ModelEntry
 from router.model_pool import ModelPool
 
 RESPONSES: Final = "/v1/responses/"
-"""Begins the path of a stored response."""
+"""The beginning of a stored response's path."""
 
 
 @dataclass(eq=False)
 class FollowedResponse:
-    """A response that a model makes in the background, or has made."""
+    """A background response, running or complete."""
 
     entry: ModelEntry
     child: Child
     path: str
     is_read: bool
-    """Whether its client has got all of it, or does not want it any more."""
+    """Whether the client has read all of the response, or has deleted it."""
     following: asyncio.Task[None] | None = None
 
 
 class FollowedResponses:
-    """Background responses that their clients may still ask for; lives on the event loop."""
+    """The background responses that clients may still ask for, on the event loop."""
 
     def __init__(self, pool: ModelPool, goes_on: Callable[[Child, str], Awaitable[bool]], patience: Patience) -> None:
-        """`goes_on` asks a server whether the response with this path is not complete."""
+        """`goes_on` asks a server whether the response with this path is still incomplete."""
         self._pool = pool
         self._goes_on = goes_on
         self._patience = patience
         self._kept: dict[str, FollowedResponse] = {}
-        """By id."""
+        """Response id -> the response."""
 
     def find(self, path: str) -> FollowedResponse | None:
-        """The response that a request with this path is about."""
+        """The followed response that the path of a request names. None if there is none."""
         return self._kept.get(path.removeprefix(RESPONSES).partition("/")[0])
 
     async def is_last_use(self, made: FollowedResponse, method: str, path: str) -> bool:
-        """Whether its client needs it no more if this request succeeds."""
+        """Whether the client needs the response no more once this request has succeeded."""
         return method == hdrs.METH_DELETE or (path == made.path and not await self._goes_on(made.child, path))
 
     def keep(self, response_id: str, entry: ModelEntry, child: Child, lease: AsyncExitStack, *, is_read: bool) -> None:
-        """Keeps the lease until the response has ended, then the process until its client has read it."""
+        """Keeps the lease until the response is complete, then the process until the client has read it."""
         made = self._kept[response_id] = FollowedResponse(entry, child, RESPONSES + response_id, is_read)
         made.following = asyncio.create_task(self._follow(response_id, made, lease), name=f"follow {response_id}")
 
@@ -70,6 +70,6 @@ class FollowedResponses:
                         await asyncio.sleep(self._patience.follow_s)
 
     def _forget(self, response_id: str, made: FollowedResponse) -> None:
-        """Forgets the response, unless a later one has its id: with vLLM, clients choose ids."""
+        """Forgets the response, unless a newer one has its id. Clients of vLLM choose ids."""
         if self._kept.get(response_id) is made:
             del self._kept[response_id]

@@ -1,4 +1,4 @@
-"""Changes of a body that was read, before its model gets it: the name of the model, and keys of JSON."""
+"""Changes a request's body before its model gets it: the name of the model, and keys of the JSON."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
@@ -12,27 +12,27 @@ if TYPE_CHECKING:
     from mmap import mmap
 
 _MOST_NESTED_BYTES: Final = 1 << 20
-"""The longest member in which an inner member can be changed."""
+"""The most bytes of a member in which the router changes a nested key."""
 _REMOVED: Final = object()
 
 
 class _Step(NamedTuple):
-    """A change of a key; steps are done in their order."""
+    """One change of a key. Changes are made in order."""
 
     key: str
-    """Its rest, such as b of `a.b`; empty for the member itself."""
+    """The rest of the key below the member: b for `a.b`. Empty for the member itself."""
     value: Any
-    """_REMOVED to remove it."""
+    """The new value, or _REMOVED."""
     is_default: bool = False
     """Whether only a body without the key gets the value."""
 
 
 Part: TypeAlias = bytes | slice
-"""New text, or an unchanged part of the body."""
+"""New text, or an unchanged slice of the body."""
 
 
 def json_parts(body: "bytes | mmap", members: Members, changes: BodyChanges, requested: str | None) -> Sequence[Part]:
-    """The parts of the changed JSON object; `requested` is the name of the model in the request.
+    """The parts of the changed JSON object. `requested` is the model's name in the request.
 
     Raises:
         BodyFaultError: a member in which a key is to be changed is too large.
@@ -47,7 +47,7 @@ def json_parts(body: "bytes | mmap", members: Members, changes: BodyChanges, req
 
 
 def form_parts(body: "bytes | mmap", members: Members, changes: BodyChanges) -> Sequence[Part]:
-    """What the changed multipart form consists of: only the name of the model changes."""
+    """The parts of the changed multipart form. Only the name of the model changes."""
     parts: list[Part] = []
     at = 0
     for field in members.all:
@@ -82,7 +82,7 @@ def _parts(body: "bytes | mmap", members: Members, steps: Sequence[_Step]) -> Se
 
 
 def _changed(body: "bytes | mmap", member: Member | None, steps: Sequence[_Step]) -> bytes | None:
-    """The new value of a member; None if there is none."""
+    """The new value of a member. None if the member is missing or removed."""
     text: bytes | None = None
     if member is not None and any(step.key for step in steps):
         if member.end - member.value > _MOST_NESTED_BYTES:
@@ -100,7 +100,7 @@ def _changed(body: "bytes | mmap", member: Member | None, steps: Sequence[_Step]
 
 
 def _changed_inside(text: bytes | None, step: _Step) -> bytes | None:
-    """The changed text. If it is no object, nothing is removed, and setting a key replaces it."""
+    """Changes a key within the text of a member. If the text is no object, a set key replaces it."""
     before = text or b""
     try:
         members = json_members(before)

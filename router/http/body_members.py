@@ -1,6 +1,6 @@
 """Finds the members of a JSON object, or the fields of a form, in a body.
 
-A body is read in pieces, and other threads run in between. Only keys are decoded.
+The module scans a body in pieces, so that other threads run in between. It decodes only keys.
 """
 
 import codecs
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from mmap import mmap
 
 MOST_MEMBERS: Final = 1000
-"""The most members of an object, or parts of a form: as many as in Starlette."""
+"""The most members of an object, or parts of a form: Starlette's limit."""
 _LONGEST_KEY: Final = 4096
-"""Bytes of a key; nobody looks for a longer one."""
+"""The most bytes of a key. A longer key is ignored: no known key is so long."""
 _LONGEST_HEAD: Final = 16 << 10
-"""Bytes of the headers of a form's part, and of a field's value that is read."""
+"""The most bytes of a form part's headers, and of a field's value that is read."""
 _LONGEST_OPTIONS: Final = 1024
-"""Characters of a header with parameters: parsing is quadratic."""
+"""The most characters of a header with parameters, because parsing them takes quadratic time."""
 _PIECE_BYTES: Final = 8 << 10
 NOT_JSON: Final = "is not valid JSON, or not an object"
 _MARK: Final = re.compile(rb"[\[\]{}:,]|[^ \t\r\n\[\]{}:,]+")
 _OTHER: Final = "other"
-"""The kind of a number, true, false, null, and of all text that JSON does not allow."""
+"""The kind of numbers, true, false, null, and of any text that is not JSON."""
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NEXT: Final = {
@@ -40,39 +40,39 @@ _NEXT: Final = {
     ("comma", ","): "key",
     ("comma", "}"): "end",
 }
-"""(Expected, found) -> the next expectation."""
+"""(expected, found) -> the next expectation."""
 
 
 class BodyFaultError(ValueError):
-    """The body cannot be read; the message continues "The request body"."""
+    """The body cannot be read. The message continues a sentence that begins with "The request body"."""
 
 
 class Member(NamedTuple):
-    """A member of an object, or a field of a form; places in the body."""
+    """A member of an object, or a field of a form, as positions in the body."""
 
     key: str
     begin: int
-    """Where the key, or the part's headers, begin."""
+    """Where the key begins, or the headers of the form's part."""
     value: int
     end: int
 
 
 class Members(NamedTuple):
-    """All members in their order; keys may be equal."""
+    """All members in the order of the body. Keys may repeat."""
 
     all: tuple[Member, ...] = ()
 
     def last(self, key: str) -> Member | None:
-        """The last member with this key: the earlier ones do not count."""
+        """The last member with this key. Earlier ones with the same key do not count."""
         return next((member for member in reversed(self.all) if member.key == key), None)
 
 
 def json_members(body: "bytes | mmap") -> Members:
-    """The members of the outermost object; nested values are not checked. Raises BodyFaultError."""
+    """The members of the outermost object. Nested values are not checked. Raises BodyFaultError."""
     members: list[Member] = []
     expected, key, begin, last_end = "object", "", 0, 0
     for kind, at, end in _Scan().tokens(body):
-        if kind == _OTHER and expected == "comma" and at == last_end:  # a piece has ended in a number
+        if kind == _OTHER and expected == "comma" and at == last_end:  # the end of a piece has split a number
             members[-1] = members[-1]._replace(end=end)
         elif (following := _NEXT.get((expected, kind))) is None:
             raise BodyFaultError(NOT_JSON)
@@ -91,7 +91,7 @@ def json_members(body: "bytes | mmap") -> Members:
 
 
 def form_fields(body: "bytes | mmap", boundary: bytes) -> Members:
-    """The fields of a multipart form, without its files; a long value is cut. Raises BodyFaultError."""
+    """The fields of a multipart form without its files. A long value is cut. Raises BodyFaultError."""
     fields: list[Member] = []
     delimiter = b"\r\n--" + boundary
     is_first = body[: len(delimiter)] == delimiter[2:] + b"\r\n"
@@ -112,7 +112,7 @@ def form_fields(body: "bytes | mmap", boundary: bytes) -> Members:
 
 
 def parse_options(header: str | bytes) -> tuple[bytes, dict[bytes, bytes]]:
-    """The value and the parameters of a header. Both are empty if it is too long or not ASCII."""
+    """The value and the parameters of a header. Both are empty if the header is too long or not ASCII."""
     if len(header) > _LONGEST_OPTIONS or not header.isascii():
         return b"", {}
     return parse_options_header(header)
@@ -125,19 +125,19 @@ class _Scan:
         self._depth = 0
         self._is_in_text = False
         self._value = 0
-        """Where the text, list or object begins that is being read."""
+        """Where the text, list or object that is being read begins."""
 
     def tokens(self, body: "bytes | mmap") -> Iterator[tuple[str, int, int]]:
-        """What the object consists of, with begin and end.
+        """Yields the object's tokens: kind, begin and end.
 
-        The kinds are its punctuation, `"` for a text, `[` for a whole list or object, and others.
+        The kinds are the object's punctuation, `"` for a text, `[` for a whole list or object, and `other`.
         """
         begin = len(codecs.BOM_UTF8) if body[:3] == codecs.BOM_UTF8 else 0
         while begin < len(body):
             piece = body[begin : begin + _PIECE_BYTES]
             num_backslashes = len(piece) - len(piece.rstrip(b"\\"))
             if num_backslashes % 2 and begin + len(piece) < len(body):
-                piece = piece[:-1]  # the escaped character is in the next piece
+                piece = piece[:-1]  # the next piece begins with the escaped character
             at, begin = begin, begin + len(piece)
             if self._is_in_text and b'"' not in piece:
                 continue
@@ -148,7 +148,7 @@ class _Scan:
                 yield from self._split(parts, at)
 
     def _skips(self, parts: list[bytes]) -> bool:
-        """Whether all of a piece, which was split at its quotes, is nested."""
+        """Whether a piece lies wholly within a nested value. `parts`: the piece, split at its quotes."""
         if self._depth < 2:
             return False
         steps = memoryview(b"".join(parts[self._is_in_text :: 2]).translate(_STEPS, _NO_BRACKETS)).cast("b")
@@ -195,7 +195,7 @@ def _key(body: "bytes | mmap", begin: int, end: int) -> str:
 
 
 def _field_name(head: bytes) -> str | None:
-    """The name of a form's field; None of a file."""
+    """The name of a form's field. None for a file."""
     for line in head.split(b"\r\n"):
         name, _, value = line.partition(b":")
         if name.strip().lower() == b"content-disposition":
@@ -206,7 +206,7 @@ def _field_name(head: bytes) -> str | None:
 
 
 def _find(body: "bytes | mmap", text: bytes, begin: int) -> int:
-    """The place behind the next occurrence; -1 if there is none."""
+    """The position behind the next occurrence of `text`, or -1."""
     for at in range(begin, len(body), _PIECE_BYTES):
         found = body[at : at + _PIECE_BYTES + len(text) - 1].find(text)
         if found >= 0:

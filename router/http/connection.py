@@ -1,4 +1,4 @@
-"""The connections of clients: aiohttp's, with the limits of the embedded engine's server."""
+"""Clients' connections: aiohttp's, with the limits of the embedded engine's server."""
 
 import asyncio
 import resource
@@ -17,10 +17,10 @@ from server.http.transport.tls_handshake import TlsHandshake
 from server.terms.limits import LimitsConfig
 
 _LINGER_S: Final = 1.0
-"""How long a refused client may go on sending, so that it can read why."""
+"""Seconds for which the router still reads from a refused client, so that the client can read why."""
 _READ_BYTES: Final = 64 << 10
 _TOO_MANY_HEADERS: Final = "Too many headers received"
-"""aiohttp's text of this error, which has no other mark."""
+"""aiohttp's text for too many headers. The error can be recognised only by its text."""
 _MALFORMED: Final = "The request is not valid HTTP/1.1."
 
 _SINGLE: Final = (hdrs.HOST, hdrs.CONTENT_TYPE, hdrs.TRANSFER_ENCODING)
@@ -30,7 +30,7 @@ CompleteHeaders = Callable[["ClientRequest", web.StreamResponse], None]
 
 
 class ClientServer(web.Server):
-    """Creates the connections, and counts them from the moment they are accepted."""
+    """Creates the connections, and counts each from the moment it is accepted."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class ClientServer(web.Server):
         tls: RenewableTls | None,
         **kwargs: Any,
     ) -> None:
-        """`complete_headers` is called before the head of a response is sent; `kwargs` are aiohttp's."""
+        """`complete_headers` is called before the head of a response is sent. `kwargs` are aiohttp's."""
         super().__init__(
             handle,  # type: ignore[arg-type]
             request_factory=self._create_request,
@@ -59,7 +59,7 @@ class ClientServer(web.Server):
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         half = limits.max_connections if files == resource.RLIM_INFINITY else max(1, files // 2)
         self.table = ConnectionTable(min(limits.max_connections, half))
-        """Clients get half of the descriptors: the others are for models' servers and for starts."""
+        """Clients get at most half of the descriptors. The other half is for models' servers and starts."""
 
     def __call__(self) -> Any:
         if self._tls is None:
@@ -82,17 +82,17 @@ class ClientServer(web.Server):
 
 
 class ClientRequest(web.Request):
-    """A request whose head is complete."""
+    """A request whose head has been read."""
 
     protocol: "Connection"
 
     @property
     def version(self) -> HttpVersion:
-        """The HTTP version of the answer."""
+        """The HTTP version with which the router answers."""
         return HttpVersion10 if self._version == HttpVersion10 else HttpVersion11
 
     def check_head(self) -> None:
-        """Raises FailedRequestError for faults that aiohttp's parser lets pass."""
+        """Raises FailedRequestError for faults that aiohttp's parser accepts."""
         limits = self.protocol.server.limits
         length = len(self.raw_path) + sum(len(name) + len(value) for name, value in self.raw_headers)
         if length > limits.max_head_bytes:
@@ -115,7 +115,7 @@ class ClientRequest(web.Request):
 
     @property
     def _has_body_before_upgrade(self) -> bool:
-        """Whether there is such a body: aiohttp 3.13 mistakes it for data after the upgrade."""
+        """Whether the request has a body and an Upgrade: aiohttp 3.13 takes the body for upgraded data."""
         has_body = self._message.chunked or self.headers.get(hdrs.CONTENT_LENGTH, "0").strip("0")
         is_websocket = self.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
         return bool(has_body and is_websocket and self._message.upgrade)
@@ -125,7 +125,7 @@ class ClientRequest(web.Request):
 
 
 class Connection(web.RequestHandler):
-    """One connection."""
+    """A client's connection."""
 
     __slots__ = (
         "_client",
@@ -142,16 +142,16 @@ class Connection(web.RequestHandler):
         super().__init__(server, **kwargs)
         self.server = server
         self.has_room = True
-        """Whether the limit of connections allows it."""
+        """Whether the connection is within the limit of connections."""
         self._client: asyncio.Transport
         self._payload: StreamReader = EMPTY_PAYLOAD
         """The body of the last request."""
         self._is_refused = False
         self._is_upgraded = False
-        """Whether messages of WebSocket, or of another protocol of an upgrade, follow."""
+        """Whether the connection has been upgraded to WebSocket or another protocol."""
         limits, loop = server.limits, asyncio.get_running_loop()
         self._watch = ReadWatch(limits, loop, is_reading=lambda: True, on_timeout=self._time_out)
-        """Time limit of heads. The reader of a body has its own."""
+        """Limits the time for the head of a request. The reader of a body has a limit of its own."""
         self._stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -187,16 +187,16 @@ class Connection(web.RequestHandler):
                 self._refuse(rejection)
 
     def drop_rest(self) -> None:
-        """Stops reading; called before the response, which closes the connection."""
+        """Stops reading. Called before a response after which the connection is closed."""
         self._is_refused = True
         self._message_tail = b""
 
     async def finish_response(self, *args: Any) -> tuple[web.StreamResponse, bool]:
-        """Called for each response, even to input that is not HTTP."""
+        """Called for each response, even if the input was not HTTP."""
         done = await super().finish_response(*args)
         if self._is_refused and self.transport is not None:
             self._end_writing()
-            await asyncio.sleep(_LINGER_S)  # cancelled when the client closes the connection
+            await asyncio.sleep(_LINGER_S)  # is cancelled when the client closes the connection
         elif not self._messages:
             self.server.table.note_idle(self)
         return done
@@ -208,7 +208,7 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answers input that is not HTTP with JSON, like all errors, and quotes nothing of it."""
+        """Answers input that is not HTTP with a JSON error, which quotes nothing of the input."""
         super().handle_error(request, status, exc, message)
         limits = self.server.limits
         if isinstance(exc, LineTooLong):
@@ -232,7 +232,7 @@ class Connection(web.RequestHandler):
         self._stop_stall()
 
     def evict(self) -> bool:
-        """Closes at once to make room; False while bytes of the last response are unsent."""
+        """Closes an idle connection to make room. False while bytes of its last response are unsent."""
         if self.transport is not None and self._client.get_write_buffer_size():
             return False
         self._client.abort()
@@ -250,7 +250,7 @@ class Connection(web.RequestHandler):
             self._refuse(rejection)
 
     def _refuse(self, rejection: Rejection) -> None:
-        """Ends a connection on which a part of a head has arrived, once no request runs on it."""
+        """Rejects a head that is too slow or too long, and ends the connection after its running request."""
         self._watch.disarm()
         self._is_refused = True
         if self.transport is None or self._messages or self._request_in_progress:

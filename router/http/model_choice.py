@@ -1,4 +1,4 @@
-"""Finds a request's model: by its name, by the path, or because there is only one."""
+"""Finds the model of a request: by the name in the body or query, by the path, or as the only model."""
 
 from typing import Final, NamedTuple
 from urllib.parse import unquote
@@ -12,17 +12,17 @@ from router.model_entry import ModelEntry
 from router.model_pool import ModelPool
 
 _WITHOUT_NAME: Final = ("/v1/", "/tokenizer_info")
-"""GET requests that go to the only model without naming it; others, such as a browser's, would start it."""
+"""The only model gets these GETs, which name none. Others, such as a browser's, do not start it."""
 STREAM_PATHS: Final = frozenset((
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/audio/transcriptions",
     "/v1/audio/translations",
 ))  # fmt: skip
-"""Endpoints whose `stream` asks for events."""
+"""Endpoints whose `stream` asks for a stream of events."""
 _POSTED: Final = STREAM_PATHS | frozenset((
     "/v1/messages/count_tokens", "/v1/embeddings", "/pooling", "/classify", "/score", "/v1/score", "/rerank",
     "/v1/rerank", "/v2/rerank", "/tokenize", "/detokenize",
 ))  # fmt: skip
-"""Paths whose bodies name a model. Other paths of a model's server are known to it alone."""
+"""Paths whose bodies name a model. The router knows no other paths of a model's server."""
 _SERVED: Final = _POSTED | frozenset((
     "/v1/realtime", "/v1/systemone", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/reranking", "/v2/embed",
     "/reranking", "/generative_scoring", "/invocations", "/tokenizer_info", "/completion", "/infill",
@@ -31,22 +31,22 @@ _SERVED_BELOW: Final = (
     "/v1/chat/completions/", "/v1/completions/", "/v1/messages/", "/v1/responses/", "/v1/audio/", "/v1/images/",
     "/v1/videos", "/inference/v1/", "/cohere/v2/", "/sdapi/v1/", "/audioapi/v1/",
 )  # fmt: skip
-"""Paths that start a model: paths of vLLM, the embedded engine and the servers that llama-swap knows."""
+"""Below these paths a model is started. vLLM, the embedded engine and llama-swap's servers serve them."""
 _MOST_OFFERED: Final = 20
-"""Names of models in a message."""
+"""The most names of models in a message."""
 _MOST_SEGMENTS: Final = 8
-"""The most leading segments of a path that may be the name of a model."""
+"""The most leading segments of a path that may form the name of a model."""
 
 
 class Upstream(NamedTuple):
-    """A model, and a path of its server."""
+    """A model, and the path at its server."""
 
     entry: ModelEntry
     path: str
 
 
 class ModelChoice:
-    """Raises FailedRequestError with vLLM's texts, and with names that the client could have meant."""
+    """Finds models. Raises FailedRequestError with vLLM's texts and with similar names."""
 
     def __init__(self, pool: ModelPool) -> None:
         self._pool = pool
@@ -57,30 +57,30 @@ class ModelChoice:
         return entry
 
     def by_path(self, raw_rest: str) -> Upstream:
-        """The model at the beginning of a path behind /upstream/; names contain slashes."""
+        """The model whose name begins a path behind /upstream/. Names may contain slashes."""
         segments = raw_rest.split("/")
-        for number in range(min(len(segments), _MOST_SEGMENTS), 0, -1):  # `org/name` before `org`
+        for number in range(min(len(segments), _MOST_SEGMENTS), 0, -1):  # tries `org/name` before `org`
             if (entry := self._pool.resolve(unquote("/".join(segments[:number])))) is not None:
                 return Upstream(entry, "/" + "/".join(segments[number:]))
         raise self._not_found(unquote(segments[0]))
 
     def by_query(self, request: web.Request, path: str) -> ModelEntry:
-        """The model that the query names, or the only one."""
+        """The model that the query names, or the only model."""
         requested = request.query.get("model")
         return self.by_name(requested) if requested else self._only(request, path)
 
     def by_body(self, request: web.Request, path: str, requested: RequestedModel) -> ModelEntry:
-        """The model that the body names, or the query, or the only one."""
+        """The model that the body names, else the model that the query names, else the only model."""
         if requested.is_other_type:
             raise FailedRequestError(400, "Invalid value for `model`: expected `str`.", param="model")
-        if requested.name:  # an empty name is none, as in vLLM
+        if requested.name:  # an empty name counts as missing, as in vLLM
             return self.by_name(requested.name)
         if requested.fault and len(self._pool.entries) > 1 and not request.query.get("model"):
             raise FailedRequestError(400, f"The request body {requested.fault}.")
         return self.by_query(request, path)
 
     def check_path(self, path: str, entry: ModelEntry) -> None:
-        """Raises FailedRequestError for a path that no engine serves, unless its model runs."""
+        """Raises FailedRequestError for a path that no engine serves, unless the model already runs."""
         path = unquote(path)
         if path in _SERVED or path.startswith(_SERVED_BELOW) or self._pool.is_ready(entry.name):
             return

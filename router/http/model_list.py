@@ -1,4 +1,4 @@
-"""Reports of the router about its models: lists, states, metrics, and the data of the status page."""
+"""The router's reports about its models: lists, states, metrics, and the data of the status page."""
 
 import asyncio
 import shlex
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 STATES: Final = get_args(State)
 _SLEEPING: Final = ("falling asleep", "asleep", "waking")
-"""States in which a request is answered after a moment: the model counts as ready."""
+"""States in which a request is answered after a moment. Readiness counts such a model as ready."""
 _OWNER: Final = "vllm-cli"
 
 
 class Exposition(NamedTuple):
-    """The metrics as text."""
+    """The metrics as text, with their content type."""
 
     body: bytes
     content_type: str
 
 
 class PoolListing:
-    """Describes the models of a pool; on the event loop."""
+    """Describes the models of a pool, on the event loop."""
 
     def __init__(self, pool: ModelPool, *, version: str, needs_key: bool) -> None:
         self._pool = pool
@@ -44,12 +44,12 @@ class PoolListing:
         self._needs_key = needs_key
         self._created = int(time.time())
         self._lengths: dict[str, tuple[ModelEntry, int | None]] = {}
-        """Name -> the entry with which the model has run, and its `max_model_len`."""
+        """Name -> the entry of the model's last process, and the `max_model_len` of that process."""
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_PoolCollector(pool))
 
     async def learn_lengths(self, ask: "Callable[[Child, str], Awaitable[bytes | None]]") -> None:
-        """Asks the running models whose `max_model_len` is unknown."""
+        """Asks running models for their `max_model_len`, where it is unknown."""
         running = [(entry, self._pool.child_of(name)) for name, entry in self._pool.entries.items()]
         unknown = [(entry, child) for entry, child in running if child is not None and not self._knows(entry)]
         answers = await asyncio.gather(*(ask(child, "/v1/models") for _, child in unknown))
@@ -58,22 +58,22 @@ class PoolListing:
                 self._lengths[entry.name] = entry, _read_length(answer)
 
     def models(self) -> dict[str, Any]:
-        """The body of GET /v1/models: all that are not hidden, whatever their state."""
+        """The body of GET /v1/models: all models that are not hidden, whatever their state."""
         cards = [card for status in self._pool.view() if not status.entry.unlisted for card in self._cards(status)]
         return {"object": "list", "data": cards}
 
     def model(self, entry: ModelEntry, requested: str) -> dict[str, Any]:
-        """The body of GET /v1/models/{id}, for any of the model's names."""
+        """The body of GET /v1/models/{id}, where the id is any name of the model."""
         cards = self._cards(self.status_of(entry.name))
         return next((card for card in cards if card["id"] == requested), cards[0])
 
     def running(self) -> dict[str, Any]:
-        """The body of GET /running, as llama-swap writes it."""
+        """The body of GET /running, in llama-swap's form."""
         running = [status for status in self._pool.view() if status.state in _RUNNING]
         return {"running": [_llama_swap(status, self._pool.process_of(status.entry.name)) for status in running]}
 
     def readiness(self, name: str) -> dict[str, Any] | None:
-        """Why the model is not ready, with the progress of its start; None if it is ready or sleeps."""
+        """Why the model is not ready, and how far its start is. None if the model is ready or sleeps."""
         status = self.status_of(name)
         child = self._pool.process_of(name)
         fault = child.fault if child is not None else ""
@@ -112,7 +112,7 @@ class PoolListing:
         return entry.name in self._lengths and self._lengths[entry.name][0] == entry
 
     def _cards(self, status: ModelStatus) -> list[dict[str, Any]]:
-        """The model itself, then its adapters."""
+        """The cards of the model itself and of its adapters."""
         entry = status.entry
         root = entry.name if not entry.words or is_flag_like(entry.words[0]) else entry.words[0]
         card = {
@@ -132,13 +132,13 @@ class PoolListing:
         }
         if status.reason:
             card["reason"] = status.reason
-        others: dict[str, Any] = {"max_model_len": None, "aliases": []}  # as in vLLM
+        others: dict[str, Any] = {"max_model_len": None, "aliases": []}  # vLLM's adapters have these values, too
         adapters = [{**card, **others, "id": name, "parent": entry.name} for name in entry.adapters]
         return [card, *adapters]
 
 
 def _read_length(body: bytes) -> int | None:
-    """`max_model_len` of the first model that a server lists."""
+    """The `max_model_len` of the first model in a server's list."""
     try:
         check_depth(body)
         return msgspec.json.decode(body, type=_Listed).data[0].max_model_len
@@ -199,14 +199,14 @@ def _page_row(status: ModelStatus, now: float) -> dict[str, Any]:
 
 
 class _PoolCollector(Collector):  # type: ignore[misc]
-    """Metrics from the pool's own figures, so that there is one count of everything."""
+    """Makes metrics of the pool's own figures, so that nothing is counted twice."""
 
     def __init__(self, pool: ModelPool) -> None:
         self._pool = pool
 
     def collect(self) -> Iterator[Metric]:
         view, router = self._pool.view(), self._pool.router_status()
-        state = _gauge("model_state", "1 for the state that the model has, else 0.", "model", "state")
+        state = _gauge("model_state", "1 for the model's state, 0 for the other states.", "model", "state")
         for status in view:
             for name in STATES:
                 state.add_metric([status.entry.name, name], float(status.state == name))
@@ -217,12 +217,12 @@ class _PoolCollector(Collector):  # type: ignore[misc]
         memory = _gauge("model_memory_bytes", "Memory of the model's processes.", "model")
         labels = ["model", "verb"]
         changes = CounterMetricFamily(
-            "vllm_cli:model_sleep_changes", "How often it fell asleep, and woke.", labels=labels
+            "vllm_cli:model_sleep_changes", "How often the model fell asleep, or woke.", labels=labels
         )
         failures = CounterMetricFamily(
-            "vllm_cli:model_sleep_failures", "How often it did not.", labels=[*labels, "reason"]
+            "vllm_cli:model_sleep_failures", "How often the model did not sleep or wake.", labels=[*labels, "reason"]
         )
-        seconds = _gauge("model_last_sleep_seconds", "How long it took last to fall asleep, and to wake.", *labels)
+        seconds = _gauge("model_last_sleep_seconds", "How long the model last took to fall asleep or wake.", *labels)
         for status in view:
             labels = [status.entry.name]
             starts.add_metric(labels, status.num_starts)
@@ -240,7 +240,7 @@ class _PoolCollector(Collector):  # type: ignore[misc]
         own = _gauge("router_memory_bytes", "Memory of the router, and of its standbys.", "process")
         own.add_metric(["router"], router["memory_bytes"])
         own.add_metric(["standby"], router["standby_bytes"])
-        budget = _gauge("memory_budget_bytes", "The memory that models may use together; 0 without a bound.")
+        budget = _gauge("memory_budget_bytes", "The memory that all models may use together. 0: no bound.")
         budget.add_metric([], router["memory_budget_bytes"] or 0)
         yield from (state, starts, last_start, running, waiting, memory, changes, failures, seconds, own, budget)
 

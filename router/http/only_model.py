@@ -1,4 +1,4 @@
-"""Answers of a router with one model (`serve MODEL --idle-stop`): its server's, even while that is off."""
+"""Answers of a router with one model (`serve MODEL --idle-stop`), given even while the model is off."""
 
 import asyncio
 import math
@@ -16,7 +16,7 @@ from router.model_pool import ModelPool, ModelStatus
 from startup.port.probe_http import MODEL_STATE_HEADER
 
 _KEPT: Final = ("/metrics", "/startupz", "/v1/models", "/version")
-"""Paths whose last answer is repeated while the model does not run."""
+"""Paths whose last answer the router repeats while the model does not run."""
 
 _SILENT: Final = {
     "error": {"code": 503, "message": "The model's server does not answer /health.", "type": "unavailable_error"},
@@ -25,7 +25,7 @@ _SILENT: Final = {
 
 
 class OnlyModelAnswers(OwnAnswers):
-    """The answers of a router with one model. Only `load` starts the model; no answer counts as its use."""
+    """The answers of a router with one model. Only `load` starts the model. Answers are not its requests."""
 
     def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, *, version: str, needs_key: bool) -> None:
         super().__init__(pool, proxy, choice, version=version, needs_key=needs_key)
@@ -36,9 +36,9 @@ class OnlyModelAnswers(OwnAnswers):
         pool.before_stop = self._keep_answers
 
     async def health(self, request: web.Request) -> web.StreamResponse:
-        """200 if a request would be answered: the model runs, or ran and can be started.
+        """200 if the model would answer a request: it runs, or it ran before and can be started.
 
-        With --restart, a model that has failed is not healthy until it is ready again.
+        With --restart, a failed model is unhealthy until it is ready again.
         """
         status = self._list.status_of(self._name)
         if self._pool.is_draining:
@@ -57,13 +57,13 @@ class OnlyModelAnswers(OwnAnswers):
         return json_answer(self._list.readiness(self._name) or _SILENT, status=503, headers={"Retry-After": after_s})
 
     async def readyz(self, request: web.Request) -> web.StreamResponse:
-        """With `?model`, whether the model itself is ready."""
+        """Whether the router is ready. With `?model`, whether the model is."""
         if request.query.get("model") == "":
             return self._report_readiness(self._name)
         return await super().readyz(request)
 
     async def metrics(self, request: web.Request) -> web.StreamResponse:
-        """The router's own families, then those of the model's server."""
+        """The router's own metrics, then those of the model's server."""
         own, answer = self._list.metrics(None), await self._find("/metrics")
         body = own.body if answer is None else own.body + answer.body
         return web.Response(body=body, headers={hdrs.CONTENT_TYPE: own.content_type})
@@ -86,7 +86,7 @@ class OnlyModelAnswers(OwnAnswers):
         return json_answer({**self._list.status(), "status": state}) if answer is None else _as_response(answer)
 
     async def _find(self, path: str) -> Fetched | None:
-        """The answer of the model's server, or its last one."""
+        """The answer of the model's server. If the server does not run, its last answer."""
         answer = await self._fetch(path)
         if answer is not None and answer.status == 200:
             self._last[path] = answer

@@ -1,4 +1,4 @@
-"""The router's own answers: probes, lists, metrics, the status page, and models loaded by hand."""
+"""The router's own answers: probes, lists, metrics, the status page, and loading or unloading by hand."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,9 +19,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _MODELS: Final = "/v1/models/"
 _UNLOAD: Final = "/api/models/unload/"
 _UNLOAD_ALL: Final = "/unload"
-"""llama-swap's path, the only GET that changes something."""
+"""llama-swap's path. The only GET that changes something."""
 _DONE: Final = {"success": True}
-"""The answer of the router of llama-server."""
+"""The body with which llama-server's router answers."""
 
 
 class OwnAnswer(NamedTuple):
@@ -29,7 +29,7 @@ class OwnAnswer(NamedTuple):
 
     handler: Handler
     is_read: bool
-    """Whether it starts and stops no model."""
+    """Whether the answer starts and stops no model."""
 
 
 class OwnAnswers:
@@ -63,14 +63,14 @@ class OwnAnswers:
             "/models/load": self._load,
             "/models/unload": self._unload,
         }
-        """Paths of llama-server's router: the body of the POST names the model."""
+        """Paths of llama-server's router. The body of the POST names the model."""
 
     def close_page(self) -> None:
         """There is no page at `/` from now on."""
         del self._handlers["/"]
 
     def find(self, method: str, path: str) -> OwnAnswer | None:
-        """The answer; None if a model has to answer. Raises FailedRequestError for another method."""
+        """How the router answers, or None if a model has to. Raises FailedRequestError for another method."""
         handlers = self._handlers.get(path) or self._find_by_prefix(path)
         if handlers is None:
             return None
@@ -80,7 +80,7 @@ class OwnAnswers:
         return OwnAnswer(handler, is_read)
 
     def _find_by_prefix(self, path: str) -> Mapping[str, Handler] | None:
-        """The handlers of a path that ends with the name of a model; names contain slashes."""
+        """The handlers of a path that ends with a model's name. Names contain slashes."""
         if path.startswith(_UNLOAD):
             return {"POST": partial(self._unload, path.removeprefix(_UNLOAD))}
         if not path.startswith(_MODELS):
@@ -107,7 +107,7 @@ class OwnAnswers:
         requested = request.query.get("model")
         if not requested or self._pool.is_draining:
             return await self.health(request)
-        if (entry := self._pool.resolve(requested)) is None:  # without the names of others: no key is needed
+        if (entry := self._pool.resolve(requested)) is None:  # needs no key, so it names no other models
             raise FailedRequestError(404, f"The model `{shown(requested)}` does not exist.", param="model")
         return self._report_readiness(entry.name)
 
@@ -164,6 +164,6 @@ class OwnAnswers:
         return json_answer({**_DONE, "id": entry.name, "status": "stopped"})
 
     async def _unload_all(self, request: web.Request) -> web.StreamResponse:
-        """llama-swap's answer is the text OK."""
+        """Answers with the text OK, as llama-swap does."""
         await asyncio.gather(*map(self._pool.unload, self._pool.entries))
         return web.Response(text="OK")

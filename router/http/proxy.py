@@ -1,4 +1,4 @@
-"""One request to a model's server and its response back: a client that does not read stops the server."""
+"""Passes one request to a model's server and its response back. A slow client slows the server down."""
 
 import asyncio
 import logging
@@ -43,23 +43,23 @@ _HOP_BY_HOP: Final = frozenset(
         "upgrade",
     }
 )
-"""Headers about one connection, RFC 9110."""
+"""Headers about a single connection (RFC 9110)."""
 _NOT_REQUESTED: Final = _HOP_BY_HOP | {"host", "expect"}
 _HANDSHAKE: Final = "sec-websocket-"
 _OF_BODY: Final = frozenset({"content-length", "content-type", "content-encoding"})
 _CORS: Final = "access-control-"
 _SESSION_ADDS: Final = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
-"""Headers that aiohttp's client would add to a request that lacks them."""
+"""Headers that aiohttp's client adds to a request unless they are skipped."""
 _BEGIN_BYTES: Final = 4096
 _WHOLE_BYTES: Final = 64 << 10
-"""A shorter body of announced length is written together with its head."""
+"""A body of announced length that is shorter than this is written together with its head."""
 _MOST_ERROR_BYTES: Final = 1 << 20
 _MOST_MESSAGE_BYTES: Final = 64 << 20
 """The longest message of a WebSocket."""
 _ANSWER_S: Final = 2.0
-"""How long a server may take to answer the router itself."""
+"""Seconds in which a server must answer the router's own requests."""
 _MOST_TRIES: Final = 3
-"""Tries of a request: over a connection just closed, to a process that has ended, to the next process."""
+"""Tries of a request: on a connection that was just closed, with an ended process, with the next process."""
 _RESPONSE_ID: Final = re.compile(rb'"id" ?: ?"(resp_[A-Za-z0-9_-]{1,200})"')
 _ENDS_OF_EVENT: Final = (b"\n\n", b"\r\n\r\n")
 _MOST_HEADER_BYTES: Final = 64 << 10
@@ -68,21 +68,21 @@ _WebSocket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
 
 def headers_to_server(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
-    """The headers of a request, in lower case: aiohttp's client keeps duplicates that are spelled alike."""
+    """A request's headers in lower case: aiohttp's client keeps duplicates only if they are spelled alike."""
     dropped = _NOT_REQUESTED | dropped | _named_by_connection(headers)
     names = ((name.lower(), _in_utf8(value)) for name, value in headers.items())
     return CIMultiDict((name, value) for name, value in names if name not in dropped)
 
 
 def headers_to_client(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """The headers of a response without CORS: the router decides which pages may read it (`access.py`)."""
+    """A response's headers without CORS: the router itself decides which pages may read it (`access.py`)."""
     dropped = _HOP_BY_HOP | _named_by_connection(headers)
     names = ((name, name.lower(), _in_utf8(value)) for name, value in headers.items())
     return CIMultiDict((name, value) for name, low, value in names if low not in dropped and not low.startswith(_CORS))
 
 
 def _in_utf8(value: str) -> str:
-    """aiohttp does not send bytes that it has not read as UTF-8: they are taken for Latin-1."""
+    """Encodes bytes that are not UTF-8 as if they were Latin-1. aiohttp would not send them otherwise."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -91,13 +91,13 @@ def _in_utf8(value: str) -> str:
 
 
 def headers_of_websocket(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
-    """The headers of a WebSocket's request; aiohttp's client writes those of its own handshake."""
+    """The headers of a WebSocket's handshake, but for headers that aiohttp's client adds itself."""
     handshake = frozenset(name.lower() for name in headers if name.lower().startswith(_HANDSHAKE))
-    return headers_to_server(headers, dropped | handshake | _OF_BODY)  # it has no body
+    return headers_to_server(headers, dropped | handshake | _OF_BODY)  # a handshake has no body
 
 
 def _named_by_connection(headers: CIMultiDictProxy[str]) -> frozenset[str]:
-    """Further headers that are about one connection only."""
+    """Further headers about a single connection, which the header Connection names."""
     if hdrs.CONNECTION not in headers:
         return frozenset()
     return frozenset(name.strip().lower() for name in ",".join(headers.getall(hdrs.CONNECTION)).split(","))
@@ -105,23 +105,23 @@ def _named_by_connection(headers: CIMultiDictProxy[str]) -> frozenset[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A request that was read, and its model."""
+    """A request that was read, with its model."""
 
     request: web.Request
     entry: ModelEntry
     path: str
-    """The path as the client has written it, without the router's own prefixes."""
+    """The path in the client's spelling, without the router's own prefixes."""
     body: ForwardedBody
     may_wait_visibly: bool
-    """Whether comments may be sent while it waits: the response will be a stream of events."""
+    """Whether comments may be sent during the wait: the response will be a stream of events."""
     is_background: bool
-    """Whether the model goes on with the response when the client has its answer, or is gone."""
+    """Whether the model continues the response after the client has its answer or has left."""
     dropped: frozenset[str]
-    """Further headers that are not passed on, in lower case: the router's own keys."""
+    """Further headers, in lower case, that are not passed on: those with the router's own keys."""
 
 
 class Fetched(NamedTuple):
-    """An answer of a model's server to the router's own request."""
+    """A model server's answer to the router's own request."""
 
     status: int
     content_type: str
@@ -129,7 +129,7 @@ class Fetched(NamedTuple):
 
 
 class Proxy:
-    """Passes requests on; on the event loop."""
+    """Passes requests on, on the event loop."""
 
     def __init__(self, pool: ModelPool, patience: Patience) -> None:
         self.background = FollowedResponses(pool, self._goes_on, patience)
@@ -138,10 +138,10 @@ class Proxy:
         self._sessions: WeakKeyDictionary[Child, aiohttp.ClientSession] = WeakKeyDictionary()
 
     async def relay(self, call: Call) -> web.StreamResponse:
-        """The response of the model's server, which has been sent when this returns.
+        """Passes the request on, and returns the server's response once it has been sent.
 
         Raises:
-            ModelRefused: the model cannot be started, or has ended before it has answered.
+            ModelRefused: the model cannot be started, or has ended before its answer.
         """
         comments = WaitingComments(call.request, lambda: self._pool.progress(call.entry.name), self._patience.comment_s)
         if call.may_wait_visibly and not self._pool.is_ready(call.entry.name):
@@ -162,7 +162,7 @@ class Proxy:
     async def relay_websocket(
         self, request: web.Request, entry: ModelEntry, path: str, dropped: frozenset[str]
     ) -> web.StreamResponse:
-        """Passes the messages of a WebSocket on, in both directions, until one side closes it."""
+        """Passes a WebSocket's messages on in both directions, until one side closes it."""
         protocols = [name.strip() for name in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
         async with self._pool.lease(entry.name) as child:
             try:
@@ -197,12 +197,12 @@ class Proxy:
             return downstream
 
     async def ask(self, child: Child, path: str) -> bytes | None:
-        """The body of a server's short answer to a question of the router; None after an error."""
+        """The body of a server's short answer to the router's own request. None after an error."""
         answer = await self.fetch(child, path)
         return answer.body if answer is not None and answer.status == 200 else None
 
     async def fetch(self, child: Child, path: str) -> Fetched | None:
-        """A server's short answer to a GET of the router, without a lease; None without an answer."""
+        """A server's short answer to the router's own GET, without a lease. None without an answer."""
         headers = {hdrs.ACCEPT_ENCODING: "identity"}
         try:
             async with (
@@ -215,7 +215,7 @@ class Proxy:
             return None
 
     async def _relay(self, call: Call, comments: WaitingComments) -> web.StreamResponse:
-        """Sends the request; again if the model's process has closed the connection or ended unnoticed."""
+        """Sends the request, and again if the process closed the connection or ended before reading it."""
         reason = ""
         for _ in range(_MOST_TRIES):
             try:
@@ -226,10 +226,10 @@ class Proxy:
         raise ModelRefused(503, f"The server of `{call.entry.name}` accepts no connections: {reason}", 1.0)
 
     async def _send(self, call: Call, comments: WaitingComments) -> web.StreamResponse:
-        """The lease ends with the response; for a background response, when the model has made it."""
+        """The lease ends with the response, or once a background response is complete."""
         made = self.background.find(call.path)
         async with AsyncExitStack() as lease:
-            if made is not None and made.entry.name == call.entry.name:  # also while it admits no other request
+            if made is not None and made.entry.name == call.entry.name:  # even while it admits no others
                 child = made.child
                 is_last_use = await self.background.is_last_use(made, call.request.method, call.path)
             else:
@@ -253,18 +253,18 @@ class Proxy:
                     if made is not None:
                         made.is_read |= is_read
                     return response
-                finally:  # also if the client has left: the model goes on
+                finally:  # also if the client has left, because the model continues
                     if call.is_background and (response_id := copy.response_id) is not None:
                         self.background.keep(response_id, call.entry, child, lease.pop_all(), is_read=is_read)
 
     async def _request(self, call: Call, child: Child, *, has_begun: bool) -> aiohttp.ClientResponse:
-        """Sends the request and returns when the head of the response is there.
+        """Sends the request, and returns once the head of the response has arrived.
 
         Args:
-            has_begun: whether the client's response has begun, so that its body must not be encoded.
+            has_begun: whether the client's response has begun. Then its body must not be compressed.
 
         Raises:
-            _NotSentError: the server has not read all of it, so that it may be sent again.
+            _NotSentError: the server has not read the whole request, which may be sent again.
             ModelRefused: the server has ended.
         """
         headers = headers_to_server(call.request.headers, call.dropped)
@@ -292,24 +292,24 @@ class Proxy:
             await child.end_reason()
             raise _NotSentError(str(err)) from err
         except (aiohttp.ClientError, ConnectionError) as err:
-            # An idle connection may be closed: a reset shows that not all of the request was read; an end
-            # over TCP looks like that of a server that has died of it.
+            # A reused connection may have been closed: after a reset, the request was not read completely.
+            # Over TCP, an end can also be that of a server that has crashed.
             is_end = isinstance(err, aiohttp.ServerDisconnectedError)
             if reuses and (isinstance(err, OSError) or (is_end and not await child.end_reason())):
                 raise _NotSentError(str(err)) from err
             raise await _ended(child, err) from err
 
     def _is_room_wanted(self, entry: ModelEntry) -> bool:
-        """Whether others wait for the model to be stopped."""
+        """Whether other models wait for this model to be stopped."""
         return not self._pool.is_ready(entry.name)
 
     async def _goes_on(self, child: Child, path: str) -> bool:
-        """Whether a stored response is not complete, as far as is known."""
+        """Whether a stored response is still incomplete, as far as is known."""
         answer = await self.fetch(child, path)
         return answer is None or _status_of(answer.body) in ("queued", "in_progress")
 
     async def _find_end(self, child: Child) -> str:
-        """Why a server that refuses a request ends. Empty if it goes on, or hangs (maybe by this request)."""
+        """Why a server that refuses a request ends. Empty if it does not end, or hangs."""
         health = await self.fetch(child, "/health")
         if health is not None and (health.status == HTTPStatus.OK or _status_of(health.body) == "hung"):
             return ""
@@ -334,11 +334,11 @@ class Proxy:
 
 
 class _NotSentError(Exception):
-    """The model's server has not read the request."""
+    """The model's server has not read the whole request."""
 
 
 def _noting_reuse() -> aiohttp.TraceConfig:
-    """Appends to the list of a request when it gets the connection of an earlier one."""
+    """A trace that appends to a request's list when the request reuses an earlier request's connection."""
 
     async def note(_: aiohttp.ClientSession, context: Any, parameters: object) -> None:
         if context.trace_request_ctx is not None:
@@ -351,7 +351,7 @@ def _noting_reuse() -> aiohttp.TraceConfig:
 
 @contextmanager
 def _closing(upstream: aiohttp.ClientResponse) -> Iterator[None]:
-    """Ends the request to the model's server, unless its response was read to its end."""
+    """Ends the request to the model's server, unless its response was read completely."""
     try:
         yield
     finally:
@@ -359,14 +359,14 @@ def _closing(upstream: aiohttp.ClientResponse) -> Iterator[None]:
             upstream.release()
         else:
             if (connection := upstream.connection) is not None and connection.transport is not None:
-                connection.transport.abort()  # without waiting for the server to read what was written
+                connection.transport.abort()  # does not wait until the server has read what was written
             upstream.close()
 
 
 async def _answer(
     request: web.Request, upstream: aiohttp.ClientResponse, child: Child, copy: "_Copy"
 ) -> web.StreamResponse:
-    """Sends the response as it comes."""
+    """Sends the response to the client as it arrives."""
     headers = headers_to_client(upstream.headers)
     length = upstream.content_length
     if length is not None and length <= _WHOLE_BYTES and request.method != hdrs.METH_HEAD:
@@ -385,7 +385,7 @@ async def _answer(
 async def _continue(
     begun: web.StreamResponse, upstream: aiohttp.ClientResponse, call: Call, copy: "_Copy"
 ) -> web.StreamResponse:
-    """Sends the body behind the comments; anything but a stream of events becomes the event of an error."""
+    """Sends the body behind the comments. A body that is no stream of events becomes an error event."""
     if upstream.status == 200 and upstream.content_type == "text/event-stream":
         await copy.run(begun)
         return begun
@@ -403,7 +403,7 @@ class _WithStatus(msgspec.Struct):
 
 
 def _status_of(body: bytes) -> str:
-    """The member `status` of a stored response or of a server's answer; empty if there is none."""
+    """The member `status` of a stored response or of a server's answer. Empty without one."""
     with suppress(ValueError):
         check_depth(body)
         return msgspec.json.decode(body, type=_WithStatus).status
@@ -411,7 +411,7 @@ def _status_of(body: bytes) -> str:
 
 
 class _Copy:
-    """Copies the body of a response."""
+    """Copies the body of a response from the server to the client."""
 
     def __init__(
         self,
@@ -424,7 +424,7 @@ class _Copy:
     ) -> None:
         """`is_room_wanted` returns whether other models wait for this one to be stopped."""
         self.begin = b""
-        """The first bytes of the body."""
+        """The first bytes of the body, in which the id of a stored response is found."""
         self._upstream = upstream
         self._child = child
         self._request = call.request
@@ -438,12 +438,12 @@ class _Copy:
 
     @property
     def response_id(self) -> str | None:
-        """The id of a stored response, which begins with it."""
+        """The id of the response if it is stored. A stored response's body begins with its id."""
         found = _RESPONSE_ID.search(self.begin)
         return None if found is None else found[1].decode()
 
     async def run(self, response: web.StreamResponse) -> None:
-        """If the model's server breaks off, a stream gets an error event; any other response is cut."""
+        """Copies the body. If the server breaks off, a stream gets an error event; other bodies are cut."""
         is_stream = self._is_between_events
         read, write, time = self._upstream.content.readany, response.write, self._loop.time
         while True:
@@ -472,41 +472,41 @@ class _Copy:
         await response.write_eof()
 
     def close(self) -> None:
-        """Called when nothing is copied any more."""
+        """Stops the timer once the copy has ended."""
         self._timer.cancel()
 
     def _check(self) -> None:
-        """Ends the response of a client that does not read."""
+        """Disconnects a client that does not read while other models wait for memory."""
         since_s = self._writing_since_s
         is_stalled = since_s is not None and self._loop.time() - since_s >= self._stall_s
         if is_stalled and self._is_room_wanted() and self._request.transport is not None:
-            logger.info("a client that does not read is disconnected: others wait for its model")
+            logger.info("a client that does not read is disconnected: other models wait for the memory of its model")
             self._request.transport.abort()
         self._timer = self._loop.call_later(self._stall_s / 3, self._check)
 
 
 def _break_off(request: web.Request) -> None:
-    """Closes the client's connection so that the response does not look complete."""
+    """Closes the client's connection in a way that shows that the response is incomplete."""
     transport = request.transport
     if transport is None:
         return
     if request.version >= aiohttp.HttpVersion11:
-        transport.close()  # what was written is sent before; the end of the body is missing
+        transport.close()  # sends what was written; the body's end is missing
         return
-    # a normal end of the connection would look like the end of the body: a reset does not
+    # A normal end of the connection would look like the end of the body. A reset does not.
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
 
 async def _ended(child: Child, err: Exception) -> ModelRefused:
-    """Why the model's server has not answered."""
+    """Why the model's server has not answered, as an error for the client."""
     reason = await child.end_reason()
     text = f"The model's server has ended: {reason}" if reason else f"The model's server broke off: {err}"
     return ModelRefused(503, text, 1.0)
 
 
 def _target(child: Child, path: str, query: str) -> URL:
-    """The address at the model's server; path and query as the client has written them."""
+    """The address at the model's server, with path and query in the client's spelling."""
     base = URL(child.base_url)
     prefix = base.raw_path.rstrip("/")
     return URL.build(
@@ -520,10 +520,10 @@ async def relay_messages(
     is_room_wanted: Callable[[], bool],
     patience: Patience,
 ) -> bool:
-    """Passes messages on until one side closes the WebSocket, which then closes the other one.
+    """Passes messages on until one side closes its WebSocket. Then the other one is closed, too.
 
-    A silent one is closed once other models wait for this one to be stopped (`is_room_wanted`).
-    Returns whether both sides have closed it in time.
+    A silent connection is closed once other models wait for its model to be stopped (`is_room_wanted`).
+    Returns whether both sides have closed in time.
     """
     time = asyncio.get_running_loop().time
     last_s = time()
@@ -556,7 +556,7 @@ async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 async def _pump(source: _WebSocket, drain: _WebSocket, note_content: Callable[[], None]) -> None:
-    """Passes the messages of one direction on, the last one included."""
+    """Passes the messages of one direction on, including the message that closes."""
     while True:
         message = await source.receive()
         match message.type:

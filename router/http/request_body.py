@@ -1,4 +1,4 @@
-"""The body of a request, which is read whole before its model is known."""
+"""The body of a request. The router reads it completely, because the model's name may be anywhere in it."""
 
 import asyncio
 import json
@@ -19,33 +19,33 @@ if TYPE_CHECKING:
 
 
 LONGEST_NAME: Final = 4096
-"""Characters of a model's name that are kept; a longer name is the name of no model."""
+"""The most characters of a model's name that are kept. No model has a longer name."""
 
 
 class RequestedModel(NamedTuple):
-    """The model that a body names, and its faults."""
+    """The model that a body names, and the body's faults."""
 
     name: str | None = None
     is_other_type: bool = False
-    """Whether `model` has a value that is not a text."""
+    """Whether the value of `model` is not a text."""
     is_stream: bool = False
     is_background: bool = False
-    """Whether a response goes on without the client."""
+    """Whether the body asks for a background response, which continues without the client."""
     fault: str = ""
-    """Why the body cannot be read, behind "The request body"."""
+    """Why the body cannot be read, as the end of a sentence that begins with "The request body"."""
     members: Members = Members()
 
 
 def boundary_of(media_type: str) -> bytes | None:
-    """The boundary, if this Content-Type is that of a multipart form; all else is taken for JSON."""
+    """The boundary of a multipart form. None for every other Content-Type: its body is read as JSON."""
     kind, options = parse_options(media_type)
     return options.get(b"boundary") or None if kind == b"multipart/form-data" else None
 
 
 def find_in_json(body: "bytes | mmap") -> RequestedModel:
-    """Reads a body of JSON; whatever is wrong with it, no error is raised.
+    """Finds the model in a JSON body. Faults of the body are returned, not raised.
 
-    NaN, halves of characters and a byte order mark are no JSON, but vLLM takes them.
+    NaN, single surrogates and a byte order mark are not JSON. The router takes them, because vLLM does.
     """
     try:
         members = json_members(body)
@@ -59,7 +59,7 @@ def find_in_json(body: "bytes | mmap") -> RequestedModel:
 
 
 def find_in_form(body: "bytes | mmap", boundary: bytes) -> RequestedModel:
-    """Reads a multipart form; whatever is wrong with it, no error is raised."""
+    """Finds the model in a multipart form. Faults of the body are returned, not raised."""
     try:
         fields = form_fields(body, boundary)
     except BodyFaultError as err:
@@ -71,7 +71,7 @@ def find_in_form(body: "bytes | mmap", boundary: bytes) -> RequestedModel:
 
 
 def _name_in(body: "bytes | mmap", member: Member | None) -> tuple[str | None, bool]:
-    """The name, and whether there is a value of another type instead."""
+    """The model's name, and whether the member has a value of another type."""
     if (begin := _begin_of(body, member)) in (b"", b"null"):
         return None, False
     if member is None or begin[:1] != b'"':
@@ -87,22 +87,22 @@ def _begin_of(body: "bytes | mmap", member: Member | None) -> bytes:
 
 
 _MOST_IN_MEMORY: Final = 1 << 20
-"""A longer body lies in an unlinked temporary file, and is read by threads."""
+"""A longer body is written to an unlinked temporary file, which threads read."""
 _READ_BACK_BYTES: Final = 256 << 10
 _MOST_ON_LOOP: Final = 4 << 10
-"""A longer body is searched by a thread: this much takes up to 2 ms."""
+"""A longer body is searched by a thread, because the event loop would need more than 2 ms for it."""
 _LOOSE_BYTES: Final = 256 << 10
-"""The longest body that may have another encoding than UTF-8: vLLM takes all encodings of JSON."""
+"""The longest body that may have another encoding than UTF-8. vLLM takes all encodings of JSON."""
 
 
 class BodyRoom:
-    """The room of all bodies together."""
+    """The memory and threads that all bodies share."""
 
     def __init__(self, limits: LimitsConfig) -> None:
         self.limits = limits
         self.num_bytes = 0
         self.searching = {is_in_memory: asyncio.Semaphore(2) for is_in_memory in (True, False)}
-        """Bodies in files may take seconds, and delay no others. More threads would delay the event loop."""
+        """At most two threads search bodies in memory, and two bodies in files: more would delay the loop."""
 
 
 def _create_file() -> "tempfile.SpooledTemporaryFile[bytes]":
@@ -110,7 +110,7 @@ def _create_file() -> "tempfile.SpooledTemporaryFile[bytes]":
 
 
 class ForwardedBody:
-    """One body; must be closed."""
+    """The body of one request. It must be closed."""
 
     def __init__(self, room: BodyRoom) -> None:
         self._room = room
@@ -118,7 +118,7 @@ class ForwardedBody:
         self.num_bytes = 0
 
     def check_length(self, announced: int) -> None:
-        """Raises FailedRequestError for a length that no body may have."""
+        """Raises FailedRequestError if the announced length is above the limit."""
         most = self._room.limits.max_body_bytes
         if announced > most:
             raise FailedRequestError(
@@ -126,7 +126,7 @@ class ForwardedBody:
             )
 
     async def read(self, content: "StreamReader") -> None:
-        """Reads all of it; raises FailedRequestError."""
+        """Reads the whole body. Raises FailedRequestError."""
         limits, loop = self._room.limits, asyncio.get_running_loop()
         left_s = limits.body_timeout_s
         try:
@@ -136,7 +136,7 @@ class ForwardedBody:
                     part = await content.readany()
                 if not part:
                     return
-                left_s -= loop.time() - begin_s  # the time of the disk is not the client's time
+                left_s -= loop.time() - begin_s  # time of the disk does not count as the client's
                 if limits.min_body_rate:
                     left_s = min(left_s + len(part) / limits.min_body_rate, limits.body_timeout_s)
                 await self._keep(part)
@@ -162,7 +162,7 @@ class ForwardedBody:
             await asyncio.to_thread(self._file.write, part)
 
     async def find_model(self, media_type: str) -> RequestedModel:
-        """What the body requests."""
+        """Finds the model and the faults of the body."""
         boundary = boundary_of(media_type)
         if self.num_bytes <= _MOST_ON_LOOP:
             return self._find(boundary)
@@ -170,7 +170,7 @@ class ForwardedBody:
             return await asyncio.to_thread(self._find, boundary)
 
     async def change(self, changes: BodyChanges, requested: RequestedModel, media_type: str) -> None:
-        """Changes it before the model gets it; raises FailedRequestError."""
+        """Changes the body before the model gets it. Raises FailedRequestError."""
         is_form = boundary_of(media_type) is not None
 
         def run() -> None:
@@ -191,13 +191,13 @@ class ForwardedBody:
             raise _not_kept(err) from err
 
     def close(self) -> None:
-        """Frees the memory or the file of the body."""
+        """Frees the body's memory or file."""
         self._room.num_bytes -= self.num_bytes
         self.num_bytes = 0
         self._file.close()
 
     def data(self) -> "bytes | AsyncIterator[bytes] | None":
-        """The body for the session to send, None if it is empty. It can be called again for another try."""
+        """The body for the client session, None if it is empty. Can be called again for the next try."""
         if not self.num_bytes:
             return None
         return self._bytes() if self._is_in_memory else self._stream()

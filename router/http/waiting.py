@@ -1,4 +1,4 @@
-"""Sends comments to the client of a stream while its model starts; client libraries ignore them."""
+"""Sends comments to the client of a stream while the model starts. Client libraries ignore comments."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,15 +15,15 @@ class Patience(NamedTuple):
     """The limits in seconds, which tests shorten."""
 
     comment_s: float = 1.0
-    """Between two comments in a stream whose model starts."""
+    """Between two comments while a model starts."""
     stall_s: float = 30.0
-    """How long a client may read nothing, and a WebSocket be silent, while others wait for the memory."""
+    """How long a client may read nothing, or a WebSocket be silent, while other models wait for memory."""
     close_s: float = 2.0
-    """How long the end of a WebSocket may take."""
+    """How long a WebSocket's closing handshake may take."""
     follow_s: float = 1.0
-    """Between two looks at a response in the background."""
+    """Between two checks of a background response."""
     unread_s: float = 120.0
-    """How long such a response that has ended is kept for its client."""
+    """How long a complete background response waits for its client to read it."""
 
 
 _HEADERS: Final = {
@@ -34,7 +34,7 @@ _HEADERS: Final = {
 
 
 class WaitingComments:
-    """Begins the response after an interval, and sends a comment after each further one."""
+    """Begins the response after one interval, and sends a comment after each further interval."""
 
     def __init__(self, request: web.Request, progress: Callable[[], str], interval_s: float) -> None:
         """`progress` names the step that the request waits for."""
@@ -45,22 +45,22 @@ class WaitingComments:
         self._ended = asyncio.Event()
 
     def start(self) -> None:
-        """The request waits from now on."""
+        """Called when the request begins to wait."""
         self._task = asyncio.create_task(self._write(), name="comments while a request waits")
 
     async def end(self) -> "StreamResponse | None":
-        """The request waits no longer; returns the response that has begun, None if there is none."""
+        """Called when the wait is over. Returns the response if it has begun."""
         self._ended.set()
         return None if self._task is None else await self._task
 
     def close(self) -> None:
-        """The request has ended, in whatever way."""
+        """Called when the request has ended, with or without an error."""
         if self._task is None:
             return
         if not self._task.done():
             self._task.cancel()
         elif not self._task.cancelled():
-            self._task.exception()  # the client's disconnect, which the request's task sees too
+            self._task.exception()  # retrieves the client's disconnect, which the request's task sees too
 
     async def _write(self) -> "StreamResponse | None":
         if await self._ends_soon():
@@ -74,7 +74,7 @@ class WaitingComments:
                 return response
 
     async def _ends_soon(self) -> bool:
-        """Waits for the end, at most until the next comment."""
+        """Waits for `end`, at most until the next comment is due."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._interval_s):
                 await self._ended.wait()

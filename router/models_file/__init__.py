@@ -1,1 +1,1 @@
-"""The file of `vllm-cli serve --models`: its content and its faults. Begin with `reader.py`."""
+"""Reads the file of `vllm-cli serve --models` and finds its faults. Begin with `reader.py`."""

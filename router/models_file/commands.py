@@ -1,4 +1,4 @@
-"""The key `cmd`: commands of our own engines, which are recognised, and those of other servers."""
+"""The key `cmd`: recognises commands of our own engines, and describes those of other servers."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from startup.ground.serve_words import is_vllm_installed, split
 
 PORT: Final = "${PORT}"
 SLEEP_KEYS: Final = ("sleep", "wake", "sleepEndpoints", "wakeEndpoints")
-"""Keys with the calls that put a `cmd` to sleep and wake it. The last two are llmsnap's names."""
+"""Keys for the calls that put a command's server to sleep and wake it. The last two are llmsnap's names."""
 
 _ASSIGNMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _API_SERVER: Final = "vllm.entrypoints.openai.api_server"
@@ -30,16 +30,16 @@ _LOCAL: Final = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
 class RecognisedCommand(NamedTuple):
-    """A `cmd` that is recognised."""
+    """A `cmd` that starts one of our own engines."""
 
     engine: str
     words: list[str]
-    """MODEL and flags, without those of the address."""
+    """MODEL and flags, without the flags of the address."""
     env: dict[str, str]
 
 
 def split_command(text: str) -> list[str]:
-    """The words of a `cmd`: lines may end in a backslash, lines that begin with # are comments.
+    """The words of a `cmd`. Its lines may end in a backslash. Lines that begin with # are comments.
 
     Raises:
         ValueError: a quote is not closed.
@@ -48,7 +48,7 @@ def split_command(text: str) -> list[str]:
 
 
 def read_command(text: str, path: KeyPath, findings: Findings) -> list[str] | None:
-    """The words of a command in the file; None if it is none, which is reported."""
+    """The words of a command in the file. None if the text is no command, which is reported."""
     try:
         return split_command(text)
     except ValueError as err:
@@ -57,14 +57,14 @@ def read_command(text: str, path: KeyPath, findings: Findings) -> list[str] | No
 
 
 def without_comments(text: str) -> str:
-    """A command without the lines that begin with #."""
+    """The command without lines that begin with #."""
     return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
 
 
 def recognise(words: Iterable[str]) -> RecognisedCommand | None:
-    """What a command serves with this program's engines; None for any other command.
+    """What a command serves with one of our engines. None for any other command.
 
-    A program that is named by its path in another environment, or exists only there, is another command.
+    A program of another Python environment (by its path, or found only there) is another command.
     """
     rest = list(words)
     env: dict[str, str] = {}
@@ -96,12 +96,12 @@ def _is_of_this_environment(program: str) -> bool:
 
 
 def _is_only_elsewhere(program: str) -> bool:
-    """Whether PATH has a vLLM, but this environment has none."""
+    """Whether PATH has a vLLM but this environment has none."""
     return not is_vllm_installed() and shutil.which(program) is not None
 
 
 def _with_model_first(words: list[str]) -> list[str]:
-    """`--model X` as MODEL, which comes before the flags."""
+    """Puts the model of `--model X` first, as the word MODEL."""
     parts = list(split(words, {"--model": 1}.get))
     model = next((given for given in reversed(parts) if given.flag == "--model" and given.values), None)
     if model is None or not words[0].startswith("-"):
@@ -116,7 +116,7 @@ def without_address(words: Iterable[str]) -> list[str]:
 
 
 def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, findings: Findings) -> ForeignCommand:
-    """The command of another server; faults of its address are reported."""
+    """The command of another server. Reports faults of its address."""
     address = keys.get("proxy") or f"http://127.0.0.1:{PORT}"
     names_port = any(PORT in word for word in words)
     if PORT in address and not names_port:
@@ -136,13 +136,13 @@ def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, fi
 
 
 def _sleep_calls(keys: Mapping[str, Any], path: KeyPath, findings: Findings) -> dict[str, tuple[ServerCall, ...]]:
-    """The calls of both kinds, or none."""
+    """The calls to sleep and to wake. Empty if either kind is missing."""
     sleep, wake = (
         [_call(each) for each in keys.get(key) or keys.get(f"{key}Endpoints") or ()] for key in ("sleep", "wake")
     )
     if bool(sleep) != bool(wake):
         given, missing = ("sleep", "wake") if sleep else ("wake", "sleep")
-        findings.fault((*path, given), f"must not be without `{missing}`: name what the server is asked for both")
+        findings.fault((*path, given), f"needs `{missing}` beside it: name the calls for both")
         return {}
     for key, value in (("on_swap", "sleep"), ("sleepMode", "enable")):
         if keys.get(key) == value and not sleep:
@@ -180,7 +180,7 @@ def _port_of(address: str, path: KeyPath, findings: Findings) -> int | None:
 
 
 def exclude_equal_ports(entries: Mapping[str, ModelEntry], findings: Findings) -> dict[str, ModelEntry]:
-    """The models. Two commands with the same fixed port exclude each other."""
+    """Makes two commands with the same fixed port exclude each other, and returns all models."""
     result = dict(entries)
     by_address: dict[tuple[str, int], list[str]] = {}
     for name, entry in entries.items():
@@ -191,7 +191,7 @@ def exclude_equal_ports(entries: Mapping[str, ModelEntry], findings: Findings) -
         for name in sharing:
             others = frozenset(sharing) - {name}
             if others - entries[name].excludes:
-                text = f"has port {port}, as {list_some(sorted(others))}: these never run together"
+                text = f"has port {port}, as does {list_some(sorted(others))}: they never run together"
                 findings.notice(("models", name, "proxy"), f"{text}; ${{PORT}} is a free port")
             excludes = entries[name].excludes | others
             result[name] = replace(entries[name], excludes=excludes, sleep_levels=())  # asleep, it keeps the port

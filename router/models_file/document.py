@@ -1,4 +1,4 @@
-"""A YAML document with the line of each key, read with limits, and the faults that are found in it."""
+"""Reads a YAML document with the line of each key and with limits, and collects the faults found in it."""
 
 import functools
 import stat
@@ -15,10 +15,10 @@ KeyPath: TypeAlias = tuple[Key, ...]
 
 MAX_BYTES: Final = 1 << 20
 _MAX_VALUES: Final = 100_000
-"""The most values of a document; each use of an alias counts."""
+"""The most values of a document. Each use of an alias counts its values again."""
 _MAX_DEPTH: Final = 40
 _MAX_SHOWN: Final = 60
-"""Characters of a value in a message."""
+"""The most characters of a value in a message."""
 
 _TAG: Final = "tag:yaml.org,2002:"
 _COLLECTIONS: Final = (f"{_TAG}map", f"{_TAG}seq")
@@ -40,13 +40,13 @@ class Node:
     """A scalar, a list of nodes, or a dictionary of nodes."""
     line: int
     key_lines: dict[str, int] = field(default_factory=dict)
-    """Key -> line, for a mapping."""
+    """The keys of a mapping -> the line of each key."""
     text: str | None = None
-    """A scalar's text in the file."""
+    """The text of a scalar in the file, before its type is read."""
     is_quoted: bool = False
 
     def plain(self) -> Any:
-        """The value without lines."""
+        """The value as plain Python objects, without lines."""
         match self.value:
             case dict():
                 return {key: node.plain() for key, node in self.value.items()}
@@ -55,7 +55,7 @@ class Node:
         return self.value
 
     def line_of(self, path: KeyPath) -> int:
-        """The line of the key, or of the nearest one above it that the document has."""
+        """The line of the key, or of the nearest key above it that the document has."""
         node, line = self, self.line
         for key in path:
             match node.value:
@@ -73,7 +73,7 @@ class Node:
 
 
 class Findings:
-    """Collects the faults and notices of a document."""
+    """The faults and notices that are found in a document."""
 
     def __init__(self, file: str, root: Node | None = None) -> None:
         self.file = file
@@ -81,11 +81,11 @@ class Findings:
         self.faults: list[Fault] = []
         self.fault_paths: set[KeyPath] = set()
         self._noticed: dict[tuple[Key, str], list[KeyPath]] = {}
-        """The places of each notice about a key."""
+        """(key, text) of each notice -> the places where it applies."""
         self.is_lenient = False
-        """Whether the file is llama-swap's, which ignores unknown keys."""
+        """Whether the file is llama-swap's. There, unknown keys are notices."""
         self.anchored: set[str] = set()
-        """Keys at the top level whose values are used elsewhere, too."""
+        """Top-level keys whose values are used elsewhere through YAML anchors."""
 
     def fault(self, path: KeyPath, text: str) -> None:
         """Reports a value that must be changed."""
@@ -93,12 +93,12 @@ class Findings:
         self.faults.append(Fault(text, self.line_of(path), spell_path(path), self.file))
 
     def notice(self, path: KeyPath, text: str) -> None:
-        """Reports a key without effect here, or with another effect than elsewhere. It is shown once."""
+        """Reports a key with no effect here, or another one than elsewhere. Equal notices are shown once."""
         self._noticed.setdefault((path[-1], text), []).append(path)
 
     @property
     def notices(self) -> tuple[Notice, ...]:
-        """All of them, in the order of the file."""
+        """The notices in the order of the file."""
         found = []
         for (_, text), paths in self._noticed.items():
             first = min(paths, key=lambda path: self.line_of(path) or 0)
@@ -107,7 +107,7 @@ class Findings:
         return tuple(sorted(found, key=lambda notice: notice.line or 0))
 
     def oddity(self, path: KeyPath, text: str) -> None:
-        """Reports a fault; in a file of llama-swap, only a key without effect."""
+        """Reports a fault. In a file of llama-swap, it is only a key without effect."""
         (self.notice if self.is_lenient else self.fault)(path, text)
 
     def line_of(self, path: KeyPath) -> int | None:
@@ -115,13 +115,13 @@ class Findings:
 
 
 def spell_path(path: Iterable[Key]) -> str:
-    """`models.qwen.aliases[0]`."""
+    """Writes a path as `models.qwen.aliases[0]`."""
     parts = [f"[{key}]" if isinstance(key, int) else f".{key if key.isprintable() else repr(key)}" for key in path]
     return "".join(parts).removeprefix(".")
 
 
 def show(value: object, path: KeyPath = ()) -> str:
-    """A value in a message, short and without secrets."""
+    """A value for a message: shortened, without secrets."""
     if any(is_secret_name(str(key)) or key == "apiKeys" for key in path):
         return MASK
     text = hide_in_command(value) if isinstance(value, str) else str(value)
@@ -133,7 +133,7 @@ def show(value: object, path: KeyPath = ()) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of the file; raises DocumentError."""
+    """Reads the file. Raises DocumentError."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -152,15 +152,15 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str, findings: Findings) -> Node | None:
-    """The document's root, None if it is empty; equal keys are faults.
+    """The document's root. None if it is empty. Repeated keys are reported as faults.
 
     Raises:
-        DocumentError: the text is not YAML, or nothing can be made of it.
+        DocumentError: the text is not YAML, or is too deep or too large.
     """
     import yaml
 
     try:
-        root = yaml.compose(text, Loader=_loader())  # libyaml's loader would overflow the stack
+        root = yaml.compose(text, Loader=_loader())  # libyaml's loader would overflow the stack here
         return None if root is None else _Reader(findings).read(root, ())
     except RecursionError as err:
         raise DocumentError("is nested too deeply") from err
@@ -178,7 +178,7 @@ def parse(text: str, findings: Findings) -> Node | None:
 
 @functools.cache
 def _loader() -> Any:
-    """Reads `{top_p?: 0.5}` as YAML 1.2 does; PyYAML's own loader refuses a `?` within braces."""
+    """A loader that reads `{top_p?: 0.5}` as YAML 1.2 does. PyYAML's own loader rejects a `?` in braces."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -198,7 +198,7 @@ def _loader() -> Any:
 
 
 def value_of(text: str) -> Any:
-    """The value that YAML reads in a text without quotes; the text itself if YAML finds none."""
+    """The value of a text without quotes, by YAML's rules. If YAML rejects the text, the text itself."""
     import yaml
 
     loader: Any = yaml.SafeLoader("")
@@ -210,7 +210,7 @@ def value_of(text: str) -> Any:
 
 
 class _Reader:
-    """Makes values of YAML's nodes. Each use of an alias counts as further values."""
+    """Makes nodes of YAML's nodes. Each use of an alias counts its values again."""
 
     def __init__(self, findings: Findings) -> None:
         import yaml
@@ -220,7 +220,7 @@ class _Reader:
         self._findings = findings
         self._num_values = 0
         self._top_keys: dict[int, str] = {}
-        """Identity of a YAML node -> the top-level key below which it is first."""
+        """The id of a YAML node -> the top-level key below which the node occurs first."""
 
     def read(self, node: Any, path: KeyPath) -> Node:
         line = node.start_mark.line + 1
@@ -247,7 +247,7 @@ class _Reader:
             raise DocumentError(f"{show(node.value)} is no value: {err}; put a text in quotes", line) from err
 
     def _read_mapping(self, node: Any, path: KeyPath, line: int) -> Node:
-        """Keeps keys as written: `no: ...` names a model `no`."""
+        """Reads keys as written: `no: ...` names a model `no`."""
         read = Node({}, line)
         merged: list[Node] = []
         for key, value in node.value:
@@ -264,7 +264,7 @@ class _Reader:
                 self._findings.faults.append(Fault(text, key_line, place, self._findings.file))
             read.value[key.value] = child
             read.key_lines[key.value] = key_line
-        for other in merged:  # the mapping's own keys win, then the first merged mapping
+        for other in merged:  # the mapping's own keys win over merged ones, earlier merged mappings over later ones
             for name, child in other.value.items():
                 if name not in read.value:
                     read.value[name] = child
@@ -273,7 +273,7 @@ class _Reader:
 
 
 def _mappings_of(node: Node, line: int) -> Sequence[Node]:
-    """The mappings that `<<` merges."""
+    """The mappings that a `<<` merges."""
     nodes = node.value if isinstance(node.value, list) else [node]
     if not all(isinstance(each.value, dict) for each in nodes):
         raise DocumentError("<< must be followed by mappings such as *defaults", line)

@@ -1,4 +1,4 @@
-"""Reads `groups` and llama-swap's `matrix`: which models exclude each other, which run from the start."""
+"""Reads `groups` and llama-swap's `matrix`: which models exclude each other, and which start at once."""
 
 import ast
 import re
@@ -22,7 +22,7 @@ class _Group:
 
 
 class Exclusions(NamedTuple):
-    """The part of the file that excludes models from running together."""
+    """The part of the file that says which models must not run together."""
 
     kind: str
     """`groups` or `matrix`."""
@@ -31,15 +31,15 @@ class Exclusions(NamedTuple):
 
 
 def find_exclusions(document: Mapping[str, Any], findings: Findings) -> Exclusions:
-    """The key at the top level, or its place below `routing`; there, `use` decides."""
+    """Finds the part at the top level or below `routing`, where the key `use` chooses the kind."""
     router = (document.get("routing") or {}).get("router") or {}
     settings = router.get("settings") or {}
     given = [Exclusions(kind, (kind,), document[kind]) for kind in _KINDS if document.get(kind)]
     below = [Exclusions(kind, (*_SETTINGS, kind), settings[kind]) for kind in _KINDS if settings.get(kind)]
     if given and below:
-        findings.fault(below[0].path, f"must not be given beside {given[0].kind} at the top level: use one of both")
+        findings.fault(below[0].path, f"must not be given beside {given[0].kind} at the top level: use one of the two")
     if len(given) > 1:
-        findings.fault(("matrix",), "must not be given beside groups: use one of both")
+        findings.fault(("matrix",), "must not be given beside groups: use one of the two")
     used = "matrix" if router.get("use") == "matrix" else "groups"
     below = [each for each in below if each.kind == used]
     return next(iter((*given, *below)), Exclusions("groups", ("groups",), {}))
@@ -52,10 +52,10 @@ _SETTINGS: Final = ("routing", "router", "settings")
 def apply_groups(
     groups: Mapping[str, Mapping[str, Any]], path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings
 ) -> dict[str, ModelEntry]:
-    """The models, each with the models that it excludes.
+    """The models, with `excludes` set from the groups.
 
-    As in llama-swap, other servers that are in no group run one at a time. Models of our own that are in no
-    group are only bound by memory.
+    As in llama-swap, commands of other servers that are in no group run one at a time. For our own models
+    without a group, only memory is a limit.
     """
     known = list(_checked_groups(groups, path, entries, findings))
     grouped = {member for group in known for member in group.members}
@@ -99,27 +99,27 @@ def _checked_groups(
 
 
 def _named(name: str, path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings) -> str | None:
-    """The model with this name, or with this alias; llama-swap takes no notice of others."""
+    """The model with this name or alias. llama-swap ignores unknown names, so they are notices."""
     entry = entries.get(name) or next((each for each in entries.values() if name in each.aliases), None)
     if entry is None:
-        findings.oddity(path, f"{show(name)} is no model of this file{did_you_mean(name, entries)}")
+        findings.oddity(path, f"{show(name)} is not a model of this file{did_you_mean(name, entries)}")
     return None if entry is None else entry.name
 
 
 def _check_pinned(groups: Iterable[_Group], entries: Mapping[str, ModelEntry], findings: Findings) -> None:
-    """A model that is never stopped for another one keeps the others of its group from starting."""
+    """Reports a pinned model that keeps the other models of its group from ever starting."""
     for group in groups:
         pinned = next((name for name in group.members if entries[name].pinned), None)
         if pinned is not None and group.swap and len(group.members) > 1:
             where = f"groups.{group.name}" if group.name else "commands without a group"
             findings.fault(
                 ("models", pinned, "pinned"),
-                f"must be false, or no other model of {where}, of which one runs at a time, could ever start",
+                f"must be false: one model of {where} runs at a time, so that no other could ever start",
             )
 
 
 def check_preload(names: Iterable[str], entries: Mapping[str, ModelEntry], findings: Findings) -> set[str]:
-    """The models of `hooks.on_startup.preload`."""
+    """The names in `hooks.on_startup.preload` that are models."""
     place = ("hooks", "on_startup", "preload")
     found = (_named(name.strip(), (*place, number), entries, findings) for number, name in enumerate(names))
     return {name for name in found if name is not None}
@@ -131,9 +131,9 @@ _TERM: Final = re.compile(r"\+?[\w.-]+")
 def apply_matrix(
     matrix: Mapping[str, Any], path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings
 ) -> dict[str, ModelEntry]:
-    """The models, each with the models that it excludes: all that are in no set with it.
+    """The models, with `excludes` set from the matrix: a model excludes all models that share no set with it.
 
-    Only pairs count. If three models share sets only in pairs, memory decides about them.
+    Only pairs count. If three models share sets only pairwise, all three may run if memory allows it.
     """
     expressions = _Expressions(matrix.get("sets") or {}, matrix.get("vars") or {}, entries)
     together: _Family = frozenset()
@@ -150,15 +150,15 @@ def apply_matrix(
 
 
 _Family: TypeAlias = frozenset[frozenset[str]]
-"""The sets that an expression stands for: one name for each model, and two names for each pair in one set."""
+"""Sets of names that an expression stands for: one name for each model, two for each pair that it allows."""
 
 
 class _ExpressionError(Exception):
-    """An expression is wrong."""
+    """An expression of the matrix is wrong."""
 
 
 class _Expressions:
-    """Reads `(a | b) & c`, where names stand for models, and `+name` for another expression."""
+    """Evaluates expressions such as `(a | b) & c`. Names stand for models, `+name` for another expression."""
 
     def __init__(self, texts: Mapping[str, str], names: Mapping[str, str], entries: Mapping[str, ModelEntry]) -> None:
         self._texts = texts
@@ -167,7 +167,7 @@ class _Expressions:
         self._found: dict[str, _Family] = {}
 
     def family(self, name: str, within: tuple[str, ...] = ()) -> _Family:
-        """The sets of an expression, which `within` lead to; raises _ExpressionError."""
+        """The sets of an expression. `within`: the expressions that refer to it. Raises _ExpressionError."""
         if name in within:
             raise _ExpressionError(f"must not contain itself: {' -> '.join([*within, name])}")
         if name not in self._found:
@@ -186,7 +186,7 @@ class _Expressions:
         return self._found[name]
 
     def _combine(self, tree: ast.AST, terms: list[str], within: tuple[str, ...]) -> _Family:
-        """Combines operands; the operators bind as in Python."""
+        """Evaluates a parsed expression. Operators bind as in Python."""
         match tree:
             case ast.BinOp(left, ast.BitOr() | ast.BitAnd() as operator, right):
                 one, two = (self._combine(side, terms, within) for side in (left, right))
@@ -201,10 +201,10 @@ class _Expressions:
         model = self._names.get(term, term)
         if model not in self._entries:
             hint = did_you_mean(term, [*self._names, *self._entries])
-            raise _ExpressionError(f"{show(term)} is no model, and no name of `vars`{hint}")
+            raise _ExpressionError(f"{show(term)} is neither a model nor a name of `vars`{hint}")
         return frozenset((frozenset((model,)),))
 
 
 def _crossed(one: _Family, two: _Family) -> _Family:
-    """Each model of the one with each of the other."""
+    """All pairs of a model of `one` and a model of `two`."""
     return frozenset(a | b for a in one for b in two if len(a) == len(b) == 1)

@@ -1,4 +1,4 @@
-"""Replaces macros and variables of the file, leaves out keys without a value, and keeps texts as written."""
+"""Replaces the file's macros and variables, drops keys without a value, and keeps some values as text."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -14,17 +14,17 @@ from router.models_file.schema import load_schema
 _MACRO: Final = re.compile(r"\$\{(env\.[A-Za-z_][A-Za-z0-9_]*|[A-Za-z0-9_-]+)\}")
 _ENVIRONMENT: Final = "env."
 _MAX_TEXT: Final = 1 << 16
-"""Characters of a text after its macros are replaced; each level of macros could double it."""
+"""The most characters of a text with its macros replaced. Each level of macros could double the length."""
 _COMMANDS: Final = ("cmd", "cmdStop")
 _WITHOUT_PORT: Final = ("model", "args", "aliases", "useModelName", "filters")
-"""Keys of a model in whose values `${PORT}` is not known."""
+"""Keys of a model whose values cannot contain `${PORT}`."""
 _TEXTS: Final = frozenset(
     ("model", "cmd", "cmdStop", "proxy", "checkEndpoint", "name", "description", "useModelName", "stripParams", "id")
 )
 _LISTS_OF_TEXTS: Final = frozenset(("aliases", "apiKeys", "members", "preload"))
-"""Keys whose values are texts, also where YAML reads a number."""
+"""Keys whose values stay texts, also where YAML would read a number."""
 _FREE: Final = frozenset(("args", "env", "metadata", "setParams", "setParamsByID"))
-"""Keys of a model with names and values of the user's choice."""
+"""Keys of a model below which the user chooses the names."""
 
 
 class MacroError(Exception):
@@ -35,12 +35,12 @@ class Macros:
     """The texts that `${NAME}` stands for."""
 
     def __init__(self, texts: Mapping[str, object], kept: Collection[str] = ()) -> None:
-        """Macros by name; `kept` ones stay, such as PORT, which is known only when a model starts."""
+        """`texts`: macros by name. `kept`: names that stay in texts, such as PORT, until a model starts."""
         self._texts = texts
         self._kept = kept
 
     def expand(self, text: str) -> Any:
-        """The text; if it is only a macro, the macro's value, of any type. Raises MacroError."""
+        """Replaces a text's macros. A text that is only a macro becomes the macro's value, of any type."""
         return self._expand(text, ())
 
     def _expand(self, text: str, within: tuple[str, ...]) -> Any:
@@ -64,7 +64,7 @@ class Macros:
             circle = " -> ".join((*within[within.index(name) :], name))
             raise MacroError(f"the macros contain themselves: {circle}")
         if name not in self._texts:
-            places = {"PID": ": it is known in cmdStop only", "PORT": ": it is known in cmd, proxy and env only"}
+            places = {"PID": ": only cmdStop may contain it", "PORT": ": only cmd, proxy and env may contain it"}
             hint = places.get(name) or did_you_mean(name, self._texts)
             raise MacroError(f"there is no macro {match[0]}{hint}")
         value = self._texts[name]
@@ -76,7 +76,7 @@ def _as_text(value: object) -> str:
 
 
 def complete(root: Node, findings: Findings) -> Node:
-    """The document with macros replaced; unknown macros are faults. Unknown keys do not change."""
+    """The document with macros replaced. Unknown macros are faults. Unknown keys stay unchanged."""
     if not isinstance(root.value, dict):
         return root
     schema = load_schema()
@@ -107,7 +107,7 @@ def complete(root: Node, findings: Findings) -> Node:
 
 
 def _texts_of(node: Node) -> dict[str, Any]:
-    """The macros that a mapping defines."""
+    """The macros that the mapping `macros` defines."""
     defined = node.value.get("macros")
     return defined.plain() if defined is not None and isinstance(defined.value, dict) else {}
 
@@ -120,12 +120,12 @@ class _Completion:
     """Replaces the macros of a part of the document."""
 
     def __init__(self, findings: Findings, macros_at: Callable[[KeyPath], Macros]) -> None:
-        """`macros_at` returns the macros that are known at a place."""
+        """`macros_at` returns the macros that a path of the document may use."""
         self._findings = findings
         self._macros_at = macros_at
 
     def read(self, path: KeyPath, node: Node) -> Node:
-        """A value below a known key."""
+        """The completed value of a known key."""
         match node.value:
             case dict():
                 return self.mapping(path, node, lambda key, child: self.read((*path, key), child))
@@ -134,7 +134,7 @@ class _Completion:
         return replace(node, value=self._scalar(path, node))
 
     def mapping(self, path: KeyPath, node: Node, complete_value: Callable[[str, Node], Node]) -> Node:
-        """A mapping and its keys. A key without a value is left out, unless it names a model."""
+        """Completes a mapping's values. Drops keys without a value, unless they name models."""
         result = Node({}, node.line)
         keeps_empty = path == ("models",) or not _FREE.isdisjoint(path[2:])
         for key, child in node.value.items():

@@ -1,6 +1,6 @@
-"""Reads and checks the file of `vllm-cli serve --models`: all its faults at once, each with its line and key.
+"""Reads and checks the file of `vllm-cli serve --models`. Reports all faults at once, with line and key.
 
-`models.schema.json` defines the keys and their types. This module checks what they mean together.
+`models.schema.json` defines the keys and their types. This module checks how they fit together.
 The flags in the file are checked by `router.words`, with the parsers of both engines.
 """
 
@@ -24,7 +24,7 @@ _OUR_KEYS: Final = "VLLM_API_KEY"
 
 
 class Defaults(NamedTuple):
-    """A model's values that the file does not give."""
+    """Values for a model whose keys the file does not give."""
 
     ttl_s: float | None = None
     start_timeout_s: float | None = None
@@ -33,12 +33,12 @@ class Defaults(NamedTuple):
 
 
 def read_models_file(path: Path, defaults: Defaults, name: str | None = None) -> tuple[ModelsFile, tuple[Fault, ...]]:
-    """The models without faults, and all faults of the other models.
+    """Returns the models without faults, and all faults of the file.
 
     Args:
         path: the file.
-        defaults: for keys that the file does not have.
-        name: the file as messages name it, if not by its path.
+        defaults: values for keys that the file does not give.
+        name: the name of the file in messages. None: its path.
     """
     findings = Findings(name or str(path))
     try:
@@ -58,7 +58,7 @@ def read_models_file(path: Path, defaults: Defaults, name: str | None = None) ->
 
 
 def _is_of_llama_swap(document: Any) -> bool:
-    """Whether there are commands: only in such a file, keys that are unknown here may mean something."""
+    """Whether the file has a `cmd`. Only in such a file may unknown keys be llama-swap's."""
     models = document.get("models") if isinstance(document, dict) else None
     models = models.values() if isinstance(models, dict) else ()
     return any("cmd" in model or "proxy" in model for model in models if isinstance(model, dict))
@@ -66,7 +66,7 @@ def _is_of_llama_swap(document: Any) -> bool:
 
 @dataclass
 class _Reader:
-    """Makes entries of a document; leaves out values with structural faults."""
+    """Makes entries of a document. Drops values with structural faults."""
 
     document: dict[str, Any]
     defaults: Defaults
@@ -94,7 +94,7 @@ class _Reader:
         return ModelsFile(entries, self._api_keys(), log_level=self._log_level())
 
     def _with_exclusions(self, entries: Mapping[str, ModelEntry]) -> Mapping[str, ModelEntry]:
-        """The models, each with the models that it excludes."""
+        """Sets `excludes` of each model, from `groups` or `matrix`."""
         if self._is_wrong("routing") or self._is_wrong("matrix") or ("groups",) in self.wrong:
             return entries
         kind, path, content = find_exclusions(self.document, self.findings)
@@ -107,7 +107,7 @@ class _Reader:
         return any(each[: len(path)] == path for each in self.wrong)
 
     def _duration(self, path: KeyPath, default: float | None, node: Any = None) -> float | None:
-        """Seconds; None for 0, which stands for no limit."""
+        """Seconds. None for 0, which means no limit."""
         value = (self.document if node is None else node).get(str(path[-1]))
         if value is None or self._is_wrong(*map(str, path)) or value == -1:
             return default
@@ -163,7 +163,7 @@ class _Reader:
             words = [keys.get("model") or name, *self._words(path, keys.get("args"))]
             entry = replace(entry, words=tuple(words), engine=keys.get("engine", "auto"))
         if entry.foreign is None and changes.model is not None:
-            text = "has no effect: the model's server answers to all names of the model"
+            text = "has no effect: the model's server accepts all names of the model"
             self.findings.notice((*path, "useModelName"), text)
             entry = replace(entry, changes=replace(changes, model=None))
         return entry
@@ -219,7 +219,7 @@ class _Reader:
         return None if level is None or self._is_wrong("logLevel") else {"warn": "WARNING"}.get(level, level.upper())
 
     def _check_names(self, entries: Mapping[str, ModelEntry]) -> None:
-        """Each name of a request stands for one model."""
+        """Reports a name that would stand for two models."""
         models = self.document.get("models")
         owners = {name: name for name in models} if isinstance(models, dict) else {}
         for entry in entries.values():
@@ -232,17 +232,17 @@ class _Reader:
 
 
 def _foreign(entry: ModelEntry, command: ForeignCommand) -> ModelEntry:
-    """A command's server has one level of sleep, that of its calls."""
+    """The entry of a command's server, which has a single level of sleep."""
     return replace(entry, foreign=command, engine="other", sleep_levels=(1,) if command.sleep_calls else ())
 
 
 def _is_elsewhere(keys: Mapping[str, Any]) -> bool:
-    """Whether another server has the model (llama-swap's `peer`): it is not served here."""
+    """Whether another server serves the model (a `peer` of llama-swap). This one does not."""
     return "peer" in keys and not {"cmd", "proxy", "model"} & keys.keys()
 
 
 def _changes(keys: Mapping[str, Any]) -> BodyChanges:
-    """The changes of requests. `model` decides where they go, so only `useModelName` may change it."""
+    """The changes of request bodies. `filters` may not change `model`, which decides where a request goes."""
     filters = keys.get("filters") or {}
     names = (filters.get("stripParams") or filters.get("strip_params") or "").split(",")
     by_name = filters.get("setParamsByID") or {}
@@ -259,13 +259,13 @@ def _without_model(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _card(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Members of the file that /v1/models shows, as in llama-swap."""
+    """Members of a model in /v1/models that the file gives, as in llama-swap."""
     card = {key: keys[key].strip() for key in ("name", "description") if keys.get(key)}
     return {**card, "meta": {"llamaswap": keys["metadata"]}} if keys.get("metadata") else card
 
 
 def _flag_words(key: str, value: Any) -> Iterable[str]:
-    """The words of `max-model-len: 8k`, as in the file of --config."""
+    """The words for a key such as `max-model-len: 8k`, with the rules of a --config file."""
     flag = f"--{key.lstrip('-')}" if not key.startswith("-") or key.startswith("--") else key
     match value:
         case None:

@@ -1,4 +1,4 @@
-"""Checks keys and types of the file of models by `models.schema.json`, and names keys without effect."""
+"""Checks keys and types of the file of models by `models.schema.json`, and reports keys without effect."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -36,7 +36,7 @@ _LIKELY: Final = {
     "unload": "`ttl` of a model, `globalTTL` of all",
     "unloadAfter": "`ttl` of a model, `globalTTL` of all",
 }
-"""Our names for keys that users may know by other names."""
+"""Other names for our keys -> the hint for a message."""
 
 
 @cache
@@ -47,12 +47,12 @@ def load_schema() -> dict[str, Any]:
 
 
 def check_structure(document: Any, findings: Findings) -> set[KeyPath]:
-    """Reports values that do not fit the schema, and keys without effect; returns the former's places."""
+    """Reports values that do not fit the schema, and keys without effect. Returns the values' places."""
     wrong: set[KeyPath] = set()
-    faulty = tuple(findings.fault_paths)  # of macros: a text with macros need not fit
+    faulty = tuple(findings.fault_paths)  # faults of macros: such a text need not fit
     for err in Draft202012Validator(load_schema()).iter_errors(document):
         path = tuple(err.absolute_path)
-        if err.validator == "additionalProperties":  # the other keys can be checked
+        if err.validator == "additionalProperties":  # checks the other keys all the same
             _report_unknown(err, path, findings)
             continue
         wrong.add(path)
@@ -65,7 +65,7 @@ def check_structure(document: Any, findings: Findings) -> set[KeyPath]:
 
 
 def _report_unknown(err: Any, path: KeyPath, findings: Findings) -> None:
-    """Reports unknown keys; in a file of llama-swap, as without effect. Keys of used anchors are allowed."""
+    """Reports unknown keys. In llama-swap's files they have no effect. Keys of used anchors are allowed."""
     known = err.schema.get("properties", {})
     for key in err.instance:
         if key in known or key.startswith("x-") or (not path and key in findings.anchored):
@@ -73,7 +73,7 @@ def _report_unknown(err: Any, path: KeyPath, findings: Findings) -> None:
         hint = f": see {_LIKELY[key]}" if key in _LIKELY else did_you_mean(key, known)
         if findings.is_lenient:
             findings.notice(
-                (*path, key), f"is not known here, and has no effect{hint or '; no key here stands for it'}"
+                (*path, key), f"is not known here, and has no effect{hint or '; there is no key for it here'}"
             )
         else:
             hint = hint or f"; known are {', '.join(known)}"
@@ -81,7 +81,7 @@ def _report_unknown(err: Any, path: KeyPath, findings: Findings) -> None:
 
 
 def _describe(err: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    """The place and the text of each fault that the schema's error stands for."""
+    """The place and text of each fault in one error of the schema."""
     schema, value = err.schema, err.instance
     expected = schema.get("errorMessage") if isinstance(schema, dict) else None
     if "propertyNames" in err.absolute_schema_path:
@@ -118,14 +118,14 @@ def _expectation(err: Any) -> str:
 
 
 def _shown(value: Any, path: KeyPath) -> str:
-    """The value for a message. A collection shows only its kind: it may contain secrets."""
+    """The value for a message. A collection is named only by its kind: it may contain secrets."""
     if isinstance(value, dict | list):
         return _TYPES["object" if isinstance(value, dict) else "array"]
     return show(value, path)
 
 
 def _report_ignored(document: Any, schema: Mapping[str, Any], path: KeyPath, findings: Findings) -> None:
-    """Reports keys of llama-swap that have no effect here. The schema marks them as deprecated."""
+    """Reports llama-swap's keys that have no effect here. The schema marks them as deprecated."""
     while "$ref" in schema:
         schema = load_schema()["$defs"][schema["$ref"].rpartition("/")[2]]
     if schema.get("deprecated"):

@@ -1,1 +1,1 @@
-"""Which models run and which requests they get: begin with `scheduler.py`."""
+"""Decides which models run and which requests they get. Begin with `scheduler.py`."""

@@ -1,6 +1,6 @@
-"""The scheduler's state. A model is a name that points to generations, each one life of one process.
+"""The scheduler's state: models, and their generations. A generation is one process from start to end.
 
-Standard library only; no decisions about other models. Times are in seconds of the caller's clock.
+Standard library only. Decides nothing about other models. Times are seconds of the caller's clock.
 """
 
 import math
@@ -13,13 +13,13 @@ from startup.ground.processes.back_off import BackOff
 
 
 class EntryMemory:
-    """The memory that a process of one entry of a model needs; its generations share it."""
+    """The memory that one entry of a model needs. All generations of the entry share it."""
 
     def __init__(self, rules: ModelRules) -> None:
         self.rules = rules
-        """The rules of the entry, with the estimates."""
+        """The rules of the entry, which contain the estimates."""
         self._peaks: dict[int, Need] = {}
-        """The most memory seen while one of them was ready (0) or asleep at a level, at most the budget."""
+        """Level of sleep (0: ready) -> the most memory that was measured there, at most the budget."""
 
     @property
     def expected(self) -> Need:
@@ -30,37 +30,37 @@ class EntryMemory:
         return self._peaks.get(level) or self.rules.asleep.get(level, self.expected)
 
     def note(self, memory: Need, budget: Need, level: int = 0) -> None:
-        """A model that grew above the budget may start alone."""
+        """Notes a measurement, capped at the budget, so that a model that grew above it may start alone."""
         self._peaks[level] = self._peaks.get(level, memory).at_least(memory).at_most(budget)
 
 
 class Generation:
-    """One process of one entry of a model, from its start until all of it is gone."""
+    """One process of one entry of a model, from its start until all its processes have ended."""
 
     def __init__(self, number: int, model: "Model", now: float) -> None:
         self.number = number
         self.model = model
         self.state: _ProcessState = "starting"
         self.since_s = now
-        """When the state began."""
+        """When the present state began."""
         self.leases: set[int] = set()
         self.holds: set[int] = set()
-        """The leases that belong to no request."""
+        """The leases that belong to no request, as tickets."""
         self.is_stopping = False
-        """Whether it was asked to stop. While it drains with leases, it was not asked yet."""
+        """Whether the process was asked to stop. A draining process with leases has not been asked yet."""
         self.has_crashed = False
-        """Whether it has ended by itself, but not yet all that it has started."""
+        """Whether the first process has ended by itself, while some of its descendants still run."""
         self.claimed_by: str | None = None
-        """The model that needs its memory; until then it admits no request."""
+        """The model that needs this process's memory. From then on the process admits no request."""
         self.level = 0
-        """The level of its sleep, from the order to fall asleep until it is awake again; 0: it is awake."""
+        """The level of sleep, from the order to fall asleep until the process is awake again. 0: awake."""
         self.is_asleep = False
-        """Whether it holds only what it needs asleep, even if it was asked to stop since."""
+        """Whether the process holds only what it needs asleep. Stays so if it is then asked to stop."""
         self.idle_since_s = now
-        """When its last lease ended, or it became ready or awake."""
+        """When the last lease ended, or when the process became ready or awake."""
         self._memory = model.memory
         self._used: Need | None = None
-        """The result of the last measurement."""
+        """The last measurement. None before the first one in the present state."""
         self._has_been_ready = False
 
     @property
@@ -77,26 +77,26 @@ class Generation:
 
     @property
     def is_end_awaited(self) -> bool:
-        """Whether only its requests keep another model waiting for its memory, or keep it from its stop."""
+        """Whether only requests keep this process from stopping, or from giving its memory to a model."""
         return self.num_requests > 0 and (self.claimed_by is not None or self.state in ("draining", "falling asleep"))
 
     @property
     def will_rest(self) -> bool:
-        """Whether it sleeps, or is falling asleep."""
+        """Whether the process sleeps, or is falling asleep."""
         return self.is_asleep or (self.state == "falling asleep" and self.level > 0)
 
     @property
     def levels(self) -> Mapping[int, Need]:
-        """The levels at which it can sleep, the best one first, with its memory there.
+        """Level of sleep -> memory there, for each level at which the process can sleep, best level first.
 
-        Empty for the process of an earlier entry.
+        Empty for a process of an earlier entry.
         """
         if self.model.current is not self or self._memory is not self.model.memory:
             return {}
         return {level: self._memory.asleep(level) for level in self.model.rules.asleep}
 
     def restart_cost(self, now: float) -> float:
-        """What it costs to stop it: the seconds of the last start, less the longer it was not used."""
+        """The cost of stopping this process: the seconds of the last start, less after a long idle time."""
         idle_s = 0.0 if self.leases else now - self.idle_since_s
         return (self.model.last_start_s or 0.0) / (1.0 + max(0.0, idle_s))
 
@@ -104,9 +104,9 @@ class Generation:
 
     @property
     def need(self) -> Need:
-        """The most memory that was measured; before the first measurement, the estimate.
+        """The most memory that was measured. Before the first measurement, the estimate.
 
-        While it falls asleep or wakes, the larger one of its needs awake and asleep counts.
+        While the process falls asleep or wakes, the larger of its needs awake and asleep counts.
         """
         if self.is_asleep:
             return self.rest_need
@@ -115,24 +115,24 @@ class Generation:
 
     @property
     def rest_need(self) -> Need:
-        """Its need once its present change has ended: if it falls asleep now, its need asleep."""
+        """The need after the present change. For a process that sleeps or falls asleep, its need asleep."""
         if not self.will_rest:
             return self.need
         return self._memory.asleep(self.level).at_least((self.is_asleep and self._used) or NOTHING)
 
     @property
     def held(self) -> Need:
-        """The memory that it has taken, as far as is known: at most its need.
+        """The memory that the process has taken, as far as is known. At most `need`.
 
-        During a start this counts as nothing: the process may still take all of its need, even after it was
-        asked to stop.
+        Counts as nothing during a start, even after the process was asked to stop: it may still take all of
+        its need.
         """
         if not self._has_been_ready:
             return NOTHING
         return self.need if self._used is None else self._used
 
     def note_memory(self, memory: Need, budget: Need, *, is_settled: bool) -> None:
-        """Notes what it uses, once it was ready. Measurements while it falls asleep or wakes do not count."""
+        """Notes a measurement after the first readiness, unless the process falls asleep or wakes."""
         if not self._has_been_ready or (self.level and not self.is_asleep):
             return
         self._used = memory
@@ -148,7 +148,7 @@ class Generation:
         self._enter("ready", now)
 
     def begin_rest(self, now: float, level: int = 0) -> None:
-        """It admits nothing more, and falls asleep: at this level now, or without one after its leases."""
+        """Admits no more requests, and falls asleep: now at this level, or after its leases at level 0."""
         self._used, self.level = self.held, level
         self._enter("falling asleep", now)
 
@@ -174,32 +174,32 @@ _ProcessState = Literal["starting", "ready", "falling asleep", "asleep", "waking
 
 
 class Model:
-    """One name, its present entry, and who waits for it."""
+    """A model: its name, its present entry, its processes, and its waiting requests."""
 
     def __init__(self, name: str, rules: ModelRules, now: float) -> None:
         self.name = name
         self.rules = rules
         self.memory = EntryMemory(rules)
         self.current: Generation | None = None
-        """The generation that gets the requests. It stays here while it drains, until it has ended."""
+        """The generation that gets the requests. A draining one stays here until it has ended."""
         self.next: Generation | None = None
-        """Runs the changed entry: it starts beside the current one, and takes over when it is ready."""
+        """The first generation of a changed entry: starts beside `current`, and replaces it once ready."""
         self.waiting: OrderedDict[int, float] = OrderedDict()
-        """Tickets of requests in the order of their arrival, with its time."""
+        """Tickets of waiting requests, in order -> time of arrival."""
         self.loads: OrderedDict[int, float] = OrderedDict()
-        """Tickets of loads by hand. They end when the model is ready, so no limit concerns them."""
+        """Tickets of loads by hand -> time of arrival. They leave at readiness, so no limit counts them."""
         self.last_start_s: float | None = None
         self.num_starts = 0
         self.short_since_s: float | None = None
         """Since when it fits by the router's sums, but the machine has less free memory than they say."""
         self.reason = ""
         self.retry_s = -math.inf
-        """When it may start again after a failure."""
+        """The earliest time of the next start after a failure."""
         self.is_given_up = False
-        """Whether only a request starts it again after a failure."""
+        """Whether the model has failed too often, so that only a request starts it again."""
         self._has_failed = False
         self._ended_s = now
-        """Since when it has no current generation, or only a sleeping one."""
+        """Since when the model has no current generation, or only a sleeping one."""
         self._back_off = BackOff()
 
     # Questions
@@ -212,18 +212,18 @@ class Model:
 
     @property
     def excludes(self) -> frozenset[str]:
-        """Models that must have no process when this one starts."""
+        """Models that must have no process when this model starts."""
         return self.rules.excludes if self.rules.may_overlap else self.rules.excludes | {self.name}
 
     @property
     def need(self) -> Need:
-        """The need of its next process, or of the sleeping process while it wakes."""
+        """The need of the next process, or of the sleeping process while it wakes."""
         expected = self.memory.expected
         return expected if self.sleeper is None else expected.at_least(self.sleeper.need)
 
     @property
     def sleeper(self) -> Generation | None:
-        """Its process, if that sleeps and can be woken."""
+        """The model's process, if it sleeps and can be woken."""
         current = self.current
         return current if current is not None and current.state == "asleep" and not current.has_crashed else None
 
@@ -233,39 +233,39 @@ class Model:
 
     @property
     def is_hungry(self) -> bool:
-        """Whether somebody waits for its start or for its process to wake, or it starts again by itself."""
+        """Whether a request waits for the model's start or waking, or the model restarts by itself."""
         has_none = self.current is None or self.sleeper is not None
         return has_none and bool(self.waiting or self.loads or self.will_restart)
 
     @property
     def will_restart(self) -> bool:
-        """Whether it has failed and is started again without a request."""
+        """Whether the model has failed and is started again without a request."""
         return self.state == "failed" and self.rules.restart_limit is not None and not self.is_given_up
 
     @property
     def hungry_since_s(self) -> float:
-        """Since when its oldest waiter waits for this start.
+        """Since when the oldest request waits for this start.
 
-        When the model is stopped for another one, its waiters count as new. Otherwise it would start again
-        before the other one.
+        Once the model has been stopped for another one, its waiting requests count as new. Otherwise it
+        would start again before the other one.
         """
         oldest = min((next(iter(queue.values())) for queue in (self.waiting, self.loads) if queue), default=-math.inf)
         return max(oldest, self._ended_s, self.retry_s)
 
     @property
     def has_free_lease(self) -> bool:
-        """Whether it can admit one more request."""
+        """Whether the limit of concurrency allows one more request."""
         limit = self.rules.concurrency
         return self.is_admitting and (limit is None or self._num_requests < limit)
 
     @property
     def is_admitting(self) -> bool:
-        """Whether a request would reach it at once, but for its own limit of concurrency."""
+        """Whether the model's process takes requests now. The limit of concurrency does not count."""
         return self.current is not None and self.current.is_admitting
 
     @property
     def is_full(self) -> bool:
-        """Whether it refuses one more request."""
+        """Whether the model refuses one more request."""
         limit = self.rules.concurrency if self.rules.refuses_excess else None
         return limit is not None and self._num_requests + len(self.waiting) >= limit
 
@@ -277,24 +277,24 @@ class Model:
         return self.state == "failed" and now < self.retry_s
 
     def patience_end_s(self, max_wait_s: float) -> float | None:
-        """When its oldest request has waited too long; None if none waits, or they wait without a limit."""
+        """When the oldest request has waited too long. None if no request waits, or none has a limit."""
         if self.rules.restart_limit is None or not self.waiting:
             return None
         return next(iter(self.waiting.values())) + max_wait_s
 
     def retry_after_s(self, now: float) -> int:
-        """Whole seconds until a request may start it again, at least 1."""
+        """Whole seconds, at least 1, until a request may start the model again."""
         return max(1, math.ceil(self.retry_s - now)) if self.state == "failed" else 1
 
     def is_first_waiter(self, ticket: int) -> bool:
         return any(queue and next(iter(queue)) == ticket for queue in (self.waiting, self.loads))
 
     def ttl_end_s(self) -> float | None:
-        """When it is stopped because nobody has used it; None while it is used or has no such limit."""
+        """When the model is stopped as unused. None while it is in use, or if `ttl_s` is None."""
         return self._idle_end_s(self.rules.ttl_s, "ready", "asleep")
 
     def idle_sleep_end_s(self) -> float | None:
-        """When it falls asleep because nobody has used it; None as for `ttl_end_s`."""
+        """When the model falls asleep as unused. None while it is in use, or if `idle_sleep_s` is None."""
         return self._idle_end_s(self.rules.idle_sleep_s, "ready")
 
     def _idle_end_s(self, limit_s: float | None, *states: State) -> float | None:
@@ -308,23 +308,23 @@ class Model:
     # Changes
 
     def note_start(self) -> None:
-        """A generation starts."""
+        """Called when a generation starts."""
         self.num_starts += 1
         self.is_given_up = False
         self.short_since_s = None
 
     def note_ready(self, took_s: float) -> None:
-        """A generation is ready."""
+        """Called when a generation is ready, `took_s` after its start."""
         self.last_start_s = took_s
         self.reason = ""
         self.retry_s = -math.inf
 
     def note_sleep(self, now: float) -> None:
-        """Its generation has fallen asleep: its waiters count as new, as after an end."""
+        """Called when the generation has fallen asleep. Waiting requests count as new, as after an end."""
         self._ended_s = now
 
     def note_end(self, last: Generation, reason: str | None, now: float, *, is_lasting: bool) -> None:
-        """Its current generation has ended without a next one. If nobody asked it to end, it has failed."""
+        """Called when `current` has ended and there is no `next`. Without a request to end, it has failed."""
         self._ended_s = now
         self._has_failed = last.state in ("starting", "ready")
         if last.state != "draining":
@@ -336,11 +336,11 @@ class Model:
         self.is_given_up = limit is not None and (is_lasting or self._back_off.num_failures >= limit)
 
     def update(self, rules: ModelRules) -> None:
-        """Takes new rules; its processes go on."""
+        """Takes new rules. The processes continue."""
         self.rules = self.memory.rules = rules
 
     def replace(self, rules: ModelRules, now: float) -> None:
-        """Its entry has changed: failures and measurements of the old one do not count any more."""
+        """Takes the rules of a changed entry: failures and measurements of the old entry do not count."""
         self.rules = rules
         self.memory = EntryMemory(rules)
         self.reason = ""
@@ -351,7 +351,7 @@ class Model:
             self._ended_s = now
 
     def view(self, generations: Sequence[Generation]) -> ModelView:
-        """`generations` are the model's generations that have not ended."""
+        """Describes the model. `generations`: those of the model that have not ended."""
         current = self.current
         needs = [each.need for each in generations]
         return ModelView(

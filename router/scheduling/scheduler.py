@@ -1,8 +1,8 @@
-"""Decides which models run and which requests they get: a pure function of events, one after the other.
+"""Decides which models run and which requests they get, as a pure function of a sequence of events.
 
-Knows no clock, no processes and no event loop: each event is a method that gets the time and returns actions.
+It uses no clock, process or event loop: each event is a method that gets the time and returns actions.
 The memory that is free now is read only while a model waits for its start.
-Standard library only. `start_plan.py` decides which models are stopped for others.
+`start_plan.py` decides which models are stopped for others. Standard library only.
 
 A request holds a lease on its model from its admission until it leaves. L is the time that the longest lease
 lasts, S the longest start and stop, W = max(max_wait_s, min_stay_s). The bounds, with room for one model:
@@ -44,33 +44,33 @@ from router.scheduling.terms import (
 )
 
 _SETTLE_S: Final = 2.0
-"""After the end of a process, its memory may come back late: no other model is stopped for it meanwhile."""
+"""Seconds after a process's end in which its memory may still come back. No other model is stopped for it."""
 
 
 class ModelScheduler:
-    """All methods that take `now`, seconds of any clock, are events and return what is to be done, in order.
+    """A method that takes `now` (seconds of any clock) is an event. It returns the actions to take, in order.
 
-    Tickets are numbers that the caller chooses, each for one request. Generations are numbered here.
+    The caller numbers tickets, one for each request. The scheduler numbers generations.
     """
 
     def __init__(self, limits: SchedulerLimits, read_free: Callable[[], Need | None] = lambda: None) -> None:
         """
         Args:
-            read_free: returns the memory that is free now. None if unknown: only the budget decides.
+            read_free: returns the memory that is free now. None if unknown: then only the budget limits.
         """
         self._limits = limits
         self.models: Mapping[str, Model] = {}
-        """By name; others only read them."""
+        """Name -> model. Only the scheduler changes this."""
         self.generations: dict[int, Generation] = {}
-        """By number, until they have ended, even if their model was removed. Others only read them."""
+        """Number -> generation, until it has ended, also of removed models. Only the scheduler changes it."""
         self._numbers = itertools.count(1)
         self._leases: dict[int, Generation] = {}
-        """By ticket."""
+        """Ticket -> the generation that it holds."""
         self._waiting: dict[int, Model] = {}
-        """By ticket."""
+        """Ticket -> the model that it waits for."""
         self._read_free = read_free
         self._settled_s = -math.inf
-        """When the memory of the processes that have ended counts as given back."""
+        """The time from which the memory of ended processes counts as given back."""
         self._actions: list[Action] = []
         self._is_ending = False
         self._due_s: float | None = None
@@ -81,8 +81,8 @@ class ModelScheduler:
         """Replaces the models.
 
         Args:
-            restart: models whose process cannot go on. With room beside it, the next process starts now and
-                takes over. Without room, it admits nothing more, and the next one starts after its end.
+            restart: models that need a new process. With room beside the old one, the new process starts now
+                and takes over. Without room, the old one admits no more, and the new one starts after it.
         """
         before, known = self.models, self._known()
         self.models = {name: known.get(name) or Model(name, rule, now) for name, rule in rules.items()}
@@ -101,7 +101,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def became_ready(self, number: int, now: float) -> list[Action]:
-        """The generation answers requests. If its entry has changed, it gets all further requests."""
+        """The generation answers requests. If it runs a changed entry, it gets all further requests."""
         if (generation := self._in_state(number, "starting")) is None:
             return []
         model = generation.model
@@ -115,7 +115,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def fell_asleep(self, number: int, now: float) -> list[Action]:
-        """The generation sleeps. The pool ends a generation that does not fall asleep in time."""
+        """The generation sleeps. (The pool ends a generation that does not fall asleep in time.)"""
         if (generation := self._in_state(number, "falling asleep")) is None:
             return []
         generation.become_asleep(now)
@@ -124,7 +124,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def stayed_awake(self, number: int, reason: str, now: float) -> list[Action]:
-        """The generation cannot fall asleep: it is stopped instead."""
+        """The generation cannot fall asleep, so it is stopped."""
         if (generation := self._in_state(number, "falling asleep")) is None:
             return []
         generation.model.reason = reason
@@ -132,7 +132,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def woke(self, number: int, now: float) -> list[Action]:
-        """The generation answers requests again. The pool ends a generation that does not wake in time."""
+        """The generation is awake and answers requests. (The pool ends it if it does not wake in time.)"""
         if (generation := self._in_state(number, "waking")) is None:
             return []
         generation.become_ready(now)
@@ -140,19 +140,19 @@ class ModelScheduler:
         return self._decide(now)
 
     def crashed(self, number: int) -> None:
-        """The generation cannot answer any more, but is not gone yet: requests wait for the next one."""
+        """The generation answers no more, but has processes that run. Requests wait for the next one."""
         if (generation := self.generations.get(number)) is not None:
             generation.has_crashed = generation.state not in ("starting", "draining")
 
     def ended(self, number: int, reason: str | None, now: float, *, is_lasting: bool = False) -> list[Action]:
-        """The generation is gone, with all that it started.
+        """The generation has ended, with all of its processes.
 
-        If it has failed to fall asleep or to wake, or has ended asleep, this is no failed start. A request
-        that waits, or the next one, starts the model at once.
+        A process that did not fall asleep or wake, or ended asleep, counts as no failed start: a request that
+        waits, or the next one, starts the model at once.
 
         Args:
-            reason: None if it was asked to stop.
-            is_lasting: the same start would fail again.
+            reason: why the generation has failed. None if it was asked to stop.
+            is_lasting: whether the same start would fail again.
         """
         generation = self.generations.pop(number, None)
         if generation is None:
@@ -170,7 +170,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def sleep(self, model: str, now: float) -> list[Action]:
-        """Puts a ready model to sleep by hand, after its leases. Requests that come or wait wake it."""
+        """Puts a ready model to sleep by hand, after its leases. Requests that arrive or wait wake it."""
         found = self.models.get(model)
         if found is not None and found.current is not None and found.state == "ready" and found.next is None:
             found.current.begin_rest(now)
@@ -179,7 +179,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def unload(self, model: str, now: float) -> list[Action]:
-        """Stops the model by hand: its leases end first, and requests that come or wait start it again."""
+        """Stops the model by hand, after its leases. Requests that arrive or wait start it again."""
         if (found := self.models.get(model)) is not None:
             self._drain(found, now)
         return self._decide(now)
@@ -187,7 +187,7 @@ class ModelScheduler:
     # Events: requests
 
     def arrive(self, ticket: int, name: str, now: float) -> list[Action]:
-        """A request begins: it is admitted or refused now, or waits for that until it leaves."""
+        """A request arrives. It is admitted or refused now, or it waits for one of both until it leaves."""
         model = self._model_for(ticket, name)
         if model is None:
             return self._take_actions()
@@ -202,9 +202,9 @@ class ModelScheduler:
         return self._take_actions()
 
     def load(self, ticket: int, name: str, now: float) -> list[Action]:
-        """As `arrive`, by hand: starts a model that has failed at once, and no limit of requests counts.
+        """Like `arrive`, for a load by hand: a failed model starts at once, and no limit of requests applies.
 
-        Its admission says that the model is ready; it should leave at once.
+        `Admit` means that the model is ready. The ticket should then leave at once.
         """
         model = self._model_for(ticket, name)
         if model is None:
@@ -216,14 +216,14 @@ class ModelScheduler:
         return self._enqueue(ticket, model, model.loads, now)
 
     def hold(self, ticket: int, number: int) -> None:
-        """A lease without a request: it counts for no limit of requests. An ended generation gets none."""
+        """Gives a ticket a lease that no limit of requests counts. An ended generation gives none."""
         if (generation := self.generations.get(number)) is not None:
             generation.leases.add(ticket)
             generation.holds.add(ticket)
             self._leases[ticket] = generation
 
     def leave(self, ticket: int, now: float) -> list[Action]:
-        """A lease or a place in the queue ends; unknown tickets are ignored."""
+        """A request leaves: its lease or its place in the queue ends. Unknown tickets are ignored."""
         if (generation := self._leases.pop(ticket, None)) is not None:
             return self._end_lease(ticket, generation, now)
         model = self._waiting.pop(ticket, None)
@@ -237,10 +237,10 @@ class ModelScheduler:
     # Events: memory and time
 
     def measured(self, number: int, memory: Need, now: float, *, is_settled: bool = True) -> list[Action]:
-        """Notes the memory of a generation's processes. The most while it is ready becomes its model's need.
+        """Notes the memory of a generation's processes. The most that a ready one uses is its model's need.
 
         Args:
-            is_settled: False while the processes may take more: then its need is at least the estimate.
+            is_settled: False while the processes may take more. Then the need is at least the estimate.
         """
         generation = self.generations.get(number)
         if generation is None:
@@ -249,7 +249,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def tick(self, now: float) -> list[Action]:
-        """Time has passed."""
+        """Some time has passed."""
         for model in self.models.values():
             self._refuse_late(model, now)
             if (end_s := model.ttl_end_s()) is not None and end_s <= now:
@@ -259,14 +259,14 @@ class ModelScheduler:
         return self._decide(now)
 
     def next_tick_s(self, now: float) -> float | None:
-        """Seconds until `tick` has something to do; None if only another event can change anything."""
+        """Seconds until `tick` will have something to do. None if only another event can change anything."""
         models, max_wait_s = self.models.values(), self._limits.max_wait_s
         ends = ((m.ttl_end_s(), m.idle_sleep_end_s(), m.patience_end_s(max_wait_s)) for m in models)
         dues = [due_s for due_s in (self._due_s, *itertools.chain(*ends)) if due_s is not None]
         return max(0.0, min(dues) - now) if dues else None
 
     def drain(self, now: float) -> list[Action]:
-        """The router ends: refuses waiting and new requests, and stops each model after its leases."""
+        """The router ends: refuses all waiting and new requests, and stops each model after its leases."""
         self._is_ending = True
         for model in self.models.values():
             self._refuse_waiting(model, "shutting_down", _ENDING)
@@ -276,7 +276,7 @@ class ModelScheduler:
     # View
 
     def view(self) -> dict[str, ModelView]:
-        """All models, and the removed models that still have a process."""
+        """All models. A removed model is included while it still has a process."""
         generations = self.generations.values()
         return {
             name: model.view([each for each in generations if each.model is model])
@@ -287,14 +287,14 @@ class ModelScheduler:
         return {**{each.name: each.model for each in self.generations.values()}, **self.models}
 
     def _in_state(self, number: int, state: State) -> Generation | None:
-        """The generation, if its state is still the one in which its order was given."""
+        """The generation with this number, if it is still in the state in which the order was given."""
         generation = self.generations.get(number)
         return generation if generation is not None and generation.state == state else None
 
     # Requests
 
     def _model_for(self, ticket: int, name: str) -> Model | None:
-        """The model of a new ticket. Without one, the ticket is refused."""
+        """The model for a new ticket. Refuses the ticket if there is no such model."""
         if ticket in self._leases or ticket in self._waiting:
             raise ValueError(f"ticket {ticket} is in use")
         model = self.models.get(name)
@@ -364,7 +364,7 @@ class ModelScheduler:
     # Processes
 
     def _change(self, model: Model, rules: ModelRules, now: float) -> None:
-        """Its entry has changed."""
+        """Handles a changed entry."""
         model.replace(rules, now)
         if model.next is not None:
             self._drain_generation(model.next, now)
@@ -375,7 +375,7 @@ class ModelScheduler:
             self._drain_generation(model.current, now)
 
     def _can_start_beside(self, model: Model, now: float) -> bool:
-        """Whether the changed model has room for a process beside the current one, and no model waits."""
+        """Whether a process of the changed model has room beside the current one, and no model waits."""
         if self._is_ending or model.current is None or model.current.state != "ready" or model.current.has_crashed:
             return False
         if any(other.is_hungry for other in self.models.values()):
@@ -390,7 +390,7 @@ class ModelScheduler:
         return generation
 
     def _drain(self, model: Model, now: float) -> None:
-        """Has all of its generations admit nothing more, and stops each when its leases have ended."""
+        """Lets the model's generations admit no more requests, and stops each after its leases."""
         model.next = None
         for generation in self.generations.values():
             if generation.model is model:
@@ -403,7 +403,7 @@ class ModelScheduler:
             self._actions.append(Stop(generation.number))
 
     def _fall_asleep(self, generation: Generation, now: float) -> None:
-        """Without leases, for no other model."""
+        """Puts a generation without leases to sleep, because it was idle or by hand."""
         self._make_room(Victim(generation, self._plan(self._read_free(), now).level_for(generation)), now)
 
     def _make_room(self, victim: Victim, now: float) -> None:
@@ -418,7 +418,7 @@ class ModelScheduler:
         self._settled_s = now + min(_SETTLE_S, self._limits.memory_wait_s)
 
     def _note_end(self, last: Generation, reason: str | None, now: float, *, is_lasting: bool) -> None:
-        """The model has no process for its requests any more."""
+        """Notes that the model's last process for requests has ended."""
         model = last.model
         model.note_end(last, reason, now, is_lasting=is_lasting)
         if model.is_given_up:
@@ -429,7 +429,7 @@ class ModelScheduler:
     # Decision
 
     def _decide(self, now: float) -> list[Action]:
-        """Starts waiting models and stops others for them. Every event that can change this ends with it."""
+        """Starts waiting models and stops others for them. Called last by every event that may change it."""
         read_free = cache(self._read_free)
         has_changed = True
         while has_changed:
@@ -440,7 +440,7 @@ class ModelScheduler:
         return self._take_actions()
 
     def _collect_hungry(self, now: float) -> list[Model]:
-        """The models that wait for a start, longest first; notes when the pause of the others ends."""
+        """The models that wait for a start, longest wait first. Notes when other models may start again."""
         hungry = []
         for model in self.models.values():
             if model.is_hungry:
@@ -459,10 +459,10 @@ class ModelScheduler:
                 self._admit_waiting(generation.model)
 
     def _place(self, hungry: Iterable[Model], free: Need | None, now: float) -> bool:
-        """Returns whether a model was started, stopped or refused: others may be placed differently then."""
+        """Places each hungry model by one plan. Returns whether any was started, stopped or refused."""
         plan, has_changed = self._plan(free, now), False
         for model in hungry:
-            if not model.is_hungry:  # its sleeping process was stopped for an earlier one
+            if not model.is_hungry:  # its sleeping process was stopped for an earlier model
                 continue
             placement = plan.place(model)
             self._carry_out(model, placement, now)
@@ -494,7 +494,7 @@ class ModelScheduler:
                 if model.sleeper is not None:
                     model.sleeper.idle_since_s = now
                 else:
-                    model.is_given_up = True  # from now on only a request starts it
+                    model.is_given_up = True  # from now on only a request starts the model
                 retry_after_s = max(1, round(self._limits.memory_wait_s))
                 self._refuse_waiting(model, "no_room", placement.text, retry_after_s)
 

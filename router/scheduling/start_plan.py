@@ -1,14 +1,13 @@
-"""Decides which models start now, and which are stopped for them: one plan for all models that wait.
+"""Decides which models start now, and which are stopped for them, in one plan for all waiting models.
 
-Standard library only. The plan reads models and changes only itself. The models are placed one after the
-other, in the order in which they began to wait. Each one reserves its memory and its victims, so that a later
-one does not count on them.
+Standard library only. The plan changes no model. It places the models in the order in which they began to
+wait. Each placed model reserves its memory and its victims, so that later models do not count on them.
 
-All models together may use the free memory and the memory of their processes, but at most the budget. Each
-process counts with its whole need, so that memory that a start has not taken yet is not given twice.
+All models together may use the free memory and what their processes hold, but at most the budget. Each
+process counts with its whole need: memory that a start has not taken yet is not given away twice.
 
-A sleeping process is woken in the place of a start: it is set aside while its model is placed. It takes no
-slot, excludes nobody, and is the first to be stopped for others.
+A model whose process sleeps is woken instead of started. The process is set aside while its model is placed.
+A sleeping process takes no slot, excludes no model, and is the first to be stopped for others.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,40 +20,40 @@ from router.scheduling.model import Generation, Model
 from router.scheduling.terms import NOTHING, UNLIMITED, Need, SchedulerLimits
 
 _POLL_S: Final = 0.1
-"""How often the plan is made anew while a start waits only for memory."""
+"""Seconds between two plans while a start waits only for memory."""
 _SLOW_POLL_S: Final = 1.0
-"""How often while models must be stopped for it, too: other programs may give memory back first."""
+"""Seconds between two plans while models must be stopped for a start: others may free memory first."""
 
 
 class Victim(NamedTuple):
-    """A process that makes room for another model."""
+    """A process that is stopped or put to sleep to make room for another model."""
 
     process: Generation
     level: int = 0
-    """The level of sleep into which it falls; 0: it is stopped."""
+    """The level at which the process is to sleep. 0: it is stopped."""
 
     @property
     def part(self) -> "_Room":
-        """The room that becomes free."""
+        """The room that this frees."""
         part = _Room.of_staying(self.process)
         return part.without(_Room(0, self.process.levels[self.level])) if self.level else part
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What becomes of one model that waits for its start."""
+    """The decision about one waiting model."""
 
     kind: Literal["start", "stop", "wait", "short", "blocked", "refuse"]
     """`start`: or wake. `stop`: stop the victims now, or have them fall asleep.
     `short`: it fits by the router's sums, but the machine has less free memory than they say.
     `blocked`: it must not run when a model starts that waits for longer."""
     victims: tuple[Victim, ...] = ()
-    """`stop`: the processes to stop. `wait`: the processes that admit no requests from now on."""
+    """With `stop`: the processes to stop. With `wait`: the processes that admit no requests from now on."""
     text: str = ""
 
 
 class StartPlan:
-    """A plan for one moment. `place` is called for each waiting model, the longest waiting one first."""
+    """A plan for one moment. `place` is called for each waiting model, longest wait first."""
 
     def __init__(
         self,
@@ -66,25 +65,25 @@ class StartPlan:
     ) -> None:
         """
         Args:
-            free: the memory that is free now; None if it is unknown.
-            settled_s: until then, memory of ended processes may come back, and only the budget limits.
+            free: the memory that is free now. None if it is unknown.
+            settled_s: until then, memory of ended processes may come back, so that only the budget limits.
         """
         self.due_s: float | None = None
-        """When time alone can change the plan."""
+        """When the plan can change only because time passes. None: it cannot."""
         self._limits = limits
         self._free = free
         self._now = now
         self._settled_s = settled_s
         self._processes = list(generations)
         self._staying = [each for each in self._processes if not each.is_stopping]
-        """The processes that will run when the plan so far is carried out."""
+        """The processes that will run once the plan so far is carried out."""
         self._excluded: set[str] = set()
-        """Models that must not start before the models that were placed earlier."""
+        """Models that must not start before the models that were placed so far."""
         self._is_closed = False
-        """Whether an earlier model needs more than there is: then no model is stopped for a later one."""
+        """Whether an earlier model needs more memory than there is: then later ones stop no model."""
         held = Need.sum(each.held for each in self._processes)
         self._memory = limits.budget if free is None else limits.budget.at_most(free.plus(held))
-        """All memory that models can have now."""
+        """All memory that models may use now."""
         self._present = _Room(self._num_slots, self._memory)
         self._planned = _Room(self._num_slots, limits.budget if self._is_settling else self._memory)
         for each in self._processes:
@@ -93,14 +92,14 @@ class StartPlan:
             self._planned.take(_Room.of_staying(each))
 
     def has_room(self, model: Model) -> bool:
-        """Whether a process of it can start now, beside all that run."""
+        """Whether a process of the model can start now beside all that run."""
         return not self._has_conflict(model) and self._present.holds(model.need)
 
     def level_for(self, other: Generation, spare_bytes: int | None = None) -> int:
-        """The best level at which a process can sleep now; 0 without one, or without memory for its weights.
+        """The best level at which a process can sleep now. 0 if it has none, or its weights do not fit.
 
         Args:
-            spare_bytes: the machine's memory that its sleep may take; if not given, all free memory.
+            spare_bytes: the machine's memory that the sleep may take. None: all free memory.
         """
         if other.state not in ("starting", "ready", "falling asleep", "waking"):
             return 0
@@ -109,11 +108,11 @@ class StartPlan:
         return next(fitting, 0)
 
     def place(self, model: Model) -> Placement:
-        """Decides about one model, and reserves what it needs."""
+        """Decides about one model, and reserves what the model needs."""
         sleeper = model.sleeper
         if sleeper is None:
             return self._reserved(model, self._place(model))
-        if sleeper not in self._staying:  # it is to be stopped for an earlier model
+        if sleeper not in self._staying:  # an earlier model stops it
             return Placement("blocked")
         self._processes.remove(sleeper)
         self._staying.remove(sleeper)
@@ -143,7 +142,7 @@ class StartPlan:
 
     def _place(self, model: Model) -> Placement:
         if text := self._lasting_conflict(model):
-            if model.sleeper is not None:  # a start may need less
+            if model.sleeper is not None:  # a new start may need less memory
                 return Placement("stop", (Victim(model.sleeper),))
             return Placement("refuse", text=text)
         if model.name in self._excluded:
@@ -159,7 +158,7 @@ class StartPlan:
     # With room
 
     def _start(self, model: Model) -> Placement:
-        """Starts it unless processes that are ending must be gone first, or their memory must be back."""
+        """Starts the model, or waits until ending processes are gone and their memory is free."""
         if self._has_conflict(model):
             return Placement("wait")
         if self._present.holds(model.need):
@@ -170,7 +169,7 @@ class StartPlan:
         return Placement("wait")
 
     def _short(self, model: Model) -> Placement:
-        """Other programs have the memory: waits for them, for a limited time."""
+        """Other programs use the memory. Waits for them, for a limited time."""
         self._is_closed = True
         since_s = self._now if model.short_since_s is None else model.short_since_s
         end_s = since_s + self._limits.memory_wait_s
@@ -184,7 +183,8 @@ class StartPlan:
     def _replace(self, model: Model) -> Placement:
         """Chooses the processes to stop for this model: idle ones if they suffice.
 
-        Processes that start, or whose models wait, come last, and are stopped only when they have been ready.
+        Processes that start, or whose models have waiting requests, come last. These are stopped only after
+        they have been ready.
         """
         candidates = [other for other in self._staying if not self._stays_for_good(other)]
         if self._free is not None:
@@ -203,7 +203,7 @@ class StartPlan:
         return Placement("wait", tuple(each for each in ready if self._claim_s(each.process, model) <= self._now))
 
     def _is_idle(self, other: Generation) -> bool:
-        """Whether it can be stopped now."""
+        """Whether the process can be stopped now."""
         if other.state == "asleep":
             return True
         if other.state != "ready" or other.leases or self._now < other.since_s + self._limits.min_stay_s:
@@ -211,14 +211,14 @@ class StartPlan:
         return not other.model.num_waiting or other.claimed_by is not None
 
     def _claim_s(self, other: Generation, model: Model) -> float:
-        """When the other one stops admitting requests: both have then had their time."""
+        """When `other` stops admitting requests: by then both models have had their time."""
         return max(model.hungry_since_s, other.since_s) + self._limits.max_wait_s
 
     def _choose(self, model: Model, candidates: Sequence[Generation]) -> list[Victim] | None:
-        """The candidates that the model excludes, and the cheapest others, until there is room.
+        """Chooses the candidates that the model excludes, then the cheapest others until there is room.
 
-        If it suffices, models that should sleep fall asleep. If it does not, they are stopped.
-        None if all together do not suffice.
+        Models that should sleep fall asleep if that makes enough room. Otherwise they are stopped.
+        None if stopping all candidates does not make enough room.
         """
 
         def order(other: Generation) -> tuple[bool, _Rank, float, float]:
@@ -233,8 +233,8 @@ class StartPlan:
         return self._choose_first(model, map(Victim, ordered)) if chosen is None else chosen
 
     def _with_levels(self, model: Model, ordered: Iterable[Generation]) -> Iterator[Victim]:
-        """Gives each a level of sleep, so that their weights together fit into the machine's memory."""
-        aside = NOTHING if model.sleeper is None else model.sleeper.need  # it has this until it wakes
+        """Gives each candidate a level of sleep, so that the weights of all fit into the machine's memory."""
+        aside = NOTHING if model.sleeper is None else model.sleeper.need  # the sleeper has it until it wakes
         present = self._present.memory.minus(aside)
         spare_bytes = min(self._planned.memory.minus(model.need).ram_bytes, present.ram_bytes)
         for other in ordered:
@@ -251,7 +251,7 @@ class StartPlan:
                 break
             chosen.append(victim)
             room.give(victim.part)
-        for victim in reversed(chosen[:-1]):  # a large one that was chosen late may have made earlier ones needless
+        for victim in reversed(chosen[:-1]):  # a large victim that was chosen late may make earlier ones unnecessary
             if not _excludes(model, victim.process) and room.without(victim.part).holds(model.need):
                 chosen.remove(victim)
                 room = room.without(victim.part)
@@ -274,14 +274,14 @@ class StartPlan:
             self._staying.remove(victim.process)
 
     def _wait(self) -> Placement:
-        """Waits for a change, and reserves for this model the room that there is."""
+        """Waits for a change, and reserves the present room for this model."""
         self._is_closed = True
         return Placement("wait")
 
     # Sums
 
     def _has_conflict(self, model: Model) -> bool:
-        """Whether a model that it excludes still has a process that is not asleep."""
+        """Whether a model that this one excludes still has a process that is awake."""
         return any(other.name in model.excludes and other.state != "asleep" for other in self._processes)
 
     @property
@@ -293,7 +293,7 @@ class StartPlan:
         return self._now < self._settled_s
 
     def _can_suffice(self, model: Model) -> bool:
-        """Whether the memory is enough beside pinned models. During starts and settling: maybe, so true."""
+        """Whether the memory is enough beside pinned models. True while starts or ends leave that open."""
         steady = ("ready", "asleep", "draining")
         is_clear = not self._is_settling and all(other.state in steady for other in self._processes)
         return not is_clear or model.need.fits_in(self._beside_pinned(self._memory))
@@ -305,9 +305,9 @@ class StartPlan:
         return other.model.rules.pinned and other.state != "draining"
 
     def _lasting_conflict(self, model: Model) -> str:
-        """Why no wait can help: the budget, the number or the exclusions, with pinned models alone."""
+        """Why waiting cannot help: even with only pinned models, budget, number or exclusions forbid it."""
         pinned = [other for other in self._processes if self._stays_for_good(other)]
-        beside = f" beside {_list_needs(pinned)}, which stay" if pinned else ""
+        beside = f" beside the pinned {_list_needs(pinned)}" if pinned else ""
         if excluded := [other.name for other in pinned if _excludes(model, other)]:
             return f"{model.name} cannot start while {', '.join(excluded)} runs, which is pinned."
         if sum(not other.will_rest for other in pinned) + 1 > self._num_slots:
@@ -332,34 +332,34 @@ class StartPlan:
 
 
 class _Rank(IntEnum):
-    """Candidates of a lower rank are stopped first."""
+    """Candidates with a lower rank are stopped first."""
 
     ASLEEP = 0
     CLAIMED = 1
-    """It admits no requests, as its memory is promised to another model already."""
+    """The process admits no requests, because its memory is already promised to another model."""
     DRAINING = 2
-    """Or falling asleep."""
+    """The process drains or falls asleep."""
     CLAIMABLE = 3
-    """It is ready and has had its time."""
+    """The process is ready, and has been so for long enough."""
     IN_ITS_TIME = 4
     NOT_READY = 5
 
 
 @dataclass
 class _Room:
-    """Slots and memory: all that is left, or the part of one process."""
+    """Slots and memory: all that is left, or the part that one process takes."""
 
     slots: float
     memory: Need
 
     @classmethod
     def of_present(cls, process: Generation) -> Self:
-        """The room that it takes now."""
+        """The room that the process takes now."""
         return cls(not process.is_asleep, process.need)
 
     @classmethod
     def of_staying(cls, process: Generation) -> Self:
-        """The room that it takes in the end, which is less if it falls asleep now."""
+        """The room that the process takes in the end: less if it is falling asleep."""
         return cls(not process.will_rest, process.rest_need)
 
     def holds(self, need: Need) -> bool:
@@ -378,12 +378,12 @@ class _Room:
 
 
 def _excludes(model: Model, other: Generation) -> bool:
-    """Whether the other one must stop, or fall asleep, before the model starts."""
+    """Whether `other` must stop or fall asleep before the model starts."""
     return other.name in model.excludes and not other.will_rest
 
 
 def _growth(other: Generation, asleep: Need) -> int:
-    """Memory of the machine that its sleep takes in addition."""
+    """The machine's memory that the process takes in addition when it sleeps."""
     return max(0, asleep.ram_bytes - other.need.ram_bytes)
 
 
@@ -392,7 +392,7 @@ def _list_needs(processes: Iterable[Generation]) -> str:
 
 
 def _text(need: Need) -> str:
-    """`2.0 GiB` or `2.0 GiB and 10.0 GiB of GPU memory`."""
+    """`2.0 GiB`, or `2.0 GiB and 10.0 GiB of GPU memory`."""
     ram = "any amount" if need.ram_bytes >= UNLIMITED else format_bytes(max(0, need.ram_bytes))
     if need.gpu_bytes <= 0 or need.gpu_bytes >= UNLIMITED:
         return ram

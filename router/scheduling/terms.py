@@ -1,4 +1,4 @@
-"""The terms of the scheduler: memory, limits, rules of a model, actions, and the view of a model.
+"""The scheduler's types: memory, limits, rules of a model, actions, and the view of a model.
 
 Standard library only.
 """
@@ -19,7 +19,7 @@ RefusalKind = Literal["failed", "overloaded", "no_room", "removed", "shutting_do
 
 
 class Need(NamedTuple):
-    """Memory of a model or of the machine, in bytes."""
+    """Memory that a model needs or that the machine has, in bytes."""
 
     ram_bytes: int = 0
     gpu_bytes: int = 0
@@ -33,11 +33,11 @@ class Need(NamedTuple):
         return Need(self.ram_bytes + other.ram_bytes, self.gpu_bytes + other.gpu_bytes)
 
     def minus(self, other: "Need") -> "Need":
-        """The difference; negative where the other is larger."""
+        """The difference. Negative where the other is larger."""
         return Need(self.ram_bytes - other.ram_bytes, self.gpu_bytes - other.gpu_bytes)
 
     def fits_in(self, room: "Need") -> bool:
-        """A need of nothing fits into any room, even into an overdrawn one."""
+        """Whether the room is large enough. A need of nothing fits even into an overdrawn room."""
         return (self.ram_bytes <= 0 or self.ram_bytes <= room.ram_bytes) and (
             self.gpu_bytes <= 0 or self.gpu_bytes <= room.gpu_bytes
         )
@@ -55,12 +55,12 @@ UNLIMITED = 1 << 62
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerLimits(SeveralModelsConfig):
-    """Limits that all models of a router share, with and without a flag."""
+    """Limits that all models of a router share, those of flags and others."""
 
     min_stay_s: float = 2.0
-    """How long a model that became ready is not stopped for another one."""
+    """Seconds after a model became ready in which it is not stopped for another one."""
     memory_wait_s: float = 10.0
-    """How long a start waits for memory that is not free though the sums allow the start."""
+    """Seconds for which a start waits for memory that other programs hold."""
 
     @property
     def budget(self) -> Need:
@@ -69,55 +69,55 @@ class SchedulerLimits(SeveralModelsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRules:
-    """What the scheduler knows of one model."""
+    """What the scheduler knows about one model."""
 
     ttl_s: float | None = None
-    """How long it stays ready without a request; a pinned one stays."""
+    """Seconds without a request until the model is stopped. None, or a pinned model: it stays."""
     pinned: bool = False
-    """Never stopped for another model."""
+    """Whether the model is never stopped for another model."""
     concurrency: int | None = None
-    """The most leases at once; further requests wait."""
+    """The most leases at once. Further requests wait."""
     refuses_excess: bool = False
-    """Whether further requests are refused instead, as in llama-swap."""
+    """Whether further requests are refused instead of waiting, as in llama-swap."""
     excludes: frozenset[str] = frozenset()
-    """Models that must have no process when this one starts."""
+    """Models that must have no process when this model starts."""
     restart_limit: int | None = None
-    """It restarts by itself until it has failed so often in a row. Requests wait `max_wait_s` for it."""
+    """The model restarts by itself until it failed so often in a row. Requests wait at most `max_wait_s`."""
     on_swap: Literal["stop", "sleep"] = "stop"
-    """How it gives way when another model needs its memory."""
+    """What happens to the model when another model needs its memory."""
     idle_sleep_s: float | None = None
-    """How long it stays awake without a request."""
+    """Seconds without a request until the model falls asleep. None: it stays awake."""
     asleep: Mapping[int, Need] = field(default_factory=dict)
-    """The levels at which its process can sleep, the best one first, with its estimated memory there.
+    """Level of sleep -> estimated memory there, best level first.
 
-    Without one it is stopped instead."""
+    Empty: the model is stopped instead of sleeping."""
     may_overlap: bool = False
-    """Whether a process of it may start while an earlier one runs."""
+    """Whether a new process of the model may start while an old one still runs."""
     need: Need = NOTHING
-    """Its estimated memory, which counts until it was measured."""
+    """The estimated memory, which counts until the first measurement."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start a process of the model; answered by `became_ready` or `ended`."""
+    """Start a process of the model. Its event is `became_ready` or `ended`."""
 
     generation: int
-    """The number of this life of this process, which events, `Stop` and `Admit` carry."""
+    """The number of this generation, which its events, `Stop` and `Admit` carry, too."""
     model: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Stop the process, which has no lease; answered by `ended`."""
+    """Stop a process that has no lease. Its event is `ended`."""
 
     generation: int
 
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Have the process, which has no lease, fall asleep.
+    """Put a process that has no lease to sleep.
 
-    Answered by `fell_asleep`, `stayed_awake` or `ended`.
+    Its event is `fell_asleep`, `stayed_awake` or `ended`.
     """
 
     generation: int
@@ -126,21 +126,21 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """Wake the process; answered by `woke` or `ended`."""
+    """Wake the process. Its event is `woke` or `ended`."""
 
     generation: int
 
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """The model with a `restart_limit` has failed too often, or for good; it is not started any more."""
+    """A model with a `restart_limit` has failed too often, or for good, and is not started any more."""
 
     model: str
 
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """The ticket has a lease: the process is ready, and stays so until the ticket leaves."""
+    """The ticket has a lease: the process is ready, and stays ready until the ticket leaves."""
 
     ticket: int
     generation: int
@@ -148,7 +148,7 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """The ticket waits no longer; it need not leave."""
+    """The ticket is refused. It need not leave."""
 
     ticket: int
     kind: RefusalKind
@@ -161,19 +161,19 @@ Action = Start | Stop | Sleep | Wake | GiveUp | Admit | Refuse
 
 @dataclass(frozen=True, kw_only=True)
 class ModelView:
-    """One model, as lists show it. Times are those of the scheduler's clock."""
+    """One model as lists show it. Times are those of the scheduler's clock."""
 
     state: State
     since_s: float
     num_running: int
-    """Requests that hold a lease, on all of its processes."""
+    """The requests that hold a lease on any of the model's processes."""
     num_waiting: int
     need: Need
-    """The need of all of its processes; if it has none, the need of the next one."""
+    """The need of all of the model's processes together. Without a process, the need of the next one."""
     reason: str
-    """Why the last start failed, or the last process ended by itself; empty after a start that did not."""
+    """Why the last start failed, or the last process ended by itself. Empty once a start has succeeded."""
     retry_at_s: float | None
-    """When a request may start it again; None if it has not failed."""
+    """When a request may start the model again. None if it has not failed."""
     num_starts: int
     last_start_s: float | None
-    """How long its last complete start took."""
+    """The seconds of the last complete start. None before the first one."""

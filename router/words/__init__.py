@@ -1,1 +1,1 @@
-"""Reads the words of `serve` for a router: its own flags, the models, and the words of each model."""
+"""Reads the words of `serve` for a router: the router's flags, the models, and each model's words."""

@@ -1,7 +1,7 @@
-"""Completes the command line of a model of a router; checks it by its engine's parser and its preflight.
+"""Completes the command line of a router's model, and checks it by its engine's parser and preflight.
 
-A model with variables of its own is checked in a process that has them: parsers, preflight and the libraries
-that they use read the environment of their process.
+A model with variables of its own is checked in a process that has these variables, because parsers, preflight
+and libraries read the environment of their process.
 """
 
 import pickle
@@ -56,23 +56,23 @@ _CODE: Final = (
     f"import sys; sys.path.append(sys.argv[1]); import {OWN_PACKAGES_MODULE}; from {__name__} import main; main()"
 )
 _CHECK_S: Final = 120
-"""How long the check of a model in its own process may take: usually a quarter of a second."""
+"""The most seconds for a check in a process of its own. Usually it takes a quarter of a second."""
 
 
 class CheckedModel(NamedTuple):
-    """An entry with its complete command line, and what was found."""
+    """An entry with its completed command line, and what the checks found."""
 
     entry: ModelEntry
     faults: tuple[Fault, ...] = ()
     findings: tuple[Finding, ...] = ()
-    """The findings of its preflight; the errors among them are faults, too."""
+    """The preflight's findings. Errors among them are also in `faults`."""
     request: ModelRequest | None = None
     template_kind: str | None = None
     notices: tuple[Notice, ...] = ()
 
 
 class ModelCheck:
-    """Completes the command line of a model and checks it, on any thread."""
+    """Completes and checks the command lines of models, on any thread."""
 
     def __init__(self, config: StartupConfig, words: RouterWords, file: str) -> None:
         self._config = config
@@ -81,7 +81,7 @@ class ModelCheck:
         self._file = file
 
     def run(self, entry: ModelEntry) -> CheckedModel:
-        """Never raises for a fault."""
+        """Completes and checks one model. Returns faults instead of raising them."""
         if entry.foreign is not None:
             return CheckedModel(entry, tuple(self._check_program(entry)))
         return self._guarded(lambda: self._complete_and_check(entry), entry)
@@ -93,11 +93,11 @@ class ModelCheck:
         return checked._replace(notices=notices)
 
     def run_here(self, entry: ModelEntry) -> CheckedModel:
-        """Checks a completed entry in its own environment, which is that of this process."""
+        """Checks a completed entry in this process, whose environment must be the entry's."""
         return self._guarded(lambda: self._check(entry), entry)
 
     def _guarded(self, check: Callable[[], CheckedModel], entry: ModelEntry) -> CheckedModel:
-        """Runs a check; an error that it raises becomes a fault of the entry."""
+        """Runs a check. An error that it raises becomes a fault of the entry."""
         try:
             return check()
         except click.ClickException as err:
@@ -121,7 +121,7 @@ class ModelCheck:
             yield self._fault(entry, text, "program")
 
     def _completed(self, entry: ModelEntry) -> ModelEntry:
-        """With defaults, engine, names, and without secrets; raises InputError."""
+        """The entry with defaults, engine and names, and without secrets. Raises InputError."""
         own = list(entry.words)
         _reject_flags(own)
         engine = _last_value(own, _ENGINE) or (entry.engine if entry.engine != "auto" else None) or self._engine
@@ -145,7 +145,7 @@ class ModelCheck:
         )
 
     def _check_as_started(self, entry: ModelEntry) -> CheckedModel:
-        """Checks it with the variables that its process will have; they are on no command line."""
+        """Checks the entry in a process with the entry's variables. No command line shows them."""
         if not entry.env:
             return self._check(entry)
         command = [sys.executable, "-P", "-c", _CODE, _root_folder()]
@@ -179,7 +179,7 @@ class ModelCheck:
         if path := _last_value(entry.words, _CONFIG):
             _reject_keys(read_config_file(path).flags)
         memory = read_memory()
-        # Other models can be stopped, so that all memory is free.
+        # Other models can be stopped, so all memory counts as free.
         options = PreflightOptions(
             is_listening=True, memory=memory and memory._replace(available_bytes=memory.total_bytes), asks_hub=True
         )
@@ -213,7 +213,7 @@ def _reject_flags(words: Sequence[str]) -> None:
 
 
 def _reject_keys(flags: Iterable[str]) -> None:
-    """Rejects API keys in its --config; its words have none."""
+    """Rejects API keys in the model's --config file. Its words have none."""
     for flag in sorted(flags_with_role("keys").intersection(flags)):
         text = f"its --config must not have {flag.removeprefix('--')}"
         raise InputError(f"{text}: give keys on the command line, for all models")
@@ -225,7 +225,7 @@ def _last_value(words: Sequence[str], name: str) -> str | None:
 
 
 def _served_names(words: Sequence[str]) -> list[str]:
-    """The names of the last --served-model-name: vLLM, too, uses only the last one."""
+    """The names of the last --served-model-name. vLLM also uses only the last one."""
     given = find_values(words, _SERVED_NAME)
     return [name for name in given[-1] if name] if given else []
 
@@ -233,13 +233,13 @@ def _served_names(words: Sequence[str]) -> list[str]:
 def _adapters(values: Iterable[str]) -> tuple[str, ...]:
     names = []
     for value in values:
-        with suppress(ConfigError):  # vLLM reports it
+        with suppress(ConfigError):  # vLLM reports it itself
             names.append(LoraModule.parse(value).name)
     return tuple(names)
 
 
 def _root_folder() -> str:
-    """Where that process finds this program."""
+    """The folder from which the other process imports this program."""
     own_packages = find_spec(OWN_PACKAGES_MODULE)
     assert own_packages is not None
     assert own_packages.origin is not None
@@ -255,12 +255,12 @@ def folder_of(request: ModelRequest | None) -> str | None:
 
 
 def key_of(entry: ModelEntry, file: str) -> str:
-    """The model as its faults name it."""
+    """The path of the model's key, as faults name it."""
     return f"models.{entry.name}" if file else entry.name
 
 
 def main() -> None:
-    """Checks the entry on standard input, and writes the result to standard output."""
+    """Reads an entry from standard input, checks it, and writes the result to standard output."""
     check: ModelCheck
     check, entry = pickle.load(sys.stdin.buffer)
     with redirect_stdout(sys.stderr):

@@ -1,4 +1,4 @@
-"""The settings of a router with one model (`serve MODEL --idle-stop`, `--restart`), for both engines."""
+"""The settings of a router with one model (`serve MODEL` with --idle-stop or --restart), for both engines."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -29,7 +29,7 @@ _MIDDLEWARE: Final = "--middleware"
 
 
 def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOptions:
-    """The router of the embedded engine's model."""
+    """The settings for a model of the embedded engine."""
     words = _without_config_file(words)
     entry = _entry(config, words, "embedded", config.server.served_model_names)
     has_standby = not config.engine.trust_remote_code
@@ -37,7 +37,7 @@ def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOption
 
 
 def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
-    """The router of vLLM's model; raises InputError for a flag that it cannot have."""
+    """The settings for a model of vLLM. Raises InputError for a flag that the router does not support."""
     line = CommandLine.of(options.words)
     _reject_vllm_flags(options, words, line)
     names = line.values("--served-model-name") or (line.served_name,)
@@ -48,7 +48,7 @@ def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
 
 
 def _words_of_file(line: CommandLine) -> list[str]:
-    """The settings of the file of --config that the router needs, as flags; vLLM reads the file, too."""
+    """The settings of the --config file that the router needs, as flags. vLLM reads the file itself."""
     names = flags_with_role("address", "keys", "port", "both", "program")
     settings = line.config.settings if line.config is not None else {}
     known = {key: find_known_flag(f"--{key}") for key in settings}
@@ -57,9 +57,9 @@ def _words_of_file(line: CommandLine) -> list[str]:
 
 
 def _reject_vllm_flags(options: VllmOptions, words: Sequence[str], line: CommandLine) -> None:
-    """Raises InputError for a flag that would not work at the router's port."""
+    """Raises InputError for a flag that would have no effect on the router's port."""
     if line.has(_MIDDLEWARE):
-        text = "which does not see what the router answers itself: leave one of them out"
+        text = "because middleware would not see what the router answers itself: leave one of them out"
         raise InputError(f"{_flag(options)} does not go with {_MIDDLEWARE}, {text}.")
     of_tls, of_keys = flags_with_role("tls"), flags_with_role("keys")
     for flag in line.in_file:
@@ -74,7 +74,7 @@ def _reject_vllm_flags(options: VllmOptions, words: Sequence[str], line: Command
 
 
 def _read_port(words: Sequence[str], in_file: Sequence[str] = ()) -> StartupConfig:
-    """The settings of the router's own flags, and of the variables, by the embedded engine's rules."""
+    """The values of the router's own flags and of variables, by the embedded engine's rules."""
     own = [word for flag, given in split_flags(words) if is_own(flag) for word in given.words]
     config = parse_start(
         ["model", *_DEFAULTS, *in_file, *own, "--engine=embedded", "--restart=on-failure"], is_quiet=True
@@ -84,7 +84,7 @@ def _read_port(words: Sequence[str], in_file: Sequence[str] = ()) -> StartupConf
 
 
 def _without_config_file(words: Sequence[str]) -> Sequence[str]:
-    """The words with the settings of the file of --config as flags: some of them are the router's."""
+    """The words, with the settings of the --config file as flags, because some are the router's."""
     given = Arguments.parse(words)
     if (path := given.last_value(CONFIG.name)) is None:
         return words
@@ -101,7 +101,7 @@ def _words_of(given: GivenFlag) -> list[str]:
 
 
 def _entry(options: StartOptions, words: Sequence[str], engine: str, names: Sequence[str]) -> ModelEntry:
-    """The model with its own command line, on which there are no keys: others can read it."""
+    """The model with its command line, without API keys, which other users could read there."""
     kept: list[str] = []
     for flag, given in split_flags(words):
         name = given.flag if flag is None else flag.name

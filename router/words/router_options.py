@@ -1,4 +1,4 @@
-"""The settings of a router (`serve --models FILE`, `serve A B`), and all faults of its models at once."""
+"""The settings of a router (`serve --models FILE`, `serve A B`). Collects all faults of its models."""
 
 import logging
 import os
@@ -26,14 +26,14 @@ from startup.words.errors import InputError
 logger = logging.getLogger(__name__)
 
 _MAX_AT_ONCE: Final = 8
-"""Preflights that run at once: for models that are not on disk, they wait for the hub."""
+"""Preflights that run at once. Preflights of models that are not on disk wait for the hub."""
 _OF_MACHINE: Final = ("environment", "cache", "shm")
-"""Checks whose findings are the same for all models."""
+"""Checks with the same findings for all models, because they concern the machine."""
 
 
 @dataclass(frozen=True)
 class CheckedModels:
-    """All models, and everything that is wrong with them."""
+    """All models, and all of their faults and notices."""
 
     models: Mapping[str, CheckedModel]
     faults: tuple[Fault, ...] = ()
@@ -43,11 +43,11 @@ class CheckedModels:
 
     @property
     def entries(self) -> dict[str, ModelEntry]:
-        """By name."""
+        """Name -> entry."""
         return {name: model.entry for name, model in self.models.items()}
 
     def report(self, duration_s: float) -> PreflightReport:
-        """The report, in the form of one model's. Faults of the file have the check `usage`."""
+        """The report of all models, in the form for one model. Faults of the file count as `usage`."""
         found = [Finding(fault.check, "error", str(fault)) for fault in self.faults]
         found += [Finding("models_file", "warning", str(notice)) for notice in self.notices]
         for model in self.models.values():
@@ -57,21 +57,21 @@ class CheckedModels:
 
 
 class ModelsReader:
-    """Reads and checks the models of one command line: at the start, and again when the file changes."""
+    """Reads and checks the models of a command line, at the start and when the file changes."""
 
     def __init__(self, several: SeveralModels) -> None:
         self._config = several.config
         self._words = several.words
         file = several.config.several.models
         self.path = Path(file) if file is not None and not several.words.models else None
-        """The file; None for models that the command line names."""
+        """The file of models. None if the command line names the models."""
         self.last = CheckedModels({})
-        """The models when they were last without faults."""
+        """The models at the last time when they were free of faults."""
         self._given: Mapping[str, ModelEntry] = {}
-        """Its entries as the file has them, without defaults."""
+        """Name -> the entry in the file, before defaults are added."""
 
     def read(self) -> CheckedModels:
-        """Never raises for a fault."""
+        """Reads and checks all models. Returns faults instead of raising them."""
         content, faults = self._content()
         checked = self._check(content, faults)
         if not checked.faults:
@@ -85,7 +85,7 @@ class ModelsReader:
         return read_models_file(self.path, self._defaults)
 
     def reload(self) -> Mapping[str, ModelEntry]:
-        """Reads the models of the file again; raises ModelsFileError for its faults."""
+        """Reads and checks the models of the file again. Raises ModelsFileError for faults."""
         former = self.last
         read = self.read()
         if read.faults:
@@ -97,7 +97,7 @@ class ModelsReader:
         return read.entries
 
     def find_model(self, name: str) -> str | None:
-        """The folder of a model that is on disk."""
+        """The folder of a model on disk. None if it is not on disk."""
         model = self.last.models.get(name)
         return None if model is None else folder_of(model.request)
 
@@ -130,7 +130,7 @@ class ModelsReader:
         return entries
 
     def _check(self, content: ModelsFile, faults_of_file: Sequence[Fault]) -> CheckedModels:
-        """Completes and checks the models; skips models that were right and have not changed since."""
+        """Completes and checks the models. Skips unchanged models that were free of faults."""
         file = "" if self.path is None else str(self.path)
         check = ModelCheck(self._config, self._words, file)
         entries = list(content.entries.values())
@@ -151,7 +151,7 @@ class ModelsReader:
         return CheckedModels(models, tuple(faults), notices, content.api_keys, content.log_level)
 
     def _without_room(self, models: Sequence[CheckedModel], file: str) -> Iterator[Fault]:
-        """Models that could never start."""
+        """Yields a fault for each model that could never start."""
         limits = self._config.several
         requests = {model.entry.name: model.request for model in models}
         meter = MemoryMeter(lambda name: folder_of(requests[name]))
@@ -214,7 +214,7 @@ def _name_of(word: str) -> str:
 
 
 def _once(faults: Iterable[Fault]) -> list[Fault]:
-    """Faults of the machine are not repeated for each model, nor is a program that several models lack."""
+    """Names faults of the machine, or of a program that several models lack, only once."""
     faults = [replace(f, line=None, key="") if f.check in _OF_MACHINE else f for f in faults]
     lacking: dict[str, list[str]] = {}
     for fault in faults:
@@ -225,7 +225,7 @@ def _once(faults: Iterable[Fault]) -> list[Fault]:
 
 
 def _double_names(models: Sequence[CheckedModel], file: str) -> Iterator[Fault]:
-    """Names of --served-model-name and of adapters, which the file itself does not show."""
+    """Reports double names of adapters and of --served-model-name. The file itself does not show them."""
     owners: dict[str, str] = {}
     for entry in (model.entry for model in models):
         for name in dict.fromkeys(entry.request_names):

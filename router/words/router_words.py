@@ -1,4 +1,4 @@
-"""Splits the words of `serve --models FILE` and `serve A B`: models, its own flags, defaults of models."""
+"""Splits the words of `serve --models FILE` and `serve A B`: models, router's flags, defaults of models."""
 
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
@@ -19,53 +19,53 @@ from startup.words.serve_command import WORDS, build_startup_config, read_settin
 from startup.words.table import split_flags
 
 _NOT_OF_MODELS: Final = frozenset(("address", "keys", "tls", "port", "router"))
-"""Roles of flags that a model behind the router cannot have."""
+"""Roles of flags that a model behind a router cannot have."""
 PORT_DEFAULTS: Final = ("--http-max-body-size=256MiB", "--http-max-held-size=4GiB")
-"""Defaults at the router's port: it keeps long bodies on disk, and does not know what a model takes."""
+"""Defaults at the router's port. The router keeps long bodies on disk, and does not know a model's limits."""
 QUIET_FLAG: Final = "--disable-uvicorn-access-log"
-"""A flag for each model: the router, which knows the client, logs the requests."""
+"""A flag for each model. The router logs the requests instead, because it knows the client."""
 
 _OF_ONE_MODEL: Final = {
     "--config": "write its flags here, or `config:` into the args of each model",
     "--model": "name the models in the file, or as words before all flags",
     "--served-model-name": "the names are those of the file; `aliases` are further ones",
-    "--middleware": "write it into the args of a model, of whose requests it sees all",
+    "--middleware": "write it into the args of a model, where it sees all requests for this model",
     "--listen-when-ready": "their port is open at once, and a request starts its model",
     "--restart": "a request starts a model that has failed",
     "--lora-modules": "write it into the args of its model",
     "--startup-report": "write it into the args of a model",
 }
-"""Flags that cannot be the same for all models, and what to do instead."""
+"""Flag that cannot be the same for all models -> what to do instead."""
 _KEYS: Final = {
     "--idle-stop": "ttl is its time without requests",
     "--idle-sleep": "idle_sleep is its time awake without requests",
     "--on-swap": "on_swap is that of one model",
 }
-"""Keys of the file of models that stand for flags of the command line."""
+"""Flag -> the key that stands for it in the file of models."""
 _ONE_SERVER: Final = "its processes are on this machine, behind one socket"
 
 
 class RouterWords(NamedTuple):
-    """The words after `serve`."""
+    """The words after `serve`, split."""
 
     models: tuple[str, ...]
     """The words before the first flag."""
     own: list[str]
     defaults: list[str]
-    """Flags that come in front of each model's own flags."""
+    """Flags that are put before each model's own flags."""
 
 
 class SeveralModels(NamedTuple):
-    """A command line with several models."""
+    """A command line that names several models."""
 
     config: StartupConfig
-    """The values of its own flags; flags of models have their defaults."""
+    """The values of the router's own flags. Flags of models have their defaults here."""
     words: RouterWords
     has_log_level: bool
 
 
 def read_several(ctx: click.Context) -> SeveralModels:
-    """Reads the router's own flags; those of models are checked with each model. Raises ClickException."""
+    """Reads the router's own flags. Models' flags are checked with each model. Raises ClickException."""
     words = split_router_words(ctx.meta[WORDS])
     given = Arguments.parse((*PORT_DEFAULTS, *words.own))
     ctx.params = read_settings(ctx, given, Arguments())
@@ -82,7 +82,7 @@ def read_several(ctx: click.Context) -> SeveralModels:
 
 
 def split_router_words(words: Sequence[str]) -> RouterWords:
-    """Splits the words; raises InputError for a flag that several models cannot have."""
+    """Splits the words. Raises InputError for a flag that a router with several models cannot have."""
     models = tuple(takewhile(lambda word: not is_flag_like(word), words))
     own: list[str] = []
     defaults: list[str] = []
@@ -101,36 +101,36 @@ def split_router_words(words: Sequence[str]) -> RouterWords:
 
 
 def is_own(flag: Flag | None) -> TypeGuard[Flag]:
-    """Whether the router reads a flag."""
+    """Whether the router itself reads a flag."""
     return flag is not None and flag.role not in (None, "run")
 
 
 def is_of_models(flag: Flag | None) -> bool:
-    """Whether a model behind the router can have a flag."""
+    """Whether a model behind a router can have a flag."""
     return flag is None or flag.role not in _NOT_OF_MODELS
 
 
 def without_ours(words: Iterable[str]) -> list[str]:
-    """The words without limits that vLLM does not have: these limits are the port's alone."""
+    """The words without limits that vLLM does not have. The router's port applies them."""
     return without_flags(words, [name for name in flags_with_role("both") if name.startswith("--http-")])
 
 
 def fault_of_model(flag: Flag) -> str | None:
-    """Why a model behind a router cannot have a flag; None if it can."""
+    """Why a model behind a router cannot have a flag. None if it can."""
     match flag.role:
         case "address":
             return "requests for all models come to the port of the command line"
         case "keys":
             return "give it on the command line, for all models, or use apiKeys"
         case "tls" | "port":
-            return "it is of the port, which all models have together: give it on the command line"
+            return "it belongs to the port, which all models share: give it on the command line"
         case "router":
-            return _KEYS.get(flag.name, "it is a flag of the command line")
+            return _KEYS.get(flag.name, "it belongs on the command line")
     return _ONE_SERVER if flag.name in flags_that_change("elsewhere") else None
 
 
 def is_elsewhere(name: str, values: Sequence[str]) -> bool:
-    """Whether a server with this flag would not be on this machine alone, behind one socket."""
+    """Whether a server with this flag would not run on this machine alone, behind one socket."""
     return name in flags_that_change("elsewhere") and tuple(values) != ("1",)
 
 
@@ -138,7 +138,7 @@ def _reject(name: str, values: Sequence[str]) -> None:
     if name in _OF_ONE_MODEL:
         raise InputError(f"{name} does not go with several models: {_OF_ONE_MODEL[name]}.")
     if is_elsewhere(name, values):
-        raise InputError(f"{name} does not go with several models: of each, {_ONE_SERVER}.")
+        raise InputError(f"{name} does not go with several models: of each model, {_ONE_SERVER}.")
     if name == "--standby" and tuple(values) == ("require",):
         raise InputError(
             "--standby require does not go with several models, which have a standby of their own: leave it out."

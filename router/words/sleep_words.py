@@ -1,4 +1,4 @@
-"""Whether a model can sleep, at which levels, and the flag that vLLM needs for it."""
+"""Whether a model can sleep, at which levels, and which flag vLLM needs for that."""
 
 from dataclasses import replace
 from typing import Final, NamedTuple
@@ -13,7 +13,7 @@ _NEEDS_OTHERS: Final = "its engines are on several machines, or give their KV ca
 
 
 class SleepWords(NamedTuple):
-    """An entry with the levels at which it can sleep, and a notice for the user."""
+    """An entry with the levels at which its model can sleep, and a notice for the user."""
 
     entry: ModelEntry
     notice: str = ""
@@ -29,6 +29,6 @@ def with_sleep_words(entry: ModelEntry) -> SleepWords:
     if reason and not has_flag:
         return SleepWords(replace(entry, sleep_levels=()), f"cannot sleep, and is stopped instead: {reason}")
     levels = tuple(level for level in entry.sleep_levels if level <= deepest)
-    notice = "" if levels else "sleeps at level 1: after level 2, not all of this model's weights would be as before"
+    notice = "" if levels else "sleeps only at level 1: level 2 would not restore all weights of this model"
     words = entry.words if has_flag else (*entry.words, _FLAG)
     return SleepWords(replace(entry, words=words, sleep_levels=levels or (1,)), notice)

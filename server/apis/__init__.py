@@ -1,1 +1,1 @@
-"""One folder or file per API, with its bodies beside its serving. Routes: `server/http/routes/table.py`."""
+"""One folder or file per API, with its bodies and its serving. The routes: `server/http/routes/table.py`."""

@@ -23,11 +23,11 @@ from server.text.renderers.images.processor_cache import ProcessedImages
 from server.text.renderers.prompts import ChatOptions, TextOptions
 
 MAX_TOKENS = 1 << 20
-"""Limit of /detokenize, larger than any model's context."""
+"""The limit of /detokenize, which is above any model's context."""
 
 
 class TokenizeRequest(RequestBody, kw_only=True):
-    """A text or a conversation; the fields below `messages` apply to conversations only."""
+    """A text or a conversation. The fields below `messages` apply only to conversations."""
 
     model: str | None = None
     prompt: str | None = None
@@ -57,7 +57,7 @@ class DetokenizeRequest(RequestBody, kw_only=True):
 
 
 class TokenizationServing:
-    """One per server; every method runs on the event loop."""
+    """Serves /tokenize and /detokenize. Every method runs on the event loop."""
 
     def __init__(self, models: ServedModels, renderer: BaseRenderer, engine: EngineClient) -> None:
         self._models = models
@@ -65,7 +65,7 @@ class TokenizationServing:
         self._engine = engine
 
     async def tokenize(self, request: TokenizeRequest, context: RequestContext) -> dict[str, Any]:
-        """The token ids of the prompt that a completion of the same input would have.
+        """The token ids of a prompt, as a completion of the same input would have them.
 
         Raises:
             RequestError: the input cannot be rendered.

@@ -1,4 +1,4 @@
-"""The interface of a core for the engine's loop. One core generates text, another one pools."""
+"""The interface of a core, which the engine's loop calls. One core generates text, another one pools."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from server.terms.types import EngineOutput, EnginePrompt, EngineStats, PoolingP
 
 
 class BaseCore(ABC):
-    """Used on the engine's thread. By default, rejects requests for the other kind of model."""
+    """A core, used on the engine's thread. By default it rejects requests for the other kind of model."""
 
     @property
     @abstractmethod
@@ -22,32 +22,32 @@ class BaseCore(ABC):
         """The state after the last step."""
 
     def add(self, request_ids: Iterable[str], prompt: EnginePrompt) -> list[EngineOutput]:
-        """Queues a prompt's sequences; returns outputs only for rejected ones."""
+        """Queues a prompt's sequences. Returns outputs only for rejected ones."""
         return [failed(request_id, "this model does not generate text") for request_id in request_ids]
 
     def pool(
         self, request_id: str, prompt_token_ids: list[int], token_type_ids: list[int] | None, params: PoolingParams
     ) -> EngineOutput | None:
-        """Queues a prompt to be pooled; returns an output only if it rejects it."""
+        """Queues a prompt to be pooled. Returns an output only if it is rejected."""
         return failed(request_id, "this model generates text")
 
     @abstractmethod
     def abort(self, request_ids: list[str]) -> None:
-        """Ends requests without further output; ignores unknown ids, whose requests have ended."""
+        """Ends requests without further output. Ignores unknown ids: their requests have ended."""
 
     def execute(self, command: Command) -> Done:
-        """Executes a command at once. By default there are no caches to reset, and no adapters."""
+        """Executes a command at once. By default a core has no caches to reset and no adapters."""
         if isinstance(command, LoadAdapter):
             return Done(command.command_id, False, "LoRA adapters need a model that generates text")
         return Done(command.command_id)
 
     @abstractmethod
     def step(self) -> list[EngineOutput]:
-        """Computes one batch and returns its outputs."""
+        """Computes one batch, and returns its outputs."""
 
     @abstractmethod
     def prepare(self) -> Iterator[None]:
-        """Makes later steps faster; yields after each small piece. Used once."""
+        """Prepares faster steps, and yields after each small piece of that work. Called once."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class PromptLimits:
     vocab_size: int
 
     def find_fault(self, token_ids: list[int], *, num_new_tokens: int) -> str | None:
-        """Why the model cannot compute a prompt with at least so many tokens after it; None if it can."""
+        """Why the model cannot compute this prompt and so many further tokens. None if it can."""
         if not 0 < len(token_ids) <= self.max_model_len - num_new_tokens:
             return f"a prompt of {len(token_ids)} tokens does not fit {self.max_model_len} tokens"
         if max(token_ids) >= self.vocab_size:
@@ -67,5 +67,5 @@ class PromptLimits:
 
 
 def failed(request_id: str, message: str, *, is_request_fault: bool = False) -> EngineOutput:
-    """The last output of a request that failed."""
+    """The last output of a request that has failed."""
     return EngineOutput(request_id=request_id, finish_reason="error", error=message, is_request_fault=is_request_fault)

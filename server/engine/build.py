@@ -1,4 +1,4 @@
-"""Builds the engine core and its parts; runs in the engine process."""
+"""Builds the engine core and its parts, in the engine process."""
 
 import logging
 from collections.abc import Callable
@@ -49,7 +49,7 @@ _BATCHED_TOKENS = 2048
 def build_core(
     files: ModelFiles, config: EngineConfig, phases: Phases, wake: Callable[[], None] = lambda: None
 ) -> tuple[EngineCore, EngineInfo]:
-    """Loads the model and builds its engine core, which calls `wake` when a grammar is compiled.
+    """Loads the model and builds its engine core. The core calls `wake` when a grammar is compiled.
 
     Raises:
         EngineStartError: the model cannot be loaded or does not fit into memory.
@@ -131,7 +131,7 @@ def build_core(
 
 
 def _choose_runner(model: PreTrainedModel) -> tuple[Runner, dict[int, LayerShape]]:
-    """The runner that can run the model, and the sizes that each layer stores per token."""
+    """The runner for the model, and the sizes of what each layer stores per token."""
     packed = PackedRunner(model)
     try:
         return packed, packed.probe()
@@ -141,7 +141,7 @@ def _choose_runner(model: PreTrainedModel) -> tuple[Runner, dict[int, LayerShape
 
 
 def _quantize(runner: Runner, model: PreTrainedModel, phases: Phases) -> QuantizedLayers:
-    """Called after the choice of the runner, which reads no weights, and before the cache takes the rest."""
+    """Called after the runner is chosen, which reads no weights, and before the cache takes the rest."""
     if model.device.type != "cpu":
         raise EngineStartError(INT8_ON_GPU)
     if not isinstance(runner, PackedRunner):
@@ -179,7 +179,7 @@ def _batched_tokens(config: EngineConfig) -> int:
 
 
 def _working_memory(model: PreTrainedModel, config: EngineConfig) -> WorkingMemory:
-    """Memory of a step on a GPU; on a CPU, the cache's share of the memory leaves room for it."""
+    """The memory of a step on a GPU. On a CPU, the cache's share of the memory leaves room for it."""
     if model.device.type == "cpu":
         return NO_WORKING_MEMORY
     return estimate_working_memory(
@@ -191,7 +191,7 @@ def _working_memory(model: PreTrainedModel, config: EngineConfig) -> WorkingMemo
 
 
 def _guess_shapes(model: PreTrainedModel) -> dict[int, LayerShape]:
-    """An upper bound for models that cannot be probed: every layer stores keys and values of all heads."""
+    """An upper bound for models that cannot be probed: keys and values of all heads in every layer."""
     text = model.config.get_text_config(decoder=True)
     heads = getattr(text, "num_attention_heads", None) or 1
     dim = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -199,5 +199,5 @@ def _guess_shapes(model: PreTrainedModel) -> dict[int, LayerShape]:
 
 
 def use_threads(num_threads: int) -> None:
-    """Sets the number of threads of torch's kernels."""
+    """Sets the number of threads that torch's kernels use."""
     torch.set_num_threads(num_threads)

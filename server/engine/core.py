@@ -1,6 +1,6 @@
-"""The core of a model that generates text: one step schedules, computes, samples and reports.
+"""The core for models that generate text: one step schedules, computes, samples and reports.
 
-It handles token ids only, no text.
+It handles only token ids, no text.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,7 +28,7 @@ from server.terms.types import EngineOutput, EnginePrompt, EngineStats
 
 
 class EngineCore(BaseCore):
-    """Drives pending sequences, scheduler, runner and sampler; every method runs on the engine's thread."""
+    """Drives pending sequences, scheduler, runner and sampler. Every method runs on the engine's thread."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class EngineCore(BaseCore):
         return Done(command.command_id)
 
     def step(self) -> list[EngineOutput]:
-        """Queues what has become ready, computes one batch and returns the outputs."""
+        """Queues what has become ready, computes one batch, and returns its outputs."""
         rejected = self._pending.admit_ready()
         chunks = self._scheduler.schedule()
         self._num_iteration_tokens = sum(c.num_tokens for c in chunks)
@@ -100,7 +100,7 @@ class EngineCore(BaseCore):
         self._sampler.prepare()
 
     def _load_adapter(self, command: LoadAdapter) -> Done:
-        """Reads an adapter; blocks until it is in memory."""
+        """Reads an adapter. Blocks until it is in memory."""
         if self._adapters is None:
             return Done(command.command_id, False, "LoRA is not enabled: start with --enable-lora")
         try:

@@ -1,4 +1,4 @@
-"""Work that can wait until the engine has nothing else to do: packing weights, missing imports, the heap."""
+"""Work that waits until the engine is idle: packing weights, importing what is missing, trimming the heap."""
 
 import gc
 from math import inf
@@ -9,30 +9,30 @@ from base.machine.libc import HeapTrimmer
 from server.engine.base_core import BaseCore
 
 _DELAY_S = 0.5
-"""From the first request (the API process's own) to the first idle work. A part of that takes 0.4 s, and a
+"""Seconds from the first request (the API process's own) to the first idle work. One piece takes 0.4 s, and a
 client that has waited for readiness comes first."""
 _STEP_SHARE = 0.5
-"""Idle work takes this share of a step's time; an idle engine does one piece at a time. Packing the weights
-takes 1.4 s for 135 million parameters, in pieces of at most 20 ms, and makes later steps up to three times as
-fast."""
+"""Idle work between steps takes this share of a step's time. An idle engine does one piece at a time. Packing
+the weights takes 1.4 s for 135 million parameters, in pieces of at most 20 ms. Later steps are up to three
+times as fast."""
 _TRIM_DELAY_S = 5.0
-"""From the last step to trimming the heap, which takes 15 ms."""
+"""Seconds from the last step to trimming the heap, which takes 15 ms."""
 _TRIM_INTERVAL_S = 60.0
-"""Trims so often under lasting load: tensors of many sizes leave gaps that grow by 20 MiB in ten minutes."""
+"""Seconds between trims under load. Tensors of many sizes leave gaps: 20 MiB more in ten minutes."""
 
 
 class Imports(Protocol):
-    """Lean imports: how this process imported torch and transformers."""
+    """The stand-ins with which this process has imported torch and transformers."""
 
     def end(self) -> None:
-        """From now on imports are not replaced by stand-ins."""
+        """From now on, imports get no stand-ins."""
 
     def restore(self) -> bool:
-        """Imports the modules that stand-ins replaced in torch; returns whether there were any."""
+        """Imports the modules that stand-ins have replaced in torch. Returns whether there were any."""
 
 
 class IdleWork:
-    """Used between two steps on the engine's thread."""
+    """Called between two steps, on the engine's thread."""
 
     def __init__(self, core: BaseCore, imports: Imports) -> None:
         self._core = core
@@ -41,30 +41,30 @@ class IdleWork:
         self._trimmer = HeapTrimmer(_TRIM_DELAY_S, _TRIM_INTERVAL_S)
         self._has_request = False
         self._work_due_s = inf
-        """When to go on with work other than trimming; never once all is done."""
+        """When work other than trimming continues. Infinite once all is done."""
 
     @property
     def due_s(self) -> float:
-        """When `run_if_due` has something to do, on the monotonic clock."""
+        """When `run_if_due` will have something to do, on the monotonic clock."""
         return min(self._trimmer.due_s, self._work_due_s)
 
     def note_request(self) -> None:
-        """Called for each request; the first one starts the delay."""
+        """Called for each request. The first one starts the delay."""
         if not self._has_request:
             self._has_request = True
             self._work_due_s = monotonic() + _DELAY_S
 
     def run_if_due(self, step_s: float) -> None:
-        """Does a part of the work after a step that took `step_s`, or 0 without a step."""
+        """Does a part of the work after a step that took `step_s`, or with 0 after no step."""
         if step_s:
             self._trimmer.postpone()
         self._trimmer.trim_if_due()
         if monotonic() >= self._work_due_s and not self._has_more(step_s * _STEP_SHARE):
             self._work_due_s = inf
-            gc.freeze()  # else a full collection traverses all objects: 50 ms in the middle of a step
+            gc.freeze()  # otherwise a full collection traverses all objects: 50 ms in the middle of a step
 
     def _has_more(self, seconds: float) -> bool:
-        """Works for about this time, at least one piece; imports, 0.4 s at once, only without requests."""
+        """Works for about this time, at least one piece. Imports (0.4 s at once) wait for an idle engine."""
         end_s = monotonic() + seconds
         for _ in self._preparation:
             if monotonic() >= end_s:

@@ -1,4 +1,4 @@
-"""Loads a causal LM of transformers from a folder, strictly: missing or corrupt weights are an error."""
+"""Loads a causal LM of transformers from a folder. Missing or corrupt weights are an error."""
 
 import logging
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ class _AddedToken(msgspec.Struct):
 
 
 class _TokenizerFile(msgspec.Struct):
-    """The needed part of tokenizer.json; decoding skips the rest, megabytes of vocabulary."""
+    """The part of tokenizer.json that is needed. Decoding skips the rest, megabytes of vocabulary."""
 
     added_tokens: list[_AddedToken] = []
 
@@ -61,7 +61,7 @@ def load_model(path: Path, config: EngineConfig) -> PreTrainedModel:
     """Loads the model in evaluation mode, on the GPU if there is one, else on the CPU.
 
     Raises:
-        EngineStartError: one line about the fault in the folder.
+        EngineStartError: the folder has a fault, which the message names in one line.
     """
     model_config = load_config(path, config)
     _check_generates(model_config, path)
@@ -85,7 +85,7 @@ def load_weights(
     dtype = "auto" if config.dtype == "auto" else _DTYPES[config.dtype]
     device = choose_device()
     try:
-        # No tensor may be missing, so that none needs random values; initialising them would import sympy.
+        # No tensor may be missing, so none needs random values. Initialising would import sympy.
         with _quiet_transformers(), no_init_weights(), _views_without_reading():
             model, info = auto_class.from_pretrained(
                 path,
@@ -124,7 +124,7 @@ def load_config(path: Path, config: EngineConfig) -> PreTrainedConfig:
 
 
 def _override(model_config: PreTrainedConfig, entries: dict[str, Any]) -> None:
-    """Replaces entries; in an inner configuration or a dictionary, each entry by itself."""
+    """Replaces entries. Within an inner configuration or a dictionary, replaces single entries."""
     for key, value in entries.items():
         current = getattr(model_config, key, None)
         if isinstance(value, dict) and isinstance(current, PreTrainedConfig):
@@ -136,9 +136,9 @@ def _override(model_config: PreTrainedConfig, entries: dict[str, Any]) -> None:
 
 
 def derive_max_model_len(model_config: PreTrainedConfig, config: EngineConfig, own: int | None = None) -> int:
-    """The configured length in tokens, or `own`, the longest sequence that the model supports.
+    """The length in tokens that is configured, or else `own`, the longest that the model supports.
 
-    More may be allowed for models with RoPE, which computes any position. Others have a table of positions.
+    The user may allow more for a model with RoPE, which computes any position. Others have a position table.
 
     Raises:
         EngineStartError: the configured length is more than the model supports.
@@ -156,14 +156,14 @@ def derive_max_model_len(model_config: PreTrainedConfig, config: EngineConfig, o
 
 
 def own_max_model_len(model_config: PreTrainedConfig) -> int | None:
-    """The longest sequence that the model supports, in tokens; None if its configuration does not give it."""
+    """The longest sequence that the model supports, in tokens. None if its configuration does not say it."""
     text = model_config.get_text_config(decoder=True)
     lengths = [v for key in _LENGTH_KEYS if isinstance(v := getattr(text, key, None), int) and v > 0]
     return min(lengths, default=None)
 
 
 def find_eos_token_ids(model: PreTrainedModel, path: Path, tokenizer_path: Path) -> tuple[int, ...]:
-    """End-of-sequence tokens of tokenizer, generation_config.json and config.json, in this order.
+    """The end-of-sequence tokens of tokenizer, generation_config.json and config.json, in this order.
 
     Raises:
         EngineStartError: generation_config.json is unreadable.
@@ -199,7 +199,7 @@ def _tokenizer_eos(path: Path) -> int | None:
 
 
 def _check_generates(model_config: PreTrainedConfig, path: Path) -> None:
-    """Rejects encoders: transformers builds a causal LM from some of them, with meaningless output."""
+    """Rejects encoders. transformers builds a causal LM of some encoders, whose output has no meaning."""
     names = model_config.architectures or []
     if model_config.is_encoder_decoder or (names and all(name.endswith(_NOT_GENERATIVE) for name in names)):
         what = ", ".join(names) or model_config.model_type
@@ -219,10 +219,10 @@ def _check_complete(info: dict[str, Any], path: Path) -> None:
 
 @contextmanager
 def _views_without_reading() -> Iterator[None]:
-    """While open, `torch.asarray` makes safetensors' views of the mapped file without reading the file.
+    """Within the block, `torch.asarray` makes safetensors' views of a mapped file without reading the file.
 
-    torch's own reads the first byte, on which the tensor does not depend. Where the page cache does not have
-    it, each of these reads waits for the disk: together 2 s for 182 tensors of 2.6 GB.
+    torch's own function reads the first byte, although the tensor does not depend on it. Where the page cache
+    lacks this byte, the read waits for the disk: in all 2 s for 182 tensors of 2.6 GB.
     """
     original = torch.asarray
 
@@ -240,7 +240,7 @@ def _views_without_reading() -> Iterator[None]:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Turns off the progress bar and the log's table of keys: `_check_complete` raises the faults in it."""
+    """Turns off the progress bar and the log's table of keys, whose faults `_check_complete` raises."""
     before = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -251,7 +251,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def describe_error(err: BaseException) -> str:
-    """Type and message in one line."""
+    """The error's type and message in one line."""
     text = " ".join(str(err).split())
     return f"{type(err).__name__}: {text[:_MAX_MESSAGE] + '…' if len(text) > _MAX_MESSAGE else text}"
 
@@ -263,8 +263,8 @@ _GIB = 1 << 30
 def choose_device() -> torch.device:
     """The GPU if there is one, else the CPU.
 
-    Called in the engine process only, after the fork: it creates the CUDA context, which is of no use to a
-    forked child.
+    Called only in the engine process, after the fork, because it creates the CUDA context. A forked child
+    could not use its parent's context.
 
     Raises:
         EngineStartError: there is a GPU, but CUDA cannot use it.
@@ -286,9 +286,9 @@ def choose_device() -> torch.device:
 
 
 def avoid_cudnn_attention() -> None:
-    """Disables cuDNN's attention, which torch prefers on recent GPUs: it makes a plan for every new length.
+    """Disables cuDNN's attention, which torch prefers on recent GPUs. It makes a plan for every new length.
 
-    Lengths grow with every token, and a plan takes up to hundreds of milliseconds.
+    Lengths grow with every token, and one plan takes up to hundreds of milliseconds.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
 
@@ -297,7 +297,7 @@ def move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """Moves the model to the device.
 
     Raises:
-        EngineMemoryError: the device has no room for it.
+        EngineMemoryError: the device has no room for the model.
     """
     if device.type != "cuda":
         is_there = all(tensor.device == device for tensor in (*model.parameters(), *model.buffers()))
@@ -313,7 +313,7 @@ def move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 
 def describe_lack(what: str, needed: int, free: int, total: int) -> str:
-    """One line with the sizes and possible remedies."""
+    """One line with the sizes and with possible remedies."""
     return (
         f"{what} {needed / _GIB:.3g} GiB, and {free / _GIB:.3g} of the GPU's {total / _GIB:.3g} GiB are free: "
         "stop other processes on it (nvidia-smi lists them), choose another with CUDA_VISIBLE_DEVICES, or use a "

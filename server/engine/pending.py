@@ -1,4 +1,4 @@
-"""Sequences before the scheduler's queue: checks prompts, waits for grammars and encodes images."""
+"""Sequences before they reach the scheduler's queue: checks prompts, waits for grammars, encodes images."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -17,11 +17,11 @@ class _Pending(NamedTuple):
 
     sequence: Sequence
     images: PromptInputs | None
-    """The prompt's images, if they are not encoded yet."""
+    """The prompt's images. None once they are encoded."""
 
 
 class PendingSequences:
-    """Acquires the grammar and the adapter of each sequence, until `release`; used on the engine's thread."""
+    """Acquires grammar and adapter of each sequence, until `release`. Used on the engine's thread."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class PendingSequences:
         self._features = features
         self._adapters = adapters
         self._waiting: dict[str, _Pending] = {}
-        """The waiting sequences in order of arrival."""
+        """Request id -> waiting sequence, in the order of arrival."""
 
     @property
     def num_sequences(self) -> int:
@@ -51,7 +51,7 @@ class PendingSequences:
         return any(self._guided.is_ready(pending.sequence) for pending in self._waiting.values())
 
     def add(self, request_ids: Iterable[str], prompt: EnginePrompt) -> list[EngineOutput]:
-        """Takes in a prompt's sequences; returns outputs only for rejected ones."""
+        """Takes a prompt's sequences. Returns outputs only for rejected ones."""
         fault, features = self._find_fault(prompt), None
         if fault is None and prompt.inputs is not None and prompt.inputs.mm is None:
             try:
@@ -67,10 +67,10 @@ class PendingSequences:
         return []
 
     def admit_ready(self) -> list[EngineOutput]:
-        """Queues sequences whose grammar is ready, and encodes the images of one prompt; returns rejections.
+        """Queues sequences whose grammar is ready, and encodes the images of one prompt. Returns rejections.
 
-        One prompt per step, so that other requests are not delayed. A prompt's choices share its features.
-        Small grammars do not overtake a large grammar in its wait for memory.
+        Only one prompt is encoded per step, so that other requests are not delayed. Its choices share its
+        features. Small grammars do not overtake a large grammar that waits for memory.
         """
         rejected: list[EngineOutput] = []
         has_room = True
@@ -96,13 +96,13 @@ class PendingSequences:
         return rejected
 
     def withdraw(self, request_ids: Iterable[str]) -> None:
-        """Ends the sequences that are not in the scheduler's queue yet."""
+        """Ends those of the sequences that have not reached the scheduler's queue."""
         for request_id in request_ids:
             if (pending := self._waiting.pop(request_id, None)) is not None:
                 self.release(pending.sequence)
 
     def release(self, sequence: Sequence) -> None:
-        """Gives back the grammar and adapter of a sequence that has ended."""
+        """Releases the grammar and adapter of a sequence that has ended."""
         self._guided.drop(sequence)
         if self._adapters is not None:
             self._adapters.release(sequence.adapter_id)

@@ -1,4 +1,4 @@
-"""Phases of the engine process's start, as spans on the machine-wide monotonic clock."""
+"""Phases of the engine process's start, as spans on the monotonic clock, which all processes share."""
 
 import time
 from collections.abc import Iterator
@@ -6,16 +6,16 @@ from contextlib import contextmanager
 
 
 class Phases:
-    """Collects (name, begin, end) in nanoseconds; `EngineInfo.spans` carries them to the API process."""
+    """Collects (name, begin, end) in nanoseconds. `EngineInfo.spans` brings them to the API process."""
 
     def __init__(self) -> None:
         self.spans: list[tuple[str, int, int]] = []
         self.current = "starting"
-        """The phase in progress."""
+        """The phase that is in progress."""
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Records the span of the block, also if it raises."""
+        """Records how long the block takes, even if it raises."""
         begin = time.monotonic_ns()
         around, self.current = self.current, name
         try:

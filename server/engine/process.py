@@ -1,7 +1,7 @@
 """The engine process's main function.
 
-The main thread loads the model and runs the loop; a second thread only receives. When the API process exits,
-for whatever reason, its end of the socket closes and this process exits.
+The main thread loads the model and runs the loop. A second thread only receives. When the API process exits,
+for whatever reason, its end of the socket closes. Then this process exits.
 """
 
 import errno
@@ -56,7 +56,7 @@ _SIGNS_OF_MEMORY_FAILURE = (
     "bad_alloc",
     "out of memory",
 )
-"""Parts of the messages of torch's RuntimeErrors on a CPU, and of C++ exceptions."""
+"""Parts of the messages of torch's RuntimeErrors on a CPU, and of C++ exceptions, about a lack of memory."""
 _ALLOCATOR = "DefaultCPUAllocator: "
 _MAX_REASON_CHARS = 200
 
@@ -70,7 +70,7 @@ def run_engine(
     phases: Phases,
     imports: Imports,
 ) -> None:
-    """Runs the engine until the process exits; `phases` has the spans of this process so far."""
+    """Runs the engine until the process exits. `phases` has the spans of this process so far."""
     loop = _EngineLoop(connection)
     try:
         loop.run(files, config, phases, imports)
@@ -86,12 +86,12 @@ def run_engine(
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Skips joining the threads of torch and of the receiver, and freeing the KV cache.
+    # Does not join the threads of torch and of the receiver, and does not free the KV cache.
     os._exit(code)
 
 
 def _describe(err: Exception) -> str:
-    """One line for users: a lack of memory has allocation and remedy; other failures name the log."""
+    """One line for users. A lack of memory is named with a remedy. Other failures refer to the log."""
     if not _is_memory_failure(err):
         return "the engine failed; its log has the traceback"
     lines = str(err).partition(_ALLOCATOR)[2].splitlines() or str(err).splitlines() or [type(err).__name__]
@@ -110,9 +110,9 @@ def _is_memory_failure(err: Exception) -> bool:
 
 
 def _is_plain(message: ToEngine) -> bool:
-    """Whether it needs no more of torch than the API process's own request has needed.
+    """Whether the message needs no more of torch than the API process's own request has needed.
 
-    Other messages would import more of torch now, in an order that torch does not support.
+    Other messages would import more of torch in an order that torch does not support.
     """
     match message:
         case Generate(prompts=prompts, params=params):
@@ -124,7 +124,7 @@ def _is_plain(message: ToEngine) -> bool:
 
 
 def _add(message: Generate, core: BaseCore) -> list[EngineOutput]:
-    """Queues a request's sequences, which share its parameters; returns outputs of rejected ones."""
+    """Queues a request's sequences, which share its parameters. Returns outputs of rejected ones."""
     rejected: list[EngineOutput] = []
     names = (f"{message.request_id}-{index}" for index in count())
     for prompt in message.prompts:
@@ -141,11 +141,11 @@ def _build(
     except EngineMemoryError:
         raise
     except Exception as err:
-        # The model may need a module that a stand-in replaced. A faulty model fails again below.
+        # The model may need a module that a stand-in replaces. A faulty model fails again below.
         if not imports.restore():
             raise
         logger.debug("loading the model again, with all of torch: %s", err)
-    # Outside of the handler: the exception keeps the first model alive, and a GPU may have no room for two.
+    # Outside of the handler: the exception keeps the first model alive, and a GPU may lack room for two.
     return _find_build(files, config, wake)(files, config, phases)
 
 
@@ -163,11 +163,11 @@ def _find_build(
 
 
 class _WorkIsReady:
-    """An item of the inbox: the core has work that did not come with a message."""
+    """An item of the inbox: the core has work that no message has brought."""
 
 
 class _EngineLoop:
-    """Receives requests from the socket, steps the engine core and sends its outputs."""
+    """Receives requests from the socket, steps the engine core, and sends its outputs."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._channel = BlockingChannel(connection)
@@ -176,7 +176,7 @@ class _EngineLoop:
         self._is_loaded = False
 
     def run(self, files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports) -> NoReturn:
-        """Loads the model, then serves.
+        """Loads the model, then serves requests.
 
         Raises:
             EngineStartError: the model cannot be loaded.
@@ -186,7 +186,7 @@ class _EngineLoop:
         with phases.span("import_engine"):
             from server.engine.build import use_threads
 
-        # Loading uses all processors; the cgroup's quota limits the number of threads only afterwards.
+        # Loading uses all processors. The cgroup's quota limits the number of threads only afterwards.
         use_threads(config.num_threads or affinity_count())
         core, info = _build(files, config, phases, imports, lambda: self._inbox.put(_WorkIsReady()))
         imports.end()
@@ -214,7 +214,7 @@ class _EngineLoop:
             idle.run_if_due(step_s)
 
     def _step(self, core: BaseCore, threads: ThreadCount) -> float:
-        """Computes a step and sends its outputs; returns the seconds it computed."""
+        """Computes a step and sends its outputs. Returns the seconds that the step took."""
         begin_s = monotonic()
         outputs = core.step()
         step_s = monotonic() - begin_s
@@ -244,7 +244,7 @@ class _EngineLoop:
             self._send(Step(rejected, core.stats))
 
     def fail(self, message: str) -> None:
-        """Sends the API process the reason for the exit; logs it if the connection is closed."""
+        """Sends the reason for the exit to the API process, or logs it if the connection is closed."""
         try:
             self._send(Failed(message))
         except ChannelClosedError:
@@ -254,7 +254,7 @@ class _EngineLoop:
         self._channel.send(self._encoder.encode(message))
 
     def _receive(self, *, until_s: float) -> Iterator[ToEngine]:
-        """Received messages; waits for the first one until a time on the monotonic clock, which may be over.
+        """Yields received messages. Waits for the first one until `until_s`, a time on the monotonic clock.
 
         Raises the receiver's errors.
         """
@@ -282,13 +282,13 @@ class _EngineLoop:
                 self._inbox.put(message)
         except Exception as err:  # noqa: BLE001 - the main thread raises it
             if isinstance(err, ChannelClosedError) and not self._is_loaded:
-                # The main thread may be loading the model for minutes, and no process waits for it.
+                # The main thread may load the model for minutes, and no process waits for it any more.
                 os._exit(0)
             self._inbox.put(err)
 
 
 def attach(prompt: Prompt, parts: Iterator[memoryview]) -> Prompt:
-    """The prompt with its tokens and tensors, which have followed the message."""
+    """The prompt with the tokens and tensors that have followed the message."""
     token_ids = next(parts).cast("q").tolist()
     inputs = prompt.inputs
     if inputs is not None:
@@ -301,7 +301,7 @@ class ChannelClosedError(ConnectionError):
 
 
 class BlockingChannel:
-    """The engine's end of the connection. One thread may send while another receives."""
+    """The engine's end of the connection. One thread may send while another one receives."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -309,19 +309,19 @@ class BlockingChannel:
         self._reader = io.BufferedReader(connection.makefile("rb", buffering=0), 1 << 16)
 
     def send(self, payload: bytes) -> None:
-        """Sends one message; raises ChannelClosedError once the API process has closed the connection."""
+        """Sends one message. Raises ChannelClosedError once the API process has closed the connection."""
         try:
             self._connection.sendall(LENGTH.pack(len(payload)) + payload)
         except OSError as err:
             raise ChannelClosedError("the API process closed the connection") from err
 
     def receive(self) -> memoryview:
-        """The next message; raises ChannelClosedError at the end of the stream."""
+        """The next message. Raises ChannelClosedError at the end of the stream."""
         (num_bytes,) = LENGTH.unpack(self.receive_bytes(LENGTH.size))
         return self.receive_bytes(num_bytes)
 
     def receive_bytes(self, num_bytes: int) -> memoryview:
-        """The bytes behind a message, in own memory: aligned for tensors, and writable, or torch warns."""
+        """The bytes behind a message, in memory of their own: aligned for tensors, and writable for torch."""
         data = memoryview(bytearray(num_bytes))
         try:
             is_complete = self._reader.readinto(data) == num_bytes

@@ -1,7 +1,7 @@
 """Decides what each step computes: running sequences first, then prompts in order of arrival, in chunks.
 
-A sequence waits until the cache manager has a slot and memory for it. When running sequences outgrow the
-budget, the youngest is preempted: it goes back to the queue and is computed again later.
+A sequence waits until the cache manager has a slot and memory for it. When running sequences need more than
+the budget, the youngest one is preempted: it returns to the queue, and is computed again later.
 """
 
 from collections import deque
@@ -15,14 +15,14 @@ from server.engine.step_pace import StepPace
 
 
 class Scheduler:
-    """Owns the queue; every method runs on the engine's thread."""
+    """Owns the queue. Every method runs on the engine's thread."""
 
     def __init__(
         self, cache: CacheManager, *, max_num_batched_tokens: int, max_loras: int = 1, pace: StepPace | None = None
     ) -> None:
-        """Limits of one step: its tokens, its different adapters, and by `pace` the tokens of its prompts.
+        """Sets the limits of a step: tokens, different adapters, and by `pace` the tokens of prompts.
 
-        Without `pace`, prompts are limited only by `max_num_batched_tokens`.
+        Without `pace`, only `max_num_batched_tokens` limits prompts.
         """
         self.cache = cache
         self._pace = pace
@@ -30,7 +30,7 @@ class Scheduler:
         self._max_loras = max_loras
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
-        """The oldest first."""
+        """The running sequences, the oldest first."""
         self._by_id: dict[str, Sequence] = {}
         self.num_preemptions = 0
 
@@ -60,11 +60,11 @@ class Scheduler:
         self._by_id[sequence.request_id] = sequence
 
     def find(self, request_id: str) -> Sequence | None:
-        """The sequence with this id; None once it has ended."""
+        """The sequence with this id. None once it has ended."""
         return self._by_id.get(request_id)
 
     def finish(self, *sequences: Sequence) -> None:
-        """Ends sequences, running or waiting, and releases their memory."""
+        """Ends running or waiting sequences, and releases their memory."""
         has_waiting = False
         for sequence in sequences:
             self._by_id.pop(sequence.request_id, None)
@@ -76,7 +76,7 @@ class Scheduler:
             self._waiting = deque(s for s in self._waiting if s.state is SequenceState.WAITING)
 
     def schedule(self) -> list[Chunk]:
-        """The next step's chunks; empty only if no sequence runs or waits."""
+        """The chunks of the next step. Empty only if no sequence runs or waits."""
         while not self.cache.reserve_next_tokens():
             self._preempt(self._running[-1])
         decoding = [s for s in self._running if s.num_new_tokens == 1]
@@ -93,7 +93,7 @@ class Scheduler:
         return step.chunks
 
     def reset_prefix_cache(self, *, interrupts: bool) -> bool:
-        """Forgets all prefixes; False if sequences are running that must not be interrupted.
+        """Forgets all prefixes. False if sequences run that must not be interrupted.
 
         Interrupted sequences are computed again.
         """
@@ -105,13 +105,13 @@ class Scheduler:
         return True
 
     def measured(self, chunks: list[Chunk]) -> AbstractContextManager[None]:
-        """Measures how long the scheduled chunks take, for the next steps' limits."""
+        """Measures how long the scheduled chunks take. The next steps' limits depend on it."""
         return self._pace.measured(chunks) if self._pace is not None else nullcontext()
 
     def _admit(self, step: "_Step") -> None:
         """Starts waiting sequences while slots, memory and the step's budget last.
 
-        With `n` > 1 the first sequence computes the prompt; the others wait and copy it a step later.
+        With `n` > 1 the first sequence computes the prompt. The others wait, and copy it a step later.
         A sequence whose adapter would be one too many is skipped.
         """
         held_back: list[Sequence] = []
@@ -130,7 +130,7 @@ class Scheduler:
         self._waiting.extendleft(reversed(held_back))
 
     def _computes_prompt_of(self, sequence: Sequence) -> bool:
-        """Whether a running sequence still computes the same prompt, and this one can share it later."""
+        """Whether a running sequence still computes the same prompt, which this sequence can share later."""
         length = self.cache.max_prefix(sequence)
         return any(s.num_computed_tokens < length and s.has_prompt_of(sequence) for s in self._running)
 
@@ -154,7 +154,7 @@ class Scheduler:
 
 
 class _Step:
-    """Collects a step's chunks as far as its limits allow: decoding sequences first, then prompts."""
+    """Collects a step's chunks within the step's limits: decoding sequences first, then prompts."""
 
     def __init__(self, max_tokens: int) -> None:
         self.chunks: list[Chunk] = []
@@ -171,10 +171,10 @@ class _Step:
         self._num_prompt_tokens_left = max_tokens
 
     def add(self, sequence: Sequence) -> bool:
-        """Adds as much of the sequence as the limits allow; False if that is nothing.
+        """Adds as much of the sequence as the limits allow. False if that is nothing.
 
-        Splits a prompt only if the step computes no other prompt: a prompt that is computed in one piece has
-        the same rounding as in `model.generate`.
+        Splits a prompt only if the step computes no other prompt, because a prompt that is computed in one
+        piece is rounded as in `model.generate`.
         """
         num_tokens = min(sequence.num_new_tokens, self._num_left)
         chunk = Chunk(sequence, num_tokens)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 _ADAPTER_BIT = 40
-"""Token ids are smaller than 2**40, so that the key of a token has room for an adapter."""
+"""Token ids are smaller than 2**40. Higher bits of a token's key are for the adapter."""
 
 
 class SequenceState(Enum):
@@ -33,36 +33,36 @@ class SequenceState(Enum):
 
 
 class Sequence:
-    """Prompt and output of one request; changed only on the engine's thread."""
+    """The prompt and output of one request. Only the engine's thread changes it."""
 
     def __init__(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams) -> None:
         self.request_id = request_id
         self.params = params
         self.features: PromptFeatures | None = None
-        """The rows of a prompt with images or embeddings; None for other prompts."""
+        """The rows of a prompt with images or embeddings. None for other prompts."""
         self.token_ids = prompt_token_ids
-        """Prompt and output; until the first token is appended, the list of all sequences of the prompt."""
+        """Prompt and output. Before the first output token, all sequences of the prompt share this list."""
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed_tokens = 0
-        """Tokens whose keys and values (or model state) are in the cache."""
+        """The tokens whose keys and values (or model state) are in the cache."""
         self.num_cached_tokens = 0
-        """Prompt tokens that came from the prefix cache when the sequence was first admitted."""
+        """The prompt tokens that came from the prefix cache when the sequence was first admitted."""
         self.state = SequenceState.WAITING
         self.slot = -1
-        """The slot of the KV cache that the sequence holds while it runs."""
+        """The slot of the KV cache that the sequence holds while it runs. -1 without one."""
         self.model_cache: Any = None
-        """The model's own cache object, with the sequential runner; None before the first computed token."""
+        """The model's own cache object, for the sequential runner. None before the first computed token."""
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
-        """Log-probabilities of the computed prompt tokens, until the first output carries them."""
+        """Log-probabilities of computed prompt tokens, until the first output has taken them."""
         self.num_preemptions = 0
         self.arrival_s = monotonic()
         self.admitted_s = 0.0
-        """When it was admitted for the first time, on the monotonic clock."""
+        """When the sequence was first admitted, on the monotonic clock."""
         self.generator: torch.Generator | None = None
         self.reasoning: ReasoningState | None = None
-        """Only if its parameters have rules for reasoning."""
+        """None unless the parameters have rules for reasoning."""
         self.grammar: Grammar | None = None
-        """Only if its parameters have a grammar, or its reasoning needs the tokenizer."""
+        """None unless the parameters have a grammar, or the reasoning needs the tokenizer."""
         self.has_grammar_copy = False
         """Whether memory for a copy of the grammar is reserved."""
         self._salt_id = 0 if params.cache_salt is None else _hash_salt(params.cache_salt)
@@ -81,37 +81,37 @@ class Sequence:
 
     @property
     def num_unknown_tokens(self) -> int:
-        """Leading tokens without meaningful ids: those of a prompt of embeddings."""
+        """The number of first tokens whose ids have no meaning: those of a prompt of embeddings."""
         return 0 if self.features is None or self.features.has_token_ids else self.num_prompt_tokens
 
     @property
     def is_private(self) -> bool:
-        """Whether the prefix cache must not share it, because it has rows without ids."""
+        """Whether the prefix cache must not share the sequence, because it has rows without ids."""
         return self.features is not None and self.features.row_ids is None
 
     @property
     def can_reuse_prefix(self) -> bool:
-        """Whether the prefix cache may be used; prompt log-probabilities need the logits of all tokens."""
+        """Whether the prefix cache may be used. Prompt log-probabilities need the logits of all tokens."""
         return self.params.prompt_logprobs is None and not self.is_private
 
     def append(self, token_id: int) -> None:
-        """Adds the output's next token."""
+        """Adds the next token of the output."""
         if self.is_first_pass:
             self.token_ids = list(self.token_ids)
         self.token_ids.append(token_id)
 
     def restart(self) -> None:
-        """Resets a preempted sequence to the waiting state; its generated tokens stay."""
+        """Lets a preempted sequence wait again. Its generated tokens stay."""
         self.state = SequenceState.WAITING
         self.num_computed_tokens = 0
         self.num_preemptions += 1
         self.prompt_logprobs = None
 
     def cache_ids(self, end: int) -> npt.NDArray[np.int64]:
-        """Keys of the first `end` tokens in the prefix cache: ids of tokens, or of rows in their places.
+        """Keys of the first `end` tokens in the prefix cache: ids of tokens, or of rows that replace them.
 
-        The keys of each adapter are different, because it changes the tokens' keys and values. A cache salt
-        changes the first key, so that only prompts with the same salt have a common beginning.
+        Each adapter has different keys, because it changes the tokens' attention keys and values. A cache
+        salt changes the first key, so only prompts with the same salt have a common beginning.
         """
         rows = None if self.features is None else self.features.row_ids
         if rows is None:
@@ -136,7 +136,7 @@ class Sequence:
 
     @property
     def num_new_tokens(self) -> int:
-        """Tokens still to be computed before the next one can be sampled."""
+        """The tokens that must be computed before the next one can be sampled."""
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
@@ -146,7 +146,7 @@ class Sequence:
 
 
 class Chunk(NamedTuple):
-    """`num_tokens` of a sequence, from its first token that is not computed."""
+    """`num_tokens` tokens of a sequence, from its first token that is not computed."""
 
     sequence: Sequence
     num_tokens: int
@@ -161,7 +161,7 @@ class Chunk(NamedTuple):
 
     @property
     def num_prompt_rows(self) -> int:
-        """Tokens of the chunk that belong to the prompt."""
+        """The tokens of the chunk that belong to the prompt."""
         return max(0, min(self.end, self.sequence.num_prompt_tokens) - self.begin)
 
     @property
@@ -170,7 +170,7 @@ class Chunk(NamedTuple):
 
     @property
     def is_last(self) -> bool:
-        """Whether the sequence's next token can be sampled after this chunk."""
+        """Whether the next token of the sequence can be sampled after this chunk."""
         return self.end == self.sequence.num_tokens
 
     @property
@@ -180,7 +180,7 @@ class Chunk(NamedTuple):
 
 
 def _hash_salt(salt: str) -> int:
-    """Hashes with a secret key, so that no client can construct a salt with which prompts of others match."""
+    """Hashes with a secret key, so that no client can construct a salt that matches prompts of others."""
     digest = blake2b(salt.encode(errors="surrogatepass"), digest_size=8, key=_salt_key()).digest()
     return int.from_bytes(digest, "little", signed=True)
 

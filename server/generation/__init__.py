@@ -1,4 +1,4 @@
-"""The common part of all APIs that generate: a request becomes a `Generation`, its output becomes deltas.
+"""What all generating APIs share: a request becomes a `Generation`, and its output becomes deltas.
 
 Begin with `chat.py`.
 """

@@ -1,4 +1,4 @@
-"""A chat request in the engine, and its output as typed deltas: the base of all APIs that chat.
+"""Runs a chat request in the engine, with its output as typed deltas: the base of all APIs for chats.
 
     run = await runner.start(request, context)             # raises every fault of the request
     async with aclosing(run.stream()) as deltas:            # as the tokens arrive …
@@ -47,21 +47,21 @@ from server.text.renderers.prompts import ChatOptions, RenderedPrompt
 from server.text.renderers.tokenizers.tokenizer import Tokenizer
 
 ChatFinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
-"""The last two are raised as errors before a delta is made of them."""
+"""`abort` and `error` are raised as errors, so no delta has them."""
 
 logger = logging.getLogger(__name__)
 
 
 class ToolCallPart(NamedTuple):
-    """A part of a tool call; the whole call in the deltas of `ChatRun.collect`."""
+    """A part of a tool call. In the deltas of `ChatRun.collect`, it is the whole call."""
 
     position: int
-    """Index among the choice's calls."""
+    """The index among the choice's calls."""
     id: str | None
-    """Set in a call's first part only, as is the name."""
+    """Set only in a call's first part, like `name`."""
     name: str | None
     arguments: str
-    """JSON text that continues that of the call's earlier parts."""
+    """JSON text that continues the earlier parts of this call."""
 
 
 Part = Reasoning | Content | ToolCallPart
@@ -72,12 +72,12 @@ class ChoiceDelta(NamedTuple):
 
     choice: int
     parts: list[Part]
-    """In the order of the text, adjacent ones of a kind joined; empty if the tokens are only markers, or held
-    back."""
+    """The parts in the order of the text, with adjacent ones of a kind joined. Empty if the tokens are only
+    markers, or are held back."""
     finish_reason: ChatFinishReason | None
-    """Set in a choice's last delta."""
+    """Set only in a choice's last delta."""
     sequence: SequenceDelta
-    """The tokens with their ids, log-probabilities and `stop_reason`; its text is not parsed."""
+    """The tokens with ids, log-probabilities and `stop_reason`. Its text is not parsed."""
 
     @property
     def reasoning(self) -> str:
@@ -93,7 +93,7 @@ class ChoiceDelta(NamedTuple):
 
 
 class ChatRunner:
-    """Starts chat requests; one per server."""
+    """Starts chat requests. One per server."""
 
     def __init__(self, inference: Inference, builder: GenerationBuilder, parsing: "OutputParsing") -> None:
         self._inference = inference
@@ -101,7 +101,7 @@ class ChatRunner:
         self._parsing = parsing
 
     async def start(self, request: ChatRequest, context: RequestContext, *, id_prefix: str = "chatcmpl") -> "ChatRun":
-        """Renders and prepares a request; the engine receives it with the first use of the run.
+        """Renders and prepares a request. The engine receives it when the run is used first.
 
         Raises:
             RequestError: the request is invalid.
@@ -117,7 +117,7 @@ class ChatRunner:
     def _build(
         self, request: ChatRequest, images: ProcessedImages | None, context: RequestContext, *, id_prefix: str
     ) -> Generation:
-        """Everything that blocks, in one call in the renderer pool."""
+        """Does all work that blocks, in one call in the renderer pool."""
         prompt = _render(self._inference, request, images)
         if self._parsing.keeps_special_tokens(request):
             request = msgspec.structs.replace(request, skip_special_tokens=False)
@@ -126,7 +126,7 @@ class ChatRunner:
 
 
 class ChatRun:
-    """One chat request; use either `stream` or `collect`, once, on the event loop."""
+    """One chat request. Call either `stream` or `collect`, once, on the event loop."""
 
     def __init__(self, inference: Inference, generation: Generation, parsing: "OutputParsing") -> None:
         request = generation.request
@@ -134,15 +134,15 @@ class ChatRun:
         self.request = request
         self.generation = generation
         self.hides_tokens = parsing.hides_tokens(request)
-        """Whether ids and log-probabilities must not be shown."""
+        """Whether token ids and log-probabilities must not be shown."""
         self.meter = UsageMeter(generation, inference.config.generation)
         self._inference = inference
         self._parsing = parsing
         self._readers: dict[int, ChoiceReader] = {}
-        """Readers of the choices that have begun: a request may have thousands of choices."""
+        """Choice -> its reader, once the choice has begun. A request may have thousands of choices."""
 
     async def stream(self) -> AsyncGenerator[ChoiceDelta, None]:
-        """Yields the deltas of all choices as they arrive; closing the generator aborts the request.
+        """Yields the deltas of all choices as they arrive. Closing the generator aborts the request.
 
         Raises:
             EngineError: the engine failed.
@@ -152,7 +152,7 @@ class ChatRun:
                 yield self._read(delta, is_whole=False)
 
     async def collect(self) -> list[ChoiceDelta]:
-        """Runs the request to its end; returns one delta per choice.
+        """Runs the request to its end. Returns one delta per choice.
 
         Raises:
             EngineError: the engine failed.
@@ -172,7 +172,7 @@ class ChatRun:
 
 
 async def render_chat_request(inference: Inference, request: ChatRequest, context: RequestContext) -> RenderedPrompt:
-    """The prompt of a request.
+    """Renders the prompt of a request.
 
     Raises:
         RequestError: the conversation is invalid.
@@ -188,7 +188,7 @@ def _render(inference: Inference, request: ChatRequest, images: ProcessedImages 
 
 
 def chat_options(request: ChatRequest, config: GenerationConfig) -> ChatOptions:
-    """Options for a chat completion."""
+    """The renderer's options for a chat request."""
     is_without_tools = config.exclude_tools_when_tool_choice_none and request.tool_choice == "none"
     return ChatOptions(
         add_generation_prompt=request.opens_message,
@@ -202,10 +202,10 @@ def chat_options(request: ChatRequest, config: GenerationConfig) -> ChatOptions:
 
 
 class OutputParsing:
-    """One per server; imports the parsers that its flags name."""
+    """Creates the parsers of outputs. One per server. Imports the parsers that the server's flags name."""
 
     def __init__(self, config: GenerationConfig, renderer: BaseRenderer, reasoning: ModelReasoning | None) -> None:
-        """Raises ParserMissingError if the library of the parser's format is not installed."""
+        """Raises ParserMissingError if the library that the parser's format needs is not installed."""
         self._reasoning = reasoning
         self._tool_parser: type[ToolParser] | None = None
         self._trigger_id: int | None = None
@@ -218,9 +218,9 @@ class OutputParsing:
         self._accepts_auto = self._tool_parser is not None or has_own_format
 
     def check(self, request: ChatRequest) -> None:
-        """Raises RequestError if the model may choose tools and no parser reads its calls.
+        """Raises RequestError if the model may choose tools but no parser can read its calls.
 
-        As in vLLM, models whose library writes the prompt are exempt: their calls are then content.
+        As in vLLM, this does not apply to models whose library writes the prompt: their calls become content.
         """
         if request.tool_choice == "auto" and not self._accepts_auto:
             raise RequestError(
@@ -236,12 +236,12 @@ class OutputParsing:
         return parser is not None and parser.needs_special_tokens
 
     def hides_tokens(self, request: ChatRequest) -> bool:
-        """Whether ids and log-probabilities are left out, because they would show the hidden reasoning."""
+        """Whether ids and log-probabilities are left out, because they would reveal hidden reasoning."""
         has_parser = self._reasoning is not None or self._tool_parser is not None
         return not request.include_reasoning and has_parser
 
     def find_constraint(self, request: ChatRequest) -> Constraint | None:
-        """The grammar of calls that the model chooses, if a tool is strict and the format allows it."""
+        """The grammar for calls that the model chooses, if a tool is strict and the format has a grammar."""
         parser = self._auto_parser(request)
         if parser is None or parser.call_format is None:
             return None
@@ -250,9 +250,9 @@ class OutputParsing:
     def create_parser(
         self, request: ChatRequest, reasoning: PromptReasoning | None, *, is_whole: bool
     ) -> OutputParser | None:
-        """The parser of one choice; None if its text is the content.
+        """The parser of one choice. None if all of its text is content.
 
-        With `is_whole`, it reads the whole choice as one piece, and malformed calls are content.
+        With `is_whole`, it reads the whole choice as one piece, and takes malformed calls for content.
         """
         tools = self._create_tool_parser(request, is_whole=is_whole)
         if reasoning is None or (reasoning.format.parses_calls and tools is not None and not request.forces_call):
@@ -272,7 +272,7 @@ class OutputParsing:
         return WholeCalls(parser) if is_whole else parser
 
     def _auto_parser(self, request: ChatRequest) -> type[ToolParser] | None:
-        """The parser of the model's own format, if the model chooses tools."""
+        """The parser of the model's own format, if the model may choose tools."""
         return self._tool_parser if request.tools and request.tool_choice in ("auto", None) else None
 
 
@@ -286,7 +286,7 @@ def _detect(renderer: BaseRenderer) -> str:
 
 
 def _find_special_token(text: str, tokenizer: Tokenizer) -> int | None:
-    """The special token with this text; None if a grammar has to match the text itself."""
+    """The special token with this text. None if a grammar has to match the text itself."""
     token_ids = [token_id for token_id, token in tokenizer.added_tokens.items() if token == text]
     is_special = bool(token_ids) and not tokenizer.decode(token_ids[:1], skip_special_tokens=True)
     return token_ids[0] if is_special else None
@@ -303,7 +303,7 @@ class ChoiceReader:
         self._num_calls = 0
 
     def read(self, delta: SequenceDelta) -> ChoiceDelta:
-        """The choice's next parts."""
+        """The next parts of the choice."""
         is_last = delta.finish_reason is not None
         if self._parser is None:
             parts: list[Part] = [Content(delta.text)]
@@ -313,7 +313,7 @@ class ChoiceReader:
         return ChoiceDelta(delta.choice, parts, self._finish_reason(delta), delta)
 
     def _number(self, events: list[Event]) -> list[Part]:
-        """Gives calls their index and id; drops all but the first if the request forbids parallel calls."""
+        """Gives calls an index and an id. Keeps only the first call if the request forbids parallel calls."""
         parts: list[Part] = []
         for event in events:
             if isinstance(event, CallStart):
@@ -331,14 +331,14 @@ class ChoiceReader:
         return parts
 
     def _finish_reason(self, delta: SequenceDelta) -> ChatFinishReason | None:
-        """As OpenAI: `tool_calls` if the model chose the tool, `stop` if the request named it."""
+        """As in OpenAI's API: `tool_calls` if the model chose the tool, `stop` if the request named it."""
         if delta.finish_reason == "stop" and self._num_calls and not self._is_named:
             return "tool_calls"
         return delta.finish_reason
 
 
 def _join(parts: list[Part]) -> list[Part]:
-    """Joins adjacent parts of a kind: some clients read only the first part of a call in a chunk."""
+    """Joins adjacent parts of a kind, because some clients read only the first part of a call in a chunk."""
     joined: list[Part] = []
     for part in parts:
         last = joined[-1] if joined else None

@@ -1,4 +1,4 @@
-"""Bodies of /v1/completions: the request."""
+"""The request to /v1/completions."""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -21,7 +21,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     max_tokens: Annotated[TokenCount, Meta(extra={"range": "at least 1, or 0 with `echo`"})] | None = DEFAULT_MAX_TOKENS
     echo: bool | None = False
     logprobs: NumLogprobs | bool | None = None
-    """False and true, the values of this field in chat requests, are 0 and 1, as in vLLM."""
+    """As in vLLM, false and true, which chat requests have in this field, stand for 0 and 1."""
     add_special_tokens: bool = True
     suffix: Unsupported = None
 
@@ -44,9 +44,9 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     @property
     def prompts(self) -> list[Prompt]:
-        """The prompts, one or more: embeddings come first.
+        """The prompts: at least one, embeddings first.
 
-        An empty text in addition to embeddings is ignored.
+        An empty text beside embeddings is ignored.
         """
         embeds = self.prompt_embeds
         members = () if embeds is None else (embeds,) if isinstance(embeds, str) else embeds
@@ -66,29 +66,29 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     @property
     def is_echo_only(self) -> bool:
-        """Whether to score the prompt without generating."""
+        """Whether the prompt is only scored, and nothing is generated."""
         return bool(self.echo) and self.max_tokens == 0
 
     @property
     def output_limit(self) -> TokenCount | None:
-        """Most tokens to generate, as requested; the engine generates at least one."""
+        """Most tokens to generate, as requested. The engine generates at least one."""
         if self.is_echo_only:
             return 1
         return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
     @property
     def output_limit_param(self) -> str:
-        """The field that `output_limit` comes from."""
+        """The name of the field that set `output_limit`."""
         return "max_tokens"
 
     @property
     def num_logprobs(self) -> int | None:
-        """Candidates to report per generated token."""
+        """Candidates to report for each generated token."""
         return None if self.logprobs is None else int(self.logprobs)
 
     @property
     def num_prompt_logprobs(self) -> int | None:
-        """Candidates to report per prompt token."""
+        """Candidates to report for each token of the prompt."""
         if self.prompt_logprobs is None and self.echo:
             return self.num_logprobs
         return self.prompt_logprobs

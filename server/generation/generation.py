@@ -1,4 +1,4 @@
-"""A rendered request in the engine's terms: sampling parameters, constraints, admission."""
+"""A rendered request as the engine gets it: sampling parameters, constraints, admission."""
 
 import logging
 import reprlib
@@ -31,13 +31,13 @@ from server.text.renderers.prompts import RenderedPrompt
 AnyRequest = CompletionRequest | ChatRequest
 
 _MIN_TEMPERATURE = 0.01
-"""vLLM raises smaller positive temperatures to this: dividing by less overflows."""
+"""vLLM raises smaller positive temperatures to this value: dividing by less would overflow."""
 
 logger = logging.getLogger(__name__)
 
 
 class SamplingValues(msgspec.Struct, frozen=True, kw_only=True):
-    """The values that a server may set for requests that omit them."""
+    """Sampling values that a server may set for requests that omit them."""
 
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
@@ -51,18 +51,18 @@ class SamplingValues(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingDefaults:
-    """The server's defaults and limits, which are combined with each request; one per server."""
+    """The server's defaults and limits, which are combined with each request. One per server."""
 
     values: SamplingValues = SamplingValues()
-    """Read from where `--generation-config` points."""
+    """The values that `--generation-config` names."""
     max_tokens_cap: int | None = None
-    """Output limit of every request."""
+    """The limit of generated tokens for every request. None: no limit."""
     max_logprobs: int = 20
-    """Most candidates per token; -1 allows the whole vocabulary."""
+    """Most candidates per token. -1 allows the whole vocabulary."""
 
     @classmethod
     def from_config(cls, config: GenerationConfig, files: ModelFiles) -> "SamplingDefaults":
-        """Reads generation_config.json of the model or of the given folder, and applies the override.
+        """Reads generation_config.json of the model or the given folder, and applies the overrides.
 
         Raises:
             ConfigError: the folder has no such file, or a value is out of range.
@@ -92,7 +92,7 @@ class SamplingDefaults:
         guided: GuidedDecoding | None = None,
         reasoning: Sequence[PromptReasoning | None],
     ) -> list[SamplingParams]:
-        """The parameters of each prompt, which share whatever does not depend on the prompt.
+        """The parameters of each prompt. They share all values that do not depend on the prompt.
 
         Raises:
             RequestError: a value does not fit the model's vocabulary or context, or the server's limits.
@@ -126,7 +126,7 @@ class SamplingDefaults:
         )
 
     def _num_logprobs(self, asked: int | None, vocab_size: int, param: str) -> int | None:
-        """Resolves -1, the whole vocabulary, in the request's number and in the server's limit."""
+        """Checks a number of candidates. -1, here or as the server's limit, means the whole vocabulary."""
         if asked is None:
             return None
         number, most = (vocab_size if limit == -1 else limit for limit in (asked, self.max_logprobs))
@@ -156,7 +156,7 @@ def _given(value: Any, default: Any) -> Any:
 
 
 def _effective(request: AnyRequest, defaults: SamplingValues) -> dict[str, Any]:
-    """The request's values, then the server's; greedy sampling has no filters."""
+    """The request's values, or else the server's. Greedy sampling has no filters."""
     names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
     values = {name: _given(getattr(request, name), getattr(defaults, name)) for name in names}
     values["top_k"] = max(values["top_k"], 0)
@@ -169,7 +169,7 @@ def _effective(request: AnyRequest, defaults: SamplingValues) -> dict[str, Any]:
 
 
 def _output_budget(request: AnyRequest, num_prompt_tokens: int, defaults: SamplingDefaults, max_model_len: int) -> int:
-    """The least of the request's limit, the server's limits and the rest of the context."""
+    """The smallest of the request's limit, the server's limits and the rest of the context."""
     asked, param = request.output_limit, request.output_limit_param
     if asked is not None and asked > max_model_len:
         raise RequestError(
@@ -187,7 +187,7 @@ def _output_budget(request: AnyRequest, num_prompt_tokens: int, defaults: Sampli
 
 
 def _check_min_tokens(request: AnyRequest, budgets: Sequence[int]) -> None:
-    """Raises RequestError if a prompt leaves room for fewer tokens than the request wants at least."""
+    """Raises RequestError if a prompt leaves less room than the request's `min_tokens`."""
     min_tokens, max_tokens = request.min_tokens or 0, min(budgets)
     if min_tokens > max_tokens:
         raise RequestError(
@@ -206,7 +206,7 @@ class SequenceDelta(NamedTuple):
     """The output of one engine step for one sequence."""
 
     choice: int
-    """Position among the request's choices."""
+    """The position among the request's choices."""
     text: str
     token_ids: list[int]
     logprobs: list[TokenLogprob] | None = None
@@ -218,28 +218,28 @@ class SequenceDelta(NamedTuple):
 
 @dataclass(kw_only=True)
 class Generation:
-    """One request for the engine: each prompt `num_choices` times, choices in the order of the prompts."""
+    """A request for the engine: each prompt `num_choices` times. Choices are in the order of the prompts."""
 
     request: CompletionRequest | ChatRequest
     request_id: str
-    """The id in the response. The engine gets unique ids, because clients may choose theirs."""
+    """The id in the response. The engine gets other, unique ids, because clients may choose this one."""
     prompts: Sequence[RenderedPrompt]
     params: Sequence[SamplingParams]
-    """One per prompt."""
+    """The parameters of each prompt."""
     reasoning: Sequence[PromptReasoning | None]
-    """One per prompt; None if the model does not reason."""
+    """The reasoning of each prompt. None if the model does not reason."""
     constraint_param: str | None
-    """The request's field with the constraint of guided decoding."""
+    """The request's field that has the constraint of guided decoding."""
     context: RequestContext
     num_prompt_tokens: int = field(init=False)
-    """Number of tokens of all prompts."""
+    """The number of tokens of all prompts together."""
     prompt_tails: tuple[PromptTail, ...] = field(init=False)
-    """The end of each prompt, for all of its choices."""
+    """The end of each prompt, which all of the prompt's choices share."""
     engine_prompts: list[EnginePrompt] = field(init=False)
     """The prompts as the engine takes them."""
 
     def __post_init__(self) -> None:
-        """Runs in the renderer pool, because this work grows with the number of prompts."""
+        """Runs in the renderer pool, because the work grows with the number of prompts."""
         self.num_prompt_tokens = sum(len(prompt.token_ids) for prompt in self.prompts)
         self.prompt_tails = tuple(PromptTail(prompt.known_token_ids) for prompt in self.prompts)
         self.engine_prompts = [
@@ -249,11 +249,11 @@ class Generation:
 
     @property
     def num_choices(self) -> int:
-        """Number of choices of the whole request."""
+        """The number of choices of the whole request."""
         return len(self.prompts) * self.request.num_choices
 
     def prompt_of(self, index: int) -> RenderedPrompt:
-        """The prompt that a choice continues."""
+        """The prompt that this choice continues."""
         return self.prompts[index // self.request.num_choices]
 
     def reasoning_of(self, index: int) -> PromptReasoning | None:
@@ -261,7 +261,7 @@ class Generation:
 
 
 class GenerationBuilder:
-    """One per server; shared by chat and completions."""
+    """Builds generations for chats and completions. One per server."""
 
     def __init__(self, inference: Inference, reasoning: ModelReasoning | None) -> None:
         """`reasoning` is None for a server without a reasoning parser."""
@@ -281,10 +281,9 @@ class GenerationBuilder:
         id_prefix: str,
         strict_tools: Constraint | None = None,
     ) -> Generation:
-        """The generation of a request; blocks, so it runs in the renderer pool.
+        """Builds the generation of a request. This blocks, so it runs in the renderer pool.
 
-        `id_prefix` names the API in the response's id. `strict_tools` applies unless the request has a
-        constraint of its own.
+        `id_prefix` begins the response's id. `strict_tools` applies if the request has no constraint itself.
 
         Raises:
             RequestError: the request does not fit the model.
@@ -318,7 +317,7 @@ class GenerationBuilder:
         )
 
     def admit(self, generation: Generation) -> None:
-        """Adds the prompts to the request's lease and log; on the event loop.
+        """Adds the prompts to the request's lease, and logs them. Called on the event loop.
 
         Raises:
             OverloadedError: other requests hold too many bytes already.
@@ -339,7 +338,7 @@ class GenerationBuilder:
 
 
 def _show(params: SamplingParams) -> str:
-    """The parameters for the log: no text of the client, no secret, and only the beginning of a list."""
+    """The parameters for the log, without the client's texts and secrets, and with lists shortened."""
     shown: dict[str, Any] = {name: getattr(params, name) for name in params.__struct_fields__}
     if params.guided is not None:
         shown["guided"] = f"{params.guided.kind} of {len(params.guided.spec)} characters"

@@ -1,4 +1,4 @@
-"""Log-probabilities as the bodies of completions and chats show them."""
+"""Log-probabilities in the form of the bodies of completions and chats."""
 
 from collections.abc import Iterable
 
@@ -11,11 +11,11 @@ from server.terms.concurrency import take_turns
 from server.terms.types import TokenLogprob
 
 _LOWEST = -9999.0
-"""Replaces minus infinity, which JSON cannot express."""
+"""Stands for minus infinity, which JSON cannot express."""
 
 
 class CompletionLogprobs(msgspec.Struct):
-    """`choices[].logprobs` of /v1/completions: parallel lists, one entry per token."""
+    """`choices[].logprobs` of /v1/completions: parallel lists with one entry per token."""
 
     text_offset: list[int] = []
     token_logprobs: list[float | None] = []
@@ -32,7 +32,7 @@ class ChatTopLogprob(msgspec.Struct):
 
 
 class ChatLogprob(ChatTopLogprob):
-    """The token at one position and the most likely ones."""
+    """The token at one position, and the most likely tokens there."""
 
     top_logprobs: list[ChatTopLogprob]
 
@@ -44,7 +44,7 @@ class ChatLogprobs(msgspec.Struct):
 
 
 class PromptLogprob(msgspec.Struct):
-    """One entry of vLLM's `prompt_logprobs`, which are keyed by token id."""
+    """An entry of vLLM's `prompt_logprobs`, a mapping by token id."""
 
     logprob: float
     rank: int | None = None
@@ -55,20 +55,20 @@ PromptLogprobs = list[dict[int, PromptLogprob] | None]
 
 
 class LogprobFormatter:
-    """One per request, which chooses the number of candidates and whether they are shown as text or id."""
+    """Formats log-probabilities. One per request, which sets the number of candidates and their form."""
 
     def __init__(self, inference: Inference, request: CompletionRequest | ChatRequest) -> None:
-        """The request's `return_tokens_as_token_ids` takes precedence over the server's."""
+        """The request's `return_tokens_as_token_ids` takes precedence over the server's setting."""
         asked, default = request.return_tokens_as_token_ids, inference.config.generation.return_tokens_as_token_ids
         self._renderer = inference.renderer
         self._num_top = None if request.num_logprobs == -1 else request.num_logprobs
-        """None shows all candidates that the engine sends."""
+        """The number of candidates to show. None: all that the engine sends."""
         self._shows_token_ids = default if asked is None else asked
 
     async def completion(
         self, entries: Iterable[tuple[int, TokenLogprob | None]], *, text_offset: int = 0
     ) -> CompletionLogprobs:
-        """The `logprobs` of a completion, from token ids and logprobs; a prompt's first token has none."""
+        """The `logprobs` of a completion. The first token of a prompt has none."""
         body = CompletionLogprobs()
         async for token_id, entry in take_turns(entries):
             token = self._token(token_id)
@@ -84,11 +84,11 @@ class LogprobFormatter:
         return ChatLogprobs([self._chat_entry(entry) async for entry in take_turns(entries)])
 
     async def prompt(self, entries: Iterable[TokenLogprob | None]) -> PromptLogprobs:
-        """The `prompt_logprobs`: for each position the prompt's token and the most likely ones, by id."""
+        """The `prompt_logprobs`: at each position the prompt's token and the most likely ones, by id."""
         return [None if entry is None else self._prompt_entry(entry) async for entry in take_turns(entries)]
 
     def _completion_top(self, entry: TokenLogprob) -> dict[str, float]:
-        """The candidates by text; the token itself is always among them, as in OpenAI's API."""
+        """The candidates by text. As in OpenAI's API, the token itself is always among them."""
         own = {self._token(entry.token_id): _finite(entry.logprob)}
         return own | {self._token(token_id): _finite(logprob) for token_id, logprob in entry.top[: self._num_top]}
 

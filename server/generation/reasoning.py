@@ -26,20 +26,20 @@ _TURN_BOUNDARIES = (
     *("<|start_of_role|>", "<|end_of_role|>", "<|extra_0|>", "<|eos|>", "<|turn>", "<|tool_response>", "<|start|>"),
     *("<｜User｜>", "<｜Assistant｜>", "<seed:bos>", "<seed:eos>"),
 )
-"""Tokens between the messages of a prompt: reasoning before the last one is that of earlier messages."""
+"""Tokens between the messages of a prompt. Reasoning before the last one belongs to earlier messages."""
 
 _TAIL_CHARS, _TAIL_TOKENS = 50_000, 512
-"""The end of a prompt in which markers of ordinary tokens are searched, with and without a text."""
+"""The length of the prompt's end that is searched for markers of ordinary tokens, in characters or tokens."""
 
 
 def load_reasoning(config: GenerationConfig, renderer: BaseRenderer) -> "ModelReasoning | None":
-    """The reasoning of `--reasoning-parser`; None without it, or if the model's files name no format."""
+    """The format of `--reasoning-parser`. None without the flag, or if the model's files name no format."""
     name = _detect(renderer) if config.reasoning_parser == AUTO else config.reasoning_parser
     return None if name is None else ModelReasoning(load_reasoning_format(name), config, renderer)
 
 
 class ModelReasoning:
-    """A format of reasoning in terms of the model's tokenizer; one per server."""
+    """A format of reasoning, with markers as tokens of the model's tokenizer. One per server."""
 
     def __init__(self, format: ReasoningFormat, config: GenerationConfig, renderer: BaseRenderer) -> None:
         self._format = format
@@ -49,21 +49,21 @@ class ModelReasoning:
 
     @property
     def has_end(self) -> bool:
-        """Whether the server can end the reasoning, and so limit it."""
+        """Whether the server can end the reasoning, and so limit its length."""
         return self._format.forced_end is not None
 
     @cached_property
     def keeps_special_tokens(self) -> bool:
-        """Whether a marker is a special token, which the detokenizer must not skip."""
+        """Whether a marker is a special token, so that the detokenizer must not skip it."""
         decode = self._renderer.tokenizer.decode
         return any(not decode([token_id], skip_special_tokens=True) for token_id in self._ends_of_prompt)
 
     def of_prompt(
         self, request: CompletionRequest | ChatRequest, prompt: RenderedPrompt, *, has_grammar: bool
     ) -> "PromptReasoning | None":
-        """The reasoning of a prompt's outputs; None if the request switches it off.
+        """The reasoning in the outputs of a prompt. None if the request switches reasoning off.
 
-        As in vLLM, a grammar applies from the first token on if the response does not include the reasoning.
+        As in vLLM, a grammar applies from the first token on if the response leaves the reasoning out.
         """
         kwargs = self._renderer.config.default_chat_template_kwargs
         if isinstance(request, ChatRequest):
@@ -100,7 +100,7 @@ class ModelReasoning:
 
     @cached_property
     def _ends_of_prompt(self) -> dict[int, PromptEnd]:
-        """The state that the last of these tokens sets in a prompt; without boundaries, which set none."""
+        """Token of a marker -> the state after it, if it is the last one in a prompt."""
         found = {m.token_id: PromptEnd.ENDED for m in self._markers.ends}
         found |= {m.token_id: PromptEnd.OPEN for m in self._markers.starts}
         return {token_id: end for token_id, end in found.items() if token_id is not None}
@@ -111,7 +111,7 @@ class ModelReasoning:
         return frozenset(token_id for token_id, text in added if text in _TURN_BOUNDARIES)
 
     def _read_end(self, prompt: RenderedPrompt, *, counts_tokens: bool) -> tuple[PromptEnd, int]:
-        """The state at the prompt's end, and its number of tokens of open reasoning, if they are counted."""
+        """The state at the prompt's end, and the number of tokens of open reasoning, if requested."""
         if self._markers.have_text:
             end, text = self._read_end_of_text(prompt)
             return end, len(self._encode(text)) if counts_tokens and end is PromptEnd.OPEN else 0
@@ -124,7 +124,7 @@ class ModelReasoning:
         return PromptEnd.SILENT, 0
 
     def _read_end_of_text(self, prompt: RenderedPrompt) -> tuple[PromptEnd, str]:
-        """The state that the prompt's last marker sets, and the text after it."""
+        """The state that the last marker in the prompt sets, and the text behind it."""
         if prompt.text is not None:
             text = prompt.text[-_TAIL_CHARS:]
         else:
@@ -153,7 +153,7 @@ def _detect(renderer: BaseRenderer) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Markers:
-    """A format's markers as tokens."""
+    """The markers of a format, as tokens."""
 
     starts: tuple[ReasoningMarker, ...]
     ends: tuple[ReasoningMarker, ...]
@@ -161,17 +161,17 @@ class _Markers:
     answer_starts: tuple[ReasoningMarker, ...]
     forced_end: tuple[int, ...]
     num_extra_tokens: dict[ReasoningMarker, int]
-    """Tokens besides the last one, of markers that consist of ordinary tokens."""
+    """Marker of ordinary tokens -> the number of its tokens besides the last one."""
 
     @property
     def have_text(self) -> bool:
-        """Whether a start or an end consists of ordinary tokens."""
+        """Whether a start or end marker consists of ordinary tokens."""
         return bool(self.num_extra_tokens)
 
 
 @dataclass(frozen=True)
 class PromptReasoning:
-    """The reasoning of the outputs of one prompt."""
+    """The reasoning in the outputs of one prompt."""
 
     format: ReasoningFormat
     markers: _Markers
@@ -181,11 +181,11 @@ class PromptReasoning:
     renderer: BaseRenderer
 
     def create_parser(self, *, is_call_forced: bool) -> OutputParser:
-        """The parser of one choice. The tag of a tool call is not a part of forced calls."""
+        """The parser of one choice. With `is_call_forced`, the tag of a tool call is no marker."""
         return self.format.create_parser(self.prompt_end, drops_answer_starts=is_call_forced)
 
     def rules(self, request: CompletionRequest | ChatRequest, *, has_grammar: bool) -> ReasoningRules | None:
-        """The engine's rules; None if it need not follow the reasoning."""
+        """The engine's rules. None if the engine need not follow the reasoning."""
         waits = has_grammar and self.prompt_end is not PromptEnd.ENDED
         budget = None if has_grammar and not waits else request.thinking_budget
         if budget is None and not waits:
@@ -205,7 +205,7 @@ class PromptReasoning:
 
 
 class ReasoningCounter:
-    """Counts the tokens of reasoning of one choice, without the markers."""
+    """Counts the tokens of reasoning of one choice, without markers."""
 
     def __init__(self, reasoning: PromptReasoning) -> None:
         markers = reasoning.markers
@@ -220,7 +220,7 @@ class ReasoningCounter:
         self.num_tokens = 0
 
     def add(self, token_ids: Sequence[int]) -> None:
-        """Counts the output's next tokens."""
+        """Counts the next tokens of the output."""
         for token_id in token_ids:
             if self._has_ended:
                 return
@@ -236,13 +236,13 @@ class ReasoningCounter:
                 self.num_tokens += 1
 
     def _drop_marker(self) -> None:
-        """Subtracts the counted tokens of a marker of ordinary tokens: all but its last one."""
+        """Subtracts the counted tokens of a marker of ordinary tokens. Its last one was not counted."""
         if self._is_open:
             self.num_tokens = max(0, self.num_tokens - self._num_extra_tokens)
 
 
 def read_model_facts(renderer: BaseRenderer) -> ModelFacts:
-    """The properties of the renderer's model."""
+    """The facts about the renderer's model by which formats are chosen."""
     return ModelFacts(
         template=renderer.tool_template,
         model_type=read_model_type(renderer),
@@ -251,5 +251,5 @@ def read_model_facts(renderer: BaseRenderer) -> ModelFacts:
 
 
 def read_model_type(renderer: BaseRenderer) -> str | None:
-    """The kind of model, such as `llama`, as config.json names it."""
+    """The model type in config.json, such as `llama`."""
     return read_json_object(renderer.files.path / "config.json").get("model_type")

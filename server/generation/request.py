@@ -1,4 +1,4 @@
-"""Bodies of requests for generated text, with vLLM's names and ranges: shared fields, chats, their tools."""
+"""Requests for generated text, with vLLM's names and ranges: shared fields, chats, and their tools."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -38,7 +38,7 @@ from server.text.renderers.detokenizer import MAX_STOP_CHARS
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
-    """What a stream reports in addition to the text."""
+    """What a stream reports besides the text."""
 
     include_usage: bool | None = False
     continuous_usage_stats: bool | None = False
@@ -106,7 +106,7 @@ class SamplingFields(RequestBody, kw_only=True):
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     logit_bias: dict[int, float] | None = None
-    """Limited to -100 to 100 when it is used, as in vLLM."""
+    """Values are limited to -100 to 100 on use, as in vLLM."""
     skip_special_tokens: bool = True
     cache_salt: CacheSalt | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -125,10 +125,9 @@ class SamplingFields(RequestBody, kw_only=True):
 
 
 class GenerationRequest(SamplingFields, kw_only=True):
-    """Base of completion and chat completion requests.
+    """The base of requests for completions and chat completions.
 
-    `max_tokens`, `logprobs` and `echo` differ between the two; `num_logprobs` and similar properties unify
-    them.
+    `max_tokens`, `logprobs` and `echo` differ between the two. Properties such as `num_logprobs` hide that.
     """
 
     stream_options: StreamOptions | None = None
@@ -146,7 +145,7 @@ class GenerationRequest(SamplingFields, kw_only=True):
     return_token_ids: bool | None = None
 
     thinking_token_budget: Annotated[Any, Meta(extra_json_schema={"type": ["integer", "null"]})] = None
-    """Most tokens of reasoning, checked by `__post_init__`; -1 sets no limit."""
+    """Most tokens of reasoning. -1: no limit. `__post_init__` checks the value."""
     response_format: ResponseFormat | None = None
 
     use_beam_search: Unsupported = False
@@ -154,7 +153,7 @@ class GenerationRequest(SamplingFields, kw_only=True):
 
     logprob_token_ids: Unsupported = None
     truncation_side: Unsupported = "left"
-    """The last tokens of a prompt are kept."""
+    """`left` keeps the last tokens of a prompt."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -182,13 +181,13 @@ class GenerationRequest(SamplingFields, kw_only=True):
 
     @property
     def thinking_budget(self) -> int | None:
-        """Most tokens of reasoning; None without a limit."""
+        """Most tokens of reasoning. None: no limit."""
         budget: int | None = self.thinking_token_budget
         return None if budget is None or budget < 0 else min(budget, INT32_MAX)
 
     @property
     def num_choices(self) -> int:
-        """`n`, or 1 if it is null."""
+        """The value of `n`. 1 if it is null."""
         return self.n or 1
 
     @property
@@ -206,7 +205,7 @@ class GenerationRequest(SamplingFields, kw_only=True):
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """`stop` as a sequence."""
+        """The stop strings of `stop`, as a sequence."""
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -220,7 +219,7 @@ class FunctionDefinition(msgspec.Struct, kw_only=True):
     parameters: dict[str, Any] | None = None
     strict: bool | None | UnsetType = UNSET
     defer_loading: bool | None | UnsetType = UNSET
-    """For templates that show a tool only once it is referred to."""
+    """For templates that show a tool only after the conversation has referred to it."""
 
 
 class Tool(msgspec.Struct, kw_only=True):
@@ -236,7 +235,7 @@ class Tool(msgspec.Struct, kw_only=True):
 
 
 class NamedFunction(msgspec.Struct):
-    """The name in a named tool choice."""
+    """The name of the function, if `tool_choice` requires one."""
 
     name: str
 
@@ -263,7 +262,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None | UnsetType = UNSET
-    """Never unset after `__post_init__`: `auto` with tools, else `none`. With null the model chooses, too."""
+    """`__post_init__` replaces unset by `auto` with tools, else by `none`. With null the model may choose."""
     parallel_tool_calls: bool | None = True
 
     echo: Unsupported = False
@@ -290,7 +289,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
         self._check_tools()
 
     def _check_tools(self) -> None:
-        if self.tools == []:  # as agents send it that have no tools
+        if self.tools == []:  # some agents without tools send this
             self.tools = None
             self.tool_choice = UNSET if self.tool_choice == "auto" else self.tool_choice
         if self.tool_choice is UNSET:
@@ -305,7 +304,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     @property
     def named_function(self) -> str | None:
-        """The name of the function that `tool_choice` requires."""
+        """The name of the function that `tool_choice` requires. None if it requires none."""
         return self.tool_choice.function.name if isinstance(self.tool_choice, NamedToolChoice) else None
 
     @property
@@ -315,7 +314,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     @property
     def is_guided(self) -> bool:
-        """Whether a field may constrain the text: a forced call does so, too."""
+        """Whether a field or a forced call may constrain the text."""
         return super().is_guided or self.forces_call
 
     @property
@@ -325,7 +324,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     @property
     def template_kwargs(self) -> dict[str, Any]:
-        """The template's variables; `reasoning_effort` also sets the variable of templates without levels."""
+        """Variables of the template. `reasoning_effort` also sets the switch of templates without levels."""
         kwargs = dict(self.chat_template_kwargs or {})
         if self.reasoning_effort is not None:
             kwargs.setdefault("enable_thinking", self.reasoning_effort != "none")
@@ -339,20 +338,20 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     @property
     def output_limit_param(self) -> str:
-        """The field that `output_limit` comes from."""
+        """The name of the field that set `output_limit`."""
         return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
     @property
     def num_logprobs(self) -> int | None:
-        """Candidates to report per generated token."""
+        """Candidates to report for each generated token."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def num_prompt_logprobs(self) -> int | None:
-        """Candidates to report per prompt token."""
+        """Candidates to report for each token of the prompt."""
         return self.prompt_logprobs
 
 
 def shown_tools(tools: list[Tool] | None) -> list[dict[str, Any]] | None:
-    """The tools as a template gets them; None without any."""
+    """The tools in the form for a template. None without tools."""
     return [msgspec.to_builtins(tool) for tool in tools] if tools else None

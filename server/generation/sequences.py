@@ -1,4 +1,4 @@
-"""Runs a request's sequences in the engine: outputs are timed, detokenized, joined to deltas, and counted."""
+"""Runs a request's sequences in the engine: times, detokenizes, joins and counts their outputs."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -19,22 +19,22 @@ from server.terms.server_config import GenerationConfig
 from server.terms.types import UNUSABLE_GRAMMAR, EngineOutput, FinishReason
 
 _MANY_ENTRIES = 4096
-"""Tokens and candidates in a response; encoding this many takes about a millisecond."""
+"""Tokens and candidates of a response. Encoding this many takes about a millisecond."""
 
 
 async def generate(inference: Inference, generation: Generation) -> AsyncGenerator[SequenceDelta, None]:
-    """Yields the deltas of all choices as they arrive, until the engine or a stop string has ended each.
+    """Yields the deltas of all choices as they arrive. The engine or a stop string ends each choice.
 
     Closing the generator aborts the sequences that still run in the engine.
 
     Raises:
         EngineError: the engine died or failed one of the sequences.
-        RequestError: the request is the cause of the failure.
+        RequestError: the request caused the failure.
     """
     engine_id = f"{generation.request_id}-{uuid4().hex[:8]}"
     indexes = {f"{engine_id}-{index}": index for index in range(generation.num_choices)}
     running: dict[str, _Sequence] = {}
-    """The sequences that have begun and not ended."""
+    """Engine's id -> sequence, for sequences that have begun and not ended."""
     num_tokens = [0] * generation.num_choices
     reason: FinishReason = "abort"
     stream = inference.engine.generate(engine_id, generation.engine_prompts, generation.request.num_choices)
@@ -82,7 +82,7 @@ async def collect(inference: Inference, generation: Generation) -> list[Sequence
 
 
 def _join(deltas: list[SequenceDelta]) -> SequenceDelta:
-    """One delta with the tokens and texts of several ones of a choice."""
+    """Joins deltas of one choice into one with all tokens and texts."""
     first, last = deltas[0], deltas[-1]
     has_logprobs = any(delta.logprobs is not None for delta in deltas)
     return last._replace(
@@ -95,7 +95,7 @@ def _join(deltas: list[SequenceDelta]) -> SequenceDelta:
 
 
 class _Sequence:
-    """A choice whose outputs have begun; `read` is called with every output, on the event loop."""
+    """A choice whose outputs have begun. `read` is called with every output, on the event loop."""
 
     def __init__(self, inference: Inference, generation: Generation, index: int) -> None:
         request = generation.request
@@ -114,11 +114,11 @@ class _Sequence:
         )
 
     def read(self, output: EngineOutput) -> SequenceDelta:
-        """The delta of the output; its finish reason is `stop` if a stop string was found.
+        """The delta of the output. Its finish reason is `stop` if a stop string was found.
 
         Raises:
             EngineError: the engine failed the sequence.
-            RequestError: the request is the cause of the failure.
+            RequestError: the request caused the failure.
         """
         self.recorder.record(output)
         if output.finish_reason in ("error", "abort"):
@@ -145,7 +145,7 @@ class _Sequence:
         )
 
     def _stop_reason(self, stop_token_id: int | None) -> int | None:
-        """The stop token; None for the model's main end-of-sequence token, as in vLLM."""
+        """The stop token. As in vLLM, None for the model's main end-of-sequence token."""
         return None if stop_token_id == self._eos_token_id and not self._ignores_eos else stop_token_id
 
 
@@ -170,9 +170,9 @@ def _failure(output: EngineOutput, constraint_param: str | None) -> EngineError 
 
 
 class SequenceRecorder:
-    """Times one sequence for the metrics; `finish` is called exactly once.
+    """Times one sequence for the metrics. `finish` is called exactly once.
 
-    A pooled prompt counts as in vLLM: its result is its first and last token, and no generated one.
+    As in vLLM, the result of a pooled prompt counts as its first and last token, but not as a generated one.
     """
 
     def __init__(
@@ -232,7 +232,7 @@ class SequenceRecorder:
 
 
 class PromptTokensDetails(msgspec.Struct):
-    """How many of the prompt's tokens came from the prefix cache."""
+    """How many tokens of the prompt came from the prefix cache."""
 
     cached_tokens: int
 
@@ -254,19 +254,19 @@ class Usage(msgspec.Struct, kw_only=True):
 
     @classmethod
     def of(cls, num_prompt_tokens: int, num_tokens: int = 0) -> "Usage":
-        """The usage of so many tokens of the prompt and generated ones."""
+        """The usage for these numbers of prompt tokens and generated tokens."""
         total = num_prompt_tokens + num_tokens
         return cls(prompt_tokens=num_prompt_tokens, total_tokens=total, completion_tokens=num_tokens)
 
 
 class UsageMeter:
-    """One per request; `add` is called with every delta."""
+    """Counts the tokens of one request. `add` is called with every delta."""
 
     def __init__(self, generation: Generation, config: GenerationConfig, *, counts_output: bool = True) -> None:
         is_chat = isinstance(generation.request, ChatRequest)
         options = generation.request.stream_options
         self.is_sent_at_end = config.enable_force_include_usage or bool(options and options.include_usage)
-        """Whether a stream ends with its usage."""
+        """Whether the stream ends with the usage."""
         is_continuous = config.enable_force_include_usage or bool(options and options.continuous_usage_stats)
         self._is_in_chunks = self.is_sent_at_end and is_continuous
         self._generation = generation
@@ -280,7 +280,7 @@ class UsageMeter:
             self._reasoning = [None if each is None else ReasoningCounter(each) for each in found]
 
     def add(self, delta: SequenceDelta) -> None:
-        """Counts new tokens; choices of the same prompt count its cached tokens once."""
+        """Counts new tokens. Cached tokens of a prompt count once for all of its choices."""
         if self._counts_output:
             self._num_tokens[delta.choice] += len(delta.token_ids)
         if self._reasoning is not None and (counter := self._reasoning[delta.choice]) is not None:
@@ -289,7 +289,7 @@ class UsageMeter:
             self._num_cached_tokens += delta.num_cached_tokens
 
     def of_chunk(self, index: int) -> Usage | None:
-        """One choice's tokens so far; None unless the request asks for them (`continuous_usage_stats`)."""
+        """One choice's tokens so far. None unless the request has `continuous_usage_stats`."""
         if not self._is_in_chunks:
             return None
         usage = Usage.of(len(self._generation.prompt_of(index).token_ids), self._num_tokens[index])

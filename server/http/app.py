@@ -1,4 +1,4 @@
-"""The ASGI application of the API process: probes, turns of the loop, middleware, errors of no route."""
+"""The ASGI application of the API process: probes, fair turns, middleware, and errors outside of routes."""
 
 import asyncio
 from collections import deque
@@ -33,7 +33,7 @@ from server.terms.http_body.response_body import (
 from server.terms.server_config import ServerConfig
 
 _REQUESTS_PER_TURN = 4
-"""The beginning of a request takes about half a millisecond, a piece of a body (256 KB) half of that."""
+"""The beginning of a request takes about 0.5 ms, a piece of a body (256 KB) about 0.25 ms."""
 _UNKNOWN_PATH = "Not Found: the embedded engine has no such endpoint; `--engine vllm` has all of vLLM's."
 
 UNCOUNTED_PATHS = OPEN_PATHS | STATUS_PATHS - {"/openapi.json"}
@@ -42,7 +42,7 @@ _CLIENT_GONE = 499
 
 
 def build_app(parts: AppParts) -> "ServerApp":
-    """The HTTP application; it answers from now on, by the lifecycle's state."""
+    """Builds the HTTP application. What it answers depends on the lifecycle's state."""
     config, metrics = parts.config, parts.metrics
     parts.engine.subscribe_stats(lambda stats: metrics.engine.record_step(stats))
     return ServerApp(
@@ -55,7 +55,7 @@ def build_app(parts: AppParts) -> "ServerApp":
 
 
 class ServerApp(Starlette):
-    """Answers probes before all other requests, which go through middleware and routes."""
+    """Answers probes before all other requests. These pass through middleware and routes."""
 
     def __init__(
         self,
@@ -66,9 +66,9 @@ class ServerApp(Starlette):
         root_path: str,
         is_probe_seen: bool,
     ) -> None:
-        """Takes the middleware outermost first, and the prefix under which a proxy publishes the server.
+        """`middleware` is outermost first. `root_path` is the prefix under which a proxy shows the server.
 
-        `is_probe_seen`: whether probes go through the middleware, too.
+        `is_probe_seen`: whether probes pass through the middleware, too.
         """
         self._health = health
         self._is_probe_seen = is_probe_seen
@@ -101,9 +101,9 @@ class ServerApp(Starlette):
 class LoopTurns:
     """Spreads the work of requests over the loop's iterations, so that a burst does not delay probes.
 
-    That work is their beginning, and reading their bodies. A turn is one iteration of the loop. A request
-    that exceeds the number per turn waits for a later one, in the order of arrival. The loop polls its
-    sockets in between: a probe that arrives amid three hundred requests is answered after four of them.
+    Counted is the beginning of a request, and each read of a body. A turn is one iteration of the loop. Work
+    above the number per turn waits for a later turn, in the order of arrival. The loop polls its sockets in
+    between: a probe that arrives amid three hundred requests is answered after four of them.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class LoopTurns:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def wait(self) -> None:
-        """Returns when the request may begin, or read on."""
+        """Returns when the request may begin, or read more of its body."""
         if not self._num_begun and not self._waiting:
             asyncio.get_running_loop().call_soon(self._turn)
         if self._num_begun < _REQUESTS_PER_TURN and not self._waiting:
@@ -122,7 +122,7 @@ class LoopTurns:
         await place
 
     def pace(self, receive: Receive) -> Receive:
-        """`receive`, which waits for a turn before it reads more of a body."""
+        """A `receive` that waits for a turn before it reads more of a body."""
         has_more = False
 
         async def receive_in_turn() -> Message:
@@ -160,7 +160,7 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
 
 
 async def _answer_server_error(request: Request, error: Exception) -> Response:
-    """Answers for the routes that are functions. Routes that accept JSON write their errors themselves."""
+    """Answers errors of routes that are functions. Routes for JSON write their errors themselves."""
     if isinstance(error, UnavailableError):
         headers = {"retry-after": "1"} if error.body.may_retry else None
         return json_response(error.body, status=503, headers=headers)
@@ -176,7 +176,7 @@ def _failure(request: Request, body: ErrorResponse) -> Response:
 
 
 def build_middleware(config: ServerConfig, api_keys: ApiKeys, metrics: HttpMetrics) -> list[Middleware]:
-    """The middleware, outermost first."""
+    """Builds the middleware, outermost first."""
     middleware = [Middleware(HttpMetricsMiddleware, metrics)]
     if config.enable_request_id_headers:
         middleware.append(Middleware(RequestIdMiddleware))
@@ -196,10 +196,10 @@ def build_middleware(config: ServerConfig, api_keys: ApiKeys, metrics: HttpMetri
 
 
 class ApiKeyMiddleware:
-    """Rejects requests without one of the keys, except for the open paths."""
+    """Rejects requests that have none of the keys, except on open paths."""
 
     def __init__(self, app: ASGIApp, api_keys: ApiKeys, *, is_everywhere: bool) -> None:
-        """With `is_everywhere`, only probes are open."""
+        """`is_everywhere`: whether all paths but probes need a key."""
         self._app = app
         self._api_keys = api_keys
         self._open_paths = find_open_paths(is_key_everywhere=is_everywhere)
@@ -220,7 +220,7 @@ class ApiKeyMiddleware:
 
 
 class RequestIdMiddleware:
-    """Adds X-Request-Id to responses: the client's valid one, or a new one, then set in the request too."""
+    """Adds X-Request-Id to responses: the client's, if valid, or a new one, which the request gets, too."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -242,7 +242,7 @@ class RequestIdMiddleware:
 
 
 class HttpMetricsMiddleware:
-    """Counts and times requests by the route they matched."""
+    """Counts and times requests by the route that they matched."""
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
         self._app = app
@@ -281,7 +281,7 @@ class HttpMetricsMiddleware:
 
 
 def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
-    """The announced content length; 0 if it is missing or not a number."""
+    """The announced length of the content. 0 if it is missing or not a number."""
     for name, value in headers:
         if name.lower() == b"content-length":
             return int(value) if value.isdigit() else 0

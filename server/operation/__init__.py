@@ -1,1 +1,1 @@
-"""The operation of the server, for all requests: admission, served models, readiness, drain."""
+"""What the server needs for all requests: admission, served models, readiness, drain."""

@@ -1,7 +1,7 @@
-"""Accepts requests, by lifecycle and limits; keeps the running ones, and records facts of each.
+"""Decides by lifecycle and limits which requests are accepted. Records running requests and their facts.
 
-Admission control rejects requests above the limits of sequences, prompt tokens and held bytes. It checks a
-request when its headers have arrived, before its body is read, and again once its body is decoded.
+Admission control rejects requests above the limits of sequences, prompt tokens and held bytes. It checks each
+request twice: before its body is read, and once its body is decoded.
 """
 
 import asyncio
@@ -20,27 +20,27 @@ from server.terms.http_body.response_body import UnavailableInfo, UnavailableRes
 from server.terms.limits import LimitsConfig, flag_of
 
 _MEMORY_SHARE = 8
-"""The divisor of free memory: by default requests may hold an eighth of it."""
+"""Free memory is divided by this number: by default, requests may hold an eighth of it."""
 _LEAST_HELD_BYTES = 256 << 20
 
 
 class Admission:
-    """One per server; used on the event loop only."""
+    """The admission control of one server, on the event loop."""
 
     def __init__(self, limits: LimitsConfig) -> None:
         self.limits = limits
         self.num_sequences = 0
-        """Sequences that wait or run; a request whose body is not decoded yet counts as one."""
+        """Sequences that wait or run. A request whose body is not decoded yet counts as one."""
         self.num_queued_tokens = 0
         """Prompt tokens of sequences that have no first token yet."""
         self.num_held_bytes = 0
-        """Bytes of bodies, received or announced, and of prompts' tensors."""
+        """Bytes of bodies, received or announced, and of tensors in prompts."""
         self.num_rejected: dict[str, int] = {}
-        """Number of rejected requests by the limit that was reached."""
+        """Name of a limit -> the number of requests that it has rejected."""
 
     @contextmanager
     def hold(self, num_bytes: int) -> Iterator["Lease"]:
-        """Admits one request, whose announced body has `num_bytes`, for the time of the block.
+        """Admits one request, whose body is announced with `num_bytes`, for the time of the block.
 
         Raises:
             OverloadedError: a limit is reached.
@@ -55,9 +55,9 @@ class Admission:
             lease.release()
 
     def check_room(self, *, num_sequences: int = 0, num_bytes: int = 0, own: "Lease | None" = None) -> None:
-        """Raises OverloadedError if a limit would be exceeded; a lone request may hold any number of bytes.
+        """Raises OverloadedError if a limit would be exceeded. A lone request may hold any number of bytes.
 
-        `own` is the lease of the request that is checked: its share is not counted against it.
+        `own` is the lease of the checked request, whose own share does not count against it.
         """
         own_sequences, own_bytes = (own.num_sequences, own.num_bytes) if own is not None else (0, 0)
         limits = self.limits
@@ -78,7 +78,7 @@ class Admission:
 
     @cached_property
     def max_held_bytes(self) -> int:
-        """Computed with the first request: the memory that is free then does not include the model's."""
+        """The limit. By default set at the first request, when the model has already taken its memory."""
         given = self.limits.max_held_bytes
         return max(_LEAST_HELD_BYTES, available_bytes() // _MEMORY_SHARE) if given is None else given
 
@@ -88,7 +88,7 @@ class Admission:
 
 
 class Lease:
-    """One request's share of the limits."""
+    """What one request holds of the limits."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -103,7 +103,7 @@ class Lease:
         self.num_bytes += num_bytes
 
     def remove_bytes(self, num_bytes: int) -> None:
-        """Subtracts bytes that the request holds no more."""
+        """Subtracts bytes that the request no longer holds."""
         self._admission.num_held_bytes -= num_bytes
         self.num_bytes -= num_bytes
 
@@ -127,25 +127,25 @@ class Lease:
             self.num_sequences = num_sequences
 
     def queue_tokens(self, num_tokens: int) -> None:
-        """Adds prompt tokens that are to be computed."""
+        """Adds prompt tokens that wait to be computed."""
         self._admission.num_queued_tokens += num_tokens
         self._num_tokens += num_tokens
 
     def finish_prefill(self, num_tokens: int) -> None:
-        """Removes prompt tokens that are computed."""
+        """Subtracts prompt tokens that have been computed."""
         done = min(num_tokens, self._num_tokens)
         self._admission.num_queued_tokens -= done
         self._num_tokens -= done
 
     def hand_over(self) -> "Lease":
-        """A new lease with this one's share, for work that outlives the request; this one becomes empty."""
+        """A new lease with everything that this one holds, for work that outlives the request."""
         other = Lease(self._admission)
         other.num_sequences, other.num_bytes, other._num_tokens = self.num_sequences, self.num_bytes, self._num_tokens
         self.num_sequences = self.num_bytes = self._num_tokens = 0
         return other
 
     def release(self) -> None:
-        """Returns the whole share; called when the request has ended."""
+        """Gives everything back. Called when the request has ended."""
         self.remove_bytes(self.num_bytes)
         self.finish_prefill(self._num_tokens)
         self._admission.num_sequences -= self.num_sequences
@@ -154,16 +154,16 @@ class Lease:
 
 @dataclass
 class RequestTimes:
-    """The durations of a request's stages in seconds; of several sequences the longest of each stage."""
+    """The seconds that the stages of a request took. If it has several sequences, the longest times."""
 
     render_s: float | None = None
-    """From the decoded body to the prompt's tokens, including the wait for a thread."""
+    """Time from the decoded body to the prompt's tokens, including the wait for a thread."""
     queue_s: float | None = None
     """Time in the engine's queue."""
     prefill_s: float | None = None
-    """From the end of the queue to the first token, or to the pooled result."""
+    """Time from the end of the queue to the first token, or to the pooled result."""
     decode_s: float | None = None
-    """From the first token to the last; unknown when a stream's headers are sent."""
+    """Time from the first token to the last. Unknown when the headers of a stream are sent."""
 
     @contextmanager
     def rendering(self) -> Iterator[None]:
@@ -175,17 +175,17 @@ class RequestTimes:
             self.render_s = (self.render_s or 0.0) + time.perf_counter() - begin_s
 
     def record_prefill(self, *, queue_s: float, prefill_s: float) -> None:
-        """Records the times of one sequence that has its first token."""
+        """Records the times of a sequence that has its first token."""
         self.queue_s = max(self.queue_s or 0.0, queue_s)
         self.prefill_s = max(self.prefill_s or 0.0, prefill_s)
 
     def record_decode(self, decode_s: float) -> None:
-        """Records the time of one sequence that has its last token."""
+        """Records the time of a sequence that has its last token."""
         self.decode_s = max(self.decode_s or 0.0, decode_s)
 
     @property
     def server_timing(self) -> str:
-        """The times so far as a Server-Timing header (W3C): milliseconds by name."""
+        """The times so far as the value of a Server-Timing header (W3C): milliseconds by name."""
         named = (
             ("queue", self.queue_s),
             ("render", self.render_s),
@@ -197,21 +197,21 @@ class RequestTimes:
 
 @dataclass
 class RequestContext:
-    """One request, passed through the routes and the serving layer; used on the event loop only."""
+    """One request on its way through routes and serving, on the event loop."""
 
     header_id: str | None
-    """The client's X-Request-Id."""
+    """The client's X-Request-Id. None without a valid one."""
     lease: Lease
-    """Its share of the admission limits."""
+    """What the request holds of the admission limits."""
     arrival_s: float = field(default_factory=time.perf_counter)
-    """When its headers had arrived, by `perf_counter`."""
+    """When the headers had arrived, by `perf_counter`."""
     times: RequestTimes = field(default_factory=RequestTimes)
     has_response: bool = False
     """Whether the response has begun."""
     is_small: bool = True
-    """Whether work that grows with the body or the response may run on the event loop, not in the pool."""
+    """Whether work that grows with body or response may run on the event loop instead of in the pool."""
     held: list[Any] = field(default_factory=list)
-    """Objects that a large request has created; the pool frees them, because a million take 30 ms."""
+    """Large objects of the request, which the pool frees afterwards: freeing a million takes 30 ms."""
 
     def hold(self, *created: Any) -> None:
         """Keeps possibly large objects until the response has ended."""
@@ -220,7 +220,7 @@ class RequestContext:
 
 
 class UnavailableError(ServerError):
-    """No requests are accepted at the moment; becomes a 503 with this body."""
+    """No requests are accepted now. Becomes a 503 with `response` as its body."""
 
     def __init__(self, body: UnavailableResponse) -> None:
         super().__init__(body.error.message)
@@ -228,20 +228,20 @@ class UnavailableError(ServerError):
 
 
 class Availability:
-    """Whether requests are accepted; read by every probe and request."""
+    """Whether requests are accepted now. Every probe and request asks for it."""
 
     def __init__(self, lifecycle: Lifecycle, start: StartView) -> None:
         self._lifecycle = lifecycle
         self._start = start
 
     def check(self) -> None:
-        """Raises UnavailableError unless requests are accepted."""
+        """Raises UnavailableError if no requests are accepted."""
         if (problem := self.problem) is not None:
             raise UnavailableError(problem)
 
     @property
     def problem(self) -> UnavailableResponse | None:
-        """The body of a 503; None while requests are accepted."""
+        """The body of the 503. None if requests are accepted."""
         lifecycle = self._lifecycle
         match lifecycle.state:
             case "ready":
@@ -264,14 +264,14 @@ def dead_response(lifecycle: Lifecycle) -> UnavailableResponse:
 
 
 class RunningRequests:
-    """Requests that are being answered. /load shows their number; the drain waits for them or cancels them.
+    """Requests that are being answered. /load shows their number. The drain waits for them or cancels them.
 
-    One per server; used on the event loop only.
+    One per server, on the event loop.
     """
 
     def __init__(self) -> None:
         self.is_cancelled = False
-        """Whether `cancel` was called: from then on, a cancelled request may still have its client."""
+        """Whether `cancel` was called. Then a cancelled request does not mean that its client is gone."""
         self._running: set[asyncio.Task[Any]] = set()
         self._last_activity_s = -inf
         self._idle = asyncio.Event()
@@ -279,7 +279,7 @@ class RunningRequests:
 
     @property
     def num_running(self) -> int:
-        """How many requests are being answered."""
+        """The number of requests that are being answered."""
         return len(self._running)
 
     @property
@@ -289,7 +289,7 @@ class RunningRequests:
 
     @contextmanager
     def hold(self) -> Iterator[asyncio.Task[Any]]:
-        """Counts the request that this task, which is returned, answers for as long as it runs."""
+        """Counts the request of the current task, which is yielded, as running within the block."""
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
@@ -303,21 +303,21 @@ class RunningRequests:
                 self._idle.set()
 
     def note_rejection(self) -> None:
-        """Records that a request came and was rejected."""
+        """Records that a request arrived and was rejected."""
         self._last_activity_s = time.monotonic()
 
     def cancel(self) -> None:
-        """Cancels all running requests, even while they wait for the rest of their body."""
+        """Cancels all running requests, even requests that wait for the rest of their body."""
         self.is_cancelled = True
         self.interrupt()
 
     def interrupt(self) -> None:
-        """Cancels the tasks of all running requests; a task may still answer its client."""
+        """Cancels the tasks of all running requests. A task may still answer its client."""
         for task in self._running:
             task.cancel()
 
     async def wait_idle(self, timeout_s: float) -> bool:
-        """Waits until no request runs; returns False if some still do after the timeout."""
+        """Waits until no request runs. False if one still runs after the timeout."""
         try:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         except TimeoutError:

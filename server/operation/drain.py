@@ -1,4 +1,4 @@
-"""The drain: finishes the running requests and rejects new ones until the port may be closed."""
+"""The drain: finishes running requests and rejects new ones, until the port may be closed."""
 
 import asyncio
 import logging
@@ -14,28 +14,28 @@ from server.operation.admission import RunningRequests
 logger = logging.getLogger(__name__)
 
 ERROR_DELIVERY_S = 2
-"""How long requests that are ended early have to receive their error."""
+"""Seconds in which requests that were ended early must have received their error."""
 _SHORT_DELIVERY_S = 0.25
-"""The time for it after a second signal, and for requests that have to be cancelled."""
+"""Like `ERROR_DELIVERY_S`, but after a second signal, and for requests that had to be cancelled."""
 _QUIET_S = 0.25
 """The port closes once no request has arrived for this long: a connection not yet accepted would be lost.
-A router (VCLI_ROUTER), the only client of its models' servers, sends none to a server that it ends."""
+A router (VCLI_ROUTER) sends no request to a server that it ends, so its servers do not wait."""
 _LONGEST_WAIT_FOR_QUIET_S = 0.3
-"""A client that is refused again and again must not keep the port from the next server."""
+"""Clients that try again and again must not keep the port from the next server for longer."""
 _DEATH_GRACE_S = 1.0
-"""How long a server whose engine has died answers probes with 503."""
+"""Seconds for which a server whose engine has died answers probes with 503."""
 _POLL_S = 0.02
 
 
 class RunningWork(Protocol):
-    """The part that computes the running requests: the embedded engine's client, or vLLM's application."""
+    """What computes the running requests: the embedded engine's client, or vLLM's application."""
 
     def fail_running(self, message: str) -> None:
         """Ends all running requests with this error."""
 
 
 class Drain:
-    """Used on the event loop; `run` is called once, `stop_waiting` may be called meanwhile."""
+    """Used on the event loop. `run` is called once. `stop_waiting` may be called meanwhile."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Drain:
         config: LifecycleConfig,
         announce_close: Callable[[], None],
     ) -> None:
-        """`announce_close` makes every connection end with its next or current response."""
+        """`announce_close` makes every connection end with its present or next response."""
         self._lifecycle = lifecycle
         self._running = running
         self._work = work
@@ -56,7 +56,7 @@ class Drain:
         self._is_stopped = asyncio.Event()
 
     async def run(self) -> None:
-        """Returns when the port may be closed."""
+        """Drains. Returns when the port may be closed."""
         begin_s = time.monotonic()
         if self._lifecycle.state != "dead":
             self._lifecycle.drain()
@@ -66,14 +66,14 @@ class Drain:
         await self._reject_until_quiet(begin_s + self._grace_s)
 
     async def run_dead(self) -> None:
-        """Waits after the engine's end; below a router, which answers clients, only for running requests."""
+        """Waits after the engine's end: a fixed time, or below a router until no request runs."""
         if env.VCLI_ROUTER.get():
             await self._running.wait_idle(_DEATH_GRACE_S)
         else:
             await asyncio.sleep(_DEATH_GRACE_S)
 
     def stop_waiting(self) -> None:
-        """Ends running requests with an error and skips all further waiting."""
+        """Ends running requests with an error, and skips all further waiting."""
         self._is_stopped.set()
 
     async def _finish_running(self) -> None:
@@ -93,7 +93,7 @@ class Drain:
             await running.wait_idle(_SHORT_DELIVERY_S)
 
     async def _wait_idle(self) -> bool:
-        """Waits until no request runs; returns False if some still do after the timeout or `stop_waiting`."""
+        """Waits until no request runs. False if one still runs after the timeout or `stop_waiting`."""
         idle = asyncio.create_task(self._running.wait_idle(self._timeout_s), name="drain-idle")
         stopped = asyncio.create_task(self._is_stopped.wait(), name="drain-stop")
         await asyncio.wait((idle, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -102,7 +102,7 @@ class Drain:
         return not self._running.num_running
 
     async def _reject_until_quiet(self, grace_end_s: float) -> None:
-        """Keeps the port open for 503s until the grace is over and clients have stopped sending requests."""
+        """Keeps the port open for 503s until the grace time is over and clients send no more requests."""
         latest_s = max(grace_end_s, time.monotonic()) + _LONGEST_WAIT_FOR_QUIET_S
         while not self._is_stopped.is_set():
             now_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""Makes the engine ready for requests, and detects that it died or hangs."""
+"""Makes the engine ready for requests, and detects when the engine ends or hangs."""
 
 import asyncio
 import logging
@@ -21,28 +21,28 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_ID = "warm-up"
 _END_S = 1.0
-"""How long after its socket closed the kernel may take to report how a process ended."""
+"""Seconds after the engine's socket has closed, within which the kernel reports how a process ended."""
 _POLL_S = 0.01
 
 
 class EngineHandle(Protocol):
-    """The engine's process, as the launcher hands it over."""
+    """The engine's process, as the launcher hands it to the server."""
 
     @property
     def connection(self) -> socket.socket:
-        """This process's end of the socket pair."""
+        """The API process's end of the socket pair."""
 
     def is_exiting(self) -> bool:
-        """Whether the process has begun to end, possibly long before its socket is closed; does not block."""
+        """Whether the process has begun to end, perhaps long before its socket is closed. Does not block."""
 
     def describe_end(self) -> str | None:
-        """How the process was killed, as text; None while it runs and if it exited by itself."""
+        """How the process was killed, as text. None while it runs, and if it exited by itself."""
 
 
 async def make_ready(
     parts: Inference, adapters: LoraAdapters, span: Callable[..., AbstractContextManager[None]], *, timeout_s: float
 ) -> EngineInfo:
-    """Waits until the engine has loaded the model, configures the parts that depend on it, and warms it up.
+    """Waits until the engine has loaded the model, configures what depends on the model, and warms it up.
 
     Raises:
         EngineStartError: the engine failed, died, took too long or generated no token.
@@ -60,13 +60,13 @@ async def make_ready(
                 await adapters.load_static()
         except EngineDeadError as err:
             raise EngineStartError(str(err)) from err
-    if engine.error is not None:  # it died right after its token
+    if engine.error is not None:  # the engine died right after its token
         raise EngineStartError(engine.error)
     return info
 
 
 async def warm_up(engine: EngineClient, renderer: BaseRenderer) -> None:
-    """Generates one token, or pools one prompt, as a request does.
+    """Generates one token, or pools one prompt, like a request.
 
     Raises:
         EngineStartError: the engine failed or died.
@@ -92,9 +92,9 @@ async def warm_up(engine: EngineClient, renderer: BaseRenderer) -> None:
 
 
 class PingedEngine:
-    """Implements `AskedEngine` and `WatchedServer` of `server.operation.engine_watchdog`.
+    """The embedded engine as the watchdog sees it (`AskedEngine`, `WatchedServer`).
 
-    It is asked once it is ready: loading has a time limit of its own.
+    It is not asked before it is ready: loading has a time limit of its own.
     """
 
     def __init__(self, engine: EngineClient, lifecycle: Lifecycle, running: RunningRequests) -> None:
@@ -125,7 +125,7 @@ class PingedEngine:
 
 
 class EngineMonitor:
-    """Runs on the event loop, next to the HTTP server; `run` is its one task."""
+    """Runs on the event loop beside the HTTP server. `run` is its only task."""
 
     def __init__(
         self, engine: EngineClient, handle: EngineHandle, lifecycle: Lifecycle, watchdog: EngineWatchdog
@@ -136,12 +136,12 @@ class EngineMonitor:
         self._watchdog = watchdog
 
     async def run(self) -> None:
-        """Returns when the engine has ended; the lifecycle is dead then and has the reason."""
+        """Returns when the engine has ended. By then the lifecycle is `dead` and has the reason."""
         await self._wait_dead()
         self._lifecycle.engine_ended(await self._find_reason())
 
     def poll(self) -> None:
-        """Called on each heartbeat, so that probes report an exiting engine before its socket closes."""
+        """Called on each heartbeat, so that probes report an ending engine before its socket closes."""
         if self._lifecycle.state != "dead" and self._handle.is_exiting():
             self._lifecycle.engine_ended("its process is ending")
 
@@ -156,7 +156,7 @@ class EngineMonitor:
             watching.cancel()
 
     async def _find_reason(self) -> str:
-        """The engine's own error report. If there is none, the kernel's, which may come a little later."""
+        """The engine's own report of its error, else the kernel's, which may come a little later."""
         reason = self._engine.error or "it is gone"
         if not self._engine.ended_silently:
             return reason

@@ -1,6 +1,6 @@
-"""Notices a hanging engine of either kind, logs once where it hangs, and ends it after a time.
+"""Notices a hanging engine of either kind, logs once where it hangs, and ends it after a time limit.
 
-The time is shorter while a router wants the memory for another model.
+The limit is shorter while a router wants the memory for another model.
 """
 
 import asyncio
@@ -16,59 +16,59 @@ logger = logging.getLogger(__name__)
 
 SILENCE_METRIC: Final = (
     "vllm_cli:engine_silence_seconds",
-    "How long the engine has been in one step, or does not answer.",
+    "How long the engine has been in one step, or has not answered.",
 )
 _TELL_AFTER_S: Final = 30.0
 _LONGEST_CHECK_S: Final = 0.5
 _CHECKS_PER_TIMEOUT: Final = 10
 _ANSWERS_S: Final = 0.5
-"""How long clients and probes get an answer with the reason before the engine is ended."""
+"""Seconds for which clients and probes still get an answer with the reason before the engine is killed."""
 _BUSY_SHARE: Final = 0.5
-"""Share of one processor. An engine that has used more since its last answer computes a long step."""
+"""The share of one processor above which a silent engine counts as computing a long step."""
 
 
 class AskedEngine(Protocol):
-    """Questions that an engine answers between two of its steps."""
+    """An engine that answers questions between two of its steps."""
 
     @property
     def is_on_processor(self) -> bool:
-        """Whether it computes on the processor. On a GPU, its processes use the processor to wait, too."""
+        """Whether the engine computes on the processor. On a GPU, its processes use it also to wait."""
 
     def has_answered(self) -> bool:
-        """Whether the engine owes no answer. If so, it is asked again; called once per check."""
+        """Whether the engine has answered. If so, asks it again. Called once per check."""
 
 
 class EngineProcesses(Protocol):
-    """The processes of an engine, as the launcher knows them."""
+    """An engine's processes, as the launcher knows them."""
 
     def stopped(self) -> list[str]:
         """The names of the processes that a signal has stopped."""
 
     def computed_s(self, *, is_on_processor: bool) -> float:
-        """Processor time of the computing processes; if not `is_on_processor`, only of their compilers."""
+        """Processor time of the processes that compute. If not `is_on_processor`, of their compilers only."""
 
     async def read_stacks(self) -> str:
-        """The stack of each main thread, as text for people."""
+        """The stack of each main thread, as text to be read."""
 
     async def end(self, reason: str) -> None:
-        """Keeps the reason and all stacks for the digest of the crash, and kills the processes."""
+        """Keeps the reason and all stacks for the report of the crash, and kills the processes."""
 
 
 class WatchedServer(Protocol):
-    """The server whose engine it is."""
+    """The server to which the engine belongs."""
 
     @property
     def num_running(self) -> int:
-        """How many requests it answers."""
+        """The number of requests that the server is answering."""
 
     def engine_hangs(self, reason: str) -> None:
-        """Fails the running requests, and answers all others with a 503 from now on."""
+        """Fails the running requests. From now on all others get a 503."""
 
 
 class EngineWatchdog:
-    """Used on the event loop; `run` is its one task.
+    """Used on the event loop. `run` is its only task.
 
-    An engine is silent while it owes an answer, or while one of its processes is stopped. The time in which
+    An engine is silent while it has not answered, or while one of its processes is stopped. Time in which
     this process itself did not run does not count.
     """
 
@@ -83,8 +83,8 @@ class EngineWatchdog:
     ) -> None:
         """
         Args:
-            timeout_s: after this silence the engine is ended; 0 for an engine that is not watched.
-            is_first: whether this process logs and ends it; others with the same engine only fail requests.
+            timeout_s: the silence after which the engine is ended. 0: the engine is not watched.
+            is_first: whether this process logs the hang and ends the engine. Others only fail their requests.
         """
         self._engine = engine
         self._processes = processes
@@ -92,16 +92,16 @@ class EngineWatchdog:
         self._server = server
         self._is_first = is_first
         self.silence_s = 0.0
-        """How long the engine has been silent; 0 while it answers."""
+        """Seconds for which the engine has been silent. 0 while it answers."""
         self._since = ""
-        """When the silence began."""
+        """The time of day when the silence began."""
         self._computed_s = 0.0
-        """The processor time until then."""
+        """The processor time that the engine had used when the silence began."""
         self._level: int | None = None
-        """The level of the log line about this silence; None before it."""
+        """The level of the log line about this silence. None before it is logged."""
 
     async def run(self) -> None:
-        """Returns once the engine has been ended; at once if it is not watched."""
+        """Returns once the engine has been ended, or at once if it is not watched."""
         try:
             if self._timeout_s:
                 await self._run()
@@ -118,7 +118,7 @@ class EngineWatchdog:
             await self._processes.end(reason)
 
     def _find_hang(self) -> str:
-        """Why the engine is to be ended; empty if it is not."""
+        """Why the engine must be ended. Empty if it need not be."""
         if self.silence_s >= self._timeout_s:
             return f"it was silent for {self._timeout_s:g} s (--engine-watchdog-timeout): {self._known()}"
         if self.silence_s >= GIVES_WAY_S and _do_others_wait() and not self._computes():
@@ -174,6 +174,6 @@ class EngineWatchdog:
 
 
 def _do_others_wait() -> bool:
-    """Whether the router that has started this server wants its memory for another model."""
+    """Whether the router that started this server wants the server's memory for another model."""
     socket_path = env.VCLI_ROUTER.get()
     return socket_path is not None and waiting_mark(socket_path).exists()

@@ -1,4 +1,4 @@
-"""The served model: its names, LoRA adapters, and the objects that run prompts through it."""
+"""The served model: its names, its LoRA adapters, and the objects that run prompts through it."""
 
 import asyncio
 import logging
@@ -26,25 +26,25 @@ logger = logging.getLogger(__name__)
 
 
 class LoadLoraAdapterRequest(RequestBody, kw_only=True):
-    """Names and places an adapter."""
+    """The body of a request to load an adapter."""
 
     lora_name: str
     lora_path: str
     load_inplace: bool = False
-    """Whether the adapter replaces a loaded one of this name."""
+    """Whether the adapter replaces a loaded adapter with the same name."""
 
 
 class UnloadLoraAdapterRequest(RequestBody, kw_only=True):
-    """Names a loaded adapter."""
+    """The body of a request to unload an adapter."""
 
     lora_name: str
 
 
 class ServedAdapter(NamedTuple):
-    """An adapter that requests may name as their model."""
+    """An adapter that requests may name as `model`."""
 
     adapter_id: int
-    """Its id in the engine. Each load of weights gets a new one, so that cached prefixes are not mixed up."""
+    """Its id in the engine. Each load of weights gets a new id, so that cached prefixes are not mixed up."""
     name: str
     path: str
     """The path as the user wrote it."""
@@ -54,7 +54,7 @@ class ServedAdapter(NamedTuple):
 
 
 class LoraAdapters:
-    """One per server; every method runs on the event loop."""
+    """The adapters of one server. Every method runs on the event loop."""
 
     def __init__(self, config: ServerConfig, engine: EngineClient) -> None:
         self._config = config
@@ -69,7 +69,7 @@ class LoraAdapters:
         return self._adapters.values()
 
     def find(self, name: str | None) -> ServedAdapter | None:
-        """The adapter of that name; None for an unknown name, and without a name."""
+        """The adapter with this name. None for an unknown name, or for None."""
         return self._adapters.get(name) if name else None
 
     async def load_static(self) -> None:
@@ -88,7 +88,7 @@ class LoraAdapters:
                 raise EngineStartError(f"--lora-modules {module.name}={module.path}: {error}")
 
     async def load(self, request: LoadLoraAdapterRequest, context: RequestContext) -> BinaryResponse:
-        """Loads an adapter or replaces one; running requests keep the weights with which they began.
+        """Loads or replaces an adapter. Running requests keep the weights with which they began.
 
         Raises:
             RequestError: the name is taken; the adapter is missing, broken, not allowed or not of this model.
@@ -108,10 +108,10 @@ class LoraAdapters:
         return _plain(f"Success: LoRA adapter '{name}' added successfully.")
 
     async def unload(self, request: UnloadLoraAdapterRequest, context: RequestContext) -> BinaryResponse:
-        """Removes an adapter; requests that are running finish with it.
+        """Removes an adapter. Running requests finish with it.
 
         Raises:
-            RequestError: there is no adapter of that name.
+            RequestError: there is no adapter with this name.
         """
         name = request.lora_name
         if not name:
@@ -150,7 +150,7 @@ class LoraAdapters:
             raise RequestError(message, param="lora_path", type="InvalidUserInput")
 
     async def _load(self, adapter: ServedAdapter) -> Done:
-        """Loads the adapter into the engine and, if that succeeds, serves it."""
+        """Loads the adapter into the engine. Serves it if that succeeds."""
         report = await self._engine.load_adapter(adapter.adapter_id, adapter.name, str(adapter.folder))
         if report.error is None:
             self._adapters[adapter.name] = adapter
@@ -163,7 +163,7 @@ class LoraAdapters:
         return ServedAdapter(next(self._ids), name, path, self._folder(path), parent)
 
     def _folder(self, path: str) -> Path:
-        """Absolute and without links; a relative path begins at `--lora-adapter-root` if that is given."""
+        """The absolute path without links. A relative path begins at `--lora-adapter-root`, if given."""
         try:
             return Path(self._config.lora_adapter_root or ".", expand_home(path)).resolve()
         except (ValueError, OSError, RuntimeError) as err:  # a null byte, a circle of links, an unknown user
@@ -217,17 +217,17 @@ class ServedModels:
         return self.default_name if adapter is None else adapter.name
 
     def adapter_id(self, name: str | None) -> int:
-        """The LoRA adapter that a request's `model` names; 0 for the base model."""
+        """The id of the LoRA adapter that `model` names. 0 for the base model."""
         adapter = self._adapters.find(name)
         return 0 if adapter is None else adapter.adapter_id
 
     def check(self, name: str | None) -> None:
-        """Raises RequestError (404) if a request names another model; no name means the served one."""
+        """Raises RequestError (404) if a request names a model that is not served. None is the served one."""
         if name:
             self._find(name)
 
     def check_generative(self, api_name: str, name: str | None) -> None:
-        """Like `check`; raises RequestError (404), too, if the engine has loaded a model that pools."""
+        """Like `check`. Raises RequestError (404) also if the engine has loaded a pooling model."""
         if self._engine.info.pooling is not None:
             raise UnsupportedApiError(api_name)
         self.check(name)
@@ -237,7 +237,7 @@ class ServedModels:
         return ModelList(data=[self._card(name) for name in (*self._names, *(a.name for a in self._adapters.served))])
 
     def get(self, name: str) -> ModelCard:
-        """The card of one name; raises RequestError (404) if it is not served."""
+        """The card of one name. Raises RequestError (404) if it is not served."""
         self._find(name)
         return self._card(name)
 
@@ -268,7 +268,7 @@ def unix_time() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Inference:
-    """One per server; used on the event loop."""
+    """The objects with which routes run prompts. One per server, on the event loop."""
 
     config: ServerConfig
     models: ServedModels

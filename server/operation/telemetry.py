@@ -1,4 +1,4 @@
-"""The log line of figures."""
+"""The regular log line with figures of the engine."""
 
 import asyncio
 import logging
@@ -12,9 +12,9 @@ logger = logging.getLogger(__name__)
 
 
 class StatsLine:
-    """Logs one line of figures every ten seconds, with vLLM's text; at level DEBUG while the server is idle.
+    """Logs a line of figures every ten seconds, with vLLM's text. While the server is idle, at level DEBUG.
 
-    `start` it on the event loop, `close` it before the loop ends.
+    Call `start` on the event loop, and `close` before the loop ends.
     """
 
     def __init__(self, config: LoggingConfig, engine: EngineClient, metrics: ServerMetrics) -> None:
@@ -27,7 +27,7 @@ class StatsLine:
         self._was_idle = True
 
     def start(self) -> None:
-        """Logs the first line one interval from now, if lines are wanted; called once the engine is ready."""
+        """Logs the first line after one interval, if lines are wanted. Called once the engine is ready."""
         if self._config.disable_log_stats:
             return
         metrics = self._metrics.engine

@@ -1,4 +1,4 @@
-"""Runs the API process's event loop: HTTP from the beginning, readiness after the first token."""
+"""Runs the API process's event loop. HTTP is served from the beginning, readiness follows the first token."""
 
 import asyncio
 import gc
@@ -26,22 +26,22 @@ logger = logging.getLogger(__name__)
 
 _TRIM_INTERVAL_S = 60.0
 _SWITCH_INTERVAL_S = 0.0005
-"""How long a pool's thread may hold the interpreter; Python's 5 ms would delay probes."""
+"""The seconds for which a pool's thread may hold the interpreter. Python's 5 ms would delay probes."""
 
 
 class ServerRun:
-    """A server that is built, and its run of the event loop."""
+    """A server, built and run on the event loop."""
 
     def __init__(self, renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> None:
         """Builds the HTTP application."""
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        gc.freeze()  # collecting all imported objects would take 0.1 s, just before the hand-over
+        gc.freeze()  # collecting all imported objects later would delay the hand-over by 0.1 s
         self._options = options
         self._lifecycle = options.lifecycle
         self._is_stopped = asyncio.Event()
         """Set by the first signal."""
         self._stopped_s = 0.0
-        """When it came."""
+        """When the first signal came."""
         self._may_accept = asyncio.Event()
         if options.listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             self._may_accept.set()
@@ -49,7 +49,7 @@ class ServerRun:
             self._server = build_server(renderer, config, options)
 
     def run(self) -> int:
-        """Serves until a signal or the engine's end; returns the exit code.
+        """Serves until a signal or the engine's end. Returns the exit code.
 
         Raises:
             EngineStartError: the engine did not become ready.
@@ -90,7 +90,7 @@ class ServerRun:
         bound_unsent_bytes(self._options.listener, self._options.limits.send_buffer_bytes)
 
     async def _serve(self) -> None:
-        """Accepts connections: at once, or as soon as this server listens."""
+        """Accepts connections: at once, or from the moment at which this server listens."""
         await self._may_accept.wait()
         if self._server.http.should_exit:
             return
@@ -104,7 +104,7 @@ class ServerRun:
         await self._server.parts.engine.close()
 
     async def _follow_engine(self) -> None:
-        """Makes the server ready; returns when the engine has ended for good.
+        """Makes the server ready. Returns when the engine has ended.
 
         Raises:
             EngineStartError: the engine did not become ready.
@@ -114,16 +114,16 @@ class ServerRun:
             info = await make_ready(
                 parts, parts.adapters, self._options.span, timeout_s=self._options.engine_ready_timeout_s
             )
-            if lifecycle.state == "dead":  # its process is ending, although it sent the token
+            if lifecycle.state == "dead":  # the engine's process is ending, although it sent the token
                 raise EngineStartError(lifecycle.reason)
         except EngineStartError as err:
             if parts.engine.dead.is_set():
-                await monitor.run()  # finds the reason
+                await monitor.run()  # finds the reason of the end
                 raise EngineStartError(lifecycle.reason) from err
             if lifecycle.state != "dead":
                 lifecycle.engine_ended(str(err))
             raise
-        for number in (signal.SIGTERM, signal.SIGINT):  # before, a signal ends the start
+        for number in (signal.SIGTERM, signal.SIGINT):  # until now, a signal has ended the start
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
         self._enter_ready(info)
         await monitor.run()
@@ -135,10 +135,10 @@ class ServerRun:
             return
         if not self._may_accept.is_set():
             self._listen()
-        gc.freeze()  # objects that exist by now stay; collecting them takes 30 ms each time
+        gc.freeze()  # objects that exist by now stay; collecting them would take 30 ms each time
         self._options.on_ready(info)
         self._server.stats_line.start()
-        trim_heap()  # imports have freed 25 MiB, which takes 2 ms
+        trim_heap()  # imports have left 25 MiB of free heap; giving it back takes 2 ms
 
     def _listen(self) -> None:
         listener = self._options.listener
@@ -150,7 +150,7 @@ class ServerRun:
         self._may_accept.set()
 
     def _on_signal(self) -> None:
-        """Drains; a second signal ends the server without waiting for requests."""
+        """Drains the server. A second signal ends the server without waiting for requests."""
         now = time.monotonic()
         if self._is_stopped.is_set() and now - self._stopped_s >= SAME_SIGNAL_S:
             self._server.http.force_exit = True
@@ -161,7 +161,7 @@ class ServerRun:
 
 
 async def _trim_heap_regularly() -> None:
-    """Bursts and large requests leave up to 25 MiB in the heaps; 0.3 ms if there is nothing to give back."""
+    """Gives free heap back: bursts and large requests leave up to 25 MiB. Without any, this takes 0.3 ms."""
     while True:
         await asyncio.sleep(_TRIM_INTERVAL_S)
         trim_heap()

@@ -1,4 +1,4 @@
-"""Wires the API process's objects; everything else receives what it uses in its constructor."""
+"""Wires the API process's objects. Everything else receives what it uses in its constructor."""
 
 import socket
 from collections.abc import Callable
@@ -33,24 +33,24 @@ from server.text.renderers.base import BaseRenderer
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """The launcher's objects and callbacks for the server."""
+    """What the launcher hands to the server."""
 
     listener: socket.socket
-    """Bound; the server listens when it is ready, unless the socket listens already."""
+    """A bound socket. If it does not listen yet, the server makes it listen when it is ready."""
     limits: LimitsConfig
     engine: EngineHandle
-    """The engine's process."""
+    """The engine's process, as the server uses it."""
     engine_processes: EngineProcesses
-    """The same process, as the watchdog sees it."""
+    """The same process, as the watchdog uses it."""
     engine_watchdog_timeout_s: float
     engine_ready_timeout_s: float
     lifecycle: Lifecycle
-    """A server that is starting; the launcher may subscribe to it."""
+    """The state of the server, which is starting. The launcher may subscribe to changes."""
     start: StartView
     span: Callable[..., AbstractContextManager[None]]
     """Records a phase of the start."""
     on_serving: Callable[[], None]
-    """Called once, when this server is about to accept connections on the listener."""
+    """Called once, when the server is about to accept connections on `listener`."""
     on_ready: Callable[[EngineInfo], None]
     """Called once, when the first real token has been generated."""
 
@@ -68,7 +68,7 @@ class Server:
 
 
 def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> Server:
-    """All objects of one server; nothing runs yet."""
+    """Builds all objects of one server. Nothing runs yet."""
     set_up_access_log(config.logging.disable_access_log_for_endpoints)
     lifecycle = options.lifecycle
     admission = Admission(options.limits)

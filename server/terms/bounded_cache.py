@@ -1,4 +1,4 @@
-"""A cache with bounds: beyond them, it drops the values that were added or used longest ago."""
+"""A cache with bounds. Above them, it drops the values that were added or used longest ago."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -10,32 +10,32 @@ V = TypeVar("V")
 
 
 class BoundedCache(Generic[K, V]):
-    """Used by one thread."""
+    """A cache for use by one thread."""
 
     def __init__(self, max_bytes: int, size_of: Callable[[V], int], *, max_entries: float = inf) -> None:
-        """`size_of` a value, in bytes, does not change."""
+        """`size_of` returns the size of a value in bytes, which must not change."""
         self._max_bytes = max_bytes
         self._size_of = size_of
         self._max_entries = max_entries
         self._entries: OrderedDict[K, V] = OrderedDict()
         self.num_bytes = 0
-        """The size of all values."""
+        """The size of all values together."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def get(self, key: K) -> V | None:
-        """The value; None if it was never added, or was dropped."""
+        """The value of a key. None if it was never added, or was dropped."""
         return self._entries.get(key)
 
     def use(self, key: K) -> V | None:
-        """Like `get`; the value is then the last one to be dropped."""
+        """Like `get`, and marks the value as the one used last."""
         if key in self._entries:
             self._entries.move_to_end(key)
         return self._entries.get(key)
 
     def put(self, key: K, value: V) -> None:
-        """Adds a value, unless it is too large or its key is taken."""
+        """Adds a value, unless it is larger than the cache or its key is taken."""
         num_bytes = self._size_of(value)
         if num_bytes > self._max_bytes or key in self._entries:
             return
@@ -45,7 +45,7 @@ class BoundedCache(Generic[K, V]):
             self.pop(next(iter(self._entries)))
 
     def pop(self, key: K) -> V | None:
-        """Drops a value and returns it; None if there was none."""
+        """Drops a value and returns it. None if there is none."""
         found = self._entries.pop(key, None)
         self.num_bytes -= 0 if found is None else self._size_of(found)
         return found

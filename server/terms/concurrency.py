@@ -1,4 +1,4 @@
-"""Several pieces of one request: their turns on the event loop, and their common end."""
+"""Helpers for requests of several parts: parts take turns on the event loop, and end together."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterable
@@ -10,7 +10,7 @@ _MEMBERS_PER_TURN: Final = 16
 
 
 async def take_turns(members: Iterable[T]) -> AsyncIterator[T]:
-    """The members; lets the event loop run after every few."""
+    """Yields the members. Lets the event loop run after every few."""
     for position, member in enumerate(members, start=1):
         yield member
         if position % _MEMBERS_PER_TURN == 0:
@@ -18,7 +18,7 @@ async def take_turns(members: Iterable[T]) -> AsyncIterator[T]:
 
 
 async def run_concurrently(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Their results, in order; the first failure, or a client that disconnects, cancels all of them."""
+    """Runs all coroutines; returns their results in order. A failure or a disconnect cancels all of them."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work) async for work in take_turns(works)]

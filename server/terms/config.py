@@ -1,4 +1,4 @@
-"""Settings of engine and renderer; standard library only, built once by the command line."""
+"""Settings of engine and renderer, which the command line builds once. Standard library only."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from envs.registry import env
 LoraDtype = Literal["auto", "float16", "bfloat16"]
 
 _MAX_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM allows."""
+"""The ranks that vLLM allows."""
 _MODULE_FIELDS: Final = {"name", "path", "base_model_name", "is_3d_lora_weight"}
 
 SeqPoolingType = Literal["CLS", "LAST", "MEAN"]
@@ -22,7 +22,7 @@ DTypeName = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 RunnerName = Literal["auto", "generate", "pooling"]
 ConvertName = Literal["auto", "none", "embed", "classify"]
 INT8_NAMES: Final = ("int8", "int8_per_channel_weight_only")
-"""Our word for int8, and vLLM's."""
+"""Our name of int8 quantization, and vLLM's."""
 INT8_ON_GPU: Final = (
     "--quantization int8 computes on a CPU only, and there is a GPU: leave it out, or start with "
     "CUDA_VISIBLE_DEVICES set to nothing"
@@ -32,7 +32,7 @@ _MAX_ITEMS = 999
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """The number and size of adapters that the engine holds."""
+    """How many LoRA adapters the engine holds, and how large they may be."""
 
     help_group: ClassVar[Group] = "LoRA adapters"
 
@@ -46,7 +46,7 @@ class LoraConfig:
     max_cpu_loras: int | None = setting(
         None,
         "--max-cpu-loras",
-        "Most adapters in memory: a further one is refused. Without a limit if not given.",
+        "Most adapters in memory. A further one is refused. Without it, there is no limit.",
         minimum=1,
     )
     lora_dtype: LoraDtype = setting("auto", "--lora-dtype", "Type of adapters' weights; auto is the model's.")
@@ -66,11 +66,11 @@ class LoraModule:
     name: str
     path: str
     base_model_name: str | None = None
-    """Its `parent` in /v1/models; the first served name if None or not served."""
+    """Its `parent` in /v1/models. If None or not served, the first served name."""
 
     @classmethod
     def parse(cls, text: str) -> "LoraModule":
-        """Reads `NAME=PATH`, or the JSON object that vLLM takes; raises ConfigError."""
+        """Reads `NAME=PATH`, or the JSON object that vLLM takes. Raises ConfigError."""
         if "=" in text and "," not in text:
             name, _, path = text.partition("=")
             fields: Any = {"name": name, "path": path}
@@ -92,18 +92,18 @@ class LoraModule:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolerConfig:
-    """How a pooling model turns hidden states into vectors or scores; None leaves it to the model's files."""
+    """How a pooling model turns hidden states into vectors or scores. With None, the model's files decide."""
 
     task: PoolingTask | None = None
-    """The task of /pooling if the model supports several, and the basis of scores."""
+    """The task of /pooling for a model with several, and the task that scores are computed from."""
     pooling_type: SeqPoolingType | Literal["ALL"] | None = None
-    """Sets one of the next two."""
+    """Sets `seq_pooling_type` or `tok_pooling_type`, depending on the value."""
     seq_pooling_type: SeqPoolingType | None = None
     tok_pooling_type: Literal["ALL"] | None = None
     use_activation: bool | None = None
-    """Whether embeddings are normalized, and logits become probabilities."""
+    """Whether embeddings are normalized and logits are turned into probabilities."""
     dimensions: int | None = None
-    """Length of embeddings, for models whose embeddings may be shortened."""
+    """The length of embeddings, for models that may shorten them."""
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -125,7 +125,7 @@ class PoolerConfig:
 
     @property
     def sequence_type(self) -> SeqPoolingType | None:
-        """How the vectors of all tokens become one; None if it is not given."""
+        """How the vectors of all tokens become one. None if that is not given."""
         if self.pooling_type is None or self.pooling_type == "ALL":
             return self.seq_pooling_type
         return self.pooling_type
@@ -137,12 +137,12 @@ def _is_positive_int(value: object) -> bool:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where the resolved model is on disk, as found by `startup.files.model.file_plan`."""
+    """Where the model's files are on disk, as `startup.files.model.file_plan` has found them."""
 
     path: Path
-    """Folder with config.json and weights."""
+    """The folder with config.json and weights."""
     tokenizer_path: Path
-    """Folder with the tokenizer's files. It is `path` unless `--tokenizer` names another."""
+    """The folder with the tokenizer's files: `path`, unless `--tokenizer` names another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,21 +176,21 @@ class EngineConfig:
         syntax="token limit",
         minimum=1,
     )
-    """None takes the model's own limit, as far as memory allows."""
+    """None: the model's own limit, if memory allows it."""
     allow_long_max_model_len: bool = from_variable(env.VLLM_ALLOW_LONG_MAX_MODEL_LEN)
     max_num_seqs: int = setting(128, "--max-num-seqs", "Most sequences that run at once.", minimum=1)
     max_num_batched_tokens: int | None = setting(
         None,
         "--max-num-batched-tokens",
-        "Most tokens that one step computes; 2048 if not given.",
+        "Most tokens that one step computes. Without it, 2048.",
         syntax="count",
         minimum=1,
     )
-    """Longer prompts are prefilled in chunks."""
+    """Longer prompts are prefilled in several steps."""
     kv_cache_memory_bytes: int | None = setting(
         None,
         "--kv-cache-memory-bytes",
-        "Size of the KV cache, such as 2G; sized from free memory if not given.",
+        "Size of the KV cache, such as 2G. Without it, free memory decides.",
         syntax="count",
         minimum=1,
     )
@@ -229,9 +229,9 @@ class EngineConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     max_logprobs: int = setting(20, filled_by="--max-logprobs")
     num_threads: int | None = from_variable(env.OMP_NUM_THREADS)
-    """Threads of the forward pass; None takes the processors that other processes leave."""
+    """Threads of the forward pass. None: as many as there are processors that other processes leave free."""
     enable_prompt_embeds: bool = setting(False, filled_by="--enable-prompt-embeds")
-    """A model that cannot take embeddings as prompts is an error at the start."""
+    """With True, a model that cannot take embeddings as prompts fails at the start."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -260,10 +260,10 @@ class RendererConfig:
     chat_template: str | None = setting(
         None,
         "--chat-template",
-        "Jinja chat template, as a file or inline; the tokenizer's own if not given.",
+        "Jinja chat template, as a file or inline. Without it, the tokenizer's own.",
         syntax="template",
     )
-    """The template's text."""
+    """The text of the template."""
     chat_template_content_format: Literal["auto", "string", "openai"] = setting(
         "auto",
         "--chat-template-content-format",
@@ -281,10 +281,10 @@ class RendererConfig:
     limit_mm_per_prompt: dict[str, Any] = setting(
         {},
         "--limit-mm-per-prompt",
-        'Most images in one prompt, such as {"image": 4}; 999 if not given.',
+        'Most images in one prompt, such as {"image": 4}. Without it, 999.',
         group="Images",
     )
-    """By kind of input: `{"image": 4}` or `{"image": {"count": 4}}`."""
+    """Kind of input -> limit: `{"image": 4}` or `{"image": {"count": 4}}`."""
     allowed_media_domains: tuple[str, ...] = setting(
         (),
         "--allowed-media-domains",
@@ -310,14 +310,14 @@ class RendererConfig:
         group="Images",
         minimum=0,
     )
-    """0 keeps no image."""
+    """0 keeps no image in memory."""
     mm_processor_kwargs: dict[str, Any] = setting(
         {}, "--mm-processor-kwargs", "Settings of the model's image processor.", group="Images"
     )
 
     @property
     def max_images(self) -> int:
-        """Most images in one prompt; vLLM's default where `limit_mm_per_prompt` names none."""
+        """Most images in one prompt. vLLM's default if `limit_mm_per_prompt` does not name images."""
         limit = self.limit_mm_per_prompt.get("image", _MAX_ITEMS)
         return int(limit.get("count", _MAX_ITEMS) if isinstance(limit, dict) else limit)
 

@@ -1,4 +1,4 @@
-"""Limits of one client, one request and all requests together; standard library only."""
+"""Limits of one client, of one request, and of all requests together. Standard library only."""
 
 from dataclasses import dataclass, fields
 from functools import cache
@@ -10,7 +10,7 @@ from envs.registry import env
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
-    """The defaults suit a machine with a few gigabytes of memory."""
+    """Limits whose defaults suit a machine with a few gigabytes of memory."""
 
     help_group: ClassVar[Group] = "Limits"
 
@@ -24,7 +24,7 @@ class LimitsConfig:
     max_queued_tokens: int | None = setting(
         None,
         "--max-num-queued-tokens",
-        "Most prompt tokens that wait for their first token; then 503 and Retry-After. Unbounded if not given.",
+        "Most prompt tokens that wait for their first token, then 503 and Retry-After. Without it, no limit.",
         syntax="count",
         minimum=0,
     )
@@ -36,7 +36,7 @@ class LimitsConfig:
         minimum=1,
         role="both",
     )
-    """Also the most that trailers and the framing of a chunked body may add."""
+    """Also the limit for trailers and the framing of a chunked body."""
     max_headers: int = setting(
         256, "--h11-max-header-count", "Most headers of a request, then 431.", syntax="count", minimum=1, role="both"
     )
@@ -56,11 +56,11 @@ class LimitsConfig:
         minimum=1,
         role="both",
     )
-    """What `prompt_embeds` may take in addition follows from the model."""
+    """`prompt_embeds` may add as much as the model's limits allow."""
     max_held_bytes: int | None = setting(
         None,
         "--http-max-held-size",
-        "Most bytes of bodies and tensors in all requests; then 503. An eighth of free memory if not given.",
+        "Most bytes of bodies and tensors in all requests, then 503. Without it, an eighth of free memory.",
         syntax="size",
         minimum=1,
         role="both",
@@ -72,7 +72,7 @@ class LimitsConfig:
         above=0,
         role="port",
     )
-    """From a request's first byte, or a new connection, to the end of its headers."""
+    """Counts from the first byte of a request, or from a new connection, to the end of the headers."""
     body_timeout_s: float = setting(
         30.0,
         "--http-body-timeout",
@@ -88,7 +88,7 @@ class LimitsConfig:
         minimum=0,
         role="port",
     )
-    """Bytes per second."""
+    """In bytes per second."""
     send_timeout_s: float = setting(
         60.0,
         "--http-send-timeout",
@@ -96,7 +96,7 @@ class LimitsConfig:
         above=0,
         role="both",
     )
-    """How long the send buffer may stay full, or a finished response unread."""
+    """How long the send buffer may stay full, or a complete response unread."""
     send_buffer_bytes: int = setting(
         65_536,
         "--http-send-buffer-size",
@@ -113,7 +113,7 @@ class LimitsConfig:
         minimum=1,
     )
     max_choices: int = from_variable(env.VLLM_MAX_N_SEQUENCES, minimum=1)
-    """`n`, and prompts times `n`."""
+    """Limits `n`, and the number of prompts times `n`."""
     max_prompts: int = from_variable(
         env.VLLM_MAX_COMPLETION_PROMPTS,
         "--http-max-prompts",

@@ -1,14 +1,14 @@
-"""The names of output formats, as in vLLM, and where in `server.text.parsers` each one is."""
+"""The names of output formats, as in vLLM, and the place of each format in `server.text.parsers`."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 
 class ParserPath(NamedTuple):
-    """Where a parser's class, or a format of reasoning, is."""
+    """Where the class of a parser, or a format of reasoning, is defined."""
 
     module: str
-    """Below `server.text.parsers`."""
+    """The module below `server.text.parsers`."""
     name: str
 
 
@@ -47,7 +47,7 @@ TOOL_PARSERS: Final[Mapping[str, ParserPath]] = {
     "step3p5": ParserPath("tools.markup_formats", "Qwen3XmlParser"),
     "xlam": ParserPath("tools.json_formats", "XlamParser"),
 }
-"""Values of `--tool-call-parser`."""
+"""Value of `--tool-call-parser` -> place."""
 
 REASONING_FORMATS: Final[Mapping[str, ParserPath]] = {
     "deepseek_r1": ParserPath("reasoning_formats", "DEEPSEEK_R1"),
@@ -72,7 +72,7 @@ REASONING_FORMATS: Final[Mapping[str, ParserPath]] = {
     "seed_oss": ParserPath("reasoning_formats", "SEED_OSS"),
     "step3p5": ParserPath("reasoning_formats", "STEP3P5"),
 }
-"""Values of `--reasoning-parser`."""
+"""Value of `--reasoning-parser` -> place."""
 
 AUTO: Final = "auto"
-"""The value that stands for the format of the model's files."""
+"""The value that lets the model's files decide."""

@@ -1,4 +1,4 @@
-"""Settings of the embedded engine's HTTP server; standard library only."""
+"""Settings of the embedded engine's HTTP server. Standard library only."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ DisabledThinkingEffort = Literal["auto", "none", "low", "medium", "high", "xhigh
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """The limits of requests, and how their answers are made."""
+    """Settings of answers: sampling defaults, limits and parsers."""
 
     help_group: ClassVar[Group] = "Requests and answers"
 
@@ -26,7 +26,7 @@ class GenerationConfig:
         "Sampling defaults from the model (auto), none (vllm), or those of a folder.",
         metavar="auto|vllm|FOLDER",
     )
-    """`auto` reads the model's generation_config.json."""
+    """`auto` reads generation_config.json of the model."""
     override_generation_config: dict[str, Any] = setting(
         {}, "--override-generation-config", "Sampling defaults that take precedence over those of --generation-config."
     )
@@ -111,7 +111,7 @@ class ServerConfig:
             group="Model",
             after="--model",
             metavar="NAME...",
-            help="Names that requests may use; responses contain the first. MODEL if not given.",
+            help="Names that requests may use. Responses contain the first. Without it, MODEL.",
         )
     )
     lora_modules: tuple[LoraModule, ...] = setting(
@@ -124,7 +124,7 @@ class ServerConfig:
     lora_adapter_root: str | None = setting(
         None,
         "--lora-adapter-root",
-        "Folder below which the adapters of /v1/load_lora_adapter must be; any folder if not given.",
+        "Folder below which the adapters of /v1/load_lora_adapter must be. Without it, any folder.",
         group="LoRA adapters",
         metavar="FOLDER",
     )

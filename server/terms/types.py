@@ -1,7 +1,7 @@
-"""Values exchanged between the renderer, the engine and the routes; standard library and msgspec only.
+"""Values that the renderer, the engine and the routes exchange. Standard library and msgspec only.
 
-They are msgspec structs because the engine runs in a separate process: these types are also the wire format
-(MessagePack, see `server.engine.process_link.messages`).
+They are msgspec structs, because they are also the wire format to the engine's process (MessagePack, see
+`server.engine.process_link.messages`).
 """
 
 from collections.abc import Callable
@@ -12,19 +12,19 @@ import msgspec
 from server.terms.config import PoolingTask
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-"""Why a request ended, in vLLM's terms; `abort` and `error` never appear in an OpenAI body."""
+"""Why a request ended, in vLLM's terms. `abort` and `error` never appear in an OpenAI body."""
 
 
 class GuidedDecoding(msgspec.Struct, frozen=True):
-    """A grammar that the generated text must follow; compiled by llguidance in the engine process."""
+    """A grammar that the generated text must follow. llguidance compiles it in the engine process."""
 
     kind: Literal["json_object", "json_schema", "regex", "choice", "grammar"]
     spec: str = ""
-    """The JSON schema, the regular expression, the JSON list of choices or the Lark grammar."""
+    """The JSON schema, regular expression, JSON list of choices or Lark grammar, depending on `kind`."""
 
 
 UNUSABLE_GRAMMAR = "the grammar cannot be used: "
-"""Begins the error of a sequence whose grammar does not compile."""
+"""The beginning of the error of a sequence whose grammar does not compile."""
 
 
 class ReasoningMarker(msgspec.Struct, frozen=True, array_like=True):
@@ -32,33 +32,33 @@ class ReasoningMarker(msgspec.Struct, frozen=True, array_like=True):
 
     text: str
     token_id: int | None = None
-    """The token that stands for it; None if it consists of ordinary tokens."""
+    """The token that is the marker. None if the marker consists of ordinary tokens."""
     begins_answer: bool = False
-    """Whether a marker that ends the reasoning belongs to the answer, as the tag of a tool call does."""
+    """Whether a marker that ends the reasoning is part of the answer, such as the tag of a tool call."""
 
 
 class ReasoningRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the engine follows the reasoning before an answer, for a grammar that waits or a budget."""
+    """How the engine follows the reasoning before an answer. Needed for a grammar that waits, or a budget."""
 
     starts: tuple[ReasoningMarker, ...] = ()
     ends: tuple[ReasoningMarker, ...] = ()
-    """Any of them ends the reasoning."""
+    """The reasoning ends with the first of these markers."""
     delays_grammar: bool = False
-    """Whether the grammar begins only after the reasoning's end."""
+    """Whether the grammar applies only after the end of the reasoning."""
     is_optional: bool = False
-    """Whether the output may begin with a start marker, which then delays the grammar, or with the answer."""
+    """Whether the output may begin with the answer. If it begins with a start marker, the grammar waits."""
     is_open: bool = False
-    """Whether the prompt ends within reasoning, as far as the budget is concerned."""
+    """Whether the prompt ends within reasoning. Matters only for the budget."""
     budget: int | None = None
-    """Most tokens of reasoning."""
+    """Most tokens of reasoning. None: no limit."""
     num_spent_tokens: int = 0
-    """Tokens of reasoning at the prompt's end, which count as well."""
+    """Tokens of reasoning at the end of the prompt, which count towards the budget."""
     forced_end: tuple[int, ...] = ()
-    """The tokens that end the reasoning once the budget is used up."""
+    """The tokens that the engine adds to end the reasoning once the budget is used up."""
 
     @property
     def has_text_markers(self) -> bool:
-        """Whether a marker has to be found by the text of ordinary tokens."""
+        """Whether a marker can only be found in the text of ordinary tokens."""
         return any(marker.token_id is None for marker in self.starts + self.ends)
 
 
@@ -66,23 +66,23 @@ _SEED_MODULUS = 2**63
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How one sequence is sampled. Stop strings are not included: the engine handles no text.
+    """How one sequence is sampled. There are no stop strings, because the engine handles no text.
 
     Names and meanings follow vLLM's `SamplingParams`. The protocol layer has checked the ranges.
     """
 
     max_tokens: int
-    """Most tokens to generate, at least 1."""
+    """Most tokens to generate: at least 1."""
     min_tokens: int = 0
-    """No end-of-sequence or stop token before this many tokens."""
+    """End-of-sequence and stop tokens are forbidden before this many tokens."""
     temperature: float = 1.0
-    """0 means greedy."""
+    """0 means greedy sampling."""
     top_p: float = 1.0
     top_k: int = 0
-    """0 means all tokens."""
+    """Number of most likely tokens to sample from. 0 means all tokens."""
     min_p: float = 0.0
     seed: int | None = None
-    """With a seed, the sequence has its own random generator and does not depend on other sequences."""
+    """With a seed, the sequence has its own random generator, independent of other sequences."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     presence_penalty: float = 0.0
@@ -92,19 +92,19 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     allowed_token_ids: tuple[int, ...] = ()
     """If not empty, only these tokens may be sampled."""
     logprobs: int | None = None
-    """Number of most likely tokens to report in addition to the sampled one; None reports nothing."""
+    """Number of most likely tokens to report besides the sampled one. None: no log-probabilities."""
     prompt_logprobs: int | None = None
-    """The number for every prompt token but the first."""
+    """Like `logprobs`, but for the tokens of the prompt except the first one."""
     guided: GuidedDecoding | None = None
     reasoning: ReasoningRules | None = None
-    """Only if a grammar waits for the end of the reasoning, or the reasoning is limited."""
+    """None unless a grammar waits for the end of the reasoning, or the reasoning has a budget."""
     adapter_id: int = 0
-    """The LoRA adapter; 0 is the base model."""
+    """The LoRA adapter. 0 is the base model."""
     cache_salt: str | None = None
-    """Prompts share the prefix cache only with prompts of the same salt."""
+    """Prompts with different salts do not share the prefix cache."""
 
     def of_choice(self, position: int) -> "SamplingParams":
-        """The parameters of one choice of a prompt; choices differ in the seed only."""
+        """The parameters of one choice of a prompt. Choices differ only in the seed."""
         if self.seed is None or not position:
             return self
         seed = (self.seed + position + _SEED_MODULUS) % (2 * _SEED_MODULUS) - _SEED_MODULUS
@@ -115,10 +115,10 @@ class TensorData(msgspec.Struct, frozen=True, array_like=True):
     """A tensor as bytes: row-major, little endian."""
 
     dtype: str
-    """torch's name without `torch.`, e.g. `bfloat16`."""
+    """torch's name of the type without `torch.`, for example `bfloat16`."""
     shape: tuple[int, ...]
     data: memoryview
-    """The bytes; sent to the engine's socket without a copy, so they must not change.
+    """The bytes. They are sent to the engine's socket without a copy, so they must not change.
 
     (msgspec cannot decode a union of bytes and memoryview.)
     """
@@ -131,15 +131,15 @@ class PromptInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """
 
     embeds: TensorData | None = None
-    """Rows that replace the prompt tokens' embeddings, shape [num_prompt_tokens, width].
+    """Rows that replace the embeddings of the prompt's tokens, of shape [num_prompt_tokens, width].
 
-    A row that begins with NaN replaces nothing: its token has its own embedding.
+    A row that begins with NaN replaces nothing: the token keeps its own embedding.
     """
     mm: dict[str, TensorData] | None = None
-    """The HF processor's outputs except `input_ids`."""
+    """The outputs of Hugging Face's processor but for `input_ids`."""
 
     def replace_tensors(self, change: Callable[[TensorData], TensorData]) -> "PromptInputs":
-        """Other inputs with what `change` returns for each tensor, in a fixed order."""
+        """A copy with the results of `change` for each tensor, called in a fixed order."""
         return PromptInputs(
             embeds=None if self.embeds is None else change(self.embeds),
             mm=None if self.mm is None else {name: change(tensor) for name, tensor in self.mm.items()},
@@ -152,34 +152,34 @@ class PromptInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class EnginePrompt(msgspec.Struct, frozen=True, eq=False):
-    """One prompt of a request, as the engine continues it."""
+    """One prompt of a request, as the engine gets it."""
 
     token_ids: list[int]
     params: SamplingParams
-    """The prompts of a request differ only in `max_tokens` and `reasoning`."""
+    """The sampling parameters. Within a request they differ only in `max_tokens` and `reasoning`."""
     inputs: PromptInputs | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """Log-probabilities at one position, natural logarithm, of the model's raw distribution."""
+    """Natural log-probabilities at one position, of the model's distribution before sampling changes it."""
 
     token_id: int
     """The token that was sampled, or the prompt's token."""
     logprob: float
     rank: int
-    """1 for the most likely token of the vocabulary."""
+    """The rank among all tokens of the vocabulary. 1 is the most likely token."""
     top: list[tuple[int, float]]
     """The most likely tokens with their log-probabilities, best first."""
 
 
 class PoolingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How one prompt's hidden states are pooled; names and meanings follow vLLM's `PoolingParams`."""
+    """How one prompt's hidden states are pooled. Names and meanings follow vLLM's `PoolingParams`."""
 
     task: PoolingTask
     use_activation: bool | None = None
-    """Whether embeddings are normalized and logits become probabilities; None is the model's default."""
+    """Whether embeddings are normalized, or logits turned into probabilities. None: the model's default."""
     dimensions: int | None = None
-    """Truncates embeddings to this length."""
+    """The length to which embeddings are truncated."""
 
 
 class EngineOutput(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
@@ -187,25 +187,25 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True, omit_defaults=T
 
     request_id: str
     token_ids: list[int] = []
-    """New tokens, usually one. An end-of-sequence or stop token is included when it was sampled."""
+    """New tokens, usually one. Includes a sampled end-of-sequence or stop token."""
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
-    """The `stop_token_ids` member or end-of-sequence token that ended the request, last in `token_ids`."""
+    """The stop token or end-of-sequence token that ended the request. It is the last of `token_ids`."""
     logprobs: list[TokenLogprob] | None = None
-    """One entry per new token, if they were asked for."""
+    """One entry per new token, if requested."""
     prompt_logprobs: list[TokenLogprob | None] | None = None
-    """One entry per prompt token (the first is None); sent once, with the first token."""
+    """One entry per prompt token (None for the first). Sent once, with the first token."""
     num_cached_tokens: int = 0
-    """Prompt tokens found in the prefix cache; set with the first token."""
+    """Prompt tokens found in the prefix cache. Sent with the first token."""
     queue_s: float = 0.0
-    """Seconds from the request's arrival in the engine until it started to run; set with the first token."""
+    """Seconds from the request's arrival in the engine until it ran. Sent with the first token."""
     prefill_s: float = 0.0
-    """Seconds from the end of `queue_s` to the first token; set with the first token."""
+    """Seconds from the end of `queue_s` to the first token. Sent with the first token."""
     error: str | None = None
-    """With `finish_reason == "error"`: the message for the client."""
+    """The message for the client, if `finish_reason` is "error"."""
     data: TensorData | None = None
-    """The result for a pooled prompt: its embedding, its classes' logits or probabilities, or its score. If
-    the task's name begins with `token_`, it has one row per token."""
+    """The result of pooling a prompt: an embedding, logits or probabilities of classes, or a score. A task
+    whose name begins with `token_` gives one row per token."""
     num_preemptions: int = 0
     """How often the sequence has been preempted so far."""
     is_request_fault: bool = False
@@ -213,76 +213,76 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True, omit_defaults=T
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
-    """The scheduler's state after a step; the source of the `vllm:` engine gauges and counters."""
+    """The scheduler's state after a step, from which the engine's `vllm:` metrics are made."""
 
     num_running: int = 0
     num_waiting: int = 0
     kv_cache_usage: float = 0.0
-    """Share of the KV cache's tokens that are reserved, 0 to 1."""
+    """The reserved share of the KV cache's tokens, from 0 to 1."""
     prefix_cache_queries: int = 0
-    """Prompt tokens looked up in the prefix cache since start-up."""
+    """Prompt tokens that were looked up in the prefix cache since the start."""
     prefix_cache_hits: int = 0
     num_iteration_tokens: int = 0
-    """Tokens the step computed (prompt chunks and decoded tokens)."""
+    """Tokens that the step computed: chunks of prompts and decoded tokens."""
     num_preemptions: int = 0
-    """Preemptions since start-up."""
+    """Preemptions since the start."""
     running_adapters: tuple[str, ...] = ()
-    """Names of the LoRA adapters of running requests."""
+    """Names of the LoRA adapters that running requests use."""
     waiting_adapters: tuple[str, ...] = ()
     num_threads: int = 0
-    """Threads that compute a step."""
+    """The number of threads that compute a step."""
 
 
 class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The capabilities of a pooling model."""
+    """What a pooling model can do."""
 
     task: PoolingTask
-    """The default task of /pooling, and the task that scores are computed from."""
+    """The default task of /pooling, from which scores are computed, too."""
     supported_tasks: tuple[PoolingTask, ...]
     embedding_size: int
-    """Length of an embedding that is not truncated."""
+    """The length of an embedding that is not truncated."""
     num_labels: int = 0
-    """Number of classes of a classifier."""
+    """The number of a classifier's classes."""
     id2label: dict[int, str] = {}
-    """Names of the classes."""
+    """Class -> its name."""
     is_matryoshka: bool = False
     """Whether embeddings may be truncated."""
     matryoshka_dimensions: tuple[int, ...] = ()
-    """Lengths to which embeddings may be truncated; empty allows any."""
+    """Lengths to which embeddings may be truncated. Empty: any length."""
     uses_sep_token: bool = True
-    """Whether a cross-encoder's pairs are tokenized as pairs. If not, the two texts are concatenated."""
+    """Whether a cross-encoder's pairs are tokenized as pairs. Otherwise their texts are concatenated."""
     does_lower_case: bool = False
-    """Whether texts are lower-cased before tokenization."""
+    """Whether texts are turned into lower case before tokenization."""
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
-    """The properties that the engine reports once, when it is ready."""
+    """Properties that the engine reports once, when it is ready."""
 
     model_type: str
     dtype: str
     device: str
     max_model_len: int
-    """Most tokens of a sequence, prompt and output together."""
+    """Most tokens of a sequence: prompt and output together."""
     vocab_size: int
     num_slots: int
     """Most sequences that run at once."""
     kv_cache_tokens: int
-    """Number of tokens that fit into the KV cache."""
+    """The number of tokens that fit into the KV cache."""
     kv_cache_bytes: int
     runner: str
-    """`packed` (continuous batching in one forward pass) or `sequential` (the model's own cache)."""
+    """`packed` (continuous batching in one forward pass), or `sequential` (the model's own cache)."""
     eos_token_ids: tuple[int, ...]
     spans: list[tuple[str, int, int]]
     """The engine's start-up phases: name, begin and end in monotonic nanoseconds."""
     embeds_width: int | None = None
-    """Width of prompt embeds; None if prompts must be token ids."""
+    """The width of prompt embeddings. None if prompts must be token ids."""
     has_prefix_cache: bool = False
-    """Whether prompts remain in the KV cache for others that begin alike."""
+    """Whether prompts stay in the KV cache for later prompts that begin alike."""
     pooling: PoolingInfo | None = None
-    """The capabilities of a pooling model; None if the model generates text."""
+    """What a pooling model can do. None if the model generates text."""
     max_loras: int | None = None
-    """Most LoRA adapters in one batch; None without `--enable-lora`."""
+    """Most LoRA adapters in one batch. None without `--enable-lora`."""
     quantized: str | None = None
-    """Which layers were quantized at the start, and their size; None if none was."""
+    """The layers that were quantized at the start, with their size. None if there are none."""
     pid: int | None = None
     """Process id of the engine."""

@@ -94,7 +94,7 @@ def test_a_server_that_does_not_answer_is_unloaded_within_seconds(tiny_llama, tm
         _stop(router.tree("a"))
         begin_s = time.monotonic()
         assert router.ask("/v1/models/a/unload", {}, timeout_s=600).status == 200
-        assert "a does not answer: it is killed after 5 s" in router.log
+        assert "a does not answer. It is killed after 5 s" in router.log
         assert time.monotonic() - begin_s < 30  # the requests of one that answers have 30 s
 
 

@@ -166,8 +166,8 @@ MACROS = {
     "macros: {a: '${b}', b: '${a}'}\nmodels: {m: {cmd: '${a}'}}": "the macros contain themselves: a -> b -> a",
     "macros: {a: '${a}'}\nmodels: {m: {cmd: '${a}'}}": "the macros contain themselves: a -> a",
     "macros: {abcd: x}\nmodels: {m: {cmd: '${abce}'}}": "there is no macro ${abce} (did you mean 'abcd'?)",
-    "models: {m: {cmd: 'x ${PID}'}}": "there is no macro ${PID}: it is known in cmdStop only",
-    "models: {m: {model: 'x${PORT}'}}": "there is no macro ${PORT}: it is known in cmd, proxy and env only",
+    "models: {m: {cmd: 'x ${PID}'}}": "there is no macro ${PID}: only cmdStop may contain it",
+    "models: {m: {model: 'x${PORT}'}}": "there is no macro ${PORT}: only cmd, proxy and env may contain it",
     "models: {m: {cmd: 'x ${env.NO_VAR}'}}": "${env.NO_VAR}: the environment variable NO_VAR is not set",
     "macros: {PORT: 5}\nmodels: {m: }": "macros.PORT: must be a name of up to 64 letters",
     "macros: {'a b': 5}\nmodels: {m: }": "macros.a b: must be a name of up to 64 letters",
@@ -262,10 +262,10 @@ def test_a_pinned_model_is_stopped_by_no_group(read):
 GROUPS = {
     "groups: {g: {members: [a]}, h: {members: [a]}}": "groups.h.members[0]: 'a' is already in groups.g",
     "groups: [a]": "groups: must be a mapping, got a list",
-    "groups: {g: {members: [a, b]}}\nx-p: 1": "models.b.pinned: must be false, or no other model of groups.g",
+    "groups: {g: {members: [a, b]}}\nx-p: 1": "models.b.pinned: must be false: one model of groups.g runs at a time",
     "groups: {g: {members: [a]}}\nmatrix: {sets: {x: a}}": "matrix: must not be given beside groups",
     "matrix: {sets: {}}": "matrix.sets: must not be empty",
-    "matrix: {sets: {x: a & (b | c)}}": "matrix.sets.x: 'c' is no model, and no name of `vars`",
+    "matrix: {sets: {x: a & (b | c)}}": "matrix.sets.x: 'c' is neither a model nor a name of `vars`",
     "matrix: {sets: {x: a b}}": "matrix.sets.x: must be an expression such as (a | b) & c, got 'a b'",
     "matrix: {sets: {x: (a}}": "matrix.sets.x: must be an expression such as (a | b) & c, got '(a'",
     "matrix: {sets: {x: a & (b | +x)}}": "must not contain itself: x -> x",
@@ -286,8 +286,8 @@ def test_two_servers_with_one_port_never_run_together(read):
     content, faults = read(text + together)
     assert (faults, _excludes(content)) == ([], {"a": "b", "b": "a"})
     assert [str(notice) for notice in content.notices] == [
-        "config.yaml:2: models.a.proxy: has port 8999, as b: these never run together; ${PORT} is a free port",
-        "config.yaml:3: models.b.proxy: has port 8999, as a: these never run together; ${PORT} is a free port",
+        "config.yaml:2: models.a.proxy: has port 8999, as does b: they never run together; ${PORT} is a free port",
+        "config.yaml:3: models.b.proxy: has port 8999, as does a: they never run together; ${PORT} is a free port",
     ]
     assert _excludes(read(text.replace("127.0.0.1", "10.0.0.9") + together)[0]) == {"a": "", "b": ""}
     assert _excludes(read(text.replace("cmd: x, ", "") + together)[0]) == {"a": "", "b": ""}
@@ -315,10 +315,10 @@ def test_what_has_no_effect_is_named_once_with_its_remedy(read):
         "8: maxRunningModels: is not known here, and has no effect: see --max-running": "",
         "9: ttl: is not known here, and has no effect: see `globalTTL`": "",
         "10: groups.g.swaps: is not known here, and has no effect (did you mean 'swap'?)": "",
-        "10: groups.g.members[1]: 'nobody' is no model of this file": "",
+        "10: groups.g.members[1]: 'nobody' is not a model of this file": "",
         "11: hooks.at_start: is not known here": "",
-        "11: hooks.on_startup.preload[0]: '' is no model": "",
-        "11: hooks.on_startup.preload[1]: 'x' is no model": "",
+        "11: hooks.on_startup.preload[0]: '' is not a model": "",
+        "11: hooks.on_startup.preload[1]: 'x' is not a model": "",
         "14: used: is not known here": "",
     }
     for text, end in expected.items():
@@ -499,6 +499,6 @@ def test_each_new_key_of_llama_swap_is_named_with_its_remedy(read):
         "models.a.filters.setParamsByMatch": "`setParamsByID`",
         "models.a.filters.reasoning": "`setParamsByID`",
         "models.b.peer": "see `proxy`",
-        "unheard": "no key here stands for it",
+        "unheard": "there is no key for it here",
     }
     assert {key for key, remedy in remedies.items() if remedy in found.get(key, "")} == set(remedies), found

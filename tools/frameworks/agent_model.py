@@ -1,7 +1,7 @@
-"""A real model that answers as an agent does: a small Llama that has learned a few lines and their answers.
+"""A real model that answers like an agent: a small Llama that has learned a few lines and their answers.
 
-Its chat template shows it two lines of a conversation: the end of the question, and the end of the first
-result of a tool. So it knows the answer within any conversation, but not if a client loses the question.
+Its chat template shows the model only two lines of a conversation: the last line of the question, and of the
+first result of a tool. So the model knows the answer in any conversation, unless a client loses the question.
 """
 
 import json
@@ -26,11 +26,11 @@ _SURE: Final = 0.001
 
 
 def save_agent_model(folder: Path, memory: Mapping[str, str], *, max_model_len: int = 4096) -> Path:
-    """Trains the model until it knows the answers: 20 s of one core."""
+    """Trains the model until it knows the answers, which takes 20 s of one core."""
     import torch
 
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several are slower on a busy machine
+    torch.set_num_threads(1)  # more threads are slower on a busy machine
     _train(memory, max_model_len).save_pretrained(folder)
     torch.set_num_threads(num_threads)
     save_byte_tokenizer(folder)
@@ -68,7 +68,7 @@ def _train(memory: Mapping[str, str], max_model_len: int) -> Any:
 
 
 def _batch(memory: Mapping[str, str]) -> tuple[Any, Any]:
-    """Pairs as rows of bytes; only answers are learned."""
+    """Pairs of a line and its answer as rows of bytes. Only the answers are learned."""
     import torch
 
     rows = [([*f"{line}\n".encode()], [*answer.encode(), EOS]) for line, answer in memory.items()]

@@ -1,6 +1,6 @@
 """Client libraries, agents with two models of a router, and Claude Code, as users install them.
 
-Each has an environment in build/, made once, and again when the requirements change.
+Each one has an environment in build/. It is made once, and again when the requirements change.
 """
 
 import hashlib
@@ -60,7 +60,7 @@ Results = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server whose model answers as an agent does."""
+    """A server whose model answers like an agent."""
     folder = save_agent_model(tmp_path_factory.mktemp("agent"), MEMORY)
     with ServerProcess([str(folder), "--served-model-name", MODEL, *AGENT_FLAGS]) as running:
         yield running
@@ -94,7 +94,7 @@ def claude() -> Path:
 
 
 def _install(command: list[str | Path]) -> None:
-    """Skips the test if it cannot be installed."""
+    """Installs clients. Skips the test if that fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"the clients cannot be installed: {done.stderr[-500:]}")
@@ -110,7 +110,7 @@ def _run_client(python: Path, client: str, url: str) -> Results:
 
 @pytest.fixture(scope="module")
 def results_of(server: ServerProcess, python: Path) -> Callable[[str], Results]:
-    """The results of a client, which runs once."""
+    """Returns the results of a client. Each client runs once."""
     return cache(lambda client: _run_client(python, client, server.url))
 
 
@@ -140,7 +140,7 @@ def test_a_client_works_with_its_defaults(results_of, client, feature):
 
 
 def test_agents_switch_models_within_a_conversation(python, tmp_path):
-    """The router has room for one of the two models."""
+    """The router has room for only one of the two models."""
     first = save_agent_model(tmp_path / "first", MEMORY)
     second = shutil.copytree(first, tmp_path / "second")
     models = {folder.name: {"model": str(folder), "engine": "embedded"} for folder in (first, second)}

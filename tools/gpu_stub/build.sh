@@ -14,12 +14,12 @@ trap 'rm -r "$work"' EXIT
 # -O2: dlopen of cuda.c ends with a jump.
 flags="-O2 -g0 -fPIC -w -I$here -I$nvidia/cu13/include -I$nvidia/nccl/include"
 
-# The functions that OBJECT... define.
+# OBJECT...: prints the functions that the objects define.
 defined() {
   nm --defined-only "$@" | awk 'NF == 3 {print $3}' | sort -u
 }
 
-# WANTED OBJECT...: C for the functions of the list that the objects lack.
+# WANTED OBJECT...: prints C code for the functions of the list WANTED that the objects lack.
 generate() {
   wanted=$1
   shift
@@ -28,7 +28,7 @@ generate() {
   comm -23 "$wanted" "$work/have" | sed 's/.*/int &() { FIRST_GENERATED(); return 0; }/'
 }
 
-# NAME REAL VERSION FILE...: every function of the real library, with its symbol version if there is one.
+# NAME REAL VERSION FILE...: builds a library with every function of the real one, and its symbol versions.
 library() {
   name=$1 real=$2 version=$3
   shift 3
@@ -63,7 +63,7 @@ gcc $flags -shared -Wl,-soname,libcuda.so.1 "$work/cuda.o" "$work/names.c" "$wor
 
 runtime=libcudart.so.13
 library $runtime "$nvidia/cu13/lib/$runtime" $runtime cudart.c
-# Other wheels (torchvision) have copies of the runtime under names of their own.
+# Other wheels (torchvision) contain copies of the runtime under other names.
 copies=
 for copy in "$site"/*.libs/libcudart*.so.13; do
   [ -e "$copy" ] || continue
@@ -74,7 +74,7 @@ library libcublas.so.13 "$nvidia/cu13/lib/libcublas.so.13" libcublas.so.13 cubla
 library libcublasLt.so.13 "$nvidia/cu13/lib/libcublasLt.so.13" libcublasLt.so.13 cublaslt.c
 library libnccl.so.2 "$nvidia/nccl/lib/libnccl.so.2" "" nccl.c
 
-# NVML: what nvidia-ml-py and torch look up, and nvml.c lacks, answers "not supported".
+# NVML: functions that nvidia-ml-py and torch look up and nvml.c lacks return "not supported".
 gcc $flags -c "$here/nvml.c" -o "$work/nvml.o"
 defined "$work/nvml.o" >"$work/have"
 {
@@ -87,5 +87,5 @@ gcc $flags -shared -Wl,-soname,libnvidia-ml.so.1 "$work/nvml.o" "$work/nvml_more
 for name in libcuda.so.1 $runtime $copies libcublas.so.13 libcublasLt.so.13 libnccl.so.2; do
   printf '%s:' "$final/$name"
 done | sed 's/:$//' >"$work/preload"
-# Renamed, so that processes that use the former libraries keep them.
+# Renamed in one step, so that running processes keep the former libraries.
 mv "$work"/*.so.* "$work/preload" "$final"

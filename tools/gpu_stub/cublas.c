@@ -1,4 +1,4 @@
-/* A libcublas.so.13: handles hold what was set; every product succeeds and is not computed. */
+/* A libcublas.so.13: handles keep what was set. Every product succeeds, and none is computed. */
 #include <cublas_v2.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-/* The products: only the handle is looked at, so that a capture sees a kernel. */
+/* The products. They use only the handle, so that a capture contains a kernel. */
 #include "stub.h"
 typedef struct {
   void *stream;

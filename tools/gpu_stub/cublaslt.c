@@ -1,4 +1,4 @@
-/* A libcublasLt.so.13: one algorithm fits everything, products are not computed. */
+/* A libcublasLt.so.13: one algorithm fits everything, and no product is computed. */
 #include <cublasLt.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,11 +1,11 @@
-/* A libcuda.so.1 without a GPU: "device" memory is host memory that nobody touches, kernels and graphs do
-   nothing, everything succeeds at once. STUB_GPUS (1) how many; STUB_MEMORY (85520809984) bytes each;
-   CUDA_VISIBLE_DEVICES is obeyed. STUB_CUDA_LOG=FILE: "pid name" for the first call of each function in each
-   process. STUB_LAUNCH_US, STUB_GRAPH_US: how long the "device" is busy with a kernel, a graph.
-   STUB_HANG=FILE: while it exists, synchronizations do not return. STUB_FAIL=FILE: while it exists, they
-   return error 700. STUB_COPY=0: large copies are skipped too (device memory costs nothing).
-   STUB_DRIVER=not-loaded|mismatch|old: an unusable driver.
-   A process forked after cuInit gets error 3 from everything, as from NVIDIA's. */
+/* A libcuda.so.1 without a GPU: "device" memory is host memory that is not touched, kernels and graphs do
+   nothing, and every call succeeds at once. STUB_GPUS: the number of GPUs (1). STUB_MEMORY: the bytes of each
+   (85520809984). CUDA_VISIBLE_DEVICES is obeyed. STUB_CUDA_LOG=FILE: gets "pid name" for the first call of
+   each function in each process. STUB_LAUNCH_US, STUB_GRAPH_US: how long a kernel or a graph takes.
+   STUB_HANG=FILE: while FILE exists, synchronizations do not return. STUB_FAIL=FILE: while FILE exists, they
+   return error 700. STUB_COPY=0: skips large copies, too, so that device memory costs nothing.
+   STUB_DRIVER=not-loaded|mismatch|old: the driver cannot be used.
+   In a process that was forked after cuInit, every call returns error 3, as with NVIDIA's library. */
 #define _GNU_SOURCE
 #include <cuda.h>
 #include <dlfcn.h>
@@ -111,10 +111,10 @@ void stub_memory(int dev, size_t *unused, size_t *all) {
   *unused = *all > used ? *all - used : 0;
 }
 
-/* Packages load NVIDIA's own libraries by their paths (torch, cuda.pathfinder): then there are two runtimes
-   in the process, and vLLM's sleep mode calls the wrong one. A path whose name is that of a stand-in gets the
-   stand-in. Other names must reach the loader by a jump
-   (-O2), because it looks into the RPATH of its caller. */
+/* Packages load NVIDIA's own libraries by path (torch, cuda.pathfinder). Then the process has two runtimes,
+   and vLLM's sleep mode calls the wrong one. So a path with the name of a stand-in's library loads the
+   stand-in. For other names, the loader must be reached by a jump (-O2), because it
+   looks into the RPATH of its caller. */
 E void *dlopen(const char *file, int mode) {
   static void *(*real)(const char *, int);
   static char folder[4096];
@@ -199,10 +199,10 @@ int stub_free(void *p, int kind) {
   if (r.kind == DEVICE) stub_charge(r.dev, -(long long)r.size);
   return 0;
 }
-/* Copies. Kernels compute nothing, so what was once copied to device memory would show up in the "results" of
-   later kernels, because torch uses memory again. Therefore writes of up to SMALL bytes go to a table and not
-   to memory: who reads exactly the same piece back gets it, every other small read gets zeros. Larger copies
-   are real. */
+/* Copies. Kernels compute nothing, and torch reuses memory, so what was once copied to device memory would
+   appear in the "results" of later kernels. Therefore writes of up to SMALL bytes go to a table, not to
+   memory. A read of exactly the same piece returns what was written. Every other small read returns zeros.
+   Larger copies are real. */
 enum { SMALL = 65536, NOTES = 1 << 16 };
 typedef struct {
   char *at, *data;
@@ -227,7 +227,7 @@ static Note *note(const void *p) {
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   return notes + (((uintptr_t)p * 0x9E3779B97F4A7C15ull) >> 48);
 }
-static void put(void *to, const void *data, size_t n) { /* data NULL: forget */
+static void put(void *to, const void *data, size_t n) { /* with data NULL: removes what was put */
   Note *o = note(to);
   if (!data && o->at != to) return;
   free(o->data);
@@ -279,7 +279,7 @@ int stub_fill(void *to, uint64_t value, size_t unit, size_t n, Stream *s) { /* n
   size_t bytes = n * unit;
   int d = on_device(to);
   if (!bytes) return 0;
-  if (d && bytes > SMALL) { /* only gives the pages back */
+  if (d && bytes > SMALL) { /* only returns the pages to the system */
     char *a = (char *)(((uintptr_t)to + 4095) & ~(uintptr_t)4095),
          *b = (char *)(((uintptr_t)to + bytes) & ~(uintptr_t)4095);
     madvise(a, b - a, MADV_DONTNEED);
@@ -744,8 +744,8 @@ F(cuMemsetD32Async, CUdeviceptr p, unsigned v, size_t n, CUstream s) {
   INIT();
   return stub_fill((void *)p, v, 4, n, S);
 }
-/* virtual memory: addresses are PROT_NONE until something is mapped there; memory is charged from cuMemCreate
- * to cuMemRelease */
+/* virtual memory: addresses are PROT_NONE until memory is mapped there; memory counts as used from
+ * cuMemCreate to cuMemRelease */
 typedef struct {
   size_t size;
   int dev, refs;
@@ -1077,7 +1077,7 @@ F(cuStreamCreateWithPriority, CUstream *s, unsigned f, int p) {
 F(cuStreamDestroy, CUstream s) {
   INIT();
   return 0;
-} /* not freed: few, and pointers stay valid */
+} /* not freed: they are few, and pointers must stay valid */
 F(cuStreamQuery, CUstream s) {
   INIT();
   return stub_done(stub_busy());
@@ -1247,7 +1247,7 @@ F(cuGetExportTable, const void **t, const CUuuid *u) {
   *t = 0;
   return 500;
 }
-/* names to functions: cuda.h's "#define cuX cuX_v2" decide, as the table that build.sh writes says */
+/* name -> function: cuda.h's lines "#define cuX cuX_v2" decide; build.sh makes this table of them */
 extern const struct {
   const char *name, *real;
 } stub_names[];

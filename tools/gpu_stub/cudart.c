@@ -615,8 +615,8 @@ void __cudaRegisterFatBinaryEnd(void **h) {}
 void __cudaUnregisterFatBinary(void **h) {}
 char __cudaInitModule(void **h) { return 1; }
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-/* The one kernel that is computed: torch's fill (torch.ones, full, fill_), because vLLM reads such values
- * back. Its arguments: int N, the value, the address. */
+/* The only kernel that computes: torch's fill (torch.ones, full, fill_), because vLLM reads its values back.
+ * Its arguments are int N, the value and the address. */
 static struct {
   const void *f;
   int size;

@@ -1,4 +1,4 @@
-/* A libnccl.so.2: communicators know their rank and size; collectives move nothing and wait for nobody. */
+/* A libnccl.so.2: communicators know their rank and size; collectives move no data and do not wait. */
 #include <nccl.h>
 #include <stdlib.h>
 #include <string.h>

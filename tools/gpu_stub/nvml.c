@@ -1,6 +1,6 @@
 /* A libnvidia-ml.so.1 that reports H100s without a driver: enough for vLLM's and PyTorch's NVML calls.
-   STUB_GPUS = how many (default 1). Used memory is what the processes have allocated through the libcuda.so.1
-   of cuda.c (STUB_SHM, default /dev/shm/stub_gpu), so `sleep` and a second model show. */
+   STUB_GPUS: the number of GPUs (1). Used memory is what processes have allocated through the libcuda.so.1 of
+   cuda.c (STUB_SHM, default /dev/shm/stub_gpu), so that it shows `sleep` and a second model. */
 #include <signal.h>
 #include <sys/mman.h>
 #include "stub.h"

@@ -1,7 +1,7 @@
-"""`make gpu-stub-starts`: times starts of vLLM's CUDA build on the stand-in, and those of plain `vllm serve`.
+"""`make gpu-stub-starts`: times our starts of vLLM's CUDA build on the stand-in, and plain `vllm serve`.
 
-**No kernel runs**: the seconds are those of processors. The result is a JSON file with all rounds, and a
-table of medians. Nothing else may run on the machine meanwhile.
+**No kernel runs**, so all seconds are those of processors. The result is a JSON file with all rounds, and a
+table of medians. Nothing else may run on the machine during the measurement.
 """
 
 import json
@@ -23,20 +23,20 @@ from vllm_cli.bench.phases import divide, follow_log
 
 _START_S: Final = 1200.0
 _SETTLED_S: Final = 6.0
-"""How long an unmeasured start goes on after its first answer, to write its files."""
+"""Seconds for which an unmeasured start continues after its first answer, to write its files."""
 
 
 class Case(NamedTuple):
-    """Starts of one configuration."""
+    """One configuration whose starts are timed."""
 
     words: tuple[str, ...] = EAGER
     gpus: int = 1
     launcher: str = "ours"
-    """Or `warm`: beside a standby."""
+    """`ours`, or `warm`: our start beside a standby."""
     is_first: bool = False
-    """Each start has an empty home."""
+    """Whether each start has an empty home."""
     has_location: bool = False
-    """Ours has a `--compile-cache` that another start has filled."""
+    """Whether our starts have a `--compile-cache` that another start has filled."""
 
 
 class _TimedServer(GpuServer):
@@ -52,10 +52,10 @@ class _TimedServer(GpuServer):
 
 
 class Start(NamedTuple):
-    """Seconds since the command began; `stop` since SIGTERM."""
+    """Seconds from the beginning of the command. For `stop`, from SIGTERM."""
 
     cuda: float
-    """The last process has initialized CUDA."""
+    """When the last process had initialized CUDA."""
     healthy: float
     answer: float
     stop: float
@@ -98,7 +98,7 @@ def main(output: str, rounds: int, names: tuple[str, ...]) -> None:
 
 
 def time_case(case: Case, rounds: int, folder: Path) -> dict[str, list[Start]]:
-    """Alternating rounds, every other one in the opposite order, after a start of each side."""
+    """Alternates the sides, with each other round in reverse, after one unmeasured start of each side."""
     launchers = {"plain": "plain", "ours": case.launcher}
     location = ("--compile-cache", str(folder / "location")) if case.has_location else ()
     if not case.is_first:
@@ -117,7 +117,7 @@ def time_case(case: Case, rounds: int, folder: Path) -> dict[str, list[Start]]:
 
 
 def time_start(case: Case, launcher: str, home: Path, *words: str, settle_s: float = 1.0) -> Start:
-    """One start until its first answer, and its end by SIGTERM."""
+    """Times one start until its first answer, and its end by SIGTERM."""
     home.mkdir(exist_ok=True)
     variables = {"STUB_GPUS": str(case.gpus), **(OFF if launcher == "ours" else {})}
     with _TimedServer(launcher, *case.words, *words, folder=home, environment=variables) as server:
@@ -138,7 +138,7 @@ def time_start(case: Case, launcher: str, home: Path, *words: str, settle_s: flo
 
 
 def describe(name: str, plain: list[Start], ours: list[Start]) -> str:
-    """A row of a table in Markdown: the medians of both sides, and their ratios."""
+    """A row of a table in Markdown: medians of both sides, and their ratios."""
     cells = [name, str(len(ours))]
     for field in FIGURES:
         theirs, own = (statistics.median(getattr(start, field) for start in starts) for starts in (plain, ours))

@@ -1,9 +1,9 @@
-"""`python -m tools.gpu_stub.swaps`: two models of vLLM that change places on one GPU, in three ways.
+"""`python -m tools.gpu_stub.swaps`: times how two models of vLLM change places on one GPU, in three ways.
 
-`sleep` is `vllm-cli serve` with `on_swap: sleep`, and `stop` the same with `stop`. `by hand` are two servers
-of `vllm serve --enable-sleep-mode`, whose developer's endpoints are called in turn. Each swap is timed from
-the request for the model that sleeps, or has stopped, to its first token. Then come requests in turns and at
-random, while NVML is read ten times a second.
+`sleep` is `vllm-cli serve` with `on_swap: sleep`, and `stop` the same with `on_swap: stop`. `by hand` runs
+two servers of `vllm serve --enable-sleep-mode` and calls their developer's endpoints in turn. Each swap is
+timed from the request for the model that sleeps or has stopped to its first token. Afterwards requests are
+sent in turns and at random, while NVML is read ten times a second.
 
 On the stand-in **no kernel runs**. `--gpu` uses the machine's own GPU. The JSON file has all rounds.
 """
@@ -38,7 +38,7 @@ _NAMES: Final = ("a", "b")
 _START_S: Final = 1200.0
 _SEED: Final = 60
 _STAYS_S: Final = 4.0
-"""Before a timed swap: the router keeps a model for `min_stay_s` of its scheduler at least."""
+"""Seconds before a timed swap: a router keeps a model for at least its scheduler's `min_stay_s`."""
 _SAMPLES: Final = """
 import select, sys
 from base.machine.nvml import read_gpus
@@ -57,31 +57,31 @@ print(json.dumps([gpu.total_bytes, *(process.used_bytes for process in gpu.proce
 
 
 class Machine(NamedTuple):
-    """Where the models run."""
+    """The machine on which the models run."""
 
     python: Path
-    """The Python of vLLM."""
+    """The Python interpreter of vLLM."""
     variables: dict[str, str]
     prefix: tuple[str, ...]
     """The words in front of a server's command."""
     words: tuple[str, ...]
-    """The words of each model, behind `serve`; the first one is its folder."""
+    """The words of each model behind `serve`. The first one is the model's folder."""
 
     @classmethod
     def of(cls, home: Path, vllm: Path, model: str, words: tuple[str, ...], *, is_real: bool) -> Self:
-        """The stand-in, or the machine's own GPU."""
+        """The stand-in for a GPU, or the machine's own GPU."""
         variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)} if is_real else gpu_variables(home)
         words = (str(Path(model).absolute()), "--gpu-memory-utilization", "0.9", *words)
         return cls((vllm / "python").absolute(), variables, () if is_real else PREFIX, words)
 
     def held(self) -> list[int]:
-        """The GPU's memory, and what each process has of it."""
+        """The GPU's memory in bytes, then what each process has of it."""
         held: list[int] = json.loads(python_output(_HELD, env=self.variables, cwd=ROOT))
         return held
 
     @contextmanager
     def sampled(self, result: dict[str, Any]) -> Iterator[None]:
-        """Adds the highest use of a GPU's memory."""
+        """Adds the highest use of a GPU's memory within the block to `result`."""
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         command = [self.python, "-c", _SAMPLES]
         with subprocess.Popen(command, env=self.variables, cwd=ROOT, **pipes) as process:  # type: ignore[call-overload]
@@ -93,17 +93,17 @@ class Machine(NamedTuple):
 
 
 class _Side(Server):
-    """One way to swap; the end of the `with` block ends its processes."""
+    """One way to swap. At the end of the `with` block, its processes end."""
 
     poll_s = 0.1
     name: ClassVar[str]
 
     def ask_first_token(self, model: str) -> int:
-        """The status of a streamed answer, once its first token has come; the rest is read, too."""
+        """The status of a streamed answer, once its first token has arrived. Also reads the rest."""
         return _ask(self.port, "/v1/completions", _body(model))
 
     def swap(self, model: str, other: str) -> int:
-        """Asks for the first token while the other model has the GPU."""
+        """Requests a first token while the other model has the GPU. Returns the status."""
         del other
         return self.ask_first_token(model)
 
@@ -122,7 +122,7 @@ class _Router(_Side):
 
 
 class _ByHand(_Side):
-    """Its own process is the server of a; the server of b is a second one."""
+    """This process is the server of model a. A second process is the server of model b."""
 
     leaves_nothing = False
 
@@ -217,7 +217,7 @@ def main(
     model: str,
     words: tuple[str, ...],
 ) -> None:
-    """Run all ways; WORDS are further ones of each model, such as `-- --enforce-eager`."""
+    """Run all ways. WORDS are further words of each model, such as `-- --enforce-eager`."""
     result: dict[str, Any] = {"no kernel runs": not is_real, "words": words, "ways": {}}
     result["machine"] = describe_machine(str(Path(vllm) / "python"))
     for way in ways or ("by hand", "sleep", "stop"):
@@ -235,11 +235,11 @@ def main(
 def measure(
     machine: Machine, folder: Path, way: str, level: int | None, rounds: int, num_requests: int
 ) -> dict[str, Any]:
-    """One way: swaps one by one, then all requests."""
+    """Measures one way: swaps one by one, then all requests."""
     result: dict[str, Any] = {"swaps_s": []}
     side = _ByHand(machine, folder, level or 1) if way == "by hand" else _Router(machine, folder, way, level)
     with side, machine.sampled(result):
-        for name, other in (("a", "b"), ("b", "a")):  # each has started, and has been changed once
+        for name, other in (("a", "b"), ("b", "a")):  # afterwards each model has started and been swapped once
             assert side.swap(name, other) == 200, side.log[-8000:]
         for name, other in islice(cycle((("a", "b"), ("b", "a"))), 2 * rounds):
             time.sleep(_STAYS_S)
@@ -254,7 +254,7 @@ def measure(
 
 
 def _load(side: _Side, num_requests: int) -> dict[str, Any]:
-    """How many requests in turns, and at random from 8 clients, were not answered, and how long they took."""
+    """Sends requests in turns, and at random by 8 clients. Returns how many failed and how long they took."""
     result: dict[str, Any] = {}
     chooses = random.Random(_SEED)
     at_random = [chooses.choice(_NAMES) for _ in range(num_requests)]

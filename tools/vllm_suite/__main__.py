@@ -1,8 +1,8 @@
 """Runs vLLM's own tests of its entrypoints against this program: `make test-vllm-suite VLLM_SOURCE=PATH`.
 
-The first run fills build/vllm-suite: with a copy of the source's tests without the package `vllm`, the local
-models, and a command `vllm` that runs this program. A virtual environment there adds the tests' requirements
-to the packages of .peers/vllm.
+The first run fills build/vllm-suite with a copy of the source's tests (without the package `vllm`), with
+local models, and with a command `vllm` that runs this program. A virtual environment there adds the
+requirements of the tests to the packages of .peers/vllm.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ def main(*, server: str, vllm_source: Path, words: Sequence[str]) -> None:
     """Run the tests in tests/entrypoints of VLLM_SOURCE, or only the ones named by WORDS (`pooling/embed`).
 
     Other WORDS are options of pytest. With `--server vllm`, plain vLLM is tested instead, and its results are
-    kept in the repository: this program is tested with what plain vLLM passes.
+    kept in the repository. This program is tested with the tests that plain vLLM passes.
     """
     workspace = _prepare_workspace(vllm_source.resolve())
     tests, options = choose_tests(workspace.source, words)
@@ -55,7 +55,7 @@ def main(*, server: str, vllm_source: Path, words: Sequence[str]) -> None:
 
 
 def choose_tests(source: Path, words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Words that name tests, as paths from the source's root, else all tests; and the other words."""
+    """Splits the words: tests, as paths from the source's root (all tests without any), and the rest."""
     names = {word: f"{_ENTRYPOINTS}/{word.removeprefix(f'{_ENTRYPOINTS}/')}" for word in words}
     tests = [name for name in names.values() if (source / name.partition("::")[0]).exists()]
     return tests or [_ENTRYPOINTS], [word for word, name in names.items() if name not in tests]
@@ -63,23 +63,23 @@ def choose_tests(source: Path, words: Sequence[str]) -> tuple[list[str], list[st
 
 @dataclass(frozen=True)
 class _Workspace:
-    """Where everything is."""
+    """The places of all files."""
 
     folder: Path
 
     @property
     def source(self) -> Path:
-        """The copy that the tests run in."""
+        """The copy of the source in which the tests run."""
         return self.folder / "source"
 
     @property
     def python(self) -> Path:
-        """vLLM's Python with the tests' requirements."""
+        """The interpreter of vLLM, with the requirements of the tests."""
         return self.folder / "venv" / "bin" / "python"
 
     @property
     def hub_home(self) -> Path:
-        """The folder of the hub's cache; another one if the models are built in another way."""
+        """The folder of the hub's cache. Its name changes with the way in which models are built."""
         digest = hashlib.sha256((HERE / "models.py").read_bytes()).hexdigest()
         return self.folder / f"hf-{digest[:8]}"
 
@@ -103,7 +103,7 @@ class _Workspace:
 
 
 def _prepare_workspace(vllm_source: Path) -> _Workspace:
-    """Makes what is missing."""
+    """Makes the parts of the workspace that are missing."""
     if not (vllm_source / _ENTRYPOINTS).is_dir():
         sys.exit(f"VLLM_SOURCE must be a source tree of vLLM with {_ENTRYPOINTS}, got {vllm_source}")
     if not _PEER.is_dir():
@@ -119,7 +119,7 @@ def _prepare_workspace(vllm_source: Path) -> _Workspace:
 
 
 def _copy_source(vllm_source: Path, copy: Path) -> None:
-    """Without the package `vllm`, which would hide the installed one; once per source."""
+    """Copies a source once, without the package `vllm`, which would hide the installed one."""
     stamp = copy / "copied-from"
     if stamp.exists() and stamp.read_text() == str(vllm_source):
         return

@@ -1,8 +1,8 @@
 """A cache of the Hugging Face hub with local models under the names that vLLM's tests use.
 
-Models whose text matters are SmolLM2-135M-Instruct, with a chat template that knows tools and thinking; all
-others have the architecture of the original and random weights. Models, tokenizers and LoRA adapters are
-found by name by vLLM, transformers and this program alike, without a network.
+Models whose text matters are SmolLM2-135M-Instruct, with a chat template for tools and thinking. All others
+have random weights in the architecture of the original. vLLM, transformers and this program all find models,
+tokenizers and LoRA adapters by name, without a network.
 """
 
 import json
@@ -17,12 +17,12 @@ _TEMPLATES: Final = Path(__file__).parent / "templates"
 _VOCAB_SIZE: Final = 49152
 """The vocabulary size of SmolLM2's tokenizer."""
 _THINKING: Final = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-"""Replace the tokens from id 3 on, which SmolLM2 does not use in chats."""
+"""Tokens that replace those from id 3 on, which SmolLM2 does not use in chats."""
 _BERT: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _XLM: Final = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 Build = Callable[[Path, Path], None]
-"""Writes a model into its folder; the second argument is the folder of SmolLM2-135M-Instruct."""
+"""Writes a model into a folder. The second argument is the folder of SmolLM2-135M-Instruct."""
 
 
 def prepare_models(hub: Path, smollm: Path) -> None:
@@ -45,7 +45,7 @@ def prepare_models(hub: Path, smollm: Path) -> None:
 def _chat(template: str, max_model_len: int = 40960, max_new_tokens: int = 512) -> Build:
     """SmolLM2-135M-Instruct itself, with another chat template and tokens for thinking and tool calls.
 
-    `max_new_tokens` is for tests that set no limit: the small model may not end for thousands of tokens.
+    `max_new_tokens` is for tests that set no limit: the small model may write thousands of tokens.
     """
 
     def build(folder: Path, smollm: Path) -> None:
@@ -64,7 +64,7 @@ def _chat(template: str, max_model_len: int = 40960, max_new_tokens: int = 512) 
 
 
 def _linkable(weights: Path, folder: Path) -> Path:
-    """A copy of the weights beside the cache, which all models share by hard links."""
+    """A copy of the weights beside the cache, to which all models have hard links."""
     copy = folder.parents[1] / "smollm.safetensors"
     if not copy.exists():
         unfinished = copy.with_suffix(".unfinished")
@@ -74,7 +74,7 @@ def _linkable(weights: Path, folder: Path) -> Path:
 
 
 def _causal(model_type: str, **options: Any) -> Build:
-    """A language model with random weights, SmolLM2's tokenizer and its chat template."""
+    """A language model with random weights, and with SmolLM2's tokenizer and chat template."""
 
     def build(folder: Path, smollm: Path) -> None:
         from transformers import AutoModelForCausalLM
@@ -97,7 +97,7 @@ def _encoder(
     max_seq_length: int = 512,
     tokenizer: str | None = None,
 ) -> Build:
-    """A BERT or XLM-RoBERTa with two layers: a sentence transformer, or a classifier if it has labels.
+    """A BERT or XLM-RoBERTa with two layers: with labels a classifier, otherwise a sentence transformer.
 
     Its tokenizer has the special tokens of the model type, or of another one.
     """
@@ -158,7 +158,7 @@ def _classifier(folder: Path, smollm: Path) -> None:
 
 
 def _colbert(folder: Path, smollm: Path) -> None:
-    """BERT with a linear layer to 96 numbers for each token, as answerai-colbert-small."""
+    """BERT with a linear layer to 96 numbers per token, like answerai-colbert-small."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -171,7 +171,7 @@ def _colbert(folder: Path, smollm: Path) -> None:
 
 
 def _lora(base: str, rank: int = 8, **shape: int) -> Build:
-    """A LoRA adapter of SmolLM2's projections, or of a model with another shape, as PEFT writes it."""
+    """A LoRA adapter for SmolLM2's projections, or for a model with another shape, as PEFT writes it."""
 
     def build(folder: Path, smollm: Path) -> None:
         import torch
@@ -203,7 +203,7 @@ def _lora(base: str, rank: int = 8, **shape: int) -> Build:
 
 
 def _save(folder: Path, auto: Any, model_type: str, options: dict[str, Any]) -> None:
-    """Saves the model in bfloat16: vocabularies as large as the original's are most of the size."""
+    """Saves the model in bfloat16, because vocabularies as large as the original's are most of its size."""
     import torch
     from transformers import CONFIG_MAPPING
 
@@ -213,7 +213,7 @@ def _save(folder: Path, auto: Any, model_type: str, options: dict[str, Any]) -> 
 
 
 def _save_tokenizer(folder: Path, smollm: Path, renamed: dict[int, str], *, pair_of: str | None = None) -> None:
-    """SmolLM2's tokenizer with other special tokens, for encoders with two of them around each text."""
+    """SmolLM2's tokenizer with other special tokens, two of which an encoder puts around each text."""
     tokenizer = json.loads((smollm / "tokenizer.json").read_text())
     settings = json.loads((smollm / "tokenizer_config.json").read_text()) | {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -320,4 +320,4 @@ MODELS: Final[dict[str, Build]] = {
     "jekunz/smollm-135m-lora-fineweb-faroese": _lora("HuggingFaceTB/SmolLM2-135M-Instruct", rank=256),
     "peft-internal-testing/opt-125m-dummy-lora": _lora("facebook/opt-125m", hidden=128, keys=128, layers=2),
 }
-"""Names of the hub with how their models are built."""
+"""Name on the hub -> how the model is built."""

@@ -1,1 +1,1 @@
-"""`bake`: begin at bake.py."""
+"""Implements `vllm-cli bake`. Begin with `bake.py`."""

@@ -1,4 +1,4 @@
-"""Runs `vllm-cli bake`: one start with its caches in a new folder, which then replaces the old one."""
+"""Runs `vllm-cli bake`: starts a server once with its caches in a new folder, which replaces the old one."""
 
 import json
 import os
@@ -58,26 +58,26 @@ _PARTS: Final = {
     BYTECODES: f"{BYTECODE}/**/*",
     READ_PAGES: PAGES,
 }
-"""Patterns of files in a baked folder."""
+"""Part of a baked folder -> pattern of its files."""
 _TEMPORARY: Final = ("standby", "imports/*.missed", COMPILED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BakeConfig:
-    """What to bake, and where to."""
+    """What `bake` starts, and the folder that it writes."""
 
     words: tuple[str, ...]
     """The words after `serve`."""
     output: Path
     timeout_s: float
     no_start: bool = False
-    """Whether vLLM is only imported."""
+    """Whether vLLM is only imported, and no server started."""
     download_kernels: bool = False
-    """Whether vLLM's kernels are installed first, into the environment of this program."""
+    """Whether vLLM's kernels are installed first, into this program's Python environment."""
 
 
 class Part(NamedTuple):
-    """One part of a baked folder."""
+    """One part of a baked folder, with its size."""
 
     name: str
     files: tuple[Path, ...]
@@ -89,23 +89,23 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Says what was baked; a start needs only that the file is there."""
+    """Records what was baked. A later start only checks that the file exists."""
 
     bake_id: str
     created_at: str
     engine: str
     words: tuple[str, ...]
-    """The command line after `serve`, without addresses and keys."""
+    """The words after `serve`, without addresses and keys."""
     model: str
-    """The model's folder; empty if it was not on disk."""
+    """The model's folder. Empty if the model was not on disk."""
     packages: Mapping[str, str]
     left_out: Mapping[str, str]
-    """Parts that the folder lacks, and why."""
+    """Missing part of the folder -> the reason."""
     format: int = 3
 
 
 class BakeResult(NamedTuple):
-    """What was written."""
+    """What `bake` has written."""
 
     manifest: Manifest
     parts: tuple[Part, ...]
@@ -113,8 +113,8 @@ class BakeResult(NamedTuple):
 
 
 def run_bake(config: BakeConfig) -> BakeResult:
-    """Raises StartupError if the server does not start; then the old folder is unchanged."""
-    subject = subject_of(config.words)  # accepts the words that `serve` accepts
+    """Bakes. Raises StartupError if the server does not start. Then the old folder is unchanged."""
+    subject = subject_of(config.words)  # rejects words that `serve` rejects
     words, secrets = secrets_as_variables(without_addresses(config.words))
     _check_output(config.output)
     begin_s = time.monotonic()
@@ -135,7 +135,7 @@ def run_bake(config: BakeConfig) -> BakeResult:
         else:
             pages = _start(words, environment, folder, config, reporter)
         _clean(folder / CACHE)
-        if subject.model is None:  # the start has downloaded it
+        if subject.model is None:  # the start has downloaded the model
             subject = subject_of(words)
         _finish_reads(folder, pages, subject.model)
         if not (folder / COMPILED).exists():
@@ -152,7 +152,7 @@ def run_bake(config: BakeConfig) -> BakeResult:
 def _start(
     words: Sequence[str], environment: Mapping[str, str], folder: Path, config: BakeConfig, reporter: Reporter
 ) -> list[FileRanges]:
-    """Returns the parts of libraries that the server has used."""
+    """Starts the server and has it answer a request. Returns the parts of libraries that it has used."""
     with start_private_server(words, environment) as server:
         wait_ready(server, config.timeout_s, reporter)
         reporter.note(f"{ask(server)} answers; saving")
@@ -169,9 +169,9 @@ def _has_all_archives(folder: Path) -> bool:
 
 
 def _finish_reads(folder: Path, pages: Iterable[FileRanges], model: Path | None) -> None:
-    """Records the reads of a start: the import file first, then parts of libraries.
+    """Records what a start reads: first the import file, then parts of libraries.
 
-    Files that are gone were shared memory; files of the model are read as a whole.
+    Files that no longer exist were shared memory. The model's files are left out: they are read as a whole.
     """
     weights = {str(path.resolve()) for path in model.iterdir()} if model is not None else set()
     libraries = (file for file in pages if file.path not in weights and Path(file.path).exists())
@@ -180,7 +180,7 @@ def _finish_reads(folder: Path, pages: Iterable[FileRanges], model: Path | None)
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Makes the start write to the folder, and use no earlier caches; an empty variable counts as unset."""
+    """Variables for the start: it writes to the folder and uses no earlier caches. Empty means unset."""
     has_bytecode = (folder / BYTECODE).is_dir()
     return {
         env.VLLM_CACHE_ROOT.name: str(folder / CACHE),
@@ -206,14 +206,14 @@ def _describe(words: Sequence[str], subject: Subject, left_out: dict[str, str]) 
 
 
 def _check_output(output: Path) -> None:
-    """Only a baked folder is replaced."""
+    """Refuses to replace a folder that `bake` has not written."""
     if output.exists() and not (output / MANIFEST).is_file() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output {output} exists and was not written by `vllm-cli bake`; name another folder.")
 
 
 @contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
-    """A folder beside the output, which takes its place at the end of the block; removed after an error."""
+    """A new folder beside the output. After the block it replaces the output; after an error it is gone."""
     folder = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         folder.mkdir(parents=True, mode=0o755)
@@ -236,7 +236,7 @@ def _replace(output: Path, folder: Path) -> None:
 
 
 def _make_readable(folder: Path) -> None:
-    """Every user may read it, only its owner may write to it, whatever the umask and vLLM have chosen."""
+    """Lets every user read the folder and only its owner write to it, whatever umask and vLLM have set."""
     folder.chmod(0o755)
     for path in folder.rglob("*"):
         if not path.is_symlink():
@@ -244,7 +244,7 @@ def _make_readable(folder: Path) -> None:
 
 
 def _clean(cache: Path) -> None:
-    """Removes files that only a running server needs, and compiled models, which are also in archives."""
+    """Removes files that only a running server needs, and compiled models that are also in archives."""
     others = [path for path in cache.glob("*") if path.name not in (OWN, INSPECTIONS)]
     for path in (*others, *(path for pattern in _TEMPORARY for path in (cache / OWN).glob(pattern))):
         shutil.rmtree(path) if path.is_dir() else path.unlink()

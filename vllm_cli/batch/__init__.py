@@ -1,1 +1,1 @@
-"""`run-batch`: begin at run_batch.py."""
+"""Implements `run-batch`. Begin with `run_batch.py`."""

@@ -1,4 +1,4 @@
-"""The requests of an input file: all lines are checked first, and read again when they are sent."""
+"""The requests of an input file. First all lines are checked; a line is read again when it is sent."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ ENDPOINTS: Final = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/score", "/v1/score", "/rerank", "/v1/rerank",
     "/v2/rerank", "/pooling", "/classify", "/tokenize", "/detokenize",
 )  # fmt: skip
-"""The URLs that a request may use: an input file must not reach a server's other routes."""
+"""The URLs that a request may use. An input file must not reach a server's other routes."""
 
 _NUM_DIGITS: Final = 32
 _MAX_FAULTS: Final = 10
@@ -30,7 +30,7 @@ _URLS: Final = ("http://", "https://")
 
 
 class LinePlace(NamedTuple):
-    """The position of a request in the file, and the id of its result."""
+    """The position of a request in the input file, and the id of its result."""
 
     custom_id: str
     id: str
@@ -39,12 +39,12 @@ class LinePlace(NamedTuple):
 
     @property
     def request_id(self) -> str:
-        """The id that the server gets, so that it appears in the server's log."""
+        """The request id for the server, whose log shows it."""
         return self.id.replace("vllm-", "vllm-batch-", 1)
 
 
 class LineError(ValueError):
-    """The line is not a request; the message has the reason."""
+    """The line is not a request. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class BatchRequest:
 
     @classmethod
     def from_line(cls, line: bytes) -> "BatchRequest":
-        """Parses a line; raises LineError if it is not a request."""
+        """Parses a line. Raises LineError if the line is not a request."""
         try:
             fields = read_json(line)
         except ValueError as err:
@@ -74,13 +74,13 @@ class BatchRequest:
 
     @property
     def id(self) -> str:
-        """A hash of the content: equal in every run, different for a changed request."""
+        """A hash of the request's content: the same in every run. A changed request has another one."""
         content = json.dumps([self.custom_id, self.method, self.url, self.body], sort_keys=True)
         return f"vllm-{hashlib.sha256(content.encode()).hexdigest()[:_NUM_DIGITS]}"
 
     @property
     def rejection(self) -> str | None:
-        """Why the request is not sent; None if it is sent."""
+        """Why the request is not sent. None if it is sent."""
         if self.method != "POST":
             return f"Method {self.method} was used. Only POST is supported."
         if self.url not in ENDPOINTS:
@@ -100,7 +100,7 @@ def _take(fields: dict[str, Any], name: str, kind: type[Any], wanted: str) -> An
 
 
 class InputFile:
-    """A checked file; keeps positions and ids in memory, not the requests."""
+    """A checked input file. Keeps positions and ids of requests in memory, not the requests."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         """Reads the file once.
@@ -117,7 +117,7 @@ class InputFile:
 
 @contextmanager
 def open_input(name: str) -> Iterator[InputFile]:
-    """A file, a URL, or standard input (`-`); the last two are copied to a temporary file."""
+    """Opens a file, a URL, or standard input (`-`). The last two are copied to a temporary file."""
     with ExitStack() as stack:
         try:
             file = stack.enter_context(_open(name))

@@ -1,4 +1,4 @@
-"""The results of a batch: each is appended at once, so that a second run continues where the first ended."""
+"""The results of a batch. Each one is appended at once, so that a second run continues after the first."""
 
 import fcntl
 import json
@@ -21,7 +21,7 @@ from vllm_cli.errors import ConnectionFailedError
 _NUM_SHOWN: Final = 3
 
 BEGINNING: Final = b'{"id":"vllm-'
-"""The beginning of every line, by which an output file is recognised."""
+"""The beginning of every line of an output file, by which such a file is recognised."""
 
 Ending = Literal["completed", "incomplete", "interrupted"]
 
@@ -43,7 +43,7 @@ class Result(NamedTuple):
 
 
 def answered(place: LinePlace, status: int, content: bytes) -> Result:
-    """The result for a response of the server, successful or not."""
+    """The result for a response of the server, of any status."""
     try:
         body = read_json(content)
     except ValueError:
@@ -60,7 +60,7 @@ def answered(place: LinePlace, status: int, content: bytes) -> Result:
 
 
 def rejected(place: LinePlace, message: str, status: int = 400) -> Result:
-    """The result for a request that is not sent, or whose response cannot be read; in vLLM's format."""
+    """The result, in vLLM's format, for a request that is not sent or whose response cannot be read."""
     return _failed(place, _response(place, status, "null"), json.dumps(message))
 
 
@@ -70,7 +70,7 @@ def lost(place: LinePlace, code: str, message: str) -> Result:
 
 
 def parse(line: bytes) -> RecordedResult | None:
-    """Reads a line of an output file; None if it is not a result."""
+    """Reads a line of an output file. None if the line is not a result."""
     try:
         fields = read_json(line)
         is_failed = fields["error"] is not None
@@ -95,7 +95,7 @@ def _line(place: LinePlace, response: str, error: str) -> bytes:
 
 
 class OutputFile:
-    """Written by one run at a time."""
+    """An output file, which only one run at a time may write."""
 
     def __init__(self, path: Path, *, is_overwriting: bool = False) -> None:
         """Opens or creates the file, and removes a last line that a killed run left incomplete.
@@ -105,9 +105,9 @@ class OutputFile:
         """
         self.path = Path(os.path.realpath(path))
         self.recorded: dict[str, RecordedResult] = {}
-        """By custom_id, in the order of the file."""
+        """custom_id -> result, in the order of the file."""
         self._ranges: dict[str, tuple[int, int]] = {}
-        """Offset and length of each line."""
+        """custom_id -> offset and length of the result's line in the file."""
         self._num_bytes = 0
         self._file = _open_alone(self.path)
         try:
@@ -119,7 +119,7 @@ class OutputFile:
             raise
 
     def check_same_batch(self, ids: Mapping[str, str]) -> None:
-        """Raises an InputError if a result has no request in the input, whose ids these are by custom_id."""
+        """Raises InputError if the input lacks the request of a result. `ids`: custom_id -> request's id."""
         unknown = [custom_id for custom_id in self.recorded if custom_id not in ids]
         changed = [custom_id for custom_id, known in self.recorded.items() if ids.get(custom_id, known.id) != known.id]
         for what, found in (("are not in the input", unknown), ("have changed since", changed)):
@@ -130,10 +130,10 @@ class OutputFile:
                 )
 
     def append(self, result: Result) -> None:
-        """Writes a whole line.
+        """Appends a result as one line.
 
         Raises:
-            ConnectionFailedError: it was not written; the file is unchanged.
+            ConnectionFailedError: the result could not be written. The file is unchanged.
         """
         try:
             _write(self._file, result.line)
@@ -143,7 +143,7 @@ class OutputFile:
         self._add(result.line, result.recorded)
 
     def sort(self, custom_ids: Iterable[str]) -> None:
-        """Atomically replaces the file by one with the results in this order."""
+        """Atomically replaces the file by a file with the results in this order."""
         replacement = self.path.with_name(f".{self.path.name}.sorted")
         ranges = [self._ranges[custom_id] for custom_id in custom_ids if custom_id in self._ranges]
         if ranges == list(self._ranges.values()):
@@ -170,7 +170,7 @@ class OutputFile:
         self._num_bytes += len(line)
 
     def _read(self) -> None:
-        """Reads the lines; an incomplete last one is removed, any other that is not a result is an error."""
+        """Reads the lines. Removes an incomplete last one. Any other line that is no result is an error."""
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 recorded = parse(line) if line.endswith(b"\n") else None
@@ -191,7 +191,7 @@ def _write(file: FileIO, content: bytes) -> None:
 
 
 def _open_alone(path: Path) -> FileIO:
-    """Opens and locks the file; once more if the run that had the lock has replaced it meanwhile."""
+    """Opens and locks the file. Opens it again if the run that held the lock has replaced the file."""
     try:
         while True:
             file = FileIO(path, "a+")
@@ -211,7 +211,7 @@ def _open_alone(path: Path) -> FileIO:
 
 @dataclass
 class Tally:
-    """Requests of one run; `num_skipped` had a result before it began."""
+    """The counts of one run. `num_skipped` requests had a result before the run began."""
 
     num_total: int
     num_skipped: int = 0
@@ -235,7 +235,7 @@ class Tally:
 
     @property
     def num_done(self) -> int:
-        """Results of this run."""
+        """The number of results of this run."""
         return self.num_succeeded + self.num_failed
 
     @property
@@ -247,7 +247,7 @@ class Tally:
         return time.monotonic() - self.begin_s
 
     def describe(self) -> str:
-        """How far the run is."""
+        """The progress of the run in words."""
         num_done = self.num_skipped + self.num_done
         failed = f", {self.num_failed} failed" if self.num_failed else ""
         rate = self.num_done / max(self.elapsed_s, 1e-9)

@@ -1,4 +1,4 @@
-"""Runs `run-batch`: opens the files, starts the server, sends the requests, returns the summary."""
+"""Runs `run-batch`: opens the files, starts a server if needed, sends the requests, returns a summary."""
 
 import asyncio
 import shutil
@@ -27,18 +27,18 @@ from vllm_cli.supervised_command import CommandEndedError
 from vllm_cli.terminal import Reporter
 
 SOME_FAILED: Final = 5
-"""Only with --fail-on-error: by default, scripts under `set -e` use the answers that exist."""
+"""The exit code if requests failed. Only with --fail-on-error: scripts under `set -e` use other answers."""
 NOT_COMPLETE: Final = 1
 _OWN_SERVER_CONCURRENCY: Final = 256
-"""More than the engine runs at once, so that it always has a waiting request."""
+"""Most requests in flight to the own server: more than its engine runs at once, so that one always waits."""
 _OTHER_SERVER_CONCURRENCY: Final = 32
 _CONNECT_TIMEOUT_S: Final = 30.0
 _UPLOAD_TIMEOUT_S: Final = 1000.0
 _POLL_S: Final = 0.2
 _INTERVAL_S: Final = 10.0
-"""Between two lines of progress, without a terminal."""
+"""Seconds between two lines of progress without a terminal."""
 _READY_TIMEOUT_S: Final = 7 * 24 * 3600.0
-"""A week, in effect no limit: the server has its own start-up timeout."""
+"""A week, which is no limit in practice. The server has its own limit for its start."""
 _EMBEDDED: Final = "embedded"
 _DEFAULTS: Final = (
     "--engine", _EMBEDDED, "--log-level", "WARNING", "--uvicorn-log-level", "warning", "--disable-uvicorn-access-log",
@@ -48,23 +48,23 @@ _DEFAULTS: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """The files, the server, and how requests are sent to it."""
+    """The files, the server, and how requests are sent."""
 
     input_file: str
     """A path, `-` for standard input, or an http(s) URL."""
     output_file: str
     """A path, or an http(s) URL that takes PUT."""
     output_tmp_dir: Path | None = None
-    """The folder of the results for an output URL until they are uploaded."""
+    """Where results for an output URL are kept until they are uploaded."""
     server: Server | None = None
-    """A running server; None starts one."""
+    """The running server. None: the batch starts one."""
     serve_words: tuple[str, ...] = ()
-    """MODEL and flags of the started server."""
+    """MODEL and flags of the server that the batch starts."""
     model: str | None = None
-    """The model of requests to a running server that name none."""
+    """The model for requests that name none, on a running server."""
     max_concurrency: int | None = None
     retry_timeout_s: float = 600.0
-    """How long one request is retried."""
+    """Seconds for which one request is retried."""
     is_overwriting: bool = False
     fails_on_error: bool = False
     """Whether failed requests change the exit code."""
@@ -76,14 +76,14 @@ class BatchConfig:
 
     @property
     def num_in_flight(self) -> int:
-        """The maximum of concurrent requests."""
+        """The most requests at once."""
         if self.max_concurrency is not None:
             return self.max_concurrency
         return _OTHER_SERVER_CONCURRENCY if self.server else _OWN_SERVER_CONCURRENCY
 
 
 class ServerStartError(Exception):
-    """The server exited before it was ready; its own log has the reason."""
+    """The server exited before it was ready. Its own log has the reason."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(f"the server ended with exit code {exit_code} before it was ready")
@@ -106,7 +106,7 @@ def run_batch(config: BatchConfig) -> BatchOutcome:
 
 
 def _output_path(config: BatchConfig) -> Path:
-    """The file that gets the results; for a URL, one in a new folder, which is uploaded at the end."""
+    """The file for the results. For an output URL, a file in a new folder, which is uploaded at the end."""
     if config.has_output_url:
         return Path(mkdtemp(prefix="vllm-cli-batch-", dir=config.output_tmp_dir), "answers.jsonl")
     path = Path(config.output_file)
@@ -173,11 +173,11 @@ class _Run:
             run_interruptibly(self._send_all(places, Server(server.address), server.command.ensure_alive))
 
     async def _send_all(self, places: list[LinePlace], server: Server, ensure_server: Callable[[], None]) -> None:
-        """Sends the requests without a result; written results are kept if that ends early.
+        """Sends the requests that have no result. Results that were written stay if that ends early.
 
         Raises:
             ConnectionFailedError: the server is lost, or the disk is full.
-            CommandEndedError: from `ensure_server`, if the server has exited.
+            CommandEndedError: raised by `ensure_server` if the server has exited.
         """
         self._tally.begin_s = time.monotonic()
         num_workers = min(self._config.num_in_flight, len(places))
@@ -208,7 +208,7 @@ class _Run:
             self._reporter.update(self._tally.describe())
 
     def _finish(self) -> None:
-        """Sorts the results in the order of the requests, as vLLM does, and uploads them."""
+        """Sorts the results into the order of the requests, as vLLM does. Uploads them to an output URL."""
         self._output.sort(place.custom_id for place in self._batch.places)
         if self._config.has_output_url:
             _upload(self._output.path, self._config.output_file)
@@ -229,7 +229,7 @@ class _Run:
 
 
 def default_flags(serve_words: Sequence[str]) -> tuple[str, ...]:
-    """Flags for the embedded engine and fewer log lines. Empty if the user chose another engine."""
+    """Default flags: the embedded engine, and fewer log lines. Empty if the user chose another engine."""
     engine = ServeWords(serve_words).own.get("--engine") or env.VCLI_ENGINE.raw
     return _DEFAULTS if engine in (None, _EMBEDDED) else ()
 
@@ -245,13 +245,13 @@ def _upload(path: Path, url: str) -> None:
 
 
 def _check_reachable(server: Server) -> None:
-    """Before the first request, a server that does not answer is an error: the address is probably wrong."""
+    """Raises an error if the server does not answer at all: its address is probably wrong."""
     with explain_failures(server.address), closing(server.address.connect(_CONNECT_TIMEOUT_S)) as connection:
         connection.connect()
 
 
 def _ignore(_: Readiness, __: float) -> None:
-    """Shows nothing: the starting server shows its own progress."""
+    """Shows no progress, because the starting server shows its own."""
 
 
 async def _watch(ensure_server: Callable[[], None]) -> None:
@@ -261,7 +261,7 @@ async def _watch(ensure_server: Callable[[], None]) -> None:
 
 
 def _raise_first(outcomes: Sequence[object]) -> None:
-    """Raises the error that ended the run, not the cancellation of the other task."""
+    """Raises the error that ended the run instead of the other task's cancellation."""
     for outcome in outcomes:
         if isinstance(outcome, Exception):
             raise outcome

@@ -1,4 +1,4 @@
-"""Sends requests to one server and retries them; runs on the event loop."""
+"""Sends requests to one server and retries them, on the event loop."""
 
 import asyncio
 import email.utils
@@ -21,10 +21,10 @@ from vllm_cli.errors import ConnectionFailedError
 _CONNECT_TIMEOUT_S: Final = 30.0
 
 RETRIED: Final = frozenset({408, 425, 429, 502, 503, 504})
-"""Statuses whose cause is not the request: a time-out, too many requests, a server that is not ready."""
+"""Statuses that are not caused by the request: a time-out, too many requests, a server that is not ready."""
 
 MAX_SERVER_ERRORS: Final = 3
-"""A request fails after this many 500s: it may be their cause, or the server is about to exit."""
+"""So many answers with status 500 fail a request, because the request itself may cause them."""
 
 _FIRST_S: Final = 0.5
 _MIN_S: Final = 0.05
@@ -33,7 +33,7 @@ _MAX_RETRY_AFTER_S: Final = 600.0
 
 
 def pause_s(attempt: int, retry_after: str | None) -> float:
-    """Seconds until the next attempt, from Retry-After if it is valid; `attempt` counts from 0."""
+    """Seconds until the next attempt: Retry-After if it is valid. `attempt` counts from 0."""
     retry_after_s = _parse_retry_after(retry_after)
     if retry_after_s is not None:
         return min(max(retry_after_s, _MIN_S), _MAX_RETRY_AFTER_S)
@@ -56,10 +56,10 @@ def _parse_retry_after(text: str | None) -> float | None:
 
 
 class Sender:
-    """Sends to one server; a pause before the retry of one request delays all requests."""
+    """Sends requests to one server. The pause before a retry delays all requests."""
 
     def __init__(self, server: Server, *, model: str | None, max_concurrency: int, retry_timeout_s: float) -> None:
-        """`model` is for requests that name none; None leaves it to the server."""
+        """`model` is for requests that name none. None leaves the choice to the server."""
         self.num_retries = 0
         self._address = server.address
         self._model = model
@@ -95,7 +95,7 @@ class Sender:
             self.num_retries += 1
 
     async def _try(self, request: BatchRequest, place: LinePlace, tries: "_Tries") -> Result | None:
-        """One attempt; returns None if the request must be retried."""
+        """Sends the request once. Returns None if it must be sent again."""
         try:
             async with self._post(request, place) as response:
                 content = await response.read()
@@ -115,7 +115,7 @@ class Sender:
         return answered(place, response.status, content)
 
     def _may_try_again(self, tries: "_Tries", retry_after: str | None) -> bool:
-        """Whether the retry deadline allows another attempt; if so, delays all requests by the pause."""
+        """Whether there is time for another attempt. If so, all requests wait for the pause."""
         duration_s = pause_s(tries.num_failed, retry_after)
         tries.num_failed += 1
         resume_at_s = time.monotonic() + duration_s
@@ -137,14 +137,14 @@ class Sender:
 
 @dataclass
 class _Tries:
-    """The attempts of one request."""
+    """The attempts for one request."""
 
     deadline_s: float
     num_failed: int = 0
     num_server_errors: int = 0
 
     def should_retry(self, status: int) -> bool:
-        """Whether the cause of the status may be something other than the request."""
+        """Whether something other than the request may have caused the status."""
         if status != HTTPStatus.INTERNAL_SERVER_ERROR:
             return status in RETRIED
         self.num_server_errors += 1

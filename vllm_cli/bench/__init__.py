@@ -1,1 +1,1 @@
-"""Benchmarks of servers. Begin to read at serve.py and startup.py; report.py makes the result of both."""
+"""Benchmarks of servers. Begin with `serve.py` and `startup.py`. `report.py` makes the result of both."""

@@ -1,8 +1,8 @@
-"""The moment at which a command was executed.
+"""Measures the moment at which a command is executed.
 
 As a script (`python -I -S exec_stamp.py STAMP_FILE WORD...`) it writes the time to a file and executes the
-command. So the start of the supervisor and of this interpreter does not count as the command's time. The
-stamp is in monotonic nanoseconds, a clock that all processes share.
+command. So the time of the supervisor and of this interpreter does not count as the command's. The stamp is
+in nanoseconds of the monotonic clock, which all processes share.
 """
 
 import asyncio
@@ -13,17 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 _CANNOT_RUN = 127
-"""Exit status when the command cannot be executed, as in a shell."""
+"""The exit status if the command cannot be executed, as in a shell."""
 _POLL_S = 0.001
 
 
 def stamp_words(stamp: Path) -> tuple[str, ...]:
-    """The words to put in front of the command's words."""
+    """The words that go in front of the command's words."""
     return (sys.executable, "-I", "-S", __file__, str(stamp))
 
 
 async def wait_for_stamp(stamp: Path, ensure_alive: Callable[[], None]) -> int:
-    """The moment of exec; `ensure_alive` raises if the command has exited."""
+    """The moment of exec in nanoseconds. `ensure_alive` raises if the command has exited."""
     while not (text := stamp.read_text() if stamp.exists() else "").endswith("\n"):
         ensure_alive()
         await asyncio.sleep(_POLL_S)

@@ -1,8 +1,8 @@
 """Probes `/health` of a server that starts or is under load, from a separate process.
 
-The process runs this file as a script (`python -I -S probe.py`), standard library only, so that neither the
-load generator nor an import delays a probe. It reads its settings as one JSON line, probes until its standard
-input ends (also when the parent dies), then writes its samples.
+The process runs this file as a script (`python -I -S probe.py`) with the standard library only, so that the
+load generator and imports delay no probe. The process reads its settings as one JSON line, probes until its
+standard input ends, as it does when the parent dies, and then writes its samples.
 """
 
 import contextlib
@@ -26,25 +26,25 @@ TIMEOUT_S = 10.0
 class ProbeSamples:
     """The probes of one round or start.
 
-    The latency of a probe counts from its due time, even if an earlier probe still waited then. So a server
-    that blocks for a second delays all probes that were due in that second, not one.
+    The latency of a probe counts from its due time, even if an earlier probe delays it. So a server that
+    blocks for a second shows in all probes that were due in that second, not only in one.
     """
 
     latencies_ns: list[int] = field(default_factory=list)
     num_errors: int = 0
     """Probes without the wanted response."""
     num_refused: int = 0
-    """Refused connections."""
+    """Connections that were refused."""
     num_lost: int = 0
-    """Probes without the wanted response after an earlier one had it: refused, reset, or timed out."""
+    """Probes that failed (refused, reset, timed out) after an earlier one had succeeded."""
 
 
 class HealthProbe:
-    """Probes from `start` to `finish`; a context manager that kills the process at its end."""
+    """Probes `/health` from `start` to `finish`. A context manager, which kills the process at its end."""
 
     def __init__(self, api_key: str | None = None, *, is_starting: bool = False) -> None:
-        """While a server starts, each probe opens a connection and any HTTP response counts, because a server
-        that answers 503 in time is alive. Otherwise probes share a connection, and only 200 counts.
+        """With `is_starting`, each probe opens a connection and any HTTP response counts: a 503 in time shows
+        that the server lives. Otherwise probes share a connection, and only 200 counts.
         """
         self._settings = {"api_key": api_key, "is_starting": is_starting}
         self._process = subprocess.Popen(
@@ -63,7 +63,7 @@ class HealthProbe:
             self._process.kill()
 
     def start(self, base_url: str) -> None:
-        """Starts probing; returns when the process is about to send its first probe."""
+        """Starts probing. Returns when the process is about to send its first probe."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({**self._settings, "url": f"{base_url}/health"}).encode() + b"\n")
         self._process.stdin.flush()
@@ -82,7 +82,7 @@ class HealthProbe:
 class _Client:
     """Sends the same request repeatedly, on one connection or on a new one each time.
 
-    Reads answers itself: `http.client` takes 0.2 ms for each, as long as a server does.
+    It parses answers itself: `http.client` takes 0.2 ms for each, which is as long as a server takes.
     """
 
     def __init__(self, url: str, api_key: str | None, *, is_starting: bool) -> None:
@@ -95,7 +95,7 @@ class _Client:
         self._socket: socket.socket | None = None
 
     def probe(self) -> bool:
-        """True for a complete response, with status 200 unless the server starts.
+        """Sends one probe. True for a complete response, which must have status 200 unless `is_starting`.
 
         Raises:
             ConnectionRefusedError: no server listens.
@@ -124,7 +124,7 @@ class _Client:
         return self._tls.wrap_socket(plain, server_hostname=self._address[0]) if self._tls else plain
 
     def _read_answer(self, connection: socket.socket) -> int:
-        """The status; a connection whose answer has no length cannot be used again."""
+        """Reads an answer, returns its status. Without a length, the connection cannot be used again."""
         headers: dict[bytes, bytes] = {}
         with connection.makefile("rb") as answer:
             status = int(answer.readline().split()[1])
@@ -171,7 +171,7 @@ def _say(text: str) -> None:
 def _main() -> None:
     _say("started")
     line = sys.stdin.buffer.readline()
-    if not line:  # the parent has ended
+    if not line:  # the parent has closed the pipe or died
         return
     settings = json.loads(line)
     is_starting = settings["is_starting"]

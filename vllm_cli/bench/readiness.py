@@ -1,4 +1,4 @@
-"""Waits until a server answers completions; finds its model, its version and the fields that it accepts."""
+"""Waits until a server answers completions. Finds its model, its version and the fields that it accepts."""
 
 import asyncio
 from dataclasses import dataclass, replace
@@ -17,15 +17,15 @@ from vllm_cli.supervised_command import CommandEndedError
 _POLL_S = 0.1
 _ANSWER_S = 5.0
 _UNKNOWN_FIELD = (400, 422)
-"""Statuses with which servers reject a request field."""
+"""Statuses with which servers reject a field of a request."""
 
 
 class NotReadyError(Exception):
-    """The server cannot answer yet; it may later."""
+    """The server cannot answer yet, but may do so later."""
 
 
 class NotListeningError(NotReadyError):
-    """It does not accept connections."""
+    """The server does not accept connections."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +34,15 @@ class ReadyServer:
 
     form: CompletionFormat
     counts_tokens: bool
-    """Whether the server sends its own counts. If not, pieces of text are counted."""
+    """Whether the server reports token counts. Otherwise the benchmark counts pieces of text."""
     version: str | None
-    """From the server's `/version`; None if it has no such route."""
+    """The server's answer to `/version`. None if it has no such route."""
 
 
 async def wait_until_ready(target: Target, config: BenchConfig) -> ReadyServer:
     """Requests a short completion until the server answers it.
 
-    A server that the benchmark did not start must accept connections at once; it may load (HTTP 5xx).
+    A server that the benchmark did not start must accept connections at once, but may answer 5xx for a while.
     """
     start_s = perf_counter()
     async with open_session() as session:
@@ -59,14 +59,14 @@ async def wait_until_ready(target: Target, config: BenchConfig) -> ReadyServer:
 
 
 async def ask_phases(form: CompletionFormat) -> dict[str, float]:
-    """Seconds by `process:phase` from `/startupz`; empty if the server has no such route."""
+    """`process:phase` -> seconds, from `/startupz`. Empty if the server has no such route."""
     async with open_session() as session:
         phases = (await _ask_json(session, form, "/startupz")).get("phases", [])
     return {f"{phase['process']}:{phase['name']}": phase["took_s"] for phase in phases}
 
 
 async def _ask_json(session: aiohttp.ClientSession, form: CompletionFormat, path: str) -> dict[str, Any]:
-    """The JSON of an optional route; empty if the server lacks it or answers something else."""
+    """The JSON of an optional route. Empty if the server lacks the route or answers something else."""
     try:
         status, body = await _get(session, form.base_url + path, form)
         check_depth(body)
@@ -76,7 +76,7 @@ async def _ask_json(session: aiohttp.ClientSession, form: CompletionFormat, path
 
 
 async def _find_model(session: aiohttp.ClientSession, target: Target, config: BenchConfig) -> CompletionFormat:
-    """The target's model. If it has none, the first model in the server's list."""
+    """The model of the target, else the first in the server's list, as a format of requests."""
     headers = {"Content-Type": "application/json"}
     headers |= {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
     form = CompletionFormat(base_url=target.base_url, path=config.path, model=target.spec.model or "", headers=headers)
@@ -95,7 +95,7 @@ async def _find_model(session: aiohttp.ClientSession, target: Target, config: Be
 
 
 async def _get(session: aiohttp.ClientSession, url: str, form: CompletionFormat) -> tuple[int, bytes]:
-    """Status and body; raises NotReadyError without an answer."""
+    """Status and body of a GET. Raises NotReadyError without an answer."""
     timeout = aiohttp.ClientTimeout(total=_ANSWER_S)
     try:
         async with session.get(url, headers=form.headers, timeout=timeout) as response:
@@ -107,7 +107,7 @@ async def _get(session: aiohttp.ClientSession, url: str, form: CompletionFormat)
 
 
 async def _find_fields(session: aiohttp.ClientSession, plain: CompletionFormat) -> tuple[CompletionFormat, bool]:
-    """Tries sets of optional fields, best first, until the server accepts one; whether it counts tokens."""
+    """Finds the best set of optional fields that the server accepts, and whether it counts tokens."""
     usage, ignore_eos = {"stream_options": {"include_usage": True}}, {"ignore_eos": True}
     error: str | None = None
     for optional in (ignore_eos | usage, usage, ignore_eos, {}):

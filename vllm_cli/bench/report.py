@@ -1,4 +1,4 @@
-"""The result of a benchmark: figures over rounds and their ratios, as text, as JSON, and as an exit code."""
+"""The result of a benchmark: figures over all rounds and their ratios, as text, JSON and exit code."""
 
 import math
 import os
@@ -22,21 +22,21 @@ _SCHEMA_VERSION = 4
 
 
 Figures = Mapping[str, Any]
-"""What one round measured, by name; a figure that could not be measured is None or missing."""
+"""Name of a figure -> what one round measured. None or missing if it could not be measured."""
 
 
 class Metric(NamedTuple):
-    """A figure that is shown; most are also compared between sides."""
+    """A figure that is shown. Most figures are also compared between sides."""
 
     name: str
     label: str
     is_higher_better: bool = False
     is_compared: bool = True
-    """False for a count that may be 0."""
+    """False for a count that may be 0, for which there is no ratio."""
 
 
 class Spread(NamedTuple):
-    """A figure over the rounds."""
+    """Median, minimum and maximum of a figure over the rounds."""
 
     median: float
     min: float
@@ -45,23 +45,23 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """A measured server, and the figures of its rounds by condition: a load, or a state of the caches."""
+    """A measured server. Has the figures of its rounds by condition: a load, or a state of the caches."""
 
     name: str
     target: str
-    """The URL or the command, without secrets."""
+    """The server's URL or command, without secrets."""
     model: str
     version: str | None
     rounds: Mapping[str, Sequence[Figures]]
     note: str = ""
-    """Follows the model's name in the report."""
+    """A note that follows the model's name in the report."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields in JSON."""
+    """Further fields of the JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one run measured, and how."""
+    """What a benchmark measured, and how."""
 
     benchmark: str
     metrics: tuple[Metric, ...]
@@ -69,7 +69,7 @@ class Result:
     description: Sequence[str]
     """Lines about what was measured and how."""
     sides: Sequence[Side]
-    """The first is compared with each of the others."""
+    """All measured servers. The first one is compared with each of the others."""
     problems: Sequence[str]
     """Signs that the figures are unreliable."""
     details: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -78,13 +78,13 @@ class Result:
     """Whether the exit code is 1."""
 
     def compare(self, condition: str) -> list[dict[str, Spread]]:
-        """Ratios of the first side to each other one, by figure."""
+        """Figure -> ratio of the first side to another one, for each of the other sides."""
         first, *others = (side.rounds[condition] for side in self.sides)
         return [compare_rounds(self.metrics, first, other) for other in others]
 
 
 def run_and_publish(work: Coroutine[Any, Any, Result], json_path: Path | None) -> int:
-    """Measures, writes the report and JSON; returns 0, 1 (requests failed), or 128 + signal."""
+    """Measures, and writes the report and JSON. Returns 0, 1 (requests failed), or 128 + signal."""
     try:
         result = run_interruptibly(work)
     except Interrupted as interrupted:
@@ -130,7 +130,7 @@ def _encode_spreads(spreads: Mapping[str, Spread]) -> dict[str, dict[str, float]
 
 
 def _describe_machine() -> dict[str, Any]:
-    """The machine's properties that influence figures: figures of different machines cannot be compared."""
+    """Properties of the machine that influence figures. Figures of different machines are not comparable."""
     return {
         "system": platform.platform(terse=True),
         "processor": cpu_model(),
@@ -155,7 +155,7 @@ def _write_report(result: Result, stream: TextIO) -> None:
 
 
 def _table(result: Result, condition: str) -> list[list[str]]:
-    """A row for each figure that at least one side has: all sides, then the ratios of the first to others."""
+    """A row for each figure that any side has: all sides, then the ratios of the first side to the others."""
     first, *others = (side.name for side in result.sides)
     rows = [["", first, *others, *(f"{first}/{other}" for other in others)]]
     summaries = [summarize_rounds(result.metrics, side.rounds[condition]) for side in result.sides]
@@ -168,7 +168,7 @@ def _table(result: Result, condition: str) -> list[list[str]]:
 
 
 def _format_spread(spread: Spread | None) -> str:
-    """`median (min-max)`."""
+    """A figure as `median (min-max)`."""
     if spread is None:
         return "-"
     middle, least, most = map(_format_figure, spread)
@@ -176,12 +176,12 @@ def _format_spread(spread: Spread | None) -> str:
 
 
 def _format_figure(value: float) -> str:
-    """About three digits, no exponent."""
+    """The figure with about three digits and without an exponent."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """The value below which `percent` of the values lie, interpolated; None without values."""
+    """The value below which `percent` of the values lie, interpolated. None without values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -191,14 +191,14 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
 
 
 def percentiles_ms(name: str, values_ns: Sequence[float], *percents: int) -> dict[str, float | None]:
-    """Figures such as `ttft_p50_ms`; the figure of 100 percent is the maximum."""
+    """Figures such as `ttft_p50_ms`. 100 percent stands for the maximum."""
     names = (f"{name}_max_ms" if percent == 100 else f"{name}_p{percent}_ms" for percent in percents)
     values = (percentile(values_ns, percent) for percent in percents)
     return {name: None if value is None else value / 1e6 for name, value in zip(names, values, strict=True)}
 
 
 def spread_of(values: Iterable[float | None]) -> Spread | None:
-    """Median, minimum and maximum of the values that are not None; None without any."""
+    """Median, minimum and maximum of the values that are not None. None if there are none."""
     present = [value for value in values if value is not None]
     return Spread(median(present), min(present), max(present)) if present else None
 
@@ -210,7 +210,7 @@ def summarize_rounds(metrics: Iterable[Metric], rounds: Sequence[Figures]) -> di
 
 
 def compare_rounds(metrics: Iterable[Metric], ours: Sequence[Figures], theirs: Sequence[Figures]) -> dict[str, Spread]:
-    """The ratios of one side's figures to another side's, round by round: median and spread."""
+    """The spread of the ratios of one side's figures to another side's, round by round."""
     ratios = {}
     for metric in metrics:
         pairs = zip(_values(ours, metric), _values(theirs, metric), strict=True)

@@ -1,4 +1,4 @@
-"""Streamed completions: reproducible prompts, the fields of a request, and its times."""
+"""Streamed completions: reproducible prompts, the fields of a request, and times of the answer."""
 
 import random
 from collections.abc import Mapping
@@ -33,10 +33,10 @@ _NUM_DIGITS = 6
 
 
 def build_prompt(num_tokens: int, *, seed: str) -> str:
-    """A prompt of about `num_tokens` tokens, determined by the seed; it differs from its first word on.
+    """A prompt of about `num_tokens` tokens that the seed determines. Prompts differ from the first word on.
 
-    Uses no tokenizer: most vocabularies hold the words as one token each, and the digits of the number at the
-    front count one token each.
+    No tokenizer is used: in most vocabularies each of the words is one token, and each digit of the number at
+    the front counts as one token.
     """
     source = random.Random(seed)
     nouns, verbs = _NOUNS.split(), _VERBS.split()
@@ -64,7 +64,7 @@ class CompletionFormat:
         return self.base_url + self.path
 
     def encode(self, prompt: str, *, max_tokens: int) -> bytes:
-        """The body of one greedy streamed request; encoded before the clock starts."""
+        """The body of one greedy streamed request. Encode it before the clock starts."""
         is_chat = self.path.endswith("/chat/completions")
         content = {"messages": [{"role": "user", "content": prompt}]} if is_chat else {"prompt": prompt}
         common = {"model": self.model, "max_tokens": max_tokens, "temperature": 0, "stream": True}
@@ -85,11 +85,11 @@ class RequestSample:
     start_ns: int
     end_ns: int
     text_times_ns: tuple[int, ...] = ()
-    """Arrival times of pieces of text."""
+    """Times at which pieces of text arrived."""
     usage: Usage | None = None
     error: str | None = None
     status: int | None = None
-    """HTTP status; None without a response."""
+    """The HTTP status. None without a response."""
 
     @property
     def num_output_tokens(self) -> int:
@@ -101,7 +101,7 @@ class RequestSample:
 
     @property
     def tpot_ns(self) -> float | None:
-        """Time per output token after the first, as in vLLM; None for a single one."""
+        """Nanoseconds per output token after the first one, as in vLLM. None for a single token."""
         if not self.text_times_ns or self.num_output_tokens < 2:
             return None
         return (self.text_times_ns[-1] - self.text_times_ns[0]) / (self.num_output_tokens - 1)
@@ -116,7 +116,7 @@ class RequestSample:
 
 
 def open_session() -> aiohttp.ClientSession:
-    """A session without connection limits and without cookies; a request fails after ten minutes."""
+    """A session without cookies or a limit of connections. A request fails after ten minutes."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -125,7 +125,7 @@ def open_session() -> aiohttp.ClientSession:
 
 
 async def send_request(session: aiohttp.ClientSession, form: CompletionFormat, body: bytes) -> RequestSample:
-    """Sends one request and reads its stream to the end; errors are in the sample's `error`."""
+    """Sends one request and reads its stream to the end. An error is stored in the sample's `error`."""
     start_ns = perf_counter_ns()
     reader, status = ChunkReader(), None
     try:
@@ -176,9 +176,9 @@ _decoder = msgspec.json.Decoder(_Chunk)
 
 
 class ChunkReader:
-    """Reads the server-sent events of one stream, with little work per token, and records when text arrived.
+    """Reads the server-sent events of a stream with little work per token, and records when text arrives.
 
-    Only chunks with text count: an empty first chat delta or a trailing usage chunk is not a token.
+    Only chunks with text count: an empty first delta of a chat, or a chunk with the usage, is no token.
     """
 
     def __init__(self) -> None:
@@ -189,12 +189,12 @@ class ChunkReader:
         self._events = EventReader()
 
     def feed(self, data: bytes, now_ns: int) -> None:
-        """Reads bytes that arrived at `now_ns`; an event may be spread over several calls."""
+        """Reads bytes that arrived at `now_ns`. An event may be spread over several calls."""
         for event in self._events.feed(data):
             self._read_event(event, now_ns)
 
     def find_error(self) -> str | None:
-        """After the last byte: the error event, or that the stream is not complete."""
+        """Called after the last byte. The error event's message, or that the stream is incomplete."""
         return self.error or (None if self.is_finished else "the stream ended without a finish reason")
 
     def _read_event(self, payload: bytes, now_ns: int) -> None:

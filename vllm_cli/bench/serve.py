@@ -1,4 +1,4 @@
-"""`bench serve`: throughput and latency of completions, and the latency of `/health` meanwhile."""
+"""`bench serve`: throughput and latency of completions, and the latency of `/health` under that load."""
 
 import asyncio
 from collections import defaultdict
@@ -21,13 +21,13 @@ _NUM_ERROR_MESSAGES = 3
 
 @dataclass(frozen=True)
 class LoadSamples:
-    """The samples of one round of load."""
+    """The samples of one round."""
 
     samples: list[RequestSample]
     duration_ns: int
-    """From the first request's start to the last one's end."""
+    """From the start of the first request to the end of the last one."""
     client_cpu_ns: int
-    """Processor time of this process during the round, which the server could not use."""
+    """Processor time of this process during the round, which the server lacked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,21 +35,21 @@ class ServeConfig(BenchConfig):
     """The load of `bench serve`."""
 
     levels: tuple[int, ...]
-    """Numbers of requests in flight."""
+    """Numbers of requests in flight, each measured by itself."""
     num_requests: int | None = None
-    """Requests per level and round. None: four for each request in flight, at least 8."""
+    """Requests per level and round. None: four for each request in flight, but at least 8."""
     max_tokens: int = 64
     prompt_tokens: int = 64
-    """Approximate length of the part of a prompt that differs from all others."""
+    """Approximate length of the part of a prompt that is unique."""
     shared_prefix_tokens: int = 0
     """Approximate length of the beginning that all prompts share."""
     idle: str = "pause"
-    """Whether a started server is frozen while another one is measured (`pause`) or not (`run`)."""
+    """`pause`: a started server is frozen while another one is measured. `run`: it continues to run."""
     seed: int = 0
 
 
 _LATENCIES = (("ttft", "TTFT"), ("tpot", "TPOT"), ("itl", "inter-token"), ("e2e", "e2e"))
-"""Times to the first text, per token after it, between pieces of text, and of the whole answer."""
+"""Name of a figure -> label: first text, time per further token, gaps between pieces, the whole answer."""
 SERVE_METRICS = (
     Metric("output_tokens_per_s", "output tok/s", is_higher_better=True),
     Metric("requests_per_s", "requests/s", is_higher_better=True),
@@ -60,7 +60,7 @@ SERVE_METRICS = (
 
 
 async def measure_serving(config: ServeConfig) -> Result:
-    """Sides alternate round by round, so that changes of the machine over time affect all sides alike."""
+    """Measures side by side, round by round, so that changes of the machine affect all sides alike."""
     with ExitStack() as stack:
         reporter = stack.enter_context(closing(Reporter()))
         targets = [stack.enter_context(closing(Target(spec))) for spec in config.targets]
@@ -82,7 +82,7 @@ async def measure_serving(config: ServeConfig) -> Result:
 
 
 async def _use(target: Target, targets: list[Target], config: ServeConfig) -> ReadyServer:
-    """Makes this server the running one; checks its readiness, also after it was frozen."""
+    """Resumes this server, freezes the others, and checks that it is ready."""
     for other in targets:
         if other is not target and config.idle == "pause":
             other.pause()
@@ -92,7 +92,7 @@ async def _use(target: Target, targets: list[Target], config: ServeConfig) -> Re
 
 
 async def _measure_round(config: ServeConfig, target: Target, server: ReadyServer, level: int, number: int) -> Figures:
-    """Raises CommandEndedError if the server exits."""
+    """Measures one round. Raises CommandEndedError if the server exits."""
     num_requests = config.num_requests or max(8, 4 * level)
     with HealthProbe(config.api_key) as probe:
         probe.start(target.base_url)
@@ -106,7 +106,7 @@ async def _measure_round(config: ServeConfig, target: Target, server: ReadyServe
 
 
 async def _load(config: ServeConfig, server: ReadyServer, level: int, num_requests: int, stage: str) -> LoadSamples:
-    """Prompts depend on the seed only: every side gets the same ones."""
+    """Sends the requests of one round. The seed alone decides the prompts, so all sides get the same ones."""
     shared = build_prompt(config.shared_prefix_tokens, seed=str(config.seed)) if config.shared_prefix_tokens else ""
     seeds = (f"{config.seed}/{level}/{stage}/{index}" for index in range(num_requests))
     prompts = (f"{shared} {build_prompt(config.prompt_tokens, seed=seed)}".lstrip() for seed in seeds)
@@ -115,7 +115,7 @@ async def _load(config: ServeConfig, server: ReadyServer, level: int, num_reques
 
 
 async def generate_load(form: CompletionFormat, bodies: Iterable[bytes], *, concurrency: int) -> LoadSamples:
-    """Sends all requests over new keep-alive connections, `concurrency` of them in flight, and times each."""
+    """Sends and times all requests over new keep-alive connections, `concurrency` of them at once."""
     samples: list[RequestSample] = []
     remaining = iter(bodies)
     async with open_session() as session:
@@ -132,7 +132,7 @@ async def generate_load(form: CompletionFormat, bodies: Iterable[bytes], *, conc
 
 
 def compute_round(load: LoadSamples, probes: ProbeSamples, *, max_tokens: int) -> dict[str, Any]:
-    """The figures of one round; failed requests count as errors and in no other figure."""
+    """The figures of one round. A failed request counts as an error and in no other figure."""
     good = [sample for sample in load.samples if sample.error is None]
     failed = [sample.error for sample in load.samples if sample.error is not None]
     output_tokens = sum(sample.num_output_tokens for sample in good)

@@ -1,4 +1,4 @@
-"""The standby that a measured `vllm-cli serve` forks its servers from, in the state `standby`."""
+"""The standby of the state `standby`, from which the servers of a measured `vllm-cli serve` are forked."""
 
 import asyncio
 import shlex
@@ -16,15 +16,15 @@ from vllm_cli.bench.target import TargetStartError
 from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
 
 NO_STANDBY: Final = {"VCLI_STANDBY": "off"}
-"""Variables of starts from all other states: a standby that the user runs must not make them warm."""
+"""Variables of starts in other states. A standby of the user must not make these starts warm."""
 _POLL_S: Final = 0.1
 
 
 class BenchStandby:
-    """Runs in the command's Python environment, with the command's variables and with sockets of its own."""
+    """A standby in the command's Python environment, with the command's variables and its own sockets."""
 
     def __init__(self, command: str, model: str | None) -> None:
-        """`model` is the standby's --model; the command is one of this program."""
+        """`model` is the standby's --model. The command must be one of this program."""
         self._prefix, words = split_own_command(command)
         self._words = ["--for", kind] if (kind := find_template_kind(self._prefix, words)) else []
         self._words += ["--model", model] if model else []
@@ -35,7 +35,7 @@ class BenchStandby:
         """Variables with which a start is warm or fails."""
 
     async def start(self, timeout_s: float) -> None:
-        """Returns once the imports are done; raises TargetStartError if they fail or take too long."""
+        """Returns once the imports are done. Raises TargetStartError if they fail or take too long."""
         self._process.run([*self._prefix, "standby", *self._words])
         try:
             async with asyncio.timeout(timeout_s):
@@ -50,7 +50,7 @@ class BenchStandby:
             raise TargetStartError(f"The standby of {shlex.join(self._prefix)}: {text}") from err
 
     async def measure(self) -> dict[str, Any]:
-        """Its memory (PSS) while no server runs, the time of its imports, and the number of forks."""
+        """The memory (PSS) while no server runs, the time of the imports, and the number of forks."""
         status = await self._ask()
         templates = status.get("templates", [])
         return {
@@ -64,7 +64,7 @@ class BenchStandby:
         self._folder.cleanup()
 
     async def _ask(self) -> dict[str, Any]:
-        """The data of `standby status`; empty while the standby does not answer."""
+        """The data of `standby status`. Empty while the standby does not answer."""
         words = [*self._prefix, "standby", "status", "--json"]
         environment = {**foreign.snapshot(), **self._place}
         done = await asyncio.to_thread(subprocess.run, words, capture_output=True, env=environment)
@@ -72,9 +72,9 @@ class BenchStandby:
 
 
 def split_own_command(command: str) -> tuple[list[str], list[str]]:
-    """The words before `serve`, which run other commands of that installation, and the words after it.
+    """The words before `serve`, which also run other commands of that installation, and the words after it.
 
-    The command of another program has no words before, and all of them after.
+    For a command of another program, the first list is empty and the second has all words.
     """
     words = shlex.split(command)
     words = ["env", *words] if "=" in words[0] else words
@@ -86,7 +86,7 @@ def split_own_command(command: str) -> tuple[list[str], list[str]]:
 
 
 def find_template_kind(prefix: list[str], words: list[str]) -> str | None:
-    """The template of the engine that the command names; None leaves the choice to the standby."""
+    """The kind of template for the command's engine. None leaves the choice to the standby."""
     values = [word.partition("=")[2] for word in prefix if word.startswith("VCLI_ENGINE=")]
     given = ServeWords(words)
     engine = given.own.get("--engine") or (values or [foreign.text_of("VCLI_ENGINE")])[-1]

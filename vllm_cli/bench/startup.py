@@ -38,25 +38,25 @@ STARTUP_METRICS: Final = (
     Metric("resident_share", "evicted, still in memory", is_compared=False),
 )
 _COLD_ENOUGH: Final = 0.01
-"""With more than this share still in memory, the page cache was not cold."""
+"""A page cache with more than this share of the evicted files still in memory was not cold."""
 _UNSURE: Final = {
-    "unknown_bytes": "this system does not show what of them is in memory",
+    "unknown_bytes": "this system does not show which of their pages are in memory",
     "fuse_bytes": "the process that serves their file system may have them in memory",
 }
 _FORK_PHASE: Final = "fork_from_standby"
-"""The phase of /startupz that only warm starts have."""
+"""A phase of /startupz that only a warm start has."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartupBenchConfig(BenchConfig):
-    """The states of the caches before the starts of commands."""
+    """The commands to start, and the states of the caches before a start."""
 
     states: tuple[str, ...]
-    """`warm` (caches of earlier starts), `cold-pages` (evicted files), `standby` (warm, from a standby)."""
+    """`warm` (caches of earlier starts), `cold-pages` (files evicted), `standby` (warm, from a standby)."""
     evict_paths: tuple[Path, ...] = ()
-    """Files and folders whose pages are evicted for a cold page cache."""
+    """Files and folders that are evicted from the page cache for `cold-pages`."""
     standby_model: str | None = None
-    """The model that the standby keeps too (its --model)."""
+    """The model that the standby keeps, too (its --model)."""
     pause_s: float = 1.0
     """Time between the end of one server and the start of the next."""
     shows_phases: bool = False
@@ -64,7 +64,7 @@ class StartupBenchConfig(BenchConfig):
 
 
 async def measure_startup(config: StartupBenchConfig) -> Result:
-    """Sides alternate; every other round reverses them, so that no side always follows the same one."""
+    """Starts the sides in turn, every other round in reverse, so that none always follows the same one."""
     evicted = list_files(config.evict_paths)
     with ExitStack() as stack:
         reporter = stack.enter_context(closing(Reporter()))
@@ -96,7 +96,7 @@ async def measure_startup(config: StartupBenchConfig) -> Result:
 
 
 class _StartedSide:
-    """A command; each start has a port of its own and ends with the server stopped."""
+    """A command that is started once per measurement, each time on a new port, and stopped afterwards."""
 
     def __init__(self, spec: TargetSpec, config: StartupBenchConfig) -> None:
         self.spec = spec
@@ -104,13 +104,13 @@ class _StartedSide:
         self._config = config
         self._standby: BenchStandby | None = None
         self._server: ReadyServer
-        """The server's properties, which the first start has found."""
+        """Properties of the server that `prepare` has found."""
 
     async def prepare(self) -> None:
-        """One start that is not measured: checks the command, warms caches, finds the request format.
+        """Starts the server without measuring: checks the command, warms caches, finds the request format.
 
-        A standby is started after it, because a first start records what a template process imports; then
-        its first fork is not measured either.
+        A standby is started afterwards, because a first start records what a template process imports. Its
+        first fork is not measured either.
         """
         with self._started(NO_STANDBY) as (target, _):
             target.start()
@@ -121,14 +121,14 @@ class _StartedSide:
             await self.measure("standby")
 
     async def measure(self, state: str) -> dict[str, Any]:
-        """One measured start; all its processes have exited on return."""
+        """Measures one start. All its processes have exited when this returns."""
         environment = self._standby.environment if self._standby and state == "standby" else NO_STANDBY
         with HealthProbe(is_starting=True) as probe, self._started(environment) as (target, stamp):
             async with asyncio.timeout(self._config.ready_timeout_s):
                 return await self._time_start(target, stamp, probe)
 
     async def build_side(self) -> Side:
-        """The result, once all starts are measured."""
+        """The figures of this side, once all starts are measured."""
         facts, note = {}, ""
         if self._standby is not None:
             facts["standby"] = standby = await self._standby.measure()
@@ -149,7 +149,7 @@ class _StartedSide:
 
     @contextmanager
     def _started(self, environment: dict[str, str]) -> Iterator[tuple[Target, Path]]:
-        """The server of one start, stopped at the end of the block, and the file for its moment of exec."""
+        """Starts a server, and stops it after the block. Yields it with the file for its moment of exec."""
         with TemporaryDirectory(prefix="vllm-cli-bench-") as folder:
             stamp = Path(folder, "stamp")
             prefix = stamp_words(stamp)
@@ -192,10 +192,9 @@ class _StartedSide:
 
 
 async def _wait_healthy(host: str, port: int, ensure_alive: Callable[[], None]) -> tuple[int, int | None]:
-    """The moments when a connection is accepted and when `/health` is 200; None without that route.
+    """The moments of the first accepted connection and of the first 200 from `/health`, None without a route.
 
-    Uses bare sockets, which take a fifth of the CPU time of asyncio streams: polls compete with the start for
-    cores.
+    Bare sockets take a fifth of the CPU time of asyncio streams. Polls compete with the start for cores.
     """
     loop = asyncio.get_running_loop()
     request = f"GET /health HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode()
@@ -217,7 +216,7 @@ async def _wait_healthy(host: str, port: int, ensure_alive: Callable[[], None]) 
 
 
 async def _wait_first_token(form: CompletionFormat, ensure_alive: Callable[[], None]) -> int:
-    """Requests a completion, again after 5xx or no response; returns the moment of its first text."""
+    """Requests a completion, again after 5xx or no response. Returns the moment of its first text."""
     body = form.encode("The capital of France is", max_tokens=4)
     async with open_session() as session:
         while True:
@@ -231,7 +230,7 @@ async def _wait_first_token(form: CompletionFormat, ensure_alive: Callable[[], N
 
 
 def _find_problems(side: Side) -> Iterator[str]:
-    """Caches that were not cold, and servers that were warm or cold against the state's name."""
+    """Names caches that were not cold, and servers that were warm or cold against the state's name."""
     for condition, rounds in side.rounds.items():
         where = f"{side.name}, {condition}"
         if (stayed := max(figures.get("resident_share") or 0 for figures in rounds)) > _COLD_ENOUGH:
@@ -239,7 +238,7 @@ def _find_problems(side: Side) -> Iterator[str]:
         for name, why in _UNSURE.items():
             if num_bytes := max(figures.get(name, 0) for figures in rounds):
                 yield f"{where}: {num_bytes / 1e6:.0f} MB may not have been cold: {why}"
-        known = [figures["phases"] for figures in rounds if figures["phases"]]  # vLLM's server does not show them
+        known = [figures["phases"] for figures in rounds if figures["phases"]]  # vLLM's server reports no phases
         num_warm = sum(any(name.endswith(_FORK_PHASE) for name in phases) for phases in known)
         wanted = len(known) if "standby" in side.facts and condition == "from standby" else 0
         if num_warm != wanted:
@@ -247,14 +246,14 @@ def _find_problems(side: Side) -> Iterator[str]:
 
 
 class Residency(NamedTuple):
-    """How much of some files is in memory."""
+    """How much of a set of files is in memory."""
 
     total_bytes: int
     resident_bytes: int
     unknown_bytes: int = 0
     """Bytes whose residency cannot be measured."""
     fuse_bytes: int = 0
-    """Bytes on FUSE: the process behind it reads from its own files, which are not evicted."""
+    """Bytes on FUSE. The process behind FUSE may have them in memory, because its files are not evicted."""
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -267,21 +266,21 @@ class Residency(NamedTuple):
 
 
 def list_files(paths: Iterable[Path]) -> list[Path]:
-    """The files among the paths and in the folders among them, each once and with links resolved."""
+    """All files among the paths and in folders among them, each once, with links resolved."""
     files = (file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]))
     return list(dict.fromkeys(real for file in files if (real := file.resolve()).is_file()))
 
 
 def evict_files(files: Sequence[Path]) -> Residency:
-    """Writes back the files' changed pages and drops all pages; returns what stayed in memory.
+    """Writes back the files' changed pages and drops all pages. Returns what stayed in memory.
 
-    Pages that another process has mapped stay, and so do files on tmpfs. Raises InputError if a file cannot
-    be opened.
+    Pages that another process has mapped stay in memory, and so do files on tmpfs. Raises InputError if a
+    file cannot be opened.
     """
     try:
         _drop(files)
         if measure_residency(files).resident_bytes:
-            os.sync()  # fsync(2) on an overlay does not reach the layers below
+            os.sync()  # fsync(2) on an overlay does not write back its lower layers
             _drop(files)
         return measure_residency(files)
     except OSError as err:

@@ -1,4 +1,4 @@
-"""Measured servers: they run already, or the benchmark starts, freezes and stops them."""
+"""Measured servers. Each one already runs, or the benchmark starts, freezes and stops it."""
 
 import re
 import shlex
@@ -21,9 +21,9 @@ class TargetSpec:
     name: str
     url: str | None = None
     command: str | None = None
-    """Shell words; `{port}` is replaced by a free port, without it `--port N` is appended."""
+    """Shell words. `{port}` is replaced by a free port. Without it, `--port N` is appended."""
     model: str | None = None
-    """The model name to request; None takes the first model in the server's list."""
+    """The name of the model to request. None: the first model in the server's list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class BenchConfig:
     """The servers to measure, and how completions are requested."""
 
     targets: tuple[TargetSpec, ...]
-    """The first is side A; the others are compared with it."""
+    """The first target is side A, with which the others are compared."""
     num_rounds: int
     endpoint: str = "completions"
     """`completions` or `chat`."""
@@ -50,41 +50,41 @@ class BenchConfig:
 
 
 class TargetStartError(click.ClickException):
-    """The server did not start, does not answer, or rejects even the simplest completion."""
+    """The server did not start, does not answer, or rejects the simplest completion."""
 
     exit_code = START_FAILED
 
 
 class Target(SupervisedCommand):
-    """A server. If it is given by its address, it is never started, frozen or stopped."""
+    """A server. One that is given by its address is never started, frozen or stopped."""
 
     def __init__(
         self, spec: TargetSpec, *, prefix: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
     ) -> None:
-        """`prefix` are words before the command's words, `environment` additional variables."""
+        """`prefix`: words before the command's words. `environment`: additional variables."""
         super().__init__(environment)
         self.spec = spec
         self.base_url = (spec.url or "").rstrip("/").removesuffix("/v1")
-        """The address, without `/v1`; set by `start` for an own server."""
+        """The address without `/v1`. For a command, `start` sets it."""
         self._prefix = prefix
 
     def start(self) -> None:
-        """Starts an own server unless it runs, on a port of its own; returns before it is ready."""
+        """Starts the command on a free port unless it runs. Returns before the server is ready."""
         if self.spec.command is not None and self._supervisor is None:
             port = find_free_port(list_server_ports())
             self.base_url = f"http://127.0.0.1:{port}"
             self.run([*self._prefix, *_server_words(self.spec.command, port)])
 
     def pause(self) -> None:
-        """Freezes an own server, so that it uses no processor time."""
+        """Freezes the started server, so that it uses no processor time."""
         self.send(b"pause\n")
 
     def resume(self) -> None:
-        """Resumes a frozen server."""
+        """Resumes the frozen server."""
         self.send(b"resume\n")
 
     def poll(self) -> None:
-        """Checks now whether an own server has exited. Without this, a check comes after `EXIT_DELAY_S`."""
+        """Checks at once whether the started server has exited. It would be noticed after `EXIT_DELAY_S`."""
         self.send(b"poll\n")
 
 

@@ -1,4 +1,4 @@
-"""Finds the servers and standbys of this user that run on this machine, by the records that they keep."""
+"""Finds this user's running servers and standbys on this machine, by the records that they keep."""
 
 import contextlib
 import ssl
@@ -21,7 +21,7 @@ from vllm_cli.client.waiting import amount, poll_readiness
 _ANSWER_TIMEOUT_S: Final = 2.0
 _MAX_BODY_BYTES: Final = 4 << 20
 _Starts: TypeAlias = Mapping[int | None, Mapping[str, Any] | None]
-"""What is known of each start, by the process that a user or a router has started."""
+"""Id of the process that a user or router has started -> what is known of its start."""
 _STATES: Final = {"ready": "ready", "starting": "not ready", "absent": "silent", "failed": "dead"}
 
 
@@ -34,14 +34,14 @@ class RouterModel:
     state: str
     """`stopped`, `starting`, `ready`, `draining` or `failed`."""
     since_s: float | None
-    """How long it has been in this state."""
+    """Seconds since the model entered this state."""
     memory_bytes: int | None
-    """PSS of its processes; None if it does not run, or is not measured yet."""
+    """PSS of the model's processes. None if it does not run, or was not measured yet."""
     pid: int | None
     reason: str | None
-    """Why its last start failed."""
+    """Why the model's last start failed. None if it did not fail."""
     start: Mapping[str, Any] | None = None
-    """The start of its process, as in `RunningServer`."""
+    """The start of the model's process, with the fields of `RunningServer.start`."""
 
     def to_dict(self) -> dict[str, Any]:
         """The output of `ps --json`."""
@@ -50,9 +50,9 @@ class RouterModel:
 
 @dataclass(frozen=True, kw_only=True)
 class RunningServer:
-    """One server: the process that the user started, and all that belong to it.
+    """One server: the process that the user started, and all processes that belong to it.
 
-    A router (`serve` with several models) is one server; its models' processes belong to it.
+    A router (`serve` with several models) counts as one server, together with its models' processes.
     """
 
     pid: int
@@ -65,27 +65,27 @@ class RunningServer:
     state: str
     """`ready`, the server's own `status`, or `silent`.
 
-    `stopped` if it starts its model at the next request (`--idle-stop`).
+    `stopped` if the next request starts the model (`--idle-stop`).
     """
     uptime_s: float
     memory_bytes: int
-    """PSS of all its processes, which divides shared pages among them."""
+    """PSS of all the server's processes. PSS divides a shared page among the processes that share it."""
     pids: tuple[int, ...]
-    """The process that the user started first."""
+    """All processes, beginning with the process that the user started."""
 
     forked_pid: int | None
-    """In a warm start, the forked server; None for a router."""
+    """The forked server of a warm start. None for a router."""
 
     log: str | None = None
-    """The file with its output, such as the log of `serve --detach`; None if it goes to no file."""
+    """The file with the server's output, such as the log of `serve --detach`. None if there is no file."""
     start: Mapping[str, Any] | None = None
-    """The fields of `base.lifecycle.StartInfo`; `ready_s` and `phases` once it was ready."""
+    """The fields of `base.lifecycle.StartInfo`, with `ready_s` and `phases` once the server was ready."""
     models: tuple[RouterModel, ...] | None = None
-    """The models of a router; None for other servers, and if the router does not list them."""
+    """The models of a router. None for other servers, and for a router that does not list them."""
 
     @property
     def entry_pids(self) -> tuple[int, ...]:
-        """The processes by which a user may name this server."""
+        """The processes by whose ids a user may name this server."""
         return (self.pid,) if self.forked_pid is None else (self.pid, self.forked_pid)
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,19 +97,19 @@ class RunningServer:
 
 @dataclass(frozen=True, kw_only=True)
 class RunningStandby:
-    """`vllm-cli standby` with its template processes, without the servers that were forked from them."""
+    """A `vllm-cli standby` and its template processes, without the servers that were forked from them."""
 
     pid: int
     state: str
-    """`importing`, `ready` or `failed`, as it reports; `running` for standbys of other environments."""
+    """`importing`, `ready` or `failed`, as reported; `running` for a standby of another environment."""
     uptime_s: float
     memory_bytes: int
-    """PSS: pages that it shares with servers count in part."""
+    """PSS: a page that is shared with servers counts in part."""
     pids: tuple[int, ...]
-    """The process that was started first."""
+    """The standby's process first."""
     log: str | None = None
     owner_pid: int | None = None
-    """The `vllm-cli serve` (`--idle-stop`, or with several models) that alone uses it."""
+    """The `vllm-cli serve` (`--idle-stop`, or with several models) to which the standby belongs."""
 
     def to_dict(self) -> dict[str, Any]:
         """The output of `ps --json`: the fields of a server, null where a standby has none."""
@@ -129,7 +129,7 @@ class RunningStandby:
 
 
 def find_servers(*, with_state: bool = True) -> list[RunningServer]:
-    """All servers, oldest first; `with_state` adds state and memory, some milliseconds per server."""
+    """All servers, oldest first. `with_state` adds state and memory, which takes milliseconds per server."""
     every = read_run_records()
     records = [record for record in every if record.engine != STANDBY]
     standbys = {pid for record in every if record.engine == STANDBY for pid in _pids_of_standby(record)}
@@ -148,10 +148,10 @@ def find_standbys() -> list[RunningStandby]:
 
 
 def _members(record: RunRecord, records: list[RunRecord], standbys: set[int]) -> tuple[int, ...]:
-    """The process that the user started, then all that belong to it, without a standby of its own."""
+    """The process that the user started, then all that belong to it except for a standby of its own."""
     found = {record.front_pid or record.pid: None, record.pid: None} | dict.fromkeys(descendants(record.pid))
     for other in records:
-        if other.front_pid in found:  # it was forked for a child of this server
+        if other.front_pid in found:  # forked for a child of this server
             found |= dict.fromkeys((other.pid, *descendants(other.pid)))
     return tuple(pid for pid in found if pid not in standbys)
 
@@ -179,7 +179,7 @@ def _describe(record: RunRecord, pids: tuple[int, ...], starts: _Starts, with_st
 
 
 def _log_of(pid: int) -> str | None:
-    """The file behind the process's standard error; None for anything else, or if it was removed."""
+    """The file behind a process's standard error. None if that is no file, or if it was removed."""
     with contextlib.suppress(OSError):
         path = Path(f"/proc/{pid}/fd/2").readlink()
         return str(path) if path.is_file() else None
@@ -187,19 +187,19 @@ def _log_of(pid: int) -> str | None:
 
 
 def address_of(record: RunRecord) -> ServerAddress | None:
-    """Where a server listens; None if it listens nowhere, as with a port that a later check refuses."""
+    """Where a server listens. None if it does not listen, or on a port that a later check has refused."""
     if record.address is None:
         return None
     context = ssl.create_default_context()
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # the process is known; nothing secret is sent
+    context.verify_mode = ssl.CERT_NONE  # the process is known, and nothing secret is sent
     with contextlib.suppress(InputError):
         return parse_url(record.address, context)
     return None
 
 
 def _read_models(address: ServerAddress) -> tuple[RouterModel, ...] | None:
-    """The models of a router, in the order of its file; None if it does not list them, as without its key."""
+    """The models of a router in the order of its file. None without a list, for example without the key."""
     try:
         answer = Server(address).request("GET", DATA_PATH, timeout_s=_ANSWER_TIMEOUT_S, max_bytes=_MAX_BODY_BYTES)
         data = read_json(answer.content) if answer.status == 200 else None
@@ -209,13 +209,13 @@ def _read_models(address: ServerAddress) -> tuple[RouterModel, ...] | None:
 
 
 def describe(models: Iterable[RouterModel]) -> str:
-    """`3 models, 1 ready`."""
+    """A summary such as `3 models, 1 ready`."""
     states = [model.state for model in models]
     return f"{len(states)} model{'' if len(states) == 1 else 's'}, {states.count('ready')} ready"
 
 
 def parse_models(data: Any) -> tuple[RouterModel, ...] | None:
-    """The models in the data of a status page; None for a server with one model."""
+    """The models in the data of a status page. None for a server with one model."""
     found = data.get("models") if isinstance(data, Mapping) else None
     if not isinstance(found, list):
         return None
@@ -264,7 +264,7 @@ def _describe_standby(record: RunRecord) -> RunningStandby:
 
 
 def _pids_of_standby(record: RunRecord) -> tuple[int, ...]:
-    """The standby and its template processes, whose children are servers."""
+    """The standby and its template processes. The children of these are servers."""
     return (record.pid, *child_pids(record.pid))
 
 

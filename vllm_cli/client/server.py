@@ -1,4 +1,4 @@
-"""The client of a server, of this program or another one with the OpenAI API; standard library only."""
+"""The client of a server with the OpenAI API, ours or another one. Standard library only."""
 
 import json
 import math
@@ -22,7 +22,7 @@ _CONNECT_TIMEOUT_S: Final = 10.0
 _LONGEST_MESSAGE: Final = 400
 
 END: Final = b"[DONE]"
-"""The data of the last event of a stream."""
+"""The data of a stream's last event."""
 
 
 def server_options(command: F) -> F:
@@ -42,12 +42,12 @@ def take_server(options: dict[str, Any]) -> "Server":
 
 
 def choose_key(given: str | None) -> str | None:
-    """The key to send: the given one, or the value of a variable."""
+    """The key to send: the given one, else that of a variable. None without either."""
     return given or env.OPENAI_API_KEY.get() or env.VLLM_API_KEY.get()
 
 
 class ReceivedAnswer(NamedTuple):
-    """A server's answer, of any status."""
+    """A server's answer, whatever its status."""
 
     status: int
     reason: str
@@ -60,12 +60,12 @@ class Piece(NamedTuple):
 
     text: str
     num_tokens: int | None = None
-    """Tokens of the whole answer; only the last piece has them."""
+    """The tokens of the whole answer. None but in the last piece."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """An address and a key; each request makes a new connection. Raises ConnectionFailedError."""
+    """The address of a server, and a key. Each request opens a new connection."""
 
     address: ServerAddress
     api_key: str | None = None
@@ -79,26 +79,26 @@ class Server:
         timeout_s: float | None = None,
         max_bytes: int | None = None,
     ) -> ReceivedAnswer:
-        """Sends one request, with the body as JSON; raises OSError or HTTPException if there is no answer."""
+        """Sends one request, with the body as JSON. Raises OSError or HTTPException without an answer."""
         with self._open(method, path, body, timeout_s) as response:
             return ReceivedAnswer(response.status, response.reason, response.headers, response.read(max_bytes))
 
     def ask(self, method: str, path: str, *, timeout_s: float | None = None) -> dict[str, Any]:
-        """The JSON of a successful answer. Without a timeout, it may take any time."""
+        """The JSON of a successful answer. Without a timeout, the answer may take any time."""
         with explain_failures(self.address):
             answer = self.request(method, path, timeout_s=timeout_s)
         _raise_for_status(answer.status, answer.reason, answer.content)
         return _decode(answer.content)
 
     def first_model(self) -> str:
-        """The name of the model that the server lists first."""
+        """The name of the first model in the server's list."""
         body = self.ask("GET", "/v1/models")
         if not body.get("data"):
             raise ConnectionFailedError(f"The server at {self.address} lists no model.")
         return str(body["data"][0]["id"])
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Generator[Piece, None, None]:
-        """Posts a request and yields the answer; closing the generator aborts the request."""
+        """Posts a request and yields the pieces of the answer. Closing the generator aborts the request."""
         streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
         with explain_failures(self.address), self._open("POST", path, streamed) as response:
             if response.status >= 400:
@@ -109,7 +109,7 @@ class Server:
     def _open(
         self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float | None = None
     ) -> Iterator[HTTPResponse]:
-        """An answer whose body is not read yet; the timeout is that of each operation on the connection."""
+        """An answer whose body has not been read. The timeout applies to each operation on the connection."""
         content = None if body is None else json.dumps(body)
         headers = {"Content-Type": "application/json", "Connection": "close"}
         if self.api_key:
@@ -123,10 +123,10 @@ class Server:
 
 @contextmanager
 def explain_failures(address: ServerAddress) -> Iterator[None]:
-    """Raises ConnectionFailedError for a connection that fails."""
+    """Turns errors of the connection within the block into ConnectionFailedError."""
     try:
         yield
-    except (ConnectionResetError, BrokenPipeError, IncompleteRead) as err:  # RemoteDisconnected is one
+    except (ConnectionResetError, BrokenPipeError, IncompleteRead) as err:  # includes RemoteDisconnected
         raise ConnectionFailedError(f"The server at {address} closed the connection.") from err
     except HTTPException as err:
         raise ConnectionFailedError(f"The server at {address} does not speak HTTP ({_reason(err)}).") from err
@@ -136,19 +136,19 @@ def explain_failures(address: ServerAddress) -> Iterator[None]:
 
 
 class EventReader:
-    """Splits the bytes of server-sent events into the data of the events."""
+    """Splits bytes of server-sent events into the data of each event."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The data of the events that are complete; a line may be spread over several calls."""
+        """The data of events that are complete now. A line may be spread over several calls."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [line[5:].strip() for line in lines if line.startswith(b"data:")]
 
 
 def error_message(data: bytes) -> str:
-    """The message on one line: from OpenAI's, vLLM's or FastAPI's envelope, or the whole body."""
+    """The message in an error of OpenAI, vLLM or FastAPI, else the whole body, on one line."""
     body: Any = data.decode(errors="replace")
     with suppress(ValueError):
         body = read_json(body)
@@ -191,7 +191,7 @@ def _read_piece(event: dict[str, Any]) -> Piece:
 
 
 def _on_one_line(message: object) -> str:
-    """A server's message, safe for a terminal."""
+    """A server's message on one line, safe for a terminal."""
     return escape_controls(" ".join(str(message).split()))
 
 

@@ -1,4 +1,4 @@
-"""The address of a server, from a URL or from the address flags of `serve`."""
+"""The address of a server: from a URL, or from the address flags of `serve`."""
 
 import os
 import socket
@@ -18,19 +18,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _CERTIFICATE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "localhost"}
-"""Wildcard addresses that a server binds to -> an address that clients can connect to."""
+"""An address that stands for all addresses of a host -> an address to which clients can connect."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerAddress:
-    """A server's address; each request makes a new connection."""
+    """A server's address. Each request opens a new connection."""
 
     host: str = "localhost"
     port: int = 8000
     uds: str | None = None
-    """A UNIX domain socket; host and port are then unused."""
+    """A UNIX socket, instead of host and port."""
     path: str = ""
-    """Prefix of the paths of the API."""
+    """A prefix of all paths of the API."""
     tls: ssl.SSLContext | None = None
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ class ServerAddress:
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.path}"
 
     def connect(self, timeout_s: float) -> HTTPConnection:
-        """A connection that opens with its first request; the timeout bounds each of its operations."""
+        """A connection, opened by its first request. The timeout applies to each of its operations."""
         if self.uds is not None:
             return _UnixConnection(self.uds, timeout_s)
         if self.tls is not None:
@@ -76,12 +76,12 @@ def parse_url(url: str, tls: ssl.SSLContext | None = None) -> ServerAddress:
 
 
 def reachable_host(host: str | None) -> str:
-    """The loopback address for a server that listens on every address."""
+    """The host to connect to: the loopback address for a server that listens on every address."""
     return _WILDCARDS.get(host or "", host or "")
 
 
 class _UnixConnection(HTTPConnection):
-    """Connects through /proc/self/fd: a socket address has at most 107 bytes (unix(7))."""
+    """Connects to a socket through /proc/self/fd: a socket's address has at most 107 bytes (unix(7))."""
 
     def __init__(self, path: str, timeout_s: float) -> None:
         super().__init__("localhost", timeout=timeout_s)
@@ -98,7 +98,7 @@ class _UnixConnection(HTTPConnection):
 
 
 def address_options(command: F) -> F:
-    """Adds the address flags of `serve`; the command itself declares `url`, as an argument or an option."""
+    """Adds the address flags of `serve`. The command itself declares `url`, as an argument or an option."""
     for option in (
         click.option("--insecure", is_flag=True, help="Use HTTPS and accept any certificate."),
         click.option(
@@ -114,10 +114,10 @@ def address_options(command: F) -> F:
 
 
 def take_address(options: dict[str, Any]) -> ServerAddress:
-    """Removes `url` and the address flags from the parameters of a command; returns their address.
+    """Removes `url` and the address flags from a command's parameters. Returns the address that they give.
 
     Raises:
-        InputError: two of them exclude each other, or one is not valid.
+        InputError: two of them exclude each other, or one of them is not valid.
     """
     url, host, port, uds = (options.pop(name) for name in ("url", "host", "port", "uds"))
     certificate, is_insecure = options.pop("ssl_certfile"), options.pop("insecure")
@@ -139,10 +139,10 @@ def take_address(options: dict[str, Any]) -> ServerAddress:
 
 
 def _build_tls(certificate: Path | None, is_insecure: bool) -> ssl.SSLContext:
-    """A certificate named by the caller is the server's own or its authority's: its host name need not match.
+    """Trusts the named certificate, the server's own or that of its authority. Its host name need not match.
 
-    Python 3.13 began to trust the server's own without its authority, and to refuse authorities that break
-    RFC 5280. Here both are trusted with each Python.
+    Since Python 3.13, a server's own certificate is trusted without its authority, and authorities that break
+    RFC 5280 are not. This context trusts both with every Python.
     """
     context = ssl.create_default_context()
     if is_insecure or certificate is not None:

@@ -19,11 +19,11 @@ State = Literal["ready", "starting", "absent", "failed"]
 
 _MAX_BODY_BYTES: Final = 1 << 16
 _FAILED: Final = ("failed", "dead")
-"""Values of `status` of a server that will never be ready."""
+"""Values of `status` from a server that will never be ready."""
 _NOT_YET: Final = (408, 425, 429)
-"""HTTP statuses below 500 that mean a retry may succeed."""
+"""HTTP statuses below 500 after which a retry may succeed."""
 _WANTS_CERTIFICATE: Final = ("CERTIFICATE_REQUIRED", "ALERT_HANDSHAKE_FAILURE")
-"""Alerts of TLS 1.3 and 1.2."""
+"""The alerts of TLS 1.3 and 1.2 to a client without a certificate."""
 
 
 @dataclass(frozen=True)
@@ -31,31 +31,31 @@ class Readiness:
     """The result of one poll."""
 
     state: State
-    """`absent` means no response, `failed` that the server will never be ready."""
+    """`absent`: no response. `failed`: the server will never be ready."""
     reason: str = ""
     """Why the server is not ready, as text."""
     phase: str | None = None
     progress: float | None = None
-    """0 to 1."""
+    """The part of the start that is done, from 0 to 1."""
     eta_s: float | None = None
     status: str | None = None
-    """The server's own `status`: `starting`, `draining`, `dead`.
+    """The `status` that the server reports: `starting`, `draining` or `dead`.
 
-    A server that answers requests although its model does not run (`--idle-stop`) reports that: `stopped`.
+    A ready server whose model does not run (`--idle-stop`) reports `stopped`.
     """
     is_late: bool = False
-    """The request timed out."""
+    """Whether the request timed out."""
     is_closed: bool = False
-    """The connection was accepted, and closed without an answer."""
+    """Whether the server accepted the connection and closed it without an answer."""
 
     def describe_rest(self) -> str:
-        """Progress bar and remaining time, where they are known."""
+        """The progress bar and the remaining time, if known."""
         bar = f"  {draw_bar(self.progress)}" if self.progress is not None else ""
         return bar + (f"  about {self.eta_s:.1f} s left" if self.eta_s is not None else "")
 
 
 def poll_readiness(address: ServerAddress, path: str, *, timeout_s: float) -> Readiness:
-    """Sends one GET; failures are part of the result."""
+    """Sends one GET. Failures are part of the result."""
     try:
         answer = Server(address).request("GET", path, timeout_s=timeout_s, max_bytes=_MAX_BODY_BYTES)
     except ssl.SSLCertVerificationError as err:
@@ -100,13 +100,13 @@ def _read_body(body: dict[str, Any], otherwise: str) -> Readiness:
 
 
 def amount(value: Any, most: float = math.inf) -> float | None:
-    """The number; None if it is negative, infinite or not a number."""
+    """The value if it is a number from 0 to `most`, else None."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return min(float(value), most) if is_number and value >= 0 else None
 
 
 _ANSWER_TIMEOUT_S: Final = 5.0
-"""Timeout of one request; a server may not respond for a while during imports."""
+"""The timeout of one request. A server may not respond for a while during its imports."""
 _LEAST_TIMEOUT_S: Final = 0.05
 
 Ending = Literal["ready", "failed", "timed out"]
@@ -114,20 +114,20 @@ Ending = Literal["ready", "failed", "timed out"]
 
 @dataclass(frozen=True, kw_only=True)
 class WaitOptions:
-    """Which server to wait for, and how."""
+    """The server to wait for, and how to poll it."""
 
     address: ServerAddress
     path: str
     timeout_s: float
     interval_s: float
-    """Pause between a response and the next request."""
+    """Seconds from a response to the next request."""
     pid: int | None = None
-    """The server's process; the waiting ends when it exits."""
+    """The server's process. The wait ends when it exits."""
 
 
 @dataclass(frozen=True)
 class WaitResult:
-    """How the waiting ended."""
+    """How the wait ended."""
 
     ending: Ending
     waited_s: float
@@ -147,17 +147,17 @@ class WaitResult:
 
 
 def wait_for_server(options: WaitOptions, on_poll: Callable[[Readiness, float], None]) -> WaitResult:
-    """Polls until the server is ready; `on_poll` gets every result and the seconds since the beginning."""
+    """Polls until the server is ready. `on_poll` gets each result and the seconds since the beginning."""
     begin_s = time.monotonic()
     num_requests = 0
     last: Readiness | None = None
     while True:
-        # Checked before the poll, since the process may exit after its last response.
+        # Checked before the poll, because the process may exit after its last response.
         is_gone = options.pid is not None and not is_alive(options.pid)
         left_s = max(begin_s + options.timeout_s - time.monotonic(), _LEAST_TIMEOUT_S)
         result = poll_readiness(options.address, options.path, timeout_s=min(left_s, _ANSWER_TIMEOUT_S))
         if result.is_late and left_s < _ANSWER_TIMEOUT_S and last is not None:
-            result = last  # the deadline cut this request short, so that its result says nothing about the server
+            result = last  # the deadline has cut this request short, so its result says nothing
         last = result
         num_requests += 1
         waited_s = time.monotonic() - begin_s

@@ -1,1 +1,1 @@
-"""One module per command; main.py lists them."""
+"""One module per command. The table in `main.py` lists them."""

@@ -1,4 +1,4 @@
-"""`vllm-cli bake`: one start while an image is built, so that the image's first start is its tenth."""
+"""`vllm-cli bake`: one start while an image is built, so that the image's first start finds warm caches."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="How long the start may take, and installing vLLM's kernels.",
 )
-@click.option("--no-start", is_flag=True, help="Run no model: only import, as for a GPU that is not there.")
+@click.option("--no-start", is_flag=True, help="Run no model, only import vLLM: for a machine without the GPU.")
 @click.option(
     "--download-kernels",
     is_flag=True,
@@ -53,15 +53,15 @@ def bake(*, words: tuple[str, ...], output: Path | None, is_json: bool, **option
     """Start MODEL once while an image is built, and keep in one folder what makes later starts fast.
 
     Accepts every flag of `vllm-cli serve`: give those of the later starts. The server gets a private socket,
-    answers one request and is stopped. Where vLLM is built for a GPU that is not there, it is only imported.
-    `serve` finds the folder by itself and never writes to it. The user's cache folder lies on top.
+    answers one request and is stopped. On a machine without the GPU that vLLM needs, vLLM is only imported.
+    `serve` finds the folder by itself and never writes to it. It writes to the user's cache folder.
 
     \b
     Examples:
       vllm-cli bake Qwen/Qwen3-0.6B --max-model-len 8k
       vllm-cli bake /models/llama --engine vllm --output /opt/baked
 
-    Exit codes: 0 written; 2 usage; 3 the start failed, and nothing was written.
+    Exit codes: 0 written; 2 usage; 3 the start failed and nothing was written.
     """
     folder = (output or _default_folder()).absolute()
     from vllm_cli.bake.bake import BakeConfig, run_bake

@@ -41,7 +41,7 @@ for _command_of_vllm in BENCHMARKS:
 
 
 def _command(value: str) -> str:
-    """Shell words."""
+    """A command of shell words."""
     with suppress(ValueError):
         if shlex.split(value):
             return value
@@ -49,7 +49,7 @@ def _command(value: str) -> str:
 
 
 def _url(value: str) -> str:
-    """The address of a running server; without a scheme, http:// is added."""
+    """The address of a running server. Without a scheme, http:// is added."""
     address = value if "://" in value else f"http://{value}"
     if address.startswith(("http://", "https://")):
         return address
@@ -57,7 +57,7 @@ def _url(value: str) -> str:
 
 
 def _file(value: str) -> Path:
-    """A file that is written at the end of the run; its folder is checked before."""
+    """A file that is written at the end of the run. Its folder must exist."""
     path = Path(value)
     if path.is_dir() or not path.parent.is_dir():
         raise click.BadParameter(f"{value!r} is not a file in an existing folder.")
@@ -65,7 +65,7 @@ def _file(value: str) -> Path:
 
 
 def _shared_options(function: F) -> F:
-    """Options of all benchmarks: the commands to compare with, the requests, and the result."""
+    """Adds the options of both benchmarks: commands to compare with, requests, and the result."""
     for option in reversed(
         (
             click.option(
@@ -94,7 +94,7 @@ def _shared_options(function: F) -> F:
 
 
 def _levels(value: str) -> tuple[int, ...]:
-    """Comma-separated numbers, each 1 or more; in ascending order, each once."""
+    """Comma-separated numbers of 1 or more, sorted and without repeats."""
     with suppress(ValueError):
         levels = tuple(sorted({int(part) for part in value.split(",")}))
         if levels[0] >= 1:
@@ -185,9 +185,9 @@ def serve(**options: Any) -> int:
     multiple=True,
     type=click.Choice(_STATES),
     default=("warm",),
-    help="State of the caches before a start, or a standby that has the imports.",
+    help="State before a start: of the caches, or with a standby that has the imports.",
 )
-@click.option("--standby-model", metavar="MODEL", help="Model that the standby keeps too: its --model.")
+@click.option("--standby-model", metavar="MODEL", help="Model for the standby's --model, which it keeps too.")
 @click.option(
     "--evict",
     "evict_paths",
@@ -250,7 +250,7 @@ def startup(**options: Any) -> int:
 def _build_targets(
     ours: list[dict[str, str]], theirs: list[dict[str, str]], models: tuple[str | None, str | None]
 ) -> "tuple[TargetSpec, ...]":
-    """The sides, named A, B, ...; `models` are the names to request from ours and from theirs."""
+    """The sides, named A, B, ... `models`: names to request from our side and from the others."""
     from vllm_cli.bench.target import TargetSpec  # noqa: PLC0415 - slow to import for --help
 
     model, other_model = models
@@ -260,14 +260,14 @@ def _build_targets(
 
 
 def _own_command(model: str | None) -> str:
-    """`serve` with this installation's console script, which users start, else with the module."""
+    """The words of `serve`: this installation's console script, which users start, else its module."""
     script = Path(sys.executable).with_name("vllm-cli")
     words = [str(script)] if script.exists() else [sys.executable, "-m", "vllm_cli"]
     return shlex.join([*words, "serve", *([model] if model else [])])
 
 
 def _find_models(model: str | None, targets: "tuple[TargetSpec, ...]") -> list[Path]:
-    """The model folders among the commands' words, and the model's own; raises ModelNotFoundError."""
+    """The model folders among the commands' words, and the folder of `model`. Raises ModelNotFoundError."""
     words = [Path(word) for target in targets for word in shlex.split(target.command or "")]
     named = [path for path in words if (path / "config.json").is_file()]
     return named if named and model is None else [*named, resolve_model(ModelRequest(model=model)).path]

@@ -41,33 +41,33 @@ _OTHERS: Final = {
     "start history": ("history/*", "history.*"),
     "flags of vLLM": ("vllm-facts/*", "hooks/*"),
 }
-"""What this program keeps besides compiled models: patterns of files in its cache folder."""
+"""What is kept besides compiled models -> patterns of its files in the cache folder."""
 
 
 class _Kept(NamedTuple):
-    """A compiled model of this machine or of a location, or something else that is kept."""
+    """Something that is kept: a compiled model of this machine or of a location, or other files."""
 
     name: str
-    """The name of its archive in a location."""
+    """The name of the compiled model's archive in a location."""
     num_bytes: int
     used_s: float | None = None
-    """When a start has used it last, in seconds since 1970."""
+    """When a start last used this, in seconds since 1970. None if unknown."""
     record: CompiledModel | None = None
     location: str | None = None
-    """Its address; None for this machine."""
+    """The address of the location. None for this machine."""
     problem: str = ""
-    """Why it cannot be loaded here."""
+    """Why the compiled model cannot be loaded here. Empty if it can."""
     files: tuple[Path, ...] = ()
-    """Its files, if it is no compiled model."""
+    """The files, if this is no compiled model."""
 
     @property
     def title(self) -> str:
-        """The model's name, if it is known."""
+        """The model's name, if known."""
         return self.record.model if self.record else self.name
 
     @property
     def age_s(self) -> float | None:
-        """Since the last use; 0 if that is in the future, because a clock was changed."""
+        """Seconds since the last use. 0 if the last use is in the future because a clock was changed."""
         return None if self.used_s is None else max(datetime.now(UTC).timestamp() - self.used_s, 0.0)
 
     @property
@@ -92,9 +92,9 @@ class _Kept(NamedTuple):
 def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bool) -> None:
     """List what is kept between starts of vLLM: compiled models, preload profiles and the import file.
 
-    HERE shows whether a compiled model fits the versions and hardware here. The log of a start says whether
-    it has compiled, and why. LAST USE of an object in a store is when it was added. The next start
-    imports the modules of its preload profile once for all processes; the import file has their bytecode.
+    HERE shows whether a compiled model fits this machine's versions and hardware. The log of a start says
+    whether it compiled, and why. LAST USE of an object in a store is when it was added. The next start
+    imports the modules of its preload profile once for all processes. The import file has their bytecode.
 
     \b
     Examples:
@@ -129,15 +129,15 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
 )  # fmt: skip
 @click.option(
     "--all", "is_all", is_flag=True,
-    help="Remove all that this machine keeps: compiled models, profiles, the import file, the history.",
+    help="Remove everything that this machine keeps: compiled models, profiles, the import file, the history.",
 )  # fmt: skip
 @click.option(
     "--plain-starts", "is_plain", is_flag=True,
-    help="Remove only the notes that keep starts of vLLM from preloading: the next ones preload again.",
+    help="Remove only the notes that keep starts of vLLM from preloading, so that the next starts preload again.",
 )  # fmt: skip
 @click.option("--dry-run", "is_dry_run", is_flag=True, help="Only show what would be removed.")
 def prune(*, older_s: float | None, keep_bytes: int | None, is_all: bool, is_plain: bool, is_dry_run: bool) -> None:
-    """Remove compiled models of this machine by age and size, or all that it keeps between starts.
+    """Remove compiled models of this machine by age and size, or everything that is kept between starts.
 
     Servers that are ready are not affected. After --all, the next start compiles and records everything anew.
 
@@ -173,13 +173,13 @@ def prune(*, older_s: float | None, keep_bytes: int | None, is_all: bool, is_pla
 def _local_models() -> Iterator[_Kept]:
     """The compiled models of this machine that have a record."""
     for record in local.read_records():
-        with suppress(FileNotFoundError):  # removed meanwhile
+        with suppress(FileNotFoundError):  # another process has removed the file
             used_s = local.record_path(record).stat().st_mtime
             yield _Kept(record.archive_name, local.num_bytes(record), used_s, record)
 
 
 def _archives(address: str) -> Iterator[_Kept]:
-    """The archives of a location, with their records; raises LocationError."""
+    """The archives of a location, with their records. Raises LocationError."""
     location = open_location(address)
     for stored in location.list():
         record, problem = None, ""
@@ -192,7 +192,7 @@ def _archives(address: str) -> Iterator[_Kept]:
 
 
 def _examine(models: Iterator[_Kept]) -> list[_Kept]:
-    """The compiled models, each with the reason why it cannot be loaded here."""
+    """The compiled models, each with the reason why it cannot be loaded here, if there is one."""
     from startup.compiled_models.compile_cache import present_versions  # noqa: PLC0415 - slow to import for --help
     from startup.vllm_words.installed import find_vllm
 
@@ -216,7 +216,7 @@ def _why_not_here(record: CompiledModel, versions: Mapping[str, str] | None, har
 
 
 def _choose(models: Sequence[_Kept], older_s: float | None, keep_bytes: int | None) -> list[_Kept]:
-    """The compiled models that the limits remove, the longest unused one first."""
+    """The compiled models to remove, so that the rest keeps the limits, longest unused first."""
     ordered = sorted(models, key=lambda model: model.used_s or 0.0)
     total, chosen = sum(model.num_bytes for model in ordered), []
     for model in ordered:
@@ -228,7 +228,7 @@ def _choose(models: Sequence[_Kept], older_s: float | None, keep_bytes: int | No
 
 
 def _other(name: str) -> _Kept:
-    """What this machine keeps under this name."""
+    """The files that this machine keeps under this name."""
     files = tuple(path for pattern in _OTHERS[name] for path in cache_folder().glob(pattern) if path.is_file())
     return _Kept(name, sum(path.stat().st_size for path in files), files=files)
 
@@ -238,7 +238,7 @@ def _num_unrecorded_bytes(models: Sequence[_Kept]) -> int:
 
 
 def _remove(chosen: Sequence[_Kept]) -> None:
-    """Raises OSError if a compiled model is still there."""
+    """Removes compiled models. Raises OSError if one cannot be removed."""
     records = [kept.record for kept in chosen if kept.record is not None]
     for record in records:
         local.remove(record)
@@ -263,7 +263,7 @@ def _to_json(models: Mapping[str | None, list[_Kept]]) -> str:
 
 
 def _sections(models: Mapping[str | None, list[_Kept]]) -> Iterator[list[str]]:
-    """The lines of each part."""
+    """Yields the lines of each section."""
     from startup.vllm.fork.preload_profile import load_all_profiles, plain_states, profiles_folder
 
     for address, found in models.items():

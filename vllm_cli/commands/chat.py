@@ -1,4 +1,4 @@
-"""`vllm-cli chat` and `vllm-cli complete`: requests to a model on a running server, typed by a user."""
+"""`vllm-cli chat` and `vllm-cli complete`: a user's requests to a model on a running server."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ from vllm_cli.client.server import Piece, server_options, take_server
 from vllm_cli.commands.of_vllm import vllms_own
 from vllm_cli.errors import ConnectionFailedError
 
-with suppress(ImportError):  # some Pythons are built without it, then input lines cannot be edited
+with suppress(ImportError):  # some Pythons are built without readline; then input cannot be edited
     import readline  # noqa: F401
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -27,19 +27,19 @@ Message = dict[str, str]
 
 
 def _dialogue_options(command: F) -> F:
-    """The options for server, model and sampling; the model is named as in `vllm chat`."""
+    """Adds the options for server, model and sampling. The option for the model is that of `vllm chat`."""
     for option in (
         click.option(
-            "--max-tokens", type=click.IntRange(min=1), help="Most tokens to generate; the server decides if not given."
+            "--max-tokens", type=click.IntRange(min=1), help="Most tokens to generate. Without it, the server decides."
         ),
         click.option(
             "--temperature",
             type=click.FloatRange(min=0, max=2),
-            help="0 always takes the likeliest token, higher is more random; the server decides if not given.",
+            help="0 always takes the likeliest token, more is more random. Without it, the server decides.",
         ),
         click.option("--stats", is_flag=True, help="Show time to first token and tokens per second of each answer."),
         click.option(
-            *("--model-name", "--model"), help="Model that answers; the first that the server lists if not given."
+            *("--model-name", "--model"), help="Model that answers. Without it, the first in the server's list."
         ),
         server_options,
     ):
@@ -116,7 +116,7 @@ def _message(role: str, content: str) -> Message:
 
 
 class _Dialogue:
-    """Requests to one model on one server."""
+    """Sends requests to one model on one server."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         """Takes the options that `_dialogue_options` adds."""
@@ -134,7 +134,7 @@ class _Dialogue:
             click.echo(answer.stats(), err=True)
 
     def ask_interruptibly(self, path: str, body: dict[str, Any]) -> "_Answer | None":
-        """Like `ask`, but Ctrl-C only ends the answer, and an error is printed; then returns None."""
+        """Like `ask`, but Ctrl-C ends only the answer, and errors are printed. Returns None in both."""
         answer = _Answer()
         try:
             self.ask(path, body, answer)
@@ -147,7 +147,7 @@ class _Dialogue:
 
 
 class _Answer:
-    """One streamed answer; `text` is the part received so far."""
+    """One streamed answer. `text` is what has been received so far."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -157,9 +157,9 @@ class _Answer:
         self._end_ns: int | None = None
 
     def write(self, pieces: Iterable[Piece]) -> None:
-        """Prints piece by piece; ends the line even after Ctrl-C or an error.
+        """Prints the answer piece by piece. Ends the line even after Ctrl-C or an error.
 
-        Control characters are escaped on a terminal; files and pipes get the text unchanged.
+        On a terminal, control characters are escaped. Files and pipes get the text unchanged.
         """
         is_terminal = sys.stdout.isatty()
         try:
@@ -175,7 +175,7 @@ class _Answer:
                 click.echo()
 
     def stats(self) -> str:
-        """Time to first token and tokens per second, of the whole request."""
+        """Time to the first token, and tokens per second of the whole request."""
         if self._first_ns is None or self._end_ns is None:
             return "No token was received."
         total_s = (self._end_ns - self._start_ns) / 1e9
@@ -185,7 +185,7 @@ class _Answer:
 
 
 def _input_lines(greeting: str) -> Iterator[str]:
-    """The user's non-empty lines until /exit or the end of input; Ctrl-C raises KeyboardInterrupt."""
+    """Yields the user's non-empty lines until /exit or the end of input. Ctrl-C raises KeyboardInterrupt."""
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         click.echo(greeting)

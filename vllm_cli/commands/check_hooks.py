@@ -1,4 +1,4 @@
-"""`vllm-cli check-hooks`: which hooks of the launcher fit a version of vLLM."""
+"""`vllm-cli check-hooks`: shows which hooks of the launcher fit a version of vLLM."""
 
 import json
 import sys
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     "--vllm",
     "path",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A folder that contains vLLM, such as an unpacked wheel; its libraries are installed or lie beside it.",
+    help="A folder with vLLM, such as an unpacked wheel. Its libraries are installed or lie beside it.",
     show_default="the installed vLLM",
 )
 def check_hooks(*, as_json: bool, path: "Path | None") -> None:
-    """Check which hooks fit a version of vLLM and its libraries, whose modules it imports.
+    """Check which hooks fit a version of vLLM and its libraries, by importing their modules.
 
     A hook is a place where the launcher changes or uses another program's internals (docs/dev/vllm-hooks.md).
-    Records vLLM's flags for the checks of later starts. Exit codes: 0 if all hooks fit, 1 if one does not, 2
-    without a vLLM.
+    Records vLLM's flags for the checks of later starts. Exit codes: 0 all hooks fit; 1 some do not fit; 2 no
+    vLLM was found.
 
     \b
     Examples:
@@ -53,7 +53,7 @@ def check_hooks(*, as_json: bool, path: "Path | None") -> None:
 
 
 def _describe_check(report: "HookReport") -> "Iterator[str]":
-    """The fault of each hook, and its consequence."""
+    """Yields the fault of each hook, and its consequence."""
     from startup.vllm.launch.hooks import hook_of
 
     tested = "" if interpreter.is_tested() else ", which is not tested: a start tries a fork first"
@@ -66,9 +66,9 @@ def _describe_check(report: "HookReport") -> "Iterator[str]":
     yield from (*align(rows), "")
     unfit = [hook_of(finding) for finding in report.findings if finding.state == "does not fit"]
     if essential := [hook.name for hook in unfit if hook.is_essential]:
-        yield f"This version starts without preloading, as `vllm serve` does, because of: {', '.join(essential)}."
+        yield f"This version starts without preloading, like `vllm serve`. The reason: {', '.join(essential)}."
     elif unfit:
-        yield "This version starts with preloading. What it lacks:"
+        yield "This version starts with preloading. These hooks do not fit:"
         yield from (f"- {hook.name}: {hook.without}" for hook in unfit)
     elif any(finding.state == "not checked" for finding in report.findings):
         yield "All hooks that could be checked fit this version."

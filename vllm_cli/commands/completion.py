@@ -1,4 +1,4 @@
-"""`vllm-cli completion`: prints a script with which a shell completes commands, flags and models."""
+"""`vllm-cli completion`: prints a script for a shell, which then completes commands, flags and models."""
 
 from typing import Final
 
@@ -8,9 +8,9 @@ from click.shell_completion import get_completion_class
 _SHELLS: Final = ("bash", "zsh", "fish")
 _PROGRAM: Final = "vllm-cli"
 _VARIABLE: Final = "_VLLM_CLI_COMPLETE"
-"""Click's name: if this variable is set, the program prints completions for the shell and exits."""
+"""Click's name. If this variable is set, the program prints completions for the shell and exits."""
 _ZSH_BEGINNING: Final = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }"
-"""Click's script requires that ~/.zshrc has enabled completion."""
+"""Enables completion, which Click's script expects ~/.zshrc to have done."""
 
 
 @click.command("completion")

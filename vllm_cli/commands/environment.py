@@ -1,4 +1,4 @@
-"""`vllm-cli env`: all environment variables. `vllm-cli collect-env`: this machine, for a bug report."""
+"""`vllm-cli env` shows all environment variables, `vllm-cli collect-env` this machine for a bug report."""
 
 import json
 import os
@@ -98,7 +98,7 @@ _PACKAGES: Final = (
 
 
 def _describe_machine() -> dict[str, Any]:
-    """All facts for a bug report; secrets are masked."""
+    """All facts for a bug report. Secrets are masked."""
     return {
         "vllm-cli": VERSION,
         "python": f"{platform.python_implementation()} {platform.python_version()}",

@@ -15,7 +15,7 @@ _NOTHING_FAILED: Final = 1
 @click.command("explain")
 @click.argument("file", type=click.File("rb"), default="-")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
-@click.option("--list", "lists_causes", is_flag=True, help="Print all causes that it knows, with what to do.")
+@click.option("--list", "lists_causes", is_flag=True, help="Print all known causes, with what to do.")
 def explain(file: BinaryIO, is_json: bool, lists_causes: bool) -> int:
     """Find in the log of a failed vLLM what failed first, and show what to do.
 
@@ -29,7 +29,7 @@ def explain(file: BinaryIO, is_json: bool, lists_causes: bool) -> int:
       docker logs vllm 2>&1 | vllm-cli explain
       vllm-cli explain vllm.log --json
 
-    Exit codes: 0 something failed, and it is shown; 1 nothing in the log failed; 2 usage.
+    Exit codes: 0 a failure was found; 1 nothing in the log failed; 2 usage.
     """
     if lists_causes:
         click.echo("\n\n".join(f"{cause.name}: {cause.title}\nDo: {cause.advice}" for cause in KNOWN))

@@ -1,4 +1,4 @@
-"""`vllm-cli load`, `sleep` and `unload`: start one model of a router (`serve --models`), and make room."""
+"""`vllm-cli load`, `sleep` and `unload`: start, put to sleep or stop one model of a router."""
 
 import json
 import threading
@@ -53,14 +53,14 @@ def _router_options(command: F) -> F:
 def load(*, model: str, **options: Any) -> int:
     """Start MODEL on a running router (`serve --models`, `serve A B`), and wait until it is ready.
 
-    Other models are stopped for it where a request for MODEL would stop them. Ctrl-C ends the wait.
+    Other models are stopped for it as for a request for MODEL. Ctrl-C ends the wait.
 
     \b
     Examples:
       vllm-cli load qwen
       vllm-cli load qwen --port 8001 --timeout 60 --json
 
-    Exit codes: 0 ready; 1 no such model, it failed, has no room, or no router answers; 2 usage; 4 timed out.
+    Exit codes: 0 ready; 1 unknown model, failed, no room, or no router answers; 2 usage; 4 timed out.
     """
     return _run("load", model, options)
 
@@ -68,16 +68,16 @@ def load(*, model: str, **options: Any) -> int:
 @click.command("sleep")
 @_router_options
 def sleep(*, model: str, **options: Any) -> int:
-    """Put MODEL on a running router to sleep after its running requests: the GPU's memory is free then.
+    """Put MODEL on a running router to sleep after its running requests. This frees the GPU's memory.
 
-    The next request for MODEL, or `vllm-cli load`, wakes it. Start it with --on-swap sleep or --idle-sleep.
+    The next request for MODEL, or `vllm-cli load`, wakes it. vLLM needs --on-swap sleep or --idle-sleep.
 
     \b
     Examples:
       vllm-cli sleep qwen
       vllm-cli sleep qwen --port 8001 --json
 
-    Exit codes: 0 asleep; 1 no such model, it cannot sleep, or no router answers; 2 usage; 4 timed out.
+    Exit codes: 0 asleep; 1 no such model, MODEL cannot sleep, or no router answers; 2 usage; 4 timed out.
     """
     return _run("sleep", model, options)
 
@@ -119,7 +119,7 @@ def _run(verb: Verb, model: str, options: dict[str, Any]) -> int:
 def _await(
     send: Callable[[], tuple[Ending, str]], server: Server, model: str, reporter: Reporter
 ) -> tuple[Ending, str]:
-    """The outcome of a request that is sent by a thread; meanwhile, the reporter gets the model's state."""
+    """Sends the request in a thread; returns its outcome. Meanwhile the reporter shows the model's state."""
     outcomes: list[tuple[Ending, str]] = []
     sending = threading.Thread(target=lambda: outcomes.append(send()), daemon=True, name="request")
     begin_s = time.monotonic()
@@ -133,7 +133,7 @@ def _await(
 
 
 def _describe_state(server: Server, model: str) -> str:
-    """The model's state, phase and number of requests; empty if the router does not answer."""
+    """The model's state, phase and number of requests. Empty if the router does not answer."""
     with suppress(ConnectionFailedError):
         for row in server.ask("GET", DATA_PATH, timeout_s=_POLL_S).get("models", ()):
             if model in (row["id"], *row["aliases"]):
@@ -143,7 +143,7 @@ def _describe_state(server: Server, model: str) -> str:
 
 
 def _send(server: Server, verb: Verb, model: str, timeout_s: float) -> tuple[Ending, str]:
-    """How it ended, and why if it failed; the router answers once the model has started or stopped."""
+    """Returns how the request ended, and why it failed. A router answers once the model started or ended."""
     try:
         server.ask("POST", f"/v1/models/{quote(model, safe='/:@')}/{verb}", timeout_s=timeout_s)
     except ConnectionFailedError as err:
@@ -154,14 +154,14 @@ def _send(server: Server, verb: Verb, model: str, timeout_s: float) -> tuple[End
 
 
 def _explain(error: ConnectionFailedError, address: ServerAddress) -> str:
-    """The error; a server that has one model answers 404 or 405 to every model."""
+    """The text of an error. A server with one model answers 404 or 405 to requests for any model."""
     if error.status not in (404, 405) or _is_router(address):
         return error.message
     return f"The server at {address} has one model. Only `serve` with several models loads and unloads them."
 
 
 def _is_router(address: ServerAddress) -> bool:
-    """Whether the server is a router. If it does not answer, it counts as one."""
+    """Whether the server is a router. A server that does not answer counts as one."""
     with suppress(ConnectionFailedError):
         return "models" in Server(address).ask("GET", DATA_PATH)
     return True

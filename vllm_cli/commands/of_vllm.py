@@ -1,4 +1,4 @@
-"""The commands that only the installed vLLM has: they run in this process, as by `vllm`."""
+"""The commands that only the installed vLLM has. They run in this process, as `vllm` would run them."""
 
 from typing import Final
 
@@ -10,7 +10,7 @@ from startup.words.errors import InputError
 
 
 class VllmCommand(click.Command):
-    """Passes all words that follow on to the command of this name of the installed vLLM, `--help` too."""
+    """Passes all following words, even `--help`, to the command of this name of the installed vLLM."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keeps all words for `invoke`."""
@@ -21,7 +21,7 @@ class VllmCommand(click.Command):
         return []
 
     def invoke(self, ctx: click.Context) -> int:
-        """Returns the exit code, unless vLLM ends the process itself."""
+        """Runs vLLM's command. Returns the exit code, unless vLLM ends the process itself."""
         from startup.vllm.vllm_main import run_plain
         from startup.vllm_words.installed import find_vllm
 

@@ -1,4 +1,4 @@
-"""`vllm-cli prefetch`: downloads missing files of a start, and reads all its files into the page cache."""
+"""`vllm-cli prefetch`: downloads missing files of a start, and reads all files of it into the page cache."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ _PROGRESS_S: Final = 0.1
 _HEARTBEAT_S: Final = 5.0
 _NOT_READ: Final = 1
 _FAILURES: Final = {"refused": ("no_access", NO_ACCESS), "disk": ("no_space", NO_SPACE)}
-"""State and exit code by `DownloadError.kind`; others are `incomplete`."""
+"""Kind of a `DownloadError` -> state and exit code. Other kinds are `incomplete`."""
 
 _HELP = """Download what MODEL lacks or what has changed on the hub, then read it into the page cache.
 
@@ -64,7 +64,7 @@ or MODEL is nowhere; 5 no access: gated, private, or no such model or revision; 
 )
 @click.option("--json", "is_json", is_flag=True, help="Print the report as JSON.")
 def prefetch(*, words: tuple[str, ...], download_only: bool, threads: int, is_json: bool) -> int:
-    """Returns the exit code."""
+    """Runs the command; returns the exit code."""
     request = request_of(words, command="vllm-cli prefetch")
     if request.engine == "vllm" and request.model is None:
         raise InputError("MODEL is missing: with --engine vllm, name the model first.")
@@ -97,7 +97,7 @@ def _configure_logs(line: LiveLine) -> None:
 
 
 def _fail(err: ModelNotFoundError, *, is_json: bool) -> int:
-    """Prints why the files are not on disk; returns the exit code."""
+    """Prints why the files are not on disk. Returns the exit code."""
     state, code = _FAILURES.get(err.kind if isinstance(err, DownloadError) else "", ("incomplete", START_FAILED))
     if is_json:
         click.echo(json.dumps({"state": state, "reason": str(err)}, indent=2))
@@ -106,7 +106,7 @@ def _fail(err: ModelNotFoundError, *, is_json: bool) -> int:
 
 
 def _follow(handle: PrefetchHandle, reporter: Reporter) -> PrefetchReport:
-    """Shows progress until the end."""
+    """Shows progress until the prefetch ends."""
     for progress in handle.progress():
         reporter.update(f"prefetch {draw_bar(progress.share)} {_describe(progress)}")
     reporter.close()

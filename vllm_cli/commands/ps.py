@@ -1,4 +1,4 @@
-"""`vllm-cli ps`: the servers and standbys of this user, with address, state and memory."""
+"""`vllm-cli ps`: shows this user's servers and standbys with address, state and memory."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,16 +16,16 @@ from vllm_cli.terminal import align, printable
 def ps(*, is_json: bool) -> int:
     """Show the servers of this user that run on this machine, oldest first, then the standbys.
 
-    MEMORY is that of all processes of a server; shared memory counts once. STATE is what the server reports.
-    A server that was forked from a standby has the process id of the process that was started. A server whose
-    model is stopped (`serve --idle-stop`) has STATE stopped; the standby that it keeps is a line of its own.
+    MEMORY is that of all processes of a server. Shared memory counts once. STATE is what the server reports.
+    For a server forked from a standby, the process id is that of the started command. A server whose model is
+    stopped (`serve --idle-stop`) has STATE stopped. The standby that it keeps has a line of its own.
 
-    A server with several models (`serve --models`, `serve A B`) is one line with all its processes, and one
-    for each of its models. UP is then how long the model has been in its STATE. LOG is the file to which a
-    process writes its errors, if it is one (`serve --detach`, `2> FILE`).
+    A server with several models (`serve --models`, `serve A B`) has one line for all its processes, and one
+    for each model. There, UP is how long the model has been in its STATE. LOG is the file to which a process
+    writes its errors, if there is one (`serve --detach`, `2> FILE`).
 
     START is `warm` (forked from a standby), `cold` or `plain` (vLLM without preloading), with the seconds
-    until the server was ready. Lines below the table have reasons.
+    until the server was ready. Lines below the table give reasons.
 
     \b
     Examples:
@@ -100,7 +100,7 @@ def _standby_row(standby: RunningStandby) -> tuple[str, ...]:
 
 
 def _start(start: Mapping[str, Any] | None) -> str:
-    """`warm, 1.2 s`; the mode alone before the server is ready."""
+    """`warm, 1.2 s`. Before the server is ready, only the mode."""
     if start is None:
         return "-"
     mode, ready_s = str(start.get("start_mode")), start.get("ready_s")
@@ -108,7 +108,7 @@ def _start(start: Mapping[str, Any] | None) -> str:
 
 
 def _reasons(servers: Iterable[RunningServer], *, has_standby: bool) -> Iterator[str]:
-    """Why starts were plain, or compiled; and why they were cold, if they might have been warm."""
+    """Yields why starts were plain or compiled, and why starts that could have been warm were cold."""
     entries: list[RunningServer | RouterModel] = []
     for server in servers:
         entries += [server, *(server.models or ())]

@@ -1,4 +1,4 @@
-"""`vllm-cli run-batch` answers a file of requests. It imports the work itself only when it runs."""
+"""`vllm-cli run-batch`: answers a file of requests. The modules for the work are imported when it runs."""
 
 import json
 from pathlib import Path
@@ -58,10 +58,10 @@ full, run it again to continue; 2 usage, or a file that is not a batch; 3 the se
 @click.option(
     "--model", shell_complete=complete_model, help="Model to serve; with --url, the model of requests without one."
 )
-@click.option("--url", help="Address of a running server: http(s)://… or unix:/path; one is started if not given.")
-@click.option("--api-key", help="With --url: key to send; OPENAI_API_KEY or VLLM_API_KEY if not given.")
+@click.option("--url", help="Address of a running server: http(s)://… or unix:/path. Without it, a server is started.")
+@click.option("--api-key", help="With --url: the key to send. Without it, that of OPENAI_API_KEY or VLLM_API_KEY.")
 @click.option(
-    "--max-concurrency", type=click.IntRange(1), help="Most requests at once; 256, with --url 32, if not given."
+    "--max-concurrency", type=click.IntRange(1), help="Most requests at once. Without it, 256, or 32 with --url."
 )
 @click.option(
     "--retry-timeout",
@@ -79,7 +79,7 @@ full, run it again to continue; 2 usage, or a file that is not a batch; 3 the se
 @click.option("--quiet", "is_quiet", is_flag=True, help="Show no progress.")
 @click.option("--json", "is_json", is_flag=True, help="Print a summary as JSON on standard output.")
 def run_batch(*, is_json: bool, **options: Any) -> int:
-    """Returns the exit code."""
+    """Runs the command; returns the exit code."""
     config = _build_config(options)
 
     from vllm_cli.batch.run_batch import run_batch as run

@@ -48,7 +48,7 @@ _EPILOG = f"{vllms_own('serve')} `--engine vllm` starts it faster, and unchanged
 @click.command(cls=ServeCommand, name="serve", params=serve_parameters(), help=_HELP, epilog=_EPILOG)
 @click.pass_context
 def serve(ctx: click.Context, /, **_: object) -> int:
-    """Returns the exit code of the server; imports nothing heavy before all settings are checked."""
+    """Runs the server; returns its exit code. Imports nothing heavy before all settings are checked."""
     own = ServeWords(words := ctx.meta[WORDS]).own
     if ctx.params.get("detach") and "--detach" not in own:  # a standby may have forked this process already
         raise InputError("Write --detach in full.")
@@ -80,7 +80,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
 
 
 def _serve_behind_router(config: StartupConfig, words: Sequence[str]) -> int:
-    if start_origin.start_again is not None:  # of a `--config` file: a standby has forked this process already
+    if start_origin.start_again is not None:  # a `--config` file, read after a standby has forked this process
         if config.idle_stop_s is not None:
             start_origin.start_again(env.VCLI_IDLE_STOP.name, f"{config.idle_stop_s:g}")
         if config.idle_sleep_s is not None:
@@ -114,7 +114,7 @@ def _route(options: "RouterOptions") -> int:
 
 
 def _apply_standby_mode(mode: StandbyMode) -> None:
-    """Applies a `standby:` of the `--config` file, read only after a standby may have forked this process.
+    """Applies `standby:` of the `--config` file, which is read after a standby may have forked this process.
 
     A model's own code may use any module, so it cannot run after lean imports (`startup.imports.lean`).
     """
@@ -147,7 +147,7 @@ def _check(config: StartupConfig, *, as_json: bool) -> int:
 
 
 def _print(report: "PreflightReport", *, as_json: bool) -> int:
-    """Prints the findings; returns the exit code of a start with them."""
+    """Prints the findings. Returns the exit code of a start with these findings."""
     click.echo(report.to_json() if as_json else report.to_text())
     if report.has_usage_error:
         return USAGE

@@ -1,4 +1,4 @@
-"""`vllm-cli standby` runs a process that keeps imports in memory for later starts; shows it and stops it."""
+"""`vllm-cli standby`: runs, shows or stops the process that keeps imports in memory for later starts."""
 
 import os
 import time
@@ -39,17 +39,17 @@ _POLL_S: Final = 0.1
     "models",
     multiple=True,
     metavar="MODEL",
-    help="Also keep this model's class imported, its tokenizer loaded and its weights in the page cache; repeatable.",
+    help="Also keep this model's class imported, its tokenizer loaded and its weights in the page cache. Repeatable.",
 )
 @click.option(
     "--idle-exit", "idle_exit_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
-    help="End when no server was started for this long.",
+    help="End after this time without a start of a server.",
 )  # fmt: skip
 @click.option(
     "--max-memory", "max_memory_bytes", type=ByteSize(), metavar="SIZE",
-    help="Drop the imports used longest ago when the standby's memory (PSS) exceeds this; 2G, 900M.",
+    help="Drop the imports used longest ago when the standby's memory (PSS) exceeds this, such as 2G or 900M.",
 )  # fmt: skip
-@click.option("--detach", "is_detached", is_flag=True, help="Run in the background; return once the imports are done.")
+@click.option("--detach", "is_detached", is_flag=True, help="Run in the background. Return once the imports are done.")
 @click.pass_context
 def standby(  # noqa: PLR0913 - one argument per option
     ctx: click.Context,
@@ -60,10 +60,10 @@ def standby(  # noqa: PLR0913 - one argument per option
     max_memory_bytes: int | None,
     is_detached: bool,
 ) -> int | None:
-    """Keep imports in memory, so that later starts are warm: `serve` forks its server from them.
+    """Keep imports in memory, so that later starts are warm: `serve` then forks its server from this process.
 
-    `serve` finds the standby of this user and Python environment by itself (see its --standby). Servers that
-    run go on when the standby ends.
+    `serve` finds the standby of this user and Python environment by itself (see its --standby). When the
+    standby ends, running servers continue.
 
     \b
     Examples:
@@ -72,7 +72,7 @@ def standby(  # noqa: PLR0913 - one argument per option
       vllm-cli standby status
       vllm-cli standby stop
 
-    Exit codes: 0 it has ended or, with --detach, runs; 2 usage; 3 it could not start.
+    Exit codes: 0 it has ended, or runs (--detach); 2 usage; 3 it could not start.
     """
     if ctx.invoked_subcommand is not None:
         return None
@@ -107,7 +107,7 @@ def status(*, is_json: bool) -> int:
 
 @standby.command("stop")
 def stop() -> int:
-    """Stop the running standby; servers that were started from it go on.
+    """Stop the running standby. Servers that were started from it continue.
 
     Exit codes: 0 it has stopped, 1 none was running.
     """

@@ -28,7 +28,7 @@ _AFTER_KILL_S: Final = 10.0
     is_flag=True,
     help="Stop every server of this user on this machine. Standbys stay.",
 )
-@click.option("-y", "--yes", "is_confirmed", is_flag=True, help="Stop all without a question on a terminal.")
+@click.option("-y", "--yes", "is_confirmed", is_flag=True, help="Stop all without asking on a terminal.")
 @click.option(
     "--timeout",
     "timeout_s",
@@ -40,12 +40,12 @@ _AFTER_KILL_S: Final = 10.0
 )
 @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing; only the exit code counts.")
 def stop(*, which: str | None, is_all: bool, is_confirmed: bool, timeout_s: float, is_quiet: bool) -> int:
-    """Stop the server that listens on PORT or whose process is PID, or the only one if neither is given.
+    """Stop the server that listens on PORT or whose process is PID. Without either, stop the only server.
 
-    A number can stand for two servers: on different hosts they may have the same port, or a process id may
-    equal another server's port. Then give ADDRESS as `vllm-cli ps` shows it.
+    A number can mean two servers: on different hosts they may have the same port, or a process id may equal
+    another server's port. Then give ADDRESS as `vllm-cli ps` shows it.
 
-    The server gets SIGTERM: it rejects new requests and finishes running ones within its --shutdown-timeout.
+    The server gets SIGTERM. It rejects new requests, and finishes running ones within its --shutdown-timeout.
 
     \b
     Examples:
@@ -56,7 +56,7 @@ def stop(*, which: str | None, is_all: bool, is_confirmed: bool, timeout_s: floa
 
     --all lists the servers and asks, if standard input is a terminal and --yes is not given.
 
-    Exit codes: 0 all have stopped, 1 no such server, or not confirmed, 2 usage, 4 one was killed.
+    Exit codes: 0 all have stopped; 1 no such server, or not confirmed; 2 usage; 4 one was killed.
     """
     if is_all and which is not None:
         raise InputError(f"Give {which} or --all, not both.")
@@ -108,7 +108,7 @@ def _describe_absence(which: str | None) -> str:
 
 
 def _find_successors(known: list[RunningServer], models: set[str]) -> list[RunningServer]:
-    """Servers of the same models that a supervisor has started in the meantime."""
+    """Servers of the same models that a supervisor has started meanwhile."""
     pids = {server.pid for server in known}
     return [s for s in find_servers(with_state=False) if s.pid not in pids and s.model in models]
 
@@ -126,7 +126,7 @@ def _wait(stopping: "list[_StoppingServer]", timeout_s: float, reporter: Reporte
 
 
 class _StoppingServer:
-    """One server that is being stopped; psutil detects reused process ids by their start times."""
+    """A server that is being stopped. psutil recognises reused process ids by the processes' start times."""
 
     def __init__(self, server: RunningServer) -> None:
         import psutil
@@ -160,7 +160,7 @@ class _StoppingServer:
             except psutil.NoSuchProcess:
                 continue
         end_s = time.monotonic() + _AFTER_KILL_S
-        while self._alive() and time.monotonic() < end_s:  # a zombie whose parent does not wait for it is not alive
+        while self._alive() and time.monotonic() < end_s:  # a zombie without a parent that waits counts as ended
             time.sleep(_POLL_S)
 
     def describe(self) -> str:

@@ -14,9 +14,9 @@ from startup.words.errors import InputError
 @click.argument("file", type=click.File("rb"))
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 def timeline(file: BinaryIO, is_json: bool) -> None:
-    """Show the phases of a start: FILE is the output of `serve --startup-report FILE`, - is standard input.
+    """Show the phases of a start. FILE is the output of `serve --startup-report FILE`, - is standard input.
 
-    At each moment the start waits for one phase, so the phases add up to the whole.
+    At each moment the start waits for one phase, so the phases add up to the whole time.
 
     \b
     Examples:
@@ -24,7 +24,7 @@ def timeline(file: BinaryIO, is_json: bool) -> None:
       vllm-cli timeline start.json
       curl -s localhost:8000/startupz | vllm-cli timeline -
 
-    Exit codes: 0 done, 2 the file is not a report.
+    Exit codes: 0 done; 2 the file is not a report.
     """
     name = "standard input" if file.name == "<stdin>" else Path(file.name).name
     report = _read(file, name)
@@ -41,7 +41,7 @@ def _read(file: BinaryIO, name: str) -> StartReport:
 
 
 def _describe(report: StartReport) -> str:
-    """Model, start method, outcome, versions and page cache in one line."""
+    """Model, start method, outcome, versions and page cache on one line."""
     facts = report.facts
     parts = [facts.model, f"start method {facts.start_method}", _describe_end(report)]
     parts += [f"{package} {version}" for package, version in facts.versions.items()]

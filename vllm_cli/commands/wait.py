@@ -33,13 +33,13 @@ _SECONDS: Final = click.FloatRange(0, min_open=True)
     metavar="SECONDS",
     help="Pause between two polls.",
 )
-@click.option("--pid", type=click.IntRange(1), help="Process id of the server; the wait ends when this process exits.")
+@click.option("--pid", type=click.IntRange(1), help="Process id of the server. The wait ends when this process exits.")
 @click.option("--json", "is_json", is_flag=True, help="Print the outcome as JSON.")
 @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing; only the exit code counts.")
 def wait(*, is_json: bool, is_quiet: bool, **options: Any) -> int:
     """Wait until the server at URL is ready to answer requests, and show its phase meanwhile.
 
-    URL is http://host:port, https://… or unix:/path; the address flags of `serve` work as well.
+    URL is http://host:port, https://… or unix:/path. The address flags of `serve` work as well.
     The server need not listen yet.
 
     \b

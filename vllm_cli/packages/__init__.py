@@ -1,1 +1,1 @@
-"""An installed wheel has base, envs, router, server and startup here; see vllm_cli/own_packages.py."""
+"""The place of base, envs, router, server and startup in an installed wheel. See vllm_cli/own_packages.py."""

@@ -1,4 +1,4 @@
-"""Writes a generated message as the blocks of /v1/messages."""
+"""Writes a generated message as the content blocks of /v1/messages."""
 
 from typing import Any
 from uuid import uuid4
@@ -9,29 +9,29 @@ StreamEvent = dict[str, Any]
 
 
 class BlockStream:
-    """The events of one message's blocks, which follow one another; each method returns what it adds.
+    """The blocks of one message, one after the other. Each method returns the events that it adds.
 
-    Text that arrives while a call is open is held back until the call ends: more of its arguments may come.
+    Text that arrives within a call is held back until the call ends, because more arguments may follow.
     """
 
     def __init__(self) -> None:
         self.blocks: list[dict[str, Any]] = []
-        """The blocks so far; an open one is still empty."""
+        """The blocks so far. An open block is still empty."""
         self._open: str | None = None
-        """The type of the open block."""
+        """The type of the open block. None if no block is open."""
         self._texts: list[str] = []
         self._held: list[str] = []
         self.has_calls = False
         self.is_call_complete = False
-        """Whether the arguments of the latest call that has been closed are complete."""
+        """Whether the latest closed call has complete arguments."""
 
     def add_thinking(self, text: str) -> list[StreamEvent]:
-        """More of the reasoning."""
+        """Adds text to the reasoning."""
         events = self._open_block({"type": "thinking", "thinking": ""})
         return [*events, self._add({"type": "thinking_delta", "thinking": text}, text)]
 
     def add_text(self, text: str) -> list[StreamEvent]:
-        """More of the answer's text."""
+        """Adds text to the answer."""
         if self._open == "tool_use":
             self._held.append(text)
             return []
@@ -39,17 +39,17 @@ class BlockStream:
         return [*events, self._add({"type": "text_delta", "text": text}, text)]
 
     def add_call(self, call_id: str, name: str) -> list[StreamEvent]:
-        """A new call without arguments yet."""
+        """Opens a new call, which has no arguments yet."""
         self.has_calls = True
         events = self.close()
         return events + self._open_block({"type": "tool_use", "id": call_id, "name": name, "input": {}})
 
     def add_arguments(self, text: str) -> list[StreamEvent]:
-        """More of the latest call's arguments."""
+        """Adds text to the latest call's arguments."""
         return [self._add({"type": "input_json_delta", "partial_json": text}, text)]
 
     def close(self) -> list[StreamEvent]:
-        """The end of the open block, then the text that was held back."""
+        """Ends the open block, then adds the text that was held back."""
         held, self._held = "".join(self._held), []
         events = self._close_block()
         return [*events, *self.add_text(held), *self._close_block()] if held else events
@@ -68,7 +68,7 @@ class BlockStream:
         events, text = [], "".join(self._texts)
         whole: dict[str, Any] = {"text": text}
         if self._open == "thinking":
-            whole = {"thinking": text, "signature": uuid4().hex}  # clients send it back, and it is not checked
+            whole = {"thinking": text, "signature": uuid4().hex}  # clients send the signature back; nothing checks it
             delta = {"type": "signature_delta", "signature": whole["signature"]}
             events.append(self._event("content_block_delta", delta=delta))
         elif self._open == "tool_use":
@@ -88,7 +88,7 @@ class BlockStream:
 
 
 def _parse_arguments(text: str) -> dict[str, Any] | None:
-    """A call's arguments; None if they are incomplete."""
+    """The arguments of a call. None if they are incomplete."""
     try:
         arguments = read_json(text)
     except ValueError:
@@ -99,7 +99,7 @@ def _parse_arguments(text: str) -> dict[str, Any] | None:
 def create_stop(
     finish_reason: str | None, stop_reason: int | str | None, *, has_calls: bool, is_call_complete: bool
 ) -> dict[str, str | None]:
-    """Why a message ends. A stop sequence counts more than a call that it has cut short."""
+    """Why a message ends. A stop sequence takes precedence over a call that it has cut off."""
     if finish_reason == "length":
         return _stop("max_tokens")
     if finish_reason not in ("stop", "tool_calls"):

@@ -27,7 +27,7 @@ from server.generation.request import (
 )
 
 _ATTRIBUTION_HEADER = "x-anthropic-billing-header"
-"""Claude Code's first system block; it differs in every request, so no prefix would be found in the cache."""
+"""Claude Code's first system block. It differs in each request, so that no prefix would be in the cache."""
 
 ChatMessage = dict[str, Any]
 
@@ -38,11 +38,11 @@ def to_chat_request(
     merges_system: bool = False,
     disabled_effort: ReasoningEffort = "none",
 ) -> ChatRequest:
-    """The chat request with the same meaning.
+    """Converts a request into a chat request with the same meaning.
 
     Args:
-        merges_system: moves system messages from within the conversation to its start.
-        disabled_effort: the effort that stands for disabled thinking.
+        merges_system: whether to move system messages from within the conversation to its start.
+        disabled_effort: the `reasoning_effort` for disabled thinking.
 
     Raises:
         RequestError: the chat request is invalid.
@@ -128,13 +128,13 @@ def _convert_messages(request: CountTokensRequest, *, merges_system: bool) -> li
 
 
 def _texts(blocks: list[ContentBlock]) -> list[str]:
-    """The texts of a system prompt without Claude Code's attribution header."""
+    """The texts of a system prompt, without Claude Code's attribution header."""
     texts = [block.text for block in blocks if block.type == "text" and block.text]
     return [text for text in texts if not text.startswith(_ATTRIBUTION_HEADER)]
 
 
 def _convert_message(message: AnthropicMessage) -> list[ChatMessage]:
-    """One message of a user or an assistant: first the results of tools, then the rest."""
+    """Converts a message of a user or assistant: first the results of tools, then the rest."""
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]
     blocks = message.content
@@ -155,7 +155,7 @@ def _convert_message(message: AnthropicMessage) -> list[ChatMessage]:
 
 
 def _to_part(block: ContentBlock, *, is_user: bool) -> ChatMessage | None:
-    """The block as a part of the message's content; None for a block of another kind."""
+    """The block as a part of a message's content. None for a block of another kind."""
     if block.type == "text" and block.text:
         return _text_part(block.text)
     if block.type == "image" and block.source is not None:
@@ -171,7 +171,7 @@ def _to_call(block: ContentBlock) -> ChatMessage:
 
 
 def _convert_result(block: ContentBlock) -> list[ChatMessage]:
-    """The text as a tool's message; images follow as a user's message, loaded tools as another one."""
+    """The text and loaded tools of a result become messages of the tool, its images a message of the user."""
     parts = [] if block.content is None or isinstance(block.content, str) else block.content
     call_id = block.tool_use_id or ""
     converted: list[ChatMessage] = [{"role": "tool", "tool_call_id": call_id, "content": _result_text(block)}]

@@ -1,6 +1,6 @@
-"""Bodies of /v1/messages and /v1/messages/count_tokens: the requests.
+"""Requests to /v1/messages and /v1/messages/count_tokens.
 
-Fields that are not listed have no effect, as in vLLM: clients send `cache_control` and fields of betas.
+As in vLLM, fields that are not listed have no effect. Clients send `cache_control` and beta fields.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ MIN_THINKING_TOKENS = 1024
 
 
 class ImageSource(msgspec.Struct, kw_only=True):
-    """An image as base64 or as an address."""
+    """An image in base64 or at an address."""
 
     type: str | None = None
     media_type: str = "image/jpeg"
@@ -25,12 +25,12 @@ class ImageSource(msgspec.Struct, kw_only=True):
 
     @property
     def as_url(self) -> str:
-        """The image as a URL; anything but an address is taken as base64, as in vLLM."""
+        """The image as a URL. As in vLLM, anything that is no address counts as base64."""
         return self.url if self.type == "url" else f"data:{self.media_type};base64,{self.data}"
 
 
 class ResultPart(msgspec.Struct, kw_only=True):
-    """A member of a tool result's content; types other than text, image and tool_reference have no effect."""
+    """A part of a tool's result. Parts other than text, image and tool_reference have no effect."""
 
     type: str | None = None
     text: str | None = None
@@ -56,7 +56,7 @@ _BLOCK_TYPES: Final = (
 
 
 class ContentBlock(msgspec.Struct, kw_only=True):
-    """A part of a message; which fields count depends on the type."""
+    """A part of a message. Its type decides which fields count."""
 
     type: Annotated[str, Meta(extra_json_schema={"enum": [*_BLOCK_TYPES]})]
     text: str | None = None
@@ -106,27 +106,27 @@ Effort = Literal["low", "medium", "high", "xhigh", "max"]
 
 
 class JsonOutputFormat(msgspec.Struct, kw_only=True):
-    """A schema that the answer must have."""
+    """The form of the answer: JSON that follows a schema."""
 
     type: Literal["json_schema"] = "json_schema"
     schema: dict[str, Any] | None = None
 
 
 class OutputConfig(msgspec.Struct, kw_only=True):
-    """How much the model thinks, and the form of its answer."""
+    """How much the model thinks, and the form of the answer."""
 
     effort: Effort | None = None
     format: JsonOutputFormat | None = None
 
 
 class ThinkingEnabled(msgspec.Struct, kw_only=True, tag_field="type", tag="enabled"):
-    """Thinking with a limit of its tokens."""
+    """Thinking with a limit of tokens."""
 
     budget_tokens: Annotated[int, Meta(ge=MIN_THINKING_TOKENS)]
 
 
 class ThinkingDisabled(msgspec.Struct, kw_only=True, tag_field="type", tag="disabled"):
-    """No thinking, or as little as the model can."""
+    """No thinking, or as little as the model can do."""
 
 
 class ThinkingAdaptive(msgspec.Struct, kw_only=True, tag_field="type", tag="adaptive"):
@@ -137,7 +137,7 @@ Thinking = ThinkingEnabled | ThinkingDisabled | ThinkingAdaptive
 
 
 class CountTokensRequest(RequestBody, kw_only=True):
-    """A conversation whose prompt is counted."""
+    """A conversation whose prompt's tokens are counted."""
 
     model: Text
     messages: list[AnthropicMessage]
@@ -148,7 +148,7 @@ class CountTokensRequest(RequestBody, kw_only=True):
     output_config: OutputConfig | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     thread: Any = None
-    """Anthropic's SDK asks with it for a conversation that the server keeps."""
+    """Anthropic's SDK sets it to continue a conversation that the server keeps. Not supported here."""
 
     def __post_init__(self) -> None:
         if self.thread is not None:
@@ -201,7 +201,7 @@ class AnthropicRequest(CountTokensRequest, kw_only=True):
 
 
 def blocks_of(content: Content | None) -> list[ContentBlock]:
-    """Content as blocks; a text becomes one block."""
+    """The content as blocks. A text becomes one block."""
     if isinstance(content, str):
         return [ContentBlock(type="text", text=content)]
     return content or []

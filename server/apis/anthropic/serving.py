@@ -1,4 +1,4 @@
-"""Answers /v1/messages and /v1/messages/count_tokens: the bodies of a `ChatRun`."""
+"""Answers /v1/messages and /v1/messages/count_tokens with the output of a `ChatRun`."""
 
 import logging
 from collections.abc import AsyncGenerator, Iterable
@@ -26,7 +26,7 @@ _TOOL: Final = {"type": "function", "function": {"name": "t", "parameters": {"ty
 
 
 class AnthropicServing:
-    """One per server; every method runs on the event loop."""
+    """Serves Anthropic's API. One per server. Every method runs on the event loop."""
 
     def __init__(self, inference: Inference, runner: ChatRunner) -> None:
         self._inference = inference
@@ -36,11 +36,11 @@ class AnthropicServing:
     async def create(
         self, request: AnthropicRequest, context: RequestContext
     ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
-        """The message, or its events. Every fault of the request is found before the first event.
+        """Generates a message, or its events. All faults of the request are found before the first event.
 
         Raises:
             RequestError: the request is invalid, or the model does not generate.
-            EngineError: the engine failed; in streams this is an event.
+            EngineError: the engine failed. In streams, the error is an event.
         """
         with field_names(_FIELDS):
             chat = await self._convert(request, context)
@@ -48,7 +48,7 @@ class AnthropicServing:
         return end_stream(message.stream(), ANTHROPIC) if request.stream else await message.complete()
 
     async def count_tokens(self, request: CountTokensRequest, context: RequestContext) -> dict[str, Any]:
-        """The number of tokens of the prompt that a message would have; its context is not managed here.
+        """The number of tokens of the prompt for this conversation. `context_management` is not applied.
 
         Raises:
             RequestError: the request is invalid, or the model does not generate.
@@ -60,7 +60,7 @@ class AnthropicServing:
         return {"input_tokens": num_tokens, "context_management": {"original_input_tokens": num_tokens}}
 
     async def _convert(self, request: CountTokensRequest, context: RequestContext) -> ChatRequest:
-        """The chat request with the same meaning.
+        """Converts a request into a chat request with the same meaning.
 
         Raises:
             RequestError: the request is invalid, or the model does not generate.
@@ -78,7 +78,7 @@ class AnthropicServing:
 
 
 class _Message:
-    """The bodies of one request's response."""
+    """Writes the response of one request."""
 
     def __init__(self, inference: Inference, run: ChatRun) -> None:
         self._run = run
@@ -86,7 +86,7 @@ class _Message:
         self._has_prefix_cache = inference.engine.info.has_prefix_cache
 
     async def complete(self) -> dict[str, Any]:
-        """The whole message: the reasoning, the text, and the calls."""
+        """The complete message: reasoning, text and calls."""
         (choice,) = await self._run.collect()
         blocks = BlockStream()
         parts: list[Part] = [Reasoning(choice.reasoning), Content(choice.content), *choice.tool_calls]
@@ -96,7 +96,7 @@ class _Message:
         return self._body(blocks.blocks or [{"type": "text", "text": ""}], _stop(blocks, choice), self._usage())
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The message as events; the first two are sent with the first token, in one write."""
+        """The message as events. The first two are sent with the first token, in one write."""
         blocks = BlockStream()
         opening: list[StreamEvent] = [self._start()]
         last: ChoiceDelta | None = None
@@ -128,7 +128,7 @@ class _Message:
         return head | stop | {"usage": usage}
 
     def _usage(self) -> dict[str, int]:
-        """Tokens of the cache are reported with `--enable-prompt-tokens-details`, as in chat completions."""
+        """The token counts. Cached tokens are included with `--enable-prompt-tokens-details`, as in chats."""
         total = self._run.meter.total()
         if (details := total.prompt_tokens_details) is None:
             return {"input_tokens": total.prompt_tokens, "output_tokens": total.completion_tokens}
@@ -152,7 +152,7 @@ def _stop(blocks: BlockStream, last: ChoiceDelta) -> dict[str, Any]:
 
 
 def _add(blocks: BlockStream, part: Part) -> list[StreamEvent]:
-    """The events of one part of the output."""
+    """Adds one part of the output to the blocks; returns the events."""
     if isinstance(part, Reasoning):
         return blocks.add_thinking(part.text) if part.text else []
     if isinstance(part, Content):
@@ -169,7 +169,7 @@ _SYSTEM_TWICE: Final = [{"role": role, "content": "t"} for role in ("system", "u
 
 
 class TemplateProbe:
-    """One per server; used on the event loop."""
+    """Finds out by test renderings what the chat template supports. One per server, on the event loop."""
 
     def __init__(self, inference: Inference) -> None:
         self._config = inference.config
@@ -200,7 +200,7 @@ class TemplateProbe:
         return self._disabled_effort
 
     async def _rejects_later_system(self) -> bool:
-        for tools in (None, [_TOOL]):  # some models have a template for each
+        for tools in (None, [_TOOL]):  # some models have one template with and one without tools
             options = ChatOptions(add_generation_prompt=False, tools=tools)
             if await self._render(_SYSTEM_TWICE, options) is None:
                 return True

@@ -1,4 +1,4 @@
-"""Answers /v1/chat/completions: the bodies of a `ChatRun`."""
+"""Answers /v1/chat/completions with the output of a `ChatRun`."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -19,11 +19,11 @@ from server.text.parsers.base import Content, Reasoning
 async def create_chat_completion(
     inference: Inference, runner: ChatRunner, request: ChatRequest, context: RequestContext
 ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
-    """The response, or its events. Every fault of the request is found before the first event.
+    """Generates the response, or its events. All faults of the request are found before the first event.
 
     Raises:
         RequestError: the request is invalid, or the model does not generate.
-        EngineError: the engine failed; in streams this is an event.
+        EngineError: the engine failed. In streams, the error is an event.
     """
     inference.models.check_generative("Chat Completions", request.model)
     bodies = ChatBodies(inference, await runner.start(request, context))
@@ -31,7 +31,7 @@ async def create_chat_completion(
 
 
 class ChatBodies:
-    """The bodies of one request's response."""
+    """Writes the response of one request."""
 
     def __init__(self, inference: Inference, run: ChatRun) -> None:
         request = run.request
@@ -50,7 +50,7 @@ class ChatBodies:
         return LogprobFormatter(self._inference, self._request)
 
     async def complete(self) -> dict[str, Any]:
-        """The whole response."""
+        """The complete response."""
         choices = await self._run.collect()
         prompt_logprobs = choices[0].sequence.prompt_logprobs
         return {
@@ -82,7 +82,7 @@ class ChatBodies:
             yield encode_event(self._chunk([], self._run.meter.total()))
 
     async def _opening(self) -> bytes:
-        """The opening chunks: for each choice its role."""
+        """The opening chunks, which have the role of each choice."""
         shown = {"prompt_token_ids": self._generation.prompts[0].token_ids} if self._request.return_token_ids else {}
         events = []
         async for index in take_turns(range(self._generation.num_choices)):
@@ -92,7 +92,7 @@ class ChatBodies:
         return b"".join(events)
 
     async def _event(self, delta: ChoiceDelta) -> bytes:
-        """One chunk; empty when the tokens are only markers, or held back."""
+        """One chunk. Empty if the tokens are only markers, or are held back."""
         is_silent = not delta.parts and delta.finish_reason is None
         if is_silent and not self._shows_logprobs and not self._shows_token_ids:
             return b""
@@ -171,7 +171,7 @@ def _delta(delta: ChoiceDelta) -> dict[str, Any]:
 
 
 def _delta_call(part: ToolCallPart) -> dict[str, Any]:
-    """Id, type and name are in the call's first chunk only."""
+    """A part of a call. Only the first part has id, type and name."""
     if part.name is None:
         return {"index": part.position, "function": {"arguments": part.arguments}}
     function = {"name": part.name, "arguments": part.arguments}

@@ -17,7 +17,7 @@ from server.text.renderers.prompts import RenderedPrompt, TextOptions
 
 
 class CompletionServing:
-    """One per server; every method runs on the event loop."""
+    """Serves /v1/completions. One per server. Every method runs on the event loop."""
 
     def __init__(self, inference: Inference, builder: GenerationBuilder) -> None:
         self._inference = inference
@@ -26,11 +26,11 @@ class CompletionServing:
     async def create(
         self, request: CompletionRequest, context: RequestContext
     ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
-        """The response, or its events. Every fault of the request is found before the first event.
+        """Generates the response, or its events. All faults of the request are found before the first event.
 
         Raises:
             RequestError: the request is invalid, or the model does not generate.
-            EngineError: the engine failed; in streams this is an event.
+            EngineError: the engine failed. In streams, the error is an event.
         """
         self._inference.models.check_generative("Completions", request.model)
         with context.times.rendering():
@@ -41,13 +41,13 @@ class CompletionServing:
         generation = bodies.generation
         self._builder.admit(generation)
         if request.echo and generation.num_choices > 1:
-            context.is_small = False  # n repeats the prompt in the response
+            context.is_small = False  # the response repeats the prompt for each choice
         if request.stream:
             return end_stream(bodies.stream())
         return await bodies.complete(await collect(self._inference, generation))
 
     async def _prepare(self, request: CompletionRequest, context: RequestContext) -> "CompletionBodies":
-        """Calls the renderer pool once; for long lists and several embeddings more often."""
+        """Renders the prompts: one call of the renderer pool, or several for long lists and embeddings."""
         renderer, prompts = self._inference.renderer, request.prompts
         options = TextOptions(
             add_special_tokens=request.add_special_tokens,
@@ -69,7 +69,7 @@ class CompletionServing:
         return CompletionBodies(self._inference, generation, [self._echo_text(prompt, request) for prompt in prompts])
 
     def _echo_text(self, prompt: RenderedPrompt, request: CompletionRequest) -> str:
-        """The prompt's text; detokenized if the prompt was sent as token ids or truncated."""
+        """The prompt's text. It is detokenized if the prompt was given as token ids or was truncated."""
         if not request.echo:
             return ""
         if prompt.text is None or request.truncate_prompt_tokens is not None:
@@ -78,10 +78,10 @@ class CompletionServing:
 
 
 class CompletionBodies:
-    """The bodies of one request's response."""
+    """Writes the response of one request."""
 
     def __init__(self, inference: Inference, generation: Generation, echoes: Sequence[str]) -> None:
-        """`echoes` has one text per prompt."""
+        """`echoes` has one text for each prompt."""
         request = generation.request
         assert isinstance(request, CompletionRequest)
         self._inference = inference
@@ -96,7 +96,7 @@ class CompletionBodies:
         self._meter = UsageMeter(generation, inference.config.generation, counts_output=not request.is_echo_only)
 
     async def complete(self, deltas: Sequence[SequenceDelta]) -> dict[str, Any]:
-        """The whole response, of one delta per choice."""
+        """The complete response, from one delta per choice."""
         choices = []
         async for delta in take_turns(deltas):
             self._meter.add(delta)
@@ -139,7 +139,7 @@ class CompletionBodies:
         }
 
     async def _part(self, delta: SequenceDelta) -> dict[str, Any]:
-        """The fields of a choice or of its next part; ids only if the request asks for them."""
+        """The fields of a choice or of its next part. Token ids are included only on request."""
         is_first = not self._has_begun[delta.choice]
         shown = self._show(delta)
         fields: dict[str, Any] = {
@@ -157,7 +157,7 @@ class CompletionBodies:
         return fields
 
     def _show(self, delta: SequenceDelta) -> SequenceDelta:
-        """The delta as the client gets it: after the echoed prompt, or only the prompt if it is echo-only."""
+        """The delta that the client gets: after the echoed prompt, or only the prompt for echo alone."""
         if self._request.is_echo_only:
             delta = delta._replace(text="", token_ids=[], logprobs=None, finish_reason="length", stop_reason=None)
         if self._begins_with_echo(delta):
@@ -168,7 +168,7 @@ class CompletionBodies:
         return bool(self._request.echo) and not self._has_begun[delta.choice]
 
     async def _take_logprobs(self, delta: SequenceDelta) -> CompletionLogprobs | None:
-        """The log-probabilities of a delta, whose text moves the offset of the next one."""
+        """The log-probabilities of a delta. Its text moves the offset of the next delta."""
         if self._request.logprobs is None:
             return None
         is_echo = self._begins_with_echo(delta)

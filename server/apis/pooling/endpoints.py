@@ -1,4 +1,4 @@
-"""/v1/embeddings, /pooling and /classify: their requests, and their answers from the model's output."""
+"""/v1/embeddings, /pooling and /classify: their requests, and answers made of the model's output."""
 
 import base64
 from typing import Any, TypeVar
@@ -18,13 +18,13 @@ class EmbeddingRequest(VectorFields, kw_only=True):
     """Texts or token ids to embed."""
 
     dimensions: Dimensions | None = None
-    """Truncate embeddings to this length; only for models that were trained for it."""
+    """The length to which embeddings are truncated. Only for models trained for it."""
     use_activation: bool | None = None
-    """Whether to normalize embeddings to length one; null is the model's default."""
+    """Whether embeddings are normalized to length one. Null: the model's default."""
 
 
 class PoolingRequest(VectorFields, kw_only=True):
-    """Prompts to pool as `task` specifies."""
+    """Prompts to pool in the way that `task` names."""
 
     task: str | None = None
     dimensions: int | None = None
@@ -35,11 +35,11 @@ class ClassificationRequest(InputFields, kw_only=True):
     """Texts or token ids to classify."""
 
     use_activation: bool | None = None
-    """Whether to return probabilities; false returns logits."""
+    """Whether to return probabilities instead of logits."""
 
 
 class InputServing(PoolingServingBase[InputT]):
-    """Base of the endpoints whose prompts are the members of `input`."""
+    """The base of endpoints whose prompts are the members of `input`."""
 
     def _preprocess_cmpl_online(self, ctx: PoolingServeContext[InputT]) -> list[Encoded]:
         reader = self._reader(ctx)
@@ -56,7 +56,7 @@ class EmbeddingServing(InputServing[EmbeddingRequest]):
         return info.task == "embed"
 
     def pooling_params(self, request: EmbeddingRequest, info: PoolingInfo) -> PoolingParams:
-        """Raises RequestError if the model's embeddings cannot be cut to the length."""
+        """The parameters. Raises RequestError if the model's embeddings cannot have the requested length."""
         dimensions, problem = request.dimensions, None
         if dimensions is None:
             pass
@@ -94,7 +94,7 @@ class PoolingServing(InputServing[PoolingRequest]):
 
 
 class ClassificationServing(InputServing[ClassificationRequest]):
-    """/classify: the most likely class of each input, and the probability of each class."""
+    """/classify: the most likely class of each input, with the probabilities of all classes."""
 
     api_name = "Classification"
     request_id_prefix = "classify"
@@ -120,7 +120,7 @@ def _list_of_vectors(ctx: PoolingServeContext[Any], kind: str, *, member: str) -
 
 
 def _why_not(task: str | None, info: PoolingInfo) -> str:
-    """The refusal of a task; the model was started for another one."""
+    """Why the model, which was started for another task, refuses this one."""
     if task in info.supported_tasks:
         return f"Try switching the model's pooling_task via --pooler-config.task {task}."
     return (
@@ -129,7 +129,7 @@ def _why_not(task: str | None, info: PoolingInfo) -> str:
 
 
 def to_json(output: EngineOutput, request: VectorFields) -> Any:
-    """A list of numbers, or base64; encoded row by row, so that the event loop can run in between."""
+    """A list of numbers, or base64. Encodes row by row, so that the event loop can run in between."""
     if request.encoding_format == "base64":
         return base64.b64encode(tensor_of(output).data).decode()
     values = values_of(output)

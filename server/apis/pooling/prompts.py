@@ -1,6 +1,6 @@
 """Tokenizes the prompts of pooling requests: texts, token ids and pairs.
 
-Blocks; runs in the renderer pool.
+This work blocks, so it runs in the renderer pool.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from server.text.renderers.tokenizers.tokenizer import Cut, Encoded
 class PromptReader:
     """Reads the prompts of one request, in one thread of the renderer pool.
 
-    Every method raises RequestError for a prompt that is empty, too long or unsupported by the model.
+    Every method raises RequestError for a prompt that is empty, too long or not supported by the model.
     """
 
     def __init__(self, renderer: BaseRenderer, request: PoolingFields, info: EngineInfo) -> None:
@@ -39,14 +39,14 @@ class PromptReader:
         self._cut = None if limit is None else Cut(most if limit == -1 else limit, request.truncation_side or "right")
 
     def read(self, prompt: str | list[int], *, param: str = "input") -> Encoded:
-        """Reads a text, or token ids."""
+        """Tokenizes a text, or checks token ids."""
         if isinstance(prompt, str):
             return self._encode(prompt, param, add_special_tokens=self._add_special_tokens)
         check_token_ids(prompt, vocab_size=self._vocab_size, param=param)
         return self._checked(Encoded(prompt if self._cut is None else self._cut.apply(prompt)), param)
 
     def read_by_template(self, first: str, second: str, template_kwargs: dict[str, Any]) -> Encoded:
-        """Reads a pair as a conversation of a query and a document, by the operator's chat template."""
+        """Renders a pair, as a query and a document, by the operator's chat template."""
         messages = [{"role": "query", "content": first}, {"role": "document", "content": second}]
         options = ChatOptions(add_generation_prompt=False, chat_template_kwargs=template_kwargs)
         text = self._renderer.render_messages(messages, options)
@@ -54,13 +54,13 @@ class PromptReader:
         return self._encode(text, "messages", add_special_tokens=True)
 
     def read_pair(self, first: str, second: str, *, param: str) -> Encoded:
-        """Reads a pair with the tokenizer's special tokens between the two texts."""
+        """Tokenizes a pair, with the tokenizer's special tokens between the two texts."""
         self._check_text(first + second, param)
         texts = self._as_cased(first, second)
         return self._checked(self._tokenizer.encode_pair(*texts, add_special_tokens=True, cut=self._cut), param)
 
     def cut_text(self, text: str, num_tokens: int, *, param: str) -> str:
-        """The first `num_tokens` tokens of a text; 0 returns it unchanged."""
+        """The first `num_tokens` tokens of a text. 0 returns the whole text."""
         if not num_tokens:
             return text
         if num_tokens >= self._max_tokens:
@@ -79,7 +79,7 @@ class PromptReader:
         return tuple(text.lower() for text in texts) if self._does_lower_case else texts
 
     def _check_text(self, text: str, param: str) -> None:
-        """Rejects a text that is too long however it is tokenized; tokenizing it could take seconds."""
+        """Rejects a text that is too long in any tokenization, because tokenizing it could take seconds."""
         check_unicode(text, param)
         if self._cut is None:
             most_chars = self._tokenizer.max_token_chars

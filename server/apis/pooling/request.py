@@ -1,4 +1,4 @@
-"""Fields of all pooling endpoints' bodies, with vLLM's names and defaults."""
+"""The fields that the bodies of all pooling endpoints share, with vLLM's names and defaults."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -18,16 +18,16 @@ from server.terms.http_body.request_body import (
 EncodingFormat = Literal["float", "base64", "bytes", "bytes_only"]
 Dimensions = Annotated[int, Meta(ge=1)]
 AnyTokenId = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-"""Compared with the model's vocabulary later."""
+"""A token id that is later compared with the model's vocabulary."""
 
 
 class PoolingFields(RequestBody, kw_only=True):
-    """Base of every request whose prompts are pooled."""
+    """The base of all requests whose prompts are pooled."""
 
     model: str | None = None
     truncate_prompt_tokens: Truncation | None = None
     truncation_side: Literal["left", "right"] | None = None
-    """The side on which tokens are cut off; `right`, the default here, keeps the first ones."""
+    """The side on which tokens are cut off. `right`, the default here, keeps the first tokens."""
     padding: Unsupported = "do_not_pad"
     request_id: RequestId | None = None
     mm_processor_kwargs: Unsupported = None
@@ -40,11 +40,11 @@ class PoolingFields(RequestBody, kw_only=True):
 
 
 class InputFields(PoolingFields, kw_only=True):
-    """Base of requests with texts or token ids."""
+    """The base of requests with texts or token ids."""
 
     input: str | list[AnyTokenId | str | list[AnyTokenId]] | None = None
     add_special_tokens: bool | None = None
-    """Only false leaves them out."""
+    """Only false leaves special tokens out."""
     messages: Unsupported = None
     media_io_kwargs: Unsupported = None
 
@@ -66,7 +66,7 @@ class InputFields(PoolingFields, kw_only=True):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """Texts and lists of token ids."""
+        """The prompts: texts and lists of token ids."""
         assert self.input is not None
         if isinstance(self.input, str) or isinstance(self.input[0], int):
             return [self.input]  # type: ignore[list-item]
@@ -74,10 +74,10 @@ class InputFields(PoolingFields, kw_only=True):
 
 
 class VectorFields(InputFields, kw_only=True):
-    """Base of requests for vectors, with the vectors' encoding."""
+    """The base of requests for vectors. Names the encoding of the vectors."""
 
     encoding_format: EncodingFormat = "float"
-    """`base64` has the bytes of float32; vLLM has `bytes` and `bytes_only`, too."""
+    """`base64` encodes the bytes of float32. vLLM also has `bytes` and `bytes_only`."""
     embed_dtype: Unsupported = "float32"
     endianness: Unsupported = "native"
 

@@ -1,7 +1,7 @@
 """Answers /score and /rerank: the relevance of texts to a query, by three kinds of model.
 
-A cross-encoder reads both texts at once. A bi-encoder makes one vector per text, late interaction one per
-token; this module compares them.
+A cross-encoder reads both texts at once. A bi-encoder makes one vector per text, and late interaction one
+vector per token. This module compares the vectors.
 """
 
 import math
@@ -23,15 +23,15 @@ ScoreInputs = ScoreInput | list[ScoreInput]
 TokenLimit = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 _PAIRS = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
-"""The names that the two inputs may have."""
+"""The names that a request may use for the two inputs."""
 
 
 class ScoringFields(PoolingFields, kw_only=True):
-    """Base of score and rerank requests."""
+    """The base of score and rerank requests."""
 
     use_activation: bool | None = None
     max_tokens_per_query: TokenLimit = 0
-    """Truncate queries to this many tokens; 0 does not truncate."""
+    """The number of tokens to which queries are truncated. 0 does not truncate."""
     max_tokens_per_doc: TokenLimit = 0
     instruction: str | None = None
     """The same as `chat_template_kwargs.instruction`, which takes precedence."""
@@ -45,17 +45,17 @@ class ScoringFields(PoolingFields, kw_only=True):
 
     @property
     def names(self) -> tuple[str, str]:
-        """The names of the two inputs in the request."""
+        """The names that this request uses for the two inputs."""
         raise NotImplementedError
 
     @property
     def first(self) -> list[str]:
-        """One text, or as many texts as `second` has."""
+        """The first input: one text, or as many as `second` has."""
         return _texts(getattr(self, self.names[0]), self.names[0])
 
     @property
     def second(self) -> list[str]:
-        """The texts that `first` is compared with."""
+        """The second input: the texts with which `first` is compared."""
         return _texts(getattr(self, self.names[1]), self.names[1])
 
     @property
@@ -68,7 +68,7 @@ class ScoringFields(PoolingFields, kw_only=True):
 
     @property
     def template_kwargs(self) -> dict[str, Any]:
-        """Variables for the template that renders pairs, if the model has one."""
+        """Variables for the template that renders pairs, if there is one."""
         instruction = {} if self.instruction is None else {"instruction": self.instruction}
         return instruction | (self.chat_template_kwargs or {})
 
@@ -105,7 +105,7 @@ class RerankRequest(ScoringFields, kw_only=True):
     query: ScoreInput
     documents: ScoreInputs
     top_n: Annotated[int, Meta(ge=0)] = 0
-    """Return only this many documents; 0 returns all."""
+    """The number of documents to return. 0 returns all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,19 +138,19 @@ S = TypeVar("S", bound=ScoringFields)
 
 
 class ScoringServing(PoolingServingBase[S]):
-    """Base of /score and /rerank."""
+    """The base of /score and /rerank."""
 
     request_id_prefix = "score"
 
     def fits(self, info: PoolingInfo) -> bool:
-        """The class of a classifier is a score only if it has no other."""
+        """Whether the model can score. A classifier can only if it has a single class."""
         return info.task in ("embed", "token_embed") or (info.task == "classify" and info.num_labels == 1)
 
     def pooling_params(self, request: S, info: PoolingInfo) -> PoolingParams:
         return PoolingParams(task=info.task, use_activation=request.use_activation)
 
     def _preprocess_cmpl_online(self, ctx: PoolingServeContext[S]) -> list[Encoded]:
-        """Pairs for a cross-encoder, otherwise the first texts and then the second ones."""
+        """Pairs for a cross-encoder. For other models, all first texts, then all second texts."""
         request, info, reader = ctx.request, ctx.info, self._reader(ctx)
         first, second = (
             [reader.cut_text(text, getattr(request, limit), param=limit) for text in texts]
@@ -204,7 +204,7 @@ class RerankServing(ScoringServing[RerankRequest]):
 
 
 def _read_pair(request: ScoringFields, reader: PromptReader, info: PoolingInfo, first: str, second: str) -> Encoded:
-    """Uses the operator's chat template only: the model's own is often meant for something else."""
+    """Tokenizes a pair. Uses only the operator's chat template: the model's own often has another purpose."""
     param = request.names[1]
     if reader.has_template:
         return reader.read_by_template(first, second, request.template_kwargs)
@@ -220,5 +220,5 @@ def _cosine(first: EngineOutput, second: EngineOutput) -> float:
 
 
 def _max_similarity(query: EngineOutput, document: EngineOutput) -> float:
-    """The sum over the query's tokens of the highest similarity with a token of the document."""
+    """The sum, over the query's tokens, of each token's highest similarity with a token of the document."""
     return float((values_of(query) @ values_of(document).T).max(axis=-1).sum())

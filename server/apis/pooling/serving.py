@@ -1,4 +1,4 @@
-"""The base of all pooling endpoints: the order of the steps, and the thread in which each runs."""
+"""The base of all pooling endpoints: the order of steps, and the thread in which each step runs."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -28,7 +28,7 @@ T = TypeVar("T", bound=PoolingFields)
 
 @dataclass(kw_only=True)
 class PoolingServeContext(Generic[T]):
-    """One request, passed from step to step; used by one thread at a time."""
+    """One request, which is passed from step to step. One thread at a time uses it."""
 
     request: T
     request_id: str
@@ -36,15 +36,15 @@ class PoolingServeContext(Generic[T]):
     model_name: str
     info: PoolingInfo
     pooling_params: PoolingParams
-    """The parameters of all prompts."""
+    """The parameters for all prompts."""
     prompts: list[Encoded] = field(default_factory=list)
     """Set by `_preprocess_cmpl_online`."""
     outputs: list[EngineOutput] = field(default_factory=list)
-    """The engine's, one per prompt."""
+    """The engine's outputs, one per prompt."""
 
     @property
     def num_tokens(self) -> int:
-        """The tokens of all prompts."""
+        """The number of tokens of all prompts together."""
         return sum(len(prompt.token_ids) for prompt in self.prompts)
 
     def list_of(self, data: list[dict[str, Any]]) -> dict[str, Any]:
@@ -60,12 +60,12 @@ class PoolingServeContext(Generic[T]):
 
 
 class PoolingServingBase(ABC, Generic[T]):
-    """One per endpoint. `create` runs on the loop, the steps before and after the engine run in the pool."""
+    """One endpoint. `create` runs on the event loop, the steps before and after the engine in the pool."""
 
     api_name: ClassVar[str]
     request_id_prefix: ClassVar[str]
     convert: ClassVar[str] = "embed"
-    """The value of `--convert` with which a text-generating model serves this endpoint."""
+    """The value of `--convert` with which a model that generates text serves this endpoint."""
 
     def __init__(self, inference: Inference) -> None:
         self._config = inference.config
@@ -75,7 +75,7 @@ class PoolingServingBase(ABC, Generic[T]):
         self._metrics = inference.metrics
 
     async def create(self, request: T, context: RequestContext) -> bytes:
-        """The whole response, encoded.
+        """Answers a request. Returns the complete response, encoded.
 
         Raises:
             RequestError: the request is invalid, or does not fit the model.
@@ -89,23 +89,23 @@ class PoolingServingBase(ABC, Generic[T]):
         return await self._renderer.pools.run(lambda: msgspec.json.encode(self._build_response(ctx)))
 
     def fits(self, info: PoolingInfo) -> bool:
-        """Whether the endpoint supports a model."""
+        """Whether the endpoint supports the model."""
         return True
 
     @abstractmethod
     def pooling_params(self, request: T, info: PoolingInfo) -> PoolingParams:
-        """The pooling parameters of all prompts; raises RequestError."""
+        """The pooling parameters for all prompts. Raises RequestError."""
 
     @abstractmethod
     def _preprocess_cmpl_online(self, ctx: PoolingServeContext[T]) -> list[Encoded]:
-        """Tokenizes the prompts, in the pool; raises RequestError."""
+        """Tokenizes the prompts in the pool. Raises RequestError."""
 
     def _reader(self, ctx: PoolingServeContext[T]) -> PromptReader:
         return PromptReader(self._renderer, ctx.request, self._engine.info)
 
     @abstractmethod
     def _build_response(self, ctx: PoolingServeContext[T]) -> dict[str, Any]:
-        """The response's body, in the pool."""
+        """Builds the body of the response in the pool."""
 
     def _create_context(self, request: T, context: RequestContext) -> PoolingServeContext[T]:
         self._models.check(request.model)
@@ -126,13 +126,13 @@ class PoolingServingBase(ABC, Generic[T]):
         )
 
     async def _pool(self, ctx: PoolingServeContext[T], context: RequestContext) -> list[EngineOutput]:
-        """Runs prompts concurrently; the first failure, or a client that disconnects, aborts them all."""
+        """Pools the prompts concurrently. The first failure, or a disconnect, aborts all of them."""
         if self._config.logging.enable_log_requests:
             for prompt in ctx.prompts:
                 logger.info(
                     "request %s: %d prompt tokens, %s", ctx.request_id, len(prompt.token_ids), ctx.pooling_params
                 )
-        unique = f"{ctx.request_id}-{uuid4().hex[:8]}"  # clients may choose their ids
+        unique = f"{ctx.request_id}-{uuid4().hex[:8]}"  # clients may choose equal ids
         return await run_concurrently(
             self._pool_one(f"{unique}-{index}", prompt, ctx.pooling_params, context)
             for index, prompt in enumerate(ctx.prompts)
@@ -156,12 +156,12 @@ class PoolingServingBase(ABC, Generic[T]):
 
 
 def values_of(output: EngineOutput) -> npt.NDArray[np.float32]:
-    """A result of the engine as an array."""
+    """The tensor of an engine's output as an array."""
     data = tensor_of(output)
     return np.frombuffer(data.data, np.float32).reshape(data.shape)
 
 
 def tensor_of(output: EngineOutput) -> TensorData:
-    """The tensor of a result, which must have one."""
+    """The tensor of an engine's output. Raises an error if the output has none."""
     assert output.data is not None, "the engine sent no numbers"
     return output.data

@@ -1,4 +1,4 @@
-"""Keeps responses that have ended, and the conversations that later requests continue."""
+"""Keeps responses that have ended, and their conversations, which later requests continue."""
 
 import logging
 from typing import Final
@@ -25,27 +25,27 @@ class StoredResponse(msgspec.Struct, frozen=True):
     body: bytes
     """The response as JSON."""
     history: bytes
-    """The conversation up to and including the response, as JSON; instructions are not part of it."""
+    """The conversation up to and including the response, as JSON, without the instructions."""
     items: bytes
     """The items of the request's input as JSON."""
     events: tuple[bytes, ...] | None = None
-    """The events of a response in the background that was streamed."""
+    """The events of a background response that was created with `stream`. None for others."""
 
     @property
     def num_bytes(self) -> int:
-        """Size of all parts."""
+        """The size of all parts together."""
         return len(self.body) + len(self.history) + len(self.items) + sum(map(len, self.events or ()))
 
 
 ResponseStore = BoundedCache[str, StoredResponse]
-"""By id, as long as this process lives; used on the event loop only."""
+"""Response id -> response, as long as this process lives. Used only on the event loop."""
 
 LARGE_BYTES: Final = 32 << 10
-"""Encoding or decoding this much JSON takes about as long as handing it to a thread."""
+"""Handing JSON of this size to a thread takes about as long as encoding or decoding it."""
 
 
 def build_response_store(config: GenerationConfig, limits: LimitsConfig) -> ResponseStore | None:
-    """The configured store, which drops the oldest responses; None keeps nothing."""
+    """The configured store, which drops the oldest responses. None if no responses are kept."""
     most, max_bytes = limits.max_stored_responses, limits.max_stored_bytes
     if not (config.enable_responses_store and most and max_bytes):
         return None
@@ -53,10 +53,10 @@ def build_response_store(config: GenerationConfig, limits: LimitsConfig) -> Resp
 
 
 class ResponseArchive:
-    """One per server, used on the event loop; large conversations are encoded in the renderer pool."""
+    """The archive of one server, on the event loop. Large conversations are encoded in the renderer pool."""
 
     def __init__(self, store: ResponseStore | None, renderer: BaseRenderer) -> None:
-        """Without a store nothing is kept."""
+        """If `store` is None, nothing is kept."""
         self._store = store
         self._renderer = renderer
 
@@ -66,9 +66,9 @@ class ResponseArchive:
         return self._store is not None
 
     async def keep(self, run: ResponseRun, events: tuple[bytes, ...] | None = None) -> None:
-        """Keeps a response unless `store` is false, with its events if it ran in the background.
+        """Keeps a response unless the request has `store: false`. `events`: those of a background response.
 
-        A failure is logged; the response then is not kept.
+        A failure is logged. Then the response is not kept.
         """
         if self._store is None or not run.request.store:
             return
@@ -78,30 +78,30 @@ class ResponseArchive:
             logger.warning("response %s was not stored: %r", run.response["id"], err)
 
     async def encode(self, run: ResponseRun, events: tuple[bytes, ...] | None = None) -> StoredResponse:
-        """A response as it would be kept at this moment."""
+        """Encodes a response in its present state, as it would be kept."""
         return await self._renderer.pools.run_unless(run.is_small, _encode, run, events)
 
     async def encode_event(self, run: ResponseRun, event: ResponseEvent) -> bytes:
-        """An event as bytes; events with the whole response repeat large parts of the request."""
+        """Encodes an event. An event with the whole response repeats large parts of the request."""
         is_small = run.is_small or "response" not in event
         return await self._renderer.pools.run_unless(is_small, encode_named_event, event)
 
     def find(self, response_id: str) -> StoredResponse:
-        """A response; raises RequestError (404) if it was never kept, or was dropped."""
+        """A kept response. Raises RequestError (404) if it was never kept, or was dropped."""
         stored = None if self._store is None else self._store.get(response_id)
         if stored is None:
             raise _not_found(response_id)
         return stored
 
     def delete(self, response_id: str) -> None:
-        """Drops a response; raises RequestError (404) if it is not kept."""
+        """Drops a response. Raises RequestError (404) if it is not kept."""
         if self._store is None or self._store.pop(response_id) is None:
             raise _not_found(response_id)
 
     async def input_items(self, stored: StoredResponse) -> list[msgspec.Raw]:
-        """A response's input items, after the input and output of the responses that it continues.
+        """The input and output items of the responses that this one continues, then its own input items.
 
-        If one of these responses is not kept any more, it and all before it are left out.
+        If one of these responses is no longer kept, it and all earlier ones are left out.
         """
         items: list[msgspec.Raw] = []
         found: StoredResponse | None = stored
@@ -113,12 +113,12 @@ class ResponseArchive:
         return items
 
     async def decode_history(self, stored: StoredResponse) -> list[Message]:
-        """The conversation up to and including a response."""
+        """Decodes the conversation up to and including a response."""
         return await self._renderer.pools.run_unless(len(stored.history) < LARGE_BYTES, _decode, stored.history)
 
 
 def invalid_response(message: str, param: str, *, status: int = 400) -> RequestError:
-    """An error with vLLM's type for responses that are not there, or not in the right state."""
+    """An error of vLLM's type for responses that do not exist or are in the wrong state."""
     return RequestError(message, param=param, status=status, type="invalid_request_error")
 
 
@@ -127,14 +127,14 @@ def _not_found(response_id: str) -> RequestError:
 
 
 class _Body(msgspec.Struct):
-    """What the body of a response adds to the input of the next one."""
+    """The parts of a response's body that become input of the next response."""
 
     output: list[msgspec.Raw]
     previous_response_id: str | None
 
 
 def _decode_items(stored: StoredResponse) -> tuple[list[msgspec.Raw], _Body]:
-    """The items of the input and the body."""
+    """The response's input items, and the parts of its body."""
     return msgspec.json.decode(stored.items, type=list[msgspec.Raw]), msgspec.json.decode(stored.body, type=_Body)
 
 

@@ -1,4 +1,4 @@
-"""Responses that are generated without a waiting client: followed, retrieved and cancelled by id."""
+"""Responses that are generated without a waiting client, and are followed, retrieved and cancelled by id."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -12,41 +12,41 @@ from server.terms.http_body.response_body import encode_named_event
 
 
 class BackgroundResponse:
-    """One response; its task runs until the response is stored."""
+    """One background response. Its task runs until the response is stored."""
 
     def __init__(self, run: ResponseRun, *, keeps_events: bool) -> None:
         self.run = run
         self._queued = run.response
         self.events: list[bytes] | None = [] if keeps_events else None
-        """The encoded events so far; the position is the sequence number."""
+        """The encoded events so far, in the order of their sequence numbers. None if they are not kept."""
         self._has_ended = False
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
     def response(self) -> Response:
-        """The response as others see it: `queued` until it has ended, as in vLLM."""
+        """The response as clients see it. As in vLLM, its status is `queued` until it has ended."""
         current = self.run.response
         return self._queued if current["status"] == "in_progress" else current
 
     async def start(self, generate: Callable[["BackgroundResponse"], Coroutine[Any, Any, None]]) -> None:
-        """Returns once the task runs: a task that is cancelled earlier would not execute at all."""
+        """Starts the task; returns once it runs. A task that is cancelled earlier would not run at all."""
         self._task = asyncio.create_task(generate(self), name="background-response")
         await asyncio.sleep(0)
 
     def publish(self, event: bytes) -> None:
-        """Adds an encoded event for the followers of the response."""
+        """Adds an encoded event for the clients that follow the response."""
         if self.events is not None:
             self.events.append(event)
             self._wake()
 
     def end(self) -> None:
-        """Ends the streams of the followers of the response."""
+        """Ends the streams of the clients that follow the response."""
         self._has_ended = True
         self._wake()
 
     async def follow(self, first: int) -> AsyncGenerator[bytes, None]:
-        """Yields the events from a position on, as they come."""
+        """Yields the events from a position on, as they arrive."""
         assert self.events is not None
         while True:
             news = self._news
@@ -58,7 +58,7 @@ class BackgroundResponse:
             await news.wait()
 
     async def cancel(self) -> None:
-        """Ends the generation unless it has ended; returns when the response is stored."""
+        """Ends the generation, unless it has ended. Returns when the response is stored."""
         assert self._task is not None
         if self.response["status"] == "queued":
             self._task.cancel()
@@ -70,20 +70,20 @@ class BackgroundResponse:
 
 
 class BackgroundResponses:
-    """The responses in the background that have not ended; one per server, used on the event loop."""
+    """The background responses of one server that have not ended, on the event loop."""
 
     def __init__(self, running: RunningRequests, archive: ResponseArchive) -> None:
-        """The drain waits for the responses in `running`."""
+        """`running` counts these responses, so that the drain waits for them."""
         self._running = running
         self._archive = archive
         self._responses: dict[str, BackgroundResponse] = {}
 
     def find(self, response_id: str) -> BackgroundResponse | None:
-        """The response with this id, unless it has ended."""
+        """The response with this id. None if there is none or it has ended."""
         return self._responses.get(response_id)
 
     async def start(self, run: ResponseRun, context: RequestContext, *, keeps_events: bool) -> BackgroundResponse:
-        """Begins to generate a response, which takes over the lease of the run's context and releases it."""
+        """Begins to generate a response. Its task takes over and releases the lease of the run's context."""
 
         async def generate(response: BackgroundResponse) -> None:
             with self._running.hold():
@@ -94,7 +94,7 @@ class BackgroundResponses:
                     context.lease.release()
                     del self._responses[run.response["id"]]
 
-        context.lease = context.lease.hand_over()  # without an `await` before the task that releases it
+        context.lease = context.lease.hand_over()  # without an `await` until the task exists that releases the lease
         response = BackgroundResponse(run, keeps_events=keeps_events)
         self._responses[run.response["id"]] = response
         await response.start(generate)
@@ -118,7 +118,7 @@ class BackgroundResponses:
             response.publish(last)
 
     async def _encode_last(self, run: ResponseRun) -> bytes:
-        """The last event. If its response cannot be encoded, it says only that the response failed."""
+        """Encodes the last event. If its response cannot be encoded, the event only says that it failed."""
         event = run.last_event()
         try:
             return await self._archive.encode_event(run, event)

@@ -1,4 +1,4 @@
-"""Turns a request to /v1/responses into a chat request: its items become messages."""
+"""Turns a request to /v1/responses into a chat request: items become messages."""
 
 import json
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ _FIELDS = {
 
 
 def to_chat_request(request: ResponsesRequest, messages: list[Message], tools: ResponseTools) -> ChatRequest:
-    """The chat request with the same answer; values were checked when the request was decoded."""
+    """The chat request with the same meaning. Its values were checked when the request was decoded."""
     continues = continues_message(request.items)
     shared = {name: getattr(request, name) for name in SamplingFields.__struct_fields__}
     return ChatRequest(
@@ -48,7 +48,7 @@ def to_chat_request(request: ResponsesRequest, messages: list[Message], tools: R
 
 
 def own_field_names() -> AbstractContextManager[None]:
-    """Errors of the chat request get the names of this API's fields."""
+    """Within the block, errors of the chat request name the fields of this API."""
     return field_names(_FIELDS)
 
 
@@ -64,10 +64,10 @@ def _response_format(wanted: TextFormat | None) -> ResponseFormat | None:
 
 
 def build_conversation(instructions: str | None, history: list[Message], items: list[InputItem]) -> list[Message]:
-    """The messages of a request; `history` is the conversation up to the previous response.
+    """The messages of a request. `history` is the conversation up to the previous response.
 
     Raises:
-        RequestError: a tool's output has no call.
+        RequestError: a tool's output belongs to no call.
     """
     system: list[Message] = [{"role": "system", "content": instructions}] if instructions else []
     messages = [*system, *history, *_merge(map(_to_message, items))]
@@ -76,9 +76,9 @@ def build_conversation(instructions: str | None, history: list[Message], items: 
 
 
 def extend_conversation(messages: list[Message], output: list[OutputItem]) -> list[Message]:
-    """The history for the next response: instructions are dropped, as in OpenAI's API.
+    """The history for the next response. As in OpenAI's API, it contains no instructions.
 
-    Reasoning is kept only if a tool call follows from it.
+    Reasoning is kept only if a tool call follows it.
     """
     has_calls = any("call_id" in item for item in output)
     kept = [item for item in output if has_calls or item["type"] != "reasoning"]
@@ -87,7 +87,7 @@ def extend_conversation(messages: list[Message], output: list[OutputItem]) -> li
 
 
 def continues_message(items: list[InputItem]) -> bool:
-    """Whether the last item is an unfinished message that the model continues."""
+    """Whether the last item is an unfinished message of the model, which is to be continued."""
     last = items[-1]
     return last.type in ("message", "reasoning") and last.status in ("in_progress", "incomplete")
 
@@ -138,7 +138,7 @@ def _part(part: InputPart) -> Message:
 
 
 def _merge(messages: Iterable[Message]) -> list[Message]:
-    """Joins adjacent parts of one turn of the model: its reasoning, its text and its calls."""
+    """Joins adjacent parts of one turn of the model: reasoning, text and calls."""
     merged: list[Message] = []
     for message in messages:
         last = merged[-1] if merged else {}

@@ -1,4 +1,4 @@
-"""The input items of a response as OpenAI's API lists them, with ids that follow from the response's."""
+"""The input items of a response, as OpenAI's API lists them. Their ids are derived from the response's id."""
 
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -16,16 +16,16 @@ class _Item(msgspec.Struct):
 
 
 class ItemPage(NamedTuple):
-    """The part of a list of items that a client asks for."""
+    """The part of a list of items that a client requests."""
 
     after: str | None = None
-    """The id of the item before the first one."""
+    """The id of the item behind which the page begins. None: at the first item."""
     limit: int = 20
     is_ascending: bool = False
     """Whether the oldest item comes first."""
 
     def cut(self, items: Sequence[msgspec.Raw]) -> bytes:
-        """The list as JSON with the items of this page; raises RequestError if `after` is not among them."""
+        """The items of this page, as a JSON list. Raises RequestError if no item has the id `after`."""
         ordered = items if self.is_ascending else items[::-1]
         ids = [msgspec.json.decode(item, type=_Item).id for item in ordered]
         if self.after is not None and self.after not in ids:
@@ -39,7 +39,7 @@ class ItemPage(NamedTuple):
 
 
 def show_items(items: Sequence[InputItem], response_id: str) -> list[dict[str, Any]]:
-    """A request's items; texts of messages become parts."""
+    """The items of a request as clients see them. Texts of messages become parts."""
     key = response_id.removeprefix("resp_")
     return [_show(item, f"item_{key}_{index}") for index, item in enumerate(items)]
 

@@ -1,4 +1,4 @@
-"""Turns the parts of a model's output into output items, one after the other, and their events."""
+"""Turns the parts of a model's output into output items, one after the other, and into events."""
 
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -14,16 +14,16 @@ ResponseEvent = dict[str, Any]
 
 
 class ItemKind(NamedTuple):
-    """One kind of output items."""
+    """A kind of output item."""
 
     type: str
     id_prefix: str
     event: str
-    """Begins the names of the events with its text."""
+    """The beginning of the names of events with the item's text."""
     text: str
-    """The key of its whole text."""
+    """The key that holds the item's whole text."""
     part: str | None = None
-    """The type of its only part, if it has one."""
+    """The type of the item's only part. None if the item has no parts."""
 
 
 MESSAGE: Final = ItemKind("message", "msg", "response.output_text", "text", "output_text")
@@ -33,24 +33,24 @@ CUSTOM_CALL: Final = ItemKind("custom_tool_call", "ctc", "response.custom_tool_c
 
 
 def create_event(type: str, **fields: Any) -> ResponseEvent:
-    """An event; the stream sets its number."""
+    """Creates an event. The stream sets its number."""
     return {"type": type, "sequence_number": -1, **fields}
 
 
 class OutputWriter:
-    """The output of one response."""
+    """Writes the output of one response."""
 
     def __init__(self, tools: ResponseTools) -> None:
         self.items: list[OutputItem] = []
-        """The complete items."""
+        """The items that are complete."""
         self._tools = tools
         self._open: OpenItem | None = None
         self._spaces: list[str] = []
-        """Spaces that open a message only if other text follows: models write them around calls."""
+        """Spaces that open a message only if other text follows. Models write such spaces around calls."""
         self._logprobs: list[ChatLogprob] = []
 
     def add(self, parts: Sequence[Part], logprobs: list[ChatLogprob]) -> list[ResponseEvent]:
-        """The events of some tokens, whose log-probabilities are shown with the next text of a message."""
+        """Adds some tokens; returns their events. The log-probabilities go to the next text of a message."""
         self._logprobs += logprobs
         events: list[ResponseEvent] = []
         for part in parts:
@@ -62,7 +62,7 @@ class OutputWriter:
         return events
 
     def finish(self) -> list[ResponseEvent]:
-        """The events that end the last item."""
+        """Ends the last item; returns its events."""
         if self._spaces and self._open is None:
             return [*self._switch_to(MESSAGE), *self._extend("".join(self._spaces)), *self._close()]
         return self._close()
@@ -112,16 +112,16 @@ class OutputWriter:
 
 
 class OpenItem:
-    """An item whose text arrives; `begin`, `extend` and `end` return events."""
+    """An item whose text still arrives. `begin`, `extend` and `end` return events."""
 
     def __init__(self, kind: ItemKind, index: int, called: dict[str, Any]) -> None:
-        """`index` is the position in the response's output, `called` has a call's facts besides its text."""
+        """`index` is the position in the output. `called` has the facts of a call besides its text."""
         self.kind = kind
         self._index = index
         self._id = f"{kind.id_prefix}_{uuid4().hex}"
         self._called = called
         self._input = CustomInputReader()
-        """The text for a custom tool, inside the arguments of the function that stands for it."""
+        """The text for a custom tool, read from the arguments of the function that stands for the tool."""
         self._texts: list[str] = []
         self._logprobs: list[ChatLogprob] = []
 
@@ -133,13 +133,13 @@ class OpenItem:
         return [added, self._event("response.content_part.added", part=self._part([]))]
 
     def extend(self, text: str, logprobs: list[ChatLogprob]) -> list[ResponseEvent]:
-        """Adds text, which is not empty."""
+        """Adds text, which must not be empty."""
         if self.kind is CUSTOM_CALL:
             text = self._input.read(text)
         return self._add(text, logprobs)
 
     def end(self) -> list[ResponseEvent]:
-        """The events after the last text; the last one has the whole item."""
+        """The events after the last text. The last of them has the whole item."""
         events = []
         if self.kind is CUSTOM_CALL:
             rest, whole = self._input.finish()
@@ -168,7 +168,7 @@ class OpenItem:
         return "".join(self._texts)
 
     def _item(self, status: str) -> OutputItem:
-        """The item so far."""
+        """The item with its text so far."""
         head: OutputItem = {"type": self.kind.type, "id": self._id}
         if self.kind is not CUSTOM_CALL:
             head["status"] = status
@@ -184,7 +184,7 @@ class OpenItem:
         return part | {"annotations": [], "logprobs": logprobs} if self.kind is MESSAGE else part
 
     def _event(self, type: str, **fields: Any) -> ResponseEvent:
-        """An event about something inside the item."""
+        """Creates an event about something inside the item."""
         place: dict[str, Any] = {"item_id": self._id, "output_index": self._index}
         if self.kind.part is not None:
             place["content_index"] = 0

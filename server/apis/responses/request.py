@@ -1,4 +1,4 @@
-"""Bodies of /v1/responses: the request, with vLLM's fields, ranges and defaults."""
+"""Requests to /v1/responses, with vLLM's fields, ranges and defaults."""
 
 from typing import Annotated, Any, Final, Literal
 
@@ -29,7 +29,7 @@ _TEXT_KEYS: Final = {
     "reasoning_text": "text",
     "summary_text": "text",
 }
-"""Type of a part with text -> the key of the text."""
+"""Type of a part that has a text -> the key of the text."""
 
 
 class InputPart(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -50,7 +50,7 @@ class InputPart(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     @property
     def shown_text(self) -> str:
-        """The text of a part that is not an image."""
+        """The text of a part, which must not be an image."""
         return getattr(self, _TEXT_KEYS[self.type])  # type: ignore[no-any-return]
 
 
@@ -58,7 +58,7 @@ Content = str | list[InputPart]
 
 
 class InputItem(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A message, reasoning, a tool call or its output; fields that its type does not have are ignored."""
+    """A message, reasoning, a tool call or its output. Fields that its type does not have are ignored."""
 
     type: Annotated[str, Meta(extra_json_schema={"enum": [*_REQUIRED]})] = "message"
     status: ItemStatus | None = None
@@ -98,7 +98,7 @@ ServiceTier = Literal["auto", "default", "flex", "scale", "priority"]
 
 
 class ReasoningOptions(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """How much the model reasons; no summary of the reasoning is written."""
+    """How much the model reasons. No summary of the reasoning is generated."""
 
     effort: ReasoningEffort | None = None
     summary: Any = None
@@ -123,14 +123,14 @@ class TextFormat(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class ResponseTextConfig(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The member `text`, the form of the answer. `verbosity` has no effect."""
+    """The member `text`: the form of the answer. `verbosity` has no effect."""
 
     format: TextFormat | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
 class ResponsesRequest(SamplingFields, kw_only=True):
-    """An input to answer, possibly after an earlier response."""
+    """An input to answer, possibly in continuation of an earlier response."""
 
     input: str | Annotated[list[InputItem], Meta(min_length=1)]
     instructions: str | None = None
@@ -150,7 +150,7 @@ class ResponsesRequest(SamplingFields, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
 
     tools: list[dict[str, Any]] | None = None
-    """Converted by `server.apis.responses.tools`; the response repeats them as they were given."""
+    """Tools, which `server.apis.responses.tools` converts. The response repeats them as given."""
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] = "auto"
     parallel_tool_calls: bool | None = True
     max_tool_calls: int | None = None
@@ -176,10 +176,10 @@ class ResponsesRequest(SamplingFields, kw_only=True):
 
     @property
     def items(self) -> list[InputItem]:
-        """The input; a text is a message of the user."""
+        """The input as items. A text is a message of the user."""
         return [InputItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
 
     @property
     def num_logprobs(self) -> int | None:
-        """Candidates to report per token of the text; None reports nothing."""
+        """Candidates to report for each token of the text. None reports nothing."""
         return (self.top_logprobs or 0) if "message.output_text.logprobs" in (self.include or ()) else None

@@ -1,4 +1,4 @@
-"""Generates one response: the chat's deltas become output items, events and the final body."""
+"""Generates one response: deltas of the chat become output items, events and the final body."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -21,7 +21,7 @@ ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "ca
 
 
 class ResponseRun:
-    """One response; use either `events` or `complete`, once, on the event loop."""
+    """One response. Call either `events` or `complete`, once, on the event loop."""
 
     def __init__(self, request: ResponsesRequest, chat: ChatRun, tools: ResponseTools, inference: Inference) -> None:
         self.request = request
@@ -31,18 +31,18 @@ class ResponseRun:
         self.response = empty_response(request, params, inference.models.response_name(chat.request.model))
         """The response so far."""
         self.chat = chat
-        """The request in the engine."""
+        """The running chat request."""
         self._writer = OutputWriter(tools)
         self._logprobs = LogprobFormatter(inference, chat.request)
         self._num_events = 0
 
     @property
     def is_small(self) -> bool:
-        """Whether the messages may be encoded on the event loop, not in the pool."""
+        """Whether the messages are small enough to be encoded on the event loop instead of in the pool."""
         return self.chat.generation.context.is_small
 
     async def complete(self) -> Response:
-        """The whole response.
+        """Generates the response, and returns it complete.
 
         Raises:
             EngineError: the engine failed.
@@ -53,9 +53,9 @@ class ResponseRun:
         return self.response
 
     async def events(self) -> AsyncGenerator[ResponseEvent, None]:
-        """All events but the last, which `last_event` returns once the response is stored.
+        """Generates the response; yields all events but the last. Store the response before `last_event`.
 
-        The opening events come with the first token: until then, the engine may reject the request.
+        The opening events come with the first token, because the engine may reject the request until then.
 
         Raises:
             EngineError: the engine failed.
@@ -67,12 +67,12 @@ class ResponseRun:
                 yield self._numbered(event)
 
     def last_event(self) -> ResponseEvent:
-        """The event with the final response. As in vLLM, it is `completed` for `incomplete` responses."""
+        """The event with the final response. As in vLLM, `response.completed` also ends an incomplete one."""
         kind = "response.failed" if self.response["status"] == "failed" else "response.completed"
         return self._numbered(create_event(kind, response=self.response))
 
     def set_status(self, status: ResponseStatus) -> None:
-        """Changes the response's status; `response` is a new object afterwards."""
+        """Changes the status. Afterwards `response` is a new object."""
         self.response = self.response | {"status": status}
 
     def fail(self, error: Exception) -> None:
@@ -112,7 +112,7 @@ class ResponseRun:
         }
 
     def _usage(self) -> dict[str, Any]:
-        """The tokens, without vLLM's lists per turn: empty ones break OpenAI's agents in JavaScript."""
+        """The token counts without vLLM's lists per turn: empty lists break OpenAI's agents in JavaScript."""
         total = self.chat.meter.total()
         details, prompt_details = total.completion_tokens_details, total.prompt_tokens_details
         return {
@@ -136,7 +136,7 @@ class ResponseRun:
 
 
 def empty_response(request: ResponsesRequest, params: SamplingParams, model: str) -> Response:
-    """The response before the first token, with the sampling parameters that are in effect."""
+    """The response before the first token, with the sampling parameters that apply."""
     return {
         "id": f"resp_{uuid4().hex}",
         "created_at": unix_time(),
@@ -174,7 +174,7 @@ def empty_response(request: ResponsesRequest, params: SamplingParams, model: str
 
 
 def _is_cut_off(item: OutputItem) -> bool:
-    """Whether an item is a call whose arguments are not complete."""
+    """Whether an item is a call with incomplete arguments."""
     if item["type"] != "function_call":
         return False
     try:

@@ -23,7 +23,7 @@ from server.terms.limits import LimitsConfig
 
 
 class ResponsesServing:
-    """One per server; every method runs on the event loop."""
+    """Serves the Responses API. One per server. Every method runs on the event loop."""
 
     def __init__(
         self,
@@ -42,11 +42,11 @@ class ResponsesServing:
     async def create(
         self, request: ResponsesRequest, context: RequestContext
     ) -> Response | AsyncGenerator[bytes, None]:
-        """The response, or its events. Every fault of the request is found before the first event.
+        """Generates the response, or its events. All faults of the request are found before the first event.
 
         Raises:
             RequestError: the request is invalid, or the model does not generate.
-            EngineError: the engine failed; in streams and in the background this is a response that failed.
+            EngineError: the engine failed. In streams and in the background, the response becomes `failed`.
         """
         self._inference.models.check_generative("Responses", request.model)
         if request.background:
@@ -60,7 +60,7 @@ class ResponsesServing:
         return run.response
 
     async def retrieve(self, response_id: str) -> bytes:
-        """A response as JSON, which may still be generated.
+        """A response as JSON. It may still be running.
 
         Raises:
             RequestError: there is no such response.
@@ -71,7 +71,7 @@ class ResponsesServing:
         return self._archive.find(response_id).body
 
     async def follow(self, response_id: str, starting_after: int | None) -> AsyncGenerator[bytes, None]:
-        """The events of a background response that follow a given event, as they come.
+        """The events of a background response after event number `starting_after`, as they arrive.
 
         Raises:
             RequestError: there is no such response, or it was created without `stream`.
@@ -87,7 +87,7 @@ class ResponsesServing:
         return _replay(kept.events[first:]) if current is None else current.follow(first)
 
     async def cancel(self, response_id: str) -> bytes:
-        """Ends a response in the background; returns it as JSON.
+        """Cancels a background response. Returns it as JSON.
 
         Raises:
             RequestError: there is no such response, or it has ended.
@@ -101,7 +101,7 @@ class ResponsesServing:
         return msgspec.json.encode(current.response)
 
     async def delete(self, response_id: str) -> None:
-        """Drops a response, which is cancelled first if it runs in the background.
+        """Drops a response. Cancels it first if it runs in the background.
 
         Raises:
             RequestError: there is no such response.
@@ -112,7 +112,7 @@ class ResponsesServing:
         self._archive.delete(response_id)
 
     async def input_items(self, response_id: str, page: ItemPage) -> bytes:
-        """The items that the model was given for a response, as a list in JSON.
+        """The items that the model got for a response, as a JSON list.
 
         Raises:
             RequestError: there is no such response, or no such page.
@@ -123,7 +123,7 @@ class ResponsesServing:
         return await self._inference.renderer.pools.run(page.cut, items)
 
     async def _prepare(self, request: ResponsesRequest, context: RequestContext) -> ResponseRun:
-        """Renders the request; the engine receives it with the first use of the run.
+        """Renders the request. The engine receives it when the run is used first.
 
         Raises:
             RequestError: the request is invalid.
@@ -145,7 +145,7 @@ class ResponsesServing:
         return tools, chat_request
 
     async def _history(self, previous_id: str | None, context: RequestContext) -> list[Message]:
-        """The conversation up to the previous response, whose bytes the request holds from now on."""
+        """The conversation up to the previous response. Its bytes count for this request from now on."""
         if previous_id is None:
             return []
         if self._background.find(previous_id) is not None:

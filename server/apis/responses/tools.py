@@ -1,4 +1,4 @@
-"""The tools of /v1/responses: the functions that the model is shown, and the input of custom tools."""
+"""The tools of /v1/responses: functions that the model is shown, and the input of custom tools."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from server.generation.request import FunctionDefinition, NamedFunction, NamedTo
 T = TypeVar("T")
 
 _SEPARATOR: Final = "__"
-"""Between a namespace and a function's name, as the model sees it."""
+"""Stands between namespace and name of a function that the model is shown."""
 
 CUSTOM_INPUT: Final = "input"
 """The only parameter of a function that stands for a custom tool."""
@@ -32,11 +32,11 @@ _HEX: Final = "[0-9a-fA-F]"
 _COMPLETE: Final = re.compile(
     rf'[^"\\]*(?:(?:\\[^u]|\\u(?![dD][89abAB]){_HEX}{{4}}|\\u[dD][89abAB]{_HEX}{{2}}\\u{_HEX}{{4}})[^"\\]*)*'
 )
-"""Characters and whole escapes of a JSON text; the first half of a surrogate pair waits for the second.
+"""Matches characters and complete escapes of a JSON text, so that half a surrogate pair waits for the rest.
 
-Nothing follows that could fail, so nothing is tried twice; `re` before 3.11.5 garbles possessive groups."""
+Nothing that could fail follows, so nothing is tried twice. (`re` before 3.11.5 garbles possessive groups.)"""
 _MOST_HEAD: Final = 256
-"""Characters before the text; arguments with more blanks are read when they are complete."""
+"""The most characters before the text. Arguments with more blanks there are read once they are complete."""
 _MOST_ESCAPE: Final = len(r"\ud83d\ude42")
 
 
@@ -82,13 +82,13 @@ class _Choice(msgspec.Struct, kw_only=True):
 class ResponseTools:
     """The tools of one request.
 
-    A function in a namespace is shown as `NAMESPACE__NAME`, a custom tool as a function with one text. Tools
-    that the server would have to run (web search, code interpreter, MCP …) are not shown, as in vLLM without
-    a tool server.
+    The model is shown a function in a namespace as `NAMESPACE__NAME`, a custom tool as a function with one
+    text. As in vLLM without a tool server, it is not shown tools that the server would have to run, such as
+    web search, code interpreter or MCP.
     """
 
     def __init__(self, request: ResponsesRequest) -> None:
-        """Raises RequestError for a malformed tool, or a choice of a tool that is not there."""
+        """Raises RequestError for a malformed tool, or for a choice of a tool that is not given."""
         self._called: dict[str, CalledTool] = {}
         functions: list[FunctionDefinition] = []
         for position, tool in enumerate(request.tools or ()):
@@ -104,7 +104,7 @@ class ResponseTools:
             )
 
     def called(self, name: str) -> CalledTool:
-        """The tool that a function stands for."""
+        """The tool that a function of the model stands for."""
         return self._called.get(name) or CalledTool(name)
 
     def _convert(self, tool: dict[str, Any], path: str) -> list[FunctionDefinition]:
@@ -146,9 +146,9 @@ class ResponseTools:
         )
 
     def _choose(self, request: ResponsesRequest) -> tuple[ToolChoice | None, set[str] | None]:
-        """The choice in chat's terms, and the functions to which it restricts the model.
+        """The choice as a chat request has it, and the functions to which it limits the model.
 
-        None lets the model choose: whether a parser reads its calls is not checked, as in vLLM.
+        None lets the model choose. As in vLLM, nothing checks whether a parser can read the model's calls.
         """
         given = request.tool_choice
         if not request.tools:
@@ -174,7 +174,7 @@ class ResponseTools:
         return NamedToolChoice(function=NamedFunction(self._find(choice.name or "")))
 
     def _find(self, name: str) -> str:
-        """The name under which the model sees a tool; its namespace may be left out if the name is unique."""
+        """The name under which the model sees a tool. The namespace is optional if the name is unique."""
         if name in self._called:
             return name
         candidates = [flat for flat, tool in self._called.items() if tool.namespace and tool.name == name]
@@ -202,7 +202,7 @@ def _read(value: dict[str, Any], kind: type[T], path: str, *, param: str = "tool
 
 
 class CustomInputReader:
-    """Decodes `{"input": "…"}` as it arrives. Arguments of any other form are the text themselves."""
+    """Decodes `{"input": "…"}` as it arrives. Arguments of any other form count as the text itself."""
 
     def __init__(self) -> None:
         self._arguments: list[str] = []
@@ -212,7 +212,7 @@ class CustomInputReader:
         self._shown: list[str] = []
 
     def read(self, text: str) -> str:
-        """The part of the tool's text that is certain by now."""
+        """Reads more of the arguments. Returns the part of the tool's text that is certain now."""
         self._arguments.append(text)
         if self._is_ended:
             return ""
@@ -230,9 +230,10 @@ class CustomInputReader:
         return self._show(found[0])
 
     def finish(self) -> tuple[str, str]:
-        """The last part, and the whole text.
+        """Returns the last part of the text, and the whole text.
 
-        Malformed arguments may give a text that does not continue the shown one: it is repeated as a whole.
+        If malformed arguments give a text that does not continue the earlier parts, the last part is all of
+        it.
         """
         whole, shown = _decode("".join(self._arguments)), "".join(self._shown)
         return (whole[len(shown) :] if whole.startswith(shown) else whole), whole
@@ -240,7 +241,7 @@ class CustomInputReader:
     def _show(self, escaped: str) -> str:
         try:
             text = _without_surrogates(json.loads(f'"{escaped}"', strict=False))
-        except ValueError:  # an escape that JSON does not have
+        except ValueError:  # JSON has no such escape
             return ""
         self._shown.append(text)
         return text
@@ -256,5 +257,5 @@ def _decode(arguments: str) -> str:
 
 
 def _without_surrogates(text: str) -> str:
-    """Halves of surrogate pairs, which JSON can escape and UTF-8 cannot encode, become U+FFFD."""
+    """The text with single surrogates replaced by U+FFFD. JSON can escape them, UTF-8 cannot encode them."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

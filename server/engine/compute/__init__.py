@@ -1,1 +1,1 @@
-"""The forward pass of a step: read `packed_runner`, then `batch` and `attention`."""
+"""The forward pass of a step. Read `packed_runner`, then `batch` and `attention`."""

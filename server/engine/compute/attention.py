@@ -1,8 +1,8 @@
 """Attention over a packed batch, called by the model's layers through transformers' attention interface.
 
-Each layer writes the step's keys and values into the KV cache and attends per sequence: decoding sequences in
-neighbouring slots share one call, each prompt chunk has its own. A decode folds grouped query heads into the
-query length, so that each key is read once instead of once per query head.
+Each layer writes the step's keys and values into the KV cache, and attends per sequence. Decoding sequences
+in neighbouring slots share one call. Each prompt chunk has a call of its own. A decode folds grouped query
+heads into the query length, so that each key is read once instead of once per query head.
 """
 
 import math
@@ -29,37 +29,37 @@ from server.engine.compute.batch import DecodeGroup, PackedBatch, PrefillChunk
 from server.engine.memory.kv_cache import KVCache, LayerShape
 
 _MIN_PART_TOKENS = 1024
-"""Keys that are worth a part of their own; merging parts costs 0.1 ms."""
+"""The fewest keys that are worth a part of their own. Merging parts costs 0.1 ms."""
 _KNOWN_KWARGS = {"scaling", "dropout", "sliding_window", "softcap", "s_aux", "is_causal", "position_ids", "use_cache"}
 
 
 class UnsupportedAttentionError(Exception):
-    """The model's attention needs something that a packed batch does not support."""
+    """The model's attention needs something that packed batches do not support."""
 
 
 @dataclass(frozen=True)
 class AttentionOptions:
-    """A layer's options beyond plain scaled dot-product attention."""
+    """The options of a layer beyond plain scaled dot-product attention."""
 
     scale: float | None
     sliding_window: int | None
     softcap: float | None
     sinks: torch.Tensor | None
-    """Logits of an attention sink per query head (gpt-oss)."""
+    """The logit of an attention sink for each query head (gpt-oss). None without sinks."""
 
     @property
     def needs_eager(self) -> bool:
-        """Whether torch's fused kernels cannot compute it: they support neither soft caps nor sinks."""
+        """Whether torch's fused kernels cannot compute this attention, because of a soft cap or sinks."""
         return self.softcap is not None or self.sinks is not None
 
 
 _numbers = count()
 _attentions: "WeakValueDictionary[int, PackedAttention]" = WeakValueDictionary()
-"""By number: operators in graphs have no objects as arguments. A process has one, tests have many."""
+"""Number -> object: operators in graphs take numbers, not objects. A process has one, tests have many."""
 
 
 class PackedAttention:
-    """The attention function that is registered with transformers; one object per engine.
+    """The attention function that is registered with transformers. One object per engine.
 
     The runner sets `batch` before a forward pass. Without a `batch`, a call records the layer's shape in
     `shapes`, from which the KV cache's size is computed for any model.
@@ -77,7 +77,7 @@ class PackedAttention:
 
     @contextmanager
     def detached(self) -> Iterator[None]:
-        """While open, tokens attend to the tokens of the same call, without a batch and the cache."""
+        """Within the block, tokens attend to tokens of the same call, without a batch and the cache."""
         self._is_detached = True
         try:
             yield
@@ -88,7 +88,7 @@ class PackedAttention:
     def attend_in(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention: int, layer: int
     ) -> torch.Tensor:
-        """Called by a traced layer with the number of the object; the trace has recorded the options."""
+        """Called by a traced layer. `attention` is the object's number. The trace has read the options."""
         self = _attentions[attention]
         return self._attend(layer, query, key, value, self._options[layer])
 
@@ -101,7 +101,7 @@ class PackedAttention:
         attention_mask: torch.Tensor | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Query [1, heads, tokens, dim], key, value [1, kv_heads, tokens, dim] to [1, tokens, heads, dim]."""
+        """query [1, heads, tokens, dim], key, value [1, kv_heads, tokens, dim] -> [1, tokens, heads, dim]."""
         options = _read_options(module, attention_mask, kwargs)
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         if torch._C._is_tracing():
@@ -161,13 +161,13 @@ class PackedAttention:
         window = options.sliding_window
         is_plain = not options.needs_eager and (window is None or chunk.end <= window)
         if is_plain and chunk.begin == 0:
-            # The same call as in `model.generate`, and therefore the same rounding.
+            # The same call as in `model.generate`, and so the same rounding.
             keys, values = key[:, :, chunk.rows], value[:, :, chunk.rows]
             output = attend(rows, keys, values, is_causal=rows.shape[2] > 1, scale=options.scale)
             return output[0].transpose(0, 1)
         keys, values = self.cache.read(layer, chunk.slot, chunk.slot + 1, chunk.end)
         if is_plain and can_attend_in_parts(rows, values):
-            begin = chunk.begin  # all tokens see the keys before it: no mask of [tokens, end] is needed
+            begin = chunk.begin  # all tokens see the keys before it, so no mask of [tokens, end] is needed
             earlier = attend_to_part(rows, keys[:, :, :begin], values[:, :, :begin], scale=options.scale)
             own = attend_to_part(rows, keys[:, :, begin:], values[:, :, begin:], scale=options.scale, is_causal=True)
             return merge_attention(earlier, own)[0].transpose(0, 1)
@@ -212,7 +212,7 @@ def _attend_to_shared(  # noqa: PLR0913
     *,
     scale: float | None,
 ) -> torch.Tensor:
-    """Like `attend`, but reads the first `num_shared` keys, which are the same in all slots, only once."""
+    """Like `attend`, but reads the first `num_shared` keys, which all slots share, only once."""
     slots, kv_heads, rows, dim = query.shape
     folded = query.transpose(0, 1).reshape(1, kv_heads, slots * rows, dim)
     shared = attend_to_part(folded, keys[:1, :, :num_shared], values[:1, :, :num_shared], scale=scale)
@@ -226,7 +226,7 @@ def _attend_to_shared(  # noqa: PLR0913
 
 
 def _count_parts(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> int:
-    """The number of parts of a single sequence's keys, so that all threads read equally many."""
+    """The number of parts of a single sequence's keys with which all threads read equally many."""
     slots, kv_heads, length, _ = keys.shape
     num_parts = length // _MIN_PART_TOKENS
     if slots > 1 or num_parts < 2 or not can_attend_in_parts(query, values):
@@ -246,7 +246,7 @@ def _narrow(group: DecodeGroup, window: int | None, dtype: torch.dtype) -> torch
 
 
 def _causal_mask(chunk: PrefillChunk, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Additive, shape [1, 1, tokens, end]: a token attends to itself and earlier ones in the window."""
+    """An additive mask [1, 1, tokens, end]: a token attends to itself and to earlier ones in the window."""
     rows = torch.arange(chunk.begin, chunk.end, device=device)[:, None]
     columns = torch.arange(chunk.end, device=device)[None, :]
     visible = columns <= rows
@@ -264,7 +264,7 @@ def _eager(  # noqa: PLR0913
     *,
     heads_folded: bool,
 ) -> torch.Tensor:
-    """Attention by plain matrix products, for soft-capped scores (Gemma 2) and sinks (gpt-oss)."""
+    """Attention by plain matrix products, for soft caps (Gemma 2) and sinks (gpt-oss)."""
     if not heads_folded:
         keys, values = repeat_heads(keys, query.shape[1]), repeat_heads(values, query.shape[1])
     scale = options.scale if options.scale is not None else query.shape[-1] ** -0.5
@@ -281,7 +281,7 @@ def _eager(  # noqa: PLR0913
 
 
 def _softmax_with_sinks(scores: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
-    """Softmax with a sink of no value for every query; scores [n, kv_heads, queries, keys]."""
+    """A softmax in which each query also has a sink without value. `scores`: [n, kv_heads, queries, keys]."""
     n, heads, queries, _ = scores.shape
     per_row = sinks.view(1, -1, 1, 1) if sinks.numel() == heads else sinks.view(1, heads, -1, 1)
     column = per_row.expand(n, heads, queries, 1).to(scores.dtype)

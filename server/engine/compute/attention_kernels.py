@@ -1,4 +1,4 @@
-"""Attention by torch's kernels but for its slow one: whole or in parts that are merged, with their masks.
+"""Attention by torch's kernels without its slow one: whole, or in parts that are merged. Also their masks.
 
 On a GPU only FlashAttention supports grouped query heads, and it supports no masks. In other cases torch
 would use its plain kernel, which stores the scores of all heads: tens of gigabytes for a long prompt.
@@ -24,7 +24,7 @@ def attend(  # noqa: PLR0913
     mask: torch.Tensor | None = None,
     is_causal: bool = False,
 ) -> torch.Tensor:
-    """Query [n, heads, tokens, dim] and keys and values [n, kv_heads, length, dim] to the query's shape."""
+    """query [n, heads, tokens, dim], keys and values [n, kv_heads, length, dim] -> the query's shape."""
     is_grouped = query.shape[1] != keys.shape[1]
     if is_grouped and not _takes_groups(query, keys, values, mask):
         keys, values = repeat_heads(keys, query.shape[1]), repeat_heads(values, query.shape[1])
@@ -35,16 +35,16 @@ def attend(  # noqa: PLR0913
 
 
 class AttentionPart(NamedTuple):
-    """Attention to some of the keys, for `merge_attention`."""
+    """The attention to some of the keys, for `merge_attention`."""
 
     output: torch.Tensor
-    """Shape of the query: [n, heads, tokens, dim]."""
+    """Has the shape of the query: [n, heads, tokens, dim]."""
     log_sum_exp: torch.Tensor
     """The log-sum-exp of each query's scaled scores of these keys, in float32: [n, heads, tokens]."""
 
 
 def can_attend_in_parts(query: torch.Tensor, values: torch.Tensor) -> bool:
-    """Whether `attend_to_part` supports these: its kernel is for CPUs, and for values as wide as keys."""
+    """Whether `attend_to_part` supports these. Its kernel needs a CPU, and values as wide as keys."""
     return query.device.type == "cpu" and query.shape[-1] == values.shape[-1]
 
 
@@ -57,9 +57,9 @@ def attend_to_part(  # noqa: PLR0913
     mask: torch.Tensor | None = None,
     is_causal: bool = False,
 ) -> AttentionPart:
-    """Like `attend`, to a part of the keys; each query must see at least one of them.
+    """Like `attend`, to a part of the keys. Each query must see at least one of these keys.
 
-    If all queries see the same keys, the heads that share keys become further queries of one head: faster.
+    If all queries see the same keys, heads that share keys become queries of one head, which is faster.
     """
     folded = query if is_causal or mask is not None else query.reshape(len(query), keys.shape[1], -1, query.shape[-1])
     output, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -73,7 +73,8 @@ def attend_in_parts(
 ) -> torch.Tensor:
     """Like `attend`, for one sequence whose query rows see all keys. Threads share the keys of a head.
 
-    The kernel gives each thread whole heads: for three heads, two threads would need the time of four.
+    Without parts, the kernel gives each thread whole heads. Two threads would need the time of four heads
+    for three.
     """
     _, kv_heads, length, dim = keys.shape
     part_len = length // num_parts
@@ -90,8 +91,8 @@ def attend_in_parts(
 def merge_attention(first: AttentionPart, second: AttentionPart) -> torch.Tensor:
     """The attention of the same queries to the keys of both parts together.
 
-    Softmax over both parts is the sum of both outputs, each times its share of all weights. A part's weights
-    sum to exp(log_sum_exp), so that the first part's share is the sigmoid of the difference. The sum is
+    The result is the sum of both outputs, each times its part's share of all softmax weights. A part's
+    weights sum to exp(log_sum_exp), so the first part's share is the sigmoid of the difference. The sum is
     computed in float32 and rounded once.
     """
     share = torch.sigmoid(first.log_sum_exp - second.log_sum_exp).unsqueeze(-1)
@@ -99,12 +100,12 @@ def merge_attention(first: AttentionPart, second: AttentionPart) -> torch.Tensor
 
 
 def repeat_heads(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Repeats each shared head for every query head that uses it, for kernels that do not support groups."""
+    """Repeats each shared head for all query heads that use it, for kernels without support for groups."""
     return tensor.repeat_interleave(num_heads // tensor.shape[1], 1)
 
 
 def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """0 where a key is visible, else minus infinity."""
+    """0 where a key is visible, minus infinity elsewhere."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
 
 

@@ -1,4 +1,4 @@
-"""The input of one step: chunks of sequences, laid out as one packed row of tokens."""
+"""The input of one step: chunks of sequences, packed into one row of tokens."""
 
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
@@ -13,40 +13,40 @@ from server.engine.lora.layers import AdaptedLayers
 from server.engine.sequence import Chunk, Sequence
 
 _CALL_COST_TOKENS = 256
-"""An attention call costs as much as about this many padded tokens (10 us against 0.05 us per token)."""
+"""An attention call costs as much as so many padded tokens (10 us, against 0.05 us per token)."""
 _MIN_SHARED_TOKENS = 512
 _MIN_SAVED_TOKENS = 1536
-"""Attending to a shared prefix once needs a further call, which costs as much as reading so many keys."""
+"""Reading a shared prefix only once needs another call, which costs as much as reading so many keys."""
 
 CountShared = Callable[[list[int]], int]
-"""Counts the first tokens that slots have in the same memory."""
+"""Counts the first tokens that these slots have in the same memory."""
 
 
 @dataclass(frozen=True)
 class DecodeGroup:
-    """Decoding sequences in neighbouring slots that share one attention call."""
+    """Decoding sequences in neighbouring slots, which share one attention call."""
 
     first_slot: int
     last_slot: int
     length: int
-    """Keys that the call reads: as many as the longest member has."""
+    """The number of keys that the call reads: those of the longest member."""
     rows: slice
-    """The members' rows of the packed batch, in slot order."""
+    """The members' rows in the packed batch, in the order of slots."""
     slot_rows: torch.Tensor | None
-    """With free slots in between: the row that the call uses for each slot."""
+    """For each slot, the row that the call uses. None if no free slots lie between the members."""
     row_slots: torch.Tensor | None
-    """With free slots in between: the slot of each row, relative to the group's first."""
+    """For each row, its slot relative to the first one. None if no free slots lie between the members."""
     mask: torch.Tensor | None
-    """Additive, shape [slots, 1, 1, length]; None if every member has the full length."""
+    """An additive mask [slots, 1, 1, length]. None if all members have the full length."""
     lengths: torch.Tensor
-    """Keys of each slot, shape [slots]."""
+    """The number of keys in each slot, shape [slots]."""
     num_shared_tokens: int
-    """First tokens that are in the same memory in all members' slots, and worth a call of their own; or 0."""
+    """First tokens in the same memory for all members, if they are worth a call of their own. Else 0."""
 
 
 @dataclass(frozen=True)
 class PrefillChunk:
-    """Consecutive prompt tokens of one sequence."""
+    """Consecutive tokens of one sequence's prompt."""
 
     slot: int
     begin: int
@@ -56,23 +56,23 @@ class PrefillChunk:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """The tokens of one step in one row: decoding sequences first, in slot order, then prompt chunks."""
+    """The tokens of one step in one row: decoding sequences in the order of slots, then prompt chunks."""
 
     chunks: list[Chunk]
     input_ids: torch.Tensor
     """Shape [1, num_tokens]."""
     position_ids: torch.Tensor
-    """Shape [1, num_tokens]; [axes, 1, num_tokens] if a sequence's positions differ between axes."""
+    """Shape [1, num_tokens], or [axes, 1, num_tokens] if a sequence's positions differ between axes."""
     cache_index: torch.Tensor
-    """The cache position of each token's keys and values, flat over slots; shape [num_tokens]."""
+    """Where each token's keys and values go in the cache: flat over slots, shape [num_tokens]."""
     decode_groups: list[DecodeGroup]
     prefills: list[PrefillChunk]
     chunk_rows: list[slice]
     """The rows of each chunk."""
     placed_rows: list[PlacedRows]
-    """Rows that replace the tokens' embeddings."""
+    """Rows that replace the embeddings of tokens."""
     prefill_masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
-    """Masks of prompt chunks, by slot and sliding window; the first layer that needs one adds it."""
+    """(slot, sliding window) -> mask of a prompt chunk. The first layer that needs a mask adds it."""
 
 
 def pack(
@@ -83,7 +83,7 @@ def pack(
     device: torch.device,
     count_shared: CountShared = lambda slots: 0,
 ) -> PackedBatch:
-    """Packs the chunks; sorts decoding ones by slot so that neighbours can share a call."""
+    """Packs the chunks. Sorts decoding ones by slot, so that neighbours can share a call."""
     decodes = sorted((c for c in chunks if c.is_decode), key=lambda c: c.sequence.slot)
     prefills = [c for c in chunks if not c.is_decode]
     input_ids: list[int] = []
@@ -122,7 +122,7 @@ def pack(
 
 
 def _positions(sequence: Sequence, begin: int, end: int) -> Iterable[int]:
-    """The tokens' positions if all axes are equal, which is so after the prompt."""
+    """The tokens' positions. Behind the prompt, all axes have the same positions."""
     if sequence.features is None or not sequence.features.position_delta:
         return range(begin, end)
     first, delta = sequence.num_prompt_tokens, sequence.features.position_delta
@@ -130,7 +130,7 @@ def _positions(sequence: Sequence, begin: int, end: int) -> Iterable[int]:
 
 
 def _spread_over_axes(positions: torch.Tensor, chunks: list[Chunk], rows: list[slice]) -> torch.Tensor:
-    """Positions [1, num_tokens], spread over several axes if a prompt's features have them."""
+    """Spreads positions [1, num_tokens] over several axes, if the features of a prompt have these."""
     placed = [
         (r.start, features.positions[:, c.begin : c.begin + c.num_prompt_rows])
         for c, r in zip(chunks, rows, strict=True)
@@ -145,7 +145,7 @@ def _spread_over_axes(positions: torch.Tensor, chunks: list[Chunk], rows: list[s
 
 
 class _Run(NamedTuple):
-    """Consecutive decoding sequences, and how many first tokens they share."""
+    """Consecutive decoding sequences, and the number of first tokens that they share."""
 
     rows: slice
     num_shared_tokens: int
@@ -166,7 +166,7 @@ def _split_by_prefix(decodes: list[Chunk], count_shared: CountShared) -> Iterato
 
 
 def _split_by_length(decodes: list[Chunk], run: _Run) -> Iterator[_Run]:
-    """Splits decoding sequences if padding to the longest would cost more than another call."""
+    """Splits decoding sequences where padding to the longest would cost more than another call."""
     begin = run.rows.start
     longest = 0
     call_cost = _CALL_COST_TOKENS + run.num_shared_tokens  # each call reads the shared tokens
@@ -215,7 +215,7 @@ def _decode_group(
 
 
 class StepLogits(NamedTuple):
-    """Logits of one step, shape [rows, vocab]; `rows[i]` are those of `chunks[i]`."""
+    """The logits of a step, shape [rows, vocab]. `rows[i]` are those of `chunks[i]`."""
 
     chunks: list[Chunk]
     logits: torch.Tensor
@@ -223,17 +223,17 @@ class StepLogits(NamedTuple):
 
 
 class Runner(Protocol):
-    """Computes chunks of sequences. There are two: `packed` and `sequential`."""
+    """Computes chunks of sequences. There are two runners: `packed` and `sequential`."""
 
     name: str
     can_split_prompts: bool
     """Whether a prompt may be computed in several chunks."""
 
     def use_adapters(self, adapted: AdaptedLayers) -> None:
-        """Sets the layers that LoRA adapters change; without them, sequences must not name an adapter."""
+        """Sets the layers that LoRA adapters change. Without this, sequences must not name an adapter."""
 
     def step(self, chunks: Seq[Chunk]) -> StepLogits:
-        """Logits of each chunk's last token; of all its tokens for prompt log-probabilities."""
+        """The logits of each chunk's last token, or of all its tokens for prompt log-probabilities."""
 
     def prepare(self) -> Iterator[None]:
         """Makes later steps faster; yields after each small piece. Used once."""

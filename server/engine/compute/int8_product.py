@@ -1,7 +1,7 @@
-"""Linear layers in int8: weights quantized per output channel, activations per row, by oneDNN's products.
+"""Linear layers in int8, by oneDNN's products: weights quantized per output channel, activations per row.
 
-A row's result does not depend on the other rows of its batch. Its own largest value is its scale, sums are
-exact in int32, and each further operation rounds every element by itself.
+The result of a row does not depend on other rows of the batch: its scale is its own largest value, sums in
+int32 are exact, and every further operation rounds each element by itself.
 """
 
 from collections import Counter
@@ -21,20 +21,20 @@ from server.engine.features.vision import language_model
 
 _LARGEST: Final = 127
 _PART_ELEMENTS: Final = 1 << 20
-"""Weights that are quantized at once: a float32 copy of them fits into the third cache."""
+"""Weights that are quantized at once: a float32 copy of them fits into the third-level cache."""
 _SMALLEST: Final = 1e-30
-"""For rows and channels of zeros."""
+"""The scale of rows and channels that contain only zeros."""
 _TEMPORARY_BYTES: Final = 4
-"""Bytes per weight of a group during quantization, for a joined copy of siblings, later for one in int8."""
+"""Bytes per weight of a group during quantization: a joined copy of siblings, later one in int8."""
 _MATRIX: Final = 2
-"""Dimensions of a linear layer's weight; those of all experts of a layer together have three."""
+"""The dimensions of a linear layer's weight. A weight for all experts of a layer has three."""
 
 
 class Int8Product:
-    """A `PackedProduct` that quantizes its weight at once, and packs it for oneDNN later.
+    """A `PackedProduct` that quantizes its weight immediately, and packs it for oneDNN later.
 
-    Both forms compute the same integers and round them alike, so that a layer may be packed between any two
-    steps. The packed form takes unsigned activations, which oneDNN's fast kernels need.
+    Both forms compute the same integers and round them in the same way, so a layer may be packed between any
+    two steps. The packed form takes unsigned activations, which oneDNN's fast kernels need.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -43,7 +43,7 @@ class Int8Product:
         self._quantized, self._scales = _quantize(weight)
         self._zero_point = _largest_activation() + 1
         self._middle = torch.tensor(self._zero_point + 0.5)
-        """Zero of the rows, and the half that rounds them where a cast takes the next lower integer."""
+        """The zero point of the rows plus 0.5, with which a cast that rounds down rounds to the nearest."""
         self._is_packed = False
         if not torch.cpu._is_vnni_supported():
             self.pack_next()
@@ -53,7 +53,7 @@ class Int8Product:
         return weight.numel()
 
     def pack_next(self) -> bool:
-        """Packs the whole weight, which is then not stored in the plain form any more."""
+        """Packs the whole weight. Afterwards the plain form is no longer stored."""
         if not self._is_packed:
             self._quantized = torch.ops.onednn.qlinear_prepack(self._quantized, None)
             self._is_packed = True
@@ -64,11 +64,11 @@ class Int8Product:
         return packed_memory(self._quantized)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Few calls of torch: a row is divided by its largest value, scaled, rounded, and made unsigned."""
+        """Uses few calls of torch: a row is divided by its largest value, scaled, rounded, made unsigned."""
         rows = x.float()
         largest = rows.abs().amax(dim=-1, keepdim=True).clamp_min_(_SMALLEST)
         rows = torch.addcmul(self._middle, rows, largest.reciprocal(), value=_largest_activation())
-        rows = rows.to(torch.int32).to(torch.uint8)  # two casts, because torch has no fast one
+        rows = rows.to(torch.int32).to(torch.uint8)  # two casts, because torch's direct one is slow
         output = (self._multiply_packed(rows) if self._is_packed else self._multiply(rows)).mul_(largest).to(x.dtype)
         return output if self._bias is None else output.add_(self._bias)
 
@@ -86,7 +86,7 @@ class Int8Product:
 
 
 def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weight in int8, and for each output channel the scale of its sums."""
+    """The weight in int8, and the scale of the sums for each output channel."""
     quantized, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
     num_rows = max(_PART_ELEMENTS // weight.shape[1], 1)
     for rows, into, scale in zip(*(torch.split(t, num_rows) for t in (weight, quantized, scales)), strict=True):
@@ -100,21 +100,21 @@ def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @cache
 def _largest_activation() -> int:
-    """Without VNNI, pairs of products are added in int16, which activations of seven bits do not overflow."""
+    """Without VNNI, pairs of products are added in int16. Activations of seven bits do not overflow there."""
     return _LARGEST if torch.cpu._is_vnni_supported() else _LARGEST // 2
 
 
 class QuantizedLayers:
-    """A model's linear layers that compute tokens, in int8. Their own weights are freed.
+    """The linear layers through which a model's tokens pass, in int8. Their original weights are freed.
 
-    An embedding that shares the head's weight keeps it.
+    An embedding that shares the head's weight keeps that weight.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Quantizes group by group.
+        """Quantizes one group of layers after the other.
 
         Raises:
-            EngineStartError: this torch cannot, a weight is not finite, or memory is too small.
+            EngineStartError: this torch cannot do it, a weight is not finite, or there is too little memory.
         """
         if not (hasattr(torch.ops.onednn, "qlinear_pointwise") and hasattr(torch, "_int_mm")):
             raise EngineStartError(f"--quantization int8: torch {torch.__version__} has no int8 products: leave it out")
@@ -151,9 +151,9 @@ def _check_room(needed: int) -> None:
 
 
 def _quantize_group(layers: list[torch.nn.Linear], uses: Counter[int]) -> PackedGroup:
-    """`uses` has the number of layers with the same weight, by its address.
+    """`uses`: address of a weight -> the number of layers that use it.
 
-    A mapped file is one storage for all its weights, so that each one's pages are given back by themselves.
+    All weights of a mapped file share one storage, so each weight's pages are given back separately.
     """
     quantized = PackedGroup(layers, Int8Product)
     quantized.replace_forwards()

@@ -1,7 +1,7 @@
 """Packs the weights of linear layers for faster products, while requests run.
 
-In bfloat16, layers that are packed with oneDNN give the results of `torch.nn.functional.linear` bit for bit.
-All others have float32 sums, rounded once. tests/server/engine/compute/test_linear.py checks both.
+In bfloat16, layers packed with oneDNN give the same bits as `torch.nn.functional.linear`. All other packed
+layers sum in float32 and round once. tests/server/engine/compute/test_linear.py checks both.
 """
 
 import math
@@ -15,40 +15,40 @@ from base.machine.libc import huge_page_parts, use_huge_pages
 from base.machine.memory import available_bytes
 
 _PART_ELEMENTS = 1 << 21
-"""Weights that are packed in one piece. With float16 this takes 20 ms, which may delay a new request."""
+"""The number of weights packed in one piece. A float16 piece takes 20 ms, which may delay a new request."""
 _PART_ALIGNMENT = 64
 _PART_BYTES = 1 << 23
-"""Packed weights that are moved into huge pages in one piece: 2 ms, on a busy machine 30."""
+"""Bytes of packed weights moved into huge pages in one piece: takes 2 ms, on a busy machine 30 ms."""
 _LARGEST_EXPONENT = 15
-"""Scaled weights are below 2 ** 15, half of float16's range."""
+"""Scaled weights stay below 2 ** 15, half of float16's range."""
 _MAX_SCALE_EXPONENT = 120
-"""The scale itself is a float32."""
+"""The largest exponent of the scale, which must itself be a float32."""
 _FBGEMM_ROWS, _FBGEMM_COLUMNS = 512, 16
-"""FBGEMM pads a packed weight to whole blocks of so many input and output features."""
+"""FBGEMM pads a packed weight to whole blocks of so many output and input features."""
 
 
 class PackedProduct(Protocol):
-    """A linear layer's function with a packed copy of its weight [out_features, in_features]."""
+    """A linear layer's function, with a packed copy of its weight [out_features, in_features]."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None: ...
 
     @staticmethod
     def count_bytes(weight: torch.Tensor) -> int:
-        """The size of a weight's packed copy."""
+        """The bytes of a weight's packed copy."""
 
     def pack_next(self) -> bool:
-        """Packs a part of the weight; False when nothing is left."""
+        """Packs a part of the weight. False when nothing is left to pack."""
 
     @property
     def memory(self) -> range:
-        """The addresses of the packed weight; empty if they are unknown."""
+        """The addresses of the packed weight. Empty if they are unknown."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output for rows [..., in_features]; needs the whole weight."""
+        """The layer's output for rows [..., in_features]. Needs the whole weight to be packed."""
 
 
 def choose_product(model: torch.nn.Module) -> type[PackedProduct] | None:
-    """The fastest product for the model's type on this processor; None if torch's own is as fast."""
+    """The fastest product for the model's type on this processor. None if torch's own is as fast."""
     parameter = next(model.parameters())
     if parameter.device.type != "cpu":
         return None
@@ -64,10 +64,10 @@ def choose_product(model: torch.nn.Module) -> type[PackedProduct] | None:
 
 
 class OneDnnProduct:
-    """oneDNN's blocked layout for float32, and for bfloat16 where the processor has instructions for it.
+    """oneDNN's blocked layout, for float32, and for bfloat16 on processors with instructions for it.
 
-    Products of few rows take half to two thirds of the time of `F.linear`. In bfloat16 they have the same
-    bits; in float32 `F.linear` calls another library (MKL), which adds in another order.
+    Products of few rows take half to two thirds of the time of `F.linear`. In bfloat16 the bits are the same.
+    In float32 `F.linear` calls another library (MKL), which adds in another order.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -98,7 +98,7 @@ def packed_memory(weight: torch.Tensor) -> range:
 
 
 class FbgemmProduct:
-    """FBGEMM's float16 weights, which AVX2 converts to float32 in registers; inputs and sums are float32.
+    """FBGEMM's float16 weights, which AVX2 converts to float32 in registers. Inputs and sums are float32.
 
     Weights are scaled by a power of two, so that the largest ones are near the largest of float16. Then only
     bfloat16 weights below 2 ** -32 of the largest are rounded, by less than a float32 sum loses.
@@ -138,7 +138,7 @@ class FbgemmProduct:
         if x.dim() == 1:
             output: torch.Tensor = self(x[None])[0]
             return output
-        inputs = x * self._input_scale  # float32, as half precision times float32 is
+        inputs = x * self._input_scale  # float32, because that is the type of half precision times float32
         if len(self._parts) == 1:
             return torch.ops.quantized.linear_dynamic_fp16(inputs, self._parts[0][1]).to(x.dtype)  # type: ignore[no-any-return]
         output = x.new_empty(*x.shape[:-1], self._out_features)
@@ -152,7 +152,7 @@ def _round_up(number: int, multiple: int) -> int:
 
 
 def _scale(weight: torch.Tensor) -> float:
-    """A power of two; NaN if a weight is not finite, which FBGEMM would replace by a finite one."""
+    """A power of two. NaN if a weight is not finite, because FBGEMM would make it finite."""
     largest = float(torch.stack(torch.aminmax(weight)).abs().max())
     if not math.isfinite(largest):
         return math.nan
@@ -160,15 +160,15 @@ def _scale(weight: torch.Tensor) -> float:
 
 
 _MIN_OUT_FEATURES = 32
-"""A smaller layer gains nothing."""
+"""The fewest output features that are worth packing."""
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers of a module that take the same input, in this order; packed as one, they need one product."""
+"""Layers of a module with the same input, in this order. Packed together, they need only one product."""
 
 
 def pack_linear_layers(model: torch.nn.Module) -> Iterator[None]:
     """Packs a model's linear layers, siblings together, then moves them into huge pages, piece by piece.
 
-    Packed and unpacked layers give the same results up to rounding, so that steps may run between two pieces.
+    Packed and unpacked layers give the same results but for rounding, so steps may run between two pieces.
     """
     product = choose_product(model)
     groups = list(linear_groups(model)) if product is not None else []
@@ -186,9 +186,9 @@ def pack_linear_layers(model: torch.nn.Module) -> Iterator[None]:
 
 
 def move_into_huge_pages(packed: Iterable[range]) -> Iterator[None]:
-    """Moves packed weights when all are packed: while the heap grows, its last page is not whole.
+    """Moves packed weights once all are packed, because the last page of a growing heap is incomplete.
 
-    A step's products take 26 % less time with one thread, 15 % less with two, which share the bandwidth.
+    A step's products then take 26 % less time with one thread, and 15 % less with two, which share bandwidth.
     """
     for part in huge_page_parts(packed, _PART_BYTES):
         use_huge_pages(part)
@@ -196,7 +196,7 @@ def move_into_huge_pages(packed: Iterable[range]) -> Iterator[None]:
 
 
 class PackedGroup:
-    """Replaces the forwards of layers with the same input; leaves the layers' own weights to its caller."""
+    """Replaces the forwards of layers with the same input. The caller frees the layers' own weights."""
 
     def __init__(self, linears: list[torch.nn.Linear], product: type[PackedProduct]) -> None:
         self._linears = linears
@@ -207,7 +207,7 @@ class PackedGroup:
         self._outputs: tuple[torch.Tensor, ...] = ()
 
     def pack_next(self) -> bool:
-        """Packs a part of the weights; False when nothing is left."""
+        """Packs a part of the weights. False when nothing is left to pack."""
         return self._compute.pack_next()
 
     @property
@@ -223,7 +223,7 @@ class PackedGroup:
             linear.forward = partial(self._compute_part, index)  # type: ignore[method-assign]
 
     def _compute_part(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """The first sibling called with an input computes all outputs; the last one releases them."""
+        """The first sibling that is called with an input computes all outputs. The last one releases them."""
         if x is not self._input:
             self._outputs = torch.split(self._compute(x), self._sizes, dim=-1)
             self._input = x
@@ -234,7 +234,7 @@ class PackedGroup:
 
 
 def linear_groups(model: torch.nn.Module) -> Iterator[list[torch.nn.Linear]]:
-    """The layers worth packing in the model's order, siblings together."""
+    """The layers worth packing, in the model's order, siblings together."""
     dtype = next(model.parameters()).dtype
     grouped: set[torch.nn.Module] = set()
     for module in model.modules():
@@ -248,7 +248,7 @@ def linear_groups(model: torch.nn.Module) -> Iterator[list[torch.nn.Linear]]:
 
 
 def _is_packable(module: object, dtype: torch.dtype) -> TypeGuard[torch.nn.Linear]:
-    """Whether it is a plain and large enough layer in the model's own type (routers have another one).
+    """Whether this is a plain and large enough layer in the model's own type (routers have another type).
 
     A quantized layer has no weight any more.
     """

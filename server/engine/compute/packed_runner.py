@@ -1,7 +1,7 @@
 """Runs any attention-only causal LM of transformers on a packed batch: one forward pass for all sequences.
 
-transformers' own continuous batching does the same with paged attention, but takes only temperature,
-top-k and top-p per request and repeats keys for grouped heads; docs/dev/decisions.md has the figures.
+transformers' own continuous batching does the same with paged attention, but it supports only temperature,
+top-k and top-p per request, and repeats keys for grouped heads. docs/dev/decisions.md has the figures.
 """
 
 import inspect
@@ -29,7 +29,7 @@ _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}
 
 
 class PackedRunner:
-    """Runs the model on packed batches; `probe` checks first that the model supports it."""
+    """Runs the model on packed batches. `probe` checks first that the model supports this."""
 
     name = "packed"
     can_split_prompts = True
@@ -43,7 +43,7 @@ class PackedRunner:
         AttentionInterface.register(_ATTENTION_NAME, self._attention)
 
     def probe(self) -> dict[int, LayerShape]:
-        """Passes one token through the model and returns its layers' shapes.
+        """Passes one token through the model, and returns the shapes of its layers.
 
         Raises:
             UnsupportedAttentionError: the model keeps state beyond keys and values, or its attention
@@ -61,7 +61,7 @@ class PackedRunner:
         attending.set_attn_implementation(_ATTENTION_NAME)
         try:
             zeros = torch.zeros((1, 1), dtype=torch.long, device=model.device)
-            # On a GPU the pass also allocates the libraries' memory, before the cache's size is computed.
+            # On a GPU, the pass also makes libraries allocate memory before the cache's size is computed.
             with light_forward() if model.device.type == "cpu" else nullcontext():
                 self._forward(zeros, zeros, torch.zeros(1, dtype=torch.long, device=model.device))
             if len(self._attention.shapes) != config.num_hidden_layers:
@@ -74,25 +74,25 @@ class PackedRunner:
         return self._attention.shapes
 
     def use_cache(self, cache: KVCache) -> None:
-        """Sets the cache, whose size depends on `probe`'s shapes."""
+        """Sets the cache. Its size depends on the shapes that `probe` has found."""
         self._attention.cache = cache
 
     def use_quantized(self, quantized: QuantizedLayers) -> None:
-        """Sets the layers that are quantized, to pack them first."""
+        """Sets the quantized layers, which are packed first."""
         self._quantized = quantized
 
     def use_adapters(self, adapted: AdaptedLayers) -> None:
-        """Sets the layers that adapters change."""
+        """Sets the layers that LoRA adapters change."""
         self._adapted = adapted
 
     @property
     def cache(self) -> KVCache:
-        """The cache set by `use_cache`."""
+        """The cache that `use_cache` has set."""
         assert self._attention.cache is not None
         return self._attention.cache
 
     def step(self, chunks: Seq[Chunk]) -> StepLogits:
-        """Computes all chunks in one forward pass; see `Runner.step`."""
+        """Computes all chunks in one forward pass. See `Runner.step`."""
         batch = pack(
             list(chunks),
             slot_len=self.cache.slot_len,

@@ -1,7 +1,7 @@
 """Runs any causal LM with the model's own cache, one sequence after the other.
 
-For models that keep state beyond keys and values (Mamba, hybrids) or that implement attention themselves
-(ALiBi, some remote code). Slower than the packed runner.
+It is for models that keep state beyond keys and values (Mamba, hybrids), or that implement attention
+themselves (ALiBi, some remote code). It is slower than the packed runner.
 """
 
 import inspect
@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 
 _CACHE_NAMES = ("past_key_values", "cache_params")
 _TOLERANCE = 0.1
-"""Relative to the largest logit. Half precision differs by less, wrongly continued state by more."""
+"""Relative to the largest logit. Half precision differs by less, a wrongly continued state by more."""
 
 
 class SequentialRunner:
-    """Keeps the cache object that the model returns on the sequence (`Sequence.model_cache`).
+    """Keeps the cache object that the model returns with the sequence (`Sequence.model_cache`).
 
-    If the model does not continue correctly from the cache it returned, every step computes each sequence
-    from its first token.
+    If the model does not continue correctly from its own cache, every step computes each sequence from the
+    first token.
     """
 
     name = "sequential"
@@ -47,7 +47,7 @@ class SequentialRunner:
             self._cache_name = None
 
     def use_adapters(self, adapted: AdaptedLayers) -> None:
-        """Sets the layers that adapters change."""
+        """Sets the layers that LoRA adapters change."""
         self._adapted = adapted
 
     def step(self, chunks: Seq[Chunk]) -> StepLogits:
@@ -83,13 +83,13 @@ class SequentialRunner:
     def _forward(
         self, token_ids: list[int], *, begin: int = 0, cache: Any = None, embeds: torch.Tensor | None = None
     ) -> Any:
-        """Computes tokens; `embeds` are the rows of the first ones, as a prompt is computed in one piece."""
+        """Computes tokens. `embeds` are the rows of a prompt, which is computed in one piece."""
         device = self._model.device
         kwargs: dict[str, Any] = {"use_cache": self._cache_name is not None}
         if self._cache_name is not None:
             kwargs[self._cache_name] = cache
         if self._takes_positions:
-            # Without positions, some hybrids count from 0 again.
+            # Some hybrids would count positions from 0 again.
             kwargs["position_ids"] = torch.arange(begin, begin + len(token_ids), device=device)[None]
         with torch.inference_mode():
             input_ids = torch.tensor([token_ids], device=device)

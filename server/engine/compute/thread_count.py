@@ -1,8 +1,8 @@
 """Chooses how many threads compute a step, by the processor time that other processes leave.
 
-All threads of a matrix product wait for the slowest one, so that a thread without a processor of its own
-costs more than it adds. The kernel accounts for how long threads wait, and for what others use; whether a
-change was right is measured.
+All threads of a matrix product wait for the slowest one, so a thread without a processor of its own costs
+more than it adds. The kernel reports how long threads waited, and what other processes used. The effect of
+each change is measured.
 """
 
 import logging
@@ -17,26 +17,26 @@ from base.machine.processors import ProcessorTime, ProcessorUse
 logger = logging.getLogger(__name__)
 
 _WINDOW_S = 0.25
-"""Two periods of a cgroup's quota, and dozens of the scheduler's time slices."""
+"""The seconds of a window: two periods of a cgroup's quota, and dozens of the scheduler's time slices."""
 _MIN_GAIN = 0.03
-"""A further thread must make steps shorter by so much: others can use its processor."""
+"""A further thread must make steps shorter by this share. Otherwise others can use its processor."""
 _FIRST_DELAY_S = 0.5
-"""After a change that was not right, the next one like it waits for so many seconds of computing, then for
-twice as many, up to the maximum."""
+"""After a wrong change, the next change like it waits for so many seconds of computing. After each further
+wrong one it waits twice as long, up to the maximum."""
 _MAX_DELAY_S = 60.0
 _LOG_INTERVAL_S = 60.0
 
 
 class _Trial(NamedTuple):
-    """A change of the number of threads, until the window after it has shown its effect."""
+    """A change of the number of threads whose effect is not known until the next window has passed."""
 
     num_before: int
     steps_before: dict[int, list[float]]
-    """Seconds of the steps before the change, by their number of tokens."""
+    """The size of a step in tokens -> the seconds of such steps before the change."""
 
 
 class _Delay:
-    """How long a change waits that was not right the last time, on the clock of computed seconds."""
+    """How long a change waits, in computed seconds, if it was wrong the last time."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -51,13 +51,13 @@ class _Delay:
 
 
 class ThreadCount:
-    """Times steps, and changes the number of threads between two of them; one thread calls it.
+    """Times steps, and changes the number of threads between two steps. One thread calls it.
 
-    A thread goes if all of them together wait as long as half a thread computes. It comes back if others
-    leave half a processor. Two threads wait 0.02 to 0.08 threads alone, 0.26 under a quota of 1.5 processors,
-    and 0.8 beside a busy process. That leaves one processor; after its end, 1.9 are left. Clients on the same
-    processors make threads wait, too, but too briefly to do without a thread. So a change is taken back if
-    steps of as many tokens do not get shorter.
+    A thread is removed if all threads together wait as long as half a thread computes. It is added again if
+    other processes leave half a processor. On an idle machine, two threads wait for 0.02 to 0.08 threads'
+    time, under a quota of 1.5 processors for 0.26, beside a busy process for 0.8. Clients on the same
+    processors make threads wait, too, but too briefly to give up a thread. So a change is taken back if
+    steps of the same size do not get shorter.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ThreadCount:
         read_time: Callable[[], ProcessorTime],
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """Begins with `maximum` threads, and stays there if `is_fixed`."""
+        """Begins with `maximum` threads. With `is_fixed`, their number never changes."""
         self._maximum = maximum
         self._is_fixed = is_fixed or maximum == 1
         self._use_threads = use_threads
@@ -80,12 +80,12 @@ class ThreadCount:
         self._begin = read_time()
         self._window_s = 0.0
         self._computed_s = 0.0
-        """The clock of delays: a server with few requests changes no more often than a busy one."""
+        """Computed seconds, by which delays are measured: so an idle server changes no more often."""
         self._steps: dict[int, list[float]] = {}
-        """Seconds of the window's steps, by their number of tokens."""
+        """The size of a step in tokens -> the seconds of such steps in this window."""
         self._num_tokens = 0
         self._is_steady = False
-        """Whether the last two steps had as many tokens: the next ones probably can be compared with them."""
+        """Whether the last two steps had the same size, so that the next ones can probably be compared."""
         self._trial: _Trial | None = None
         self._fewer, self._more = _Delay(), _Delay()
         self._logged_s = -math.inf
@@ -95,7 +95,7 @@ class ThreadCount:
         return self._num_threads
 
     def record(self, seconds: float, num_tokens: int) -> None:
-        """Takes the duration of a step and its size, after which the number of threads may change."""
+        """Records the seconds and the size of a step. Afterwards the number of threads may change."""
         if self._is_fixed:
             return
         self._computed_s += seconds
@@ -133,7 +133,7 @@ class ThreadCount:
         return was_right
 
     def _change_to(self, num_threads: int, lost_share: float) -> None:
-        """Logs one line a minute at most."""
+        """Changes the number of threads. Logs at most one line a minute."""
         before, self._num_threads = self._num_threads, num_threads
         self._use_threads(num_threads)
         now = self._clock()

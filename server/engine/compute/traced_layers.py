@@ -1,7 +1,8 @@
-"""Records the layers of a model as graphs of torch's operators, which run without Python, while requests run.
+"""While requests run, records the layers of a model as graphs of torch's operators, which run without Python.
 
-A graph has exactly the operators that the layer calls, so that its outputs have the same bits. Each graph is
-compared with its layer before it is used. docs/dev/decisions.md has Python's former share of a token's time.
+A graph has exactly the operators that the layer calls, so its outputs have the same bits. Each graph is
+compared with its layer before it is used. docs/dev/decisions.md has the share of a token's time that Python
+had before.
 """
 
 import logging
@@ -26,26 +27,26 @@ from server.engine.features.vision import language_model
 logger = logging.getLogger(__name__)
 
 _EXAMPLE_TOKENS = (11, 1, 6)
-"""Tokens of the passes whose inputs are recorded: the first is traced, the others are compared. A trace takes
+"""Tokens of the recorded passes. The first pass is traced, the others are compared with it. A trace takes
 sizes of 11 for the number of tokens."""
 _MAX_JOINED_BYTES = 1 << 30
-"""Larger models are not joined: it would save less than 1 % of a token, and a pass to check takes long."""
+"""Larger models are not joined: joining would save less than 1 % of a token, and its check takes long."""
 _CONSTANTS = (type(None), bool, int, float, str)
 
 
 class _OpaqueProduct:
-    """A product of oneDNN that a trace cannot have: it takes an empty list of scalars, and an opaque weight.
+    """A product of oneDNN that no trace can contain: it takes an empty list of scalars, and an opaque weight.
 
-    In a trace, an operator of our own stands for it, without the list and with the weight among the inputs of
-    the graph.
+    In a trace, an operator of our own stands for the product. It has no such list, and the weight is among
+    the inputs of the graph.
     """
 
     def __init__(self, operator: str, *, weight: int, features: int) -> None:
-        """Takes the positions of the weight, and of a tensor with a row or element for each output feature.
+        """Takes positions of arguments: of the weight, and of a tensor with one entry per output feature.
 
         Raises:
-            AttributeError: this torch does not have the operator.
-            ValueError: it takes no list of scalars.
+            AttributeError: this torch lacks the operator.
+            ValueError: the operator takes no list of scalars.
         """
         namespace, name = operator.split("::")
         self.function = getattr(getattr(torch.ops, namespace), name)
@@ -69,12 +70,12 @@ class _OpaqueProduct:
         return output
 
     def zeros(self, x: torch.Tensor, *args: Any) -> torch.Tensor:
-        """Has the shape and the type of the output."""
+        """Zeros with the shape and type of the output."""
         dtype = next((value for value in args if isinstance(value, torch.dtype)), x.dtype)
         return x.new_zeros(*x.shape[:-1], args[self._features - 1].shape[0], dtype=dtype)
 
     def insert(self, graph: Any) -> None:
-        """Puts the product into the places of the operator that stands for it."""
+        """Replaces our operator in the graph by the product."""
         inputs = [f"%{number}" for number in range(self.schema.count(",") + 1)]
         own, end = ", ".join(inputs), "return (%output)"
         head = f"graph({own}):"
@@ -98,7 +99,7 @@ def _opaque_products() -> list[_OpaqueProduct]:
 
 
 def _num_bytes(model: PreTrainedModel) -> int:
-    """The size of the model's weights. Layers in int8 have no weight of their own any more."""
+    """The bytes of the model's weights. Layers in int8 no longer have a weight of their own."""
     linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module.weight is None]
     num_bytes: int = sum(weight.nbytes for weight in model.parameters())
     num_bytes += sum(linear.in_features * linear.out_features for linear in linears)
@@ -106,14 +107,14 @@ def _num_bytes(model: PreTrainedModel) -> int:
 
 
 class LayerTracer:
-    """Replaces the forwards of a model's layers, one at a time; used on the engine's thread.
+    """Replaces the forwards of a model's layers, one at a time, on the engine's thread.
 
-    A layer keeps its forward if its graph would depend on more than the shapes of its inputs (routers of
-    experts in a loop). Calls whose other arguments differ from the recorded ones run the forward, too.
+    A layer keeps its forward if its graph would depend on more than the shapes of its inputs, as with a
+    router of experts in a loop. The forward also runs if other arguments differ from the recorded ones.
     """
 
     def __init__(self, model: PreTrainedModel, attention: PackedAttention, is_adapted: Callable[[], bool]) -> None:
-        """`is_adapted` returns whether hooks of adapters are in place, which a graph would not call."""
+        """`is_adapted` returns whether hooks of LoRA adapters are in place, which a graph would not call."""
         self._model = model
         self._attention = attention
         self._is_adapted = is_adapted
@@ -123,9 +124,9 @@ class LayerTracer:
         self._num_traced = 0
 
     def trace(self) -> Iterator[None]:
-        """Records the inputs of all layers, traces the layers one by one, and joins them, piece by piece."""
-        self._model.requires_grad_(requires_grad=False)  # or weights could not be constants
-        # This thread runs graphs as recorded: optimizing takes 10 ms a layer, gains nothing and changes bits.
+        """Records the inputs of all layers, traces each layer, and joins them, all piece by piece."""
+        self._model.requires_grad_(requires_grad=False)  # otherwise weights could not be constants
+        # This thread runs graphs as recorded. Optimizing takes 10 ms a layer, gains nothing and changes bits.
         torch._C._set_graph_executor_optimize(False)
         for num_tokens in _EXAMPLE_TOKENS:
             try:
@@ -142,7 +143,7 @@ class LayerTracer:
         yield from self._join()
 
     def _record_calls(self, num_tokens: int) -> None:
-        """Passes tokens through the model, without most products, and records its layers' inputs."""
+        """Passes tokens through the model, mostly without products, and records the inputs of its layers."""
 
         def record(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._calls.setdefault(module, []).append(_Call.of(args, kwargs))
@@ -180,7 +181,7 @@ class LayerTracer:
             self._num_traced += 1
 
     def _join(self) -> Iterator[None]:
-        """Joins the graphs of successive layers, unless the model uses one of their outputs elsewhere."""
+        """Joins the graphs of successive layers, unless the model uses a layer's output elsewhere."""
         if _num_bytes(self._model) > _MAX_JOINED_BYTES:
             return
         chains: list[_Chain] = []
@@ -201,7 +202,7 @@ class LayerTracer:
                 chain.separate()
 
     def _find_successive(self) -> "list[tuple[list[_TracedForward], _Call]]":
-        """Layers whose other arguments are the same, and an example of the first one's call."""
+        """Layers that follow each other with the same other arguments, and an example of the first call."""
         found: list[tuple[list[_TracedForward], _Call]] = []
         before: torch.nn.Module | None = None
         for layer, calls in self._calls.items():
@@ -218,13 +219,13 @@ class LayerTracer:
 
 
 class _Call(NamedTuple):
-    """The arguments of a layer's call: tensors, and values that must be the same in each call."""
+    """The arguments of a layer's call: tensors, and values that must be the same in every call."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     tensors: list[torch.Tensor]
     form: list[Any]
-    """Names and values of the arguments, for tensors the number of dimensions."""
+    """Names and values of the arguments. For a tensor, its number of dimensions instead of a value."""
 
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Call":
@@ -240,13 +241,13 @@ class _Call(NamedTuple):
         return cls(args, kwargs, tensors, form)
 
     def follows(self, other: "_Call", output: Any) -> bool:
-        """Whether this is the call of the next layer: with the other's output, and its other arguments."""
+        """Whether this is the next layer's call: the other's output first, then the same arguments."""
         if not self.args or self.args[0] is not output or self.form != other.form:
             return False
         return all(mine is its for mine, its in zip(self.tensors[1:], other.tensors[1:], strict=True))
 
     def run(self, forward: Callable[..., Any], tensors: Seq[torch.Tensor] | None = None) -> Any:
-        """Calls a function with these arguments, or with other tensors in place of these tensors."""
+        """Calls a function with these arguments, with `tensors` in place of the recorded ones if given."""
         rest = iter(self.tensors if tensors is None else tensors)
 
         def fill(value: Any) -> Any:
@@ -259,7 +260,7 @@ class _Call(NamedTuple):
 
 
 class _TracedForward:
-    """A layer's forward: its graph, or the original forward where the graph does not apply."""
+    """The forward of a layer: its graph, or the original forward where the graph does not apply."""
 
     def __init__(
         self,
@@ -275,7 +276,7 @@ class _TracedForward:
         self._forward = forward
         self._is_adapted = is_adapted
         self.chain: _Chain | None = None
-        """The layers that run together with this one; None until all layers are traced."""
+        """The layers that run together with this one. None until all layers are traced."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.chain is not None and args and self.chain.has_computed(self, args[0]):
@@ -289,10 +290,10 @@ class _TracedForward:
 
 
 class _Chain:
-    """Successive layers as one graph: the first one's call computes all, the others' pass the output on."""
+    """Successive layers as one graph. The first layer's call computes all, the others pass the output on."""
 
     def __init__(self, forwards: list[_TracedForward], call: _Call) -> None:
-        """Traces the layers' graphs with an example of the first one's arguments."""
+        """Traces the layers' graphs together, with an example of the first layer's arguments."""
         num_others = len(call.tensors) - 1
         self._weights = [weight for forward in forwards for weight in forward.weights]
 
@@ -318,12 +319,12 @@ class _Chain:
         return forward is self._forwards[0]
 
     def run(self, tensors: list[torch.Tensor]) -> torch.Tensor:
-        """The output of the last layer for the arguments of the first one."""
+        """The output of the last layer, for the arguments of the first one."""
         self._output = self._graph(*tensors, *self._weights)
         return self._output
 
     def has_computed(self, forward: _TracedForward, hidden: object) -> bool:
-        """Whether a layer's input is the output of them all, and so the layer's own."""
+        """Whether a layer's input is the output of the whole chain, which is then the layer's output, too."""
         if self._output is None or hidden is not self._output:
             return False
         if forward is self._forwards[-1]:
@@ -332,10 +333,10 @@ class _Chain:
 
 
 def _trace(forward: Callable[..., Any], call: _Call, is_adapted: Callable[[], bool]) -> _TracedForward:
-    """The graph of a layer; packed weights are among its inputs, because constants cannot be opaque.
+    """Traces a layer. Packed weights are inputs of the graph, because constants cannot be opaque.
 
     Raises:
-        ValueError: the graph would hold for some inputs only.
+        ValueError: the graph would be right only for some inputs.
     """
     if any(not isinstance(part, (*_CONSTANTS, tuple)) for part in call.form):
         raise ValueError(f"arguments {call.form}")
@@ -359,10 +360,10 @@ def _trace(forward: Callable[..., Any], call: _Call, is_adapted: Callable[[], bo
 
 
 def _record(function: Callable[..., Any], inputs: list[torch.Tensor]) -> Any:
-    """The operators that a function calls for some inputs, as a function of all such inputs.
+    """Records the operators that a function calls for some inputs, as a function of all such inputs.
 
     Raises:
-        ValueError: the inputs' values decided what was called.
+        ValueError: values of the inputs decided which operators were called.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -373,7 +374,7 @@ def _record(function: Callable[..., Any], inputs: list[torch.Tensor]) -> Any:
 
 
 def _sizes(x: torch.Tensor, *_: type) -> tuple[Any, ...]:
-    """A tensor's shape with numbers for the sizes of the model, which a trace would compute in each call."""
+    """A tensor's shape, with constants for sizes of the model, which a trace would compute in each call."""
     traced = x.shape
     state = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
@@ -386,7 +387,7 @@ def _sizes(x: torch.Tensor, *_: type) -> tuple[Any, ...]:
 
 @cache
 def define_operators() -> torch.library.Library:
-    """Defines our operators: a trace contains them in place of operators that cannot be traced."""
+    """Defines our operators. A trace contains them in place of operators that cannot be traced."""
     library = torch.library.Library("vllm_cli", "FRAGMENT")  # type: ignore[no-untyped-call]
     attend = "attend(Tensor query, Tensor key, Tensor value, int attention, int layer) -> Tensor"
     functions = {each.schema: each.compute for each in _opaque_products()} | {attend: PackedAttention.attend_in}
@@ -397,7 +398,7 @@ def define_operators() -> torch.library.Library:
 
 
 class ReplacedFunctions(TorchFunctionMode):
-    """While open, calls of some functions, without keywords, are calls of others."""
+    """Within the block, calls of some functions without keywords become calls of others."""
 
     def __init__(self, replacements: Mapping[Any, Callable[..., Any]]) -> None:
         super().__init__()
@@ -415,7 +416,7 @@ class ReplacedFunctions(TorchFunctionMode):
 
 
 def light_forward() -> ReplacedFunctions:
-    """While open, linear layers return zeros: their weights, most of the model, are not read from memory."""
+    """Within the block, linear layers return zeros, so that most weights are not read from memory."""
     return ReplacedFunctions({torch._C._nn.linear: _zeros} | {each.function: each.zeros for each in _opaque_products()})
 
 

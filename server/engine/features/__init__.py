@@ -1,1 +1,1 @@
-"""Prompts with images or embeddings: read `prompt_features`, then `vision`."""
+"""Prompts with images or embeddings. Read `prompt_features`, then `vision`."""

@@ -1,4 +1,4 @@
-"""Features of prompts with images or embeddings: rows that replace tokens' embeddings, and positions."""
+"""Features of prompts with images or embeddings: positions, and rows that replace tokens' embeddings."""
 
 import inspect
 import secrets
@@ -18,46 +18,46 @@ from server.terms.types import PromptInputs, TensorData
 
 _PROBE_TOKENS = 4
 _TOLERANCE = 0.1
-"""Relative to the largest logit; a model that uses more than the embeddings differs by more."""
+"""Relative to the largest logit. A model that uses more than the embeddings differs by more."""
 
 RowIds = npt.NDArray[np.int64]
 
 _IS_ROW = np.int64(-(1 << 63))
-"""The sign bit: row ids are negative, token ids are not."""
+"""The sign bit. Ids of rows are negative, ids of tokens are not."""
 
 
 class PromptFeaturesError(Exception):
-    """The model cannot compute a prompt's inputs; the message is for clients."""
+    """The model cannot compute the inputs of a prompt. The message is for clients."""
 
 
 @dataclass(frozen=True, eq=False)
 class PromptFeatures:
-    """The model's input for one prompt; shared by the sequences with the same prompt.
+    """The model's input for one prompt, which all sequences with this prompt share.
 
-    Kept until they end, because a preempted sequence is computed again.
+    It is kept until these sequences end, because a preempted sequence is computed again.
     """
 
     embeds: torch.Tensor
     """Shape [num_prompt_tokens, width], in the model's type, on its device."""
     has_token_ids: bool
-    """Whether the prompt's token ids are meaningful; if not, only their number is."""
+    """Whether the ids of the prompt's tokens have a meaning. If not, only their number counts."""
     positions: torch.Tensor | None = None
-    """Shape [axes, num_prompt_tokens], for rotary embeddings with several axes; None counts from 0."""
+    """Shape [axes, num_prompt_tokens], for rotary embeddings with several axes. None counts from 0."""
     position_delta: int = 0
-    """Added to the index of a token after the prompt to get its position."""
+    """The position of a token behind the prompt is its index plus this number."""
     row_ids: RowIds | None = None
-    """The rows' keys in the prefix cache; None excludes the prompt from it."""
+    """The keys of the rows in the prefix cache. None keeps the prompt out of the cache."""
 
 
 class PlacedRows(NamedTuple):
-    """Rows of a prompt's features and the index of their first token in a batch."""
+    """Rows of a prompt's features, and the index of their first token in a batch."""
 
     begin: int
     embeds: torch.Tensor
 
 
 def embed(model: PreTrainedModel, input_ids: torch.Tensor, placed: Iterable[PlacedRows]) -> torch.Tensor:
-    """The embeddings of a batch of shape [1, num_tokens], with the placed rows instead of the tokens'."""
+    """The embeddings of a batch [1, num_tokens], with placed rows in the place of tokens' embeddings."""
     embeds: torch.Tensor = model.get_input_embeddings()(input_ids)
     for begin, rows in placed:
         embeds[0, begin : begin + len(rows)] = rows
@@ -68,16 +68,16 @@ class ImageEncoder(Protocol):
     """Builds features from a prompt's token ids and the processor's outputs for its images."""
 
     def encode(self, token_ids: list[int], mm: dict[str, TensorData]) -> PromptFeatures:
-        """The features of a prompt with images; raises PromptFeaturesError."""
+        """The features of a prompt with images. Raises PromptFeaturesError."""
 
 
 class FeatureBuilder:
-    """Builds features from inputs, once for all sequences of a prompt; used on the engine's thread."""
+    """Builds features, once for all sequences of a prompt, on the engine's thread."""
 
     def __init__(
         self, model: PreTrainedModel, images: ImageEncoder | None = None, *, has_prefix_cache: bool = True
     ) -> None:
-        """`images` is for vision models; without a prefix cache, rows need no ids."""
+        """`images` is for vision models. Without a prefix cache, rows need no ids."""
         self._model = model
         self._images = images
         self._key = secrets.token_bytes(16) if has_prefix_cache else None
@@ -116,12 +116,12 @@ class FeatureBuilder:
 
 
 def identify_rows(embeds: torch.Tensor, positions: torch.Tensor | None, key: bytes) -> RowIds:
-    """Equal rows at equal positions get equal ids; different ones collide by chance only, in 2**63 values.
+    """Equal rows at equal positions get equal ids. Different rows collide only by chance, among 2**63 values.
 
     Args:
         embeds: shape [rows, width].
-        positions: shape [axes, rows]; None if they count from 0.
-        key: random and never shown, so that a client cannot construct colliding rows.
+        positions: shape [axes, rows]. None if they count from 0.
+        key: random and never shown, so that no client can construct rows that collide.
     """
     rows = embeds.cpu().contiguous().view(torch.uint8).numpy()
     if positions is not None:
@@ -148,7 +148,7 @@ def embeds_width(model: PreTrainedModel) -> int:
 def check_takes_embeds(model: PreTrainedModel) -> None:
     """Compares the logits of a few tokens with those of their embeddings.
 
-    Must run before the model's attention is replaced.
+    Called before the model's attention is replaced.
 
     Raises:
         EngineStartError: the model does not compute from embeddings alone.

@@ -1,7 +1,7 @@
-"""Converts a prompt with images to embeddings, which the rest of the engine computes like any prompt.
+"""Converts a prompt with images to embeddings, which the rest of the engine treats like any prompt.
 
-Runs the model's own forward pass up to its language model and stops there. The arguments of that call are the
-prompt's embeddings, which include the images' features, and the positions. The features of recent images are
+The model's own forward pass runs until it calls its language model. The arguments of this call are the
+prompt's embeddings, which include the features of images, and positions. The features of recent images are
 kept, and found again by the images' content.
 """
 
@@ -22,23 +22,23 @@ from server.text.model_files.model_kind import VISION_MODEL_TYPES
 logger = logging.getLogger(__name__)
 
 _EXPECTED = {"inputs_embeds", "position_ids", "cache_position", "use_cache", "return_dict"}
-"""Arguments of the language model that `PromptFeatures` represents; all others must be None."""
+"""The arguments of the language model that `PromptFeatures` holds. All others must be None."""
 _MAX_CACHED_BYTES = 128 << 20
-"""A LLaVA image of 576 rows of 4096 bfloat16 numbers takes 4.7 MB."""
+"""For comparison: a LLaVA image of 576 rows of 4096 bfloat16 numbers takes 4.7 MB."""
 
 
 def language_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The part of the model that computes tokens; the whole model, unless it is a vision model."""
+    """The part of the model that computes tokens. For other than vision models, the whole model."""
     return model.get_decoder() if model.config.model_type in VISION_MODEL_TYPES else model
 
 
 def image_encoder(model: PreTrainedModel) -> "VisionEncoder | None":
-    """Encodes the images of a vision model's prompts; None for other models."""
+    """The encoder of images of a vision model. None for other models."""
     return VisionEncoder(model) if model.config.model_type in VISION_MODEL_TYPES else None
 
 
 class VisionEncoder:
-    """Used on the engine's thread; shares the model with the runner."""
+    """Encodes images on the engine's thread. Shares the model with the runner."""
 
     def __init__(self, model: PreTrainedModel, *, max_cached_bytes: int = _MAX_CACHED_BYTES) -> None:
         self._model = model
@@ -63,13 +63,13 @@ class VisionEncoder:
         return _to_features(given, len(token_ids))
 
     def _prepare(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Converts pixels to the model's type, and boolean masks to integers, as models multiply them."""
+        """Converts pixels to the model's type, and boolean masks to integers, which models can multiply."""
         if tensor.dtype == torch.bool:
             return tensor.to(self._model.device, torch.long)
         return tensor.to(self._model.device, self._model.dtype if tensor.is_floating_point() else tensor.dtype)
 
     def _run(self, input_ids: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """The arguments that the forward pass calls its language model with."""
+        """Runs the forward pass. Returns the arguments with which it calls its language model."""
         hook = self._language_model.register_forward_pre_hook(_stop, with_kwargs=True)
         try:
             with torch.inference_mode():
@@ -107,7 +107,7 @@ def _to_features(given: dict[str, Any], num_tokens: int) -> PromptFeatures:
 class _ImageCache:
     """Replaces the model's `get_image_features`.
 
-    The images of a prompt are one entry: the next turn of a conversation finds them, also with other texts.
+    All images of a prompt are one entry. The next turn of a conversation finds it, also with other texts.
     """
 
     def __init__(self, model: PreTrainedModel, max_bytes: int) -> None:
@@ -120,13 +120,13 @@ class _ImageCache:
         if (found := self._kept.use(key)) is not None:
             return found
         output = self._compute(*args, **kwargs)
-        # Without the hidden states of all layers, which the model's forward pass does not use.
+        # Leaves out the hidden states of all layers, which the forward pass does not use.
         self._kept.put(key, BaseModelOutputWithPooling(pooler_output=output.pooler_output))
         return output
 
 
 def _digest(arguments: Iterable[tuple[int | str, Any]]) -> bytes:
-    """Cryptographic, so that no client can construct an image that is taken for another one."""
+    """A cryptographic digest, so that no client can construct an image that is taken for another one."""
     digest = hashlib.blake2b(digest_size=32)
     for name, value in arguments:
         if isinstance(value, torch.Tensor):

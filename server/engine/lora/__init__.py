@@ -1,1 +1,1 @@
-"""LoRA adapters: read `adapters`, then `layers`."""
+"""LoRA adapters. Read `adapters`, then `layers`."""

@@ -25,16 +25,16 @@ _MOST_NAMES: Final = 3
 _DTYPES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 CONFIG_FILE: Final = "adapter_config.json"
 _PLAIN_INITS: Final = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-"""Methods that only choose the first weights of the training; others change the base model's weights."""
+"""Methods that only choose the first weights of a training. Others change the base model's weights."""
 
 
 class LowRank(NamedTuple):
-    """The update of one layer: `x @ down.T @ up`, or `down[ids] @ up` of an embedding."""
+    """The update of one layer: `x @ down.T @ up`. For an embedding: `down[ids] @ up`."""
 
     down: torch.Tensor
-    """Shape [rank, inputs]; [vocabulary, rank] of an embedding."""
+    """Shape [rank, inputs]. For an embedding: [vocabulary, rank]."""
     up: torch.Tensor
-    """Shape [rank, outputs], with the scaling."""
+    """Shape [rank, outputs]. Includes the scaling."""
 
 
 class _LayerSize(NamedTuple):
@@ -43,11 +43,11 @@ class _LayerSize(NamedTuple):
 
 
 def read_adapter(folder: Path, model: PreTrainedModel, limits: LoraConfig) -> dict[str, LowRank]:
-    """The updates by the names of the model's modules.
+    """Reads the updates: name of a module of the model -> its update.
 
     Raises:
         AdapterMissingError: the folder or its configuration does not exist.
-        AdapterError: the adapter is broken, of another model, or uses an unsupported feature.
+        AdapterError: the adapter is broken, belongs to another model, or uses an unsupported feature.
     """
     config = AdapterConfig.read(folder, limits)
     pairs = _pair(_read_tensors(folder), folder)
@@ -84,11 +84,11 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _pair(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Both matrices of each module; skips the base weights that PEFT saves beside an adapted embedding."""
+    """Both matrices of each module. Skips base weights, which PEFT saves beside an adapted embedding."""
     parts: dict[str, dict[str, torch.Tensor]] = {}
     unknown: list[str] = []
     for name, tensor in tensors.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):  # of a file of torch
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):  # as a file of torch may contain
             raise AdapterError(f"the weights in {folder} are not tensors by name")
         match = _NAME.fullmatch(name.removeprefix(_PREFIX))
         if match is not None:
@@ -107,7 +107,7 @@ def _pair(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, tuple[tor
 
 
 def _find_module(model: PreTrainedModel, name: str) -> str | None:
-    """The module's path in the model. Adapters that were trained without the model's head lack its prefix."""
+    """The path of a module in the model. Adapters trained without the model's head lack its prefix."""
     for path in (name, f"{model.base_model_prefix}.{name}"):
         try:
             model.get_submodule(path)
@@ -133,7 +133,7 @@ def _check_modules(found: dict[str, str | None], folder: Path, model: PreTrained
 
 
 def _is_supported(model: PreTrainedModel, path: str) -> bool:
-    """Linear layers and embeddings that see all tokens of the batch: no experts, no image encoder."""
+    """Whether a module is a linear layer or embedding for all tokens, not of experts or an image encoder."""
     module = model.get_submodule(path)
     if "experts" in path.split(".") or not isinstance(module, nn.Linear | nn.Embedding | Conv1D):
         return False
@@ -169,13 +169,13 @@ def _size_of(module: nn.Module) -> _LayerSize:
 
 
 def _place(tensor: torch.Tensor, model: PreTrainedModel, limits: LoraConfig) -> torch.Tensor:
-    """On the model's device, rounded to the adapters' type and computed in the model's."""
+    """Moves the tensor to the model's device, rounded to the adapters' type, in the model's type."""
     rounded = tensor.to(_DTYPES.get(limits.lora_dtype, model.dtype))
     return rounded.to(dtype=model.dtype, device=model.device).contiguous()
 
 
 class AdapterError(Exception):
-    """The adapter cannot be used; the message is for the user."""
+    """The adapter cannot be used. The message is for the user."""
 
 
 class AdapterMissingError(AdapterError):
@@ -204,7 +204,7 @@ class AdapterConfig(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, folder: Path, limits: LoraConfig) -> "AdapterConfig":
-        """Raises AdapterError if the file is missing or broken, or exceeds plain LoRA within `limits`."""
+        """Reads the file. Raises AdapterError if it is missing, broken, or not plain LoRA within `limits`."""
         try:
             content = (folder / CONFIG_FILE).read_bytes()
             check_depth(content)
@@ -259,7 +259,7 @@ class AdapterConfig(msgspec.Struct, frozen=True):
 
 
 def _find_by_pattern(patterns: dict[str, Any] | None, module: str) -> float | None:
-    """The first pattern that matches the end of the module's name from a dot on, as in PEFT."""
+    """The value of the first pattern that, as in PEFT, matches the whole name or its end after a dot."""
     for pattern, value in (patterns or {}).items():
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):

@@ -1,4 +1,4 @@
-"""The adapters that requests may use: each is in memory until it is unloaded and its last request ends."""
+"""The adapters that requests may use. Each stays in memory until it is unloaded and no request uses it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from server.terms.config import LoraConfig
 class _Registered:
     name: str
     num_users: int = 0
-    """Sequences that have not ended."""
+    """The number of sequences that use the adapter and have not ended."""
     is_unloaded: bool = False
-    """Takes no further requests; freed once the last one has ended."""
+    """Whether the adapter takes no further requests. It is freed once its last request has ended."""
 
 
 class Adapters:
-    """Used on the engine's thread."""
+    """All loaded adapters, on the engine's thread."""
 
     def __init__(self, model: PreTrainedModel, layers: AdaptedLayers, config: LoraConfig) -> None:
         self._model = model
@@ -31,11 +31,11 @@ class Adapters:
         self._registered: dict[int, _Registered] = {}
 
     def add(self, adapter_id: int, name: str, folder: Path) -> None:
-        """Reads and registers an adapter; it may replace another one of its name, which is unloaded later.
+        """Reads and registers an adapter. It may replace one with the same name, which is unloaded later.
 
         Raises:
             AdapterMissingError: there is no adapter in the folder.
-            AdapterError: it is broken or does not fit the model, or there are `--max-cpu-loras` others.
+            AdapterError: the adapter is broken or does not fit the model, or `--max-cpu-loras` others exist.
         """
         self._check_room(name)
         try:
@@ -53,7 +53,7 @@ class Adapters:
         return tuple(sorted(self._registered[adapter_id].name for adapter_id in adapter_ids))
 
     def acquire(self, adapter_id: int) -> None:
-        """Keeps an adapter for a sequence until `release`; 0 is the model without an adapter."""
+        """Keeps an adapter for a sequence until `release`. 0 is the model without an adapter."""
         if adapter_id:
             self._registered[adapter_id].num_users += 1
 
@@ -64,7 +64,7 @@ class Adapters:
             self._free_if_unused(adapter_id)
 
     def unload(self, adapter_id: int) -> None:
-        """Accepts no further requests for the adapter, and frees it once no sequence uses it."""
+        """Accepts no further requests for the adapter. Frees it once no sequence uses it."""
         if adapter_id in self._registered:
             self._registered[adapter_id].is_unloaded = True
             self._free_if_unused(adapter_id)

@@ -1,4 +1,4 @@
-"""Adds the updates of adapters to the outputs of a model's layers, for the rows of their sequences."""
+"""Adds the updates of adapters to the outputs of a model's layers, in the rows of their sequences."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 Rows = slice | torch.Tensor
 
 _MASKED_ROWS: Final = 32
-"""Up to this many rows, products over all rows with a mask are faster than copies of each adapter's rows."""
+"""With at most so many rows, masked products over all rows are faster than copying each adapter's rows."""
 
 
 class AdaptedLayers:
-    """The layers that loaded adapters change; used on the engine's thread.
+    """The layers that loaded adapters change, on the engine's thread.
 
-    Forward hooks, so that layers compute with packed weights or not. They are only in place for steps with
-    adapters: other steps cost nothing.
+    Updates are added by forward hooks, with packed weights or without. The hooks are in place only during
+    steps with adapters, so other steps cost nothing.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -34,12 +34,12 @@ class AdaptedLayers:
         self._updates: dict[str, dict[int, LowRank]] = {}
         self._handles: list[RemovableHandle] = []
         self._rows: _StepRows | None = None
-        """The rows of the running step's tokens; None outside of a step."""
+        """The rows of the running step's tokens. None outside of a step."""
         self._head_rows: _StepRows | None = None
         """The rows of the tokens whose logits are computed."""
 
     def add(self, adapter_id: int, updates: dict[str, LowRank]) -> None:
-        """Takes an adapter's weights."""
+        """Adds an adapter's weights."""
         for path, update in updates.items():
             self._updates.setdefault(path, {})[adapter_id] = update
         self._remove_hooks()
@@ -61,11 +61,11 @@ class AdaptedLayers:
     def applied(
         self, chunks: Sequence[Chunk], rows: Sequence[slice], head_rows: Sequence[slice] | None = None
     ) -> Iterator[None]:
-        """While open, a forward pass over the chunks adds their adapters' updates.
+        """Within the block, a forward pass over the chunks adds the updates of their adapters.
 
         Args:
-            rows: each chunk's rows of the batch.
-            head_rows: the same for the model's last layer, if it computes fewer rows.
+            rows: the rows of each chunk in the batch.
+            head_rows: the same for the model's last layer, if that computes fewer rows.
         """
         if any(chunk.sequence.adapter_id for chunk in chunks):
             self._rows = _StepRows(chunks, rows, self._model)
@@ -131,12 +131,12 @@ class _Stack:
         self._updates = updates
         self._adapter_ids: tuple[int, ...] | None = None
         self.columns: tuple[tuple[int, int], ...] = ()
-        """Adapter and rank of each part; empty if no chosen adapter changes the layer."""
+        """(adapter, rank) of each part. Empty if no chosen adapter changes the layer."""
         self.down: torch.Tensor
         self.up: torch.Tensor
 
     def choose(self, adapter_ids: tuple[int, ...]) -> None:
-        """Stacks the updates of these adapters unless they are stacked already."""
+        """Stacks the updates of these adapters, unless they are stacked already."""
         if adapter_ids == self._adapter_ids:
             return
         self._adapter_ids = adapter_ids
@@ -155,7 +155,7 @@ def _add(output: torch.Tensor, rows: Rows, low: torch.Tensor, up: torch.Tensor) 
 
 
 class _StepRows:
-    """The rows of one step, or those of them whose logits are computed."""
+    """The rows of one step: all, or those whose logits are computed."""
 
     def __init__(self, chunks: Sequence[Chunk], rows: Sequence[slice], model: PreTrainedModel) -> None:
         spans: dict[int, list[slice]] = {}
@@ -167,20 +167,20 @@ class _StepRows:
         self._masks: dict[tuple[tuple[int, int], ...], torch.Tensor] = {}
         self._num_rows = rows[-1].stop if rows else 0
         self.by_adapter = {adapter_id: _join(parts, model.device) for adapter_id, parts in spans.items()}
-        """Without the rows of the base model."""
+        """Adapter -> its rows. The base model has no entry."""
         self.adapter_ids = tuple(sorted(spans))
         self.is_masked = not self._is_one_block and self._num_rows <= _MASKED_ROWS
-        """Whether to compute all rows and to clear with `mask` the values that belong to no adapter."""
+        """Whether all rows are computed, and `mask` then clears the values that belong to no adapter."""
 
     @property
     def _is_one_block(self) -> bool:
         return len(self.by_adapter) == 1 and isinstance(next(iter(self.by_adapter.values())), slice)
 
     def mask(self, columns: tuple[tuple[int, int], ...]) -> torch.Tensor:
-        """1 where a row belongs to the adapter of the column, else 0.
+        """A matrix: 1 where a row belongs to the adapter of the column, else 0.
 
         Args:
-            columns: adapters, and how many columns each has.
+            columns: each adapter, with its number of columns.
         """
         if columns not in self._masks:
             mask = torch.zeros((self._num_rows, sum(count for _, count in columns)))
@@ -194,7 +194,7 @@ class _StepRows:
 
 
 def _join(spans: list[slice], device: torch.device) -> Rows:
-    """One slice if the spans are adjacent, which saves copies of the rows."""
+    """The joined spans: one slice if they are adjacent, which saves copies of the rows."""
     if all(a.stop == b.start for a, b in zip(spans, spans[1:], strict=False)):
         return slice(spans[0].start, spans[-1].stop)
     return torch.tensor([row for span in spans for row in range(span.start, span.stop)], device=device)

@@ -1,1 +1,1 @@
-"""The KV cache. Read `cache_manager`, then `kv_cache`; `shared_slots` lets prompts share memory."""
+"""The KV cache. Read `cache_manager`, then `kv_cache`. `shared_slots` lets prompts share memory."""

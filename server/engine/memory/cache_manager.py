@@ -1,6 +1,6 @@
 """The memory of running sequences: slots of the KV cache, a budget in tokens, and the prefix cache.
 
-Scheduler and runners call it; it imports neither.
+Scheduler and runners call this module. It imports neither.
 """
 
 import logging
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class CacheManager:
-    """Gives cache memory to sequences and takes it back; every method runs on the engine's thread.
+    """Gives cache memory to sequences and takes it back. Every method runs on the engine's thread.
 
     A sequence holds memory from `admit` to `release`. Cached prefixes use what sequences leave free.
     """
@@ -31,14 +31,14 @@ class CacheManager:
         """Without a `kv_cache`, each sequence keeps the model's own cache (`Sequence.model_cache`).
 
         Args:
-            max_tokens: tokens that running sequences and cached prefixes may hold together.
+            max_tokens: the most tokens that running sequences and cached prefixes may hold together.
         """
         self.max_tokens = max_tokens
         self._kv_cache = kv_cache
         self._prefixes = prefixes
         self._free_slots = list(range(num_slots))
         self._holders: list[Sequence] = []
-        """The admitted sequences, oldest first."""
+        """The admitted sequences, the oldest first."""
 
     @property
     def has_prefixes(self) -> bool:
@@ -46,12 +46,12 @@ class CacheManager:
 
     @property
     def num_free_slots(self) -> int:
-        """How many further sequences could be admitted at most."""
+        """The most sequences that could be admitted in addition."""
         return len(self._free_slots)
 
     @property
     def num_held_tokens(self) -> int:
-        """Tokens of the admitted sequences; shared tokens count once."""
+        """The tokens of admitted sequences. Tokens that several share count once."""
         num_shared = self._kv_cache.slots.num_shared_tokens if self._kv_cache is not None else 0
         return sum(s.num_tokens for s in self._holders) - num_shared
 
@@ -66,14 +66,14 @@ class CacheManager:
         return self._prefixes.num_hit_tokens if self._prefixes is not None else 0
 
     def can_admit(self, sequence: Sequence) -> bool:
-        """Whether a slot is free, and memory for the sequence and its next token."""
+        """Whether a slot and memory for the sequence and its next token are free."""
         if not self._free_slots:
             return False
         num_missing = sequence.num_tokens + 1 - self._num_free_tokens
         return num_missing <= 0 or num_missing <= self._count_running_tokens(sequence)
 
     def admit(self, sequence: Sequence) -> None:
-        """Gives the sequence a slot that begins with the longest cached beginning of its prompt."""
+        """Gives the sequence a slot, which begins with the longest cached beginning of its prompt."""
         sequence.slot = self._free_slots.pop(0)
         if self._kv_cache is not None:
             if self._kv_cache.slots.has_too_many_mappings:
@@ -83,7 +83,7 @@ class CacheManager:
         self._shrink_prefixes(self._num_free_tokens)
 
     def reserve_next_tokens(self) -> bool:
-        """Takes the memory for one more token of each sequence from the prefix cache.
+        """Reserves memory for one more token of each sequence, if necessary by dropping cached prefixes.
 
         Returns False if the sequences need more than the whole budget. A single sequence always fits: it has
         at most `max_tokens` - 1 tokens.
@@ -94,7 +94,7 @@ class CacheManager:
         return True
 
     def release(self, sequence: Sequence) -> None:
-        """Takes the sequence's memory back and keeps what it computed in the prefix cache."""
+        """Takes the sequence's memory back. Keeps what the sequence has computed in the prefix cache."""
         sequence.model_cache = None
         if self._kv_cache is not None:
             if self._prefixes is not None and not sequence.is_private:
@@ -110,16 +110,16 @@ class CacheManager:
         self._shrink_prefixes(0)
 
     def max_prefix(self, sequence: Sequence) -> int:
-        """Most tokens of the sequence's prompt that could come from other prompts."""
+        """The most tokens of the sequence's prompt that could come from other prompts."""
         return 0 if self._prefixes is None else self._prefixes.max_match(sequence)
 
     @property
     def _num_free_tokens(self) -> int:
-        """Tokens left beside the admitted sequences and one more token of each."""
+        """Tokens that are left beside the admitted sequences and one more token of each."""
         return self.max_tokens - self.num_held_tokens - len(self._holders)
 
     def _open_slot(self, slots: Slots, sequence: Sequence) -> int:
-        """Opens the sequence's slot; returns the number of tokens that it has already."""
+        """Opens a slot for the sequence. Returns how many tokens the slot has already."""
         found = self._find_prefix(sequence)
         if self._prefixes is not None and sequence.can_reuse_prefix and sequence.num_preemptions == 0:
             self._prefixes.count_lookup(sequence, found)
@@ -135,7 +135,7 @@ class CacheManager:
         return self._prefixes.match(sequence, self._holders)
 
     def _count_running_tokens(self, sequence: Sequence) -> int:
-        """How many of the sequence's tokens running sequences hold already."""
+        """How many tokens of the sequence are already held by running sequences."""
         found = self._find_prefix(sequence)
         if self._kv_cache is None or found is None:
             return 0

@@ -1,4 +1,4 @@
-"""The KV cache: one contiguous slot per running sequence, so that attention reads it without a gather.
+"""The KV cache: one contiguous slot per running sequence, so that attention needs no gather.
 
 On a CPU the memory is reserved, not committed. The kernel commits a page when a token is written to it, and
 frees it when nothing holds its tokens any more. The cache manager's budget in tokens limits the committed
@@ -21,44 +21,44 @@ logger = logging.getLogger(__name__)
 
 
 class Slots(Protocol):
-    """The memory of slots. One implementation shares common beginnings' memory, the other copies them."""
+    """The memory of slots. One implementation shares the memory of common beginnings, the other copies it."""
 
     slot_len: int
-    """Tokens that a slot has room for."""
+    """The most tokens of a slot."""
     num_kept_tokens: int
     """Tokens that only the prefix cache holds."""
     num_shared_tokens: int
-    """Tokens that the open slots would hold in addition without sharing."""
+    """Tokens that open slots would hold in addition if they shared nothing."""
 
     @property
     def has_too_many_mappings(self) -> bool:
-        """Whether no further slot can share memory until prefixes are dropped."""
+        """Whether no further slot can share memory until cached prefixes are dropped."""
 
     def open(self, slot: int, source: Any = None, length: int = 0) -> None:
-        """Gives memory to a slot; its first `length` tokens come from another open slot, or are kept ones."""
+        """Gives a slot memory. Its first `length` tokens come from `source`: an open slot, or kept tokens."""
 
     def close(self, slot: int, length: int) -> None:
-        """Takes back the memory of a slot of `length` tokens; tokens that `keep` or other slots hold stay."""
+        """Takes back the memory of a slot with `length` tokens, but for tokens that others hold."""
 
     def hide_closed(self, slots: range) -> None:
-        """A step reads a range of slots. Call this first: reading a closed slot must not commit memory."""
+        """Called before a step reads a range of slots, because reading a closed slot would commit memory."""
 
     def keep(self, slot: int, length: int) -> Any:
-        """Holds the first `length` tokens of an open slot until `drop` of the result."""
+        """Holds the first `length` tokens of an open slot, until `drop` gets the result."""
 
     def drop(self, kept: Any) -> None:
         """Ends `keep`."""
 
     def count_running_tokens(self, source: Any, length: int) -> int:
-        """How many of the first `length` tokens of a source could be shared with running sequences."""
+        """How many of the source's first `length` tokens could be shared with running sequences."""
 
     def count_common_tokens(self, slots: list[int]) -> int:
-        """How many of their first tokens these open slots have in the same memory."""
+        """How many first tokens these open slots have in the same memory."""
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Sizes of the keys and values that one attention layer stores per token."""
+    """The sizes of keys and values that one attention layer stores per token."""
 
     num_kv_heads: int
     key_dim: int
@@ -66,19 +66,19 @@ class LayerShape:
 
     @property
     def part_sizes(self) -> tuple[int, int]:
-        """Elements of keys and of values per token."""
+        """Elements per token of the keys, and of the values."""
         return self.num_kv_heads * self.key_dim, self.num_kv_heads * self.value_dim
 
     @property
     def num_elements(self) -> int:
-        """Elements of keys and values per token."""
+        """Elements per token, of keys and values together."""
         return sum(self.part_sizes)
 
 
 class KVCache:
     """Keys and values of all layers, shape [num_slots * slot_len, num_kv_heads, dim] each.
 
-    `slots` gives their memory to sequences. Used in the engine process by one thread.
+    `slots` gives this memory to sequences. One thread of the engine process uses the cache.
     """
 
     def __init__(
@@ -108,12 +108,12 @@ class KVCache:
             self.values[layer] = next(parts).view(num_tokens, shape.num_kv_heads, shape.value_dim)
 
     def store(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Writes keys and values, shape [num_tokens, num_kv_heads, dim], at the flat positions `index`."""
+        """Writes keys and values [num_tokens, num_kv_heads, dim] to the flat positions `index`."""
         self.keys[layer].index_copy_(0, index, keys)
         self.values[layer].index_copy_(0, index, values)
 
     def read(self, layer: int, first: int, last: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views of slots first..last-1, shape [slots, num_kv_heads, length, dim], without a copy."""
+        """Views of slots first..last-1, shape [slots, num_kv_heads, length, dim]. Nothing is copied."""
         shape = self._shapes[layer]
         keys = self.keys[layer].view(self.num_slots, self.slot_len, shape.num_kv_heads, shape.key_dim)
         values = self.values[layer].view(self.num_slots, self.slot_len, shape.num_kv_heads, shape.value_dim)
@@ -131,7 +131,7 @@ def _share_slots(num_slots: int, slot_len: int, token_bytes: list[int], device: 
 
 
 class CopiedSlots:
-    """Implements `Slots`: each slot and each kept beginning has memory of its own."""
+    """Implements `Slots`. Each slot and each kept beginning has memory of its own."""
 
     num_shared_tokens = 0
     has_too_many_mappings = False
@@ -142,7 +142,7 @@ class CopiedSlots:
         """Allocates the memory. On a CPU, the system commits a page when it is first written.
 
         Args:
-            part_sizes: elements per token of each part: one layer's keys or values.
+            part_sizes: the elements per token of each part. A part is one layer's keys or values.
         """
         self.slot_len = slot_len
         self.num_kept_tokens = 0
@@ -171,7 +171,7 @@ class CopiedSlots:
             self._clear(part[slot, :length])
 
     def hide_closed(self, slots: range) -> None:
-        pass  # they are zeros, and reading them commits no memory
+        pass  # closed slots hold zeros, and reading these commits no memory
 
     def keep(self, slot: int, length: int) -> list[torch.Tensor]:
         kept = [part[slot, :length].clone() for part in self._parts]
@@ -188,7 +188,7 @@ class CopiedSlots:
         return 0
 
     def _clear(self, part: torch.Tensor) -> None:
-        """Zeros, because attention multiplies masked values too, and NaN times 0 is NaN."""
+        """Writes zeros, because attention multiplies even masked values, and NaN times 0 is NaN."""
         if self._pages is None:
             part.zero_()
             return

@@ -1,7 +1,7 @@
-"""Memory of the KV cache on a CPU: slots of addresses, backed by segments of a file in memory.
+"""Memory for the KV cache on a CPU: slots of addresses, into which segments of a memory file are mapped.
 
-The file is sparse: the system commits a page when it is first written or read, and frees it when a hole is
-punched into the file.
+The file is sparse. The system commits a page when the page is first written or read, and frees it when a hole
+is punched into the file.
 """
 
 import ctypes
@@ -18,16 +18,16 @@ from base.machine.libc import check, last_error, load_libc
 
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
-"""Linux: reserve address space without counting it against the commit limit (mmap(2))."""
+"""Linux: reserves address space without counting it against the commit limit (mmap(2))."""
 _PUNCH_HOLE = 0x02 | 0x01
-"""Linux: free a range of a file, and keep the file's size (fallocate(2))."""
+"""Linux: frees a range of a file, and keeps the file's size (fallocate(2))."""
 _FILE_BYTES = 1 << 62
 _MAPPINGS_SHARE = 0.5
-"""Share of the process's mappings (vm.max_map_count) that shared prefixes may use."""
+"""The share of the process's mappings (vm.max_map_count) that shared prefixes may use."""
 
 
 class MappedRange(NamedTuple):
-    """Tokens of a slot, and the segment that holds them, at the same positions as in the slot."""
+    """Tokens of a slot, and the segment that holds them at the same positions."""
 
     segment: int
     begin: int
@@ -35,19 +35,19 @@ class MappedRange(NamedTuple):
 
 
 class MemoryFile:
-    """Maps segments into slots; does not know who uses them.
+    """Maps segments into slots. `shared_slots` decides which ones.
 
-    A segment has room for all tokens of a slot. Segment i is in slot i at first; any number of further
-    segments takes no address space.
+    A segment has room for all tokens of a slot. At first, segment i is mapped into slot i. Further segments
+    take no address space.
     """
 
     def __init__(self, *, num_slots: int, slot_len: int, token_bytes: list[int]) -> None:
         """Reserves the memory.
 
         Args:
-            slot_len: a number of tokens that fills whole pages of each part.
-            token_bytes: bytes per token of each part: one layer's keys or values. The parts follow each other
-                in `pages`; a part consists of slots.
+            slot_len: the tokens of a slot. They must fill whole pages of each part.
+            token_bytes: the bytes per token of each part. A part is one layer's keys or values. The parts
+                follow each other in `pages`, and each part consists of slots.
 
         Raises:
             OSError: the system has no such files, or forbids them.
@@ -56,7 +56,7 @@ class MemoryFile:
         self._num_slots = num_slots
         self._slot_len = slot_len
         self._parts = list(zip(token_bytes, accumulate(token_bytes, initial=0), strict=False))
-        """Bytes per token of a part, and the offset of the part: the sum of those before it."""
+        """For each part: its bytes per token, and its offset, which is the sum of the parts before it."""
         self._segment_bytes = slot_len * sum(token_bytes)
         self._file = os.memfd_create("kv-cache")
         finalize(self, os.close, self._file)
@@ -66,25 +66,25 @@ class MemoryFile:
         self._mmap(0, len(self.pages), 0)
         self._max_mappings = _read_max_mappings() * _MAPPINGS_SHARE
         self._mapped: dict[int, list[MappedRange]] = {}
-        """Slots whose mapped ranges have changed."""
-        self.free(0, 0, slot_len)  # fails now where the system forbids it
+        """Slot -> its mapped ranges, for slots in which they have changed."""
+        self.free(0, 0, slot_len)  # fails here if the system forbids it
 
     @property
     def num_mappings(self) -> int:
-        """Mappings of slots whose ranges have changed; the rest behind an `unmap` is one more."""
+        """The mappings of changed slots. What lies behind an `unmap` counts as one more."""
         num_unmapped = sum(not ranges or ranges[-1].end < self._slot_len for ranges in self._mapped.values())
         return len(self._parts) * (sum(map(len, self._mapped.values())) + num_unmapped)
 
     def can_map(self, num_ranges: int) -> bool:
-        """Whether the system permits one more slot of so many ranges."""
+        """Whether the system permits another slot of so many ranges."""
         return self.num_mappings + len(self._parts) * num_ranges <= self._max_mappings
 
     def ranges(self, slot: int) -> list[MappedRange]:
-        """What is mapped into a slot."""
+        """The ranges that are mapped into a slot."""
         return self._mapped.get(slot, [MappedRange(slot, 0, self._slot_len)])
 
     def map(self, slot: int, ranges: list[MappedRange]) -> None:
-        """Maps ranges into a slot; together they are all of it."""
+        """Maps ranges into a slot. Together they must fill it."""
         present = self.ranges(slot)
         for segment, first, end in ranges:
             begin = max((p.end for p in present if p.segment == segment and p.begin <= first < p.end), default=first)
@@ -96,9 +96,9 @@ class MemoryFile:
             del self._mapped[slot]
 
     def unmap(self, slot: int, begin: int) -> None:
-        """Takes the file away from the tokens of a slot from `begin` on: they read as zeros, without memory.
+        """Unmaps the tokens of a slot from `begin` on. They then read as zeros, and take no memory.
 
-        Reading a page of the file commits it. Does nothing where the system permits no more mappings.
+        (Reading a mapped page would commit it.) Does nothing if the system permits no more mappings.
         """
         present = self.ranges(slot)
         if not present or present[-1].end <= begin or not self.can_map(1):
@@ -114,13 +114,13 @@ class MemoryFile:
                 os.preadv(self._file, [pages[in_slot : in_slot + num_bytes]], in_file)
 
     def free(self, segment: int, begin: int, end: int) -> None:
-        """Returns the memory of tokens to the system; they read as zeros."""
+        """Returns the memory of these tokens to the system. They then read as zeros."""
         for _, in_file, num_bytes in self._places(0, segment, begin, end):
             result = load_libc().fallocate(self._file, _PUNCH_HOLE, in_file, num_bytes)
             check(result, "fallocate of the KV cache")
 
     def _places(self, slot: int, segment: int, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """For each part: where the tokens are in `pages` and in the file, and the number of their bytes."""
+        """For each part: where the tokens are in `pages` and in the file, and how many bytes they take."""
         for token_bytes, bytes_before in self._parts:
             part = self._num_slots * self._slot_len * bytes_before
             in_slot = part + (slot * self._slot_len + begin) * token_bytes
@@ -131,7 +131,7 @@ class MemoryFile:
             yield in_slot, in_file, (end - begin) * token_bytes
 
     def _mmap(self, in_pages: int, num_bytes: int, in_file: int | None) -> None:
-        """Maps a place of the file, or without one zeros that can only be read."""
+        """Maps a place of the file into `pages`. Without `in_file`, maps zeros that can only be read."""
         address = self._address + in_pages
         flags, protection, file = mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, self._file
         if in_file is None:
@@ -142,10 +142,10 @@ class MemoryFile:
 
 
 def reserve_pages(num_bytes: int) -> mmap.mmap:
-    """Address space; the system commits a page when it is first written.
+    """Reserves address space. The system commits a page when the page is first written.
 
     Raises:
-        EngineStartError: there is not enough.
+        EngineStartError: there is not enough address space.
     """
     try:
         return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)

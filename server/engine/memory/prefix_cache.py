@@ -12,17 +12,17 @@ from server.engine.memory.kv_cache import Slots
 from server.engine.sequence import Sequence
 
 _BLOCK_TOKENS = 16
-"""Matches end on a multiple of this, vLLM's block size. Otherwise a client could guess the prompts of others
-one token at a time."""
+"""A match ends on a multiple of this number, vLLM's block size. Otherwise a client could guess the prompts of
+others one token at a time."""
 _MIN_TOKENS = 2 * _BLOCK_TOKENS
-"""Computing a shorter prefix is cheaper than caching it."""
+"""The fewest tokens of a cached prefix. Computing fewer is cheaper than caching them."""
 
 TokenArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class CachedPrefix:
-    """Tokens, and what `keep` of the slots returned for them."""
+    """The tokens of an ended sequence, and the result of `Slots.keep` for them."""
 
     token_ids: TokenArray
     kept: Any
@@ -34,17 +34,17 @@ class PrefixMatch:
 
     length: int
     source: Any
-    """Where it is: a running sequence's slot, or an entry's kept tokens."""
+    """A running sequence's slot, or an entry's kept tokens."""
 
 
 class PrefixCache:
-    """Evicts the entry that was used longest ago, among the entries that no running sequence holds.
+    """Evicts the entry that was used longest ago, if possible one that no running sequence holds.
 
     Used on the engine's thread.
     """
 
     def __init__(self, slots: Slots, *, max_tokens: int) -> None:
-        """At most `max_tokens` are in entries alone; tokens of running sequences do not count."""
+        """`max_tokens` limits tokens that only entries hold. Tokens of running sequences do not count."""
         self._slots = slots
         self._max_tokens = max_tokens
         self._entries: OrderedDict[int, CachedPrefix] = OrderedDict()
@@ -58,15 +58,15 @@ class PrefixCache:
         return self._slots.num_kept_tokens
 
     def max_match(self, sequence: Sequence) -> int:
-        """Most tokens of the sequence that `match` could find."""
+        """The most tokens of the sequence that `match` could find."""
         length = _whole_blocks(sequence.num_tokens - 1)
         return length if length >= _MIN_TOKENS and sequence.can_reuse_prefix else 0
 
     def match(self, sequence: Sequence, running: Iterable[Sequence]) -> PrefixMatch | None:
-        """Finds the longest cached beginning of the sequence's prompt, in an ended sequence or a running one.
+        """Finds the longest cached beginning of the sequence's prompt, in an ended or a running sequence.
 
-        Whole blocks only, and never the last token, which has to be computed for its logits. An entry that is
-        found becomes the most recently used.
+        Only whole blocks match, and never the last token, whose logits must be computed. The matching entry
+        becomes the most recently used one.
         """
         wanted = sequence.cache_ids(sequence.num_tokens - 1)
         best: int | None = None
@@ -97,13 +97,13 @@ class PrefixCache:
         self.num_hit_tokens += found.length if found is not None else 0
 
     def wants(self, token_ids: TokenArray) -> bool:
-        """Whether to `put` these tokens: they are neither too short nor too long nor in the cache."""
+        """Whether to `put` these tokens: they are not cached, and neither too short nor too long."""
         if not _MIN_TOKENS <= len(token_ids) <= self._max_tokens:
             return False
         return not any(_have_same_prefix(token_ids, e.token_ids, len(token_ids)) for e in self._entries.values())
 
     def put(self, token_ids: TokenArray, kept: Any) -> None:
-        """Adds an ended sequence and drops the entries that it continues."""
+        """Adds an ended sequence. Drops entries that the sequence continues."""
         for entry_id, entry in list(self._entries.items()):
             if _have_same_prefix(token_ids, entry.token_ids, len(entry.token_ids)):
                 self._drop(entry_id)
@@ -111,7 +111,7 @@ class PrefixCache:
         self._next_id += 1
 
     def shrink_to(self, max_tokens: int) -> None:
-        """Drops entries until `max_tokens` or the cache's own maximum remain."""
+        """Drops entries until at most `max_tokens`, or the cache's own maximum, remain."""
         while self._entries and self.num_tokens > max(min(max_tokens, self._max_tokens), 0):
             self._drop(self._choose_evicted())
 
@@ -120,7 +120,7 @@ class PrefixCache:
         return next((i for i, entry in self._entries.items() if not self._is_in_use(entry)), next(iter(self._entries)))
 
     def _is_in_use(self, entry: CachedPrefix) -> bool:
-        """Whether running sequences hold most of its tokens."""
+        """Whether running sequences hold most of the entry's tokens."""
         num_tokens = len(entry.token_ids)
         return self._slots.count_running_tokens(entry.kept, num_tokens) > num_tokens / 2
 
@@ -129,7 +129,7 @@ class PrefixCache:
 
 
 def common_prefix(a: TokenArray, b: TokenArray) -> int:
-    """Number of leading tokens that are equal."""
+    """The number of leading tokens that are equal."""
     length = min(len(a), len(b))
     different = np.flatnonzero(a[:length] != b[:length])
     return int(different[0]) if len(different) else length
@@ -140,5 +140,5 @@ def _whole_blocks(num_tokens: int) -> int:
 
 
 def _have_same_prefix(a: TokenArray, b: TokenArray, length: int) -> bool:
-    """Whether both begin with the same `length` tokens; the last is compared first and rejects most pairs."""
+    """Whether both begin with the same `length` tokens. Compares the last first, which rejects most pairs."""
     return min(len(a), len(b)) >= length and a[length - 1] == b[length - 1] and np.array_equal(a[:length], b[:length])

@@ -1,7 +1,7 @@
-"""Slots that share the memory of common beginnings: which segments each slot and the prefix cache hold.
+"""Slots that share the memory of common beginnings. Records which segments a slot or the prefix cache holds.
 
-Each sequence writes a segment of its own, from the end of what it shares. Memory that several slots map is
-never written: a shared part ends on a block boundary, and the rest of a common beginning is copied.
+Each sequence writes into its own segment, behind the part that it shares. Memory that several slots map is
+never written, because a shared part ends on a block boundary. The rest of a common beginning is copied.
 """
 
 import math
@@ -12,25 +12,25 @@ from server.engine.memory.memory_file import MappedRange, MemoryFile
 
 
 class Reference(NamedTuple):
-    """Holds the tokens of a segment from its begin to `end`."""
+    """Holds the tokens of a segment, from the segment's begin to `end`."""
 
     segment: "_Segment"
     end: int
 
 
 class _Segment:
-    """The tokens that one sequence has written; earlier ones in its slot are in other segments.
+    """The tokens that one sequence has written. Earlier tokens of its slot are in other segments.
 
-    The sequence holds its segment to the end of the slot while it runs.
+    While the sequence runs, it holds its segment up to the end of the slot.
     """
 
     def __init__(self, number: int, begin: int) -> None:
         self.number = number
         self.begin = begin
         self.read_ends: list[int] = []
-        """Ends of the slots' references."""
+        """Where the references of slots end."""
         self.kept_ends: list[int] = []
-        """Ends of the prefix cache's references."""
+        """Where the references of the prefix cache end."""
 
     @property
     def read_end(self) -> int:
@@ -47,25 +47,25 @@ class _Segment:
 
     @property
     def num_shared_tokens(self) -> int:
-        """Tokens that the slots would hold in addition without sharing."""
+        """Tokens that slots would hold in addition if they shared nothing."""
         return sum(end - self.begin for end in self.read_ends) - (self.read_end - self.begin)
 
 
 class SharedSlots:
-    """Implements `Slots`; used on the engine's thread."""
+    """Implements `Slots`, on the engine's thread."""
 
     def __init__(self, *, num_slots: int, slot_len: int, token_bytes: list[int]) -> None:
-        """See `MemoryFile`; `slot_len` may be any number and is rounded up to blocks."""
+        """See `MemoryFile`. `slot_len` may be any number, and is rounded up to blocks."""
         self.block_len = math.lcm(*(mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, n) for n in token_bytes))
-        """The least number of tokens that fill whole pages of each part."""
+        """The fewest tokens that fill whole pages of each part."""
         self.slot_len = self._round_up(slot_len)
         self.memory = MemoryFile(num_slots=num_slots, slot_len=self.slot_len, token_bytes=token_bytes)
         self.num_shared_tokens = 0
         self.num_kept_tokens = 0
         self._held: dict[int, list[Reference]] = {}
-        """What each open slot holds, in the order of its tokens."""
+        """Open slot -> what it holds, in the order of its tokens."""
         self._held_before: dict[int, list[Reference]] = {}
-        """The former content of each closed slot. It stays mapped: mapping 2000 tokens again costs 10 ms."""
+        """Closed slot -> its last content, which stays mapped: mapping 2000 tokens again costs 10 ms."""
         self._num_slots = num_slots
         self._free_segments = set(range(num_slots))
         self._num_segments = num_slots
@@ -77,7 +77,7 @@ class SharedSlots:
     def open(self, slot: int, source: int | list[Reference] | None = None, length: int = 0) -> None:
         prefix = _cut(self._references(source), length)
         if prefix and prefix[-1].end == prefix[-1].segment.end:
-            # Nothing follows these tokens: the sequence continues the segment where an ended one has stopped.
+            # Nothing follows these tokens, so the sequence continues the segment of the ended one.
             mapped_end = length
             held = [*prefix[:-1], Reference(prefix[-1].segment, self.slot_len)]
         else:
@@ -95,12 +95,12 @@ class SharedSlots:
         self._hold(held, is_kept=False)
 
     def close(self, slot: int, length: int) -> None:
-        # Frees the whole slot, because reading behind a sequence's tokens commits memory too.
+        # Frees the whole slot, because reading behind a sequence's tokens also commits memory.
         self._held_before[slot] = self._held.pop(slot)
         self._release(self._held_before[slot], is_kept=False)
 
     def hide_closed(self, slots: range) -> None:
-        # Reading the file would commit memory that nothing frees.
+        # Reading the file would commit memory that nothing would free.
         for slot in slots:
             if slot not in self._held:
                 self.memory.unmap(slot, self._round_up(_held_end(self._held_before.get(slot, []))))
@@ -135,7 +135,7 @@ class SharedSlots:
         return self._held[source] if isinstance(source, int) else source or []
 
     def _take_segment(self, slot: int) -> int:
-        """A free segment: the slot's present one, its first one, or any other."""
+        """A free segment: the one in the slot, else the slot's first one, else any."""
         present = [mapped.segment for mapped in self.memory.ranges(slot)[-1:]]
         number = next((n for n in (*present, slot) if n in self._free_segments), None)
         if number is None:
@@ -159,7 +159,7 @@ class SharedSlots:
             (segment.kept_ends if is_kept else segment.read_ends).remove(end)
             self._count(segment, 1)
             if segment.end < end_before:
-                # To the end of the block, because a page is freed only as a whole.
+                # Frees to the end of the block, because only whole pages are freed.
                 self.memory.free(segment.number, segment.end, self._round_up(end_before))
             if segment.end == segment.begin:
                 self._free_segments.add(segment.number)
@@ -170,7 +170,7 @@ class SharedSlots:
 
 
 def _held_end(references: list[Reference]) -> int:
-    """How many of the first tokens something still holds."""
+    """How many first tokens are still held by any reference."""
     held = 0
     for segment, end in references:
         held = min(segment.end, end)
@@ -180,5 +180,5 @@ def _held_end(references: list[Reference]) -> int:
 
 
 def _cut(references: list[Reference], length: int) -> list[Reference]:
-    """What the references hold of the first `length` tokens."""
+    """The parts of the references that lie within the first `length` tokens."""
     return [Reference(segment, min(end, length)) for segment, end in references if segment.begin < length]

@@ -1,4 +1,4 @@
-"""Computes the KV cache's size: slots for `--max-num-seqs`, tokens for the available memory."""
+"""Computes the size of the KV cache: slots for `--max-num-seqs`, tokens for the available memory."""
 
 import logging
 import math
@@ -15,30 +15,30 @@ from server.terms.config import EngineConfig
 logger = logging.getLogger(__name__)
 
 _CPU_SHARE = 0.4
-"""Share of the memory that is free after loading; the rest is for activations, logits and the API process."""
+"""The cache's share of memory free after loading. The rest is for activations, logits and the API process."""
 PREFIX_SHARE = 0.25
-"""Share of the KV cache's tokens that ended sequences may hold."""
+"""The share of the KV cache's tokens that ended sequences may hold."""
 _GIB = 1 << 30
 _HIDDEN_COPIES = 12
-"""Rows of hidden size in a layer at once: residual, norms in float32, query, key, value, output."""
+"""Rows of hidden size that a layer needs at once: residual, norms in float32, query, key, value, output."""
 _MLP_COPIES = 4
 _LOGIT_BYTES = 32
-"""Per sequence and vocabulary entry: logits, their float32 copy, weights, and cumulative sums in float64."""
+"""Bytes per sequence and vocabulary entry: logits, a float32 copy, weights, cumulative sums in float64."""
 
 
 @dataclass(frozen=True)
 class CacheSize:
-    """The KV cache's dimensions."""
+    """The dimensions of the KV cache."""
 
     num_slots: int
     slot_len: int
     num_tokens: int
-    """Tokens that may be held at once; less than `num_slots * slot_len` if pages are committed on use."""
+    """Tokens held at once. Below `num_slots * slot_len` if pages are committed on use."""
     num_bytes: int
 
 
 class WorkingMemory(NamedTuple):
-    """Bytes of the largest step: a fixed part, and a part that grows with the longest sequence."""
+    """The bytes of the largest step: a fixed part, and a part that grows with the longest sequence."""
 
     num_bytes: int
     bytes_per_position: int
@@ -50,7 +50,7 @@ NO_WORKING_MEMORY = WorkingMemory(0, 0)
 def estimate_working_memory(
     model_config: Any, *, num_tokens: int, num_sequences: int, dtype: torch.dtype
 ) -> WorkingMemory:
-    """Memory of steps of `num_tokens`; per position of a longer prompt, its mask and every head's keys."""
+    """The memory of steps of `num_tokens`. A longer prompt adds its mask and all heads' keys per position."""
     text = model_config.get_text_config(decoder=True)
     hidden = text.hidden_size
     inner = getattr(text, "intermediate_size", None)
@@ -73,7 +73,7 @@ def size_cache(  # noqa: PLR0913
     device: torch.device,
     working: WorkingMemory = NO_WORKING_MEMORY,
 ) -> CacheSize:
-    """Fits the cache into memory; shortens the sequences unless the user has set their length.
+    """Fits the cache into memory. Shortens the sequences, unless the user has set their length.
 
     Args:
         working: the memory that a GPU needs for the largest step.
@@ -101,7 +101,7 @@ def size_cache(  # noqa: PLR0913
 
 
 def _held_bytes(bytes_per_token: int, config: EngineConfig, device: torch.device) -> int:
-    """Bytes per token including its share of the prefix cache, which on a GPU is separate from the slots."""
+    """Bytes per token, including its share of the prefix cache. On a GPU, that is separate from the slots."""
     if device.type == "cpu" or not config.enable_prefix_caching:
         return bytes_per_token
     return math.ceil(bytes_per_token * (1 + PREFIX_SHARE))

@@ -1,1 +1,1 @@
-"""Models that pool: read `core`, then `heads`."""
+"""Models that pool. Read `core`, then `heads`."""

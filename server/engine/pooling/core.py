@@ -1,4 +1,4 @@
-"""The engine core for pooling models: a step batches, computes and reports. No KV cache, no sampling."""
+"""The engine core for pooling models: a step batches, computes and reports, without KV cache or sampling."""
 
 from collections.abc import Iterator
 from time import monotonic
@@ -19,7 +19,7 @@ from server.text.model_files.model_kind import ModelKind
 
 
 class PoolingCore(BaseCore):
-    """Every method runs on the engine's thread."""
+    """Pools prompts. Every method runs on the engine's thread."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class PoolingCore(BaseCore):
         defaults: PoolerConfig,
         preparation: Iterator[None],
     ) -> None:
-        """`defaults` apply where a request sets no value; the engine runs `preparation` while it is idle."""
+        """`defaults` apply where a request sets no value. The engine runs `preparation` while it is idle."""
         self._head = head
         self._limits = limits
         self._prompt_limits = prompt_limits
@@ -45,7 +45,7 @@ class PoolingCore(BaseCore):
 
     @property
     def stats(self) -> EngineStats:
-        # Sequences that the next step may compute count as running.
+        # Sequences that the next step can compute count as running.
         num_running = min(len(self._waiting), self._limits.max_num_seqs)
         return EngineStats(
             num_running=num_running,

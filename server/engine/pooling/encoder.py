@@ -1,4 +1,4 @@
-"""Runs a transformer on several prompts at once, padded on the right to the longest."""
+"""Runs a transformer on several prompts at once, padded on the right to the longest prompt."""
 
 import inspect
 from collections.abc import Sequence as Seq
@@ -21,7 +21,7 @@ class PoolingSequence:
     token_ids: list[int]
     params: PoolingParams
     token_type_ids: list[int] | None = None
-    """The text of a pair that each token belongs to; None for a single text."""
+    """For each token, the text of a pair to which it belongs. None for a single text."""
     arrival_s: float = field(default_factory=monotonic)
 
     @property
@@ -35,14 +35,14 @@ class BatchLimits:
 
     max_num_seqs: int
     max_num_batched_tokens: int
-    """Including padding; a single sequence may be longer."""
+    """Counts padding, too. A single sequence may be longer."""
 
 
 def choose_batch(waiting: list[PoolingSequence], limits: BatchLimits) -> list[PoolingSequence]:
-    """Chooses the sequence that has waited longest and those whose lengths are nearest to its own.
+    """Chooses the sequence that has waited longest, and those whose lengths are nearest to its length.
 
-    A batch is padded to its longest sequence, so that similar lengths waste the least. As the oldest sequence
-    is always chosen, none waits for ever.
+    A batch is padded to its longest sequence, so similar lengths waste the least. The oldest sequence is
+    always chosen, so none waits for ever.
     """
     oldest = waiting[0]
     window = sorted(waiting[: limits.max_num_seqs], key=lambda sequence: sequence.num_tokens)
@@ -62,12 +62,12 @@ def choose_batch(waiting: list[PoolingSequence], limits: BatchLimits) -> list[Po
 
 
 class HiddenStates(NamedTuple):
-    """The last layer's output for a batch."""
+    """The output of the last layer for a batch."""
 
     states: torch.Tensor
-    """Shape [sequences, longest, hidden]; rows after a sequence's end are meaningless."""
+    """Shape [sequences, longest, hidden]. Rows behind a sequence's end have no meaning."""
     lengths: torch.Tensor
-    """Tokens of each sequence."""
+    """The number of tokens of each sequence."""
 
     def of(self, index: int) -> torch.Tensor:
         """The rows of one sequence's tokens."""
@@ -85,7 +85,7 @@ class Encoder:
         self._options: dict[str, Any] = {"use_cache": False} if "use_cache" in self._parameters else {}
 
     def hidden_states(self, sequences: Seq[PoolingSequence]) -> HiddenStates:
-        """The last layer's output."""
+        """The output of the last layer."""
         lengths = torch.tensor([sequence.num_tokens for sequence in sequences])
         output = self.model(**self._inputs(sequences, lengths))
         return HiddenStates(output.last_hidden_state, lengths)
@@ -117,6 +117,6 @@ def _padded(ids: list[int], length: int, filler: int) -> list[int]:
 
 
 def _pad_id(config: Any) -> int:
-    """The padding token; models with learned positions recognise padding by its id."""
+    """The id of the padding token, by which models with learned positions recognise padding."""
     pad_id = getattr(config, "pad_token_id", None)
     return pad_id if isinstance(pad_id, int) and 0 <= pad_id < config.vocab_size else 0

@@ -17,14 +17,14 @@ from server.terms.config import PoolingTask, SeqPoolingType
 
 
 class PoolingHead(Protocol):
-    """One per model; used on the engine's thread."""
+    """The head of a model, used on the engine's thread."""
 
     @property
     def tasks(self) -> tuple[PoolingTask, ...]:
-        """Supported tasks, the default first."""
+        """The supported tasks, the default first."""
 
     def pool(self, sequences: Seq[PoolingSequence]) -> list[Tensor]:
-        """A float32 tensor for each sequence: a vector, or one row per token in tasks for tokens."""
+        """One float32 tensor per sequence: a vector, or in tasks for tokens a row per token."""
 
 
 class EmbeddingHead:
@@ -65,7 +65,7 @@ class EmbeddingHead:
 
 
 class OwnClassifierHead:
-    """Classes of texts, or of tokens, by the head of the model's own class, such as BERT's pooler."""
+    """Classes of texts or tokens, by the head in the model's own class, such as BERT's pooler."""
 
     def __init__(
         self, encoder: Encoder, activation: Activation, *, task: Literal["classify", "token_classify"]
@@ -82,7 +82,7 @@ class OwnClassifierHead:
 
 
 class LinearClassifierHead:
-    """Classes of texts by one linear layer over the transformer's output."""
+    """Classes of texts, by one linear layer on top of the transformer's output."""
 
     tasks: tuple[PoolingTask, ...] = ("classify",)
 
@@ -100,13 +100,13 @@ class LinearClassifierHead:
 
 
 def _activated(logits: Iterable[Tensor], sequences: Seq[PoolingSequence], activation: Activation) -> list[Tensor]:
-    """Applies the activation where a request uses it."""
+    """Applies the activation to the logits of each sequence that uses it."""
     pairs = zip(logits, sequences, strict=True)
     return [activation(rows) if sequence.params.use_activation else rows for rows, sequence in pairs]
 
 
 def pool_sequences(hidden: HiddenStates, kind: SeqPoolingType) -> Tensor:
-    """One float32 vector per sequence."""
+    """Pools each sequence into one float32 vector."""
     states, lengths = hidden.states, hidden.lengths.to(hidden.states.device)
     match kind:
         case "CLS":

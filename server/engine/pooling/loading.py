@@ -1,4 +1,4 @@
-"""Loads a pooling model: the transformer, and the head that its files and `--pooler-config` define."""
+"""Loads a pooling model: its transformer, and the head that its files and `--pooler-config` define."""
 
 import inspect
 from collections.abc import Sequence as Seq
@@ -39,11 +39,11 @@ from server.text.model_files.model_kind import ModelKind
 from server.text.model_files.sentence_files import SentenceFiles, read_object, read_sentence_files
 
 _POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
-"""Model types whose positions begin after the padding token's id; shortens their longest prompt."""
+"""Model types whose positions begin behind the padding token's id, so that fewer tokens fit."""
 
 
 class PoolingModel(NamedTuple):
-    """A loaded model, with what the engine core and the API process need of it."""
+    """A loaded model, with what the engine core and the API process need to know of it."""
 
     encoder: Encoder
     head: PoolingHead
@@ -56,7 +56,8 @@ def load_pooling_model(files: ModelFiles, config: EngineConfig, kind: ModelKind)
     """Loads the model in evaluation mode.
 
     Raises:
-        EngineStartError: one line about a fault in the folder, or a setting that the model does not support.
+        EngineStartError: the folder has a fault, or the model does not support a setting. The message is one
+            line.
     """
     model_config = load_config(files.path, config)
     loader = _Loader(files, config, model_config)
@@ -84,7 +85,7 @@ def load_pooling_model(files: ModelFiles, config: EngineConfig, kind: ModelKind)
 
 
 class _Loader:
-    """Loads one model; the other attributes are complete after `load`."""
+    """Loads one model. Other attributes are complete after `load`."""
 
     def __init__(self, files: ModelFiles, config: EngineConfig, model_config: PreTrainedConfig) -> None:
         self._files = files
@@ -105,7 +106,7 @@ class _Loader:
             )
 
     def load(self, kind: ModelKind) -> PoolingHead:
-        """Loads `encoder` and returns the head."""
+        """Loads `encoder`, and returns the head."""
         match kind.head:
             case "embed":
                 return self._load_embedding()
@@ -152,7 +153,7 @@ class _Loader:
         return self._linear_head(model.score.weight)
 
     def _load_token_classifier(self, tokens: Seq[str]) -> PoolingHead:
-        """Makes a classifier of a language model that answers with a word, as Qwen3-Reranker's yes or no."""
+        """Makes a classifier of a language model that answers with a word: Qwen3-Reranker's yes or no."""
         self.uses_sep_token = bool(getattr(self._model_config, "use_sep_token", False))
         model = self._load(AutoModelForCausalLM).model
         rows = model.get_output_embeddings().weight[_token_ids(tokens, self._files.tokenizer_path)].float()
@@ -215,7 +216,7 @@ def _choose_task(head: PoolingHead, pooler: PoolerConfig, path: Path) -> Pooling
 def _max_model_len(
     files: ModelFiles, config: EngineConfig, model_config: PreTrainedConfig, sentence: SentenceFiles
 ) -> int:
-    """The longest prompt by the model's positions, the tokenizer and sentence-transformers' files."""
+    """The longest prompt that the model's positions, the tokenizer and sentence-transformers' files allow."""
     own = own_max_model_len(model_config) or DEFAULT_MAX_MODEL_LEN
     if model_config.model_type in _POSITIONS_BEHIND_PADDING:
         own -= (model_config.pad_token_id or 0) + 1
@@ -244,7 +245,7 @@ def _token_ids(tokens: Seq[str], path: Path) -> list[int]:
 
 
 def _class_of(auto_class: Any, model_config: PreTrainedConfig) -> type | None:
-    """The class that an auto class selects; None if it is defined in the model's own code."""
+    """The class that an auto class selects. None if the model's own code defines it."""
     try:
         found = auto_class._model_mapping[type(model_config)]
     except KeyError:

@@ -15,7 +15,7 @@ from base.json_depth import read_json
 from server.engine.model_loading import describe_error
 
 Activation = Callable[[Tensor], Tensor]
-"""A function of logits; their last dimension is the classes."""
+"""A function of logits, whose last dimension is the classes."""
 _PREFIX = "torch.nn.modules."
 
 
@@ -24,12 +24,12 @@ def _identity(logits: Tensor) -> Tensor:
 
 
 def _probabilities(logits: Tensor) -> Tensor:
-    """The classes' probabilities, over the last dimension. A single class gets the logit's sigmoid."""
+    """The classes' probabilities over the last dimension. For a single class, the sigmoid of its logit."""
     return logits.sigmoid() if logits.shape[-1] < 2 else logits.softmax(-1)
 
 
 def classifier_activation(config: Any) -> Activation:
-    """The function that `problem_type` or sentence-transformers' entries name; by default, probabilities.
+    """The function that `problem_type` or sentence-transformers' entries name. By default, probabilities.
 
     Raises:
         EngineStartError: the configuration names a function that torch lacks.
@@ -47,13 +47,13 @@ def classifier_activation(config: Any) -> Activation:
 
 
 def _named_activation(path: str) -> Activation:
-    """A class of torch by its full name, such as `torch.nn.modules.activation.Tanh`.
+    """The activation of torch with this full name, such as `torch.nn.modules.activation.Tanh`.
 
     Raises:
-        EngineStartError: torch has no such function, or the name is outside of torch's modules.
+        EngineStartError: torch has no such activation, or the name is not in torch's modules of activations.
     """
     name = path.rpartition(".")[2]
-    # As in vLLM, both Softmax and Sigmoid mean probabilities: a sigmoid for one class, a softmax for more.
+    # As in vLLM, Softmax and Sigmoid both mean probabilities: sigmoid for one class, softmax for more.
     known = {"Identity": _identity, "Softmax": _probabilities, "Sigmoid": _probabilities}
     if path.startswith(_PREFIX) and name in known:
         return known[name]
@@ -80,18 +80,18 @@ class Projection:
 
     @property
     def out_features(self) -> int:
-        """Length of an output vector."""
+        """The length of an output vector."""
         return int(self._layers[-1].weight.shape[0])
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Takes one vector or rows of vectors."""
+        """Takes one vector, or rows of vectors."""
         for weight, bias, activation in self._layers:
             vectors = activation(linear(vectors, weight, bias))
         return vectors
 
 
 def load_dense(folders: Seq[Path], device: torch.device) -> Projection | None:
-    """Loads sentence-transformers' layers from these folders; None without folders.
+    """Loads sentence-transformers' layers from these folders. None without folders.
 
     Raises:
         EngineStartError: a folder lacks its weights or its configuration.
@@ -100,7 +100,7 @@ def load_dense(folders: Seq[Path], device: torch.device) -> Projection | None:
 
 
 def load_colbert(folder: Path, device: torch.device) -> Projection:
-    """Loads the layer named `linear` from the folder's weights.
+    """Loads the layer `linear` from the folder's weights.
 
     Raises:
         EngineStartError: the weights have no such layer.
@@ -123,7 +123,7 @@ def _load_layer(folder: Path, device: torch.device) -> _Layer:
 
 
 def _read_tensors(folder: Path, names: Seq[str]) -> dict[str, Tensor]:
-    """The tensors with these names, as far as the folder's files have them."""
+    """The tensors with these names that the folder's files contain."""
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:

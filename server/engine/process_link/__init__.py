@@ -1,1 +1,1 @@
-"""The connection of the API process and the engine. Read `client`, then `messages`."""
+"""The connection between the API process and the engine. Read `client`, then `messages`."""

@@ -1,4 +1,4 @@
-"""The API process's end of the connection to the engine: sends requests, receives tokens, detects its end."""
+"""The API process's end of the connection: sends requests, receives tokens, notices the engine's end."""
 
 import asyncio
 import logging
@@ -36,23 +36,23 @@ from server.terms.types import EngineInfo, EngineOutput, EnginePrompt, EngineSta
 logger = logging.getLogger(__name__)
 
 _TOKENS_PER_TURN = 1 << 15
-"""Tokens of prompts in one turn of the event loop: their conversion to bytes takes half a millisecond."""
+"""Tokens of prompts per turn of the event loop. Converting so many to bytes takes half a millisecond."""
 _OUTPUTS_PER_TURN = 16
-"""Outputs of one request in one turn of the event loop; each is detokenized, recorded and sent in 0.1 ms."""
+"""Outputs of one request per turn of the event loop. Each is detokenized, recorded and sent in 0.1 ms."""
 
 
 @dataclass(eq=False)
 class _Stream:
-    """The outputs of one request's sequences."""
+    """The stream of outputs of one request's sequences."""
 
     running: dict[str, None]
     """The sequences that have not ended, in their order."""
     outputs: "asyncio.Queue[EngineOutput | None]" = field(default_factory=asyncio.Queue)
-    """None once the engine is dead."""
+    """Outputs in the order of arrival. None once the engine is dead."""
 
 
 class EngineClient:
-    """One per API process; every method runs on the event loop. Call `start` before anything else."""
+    """The client of the engine. Every method runs on the event loop. Call `start` before anything else."""
 
     def __init__(self, connection: socket.socket, on_death: Callable[[str], None] = lambda reason: None) -> None:
         """`on_death` is called with the reason as soon as the engine is known to be dead."""
@@ -61,9 +61,9 @@ class EngineClient:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._streams: dict[str, _Stream] = {}
-        """The stream of each sequence, by its name."""
+        """Name of a sequence -> its stream."""
         self._commands: dict[int, asyncio.Future[Done]] = {}
-        """The commands whose result is awaited."""
+        """Id of a command -> its awaited result."""
         self._command_ids = count(1)
         self._subscribers: list[Callable[[EngineStats], None]] = []
         self._writer: asyncio.StreamWriter | None = None
@@ -71,18 +71,18 @@ class EngineClient:
         self._loaded: asyncio.Future[EngineInfo] | None = None
         self._closing = False
         self.dead = asyncio.Event()
-        """Set when the engine has ended unexpectedly, or is treated as dead."""
+        """Set when the engine has ended unexpectedly, or counts as dead."""
         self.error: str | None = None
-        """Why the engine is dead."""
+        """Why the engine is dead. None while it lives."""
         self.ended_silently = False
-        """The connection closed without an error report."""
+        """Whether the connection has closed without a report of an error."""
         self.has_received = False
-        """Set by each message from the engine; the watchdog resets it."""
+        """Set by each message of the engine. The watchdog resets it."""
         self.stats = EngineStats()
 
     @property
     def info(self) -> EngineInfo:
-        """What the engine reported once it had loaded the model."""
+        """What the engine reported when it had loaded the model."""
         if self._loaded is not None and self._loaded.done():
             return self._loaded.result()
         raise EngineStartError("the engine is still starting")
@@ -94,11 +94,11 @@ class EngineClient:
         self._reading = asyncio.create_task(self._read_all(reader), name="engine-reader")
 
     def ping(self) -> None:
-        """Sends a ping; the answer sets `has_received`."""
+        """Sends a ping. The engine's answer sets `has_received`."""
         self._send(Ping())
 
     def give_up(self, reason: str) -> None:
-        """Treats the engine as dead, although its process may still run."""
+        """From now on, the engine counts as dead, although its process may still run."""
         if self.error is None:
             self._die(reason)
 
@@ -123,10 +123,10 @@ class EngineClient:
     def generate(
         self, request_id: str, prompts: Sequence[EnginePrompt], num_choices: int = 1
     ) -> AsyncGenerator[EngineOutput, None]:
-        """Streams the outputs of a request's sequences, the last of each with a `finish_reason`.
+        """Streams the outputs of a request's sequences. A sequence's last output has a `finish_reason`.
 
-        The sequences are named `{request_id}-0` and so on, `num_choices` per prompt, in the prompts' order.
-        Closing the stream aborts the sequences that still run; `abort` ends a single one.
+        The sequences are named `{request_id}-0` and so on: `num_choices` for each prompt, in the prompts'
+        order. Closing the stream aborts the sequences that still run. `abort` ends single ones.
 
         Raises:
             EngineDeadError: the engine was dead or died while the request ran.
@@ -143,7 +143,7 @@ class EngineClient:
         *,
         token_type_ids: list[int] | None = None,
     ) -> EngineOutput:
-        """Pools one prompt: its vector or score. Cancelling aborts the request.
+        """Pools one prompt, and returns its vector or score. Cancelling aborts the request.
 
         Raises:
             EngineDeadError: the engine was dead or died while the request ran.
@@ -157,7 +157,7 @@ class EngineClient:
         return output
 
     async def load_adapter(self, adapter_id: int, name: str, path: str) -> Done:
-        """Loads a LoRA adapter; the result contains the error if that fails. Cancelling unloads it.
+        """Loads a LoRA adapter. If that fails, the result has the error. Cancelling unloads the adapter.
 
         Raises:
             EngineDeadError: the engine was dead or died meanwhile.
@@ -173,7 +173,7 @@ class EngineClient:
         self._send(UnloadAdapter(next(self._command_ids), adapter_id))
 
     async def reset_prefix_cache(self, *, interrupts: bool) -> bool:
-        """Returns whether all prefixes are forgotten; running requests prevent it unless it interrupts them.
+        """Forgets all prefixes. Returns False if requests run, unless `interrupts` lets it interrupt them.
 
         Raises:
             EngineDeadError: the engine was dead or died meanwhile.
@@ -200,7 +200,7 @@ class EngineClient:
         self._send(Abort(request_ids))
 
     def fail_running(self, message: str) -> None:
-        """Ends every running request with an error for its client; used when a drain runs out of time."""
+        """Ends every running request with an error for its client, when a drain has run out of time."""
         for request_id, stream in self._streams.items():
             stream.outputs.put_nowait(EngineOutput(request_id=request_id, finish_reason="error", error=message))
         self._send(Abort(list(self._streams)))
@@ -234,7 +234,7 @@ class EngineClient:
                 yield output
                 num_taken += 1
                 if num_taken % _OUTPUTS_PER_TURN == 0:
-                    await asyncio.sleep(0)  # taking from a queue that is not empty never waits
+                    await asyncio.sleep(0)  # taking from a queue that is not empty never lets others run
         finally:
             for request_id in stream.running:
                 del self._streams[request_id]
@@ -242,9 +242,9 @@ class EngineClient:
                 self._send(Abort(list(stream.running)))
 
     async def _send_request(self, message: Generate | Pool) -> None:
-        """Waits until most of it is written; each turn of the loop writes as much as the socket takes.
+        """Sends a request. Waits until most of it is written: per turn of the loop, what the socket takes.
 
-        A closed connection is reported by the reader.
+        The reader reports a closed connection.
         """
         parts: list[memoryview] = []
         if isinstance(message, Generate):
@@ -265,7 +265,7 @@ class EngineClient:
                 await self._writer.drain()
 
     def _send(self, message: ToEngine, parts: Sequence[memoryview] = ()) -> None:
-        """Does nothing if the connection is closed."""
+        """Sends a message. Does nothing if the connection is closed."""
         if self._writer is not None and not self._writer.is_closing():
             payload = self._encoder.encode(message)
             self._writer.writelines((LENGTH.pack(len(payload)) + payload, *parts))
@@ -325,7 +325,7 @@ class EngineClient:
 
 
 def detach(prompt: Prompt) -> tuple[Prompt, list[memoryview]]:
-    """The prompt without its arrays, for the message, and the arrays, which follow it without a copy."""
+    """Splits a prompt: the prompt without arrays for the message, and the arrays, which follow uncopied."""
     parts = [memoryview(array("q", prompt.token_ids)).cast("B")]
 
     def take(tensor: TensorData) -> TensorData:

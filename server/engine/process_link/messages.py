@@ -1,6 +1,6 @@
-"""Messages between the API process and the engine process: MessagePack in frames over a stream socket.
+"""Messages between the API process and the engine process: MessagePack, in frames on a stream socket.
 
-A frame is four bytes of length (little endian), then a msgspec tagged struct.
+A frame has four bytes of length (little endian), then a tagged struct of msgspec.
 """
 
 import struct
@@ -19,7 +19,7 @@ from server.terms.types import (
 
 
 class Prompt(msgspec.Struct, frozen=True, array_like=True):
-    """One prompt of a request, and the parameters that it does not share with the others."""
+    """One prompt of a request, with the parameters that it does not share with the others."""
 
     token_ids: list[int]
     max_tokens: int
@@ -28,18 +28,18 @@ class Prompt(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Generate(msgspec.Struct, frozen=True, array_like=True, tag="generate"):
-    """To the engine: a new request. Token ids and tensors follow the message, and are empty in it.
+    """To the engine: a new request. Its token ids and tensors follow the message, in which they are empty.
 
-    Its sequences are named `{request_id}-0` and so on; those of the first prompt come first.
+    The sequences are named `{request_id}-0` and so on. Those of the first prompt come first.
     """
 
     request_id: str
     prompts: list[Prompt]
     params: SamplingParams
     num_choices: int = 1
-    """Sequences per prompt."""
+    """The number of sequences for each prompt."""
     part_sizes: list[int] = []
-    """Sizes in bytes of the parts that follow the message."""
+    """The bytes of each part that follows the message."""
 
 
 class Pool(msgspec.Struct, frozen=True, array_like=True, tag="pool"):
@@ -48,7 +48,7 @@ class Pool(msgspec.Struct, frozen=True, array_like=True, tag="pool"):
     request_id: str
     prompt_token_ids: list[int]
     token_type_ids: list[int] | None
-    """The text of a pair that each token belongs to; None for a single text."""
+    """For each token, the text of a pair to which it belongs. None for a single text."""
     params: PoolingParams
 
 
@@ -95,11 +95,11 @@ class UnloadAdapter(msgspec.Struct, frozen=True, array_like=True, tag="unload_ad
 
 
 class ResetPrefixCache(msgspec.Struct, frozen=True, array_like=True, tag="reset_prefix_cache"):
-    """To the engine: forget all prefixes, unless requests are running that must not be interrupted."""
+    """To the engine: forget all prefixes. Does nothing if requests run that must not be interrupted."""
 
     command_id: int
     interrupts: bool
-    """Whether running requests are computed again."""
+    """Whether running requests may be interrupted and computed again."""
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
@@ -107,15 +107,15 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
 
     command_id: int
     is_done: bool = True
-    """`ResetPrefixCache`: whether it was reset."""
+    """For `ResetPrefixCache`: whether the cache was reset."""
     error: str | None = None
-    """`LoadAdapter`: why the adapter was not loaded."""
+    """For `LoadAdapter`: why the adapter was not loaded. None if it was."""
     is_missing: bool = False
-    """`LoadAdapter`: whether the error is that there is no adapter at the path."""
+    """For `LoadAdapter`: whether the error is that no adapter is at the path."""
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag="ping"):
-    """To the engine: answered by a `Pong` from its loop."""
+    """To the engine, whose loop answers with a `Pong`."""
 
 
 class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
@@ -123,9 +123,9 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
 
 
 Command = LoadAdapter | UnloadAdapter | ResetPrefixCache
-"""Each is answered by a `Done` with its `command_id`."""
+"""A message that is answered by a `Done` with its `command_id`."""
 ToEngine = Generate | Pool | Abort | Command | Ping
 FromEngine = Ready | Failed | Step | Done | Pong
 
 LENGTH = struct.Struct("<I")
-"""The length of a message, which precedes it."""
+"""The length of a message, which precedes the message."""

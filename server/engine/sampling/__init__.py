@@ -1,1 +1,1 @@
-"""Chooses the next token from logits. Read `sampler`, then `drawing`; `guided` applies grammars."""
+"""Chooses the next token from logits. Read `sampler`, then `drawing`. `guided` applies grammars."""

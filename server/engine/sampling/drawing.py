@@ -1,7 +1,7 @@
-"""Draws one token per row of logits, under temperature, min-p, top-k and top-p.
+"""Draws one token for each row of logits, with temperature, min-p, top-k and top-p.
 
-Uses weights: probabilities relative to the row's most likely token. A draw compares one uniform number with
-the cumulative weights, in double precision. It does not depend on other rows, and never takes a token of
+A weight is a probability relative to the row's most likely token. A draw compares one uniform number with the
+cumulative weights, in double precision. The draw does not depend on other rows, and never takes a token of
 weight 0.
 """
 
@@ -14,7 +14,7 @@ import torch
 from server.terms.types import SamplingParams
 
 _NUM_BEST = 256
-"""Tokens that top-p considers at first; most rows need no more."""
+"""The most likely tokens that top-p considers first. Most rows need no more."""
 _NUM_TIES = 64
 """Tokens considered after the k-th: many bfloat16 logits are equal, and top-k keeps all equal ones."""
 _GROWTH = 16
@@ -22,8 +22,8 @@ _SEED_BITS = 0xFFFFFFFFFFFFFFFF
 
 
 def new_generator(device: torch.device, seed: int) -> torch.Generator:
-    """A generator of uniform numbers; any integer is a valid seed."""
-    # torch needs this module to create generators. It imports it itself, except with lean imports.
+    """A generator of uniform numbers. Any integer is a valid seed."""
+    # torch needs this module to create generators. With lean imports, torch does not import it itself.
     import torch._prims.rng_prims  # noqa: PLC0415
 
     generator = torch.Generator(device=device)
@@ -35,8 +35,8 @@ def draw(logits: torch.Tensor, params: Seq[SamplingParams], uniform: torch.Tenso
     """One token id per row.
 
     Args:
-        logits: float32, shape [rows, vocab]; every row has a finite maximum.
-        params: one per row, temperatures above 0.
+        logits: float32, shape [rows, vocab]. Every row has a finite maximum.
+        params: one per row, with temperatures above 0.
         uniform: float64 in [0, 1), shape [rows].
     """
     vocab_size = logits.shape[-1]
@@ -60,12 +60,12 @@ def draw(logits: torch.Tensor, params: Seq[SamplingParams], uniform: torch.Tenso
 
 @dataclass(frozen=True)
 class _Draws:
-    """Weights and parameters of draws; all tensors have one row per draw."""
+    """Weights and parameters of draws. Each tensor has one row per draw."""
 
     weights: torch.Tensor
-    """Shape [rows, vocab]: probability relative to the most likely token, 0 below min-p."""
+    """Shape [rows, vocab]: the probability relative to the most likely token. 0 below min-p."""
     top_k: torch.Tensor
-    """The vocabulary's size if there is no limit."""
+    """The size of the vocabulary if there is no limit."""
     top_p: torch.Tensor
     uniform: torch.Tensor
 
@@ -92,7 +92,7 @@ class _Draws:
 class _Drawn(NamedTuple):
     token_ids: torch.Tensor
     is_final: torch.Tensor
-    """False if more of the most likely tokens are needed to decide which are kept."""
+    """False if more of the most likely tokens are needed to decide which tokens are kept."""
 
 
 def _draw_from_all(draws: _Draws) -> torch.Tensor:
@@ -100,10 +100,10 @@ def _draw_from_all(draws: _Draws) -> torch.Tensor:
 
 
 def _draw_from_best(draws: _Draws, num_best: int) -> _Drawn:
-    """Draws from the tokens that top-k and top-p keep, if they are among the `num_best` most likely ones.
+    """Draws from the tokens that top-k and top-p keep, if these are among the `num_best` most likely ones.
 
     Top-k keeps every token that is at least as likely as the k-th. Among these, top-p keeps the smallest set
-    of the most likely tokens whose share reaches it (arXiv 1904.09751).
+    of the most likely tokens whose share reaches top-p (arXiv 1904.09751).
     """
     values, indices = torch.topk(draws.weights, num_best)
     last = values[:, -1]
@@ -122,7 +122,7 @@ def _draw_from_best(draws: _Draws, num_best: int) -> _Drawn:
 
 
 def _pick(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The first position whose cumulative weight exceeds the uniform number's share of the total."""
+    """The first position whose cumulative weight is above the uniform number's share of the total."""
     return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 

@@ -1,4 +1,4 @@
-"""Converts the grammars of requests to the format of llguidance, and compiles them on threads."""
+"""Converts grammars of requests to llguidance's format, and compiles them on threads."""
 
 import json
 from collections.abc import Callable
@@ -12,19 +12,19 @@ from server.terms.types import GuidedDecoding
 _ANY_OBJECT = {"type": "object"}
 
 _MOST_KEPT_CHARS = 1 << 20
-"""Limit for unused grammars. Compiled, a list of words takes 40 bytes per character, others less."""
+"""The most characters of unused grammars that are kept. Compiled, each takes at most 40 bytes."""
 _LEAST_CHARS = 1 << 12
-"""Every grammar counts as at least this long."""
+"""The least length as which a grammar counts."""
 _LIMITS = LLParserLimits(verbose_errors=False)
-"""llguidance's own: a mask takes 15 ms at most, and whatever exceeds them fails its sequence."""
+"""llguidance's own limits: a mask takes at most 15 ms. Whatever exceeds the limits fails its sequence."""
 
 
 class GrammarError(ValueError):
-    """The grammar does not compile; the message names the position."""
+    """The grammar does not compile. The message names the position."""
 
 
 def translate_grammar(guided: GuidedDecoding) -> str:
-    """The grammar in llguidance's format, which may not compile.
+    """The grammar in llguidance's format. It may still fail to compile.
 
     Raises:
         GrammarError: the schema, expression or grammar is not valid.
@@ -50,7 +50,7 @@ def _translate(guided: GuidedDecoding) -> str:
 
 
 def _choice_grammar(choices: list[str]) -> str:
-    """One terminal with all choices, because a rule has at most 2000."""
+    """One terminal for all choices, because a rule has at most 2000."""
     return "start: TEXT\nTEXT: " + " | ".join(map(json.dumps, choices))
 
 
@@ -62,7 +62,7 @@ def _read_choices(spec: str) -> list[str]:
 
 
 class Grammar:
-    """A compiled grammar, or the tokenizer alone; the sequences that use it share it."""
+    """A compiled grammar, or the tokenizer alone. All sequences that use it share it."""
 
     def __init__(self, num_chars: int, compiled: "Future[LLMatcher | None]") -> None:
         self.num_chars = num_chars
@@ -70,25 +70,25 @@ class Grammar:
         self.num_users = 0
 
     def copy(self) -> LLMatcher:
-        """A matcher for one sequence; it contains the grammar's text again."""
+        """A matcher for one sequence. It contains the grammar's text again."""
         matcher = self.compiled.result()
         assert matcher is not None
         return matcher.deep_copy()
 
 
 class GrammarCompiler:
-    """One per engine. Methods run on the engine's thread; `load_tokenizer` is called on the executor's."""
+    """One per engine. Methods run on the engine's thread, `load_tokenizer` on a thread of the executor."""
 
     def __init__(self, executor: Executor, load_tokenizer: Callable[[], LLTokenizer], wake: Callable[[], None]) -> None:
-        """`wake` is called on any thread whenever a grammar is ready; llguidance compiles without the GIL."""
+        """`wake` is called on any thread when a grammar is ready. llguidance compiles without the GIL."""
         self._executor = executor
         self._load_tokenizer = load_tokenizer
         self._wake = wake
         self._grammars: dict[GuidedDecoding | None, Grammar] = {}
-        """The least recently used ones first."""
+        """Request's grammar -> its compiled form, least recently used first."""
 
     def acquire(self, guided: GuidedDecoding | None) -> Grammar:
-        """The grammar, which may still be compiled; without one, only the tokenizer is loaded."""
+        """The grammar, which may still be compiling. With None, only the tokenizer is loaded."""
         grammar = self._grammars.pop(guided, None)
         if grammar is None:
             compiled = self._executor.submit(self._compile, guided)
@@ -99,7 +99,7 @@ class GrammarCompiler:
         return grammar
 
     def release(self, grammar: Grammar) -> None:
-        """Ends a use. Without users, cancels a compilation that has not begun."""
+        """Ends a use. Without users, a compilation that has not begun is cancelled."""
         grammar.num_users -= 1
         if grammar.num_users:
             return
@@ -120,8 +120,8 @@ class GrammarCompiler:
                 return None
             matcher = LLMatcher(tokenizer, translate_grammar(guided), log_level=0, limits=_LIMITS)
             if not matcher.is_error():
-                matcher.compute_bitmask()  # for all copies: of 40,000 words it takes 100 ms
-        except BaseException as err:  # whatever fails here fails the request; llguidance's panics are no Exception
+                matcher.compute_bitmask()  # done once for all copies: it takes 100 ms for 40,000 words
+        except BaseException as err:  # any failure here fails the request; llguidance's panics are no Exception
             raise GrammarError(str(err) or type(err).__name__) from err
         if matcher.is_error():
             raise GrammarError(matcher.get_error())

@@ -1,4 +1,4 @@
-"""Tracks each constrained sequence's state in its grammar and its reasoning, and masks the other tokens."""
+"""Follows grammar and reasoning of each constrained sequence, and masks tokens that may not come next."""
 
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -16,15 +16,15 @@ from server.terms.types import UNUSABLE_GRAMMAR
 from server.text.model_files.tokenizer_files import find_mistral_file
 
 _MOST_COPIED_CHARS = 1 << 26
-"""Limit for the texts of grammars that sequences have copies of; further sequences wait."""
+"""The most characters of grammars that sequences have copies of. Further sequences wait."""
 
 
 class GuidedDecodingError(Exception):
-    """A sequence left its grammar, or the grammar is invalid or too large; fails that request only."""
+    """A sequence left its grammar, or the grammar is invalid or too large. Only that request fails."""
 
 
 class GuidedStates:
-    """One per engine. Loads the tokenizer with the first constrained request, not at the start."""
+    """One per engine. Loads the tokenizer at the first constrained request, not at the start."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class GuidedStates:
         executor: Executor,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
-        """The executor compiles grammars; then it calls `wake`, because a sequence may be ready."""
+        """The executor compiles a grammar, then calls `wake`, because a sequence may be ready."""
         self._tokenizer_path = tokenizer_path
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
@@ -43,11 +43,11 @@ class GuidedStates:
         self._loading = Lock()
         self._compiler = GrammarCompiler(executor, self._load_tokenizer, wake)
         self._matchers: dict[str, LLMatcher] = {}
-        """The matcher of each sequence, from its first token on."""
+        """Request id -> matcher of the sequence, from its first token on."""
         self._num_copied_chars = 0
 
     def start(self, sequence: Sequence) -> None:
-        """Begins to compile the sequence's grammar and to follow its reasoning, where it has them."""
+        """Begins to compile the sequence's grammar and to follow its reasoning, if it has them."""
         params = sequence.params
         needs_texts = params.guided is not None
         if params.reasoning is not None:
@@ -57,7 +57,7 @@ class GuidedStates:
             sequence.grammar = self._compiler.acquire(params.guided)
 
     def is_ready(self, sequence: Sequence) -> bool:
-        """Whether the sequence's grammar is compiled, or cannot be."""
+        """Whether the sequence's grammar has been compiled, or has failed to."""
         return sequence.grammar is None or sequence.grammar.compiled.done()
 
     def has_room(self, grammar: Grammar) -> bool:
@@ -65,10 +65,10 @@ class GuidedStates:
         return not self._num_copied_chars or self._num_copied_chars + grammar.num_chars <= _MOST_COPIED_CHARS
 
     def admit(self, sequence: Sequence) -> None:
-        """Reserves the memory for the grammar's copy of a sequence that is ready, if it has a grammar.
+        """Reserves memory for a ready sequence's copy of its grammar. Does nothing without a grammar.
 
         Raises:
-            GuidedDecodingError: the grammar does not compile, or llguidance does not read the tokenizer.
+            GuidedDecodingError: the grammar does not compile, or llguidance cannot read the tokenizer.
         """
         if sequence.grammar is None:
             return
@@ -82,7 +82,7 @@ class GuidedStates:
         sequence.has_grammar_copy = True
 
     def mask(self, sequence: Sequence, row: torch.Tensor) -> None:
-        """Sets the logits of tokens that may not follow to minus infinity, in place."""
+        """Sets the logits of tokens that may not come next to minus infinity, in place."""
         if self._waits(sequence):
             return
         matcher = self._matcher(sequence)
@@ -97,7 +97,7 @@ class GuidedStates:
             row[starts] = kept
 
     def accept(self, sequence: Sequence, token_id: int) -> bool:
-        """Advances reasoning and grammar by one token; True if no token can follow."""
+        """Advances reasoning and grammar by one token. True if no token can follow."""
         did_wait, end = self._waits(sequence), None
         if sequence.reasoning is not None:
             end = sequence.reasoning.advance(token_id)
@@ -132,9 +132,10 @@ class GuidedStates:
         return sequence.reasoning is not None and sequence.reasoning.delays_grammar
 
     def _begin(self, matcher: LLMatcher, end: FoundMarker) -> None:
-        """Consumes the beginning of the answer that came with the end of the reasoning.
+        """Consumes the beginning of the answer, if a token contains it behind the end of the reasoning.
 
-        If the grammar does not allow it, as with line breaks, it only precedes the grammar's text.
+        If the grammar does not allow this beginning, such as line breaks, it only precedes the grammar's
+        text.
         """
         if end.marker.begins_answer and end.marker.token_id is not None:
             token_ids = [end.marker.token_id]

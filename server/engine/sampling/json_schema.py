@@ -1,4 +1,4 @@
-"""Prepares requests' JSON schemas and regular expressions for llguidance, with their meaning in vLLM."""
+"""Prepares requests' JSON schemas and regular expressions for llguidance, with vLLM's meaning."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from typing import Any
 Schema = dict[str, Any]
 
 SCHEMA_OPTIONS = {"coerce_one_of": True}
-"""llguidance's options: `oneOf` whose branches may overlap is read as `anyOf`."""
+"""Options of llguidance. With them, `oneOf` with overlapping branches is read as `anyOf`."""
 
 _MAPS = frozenset(["properties", "patternProperties", "$defs", "definitions"])
 _INSTANCES = frozenset(["enum", "const", "default", "examples"])
@@ -17,12 +17,12 @@ _MEMBERS = frozenset(["properties", "patternProperties", "additionalProperties",
 _APPLIED = frozenset(["$ref", *_BRANCHES])
 _OTHER_TYPES = frozenset(["type", "enum", "const", *_APPLIED])
 _IGNORED = ("not", "if", "then", "else", "dependentRequired", "dependentSchemas")
-"""vLLM's backend ignores them, llguidance rejects them."""
+"""Keywords that vLLM's backend ignores and llguidance rejects."""
 
 _ESCAPE = r"\\(?:u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|c[A-Za-z]|.)"
 _OUTSIDE = re.compile(_ESCAPE + r"|\[\^?\]?|.", re.DOTALL)
 _INSIDE = re.compile(_ESCAPE + r"|\[:\^?[a-z]{1,8}:\]|--|.", re.DOTALL)
-"""Tokens outside and inside of a character class."""
+"""The tokens of an expression outside and inside of a character class."""
 _CLASSES = {
     "d": "[0-9]",
     "D": "[^0-9]",
@@ -38,10 +38,10 @@ _EMPTY = "(?:)"
 
 
 def prepare_schema(text: str) -> str:
-    """The schema, in which objects and tuples are closed unless they say otherwise.
+    """The schema with all objects and tuples closed, unless the schema itself says otherwise.
 
-    If several schemas describe one object (`allOf`, or branches beside `properties`), all objects stay open:
-    a closed one would exclude the members of the others.
+    If several schemas describe one object (`allOf`, or branches beside `properties`), all objects stay open,
+    because a closed one would exclude the members of the others.
 
     Raises:
         ValueError: the text is not JSON.
@@ -97,14 +97,14 @@ def _prepare(node: Schema, *, is_closed: bool) -> None:
 
 
 def _restrict_names(node: Schema) -> None:
-    """Replaces names by a pattern or from a list with a pattern of properties, which llguidance supports."""
+    """Replaces `propertyNames` (a pattern or a list) by `patternProperties`, which llguidance supports."""
     names = node.get("propertyNames")
     if not isinstance(names, dict) or "properties" in node or "patternProperties" in node:
         return
     pattern, listed = names.get("pattern"), names.get("enum")
     if isinstance(listed, list):
         pattern = f"^(?:{'|'.join(re.escape(str(name)) for name in listed)})$"
-    if isinstance(pattern, str):  # llguidance refuses all other schemas
+    if isinstance(pattern, str):  # llguidance rejects all other schemas
         del node["propertyNames"]
         node["patternProperties"] = {pattern: node.pop("additionalProperties", True)}
         node["additionalProperties"] = False
@@ -113,7 +113,7 @@ def _restrict_names(node: Schema) -> None:
 def _close(node: Schema, listed: tuple[str, ...], others: str, unevaluated: str, is_closed: bool) -> None:
     rest = node.pop(unevaluated, None)
     if rest is False and _APPLIED & node.keys():
-        rest = None  # members that these schemas allow are evaluated
+        rest = None  # members that these schemas allow count as evaluated
     if rest is None and is_closed and any(name in node for name in listed):
         rest = False
     if rest is not None:
@@ -121,11 +121,11 @@ def _close(node: Schema, listed: tuple[str, ...], others: str, unevaluated: str,
 
 
 def translate_regex(pattern: str, *, is_whole: bool = True) -> str:
-    """The expression for llguidance.
+    """Translates an expression for llguidance.
 
     Args:
         pattern: the request's expression.
-        is_whole: whether it describes a whole text; the pattern of a JSON schema is searched for.
+        is_whole: whether the expression describes a whole text. A JSON schema's pattern may match anywhere.
     """
     parts: list[str] = []
     position, is_in_class = 0, False

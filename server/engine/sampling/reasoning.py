@@ -9,28 +9,28 @@ TokenBytes = Callable[[int], bytes]
 
 
 class FoundMarker(NamedTuple):
-    """A marker that a token of the output completes."""
+    """A marker that a token of the output has completed."""
 
     marker: ReasoningMarker
     rest: bytes
-    """The token's bytes after the marker: tokenizers have tokens such as `>{`."""
+    """The token's bytes behind the marker: tokenizers have tokens such as `>{`."""
 
 
 class ReasoningState:
-    """One per sequence whose grammar waits for the end of the reasoning, or whose reasoning is limited.
+    """The state of one sequence whose grammar waits for the reasoning's end, or whose reasoning is limited.
 
-    It advances with every token of the output, so it survives preemption.
+    The state advances with every token of the output, so it survives preemption.
     """
 
     def __init__(self, rules: ReasoningRules, token_bytes: TokenBytes | None) -> None:
-        """Without `token_bytes`, markers are found only as tokens of their own."""
+        """Without `token_bytes`, a marker is found only as a token of its own."""
         self._rules = rules
         self._starts = MarkerFinder(rules.starts, token_bytes)
         self._ends = MarkerFinder(rules.ends, token_bytes)
         self._is_open = rules.is_open
         self._num_spent = rules.num_spent_tokens
         self._num_forced: int | None = None
-        """How many tokens of the forced end the output has; None while nothing is forced."""
+        """How many tokens of the forced end the output has. None while nothing is forced."""
         self.delays_grammar = rules.delays_grammar
         """Whether the grammar does not apply to the next token."""
         self._is_undecided = rules.is_optional
@@ -38,18 +38,18 @@ class ReasoningState:
 
     @property
     def forced_token_id(self) -> int | None:
-        """The only token that may follow; None if the choice is free."""
+        """The only token that may follow. None if the choice is free."""
         return None if self._num_forced is None else self._rules.forced_end[self._num_forced]
 
     @property
     def optional_starts(self) -> list[int]:
-        """The tokens that may follow although the grammar excludes them, because they begin reasoning."""
+        """Tokens that may follow although the grammar excludes them, because they begin reasoning."""
         if not self._is_undecided:
             return []
         return [marker.token_id for marker in self._rules.starts if marker.token_id is not None]
 
     def advance(self, token_id: int) -> FoundMarker | None:
-        """Adds the output's next token; returns the marker if it ends the reasoning."""
+        """Adds the output's next token. Returns the marker if the token ends the reasoning."""
         end, start = self._ends.add(token_id), self._starts.add(token_id)
         if end is not None:
             self._is_open = self.delays_grammar = False
@@ -76,7 +76,7 @@ class ReasoningState:
 
 
 class MarkerFinder:
-    """Finds markers in the output: a marker's own token by its id, and ordinary tokens by their text."""
+    """Finds markers in the output: a marker's own token by its id, ordinary tokens by their text."""
 
     def __init__(self, markers: Sequence[ReasoningMarker], token_bytes: TokenBytes | None) -> None:
         self._token_bytes = token_bytes
@@ -86,7 +86,7 @@ class MarkerFinder:
         self._tail = b""
 
     def add(self, token_id: int) -> FoundMarker | None:
-        """The marker that this token completes."""
+        """The marker that this token completes. None if it completes none."""
         if token_id in self._by_id:
             self._tail = b""
             return FoundMarker(self._by_id[token_id], b"")

@@ -1,8 +1,8 @@
-"""Samples the next token of each sequence from its logits, and decides whether it is the last one.
+"""Samples the next token of each sequence from its logits, and decides whether this token is the last one.
 
-vLLM's parameters apply in vLLM's order. Reads the raw log-probabilities first, then applies grammar, token
-bans, logit bias, penalties and the thinking budget, which also affect a greedy choice. Temperature, min-p,
-top-k and top-p are in `server.engine.sampling.drawing`.
+Parameters apply in vLLM's order. The raw log-probabilities are read first. Then grammar, token bans, logit
+bias, penalties and the thinking budget apply, which also affect a greedy choice. Temperature, min-p, top-k
+and top-p are in `server.engine.sampling.drawing`.
 """
 
 import math
@@ -31,11 +31,11 @@ class Sampled(NamedTuple):
     token_id: int
     logprob: TokenLogprob | None
     error: str | None = None
-    """Why the sequence cannot continue: its grammar failed, or no token is left."""
+    """Why the sequence cannot continue: its grammar has failed, or no token is left. None if it can."""
 
     @property
     def is_request_fault(self) -> bool:
-        """Whether the request's own parameters cause the error."""
+        """Whether the request's own parameters have caused the error."""
         return self.error is not None and self.error != _NOT_FINITE
 
 
@@ -45,7 +45,7 @@ class Ending(NamedTuple):
     reason: FinishReason | None = None
     """None if the sequence continues."""
     stop_token_id: int | None = None
-    """The token if it is the reason."""
+    """The new token, if it is the reason."""
     error: str | None = None
 
 
@@ -53,7 +53,7 @@ _CONTINUES = Ending()
 
 
 class Sampler:
-    """One per engine; every method runs on the engine's thread."""
+    """One per engine. Every method runs on the engine's thread."""
 
     def __init__(
         self,
@@ -75,12 +75,12 @@ class Sampler:
         return new_generator(self._device, self._seed)
 
     def prepare(self) -> None:
-        """Creates the random generator ahead of the first draw."""
+        """Creates the random generator before the first draw."""
         _ = self._generator
 
     @torch.inference_mode()
     def sample(self, sequences: list[Sequence], logits: torch.Tensor) -> list[Sampled]:
-        """`logits` has one row per sequence, shape [len(sequences), vocab]; they may be overwritten."""
+        """Samples one token per sequence. `logits`: [len(sequences), vocab]; may be overwritten."""
         described = [i for i, s in enumerate(sequences) if s.params.logprobs is not None]
         raw = logits[described] if described else None
         logits = logits.float()
@@ -95,7 +95,7 @@ class Sampler:
         return [Sampled(s, token_ids[i], logprobs.get(i), errors.get(i)) for i, s in enumerate(sequences)]
 
     def find_end(self, sequence: Sequence, token_id: int) -> Ending:
-        """Whether the sequence ends with its new token, by which its grammar and its reasoning advance."""
+        """Whether the sequence ends with its new token. Advances grammar and reasoning by this token."""
         params = sequence.params
         is_eos = token_id in self._eos_token_ids and not params.ignore_eos
         if is_eos or token_id in params.stop_token_ids:
@@ -111,7 +111,7 @@ class Sampler:
         return _CONTINUES
 
     def _restrict(self, sequences: list[Sequence], logits: torch.Tensor) -> dict[int, str]:
-        """Applies grammars, token bans and logit bias, in place; returns errors by row."""
+        """Applies grammars, token bans and logit bias in place. Returns row -> error."""
         errors: dict[int, str] = {}
         for i, sequence in enumerate(sequences):
             params, row = sequence.params, logits[i]
@@ -134,7 +134,7 @@ class Sampler:
         before = row[stops]
         row[stops] = float("-inf")
         if sequence.params.guided is not None and row.isneginf().all():
-            # The grammar is complete: only the end may follow, also before `min_tokens`.
+            # The grammar is complete: only the end may follow, even before `min_tokens`.
             row[stops] = before
 
     def _pick(self, sequences: list[Sequence], logits: torch.Tensor, errors: dict[int, str]) -> list[int]:
@@ -154,7 +154,7 @@ class Sampler:
         return token_ids
 
     def _uniform(self, sequences: list[Sequence]) -> torch.Tensor:
-        """One number per sequence; a request with a seed has its own generator."""
+        """One uniform number per sequence. A request with a seed has its own generator."""
         uniform = torch.rand(len(sequences), dtype=torch.float64, device=self._device, generator=self._generator)
         for i, sequence in enumerate(sequences):
             if sequence.params.seed is not None:
@@ -165,12 +165,12 @@ class Sampler:
 
 
 def _argmax(logits: torch.Tensor) -> torch.Tensor:
-    """The first maximum of each row, or the first NaN. On a CPU numpy finds it 13 times as fast as torch."""
+    """The first maximum of each row, or the first NaN. On a CPU, numpy is 13 times as fast as torch."""
     return torch.from_numpy(logits.numpy().argmax(axis=-1)) if logits.device.type == "cpu" else logits.argmax(dim=-1)
 
 
 def _force(sequences: list[Sequence], logits: torch.Tensor) -> None:
-    """Leaves only the end of the reasoning to sequences whose budget is used up."""
+    """Allows only the end of the reasoning in sequences whose budget is used up."""
     for i, sequence in enumerate(sequences):
         if sequence.reasoning is not None and sequence.reasoning.forced_token_id is not None:
             logits[i].fill_(float("-inf"))
@@ -188,9 +188,9 @@ _NAMES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
 
 
 def apply_penalties(sequences: Seq[Sequence], logits: torch.Tensor) -> None:
-    """Changes `logits`, one row per sequence, in place.
+    """Applies penalties in place. `logits` has one row per sequence.
 
-    Repetition over prompt and output (CTRL, arXiv 1909.05858), then frequency and presence over output.
+    Repetition counts prompt and output (CTRL, arXiv 1909.05858). Frequency and presence count only output.
     """
     penalised = [(i, s) for i, s in enumerate(sequences) if _has_penalty(s)]
     if not penalised:
@@ -219,11 +219,11 @@ class _TokenCounts(NamedTuple):
 
     token_ids: npt.NDArray[np.int64]
     in_output: npt.NDArray[np.int64]
-    """How often each occurs in the output."""
+    """How often each token occurs in the output."""
 
 
 def _count_tokens(sequence: Sequence) -> _TokenCounts:
-    """Counts anew in each step: 70 us for 2000 tokens."""
+    """Counts the tokens again in each step, which takes 70 us for 2000 tokens."""
     num_unknown = sequence.num_unknown_tokens
     known = np.array(sequence.token_ids[num_unknown:], dtype=np.int64)
     token_ids, places = np.unique(known, return_inverse=True)
@@ -232,13 +232,13 @@ def _count_tokens(sequence: Sequence) -> _TokenCounts:
 
 
 _MAX_ROWS = 64
-"""Rows computed at once: all rows of a prompt would take gigabytes with a large vocabulary."""
+"""Rows computed at once. All rows of a prompt would take gigabytes with a large vocabulary."""
 _LEAST = -9999.0
-"""JSON has no infinity; vLLM and OpenAI report this for an impossible token."""
+"""What vLLM and OpenAI report for an impossible token, because JSON has no infinity."""
 
 
 def add_prompt_logprobs(chunk: Chunk, logits: torch.Tensor) -> None:
-    """Adds the log-probabilities of the prompt tokens that follow a chunk's tokens; the first one has none.
+    """Adds the log-probabilities of the prompt tokens that follow a chunk's tokens. The first has none.
 
     Args:
         logits: the logits of all tokens of the chunk.
@@ -251,11 +251,11 @@ def add_prompt_logprobs(chunk: Chunk, logits: torch.Tensor) -> None:
 
 
 def describe(logits: torch.Tensor, token_ids: Seq[int], nums_top: Seq[int]) -> list[TokenLogprob]:
-    """The log-probabilities of one token per row, and of the most likely ones.
+    """The log-probabilities of one token in each row, and of the row's most likely tokens.
 
     Args:
         logits: shape [rows, vocab].
-        token_ids: the token of each row: the sampled one, or the next one of the prompt.
+        token_ids: the token of each row, which is the sampled one or the next one of the prompt.
         nums_top: how many of the most likely tokens to report for each row.
     """
     result: list[TokenLogprob] = []

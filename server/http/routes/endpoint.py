@@ -1,4 +1,4 @@
-"""The POST routes: JSON in, JSON or events out. A request is cancelled when its client disconnects."""
+"""The POST routes: JSON in, JSON or events out. If a client disconnects, its request is cancelled."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
@@ -32,15 +32,15 @@ from server.terms.limits import flag_of
 
 T = TypeVar("T", bound=RequestBody)
 ResponseBody = dict[str, Any] | bytes | BinaryResponse | AsyncGenerator[bytes, None]
-"""A body to encode, encoded JSON, bytes, or events."""
+"""A body to be encoded as JSON, encoded JSON, a body of bytes, or events."""
 Handler = Callable[[T, RequestContext], Awaitable[ResponseBody]]
 _LARGE_BODY_BYTES = 32 << 10
-"""Decoding this much JSON takes about as long as handing it to a thread."""
+"""Handing JSON of this size to a thread takes about as long as decoding it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AppParts(Inference):
-    """One per server; tests replace some of them by fakes."""
+    """The objects of one server that routes use. Tests replace some of them by fakes."""
 
     lifecycle: Lifecycle
     start: StartView
@@ -53,17 +53,17 @@ class AppParts(Inference):
 
     @cached_property
     def availability(self) -> Availability:
-        """Whether requests are accepted."""
+        """Whether requests are accepted, and the reason if not."""
         return Availability(self.lifecycle, self.start)
 
     def max_body_bytes(self, *, takes_embeds: bool) -> int:
-        """The largest body; the model determines how much `prompt_embeds` may add to it."""
+        """The limit for bodies. The model decides how much `prompt_embeds` may add to it."""
         embeds = self.renderer.prompts.embeds_limits if takes_embeds else None
         return self.admission.limits.max_body_bytes + (0 if embeds is None else embeds.max_base64_chars)
 
 
 class JsonEndpoint(Generic[T]):
-    """An ASGI application for one route; it avoids the cost of Starlette's Request and Response."""
+    """The ASGI application of one route. It avoids the cost of Starlette's Request and Response."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class JsonEndpoint(Generic[T]):
         takes_embeds: bool = False,
         failures: FailureFormat = OPENAI,
     ) -> None:
-        """`model` is the request's; a body with embeddings may be larger than others."""
+        """`model` is the type of the request. `takes_embeds`: whether embeddings may enlarge its body."""
         self.model = model
         self._parts = parts
         self._decoder = RequestDecoder(model, parts.admission.limits)
@@ -114,7 +114,7 @@ class JsonEndpoint(Generic[T]):
                 self._parts.renderer.pools.submit(context.held.clear)
 
     async def _report_cancellation(self, context: RequestContext, send: Send) -> None:
-        """Sends the 503 of a request that the drain cancelled, if its response has not begun."""
+        """Sends a 503 for a request that the drain has cancelled, if its response has not begun."""
         problem = self._parts.availability.problem
         if problem is None or not self._parts.running.is_cancelled:
             raise asyncio.CancelledError
@@ -155,12 +155,12 @@ class JsonEndpoint(Generic[T]):
 
     def _decode(self, parts: list[bytes]) -> T:
         body = b"".join(parts)
-        parts.clear()  # otherwise they stay in memory until the response is complete
+        parts.clear()  # the body's parts would stay in memory until the response is complete
         return self._decoder.decode(body)
 
 
 async def _run_while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Cancels the work once the client has disconnected; the body must have been read."""
+    """Runs `work`, and cancels it if the client disconnects. The body must have been read."""
     working = asyncio.create_task(work)
     watching = asyncio.create_task(_wait_disconnect(receive))
     try:
@@ -183,7 +183,7 @@ class ClientGoneError(Exception):
 
 
 def read_announced_bytes(scope: Scope, *, max_bytes: int) -> int:
-    """The announced content length; 0 if it is missing. Called before the body is read.
+    """The announced length of the content, 0 if it is missing. Called before the body is read.
 
     Raises:
         RequestError: the body is too large, compressed, or not declared as JSON.
@@ -205,11 +205,11 @@ def read_announced_bytes(scope: Scope, *, max_bytes: int) -> int:
 
 
 async def read_body(receive: Receive, lease: Lease, *, announced_bytes: int, max_bytes: int) -> list[bytes]:
-    """The body in the parts in which it arrived, because joining many megabytes takes time.
+    """Reads the body. Returns it in the parts in which it arrived, because joining many megabytes takes time.
 
     Raises:
         RequestError: the body is too large, or exceeds the admission limits.
-        ClientGoneError: the client disconnected before its end.
+        ClientGoneError: the client disconnected before the end of the body.
     """
     parts: list[bytes] = []
     size = 0
@@ -219,7 +219,7 @@ async def read_body(receive: Receive, lease: Lease, *, announced_bytes: int, max
             raise ClientGoneError
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > announced_bytes:  # a chunked body has no announced length
+        if size > announced_bytes:  # a chunked body announces no length
             if size > max_bytes:
                 raise _too_large(max_bytes)
             lease.add_bytes(len(parts[-1]))
@@ -233,7 +233,7 @@ def _too_large(max_bytes: int, announced: str = "") -> RequestError:
 
 
 def read_header(scope: Scope, name: bytes) -> str | None:
-    """One header of the request; `name` in lower case."""
+    """A header of the request. `name` is in lower case."""
     for key, value in scope["headers"]:
         if key == name:
             return str(value.decode("latin-1"))
@@ -241,6 +241,6 @@ def read_header(scope: Scope, name: bytes) -> str | None:
 
 
 def read_request_id(scope: Scope) -> str | None:
-    """The client's X-Request-Id; None if it is missing or unfit for logs, headers and bodies."""
+    """The client's X-Request-Id. None if it is missing or unfit for logs, headers and bodies."""
     given = read_header(scope, b"x-request-id")
     return given if given is not None and is_valid(given) else None

@@ -1,4 +1,4 @@
-"""The routes without a JSON body: probes, status page, the server, its model, kept responses by their id."""
+"""The routes without a JSON body: probes, status page, facts of server and model, kept responses."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ _EMPTY: Message = {"type": "http.response.body", "body": b""}
 
 
 class HealthEndpoint:
-    """200 without a body if requests are accepted, else 503 with the reason; needs no lock and no I/O."""
+    """Answers 200 without a body if requests are accepted, else 503 with the reason. Uses no lock or I/O."""
 
     def __init__(self, availability: Availability) -> None:
         self._availability = availability
@@ -39,13 +39,13 @@ class HealthEndpoint:
         if problem is not None:
             await send_unavailable(send, problem)
             return
-        # middleware (CORS) adds its headers to the list
+        # middleware such as CORS adds headers to this list
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send(_EMPTY)
 
 
 class InfoEndpoints:
-    """Answer in every state of the lifecycle; those of the model and its caches need the engine."""
+    """Routes that answer in every state of the lifecycle. Those of model and caches need the engine."""
 
     def __init__(self, parts: AppParts) -> None:
         self._parts = parts
@@ -60,7 +60,7 @@ class InfoEndpoints:
         return json_response({"server_load": self._parts.running.num_running})
 
     async def metrics(self, request: Request) -> Response:
-        """GET /metrics; rendering takes some milliseconds, so it runs off the event loop."""
+        """GET /metrics. Rendering takes some milliseconds, so it runs off the event loop."""
         async with self._scraping:
             body = await asyncio.to_thread(self._parts.metrics.render)
         return Response(body, headers={"content-type": CONTENT_TYPE})
@@ -87,7 +87,7 @@ class InfoEndpoints:
         return json_response(self._parts.models.get(request.path_params["model"]))
 
     async def reset_prefix_cache(self, request: Request) -> Response:
-        """POST /reset_prefix_cache?reset_running_requests=false; there is no external cache to reset."""
+        """POST /reset_prefix_cache?reset_running_requests=false. There is no external cache to reset."""
         self._parts.availability.check()
         interrupts = _read_boolean(request, "reset_running_requests")
         return json_response({"success": await self._parts.engine.reset_prefix_cache(interrupts=interrupts)})
@@ -100,13 +100,13 @@ class InfoEndpoints:
 
 
 class ResponseEndpoints:
-    """Retrieves, follows, cancels and deletes kept responses; needs no engine."""
+    """Retrieves, follows, cancels and deletes kept responses. Needs no engine."""
 
     def __init__(self, serving: ResponsesServing) -> None:
         self._serving = serving
 
     async def answer(self, request: Request) -> Response:
-        """GET or DELETE /v1/responses/{response_id}; with `stream` events after `starting_after`."""
+        """GET or DELETE /v1/responses/{response_id}. With `stream`, sends events after `starting_after`."""
         response_id = request.path_params["response_id"]
         if request.method == "DELETE":
             await self._serving.delete(response_id)
@@ -139,7 +139,7 @@ def json_response(body: object, *, status: int = 200, headers: Mapping[str, str]
 
 
 def _read_boolean(request: Request, name: str) -> bool:
-    """A parameter of the query that is false unless it is given; raises RequestError."""
+    """A boolean parameter of the query, false by default. Raises RequestError."""
     given = request.query_params.get(name, "false")
     if (value := _BOOLEANS.get(given.lower())) is None:
         raise _invalid_parameter(name, "true or false", given)
@@ -163,12 +163,12 @@ _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class StatusEndpoints:
-    """Answer in every state; only the quantiles of the loop lag are computed (half a millisecond)."""
+    """Routes that answer in every state. Their only computation is the loop lag's quantiles (0.5 ms)."""
 
     def __init__(self, parts: AppParts) -> None:
         self._parts = parts
         self._whole_start: bytes | None = None
-        """The timeline, once the start has ended."""
+        """The timeline as JSON, once the start has ended."""
 
     async def page(self, request: Request) -> Response:
         page = read_page()
@@ -222,7 +222,7 @@ class StatusEndpoints:
 
 
 def _resident_bytes(pid: int | None) -> int | None:
-    """Memory of a process; None if the system does not report it."""
+    """Resident memory of a process in bytes. None if the system does not report it."""
     if pid is None:
         return None
     try:

@@ -16,11 +16,11 @@ _QUERIES = {
     "/v1/responses/{response_id}": {"stream": "boolean", "starting_after": "integer"},
     "/v1/responses/{response_id}/input_items": {"after": "string", "limit": "integer", "order": "string"},
 }
-"""Path -> type of each query parameter of its GET."""
+"""Path -> type of each query parameter of its GET route."""
 
 
 def build_openapi(routes: Sequence[BaseRoute], version: str) -> dict[str, Any]:
-    """The whole document; responses other than errors have no schema, as in vLLM's."""
+    """The whole document. As in vLLM's, only error responses have a schema."""
     shown = [route for route in routes if isinstance(route, Route)]
     requests = [route.endpoint.model for route in shown if isinstance(route.endpoint, JsonEndpoint)]
     models: list[type] = [ErrorResponse, UnavailableResponse, *requests]

@@ -1,4 +1,4 @@
-"""The table of routes, and the objects that answer them."""
+"""The table of routes, with the objects that answer them."""
 
 from functools import partial
 
@@ -57,7 +57,7 @@ def _post(  # noqa: PLR0913 - what differs between routes
     takes_embeds: bool = False,
     failures: FailureFormat = OPENAI,
 ) -> Route:
-    """The route that passes requests of this kind, as JSON, to the handler."""
+    """A route that decodes JSON into `model` and passes it to `handle`."""
     endpoint = JsonEndpoint(parts, model, handle, takes_embeds=takes_embeds, failures=failures)
     return Route(path, endpoint, methods=["POST"])
 
@@ -110,7 +110,7 @@ def _pooling_routes(parts: AppParts) -> list[Route]:
 
 def _info_routes(parts: AppParts) -> list[Route]:
     health, info, status = HealthEndpoint(parts.availability), InfoEndpoints(parts), StatusEndpoints(parts)
-    caches = [  # of all clients: only a server for development offers to reset them
+    caches = [  # these concern all clients, so only a server for development has them
         Route("/reset_prefix_cache", info.reset_prefix_cache, methods=["POST"]),
         Route("/reset_mm_cache", info.reset_mm_cache, methods=["POST"]),
     ]

@@ -1,6 +1,6 @@
-"""uvicorn's HTTP/1.1 connection with limits: how much and how fast a client sends, and how fast it reads.
+"""uvicorn's HTTP/1.1 connection with limits for how much and how fast a client sends, and how fast it reads.
 
-Probes have the same limits, except that the limit of connections does not reject them.
+Probes have the same limits, but the limit of connections does not reject them.
 """
 
 import asyncio
@@ -33,10 +33,10 @@ from server.terms.limits import LimitsConfig, flag_of
 logger = logging.getLogger(__name__)
 
 _MAX_PIPELINED = 32
-"""Most requests that may wait behind a running one on the same connection."""
+"""The most requests that may wait behind a running one on the same connection."""
 _UPGRADE_HEADERS = (b"connection", b"upgrade", b"http2-settings")
 _TOO_MANY_PIPELINED = Rejection(400, f"More than {_MAX_PIPELINED} requests wait on this connection.")
-"""Only logged: the connection ends after the responses to the waiting requests.
+"""Only the log shows this error: the connection ends after the responses to the waiting requests.
 
 The client may send the rest on a new connection.
 """
@@ -47,7 +47,7 @@ _ENCODED = Rejection(400, "The request has a Transfer-Encoding other than 'chunk
 def bounded_connections(
     limits: LimitsConfig, tls: Callable[[], ssl.SSLContext] | None = None
 ) -> Callable[..., asyncio.Protocol]:
-    """The factory with which uvicorn creates connections, which share one table.
+    """The factory with which uvicorn creates connections. They share one table.
 
     TLS is handled here: uvicorn itself is configured without it.
     """
@@ -65,7 +65,7 @@ def bounded_connections(
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """Applies the limits to one connection; runs on the event loop."""
+    """Applies the limits to one connection, on the event loop."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class BoundedConnection(HttpToolsProtocol):
         carrier: asyncio.Transport | None = None,
         **kwargs: Any,
     ) -> None:
-        """`carrier` is the transport below the connection's TLS; None without TLS."""
+        """`carrier` is the transport below the connection's TLS. None without TLS."""
         super().__init__(*args, **kwargs)
         self._limits = limits
         self._carrier = carrier
@@ -84,12 +84,12 @@ class BoundedConnection(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         """The request that is being answered."""
         self._num_piece_bytes = 0
-        """Size of the piece that the parser is reading."""
+        """The size of the piece that the parser is reading, in bytes."""
         self._num_dropped_bytes = 0
         self._num_trailers = 0
         self._has_room = True
         self._ignores_input = False
-        """Whether everything else that the client sends is dropped."""
+        """Whether all further input of the client is dropped."""
         self._stall: asyncio.TimerHandle | None = None
         self._transport: LingeringTransport
 
@@ -108,7 +108,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._stop_stall()
         self._unset_keepalive_if_required()
         if self._running is not None and not self._running.response_complete:
-            # uvicorn marks only the last request as disconnected, and this may be an earlier one.
+            # uvicorn marks only the last request as disconnected. This may be an earlier one.
             self._running.disconnected = True
             self._running.message_event.set()
         self.pipeline.clear()
@@ -134,7 +134,7 @@ class BoundedConnection(HttpToolsProtocol):
                 self._reject(rejection)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Waits a little longer: the next request may have arrived while this process was stopped."""
+        """Waits a little longer, because the next request may have arrived while this process was stopped."""
         self.timeout_keep_alive_task = self.loop.call_later(READ_GRACE_S, super().timeout_keep_alive_handler)
 
     def pause_writing(self) -> None:
@@ -153,7 +153,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._watch.stage is Stage.BODY:
-            self._num_trailers += 1  # trailers are dropped: a proxy in front has not checked them
+            self._num_trailers += 1  # drops trailers, which a proxy in front has not checked
         else:
             super().on_header(name, value)
         if len(self.headers) + self._num_trailers > self._limits.max_headers:
@@ -178,7 +178,7 @@ class BoundedConnection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if not self.parser.should_upgrade():
             super().on_message_complete()
-        if self.pipeline:  # uvicorn pauses reading, so that the end of the connection might not be noticed
+        if self.pipeline:  # uvicorn pauses reading, so that it might not notice the end of the connection
             self.flow.resume_reading()
         self._watch.note_end()
 
@@ -197,7 +197,7 @@ class BoundedConnection(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def evict(self) -> bool:
-        """Closes at once to make room; returns False while bytes of the last response are unsent."""
+        """Closes the connection at once to make room. False while bytes of the last response are unsent."""
         if self._transport.num_unsent_bytes:
             return False
         self._ignores_input = True
@@ -222,18 +222,18 @@ class BoundedConnection(HttpToolsProtocol):
 
     @staticmethod
     def _avoid_copies(cycle: RequestResponseCycle) -> None:
-        """Prepares uvicorn's buffer for the next piece of a body.
+        """Prepares uvicorn's buffer for the next piece of a body, so that uvicorn copies less.
 
-        uvicorn adds pieces to a bytearray and passes on a copy of that. Bytes added to empty bytes are not
-        copied, and neither are bytes that are passed on.
+        uvicorn adds pieces to a bytearray and passes on a copy of it. With empty bytes, it copies neither the
+        piece that it adds nor the bytes that it passes on.
         """
         if not cycle.body:
             cycle.body = b""  # type: ignore[assignment]
         elif isinstance(cycle.body, bytes):
-            cycle.body = bytearray(cycle.body)  # the request has not taken the piece before
+            cycle.body = bytearray(cycle.body)  # the application has not taken the earlier piece
 
     def _find_head_error(self) -> Rejection | None:
-        """Why the request whose headers are complete must be rejected; None if it is accepted."""
+        """Why a request with complete headers must be rejected. None if it is accepted."""
         if self._watch.may_exceed_head_limit(self._num_piece_bytes):
             num_bytes = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
             if num_bytes > self._limits.max_head_bytes:
@@ -254,7 +254,7 @@ class BoundedConnection(HttpToolsProtocol):
         return None
 
     def _drop(self, num_bytes: int) -> None:
-        """Drops a part of a body whose response is complete.
+        """Drops a part of a body that nobody reads, because its response is complete.
 
         Closes the connection if the client sends too much.
         """
@@ -263,7 +263,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._close()
 
     def _reject(self, rejection: Rejection) -> None:
-        """Accepts no more input; sends the reason unless a response is running."""
+        """Accepts no more input. Sends the reason, unless a response is being sent."""
         logger.debug("closing a connection: %s", rejection.message)
         self._ignores_input = True
         self._watch.disarm()
@@ -274,7 +274,7 @@ class BoundedConnection(HttpToolsProtocol):
         elif cycle is None or cycle.response_complete:
             self._send_rejection(rejection)
         elif not is_reading_body:
-            cycle.keep_alive = False  # the connection ends after the responses to the earlier requests
+            cycle.keep_alive = False  # the connection ends after the responses to earlier requests
         elif self.pipeline:
             self.pipeline.popleft()
             last = self.pipeline[0][0] if self.pipeline else self._running
@@ -293,7 +293,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._close()
 
     def _close(self) -> None:
-        """Replaces the transport's `close`, which uvicorn calls."""
+        """The transport's `close` for uvicorn: sends the rest, and lingers."""
         if self._transport.is_closed:
             return
         self._watch.disarm()
@@ -311,7 +311,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._reject(rejection)
 
     def _recheck_stall(self) -> None:
-        """Waits a little longer: the client may have read while this process was stopped."""
+        """Waits a little longer, because the client may have read while this process was stopped."""
         self._stall = self.loop.call_later(READ_GRACE_S, self._abort_stalled)
 
     def _abort_stalled(self) -> None:
@@ -327,7 +327,7 @@ class BoundedConnection(HttpToolsProtocol):
 
 
 def _without_chunks(cycle: RequestResponseCycle, app: ASGI3Application) -> ASGI3Application:
-    """The application for a client of HTTP/1.0, which knows no chunks: a stream ends with the connection."""
+    """The application for a client of HTTP/1.0, which has no chunks. A stream ends with the connection."""
     cycle.chunked_encoding = False
 
     async def run(scope: Any, receive: Any, send: Any) -> None:

@@ -1,4 +1,4 @@
-"""Bounds the number of open connections: idle ones are closed to make room for new ones."""
+"""Limits the number of open connections. Idle ones are closed to make room for new ones."""
 
 import logging
 import resource
@@ -9,11 +9,11 @@ from typing import Protocol
 logger = logging.getLogger(__name__)
 
 _OTHER_FILES = 256
-"""File descriptors reserved for other uses (about 20 when idle, more under load: media, templates, logs)."""
+"""Descriptors reserved for other files: about 20 when idle, more under load (media, templates, logs)."""
 _LEAST_OTHER_FILES = 64
-"""If the limit of files is low, a quarter of it is reserved for other uses, but at least this many."""
+"""If the limit of files is low, a quarter of the descriptors is reserved instead, but at least this many."""
 _MAX_ASKED = 64
-"""Most idle connections asked to close for one new connection."""
+"""The most idle connections that are asked to close for one new connection."""
 
 _SPARE_FILES = 16
 """With fewer free descriptors, accepting will soon fail, and the kernel will reset new connections."""
@@ -24,21 +24,21 @@ class Evictable(Protocol):
     """A connection that can be closed to make room."""
 
     def evict(self) -> bool:
-        """Closes at once; False if bytes of the last response are still unsent."""
+        """Closes the connection at once. False if bytes of its last response are unsent."""
 
 
 class ConnectionTable:
-    """One per server; used on the event loop only."""
+    """The connections of one server, used on the event loop only."""
 
     def __init__(self, max_connections: int) -> None:
         self.max_connections = max_connections
         self._open: set[Evictable] = set()
         self._idle: dict[Evictable, None] = {}
-        """The open connections without a running request, longest idle first."""
+        """Open connections without a running request, longest idle first."""
         self._next_warning_s = 0.0
 
     def add(self, connection: Evictable) -> bool:
-        """Adds a connection; if there are too many, closes the longest idle one.
+        """Adds a connection. If there are too many, closes the longest idle one.
 
         False if none can be closed.
         """
@@ -55,7 +55,7 @@ class ConnectionTable:
     def check_free_files(self, fd: int) -> None:
         """Closes idle connections if few file descriptors are free.
 
-        `fd` is a new connection's descriptor, which is the lowest that was free.
+        `fd` is a new connection's descriptor. It was the lowest free one, so it shows how many are in use.
         """
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft == resource.RLIM_INFINITY or fd < soft - _SPARE_FILES:
@@ -71,11 +71,11 @@ class ConnectionTable:
             )
 
     def note_busy(self, connection: Evictable) -> None:
-        """A request starts on the connection."""
+        """Called when a request starts on the connection."""
         self._idle.pop(connection, None)
 
     def note_idle(self, connection: Evictable) -> None:
-        """The connection has no running request; it may be lingering before it closes."""
+        """Called when no request runs on the connection, which may linger before it closes."""
         if connection in self._open:
             self._idle[connection] = None
 
@@ -83,14 +83,14 @@ class ConnectionTable:
         for connection in list(islice(self._idle, _MAX_ASKED)):
             del self._idle[connection]
             if connection.evict():
-                self._open.discard(connection)  # it closes at the loop's next turn
+                self._open.discard(connection)  # the connection closes in the next turn of the loop
                 return True
             self._idle[connection] = None
         return False
 
 
 def raise_file_limit(max_connections: int) -> int:
-    """Raises the limit of open files for `max_connections`; returns how many connections the limit allows."""
+    """Raises the limit of open files for `max_connections`. Returns how many connections it then allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return max_connections

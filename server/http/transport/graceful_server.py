@@ -1,4 +1,4 @@
-"""uvicorn's server with a graceful shutdown that also serves connections which wait to be accepted."""
+"""uvicorn's server with a graceful shutdown, which also serves connections that wait to be accepted."""
 
 import asyncio
 import contextlib
@@ -9,15 +9,15 @@ from collections.abc import Generator
 import uvicorn
 
 _FIRST_REQUEST_S = 1.0
-"""How long a connection that was accepted during shutdown may take to send its first request."""
+"""Seconds within which a connection accepted during shutdown must send its first request."""
 _POLL_S = 0.01
 
 
 class GracefulServer(uvicorn.Server):
-    """Runs on the event loop; does not handle signals, because uvicorn's handlers would end the process."""
+    """Runs on the event loop. Does not handle signals: uvicorn's handlers would end the process."""
 
     def announce_close(self) -> None:
-        """From now on, each response says `connection: close`, and its connection closes after it.
+        """From now on, each response has `connection: close`, and its connection closes afterwards.
 
         Connections whose response headers are already sent stay open: their clients may be sending another
         request.
@@ -31,9 +31,9 @@ class GracefulServer(uvicorn.Server):
                 cycle.keep_alive = False
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serves the connections that wait to be accepted before it closes the port.
+        """Closes the port after serving the connections that wait to be accepted.
 
-        Closing alone resets them.
+        Closing the port alone would reset these.
         """
         last = [listener.dup() for listener in sockets or []]
         for server in self.servers:
@@ -48,7 +48,7 @@ class GracefulServer(uvicorn.Server):
         await super().shutdown(sockets=[])
 
     async def _adopt(self, client: socket.socket) -> None:
-        """Serves an accepted connection; there is no lifespan."""
+        """Serves an accepted connection, without an ASGI lifespan."""
 
         def create_protocol() -> asyncio.Protocol:
             return self.config.http_protocol_class(  # type: ignore[call-arg]
@@ -58,7 +58,7 @@ class GracefulServer(uvicorn.Server):
         await asyncio.get_running_loop().connect_accepted_socket(create_protocol, client)
 
     async def _wait_first_requests(self) -> None:
-        """Waits for the first requests of new connections: after the end they would get no response."""
+        """Waits for the first requests of new connections. After the shutdown they would get no response."""
         deadline_s = time.monotonic() + _FIRST_REQUEST_S
         while not self.force_exit and time.monotonic() < deadline_s:
             if all(getattr(c, "cycle", None) is not None for c in self.server_state.connections):
@@ -81,9 +81,9 @@ def _take_waiting(listener: socket.socket) -> list[socket.socket]:
 
 
 def bound_unsent_bytes(listener: socket.socket, num_bytes: int) -> None:
-    """Bounds the kernel's send buffer, which otherwise holds megabytes for each client that does not read.
+    """Limits the kernel's send buffer, which would hold megabytes for each client that does not read.
 
-    Applies to the connections that the listener accepts; bytes sent but not acknowledged do not count.
+    Applies to connections that the listener accepts. Bytes sent but not acknowledged do not count.
     """
     if listener.family in (socket.AF_INET, socket.AF_INET6):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, num_bytes)

@@ -1,22 +1,22 @@
-"""Closes a connection so that the client can read the last response, within a time limit."""
+"""Closes a connection within a time limit, in a way that lets the client read the last response."""
 
 import asyncio
 from collections.abc import Callable
 
 _LINGER_S = 5.0
-"""How long a client may keep sending, or delay the end of TLS, so that it can read the response."""
+"""Seconds for which a client may still send, or delay the end of TLS, so that it can read the response."""
 
 
 class LingeringTransport:
-    """A transport for uvicorn whose `close` calls back the connection.
+    """A transport for uvicorn whose `close` calls `on_close` instead.
 
-    Other methods are the real transport's.
+    Its other methods are the real transport's.
     """
 
     def __init__(
         self, transport: asyncio.Transport, on_close: Callable[[], None], carrier: asyncio.Transport | None = None
     ) -> None:
-        """`carrier` is the transport to which a TLS transport writes."""
+        """`carrier` is the transport to which a TLS transport writes. None without TLS."""
         self._transport = transport
         self._carrier = carrier
         self.write = transport.write
@@ -29,7 +29,7 @@ class LingeringTransport:
 
     @property
     def num_unsent_bytes(self) -> int:
-        """Bytes that the kernel has not accepted for sending yet."""
+        """Bytes that the kernel has not yet accepted for sending."""
         carried = 0 if self._carrier is None else self._carrier.get_write_buffer_size()
         return self._transport.get_write_buffer_size() + carried
 
@@ -46,23 +46,23 @@ class LingeringTransport:
         self._carrier.set_write_buffer_limits(high=num_bytes // 2)
 
     def abort(self) -> None:
-        """Closes at once and drops unsent bytes."""
+        """Closes the connection at once and drops unsent bytes."""
         self.is_closed = True
         self._transport.abort()
 
     def note_lost(self) -> None:
-        """The connection is lost: stops lingering and drops references that keep the connection in memory."""
+        """Called when the connection is lost. Stops lingering, and drops references that keep it alive."""
         self.is_closed = True
         self.close = lambda: None
         if self._lingering is not None:
             self._lingering.cancel()
 
     def finish(self, loop: asyncio.AbstractEventLoop, *, is_client_sending: bool, timeout_s: float) -> None:
-        """Sends the unsent bytes, then closes, within the timeout even if the client does not read.
+        """Sends the unsent bytes, then closes. Takes at most `timeout_s`, even if the client does not read.
 
         Closing while the client still sends would reset the connection, and the response would be lost. So
-        this lingers until the client stops sending. With TLS it lingers until the client ends the TLS
-        session, and reads and drops what the client sends meanwhile.
+        the transport lingers until the client stops sending. With TLS it lingers until the client ends the
+        TLS session. It reads and drops what the client sends meanwhile.
         """
         self.is_closed = True
         if self._transport.is_closing():

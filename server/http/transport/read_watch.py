@@ -1,4 +1,4 @@
-"""Tracks how far a client has sent its request, and rejects requests above a limit of time or size."""
+"""Follows how far a client has sent its request. Rejects requests above a limit of time or size."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,17 +12,17 @@ from server.terms.http_body.response_body import error_response
 from server.terms.limits import LimitsConfig, flag_of
 
 READ_GRACE_S = 0.05
-"""Extra time before a timeout applies, to read what arrived while this process was stopped.
+"""Seconds added to each timeout, in which to read what arrived while this process was stopped.
 
 When the process continues, timers run before sockets are read.
 """
 _FRAMING_FACTOR = 8
-"""Most chunk framing and trailers per byte of the body: a chunk of one byte has five bytes of framing."""
+"""Most bytes of framing and trailers per byte of the body. A chunk of one byte has five bytes of framing."""
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """An HTTP error for a request that does not reach the application; the connection is closed after it."""
+    """An HTTP error for a request that does not reach the application. The connection is then closed."""
 
     status: int
     message: str
@@ -57,7 +57,7 @@ class Stage(Enum):
 
 
 class ReadWatch:
-    """One per connection. A request that arrives in one piece, as nearly all do, needs no timer."""
+    """Watches what a client sends on one connection. A request in one piece (nearly all) needs no timer."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class ReadWatch:
         is_reading: Callable[[], bool],
         on_timeout: Callable[[Rejection | None], None],
     ) -> None:
-        """`on_timeout` gets the rejection for a client that is too slow; None if it has not sent anything.
+        """`on_timeout` gets the rejection for a client that is too slow, or None if it has sent nothing.
 
         While `is_reading` returns false, the server has paused reading, and no timeout applies.
         """
@@ -78,12 +78,12 @@ class ReadWatch:
         self._timer: asyncio.TimerHandle | None = None
         self._begin_s = 0.0
         self._body_end_s = 0.0
-        """Deadline for more of the body."""
+        """The deadline for the next part of the body."""
         self._num_bytes = 0
-        """Bytes of the head; then bytes of the body with its framing and trailers."""
+        """The bytes of the head so far, or in a body the bytes of the body with its framing and trailers."""
         self._num_body_bytes = 0
         self._num_heads = 0
-        """Requests that begin in the piece that the parser is reading."""
+        """The number of requests that begin in the piece that the parser is reading."""
         self.stage = Stage.IDLE
 
     def expect_first_request(self) -> None:
@@ -91,36 +91,36 @@ class ReadWatch:
         self._arm(self._limits.header_timeout_s, self._time_out_first_request)
 
     def note_head(self) -> None:
-        """A request begins."""
+        """Called when a request begins."""
         self.stage = Stage.HEAD
         self._num_heads += 1
         self._num_bytes = 0
 
     def note_body(self) -> None:
-        """The headers are complete."""
+        """Called when the headers are complete."""
         self.stage = Stage.BODY
         self._num_bytes = self._num_body_bytes = 0
 
     def count_body(self, num_bytes: int) -> None:
-        """Counts a part of the body, which extends the deadline, but not beyond `body_timeout_s` from now."""
+        """Counts a part of the body. It extends the deadline, to at most `body_timeout_s` from now."""
         self._num_body_bytes += num_bytes
         if self._limits.min_body_rate:
             earned_s = num_bytes / self._limits.min_body_rate
             self._body_end_s = min(self._body_end_s + earned_s, self._loop.time() + self._limits.body_timeout_s)
 
     def note_end(self) -> None:
-        """The request is complete."""
+        """Called when the request is complete."""
         self.stage = Stage.IDLE
 
     def check_piece(self, num_bytes: int, stage_before: Stage) -> Rejection | None:
-        """Called after each piece of input; returns why it must be rejected, or None."""
+        """Called after each piece of input. Returns why the input must be rejected, or None."""
         num_heads, self._num_heads = self._num_heads, 0
         if self.stage is Stage.IDLE:
             self.disarm()
             return None
         if num_heads or self.stage is not stage_before:
             self._begin()
-            # Unless the whole piece belongs to one head, the head's part of it is unknown and not counted.
+            # If other data is in the piece, too, the head's part of it is unknown and not counted.
             is_all_head = self.stage is Stage.HEAD and stage_before is Stage.IDLE and num_heads == 1
             self._num_bytes = num_bytes if is_all_head else 0
         else:
@@ -128,7 +128,7 @@ class ReadWatch:
         return self._too_large()
 
     def may_exceed_head_limit(self, num_bytes: int) -> bool:
-        """Whether a head that ends in a piece of this size may be too large and has to be measured."""
+        """Whether a head that ends in a piece of this size may be too large, so that it must be measured."""
         return self._num_bytes + num_bytes > self._limits.max_head_bytes
 
     def disarm(self) -> None:
@@ -138,7 +138,7 @@ class ReadWatch:
             self._timer = None
 
     def close(self) -> None:
-        """The connection is closed: drops the references that keep it in memory."""
+        """Called when the connection is closed. Drops the references that keep it in memory."""
         self.disarm()
         self._is_reading, self._on_timeout = (lambda: False), (lambda _: None)
 

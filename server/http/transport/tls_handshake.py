@@ -1,4 +1,4 @@
-"""The TLS handshake of a connection: it counts as a connection, and has the same time limit as headers."""
+"""The TLS handshake of a connection. It counts as a connection, with the time limit of headers."""
 
 import asyncio
 import ssl
@@ -12,10 +12,10 @@ from server.terms.limits import LimitsConfig
 
 
 class TlsHandshake(asyncio.Protocol):
-    """Represents a connection in uvicorn until its handshake ends; runs on the event loop.
+    """Represents a connection in uvicorn until its handshake ends, on the event loop.
 
-    With uvloop's own TLS listener, a connection would reach the server only after its handshake. Connections
-    that never complete it could then not be counted, closed to make room, or closed at shutdown.
+    With uvloop's own TLS listener, a connection reaches the server only after its handshake. Connections that
+    never complete it could not be counted, closed to make room, or closed at shutdown.
     """
 
     cycle = None
@@ -29,7 +29,7 @@ class TlsHandshake(asyncio.Protocol):
         connections: set[Any],
         create_connection: Callable[[asyncio.Transport], asyncio.Protocol],
     ) -> None:
-        """`connections` is uvicorn's set.
+        """`connections` is uvicorn's set of connections.
 
         `create_connection` creates the HTTP connection over the given carrier.
         """
@@ -65,7 +65,7 @@ class TlsHandshake(asyncio.Protocol):
         self._carrier.abort()
 
     def evict(self) -> bool:
-        """Closes at once: no request has arrived yet."""
+        """Closes the connection at once: no request has arrived yet."""
         self._carrier.abort()
         return True
 
@@ -76,7 +76,7 @@ class TlsHandshake(asyncio.Protocol):
         connection.connection_made(transport)
 
     def _on_handshake_end(self, ended: asyncio.Future[None]) -> None:
-        """The handshake succeeded, failed, timed out, or the client disconnected."""
+        """Called when the handshake has succeeded, failed or timed out, or the client has disconnected."""
         ended.exception()  # marks the error as retrieved; uvloop has closed the connection
         self._leave()
 
@@ -86,7 +86,7 @@ class TlsHandshake(asyncio.Protocol):
 
 
 class _HandshakeDone(asyncio.Protocol):
-    """Reports the end of the handshake; the HTTP connection then replaces it as the transport's protocol."""
+    """Reports the end of the handshake. Then the HTTP connection replaces it as the transport's protocol."""
 
     def __init__(self, on_done: Callable[[asyncio.Transport], None]) -> None:
         self._on_done = on_done

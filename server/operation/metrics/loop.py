@@ -10,7 +10,7 @@ WINDOW_S = 60.0
 
 
 class LoopLag(NamedTuple):
-    """How late the beats of about the last minute were, in seconds."""
+    """Quantiles of the loop's lag in about the last minute, in seconds."""
 
     p50_s: float
     p99_s: float
@@ -21,7 +21,7 @@ class LoopHeartbeat:
     """Measures the loop lag: how late a timer fires that is due every 20 ms on the event loop."""
 
     def __init__(self, on_lag: Callable[[float], None]) -> None:
-        """`on_lag` is called with the lateness of each beat in seconds."""
+        """`on_lag` is called with the lateness of each beat, in seconds."""
         self._on_lag = on_lag
         self._on_beat: Callable[[], None]
         self._handle: asyncio.TimerHandle | None = None
@@ -30,17 +30,17 @@ class LoopHeartbeat:
 
     @property
     def lag(self) -> LoopLag:
-        """The quantiles of the lag, on any thread; takes half a millisecond."""
+        """The quantiles of the lag. May be called on any thread; takes half a millisecond."""
         lags = sorted(self._recent) or [0.0]
         return LoopLag(lags[len(lags) // 2], lags[len(lags) * 99 // 100], lags[-1])
 
     def start(self, on_beat: Callable[[], None] = lambda: None) -> None:
-        """Starts the timer on the running loop; `on_beat` is called 50 times a second."""
+        """Starts the timer on the running loop. `on_beat` is called 50 times a second."""
         self._on_beat = on_beat
         self._wait(asyncio.get_running_loop())
 
     def close(self) -> None:
-        """Stops the timer; called before the loop ends."""
+        """Stops the timer. Called before the loop ends."""
         if self._handle is not None:
             self._handle.cancel()
 

@@ -62,7 +62,7 @@ _HTTP_BUCKETS = (
 
 
 class ServerMetrics:
-    """All metrics of one server. The engine's families appear once `register_engine` has been called."""
+    """All metrics of one server. The engine's metrics appear once `register_engine` has been called."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class ServerMetrics:
         lifecycle: Lifecycle,
         num_rejected: Mapping[str, int],
     ) -> None:
-        """`num_rejected` counts the requests that admission control has rejected, by the limit."""
+        """`num_rejected`: name of a limit -> the number of requests that it has rejected."""
         self.registry = registry = CollectorRegistry()
         self.model_name = model_name
         self._engine: EngineMetrics | None = None
@@ -100,7 +100,7 @@ class ServerMetrics:
         is_up.set_function(lambda: lifecycle.has_engine)
         self._silence = Gauge(*SILENCE_METRIC, registry=registry)
         self.engine_silence_s: Callable[[], float] = lambda: 0.0
-        """How long the engine has been silent."""
+        """Returns for how many seconds the engine has been silent."""
         Collector(registry, lambda: pool_families(renderer.pools.owned))
         Collector(registry, lambda: image_families(model_name, renderer.mm_cache))
         Collector(registry, lambda: rejection_families(model_name, num_rejected))
@@ -115,12 +115,12 @@ class ServerMetrics:
             pool.subscribe_waits(waits.labels(name).observe)
 
     def read_silence_from(self, read: Callable[[], float]) -> None:
-        """Sets the function that returns how long the engine has been silent."""
+        """Sets the function that returns for how many seconds the engine has been silent."""
         self.engine_silence_s = read
         self._silence.set_function(read)
 
     def register_engine(self, info: EngineInfo, read_stats: Callable[[], EngineStats]) -> None:
-        """Adds the engine's families, with buckets for the context length."""
+        """Adds the engine's metrics, with buckets for the length of the context."""
         self._engine = EngineMetrics(self.registry, self.model_name, info)
         Collector(self.registry, lambda: engine_families(self.model_name, read_stats()))
         if (max_loras := info.max_loras) is not None:
@@ -128,18 +128,18 @@ class ServerMetrics:
 
     @property
     def engine(self) -> "EngineMetrics":
-        """The engine's families; they exist once it has loaded the model."""
+        """The engine's metrics. They exist once the engine has loaded the model."""
         assert self._engine is not None
         return self._engine
 
     def render(self) -> bytes:
-        """The body of /metrics, of the type `CONTENT_TYPE`."""
+        """The body of /metrics, of type `CONTENT_TYPE`."""
         body: bytes = generate_latest(self.registry)
         return body
 
 
 class HttpMetrics:
-    """Requests by route, as vLLM's instrumentation library counts them; used on the event loop only."""
+    """Requests by route, counted as vLLM's instrumentation library does, on the event loop."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
@@ -184,7 +184,7 @@ class HttpMetrics:
         request_bytes: int,
         response_bytes: int,
     ) -> None:
-        """Records one finished request; the sizes are the announced ones."""
+        """Records a finished request. Its sizes are the announced ones."""
         self._requests.labels(handler, f"{status // 100}xx", method).inc()
         self._duration.labels(handler, method).observe(duration_s)
         self._fine_duration.observe(duration_s)
@@ -193,7 +193,7 @@ class HttpMetrics:
 
 
 class EngineMetrics:
-    """The counters and histograms of requests, as measured in the API process."""
+    """Counters and histograms of requests, as the API process measures them."""
 
     def __init__(self, registry: CollectorRegistry, model_name: str, info: EngineInfo) -> None:
         labels = (model_name, ENGINE)
@@ -251,7 +251,7 @@ class EngineMetrics:
         _set_cache_info(registry, info)
 
     def count_prompt(self, num_tokens: int, *, num_cached: int = 0) -> None:
-        """Counts a computed prompt, `num_cached` of whose tokens came from the prefix cache."""
+        """Counts a computed prompt. `num_cached` of its tokens came from the prefix cache."""
         self._prompt_tokens.inc(num_tokens)
         self._prompt_tokens_cached.inc(num_cached)
         self._computed.inc(num_tokens - num_cached)
@@ -263,18 +263,18 @@ class EngineMetrics:
         self.num_generation_tokens += num_tokens
 
     def record_step(self, stats: EngineStats) -> None:
-        """Records one engine step; subscribed to the engine's stats."""
+        """Records one step of the engine. Subscribed to the engine's stats."""
         if stats.num_iteration_tokens:
             self.iteration_tokens.observe(stats.num_iteration_tokens)
 
     def record_request(self, *, num_choices: int, max_generation_tokens: int) -> None:
-        """Records one ended request with all its choices."""
+        """Records a request that has ended, with all its choices."""
         self.params_n.observe(num_choices)
         self.max_generation_tokens.observe(max_generation_tokens)
 
 
 def _set_cache_info(registry: CollectorRegistry, info: EngineInfo) -> None:
-    """In vLLM, blocks times block size is the number of tokens; here each token counts as one block."""
+    """Sets the cache's facts. vLLM counts tokens as blocks times block size. Here a block is one token."""
     facts = {
         "engine": ENGINE,
         "block_size": "1",
@@ -289,7 +289,7 @@ def _set_cache_info(registry: CollectorRegistry, info: EngineInfo) -> None:
 
 
 def _one_two_five(limit: int) -> Iterator[int]:
-    """1, 2, 5, 10, 20, 50 … up to the limit."""
+    """Yields 1, 2, 5, 10, 20, 50 … up to the limit."""
     decade = 1
     while True:
         for factor in (1, 2, 5):

@@ -1,1 +1,1 @@
-"""The common part of all APIs' JSON bodies: decoding, fields, limits of one request, errors."""
+"""What all APIs share of JSON bodies: decoding, fields, limits of one request, errors."""

@@ -1,4 +1,4 @@
-"""Bodies of requests: base, ranges of fields, decoding, limits. Every failure is a 400 that names it."""
+"""Bodies of requests: base class, ranges of fields, decoding, limits. Each fault is a 400 with the field."""
 
 import codecs
 import json
@@ -23,22 +23,22 @@ _EMPTY: tuple[Any, ...] = ([], {})
 _GUIDED = "guided_"
 
 Ignored = Annotated[Any, Meta(extra={"support": "ignored"})]
-"""A field that vLLM ignores, too, but whose sender expects another answer: a value is logged once.
+"""A field that has no effect, as in vLLM, although clients may expect an effect. Its first use is logged.
 
-Fields that are not declared are ignored in silence.
+Fields that are not declared have no effect, and are not logged.
 """
 
 Unsupported = Annotated[Any, Meta(extra={"support": "unsupported"})]
-"""A field without which the answer would be wrong: any value except null, empty or the default is a 400."""
+"""A field that would change the answer. Any value but null, empty or the default is rejected with a 400."""
 
 TokenId = Annotated[int, Meta(ge=0, le=INT32_MAX)]
 TokenCount = TokenId
 OutputLimit = Annotated[int, Meta(ge=1, le=INT32_MAX)]
 NumChoices = Annotated[int, Meta(ge=1, le=INT32_MAX)]
-"""The operator's limit is checked later (`RequestBody.counted`)."""
+"""`n`. The operator's limit is checked later (`RequestBody.counted`)."""
 NumLogprobs = Annotated[int, Meta(ge=-1, le=INT32_MAX)]
 Truncation = Annotated[int, Meta(ge=-1, le=INT32_MAX)]
-"""The number of prompt tokens to keep; -1 keeps as many as the model accepts."""
+"""The number of prompt tokens to keep. -1 keeps as many as the model accepts."""
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
 TopK = Annotated[int, Meta(ge=-1, le=INT32_MAX, extra={"range": "0 (disable), or 1 to 2147483647"})]
@@ -49,41 +49,41 @@ Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Text = Annotated[str, Meta(min_length=1)]
 Stop = Text | list[Text]
 CacheSalt = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^@/\\\x00]*$")]
-"""Limited as in vLLM, whose caches use it in paths."""
+"""Has vLLM's limits, because vLLM's caches use the salt in paths."""
 RequestId = Annotated[str, Meta(max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+(?!\n)$")]
-"""Without control characters and line breaks: the id is logged and must not imitate another log line."""
+"""Has no control characters or line breaks: the id is logged and must not look like another log line."""
 
 Messages = Annotated[list[dict[str, Any]], Meta(min_length=1)]
-"""Unchecked messages: the renderer checks roles and content parts."""
+"""Unchecked messages. The renderer checks roles and content parts."""
 _PLACE = re.compile(r"(?:`key` in )?`\$\.?(.*)`", re.DOTALL)
 _MISSING_FIELD = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 _OUT_OF_RANGE = re.compile(r"Expected `(?:int|float)` [<>]")
 _NUMBERS = {b"true": msgspec.Raw(b"1"), b"false": msgspec.Raw(b"0")}
 _MAX_SHOWN = 200
 _OTHER_ENCODINGS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, b"\0")
-"""Begin JSON that is not plain UTF-8; so does a null behind the first character (RFC 4627, section 3)."""
+"""Beginnings of JSON that is not plain UTF-8, besides a null as second byte (RFC 4627, section 3)."""
 
 
 class Counted(NamedTuple):
     """A number in a request that the operator limits."""
 
     limit: str
-    """The field of `LimitsConfig`."""
+    """The field of `LimitsConfig` with the limit."""
     param: str
-    """The request's field."""
+    """The field of the request."""
     number: int
 
 
 class RequestBody(msgspec.Struct):
-    """Base of all requests."""
+    """The base class of all requests."""
 
     @property
     def num_sequences(self) -> int:
-        """How many sequences the engine runs for the request; at least 1."""
+        """How many sequences the engine runs for the request: at least 1."""
         return 1
 
     def counted(self) -> Iterable[Counted]:
-        """The numbers to which the operator's limits of one request apply."""
+        """The numbers that the operator's limits of one request apply to."""
         return ()
 
 
@@ -113,7 +113,7 @@ def _warn(name: str) -> None:
 
 
 def check_generation_prompt(add_generation_prompt: bool | None, continue_final_message: bool) -> None:
-    """Raises RequestError if the last message would have to be both continued and closed."""
+    """Raises RequestError if the request asks both to continue the last message and to begin a new one."""
     if continue_final_message and add_generation_prompt:
         raise RequestError(
             "Cannot set both `continue_final_message` and `add_generation_prompt` to true.",
@@ -122,7 +122,7 @@ def check_generation_prompt(add_generation_prompt: bool | None, continue_final_m
 
 
 def opens_message(add_generation_prompt: bool | None, continue_final_message: bool) -> bool:
-    """Whether the template opens a new message; by default only if no message is continued."""
+    """Whether the template opens a new message. By default, unless the last message is continued."""
     return not continue_final_message if add_generation_prompt is None else add_generation_prompt
 
 
@@ -130,7 +130,7 @@ T = TypeVar("T", bound=RequestBody)
 
 
 class RequestDecoder(Generic[T]):
-    """Decodes one kind of request within the operator's limits; one serves all requests of a route."""
+    """Decodes requests of one kind within the operator's limits. A route has one decoder for all requests."""
 
     def __init__(self, model: type[T], limits: LimitsConfig | None = None) -> None:
         self._model = model
@@ -159,7 +159,7 @@ class RequestDecoder(Generic[T]):
         return request
 
     def _decode_values(self, body: bytes) -> T:
-        """Decodes a body; if that fails, again as vLLM does, whose numbers may be texts or booleans."""
+        """Decodes a body. If that fails, decodes it by vLLM's rules: a text or boolean may be a number."""
         members: dict[str, msgspec.Raw] = {}
         try:
             try:
@@ -181,10 +181,10 @@ def _to_utf8(body: bytes) -> bytes:
 
 
 def check_num_values(body: bytes, most: int) -> None:
-    """Raises RequestError for a body with too many values: three bytes of JSON may become an object of sixty.
+    """Raises RequestError for a body with too many values: three bytes of JSON may take sixty in memory.
 
-    Each value but the first follows a comma or an opening bracket. If there are many, those in texts are left
-    out.
+    Each value but the first follows a comma or an opening bracket. If there are many of these, those within
+    texts are subtracted.
     """
     if len(body) <= most or count(body, b",[{") < most:
         return
@@ -200,7 +200,7 @@ def check_num_values(body: bytes, most: int) -> None:
 
 
 def check_limits(request: RequestBody, limits: LimitsConfig) -> None:
-    """Raises RequestError if the request exceeds a limit; the message names limit, value and flag."""
+    """Raises RequestError if the request exceeds a limit. The message names limit, value and flag."""
     for limit, param, number in request.counted():
         most = getattr(limits, limit)
         if number > most:
@@ -210,7 +210,7 @@ def check_limits(request: RequestBody, limits: LimitsConfig) -> None:
 
 @contextmanager
 def field_names(own: Mapping[str, str]) -> Iterator[None]:
-    """Errors of a chat request name the fields of the API that made it: `own` maps one to the other."""
+    """Errors of a chat request name the original API's fields. `own`: chat's field -> original field."""
     try:
         yield
     except RequestError as err:
@@ -222,7 +222,7 @@ def field_names(own: Mapping[str, str]) -> Iterator[None]:
 
 
 def _explain(error: str, model: type[msgspec.Struct], members: dict[str, msgspec.Raw]) -> RequestError:
-    """msgspec's sentence, and its field. For a number out of range, the sentence has the whole range."""
+    """Turns msgspec's error into one with the field. For a number out of range, names the whole range."""
     what, _, place = error.rpartition(" - at ")
     located = _PLACE.fullmatch(place)
     what, path = (what, located[1]) if located else (error, "")
@@ -247,7 +247,7 @@ def _shortened(text: str) -> str:
 
 @cache
 def _ranges(model: type[msgspec.Struct]) -> dict[str, str]:
-    """Field with a number -> its range in words."""
+    """Name of a field with a number -> its range in words."""
     fields = msgspec.inspect.type_info(model).fields  # type: ignore[attr-defined]
     kinds = ((f.encode_name, kind) for f in fields for kind in getattr(f.type, "types", (f.type,)))
     return {name: allowed for name, kind in kinds if (allowed := _range_of(kind)) is not None}

@@ -1,4 +1,4 @@
-"""The common part of all APIs' answers: errors as bodies, events of streams, and sending them."""
+"""What all APIs share of answers: error bodies, events of streams, and sending them."""
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 AsgiMessage = MutableMapping[str, Any]
 Send = Callable[[AsgiMessage], Awaitable[None]]
-"""The type of starlette's `send`: the router's environment need not have starlette."""
+"""Starlette's type `Send`, defined here because the router's environment may lack Starlette."""
 Headers = tuple[tuple[bytes, bytes], ...]
 _RETRY_AFTER: Headers = ((b"retry-after", b"1"),)
 _HEADERS_OF_STATUS: dict[int, Headers] = {
@@ -30,7 +30,7 @@ _HEADERS_OF_STATUS: dict[int, Headers] = {
     415: ((b"accept-encoding", b"identity"),),
     503: _RETRY_AFTER,
 }
-"""413: the body is not read."""
+"""Status -> its headers. For 413, because the body is not read."""
 _END: AsgiMessage = {"type": "http.response.body", "body": b""}
 ServerStatus = Literal["starting", "draining", "dead", "hung"]
 _ERROR_TYPES = {
@@ -44,31 +44,31 @@ _ERROR_TYPES = {
 
 
 class BinaryResponse(NamedTuple):
-    """A body of bytes, and its type."""
+    """A body of bytes, and its media type."""
 
     body: bytes
     content_type: bytes
 
 
 def encode_named_event(payload: dict[str, Any]) -> bytes:
-    """One event with its type as its name."""
+    """Encodes an event that is named by its member `type`."""
     name: str = payload["type"]
     return b"event: " + name.encode() + b"\n" + encode_event(payload)
 
 
 def encode_event(payload: Any) -> bytes:
-    """One event with a body as JSON."""
+    """Encodes an event with JSON as its data."""
     return b"data: " + _encoder.encode(payload) + b"\n\n"
 
 
 class ErrorDetails(msgspec.Struct):
-    """Details that a client's library reads instead of the message."""
+    """Details for a client's library, which does not parse the message."""
 
     error_code: str
 
 
 class ErrorInfo(msgspec.Struct, kw_only=True):
-    """An error; `param` is the invalid request field."""
+    """An error. `param` is the invalid field of the request."""
 
     message: str
     type: str
@@ -78,11 +78,11 @@ class ErrorInfo(msgspec.Struct, kw_only=True):
 
 
 class ErrorResponse(msgspec.Struct):
-    """The body of every error, except the 503 of a server that is not ready."""
+    """The body of every error but the 503 of a server that is not ready."""
 
     error: ErrorInfo
     detail: str | UnsetType = UNSET
-    """`Not Found`, as FastAPI answers, if the endpoint does not fit the model."""
+    """`Not Found`, as FastAPI answers, for an endpoint that does not fit the model."""
 
 
 class UnavailableInfo(msgspec.Struct, kw_only=True):
@@ -94,20 +94,20 @@ class UnavailableInfo(msgspec.Struct, kw_only=True):
 
 
 class UnavailableResponse(msgspec.Struct):
-    """The body of a 503, for probes and for requests while the server is not ready."""
+    """The body of a 503 while the server is not ready, for probes and requests."""
 
     error: UnavailableInfo
     status: ServerStatus
     phase: str | UnsetType = UNSET
     """The current phase of the start."""
     progress: float | UnsetType | None = UNSET
-    """0 to 1; null if there is no record of an earlier start."""
+    """The progress of the start, from 0 to 1. Null if no earlier start was recorded."""
     elapsed_s: float | UnsetType = UNSET
     eta_s: float | UnsetType | None = UNSET
 
     @property
     def may_retry(self) -> bool:
-        """Whether the answer invites the client to send the request again."""
+        """Whether the answer invites the client to try again."""
         return self.status not in ("dead", "hung")
 
 
@@ -123,10 +123,10 @@ class FailureFormat:
     to_body: Callable[[ErrorResponse], Any]
     encode_event: Callable[[Any], bytes]
     end: bytes
-    """The last event of every stream, failed or not."""
+    """The last bytes of every stream, failed or not."""
 
     def event(self, error: Exception) -> bytes:
-        """An exception as an event of a stream."""
+        """Encodes an exception as an event of a stream."""
         return self.encode_event(self.to_body(describe_failure(error)))
 
 
@@ -134,7 +134,7 @@ OPENAI = FailureFormat(to_body=lambda response: response, encode_event=encode_ev
 
 
 def describe_failure(error: Exception) -> ErrorResponse:
-    """The error body of any exception; an unexpected one is logged, and its body gives no details."""
+    """The error body for any exception. An unexpected one is logged, and its body gives no details."""
     if isinstance(error, UnsupportedApiError):
         body = error_response(error.message, type=error.type, code=error.status)
         return structs.replace(body, detail="Not Found")
@@ -152,7 +152,7 @@ def describe_failure(error: Exception) -> ErrorResponse:
 async def end_stream(
     events: AsyncGenerator[bytes, None], failures: FailureFormat = OPENAI
 ) -> AsyncGenerator[bytes, None]:
-    """The stream followed by its end, if its API has one; an exception becomes an error event before it.
+    """The stream, followed by the API's end of streams. An exception becomes an error event before that end.
 
     Raises:
         RequestError: the engine has rejected the request before the first event.
@@ -172,7 +172,7 @@ async def end_stream(
 
 
 def _to_anthropic_error(response: ErrorResponse) -> dict[str, Any]:
-    """With the fields of OpenAI's error, too."""
+    """Anthropic's error, with the fields of OpenAI's error in addition."""
     code = response.error.code
     default = "invalid_request_error" if code < HTTPStatus.INTERNAL_SERVER_ERROR else "api_error"
     return {"type": "error", "error": structs.replace(response.error, type=_ERROR_TYPES.get(code, default))}
@@ -182,12 +182,12 @@ ANTHROPIC = FailureFormat(to_body=_to_anthropic_error, encode_event=encode_named
 
 
 def failure_format(path: str) -> FailureFormat:
-    """The format of a path's errors that occur outside of its route."""
+    """The format of errors on this path that occur outside of its route."""
     return ANTHROPIC if path in ("/v1/messages", "/v1/messages/count_tokens") else OPENAI
 
 
 async def send_json(send: Send, body: Any, *, status: int = 200, headers: Headers = ()) -> None:
-    """Sends a whole response; bytes are sent as encoded JSON."""
+    """Sends a complete response. `body` as bytes is already encoded JSON."""
     payload = body if isinstance(body, bytes) else _encoder.encode(body)
     await send_bytes(send, payload, content_type=b"application/json", status=status, headers=headers)
 
@@ -195,7 +195,7 @@ async def send_json(send: Send, body: Any, *, status: int = 200, headers: Header
 async def send_bytes(
     send: Send, payload: bytes, *, content_type: bytes, status: int = 200, headers: Headers = ()
 ) -> None:
-    """Sends a whole response."""
+    """Sends a complete response."""
     fixed = ((b"content-type", content_type), (b"content-length", str(len(payload)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
     await send({"type": "http.response.body", "body": payload})
@@ -209,14 +209,14 @@ async def send_failure(send: Send, error: Exception, failures: FailureFormat = O
 
 
 async def send_unavailable(send: Send, problem: UnavailableResponse, failures: FailureFormat = OPENAI) -> None:
-    """Sends the 503 of a server that accepts no requests; clients may retry unless it is dead."""
+    """Sends the 503 of a server that accepts no requests. Clients may retry, unless the server is dead."""
     error = problem.error
     body = problem if failures is OPENAI else failures.to_body(error_response(error.message, type=error.type, code=503))
     await send_json(send, body, status=503, headers=_RETRY_AFTER if problem.may_retry else ())
 
 
 async def send_events(send: Send, events: AsyncGenerator[bytes, None], headers: Callable[[], Headers]) -> None:
-    """Sends a stream of server-sent events; closing the stream early closes the generator.
+    """Sends a stream of server-sent events. If sending ends early, the generator is closed.
 
     The headers are sent with the first event, because they contain its timing.
     """

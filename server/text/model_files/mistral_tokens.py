@@ -1,4 +1,4 @@
-"""The tokens of Mistral's own tokenizer files, for the renderer and for grammars; needs mistral-common."""
+"""The tokens of Mistral's own tokenizer files, for the renderer and for grammars. Needs mistral-common."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ _BYTE_PIECE: Final = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def piece_bytes(raw: Any, token_id: int) -> bytes:
-    """The exact bytes of an ordinary token of tekken or SentencePiece."""
+    """The exact bytes of an ordinary token of a tekken or SentencePiece tokenizer."""
     if isinstance(raw, Tekkenizer):
         return raw.id_to_byte_piece(token_id, SpecialTokenPolicy.KEEP)
     piece: str = raw.id_to_piece(token_id)
@@ -22,7 +22,7 @@ def piece_bytes(raw: Any, token_id: int) -> bytes:
 
 
 class GrammarVocabulary:
-    """The vocabulary as llguidance's TokenizerWrapper reads it; tokenizes without special tokens."""
+    """The vocabulary in the form for llguidance's TokenizerWrapper. Tokenizes without special tokens."""
 
     def __init__(self, file: Path) -> None:
         self._raw: Any = MistralTokenizer.from_file(file).instruct_tokenizer.tokenizer
@@ -36,7 +36,7 @@ class GrammarVocabulary:
         ]
 
     def __call__(self, text: str) -> list[int]:
-        """Behind a line break, because SentencePiece writes a space before a text."""
+        """Tokenizes the text behind a line break. At a text's beginning, SentencePiece would add a space."""
         begin = "" if isinstance(self._raw, Tekkenizer) else "\n"
         token_ids: list[int] = self._raw.encode(begin + text, bos=False, eos=False)
         return token_ids[2 * len(begin) :]

@@ -1,4 +1,4 @@
-"""Decides from a model's files whether it generates text or pools it, as vLLM does, and accepts images.
+"""Decides by a model's files, as vLLM does, whether the model generates or pools. Also, if it takes images.
 
 Standard library only.
 """
@@ -18,7 +18,7 @@ class ModelKind(NamedTuple):
 
     runner: Runner
     head: Head
-    """The layers after the transformer of a pooling model."""
+    """The layers that a pooling model has after the transformer."""
 
     @property
     def is_pooling(self) -> bool:
@@ -38,30 +38,30 @@ _SUFFIXES: Final = {
     "ClassificationModel": ModelKind("pooling", "classify"),
     "Model": ModelKind("pooling", "embed"),
 }
-"""Suffixes of architecture names; the first match applies."""
+"""Suffix of an architecture's name -> kind. The first match applies."""
 
 _BY_NAME: Final = {
     "HF_ColBERT": ModelKind("pooling", "colbert"),
     "RobertaForMaskedLM": ModelKind("pooling", "embed"),
     "XLMRobertaForMaskedLM": ModelKind("pooling", "embed"),
 }
-"""Architectures whose suffix is missing above or would give a wrong result."""
+"""Architecture -> kind, where no suffix matches or a suffix would give the wrong kind."""
 
 VISION_MODEL_TYPES: Final = frozenset(
     {"idefics3", "internvl", "llava", "llava_next", "qwen2_5_vl", "qwen2_vl", "smolvlm"}
 )
-"""Values of `model_type` that are served with images; tests compare them with transformers' own `generate`.
+"""Values of `model_type` that are served with images. Tests compare them with transformers' own `generate`.
 
-The vision tower's output replaces tokens, and the rest is an ordinary causal LM.
+In these models the vision tower's output replaces tokens, and the rest is an ordinary causal LM.
 Other models need more from their language model: bidirectional attention to images (Gemma 3, PaliGemma),
 features that enter deeper layers (Qwen3-VL), cross-attention (Mllama). They are served for text only.
 """
 
 
 def read_model_kind(folder: Path, config: EngineConfig) -> ModelKind:
-    """The kind by `--runner` and `--convert`; if these are `auto`, by config.json and modules.json.
+    """The kind by `--runner` and `--convert`. If these are `auto`, by config.json and modules.json.
 
-    Never raises: other code reports a folder that cannot be read.
+    Raises no error: other code reports a folder that cannot be read.
     """
     known = [found for name in _architectures(folder, config.hf_overrides) if (found := _find_kind(name)) is not None]
     runner = config.runner if config.runner != "auto" else _own_runner(folder, known, config)
@@ -74,7 +74,7 @@ def read_model_kind(folder: Path, config: EngineConfig) -> ModelKind:
 
 
 def accepts_images(folder: Path) -> bool:
-    """Whether the model in this folder accepts images; False if config.json is missing or broken."""
+    """Whether the model in this folder accepts images. False if config.json is missing or broken."""
     config = read_object(folder / "config.json")
     return "vision_config" in config and str(config.get("model_type")) in VISION_MODEL_TYPES
 

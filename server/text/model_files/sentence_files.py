@@ -1,4 +1,4 @@
-"""Reads the files in which sentence-transformers describes an embedding model; standard library only."""
+"""Reads the files with which sentence-transformers describes an embedding model. Standard library only."""
 
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -14,12 +14,12 @@ _POOLING_TYPES: Final = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
 
 
 class SentenceFiles(NamedTuple):
-    """The modules after the encoder, and how texts are prepared for it."""
+    """The modules after the encoder, and how texts are prepared for the model."""
 
     pooling_modes: tuple[str, ...] = ()
-    """The names in the file, such as `mean`; the vectors of several modes are concatenated."""
+    """Names as in the file, such as `mean`. With several modes, their vectors are concatenated."""
     has_pooling: bool = False
-    """Whether the tokens' vectors are pooled into one."""
+    """Whether the vectors of all tokens are pooled into one."""
     normalizes: bool = False
     dense_folders: tuple[Path, ...] = ()
     """Folders of the linear layers after the pooling."""
@@ -29,12 +29,12 @@ class SentenceFiles(NamedTuple):
 
     @property
     def pooling_type(self) -> str | None:
-        """CLS, MEAN or LAST; None for another mode or several."""
+        """CLS, MEAN or LAST. None for another mode or for several modes."""
         return _POOLING_TYPES.get(self.pooling_modes[0]) if len(self.pooling_modes) == 1 else None
 
 
 def read_sentence_files(folder: Path) -> SentenceFiles:
-    """Reads modules.json and related files; missing files give the defaults."""
+    """Reads modules.json and related files. A missing file gives the defaults."""
     encoder = next(filter(None, (read_object(folder / name) for name in _ENCODER_FILES)), {})
     length = encoder.get("max_seq_length")
     files = SentenceFiles(
@@ -84,7 +84,7 @@ def _bare_mode(name: str) -> str:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in the file; an empty one if the file is missing or has none."""
+    """The JSON object in the file. Empty if the file is missing or holds no object."""
     content = _read(path)
     return content if isinstance(content, dict) else {}
 

@@ -1,4 +1,4 @@
-"""Reads the small files of a tokenizer's folder, and chooses its renderer by them; standard library only."""
+"""Reads the small files of a tokenizer's folder, and chooses its renderer by them. Standard library only."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -14,11 +14,11 @@ _SENTENCEPIECE: Final = re.compile(r".+\.model\.v(\d+)(?:m(\d+))?")
 
 
 class TokenizerLoadError(ServerError):
-    """The tokenizer cannot be loaded; the message is one line that names the folder and the fault."""
+    """The tokenizer cannot be loaded. The message is one line that names the folder and the fault."""
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in the file; an empty one if there is no such file.
+    """The JSON object in the file. Empty if there is no such file.
 
     Raises:
         TokenizerLoadError: the file is not JSON, or not an object.
@@ -35,16 +35,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def find_mistral_file(folder: Path) -> Path | None:
-    """The newest of the folder's files that mistral-common reads.
+    """The newest of the folder's files that mistral-common can read.
 
-    Tekken is preferred to SentencePiece and `tekken.json` to names with a date; `tokenizer.model` comes last.
+    Tekken is preferred to SentencePiece, `tekken.json` to names with a date, anything to `tokenizer.model`.
     """
     ranks = {file: rank for file in folder.glob("*") if (rank := _rank(file.name)) is not None}
     return max(ranks, key=ranks.__getitem__, default=None)
 
 
 def _rank(name: str) -> tuple[int, int, int, str] | None:
-    """The sort key of a file, the newest last; None if it is not a Mistral tokenizer."""
+    """The sort key of a file: the newest file has the largest. None if it is no Mistral tokenizer."""
     if name == "tekken.json":
         return (3, 0, 0, "")
     if _TEKKEN.fullmatch(name):
@@ -55,7 +55,7 @@ def _rank(name: str) -> tuple[int, int, int, str] | None:
 
 
 def _is_for_mistral(folder: Path) -> bool:
-    """vLLM's rule, and folders that have no other tokenizer."""
+    """Whether vLLM's rule chooses Mistral's tokenizer, or the folder has no other tokenizer."""
     if (file := find_mistral_file(folder)) is None or file.name == "tokenizer.model":
         return False
     has_other = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
@@ -63,28 +63,28 @@ def _is_for_mistral(folder: Path) -> bool:
 
 
 class RendererKind(NamedTuple):
-    """A kind of tokenizer and of conversations."""
+    """A kind of tokenizer, with the way in which it writes conversations."""
 
     path: str
-    """Module and class of its renderer."""
+    """The module and class of the renderer."""
     reads: Callable[[Path], bool]
-    """Whether `--tokenizer-mode auto` chooses it for a folder."""
+    """Whether `--tokenizer-mode auto` chooses this kind for a folder."""
 
 
 RENDERERS: Final[Mapping[str, RendererKind]] = {
     "mistral": RendererKind("server.text.renderers.mistral:MistralRenderer", _is_for_mistral),
     "hf": RendererKind("server.text.renderers.hf:HfRenderer", lambda folder: True),
 }
-"""By `--tokenizer-mode`; `auto` takes the first that reads the folder. Another kind is a file and a row."""
+"""`--tokenizer-mode` -> kind. `auto` takes the first that reads the folder. A new kind is a file and row."""
 
 
 def find_tokenizer_mode(folder: Path, wanted: str) -> str:
-    """The mode for a folder's files; reads names and JSON only."""
+    """The mode for a folder, found by names and JSON files only."""
     return next(mode for mode, kind in RENDERERS.items() if kind.reads(folder)) if wanted == "auto" else wanted
 
 
 def foreign_problem(folder: Path, mode: str) -> str | None:
-    """Why the folder's tokenizer needs vLLM; None if it does not, or if the operator has chosen a mode."""
+    """Why the folder's tokenizer needs vLLM. None if it does not, or if the operator has chosen a mode."""
     if mode != "auto":
         return None
     if any(folder.glob("tokenizer*.tok.json")) and not (folder / "tokenizer.json").exists():

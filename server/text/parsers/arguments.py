@@ -1,4 +1,4 @@
-"""Writes the JSON object of a call's arguments, which arrive as text, with the types of their schema."""
+"""Writes the arguments of a call as a JSON object. They arrive as text, and get the types of the schema."""
 
 import json
 import math
@@ -34,21 +34,21 @@ _TYPE_OF_PYTHON: Final[dict[type, str]] = {
 
 
 class SchemaValues:
-    """Gives values the types of their schemas; one per parser, so that each schema is read once."""
+    """Gives values the types of their schemas. One per parser, so that each schema is read once."""
 
     def __init__(self) -> None:
         self._types: dict[int, frozenset[str]] = {}
-        """By the identity of a schema, which is a part of the request and lives as long."""
+        """id of a schema -> its types. The schema is part of the request, and lives as long as the parser."""
 
     def types(self, schema: dict[str, Any]) -> frozenset[str]:
-        """The names of the types that a schema allows; `string` if it names none."""
+        """The names of the types that a schema allows. `string` if it names none."""
         found = self._types.get(id(schema))
         if found is None:
             found = self._types[id(schema)] = schema_types(schema)
         return found
 
     def fit(self, value: Any, schema: dict[str, Any]) -> Any:
-        """A JSON value with the types of a schema, members of objects and arrays included."""
+        """A JSON value with the types of a schema, including the members of objects and arrays."""
         if isinstance(value, str):
             return text_to_value(value, self.types(schema))
         if isinstance(value, dict):
@@ -66,12 +66,12 @@ class SchemaValues:
 
 
 def schema_types(schema: Any) -> frozenset[str]:
-    """The names of the types that a schema allows; `string` if it names none."""
+    """The names of the types that a schema allows. `string` if it names none."""
     return frozenset(_named_types(schema)) or frozenset(("string",))
 
 
 def text_to_value(text: str, types: frozenset[str]) -> Any:
-    """The value that the text writes in the first of the types that it fits, from null to string."""
+    """The value of a text: of the first type that fits, from null to string."""
     for name, read in _READERS.items():
         if name in types:
             with suppress(ValueError):
@@ -127,21 +127,21 @@ _READERS: Final[dict[str, Callable[[str], Any]]] = {
     "array": read_json,
     "string": str,
 }
-"""Readers of types, in the order in which they are tried."""
+"""Type -> its reader, in the order in which types are tried."""
 
 
 ONLY_TEXT: Final = frozenset(("string",))
 
 
 def argument_schemas(functions: Sequence[FunctionSignature], name: str) -> Mapping[str, Any]:
-    """The schemas of a function's arguments by name; empty for functions that are not known."""
+    """Argument -> schema, of one function. Empty for an unknown function."""
     parameters = next((function.parameters for function in functions if function.name == name), None)
     properties = (parameters or {}).get("properties")
     return properties if isinstance(properties, dict) else {}
 
 
 class ArgumentsWriter:
-    """Strings are written as they arrive, values of other types when they are complete."""
+    """Writes strings as they arrive, and values of other types when they are complete."""
 
     def __init__(self, write: Callable[[str], None], schemas: Mapping[str, Any], values: SchemaValues) -> None:
         self._write = write
@@ -151,7 +151,7 @@ class ArgumentsWriter:
         self._schema: Any = None
         self._is_text = True
         self._parts: list[str] = []
-        """The parts of a value that is written when it is complete."""
+        """The parts of the open value, if it is written only when it is complete."""
 
     def open_text(self, name: str) -> None:
         """Begins a value that arrives as text."""
@@ -163,7 +163,7 @@ class ArgumentsWriter:
             self._write('"')
 
     def add_text(self, text: str) -> None:
-        """Adds to the open value."""
+        """Adds text to the open value."""
         if self._is_text:
             self._write(write_json(text)[1:-1])
         else:
@@ -174,13 +174,13 @@ class ArgumentsWriter:
         self._write('"' if self._is_text else write_json(self._values.fit("".join(self._parts), self._schema)))
 
     def add_value(self, name: str, value: Any) -> None:
-        """A value that the format wrote with a type; the schema's type applies."""
+        """Adds a value that the format wrote with a type. The schema's type takes precedence."""
         schema = self._schemas.get(name)
         self._write_name(name)
         self._write(write_json(self._values.fit(value, schema) if isinstance(schema, dict) else value))
 
     def close(self) -> None:
-        """Ends the object."""
+        """Ends the object of arguments."""
         self._write("{}" if self._separator == "{" else "}")
 
     def _write_name(self, name: str) -> None:

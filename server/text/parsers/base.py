@@ -1,8 +1,8 @@
 """The interface of parsers of a model's output.
 
 A parser reads the text of one choice while the model generates it. It holds back only text that the next
-piece may turn into a marker. Its cost per piece does not grow with the text. Text that is no call, malformed
-calls included, becomes `Content`: nothing is lost and nothing raises.
+piece may turn into a marker. Its cost per piece does not grow with the text. Text that is no call becomes
+`Content`, and so do malformed calls: no text is lost, and no text raises an error.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,11 +27,11 @@ class CallStart(NamedTuple):
 
     name: str
     id: str | None = None
-    """Only if the format has ids; the server makes one for other calls."""
+    """The call's id if the format has ids. Otherwise the server makes one."""
 
 
 class CallArguments(NamedTuple):
-    """Adds JSON text to the arguments of the latest call."""
+    """JSON text that continues the arguments of the latest call."""
 
     text: str
 
@@ -40,7 +40,7 @@ Event = Reasoning | Content | CallStart | CallArguments
 
 
 class FunctionSignature(Protocol):
-    """A function of the request's `tools`; `server.generation.request.FunctionDefinition` is one."""
+    """A function in the request's `tools`, such as `server.generation.request.FunctionDefinition`."""
 
     @property
     def name(self) -> str: ...
@@ -51,50 +51,50 @@ class FunctionSignature(Protocol):
 
 
 class OutputParser(Protocol):
-    """Parses one choice; used on the event loop."""
+    """Parses one choice, on the event loop."""
 
     def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
-        """The events that the next piece of text completes; `token_ids` are the tokens that it came with."""
+        """The events that the next piece of text completes. `token_ids` are the piece's tokens."""
 
     def finish(self) -> list[Event]:
-        """The events of the text that was held back; called once, after the last piece."""
+        """The events of text that was held back. Called once, after the last piece."""
 
 
 class CallFormat(NamedTuple):
-    """How a format writes a call around the JSON of its arguments, for grammars."""
+    """How a format writes a call around the JSON of its arguments. For grammars."""
 
     trigger: str
-    """The text with which every call begins, and nothing else."""
+    """The text with which every call begins, and nothing but calls."""
     begins: tuple[str, ...]
-    """Texts that may follow the trigger; `NAME` stands for the function's name."""
+    """Texts that may follow the trigger. `NAME` stands for the function's name."""
     ends: tuple[str, ...]
 
 
 class ToolParser(OutputParser, Protocol):
-    """Finds the tool calls of one format; one class per format in `server.text.parsers.tools`."""
+    """Finds the tool calls of one format. `server.text.parsers.tools` has one class per format."""
 
     needs_special_tokens: ClassVar[bool]
-    """Whether the format's markers may be special tokens, which the detokenizer then must not skip."""
+    """Whether markers of the format may be special tokens. Then the detokenizer must not skip these."""
     call_format: ClassVar[CallFormat | None]
-    """None if no grammar can force the arguments of a call to follow their schema."""
+    """None if no grammar can force a call's arguments to follow their schema."""
 
     def __init__(self, functions: Sequence[FunctionSignature]) -> None:
-        """`functions` are those of the request's `tools`, never empty."""
+        """`functions` are those of the request's `tools`. There is at least one."""
 
 
 class PromptEnd(Enum):
-    """What a prompt says about the reasoning of the output that follows it."""
+    """What a prompt says about the reasoning in the output that follows."""
 
     OPEN = "open"
     """The prompt ends within reasoning."""
     ENDED = "ended"
-    """The prompt ends after reasoning: the output is the answer."""
+    """The prompt ends after reasoning, so the output is the answer."""
     SILENT = "silent"
-    """Neither: the output begins as the format's outputs do."""
+    """Neither of both: the output begins as usual for the format."""
 
 
 class ReasoningFormat(Protocol):
-    """How a kind of model marks its reasoning; one object per format."""
+    """How models of one kind mark their reasoning. One object per format."""
 
     @property
     def starts(self) -> tuple[str, ...]:
@@ -102,19 +102,19 @@ class ReasoningFormat(Protocol):
 
     @property
     def ends(self) -> tuple[str, ...]:
-        """The texts that end it, the usual one first."""
+        """The texts that end the reasoning, the usual one first."""
 
     @property
     def pauses(self) -> tuple[str, ...]:
-        """Texts that end one of several parts of the reasoning."""
+        """Texts that end a part of the reasoning after which more may follow."""
 
     @property
     def forced_end(self) -> str | None:
-        """The text that ends reasoning whose budget is used up; None if it cannot have one."""
+        """The text that ends the reasoning when its budget is used up. None if the format has no budget."""
 
     @property
     def parses_calls(self) -> bool:
-        """Whether its parser also reads the tool calls of the model's format."""
+        """Whether the format's parser also reads the tool calls of the model's format."""
 
     @property
     def answer_starts(self) -> tuple[str, ...]:
@@ -122,10 +122,10 @@ class ReasoningFormat(Protocol):
 
     @property
     def is_open_at_start(self) -> bool:
-        """Whether the output begins with reasoning where neither prompt nor output have a start."""
+        """Whether the output begins with reasoning if neither prompt nor output has a start marker."""
 
     def is_used(self, template_kwargs: Mapping[str, Any]) -> bool:
-        """Whether the model reasons with these variables of its chat template."""
+        """Whether the model reasons when its chat template has these variables."""
 
     def create_parser(self, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> OutputParser:
-        """The parser of one choice; `drops_answer_starts` if the answer is in the server's own format."""
+        """The parser of one choice. `drops_answer_starts`: the answer has the server's own format."""

@@ -1,4 +1,4 @@
-"""Parsers of the server's own: forced calls, reasoning before calls, calls of a whole answer."""
+"""Parsers of the server itself: forced calls, reasoning before calls, calls of a complete answer."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from server.text.parsers.text_parser import TextReader, Waiting
 
 
 class ParserChain:
-    """Gives the first parser's content to the second parser, and passes its other events on."""
+    """Passes the first parser's content to the second parser, and its other events to the client."""
 
     def __init__(self, first: OutputParser, second: OutputParser) -> None:
         self._first = first
@@ -29,9 +29,9 @@ class ParserChain:
 
 
 class WholeCalls:
-    """Gives the text back as content if the arguments of any call are not JSON.
+    """Turns the whole text into content if the arguments of any call are not JSON.
 
-    Not for texts in which the parser finds reasoning, too: their markup is not for the user.
+    Not for parsers that find reasoning, too, because the user must not see the markup of reasoning.
     """
 
     def __init__(self, parser: OutputParser) -> None:
@@ -69,7 +69,7 @@ def _is_json(text: str) -> bool:
 
 
 class NamedCallParser:
-    """The whole text is the arguments of one call."""
+    """Takes the whole text for the arguments of one call."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -88,7 +88,7 @@ class NamedCallParser:
 
 
 class RequiredCallsParser(TextReader):
-    """The text is an array of `{"name": …, "parameters": …}`."""
+    """Takes the text for an array of `{"name": …, "parameters": …}`."""
 
     def read(self) -> Waiting[None]:
         yield from CallArray(self.text, CallStyle(argument_keys=("parameters",)), self.add_event).read()

@@ -4,10 +4,10 @@ from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 FALLBACK: Final = "hermes"
-"""The most common format; it can be described to any model in its prompt."""
+"""The most common format. A prompt can describe it to any model."""
 
 _Marks = tuple[tuple[str, tuple[str, ...]], ...]
-"""Format -> texts that are all in the template of its models; the first match applies."""
+"""Format -> texts that the template of its models contains, all of them. The first match applies."""
 
 _TOOL_MARKS: Final[_Marks] = (
     ("openai", ("<|channel|>", "<|constrain|>")),
@@ -69,35 +69,35 @@ _TOOL_TOKENS: Final = {
     "<|python_start|>": "llama4_pythonic",
     "<|python_tag|>": "llama3_json",
 }
-"""Token of a vocabulary -> format of models that have it."""
+"""Token of a vocabulary -> the format of models with this token."""
 
 _REASONING_TOKENS: Final = {"[THINK]": "mistral", "<seed:think>": "seed_oss"}
 
 
 class ModelFacts(NamedTuple):
-    """The properties of a model from which its formats are detected."""
+    """The properties of a model by which its formats are detected."""
 
     template: str | None
-    """The template for conversations, with tools if it has one for them."""
+    """The template for conversations with tools, or for all conversations."""
     model_type: str | None
     tokens: Collection[str]
-    """The vocabulary's added tokens."""
+    """The added tokens of the vocabulary."""
 
 
 class Detected(NamedTuple):
-    """A detected format and the property that identified it."""
+    """A detected format, and the property that has identified it."""
 
     name: str
     source: str
 
 
 def detect_tool_format(facts: ModelFacts) -> Detected | None:
-    """The format of tool calls, by the template, the model's type, or a token."""
+    """The format of tool calls, detected by the template, the model's type, or a token."""
     return _detect(facts, _TOOL_MARKS, _TOOL_TYPES, _TOOL_TOKENS)
 
 
 def detect_reasoning_format(facts: ModelFacts) -> Detected | None:
-    """The reasoning format, detected in the same way; None if there is no sign of reasoning."""
+    """The format of reasoning, detected in the same way. None if nothing points to reasoning."""
     return _detect(facts, _REASONING_MARKS, _REASONING_TYPES, _REASONING_TOKENS)
 
 

@@ -24,13 +24,13 @@ class CallStyle(NamedTuple):
 
     argument_keys: tuple[str, ...] = ("arguments",)
     unwraps_text: bool = False
-    """Whether arguments that are a JSON string contain the JSON of the arguments."""
+    """Whether arguments may be a JSON string that contains the JSON of the arguments."""
     may_omit_arguments: bool = False
-    """Whether an object with a name and nothing else is a call."""
+    """Whether an object with only a name is a call."""
 
 
 class CallReader:
-    """Base of readers of one call or several. Until a call starts, the text can become content."""
+    """The base of readers of one call or several. Until a call starts, the text can become content."""
 
     def __init__(self, text: IncomingText, style: CallStyle, add: Callable[[Event], None]) -> None:
         self._text = text
@@ -42,11 +42,11 @@ class CallReader:
 
     @property
     def raw_text(self) -> str:
-        """The text that has been read; empty once a call has started."""
+        """The text that has been read. Empty once a call has started."""
         return "" if self.has_started else "".join(self._raw)
 
     def read(self) -> Waiting[None]:
-        """Reads up to the end, or up to text that cannot be a call."""
+        """Reads to the end of the calls, or to text that cannot be a call."""
         raise NotImplementedError
 
     def _keep(self, text: str) -> None:
@@ -54,7 +54,7 @@ class CallReader:
             self._raw.append(text)
 
     def _expect(self, pattern: regex.Pattern[str]) -> Waiting[Found | None]:
-        """Reads blanks and what follows them, if it matches."""
+        """Reads blanks, and then a match of the pattern, if there is one."""
         self._keep((yield from self._text.expect_all(BLANKS)))
         found = yield from self._text.expect(pattern)
         self._keep(found[0] if found else "")
@@ -62,9 +62,9 @@ class CallReader:
 
 
 class CallObject(CallReader):
-    """One `{"name": …, "arguments": …}`, with keys in any order and further keys ignored.
+    """Reads one `{"name": …, "arguments": …}`. Its keys may be in any order, and further keys are ignored.
 
-    The call starts once its name is known and its arguments begin.
+    A call starts once its name is known and its arguments begin.
     """
 
     def __init__(self, text: IncomingText, style: CallStyle, add: Callable[[Event], None]) -> None:
@@ -83,7 +83,7 @@ class CallObject(CallReader):
                 return
 
     def _read_member(self) -> Waiting[bool]:
-        """Whether the object can be a call."""
+        """Reads a member. Returns whether the object can still be a call."""
         key = _text((yield from self._read_value()) or "")
         if not (yield from self._expect(_COLON)):
             return False
@@ -112,7 +112,7 @@ class CallObject(CallReader):
             self._start(self._name, "{}")
 
     def _read_arguments(self) -> Waiting[str | None]:
-        """Passes arguments on as they arrive, if the name is known; None if the text ends in them."""
+        """Passes arguments on as they arrive, if the name is known. None if the text ends within them."""
         if self._name:
             self._start(self._name)
         self._keep((yield from self._text.expect_all(BLANKS)))
@@ -127,7 +127,7 @@ class CallObject(CallReader):
         return arguments
 
     def _read_value(self, passed: Callable[[str], None] | None = None) -> Waiting[str | None]:
-        """A whole value; None if the text ends in it. `passed` receives it as it arrives."""
+        """Reads a whole value. None if the text ends within it. `passed` receives it as it arrives."""
         value, end, parts = JsonValueEnd(), None, []
         while end is None:
             text = yield from self._text.take()
@@ -144,12 +144,12 @@ class CallObject(CallReader):
 
 
 class CallArray(CallReader):
-    """Objects of `CallObject` between `[` and `]`. Other text in a list that has a call is content."""
+    """Reads calls between `[` and `]`. In a list with a call, other text becomes content."""
 
     def __init__(self, text: IncomingText, style: CallStyle, add: Callable[[Event], None]) -> None:
         super().__init__(text, style, add)
         self._damage: list[str] = []
-        """Objects before the first call that are no calls."""
+        """Objects before the first call that are not calls."""
 
     def read(self) -> Waiting[None]:
         if not (yield from self._expect(_LIST)):
@@ -174,7 +174,7 @@ class CallArray(CallReader):
             self._damage.append(call.raw_text)
 
     def _add_of_call(self, event: Event) -> None:
-        """The first call makes content of damaged objects before it, and drops the text around them."""
+        """Adds an event of a call. The first call turns damaged objects before it into content."""
         if not self.has_started:
             self.has_started = True
             self._add_content("".join(self._damage))
@@ -186,7 +186,7 @@ class CallArray(CallReader):
 
 
 def _text(value: str) -> str | None:
-    """The text of a JSON string; None for other values, and for text that no answer can hold."""
+    """The text of a JSON string. None for other values, and for text that no answer can hold."""
     try:
         text = read_json(value)
     except ValueError:
@@ -201,9 +201,9 @@ _AFTER_LITERAL: Final = re.compile(r"[\s,\]}<]")
 
 
 class JsonValueEnd:
-    """One per value. It counts brackets and checks nothing else.
+    """Finds the end of one JSON value. It counts brackets, and checks nothing else.
 
-    The value also ends before a `<` outside its strings: JSON has none, but markers of formats begin with it.
+    The value also ends before a `<` outside its strings. JSON has no `<` there, but formats' markers do.
     """
 
     def __init__(self) -> None:
@@ -211,7 +211,7 @@ class JsonValueEnd:
         self._depth = 0
 
     def find(self, text: str) -> int | None:
-        """The index behind the value in the next piece; None if the value goes on."""
+        """The index behind the value in the next piece. None if the value continues."""
         position = 0
         while position < len(text) and self._state != "done":
             if self._state == "before":
@@ -225,7 +225,7 @@ class JsonValueEnd:
         return position if self._state == "done" else None
 
     def _begin(self, text: str, position: int) -> int:
-        """Reads blanks and the value's first character."""
+        """Reads blanks and the first character of the value."""
         position += len(_SPACE.match(text, position)[0])  # type: ignore[index]
         first = text[position : position + 1]
         if first == '"':
@@ -248,7 +248,7 @@ class JsonValueEnd:
         return found.end()
 
     def _read_outside(self, text: str, position: int) -> int:
-        """Reads up to the next character that matters, in a list, an object or a literal."""
+        """Reads to the next character that matters, within a list, an object or a literal."""
         is_literal = self._state == "literal"
         found = (_AFTER_LITERAL if is_literal else _IN_CONTAINER).search(text, position)
         if found is None:

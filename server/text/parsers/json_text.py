@@ -1,4 +1,4 @@
-"""Reads and writes JSON that an answer can hold; Python's own accepts more.
+"""Reads and writes JSON that an answer can hold. Python's own module accepts more.
 
 JSON has no NaN and no infinity, and a text with half of a surrogate pair cannot be sent as UTF-8.
 """
@@ -11,10 +11,10 @@ from base.json_depth import check_depth
 
 
 def write_json(value: Any) -> str:
-    """The value as JSON, in characters; as ASCII with escapes if a text holds half of a surrogate pair.
+    """The value as JSON. If a text holds half of a surrogate pair, as ASCII with escapes.
 
     Raises:
-        ValueError: it holds NaN, an infinity or an integer of thousands of digits.
+        ValueError: the value holds NaN, an infinity or an integer of thousands of digits.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return text if is_unicode(text) else json.dumps(value)
@@ -24,14 +24,14 @@ def read_json(text: str) -> Any:
     """The value of a JSON text that can be written again.
 
     Raises:
-        ValueError: it is not JSON, holds a number that is too large, or is nested too deeply.
+        ValueError: the text is not JSON, holds a number that is too large, or is nested too deeply.
     """
     check_depth(text)
     return _DECODER.decode(text)
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the text can be encoded."""
+    """Whether the text can be encoded in UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -40,7 +40,7 @@ def is_unicode(text: str) -> bool:
 
 
 def is_nested_deeper(value: Any, levels: int) -> bool:
-    """Whether an object or array has more levels than these; looks at no more of it."""
+    """Whether a value has more levels than these. Deeper levels are not read."""
     layer = [value]
     for _ in range(levels):
         children = (node.values() if isinstance(node, dict) else node for node in layer)

@@ -1,4 +1,4 @@
-"""The formats of reasoning that are two tags; names, tags and rules are those of vLLM 0.32."""
+"""The formats of reasoning between two tags. Names, tags and rules are those of vLLM 0.32."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,35 +21,35 @@ def _always(kwargs: TemplateKwargs) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class TagFormat:
-    """A `ReasoningFormat` of tags, with vLLM's rules for them."""
+    """A `ReasoningFormat` of two tags, with vLLM's rules for them."""
 
     starts: tuple[str, ...] = ("<think>",)
     """The texts that begin the reasoning, the usual one first."""
     ends: tuple[str, ...] = ("</think>",)
-    """The texts that end it, the usual one first."""
+    """The texts that end the reasoning, the usual one first."""
     answer_starts: tuple[str, ...] = ()
-    """Tags of tool calls, which end the reasoning as well and belong to the answer."""
+    """Tags of tool calls that end the reasoning, too. They belong to the answer."""
     label: str = ""
-    """Text that may follow the start and is dropped."""
+    """Text that may follow the start tag. It is dropped."""
     is_open_at_start: bool = True
-    """Whether the output begins with reasoning where neither prompt nor output have the start tag."""
+    """Whether the output begins with reasoning if neither prompt nor output has the start tag."""
     must_begin_output: bool = False
-    """Whether the start tag has its meaning only as the first text of the output."""
+    """Whether the start tag counts only as the first text of the output."""
     strips_reasoning: bool = False
-    """Whether white space at the reasoning's end is dropped."""
+    """Whether white space at the end of the reasoning is dropped."""
     strips_answer: bool = False
-    """Whether line breaks at the answer's beginning are dropped."""
+    """Whether line breaks at the beginning of the answer are dropped."""
     answer_tags: tuple[str, str] | None = None
-    """Tags around the answer, which are dropped; the first is optional and may be empty."""
+    """Tags around the answer, which are dropped. The first is optional, and may be empty."""
     switch: Callable[[TemplateKwargs], bool] = _always
-    """Whether the model reasons with these variables of its chat template."""
+    """Whether the model reasons when its chat template has these variables."""
 
     pauses: ClassVar[tuple[str, ...]] = ()
     parses_calls: ClassVar[bool] = False
 
     @property
     def forced_end(self) -> str:
-        """The usual end."""
+        """The usual end tag."""
         return self.ends[0]
 
     def is_used(self, template_kwargs: TemplateKwargs) -> bool:
@@ -67,7 +67,7 @@ class TagParser(TextReader):
         self._prompt_end = prompt_end
         self._marks = marks(tags, drops_answer_starts=drops_answer_starts)
         self._spaces: list[str] = []
-        """White space of the reasoning that is dropped if nothing but the end follows."""
+        """White space in the reasoning, which is dropped if only the end follows."""
         super().__init__()
 
     def read(self) -> Waiting[None]:
@@ -79,7 +79,7 @@ class TagParser(TextReader):
         yield from self.text.pass_rest(self._add_content)
 
     def _read_start(self) -> Waiting[bool]:
-        """Whether reasoning follows."""
+        """Reads the start tag. Returns whether reasoning follows."""
         tags = self._tags
         if self._prompt_end is PromptEnd.ENDED:
             return False
@@ -126,7 +126,7 @@ class TagParser(TextReader):
 
 @cache
 def marks(tags: TagFormat, *, drops_answer_starts: bool) -> regex.Pattern[str]:
-    """Finds the next tag within reasoning: a group `end` or `answer`, or another start, which is dropped."""
+    """Finds the next tag within reasoning: group `end` or `answer`, or another start, which is dropped."""
     alternatives = [any_of(*tags.starts).pattern, f"(?P<end>{any_of(*tags.ends).pattern})"]
     if tags.answer_starts:
         answer = any_of(*tags.answer_starts).pattern

@@ -1,4 +1,4 @@
-"""Imports the parser of an output format by its name, which is vLLM's."""
+"""Imports the parser of an output format by the format's name, which is vLLM's."""
 
 from importlib import import_module
 from typing import Any, cast
@@ -9,11 +9,11 @@ from server.text.parsers.base import ReasoningFormat, ToolParser
 
 
 class ParserMissingError(ServerError):
-    """The library of a format is not installed."""
+    """The library that a format needs is not installed."""
 
 
 def load_tool_parser(name: str) -> type[ToolParser]:
-    """Imports the class of a name in `TOOL_PARSERS`.
+    """Imports the parser with this name in `TOOL_PARSERS`.
 
     Raises:
         ParserMissingError: the library of this format is not installed.
@@ -25,7 +25,7 @@ def load_tool_parser(name: str) -> type[ToolParser]:
 
 
 def load_reasoning_format(name: str) -> ReasoningFormat:
-    """Imports the format of a name in `REASONING_FORMATS`."""
+    """Imports the format with this name in `REASONING_FORMATS`."""
     return cast("ReasoningFormat", _load(REASONING_FORMATS[name]))
 
 

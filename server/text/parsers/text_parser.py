@@ -1,4 +1,4 @@
-"""Text that arrives in pieces, and the bases of parsers that read it as if it were complete."""
+"""Text that arrives in pieces, and base classes of parsers that read it as if it were complete."""
 
 from collections.abc import Callable, Generator, Sequence
 from functools import cache
@@ -10,7 +10,7 @@ from server.text.parsers.base import CallArguments, CallFormat, CallStart, Conte
 
 Result = TypeVar("Result")
 Waiting = Generator[None, None, Result]
-"""A step that yields whenever it needs more text."""
+"""A step that yields whenever it needs more text, and then returns its result."""
 
 Found = regex.Match[str]
 
@@ -19,36 +19,36 @@ BLANKS: Final = regex.compile(r"\s{1,64}")
 
 @cache
 def any_of(*texts: str) -> regex.Pattern[str]:
-    """Matches the first of these texts that it finds."""
+    """A pattern that matches any of these texts."""
     return regex.compile("|".join(map(regex.escape, texts)))
 
 
 class IncomingText:
-    """Text read from its front. It holds back a possible match: patterns must have a bounded length."""
+    """Text that is read from its front. Holds back a possible match: patterns must have a bounded length."""
 
     def __init__(self) -> None:
         self.is_complete = False
-        """No more text follows: held-back text cannot become a match any more."""
+        """Whether no more text follows. Then held-back text cannot become a match any more."""
         self._text = ""
         self._position = 0
 
     def add(self, text: str) -> None:
-        """The next piece."""
-        behind = min(self._position, 1)  # for patterns that look at the character before
+        """Adds the next piece."""
+        behind = min(self._position, 1)  # some patterns look at the character before
         self._text = self._text[self._position - behind :] + text
         self._position = behind
 
     def find(
         self, pattern: regex.Pattern[str], passed: Callable[[str], None], *, keeps_incomplete: bool = True
     ) -> Waiting[Found | None]:
-        """Consumes the text up to and including the first match; None at the end of the text.
+        """Consumes the text up to and including the first match. Returns None if the text ends without one.
 
         `passed` receives the text before the match as it arrives, and, if `keeps_incomplete`, the beginning
         of a match at the end.
         """
         while True:
             found = pattern.search(self._text, self._position, partial=True)
-            assert found is not None  # at least the empty text at the end begins a match
+            assert found is not None  # the empty text at the end begins a match, if nothing else does
             end = len(self._text) if self.is_complete and found.partial and keeps_incomplete else found.start()
             if end > self._position:
                 passed(self._text[self._position : end])
@@ -62,7 +62,7 @@ class IncomingText:
             yield
 
     def take(self, stop: regex.Pattern[str] | None = None) -> Waiting[str]:
-        """Consumes the text that has arrived, up to a match of `stop`; empty there and at the text's end."""
+        """Consumes and returns the text that has arrived, up to a match of `stop`. Empty at the match."""
         while True:
             found = stop.search(self._text, self._position, partial=not self.is_complete) if stop else None
             text = self._text[self._position : found.start() if found else None]
@@ -72,21 +72,21 @@ class IncomingText:
             yield
 
     def give_back(self, text: str) -> None:
-        """The end of the taken text is read again."""
+        """Puts back the end of the taken text, to be read again."""
         self._position -= len(text)
 
     def pass_rest(self, passed: Callable[[str], None]) -> Waiting[None]:
-        """Consumes all text."""
+        """Consumes all of the text."""
         while text := (yield from self.take()):
             passed(text)
 
     def drop_incomplete(self, pattern: regex.Pattern[str]) -> None:
-        """At the end of the text, consumes the beginning of a match."""
+        """At the end of the text, consumes an incomplete match."""
         if self.is_complete and pattern.match(self._text, self._position, partial=True):
             self._position = len(self._text)
 
     def expect(self, pattern: regex.Pattern[str]) -> Waiting[Found | None]:
-        """Consumes a match that begins here; None, and nothing is consumed, if the text does not match."""
+        """Consumes a match that begins here. Without a match, returns None and consumes nothing."""
         while True:
             found = pattern.match(self._text, self._position, partial=not self.is_complete)
             if found is None:
@@ -97,7 +97,7 @@ class IncomingText:
             yield
 
     def expect_all(self, pattern: regex.Pattern[str]) -> Waiting[str]:
-        """Consumes all matches that follow each other, from here on."""
+        """Consumes all matches that follow one another from here on."""
         found: list[str] = []
         while match := (yield from self.expect(pattern)):
             found.append(match[0])
@@ -105,7 +105,7 @@ class IncomingText:
 
 
 class TextReader:
-    """Runs `read`, which consumes `self.text` and adds events, whenever text arrives."""
+    """Runs `read` whenever text arrives. `read` consumes `self.text` and adds events."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
@@ -123,7 +123,7 @@ class TextReader:
         return self._go_on()
 
     def finish(self) -> list[Event]:
-        """The events of the text that was held back."""
+        """The events of text that was held back."""
         self.text.is_complete = True
         return self._go_on()
 
@@ -133,11 +133,11 @@ class TextReader:
         return events
 
     def add_event(self, event: Event) -> None:
-        """Adds an event of its own."""
+        """Adds an event that is not joined to others."""
         self._events.append(event)
 
     def add_text(self, event: Reasoning | Content | CallArguments) -> None:
-        """Adds text, joined to adjacent text of its kind."""
+        """Adds text. Joins it to adjacent text of the same kind."""
         last = self._events[-1] if self._events else None
         if type(last) is type(event):
             self._events[-1] = type(event)(last.text + event.text)
@@ -146,7 +146,7 @@ class TextReader:
 
 
 class TextParser(TextReader):
-    """A format implements `read`, which reads `self.text` and reports events to the other methods."""
+    """A base of formats. Their `read` reads `self.text` and reports what it finds to the other methods."""
 
     needs_special_tokens: ClassVar[bool] = True
     call_format: ClassVar[CallFormat | None] = None
@@ -154,18 +154,18 @@ class TextParser(TextReader):
     def __init__(self) -> None:
         self.num_calls = 0
         self._is_blank = True
-        """Whether the content so far is white space."""
+        """Whether the content so far is only white space."""
         self._blanks: list[str] = []
-        """This white space, if no call has begun."""
+        """The white space so far, if no call has begun."""
         super().__init__()
 
     def finish(self) -> list[Event]:
-        """The events of the text that was held back."""
+        """The events of text that was held back."""
         events = super().finish()
         return [*events, Content(blanks)] if (blanks := "".join(self._blanks)) else events
 
     def add_content(self, text: str) -> None:
-        """Text for the user. White space alone is no content if there are calls."""
+        """Adds text for the user. White space alone is not content if there are calls."""
         if self._is_blank:
             text = text.lstrip() if self.num_calls else text
             self._is_blank = not text.strip()
@@ -182,12 +182,12 @@ class TextParser(TextReader):
         self.add_event(CallStart(name))
 
     def add_arguments(self, text: str) -> None:
-        """JSON text of the latest call."""
+        """Adds JSON text to the arguments of the latest call."""
         self.add_text(CallArguments(text))
 
 
 class StrayText:
-    """Receives text where the format has only white space; other text becomes content."""
+    """Receives text where the format allows only white space. Other text becomes content."""
 
     def __init__(self, parser: TextParser) -> None:
         self._parser = parser

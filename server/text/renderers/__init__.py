@@ -1,4 +1,4 @@
 """Turns text into token ids and back: `base.py`, a file per kind, `vision.py` for images.
 
-`tokenizers` loads and runs Hugging Face's tokenizers; `images` and `embeds` load what else a prompt may hold.
+`tokenizers` loads and runs Hugging Face's tokenizers. `images` and `embeds` load other parts of a prompt.
 """

@@ -1,6 +1,6 @@
-"""The base of all renderers: it turns text into token ids and back, with the blocking work in thread pools.
+"""The base of all renderers. Turns text into token ids and back. Work that blocks runs in thread pools.
 
-Imports no tokenizer's library: the kinds of renderers do.
+Imports no library of tokenizers. Each kind of renderer imports its own.
 """
 
 import asyncio
@@ -38,24 +38,24 @@ if TYPE_CHECKING:
 
 
 LoadVision = Callable[[ModelFiles, RendererConfig, Any, Executor], "VisionPart"]
-"""`VisionPart`, for a model with images: a renderer gives it its tokenizer as transformers has it."""
+"""Loads a `VisionPart` for a model with images, from the tokenizer as transformers has it."""
 
 
 class BaseRenderer(ABC):
-    """Writes conversations; its parts run blocking work (`pools`) and render all other prompts (`prompts`).
+    """Writes conversations. Its part `pools` runs work that blocks. Its part `prompts` renders other prompts.
 
-    Build it on the main thread: loading the tokenizer may import torch.
+    Build it on the main thread, because loading the tokenizer may import torch.
 
     A conversation is rendered in a pool, in one call per request. `create_detokenizer`, `token_text` and the
-    properties are cheap and run on the loop itself.
+    properties are cheap, and run on the event loop.
     """
 
     has_own_tool_format: ClassVar[bool] = False
-    """Whether the model's library, and no template, writes the tools and calls of a conversation."""
+    """Whether the model's library writes tools and calls of a conversation, instead of a template."""
     tokenizer: Tokenizer
-    """Loaded by the kind of renderer; all threads share it."""
+    """The tokenizer, which the kind of renderer loads. All threads share it."""
     vision: "VisionPart | None" = None
-    """Processes images; None if the model accepts none."""
+    """Processes images. None if the model accepts no images."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class BaseRenderer(ABC):
         executor: Executor | None = None,
         load_vision: LoadVision | None = None,
     ) -> None:
-        """See `build_renderer`; `executor` replaces both pools, and the caller closes it.
+        """See `build_renderer`. `executor` replaces both pools. The caller closes it.
 
         Raises:
             TokenizerLoadError: the tokenizer or the operator's chat template is missing or broken.
@@ -79,7 +79,7 @@ class BaseRenderer(ABC):
 
     @abstractmethod
     def _load(self, load_vision: LoadVision | None) -> None:
-        """Loads the tokenizer and, for images, the vision part; may raise TokenizerLoadError."""
+        """Loads the tokenizer and, for images, the vision part. May raise TokenizerLoadError."""
 
     @abstractmethod
     def render_messages(
@@ -92,7 +92,7 @@ class BaseRenderer(ABC):
         """
 
     async def load_images(self, messages: list[dict[str, Any]], held: HeldBytes) -> ProcessedImages | None:
-        """The images of a conversation, for `render_chat`; `held` counts the bytes of their files.
+        """Loads the images of a conversation for `render_chat`. `held` counts the bytes of their files.
 
         Raises:
             RequestError: an image cannot be loaded.
@@ -122,11 +122,11 @@ class BaseRenderer(ABC):
     async def render_prompts_async(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
         """Renders all prompts of a request concurrently, in the pool: nothing is decoded on the event loop.
 
-        As many calls run at once as the pool has threads, so that other requests get their turn.
+        At most as many calls run at once as the pool has threads, so that other requests get their turn.
 
         Raises:
             ValueError: `prompts` is empty.
-            RequestError: a prompt is invalid; the other calls are then cancelled.
+            RequestError: a prompt is invalid. Then the other calls are cancelled.
         """
         turns = asyncio.Semaphore(self.config.num_workers)
 
@@ -148,7 +148,7 @@ class BaseRenderer(ABC):
         return decode_in_pieces(decode, token_ids)
 
     def token_text(self, token_id: int) -> str:
-        """One token as text, for log-probabilities; an incomplete character becomes U+FFFD."""
+        """One token as text, for log-probabilities. An incomplete character becomes U+FFFD."""
         return self.tokenizer.token_bytes(token_id).decode(errors="replace")
 
     def create_detokenizer(
@@ -160,38 +160,38 @@ class BaseRenderer(ABC):
         min_tokens: int = 0,
         prompt: PromptTail | None = None,
     ) -> IncrementalDetokenizer:
-        """Creates the detokenizer of one output; stop strings apply after `min_tokens` tokens."""
+        """Creates the detokenizer of one output. Stop strings apply after `min_tokens` tokens."""
         decode = self.tokenizer.loop_decoder(skip_special_tokens=skip_special_tokens)
         scanner = StopScanner(stop, include_stop_str_in_output) if stop else None
         return IncrementalDetokenizer(DecodeWindow(decode, prompt or PromptTail()), scanner, min_tokens)
 
     @property
     def chat_template(self) -> str | None:
-        """The template for conversations without tools; None if there is none."""
+        """The template for conversations without tools. None if there is none."""
         return None
 
     @property
     def tool_template(self) -> str | None:
-        """The template for conversations with tools."""
+        """The template for conversations with tools. None if there is none."""
         return self.chat_template
 
     @property
     def image_token(self) -> str | None:
-        """The text that stands for an image in a prompt; None if the model accepts no images."""
+        """The text that stands for an image in a prompt. None if the model accepts no images."""
         return None if self.vision is None else self.vision.image_token
 
     @property
     def mm_cache(self) -> ProcessorCache | None:
-        """The processed images; None if the model accepts no images."""
+        """The cache of processed images. None if the model accepts no images."""
         return None if self.vision is None else self.vision.cache
 
     def clear_mm_cache(self) -> None:
-        """Drops all processed images; runs in the image thread, as everything that uses the cache."""
+        """Drops all processed images. Runs in the image thread, like everything that uses the cache."""
         if self.mm_cache is not None:
             self.mm_cache.clear()
 
     async def clear_mm_cache_async(self) -> None:
-        """Drops all processed images, after the image that is being processed."""
+        """Drops all processed images, once the image that is being processed is done."""
         await asyncio.get_running_loop().run_in_executor(self._mm_executor, self.clear_mm_cache)
 
     def configure(self, info: EngineInfo) -> None:
@@ -201,12 +201,12 @@ class BaseRenderer(ABC):
             self.prompts.embeds_limits = EmbedsLimits(info.max_model_len, info.embeds_width, info.dtype)
 
     def warm_up(self) -> None:
-        """Runs the one-time work that would delay the first requests; may hold the GIL for 0.1 s."""
+        """Does work that would delay the first requests. May hold the GIL for 0.1 s."""
         if self.vision is not None:
             self.vision.warm_up()
 
     def close(self) -> None:
-        """Stops the pools and cancels the work that they have not begun."""
+        """Stops the pools. Work that has not begun is cancelled."""
         self.pools.close()
 
     def __enter__(self) -> Self:
@@ -222,9 +222,9 @@ class BaseRenderer(ABC):
 
 
 def build_renderer(files: ModelFiles, config: RendererConfig, *, executor: Executor | None = None) -> BaseRenderer:
-    """The renderer for these files; call it on the main thread, since it may import torch.
+    """Builds the renderer for these files. Call it on the main thread, because it may import torch.
 
-    `executor` replaces its pools; the caller closes it.
+    `executor` replaces the renderer's pools. The caller closes it.
 
     Raises:
         TokenizerLoadError: the tokenizer or the operator's chat template is missing or broken.
@@ -238,10 +238,10 @@ def build_renderer(files: ModelFiles, config: RendererConfig, *, executor: Execu
 
 
 def import_renderer(mode: str) -> type[BaseRenderer]:
-    """The class for a tokenizer mode.
+    """Imports the class for a tokenizer mode.
 
     Raises:
-        TokenizerLoadError: the library of its tokenizers is not installed.
+        TokenizerLoadError: the library for these tokenizers is not installed.
     """
     module, _, name = RENDERERS[mode].path.partition(":")
     try:

@@ -23,7 +23,7 @@ TEXT_KEYS = {
 """Part type -> the key that holds its text."""
 _IMAGE_TYPES = ("image_url", "input_image")
 _MAY_BE_NULL = ("assistant", "function")
-"""Roles whose content may be null: such messages call a tool."""
+"""Roles whose messages may have null as content, because they call a tool."""
 
 _PART_FIELDS = frozenset(
     {
@@ -32,13 +32,13 @@ _PART_FIELDS = frozenset(
         *("image_pil", "input_audio"),
     }
 )
-"""Fields that OpenAI's and vLLM's content parts have."""
+"""The fields of content parts in the APIs of OpenAI and vLLM."""
 
 
 def to_conversation(
     messages: list[Message], content_format: ContentFormat, image_token: str | None = None
 ) -> list[Message]:
-    """New messages with the fields that templates use, and with contents in the template's format.
+    """Makes new messages with the fields that templates use, and with contents in the template's format.
 
     Images become `{"type": "image"}`. If the template expects text, an image becomes the model's
     `image_token` on a line of its own before the message's text.
@@ -55,7 +55,7 @@ def to_conversation(
 def without_developer(conversation: list[Message]) -> list[Message]:
     """Turns developer messages into system messages, merged into one at the start of the conversation.
 
-    For templates without a developer role.
+    This is for templates that have no developer role.
     """
     if all(message["role"] != "developer" for message in conversation):
         return conversation
@@ -109,7 +109,7 @@ def _to_content(content: Any, content_format: ContentFormat, image_token: str | 
 
 
 def is_image(part: Any) -> bool:
-    """Whether a part of a message's content is an image, in either form that the API allows."""
+    """Whether a part of a message's content is an image, in any form of the API."""
     return isinstance(part, dict) and part.get("type") in _IMAGE_TYPES
 
 
@@ -166,9 +166,9 @@ def _to_tool_call(call: Any) -> Message:
 
 
 def _to_arguments(function: Message) -> Message:
-    """The arguments as an object; malformed ones become {}.
+    """The function with its arguments as an object. Malformed arguments become {}.
 
-    They come from the model, so rejecting them would make it impossible to continue the conversation.
+    The model has written them, so an error would make it impossible to continue the conversation.
     """
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
@@ -184,18 +184,18 @@ def _to_arguments(function: Message) -> Message:
 
 @cache
 def _warn_of_malformed_arguments() -> None:
-    """Once per process: a client sends the same conversation again and again."""
+    """Warns once per process, because a client sends the same conversation again and again."""
     logger.warning(
         "The arguments of a tool call in a request's messages are not a JSON object; the chat template gets {} instead"
     )
 
 
 def has_few_parts(messages: list[dict[str, Any]]) -> bool:
-    """Whether looking at all parts takes less than a millisecond."""
+    """Whether it takes less than a millisecond to look at all parts."""
     return sum(len(parts_of(message)) for message in messages) <= _FEW_PARTS
 
 
 def parts_of(message: dict[str, Any]) -> list[Any]:
-    """The parts of a message's content; empty if the content is a text."""
+    """The parts of a message's content. Empty if the content is a text."""
     content = message.get("content")
     return content if isinstance(content, list) else []

@@ -1,8 +1,8 @@
-"""Turns the tokens of one output into text as they arrive, whole characters only, up to a stop string.
+"""Turns the tokens of one output into text as they arrive: whole characters only, up to a stop string.
 
 `tokenizers.decoders.DecodeStream` is not used. It cannot release held-back text at the end of an output, and
 raises if the decoded text is not monotonic (broken UTF-8 in byte-fallback vocabularies). It decodes the whole
-prompt first, and exists for fast tokenizers only. Our window over any `decode` function costs 2 us per token.
+prompt first, and exists only for fast tokenizers. This window over any `decode` costs 2 us per token.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,27 +12,27 @@ from typing import NamedTuple
 Decode = Callable[[Sequence[int]], str]
 
 UNFINISHED = "\ufffd"
-"""A decoder's output for bytes that are not a character, or not a complete one yet."""
+"""What a decoder writes for bytes that are no character, or not yet a complete one."""
 
 MAX_HELD_TOKENS = 64
-"""Most tokens held back: a character has at most four bytes, so this many tokens cannot be one character."""
+"""Most tokens held back. A character has at most four bytes, so this many tokens are not one character."""
 
 _CONTEXT_TOKENS = 6
-"""Prompt tokens that are decoded with the first output tokens, because they determine a leading space."""
+"""Tokens of the prompt that are decoded with the first output tokens. They decide about leading spaces."""
 _MAX_CONTEXT_TOKENS = 256
-"""Longer ends of prompts that decode to nothing, such as a row of special tokens, are not searched."""
+"""At most so many tokens are searched for text at a prompt's end, which may be a row of special tokens."""
 
 
 _PIECE_TOKENS = 2048
-"""Tokens that are decoded at once: other threads wait for it, up to 2 ms."""
+"""Tokens that are decoded in one piece. Other threads wait up to 2 ms for it."""
 
 
 MAX_STOP_CHARS = 1024
-"""The most characters of all stop strings of a request: the cost of a piece of text grows with them."""
+"""The most characters of all stop strings of a request. A piece of text costs time for each of them."""
 
 
 def decode_in_pieces(decode: Decode, token_ids: Sequence[int]) -> str:
-    """The text of any number of tokens, in pieces of whole characters, each decoded with tokens before it."""
+    """Decodes any number of tokens, in pieces of whole characters, each together with tokens before it."""
     texts: list[str] = []
     begin = 0
     while begin < len(token_ids):
@@ -53,15 +53,15 @@ def _whole_end(decode: Decode, token_ids: Sequence[int], end: int) -> int:
 
 
 class TextDelta(NamedTuple):
-    """The text that some tokens added, as far as it may be sent."""
+    """The text that some tokens added and that may be sent."""
 
     text: str
     stop: str | None = None
-    """The stop string that ended the output."""
+    """The stop string that ended the output. None if none did."""
 
 
 class StopScanner:
-    """Holds back text that may be the beginning of a stop string, and cuts the text at a complete one.
+    """Holds back text that may begin a stop string, and cuts the text at a complete stop string.
 
     One scanner serves one output, on one thread.
     """
@@ -70,10 +70,10 @@ class StopScanner:
         self._stops = [stop for stop in stops if stop]
         self._include = include_in_output
         self._begun = ""
-        """The end of the text that may begin a stop string; held back unless the output has stop strings."""
+        """The held-back end of the text, which may begin a stop string."""
 
     def scan(self, piece: str, can_stop: bool = True) -> TextDelta:
-        """Scans the next piece; with `can_stop` false, stop strings that end in it are ignored."""
+        """Scans the next piece. If `can_stop` is false, stop strings that end in it are ignored."""
         num_begun = len(self._begun)
         start = num_begun if self._include else 0
         text = self._begun + piece
@@ -91,13 +91,13 @@ class StopScanner:
 
 
 def _end_of(stop: str, text: str, num_scanned: int) -> int:
-    """The end of the first match that is not within the scanned characters; -1 if there is none."""
+    """The end of the first match that ends behind the scanned characters. -1 if there is none."""
     position = text.find(stop, max(0, num_scanned - len(stop) + 1))
     return position if position < 0 else position + len(stop)
 
 
 def _num_begun(stop: str, text: str) -> int:
-    """The characters at the end of the text that are the beginning of the stop string, but not all of it."""
+    """The number of characters at the end of the text that begin the stop string without completing it."""
     position = text.find(stop[0], max(0, len(text) - len(stop) + 1))
     while position >= 0 and not stop.startswith(text[position:]):
         position = text.find(stop[0], position + 1)
@@ -105,7 +105,7 @@ def _num_begun(stop: str, text: str) -> int:
 
 
 class IncrementalDetokenizer:
-    """Builds the text of one output; every method runs on the event loop.
+    """Builds the text of one output. Every method runs on the event loop.
 
     Do not append the stop or end-of-sequence token that ended the output, unless its text is wanted.
     """
@@ -117,7 +117,7 @@ class IncrementalDetokenizer:
         self._num_tokens = 0
 
     def append(self, token_ids: Sequence[int]) -> TextDelta:
-        """Adds the next tokens; tokens after a stop string are ignored."""
+        """Adds the next tokens. Tokens behind a stop string are ignored."""
         pieces: list[str] = []
         stop = None
         for token_id in token_ids:
@@ -131,20 +131,20 @@ class IncrementalDetokenizer:
         return TextDelta("".join(pieces), stop)
 
     def finish(self) -> str:
-        """Returns the held-back text of an output that ended without a stop string; call it last."""
+        """Returns the held-back text of an output that ended without a stop string. Called last."""
         held = self._scanner.release() if self._scanner else ""
         return held + self._stream.flush()
 
 
 class PromptTail:
-    """The end of a prompt that is decoded with an output; one per prompt, whatever its number of choices."""
+    """The end of a prompt, which is decoded together with an output. One per prompt, for all choices."""
 
     def __init__(self, token_ids: Sequence[int] = ()) -> None:
         self._token_ids = token_ids
         self._found: tuple[list[int], str] | None = None
 
     def find(self, decode: Decode) -> tuple[list[int], str]:
-        """The last tokens, enough for some text that begins with a whole character, and this text."""
+        """As many last tokens as give a text that begins with a whole character, and this text."""
         if self._found is None:
             token_ids = _tail(decode, self._token_ids)
             self._found = token_ids, decode(token_ids) if token_ids else ""
@@ -154,8 +154,8 @@ class PromptTail:
 class DecodeWindow:
     """Decodes only the tokens since the last whole character, together with a few before them.
 
-    The text equals the full decode of prompt and output without the prompt's text. The exception: a
-    byte-fallback decoder withdraws a character if broken bytes follow it, but released text cannot be
+    The text equals the full decode of prompt and output, without the prompt's text. There is one exception:
+    a byte-fallback decoder withdraws a character if broken bytes follow, but released text cannot be
     withdrawn.
     """
 
@@ -179,7 +179,7 @@ class DecodeWindow:
         return new
 
     def flush(self) -> str:
-        """The text of the pending tokens, with U+FFFD for an incomplete character."""
+        """The text of the pending tokens. An incomplete character becomes U+FFFD."""
         new = self._unseen(self._decode(self._context + self._pending)) if self._pending else ""
         self._pending = []
         return new
@@ -189,12 +189,12 @@ class DecodeWindow:
             return text[len(self._shown) :]
         common = commonprefix([self._shown, text])
         if not self._shown[len(common) :].strip(UNFINISHED):
-            return text[len(common) :]  # completes a character that the prompt left unfinished
+            return text[len(common) :]  # completes a character that the prompt has begun
         return self._decode(self._pending)
 
 
 def _tail(decode: Decode, token_ids: Sequence[int]) -> list[int]:
-    """The last tokens of the prompt, enough for some text that begins with a whole character."""
+    """As many last tokens of the prompt as give a text that begins with a whole character."""
     size = _CONTEXT_TOKENS
     while size < min(len(token_ids), _MAX_CONTEXT_TOKENS):
         tail = list(token_ids[-size:])

@@ -1,4 +1,4 @@
-"""Renders with a Hugging Face tokenizer and a chat template, the operator's or else the model's."""
+"""Renders with a Hugging Face tokenizer and a chat template: the operator's, or else the model's."""
 
 import inspect
 from dataclasses import replace
@@ -25,7 +25,7 @@ _RESERVED = {
 }
 """Names that `chat_template_kwargs` may not set."""
 _TEXT, _OTHER_FIELD = "zq-text", "zq-field"
-"""Contents of the message that finds out how a template expects contents."""
+"""The contents of a test message, which shows how a template expects contents."""
 
 
 class HfRenderer(BaseRenderer):
@@ -73,7 +73,7 @@ class HfRenderer(BaseRenderer):
         return self.config.chat_template or named or self.chat_template
 
     def _tokenize_chat(self, text: str, options: ChatOptions) -> RenderedPrompt:
-        """Tokenizes like image processors: with special tokens, unless the template wrote the first one."""
+        """Tokenizes as image processors do: with special tokens, unless the template wrote the first one."""
         if self.vision is not None:
             bos = self._loaded.bos_token
             has_bos = bos is not None and text.startswith(bos)
@@ -85,7 +85,7 @@ def check_chat_template(template: str) -> None:
     """Compiles the operator's template, so that a mistake in it fails the start and not every request.
 
     Raises:
-        TokenizerLoadError: it is not a valid Jinja template.
+        TokenizerLoadError: the template is not valid Jinja.
     """
     try:
         _compile_jinja_template(template)
@@ -96,7 +96,7 @@ def check_chat_template(template: str) -> None:
 def resolve_chat_template(
     tokenizer: PreTrainedTokenizerBase, given: str | None, tools: list[dict[str, Any]] | None
 ) -> str:
-    """The template's text: `given`, or else the tokenizer's own for these tools.
+    """The text of the template: `given`, or else the tokenizer's own for these tools.
 
     `given` may be the name of one of the tokenizer's own templates.
 
@@ -152,15 +152,15 @@ def _check_reserved(template_kwargs: dict[str, Any]) -> None:
 
 
 def _describe(err: Exception) -> str:
-    """The template's own message, as from `raise_exception(...)`; for other errors with the error's type."""
+    """The template's own message, as from `raise_exception(...)`. Other errors are named with their type."""
     return str(err) if isinstance(err, jinja2.TemplateError) and str(err) else f"{type(err).__name__}: {err}"
 
 
 @lru_cache(maxsize=32)
 def detect_content_format(tokenizer: PreTrainedTokenizerBase, template: str) -> ContentFormat:
-    """`openai` for a template that writes the texts of a user's parts, otherwise `string`.
+    """`openai` for a template that writes the texts of a user message's parts, otherwise `string`.
 
-    vLLM looks for a loop over a message's content; for the templates of models, the result is the same.
+    vLLM looks for a loop over a message's content instead. For models' templates the result is the same.
     """
     part = {"type": "text", "text": _TEXT, _OTHER_FIELD: ""}
     user: Message = {"role": "user", "content": [part]}
@@ -172,6 +172,6 @@ def detect_content_format(tokenizer: PreTrainedTokenizerBase, template: str) -> 
             )
         except RequestError:
             continue
-        if _TEXT in text and _OTHER_FIELD not in text:  # without a loop, the list itself may be written
+        if _TEXT in text and _OTHER_FIELD not in text:  # a template without a loop may write the list itself
             return "openai"
     return "string"

@@ -1,4 +1,4 @@
-"""Renders with a tokenizer in Mistral's own format; mistral-common writes conversations, not a template."""
+"""Renders with a tokenizer in Mistral's own format. mistral-common writes conversations, not a template."""
 
 import logging
 import re
@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 _REQUEST_ERRORS = (MistralCommonException, ValueError, AssertionError)
 """The errors with which mistral-common rejects a conversation."""
 _CALL_ID_CHARS = 9
-"""Length of Mistral's call ids; of longer ids from other sources, the random end is kept."""
+"""The length of Mistral's call ids. A longer id from elsewhere is cut to its end, which is random."""
 _ALWAYS_WRITTEN = frozenset({"[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"})
-"""Special tokens that are written even if such tokens are skipped: they delimit tool calls and reasoning."""
+"""Special tokens that are written even when special tokens are skipped: they delimit calls and reasoning."""
 _SPECIAL_PIECE = re.compile(r"\[\w+\]")
 
 
@@ -71,7 +71,7 @@ class MistralRenderer(BaseRenderer):
             return self._mistral.encode_chat(request)
         except RequestError:
             raise
-        except Exception as err:  # the library rejects with its own errors, ValueErrors and assertions alike
+        except Exception as err:  # rejections are the library's own errors, ValueErrors and assertions alike
             if not isinstance(err, _REQUEST_ERRORS):
                 logger.exception("mistral-common failed to encode a conversation")
             is_tool = isinstance(err, InvalidToolException | InvalidToolSchemaException)
@@ -84,7 +84,7 @@ class MistralRenderer(BaseRenderer):
     def _to_request(
         self, messages: list[Message], options: ChatOptions, placeholders: Iterator[str]
     ) -> ChatCompletionRequest[Any]:
-        """Raises RequestError, or an error of mistral-common, for a malformed message."""
+        """The request for mistral-common. Raises RequestError or mistral-common's error for a bad message."""
         checked = to_conversation(messages, "openai", self.image_token)
         _check_last(checked[-1]["role"], options)
         return ChatCompletionRequest.from_openai(
@@ -95,7 +95,7 @@ class MistralRenderer(BaseRenderer):
         )
 
     def _settings(self, options: ChatOptions) -> dict[str, Any]:
-        """The settings that the tokenizer can write into a prompt; older tokenizer versions ignore them."""
+        """The settings that the tokenizer can write into a prompt. Older tokenizer versions ignore them."""
         if not self._mistral.has_reasoning_effort:
             return {}
         given = self.config.default_chat_template_kwargs | options.chat_template_kwargs
@@ -116,7 +116,7 @@ class MistralRenderer(BaseRenderer):
 
 
 class MistralTokenizer:
-    """Implements `Tokenizer`; tiktoken and SentencePiece keep no state between calls."""
+    """Implements `Tokenizer`. tiktoken and SentencePiece keep no state between calls."""
 
     def __init__(self, loaded: LoadedTokenizer[Any, Any, Any, Any, Any]) -> None:
         self.loaded = loaded
@@ -140,12 +140,12 @@ class MistralTokenizer:
         return self.version >= 15
 
     def accept_images(self) -> None:
-        """Lets conversations hold processed images, whose URLs are the special tokens to write."""
+        """Lets conversations hold processed images, given as URLs with the special tokens to write."""
         instruct: Any = self.loaded.instruct_tokenizer
         instruct.image_encoder = _ProcessedImageEncoder({name: i for i, name in self.added_tokens.items()})
 
     def encode_chat(self, request: ChatCompletionRequest[Any]) -> list[int]:
-        """The prompt of a conversation; raises mistral-common's errors for an invalid one."""
+        """The prompt of a conversation. Raises mistral-common's errors for an invalid one."""
         token_ids: list[int] = self.loaded.encode_chat_completion(request).tokens
         return token_ids
 
@@ -153,7 +153,7 @@ class MistralTokenizer:
         """See `Tokenizer`.
 
         Raises:
-            RequestError: tekken's regular expression failed, as it does for a million spaces in a row.
+            RequestError: tekken's regular expression has failed, as for a million spaces in a row.
         """
         text.encode()
         try:
@@ -192,7 +192,7 @@ class MistralTokenizer:
     def _decode(self, token_ids: Sequence[int], written: Set[int]) -> str:
         """Writes the special tokens in `written` by name and decodes each run of ordinary tokens separately.
 
-        Ids without a token are skipped: a model's last layer may be larger than the vocabulary.
+        Ids without a token are skipped, because a model's last layer may be larger than the vocabulary.
         """
         known = [i for i in token_ids if i < self.vocab_size and (i not in self.added_tokens or i in written)]
         texts: list[str] = []
@@ -205,7 +205,7 @@ class MistralTokenizer:
 
 
 class _ProcessedImageEncoder(ImageEncoder):
-    """Writes the tokens that the processor has computed, instead of processing the image a second time."""
+    """Writes the tokens that the processor has computed, instead of processing the image again."""
 
     def __init__(self, ids: dict[str, int]) -> None:
         self._ids = ids
@@ -242,7 +242,7 @@ def _check_variables(options: ChatOptions) -> None:
 
 
 def _check_last(role: str, options: ChatOptions) -> None:
-    """Checks the last message's role: in Mistral's format it alone determines whose turn is next."""
+    """Checks the last message's role, which alone determines in Mistral's format whose turn is next."""
     if options.continue_final_message and role != "assistant":
         raise RequestError(
             f"continue_final_message needs a last message of role 'assistant', got {role!r}",
@@ -259,7 +259,7 @@ def _check_last(role: str, options: ChatOptions) -> None:
 def _to_message(message: Message, checked: Message, placeholders: Iterator[str]) -> Message:
     """The message with the parts and call ids that mistral-common knows.
 
-    `checked` is the same message from `to_conversation`, which has rejected malformed ones.
+    `checked` is the same message from `to_conversation`, which has rejected malformed messages.
     """
     role, content = checked["role"], message.get("content")
     if content is None and role != "assistant":
@@ -296,7 +296,7 @@ def _to_call_id(call_id: Any) -> Any:
 
 
 def _texts_of(request: ChatCompletionRequest[Any]) -> Iterator[str]:
-    """The texts of the messages: contents, reasoning and the arguments of tool calls."""
+    """Yields the texts of the messages: contents, reasoning and arguments of tool calls."""
     for message in request.messages:
         for chunk in [TextChunk(text=message.content)] if isinstance(message.content, str) else message.content or ():
             if not isinstance(chunk, ImageURLChunk):

@@ -1,4 +1,4 @@
-"""Prompts that are texts, token ids or embeddings, and how long a prompt may be."""
+"""Prompts that are texts, token ids or embeddings, and the limits of their length."""
 
 from collections.abc import Collection, Sequence
 from typing import Final
@@ -13,18 +13,18 @@ _PROMPTS_PER_CALL: Final = 32
 
 
 class PlainPrompts:
-    """Used on any thread."""
+    """Renders plain prompts, on any thread."""
 
     max_model_len: int | None = None
-    """Most tokens of a prompt and its output; None until the engine has loaded the model."""
+    """Most tokens of a prompt and its output. None until the engine has loaded the model."""
     embeds_limits: EmbedsLimits | None = None
-    """Shape and type that `prompt_embeds` must have; None if the server does not accept them."""
+    """The shape and type for `prompt_embeds`. None if the server does not accept them."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
     def render_all(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
-        """Renders prompts in one call; blocks.
+        """Renders prompts in one call, which blocks.
 
         Raises:
             ValueError: `prompts` is empty.
@@ -56,7 +56,7 @@ class PlainPrompts:
         return RenderedPrompt([0] * rows.shape[0], text=None, inputs=PromptInputs(embeds=rows))
 
     def tokenize(self, text: str, options: ChatOptions | TextOptions, *, param: str) -> RenderedPrompt:
-        """Tokenizes a text, also that of a conversation; raises RequestError as `render`."""
+        """Tokenizes a text, or the text of a conversation. Raises RequestError as `render` does."""
         limit = self.token_limit(options)
         if limit is None:
             self.check_length(text)
@@ -65,7 +65,7 @@ class PlainPrompts:
         return RenderedPrompt(self.keep_tokens(token_ids, options, param=param), text)
 
     def keep_tokens(self, token_ids: list[int], options: ChatOptions | TextOptions, *, param: str) -> list[int]:
-        """Truncates a prompt; raises RequestError if no token remains."""
+        """Truncates a prompt. Raises RequestError if no token remains."""
         limit = self.token_limit(options)
         kept = token_ids if limit is None else Cut(limit, "left").apply(token_ids)
         if not kept:
@@ -73,7 +73,7 @@ class PlainPrompts:
         return kept
 
     def token_limit(self, options: ChatOptions | TextOptions) -> int | None:
-        """The number of prompt tokens to keep; None keeps all. -1 leaves room for one output token."""
+        """The number of prompt tokens to keep. None keeps all. -1 leaves room for one output token."""
         asked, most = options.truncate_prompt_tokens, self.max_model_len
         if asked is None or most is None:
             return None if asked == -1 else asked
@@ -85,16 +85,16 @@ class PlainPrompts:
         return asked if asked >= 0 else most - 1
 
     def check_length(self, text: str) -> None:
-        """Raises RequestError for a text that cannot fit."""
+        """Raises RequestError for a text that cannot fit into the model's context."""
         if (most := self.max_model_len) is not None:
             check_text_length(text, max_model_len=most, max_token_chars=self._tokenizer.max_token_chars)
 
 
 def split_prompts(prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
-    """The prompts of each call in the pool: each embedding, which is large, alone, and some texts together.
+    """Divides prompts among calls of the pool: each embedding, which is large, alone, but texts together.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no prompts.
     """
     _check_prompts(prompts)
     size = 1 if isinstance(prompts[0], EmbedsPrompt) else _PROMPTS_PER_CALL
@@ -107,7 +107,7 @@ def _check_prompts(prompts: Sequence[Prompt]) -> None:
 
 
 def check_text_length(text: str, *, max_model_len: int, max_token_chars: int) -> None:
-    """Rejects a text that cannot fit with any tokenization, before a thread spends seconds on tokenizing it.
+    """Rejects a text that is too long in any tokenization, before a thread spends seconds on tokenizing it.
 
     Raises:
         RequestError: the text is too long.
@@ -122,7 +122,7 @@ def check_text_length(text: str, *, max_model_len: int, max_token_chars: int) ->
 
 
 def check_unicode(text: str, param: str) -> None:
-    """Raises RequestError for half a surrogate pair, which JSON can express and UTF-8 cannot."""
+    """Raises RequestError for half a surrogate pair. JSON can express it, but UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError as err:

@@ -12,7 +12,7 @@ R = TypeVar("R")
 
 
 class RendererPool(ThreadPoolExecutor):
-    """A thread pool that reports how many work items wait, and how long each one waited."""
+    """A thread pool that reports how many work items wait, and how long each has waited."""
 
     def __init__(self, num_workers: int, *, name: str) -> None:
         super().__init__(num_workers, thread_name_prefix=name)
@@ -21,7 +21,7 @@ class RendererPool(ThreadPoolExecutor):
 
     @property
     def num_waiting(self) -> int:
-        """Work items that no thread has taken."""
+        """The number of work items that no thread has taken yet."""
         return self._work_queue.qsize()
 
     def subscribe_waits(self, on_wait: Callable[[float], None]) -> None:
@@ -39,16 +39,15 @@ class RendererPool(ThreadPoolExecutor):
 
 
 class RendererPools:
-    """A pool for templates, the tokenizer and decoding (`--renderer-num-workers`), and one thread for images.
+    """A pool for templates, tokenizer and decoding (`--renderer-num-workers`), and one thread for images.
 
-    So the image processor and its cache are never used by two threads at once, and text does not queue behind
-    images.
+    So two threads never use the image processor and its cache at once, and text does not wait for images.
     """
 
     def __init__(self, num_workers: int, executor: Executor | None = None) -> None:
-        """`executor` replaces both pools, and the caller closes it."""
+        """`executor` replaces both pools. The caller closes it."""
         self.owned: dict[str, RendererPool] = {}
-        """By purpose: `text` and `mm`."""
+        """Purpose (`text` or `mm`) -> pool."""
         if executor is None:
             self.owned["text"] = RendererPool(num_workers, name="renderer")
             self.owned["mm"] = RendererPool(1, name="renderer-mm")
@@ -56,18 +55,18 @@ class RendererPools:
         self.images = executor or self.owned["mm"]
 
     def submit(self, func: Callable[..., object], *args: object) -> None:
-        """Runs work in the pool whose result nobody needs."""
+        """Runs work in the pool without returning its result."""
         self.text.submit(func, *args)
 
     async def run(self, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Runs work in the pool that would block the event loop."""
+        """Runs work in the pool that would block the event loop, and returns its result."""
         return await asyncio.get_running_loop().run_in_executor(self.text, partial(func, *args, **kwargs))
 
     async def run_unless(self, is_small: bool, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Runs work that grows with a body in the pool, unless the body is small."""
+        """Runs work that grows with a body in the pool, or at once if the body is small."""
         return func(*args, **kwargs) if is_small else await self.run(func, *args, **kwargs)
 
     def close(self) -> None:
-        """Stops the pools and cancels the work that they have not begun."""
+        """Stops the pools. Work that has not begun is cancelled."""
         for pool in self.owned.values():
             pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The input and output of a renderer: prompts, options, rendered prompts."""
+"""What a renderer takes and returns: prompts, options, rendered prompts."""
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -8,10 +8,10 @@ from server.terms.types import PromptInputs
 
 @dataclass(frozen=True)
 class EmbedsPrompt:
-    """A prompt given as embeddings that the client computed."""
+    """A prompt of embeddings that the client has computed."""
 
     embeds: str
-    """Base64 of a tensor file (`server.text.renderers.embeds.prompt_embeds`)."""
+    """A tensor file in base64 (`server.text.renderers.embeds.prompt_embeds`)."""
 
 
 Prompt = str | list[int] | EmbedsPrompt
@@ -22,10 +22,10 @@ class HeldBytes(Protocol):
     """Counts the bytes that a request holds."""
 
     def add_bytes(self, num_bytes: int) -> None:
-        """Raises RequestError if all requests together hold too many."""
+        """Adds bytes. Raises RequestError if all requests together hold too many."""
 
     def remove_bytes(self, num_bytes: int) -> None:
-        """Subtracts bytes that the request holds no more."""
+        """Subtracts bytes that the request no longer holds."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +33,21 @@ class RenderedPrompt:
     """A prompt in the form that the engine accepts."""
 
     token_ids: list[int]
-    """One per token; ids of positions that `inputs.embeds` fills have no meaning."""
+    """One id per token. At positions that `inputs.embeds` fills, the id has no meaning."""
     text: str | None
-    """The text that was tokenized, before any truncation; None if the client sent token ids or embeddings."""
+    """The text before truncation. None if the client sent token ids or embeddings."""
     inputs: PromptInputs | None = None
-    """The embeddings or images of the prompt."""
+    """The embeddings or images of the prompt. None for text alone."""
 
     @property
     def known_token_ids(self) -> list[int]:
-        """The token ids; empty if the prompt consists of embeddings."""
+        """The token ids. Empty if the prompt consists of embeddings."""
         return [] if self.inputs is not None and self.inputs.embeds is not None else self.token_ids
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions:
-    """How a conversation is rendered; the fields have the request's names."""
+    """How a conversation is rendered. The fields have the request's names."""
 
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -55,18 +55,18 @@ class ChatOptions:
     documents: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     add_special_tokens: bool = False
-    """Chat templates write the special tokens themselves."""
+    """False by default, because chat templates write the special tokens themselves."""
     truncate_prompt_tokens: int | None = None
     """As in `TextOptions`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """How a plain prompt is tokenized; the fields have the request's names."""
+    """How a plain prompt is tokenized. The fields have the request's names."""
 
     add_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None
-    """Keep so many of the last tokens, and the special ones at the beginning.
+    """The number of last tokens to keep, besides special tokens at the beginning.
 
     -1 keeps as many as leave room for one output token.
     """

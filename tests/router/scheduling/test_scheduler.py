@@ -627,7 +627,7 @@ def test_a_pinned_model_is_no_victim_and_the_refusal_names_it(one_fits):
     assert isinstance(refusal, Refuse)
     assert refusal.kind == "no_room"
     assert refusal.reason == (
-        "b needs 6.0 GiB, which the budget of 10.0 GiB does not have beside a (6.0 GiB), which stay (--memory-budget)."
+        "b needs 6.0 GiB, which the budget of 10.0 GiB does not have beside the pinned a (6.0 GiB) (--memory-budget)."
     )
 
 

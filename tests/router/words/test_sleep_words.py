@@ -20,7 +20,7 @@ def _entry(*words: str, **keys: object) -> ModelEntry:
         (_entry(on_swap="sleep"), 2, (1, 2), True, ""),
         (_entry(idle_sleep_s=60.0), 1, (1,), True, ""),
         (_entry(on_swap="sleep", sleep_levels=(2,)), 2, (2,), True, ""),
-        (_entry(on_swap="sleep", sleep_levels=(2,)), 1, (1,), True, "sleeps at level 1"),
+        (_entry(on_swap="sleep", sleep_levels=(2,)), 1, (1,), True, "sleeps only at level 1"),
         (_entry(_FLAG), 2, (1, 2), False, ""),
         (_entry(on_swap="sleep"), 0, (), False, "cannot sleep, and is stopped instead: its engines"),
         (_entry(on_swap="sleep", engine="embedded"), 2, (), False, ""),

@@ -138,7 +138,7 @@ def test_files_that_may_not_have_been_cold_are_reported(fake_command, run_startu
     done = run_startup("--cmd", fake_command(), *QUICK, "--state", "cold-pages", "--evict", path, "--json", "-")
     assert done.returncode == 0, done.stderr
     (line,) = json.loads(done.stdout)["problems"]
-    assert line.endswith("0 MB may not have been cold: this system does not show what of them is in memory")
+    assert line.endswith("0 MB may not have been cold: this system does not show which of their pages are in memory")
     assert line in done.stderr
     assert {figures["resident_share"] for figures in rounds_of(done.stdout)} == {None}
 

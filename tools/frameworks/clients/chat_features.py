@@ -1,4 +1,4 @@
-"""Scenario of clients whose functions take and return the fields of OpenAI's chat completions."""
+"""The scenario for clients whose functions take and return fields of OpenAI's chat completions."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def ask(question: str) -> list[Any]:
 
 
 class Features:
-    """Uses a function that sends messages and other fields."""
+    """Uses the features with a function that sends messages and other fields."""
 
     def __init__(self, complete: Callable[..., Any]) -> None:
         self._complete = complete

@@ -1,6 +1,6 @@
 """The parts of every client's scenario: prompts, the model's answers, a tool, and the report of results.
 
-Clients run in an environment of their own; all of them bring pydantic.
+Clients run in an environment of their own. All of them need pydantic, so it is installed there.
 """
 
 import json
@@ -15,7 +15,7 @@ MODEL = "agent"
 QUESTION, ANSWER = "What is the capital of France?", "Paris is the capital of France."
 DESCRIBE, CITY = "Describe Paris.", {"city": "Paris", "population": 2100000}
 CALL_FINAL_RESULT, CALL_CITY = "Describe Paris to final_result.", "Describe Paris to City."
-"""For libraries that require the call of a tool for a structured answer; its name is their choice."""
+"""For libraries that get a structured answer as a call of a tool. The library chooses the tool's name."""
 WEATHER_QUESTION, WEATHER_CALL = (
     "What is the weather in Paris?",
     {"name": "get_weather", "arguments": {"city": "Paris"}},
@@ -23,7 +23,7 @@ WEATHER_QUESTION, WEATHER_CALL = (
 WEATHER, WEATHER_ANSWER = "sunny, 21 degrees", "It is sunny in Paris."
 READ_NOTE, READ_CALL = "Read the note.", {"name": "Bash", "arguments": {"command": "cat note.txt"}}
 NOTE, NOTE_ANSWER = "Buy milk.", "The note is about milk."
-"""For coding agents."""
+"""What coding agents are asked about a file, and the answer."""
 
 MEMORY = {
     f"user: {QUESTION}": ANSWER,
@@ -35,7 +35,7 @@ MEMORY = {
     f"user: {READ_NOTE}": f"<tool_call>\n{json.dumps(READ_CALL)}\n</tool_call>",
     f"user: {READ_NOTE}\ntool: {NOTE}": NOTE_ANSWER,
 }
-"""The lines that the model reads -> what it writes."""
+"""A line that the model reads -> what the model writes."""
 
 
 class City(BaseModel):
@@ -51,17 +51,17 @@ def get_weather(city: str) -> str:
 
 
 def base_url() -> str:
-    """The server's address: the program's argument."""
+    """The server's address, which is the program's argument."""
     return sys.argv[1]
 
 
 def report_all(features: Any, **more: Callable[[], Any]) -> None:
-    """Like `report`, for an object whose methods are the features that all clients have."""
+    """Like `report`, for an object with a method for each feature that all clients have."""
     report(**{name: getattr(features, name) for name in ("text", "stream", "structured", "tools", "loop")}, **more)
 
 
 def report(**features: Callable[[], Any]) -> None:
-    """Uses each feature and prints the results as JSON; a failure is the result of its feature only."""
+    """Uses each feature, and prints the results as JSON. A failure is the result of its feature."""
     results: dict[str, Mapping[str, Any]] = {}
     for name, use in features.items():
         try:

@@ -1,4 +1,4 @@
-"""One conversation of openai-agents with two models: the first one talks, the second one calls a tool."""
+"""One conversation of openai-agents with two models: the first model talks, the second calls a tool."""
 
 import openai
 from agents import Agent, OpenAIChatCompletionsModel, Runner, function_tool, set_tracing_disabled
@@ -12,7 +12,7 @@ reporter = Agent(name="reporter", model=second, tools=[function_tool(get_weather
 
 
 def converse() -> list[str]:
-    """The last answers of both agents."""
+    """The last answer of each agent."""
     begun = Runner.run_sync(talker, QUESTION)
     continued = Runner.run_sync(reporter, [*begun.to_input_list(), {"role": "user", "content": WEATHER_QUESTION}])
     return [begun.final_output, continued.final_output]

@@ -1,4 +1,4 @@
-"""openai-agents over chat completions, which it uses for other servers than OpenAI's."""
+"""openai-agents with chat completions, which the library uses for servers other than OpenAI's."""
 
 import openai
 from agents import OpenAIChatCompletionsModel

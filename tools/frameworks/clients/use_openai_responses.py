@@ -1,4 +1,4 @@
-"""The `openai` client: responses with its parse and stream helpers, kept ones and ones in the background."""
+"""The `openai` client: responses with parse and stream helpers, also stored and background ones."""
 
 import json
 import time

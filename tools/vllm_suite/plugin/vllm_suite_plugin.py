@@ -1,8 +1,8 @@
-"""A pytest plugin, loaded in vLLM's environment: chooses the tests that say something about this program.
+"""A pytest plugin for vLLM's environment. It chooses the tests that say something about this program.
 
-Tests start servers with the command `vllm`, found in this process's PATH. The results of plain vLLM are kept
-in vllm-0.32-cpu.json: this program is tested with what plain vLLM passes. Files that start no server and what
-not_applicable.yaml lists are left out; its known failures are expected to fail.
+Tests start servers with the command `vllm` on PATH. The results of plain vLLM are kept in vllm-0.32-cpu.json.
+This program is tested with the tests that plain vLLM passes. Files that start no server are left out, and so
+is what not_applicable.yaml lists. Its known failures are expected to fail.
 """
 
 import fnmatch
@@ -17,16 +17,16 @@ import pytest
 import yaml
 
 _LISTS = Path(os.environ["VLLM_SUITE_LISTS"])
-"""The folder with the two files."""
+"""The folder of vllm-0.32-cpu.json and not_applicable.yaml."""
 _IS_OURS = os.environ["VLLM_SUITE_SERVER"] == "ours"
 _VLLM_RESULTS = _LISTS / "vllm-0.32-cpu.json"
 _ENTRYPOINTS = "tests/entrypoints/"
 _OLD_MODULE = "vllm.entrypoints.openai.api_server"
-"""What some tests run instead of the command `vllm serve`."""
+"""The module that some tests run instead of the command `vllm serve`."""
 _SERVER_WORDS = ("Remote", '"vllm"', _OLD_MODULE, "schemathesis")
-"""A file without these, and without them in the conftest.py above it, starts no server."""
+"""If neither a file nor a conftest.py above it has one of these, the file starts no server."""
 _outcomes: dict[str, str] = {}
-"""passed or failed, by test."""
+"""Test -> `passed` or `failed`."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -53,13 +53,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Notes the outcome of a test, or of its fixtures if these fail."""
+    """Records the outcome of a test, or of its fixtures if they fail."""
     if report.when == "call" or report.failed:
         _outcomes[report.nodeid] = report.outcome
 
 
 def pytest_sessionfinish() -> None:
-    """Keeps the results of plain vLLM."""
+    """Saves the results of plain vLLM."""
     if not _IS_OURS:
         new = {test: outcome for test, outcome in _outcomes.items() if outcome != "skipped"}
         kept = dict(sorted((_read_vllm_results() | new).items()))
@@ -67,7 +67,7 @@ def pytest_sessionfinish() -> None:
 
 
 def _reason(group: str, test: str) -> str | None:
-    """Why the list names the file or test; patterns are as of fnmatch, with ( ) for [ ]."""
+    """Why the list leaves the file or test out. Patterns are those of fnmatch, with ( ) for [ ]."""
     groups = _read_lists()[group] or {}
     name = test.removeprefix(_ENTRYPOINTS).replace("[", "(").replace("]", ")")
     found = (why for why, patterns in groups.items() if any(fnmatch.fnmatchcase(name, one) for one in patterns))
@@ -76,12 +76,12 @@ def _reason(group: str, test: str) -> str | None:
 
 @cache
 def _read_lists() -> dict[str, dict[str, list[str]] | None]:
-    """By list, then by reason: patterns of files or tests."""
+    """List -> reason -> patterns of files or tests."""
     return yaml.safe_load((_LISTS / "not_applicable.yaml").read_text())
 
 
 def _may_start_server(path: Path, root: Path) -> bool:
-    """Looks at the file, and at each conftest.py from there up to the folder of entrypoints."""
+    """Searches the file, and each conftest.py from its folder up to that of the entrypoints."""
     folders = [folder for folder in path.parents if folder.is_relative_to(root / _ENTRYPOINTS)]
     files = [path, *(folder / "conftest.py" for folder in folders)]
     return any(word in file.read_text() for file in files if file.exists() for word in _SERVER_WORDS)
@@ -93,7 +93,7 @@ def _read_vllm_results() -> dict[str, str]:
 
 
 def _prepare_servers() -> None:
-    """All models are local, and no GPU's memory is awaited."""
+    """Patches the servers of the tests: models are local, no GPU memory is awaited, commands are ours."""
     from tests.utils import RemoteVLLMServer
 
     RemoteVLLMServer._pre_download_model = lambda self, model, args: None
@@ -107,7 +107,7 @@ def _prepare_servers() -> None:
 
 
 def _as_command(args: Any) -> Any:
-    """Words that run the API server's module, with the command `vllm serve` in its place."""
+    """The words of a command that runs the API server's module, changed to the command `vllm serve`."""
     if not isinstance(args, list) or _OLD_MODULE not in args:
         return args
     words = args[args.index(_OLD_MODULE) + 1 :]

@@ -1,4 +1,4 @@
-"""Gemma 4's calls: `<|tool_call>call:NAME{KEY:<|"|>TEXT<|"|>,KEY:NUMBER}<tool_call|>`."""
+"""Parses Gemma 4's calls: `<|tool_call>call:NAME{KEY:<|"|>TEXT<|"|>,KEY:NUMBER}<tool_call|>`."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -15,7 +15,7 @@ _VALUE_START: Final = regex.compile(r'<\|"\|>|[{\[]')
 _BARE_END: Final = regex.compile(r"(?=[,}\]]|<tool_call\|>)")
 _KEY_CHARACTER: Final = r'[^\s<>{}\[\]:,|"]'
 _KEY: Final = rf'(?:<\|"\|>)?(?<!{_KEY_CHARACTER})(?P<key>{_KEY_CHARACTER}{{1,256}}+)(?:<\|"\|>)?:\s{{0,16}}'
-"""Begins with a word: else the search would try each of its characters, again with every token."""
+"""Begins at the start of a word. Otherwise each character of a word would start one, at every token."""
 _ARGUMENT: Final = regex.compile(
     rf"[\s,]{{0,16}}+{_KEY}|\s{{0,16}}+[)}}]?\s{{0,16}}+(?:<tool_call\|>|(?=<\|tool_call>))"
 )
@@ -27,11 +27,11 @@ _MOST_NESTED: Final = 64
 
 
 class _Damaged(Exception):  # noqa: N818 - it ends a value, and is no error
-    """The text of a value ends early, or cannot be a value."""
+    """A value ends too early, or the text cannot be a value."""
 
 
 class Gemma4Parser(TextParser):
-    """Text values are reported as they arrive, others when they are complete."""
+    """Reports text values as they arrive, and other values when they are complete."""
 
     def __init__(self, functions: Sequence[FunctionSignature]) -> None:
         self._functions = functions
@@ -53,7 +53,7 @@ class Gemma4Parser(TextParser):
         arguments.close()
 
     def _read_argument(self, key: str, arguments: ArgumentsWriter) -> Waiting[bool]:
-        """Whether the argument is complete."""
+        """Reads an argument. Returns whether it is complete."""
         if (yield from self.text.expect(_QUOTE)):
             arguments.open_text(key)
             if (yield from self.text.find(_QUOTE, arguments.add_text)) is None:
@@ -71,7 +71,7 @@ class Gemma4Parser(TextParser):
         if start is None:
             text = yield from self._read_text(_BARE_END)
             if not text and not may_be_empty:
-                raise _Damaged  # the end of something else: a list would have endless empty items here
+                raise _Damaged  # a bracket that closes nothing here: a list would get endless empty items
             return text.strip()
         if start[0] == "{":
             return (yield from self._read_object(depth))

@@ -14,28 +14,28 @@ from server.text.parsers.text_parser import BLANKS, TextReader, Waiting, any_of
 
 
 class MarkedCalls(TextReader):
-    """Each marker is followed by one call, a JSON object in `style`; a subclass may read something else.
+    """Reads a call behind each marker: a JSON object in `style`, or what a subclass reads.
 
-    Text around calls is content, except for blanks behind a call. An end marker may be missing.
+    Text around calls is content, except for blanks behind a call. The end marker of a call may be missing.
     """
 
     needs_special_tokens: ClassVar[bool] = True
     call_format: ClassVar[CallFormat | None] = None
     markers: ClassVar[Mapping[str, str]]
-    """Start marker -> end marker, empty if there is none."""
+    """Start marker -> end marker. Empty if there is no end marker."""
     bare_starts: ClassVar[str] = ""
     """Characters with which calls may begin without a marker."""
     separators: ClassVar[str] = ""
-    """Characters that are dropped behind a call, as are blanks."""
+    """Characters that are dropped behind a call. Blanks are dropped, too."""
     style: ClassVar[CallStyle] = CallStyle()
 
     def __init__(self, functions: Sequence[FunctionSignature]) -> None:
         self._gap = ""
-        """Blanks and separators behind a call; content if text follows them."""
+        """Blanks and separators behind a call. They become content if other text follows."""
         super().__init__()
 
     def read(self) -> Waiting[None]:
-        """Content, and the calls behind each marker."""
+        """Reads content, and the calls behind each marker."""
         while opening := (yield from self.text.find(start_pattern(*self.markers, bare=self.bare_starts), self.pass_on)):
             start = yield from self._read_longer(opening[0])
             self._gap = ""
@@ -43,11 +43,11 @@ class MarkedCalls(TextReader):
                 yield from self._read_gap(self.markers.get(start, ""))
 
     def read_calls(self, start: str) -> Waiting[bool]:
-        """Reads the text behind the marker `start`; returns whether a call has started."""
+        """Reads the text behind the marker `start`. Returns whether a call has started."""
         return (yield from self.read_body(CallObject, self.style, start))
 
     def read_body(self, reader: type[CallReader], style: CallStyle, start: str) -> Waiting[bool]:
-        """Reads calls with `reader`. Text that is no call becomes content, with `start`."""
+        """Reads calls with `reader`. Text that is no call becomes content, together with `start`."""
         body = reader(self.text, style, self.add_event)
         yield from body.read()
         if not body.has_started:
@@ -55,13 +55,13 @@ class MarkedCalls(TextReader):
         return body.has_started
 
     def pass_on(self, text: str) -> None:
-        """Adds text that is no call."""
+        """Adds text that is no call to the content."""
         if text:
             self.add_text(Content(self._gap + text))
             self._gap = ""
 
     def _read_longer(self, start: str) -> Waiting[str]:
-        """The longest marker that begins with the found one."""
+        """The longest marker that begins with the marker found."""
         for longer in self.markers:
             is_longer = bool(start) and longer != start and longer.startswith(start)
             if is_longer and (yield from self.text.expect(any_of(longer[len(start) :]))):
@@ -77,7 +77,7 @@ class MarkedCalls(TextReader):
 
 
 class MarkedArray(MarkedCalls):
-    """The marker is followed by a list of calls."""
+    """Reads a list of calls behind the marker."""
 
     def read_calls(self, start: str) -> Waiting[bool]:
         return (yield from self.read_body(CallArray, self.style, start))
@@ -85,7 +85,7 @@ class MarkedArray(MarkedCalls):
 
 @cache
 def start_pattern(*starts: str, bare: str = "") -> regex.Pattern[str]:
-    """Finds the first marker, or one of the characters `bare`, which is not consumed."""
+    """Finds the first marker, or one of the characters `bare`, which are not consumed."""
     markers = any_of(*starts)
     return regex.compile(f"{markers.pattern}|(?=[{regex.escape(bare)}])") if bare else markers
 
@@ -108,7 +108,7 @@ class HermesParser(MarkedCalls):
 
 
 class Granite4Parser(MarkedCalls):
-    """Like Hermes, but the arguments may be a JSON text of JSON."""
+    """Like Hermes, but the arguments may be a JSON string that contains JSON."""
 
     markers = HermesParser.markers
     call_format = HermesParser.call_format
@@ -116,7 +116,7 @@ class Granite4Parser(MarkedCalls):
 
 
 class Gigachat3Parser(MarkedCalls):
-    """`<|function_call|>{"name": …, "arguments": …}`; version 3.0 writes the role of a message instead."""
+    """`<|function_call|>{"name": …, "arguments": …}`. In version 3.0, the role of a message is the marker."""
 
     markers = {"<|function_call|>": "", "function call<|role_sep|>\n": ""}
 
@@ -170,7 +170,7 @@ class Phi4MiniParser(MarkedArray):
 
 
 class XlamParser(MarkedArray):
-    """A list of calls, bare or in one of several wrappings, wherever it is in the text."""
+    """A list of calls, bare or in one of several wrappings, anywhere in the text."""
 
     needs_special_tokens = False
     markers = {"```json": "```", "```": "```", "[TOOL_CALLS]": "", "<tool_call>": "</tool_call>"}
@@ -217,14 +217,14 @@ _MISTRAL_STYLE: Final = CallStyle(unwraps_text=True, may_omit_arguments=True)
 _MISTRAL_LIST: Final = regex.compile(r"(?=\[)")
 _MISTRAL_OBJECT: Final = regex.compile(r"(?=\{)")
 _MISTRAL_HEAD: Final = regex.compile(r"(?P<name>[^\[\]{}]{1,512}+)(?:\[CALL_ID\](?P<id>\w{1,64}+))?(?:\[ARGS\]|(?=\{))")
-"""Without `[ARGS]`, the first brace ends the name."""
+"""Without `[ARGS]`, the name ends before the first brace."""
 _MISTRAL_NEXT_CALL: Final = regex.compile(r"\[TOOL_CALLS\]")
 
 
 class MistralParser(MarkedCalls):
     """Reads Mistral's formats of calls. The text behind the marker shows which of them it is.
 
-    Each call gets an id with which mistral-common and Mistral's templates accept it in a later request.
+    Each call gets an id that mistral-common and Mistral's templates accept in a later request.
     """
 
     markers = {"[TOOL_CALLS]": ""}

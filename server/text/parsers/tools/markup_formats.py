@@ -1,4 +1,4 @@
-"""Formats that write each argument between markers of its own, as in XML."""
+"""Formats that write each argument between its own markers, as in XML."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,57 +14,57 @@ from server.text.parsers.text_parser import Found, StrayText, TextParser, Waitin
 
 @dataclass(frozen=True, kw_only=True)
 class Markup:
-    """The markers as regular expressions, each of bounded length and with a fixed last character."""
+    """Markers as regular expressions. Each has a bounded length and a fixed last character."""
 
     call: str
-    """Begins a call; its group `name` is the function, with blanks around it."""
+    """Begins a call. Its group `name` is the function's name, with blanks around it."""
     argument: str
-    """Begins an argument named by its group `key`, with blanks around it."""
+    """Begins an argument. Its group `key` is the argument's name, with blanks around it."""
     argument_end: str
     call_end: str
     block: str | None = None
     """Begins a group of calls."""
     block_end: str | None = None
     before_value: str | None = None
-    """White space that is no part of a value."""
+    """White space in front of a value that is not part of the value."""
     after_value: str = ""
-    """White space behind a value that is no part of it."""
+    """White space behind a value that is not part of the value."""
     has_only_known_functions: bool = False
-    """A call of a function that is not in the request's `tools` is content."""
+    """Whether a call of a function that is not in the request's `tools` is content."""
 
     @cached_property
     def opening(self) -> regex.Pattern[str]:
-        """The first marker in the content."""
+        """Finds the first marker within content."""
         return _any_of(self.call, self.block)
 
     @cached_property
     def first_call(self) -> regex.Pattern[str]:
-        """After the beginning of a group."""
+        """Finds the first call behind the beginning of a group."""
         return regex.compile(rf"\s{{0,64}}(?:{self.call})")
 
     @cached_property
     def following(self) -> regex.Pattern[str]:
-        """After a call of a group."""
+        """Finds the next call of a group, or its end."""
         return regex.compile(rf"\s{{0,64}}(?:{_any_of(self.call, self.block_end).pattern})")
 
     @cached_property
     def group_end(self) -> regex.Pattern[str]:
-        """After the last call of a group."""
+        """Finds the end of a group behind its last call."""
         return regex.compile(rf"\s{{0,64}}{self.block_end}")
 
     @cached_property
     def argument_or_end(self) -> regex.Pattern[str]:
-        """Between arguments."""
+        """Finds the next argument, or the end of the call."""
         return _any_of(self.argument, self.call_end, self.block_end)
 
     @cached_property
     def value_begin(self) -> regex.Pattern[str] | None:
-        """Before a value."""
+        """Finds the beginning of a value."""
         return regex.compile(self.before_value) if self.before_value else None
 
     @cached_property
     def value_end(self) -> regex.Pattern[str]:
-        """After a value; markers of what follows end a value that is not closed, and are left to be read."""
+        """Finds the end of a value. Markers of what follows end an unclosed value, and are not consumed."""
         following = _any_of(self.argument, self.call_end)
         return regex.compile(rf"{self.after_value}(?:{self.argument_end}|(?={following.pattern}))")
 
@@ -74,7 +74,7 @@ def _any_of(*patterns: str | None) -> regex.Pattern[str]:
 
 
 class MarkupParser(TextParser):
-    """Subclasses name their markup."""
+    """The base of markup parsers. A subclass names its markup."""
 
     markup: ClassVar[Markup]
 
@@ -85,7 +85,7 @@ class MarkupParser(TextParser):
         super().__init__()
 
     def read(self) -> Waiting[None]:
-        """Content, until a marker begins calls."""
+        """Reads content, until a marker begins calls."""
         while opening := (yield from self.text.find(self.markup.opening, self.add_content)):
             marker = opening[0]
             call: Found | None = opening
@@ -126,7 +126,7 @@ class MarkupParser(TextParser):
                 return None
 
     def _read_value(self, opening: Found, arguments: ArgumentsWriter) -> Waiting[Found | None]:
-        """None if the text ends in the value: the arguments then remain incomplete."""
+        """Reads a value. None if the text ends within it: then the arguments remain incomplete."""
         arguments.open_text(opening["key"].strip())
         if self.markup.value_begin:
             yield from self.text.expect(self.markup.value_begin)
@@ -180,12 +180,12 @@ class Qwen3XmlParser(MarkupParser):
 
 
 class MimoParser(MarkupParser):
-    """Line breaks around a value belong to it."""
+    """Like Qwen3-Coder's format, but line breaks around a value belong to the value."""
 
     markup: ClassVar = replace(_QWEN3, before_value=None, after_value="")
 
 
 class SeedOssParser(MarkupParser):
-    """Other markers around the calls."""
+    """Like Qwen3-Coder's format, with other markers around the calls."""
 
     markup: ClassVar = replace(_QWEN3, block="<seed:tool_call>", block_end="</seed:tool_call>")

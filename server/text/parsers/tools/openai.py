@@ -24,10 +24,10 @@ from server.text.parsers.base import (
 )
 
 _MESSAGE: Final = 200008
-"""The token `<|message|>`, which begins a message's text."""
+"""The token `<|message|>`, which begins the text of a message."""
 
 _ENCODING: Final = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
-"""The vocabulary takes half a second, which must pass before the first request."""
+"""Loaded at import, because loading the vocabulary takes half a second."""
 
 _END_TOKENS: Final = frozenset(_ENCODING.stop_tokens())
 
@@ -37,7 +37,7 @@ _Text = Reasoning | Content | CallArguments
 
 
 class HarmonyParser:
-    """Reasoning, content and calls. Text that the model writes to tools that are no functions is dropped."""
+    """Finds reasoning, content and calls. Text for tools that are not functions is dropped."""
 
     needs_special_tokens: ClassVar[bool] = True
     call_format: ClassVar[CallFormat | None] = None
@@ -46,16 +46,16 @@ class HarmonyParser:
         self._parser = StreamableParser(_ENCODING, role=Role.ASSISTANT)
         self._is_in_text = False
         self._kind: type[_Text] | None = None
-        """The kind of the open message's text; None for text that is dropped."""
+        """The kind of the open message's text. None for text that is dropped."""
         self._header: list[int] = []
-        """The tokens of a message before its text."""
+        """The tokens of a message that precede its text."""
 
     def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
-        """The events of the tokens; the text is not used."""
+        """The events of the tokens. The text itself is not used."""
         return [event for token_id in token_ids for event in self._read(token_id)]
 
     def finish(self) -> list[Event]:
-        """The tokens of a message that has no text yet, as content."""
+        """Turns the tokens of a message that has no text yet into content."""
         return [Content(_ENCODING.decode(self._header))] if self._header else []
 
     def _read(self, token_id: int) -> list[Event]:
@@ -99,7 +99,7 @@ def _is_function(recipient: str) -> bool:
 
 
 class GptOssFormat:
-    """A `ReasoningFormat`; its reasoning cannot be limited, as in vLLM, because calls may be a part of it."""
+    """A `ReasoningFormat`. As in vLLM, its reasoning has no budget, because calls may be a part of it."""
 
     starts: ClassVar[tuple[str, ...]] = ("<|channel|>analysis<|message|>",)
     ends: ClassVar[tuple[str, ...]] = ("<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>")

@@ -1,4 +1,4 @@
-"""Calls that are written as in Python: `[get_weather(city='Paris', days=2), now()]`."""
+"""Parses calls in Python's syntax: `[get_weather(city='Paris', days=2), now()]`."""
 
 import ast
 import warnings
@@ -17,26 +17,26 @@ _IN_STRING: Final = {quote: regex.compile(rf"\\[\s\S]|{quote}") for quote in "'\
 _LINES_START: Final = regex.compile("<function_calls>")
 
 _STRING: Final = regex.compile(r"""'(?:\\[\s\S]|[^'\\])*+(?:'|\\?\Z)|"(?:\\[\s\S]|[^"\\])*+(?:"|\\?\Z)""")
-"""A string literal. An unclosed one goes on to the end: it is not searched again from each quote in it."""
+"""A string literal. An unclosed one extends to the end, so that it is not searched from each quote again."""
 _ESCAPES: Final = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t", "\0": "\\x00"})
 
 _JSON_NAMES: Final = {"null": None, "true": True, "false": False}
 
 
 class _Element(NamedTuple):
-    """One element of a list."""
+    """One element of a list of calls."""
 
     text: str
     end: str | None
-    """What it ends with; None at the end of the text."""
+    """The character that ends the element. None at the end of the text."""
 
 
 class PythonicParser(TextParser):
-    """A text that begins with a list of calls. Each call is reported when it is complete."""
+    """Parses a text that begins with a list of calls. Reports each call when it is complete."""
 
     start: ClassVar = regex.compile(r"\[(?=\s{0,64}[A-Za-z_])")
     end: ClassVar[regex.Pattern[str] | None] = None
-    """Dropped after the list."""
+    """Text that is dropped behind the list."""
 
     def __init__(self, functions: Sequence[FunctionSignature]) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class PythonicParser(TextParser):
         yield from self.text.pass_rest(self.add_content)
 
     def read_calls(self, marks: regex.Pattern[str], *, start: str, ends: Sequence[str]) -> Waiting[None]:
-        """Calls up to one of the ends, or up to an element that is no call, which becomes content."""
+        """Reads calls up to one of the ends, or to an element that is no call, which becomes content."""
         skipped = [start]
         while True:
             element = yield from self._read_element(marks, ends)
@@ -127,7 +127,7 @@ class Olmo3Parser(PythonicParser):
 
 
 class PythonCall(NamedTuple):
-    """A call as Python would read it."""
+    """A call as Python would parse it."""
 
     name: str
     arguments: str
@@ -135,7 +135,7 @@ class PythonCall(NamedTuple):
 
 
 def parse_call(text: str) -> PythonCall | None:
-    """None if the text is not a call of a function with JSON values as keyword arguments."""
+    """Parses a call. None if the text is no call of a function with JSON values as keyword arguments."""
     if not text.strip():
         return None
     try:
@@ -150,7 +150,7 @@ def parse_call(text: str) -> PythonCall | None:
 
 
 def _escape_control(string: regex.Match[str]) -> str:
-    """A string literal whose line breaks and tabs are escaped, as Python wants them."""
+    """A string literal with its line breaks and tabs escaped, as Python requires."""
     return string[0].translate(_ESCAPES)
 
 

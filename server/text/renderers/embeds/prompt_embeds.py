@@ -1,7 +1,7 @@
 """Loads `prompt_embeds`, embeddings that an untrusted client computed: a tensor file in base64.
 
-Every expensive step follows the check that bounds it. It runs in the renderer's pool, without the GIL or in
-small pieces, because the event loop must not wait for the GIL. Needs numpy only.
+A check before each expensive step limits its cost. These steps run in the renderer's pool, without the GIL or
+in small pieces, because the event loop must not wait for the GIL. Needs only numpy.
 """
 
 import binascii
@@ -18,7 +18,7 @@ PARAM = "prompt_embeds"
 
 _BYTES_PER_NUMBER = 4
 _FILE_BYTES = 1 << 16
-"""More than a file needs besides the numbers."""
+"""More bytes than a file needs besides its numbers."""
 _MAX_FILE_BYTES = 768 << 20
 _BASE64_CHARS = 4
 _BASE64_BYTES = 3
@@ -26,28 +26,28 @@ _BASE64_BYTES = 3
 
 @dataclass(frozen=True)
 class EmbedsLimits:
-    """The shape and type of prompt embeds that the model accepts."""
+    """The shape and type that prompt embeddings must have."""
 
     max_model_len: int
-    """Most tokens of a prompt and its output."""
+    """Most tokens of a prompt and its output together."""
     width: int
-    """Numbers in a row."""
+    """The numbers in a row."""
     dtype: str
-    """torch's name of the model's dtype."""
+    """torch's name of the model's type."""
 
     @property
     def max_file_bytes(self) -> int:
-        """Size of the longest prompt as float32, limited to `_MAX_FILE_BYTES` per request."""
+        """The size of the longest prompt in float32, but at most `_MAX_FILE_BYTES` per request."""
         return min(self.max_model_len * self.width * _BYTES_PER_NUMBER + _FILE_BYTES, _MAX_FILE_BYTES)
 
     @property
     def max_base64_chars(self) -> int:
-        """`max_file_bytes` in base64 characters."""
+        """`max_file_bytes` in characters of base64."""
         return -(-self.max_file_bytes // _BASE64_BYTES) * _BASE64_CHARS
 
 
 def safe_load_prompt_embeds(embeds: str | bytes, limits: EmbedsLimits, *, truncate_to: int | None = None) -> TensorData:
-    """The rows in the model's dtype; if there are more than `truncate_to`, the last ones.
+    """The rows in the model's type. If there are more than `truncate_to` rows, only the last ones.
 
     Args:
         embeds: base64 of a `torch.save` file.

@@ -1,7 +1,7 @@
-"""A tensor as stored in a file, and its rows in another type, without torch.
+"""A tensor as it is stored in a file, and the conversion of its rows to another type, without torch.
 
-The numbers are numpy views of the file's bytes. Rows are converted in pieces, and rejected if they are not
-finite.
+The numbers are numpy views of the file's bytes. Rows are converted in pieces. Rows with numbers that are not
+finite are rejected.
 """
 
 import math
@@ -17,28 +17,28 @@ from base.errors import ServerError
 Array = npt.NDArray[Any]
 
 NUMPY_TYPES = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64": "<f8"}
-"""torch's types -> numpy's; bfloat16, which numpy does not have, is stored as its bits."""
+"""torch's type -> numpy's. numpy lacks bfloat16, which is stored as its bits."""
 
 _MAX_DIMENSIONS = 8
 _MAX_NUMBERS = 1 << 48
-"""Far more than any file holds: numpy cannot address more than 2**63 bytes, not even in an empty array."""
+"""Far more numbers than any file holds. numpy cannot address more than 2**63 bytes, even if empty."""
 _PIECE_NUMBERS = 1 << 18
-"""Numbers per piece: a megabyte of float32, so that temporary arrays stay small and in the CPU cache."""
+"""Numbers per piece: a megabyte of float32, so that temporary arrays stay in the CPU's cache."""
 _EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}
-"""The bits that are all set in infinities and NaNs."""
+"""The bits that are all set in an infinity or NaN."""
 _BITS: dict[str, Any] = {"float16": "<u2", "bfloat16": "<u2", "float32": "<u4"}
 
 
 class TensorFileError(ServerError):
-    """The bytes are not a file of one tensor; the message continues a sentence that begins with "it "."""
+    """The bytes are no file of one tensor. The message continues a sentence that begins with "it "."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor whose array holds bits for bfloat16, and numbers for all other types."""
+    """A tensor. Its array holds bits for bfloat16, and numbers for every other type."""
 
     dtype: str
-    """torch's name."""
+    """torch's name of the type."""
     array: Array
     """A view of the file's bytes, with any strides."""
 
@@ -48,7 +48,7 @@ class StoredTensor:
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape that a file claims, checked.
+    """Checks the shape that a file claims, and returns it.
 
     Raises:
         TensorFileError: the shape has too many dimensions, one of negative length, or one that is too long.
@@ -61,7 +61,7 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def to_float32(tensor: StoredTensor) -> npt.NDArray[np.float32]:
-    """The numbers rounded to float32; a number that is too large becomes infinity."""
+    """The numbers rounded to float32. A number that is too large becomes infinity."""
     if tensor.dtype == "bfloat16":
         return (tensor.array.astype("<u4") << np.uint32(16)).view("<f4")
     with np.errstate(over="ignore", invalid="ignore"):
@@ -69,17 +69,17 @@ def to_float32(tensor: StoredTensor) -> npt.NDArray[np.float32]:
 
 
 class NotFiniteError(ValueError):
-    """A row holds infinity or NaN, in its own type or after conversion."""
+    """A row holds infinity or NaN, before or after the conversion."""
 
     def __init__(self, row: int, *, is_too_large: bool) -> None:
         super().__init__(row)
         self.row = row
         self.is_too_large = is_too_large
-        """Whether the number is finite in its own type."""
+        """Whether the number was finite before the conversion."""
 
 
 def convert_rows(tensor: StoredTensor, dtype: str) -> Array:
-    """The matrix in `dtype` with contiguous rows; shares the input's memory if no conversion is needed.
+    """The matrix in `dtype` with contiguous rows. Shares the input's memory if nothing is converted.
 
     Raises:
         NotFiniteError: a number is not finite.
@@ -117,7 +117,7 @@ def _convert(tensor: StoredTensor, dtype: str) -> Array:
 
 
 def to_bfloat16(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """The upper halves, rounded to nearest even; infinities stay, and a NaN becomes NaN or infinity."""
+    """Keeps the upper halves, rounded to nearest even. Infinities stay; a NaN becomes NaN or infinity."""
     bits = np.ascontiguousarray(numbers).view("<u4")
     rounded = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
     is_finite = (bits & np.uint32(_EXPONENTS["float32"])) != _EXPONENTS["float32"]

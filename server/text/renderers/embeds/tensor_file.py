@@ -1,8 +1,8 @@
 """Reads the one tensor of a `torch.save` file without torch, and without running code from it.
 
-It is a zip archive of a pickle and of the tensors' numbers. torch's own reader is not used: importing torch
-takes seconds, and the reader had vulnerabilities (CVE-2025-32434, CVE-2025-62164). This reader accepts only
-what `torch.save(tensor)` writes of a dense tensor.
+The file is a zip archive of a pickle and of the tensors' numbers. torch's own reader is not used: importing
+torch takes seconds, and its reader had vulnerabilities (CVE-2025-32434, CVE-2025-62164). This reader accepts
+only what `torch.save(tensor)` writes for a dense tensor.
 """
 
 import io
@@ -24,7 +24,7 @@ _PICKLE = "/data.pkl"
 _BYTE_ORDER = b"little"
 _ENCRYPTED = 1
 _LOCAL_HEADER = struct.Struct("<26x2H")
-"""In an entry's header (APPNOTE.TXT 4.3.7), the lengths of its name and of its extra field, which follow."""
+"""In an entry's header (APPNOTE.TXT 4.3.7): the lengths of the name and extra field that follow."""
 _MAX_DIRECTORY_BYTES = 1 << 14
 _MAX_PICKLE_BYTES = 1 << 14
 _SPARSE = "torch._utils._rebuild_sparse_tensor"
@@ -38,12 +38,12 @@ _STORAGES = {
 
 
 def is_torch_file(payload: bytes) -> bool:
-    """Whether `torch.save` wrote this, in the current format or in the one before version 1.6."""
+    """Whether `torch.save` wrote these bytes, in the current format or in that before version 1.6."""
     return payload.startswith((_MAGIC, *_OLD_MAGIC))
 
 
 def read_torch_file(payload: bytes) -> StoredTensor:
-    """The tensor, as views of the payload.
+    """The tensor, as a view of the payload.
 
     Raises:
         TensorFileError: the file is broken or does not hold exactly one tensor.
@@ -61,14 +61,14 @@ def read_torch_file(payload: bytes) -> StoredTensor:
 
 
 class _File(io.BytesIO):
-    """The payload. zipfile reads the directory at its end, but at most the size of a few entries."""
+    """The payload as a file. zipfile reads the directory at its end, at most the size of some entries."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(_MAX_DIRECTORY_BYTES if size is None or size < 0 else min(size, _MAX_DIRECTORY_BYTES))
 
 
 class _Archive:
-    """The zip archive; only uncompressed entries are accepted, so none can expand."""
+    """The zip archive. Only uncompressed entries are accepted, so that none can expand."""
 
     def __init__(self, payload: bytes) -> None:
         self._payload = memoryview(payload)
@@ -95,14 +95,14 @@ class _Archive:
         return found
 
     def numbers(self, key: str) -> memoryview:
-        """The bytes of one storage."""
+        """The bytes of one storage of numbers."""
         found = self._entries.get(f"{self._folder}/data/{key}")
         if found is None:
             raise TensorFileError("is a broken torch.save file: the tensor's numbers are missing")
         return self._view(found)
 
     def _view(self, entry: zipfile.ZipInfo) -> memoryview:
-        """The entry's bytes; nothing is decompressed or copied."""
+        """The bytes of an entry. Nothing is decompressed or copied."""
         is_stored = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size
         if not is_stored or entry.flag_bits & _ENCRYPTED:
             raise TensorFileError("is a compressed zip archive: send the file exactly as torch.save writes it")
@@ -125,21 +125,21 @@ _INSTRUCTIONS: Final = b"".join(
         pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BINPERSID, pickle.STOP,
     )
 )  # fmt: skip
-"""Opcodes of a tensor in protocols 2 to 5. Others set attributes, fill containers, or reserve memory."""
+"""The opcodes of a tensor in protocols 2 to 5. Others set attributes, fill containers, or reserve memory."""
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """All numbers of an entry; tensors are views of them."""
+    """All numbers of an entry, of which tensors are views."""
 
     dtype: str
     numbers: Array
 
 
 class _TensorUnpickler(pickle._Unpickler):
-    """Builds tensors as views of the archive's numbers; the pickle's names are looked up, never imported.
+    """Builds tensors as views of the archive's numbers. Names in the pickle are looked up, never imported.
 
-    It is Python's own reader in Python: that of C reserves memory for the largest index that a pickle names.
+    The base is the reader written in Python: the one in C reserves memory for the largest index in a pickle.
     """
 
     dispatch = {code: pickle._Unpickler.dispatch[code] for code in _INSTRUCTIONS}
@@ -149,7 +149,7 @@ class _TensorUnpickler(pickle._Unpickler):
         self._archive = archive
 
     def find_class(self, module: str, name: str) -> str | Callable[..., object]:
-        """The function that stands for one of torch's; a type of storage is its name."""
+        """The function that replaces one of torch's. For a type of storage, the type's name."""
         known = f"{module}.{name}"
         if known == _SPARSE:
             raise TensorFileError("is sparse, which needs `--engine vllm`: send `tensor.to_dense()`")
@@ -178,11 +178,11 @@ _FUNCTIONS: Final[dict[str, Callable[..., object]]] = {
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     "collections.OrderedDict": lambda: None,
 }
-"""torch's functions and classes -> our replacements. A call's time grows with the length of its arguments."""
+"""torch's function or class -> our replacement. A call's time grows only with the length of its arguments."""
 
 
 def _strided(numbers: Array, offset: Any, shape: tuple[int, ...], strides: Sequence[int]) -> Array:
-    """A strided view, checked to stay within the numbers."""
+    """A strided view, which is checked to stay within the numbers."""
     if len(strides) != len(shape) or min((_as_int(offset), *strides)) < 0:
         raise ValueError("strides")
     if 0 in shape:

@@ -1,4 +1,4 @@
-"""Fetches an image over HTTP, only from hosts that the operator allows and whose address is public."""
+"""Fetches images over HTTP, only from hosts that the operator allows and whose address is public."""
 
 import asyncio
 import socket
@@ -13,23 +13,23 @@ from base.errors import ServerError
 from server.terms.config import RendererConfig
 
 _IPV6_INTERNET = IPv6Network("2000::/3")
-"""All that IANA has allocated to the internet; excludes, for example, IPv4 embedded in IPv6 (NAT64, SIIT)."""
+"""All that IANA has allocated to the internet. Excludes, for example, IPv4 within IPv6 (NAT64, SIIT)."""
 _SPECIAL = (IPv4Network("192.0.0.0/24"), IPv4Network("192.88.99.0/24"), IPv6Network("3fff::/20"))
-"""For protocols, relays and documentation; Python's `is_global` does not exclude them in all versions."""
+"""Networks for protocols, relays and documentation. `is_global` excludes them only in some Pythons."""
 _ISATAP = (0x0000_5EFE, 0x0200_5EFE)
-"""Marks an IPv6 address whose last 32 bits are the IPv4 address of a tunnel's end."""
+"""The middle of an IPv6 address whose last 32 bits are the IPv4 address of a tunnel's end."""
 TakeRoom = Callable[[int], None]
-"""Counts bytes that a request holds; raises if all requests hold too many."""
+"""Counts bytes that a request holds. Raises if all requests together hold too many."""
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_URL_CHARS = 1 << 16
-"""Far more than servers accept; yarl keeps the last 128 URLs in memory."""
+"""Far more characters than servers accept. yarl keeps the last 128 URLs in memory."""
 _CHUNK_BYTES = 1 << 16
 _HEADERS = {"Accept": "image/*, */*;q=0.5", "Accept-Encoding": "identity", "User-Agent": "vllm-cli"}
 
 
 class MediaError(ServerError):
-    """An image cannot be loaded or decoded; the message goes to the client, after "messages[0]...: "."""
+    """An image cannot be loaded or decoded. The client gets the message behind "messages[0]...: "."""
 
 
 class MediaTooLargeError(MediaError):
@@ -40,20 +40,20 @@ class MediaTooLargeError(MediaError):
 
 
 class PublicResolver(AbstractResolver):
-    """Resolves host names to public addresses; aiohttp connects to the returned addresses without resolving
+    """Resolves host names to public addresses. aiohttp connects to the returned addresses without resolving
     again.
 
     A name is rejected if any of its addresses is private.
     """
 
     def __init__(self, private_hosts: frozenset[str]) -> None:
-        """`private_hosts` may have any address: the operator named them by address, or as `localhost`."""
+        """`private_hosts`: hosts that the operator named by address or `localhost`. They may be private."""
         self._private_hosts = private_hosts
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Raises MediaError if an address is not public, OSError if the name does not resolve."""
+        """Raises MediaError if an address is not public, OSError if the name cannot be resolved."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family)
         results = []
@@ -73,11 +73,11 @@ class PublicResolver(AbstractResolver):
         return results
 
     async def close(self) -> None:
-        """No effect: the resolver holds no resources."""
+        """Does nothing: the resolver holds no resources."""
 
 
 def check_public(address: str) -> None:
-    """Raises MediaError for an address off the internet: loopback, private, link-local, metadata."""
+    """Raises MediaError for an address that is not public: loopback, private, link-local, metadata."""
     if not _is_public(ip_address(address.partition("%")[0])):
         raise MediaError(
             "the host is not on the public internet; the operator may allow such a host "
@@ -86,7 +86,7 @@ def check_public(address: str) -> None:
 
 
 def literal_address(host: str) -> str | None:
-    """The host as an address; None if it is a name."""
+    """The host as an IP address. None if it is a name."""
     try:
         return str(ip_address(host.partition("%")[0]))
     except ValueError:
@@ -110,7 +110,7 @@ def _is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 class MediaFetcher:
-    """Runs on the event loop. Each image gets a new connection, to an address that was checked for it."""
+    """Fetches images, on the event loop. Each gets a new connection to an address that was checked."""
 
     def __init__(self, config: RendererConfig) -> None:
         self._config = config
@@ -118,7 +118,7 @@ class MediaFetcher:
         self._private_hosts = frozenset(filter(is_private_by_name, self._domains))
 
     async def fetch(self, url: str, take_room: TakeRoom) -> bytes:
-        """The image's bytes; room is taken for each part as it arrives.
+        """Fetches the bytes of an image. `take_room` is called for each part that arrives.
 
         Raises:
             MediaError: the host is not allowed, times out, answers with an error or with too many bytes.
@@ -190,7 +190,7 @@ class MediaFetcher:
         return url
 
     def _check(self, url: URL) -> None:
-        """Raises MediaError unless the operator allows the host: by address, or by name if it is public."""
+        """Raises MediaError unless the operator allows the host by address, or by name if it is public."""
         host = (url.host or "").lower().rstrip(".")
         if url.scheme not in ("http", "https"):
             raise MediaError(f"the URL redirects to {url.scheme!r}, which is neither http nor https")
@@ -203,7 +203,7 @@ class MediaFetcher:
 
 
 def _media_errors(err: BaseException) -> Iterator[MediaError]:
-    """The resolver's errors that aiohttp wrapped."""
+    """Yields the resolver's errors that aiohttp has wrapped."""
     cause: BaseException | None = err
     while cause is not None:
         if isinstance(cause, MediaError):

@@ -17,12 +17,12 @@ from server.text.renderers.images.fetcher import MediaError, MediaFetcher, Media
 from server.text.renderers.prompts import HeldBytes
 
 MAX_PROMPT_BYTES = 256 << 20
-"""The most bytes of all images of a prompt."""
+"""The most bytes of all images of a prompt together."""
 
 
 @contextmanager
 def room_for_images(held: HeldBytes) -> Iterator[TakeRoom]:
-    """Takes room for the images of one prompt, which are in memory until the block ends."""
+    """Takes room for the images of one prompt. They are in memory until the block ends."""
     num_bytes = 0
 
     def take_room(num_more: int) -> None:
@@ -39,7 +39,7 @@ def room_for_images(held: HeldBytes) -> Iterator[TakeRoom]:
 
 
 class MediaLoader:
-    """Fetches over HTTP on the event loop; decodes `data:` URLs and reads files in `executor`."""
+    """Fetches over HTTP on the event loop. Decodes `data:` URLs and reads files in `executor`."""
 
     def __init__(self, config: RendererConfig, executor: Executor) -> None:
         folder = config.allowed_local_media_path
@@ -49,7 +49,7 @@ class MediaLoader:
         self._executor = executor
 
     async def load(self, url: str, take_room: TakeRoom) -> bytes:
-        """The image's bytes, unchecked.
+        """Loads the bytes of an image, without checking that they are an image.
 
         Raises:
             MediaError: the URL is malformed or not allowed, or loading fails.
@@ -67,7 +67,7 @@ class MediaLoader:
 
 
 def decode_data_url(url: str, *, max_bytes: int) -> bytes:
-    """Decodes strict base64: no blanks, no missing padding.
+    """Decodes a `data:` URL. Its base64 must be strict: no blanks, no missing padding.
 
     Raises:
         MediaError: the URL is malformed, or its data are larger than `max_bytes`.
@@ -80,24 +80,24 @@ def decode_data_url(url: str, *, max_bytes: int) -> bytes:
     if len(payload) // 4 * 3 > max_bytes + 2:
         raise MediaTooLargeError(max_bytes)
     try:
-        return pybase64.b64decode(payload, validate=True)  # without the GIL
+        return pybase64.b64decode(payload, validate=True)  # runs without the GIL
     except ValueError as err:
         raise MediaError(f"the data URL is not valid base64: {err}") from err
 
 
 class LocalFile(NamedTuple):
-    """A file that may be read."""
+    """A local file that a request may read."""
 
     path: Path
     num_bytes: int
 
 
 def find_file(url: str, folder: Path | None) -> LocalFile:
-    """The file that a URL names.
+    """Finds the file that a URL names.
 
     Args:
         url: `file:///...`.
-        folder: real path of the folder; symbolic links that lead out of it are rejected.
+        folder: the real path of the folder. Symbolic links that lead out of it are rejected.
 
     Raises:
         MediaError: the file is not below `folder`, or is not a file.
@@ -109,7 +109,7 @@ def find_file(url: str, folder: Path | None) -> LocalFile:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError):
         real = None
-    # The same error for a missing file and for one outside the folder: clients cannot probe for files.
+    # A missing file and one outside of the folder give the same error: clients must not probe for files.
     if real is None or folder not in real.parents:
         raise MediaError(f"there is no such file below --allowed-local-media-path: {str(path)[:200]!r}")
     try:
@@ -125,7 +125,7 @@ def read_file(path: Path, *, max_bytes: int) -> bytes:
     """The bytes of the file.
 
     Raises:
-        MediaError: it is larger than `max_bytes`, or cannot be read.
+        MediaError: the file is larger than `max_bytes`, or cannot be read.
     """
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Decodes images, and turns them into tensors and texts of the prompt with the model's image processor."""
+"""Decodes images, and turns them into tensors and texts for the prompt by the model's image processor."""
 
 import importlib
 from collections.abc import Sequence
@@ -24,20 +24,20 @@ from server.text.renderers.images.fetcher import MediaError
 from server.text.renderers.images.processor_cache import ProcessedImages, ProcessorCache
 
 _FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""Accepted formats, all decoded in this process; for others, such as EPS, Pillow runs external programs."""
+"""Accepted formats, all decoded in this process. For others, such as EPS, Pillow runs other programs."""
 _PLUGINS: Final = ("Bmp", "Gif", "Jpeg", "Mpo", "Png", "Tiff", "WebP")
-"""Pillow's modules for these formats; JPEG files with several images are MPO."""
+"""Pillow's modules for these formats. MPO is for JPEG files with several images."""
 
 _WHITE = (255, 255, 255)
 
 _CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 """Files that may name the processor's class."""
 _TILED = ("Idefics3Processor", "SmolVLMProcessor")
-"""Processors that give one row of tiles per prompt, [1, tiles, ...]; the others give one entry per image."""
+"""Processors that return a row of tiles per prompt, [1, tiles, ...]. Others return an entry per image."""
 
 
 def import_decoders() -> None:
-    """Imports every decoder, so that no thread imports one for its first image.
+    """Imports all decoders, so that no thread imports one for its first image.
 
     Call it on the main thread.
     """
@@ -47,7 +47,7 @@ def import_decoders() -> None:
 
 
 def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
-    """The first frame in RGB, rotated upright, with transparent pixels white.
+    """Decodes the first frame in RGB, rotated upright. Transparent pixels become white.
 
     The size in the header is checked before any pixel is decoded.
 
@@ -88,17 +88,17 @@ class ImageFile(NamedTuple):
     """An image file from a request."""
 
     name: str
-    """Its position in the request, e.g. `messages[0].content[1]`."""
+    """The image's position in the request, such as `messages[0].content[1]`."""
     data: bytes
 
 
 class ImageProcessor:
-    """A model's image processor and its cache; every method runs in the renderer's image thread."""
+    """A model's image processor with its cache. Every method runs in the renderer's image thread."""
 
     def __init__(
         self, processor: ProcessorMixin, cache: ProcessorCache, *, max_pixels: int, settings: dict[str, Any]
     ) -> None:
-        """`settings` are those of the operator (`--mm-processor-kwargs`)."""
+        """`settings` are the operator's (`--mm-processor-kwargs`)."""
         self._processor = processor
         self._images = processor.image_processor
         self._axis = 1 if type(processor).__name__ in _TILED else 0
@@ -120,7 +120,7 @@ class ImageProcessor:
         return self._cached([file])
 
     def join(self, images: Sequence[ProcessedImages], files: Sequence[ImageFile]) -> ProcessedImages:
-        """All images of a prompt; the result equals processing them at once.
+        """Joins all images of a prompt. The result is the same as when they are processed together.
 
         Raises:
             RequestError: images of different sizes have too many pixels together.
@@ -128,11 +128,11 @@ class ImageProcessor:
         return _join(images, self._axis) or self._cached(files)
 
     def warm_up(self, image: Image.Image) -> None:
-        """Processes an image without caching it, because transformers imports modules for the first image."""
+        """Processes an image without caching it: for the first image, transformers imports modules."""
         self._compute([image])
 
     def token_types(self, token_ids: list[int]) -> TensorData | None:
-        """Marks the tokens of a prompt that represent images, for models whose positions depend on it."""
+        """Marks the tokens that stand for images, for models whose positions depend on them."""
         if not self._returns_token_types:
             return None
         types = self._processor.create_mm_token_type_ids([token_ids])
@@ -140,7 +140,7 @@ class ImageProcessor:
 
     @property
     def _returns_token_types(self) -> bool:
-        """An attribute of the processor since transformers 5.23, and one of its default settings before."""
+        """Whether token types are returned: an attribute since transformers 5.23, before that a setting."""
         is_set = getattr(self._processor, "return_mm_token_type_ids", None)
         if is_set is None:
             defaults = self._processor.valid_processor_kwargs._defaults
@@ -156,7 +156,7 @@ class ImageProcessor:
         return found
 
     def _decode(self, files: Sequence[ImageFile]) -> list[Image.Image]:
-        """The pixels. The limit is for all images, because they are in memory together."""
+        """Decodes the images. They share one limit of pixels, because they are in memory together."""
         images: list[Image.Image] = []
         for file in files:
             num_pixels = sum(image.width * image.height for image in images)
@@ -192,7 +192,7 @@ class ImageProcessor:
 
 
 def _narrow(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Shrinks masks from eight bytes per pixel to one; the engine restores the type."""
+    """Shrinks masks from eight bytes per pixel to one. The engine restores the type."""
     return array.astype(np.bool_) if name.endswith("_mask") else array
 
 
@@ -202,7 +202,7 @@ def _to_tensor(array: npt.NDArray[Any]) -> TensorData:
 
 
 def _join(parts: Sequence[ProcessedImages], axis: int) -> ProcessedImages | None:
-    """Concatenates the images along the axis; None if their other sizes differ."""
+    """Concatenates the images along the axis. None if their other sizes differ."""
     if len(parts) == 1:
         return parts[0]
     tensors: dict[str, TensorData] = {}
@@ -217,11 +217,11 @@ def _join(parts: Sequence[ProcessedImages], axis: int) -> ProcessedImages | None
 
 
 class ProcessorLoadError(TokenizerLoadError):
-    """The processor cannot be loaded; the message is one line that names the folder and the fault."""
+    """The processor cannot be loaded. The message is one line that names the folder and the fault."""
 
 
 def load_processor(path: Path, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
-    """Loads the folder's processor for this tokenizer, to which it may add tokens; call it on the main
+    """Loads the folder's processor for this tokenizer, to which it may add tokens. Call it on the main
     thread.
 
     Videos are not supported: their processors need torchvision.
@@ -256,10 +256,10 @@ def _processor_class(path: Path) -> type[ProcessorMixin]:
 
 
 def _images_only(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """A subclass that accepts a missing video processor."""
+    """A subclass of the processor's class that works without a video processor."""
     module = importlib.import_module(kind.__module__)
     if getattr(module, "num2words", str) is None:
-        # SmolVLM needs the package num2words only for lengths of videos.
+        # SmolVLM needs the package num2words only for the lengths of videos.
         module.num2words = str  # type: ignore[attr-defined]
 
     def check_argument(self: ProcessorMixin, name: str, argument: Any) -> type:

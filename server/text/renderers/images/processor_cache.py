@@ -9,11 +9,11 @@ from server.terms.types import TensorData
 
 @dataclass(frozen=True)
 class ProcessedImages:
-    """One image, or several that were processed together, ready for the model."""
+    """One image, or several processed together, in the form for the model."""
 
     tensors: dict[str, TensorData]
     placeholders: tuple[str, ...]
-    """For each image, the text that replaces its token in the prompt."""
+    """For each image, the text that replaces its image token in the prompt."""
 
     @property
     def num_bytes(self) -> int:
@@ -21,15 +21,15 @@ class ProcessedImages:
 
 
 class ProcessorCache(BoundedCache[Hashable, ProcessedImages]):
-    """Drops the least recently used images beyond `max_bytes`; requests keep the images that they hold.
+    """Drops the least recently used images above `max_bytes`. Requests keep the images that they hold.
 
-    Every method runs in the renderer's image thread; the counters may be read from any thread.
+    Every method runs in the renderer's image thread. The counters may be read on any thread.
     """
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__(max_bytes, lambda images: images.num_bytes)
         self.num_queries = 0
-        """Images looked up since start-up."""
+        """Images that were looked up since the start."""
         self.num_hits = 0
 
     def use(self, key: Hashable) -> ProcessedImages | None:

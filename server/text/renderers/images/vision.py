@@ -1,4 +1,4 @@
-"""The images of conversations, for any kind of renderer: a Hugging Face processor beside the tokenizer."""
+"""The images of conversations for all kinds of renderers. A Hugging Face processor computes them."""
 
 import asyncio
 from concurrent.futures import Executor
@@ -22,16 +22,16 @@ from server.text.renderers.images.processor_cache import ProcessedImages, Proces
 from server.text.renderers.prompts import HeldBytes, RenderedPrompt
 
 _MEMORY_SHARE = 0.25
-"""Most of the memory free at the start that the image cache may use."""
+"""The most of the memory free at the start that the image cache may use, as a share."""
 _NUM_LOADS = 8
-"""Images of one prompt that are fetched concurrently."""
+"""Images of one prompt that are fetched at once."""
 
 
 class ImagePart(NamedTuple):
     """An image in a conversation."""
 
     name: str
-    """Its position, e.g. `messages[0].content[1]`."""
+    """The image's position in the request, such as `messages[0].content[1]`."""
     url: str
 
 
@@ -44,14 +44,14 @@ class VisionPart:
     def __init__(
         self, files: ModelFiles, config: RendererConfig, tokenizer: PreTrainedTokenizerBase, executor: Executor
     ) -> None:
-        """The processor may add tokens to the tokenizer; call it on the main thread.
+        """The processor may add tokens to the tokenizer. Call it on the main thread.
 
         Raises:
             ProcessorLoadError: the processor is missing or broken.
         """
         processor = load_processor(files.path, tokenizer)
         self.chat_template: str | None = processor.chat_template
-        """The processor's own, for a tokenizer without one."""
+        """The processor's own template, for a tokenizer without one."""
         self.cache = ProcessorCache(_cache_bytes(config))
         self._images = ImageProcessor(
             processor, self.cache, max_pixels=config.max_image_pixels, settings=config.mm_processor_kwargs
@@ -63,10 +63,10 @@ class VisionPart:
         """The text that stands for an image in a prompt."""
 
     def find_images(self, messages: list[dict[str, Any]]) -> list[ImagePart]:
-        """The images of a conversation, not loaded.
+        """Finds the images of a conversation, without loading them.
 
         Raises:
-            RequestError: there are too many, or one has no URL.
+            RequestError: there are too many images, or one has no URL.
         """
         parts = _image_parts(messages)
         if len(parts) > self._max_images:
@@ -78,10 +78,10 @@ class VisionPart:
         return parts
 
     async def load(self, parts: list[ImagePart], held: HeldBytes, *, max_tokens: int | None) -> ProcessedImages:
-        """Loads and processes images; together they must have fewer than `max_tokens` tokens.
+        """Loads and processes images. Together they must have fewer than `max_tokens` tokens.
 
         Raises:
-            RequestError: an image cannot be loaded, or they have too many tokens.
+            RequestError: an image cannot be loaded, or the images have too many tokens.
         """
         with room_for_images(held) as take_room:
             return await self._process(await self._load(parts, take_room), max_tokens)
@@ -94,10 +94,10 @@ class VisionPart:
         self._executor.submit(process_image).result()
 
     def expand(self, text: str, images: ProcessedImages) -> str:
-        """The text with the tokens of the processed images in place of each image's token.
+        """Replaces each image's token in the text by the tokens of the processed image.
 
         Raises:
-            RequestError: the text has another number of such tokens.
+            RequestError: the numbers of images and of image tokens in the text differ.
         """
         first, *others = text.split(self.image_token)
         if len(others) != len(images.placeholders):
@@ -110,13 +110,13 @@ class VisionPart:
         return "".join([first, *(a + b for a, b in zip(images.placeholders, others, strict=True))])
 
     def attach(self, prompt: RenderedPrompt, images: ProcessedImages) -> RenderedPrompt:
-        """The prompt, which has the tokens of the images, with their tensors."""
+        """Adds the images' tensors to the prompt, which has the images' tokens."""
         types = self._images.token_types(prompt.token_ids)
         tensors = images.tensors if types is None else {**images.tensors, "mm_token_type_ids": types}
         return RenderedPrompt(prompt.token_ids, prompt.text, PromptInputs(mm=tensors))
 
     async def _process(self, files: list[ImageFile], max_tokens: int | None) -> ProcessedImages:
-        """One image after the other: other prompts get their turn, and a client that leaves ends it."""
+        """Processes one image after the other: other prompts get their turn, and a disconnect ends it."""
         run_in_executor = partial(asyncio.get_running_loop().run_in_executor, self._executor)
         images: list[ProcessedImages] = []
         num_tokens = 0
@@ -155,7 +155,7 @@ def _image_parts(messages: list[dict[str, Any]]) -> list[ImagePart]:
 
 
 def _url_of(part: dict[str, Any], name: str) -> str:
-    """OpenAI's `{"image_url": {"url": ..., "detail": ...}}`, or the URL alone; `detail` has no effect."""
+    """Reads `{"image_url": {"url": ..., "detail": ...}}` or just the URL. `detail` has no effect."""
     given = part.get("image_url")
     url = given.get("url") if isinstance(given, dict) else given
     if not isinstance(url, str) or not url:

@@ -1,8 +1,8 @@
-"""A Hugging Face tokenizer, as transformers loads it; all threads share one object.
+"""A Hugging Face tokenizer, as transformers loads it. All threads share one object.
 
-The tokenizers library encodes and decodes in several threads at once, but raises "Already borrowed" for a
-change of truncation or padding meanwhile. So both are switched off after loading, and prompts are cut here.
-A class with an encoding of its own, such as one in Python, may change itself: a lock guards it.
+The tokenizers library encodes and decodes in several threads at once, but raises "Already borrowed" if
+truncation or padding changes meanwhile. So both are switched off after loading, and this module cuts prompts.
+A class that encodes by itself, for example in Python, may change its own state, so a lock guards it.
 """
 
 import json
@@ -24,7 +24,7 @@ from server.text.renderers.tokenizers.tokenizer import Cut, Encoded
 _BYTE_OF_CHARACTER = {character: byte for byte, character in bytes_to_unicode().items()}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _NUM_CACHED = 4096
-"""Texts consist mostly of this many tokens; a whole vocabulary would take 5 to 25 MiB."""
+"""The number of tokens whose bytes are cached. Texts use few others; all would take 5 to 25 MiB."""
 
 
 class HfTokenizer:
@@ -33,7 +33,7 @@ class HfTokenizer:
     def __init__(self, loaded: PreTrainedTokenizerBase) -> None:
         self.loaded = loaded
         self._backend = _plain_backend(loaded)
-        """None if the tokenizer's class encodes by itself, with `_lock`."""
+        """The library's tokenizer. None if the class encodes by itself, under `_lock`."""
         self._lock = Lock()
         if self._backend is not None:
             self._backend.no_truncation()
@@ -42,7 +42,7 @@ class HfTokenizer:
         self.eos_token_id: int | None = loaded.eos_token_id
         self.vocab_size, self.max_token_chars = measure_vocabulary(loaded)
         self.added_tokens = {token_id: str(token) for token_id, token in loaded.added_tokens_decoder.items()}
-        """Token id -> text of control tokens and of other tokens that are matched literally."""
+        """Token id -> text, for control tokens and other tokens that are matched literally."""
         self._token_bytes = TokenBytes(loaded, self.loop_decoder(skip_special_tokens=False), self.added_tokens)
 
     def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
@@ -60,7 +60,7 @@ class HfTokenizer:
         if self._backend is None:
             encoded = self._encode_by_class(text, pair, add_special_tokens, cut)
         else:
-            # Without offsets, this takes 0.6 of the time of `encode`, and less of it holds the GIL.
+            # Without offsets, this takes 0.6 of the time of `encode`, and holds the GIL for less of it.
             texts = [(text, pair) if pair else text]
             found = self._backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)[0]
             encoded = Encoded(found.ids, found.type_ids if has_types else None)
@@ -86,14 +86,14 @@ class HfTokenizer:
         return Encoded(encoding["input_ids"], encoding.get("token_type_ids"))
 
     def cut_text(self, text: str, num_tokens: int) -> str:
-        """Needs a fast tokenizer, which returns offsets."""
+        """Needs a fast tokenizer, because only these return offsets."""
         while True:
             with self._lock:
                 encoding = self.loaded(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
             offsets = encoding["offset_mapping"]
             if len(offsets) <= num_tokens:
                 return text
-            # The remainder may tokenize differently than within the longer text, but gets shorter every time.
+            # The rest may be tokenized differently than in the longer text, but it gets shorter each time.
             text = text[: min(offsets[num_tokens - 1][1], len(text) - 1)]
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
@@ -101,7 +101,7 @@ class HfTokenizer:
         return text
 
     def loop_decoder(self, *, skip_special_tokens: bool) -> Decode:
-        """Bypasses transformers if the tokenizer is fast."""
+        """For a fast tokenizer, a decoder that bypasses transformers."""
         decode = getattr(self.loaded, "backend_tokenizer", self.loaded).decode
         return partial(decode, skip_special_tokens=skip_special_tokens)
 
@@ -110,7 +110,7 @@ class HfTokenizer:
 
 
 class TokenBytes:
-    """Computes a token's bytes, and caches those of recent tokens; used on the event loop only."""
+    """Computes the bytes of tokens, and caches those of recent tokens. Used on the event loop only."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, decode: Decode, added: Mapping[int, str]) -> None:
         self._backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
@@ -125,7 +125,7 @@ class TokenBytes:
         return self._look_up_cached(token_id)
 
     def _look_up(self, token_id: int) -> bytes:
-        """Without a table of bytes, a token's bytes are what it appends to an ordinary text."""
+        """The bytes of a token. Without a table of bytes: what the token appends to an ordinary text."""
         if (content := self._added.get(token_id)) is not None:
             return content.encode()
         token = self._backend.id_to_token(token_id) if self._backend else None
@@ -137,7 +137,7 @@ class TokenBytes:
 
 
 def _byte_level(token: str) -> bytes:
-    """Maps characters to bytes with GPT-2's table; a token with any other character is plain text."""
+    """Maps characters to bytes with GPT-2's table. A token with any other character is plain text."""
     if all(character in _BYTE_OF_CHARACTER for character in token):
         return bytes(_BYTE_OF_CHARACTER[character] for character in token)
     return token.encode()
@@ -151,7 +151,7 @@ def _decoder_steps(backend: Tokenizer | None) -> frozenset[str]:
 
 
 def _plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
-    """The tokenizers library's object, if the tokenizer's class inherits encoding by it."""
+    """The tokenizers library's object, if the tokenizer's class does not encode by itself."""
     kind = type(tokenizer)
     is_plain = issubclass(kind, TokenizersBackend) and all(
         getattr(kind, name) is getattr(TokenizersBackend, name) for name in ("encode", "_encode_plus")
@@ -160,9 +160,9 @@ def _plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
 
 
 def _cut_texts(encoded: Encoded, text_of: list[int | None], cut: Cut) -> None:
-    """Cuts one text or two as transformers' `longest_first` does; nothing if not even the special tokens fit.
+    """Cuts one text or two like transformers' `longest_first`. Cuts nothing if the special tokens do not fit.
 
-    Special tokens, which belong to no text, are kept.
+    Special tokens belong to neither text, and are kept.
     """
     room = cut.limit - text_of.count(None)
     if room < 0:

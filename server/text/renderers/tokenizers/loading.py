@@ -1,4 +1,4 @@
-"""Loads a tokenizer, without torch if the result equals AutoTokenizer's.
+"""Loads a tokenizer, without importing torch if the result is the same as AutoTokenizer's.
 
 AutoTokenizer imports torch (1.5 s) only to choose a class. For the language models listed here, two JSON
 files determine the class. The tables repeat transformers' registrations and overrides, and a test compares
@@ -20,7 +20,7 @@ from base.wording import one_line
 from server.text.model_files.tokenizer_files import TokenizerLoadError, find_tokenizer_mode, read_json_object
 
 _LEGACY_FILES = ("special_tokens_map.json", "added_tokens.json")
-"""With one of these, transformers merges several sources of added tokens."""
+"""If one of these files exists, transformers merges several sources of added tokens."""
 _GENERIC = "TokenizersBackend"
 """The class that uses tokenizer.json unchanged."""
 
@@ -37,7 +37,7 @@ _MODULE_OF_CLASS = {
     "XLMRobertaTokenizer": "transformers.models.xlm_roberta.tokenization_xlm_roberta",
     _GENERIC: "transformers.tokenization_utils_tokenizers",
 }
-"""Tokenizer classes whose modules do not import torch, and these modules."""
+"""Class of a tokenizer whose module does not import torch -> this module."""
 
 _DEFAULT_CLASS = {
     **dict.fromkeys(("bert", "distilbert", "electra"), "BertTokenizer"),
@@ -52,10 +52,10 @@ _DEFAULT_CLASS = {
     **dict.fromkeys(("llama", "llama4_text", "falcon", "bloom", "smollm3", "gpt_oss", "exaone4", "lfm2"), _GENERIC),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32"), _GENERIC),
 }
-"""Model type -> the class for a checkpoint that names none; a named class takes precedence."""
+"""Model type -> the class for a checkpoint that names no class."""
 
 _VERSION_DEPENDENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32")
-"""For these model types, transformers 5.19 ignores the class that a checkpoint names, and 5.23 does not.
+"""For these model types, transformers 5.19 ignores the class that a checkpoint names. 5.23 uses it.
 
 Their checkpoints name LlamaTokenizer together with a byte-level tokenizer.json. With such a file, both
 versions choose the generic class.
@@ -71,26 +71,26 @@ _FIXED_CLASS: dict[str, str | None] = {
     **dict.fromkeys(("mistral", "mixtral", "ministral", "stablelm"), _GENERIC),
     "siglip2": None,
 }
-"""Model type -> the class, whatever class the checkpoint names: many checkpoints of these types name a wrong
+"""Model type -> the class, even if the checkpoint names another: many checkpoints of these types name a wrong
 one.
 
-None: only AutoTokenizer loads it.
+None: only AutoTokenizer can choose.
 """
 
 _kept: dict[Path, tuple[FolderStamps, PreTrainedTokenizerBase]] = {}
-"""Tokenizers that were loaded in advance, by folder; a process that a standby forks finds its own here."""
+"""Folder -> tokenizer that was loaded in advance. A process that a standby forks finds its own here."""
 
 
 class VocabularyFacts(NamedTuple):
-    """Limits for token ids and for the length of a text."""
+    """Limits of token ids, and of the length of a text."""
 
     size: int
-    """The highest token id plus one."""
+    """The highest token id, plus one."""
     max_token_chars: int
 
 
 def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer in the folder, unless it was kept. It may import torch: call it on the main thread.
+    """Takes the kept tokenizer of the folder, or loads it. May import torch, so call it on the main thread.
 
     Raises:
         TokenizerLoadError: the tokenizer is missing or broken.
@@ -104,14 +104,14 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
         if class_name is not None:
             return _load_light(class_name, path)
         auto = importlib.import_module("transformers").AutoTokenizer
-        # By default, it would load a tekken.json in its place.
+        # By default, AutoTokenizer would prefer a tekken.json.
         return auto.from_pretrained(path, trust_remote_code=trust_remote_code, mistral_format=False)
     except Exception as err:  # the tokenizers library raises plain Exception for a corrupt file
         raise TokenizerLoadError(f"cannot load the tokenizer in {path}: {one_line(err)}") from err
 
 
 def keep_tokenizer(path: Path) -> None:
-    """Loads the tokenizer for a later `load_tokenizer`, in this process or a fork of it; starts no thread.
+    """Loads the tokenizer for a later `load_tokenizer` in this process or a fork of it. Starts no thread.
 
     Does nothing for Mistral's files, which load fast enough.
 
@@ -120,7 +120,7 @@ def keep_tokenizer(path: Path) -> None:
     """
     if find_tokenizer_mode(path, "auto") != "hf":
         return
-    stamps = read_folder(path)  # before loading: any of the files may influence the tokenizer
+    stamps = read_folder(path)  # before loading, because any of the files may influence the tokenizer
     tokenizer = load_tokenizer(path)
     measure_vocabulary(tokenizer)
     _kept[path.resolve()] = (stamps, tokenizer)
@@ -128,7 +128,7 @@ def keep_tokenizer(path: Path) -> None:
 
 @lru_cache
 def measure_vocabulary(tokenizer: PreTrainedTokenizerBase) -> VocabularyFacts:
-    """Takes 20 ms for 50,000 tokens, but only once for each tokenizer."""
+    """Measures a vocabulary. Takes 20 ms for 50,000 tokens, and is done once for each tokenizer."""
     vocab: dict[str, int] = tokenizer.get_vocab()
     return VocabularyFacts(
         size=max([*vocab.values(), *tokenizer.added_tokens_decoder]) + 1, max_token_chars=max(map(len, vocab))
@@ -136,16 +136,16 @@ def measure_vocabulary(tokenizer: PreTrainedTokenizerBase) -> VocabularyFacts:
 
 
 def _take_kept(path: Path) -> PreTrainedTokenizerBase | None:
-    """The kept tokenizer if the folder has not changed; only once, since its user changes it."""
+    """The kept tokenizer, if its folder has not changed. Given out only once, because the user changes it."""
     stamps, tokenizer = _kept.pop(path.resolve(), (None, None)) if _kept else (None, None)
     return tokenizer if tokenizer is not None and stamps == read_folder(path) else None
 
 
 def _load_light(class_name: str, path: Path) -> PreTrainedTokenizerBase:
     if class_name == "LlamaTokenizer":
-        # DeepSeek's coder and R1-Distill-Llama name LlamaTokenizer together with a byte-level tokenizer.json,
-        # and that class would drop every space. AutoTokenizer identifies them by hub id. A folder has no id,
-        # but its decoder identifies them.
+        # DeepSeek's coder and R1-Distill-Llama name LlamaTokenizer, but have a byte-level tokenizer.json.
+        # That class would drop every space. AutoTokenizer recognises them by hub id. A folder has no id,
+        # so here the decoder identifies them.
         generic = _load_generic_tokenizer(path)
         if type(generic.backend_tokenizer.decoder).__name__ == "ByteLevel":
             return generic
@@ -158,9 +158,9 @@ def _class(name: str) -> type[PreTrainedTokenizerBase]:
 
 
 def _light_class(path: Path) -> str | None:
-    """The torch-free class that AutoTokenizer would choose for this folder.
+    """The class that AutoTokenizer would choose for this folder, if this can be known without torch.
 
-    None if only AutoTokenizer can choose.
+    None if only AutoTokenizer can choose the class.
     """
     if not (path / "tokenizer.json").is_file():
         return None
@@ -182,13 +182,13 @@ def _light_class(path: Path) -> str | None:
 
 
 class _TokenizerFile(msgspec.Struct):
-    """The needed part of tokenizer.json; decoding skips the rest, megabytes of vocabulary."""
+    """The part of tokenizer.json that is needed. Decoding skips the rest, megabytes of vocabulary."""
 
     added_tokens: list[dict[str, Any]]
 
 
 def _load_generic_tokenizer(path: Path) -> TokenizersBackend:
-    """The tokenizer in the folder, in half of the time of `from_pretrained`; raises what transformers raises.
+    """Loads the tokenizer in half of the time of `from_pretrained`. Raises transformers' errors.
 
     transformers parses the file twice, the second time in Python for the few added tokens, and then copies
     the tokenizer. The result is the same: a test compares it with AutoTokenizer's.
@@ -209,7 +209,7 @@ class _WithoutCopy(TokenizersBackend):  # type: ignore[misc]
 
 
 class _Shared:
-    """Stands for a backend tokenizer that transformers would copy: its deep copy is the tokenizer itself."""
+    """Stands for a backend tokenizer that transformers copies: its deep copy is the tokenizer itself."""
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend

@@ -1,4 +1,4 @@
-"""The tokenizer that all renderers use; each kind of renderer has an implementation."""
+"""The interface of tokenizers. Each kind of renderer has an implementation."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, Protocol
@@ -10,17 +10,17 @@ Side = Literal["left", "right"]
 
 
 class Encoded(NamedTuple):
-    """Tokens of one text, or of two with special tokens between them."""
+    """The tokens of one text, or of two texts with special tokens between them."""
 
     token_ids: list[int]
     token_type_ids: list[int] | None = None
-    """The text that each token belongs to, 0 or 1; None if the model does not take token types."""
+    """For each token, the text to which it belongs (0 or 1). None if the model takes no token types."""
 
 
 class Cut(NamedTuple):
-    """How many tokens are kept, and on which side the others are cut off.
+    """How many tokens to keep, and on which side the others are cut off.
 
-    Special tokens count, but are kept.
+    Special tokens count, but are never cut off.
     """
 
     limit: int
@@ -43,18 +43,18 @@ class Tokenizer(Protocol):
 
     @property
     def eos_token_id(self) -> int | None:
-        """The end-of-sequence token."""
+        """The end-of-sequence token. None if there is none."""
 
     @property
     def max_token_chars(self) -> int:
-        """Characters of the longest token."""
+        """The number of characters of the longest token."""
 
     @property
     def added_tokens(self) -> Mapping[int, str]:
-        """Token id -> text of control tokens and of other tokens that are matched literally."""
+        """Token id -> text, for control tokens and other tokens that are matched literally."""
 
     def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
-        """The text's tokens; with a limit, about that many of the last ones plus begin- and end-of-text
+        """The text's tokens. With `limit`, about that many of the last ones, plus begin- and end-of-text
         tokens.
 
         Raises:
@@ -62,20 +62,20 @@ class Tokenizer(Protocol):
         """
 
     def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None) -> Encoded:
-        """The tokens of one text, or of two with special tokens between them; the longer one is cut first.
+        """The tokens of one text, or of two with special tokens between them. The longer text is cut first.
 
         Raises:
             UnicodeEncodeError: a text holds a lone surrogate.
         """
 
     def cut_text(self, text: str, num_tokens: int) -> str:
-        """The text's first `num_tokens` tokens, as text."""
+        """The text of the first `num_tokens` tokens."""
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
-        """The text of a whole sequence; the caller has checked the ids."""
+        """The text of a whole sequence. The caller has checked the ids."""
 
     def loop_decoder(self, *, skip_special_tokens: bool) -> Decode:
-        """A function that decodes an output's last few tokens repeatedly."""
+        """A decoder for the last few tokens of an output, which is called again and again."""
 
     def token_bytes(self, token_id: int) -> bytes:
         """The exact bytes that one token adds to a text."""
