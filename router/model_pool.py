@@ -64,6 +64,8 @@ class SleepFigures:
     """How long the last one took."""
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
     """By verb and reason: `error`, `timeout` or `refused`."""
+    refusal: str = ""
+    """Why its server did not sleep when it last refused to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,12 +417,18 @@ class ModelPool:
         self._apply(event(number, time.monotonic()))
 
     def _give_up_order(self, number: int, child: Child, verb: str, err: SleepError) -> None:
-        """Stops or kills a process that did not obey. The next request starts the model again."""
+        """Stops or kills a process that did not obey. The next request starts the model again.
+
+        A model that is stopped at each swap for the same reason has one line in the log.
+        """
         reason = f"It did not {'fall asleep' if verb == 'sleep' else 'wake'}: {err}"
         if verb == "wake" or not isinstance(err, SleepRefusedError):
             child.fail(reason)
             return
-        logger.warning("%s is stopped instead of sleeping. %s", child.entry.name, reason)
+        figures = self._sleep[child.entry.name]
+        if reason != figures.refusal:
+            logger.warning("%s is stopped instead of sleeping. %s", child.entry.name, reason)
+        figures.refusal = reason
         self._apply(self._scheduler.stayed_awake(number, reason, time.monotonic()))
 
     def _name_sleep(self, stopped: ModelEntry) -> None:
