@@ -135,10 +135,10 @@ def _make_compile_lazy(torch: Any) -> None:
 
 
 def _hide_from_loaded_compiler(torch: Any) -> None:
-    """Makes torch hide functions from its compiler only once that is imported, not import it to hide them.
+    """Makes torch hide functions from its compiler once that is imported, and not import it to hide them.
 
-    vLLM's first reload of weights calls such a function. It would take 0.75 s, and as each call to sleep or to
-    wake collects garbage, 30 ms more each time.
+    vLLM calls such a function when it reloads weights after sleep. The import took 0.75 s. Each later call to
+    sleep or wake up took 30 ms more, because vLLM collects garbage in it.
     """
     hide = _HIDE.get(torch)
     if hasattr(hide, _IS_LAZY):
