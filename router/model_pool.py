@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from base.exit_codes import START_FAILED, USAGE
 from router.child.child import Child, ChildPlace
-from router.child.server import ChildProgress, SleepError, SleepRefusedError
+from router.child.server import ChildProgress, SleepError
 from router.memory_watch import MemoryWatch
 from router.model_entry import ModelEntry
 from router.model_memory import MemoryMeter
@@ -422,7 +422,7 @@ class ModelPool:
         A model that is stopped at each swap for the same reason has one line in the log.
         """
         reason = f"It did not {'fall asleep' if verb == 'sleep' else 'wake'}: {err}"
-        if verb == "wake" or not isinstance(err, SleepRefusedError):
+        if verb == "wake" or err.kind != "refused":
             child.fail(reason)
             return
         figures = self._sleep[child.entry.name]
