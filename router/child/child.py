@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 import aiohttp
 
@@ -74,8 +74,8 @@ class Child:
         self._is_killed = False
         self.is_end_awaited: Callable[[], bool] = lambda: False
         """Whether another model waits for its memory, or somebody for its end."""
-        self._failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        """Set once its server has failed to carry out an order."""
+        self._failure = ""
+        """Why it is ended by `fail`."""
         self._silent_s = 0.0
         """How long it has not answered, after it had served."""
         self._is_hung = False
@@ -147,8 +147,8 @@ class Child:
 
     def fail(self, reason: str) -> None:
         """Ends it at once, as if it hung."""
-        if not self._failure.done():
-            self._failure.set_result(reason)
+        self._failure = reason
+        self._wants_stop.set()
 
     def stop(self) -> None:
         """Asks it to end; a server of ours answers its running requests before."""
@@ -205,13 +205,15 @@ class Child:
             self.has_served = True
             on_ready()
             found = asyncio.create_task(self._find_hang(), name=f"hang of {self.entry.name}")
-            awaited: set[asyncio.Future[Any]] = {ended, stopped, found, self._failure}
-            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ended, stopped, found}, return_when=asyncio.FIRST_COMPLETED)
             if ended.done() or self._is_killed:
                 return None
-            if fault := await self._find_fault(found):
+            if self._failure:
                 self._is_hung = True
-                return fault
+                return self._failure
+            if hang := found.result() if found.done() else await self._ask_before_stop():
+                self._is_hung = True
+                return f"The server hangs. {hang}"
             if before_stop is not None:
                 await before_stop(self)
             return None
@@ -247,13 +249,6 @@ class Child:
                     return f"{self.fault} (--engine-watchdog-timeout)"
                 if self._silent_s >= GIVES_WAY_S and is_awaited:
                     return f"{self.fault}, and others wait for its memory"
-
-    async def _find_fault(self, finding_hang: "asyncio.Task[str | None]") -> str:
-        """Why it must be killed; empty if it can be asked to end."""
-        if self._failure.done():
-            return self._failure.result()
-        hang = finding_hang.result() if finding_hang.done() else await self._ask_before_stop()
-        return f"The server hangs. {hang}" if hang else ""
 
     async def _ask_before_stop(self) -> str:
         """Why it hangs; empty if it does not. A hang may be why it has no requests any more."""

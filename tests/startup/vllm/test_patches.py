@@ -122,11 +122,12 @@ with compiler_imported("deferred"):
 
     class Mode(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            return 6
+            return torch.tensor(6)
 
 def add_five():
     with Mode():
-        return torch.tensor(1) + 5
+        total = torch.tensor(1) + 5
+    return total.item()
 
 result = {"dispatched": add_five()}
 result |= {"before": sorted(name for name in sys.modules if name.startswith(("torch._dynamo", "torch._inductor.")))}
