@@ -222,8 +222,6 @@ class ForeignServer:
 
     async def sleep(self, level: int) -> None:
         """Sends the user's calls `sleep`."""
-        if not self._command.sleep_calls:
-            raise SleepError("`sleep` and `wake` are not given", "refused")
         async with self._session() as session:
             await self._send(session, self._command.sleep_calls)
 
