@@ -208,12 +208,9 @@ class Child:
             await asyncio.wait({ended, stopped, found}, return_when=asyncio.FIRST_COMPLETED)
             if ended.done() or self._is_killed:
                 return None
-            if self._failure:
+            if fault := self._failure or await self._describe_hang(found):
                 self._is_hung = True
-                return self._failure
-            if hang := found.result() if found.done() else await self._ask_before_stop():
-                self._is_hung = True
-                return f"The server hangs. {hang}"
+                return fault
             if before_stop is not None:
                 await before_stop(self)
             return None
@@ -249,6 +246,11 @@ class Child:
                     return f"{self.fault} (--engine-watchdog-timeout)"
                 if self._silent_s >= GIVES_WAY_S and is_awaited:
                     return f"{self.fault}, and others wait for its memory"
+
+    async def _describe_hang(self, finding_hang: "asyncio.Task[str | None]") -> str:
+        """Why it must be killed; empty if it can be asked to end."""
+        hang = finding_hang.result() if finding_hang.done() else await self._ask_before_stop()
+        return f"The server hangs. {hang}" if hang else ""
 
     async def _ask_before_stop(self) -> str:
         """Why it hangs; empty if it does not. A hang may be why it has no requests any more."""
