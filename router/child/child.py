@@ -248,7 +248,7 @@ class Child:
                     return f"{self.fault}, and others wait for its memory"
 
     async def _describe_hang(self, finding_hang: "asyncio.Task[str | None]") -> str:
-        """Why it must be killed; empty if it can be asked to end."""
+        """Why a hang must end it; empty if it can be asked to end."""
         hang = finding_hang.result() if finding_hang.done() else await self._ask_before_stop()
         return f"The server hangs. {hang}" if hang else ""
 

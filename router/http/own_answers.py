@@ -22,7 +22,6 @@ _UNLOAD_ALL: Final = "/unload"
 """llama-swap's path, the only GET that changes something."""
 _DONE: Final = {"load": "ready", "sleep": "asleep", "unload": "stopped"}
 """The state after each verb."""
-"""The answer of the router of llama-server."""
 
 
 class OwnAnswer(NamedTuple):
@@ -143,7 +142,7 @@ class OwnAnswers:
         return json_answer(self._list.status())
 
     async def _change(self, verb: str, name: str, request: web.Request) -> web.StreamResponse:
-        """Loads, puts to sleep or unloads a model."""
+        """Loads, puts to sleep or unloads a model; `success` is the answer of llama-server's router."""
         entry = self._choice.by_name(name)
         change = {"load": self._pool.load, "sleep": self._pool.sleep, "unload": self._pool.unload}[verb]
         await change(entry.name)
