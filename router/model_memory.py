@@ -1,6 +1,7 @@
 """Memory for models: what is free, what their processes use, and an estimate before they were measured."""
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -61,9 +62,9 @@ class MemoryMeter:
         self._entries: dict[str, ModelEntry] = {}
         self._sizes: dict[str, _Size] = {}
         self._now: dict[str, Need] = {}
-        self._estimates: dict[str, Need] = {}
+        self._estimates = defaultdict[str, dict[int, Need]](dict)
+        """By name and level of sleep; 0: it is awake."""
         self._reserved: dict[str, Need] = {}
-        self._asleep: dict[str, dict[int, Need]] = {}
         self._gpus = tuple(read_gpus_here())
         if self._gpus:
             keep_driver_open()
@@ -94,10 +95,8 @@ class MemoryMeter:
         used = (process.used_bytes or 0 for gpu in gpus for process in gpu.processes if process.pid in tree)
         memory = Need(sum(map(pss_bytes, tree)), sum(used))
         with self._lock:
-            asleep = self._asleep.get(name, {})
-            estimate = asleep.get(level) if level else self._estimates.get(name)
-            if not memory.gpu_bytes and estimate is not None:
-                memory = memory._replace(gpu_bytes=estimate.gpu_bytes)
+            if not memory.gpu_bytes:
+                memory = memory._replace(gpu_bytes=self._estimates[name].get(level, memory).gpu_bytes)
             self._now[name] = memory
             if not self._sizes.get(name, _NO_SIZE).on_disk:
                 self._sizes.pop(name, None)  # the start may have downloaded it
@@ -128,7 +127,7 @@ class MemoryMeter:
                 self._sizes.pop(entry.name, None)
         need = estimate(entry, self._size_of(entry.name).loaded, self._gpus)
         with self._lock:
-            self._estimates[entry.name] = need
+            self._estimates[entry.name][0] = need
             self._reserved[entry.name] = reserved(entry, self._gpus)
         return need
 
@@ -145,7 +144,7 @@ class MemoryMeter:
             program = Need(_program_bytes(entry), min(kept, awake.gpu_bytes))
             needs = {level: program.plus(Need(weights if level == 1 else 0)) for level in entry.sleep_levels}
         with self._lock:
-            self._asleep[entry.name] = needs
+            self._estimates[entry.name].update(needs)
         return needs
 
     def _size_of(self, name: str) -> "_Size":

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from base.exit_codes import START_FAILED, USAGE
 from router.child.child import Child, ChildPlace
-from router.child.server import ChildProgress, SleepError, SleepRefusedError
+from router.child.server import ChildProgress, SleepError
 from router.memory_watch import MemoryWatch
 from router.model_entry import ModelEntry
 from router.model_memory import MemoryMeter
@@ -63,7 +63,9 @@ class SleepFigures:
     last_s: dict[str, float] = field(default_factory=dict)
     """Verb -> the seconds that the last successful order took."""
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """(verb, reason) -> failures. The reason is `error`, `timeout` or `refused`."""
+    """By verb and reason: `error`, `timeout` or `refused`."""
+    refusal: str = ""
+    """Why its server did not sleep when it last refused to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,12 +417,18 @@ class ModelPool:
         self._apply(event(number, time.monotonic()))
 
     def _give_up_order(self, number: int, child: Child, verb: str, err: SleepError) -> None:
-        """Stops or kills a process that did not obey an order. The next request starts the model again."""
+        """Stops or kills a process that did not obey. The next request starts the model again.
+
+        A model that is stopped at each swap for the same reason has one line in the log.
+        """
         reason = f"It did not {'fall asleep' if verb == 'sleep' else 'wake'}: {err}"
-        if verb == "wake" or not isinstance(err, SleepRefusedError):
+        if verb == "wake" or err.kind != "refused":
             child.fail(reason)
             return
-        logger.warning("%s is stopped instead of sleeping. %s", child.entry.name, reason)
+        figures = self._sleep[child.entry.name]
+        if reason != figures.refusal:
+            logger.warning("%s is stopped instead of sleeping. %s", child.entry.name, reason)
+        figures.refusal = reason
         self._apply(self._scheduler.stayed_awake(number, reason, time.monotonic()))
 
     def _name_sleep(self, stopped: ModelEntry) -> None:

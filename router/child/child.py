@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 import aiohttp
 
@@ -74,7 +74,7 @@ class Child:
         self._is_killed = False
         self.is_end_awaited: Callable[[], bool] = lambda: False
         """Whether another model waits for this child's memory, or a caller waits for the child's end."""
-        self._failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._failure = ""
         """The reason, once the child's server has failed to carry out an order."""
         self._silent_s = 0.0
         """How long the server has not answered, in seconds. Counted only after it was ready once."""
@@ -147,8 +147,8 @@ class Child:
 
     def fail(self, reason: str) -> None:
         """Ends the process at once, like a hanging process, and keeps `reason` as the reason."""
-        if not self._failure.done():
-            self._failure.set_result(reason)
+        self._failure = reason
+        self._wants_stop.set()
 
     def stop(self) -> None:
         """Asks the process to end. A server of ours answers its running requests first."""
@@ -205,11 +205,10 @@ class Child:
             self.has_served = True
             on_ready()
             found = asyncio.create_task(self._find_hang(), name=f"hang of {self.entry.name}")
-            awaited: set[asyncio.Future[Any]] = {ended, stopped, found, self._failure}
-            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ended, stopped, found}, return_when=asyncio.FIRST_COMPLETED)
             if ended.done() or self._is_killed:
                 return None
-            if fault := await self._find_fault(found):
+            if fault := self._failure or await self._describe_hang(found):
                 self._is_hung = True
                 return fault
             if before_stop is not None:
@@ -248,10 +247,8 @@ class Child:
                 if self._silent_s >= GIVES_WAY_S and is_awaited:
                     return f"{self.fault}, and others wait for its memory"
 
-    async def _find_fault(self, finding_hang: "asyncio.Task[str | None]") -> str:
-        """Returns why the process must be killed. Empty if it can be asked to end."""
-        if self._failure.done():
-            return self._failure.result()
+    async def _describe_hang(self, finding_hang: "asyncio.Task[str | None]") -> str:
+        """Why a hang must end it; empty if it can be asked to end."""
         hang = finding_hang.result() if finding_hang.done() else await self._ask_before_stop()
         return f"The server hangs. {hang}" if hang else ""
 

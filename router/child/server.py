@@ -8,7 +8,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, Literal, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -70,20 +70,10 @@ class ChildReadiness(NamedTuple):
 class SleepError(Exception):
     """A server did not fall asleep or did not wake. The message says why."""
 
-    kind = "error"
-    """The kind of failure, as a label of metrics."""
-
-
-class SleepTimeoutError(SleepError):
-    """The server did not answer the order in time."""
-
-    kind = "timeout"
-
-
-class SleepRefusedError(SleepError):
-    """The server refuses the order, or cannot take one. Its state has not changed."""
-
-    kind = "refused"
+    def __init__(self, message: str, kind: Literal["error", "timeout", "refused"] = "error") -> None:
+        """`refused`: it takes no such order, or not now, and nothing has changed."""
+        super().__init__(message)
+        self.kind = kind
 
 
 class OwnServer:
@@ -169,21 +159,21 @@ class OwnServer:
         try:
             reader, writer = await asyncio.open_unix_connection(control_socket(self._socket_path), limit=_ANSWER_BYTES)
         except OSError as err:
-            raise SleepRefusedError(f"its server has no socket for it ({err.strerror})") from err
+            raise SleepError(f"its server has no socket for it ({err.strerror})", "refused") from err
         with closing(writer):
             try:
                 async with asyncio.timeout(limit_s):
                     writer.write(json.dumps(order).encode() + b"\n")
                     answer = read_json(await reader.readline() or b"{}")
             except TimeoutError:
-                raise SleepTimeoutError(f"no answer within {limit_s:.0f} s") from None
+                raise SleepError(f"no answer within {limit_s:.0f} s", "timeout") from None
             except (OSError, ValueError) as err:
                 raise SleepError(f"its server's answer cannot be read: {err}") from err
         match answer:
             case {"ok": True}:
                 return
             case {"error": str(error)}:
-                raise SleepRefusedError(error)
+                raise SleepError(error, "refused")
         raise SleepError("its server ended the connection")
 
 
@@ -231,9 +221,7 @@ class ForeignServer:
         return [word.replace(_PID, str(pid)) for word in self._command.stop_words]
 
     async def sleep(self, level: int) -> None:
-        """Sends the calls of the user's key `sleep`."""
-        if not self._command.sleep_calls:
-            raise SleepRefusedError("`sleep` and `wake` are not given")
+        """Sends the user's calls `sleep`."""
         async with self._session() as session:
             await self._send(session, self._command.sleep_calls)
 
@@ -259,9 +247,9 @@ class ForeignServer:
                 async with session.request(method, f"{self.base_url}{path}", timeout=limit, **content) as answer:
                     await _read_short(answer)
                     if not answer.ok:
-                        raise SleepRefusedError(f"{method} {path} answers {answer.status}")
+                        raise SleepError(f"{method} {path} answers {answer.status}", "refused")
             except TimeoutError:
-                raise SleepTimeoutError(f"{method} {path} has no answer within {timeout_s:g} s") from None
+                raise SleepError(f"{method} {path} has no answer within {timeout_s:g} s", "timeout") from None
             except (aiohttp.ClientError, OSError) as err:
                 raise SleepError(f"{method} {path} failed: {err}") from err
 

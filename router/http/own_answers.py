@@ -19,9 +19,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _MODELS: Final = "/v1/models/"
 _UNLOAD: Final = "/api/models/unload/"
 _UNLOAD_ALL: Final = "/unload"
-"""llama-swap's path. The only GET that changes something."""
-_DONE: Final = {"success": True}
-"""The body with which llama-server's router answers."""
+"""llama-swap's path, the only GET that changes something."""
+_DONE: Final = {"load": "ready", "sleep": "asleep", "unload": "stopped"}
+"""The state after each verb."""
 
 
 class OwnAnswer(NamedTuple):
@@ -60,8 +60,8 @@ class OwnAnswers:
             DATA_PATH: {"GET": self.status},
         }
         self.changes: Mapping[str, Callable[[str, web.Request], Awaitable[web.StreamResponse]]] = {
-            "/models/load": self._load,
-            "/models/unload": self._unload,
+            "/models/load": partial(self._change, "load"),
+            "/models/unload": partial(self._change, "unload"),
         }
         """Paths of llama-server's router. The body of the POST names the model."""
 
@@ -82,15 +82,14 @@ class OwnAnswers:
     def _find_by_prefix(self, path: str) -> Mapping[str, Handler] | None:
         """The handlers of a path that ends with a model's name. Names contain slashes."""
         if path.startswith(_UNLOAD):
-            return {"POST": partial(self._unload, path.removeprefix(_UNLOAD))}
+            return {"POST": partial(self._change, "unload", path.removeprefix(_UNLOAD))}
         if not path.startswith(_MODELS):
             return None
         rest = path.removeprefix(_MODELS)
         handlers: dict[str, Handler] = {"GET": partial(self._show_model, rest)}
         name, _, verb = rest.rpartition("/")
-        verbs = {"load": self._load, "sleep": self._sleep, "unload": self._unload}
-        if name and verb in verbs:
-            handlers["POST"] = partial(verbs[verb], name)
+        if name and verb in _DONE:
+            handlers["POST"] = partial(self._change, verb, name)
         return handlers
 
     async def health(self, request: web.Request) -> web.StreamResponse:
@@ -146,22 +145,15 @@ class OwnAnswers:
     async def status(self, request: web.Request) -> web.StreamResponse:
         return json_answer(self._list.status())
 
-    async def _load(self, name: str, request: web.Request) -> web.StreamResponse:
+    async def _change(self, verb: str, name: str, request: web.Request) -> web.StreamResponse:
+        """Loads, puts to sleep or unloads a model; `success` is the answer of llama-server's router."""
         entry = self._choice.by_name(name)
-        await self._pool.load(entry.name)
-        return json_answer(
-            {**_DONE, "id": entry.name, "status": "ready", "start_s": self._list.status_of(entry.name).last_start_s}
-        )
-
-    async def _sleep(self, name: str, request: web.Request) -> web.StreamResponse:
-        entry = self._choice.by_name(name)
-        await self._pool.sleep(entry.name)
-        return json_answer({**_DONE, "id": entry.name, "status": "asleep"})
-
-    async def _unload(self, name: str, request: web.Request) -> web.StreamResponse:
-        entry = self._choice.by_name(name)
-        await self._pool.unload(entry.name)
-        return json_answer({**_DONE, "id": entry.name, "status": "stopped"})
+        change = {"load": self._pool.load, "sleep": self._pool.sleep, "unload": self._pool.unload}[verb]
+        await change(entry.name)
+        answer = {"success": True, "id": entry.name, "status": _DONE[verb]}
+        if verb == "load":
+            answer["start_s"] = self._list.status_of(entry.name).last_start_s
+        return json_answer(answer)
 
     async def _unload_all(self, request: web.Request) -> web.StreamResponse:
         """Answers with the text OK, as llama-swap does."""

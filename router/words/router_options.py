@@ -119,14 +119,7 @@ class ModelsReader:
                 first = entries[name].words[0]
                 text = "is given twice" if first == word else f"has the name {name!r}, as has {first}"
                 raise InputError(f"{word} {text}: for names of your own, write a file for --models.")
-            entries[name] = ModelEntry(
-                name=name,
-                words=(word,),
-                ttl_s=self._defaults.ttl_s,
-                idle_sleep_s=self._defaults.idle_sleep_s,
-                on_swap=self._defaults.on_swap,
-                start_timeout_s=self._defaults.start_timeout_s,
-            )
+            entries[name] = ModelEntry(name=name, words=(word,), **self._defaults._asdict())
         return entries
 
     def _check(self, content: ModelsFile, faults_of_file: Sequence[Fault]) -> CheckedModels:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from base.status_page.page import DATA_PATH, read_page
+from tests.router.router_process import RouterProcess, foreign
 from tests.support.browser import Browser, needs_browser
 from tests.support.http_server import LocalServer, QuietHandler, serving
 from tests.support.waiting import wait_until
@@ -162,3 +163,23 @@ async def test_buttons_are_hidden_where_a_key_is_needed(router):
         await browser.open(router.url)
         await browser.wait_for("document.querySelectorAll('#models tbody tr').length === 3")
         assert await browser.evaluate(_BUTTONS) == []
+
+
+async def test_buttons_put_a_model_to_sleep_and_wake_it(tmp_path):
+    model = foreign("sleeps", sleep=[{"path": "/sleep"}], wake=[{"path": "/wake_up"}])
+    with RouterProcess(tmp_path, {"a": model}) as router:
+        async with Browser() as browser:
+            await browser.open(f"{router.url}/")
+            for verb, state, further in (
+                ("load", "ready", ["unload a", "sleep a"]),
+                ("sleep", "asleep", ["load a", "unload a"]),
+                ("load", "ready", ["unload a", "sleep a"]),
+            ):
+                button = f"document.querySelector('#models button[aria-label=\"{verb} a\"]:enabled')"
+                await browser.wait_for(f"{button} !== null")
+                await browser.evaluate(f"{button}.click()")
+                await browser.wait_for(f"document.querySelector('#outcome').textContent === 'a: {state}'")
+                await browser.wait_for(f"({_ROWS})[0][1] === '{state}'")
+                await browser.wait_for(f"JSON.stringify({_BUTTONS}) === '{json.dumps(further, separators=(',', ':'))}'")
+            assert router.models()["a"]["num_starts"] == 1
+            assert browser.errors == []

@@ -235,14 +235,34 @@ async def test_a_model_that_does_not_wake_is_started_anew_for_those_that_wait(po
     assert (status.num_starts, status.sleep.failures) == (2, {("wake", "refused"): 1})
 
 
-async def test_a_model_that_does_not_fall_asleep_is_stopped_instead(pool, caplog):
+async def test_a_model_that_does_not_fall_asleep_is_stopped_instead_which_is_logged_once(pool, caplog):
     pool.set_entries(_pair(sleep=ServerCall("POST", "/sleep", body="fails")))
-    pid = await _use(pool, "a")
-    await _use(pool, "b")
-    assert is_gone(pid)
+    for _ in range(2):
+        pid = await _use(pool, "a")
+        await _use(pool, "b")
+        assert is_gone(pid)
     (status, _) = pool.view()
     assert (status.state, status.reason) == ("stopped", "It did not fall asleep: POST /sleep answers 500")
-    assert "a is stopped instead of sleeping. It did not fall asleep" in caplog.text
+    assert status.sleep.failures == {("sleep", "refused"): 2}
+    assert caplog.text.count("a is stopped instead of sleeping. It did not fall asleep") == 1
+
+
+@pytest.mark.parametrize(
+    ("has_gpus", "engine", "on_swap", "num_lines"),
+    [(True, "vllm", "stop", 1), (False, "vllm", "stop", 0), (True, "embedded", "stop", 0), (True, "vllm", "sleep", 0)],
+    ids=["swap", "no-gpu", "other-engine", "sleeps"],
+)
+async def test_a_swap_of_two_models_of_vllm_on_a_gpu_names_sleep_once(
+    pool, monkeypatch, caplog, has_gpus, engine, on_swap, num_lines
+):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(MemoryMeter, "has_gpus", has_gpus)
+    keys = {"on_swap": on_swap, "sleep": _SLEEP, "wake": _WAKE}
+    a = entry_of("a", "sleeps", engine="vllm", excludes=frozenset("b"), **keys)
+    pool.set_entries(by_name(a, entry_of("b", "sleeps", engine=engine, excludes=frozenset("a"), **keys)))
+    for name in "abab":
+        await _use(pool, name)
+    assert caplog.text.count("with --on-swap sleep, both would keep their processes") == num_lines
 
 
 async def test_a_model_that_dies_asleep_is_started_by_the_next_request(pool):

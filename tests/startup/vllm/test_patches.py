@@ -120,13 +120,24 @@ with compiler_imported("deferred"):
     def add_three(x):
         return x + 3
 
-result = {"before": sorted(name for name in sys.modules if name.startswith(("torch._dynamo", "torch._inductor.")))}
+    class Mode(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            return torch.tensor(6)
+
+def add_five():
+    with Mode():
+        total = torch.tensor(1) + 5
+    return total.item()
+
+result = {"dispatched": add_five()}
+result |= {"before": sorted(name for name in sys.modules if name.startswith(("torch._dynamo", "torch._inductor.")))}
 result["name"] = add_one.__name__
 result["undecorated"] = add_three(torch.tensor(1)).item()
 result["function"] = add_one(torch.tensor(1)).item()
 result["method"] = Model().add_two(torch.tensor(1)).item()
 import torch._dynamo
 result["graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+result["dispatched later"] = add_five()
 result["lowering"] = len(lowering.lowerings) > 100
 result["cuda"] = torch.cuda.is_initialized()
 print(json.dumps(result))
@@ -136,6 +147,8 @@ print(json.dumps(result))
 @pytest.mark.thorough
 def test_torch_compiles_a_function_on_its_first_call():
     assert json.loads(python_output(_WITH_TORCH, cwd=_ROOT)) == {
+        "dispatched": 6,
+        "dispatched later": 6,
         "before": [],
         "name": "add_one",
         "undecorated": 4,
