@@ -14,10 +14,10 @@ from tests.support.peer_vllm import ROOT
 from tests.support.ports import free_port
 from tests.support.program import Server
 
-TOTAL_BYTES: Final = 85520809984
+_TOTAL_BYTES: Final = 85520809984
 """Of each GPU."""
 _START_S: Final = 600.0
-_PEAK: Final = """
+SAMPLES: Final = """
 import select, sys
 from base.machine.nvml import read_gpus
 count = peak = 0
@@ -26,6 +26,7 @@ while not select.select([sys.stdin], [], [], 0.05)[0]:
     count, peak = count + 1, max(peak, *used)
 print(count, peak)
 """
+"""Prints how often it has read NVML until its standard input ends, and the highest use of a GPU in bytes."""
 
 
 def gpu_model(*words: str, share: float = 0.9, **keys: Any) -> dict[str, Any]:
@@ -75,9 +76,9 @@ def beside(script: str, variables: dict[str, str]) -> Iterator["subprocess.Popen
 @contextmanager
 def peak_bounded(home: Path, num_gpus: int = 1) -> Iterator[None]:
     """NVML, read twenty times a second, has at no time more than 95 % of a GPU's memory in use."""
-    with beside(_PEAK, gpu_variables(home) | {"STUB_GPUS": str(num_gpus)}) as watcher:
+    with beside(SAMPLES, gpu_variables(home) | {"STUB_GPUS": str(num_gpus)}) as watcher:
         yield
         output, _ = watcher.communicate()
     num_samples, peak_bytes = map(int, output.split())
     assert num_samples > 0
-    assert 0.5 * TOTAL_BYTES < peak_bytes < 0.95 * TOTAL_BYTES
+    assert 0.5 * _TOTAL_BYTES < peak_bytes < 0.95 * _TOTAL_BYTES

@@ -43,7 +43,7 @@ def _usage(server: Sleeper) -> Any:
     return server.post("/v1/completions", **wanted, temperature=0, ignore_eos=True)["usage"]
 
 
-_RELEASES = ("--tensor-parallel-size", "2", "--sleep-mode-offload-cudagraph", "--enable-nccl-comm-suspend")
+_RELEASES = ("--tensor-parallel-size", "3", "--sleep-mode-offload-cudagraph", "--enable-nccl-comm-suspend")
 _LORA = ("--enable-lora", "--lora-modules", "own={folder}/adapter")
 
 
@@ -52,7 +52,7 @@ _LORA = ("--enable-lora", "--lora-modules", "own={folder}/adapter")
     [
         pytest.param(EAGER, 1, _text, (1, 2), id="eager"),
         pytest.param(EAGER[1:], 1, _text, (1, 2), id="compiled"),
-        pytest.param((*EAGER[1:], *_RELEASES), 2, _usage, (1, 2), id="graphs and NCCL"),
+        pytest.param((*EAGER[1:], *_RELEASES), 3, _usage, (1, 2), id="graphs and NCCL"),
         pytest.param((*EAGER, "--tensor-parallel-size", "3"), 3, _usage, (1, 2), id="TP 3"),
         pytest.param((*EAGER, "--pipeline-parallel-size", "2"), 2, _usage, (1, 2), id="PP 2"),
         pytest.param((*EAGER, "--data-parallel-size", "2"), 2, _usage, (1, 2), id="DP 2"),
