@@ -140,9 +140,11 @@ class MemoryMeter:
         if entry.foreign is not None:
             needs = {level: Need(awake.ram_bytes) for level in entry.sleep_levels if entry.foreign.sleep_calls}
         else:
-            kept = _read_flags(entry, has_gpu=True).num_gpus * _GPU_BYTES if awake.gpu_bytes else 0
+            given = _read_flags(entry, has_gpu=True)
+            kept = given.num_gpus * _GPU_BYTES if awake.gpu_bytes else 0
             program = Need(_program_bytes(entry), min(kept, awake.gpu_bytes))
-            needs = {level: program.plus(Need(weights if level == 1 else 0)) for level in entry.sleep_levels}
+            moved = Need(weights * given.num_replicas)
+            needs = {level: program.plus(moved if level == 1 else NOTHING) for level in entry.sleep_levels}
         with self._lock:
             self._estimates[entry.name].update(needs)
         return needs
@@ -250,6 +252,8 @@ class _Given(NamedTuple):
     utilization: float | None
     kv_cache_bytes: int | None
     num_gpus: int
+    num_replicas: int
+    """How many engines (data parallel) share these GPUs. Each has all weights, or with experts a part."""
     dtype: str
     quantization: str
     """The method of quantization. Empty if none is given."""
@@ -268,11 +272,13 @@ def _read_flags(entry: ModelEntry, *, has_gpu: bool = False) -> _Given:
     kv_cache = _size_of(text("--kv-cache-memory-bytes"))
     if entry.engine == "vllm" and not has_gpu and (space := entry.env.get(_SPACE) or foreign.text_of(_SPACE)).isdigit():
         kv_cache = int(space) * _GIB or kv_cache
-    num_gpus = (_size_of(text("--tensor-parallel-size")) or 1) * (_size_of(text("--pipeline-parallel-size")) or 1)
+    num_replicas = _size_of(text("--data-parallel-size-local")) or _size_of(text("--data-parallel-size")) or 1
+    num_ranks = (_size_of(text("--tensor-parallel-size")) or 1) * (_size_of(text("--pipeline-parallel-size")) or 1)
     return _Given(
         utilization=_share_of(text("--gpu-memory-utilization")),
         kv_cache_bytes=kv_cache,
-        num_gpus=num_gpus,
+        num_gpus=num_replicas * num_ranks,
+        num_replicas=num_replicas,
         dtype=text("--dtype") or "auto",
         quantization=text("--quantization"),
     )

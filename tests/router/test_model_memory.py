@@ -248,6 +248,7 @@ def test_on_gpus_a_share_of_as_many_as_the_model_takes():
     assert estimate(entry(engine="vllm"), GIB, gpus).gpu_bytes == 92 * GIB
     assert estimate(entry(), GIB, gpus).gpu_bytes == 90 * GIB, "the embedded engine"
     assert estimate(entry("-tp", "2", "--gpu-memory-utilization", "0.5"), GIB, gpus).gpu_bytes == 100 * GIB
+    assert estimate(entry("-dp", "2", engine="vllm"), GIB, gpus).gpu_bytes == 184 * GIB
     sized = estimate(entry("--kv-cache-memory-bytes", "10G"), 20 * GIB, gpus)
     assert sized.gpu_bytes == int(1.1 * 20 * GIB) + 11 * GIB
     assert sized.ram_bytes == PROGRAM_BYTES
@@ -289,6 +290,8 @@ def test_asleep_a_model_needs_its_weights_at_level_1_and_a_part_of_each_gpu(monk
     assert list(needs) == [1, 2]
     assert needs[2].gpu_bytes == needs[1].gpu_bytes == 2 * GIB
     assert needs[1].ram_bytes - needs[2].ram_bytes >= MIB
+    copies = meter.asleep_needs_of(entry("--data-parallel-size", "2", engine="vllm"))
+    assert copies[1].ram_bytes - copies[2].ram_bytes >= 2 * MIB
     here = meter.measure("m", [os.getpid()], 2)
     assert here.gpu_bytes == 2 * GIB, "the driver does not tell: the estimate"
     assert meter.asleep_needs_of(replace(model, sleep_levels=())) == {}

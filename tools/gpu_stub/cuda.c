@@ -191,24 +191,27 @@ int stub_alloc(void **p, size_t n, int dev, int kind) {
   stub_register(*p = m, n, dev, kind);
   return 0;
 }
+static void forget(void *p, size_t n); /* the small pieces there */
 int stub_free(void *p, int kind) {
   Region r;
   if (!p) return 0;
   if (!drop(p, &r)) return 1;
+  forget(r.base, r.size);
   if (r.kind != REGISTERED) munmap(r.base, r.size);
   if (r.kind == DEVICE) stub_charge(r.dev, -(long long)r.size);
   return 0;
 }
-/* Copies. Kernels compute nothing, and torch reuses memory, so what was once copied to device memory would
-   appear in the "results" of later kernels. Therefore writes of up to SMALL bytes go to a table, not to
-   memory. A read of exactly the same piece returns what was written. Every other small read returns zeros.
-   Larger copies are real. */
-enum { SMALL = 65536, NOTES = 1 << 16 };
+/* Copies. Kernels compute nothing, so what was once copied to device memory would show up in the "results" of
+   later kernels, because torch uses memory again. Therefore writes of up to SMALL bytes go to a table and not
+   to memory: who reads exactly the same piece back gets it, every other small read gets zeros. Larger copies
+   are real, and take the small pieces with them: vLLM's sleep mode copies whole allocations. */
+enum { SMALL = 65536 };
 typedef struct {
   char *at, *data;
   size_t size;
 } Note;
-static Note *notes;
+static Note *notes; /* sorted by address */
+static int nnotes, note_cap;
 static int on_device(const void *p) {
   Region r;
   return stub_find(p, &r) && (r.kind == DEVICE || r.kind == ADDRESSES);
@@ -221,28 +224,54 @@ static int copying(void) {
   }
   return c;
 }
-static Note *note(const void *p) {
-  if (!notes)
-    notes = mmap(0, NOTES * sizeof *notes, PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  return notes + (((uintptr_t)p * 0x9E3779B97F4A7C15ull) >> 48);
-}
-static void put(void *to, const void *data, size_t n) { /* with data NULL: removes what was put */
-  Note *o = note(to);
-  if (!data && o->at != to) return;
-  free(o->data);
-  o->data = 0;
-  o->at = 0;
-  if (data) {
-    o->data = malloc(n);
-    memcpy(o->data, data, n);
-    o->at = to;
-    o->size = n;
+/* The number of the first note at this address or behind it. */
+static int note(const void *p) {
+  int a = 0, b = nnotes;
+  while (a < b) {
+    int m = (a + b) / 2;
+    if (notes[m].at < (char *)p)
+      a = m + 1;
+    else
+      b = m;
   }
+  return a;
+}
+static void drop_notes(void *p, size_t n) {
+  int a = note(p), b = note((char *)p + n);
+  if (a == b) return;
+  for (int i = a; i < b; i++) free(notes[i].data);
+  memmove(notes + a, notes + b, (nnotes - b) * sizeof *notes);
+  nnotes -= b - a;
+}
+static void put(void *to, const void *data, size_t n) { /* data NULL: forget */
+  char *own = data ? memcpy(malloc(n), data, n) : 0;
+  drop_notes(to, n);
+  if (!data) return;
+  if (nnotes == note_cap) notes = realloc(notes, (note_cap = note_cap ? 2 * note_cap : 256) * sizeof *notes);
+  int i = note(to);
+  memmove(notes + i + 1, notes + i, (nnotes++ - i) * sizeof *notes);
+  notes[i] = (Note){to, own, n};
 }
 static const char *get(const void *from, size_t n) {
-  Note *o = note(from);
-  return o->at == from && o->size == n ? o->data : 0;
+  int i = note(from);
+  return i < nnotes && notes[i].at == from && notes[i].size == n ? notes[i].data : 0;
+}
+/* After a large copy. In host memory a piece is real, and its note is void once the program has changed it. */
+static void carry(char *to, const char *from, size_t n, int to_device, int from_device) {
+  drop_notes(to, n);
+  const char *p = from;
+  for (int i; (i = note(p)) < nnotes && notes[i].at < from + n; p++) {
+    Note o = notes[i];
+    p = o.at;
+    if (p + o.size > from + n || (!from_device && memcmp(p, o.data, o.size))) continue;
+    if (!to_device) memcpy(to + (p - from), o.data, o.size);
+    put(to + (p - from), o.data, o.size);
+  }
+}
+static void forget(void *p, size_t n) {
+  pthread_mutex_lock(&lock);
+  drop_notes(p, n);
+  pthread_mutex_unlock(&lock);
 }
 int stub_copy(void *to, const void *from, size_t n, Stream *s) {
   Capture *c = stub_capture(s);
@@ -252,11 +281,18 @@ int stub_copy(void *to, const void *from, size_t n, Stream *s) {
   }
   if (!n || to == from) return 0;
   int d = on_device(to), f = on_device(from);
-  if (n > SMALL || !(d || f)) {
-    if (copying() || !(d || f))
+  if (!(d || f)) {
+    memmove(to, from, n);
+    return 0;
+  }
+  if (n > SMALL) {
+    if (copying())
       memmove(to, from, n);
     else if (!d)
       memset(to, 0, n);
+    pthread_mutex_lock(&lock);
+    carry(to, from, n, d, f);
+    pthread_mutex_unlock(&lock);
     return 0;
   }
   pthread_mutex_lock(&lock);
@@ -279,7 +315,8 @@ int stub_fill(void *to, uint64_t value, size_t unit, size_t n, Stream *s) { /* n
   size_t bytes = n * unit;
   int d = on_device(to);
   if (!bytes) return 0;
-  if (d && bytes > SMALL) { /* only returns the pages to the system */
+  if (d && bytes > SMALL) { /* only gives the pages back */
+    forget(to, bytes);
     char *a = (char *)(((uintptr_t)to + 4095) & ~(uintptr_t)4095),
          *b = (char *)(((uintptr_t)to + bytes) & ~(uintptr_t)4095);
     madvise(a, b - a, MADV_DONTNEED);
@@ -805,6 +842,7 @@ F(cuMemMap, CUdeviceptr p, size_t n, size_t off, CUmemGenericAllocationHandle h,
 }
 F(cuMemUnmap, CUdeviceptr p, size_t n) {
   INIT();
+  forget((void *)p, n);
   return mmap((void *)p, n, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) ==
                  MAP_FAILED
              ? 1

@@ -1,9 +1,9 @@
 """`python -m tools.gpu_stub.swaps`: times how two models of vLLM change places on one GPU, in three ways.
 
-`sleep` is `vllm-cli serve` with `on_swap: sleep`, and `stop` the same with `on_swap: stop`. `by hand` runs
-two servers of `vllm serve --enable-sleep-mode` and calls their developer's endpoints in turn. Each swap is
-timed from the request for the model that sleeps or has stopped to its first token. Afterwards requests are
-sent in turns and at random, while NVML is read ten times a second.
+`sleep` is `vllm-cli serve` with `on_swap: sleep`, and `stop` the same with `stop`. `by hand` are two servers
+of `vllm serve --enable-sleep-mode`, whose developer's endpoints are called in turn. Each swap is timed from
+the request for the model that sleeps, or has stopped, to its first token. Then come requests in turns and at
+random, while NVML is read twenty times a second.
 
 On the stand-in **no kernel runs**. `--gpu` uses the machine's own GPU. The JSON file has all rounds.
 """
@@ -26,6 +26,7 @@ from urllib.parse import urlencode
 
 import click
 
+from tests.gpu_stub.gpu_router import SAMPLES
 from tests.gpu_stub.gpu_server import gpu_variables
 from tests.gpu_stub.private_devices import PREFIX
 from tests.support.cli import python_output
@@ -38,16 +39,7 @@ _NAMES: Final = ("a", "b")
 _START_S: Final = 1200.0
 _SEED: Final = 60
 _STAYS_S: Final = 4.0
-"""Seconds before a timed swap: a router keeps a model for at least its scheduler's `min_stay_s`."""
-_SAMPLES: Final = """
-import select, sys
-from base.machine.nvml import read_gpus
-count = peak = 0
-while not select.select([sys.stdin], [], [], 0.1)[0]:
-    used = [gpu.total_bytes - gpu.free_bytes for gpu in read_gpus().gpus]
-    count, peak = count + 1, max(peak, *used)
-print(count, peak)
-"""
+"""Before a timed swap: the router keeps a model for `min_stay_s` of its scheduler at least."""
 _HELD: Final = """
 import json
 from base.machine.nvml import read_gpus
@@ -83,7 +75,7 @@ class Machine(NamedTuple):
     def sampled(self, result: dict[str, Any]) -> Iterator[None]:
         """Adds the highest use of a GPU's memory within the block to `result`."""
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        command = [self.python, "-c", _SAMPLES]
+        command = [self.python, "-c", SAMPLES]
         with subprocess.Popen(command, env=self.variables, cwd=ROOT, **pipes) as process:  # type: ignore[call-overload]
             try:
                 yield

@@ -1,0 +1,84 @@
+"""A router on the stand-in for the GPU, and programs beside it on the same GPUs."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from tests.gpu_stub.gpu_server import EAGER, MODEL, PYTHON, gpu_variables
+from tests.gpu_stub.private_devices import PREFIX
+from tests.support.http_client import Answer
+from tests.support.peer_vllm import ROOT
+from tests.support.ports import free_port
+from tests.support.program import Server
+
+_TOTAL_BYTES: Final = 85520809984
+"""Of each GPU."""
+_START_S: Final = 600.0
+SAMPLES: Final = """
+import select, sys
+from base.machine.nvml import read_gpus
+count = peak = 0
+while not select.select([sys.stdin], [], [], 0.05)[0]:
+    used = [gpu.total_bytes - gpu.free_bytes for gpu in read_gpus().gpus]
+    count, peak = count + 1, max(peak, *used)
+print(count, peak)
+"""
+"""Prints how often it has read NVML until its standard input ends, and the highest use of a GPU in bytes."""
+
+
+def gpu_model(*words: str, share: float = 0.9, **keys: Any) -> dict[str, Any]:
+    """The entry of a model that wants this share of a GPU's memory."""
+    args = [*EAGER, "--gpu-memory-utilization", str(share), *words]
+    return {"model": str(MODEL), "engine": "vllm", "args": args, **keys}
+
+
+class GpuRouter(Server):
+    """Each model has a process of its own; their home is this folder."""
+
+    poll_s = 0.2
+
+    def __init__(self, home: Path, models: dict[str, Any], *words: str, num_gpus: int = 1) -> None:
+        self.port = free_port()
+        file = home / "models.yaml"
+        file.write_text(json.dumps({"models": models}))
+        command = [*PREFIX, PYTHON, "-m", "vllm_cli", "serve", "--models", file]
+        variables = gpu_variables(home) | {"STUB_GPUS": str(num_gpus)}
+        super().__init__([*command, "--host", "127.0.0.1", "--port", self.port, *words], variables, is_awaited=True)
+
+    def complete(self, model: str) -> Answer:
+        return self.request(model, "/v1/completions", prompt="a", max_tokens=2)
+
+    def request(self, model: str, path: str, **body: Any) -> Answer:
+        return self.ask(path, {"model": model, **body}, timeout_s=_START_S)
+
+    def models(self) -> dict[str, dict[str, Any]]:
+        """What `/status.json` shows of each model."""
+        return {row["id"]: row for row in self.ask("/status.json").json["models"]}
+
+    def states(self) -> dict[str, str]:
+        return {name: row["status"] for name, row in self.models().items()}
+
+
+@contextmanager
+def beside(script: str, variables: dict[str, str]) -> Iterator["subprocess.Popen[str]"]:
+    """A Python process on the same GPUs, which ends with its standard input."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([PYTHON, "-c", script], env=variables, cwd=ROOT, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def peak_bounded(home: Path, num_gpus: int = 1) -> Iterator[None]:
+    """NVML, read twenty times a second, has at no time more than 95 % of a GPU's memory in use."""
+    with beside(SAMPLES, gpu_variables(home) | {"STUB_GPUS": str(num_gpus)}) as watcher:
+        yield
+        output, _ = watcher.communicate()
+    num_samples, peak_bytes = map(int, output.split())
+    assert num_samples > 0
+    assert 0.5 * _TOTAL_BYTES < peak_bytes < 0.95 * _TOTAL_BYTES
