@@ -1,9 +1,9 @@
 """`python -m tools.gpu_stub.swaps`: times how two models of vLLM change places on one GPU, in three ways.
 
-`sleep` is `vllm-cli serve` with `on_swap: sleep`, and `stop` the same with `stop`. `by hand` are two servers
-of `vllm serve --enable-sleep-mode`, whose developer's endpoints are called in turn. Each swap is timed from
-the request for the model that sleeps, or has stopped, to its first token. Then come requests in turns and at
-random, while NVML is read twenty times a second.
+`sleep` is `vllm-cli serve` with `on_swap: sleep`, and `stop` the same with `on_swap: stop`. `by hand` runs
+two servers of `vllm serve --enable-sleep-mode` and calls their developer's endpoints in turn. Each swap is
+timed from the request for the model that sleeps or has stopped to its first token. Afterwards requests are
+sent in turns and at random, while NVML is read twenty times a second.
 
 On the stand-in **no kernel runs**. `--gpu` uses the machine's own GPU. The JSON file has all rounds.
 """
@@ -39,7 +39,7 @@ _NAMES: Final = ("a", "b")
 _START_S: Final = 1200.0
 _SEED: Final = 60
 _STAYS_S: Final = 4.0
-"""Before a timed swap: the router keeps a model for `min_stay_s` of its scheduler at least."""
+"""Seconds before a timed swap: a router keeps a model for at least its scheduler's `min_stay_s`."""
 _HELD: Final = """
 import json
 from base.machine.nvml import read_gpus
