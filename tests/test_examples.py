@@ -166,7 +166,7 @@ def test_the_python_example_works_with_a_key(model_path):
     with ServerProcess([str(model_path), "--engine", "embedded", "--api-key", key]) as server:
         example = _block(_PAGE, "From Python", "python").replace("8000", str(server.port))
         output = python_output(example, environment={"VLLM_API_KEY": key})
-    assert output == "The capital of France is Paris."
+    assert output == "The capital of France is Paris.\n"
 
 
 def _block(page: Path, title: str, language: str) -> str:
