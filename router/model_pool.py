@@ -57,7 +57,7 @@ class ModelRefused(Exception):  # noqa: N818 - as an answer to a request
 
 @dataclass
 class SleepFigures:
-    """Figures about one model's sleep, by the verbs `sleep` and `wake`."""
+    """How one model has fallen asleep and woken. The verbs in keys are `sleep` and `wake`."""
 
     counts: Counter[str] = field(default_factory=Counter)
     last_s: dict[str, float] = field(default_factory=dict)

@@ -38,7 +38,7 @@ _POLL_SHARE: Final = 0.01
 _ANSWER_S: Final = 2.0
 _CHECK_S: Final = 2.0
 _LONGEST_CHECK_S: Final = 5.0
-"""The most seconds of silence that one check counts: a pause of the router is no silence of the server."""
+"""The most seconds that one check adds to the silence: the router itself may have paused meanwhile."""
 _SHOWN_S: Final = 5.0
 _REASON_S: Final = 2.0
 
@@ -222,8 +222,8 @@ class Child:
     async def _find_hang(self) -> str:
         """Returns once the server counts as hung, with the reason: its watchdog's report, or no answer.
 
-        The watchdog runs on the server's event loop, so it cannot notice that this loop hangs. A command is
-        not polled, because it may have no such answer.
+        The watchdog runs on the server's event loop, so it cannot notice that this loop hangs. A user's
+        command is not polled, because it may not report this.
         """
         if self._server.is_foreign:
             await asyncio.Event().wait()

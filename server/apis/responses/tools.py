@@ -232,8 +232,7 @@ class CustomInputReader:
     def finish(self) -> tuple[str, str]:
         """Returns the last part of the text, and the whole text.
 
-        If malformed arguments give a text that does not continue the earlier parts, the last part is all of
-        it.
+        If malformed arguments give a text that does not continue the earlier parts, the last part is all.
         """
         whole, shown = _decode("".join(self._arguments)), "".join(self._shown)
         return (whole[len(shown) :] if whole.startswith(shown) else whole), whole

@@ -73,8 +73,7 @@ def attend_in_parts(
 ) -> torch.Tensor:
     """Like `attend`, for one sequence whose query rows see all keys. Threads share the keys of a head.
 
-    Without parts, the kernel gives each thread whole heads. Two threads would need the time of four heads
-    for three.
+    Without parts, each thread gets whole heads: with three heads, two threads would need the time of four.
     """
     _, kv_heads, length, dim = keys.shape
     part_len = length // num_parts

@@ -1,8 +1,7 @@
 """While requests run, records the layers of a model as graphs of torch's operators, which run without Python.
 
 A graph has exactly the operators that the layer calls, so its outputs have the same bits. Each graph is
-compared with its layer before it is used. docs/dev/decisions.md has the share of a token's time that Python
-had before.
+compared with its layer before it is used. docs/dev/decisions.md has the share of time that Python took.
 """
 
 import logging

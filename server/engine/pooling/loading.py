@@ -56,8 +56,7 @@ def load_pooling_model(files: ModelFiles, config: EngineConfig, kind: ModelKind)
     """Loads the model in evaluation mode.
 
     Raises:
-        EngineStartError: the folder has a fault, or the model does not support a setting. The message is one
-            line.
+        EngineStartError: the folder has a fault, or the model does not support a setting (in one line).
     """
     model_config = load_config(files.path, config)
     loader = _Loader(files, config, model_config)

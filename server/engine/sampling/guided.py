@@ -134,8 +134,7 @@ class GuidedStates:
     def _begin(self, matcher: LLMatcher, end: FoundMarker) -> None:
         """Consumes the beginning of the answer, if a token contains it behind the end of the reasoning.
 
-        If the grammar does not allow this beginning, such as line breaks, it only precedes the grammar's
-        text.
+        A beginning that the grammar does not allow, such as line breaks, precedes the grammar's text.
         """
         if end.marker.begins_answer and end.marker.token_id is not None:
             token_ids = [end.marker.token_id]
