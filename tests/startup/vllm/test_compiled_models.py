@@ -117,7 +117,7 @@ def test_other_hardware_does_not_load_what_is_here(starts):
 
 def test_require_ends_a_start_that_would_compile(starts):
     log = starts.fail("--compile-cache", "require")
-    assert "no compiled model fits, and --compile-cache require forbids to compile" in log
+    assert "no compiled model fits, and --compile-cache require forbids compiling" in log
     assert not starts.entries()
     starts.run()
     assert starts.run("--compile-cache", "require")["state"] == "loaded"
