@@ -13,7 +13,8 @@ from tests.gpu_stub.private_devices import needs_root
 from tests.gpu_stub.recipe_models import save_adapter
 
 pytestmark = needs_root
-_NUM_REQUESTS = 30
+_NUM_REQUESTS = 15
+"""In turns, and then as many at random."""
 _NUM_CLIENTS = 4
 _SEED = 60
 
