@@ -262,7 +262,7 @@ async def test_a_swap_of_two_models_of_vllm_on_a_gpu_names_sleep_once(
     pool.set_entries(by_name(a, entry_of("b", "sleeps", engine=engine, excludes=frozenset("a"), **keys)))
     for name in "abab":
         await _use(pool, name)
-    assert caplog.text.count("with --on-swap sleep, both would keep their processes") == num_lines
+    assert caplog.text.count("With --on-swap sleep, both would keep their processes") == num_lines
 
 
 async def test_a_model_that_dies_asleep_is_started_by_the_next_request(pool):

@@ -30,6 +30,7 @@ OWN_PREFIXES = (
     "--lora-adapter-root",
     "--listen-when-ready",
     "--restart",
+    "--web-page",
     "--detach",
 )
 """Beginnings of the names of flags that vLLM does not have."""
