@@ -72,6 +72,7 @@ class ContainerRoot:
         own = json.loads((model / "config.json").read_text())
         (self._model / "config.json").write_text(json.dumps(own | {"max_position_embeddings": 40960} | config))
         self._write_program("llama-server", _LLAMA_SERVER.format(python=sys.executable, foreign=FOREIGN))
+        self._link(path / "mnt" / "models")  # where KServe puts a model
         self._locally(DEFAULT_MODEL_ID)
 
     @property
@@ -80,11 +81,12 @@ class ContainerRoot:
         return ("env", "-C", str(self.home))
 
     def prepare(self, start: Start) -> tuple[list[str], dict[str, str]]:
-        """Writes the files of a start; returns its words after `serve`, and its variables."""
+        """Writes the files of a start; returns its words after `serve` without a port, and its variables."""
         self.write(start.files)
+        own_words = [word for word in start.serve_words if not word.startswith("--port=")]
         variables = {name: self._locally(value) for name, value in start.variables.items()}
         path = variables.get("PATH", "$PATH").replace("$PATH", f"{self._programs}:{os.environ['PATH']}")
-        return [self._locally(word) for word in start.serve_words], variables | {"HF_HUB_OFFLINE": "1", "PATH": path}
+        return [self._locally(word) for word in own_words], variables | {"HF_HUB_OFFLINE": "1", "PATH": path}
 
     def write(self, files: Mapping[str, str]) -> None:
         """Writes files that a start reads; a relative path is one in the working folder."""

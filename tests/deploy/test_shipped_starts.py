@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.deploy.shipped import EXAMPLES, SECRETS, STARTS, STARTS_OF_VLLM
+from tests.deploy.shipped import EXAMPLES, PODS_OF_EMBEDDED, PODS_OF_VLLM, SECRETS, STARTS, pod_start
 from tests.e2e.server_process import ServerProcess
 from tests.startup.vllm.fake_start import FakeStart, environment
 from tests.support.certificates import make_certificate
@@ -16,9 +16,9 @@ _SAME_WITH_LESS = ("image", "compose")
 """Left out, as the baked image and compose with variables start the same with more words."""
 
 
-@pytest.mark.parametrize("name", [name for name in STARTS if name not in (*STARTS_OF_VLLM, *_SAME_WITH_LESS)])
+@pytest.mark.parametrize("name", [*(name for name in STARTS if name not in _SAME_WITH_LESS), *PODS_OF_EMBEDDED])
 def test_it_serves_its_models_to_clients_with_the_key(name, root):
-    start = STARTS[name]
+    start = STARTS.get(name) or pod_start(name)
     words, variables = root.prepare(start)
     key = variables.get("VLLM_API_KEY")
     with ServerProcess(words, environment=variables, launcher=root.launcher) as server:
@@ -30,9 +30,9 @@ def test_it_serves_its_models_to_clients_with_the_key(name, root):
         assert server.process.wait(60) == 0, server.log
 
 
-@pytest.mark.parametrize("name", STARTS_OF_VLLM)
+@pytest.mark.parametrize("name", PODS_OF_VLLM)
 def test_it_starts_vllm(name, root):
-    words, variables = root.prepare(STARTS[name])
+    words, variables = root.prepare(pod_start(name))
     with FakeStart(root.home, *words, env=environment(root.home, **variables)) as start:
         if "--headless" in words:
             start.wait_logged("headless engine")
