@@ -1,6 +1,7 @@
 """systemd as process 1 of namespaces of its own, on a root folder whose changes are thrown away."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +37,7 @@ mount -t cgroup2 cgroup sys/fs/cgroup
 mount -t tmpfs tmpfs run
 mount -t tmpfs -o mode=1777 tmpfs tmp
 shift
-while [ "$1" != -- ]; do mount --bind "$1" "$2"; shift 2; done
+while [ "$1" != -- ]; do mount --bind "$1" "$2"; mount -o remount,bind,ro "$2"; shift 2; done
 exec chroot . /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=other SYSTEMD_UNIT_PATH=/etc/units \
   /lib/systemd/systemd --system --unit=multi-user.target --log-target=null --show-status=0
 """
@@ -51,11 +52,9 @@ class Systemd:
         Args:
             folder: empty.
             files: texts by their paths below the root; units are in /etc/units.
-            model: the folder that is /opt/model.
+            model: what /opt/model is a copy of.
         """
         (folder / "mounts").mkdir()
-        self._cgroup = next(mount for mount in (_CGROUPS / "unified", _CGROUPS) if (mount / "cgroup.procs").exists())
-        self._cgroup /= f"vllm-cli-test-{os.getpid()}"
         programs = _PROGRAM.format(version=sysconfig.get_python_version())
         targets = {f"/etc/units/{name}.target": "[Unit]\nDescription=empty\n" for name in _EMPTY_TARGETS}
         for path, text in {"/opt/vllm-cli/bin/vllm-cli": programs, **targets, **files}.items():
@@ -63,14 +62,15 @@ class Systemd:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
             file.chmod(0o755)
-        self._places = _PLACES | ({"model": str(model)} if model else {})
-        for name in self._places:
+        for name in _PLACES:
             (folder / "files" / "opt" / name).mkdir()
+        if model:
+            Path(shutil.copytree(model, folder / "files" / "opt" / "model")).chmod(0o755)
         self._folder = folder
 
     def __enter__(self) -> Self:
-        self._cgroup.mkdir()
-        binds = [word for name, path in self._places.items() for word in (path, f"opt/{name}")]
+        self._cgroup = _own_cgroup()
+        binds = [word for name, path in _PLACES.items() for word in (path, f"opt/{name}")]
         namespaces = ["--mount", "--pid", "--fork", "--kill-child", "--cgroup", "--uts", "--ipc", "--net"]
         boot = [
             "unshare",
@@ -84,7 +84,9 @@ class Systemd:
             "--",
         ]
         enter = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', self._cgroup]
-        self._unshare = subprocess.Popen([*enter, *boot], stderr=subprocess.PIPE, text=True)
+        log = self._folder / "log"
+        with log.open("w") as file:
+            self._unshare = subprocess.Popen([*enter, *boot], stderr=file)
         try:
             wait_until(lambda: self._unshare.poll() is not None or self._is_up(), timeout_s=60)
         except BaseException:
@@ -92,13 +94,13 @@ class Systemd:
             raise
         if self._unshare.poll() is not None:
             self.__exit__()
-            pytest.skip(f"systemd does not run in a namespace here: {self._unshare.stderr.read()}")
+            pytest.skip(f"systemd does not run in a namespace here: {log.read_text()}")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._unshare.send_signal(signal.SIGKILL)
         self._unshare.wait()
-        wait_until(lambda: not (self._cgroup / "cgroup.procs").read_text() and self._remove_cgroups())
+        wait_until(self._remove_cgroups)
 
     def _remove_cgroups(self) -> bool:
         for place, _, _ in os.walk(self._cgroup, topdown=False):
@@ -131,6 +133,18 @@ class Systemd:
         processes = psutil.Process(self._unshare.pid).children(recursive=True)
         [pid] = [process.pid for process in processes if _innermost_pid(process.pid) == inner]
         return pid
+
+
+def _own_cgroup() -> Path:
+    """A new cgroup, which systemd takes for the machine's."""
+    parents = [mount for mount in (_CGROUPS / "unified", _CGROUPS) if (mount / "cgroup.procs").exists()]
+    if os.geteuid() != 0 or not Path("/lib/systemd/systemd").exists() or not parents:
+        pytest.skip("needs root, systemd and cgroups of version 2")
+    if unreadable := [path for path in _PLACES.values() if Path(path).stat().st_mode & 0o5 != 0o5]:
+        pytest.skip(f"other users may not read {unreadable}")
+    cgroup = parents[0] / f"vllm-cli-test-{os.getpid()}"
+    cgroup.mkdir()
+    return cgroup
 
 
 def _innermost_pid(pid: int) -> str:

@@ -27,6 +27,7 @@ MODELS = ROOT / "deploy" / "models.yaml"
 _GROUPS = r"([\w-]+\.)*(k8s|kubernetes|prometheus|kserve)\.io|nvidia\.com|monitoring\.coreos\.com"
 """Of Kubernetes' resources, labels and annotations."""
 _PAGE = ROOT / "docs" / "many-models.md"
+_CONTAINERS = ROOT / "docs" / "containers.md"
 
 
 def _service(path: Path = SERVICE) -> configparser.SectionProxy:
@@ -119,18 +120,52 @@ def test_the_unit_of_the_standby_leaves_servers_alone_and_waits_for_the_imports(
     assert set(service["RestartPreventExitStatus"].split()) == {"2", "3"}
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd")
-def test_systemd_accepts_the_units(tmp_path):
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """A folder with the units, whose program exists."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd")
     program = tmp_path / "vllm-cli"
     program.touch(0o755)
     for unit in SERVICE.parent.iterdir():
         text = unit.read_text().replace("/opt/vllm-cli/bin/vllm-cli", str(program))
         (tmp_path / unit.name).write_text(text)
-    units = [str(tmp_path / name) for name in ("vllm-cli.service", "vllm-cli.socket", STANDBY.name)]
+    return tmp_path
+
+
+def _with_drop_in(units: Path) -> None:
+    for name in (SERVICE.name, STANDBY.name):
+        (units / f"{name}.d").mkdir()
+        shutil.copy(units / "warm.conf", units / f"{name}.d")
+
+
+@pytest.mark.parametrize("is_warm", [False, True], ids=["shipped", "with warm.conf"])
+def test_systemd_accepts_the_units(is_warm, units):
+    if is_warm:
+        _with_drop_in(units)
+    files = [str(units / name) for name in (SERVICE.name, "vllm-cli.socket", STANDBY.name)]
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, timeout=200
+        ["systemd-analyze", "verify", "--man=no", *files], capture_output=True, text=True, timeout=200
     )
     assert "vllm-cli" not in done.stderr, done.stderr
+
+
+def _exposure(unit: Path) -> float:
+    words = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+    [level] = re.findall(r"Overall exposure level for .*: ([\d.]+)", done.stdout)
+    return float(level)
+
+
+def test_the_exposure_that_systemd_computes_is_the_documented_one(units):
+    """Both units have the same with warm.conf, as nearly all that counts must be equal for a fork."""
+    levels = [_exposure(units / SERVICE.name)]
+    _with_drop_in(units)
+    levels += [_exposure(units / name) for name in (SERVICE.name, STANDBY.name)]
+    [(isolated, warm)] = re.findall(
+        r"rates the unit ([\d.]+) of 10 \(with `warm.conf` ([\d.]+)", _CONTAINERS.read_text()
+    )
+    assert levels == [pytest.approx(float(level), abs=0.5) for level in (isolated, warm, warm)]
 
 
 def test_the_first_line_names_the_schema():

@@ -31,22 +31,20 @@ def _systemd(files: dict[str, str], model: Path | None = None) -> Iterator[Syste
         yield manager
 
 
-def _server(**files: str) -> dict[str, str]:
+def _server(environment: str = "") -> dict[str, str]:
     """The units, a configuration, and the user of warm.conf."""
-    user = f"vllm-cli:x:{(uid := 61234)}:{uid}::/var/cache/vllm-cli:/usr/sbin/nologin\n"
     return {
         **{f"/etc/units/{name}": text for name, text in _UNITS.items() if name != "warm.conf"},
         **{f"/etc/units/{service}.d/log.conf": _LOGGED for service in _SERVICES},
         "/etc/vllm-cli/config.yaml": "model: /opt/model\nmax-model-len: 256\n",
-        "/etc/passwd": Path("/etc/passwd").read_text() + user,
-        "/etc/group": Path("/etc/group").read_text() + user.replace("::/var/cache/vllm-cli:/usr/sbin/nologin", ":"),
-        "/etc/vllm-cli/environment": f"VLLM_API_KEY={SECRETS['api-key']}\n" + files.pop("environment", ""),
-        **files,
+        "/etc/vllm-cli/environment": f"VLLM_API_KEY={SECRETS['api-key']}\n{environment}",
+        "/etc/passwd": Path("/etc/passwd").read_text() + "vllm-cli:x:59999:59999::/var/cache/vllm-cli:/bin/false\n",
+        "/etc/group": Path("/etc/group").read_text() + "vllm-cli:x:59999:\n",
     }
 
 
 def _assert_serves(manager: Systemd) -> None:
-    assert manager.show("vllm-cli", "StatusText") == "ready: http://0.0.0.0:8000"
+    assert manager.show("vllm-cli", "StatusText").startswith("ready: http://")
     answer = manager.run("/opt/python/bin/python3", "-c", _ASK, SECRETS["api-key"])
     assert answer.stdout == "/opt/model\n", answer.stderr
 
@@ -58,17 +56,16 @@ def test_the_isolated_unit_serves_and_stops(activation, tiny_llama):
         log = manager.run("cat", "/run/vllm-cli.log").stdout
         assert started.returncode == 0, started.stderr + log
         _assert_serves(manager)
-        assert " cold" in log
+        assert "(cold: " in log
         assert Path(f"/proc/{manager.main_pid('vllm-cli')}").stat().st_uid >= 61184  # a user of systemd's own
         manager.run("systemctl", "stop", f"vllm-cli.{activation}", "vllm-cli.service")
         assert (manager.show("vllm-cli", "Result"), manager.show("vllm-cli", "ActiveState")) == ("success", "inactive")
 
 
 def test_with_the_drop_in_of_both_units_starts_and_restarts_are_warm(tiny_llama):
-    files = _server(**_WARM, environment="VCLI_STANDBY=require\n")
-    with _systemd(files, tiny_llama) as manager:
-        for command in ("start", "restart"):
-            done = manager.run("systemctl", command, *_SERVICES[:: 1 if command == "start" else 2])
+    with _systemd(_server("VCLI_STANDBY=require\n") | _WARM, tiny_llama) as manager:
+        for words in (("start", *_SERVICES), ("restart", "vllm-cli.service")):
+            done = manager.run("systemctl", *words)
             log = manager.run("sh", "-c", "cat /run/*.log").stdout
             assert done.returncode == 0, done.stderr + log
             _assert_serves(manager)

@@ -94,11 +94,14 @@ def test_a_template_that_was_mended_on_the_hub_is_served(launcher, hub, small_mo
 
 
 def test_the_pod_on_one_node_serves(small_model, two_ranks):
+    """As its user without a name, who may write to the mounted folders only."""
     with short_folder() as folder:
         root = ContainerRoot(folder / "root", small_model)
+        prefix = root.of_pod(10001, PYTHON)
         [_, _, model, *words], variables = root.prepare(pod_start("vllm"))
         del variables["VLLM_API_KEY"]
-        with VllmServer("ours", Path(model), *words, folder=root.home, environment=variables | two_ranks) as server:
+        variables |= two_ranks | {"TMPDIR": str(root.path / "tmp")}
+        with VllmServer("ours", Path(model), *words, folder=root.home, environment=variables, prefix=prefix) as server:
             assert server.wait_ready().generate()
             assert len(server.titled("Worker")) == 2
             assert server.terminate(signal.SIGTERM) == 0
