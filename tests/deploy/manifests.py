@@ -44,9 +44,7 @@ def render(variant: str) -> dict[str, Document]:
     return render_kustomization(resources=[base], components=[f"components/{name}" for name in components])
 
 
-def render_kustomization(
-    resources: list[str], components: list[str], files: dict[str, str] | None = None, **fields: Any
-) -> dict[str, Document]:
+def render_kustomization(resources: list[str], components: list[str], **fields: Any) -> dict[str, Document]:
     """The documents of a user's kustomization by their kinds; folders are those below deploy/kubernetes."""
     with tempfile.TemporaryDirectory() as folder:
         place = os.path.relpath(KUBERNETES, Path(folder).resolve())
@@ -57,8 +55,7 @@ def render_kustomization(
             "components": [f"{place}/{name}" for name in components],
             **fields,
         }
-        for name, text in {**(files or {}), "kustomization.yaml": yaml.safe_dump(own)}.items():
-            (Path(folder) / name).write_text(text)
+        (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(own))
         documents = list(yaml.safe_load_all(_kustomize(folder)))
     assert len({one["kind"] for one in documents}) == len(documents)
     return {document["kind"]: document for document in documents}

@@ -71,10 +71,9 @@ def test_a_kustomization_changes_image_model_sizes_and_models(of_page):
     assert container["resources"]["limits"] == {"memory": "128Gi", "nvidia.com/gpu": "1"}
     assert of_page["PersistentVolumeClaim"]["spec"]["resources"]["requests"]["storage"] == "200Gi"
     assert {document["metadata"]["namespace"] for document in of_page.values()} == {"llm"}
-    [own] = [block for block in _blocks("many-models") if "configMapGenerator" in block]
-    models = "models: {mine: {model: /models/mine}}\n"
-    rendered = render_kustomization(["embedded"], ["components/many-models"], {"models.yaml": models}, **own)
-    assert rendered["ConfigMap"]["data"] == {"models.yaml": models}
+    [own] = [block for block in _blocks("many-models") if "patches" in block]
+    rendered = render_kustomization(["embedded"], ["components/many-models"], **own)
+    assert [*yaml.safe_load(rendered["ConfigMap"]["data"]["models.yaml"])["models"]] == ["mine"]
 
 
 @pytest.mark.parametrize("name", ["two-nodes", "kserve"])

@@ -5,9 +5,10 @@ import signal
 
 import pytest
 
+from tests.deploy.container_root import ContainerRoot
 from tests.deploy.shipped import EXAMPLES, PODS_OF_EMBEDDED, PODS_OF_VLLM, SECRETS, STARTS, pod_start
 from tests.e2e.server_process import ServerProcess
-from tests.startup.vllm.fake_start import FakeStart, environment
+from tests.startup.vllm.fake_start import FakeStart, environment, short_folder
 from tests.support.certificates import make_certificate
 from tests.support.http_client import ask
 
@@ -31,14 +32,16 @@ def test_it_serves_its_models_to_clients_with_the_key(name, root):
 
 
 @pytest.mark.parametrize("name", PODS_OF_VLLM)
-def test_it_starts_vllm(name, root):
-    words, variables = root.prepare(pod_start(name))
-    with FakeStart(root.home, *words, env=environment(root.home, **variables)) as start:
-        if "--headless" in words:
-            start.wait_logged("headless engine")
-        else:
-            start.wait_ready()
-        assert start.terminate() == 0, start.log
+def test_it_starts_vllm(name, tiny_llama):
+    with short_folder() as folder:
+        root = ContainerRoot(folder / "root", tiny_llama, architectures=["FakeForCausalLM"])
+        words, variables = root.prepare(pod_start(name))
+        with FakeStart(root.home, *words, env=environment(root.home, **variables)) as start:
+            if "--headless" in words:
+                start.wait_logged("headless engine")
+            else:
+                start.wait_ready()
+            assert start.terminate() == 0, start.log
 
 
 @pytest.mark.parametrize("name", [name for name, example in EXAMPLES.items() if "vllm-cli serve" in example.script])
