@@ -16,6 +16,7 @@ import pytest
 from tests.support.waiting import wait_until
 
 ROOT: Final = Path(__file__).parents[2]
+_SYSTEMD: Final = Path("/lib/systemd/systemd")
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _PLACES: Final = {"python": sys.base_prefix, "packages": sysconfig.get_path("purelib"), "source": str(ROOT)}
 """What is bound to /opt, because a unit's user may not enter this user's folders."""
@@ -111,12 +112,25 @@ class Systemd:
         return True
 
     def _is_up(self) -> bool:
+        [init] = psutil.Process(self._unshare.pid).children() or [None]
+        if init is None or init.exe() != str(_SYSTEMD.resolve()):
+            return False
+        self._init = init.pid
         return self.run("systemctl", "is-active", "multi-user.target").stdout == "active\n"
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Runs a command as root in the manager's namespaces."""
-        [*_, init] = [self._unshare.pid, *(child.pid for child in psutil.Process(self._unshare.pid).children())]
-        enter = ["nsenter", f"--target={init}", "--mount", "--pid", "--cgroup", "--uts", "--ipc", "--net", "--root"]
+        enter = [
+            "nsenter",
+            f"--target={self._init}",
+            "--mount",
+            "--pid",
+            "--cgroup",
+            "--uts",
+            "--ipc",
+            "--net",
+            "--root",
+        ]
         return subprocess.run([*enter, *words], capture_output=True, text=True, timeout=300)
 
     def start(self, *units: str) -> subprocess.CompletedProcess[str]:
@@ -138,7 +152,7 @@ class Systemd:
 def _own_cgroup() -> Path:
     """A new cgroup, which systemd takes for the machine's."""
     parents = [mount for mount in (_CGROUPS / "unified", _CGROUPS) if (mount / "cgroup.procs").exists()]
-    if os.geteuid() != 0 or not Path("/lib/systemd/systemd").exists() or not parents:
+    if os.geteuid() != 0 or not _SYSTEMD.exists() or not parents:
         pytest.skip("needs root, systemd and cgroups of version 2")
     if unreadable := [path for path in _PLACES.values() if Path(path).stat().st_mode & 0o5 != 0o5]:
         pytest.skip(f"other users may not read {unreadable}")

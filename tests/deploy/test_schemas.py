@@ -49,8 +49,8 @@ def test_all_manifests_and_pods_fit_the_schemas_of_kubernetes(kubernetes_validat
     documents = pods + [one for each in rendered for kind, one in each.items() if kind not in _CUSTOM]
     done = _validate(kubernetes_validate, tmp_path, documents)
     assert done.returncode == 0, done.stdout + done.stderr
-    pods[0]["template"]["metadata"] = {"label": {}}
-    assert _validate(kubernetes_validate, tmp_path, pods[:1]).returncode != 0
+    wrong = pods[0] | {"template": pods[0]["template"] | {"metadata": {"label": {}}}}
+    assert _validate(kubernetes_validate, tmp_path, [wrong]).returncode != 0
 
 
 def test_resources_of_other_projects_fit_their_definitions(of_page):
