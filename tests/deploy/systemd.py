@@ -42,6 +42,7 @@ while [ "$1" != -- ]; do mount --bind "$1" "$2"; mount -o remount,bind,ro "$2"; 
 exec chroot . /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=other SYSTEMD_UNIT_PATH=/etc/units \
   /lib/systemd/systemd --system --unit=multi-user.target --log-target=null --show-status=0
 """
+_NAMESPACES: Final = ("--mount", "--pid", "--cgroup", "--uts", "--ipc", "--net")
 _EMPTY_TARGETS: Final = ("basic", "multi-user", "network-online", "shutdown", "sockets", "sysinit")
 
 
@@ -72,18 +73,8 @@ class Systemd:
     def __enter__(self) -> Self:
         self._cgroup = _own_cgroup()
         binds = [word for name, path in _PLACES.items() for word in (path, f"opt/{name}")]
-        namespaces = ["--mount", "--pid", "--fork", "--kill-child", "--cgroup", "--uts", "--ipc", "--net"]
-        boot = [
-            "unshare",
-            *namespaces,
-            "sh",
-            "-c",
-            _BOOT,
-            self._folder / "mounts",
-            self._folder / "files",
-            *binds,
-            "--",
-        ]
+        unshare = ["unshare", *_NAMESPACES, "--fork", "--kill-child"]
+        boot = [*unshare, "sh", "-c", _BOOT, self._folder / "mounts", self._folder / "files", *binds, "--"]
         enter = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', self._cgroup]
         log = self._folder / "log"
         with log.open("w") as file:
@@ -112,25 +103,18 @@ class Systemd:
         return True
 
     def _is_up(self) -> bool:
-        [init] = psutil.Process(self._unshare.pid).children() or [None]
-        if init is None or init.exe() != str(_SYSTEMD.resolve()):
+        try:
+            [init] = psutil.Process(self._unshare.pid).children()
+            if init.name() != _SYSTEMD.name:
+                return False
+        except (ValueError, psutil.Error):  # it has not begun, or has failed
             return False
         self._init = init.pid
         return self.run("systemctl", "is-active", "multi-user.target").stdout == "active\n"
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Runs a command as root in the manager's namespaces."""
-        enter = [
-            "nsenter",
-            f"--target={self._init}",
-            "--mount",
-            "--pid",
-            "--cgroup",
-            "--uts",
-            "--ipc",
-            "--net",
-            "--root",
-        ]
+        enter = ["nsenter", f"--target={self._init}", *_NAMESPACES, "--root", "--wd"]
         return subprocess.run([*enter, *words], capture_output=True, text=True, timeout=300)
 
     def start(self, *units: str) -> subprocess.CompletedProcess[str]:
