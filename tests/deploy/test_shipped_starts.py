@@ -5,9 +5,10 @@ import signal
 
 import pytest
 
-from tests.deploy.shipped import EXAMPLES, SECRETS, STARTS, STARTS_OF_VLLM
+from tests.deploy.container_root import ContainerRoot
+from tests.deploy.shipped import EXAMPLES, PODS_OF_EMBEDDED, PODS_OF_VLLM, SECRETS, STARTS, pod_start
 from tests.e2e.server_process import ServerProcess
-from tests.startup.vllm.fake_start import FakeStart, environment
+from tests.startup.vllm.fake_start import FakeStart, environment, short_folder
 from tests.support.certificates import make_certificate
 from tests.support.http_client import ask
 
@@ -16,9 +17,9 @@ _SAME_WITH_LESS = ("image", "compose")
 """Left out, as the baked image and compose with variables start the same with more words."""
 
 
-@pytest.mark.parametrize("name", [name for name in STARTS if name not in (*STARTS_OF_VLLM, *_SAME_WITH_LESS)])
+@pytest.mark.parametrize("name", [*(name for name in STARTS if name not in _SAME_WITH_LESS), *PODS_OF_EMBEDDED])
 def test_it_serves_its_models_to_clients_with_the_key(name, root):
-    start = STARTS[name]
+    start = STARTS.get(name) or pod_start(name)
     words, variables = root.prepare(start)
     key = variables.get("VLLM_API_KEY")
     with ServerProcess(words, environment=variables, launcher=root.launcher) as server:
@@ -30,15 +31,17 @@ def test_it_serves_its_models_to_clients_with_the_key(name, root):
         assert server.process.wait(60) == 0, server.log
 
 
-@pytest.mark.parametrize("name", STARTS_OF_VLLM)
-def test_it_starts_vllm(name, root):
-    words, variables = root.prepare(STARTS[name])
-    with FakeStart(root.home, *words, env=environment(root.home, **variables)) as start:
-        if "--headless" in words:
-            start.wait_logged("headless engine")
-        else:
-            start.wait_ready()
-        assert start.terminate() == 0, start.log
+@pytest.mark.parametrize("name", PODS_OF_VLLM)
+def test_it_starts_vllm(name, tiny_llama):
+    with short_folder() as folder:
+        root = ContainerRoot(folder / "root", tiny_llama, architectures=["FakeForCausalLM"])
+        words, variables = root.prepare(pod_start(name))
+        with FakeStart(root.home, *words, env=environment(root.home, **variables)) as start:
+            if "--headless" in words:
+                start.wait_logged("headless engine")
+            else:
+                start.wait_ready()
+            assert start.terminate() == 0, start.log
 
 
 @pytest.mark.parametrize("name", [name for name, example in EXAMPLES.items() if "vllm-cli serve" in example.script])

@@ -13,7 +13,7 @@ from base.machine import cgroups
 
 _MAY_READ_ALL = ("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search")
 """Interpreter and model are readable in a container; on this machine they may be in root's home folder."""
-_READ_ONLY = "mount --make-rprivate / && mount -o bind,remount,ro / && "
+_READ_ONLY = 'mount --make-rprivate / && {}mount -o bind,remount,ro / && exec "$0" "$@"'
 _NEW_PROCESSES = ("--pid", "--fork", "--kill-child", "--mount-proc")
 _OWN_PROCESSES = ("unshare", "--user", "--map-root-user", *_NEW_PROCESSES)
 _OVERLAY = """
@@ -36,9 +36,9 @@ def as_user(uid: int, gid: int, *must_read: Path) -> tuple[str, ...] | None:
     return None
 
 
-def on_read_only_root() -> tuple[str, ...] | None:
-    """A launcher with a read-only root file system."""
-    command = ("unshare", "-m", "sh", "-c", f'{_READ_ONLY}exec "$0" "$@"')
+def on_read_only_root(mounts: str = "") -> tuple[str, ...] | None:
+    """A launcher with a read-only root file system, after mounts by a script that ends with `&&`."""
+    command = ("unshare", "-m", "sh", "-c", _READ_ONLY.format(mounts))
     return command if _works(*command, "true") else None
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from startup.ground.logs.setup import PACKAGES
 from tests.deploy.container_root import ContainerRoot
-from tests.deploy.shipped import STARTS, STARTS_OF_VLLM
+from tests.deploy.shipped import PODS_OF_VLLM, pod_start
 from tests.startup.vllm.fake_start import short_folder
 from tests.support.hub import HubServer
 from tests.support.peer_vllm import PYTHON, ROOT
@@ -94,20 +94,24 @@ def test_a_template_that_was_mended_on_the_hub_is_served(launcher, hub, small_mo
 
 
 def test_the_pod_on_one_node_serves(small_model, two_ranks):
+    """As its user without a name, who may write to the mounted folders only."""
     with short_folder() as folder:
         root = ContainerRoot(folder / "root", small_model)
-        [_, _, model, *words], variables = root.prepare(STARTS["vllm-deployment"])
-        with VllmServer("ours", Path(model), *words, folder=root.home, environment=variables | two_ranks) as server:
+        prefix = root.of_pod(10001, PYTHON)
+        [_, _, model, *words], variables = root.prepare(pod_start("vllm"))
+        del variables["VLLM_API_KEY"]
+        variables |= two_ranks | {"TMPDIR": str(root.path / "tmp")}
+        with VllmServer("ours", Path(model), *words, folder=root.home, environment=variables, prefix=prefix) as server:
             assert server.wait_ready().generate()
             assert len(server.titled("Worker")) == 2
             assert server.terminate(signal.SIGTERM) == 0
 
 
-@pytest.mark.parametrize("name", STARTS_OF_VLLM)
+@pytest.mark.parametrize("name", PODS_OF_VLLM)
 def test_the_preflight_accepts_a_pod(name, small_model):
     with short_folder() as folder:
         root = ContainerRoot(folder / "root", small_model, num_attention_heads=8)
-        words, variables = root.prepare(STARTS[name])
+        words, variables = root.prepare(pod_start(name))
         done = subprocess.run(
             [PYTHON, "-m", "vllm_cli", "serve", *words, "--port", str(free_port()), "--preflight-only"],
             env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},

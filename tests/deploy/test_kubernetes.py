@@ -1,0 +1,120 @@
+"""The pods of all variants: volumes, users, probes, time to stop, and the resources that select them."""
+
+from typing import Any
+
+import pytest
+
+from base.server_settings import LifecycleConfig
+from startup.ground.serve_words import ServeWords
+from startup.vllm_words.command_line import CommandLine
+from tests.deploy.manifests import COMPONENTS, POD_NAMES, VARIANTS, pod_of, pods_of, render
+from tests.deploy.shipped import PODS_OF_VLLM, pod_start
+
+pytestmark = pytest.mark.thorough
+_DRAIN_S = LifecycleConfig().shutdown_timeout_s
+_KSERVE_STOP_S = 30
+"""terminationGracePeriodSeconds of a pod without a value of its own."""
+
+
+def test_each_component_is_in_a_variant():
+    assert {name for _, *components in VARIANTS.values() for name in components} == COMPONENTS
+
+
+def _line(name: str) -> CommandLine:
+    return CommandLine.of(ServeWords(pod_start(name).serve_words).engine_words)
+
+
+@pytest.mark.parametrize("name", POD_NAMES)
+def test_a_pod_mounts_its_volumes_has_time_for_the_drain_and_probes(name):
+    spec = pod_of(name)["spec"]
+    [container] = spec["containers"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    assert {volume["name"] for volume in spec["volumes"]} == set(mounts.values())
+    is_vllm = name in PODS_OF_VLLM
+    shutdown_s = _line(name).value("--shutdown-timeout") or (0 if is_vllm else _DRAIN_S)
+    assert spec.get("terminationGracePeriodSeconds", _KSERVE_STOP_S) > float(shutdown_s) + 5
+    assert {"/cache", "/tmp"} | ({"/dev/shm"} if is_vllm else set()) <= set(mounts)
+    probes = {name: probe for name, probe in container.items() if name.endswith("Probe")}
+    if name.endswith("worker"):
+        assert probes == {}
+        return
+    paths = {"/health"} if is_vllm else {"/readyz", "/livez"}
+    assert {probe["httpGet"]["path"] for probe in probes.values()} == paths
+    [port] = container["ports"]
+    assert {probe["httpGet"]["port"] for probe in probes.values()} == {port["containerPort"]}
+    assert str(port["containerPort"]) == (_line(name).value("--port") or "8000")
+    assert _allowed_s(probes["startupProbe"]) >= 600
+
+
+def _allowed_s(probe: dict[str, Any]) -> int:
+    return int(probe["periodSeconds"] * probe["failureThreshold"])
+
+
+@pytest.mark.parametrize("name", POD_NAMES)
+def test_a_pod_runs_as_an_unprivileged_user_on_a_read_only_root(name):
+    spec = pod_of(name)["spec"]
+    [container] = spec["containers"]
+    own = container["securityContext"]
+    assert (own["allowPrivilegeEscalation"], own["readOnlyRootFilesystem"]) == (False, True)
+    assert own["capabilities"] == {"drop": ["ALL"]}
+    both = spec.get("securityContext", {}) | own
+    assert (both["runAsNonRoot"], both["runAsUser"], both["seccompProfile"]) == (
+        True,
+        10001,
+        {"type": "RuntimeDefault"},
+    )
+    if not name.endswith("kserve"):  # whose runtimes have no settings of the pod
+        assert both["fsGroupChangePolicy"] == "OnRootMismatch"  # else all files are made writable
+        assert (spec["automountServiceAccountToken"], spec["enableServiceLinks"]) == (False, False)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_selects_pods_selects_those_that_it_is_for(variant):
+    documents, pods = render(variant), dict(pods_of(variant))
+
+    def chosen(selector: dict[str, str]) -> set[str]:
+        return {name for name, pod in pods.items() if selector.items() <= pod["metadata"]["labels"].items()}
+
+    if "Service" in documents:
+        listening = {name for name, pod in pods.items() if "ports" in pod["spec"]["containers"][0]}
+        assert chosen(documents["Service"]["spec"]["selector"]) == listening == {*pods} - {f"{variant} worker"}
+    for kind, key in {
+        "PodDisruptionBudget": "selector",
+        "PodMonitor": "selector",
+        "NetworkPolicy": "podSelector",
+    }.items():
+        if kind in documents:
+            assert chosen(documents[kind]["spec"][key]["matchLabels"]) == {*pods}
+    volumes = [volume for pod in pods.values() for volume in pod["spec"]["volumes"]]
+    for kind, key, name in (
+        ("PersistentVolumeClaim", "persistentVolumeClaim", "claimName"),
+        ("ConfigMap", "configMap", "name"),
+    ):
+        named = {volume[key][name] for volume in volumes if key in volume}
+        assert named == ({documents[kind]["metadata"]["name"]} if kind in documents else set())
+
+
+def test_nodes_of_a_model_reach_each_other_whatever_else_is_closed():
+    policy = render("vllm-two-nodes")["NetworkPolicy"]["spec"]
+    among_themselves = [{"podSelector": policy["podSelector"]}]
+    assert {"from": among_themselves} in policy["ingress"]
+    assert {"to": among_themselves} in policy["egress"]
+
+
+def test_leader_and_workers_form_one_group():
+    leader, worker = (
+        {flag.fact.name: flag.values for flag in _line(f"vllm-two-nodes {role}").flags} for role in ("leader", "worker")
+    )
+    assert (leader.pop("--node-rank"), worker.pop("--node-rank")) == (("0",), ("1",))
+    assert worker.pop("--headless") == ()
+    assert leader == worker
+    assert leader["--pipeline-parallel-size"] == leader["--nnodes"]
+    for role in ("leader", "worker"):
+        [container] = pod_of(f"vllm-two-nodes {role}")["spec"]["containers"]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == leader["--tensor-parallel-size"][0]
+
+
+def test_the_group_and_the_service_have_names_of_their_own():
+    """The controller makes a headless Service with the group's name."""
+    documents = render("vllm-two-nodes")
+    assert documents["Service"]["metadata"]["name"] != documents["LeaderWorkerSet"]["metadata"]["name"]

@@ -1,0 +1,89 @@
+"""Every rendered manifest, and the resources in docs/containers.md, against the schemas of their kinds."""
+
+import re
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from tests.deploy.manifests import KUBERNETES, POD_NAMES, VARIANTS, Document, pod_of, render, render_kustomization
+from tests.deploy.shipped import ROOT
+
+pytestmark = [pytest.mark.thorough, pytest.mark.timeout(1200)]
+_CUSTOM = yaml.safe_load((Path(__file__).parent / "custom_resources.yaml").read_text())
+
+
+def _blocks(page: str) -> list[Any]:
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    return [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
+
+
+@pytest.fixture(scope="module")
+def of_page() -> dict[str, Document]:
+    """The rendered kustomization of docs/containers.md."""
+    [own] = [block for block in _blocks("containers") if block.get("kind") == "Kustomization"]
+    folders = {
+        name: [folder.removeprefix("deploy/kubernetes/") for folder in own.pop(name)]
+        for name in ("resources", "components")
+    }
+    return render_kustomization(**folders, **own)
+
+
+def _validate(validator: Path, folder: Path, documents: Iterable[Document]) -> subprocess.CompletedProcess[str]:
+    file = folder / "manifests.yaml"
+    file.write_text(yaml.safe_dump_all(documents))
+    command = [str(validator), "--strict", "--kubernetes-version", "1.33", str(file)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+def test_all_manifests_and_pods_fit_the_schemas_of_kubernetes(kubernetes_validate, of_page, tmp_path):
+    pods = [
+        {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": pod_of(name)}
+        for name in POD_NAMES
+    ]
+    rendered = [*(render(variant) for variant in VARIANTS), of_page]
+    documents = pods + [one for each in rendered for kind, one in each.items() if kind not in _CUSTOM]
+    done = _validate(kubernetes_validate, tmp_path, documents)
+    assert done.returncode == 0, done.stdout + done.stderr
+    wrong = pods[0] | {"template": pods[0]["template"] | {"metadata": {"label": {}}}}
+    assert _validate(kubernetes_validate, tmp_path, [wrong]).returncode != 0
+
+
+def test_resources_of_other_projects_fit_their_definitions(of_page):
+    shown = {block["kind"]: block for block in _blocks("containers") if block.get("kind") in _CUSTOM}
+    checked = set()
+    for documents in (*(render(variant) for variant in VARIANTS), of_page, shown):
+        for kind in documents.keys() & _CUSTOM.keys():
+            jsonschema.validate(documents[kind]["spec"], _CUSTOM[kind])
+            checked.add(kind)
+    assert checked == _CUSTOM.keys()
+
+
+def test_a_kustomization_changes_image_model_sizes_and_models(of_page):
+    pod = of_page["Deployment"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert container["image"] == "your-registry/vllm-with-vllm-cli:1"
+    assert container["args"][0] == "Qwen/Qwen3-8B"
+    assert container["resources"]["limits"] == {"memory": "128Gi", "nvidia.com/gpu": "1"}
+    assert of_page["PersistentVolumeClaim"]["spec"]["resources"]["requests"]["storage"] == "200Gi"
+    assert {document["metadata"]["namespace"] for document in of_page.values()} == {"llm"}
+    [own] = [block for block in _blocks("many-models") if "patches" in block]
+    rendered = render_kustomization(["embedded"], ["components/many-models"], **own)
+    assert [*yaml.safe_load(rendered["ConfigMap"]["data"]["models.yaml"])["models"]] == ["mine"]
+
+
+@pytest.mark.parametrize("name", ["two-nodes", "kserve"])
+def test_images_are_replaced_wherever_a_pod_is(name):
+    images = [{"name": "vllm-with-vllm-cli", "newName": "other"}]
+    rendered = render_kustomization(["vllm"], [f"components/{name}"], images=images)
+    text = yaml.safe_dump_all(rendered.values())
+    assert re.findall(r"image: (.*)", text) == ["other"] * (2 if name == "two-nodes" else 1)
+
+
+def test_each_kustomization_says_what_it_is_for():
+    for path in KUBERNETES.rglob("kustomization.yaml"):
+        assert path.read_text().startswith("# "), path
