@@ -79,7 +79,10 @@ class RouterOptions:
     find_model: Callable[[str], str | None]
     """The folder of a model that is on disk, by the entry's name."""
     only: str | None = None
-    """The model of `serve MODEL --idle-stop`, for all requests. If its first start fails, the router ends."""
+    """The model of `serve MODEL --idle-stop` or of llama-server, for all requests.
+
+    If its first start fails, the router ends.
+    """
     model_has_keys: bool = False
     """Whether its own server checks the router's keys: they are in its file."""
 
@@ -99,7 +102,7 @@ def run_router(options: RouterOptions) -> int:
     network, tls = config.server.network, config.server.tls
     with ExitStack() as stack:
         places = stack.enter_context(closing(ChildPlaces(config.logs)))
-        if options.only is None:  # a server of ours ends its processes itself
+        if options.only is None or options.entries[options.only].foreign:  # a server of ours ends its processes itself
             stack.enter_context(closing(Guard.start(places.folder)))
         listening = stack.enter_context(
             take_socket() or listener.listen(host=network.host, port=network.port, uds=network.uds)

@@ -83,7 +83,9 @@ class OnlyModelAnswers(OwnAnswers):
     async def status(self, request: web.Request) -> web.StreamResponse:
         state = self._list.status_of(self._name).state
         answer = None if state == "asleep" else await self._fetch(DATA_PATH)
-        return json_answer({**self._list.status(), "status": state}) if answer is None else _as_response(answer)
+        if answer is None or answer.status == 404:  # llama-server has no such path
+            return json_answer({**self._list.status(), "status": state})
+        return _as_response(answer)
 
     async def _find(self, path: str) -> Fetched | None:
         """The answer of the model's server, or its last one."""
