@@ -42,12 +42,12 @@ def as_llama_server(entry: ModelEntry, model: GgufModel, words: Sequence[str]) -
     given = {name: flag for name, flag in Arguments.parse(words).flags.items() if flag.flag.role != "both"}
     refused = [name for name, flag in given.items() if name not in _COUNTERPARTS and not _changes_nothing(flag)]
     if refused:
-        raise InputError(f"is served by llama-server, which has no counterpart of {', '.join(refused)}: leave this out")
+        raise InputError(f"is served by llama-server, which has no counterpart of {', '.join(refused)}: leave them out")
     used = [word for name in _COUNTERPARTS & given.keys() for word in given[name].words]
     config = parse_start([*words[:1], *used, "--engine=embedded"], is_quiet=True)
     assert isinstance(config, StartupConfig)
     command = [LLAMA_SERVER, *model.words, "--host", "127.0.0.1", "--port", PORT, "--metrics", "--jinja"]
-    command += ["--alias", ",".join((entry.name, *entry.aliases)), *_llama_words(given, config)]
+    command += ["--alias", entry.name, *_llama_words(given, config)]
     if model.is_on_hub and is_offline():
         command.append("--offline")
     server = ForeignCommand(words=tuple(command), address=f"http://127.0.0.1:{PORT}", port=None)

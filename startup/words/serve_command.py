@@ -53,7 +53,7 @@ class ServeCommand(click.Command):
 
     is_quiet = False
     """Whether no notices are shown."""
-    has_llama_server = True
+    may_be_llama_servers = True
     """Whether a GGUF model may be llama-server's."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -102,7 +102,7 @@ class ServeCommand(click.Command):
     def _is_for_llama_server(self, ctx: click.Context, given: Arguments) -> bool:
         """Whether llama-server serves MODEL. If so, MODEL stands before the flags from now on."""
         model = given.positionals[0] if given.positionals else given.last_value("--model")
-        if not self.has_llama_server or model is None or find_gguf(model) is None or not has_llama_server():
+        if not self.may_be_llama_servers or model is None or find_gguf(model) is None or not has_llama_server():
             return False
         given.flags.pop("--model", None)
         ctx.meta.update({WORDS: (model, *given.flag_words()), LLAMA_SERVER: True})
@@ -143,7 +143,7 @@ def parse_start(words: Sequence[str], name: str = "serve", *, is_quiet: bool = F
         raise InputError(f"{name} is for one model: name one of them.")
     serve = ServeCommand(name="serve", params=serve_parameters())
     serve.is_quiet = is_quiet
-    serve.has_llama_server = False
+    serve.may_be_llama_servers = False
     with serve.make_context(name, list(words)) as ctx:
         start: VllmOptions | StartupConfig = ctx.meta.get(VLLM) or ctx.meta[CONFIG_OF_START]
         return start

