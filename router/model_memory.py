@@ -14,6 +14,7 @@ from router.model_entry import ModelEntry
 from router.scheduling.terms import NOTHING, Need
 from server.terms.config import INT8_NAMES, EngineConfig
 from startup.files.model.checkpoint_folder import find_weight_files
+from startup.files.model.gguf import parts_of
 from startup.files.model.json_file import read_json_object
 from startup.ground.keyed_values import parse_size
 from startup.imports.torch_environment import expects_gpu
@@ -306,8 +307,9 @@ def _may_use_gpus(entry: ModelEntry) -> bool:
 
 
 def _gguf_bytes(words: Iterable[str]) -> int:
-    """Memory for the GGUF files that a foreign command names."""
-    return int(_WEIGHTS_SHARE * sum(_size(Path(word)) for word in words if word.endswith(".gguf")))
+    """Memory for the GGUF files that a foreign command names, with all their parts."""
+    files = (part for word in words if word.endswith(".gguf") for part in parts_of(Path(word)))
+    return int(_WEIGHTS_SHARE * sum(map(_size, files)))
 
 
 def _size(path: Path) -> int:

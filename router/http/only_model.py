@@ -29,7 +29,8 @@ class OnlyModelAnswers(OwnAnswers):
 
     def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, *, version: str, needs_key: bool) -> None:
         super().__init__(pool, proxy, choice, version=version, needs_key=needs_key)
-        (self._name,) = pool.entries
+        ((self._name, entry),) = pool.entries.items()
+        self._is_foreign = entry.foreign is not None
         self._last: dict[str, Fetched] = {}
         self._handlers["/startupz"] = {"GET": self._report_start}
         del self._handlers["/models"]
@@ -73,7 +74,7 @@ class OnlyModelAnswers(OwnAnswers):
         return await super().report_version(request) if answer is None else _as_response(answer)
 
     async def list_models(self, request: web.Request) -> web.StreamResponse:
-        answer = await self._find("/v1/models")
+        answer = None if self._is_foreign else await self._find("/v1/models")
         return await super().list_models(request) if answer is None else _as_response(answer)
 
     async def _report_start(self, request: web.Request) -> web.StreamResponse:
@@ -82,7 +83,8 @@ class OnlyModelAnswers(OwnAnswers):
 
     async def status(self, request: web.Request) -> web.StreamResponse:
         state = self._list.status_of(self._name).state
-        answer = None if state == "asleep" else await self._fetch(DATA_PATH)
+        has_own = state != "asleep" and not self._is_foreign
+        answer = await self._fetch(DATA_PATH) if has_own else None
         return json_answer({**self._list.status(), "status": state}) if answer is None else _as_response(answer)
 
     async def _find(self, path: str) -> Fetched | None:

@@ -26,11 +26,13 @@ from envs.variable import EnvError
 from router.child.process import inherited_environment
 from router.model_entry import Fault, ModelEntry, Notice
 from router.standbys import template_kind_of_entry
+from router.words.llama_words import as_llama_server
 from router.words.router_words import QUIET_FLAG, RouterWords, fault_of_model, without_ours
 from router.words.sleep_words import with_sleep_words
 from server.terms.config import LoraModule
 from startup.embedded.installed import require_embedded_engine
 from startup.files.model.file_plan import plan_files
+from startup.files.model.gguf import find_gguf, has_llama_server
 from startup.files.model.request import ModelRequest
 from startup.ground.config import StartupConfig, flags_with_role
 from startup.ground.errors import StartupError
@@ -88,7 +90,7 @@ class ModelCheck:
 
     def _complete_and_check(self, entry: ModelEntry) -> CheckedModel:
         entry, notice = with_sleep_words(self._completed(entry))
-        checked = self._check_as_started(entry)
+        checked = self._check_as_started(entry) if entry.foreign is None else self.run(entry)
         notices = (Notice(notice, entry.line, key_of(entry, self._file), self._file),) if notice else ()
         return checked._replace(notices=notices)
 
@@ -130,19 +132,18 @@ class ModelCheck:
         defaults = without_ours(self._defaults) if engine == "vllm" else self._defaults
         words = [*own[:begin], *defaults, *own[begin:]]
         words, variables = secrets_as_variables(words)
-        names = _served_names(words)
+        names = served_names(words)
         words = without_flags(words, (_ENGINE, _SERVED_NAME, QUIET_FLAG))
         if any(is_secret_flag(given.flag) and any(given.values) for _, given in split_flags(words)):
             raise InputError("a key on the command line of a model can be read by others: use `env` for it")
         all_names = dict.fromkeys((*names, entry.name, *entry.aliases))
+        aliases = tuple(name for name in all_names if name != entry.name)
+        entry = replace(entry, engine=engine, env={**variables, **entry.env}, aliases=aliases)
+        model = find_gguf(own[0]) if engine == "embedded" and begin else None
+        if model is not None and has_llama_server(entry.env.get("PATH")):
+            return as_llama_server(entry, model, words)
         words += [_ENGINE, engine, QUIET_FLAG, _SERVED_NAME, *all_names]
-        return replace(
-            entry,
-            words=tuple(words),
-            engine=engine,
-            env={**variables, **entry.env},
-            aliases=tuple(name for name in all_names if name != entry.name),
-        )
+        return replace(entry, words=tuple(words))
 
     def _check_as_started(self, entry: ModelEntry) -> CheckedModel:
         """Checks the entry in a process with the entry's variables. No command line shows them."""
@@ -224,7 +225,7 @@ def _last_value(words: Sequence[str], name: str) -> str | None:
     return values[-1] if values else None
 
 
-def _served_names(words: Sequence[str]) -> list[str]:
+def served_names(words: Sequence[str]) -> list[str]:
     """The names of the last --served-model-name. vLLM also uses only the last one."""
     given = find_values(words, _SERVED_NAME)
     return [name for name in given[-1] if name] if given else []

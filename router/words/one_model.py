@@ -15,9 +15,8 @@ from router.words.sleep_words import with_sleep_words
 from startup.files.model.request import ModelRequest
 from startup.ground.config import StartOptions, StartupConfig, VllmOptions, flags_with_role
 from startup.vllm_words.command_line import CommandLine
-from startup.words.arguments import Arguments, GivenFlag, read_config_file
+from startup.words.arguments import Arguments, read_config_file
 from startup.words.errors import InputError
-from startup.words.flag import Shape
 from startup.words.screening import show_notices
 from startup.words.secret_flags import find_values, secrets_as_variables
 from startup.words.serve_command import parse_start
@@ -53,7 +52,7 @@ def _words_of_file(line: CommandLine) -> list[str]:
     settings = line.config.settings if line.config is not None else {}
     known = {key: find_known_flag(f"--{key}") for key in settings}
     needed = {key: settings[key] for key, flag in known.items() if flag is not None and flag.name in names}
-    return [word for given in Arguments.of_settings(needed).flags.values() for word in _words_of(given)]
+    return Arguments.of_settings(needed).flag_words()
 
 
 def _reject_vllm_flags(options: VllmOptions, words: Sequence[str], line: CommandLine) -> None:
@@ -88,16 +87,7 @@ def _without_config_file(words: Sequence[str]) -> Sequence[str]:
     given = Arguments.parse(words)
     if (path := given.last_value(CONFIG.name)) is None:
         return words
-    in_file = read_config_file(path)
-    merged = Arguments(flags={**in_file.flags, **given.flags}, positionals=given.positionals)
-    del merged.flags[CONFIG.name]
-    return [*(word for each in merged.flags.values() for word in _words_of(each)), "--", *merged.positionals]
-
-
-def _words_of(given: GivenFlag) -> list[str]:
-    if given.flag.shape is Shape.SWITCH:
-        return [given.flag.name if given.value else given.flag.opposite]
-    return [f"{given.flag.name}={value}" for value in given.values]
+    return [*given.over(read_config_file(path)).flag_words(), "--", *given.positionals]
 
 
 def _entry(options: StartOptions, words: Sequence[str], engine: str, names: Sequence[str]) -> ModelEntry:

@@ -15,7 +15,7 @@ from router.model_memory import MemoryMeter, default_budget
 from router.models_file.reader import Defaults, read_models_file
 from router.router import RouterOptions
 from router.scheduling.terms import SchedulerLimits
-from router.words.model_check import CheckedModel, ModelCheck, folder_of, key_of
+from router.words.model_check import CheckedModel, ModelCheck, folder_of, key_of, served_names
 from router.words.router_words import SeveralModels
 from startup.ground.config import StartupConfig
 from startup.ground.errors import CommandLineError
@@ -114,12 +114,18 @@ class ModelsReader:
     def _entries_of_words(self) -> dict[str, ModelEntry]:
         entries: dict[str, ModelEntry] = {}
         for word in self._words.models:
-            name = _name_of(word)
+            name = next(iter(served_names(self._words.defaults)), "") or _name_of(word)
             if name in entries:
                 first = entries[name].words[0]
                 text = "is given twice" if first == word else f"has the name {name!r}, as has {first}"
                 raise InputError(f"{word} {text}: for names of your own, write a file for --models.")
-            entries[name] = ModelEntry(name=name, words=(word,), **self._defaults._asdict())
+            entries[name] = ModelEntry(
+                name=name,
+                words=(word,),
+                **self._defaults._asdict(),
+                restart_limit=self._config.restart_limit if self._words.is_one_model else None,
+                preload=self._words.is_one_model,
+            )
         return entries
 
     def _check(self, content: ModelsFile, faults_of_file: Sequence[Fault]) -> CheckedModels:
@@ -137,7 +143,9 @@ class ModelsReader:
         with ThreadPoolExecutor(min(_MAX_AT_ONCE, max(1, len(entries))), thread_name_prefix="preflight") as threads:
             checked = list(threads.map(run, entries))
         faults = [*faults_of_file, *_once(fault for model in checked for fault in model.faults)]
-        faults += [*_double_names(checked, file), *self._without_room(checked, file)]
+        faults += _double_names(checked, file)
+        if not self._words.is_one_model:
+            faults += self._without_room(checked, file)
         faults.sort(key=lambda fault: fault.line or 0)
         models = {model.entry.name: model for model in checked}
         notices = (*content.notices, *(notice for model in checked for notice in model.notices))
@@ -187,6 +195,7 @@ def router_options(several: SeveralModels, reader: ModelsReader, checked: Checke
         limits=SchedulerLimits(**asdict(config.several)),
         find_template_kinds=lambda: _template_kinds(config, reader.last.models.values()),
         find_model=reader.find_model,
+        only=next(iter(checked.entries)) if several.words.is_one_model else None,
     )
 
 

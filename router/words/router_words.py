@@ -54,6 +54,11 @@ class RouterWords(NamedTuple):
     defaults: list[str]
     """Flags that are put before each model's own flags."""
 
+    @property
+    def is_one_model(self) -> bool:
+        """Whether there is one model, which llama-server serves."""
+        return len(self.models) == 1
+
 
 class SeveralModels(NamedTuple):
     """A command line that names several models."""
@@ -89,8 +94,8 @@ def split_router_words(words: Sequence[str]) -> RouterWords:
     for flag, given in split_flags(words[len(models) :]):
         if given.words[0] == "--":
             raise InputError("several models do not go with the word --: leave it out.")
-        name = flag.name if flag is not None else given.flag
-        _reject(name, given.values)
+        if len(models) != 1:  # flags of one model are its own
+            _reject(flag.name if flag is not None else given.flag, given.values)
         if is_own(flag):
             own += given.words
         if not is_own(flag) or flag.role == "both":

@@ -35,6 +35,15 @@ class GivenFlag:
             return self.values[-1] == "true"
         return self.values if self.flag.shape is Shape.LIST else self.values[-1]
 
+    @property
+    def words(self) -> list[str]:
+        """As words of a command line."""
+        if self.flag.shape is Shape.SWITCH:
+            return [self.flag.name if self.value else self.flag.opposite]
+        if len(self.values) > 1:
+            return [self.flag.name, *self.values]
+        return [f"{self.flag.name}={value}" for value in self.values]
+
 
 @dataclass
 class Arguments:
@@ -72,6 +81,15 @@ class Arguments:
         """Adds a flag: a repeated flag extends a list, and replaces any other value."""
         given = self.flags.setdefault(flag.name, GivenFlag(flag, []))
         given.values = [*given.values, *values] if flag.shape is Shape.LIST else list(values)
+
+    def over(self, in_file: "Arguments") -> "Arguments":
+        """These and the settings of a file of `--config` that they do not replace, without `--config`."""
+        flags = {name: given for name, given in {**in_file.flags, **self.flags}.items() if name != CONFIG.name}
+        return Arguments(flags, self.positionals)
+
+    def flag_words(self) -> list[str]:
+        """The flags as words of a command line."""
+        return [word for given in self.flags.values() for word in given.words]
 
     def last_value(self, name: str) -> str | None:
         """The last value of a flag; None if it is not given."""

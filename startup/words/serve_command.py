@@ -11,6 +11,7 @@ from base.errors import ConfigError
 from base.setting import is_section
 from envs.registry import OWN_PREFIX, env, unknown_variables, validate_all
 from envs.variable import EnvError
+from startup.files.model.gguf import find_gguf, has_llama_server
 from startup.files.model.request import ModelRequest
 from startup.ground.config import DEFAULT_MODEL_ID, StartupConfig, VllmOptions
 from startup.ground.serve_words import (
@@ -40,7 +41,9 @@ VLLM: Final = "vllm_cli.vllm_options"
 CONFIG_OF_START: Final = "vllm_cli.startup_config"
 """The same for the configuration of a start of the embedded engine."""
 WORDS: Final = "vllm_cli.words"
-"""The same for the words after `serve`."""
+"""The same for the words after `serve`. For llama-server: MODEL first, and no `--config`."""
+LLAMA_SERVER: Final = "vllm_cli.llama_server"
+"""The same for whether llama-server serves the GGUF model behind a router."""
 
 _READ_FOR_VLLM: Final = "VLLM_WORKER_MULTIPROC_METHOD"
 
@@ -50,6 +53,8 @@ class ServeCommand(click.Command):
 
     is_quiet = False
     """Whether notices are left out."""
+    may_be_llama_servers = True
+    """Whether a GGUF model may be llama-server's."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Reads all settings; options take precedence over variables, then `--config`, then defaults."""
@@ -62,13 +67,7 @@ class ServeCommand(click.Command):
         if not is_router:
             _reject_flags_of_several(args)
         if not is_router and choose_engine(args) == "vllm":
-            _raise_all(error for error in validate_all() if _is_read_for_vllm(error.name))
-            options = vllm_options(ctx, args)
-            _reject_references(options.words)
-            if not self.is_quiet:
-                secrets = secret_notices(options.words, has_key_file=False)
-                show_notices((*unknown_variable_notices(), *secrets), options.log_format)
-            ctx.meta[VLLM] = options
+            ctx.meta[VLLM] = self._read_for_vllm(ctx, args)
             return []
         if (topic := help_topic(args)) is not None:
             click.echo(self._help_about(ctx, topic))
@@ -81,6 +80,8 @@ class ServeCommand(click.Command):
         given = Arguments.parse(args)
         config_path = given.last_value(CONFIG.name)
         in_file = read_config_file(config_path) if config_path else Arguments()
+        if self._is_for_llama_server(ctx, given.over(in_file)):
+            return []
         log_format = _screen(args, given, in_file, is_quiet=self.is_quiet)
         with _naming_places(given, in_file):
             ctx.params = read_settings(ctx, given, in_file)
@@ -88,6 +89,24 @@ class ServeCommand(click.Command):
         if not self.is_quiet:
             show_notices(notices((in_file.flags | given.flags).values()), log_format)  # of values that are valid
         return []
+
+    def _read_for_vllm(self, ctx: click.Context, args: list[str]) -> VllmOptions:
+        _raise_all(error for error in validate_all() if _is_read_for_vllm(error.name))
+        options = vllm_options(ctx, args)
+        _reject_references(options.words)
+        if not self.is_quiet:
+            secrets = secret_notices(options.words, has_key_file=False)
+            show_notices((*unknown_variable_notices(), *secrets), options.log_format)
+        return options
+
+    def _is_for_llama_server(self, ctx: click.Context, given: Arguments) -> bool:
+        """Whether llama-server serves MODEL. If so, MODEL stands before the flags from now on."""
+        model = given.positionals[0] if given.positionals else given.last_value("--model")
+        if not self.may_be_llama_servers or model is None or find_gguf(model) is None or not has_llama_server():
+            return False
+        given.flags.pop("--model", None)
+        ctx.meta.update({WORDS: (model, *given.flag_words()), LLAMA_SERVER: True})
+        return True
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the supported flags; `--help=all` shows the others, too."""
@@ -124,6 +143,7 @@ def parse_start(words: Sequence[str], name: str = "serve", *, is_quiet: bool = F
         raise InputError(f"{name} is for one model: name one of them.")
     serve = ServeCommand(name="serve", params=serve_parameters())
     serve.is_quiet = is_quiet
+    serve.may_be_llama_servers = False
     with serve.make_context(name, list(words)) as ctx:
         start: VllmOptions | StartupConfig = ctx.meta.get(VLLM) or ctx.meta[CONFIG_OF_START]
         return start

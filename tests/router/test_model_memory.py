@@ -272,6 +272,14 @@ def test_another_server_needs_the_gguf_files_that_it_names(tmp_path):
     assert estimate(ModelEntry(name="m", foreign=foreign, engine="other"), 0) == Need((256 << 20) + 1100)
 
 
+def test_another_server_needs_all_parts_of_a_split_gguf_model(tmp_path):
+    for name in ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf", "n-00001-of-00002.gguf", "m.gguf"):
+        (tmp_path / name).write_bytes(b"x" * 1000)
+    words = ("llama-server", "-m", str(tmp_path / "m-00001-of-00002.gguf"))
+    foreign = ForeignCommand(words=words, address="http://127.0.0.1:1", port=None)
+    assert estimate(ModelEntry(name="m", foreign=foreign, engine="other"), 0) == Need((256 << 20) + 2200)
+
+
 def test_where_the_driver_hides_who_uses_a_gpu_the_estimate_stands(monkeypatch):
     monkeypatch.setattr("router.model_memory.read_gpus_here", lambda: (gpu(0),))
     meter = MemoryMeter(lambda name: None)

@@ -16,7 +16,7 @@ from startup.ground.serve_words import ServeWords, has_several_models, is_for_in
 from startup.words.errors import InputError
 from startup.words.screening import show_notices
 from startup.words.secret_flags import without_flags
-from startup.words.serve_command import CONFIG_OF_START, VLLM, WORDS, ServeCommand, serve_parameters
+from startup.words.serve_command import CONFIG_OF_START, LLAMA_SERVER, VLLM, WORDS, ServeCommand, serve_parameters
 from vllm_cli.commands.of_vllm import vllms_own
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
         words = ctx.meta[WORDS] = tuple(without_flags(words, ("--detach",)))
         if (code := start_detached(words)) is not None:
             return code
-    if has_several_models(words):
+    if has_several_models(words) or ctx.meta.get(LLAMA_SERVER):
         return _serve_several(ctx)
     if (options := ctx.meta.get(VLLM)) is not None:
         if options.is_behind_router and not options.is_preflight_only:
@@ -92,6 +92,9 @@ def _serve_behind_router(config: StartupConfig, words: Sequence[str]) -> int:
 
 
 def _serve_several(ctx: click.Context) -> int:
+    """Runs the router of several models, or of one that llama-server serves."""
+    if start_origin.start_again is not None:  # a standby has forked this process: it did not know the GGUF model
+        start_origin.start_again(env.VCLI_STANDBY.name, "off")
     from router.words.router_words import read_several
 
     several = read_several(ctx)

@@ -3,10 +3,8 @@
 Reads file names and small JSON files only.
 """
 
-import json
 import os
 import re
-import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from base.json_depth import read_json
 from base.wording import list_some
+from startup.files.model.gguf import first_gguf
 from startup.files.model.json_file import read_json_object
 
 _CHOICES: Final = (
@@ -130,8 +129,8 @@ def model_problem(folder: Path) -> str | None:
 def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProblem]:
     """Yields missing files, and a configuration or an index that cannot be read."""
     has_config = (folder / "config.json").exists()
-    if not has_config and not weights.present and (file := _first_gguf(folder)) is not None:
-        yield FolderProblem("gguf", f"{folder} has GGUF files, {gguf_advice(file.stem, '-m', str(file.absolute()))}")
+    if not has_config and not weights.present and (model := first_gguf(folder)) is not None:
+        yield FolderProblem("gguf", f"{folder} has GGUF files, {model.advice}")
         return
     if not has_config:
         yield FolderProblem("config", f"{folder} has no config.json, so it is not a model folder")
@@ -145,22 +144,6 @@ def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProble
         yield FolderProblem("shards", f"{lacks}; download them again")
     elif not weights.present:
         yield FolderProblem("no_weights", f"{folder} has no weights: no *.safetensors and no pytorch_model*.bin")
-
-
-def gguf_advice(name: str, *words: str) -> str:
-    """How to serve a model in this format under this name; `words` make llama-server load the model."""
-    command = shlex.join(["llama-server", *words]).replace("llama-server", "llama-server --port ${PORT}", 1)
-    models = json.dumps({"models": {name: {"cmd": command, "checkEndpoint": "/health"}}})
-    return (
-        f"which llama.cpp serves behind the router: write `{models}` into models.yaml, and start `vllm-cli serve "
-        "--models models.yaml`"
-    )
-
-
-def _first_gguf(folder: Path) -> Path | None:
-    """The file from which llama-server finds the model's other files; an image encoder's file is skipped."""
-    files = sorted(path for path in folder.glob("*.gguf") if not path.name.startswith("mmproj"))
-    return files[0] if files else None
 
 
 def tokenizer_problem(folder: Path) -> str | None:

@@ -1,9 +1,7 @@
 """Checks that model and tokenizer exist or may be downloaded, and whether a cached snapshot is complete."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 from base.wording import list_some
 from envs.home import expand_home
@@ -11,7 +9,7 @@ from envs.redaction import without_login
 from envs.registry import env
 from envs.suggestion import did_you_mean
 from startup.files.download.messages import DownloadError
-from startup.files.model.checkpoint_folder import gguf_advice
+from startup.files.model.gguf import find_gguf
 from startup.files.model.hub_settings import hub_endpoints, is_offline
 from startup.files.model.model_place import (
     ModelPlace,
@@ -20,9 +18,6 @@ from startup.files.model.model_place import (
     missing_package,
 )
 from startup.session.preflight.report import Finding, error, info, warning
-
-_QUANTIZED: Final = re.compile(r"[\w.-]+/[\w.-]+:\w+")
-"""A name in llama.cpp's form for models on the hub: repository and quantization."""
 
 
 def check_model_place(place: ModelPlace) -> Iterator[Finding]:
@@ -92,10 +87,8 @@ def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:
 
 def _problem(name: str) -> str:
     path = Path(expand_home(name))
-    if path.suffix == ".gguf" and path.is_file():
-        return f"is a GGUF file, {gguf_advice(path.stem, '-m', str(path.absolute()))}"
-    if not path.exists() and _QUANTIZED.fullmatch(name):
-        return f"is a GGUF file on the hub, {gguf_advice(name.rpartition('/')[2], '-hf', name)}"
+    if (model := find_gguf(name)) is not None:
+        return f"is a GGUF file{' on the hub' if model.is_on_hub else ''}, {model.advice}"
     if path.exists():
         return "is a file: give the folder that holds config.json and the weights"
     return f"is neither a folder nor a name on the Hugging Face hub{did_you_mean(path.name, _siblings(path))}"

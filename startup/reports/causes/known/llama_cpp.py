@@ -50,8 +50,8 @@ LLAMA_CPP: Final = (
         "the GGUF file is missing, incomplete or not one",
         (
             "data is not within the file bounds",
-            "gguf_init_from_file…failed to",
-            "gguf_init_from_file…invalid magic",
+            "gguf_init_from_…: failed to",
+            "gguf_init_from_…: invalid magic",
             "invalid split file",
             "failed to open GGUF file",
         ),

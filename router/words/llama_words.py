@@ -1,0 +1,84 @@
+"""A GGUF model as an entry that llama-server serves: flags of `serve` become its flags."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from router.model_entry import ForeignCommand, ModelEntry
+from router.models_file.commands import PORT
+from startup.files.model.gguf import LLAMA_SERVER, GgufModel
+from startup.files.model.hub_settings import is_offline
+from startup.ground.config import StartupConfig
+from startup.words.arguments import Arguments, GivenFlag
+from startup.words.errors import InputError
+from startup.words.serve_command import parse_start
+
+_COUNTERPARTS: Final = frozenset((
+    "--max-model-len", "--max-num-seqs", "--max-num-batched-tokens", "--seed", "--chat-template",
+    "--default-chat-template-kwargs", "--enable-prefix-caching", "--runner",
+))  # fmt: skip
+_NOTHING: Final = {
+    "--enable-auto-tool-choice": ("true", "false"),  # --jinja has it
+    "--load-format": ("gguf",),
+    "--quantization": ("gguf",),
+    "--standby": ("off",),
+}
+"""Values that change nothing, beside those of the flags themselves."""
+
+
+def as_llama_server(entry: ModelEntry, model: GgufModel, words: Sequence[str]) -> ModelEntry:
+    """The entry with llama-server's command.
+
+    Args:
+        entry: it has all its names and variables.
+        model: what llama-server loads.
+        words: MODEL and flags of `serve`, without those of the engine and of names.
+
+    Raises:
+        ClickException: llama-server has no counterpart of a flag, or a value is not valid.
+    """
+    given = {name: flag for name, flag in Arguments.parse(words).flags.items() if flag.flag.role != "both"}
+    refused = [name for name, flag in given.items() if name not in _COUNTERPARTS and not _changes_nothing(flag)]
+    if refused:
+        raise InputError(f"is served by llama-server, which has no counterpart of {', '.join(refused)}: leave them out")
+    used = [word for name in _COUNTERPARTS & given.keys() for word in given[name].words]
+    config = parse_start([*words[:1], *used, "--engine=embedded"], is_quiet=True)
+    assert isinstance(config, StartupConfig)
+    command = [LLAMA_SERVER, *model.words, "--host", "127.0.0.1", "--port", PORT, "--metrics", "--jinja"]
+    command += ["--alias", entry.name, *_llama_words(given, config)]
+    if model.is_on_hub and is_offline():
+        command.append("--offline")
+    server = ForeignCommand(words=tuple(command), address=f"http://127.0.0.1:{PORT}", port=None)
+    return replace(entry, words=(), foreign=server, engine="other")
+
+
+def _changes_nothing(given: GivenFlag) -> bool:
+    flag, value = given.flag, given.values[-1]
+    return value in (*flag.neutral, *_NOTHING.get(flag.name, ())) or value == str(getattr(flag, "default", "")).lower()
+
+
+def _llama_words(given: Mapping[str, GivenFlag], config: StartupConfig) -> Iterator[str]:
+    """llama-server divides its context among its slots, unless they share it (`--kv-unified`)."""
+    engine, renderer = config.engine, config.renderer
+    num_slots = engine.max_num_seqs if "--max-num-seqs" in given else None
+    if engine.max_model_len is not None:
+        yield from ("--ctx-size", str(engine.max_model_len * (num_slots or 1)))
+    if num_slots is not None:
+        yield from ("--parallel", str(num_slots))
+        if engine.max_model_len is None:
+            yield "--kv-unified"
+    if engine.max_num_batched_tokens is not None:
+        yield from ("--batch-size", str(engine.max_num_batched_tokens))
+    if "--seed" in given:
+        yield from ("--seed", str(engine.seed))
+    if (template := given.get("--chat-template")) is not None:
+        is_file = Path(template.values[-1]).is_file()
+        yield from ("--chat-template-file" if is_file else "--chat-template", template.values[-1])
+    if renderer.default_chat_template_kwargs:
+        yield from ("--chat-template-kwargs", json.dumps(renderer.default_chat_template_kwargs))
+    if not engine.enable_prefix_caching:
+        yield "--no-cache-prompt"
+    if engine.runner == "pooling":
+        yield "--embeddings"

