@@ -1,7 +1,7 @@
 """The lifecycle of a server: its start, states, legal transitions and subscribers. Standard library only."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol, Self
 
 State = Literal["starting", "ready", "draining", "dead"]
 
@@ -29,6 +29,11 @@ class StartInfo(NamedTuple):
     """`loads` or `compiles` during the start, then `loaded` or `compiled`; empty if vLLM compiles nothing."""
     compile_reason: str = ""
     """Why the model is compiled: kinds and names of what differs, without their values."""
+
+    @classmethod
+    def from_notes(cls, notes: Mapping[str, Any]) -> Self:
+        """The members of this name that a process has noted about its start."""
+        return cls(*(str(notes.get(name, "")) for name in cls._fields))
 
     def __str__(self) -> str:
         mode = f"{self.start_mode}: {self.reason}" if self.reason else self.start_mode

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from base.exit_codes import START_FAILED, USAGE
+from base.lifecycle import StartInfo
 from router.child.child import Child, ChildPlace
 from router.child.server import ChildProgress, SleepError
 from router.memory_watch import MemoryWatch
+from router.metrics import RouterMetrics
 from router.model_entry import ModelEntry
 from router.model_memory import MemoryMeter
 from router.scheduling.scheduler import ModelScheduler
@@ -33,6 +35,7 @@ from router.scheduling.terms import (
     Stop,
     Wake,
 )
+from startup.ground.run_record import read_start
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +51,13 @@ _STATUSES: Final = {"overloaded": 429, "removed": 404}
 class ModelRefused(Exception):  # noqa: N818 - as an answer to a request
     """A model cannot answer a request."""
 
-    def __init__(self, status: int, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(self, status: int, message: str, retry_after_s: float | None = None, kind: str = "") -> None:
+        """`kind`: why the scheduler has refused it; empty if somebody else has."""
         super().__init__(message)
         self.status = status
         self.message = message
         self.retry_after_s = retry_after_s
+        self.kind = kind
 
 
 @dataclass
@@ -112,6 +117,7 @@ class ModelPool:
         """Name -> entry, in the order of the file."""
         self.starts: deque[dict[str, Any]] = deque(maxlen=_NUM_STARTS)
         """The last starts, the oldest first."""
+        self.metrics = RouterMetrics()
         self.is_draining = False
         self.before_stop: Callable[[Child], Awaitable[None]] | None = None
         """Awaited before a ready process without requests is asked to end."""
@@ -184,11 +190,15 @@ class ModelPool:
     async def _ticket(self, name: str, arrive: Callable[[int, str, float], list[Action]]) -> AsyncIterator[Child]:
         ticket = next(self._tickets)
         waiter = self._waiters[ticket] = asyncio.get_running_loop().create_future()
+        begin_s = time.monotonic()
         try:
-            self._apply(arrive(ticket, name, time.monotonic()))
+            self._apply(arrive(ticket, name, begin_s))
             outcome = await waiter
+            took_s = time.monotonic() - begin_s
             if isinstance(outcome, ModelRefused):
+                self.metrics.note_wait(name, took_s, outcome.kind)
                 raise outcome
+            self.metrics.note_wait(name, took_s)
             self._memory.note_use(name)
             yield outcome
         finally:
@@ -228,7 +238,7 @@ class ModelPool:
         return child in self._children
 
     def exit_code(self, name: str) -> int:
-        """How the model's last process has ended: its exit code, or -N after signal N. START_FAILED for a command."""
+        """How the model's last process has ended: exit code, -N after signal N; START_FAILED for a command."""
         return START_FAILED if self.entries[name].foreign else self._exit_codes.get(name, START_FAILED)
 
     def progress(self, name: str) -> str:
@@ -368,7 +378,7 @@ class ModelPool:
                 case Admit(ticket, number):
                     self._answer(ticket, self._lives[number].child)
                 case Refuse(ticket, kind, reason, retry_after_s):
-                    self._answer(ticket, ModelRefused(_STATUSES.get(kind, _UNAVAILABLE), reason, retry_after_s))
+                    self._answer(ticket, ModelRefused(_STATUSES.get(kind, _UNAVAILABLE), reason, retry_after_s, kind))
         self._arm_timer()
 
     def _start(self, number: int, name: str) -> None:
@@ -469,6 +479,7 @@ class ModelPool:
             took_s = time.monotonic() - begin_s
             record.update(took_s=round(took_s, 3), outcome="ready")
             logger.info("%s is ready after %.2f s", name, took_s)
+            self.metrics.note_start(name, "ready", StartInfo.from_notes(read_start(child.pids)))
             self._memory.follow(number, name, child.pids)
             self._apply(self._scheduler.became_ready(number, time.monotonic()))
 
@@ -485,9 +496,9 @@ class ModelPool:
             del self._lives[number]
             self._memory.forget(number, name)
             if record["took_s"] is None:
-                record.update(
-                    took_s=round(time.monotonic() - begin_s, 3), outcome="stopped" if reason is None else "failed"
-                )
+                outcome = "stopped" if reason is None else "failed"
+                record.update(took_s=round(time.monotonic() - begin_s, 3), outcome=outcome)
+                self.metrics.note_start(name, outcome, StartInfo(""))
             self._note_end(number, name, reason)
 
     def _note_end(self, number: int, name: str, reason: str | None) -> None:

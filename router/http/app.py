@@ -25,6 +25,7 @@ from router.http.own_answers import OwnAnswers
 from router.http.proxy import Call, Proxy
 from router.http.request_body import BodyRoom, ForwardedBody, RequestedModel
 from router.http.waiting import Patience
+from router.metrics import CLIENT_GONE, UNKNOWN
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelRefused
 from server.terms.limits import LimitsConfig, flag_of
@@ -37,7 +38,6 @@ _UPSTREAM: Final = "/upstream/"
 _ASSETS: Final = (".js", ".json", ".css", ".png", ".gif", ".jpg", ".jpeg", ".ico", ".svg", ".txt", ".woff2", ".map")
 _ALLOWED: Final = "DELETE, GET, HEAD, PATCH, POST, PUT"
 """The methods that a model's server may support, for the header Allow."""
-_CLIENT_GONE: Final = 499
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +121,15 @@ class _Handler:
             self._own.close_page()
 
     async def handle(self, request: ClientRequest) -> web.StreamResponse:
+        status = CLIENT_GONE
+        try:
+            response = await self._respond(request)
+            status = response.status
+            return response
+        finally:
+            self._pool.metrics.note_request(request.record, status)
+
+    async def _respond(self, request: ClientRequest) -> web.StreamResponse:
         raw_path = self._without_root(request.rel_url.raw_path)
         path = unquote(raw_path) if "%" in raw_path else raw_path
         request_id = request.headers.get("X-Request-Id")
@@ -129,23 +138,22 @@ class _Handler:
         try:
             request.check_head()
             if not request.protocol.has_room and path not in PROBE_PATHS:
+                request.record.model = UNKNOWN
                 text = f"The server has reached its limit of connections ({flag_of('max_connections')})."
                 raise FailedRequestError(503, text, headers={"Retry-After": "1"}, closes=True)
             return await self._answer(request, path, raw_path)
         except FailedRequestError as err:
             failed = err
-        except web.HTTPMovedPermanently:
-            raise
         except ModelRefused as refused:
             failed = FailedRequestError.from_refused(refused)
         except (web.RequestPayloadError, HttpProcessingError) as err:
             failed = FailedRequestError(400, f"The request's body cannot be read: {err}")
         except ConnectionError:  # to the client
-            failed = FailedRequestError(_CLIENT_GONE, "")
+            failed = FailedRequestError(CLIENT_GONE, "")
         except Exception:
             logger.exception("a request failed unexpectedly")
             failed = FailedRequestError(500, "Internal server error")
-        if request.transport is not None and (failed.status == _CLIENT_GONE or request.writer.output_size):
+        if request.transport is not None and (failed.status == CLIENT_GONE or request.writer.output_size):
             request.transport.abort()  # a response that has begun cannot become an error
         return error_answer(failed, path)
 
@@ -156,10 +164,12 @@ class _Handler:
         if self.cors.is_on and not self.cors.is_preflight(request):
             self.cors.add_headers(request.headers.get(hdrs.ORIGIN), response.headers)
 
-    async def _answer(self, request: web.Request, path: str, raw_path: str) -> web.StreamResponse:
+    async def _answer(self, request: ClientRequest, path: str, raw_path: str) -> web.StreamResponse:
         if request.method == hdrs.METH_OPTIONS:
             return self._answer_options(request)
         own = self._own.find(request.method, path)
+        if own is None:
+            request.record.model = UNKNOWN
         self._access.check(request, path, own)
         if own is not None:
             return await own.handler(request)
@@ -171,13 +181,13 @@ class _Handler:
             return await self._relay(request, raw_path, await self._model_of_response(raw_path))
         return await self._relay(request, raw_path, None)
 
-    async def _relay_upstream(self, request: web.Request, raw_path: str) -> web.StreamResponse:
+    async def _relay_upstream(self, request: ClientRequest, raw_path: str) -> web.StreamResponse:
         """Passes any path to a model's server. Icons, scripts and images do not start a stopped model."""
         is_read = request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
         entry, path = self._choice.by_path(raw_path.removeprefix(_UPSTREAM))
         if is_read and path == "/" and not raw_path.endswith("/"):  # the page's relative addresses need the slash
             query = f"?{request.rel_url.raw_query_string}" if request.rel_url.raw_query_string else ""
-            raise web.HTTPMovedPermanently(f"{request.rel_url.raw_path}/{query}")
+            return web.Response(status=301, headers={hdrs.LOCATION: f"{request.rel_url.raw_path}/{query}"})
         if is_read and path.lower().endswith(_ASSETS) and not self._pool.is_ready(entry.name):
             raise FailedRequestError(409, f"`{entry.name}` does not run, and files of its pages do not start it.")
         return await self._relay(request, path, entry)
@@ -188,7 +198,7 @@ class _Handler:
             raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": _ALLOWED})
         return self.cors.answer_preflight(request)
 
-    async def _relay(self, request: web.Request, path: str, entry: ModelEntry | None) -> web.StreamResponse:
+    async def _relay(self, request: ClientRequest, path: str, entry: ModelEntry | None) -> web.StreamResponse:
         """Passes the request to `entry`, or to the model that the request names."""
         if request.method == "GET" and request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
             if entry is None:
@@ -204,6 +214,7 @@ class _Handler:
             if entry is None:
                 entry = self._choice.by_body(request, path, requested)
                 if request.method == hdrs.METH_POST and (change := self._own.changes.get(path)) is not None:
+                    request.record.model = None
                     return await change(entry.name, request)
                 self._choice.check_path(path, entry)
                 if entry.changes is not None and body.num_bytes:

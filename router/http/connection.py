@@ -11,6 +11,7 @@ from aiohttp.http_exceptions import LineTooLong
 
 from base.security.tls import RenewableTls
 from router.http.answers import SERVER, FailedRequestError, error_answer
+from router.metrics import RequestRecord
 from server.http.transport.connection_table import ConnectionTable
 from server.http.transport.read_watch import ReadWatch, Rejection, Stage, head_too_large, too_many_headers
 from server.http.transport.tls_handshake import TlsHandshake
@@ -84,7 +85,13 @@ class ClientServer(web.Server):
 class ClientRequest(web.Request):
     """A request whose head has been read."""
 
+    ATTRS = web.Request.ATTRS | {"record"}
+
     protocol: "Connection"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.record = RequestRecord()
 
     @property
     def version(self) -> HttpVersion:

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
+from time import perf_counter
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -23,6 +24,7 @@ from base.json_depth import check_depth
 from router.child.child import Child
 from router.http.answers import FailedRequestError, error_events, relayed_error_events
 from router.http.background import FollowedResponses
+from router.http.connection import ClientRequest
 from router.http.request_body import ForwardedBody
 from router.http.waiting import Patience, WaitingComments
 from router.model_entry import ModelEntry
@@ -107,7 +109,7 @@ def _named_by_connection(headers: CIMultiDictProxy[str]) -> frozenset[str]:
 class Call:
     """A request that was read, with its model."""
 
-    request: web.Request
+    request: ClientRequest
     entry: ModelEntry
     path: str
     """The path in the client's spelling, without the router's own prefixes."""
@@ -143,6 +145,7 @@ class Proxy:
         Raises:
             ModelRefused: the model cannot be started, or has ended before its answer.
         """
+        call.request.record.model = call.entry.name
         comments = WaitingComments(call.request, lambda: self._pool.progress(call.entry.name), self._patience.comment_s)
         if call.may_wait_visibly and not self._pool.is_ready(call.entry.name):
             comments.start()
@@ -152,6 +155,7 @@ class Proxy:
             response = await comments.end()
             if response is None:
                 raise
+            call.request.record.final_status = refused.status
             events = error_events(FailedRequestError.from_refused(refused).body, call.path)
             await response.write(events)
             await response.write_eof()
@@ -160,9 +164,10 @@ class Proxy:
             comments.close()
 
     async def relay_websocket(
-        self, request: web.Request, entry: ModelEntry, path: str, dropped: frozenset[str]
+        self, request: ClientRequest, entry: ModelEntry, path: str, dropped: frozenset[str]
     ) -> web.StreamResponse:
         """Passes a WebSocket's messages on in both directions, until one side closes it."""
+        request.record.model = entry.name
         protocols = [name.strip() for name in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
         async with self._pool.lease(entry.name) as child:
             try:
@@ -189,6 +194,7 @@ class Proxy:
                     max_msg_size=_MOST_MESSAGE_BYTES,
                 )
                 await downstream.prepare(request)
+                request.record.final_status = HTTPStatus.SWITCHING_PROTOCOLS
                 is_closed = await relay_messages(
                     downstream, upstream, partial(self._is_room_wanted, entry), self._patience
                 )
@@ -374,7 +380,7 @@ async def _answer(
             body = await upstream.read()
         except aiohttp.ClientError as err:
             raise await _ended(child, err) from err
-        copy.begin = body[:_BEGIN_BYTES]
+        copy.keep(body)
         return web.Response(status=upstream.status, reason=upstream.reason, headers=headers, body=body)
     response = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=headers)
     await response.prepare(request)
@@ -389,6 +395,7 @@ async def _continue(
     if upstream.status == 200 and upstream.content_type == "text/event-stream":
         await copy.run(begun)
         return begun
+    call.request.record.final_status = upstream.status if upstream.status >= 400 else HTTPStatus.BAD_GATEWAY
     body = bytearray()
     with suppress(aiohttp.ClientError):
         while len(body) < _MOST_ERROR_BYTES and (part := await upstream.content.readany()):
@@ -442,6 +449,12 @@ class _Copy:
         found = _RESPONSE_ID.search(self.begin)
         return None if found is None else found[1].decode()
 
+    def keep(self, part: bytes) -> None:
+        """Keeps the first bytes of the body, and the time of the first one."""
+        if not self.begin:
+            self._request.record.first_byte_s = perf_counter()
+        self.begin += part[:_BEGIN_BYTES]
+
     async def run(self, response: web.StreamResponse) -> None:
         """Copies the body. If the server breaks off, a stream gets an error event; other bodies are cut."""
         is_stream = self._is_between_events
@@ -456,7 +469,7 @@ class _Copy:
                 await response.write_eof()
                 return
             if len(self.begin) < _BEGIN_BYTES:
-                self.begin += part[:_BEGIN_BYTES]
+                self.keep(part)
             self._writing_since_s = time()
             await write(part)
             self._writing_since_s = None
@@ -464,6 +477,7 @@ class _Copy:
 
     async def _end_broken(self, response: web.StreamResponse, err: Exception) -> None:
         logger.warning("the server of a model broke a response off: %s", err)
+        self._request.record.final_status = HTTPStatus.BAD_GATEWAY
         if not self._is_between_events:
             _break_off(self._request)
             return

@@ -12,7 +12,7 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -85,6 +85,18 @@ def read_run_records() -> list[RunRecord]:
             with suppress(OSError):
                 os.unlink(path)  # noqa: PTH108 - belongs to a record that another release has removed
     return [record for path in paths if (record := _read(path)) is not None]
+
+
+def read_start(pids: Iterable[int]) -> Mapping[str, Any]:
+    """The notes of one of these processes about its start; empty without any.
+
+    For a process that has a record: it would unlock its own one by reading all records.
+    """
+    with suppress(OSError):
+        notes = [note for pid in pids for note in Path(record_folder()).glob(f"{pid}-*{_NOTE}")]
+        newest = max(notes, key=lambda note: note.stat().st_mtime_ns, default=None)
+        return {} if newest is None else _read_note(str(newest).removesuffix(_NOTE)) or {}
+    return {}
 
 
 @functools.cache

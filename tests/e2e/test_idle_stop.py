@@ -73,6 +73,7 @@ def test_an_idle_model_stops_and_a_request_starts_it(server):
     assert server.ask_model() == 200
     assert server.metric("vllm_cli:model_state", state="stopped") == 0
     assert server.metric("vllm_cli:model_starts_total") == num_starts + 1
+    assert server.metric("vllm_cli:router_starts_total", outcome="ready") == num_starts + 1
     assert ask(f"{server.url}/readyz?model").json == {"status": "ready"}
 
 
@@ -163,6 +164,8 @@ def test_later_starts_are_warm_and_a_killed_standby_is_replaced_and_ends_with_th
         wait_until(lambda: _own_sockets(short_folder), 240)
         assert "warm start" not in server.log
         server.start_warm()
+        for mode in ("cold", "warm"):
+            assert server.metric("vllm_cli:router_starts_total", outcome="ready", start_mode=mode) >= 1
         entries = json.loads(run_cli("ps", "--json").stdout)
         (listed,) = [each for each in entries if each["port"] == server.port]
         (standby,) = [each for each in entries if each.get("owner_pid") == server.process.pid]

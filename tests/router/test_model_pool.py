@@ -120,6 +120,31 @@ async def test_more_waiters_than_allowed_are_refused(pool):
     assert {await user for user in users[:30]} == {404}
 
 
+async def test_starts_waits_and_refusals_are_counted(pool):
+    """A command notes nothing about its start, so that its mode is unknown."""
+    pool.set_entries(by_name(entry_of("good"), entry_of("bad", "dies"), entry_of("slow", "never-listens")))
+    await _use(pool, "good")
+    with pytest.raises(ModelRefused):
+        await _use(pool, "bad")
+    waiting = asyncio.create_task(_use(pool, "slow"))
+    async with asyncio.timeout(30):
+        while pool.process_of("slow") is None:
+            await asyncio.sleep(0.01)
+    await pool.unload("slow")
+    waiting.cancel()
+    counts = _metric(pool, "starts_total")
+    assert counts.pop(("slow", "stopped", "", "")) >= 1
+    assert counts == {("good", "ready", "", ""): 1, ("bad", "failed", "", ""): 1}
+    assert _metric(pool, "refusals_total") == {("bad", "failed"): 1}
+    assert _metric(pool, "wait_seconds_count") == {("good",): 1, ("bad",): 1}
+    assert _metric(pool, "wait_seconds_sum")["good",] > 0
+
+
+def _metric(pool: ModelPool, name: str) -> dict[tuple[str, ...], float]:
+    samples = [sample for family in pool.metrics.registry.collect() for sample in family.samples]
+    return {tuple(s.labels.values()): s.value for s in samples if s.name == f"vllm_cli:router_{name}"}
+
+
 async def test_a_model_keeps_its_process_if_only_the_router_reads_what_changed(pool):
     pool.set_entries(by_name(entry_of("a")))
     async with pool.lease("a") as before:

@@ -113,8 +113,7 @@ def _reasons(servers: Iterable[RunningServer], *, has_standby: bool) -> Iterator
     for server in servers:
         entries += [server, *(server.models or ())]
     for each in entries:
-        start = each.start or {}
-        info = StartInfo(*(str(start.get(name, "")) for name in StartInfo._fields))
+        info = StartInfo.from_notes(each.start or {})
         if info.compile_reason or (info.reason and (has_standby or info.start_mode == "plain")):
             yield from printable([f"{each.pid}: {info}"])
 

@@ -19,6 +19,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
+from base.http_buckets import HTTP_BUCKETS
 from base.lifecycle import Lifecycle, StartView
 from server.operation.engine_watchdog import SILENCE_METRIC
 from server.operation.metrics.collectors import (
@@ -56,9 +57,6 @@ _ITERATION_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 1
 _CHOICES_BUCKETS = (1, 2, 5, 10, 20)
 _PROMPT_SOURCES = ("local_compute", "local_cache_hit")
 _PREEMPTION_BUCKETS = (1, 2, 3, 4, 5, 10, 20)
-_HTTP_BUCKETS = (
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 7.5, 10, 30, 60,
-)  # fmt: skip
 
 
 class ServerMetrics:
@@ -163,7 +161,7 @@ class HttpMetrics:
         self._fine_duration = Histogram(
             "http_request_duration_highr_seconds",
             "Latency of all routes together, in many buckets.",
-            buckets=_HTTP_BUCKETS,
+            buckets=HTTP_BUCKETS,
             registry=registry,
         )
         self._duration = Histogram(

@@ -17,6 +17,7 @@ from base.server_settings import LoggingConfig, NetworkConfig
 from router.child.child import ChildProgress
 from router.http.app import AppOptions, create_runner
 from router.http.waiting import Patience
+from router.metrics import RouterMetrics
 from router.model_entry import ModelEntry
 from router.model_pool import ModelRefused, ModelStatus
 from router.scheduling.terms import NOTHING, State
@@ -65,6 +66,7 @@ class SmallPool:
         """Whether others wait for the room of all models, so that none admits a request."""
         self.before_stop: Callable[[SmallChild], Awaitable[None]] | None = None
         self.starts: deque[dict[str, Any]] = deque()
+        self.metrics = RouterMetrics()
         self.num_leases = 0
         self.num_waiting = 0
         self.changed = asyncio.Condition()

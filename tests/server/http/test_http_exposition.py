@@ -1,18 +1,30 @@
-"""/metrics follows the format's rules and vLLM's names, and the dashboard queries what exists."""
+"""/metrics follows the format's rules and vLLM's names; dashboard, alerts and docs name what exists."""
 
+import itertools
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from router.http.model_list import PoolListing
+from router.model_entry import ModelEntry
+from server.operation.metrics.collectors import image_families
 from server.terms.limits import LimitsConfig
+from server.text.renderers.images.processor_cache import ProcessorCache
+from tests.router.http.small_router import SmallPool
 
-DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana" / "vllm-cli.json"
+ROOT = Path(__file__).parents[3]
+DOCS = ROOT / "docs"
+DASHBOARD = ROOT / "deploy" / "grafana" / "vllm-cli.json"
+ALERTS = ROOT / "deploy" / "grafana" / "alerts.yaml"
+SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
 
 GAUGES = """num_requests_running num_requests_waiting kv_cache_usage_perc
 gpu_cache_usage_perc engine_startup_time_seconds cache_config_info"""
@@ -156,13 +168,57 @@ def test_prompt_tokens_are_counted_by_source(serve, engine, encode):
     assert [s.value for s in found["vllm:prompt_tokens_cached"].samples if s.name.endswith("_total")] == [3]
 
 
-def test_every_query_of_the_dashboard_names_metrics_that_exist(served):
-    names = {sample.name for family in families(served).values() for sample in family.samples}
+@pytest.fixture
+def exposed(served: Any) -> set[str]:
+    """The metrics of a server and of a router, and the names of their samples."""
+    router = PoolListing(SmallPool([ModelEntry(name="m")]), version="9.9", needs_key=False)  # type: ignore[arg-type]
+    everything = [
+        *families(served).values(),
+        *parse_text(router.metrics(None).body.decode()),
+        *image_families("m", ProcessorCache(max_bytes=1)),
+    ]
+    names = {family.name + suffix for family in everything for suffix in ("", *SUFFIXES.get(family.type, ()))}
+    return names | {sample.name for family in everything for sample in family.samples}
+
+
+def test_every_query_of_the_dashboard_and_the_alerts_names_metrics_that_exist(exposed):
     dashboard = json.loads(DASHBOARD.read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
     queries += [variable["query"] for variable in dashboard["templating"]["list"] if variable["type"] == "query"]
-    assert len(queries) > 30
+    queries += [rule["expr"] for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+    assert len(queries) > 50
     for query in queries:
         metrics = re.findall(r"\b(?:vllm|vllm_cli|http|process)[_:][a-z0-9_:]+", query)
         assert metrics, query
-        assert set(metrics) <= names, query
+        assert set(metrics) <= exposed, query
+
+
+def test_every_metric_that_the_docs_name_exists_and_every_own_one_has_a_row(exposed):
+    rows = set(_metrics_of_tables((DOCS / "observability.md").read_text()))
+    assert len(rows) > 60
+    named = {name for page in DOCS.rglob("*.md") for name in re.findall(r"vllm_cli:[a-z_]+[a-z]", page.read_text())}
+    assert (rows | named) - exposed - {"vllm_cli:router", "vllm_cli:model"} == set()
+    own = {re.sub("_(total|bucket|sum|count|created)$", "", name) for name in exposed if "vllm_cli:" in name}
+    assert own - {name.removesuffix("_total") for name in rows} == set()
+
+
+def _metrics_of_tables(page: str) -> Iterator[str]:
+    """The names in the first column of tables with types; a head that ends with a colon is their prefix."""
+    prefix: str | None = None
+    for line in page.splitlines():
+        cell = line.split(" | ")[0]
+        if not line.startswith("|"):
+            prefix = None
+        elif line.split(" | ")[1:2] == ["type"]:
+            prefix = cell.strip("| `") if cell.endswith(":`") else ""
+        elif prefix is not None:
+            yield from itertools.chain(*(_spelled_out(prefix + name) for name in re.findall(r"`([^`]+)`", cell)))
+
+
+def _spelled_out(name: str) -> Iterator[str]:
+    """Braces at the end have labels, others parts of several names; `process_*` stands for any name."""
+    name = re.sub(r"\{[^}]*\}$", "", name)
+    head, _, rest = name.partition("{")
+    parts, _, tail = rest.partition("}")
+    if not name.endswith("*"):
+        yield from (head + part + tail for part in parts.split(","))

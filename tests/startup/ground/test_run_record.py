@@ -1,5 +1,7 @@
 """The records by which `vllm-cli ps` finds the servers of this user."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from startup.ground import run_record
-from startup.ground.run_record import RunRecord, read_run_records, run_recorded
+from startup.ground.run_record import RunRecord, read_run_records, read_start, run_recorded
 from tests.support.cli import run_python
 
 _RECORD = RunRecord(engine="embedded", model="smol", address="http://0.0.0.0:8000")
@@ -56,6 +58,18 @@ def test_what_a_process_notes_of_its_start_is_beside_its_record_which_stays_as_i
             assert run_python(f"{read} print(run_record.read_run_records()[0].start)", folder).stdout == f"{start}\n"
         assert (record.stat().st_ino, record.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert list(folder.iterdir()) == []
+
+
+def test_a_process_with_a_record_reads_the_newest_note_of_others_and_keeps_its_own_record(folder):
+    read = "import sys; from startup.ground import run_record; run_record._FOLDERS = (sys.argv[1],);"
+    with run_recorded(_RECORD):
+        for age, mode in enumerate(("warm", "cold")):
+            note = folder / f"12345-{age}.json.start"
+            note.write_text(json.dumps({"start_mode": mode}))
+            os.utime(note, (9 - age, 9 - age))
+        assert read_start([1, 12345]) == {"start_mode": "warm"}
+        assert read_start([1]) == {}
+        assert run_python(f"{read} print(len(run_record.read_run_records()))", folder).stdout == "1\n"
 
 
 def test_the_note_of_a_removed_record_is_removed(folder):

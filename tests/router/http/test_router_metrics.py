@@ -1,0 +1,134 @@
+"""What /metrics counts of the requests to models."""
+
+import asyncio
+
+import pytest
+from aiohttp import web
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from base.lifecycle import StartInfo
+from router.http.waiting import Patience
+from router.metrics import RouterMetrics
+from router.model_pool import ModelRefused
+from tests.router.http.small_router import SmallRouter, eventually, post
+
+CHAT = "/v1/chat/completions"
+
+
+async def answer(request: web.BaseRequest) -> web.StreamResponse:
+    """400 for a path that ends with it, otherwise a stream of events."""
+    await request.read()
+    if request.path.endswith("400"):
+        return web.Response(status=400)
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(b"data: 0\n\n")
+    if request.path.endswith("breaks"):
+        await asyncio.sleep(0.05)
+        assert request.transport is not None
+        request.transport.abort()
+    return response
+
+
+def values(router: SmallRouter, name: str) -> dict[tuple[str, ...], float]:
+    """The series of a metric of the router: values of its labels, without `le`, in their order."""
+    text = generate_latest(router.pool.metrics.registry).decode()
+    samples = [sample for family in parse_text(text) for sample in family.samples]
+    return {tuple(s.labels.values()): s.value for s in samples if s.name == f"vllm_cli:router_{name}"}
+
+
+async def test_requests_are_counted_by_model_and_class_of_status(router, ask):
+    await router.serve("m", "n", running=answer)
+    for path in (CHAT, CHAT, "/v1/responses/400"):
+        await ask("POST", path, json={"model": "m"})
+    for name in ("who", "are you?"):
+        assert (await ask("POST", CHAT, json={"model": name})).status == 404
+    for path in ("/metrics", "/health", "/v1/models", "/status.json", "/", "/v1/models/who"):
+        await ask("GET", path)
+    await ask("OPTIONS", CHAT)
+    await ask("POST", "/models/unload", json={"model": "n"})
+    expected = {("m", "2xx"): 2, ("m", "4xx"): 1, ("unknown", "4xx"): 2}
+    assert values(router, "requests_total") == expected
+    durations = values(router, "request_duration_seconds_count")
+    assert durations == {("m",): 3, ("unknown",): 2}
+
+
+async def test_a_request_without_a_key_is_counted_without_its_model(router, ask):
+    await router.serve("m", running=answer, keys=["k"])
+    assert (await ask("POST", CHAT, json={"model": "m"})).status == 401
+    assert values(router, "requests_total") == {("unknown", "4xx"): 1}
+
+
+async def test_the_first_byte_is_the_models_and_comes_before_the_end(router):
+    goes_on = asyncio.Event()
+
+    async def stream(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: 0\n\n")
+        await goes_on.wait()
+        return response
+
+    await router.serve("m", patience=Patience(comment_s=0.01))
+    reader, _ = await router.connect(post(CHAT, b'{"model": "m", "stream": true}'))
+    await reader.readuntil(b": starting")
+    await asyncio.sleep(0.05)
+    await router.start_model("m", stream)
+    await reader.readuntil(b"data: 0\n\n")
+    await asyncio.sleep(0.05)
+    goes_on.set()
+    await reader.readuntil(b"0\r\n\r\n")
+    await eventually(lambda: ("m",) in values(router, "request_duration_seconds_sum"))
+    first = values(router, "time_to_first_byte_seconds_sum")["m",]
+    assert 0.05 <= first <= values(router, "request_duration_seconds_sum")["m",] - 0.05
+
+
+@pytest.mark.parametrize("path", ["/v1/responses/breaks", CHAT])
+async def test_an_error_at_the_end_of_a_stream_is_an_error(router, ask, path):
+    await router.serve("m", patience=Patience(comment_s=0.01))
+    sending = asyncio.create_task(ask("POST", path, json={"model": "m", "stream": True}))
+    await eventually(lambda: router.pool.num_waiting == 1)
+    if path == CHAT:
+        await asyncio.sleep(0.05)
+        await router.pool.refuse(ModelRefused(503, "no memory"))
+    else:
+        await router.start_model("m", answer)
+    assert (await sending).status == 200
+    assert values(router, "requests_total") == {("m", "5xx"): 1}
+
+
+async def test_a_client_that_leaves_is_no_error(router):
+    await router.serve("m")
+    _, writer = await router.connect(post(CHAT, b'{"model": "m"}'))
+    await eventually(lambda: router.pool.num_waiting == 1)
+    writer.transport.abort()
+    await eventually(lambda: values(router, "requests_total") == {("m", "abort"): 1})
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+async def test_a_websocket_is_counted_without_its_duration(router, client, end):
+    async def talk(request: web.BaseRequest) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.receive()
+        return socket
+
+    await router.serve("m", running=talk)
+    async with client.ws_connect(f"{router.url}/v1/realtime?model=m") as socket:
+        if end == "abort":
+            socket._response.connection.transport.abort()
+    await eventually(lambda: values(router, "requests_total") == {("m", "1xx"): 1})
+    assert values(router, "request_duration_seconds_count") == {}
+
+
+def test_reasons_of_starts_are_bounded():
+    metrics = RouterMetrics()
+    for number in range(50):
+        for _ in range(2):
+            metrics.note_start("m", "ready", StartInfo("cold", f"{number} " + "x" * 300))
+    (starts,) = (family for family in metrics.registry.collect() if family.name == "vllm_cli:router_starts")
+    counts = {sample.labels["reason"]: sample.value for sample in starts.samples if sample.name.endswith("_total")}
+    assert (len(counts), counts.pop("other")) == (21, 60)
+    assert set(counts.values()) == {2}
+    assert max(map(len, counts)) == 200
