@@ -1,27 +1,67 @@
 """Errors of a start; the command line translates them into exit code 3."""
 
+from typing import Final
+
+USAGE_CAUSE: Final = "usage"
+"""The cause of errors with exit code 2."""
+UNKNOWN_CAUSE: Final = "unknown"
+"""The cause of errors whose cause has no name."""
+
+
+def code_of(cause: str) -> str:
+    """The code of a cause in logs, digests and the documentation: `VC-PORT-IN-USE` of `port-in-use`."""
+    return f"VC-{cause.upper()}"
+
+
+def with_code(message: str, cause: str) -> str:
+    """The message of an error that ends a start, with its code in the last line."""
+    return f"{message}\nCode: {code_of(cause)}"
+
 
 class StartupError(Exception):
     """The server cannot start; the message names the value and the fix."""
+
+    cause: str = UNKNOWN_CAUSE
+    """A name of the tables in `startup.reports.causes.known`."""
+
+    def __init__(self, message: str, *, cause: str | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause or self.cause
+
+    @property
+    def coded(self) -> str:
+        """The message, with the code in its last line."""
+        return with_code(str(self), self.cause)
 
 
 class CommandLineError(StartupError):
     """The engine does not accept the words of its command line, or this Python; exit code 2."""
 
+    cause = USAGE_CAUSE
+
 
 class ModelNotFoundError(StartupError):
     """The model is neither a readable folder nor available from the hub."""
+
+    cause = "model-not-found"
 
 
 class PortInUseError(StartupError):
     """Another process listens on the address."""
 
+    cause = "port-in-use"
+
 
 class CrashError(StartupError):
     """A process of the server has failed, at the start or later; the message is the digest of the crash."""
 
-    def __init__(self, message: str, *, exit_code: int, json_line: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, exit_code: int, json_line: str | None = None, cause: str | None = None) -> None:
+        super().__init__(message, cause=cause)
         self.exit_code = exit_code
         self.json_line = json_line
         """The digest as a record of the log, where that has JSON."""
+
+    @property
+    def coded(self) -> str:
+        """The digest, which has the code."""
+        return str(self)

@@ -113,7 +113,7 @@ class StartSession:
     ) -> None:
         with self.stack:
             if isinstance(err, StartupError):
-                self._fail(str(err))
+                self._fail(err)
 
     def phase(self) -> str:
         """The current phase, for log lines; may be called on any thread."""
@@ -296,13 +296,14 @@ class StartSession:
         logging.disable()  # the threads of this process notice that others end
         self.notify_stopping(f"stopped by {signal_name} during the start")
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, err: StartupError) -> None:
+        reason = str(err)
         if not self._is_ready:
             self.state.fail(reason)
             save_failed_start(self.state)
         from startup.reports.crash.crash_report import write_termination_message  # noqa: PLC0415 - only after a failure
 
-        write_termination_message(reason)
+        write_termination_message(err.coded)
         if self._manager is not None:
             self._manager.notify_failure(reason)
 

@@ -116,9 +116,19 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
             models[address] = _examine(_archives(address))
         except LocationError as err:
             failure = str(err)
-    click.echo(_to_json(models) if is_json else "\n\n".join("\n".join(part) for part in _sections(models)))
+    click.echo(json.dumps(_to_fields(models), indent=2) if is_json else _to_text(models))
     if failure is not None:
         raise click.ClickException(failure)
+
+
+def describe_kept() -> str:
+    """What this machine keeps between starts."""
+    return _to_text({None: _examine(_local_models())})
+
+
+def kept_fields() -> dict[str, Any]:
+    """The same as JSON values."""
+    return _to_fields({None: _examine(_local_models())})
 
 
 @caches.command("prune")
@@ -248,18 +258,21 @@ def _remove(chosen: Sequence[_Kept]) -> None:
         raise OSError(f"not all can be removed from {local.compiled_folder()}: check its permissions")
 
 
-def _to_json(models: Mapping[str | None, list[_Kept]]) -> str:
+def _to_fields(models: Mapping[str | None, list[_Kept]]) -> dict[str, Any]:
     from startup.vllm.fork.preload_profile import load_all_profiles, plain_states
 
     learned = read_learned()
-    fields = {
+    return {
         "compiled_models": [model.to_fields() for found in models.values() for model in found],
         "unrecorded": {"keys": sorted(local.unrecorded_keys()), "num_bytes": _num_unrecorded_bytes(models[None])},
         "preload_profiles": [{"key": each.kind.key, **asdict(each)} for each in load_all_profiles()],
         "preloading_disabled": [asdict(state) for state in plain_states()],
         "import_file": None if learned is None else {**learned._asdict(), "path": str(learned.path)},
     }
-    return json.dumps(fields, indent=2)
+
+
+def _to_text(models: Mapping[str | None, list[_Kept]]) -> str:
+    return "\n\n".join("\n".join(part) for part in _sections(models))
 
 
 def _sections(models: Mapping[str | None, list[_Kept]]) -> Iterator[list[str]]:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal
 
+from startup.ground.errors import code_of
+
 ANYTHING: Final = "…"
 """In a text: any characters. `^` and `$` at its ends are the ends of a line."""
 
@@ -25,6 +27,11 @@ class KnownCause:
     """Whether a hint or another exception of the chain says more."""
     phase: str = ""
     """vLLM's activity when this happens; empty if there are several, so that the log must show it."""
+
+    @property
+    def code(self) -> str:
+        """The code that ends the message of a start that this cause has ended."""
+        return code_of(self.name)
 
     def matches(self, text: str) -> bool:
         """Whether one of the texts is in `text`, in time linear in its length."""

@@ -27,18 +27,18 @@ _PROCESS: Final = re.compile(
 )
 """`(EngineCore_DP0 pid=123)`, `(Worker_TP1 pid=5)`, `(RayWorkerWrapper pid=7, ip=10.0.0.2)`, `(x, pid=9)`;
 of older and newer versions `(EngineCore)`."""
+_DATE: Final = r"(?:\d\d-\d\d |\d{4}-\d\d-\d\dT)\d\d:\d\d:\d\dZ? "
+"""`09-03 11:03:37 `, or `2026-09-03T11:03:37Z ` with `--log-format text-utc`."""
 _RECORD: Final = re.compile(
-    r"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL) (?:\d\d-\d\d \d\d:\d\d:\d\d |\d{1,7} )?"
+    rf"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL) (?:{_DATE}|\d{{1,7}} )?"
     r"\[?([\w./\\-]{1,80}\.pyx?):\d{1,6}\] ?"
 )
 """`ERROR 09-03 11:03:37 [core.py:712] `, and without the bracket in old versions."""
 _GLUED: Final = re.compile(
-    r"(?:\([^()]{1,80}\) ){0,2}(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[\w./]{1,80}:\d"
+    rf"(?:\([^()]{{1,80}}\) ){{0,2}}(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) {_DATE}\[[\w./]{{1,80}}:\d"
 )
 """The beginning of a record, which is in the middle of a line if a log has lost its line ends."""
-_OWN_RECORD: Final = re.compile(
-    r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \(([\w -]{1,40})\) [\w.-]{1,120}: "
-)
+_OWN_RECORD: Final = re.compile(rf"(DEBUG|INFO|WARNING|ERROR|CRITICAL) {_DATE}\(([\w -]{{1,40}})\) [\w.-]{{1,120}}: ")
 """`ERROR 09-03 11:03:37 (engine) server.engine.process: `, as `vllm-cli` writes it."""
 _UVICORN: Final = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL): {1,8}")
 _GLOG: Final = re.compile(r"\[?([WEF])\d{3,4} \d\d:\d\d:\d\d\.\d{1,9} (?:\d{1,10} )?[\w./-]{1,80}:\d{1,6}\] ?")
