@@ -248,10 +248,8 @@ def _fail(err: Exception | str, exit_code: int, cause: str | None = None) -> int
     """Shows the error; `cause` is that of an error that ends a start."""
     if isinstance(err, Exception) and (env.VLLM_LOGGING_LEVEL.raw or "").upper() == "DEBUG":
         sys.excepthook(type(err), err, err.__traceback__)
-    text = str(err)
-    if cause is not None:
-        text = err.coded if isinstance(err, StartupError) else with_code(text, cause)
-    shown = hide_quoted(f"Error: {text}", sys.argv)
+    message = f"Error: {err}" if cause is None else with_code(f"Error: {err}", cause)
+    shown = hide_quoted(message, sys.argv)
     with suppress(OSError):  # click takes a stream that vLLM 0.29 has prefixed for one of bytes
         if cause is None or not _log_as_json(shown, cause):
             sys.stderr.write(shown + "\n")

@@ -14,8 +14,9 @@ def code_of(cause: str) -> str:
 
 
 def with_code(message: str, cause: str) -> str:
-    """The message of an error that ends a start, with its code in the last line."""
-    return f"{message}\nCode: {code_of(cause)}"
+    """The message of an error that ends a start, with its code in the last line; a digest has it already."""
+    line = f"Code: {code_of(cause)}"
+    return message if line in message else f"{message}\n{line}"
 
 
 class StartupError(Exception):
@@ -27,11 +28,6 @@ class StartupError(Exception):
     def __init__(self, message: str, *, cause: str | None = None) -> None:
         super().__init__(message)
         self.cause = cause or self.cause
-
-    @property
-    def coded(self) -> str:
-        """The message, with the code in its last line."""
-        return with_code(str(self), self.cause)
 
 
 class CommandLineError(StartupError):
@@ -60,8 +56,3 @@ class CrashError(StartupError):
         self.exit_code = exit_code
         self.json_line = json_line
         """The digest as a record of the log, where that has JSON."""
-
-    @property
-    def coded(self) -> str:
-        """The digest, which has the code."""
-        return str(self)

@@ -24,7 +24,7 @@ from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start
 from startup.ground import start_origin
 from startup.ground.caches import PAGES, find_baked
 from startup.ground.config import PrefetchMode, PreflightMode
-from startup.ground.errors import StartupError
+from startup.ground.errors import StartupError, with_code
 from startup.ground.processes import group_signals
 from startup.ground.processes.stop_signals import StopSignals
 from startup.ground.run_record import RunRecord, run_recorded
@@ -303,7 +303,7 @@ class StartSession:
             save_failed_start(self.state)
         from startup.reports.crash.crash_report import write_termination_message  # noqa: PLC0415 - only after a failure
 
-        write_termination_message(err.coded)
+        write_termination_message(with_code(reason, err.cause))
         if self._manager is not None:
             self._manager.notify_failure(reason)
 

@@ -109,26 +109,16 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
             raise click.UsageError(f"give options after `{ctx.invoked_subcommand}`.")
         return
     address = (option or CompileCacheOption.of(env.VCLI_COMPILE_CACHE.get() or "")).location
-    models: dict[str | None, list[_Kept]] = {None: _examine(_local_models())}
+    models = _of_this_machine()
     failure = None
     if address is not None:
         try:
             models[address] = _examine(_archives(address))
         except LocationError as err:
             failure = str(err)
-    click.echo(json.dumps(_to_fields(models), indent=2) if is_json else _to_text(models))
+    click.echo(json.dumps(kept_fields(models), indent=2) if is_json else describe_kept(models))
     if failure is not None:
         raise click.ClickException(failure)
-
-
-def describe_kept() -> str:
-    """What this machine keeps between starts."""
-    return _to_text({None: _examine(_local_models())})
-
-
-def kept_fields() -> dict[str, Any]:
-    """The same as JSON values."""
-    return _to_fields({None: _examine(_local_models())})
 
 
 @caches.command("prune")
@@ -258,10 +248,11 @@ def _remove(chosen: Sequence[_Kept]) -> None:
         raise OSError(f"not all can be removed from {local.compiled_folder()}: check its permissions")
 
 
-def _to_fields(models: Mapping[str | None, list[_Kept]]) -> dict[str, Any]:
+def kept_fields(models: Mapping[str | None, list[_Kept]] | None = None) -> dict[str, Any]:
+    """What is kept, as JSON values; without `models`, by this machine."""
     from startup.vllm.fork.preload_profile import load_all_profiles, plain_states
 
-    learned = read_learned()
+    learned, models = read_learned(), models or _of_this_machine()
     return {
         "compiled_models": [model.to_fields() for found in models.values() for model in found],
         "unrecorded": {"keys": sorted(local.unrecorded_keys()), "num_bytes": _num_unrecorded_bytes(models[None])},
@@ -271,8 +262,13 @@ def _to_fields(models: Mapping[str | None, list[_Kept]]) -> dict[str, Any]:
     }
 
 
-def _to_text(models: Mapping[str | None, list[_Kept]]) -> str:
-    return "\n\n".join("\n".join(part) for part in _sections(models))
+def describe_kept(models: Mapping[str | None, list[_Kept]] | None = None) -> str:
+    """The same as text."""
+    return "\n\n".join("\n".join(part) for part in _sections(models or _of_this_machine()))
+
+
+def _of_this_machine() -> dict[str | None, list[_Kept]]:
+    return {None: _examine(_local_models())}
 
 
 def _sections(models: Mapping[str | None, list[_Kept]]) -> Iterator[list[str]]:

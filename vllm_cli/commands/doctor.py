@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,7 +20,6 @@ from vllm_cli.commands.serve import preflight_of
 
 if TYPE_CHECKING:
     from startup.vllm.launch.hooks import HookReport
-    from startup.vllm_words.installed import InstalledVllm
 
 _FAULTY = 1
 
@@ -51,84 +50,61 @@ Exit codes: 0 a start can succeed; 1 an error, or a hook that does not fit; 2 us
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
 def doctor(*, words: tuple[str, ...], is_json: bool) -> int:
     """Returns the exit code."""
-    report = _examine(words)
-    click.echo(json.dumps(report.to_fields(), indent=2) if is_json else "\n\n".join(report.parts()))
-    return report.exit_code
-
-
-class _Report(NamedTuple):
-    """All that was found."""
-
-    preflight: PreflightReport
-    """Without findings if no words of a start were given."""
-    hooks: "HookReport | None" = None
-    """None if the engine is not vLLM."""
-
-    @property
-    def verdict(self) -> str:
-        """One line."""
-        errors, warnings = self.preflight.errors, len(self.preflight.warnings) + len(self._unfit)
-        counts = [describe_count(len(errors), "error")] if errors else ["ok"]
-        counts += [describe_count(warnings, "warning")] if warnings else []
-        engine = f"vLLM {self.hooks.vllm.version}" if self.hooks else "the embedded engine"
-        text = errors[0].message.partition("\n")[0] if errors else f"{engine} can be started here"
-        return f"{', '.join(counts)}: {text}"
-
-    @property
-    def exit_code(self) -> int:
-        """That of the command."""
-        if self.preflight.has_usage_error:
-            return USAGE
-        return _FAULTY if self.preflight.errors or self._unfit else OK
-
-    def to_fields(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {
-            "verdict": self.verdict,
-            "ok": not self.preflight.errors,
-            "findings": [finding.to_fields() for finding in self.preflight.findings],
-            "hooks": self.hooks and self.hooks.to_fields(),
-            "machine": describe_machine(),
-            "kept": kept_fields(),
-        }
-
-    def parts(self) -> Iterator[str]:
-        """The report as text: the verdict, then what each of the other commands prints."""
-        import yaml
-
-        yield self.verdict
-        if self.preflight.findings:
-            yield f"# Preflight\n{self.preflight.to_text()}"
-        if self.hooks is not None:
-            yield "\n".join(("# Hooks", *describe_check(self.hooks)))
-        yield f"# Machine\n{yaml.safe_dump(describe_machine(), sort_keys=False, width=1000).rstrip()}"
-        yield f"# Kept between starts\n{describe_kept()}"
-
-    @property
-    def _unfit(self) -> list[str]:
-        findings = self.hooks.findings if self.hooks else ()
-        return [finding.hook for finding in findings if finding.state == "does not fit"]
-
-
-def _examine(words: tuple[str, ...]) -> _Report:
     start = parse_start(words, "vllm-cli doctor", is_quiet=True)
+    preflight, hooks = _examine(start, has_words=bool(words))
+    verdict = _verdict(preflight, hooks)
+    click.echo(_to_json(verdict, preflight, hooks) if is_json else "\n\n".join((verdict, *_parts(preflight, hooks))))
+    if preflight.has_usage_error:
+        return USAGE
+    return _FAULTY if preflight.errors or (hooks is not None and not hooks.all_fit) else OK
+
+
+def _examine(start: StartupConfig | VllmOptions, *, has_words: bool) -> "tuple[PreflightReport, HookReport | None]":
+    """The faults of the start, if it has words; the hooks, if its engine is vLLM."""
+    nothing = PreflightReport((), 0.0)
     try:
-        vllm = _require_engine(start)
+        if isinstance(start, StartupConfig):
+            require_embedded_engine()
+            return preflight_of(start) if has_words else nothing, None
+        from startup.vllm_words.installed import require_vllm
+
+        vllm = require_vllm()
     except StartupError as err:
-        return _Report(PreflightReport((error("engine", str(err), err.cause),), 0.0))
-    preflight = preflight_of(start) if words else PreflightReport((), 0.0)
-    if vllm is None:
-        return _Report(preflight)
+        return PreflightReport((error("engine", str(err), err.cause),), 0.0), None
     from startup.vllm.launch.hooks import report_hooks
 
-    return _Report(preflight, report_hooks(vllm))
+    return preflight_of(start) if has_words else nothing, report_hooks(vllm)
 
 
-def _require_engine(start: StartupConfig | VllmOptions) -> "InstalledVllm | None":
-    """The vLLM of this start, None with the embedded engine; raises StartupError if it is not installed."""
-    if isinstance(start, StartupConfig):
-        require_embedded_engine()
-        return None
-    from startup.vllm_words.installed import require_vllm
+def _verdict(preflight: PreflightReport, hooks: "HookReport | None") -> str:
+    unfit = [finding for finding in hooks.findings if finding.state == "does not fit"] if hooks else []
+    counts = [describe_count(len(preflight.errors), "error")] if preflight.errors else ["ok"]
+    if num_warnings := len(preflight.warnings) + len(unfit):
+        counts.append(describe_count(num_warnings, "warning"))
+    engine = f"vLLM {hooks.vllm.version}" if hooks else "the embedded engine"
+    faults = [finding.message.partition("\n")[0] for finding in preflight.errors]
+    return f"{', '.join(counts)}: {faults[0] if faults else f'{engine} can be started here'}"
 
-    return require_vllm()
+
+def _to_json(verdict: str, preflight: PreflightReport, hooks: "HookReport | None") -> str:
+    fields = {
+        "verdict": verdict,
+        "ok": not preflight.errors,
+        "findings": [finding.to_fields() for finding in preflight.findings],
+        "hooks": hooks and hooks.to_fields(),
+        "machine": describe_machine(),
+        "kept": kept_fields(),
+    }
+    return json.dumps(fields, indent=2)
+
+
+def _parts(preflight: PreflightReport, hooks: "HookReport | None") -> Iterator[str]:
+    """What the other commands print."""
+    import yaml
+
+    if preflight.findings:
+        yield f"# Preflight\n{preflight.to_text()}"
+    if hooks is not None:
+        yield "\n".join(("# Hooks", *describe_check(hooks)))
+    yield f"# Machine\n{yaml.safe_dump(describe_machine(), sort_keys=False, width=1000).rstrip()}"
+    yield f"# Kept between starts\n{describe_kept()}"

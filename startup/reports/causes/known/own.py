@@ -4,6 +4,11 @@ from typing import Final
 
 from startup.reports.causes.known_cause import KnownCause
 
+
+def _own(name: str, title: str, advice: str) -> KnownCause:
+    return KnownCause(name, title, (), advice)
+
+
 UNKNOWN: Final = KnownCause(
     "unknown",
     "the cause is none of those with a code",
@@ -13,54 +18,45 @@ UNKNOWN: Final = KnownCause(
     is_general=True,
 )
 OWN: Final = (
-    KnownCause(
+    _own(
         "usage",
         "a flag, a value, a variable or a file of settings is not accepted",
-        (),
         "Correct what the message names. `vllm-cli serve --help=WORD` shows the flags that contain WORD.",
     ),
-    KnownCause(
+    _own(
         "preflight",
         "the preflight has found a fault",
-        (),
-        "Correct what the message names. `--preflight-only` shows all faults; `--preflight warn` starts in spite "
-        "of them.",
+        "Correct what the message names. `--preflight-only` shows all faults; `--preflight warn` starts all the same.",
     ),
-    KnownCause(
+    _own(
         "models-file",
         "the file of models has faults",
-        (),
         "Correct what the message names. `vllm-cli serve --models FILE --preflight-only` shows all faults.",
     ),
-    KnownCause(
+    _own(
         "package-missing",
         "a package that the engine needs is not installed",
-        (),
         "Install what the message names into the environment of vllm-cli.",
     ),
-    KnownCause(
+    _own(
         "standby-unusable",
         "no server can be forked from a standby, or no standby can run",
-        (),
         "Start one with `vllm-cli standby`; `vllm-cli standby status` shows the one that runs.",
     ),
-    KnownCause(
+    _own(
         "socket-activation",
         "the socket that a service manager has passed cannot be used",
-        (),
         "In the .socket unit, use ListenStream= with Accept=no.",
     ),
-    KnownCause(
+    _own(
         "keys-or-certificates",
         "a file of API keys or certificates cannot be used",
-        (),
         "Correct the file that the message names, or its permissions.",
     ),
-    KnownCause(
+    _own(
         "startup-timeout",
         "the start took longer than --startup-timeout",
-        (),
-        "The log before it has the phase and the stacks of all threads. Give a longer --startup-timeout.",
+        "The log before it has the stacks of all threads. Give a longer --startup-timeout.",
     ),
     UNKNOWN,
 )
