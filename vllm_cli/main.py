@@ -50,11 +50,11 @@ FIRST_COMMANDS: Final = (
     ),
     CommandEntry("bench", "vllm_cli.commands.bench:bench", "Measure servers and their starts."),
     CommandEntry("explain", "vllm_cli.commands.explain:explain", "Find in a log why vLLM failed, and what to do."),
-    CommandEntry("doctor", "vllm_cli.commands.doctor:doctor", "Report whether a server can be started here."),
 )
 """The commands that a newcomer needs."""
 COMMANDS: Final = (
     *FIRST_COMMANDS,
+    CommandEntry("doctor", "vllm_cli.commands.doctor:doctor", "Report whether a server can be started here."),
     CommandEntry("complete", "vllm_cli.commands.chat:complete", "Complete a text with a model on a running server."),
     CommandEntry("run-batch", "vllm_cli.commands.run_batch:run_batch", "Answer a file of requests; can be resumed."),
     CommandEntry("load", "vllm_cli.commands.load:load", "Start one model of a server that has several."),

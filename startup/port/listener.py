@@ -85,4 +85,4 @@ def _explain(err: OSError | OverflowError, address: str, fix: str) -> StartupErr
     reason = (getattr(err, "strerror", None) or str(err)).lower().removesuffix(".")
     if "in use" in reason:
         return PortInUseError(f"{address} is in use by another process: stop it or {fix}")
-    return StartupError(f"cannot listen on {address}: {reason}", cause=_CAUSES.get(getattr(err, "errno", None)))
+    return StartupError(f"cannot listen on {address}: {reason}", cause=_CAUSES.get(getattr(err, "errno", 0)))

@@ -8,7 +8,6 @@ import click
 from envs.suggestion import did_you_mean
 from startup.reports.causes.digest import digest_to_dict, write_digest
 from startup.reports.causes.first_cause import BY_CODE, find_cause
-from startup.reports.causes.known_cause import KnownCause
 from startup.reports.causes.log_line import read_lines
 
 _NOTHING_FAILED: Final = 1
@@ -17,23 +16,23 @@ _CODE: Final = "VC-"
 
 
 class _LogOrCode(click.File):
-    """The file of a log, or the cause of a code."""
+    """The file of a log, or a code."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The open file, or the cause; no file needs a name like a code."""
+        """The open file, or the code in capitals; no file needs a name like a code."""
         code = value.upper() if isinstance(value, str) else ""
         if not code.startswith(_CODE):
             return super().convert(value, param, ctx)
         if code not in BY_CODE:
             self.fail(f"there is no code {code}{did_you_mean(code, BY_CODE)}.", param, ctx)
-        return BY_CODE[code]
+        return code
 
 
 @click.command("explain")
 @click.argument("log", metavar="[FILE|CODE]", type=_LogOrCode("rb"), default="-")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.option("--list", "lists_causes", is_flag=True, help="Print all causes that it knows, with what to do.")
-def explain(log: BinaryIO | KnownCause, is_json: bool, lists_causes: bool) -> int:
+def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
     """Find in the log of a failed vLLM what failed first, and show what to do.
 
     FILE is the log of `vllm serve` or `vllm-cli serve`, of any size; by default it is read from standard
@@ -51,10 +50,11 @@ def explain(log: BinaryIO | KnownCause, is_json: bool, lists_causes: bool) -> in
     Exit codes: 0 something failed, and it is shown; 1 nothing in the log failed; 2 usage.
     """
     if lists_causes:
-        click.echo("\n\n".join(f"{known.name}: {_describe(known)}" for known in BY_CODE.values()))
+        click.echo("\n\n".join(f"{known.name}: {_describe(code)}" for code, known in BY_CODE.items()))
         return 0
-    if isinstance(log, KnownCause):
-        fields = {"code": log.code, "cause": log.name, "title": log.title, "advice": log.advice}
+    if isinstance(log, str):
+        known = BY_CODE[log]
+        fields = {"code": log, "cause": known.name, "title": known.title, "advice": known.advice}
         click.echo(json.dumps(fields) if is_json else f"Cause: {_describe(log)}")
         return 0
     cause = find_cause(read_lines(log))
@@ -67,5 +67,5 @@ def explain(log: BinaryIO | KnownCause, is_json: bool, lists_causes: bool) -> in
     return 0 if cause else _NOTHING_FAILED
 
 
-def _describe(known: KnownCause) -> str:
-    return f"{known.title}\nDo: {known.advice}\nCode: {known.code}"
+def _describe(code: str) -> str:
+    return f"{BY_CODE[code].title}\nDo: {BY_CODE[code].advice}\nCode: {code}"

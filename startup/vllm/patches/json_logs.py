@@ -67,12 +67,11 @@ class VllmJsonFormatter(JsonFormatter):
 class VllmUtcFormatter(logging.Formatter):
     """Formats records as vLLM does, with the prefix before each line, but with date, year and zone."""
 
-    converter = time.gmtime
-
     def __init__(self, *, has_process: bool) -> None:
         """Without `has_process`, vLLM itself writes the process before each line."""
         process = "(%(vllm_process_name)s pid=%(process)d) " if has_process else ""
         super().__init__(f"{foreign.text_of('VLLM_LOGGING_PREFIX')}{process}{_LAYOUT}", UTC)
+        self.converter = time.gmtime
 
     def format(self, record: logging.LogRecord) -> str:
         """One record."""

@@ -330,7 +330,7 @@ def test_a_start_that_vllm_accepts_against_the_recorded_facts_renews_them(folder
     refused = run_fake(folder, "--dtype", "hulf", "--port", "0", env=checked)
     assert refused.returncode == 2
     assert "--dtype 'hulf' is not one of" in refused.stderr
-    assert refused.stderr.endswith("\n  if vLLM accepts this start: give --preflight warn\nCode: VC-PREFLIGHT\n")
+    assert refused.stderr.endswith("\n  if vLLM accepts this start: give --preflight warn\nCode: VC-USAGE\n")
     with FakeStart(folder, "--dtype", "hulf", "--preflight", "warn", env=checked) as start:
         start.wait_ready()
         start.wait(lambda: any("hulf" in path.read_text() for path in folder.rglob("vllm-facts/*.json")))
