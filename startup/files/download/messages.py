@@ -85,7 +85,7 @@ _CAUSES: Final[dict[FailureKind, str]] = {
     "unreachable": "hub-unreachable",
     "disk": "disk-full",
     "cache": "folder-not-writable",
-    "timeout": "hub-unreachable",
+    "timeout": "startup-timeout",
     "wrong": "hub-error",
     "failed": "hub-error",
 }

@@ -55,8 +55,8 @@ OWN: Final = (
     ),
     _own(
         "startup-timeout",
-        "the start took longer than --startup-timeout",
-        "The log before it has the stacks of all threads. Give a longer --startup-timeout.",
+        "the start or its download took longer than it may",
+        "The log shows what took so long. Give a longer --startup-timeout or --download-timeout.",
     ),
     UNKNOWN,
 )
