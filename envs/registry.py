@@ -49,7 +49,7 @@ IDLE_WARM_MODES: Final = ("auto", "off")
 
 LOGGING_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
-LOG_FORMATS: Final = ("text", "json")
+LOG_FORMATS: Final = ("text", "text-utc", "json")
 
 OWN_PREFIX: Final = "VCLI_"
 """Prefix of this program's own variables, since vLLM warns about unknown `VLLM_*` names."""

@@ -146,6 +146,8 @@ _MAX_SHOWN: Final = 100
 class ModelsFileError(StartupError):
     """The file of models has faults. The message lists them, one a line."""
 
+    cause = "models-file"
+
     def __init__(self, faults: Sequence[Fault]) -> None:
         shown = [*map(str, faults[:_MAX_SHOWN])]
         shown += [f"and {len(faults) - _MAX_SHOWN} more faults"] if len(faults) > _MAX_SHOWN else []

@@ -238,7 +238,7 @@ class ModelPool:
         return child in self._children
 
     def exit_code(self, name: str) -> int:
-        """How the model's last process has ended: exit code, -N after signal N; START_FAILED for a command."""
+        """How the last process has ended: exit code, -N after signal N; START_FAILED for a command."""
         return START_FAILED if self.entries[name].foreign else self._exit_codes.get(name, START_FAILED)
 
     def progress(self, name: str) -> str:

@@ -130,7 +130,7 @@ class _Secrets(NamedTuple):
             tls = None if config.tls.ssl_certfile is None else RenewableTls(config.tls)
             return cls(ApiKeys.from_config(config.network), tls)
         except ServerError as err:
-            raise StartupError(str(err)) from err
+            raise StartupError(str(err), cause="keys-or-certificates") from err
 
 
 class _Router:

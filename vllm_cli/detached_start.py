@@ -103,7 +103,7 @@ def _create_log() -> tuple[Path, IO[bytes]]:
         log = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, MODE), "wb")
         fcntl.flock(log, fcntl.LOCK_SH)
     except OSError as err:
-        raise StartupError(f"--detach: the server's log cannot be written: {err}") from err
+        raise StartupError(f"--detach: the server's log cannot be written: {err}", cause="folder-not-writable") from err
     return Path(path), log
 
 

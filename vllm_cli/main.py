@@ -22,7 +22,7 @@ from envs.registry import env
 from envs.suggestion import did_you_mean
 from envs.variable import EnvError
 from startup.embedded.installed import INSTALL_COMMAND, MODULES
-from startup.ground.errors import CommandLineError, CrashError, StartupError
+from startup.ground.errors import USAGE_CAUSE, CommandLineError, CrashError, StartupError, code_of, with_code
 from startup.ground.serve_words import is_vllm_installed
 from vllm_cli.errors import CommandGroup
 from vllm_cli.version import VERSION
@@ -54,6 +54,7 @@ FIRST_COMMANDS: Final = (
 """The commands that a newcomer needs."""
 COMMANDS: Final = (
     *FIRST_COMMANDS,
+    CommandEntry("doctor", "vllm_cli.commands.doctor:doctor", "Report whether a server can be started here."),
     CommandEntry("complete", "vllm_cli.commands.chat:complete", "Complete a text with a model on a running server."),
     CommandEntry("run-batch", "vllm_cli.commands.run_batch:run_batch", "Answer a file of requests; can be resumed."),
     CommandEntry("load", "vllm_cli.commands.load:load", "Start one model of a server that has several."),
@@ -166,9 +167,9 @@ def _run(args: Sequence[str] | None) -> int:
     try:
         result = cli.main(args, prog_name="vllm-cli", standalone_mode=False)
     except click.ClickException as err:
-        return _show(err)
+        return _show(err, is_of_start=_is_start(args))
     except (ConfigError, EnvError, CommandLineError) as err:
-        return _fail(err, USAGE)
+        return _fail(err, USAGE, USAGE_CAUSE)
     except StartupError as err:
         return _fail_start(err)
     except (click.Abort, KeyboardInterrupt):
@@ -197,15 +198,23 @@ def _discard_unwritten() -> None:
             continue
 
 
-def _show(err: click.ClickException) -> int:
+def _show(err: click.ClickException, *, is_of_start: bool) -> int:
     if isinstance(err, click.NoSuchOption):
         guess = did_you_mean(err.option_name, err.possibilities or ())
         err = click.UsageError(f"No such option: {err.option_name}{guess}", err.ctx)
     shown = io.StringIO()
     err.show(shown)
+    if is_of_start:
+        shown.write(f"Code: {code_of(USAGE_CAUSE)}\n")
     with suppress(OSError):  # standard error may be on a full disk; the exit code still counts
         click.echo(hide_quoted(shown.getvalue(), sys.argv), err=True, nl=False)
     return err.exit_code
+
+
+def _is_start(args: Sequence[str] | None) -> bool:
+    """Whether these words, or this process's own, start a server."""
+    words = sys.argv[1:] if args is None else args
+    return [*words[:1]] == ["serve"]
 
 
 def _exit_code_of(err: Exception) -> int | None:
@@ -213,7 +222,8 @@ def _exit_code_of(err: Exception) -> int | None:
     if _is_interruption(err):
         return INTERRUPTED
     if isinstance(err, ModuleNotFoundError) and err.name in MODULES:
-        return _fail(f"this command needs {err.name}, which is not installed: {INSTALL_COMMAND}", START_FAILED)
+        message = f"this command needs {err.name}, which is not installed: {INSTALL_COMMAND}"
+        return _fail(message, START_FAILED, "package-missing")
     return None
 
 
@@ -226,7 +236,7 @@ def _is_interruption(err: BaseException | None) -> bool:
 
 def _fail_start(err: StartupError) -> int:
     if not isinstance(err, CrashError) or err.json_line is None:
-        return _fail(err, err.exit_code if isinstance(err, CrashError) else START_FAILED)
+        return _fail(err, err.exit_code if isinstance(err, CrashError) else START_FAILED, err.cause)
     from startup.ground.logs.setup import real_stderr  # noqa: PLC0415 - only after a crash
 
     with suppress(OSError):
@@ -234,10 +244,23 @@ def _fail_start(err: StartupError) -> int:
     return err.exit_code
 
 
-def _fail(err: Exception | str, exit_code: int) -> int:
+def _fail(err: Exception | str, exit_code: int, cause: str | None = None) -> int:
+    """Shows the error; `cause` is that of an error that ends a start."""
     if isinstance(err, Exception) and (env.VLLM_LOGGING_LEVEL.raw or "").upper() == "DEBUG":
         sys.excepthook(type(err), err, err.__traceback__)
-    with suppress(OSError):  # vLLM 0.29 prefixes the stream, so that click takes it for one of bytes
-        sys.stderr.write(hide_quoted(f"Error: {err}", sys.argv) + "\n")
-        sys.stderr.flush()
+    message = f"Error: {err}" if cause is None else with_code(f"Error: {err}", cause)
+    shown = hide_quoted(message, sys.argv)
+    with suppress(OSError):  # click takes a stream that vLLM 0.29 has prefixed for one of bytes
+        if cause is None or not _log_as_json(shown, cause):
+            sys.stderr.write(shown + "\n")
+            sys.stderr.flush()
     return exit_code
+
+
+def _log_as_json(message: str, cause: str) -> bool:
+    """Logs the error that ends a start as JSON, if that is the log's format; returns whether it is."""
+    if "logging" not in sys.modules:
+        return False
+    from startup.ground.logs.setup import log_failure  # noqa: PLC0415 - only after a failure
+
+    return log_failure(message, code_of(cause))

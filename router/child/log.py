@@ -177,8 +177,8 @@ class ChildLog:
 
 
 def encode_line(line: str, model: str, log_format: LogFormat) -> bytes:
-    """A line of output behind the name of its model, if any. In JSON the name is the member `model`."""
-    if log_format == "text":
+    """A line of output with the name of its model, if any, in front; JSON gets it as the member `model`."""
+    if log_format != "json":
         return (f"[{model}] {line}\n" if model else f"{line}\n").encode(errors="replace")
     record = _parse(line)
     if record is None:

@@ -39,5 +39,6 @@ def require_embedded_engine() -> None:
     if missing:
         raise StartupError(
             f"the embedded engine is not installed ({', '.join(missing)} missing): {INSTALL_COMMAND}; "
-            "to serve with vLLM instead, install vllm in this environment"
+            "to serve with vLLM instead, install vllm in this environment",
+            cause="package-missing",
         )

@@ -127,7 +127,7 @@ class StartOptions:
     log_format: LogFormat = setting(
         "text",
         "--log-format",
-        "Format of log lines; json makes every line of every process a JSON object.",
+        "Format of log lines: text-utc has date, year and zone; json makes every line of every process a JSON object.",
         group="Logging",
         role="program",
         variable=env.VCLI_LOG_FORMAT,

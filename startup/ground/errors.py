@@ -1,27 +1,58 @@
 """Errors of a start; the command line translates them into exit code 3."""
 
+from typing import Final
+
+USAGE_CAUSE: Final = "usage"
+"""The cause of errors with exit code 2."""
+UNKNOWN_CAUSE: Final = "unknown"
+"""The cause of errors whose cause has no name."""
+
+
+def code_of(cause: str) -> str:
+    """The code of a cause in logs, digests and the documentation: `VC-PORT-IN-USE` of `port-in-use`."""
+    return f"VC-{cause.upper()}"
+
+
+def with_code(message: str, cause: str) -> str:
+    """The message of an error that ends a start, with its code in the last line; a digest has it already."""
+    line = f"Code: {code_of(cause)}"
+    return message if line in message else f"{message}\n{line}"
+
 
 class StartupError(Exception):
     """The server cannot start; the message names the value and the fix."""
+
+    cause: str = UNKNOWN_CAUSE
+    """A name of the tables in `startup.reports.causes.known`."""
+
+    def __init__(self, message: str, *, cause: str | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause or self.cause
 
 
 class CommandLineError(StartupError):
     """The engine refuses words of its command line, or this Python; exit code 2."""
 
+    cause = USAGE_CAUSE
+
 
 class ModelNotFoundError(StartupError):
     """The model is neither a readable folder nor available from the hub."""
+
+    cause = "model-not-found"
 
 
 class PortInUseError(StartupError):
     """Another process listens on the address."""
 
+    cause = "port-in-use"
+
 
 class CrashError(StartupError):
     """A process of the server has failed, during the start or later; the message is the crash digest."""
 
-    def __init__(self, message: str, *, exit_code: int, json_line: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, exit_code: int, json_line: str | None = None, cause: str | None = None) -> None:
+        super().__init__(message, cause=cause)
         self.exit_code = exit_code
         self.json_line = json_line
         """The digest as a JSON line, for a log in JSON."""

@@ -40,7 +40,7 @@ def ensure_temp_folder() -> None:
     found = next(filter(_is_usable, (*usual, str(SHM), os.curdir)), None)
     problem, remedy = f"no temporary file can be created in {', '.join(usual)}", "mount a tmpfs on /tmp, or set TMPDIR"
     if found is None:
-        raise StartupError(f"{problem}: {remedy}")
+        raise StartupError(f"{problem}: {remedy}", cause="folder-not-writable")
     if found not in usual:
         found = os.path.abspath(found)  # noqa: PTH100 - as the other paths here
         logger.warning("%s: using %s; %s", problem, found, remedy)

@@ -4,10 +4,15 @@ import errno
 import os
 import socket
 from pathlib import Path
+from typing import Final
 
 from startup.ground.errors import PortInUseError, StartupError
 
 BACKLOG = 2048
+_CAUSES: Final = {
+    errno.EACCES: "port-not-permitted",
+    errno.EADDRNOTAVAIL: "address-not-local",
+}
 
 
 def listen(*, host: str | None, port: int, uds: str | None, when_ready: bool = False) -> socket.socket:
@@ -76,8 +81,8 @@ def is_listened_on(path: Path) -> bool:
 
 def _explain(err: OSError | OverflowError, address: str, fix: str) -> StartupError:
     if isinstance(err, socket.gaierror):
-        return StartupError(f"cannot listen on {address}: the host name is unknown")
+        return StartupError(f"cannot listen on {address}: the host name is unknown", cause="host-unreachable")
     reason = (getattr(err, "strerror", None) or str(err)).lower().removesuffix(".")
     if "in use" in reason:
         return PortInUseError(f"{address} is in use by another process: stop it or {fix}")
-    return StartupError(f"cannot listen on {address}: {reason}")
+    return StartupError(f"cannot listen on {address}: {reason}", cause=_CAUSES.get(getattr(err, "errno", 0)))

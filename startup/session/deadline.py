@@ -8,11 +8,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from base.exit_codes import START_FAILED
+from startup.ground.errors import code_of, with_code
 from startup.ground.processes import group_signals
 
 logger = logging.getLogger(__name__)
+
+_CAUSE: Final = "startup-timeout"
 
 
 def start_deadline(limit_s: float, describe: Callable[[], str]) -> threading.Timer:
@@ -28,8 +32,9 @@ def start_deadline(limit_s: float, describe: Callable[[], str]) -> threading.Tim
 
 
 def _expire(limit_s: float, describe: Callable[[], str]) -> None:
-    logger.error("the start took longer than --startup-timeout %g s, in phase %s", limit_s, describe())
     logger.error("stacks of all threads:\n%s", _stacks())
+    message = f"the start took longer than --startup-timeout {limit_s:g} s, in phase {describe()}"
+    logger.error("%s", with_code(message, _CAUSE), extra={"code": code_of(_CAUSE)})
     for child in multiprocessing.active_children():
         if child.pid is not None:
             os.kill(child.pid, signal.SIGKILL)

@@ -24,7 +24,7 @@ from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start
 from startup.ground import start_origin
 from startup.ground.caches import PAGES, find_baked
 from startup.ground.config import PrefetchMode, PreflightMode
-from startup.ground.errors import StartupError
+from startup.ground.errors import StartupError, with_code
 from startup.ground.processes import group_signals
 from startup.ground.processes.stop_signals import StopSignals
 from startup.ground.run_record import RunRecord, run_recorded
@@ -113,7 +113,7 @@ class StartSession:
     ) -> None:
         with self.stack:
             if isinstance(err, StartupError):
-                self._fail(str(err))
+                self._fail(err)
 
     def phase(self) -> str:
         """The current phase, for log lines; any thread may call it."""
@@ -296,13 +296,14 @@ class StartSession:
         logging.disable()  # other threads would log that processes end
         self.notify_stopping(f"stopped by {signal_name} during the start")
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, err: StartupError) -> None:
+        reason = str(err)
         if not self._is_ready:
             self.state.fail(reason)
             save_failed_start(self.state)
         from startup.reports.crash.crash_report import write_termination_message  # noqa: PLC0415 - only after a failure
 
-        write_termination_message(reason)
+        write_termination_message(with_code(reason, err.cause))
         if self._manager is not None:
             self._manager.notify_failure(reason)
 

@@ -61,9 +61,11 @@ def serve_warm(words: list[str]) -> int | None:
     except FileNotFoundError:
         reason = f"no standby runs for this kind of start ({kind})"
     if mode == "require":
-        sys.stderr.write(f"Error: --standby require: {reason}. Start one with `vllm-cli standby`.\n")
         from base.exit_codes import START_FAILED  # noqa: PLC0415 - slow to import for a warm start
+        from startup.ground.errors import with_code  # noqa: PLC0415 - slow to import for a warm start
 
+        message = f"Error: --standby require: {reason}. Start one with `vllm-cli standby`."
+        sys.stderr.write(with_code(message, "standby-unusable") + "\n")
         return START_FAILED
     from startup.ground import start_origin  # noqa: PLC0415 - slow to import for a warm start
 

@@ -58,8 +58,9 @@ def run_standby(options: StandbyOptions) -> int:
         try:
             folder_fd = sockets.create_folder()
         except OSError as err:
-            raise StartupError(f"the standby's folder {sockets.socket_folder()} cannot be used: {err}") from err
-        is_owned = env.VCLI_STANDBY_FOLDER.get() is not None  # the standby of a router, which nobody else uses
+            message = f"the standby's folder {sockets.socket_folder()} cannot be used: {err}"
+            raise StartupError(message, cause="standby-unusable") from err
+        is_owned = env.VCLI_STANDBY_FOLDER.get() is not None  # a router's own, which nobody else uses
         if is_owned:
             stack.callback(shutil.rmtree, sockets.socket_folder(), ignore_errors=True)
         stack.callback(os.close, folder_fd)
@@ -243,7 +244,8 @@ def _lock(folder_fd: int) -> int:
     except OSError as err:
         os.close(fd)
         raise StartupError(
-            "a standby runs already: `vllm-cli standby status` shows it, `standby stop` ends it"
+            "a standby runs already: `vllm-cli standby status` shows it, `standby stop` ends it",
+            cause="standby-unusable",
         ) from err
     return fd
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from base.exit_codes import INTERRUPTED, USAGE
+from startup.ground.errors import with_code
 from startup.ground.hooks.hook import Name
 from startup.ground.temp_folder import own_folder
 from startup.vllm_words.command_line import CONFIG, CommandLine
@@ -78,7 +79,8 @@ def run_other_command() -> int:
     """
     if find_vllm() is None:
         remedy = "install it there (pip install vllm), or call vllm-cli by its own name"
-        sys.stderr.write(f"Error: {sys.argv[0]} runs vllm-cli, whose environment has no vLLM: {remedy}.\n")
+        message = f"Error: {sys.argv[0]} runs vllm-cli, whose environment has no vLLM: {remedy}."
+        sys.stderr.write(with_code(message, "package-missing") + "\n")
         return USAGE
     try:
         return int(_find_main()() or 0)

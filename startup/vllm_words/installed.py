@@ -104,7 +104,8 @@ def require_vllm() -> InstalledVllm:
     """The installed vLLM; raises StartupError if there is none."""
     vllm = find_vllm()
     if vllm is None:
-        raise StartupError("--engine vllm: vLLM is not installed in this environment (pip install vllm)")
+        message = "--engine vllm: vLLM is not installed in this environment (pip install vllm)"
+        raise StartupError(message, cause="package-missing")
     return vllm
 
 
@@ -112,7 +113,7 @@ def vllm_in(folder: Path) -> InstalledVllm:
     """The vLLM in a folder such as site-packages or an unpacked wheel; raises StartupError if it has none."""
     package = folder / "vllm"
     if not (package / "__init__.py").exists():
-        raise StartupError(f"{folder} contains no package vllm")
+        raise StartupError(f"{folder} contains no package vllm", cause="package-missing")
     pattern = re.compile(r"vllm(_cpu)?-([^-]+)\.dist-info")
     versions = (match[2] for path in sorted(folder.iterdir()) if (match := pattern.fullmatch(path.name)))
     return InstalledVllm(next(versions, None) or _version_in_source(package), package)

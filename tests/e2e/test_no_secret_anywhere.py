@@ -73,6 +73,7 @@ RUNS: dict[str, list[str]] = {
     "caches": ["", "--json"],
     "caches prune": ["--all"],
     "check-hooks": ["--json"],
+    "doctor": [f"MODEL SECRETS {EMBEDDED} --json", "--json"],
     "prefetch": [
         f"MODEL SECRETS {EMBEDDED} --json",
         "MODEL --engine vllm --hf-token KEY --download-only",
@@ -91,8 +92,8 @@ RUNS: dict[str, list[str]] = {
 """The command lines of each command. URL is a server that wants a key, LOGIN its address with a login."""
 EXIT_CODES = {"serve": {0, 3}, "chat": {0, 1}, "complete": {0, 1}, "wait": {0, 1}, "load": {1}, "unload": {1},
               "sleep": {1}, "stop": {1, 2}, "standby": {2}, "standby status": {1}, "standby stop": {1},
-              "timeline": {0, 2}, "check-hooks": {0, 2}, "explain": {0, 1}, "prefetch": {0, 3}, "bake": {0},
-              "bench serve": {0, 1, 3}}  # fmt: skip
+              "timeline": {0, 2}, "check-hooks": {0, 2}, "doctor": {0, 1}, "explain": {0, 1}, "prefetch": {0, 3},
+              "bake": {0}, "bench serve": {0, 1, 3}}  # fmt: skip
 
 
 class SecretWatch:

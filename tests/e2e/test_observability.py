@@ -103,3 +103,4 @@ def test_a_missing_model_is_an_error_in_json(tmp_path):
     last = records(run.stderr)[-1]
     assert last["level"] == "ERROR"
     assert str(tmp_path / "no") in last["message"]
+    assert last["code"] == "VC-MODEL-NOT-FOUND"

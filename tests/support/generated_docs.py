@@ -1,8 +1,8 @@
-"""Generates docs/{cli,flags,environment}.md and docs/dev/{vllm-hooks,internal-variables}.md.
+"""Generates docs/{cli,flags,environment,causes}.md and docs/dev/{vllm-hooks,internal-variables}.md.
 
-The sources are the click commands, the flags of `serve`, the declared environment variables and the hooks.
-Tests check that the pages are up to date, and that docs/cli.md has every option that `--help` of a command
-shows.
+The sources are the click commands, the flags of `serve`, the declared environment variables, the hooks and
+the causes of failures. Tests check that the pages are up to date, and that docs/cli.md has every option that
+`--help` of a command shows.
 """
 
 import re
@@ -19,6 +19,7 @@ from envs.home import expand_home
 from envs.registry import OWN_PREFIX, variables
 from envs.variable import EnvVar
 from startup.ground.hooks.hook import Hook
+from startup.reports.causes.first_cause import BY_CODE
 from startup.vllm.launch.hooks import PARTS
 from startup.vllm_words.installed import NEWEST_TESTED
 from startup.words.flag import Flag, SupportedFlag
@@ -157,6 +158,20 @@ def build_hooks_page() -> str:
     return _page("Hooks in vLLM and its libraries", introduction, sections)
 
 
+def build_causes_page() -> str:
+    """Every known cause by its code."""
+    introduction = (
+        "The last lines of a failed start have a code, as `Code: VC-PORT-IN-USE`; with `--log-format json`, the last\n"
+        "record has it as the member `code`. `vllm-cli explain CODE` shows the same as this page, and\n"
+        "`vllm-cli explain FILE` finds the cause in the log of any vLLM. A code never changes its meaning."
+    )
+    sections: list[str] = []
+    for code, known in sorted(BY_CODE.items()):
+        lines = (f"- Cause: {known.title}", f"- Do: {known.advice}")
+        sections += [f"## {code}", "", *(part for line in lines for part in _wrap(line)), ""]
+    return _page("Causes of failed starts, by code", introduction, sections)
+
+
 _SHAPES: Final = (
     (
         "`compiled_models/vllm_hooks.py:_note_text`",
@@ -255,6 +270,7 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
     "cli.md": build_cli_page,
     "flags.md": build_flags_page,
     "environment.md": build_environment_page,
+    "causes.md": build_causes_page,
     "dev/internal-variables.md": build_internal_variables_page,
     "dev/vllm-hooks.md": build_hooks_page,
 }
@@ -357,7 +373,10 @@ def _flags_by_reason(reasons: dict[str, tuple[Flag, ...]]) -> Iterator[str]:
 
 def _item(title: str, names: Iterable[str]) -> list[str]:
     """An item of a list: the title, then the names, in lines of the documentation's width."""
-    text = f"- **{title}**: {', '.join(names)}"
+    return _wrap(f"- **{title}**: {', '.join(names)}")
+
+
+def _wrap(text: str) -> list[str]:
     return wrap(text, MAX_CHARS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 

@@ -189,6 +189,7 @@ def test_all_errors_of_the_environment_are_printed_with_exit_code_2(monkeypatch,
     assert [line.split()[:2] for line in lines] == [
         ["Error:", "VLLM_WORKER_MULTIPROC_METHOD"],
         ["Error:", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"],
+        ["Code:", "VC-USAGE"],
     ]
     assert "did you mean 'fork'?" in lines[0]
 

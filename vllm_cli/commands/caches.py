@@ -109,14 +109,14 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
             raise click.UsageError(f"give options after `{ctx.invoked_subcommand}`.")
         return
     address = (option or CompileCacheOption.of(env.VCLI_COMPILE_CACHE.get() or "")).location
-    models: dict[str | None, list[_Kept]] = {None: _examine(_local_models())}
+    models = _of_this_machine()
     failure = None
     if address is not None:
         try:
             models[address] = _examine(_archives(address))
         except LocationError as err:
             failure = str(err)
-    click.echo(_to_json(models) if is_json else "\n\n".join("\n".join(part) for part in _sections(models)))
+    click.echo(json.dumps(kept_fields(models), indent=2) if is_json else describe_kept(models))
     if failure is not None:
         raise click.ClickException(failure)
 
@@ -248,18 +248,27 @@ def _remove(chosen: Sequence[_Kept]) -> None:
         raise OSError(f"not all can be removed from {local.compiled_folder()}: check its permissions")
 
 
-def _to_json(models: Mapping[str | None, list[_Kept]]) -> str:
+def kept_fields(models: Mapping[str | None, list[_Kept]] | None = None) -> dict[str, Any]:
+    """What is kept, as JSON values; without `models`, by this machine."""
     from startup.vllm.fork.preload_profile import load_all_profiles, plain_states
 
-    learned = read_learned()
-    fields = {
+    learned, models = read_learned(), models or _of_this_machine()
+    return {
         "compiled_models": [model.to_fields() for found in models.values() for model in found],
         "unrecorded": {"keys": sorted(local.unrecorded_keys()), "num_bytes": _num_unrecorded_bytes(models[None])},
         "preload_profiles": [{"key": each.kind.key, **asdict(each)} for each in load_all_profiles()],
         "preloading_disabled": [asdict(state) for state in plain_states()],
         "import_file": None if learned is None else {**learned._asdict(), "path": str(learned.path)},
     }
-    return json.dumps(fields, indent=2)
+
+
+def describe_kept(models: Mapping[str | None, list[_Kept]] | None = None) -> str:
+    """The same as text."""
+    return "\n\n".join("\n".join(part) for part in _sections(models or _of_this_machine()))
+
+
+def _of_this_machine() -> dict[str | None, list[_Kept]]:
+    return {None: _examine(_local_models())}
 
 
 def _sections(models: Mapping[str | None, list[_Kept]]) -> Iterator[list[str]]:

@@ -48,12 +48,12 @@ def check_hooks(*, as_json: bool, path: "Path | None") -> None:
     if path is not None:
         sys.path.insert(0, str(path.absolute()))
     report = report_hooks(vllm)
-    click.echo(json.dumps(report.to_fields(), indent=2) if as_json else "\n".join(_describe_check(report)))
+    click.echo(json.dumps(report.to_fields(), indent=2) if as_json else "\n".join(describe_check(report)))
     sys.exit(0 if report.all_fit else 1)
 
 
-def _describe_check(report: "HookReport") -> "Iterator[str]":
-    """Yields the fault of each hook, and its consequence."""
+def describe_check(report: "HookReport") -> "Iterator[str]":
+    """The fault of each hook, and its consequence."""
     from startup.vllm.launch.hooks import hook_of
 
     tested = "" if interpreter.is_tested() else ", which is not tested: a start tries a fork first"

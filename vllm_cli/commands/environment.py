@@ -74,7 +74,7 @@ def collect_env(*, as_json: bool) -> None:
     """
     import yaml
 
-    facts = _describe_machine()
+    facts = describe_machine()
     click.echo(
         json.dumps(facts, indent=2) if as_json else yaml.safe_dump(facts, sort_keys=False, width=1000), nl=as_json
     )
@@ -97,8 +97,8 @@ _PACKAGES: Final = (
 )
 
 
-def _describe_machine() -> dict[str, Any]:
-    """All facts for a bug report. Secrets are masked."""
+def describe_machine() -> dict[str, Any]:
+    """All facts for a bug report; secrets are masked."""
     return {
         "vllm-cli": VERSION,
         "python": f"{platform.python_implementation()} {platform.python_version()}",

@@ -1,40 +1,63 @@
-"""`vllm-cli explain`: finds in the log of a failed vLLM what failed first, and shows what to do."""
+"""`vllm-cli explain`: finds in the log of a failed vLLM what failed first, or explains a code."""
 
 import json
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import click
 
+from envs.suggestion import did_you_mean
 from startup.reports.causes.digest import digest_to_dict, write_digest
-from startup.reports.causes.first_cause import KNOWN, find_cause
+from startup.reports.causes.first_cause import BY_CODE, find_cause
 from startup.reports.causes.log_line import read_lines
 
 _NOTHING_FAILED: Final = 1
+_CODE: Final = "VC-"
+"""Begins each code."""
+
+
+class _LogOrCode(click.File):
+    """The file of a log, or a code."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The open file, or the code in capitals; no file needs a name like a code."""
+        code = value.upper() if isinstance(value, str) else ""
+        if not code.startswith(_CODE):
+            return super().convert(value, param, ctx)
+        if code not in BY_CODE:
+            self.fail(f"there is no code {code}{did_you_mean(code, BY_CODE)}.", param, ctx)
+        return code
 
 
 @click.command("explain")
-@click.argument("file", type=click.File("rb"), default="-")
+@click.argument("log", metavar="[FILE|CODE]", type=_LogOrCode("rb"), default="-")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
-@click.option("--list", "lists_causes", is_flag=True, help="Print all known causes, with what to do.")
-def explain(file: BinaryIO, is_json: bool, lists_causes: bool) -> int:
+@click.option("--list", "lists_causes", is_flag=True, help="Print all causes that it knows, with what to do.")
+def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
     """Find in the log of a failed vLLM what failed first, and show what to do.
 
     FILE is the log of `vllm serve` or `vllm-cli serve`, of any size; by default it is read from standard
     input. Prefixes of Docker, Kubernetes, journald, Ray and others do not matter. If the log has several
-    runs, the last one counts.
+    runs, the last one counts. CODE is what the last lines of a failed start have behind `Code:`; its cause
+    is shown.
 
     \b
     Examples:
       kubectl logs --previous POD | vllm-cli explain
       docker logs vllm 2>&1 | vllm-cli explain
       vllm-cli explain vllm.log --json
+      vllm-cli explain VC-PORT-IN-USE
 
     Exit codes: 0 a failure was found; 1 nothing in the log failed; 2 usage.
     """
     if lists_causes:
-        click.echo("\n\n".join(f"{cause.name}: {cause.title}\nDo: {cause.advice}" for cause in KNOWN))
+        click.echo("\n\n".join(f"{known.name}: {_describe(code)}" for code, known in BY_CODE.items()))
         return 0
-    cause = find_cause(read_lines(file))
+    if isinstance(log, str):
+        known = BY_CODE[log]
+        fields = {"code": log, "cause": known.name, "title": known.title, "advice": known.advice}
+        click.echo(json.dumps(fields) if is_json else f"Cause: {_describe(log)}")
+        return 0
+    cause = find_cause(read_lines(log))
     if is_json:
         click.echo(json.dumps({"failed": cause is not None, **(digest_to_dict(cause) if cause else {})}))
     elif cause:
@@ -42,3 +65,7 @@ def explain(file: BinaryIO, is_json: bool, lists_causes: bool) -> int:
     else:
         click.echo("Nothing in this log failed. Is it the complete output, with standard error?", err=True)
     return 0 if cause else _NOTHING_FAILED
+
+
+def _describe(code: str) -> str:
+    return f"{BY_CODE[code].title}\nDo: {BY_CODE[code].advice}\nCode: {code}"

@@ -73,7 +73,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
         return _serve_behind_router(config, ctx.meta[WORDS])
     _apply_standby_mode("off" if config.engine.trust_remote_code else config.standby)
     if ctx.params.get("preflight_only"):
-        return _check(config, as_json=bool(ctx.params.get("json")))
+        return _print(preflight_of(config), as_json=bool(ctx.params.get("json")))
     from startup.embedded.start import start_embedded
 
     return start_embedded(config)
@@ -124,7 +124,8 @@ def _apply_standby_mode(mode: StandbyMode) -> None:
     if mode == "off" and start_origin.start_again is not None:
         start_origin.start_again(env.VCLI_STANDBY.name, mode)
     if mode == "require" and start_origin.warm is None:
-        raise StartupError(f"--standby require: {start_origin.cold_reason or 'this process was not forked'}")
+        message = f"--standby require: {start_origin.cold_reason or 'this process was not forked'}"
+        raise StartupError(message, cause="standby-unusable")
 
 
 def _serve_with_vllm(options: VllmOptions) -> int:
@@ -132,21 +133,24 @@ def _serve_with_vllm(options: VllmOptions) -> int:
 
     vllm = require_vllm()
     if options.is_preflight_only:
-        from startup.session.preflight.all_checks import PreflightOptions
-        from startup.vllm_words.command_line import CommandLine
-        from startup.vllm_words.preflight.all_checks import run_preflight
-
-        report = run_preflight(vllm, CommandLine.of(options.words), PreflightOptions(asks_hub=True))
-        return _print(report, as_json=options.is_json)
+        return _print(preflight_of(options), as_json=options.is_json)
     from startup.vllm.launch.start import start_vllm
 
     return start_vllm(vllm, options)
 
 
-def _check(config: StartupConfig, *, as_json: bool) -> int:
-    from startup.session.preflight.all_checks import PreflightOptions, run_preflight
+def preflight_of(start: StartupConfig | VllmOptions) -> "PreflightReport":
+    """What is wrong with this start; raises StartupError without a vLLM for it."""
+    from startup.session.preflight import all_checks
 
-    return _print(run_preflight(config, options=PreflightOptions(asks_hub=True)), as_json=as_json)
+    options = all_checks.PreflightOptions(asks_hub=True)
+    if isinstance(start, StartupConfig):
+        return all_checks.run_preflight(start, options=options)
+    from startup.vllm_words.command_line import CommandLine
+    from startup.vllm_words.installed import require_vllm
+    from startup.vllm_words.preflight.all_checks import run_preflight
+
+    return run_preflight(require_vllm(), CommandLine.of(start.words), options)
 
 
 def _print(report: "PreflightReport", *, as_json: bool) -> int:

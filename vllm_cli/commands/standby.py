@@ -139,7 +139,8 @@ def _detach(run: Callable[[], int]) -> int:
     try:
         os.close(sockets.create_folder())
     except OSError as err:
-        raise StartupError(f"the standby's folder {sockets.socket_folder()} cannot be used: {err}") from err
+        message = f"the standby's folder {sockets.socket_folder()} cannot be used: {err}"
+        raise StartupError(message, cause="standby-unusable") from err
     path = Path(sockets.socket_folder(), "standby.log")
     log = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb")
     return detach(run, path, log, _wait)

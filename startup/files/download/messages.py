@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from base.wording import format_bytes
 from envs.registry import env
@@ -80,9 +80,20 @@ class DownloadReport(NamedTuple):
     """Phases of the helper: name, begin and end in monotonic nanoseconds."""
 
 
+_CAUSES: Final[dict[FailureKind, str]] = {
+    "refused": "hub-unauthorized",
+    "unreachable": "hub-unreachable",
+    "disk": "disk-full",
+    "cache": "folder-not-writable",
+    "timeout": "startup-timeout",
+    "wrong": "hub-error",
+    "failed": "hub-error",
+}
+
+
 class DownloadError(ModelNotFoundError):
     """The files could not be downloaded."""
 
     def __init__(self, kind: FailureKind, reason: str) -> None:
-        super().__init__(" ".join(reason.split()))
+        super().__init__(" ".join(reason.split()), cause=_CAUSES[kind])
         self.kind = kind

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 from typing import Final
 
 CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -10,6 +11,10 @@ CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u202
 _LINE_BREAK: Final = re.compile(r"\n(?=[^\n])")
 _CONTINUATION: Final = "\n  "
 _TEXT: Final = "%(levelname)s %(asctime)s (%(role)s) %(name)s: %(message)s"
+_LOCAL: Final = "%m-%d %H:%M:%S"
+"""vLLM's format, in the machine's time zone."""
+UTC: Final = "%Y-%m-%dT%H:%M:%SZ"
+"""The format of `--log-format text-utc`."""
 
 
 class RoleFormatter(logging.Formatter):
@@ -27,8 +32,10 @@ class TextFormatter(RoleFormatter):
     indented, so that no such text can look like a record of its own; control characters are escaped.
     """
 
-    def __init__(self, role: str) -> None:
-        super().__init__(role, _TEXT, datefmt="%m-%d %H:%M:%S")
+    def __init__(self, role: str, *, is_utc: bool = False) -> None:
+        super().__init__(role, _TEXT, datefmt=UTC if is_utc else _LOCAL)
+        if is_utc:
+            self.converter = time.gmtime
 
     def format(self, record: logging.LogRecord) -> str:
         """Formats one record; only its first line begins at the left margin."""

@@ -26,7 +26,7 @@ _LEVELS: Final = {"Error": logging.ERROR, "Warning": logging.WARNING, "Notice": 
 
 
 class JsonFormatter(RoleFormatter):
-    """One JSON object per record. Optional members: request id, access, traceback, digest."""
+    """Time, level, logger, message, phase, pid, role; if any request id, access, traceback, code, digest."""
 
     def __init__(self, role: str, phase: Callable[[], str] | None) -> None:
         """Without `phase`, lines have no member of that name."""
@@ -57,8 +57,8 @@ class JsonFormatter(RoleFormatter):
             fields["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
             fields["stack"] = record.stack_info
-        if (digest := getattr(record, "digest", None)) is not None:
-            fields["digest"] = digest
+        of_failure = {name: getattr(record, name, None) for name in ("code", "digest")}
+        fields |= {name: value for name, value in of_failure.items() if value is not None}
         line = json.dumps(fields, ensure_ascii=False, default=str)
         return CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-LogFormat = Literal["text", "json"]
+LogFormat = Literal["text", "text-utc", "json"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str
         handler.setFormatter(JsonFormatter(role, phase))
         log_everything_as_json(handler)
     else:
-        handler.setFormatter(TextFormatter(role))
+        handler.setFormatter(TextFormatter(role, is_utc=options.format == "text-utc"))
 
 
 def configure_own_loggers(role: str, log_format: str, phase: Callable[[], str] = lambda: "") -> None:
@@ -58,12 +58,25 @@ def configure_own_loggers(role: str, log_format: str, phase: Callable[[], str] =
 
         handler.setFormatter(JsonFormatter(role, phase))
     else:
-        handler.setFormatter(TextFormatter(role))
+        handler.setFormatter(TextFormatter(role, is_utc=log_format == "text-utc"))
     for package in ("startup", "server"):
         ours = logging.getLogger(package)
         ours.handlers[:] = [handler]
         ours.propagate = False
         ours.setLevel(env.VLLM_LOGGING_LEVEL.get())
+
+
+def log_failure(message: str, code: str) -> bool:
+    """Logs the error that ends this process as JSON, if that is the format; returns whether it is."""
+    from startup.ground.logs.json_lines import JsonFormatter
+
+    for handler in (*logging.getLogger("startup").handlers, *logging.getLogger().handlers):
+        if isinstance(handler.formatter, JsonFormatter):
+            record = logging.LogRecord("startup", logging.ERROR, "", 0, "%s", (message,), None)
+            record.code = code
+            handler.handle(record)
+            return True
+    return False
 
 
 def log_options_of_environment() -> LogOptions:

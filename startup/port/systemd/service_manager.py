@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import asyncio
 
 _FIRST_FD: Final = 3
+_CAUSE: Final = "socket-activation"
 _TIMEOUT_S: Final = 5.0
 """Seconds that an essential message waits for a busy manager."""
 _US: Final = 1_000_000
@@ -152,7 +153,9 @@ def _open(fd: int) -> socket.socket:
             socket.SOL_SOCKET, socket.SO_ACCEPTCONN
         )
     except OSError as err:
-        raise StartupError(f"LISTEN_FDS: descriptor {fd} is no socket ({(err.strerror or '').lower()})") from err
+        message = f"LISTEN_FDS: descriptor {fd} is no socket ({(err.strerror or '').lower()})"
+        raise StartupError(message, cause=_CAUSE) from err
     if not is_listening:
-        raise StartupError(f"LISTEN_FDS: descriptor {fd} does not listen: use ListenStream= with Accept=no")
+        message = f"LISTEN_FDS: descriptor {fd} does not listen: use ListenStream= with Accept=no"
+        raise StartupError(message, cause=_CAUSE)
     return listener

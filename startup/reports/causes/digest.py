@@ -1,4 +1,4 @@
-"""Writes a cause as at most three lines of text, or as the members of a JSON object."""
+"""Writes a cause in four lines at most, or as the members of a JSON object."""
 
 import re
 from typing import Any, Final
@@ -8,6 +8,7 @@ from startup.ground.logs.formatters import escape_controls
 from startup.reports.causes.first_cause import LLAMA_CPP_NAME, Cause
 from startup.reports.causes.known.installation import SETTING_REFUSED
 from startup.reports.causes.known.llama_cpp import LLAMA_CPP
+from startup.reports.causes.known.own import UNKNOWN
 from startup.reports.causes.known.processes import STOPPED
 
 _LABEL: Final = re.compile(r"(.{1,90}?),? pid=(\d{1,12})")
@@ -40,7 +41,7 @@ _ROLES: Final = {
 
 
 def write_digest(cause: Cause) -> list[str]:
-    """Lines for people: which process failed in which phase, the cause, and what to do."""
+    """Which process failed in which phase, the cause, what to do unless our message says it, and the code."""
     happened = "was stopped" if cause.known is STOPPED else "failed"
     first = " ".join(part for part in (_name(cause.process), happened, cause.phase) if part)
     if cause.is_mention:
@@ -50,8 +51,10 @@ def write_digest(cause: Cause) -> list[str]:
         programs = shown(_PROGRAMS.get(cause.origin, f"vLLM and {cause.origin}"))
         around = f"read the log around it (line {cause.line})"
         advice = f"search for this line in the issues of {programs}; {around}; try the newest release."
-        return [f"{first}.", f"Cause: {shown(cause.text)}", *([f"Do: {advice}"] if cause.line else [])]
-    return [f"{first}.", f"Cause: {cause.known.title}: {shown(cause.text)}", f"Do: {_advice(cause)}"]
+        lines = [f"{first}.", f"Cause: {shown(cause.text)}", *([f"Do: {advice}"] if cause.line else [])]
+    else:
+        lines = [f"{first}.", f"Cause: {cause.known.title}: {shown(cause.text)}", f"Do: {_advice(cause)}"]
+    return [*lines, f"Code: {(cause.known or UNKNOWN).code}"]
 
 
 def digest_to_dict(cause: Cause) -> dict[str, Any]:
@@ -60,6 +63,7 @@ def digest_to_dict(cause: Cause) -> dict[str, Any]:
     return {
         "process": shown(cause.process) or None,
         "phase": cause.phase.removeprefix("while it ") or None,
+        "code": (known or UNKNOWN).code,
         "cause": known.name if known else None,
         "title": known.title if known else None,
         "text": shown(cause.text),

@@ -12,6 +12,7 @@ from startup.reports.causes.known.files import FILES
 from startup.reports.causes.known.installation import ERROR_IN_CODE, INSTALLATION, LOADED_FROM_DISK, SETTING_REFUSED
 from startup.reports.causes.known.llama_cpp import LLAMA_CPP
 from startup.reports.causes.known.model import MODEL
+from startup.reports.causes.known.own import OWN
 from startup.reports.causes.known.processes import NOT_IN_LOG, PROCESSES, STOPPED
 from startup.reports.causes.known_cause import KnownCause
 from startup.reports.causes.log_line import LogLine, read_line
@@ -29,7 +30,9 @@ from startup.reports.causes.phase import (
 )
 
 KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *LLAMA_CPP, *FAILED_PARTS, *PROCESSES)
-"""All known causes in the order in which they are tried; special causes come before more general ones."""
+"""All causes with texts, in the order in which they are tried: a cause stands before more general ones."""
+BY_CODE: Final = {known.code: known for known in (*OWN, *KNOWN)}
+"""All known causes."""
 
 LLAMA_CPP_NAME: Final = "llama.cpp"
 _OF_LLAMA_CPP: Final = ("llama_", "llama-server", "srv  ", "slot ", "load_tensors:", "common_")
@@ -88,7 +91,9 @@ _ENGINE_DEAD: Final = ("EngineDeadError", "EngineCore encountered an issue", "En
 _OWN_ERROR: Final = "Error: "
 """Beginning of the last line of `vllm-cli` when a start fails, and of the digest of a crash."""
 _OWN_CAUSE: Final = "Cause: "
-"""Beginning of the second line of a digest."""
+"""Begins the digest's second line."""
+_OWN_CODE: Final = "Code: "
+"""Begins the line with the code of the cause."""
 
 _HINTS: Final = tuple(known for known in KNOWN if known.where == "hint")
 _ENDS: Final = tuple(known for known in KNOWN if known.where == "end")
@@ -181,6 +186,8 @@ class Run:
         elif self.own_error and line.text.startswith(_OWN_CAUSE) and (known := _match(line, KNOWN)):
             text = line.text.removeprefix(_OWN_CAUSE).removeprefix(f"{known.title}: ")
             self.own_error = Sign(line._replace(text=text), number, phase, known)
+        elif self.own_error and (coded := BY_CODE.get(line.text.removeprefix(_OWN_CODE))) and not coded.is_general:
+            self.own_error = replace(self.own_error, known=coded)
 
     def _find_complaint(self, line: LogLine, number: int, phase: str) -> None:
         """Keeps the first error message; a message that quotes an exception replaces it."""

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal
 
+from startup.ground.errors import code_of
+
 ANYTHING: Final = "…"
 """In a text, stands for any characters. `^` and `$` at the ends of a text mean the ends of a line."""
 
@@ -25,6 +27,11 @@ class KnownCause:
     """Whether a hint, or another exception of the chain, is more informative."""
     phase: str = ""
     """The activity of vLLM when this happens; empty if it varies, so that the log must show it."""
+
+    @property
+    def code(self) -> str:
+        """The code that ends the message of a start that this cause has ended."""
+        return code_of(self.name)
 
     def matches(self, text: str) -> bool:
         """Whether `text` contains one of the texts, in time linear in its length."""

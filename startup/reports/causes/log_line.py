@@ -25,21 +25,21 @@ _COLOUR: Final = re.compile(r"(?:\x1b|\^\[|\ufffd)?\[[0-9;]{1,16}m|\x1b\[[0-9;?]
 _PROCESS: Final = re.compile(
     r"\(([A-Za-z][^()=]{0,80}\bpid=\d{1,12}|(?:EngineCore|Worker|APIServer)\w{0,40}(?=\)))[^()]{0,80}\) ?"
 )
-"""Labels: `(EngineCore_DP0 pid=123)`, `(Worker_TP1 pid=5)`, `(RayWorkerWrapper pid=7, ip=10.0.0.2)`, `(x,
-pid=9)`, and `(EngineCore)` in older and newer versions."""
+"""`(EngineCore_DP0 pid=123)`, `(Worker_TP1 pid=5)`, `(RayWorkerWrapper pid=7, ip=10.0.0.2)`, `(x, pid=9)`;
+of older and newer versions `(EngineCore)`."""
+_DATE: Final = r"(?:\d\d-\d\d |\d{4}-\d\d-\d\dT)\d\d:\d\d:\d\dZ? "
+"""`09-03 11:03:37 `, or `2026-09-03T11:03:37Z ` with `--log-format text-utc`."""
 _RECORD: Final = re.compile(
-    r"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL) (?:\d\d-\d\d \d\d:\d\d:\d\d |\d{1,7} )?"
+    rf"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL) (?:{_DATE}|\d{{1,7}} )?"
     r"\[?([\w./\\-]{1,80}\.pyx?):\d{1,6}\] ?"
 )
 """Such as `ERROR 09-03 11:03:37 [core.py:712] `; old versions write no bracket."""
 _GLUED: Final = re.compile(
-    r"(?:\([^()]{1,80}\) ){0,2}(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[\w./]{1,80}:\d"
+    rf"(?:\([^()]{{1,80}}\) ){{0,2}}(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) {_DATE}\[[\w./]{{1,80}}:\d"
 )
-"""The beginning of a record inside a line, in a log that has lost its line breaks."""
-_OWN_RECORD: Final = re.compile(
-    r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \(([\w -]{1,40})\) [\w.-]{1,120}: "
-)
-"""Such as `ERROR 09-03 11:03:37 (engine) server.engine.process: `, which `vllm-cli` writes."""
+"""The beginning of a record, which is in the middle of a line if a log has lost its line ends."""
+_OWN_RECORD: Final = re.compile(rf"(DEBUG|INFO|WARNING|ERROR|CRITICAL) {_DATE}\(([\w -]{{1,40}})\) [\w.-]{{1,120}}: ")
+"""`ERROR 09-03 11:03:37 (engine) server.engine.process: `, as `vllm-cli` writes it."""
 _UVICORN: Final = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL): {1,8}")
 _GLOG: Final = re.compile(r"\[?([WEF])\d{3,4} \d\d:\d\d:\d\d\.\d{1,9} (?:\d{1,10} )?[\w./-]{1,80}:\d{1,6}\] ?")
 """Such as `[E716 19:47:26.324586583 Pool.cpp:523] `, which C++ code of torch and others writes."""

@@ -102,17 +102,18 @@ def describe_crash(record: OutputRecord, process: str, phase: str, message: str,
 
 
 def build_error(cause: Cause, record: OutputRecord, *, exit_code: int, log_format: LogFormat) -> CrashError:
-    """Builds the error that ends the program, with this exit code and at most four lines; keeps the log."""
+    """The error that ends the program, with this exit code and at most five lines; keeps the log."""
     log = keep_log(record)
     text = "\n".join([*write_digest(cause), *([f"Log: {log}"] if log else [])])
     fields = {**digest_to_dict(cause), "log": str(log) if log else None}
     json_line = _to_json_line(text, fields, record.process_name) if log_format == "json" else None
-    return CrashError(text, exit_code=exit_code, json_line=json_line)
+    known = cause.known.name if cause.known else None
+    return CrashError(text, exit_code=exit_code, json_line=json_line, cause=known)
 
 
 def _to_json_line(text: str, digest: dict[str, Any], role: str) -> str:
     from startup.ground.logs.json_lines import JsonFormatter
 
     record = logging.LogRecord(__name__, logging.ERROR, "", 0, "%s", (text,), None)
-    record.digest = digest
+    record.code, record.digest = digest["code"], digest
     return JsonFormatter(role, None).format(record)

@@ -35,9 +35,10 @@ def _check_port(config: NetworkConfig) -> Iterator[Finding]:
         listen(host=config.host, port=config.port, uds=None).close()
     except PortInUseError:
         who = _holders("tcp", lambda address: address and address.port == config.port)
-        yield error("port", f"{_address(config)} is in use by {who}: stop it or choose another --port")
+        message = f"{_address(config)} is in use by {who}: stop it or choose another --port"
+        yield error("port", message, PortInUseError.cause)
     except StartupError as err:
-        yield error("port", _with_port_advice(str(err), config.port))
+        yield error("port", _with_port_advice(str(err), config.port), err.cause)
 
 
 def _address(config: NetworkConfig) -> str:
@@ -63,7 +64,7 @@ def _check_uds(path: Path) -> Iterator[Finding]:
         yield error("uds", f"--uds {path} exists and is not a socket: remove it or choose another path")
     elif is_listened_on(path):
         who = _holders("unix", lambda address: address in (str(path), str(path.absolute())))
-        yield error("uds", f"{path} is in use by {who}: stop it or choose another --uds")
+        yield error("uds", f"{path} is in use by {who}: stop it or choose another --uds", PortInUseError.cause)
     else:
         yield info("uds", f"{path} was left behind by a server that has ended: it is replaced")
 

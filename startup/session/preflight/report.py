@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from envs.redaction import without_login
 from envs.variable import EnvError
 from startup.ground.config import PreflightMode
-from startup.ground.errors import CommandLineError, StartupError
+from startup.ground.errors import USAGE_CAUSE, CommandLineError, StartupError, code_of
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,19 @@ USAGE: Final = "usage"
 
 _SCHEMA: Final = 1
 _MAX_SHOWN: Final = 5
-"""Most faults that an error lists."""
+"""Lines of faults in an error."""
+_CAUSES: Final = {
+    USAGE: USAGE_CAUSE,
+    "api_keys": "keys-or-certificates",
+    "disk": "disk-full",
+    "imports": "package-missing",
+    "model": "model-not-found",
+    "nofile": "too-many-open-files",
+    "package": "package-missing",
+    "shm": "shm-too-small",
+    "tls": "keys-or-certificates",
+}
+"""The cause of each check's errors; other checks have `preflight`."""
 _ORDER: Final[tuple[Severity, ...]] = ("error", "warning", "info")
 
 
@@ -33,15 +45,27 @@ class Finding(NamedTuple):
     severity: Severity
     """`error`: the start would fail. `warning`: it may fail or be slow. `info`: not a fault."""
     message: str
+    cause: str = ""
+    """The name of an error's cause where the check alone does not determine it."""
+
+    @property
+    def cause_name(self) -> str:
+        """The name of an error's cause."""
+        return self.cause or _CAUSES.get(self.check, "preflight")
+
+    def to_fields(self) -> dict[str, str]:
+        """The finding as JSON values; an error has a code."""
+        fields = {"check": self.check, "severity": self.severity, "message": self.message}
+        return fields | ({"code": code_of(self.cause_name)} if self.severity == "error" else {})
 
 
 CheckGroup: TypeAlias = tuple[str, Callable[[], Iterable[Finding]]]
 """The group's name and the function that yields its findings."""
 
 
-def error(check: str, message: str) -> Finding:
+def error(check: str, message: str, cause: str = "") -> Finding:
     """A finding with which the start would fail."""
-    return Finding(check, "error", without_login(message))
+    return Finding(check, "error", without_login(message), cause)
 
 
 def warning(check: str, message: str) -> Finding:
@@ -81,7 +105,7 @@ class PreflightReport:
         return any(finding.check == USAGE for finding in self.errors)
 
     def as_error(self) -> StartupError | None:
-        """One exception that lists the first few errors; None if there are no errors."""
+        """All errors in one exception, which shows the first few and has the cause of the first; or None."""
         messages = [finding.message for finding in self.errors]
         if not messages:
             return None
@@ -90,7 +114,8 @@ class PreflightReport:
         num_hidden = len(messages) - len(shown)
         head = f"{len(messages)} faults:" if len(messages) > 1 else ""
         rest = f"and {num_hidden} more: --preflight-only shows all" if num_hidden else ""
-        return kind("\n  ".join(filter(None, (head, *shown, rest, self.way_round))))
+        cause = USAGE_CAUSE if self.has_usage_error else self.errors[0].cause_name
+        return kind("\n  ".join(filter(None, (head, *shown, rest, self.way_round))), cause=cause)
 
     def apply(self, mode: PreflightMode) -> None:
         """Raises the errors as one; with the mode `warn`, or without errors, logs the findings instead."""
@@ -105,7 +130,7 @@ class PreflightReport:
             "schema": _SCHEMA,
             "ok": not self.errors,
             "duration_s": round(self.duration_s, 4),
-            "findings": [finding._asdict() for finding in self.findings],
+            "findings": [finding.to_fields() for finding in self.findings],
             "checks": [{"name": name, "duration_s": round(seconds, 4)} for name, seconds in self.checks],
         }
         return json.dumps(content, indent=2)
@@ -116,7 +141,7 @@ class PreflightReport:
         return "\n".join([*lines, self._summary()])
 
     def _summary(self) -> str:
-        counts = [_count(len(self.errors), "error"), _count(len(self.warnings), "warning")]
+        counts = [describe_count(len(self.errors), "error"), describe_count(len(self.warnings), "warning")]
         return f"Preflight: {', '.join(counts)} after {self.duration_s:.2f} s"
 
     def _of(self, severity: Severity) -> tuple[Finding, ...]:
@@ -145,5 +170,6 @@ def _run_group(name: str, check: Callable[[], Iterable[Finding]]) -> list[Findin
         return [warning(name, f"this check could not be done: {type(err).__name__}: {err}")]
 
 
-def _count(number: int, noun: str) -> str:
+def describe_count(number: int, noun: str) -> str:
+    """`2 errors`, `no warnings`."""
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"

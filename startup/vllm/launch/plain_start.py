@@ -76,9 +76,10 @@ def kind_of(vllm: InstalledVllm, line: CommandLine) -> StartKind:
 
 
 def report_plain_start(log_format: str) -> None:
-    """Warns that vLLM does not log JSON; reports readiness at once, because a service manager would wait."""
-    if log_format == "json":
-        logger.warning("--log-format json applies only to vllm-cli's own lines: vLLM starts without preloading")
+    """Warns that vLLM's lines have vLLM's format. Reports readiness at once: a service manager would wait."""
+    if log_format != "text":
+        reason = "vLLM starts without preloading"
+        logger.warning("--log-format %s applies only to vllm-cli's own lines: %s", log_format, reason)
     with closing(ServiceManager.from_environment()) as manager:
         manager.notify_ready("vLLM was started; its readiness is not known")
 

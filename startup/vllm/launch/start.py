@@ -74,7 +74,7 @@ from startup.vllm.launch.plain_start import (
 from startup.vllm.patches import port
 from startup.vllm.patches.compiler import may_defer_compiler
 from startup.vllm.patches.engine_wait import EngineWait
-from startup.vllm.patches.json_logs import log_as_json, omit_prefixes_in_json
+from startup.vllm.patches.json_logs import omit_prefixes_in_json, set_log_format
 from startup.vllm.patches.model_registry import inspect_models_in_forks
 from startup.vllm.patches.spans import record_spans
 from startup.vllm.patches.temp_files import keep_temp_files
@@ -233,8 +233,8 @@ class _VllmStart:
                 kills_engine=not self._line.has("--shutdown-timeout"),
             ),
         )
-        is_json = self._options.log_format == "json"
-        if is_json and (notice := log_as_json(self._vllm, self._line, self._journal.folder)) is not None:
+        notice = set_log_format(self._options.log_format, self._vllm, self._line, self._journal.folder)
+        if notice is not None:
             logger.warning("%s", notice)
         use_baked_bytecode()
         if (notice := keep_bytecode(self._vllm.folder)) is not None:

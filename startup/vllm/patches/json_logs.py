@@ -1,13 +1,15 @@
-"""Makes vLLM's processes log JSON lines with this program's fields, through VLLM_LOGGING_CONFIG_PATH.
+"""Makes vLLM's processes log as `--log-format` says, through VLLM_LOGGING_CONFIG_PATH.
 
-Each process of vLLM applies the configuration when it imports vLLM; uvicorn applies it when it starts. Other
-output on standard error (tracebacks of an exiting process, warnings, progress bars) becomes JSON lines, too.
+Every process of vLLM applies the configuration when it imports vLLM, and uvicorn when it starts. JSON lines
+have this program's fields. Other output on standard error (tracebacks of an exiting process, warnings,
+progress bars) becomes JSON lines too. `text-utc` changes only the date in vLLM's layout.
 """
 
 import json
 import logging
 import multiprocessing
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +18,9 @@ from base.access_log import ACCESS_LOGGER
 from envs import foreign
 from envs.registry import env
 from startup.ground.hooks.hook import Hook, Name, Text
+from startup.ground.logs.formatters import UTC
 from startup.ground.logs.json_lines import JsonFormatter, log_everything_as_json
+from startup.ground.logs.options import LogFormat
 from startup.ground.logs.setup import real_stderr
 from startup.imports.finder import wrap_after_import
 from startup.vllm_words.command_line import CommandLine
@@ -26,7 +30,7 @@ _DECORATE_LOGS: Final = Name("vllm.utils.system_utils", "decorate_logs", ("proce
 JSON_LOGS: Final = Hook(
     "JSON logs",
     does="configures vLLM's log, with the processes' names in its records and not before its lines",
-    without="`--log-format json` applies only to the launcher's own lines, or processes have multiprocessing's names",
+    without="`--log-format` applies only to the launcher's own lines, or processes have multiprocessing's names",
     promise="with `--log-format json`, each line of each process is JSON",
     needs=(Text(("vllm.logger",), r"envs\.VLLM_LOGGING_CONFIG_PATH", "VLLM_LOGGING_CONFIG_PATH"),),
 )
@@ -35,6 +39,8 @@ PROCESS_NAMES: Final = JSON_LOGS.part(
     Text(("vllm.logger",), r"record\.vllm_process_name\b", "vllm_process_name"), since=(0, 31)
 )
 
+_LAYOUT: Final = "%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s"
+"""vLLM's, behind the process."""
 _FILE: Final = "logging.json"
 _STDERR: Final = "ext://sys.stderr"
 _STDOUT: Final = "ext://sys.stdout"
@@ -58,6 +64,23 @@ class VllmJsonFormatter(JsonFormatter):
         self._role = {os.getpid(): role}
 
 
+class VllmUtcFormatter(logging.Formatter):
+    """Formats records as vLLM does, with the prefix before each line, but with date, year and zone."""
+
+    def __init__(self, *, has_process: bool) -> None:
+        """Without `has_process`, vLLM itself writes the process before each line."""
+        process = "(%(vllm_process_name)s pid=%(process)d) " if has_process else ""
+        super().__init__(f"{foreign.text_of('VLLM_LOGGING_PREFIX')}{process}{_LAYOUT}", UTC)
+        self.converter = time.gmtime
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record."""
+        record.vllm_process_name = getattr(record, "vllm_process_name", None) or record.processName
+        text = super().format(record)
+        prefix = self.formatMessage(record).removesuffix(record.message)
+        return text.replace("\n", f"\n{prefix}")
+
+
 def create_error_handler() -> logging.Handler:
     """Redirects standard error, so that all output becomes JSON lines; logs to the original stream."""
     handler = logging.StreamHandler(real_stderr())
@@ -65,27 +88,30 @@ def create_error_handler() -> logging.Handler:
     return handler
 
 
-def log_as_json(vllm: InstalledVllm, line: CommandLine, folder: Path) -> str | None:
-    """Makes the processes that this one starts log JSON.
+def set_log_format(log_format: LogFormat, vllm: InstalledVllm, line: CommandLine, folder: Path) -> str | None:
+    """Makes the processes that this one starts log in this format; `text` is vLLM's own.
 
     Args:
+        log_format: of `--log-format`.
         vllm: the installed vLLM.
         line: vLLM's command line, with its settings for the log.
         folder: where the configuration is written; it must exist as long as vLLM runs.
 
     Returns:
-        A warning for the user; None if vLLM logs JSON.
+        A warning for the user; None if vLLM logs so.
     """
-    if (reason := _obstacle_to_json(vllm, line)) is not None:
-        return f"--log-format json applies only to vllm-cli's own lines: {reason}"
+    if log_format == "text":
+        return None
+    if (reason := _obstacle(vllm, line, is_json=log_format == "json")) is not None:
+        return f"--log-format {log_format} applies only to vllm-cli's own lines: {reason}"
     path = folder / _FILE
-    path.write_text(json.dumps(_configuration(line)))
+    path.write_text(json.dumps(_configuration(line, is_json=log_format == "json")))
     os.environ[env.VLLM_LOGGING_CONFIG_PATH.name] = str(path)
     return None
 
 
-def _obstacle_to_json(vllm: InstalledVllm, line: CommandLine) -> str | None:
-    """Why vLLM cannot log JSON; None if it can."""
+def _obstacle(vllm: InstalledVllm, line: CommandLine, *, is_json: bool) -> str | None:
+    """Why vLLM cannot log in another format; None if it can."""
     if env.VLLM_LOGGING_CONFIG_PATH.raw or line.has(*_OWN_SETTINGS):
         return "vLLM's log has a configuration of its own"
     if foreign.text_of("VLLM_CONFIGURE_LOGGING") not in ("", "1"):
@@ -93,25 +119,30 @@ def _obstacle_to_json(vllm: InstalledVllm, line: CommandLine) -> str | None:
     if not JSON_LOGS.applies:
         return f"vLLM {vllm.version} configures its log in another way"
     is_spawned = env.VLLM_WORKER_MULTIPROC_METHOD.get() == "spawn"
-    if STREAM_PREFIXES.is_for(vllm.release) and (is_spawned or not STREAM_PREFIXES.applies):
+    if is_json and STREAM_PREFIXES.is_for(vllm.release) and (is_spawned or not STREAM_PREFIXES.applies):
         return f"vLLM {vllm.version} writes the process before each line, which breaks JSON"
     if any(line.value(name) == "ray" for name in _RAY_SETTINGS):
         return "Ray starts processes on machines that do not have the configuration"
     return None
 
 
-def _configuration(line: CommandLine) -> dict[str, Any]:
+def _configuration(line: CommandLine, *, is_json: bool) -> dict[str, Any]:
     """The argument of `logging.config.dictConfig`, with the levels and streams of vLLM and uvicorn."""
     stream = foreign.text_of("VLLM_LOGGING_STREAM") or _STDOUT
-    errors = {"()": f"{__name__}.create_error_handler", "formatter": "json"}
-    access = {"class": "logging.StreamHandler", "formatter": "json", "stream": _STDOUT}
+    formatter: dict[str, Any] = {"()": f"{__name__}.{VllmJsonFormatter.__name__}"}
+    if not is_json:
+        formatter = {"()": f"{__name__}.{VllmUtcFormatter.__name__}", "has_process": PROCESS_NAMES.applies}
+    access: dict[str, Any] = {"class": "logging.StreamHandler", "formatter": "line", "stream": _STDOUT}
+    errors = {**access, "stream": _STDERR}
+    if is_json:
+        errors = {"()": f"{__name__}.create_error_handler", "formatter": "line"}
     records = errors if stream == _STDERR else {**access, "stream": stream}
     level = line.value("--log-level") or env.VLLM_LOGGING_LEVEL.get()
     paths = [path.strip() for path in (line.value("--disable-access-log-for-endpoints") or "").split(",")]
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"json": {"()": f"{__name__}.{VllmJsonFormatter.__name__}"}},
+        "formatters": {"line": formatter},
         "filters": {"paths": {"()": "base.access_log.PathFilter", "paths": [path for path in paths if path]}},
         "handlers": {"records": records, "access": access, "errors": errors},
         "loggers": {

@@ -52,10 +52,11 @@ def _digest(text: str) -> list[str]:
 def test_a_failed_start_ends_with_the_first_cause(crash, words, process, cause, folder):
     done = _run(folder, crash, *words)
     assert done.returncode == _FAILED, done.stderr
-    first, second, third, log = _digest(done.stderr)
+    first, second, third, code, log = _digest(done.stderr)
     assert process in first
     assert cause in second
     assert third.startswith("Do: ")
+    assert code.startswith("Code: VC-")
     assert Path(log.removeprefix("Log: ")).stat().st_mode & 0o777 == 0o600
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from startup.vllm.patches.json_logs import log_as_json
+from startup.vllm.patches.json_logs import set_log_format
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import InstalledVllm
 from tests.startup.port.systemd.notify_socket import NotifySocket
@@ -123,6 +124,23 @@ def test_every_line_is_an_object(method, folder):
         assert own == {"VCLI_PREFLIGHT", "VCLI_START_FOLDER"}, "the test's variable, and the mark of the start"
 
 
+def test_text_with_the_date_in_utc_keeps_vllms_layout(folder):
+    with FakeStart(folder, "--log-format", "text-utc", env=environment(folder)) as start:
+        start.wait_ready()
+        start.wait_logged("ready after")
+        start.wait_logged("worker 0 starts")
+        assert start.terminate() == 0
+        date = r"INFO 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+        for pattern in (
+            rf"{date} \(launcher\) [\w.]+: ready after .+",
+            rf"\(Worker_0 pid=\d+\) {date} \[\w+\.py:\d+\] worker 0 starts",
+            rf"\(EngineCore pid=\d+\) {date} \[\w+\.py:\d+\] the engine",
+            rf"\(EngineCore pid=\d+\) {date} \[\w+\.py:\d+\] starts",
+            rf"\(APIServer pid=\d+\) {date} \[\w+\.py:\d+\] .*GET /health.*",
+        ):
+            assert [line for line in start.log.splitlines() if re.fullmatch(pattern, line)], pattern
+
+
 def test_the_variable_sets_the_format_and_the_flag_excludes_paths_from_the_access_log(folder):
     env = environment(folder, VCLI_LOG_FORMAT="json")
     words = ("--disable-access-log-for-endpoints", "/health, /metrics")
@@ -159,7 +177,7 @@ def test_the_error_of_an_engine_is_one_line(folder):
 def test_a_reason_explains_why_vllm_does_not_log_json(words, variables, version, reason, tmp_path, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    notice = log_as_json(InstalledVllm(version, tmp_path), CommandLine.of(words.split()), tmp_path)
+    notice = set_log_format("json", InstalledVllm(version, tmp_path), CommandLine.of(words.split()), tmp_path)
     assert str(notice).startswith(f"--log-format json applies only to vllm-cli's own lines: {reason}")
     assert list(tmp_path.iterdir()) == []
 
@@ -283,7 +301,8 @@ def test_a_port_in_use_is_an_error_and_the_last_status(folder):
         port = str(other.getsockname()[1])
         done = run_fake(folder, "--host", "127.0.0.1", "--port", port, env=_environment(folder, manager))
         error = f"127.0.0.1:{port} is in use by another process"
-        assert (done.returncode, done.stderr) == (3, f"Error: {error}: stop it or choose another --port\n")
+        message = f"Error: {error}: stop it or choose another --port\nCode: VC-PORT-IN-USE\n"
+        assert (done.returncode, done.stderr) == (3, message)
         wait_until(lambda: any(line.startswith(f"STATUS=failed: {error}") for line in manager.lines))
 
 
@@ -311,7 +330,7 @@ def test_a_start_that_vllm_accepts_against_the_recorded_facts_renews_them(folder
     refused = run_fake(folder, "--dtype", "hulf", "--port", "0", env=checked)
     assert refused.returncode == 2
     assert "--dtype 'hulf' is not one of" in refused.stderr
-    assert refused.stderr.endswith("\n  if vLLM would accept this start, give --preflight warn\n")
+    assert refused.stderr.endswith("\n  if vLLM would accept this start, give --preflight warn\nCode: VC-USAGE\n")
     with FakeStart(folder, "--dtype", "hulf", "--preflight", "warn", env=checked) as start:
         start.wait_ready()
         start.wait(lambda: any("hulf" in path.read_text() for path in folder.rglob("vllm-facts/*.json")))

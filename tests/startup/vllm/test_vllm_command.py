@@ -121,7 +121,8 @@ def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(folder):
 def test_a_missing_vllm_is_a_clear_error(folder):
     done = run_fake(folder, "model", env=environment(folder, fake=None))
     assert done.returncode == 3
-    assert done.stderr == "Error: --engine vllm: vLLM is not installed in this environment (pip install vllm)\n"
+    message = "--engine vllm: vLLM is not installed in this environment (pip install vllm)"
+    assert done.stderr == f"Error: {message}\nCode: VC-PACKAGE-MISSING\n"
 
 
 @pytest.mark.parametrize("engine", ["vllm", "embedded"])
@@ -176,4 +177,4 @@ def test_without_vllm_an_error_names_the_environment(folder):
     done = _run_link(folder, "bench", PYTHONPATH=str(ROOT))
     assert done.returncode == 2
     assert "whose environment has no vLLM" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.splitlines()[1:] == ["Code: VC-PACKAGE-MISSING"]

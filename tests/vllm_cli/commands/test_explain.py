@@ -32,13 +32,33 @@ def log(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_a_file_is_explained_in_three_lines(log):
+def test_a_file_is_explained_in_four_lines(log):
     result = _run(log)
     assert result.return_value == 0
-    process, cause, advice = result.stdout.splitlines()
+    process, cause, advice, code = result.stdout.splitlines()
     assert process == "EngineCore (pid 40) failed while it sized the KV cache."
     assert cause.endswith(": ValueError: No available memory for the cache blocks.")
     assert advice.startswith("Do: Raise --gpu-memory-utilization")
+    assert code == "Code: VC-NO-ROOM-FOR-KV-CACHE"
+
+
+def test_a_code_is_explained_without_a_log():
+    text = _run("vc-port-in-use").stdout
+    assert re.fullmatch(r"Cause: .+\nDo: .+\nCode: VC-PORT-IN-USE\n", text)
+    assert json.loads(_run("VC-PORT-IN-USE", "--json").stdout)["cause"] == "port-in-use"
+
+
+def test_an_unknown_code_is_a_usage_error_with_a_suggestion():
+    result = _run("VC-PORT-USED")
+    assert isinstance(result.exception, click.BadParameter)
+    assert "did you mean 'VC-PORT-IN-USE'?" in result.exception.message
+
+
+@pytest.mark.parametrize("name", ["usage", "keys-or-certificates"])
+def test_a_log_that_ends_with_a_code_has_this_cause(name):
+    code = f"VC-{name.upper()}"
+    result = json.loads(_run("--json", text=f"Error: 2 faults:\n  one\n  two\nCode: {code}\n").stdout)
+    assert (result["code"], result["cause"]) == (code, name)
 
 
 @pytest.mark.parametrize("args", [(), ("-",)])
@@ -50,6 +70,7 @@ def test_json_has_the_same_for_programs(log):
     found = json.loads(_run(log, "--json").stdout)
     assert found["failed"] is True
     assert found["cause"] == "no-room-for-kv-cache"
+    assert found["code"] == "VC-NO-ROOM-FOR-KV-CACHE"
     assert found["process"] == "EngineCore pid=40"
     assert found["phase"] == "sized the KV cache"
     assert found["line"] == 5
@@ -78,4 +99,4 @@ def test_the_exit_code_of_the_program(log):
 def test_all_known_causes_are_listed_without_a_log():
     listed = _run("--list").stdout.split("\n\n")
     assert len(listed) > 50
-    assert [text for text in listed if not re.match(r"[a-z0-9-]+: .+\nDo: .+", text)] == []
+    assert [text for text in listed if not re.match(r"[a-z0-9-]+: .+\nDo: .+\nCode: VC-[A-Z0-9-]+", text)] == []

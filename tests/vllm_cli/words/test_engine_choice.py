@@ -162,7 +162,8 @@ def test_the_share_of_gpu_memory_has_no_effect_without_a_gpu(has_gpu, tmp_path, 
 def test_a_value_out_of_range_is_only_an_error(capsys, monkeypatch):
     monkeypatch.setattr("startup.imports.torch_environment._GPU_DEVICES", ())
     assert main(["serve", "m", "--gpu-memory-utilization", "5", "--enforce-eager"]) == 2
-    assert capsys.readouterr().err == "Error: --gpu-memory-utilization must be above 0 and at most 1, got 5.0\n"
+    message = "--gpu-memory-utilization must be above 0 and at most 1, got 5.0"
+    assert capsys.readouterr().err == f"Error: {message}\nCode: VC-USAGE\n"
 
 
 def test_serve_shows_notices_and_continues(parse, capsys, monkeypatch):

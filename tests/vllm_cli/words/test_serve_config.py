@@ -333,7 +333,7 @@ def test_an_invalid_file_is_an_error_of_one_line_with_its_name(parse, write, tex
     [
         ("port: abc\n", "serve.yaml: port: 'abc' is not a valid integer"),
         ("port: 700000\n", "serve.yaml: port must be between 0 and 65535, got 700000"),
-        ("log-format: xml\n", "serve.yaml: log-format: 'xml' is not one of 'text', 'json'"),
+        ("log-format: xml\n", "serve.yaml: log-format: 'xml' is not one of 'text', 'text-utc', 'json'"),
     ],
 )
 def test_an_invalid_value_in_a_file_is_an_error_with_its_place(parse, write, text, message):

@@ -51,6 +51,12 @@ def test_printable_characters_are_unchanged():
     assert text.endswith("(api) server.x: größe\t日本 🙂 \\x1b")
 
 
+def test_the_date_in_utc_has_year_and_zone():
+    record = _record("hello")
+    record.created = 1_800_000_000.5
+    assert TextFormatter("api", is_utc=True).format(record) == "ERROR 2027-01-15T08:00:00Z (api) server.x: hello"
+
+
 def test_a_traceback_stays_readable():
     code = """
 import logging

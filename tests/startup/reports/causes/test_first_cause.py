@@ -212,6 +212,7 @@ def test_an_unknown_cause_still_has_process_phase_and_exception():
         "EngineCore_DP0 (pid 40) failed while it loaded the model.",
         "Cause: RuntimeError: Error Internal",
         "Do: search for this line in the issues of vLLM; read the log around it (line 5); try the newest release.",
+        "Code: VC-UNKNOWN",
     ]
 
 
@@ -474,13 +475,14 @@ def test_secrets_and_control_characters_of_the_log_are_not_shown():
     assert "\x1b" not in "".join(write_digest(cause))
 
 
-def test_a_digest_has_at_most_three_lines():
+def test_a_digest_has_at_most_four_lines():
     cause = _find("Killed")
     digest = write_digest(cause)
-    assert len(digest) <= 3
+    assert len(digest) <= 4
     assert digest_to_dict(cause) | {"advice": None} == {
         "process": None,
         "phase": None,
+        "code": "VC-PROCESS-KILLED",
         "cause": "process-killed",
         "title": cause.known and cause.known.title,
         "text": "Killed",
@@ -579,7 +581,7 @@ Traceback of TorchScript, original code (most recent call last):
 def test_a_pasted_line_names_a_cause(line, name):
     cause = _find(line)
     assert _name(cause) == name
-    assert len(write_digest(cause)) <= 3
+    assert len(write_digest(cause)) <= 4
 
 
 def test_a_line_that_names_a_cause_counts_only_if_nothing_was_ready():

@@ -52,6 +52,16 @@ def test_the_prefixes_of_other_programs_are_left_out(prefix):
             id="Ray, old format",
         ),
         pytest.param(
+            "(EngineCore pid=1) ERROR 2026-09-03T11:03:37Z [core.py:712] ValueError: x",
+            LogLine("EngineCore pid=1", "ERROR", "core.py", "ValueError: x"),
+            id="--log-format text-utc",
+        ),
+        pytest.param(
+            "ERROR 2026-09-03T11:03:37Z (engine) server.engine.process: ValueError: x",
+            LogLine("engine", "ERROR", "", "ValueError: x"),
+            id="--log-format text-utc, our own",
+        ),
+        pytest.param(
             "[multiproc_executor.py:492] ValueError: x",
             LogLine("", "", "multiproc_executor.py", "ValueError: x"),
             id="only the file",

@@ -79,6 +79,7 @@ def test_the_digest_is_one_record_of_a_json_log(record):
     line = json.loads(err.json_line or "")
     assert (line["level"], line["message"]) == ("ERROR", str(err))
     assert line["digest"]["process"] == "EngineCore pid=5"
+    assert line["code"] == line["digest"]["code"] == "VC-UNKNOWN"
     assert line["digest"]["phase"] == "loaded the model"
 
 

@@ -223,7 +223,7 @@ def test_ranges(facts, name, value, problem):
 
 
 def _found(start: CheckStart, words: str, **options: Any) -> list[tuple[str, str, str]]:
-    return [tuple(finding) for finding in argument_findings(start(*words.split(), **options))]
+    return [finding[:3] for finding in argument_findings(start(*words.split(), **options))]
 
 
 @pytest.mark.parametrize("words", ["m --new-flag 1", "m --dtype new"])

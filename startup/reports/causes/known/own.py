@@ -1,0 +1,63 @@
+"""Causes that this program itself reports: no log has to be searched for them, so they have no texts."""
+
+from typing import Final
+
+from startup.reports.causes.known_cause import KnownCause
+
+
+def _own(name: str, title: str, advice: str) -> KnownCause:
+    return KnownCause(name, title, (), advice)
+
+
+UNKNOWN: Final = KnownCause(
+    "unknown",
+    "the cause is none of those with a code",
+    (),
+    "Read the message, and the log that `Log:` names. If it is a fault of vllm-cli, report it with what `vllm-cli "
+    "collect-env` prints.",
+    is_general=True,
+)
+OWN: Final = (
+    _own(
+        "usage",
+        "a flag, a value, a variable or a file of settings is not accepted",
+        "Correct what the message names. `vllm-cli serve --help=WORD` shows the flags that contain WORD.",
+    ),
+    _own(
+        "preflight",
+        "the preflight has found a fault",
+        "Correct what the message names. `--preflight-only` shows all faults; `--preflight warn` starts all the same.",
+    ),
+    _own(
+        "models-file",
+        "the file of models has faults",
+        "Correct what the message names. `vllm-cli serve --models FILE --preflight-only` shows all faults.",
+    ),
+    _own(
+        "package-missing",
+        "a package that the engine needs is not installed",
+        "Install what the message names into the environment of vllm-cli.",
+    ),
+    _own(
+        "standby-unusable",
+        "no server can be forked from a standby, or no standby can run",
+        "Start one with `vllm-cli standby`; `vllm-cli standby status` shows the one that runs.",
+    ),
+    _own(
+        "socket-activation",
+        "the socket that a service manager has passed cannot be used",
+        "In the .socket unit, use ListenStream= with Accept=no.",
+    ),
+    _own(
+        "keys-or-certificates",
+        "a file of API keys or certificates cannot be used",
+        "Correct the file that the message names, or its permissions.",
+    ),
+    _own(
+        "startup-timeout",
+        "the start or its download took longer than it may",
+        "The log shows what took so long. Give a longer --startup-timeout or --download-timeout.",
+    ),
+    UNKNOWN,
+)
+"""The names are those of `StartupError.cause`."""
