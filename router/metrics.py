@@ -14,7 +14,7 @@ UNKNOWN: Final = "unknown"
 CLIENT_GONE: Final = 499
 """The status of a request whose client has left."""
 _MOST_REASONS: Final = 20
-"""Reasons of starts that are told apart; they depend on the machine and its files."""
+"""The reasons of starts that metrics distinguish. They depend on the machine and its files."""
 _LONGEST_REASON: Final = 200
 
 
