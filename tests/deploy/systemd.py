@@ -21,7 +21,8 @@ _CGROUPS: Final = Path("/sys/fs/cgroup")
 _PLACES: Final = {"python": sys.base_prefix, "packages": sysconfig.get_path("purelib"), "source": str(ROOT)}
 """What is bound to /opt, because a unit's user may not enter this user's folders."""
 _PROGRAM: Final = """#!/bin/sh
-PYTHONPATH=/opt/source:/opt/packages HF_HUB_OFFLINE=1 exec /opt/python/bin/python{version} -m vllm_cli "$@"
+export LD_LIBRARY_PATH=/opt/python/lib PYTHONPATH=/opt/source:/opt/packages HF_HUB_OFFLINE=1
+exec /opt/python/bin/python{version} -m vllm_cli "$@"
 """
 _BOOT: Final = """
 set -e

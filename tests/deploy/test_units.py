@@ -17,7 +17,8 @@ _SERVICES = ("vllm-cli.service", "vllm-cli-standby.service")
 _WARM = {f"/etc/units/{service}.d/warm.conf": _UNITS["warm.conf"] for service in _SERVICES}
 _OFF = re.findall(r"^(\w+)=no$", _UNITS["warm.conf"], re.MULTILINE)
 """What costs a unit the warm start."""
-_LOGGED = "[Service]\nStandardError=append:/run/%N.log\n"
+_LOGGED = "[Service]\nStandardError=append:/run/%N.log\nRestart=no\n"
+"""A start that fails is reported at once, with its log."""
 _ASK = """
 import json, sys, urllib.request
 request = urllib.request.Request("http://127.0.0.1:8000/v1/models", headers={"Authorization": "Bearer " + sys.argv[1]})
