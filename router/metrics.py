@@ -36,7 +36,7 @@ class RequestRecord:
 
 
 class Durations:
-    """A histogram. Counting here takes a fifth of the time that a histogram of the library takes."""
+    """A histogram; a request costs a quarter of what it costs with those of the library."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(HTTP_BUCKETS) + 1)
