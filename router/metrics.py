@@ -46,7 +46,7 @@ class Durations:
         self._counts[bisect_left(HTTP_BUCKETS, seconds)] += 1
         self.sum_s += seconds
 
-    def buckets(self) -> list[tuple[str, float]]:
+    def buckets(self) -> list[tuple[str, int]]:
         """Each bound, and how many are not above it."""
         bounds = [*map(str, map(float, HTTP_BUCKETS)), "+Inf"]
         return [*zip(bounds, itertools.accumulate(self._counts), strict=True)]
