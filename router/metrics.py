@@ -1,10 +1,14 @@
 """The router's counts of requests, waits, refusals and starts, by model."""
 
+import itertools
 import time
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
 from base.http_buckets import HTTP_BUCKETS
 from base.lifecycle import StartInfo
@@ -31,20 +35,33 @@ class RequestRecord:
     """Counts in place of the response's status: the error that ends a stream, or 101 of a WebSocket."""
 
 
+class Durations:
+    """A histogram; a request costs a quarter of what it costs with those of the library."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(HTTP_BUCKETS) + 1)
+        self.sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        self._counts[bisect_left(HTTP_BUCKETS, seconds)] += 1
+        self.sum_s += seconds
+
+    def buckets(self) -> list[tuple[str, int]]:
+        """Each bound, and how many are not above it."""
+        bounds = [*map(str, map(float, HTTP_BUCKETS)), "+Inf"]
+        return [*zip(bounds, itertools.accumulate(self._counts), strict=True)]
+
+
 class RouterMetrics:
     """Used on the event loop."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry(auto_describe=False)
-        self._requests = self._counter("requests", "Requests to models, by class of status.", "status")
-        self._duration = self._histogram("request_duration", "From a request's head to the end of its response.")
-        self._first_byte = self._histogram(
-            "time_to_first_byte", "From a request's head to the first byte of the model's answer."
-        )
-        self._wait = self._histogram("wait", "How long requests waited for their model, refused ones included.")
-        self._refusals = self._counter("refusals", "Requests that got no model.", "reason")
-        labels = ("outcome", *StartInfo._fields[:2])
-        self._starts = self._counter("starts", "Starts of the model's server that have ended, and how.", *labels)
+        self._requests = Counter[tuple[str, ...]]()
+        self._refusals = Counter[tuple[str, ...]]()
+        self._starts = Counter[tuple[str, ...]]()
+        self._durations = defaultdict[str, Durations](Durations)
+        self._first_bytes = defaultdict[str, Durations](Durations)
+        self._waits = defaultdict[str, Durations](Durations)
         self._reasons: set[str] = set()
 
     def note_request(self, record: RequestRecord, status: int) -> None:
@@ -52,17 +69,17 @@ class RouterMetrics:
         if (model := record.model) is None:
             return
         status = record.final_status or status
-        self._requests.labels(model, "abort" if status == CLIENT_GONE else f"{status // 100}xx").inc()
+        self._requests[model, "abort" if status == CLIENT_GONE else f"{status // 100}xx"] += 1
         if status >= 200:  # how long a WebSocket is open says nothing about the model
-            self._duration.labels(model).observe(time.perf_counter() - record.begin_s)
+            self._durations[model].add(time.perf_counter() - record.begin_s)
         if record.first_byte_s is not None:
-            self._first_byte.labels(model).observe(record.first_byte_s - record.begin_s)
+            self._first_bytes[model].add(record.first_byte_s - record.begin_s)
 
     def note_wait(self, model: str, took_s: float, refusal: str = "") -> None:
         """A request was admitted to a model, or refused for this reason."""
-        self._wait.labels(model).observe(took_s)
+        self._waits[model].add(took_s)
         if refusal:
-            self._refusals.labels(model, refusal).inc()
+            self._refusals[model, refusal] += 1
 
     def note_start(self, model: str, outcome: str, info: StartInfo) -> None:
         """A model has become ready, or has failed or was stopped before."""
@@ -70,11 +87,29 @@ class RouterMetrics:
         if reason not in self._reasons and len(self._reasons) >= _MOST_REASONS:
             reason = "other"
         self._reasons.add(reason)
-        self._starts.labels(model, outcome, info.start_mode, reason).inc()
+        self._starts[model, outcome, info.start_mode, reason] += 1
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"vllm_cli:router_{name}", text, ("model", *labels), registry=self.registry)
+    def collect(self) -> Iterator[Metric]:
+        """The families, for the library's registry."""
+        yield _counter("requests", "Ended requests to models, by class of status.", self._requests, "status")
+        yield _histogram("request_duration", "From a request's head to the end of its response.", self._durations)
+        text = "From a request's head to the first byte of the model's answer."
+        yield _histogram("time_to_first_byte", text, self._first_bytes)
+        yield _histogram("wait", "How long requests waited for their model, refused ones included.", self._waits)
+        yield _counter("refusals", "Requests that got no model.", self._refusals, "reason")
+        labels = ("outcome", "start_mode", "reason")
+        yield _counter("starts", "Ended starts of the model's server, and how they were made.", self._starts, *labels)
 
-    def _histogram(self, name: str, text: str) -> Histogram:
-        name = f"vllm_cli:router_{name}_seconds"
-        return Histogram(name, text, ("model",), buckets=HTTP_BUCKETS, registry=self.registry)
+
+def _counter(name: str, text: str, counts: Mapping[tuple[str, ...], int], *labels: str) -> Metric:
+    family = CounterMetricFamily(f"vllm_cli:router_{name}", text, labels=("model", *labels))
+    for values, number in counts.items():
+        family.add_metric(values, number)
+    return family
+
+
+def _histogram(name: str, text: str, durations: Mapping[str, Durations]) -> Metric:
+    family = HistogramMetricFamily(f"vllm_cli:router_{name}_seconds", text, labels=("model",))
+    for model, each in durations.items():
+        family.add_metric((model,), each.buckets(), each.sum_s)
+    return family

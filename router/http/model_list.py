@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
 import msgspec
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -44,8 +45,9 @@ class PoolListing:
         self._created = int(time.time())
         self._lengths: dict[str, tuple[ModelEntry, int | None]] = {}
         """Name -> the entry of the model's last process, and the `max_model_len` of that process."""
-        self._registry = pool.metrics.registry
+        self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_PoolCollector(pool))
+        self._registry.register(pool.metrics)
 
     async def learn_lengths(self, ask: "Callable[[Child, str], Awaitable[bytes | None]]") -> None:
         """Asks running models for their `max_model_len`, where it is unknown."""

@@ -141,7 +141,7 @@ async def test_starts_waits_and_refusals_are_counted(pool):
 
 
 def _metric(pool: ModelPool, name: str) -> dict[tuple[str, ...], float]:
-    samples = [sample for family in pool.metrics.registry.collect() for sample in family.samples]
+    samples = [sample for family in pool.metrics.collect() for sample in family.samples]
     return {tuple(s.labels.values()): s.value for s in samples if s.name == f"vllm_cli:router_{name}"}
 
 

@@ -4,8 +4,6 @@ import asyncio
 
 import pytest
 from aiohttp import web
-from prometheus_client import generate_latest
-from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from base.lifecycle import StartInfo
 from router.http.waiting import Patience
@@ -33,8 +31,7 @@ async def answer(request: web.BaseRequest) -> web.StreamResponse:
 
 def values(router: SmallRouter, name: str) -> dict[tuple[str, ...], float]:
     """The series of a metric of the router: values of its labels, without `le`, in their order."""
-    text = generate_latest(router.pool.metrics.registry).decode()
-    samples = [sample for family in parse_text(text) for sample in family.samples]
+    samples = [sample for family in router.pool.metrics.collect() for sample in family.samples]
     return {tuple(s.labels.values()): s.value for s in samples if s.name == f"vllm_cli:router_{name}"}
 
 
@@ -127,7 +124,7 @@ def test_reasons_of_starts_are_bounded():
     for number in range(50):
         for _ in range(2):
             metrics.note_start("m", "ready", StartInfo("cold", f"{number} " + "x" * 300))
-    (starts,) = (family for family in metrics.registry.collect() if family.name == "vllm_cli:router_starts")
+    (starts,) = (family for family in metrics.collect() if family.name == "vllm_cli:router_starts")
     counts = {sample.labels["reason"]: sample.value for sample in starts.samples if sample.name.endswith("_total")}
     assert (len(counts), counts.pop("other")) == (21, 60)
     assert set(counts.values()) == {2}
