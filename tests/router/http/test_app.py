@@ -94,6 +94,12 @@ async def test_a_page_of_a_server_has_an_address_that_ends_with_a_slash(router, 
     assert server_of(await ask("POST", "/upstream/second")) == "second"
 
 
+async def test_no_web_page_turns_the_page_off(router, ask):
+    await router.serve("m", web_page=False)
+    assert (await ask("GET", "/")).status == 404
+    assert (await ask("GET", "/status.json")).status == 200
+
+
 async def test_files_of_a_page_do_not_start_its_model(router, ask):
     await router.serve("m")
     for path in ("favicon.ico", "assets/a.JS", "a/b.css"):

@@ -50,6 +50,12 @@ def test_the_page_is_the_same_as_that_of_the_http_server(starting):
         assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
 
 
+def test_without_the_page_its_path_is_answered_like_any_other(starting):
+    state, _ = starting
+    answers = ProbeAnswers(state, has_page=False)
+    assert (answers.answer("/").status, answers.answer("/status.json").status) == (503, 200)
+
+
 def test_status_json_has_progress_and_spans_of_the_start(starting):
     _, get = starting
 
