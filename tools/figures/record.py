@@ -6,6 +6,7 @@ import platform
 import re
 import string
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -107,8 +108,15 @@ class Record:
         written = {key: value for key, value in entry.items() if key not in ("name", "result")}
         moment = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
         step = {"moment": moment, "commit": _commit(), **written, "result": _shorten(entry.get("result"))}
-        text = json.dumps(step).replace(str(work), "WORK").replace(str(ROOT), "ROOT")
-        self._known["steps"][name] = json.loads(text)
+        self._known["steps"][name] = step
+        self._write({str(work): "WORK", str(ROOT): "ROOT", sys.executable: "PYTHON", platform.release(): _kernel()})
+
+    def _write(self, names: Mapping[str, str]) -> None:
+        """Writes the file with `names` in place of what only this machine has."""
+        text = json.dumps(self._known)
+        for own, name in names.items():
+            text = text.replace(own, name)
+        self._known = json.loads(text)
         self.path.write_text(json.dumps(self._known, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -123,9 +131,14 @@ def find_letter(path: Path) -> str:
             return letter
     letter = next(each for each in string.ascii_uppercase if each not in machines)
     memory_gib = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
-    machines[letter] = {**key, "memory_gib": memory_gib, "kernel": platform.release(), "note": ""}
+    machines[letter] = {**key, "memory_gib": memory_gib, "kernel": _kernel(), "note": ""}
     path.write_text(json.dumps(machines, indent=1, ensure_ascii=False) + "\n")
     return letter
+
+
+def _kernel() -> str:
+    """The release of Linux: major and minor number."""
+    return ".".join(platform.release().split(".")[:2])
 
 
 def _lscpu() -> dict[str, str]:
