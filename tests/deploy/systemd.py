@@ -68,7 +68,9 @@ class Systemd:
         for name in _PLACES:
             (folder / "files" / "opt" / name).mkdir()
         if model:
-            Path(shutil.copytree(model, folder / "files" / "opt" / "model")).chmod(0o755)
+            copy = Path(shutil.copytree(model, folder / "files" / "opt" / "model"))
+            for path in (copy, *copy.iterdir()):
+                path.chmod(0o755)
         self._folder = folder
 
     def __enter__(self) -> Self:
