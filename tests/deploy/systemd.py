@@ -21,7 +21,7 @@ _CGROUPS: Final = Path("/sys/fs/cgroup")
 _PLACES: Final = {"python": sys.base_prefix, "packages": sysconfig.get_path("purelib"), "source": str(ROOT)}
 """What is bound to /opt, because a unit's user may not enter this user's folders."""
 _PROGRAM: Final = """#!/bin/sh
-export LD_LIBRARY_PATH=/opt/python/lib PYTHONPATH=/opt/source:/opt/packages HF_HUB_OFFLINE=1
+export PYTHONPATH=/opt/source:/opt/packages HF_HUB_OFFLINE=1
 exec /opt/python/bin/python{version} -m vllm_cli "$@"
 """
 _BOOT: Final = """
@@ -40,6 +40,7 @@ mount -t tmpfs tmpfs run
 mount -t tmpfs -o mode=1777 tmpfs tmp
 shift
 while [ "$1" != -- ]; do mount --bind "$1" "$2"; mount -o remount,bind,ro "$2"; shift 2; done
+chroot . /sbin/ldconfig /opt/python/lib
 exec chroot . /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=other SYSTEMD_UNIT_PATH=/etc/units \
   /lib/systemd/systemd --system --unit=multi-user.target --log-target=null --show-status=0
 """
@@ -68,7 +69,9 @@ class Systemd:
         for name in _PLACES:
             (folder / "files" / "opt" / name).mkdir()
         if model:
-            Path(shutil.copytree(model, folder / "files" / "opt" / "model")).chmod(0o755)
+            copy = Path(shutil.copytree(model, folder / "files" / "opt" / "model"))
+            for path in (copy, *copy.iterdir()):
+                path.chmod(0o755)
         self._folder = folder
 
     def __enter__(self) -> Self:
