@@ -132,7 +132,7 @@ def test_real_llama_server_takes_our_settings(server):
     (card,) = server.ask("/v1/models").json["data"]
     assert (card["id"], card["aliases"], card["status"]) == ("smol", ["small"], "ready")
     assert server.metric("llamacpp:requests_processing") == 0
-    assert server.metric("vllm_cli:model_starts", model="smol") == 1
+    assert server.metric("vllm_cli:model_starts_total", model="smol") == 1
 
 
 @needs_llama_server
