@@ -21,8 +21,9 @@ const chat = (() => {
       const messages = talk.messages.map((message) => ({ ...message, images: [] }));
       try { localStorage.setItem(KEPT + talk.id, JSON.stringify({ ...entry, messages })); } catch { /* this tab only */ }
     }
-    kept().slice(MOST_KEPT).forEach(({ id }) => localStorage.removeItem(KEPT + id));
-    listKept();
+    const found = kept();
+    found.slice(MOST_KEPT).forEach(({ id }) => localStorage.removeItem(KEPT + id));
+    listKept(found.slice(0, MOST_KEPT));
   }
 
   function readKept(id) {
@@ -39,8 +40,8 @@ const chat = (() => {
     return ids.map(readKept).filter((found) => found).sort((a, b) => b.changed - a.changed);
   }
 
-  function listKept() {
-    const titles = kept().map(({ id, messages }) => new Option(messages[0]?.text.slice(0, 60) || "image", id, false, id === talk.id));
+  function listKept(found = kept()) {
+    const titles = found.map(({ id, messages }) => new Option(messages[0]?.text.slice(0, 60) || "image", id, false, id === talk.id));
     const isNew = !titles.some((option) => option.value === talk.id);
     $("talks").replaceChildren(...(isNew ? [new Option("New chat", talk.id, false, true)] : []), ...titles);
     $("talks").parentElement.hidden = !titles.length;

@@ -12,7 +12,7 @@ import pytest
 
 from base.status_page.page import DATA_PATH, read_page
 from tests.e2e.server_process import ServerProcess
-from tests.support.browser import Browser, needs_browser
+from tests.support.browser import Browser, Tab, needs_browser
 from tests.support.http_server import LocalServer, QuietHandler, serving
 
 pytestmark = [pytest.mark.slow, needs_browser]
@@ -44,7 +44,20 @@ _STATUS: dict[str, Any] = {
 }  # fmt: skip
 
 
-async def _send(browser: Browser, text: str) -> None:
+async def _open(tab: Tab, url: str) -> None:
+    """Opens the page, and waits for its chat."""
+    await tab.open(url)
+    await tab.wait_for(_IS_READY)
+
+
+async def _begin_long_answer(tab: Tab, url: str) -> None:
+    """Opens the page and asks for a long answer. Returns once some of the answer is there."""
+    await _open(tab, url)
+    await _send(tab, "Write a very long story about a river.")
+    await tab.wait_for(f"{_LAST}?.querySelector('.text').textContent.length > 20")
+
+
+async def _send(browser: Tab, text: str) -> None:
     await browser.evaluate(f"document.querySelector('#prompt').value = {json.dumps(text)}")
     await browser.evaluate("document.querySelector('#send').click()")
 
@@ -67,8 +80,7 @@ async def _ask(browser: Browser, text: str, *, count: int = 2) -> str:
 async def test_a_chat_with_a_real_model_and_its_next_visit(start_server):
     with start_server("--max-model-len", "1024") as server:
         async with Browser() as browser:
-            await browser.open(f"{server.url}/")
-            await browser.wait_for(_IS_READY)
+            await _open(browser, f"{server.url}/")
             for name, value in (("temperature", "0"), ("max-tokens", "12"), ("system", "You are brief.")):
                 await _type(browser, name, value)
             answer = await _ask(browser, "What is the capital of France?")
@@ -87,10 +99,7 @@ async def test_a_chat_with_a_real_model_and_its_next_visit(start_server):
 async def test_an_answer_is_stopped_and_the_engine_is_free(start_server):
     with start_server("--max-model-len", "2048") as server:
         async with Browser() as browser:
-            await browser.open(f"{server.url}/")
-            await browser.wait_for(_IS_READY)
-            await _send(browser, "Write a very long story about a river.")
-            await browser.wait_for(f"{_LAST}?.querySelector('.text').textContent.length > 20")
+            await _begin_long_answer(browser, f"{server.url}/")
             await browser.evaluate("document.querySelector('#stop').click()")
             await browser.wait_for(f"{_LAST}.innerText.includes('stopped')")
             await browser.wait_for("[...document.querySelectorAll('.card')][0]?.textContent.includes('running0')")
@@ -101,8 +110,7 @@ async def test_two_tabs_have_a_conversation_each(start_tiny_server):
         async with Browser() as browser:
             first, second = browser, await browser.open_tab()
             for tab in (first, second):
-                await tab.open(f"{server.url}/")
-                await tab.wait_for(_IS_READY)
+                await _open(tab, f"{server.url}/")
             await asyncio.gather(_send(first, "one"), _send(second, "two"))
             for tab in (first, second):
                 await tab.wait_for(_HAS_ENDED.format(count=2))
@@ -118,10 +126,7 @@ async def test_two_tabs_have_a_conversation_each(start_tiny_server):
 async def test_a_server_that_dies_in_a_stream_is_named(start_server):
     with start_server("--max-model-len", "2048") as server:
         async with Browser() as browser:
-            await browser.open(f"{server.url}/")
-            await browser.wait_for(_IS_READY)
-            await _send(browser, "Write a very long story about a river.")
-            await browser.wait_for(f"{_LAST}?.querySelector('.text').textContent.length > 20")
+            await _begin_long_answer(browser, f"{server.url}/")
             for process in (*server.root.children(recursive=True), server.root):
                 process.kill()
             await browser.wait_for(_HAS_ENDED.format(count=2))
@@ -210,8 +215,7 @@ def written() -> Iterator[_Written]:
 async def test_markup_of_a_model_stays_text(written):
     written.deltas = [{"reasoning": f"think {_MARKUP}"}, *({"content": char} for char in _HOSTILE)]
     async with Browser() as browser:
-        await browser.open(written.url)
-        await browser.wait_for(_IS_READY)
+        await _open(browser, written.url)
         await _ask(browser, _MARKUP)
         assert await browser.evaluate("document.querySelectorAll('.message img, .message script').length") == 0
         assert await browser.evaluate("[...document.querySelectorAll('.message a')].map(a => a.href)") == [
@@ -229,8 +233,7 @@ async def test_markup_of_a_model_stays_text(written):
 async def test_a_stream_without_its_end_is_a_fault_and_is_asked_again(written):
     written.deltas, written.is_broken_off = [{"content": "half"}], True
     async with Browser() as browser:
-        await browser.open(written.url)
-        await browser.wait_for(_IS_READY)
+        await _open(browser, written.url)
         assert "broke off" in await _ask(browser, "hello")
         written.is_broken_off = False
         await browser.evaluate(f"[...{_LAST}.querySelectorAll('button')].find(b => b.textContent === 'again').click()")
@@ -241,8 +244,7 @@ async def test_a_stream_without_its_end_is_a_fault_and_is_asked_again(written):
 async def test_an_image_is_sent_as_data(written):
     written.deltas = [{"content": "a dot"}]
     async with Browser() as browser:
-        await browser.open(written.url)
-        await browser.wait_for(_IS_READY)
+        await _open(browser, written.url)
         await browser.evaluate(
             "const data = new DataTransfer(); data.items.add(new File([new Uint8Array([1, 2, 3])], 'a.png', "
             "{ type: 'image/png' })); const input = document.querySelector('#attach'); input.files = data.files; "
@@ -259,8 +261,7 @@ async def test_an_image_is_sent_as_data(written):
 async def test_the_page_is_accessible_and_fits_a_phone(written, axe, width):
     written.deltas = [{"reasoning": "think"}, {"content": _HOSTILE}]
     async with Browser(width=width) as browser:
-        await browser.open(written.url)
-        await browser.wait_for(_IS_READY)
+        await _open(browser, written.url)
         await _ask(browser, "hello " * 100)
         await browser.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true; })")
         await browser.evaluate(f"{axe}; true")
