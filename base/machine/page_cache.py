@@ -129,7 +129,7 @@ def _allowed_methods(fd: int) -> Iterator[Method]:
 
 
 def _test(method: Method, path: str, fd: int) -> _Sight:
-    """Drops the first page, reads it, restores its state. A page in use stays, as it is resident."""
+    """Drops the first page, reads it, restores its state. The kernel does not drop a page in use."""
     was_resident = method(fd, 0, 1)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
     os.posix_fadvise(fd, 0, _PAGE_BYTES, os.POSIX_FADV_DONTNEED)
