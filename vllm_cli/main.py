@@ -22,7 +22,7 @@ from envs.registry import env
 from envs.suggestion import did_you_mean
 from envs.variable import EnvError
 from startup.embedded.installed import INSTALL_COMMAND, MODULES
-from startup.ground.errors import USAGE_CAUSE, CommandLineError, CrashError, StartupError, code_of, with_code
+from startup.ground.errors import USAGE_CAUSE, CommandLineError, CrashError, StartupError, code_line, code_of, with_code
 from startup.ground.serve_words import is_vllm_installed
 from vllm_cli.errors import CommandGroup
 from vllm_cli.version import VERSION
@@ -205,7 +205,7 @@ def _show(err: click.ClickException, *, is_of_start: bool) -> int:
     shown = io.StringIO()
     err.show(shown)
     if is_of_start:
-        shown.write(f"Code: {code_of(USAGE_CAUSE)}\n")
+        shown.write(f"{code_line(USAGE_CAUSE)}\n")
     with suppress(OSError):  # standard error may be on a full disk; the exit code still counts
         click.echo(hide_quoted(shown.getvalue(), sys.argv), err=True, nl=False)
     return err.exit_code

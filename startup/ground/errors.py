@@ -5,6 +5,8 @@ from typing import Final
 USAGE_CAUSE: Final = "usage"
 """The cause of errors with exit code 2."""
 UNKNOWN_CAUSE: Final = "unknown"
+CODE_LINE: Final = "Code: "
+"""How the line with a code begins."""
 """The cause of errors whose cause has no name."""
 
 
@@ -13,9 +15,14 @@ def code_of(cause: str) -> str:
     return f"VC-{cause.upper()}"
 
 
+def code_line(cause: str) -> str:
+    """The line of an error that has the code of its cause."""
+    return f"{CODE_LINE}{code_of(cause)}"
+
+
 def with_code(message: str, cause: str) -> str:
     """The message of an error that ends a start, with its code in the last line; a digest has it already."""
-    line = f"Code: {code_of(cause)}"
+    line = code_line(cause)
     return message if line in message else f"{message}\n{line}"
 
 

@@ -6,6 +6,7 @@ from typing import Any, BinaryIO, Final
 import click
 
 from envs.suggestion import did_you_mean
+from startup.ground.errors import CODE_LINE
 from startup.reports.causes.digest import digest_to_dict, write_digest
 from startup.reports.causes.first_cause import BY_CODE, find_cause
 from startup.reports.causes.log_line import read_lines
@@ -68,4 +69,4 @@ def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
 
 
 def _describe(code: str) -> str:
-    return f"{BY_CODE[code].title}\nDo: {BY_CODE[code].advice}\nCode: {code}"
+    return f"{BY_CODE[code].title}\nDo: {BY_CODE[code].advice}\n{CODE_LINE}{code}"

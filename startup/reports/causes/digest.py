@@ -4,6 +4,7 @@ import re
 from typing import Any, Final
 
 from envs.redaction import hide_in_command
+from startup.ground.errors import code_line
 from startup.ground.logs.formatters import escape_controls
 from startup.reports.causes.first_cause import LLAMA_CPP_NAME, Cause
 from startup.reports.causes.known.installation import SETTING_REFUSED
@@ -54,7 +55,7 @@ def write_digest(cause: Cause) -> list[str]:
         lines = [f"{first}.", f"Cause: {shown(cause.text)}", *([f"Do: {advice}"] if cause.line else [])]
     else:
         lines = [f"{first}.", f"Cause: {cause.known.title}: {shown(cause.text)}", f"Do: {_advice(cause)}"]
-    return [*lines, f"Code: {(cause.known or UNKNOWN).code}"]
+    return [*lines, code_line((cause.known or UNKNOWN).name)]
 
 
 def digest_to_dict(cause: Cause) -> dict[str, Any]:

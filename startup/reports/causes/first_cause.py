@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from startup.ground.errors import CODE_LINE
 from startup.reports.causes.failures import HARMLESS_LEVELS, Failure, FailureReader, is_place_of_requests
 from startup.reports.causes.known.devices import DEVICES, KV_CACHE_BESIDE, MEMORY
 from startup.reports.causes.known.failed_parts import FAILED_PARTS
@@ -92,8 +93,6 @@ _OWN_ERROR: Final = "Error: "
 """Beginning of the last line of `vllm-cli` when a start fails, and of the digest of a crash."""
 _OWN_CAUSE: Final = "Cause: "
 """Begins the digest's second line."""
-_OWN_CODE: Final = "Code: "
-"""Begins the line with the code of the cause."""
 
 _HINTS: Final = tuple(known for known in KNOWN if known.where == "hint")
 _ENDS: Final = tuple(known for known in KNOWN if known.where == "end")
@@ -186,7 +185,7 @@ class Run:
         elif self.own_error and line.text.startswith(_OWN_CAUSE) and (known := _match(line, KNOWN)):
             text = line.text.removeprefix(_OWN_CAUSE).removeprefix(f"{known.title}: ")
             self.own_error = Sign(line._replace(text=text), number, phase, known)
-        elif self.own_error and (coded := BY_CODE.get(line.text.removeprefix(_OWN_CODE))) and not coded.is_general:
+        elif self.own_error and (coded := BY_CODE.get(line.text.removeprefix(CODE_LINE))) and not coded.is_general:
             self.own_error = replace(self.own_error, known=coded)
 
     def _find_complaint(self, line: LogLine, number: int, phase: str) -> None:
