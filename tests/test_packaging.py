@@ -186,9 +186,10 @@ def test_the_check_for_the_embedded_engine_covers_the_extra():
 def test_without_the_extra_serve_names_it_in_one_line(words, base):
     done = base.run("serve", "some/model", *words)
     assert (done.returncode, done.stdout) == (3, "")
-    [line] = done.stderr.splitlines()
+    line, code = done.stderr.splitlines()
     assert line.startswith("Error: the embedded engine is not installed (torch, ")
     assert _EXTRA in line
+    assert code.startswith("Code: VC-")
 
 
 @pytest.mark.thorough

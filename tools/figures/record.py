@@ -92,8 +92,9 @@ class Record:
         self._known: dict[str, Any] = {"machine": letter, "date": date, "steps": {}}
         if self.path.exists():
             self._known = json.loads(self.path.read_text())
-        python = ROOT / ".peers" / "vllm" / "bin" / "python"
-        self._known |= {"lscpu": _lscpu(), "described": describe_machine(str(python))}
+        vllm = ROOT / ".peers" / "vllm" / "bin" / "python"
+        python = str(vllm) if vllm.exists() else sys.executable
+        self._known |= {"lscpu": _lscpu(), "described": describe_machine(python)}
 
     def has_passed(self, name: str) -> bool:
         """Whether this step has passed today."""
