@@ -1,8 +1,10 @@
 """The threads for work that would block the event loop."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from time import perf_counter
 from typing import ParamSpec, TypeVar
@@ -10,12 +12,15 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_NICENESS = 4
+"""How much nicer a pool's threads are than the event loop, which then answers probes first."""
+
 
 class RendererPool(ThreadPoolExecutor):
     """A thread pool that reports how many work items wait, and how long each has waited."""
 
     def __init__(self, num_workers: int, *, name: str) -> None:
-        super().__init__(num_workers, thread_name_prefix=name)
+        super().__init__(num_workers, thread_name_prefix=name, initializer=_give_way)
         self.num_workers = num_workers
         self._on_wait: Callable[[float], None] = lambda _: None
 
@@ -36,6 +41,12 @@ class RendererPool(ThreadPoolExecutor):
             return fn(*args, **kwargs)
 
         return super().submit(run)
+
+
+def _give_way() -> None:
+    """Lowers the priority of the calling thread, on Linux of this one alone."""
+    with suppress(OSError):
+        os.nice(_NICENESS)
 
 
 class RendererPools:

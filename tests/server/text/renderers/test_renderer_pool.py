@@ -1,6 +1,7 @@
 """The pool of a renderer: work waits and is cancelled, threads import nothing, the event loop stays free."""
 
 import asyncio
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,14 @@ async def test_work_that_is_cancelled_while_it_waits_does_not_run(tiny_llama):
         assert await busy
         assert await renderer.pools.run(lambda: "done") == "done"
         assert (pool.num_waiting, ran) == (0, [])
+
+
+async def test_the_pools_threads_give_way_to_the_event_loop(tiny_llama):
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=2)) as renderer:
+        assert await renderer.pools.run(niceness) == min(niceness() + 4, 19)
 
 
 async def test_waiting_times_are_reported(tiny_llama):
