@@ -90,6 +90,11 @@ class Child:
         return self._server.base_url
 
     @property
+    def headers(self) -> Mapping[str, str]:
+        """Headers that a request to the child's server must have, if no client has sent the server's key."""
+        return self._server.headers
+
+    @property
     def fault(self) -> str:
         """The fault of a server that was ready; empty if none is known."""
         return f"It has not answered for {self._silent_s:.0f} s" if self._silent_s >= _SHOWN_S else ""
@@ -263,7 +268,8 @@ class Child:
 
     def _session(self) -> aiohttp.ClientSession:
         timeout = aiohttp.ClientTimeout(total=_ANSWER_S)
-        return aiohttp.ClientSession(connector=self.connector, connector_owner=False, timeout=timeout)
+        connector, headers = self.connector, self._server.headers
+        return aiohttp.ClientSession(connector=connector, connector_owner=False, timeout=timeout, headers=headers)
 
     def _launch(self) -> None:
         """Raises OSError."""
@@ -395,7 +401,7 @@ class Child:
 
 def _server_of(entry: ModelEntry, socket_path: str, environment: Mapping[str, str]) -> OwnServer | ForeignServer:
     if entry.foreign is not None:
-        return ForeignServer(entry.foreign)
+        return ForeignServer(entry.foreign, environment)
     return OwnServer(entry.words, socket_path, environment)
 
 

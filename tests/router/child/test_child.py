@@ -236,7 +236,7 @@ async def test_a_port_of_another_process_is_an_error_and_not_its_server(place):
 async def test_no_client_of_this_machine_can_get_the_port_of_a_command_that_is_still_starting():
     foreign = entry_of().foreign
     assert foreign is not None
-    servers = [ForeignServer(foreign) for _ in range(50)]
+    servers = [ForeignServer(foreign, {}) for _ in range(50)]
     for server in servers:
         await server.connector.close()
     ports = {int(server.base_url.rpartition(":")[2]) for server in servers}
