@@ -5,9 +5,9 @@ from typing import Final
 USAGE_CAUSE: Final = "usage"
 """The cause of errors with exit code 2."""
 UNKNOWN_CAUSE: Final = "unknown"
+"""The cause of errors whose cause has no name."""
 CODE_LINE: Final = "Code: "
 """How the line with a code begins."""
-"""The cause of errors whose cause has no name."""
 
 
 def code_of(cause: str) -> str:

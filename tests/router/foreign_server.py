@@ -1,7 +1,8 @@
 """`python foreign_server.py PORT [WORD ...]`: a small HTTP server with the bad habits that its words name.
 
-It answers GET /health with 200, GET /env with its variables, and POST with its pid, words and the request's key;
-`waits FILE`: once there is this file. `sleeps`: POST /sleep and /wake_up change what it says about its sleep.
+It answers GET /health with 200, GET /env with its variables, and POST with its pid, its words and the
+request's key; `waits FILE`: once there is this file. `sleeps`: POST /sleep and /wake_up change what it says
+about its sleep.
 """
 
 import json

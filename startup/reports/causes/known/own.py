@@ -39,6 +39,12 @@ OWN: Final = (
         "Install what the message names into the environment of vllm-cli.",
     ),
     _own(
+        "program-not-started",
+        "a model's program cannot be started",
+        "Name a program in `cmd` that can be executed. If the message names a limit, raise it (`ulimit -n`, "
+        "`ulimit -u`).",
+    ),
+    _own(
         "standby-unusable",
         "no server can be forked from a standby, or no standby can run",
         "Start one with `vllm-cli standby`; `vllm-cli standby status` shows the one that runs.",
