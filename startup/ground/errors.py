@@ -1,5 +1,6 @@
 """Errors of a start; the command line translates them into exit code 3."""
 
+from collections.abc import Callable
 from typing import Final
 
 USAGE_CAUSE: Final = "usage"
@@ -24,6 +25,11 @@ def with_code(message: str, cause: str) -> str:
     """The message of an error that ends a start, with its code in the last line; a digest has it already."""
     line = code_line(cause)
     return message if line in message else f"{message}\n{line}"
+
+
+def log_with_code(log: Callable[..., None], message: str, cause: str) -> None:
+    """Logs the message with the code of its cause; `log` is a method of a logger."""
+    log("%s", with_code(message, cause), extra={"code": code_of(cause)})
 
 
 class StartupError(Exception):
