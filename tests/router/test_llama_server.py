@@ -25,7 +25,7 @@ MODEL = ROOT / ".peers" / "gguf" / "model.gguf"
 
 pytestmark = pytest.mark.thorough
 needs_llama_server = pytest.mark.skipif(
-    not (REAL.exists() and MODEL.exists()), reason="llama-server and its model are not installed in .peers"
+    not (REAL.exists() and MODEL.exists()), reason='llama-server is not in .peers: make peers PEERS="model llama"'
 )
 
 
