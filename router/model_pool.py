@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from base.exit_codes import START_FAILED, USAGE
 from base.lifecycle import StartInfo
 from router.child.child import Child, ChildPlace
-from router.child.server import NOT_STARTED, ChildProgress, SleepError
+from router.child.server import ChildProgress, SleepError
 from router.memory_watch import MemoryWatch
 from router.metrics import RouterMetrics
 from router.model_entry import ModelEntry
@@ -35,7 +35,7 @@ from router.scheduling.terms import (
     Stop,
     Wake,
 )
-from startup.ground.errors import code_line, code_of
+from startup.ground.errors import NOT_STARTED_CAUSE, code_line, code_of
 from startup.ground.run_record import read_start
 
 logger = logging.getLogger(__name__)
@@ -387,7 +387,7 @@ class ModelPool:
         try:
             child = Child(entry, self._place(entry, number))
         except OSError as err:
-            code, reason = code_of(NOT_STARTED), f"It cannot be started: {err}. {code_line(NOT_STARTED)}"
+            code, reason = code_of(NOT_STARTED_CAUSE), f"It cannot be started: {err}. {code_line(NOT_STARTED_CAUSE)}"
             self.metrics.note_start(name, "failed", StartInfo("", code))
             asyncio.get_running_loop().call_soon(self._note_end, number, name, reason, code)
             return

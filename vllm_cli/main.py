@@ -22,15 +22,7 @@ from envs.registry import env
 from envs.suggestion import did_you_mean
 from envs.variable import EnvError
 from startup.embedded.installed import INSTALL_COMMAND, MODULES
-from startup.ground.errors import (
-    USAGE_CAUSE,
-    CommandLineError,
-    CrashError,
-    StartupError,
-    code_line,
-    code_of,
-    with_code,
-)
+from startup.ground.errors import USAGE_CAUSE, CommandLineError, CrashError, StartupError, code_line, code_of, with_code
 from startup.ground.serve_words import ServeWords, is_vllm_installed
 from vllm_cli.errors import CommandGroup
 from vllm_cli.version import VERSION
@@ -172,10 +164,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(args: Sequence[str] | None) -> int:
+    words = sys.argv[1:] if args is None else args
+    is_start = [*words[:1]] == ["serve"]
     try:
         result = cli.main(args, prog_name="vllm-cli", standalone_mode=False)
     except click.ClickException as err:
-        return _show(err, is_of_start=_is_start(args))
+        return _show(err, is_of_start=is_start)
     except (ConfigError, EnvError, CommandLineError) as err:
         return _fail(err, USAGE, USAGE_CAUSE)
     except StartupError as err:
@@ -187,7 +181,7 @@ def _run(args: Sequence[str] | None) -> int:
     except Exception as err:
         if (exit_code := _exit_code_of(err)) is not None:
             return exit_code
-        if not _is_start(args) or (cause := _cause_of_uncaught(err, args)) is None:
+        if not is_start or (cause := _cause_of_uncaught(err, words)) is None:
             raise
         sys.excepthook(type(err), err, err.__traceback__)
         return _fail(f"{type(err).__name__}: {err}", 1, cause)
@@ -218,15 +212,6 @@ def _show(err: click.ClickException, *, is_of_start: bool) -> int:
     return err.exit_code
 
 
-def _is_start(args: Sequence[str] | None) -> bool:
-    """Whether these words, or this process's own, start a server."""
-    return [*_words(args)[:1]] == ["serve"]
-
-
-def _words(args: Sequence[str] | None) -> Sequence[str]:
-    return sys.argv[1:] if args is None else args
-
-
 def _exit_code_of(err: Exception) -> int | None:
     """The exit code for Ctrl-C during an import, a missing package or a full disk. None for other errors."""
     if _is_interruption(err):
@@ -239,7 +224,7 @@ def _exit_code_of(err: Exception) -> int | None:
     return None
 
 
-def _cause_of_uncaught(err: Exception, args: Sequence[str] | None) -> str | None:
+def _cause_of_uncaught(err: Exception, words: Sequence[str]) -> str | None:
     """The cause of an error that nobody has caught during a start. None for an error of vLLM itself."""
     from traceback import format_exception  # noqa: PLC0415 - only after a failure
 
@@ -248,7 +233,7 @@ def _cause_of_uncaught(err: Exception, args: Sequence[str] | None) -> str | None
 
     found = find_cause("".join(format_exception(err)).splitlines())
     known = found.known if found is not None else None
-    if ServeWords(_words(args)).engine() == "vllm" and known is not OWN_FAULT:
+    if ServeWords(words).engine() == "vllm" and known is not OWN_FAULT:
         return None
     return OWN_FAULT.name if known is None or known.is_general else known.name
 

@@ -20,18 +20,9 @@ from router.child.log import ChildLog, LogRelay
 from router.child.place import find_marked
 from router.child.process import ChildProcess, describe_end
 from router.child.process_set import ProcessSet
-from router.child.server import (
-    ERRORS_S,
-    NOT_STARTED,
-    STOP_S,
-    ChildProgress,
-    ChildReadiness,
-    ForeignServer,
-    OwnServer,
-    execute_words,
-)
+from router.child.server import ERRORS_S, STOP_S, ChildProgress, ChildReadiness, ForeignServer, OwnServer, execute_words
 from router.model_entry import ModelEntry
-from startup.ground.errors import UNKNOWN_CAUSE, PortInUseError, code_line
+from startup.ground.errors import NOT_STARTED_CAUSE, UNKNOWN_CAUSE, PortInUseError, code_line
 from startup.ground.temp_folder import remove_left_behind
 
 logger = logging.getLogger(__name__)
@@ -79,6 +70,8 @@ class Child:
         self.place = place
         self._environment = {**place.environment, **entry.env}
         self._server = _server_of(entry, place.socket_path, self._environment)
+        self.headers = self._server.headers
+        """What a request needs if no client has sent the key of the child's server."""
         self._log = ChildLog(entry.name, place.relay)
         self._processes = ProcessSet()
         self._listener_pid = 0
@@ -100,11 +93,6 @@ class Child:
     def base_url(self) -> str:
         """The address of the child's server."""
         return self._server.base_url
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Headers that a request to the child's server must have, if no client has sent the server's key."""
-        return self._server.headers
 
     @property
     def fault(self) -> str:
@@ -208,7 +196,7 @@ class Child:
             if self._server.words:
                 self._launch()
         except OSError as err:
-            self.cause = NOT_STARTED
+            self.cause = NOT_STARTED_CAUSE
             return f"The process cannot be started: {err}"
         ended = asyncio.create_task(self._wait_end(), name=f"end of {self.entry.name}")
         stopped = asyncio.create_task(self._wants_stop.wait(), name=f"stop of {self.entry.name}")

@@ -21,7 +21,7 @@ from envs.registry import env
 from router.child.process import execute_serve
 from router.model_entry import NO_ENVIRONMENT, ForeignCommand, ServerCall
 from startup.files.model.gguf import KEY_VARIABLE, LLAMA_SERVER
-from startup.ground.errors import with_code
+from startup.ground.errors import NOT_STARTED_CAUSE, with_code
 from startup.ground.serve_words import split
 from startup.standby.sockets import peer_of
 
@@ -33,8 +33,6 @@ _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
 _WATCHDOG_TIMEOUT: Final = "--engine-watchdog-timeout"
 _KEEP_ALIVE_S: Final = 2.0
 """How long an idle connection is reused. uvicorn closes it after 5 s."""
-NOT_STARTED: Final = "program-not-started"
-"""The cause of a start that failed before its program ran."""
 _NO_ENDPOINT: Final = "none"
 _LOCAL: Final = ("127.0.0.1", "localhost", "::1")
 _SLEEP_S: Final = 60.0
@@ -275,7 +273,7 @@ def execute_words(words: Sequence[str], environment: Mapping[str, str]) -> NoRet
     try:
         os.execvpe(words[0], list(words), environment)
     except OSError as err:
-        text = with_code(f"Error: {words[0]} cannot be executed: {err.strerror}", NOT_STARTED)
+        text = with_code(f"Error: {words[0]} cannot be executed: {err.strerror}", NOT_STARTED_CAUSE)
         os.write(2, f"{text}\n".encode(errors="replace"))
         raise SystemExit(127) from err
 

@@ -7,6 +7,8 @@ USAGE_CAUSE: Final = "usage"
 """The cause of errors with exit code 2."""
 UNKNOWN_CAUSE: Final = "unknown"
 """The cause of errors whose cause has no name."""
+NOT_STARTED_CAUSE: Final = "program-not-started"
+"""The cause of a model's start that failed before its program ran."""
 CODE_LINE: Final = "Code: "
 """How the line with a code begins."""
 

@@ -14,7 +14,7 @@ from startup.ground.errors import StartupError
 from startup.ground.serve_words import has_several_models
 from startup.session.preflight.report import PreflightReport, describe_count, error
 from startup.words.option import ServeFlagsCommand, complete_model
-from startup.words.serve_command import LLAMA_SERVER, read_words, start_of
+from startup.words.serve_command import LLAMA_SERVER, WORDS, read_words, start_of
 from vllm_cli.commands.caches import describe_kept, kept_fields
 from vllm_cli.commands.check_hooks import describe_check
 from vllm_cli.commands.environment import describe_machine
@@ -51,7 +51,7 @@ class _Examined(NamedTuple):
     """The engine or the models."""
     preflight: PreflightReport
     """All findings."""
-    hooks: "HookReport | None" = None
+    vllm: "InstalledVllm | None"
     """None unless the engine is vLLM."""
     models: Mapping[str, PreflightReport] = {}
     """The name of each of a router's models -> its findings. Those of no model have an empty name."""
@@ -70,11 +70,17 @@ def doctor(*, words: tuple[str, ...], is_json: bool) -> int:
     """Returns the exit code."""
     with read_words(words, "vllm-cli doctor", is_quiet=True) as ctx:
         is_router = has_several_models(words) or ctx.meta.get(LLAMA_SERVER)
-        examined = _examine_models(ctx) if is_router else _examine(ctx, has_words=bool(words))
-    click.echo(_to_json(examined) if is_json else "\n\n".join((_verdict(examined), *_parts(examined))))
+        examined = _examine_models(ctx) if is_router else _examine(ctx)
+    hooks = None
+    if examined.vllm is not None:
+        from startup.vllm.launch.hooks import report_hooks
+
+        hooks = report_hooks(examined.vllm)
+    verdict = _verdict(examined, hooks)
+    click.echo(_to_json(verdict, examined, hooks) if is_json else "\n\n".join((verdict, *_parts(examined, hooks))))
     if examined.preflight.has_usage_error:
         return USAGE
-    return _FAULTY if examined.preflight.errors or (examined.hooks and not examined.hooks.all_fit) else OK
+    return _FAULTY if examined.preflight.errors or (hooks is not None and not hooks.all_fit) else OK
 
 
 def _examine_models(ctx: click.Context) -> _Examined:
@@ -85,11 +91,11 @@ def _examine_models(ctx: click.Context) -> _Examined:
 
     checked = ModelsReader(read_several(ctx, is_quiet=True)).read()
     vllm = find_vllm() if any(entry.engine == "vllm" for entry in checked.entries.values()) else None
-    return _Examined(list_some([*checked.models]), checked.report(0.0), vllm and _hooks_of(vllm), checked.reports())
+    return _Examined(list_some([*checked.models]), checked.report(0.0), vllm, checked.reports())
 
 
-def _examine(ctx: click.Context, *, has_words: bool) -> _Examined:
-    """The faults of the start, if it has words; the hooks, if its engine is vLLM."""
+def _examine(ctx: click.Context) -> _Examined:
+    """The faults of the start, if it has words."""
     start, vllm = start_of(ctx), None
     try:
         if isinstance(start, StartupConfig):
@@ -98,20 +104,14 @@ def _examine(ctx: click.Context, *, has_words: bool) -> _Examined:
             from startup.vllm_words.installed import require_vllm
 
             vllm = require_vllm()
-        preflight = preflight_of(start) if has_words else PreflightReport((), 0.0)
+        preflight = preflight_of(start) if ctx.meta[WORDS] else PreflightReport((), 0.0)
     except StartupError as err:
-        return _Examined("", PreflightReport((error("engine", str(err), err.cause),), 0.0))
-    return _Examined(f"vLLM {vllm.version}" if vllm else "the embedded engine", preflight, vllm and _hooks_of(vllm))
+        return _Examined("", PreflightReport((error("engine", str(err), err.cause),), 0.0), None)
+    return _Examined(f"vLLM {vllm.version}" if vllm else "the embedded engine", preflight, vllm)
 
 
-def _hooks_of(vllm: "InstalledVllm") -> "HookReport":
-    from startup.vllm.launch.hooks import report_hooks
-
-    return report_hooks(vllm)
-
-
-def _verdict(examined: _Examined) -> str:
-    preflight, hooks = examined.preflight, examined.hooks
+def _verdict(examined: _Examined, hooks: "HookReport | None") -> str:
+    preflight = examined.preflight
     unfit = [finding for finding in hooks.findings if finding.state == "does not fit"] if hooks else []
     counts = [describe_count(len(preflight.errors), "error")] if preflight.errors else ["ok"]
     if num_warnings := len(preflight.warnings) + len(unfit):
@@ -120,12 +120,12 @@ def _verdict(examined: _Examined) -> str:
     return f"{', '.join(counts)}: {faults[0] if faults else f'{examined.subject} can be started here'}"
 
 
-def _to_json(examined: _Examined) -> str:
+def _to_json(verdict: str, examined: _Examined, hooks: "HookReport | None") -> str:
     fields = {
-        "verdict": _verdict(examined),
+        "verdict": verdict,
         **_to_fields(examined.preflight),
         "models": {name: _to_fields(report) for name, report in examined.models.items() if name},
-        "hooks": examined.hooks and examined.hooks.to_fields(),
+        "hooks": hooks and hooks.to_fields(),
         "machine": describe_machine(),
         "kept": kept_fields(),
     }
@@ -136,14 +136,14 @@ def _to_fields(report: PreflightReport) -> dict[str, Any]:
     return {"ok": not report.errors, "findings": [finding.to_fields() for finding in report.findings]}
 
 
-def _parts(examined: _Examined) -> Iterator[str]:
+def _parts(examined: _Examined, hooks: "HookReport | None") -> Iterator[str]:
     """What the other commands print."""
     import yaml
 
     for name, report in (examined.models or {"": examined.preflight}).items():
         if name or report.findings:
             yield "\n".join((f"# Preflight of {name}" if name else "# Preflight", *(report.lines() or ["ok"])))
-    if examined.hooks is not None:
-        yield "\n".join(("# Hooks", *describe_check(examined.hooks)))
+    if hooks is not None:
+        yield "\n".join(("# Hooks", *describe_check(hooks)))
     yield f"# Machine\n{yaml.safe_dump(describe_machine(), sort_keys=False, width=1000).rstrip()}"
     yield f"# Kept between starts\n{describe_kept()}"
