@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -52,6 +53,12 @@ class _Llama(ServerProcess):
         model.write_bytes(b"GGUF")
         super().__init__([str(model), *words], environment={**environment, **_environment(folder)}, wait=wait)
 
+    def wait_ready(self) -> Self:
+        """Waits for the model, too: the router itself is ready before it."""
+        super().wait_ready()
+        wait_until(lambda: self.ask("/status.json").json["status"] == "ready")
+        return self
+
 
 @pytest.mark.smoke
 def test_the_model_starts_with_the_server_and_ends_with_it(tmp_path):
@@ -72,7 +79,8 @@ def test_a_running_request_is_answered_before_the_end(tmp_path):
         running = pool.submit(server.ask, "/v1/completions", {"prompt": "Once"})
         server.wait_load(1)
         server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: server.ask("/v1/completions", {}).status == 503)
+        server.wait_logged("stopping: running requests are answered")  # a request before that would wait, too
+        assert server.ask("/v1/completions", {}).status == 503
         may_answer.touch()
         assert running.result().status == 200
         assert server.process.wait(GONE_S) == 0
