@@ -405,7 +405,7 @@ class Child:
         text = f"{text}: {found.text}" if found.text else f"{text}."
         if self.has_served:
             return text
-        self.cause = found.cause if self.cause == UNKNOWN_CAUSE else self.cause
+        self.cause = self.cause if found.cause == UNKNOWN_CAUSE else found.cause
         line = code_line(self.cause)
         return text if line in text else f"{text.rstrip('.')}. {line}"
 
