@@ -82,7 +82,7 @@ class RouterMetrics:
             self._refusals[model, refusal] += 1
 
     def note_start(self, model: str, outcome: str, info: StartInfo) -> None:
-        """A model has become ready, or has failed or was stopped before."""
+        """A model has become ready, or has failed or was stopped before. A failure's reason is a code."""
         reason = info.reason[:_LONGEST_REASON]
         if reason not in self._reasons and len(self._reasons) >= _MOST_REASONS:
             reason = "other"

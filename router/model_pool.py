@@ -35,6 +35,7 @@ from router.scheduling.terms import (
     Stop,
     Wake,
 )
+from startup.ground.errors import NOT_STARTED_CAUSE, code_line, code_of
 from startup.ground.run_record import read_start
 
 logger = logging.getLogger(__name__)
@@ -386,7 +387,9 @@ class ModelPool:
         try:
             child = Child(entry, self._place(entry, number))
         except OSError as err:
-            asyncio.get_running_loop().call_soon(self._note_end, number, name, f"It cannot be started: {err}")
+            code, reason = code_of(NOT_STARTED_CAUSE), f"It cannot be started: {err}. {code_line(NOT_STARTED_CAUSE)}"
+            self.metrics.note_start(name, "failed", StartInfo("", code))
+            asyncio.get_running_loop().call_soon(self._note_end, number, name, reason, code)
             return
         generation = self._scheduler.generations[number]
         child.is_end_awaited = lambda: generation.is_end_awaited
@@ -484,6 +487,7 @@ class ModelPool:
             self._apply(self._scheduler.became_ready(number, time.monotonic()))
 
         reason: str | None = "The router failed to start it"
+        code = ""
         try:
             logger.info("%s starts", name)
             reason = await child.run(note_ready, self.before_stop, lambda: self._scheduler.crashed(number))
@@ -498,16 +502,18 @@ class ModelPool:
             if record["took_s"] is None:
                 outcome = "stopped" if reason is None else "failed"
                 record.update(took_s=round(time.monotonic() - begin_s, 3), outcome=outcome)
-                self.metrics.note_start(name, outcome, StartInfo(""))
-            self._note_end(number, name, reason)
+                code = code_of(child.cause) if outcome == "failed" else ""
+                self.metrics.note_start(name, outcome, StartInfo("", code))
+            self._note_end(number, name, reason, code)
 
-    def _note_end(self, number: int, name: str, reason: str | None) -> None:
+    def _note_end(self, number: int, name: str, reason: str | None, code: str) -> None:
+        """`code` is that of the cause of a failed start."""
         is_lasting = self._exit_codes.get(name) in (USAGE, START_FAILED) and not self._has_run(name)
         process = name if self._current_of(name) == number else f"a process of {name}"
         if reason is None:
             logger.info("%s has stopped", process)
         elif name != self._only or self.entries[name].foreign or not self._ends_router(name, is_lasting=is_lasting):
-            logger.error("%s has failed: %s", process, reason)
+            logger.error("%s has failed: %s", process, reason, extra={"code": code or None})
         self._apply(self._scheduler.ended(number, reason, time.monotonic(), is_lasting=is_lasting))
 
     def _ends_router(self, name: str, *, is_lasting: bool) -> bool:

@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import pytest
 from startup.words.arguments import Arguments
 from tests.e2e.server_process import ServerProcess
 from tests.support.cli import python_output
+from tests.support.debian_tools import require_tool
 from tests.support.generated_docs import walk_commands
 from tests.support.ports import free_port
 from tests.test_docs import PAGES, README
@@ -131,8 +131,8 @@ def _find_command(words: list[str]) -> tuple[click.Command, list[str]]:
 def test_the_commands_of_a_section_work(title, tmp_path):
     request = _block(_ROOT / "README.md", "Use", "sh")
     commands = _INSTALL.sub("", _block(_PAGE, title, "sh")).replace(_STOP, request + _STOP)
-    if "curl " in commands and shutil.which("curl") is None:
-        pytest.skip("an example calls curl")
+    if "curl " in commands:
+        require_tool("curl")
     port = free_port()
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)

@@ -158,8 +158,9 @@ class Peers:
     def _llama(self) -> None:
         folder = self.folder / "llama"
         if not folder.exists():
-            pip = [os.environ.get("PYTHON", "python3"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-            subprocess.run([*pip, "install", "--no-deps", "--target", folder, LLAMA], check=True)
+            environment = self._environment("transformers")  # Debian's Python has no pip
+            environment.create()
+            environment.pip("install", "--no-deps", "--target", folder, LLAMA)
 
     def _ray(self) -> None:
         folder = self.folder / "ray"

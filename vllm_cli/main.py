@@ -23,7 +23,7 @@ from envs.suggestion import did_you_mean
 from envs.variable import EnvError
 from startup.embedded.installed import INSTALL_COMMAND, MODULES
 from startup.ground.errors import USAGE_CAUSE, CommandLineError, CrashError, StartupError, code_line, code_of, with_code
-from startup.ground.serve_words import is_vllm_installed
+from startup.ground.serve_words import ServeWords, is_vllm_installed
 from vllm_cli.errors import CommandGroup
 from vllm_cli.version import VERSION
 
@@ -164,10 +164,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(args: Sequence[str] | None) -> int:
+    words = sys.argv[1:] if args is None else args
+    is_start = [*words[:1]] == ["serve"]
     try:
         result = cli.main(args, prog_name="vllm-cli", standalone_mode=False)
     except click.ClickException as err:
-        return _show(err, is_of_start=_is_start(args))
+        return _show(err, is_of_start=is_start)
     except (ConfigError, EnvError, CommandLineError) as err:
         return _fail(err, USAGE, USAGE_CAUSE)
     except StartupError as err:
@@ -176,14 +178,13 @@ def _run(args: Sequence[str] | None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return 1
-    except OSError as err:
-        if err.errno not in _DISK_FULL or err.filename is not None:
-            raise
-        return _fail(f"the output cannot be written: {err.strerror}. Free space, or write it elsewhere.", 1)
     except Exception as err:
-        if (exit_code := _exit_code_of(err)) is None:
+        if (exit_code := _exit_code_of(err)) is not None:
+            return exit_code
+        if not is_start or (cause := _cause_of_uncaught(err, words)) is None:
             raise
-        return exit_code
+        sys.excepthook(type(err), err, err.__traceback__)
+        return _fail(f"{type(err).__name__}: {err}", 1, cause)
     return result if isinstance(result, int) else 0
 
 
@@ -211,20 +212,30 @@ def _show(err: click.ClickException, *, is_of_start: bool) -> int:
     return err.exit_code
 
 
-def _is_start(args: Sequence[str] | None) -> bool:
-    """Whether these words, or this process's own, start a server."""
-    words = sys.argv[1:] if args is None else args
-    return [*words[:1]] == ["serve"]
-
-
 def _exit_code_of(err: Exception) -> int | None:
-    """The exit code for Ctrl-C during an import, or for a missing package. None for every other error."""
+    """The exit code for Ctrl-C during an import, a missing package or a full disk. None for other errors."""
     if _is_interruption(err):
         return INTERRUPTED
+    if isinstance(err, OSError) and err.errno in _DISK_FULL and err.filename is None:
+        return _fail(f"the output cannot be written: {err.strerror}. Free space, or write it elsewhere.", 1)
     if isinstance(err, ModuleNotFoundError) and err.name in MODULES:
         message = f"this command needs {err.name}, which is not installed: {INSTALL_COMMAND}"
         return _fail(message, START_FAILED, "package-missing")
     return None
+
+
+def _cause_of_uncaught(err: Exception, words: Sequence[str]) -> str | None:
+    """The cause of an error that nobody has caught during a start. None for an error of vLLM itself."""
+    from traceback import format_exception  # noqa: PLC0415 - only after a failure
+
+    from startup.reports.causes.first_cause import find_cause  # noqa: PLC0415 - only after a failure
+    from startup.reports.causes.own_faults import OWN_FAULT  # noqa: PLC0415 - only after a failure
+
+    found = find_cause("".join(format_exception(err)).splitlines())
+    known = found.known if found is not None else None
+    if ServeWords(words).engine() == "vllm" and known is not OWN_FAULT:
+        return None
+    return OWN_FAULT.name if known is None or known.is_general else known.name
 
 
 def _is_interruption(err: BaseException | None) -> bool:

@@ -22,6 +22,7 @@ from router.child.process import ChildProcess, describe_end
 from router.child.process_set import ProcessSet
 from router.child.server import ERRORS_S, STOP_S, ChildProgress, ChildReadiness, ForeignServer, OwnServer, execute_words
 from router.model_entry import ModelEntry
+from startup.ground.errors import NOT_STARTED_CAUSE, UNKNOWN_CAUSE, PortInUseError, code_line
 from startup.ground.temp_folder import remove_left_behind
 
 logger = logging.getLogger(__name__)
@@ -61,12 +62,16 @@ class Child:
         self.entry = entry
         self.progress = ChildProgress("starting")
         self.has_served = False
+        self.cause = UNKNOWN_CAUSE
+        """The cause of a start that has failed."""
         self.process: ChildProcess | None = None
         self.exit_code: int | None = None
         """The first process's exit code, or -N after signal N. None while it runs, or if none was started."""
         self.place = place
         self._environment = {**place.environment, **entry.env}
         self._server = _server_of(entry, place.socket_path, self._environment)
+        self.headers = self._server.headers
+        """What a request needs if no client has sent the key of the child's server."""
         self._log = ChildLog(entry.name, place.relay)
         self._processes = ProcessSet()
         self._listener_pid = 0
@@ -186,10 +191,12 @@ class Child:
         """Returns once the process has ended or must end, with the reason. None: by itself or by request."""
         try:
             if (obstacle := await self._server.find_obstacle()) is not None or self._wants_stop.is_set():
+                self.cause = PortInUseError.cause
                 return obstacle
             if self._server.words:
                 self._launch()
         except OSError as err:
+            self.cause = NOT_STARTED_CAUSE
             return f"The process cannot be started: {err}"
         ended = asyncio.create_task(self._wait_end(), name=f"end of {self.entry.name}")
         stopped = asyncio.create_task(self._wants_stop.wait(), name=f"stop of {self.entry.name}")
@@ -200,6 +207,7 @@ class Child:
             if ended.done() or stopped.done():
                 return None
             if not found.done():
+                self.cause = "startup-timeout"
                 return f"The start took longer than {limit_s:g} s, its last phase was {self.progress}"
             found.result()
             self.has_served = True
@@ -263,7 +271,8 @@ class Child:
 
     def _session(self) -> aiohttp.ClientSession:
         timeout = aiohttp.ClientTimeout(total=_ANSWER_S)
-        return aiohttp.ClientSession(connector=self.connector, connector_owner=False, timeout=timeout)
+        connector, headers = self.connector, self._server.headers
+        return aiohttp.ClientSession(connector=connector, connector_owner=False, timeout=timeout, headers=headers)
 
     def _launch(self) -> None:
         """Raises OSError."""
@@ -385,17 +394,25 @@ class Child:
             logger.warning("processes of %s do not end after SIGKILL", self.entry.name)
 
     def _describe(self, reason: str | None, code: int | None) -> str:
-        """Describes why the process has ended. After a signal, ignores log lines that do not explain it."""
+        """Describes why the process has ended; if that was before it was ready, with a code.
+
+        After a signal, ignores log lines that do not explain it.
+        """
         text = reason or ("The process was stopped" if code is None else describe_end(code))
         is_signal = reason is None and code is not None and code < 0
         words = [*self.entry.words, *self._server.words]
-        cause = self._log.explain_failure(words, is_known_only=is_signal, has_served=self.has_served)
-        return f"{text}: {cause}" if cause else f"{text}."
+        found = self._log.explain_failure(words, is_known_only=is_signal, has_served=self.has_served)
+        text = f"{text}: {found.text}" if found.text else f"{text}."
+        if self.has_served:
+            return text
+        self.cause = self.cause if found.cause == UNKNOWN_CAUSE else found.cause
+        line = code_line(self.cause)
+        return text if line in text else f"{text.rstrip('.')}. {line}"
 
 
 def _server_of(entry: ModelEntry, socket_path: str, environment: Mapping[str, str]) -> OwnServer | ForeignServer:
     if entry.foreign is not None:
-        return ForeignServer(entry.foreign)
+        return ForeignServer(entry.foreign, environment)
     return OwnServer(entry.words, socket_path, environment)
 
 

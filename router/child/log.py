@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from base.json_depth import read_json
 from envs.redaction import hide_in_command, hide_quoted
+from startup.ground.errors import UNKNOWN_CAUSE
 from startup.ground.logs.formatters import CONTROL_CHARACTERS, escape_controls
 from startup.ground.logs.options import LogFormat
 from startup.reports.causes.digest import write_digest
@@ -24,6 +25,14 @@ _MOST_WAITING: Final = 1 << 22
 """The most bytes that wait while nobody reads standard error. Further lines are dropped."""
 _NUM_LAST_LINES: Final = 3
 _LAST_LINES_CHARACTERS: Final = 600
+
+
+class Explanation(NamedTuple):
+    """Why a process failed."""
+
+    text: str = ""
+    """Empty if the log does not show it."""
+    cause: str = UNKNOWN_CAUSE
 
 
 class LogRelay:
@@ -118,7 +127,7 @@ class ChildLog:
 
     def explain_failure(
         self, words: Sequence[str] = (), *, is_known_only: bool = False, has_served: bool = False
-    ) -> str:
+    ) -> Explanation:
         """Why the process failed, in the words of `vllm-cli explain`, else the exception or the last lines.
 
         Args:
@@ -128,12 +137,13 @@ class ChildLog:
         """
         lines = [line.decode(errors="replace") for line in self._kept]
         if (cause := find_cause(lines)) is not None and cause.known is not None:
-            return cause.known.title if has_served else hide_quoted(" ".join(write_digest(cause)), words)
+            text = cause.known.title if has_served else hide_quoted(" ".join(write_digest(cause)), words)
+            return Explanation(text, cause.known.name)
         if is_known_only or has_served:
-            return ""
+            return Explanation()
         last = [line.strip() for line in lines if line.strip()][-_NUM_LAST_LINES:] if cause is None else [cause.text]
         text = " / ".join(escape_controls(hide_in_command(line)) for line in last)[-_LAST_LINES_CHARACTERS:]
-        return hide_quoted(text, words)
+        return Explanation(hide_quoted(text, words))
 
     def _read(self) -> None:
         """Reads one chunk in each turn of the event loop, however much output there is."""

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
@@ -18,7 +19,9 @@ from base.machine.server_ports import find_free_port, list_server_ports
 from base.server_settings import SHUTDOWN_TIMEOUT_S, control_socket
 from envs.registry import env
 from router.child.process import execute_serve
-from router.model_entry import ForeignCommand, ServerCall
+from router.model_entry import NO_ENVIRONMENT, ForeignCommand, ServerCall
+from startup.files.model.gguf import KEY_VARIABLE, LLAMA_SERVER
+from startup.ground.errors import NOT_STARTED_CAUSE, with_code
 from startup.ground.serve_words import split
 from startup.standby.sockets import peer_of
 
@@ -80,6 +83,7 @@ class OwnServer:
     """`vllm-cli serve` of this installation, with either engine. It ends its own processes."""
 
     is_foreign: Final = False
+    headers: Mapping[str, str] = NO_ENVIRONMENT
 
     def __init__(self, words: Sequence[str], socket_path: str, environment: Mapping[str, str]) -> None:
         """`environment` has all variables of the server's process."""
@@ -184,12 +188,16 @@ class ForeignServer:
     stop_s: Final = STOP_S
     longest_silence_s: Final = math.inf
 
-    def __init__(self, command: ForeignCommand) -> None:
+    def __init__(self, command: ForeignCommand, environment: Mapping[str, str]) -> None:
         """Chooses a port if the command names none; raises OSError."""
         self._command = _with_port(command)
         self.words: Sequence[str] = self._command.words
         self.base_url = self._command.address
         self.connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+        is_llama_server = Path(next(iter(command.words), "")).name == LLAMA_SERVER
+        key = environment.get(KEY_VARIABLE, "").partition(",")[0] if is_llama_server else ""
+        self.headers: Mapping[str, str] = {"authorization": f"Bearer {key}"} if key else {}
+        """Headers of the router's own requests: llama-server demands its key."""
 
     async def find_obstacle(self) -> str | None:
         """Names another process on the command's port, which would answer instead. None without one."""
@@ -237,7 +245,7 @@ class ForeignServer:
                 raise SleepError(f"it is not ready after `wake`: {type(err).__name__} {err}") from err
 
     def _session(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(connector=self.connector, connector_owner=False)
+        return aiohttp.ClientSession(connector=self.connector, connector_owner=False, headers=self.headers)
 
     async def _send(self, session: aiohttp.ClientSession, calls: Sequence[ServerCall]) -> None:
         for method, path, body, timeout_s in calls:
@@ -265,7 +273,8 @@ def execute_words(words: Sequence[str], environment: Mapping[str, str]) -> NoRet
     try:
         os.execvpe(words[0], list(words), environment)
     except OSError as err:
-        os.write(2, f"Error: {words[0]} cannot be executed: {err.strerror}\n".encode(errors="replace"))
+        text = with_code(f"Error: {words[0]} cannot be executed: {err.strerror}", NOT_STARTED_CAUSE)
+        os.write(2, f"{text}\n".encode(errors="replace"))
         raise SystemExit(127) from err
 
 

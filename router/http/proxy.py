@@ -209,7 +209,7 @@ class Proxy:
 
     async def fetch(self, child: Child, path: str) -> Fetched | None:
         """A server's short answer to the router's own GET, without a lease. None without an answer."""
-        headers = {hdrs.ACCEPT_ENCODING: "identity"}
+        headers = {hdrs.ACCEPT_ENCODING: "identity", **child.headers}
         try:
             async with (
                 asyncio.timeout(_ANSWER_S),
@@ -274,6 +274,8 @@ class Proxy:
             ModelRefused: the server has ended.
         """
         headers = headers_to_server(call.request.headers, call.dropped)
+        if call.dropped:  # the client has sent a key of the router, not of the model's server
+            headers.update(child.headers)
         if has_begun:
             headers.popall(hdrs.ACCEPT_ENCODING, None)
         data = call.body.data()

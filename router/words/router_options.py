@@ -48,12 +48,20 @@ class CheckedModels:
 
     def report(self, duration_s: float) -> PreflightReport:
         """The report of all models, in the form for one model. Faults of the file count as `usage`."""
-        found = [Finding(fault.check, "error", str(fault)) for fault in self.faults]
-        found += [Finding("models_file", "warning", str(notice)) for notice in self.notices]
-        for model in self.models.values():
-            others = (finding for finding in model.findings if finding.severity != "error")
-            found += [each._replace(message=f"{model.entry.name}: {each.message}") for each in others]
+        found = (finding for report in self.reports().values() for finding in report.findings)
         return PreflightReport(tuple(dict.fromkeys(found)), duration_s)
+
+    def reports(self) -> dict[str, PreflightReport]:
+        """Model's name -> its report. What concerns the file, or several models, has an empty name."""
+        found: dict[str, list[Finding]] = {name: [] for name in ("", *self.models)}
+        owners = {fault: name for name, model in self.models.items() for fault in model.faults}
+        for fault in self.faults:
+            found[owners.get(fault, "")].append(Finding(fault.check, "error", str(fault)))
+        found[""] += [Finding("models_file", "warning", str(notice)) for notice in self.notices]
+        for name, model in self.models.items():
+            others = (finding for finding in model.findings if finding.severity != "error")
+            found[name] += [each._replace(message=f"{name}: {each.message}") for each in others]
+        return {name: PreflightReport(tuple(findings), 0.0) for name, findings in found.items()}
 
 
 class ModelsReader:

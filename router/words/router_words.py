@@ -69,7 +69,7 @@ class SeveralModels(NamedTuple):
     has_log_level: bool
 
 
-def read_several(ctx: click.Context) -> SeveralModels:
+def read_several(ctx: click.Context, *, is_quiet: bool = False) -> SeveralModels:
     """Reads the router's own flags. Models' flags are checked with each model. Raises ClickException."""
     words = split_router_words(ctx.meta[WORDS])
     given = Arguments.parse((*PORT_DEFAULTS, *words.own))
@@ -79,9 +79,10 @@ def read_several(ctx: click.Context) -> SeveralModels:
         raise InputError("--models must name a file.")
     if config.standby == "require":
         raise InputError(f"{env.VCLI_STANDBY.name}=require does not go with several models.")
-    secrets = secret_notices(ctx.meta[WORDS], has_key_file=True)
-    empty = empty_key_notices(given.flags.values())
-    show_notices((*unknown_variable_notices(), *secrets, *empty), config.log_format)
+    if not is_quiet:
+        secrets = secret_notices(ctx.meta[WORDS], has_key_file=True)
+        empty = empty_key_notices(given.flags.values())
+        show_notices((*unknown_variable_notices(), *secrets, *empty), config.log_format)
     has_log_level = "--log-level" in given.flags or env.VLLM_LOGGING_LEVEL.raw is not None
     return SeveralModels(config, words, has_log_level)
 

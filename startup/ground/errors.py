@@ -1,13 +1,16 @@
 """Errors of a start; the command line translates them into exit code 3."""
 
+from collections.abc import Callable
 from typing import Final
 
 USAGE_CAUSE: Final = "usage"
 """The cause of errors with exit code 2."""
 UNKNOWN_CAUSE: Final = "unknown"
+"""The cause of errors whose cause has no name."""
+NOT_STARTED_CAUSE: Final = "program-not-started"
+"""The cause of a model's start that failed before its program ran."""
 CODE_LINE: Final = "Code: "
 """How the line with a code begins."""
-"""The cause of errors whose cause has no name."""
 
 
 def code_of(cause: str) -> str:
@@ -24,6 +27,11 @@ def with_code(message: str, cause: str) -> str:
     """The message of an error that ends a start, with its code in the last line; a digest has it already."""
     line = code_line(cause)
     return message if line in message else f"{message}\n{line}"
+
+
+def log_with_code(log: Callable[..., None], message: str, cause: str) -> None:
+    """Logs the message with the code of its cause; `log` is a method of a logger."""
+    log("%s", with_code(message, cause), extra={"code": code_of(cause)})
 
 
 class StartupError(Exception):

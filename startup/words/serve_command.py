@@ -141,12 +141,22 @@ def parse_start(words: Sequence[str], name: str = "serve", *, is_quiet: bool = F
     """
     if has_several_models(words):
         raise InputError(f"{name} is for one model: name one of them.")
+    with read_words(words, name, is_quiet=is_quiet, may_be_llama_servers=False) as ctx:
+        return start_of(ctx)
+
+
+def read_words(words: Sequence[str], name: str, *, is_quiet: bool, may_be_llama_servers: bool = True) -> click.Context:
+    """The context of `serve` with these words, whose metadata has the settings."""
     serve = ServeCommand(name="serve", params=serve_parameters())
     serve.is_quiet = is_quiet
-    serve.may_be_llama_servers = False
-    with serve.make_context(name, list(words)) as ctx:
-        start: VllmOptions | StartupConfig = ctx.meta.get(VLLM) or ctx.meta[CONFIG_OF_START]
-        return start
+    serve.may_be_llama_servers = may_be_llama_servers
+    return serve.make_context(name, list(words))
+
+
+def start_of(ctx: click.Context) -> VllmOptions | StartupConfig:
+    """The settings of the start, unless a router serves the words' models."""
+    start: VllmOptions | StartupConfig = ctx.meta.get(VLLM) or ctx.meta[CONFIG_OF_START]
+    return start
 
 
 def request_of(words: Sequence[str], *, command: str) -> ModelRequest:

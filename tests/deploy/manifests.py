@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from typing import Any, Final
 
 import pytest
 import yaml
+
+from tests.support.debian_tools import require_tool
 
 KUBERNETES: Final = Path(__file__).parents[2] / "deploy" / "kubernetes"
 COMPONENTS: Final = {path.name for path in (KUBERNETES / "components").iterdir()}
@@ -81,14 +82,13 @@ def pod_of(name: str) -> Document:
 
 @cache
 def _renders_components() -> bool:
-    if shutil.which("kubectl") is None:
-        return False
     done = subprocess.run(["kubectl", "version", "--client", "-o", "json"], capture_output=True, text=True, timeout=200)
     version = json.loads(done.stdout or "{}").get("kustomizeVersion", "v0")
     return int(version.removeprefix("v").partition(".")[0]) >= _OLDEST_KUSTOMIZE
 
 
 def _kustomize(folder: str) -> str:
+    require_tool("kubectl")
     if not _renders_components():
         pytest.skip(f"needs kubectl with kustomize {_OLDEST_KUSTOMIZE} or newer: Debian 13's kubernetes-client")
     done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, timeout=200)

@@ -1,12 +1,12 @@
 """Each rule of deploy/grafana/alerts.yaml fires for its figures, and none for those of a healthy server."""
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
 import yaml
+
+from tests.support.debian_tools import require_tool
 
 ALERTS = Path(__file__).parents[2] / "deploy" / "grafana" / "alerts.yaml"
 RULES = {rule["alert"]: rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]}
@@ -59,8 +59,7 @@ def test_there_are_figures_for_each_rule():
 
 
 def test_the_rules_fire_for_these_figures_and_no_others(tmp_path):
-    if (promtool := shutil.which("promtool")) is None:
-        pytest.skip("promtool is not installed (Debian's package prometheus)")
+    promtool = require_tool("promtool")
     cases = [(name, series) for name, several in FIRING.items() for series in several]
     cases += [("", series) for series in QUIET]
     suite = {"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": [_case(*each) for each in cases]}

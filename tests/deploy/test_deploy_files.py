@@ -16,6 +16,7 @@ import yaml
 
 from base.server_settings import LifecycleConfig
 from tests.deploy.shipped import ROOT, last, read_stages
+from tests.support.debian_tools import require_tool
 from vllm_cli.commands.standby import standby
 from vllm_cli.commands.wait import wait
 
@@ -123,8 +124,7 @@ def test_the_unit_of_the_standby_leaves_servers_alone_and_waits_for_the_imports(
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
     """A folder with the units, whose program exists."""
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("no systemd")
+    require_tool("systemd-analyze")
     program = tmp_path / "vllm-cli"
     program.touch(0o755)
     for unit in SERVICE.parent.iterdir():

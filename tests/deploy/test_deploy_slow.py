@@ -13,6 +13,7 @@ from typing import Final
 import pytest
 
 from tests.deploy.shipped import ROOT, STARTS, Instruction, read_stages
+from tests.support.debian_tools import require_tool
 from tests.support.http_client import ask
 from tests.support.ports import free_port
 
@@ -35,8 +36,9 @@ def test_hadolint_reports_nothing(hadolint):
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterator[Path]:
     """A fresh Debian in which all steps of both stages have run, with a model in /model."""
-    if os.getuid() != 0 or shutil.which("debootstrap") is None:
-        pytest.skip("needs root and debootstrap")
+    require_tool("debootstrap")
+    if os.getuid() != 0:
+        pytest.skip("needs root")
     root = tmp_path_factory.mktemp("image")
     root.chmod(0o755)
     words = ["debootstrap", "--variant=minbase", "--include=ca-certificates,python3,python3-venv"]

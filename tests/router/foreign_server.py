@@ -1,7 +1,8 @@
 """`python foreign_server.py PORT [WORD ...]`: a small HTTP server with the bad habits that its words name.
 
-It answers GET /health with 200, GET /env with its variables, and POST with its pid and words; `waits FILE`:
-once there is this file. `sleeps`: POST /sleep and /wake_up change what it says about its sleep.
+It answers GET /health with 200, GET /env with its variables, and POST with its pid, its words and the
+request's key; `waits FILE`: once there is this file. `sleeps`: POST /sleep and /wake_up change what it says
+about its sleep.
 """
 
 import json
@@ -32,7 +33,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         while "waits" in WORDS and not Path(WORDS[-1]).exists():
             time.sleep(0.01)
-        self._answer({"pid": os.getpid(), "words": WORDS, **STATE})
+        self._answer({"pid": os.getpid(), "words": WORDS, "key": self.headers.get("Authorization"), **STATE})
 
     def _answer(self, content: object, status: int = 200) -> None:
         body = json.dumps(content).encode()

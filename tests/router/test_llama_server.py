@@ -6,7 +6,9 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -24,7 +26,7 @@ MODEL = ROOT / ".peers" / "gguf" / "model.gguf"
 
 pytestmark = pytest.mark.thorough
 needs_llama_server = pytest.mark.skipif(
-    not (REAL.exists() and MODEL.exists()), reason="llama-server and its model are not installed in .peers"
+    not (REAL.exists() and MODEL.exists()), reason='llama-server is not in .peers: make peers PEERS="model llama"'
 )
 
 
@@ -51,6 +53,12 @@ class _Llama(ServerProcess):
         model.write_bytes(b"GGUF")
         super().__init__([str(model), *words], environment={**environment, **_environment(folder)}, wait=wait)
 
+    def wait_ready(self) -> Self:
+        """Waits for the model, too: the router itself is ready before it."""
+        super().wait_ready()
+        wait_until(lambda: self.ask("/status.json").json["status"] == "ready")
+        return self
+
 
 @pytest.mark.smoke
 def test_the_model_starts_with_the_server_and_ends_with_it(tmp_path):
@@ -71,7 +79,8 @@ def test_a_running_request_is_answered_before_the_end(tmp_path):
         running = pool.submit(server.ask, "/v1/completions", {"prompt": "Once"})
         server.wait_load(1)
         server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: server.ask("/v1/completions", {}).status == 503)
+        server.wait_logged("stopping: running requests are answered")  # a request before that would wait, too
+        assert server.ask("/v1/completions", {}).status == 503
         may_answer.touch()
         assert running.result().status == 200
         assert server.process.wait(GONE_S) == 0
@@ -96,6 +105,27 @@ def test_a_start_that_a_standby_has_forked_begins_again(tmp_path, standby):
     with _Llama(tmp_path, environment=standby.environment) as server:
         assert server.ask("/v1/completions", {}).status == 200
         assert len(server.children_with(str(FOREIGN))) == 1, "the process that was started is the router"
+
+
+@pytest.mark.parametrize(
+    ("variables", "sent", "received"),
+    [
+        ({"LLAMA_API_KEY": "of-llama"}, "of-client", "Bearer of-client"),
+        ({"LLAMA_API_KEY": "of-llama,other", "VLLM_API_KEY": "of-router"}, "of-router", "Bearer of-llama"),
+        ({"VLLM_API_KEY": "of-router"}, "of-router", None),
+    ],
+    ids=["the clients' own", "the router's and llama-server's", "the router's"],
+)
+def test_keys_of_the_router_and_of_llama_server(variables, sent, received, tmp_path):
+    with _Llama(tmp_path, environment={**OFF, **variables}) as server:
+        assert server.ask("/v1/completions", {}, key=sent).json["key"] == received
+        _no_command_line_has(*variables.values())
+
+
+def _no_command_line_has(*keys: str) -> None:
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            assert not [key for key in keys if key.encode() in file.read_bytes()]
 
 
 def test_a_killed_router_leaves_no_server_behind(tmp_path):
@@ -147,6 +177,18 @@ def test_real_llama_server_takes_our_settings(server):
 def test_real_llama_server_knows_all_flags(words):
     with ServerProcess([str(MODEL), *words], environment=_environment(REAL.parent)) as running:
         assert running.ask("/v1/models").status == 200
+
+
+@needs_llama_server
+@pytest.mark.parametrize(("flags", "key"), [((), "of-llama"), (("--api-key", "of-router"), "of-router")])
+def test_real_llama_server_with_a_key_of_its_own(flags, key):
+    environment = {**_environment(REAL.parent), "LLAMA_API_KEY": "of-llama"}
+    with ServerProcess([str(MODEL), *flags, "--max-model-len", "512"], environment=environment) as running:
+        prompt = {"prompt": "Once", "max_tokens": 1}
+        assert running.ask("/v1/completions", prompt).status == 401
+        assert running.ask("/v1/completions", prompt, key=key).status == 200
+        assert running.metric("llamacpp:requests_processing") == 0
+        _no_command_line_has("of-llama", "of-router")
 
 
 @needs_llama_server

@@ -1,6 +1,7 @@
 """The pool with real processes: leases that are cancelled at any moment, refusals, and its end."""
 
 import asyncio
+import errno
 import os
 import random
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from router.child import child as child_module
+from router.child import server as server_module
 from router.child.child import ChildPlace
 from router.child.log import LogRelay
 from router.child.place import ChildPlaces
@@ -134,10 +136,21 @@ async def test_starts_waits_and_refusals_are_counted(pool):
     waiting.cancel()
     counts = _metric(pool, "starts_total")
     assert counts.pop(("slow", "stopped", "", "")) >= 1
-    assert counts == {("good", "ready", "", ""): 1, ("bad", "failed", "", ""): 1}
+    assert counts == {("good", "ready", "", ""): 1, ("bad", "failed", "", "VC-UNKNOWN"): 1}
     assert _metric(pool, "refusals_total") == {("bad", "failed"): 1}
     assert _metric(pool, "wait_seconds_count") == {("good",): 1, ("bad",): 1}
     assert _metric(pool, "wait_seconds_sum")["good",] > 0
+
+
+async def test_a_start_without_a_free_port_is_counted(pool, monkeypatch):
+    def fail(_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(server_module, "find_free_port", fail)
+    pool.set_entries(by_name(entry_of("a")))
+    with pytest.raises(ModelRefused, match="Too many open files. Code: VC-PROGRAM-NOT-STARTED"):
+        await _use(pool, "a")
+    assert _metric(pool, "starts_total") == {("a", "failed", "", "VC-PROGRAM-NOT-STARTED"): 1}
 
 
 def _metric(pool: ModelPool, name: str) -> dict[tuple[str, ...], float]:

@@ -1,7 +1,9 @@
 """A router as a process: its end, signals, and changes of its file."""
 
+import json
 import random
 import signal
+import socket
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -64,6 +66,28 @@ def test_a_second_signal_ends_all_at_once(tmp_path):
         wait_until(lambda: router.process.poll() is not None or router.process.send_signal(signal.SIGTERM))
         assert router.process.wait(GONE_S) == -signal.SIGTERM
         assert_gone(family)
+
+
+def test_a_start_that_fails_before_its_process_is_counted_with_its_code(tmp_path):
+    program = tmp_path / "program"
+    program.write_text("#!/no/such/interpreter\n")
+    program.chmod(0o755)
+    taken = socket.create_server(("127.0.0.1", 0))
+    proxy = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    models = {"a": {"cmd": f"{program} --port ${{PORT}}"}, "b": {**foreign(), "proxy": proxy}}
+    with taken, RouterProcess(tmp_path, models, "--log-format", "json") as router:
+        for name, code, text in (
+            ("a", "VC-PROGRAM-NOT-STARTED", f"{program} cannot be executed: No such file or directory"),
+            ("b", "VC-PORT-IN-USE", f"Another process listens on {proxy}"),
+        ):
+            answer = router.post(name)
+            assert answer.status == 503
+            assert answer.json["error"]["message"].endswith(f" Code: {code}")
+            assert text in answer.json["error"]["message"]
+            counted = {"model": name, "outcome": "failed", "start_mode": "", "reason": code}
+            assert router.metric("vllm_cli:router_starts_total", **counted) == 1
+            (record,) = (each for each in map(json.loads, router.log.splitlines()) if each.get("code") == code)
+            assert text in record["message"]
 
 
 def test_changes_and_faults_of_the_file_touch_no_model_that_stays_the_same(tmp_path):

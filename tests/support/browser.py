@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import aiohttp
-import pytest
+
+from tests.support.debian_tools import needs_tool
 
 _PATIENT_S: Final = 120.0
 _EXECUTABLE: Final = shutil.which("chromium")
@@ -26,7 +27,7 @@ _FLAGS: Final = (
     "--hide-scrollbars",
     "--remote-debugging-port=0",
 )
-needs_browser = pytest.mark.skipif(_EXECUTABLE is None, reason="there is no chromium")
+needs_browser = needs_tool("chromium")
 
 
 class Tab:

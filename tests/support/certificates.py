@@ -1,14 +1,13 @@
 """Certificates for tests, made by the openssl program."""
 
-import shutil
 import ssl
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
+from tests.support.debian_tools import needs_tool
 
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes certificates with openssl")
+needs_openssl = needs_tool("openssl")
 
 _CURVE = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 

@@ -1,6 +1,7 @@
 """The console script: its imports, its exit codes, and which modules it finds first."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -227,6 +228,48 @@ def test_ctrl_c_during_the_creation_of_a_class_is_exit_code_130_and_other_errors
     error = ValueError()
     with pytest.raises((RuntimeError, ValueError)):
         main(["env"])
+
+
+_UNCAUGHT = """
+import sys, click
+from startup.ground.logs.options import LogOptions
+from startup.ground.logs.setup import configure_logging
+from vllm_cli.main import cli, main
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1)
+def broken(words):
+    configure_logging(LogOptions(level="INFO", format="json" if "json" in words else "text"), role="api")
+    raise KeyError("x")
+
+cli.get_command = lambda ctx, name: broken
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["serve"], "VC-VLLM-CLI"),
+        (["serve", "--engine", "vllm"], None),
+        (["serve", "--log-format", "json"], "VC-VLLM-CLI"),
+        (["env"], None),
+    ],
+    ids=["embedded", "an error of vLLM", "json", "no start"],
+)
+def test_an_error_that_nobody_has_caught_ends_a_start_with_a_code(words, code):
+    done = run_python(_UNCAUGHT, *words, environment={**os.environ, "VCLI_ENGINE": "embedded"})
+    assert done.returncode == 1
+    assert "KeyError: 'x'" in done.stderr
+    if "json" in words:
+        records = [json.loads(line) for line in done.stderr.splitlines()]
+        assert [record.get("code") for record in records] == [None, code]
+        assert "Traceback" in records[0]["exception"]
+    elif code:
+        assert done.stderr.endswith(f"Error: KeyError: 'x'\nCode: {code}\n")
+    else:
+        assert done.stderr.endswith("KeyError: 'x'\n")
+        assert "Error: " not in done.stderr.replace("KeyError: ", "")
 
 
 def test_a_closed_pipe_causes_no_traceback():

@@ -10,12 +10,13 @@ import pytest
 
 from startup.vllm_words.command_line import CommandLine
 from tests.server.engine.lora.peft_adapters import save_adapter
+from tests.support.debian_tools import needs_tool
 from tests.vllm_engine.conftest import SMALL
 from tests.vllm_engine.vllm_server import VllmServer
 
 pytestmark = [
     pytest.mark.versions,
-    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
+    needs_tool("strace"),
 ]
 
 _COMMIT = "a" * 40

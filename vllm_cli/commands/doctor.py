@@ -1,18 +1,20 @@
 """`vllm-cli doctor`: whether a start can succeed here, in one report with a verdict in its first line."""
 
 import json
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from base.exit_codes import OK, USAGE
+from base.wording import list_some
 from startup.embedded.installed import require_embedded_engine
-from startup.ground.config import StartupConfig, VllmOptions
+from startup.ground.config import StartupConfig
 from startup.ground.errors import StartupError
+from startup.ground.serve_words import has_several_models
 from startup.session.preflight.report import PreflightReport, describe_count, error
 from startup.words.option import ServeFlagsCommand, complete_model
-from startup.words.serve_command import parse_start
+from startup.words.serve_command import LLAMA_SERVER, WORDS, read_words, start_of
 from vllm_cli.commands.caches import describe_kept, kept_fields
 from vllm_cli.commands.check_hooks import describe_check
 from vllm_cli.commands.environment import describe_machine
@@ -20,23 +22,39 @@ from vllm_cli.commands.serve import preflight_of
 
 if TYPE_CHECKING:
     from startup.vllm.launch.hooks import HookReport
+    from startup.vllm_words.installed import InstalledVllm
 
 _FAULTY = 1
 
 _HELP = """Report whether a server can be started here, with a verdict in the first line.
 
 The report has the faults that `serve --preflight-only` finds for MODEL and the flags of `serve`, the hooks of
-`check-hooks` if the engine is vLLM, the machine as `collect-env` describes it, and what `caches` lists. Without MODEL
-and flags, nothing is checked that depends on them. Nothing is started.
+`check-hooks` if the engine is vLLM, the machine as `collect-env` describes it, and what `caches` lists. Several models
+and `--models FILE` are checked as a router would serve them; each has a section. Without MODEL and flags, nothing is
+checked that depends on them. Nothing is started.
 
 \b
 Examples:
   vllm-cli doctor
   vllm-cli doctor Qwen/Qwen3-0.6B --max-model-len 8k
+  vllm-cli doctor Qwen/Qwen3-0.6B ./my-model
   vllm-cli doctor --json | jq .verdict
 
 Exit codes: 0 a start can succeed; 1 an error, or a hook that does not fit; 2 usage.
 """
+
+
+class _Examined(NamedTuple):
+    """What was checked."""
+
+    subject: str
+    """The engine or the models."""
+    preflight: PreflightReport
+    """All findings."""
+    vllm: "InstalledVllm | None"
+    """None unless the engine is vLLM."""
+    models: Mapping[str, PreflightReport] = {}
+    """The name of each of a router's models -> its findings. Those of no model have an empty name."""
 
 
 @click.command(
@@ -46,51 +64,67 @@ Exit codes: 0 a start can succeed; 1 an error, or a hook that does not fit; 2 us
     context_settings={"max_content_width": 120},
     options_metavar="[OPTIONS] [SERVE FLAGS]",
 )
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL]", shell_complete=complete_model)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL ...]", shell_complete=complete_model)
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
 def doctor(*, words: tuple[str, ...], is_json: bool) -> int:
     """Returns the exit code."""
-    start = parse_start(words, "vllm-cli doctor", is_quiet=True)
-    preflight, hooks = _examine(start, has_words=bool(words))
-    verdict = _verdict(preflight, hooks)
-    click.echo(_to_json(verdict, preflight, hooks) if is_json else "\n\n".join((verdict, *_parts(preflight, hooks))))
-    if preflight.has_usage_error:
+    with read_words(words, "vllm-cli doctor", is_quiet=True) as ctx:
+        is_router = has_several_models(words) or ctx.meta.get(LLAMA_SERVER)
+        examined = _examine_models(ctx) if is_router else _examine(ctx)
+    hooks = None
+    if examined.vllm is not None:
+        from startup.vllm.launch.hooks import report_hooks
+
+        hooks = report_hooks(examined.vllm)
+    verdict = _verdict(examined, hooks)
+    click.echo(_to_json(verdict, examined, hooks) if is_json else "\n\n".join((verdict, *_parts(examined, hooks))))
+    if examined.preflight.has_usage_error:
         return USAGE
-    return _FAULTY if preflight.errors or (hooks is not None and not hooks.all_fit) else OK
+    return _FAULTY if examined.preflight.errors or (hooks is not None and not hooks.all_fit) else OK
 
 
-def _examine(start: StartupConfig | VllmOptions, *, has_words: bool) -> "tuple[PreflightReport, HookReport | None]":
-    """The faults of the start, if it has words; the hooks, if its engine is vLLM."""
-    nothing = PreflightReport((), 0.0)
+def _examine_models(ctx: click.Context) -> _Examined:
+    """The faults of the models of a router."""
+    from router.words.router_options import ModelsReader
+    from router.words.router_words import read_several
+    from startup.vllm_words.installed import find_vllm
+
+    checked = ModelsReader(read_several(ctx, is_quiet=True)).read()
+    vllm = find_vllm() if any(entry.engine == "vllm" for entry in checked.entries.values()) else None
+    return _Examined(list_some([*checked.models]), checked.report(0.0), vllm, checked.reports())
+
+
+def _examine(ctx: click.Context) -> _Examined:
+    """The faults of the start, if it has words."""
+    start, vllm = start_of(ctx), None
     try:
         if isinstance(start, StartupConfig):
             require_embedded_engine()
-            return preflight_of(start) if has_words else nothing, None
-        from startup.vllm_words.installed import require_vllm
+        else:
+            from startup.vllm_words.installed import require_vllm
 
-        vllm = require_vllm()
+            vllm = require_vllm()
+        preflight = preflight_of(start) if ctx.meta[WORDS] else PreflightReport((), 0.0)
     except StartupError as err:
-        return PreflightReport((error("engine", str(err), err.cause),), 0.0), None
-    from startup.vllm.launch.hooks import report_hooks
-
-    return preflight_of(start) if has_words else nothing, report_hooks(vllm)
+        return _Examined("", PreflightReport((error("engine", str(err), err.cause),), 0.0), None)
+    return _Examined(f"vLLM {vllm.version}" if vllm else "the embedded engine", preflight, vllm)
 
 
-def _verdict(preflight: PreflightReport, hooks: "HookReport | None") -> str:
+def _verdict(examined: _Examined, hooks: "HookReport | None") -> str:
+    preflight = examined.preflight
     unfit = [finding for finding in hooks.findings if finding.state == "does not fit"] if hooks else []
     counts = [describe_count(len(preflight.errors), "error")] if preflight.errors else ["ok"]
     if num_warnings := len(preflight.warnings) + len(unfit):
         counts.append(describe_count(num_warnings, "warning"))
-    engine = f"vLLM {hooks.vllm.version}" if hooks else "the embedded engine"
     faults = [finding.message.partition("\n")[0] for finding in preflight.errors]
-    return f"{', '.join(counts)}: {faults[0] if faults else f'{engine} can be started here'}"
+    return f"{', '.join(counts)}: {faults[0] if faults else f'{examined.subject} can be started here'}"
 
 
-def _to_json(verdict: str, preflight: PreflightReport, hooks: "HookReport | None") -> str:
+def _to_json(verdict: str, examined: _Examined, hooks: "HookReport | None") -> str:
     fields = {
         "verdict": verdict,
-        "ok": not preflight.errors,
-        "findings": [finding.to_fields() for finding in preflight.findings],
+        **_to_fields(examined.preflight),
+        "models": {name: _to_fields(report) for name, report in examined.models.items() if name},
         "hooks": hooks and hooks.to_fields(),
         "machine": describe_machine(),
         "kept": kept_fields(),
@@ -98,12 +132,17 @@ def _to_json(verdict: str, preflight: PreflightReport, hooks: "HookReport | None
     return json.dumps(fields, indent=2)
 
 
-def _parts(preflight: PreflightReport, hooks: "HookReport | None") -> Iterator[str]:
+def _to_fields(report: PreflightReport) -> dict[str, Any]:
+    return {"ok": not report.errors, "findings": [finding.to_fields() for finding in report.findings]}
+
+
+def _parts(examined: _Examined, hooks: "HookReport | None") -> Iterator[str]:
     """What the other commands print."""
     import yaml
 
-    if preflight.findings:
-        yield f"# Preflight\n{preflight.to_text()}"
+    for name, report in (examined.models or {"": examined.preflight}).items():
+        if name or report.findings:
+            yield "\n".join((f"# Preflight of {name}" if name else "# Preflight", *(report.lines() or ["ok"])))
     if hooks is not None:
         yield "\n".join(("# Hooks", *describe_check(hooks)))
     yield f"# Machine\n{yaml.safe_dump(describe_machine(), sort_keys=False, width=1000).rstrip()}"

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 import click
@@ -11,6 +10,7 @@ import click
 from base.machine.hardware import cpu_model
 from envs.registry import unknown_variables, variables
 from envs.variable import EnvError, EnvVar
+from startup.reports.timeline.history import installed_versions
 from startup.words.errors import InputError
 from vllm_cli.commands.of_vllm import vllms_own
 from vllm_cli.version import VERSION
@@ -99,27 +99,19 @@ _PACKAGES: Final = (
 
 def describe_machine() -> dict[str, Any]:
     """All facts for a bug report; secrets are masked."""
+    import psutil
+
+    memory, versions = psutil.virtual_memory(), installed_versions(_PACKAGES)
     return {
         "vllm-cli": VERSION,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "platform": platform.platform(),
-        "cpu": _cpu(),
-        "memory": _memory(),
+        "cpu": {"model": cpu_model(), "cores": os.cpu_count(), "usable_cores": len(os.sched_getaffinity(0))},
+        "memory": {"total_bytes": memory.total, "available_bytes": memory.available},
         "gpus": _gpus(),
-        "packages": {name: _version_of(name) for name in _PACKAGES},
+        "packages": {name: versions.get(name) for name in _PACKAGES},
         "environment": {v.name: v.show(v.raw) for v in variables() if v.raw is not None},
     }
-
-
-def _cpu() -> dict[str, Any]:
-    return {"model": cpu_model(), "cores": os.cpu_count(), "usable_cores": len(os.sched_getaffinity(0))}
-
-
-def _memory() -> dict[str, int]:
-    import psutil
-
-    memory = psutil.virtual_memory()
-    return {"total_bytes": memory.total, "available_bytes": memory.available}
 
 
 def _gpus() -> list[str]:
@@ -130,10 +122,3 @@ def _gpus() -> list[str]:
     if state.problem is not None:
         return [f"not usable: {state.problem}"]
     return [f"{gpu.name}, {gpu.total_bytes >> 20} MiB, driver {state.driver}" for gpu in state.gpus]
-
-
-def _version_of(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from router.router import RouterOptions
     from startup.session.preflight.report import PreflightReport
 
-_HELP = """Serve MODEL, a folder or a Hugging Face id, with the OpenAI API of `vllm serve`.
+_HELP = """Serve MODEL with the OpenAI API of `vllm serve`.
+
+MODEL is a name on the Hugging Face hub or a folder. With `llama-server` on PATH and the embedded engine, it may also
+be a .gguf file, a folder of them, or a name with its quantization, such as `team/Model-GGUF:Q4_K_M`.
 
 Without MODEL, SmolLM2-135M-Instruct is served; with several, or with --models FILE, all of them behind one port,
 each from its first request. Every flag of `vllm serve` is accepted: `--help=all` also shows

@@ -11,6 +11,8 @@ from typing import Final, NamedTuple
 from envs.home import expand_home
 
 LLAMA_SERVER: Final = "llama-server"
+KEY_VARIABLE: Final = "LLAMA_API_KEY"
+"""llama-server takes its API keys from this variable."""
 _QUANTIZED: Final = re.compile(r"[\w.-]+/[\w.-]+:\w+")
 """A name by which llama.cpp loads from the hub: repository and quantization."""
 _PART: Final = re.compile(r"(.+-)\d+(-of-\d+\.gguf)")

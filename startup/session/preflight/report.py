@@ -136,9 +136,12 @@ class PreflightReport:
         return json.dumps(content, indent=2)
 
     def to_text(self) -> str:
-        """The report as text: a line for each finding, errors first, and a summary."""
-        lines = [f"{f.severity:<8}{f.check:<16}{f.message}" for severity in _ORDER for f in self._of(severity)]
-        return "\n".join([*lines, self._summary()])
+        """The report as text: the lines and a summary."""
+        return "\n".join([*self.lines(), self._summary()])
+
+    def lines(self) -> list[str]:
+        """A line for each finding, errors first."""
+        return [f"{f.severity:<8}{f.check:<16}{f.message}" for severity in _ORDER for f in self._of(severity)]
 
     def _summary(self) -> str:
         counts = [describe_count(len(self.errors), "error"), describe_count(len(self.warnings), "warning")]

@@ -15,6 +15,7 @@ from base.machine.processes import is_alive
 from envs import foreign
 from envs.registry import env
 from startup.ground import start_origin
+from startup.ground.errors import log_with_code
 from startup.ground.processes import group_signals, interpreter
 from startup.ground.serve_words import OMNI
 from startup.port.systemd.service_manager import ServiceManager
@@ -27,6 +28,8 @@ from startup.vllm_words.installed import OLDEST, InstalledVllm
 
 logger = logging.getLogger(__name__)
 
+PLAIN_START: Final = "plain-start"
+"""The cause of a start without preloading that nobody has asked for."""
 _RANK_LAUNCHERS: Final = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK")
 """Variables that torchrun and mpirun set; these launchers start one process for each rank."""
 _NUMA: Final = ("--numa-bind",)
@@ -73,6 +76,15 @@ def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | 
 def kind_of(vllm: InstalledVllm, line: CommandLine) -> StartKind:
     """The kind of the start with this command line."""
     return StartKind.of(vllm, line.flags_of_modules, line.model_folder)
+
+
+def log_reason(vllm: InstalledVllm, reason: PlainReason) -> None:
+    """Says why vLLM starts without preloading, as a warning unless the user has asked for it."""
+    text = f"plain start: vLLM {vllm.version} starts without preloading: {reason.text}"
+    if reason.is_requested:
+        logger.info("%s", text)
+    else:
+        log_with_code(logger.warning, text, PLAIN_START)
 
 
 def report_plain_start(log_format: str) -> None:

@@ -30,7 +30,7 @@ from startup.files.model.hub_settings import use_first_endpoint
 from startup.ground import start_origin
 from startup.ground.caches import add_baked_inspections, keep_bytecode, use_baked_bytecode
 from startup.ground.config import VllmOptions
-from startup.ground.errors import StartupError
+from startup.ground.errors import StartupError, log_with_code
 from startup.ground.hooks.hook import UnfitHookError, log_unfit, names_without, unfit, uses
 from startup.ground.logs.setup import configure_own_loggers
 from startup.ground.processes import group_signals
@@ -64,9 +64,11 @@ from startup.vllm.launch.hooks import find_obstacle, leave_out_unfit
 from startup.vllm.launch.hub_requests import fetch_before_start, forbid_requests, is_caused_by_offline, with_folders
 from startup.vllm.launch.plain_start import (
     END_S,
+    PLAIN_START,
     end_children,
     exec_again,
     kind_of,
+    log_reason,
     plain_start_reason,
     report_plain_start,
     run_plainly,
@@ -117,8 +119,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
     if reason is None:
         return end_without_finalizing(_VllmStart(vllm, line, options, timeline, environment).run())
     if not line.is_for_help:
-        level = logging.INFO if reason.is_requested else logging.WARNING
-        logger.log(level, "plain start: vLLM %s starts without preloading: %s", vllm.version, reason.text)
+        log_reason(vllm, reason)
     if line.is_for_help and uses("lean imports"):
         import_api_server()
     gc.enable()
@@ -457,8 +458,9 @@ class _VllmStart:
         failure = shown(" ".join(failure.split()))
         state = disable_preloading(self._profile.kind, f"an earlier start with preloading failed ({failure})")
         where = f"; log: {log}" if (log := keep_log(self._record)) else ""
-        text = "preloading failed (%s%s): vLLM %s starts again without preloading%s"
-        logger.warning(text, failure, where, self._vllm.version, f"; {state.end}" if state else "")
+        end = f"; {state.end}" if state else ""
+        text = f"preloading failed ({failure}{where}): vLLM {self._vllm.version} starts again without preloading{end}"
+        log_with_code(logger.warning, text, PLAIN_START)
         self._start_anew(env.VCLI_PLAIN_VLLM.name, "1")
 
     def _start_anew(self, variable: str, value: str) -> NoReturn:

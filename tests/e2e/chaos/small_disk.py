@@ -7,6 +7,8 @@ from typing import Self
 
 import pytest
 
+from tests.support.debian_tools import how_to_install
+
 _ENTER = "mount -t tmpfs -o size={size},nr_inodes={num_inodes} none {folder} && echo mounted && exec cat"
 """Keeps the namespace until its standard input ends, at the latest with this process."""
 
@@ -36,7 +38,7 @@ class SmallDisk:
                 text=True,
             )
         except FileNotFoundError:
-            pytest.skip("unshare(1) is not installed")
+            pytest.skip(how_to_install("unshare"))
         assert self._keeper.stdout is not None
         if (answer := self._keeper.stdout.readline()) != "mounted\n":
             self._end()

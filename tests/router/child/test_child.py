@@ -26,6 +26,7 @@ from router.child.place import ChildPlaces
 from router.child.process import ChildProcess, describe_end
 from router.child.server import ForeignServer
 from router.model_entry import ForeignCommand, ModelEntry
+from startup.ground.errors import code_of
 from startup.ground.logs.options import LogOptions
 from tests.router.router_process import FOREIGN
 from tests.support.waiting import is_gone, wait_until
@@ -153,9 +154,12 @@ async def test_a_child_gets_its_own_variables_and_none_of_the_routers_secrets(ru
 
 
 async def test_a_command_that_does_not_exist_is_named(place):
-    reason = await Child(entry_of(words=("/no/such/program",)), place).run(lambda: None)
+    child = Child(entry_of(words=("/no/such/program",)), place)
+    reason = await child.run(lambda: None)
     assert reason is not None
     assert "/no/such/program cannot be executed: No such file or directory" in reason
+    assert reason.endswith("Code: VC-PROGRAM-NOT-STARTED")
+    assert code_of(child.cause) == "VC-PROGRAM-NOT-STARTED"
 
 
 async def test_a_command_that_never_listens_is_ended_after_its_time(place):
@@ -165,6 +169,7 @@ async def test_a_command_that_never_listens_is_ended_after_its_time(place):
     assert reason is not None
     assert reason.startswith("The start took longer than 1.5 s")
     assert "loading for ever" in reason
+    assert reason.endswith("Code: VC-STARTUP-TIMEOUT")
     assert is_gone(child.pids[0])
 
 
@@ -230,13 +235,14 @@ async def test_a_port_of_another_process_is_an_error_and_not_its_server(place):
     reason = await Child(entry_of(port=port), place).run(lambda: None)
     found.child.stop()
     await found.life
-    assert reason == f"Another process listens on http://127.0.0.1:{port}: end it, or leave out cmd to use it."
+    text = f"Another process listens on http://127.0.0.1:{port}: end it, or leave out cmd to use it."
+    assert reason == f"{text} Code: VC-PORT-IN-USE"
 
 
 async def test_no_client_of_this_machine_can_get_the_port_of_a_command_that_is_still_starting():
     foreign = entry_of().foreign
     assert foreign is not None
-    servers = [ForeignServer(foreign) for _ in range(50)]
+    servers = [ForeignServer(foreign, {}) for _ in range(50)]
     for server in servers:
         await server.connector.close()
     ports = {int(server.base_url.rpartition(":")[2]) for server in servers}
@@ -276,7 +282,7 @@ async def test_a_start_without_a_free_descriptor_leaves_no_process(place, monkey
     monkeypatch.setattr(os, "pidfd_open", fail)
     reason = await Child(entry_of(), place).run(lambda: None)
     assert reason is not None
-    assert "cannot be started: [Errno 24] Too many open files" in reason
+    assert "cannot be started: [Errno 24] Too many open files. Code: VC-PROGRAM-NOT-STARTED" in reason
     assert is_gone(pids[0])
 
 

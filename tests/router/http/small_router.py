@@ -37,6 +37,7 @@ class SmallChild:
     """A model's server, without a process."""
 
     fault = ""
+    headers: Mapping[str, str] = {}
 
     def __init__(self, socket_path: Path | None = None, base_url: str = "http://localhost") -> None:
         self.base_url = base_url

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +10,9 @@ from typing import Any, TypeAlias
 
 import pytest
 
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="compiles false libraries of a driver")
+from tests.support.debian_tools import needs_tool
+
+pytestmark = needs_tool("cc")  # compiles false libraries of a driver
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]

@@ -128,6 +128,7 @@ def test_vllm_that_binds_its_port_in_another_way_starts_plain_at_once(folder):
         start.wait_ready()
         (warning,) = start.lines_with("WARNING")
         assert "starts without preloading: the hook 'port' does not fit this version" in warning
+        assert "\n  Code: VC-PLAIN-START\n" in start.log
 
 
 def test_a_forkserver_that_exits_before_the_first_child_is_replaced_by_spawn(folder):

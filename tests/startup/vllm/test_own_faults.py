@@ -116,6 +116,7 @@ def test_later_starts_are_plain_at_once_until_it_is_enabled_again(folder):
             start.wait_ready()
             (warning,) = start.lines_with("WARNING")
             assert text in warning
+            assert start.log.count("\n  Code: VC-PLAIN-START\n") == 1
             assert " UTC on, or after `vllm-cli caches prune --plain-starts`" in warning
             assert start.terminate() == 0
     with FakeStart(folder, "-tp", "2", env={**given, "BROKEN": ""}) as start:

@@ -3,7 +3,6 @@
 import json
 import os
 import pty
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from startup.words.supported import SUPPORTED
 from tests.support.cli import python_output
+from tests.support.debian_tools import require_tool
 from tests.support.terminal import read_until
 from vllm_cli.main import COMMANDS, main
 
@@ -118,8 +118,7 @@ _SHELLS = {
 @pytest.mark.parametrize("shell", _SHELLS)
 def test_a_real_shell_completes_a_command_line(shell, tmp_path):
     """Types a TAB in a terminal."""
-    if shutil.which(shell) is None:
-        pytest.skip(f"no {shell} here")
+    require_tool(shell)
     program = tmp_path / "vllm-cli"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m vllm_cli "$@"\n')
     program.chmod(0o755)

@@ -37,6 +37,43 @@ def test_words_that_serve_rejects_are_a_usage_error(invoke):
     assert "--dtype" in done.stderr
 
 
+def test_each_of_several_models_has_a_section_and_the_worst_one_counts(invoke, tiny_llama, tmp_path):
+    done = invoke("doctor", tiny_llama, tmp_path / "no", "--engine", "embedded", "--max-running", "2")
+    verdict, *rest = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (1, "")
+    assert verdict.startswith("1 error")
+    assert f": no: MODEL {tmp_path / 'no'} is neither" in verdict
+    titles = [line for line in rest if line.startswith("# ")]
+    assert [title for title in titles if title != "# Preflight"] == [
+        f"# Preflight of {tiny_llama.name}", "# Preflight of no", "# Machine", "# Kept between starts",
+    ]  # fmt: skip
+    assert any(line.startswith("error   model") for line in rest[rest.index("# Preflight of no") :])
+    done = invoke("doctor", tiny_llama, tiny_llama, "--engine", "embedded", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_a_file_of_models_is_examined_for_programs_too(invoke, tiny_llama, tmp_path):
+    models = {"good": {"model": str(tiny_llama)}, "bad": {"cmd": "no-such-program --port ${PORT}"}}
+    (tmp_path / "models.yaml").write_text(json.dumps({"models": models}))
+    done = invoke("doctor", "--models", tmp_path / "models.yaml", "--engine", "embedded", "--json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["ok"]) == (1, False)
+    assert {name: each["ok"] for name, each in report["models"].items()} == {"good": True, "bad": False}
+    assert [finding["check"] for finding in report["models"]["bad"]["findings"]] == ["program"]
+    assert "no-such-program" in report["verdict"]
+
+
+def test_a_gguf_model_is_llama_servers(invoke, tmp_path, monkeypatch):
+    model = tmp_path / "qwen.gguf"
+    model.write_bytes(b"GGUF")
+    assert invoke("doctor", model, "--engine", "embedded").returncode == 1
+    (tmp_path / "llama-server").write_text("#!/bin/sh\n")
+    (tmp_path / "llama-server").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    done = invoke("doctor", model, "--engine", "embedded")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "ok: qwen.gguf can be started here")
+
+
 @pytest.mark.thorough
 def test_with_vllm_the_hooks_are_checked(tmp_path: Path):
     done = run_cli("doctor", "--engine", "vllm", "--json", env=environment(tmp_path), cwd=ROOT)
@@ -44,3 +81,5 @@ def test_with_vllm_the_hooks_are_checked(tmp_path: Path):
     assert report["hooks"]["version"] in report["verdict"]
     assert done.returncode == (0 if report["hooks"]["fits"] else 1)
     assert ("warning" in report["verdict"]) is (not report["hooks"]["fits"])
+    done = run_cli("doctor", "/no", "/nowhere", "--engine", "vllm", "--json", env=environment(tmp_path), cwd=ROOT)
+    assert json.loads(done.stdout)["hooks"] == report["hooks"]

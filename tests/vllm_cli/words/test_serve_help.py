@@ -27,6 +27,12 @@ def test_help_shows_the_supported_flags_in_groups(help_of):
     assert "--tensor-parallel-size" not in text
 
 
+def test_help_says_what_a_model_may_be(help_of):
+    text = " ".join(help_of("--help").split())
+    for kind in ("a name on the Hugging Face hub", "a folder", "a .gguf file", "`team/Model-GGUF:Q4_K_M`"):
+        assert kind in text
+
+
 def test_help_may_follow_other_words(capsys):
     assert main(["serve", "model", "--config", "missing.yaml", "-h"]) == 0
     assert capsys.readouterr().out.startswith("Usage: vllm-cli serve [OPTIONS] [MODEL]")

@@ -5,14 +5,13 @@ from typing import Final
 from startup.reports.causes.known_cause import KnownCause
 
 
-def _own(name: str, title: str, advice: str) -> KnownCause:
-    return KnownCause(name, title, (), advice)
+def _own(name: str, title: str, advice: str, *, is_general: bool = False) -> KnownCause:
+    return KnownCause(name, title, (), advice, is_general=is_general)
 
 
-UNKNOWN: Final = KnownCause(
+UNKNOWN: Final = _own(
     "unknown",
     "the cause is none of those with a code",
-    (),
     "Read the message, and the log that `Log:` names. If it is a fault of vllm-cli, report it with what `vllm-cli "
     "collect-env` prints.",
     is_general=True,
@@ -39,6 +38,12 @@ OWN: Final = (
         "Install what the message names into the environment of vllm-cli.",
     ),
     _own(
+        "program-not-started",
+        "a model's program cannot be started",
+        "Name a program in `cmd` that can be executed. If the message names a limit, raise it (`ulimit -n`, "
+        "`ulimit -u`).",
+    ),
+    _own(
         "standby-unusable",
         "no server can be forked from a standby, or no standby can run",
         "Start one with `vllm-cli standby`; `vllm-cli standby status` shows the one that runs.",
@@ -57,6 +62,14 @@ OWN: Final = (
         "startup-timeout",
         "the start or its download took longer than it may",
         "The log shows what took so long. Give a longer --startup-timeout or --download-timeout.",
+    ),
+    _own(
+        "plain-start",
+        "vLLM starts without preloading, and so more slowly",
+        "Remove what the message names. `vllm-cli check-hooks` shows hooks that do not fit. If vllm-cli failed, report "
+        "it with the log and what `vllm-cli collect-env` prints. `vllm-cli caches prune --plain-starts` makes the next "
+        "start preload again.",
+        is_general=True,
     ),
     UNKNOWN,
 )

@@ -4,7 +4,6 @@ As root; each program works on one file of 3 MiB, which is locked in memory befo
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +12,7 @@ import pytest
 from base.machine.page_cache import memory_devices
 from tests.support.cli import run_python
 from tests.support.containers import as_user, own_mounts
+from tests.support.debian_tools import require_tool
 from tests.support.tiers import thorough_but_for
 
 SIZE: Final = 3 << 20
@@ -61,8 +61,8 @@ def found_on(name: str, folder: Path, uid: int | None = None) -> Any:
     if folder.stat().st_dev in memory_devices():
         pytest.skip("the folder for temporary files is in memory")
     commands = FILE_SYSTEMS[name]
-    if "bindfs" in commands and not shutil.which("bindfs"):
-        pytest.skip("bindfs is not installed")
+    if "bindfs" in commands:
+        require_tool("bindfs")
     (folder / "file").write_bytes(bytes(SIZE))
     launcher = own_mounts(f"mkdir -p low upper work mnt; {commands}", folder)
     if launcher is None:

@@ -1,7 +1,6 @@
 """The devices that vLLM needs, with a false libnvidia-ml.so in place of the driver's."""
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +18,9 @@ from startup.vllm_words.preflight import devices
 from startup.vllm_words.preflight.devices import device_findings
 from startup.vllm_words.preflight.model import ModelOnDisk
 from tests.startup.vllm_words.preflight.conftest import CheckStart
+from tests.support.debian_tools import needs_tool
 
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="compiles a false libnvidia-ml.so")
+pytestmark = needs_tool("cc")  # compiles a false libnvidia-ml.so
 
 GIB = 1 << 30
 H200 = f"gpu H200 GPU-{{}} {140 * GIB} {{}}"
