@@ -68,7 +68,7 @@ class OomWatch:
         whose = "this container" if memory and memory.is_cgroup else "this machine"
         limit = f" ({format_bytes(memory.total_bytes)})" if memory else ""
         return (
-            f": the kernel killed it because the memory of {whose}{limit} ran out; lower --max-num-seqs, "
+            f": the kernel killed it because the memory of {whose}{limit} ran out. Lower --max-num-seqs, "
             "--max-model-len or --kv-cache-memory-bytes, or provide more memory"
         )
 

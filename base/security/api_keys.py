@@ -78,7 +78,7 @@ class ApiKeys:
         try:
             self._digests = [*self._given, *self._read_file()]
         except KeyFileError as err:
-            logger.error("%s; the previous keys stay valid", err)
+            logger.error("%s. The previous keys stay valid", err)
         else:
             logger.info("%s was reloaded: %d keys are valid now", self._file, len(self))
 

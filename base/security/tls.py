@@ -69,7 +69,7 @@ class RenewableTls:
         try:
             self.context = create_tls_context(self._config)
         except TlsError as err:
-            logger.error("the TLS files have changed and cannot be used: %s; the previous ones stay in use", err)
+            logger.error("the TLS files have changed and cannot be used: %s. The previous files stay in use", err)
         else:
             logger.info("the TLS files have changed: new connections get the new certificate")
 
