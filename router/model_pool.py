@@ -266,8 +266,8 @@ class ModelPool:
             await self.unload(name)
             return
         if not model.rules.asleep:
-            text = f"{name} cannot sleep: vLLM's models can with `on_swap: sleep` or `idle_sleep`, on a GPU"
-            raise ModelRefused(_CONFLICT, f"{text}; commands with `sleep` and `wake`")
+            text = f"{name} cannot sleep. vLLM's models on a GPU can, with `on_swap: sleep` or `idle_sleep`"
+            raise ModelRefused(_CONFLICT, f"{text}, and so can commands with `sleep` and `wake`")
         self._apply(self._scheduler.sleep(name, time.monotonic()))
         if model.state not in ("falling asleep", "asleep"):
             raise ModelRefused(_CONFLICT, f"{name} is {model.state}: only a ready model falls asleep.")
