@@ -244,7 +244,7 @@ class ServedModels:
     def _find(self, name: str) -> None:
         if name not in self._names and self._adapters.find(name) is None:
             raise RequestError(
-                f"The model `{name}` does not exist; served here: {', '.join(self._names)}.",
+                f"The model `{name}` does not exist. Served here: {', '.join(self._names)}.",
                 param="model",
                 status=404,
                 type="NotFoundError",

@@ -187,8 +187,8 @@ class TemplateProbe:
                     "the chat template accepts system messages only at the start: /v1/messages moves later ones there"
                 )
                 logger.warning(
-                    "each moved system message makes the engine compute the whole prompt again; "
-                    "a --chat-template that accepts them anywhere avoids this"
+                    "each moved system message makes the engine compute the whole prompt again. "
+                    "A --chat-template that accepts them anywhere avoids this"
                 )
         return self._merges_system
 
