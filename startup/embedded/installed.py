@@ -38,7 +38,7 @@ def require_embedded_engine() -> None:
     missing = [module for module in MODULES if find_spec(module) is None]
     if missing:
         raise StartupError(
-            f"the embedded engine is not installed ({', '.join(missing)} missing): {INSTALL_COMMAND}; "
-            "to serve with vLLM instead, install vllm in this environment",
+            f"the embedded engine is not installed ({', '.join(missing)} missing): {INSTALL_COMMAND}. "
+            "To serve with vLLM instead, install vllm in this environment",
             cause="package-missing",
         )

@@ -98,8 +98,8 @@ class GpuGuard:
         if self._reason is None and (driver := initialized_driver()) is not None:
             name = culprit()
             self._reason = (
-                f"{name} has initialized {driver} while it was imported, which no fork can do again; "
-                "later starts import it in the engine"
+                f"{name} has initialized {driver} while it was imported, which no fork can do again. "
+                "Later starts import it in the engine"
             )
             self._keep(name)
 

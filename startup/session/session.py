@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ANSWERS_AT_ONCE = f"; the port answers 503 meanwhile: wait with `curl -f`, or set {env.VCLI_LISTEN_WHEN_READY.name}=1"
+_ANSWERS_AT_ONCE = f". Meanwhile the port answers 503. Wait with `curl -f`, or set {env.VCLI_LISTEN_WHEN_READY.name}=1"
 
 
 class ListenAddress(NamedTuple):
@@ -100,7 +100,7 @@ class StartSession:
         self.stack.enter_context(self.stop_signals)
         _log_origin()
         if self.state.subject.start_method == "spawn":
-            text = "%s=spawn makes this start slower: each process of the engine imports everything again; unset it"
+            text = "%s=spawn makes this start slower: each process of the engine imports everything again. Unset it"
             logger.info(text, env.VLLM_WORKER_MULTIPROC_METHOD.name)
         if (problem := find_baked().problem) is not None:
             logger.warning("%s", problem)

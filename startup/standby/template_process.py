@@ -149,7 +149,7 @@ class TemplateProcess:
         now = time.monotonic()
         pause_s = self._back_off.take_s(0.0 if self._ready_s is None else now - self._ready_s)
         self._due_s = now + pause_s
-        logger.warning("%s: %s; it is started again in %g s", self.kind, self._error, pause_s)
+        logger.warning("%s: %s. It is started again in %g s", self.kind, self._error, pause_s)
 
     def _retire_predecessor(self) -> None:
         """Retires the predecessor: it reports how its servers end, and ends after the last of them."""

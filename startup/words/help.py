@@ -96,5 +96,5 @@ def find_flags(topic: str) -> tuple[Flag, ...]:
     found = tuple(flag for flag in FLAGS if any(joined in name.replace("-", "") for name in flag.names))
     if not found:
         guess = did_you_mean(word, [name.lstrip("-") for flag in FLAGS for name in flag.names])
-        raise InputError(f"No flag has {topic!r} in its name{guess}; --help=all shows every flag.")
+        raise InputError(f"No flag has {topic!r} in its name{guess}. --help=all shows every flag.")
     return found

@@ -128,7 +128,7 @@ class TokenizerModes(click.Choice):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Rejects the other modes of vLLM, such as those of Grok-2 and DeepSeek-V3.2."""
         if value not in self.choices:
-            self.fail(f"{value!r} is not one of {', '.join(self.choices)}; others need --engine vllm.", param, ctx)
+            self.fail(f"{value!r} is not one of {', '.join(self.choices)}. Others need --engine vllm.", param, ctx)
         return value
 
 
@@ -262,7 +262,7 @@ class PoolerOptions(click.ParamType):
             if key not in _UNSUPPORTED:
                 self.fail(f"{key!r} is not one of its keys: {', '.join(known)}.", param, ctx)
             if given.pop(key) not in (None, False):
-                self.fail(f"the embedded engine does not support {key}; `--engine vllm` does.", param, ctx)
+                self.fail(f"the embedded engine does not support {key}, but `--engine vllm` does.", param, ctx)
         try:
             return PoolerConfig(**given)
         except ConfigError as err:

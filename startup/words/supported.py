@@ -127,7 +127,7 @@ ENGINE: Final = SupportedFlag(
 CONFIG: Final = SupportedFlag(
     "--config",
     metavar="FILE",
-    help="YAML file of settings, named like the flags; flags and variables take precedence.",
+    help="YAML file of settings, named like the flags. Flags and variables take precedence.",
 )
 _WITHOUT_FIELD: Final = (
     ENGINE,

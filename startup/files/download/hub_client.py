@@ -114,7 +114,7 @@ def refusal(status: int, code: str, asked: Asked) -> str:
         return f"{page} has no such file"
     if status in (401, 404):
         private = "the token may not see it" if asked.has_token else _GIVE_TOKEN
-        return f"{page} does not exist: correct the name; if it is private, {private}"
+        return f"{page} does not exist: correct the name. If it is private, {private}"
     return f"the hub at {asked.endpoint} answers {status} for {name}: try again later, or give a local folder"
 
 

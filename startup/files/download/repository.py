@@ -246,7 +246,7 @@ def check_room(folder: Path, needed_bytes: int, repo_id: str) -> None:
 
 def no_room(repo_id: str, lack: str) -> DownloadError:
     """The error for a disk that is too small."""
-    advice = f"free space, or give another {setting_of(repo_id)}; received parts are kept"
+    advice = f"free space, or give another {setting_of(repo_id)}. Received parts are kept"
     return DownloadError("disk", f"{repo_id} could not be downloaded: {lack}: {advice}")
 
 

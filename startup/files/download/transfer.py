@@ -138,7 +138,7 @@ class Transfer:
         reason = f"{self._address} has {what}"
         if self._num_wrong > _MAX_WRONG:
             other = "" if is_object_address(self._source.repo_id) else ", or another HF_ENDPOINT"
-            raise DownloadError("wrong", f"{reason}: the content is dropped; try again later{other}")
+            raise DownloadError("wrong", f"{reason}: the content is dropped. Try again later{other}")
         self._num_failures = _FAILURES_PER_ENDPOINT * self._num_wrong  # the next address, if there is one
         raise RetryableError(reason)
 
@@ -160,7 +160,7 @@ class Transfer:
         most = MAX_FAILURES * len(self._source.endpoints)
         if self._num_failures >= most:
             reason = f"{self.file.name} of {self._source.repo_id} could not be downloaded: {err}"
-            raise DownloadError("unreachable", f"{reason}, {most} times in a row; received parts are kept") from err
+            raise DownloadError("unreachable", f"{reason}, {most} times in a row. Received parts are kept") from err
         seconds = err.wait.seconds or backoff_s(self._num_failures)
         self.note = err.wait.reason or f"{err}, trying again"
         self._source.pause(seconds)

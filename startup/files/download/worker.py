@@ -129,7 +129,7 @@ class DownloadRun:
         """The folder of the last download; raises `err` if there is none, or if an object store refuses."""
         if download.cached is None or (download.hub == "object_store" and err.kind != "unreachable"):
             raise err
-        logger.warning("%s; using the files on disk of %s: %s", err, download.repo_id, download.cached_text)
+        logger.warning("%s. Using the files on disk of %s: %s", err, download.repo_id, download.cached_text)
         return download.cached
 
     def _create_client(self, download: Download) -> "HubClient | ObjectStoreClient":
@@ -147,7 +147,7 @@ class DownloadRun:
     def _check_time(self, ahead_s: float = 0.0) -> None:
         limit = self._job.timeout_s
         if limit is not None and time.monotonic() - self._begin_s + ahead_s > limit:
-            reason = f"{self._names} is not complete after {limit:g} s (--download-timeout); received parts are kept"
+            reason = f"{self._names} is not complete after {limit:g} s (--download-timeout). Received parts are kept"
             raise DownloadError("timeout", reason)
 
     def _obtain(self, plan: _Plan) -> Path:

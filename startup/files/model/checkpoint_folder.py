@@ -141,7 +141,7 @@ def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProble
     if weights.missing:
         total = len(weights.missing) + len(weights.present)
         lacks = f"{folder} lacks {len(weights.missing)} of {total} shards: {list_some(weights.missing)}"
-        yield FolderProblem("shards", f"{lacks}; download them again")
+        yield FolderProblem("shards", f"{lacks}. Download them again")
     elif not weights.present:
         yield FolderProblem("no_weights", f"{folder} has no weights: no *.safetensors and no pytorch_model*.bin")
 
@@ -151,7 +151,7 @@ def tokenizer_problem(folder: Path) -> str | None:
     if not folder.is_dir():
         return f"{folder} is not a folder"
     if not any(True for pattern in _TOKENIZERS for _ in folder.glob(pattern)):
-        return f"{folder} has no tokenizer; name one with --tokenizer"
+        return f"{folder} has no tokenizer. Name one with --tokenizer"
     return None
 
 

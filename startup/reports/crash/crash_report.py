@@ -61,7 +61,7 @@ def keep_log(record: OutputRecord) -> Path | None:
 def name_log(record: OutputRecord) -> None:
     """Logs where the complete log is, as tracebacks were shortened; writes it out if it is not kept."""
     if (log := keep_log(record)) is not None:
-        logger.warning("tracebacks above are shortened; complete log: %s", log)
+        logger.warning("tracebacks above are shortened. Complete log: %s", log)
         return
     with suppress(OSError):
         sys.stderr.write(record.file.read_bytes()[-_MOST_CHARS:].decode("utf-8", "replace"))

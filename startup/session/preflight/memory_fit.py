@@ -195,7 +195,7 @@ def _check_wanted_cache(fixed: int, config: EngineConfig, memory: MemoryState) -
         yield warning(
             "kv_cache",
             f"--kv-cache-memory-bytes {size} is more than the {most} bytes that {memory.owner} has left beside the "
-            "weights: the engine may be killed under load; give less",
+            "weights: the engine may be killed under load. Give less",
         )
 
 

@@ -50,7 +50,7 @@ def _gpu_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
         return
     if state.problem or not state.gpus:
         reason = state.problem or "the driver reports no GPU"
-        yield error("gpu", f"no GPU can be used: {reason}; check `nvidia-smi`")
+        yield error("gpu", f"no GPU can be used: {reason}. Check `nvidia-smi`")
         return
     yield from _driver_findings(state)
     visible = _visible(state.gpus, start)
@@ -141,7 +141,7 @@ def _gpu_memory_findings(start: GivenStart, visible: list[Gpu], model: ModelOnDi
         yield warning(
             "gpu_memory",
             f"GPU {gpu.number} ({gpu.name}) has {format_bytes(gpu.free_bytes)} of {format_bytes(gpu.total_bytes)} "
-            f"free, --gpu-memory-utilization {utilization:g} needs {format_bytes(wanted)}: {holders}; end them, "
+            f"free, --gpu-memory-utilization {utilization:g} needs {format_bytes(wanted)}: {holders}. End them, "
             f"or give {share:.2f}",
         )
     yield from _weight_findings(start, visible[:needed], model)

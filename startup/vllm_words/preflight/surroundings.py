@@ -75,7 +75,7 @@ def _check_variables(start: GivenStart) -> Iterator[Finding]:
     if "://" in (port := foreign.text_of(_PORT)):
         yield error(
             "port_variable",
-            f"{_PORT}={port} is no port for vLLM's processes, but what Kubernetes sets for a Service named vllm: set "
+            f"{_PORT}={port} is no port for vLLM's processes, but what Kubernetes sets for a Service named vllm. Set "
             "`enableServiceLinks: false` in the pod, or rename the Service",
         )
     level = foreign.text_of(_LEVEL).upper()
