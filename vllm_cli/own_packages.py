@@ -97,8 +97,8 @@ def describe_conflict() -> str | None:
             continue
         name = folder.removesuffix(".dist-info").replace("vllm_cli-", "vllm-cli ")
         return (
-            f"the unrelated distribution {name} has installed a package vllm_cli into the same folder. Remove it: "
-            "pip uninstall vllm-cli; then, in a clone of this program: pip install --force-reinstall --no-deps ."
+            f"the unrelated distribution {name} has installed a package vllm_cli into the same folder. Remove it "
+            "with `pip uninstall vllm-cli`. Then run `pip install --force-reinstall --no-deps .` in a clone of ours."
         )
     return None
 

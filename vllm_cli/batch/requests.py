@@ -155,7 +155,7 @@ def _read_places(file: BinaryIO, name: str) -> Iterator[LinePlace]:
         try:
             request = BatchRequest.from_line(line)
             if (first := lines_of.setdefault(request.custom_id, number)) != number:
-                raise LineError(f"has the custom_id of line {first}, {request.custom_id!r}; each must be unique")
+                raise LineError(f"has the custom_id of line {first}, {request.custom_id!r}, but each must be unique")
         except LineError as err:
             faults.append(f"line {number} {err}")
             continue

@@ -223,7 +223,7 @@ class _Run:
         elif self._config.has_output_url:
             self._reporter.note(f"{text}: the results are in {self._output.path}")
         else:
-            self._reporter.note(f"{text}; run the same command again to continue")
+            self._reporter.note(f"{text}. Run the same command again to continue")
         summary = {**tally.to_dict(ending), "output_file": self._config.output_file}
         return BatchOutcome(exit_code, summary)
 

@@ -86,7 +86,7 @@ def _shared_options(function: F) -> F:
                 metavar="SECONDS",
                 help="Longest wait for a server to become ready.",
             ),
-            click.option("--json", "json_path", type=_file, help="Write the result as JSON; - is standard output."),
+            click.option("--json", "json_path", type=_file, help="Write the result as JSON. - is standard output."),
         )
     ):
         function = option(function)
@@ -173,7 +173,7 @@ def serve(**options: Any) -> int:
     "startup", epilog=vllms_own("bench startup"), context_settings={"max_content_width": 110, "show_default": True}
 )
 @click.option("--cmd", "command", type=_command, show_default="vllm-cli serve", help="Command that starts a server.")
-@click.option("--model", help="Folder or hub id of the model of the default command; its files are evicted.")
+@click.option("--model", help="Folder or hub id of the model of the default command. Its files are evicted.")
 @click.option("--request-model", show_default="the first that the server lists", help="Model to request.")
 @click.option(
     "--vs-request-model", show_default="--request-model", help="Model to request from the servers to compare with."

@@ -56,7 +56,7 @@ full, run it again to continue; 2 usage, or a file that is not a batch; 3 the se
     "--output-tmp-dir", type=_FOLDER, metavar="FOLDER", help="Folder for answers until they are uploaded to a URL."
 )
 @click.option(
-    "--model", shell_complete=complete_model, help="Model to serve; with --url, the model of requests without one."
+    "--model", shell_complete=complete_model, help="Model to serve. With --url, the model of requests without one."
 )
 @click.option("--url", help="Address of a running server: http(s)://… or unix:/path. Without it, a server is started.")
 @click.option("--api-key", help="With --url: the key to send. Without it, that of OPENAI_API_KEY or VLLM_API_KEY.")
@@ -96,12 +96,12 @@ def _build_config(options: dict[str, Any]) -> "BatchConfig":
     words: tuple[str, ...] = options.pop("words")
     for given in split(words):
         if given.flag in _ADDRESS_FLAGS:
-            message = "the server of run-batch has a private socket; start `vllm-cli serve` and give its --url."
+            message = "the server of run-batch has a private socket. Start `vllm-cli serve` and give its --url."
             raise InputError(f"{given.flag}: {message}")
     url, model, api_key = (options.pop(name) for name in ("url", "model", "api_key"))
     if url is None:
         if api_key is not None:
-            raise InputError("--api-key requires --url; the server that run-batch starts needs no key.")
+            raise InputError("--api-key requires --url. The server that run-batch starts needs no key.")
         named = () if model is None else ("--model", model)
         return BatchConfig(serve_words=(*named, *words), **options)
     if words:
