@@ -71,7 +71,7 @@ class ModelEntry:
     ttl_s: float | None = None
     """Seconds without a request until the model is stopped. None: it stays until its memory is needed."""
     on_swap: Literal["stop", "sleep"] = "stop"
-    """What happens to the model when another model needs its memory."""
+    """How the model makes room when another model needs its memory."""
     idle_sleep_s: float | None = None
     """Seconds without a request until the model falls asleep. None: it stays awake."""
     sleep_levels: tuple[int, ...] = (1, 2)

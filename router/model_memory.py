@@ -162,7 +162,7 @@ class MemoryMeter:
 
 
 class _Size(NamedTuple):
-    """Bytes of a model's weights: on disk, and as they are loaded."""
+    """Bytes of a model's weights, on disk and in memory."""
 
     on_disk: int
     loaded: int

@@ -52,7 +52,7 @@ class ModelRefused(Exception):  # noqa: N818 - as an answer to a request
     """A model cannot answer a request."""
 
     def __init__(self, status: int, message: str, retry_after_s: float | None = None, kind: str = "") -> None:
-        """`kind`: why the scheduler has refused it; empty if somebody else has."""
+        """`kind` is the scheduler's reason. Empty if another part has refused the request."""
         super().__init__(message)
         self.status = status
         self.message = message
@@ -238,7 +238,7 @@ class ModelPool:
         return child in self._children
 
     def exit_code(self, name: str) -> int:
-        """How the last process has ended: exit code, -N after signal N; START_FAILED for a command."""
+        """The exit code of the last process, or -N after signal N. START_FAILED for a command."""
         return START_FAILED if self.entries[name].foreign else self._exit_codes.get(name, START_FAILED)
 
     def progress(self, name: str) -> str:
