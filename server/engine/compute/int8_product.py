@@ -1,7 +1,7 @@
 """Linear layers in int8, by oneDNN's products: weights quantized per output channel, activations per row.
 
-The result of a row does not depend on other rows of the batch: its scale is its own largest value, sums in
-int32 are exact, and every further operation rounds each element by itself.
+The result of a row does not depend on other rows of the batch. A row's scale is its own largest value. Sums
+in int32 are exact. Every further operation rounds each element by itself.
 """
 
 from collections import Counter

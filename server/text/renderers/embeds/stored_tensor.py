@@ -1,4 +1,4 @@
-"""A tensor as it is stored in a file, and the conversion of its rows to another type, without torch.
+"""A tensor of a file, and the conversion of its rows to another type, without torch.
 
 The numbers are numpy views of the file's bytes. Rows are converted in pieces. Rows with numbers that are not
 finite are rejected.
