@@ -46,7 +46,7 @@ _LEFT_S: Final = 60.0
 _FAILED: Final = ".failed"
 _EXCLUDED: Final = ".excluded"
 _HARDWARE: Final = "hardware"
-"""Contains the name of the hardware for which vLLM's keys get no addition."""
+"""File with the name of the hardware on which vLLM's keys get no addition."""
 
 
 def vllm_root() -> Path:

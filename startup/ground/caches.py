@@ -1,8 +1,9 @@
 """The folders kept between starts: the user's cache folder, and the baked folder of `vllm-cli bake`.
 
-A file is looked up in the cache folder first, then in the baked folder; it is written to the cache folder
-only. The baked folder holds bytecode and pickles, with which others could run code as the user of a start: it
-is used only if nobody else can change it. docs/operations.md lists what is kept, and when it becomes invalid.
+A file is looked up in the cache folder first, then in the baked folder. A file is written to the cache folder
+only. The baked folder holds bytecode and pickles. Somebody who can change them could run code as the user of
+a start, so the folder is used only if nobody else can change it. docs/operations.md lists what is kept, and
+when it becomes invalid.
 """
 
 import functools

@@ -180,7 +180,7 @@ class StartSession:
     def prefetch(self, files: Sequence[Path], mode: PrefetchMode) -> None:
         """Reads torch's libraries and then the model's files into the page cache, in a helper process.
 
-        A baked image has a record of which parts of the libraries a start reads.
+        A baked image has a record of the parts of libraries that a start reads.
         """
         pages = _baked_pages()
         paths = (*(() if pages else plan_libraries()), *files)

@@ -38,8 +38,9 @@ _READ_LATER: Final = frozenset({
     "VLLM_CACHE_ROOT", "VLLM_LOGGING_COLOR", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_STREAM",
     "HF_HUB_OFFLINE", "HF_TOKEN", "PROMETHEUS_MULTIPROC_DIR", "TRANSFORMERS_OFFLINE",
 })  # fmt: skip
-"""Variables that are read on import but cause no difference: they are also read at each use, are set again in
-the library (`startup.ground.processes.library_state`), or matter only to an interactive interpreter."""
+"""Variables that are read on import but cause no difference. Some are also read at each use. Some are set
+again in the library (`startup.ground.processes.library_state`). Some matter only to an interactive
+interpreter."""
 _DELETED: Final = " (deleted)"
 
 

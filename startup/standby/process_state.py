@@ -1,8 +1,8 @@
 """The process properties that `exec` keeps: a forked server must share them with the front process.
 
-Some properties are taken over. All others must be equal; otherwise the start is cold. This code runs in the
-fork, while it has one thread. It reads the front process's state from /proc, so that a process in a sandbox
-cannot claim to be outside.
+Some properties are taken over. If another property differs, the start is cold. This code runs in the fork,
+while it has one thread. It reads the front process's state from /proc, so that a process in a sandbox cannot
+claim to be outside.
 
 /proc does not show, and this code does not compare: the programs of seccomp filters (their number is
 compared), Landlock rules, securebits, the session keyring.
@@ -47,8 +47,8 @@ _LIMITS: Final = {
     name: getattr(resource, name) for name in vars(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
 }
 _LIMITS_AT_EXEC: Final = ("RLIMIT_STACK", "RLIMIT_AS", "RLIMIT_DATA")
-"""Soft limits that cannot be applied later: the C library reads the first at exec; the others count memory of
-modules that only the template has imported."""
+"""Soft limits that cannot be applied later. The C library reads the first one at exec. The others count the
+memory of modules that only the template has imported."""
 
 _CGROUP_LIMITS: Final = (
     "cpu.idle",

@@ -42,7 +42,7 @@ STALE: Final = b"stale"
 INCOMPLETE: Final = b"incomplete"
 STARTED: Final = b"started"
 ENDED: Final = b"ended"
-"""Messages to the standby: imports are done, out of date or incomplete; a server was forked or has ended."""
+"""Messages to the standby. Imports are done, out of date or incomplete. A server was forked or has ended."""
 
 _BACKLOG: Final = 128
 _HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")

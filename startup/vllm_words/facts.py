@@ -88,8 +88,8 @@ _METADATA: Final = (".dist-info", ".egg-info")
 ValueKind = Literal[
     "text", "int", "size", "size or auto", "float", "json", "json or text", "object", "folded", "unknown"
 ]
-"""How vLLM reads a value. `size` is an integer that may have a suffix such as 8k; `object` is JSON with known
-fields; `folded` is a choice in any case and with dashes. A value of kind `unknown` is not checked."""
+"""How vLLM reads a value. `size` is an integer that may have a suffix such as 8k. `object` is JSON with known
+fields. `folded` is a choice in any case and with dashes. A value of kind `unknown` is not checked."""
 _KINDS: Final[dict[Any, ValueKind]] = {None: "text", str: "text", int: "int", float: "float", json.loads: "json"}
 _KINDS_BY_NAME: Final[dict[str, ValueKind]] = {
     "human_readable_int": "size",

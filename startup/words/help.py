@@ -1,4 +1,4 @@
-"""The help of `serve`: supported flags by group; ignored and rejected flags on request."""
+"""The help of `serve`: supported flags by group, and on request ignored and rejected flags."""
 
 import json
 from collections.abc import Iterable

@@ -77,7 +77,7 @@ def click_type(field: Field[Any]) -> click.ParamType | None:
 
 
 def shape_of(field: Field[Any]) -> Shape:
-    """The shape of a field's flag: bool is a switch; a tuple without `syntax` takes several words."""
+    """The shape of a field's flag. bool is a switch. A tuple without `syntax` takes several words."""
     if field.metadata.get("syntax") == "optional text":
         return Shape.OPTIONAL
     python_type = _python_type(field)

@@ -45,7 +45,7 @@ class DownloadProgress(NamedTuple):
     bytes_per_s: float = 0.0
     """The average rate since the download began."""
     note: str = ""
-    """The event for which the download waits; empty if it does not wait."""
+    """The event that the download waits for. Empty if it does not wait."""
 
     @property
     def eta_s(self) -> float | None:

@@ -167,7 +167,7 @@ def _version_of(info: Mapping[str, Any]) -> str:
 
 
 def _md5_of(info: Mapping[str, Any]) -> str | None:
-    """The MD5 that Google and Azure report, or S3's ETag if the store does not encrypt; otherwise None."""
+    """The MD5 that Google and Azure report, or S3's ETag if the store does not encrypt. Else None."""
     settings = info.get("content_settings") or {}
     encoded = info.get("md5Hash") or settings.get("content_md5")
     if isinstance(encoded, (bytes, bytearray)):

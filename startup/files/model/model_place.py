@@ -33,7 +33,7 @@ class ModelPlace(NamedTuple):
 
     kind: Literal["folder", "snapshot", "hub", "object_store", "vllm", "nowhere"]
     """`folder`: a local folder. `snapshot`: a complete snapshot in the hub's cache. `hub`: to be downloaded.
-    `object_store`: an address of one. `vllm`: only vLLM can find it. `nowhere`: not a possible name."""
+    `object_store`: an address of one. `vllm`: only vLLM can find it. `nowhere`: the name is not possible."""
     name: str
     """The name that the user gave."""
     folder: Path | None = None

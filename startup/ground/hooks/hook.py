@@ -25,8 +25,8 @@ Release: TypeAlias = tuple[int, int]
 """Major and minor number of a version."""
 
 StartPart: TypeAlias = Literal["import file", "lean imports", "offline hub", "real-time probes"]
-"""Parts of a start besides hooks that VCLI_LEAVE_OUT can name: imports from one file, stand-ins and delayed
-imports, no hub requests if all is on disk, priority for the process that answers probes."""
+"""Parts of a start besides hooks that VCLI_LEAVE_OUT can name. In this order, they are imports from one file,
+stand-ins and delayed imports, no hub requests if all is on disk, and priority for the probes' process."""
 
 
 @dataclass(frozen=True)

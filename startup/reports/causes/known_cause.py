@@ -21,8 +21,8 @@ class KnownCause:
     texts: tuple[str, ...]
     advice: str
     where: Literal["exception", "hint", "end"] = "exception"
-    """Where the texts occur: only in exceptions; also in other lines that explain an exception (`hint`); or
-    in lines that report the end of a process without an exception (`end`)."""
+    """Where the texts occur. An `exception` is only in exceptions. A `hint` is also in lines that explain an
+    exception, and an `end` also in lines that report the end of a process without an exception."""
     is_general: bool = False
     """Whether a hint, or another exception of the chain, is more informative."""
     phase: str = ""

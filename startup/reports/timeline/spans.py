@@ -35,7 +35,7 @@ class Phase:
 
     @property
     def key(self) -> str:
-        """The phase's name: the same in all starts, and different from other processes' phases."""
+        """The phase's name, which is the same in all starts and differs from other processes' phases."""
         return f"{self.process}:{self.name}"
 
 

@@ -1,8 +1,8 @@
 """Gives the forkserver's children the process state that they would inherit from their parent by `exec`.
 
 A forkserver's children have the environment, standard streams and limits that the forkserver started with.
-vLLM changes these before it starts children: it sets OpenMP variables around each worker's start, raises the
-limit of open files, and so on. The forkserver passes on variables and streams
+vLLM changes these before it starts children. For example, it sets OpenMP variables around each worker's start
+and raises the limit of open files. The forkserver passes on variables and streams
 (`startup.ground.processes.new_program.run_program`). This module sets the rest.
 """
 

@@ -86,7 +86,7 @@ _IMPORTED_LATER_ON_GPUS: Final = (
 """Modules that every engine of vLLM 0.33 imports later, whatever its model; other releases may lack some."""
 _FIRST_COMPILING_MODULES: Final = ("vllm.compilation.backends", "vllm.compilation.piecewise_backend")
 _FORMER_GPU_MODULES: Final = ("vllm.v1.worker.gpu_model_runner",)
-"""Model Runner V1: vLLM's default until 0.32, and for what V2 does not support; vLLM will remove it."""
+"""Model Runner V1, vLLM's default until 0.32 and where V2 lacks a feature. vLLM will remove V1."""
 _LAST_WITH_V1: Final = (0, 32)
 
 _API_SERVER: Final = ("vllm.entrypoints.cli.serve",)

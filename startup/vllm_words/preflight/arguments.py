@@ -28,8 +28,8 @@ _REGISTERED: Final[dict[str, tuple[str, Callable[[str], str]]]] = {
     "--config-format": ("", str),
     EXECUTOR: ("", str),
 }
-"""Flags whose value is a registered name; the flag of a plugin that may add more; how vLLM writes the
-value."""
+"""Flags whose value is a registered name, each with the flag of a plugin that may add names, and with the
+form in which vLLM writes the value."""
 _ANY: Final = ("AUTO", "auto")
 """Values of --attention-backend and --config-format that leave the choice to vLLM."""
 _NEEDED: Final = {"--enable-auto-tool-choice": "--tool-call-parser", "--enable-log-outputs": "--enable-log-requests"}

@@ -25,7 +25,7 @@ _GIB: Final = 1 << 30
 
 
 def device_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
-    """Checks the devices for which this vLLM was built, unless a plugin brings another platform."""
+    """Checks the devices that this vLLM was built for, unless a plugin brings another platform."""
     if start.facts.has_other_platform:
         return
     device = start.vllm.device

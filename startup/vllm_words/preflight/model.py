@@ -1,6 +1,6 @@
 """Checks the files of model and tokenizer; vLLM reads more formats than the embedded engine.
 
-Reports errors only for folders and snapshots of which it is known how vLLM reads them. Leaves other formats
+Reports errors only for folders and snapshots that vLLM is known to read in this way. Leaves other formats
 of weights or configuration, object stores and overrides of the configuration to vLLM.
 """
 

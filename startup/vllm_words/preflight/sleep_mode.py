@@ -11,7 +11,7 @@ from startup.vllm_words.preflight.arguments import GivenStart
 from startup.vllm_words.preflight.model import ModelOnDisk
 
 _DEVICES: Final[tuple[Device, ...]] = ("cuda", "rocm", "xpu")
-"""The devices for which vLLM 0.29 to 0.33 offers sleep mode (`is_sleep_mode_available`)."""
+"""The devices that have sleep mode in vLLM 0.29 to 0.33 (`is_sleep_mode_available`)."""
 _RELOADED: Final = ("auto", "hf", "safetensors")
 """Values of --load-format with which `reload_weights` can read the weights again."""
 _NOT_RELOADED: Final = (

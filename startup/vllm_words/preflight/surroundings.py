@@ -101,7 +101,7 @@ def _check_variables(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_compiler(start: GivenStart) -> Iterator[Finding]:
-    """Checks for compilers: torch.compile on a CPU needs C++; Triton on a GPU needs C and Python.h."""
+    """Checks for compilers. torch.compile on a CPU needs C++. Triton on a GPU needs C and Python.h."""
     device = start.vllm.device
     if device == "cpu" and not start.line.is_eager:
         if not any(map(shutil.which, ("g++", "clang++", "c++"))) and not foreign.text_of("CXX"):
