@@ -30,7 +30,7 @@ _MOST_LOGS: Final = 20
 """A start removes older logs, oldest first, but not the log of a running server."""
 _POLL_S: Final = 0.05
 _CLOSED_S: Final = 20.0
-"""Seconds for which a server may close connections: under TLS 1.2 some close them without a certificate."""
+"""How long a server may close connections, in seconds. Under TLS 1.2, some do without a certificate."""
 _STOP_S: Final = 60.0
 """Seconds in which a cancelled start must end."""
 

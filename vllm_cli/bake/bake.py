@@ -105,7 +105,7 @@ class Manifest:
 
 
 class BakeResult(NamedTuple):
-    """What `bake` has written."""
+    """The parts that `bake` has written."""
 
     manifest: Manifest
     parts: tuple[Part, ...]

@@ -74,7 +74,7 @@ class BatchRequest:
 
     @property
     def id(self) -> str:
-        """A hash of the request's content: the same in every run. A changed request has another one."""
+        """A hash of the request's content, which is the same in every run. A changed request has another."""
         content = json.dumps([self.custom_id, self.method, self.url, self.body], sort_keys=True)
         return f"vllm-{hashlib.sha256(content.encode()).hexdigest()[:_NUM_DIGITS]}"
 

@@ -64,7 +64,7 @@ class BatchConfig:
     """The model for requests that name none, on a running server."""
     max_concurrency: int | None = None
     retry_timeout_s: float = 600.0
-    """Seconds for which one request is retried."""
+    """How long one request is retried, in seconds."""
     is_overwriting: bool = False
     fails_on_error: bool = False
     """Whether failed requests change the exit code."""
