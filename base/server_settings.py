@@ -16,7 +16,7 @@ SAME_SIGNAL_S: Final = 0.5
 """Signals this close together count as one. A server may get one twice: from the service manager, and
 forwarded by the front process or the router."""
 GIVES_WAY_S: Final = 45.0
-"""A router stops a model without an answer for so many seconds while others wait for its memory; a server
+"""A router stops a model without an answer for so many seconds while others wait for its memory. A server
 then ends an engine that is silent and computes nothing. Before that, the router disconnects clients that do
 not read, and silent WebSockets."""
 _ROOT_PATH = re.compile(r"/[!-~]*")

@@ -21,7 +21,7 @@ _INSTRUCTION_SETS: Final = re.compile(
 
 
 def instruction_sets(proc: Path = PROC) -> tuple[str, ...]:
-    """The instruction sets that compilers use, sorted; empty where the kernel does not list them."""
+    """The instruction sets that compilers use, sorted. Empty where the kernel does not list them."""
     names = set((_of_first_processor(proc, "flags", "Features") or "").split())
     is_x86 = platform.machine() in ("x86_64", "i686", "AMD64")
     return tuple(sorted(name for name in names if not is_x86 or _INSTRUCTION_SETS.match(name)))

@@ -1,6 +1,6 @@
 """Reads how much memory the machine and its cgroups have left, and counts kills for lack of memory.
 
-Standard library only; the prefetch's helper process uses it too.
+Standard library only. The prefetch's helper process uses it too.
 """
 
 from collections.abc import Iterator
@@ -34,13 +34,13 @@ class MemoryState(NamedTuple):
 
 
 def read_memory(proc: Path = PROC) -> MemoryState | None:
-    """The tightest limit that applies to this process; None if the system does not report any."""
+    """The tightest limit that applies to this process. None if the system does not report any."""
     states = [*_machine(proc), *_cgroups(proc)]
     return min(states, key=lambda state: state.available_bytes, default=None)
 
 
 def available_bytes() -> int:
-    """Bytes available under the tightest limit; 0 if the system does not report it."""
+    """Bytes available under the tightest limit. 0 if the system does not report it."""
     state = read_memory()
     return state.available_bytes if state else 0
 
@@ -57,7 +57,7 @@ class OomWatch:
 
     @property
     def has_killed(self) -> bool | None:
-        """Whether the kernel killed a process of this cgroup since `__init__`; None if it does not count."""
+        """Whether the kernel killed a process of this cgroup since `__init__`. None if it does not count."""
         return None if self._num_before is None else _num_kills(self._proc) != self._num_before
 
     def describe_kill(self) -> str:
@@ -118,7 +118,7 @@ def _numbers(path: Path) -> dict[str, int]:
 
 
 def _num_kills(proc: Path) -> int | None:
-    """Out-of-memory kills so far in the cgroup, or else on the machine; None if they are not counted."""
+    """Out-of-memory kills so far in the cgroup, or else on the machine. None if they are not counted."""
     for cgroup in own_cgroups("memory", proc):
         if (num := _read_kills(cgroup.folder / _KILLS_FILES[cgroup.version])) is not None:
             return num

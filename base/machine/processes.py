@@ -19,7 +19,7 @@ ENDED = ("Z", "X")
 
 
 def stat_fields(pid: int | str) -> list[str]:
-    """The fields of /proc/PID/stat after the command's name; the first is the state, proc(5)'s number 3."""
+    """The fields of /proc/PID/stat after the command's name. The first is the state, proc(5)'s number 3."""
     with open(f"/proc/{pid}/stat", errors="replace") as file:  # noqa: PTH123
         return file.read().rpartition(")")[2].split()
 
@@ -30,7 +30,7 @@ def processor_s(stat: Sequence[str], *, with_reaped: bool) -> float:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process runs; False for a zombie, which has ended but was not reaped."""
+    """Whether the process runs. False for a zombie, which has ended but was not reaped."""
     try:
         return stat_fields(pid)[0] not in ENDED
     except FileNotFoundError:
@@ -63,7 +63,7 @@ def process_start_ns(pid: int | str = "self") -> int:
 
 
 def process_age_s(pid: int | str) -> float | None:
-    """Seconds since a process was started; None if /proc cannot be read."""
+    """Seconds since a process was started. None if /proc cannot be read."""
     try:
         return time.clock_gettime(time.CLOCK_BOOTTIME) - _started_s(pid)
     except (OSError, ValueError, AttributeError, IndexError):
@@ -89,7 +89,7 @@ def _suspended_ns() -> int:
     """How long the machine was suspended: the monotonic clock does not count that time.
 
     The two clocks are read one after the other. If this process is descheduled between the readings, the
-    difference is too large, never too small; the smallest of several counts.
+    difference is too large, never too small. So the smallest of several is taken.
     """
     return min(-time.monotonic_ns() + time.clock_gettime_ns(time.CLOCK_BOOTTIME) for _ in range(_READINGS))
 
@@ -108,7 +108,7 @@ class EndWatch:
             self._fd = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
 
     def is_exiting(self) -> bool:
-        """Whether the process is exiting or has exited; takes some microseconds."""
+        """Whether the process is exiting or has exited. Takes some microseconds."""
         if self._fd is None:
             return False
         try:
@@ -117,7 +117,7 @@ class EndWatch:
             return True
 
     def close(self) -> None:
-        """Stops the detection; may be called again."""
+        """Stops the detection. May be called again."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -137,7 +137,7 @@ def descendants(pid: int, but: Collection[int] = ()) -> set[int]:
 
 
 def kill_descendants(*, spared: Collection[int] = (), mark: str | None = None, timeout_s: float = KILL_S) -> None:
-    """Kills the descendants of this process; returns once they have ended, or after the timeout.
+    """Kills the descendants of this process. Returns once they have ended, or after the timeout.
 
     Args:
         spared: processes that are not killed, nor are their descendants.
