@@ -26,7 +26,7 @@ def is_set(name: str) -> bool:
 
 
 def replace_all(wanted: Mapping[str, str]) -> dict[str, str]:
-    """Replaces the whole environment; returns the changed variables, with an empty value for removed ones."""
+    """Replaces the whole environment. Returns the changed variables, with an empty value for removed ones."""
     before = snapshot()
     for name in before.keys() - wanted.keys():
         del os.environ[name]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 MASK = "********"
 _LEAST_QUOTED = 4
-"""Shortest secret that is looked for in texts; a shorter one would be found in ordinary words."""
+"""Shortest secret that is looked for in texts. A shorter one would be found in ordinary words."""
 
 SECRET_ENDINGS = (
     "key", "key_id", "keyid", "token", "secret", "password", "passwd", "passphrase", "_pass", "_pat", "auth",
@@ -74,7 +74,7 @@ def hide_in_words(words: Iterable[str], hide: Callable[[str], str] = _mask) -> l
 
 
 def hide_in_command(text: str, hide: Callable[[str], str] = _mask) -> str:
-    """A command line as a shell reads it, with its secrets replaced; its blanks and quotes stay."""
+    """A command line as a shell reads it, with its secrets replaced. Its blanks and quotes stay."""
     if "earer " in text:
         text = _replace(_BEARER, lambda token: hide(token[0]), text)
     if not _may_name_secret(text):

@@ -56,7 +56,7 @@ OWN_PREFIX: Final = "VCLI_"
 
 
 class Environment:
-    """The variables; the attribute's name is the variable's name."""
+    """The variables. The attribute's name is the variable's name."""
 
     VCLI_LEAVE_OUT = names("Hooks and parts of docs/vllm-engine.md to leave out, to measure or isolate them.")
     VCLI_LOG_FORMAT = choice("text", LOG_FORMATS, "Format of log lines if --log-format is not given.")
@@ -197,7 +197,7 @@ def unknown_variables() -> list[str]:
 
 
 def undeclared_names(prefix: str) -> list[str]:
-    """Variables with a prefix that are set and not declared here; with `VLLM_`, these are vLLM's own."""
+    """Variables with a prefix that are set and not declared here. With `VLLM_`, these are vLLM's own."""
     declared = {variable.name for variable in variables()}
     return sorted(name for name in os.environ if name.startswith(prefix) and name not in declared)
 
