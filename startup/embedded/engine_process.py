@@ -55,7 +55,7 @@ class EngineProcess:
         return self._end_watch.is_exiting()
 
     def describe_end(self) -> str | None:
-        """A text about the signal that killed the process; None if it runs or has exited by itself."""
+        """A text about the signal that killed the process. None if it runs or has exited by itself."""
         code = self.exitcode
         if code == forkserver.LOST:
             how = ", and the forkserver does not answer" if forkserver.is_running() else " with the forkserver"

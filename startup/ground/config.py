@@ -32,7 +32,7 @@ class CompileCacheOption:
 
     @classmethod
     def of(cls, text: str) -> "CompileCacheOption":
-        """`LOCATION`, `require`, or `LOCATION,require`; raises ConfigError for several locations."""
+        """`LOCATION`, `require`, or `LOCATION,require`. Raises ConfigError for several locations."""
         parts = [part for part in text.split(",") if part]
         places = [part for part in parts if part != "require"]
         if len(places) > 1:
@@ -47,7 +47,7 @@ class ModelConfig:
     help_group: ClassVar[Group] = "Model"
 
     model: str | None = setting(None, "--model", "The same as MODEL, which takes precedence.")
-    """A folder or a hub id; None is the default model, SmolLM2-135M-Instruct."""
+    """A folder or a hub id. None is the default model, SmolLM2-135M-Instruct."""
     tokenizer: str | None = setting(
         None, "--tokenizer", "Folder or hub id of the tokenizer, by default the model's own."
     )
@@ -293,11 +293,11 @@ def flags_with_role(*roles: Role) -> frozenset[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class VllmOptions(StartOptions):
-    """The launcher's settings for a start of vLLM; all other words of the command go to vLLM unchanged."""
+    """The launcher's settings for a start of vLLM. All other words of the command go to vLLM unchanged."""
 
     words: tuple[str, ...]
     """The command line for `vllm serve`, unchanged and in order."""
     start_method: str = "forkserver"
-    """`forkserver` replaces the `spawn` that vLLM would use; other start methods are left to vLLM."""
+    """`forkserver` replaces the `spawn` that vLLM would use. Other start methods are left to vLLM."""
     is_preflight_only: bool = False
     is_json: bool = False

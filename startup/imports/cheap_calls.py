@@ -28,7 +28,7 @@ CHEAP_CALLS: Final = Hook(
 
 
 def make_calls_cheap() -> None:
-    """Replaces the functions in this process; a second call does nothing."""
+    """Replaces the functions in this process. A second call does nothing."""
     if not CHEAP_CALLS.applies:
         return
     after_import(_GET_SOURCE.module, lambda utils: _GET_SOURCE.replace(utils, _get_source), CHEAP_CALLS)

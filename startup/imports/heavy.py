@@ -42,7 +42,7 @@ def import_engine() -> "LeftOut":
 
 
 def end_stand_ins() -> None:
-    """Ends the stand-ins in the API process; call it once the engine, which alone needs them, is forked."""
+    """Ends the stand-ins in the API process. Call it once the engine, which alone needs them, is forked."""
     if import_engine.cache_info().currsize:
         import_engine().end()
 

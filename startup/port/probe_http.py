@@ -37,7 +37,7 @@ class Probe(NamedTuple):
 
 
 def parse_probe(received: bytes) -> Probe | None:
-    """The probe in the bytes; None if they are not a GET of a probe's path without a body."""
+    """The probe in the bytes. None if they are not a GET of a probe's path without a body."""
     match = _HEAD.fullmatch(received)
     if match is None:
         return None

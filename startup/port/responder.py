@@ -142,14 +142,14 @@ class StartupResponder:
             self.kill()
 
     def kill(self) -> None:
-        """Kills the process; only reaps it if it has exited already."""
+        """Kills the process. Only reaps it if it has exited already."""
         with self._waiting:
             if self._pid is not None:
                 os.kill(self._pid, signal.SIGKILL)
         self._wait(_END_S)
 
     def _wait(self, timeout_s: float) -> bool:
-        """Waits for the process and reaps it; returns whether it has exited in time."""
+        """Waits for the process and reaps it. Returns whether it has exited in time."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             with self._waiting:

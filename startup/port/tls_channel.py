@@ -52,7 +52,7 @@ class TlsChannel:
             raise BlockingIOError from err
 
     def send(self, data: bytes) -> int:
-        """Encrypts and sends a part of the data; returns its length."""
+        """Encrypts and sends a part of the data. Returns its length."""
         try:
             return self._tls.send(data)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as err:

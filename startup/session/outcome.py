@@ -33,7 +33,7 @@ def save_ready_start(
 
 
 def save_failed_start(state: StartState) -> None:
-    """Writes the report file if one was requested; a failed start does not enter the history."""
+    """Writes the report file if one was requested. A failed start does not enter the history."""
     _save_file(state.build_report(), state.subject)
 
 

@@ -134,7 +134,7 @@ class _Server:
             os.kill(os.getpid(), received)
 
     def _read_message(self) -> bool:
-        """Reads a message; returns False when no more can come."""
+        """Reads a message. Returns False when no more can come."""
         try:
             sections, fds = messages.receive(self._connection)
         except (OSError, messages.MessageError):

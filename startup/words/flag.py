@@ -72,7 +72,7 @@ class SupportedFlag(Flag):
     default: Any = None
     """The default value of the first field."""
     type: click.ParamType | None = None
-    """The type that click converts to; None keeps the text."""
+    """The type that click converts to. None keeps the text."""
     metavar: str | None = None
     variable: EnvVar[Any] | None = None
     """The variable that is read if the flag is not given."""

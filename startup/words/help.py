@@ -71,7 +71,7 @@ def _meaning(flag: SupportedFlag) -> str:
 
 
 def spell_default(flag: SupportedFlag) -> str:
-    """The default in the flag's syntax; empty if there is none, and for a switch that is off."""
+    """The default in the flag's syntax. Empty if there is none, and for a switch that is off."""
     default = flag.default
     if default is None or default is False or default in ("", ()):
         return ""
@@ -88,7 +88,7 @@ EVERYTHING: Final = "all"
 
 
 def find_flags(topic: str) -> tuple[Flag, ...]:
-    """All flags, or those whose names contain the word; raises InputError if there is none."""
+    """All flags, or those whose names contain the word. Raises InputError if there is none."""
     word = topic.lower().replace("_", "-").strip().lstrip("-")
     if word == EVERYTHING:
         return FLAGS

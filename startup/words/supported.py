@@ -62,7 +62,7 @@ _BY_PYTHON_TYPE: Final[dict[Any, click.ParamType | None]] = {
 
 
 def click_type(field: Field[Any]) -> click.ParamType | None:
-    """The click type for a field; None for text, switches and lists of texts."""
+    """The click type for a field. None for text, switches and lists of texts."""
     metadata = field.metadata
     if "syntax" in metadata:
         return _BY_SYNTAX[metadata["syntax"]]
@@ -88,7 +88,7 @@ def shape_of(field: Field[Any]) -> Shape:
 
 
 def metavar_of(field: Field[Any]) -> str | None:
-    """The declared metavar, else the unit; None leaves the choice to the click type."""
+    """The declared metavar, else the unit. None leaves the choice to the click type."""
     metavar: str | None = field.metadata.get("metavar")
     if field.name.endswith("_s"):
         return metavar or "SECONDS"
@@ -147,7 +147,7 @@ _WITHOUT_FIELD: Final = (
         role="router",
     ),
 )
-"""Flags that decide what a command line starts; they are read before there is a configuration."""
+"""Flags that decide what a command line starts. They are read before there is a configuration."""
 
 
 def _derive_group(title: Group) -> Iterator[SupportedFlag]:

@@ -54,7 +54,7 @@ def is_worth_a_retry(status: int) -> bool:
 
 
 def _find_commit(question: Question, timeout_s: float) -> str | None:
-    """The commit from the first address that answers; None if only the hub's client can find it out.
+    """The commit from the first address that answers. None if only the hub's client can find it out.
 
     Raises:
         OSError: no address answers; the reason is the first address's.

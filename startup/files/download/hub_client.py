@@ -221,7 +221,7 @@ class HubClient:
         return Listing(commit, {file.name: file for file in files if is_safe_name(file.name)}, (endpoint,))
 
     def describe(self, address: FileAddress, file: HubFile) -> HubFile:
-        """The file with size and hash from the headers of its address; some mirrors do not list these.
+        """The file with size and hash from the headers of its address. Some mirrors do not list these.
 
         Raises:
             RetryableError: the address cannot be reached, or answers with a temporary error.
@@ -287,7 +287,7 @@ def _first_byte(answer: Any, begin: int) -> int:
 
 
 def _within_deadline(request: Callable[[], T], seconds: float) -> T:
-    """Runs a request in a thread, and abandons it after this time; the library's limits do not bound DNS."""
+    """Runs a request in a thread, and abandons it after this time. The library's limits do not bound DNS."""
     outcome: Future[T] = Future()
 
     def run() -> None:

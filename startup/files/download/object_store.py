@@ -46,7 +46,7 @@ class ObjectStoreClient:
     def list_files(
         self, repo_id: str, revision: str | None, endpoints: tuple[str, ...], pause: Callable[[float, str], None]
     ) -> Listing:
-        """The objects below an address; the commit is a hash of their names and versions.
+        """The objects below an address. The commit is a hash of their names and versions.
 
         The other arguments exist as in `HubClient`, but have no effect: the store's client repeats failed
         requests.
@@ -132,7 +132,7 @@ def root_of(system: Any, address: str) -> str:
 def read_ranges(
     system: Any, path: str, begin: int, end: int, *, longest_range_s: float = _LONGEST_RANGE_S
 ) -> Iterator[bytes]:
-    """The bytes of an object in order; the next ranges are requested ahead.
+    """The bytes of an object in order. The next ranges are requested ahead.
 
     Raises the errors of the store's client, and TimeoutError for a range that takes longer than the limit.
     """
@@ -153,7 +153,7 @@ def read_ranges(
 
 
 def _describe(name: str, info: Mapping[str, Any]) -> HubFile:
-    """The object as a file; its content is named by its MD5 if the store has one, else by its version."""
+    """The object as a file. Its content is named by its MD5 if the store has one, else by its version."""
     version = _version_of(info)
     md5 = _md5_of(info)
     oid = f"{MD5_PREFIX}{md5}" if md5 else f"{VERSION_PREFIX}{_digest(name, version, size=_VERSION_BYTES)}"
@@ -199,7 +199,7 @@ def _explained(address: str, *, is_retried: bool = False) -> Iterator[None]:
 
 
 def explain(err: Exception, address: str, *, verb: str = "read") -> DownloadError:
-    """Describes an error of a store's client in one line; these errors have no common class.
+    """Describes an error of a store's client in one line. These errors have no common class.
 
     Args:
         err: of the client.

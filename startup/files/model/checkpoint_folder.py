@@ -52,9 +52,9 @@ class WeightFiles(NamedTuple):
     index_path: Path | None
     """The file that maps tensors to shards."""
     shard_of: Mapping[str, str]
-    """The file of each tensor, from the index; empty without a readable index."""
+    """The file of each tensor, from the index. Empty without a readable index."""
     present: tuple[Path, ...]
-    """Existing files in the order in which transformers loads them; a dangling link does not count."""
+    """Existing files in the order in which transformers loads them. A dangling link does not count."""
     missing: tuple[str, ...]
     """Shards that do not exist, though the index or the numbers of other shards require them."""
 
@@ -71,7 +71,7 @@ class ChosenNames(NamedTuple):
     """The names of the weight files in one format."""
 
     index_name: str | None
-    """The name of the index; None if there is none."""
+    """The name of the index. None if there is none."""
     shard_of: Mapping[str, str]
     """See `WeightFiles`."""
     names: frozenset[str]
@@ -96,7 +96,7 @@ def choose_names(names: Collection[str], read_index: Callable[[str], Mapping[str
 
 
 def find_weight_files(folder: Path, *, with_tensors: bool = True) -> WeightFiles:
-    """Finds the weights; reads only file names and the index.
+    """Finds the weights. Reads only file names and the index.
 
     Args:
         folder: the model's folder.
@@ -118,7 +118,7 @@ def find_weight_files(folder: Path, *, with_tensors: bool = True) -> WeightFiles
 
 
 def model_problem(folder: Path) -> str | None:
-    """Why the folder's model cannot be served; None if it can."""
+    """Why the folder's model cannot be served. None if it can."""
     try:
         weights = find_weight_files(folder, with_tensors=False)
     except OSError as err:
@@ -147,7 +147,7 @@ def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProble
 
 
 def tokenizer_problem(folder: Path) -> str | None:
-    """Why the folder's tokenizer cannot be used; None if it can."""
+    """Why the folder's tokenizer cannot be used. None if it can."""
     if not folder.is_dir():
         return f"{folder} is not a folder"
     if not any(True for pattern in _TOKENIZERS for _ in folder.glob(pattern)):
@@ -156,7 +156,7 @@ def tokenizer_problem(folder: Path) -> str | None:
 
 
 def adapter_problem(folder: Path) -> str | None:
-    """Why the folder's LoRA adapter cannot be used; None if it can."""
+    """Why the folder's LoRA adapter cannot be used. None if it can."""
     if not (folder / ADAPTER_CONFIG).exists():
         return f"{folder} has no {ADAPTER_CONFIG}, so it is not an adapter"
     if not any((folder / name).exists() for name in ADAPTER_WEIGHTS):
@@ -176,7 +176,7 @@ def modeling_module(folder: Path) -> str | None:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Maps the tensors in an index to their files; empty if the index cannot be read."""
+    """Maps the tensors in an index to their files. Empty if the index cannot be read."""
     try:
         content: Any = read_json(path.read_text(encoding="utf-8"))  # of any length
     except (OSError, ValueError):

@@ -38,7 +38,7 @@ class TextFormatter(RoleFormatter):
             self.converter = time.gmtime
 
     def format(self, record: logging.LogRecord) -> str:
-        """Formats one record; only its first line begins at the left margin."""
+        """Formats one record. Only its first line begins at the left margin."""
         return _LINE_BREAK.sub(_CONTINUATION, escape_controls(super().format(record)))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name

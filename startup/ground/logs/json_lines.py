@@ -26,7 +26,7 @@ _LEVELS: Final = {"Error": logging.ERROR, "Warning": logging.WARNING, "Notice": 
 
 
 class JsonFormatter(RoleFormatter):
-    """Time, level, logger, message, phase, pid, role; if any request id, access, traceback, code, digest."""
+    """Time, level, logger, message, phase, pid, role, and any request id, access, traceback, code, digest."""
 
     def __init__(self, role: str, phase: Callable[[], str] | None) -> None:
         """Without `phase`, lines have no member of that name."""
@@ -86,7 +86,7 @@ class LineStream(io.TextIOBase):
         self._part = threading.local()
 
     def write(self, text: str) -> int:
-        """Handles complete lines; text that a failing handler writes meanwhile goes to `below`."""
+        """Handles complete lines. Text that a failing handler writes meanwhile goes to `below`."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if getattr(self._part, "is_busy", False):

@@ -9,7 +9,7 @@ _STABLE_S: Final = 10.0
 
 
 class BackOff:
-    """Pauses of 0, 1, 2, 4 … 60 s; a failure after a recovery begins again without a pause."""
+    """Pauses of 0, 1, 2, 4 … 60 s. A failure after a recovery begins again without a pause."""
 
     def __init__(self) -> None:
         self.num_failures = 0

@@ -21,7 +21,7 @@ _ROCM_NAMES: Final = (
 )
 """Names of NVIDIA's tools and variables that advice mentions, each with the name of AMD's counterpart."""
 _PROGRAMS: Final = {"": "vLLM", "vllm": "vLLM", LLAMA_CPP_NAME: LLAMA_CPP_NAME}
-"""For an unknown error's origin, the program whose issues may explain it; other origins are packages."""
+"""For an unknown error's origin, the program whose issues may explain it. Other origins are packages."""
 _OF_VLLM: Final = re.compile(r"--[a-z]|VLLM_|vLLM")
 _LLAMA_CPP_ADVICE: Final = (
     "Try the newest llama.cpp, its build for another backend (Vulkan, CPU), fewer layers on the GPU (-ngl), a smaller "

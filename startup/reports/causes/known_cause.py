@@ -17,7 +17,7 @@ class KnownCause:
     name: str
     """The name in `vllm-cli explain --json` and `--list`."""
     title: str
-    """What is wrong; without a period at the end."""
+    """What is wrong. Without a period at the end."""
     texts: tuple[str, ...]
     advice: str
     where: Literal["exception", "hint", "end"] = "exception"
@@ -26,7 +26,7 @@ class KnownCause:
     is_general: bool = False
     """Whether a hint, or another exception of the chain, is more informative."""
     phase: str = ""
-    """The activity of vLLM when this happens; empty if it varies, so that the log must show it."""
+    """The activity of vLLM when this happens. Empty if it varies, so that the log must show it."""
 
     @property
     def code(self) -> str:

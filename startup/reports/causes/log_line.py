@@ -14,7 +14,7 @@ from base.json_depth import read_json
 
 _CHUNK: Final = 1 << 18
 LONGEST_LINE: Final = 16_384
-"""Most characters of a line that are read; the rest is left out."""
+"""Most characters of a line that are read. The rest is left out."""
 _HEAD: Final = 300
 """vLLM's own prefixes begin within this many characters."""
 _MOST_PREFIXES: Final = 8
@@ -71,11 +71,11 @@ class LogLine(NamedTuple):
     """A line without its prefixes, and what they contained."""
 
     process: str
-    """vLLM's label for the process, such as `EngineCore_DP0 pid=123`; empty if the line has none."""
+    """vLLM's label for the process, such as `EngineCore_DP0 pid=123`. Empty if the line has none."""
     level: str
-    """The level, such as `ERROR`; empty for printed text."""
+    """The level, such as `ERROR`. Empty for printed text."""
     place: str
-    """The source file that logged it, such as `core.py`; empty if unknown."""
+    """The source file that logged it, such as `core.py`. Empty if unknown."""
     text: str
 
 

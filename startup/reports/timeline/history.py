@@ -61,7 +61,7 @@ _RECORDS: Final = of_type(tuple[StartRecord, ...])
 
 
 def read_history(key: str) -> EarlierStarts | None:
-    """The earlier starts with this key (`StartSubject.key`); None if none are kept.
+    """The earlier starts with this key (`StartSubject.key`). None if none are kept.
 
     Starts from the build of an image count until the user has one of their own.
     """
@@ -70,7 +70,7 @@ def read_history(key: str) -> EarlierStarts | None:
 
 
 def record_start(key: str, record: StartRecord) -> None:
-    """Adds a start to those with this key, and keeps only the newest; takes about a millisecond."""
+    """Adds a start to those with this key, and keeps only the newest. Takes about a millisecond."""
     earlier = _kept(key).read(_RECORDS, is_own=True) or ()
     _kept(key).write([vars(each) for each in (*earlier, record)[-MAX_PER_KEY:]])
 

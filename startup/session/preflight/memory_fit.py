@@ -39,9 +39,9 @@ class ModelShape(NamedTuple):
     loading_bytes: int
     """Most bytes at any moment while they load: layers of another type are converted, then quantized."""
     kv_bytes_per_token: int
-    """Size of one token's keys and values in all layers; 0 if unknown, and for a model without a KV cache."""
+    """Size of one token's keys and values in all layers. 0 if unknown, and for a model without a KV cache."""
     own_max_len: int | None
-    """The model's own limit for a sequence, in tokens; None if config.json does not give it."""
+    """The model's own limit for a sequence, in tokens. None if config.json does not give it."""
 
     def sequence_tokens(self, wanted: int | None) -> int:
         """The longest sequence that would be served, in tokens."""
@@ -106,7 +106,7 @@ def _weight_bytes(checkpoint: Checkpoint, item_bytes: int) -> int:
 
 
 def _saved_bytes(checkpoint: Checkpoint, text: dict[str, Any], item_bytes: int) -> int:
-    """Bytes saved by int8 in linear layers; a head that shares the embedding's weight needs a copy."""
+    """Bytes saved by int8 in linear layers. A head that shares the embedding's weight needs a copy."""
     linear = sum(tensor.num_elements for tensor in checkpoint.tensors if tensor.is_linear)
     has_shared_head = text.get("tie_word_embeddings", False)
     head = _count(text, "vocab_size") * _count(text, "hidden_size", "n_embd", "d_model") if has_shared_head else 0
@@ -124,7 +124,7 @@ def _kv_elements(text: dict[str, Any]) -> int:
 
 
 def _count(text: dict[str, Any], *keys: str) -> int:
-    """The first positive number among the values of these keys; 0 if there is none."""
+    """The first positive number among the values of these keys. 0 if there is none."""
     return next((text[key] for key in keys if isinstance(text.get(key), int) and text[key] > 0), 0)
 
 
@@ -149,7 +149,7 @@ def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | 
 
 
 def _longest(own: int, shape: ModelShape, config: EngineConfig, memory: MemoryState | None) -> int:
-    """The longest sequence that fits into memory; the model's own limit if there is room for none."""
+    """The longest sequence that fits into memory. The model's own limit if there is room for none."""
     sizes = [config.kv_cache_memory_bytes, _room(shape, memory) if memory is not None else None]
     fitting = [size // shape.kv_bytes_per_token for size in sizes if size is not None and shape.kv_bytes_per_token]
     return min([own, *(number for number in fitting if number > 0)])

@@ -64,7 +64,7 @@ def check_libraries() -> Iterator[Finding]:
 
 
 def _unknown_torch_log() -> str | None:
-    """The first name in TORCH_LOGS that `import torch` refuses; None if there is none or that is unknown.
+    """The first name in TORCH_LOGS that `import torch` refuses. None if there is none or that is unknown.
 
     torch accepts names that it registers in one file, and names of modules.
     """
@@ -84,7 +84,7 @@ def _unknown_torch_log() -> str | None:
 
 
 def check_num_files() -> Iterator[Finding]:
-    """Checks the limit of open files; each client needs one."""
+    """Checks the limit of open files. Each client needs one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= _GOOD_NUM_FILES:
         return
@@ -101,7 +101,7 @@ def check_num_files() -> Iterator[Finding]:
 
 
 def check_disk(place: ModelPlace) -> Iterator[Finding]:
-    """Checks that the cache folder can be written to; the download itself checks for free space."""
+    """Checks that the cache folder can be written to. The download itself checks for free space."""
     folder = nearest_existing(place.cache_dir or env.HF_HUB_CACHE.get())
     if problem := write_problem(str(folder)):
         reason = f"{folder} cannot be written to ({problem})"

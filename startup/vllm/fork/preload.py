@@ -89,7 +89,7 @@ def _preload(plan: PreloadPlan) -> None:
 
 
 def _read_plan() -> PreloadPlan | None:
-    """The preload plan; None if this process is not a start's forkserver, or if the start has ended."""
+    """The preload plan. None if this process is not a start's forkserver, or if the start has ended."""
     path = env.VCLI_PRELOAD_PLAN.get()
     with suppress(FileNotFoundError):
         return PreloadPlan.read(Path(path)) if path is not None else None

@@ -128,7 +128,7 @@ class TemplateImports:
             gc.enable()
 
     def why_cold(self, words: Sequence[str]) -> str | None:
-        """Why a server with these words after `serve` needs imports of its own; None if it does not.
+        """Why a server with these words after `serve` needs imports of its own. None if it does not.
 
         Called in each fork.
         """

@@ -19,12 +19,12 @@ class ChildLink(NamedTuple):
 
 
 class ServingParts(NamedTuple):
-    """Given by the launcher to the server; an API server that the launcher has started has only a record."""
+    """Given by the launcher to the server. An API server that the launcher has started has only a record."""
 
     record: OutputRecord | None
     """The record of the engine's processes."""
     watchdog_timeout_s: float
-    """Seconds after which a silent engine is ended; 0 if engines are not watched."""
+    """Seconds after which a silent engine is ended. 0 if engines are not watched."""
     signals: StopSignals | None = None
     """Handles the signals of this process until vLLM accepts."""
     responder: StartupResponder | None = None

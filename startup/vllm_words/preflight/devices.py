@@ -81,7 +81,7 @@ def _has_compatibility() -> bool:
 
 
 def _visible(gpus: tuple[Gpu, ...], start: GivenStart) -> list[Gpu] | None:
-    """The GPUs that vLLM may use; None if their names in the variable have an unknown form."""
+    """The GPUs that vLLM may use. None if their names in the variable have an unknown form."""
     if start.has("--device-ids"):
         return None
     if not foreign.is_set(_VISIBLE):
@@ -110,7 +110,7 @@ def _number_findings(start: GivenStart, visible: list[Gpu]) -> Iterator[Finding]
 
 
 def _gpus_needed(start: GivenStart) -> int | None:
-    """How many GPUs of this node one replica of the model needs; None if some may be on other nodes."""
+    """How many GPUs of this node one replica of the model needs. None if some may be on other nodes."""
     backend = start.value("--distributed-executor-backend")
     spread = ("--nnodes", "--master-addr", "--data-parallel-address", "--headless", "--data-parallel-rank")
     if backend not in (None, "mp", "uni") or start.has(*spread) or start.value("--data-parallel-backend") == "ray":
@@ -158,7 +158,7 @@ def _describe_holders(gpu: Gpu) -> str:
 
 
 def _weight_findings(start: GivenStart, gpus: list[Gpu], model: ModelOnDisk) -> Iterator[Finding]:
-    """Reports weights that cannot fit into the GPUs; other uses of memory cannot be computed here."""
+    """Reports weights that cannot fit into the GPUs. Other uses of memory cannot be computed here."""
     if start.has("--cpu-offload-gb", "--offload-backend", "--quantization") or start.load_format == "dummy":
         return
     checkpoint = model.checkpoint

@@ -46,7 +46,7 @@ def _check_template(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_tls(start: GivenStart) -> Iterator[Finding]:
-    """Reports missing TLS files; faults in their content are warnings, because vLLM reads them late.
+    """Reports missing TLS files. Faults in their content are warnings, because vLLM reads them late.
 
     vLLM reads none of them without a certificate or a key.
     """

@@ -49,7 +49,7 @@ _SHM_PER_RANK: Final = 1 << 30
 
 
 def surroundings_findings(start: GivenStart) -> Iterator[Finding]:
-    """Reports missing packages as errors; all else depends on more than is known here, and is a warning."""
+    """Reports missing packages as errors. All else depends on more than is known here, and is a warning."""
     yield from _check_packages(start)
     yield from _check_variables(start)
     for finding in check_libraries():  # not every vLLM for GPUs compiles kernels for the processor
@@ -71,7 +71,7 @@ def _check_packages(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_variables(start: GivenStart) -> Iterator[Finding]:
-    """Checks variables. Kubernetes sets `NAME_PORT` for each Service; the engine reads others as numbers."""
+    """Checks variables. Kubernetes sets `NAME_PORT` for each Service. The engine reads others as numbers."""
     if "://" in (port := foreign.text_of(_PORT)):
         yield error(
             "port_variable",

@@ -44,7 +44,7 @@ SETTING_REFUSED: Final = KnownCause(
     "Search vLLM's issues for the message. Leave out the flags in question, or try a newer vLLM.",
     is_general=True,
 )
-"""For an exception that recommends or refuses something; the digest shows what it names. Has no texts."""
+"""For an exception that recommends or refuses something. The digest shows what it names. Has no texts."""
 
 LOADED_FROM_DISK: Final = "Directly load AOT compilation"
 """vLLM's message that it has loaded a model compiled before, if an exception follows."""
