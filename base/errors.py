@@ -6,7 +6,7 @@ class ServerError(Exception):
 
 
 class ConfigError(ValueError):
-    """A setting has a value that is not allowed; `option` is the flag or variable that sets it."""
+    """A setting has a value that is not allowed. `option` is the flag or variable that sets it."""
 
     def __init__(self, option: str, value: object, expected: str) -> None:
         super().__init__(f"{option} must be {expected}, got {value!r}")

@@ -34,7 +34,7 @@ class JsonPiece(NamedTuple):
     """A piece of JSON."""
 
     marks: bytes
-    """The commas and brackets outside of strings, in order; braces are written as brackets."""
+    """The commas and brackets outside of strings, in order. Braces are written as brackets."""
     num_quotes: int
 
 

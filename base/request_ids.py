@@ -1,4 +1,4 @@
-"""The id of the request that the current task serves, for its log lines; standard library only."""
+"""The id of the request that the current task serves, for its log lines. Standard library only."""
 
 import re
 from contextvars import ContextVar

@@ -1,4 +1,4 @@
-"""Settings of any HTTP server of this program, by what they are about; standard library only."""
+"""Settings of any HTTP server of this program, by what they are about. Standard library only."""
 
 import re
 from dataclasses import dataclass

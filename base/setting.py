@@ -42,7 +42,7 @@ Syntax = Literal[
     "tokenizer mode",
     "quantization",
 ]
-"""The form of a value where the field's type does not decide it; `count` and `size` take units."""
+"""The form of a value where the field's type does not decide it. `count` and `size` take units."""
 
 
 Role = Literal["address", "keys", "tls", "port", "both", "router", "program", "run"]
@@ -71,7 +71,7 @@ class Setting(TypedDict, total=False):
     variable: EnvVar[Any]
     metavar: str
     choices: tuple[str, ...]
-    """The allowed texts; choices in capitals are accepted in any case."""
+    """The allowed texts. Choices in capitals are accepted in any case."""
     syntax: Syntax
     minimum: float
     above: float

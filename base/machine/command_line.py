@@ -14,7 +14,7 @@ def mask_command_line() -> None:
     """Overwrites the secrets in the command line with stars, for this process and later forks.
 
     Until this call, every user of the machine can read the secrets. They stay readable if the kernel forbids
-    the process to overwrite them; `is_visible` finds that out.
+    the process to overwrite them. `is_visible` finds that out.
     """
     if masked_words(sys.orig_argv) == b"".join(os.fsencode(word) + b"\0" for word in sys.orig_argv):
         return

@@ -22,7 +22,7 @@ class MemoryState(NamedTuple):
     """Memory under one limit, in bytes."""
 
     available_bytes: int
-    """Bytes that can be allocated without swapping; clean page cache counts, because the kernel evicts it."""
+    """Bytes that can be allocated without swapping. Clean page cache counts, because the kernel evicts it."""
     total_bytes: int
     is_cgroup: bool = False
     """Whether the limit is a container's (or another cgroup's) instead of the machine's."""

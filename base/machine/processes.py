@@ -11,7 +11,7 @@ _NS = 1_000_000_000
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _READINGS = 5
 KILL_S = 0.5
-"""Seconds that killed processes get to end; they free their memory first."""
+"""Seconds that killed processes get to end. They free their memory first."""
 _KILL_POLL_S = 0.002
 _TRACKER = b"multiprocessing.resource_tracker"
 ENDED = ("Z", "X")
@@ -25,7 +25,7 @@ def stat_fields(pid: int | str) -> list[str]:
 
 
 def processor_s(stat: Sequence[str], *, with_reaped: bool) -> float:
-    """A process's processor time from its `stat_fields`; `with_reaped` adds that of its reaped children."""
+    """A process's processor time from its `stat_fields`. `with_reaped` adds that of its reaped children."""
     return sum(map(int, stat[11 : 15 if with_reaped else 13])) / _TICKS_PER_S
 
 
@@ -40,7 +40,7 @@ def is_alive(pid: int) -> bool:
 
 
 def pss_bytes(pid: int) -> int:
-    """A process's memory in bytes; shared pages count in part (proc(5), smaps_rollup). 0 if it has ended."""
+    """A process's memory in bytes. Shared pages count in part (proc(5), smaps_rollup). 0 if it has ended."""
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
