@@ -21,7 +21,7 @@ SECRET_ENDINGS = (
 """Endings of the names of secret flags, variables and members: --hf-token, AWS_SECRET_ACCESS_KEY, apiKey."""
 
 _FLAGS = (("--api-k", "--api-key"), ("--hf-t", "--hf-token"))
-"""vLLM's secret flags, each after its shortest abbreviation; a shorter word could be another flag."""
+"""vLLM's secret flags, each after its shortest abbreviation. A shorter word could be another flag."""
 _LIST = "--api-k"
 
 _LOGIN = r"(?<=//)[^/?#\s]+(?=@)"
@@ -56,7 +56,7 @@ def hide_in_words(words: Iterable[str], hide: Callable[[str], str] = _mask) -> l
     """
     shown = []
     num_secrets = 0
-    """How many of the next words are secret; 2 stands for all up to the next flag."""
+    """How many of the next words are secret. 2 stands for all up to the next flag."""
     is_list = False
     for word in words:
         name, is_attached, value = word.partition("=")

@@ -134,7 +134,7 @@ def names(description: str) -> EnvVar[frozenset[str]]:
 
 
 def path(default_factory: Callable[[], Path], description: str) -> EnvVar[Path]:
-    """A folder or file; `~` is expanded."""
+    """A folder or file. `~` is expanded."""
     return EnvVar("path", lambda raw: Path(expand_home(raw)), default_factory, description)
 
 
