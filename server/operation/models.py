@@ -91,7 +91,7 @@ class LoraAdapters:
         """Loads or replaces an adapter. Running requests keep the weights with which they began.
 
         Raises:
-            RequestError: the name is taken; the adapter is missing, broken, not allowed or not of this model.
+            RequestError: the name is taken. The adapter is missing, broken, not allowed or not of this model.
         """
         name, path = request.lora_name, request.lora_path
         async with self._changing:

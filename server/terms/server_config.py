@@ -104,7 +104,7 @@ class ServerConfig:
 
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     model: str | None = setting(None, filled_by="--model")
-    """The model as the operator names it; `root` in /v1/models."""
+    """The model as the operator names it. `root` in /v1/models."""
     served_model_names: tuple[str, ...] = field(
         metadata=Setting(
             flag="--served-model-name",

@@ -152,7 +152,7 @@ def _stop(blocks: BlockStream, last: ChoiceDelta) -> dict[str, Any]:
 
 
 def _add(blocks: BlockStream, part: Part) -> list[StreamEvent]:
-    """Adds one part of the output to the blocks; returns the events."""
+    """Adds one part of the output to the blocks. Returns the events."""
     if isinstance(part, Reasoning):
         return blocks.add_thinking(part.text) if part.text else []
     if isinstance(part, Content):
