@@ -49,11 +49,11 @@ class DamagedError(ArchiveError):
 def write_archive(path: Path, record: CompiledModel, sources: Mapping[str, Path]) -> CompiledModel:
     """Packs files into a new archive. Returns the record, completed with them.
 
-    `sources` maps names in the archive to files; `path` must not exist yet. Links, files that are not regular
+    `sources` maps names in the archive to files. `path` must not exist yet. Links, files that are not regular
     and files that are gone are left out.
 
     Raises:
-        OSError: a file cannot be read, or the archive not be written; the part that is written stays.
+        OSError: a file cannot be read, or the archive not be written. The part that is written stays.
         ValueError: a name is not allowed, the files are too many or too large, or `read_record` refuses them.
     """
     if problem := _why_wrong_names(sources):

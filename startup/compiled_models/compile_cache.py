@@ -142,7 +142,7 @@ class CompileCache:
             os.close(lock)
 
     def _prepare(self) -> None:
-        """Removes models that must not be loaded; fetches one for this command line unless one is here."""
+        """Removes models that must not be loaded. Fetches one for this command line unless one is here."""
         self._records = [record for record in local.read_records() if record.model == self._model]
         for record in self._records:
             if (reason := self._why_unusable(record)) is not None:

@@ -73,7 +73,7 @@ class Exchange:
         """Called by each worker before it loads the model. Only the first worker's report is kept.
 
         Returns:
-            Why the start must end here; None if it goes on.
+            Why the start must end here. None if it goes on.
         """
         beside = self._early.with_suffix(f".{os.getpid()}")
         with suppress(OSError):

@@ -75,7 +75,7 @@ def records_folder() -> Path:
 def claim_keys(hardware: Hardware) -> str:
     """The text to add to vLLM's keys for this hardware. Empty for the first hardware in the folder.
 
-    Unlike machines may share a folder; vLLM's key lacks the instruction sets and, in some releases, the GPUs.
+    Unlike machines may share a folder. vLLM's key lacks the instruction sets and, in some releases, the GPUs.
     """
     first = records_folder() / _HARDWARE
     with suppress(OSError):

@@ -51,7 +51,7 @@ _PUT_OPTIONS: Final[dict[str, dict[str, Any]]] = {
 }
 """Options by store: they make it refuse an object that exists, and bound the memory of an upload."""
 _EXISTS: Final = ("PreconditionFailed", "ConditionalRequestConflict")
-"""S3's codes for an object that exists or that another writer is adding; s3fs does not expect all of them."""
+"""S3's codes for an object that exists or that another writer is adding. s3fs does not expect all of them."""
 
 
 class LocationError(OSError):
@@ -87,7 +87,7 @@ class Location(ABC):
 
     @abstractmethod
     def open_whole(self, name: str, scratch: Path) -> BinaryIO:
-        """Opens an archive to read all of it; downloads an object into a nameless file in `scratch`."""
+        """Opens an archive to read all of it. Downloads an object into a nameless file in `scratch`."""
 
     @abstractmethod
     def add(self, name: str, path: Path) -> bool:
@@ -98,7 +98,7 @@ class Location(ABC):
         """Removes an archive. Does nothing if it is gone already."""
 
     def touch(self, name: str) -> None:  # noqa: B027 - stores do nothing
-        """Marks an archive as used now, where the location permits it; object stores do not."""
+        """Marks an archive as used now, where the location permits it. Object stores do not."""
 
     def _split(self, name: str) -> tuple[str, str]:
         """Splits a name into family and file."""

@@ -61,7 +61,7 @@ class SharingProcess:
         self._helper = Helper("compiled", "startup.compiled_models.sharing:share", job, is_idle=is_idle)
 
     def result(self) -> SharingReport:
-        """Waits for the report; kills a fetch that takes longer than 30 s and longer than compiling took."""
+        """Waits for the report. Kills a fetch that takes longer than 30 s and longer than compiling took."""
         begin_s, limit_s = time.monotonic(), self._limit_s
         try:
             while (left_s := begin_s + limit_s - time.monotonic()) > 0:

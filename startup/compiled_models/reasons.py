@@ -105,7 +105,7 @@ def changed_sources(record: CompiledModel) -> tuple[Change, ...]:
 def why_not_loaded(record: CompiledModel, error: str, damaged: str | None) -> Reason:
     """Why vLLM could not load the files of a record that fits.
 
-    `error` is vLLM's own message; `damaged` is a file whose content has changed since it was recorded.
+    `error` is vLLM's own message. `damaged` is a file whose content has changed since it was recorded.
     """
     if changes := changed_sources(record):
         return Reason(_describe(changes, record), changes)

@@ -27,7 +27,7 @@ def share(job: FetchJob | AddJob, send: Send) -> None:
 
 
 def fetch(job: FetchJob, note_compile_s: Callable[[float], None] = lambda _: None) -> SharingReport:
-    """Installs compiled models that fit and are not here yet; problems of a location raise nothing.
+    """Installs compiled models that fit and are not here yet. Problems of a location raise nothing.
 
     `note_compile_s` gets the seconds that compiling took, before an archive is fetched.
     """

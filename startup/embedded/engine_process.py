@@ -34,7 +34,7 @@ _STANDARD_FDS = (0, 1, 2)
 
 
 class EngineProcess:
-    """The API process's handle of the engine process; `connection` is its end of the socket pair."""
+    """The API process's handle of the engine process. `connection` is its end of the socket pair."""
 
     def __init__(self, process: BaseProcess, connection: socket.socket) -> None:
         self._process = process

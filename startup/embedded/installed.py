@@ -31,7 +31,7 @@ def require_embedded_engine() -> None:
 
     Raises:
         CommandLineError: this is the free-threaded build of Python.
-        StartupError: a package is missing; the message names the extra.
+        StartupError: a package is missing. The message names the extra.
     """
     if interpreter.is_free_threaded():
         raise CommandLineError(f"{interpreter.name()} is not supported: use the build with the interpreter lock")

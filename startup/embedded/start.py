@@ -70,7 +70,7 @@ def start_embedded(config: StartupConfig) -> int:
     """Starts the server and runs it until it stops. Returns the exit code.
 
     Raises:
-        StartupError: the server cannot start; no process, socket or file of this start is left.
+        StartupError: the server cannot start. No process, socket or file of this start is left.
     """
     use_first_endpoint()
     timeline = PhaseTimeline.from_process_start()

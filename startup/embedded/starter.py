@@ -27,7 +27,7 @@ needs the lock after each system call: with Python's 5 ms, its request takes up 
 
 
 class EngineStarter:
-    """Implements `server.operation.engine_monitor.EngineHandle`; lives on the API process's main thread."""
+    """Implements `server.operation.engine_monitor.EngineHandle`. Lives on the API process's main thread."""
 
     def __init__(
         self,

@@ -2,9 +2,9 @@
 
 A file is looked up in the cache folder first, then in the baked folder. A file is written to the cache folder
 only. The baked folder holds bytecode and pickles. Somebody who can change them could run code as the user of
-a start, so the folder is used only if nobody else can change it. The page
-docs/operations.md lists what is kept, and
-when it becomes invalid.
+a start, so the folder is used only if nobody else can change it.
+
+docs/operations.md lists what is kept, and when it becomes invalid.
 """
 
 import functools
@@ -41,7 +41,7 @@ INSPECTIONS: Final = "modelinfos"
 COMPILED: Final = "compiled"
 """Archives of compiled models, in the form of a location (`startup.compiled_models.location`)."""
 BYTECODE: Final = "bytecode"
-"""A bytecode cache for PYTHONPYCACHEPREFIX; missing if all packages come with their bytecode."""
+"""A bytecode cache for PYTHONPYCACHEPREFIX. Missing if all packages come with their bytecode."""
 PAGES: Final = "pages.json"
 """Lists the files that the start has read, and the parts of each."""
 
@@ -179,7 +179,7 @@ _MOST_FILES: Final = 200
 class Kept:
     """A value that a start keeps for later starts, as JSON in a file of its own.
 
-    All kept values follow one rule. The key says what a value is about; stamps and files say what it was made
+    All kept values follow one rule. The key says what a value is about. Stamps and files say what it was made
     from. `read` finds no value once a stamp or file differs, or once the user's value is too old. A start
     that shows that the value is wrong replaces or removes it.
 
@@ -204,7 +204,7 @@ class Kept:
         """The value. None if there is no valid one.
 
         Args:
-            convert: gets the JSON value; raises ValueError, TypeError, LookupError or AttributeError if it is
+            convert: gets the JSON value. Raises ValueError, TypeError, LookupError or AttributeError if it is
                 not what was written.
             is_own: leaves out the baked value.
         """
@@ -292,7 +292,7 @@ def keep_bytecode(package: Path) -> str | None:
     """Sets the bytecode cache of this process and of later processes, if `package` needs one.
 
     Returns:
-        A warning for the user; None if all bytecode exists or can be written beside the package's modules.
+        A warning for the user. None if all bytecode exists or can be written beside the package's modules.
     """
     if sys.pycache_prefix is not None or all(path.exists() for path in _compiled(package)):
         return None

@@ -1,4 +1,4 @@
-"""Typed configuration of one start; standard library only."""
+"""Typed configuration of one start. Standard library only."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -66,7 +66,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SeveralModelsConfig:
-    """Several models behind one port (`router`); no effect with a single model."""
+    """Several models behind one port (`router`). No effect with a single model."""
 
     help_group: ClassVar[Group] = "Several models"
     role: ClassVar[Role] = "router"
@@ -231,7 +231,7 @@ class StartOptions:
         "--prefetch",
         "Read the weights into the page cache during the imports. auto does so if it can help.",
     )
-    """`on` reads as much as fits into memory, even if that is little; `off` reads nothing."""
+    """`on` reads as much as fits into memory, even if that is little. `off` reads nothing."""
 
     @property
     def is_behind_router(self) -> bool:

@@ -28,7 +28,7 @@ LAUNCHER_FLAGS = {
 }  # fmt: skip
 """The launcher's flags, with the number of their values. With vLLM, every other word belongs to vLLM.
 
-The settings declare these flags, too, but importing them would delay a warm start; a test compares both.
+The settings declare these flags, too, but importing them would delay a warm start. A test compares both.
 """
 
 OMNI = "--omni"
@@ -65,7 +65,7 @@ class Given:
 
     @property
     def values(self) -> "Sequence[str]":
-        """The flag's values; `--flag=` has the empty text as its value."""
+        """The flag's values. `--flag=` has the empty text as its value."""
         value = _attached_value(self.words[0])
         return self.words[1:] if value is None else (value,)
 
@@ -75,7 +75,7 @@ def split(words: "Iterable[str]", num_values: "NumValues" = lambda _: None) -> "
 
     Args:
         words: the command line.
-        num_values: the number of a flag's values, as argparse's `nargs`: 0, 1, `?` or `+`; None for unknown
+        num_values: the number of a flag's values, as argparse's `nargs`: 0, 1, `?` or `+`. None for unknown
             flags, which get none. A required value may begin with a dash if it is not a known flag.
     """
     words = list(words)
@@ -182,7 +182,7 @@ def is_called_as_vllm() -> bool:
 
 
 def use_vllm_engine() -> None:
-    """Makes vLLM the default engine of `serve`; `--engine` and VCLI_ENGINE still take precedence."""
+    """Makes vLLM the default engine of `serve`. `--engine` and VCLI_ENGINE still take precedence."""
     os.environ.setdefault("VCLI_ENGINE", "vllm")
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple, NoReturn
 
 
 class WarmOrigin(NamedTuple):
-    """A warm start; times in monotonic nanoseconds."""
+    """A warm start. Times in monotonic nanoseconds."""
 
     front_pid: int
     """Pid of the process that the user started."""

@@ -54,7 +54,7 @@ def _get_module(inspect: Any, object: Any) -> ModuleType | None:
 
 
 def _with_one_clearing(configure: Any) -> Any:
-    """Clears the caches of all loggers once; logging does so for each logger that it configures."""
+    """Clears the caches of all loggers once. Logging does so for each logger that it configures."""
 
     @functools.wraps(configure)
     def configure_and_clear_once(config: Any) -> None:

@@ -93,7 +93,7 @@ def place_variant(owner: ModuleType, name: str, **functions: Callable[..., Any])
     Args:
         owner: the other module.
         name: the module's name in `owner`.
-        functions: by the names that they replace; each gets the module as its first argument.
+        functions: by the names that they replace. Each gets the module as its first argument.
     """
     module = getattr(owner, name)
     if not isinstance(module, _Variant):  # a standby's template has placed it for its forks

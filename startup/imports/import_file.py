@@ -68,7 +68,7 @@ class Index(NamedTuple):
 
 
 class UnusableFileError(Exception):
-    """The file cannot be used; the text says why."""
+    """The file cannot be used. The text says why."""
 
 
 class ImportFile:

@@ -141,7 +141,7 @@ def _notes(path: Path) -> Path:
 
 
 def _use_code(known: Mapping[str, CodeType]) -> None:
-    """Until `_end_use`, methods with a known text are not compiled; unknown texts are recorded."""
+    """Until `_end_use`, methods with a known text are not compiled. Unknown texts are recorded."""
 
     def execute(text: Any, *namespaces: Any) -> None:
         code = known.get(text) if isinstance(text, str) else text

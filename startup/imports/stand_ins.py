@@ -30,7 +30,7 @@ class StandIns:
         Args:
             names: the modules.
             become_real: whether stand-ins forward to the real objects after the removal.
-            functions: for modules of which a process uses only these functions; using anything else of such a
+            functions: for modules of which a process uses only these functions. Using anything else of such a
                 module removes the stand-ins.
         """
         self._names = tuple(name for name in names if name not in sys.modules)

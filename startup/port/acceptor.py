@@ -2,7 +2,7 @@
 
 One request may block vLLM's event loop for a second. As long as the loop runs, vLLM sends its answer to
 `/health` here. This process repeats it to probes and closes their connections. `/readyz` gets the same
-answer; `/livez` gets 200.
+answer. `/livez` gets 200.
 
 A connection's bytes are peeked at (MSG_PEEK): only those of an answered probe are consumed, and vLLM reads
 all others itself. While vLLM's loop is blocked, the kernel queues about 550 messages. Further connections are
@@ -26,7 +26,7 @@ from startup.port.probe_http import LIVE_PATH, MAX_HEAD_BYTES, Answer, Probe, pa
 
 _SHARE_PERIOD_S: Final = 1.0
 _MAX_SHARE: Final = 0.2
-"""Largest share of one processor for this process; more would slow down the processes that do the work."""
+"""Largest share of one processor for this process. More would slow down the processes that do the work."""
 SERVE: Final = b"serve"
 """Message of the API process: from now on the responder accepts for vLLM, until that stream ends."""
 BEAT: Final = b"beat "
@@ -246,7 +246,7 @@ class Heartbeat:
         return _stale_answer(age_s) if age_s > STALE_S else self._answer
 
     def turn(self, now: float) -> None:
-        """Called at least every `TURN_S` seconds; notices by a longer pause that this process was stopped."""
+        """Called at least every `TURN_S` seconds. Notices by a longer pause that this process was stopped."""
         pause_s = now - self._turned_s - TURN_S
         if pause_s > TURN_S:
             self._received_s = min(now, self._received_s + pause_s)

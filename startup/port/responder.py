@@ -83,7 +83,7 @@ class StartupResponder:
         return self._listener.getsockname()
 
     def update(self, message: bytes) -> None:
-        """Sends the current state to the process; dropped if the process has exited or its queue is full."""
+        """Sends the current state to the process. Dropped if the process has exited or its queue is full."""
         if self._is_handed_over or self._is_lost:
             return
         try:

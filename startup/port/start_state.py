@@ -80,7 +80,7 @@ class StartState:
         self.facts = replace(self.facts, outcome="ready", page_cache=_page_cache(prefetch))
 
     def fail(self, reason: str) -> None:
-        """Called when the start has failed; probes report the reason until the process exits."""
+        """Called when the start has failed. Probes report the reason until the process exits."""
         self.facts = replace(self.facts, outcome="failed", error=reason)
         self._timeline.finish()
 
@@ -191,7 +191,7 @@ class ProbeAnswers:
 
 
 def _format_status(state: StartState) -> bytes:
-    """The data of the status page, with the same members as the HTTP server's; `live` is null."""
+    """The data of the status page, with the same members as the HTTP server's. `live` is null."""
     status = {
         "status": state.facts.outcome,
         "model": state.facts.model,

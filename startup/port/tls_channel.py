@@ -59,7 +59,7 @@ class TlsChannel:
             raise BlockingIOError from err
 
     def shutdown(self, how: int) -> None:
-        """Sends close_notify, then shuts the socket down; later reads are plain, without TLS."""
+        """Sends close_notify, then shuts the socket down. Later reads are plain, without TLS."""
         with suppress(OSError):  # the client has not sent its close_notify yet, and need not
             self._tls.unwrap()
         self._tls.shutdown(how)

@@ -17,7 +17,7 @@ def save_ready_start(
 ) -> None:
     """Logs the phases, writes the report file if one was requested, and adds the start to the history.
 
-    `info` is None with vLLM; `prefetch` is None while it is still running.
+    `info` is None with vLLM. `prefetch` is None while it is still running.
     """
     report = state.build_report()
     if prefetch is not None:

@@ -97,7 +97,7 @@ class FrontLink:
 def take_over(
     connection: socket.socket, front_pid: int, template: TemplateFacts, on_stale: Callable[[str], None]
 ) -> FrontLink:
-    """Returns once this process is the server; exits if it cannot become the server.
+    """Returns once this process is the server. Exits if it cannot become the server.
 
     Nothing may have been read from the connection to the front process. `on_stale` is called with a reason if
     the template process must be replaced.

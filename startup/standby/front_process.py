@@ -36,7 +36,7 @@ def serve_warm(words: list[str]) -> int | None:
     """Has the server forked and forwards signals to it until it ends. Returns None for a cold start instead.
 
     Returns:
-        The exit code of the server; a server that was killed by a signal ends this process by that signal.
+        The exit code of the server. A server that was killed by a signal ends this process by that signal.
     """
     own = ServeWords(words).own
     if has_several_models(words) or is_behind_router(words):

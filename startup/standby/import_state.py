@@ -215,7 +215,7 @@ def _mapped_files() -> Iterator[str]:
 
 
 def _is_replaced(path: str) -> bool:
-    """Whether another file has replaced a mapped one; the kernel marks the mapping."""
+    """Whether another file has replaced a mapped one. The kernel marks the mapping."""
     return path.endswith(_DELETED) and os.path.exists(path.removesuffix(_DELETED))  # noqa: PTH110
 
 

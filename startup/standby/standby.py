@@ -206,7 +206,7 @@ class _Standby:
 class _ModelPages:
     """Keeps the models' weights in the page cache: reads them again if the kernel has evicted them.
 
-    Reads within the limits of every prefetch (`startup.files.prefetch.survey`); locks no page.
+    Reads within the limits of every prefetch (`startup.files.prefetch.survey`). Locks no page.
     """
 
     def __init__(self, models: tuple[str, ...]) -> None:

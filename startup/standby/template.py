@@ -48,7 +48,7 @@ _BACKLOG: Final = 128
 _HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _HUGE_PAGE_BYTES: Final = 2 << 20
 _MADV_COLLAPSE: Final = 25
-"""Since Linux 6.1; older kernels reject it."""
+"""Since Linux 6.1. Older kernels reject it."""
 
 
 def wait_for_start(kind: str, models: Sequence[str], standby_fd: int) -> FrontLink:
@@ -260,7 +260,7 @@ _EMBEDDED: Final = (
     "startup.ground.processes.forkserver",
     "torch._prims.rng_prims",
 )
-"""Modules of the API process, and the engine's module for random numbers; `import_engine` imports the rest of
+"""Modules of the API process, and the engine's module for random numbers. `import_engine` imports the rest of
 the engine."""
 
 

@@ -25,7 +25,7 @@ API_MODULES: Final = ("vllm.entrypoints.cli.main", "vllm.entrypoints.cli.serve",
 LATER_MODULES: Final = ("vllm.kernels",)
 """vLLM imports these once the engine is ready. The launcher imports them while the engine loads its model."""
 SERVING_MODULES: Final = ("vllm.entrypoints.launchers.app", "vllm.entrypoints.launchers.api_server.app_state")
-"""The launcher imports these as well while the engine loads its model; new in vLLM 0.31 and 0.32."""
+"""The launcher imports these as well while the engine loads its model. New in vLLM 0.31 and 0.32."""
 
 _ROOT: Final = "vllm.entrypoints.cli."
 _UNUSED: Final = {
@@ -47,7 +47,7 @@ def import_api_server(
     """Imports the API server and further modules.
 
     Args:
-        more: further modules, in order of import; a failure among them is ignored.
+        more: further modules, in order of import. A failure among them is ignored.
         is_lean: whether to leave out torch's compiler and what the engine's start does not need; only valid
             if no model runs in this process.
         before_each: called before each module; an exception from it ends the imports.

@@ -181,11 +181,11 @@ class CommandLine:
         return next(iter(self.values(_SERVED_NAME)), None) or self.model or "vLLM's default model"
 
     def with_drain(self) -> "CommandLine":
-        """The line with our default of `--shutdown-timeout`; vLLM's own, 0, would cut running requests."""
+        """The line with our default of `--shutdown-timeout`. vLLM's own, 0, would cut running requests."""
         return self._with_default(_SHUTDOWN_TIMEOUT, f"{SHUTDOWN_TIMEOUT_S:g}")
 
     def with_served_name(self) -> "CommandLine":
-        """The line with --served-model-name set to the model's name; offline, vLLM would serve its folder."""
+        """The line with --served-model-name set to the model's name. Offline, vLLM would serve its folder."""
         assert self.model is not None
         return self._with_default(_SERVED_NAME, self.model)
 

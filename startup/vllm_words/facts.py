@@ -57,7 +57,7 @@ _REGISTRIES: Final = {
     MODEL_TYPES[1]: Name("transformers.models.auto.configuration_auto", "CONFIG_MAPPING_NAMES"),
     CONNECTORS: Name("vllm.distributed.kv_transfer.kv_connector.factory", "KVConnectorFactory._registry"),
 }
-"""Where vLLM keeps the possible values of a flag, and names of models; read only if vLLM has imported it."""
+"""Where vLLM keeps the possible values of a flag, and names of models. Read only if vLLM has imported it."""
 
 _CONFIGS: Final = ("ModelConfig", "CacheConfig", "ParallelConfig", "SchedulerConfig", "LoadConfig")
 """Each start makes an object of each of these classes of `vllm.config`, from the flags of their fields."""
@@ -162,7 +162,7 @@ class VllmFacts(NamedTuple):
 
     @property
     def plugins(self) -> tuple[Plugin, ...]:
-        """The plugins that vLLM will load; what they add may depend on more than the installation."""
+        """The plugins that vLLM will load. Their additions may depend on more than the installation."""
         if not foreign.is_set(_ALLOWED_PLUGINS):
             return self.installed_plugins
         allowed = foreign.text_of(_ALLOWED_PLUGINS).split(",")

@@ -17,7 +17,7 @@ machine behind one socket. `address`: where the server listens."""
 
 class _Row(NamedTuple):
     names: str
-    """Short names follow a comma; `|` ends the shortest abbreviation of vLLM 0.29 to 0.33."""
+    """Short names follow a comma. `|` ends the shortest abbreviation of vLLM 0.29 to 0.33."""
     changes: tuple[Change, ...] = ()
     nargs: int | str | None = None
     kind: ValueKind = "text"

@@ -30,7 +30,7 @@ class VllmFlag(NamedTuple):
     option: str
     """The full name, as argparse completes it. For a switch turned off, one of `fact.opposites`."""
     where: str = ""
-    """The setting's place in the file, such as `serve.yaml: port`; empty on the command line."""
+    """The setting's place in the file, such as `serve.yaml: port`. Empty on the command line."""
 
     @property
     def text(self) -> str | None:
@@ -68,7 +68,7 @@ class Reading:
                 self._add_flag(flag, part)
 
     def add_setting(self, name: str, value: Any, where: str) -> None:
-        """Adds a setting of the file, which vLLM turns into words; `false` becomes no word."""
+        """Adds a setting of the file, which vLLM turns into words. `false` becomes no word."""
         self.add(split(_words_of_setting(name, value), self.known.num_values), where)
 
     def join_keys(self) -> None:

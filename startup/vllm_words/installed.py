@@ -53,7 +53,7 @@ class InstalledVllm(NamedTuple):
 
     @property
     def release(self) -> Release:
-        """Major and minor number of the version; zeros if the version is unknown."""
+        """Major and minor number of the version. Zeros if the version is unknown."""
         numbers = re.match(r"(\d+)\.(\d+)", self.version)
         return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 

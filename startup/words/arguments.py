@@ -26,7 +26,7 @@ class GivenFlag:
 
     flag: Flag
     values: list[str]
-    """Its values; `true` or `false` for a switch. Only the last value counts, except for lists."""
+    """Its values. `true` or `false` for a switch. Only the last value counts, except for lists."""
 
     @property
     def value(self) -> str | bool | list[str]:

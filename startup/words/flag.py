@@ -16,7 +16,7 @@ class Shape(Enum):
 
     VALUE = 1
     SWITCH = 0
-    """A flag without a value; `--no-x` turns it off."""
+    """A flag without a value. `--no-x` turns it off."""
     LIST = "+"
     OPTIONAL = "?"
 
@@ -68,7 +68,7 @@ class SupportedFlag(Flag):
     _: KW_ONLY
     help: str
     fields: tuple[str, ...] = ()
-    """The fields that get the value; `server.port` is the field `port` of `StartupConfig.server`."""
+    """The fields that get the value. `server.port` is the field `port` of `StartupConfig.server`."""
     default: Any = None
     """The default value of the first field."""
     type: click.ParamType | None = None

@@ -67,7 +67,7 @@ class ServeFlagsCommand(click.Command):
         self._hidden = hidden
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parses the words; `--help=WORD` shows the server's flags that contain WORD."""
+        """Parses the words. `--help=WORD` shows the server's flags that contain WORD."""
         if (topic := help_topic(args)) and not ctx.resilient_parsing:
             formatter = ctx.make_formatter()
             write_topic(formatter, topic)

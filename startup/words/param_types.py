@@ -41,7 +41,7 @@ def _why_no_integer(text: str) -> str:
 
 
 class TokenLimit(click.ParamType):
-    """Like HumanInt; `auto` and -1 stand for the model's own limit."""
+    """Like HumanInt. `auto` and -1 stand for the model's own limit."""
 
     name = "integer|auto"
 
@@ -196,7 +196,7 @@ def spell_size(num_bytes: int) -> str:
 
 
 class Parsed(click.ParamType):
-    """An object that a function makes from the text; the function's ConfigError describes the right form."""
+    """An object that a function makes from the text. The function's ConfigError describes the right form."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
@@ -241,7 +241,7 @@ _UNSUPPORTED: Final = (
     *("step_tag_id", "returned_token_ids", "enable_chunked_processing", "max_embed_len"),
     *("logit_mean", "logit_sigma"),
 )
-"""Keys that only vLLM supports; null and false are accepted, because they change nothing."""
+"""Keys that only vLLM supports. `null` and `false` are accepted, because they change nothing."""
 
 
 class PoolerOptions(click.ParamType):

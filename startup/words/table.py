@@ -24,7 +24,7 @@ class Spelling(NamedTuple):
 def spellings(flag: Flag) -> dict[str, Spelling]:
     """All spellings of a flag.
 
-    The opposite of `--enable-x` is `--no-enable-x`; from vLLM 0.33 on also `--disable-x`, and the reverse.
+    The opposite of `--enable-x` is `--no-enable-x`. From vLLM 0.33 on also `--disable-x`, and the reverse.
     """
     plain = {name: Spelling(flag) for name in flag.names}
     if flag.shape is not Shape.SWITCH:

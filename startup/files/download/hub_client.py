@@ -101,7 +101,7 @@ class Asked(NamedTuple):
 
 
 def refusal(status: int, code: str, asked: Asked) -> str:
-    """Explains in one line an answer that is an error; `code` is the hub's X-Error-Code."""
+    """Explains in one line an answer that is an error. `code` is the hub's X-Error-Code."""
     name, page = asked.repo_id, f"{asked.endpoint}/{asked.repo_id}"
     if code == "GatedRepo" or (status == 403 and not code):
         how = f"ask for access at {page}"
@@ -156,12 +156,12 @@ class HubClient:
 
         Args:
             repo_id: the repository.
-            revision: a branch, tag or commit; None is the main branch.
+            revision: a branch, tag or commit. None is the main branch.
             endpoints: the addresses to try.
             pause: waits for some seconds; gets the reason too.
 
         Raises:
-            DownloadError: no address has them; the reason is the first address's.
+            DownloadError: no address has them. The reason is the first address's.
         """
         failures: list[DownloadError] = []
         for number, endpoint in enumerate(endpoints):

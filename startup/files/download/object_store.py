@@ -26,9 +26,9 @@ _NUM_AHEAD: Final = 3
 """Ranges of one file that are requested ahead, because a single connection to a store is slow."""
 _CONNECT_S: Final = 4.0
 _NUM_ATTEMPTS: Final = 2
-"""Attempts of the store's client for each request; `Transfer` repeats failed requests, and reports why."""
+"""Attempts of the store's client for each request. `Transfer` repeats failed requests, and reports why."""
 _LONGEST_RANGE_S: Final = 300.0
-"""Seconds for a range while bytes arrive; the stores' clients limit the pauses between bytes."""
+"""Seconds for a range while bytes arrive. The stores' clients limit the pauses between bytes."""
 _GCS_EXTENSIONS: Final = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
 """With these extensions, gcsfs waits up to a minute for another Google service, which many networks block."""
 _ID_BYTES: Final = 20
@@ -36,7 +36,7 @@ _VERSION_BYTES: Final = 16
 
 
 class ObjectStoreClient:
-    """Sends requests to an object store, on any thread; fsspec runs them on a thread of its own."""
+    """Sends requests to an object store, on any thread. fsspec runs them on a thread of its own."""
 
     def __init__(self, *, stall_s: float) -> None:
         self.stall_s = stall_s
@@ -95,7 +95,7 @@ class ObjectStoreClient:
 
 
 def file_system(address: str, *, stall_s: float) -> Any:
-    """fsspec's file system for an address; there is one for each protocol with its options.
+    """fsspec's file system for an address. There is one for each protocol with its options.
 
     Raises the errors of the store's client, for example for missing credentials.
 

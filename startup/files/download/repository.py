@@ -2,7 +2,7 @@
 
 The layout is that of the hub's client: `blobs/` has the contents by hash, `snapshots/<commit>/` links to them
 by name, `refs/` has the commit of each branch. A content has another name until it is complete and its hash
-is verified; links come last. However this process ends, nobody finds an incomplete file.
+is verified. Links come last. However this process ends, nobody finds an incomplete file.
 """
 
 import errno

@@ -24,7 +24,7 @@ _READ_BYTES: Final = 1 << 20
 
 
 class Source:
-    """Where the files of one commit come from; shared by all threads."""
+    """Where the files of one commit come from. Shared by all threads."""
 
     def __init__(
         self, client: "HubClient | ObjectStoreClient", endpoints: Sequence[str], repo_id: str, commit: str
@@ -47,7 +47,7 @@ class Source:
 
 
 class Transfer:
-    """Fetches the content of one file; `run` is called on one thread, the numbers may be read on any."""
+    """Fetches the content of one file. `run` is called on one thread, the numbers may be read on any."""
 
     def __init__(self, source: Source, repository: CachedRepository, file: HubFile) -> None:
         self.file = file

@@ -27,7 +27,7 @@ _CHOICES: Final = (
 
 _MAX_SHARDS: Final = 10_000
 _MAX_PARSED_BYTES: Final = 512 << 10
-"""Largest index that is parsed, in bytes; parsing takes about 9 ms per MB."""
+"""Largest index that is parsed, in bytes. Parsing takes about 9 ms per MB."""
 _NUMBERED: Final = re.compile(r"(.+-)(\d+)-of-(\d+)(\.\w+)")
 _TOKENIZERS: Final = (
     "tokenizer.json",
@@ -47,7 +47,7 @@ ADAPTER_WEIGHTS: Final[tuple[str, ...]] = ("adapter_model.safetensors", "adapter
 
 
 class WeightFiles(NamedTuple):
-    """The weights of a folder in one format; copies in other formats are ignored."""
+    """The weights of a folder in one format. Copies in other formats are ignored."""
 
     index_path: Path | None
     """The file that maps tensors to shards."""
@@ -83,7 +83,7 @@ def choose_names(names: Collection[str], read_index: Callable[[str], Mapping[str
 
     Args:
         names: all files of the folder or repository.
-        read_index: maps the tensors of an index to files; empty if these are not known.
+        read_index: maps the tensors of an index to files. Empty if these are not known.
     """
     for pattern, index in _CHOICES:
         found = [name for name in names if re.fullmatch(pattern, name)]
@@ -100,7 +100,7 @@ def find_weight_files(folder: Path, *, with_tensors: bool = True) -> WeightFiles
 
     Args:
         folder: the model's folder.
-        with_tensors: whether `shard_of` must name the tensors; if not, a large index is not parsed.
+        with_tensors: whether `shard_of` must name the tensors. If not, a large index is not parsed.
 
     Raises:
         OSError: the folder cannot be read.

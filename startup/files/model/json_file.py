@@ -64,7 +64,7 @@ def json_problem(path: Path) -> str | None:
 
 
 def _check_encoding(raw: bytes) -> None:
-    """Raises UnicodeDecodeError; decodes in pieces, because the whole text would need more memory."""
+    """Raises UnicodeDecodeError. Decodes in pieces, because the whole text would need more memory."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     view = memoryview(raw)
     for begin in range(0, len(raw), _PIECE_BYTES):

@@ -22,7 +22,7 @@ _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT: Final = re.compile("[0-9a-f]{40}")
 _LISTED_FOLDERS: Final = re.compile(r"\d+_[A-Za-z]+|additional_chat_templates")
 _LONGEST_NAME: Final = 200
-"""Longest name of a folder, in characters; file systems have room for 255."""
+"""Longest name of a folder, in characters. File systems have room for 255."""
 _UNFINISHED: Final = ".vllm-cli-unfinished"
 PACKAGES: Final = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
 """Schemes of object stores, and the packages that read them. The extra `objectstore` has all of these."""

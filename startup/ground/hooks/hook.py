@@ -108,7 +108,7 @@ class Text:
     modules: tuple[str, ...]
     """Modules that may have the source. In each supported version, one of them has it."""
     pattern: str
-    """A regular expression; `.` matches line breaks too."""
+    """A regular expression. `.` matches line breaks too."""
     meaning: str
     """What the pattern shows, in words."""
 

@@ -29,7 +29,7 @@ class TextFormatter(RoleFormatter):
     """Formats a record as level, time, role of the process, module and message.
 
     Messages and tracebacks may contain text of clients and models. Continuation lines of a record are
-    indented, so that no such text can look like a record of its own; control characters are escaped.
+    indented, so that no such text can look like a record of its own. Control characters are escaped.
     """
 
     def __init__(self, role: str, *, is_utc: bool = False) -> None:

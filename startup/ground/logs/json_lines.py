@@ -38,7 +38,7 @@ class JsonFormatter(RoleFormatter):
         return self.role
 
     def format(self, record: logging.LogRecord) -> str:
-        """Formats a record as one line; line breaks of messages and tracebacks are escaped."""
+        """Formats a record as one line. Line breaks of messages and tracebacks are escaped."""
         when = datetime.fromtimestamp(record.created, UTC)
         fields: dict[str, Any] = {
             "time": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),

@@ -1,6 +1,6 @@
 """Sets up the log of a process: one format on standard error, or what a configuration file says.
 
-Imports nothing heavy; `formatters` makes lines of text, `json_lines` lines of JSON.
+Imports nothing heavy. `formatters` makes lines of text, `json_lines` lines of JSON.
 """
 
 import copy
@@ -27,7 +27,7 @@ def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str
 
     Args:
         role: of this process: `api`, `engine`, `responder`, ...
-        phase: returns the current phase of this process; called for each line of JSON.
+        phase: returns the current phase of this process. Called for each line of JSON.
 
     Raises:
         ConfigError: the configuration file cannot be applied.

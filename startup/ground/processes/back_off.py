@@ -17,7 +17,7 @@ class BackOff:
         self._next_s = _FIRST_S
 
     def take_s(self, worked_s: float = 0.0) -> float:
-        """The pause after a failure, in seconds; `worked_s` is how long the program had worked before it."""
+        """The pause after a failure, in seconds. `worked_s` is how long the program had worked before it."""
         if worked_s >= _STABLE_S:
             self.reset()
         self.num_failures += 1

@@ -37,7 +37,7 @@ def start_thread(thread: threading.Thread) -> None:
 
 @contextmanager
 def ignored() -> Iterator[None]:
-    """Ignores the signals for a while in a new process that cannot act on them yet; restores the handlers."""
+    """Ignores the signals for a while in a new process that cannot act on them yet. Restores the handlers."""
     before = {number: signal.getsignal(number) for number in GROUP_SIGNALS}
     ignore()
     try:

@@ -2,7 +2,7 @@
 
 A helper is a new interpreter without the site module, so it sees no folder of a user. It has an interpreter
 lock of its own, and the launcher stops it by killing it. Its standard input delivers the job, which may
-contain a token; a pipe carries its events, each after its length. All are pickled: both ends run the same
+contain a token. A pipe carries its events, each after its length. All are pickled: both ends run the same
 code.
 """
 
@@ -46,7 +46,7 @@ class Helper:
         """
         Args:
             name: the process is called `vllm-NAME`.
-            function: `module:function`, called in the helper with the job and a `Send`; `ps` shows it.
+            function: `module:function`, called in the helper with the job and a `Send`. `ps` shows it.
             job: an object whose classes the helper can import.
             is_idle: whether it runs only while processors are idle.
 

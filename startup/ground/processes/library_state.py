@@ -36,7 +36,7 @@ def refresh_libraries(changed: Mapping[str, str]) -> None:
     """Updates the imported libraries, except OpenMP (`startup.vllm.fork.child_state`). Starts no thread.
 
     Args:
-        changed: variables whose values have changed since the imports; a removed one is empty.
+        changed: variables whose values have changed since the imports. A removed one is empty.
     """
     if "TZ" in changed:
         time.tzset()

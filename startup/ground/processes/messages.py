@@ -41,7 +41,7 @@ def receive(connection: socket.socket) -> tuple[list[list[bytes]], list[int]]:
     """Receives one message: its sections and file descriptors.
 
     Raises:
-        MessageError: the message is not valid; its descriptors are closed.
+        MessageError: the message is not valid. Its descriptors are closed.
         OSError: the connection is broken or the timeout has passed.
     """
     head_bytes = 2 * _LENGTH_BYTES

@@ -1,4 +1,4 @@
-"""Starts new programs, or runs them in forks; decides what multiprocessing's programs inherit.
+"""Starts new programs, or runs them in forks. Decides what multiprocessing's programs inherit.
 
 The forkserver of a warm start, and of the embedded engine, is a fork that stays dormant until it is needed.
 """

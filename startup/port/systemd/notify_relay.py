@@ -49,7 +49,7 @@ class NotifyRelay:
         return self._receiver.fileno()
 
     def forward(self, server_pid: int) -> None:
-        """Forwards all messages that the server has sent; drops messages of other processes."""
+        """Forwards all messages that the server has sent. Drops messages of other processes."""
         while True:
             try:
                 message, ancillary, *_ = self._receiver.recvmsg(

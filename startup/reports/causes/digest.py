@@ -38,7 +38,7 @@ _ROLES: Final = {
     "API process": "The API process",
     "": "The server",
 }
-"""Names for the roles of vLLM's and the embedded engine's processes; llama.cpp's server has no roles."""
+"""Names for the roles of vLLM's and the embedded engine's processes. llama.cpp's server has no roles."""
 
 
 def write_digest(cause: Cause) -> list[str]:
@@ -59,7 +59,7 @@ def write_digest(cause: Cause) -> list[str]:
 
 
 def digest_to_dict(cause: Cause) -> dict[str, Any]:
-    """The cause for programs; `cause`, `title` and `advice` are None if the cause is not known."""
+    """The cause for programs. `cause`, `title` and `advice` are None if the cause is not known."""
     known = cause.known
     return {
         "process": shown(cause.process) or None,

@@ -21,7 +21,7 @@ _MOST_FUNCTIONS: Final = 200
 _LONGEST_TEXT: Final = 2_000
 
 _Key = tuple[str, str]
-"""Label of a process and file of its logger; lines with other keys may come between."""
+"""Label of a process and file of its logger. Lines with other keys may come between."""
 
 _TRACEBACK: Final = "Traceback (most recent call last):"
 _DIRECT: Final = "The above exception was the direct cause of the following exception:"
@@ -32,7 +32,7 @@ _ERROR_NAME: Final = re.compile(
     r"(?!Error: )(?:[A-Za-z_]\w{0,80}\.){0,8}\w{0,80}"
     r"(?:Error|Exception|Interrupt|Exit|Failed|Failure|Timeout|IsEnabled|NotFound)(?=: |:?$)"
 )
-"""An exception's name, also recognized without a traceback before it; `Error: ` begins programs' messages."""
+"""An exception's name, also recognized without a traceback before it. `Error: ` begins programs' messages."""
 
 ENDINGS: Final = (
     "EngineCore failed to start",
@@ -118,7 +118,7 @@ class Raised(NamedTuple):
     """One exception in a chain."""
 
     text: str
-    """`Type: message`; the message may have several lines."""
+    """`Type: message`. The message may have several lines."""
     is_direct: bool
     """Whether the previous exception caused it. If not, it was raised while that exception was handled."""
     function: str
@@ -218,7 +218,7 @@ class _Reading:
     """Columns by which the traceback is indented as a whole, as inside a longer message."""
     function: str = ""
     file: str = ""
-    """File of the innermost frame; `function` belongs to the same frame."""
+    """File of the innermost frame. `function` belongs to the same frame."""
     source: str = ""
     """The first line of code in the innermost frame."""
     is_source_next: bool = False
@@ -226,7 +226,7 @@ class _Reading:
 
 
 class FailureReader:
-    """Takes the lines of a run one by one; `failures` then returns what they contained."""
+    """Takes the lines of a run one by one. `failures` then returns what they contained."""
 
     def __init__(self) -> None:
         self._readings: dict[_Key, _Reading] = {}

@@ -65,7 +65,7 @@ _OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_
 
 _MOST_PHASES: Final = 1_000
 _LONGEST_EXCERPT: Final = 500
-"""Most lines of a pasted excerpt. Any of its lines may name the cause; longer logs need vLLM's line forms."""
+"""Most lines of a pasted excerpt. Any of its lines may name the cause. Longer logs need vLLM's line forms."""
 _CODE: Final = re.compile(
     r"(?:class|def|raise|return|from|except|elif|if|for|with|assert|async) .*[:(,]$|@|frame #\d|Exception raised from "
 )
@@ -134,7 +134,7 @@ class Run:
     is_loaded_from_disk: bool = False
     """Whether vLLM has loaded a model that was compiled before."""
     engine: str = ""
-    """Label of the first process that had room for its KV cache; `_EARLIER` if it was in the run before."""
+    """Label of the first process that had room for its KV cache. `_EARLIER` if it was in the run before."""
     is_of_llama_cpp: bool = False
     _phases: dict[str, str] = field(default_factory=dict)
     """The latest phase of each process, by its label. The empty label has the latest phase of all."""

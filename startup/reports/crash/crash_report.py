@@ -78,7 +78,7 @@ def write_termination_message(text: str) -> None:
 
 
 def find_crash(record: OutputRecord, more: str = "") -> Cause | None:
-    """What ended the server, by its output and `more`; `STOPPED` if a signal stopped it, None if unknown."""
+    """What ended the server, by its output and `more`. `STOPPED` if a signal stopped it, None if unknown."""
     with suppress(OSError), record.file.open("rb") as stream:
         cause = find_cause(chain(read_lines(stream), more.splitlines()))
         return None if cause and cause.is_mention and cause.known is None else cause

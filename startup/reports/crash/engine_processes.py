@@ -48,7 +48,7 @@ class RecordedProcesses:
         """
         Args:
             record: the record to which all of these processes write.
-            kinds: beginnings of the processes' names; processes of the last kind that exists compute.
+            kinds: beginnings of the processes' names. Processes of the last kind that exists compute.
         """
         self._record = record
         self._kinds = kinds

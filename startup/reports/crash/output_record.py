@@ -86,7 +86,7 @@ class OutputRecord:
 
         Args:
             name: the name in the digest.
-            parent_pid: the process with which the kernel ends this one; 0 for none.
+            parent_pid: the process with which the kernel ends this one. 0 for none.
             is_watched: whether another process learns how this one ends.
         """
         self.process_name = name
@@ -187,7 +187,7 @@ class OutputRecord:
         return ProcessState(name, int(parent), phases[-1] if phases else "", stack)
 
     def state_size(self, pid: int) -> int:
-        """How many bytes a process has written about itself; `read_stacks` reads the bytes after them."""
+        """How many bytes a process has written about itself. `read_stacks` reads the bytes after them."""
         with suppress(OSError):
             return self._state_file(pid).stat().st_size
         return 0

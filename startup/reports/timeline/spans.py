@@ -91,7 +91,7 @@ def sum_phases(path: Sequence[Stretch]) -> list[PhaseTotal]:
 
 
 def find_critical_path(spans: Iterable[PhaseSpan], *, begin_ns: int, end_ns: int) -> list[PhaseSpan]:
-    """Spans without gaps from `begin_ns` to `end_ns`, in order of time; gaps become `unexplained` spans."""
+    """Spans without gaps from `begin_ns` to `end_ns`, in order of time. Gaps become `unexplained` spans."""
     walk = _Walk(_build_lanes(spans, begin_ns, end_ns), begin_ns, end_ns)
     while walk.time_ns > begin_ns:
         walk.step()

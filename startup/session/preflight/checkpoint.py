@@ -20,7 +20,7 @@ _JSON_FILES: Final = (
     "vocab.json",
     "preprocessor_config.json",
 )
-"""Optional files beside config.json and the index; transformers reads all that exist."""
+"""Optional files beside config.json and the index. transformers reads all that exist."""
 _BINARY_TOKENIZERS: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 CONTENT_CHECKS: Final = ("weights", "lfs")

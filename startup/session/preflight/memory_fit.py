@@ -27,7 +27,7 @@ _DEFAULT_LENGTH: Final = 2048
 _ITEM_BYTES: Final = {"float64": 8, "float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 _SAME: Final = {"half": "float16", "float": "float32"}
 _CONVERTED: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Types of the checkpoint that are converted to the configured type; quantized weights are not."""
+"""Types of the checkpoint that are converted to the configured type. Quantized weights are not."""
 
 
 class ModelShape(NamedTuple):
@@ -49,7 +49,7 @@ class ModelShape(NamedTuple):
 
 
 def loaded_bytes(checkpoint: Checkpoint, dtype: str, *, is_int8: bool = False) -> int:
-    """Bytes of the weights in memory after conversion; `auto` stands for the checkpoint's own type."""
+    """Bytes of the weights in memory after conversion. `auto` stands for the checkpoint's own type."""
     text = _text_config(checkpoint.config)
     own = dtype if dtype != "auto" else _own_dtype(checkpoint, text)
     num_bytes = _weight_bytes(checkpoint, _ITEM_BYTES.get(own, 2))
@@ -57,7 +57,7 @@ def loaded_bytes(checkpoint: Checkpoint, dtype: str, *, is_int8: bool = False) -
 
 
 def read_model_shape(checkpoint: Checkpoint, config: EngineConfig) -> ModelShape:
-    """The sizes for the memory checks; those of weights and KV cache depend on `config.dtype`."""
+    """The sizes for the memory checks. Sizes of weights and KV cache depend on `config.dtype`."""
     text = _text_config({**checkpoint.config, **config.hf_overrides})
     dtype = config.dtype if config.dtype != "auto" else _own_dtype(checkpoint, text)
     item_bytes = _ITEM_BYTES.get(dtype, 2)

@@ -39,7 +39,7 @@ def record_environment_at_exec() -> None:
 
 
 def environment_at_exec() -> Mapping[str, str]:
-    """The environment with which the forkserver started; available in the forkserver and its children."""
+    """The environment with which the forkserver started. Available in the forkserver and its children."""
     return _at_exec
 
 

@@ -51,7 +51,7 @@ class CrashDigest:
         Without an API server on this node, `run_vllm` returns only after the end of the engine.
 
         Raises:
-            CrashError: a process has failed; exit code 3 before readiness, else vLLM's.
+            CrashError: a process has failed. Exit code 3 before readiness, else vLLM's.
         """
         try:
             code = run_vllm()

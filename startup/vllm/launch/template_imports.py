@@ -201,7 +201,7 @@ def _modules_of(profiles: Iterable[PreloadProfile]) -> _Modules:
 
 
 def learn_imports(vllm: InstalledVllm, line: CommandLine, *, folder: Path, environment: Mapping[str, str]) -> None:
-    """Imports like forkserver and API server, in two programs with these variables; inspects a model on disk.
+    """Imports like forkserver and API server, in two programs with these variables. Inspects a model on disk.
 
     Raises CalledProcessError if vLLM cannot be imported here. The folder is for temporary files.
     """

@@ -95,10 +95,10 @@ def set_log_format(log_format: LogFormat, vllm: InstalledVllm, line: CommandLine
         log_format: of `--log-format`.
         vllm: the installed vLLM.
         line: vLLM's command line, with its settings for the log.
-        folder: where the configuration is written; it must exist as long as vLLM runs.
+        folder: where the configuration is written. It must exist as long as vLLM runs.
 
     Returns:
-        A warning for the user; None if vLLM logs so.
+        A warning for the user. None if vLLM logs so.
     """
     if log_format == "text":
         return None
@@ -155,7 +155,7 @@ def _configuration(line: CommandLine, *, is_json: bool) -> dict[str, Any]:
 
 
 def omit_prefixes_in_json() -> None:
-    """From now on, JSON records of this process and its forks name the process; no text precedes them."""
+    """From now on, JSON records of this process and its forks name the process. No text precedes them."""
     if STREAM_PREFIXES.applies:
         wrap_after_import(_DECORATE_LOGS, _decorate_text_only, STREAM_PREFIXES)
 

@@ -1,7 +1,7 @@
 """Gives the port to vLLM's Rust frontend (`VLLM_USE_RUST_FRONTEND=1`): `vllm-rs`, a program that vLLM starts.
 
 The program has the listening socket from its start on, and accepts as soon as all engines have registered
-with it. So an engine registers only once the responder accepts no more; clients wait some milliseconds. From
+with it. So an engine registers only once the responder accepts no more. Clients wait some milliseconds. From
 then on, the program gives every answer at the port. Its first 200 to `/health` shows that it is ready.
 """
 

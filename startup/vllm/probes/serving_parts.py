@@ -28,7 +28,7 @@ class ServingParts(NamedTuple):
     signals: StopSignals | None = None
     """Handles the signals of this process until vLLM accepts."""
     responder: StartupResponder | None = None
-    """Where possible, it also answers probes while vLLM serves; `on_serving` is then not called."""
+    """Where possible, it also answers probes while vLLM serves. `on_serving` is then not called."""
     kills_engine: bool = False
     """Whether the engine is killed after the drain, as plain vLLM does without --shutdown-timeout."""
     can_sleep: bool = False

@@ -42,7 +42,7 @@ _OTHER_SETTINGS: Final = "hf_quant_config.json"
 
 
 def setting_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
-    """Findings about settings; length and heads are checked only if vLLM uses config.json unchanged."""
+    """Findings about settings. Length and heads are checked only if vLLM uses config.json unchanged."""
     if model.config and not start.has(*_OTHER_CONFIGS) and not start.facts.plugins:
         yield from _check_length(start, model)
         yield from _check_heads(start, model.config)
