@@ -213,7 +213,7 @@ def _check_output(output: Path) -> None:
 
 @contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
-    """A new folder beside the output. After the block it replaces the output; after an error it is gone."""
+    """A new folder beside the output. After the block it replaces the output. After an error it is gone."""
     folder = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         folder.mkdir(parents=True, mode=0o755)

@@ -1,4 +1,4 @@
-"""The requests of an input file. First all lines are checked; a line is read again when it is sent."""
+"""The requests of an input file. First all lines are checked. A line is read again when it is sent."""
 
 import hashlib
 import json

@@ -117,7 +117,7 @@ def _output_path(config: BatchConfig) -> Path:
 
 
 class _Run:
-    """One run; on the main thread."""
+    """One run, on the main thread."""
 
     def __init__(self, config: BatchConfig, batch: InputFile, output: OutputFile) -> None:
         self._config = config

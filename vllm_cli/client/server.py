@@ -37,7 +37,7 @@ def server_options(command: F) -> F:
 
 
 def take_server(options: dict[str, Any]) -> "Server":
-    """Removes the options of the server from the parameters of a command; raises InputError."""
+    """Removes the options of the server from the parameters of a command. Raises InputError."""
     return Server(take_address(options), choose_key(options.pop("api_key")))
 
 

@@ -217,8 +217,8 @@ def startup(**options: Any) -> int:
     with all its processes. The first start of each server is not measured. Then rounds alternate, every other
     round in the opposite order.
 
-    With the state warm, all caches stay. With cold-pages, the model's files are evicted from the page cache;
-    the report shows what stayed. With standby, caches stay, and a `vllm-cli standby` runs from the first
+    With the state warm, all caches stay. With cold-pages, the model's files are evicted from the page cache.
+    The report shows what stayed. With standby, caches stay, and a `vllm-cli standby` runs from the first
     start to the end, with the command's variables and Python environment. A start that cannot be forked from
     it ends the run with exit code 3. Commands of other programs start as with warm.
 

@@ -249,7 +249,7 @@ def _remove(chosen: Sequence[_Kept]) -> None:
 
 
 def kept_fields(models: Mapping[str | None, list[_Kept]] | None = None) -> dict[str, Any]:
-    """What is kept, as JSON values; without `models`, by this machine."""
+    """What is kept, as JSON values. Without `models`, by this machine."""
     from startup.vllm.fork.preload_profile import load_all_profiles, plain_states
 
     learned, models = read_learned(), models or _of_this_machine()

@@ -54,7 +54,7 @@ def _dialogue_options(command: F) -> F:
 def chat(*, system_prompt: str | None, quick: str | None, **options: Any) -> None:
     """Chat with a model on a running server.
 
-    /clear starts a new conversation, /exit exits. Ctrl-C stops an answer; between answers it exits.
+    /clear starts a new conversation, /exit exits. Ctrl-C stops an answer. Between answers, it exits.
 
     \b
     Examples:
@@ -79,7 +79,7 @@ def chat(*, system_prompt: str | None, quick: str | None, **options: Any) -> Non
 def complete(*, quick: str | None, **options: Any) -> None:
     """Complete a text with a model on a running server.
 
-    /exit exits. Ctrl-C stops a text; between texts it exits.
+    /exit exits. Ctrl-C stops a text. Between texts, it exits.
 
     \b
     Examples:

@@ -98,7 +98,7 @@ _PACKAGES: Final = (
 
 
 def describe_machine() -> dict[str, Any]:
-    """All facts for a bug report; secrets are masked."""
+    """All facts for a bug report. Secrets are masked."""
     return {
         "vllm-cli": VERSION,
         "python": f"{platform.python_implementation()} {platform.python_version()}",

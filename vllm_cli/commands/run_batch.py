@@ -22,7 +22,7 @@ _FOLDER: Final = click.Path(exists=True, file_okay=False, writable=True, path_ty
 
 _HELP = """Answer the requests of a file in OpenAI's batch format, as `vllm run-batch` does.
 
-Each line of INPUT is `{"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}`; its
+Each line of INPUT is `{"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}`. Its
 answer is a line of OUTPUT with the same custom_id. Without --url, the command starts a server on a private
 socket and accepts every flag of `vllm-cli serve` (`--help=all`). With --url, it sends the requests to a running
 server, of this program or another one with the OpenAI API.
@@ -79,7 +79,7 @@ full, run it again to continue; 2 usage, or a file that is not a batch; 3 the se
 @click.option("--quiet", "is_quiet", is_flag=True, help="Show no progress.")
 @click.option("--json", "is_json", is_flag=True, help="Print a summary as JSON on standard output.")
 def run_batch(*, is_json: bool, **options: Any) -> int:
-    """Runs the command; returns the exit code."""
+    """Runs the command. Returns the exit code."""
     config = _build_config(options)
 
     from vllm_cli.batch.run_batch import run_batch as run

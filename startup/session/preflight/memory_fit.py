@@ -140,7 +140,7 @@ def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | 
             f"--max-model-len {wanted} is more than the model's own limit of {own} tokens (config.json): "
             f"give at most {most}"
             + ("" if most == own else ", for which there is room")
-            + f"; with {env.VLLM_ALLOW_LONG_MAX_MODEL_LEN.name}=1 a model with RoPE takes more",
+            + f". With {env.VLLM_ALLOW_LONG_MAX_MODEL_LEN.name}=1, a model with RoPE takes more",
         )
         config = replace(config, max_model_len=most)  # other faults are reported as if this had been given
     yield from _check_cache_size(shape, config)
