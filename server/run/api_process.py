@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 _TRIM_INTERVAL_S = 60.0
 _SWITCH_INTERVAL_S = 0.0005
-"""How long a pool's thread may hold the interpreter, in seconds. Python's 5 ms would delay probes."""
+"""The seconds for which a pool's thread may hold the interpreter. Python's 5 ms would delay probes."""
 
 
 class ServerRun:
