@@ -14,7 +14,7 @@ _SECRET: Final = re.compile(f"key|token|secret|passw|auth|sig|(?:{'|'.join(SECRE
 """Finds a query parameter that may be secret. `redaction`'s list is shorter: here clients choose the
 names."""
 _MOST_LOGGED: Final = 2048
-"""Most characters of a path and its query that are logged; a client may send 64 KB."""
+"""Most characters of a path and its query that are logged. A client may send 64 KB."""
 
 
 class PathFilter(logging.Filter):
@@ -34,7 +34,7 @@ class QueryMask(logging.Filter):
     """Masks secrets in the query of a request, and shortens a long path."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Changes the path in the record; returns True, so that every record is logged."""
+        """Changes the path in the record. Returns True, so that every record is logged."""
         args = _arguments(record)
         if args is not None:
             record.args = (*args[:_PATH], _shown(str(args[_PATH])), *args[_PATH + 1 :])
@@ -42,7 +42,7 @@ class QueryMask(logging.Filter):
 
 
 def set_up_access_log(excluded_paths: Iterable[str] = ()) -> None:
-    """Installs both filters; replaces the filters of an earlier call."""
+    """Installs both filters. Replaces the filters of an earlier call."""
     logger = logging.getLogger(ACCESS_LOGGER)
     logger.filters[:] = [kept for kept in logger.filters if not isinstance(kept, PathFilter | QueryMask)]
     logger.addFilter(PathFilter(excluded_paths))
@@ -62,6 +62,6 @@ def _masked(parameter: str) -> str:
 
 
 def _arguments(record: logging.LogRecord) -> tuple[Any, ...] | None:
-    """The arguments of an access line; None if the record has another format."""
+    """The arguments of an access line. None if the record has another format."""
     args = record.args
     return args if isinstance(args, tuple) and len(args) > _PATH else None

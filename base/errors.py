@@ -6,7 +6,7 @@ class ServerError(Exception):
 
 
 class ConfigError(ValueError):
-    """A setting has a value that is not allowed; `option` is the flag or variable that sets it."""
+    """A setting has a value that is not allowed. `option` is the flag or variable that sets it."""
 
     def __init__(self, option: str, value: object, expected: str) -> None:
         super().__init__(f"{option} must be {expected}, got {value!r}")
@@ -15,7 +15,7 @@ class ConfigError(ValueError):
 
 
 class RequestError(ServerError):
-    """The request cannot be served as it stands; becomes an OpenAI error body.
+    """The request cannot be served as it stands. Becomes an OpenAI error body.
 
     Args:
         message: what was wrong, with the value and what to do.
@@ -35,7 +35,7 @@ class RequestError(ServerError):
 
 
 class UnsupportedApiError(RequestError):
-    """The endpoint does not fit the model; becomes the 404 of a route that does not exist, as in vLLM."""
+    """The endpoint does not fit the model. Becomes the 404 of a route that does not exist, as in vLLM."""
 
     def __init__(self, api_name: str, hint: str = "") -> None:
         super().__init__(f"The model does not support {api_name} API{hint}", status=404, type="NotFoundError")
@@ -50,7 +50,7 @@ class CodedRequestError(RequestError):
 
 
 class OverloadedError(RequestError):
-    """The server has no room for the request at the moment; becomes a 503 with Retry-After.
+    """The server has no room for the request at the moment. Becomes a 503 with Retry-After.
 
     Args:
         message: which limit is reached, its value and its flag.
@@ -63,7 +63,7 @@ class OverloadedError(RequestError):
 
 
 class EngineError(ServerError):
-    """The engine could not process a request; becomes a 5xx."""
+    """The engine could not process a request. Becomes a 5xx."""
 
 
 class EngineStartError(EngineError):
@@ -74,11 +74,11 @@ class EngineStartError(EngineError):
 
 
 class EngineMemoryError(EngineStartError):
-    """The model or its cache does not fit on the device; a retry would fail too."""
+    """The model or its cache does not fit on the device. A retry would fail too."""
 
 
 class EngineDeadError(EngineError):
-    """The engine process has exited; it cannot generate any more."""
+    """The engine process has exited. It cannot generate any more."""
 
 
 class PromptTooLongError(RequestError):

@@ -17,7 +17,7 @@ MOST_LEVELS: Final = 200
 two or three times per level then stay below the interpreter's limit of 1,000 calls."""
 
 _PIECE_BYTES: Final = 1 << 17
-"""Bytes that are read at a time; other threads may run between two pieces."""
+"""Bytes that are read at a time. Other threads may run between two pieces."""
 _BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _STEPS: Final = bytes.maketrans(b"[]", b"\x01\xff")
 _NO_MARKS: Final = bytes(set(range(256)) - set(b'",[]{}'))
@@ -34,7 +34,7 @@ class JsonPiece(NamedTuple):
     """A piece of JSON."""
 
     marks: bytes
-    """The commas and brackets outside of strings, in order; braces are written as brackets."""
+    """The commas and brackets outside of strings, in order. Braces are written as brackets."""
     num_quotes: int
 
 
@@ -51,7 +51,7 @@ def read_json(text: str | bytes) -> Any:
 
 
 def check_depth(text: "str | bytes | mmap") -> None:
-    """Raises JsonDepthError if the text, which need not be valid, is nested too deeply; bytes are UTF-8."""
+    """Raises JsonDepthError if the text, which need not be valid, is nested too deeply. Bytes are UTF-8."""
     content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if count(content, b"[{") <= MOST_LEVELS:
         return
@@ -72,7 +72,7 @@ def count(text: "bytes | mmap", marks: bytes) -> int:
 
 
 def split_json(text: "bytes | mmap") -> Iterator[JsonPiece]:
-    """Yields the structure of a JSON text in pieces; a piece that lies inside a long string is skipped."""
+    """Yields the structure of a JSON text in pieces. A piece that lies inside a long string is skipped."""
     begin, is_in_text = 0, False
     while begin < len(text):
         piece = text[begin : begin + _PIECE_BYTES]

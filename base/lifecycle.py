@@ -22,11 +22,11 @@ class StartInfo(NamedTuple):
     """How a server was started: the labels of `vllm_cli:start_info`. An unknown label is empty."""
 
     start_mode: str
-    """`cold`, `warm` or `plain`; plain is vLLM without preloading."""
+    """`cold`, `warm` or `plain`. Plain is vLLM without preloading."""
     reason: str = ""
     """Why the start is plain, or not warm."""
     compile: str = ""
-    """`loads` or `compiles` during the start, then `loaded` or `compiled`; empty if vLLM compiles nothing."""
+    """`loads` or `compiles` during the start, then `loaded` or `compiled`. Empty if vLLM compiles nothing."""
     compile_reason: str = ""
     """Why the model is compiled: kinds and names of what differs, without their values."""
 
@@ -72,16 +72,16 @@ class IllegalTransitionError(RuntimeError):
 
 
 class Lifecycle:
-    """One per server. Changed on the event loop only; its attributes may be read on any thread."""
+    """One per server. Changed on the event loop only. Its attributes may be read on any thread."""
 
     def __init__(self) -> None:
         self.state: State = "starting"
         self.reason: str | None = None
-        """Why the engine ended; None before."""
+        """Why the engine ended. None before."""
         self.is_hung = False
         """Whether the engine has ended because it hung."""
         self.has_engine = False
-        """Whether the engine is ready; stays True while the server drains."""
+        """Whether the engine is ready. Stays True while the server drains."""
         self._subscribers: list[Callable[[State], None]] = []
 
     def subscribe(self, callback: Callable[[State], None]) -> None:
@@ -98,7 +98,7 @@ class Lifecycle:
         self._enter("ready")
 
     def engine_ended(self, reason: str) -> None:
-        """Called when the engine ended, hangs or did not start; may be called again with a better reason."""
+        """Called when the engine ended, hangs or did not start. May be called again with a better reason."""
         self.has_engine = False
         self.reason = reason
         if self.state != "dead":

@@ -1,11 +1,11 @@
-"""The id of the request that the current task serves, for its log lines; standard library only."""
+"""The id of the request that the current task serves, for its log lines. Standard library only."""
 
 import re
 from contextvars import ContextVar
 
 _VALID = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""The id of the request that this task serves, and the tasks that it creates; None if it serves none."""
+"""The id of the request that this task serves, and the tasks that it creates. None if it serves none."""
 
 
 def is_valid(given: str) -> bool:

@@ -1,4 +1,4 @@
-"""Settings of any HTTP server of this program, by what they are about; standard library only."""
+"""Settings of any HTTP server of this program, by what they are about. Standard library only."""
 
 import re
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SAME_SIGNAL_S: Final = 0.5
 """Signals this close together count as one. A server may get one twice: from the service manager, and
 forwarded by the front process or the router."""
 GIVES_WAY_S: Final = 45.0
-"""A router stops a model without an answer for so many seconds while others wait for its memory; a server
+"""A router stops a model without an answer for so many seconds while others wait for its memory. A server
 then ends an engine that is silent and computes nothing. Before that, the router disconnects clients that do
 not read, and silent WebSockets."""
 _ROOT_PATH = re.compile(r"/[!-~]*")
@@ -39,7 +39,7 @@ class NetworkConfig:
     help_group: ClassVar[Group] = "HTTP server"
     role: ClassVar[Role] = "port"
 
-    host: str | None = setting(None, "--host", "Address to listen on; all addresses if not given.", role="address")
+    host: str | None = setting(None, "--host", "Address to listen on, by default all addresses.", role="address")
     port: int = setting(8000, "--port", "Port to listen on.", role="address", minimum=0, maximum=65535)
     uds: str | None = setting(
         None, "--uds", "Unix socket to listen on, instead of host and port.", role="address", metavar="PATH"
@@ -55,7 +55,7 @@ class NetworkConfig:
     api_key_file: str | None = setting(
         None,
         "--api-key-file",
-        "Further keys, one per line; changes take effect within two seconds.",
+        "Further keys, one per line. Changes take effect within two seconds.",
         role="keys",
         metavar="FILE",
     )
@@ -103,7 +103,7 @@ class TlsConfig:
     )
     """Values of `ssl.CERT_*`."""
     ssl_ciphers: str | None = setting(
-        None, "--ssl-ciphers", "Ciphers of TLS 1.2 in OpenSSL's syntax; Python's if not given."
+        None, "--ssl-ciphers", "Ciphers of TLS 1.2 in OpenSSL's syntax, by default Python's."
     )
     enable_ssl_refresh: bool = setting(
         False, "--enable-ssl-refresh", "Reload changed certificate files within two seconds, without a restart."
@@ -131,7 +131,7 @@ class LifecycleConfig:
     drain_grace_s: float = setting(
         0.0,
         "--drain-grace",
-        "After SIGTERM, keep the port open for at least this time, for load balancers; requests get 503.",
+        "After SIGTERM, keep the port open for at least this time, for load balancers. Requests get 503.",
         minimum=0,
         below=inf,
     )

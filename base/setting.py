@@ -42,11 +42,11 @@ Syntax = Literal[
     "tokenizer mode",
     "quantization",
 ]
-"""The form of a value where the field's type does not decide it; `count` and `size` take units."""
+"""The form of a value where the field's type does not decide it. `count` and `size` take units."""
 
 
 Role = Literal["address", "keys", "tls", "port", "both", "router", "program", "run"]
-"""Who reads a setting when a router is in front of the model's server; without a role, only that server does.
+"""Who reads a setting when a router is in front of the model's server. Without a role, only that server does.
 
 `address`, `keys`, `tls` and `port` belong to the port on which clients are answered, and `router` to the
 router: a model's server gets none of these. `program` holds for each server separately, `both` for the port
@@ -61,17 +61,17 @@ class Setting(TypedDict, total=False):
     aliases: tuple[str, ...]
     help: str
     group: Group
-    """The help's section for the flag; without it, the dataclass's `help_group`."""
+    """The help's section for the flag. Without it, the dataclass's `help_group`."""
     role: Role
-    """The setting's role; without it, the dataclass's `role`, if it has one."""
+    """The setting's role. Without it, the dataclass's `role`, if it has one."""
     after: str
-    """The flag that precedes this one in the help; without it, the order of the fields counts."""
+    """The flag that precedes this one in the help. Without it, the order of the fields counts."""
     filled_by: str
     """The flag of another field, whose value this field gets, too."""
     variable: EnvVar[Any]
     metavar: str
     choices: tuple[str, ...]
-    """The allowed texts; choices in capitals are accepted in any case."""
+    """The allowed texts. Choices in capitals are accepted in any case."""
     syntax: Syntax
     minimum: float
     above: float
@@ -85,7 +85,7 @@ _COMPARISONS: Final[dict[str, Callable[[Any, Any], bool]]] = {"minimum": ge, "ab
 
 
 def setting(default: T, flag: str = "", help: str = "", /, **metadata: Unpack[Setting]) -> T:
-    """A dataclass field with default and metadata; each instance gets its own copy of a dict."""
+    """A dataclass field with default and metadata. Each instance gets its own copy of a dict."""
     if flag:
         metadata["flag"], metadata["help"] = flag, help
     if isinstance(default, dict):

@@ -1,1 +1,1 @@
-"""Environment variables; `registry` declares this program's own. Nothing else reads `os.environ`."""
+"""Environment variables. `registry` declares this program's own. Nothing else reads `os.environ`."""

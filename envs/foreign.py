@@ -26,7 +26,7 @@ def is_set(name: str) -> bool:
 
 
 def replace_all(wanted: Mapping[str, str]) -> dict[str, str]:
-    """Replaces the whole environment; returns the changed variables, with an empty value for removed ones."""
+    """Replaces the whole environment. Returns the changed variables, with an empty value for removed ones."""
     before = snapshot()
     for name in before.keys() - wanted.keys():
         del os.environ[name]
@@ -37,7 +37,7 @@ def replace_all(wanted: Mapping[str, str]) -> dict[str, str]:
 
 
 def changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
-    """The variables that differ, with their later values; removed ones are empty."""
+    """The variables that differ, with their later values. Removed ones are empty."""
     names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     return {name: after.get(name, "") for name in names}
 

@@ -4,7 +4,7 @@ import os
 
 
 def expand_home(path: str) -> str:
-    """The path with `~` replaced, as vLLM does; `~NAME` of an unknown user stays.
+    """The path with `~` replaced, as vLLM does. `~NAME` of an unknown user stays.
 
     The home is `/` if there is no user name, no home and no HOME, as in some containers.
     """

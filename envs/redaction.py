@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 MASK = "********"
 _LEAST_QUOTED = 4
-"""Shortest secret that is looked for in texts; a shorter one would be found in ordinary words."""
+"""Shortest secret that is looked for in texts. A shorter one would be found in ordinary words."""
 
 SECRET_ENDINGS = (
     "key", "key_id", "keyid", "token", "secret", "password", "passwd", "passphrase", "_pass", "_pat", "auth",
@@ -21,7 +21,7 @@ SECRET_ENDINGS = (
 """Endings of the names of secret flags, variables and members: --hf-token, AWS_SECRET_ACCESS_KEY, apiKey."""
 
 _FLAGS = (("--api-k", "--api-key"), ("--hf-t", "--hf-token"))
-"""vLLM's secret flags, each after its shortest abbreviation; a shorter word could be another flag."""
+"""vLLM's secret flags, each after its shortest abbreviation. A shorter word could be another flag."""
 _LIST = "--api-k"
 
 _LOGIN = r"(?<=//)[^/?#\s]+(?=@)"
@@ -56,7 +56,7 @@ def hide_in_words(words: Iterable[str], hide: Callable[[str], str] = _mask) -> l
     """
     shown = []
     num_secrets = 0
-    """How many of the next words are secret; 2 stands for all up to the next flag."""
+    """How many of the next words are secret. 2 stands for all up to the next flag."""
     is_list = False
     for word in words:
         name, is_attached, value = word.partition("=")
@@ -74,7 +74,7 @@ def hide_in_words(words: Iterable[str], hide: Callable[[str], str] = _mask) -> l
 
 
 def hide_in_command(text: str, hide: Callable[[str], str] = _mask) -> str:
-    """A command line as a shell reads it, with its secrets replaced; its blanks and quotes stay."""
+    """A command line as a shell reads it, with its secrets replaced. Its blanks and quotes stay."""
     if "earer " in text:
         text = _replace(_BEARER, lambda token: hide(token[0]), text)
     if not _may_name_secret(text):

@@ -7,7 +7,7 @@ from envs.replacements import REPLACEMENTS
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """` (did you mean 'x'?)`, or ` (removed: …)` for a known former word; empty if no choice is similar.
+    """` (did you mean 'x'?)`, or ` (removed: …)` for a known former word. Empty if no choice is similar.
 
     For `--port 80` given as one word, as in lists of arguments, the advice is to write two words. Ignores
     case, and the dashes before a flag's name, which make any two flags similar.
@@ -23,7 +23,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 def former_form(flag: str) -> str:
-    """`: …` with today's form of a value that this flag took before; empty for other flags."""
+    """`: …` with today's form of a value that this flag took before. Empty for other flags."""
     text = REPLACEMENTS.get(f"{flag} VALUE")
     return f": {text}" if text else ""
 

@@ -29,7 +29,7 @@ _FACTORS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class EnvError(ValueError):
-    """A variable has a value that is not allowed; the command line makes it one line and exit code 2."""
+    """A variable has a value that is not allowed. The command line makes it one line and exit code 2."""
 
     def __init__(self, name: str, shown_value: str, expected: str, *, hint: str = "") -> None:
         super().__init__(f"{name} must be {expected}, got {shown_value!r}{hint}")
@@ -77,7 +77,7 @@ class EnvVar(Generic[T]):
 
     @property
     def raw(self) -> str | None:
-        """The text in the environment; None if unset."""
+        """The text in the environment. None if unset."""
         return os.environ.get(self.name) or None
 
     @property
@@ -86,7 +86,7 @@ class EnvVar(Generic[T]):
         return "default" if self.raw is None else "environment"
 
     def get(self) -> T:
-        """The typed value; raises EnvError if the text in the environment is not valid."""
+        """The typed value. Raises EnvError if the text in the environment is not valid."""
         raw = self.raw
         if raw is None:
             return self.default
@@ -118,7 +118,7 @@ class EnvVar(Generic[T]):
 
 
 def text(description: str) -> EnvVar[str | None]:
-    """Any text; None if unset."""
+    """Any text. None if unset."""
     return EnvVar[str | None]("text", str, lambda: None, description)
 
 
@@ -129,12 +129,12 @@ def internal(variable: EnvVar[T]) -> EnvVar[T]:
 
 
 def names(description: str) -> EnvVar[frozenset[str]]:
-    """Names separated by commas; an empty set if unset."""
+    """Names separated by commas. An empty set if unset."""
     return EnvVar("names", lambda raw: frozenset(filter(None, map(str.strip, raw.split(",")))), frozenset, description)
 
 
 def path(default_factory: Callable[[], Path], description: str) -> EnvVar[Path]:
-    """A folder or file; `~` is expanded."""
+    """A folder or file. `~` is expanded."""
     return EnvVar("path", lambda raw: Path(expand_home(raw)), default_factory, description)
 
 
@@ -148,7 +148,7 @@ def hub_path(default_factory: Callable[[], Path | str], description: str) -> Env
 
 
 def hub_seconds(default: int, description: str) -> EnvVar[int]:
-    """Whole seconds as the Hugging Face hub's client reads them; 0 stands for the default."""
+    """Whole seconds as the Hugging Face hub's client reads them. 0 stands for the default."""
     return EnvVar("integer", lambda raw: _integer_parser(0)(raw) or default, lambda: default, description)
 
 
@@ -185,12 +185,12 @@ def seconds(default: float, description: str) -> EnvVar[float]:
 
 
 def optional_duration(description: str) -> EnvVar[float | None]:
-    """Seconds, or a number with a unit; None if unset."""
+    """Seconds, or a number with a unit. None if unset."""
     return EnvVar[float | None]("duration", _parse_duration, lambda: None, description)
 
 
 def optional_integer(description: str, *, minimum: int) -> EnvVar[int | None]:
-    """A whole number of at least `minimum`; None if unset."""
+    """A whole number of at least `minimum`. None if unset."""
     return EnvVar[int | None]("integer", _integer_parser(minimum), lambda: None, description)
 
 
@@ -246,7 +246,7 @@ def _choice_parser(choices: tuple[str, ...]) -> Callable[[str], str]:
 
 
 def parse_duration(text: str) -> float:
-    """The seconds of a duration such as `10m`; raises ValueError for other texts and below 1 s."""
+    """The seconds of a duration such as `10m`. Raises ValueError for other texts and below 1 s."""
     match = _DURATION.fullmatch(text.strip().lower())
     seconds = float(match[1]) * _FACTORS[match[2]] if match else 0.0
     if seconds < 1:

@@ -27,7 +27,7 @@ class ForeignCommand:
     words: tuple[str, ...]
     """The command with `${PORT}` not yet replaced. Empty: the server already runs."""
     address: str
-    """The server's address, "http://127.0.0.1:${PORT}"; the key `proxy`."""
+    """The server's address, "http://127.0.0.1:${PORT}". The key `proxy`."""
     port: int | None
     """The port that the file names. None: each start puts a free port in the place of `${PORT}`."""
     check_endpoint: str = "/health"
@@ -66,12 +66,12 @@ class ModelEntry:
     """Words for our `serve`: MODEL, then all flags but those of the address. Empty with `foreign`."""
     foreign: ForeignCommand | None = None
     engine: str = "auto"
-    """`embedded`, `vllm` or `auto`; `other` with `foreign`."""
+    """`embedded`, `vllm` or `auto`. `other` with `foreign`."""
     env: Mapping[str, str] = field(default_factory=lambda: NO_ENVIRONMENT, repr=False)
     ttl_s: float | None = None
     """Seconds without a request until the model is stopped. None: it stays until its memory is needed."""
     on_swap: Literal["stop", "sleep"] = "stop"
-    """What happens to the model when another model needs its memory."""
+    """How the model makes room when another model needs its memory."""
     idle_sleep_s: float | None = None
     """Seconds without a request until the model falls asleep. None: it stays awake."""
     sleep_levels: tuple[int, ...] = (1, 2)

@@ -50,7 +50,7 @@ class MemoryMeter:
 
     `measure` reads the memory of every process of a model: 25 ms for each GiB, 80 ms for a small model of
     vLLM (November 2026, two cores). `free` takes less than 1 ms without GPUs. The other methods read file
-    sizes, once for each model; if weights are converted while they are loaded, also their headers.
+    sizes, once for each model. If weights are converted while they are loaded, also their headers.
     """
 
     def __init__(self, find_model: Callable[[str], str | None]) -> None:
@@ -64,7 +64,7 @@ class MemoryMeter:
         self._sizes: dict[str, _Size] = {}
         self._now: dict[str, Need] = {}
         self._estimates = defaultdict[str, dict[int, Need]](dict)
-        """By name and level of sleep; 0: it is awake."""
+        """By name and level of sleep. 0: it is awake."""
         self._reserved: dict[str, Need] = {}
         self._gpus = tuple(read_gpus_here())
         if self._gpus:
@@ -162,7 +162,7 @@ class MemoryMeter:
 
 
 class _Size(NamedTuple):
-    """Bytes of a model's weights: on disk, and as they are loaded."""
+    """Bytes of a model's weights, on disk and in memory."""
 
     on_disk: int
     loaded: int

@@ -53,7 +53,7 @@ class ModelRefused(Exception):  # noqa: N818 - as an answer to a request
     """A model cannot answer a request."""
 
     def __init__(self, status: int, message: str, retry_after_s: float | None = None, kind: str = "") -> None:
-        """`kind`: why the scheduler has refused it; empty if somebody else has."""
+        """`kind` is the scheduler's reason. Empty if another part has refused the request."""
         super().__init__(message)
         self.status = status
         self.message = message
@@ -239,7 +239,7 @@ class ModelPool:
         return child in self._children
 
     def exit_code(self, name: str) -> int:
-        """How the last process has ended: exit code, -N after signal N; START_FAILED for a command."""
+        """The exit code of the last process, or -N after signal N. START_FAILED for a command."""
         return START_FAILED if self.entries[name].foreign else self._exit_codes.get(name, START_FAILED)
 
     def progress(self, name: str) -> str:
@@ -267,8 +267,8 @@ class ModelPool:
             await self.unload(name)
             return
         if not model.rules.asleep:
-            text = f"{name} cannot sleep: vLLM's models can with `on_swap: sleep` or `idle_sleep`, on a GPU"
-            raise ModelRefused(_CONFLICT, f"{text}; commands with `sleep` and `wake`")
+            text = f"{name} cannot sleep. vLLM's models on a GPU can, with `on_swap: sleep` or `idle_sleep`"
+            raise ModelRefused(_CONFLICT, f"{text}, and so can commands with `sleep` and `wake`")
         self._apply(self._scheduler.sleep(name, time.monotonic()))
         if model.state not in ("falling asleep", "asleep"):
             raise ModelRefused(_CONFLICT, f"{name} is {model.state}: only a ready model falls asleep.")

@@ -55,7 +55,7 @@ _KEEP_ALIVE_S: Final = 75.0
 """The default of VLLM_HTTP_TIMEOUT_KEEP_ALIVE. Load balancers keep connections for a shorter time."""
 _TEND_S: Final = 1.0
 _SWITCH_INTERVAL_S: Final = 0.0005
-"""The seconds for which a thread may hold the interpreter. Python's 5 ms would delay probes."""
+"""How long a thread may hold the interpreter, in seconds. Python's 5 ms would delay probes."""
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _IGNORED: Final = (signal.SIGUSR1, signal.SIGUSR2)
 _STOPS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)

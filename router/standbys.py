@@ -158,7 +158,7 @@ class OwnStandby:
         self._process = None
         pause_s = self._back_off.take_s(now - self._started_s)
         self._due_s = now + pause_s
-        logger.warning("the standby's process ended with exit code %d; it is started again in %g s", code, pause_s)
+        logger.warning("the standby's process ended with exit code %d. It is started again in %g s", code, pause_s)
 
 
 def _is_served(kind: str) -> bool:

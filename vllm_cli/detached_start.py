@@ -30,7 +30,7 @@ _MOST_LOGS: Final = 20
 """A start removes older logs, oldest first, but not the log of a running server."""
 _POLL_S: Final = 0.05
 _CLOSED_S: Final = 20.0
-"""Seconds for which a server may close connections: under TLS 1.2 some close them without a certificate."""
+"""How long a server may close connections, in seconds. Under TLS 1.2, some do without a certificate."""
 _STOP_S: Final = 60.0
 """Seconds in which a cancelled start must end."""
 
@@ -73,9 +73,9 @@ def detach(run: Callable[[], T], path: Path, log: IO[bytes], wait: Callable[[int
     if outcome is None:
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         code = 128 - code if code < 0 else code or START_FAILED
-        click.echo(f"{last_lines(path)}\nError: the start ended with exit code {code}; its log is {path}", err=True)
+        click.echo(f"{last_lines(path)}\nError: the start ended with exit code {code}. Its log is {path}", err=True)
         return code
-    click.echo(f"{outcome}; its log is {path}")
+    click.echo(f"{outcome}. Its log is {path}")
     return OK
 
 
@@ -129,7 +129,7 @@ def _wait(pid: int, reporter: Reporter) -> str | None:
         time.sleep(_POLL_S)
     server = f"{record.model or 'The server'} (process {pid})"
     if (address := address_of(record)) is None:
-        return f"{server} runs but does not listen; its readiness is not known"
+        return f"{server} runs but does not listen, so its readiness is not known"
     options = WaitOptions(address=address, path="/health", timeout_s=_CLOSED_S, interval_s=_POLL_S, pid=pid)
     while (result := wait_for_server(options, show)).ending == "timed out" and not result.last.is_closed:
         pass
@@ -137,7 +137,7 @@ def _wait(pid: int, reporter: Reporter) -> str | None:
     if last.state == "ready":
         return f"{server} on {address} is ready"
     is_unknown = last.status is None and is_alive(pid)  # `/health` has other answers, or needs a certificate
-    return f"{server} on {address} runs; its readiness is not known: {last.reason}" if is_unknown else None
+    return f"{server} on {address} runs, but its readiness is not known: {last.reason}" if is_unknown else None
 
 
 def _end(pid: int) -> None:

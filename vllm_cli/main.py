@@ -56,7 +56,7 @@ COMMANDS: Final = (
     *FIRST_COMMANDS,
     CommandEntry("doctor", "vllm_cli.commands.doctor:doctor", "Report whether a server can be started here."),
     CommandEntry("complete", "vllm_cli.commands.chat:complete", "Complete a text with a model on a running server."),
-    CommandEntry("run-batch", "vllm_cli.commands.run_batch:run_batch", "Answer a file of requests; can be resumed."),
+    CommandEntry("run-batch", "vllm_cli.commands.run_batch:run_batch", "Answer a file of requests, or continue it."),
     CommandEntry("load", "vllm_cli.commands.load:load", "Start one model of a server that has several."),
     CommandEntry("sleep", "vllm_cli.commands.load:sleep", "Put one model to sleep, to free the GPU's memory."),
     CommandEntry("unload", "vllm_cli.commands.load:unload", "Stop one model of a server that has several."),

@@ -3,7 +3,7 @@
 `router`, `server`, `startup`, `base` and `envs` are common names, so site-packages does not have them: an
 installed wheel has these packages in `vllm_cli/packages`, a checkout beside `vllm_cli`. The console script,
 `python -m vllm_cli`, the forkserver and spawned processes therefore import this module before any other
-package of this program; forks inherit it. The helper processes run isolated (`python -I`), without the user's
+package of this program. Forks inherit it. The helper processes run isolated (`python -I`), without the user's
 folders.
 
 If the user has a package of such a name, too, ours is imported. A submodule or attribute that ours lacks is
@@ -34,7 +34,7 @@ class OwnPackagesFinder:
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Implements `importlib.abc.MetaPathFinder`; None for every other module."""
+        """Implements `importlib.abc.MetaPathFinder`. None for every other module."""
         spec = PathFinder.find_spec(name, [_ROOT], target) if name in _PACKAGES else None
         if spec is not None and spec.origin is not None:
             spec.loader = _PackageLoader(name, spec.origin)
@@ -46,7 +46,7 @@ class UsersModulesFinder:
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Implements `importlib.abc.MetaPathFinder`; None for every other module."""
+        """Implements `importlib.abc.MetaPathFinder`. None for every other module."""
         return next(_find_users(name), None) if path is not None and name.partition(".")[0] in _PACKAGES else None
 
 
@@ -97,8 +97,8 @@ def describe_conflict() -> str | None:
             continue
         name = folder.removesuffix(".dist-info").replace("vllm_cli-", "vllm-cli ")
         return (
-            f"the unrelated distribution {name} has installed a package vllm_cli into the same folder. Remove it: "
-            "pip uninstall vllm-cli; then, in a clone of this program: pip install --force-reinstall --no-deps ."
+            f"the unrelated distribution {name} has installed a package vllm_cli into the same folder. Remove it "
+            "with `pip uninstall vllm-cli`. Then run `pip install --force-reinstall --no-deps .` in a clone of ours."
         )
     return None
 

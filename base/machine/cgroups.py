@@ -1,6 +1,6 @@
 """The cgroups that contain this process, which hold the limits of a container, a service or a job.
 
-Standard library only; the prefetch's helper process uses it too.
+Standard library only. The prefetch's helper process uses it too.
 """
 
 from collections.abc import Iterator
@@ -22,13 +22,13 @@ class Mount(NamedTuple):
 
     version: Literal[1, 2]
     options: frozenset[str]
-    """Mount options; for version 1 of cgroups, they contain the names of the controllers."""
+    """Mount options. For version 1 of cgroups, they contain the names of the controllers."""
     root: str
     """Path of the cgroup that is mounted at `point`."""
     point: Path
 
     def folder_of(self, path: str) -> Path | None:
-        """The folder of the cgroup `path`; None if the mounted part of the hierarchy does not contain it."""
+        """The folder of the cgroup `path`. None if the mounted part of the hierarchy does not contain it."""
         if self.root == "/":
             below = path.lstrip("/")
         elif path == self.root or path.startswith(f"{self.root}/"):
@@ -49,7 +49,7 @@ def own_cgroups(controller: str, proc: Path = PROC) -> Iterator[Cgroup]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """A file's lines; an empty list if it cannot be read."""
+    """A file's lines. An empty list if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

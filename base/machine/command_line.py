@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from envs.redaction import hide_in_words
 
 _ARG_START = 48
-"""proc(5)'s number of this field in /proc/PID/stat; the first field after the command's name is number 3."""
+"""proc(5)'s number of this field in /proc/PID/stat. The first field after the command's name is number 3."""
 
 
 def mask_command_line() -> None:
     """Overwrites the secrets in the command line with stars, for this process and later forks.
 
     Until this call, every user of the machine can read the secrets. They stay readable if the kernel forbids
-    the process to overwrite them; `is_visible` finds that out.
+    the process to overwrite them. `is_visible` finds that out.
     """
     if masked_words(sys.orig_argv) == b"".join(os.fsencode(word) + b"\0" for word in sys.orig_argv):
         return
@@ -45,7 +45,7 @@ def read_command_line() -> bytes:
 
 
 def overwrite_command_line(content: bytes) -> None:
-    """Overwrites the beginning of this process's words, which must be at least as long; raises OSError."""
+    """Overwrites the beginning of this process's words, which must be at least as long. Raises OSError."""
     from base.machine.processes import stat_fields  # noqa: PLC0415 - few command lines have secrets
 
     begin = int(stat_fields("self")[_ARG_START - 3])

@@ -23,7 +23,7 @@ def is_open(fd: int) -> bool:
 
 
 def move_up(fd: int) -> int:
-    """Moves an open file to a high descriptor and returns it; the old descriptor is closed."""
+    """Moves an open file to a high descriptor and returns it. The old descriptor is closed."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = _LOWEST if soft == resource.RLIM_INFINITY else min(_LOWEST, soft // 2)
     moved: int = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest)
@@ -32,7 +32,7 @@ def move_up(fd: int) -> int:
 
 
 def move_socket_up(connection: socket.socket) -> socket.socket:
-    """Moves a socket to a high descriptor; returns it as a new object, and closes the given one."""
+    """Moves a socket to a high descriptor. Returns it as a new object, and closes the given one."""
     return socket.socket(fileno=move_up(connection.detach()))
 
 

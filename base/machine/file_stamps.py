@@ -32,7 +32,7 @@ FolderStamps: TypeAlias = dict[str, FileStamp]
 
 
 def read_stamp(path: str | os.PathLike[str]) -> FileStamp:
-    """The file's stamp now; a link has that of its target."""
+    """The file's stamp now. A link has that of its target."""
     try:
         found = os.stat(path)  # noqa: PTH116 - called for thousands of paths
     except (OSError, ValueError):

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MODE = 0o644
-"""Permissions of a file that this program will trust later; the umask has no influence."""
+"""Permissions of a file that this program will trust later. The umask has no influence."""
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -16,7 +16,7 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 def why_changeable(
     status: os.stat_result, name: object = "it", *, user: int | None = None, allows_sticky: bool = False
 ) -> str | None:
-    """Why users other than root and `user` could change a file or folder; None if they cannot.
+    """Why users other than root and `user` could change a file or folder. None if they cannot.
 
     Args:
         status: of the file; best read from its open descriptor.
@@ -36,7 +36,7 @@ _MOST_BYTES = 16 << 20
 
 
 def read_own(path: str | os.PathLike[str]) -> bytes:
-    """The content of a regular file that only root and this user can change; raises OSError for any other."""
+    """The content of a regular file that only root and this user can change. Raises OSError for any other."""
     with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
         status = os.fstat(file.fileno())
         reason = why_changeable(status) if stat.S_ISREG(status.st_mode) else "it is not a regular file"
@@ -78,7 +78,7 @@ def nearest_existing(folder: "Path") -> "Path":
 
 
 def write_problem(folder: str) -> str | None:
-    """Why no file can be written in a folder, tried as `tempfile` does; None if one can.
+    """Why no file can be written in a folder, tried as `tempfile` does. None if one can.
 
     A folder's mode does not decide this: root may write with any mode, and cannot on a full disk or in /proc.
     """

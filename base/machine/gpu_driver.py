@@ -19,7 +19,7 @@ _SUCCESS: Final = 0
 
 @cache
 def has_device(path: str) -> bool:
-    """Whether the kernel has this device; the first answer is kept."""
+    """Whether the kernel has this device. The first answer is kept."""
     return os.path.exists(path)  # noqa: PTH110 - as the other calls of os here
 
 
@@ -29,7 +29,7 @@ def may_have_gpu() -> bool:
 
 
 def initialized_driver() -> Driver | None:
-    """The driver that this process has initialized; None while its forks can use the GPUs.
+    """The driver that this process has initialized. None while its forks can use the GPUs.
 
     Takes some microseconds and initializes nothing. CUDA's `cuDeviceGetCount` fails with
     CUDA_ERROR_NOT_INITIALIZED until `cuInit` has been called (CUDA driver API, "Initialization"). The drivers
@@ -46,7 +46,7 @@ def initialized_driver() -> Driver | None:
 
 
 def _loaded(library: str) -> int | None:
-    """The handle of a library if this process has loaded it already, else None; loads nothing."""
+    """The handle of a library if this process has loaded it already, else None. Loads nothing."""
     with suppress(OSError):
         return int(ctypes._dlopen(library, os.RTLD_NOLOAD | os.RTLD_LAZY))  # type: ignore[attr-defined]
     return None

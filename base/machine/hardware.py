@@ -17,11 +17,11 @@ _INSTRUCTION_SETS: Final = re.compile(
     r"abm|adx|aes|amx|avx|bmi|cldemote|clwb|clzero|cmpccxadd|enqcmd|f16c|fma|gfni|kl$|lzcnt|mov|pclmul|pku|popcnt|"
     r"prefetch|raoint|rd(pid|rnd|seed)|sha|sm[34]|sse|ssse|tsxldtrk|uintr|vaes|vpclmul|waitpkg|xop|xsave"
 )
-"""Beginnings of x86 processor flags that name instructions; other flags also depend on the kernel."""
+"""Beginnings of x86 processor flags that name instructions. Other flags also depend on the kernel."""
 
 
 def instruction_sets(proc: Path = PROC) -> tuple[str, ...]:
-    """The instruction sets that compilers use, sorted; empty where the kernel does not list them."""
+    """The instruction sets that compilers use, sorted. Empty where the kernel does not list them."""
     names = set((_of_first_processor(proc, "flags", "Features") or "").split())
     is_x86 = platform.machine() in ("x86_64", "i686", "AMD64")
     return tuple(sorted(name for name in names if not is_x86 or _INSTRUCTION_SETS.match(name)))

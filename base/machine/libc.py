@@ -48,7 +48,7 @@ def last_error(call: str) -> OSError:
 
 
 def prctl(option: int, *arguments: Any) -> None:
-    """Changes a property of this process (prctl(2)); raises OSError."""
+    """Changes a property of this process (prctl(2)). Raises OSError."""
     check(load_libc().prctl(option, *arguments, *[None] * (4 - len(arguments))), "prctl")
 
 
@@ -68,7 +68,7 @@ def huge_page_parts(used: Iterable[range], most_bytes: int) -> Iterator[range]:
 
 
 def use_huge_pages(part: range) -> None:
-    """Moves memory into pages of 2 MiB, in 0.3 milliseconds each; before Linux 6.1, the kernel does it later.
+    """Moves memory into pages of 2 MiB, in 0.3 milliseconds each. Before Linux 6.1, the kernel does it later.
 
     Does nothing on a system without such pages.
     """
@@ -80,7 +80,7 @@ _MADV_POPULATE_WRITE = 23
 
 
 def populate_pages(mapped: range) -> None:
-    """Makes the kernel provide the pages of mapped addresses now (madvise(2)); their content stays.
+    """Makes the kernel provide the pages of mapped addresses now (madvise(2)). Their content stays.
 
     Other threads run meanwhile. Raises OSError if it fails, and always before Linux 5.14.
     """
@@ -88,7 +88,7 @@ def populate_pages(mapped: range) -> None:
 
 
 def forget_pages(used: range) -> None:
-    """Gives the memory of whole pages back; pages of a mapped file are read again when they are used."""
+    """Gives the memory of whole pages back. Pages of a mapped file are read again when they are used."""
     if whole := _whole_pages(used.start, used.stop, mmap.PAGESIZE):
         load_libc().madvise(whole.start, len(whole), mmap.MADV_DONTNEED)
 
@@ -98,7 +98,7 @@ def _whole_pages(begin: int, end: int, page_bytes: int) -> range:
 
 
 def trim_heap() -> None:
-    """Gives freed memory back to the system; takes some milliseconds. Only glibc needs it and can do it."""
+    """Gives freed memory back to the system. Takes some milliseconds. Only glibc needs it and can do it."""
     with suppress(AttributeError):
         load_libc().malloc_trim(0)
 
@@ -112,16 +112,16 @@ class HeapTrimmer:
         self._latest_s = inf
         """Monotonic time after which more work no longer postpones the trimming."""
         self.due_s = inf
-        """Monotonic time of the next trimming; infinite if there is nothing to trim."""
+        """Monotonic time of the next trimming. Infinite if there is nothing to trim."""
 
     def postpone(self) -> None:
-        """Called after work; moves the next trimming back."""
+        """Called after work. Moves the next trimming back."""
         now_s = monotonic()
         self._latest_s = min(self._latest_s, now_s + self._interval_s)
         self.due_s = min(now_s + self._delay_s, self._latest_s)
 
     def trim_if_due(self) -> None:
-        """Trims if the time has come; blocks meanwhile."""
+        """Trims if the time has come. Blocks meanwhile."""
         if monotonic() >= self.due_s:
             trim_heap()
             self.due_s = self._latest_s = inf

@@ -1,6 +1,6 @@
 """Reads how much memory the machine and its cgroups have left, and counts kills for lack of memory.
 
-Standard library only; the prefetch's helper process uses it too.
+Standard library only. The prefetch's helper process uses it too.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ class MemoryState(NamedTuple):
     """Memory under one limit, in bytes."""
 
     available_bytes: int
-    """Bytes that can be allocated without swapping; clean page cache counts, because the kernel evicts it."""
+    """Bytes that can be allocated without swapping. Clean page cache counts, because the kernel evicts it."""
     total_bytes: int
     is_cgroup: bool = False
     """Whether the limit is a container's (or another cgroup's) instead of the machine's."""
@@ -34,13 +34,13 @@ class MemoryState(NamedTuple):
 
 
 def read_memory(proc: Path = PROC) -> MemoryState | None:
-    """The tightest limit that applies to this process; None if the system does not report any."""
+    """The tightest limit that applies to this process. None if the system does not report any."""
     states = [*_machine(proc), *_cgroups(proc)]
     return min(states, key=lambda state: state.available_bytes, default=None)
 
 
 def available_bytes() -> int:
-    """Bytes available under the tightest limit; 0 if the system does not report it."""
+    """Bytes available under the tightest limit. 0 if the system does not report it."""
     state = read_memory()
     return state.available_bytes if state else 0
 
@@ -57,7 +57,7 @@ class OomWatch:
 
     @property
     def has_killed(self) -> bool | None:
-        """Whether the kernel killed a process of this cgroup since `__init__`; None if it does not count."""
+        """Whether the kernel killed a process of this cgroup since `__init__`. None if it does not count."""
         return None if self._num_before is None else _num_kills(self._proc) != self._num_before
 
     def describe_kill(self) -> str:
@@ -68,7 +68,7 @@ class OomWatch:
         whose = "this container" if memory and memory.is_cgroup else "this machine"
         limit = f" ({format_bytes(memory.total_bytes)})" if memory else ""
         return (
-            f": the kernel killed it because the memory of {whose}{limit} ran out; lower --max-num-seqs, "
+            f": the kernel killed it because the memory of {whose}{limit} ran out. Lower --max-num-seqs, "
             "--max-model-len or --kv-cache-memory-bytes, or provide more memory"
         )
 
@@ -118,7 +118,7 @@ def _numbers(path: Path) -> dict[str, int]:
 
 
 def _num_kills(proc: Path) -> int | None:
-    """Out-of-memory kills so far in the cgroup, or else on the machine; None if they are not counted."""
+    """Out-of-memory kills so far in the cgroup, or else on the machine. None if they are not counted."""
     for cgroup in own_cgroups("memory", proc):
         if (num := _read_kills(cgroup.folder / _KILLS_FILES[cgroup.version])) is not None:
             return num

@@ -22,7 +22,7 @@ class GpuProcess(NamedTuple):
 
     pid: int
     used_bytes: int | None
-    """Bytes of the GPU's memory that the process holds; None if the driver does not report it."""
+    """Bytes of the GPU's memory that the process holds. None if the driver does not report it."""
 
 
 class Gpu(NamedTuple):
@@ -35,7 +35,7 @@ class Gpu(NamedTuple):
     free_bytes: int
     processes: tuple[GpuProcess, ...]
     capability: tuple[int, int] | None = None
-    """CUDA's compute capability, major and minor; None if the driver does not report it."""
+    """CUDA's compute capability, major and minor. None if the driver does not report it."""
 
 
 class GpuState(NamedTuple):
@@ -47,7 +47,7 @@ class GpuState(NamedTuple):
     """The newest version of CUDA that the driver supports."""
     gpus: tuple[Gpu, ...]
     problem: str | None = None
-    """Why the driver cannot be used; None if it can."""
+    """Why the driver cannot be used. None if it can."""
 
 
 class _Memory(ctypes.Structure):
@@ -64,7 +64,7 @@ class _Process(ctypes.Structure):
 
 
 def read_gpus() -> GpuState | None:
-    """The GPUs; None if there is no driver."""
+    """The GPUs. None if there is no driver."""
     library = _load()
     if library is None:
         return None

@@ -3,7 +3,7 @@
 cachestat(2) (Linux 6.5 and later) takes 0.3 ms for 3.2 GB in 4 files, mincore(2) 48 ms. Files of overlayfs
 have no pages of their own: cachestat finds none, and mincore finds those of the underlying file. If this user
 neither owns a file nor may write to it, mincore reports every page as resident, and cachestat may be denied.
-Then page faults (Linux 5.14) test samples; one takes 14 microseconds, or a disk access.
+Then page faults (Linux 5.14) test samples. One takes 14 microseconds, or a disk access.
 
 A method is used on a file system only if it has seen a page there that was just read.
 
@@ -32,7 +32,7 @@ _MADV_RANDOM = 1
 _MADV_POPULATE_READ = 22
 
 Method = Callable[[int, int, int], int]
-"""Takes a descriptor, an offset and a length; returns the bytes in the page cache. Raises OSError."""
+"""Takes a descriptor, an offset and a length. Returns the bytes in the page cache. Raises OSError."""
 
 
 class _Sight(NamedTuple):
@@ -47,7 +47,7 @@ _sights: dict[tuple[int, Method], _Sight] = {}
 
 
 def memory_devices() -> set[int]:
-    """Device numbers, as in stat(2), of file systems whose files are always in memory; empty if unknown."""
+    """Device numbers, as in stat(2), of file systems whose files are always in memory. Empty if unknown."""
     return _devices(lambda kind: kind in ("tmpfs", "ramfs", "devtmpfs", "hugetlbfs"))
 
 
@@ -67,14 +67,14 @@ class ResidencyProbe:
     def __init__(self, path: str, method: Method | None = None) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.method = method
-        """The method for this file; None if no method can measure it."""
+        """The method for this file. None if no method can measure it."""
         self.keeps_pages = True
         """False if the file system drops a file's pages whenever the file is opened."""
         if method is None and os.fstat(self._fd).st_size:
             self.method, self.keeps_pages = _choose_method(path, self._fd)
 
     def resident_bytes(self, offset: int = 0, length: int | None = None) -> int:
-        """Resident bytes of the range, in whole pages up to the file's end; 0 if they are not known."""
+        """Resident bytes of the range, in whole pages up to the file's end. 0 if they are not known."""
         end = os.fstat(self._fd).st_size
         if length is not None:
             end = min(end, offset + length)
@@ -99,7 +99,7 @@ class ResidencyProbe:
 def _choose_method(path: str, fd: int) -> tuple[Method | None, bool]:
     """The cheapest method that sees pages of the file, and whether they stay when the file is opened again.
 
-    The file's owner decides which methods may be used; only the file system decides what they see. With Linux
+    The file's owner decides which methods may be used. Only the file system decides what they see. With Linux
     6.18, all files of an overlay behave alike, whichever layer and file system they are on.
     """
     device = os.fstat(fd).st_dev
@@ -143,7 +143,7 @@ def _test(method: Method, path: str, fd: int) -> _Sight:
 
 
 def by_cachestat(fd: int, offset: int, length: int) -> int:
-    """Counts resident bytes by cachestat(2); raises OSError if the kernel lacks the call or denies it."""
+    """Counts resident bytes by cachestat(2). Raises OSError if the kernel lacks the call or denies it."""
     return min(int(read_cachestat(fd, offset, length).num_cached) * _PAGE_BYTES, length)
 
 
@@ -168,7 +168,7 @@ def by_faults(fd: int, offset: int, length: int) -> int:
 
 
 def _is_resident(fd: int, offset: int) -> bool:
-    """Whether mapping the page needs no access to the disk; a page that was missing is dropped again."""
+    """Whether mapping the page needs no access to the disk. A page that was missing is dropped again."""
     with FileMapping(fd, offset, 1) as mapping:
         mapping.advise(_MADV_RANDOM)
         before = resource.getrusage(resource.RUSAGE_THREAD).ru_majflt

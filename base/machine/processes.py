@@ -11,7 +11,7 @@ _NS = 1_000_000_000
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _READINGS = 5
 KILL_S = 0.5
-"""Seconds that killed processes get to end; they free their memory first."""
+"""Seconds that killed processes get to end. They free their memory first."""
 _KILL_POLL_S = 0.002
 _TRACKER = b"multiprocessing.resource_tracker"
 ENDED = ("Z", "X")
@@ -19,18 +19,18 @@ ENDED = ("Z", "X")
 
 
 def stat_fields(pid: int | str) -> list[str]:
-    """The fields of /proc/PID/stat after the command's name; the first is the state, proc(5)'s number 3."""
+    """The fields of /proc/PID/stat after the command's name. The first is the state, proc(5)'s number 3."""
     with open(f"/proc/{pid}/stat", errors="replace") as file:  # noqa: PTH123
         return file.read().rpartition(")")[2].split()
 
 
 def processor_s(stat: Sequence[str], *, with_reaped: bool) -> float:
-    """A process's processor time from its `stat_fields`; `with_reaped` adds that of its reaped children."""
+    """A process's processor time from its `stat_fields`. `with_reaped` adds that of its reaped children."""
     return sum(map(int, stat[11 : 15 if with_reaped else 13])) / _TICKS_PER_S
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process runs; False for a zombie, which has ended but was not reaped."""
+    """Whether the process runs. False for a zombie, which has ended but was not reaped."""
     try:
         return stat_fields(pid)[0] not in ENDED
     except FileNotFoundError:
@@ -40,7 +40,7 @@ def is_alive(pid: int) -> bool:
 
 
 def pss_bytes(pid: int) -> int:
-    """A process's memory in bytes; shared pages count in part (proc(5), smaps_rollup). 0 if it has ended."""
+    """A process's memory in bytes. Shared pages count in part (proc(5), smaps_rollup). 0 if it has ended."""
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
@@ -63,7 +63,7 @@ def process_start_ns(pid: int | str = "self") -> int:
 
 
 def process_age_s(pid: int | str) -> float | None:
-    """Seconds since a process was started; None if /proc cannot be read."""
+    """Seconds since a process was started. None if /proc cannot be read."""
     try:
         return time.clock_gettime(time.CLOCK_BOOTTIME) - _started_s(pid)
     except (OSError, ValueError, AttributeError, IndexError):
@@ -89,7 +89,7 @@ def _suspended_ns() -> int:
     """How long the machine was suspended: the monotonic clock does not count that time.
 
     The two clocks are read one after the other. If this process is descheduled between the readings, the
-    difference is too large, never too small; the smallest of several counts.
+    difference is too large, never too small. So the smallest of several is taken.
     """
     return min(-time.monotonic_ns() + time.clock_gettime_ns(time.CLOCK_BOOTTIME) for _ in range(_READINGS))
 
@@ -108,7 +108,7 @@ class EndWatch:
             self._fd = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
 
     def is_exiting(self) -> bool:
-        """Whether the process is exiting or has exited; takes some microseconds."""
+        """Whether the process is exiting or has exited. Takes some microseconds."""
         if self._fd is None:
             return False
         try:
@@ -117,7 +117,7 @@ class EndWatch:
             return True
 
     def close(self) -> None:
-        """Stops the detection; may be called again."""
+        """Stops the detection. May be called again."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -137,7 +137,7 @@ def descendants(pid: int, but: Collection[int] = ()) -> set[int]:
 
 
 def kill_descendants(*, spared: Collection[int] = (), mark: str | None = None, timeout_s: float = KILL_S) -> None:
-    """Kills the descendants of this process; returns once they have ended, or after the timeout.
+    """Kills the descendants of this process. Returns once they have ended, or after the timeout.
 
     Args:
         spared: processes that are not killed, nor are their descendants.

@@ -26,7 +26,7 @@ def affinity_count() -> int:
 
 
 def usable_count(proc: Path = PROC) -> int:
-    """The number of processors this process may use fully, at least 1; a quota of 1.5 counts as 2.
+    """The number of processors this process may use fully, at least 1. A quota of 1.5 counts as 2.
 
     More threads than that use up the quota early in each period, and then all of them wait until it ends.
     """
@@ -45,9 +45,9 @@ class ProcessorTime(NamedTuple):
     """Totals at one moment. Only the difference between two moments has a meaning."""
 
     threads: dict[str, ThreadTime]
-    """Times of each thread by its id; empty if the kernel does not account them."""
+    """Times of each thread by its id. Empty if the kernel does not account them."""
     num_processors: int
-    """Processors that this process may use; 0 if unknown. The fields below are sums over these processors."""
+    """Processors that this process may use. 0 if unknown. The fields below are sums over these processors."""
     idle_s: float
     busy_s: float
     stolen_s: float
@@ -73,7 +73,7 @@ class ProcessorUse(NamedTuple):
     """How processors were used between two moments."""
 
     num_left: float
-    """The average number of processors that other processes left free; 0 if unknown."""
+    """The average number of processors that other processes left free. 0 if unknown."""
     lost_share: float
     """The share of the time, 0 to 1, that threads of this process wanted to run and could not."""
 
@@ -103,7 +103,7 @@ def _usable_processors(proc: Path) -> Iterator[list[int]]:
 
 
 def _quota(cgroup: Cgroup) -> Iterator[float]:
-    """The quota in processors; yields nothing if there is no limit."""
+    """The quota in processors. Yields nothing if there is no limit."""
     if cgroup.version == 2:
         fields = " ".join(read_lines(cgroup.folder / "cpu.max")).split()
     else:

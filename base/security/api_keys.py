@@ -1,4 +1,4 @@
-"""The accepted API keys, kept as digests and reloaded when their file changes; the paths that need none."""
+"""The accepted API keys, kept as digests and reloaded when their file changes, and the paths without keys."""
 
 import hashlib
 import hmac
@@ -31,14 +31,14 @@ _KEY_WRONG: Final = "The API key is not one of the server's."
 
 
 class KeyFileError(ServerError):
-    """The key file cannot be used; the message names the file and never its content."""
+    """The key file cannot be used. The message names the file and never its content."""
 
 
 class ApiKeys:
-    """Checks keys; used on the event loop."""
+    """Checks keys. Used on the event loop."""
 
     def __init__(self, given: tuple[str, ...] = (), file: Path | None = None) -> None:
-        """Keys in `given` are always valid; keys in `file` are valid as long as the file contains them.
+        """Keys in `given` are always valid. Keys in `file` are valid as long as the file contains them.
 
         Raises:
             KeyFileError: the file cannot be read, or holds no key.
@@ -56,7 +56,7 @@ class ApiKeys:
         return len(self._digests)
 
     def refusal(self, read_header: Callable[[str], bytes]) -> str | None:
-        """Why a request is refused; None if it has a key, as `Authorization: Bearer KEY` or `X-Api-Key: KEY`.
+        """Why a request is refused. None if it has a key, as `Authorization: Bearer KEY` or `X-Api-Key: KEY`.
 
         `read_header` returns the bytes of a header, empty if the request lacks it.
         """
@@ -68,17 +68,17 @@ class ApiKeys:
         return _KEY_WRONG if any(given) else _KEY_NEEDED
 
     def is_valid(self, key: bytes) -> bool:
-        """Whether this is one of the keys; takes the same time for every key."""
+        """Whether this is one of the keys. Takes the same time for every key."""
         digest = _digest(key)
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return any(matches)
 
     def reload(self) -> None:
-        """Reloads the file; if it cannot be used, the keys do not change."""
+        """Reloads the file. If it cannot be used, the keys do not change."""
         try:
             self._digests = [*self._given, *self._read_file()]
         except KeyFileError as err:
-            logger.error("%s; the previous keys stay valid", err)
+            logger.error("%s. The previous keys stay valid", err)
         else:
             logger.info("%s was reloaded: %d keys are valid now", self._file, len(self))
 
@@ -87,7 +87,7 @@ class ApiKeys:
 
 
 def read_key_file(path: Path) -> list[bytes]:
-    """One key per line; blank lines and lines that begin with # are ignored.
+    """One key per line. Blank lines and lines that begin with # are ignored.
 
     Raises:
         KeyFileError: the file cannot be read, or holds no key.

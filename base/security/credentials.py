@@ -24,7 +24,7 @@ class Credentials:
     def __init__(self, network: NetworkConfig, tls: TlsConfig, api_keys: ApiKeys) -> None:
         """Raises TlsError if the TLS files cannot be used."""
         self.tls_context: Callable[[], ssl.SSLContext] | None = None
-        """Returns the context for a new handshake; None if the server uses plain HTTP."""
+        """Returns the context for a new handshake. None if the server uses plain HTTP."""
         self._watches: list[FileWatch] = []
         if network.api_key_file:
             self._watches.append(FileWatch([network.api_key_file], api_keys.reload))
@@ -62,7 +62,7 @@ class FileWatch:
         self._thread = threading.Thread(target=self._poll, name="watch files", daemon=True)
 
     def start(self) -> None:
-        """Starts polling; changes since this object was created count."""
+        """Starts polling. Changes since this object was created count."""
         self._thread.start()
 
     def close(self) -> None:

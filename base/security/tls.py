@@ -18,7 +18,7 @@ _ENCRYPTED = (b"BEGIN ENCRYPTED PRIVATE KEY", b"Proc-Type: 4,ENCRYPTED")
 
 
 class TlsError(ServerError):
-    """TLS files or settings cannot be used; the message names option, file and fix."""
+    """TLS files or settings cannot be used. The message names option, file and fix."""
 
 
 def create_tls_context(config: TlsConfig) -> ssl.SSLContext:
@@ -53,7 +53,7 @@ def tls_files(config: TlsConfig) -> list[str]:
 
 
 class RenewableTls:
-    """Holds the context for new handshakes; existing connections keep theirs.
+    """Holds the context for new handshakes. Existing connections keep theirs.
 
     A new context is complete before it is used, so a failed renewal changes nothing. It has none of the
     previous context's sessions, so clients that reconnect after a renewal are verified again.
@@ -65,11 +65,11 @@ class RenewableTls:
         self.context = create_tls_context(config)
 
     def reload(self) -> None:
-        """Reloads the files; if they cannot be used, the context does not change."""
+        """Reloads the files. If they cannot be used, the context does not change."""
         try:
             self.context = create_tls_context(self._config)
         except TlsError as err:
-            logger.error("the TLS files have changed and cannot be used: %s; the previous ones stay in use", err)
+            logger.error("the TLS files have changed and cannot be used: %s. The previous files stay in use", err)
         else:
             logger.info("the TLS files have changed: new connections get the new certificate")
 

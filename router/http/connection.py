@@ -18,7 +18,7 @@ from server.http.transport.tls_handshake import TlsHandshake
 from server.terms.limits import LimitsConfig
 
 _LINGER_S: Final = 1.0
-"""Seconds for which the router still reads from a refused client, so that the client can read why."""
+"""How long the router still reads from a refused client, so that the client can read why, in seconds."""
 _READ_BYTES: Final = 64 << 10
 _TOO_MANY_HEADERS: Final = "Too many headers received"
 """aiohttp's text for too many headers. The error can be recognised only by its text."""

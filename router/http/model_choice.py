@@ -85,7 +85,7 @@ class ModelChoice:
         if path in _SERVED or path.startswith(_SERVED_BELOW) or self._pool.is_ready(entry.name):
             return
         text = (
-            f"Not Found: a path that the router does not know starts no model; use /upstream/{entry.name}{shown(path)}."
+            f"Not Found: a path that the router does not know starts no model. Use /upstream/{entry.name}{shown(path)}."
         )
         raise FailedRequestError(404, text)
 

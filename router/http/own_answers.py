@@ -146,7 +146,7 @@ class OwnAnswers:
         return json_answer(self._list.status())
 
     async def _change(self, verb: str, name: str, request: web.Request) -> web.StreamResponse:
-        """Loads, puts to sleep or unloads a model; `success` is the answer of llama-server's router."""
+        """Loads, puts to sleep or unloads a model. `success` is the answer of llama-server's router."""
         entry = self._choice.by_name(name)
         change = {"load": self._pool.load, "sleep": self._pool.sleep, "unload": self._pool.unload}[verb]
         await change(entry.name)

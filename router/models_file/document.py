@@ -244,7 +244,7 @@ class _Reader:
         try:
             return self._scalars.construct_object(node)
         except ValueError as err:
-            raise DocumentError(f"{show(node.value)} is no value: {err}; put a text in quotes", line) from err
+            raise DocumentError(f"{show(node.value)} is no value: {err}. Put a text in quotes", line) from err
 
     def _read_mapping(self, node: Any, path: KeyPath, line: int) -> Node:
         """Reads keys as written: `no: ...` names a model `no`."""

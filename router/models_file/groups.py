@@ -63,7 +63,7 @@ def apply_groups(
     if len(others) > 1 and not groups:
         findings.notice(
             ("models",),
-            f"{list_some(others)} run one at a time, as the memory that such commands need is unknown: to let them run "
+            f"{list_some(others)} run one at a time, as the memory that such commands need is unknown. To let them run "
             "together, put them into a group with swap: false and exclusive: false",
         )
     known.append(_Group("", others, exclusive=bool(groups)))

@@ -60,7 +60,7 @@ class SchedulerLimits(SeveralModelsConfig):
     min_stay_s: float = 2.0
     """Seconds after a model became ready in which it is not stopped for another one."""
     memory_wait_s: float = 10.0
-    """Seconds for which a start waits for memory that other programs hold."""
+    """How long a start waits for memory that other programs hold, in seconds."""
 
     @property
     def budget(self) -> Need:
@@ -84,7 +84,7 @@ class ModelRules:
     restart_limit: int | None = None
     """The model restarts by itself until it failed so often in a row. Requests wait at most `max_wait_s`."""
     on_swap: Literal["stop", "sleep"] = "stop"
-    """What happens to the model when another model needs its memory."""
+    """How the model makes room when another model needs its memory."""
     idle_sleep_s: float | None = None
     """Seconds without a request until the model falls asleep. None: it stays awake."""
     asleep: Mapping[int, Need] = field(default_factory=dict)

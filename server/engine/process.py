@@ -93,7 +93,7 @@ def run_engine(
 def _describe(err: Exception) -> str:
     """One line for users. A lack of memory is named with a remedy. Other failures refer to the log."""
     if not _is_memory_failure(err):
-        return "the engine failed; its log has the traceback"
+        return "the engine failed (its log has the traceback)"
     lines = str(err).partition(_ALLOCATOR)[2].splitlines() or str(err).splitlines() or [type(err).__name__]
     reason = lines[0].strip()[:_MAX_REASON_CHARS]
     return f"the engine ran out of memory ({reason}): lower --max-num-seqs or --max-model-len, or give it more memory"

@@ -197,7 +197,7 @@ def _check_min_tokens(request: AnyRequest, budgets: Sequence[int]) -> None:
 
 def _check_token_ids(request: AnyRequest, vocab_size: int) -> None:
     if request.allowed_token_ids == []:
-        raise RequestError("allowed_token_ids must not be empty; leave it out instead.", param="allowed_token_ids")
+        raise RequestError("allowed_token_ids must not be empty. Leave it out instead.", param="allowed_token_ids")
     for param in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
         check_token_ids(getattr(request, param) or (), vocab_size=vocab_size, param=param)
 

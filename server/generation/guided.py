@@ -83,7 +83,7 @@ def _from_response_format(request: CompletionRequest | ChatRequest) -> list[Cons
 def _from_structured_outputs(wanted: StructuredOutputs) -> list[Constraint]:
     if wanted.json_object is False:
         raise RequestError(
-            "`structured_outputs.json_object` must be true if it is set; leave it out instead.",
+            "`structured_outputs.json_object` must be true if it is set. Leave it out instead.",
             param="structured_outputs",
         )
     found = []

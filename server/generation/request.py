@@ -62,7 +62,7 @@ class ResponseFormat(msgspec.Struct, kw_only=True):
     def __post_init__(self) -> None:
         if self.type == "structural_tag":
             raise RequestError(
-                "`response_format.type` 'structural_tag' needs `--engine vllm`; use 'json_schema' or strict tools.",
+                "`response_format.type` 'structural_tag' needs `--engine vllm`. Use 'json_schema' or strict tools.",
                 param="response_format",
             )
         if self.type == "json_schema" and (self.json_schema is None or self.json_schema.schema is None):
@@ -159,11 +159,11 @@ class GenerationRequest(SamplingFields, kw_only=True):
         super().__post_init__()
         self._check_thinking_budget()
         if (self.kv_transfer_params or {}).get("prompt_token_ids") is not None:
-            text = "`kv_transfer_params.prompt_token_ids` needs `--engine vllm`; leave it out for the embedded engine."
+            text = "`kv_transfer_params.prompt_token_ids` needs `--engine vllm`. Leave it out for the embedded engine."
             raise RequestError(text, param="kv_transfer_params")
         if sum(map(len, self.stop_strings)) > MAX_STOP_CHARS:
             raise RequestError(
-                f"The stop strings may have {MAX_STOP_CHARS} characters together; `--engine vllm` has no such limit.",
+                f"The stop strings may have {MAX_STOP_CHARS} characters together. `--engine vllm` has no such limit.",
                 param="stop",
             )
         if self.stream_options is not None and not self.stream:

@@ -34,7 +34,7 @@ from server.terms.server_config import ServerConfig
 
 _REQUESTS_PER_TURN = 4
 """The beginning of a request takes about 0.5 ms, a piece of a body (256 KB) about 0.25 ms."""
-_UNKNOWN_PATH = "Not Found: the embedded engine has no such endpoint; `--engine vllm` has all of vLLM's."
+_UNKNOWN_PATH = "Not Found: the embedded engine has no such endpoint. `--engine vllm` has all of vLLM's."
 
 UNCOUNTED_PATHS = OPEN_PATHS | STATUS_PATHS - {"/openapi.json"}
 _CLIENT_GONE = 499

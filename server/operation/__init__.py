@@ -1,1 +1,1 @@
-"""What the server needs for all requests: admission, served models, readiness, drain."""
+"""Parts of the server that all requests need: admission, served models, readiness, drain."""

@@ -97,7 +97,7 @@ class Lease:
         self.num_bytes = 0
 
     def add_bytes(self, num_bytes: int) -> None:
-        """Adds bytes that the request holds; raises OverloadedError if they exceed the limit."""
+        """Adds bytes that the request holds. Raises OverloadedError if they exceed the limit."""
         self._admission.check_room(num_bytes=num_bytes, own=self)
         self._admission.num_held_bytes += num_bytes
         self.num_bytes += num_bytes

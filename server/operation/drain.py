@@ -23,7 +23,7 @@ A router (VCLI_ROUTER) sends no request to a server that it ends, so its servers
 _LONGEST_WAIT_FOR_QUIET_S = 0.3
 """Clients that try again and again must not keep the port from the next server for longer."""
 _DEATH_GRACE_S = 1.0
-"""Seconds for which a server whose engine has died answers probes with 503."""
+"""How long a server whose engine has died answers probes with 503, in seconds."""
 _POLL_S = 0.02
 
 

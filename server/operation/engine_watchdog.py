@@ -22,7 +22,7 @@ _TELL_AFTER_S: Final = 30.0
 _LONGEST_CHECK_S: Final = 0.5
 _CHECKS_PER_TIMEOUT: Final = 10
 _ANSWERS_S: Final = 0.5
-"""Seconds for which clients and probes still get an answer with the reason before the engine is killed."""
+"""How long clients and probes still get an answer with the reason before the engine is killed, in seconds."""
 _BUSY_SHARE: Final = 0.5
 """The share of one processor above which a silent engine counts as computing a long step."""
 
@@ -92,7 +92,7 @@ class EngineWatchdog:
         self._server = server
         self._is_first = is_first
         self.silence_s = 0.0
-        """Seconds for which the engine has been silent. 0 while it answers."""
+        """How long the engine has been silent, in seconds. 0 while it answers."""
         self._since = ""
         """The time of day when the silence began."""
         self._computed_s = 0.0

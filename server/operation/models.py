@@ -91,7 +91,7 @@ class LoraAdapters:
         """Loads or replaces an adapter. Running requests keep the weights with which they began.
 
         Raises:
-            RequestError: the name is taken; the adapter is missing, broken, not allowed or not of this model.
+            RequestError: the name is taken. The adapter is missing, broken, not allowed or not of this model.
         """
         name, path = request.lora_name, request.lora_path
         async with self._changing:
@@ -244,7 +244,7 @@ class ServedModels:
     def _find(self, name: str) -> None:
         if name not in self._names and self._adapters.find(name) is None:
             raise RequestError(
-                f"The model `{name}` does not exist; served here: {', '.join(self._names)}.",
+                f"The model `{name}` does not exist. Served here: {', '.join(self._names)}.",
                 param="model",
                 status=404,
                 type="NotFoundError",

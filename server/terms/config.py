@@ -49,7 +49,7 @@ class LoraConfig:
         "Most adapters in memory. A further one is refused. Without it, there is no limit.",
         minimum=1,
     )
-    lora_dtype: LoraDtype = setting("auto", "--lora-dtype", "Type of adapters' weights; auto is the model's.")
+    lora_dtype: LoraDtype = setting("auto", "--lora-dtype", "Type of adapters' weights. auto is the model's.")
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -158,12 +158,12 @@ class EngineConfig:
         False, "--trust-remote-code", "Run Python code that comes with the model.", group="Model"
     )
     dtype: DTypeName = setting(
-        "auto", "--dtype", "Type of weights and activations; auto is the checkpoint's own.", group="Model"
+        "auto", "--dtype", "Type of weights and activations. auto is the checkpoint's own.", group="Model"
     )
     quantization: Literal["int8"] | None = setting(
         None,
         "--quantization",
-        "int8 quantizes linear layers while the model is loaded, to half of their memory; for CPUs.",
+        "On CPUs, int8 quantizes linear layers while the model is loaded, to half of their memory.",
         group="Model",
         aliases=("-q",),
         syntax="quantization",
@@ -208,7 +208,7 @@ class EngineConfig:
     runner: RunnerName = setting(
         "auto",
         "--runner",
-        "Generate text, or pool it into embeddings, classes and scores; auto decides by the model's files.",
+        "Generate text, or pool it into embeddings, classes and scores. auto decides by the model's files.",
         group="Model",
     )
     convert: ConvertName = setting(
@@ -252,7 +252,7 @@ class RendererConfig:
     tokenizer_mode: str = setting(
         "auto",
         "--tokenizer-mode",
-        "Format of tokenizer files and conversations; auto decides by the files.",
+        "Format of tokenizer files and conversations. auto decides by the files.",
         group="Model",
         syntax="tokenizer mode",
         after="--tokenizer",
@@ -267,7 +267,7 @@ class RendererConfig:
     chat_template_content_format: Literal["auto", "string", "openai"] = setting(
         "auto",
         "--chat-template-content-format",
-        "Whether the template gets a message's content as text or as parts; auto decides by the template.",
+        "Whether the template gets a message's content as text or as parts. auto decides by the template.",
     )
     default_chat_template_kwargs: dict[str, Any] = setting(
         {}, "--default-chat-template-kwargs", "Template variables that a request may override."
@@ -288,14 +288,14 @@ class RendererConfig:
     allowed_media_domains: tuple[str, ...] = setting(
         (),
         "--allowed-media-domains",
-        "Hosts that images may be fetched from; there is no default. A private one must be an IP address or localhost.",
+        "Hosts that images may be fetched from, by default none. A private host must be an IP address or localhost.",
         group="Images",
         metavar="HOST...",
     )
     allowed_local_media_path: str | None = setting(
         None,
         "--allowed-local-media-path",
-        "Folder below which file:// URLs of images may point; there is no default.",
+        "Folder below which file:// URLs of images may point, by default none.",
         group="Images",
         metavar="FOLDER",
     )
@@ -306,7 +306,7 @@ class RendererConfig:
     mm_processor_cache_gb: float = setting(
         4.0,
         "--mm-processor-cache-gb",
-        "Memory for processed images, in GiB; at most a quarter of free memory.",
+        "Memory for processed images, in GiB, at most a quarter of free memory.",
         group="Images",
         minimum=0,
     )

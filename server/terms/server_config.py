@@ -41,21 +41,21 @@ class GenerationConfig:
     anthropic_disabled_thinking_effort: DisabledThinkingEffort = setting(
         "auto",
         "--anthropic-disabled-thinking-effort",
-        "reasoning_effort for disabled thinking in /v1/messages; auto is none, or low if the template ignores none.",
+        "reasoning_effort for disabled thinking in /v1/messages. auto is none, or low if the template ignores none.",
     )
     enable_auto_tool_choice: bool = setting(
-        False, "--enable-auto-tool-choice", "Let the model choose tools; needs --tool-call-parser."
+        False, "--enable-auto-tool-choice", "Let the model choose tools. Needs --tool-call-parser."
     )
     tool_call_parser: str | None = setting(
         None,
         "--tool-call-parser",
-        "Format in which the model writes tool calls, by vLLM's name; auto detects it from the model's files.",
+        "Format in which the model writes tool calls, by vLLM's name. auto detects it from the model's files.",
         metavar="NAME",
     )
     reasoning_parser: str | None = setting(
         None,
         "--reasoning-parser",
-        "Format in which the model writes its reasoning, by vLLM's name; auto detects it from the model's files.",
+        "Format in which the model writes its reasoning, by vLLM's name. auto detects it from the model's files.",
         metavar="NAME",
     )
     reasoning_config: dict[str, Any] = setting(
@@ -104,7 +104,7 @@ class ServerConfig:
 
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     model: str | None = setting(None, filled_by="--model")
-    """The model as the operator names it; `root` in /v1/models."""
+    """The model as the operator names it. `root` in /v1/models."""
     served_model_names: tuple[str, ...] = field(
         metadata=Setting(
             flag="--served-model-name",

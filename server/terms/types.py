@@ -234,7 +234,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a pooling model can do."""
+    """The abilities of a pooling model."""
 
     task: PoolingTask
     """The default task of /pooling, from which scores are computed, too."""
@@ -279,7 +279,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     has_prefix_cache: bool = False
     """Whether prompts stay in the KV cache for later prompts that begin alike."""
     pooling: PoolingInfo | None = None
-    """What a pooling model can do. None if the model generates text."""
+    """The abilities of a pooling model. None if the model generates text."""
     max_loras: int | None = None
     """Most LoRA adapters in one batch. None without `--enable-lora`."""
     quantized: str | None = None

@@ -39,7 +39,7 @@ _DAMAGE: Final = (BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, st
 
 
 class ArchiveError(ValueError):
-    """The archive is damaged, or in a form that this program does not read; the message is one line."""
+    """The archive is damaged, or in a form that this program does not read. The message is one line."""
 
 
 class DamagedError(ArchiveError):
@@ -47,13 +47,13 @@ class DamagedError(ArchiveError):
 
 
 def write_archive(path: Path, record: CompiledModel, sources: Mapping[str, Path]) -> CompiledModel:
-    """Packs files into a new archive; returns the record, completed with them.
+    """Packs files into a new archive. Returns the record, completed with them.
 
-    `sources` maps names in the archive to files; `path` must not exist yet. Links, files that are not regular
+    `sources` maps names in the archive to files. `path` must not exist yet. Links, files that are not regular
     and files that are gone are left out.
 
     Raises:
-        OSError: a file cannot be read, or the archive not be written; the part that is written stays.
+        OSError: a file cannot be read, or the archive not be written. The part that is written stays.
         ValueError: a name is not allowed, the files are too many or too large, or `read_record` refuses them.
     """
     if problem := _why_wrong_names(sources):
@@ -74,7 +74,7 @@ def write_archive(path: Path, record: CompiledModel, sources: Mapping[str, Path]
 
 
 def read_record(file: BinaryIO) -> CompiledModel:
-    """The record in an archive; reads only the directory and this member.
+    """The record in an archive. Reads only the directory and this member.
 
     Raises:
         ArchiveError: it is not an archive of this format.
@@ -110,7 +110,7 @@ def unpack(file: BinaryIO, folder: Path, *, max_bytes: int) -> CompiledModel:
 
 
 def _pack(archive: ZipFile, name: str, source: Path) -> FileFacts | None:
-    """Adds a file, at most up to its present size; None if it is left out."""
+    """Adds a file, at most up to its present size. None if it is left out."""
     try:
         status = source.lstat()
         if not stat.S_ISREG(status.st_mode):
@@ -133,7 +133,7 @@ def _pack(archive: ZipFile, name: str, source: Path) -> FileFacts | None:
 
 
 def _why_wrong_names(names: Mapping[str, object]) -> str | None:
-    """Why these cannot be the names of an archive's files; None if they can."""
+    """Why these cannot be the names of an archive's files. None if they can."""
     if len(names) > MOST_FILES:
         return f"it has {len(names)} files, more than {MOST_FILES}"
     wrong = next((name for name in names if name == MANIFEST or not _is_safe(name)), None)
@@ -193,7 +193,7 @@ def _read_record(archive: ZipFile) -> CompiledModel:
 
 
 def _read_member(archive: ZipFile, name: str, most_bytes: int) -> Iterator[bytes]:
-    """Yields the member's content in chunks; raises ArchiveError if it has more than `most_bytes`."""
+    """Yields the member's content in chunks. Raises ArchiveError if it has more than `most_bytes`."""
     try:
         member = archive.getinfo(name)
     except KeyError:

@@ -42,7 +42,7 @@ _POLLED_EVERY_S: Final = 0.05
 
 
 def present_versions(vllm: InstalledVllm) -> dict[str, str]:
-    """Versions, by name, of Python and of the packages that compile; a compiled model fits only these."""
+    """Versions, by name, of Python and of the packages that compile. A compiled model fits only these."""
     return {"python": platform.python_version(), "vllm": vllm.version, **installed_versions(_PACKAGES)}
 
 
@@ -62,10 +62,10 @@ class CompileCache:
         """Why compiled models were removed before this start could load them, by key."""
         self._expected: Reason | None = None
         self._job: AddJob | None = None
-        """The models to record and share once the start is over; None if there are none."""
+        """The models to record and share once the start is over. None if there are none."""
         self._helper: SharingProcess | None = None
         self._problems: list[str] = []
-        """Problems with locations that were reported; each is reported once."""
+        """Problems with locations that were reported. Each is reported once."""
         self._is_late = False
         """Whether fetching took too long."""
         self._is_over = threading.Event()
@@ -116,7 +116,7 @@ class CompileCache:
         )
 
     def share(self) -> None:
-        """Records and shares the models that vLLM has compiled. Takes seconds; called after `describe`."""
+        """Records and shares the models that vLLM has compiled. Takes seconds. Called after `describe`."""
         if self._job is not None and self._job.records:
             self._add(self._job)
 
@@ -142,7 +142,7 @@ class CompileCache:
             os.close(lock)
 
     def _prepare(self) -> None:
-        """Removes models that must not be loaded; fetches one for this command line unless one is here."""
+        """Removes models that must not be loaded. Fetches one for this command line unless one is here."""
         self._records = [record for record in local.read_records() if record.model == self._model]
         for record in self._records:
             if (reason := self._why_unusable(record)) is not None:
@@ -152,7 +152,7 @@ class CompileCache:
             self._fetch()
 
     def _why_unusable(self, record: CompiledModel) -> Reason | None:
-        """Why vLLM, which does not check the model's files, must not load it; None if it may."""
+        """Why vLLM, which does not check the model's files, must not load it. None if it may."""
         if not (failures := local.num_failures(record)):
             return None
         if (damaged := local.damaged_file(record)) is not None:
@@ -225,12 +225,12 @@ class CompileCache:
         return next(filter(None, map(self._why_not_used, fitting)), gone)
 
     def _why_not_used(self, record: CompiledModel) -> Reason | None:
-        """Why a compiled model that fits was removed or not fetched; None if neither is known."""
+        """Why a compiled model that fits was removed or not fetched. None if neither is known."""
         excluded = _FAILED if local.is_excluded(record) else None
         return self._removed.get(record.key) or excluded or _why_outdated(record)
 
     def _why_compiled(self, events: Iterable[CompiledEvent]) -> Reason | None:
-        """Why vLLM compiled a model; None if it loaded everything."""
+        """Why vLLM compiled a model. None if it loaded everything."""
         compiled = [event for event in events if event.loaded_s is None]
         if not compiled:
             return None

@@ -27,7 +27,7 @@ class CompiledEvent:
     """Whether the loaded model has computed something: later failures are not its fault."""
     compiled_s: float | None = None
     error: str = ""
-    """Why vLLM could not load it, in vLLM's words; empty if it did not try or did not fail."""
+    """Why vLLM could not load it, in vLLM's words. Empty if it did not try or did not fail."""
     damaged: str | None = None
     """A file that has changed since it was recorded, if that is why vLLM could not load the model."""
     more: str = ""
@@ -37,7 +37,7 @@ class CompiledEvent:
 
 
 class Exchange:
-    """Reads and writes the files; the launcher and each worker create their own object."""
+    """Reads and writes the files. The launcher and each worker create their own object."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -61,19 +61,19 @@ class Exchange:
         return fd
 
     def wait_for_load(self) -> None:
-        """Called by a worker; returns once the compiled model has arrived, if one is being fetched."""
+        """Called by a worker. Returns once the compiled model has arrived, if one is being fetched."""
         with suppress(OSError), self._lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH)
 
     def read_hardware(self) -> str:
-        """Called by a worker; returns the text that `hold_load` got."""
+        """Called by a worker. Returns the text that `hold_load` got."""
         return self._lock.read_text() if self._lock.exists() else ""
 
     def report_early(self, *, compiles: bool, digest: str, factors: Mapping[str, Any]) -> str | None:
-        """Called by each worker before it loads the model; only the first worker's report is kept.
+        """Called by each worker before it loads the model. Only the first worker's report is kept.
 
         Returns:
-            Why the start must end here; None if it goes on.
+            Why the start must end here. None if it goes on.
         """
         beside = self._early.with_suffix(f".{os.getpid()}")
         with suppress(OSError):
@@ -88,7 +88,7 @@ class Exchange:
         return self._early.exists()
 
     def read_early(self) -> dict[str, Any] | None:
-        """The first worker's report; None if there is none yet."""
+        """The first worker's report. None if there is none yet."""
         with suppress(OSError, ValueError):
             content: dict[str, Any] = json.loads(self._early.read_bytes())
             return content

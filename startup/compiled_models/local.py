@@ -33,9 +33,9 @@ _LEAST_PARTS: Final = {
     **{"triton": 1, "flashinfer": 1, "humming": 1, "tilelang": 1, f"{VLLM}/{_COMPILED}": 3},
     **dict.fromkeys((f"{VLLM}/{name}" for name in _BESIDE), 2),
 }
-"""A file's path in these folders has at least so many parts; a shorter path belongs to a folder."""
+"""A file's path in these folders has at least so many parts. A shorter path belongs to a folder."""
 _KERNEL_BYTES: Final = 1 << 30
-"""Most bytes of such kernels in one archive; the newest files are taken."""
+"""Most bytes of such kernels in one archive. The newest files are taken."""
 _LEFT_OUT: Final = (".lock", ".tmp", ".aside", ".log", "/cache_key_factors.json")
 """Endings of paths that are left out: temporary files, logs, values of variables for vLLM's developers."""
 _TRITON_GROUP: Final = "__grp__"
@@ -46,7 +46,7 @@ _LEFT_S: Final = 60.0
 _FAILED: Final = ".failed"
 _EXCLUDED: Final = ".excluded"
 _HARDWARE: Final = "hardware"
-"""Contains the name of the hardware for which vLLM's keys get no addition."""
+"""File with the name of the hardware on which vLLM's keys get no addition."""
 
 
 def vllm_root() -> Path:
@@ -73,9 +73,9 @@ def records_folder() -> Path:
 
 
 def claim_keys(hardware: Hardware) -> str:
-    """The text to add to vLLM's keys for this hardware; empty for the first hardware in the folder.
+    """The text to add to vLLM's keys for this hardware. Empty for the first hardware in the folder.
 
-    Unlike machines may share a folder; vLLM's key lacks the instruction sets and, in some releases, the GPUs.
+    Unlike machines may share a folder. vLLM's key lacks the instruction sets and, in some releases, the GPUs.
     """
     first = records_folder() / _HARDWARE
     with suppress(OSError):
@@ -99,12 +99,12 @@ def read_records(folder: Path | None = None) -> list[CompiledModel]:
 
 
 def record_path(record: CompiledModel, folder: Path | None = None) -> Path:
-    """The file of a record; its time of change is the time of the last use."""
+    """The file of a record. Its time of change is the time of the last use."""
     return (folder or records_folder()) / record.file_name
 
 
 def save_record(record: CompiledModel, folder: Path | None = None) -> None:
-    """Writes a record; raises OSError."""
+    """Writes a record. Raises OSError."""
     path = record_path(record, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, record.to_json().decode(), mode=0o600)
@@ -141,7 +141,7 @@ def files_of(record: CompiledModel, more: Iterable[str] = (), since_s: float = 0
 
 
 def install(unpacked: Path) -> list[str]:
-    """Moves the files of an unpacked archive to where compilers look for them; replaces no existing file.
+    """Moves the files of an unpacked archive to where compilers look for them. Replaces no existing file.
 
     For each rank, the file that vLLM looks for comes last, so that vLLM finds all or nothing. Files for other
     folders, such as our own, are left out.
@@ -182,14 +182,14 @@ def remove(record: CompiledModel) -> None:
 
 
 def remove_all() -> None:
-    """Removes all compiled models, with and without a record; raises OSError."""
+    """Removes all compiled models, with and without a record. Raises OSError."""
     for folder in (compiled_folder(), records_folder()):
         with suppress(FileNotFoundError):
             shutil.rmtree(folder)
 
 
 def num_bytes(record: CompiledModel) -> int:
-    """The size of the model's files, without kernels, which others use too; 0 if the files are gone."""
+    """The size of the model's files, without kernels, which others use too. 0 if the files are gone."""
     own = (facts.size for name, facts in record.files.items() if name.startswith(f"{VLLM}/{_COMPILED}/"))
     return sum(own) if is_installed(record) else 0
 
@@ -205,7 +205,7 @@ def num_bytes_of_all() -> int:
 
 
 def damaged_file(record: CompiledModel) -> str | None:
-    """The first file that is missing or has changed since it was recorded; None if all are right."""
+    """The first file that is missing or has changed since it was recorded. None if all are right."""
     for name, facts in record.files.items():
         cache, _, path = name.partition("/")
         if cache != VLLM or f"/{record.key}/" not in name or name.endswith(_LEFT_OUT) or f"/{_TRITON_GROUP}" in name:
@@ -282,14 +282,14 @@ def _place(path: Path, target: Path) -> None:
 
 
 def _readdress(group: Path, folder: Path) -> None:
-    """Rewrites a list of Triton for the files of this folder; with other paths, Triton compiles again."""
+    """Rewrites a list of Triton for the files of this folder. With other paths, Triton compiles again."""
     with suppress(ValueError, LookupError, TypeError, AttributeError):  # Triton ignores such a list, too
         names = read_json(group.read_bytes())["child_paths"].keys()
         group.write_text(json.dumps({"child_paths": {name: str(folder / Path(name).name) for name in names}}))
 
 
 def _move(path: Path, target: Path) -> None:
-    """Moves a file, also to another file system by a copy; the target is complete or missing at any time."""
+    """Moves a file, also to another file system by a copy. The target is complete or missing at any time."""
     beside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         shutil.move(path, beside)

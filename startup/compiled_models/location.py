@@ -41,7 +41,7 @@ _STALL_S: Final = 15.0
 _LONGEST_REQUEST_S: Final = 20.0
 _LONGEST_RANGE_S: Final = 60.0
 _SLOWEST_UPLOAD: Final = 250_000
-"""Bytes per second; an upload that is slower is given up."""
+"""Bytes per second. An upload that is slower is given up."""
 _TAIL_BYTES: Final = 128 << 10
 """Bytes that the first request reads from the end of an archive, where its directory and record are."""
 _PUT_OPTIONS: Final[dict[str, dict[str, Any]]] = {
@@ -51,11 +51,11 @@ _PUT_OPTIONS: Final[dict[str, dict[str, Any]]] = {
 }
 """Options by store: they make it refuse an object that exists, and bound the memory of an upload."""
 _EXISTS: Final = ("PreconditionFailed", "ConditionalRequestConflict")
-"""S3's codes for an object that exists or that another writer is adding; s3fs does not expect all of them."""
+"""S3's codes for an object that exists or that another writer is adding. s3fs does not expect all of them."""
 
 
 class LocationError(OSError):
-    """The location cannot be used as requested; the message is one line with its address and what to do."""
+    """The location cannot be used as requested. The message is one line with its address and what to do."""
 
 
 class StoredArchive(NamedTuple):
@@ -87,18 +87,18 @@ class Location(ABC):
 
     @abstractmethod
     def open_whole(self, name: str, scratch: Path) -> BinaryIO:
-        """Opens an archive to read all of it; downloads an object into a nameless file in `scratch`."""
+        """Opens an archive to read all of it. Downloads an object into a nameless file in `scratch`."""
 
     @abstractmethod
     def add(self, name: str, path: Path) -> bool:
-        """Adds this file as an archive; returns False if there is one of this name already."""
+        """Adds this file as an archive. Returns False if there is one of this name already."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Removes an archive; does nothing if it is gone already."""
+        """Removes an archive. Does nothing if it is gone already."""
 
     def touch(self, name: str) -> None:  # noqa: B027 - stores do nothing
-        """Marks an archive as used now, where the location permits it; object stores do not."""
+        """Marks an archive as used now, where the location permits it. Object stores do not."""
 
     def _split(self, name: str) -> tuple[str, str]:
         """Splits a name into family and file."""
@@ -108,7 +108,7 @@ class Location(ABC):
 
 
 def open_location(address: str) -> Location:
-    """The location at an address; sends no requests.
+    """The location at an address. Sends no requests.
 
     Args:
         address: a folder, `file:///folder`, or an address that begins with `s3://`, `gs://` or `az://`.
@@ -244,7 +244,7 @@ def _remove_abandoned(folder: Path, now_s: float) -> None:
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """The entries of a folder; nothing if the folder does not exist."""
+    """The entries of a folder. Nothing if the folder does not exist."""
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         yield from entries
 
@@ -254,14 +254,14 @@ def _newest(archives: Iterable[StoredArchive], most: int) -> list[StoredArchive]
 
 
 class _StoreLocation(Location):
-    """Archives in an object store; the store's own client sends the requests, on a thread of fsspec."""
+    """Archives in an object store. The store's own client sends the requests, on a thread of fsspec."""
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
         from startup.files.download.object_store import file_system, root_of
 
         self._sizes: dict[str, int] = {}
-        """Sizes that listings have given; they stay valid, because archives do not change."""
+        """Sizes that listings have given. They stay valid, because archives do not change."""
         with self._explained("read"):
             self._system = file_system(address, stall_s=_STALL_S)
             self._root = root_of(self._system, address)
@@ -330,7 +330,7 @@ class _StoreLocation(Location):
             yield from read_ranges(self._system, path, begin, end, longest_range_s=_LONGEST_RANGE_S)
 
     def _wait(self, request: Any, *arguments: Any, upload_s: float = 0.0, **options: Any) -> Any:
-        """Waits for the result of a request; raises a TimeoutError after the limit."""
+        """Waits for the result of a request. Raises a TimeoutError after the limit."""
         from fsspec.asyn import sync
 
         return sync(self._system.loop, request, *arguments, timeout=_LONGEST_REQUEST_S + upload_s, **options)
@@ -349,7 +349,7 @@ class _StoreLocation(Location):
 
 
 class _StoredObject(io.RawIOBase):
-    """An object that is read in ranges; keeps the last range in memory."""
+    """An object that is read in ranges. Keeps the last range in memory."""
 
     def __init__(self, size: int, read: Callable[[int, int], bytes]) -> None:
         self._size = size

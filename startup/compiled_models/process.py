@@ -35,7 +35,7 @@ class AddJob:
     more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Further folders of a compiled model, by its key."""
     began_s: float
-    """When this start began, in seconds since 1970; older kernels are not its own."""
+    """When this start began, in seconds since 1970. Older kernels are not its own."""
     location: str | None
 
 
@@ -55,13 +55,13 @@ class SharingProcess:
     """The launcher's handle of a helper, which ends with the thread that started it."""
 
     def __init__(self, job: FetchJob | AddJob) -> None:
-        """Starts the helper; raises OSError if that fails."""
+        """Starts the helper. Raises OSError if that fails."""
         self._limit_s = _LEAST_LIMIT_S if isinstance(job, FetchJob) else math.inf
         is_idle = isinstance(job, AddJob)  # the server answers requests meanwhile
         self._helper = Helper("compiled", "startup.compiled_models.sharing:share", job, is_idle=is_idle)
 
     def result(self) -> SharingReport:
-        """Waits for the report; kills a fetch that takes longer than 30 s and longer than compiling took."""
+        """Waits for the report. Kills a fetch that takes longer than 30 s and longer than compiling took."""
         begin_s, limit_s = time.monotonic(), self._limit_s
         try:
             while (left_s := begin_s + limit_s - time.monotonic()) > 0:
@@ -77,5 +77,5 @@ class SharingProcess:
         return SharingReport(problems=[_LATE.format(limit_s)], is_late=True)
 
     def close(self) -> None:
-        """Kills the helper if it runs; a thread that waits in `result` then returns."""
+        """Kills the helper if it runs. A thread that waits in `result` then returns."""
         self._helper.kill()

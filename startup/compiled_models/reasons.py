@@ -20,7 +20,7 @@ _TEXT: Final = "hf_text_config"
 """Under this name, vLLM hashes the configuration of a model without images a second time."""
 _MODEL_FACTORS: Final = (_WHOLE, _TEXT, "hf_image_processor_config", "model_arch_config")
 _SWITCHES: Final = {"VLLM_DISABLE_COMPILE_CACHE": True, "VLLM_USE_AOT_COMPILE": False}
-"""Variables that switch vLLM's cache off with these values; the first also decides the second's default."""
+"""Variables that switch vLLM's cache off with these values. The first also decides the second's default."""
 _PER_CONTAINER: Final = re.compile(r"(^|_)(IP|HOST|HOSTNAME|ADDR|ADDRESS|PORT|POD|NODE|URL|UUID|ID)(_|$)")
 """Names of variables whose values may differ between containers."""
 _ADDRESS: Final = re.compile(r"\d{1,3}(\.\d{1,3}){3}|[0-9a-f]*:[0-9a-f:]+:[0-9a-f]+|.+-[0-9a-z]{5,10}-[0-9a-z]{5}")
@@ -35,7 +35,7 @@ class Change(NamedTuple):
     kind: FactorKind
     name: str
     before: str
-    """The factor's value in the earlier compiled model; empty if it had none."""
+    """The factor's value in the earlier compiled model. Empty if it had none."""
     now: str
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class Wanted:
 
 
 def why_no_fit(wanted: Wanted, record: CompiledModel) -> Reason | None:
-    """Why the compiled model of this record cannot be loaded; None if the record shows no reason.
+    """Why the compiled model of this record cannot be loaded. None if the record shows no reason.
 
     Does not look at the model's files.
     """
@@ -105,7 +105,7 @@ def changed_sources(record: CompiledModel) -> tuple[Change, ...]:
 def why_not_loaded(record: CompiledModel, error: str, damaged: str | None) -> Reason:
     """Why vLLM could not load the files of a record that fits.
 
-    `error` is vLLM's own message; `damaged` is a file whose content has changed since it was recorded.
+    `error` is vLLM's own message. `damaged` is a file whose content has changed since it was recorded.
     """
     if changes := changed_sources(record):
         return Reason(_describe(changes, record), changes)
@@ -197,7 +197,7 @@ def _is_hash(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """The value in one line; empty for None."""
+    """The value in one line. Empty for None."""
     if value is None:
         return ""
     text = " ".join((value if isinstance(value, str) else json.dumps(value)).split())
@@ -205,7 +205,7 @@ def _shown(value: Any) -> str:
 
 
 def _source_of(module: str) -> Path | None:
-    """The source file of a module, which need not be imported; None if there is none."""
+    """The source file of a module, which need not be imported. None if there is none."""
     package, *parts = module.split(".")
     imported = getattr(sys.modules.get(package), "__path__", None)
     folder = imported or getattr(find_spec(package), "submodule_search_locations", None)

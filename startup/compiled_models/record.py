@@ -1,7 +1,7 @@
 """The record of one compiled model: what it was compiled from and for, and its files.
 
 vLLM names a compiled model by a hash, its key. The record contains the hashed values, by name. A machine
-keeps one record for each compiled model in its cache folder; an archive in a shared location contains one.
+keeps one record for each compiled model in its cache folder. An archive in a shared location contains one.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from base.json_depth import check_depth
 from base.machine.hardware import gpu_kinds, instruction_sets
 
 FORMAT: Final = 2
-"""Part of each family's name; records that this release could not read have another number."""
+"""Part of each family's name. Records that this release could not read have another number."""
 ARCHIVE_SUFFIX: Final = ".zip"
 _KEY: Final = re.compile(r"[0-9a-f]{10,64}")
 _RANK: Final = re.compile(r"rank_\d{1,6}_\d{1,6}")
@@ -33,7 +33,7 @@ class FileFacts(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """Reads the whole file; raises OSError."""
+        """Reads the whole file. Raises OSError."""
         with path.open("rb") as file:
             return cls(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
@@ -69,7 +69,7 @@ class CompiledModel:
     digest: str
     """The digest of all factors when vLLM looked for the compiled model."""
     early_digest: str
-    """The digest of all factors before the model was loaded; vLLM may still choose some of them later."""
+    """The digest of all factors before the model was loaded. vLLM may still choose some of them later."""
     factors: Mapping[str, Mapping[str, Any]]
     """The values that vLLM hashed before it loaded the model, as JSON values by group and name."""
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -103,7 +103,7 @@ class CompiledModel:
 
     @property
     def file_name(self) -> str:
-        """The name of the record's file on a machine; each key and node has one."""
+        """The name of the record's file on a machine. Each key and node has one."""
         return f"{self.key[:32]}-{_digest(self.ranks)[:8]}.json"
 
     @property
@@ -133,7 +133,7 @@ class CompiledModel:
 
     @classmethod
     def from_json(cls, content: bytes) -> Self:
-        """The record in a JSON object; raises ValueError if it is not one of this format."""
+        """The record in a JSON object. Raises ValueError if it is not one of this format."""
         import msgspec  # noqa: PLC0415 - few starts read a record
 
         try:
@@ -151,7 +151,7 @@ class CompiledModel:
 
 
 class ArchiveName(NamedTuple):
-    """The parts of an archive's name, some shortened; they show whether the archive fits."""
+    """The parts of an archive's name, some shortened. They show whether the archive fits."""
 
     start_id: str
     early_digest: str
@@ -162,7 +162,7 @@ class ArchiveName(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
-        """The parts of a name; None if it is not an archive's."""
+        """The parts of a name. None if it is not an archive's."""
         parts = name.rpartition("/")[2].removesuffix(ARCHIVE_SUFFIX).split("-")
         return cls(*parts) if len(parts) == len(cls._fields) else None
 

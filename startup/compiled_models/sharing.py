@@ -27,7 +27,7 @@ def share(job: FetchJob | AddJob, send: Send) -> None:
 
 
 def fetch(job: FetchJob, note_compile_s: Callable[[float], None] = lambda _: None) -> SharingReport:
-    """Installs compiled models that fit and are not here yet; problems of a location raise nothing.
+    """Installs compiled models that fit and are not here yet. Problems of a location raise nothing.
 
     `note_compile_s` gets the seconds that compiling took, before an archive is fetched.
     """
@@ -42,7 +42,7 @@ def fetch(job: FetchJob, note_compile_s: Callable[[float], None] = lambda _: Non
 
 
 def add(job: AddJob) -> SharingReport:
-    """Writes this machine's records, and adds what the location lacks; its problems raise nothing."""
+    """Writes this machine's records, and adds what the location lacks. Its problems raise nothing."""
     begin_s = time.monotonic()
     report = SharingReport()
     local.remove_left()
@@ -82,7 +82,7 @@ def _fetch(location: Location, job: FetchJob, report: SharingReport, note_compil
 
 
 def _choose(listed: Sequence[StoredArchive], job: FetchJob) -> list[tuple[StoredArchive, ArchiveName]]:
-    """The archives with the digest; without one, of starts with equal flags, or of the newest start."""
+    """The archives with the digest. Without one, of starts with equal flags, or of the newest start."""
     named = [(each, name) for each in listed if (name := ArchiveName.parse(each.name)) is not None]
     if job.digest:
         return [item for item in named if item[1].has_digest(job.digest)]
@@ -91,7 +91,7 @@ def _choose(listed: Sequence[StoredArchive], job: FetchJob) -> list[tuple[Stored
 
 
 def _read(location: Location, archive: StoredArchive, job: FetchJob) -> CompiledModel:
-    """Reads a record and saves it for the launcher; raises ArchiveError."""
+    """Reads a record and saves it for the launcher. Raises ArchiveError."""
     if archive.size > _MOST_BYTES:
         raise ArchiveError(f"it has {archive.size} bytes, more than {_MOST_BYTES}")
     with location.open(archive.name) as file:
@@ -137,7 +137,7 @@ def _unpacked(location: Location, archive: StoredArchive) -> Iterator[tuple[Path
 
 
 def _find(location: Location, record: CompiledModel) -> StoredArchive | None:
-    """Finds an archive of the same code, whatever flags its start had; None if there is none."""
+    """Finds an archive of the same code, whatever flags its start had. None if there is none."""
     code = f"-{'-'.join(record.name[3:])}{ARCHIVE_SUFFIX}"
     listed = location.list(record.family, most=MOST_EXAMINED)
     return next((archive for archive in listed if archive.name.endswith(code)), None)

@@ -68,7 +68,7 @@ _OWN_HASH: Final = "VllmConfig"
 _NOT_CACHED: Final = (0, 1)
 """Modes without a cache of vLLM: no compilation, and torch's own."""
 _FAILURE: Final = "due to a load failure"
-"""Part of vLLM's warning that loading has failed; the warning's last argument is the reason."""
+"""Part of vLLM's warning that loading has failed. The warning's last argument is the reason."""
 
 
 class HashedFactors(NamedTuple):
@@ -81,14 +81,14 @@ class HashedFactors(NamedTuple):
 
 
 class _Watch:
-    """The arguments of the watched functions; None while no hash is computed."""
+    """The arguments of the watched functions. None while no hash is computed."""
 
     noted: list[tuple[str, Mapping[str, Any] | str, CodeType | None]] | None = None
 
 
 class _State:
     exchange: "Exchange | None" = None
-    """Used by this process and its later forks; None in a template process."""
+    """Used by this process and its later forks. None in a template process."""
     is_prepared = False
 
 
@@ -127,7 +127,7 @@ def factors_of(config: Any) -> HashedFactors:
 
 
 def _factors_if_known(config: Any) -> HashedFactors | None:
-    """The factors; None if this vLLM hashes in an unexpected way. The start then goes on unexplained."""
+    """The factors. None if this vLLM hashes in an unexpected way. The start then goes on unexplained."""
     try:
         return factors_of(config)
     except Exception as err:  # noqa: BLE001 - another version of vLLM
@@ -172,7 +172,7 @@ def _named(text: str, code: CodeType | None) -> Iterator[tuple[str, Any]]:
 
 @functools.cache
 def _appended(code: CodeType) -> list[str]:
-    """The expressions that a function appends to a list; raises OSError if it has no source."""
+    """The expressions that a function appends to a list. Raises OSError if it has no source."""
     lines = linecache.getlines(code.co_filename)[code.co_firstlineno - 1 :]  # `getsource` would visit all modules
     if not lines:
         raise OSError(f"{code.co_filename} has no source of {code.co_name}")
@@ -299,7 +299,7 @@ def _noting_use(model: Any, path: str, loaded: Callable[..., Any]) -> Callable[.
 
 
 def _damaged(path: str) -> str | None:
-    """A file of this compiled model that differs from its record; call it before vLLM compiles again."""
+    """A file of this compiled model that differs from its record. Call it before vLLM compiles again."""
     from startup.compiled_models import local  # noqa: PLC0415 - only after a failure
 
     same = (record for record in local.read_records() if f"/{record.key}/" in path)
@@ -321,7 +321,7 @@ def _with_record(compile_now: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _sources(compiled: Any) -> dict[str, str]:
-    """SHA-256 of the traced sources by module; empty if this torch does not list them."""
+    """SHA-256 of the traced sources by module. Empty if this torch does not list them."""
     with contextlib.suppress(AttributeError, TypeError):
         inlined = compiled.source_info().inlined_sources
         return {source.module: hashlib.sha256(source.content.encode()).hexdigest() for source in inlined}

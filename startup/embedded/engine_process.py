@@ -34,7 +34,7 @@ _STANDARD_FDS = (0, 1, 2)
 
 
 class EngineProcess:
-    """The API process's handle of the engine process; `connection` is its end of the socket pair."""
+    """The API process's handle of the engine process. `connection` is its end of the socket pair."""
 
     def __init__(self, process: BaseProcess, connection: socket.socket) -> None:
         self._process = process
@@ -55,7 +55,7 @@ class EngineProcess:
         return self._end_watch.is_exiting()
 
     def describe_end(self) -> str | None:
-        """A text about the signal that killed the process; None if it runs or has exited by itself."""
+        """A text about the signal that killed the process. None if it runs or has exited by itself."""
         code = self.exitcode
         if code == forkserver.LOST:
             how = ", and the forkserver does not answer" if forkserver.is_running() else " with the forkserver"

@@ -31,14 +31,14 @@ def require_embedded_engine() -> None:
 
     Raises:
         CommandLineError: this is the free-threaded build of Python.
-        StartupError: a package is missing; the message names the extra.
+        StartupError: a package is missing. The message names the extra.
     """
     if interpreter.is_free_threaded():
         raise CommandLineError(f"{interpreter.name()} is not supported: use the build with the interpreter lock")
     missing = [module for module in MODULES if find_spec(module) is None]
     if missing:
         raise StartupError(
-            f"the embedded engine is not installed ({', '.join(missing)} missing): {INSTALL_COMMAND}; "
-            "to serve with vLLM instead, install vllm in this environment",
+            f"the embedded engine is not installed ({', '.join(missing)} missing): {INSTALL_COMMAND}. "
+            "To serve with vLLM instead, install vllm in this environment",
             cause="package-missing",
         )

@@ -1,4 +1,4 @@
-"""The module that the forkserver imports before it forks the engine; it exists for nothing else.
+"""The module that the forkserver imports before it forks the engine. It exists for nothing else.
 
 A forked child inherits only what was imported, so importing this module does the work. The forkserver imports
 it on its main thread, while the API process does its own work on another core.
@@ -34,7 +34,7 @@ os.register_at_fork(after_in_child=_follow_forkserver)
 
 configure_logging(log_options_of_environment(), role="forkserver", phase=lambda: "preload_imports")
 LEFT_OUT = import_engine()
-"""Stand-ins for modules that serving never uses; the engine process ends them once the model is built."""
+"""Stand-ins for modules that serving never uses. The engine process ends them once the model is built."""
 importlib.import_module("startup.embedded.engine_process")  # has the child's main function
 if (model_class := env.VCLI_PRELOAD_MODULE.get()) is not None:
     with suppress(Exception):  # a faulty module is reported when the model is loaded

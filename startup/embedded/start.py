@@ -67,10 +67,10 @@ _ENGINE_SPAN: Final = "start_engine_process"
 
 
 def start_embedded(config: StartupConfig) -> int:
-    """Starts the server and runs it until it stops; returns the exit code.
+    """Starts the server and runs it until it stops. Returns the exit code.
 
     Raises:
-        StartupError: the server cannot start; no process, socket or file of this start is left.
+        StartupError: the server cannot start. No process, socket or file of this start is left.
     """
     use_first_endpoint()
     timeline = PhaseTimeline.from_process_start()
@@ -109,7 +109,7 @@ class _Prepared(NamedTuple):
 
 
 class _EmbeddedStart:
-    """One start; runs in the API process, on its main thread."""
+    """One start. Runs in the API process, on its main thread."""
 
     def __init__(self, config: StartupConfig, session: StartSession) -> None:
         self._config = config
@@ -139,7 +139,7 @@ class _EmbeddedStart:
         raise build_error(cause, self._record, exit_code=exit_code, log_format=self._config.log_format) from err
 
     def prepare(self) -> "ServerRun":
-        """Takes all steps before the event loop runs; raises ServerError if the server cannot start."""
+        """Takes all steps before the event loop runs. Raises ServerError if the server cannot start."""
         if self._config.compile_cache is not None:
             logger.warning("--compile-cache has no effect: the embedded engine compiles nothing")
         listening = self._listen()
@@ -158,7 +158,7 @@ class _EmbeddedStart:
         return self._build_server(listening, renderer, engine)
 
     def _prepare_cold(self, context: BaseContext, plan: FilePlan) -> "_Prepared":
-        """The forkserver imports meanwhile; the engine is requested once the preflight has passed."""
+        """The forkserver imports meanwhile. The engine is requested once the preflight has passed."""
         self._session.prefetch(plan.prefetched, self._config.prefetch)
         self._check(plan)
         if plan.files is not None and self._download is not None and engine_process.blocks_on_imports(context):
@@ -172,7 +172,7 @@ class _EmbeddedStart:
             return _Prepared(self._prepare_renderer(files), engine)
 
     def _prepare_warm(self, context: BaseContext, plan: FilePlan) -> "_Prepared":
-        """The engine is forked first, as nothing is left to import; it loads the weights meanwhile."""
+        """The engine is forked first, as nothing is left to import. It loads the weights meanwhile."""
         files = plan.files
         assert files is not None
         engine = self._begin_engine(context, lambda: files)
@@ -217,7 +217,7 @@ class _EmbeddedStart:
         return context
 
     def _check(self, plan: FilePlan) -> None:
-        """Runs the preflight; raises StartupError with all of its errors."""
+        """Runs the preflight. Raises StartupError with all of its errors."""
 
         def check() -> PreflightReport:
             from startup.session.preflight.all_checks import PreflightOptions, run_preflight
@@ -240,13 +240,13 @@ class _EmbeddedStart:
         return files
 
     def _find_files(self, plan: FilePlan) -> ModelFiles:
-        """Waits for the download; called on the main thread and on the engine starter's thread."""
+        """Waits for the download. Called on the main thread and on the engine starter's thread."""
         with self._finding:
             self._files = self._files or finish_download(plan, self._download, self._session.state.set_detail)
             return self._files
 
     def _begin_engine(self, context: BaseContext, files: Callable[[], ModelFiles]) -> EngineStarter:
-        """Starts the engine process; a forkserver starts it once it has finished its imports."""
+        """Starts the engine process. A forkserver starts it once it has finished its imports."""
         with nullcontext() if engine_process.blocks_on_imports(context) else self._span(_ENGINE_SPAN):
             assert self._record is not None
             engine = EngineStarter(context, files, self._config.engine, self._config.logs, self._record)

@@ -27,7 +27,7 @@ needs the lock after each system call: with Python's 5 ms, its request takes up 
 
 
 class EngineStarter:
-    """Implements `server.operation.engine_monitor.EngineHandle`; lives on the API process's main thread."""
+    """Implements `server.operation.engine_monitor.EngineHandle`. Lives on the API process's main thread."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class BackgroundStart:
         group_signals.start_thread(self._thread)
 
     def wait(self) -> EngineProcess:
-        """Waits for the process; raises any error of `start`."""
+        """Waits for the process. Raises any error of `start`."""
         self._join()
         if self._error is not None:
             raise self._error
@@ -134,7 +134,7 @@ class BackgroundStart:
         return self._process
 
     def abandon(self) -> EngineProcess | None:
-        """Stops waiting for a forkserver that has not forked yet; returns the process if there is one."""
+        """Stops waiting for a forkserver that has not forked yet. Returns the process if there is one."""
         while self._thread.is_alive():
             forkserver.kill()
             self._thread.join(_KILL_AGAIN_S)

@@ -1,8 +1,10 @@
 """The folders kept between starts: the user's cache folder, and the baked folder of `vllm-cli bake`.
 
-A file is looked up in the cache folder first, then in the baked folder; it is written to the cache folder
-only. The baked folder holds bytecode and pickles, with which others could run code as the user of a start: it
-is used only if nobody else can change it. docs/operations.md lists what is kept, and when it becomes invalid.
+A file is looked up in the cache folder first, then in the baked folder. A file is written to the cache folder
+only. The baked folder holds bytecode and pickles. Somebody who can change them could run code as the user of
+a start, so the folder is used only if nobody else can change it.
+
+docs/operations.md lists what is kept, and when it becomes invalid.
 """
 
 import functools
@@ -39,14 +41,14 @@ INSPECTIONS: Final = "modelinfos"
 COMPILED: Final = "compiled"
 """Archives of compiled models, in the form of a location (`startup.compiled_models.location`)."""
 BYTECODE: Final = "bytecode"
-"""A bytecode cache for PYTHONPYCACHEPREFIX; missing if all packages come with their bytecode."""
+"""A bytecode cache for PYTHONPYCACHEPREFIX. Missing if all packages come with their bytecode."""
 PAGES: Final = "pages.json"
 """Lists the files that the start has read, and the parts of each."""
 
 PREFIX: Final = "PYTHONPYCACHEPREFIX"
 _DONT_WRITE: Final = "PYTHONDONTWRITEBYTECODE"
 _PROBES: Final = ("__init__.py", "envs.py", "entrypoints/cli/serve.py")
-"""Modules of vLLM that are looked for; the first one exists in every package."""
+"""Modules of vLLM that are looked for. The first one exists in every package."""
 _MOST_LINKS: Final = 40
 """Most links that are followed on the way to one file, as in the kernel."""
 
@@ -112,7 +114,7 @@ def add_baked_inspections(session_folder: Path) -> None:
 
 
 def why_not_trusted(folder: Path, user: int, *, parts: Iterable[str] = ()) -> str | None:
-    """Why others could change what is in the folder; None if only root and this user can.
+    """Why others could change what is in the folder. None if only root and this user can.
 
     Checks the folder, the given parts of it, all parent folders, and links on the way, whose owners decide
     where they lead. A part that does not exist is skipped.
@@ -158,7 +160,7 @@ OWN: Final = "vllm_cli"
 
 
 def cache_folder() -> Path:
-    """This program's cache folder; it may not exist yet."""
+    """This program's cache folder. It may not exist yet."""
     return env.VLLM_CACHE_ROOT.get() / OWN
 
 
@@ -170,14 +172,14 @@ def layers(name: str) -> tuple[Path, ...]:
 
 
 _MOST_FILES: Final = 200
-"""Most values in one folder; the oldest are removed."""
+"""Most values in one folder. The oldest are removed."""
 
 
 @dataclass(frozen=True)
 class Kept:
     """A value that a start keeps for later starts, as JSON in a file of its own.
 
-    All kept values follow one rule. The key says what a value is about; stamps and files say what it was made
+    All kept values follow one rule. The key says what a value is about. Stamps and files say what it was made
     from. `read` finds no value once a stamp or file differs, or once the user's value is too old. A start
     that shows that the value is wrong replaces or removes it.
 
@@ -191,7 +193,7 @@ class Kept:
     stamps: object = None
     """A value with other stamps counts as missing, and the next `write` replaces it."""
     lasts_s: float | None = None
-    """How many seconds the user's value is used; a baked one lasts as long as its image. None: for ever."""
+    """How many seconds the user's value is used. A baked one lasts as long as its image. None: for ever."""
 
     @property
     def path(self) -> Path:
@@ -199,10 +201,10 @@ class Kept:
         return cache_folder() / self._name
 
     def read(self, convert: Callable[[Any], Value], *, is_own: bool = False) -> Value | None:
-        """The value; None if there is no valid one.
+        """The value. None if there is no valid one.
 
         Args:
-            convert: gets the JSON value; raises ValueError, TypeError, LookupError or AttributeError if it is
+            convert: gets the JSON value. Raises ValueError, TypeError, LookupError or AttributeError if it is
                 not what was written.
             is_own: leaves out the baked value.
         """
@@ -211,7 +213,7 @@ class Kept:
         return next((value for value in found if value is not None), None)
 
     def write(self, value: object, files: Iterable[str] = ()) -> None:
-        """Replaces the user's value; does nothing where no file can be written.
+        """Replaces the user's value. Does nothing where no file can be written.
 
         `value` is JSON. It becomes invalid when one of `files`, from which it was made, changes.
         """
@@ -236,7 +238,7 @@ class Kept:
 
     @property
     def age_s(self) -> float | None:
-        """Seconds between the file's time and this machine's clock; None if there is no value of the user."""
+        """Seconds between the file's time and this machine's clock. None if there is no value of the user."""
         stamp = read_stamp(self.path)
         return None if stamp == MISSING else abs(time.time() - stamp.mtime_ns / 1e9)
 
@@ -290,7 +292,7 @@ def keep_bytecode(package: Path) -> str | None:
     """Sets the bytecode cache of this process and of later processes, if `package` needs one.
 
     Returns:
-        A warning for the user; None if all bytecode exists or can be written beside the package's modules.
+        A warning for the user. None if all bytecode exists or can be written beside the package's modules.
     """
     if sys.pycache_prefix is not None or all(path.exists() for path in _compiled(package)):
         return None
@@ -305,7 +307,7 @@ def keep_bytecode(package: Path) -> str | None:
 
 
 def use_kept_bytecode(package: Path) -> None:
-    """Uses the bytecode that `keep_bytecode` has kept, if `package` needs it; call it before most imports."""
+    """Uses the bytecode that `keep_bytecode` has kept, if `package` needs it. Call it before most imports."""
     folder = cache_folder() / BYTECODE
     is_wanted = sys.dont_write_bytecode and sys.pycache_prefix is None and folder.is_dir()
     if is_wanted and not all(path.exists() for path in _compiled(package)) and _why_unusable(folder) is None:

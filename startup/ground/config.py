@@ -1,4 +1,4 @@
-"""Typed configuration of one start; standard library only."""
+"""Typed configuration of one start. Standard library only."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -32,7 +32,7 @@ class CompileCacheOption:
 
     @classmethod
     def of(cls, text: str) -> "CompileCacheOption":
-        """`LOCATION`, `require`, or `LOCATION,require`; raises ConfigError for several locations."""
+        """`LOCATION`, `require`, or `LOCATION,require`. Raises ConfigError for several locations."""
         parts = [part for part in text.split(",") if part]
         places = [part for part in parts if part != "require"]
         if len(places) > 1:
@@ -47,26 +47,26 @@ class ModelConfig:
     help_group: ClassVar[Group] = "Model"
 
     model: str | None = setting(None, "--model", "The same as MODEL, which takes precedence.")
-    """A folder or a hub id; None is the default model, SmolLM2-135M-Instruct."""
+    """A folder or a hub id. None is the default model, SmolLM2-135M-Instruct."""
     tokenizer: str | None = setting(
-        None, "--tokenizer", "Folder or hub id of the tokenizer; the model's own if not given."
+        None, "--tokenizer", "Folder or hub id of the tokenizer, by default the model's own."
     )
     """None stands for the model's own."""
     revision: str | None = setting(None, "--revision", "Branch, tag or commit of the model on the hub.")
     download_dir: str | None = setting(
-        None, "--download-dir", "Cache folder for models from the hub; HF_HUB_CACHE if not given."
+        None, "--download-dir", "Cache folder for models from the hub, by default HF_HUB_CACHE."
     )
     hf_token: str | None = from_variable(
         env.HF_TOKEN,
         "--hf-token",
-        "Token for gated and private models; without a value, the token that `hf auth login` stored.",
+        "Token for gated and private models. Without a value, the token of `hf auth login` is used.",
         syntax="optional text",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeveralModelsConfig:
-    """Several models behind one port (`router`); no effect with a single model."""
+    """Several models behind one port (`router`). No effect with a single model."""
 
     help_group: ClassVar[Group] = "Several models"
     role: ClassVar[Role] = "router"
@@ -74,21 +74,21 @@ class SeveralModelsConfig:
     models: str | None = setting(
         None,
         "--models",
-        "Serve the models of this YAML file behind one port; the first request for a model starts it. Or: `serve A B`.",
+        "Serve the models of this YAML file, or of `serve A B`, behind one port. A model's first request starts it.",
         variable=env.VCLI_MODELS,
         metavar="FILE",
     )
     memory_budget_bytes: int | None = setting(
         None,
         "--memory-budget",
-        "The most memory of all models together, such as 48GiB; all of the machine's if not given.",
+        "The most memory of all models together, such as 48GiB, by default the machine's.",
         syntax="size",
         above=0,
     )
     max_running: int | None = setting(
         None,
         "--max-running",
-        "The most models that run at once; as many as fit into memory if not given.",
+        "The most models that run at once, by default as many as fit into memory.",
         metavar="N",
         minimum=1,
     )
@@ -102,14 +102,14 @@ class SeveralModelsConfig:
     max_wait_s: float = setting(
         10.0,
         "--max-wait",
-        "How long a request for a model without room waits for others to become idle; then these get no new "
+        "How long a request for a model without room waits for others to become idle. Then these get no new "
         "requests. With --restart, how long a request waits for its model.",
         above=0,
     )
     max_waiting: int = setting(
         256,
         "--max-waiting",
-        "The most requests that wait for one model; further ones are answered with 429.",
+        "The most requests that wait for one model. Further requests get 429.",
         metavar="N",
         minimum=1,
     )
@@ -127,7 +127,7 @@ class StartOptions:
     log_format: LogFormat = setting(
         "text",
         "--log-format",
-        "Format of log lines: text-utc has date, year and zone; json makes every line of every process a JSON object.",
+        "Format of log lines. text-utc has date, year and zone. json makes every line of every process a JSON object.",
         group="Logging",
         role="program",
         variable=env.VCLI_LOG_FORMAT,
@@ -142,7 +142,7 @@ class StartOptions:
     idle_stop_s: float | None = setting(
         None,
         "--idle-stop",
-        "Stop the model when no request came for this long (90s, 10m, 1h); the next request starts it again.",
+        "Stop the model when no request came for this long (90s, 10m, 1h). The next request starts it again.",
         role="router",
         variable=env.VCLI_IDLE_STOP,
         syntax="duration",
@@ -151,7 +151,7 @@ class StartOptions:
     idle_sleep_s: float | None = setting(
         None,
         "--idle-sleep",
-        "Have vLLM on a GPU give the GPU's memory back when no request came for this long; the next request wakes it. "
+        "Have vLLM on a GPU give the GPU's memory back when no request came for this long. The next request wakes it. "
         "Other models are stopped.",
         role="router",
         variable=env.VCLI_IDLE_SLEEP,
@@ -161,7 +161,7 @@ class StartOptions:
     restart_limit: int | None = setting(
         None,
         "--restart",
-        "Start the model again behind the same port when its engine or server has ended by itself; after N failures "
+        "Start the model again behind the same port when its engine or server has ended by itself. After N failures "
         "in a row (5), exit with code 1.",
         role="router",
         variable=env.VCLI_RESTART,
@@ -185,8 +185,8 @@ class StartOptions:
     listen_when_ready: bool = setting(
         False,
         "--listen-when-ready",
-        "Bind the port at once, but refuse connections until the server is ready, as `tcpSocket` probes need it; "
-        "without effect with --uds and with a socket that systemd passes.",
+        "Bind the port at once, but refuse connections until the server is ready, as `tcpSocket` probes need it. "
+        "Has no effect with --uds or a socket that systemd passes.",
         variable=env.VCLI_LISTEN_WHEN_READY,
     )
     startup_timeout_s: float | None = setting(
@@ -199,14 +199,14 @@ class StartOptions:
     engine_watchdog_timeout_s: float = from_variable(
         env.VCLI_ENGINE_WATCHDOG_TIMEOUT,
         "--engine-watchdog-timeout",
-        "End the server when its engine has been silent for this time, with the position of every thread; 0: never.",
+        "End the server when its engine has been silent for this time, and log where each thread is. 0 never ends it.",
         minimum=0,
         below=inf,
     )
     download_timeout_s: float | None = setting(
         None,
         "--download-timeout",
-        "End a start whose download takes longer; a connection that delivers nothing is replaced in any case.",
+        "End a start whose download takes longer. A connection that delivers nothing is replaced in any case.",
         above=0,
     )
     compile_cache: CompileCacheOption | None = setting(
@@ -222,16 +222,16 @@ class StartOptions:
     startup_report: Path | None = setting(
         None,
         "--startup-report",
-        "Write the start's timeline as JSON to this file; `vllm-cli timeline FILE` shows it.",
+        "Write the start's timeline as JSON to this file. `vllm-cli timeline FILE` shows it.",
         role="run",
         metavar="FILE",
     )
     prefetch: PrefetchMode = setting(
         "auto",
         "--prefetch",
-        "Read the weights into the page cache during the imports; auto does so if it can help.",
+        "Read the weights into the page cache during the imports. auto does so if it can help.",
     )
-    """`on` reads as much as fits into memory, even if that is little; `off` reads nothing."""
+    """`on` reads as much as fits into memory, even if that is little. `off` reads nothing."""
 
     @property
     def is_behind_router(self) -> bool:
@@ -258,7 +258,7 @@ class StartupConfig(StartOptions):
     log_config: dict[str, Any] | None = setting(
         None,
         "--log-config-file",
-        "JSON file with a configuration of Python's logging; takes precedence over level and format.",
+        "JSON file with a configuration of Python's logging. It overrides level and format.",
         group="Logging",
         role="program",
         variable=env.VLLM_LOGGING_CONFIG_PATH,
@@ -293,11 +293,11 @@ def flags_with_role(*roles: Role) -> frozenset[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class VllmOptions(StartOptions):
-    """The launcher's settings for a start of vLLM; all other words of the command go to vLLM unchanged."""
+    """The launcher's settings for a start of vLLM. All other words of the command go to vLLM unchanged."""
 
     words: tuple[str, ...]
     """The command line for `vllm serve`, unchanged and in order."""
     start_method: str = "forkserver"
-    """`forkserver` replaces the `spawn` that vLLM would use; other start methods are left to vLLM."""
+    """`forkserver` replaces the `spawn` that vLLM would use. Other start methods are left to vLLM."""
     is_preflight_only: bool = False
     is_json: bool = False

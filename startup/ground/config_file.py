@@ -29,7 +29,7 @@ class ConfigFile(NamedTuple):
     is_changed: bool = False
     """Whether any reference was replaced."""
     problem: str | None = None
-    """Why the file cannot be used; None if it can."""
+    """Why the file cannot be used. None if it can."""
     missing: tuple[str, ...] = ()
     """A line for each reference that stays, because its variable is not set and it has no default."""
     refused: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class ConfigFile(NamedTuple):
 
     @classmethod
     def read(cls, path: str) -> "ConfigFile":
-        """Reads the file; a fault of the file becomes `problem`, not an exception."""
+        """Reads the file. A fault of the file becomes `problem`, not an exception."""
         try:
             text = Path(path).read_text(encoding="utf-8")
         except OSError as err:
@@ -70,7 +70,7 @@ class ConfigFile(NamedTuple):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The values by name; empty if the file is empty or cannot be used."""
+        """The values by name. Empty if the file is empty or cannot be used."""
         return {} if self.problem else {str(name): value for name, value in (self.content or {}).items()}
 
     def place(self, name: str) -> str:

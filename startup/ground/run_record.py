@@ -45,21 +45,21 @@ class RunRecord:
     engine: str
     model: str | None = None
     address: str | None = None
-    """The address from `listener.describe`; None if the server listens nowhere."""
+    """The address from `listener.describe`. None if the server listens nowhere."""
     front_pid: int | None = None
     """The process that the user started, if this server was started warm."""
     owner_pid: int | None = None
     """The only process that uses this standby, if it is not for all."""
     pid: int = 0
     start: Mapping[str, Any] | None = None
-    """Facts about the start that the process has added through `run_recorded`; None if there are none."""
+    """Facts about the start that the process has added through `run_recorded`. None if there are none."""
 
 
 @contextmanager
 def run_recorded(record: RunRecord) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Keeps a record of this process during the block; keeps none where no file can be written.
+    """Keeps a record of this process during the block. Keeps none where no file can be written.
 
-    Yields a function that adds facts about the start, as JSON values; any thread may call it.
+    Yields a function that adds facts about the start, as JSON values. Any thread may call it.
     """
     path = ""
     try:
@@ -74,7 +74,7 @@ def run_recorded(record: RunRecord) -> Iterator[Callable[[Mapping[str, Any]], No
 
 
 def read_run_records() -> list[RunRecord]:
-    """The records of the processes that run in this network namespace; removes records of killed ones."""
+    """The records of the processes that run in this network namespace. Removes records of killed ones."""
     try:
         paths = [entry.path for entry in os.scandir(record_folder())]
     except OSError as err:
@@ -88,7 +88,7 @@ def read_run_records() -> list[RunRecord]:
 
 
 def read_start(pids: Iterable[int]) -> Mapping[str, Any]:
-    """The notes of one of these processes about its start; empty without any.
+    """The notes of one of these processes about its start. Empty without any.
 
     For a process that has a record: it would unlock its own one by reading all records.
     """
@@ -156,7 +156,7 @@ def _read_note(path: str) -> dict[str, Any] | None:
 
 
 def record_folder() -> str:
-    """The folder of records and logs, closed to other users; raises OSError if none can be created."""
+    """The folder of records and logs, closed to other users. Raises OSError if none can be created."""
     problems: list[OSError] = []
     for folder in _FOLDERS:
         try:

@@ -26,9 +26,9 @@ LAUNCHER_FLAGS = {
     "--memory-budget": 1, "--on-swap": 1, "--max-running": 1, "--max-wait": 1, "--max-waiting": 1, "--prefetch": 1,
     "--detach": 0, "--engine-watchdog-timeout": 1,
 }  # fmt: skip
-"""The launcher's flags, with the number of their values; with vLLM, every other word belongs to vLLM.
+"""The launcher's flags, with the number of their values. With vLLM, every other word belongs to vLLM.
 
-The settings declare these flags, too, but importing them would delay a warm start; a test compares both.
+The settings declare these flags, too, but importing them would delay a warm start. A test compares both.
 """
 
 OMNI = "--omni"
@@ -54,7 +54,7 @@ class Given:
     def __init__(self, words: "Sequence[str]", flag: str = "", keys: str = "") -> None:
         self.words = words
         self.flag = flag
-        """The flag with dashes instead of underscores; empty for other words."""
+        """The flag with dashes instead of underscores. Empty for other words."""
         self.keys = keys
         """`a.b` for `--flag.a.b`."""
 
@@ -65,7 +65,7 @@ class Given:
 
     @property
     def values(self) -> "Sequence[str]":
-        """The flag's values; `--flag=` has the empty text as its value."""
+        """The flag's values. `--flag=` has the empty text as its value."""
         value = _attached_value(self.words[0])
         return self.words[1:] if value is None else (value,)
 
@@ -75,7 +75,7 @@ def split(words: "Iterable[str]", num_values: "NumValues" = lambda _: None) -> "
 
     Args:
         words: the command line.
-        num_values: the number of a flag's values, as argparse's `nargs`: 0, 1, `?` or `+`; None for unknown
+        num_values: the number of a flag's values, as argparse's `nargs`: 0, 1, `?` or `+`. None for unknown
             flags, which get none. A required value may begin with a dash if it is not a known flag.
     """
     words = list(words)
@@ -109,7 +109,7 @@ def normalise(name: str) -> str:
 
 
 def help_topic(words: "Iterable[str]") -> str | None:
-    """The word after `--help=`; empty for plain help, None if help is not asked for."""
+    """The word after `--help=`. Empty for plain help, None if help is not asked for."""
     for given in split(words):
         if given.flag in _HELP:
             return given.values[0] if given.values else ""
@@ -147,11 +147,11 @@ class ServeWords:
 
     def __init__(self, words: "Iterable[str]") -> None:
         self.own: dict[str, str] = {}
-        """The launcher's flags with their last value; a switch has `true`."""
+        """The launcher's flags with their last value. A switch has `true`."""
         self.engine_words: list[str] = []
         """All other words, unchanged and in order, without the first `--`."""
         self.incomplete: str | None = None
-        """A flag of the launcher that lacks its value; None if there is none."""
+        """A flag of the launcher that lacks its value. None if there is none."""
         for given in split(words, LAUNCHER_FLAGS.get):
             if given.words[0] == "--":
                 self.engine_words += given.words[1:]
@@ -165,7 +165,7 @@ class ServeWords:
                 self.incomplete = given.flag
 
     def engine(self, variable: str | None = None) -> str:
-        """`embedded` or `vllm`; any other value of --engine or VCLI_ENGINE counts as `auto`.
+        """`embedded` or `vllm`. Any other value of --engine or VCLI_ENGINE counts as `auto`.
 
         Args:
             variable: the value of VCLI_ENGINE, if not this process's.
@@ -182,12 +182,12 @@ def is_called_as_vllm() -> bool:
 
 
 def use_vllm_engine() -> None:
-    """Makes vLLM the default engine of `serve`; `--engine` and VCLI_ENGINE still take precedence."""
+    """Makes vLLM the default engine of `serve`. `--engine` and VCLI_ENGINE still take precedence."""
     os.environ.setdefault("VCLI_ENGINE", "vllm")
 
 
 def is_vllm_installed() -> bool:
-    """Whether the package vllm exists; does not import it."""
+    """Whether the package vllm exists. Does not import it."""
     finders = (finder.find_spec("vllm", None) for finder in sys.meta_path if hasattr(finder, "find_spec"))
     return any(spec is not None for spec in finders)
 
@@ -203,7 +203,7 @@ def _name(word: str) -> tuple[str, str]:
 
 
 def _attached_value(word: str) -> str | None:
-    """The value within the same word, as in `--flag=value`, `-O3` and `-O=3`; None if there is none."""
+    """The value within the same word, as in `--flag=value`, `-O3` and `-O=3`. None if there is none."""
     if word.startswith(_LEVEL):
         return word.removeprefix(_LEVEL).removeprefix("=") if word != _LEVEL else None
     _, is_attached, value = word.partition("=")

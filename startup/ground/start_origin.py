@@ -5,7 +5,7 @@ from typing import NamedTuple, NoReturn
 
 
 class WarmOrigin(NamedTuple):
-    """A warm start; times in monotonic nanoseconds."""
+    """A warm start. Times in monotonic nanoseconds."""
 
     front_pid: int
     """Pid of the process that the user started."""
@@ -24,7 +24,7 @@ warm: WarmOrigin | None = None
 """None if the start is cold."""
 
 cold_reason = ""
-"""Why a start that could have been warm is cold; empty if no warm start was wanted."""
+"""Why a start that could have been warm is cold. Empty if no warm start was wanted."""
 
 start_again: Callable[..., NoReturn] | None = None
 """Only in a warm start: ends this process and makes the front process start the server cold.

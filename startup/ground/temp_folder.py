@@ -102,7 +102,7 @@ def _ensure_short(folder: str) -> None:
     other = next(filter(_is_usable, (*_FOLDERS, str(SHM))), None)
     if other is None:
         raise StartupError(f"{folder} is too long for a socket in it: set TMPDIR to at most {MAX_BYTES} bytes")
-    text = "temporary files go to %s: the address of a socket in %s would be too long; set TMPDIR to at most %d bytes"
+    text = "temporary files go to %s: the address of a socket in %s would be too long. Set TMPDIR to at most %d bytes"
     logger.warning(text, other, folder, MAX_BYTES)
     os.environ[env.TMPDIR.name] = other
 

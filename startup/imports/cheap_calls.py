@@ -28,7 +28,7 @@ CHEAP_CALLS: Final = Hook(
 
 
 def make_calls_cheap() -> None:
-    """Replaces the functions in this process; a second call does nothing."""
+    """Replaces the functions in this process. A second call does nothing."""
     if not CHEAP_CALLS.applies:
         return
     after_import(_GET_SOURCE.module, lambda utils: _GET_SOURCE.replace(utils, _get_source), CHEAP_CALLS)
@@ -54,7 +54,7 @@ def _get_module(inspect: Any, object: Any) -> ModuleType | None:
 
 
 def _with_one_clearing(configure: Any) -> Any:
-    """Clears the caches of all loggers once; logging does so for each logger that it configures."""
+    """Clears the caches of all loggers once. Logging does so for each logger that it configures."""
 
     @functools.wraps(configure)
     def configure_and_clear_once(config: Any) -> None:

@@ -24,7 +24,7 @@ def distribution_stamps() -> tuple[tuple[str, int, int], ...]:
 
 
 def distribution_files(folders: Iterable[str]) -> Iterator[str]:
-    """The files that installers write anew with each version; some installers write no list of files."""
+    """The files that installers write anew with each version. Some installers write no list of files."""
     for folder, names in _site_folders(folders):
         for name in names:
             if name.endswith(_METADATA):

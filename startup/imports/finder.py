@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 Action: TypeAlias = Callable[[ModuleType], None]
 """Called with the module."""
 Replacement: TypeAlias = Callable[[str], ModuleSpec | None]
-"""Returns the spec of the module that replaces the named one; None if it is not replaced."""
+"""Returns the spec of the module that replaces the named one. None if it is not replaced."""
 
 
 class Watch(Protocol):
-    """Called with the name of each module; an exception that it raises ends the import of that module."""
+    """Called with the name of each module. An exception that it raises ends the import of that module."""
 
     def begin(self, name: str) -> None:
         """Called before the module's code runs."""
@@ -36,10 +36,10 @@ class Watch(Protocol):
 
 
 def after_import(name: str, action: Action, hook: Hook | None = None) -> None:
-    """Calls `action` once the module has been imported; at once if it is loaded already.
+    """Calls `action` once the module has been imported. Calls it at once if the module is loaded already.
 
-    An error in the action is logged; the import succeeds all the same. If the module lacks what the hook
-    needs, `action` is not called; if the hook is essential, the import raises UnfitHookError.
+    An error in the action is logged. The import succeeds all the same. If the module lacks what the hook
+    needs, `action` is not called. If the hook is essential, the import raises UnfitHookError.
     """
     if hook is not None:
         action = functools.partial(_run_if_it_applies, hook, action)
@@ -93,7 +93,7 @@ def place_variant(owner: ModuleType, name: str, **functions: Callable[..., Any])
     Args:
         owner: the other module.
         name: the module's name in `owner`.
-        functions: by the names that they replace; each gets the module as its first argument.
+        functions: by the names that they replace. Each gets the module as its first argument.
     """
     module = getattr(owner, name)
     if not isinstance(module, _Variant):  # a standby's template has placed it for its forks
@@ -114,13 +114,13 @@ class _Variant(ModuleType):
 
 
 def before_import(name: str, action: Action) -> None:
-    """Calls `action` with the module before the module's code runs; an error in the action is logged."""
+    """Calls `action` with the module before the module's code runs. An error in the action is logged."""
     _finder.before.setdefault(place_of(name), []).append(action)
     _finder.settle()
 
 
 def cancel(name: str, action: Action) -> None:
-    """From now on, `action` is no longer called; no effect if it was not registered."""
+    """From now on, `action` is no longer called. No effect if it was not registered."""
     name = place_of(name)
     for actions in (_finder.before, _finder.after):
         if action in actions.get(name, ()):
@@ -137,7 +137,7 @@ def replace(replacement: Replacement) -> None:
 
 
 def stop_replacing(replacement: Replacement) -> None:
-    """From now on, `replacement` is no longer asked; a second call does nothing."""
+    """From now on, `replacement` is no longer asked. A second call does nothing."""
     if replacement in _finder.replacements:
         _finder.replacements.remove(replacement)
         _finder.settle()
@@ -150,14 +150,14 @@ def serve(file: Any) -> None:
 
 
 def stop_serving() -> list[Any]:
-    """From now on, takes modules from no file; returns the files that were used."""
+    """From now on, takes modules from no file. Returns the files that were used."""
     files, _finder.files = _finder.files, []
     _finder.settle()
     return files
 
 
 def watch(watcher: Watch | None) -> None:
-    """From now on, calls this watcher for each module that is imported; None ends the watching."""
+    """From now on, calls this watcher for each module that is imported. None ends the watching."""
     _finder.watcher = watcher
     _finder.settle()
 
@@ -169,7 +169,7 @@ class _Finder:
         self.replacements: list[Replacement] = []
         """In the order in which they are asked."""
         self.before: dict[str, list[Action]] = {}
-        """Actions before imports, by module; they stay until they are cancelled."""
+        """Actions before imports, by module. They stay until they are cancelled."""
         self.after: dict[str, list[Action]] = {}
         """Actions after imports, by module, kept until then: `find_spec` may be called without an import."""
         self.files: list[Any] = []

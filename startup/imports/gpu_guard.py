@@ -74,7 +74,7 @@ class GpuGuard:
 
     @property
     def why_unforkable(self) -> str | None:
-        """Why forks of this process cannot use the GPUs; None if they can."""
+        """Why forks of this process cannot use the GPUs. None if they can."""
         if self._reason is None and self._raised:
             self._reason = f"a package has ignored that {self._raised[0]}"
         return self._reason
@@ -85,7 +85,7 @@ class GpuGuard:
             self._raised.remove(err)
 
     def begin(self, name: str) -> None:
-        """See `Watch`; raises NeedsGpuError for a module that is left to the forks."""
+        """See `Watch`. Raises NeedsGpuError for a module that is left to the forks."""
         if name in self._to_forks:
             self._refuse(f"{name} uses the GPU while it is imported")
         self._check(lambda: next(iter(_importing_modules()), name))
@@ -98,8 +98,8 @@ class GpuGuard:
         if self._reason is None and (driver := initialized_driver()) is not None:
             name = culprit()
             self._reason = (
-                f"{name} has initialized {driver} while it was imported, which no fork can do again; "
-                "later starts import it in the engine"
+                f"{name} has initialized {driver} while it was imported, which no fork can do again. "
+                "Later starts import it in the engine"
             )
             self._keep(name)
 
@@ -123,7 +123,7 @@ _open = False
 
 
 def why_unforkable() -> str | None:
-    """Why forks of this process cannot use the GPUs; None if they can."""
+    """Why forks of this process cannot use the GPUs. None if they can."""
     reason = None if _guard is None else _guard.why_unforkable
     if reason is None and (driver := initialized_driver()) is not None:
         reason = f"an import has initialized {driver}, which no fork can do again"
@@ -167,7 +167,7 @@ def driver_kept_uninitialized() -> Iterator[None]:
 
 
 def _answer(capability: tuple[int, int], ask: Callable[..., tuple[int, int]]) -> Callable[..., tuple[int, int]]:
-    """Wraps `get_device_capability`; modules that import its name in the meantime keep the wrapper."""
+    """Wraps `get_device_capability`. Modules that import its name in the meantime keep the wrapper."""
 
     @functools.wraps(ask)
     def answer(device: Any = None) -> tuple[int, int]:
@@ -204,7 +204,7 @@ def _importing_modules() -> list[str]:
 
 @functools.cache
 def _capabilities() -> tuple[tuple[int, int] | None, ...]:
-    """Compute capabilities of this machine's GPUs, in the driver's order; empty without NVIDIA's driver."""
+    """Compute capabilities of this machine's GPUs, in the driver's order. Empty without NVIDIA's driver."""
     state = read_gpus()
     return tuple(gpu.capability for gpu in state.gpus) if state is not None else ()
 

@@ -2,7 +2,7 @@
 
 A second thread is unsafe: vLLM imported transformers in one to save time and got half-initialised modules
 (vllm-project/vllm #40331, #40442, reverted by #40438). Without the pause, the collector would run again and
-again while millions of long-lived objects are created; the pause saves a quarter of the time.
+again while millions of long-lived objects are created. The pause saves a quarter of the time.
 """
 
 import functools
@@ -42,7 +42,7 @@ def import_engine() -> "LeftOut":
 
 
 def end_stand_ins() -> None:
-    """Ends the stand-ins in the API process; call it once the engine, which alone needs them, is forked."""
+    """Ends the stand-ins in the API process. Call it once the engine, which alone needs them, is forked."""
     if import_engine.cache_info().currsize:
         import_engine().end()
 

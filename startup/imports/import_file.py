@@ -68,11 +68,11 @@ class Index(NamedTuple):
 
 
 class UnusableFileError(Exception):
-    """The file cannot be used; the text says why."""
+    """The file cannot be used. The text says why."""
 
 
 class ImportFile:
-    """One open file; its modules can be imported until it is closed."""
+    """One open file. Its modules can be imported until it is closed."""
 
     def __init__(self, path: str) -> None:
         """Opens the file.
@@ -99,7 +99,7 @@ class ImportFile:
         return name in self._modules
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None) -> ModuleSpec | None:
-        """The module's spec; None if the module is not in the file or has changed."""
+        """The module's spec. None if the module is not in the file or has changed."""
         fields = self._modules.get(fullname)
         if fields is None or len(sys.path_hooks) != self._num_path_hooks:
             return None
@@ -122,7 +122,7 @@ class ImportFile:
         return spec
 
     def load_methods(self) -> dict[str, CodeType]:
-        """The compiled methods of dataclasses by their source text; empty if that part is damaged."""
+        """The compiled methods of dataclasses by their source text. Empty if that part is damaged."""
         try:
             return dict(_read_part(self._fd, self.index.methods))
         except (OSError, ValueError, EOFError, TypeError) as err:
@@ -130,7 +130,7 @@ class ImportFile:
             return {}
 
     def close(self) -> None:
-        """Closes the file; a second call does nothing."""
+        """Closes the file. A second call does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -160,7 +160,7 @@ class ImportFile:
         return False
 
     def _names_in(self, folder: str) -> frozenset[str] | None:
-        """Names that a folder on the import path may offer; None if it is not a folder but an archive."""
+        """Names that a folder on the import path may offer. None if it is not a folder but an archive."""
         if folder not in self._names:
             try:
                 entries = os.listdir(folder or os.curdir)  # noqa: PTH208
@@ -174,7 +174,7 @@ class ImportFile:
 
 
 def install(path: str | os.PathLike[str]) -> ImportFile | None:
-    """From now on, imports use this file; returns None if the file cannot be used."""
+    """From now on, imports use this file. Returns None if the file cannot be used."""
     file = open_file(path)
     if file is not None:
         serve(file)
@@ -182,7 +182,7 @@ def install(path: str | os.PathLike[str]) -> ImportFile | None:
 
 
 def open_file(path: str | os.PathLike[str]) -> ImportFile | None:
-    """Opens the file, which the caller closes; None if it cannot be used."""
+    """Opens the file, which the caller closes. None if it cannot be used."""
     try:
         return ImportFile(os.fspath(path))
     except FileNotFoundError:
@@ -193,7 +193,7 @@ def open_file(path: str | os.PathLike[str]) -> ImportFile | None:
 
 
 def uninstall() -> list[str]:
-    """Closes all files, whose descriptors forks would inherit; imports use them no more.
+    """Closes all files, whose descriptors forks would inherit. Imports use them no more.
 
     Returns:
         The modules that this process has imported and that the files lack or have in an old version.
@@ -208,7 +208,7 @@ def uninstall() -> list[str]:
 
 
 def _read_part(fd: int, part: Part) -> Any:
-    """The unmarshalled part; raises OSError, ValueError, EOFError or TypeError if it is damaged."""
+    """The unmarshalled part. Raises OSError, ValueError, EOFError or TypeError if it is damaged."""
     offset, length, expected = part
     data = os.pread(fd, length, offset)
     if checksum(data) != expected:
@@ -238,7 +238,7 @@ def pack_index(index: Index) -> bytes:
 
 
 def _read_index(fd: int) -> Index:
-    """Reads the index; raises UnusableFileError if it is untrusted, incomplete or of another installation."""
+    """Reads the index. Raises UnusableFileError if it is untrusted, incomplete or of another installation."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise UnusableFileError("it is not a regular file")

@@ -53,7 +53,7 @@ class LeftOut:
             stand_ins.remove()
 
     def restore(self) -> bool:
-        """Imports torch's modules that were replaced; returns False if none were."""
+        """Imports torch's modules that were replaced. Returns False if none were."""
         if not self._stand_ins:
             return False
         self.end()
@@ -63,7 +63,7 @@ class LeftOut:
 
 
 def import_lean(modules: Sequence[str]) -> LeftOut:
-    """Imports torch and the modules with stand-ins, which stay installed; if that fails, without stand-ins.
+    """Imports torch and the modules with stand-ins, which stay installed. If that fails, uses no stand-ins.
 
     Another version of transformers may use more of a replaced module than its stand-in supports.
     """
@@ -118,7 +118,7 @@ SHAPE_FUNCTIONS: Final[Mapping[str, Callable[..., int]]] = {
     "sym_eq": _sym_eq,
     "sym_or": lambda *conditions: reduce(operator.or_, conditions),
 }
-"""Replacements for torch's functions for symbolic shapes; all sizes are numbers, as without torch.compile."""
+"""Replacements for torch's functions for symbolic shapes. All sizes are numbers, as without torch.compile."""
 
 STAND_INS: Final = Hook(
     "stand-ins of the embedded engine",

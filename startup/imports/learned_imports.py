@@ -64,7 +64,7 @@ def import_file_paths() -> tuple[Path, ...]:
 
 @contextmanager
 def learned_imports() -> Iterator[None]:
-    """While open, imports use the import files; modules that these lack are recorded for `learn`.
+    """While open, imports use the import files. Modules that these lack are recorded for `learn`.
 
     Do not fork meanwhile: forks would inherit the open files.
     """
@@ -106,14 +106,14 @@ def learn(more: Iterable[str] = ()) -> None:
 
 
 def read_learned() -> LearnedImports | None:
-    """The user's import file; None if there is none that this Python can use."""
+    """The user's import file. None if there is none that this Python can use."""
     path = import_file_paths()[0]
     index = _read(path)
     return None if index is None else LearnedImports(path, len(index.modules), path.stat().st_size)
 
 
 def _note(missed: Sequence[str]) -> None:
-    """Records names of modules, and texts of methods; each becomes one line of JSON."""
+    """Records names of modules, and texts of methods. Each becomes one line of JSON."""
     if missed:
         notes = _notes(import_file_paths()[0])
         with suppress(OSError):
@@ -141,7 +141,7 @@ def _notes(path: Path) -> Path:
 
 
 def _use_code(known: Mapping[str, CodeType]) -> None:
-    """Until `_end_use`, methods with a known text are not compiled; unknown texts are recorded."""
+    """Until `_end_use`, methods with a known text are not compiled. Unknown texts are recorded."""
 
     def execute(text: Any, *namespaces: Any) -> None:
         code = known.get(text) if isinstance(text, str) else text
@@ -154,7 +154,7 @@ def _use_code(known: Mapping[str, CodeType]) -> None:
 
 
 def _end_use() -> list[str]:
-    """From now on, all methods are compiled; returns the texts that were not known."""
+    """From now on, all methods are compiled. Returns the texts that were not known."""
     vars(dataclasses).pop("exec", None)
     missed = [*_missed_texts]
     _missed_texts.clear()
@@ -171,7 +171,7 @@ def _compile_text(text: str) -> CodeType:
 
 
 def _compile_texts(texts: Iterable[str], known: Mapping[str, CodeType]) -> dict[str, CodeType]:
-    """The known code, plus the compiled code of the other texts; a text that is not Python is skipped."""
+    """The known code, plus the compiled code of the other texts. A text that is not Python is skipped."""
     codes = dict(known)
     for text in texts:
         if text not in codes:
@@ -201,12 +201,12 @@ def _read_methods(path: Path) -> dict[str, CodeType]:
 def write(
     path: str | os.PathLike[str], names: Iterable[str], methods: Mapping[str, CodeType] = MappingProxyType({})
 ) -> None:
-    """Writes the modules' bytecode, in this order; replaces the file at once or not at all.
+    """Writes the modules' bytecode, in this order. Replaces the file at once or not at all.
 
     Writes only modules whose source Python's own path finder finds in a distribution or in the standard
     library: other sources may change unnoticed. No module is imported.
 
-    Does nothing while another process writes the file. Raises OSError if the file cannot be written; an old
+    Does nothing while another process writes the file. Raises OSError if the file cannot be written. An old
     file stays unchanged then.
     """
     path = os.fspath(path)
@@ -229,7 +229,7 @@ def write(
 
 
 def _lock(path: str) -> int | None:
-    """Opens the file to write, even if a killed process left it; None while another process writes it."""
+    """Opens the file to write, even if a killed process left it. None while another process writes it."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -288,7 +288,7 @@ class _Specs:
         self._found: dict[str, ModuleSpec | None] = {}
 
     def find(self, name: str) -> ModuleSpec | None:
-        """The module's spec; None if the path finder does not find the module or its package."""
+        """The module's spec. None if the path finder does not find the module or its package."""
         if name not in self._found:
             self._found[name] = self._search(name)
         return self._found[name]
@@ -308,7 +308,7 @@ class _Specs:
 
 
 def _bytecode(name: str, origin: str, stamp: StoredStamp) -> bytes | None:
-    """The module's marshalled code; None if it cannot be compiled, or would have to be in each start.
+    """The module's marshalled code. None if it cannot be compiled, or would have to be in each start.
 
     With PYTHONDONTWRITEBYTECODE, bytecode of an installer is used, but none is made: to compile thousands of
     modules would delay requests by seconds.

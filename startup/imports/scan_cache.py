@@ -53,7 +53,7 @@ def cached_scans() -> Iterator[None]:
 
 
 def _kept_or_new(name: str, convert: Callable[[Any], Value], compute: Callable[[], Value]) -> Value:
-    """The value from the cache, or a new one; valid until a package is installed, upgraded or removed."""
+    """The value from the cache, or a new one. Valid until a package is installed, upgraded or removed."""
     kept = Kept("imports", (sys.prefix, name), (sys.version, distribution_stamps()))
     if (value := kept.read(convert)) is None:
         kept.write(value := compute())

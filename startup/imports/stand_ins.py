@@ -19,7 +19,7 @@ Functions = Mapping[str, Callable[..., Any]]
 class StandIns:
     """Gives stand-ins for these modules, and for all modules below them, while installed.
 
-    Modules that are loaded already are not replaced. After `remove`, imports give the real modules; names
+    Modules that are loaded already are not replaced. After `remove`, imports give the real modules. Names
     that were imported before keep their stand-ins.
     """
 
@@ -30,7 +30,7 @@ class StandIns:
         Args:
             names: the modules.
             become_real: whether stand-ins forward to the real objects after the removal.
-            functions: for modules of which a process uses only these functions; using anything else of such a
+            functions: for modules of which a process uses only these functions. Using anything else of such a
                 module removes the stand-ins.
         """
         self._names = tuple(name for name in names if name not in sys.modules)
@@ -44,7 +44,7 @@ class StandIns:
         replace(self._find)
 
     def remove(self) -> None:
-        """From now on, imports give the real modules; may be called again."""
+        """From now on, imports give the real modules. May be called again."""
         stop_replacing(self._find)
         self.are_real = self._become_real
         for name, module in list(sys.modules.items()):
@@ -134,7 +134,7 @@ def _forget(name: str, module: ModuleType) -> None:
 
 
 def _real_attribute(owner: Any, name: str) -> Any:
-    """Returns an attribute; imports a module of a package if necessary."""
+    """Returns an attribute. Imports a module of a package if necessary."""
     try:
         return getattr(owner, name)
     except AttributeError:

@@ -34,7 +34,7 @@ used recently compiles its kernel again, in 0.6 ms.
 
 
 def set_torch_variables() -> None:
-    """Sets variables that the user has not set, here and for children; call it before torch is loaded.
+    """Sets variables that the user has not set, here and for children. Call it before torch is loaded.
 
     Makes torch detect GPUs through the driver's management library (NVML). Otherwise a library that looks for
     a GPU while it is imported would initialise CUDA, and forked children could not use the GPU.

@@ -1,8 +1,8 @@
 """Accepts for vLLM's HTTP server, in the responder's process: answers probes, passes on all else.
 
 One request may block vLLM's event loop for a second. As long as the loop runs, vLLM sends its answer to
-`/health` here; this process repeats it to probes and closes their connections. `/readyz` gets the same
-answer; `/livez` gets 200.
+`/health` here. This process repeats it to probes and closes their connections. `/readyz` gets the same
+answer. `/livez` gets 200.
 
 A connection's bytes are peeked at (MSG_PEEK): only those of an answered probe are consumed, and vLLM reads
 all others itself. While vLLM's loop is blocked, the kernel queues about 550 messages. Further connections are
@@ -26,7 +26,7 @@ from startup.port.probe_http import LIVE_PATH, MAX_HEAD_BYTES, Answer, Probe, pa
 
 _SHARE_PERIOD_S: Final = 1.0
 _MAX_SHARE: Final = 0.2
-"""Largest share of one processor for this process; more would slow down the processes that do the work."""
+"""Largest share of one processor for this process. More would slow down the processes that do the work."""
 SERVE: Final = b"serve"
 """Message of the API process: from now on the responder accepts for vLLM, until that stream ends."""
 BEAT: Final = b"beat "
@@ -50,7 +50,7 @@ _MAX_UNLOGGED: Final = 8192
 """Most answered probes that wait to be written into the access log."""
 _MAX_MESSAGE_BYTES: Final = 1 << 13
 _SEND_BUFFER_BYTES: Final = 1 << 20
-"""More than the kernel allows; a connection that the API process has not received takes half a kilobyte."""
+"""More than the kernel allows. A connection that the API process has not received takes half a kilobyte."""
 _ALIVE: Final = Answer(200).encode()
 
 
@@ -58,7 +58,7 @@ class AnsweredProbe(NamedTuple):
     """The facts about a probe for the access log."""
 
     client: str
-    """Address and port; empty for a UNIX socket."""
+    """Address and port. Empty for a UNIX socket."""
     path: str
     http_version: str
     status: str
@@ -111,7 +111,7 @@ class Acceptor:
         return SILENT_S if self._silent or leftovers else TURN_S
 
     def _turn(self, timeout_s: float) -> bool:
-        """Waits for events and processes them; returns False when the API process's stream ends."""
+        """Waits for events and processes them. Returns False when the API process's stream ends."""
         ready = self._selector.select(timeout_s)
         now = time.monotonic()
         self._heartbeat.turn(now)
@@ -168,7 +168,7 @@ class Acceptor:
             connection.close()
 
     def _answer(self, connection: socket.socket, probe: Probe | None) -> bool:
-        """Answers a probe; returns False if vLLM must serve the connection."""
+        """Answers a probe. Returns False if vLLM must serve the connection."""
         if probe is None:
             return False
         answer = _ALIVE if probe.path == LIVE_PATH else self._heartbeat.current_answer(time.monotonic())
@@ -209,7 +209,7 @@ class Acceptor:
             self._unlogged.popleft()
 
     def _send(self, message: bytes, *connections: socket.socket) -> bool:
-        """Sends to the API process; returns False if it can receive nothing at the moment."""
+        """Sends to the API process. Returns False if it can receive nothing at the moment."""
         try:
             socket.send_fds(self._api_process, [message], [connection.fileno() for connection in connections])
         except OSError as err:
@@ -241,12 +241,12 @@ class Heartbeat:
         self._received_s = now
 
     def current_answer(self, now: float) -> bytes:
-        """The answer to a probe; empty if vLLM answers each probe itself."""
+        """The answer to a probe. Empty if vLLM answers each probe itself."""
         age_s = now - self._received_s
         return _stale_answer(age_s) if age_s > STALE_S else self._answer
 
     def turn(self, now: float) -> None:
-        """Called at least every `TURN_S` seconds; notices by a longer pause that this process was stopped."""
+        """Called at least every `TURN_S` seconds. Notices by a longer pause that this process was stopped."""
         pause_s = now - self._turned_s - TURN_S
         if pause_s > TURN_S:
             self._received_s = min(now, self._received_s + pause_s)
@@ -260,7 +260,7 @@ def _stale_answer(age_s: float) -> bytes:
 
 
 def _raise_file_limit() -> None:
-    """Raises the limit of open files; vLLM raises its own only after this process was forked."""
+    """Raises the limit of open files. vLLM raises its own only after this process was forked."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 PATH = "/health"
 LIVE_PATH, READY_PATH = "/livez", "/readyz"
-"""`/livez` gets 200 while the server lives; `/readyz` gets the answer of `PATH`. Plain vLLM has neither."""
+"""`/livez` gets 200 while the server lives. `/readyz` gets the answer of `PATH`. Plain vLLM has neither."""
 MAX_HEAD_BYTES = 4096
 MODEL_STATE_HEADER = "Model-State"
 """Header with the model's state, in a probe's 200 while only a request starts the model (`--idle-stop`)."""
@@ -37,7 +37,7 @@ class Probe(NamedTuple):
 
 
 def parse_probe(received: bytes) -> Probe | None:
-    """The probe in the bytes; None if they are not a GET of a probe's path without a body."""
+    """The probe in the bytes. None if they are not a GET of a probe's path without a body."""
     match = _HEAD.fullmatch(received)
     if match is None:
         return None

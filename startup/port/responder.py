@@ -83,7 +83,7 @@ class StartupResponder:
         return self._listener.getsockname()
 
     def update(self, message: bytes) -> None:
-        """Sends the current state to the process; dropped if the process has exited or its queue is full."""
+        """Sends the current state to the process. Dropped if the process has exited or its queue is full."""
         if self._is_handed_over or self._is_lost:
             return
         try:
@@ -142,14 +142,14 @@ class StartupResponder:
             self.kill()
 
     def kill(self) -> None:
-        """Kills the process; only reaps it if it has exited already."""
+        """Kills the process. Only reaps it if it has exited already."""
         with self._waiting:
             if self._pid is not None:
                 os.kill(self._pid, signal.SIGKILL)
         self._wait(_END_S)
 
     def _wait(self, timeout_s: float) -> bool:
-        """Waits for the process and reaps it; returns whether it has exited in time."""
+        """Waits for the process and reaps it. Returns whether it has exited in time."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             with self._waiting:

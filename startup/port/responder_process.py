@@ -44,7 +44,7 @@ class Channel(Protocol):
 
 
 OpenChannel = Callable[[socket.socket], Channel]
-"""Makes a channel from an accepted socket; raises OSError to reject the client."""
+"""Makes a channel from an accepted socket. Raises OSError to reject the client."""
 
 
 def open_plain() -> OpenChannel:
@@ -59,7 +59,7 @@ def run_process(
     answers: ProbeAnswers,
     prepare_channels: Callable[[], OpenChannel],
 ) -> NoReturn:
-    """Runs the forked process until it exits; the kernel kills it when the API process exits."""
+    """Runs the forked process until it exits. The kernel kills it when the API process exits."""
     try:
         group_signals.ignore()
         death_pipe.arm(death_pipe_fd)
@@ -117,7 +117,7 @@ class _Loop:
         Acceptor(self._listener, self._api_process, self._selector).run(connections)
 
     def _process(self, message: bytes) -> None:
-        """Applies a message with the start's state; accepts no more once the API process ends its stream."""
+        """Applies a message with the start's state. Accepts no more once the API process ends its stream."""
         if message:
             self._answers.follow(message)
             return
@@ -172,7 +172,7 @@ class ProbeConnection:
             self.close()
 
     def is_done_by(self, now: float) -> bool:
-        """Whether the connection is closed; closes it at its deadline."""
+        """Whether the connection is closed. Closes it at its deadline."""
         if not self._is_closed and now > self._deadline:
             self.close()
         return self._is_closed
@@ -203,7 +203,7 @@ class ProbeConnection:
 
 
 def _is_complete(request: bytes) -> bool:
-    """Whether the head and the announced body have arrived; a request that is too long counts as complete."""
+    """Whether the head and the announced body have arrived. A request that is too long counts as complete."""
     head, separator, body = request.partition(b"\r\n\r\n")
     if not separator:
         return len(request) > _MAX_REQUEST_BYTES

@@ -22,7 +22,7 @@ _LONGEST_REASON: Final = 200
 
 
 class StartState:
-    """Implements `base.lifecycle.StartView`. The main thread changes it; any thread may read it.
+    """Implements `base.lifecycle.StartView`. The main thread changes it. Any thread may read it.
 
     The responder's process has a copy, which follows this state by messages (`to_message`).
     """
@@ -31,7 +31,7 @@ class StartState:
         self.subject = subject
         self.facts = StartFacts(model=subject.model, start_method=subject.start_method, outcome="starting")
         self.history_key = ""
-        """Names the comparable starts in the history; empty until the history has been read."""
+        """Names the comparable starts in the history. Empty until the history has been read."""
         self.meter = ProgressMeter(timeline)
         self._timeline = timeline
         self._is_draining = False
@@ -62,7 +62,7 @@ class StartState:
         self._timeline.on_change()
 
     def expect_compilation(self, fields: Mapping[str, Any], *, detail: str, compile_s: float) -> None:
-        """Sets whether vLLM, which has its configuration, will compile; adds the time for that."""
+        """Sets whether vLLM, which has its configuration, will compile. Adds the time for that."""
         self.set_compiled_model(fields)
         self.meter.added_s = compile_s
         self.set_detail(detail)
@@ -80,7 +80,7 @@ class StartState:
         self.facts = replace(self.facts, outcome="ready", page_cache=_page_cache(prefetch))
 
     def fail(self, reason: str) -> None:
-        """Called when the start has failed; probes report the reason until the process exits."""
+        """Called when the start has failed. Probes report the reason until the process exits."""
         self.facts = replace(self.facts, outcome="failed", error=reason)
         self._timeline.finish()
 
@@ -177,7 +177,7 @@ class ProbeAnswers:
         return Answer(503, json.dumps(body).encode(), retry_after_s=None if facts.error else 1)
 
     def _answer_public(self, path: str) -> Answer | None:
-        """The status page, its data, the timeline or the metrics; None for other paths."""
+        """The status page, its data, the timeline or the metrics. None for other paths."""
         if path == "/" and self._has_page:
             page = read_page()
             return Answer(200, page.body, "text/html; charset=utf-8", headers=page.headers)
@@ -191,7 +191,7 @@ class ProbeAnswers:
 
 
 def _format_status(state: StartState) -> bytes:
-    """The data of the status page, with the same members as the HTTP server's; `live` is null."""
+    """The data of the status page, with the same members as the HTTP server's. `live` is null."""
     status = {
         "status": state.facts.outcome,
         "model": state.facts.model,

@@ -52,14 +52,14 @@ class TlsChannel:
             raise BlockingIOError from err
 
     def send(self, data: bytes) -> int:
-        """Encrypts and sends a part of the data; returns its length."""
+        """Encrypts and sends a part of the data. Returns its length."""
         try:
             return self._tls.send(data)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as err:
             raise BlockingIOError from err
 
     def shutdown(self, how: int) -> None:
-        """Sends close_notify, then shuts the socket down; later reads are plain, without TLS."""
+        """Sends close_notify, then shuts the socket down. Later reads are plain, without TLS."""
         with suppress(OSError):  # the client has not sent its close_notify yet, and need not
             self._tls.unwrap()
         self._tls.shutdown(how)

@@ -17,7 +17,7 @@ def save_ready_start(
 ) -> None:
     """Logs the phases, writes the report file if one was requested, and adds the start to the history.
 
-    `info` is None with vLLM; `prefetch` is None while it is still running.
+    `info` is None with vLLM. `prefetch` is None while it is still running.
     """
     report = state.build_report()
     if prefetch is not None:
@@ -33,7 +33,7 @@ def save_ready_start(
 
 
 def save_failed_start(state: StartState) -> None:
-    """Writes the report file if one was requested; a failed start does not enter the history."""
+    """Writes the report file if one was requested. A failed start does not enter the history."""
     _save_file(state.build_report(), state.subject)
 
 

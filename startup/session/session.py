@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ANSWERS_AT_ONCE = f"; the port answers 503 meanwhile: wait with `curl -f`, or set {env.VCLI_LISTEN_WHEN_READY.name}=1"
+_ANSWERS_AT_ONCE = f". Meanwhile the port answers 503. Wait with `curl -f`, or set {env.VCLI_LISTEN_WHEN_READY.name}=1"
 
 
 class ListenAddress(NamedTuple):
@@ -70,13 +70,13 @@ class StartSession:
     def __init__(
         self, subject: StartSubject, timeline: PhaseTimeline, *, is_private: bool = False, has_page: bool = True
     ) -> None:
-        """With `is_private`, the responder answers only probes; with `has_page`, it has a page at `/`."""
+        """With `is_private`, the responder answers only probes. With `has_page`, it has a page at `/`."""
         self.timeline = timeline
         self.state = StartState(subject, timeline)
         self.stack = ExitStack()
         """Closed when the session ends, in reverse order."""
         self.phase_of_others: Callable[[], str] = str
-        """Returns what another process does while the current phase waits for it; empty if unknown."""
+        """Returns what another process does while the current phase waits for it. Empty if unknown."""
         self._is_private = is_private
         self._has_page = has_page
         self._address = ""
@@ -100,7 +100,7 @@ class StartSession:
         self.stack.enter_context(self.stop_signals)
         _log_origin()
         if self.state.subject.start_method == "spawn":
-            text = "%s=spawn makes this start slower: each process of the engine imports everything again; unset it"
+            text = "%s=spawn makes this start slower: each process of the engine imports everything again. Unset it"
             logger.info(text, env.VLLM_WORKER_MULTIPROC_METHOD.name)
         if (problem := find_baked().problem) is not None:
             logger.warning("%s", problem)
@@ -116,7 +116,7 @@ class StartSession:
                 self._fail(err)
 
     def phase(self) -> str:
-        """The current phase, for log lines; any thread may call it."""
+        """The current phase, for log lines. Any thread may call it."""
         return self.state.phase
 
     def listen(
@@ -126,7 +126,7 @@ class StartSession:
         *,
         accepts_activation: bool = False,
     ) -> socket.socket:
-        """Binds and listens, and starts the responder; call it before this process has a second thread.
+        """Binds and listens, and starts the responder. Call it before this process has a second thread.
 
         Args:
             address: ignored if the service manager has passed a socket and `accepts_activation` is set.
@@ -154,7 +154,7 @@ class StartSession:
         return listening
 
     def keep_run_record(self, address: str | None) -> None:
-        """Makes `vllm-cli ps` list this process; called by `listen`, and by a start that listens later."""
+        """Makes `vllm-cli ps` list this process. Called by `listen`, and by a start that listens later."""
         subject = self.state.subject
         record = RunRecord(engine=subject.engine, model=subject.model, address=address)
         self._note_start = self.stack.enter_context(run_recorded(record))
@@ -167,27 +167,27 @@ class StartSession:
         return folder
 
     def limit_time(self, timeout_s: float | None) -> None:
-        """Ends this process if the start takes longer; None sets no limit."""
+        """Ends this process if the start takes longer. None sets no limit."""
         if timeout_s is not None:
             self._deadline = start_deadline(timeout_s, self.phase)
             self.stack.callback(self._deadline.cancel)
 
     def show_progress(self, *, only_logs: bool = False) -> None:
-        """Shows the progress on the terminal; without a terminal, or with `only_logs`, logs long phases."""
+        """Shows the progress on the terminal. Without a terminal, or with `only_logs`, logs long phases."""
         with group_signals.blocked():  # blocked in the new thread, too
             self._live = self.stack.enter_context(LiveProgress(self.state.meter, self._log_note, only_logs=only_logs))
 
     def prefetch(self, files: Sequence[Path], mode: PrefetchMode) -> None:
         """Reads torch's libraries and then the model's files into the page cache, in a helper process.
 
-        A baked image has a record of which parts of the libraries a start reads.
+        A baked image has a record of the parts of libraries that a start reads.
         """
         pages = _baked_pages()
         paths = (*(() if pages else plan_libraries()), *files)
         self._prefetch = self.stack.enter_context(start_prefetch(paths, mode, pages))
 
     def download(self, plan: FilePlan, timeout_s: float | None) -> "DownloadHandle | None":
-        """Downloads files that are missing or have changed, in a helper process; None if there are none.
+        """Downloads files that are missing or have changed, in a helper process. None if there are none.
 
         The running phase shows the download's progress. A warm start with all files on disk does not wait for
         the hub: `finish` then downloads changed files for the next start.
@@ -215,7 +215,7 @@ class StartSession:
             report.apply(mode)
 
     def hand_over(self) -> None:
-        """Called on any thread before the HTTP server accepts; returns once the responder has stopped."""
+        """Called on any thread before the HTTP server accepts. Returns once the responder has stopped."""
         if self.responder is not None:
             self.responder.hand_over()
 
@@ -253,7 +253,7 @@ class StartSession:
             self._manager.notify_ready(status or f"ready: {self._address}")
 
     def drain(self) -> None:
-        """Called on any thread when the server rejects new requests from now on; ends the deadline."""
+        """Called on any thread when the server rejects new requests from now on. Ends the deadline."""
         self._end_waiting()
         self.state.drain()
         self.notify_stopping("finishing running requests")
@@ -280,7 +280,7 @@ class StartSession:
     def _publish(self) -> None:
         """Sends each change of the timeline to the responder, and the phase to the service manager.
 
-        Called on the main thread and on the thread of a download's progress; the messages stay in order.
+        Called on the main thread and on the thread of a download's progress. The messages stay in order.
         """
         with self._publishing:
             if self.responder is not None:
@@ -314,7 +314,7 @@ def _baked_pages() -> Path | None:
 
 
 def _log_origin() -> None:
-    """Logs a line about a warm start; at debug level, logs why a start is cold."""
+    """Logs a line about a warm start. At debug level, logs why a start is cold."""
     if (warm := start_origin.warm) is not None:
         text = "warm start: forked from the standby's process %d, which saves %.1f s of imports"
         logger.info(text, warm.template_pid, warm.saved_s)

@@ -31,7 +31,7 @@ _REQUEST_S = 5.0
 _STANDARD: Final = (0, 1, 2)
 _STREAMS: Final = ("stdin", "stdout", "stderr")
 _SO_PEERPIDFD: Final = 77
-"""The option for a pidfd of the connected process, since Linux 6.5 (unix(7)); Python has no name for it."""
+"""The option for a pidfd of the connected process, since Linux 6.5 (unix(7)). Python has no name for it."""
 
 
 class TemplateFacts(NamedTuple):
@@ -39,10 +39,10 @@ class TemplateFacts(NamedTuple):
 
     pid: int
     at_import: Mapping[str, str]
-    """The variables that the template's libraries have read; a dormant forkserver must have the same."""
+    """The variables that the template's libraries have read. A dormant forkserver must have the same."""
     environment: ImportEnvironment
     why_cold: Callable[[Sequence[str]], str | None]
-    """Returns why a server with these words after `serve` cannot use the imports; None if it can."""
+    """Returns why a server with these words after `serve` cannot use the imports. None if it can."""
     files: InstalledFiles
     import_s: float
 
@@ -55,10 +55,10 @@ class Request(NamedTuple):
     path: list[str]
     environment: dict[str, str]
     interpreter: dict[str, str]
-    """Properties of the front process's interpreter; this interpreter's must be equal."""
+    """Properties of the front process's interpreter. This interpreter's must be equal."""
     locale: str
     streams: list[str]
-    """Each standard stream's error handler, and whether it flushes each line; empty for a closed stream."""
+    """Each standard stream's error handler, and whether it flushes each line. Empty for a closed stream."""
     begin_ns: int
     life_fd: int
     """The read end of the front process's death pipe."""
@@ -68,7 +68,7 @@ class Request(NamedTuple):
 
 
 class _ColdStartError(Exception):
-    """The front process must start the server itself; the message is the reason."""
+    """The front process must start the server itself. The message is the reason."""
 
 
 class FrontLink:
@@ -81,11 +81,11 @@ class FrontLink:
         self._connection.close()
 
     def report_exit(self, code: int) -> None:
-        """Reports that the command has returned; the exit code is valid even if the template has ended."""
+        """Reports that the command has returned. The exit code is valid even if the template has ended."""
         self._send(b"exit", str(code).encode())
 
     def start_again(self, variable: str, value: str, *words: str) -> NoReturn:
-        """Ends this process; the front process starts the server itself, with this variable and words."""
+        """Ends this process. The front process starts the server itself, with this variable and words."""
         self._send(b"again", *map(os.fsencode, (variable, value, *words)))
         os._exit(0)
 
@@ -97,7 +97,7 @@ class FrontLink:
 def take_over(
     connection: socket.socket, front_pid: int, template: TemplateFacts, on_stale: Callable[[str], None]
 ) -> FrontLink:
-    """Returns once this process is the server; exits if it cannot become the server.
+    """Returns once this process is the server. Exits if it cannot become the server.
 
     Nothing may have been read from the connection to the front process. `on_stale` is called with a reason if
     the template process must be replaced.

@@ -51,7 +51,7 @@ def follow_server(
         connection: to the server's process and to the template process.
         server_pid: leads the server's process group.
         server_fd: its pidfd.
-        life_fd: kept open; the kernel closes it with this process, which kills the server.
+        life_fd: kept open. The kernel closes it with this process, which kills the server.
         relay: receives the server's messages to the service manager.
 
     Returns:
@@ -88,7 +88,7 @@ class _Server:
         self._forwarded: set[int] = set()
 
     def wait(self, wakeup_fd: int) -> int:
-        """The server's exit code; -N after signal N."""
+        """The server's exit code, or -N after signal N."""
         poll = select.poll()
         for fd in (wakeup_fd, self._pidfd, self._connection.fileno()):
             poll.register(fd, select.POLLIN)
@@ -134,7 +134,7 @@ class _Server:
             os.kill(os.getpid(), received)
 
     def _read_message(self) -> bool:
-        """Reads a message; returns False when no more can come."""
+        """Reads a message. Returns False when no more can come."""
         try:
             sections, fds = messages.receive(self._connection)
         except (OSError, messages.MessageError):

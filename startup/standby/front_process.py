@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from startup.port.systemd.notify_relay import NotifyRelay
 
 _ACK_S = 0.04
-"""Seconds that a standby has to answer at all; a running one takes a millisecond."""
+"""Seconds that a standby has to answer at all. A running one takes a millisecond."""
 _VERDICT_S = 0.5
 """Seconds that the forked process then has to agree. It takes 50 ms, or 250 ms with eight busy processes per
-processor; if it exits, the wait ends at once."""
+processor. If it exits, the wait ends at once."""
 _REQUIRED_S = 10.0
 """With `--standby require`, the front process waits so many seconds instead of `_ACK_S`."""
 
 
 class ColdStartError(Exception):
-    """The start cannot be warm; the message is the reason."""
+    """The start cannot be warm. The message is the reason."""
 
 
 def serve_warm(words: list[str]) -> int | None:
-    """Has the server forked and forwards signals to it until it ends; returns None for a cold start instead.
+    """Has the server forked and forwards signals to it until it ends. Returns None for a cold start instead.
 
     Returns:
-        The exit code of the server; a server that was killed by a signal ends this process by that signal.
+        The exit code of the server. A server that was killed by a signal ends this process by that signal.
     """
     own = ServeWords(words).own
     if has_several_models(words) or is_behind_router(words):
@@ -94,7 +94,7 @@ def _connect(connection: socket.socket, kind: str, *, timeout_s: float) -> None:
 
 
 def _notify_relay() -> "NotifyRelay | None":
-    """A relay for the server's messages to the service manager; None if there is no manager."""
+    """A relay for the server's messages to the service manager. None if there is no manager."""
     address = foreign.text_of("NOTIFY_SOCKET")
     if address[:1] not in ("/", "@"):
         return None
@@ -107,7 +107,7 @@ def _notify_relay() -> "NotifyRelay | None":
 
 
 def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int, int, int]:
-    """Sends what the server needs; returns its pid, its pidfd, and the pipe whose closing ends the server.
+    """Sends what the server needs. Returns its pid, its pidfd, and the pipe whose closing ends the server.
 
     `variables` replace this process's values in the server. Raises ColdStartError with the reason that the
     forked process gives.
@@ -154,7 +154,7 @@ def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int,
 
 
 def interpreter_state() -> dict[str, str]:
-    """The settings that Python reads once, at its start; a forked server's interpreter must have the same.
+    """The settings that Python reads once, at its start. A forked server's interpreter must have the same.
 
     Leaves out UTF-8 mode, which is on without LANG: no difference if the locale's encoding is UTF-8.
     """
@@ -173,7 +173,7 @@ def interpreter_state() -> dict[str, str]:
 
 
 def _personality() -> str:
-    """The execution domain (personality(2)); only the process itself may read it."""
+    """The execution domain (personality(2)). Only the process itself may read it."""
     try:
         with open("/proc/self/personality") as file:  # noqa: PTH123
             return file.read().strip()

@@ -38,13 +38,14 @@ _READ_LATER: Final = frozenset({
     "VLLM_CACHE_ROOT", "VLLM_LOGGING_COLOR", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_STREAM",
     "HF_HUB_OFFLINE", "HF_TOKEN", "PROMETHEUS_MULTIPROC_DIR", "TRANSFORMERS_OFFLINE",
 })  # fmt: skip
-"""Variables that are read on import but cause no difference: they are also read at each use, are set again in
-the library (`startup.ground.processes.library_state`), or matter only to an interactive interpreter."""
+"""Variables that are read on import but cause no difference. Some are also read at each use. Some are set
+again in the library (`startup.ground.processes.library_state`). Some matter only to an interactive
+interpreter."""
 _DELETED: Final = " (deleted)"
 
 
 class ImportEnvironment(NamedTuple):
-    """The environment of a template's imports; created in the template after them, and used in each fork."""
+    """The environment of a template's imports. Created in the template after them, and used in each fork."""
 
     given: Mapping[str, str]
     """The variables that the user gave to the standby."""
@@ -54,7 +55,7 @@ class ImportEnvironment(NamedTuple):
     """Variables that the imports have set, or removed (None)."""
 
     def why_cold(self, environment: Mapping[str, str]) -> str | None:
-        """Names the first variable that differs and matters; leaves out values, which may be secrets."""
+        """Names the first variable that differs and matters. Leaves out values, which may be secrets."""
         for name in foreign.changes(self.given, environment):
             if name in self.written:
                 return f"{name} differs, which the standby's imports have set"
@@ -94,7 +95,7 @@ def written_since(before: Mapping[str, str]) -> dict[str, str | None]:
 
 
 def execute_with(wanted: Mapping[str, str]) -> dict[str, str]:
-    """Executes this program again with variables that libraries read when loaded; returns once it has them.
+    """Executes this program again with variables that libraries read when loaded. Returns once it has them.
 
     Returns:
         The user's environment without these variables, with which starts are compared.
@@ -148,7 +149,7 @@ class InstalledFiles:
         self._files = _Files({})
 
     def record_loaded(self) -> None:
-        """Called once, after the imports; a file that changed during the imports counts as changed."""
+        """Called once, after the imports. A file that changed during the imports counts as changed."""
         mapped = set(_mapped_files())
         paths = {*self._distributions, *_loaded_files(), *mapped, *_interpreter_files()}
         stamps = {path: read_stamp(path) for path in sorted(paths)}
@@ -160,7 +161,7 @@ class InstalledFiles:
         self._files = _Files(stamps)
 
     def find_change(self) -> str | None:
-        """A file that has changed, as a reason in words; None if all files are as recorded."""
+        """A file that has changed, as a reason in words. None if all files are as recorded."""
         installed = self._distributions.symmetric_difference(distribution_files(self._path))
         path = self._changed_early or min(installed, default=None) or self._files.find_changed()
         return None if path is None else f"{path} was changed"
@@ -214,7 +215,7 @@ def _mapped_files() -> Iterator[str]:
 
 
 def _is_replaced(path: str) -> bool:
-    """Whether another file has replaced a mapped one; the kernel marks the mapping."""
+    """Whether another file has replaced a mapped one. The kernel marks the mapping."""
     return path.endswith(_DELETED) and os.path.exists(path.removesuffix(_DELETED))  # noqa: PTH110
 
 

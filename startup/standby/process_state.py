@@ -1,8 +1,8 @@
 """The process properties that `exec` keeps: a forked server must share them with the front process.
 
-Some properties are taken over. All others must be equal; otherwise the start is cold. This code runs in the
-fork, while it has one thread. It reads the front process's state from /proc, so that a process in a sandbox
-cannot claim to be outside.
+Some properties are taken over. If another property differs, the start is cold. This code runs in the fork,
+while it has one thread. It reads the front process's state from /proc, so that a process in a sandbox cannot
+claim to be outside.
 
 /proc does not show, and this code does not compare: the programs of seccomp filters (their number is
 compared), Landlock rules, securebits, the session keyring.
@@ -47,8 +47,8 @@ _LIMITS: Final = {
     name: getattr(resource, name) for name in vars(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
 }
 _LIMITS_AT_EXEC: Final = ("RLIMIT_STACK", "RLIMIT_AS", "RLIMIT_DATA")
-"""Soft limits that cannot be applied later: the C library reads the first at exec; the others count memory of
-modules that only the template has imported."""
+"""Soft limits that cannot be applied later. The C library reads the first one at exec. The others count the
+memory of modules that only the template has imported."""
 
 _CGROUP_LIMITS: Final = (
     "cpu.idle",
@@ -70,13 +70,13 @@ _UNCHANGEABLE: Final = frozenset({signal.SIGKILL, signal.SIGSTOP})
 
 
 def why_not_equal(pid: int) -> str | None:
-    """The first property of another process that differs here and is not taken over; None if there is
+    """The first property of another process that differs here and is not taken over. None if there is
     none."""
     return first_difference(_properties(pid), _properties(os.getpid()))
 
 
 def first_difference(theirs: Mapping[str, str], own: Mapping[str, str]) -> str | None:
-    """The first property that differs, as a reason for a cold start; None if all are equal."""
+    """The first property that differs, as a reason for a cold start. None if all are equal."""
     for name in {**own, **theirs}:
         there, here = theirs.get(name, ""), own.get(name, "")
         if there != here:
@@ -85,7 +85,7 @@ def first_difference(theirs: Mapping[str, str], own: Mapping[str, str]) -> str |
 
 
 def take_over(pid: int) -> str | None:
-    """Takes over the properties of another process that can be changed; returns why it cannot, or None.
+    """Takes over the properties of another process that can be changed. Returns why it cannot, or None.
 
     Signals get their default actions or are ignored, as in a program that is executed; SIGINT too, as in
     `vllm_cli.__main__`.
@@ -142,7 +142,7 @@ def _set_limits(pid: int) -> str | None:
 
 
 def _enter_cgroup(pid: int) -> str | None:
-    """Moves into the other process's cgroup, or stays in one with equal limits; returns why neither works.
+    """Moves into the other process's cgroup, or stays in one with equal limits. Returns why neither works.
 
     With version 1, the cgroups of all controllers must be the same.
     """
@@ -186,7 +186,7 @@ def _io_priority(pid: int) -> str:
 
 
 def _root_directory(pid: int) -> str:
-    """Device, inode and mount of the root; a bind mount of the same folder is another root."""
+    """Device, inode and mount of the root. A bind mount of the same folder is another root."""
     try:
         fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
     except OSError:
@@ -212,7 +212,7 @@ def _fields(path: str) -> dict[str, str]:
 
 
 def _text(path: str) -> str:
-    """The first page of a file in /proc; empty if the kernel lacks the file or does not show it."""
+    """The first page of a file in /proc. Empty if the kernel lacks the file or does not show it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

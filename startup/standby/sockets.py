@@ -17,10 +17,10 @@ from startup.ground.processes import messages
 from startup.ground.serve_words import ServeWords, is_eager, is_for_information
 
 CONTROL = "standby"
-"""Name of the socket on which the standby itself answers; a template's socket has the name of its kind."""
+"""Name of the socket on which the standby itself answers. A template's socket has the name of its kind."""
 
 ACK = b"\x06"
-"""The first byte that a template process sends on a connection; the process that it forks sends the rest."""
+"""The first byte that a template process sends on a connection. The process that it forks sends the rest."""
 
 EMBEDDED = "embedded"
 VLLM_EAGER = "vllm-eager"
@@ -29,7 +29,7 @@ TEMPLATE_KINDS = (EMBEDDED, VLLM_EAGER, VLLM_COMPILED)
 
 
 def socket_folder() -> str:
-    """`$XDG_RUNTIME_DIR/vllm-cli`; without that variable, a folder in vLLM's cache folder.
+    """`$XDG_RUNTIME_DIR/vllm-cli`. Without that variable, a folder in vLLM's cache folder.
 
     A router's own standby uses another folder, which VCLI_STANDBY_FOLDER names.
     """
@@ -66,7 +66,7 @@ def create_folder() -> int:
 
 
 def connect(connection: socket.socket, name: str) -> None:
-    """Connects to a standby's socket of this name; raises OSError, also if another user listens there."""
+    """Connects to a standby's socket of this name. Raises OSError, also if another user listens there."""
     folder_fd = open_folder()
     try:
         connection.connect(socket_path(folder_fd, name))
@@ -88,7 +88,7 @@ def file_name(name: str) -> str:
 
 
 def module_folder() -> str | None:
-    """The working folder for `python -m vllm_cli`, which prefers modules in it; None for the present folder.
+    """The working folder for `python -m vllm_cli`, which prefers modules in it. None for the present folder.
 
     Otherwise a source tree in which the user happens to be could replace the installed program.
     """
@@ -106,7 +106,7 @@ def peer_of(connection: socket.socket) -> tuple[int, int]:
 
 
 def template_kind(words: list[str]) -> str | None:
-    """The kind of template for the words after `serve`; None if the start needs no slow imports."""
+    """The kind of template for the words after `serve`. None if the start needs no slow imports."""
     if is_for_information(words):
         return None
     given = ServeWords(words)

@@ -43,13 +43,13 @@ class StandbyOptions:
     models: tuple[str, ...] = ()
     """Folders or hub ids: classes are imported, tokenizers loaded, weights kept in the page cache."""
     idle_exit_s: float | None = None
-    """Seconds without a forked server after which the standby ends; None for never."""
+    """Seconds without a forked server after which the standby ends. None for never."""
     max_memory_bytes: int | None = None
-    """The most PSS, in bytes, of standby and template processes together; None for no limit."""
+    """The most PSS, in bytes, of standby and template processes together. None for no limit."""
 
 
 def run_standby(options: StandbyOptions) -> int:
-    """Runs until a signal, `standby stop` or the idle limit ends it; returns the exit code.
+    """Runs until a signal, `standby stop` or the idle limit ends it. Returns the exit code.
 
     Raises:
         StartupError: another standby runs, or its sockets cannot be created.
@@ -148,7 +148,7 @@ class _Standby:
         return read_fd
 
     def _handle_signals(self, numbers: bytes) -> None:
-        """On SIGCHLD, checks whether a template process has ended; any other signal stops the standby."""
+        """On SIGCHLD, checks whether a template process has ended. Any other signal stops the standby."""
         self._is_stopping = self._is_stopping or any(number != signal.SIGCHLD for number in numbers)
         for template in self._templates:
             if template.has_exited:
@@ -206,7 +206,7 @@ class _Standby:
 class _ModelPages:
     """Keeps the models' weights in the page cache: reads them again if the kernel has evicted them.
 
-    Reads within the limits of every prefetch (`startup.files.prefetch.survey`); locks no page.
+    Reads within the limits of every prefetch (`startup.files.prefetch.survey`). Locks no page.
     """
 
     def __init__(self, models: tuple[str, ...]) -> None:
@@ -222,7 +222,7 @@ class _ModelPages:
             self._running.close()
 
     def keep(self) -> None:
-        """Called regularly; once a minute, a helper process reads what is not resident."""
+        """Called regularly. Once a minute, a helper process reads what is not resident."""
         if self._running is not None and (report := self._running.result()) is not None:
             logger.debug("%s", report)
             self._running = None

@@ -9,7 +9,7 @@ from startup.standby import sockets
 
 STATUS: Final = b"status"
 STOP: Final = b"stop"
-"""Requests on the control socket; the answer to each is the status as JSON."""
+"""Requests on the control socket. The answer to each is the status as JSON."""
 
 _TIMEOUT_S: Final = 5.0
 _MAX_BYTES: Final = 1 << 18
@@ -25,7 +25,7 @@ class TemplateStatus:
     state: TemplateState
     pid: int | None
     import_s: float | None
-    """Seconds that the imports took, which each warm start saves; None until they are done."""
+    """Seconds that the imports took, which each warm start saves. None until they are done."""
     num_starts: int
     """How many servers were forked from processes of this kind."""
     memory_bytes: int
@@ -55,7 +55,7 @@ class StandbyStatus:
 
     @classmethod
     def from_json(cls, text: bytes) -> "StandbyStatus":
-        """The status in such JSON; raises ValueError for other content."""
+        """The status in such JSON. Raises ValueError for other content."""
         import msgspec  # noqa: PLC0415 - not for --help of commands that may ask a standby
 
         return msgspec.json.decode(text, type=cls)

@@ -42,17 +42,17 @@ STALE: Final = b"stale"
 INCOMPLETE: Final = b"incomplete"
 STARTED: Final = b"started"
 ENDED: Final = b"ended"
-"""Messages to the standby: imports are done, out of date or incomplete; a server was forked or has ended."""
+"""Messages to the standby. Imports are done, out of date or incomplete. A server was forked or has ended."""
 
 _BACKLOG: Final = 128
 _HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _HUGE_PAGE_BYTES: Final = 2 << 20
 _MADV_COLLAPSE: Final = 25
-"""Since Linux 6.1; older kernels reject it."""
+"""Since Linux 6.1. Older kernels reject it."""
 
 
 def wait_for_start(kind: str, models: Sequence[str], standby_fd: int) -> FrontLink:
-    """Runs the template process; returns in each process that it forks, which is a server.
+    """Runs the template process. Returns in each process that it forks, which is a server.
 
     Loads the classes and tokenizers of the models, too. `standby_fd` is a SEQPACKET socket to the standby.
     Raises StartupError if this process cannot fork servers.
@@ -126,7 +126,7 @@ class _Template:
                 return link
 
     def _fork_for(self, connections: list[socket.socket]) -> FrontLink | None:
-        """Forks a process for each connection; returns a link only in a forked process."""
+        """Forks a process for each connection. Returns a link only in a forked process."""
         while connections:
             connection = connections.pop(0)
             front_pid, _ = peer_of(connection)
@@ -142,7 +142,7 @@ class _Template:
         return None
 
     def _accept_all(self) -> list[socket.socket]:
-        """Accepts all waiting front processes of this user; sends each a byte at once, as a sign of life."""
+        """Accepts all waiting front processes of this user. Sends each a byte at once, as a sign of life."""
         accepted: list[socket.socket] = []
         while True:
             try:
@@ -185,7 +185,7 @@ class _Template:
 
 
 def _listen(kind: str) -> socket.socket:
-    """Creates the template's socket; it replaces the socket of an earlier template in one step."""
+    """Creates the template's socket. It replaces the socket of an earlier template in one step."""
     folder_fd = sockets.create_folder()
     try:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -210,7 +210,7 @@ def _check_can_fork() -> None:
 
 
 def use_huge_pages() -> int:
-    """Moves this process's memory into huge pages, if the administrator allows it; returns their number.
+    """Moves this process's memory into huge pages, if the administrator allows it. Returns their number.
 
     Forks are then several times as fast: they copy one entry per page, for 250 MB 130 instead of 64,000. A
     server needs four forks. A fork that writes to a huge page splits it and copies only the 4 KiB written to.
@@ -260,7 +260,7 @@ _EMBEDDED: Final = (
     "startup.ground.processes.forkserver",
     "torch._prims.rng_prims",
 )
-"""Modules of the API process, and the engine's module for random numbers; `import_engine` imports the rest of
+"""Modules of the API process, and the engine's module for random numbers. `import_engine` imports the rest of
 the engine."""
 
 
@@ -275,7 +275,7 @@ def choose_imports(kind: str, models: Sequence[str]) -> "EmbeddedImports | Templ
 
 
 class EmbeddedImports:
-    """The imports of the embedded engine's template; every start with that engine can use them."""
+    """The imports of the embedded engine's template. Every start with that engine can use them."""
 
     variables: ClassVar[Mapping[str, str]] = {}
 

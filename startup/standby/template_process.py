@@ -34,7 +34,7 @@ class TemplateProcess:
         self._models = models
         self._process: subprocess.Popen[bytes] | None = None
         self._predecessor: tuple[subprocess.Popen[bytes], socket.socket] | None = None
-        """An earlier process with incomplete imports, and its channel; it forks until this one is ready."""
+        """An earlier process with incomplete imports, and its channel. It forks until this one is ready."""
         self._retired: list[subprocess.Popen[bytes]] = []
         """Replaced processes that still report how their servers end."""
         self.state: TemplateState = "importing"
@@ -42,7 +42,7 @@ class TemplateProcess:
         self._error: str | None = None
         self._due_s = 0.0
         self._ready_s: float | None = None
-        """When the process became ready, in monotonic seconds; None before."""
+        """When the process became ready, in monotonic seconds. None before."""
         self._back_off = BackOff()
 
     @property
@@ -51,11 +51,11 @@ class TemplateProcess:
 
     @property
     def has_exited(self) -> bool:
-        """Whether the process has ended; its channel does not show that while a server keeps it open."""
+        """Whether the process has ended. Its channel does not show that while a server keeps it open."""
         return self._process is not None and self._process.poll() is not None
 
     def start_if_due(self) -> socket.socket | None:
-        """Starts the process if it is due; returns its channel, which is readable when it has a message."""
+        """Starts the process if it is due. Returns its channel, which is readable when it has a message."""
         self._retired = [process for process in self._retired if process.poll() is None]
         if self._process is not None or self.state == "over the memory limit" or time.monotonic() < self._due_s:
             return None
@@ -74,7 +74,7 @@ class TemplateProcess:
         return self.channel
 
     def read_messages(self) -> None:
-        """Reads the process's messages; a process that ended or must be replaced is started again later."""
+        """Reads the process's messages. A process that ended or must be replaced is started again later."""
         while self._process is not None:
             try:
                 message = self.channel.recv(_MAX_MESSAGE_BYTES)
@@ -111,7 +111,7 @@ class TemplateProcess:
         self.state = state
 
     def close(self) -> None:
-        """Ends the process. While servers forked from it run, it stays to report their ends; it forks no
+        """Ends the process. While servers forked from it run, it stays to report their ends. It forks no
         more."""
         self._retire_predecessor()
         self.channel.close()
@@ -149,7 +149,7 @@ class TemplateProcess:
         now = time.monotonic()
         pause_s = self._back_off.take_s(0.0 if self._ready_s is None else now - self._ready_s)
         self._due_s = now + pause_s
-        logger.warning("%s: %s; it is started again in %g s", self.kind, self._error, pause_s)
+        logger.warning("%s: %s. It is started again in %g s", self.kind, self._error, pause_s)
 
     def _retire_predecessor(self) -> None:
         """Retires the predecessor: it reports how its servers end, and ends after the last of them."""

@@ -1,4 +1,4 @@
-"""Imports modules of vLLM one after the other on the main thread; skips modules that serving does not use."""
+"""Imports modules of vLLM one after the other on the main thread. Skips modules that serving does not use."""
 
 import functools
 import importlib
@@ -23,9 +23,9 @@ from startup.vllm.patches.late_imports import UNUSED_COMMANDS, late_imports
 API_MODULES: Final = ("vllm.entrypoints.cli.main", "vllm.entrypoints.cli.serve", "vllm.v1.engine.async_llm")
 
 LATER_MODULES: Final = ("vllm.kernels",)
-"""vLLM imports these once the engine is ready; the launcher, while the engine loads its model."""
+"""vLLM imports these once the engine is ready. The launcher imports them while the engine loads its model."""
 SERVING_MODULES: Final = ("vllm.entrypoints.launchers.app", "vllm.entrypoints.launchers.api_server.app_state")
-"""The launcher imports these as well while the engine loads its model; new in vLLM 0.31 and 0.32."""
+"""The launcher imports these as well while the engine loads its model. New in vLLM 0.31 and 0.32."""
 
 _ROOT: Final = "vllm.entrypoints.cli."
 _UNUSED: Final = {
@@ -47,7 +47,7 @@ def import_api_server(
     """Imports the API server and further modules.
 
     Args:
-        more: further modules, in order of import; a failure among them is ignored.
+        more: further modules, in order of import. A failure among them is ignored.
         is_lean: whether to leave out torch's compiler and what the engine's start does not need; only valid
             if no model runs in this process.
         before_each: called before each module; an exception from it ends the imports.
@@ -70,13 +70,13 @@ def import_api_server(
 
 
 def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:
-    """Imports further modules once the engine is requested; with `is_lean`, without torch's compiler."""
+    """Imports further modules once the engine is requested. With `is_lean`, without torch's compiler."""
     with importing(), compiler_imported("deferred" if is_lean else "now"):
         import_leniently(modules)
 
 
 def import_leniently(modules: Iterable[str], before_each: Callable[[], None] = lambda: None) -> dict[str, str]:
-    """Imports the modules; returns the modules that fail, with their errors.
+    """Imports the modules. Returns the modules that fail, with their errors.
 
     Code that needs a failed module imports it again, and gets the error there. A module that needs the GPU is
     no failure: forks import it. Once no fork of this process can use the GPU, nothing more is imported.
@@ -112,7 +112,7 @@ def _forget_packages_of(err: BaseException) -> None:
 
 
 def stub_unused_commands() -> None:
-    """From now on, importing the module of another subcommand gives a stub; a second call does nothing."""
+    """From now on, importing the module of another subcommand gives a stub. A second call does nothing."""
     if UNUSED_COMMANDS.applies:
         stop_replacing(_find_stub)
         _commands()  # its first call must not come while a module is searched for
@@ -140,7 +140,7 @@ class _StubLoader(Loader):
 
 class _StubModule(ModuleType):
     def cmd_init(self, **_: Any) -> list[Any]:
-        """The commands that vLLM adds to its parser; vLLM calls none of them."""
+        """The commands that vLLM adds to its parser. vLLM calls none of them."""
         return list(map(_stub_command, _UNUSED[self.__name__.removeprefix(_commands())]))
 
     def maybe_exec_rust_bench(self) -> None:

@@ -19,7 +19,7 @@ _LOAD_VARIABLES: Final = ("LD_PRELOAD", "TORCHINDUCTOR_", "TORCH_", "PYTORCH_", 
 
 
 class Journal:
-    """Writes this process's records; a forked child writes to a file of its own.
+    """Writes this process's records. A forked child writes to a file of its own.
 
     Writing never raises, because a start must not fail because of its records.
     """
@@ -31,7 +31,7 @@ class Journal:
 
     @contextmanager
     def span(self, name: str, *, waits_for: str | None = None) -> Iterator[None]:
-        """Records the block's duration and new modules; the block only waits for process `waits_for`."""
+        """Records the block's duration and new modules. The block only waits for process `waits_for`."""
         begin_ns = time.monotonic_ns()
         try:
             yield
@@ -104,7 +104,7 @@ class StartRecordings:
 
     @classmethod
     def read(cls, folder: Path) -> "StartRecordings":
-        """Reads the files of all processes; skips incomplete lines."""
+        """Reads the files of all processes. Skips incomplete lines."""
         recordings = cls()
         for path in sorted(folder.glob("*.jsonl")):
             with suppress(OSError):

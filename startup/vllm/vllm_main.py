@@ -33,7 +33,7 @@ def run_plain(command: str, words: Sequence[str]) -> int:
 
 
 def without_click(run: Callable[[], int]) -> int:
-    """Runs vLLM. Prints a broken pipe of vLLM as an error; click would take it for a closed terminal."""
+    """Runs vLLM. Prints a broken pipe of vLLM as an error. click would take it for a closed terminal."""
     try:
         return run()
     except (EOFError, BrokenPipeError) as err:
@@ -48,7 +48,7 @@ def _run(words: Sequence[str]) -> int:
 
 
 def words_with_copy(line: CommandLine, stack: ExitStack) -> Sequence[str]:
-    """The words with a copy of the `--config` file, if a value in it was replaced; the stack removes it.
+    """The words with a copy of the `--config` file, if a value in it was replaced. The stack removes it.
 
     The copy is in memory, as values may be secrets, and has a name that vLLM accepts.
     """
@@ -73,7 +73,7 @@ def words_with_copy(line: CommandLine, stack: ExitStack) -> Sequence[str]:
 
 
 def run_other_command() -> int:
-    """Runs this process's words with the installed vLLM; returns the exit code.
+    """Runs this process's words with the installed vLLM. Returns the exit code.
 
     Imports vLLM's function, because a program named vllm may be a link to this program.
     """
@@ -89,7 +89,7 @@ def run_other_command() -> int:
 
 
 def _find_main() -> Callable[[], Any]:
-    """The function that vLLM's script calls; if it has another place, found through the script."""
+    """The function that vLLM's script calls. If it has another place, the entry point of `vllm` names it."""
     try:
         main: Callable[[], Any] = MAIN.get(importlib.import_module(MAIN.module))
         return main

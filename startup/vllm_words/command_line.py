@@ -42,7 +42,7 @@ class CommandLine:
     flags: tuple[VllmFlag, ...]
     model: str | None
     config: ConfigFile | None
-    """The file of `--config FILE`; vLLM ignores the form `--config=FILE`."""
+    """The file of `--config FILE`. vLLM ignores the form `--config=FILE`."""
     facts: VllmFacts
     """The facts about the installed vLLM with which the words were read."""
     problems: tuple[str, ...]
@@ -57,7 +57,7 @@ class CommandLine:
 
     @classmethod
     def of(cls, words: Sequence[str], facts: VllmFacts | None = None) -> "CommandLine":
-        """Reads the words after `vllm serve` and the file of `--config`; the words take precedence."""
+        """Reads the words after `vllm serve` and the file of `--config`. The words take precedence."""
         vllm = find_vllm() if facts is None else None
         if facts is None:
             facts = read_facts(vllm) if vllm else VllmFacts()
@@ -99,11 +99,11 @@ class CommandLine:
         return (*model, *(word for part in self._parts for word in part.words))
 
     def last(self, name: str) -> VllmFlag | None:
-        """The last occurrence of a flag; None if it is not given."""
+        """The last occurrence of a flag. None if it is not given."""
         return next((flag for flag in reversed(self.flags) if flag.fact.name == name), None)
 
     def value(self, name: str) -> str | None:
-        """The last value of a flag; None if the flag is not given or has no value."""
+        """The last value of a flag. None if the flag is not given or has no value."""
         found = self.last(name)
         return None if found is None else found.text
 
@@ -113,7 +113,7 @@ class CommandLine:
         return () if found is None else found.values
 
     def has(self, *names: str) -> bool:
-        """Whether one of these flags is given; a switch must be on."""
+        """Whether one of these flags is given. A switch must be on."""
         return any(flag is not None and flag.is_on for flag in map(self.last, names))
 
     @cached_property
@@ -123,12 +123,12 @@ class CommandLine:
 
     @cached_property
     def file_plan(self) -> FilePlan | None:
-        """The files that vLLM will read; None if no model is named."""
+        """The files that vLLM will read. None if no model is named."""
         return plan_files(self.request) if self.model else None
 
     @property
     def model_folder(self) -> Path | None:
-        """The model's folder; None if it is not on disk."""
+        """The model's folder. None if it is not on disk."""
         return self.file_plan.model_folder if self.file_plan is not None else None
 
     @property
@@ -163,7 +163,7 @@ class CommandLine:
 
     @property
     def port(self) -> int | None:
-        """The value of `--port`, or vLLM's default; None if it is not a number or not known yet.
+        """The value of `--port`, or vLLM's default. None if it is not a number or not known yet.
 
         vLLM rejects what is not a number. Until vLLM's flags are recorded, an abbreviation may be ambiguous.
         """
@@ -181,11 +181,11 @@ class CommandLine:
         return next(iter(self.values(_SERVED_NAME)), None) or self.model or "vLLM's default model"
 
     def with_drain(self) -> "CommandLine":
-        """The line with our default of `--shutdown-timeout`; vLLM's own, 0, would cut running requests."""
+        """The line with our default of `--shutdown-timeout`. vLLM's own, 0, would cut running requests."""
         return self._with_default(_SHUTDOWN_TIMEOUT, f"{SHUTDOWN_TIMEOUT_S:g}")
 
     def with_served_name(self) -> "CommandLine":
-        """The line with --served-model-name set to the model's name; offline, vLLM would serve its folder."""
+        """The line with --served-model-name set to the model's name. Offline, vLLM would serve its folder."""
         assert self.model is not None
         return self._with_default(_SERVED_NAME, self.model)
 
@@ -215,7 +215,7 @@ class CommandLine:
 
 
 def _split(words: Iterator[str], known: Flags) -> Iterator[Given]:
-    """Splits the words into flags with their values; each word after `--` stands alone."""
+    """Splits the words into flags with their values. Each word after `--` stands alone."""
     for part in split(words, known.num_values):
         yield from map(Given, ([word] for word in part.words)) if part.words[0] == "--" else (part,)
 
@@ -229,9 +229,9 @@ def _with_present_name(word: str) -> str:
 
 
 def _take_model(parts: list[Given], known: Flags, vllm: InstalledVllm | None) -> str | None:
-    """Removes MODEL from the words and returns it; None if there is none or it cannot be recognized.
+    """Removes MODEL from the words and returns it. None if there is none or it cannot be recognized.
 
-    After a flag, MODEL looks like a value of the flag; only the installed vLLM's flags show the difference.
+    After a flag, MODEL looks like a value of the flag. Only the installed vLLM's flags show the difference.
     """
     place = next((place for place, part in enumerate(parts) if not part.flag and part.words[0] != "--"), None)
     is_sure = known.is_recorded or (vllm is not None and vllm.is_tested)

@@ -57,12 +57,12 @@ _REGISTRIES: Final = {
     MODEL_TYPES[1]: Name("transformers.models.auto.configuration_auto", "CONFIG_MAPPING_NAMES"),
     CONNECTORS: Name("vllm.distributed.kv_transfer.kv_connector.factory", "KVConnectorFactory._registry"),
 }
-"""Where vLLM keeps the possible values of a flag, and names of models; read only if vLLM has imported it."""
+"""Where vLLM keeps the possible values of a flag, and names of models. Read only if vLLM has imported it."""
 
 _CONFIGS: Final = ("ModelConfig", "CacheConfig", "ParallelConfig", "SchedulerConfig", "LoadConfig")
 """Each start makes an object of each of these classes of `vllm.config`, from the flags of their fields."""
 _PASSES_NONE: Final = "_skip_none_validation"
-"""A validator of these classes that only lets None pass; other values are checked against the range."""
+"""A validator of these classes that only lets None pass. Other values are checked against the range."""
 _LIMITS: Final = {"ge", "gt", "le", "lt"}
 _VARIABLES: Final = Name("vllm.envs", "environment_variables")
 _SETTERS: Final = ("vllm.platforms.cpu", "vllm.config.vllm", "vllm.config.parallel", "vllm.transformers_utils.config")
@@ -88,8 +88,8 @@ _METADATA: Final = (".dist-info", ".egg-info")
 ValueKind = Literal[
     "text", "int", "size", "size or auto", "float", "json", "json or text", "object", "folded", "unknown"
 ]
-"""How vLLM reads a value. `size` is an integer that may have a suffix such as 8k; `object` is JSON with known
-fields; `folded` is a choice in any case and with dashes. A value of kind `unknown` is not checked."""
+"""How vLLM reads a value. `size` is an integer that may have a suffix such as 8k. `object` is JSON with known
+fields. `folded` is a choice in any case and with dashes. A value of kind `unknown` is not checked."""
 _KINDS: Final[dict[Any, ValueKind]] = {None: "text", str: "text", int: "int", float: "float", json.loads: "json"}
 _KINDS_BY_NAME: Final[dict[str, ValueKind]] = {
     "human_readable_int": "size",
@@ -109,10 +109,10 @@ class FlagFact(NamedTuple):
     """A flag as argparse describes it."""
 
     names: tuple[str, ...]
-    """All names, in vLLM's order; a short name may come before or after the long one."""
+    """All names, in vLLM's order. A short name may come before or after the long one."""
     kind: ValueKind = "unknown"
     nargs: int | str | None = None
-    """argparse's number of values; 0 for a switch."""
+    """argparse's number of values. 0 for a switch."""
     opposites: tuple[str, ...] = ()
     """The options that turn a switch off, such as `--no-x`."""
     is_optional: bool = False
@@ -120,13 +120,13 @@ class FlagFact(NamedTuple):
     choices: tuple[Any, ...] | None = None
     limits: Limits = ()
     fields: dict[str, tuple[Any, ...] | None] | None = None
-    """The fields that an object may have, with their choices; None if it may have other fields."""
+    """The fields that an object may have, with their choices. None if it may have other fields."""
     default: float | None = None
     """vLLM's default if it is a float, else None."""
 
     @property
     def name(self) -> str:
-        """The first long name; for a variable, its name."""
+        """The first long name. For a variable, its name."""
         return next((name for name in self.names if name.startswith("--")), self.names[0])
 
     @property
@@ -153,7 +153,7 @@ class VllmFacts(NamedTuple):
     """What an installation of vLLM accepts."""
 
     flags: tuple[FlagFact, ...] = ()
-    """All flags of vLLM's parser, including those of plugins; empty if nothing is recorded."""
+    """All flags of vLLM's parser, including those of plugins. Empty if nothing is recorded."""
     names: dict[str, tuple[str, ...]] = {}
     """Registered values by flag, and the registered architectures, model types and connectors."""
     variables: tuple[FlagFact, ...] = ()
@@ -162,7 +162,7 @@ class VllmFacts(NamedTuple):
 
     @property
     def plugins(self) -> tuple[Plugin, ...]:
-        """The plugins that vLLM will load; what they add may depend on more than the installation."""
+        """The plugins that vLLM will load. Their additions may depend on more than the installation."""
         if not foreign.is_set(_ALLOWED_PLUGINS):
             return self.installed_plugins
         allowed = foreign.text_of(_ALLOWED_PLUGINS).split(",")
@@ -185,11 +185,11 @@ class KeptFacts:
         self._kept = Kept("vllm-facts", key, lasts_s=_LASTS_S)
 
     def read(self) -> VllmFacts:
-        """The recorded facts; without a record, only the plugins."""
+        """The recorded facts. Without a record, only the plugins."""
         return (self._kept.read(of_type(VllmFacts)) or VllmFacts())._replace(installed_plugins=self._plugins)
 
     def record(self, *, imports_all: bool = False, is_doubted: bool = False) -> None:
-        """Records what vLLM has imported in this process, unless it is recorded already; never raises.
+        """Records what vLLM has imported in this process, unless it is recorded already. Never raises.
 
         Args:
             imports_all: also imports registries that the API process does not use, and replaces the record.
@@ -218,7 +218,7 @@ class KeptFacts:
 
 
 def read_facts(vllm: InstalledVllm) -> VllmFacts:
-    """The recorded facts about an installed vLLM; empty without a record."""
+    """The recorded facts about an installed vLLM. Empty without a record."""
     return KeptFacts(vllm).read()
 
 
@@ -277,7 +277,7 @@ def _wrapped(convert: Any) -> Any:
 
 
 def _fields_of(convert: Any) -> dict[str, tuple[Any, ...] | None] | None:
-    """The fields of the class into which vLLM converts a JSON value; None if the class may accept others."""
+    """The fields of the class into which vLLM converts a JSON value. None if the class may accept others."""
     while convert.__name__ in _WRAPPERS:
         convert = _wrapped(convert)
     with suppress(Exception):  # another version of vLLM
@@ -299,7 +299,7 @@ def _changed_fields(owner: Any) -> set[str]:
 
 
 def _literals_in(annotation: Any) -> tuple[Any, ...] | None:
-    """The choices of a field; None if the field also accepts other values."""
+    """The choices of a field. None if the field also accepts other values."""
     parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     if any(part is not type(None) and get_origin(part) is not Literal for part in parts):
         return None
@@ -307,7 +307,7 @@ def _literals_in(annotation: Any) -> tuple[Any, ...] | None:
 
 
 def _read_limits() -> dict[str, Limits]:
-    """The ranges of numbers in vLLM's configuration, by parameter; empty if vLLM has other classes."""
+    """The ranges of numbers in vLLM's configuration, by parameter. Empty if vLLM has other classes."""
     found: dict[str, Limits] = {}
     with suppress(Exception):
         for owner in (getattr(sys.modules["vllm.config"], name) for name in _CONFIGS):
@@ -329,7 +329,7 @@ def _read_variables() -> Iterator[FlagFact]:
 
 
 def _variable(name: str, read: Any) -> FlagFact | None:
-    """How vLLM reads a number from the variable, found by trying values; None if it is not a number."""
+    """How vLLM reads a number from the variable, found by trying values. None if it is not a number."""
 
     def is_accepted(text: str) -> bool:
         variables = {name: text}
@@ -364,7 +364,7 @@ def default_utilization(facts: VllmFacts | None = None) -> float:
 
 
 def is_named_now(registry: str, name: str) -> bool:
-    """Whether the source of a registry contains a name that the record lacks; the source may have changed."""
+    """Whether the source of a registry contains a name that the record lacks. The source may have changed."""
     pattern = rf"[\"']{re.escape(name)}[\"']|^ +{re.escape(name)} = "
     return Text((_REGISTRIES[registry].module,), pattern, "a registered name").is_found()
 
@@ -382,7 +382,7 @@ def read_plugins() -> dict[str, tuple[Plugin, ...]]:
 
 @cache
 def _plugins_in(folder: Path, _stamp: FileStamp) -> tuple[Plugin, ...] | None:
-    """The plugins in the folder; None if it contains no packages. `_stamp` changes with each installation."""
+    """The plugins in the folder. None if it contains no packages. `_stamp` changes with each installation."""
     try:
         packages = sorted(path for path in folder.iterdir() if path.name.endswith(_METADATA))
     except OSError:

@@ -1,4 +1,4 @@
-"""The flags of a vLLM, from its record; before its first start, only the flags that the launcher reads.
+"""The flags of a vLLM, from its record. Before its first start, only the flags that the launcher reads.
 
 The table also lists what a flag decides for the launcher, before vLLM's parser reads it.
 """
@@ -17,7 +17,7 @@ machine behind one socket. `address`: where the server listens."""
 
 class _Row(NamedTuple):
     names: str
-    """Short names follow a comma; `|` ends the shortest abbreviation of vLLM 0.29 to 0.33."""
+    """Short names follow a comma. `|` ends the shortest abbreviation of vLLM 0.29 to 0.33."""
     changes: tuple[Change, ...] = ()
     nargs: int | str | None = None
     kind: ValueKind = "text"
@@ -55,7 +55,7 @@ _SWITCHES: Final = ("--no-", "--enable-", "--disable-", "--skip-", "--trust-", "
 
 
 class Flags:
-    """The flags of one vLLM; finds the flag that a name, possibly abbreviated, stands for."""
+    """The flags of one vLLM. Finds the flag that a name, possibly abbreviated, stands for."""
 
     def __init__(self, recorded: Sequence[FlagFact] = ()) -> None:
         self.is_recorded = bool(recorded)
@@ -64,19 +64,19 @@ class Flags:
         self._by_option = {option: fact for fact in known for option in fact.options}
 
     def find(self, name: str) -> FlagFact | None:
-        """The flag of this name or unique abbreviation; None if there is no such flag."""
+        """The flag of this name or unique abbreviation. None if there is no such flag."""
         options = self.complete(name)
         return self._by_option[options[0]] if len(options) == 1 else None
 
     def complete(self, name: str) -> list[str]:
-        """The options that a name may stand for, as argparse completes it; several for an ambiguous name."""
+        """The options that a name may stand for, as argparse completes it. Several for an ambiguous name."""
         if name in self._by_option:
             return [name]
         least = dict.fromkeys(self._by_option, 0) if self.is_recorded else _least_lengths()
         return [option for option in least if option.startswith(name) and len(name) >= least[option]]
 
     def num_values(self, name: str) -> int | str | None:
-        """How many words after this flag are its values, as argparse's `nargs`; None for an unknown flag."""
+        """How many words after this flag are its values, as argparse's `nargs`. None for an unknown flag."""
         if (fact := self.find(name)) is not None:
             return 1 if fact.nargs is None else fact.nargs
         if self.is_recorded:

@@ -26,15 +26,15 @@ class VllmFlag(NamedTuple):
 
     fact: FlagFact
     values: tuple[str, ...]
-    """Its values; empty for a switch."""
+    """Its values. Empty for a switch."""
     option: str
-    """The full name, as argparse completes it; for a switch turned off, one of `fact.opposites`."""
+    """The full name, as argparse completes it. For a switch turned off, one of `fact.opposites`."""
     where: str = ""
-    """The setting's place in the file, such as `serve.yaml: port`; empty on the command line."""
+    """The setting's place in the file, such as `serve.yaml: port`. Empty on the command line."""
 
     @property
     def text(self) -> str | None:
-        """The last value; None if there is none."""
+        """The last value. None if there is none."""
         is_given = bool(self.values) and not (self.fact.is_optional and self.values[-1] in NO_VALUE)
         return self.values[-1] if is_given else None
 
@@ -68,7 +68,7 @@ class Reading:
                 self._add_flag(flag, part)
 
     def add_setting(self, name: str, value: Any, where: str) -> None:
-        """Adds a setting of the file, which vLLM turns into words; `false` becomes no word."""
+        """Adds a setting of the file, which vLLM turns into words. `false` becomes no word."""
         self.add(split(_words_of_setting(name, value), self.known.num_values), where)
 
     def join_keys(self) -> None:
@@ -115,7 +115,7 @@ def _words_of_setting(name: str, value: Any) -> Iterator[str]:
 
 
 def _count_problem(flag: VllmFlag, part: Given) -> str | None:
-    """Why argparse rejects the number of values; None if it accepts it."""
+    """Why argparse rejects the number of values. None if it accepts it."""
     is_attached = len(part.words) == 1 and bool(flag.values)
     if flag.fact.nargs == 0:
         return f"ignored explicit argument {flag.values[0]!r}" if is_attached else None

@@ -13,7 +13,7 @@ from startup.ground.errors import StartupError
 from startup.ground.hooks.hook import Release
 
 OLDEST: Final = (0, 29)
-"""The first supported release; older ones start their processes in another way."""
+"""The first supported release. Older ones start their processes in another way."""
 
 NEWEST_TESTED: Final = (0, 33)
 """The newest release that was tested: its flags, bodies and metrics are the specification."""
@@ -53,13 +53,13 @@ class InstalledVllm(NamedTuple):
 
     @property
     def release(self) -> Release:
-        """Major and minor number of the version; zeros if the version is unknown."""
+        """Major and minor number of the version. Zeros if the version is unknown."""
         numbers = re.match(r"(\d+)\.(\d+)", self.version)
         return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
     @property
     def is_start_tested(self) -> bool:
-        """Whether starts of this release were tested on its device; others may fail by our fault."""
+        """Whether starts of this release were tested on its device. Others may fail by our fault."""
         return self.release in _TESTED_STARTS.get(self.device, ())
 
     @property
@@ -69,7 +69,7 @@ class InstalledVllm(NamedTuple):
 
     @property
     def device(self) -> Device:
-        """The device that vLLM was built for; a plugin may bring another platform."""
+        """The device that vLLM was built for. A plugin may bring another platform."""
         if self.is_for_cpu or foreign.text_of("VLLM_TARGET_DEVICE").lower() == "cpu":
             return "cpu"
         build = read_torch_build()
@@ -87,7 +87,7 @@ class TorchBuild(NamedTuple):
 
 
 def read_torch_build() -> TorchBuild | None:
-    """The build of torch, read from its source because importing torch takes seconds; None without torch."""
+    """The build of torch, read from its source because importing torch takes seconds. None without torch."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -101,7 +101,7 @@ def read_torch_build() -> TorchBuild | None:
 
 
 def require_vllm() -> InstalledVllm:
-    """The installed vLLM; raises StartupError if there is none."""
+    """The installed vLLM. Raises StartupError if there is none."""
     vllm = find_vllm()
     if vllm is None:
         message = "--engine vllm: vLLM is not installed in this environment (pip install vllm)"
@@ -110,7 +110,7 @@ def require_vllm() -> InstalledVllm:
 
 
 def vllm_in(folder: Path) -> InstalledVllm:
-    """The vLLM in a folder such as site-packages or an unpacked wheel; raises StartupError if it has none."""
+    """The vLLM in a folder such as site-packages or an unpacked wheel. Raises StartupError if it has none."""
     package = folder / "vllm"
     if not (package / "__init__.py").exists():
         raise StartupError(f"{folder} contains no package vllm", cause="package-missing")
@@ -120,7 +120,7 @@ def vllm_in(folder: Path) -> InstalledVllm:
 
 
 def find_vllm() -> InstalledVllm | None:
-    """The vLLM that `import vllm` would import; None if there is none."""
+    """The vLLM that `import vllm` would import. None if there is none."""
     try:
         spec = find_spec("vllm")
     except (ImportError, ValueError):
@@ -140,7 +140,7 @@ def uses_rust_frontend() -> bool:
 
 
 def missing_rust_frontend(vllm: InstalledVllm) -> str | None:
-    """Why vLLM cannot execute its Rust frontend; None if it can, or will not start it."""
+    """Why vLLM cannot execute its Rust frontend. None if it can, or will not start it."""
     given = foreign.text_of(_RUST_PATH) or "auto"
     path = str(vllm.folder / "vllm-rs") if given.lower() in _IN_PACKAGE else given
     if vllm.release < _FIRST_RUST or not uses_rust_frontend() or shutil.which(path) is not None:

@@ -36,7 +36,7 @@ def read_model_request(line: "CommandLine") -> ModelRequest:
 
 
 def parse_adapter(text: str) -> tuple[str | None, str | None]:
-    """Name and path in a value of --lora-modules, which is NAME=PATH or JSON; None for a missing part."""
+    """Name and path in a value of --lora-modules, which is NAME=PATH or JSON. None for a missing part."""
     if "=" in text and "," not in text:
         name, _, path = text.partition("=")
         return name, path
@@ -45,7 +45,7 @@ def parse_adapter(text: str) -> tuple[str | None, str | None]:
 
 
 def _settings(text: str | None) -> dict[str, Any]:
-    """The JSON object that a flag gives; empty if it is not one."""
+    """The JSON object that a flag gives. Empty if it is not one."""
     with suppress(ValueError):
         content = read_json(text or "{}")
         return content if isinstance(content, dict) else {}

@@ -26,7 +26,7 @@ class GivenFlag:
 
     flag: Flag
     values: list[str]
-    """Its values; `true` or `false` for a switch. Only the last value counts, except for lists."""
+    """Its values. `true` or `false` for a switch. Only the last value counts, except for lists."""
 
     @property
     def value(self) -> str | bool | list[str]:
@@ -53,14 +53,14 @@ class Arguments:
     """Given flags by name, in the order of the command line."""
     positionals: list[str] = field(default_factory=list)
     greedy_flag: str | None = None
-    """A list flag that took several words; one of them may have been meant as MODEL."""
+    """A list flag that took several words. One of them may have been meant as MODEL."""
     file: str = ""
-    """The name of the `--config` file from which the settings are; empty for a command line."""
+    """The name of the `--config` file from which the settings are. Empty for a command line."""
     _keyed: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, words: Iterable[str]) -> "Arguments":
-        """Parses a command line; raises InputError if a flag is unknown or lacks its value."""
+        """Parses a command line. Raises InputError if a flag is unknown or lacks its value."""
         arguments = cls()
         for _, given in split_flags(words):
             if given.flag:
@@ -71,7 +71,7 @@ class Arguments:
 
     @classmethod
     def of_settings(cls, settings: Mapping[str, Any]) -> "Arguments":
-        """Reads settings by their names, like flags; raises InputError."""
+        """Reads settings by their names, like flags. Raises InputError."""
         arguments = cls()
         for key, value in settings.items():
             arguments._take_setting(f"--{key}", value)
@@ -92,7 +92,7 @@ class Arguments:
         return [word for given in self.flags.values() for word in given.words]
 
     def last_value(self, name: str) -> str | None:
-        """The last value of a flag; None if it is not given."""
+        """The last value of a flag. None if it is not given."""
         given = self.flags.get(name)
         return given.values[-1] if given else None
 
@@ -143,7 +143,7 @@ class Arguments:
 
 
 def read_config_file(path: str) -> Arguments:
-    """Reads the file's settings like flags; raises InputError if the file is not valid."""
+    """Reads the file's settings like flags. Raises InputError if the file is not valid."""
     file = ConfigFile.read(path)
     try:
         if file.problem is not None:

@@ -16,7 +16,7 @@ class Shape(Enum):
 
     VALUE = 1
     SWITCH = 0
-    """A flag without a value; `--no-x` turns it off."""
+    """A flag without a value. `--no-x` turns it off."""
     LIST = "+"
     OPTIONAL = "?"
 
@@ -68,11 +68,11 @@ class SupportedFlag(Flag):
     _: KW_ONLY
     help: str
     fields: tuple[str, ...] = ()
-    """The fields that get the value; `server.port` is the field `port` of `StartupConfig.server`."""
+    """The fields that get the value. `server.port` is the field `port` of `StartupConfig.server`."""
     default: Any = None
     """The default value of the first field."""
     type: click.ParamType | None = None
-    """The type that click converts to; None keeps the text."""
+    """The type that click converts to. None keeps the text."""
     metavar: str | None = None
     variable: EnvVar[Any] | None = None
     """The variable that is read if the flag is not given."""

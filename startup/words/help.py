@@ -1,4 +1,4 @@
-"""The help of `serve`: supported flags by group; ignored and rejected flags on request."""
+"""The help of `serve`: supported flags by group, and on request ignored and rejected flags."""
 
 import json
 from collections.abc import Iterable
@@ -71,7 +71,7 @@ def _meaning(flag: SupportedFlag) -> str:
 
 
 def spell_default(flag: SupportedFlag) -> str:
-    """The default in the flag's syntax; empty if there is none, and for a switch that is off."""
+    """The default in the flag's syntax. Empty if there is none, and for a switch that is off."""
     default = flag.default
     if default is None or default is False or default in ("", ()):
         return ""
@@ -88,7 +88,7 @@ EVERYTHING: Final = "all"
 
 
 def find_flags(topic: str) -> tuple[Flag, ...]:
-    """All flags, or those whose names contain the word; raises InputError if there is none."""
+    """All flags, or those whose names contain the word. Raises InputError if there is none."""
     word = topic.lower().replace("_", "-").strip().lstrip("-")
     if word == EVERYTHING:
         return FLAGS
@@ -96,5 +96,5 @@ def find_flags(topic: str) -> tuple[Flag, ...]:
     found = tuple(flag for flag in FLAGS if any(joined in name.replace("-", "") for name in flag.names))
     if not found:
         guess = did_you_mean(word, [name.lstrip("-") for flag in FLAGS for name in flag.names])
-        raise InputError(f"No flag has {topic!r} in its name{guess}; --help=all shows every flag.")
+        raise InputError(f"No flag has {topic!r} in its name{guess}. --help=all shows every flag.")
     return found

@@ -45,7 +45,7 @@ class FlagOption(click.Option):
         return super().shell_complete(ctx, incomplete)
 
     def find_value(self, given: Arguments, in_file: Arguments) -> Any:
-        """The value from the flag, else from the variable, else from the file; None if no place has one."""
+        """The value from the flag, else from the variable, else from the file. None if no place has one."""
         name, variable = self.flag.name, self.flag.variable
         if name in given.flags:
             return given.flags[name].value
@@ -56,7 +56,7 @@ class FlagOption(click.Option):
 
 
 class ServeFlagsCommand(click.Command):
-    """A command with options of its own at any position; all other words, in order, become `words`.
+    """A command with options of its own at any position. All other words, in order, become `words`.
 
     click itself would find the option `-h` among the letters of `-cc.cudagraph_mode=NONE`.
     """
@@ -67,7 +67,7 @@ class ServeFlagsCommand(click.Command):
         self._hidden = hidden
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parses the words; `--help=WORD` shows the server's flags that contain WORD."""
+        """Parses the words. `--help=WORD` shows the server's flags that contain WORD."""
         if (topic := help_topic(args)) and not ctx.resilient_parsing:
             formatter = ctx.make_formatter()
             write_topic(formatter, topic)
@@ -101,7 +101,7 @@ _PREFIX: Final = "models--"
 
 
 def complete_model(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes names of models; if none matches, the shell completes folders."""
+    """Completes names of models. If none matches, the shell completes folders."""
     download_dir = ctx.params.get("download_dir")
     names = [name for name in sorted(cached_models(download_dir)) if name.startswith(incomplete)]
     return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="dir")]

@@ -41,7 +41,7 @@ def _why_no_integer(text: str) -> str:
 
 
 class TokenLimit(click.ParamType):
-    """Like HumanInt; `auto` and -1 stand for the model's own limit."""
+    """Like HumanInt. `auto` and -1 stand for the model's own limit."""
 
     name = "integer|auto"
 
@@ -53,7 +53,7 @@ class TokenLimit(click.ParamType):
 
 
 class Quantization(click.ParamType):
-    """`int8`, or vLLM's name for it; `None` and an empty text count as if the flag were not given."""
+    """`int8`, or vLLM's name for it. `None` and an empty text count as if the flag were not given."""
 
     name = "int8"
 
@@ -74,7 +74,7 @@ class JsonObject(click.ParamType):
     name = "json"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        """Parses the text; an error contains the position of a fault in the JSON."""
+        """Parses the text. An error contains the position of a fault in the JSON."""
         parsed = _load_json(self, value, param, ctx)
         if not isinstance(parsed, dict):
             self.fail(f"{value!r} is not a JSON object.", param, ctx)
@@ -87,7 +87,7 @@ class JsonStrings(click.ParamType):
     name = "json list"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """Parses the text; an error contains the position of a fault in the JSON."""
+        """Parses the text. An error contains the position of a fault in the JSON."""
         parsed = _load_json(self, value, param, ctx)
         if not isinstance(parsed, list | tuple) or not all(isinstance(item, str) for item in parsed):
             self.fail(f"""{value!r} is not a JSON list of strings such as '["*"]'.""", param, ctx)
@@ -100,7 +100,7 @@ class CommaList(click.ParamType):
     name = "list"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """Splits the text; ignores blanks around words, and empty words."""
+        """Splits the text. Ignores blanks around words, and empty words."""
         if isinstance(value, tuple):
             return value
         return tuple(word.strip() for word in str(value).split(",") if word.strip())
@@ -112,7 +112,7 @@ class ChatTemplate(click.ParamType):
     name = "file|template"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Reads a file; any other value must contain braces or several lines to be a template, as in vLLM."""
+        """Reads a file. Any other value must contain braces or several lines to be a template, as in vLLM."""
         try:
             return Path(value).read_text(encoding="utf-8")
         except (OSError, ValueError) as err:
@@ -128,7 +128,7 @@ class TokenizerModes(click.Choice):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Rejects the other modes of vLLM, such as those of Grok-2 and DeepSeek-V3.2."""
         if value not in self.choices:
-            self.fail(f"{value!r} is not one of {', '.join(self.choices)}; others need --engine vllm.", param, ctx)
+            self.fail(f"{value!r} is not one of {', '.join(self.choices)}. Others need --engine vllm.", param, ctx)
         return value
 
 
@@ -196,7 +196,7 @@ def spell_size(num_bytes: int) -> str:
 
 
 class Parsed(click.ParamType):
-    """An object that a function makes from the text; the function's ConfigError describes the right form."""
+    """An object that a function makes from the text. The function's ConfigError describes the right form."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
@@ -221,7 +221,7 @@ class LogConfigFile(click.ParamType):
     name = "file"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        """Reads the file; an error contains the fault and its position in the file."""
+        """Reads the file. An error contains the fault and its position in the file."""
         if isinstance(value, dict):
             return value
         try:
@@ -241,7 +241,7 @@ _UNSUPPORTED: Final = (
     *("step_tag_id", "returned_token_ids", "enable_chunked_processing", "max_embed_len"),
     *("logit_mean", "logit_sigma"),
 )
-"""Keys that only vLLM supports; null and false are accepted, because they change nothing."""
+"""Keys that only vLLM supports. `null` and `false` are accepted, because they change nothing."""
 
 
 class PoolerOptions(click.ParamType):
@@ -250,7 +250,7 @@ class PoolerOptions(click.ParamType):
     name = "json"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> PoolerConfig:
-        """Parses the object; an error names a key that is unknown or not supported by this engine."""
+        """Parses the object. An error names a key that is unknown or not supported by this engine."""
         if isinstance(value, PoolerConfig):
             return value
         given = {key.replace("-", "_"): item for key, item in JsonObject().convert(value, param, ctx).items()}
@@ -262,7 +262,7 @@ class PoolerOptions(click.ParamType):
             if key not in _UNSUPPORTED:
                 self.fail(f"{key!r} is not one of its keys: {', '.join(known)}.", param, ctx)
             if given.pop(key) not in (None, False):
-                self.fail(f"the embedded engine does not support {key}; `--engine vllm` does.", param, ctx)
+                self.fail(f"the embedded engine does not support {key}, but `--engine vllm` does.", param, ctx)
         try:
             return PoolerConfig(**given)
         except ConfigError as err:

@@ -56,7 +56,7 @@ def _hardware_reason(flag: Flag) -> str | None:
 
 
 def show_notices(notices: Iterable[str], log_format: str) -> None:
-    """Writes each notice as one line on standard error; with the JSON format, as a log line in JSON."""
+    """Writes each notice as one line on standard error. With the JSON format, as a log line in JSON."""
     for notice in notices:
         line = f"Notice: {notice}"
         if log_format == "json":

@@ -36,7 +36,7 @@ def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str
 
 
 def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]:
-    """A line per flag whose secret value others see; `has_key_file` recommends --api-key-file as well."""
+    """A line per flag whose secret value others see. `has_key_file` recommends --api-key-file as well."""
     values: dict[SupportedFlag, list[str]] = {}
     for flag, given in split_flags(words):
         if isinstance(flag, SupportedFlag) and flag.is_secret and any(given.values):

@@ -254,8 +254,8 @@ def _screen(words: Sequence[str], given: Arguments, in_file: Arguments, *, is_qu
     has_model = given.positionals or "--model" in given.flags or "--model" in in_file.flags
     if given.greedy_flag and not has_model:
         raise InputError(
-            f"MODEL must come before {given.greedy_flag}, which takes every word that follows; "
-            f"for the default model, write {given.greedy_flag} once for each value."
+            f"MODEL must come before {given.greedy_flag}, which takes every word that follows. "
+            f"For the default model, write {given.greedy_flag} once for each value."
         )
     flags = (in_file.flags | given.flags).values()
     reject_unsupported(flags)

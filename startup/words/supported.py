@@ -62,7 +62,7 @@ _BY_PYTHON_TYPE: Final[dict[Any, click.ParamType | None]] = {
 
 
 def click_type(field: Field[Any]) -> click.ParamType | None:
-    """The click type for a field; None for text, switches and lists of texts."""
+    """The click type for a field. None for text, switches and lists of texts."""
     metadata = field.metadata
     if "syntax" in metadata:
         return _BY_SYNTAX[metadata["syntax"]]
@@ -77,7 +77,7 @@ def click_type(field: Field[Any]) -> click.ParamType | None:
 
 
 def shape_of(field: Field[Any]) -> Shape:
-    """The shape of a field's flag: bool is a switch; a tuple without `syntax` takes several words."""
+    """The shape of a field's flag. bool is a switch. A tuple without `syntax` takes several words."""
     if field.metadata.get("syntax") == "optional text":
         return Shape.OPTIONAL
     python_type = _python_type(field)
@@ -88,7 +88,7 @@ def shape_of(field: Field[Any]) -> Shape:
 
 
 def metavar_of(field: Field[Any]) -> str | None:
-    """The declared metavar, else the unit; None leaves the choice to the click type."""
+    """The declared metavar, else the unit. None leaves the choice to the click type."""
     metavar: str | None = field.metadata.get("metavar")
     if field.name.endswith("_s"):
         return metavar or "SECONDS"
@@ -127,7 +127,7 @@ ENGINE: Final = SupportedFlag(
 CONFIG: Final = SupportedFlag(
     "--config",
     metavar="FILE",
-    help="YAML file of settings, named like the flags; flags and variables take precedence.",
+    help="YAML file of settings, named like the flags. Flags and variables take precedence.",
 )
 _WITHOUT_FIELD: Final = (
     ENGINE,
@@ -147,7 +147,7 @@ _WITHOUT_FIELD: Final = (
         role="router",
     ),
 )
-"""Flags that decide what a command line starts; they are read before there is a configuration."""
+"""Flags that decide what a command line starts. They are read before there is a configuration."""
 
 
 def _derive_group(title: Group) -> Iterator[SupportedFlag]:

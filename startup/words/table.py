@@ -24,7 +24,7 @@ class Spelling(NamedTuple):
 def spellings(flag: Flag) -> dict[str, Spelling]:
     """All spellings of a flag.
 
-    The opposite of `--enable-x` is `--no-enable-x`; from vLLM 0.33 on also `--disable-x`, and the reverse.
+    The opposite of `--enable-x` is `--no-enable-x`. From vLLM 0.33 on also `--disable-x`, and the reverse.
     """
     plain = {name: Spelling(flag) for name in flag.names}
     if flag.shape is not Shape.SWITCH:
@@ -50,12 +50,12 @@ _BY_NAME: Final = {name: spelling for flag in FLAGS for name, spelling in spelli
 
 
 def find_flag(name: str) -> Spelling:
-    """The flag with this name or unique abbreviation; raises a usage error with a suggestion."""
+    """The flag with this name or unique abbreviation. Raises a usage error with a suggestion."""
     return _BY_NAME.get(normalise(name)) or _complete(name)
 
 
 def find_known_flag(name: str) -> Flag | None:
-    """The flag with this name or unique abbreviation; None if there is none."""
+    """The flag with this name or unique abbreviation. None if there is none."""
     try:
         return find_flag(name).flag
     except InputError:  # the abbreviation may be ambiguous only here, not among vLLM's flags
@@ -63,7 +63,7 @@ def find_known_flag(name: str) -> Flag | None:
 
 
 def split_flags(words: Iterable[str]) -> Iterator[tuple[Flag | None, Given]]:
-    """The flags of a command line, each with its words; None for other words and unknown flags."""
+    """The flags of a command line, each with its words. None for other words and unknown flags."""
 
     find = cache(find_known_flag)
 

@@ -9,7 +9,7 @@ def _flags(table: str) -> tuple[Flag, ...]:
     """The flags in a table, whose lines look like words of a command line: `--name,-alias=neutral`.
 
     Values after `=`, with `|` between them, change nothing, such as vLLM's default. A flag with `+=` takes
-    several values. A flag without `=` is a switch that is off by default; with `=on`, it is on.
+    several values. A flag without `=` is a switch that is off by default. With `=on`, it is on.
     """
     return tuple(map(_flag, table.split()))
 

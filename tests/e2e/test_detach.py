@@ -43,14 +43,14 @@ def _detach(started, *words, environment=None):
     pid = int(done.stdout.partition("(process ")[2].partition(")")[0])
     started.append(pid)
     (server,) = (each for each in json.loads(run_cli("ps", "--json").stdout) if each["pid"] == pid)
-    assert done.stdout.endswith(f"its log is {server['log']}\n")
+    assert done.stdout.endswith(f"Its log is {server['log']}\n")
     return done, server
 
 
 @pytest.mark.smoke
 def test_the_server_is_ready_and_ps_and_stop_know_it(tiny_llama, started):
     done, server = _detach(started, tiny_llama, "--engine", "embedded", "--port", "0", "--api-key", KEY)
-    assert done.stdout.startswith(f"{tiny_llama} (process {server['pid']}) on {server['address']} is ready; its log")
+    assert done.stdout.startswith(f"{tiny_llama} (process {server['pid']}) on {server['address']} is ready. Its log")
     assert (server["state"], ask(f"{server['address']}/health").status) == ("ready", 200)
     assert os.getsid(server["pid"]) == server["pid"]
     assert [str(Path(f"/proc/{server['pid']}/fd/{fd}").readlink()) for fd in (0, 1)] == [os.devnull, server["log"]]
@@ -78,7 +78,7 @@ def test_a_start_that_fails_has_its_exit_code_and_its_last_lines(words, code, me
     done = run_cli("serve", *words, "--engine", "embedded", "--detach")
     assert done.returncode == code
     assert message in done.stdout + done.stderr
-    assert ("Error: the start ended with exit code 3; its log is " in done.stderr) is ("0" in words)
+    assert ("Error: the start ended with exit code 3. Its log is " in done.stderr) is ("0" in words)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])

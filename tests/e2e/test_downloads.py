@@ -93,7 +93,7 @@ def test_a_hub_that_does_not_answer_costs_a_warning(hub, tmp_path):
     hub.may_answer.clear()
     with ServerProcess(["org/model"], environment=environment) as server:
         assert server.complete(max_tokens=1) == 200
-        (line,) = [line for line in server.log.splitlines() if "using the files on disk of org/model: commit " in line]
+        (line,) = [line for line in server.log.splitlines() if "Using the files on disk of org/model: commit " in line]
         assert ", downloaded on 20" in line
 
 

@@ -175,7 +175,7 @@ def test_later_starts_are_warm_and_a_killed_standby_is_replaced_and_ends_with_th
         (process,) = server.children_with("standby")
         before = _created_ns(short_folder)
         process.kill()
-        server.wait_logged("it is started again")
+        server.wait_logged("It is started again")
         assert server.ask_model() == 200
         wait_until(lambda: _created_ns(short_folder) not in (None, before))
         server.terminate(signal.SIGKILL)

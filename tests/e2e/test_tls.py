@@ -98,8 +98,8 @@ def test_tls_and_keys_hold_from_the_first_response_on_and_are_renewed(server, fi
 
     (files / "server.key").write_text("broken")
     (files / "keys").write_text("")
-    server.wait_logged("the previous ones stay in use")
-    server.wait_logged("the previous keys stay valid")
+    server.wait_logged("The previous files stay in use")
+    server.wait_logged("The previous keys stay valid")
     assert server.get("/v1/models", "filed-key-3").status == 200, server.log
 
     assert "prefer VLLM_API_KEY or --api-key-file" in server.log

@@ -197,4 +197,4 @@ def test_a_damaged_file_is_explained(tmp_path):
     model.write_bytes(MODEL.read_bytes()[:100_000])
     with ServerProcess([str(model)], environment=_environment(REAL.parent), wait=False) as running:
         assert running.process.wait(GONE_S) == 3
-        assert "the GGUF file is missing, incomplete or not one" in running.log
+        assert "the GGUF file is missing, incomplete or in another format" in running.log

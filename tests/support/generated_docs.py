@@ -161,14 +161,14 @@ def build_hooks_page() -> str:
 def build_causes_page() -> str:
     """Every known cause by its code."""
     introduction = (
-        "The last lines of a failed start have a code, as `Code: VC-PORT-IN-USE`; with `--log-format json`, the last\n"
-        "record has it as the member `code`. `vllm-cli explain CODE` shows the same as this page, and\n"
-        "`vllm-cli explain FILE` finds the cause in the log of any vLLM. A code never changes its meaning."
+        "The last lines of a failed start have its cause, the message of the error, what to do, and a code such as\n"
+        "`VC-PORT-IN-USE`. With `--log-format json`, the last record has the code as its member `code`.\n"
+        "`vllm-cli explain CODE` shows the code's lines of this page. `vllm-cli explain FILE` finds the cause in the\n"
+        "log of any vLLM. A code never changes its meaning."
     )
     sections: list[str] = []
     for code, known in sorted(BY_CODE.items()):
-        lines = (f"- Cause: {known.title}", f"- Do: {known.advice}")
-        sections += [f"## {code}", "", *(part for line in lines for part in _wrap(line)), ""]
+        sections += [f"## {code}", "", f"**{known.title}**", "", *_wrap(known.advice, indent=""), ""]
     return _page("Causes of failed starts, by code", introduction, sections)
 
 
@@ -376,8 +376,8 @@ def _item(title: str, names: Iterable[str]) -> list[str]:
     return _wrap(f"- **{title}**: {', '.join(names)}")
 
 
-def _wrap(text: str) -> list[str]:
-    return wrap(text, MAX_CHARS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+def _wrap(text: str, indent: str = "  ") -> list[str]:
+    return wrap(text, MAX_CHARS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _variable_row(variable: EnvVar[Any]) -> tuple[str, ...]:

@@ -121,7 +121,7 @@ SHARED = ("serve", "chat", "complete", "run-batch", "collect-env", "bench serve"
 @pytest.mark.parametrize("path", SHARED)
 def test_the_help_of_a_command_that_vllm_has_too_names_vllms(path, invoke):
     text = " ".join(invoke(*path.split(), "--help").stdout.split())
-    assert f"This is vllm-cli's own command; `vllm {path}` is the installed vLLM's." in text
+    assert f"This is vllm-cli's own command. `vllm {path}` is the installed vLLM's." in text
 
 
 @pytest.mark.parametrize("words", [("launch", "render", "x"), ("snapshot",), ("bench", "latency", "--help")])

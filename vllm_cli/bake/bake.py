@@ -105,7 +105,7 @@ class Manifest:
 
 
 class BakeResult(NamedTuple):
-    """What `bake` has written."""
+    """The parts that `bake` has written."""
 
     manifest: Manifest
     parts: tuple[Part, ...]
@@ -155,7 +155,7 @@ def _start(
     """Starts the server and has it answer a request. Returns the parts of libraries that it has used."""
     with start_private_server(words, environment) as server:
         wait_ready(server, config.timeout_s, reporter)
-        reporter.note(f"{ask(server)} answers; saving")
+        reporter.note(f"{ask(server)} answers, saving")
         wait_saved(server, lambda: any(folder.glob(_PARTS[HISTORY])))
         if uses("import file"):
             wait_saved(server, lambda: any(folder.glob(_PARTS[IMPORTS])))
@@ -208,12 +208,12 @@ def _describe(words: Sequence[str], subject: Subject, left_out: dict[str, str]) 
 def _check_output(output: Path) -> None:
     """Refuses to replace a folder that `bake` has not written."""
     if output.exists() and not (output / MANIFEST).is_file() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"--output {output} exists and was not written by `vllm-cli bake`; name another folder.")
+        raise InputError(f"--output {output} exists and was not written by `vllm-cli bake`. Name another folder.")
 
 
 @contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
-    """A new folder beside the output. After the block it replaces the output; after an error it is gone."""
+    """A new folder beside the output. After the block it replaces the output. After an error it is gone."""
     folder = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         folder.mkdir(parents=True, mode=0o755)

@@ -176,7 +176,7 @@ def download_kernels(subject: Subject, timeout_s: float, reporter: Reporter) -> 
 def bake_imports(words: Sequence[str], environment: Mapping[str, str]) -> None:
     """Imports vLLM. Raises StartupError with vLLM's own error if that fails."""
     if choose_engine(words) != "vllm":
-        raise InputError("--no-start is for --engine vllm; the embedded engine also runs without a GPU.")
+        raise InputError("--no-start is for --engine vllm. The embedded engine also runs without a GPU.")
     line = CommandLine.of(ServeWords(words).engine_words)
     with TemporaryDirectory(prefix="vllm-cli-bake-") as folder:
         try:

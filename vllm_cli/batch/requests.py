@@ -1,4 +1,4 @@
-"""The requests of an input file. First all lines are checked; a line is read again when it is sent."""
+"""The requests of an input file. First all lines are checked. A line is read again when it is sent."""
 
 import hashlib
 import json
@@ -74,7 +74,7 @@ class BatchRequest:
 
     @property
     def id(self) -> str:
-        """A hash of the request's content: the same in every run. A changed request has another one."""
+        """A hash of the request's content, which is the same in every run. A changed request has another."""
         content = json.dumps([self.custom_id, self.method, self.url, self.body], sort_keys=True)
         return f"vllm-{hashlib.sha256(content.encode()).hexdigest()[:_NUM_DIGITS]}"
 
@@ -155,7 +155,7 @@ def _read_places(file: BinaryIO, name: str) -> Iterator[LinePlace]:
         try:
             request = BatchRequest.from_line(line)
             if (first := lines_of.setdefault(request.custom_id, number)) != number:
-                raise LineError(f"has the custom_id of line {first}, {request.custom_id!r}; each must be unique")
+                raise LineError(f"has the custom_id of line {first}, {request.custom_id!r}, but each must be unique")
         except LineError as err:
             faults.append(f"line {number} {err}")
             continue

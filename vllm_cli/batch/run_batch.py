@@ -64,7 +64,7 @@ class BatchConfig:
     """The model for requests that name none, on a running server."""
     max_concurrency: int | None = None
     retry_timeout_s: float = 600.0
-    """Seconds for which one request is retried."""
+    """How long one request is retried, in seconds."""
     is_overwriting: bool = False
     fails_on_error: bool = False
     """Whether failed requests change the exit code."""
@@ -117,7 +117,7 @@ def _output_path(config: BatchConfig) -> Path:
 
 
 class _Run:
-    """One run; on the main thread."""
+    """One run, on the main thread."""
 
     def __init__(self, config: BatchConfig, batch: InputFile, output: OutputFile) -> None:
         self._config = config
@@ -223,7 +223,7 @@ class _Run:
         elif self._config.has_output_url:
             self._reporter.note(f"{text}: the results are in {self._output.path}")
         else:
-            self._reporter.note(f"{text}; run the same command again to continue")
+            self._reporter.note(f"{text}. Run the same command again to continue")
         summary = {**tally.to_dict(ending), "output_file": self._config.output_file}
         return BatchOutcome(exit_code, summary)
 

@@ -41,7 +41,7 @@ def pause_s(attempt: int, retry_after: str | None) -> float:
 
 
 def _parse_retry_after(text: str | None) -> float | None:
-    """Reads seconds or a date (RFC 9110); None for anything else."""
+    """Reads seconds or a date (RFC 9110). None for anything else."""
     if text is None:
         return None
     if text.strip().isdigit():

@@ -47,7 +47,7 @@ _REPORTED: Final = {
     "server": ("listen", "load_tokenizer", "build_app"),
     "first token": ("first_token",),
 }
-"""Phases of `/startupz` by phase; all others are imports."""
+"""Phases of `/startupz` by phase. All others are imports."""
 _POLL_S: Final = 0.01
 _BAR_WIDTH: Final = 60
 
@@ -58,7 +58,7 @@ class StartLog:
     def __init__(self, path: Path) -> None:
         """`path` is the file that the server's processes write."""
         self.ends_ns: dict[str, int] = {}
-        """When each phase ended, on the monotonic clock; phases without a line are missing."""
+        """When each phase ended, on the monotonic clock. Phases without a line are missing."""
         self._captures_ns = 0
         self._captures_since_ns: int | None = None
         self._file = path.open("rb", buffering=0)
@@ -129,7 +129,7 @@ def ends_of_report(phases: Mapping[str, float], healthy_s: float) -> dict[str, f
 
 
 def divide(ends_s: Mapping[str, float], first_token_s: float) -> dict[str, float]:
-    """Seconds by phase, which add up to `first_token_s`; a phase without an end is part of the next one."""
+    """Seconds by phase, which add up to `first_token_s`. A phase without an end is part of the next one."""
     phases_s: dict[str, float] = {}
     begin_s = 0.0
     ends_s = {**ends_s, PHASES[-1]: first_token_s}

@@ -1,8 +1,8 @@
 """Probes `/health` of a server that starts or is under load, from a separate process.
 
 The process runs this file as a script (`python -I -S probe.py`) with the standard library only, so that the
-load generator and imports delay no probe. The process reads its settings as one JSON line, probes until its
-standard input ends, as it does when the parent dies, and then writes its samples.
+load generator and imports delay no probe. The process reads its settings as one JSON line. It probes until
+its standard input ends, also because the parent has died. Then it writes its samples.
 """
 
 import contextlib

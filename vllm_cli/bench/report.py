@@ -32,7 +32,7 @@ class Metric(NamedTuple):
     label: str
     is_higher_better: bool = False
     is_compared: bool = True
-    """False for a count that may be 0, for which there is no ratio."""
+    """False for a count that may be 0, because 0 has no ratio."""
 
 
 class Spread(NamedTuple):

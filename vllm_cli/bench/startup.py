@@ -234,7 +234,7 @@ def _find_problems(side: Side) -> Iterator[str]:
     for condition, rounds in side.rounds.items():
         where = f"{side.name}, {condition}"
         if (stayed := max(figures.get("resident_share") or 0 for figures in rounds)) > _COLD_ENOUGH:
-            yield f"{where}: {stayed:.1%} of what was evicted stayed in memory; does a process map it?"
+            yield f"{where}: {stayed:.1%} of what was evicted stayed in memory. Does a process map it?"
         for name, why in _UNSURE.items():
             if num_bytes := max(figures.get(name, 0) for figures in rounds):
                 yield f"{where}: {num_bytes / 1e6:.0f} MB may not have been cold: {why}"

@@ -101,7 +101,7 @@ class RunningStandby:
 
     pid: int
     state: str
-    """`importing`, `ready` or `failed`, as reported; `running` for a standby of another environment."""
+    """`importing`, `ready` or `failed`, as reported. `running` for a standby of another environment."""
     uptime_s: float
     memory_bytes: int
     """PSS: a page that is shared with servers counts in part."""

@@ -28,7 +28,7 @@ END: Final = b"[DONE]"
 def server_options(command: F) -> F:
     """Adds the options that `take_server` reads."""
     for option in (
-        click.option("--api-key", help="Key to send; OPENAI_API_KEY or VLLM_API_KEY if not given."),
+        click.option("--api-key", help="Key to send, by default OPENAI_API_KEY or VLLM_API_KEY."),
         address_options,
         click.option("--url", help="Address of the server: http(s)://… or unix:/path; /v1 at its end is optional."),
     ):
@@ -37,7 +37,7 @@ def server_options(command: F) -> F:
 
 
 def take_server(options: dict[str, Any]) -> "Server":
-    """Removes the options of the server from the parameters of a command; raises InputError."""
+    """Removes the options of the server from the parameters of a command. Raises InputError."""
     return Server(take_address(options), choose_key(options.pop("api_key")))
 
 

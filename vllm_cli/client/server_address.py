@@ -57,7 +57,7 @@ def parse_url(url: str, tls: ssl.SSLContext | None = None) -> ServerAddress:
     if url.startswith("unix:"):
         path = url.removeprefix("unix:").removeprefix("//")
         if not path:
-            raise InputError(f"{url!r} names no socket; write unix:/run/vllm.sock.")
+            raise InputError(f"{url!r} names no socket. Write unix:/run/vllm.sock.")
         return ServerAddress(uds=path)
     parts = urlsplit(url if "://" in url else f"http://{url}")
     try:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
     show_default=f"{env.VCLI_BAKED.name}, else {FIXED_PATH}",
-    help="Folder to write; an earlier one is replaced.",
+    help="Folder to write. An earlier one is replaced.",
 )
 @click.option(
     "--timeout",

@@ -86,7 +86,7 @@ def _shared_options(function: F) -> F:
                 metavar="SECONDS",
                 help="Longest wait for a server to become ready.",
             ),
-            click.option("--json", "json_path", type=_file, help="Write the result as JSON; - is standard output."),
+            click.option("--json", "json_path", type=_file, help="Write the result as JSON. - is standard output."),
         )
     ):
         function = option(function)
@@ -173,7 +173,7 @@ def serve(**options: Any) -> int:
     "startup", epilog=vllms_own("bench startup"), context_settings={"max_content_width": 110, "show_default": True}
 )
 @click.option("--cmd", "command", type=_command, show_default="vllm-cli serve", help="Command that starts a server.")
-@click.option("--model", help="Folder or hub id of the model of the default command; its files are evicted.")
+@click.option("--model", help="Folder or hub id of the model of the default command. Its files are evicted.")
 @click.option("--request-model", show_default="the first that the server lists", help="Model to request.")
 @click.option(
     "--vs-request-model", show_default="--request-model", help="Model to request from the servers to compare with."
@@ -217,8 +217,8 @@ def startup(**options: Any) -> int:
     with all its processes. The first start of each server is not measured. Then rounds alternate, every other
     round in the opposite order.
 
-    With the state warm, all caches stay. With cold-pages, the model's files are evicted from the page cache;
-    the report shows what stayed. With standby, caches stay, and a `vllm-cli standby` runs from the first
+    With the state warm, all caches stay. With cold-pages, the model's files are evicted from the page cache.
+    The report shows what stayed. With standby, caches stay, and a `vllm-cli standby` runs from the first
     start to the end, with the command's variables and Python environment. A start that cannot be forked from
     it ends the run with exit code 3. Commands of other programs start as with warm.
 

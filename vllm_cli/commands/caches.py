@@ -249,7 +249,7 @@ def _remove(chosen: Sequence[_Kept]) -> None:
 
 
 def kept_fields(models: Mapping[str | None, list[_Kept]] | None = None) -> dict[str, Any]:
-    """What is kept, as JSON values; without `models`, by this machine."""
+    """What is kept, as JSON values. Without `models`, by this machine."""
     from startup.vllm.fork.preload_profile import load_all_profiles, plain_states
 
     learned, models = read_learned(), models or _of_this_machine()
@@ -285,11 +285,11 @@ def _sections(models: Mapping[str | None, list[_Kept]]) -> Iterator[list[str]]:
         yield [f"Compiled models in {place}: {len(found)}, {size}", *align([_HEAD, *rows])]
     if num_bytes := _num_unrecorded_bytes(models[None]):
         keys = len(local.unrecorded_keys())
-        yield [f"Without a record: {keys} compiled models; with other files of vLLM {format_bytes(num_bytes)}"]
+        yield [f"Without a record: {keys} compiled models (with other files of vLLM {format_bytes(num_bytes)})"]
     if rows := list(map(_profile_row, load_all_profiles())):
         yield [f"Preload profiles in {profiles_folder()}: {len(rows)}", *align([_HEAD_OF_PROFILES, *rows])]
     else:
-        yield [f"No preload profile is in {profiles_folder()}; the first start uses the built-in list."]
+        yield [f"No preload profile is in {profiles_folder()}. The first start uses the built-in list."]
     for state in plain_states():
         kind = f"vLLM {state.kind.version}, {state.kind.architecture or 'any model'} {' '.join(state.kind.flags)}"
         yield [escape_controls(f"Not preloaded on {state.host}: {kind.strip()}: {state}")]

@@ -54,7 +54,7 @@ def _dialogue_options(command: F) -> F:
 def chat(*, system_prompt: str | None, quick: str | None, **options: Any) -> None:
     """Chat with a model on a running server.
 
-    /clear starts a new conversation, /exit exits. Ctrl-C stops an answer; between answers it exits.
+    /clear starts a new conversation, /exit exits. Ctrl-C stops an answer. Between answers, it exits.
 
     \b
     Examples:
@@ -79,7 +79,7 @@ def chat(*, system_prompt: str | None, quick: str | None, **options: Any) -> Non
 def complete(*, quick: str | None, **options: Any) -> None:
     """Complete a text with a model on a running server.
 
-    /exit exits. Ctrl-C stops a text; between texts it exits.
+    /exit exits. Ctrl-C stops a text. Between texts, it exits.
 
     \b
     Examples:
@@ -93,14 +93,14 @@ def complete(*, quick: str | None, **options: Any) -> None:
     if quick is not None:
         dialogue.ask(_COMPLETIONS, {"prompt": quick}, _Answer())
         return
-    for line in _input_lines(f"Completing with {dialogue.model}; {_EXIT} exits, Ctrl-C stops a text."):
+    for line in _input_lines(f"Completing with {dialogue.model}. {_EXIT} exits, Ctrl-C stops a text."):
         dialogue.ask_interruptibly(_COMPLETIONS, {"prompt": line})
 
 
 def _converse(dialogue: "_Dialogue", beginning: list[Message]) -> None:
     history = list(beginning)
     for line in _input_lines(
-        f"Chatting with {dialogue.model}; {_CLEAR} starts a new chat, {_EXIT} exits, Ctrl-C stops an answer."
+        f"Chatting with {dialogue.model}. {_CLEAR} starts a new chat, {_EXIT} exits, Ctrl-C stops an answer."
     ):
         if line == _CLEAR:
             history = list(beginning)

@@ -98,7 +98,7 @@ _PACKAGES: Final = (
 
 
 def describe_machine() -> dict[str, Any]:
-    """All facts for a bug report; secrets are masked."""
+    """All facts for a bug report. Secrets are masked."""
     import psutil
 
     memory, versions = psutil.virtual_memory(), installed_versions(_PACKAGES)

@@ -20,7 +20,7 @@ class _LogOrCode(click.File):
     """The file of a log, or a code."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The open file, or the code in capitals; no file needs a name like a code."""
+        """The open file, or the code in capitals. No file needs a name like a code."""
         code = value.upper() if isinstance(value, str) else ""
         if not code.startswith(_CODE):
             return super().convert(value, param, ctx)
@@ -36,10 +36,9 @@ class _LogOrCode(click.File):
 def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
     """Find in the log of a failed vLLM what failed first, and show what to do.
 
-    FILE is the log of `vllm serve` or `vllm-cli serve`, of any size; by default it is read from standard
-    input. Prefixes of Docker, Kubernetes, journald, Ray and others do not matter. If the log has several
-    runs, the last one counts. CODE is what the last lines of a failed start have behind `Code:`; its cause
-    is shown.
+    FILE is the log of `vllm serve` or `vllm-cli serve`, of any size. Without FILE, standard input is read.
+    Prefixes of Docker, Kubernetes, journald, Ray and others do not matter. If the log has several runs, the
+    last one counts. CODE is the code in the last lines of a failed start. Then its cause is shown.
 
     \b
     Examples:

@@ -31,7 +31,7 @@ _TEXTS: Final = {"ready": "is ready", "asleep": "sleeps", "stopped": "has stoppe
 
 def _router_options(command: F) -> F:
     for option in (
-        click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing; only the exit code counts."),
+        click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing. Only the exit code counts."),
         click.option("--json", "is_json", is_flag=True, help="Print the outcome as JSON."),
         click.option(
             *("--timeout", "timeout_s"),
@@ -119,7 +119,7 @@ def _run(verb: Verb, model: str, options: dict[str, Any]) -> int:
 def _await(
     send: Callable[[], tuple[Ending, str]], server: Server, model: str, reporter: Reporter
 ) -> tuple[Ending, str]:
-    """Sends the request in a thread; returns its outcome. Meanwhile the reporter shows the model's state."""
+    """Sends the request in a thread. Returns its outcome. Meanwhile the reporter shows the model's state."""
     outcomes: list[tuple[Ending, str]] = []
     sending = threading.Thread(target=lambda: outcomes.append(send()), daemon=True, name="request")
     begin_s = time.monotonic()

@@ -49,4 +49,4 @@ BENCHMARKS: Final = (
 
 def vllms_own(path: str) -> str:
     """The last paragraph of the help of a command that vLLM has, too."""
-    return f"This is vllm-cli's own command; `vllm {path}` is the installed vLLM's."
+    return f"This is vllm-cli's own command. `vllm {path}` is the installed vLLM's."

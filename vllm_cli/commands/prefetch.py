@@ -30,10 +30,10 @@ _FAILURES: Final = {"refused": ("no_access", NO_ACCESS), "disk": ("no_space", NO
 
 _HELP = """Download what MODEL lacks or what has changed on the hub, then read it into the page cache.
 
-Accepts every flag of `vllm-cli serve`: give those of the later start, also `--engine vllm`. The files are those
+Accepts every flag of `vllm-cli serve`. Give the flags of the later start, also `--engine vllm`. The files are those
 that this start will read, with its tokenizer, adapters and draft model. Skips resident pages, and reads no more
-than fits in memory; nothing for load formats that do not use the page cache. `serve` does the same during its
-start; this command is for init containers, for several starts, and to measure a disk.
+than fits in memory. Reads nothing for load formats that do not use the page cache. `serve` does the same during
+its start. This command is for init containers, for several starts, and to measure a disk.
 
 \b
 Examples:
@@ -64,7 +64,7 @@ or MODEL is nowhere; 5 no access: gated, private, or no such model or revision; 
 )
 @click.option("--json", "is_json", is_flag=True, help="Print the report as JSON.")
 def prefetch(*, words: tuple[str, ...], download_only: bool, threads: int, is_json: bool) -> int:
-    """Runs the command; returns the exit code."""
+    """Runs the command. Returns the exit code."""
     request = request_of(words, command="vllm-cli prefetch")
     if request.engine == "vllm" and request.model is None:
         raise InputError("MODEL is missing: with --engine vllm, name the model first.")

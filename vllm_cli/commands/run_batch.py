@@ -22,7 +22,7 @@ _FOLDER: Final = click.Path(exists=True, file_okay=False, writable=True, path_ty
 
 _HELP = """Answer the requests of a file in OpenAI's batch format, as `vllm run-batch` does.
 
-Each line of INPUT is `{"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}`; its
+Each line of INPUT is `{"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}`. Its
 answer is a line of OUTPUT with the same custom_id. Without --url, the command starts a server on a private
 socket and accepts every flag of `vllm-cli serve` (`--help=all`). With --url, it sends the requests to a running
 server, of this program or another one with the OpenAI API.
@@ -56,7 +56,7 @@ full, run it again to continue; 2 usage, or a file that is not a batch; 3 the se
     "--output-tmp-dir", type=_FOLDER, metavar="FOLDER", help="Folder for answers until they are uploaded to a URL."
 )
 @click.option(
-    "--model", shell_complete=complete_model, help="Model to serve; with --url, the model of requests without one."
+    "--model", shell_complete=complete_model, help="Model to serve. With --url, the model of requests without one."
 )
 @click.option("--url", help="Address of a running server: http(s)://… or unix:/path. Without it, a server is started.")
 @click.option("--api-key", help="With --url: the key to send. Without it, that of OPENAI_API_KEY or VLLM_API_KEY.")
@@ -79,7 +79,7 @@ full, run it again to continue; 2 usage, or a file that is not a batch; 3 the se
 @click.option("--quiet", "is_quiet", is_flag=True, help="Show no progress.")
 @click.option("--json", "is_json", is_flag=True, help="Print a summary as JSON on standard output.")
 def run_batch(*, is_json: bool, **options: Any) -> int:
-    """Runs the command; returns the exit code."""
+    """Runs the command. Returns the exit code."""
     config = _build_config(options)
 
     from vllm_cli.batch.run_batch import run_batch as run
@@ -96,12 +96,12 @@ def _build_config(options: dict[str, Any]) -> "BatchConfig":
     words: tuple[str, ...] = options.pop("words")
     for given in split(words):
         if given.flag in _ADDRESS_FLAGS:
-            message = "the server of run-batch has a private socket; start `vllm-cli serve` and give its --url."
+            message = "the server of run-batch has a private socket. Start `vllm-cli serve` and give its --url."
             raise InputError(f"{given.flag}: {message}")
     url, model, api_key = (options.pop(name) for name in ("url", "model", "api_key"))
     if url is None:
         if api_key is not None:
-            raise InputError("--api-key requires --url; the server that run-batch starts needs no key.")
+            raise InputError("--api-key requires --url. The server that run-batch starts needs no key.")
         named = () if model is None else ("--model", model)
         return BatchConfig(serve_words=(*named, *words), **options)
     if words:

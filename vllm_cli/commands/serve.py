@@ -95,7 +95,7 @@ def _serve_behind_router(config: StartupConfig, words: Sequence[str]) -> int:
 
 
 def _serve_several(ctx: click.Context) -> int:
-    """Runs the router of several models, or of one that llama-server serves."""
+    """Runs the router of several models, or of a single model that llama-server serves."""
     if start_origin.start_again is not None:  # a standby has forked this process: it did not know the GGUF model
         start_origin.start_again(env.VCLI_STANDBY.name, "off")
     from router.words.router_words import read_several

@@ -152,7 +152,7 @@ def _wait(pid: int, reporter: Reporter) -> str | None:
         with suppress(NoStandbyError):
             if (found := ask(STATUS)).pid == pid and found.is_settled:
                 for template in (each for each in found.templates if each.state == "failed"):
-                    reporter.note(f"Warning: {template.kind}: {template.error}; see the log")
+                    reporter.note(f"Warning: {template.kind}: {template.error} (see the log)")
                 return f"The standby {pid} is ready"
         reporter.update(f"{time.monotonic() - begin_s:5.1f} s  importing")
         time.sleep(_POLL_S)

@@ -20,7 +20,7 @@ _SECONDS: Final = click.FloatRange(0, min_open=True)
 @click.command("wait", context_settings={"max_content_width": 110})
 @click.argument("url", required=False)
 @address_options
-@click.option("--path", default="/health", show_default=True, help="Path to poll; 200 means ready.")
+@click.option("--path", default="/health", show_default=True, help="Path to poll. 200 means ready.")
 @click.option(
     *("--timeout", "timeout_s"), type=_SECONDS, default=600, show_default=True, metavar="SECONDS", help="Longest wait."
 )
@@ -35,7 +35,7 @@ _SECONDS: Final = click.FloatRange(0, min_open=True)
 )
 @click.option("--pid", type=click.IntRange(1), help="Process id of the server. The wait ends when this process exits.")
 @click.option("--json", "is_json", is_flag=True, help="Print the outcome as JSON.")
-@click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing; only the exit code counts.")
+@click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing. Only the exit code counts.")
 def wait(*, is_json: bool, is_quiet: bool, **options: Any) -> int:
     """Wait until the server at URL is ready to answer requests, and show its phase meanwhile.
 

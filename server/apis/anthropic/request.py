@@ -153,7 +153,7 @@ class CountTokensRequest(RequestBody, kw_only=True):
     def __post_init__(self) -> None:
         if self.thread is not None:
             raise CodedRequestError(
-                "`thread` is not supported by this server; leave it out and send the whole conversation.",
+                "`thread` is not supported by this server. Leave it out and send the whole conversation.",
                 param="thread",
                 error_code="thread_unsupported_request",
             )

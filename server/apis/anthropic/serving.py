@@ -152,7 +152,7 @@ def _stop(blocks: BlockStream, last: ChoiceDelta) -> dict[str, Any]:
 
 
 def _add(blocks: BlockStream, part: Part) -> list[StreamEvent]:
-    """Adds one part of the output to the blocks; returns the events."""
+    """Adds one part of the output to the blocks. Returns the events."""
     if isinstance(part, Reasoning):
         return blocks.add_thinking(part.text) if part.text else []
     if isinstance(part, Content):
@@ -187,8 +187,8 @@ class TemplateProbe:
                     "the chat template accepts system messages only at the start: /v1/messages moves later ones there"
                 )
                 logger.warning(
-                    "each moved system message makes the engine compute the whole prompt again; "
-                    "a --chat-template that accepts them anywhere avoids this"
+                    "each moved system message makes the engine compute the whole prompt again. "
+                    "A --chat-template that accepts them anywhere avoids this"
                 )
         return self._merges_system
 

@@ -124,7 +124,7 @@ def _why_not(task: str | None, info: PoolingInfo) -> str:
     if task in info.supported_tasks:
         return f"Try switching the model's pooling_task via --pooler-config.task {task}."
     return (
-        f"Unsupported task: {task!r} Supported tasks: {', '.join(info.supported_tasks)}; others need `--engine vllm`."
+        f"Unsupported task: {task!r} Supported tasks: {', '.join(info.supported_tasks)}. Others need `--engine vllm`."
     )
 
 

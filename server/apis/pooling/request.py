@@ -85,7 +85,7 @@ class VectorFields(InputFields, kw_only=True):
         super().__post_init__()
         if self.encoding_format not in ("float", "base64"):
             raise RequestError(
-                f"`encoding_format` {self.encoding_format} needs `--engine vllm`; the embedded engine has float and "
+                f"`encoding_format` {self.encoding_format} needs `--engine vllm`. The embedded engine has float and "
                 "base64.",
                 param="encoding_format",
             )

@@ -30,7 +30,7 @@ class BackgroundResponse:
         return self._queued if current["status"] == "in_progress" else current
 
     async def start(self, generate: Callable[["BackgroundResponse"], Coroutine[Any, Any, None]]) -> None:
-        """Starts the task; returns once it runs. A task that is cancelled earlier would not run at all."""
+        """Starts the task. Returns once it runs. A task that is cancelled earlier would not run at all."""
         self._task = asyncio.create_task(generate(self), name="background-response")
         await asyncio.sleep(0)
 

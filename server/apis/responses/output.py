@@ -50,7 +50,7 @@ class OutputWriter:
         self._logprobs: list[ChatLogprob] = []
 
     def add(self, parts: Sequence[Part], logprobs: list[ChatLogprob]) -> list[ResponseEvent]:
-        """Adds some tokens; returns their events. The log-probabilities go to the next text of a message."""
+        """Adds some tokens. Returns their events. The log-probabilities go to the next text of a message."""
         self._logprobs += logprobs
         events: list[ResponseEvent] = []
         for part in parts:
@@ -62,7 +62,7 @@ class OutputWriter:
         return events
 
     def finish(self) -> list[ResponseEvent]:
-        """Ends the last item; returns its events."""
+        """Ends the last item. Returns its events."""
         if self._spaces and self._open is None:
             return [*self._switch_to(MESSAGE), *self._extend("".join(self._spaces)), *self._close()]
         return self._close()

@@ -53,7 +53,7 @@ class ResponseRun:
         return self.response
 
     async def events(self) -> AsyncGenerator[ResponseEvent, None]:
-        """Generates the response; yields all events but the last. Store the response before `last_event`.
+        """Generates the response. Yields all events but the last. Store the response before `last_event`.
 
         The opening events come with the first token, because the engine may reject the request until then.
 

@@ -236,4 +236,4 @@ class Runner(Protocol):
         """The logits of each chunk's last token, or of all its tokens for prompt log-probabilities."""
 
     def prepare(self) -> Iterator[None]:
-        """Makes later steps faster; yields after each small piece. Used once."""
+        """Makes later steps faster. Yields after each small piece. Used once."""

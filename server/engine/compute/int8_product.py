@@ -1,7 +1,7 @@
 """Linear layers in int8, by oneDNN's products: weights quantized per output channel, activations per row.
 
-The result of a row does not depend on other rows of the batch: its scale is its own largest value, sums in
-int32 are exact, and every further operation rounds each element by itself.
+The result of a row does not depend on other rows of the batch. A row's scale is its own largest value. Sums
+in int32 are exact. Every further operation rounds each element by itself.
 """
 
 from collections import Counter
@@ -94,7 +94,7 @@ def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         into.copy_((rows * (_LARGEST / largest).unsqueeze(1)).round_())
         torch.mul(largest, 1 / (_LARGEST * _largest_activation()), out=scale)
     if not bool(scales.isfinite().all()):
-        raise EngineStartError("--quantization int8: the model has weights that are not finite: leave it out")
+        raise EngineStartError("--quantization int8: the model has weights that are not finite. Leave it out")
     return quantized, scales
 
 
@@ -117,7 +117,7 @@ class QuantizedLayers:
             EngineStartError: this torch cannot do it, a weight is not finite, or there is too little memory.
         """
         if not (hasattr(torch.ops.onednn, "qlinear_pointwise") and hasattr(torch, "_int_mm")):
-            raise EngineStartError(f"--quantization int8: torch {torch.__version__} has no int8 products: leave it out")
+            raise EngineStartError(f"--quantization int8: torch {torch.__version__} has no int8 products. Leave it out")
         decoder, head = language_model(model), model.get_output_embeddings()
         todo = [*linear_groups(decoder), *(linear_groups(head) if head is not None and decoder is not model else ())]
         self._num_layers = sum(map(len, todo))

@@ -248,7 +248,7 @@ class AdapterConfig(msgspec.Struct, frozen=True):
             f"bias is {self.bias!r}, only 'none' is supported": self.bias != "none",
             "a bias of the update is not supported (lora_bias)": self.lora_bias,
             f"Unsupported modules_to_save: {self.modules_to_save}": self.modules_to_save,
-            f"init_lora_weights={init!r} changes the base model's weights; convert the adapter with PEFT's "
+            f"init_lora_weights={init!r} changes the base model's weights. Convert the adapter with PEFT's "
             "path_initial_model_for_weight_conversion": changes_base,
             "Activated LoRA is not supported (alora_invocation_tokens)": self.alora_invocation_tokens,
             "layer_replication is not supported": self.layer_replication,

@@ -74,7 +74,7 @@ class Adapters:
         most = self._config.max_cpu_loras
         if most is not None and len(others) >= most:
             raise AdapterError(
-                f"--max-cpu-loras {most} adapters are in memory; only `--engine vllm` reads others again on demand"
+                f"--max-cpu-loras {most} adapters are in memory. Only `--engine vllm` reads others again on demand"
             )
 
     def _free_if_unused(self, adapter_id: int) -> None:

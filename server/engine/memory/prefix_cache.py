@@ -38,7 +38,7 @@ class PrefixMatch:
 
 
 class PrefixCache:
-    """Evicts the entry that was used longest ago, if possible one that no running sequence holds.
+    """Evicts the least recently used entry, if possible without a running sequence that holds it.
 
     Used on the engine's thread.
     """

@@ -119,9 +119,9 @@ def build_pooling_core(
         EngineStartError: the model cannot be loaded or does not support the configuration.
     """
     if config.quantization:
-        raise EngineStartError("--quantization int8 needs a model that generates text; this one pools: leave it out")
+        raise EngineStartError("--quantization int8 needs a model that generates text. Leave it out")
     if config.lora.enable_lora:
-        raise EngineStartError("--enable-lora needs a model that generates text; this one pools")
+        raise EngineStartError("--enable-lora needs a model that generates text")
     with phases.span("load_weights"):
         pooling = load_pooling_model(files, config, kind)
     model = pooling.encoder.model

@@ -184,7 +184,7 @@ class _Loader:
         if sentence.unknown_modules:
             raise EngineStartError(
                 f"{self._path / 'modules.json'} names {', '.join(sentence.unknown_modules)}, which this engine does "
-                "not support; --pooler-config with a pooling_type ignores it"
+                "not support. --pooler-config with a pooling_type ignores it"
             )
         if not sentence.has_pooling:
             return "CLS" if self._is_encoder else "LAST"
@@ -195,8 +195,8 @@ class _Loader:
             )
         if sentence.pooling_type is None:
             raise EngineStartError(
-                f"the model in {self._path} pools by {', '.join(sentence.pooling_modes)}: this engine supports one "
-                "of cls, mean and lasttoken; --pooler-config with a pooling_type overrides it"
+                f"the model in {self._path} pools by {', '.join(sentence.pooling_modes)}. This engine supports one "
+                "of cls, mean and lasttoken. --pooler-config with a pooling_type overrides it"
             )
         return sentence.pooling_type  # type: ignore[return-value]
 

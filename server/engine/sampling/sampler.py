@@ -80,7 +80,7 @@ class Sampler:
 
     @torch.inference_mode()
     def sample(self, sequences: list[Sequence], logits: torch.Tensor) -> list[Sampled]:
-        """Samples one token per sequence. `logits`: [len(sequences), vocab]; may be overwritten."""
+        """Samples one token per sequence. `logits`: [len(sequences), vocab]. May be overwritten."""
         described = [i for i, s in enumerate(sequences) if s.params.logprobs is not None]
         raw = logits[described] if described else None
         logits = logits.float()

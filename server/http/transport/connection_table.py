@@ -65,8 +65,8 @@ class ConnectionTable:
         if (now_s := monotonic()) >= self._next_warning_s:
             self._next_warning_s = now_s + _WARN_EVERY_S
             logger.warning(
-                "nearly all of the %d file descriptors of this process are in use: closing idle connections; if that "
-                "is not enough, new ones are reset; raise the limit (`ulimit -n`), or lower --http-max-connections",
+                "nearly all of the %d file descriptors of this process are in use. Idle connections are closed. If "
+                "that is not enough, new ones are reset. Raise `ulimit -n`, or lower --http-max-connections",
                 soft,
             )
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 _LINGER_S = 5.0
-"""Seconds for which a client may still send, or delay the end of TLS, so that it can read the response."""
+"""How long a client may still send or delay the end of TLS, in seconds, so that it can read the response."""
 
 
 class LingeringTransport:

@@ -19,7 +19,7 @@ class TlsHandshake(asyncio.Protocol):
     """
 
     cycle = None
-    """An attribute of uvicorn's connections; None means that no request has arrived."""
+    """An attribute of uvicorn's connections. None means that no request has arrived."""
 
     def __init__(
         self,

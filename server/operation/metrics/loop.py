@@ -30,7 +30,7 @@ class LoopHeartbeat:
 
     @property
     def lag(self) -> LoopLag:
-        """The quantiles of the lag. May be called on any thread; takes half a millisecond."""
+        """The quantiles of the lag. May be called on any thread. Takes half a millisecond."""
         lags = sorted(self._recent) or [0.0]
         return LoopLag(lags[len(lags) // 2], lags[len(lags) * 99 // 100], lags[-1])
 

@@ -148,13 +148,13 @@ class HttpMetrics:
         )
         self._request_bytes = Summary(
             "http_request_size_bytes",
-            "Announced content length of requests by handler; 0 where none is announced.",
+            "Announced content length of requests by handler, 0 where none is announced.",
             ("handler",),
             registry=registry,
         )
         self._response_bytes = Summary(
             "http_response_size_bytes",
-            "Announced content length of answers by handler; 0 for streams.",
+            "Announced content length of answers by handler, 0 for streams.",
             ("handler",),
             registry=registry,
         )

@@ -97,7 +97,7 @@ def check_unsupported(request: msgspec.Struct) -> None:
             text = f"vLLM has replaced `{name}` by `structured_outputs.{name.removeprefix(_GUIDED)}`."
             raise RequestError(text, param=name)
         if not is_ignored:
-            raise RequestError(f"`{name}` needs `--engine vllm`; leave it out for the embedded engine.", param=name)
+            raise RequestError(f"`{name}` needs `--engine vllm`. Leave it out for the embedded engine.", param=name)
         _warn(name)
 
 
@@ -109,7 +109,7 @@ def _marked_fields(model: type[msgspec.Struct]) -> tuple[tuple[str, Any, bool], 
 
 @cache
 def _warn(name: str) -> None:
-    logger.warning("the request field %r has no effect, as in vLLM; this is logged once", name)
+    logger.warning("the request field %r has no effect, as in vLLM. This is logged once", name)
 
 
 def check_generation_prompt(add_generation_prompt: bool | None, continue_final_message: bool) -> None:

@@ -91,7 +91,7 @@ def foreign_problem(folder: Path, mode: str) -> str | None:
         return f"{folder} has Grok-2's tokenizer, which the embedded engine does not read: serve it with --engine vllm"
     if read_object(folder / "config.json").get("model_type") == "deepseek_v32":
         return (
-            f"{folder}: the embedded engine does not write DeepSeek-V3.2's conversations: serve it with --engine vllm, "
+            f"{folder}: the embedded engine does not write DeepSeek-V3.2's conversations. Serve it with --engine vllm, "
             "or with --tokenizer-mode hf for completions alone"
         )
     return None

@@ -133,7 +133,7 @@ def _text_of(part: Any, image_token: str | None) -> str:
         served_for = "text only" if image_token is None else "text and images only"
         kinds = ", ".join((*TEXT_KEYS, *(_IMAGE_TYPES if image_token is not None else ())))
         raise RequestError(
-            f"message content of type `{kind}` is not supported: this model is served for {served_for} ({kinds}); "
+            f"message content of type `{kind}` is not supported. This model is served for {served_for} ({kinds}). "
             "`--engine vllm` may support others",
             param="messages",
         )
@@ -186,7 +186,7 @@ def _to_arguments(function: Message) -> Message:
 def _warn_of_malformed_arguments() -> None:
     """Warns once per process, because a client sends the same conversation again and again."""
     logger.warning(
-        "The arguments of a tool call in a request's messages are not a JSON object; the chat template gets {} instead"
+        "The arguments of a tool call in a request's messages are not a JSON object. The chat template gets {} instead"
     )
 
 

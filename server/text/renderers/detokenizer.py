@@ -12,7 +12,7 @@ from typing import NamedTuple
 Decode = Callable[[Sequence[int]], str]
 
 UNFINISHED = "\ufffd"
-"""What a decoder writes for bytes that are no character, or not yet a complete one."""
+"""The character that a decoder writes for bytes that are no character, or not yet a complete one."""
 
 MAX_HELD_TOKENS = 64
 """Most tokens held back. A character has at most four bytes, so this many tokens are not one character."""

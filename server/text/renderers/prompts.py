@@ -1,4 +1,4 @@
-"""What a renderer takes and returns: prompts, options, rendered prompts."""
+"""The prompts and options that a renderer takes, and the rendered prompts that it returns."""
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol

@@ -11,7 +11,7 @@ from base.json_depth import read_json
 from startup.ground.processes.helper import Send
 
 _MOST_BYTES: Final = 1 << 26
-"""Longest answer, in bytes; it lists all files, with a few hundred bytes for each."""
+"""Longest answer, in bytes. It lists all files, with a few hundred bytes for each."""
 
 
 class Question(NamedTuple):
@@ -54,10 +54,10 @@ def is_worth_a_retry(status: int) -> bool:
 
 
 def _find_commit(question: Question, timeout_s: float) -> str | None:
-    """The commit from the first address that answers; None if only the hub's client can find it out.
+    """The commit from the first address that answers. None if only the hub's client can find it out.
 
     Raises:
-        OSError: no address answers; the reason is the first address's.
+        OSError: no address answers. The reason is the first address's.
     """
     failures: list[str] = []
     for url in question.urls:

@@ -19,7 +19,7 @@ _SHOWN_EVERY_S: Final = 0.25
 
 
 class Fetch:
-    """Fetches file contents of one repository; call `run` on the main thread of the helper."""
+    """Fetches file contents of one repository. Call `run` on the main thread of the helper."""
 
     def __init__(
         self, source: Source, repository: CachedRepository, on_progress: Callable[[DownloadProgress], None]
@@ -34,11 +34,11 @@ class Fetch:
 
     @property
     def fetched_bytes(self) -> int:
-        """Bytes received; a byte that was received twice counts twice."""
+        """Bytes received. A byte that was received twice counts twice."""
         return self._finished_bytes + sum(transfer.fetched_bytes for transfer in self._transfers)
 
     def run(self, files: Sequence[HubFile]) -> list[HubFile]:
-        """Fetches the contents that are not on disk; returns the files as the hub describes them.
+        """Fetches the contents that are not on disk. Returns the files as the hub describes them.
 
         Raises:
             DownloadError: a content cannot be obtained, or does not fit on the disk.

@@ -101,7 +101,7 @@ class Asked(NamedTuple):
 
 
 def refusal(status: int, code: str, asked: Asked) -> str:
-    """Explains in one line an answer that is an error; `code` is the hub's X-Error-Code."""
+    """Explains in one line an answer that is an error. `code` is the hub's X-Error-Code."""
     name, page = asked.repo_id, f"{asked.endpoint}/{asked.repo_id}"
     if code == "GatedRepo" or (status == 403 and not code):
         how = f"ask for access at {page}"
@@ -114,7 +114,7 @@ def refusal(status: int, code: str, asked: Asked) -> str:
         return f"{page} has no such file"
     if status in (401, 404):
         private = "the token may not see it" if asked.has_token else _GIVE_TOKEN
-        return f"{page} does not exist: correct the name; if it is private, {private}"
+        return f"{page} does not exist: correct the name. If it is private, {private}"
     return f"the hub at {asked.endpoint} answers {status} for {name}: try again later, or give a local folder"
 
 
@@ -156,12 +156,12 @@ class HubClient:
 
         Args:
             repo_id: the repository.
-            revision: a branch, tag or commit; None is the main branch.
+            revision: a branch, tag or commit. None is the main branch.
             endpoints: the addresses to try.
             pause: waits for some seconds; gets the reason too.
 
         Raises:
-            DownloadError: no address has them; the reason is the first address's.
+            DownloadError: no address has them. The reason is the first address's.
         """
         failures: list[DownloadError] = []
         for number, endpoint in enumerate(endpoints):
@@ -221,7 +221,7 @@ class HubClient:
         return Listing(commit, {file.name: file for file in files if is_safe_name(file.name)}, (endpoint,))
 
     def describe(self, address: FileAddress, file: HubFile) -> HubFile:
-        """The file with size and hash from the headers of its address; some mirrors do not list these.
+        """The file with size and hash from the headers of its address. Some mirrors do not list these.
 
         Raises:
             RetryableError: the address cannot be reached, or answers with a temporary error.
@@ -287,7 +287,7 @@ def _first_byte(answer: Any, begin: int) -> int:
 
 
 def _within_deadline(request: Callable[[], T], seconds: float) -> T:
-    """Runs a request in a thread, and abandons it after this time; the library's limits do not bound DNS."""
+    """Runs a request in a thread, and abandons it after this time. The library's limits do not bound DNS."""
     outcome: Future[T] = Future()
 
     def run() -> None:

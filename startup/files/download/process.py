@@ -55,7 +55,7 @@ class DownloadHandle:
             self._helper.kill()
 
     def result(self) -> tuple[Path, ...]:
-        """Waits for the end; returns the snapshot of each download.
+        """Waits for the end. Returns the snapshot of each download.
 
         Raises:
             DownloadError: with the reason in one line.
@@ -70,7 +70,7 @@ class DownloadHandle:
 
     @property
     def failure(self) -> DownloadError | None:
-        """Why the downloads have failed; None while they run and after a success."""
+        """Why the downloads have failed. None while they run and after a success."""
         report = self.report
         return DownloadError(report.failure, without_login(report.reason)) if report and report.failure else None
 
@@ -102,7 +102,7 @@ class DownloadHandle:
         if not self._are_updates:
             return DownloadReport(failure="failed", reason=reason)
         found = ", ".join(f"{download.repo_id}: {download.cached_text}" for download in self.downloads)
-        logger.warning("%s; using the files on disk of %s", reason, found)
+        logger.warning("%s. Using the files on disk of %s", reason, found)
         return DownloadReport(tuple(download.cached_folder for download in self.downloads))
 
     def _take(self, event: object) -> None:
@@ -141,7 +141,7 @@ class DownloadHandle:
 def start_download(
     downloads: Sequence[Download], show: Callable[[str], None] = lambda _: None, **settings: Any
 ) -> DownloadHandle:
-    """Downloads in a helper process while the launcher imports; returns within a few milliseconds.
+    """Downloads in a helper process while the launcher imports. Returns within a few milliseconds.
 
     Call it on the main thread: the helper ends with the thread that started it. `show` is called on another
     thread. `settings` are those of `DownloadJob`. Raises DownloadError if the helper cannot be started.

@@ -2,7 +2,7 @@
 
 The layout is that of the hub's client: `blobs/` has the contents by hash, `snapshots/<commit>/` links to them
 by name, `refs/` has the commit of each branch. A content has another name until it is complete and its hash
-is verified; links come last. However this process ends, nobody finds an incomplete file.
+is verified. Links come last. However this process ends, nobody finds an incomplete file.
 """
 
 import errno
@@ -22,10 +22,10 @@ from startup.files.model.checkpoint_folder import read_index
 from startup.files.model.model_place import is_object_address, repository_name, unfinished_marker
 
 PART_ENDING: Final = ".vllm-cli.incomplete"
-"""Ending of the name of an incomplete content; the hub's own tools remove files that end in `.incomplete`."""
+"""Ending of the name of an incomplete content. The hub's own tools remove files that end in `.incomplete`."""
 
 _ETAG: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
-"""A content's name from a mirror that uses no hashes; only the size of such a content is verified."""
+"""A content's name from a mirror that uses no hashes. Only the size of such a content is verified."""
 VERSION_PREFIX: Final = "version-"
 """Begins the name of a content that has no hash: an object's version follows. Size and version are
 verified."""
@@ -41,7 +41,7 @@ class HubFile:
 
     name: str
     size: int | None
-    """Bytes; None if the hub does not report the size."""
+    """Bytes. None if the hub does not report the size."""
     oid: str
     """The name of its content: SHA-256 of a large file, git's SHA-1 of a small one. Empty if unknown."""
 
@@ -64,7 +64,7 @@ class HubFile:
         return self.digest() is not None or self.oid.startswith(VERSION_PREFIX)
 
     def digest(self) -> "hashlib._Hash | None":
-        """A new hash object for the content; None if the content's name is not a known kind of hash."""
+        """A new hash object for the content. None if the content's name is not a known kind of hash."""
         if self.oid.startswith(VERSION_PREFIX):
             return None
         if len(self.oid) == _SHA256_LENGTH:
@@ -87,7 +87,7 @@ class Listing(NamedTuple):
     files: Mapping[str, HubFile]
     """The files by name."""
     endpoints: tuple[str, ...]
-    """The addresses of the files; the first one has listed them."""
+    """The addresses of the files. The first one has listed them."""
 
 
 class CachedRepository:
@@ -130,14 +130,14 @@ class CachedRepository:
         return unfinished_marker(self.snapshot(commit)).exists()
 
     def commit_of(self, revision: str) -> str | None:
-        """The commit that is recorded for a branch or tag; None if none is."""
+        """The commit that is recorded for a branch or tag. None if none is."""
         try:
             return (self.folder / "refs" / revision).read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError):
             return None
 
     def read_index(self, commit: str, file: HubFile) -> dict[str, str]:
-        """Maps the tensors in an index to their files; empty if the index cannot be read.
+        """Maps the tensors in an index to their files. Empty if the index cannot be read.
 
         Raises:
             LookupError: the index is not on disk yet.
@@ -148,14 +148,14 @@ class CachedRepository:
         raise LookupError(file.name)
 
     def begin(self, commit: str) -> None:
-        """Creates the folders, and marks an existing snapshot as unfinished; raises OSError."""
+        """Creates the folders, and marks an existing snapshot as unfinished. Raises OSError."""
         for name in ("blobs", "snapshots", "refs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         if self.snapshot(commit).exists():
             unfinished_marker(self.snapshot(commit)).touch()
 
     def finish(self, commit: str, files: Sequence[HubFile]) -> None:
-        """Adds the files, whose contents are complete, to the snapshot; a new snapshot appears as a whole."""
+        """Adds the files, whose contents are complete, to the snapshot. A new snapshot appears as a whole."""
         snapshot = self.snapshot(commit)
         if snapshot.exists() or not self._link_new(snapshot, files):
             present = {file.oid: snapshot / file.name for file in files if self.is_linked(commit, file)}
@@ -202,7 +202,7 @@ class CachedRepository:
         return True
 
     def _link_one(self, path: Path, file: HubFile) -> bool:
-        """Links the file, replacing any file of its name; returns False if the file system has no links."""
+        """Links the file, replacing any file of its name. Returns False if the file system has no links."""
         target = "/".join([*[".."] * (2 + file.name.count("/")), "blobs", file.oid])
         work = path.with_name(f"{path.name}{PART_ENDING}")
         try:
@@ -246,7 +246,7 @@ def check_room(folder: Path, needed_bytes: int, repo_id: str) -> None:
 
 def no_room(repo_id: str, lack: str) -> DownloadError:
     """The error for a disk that is too small."""
-    advice = f"free space, or give another {setting_of(repo_id)}; received parts are kept"
+    advice = f"free space, or give another {setting_of(repo_id)}. Received parts are kept"
     return DownloadError("disk", f"{repo_id} could not be downloaded: {lack}: {advice}")
 
 

@@ -24,7 +24,7 @@ _READ_BYTES: Final = 1 << 20
 
 
 class Source:
-    """Where the files of one commit come from; shared by all threads."""
+    """Where the files of one commit come from. Shared by all threads."""
 
     def __init__(
         self, client: "HubClient | ObjectStoreClient", endpoints: Sequence[str], repo_id: str, commit: str
@@ -37,7 +37,7 @@ class Source:
         """Set when the download has failed or ended."""
 
     def address(self, file: HubFile, number: int = 0) -> FileAddress:
-        """The file's address at mirror `number`; after the last mirror follows the first again."""
+        """The file's address at mirror `number`. After the last mirror follows the first again."""
         endpoint = self.endpoints[number % len(self.endpoints)]
         return FileAddress(endpoint, self.repo_id, self.commit, file.name)
 
@@ -47,7 +47,7 @@ class Source:
 
 
 class Transfer:
-    """Fetches the content of one file; `run` is called on one thread, the numbers may be read on any."""
+    """Fetches the content of one file. `run` is called on one thread, the numbers may be read on any."""
 
     def __init__(self, source: Source, repository: CachedRepository, file: HubFile) -> None:
         self.file = file
@@ -59,9 +59,9 @@ class Transfer:
         self.done_bytes = 0
         """Bytes on disk, including those of an earlier download."""
         self.fetched_bytes = 0
-        """Bytes received; a byte that was received twice counts twice."""
+        """Bytes received. A byte that was received twice counts twice."""
         self.note = ""
-        """What this transfer waits for; empty while bytes arrive."""
+        """What this transfer waits for. Empty while bytes arrive."""
 
     @property
     def remaining_bytes(self) -> int:
@@ -132,13 +132,13 @@ class Transfer:
         return True
 
     def _reject(self, part: "_PartFile", what: str) -> None:
-        """Drops wrong content; raises RetryableError, or DownloadError if the content was wrong too often."""
+        """Drops wrong content. Raises RetryableError, or DownloadError if the content was wrong too often."""
         self._start_over(part)
         self._num_wrong += 1
         reason = f"{self._address} has {what}"
         if self._num_wrong > _MAX_WRONG:
             other = "" if is_object_address(self._source.repo_id) else ", or another HF_ENDPOINT"
-            raise DownloadError("wrong", f"{reason}: the content is dropped; try again later{other}")
+            raise DownloadError("wrong", f"{reason}: the content is dropped. Try again later{other}")
         self._num_failures = _FAILURES_PER_ENDPOINT * self._num_wrong  # the next address, if there is one
         raise RetryableError(reason)
 
@@ -148,7 +148,7 @@ class Transfer:
         self.done_bytes = 0
 
     def _try_next_address(self, err: DownloadError) -> None:
-        """Goes on with the next address; raises `err` again if no address is left."""
+        """Goes on with the next address. Raises `err` again if no address is left."""
         self._num_failures += _FAILURES_PER_ENDPOINT
         if err.kind != "refused" or self._num_failures >= _FAILURES_PER_ENDPOINT * len(self._source.endpoints):
             raise err
@@ -160,7 +160,7 @@ class Transfer:
         most = MAX_FAILURES * len(self._source.endpoints)
         if self._num_failures >= most:
             reason = f"{self.file.name} of {self._source.repo_id} could not be downloaded: {err}"
-            raise DownloadError("unreachable", f"{reason}, {most} times in a row; received parts are kept") from err
+            raise DownloadError("unreachable", f"{reason}, {most} times in a row. Received parts are kept") from err
         seconds = err.wait.seconds or backoff_s(self._num_failures)
         self.note = err.wait.reason or f"{err}, trying again"
         self._source.pause(seconds)
@@ -171,7 +171,7 @@ class Transfer:
 
 
 class _PartFile:
-    """The file that receives the bytes; all that it contains is valid."""
+    """The file that receives the bytes. All that it contains is valid."""
 
     def __init__(self, path: "os.PathLike[str]") -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -194,7 +194,7 @@ class _PartFile:
             yield chunk
 
     def write(self, chunk: bytes) -> None:
-        """Appends bytes; they reach the kernel at once, so that they survive this process."""
+        """Appends bytes. They reach the kernel at once, so that they survive this process."""
         rest = memoryview(chunk)
         while rest:
             rest = rest[os.write(self._fd, rest) :]

@@ -31,7 +31,7 @@ _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def run(job: DownloadJob, send: Send) -> None:
-    """Downloads; sends lines for the log, the progress and the report."""
+    """Downloads. Sends lines for the log, the progress and the report."""
     os.environ[env.HF_ENDPOINT.name] = job.endpoints[0]
     os.environ[env.HF_HUB_OFFLINE.name] = "0"  # the start may have forbidden requests since
     logging.basicConfig(level=logging.WARNING, handlers=[_LogSender(send)])
@@ -40,7 +40,7 @@ def run(job: DownloadJob, send: Send) -> None:
 
 @contextmanager
 def held_by_one(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Waits until no other process holds the lock; on a file system without locks, goes on at once.
+    """Waits until no other process holds the lock. On a file system without locks, goes on at once.
 
     The kernel releases the lock however its owner ends. During the wait, `on_wait` is called several times a
     second. Raises OSError if the lock's file cannot be created.
@@ -79,7 +79,7 @@ class _Plan(NamedTuple):
 
 
 class DownloadRun:
-    """All downloads of a job, one repository after the other; runs on the main thread of the helper."""
+    """All downloads of a job, one repository after the other. Runs on the main thread of the helper."""
 
     def __init__(self, job: DownloadJob, send: Send) -> None:
         self._job = job
@@ -88,7 +88,7 @@ class DownloadRun:
         self._fetched_bytes = 0
 
     def run(self) -> DownloadReport:
-        """Downloads; a failure is reported, not raised."""
+        """Downloads. A failure is reported, not raised."""
         try:
             report = self._run()
         except DownloadError as err:
@@ -113,7 +113,7 @@ class DownloadRun:
         return ", ".join(download.repo_id for download in self._job.downloads)
 
     def _list(self, download: Download) -> _Plan | None:
-        """Lists the files of the repository; None if no hub answers, so that the files on disk are used."""
+        """Lists the files of the repository. None if no hub answers, so that the files on disk are used."""
         try:
             client = self._create_client(download)
             listing = client.list_files(download.repo_id, download.revision, self._job.endpoints, self._pause)
@@ -126,10 +126,10 @@ class DownloadRun:
         return _Plan(download, CachedRepository(download.cache_dir, download.repo_id), listing, client)
 
     def _fall_back(self, download: Download, err: DownloadError) -> Path:
-        """The folder of the last download; raises `err` if there is none, or if an object store refuses."""
+        """The folder of the last download. Raises `err` if there is none, or if an object store refuses."""
         if download.cached is None or (download.hub == "object_store" and err.kind != "unreachable"):
             raise err
-        logger.warning("%s; using the files on disk of %s: %s", err, download.repo_id, download.cached_text)
+        logger.warning("%s. Using the files on disk of %s: %s", err, download.repo_id, download.cached_text)
         return download.cached
 
     def _create_client(self, download: Download) -> "HubClient | ObjectStoreClient":
@@ -147,11 +147,11 @@ class DownloadRun:
     def _check_time(self, ahead_s: float = 0.0) -> None:
         limit = self._job.timeout_s
         if limit is not None and time.monotonic() - self._begin_s + ahead_s > limit:
-            reason = f"{self._names} is not complete after {limit:g} s (--download-timeout); received parts are kept"
+            reason = f"{self._names} is not complete after {limit:g} s (--download-timeout). Received parts are kept"
             raise DownloadError("timeout", reason)
 
     def _obtain(self, plan: _Plan) -> Path:
-        """Fetches the missing files of one repository; returns its snapshot."""
+        """Fetches the missing files of one repository. Returns its snapshot."""
         repository, commit = plan.repository, plan.listing.commit
         try:
             if not self._is_complete(plan):
@@ -200,7 +200,7 @@ class DownloadRun:
         self._send(progress)
 
     def _choose(self, plan: _Plan) -> list[str]:
-        """The names of the wanted files; raises LookupError until the index is on disk."""
+        """The names of the wanted files. Raises LookupError until the index is on disk."""
         wanted, files = plan.download.wanted, plan.listing.files
         index = wanted.index_of(files)
         if index is None:

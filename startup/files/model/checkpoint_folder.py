@@ -27,7 +27,7 @@ _CHOICES: Final = (
 
 _MAX_SHARDS: Final = 10_000
 _MAX_PARSED_BYTES: Final = 512 << 10
-"""Largest index that is parsed, in bytes; parsing takes about 9 ms per MB."""
+"""Largest index that is parsed, in bytes. Parsing takes about 9 ms per MB."""
 _NUMBERED: Final = re.compile(r"(.+-)(\d+)-of-(\d+)(\.\w+)")
 _TOKENIZERS: Final = (
     "tokenizer.json",
@@ -47,14 +47,14 @@ ADAPTER_WEIGHTS: Final[tuple[str, ...]] = ("adapter_model.safetensors", "adapter
 
 
 class WeightFiles(NamedTuple):
-    """The weights of a folder in one format; copies in other formats are ignored."""
+    """The weights of a folder in one format. Copies in other formats are ignored."""
 
     index_path: Path | None
     """The file that maps tensors to shards."""
     shard_of: Mapping[str, str]
-    """The file of each tensor, from the index; empty without a readable index."""
+    """The file of each tensor, from the index. Empty without a readable index."""
     present: tuple[Path, ...]
-    """Existing files in the order in which transformers loads them; a dangling link does not count."""
+    """Existing files in the order in which transformers loads them. A dangling link does not count."""
     missing: tuple[str, ...]
     """Shards that do not exist, though the index or the numbers of other shards require them."""
 
@@ -71,7 +71,7 @@ class ChosenNames(NamedTuple):
     """The names of the weight files in one format."""
 
     index_name: str | None
-    """The name of the index; None if there is none."""
+    """The name of the index. None if there is none."""
     shard_of: Mapping[str, str]
     """See `WeightFiles`."""
     names: frozenset[str]
@@ -83,7 +83,7 @@ def choose_names(names: Collection[str], read_index: Callable[[str], Mapping[str
 
     Args:
         names: all files of the folder or repository.
-        read_index: maps the tensors of an index to files; empty if these are not known.
+        read_index: maps the tensors of an index to files. Empty if these are not known.
     """
     for pattern, index in _CHOICES:
         found = [name for name in names if re.fullmatch(pattern, name)]
@@ -96,11 +96,11 @@ def choose_names(names: Collection[str], read_index: Callable[[str], Mapping[str
 
 
 def find_weight_files(folder: Path, *, with_tensors: bool = True) -> WeightFiles:
-    """Finds the weights; reads only file names and the index.
+    """Finds the weights. Reads only file names and the index.
 
     Args:
         folder: the model's folder.
-        with_tensors: whether `shard_of` must name the tensors; if not, a large index is not parsed.
+        with_tensors: whether `shard_of` must name the tensors. If not, a large index is not parsed.
 
     Raises:
         OSError: the folder cannot be read.
@@ -118,7 +118,7 @@ def find_weight_files(folder: Path, *, with_tensors: bool = True) -> WeightFiles
 
 
 def model_problem(folder: Path) -> str | None:
-    """Why the folder's model cannot be served; None if it can."""
+    """Why the folder's model cannot be served. None if it can."""
     try:
         weights = find_weight_files(folder, with_tensors=False)
     except OSError as err:
@@ -141,22 +141,22 @@ def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProble
     if weights.missing:
         total = len(weights.missing) + len(weights.present)
         lacks = f"{folder} lacks {len(weights.missing)} of {total} shards: {list_some(weights.missing)}"
-        yield FolderProblem("shards", f"{lacks}; download them again")
+        yield FolderProblem("shards", f"{lacks}. Download them again")
     elif not weights.present:
         yield FolderProblem("no_weights", f"{folder} has no weights: no *.safetensors and no pytorch_model*.bin")
 
 
 def tokenizer_problem(folder: Path) -> str | None:
-    """Why the folder's tokenizer cannot be used; None if it can."""
+    """Why the folder's tokenizer cannot be used. None if it can."""
     if not folder.is_dir():
         return f"{folder} is not a folder"
     if not any(True for pattern in _TOKENIZERS for _ in folder.glob(pattern)):
-        return f"{folder} has no tokenizer; name one with --tokenizer"
+        return f"{folder} has no tokenizer. Name one with --tokenizer"
     return None
 
 
 def adapter_problem(folder: Path) -> str | None:
-    """Why the folder's LoRA adapter cannot be used; None if it can."""
+    """Why the folder's LoRA adapter cannot be used. None if it can."""
     if not (folder / ADAPTER_CONFIG).exists():
         return f"{folder} has no {ADAPTER_CONFIG}, so it is not an adapter"
     if not any((folder / name).exists() for name in ADAPTER_WEIGHTS):
@@ -176,7 +176,7 @@ def modeling_module(folder: Path) -> str | None:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Maps the tensors in an index to their files; empty if the index cannot be read."""
+    """Maps the tensors in an index to their files. Empty if the index cannot be read."""
     try:
         content: Any = read_json(path.read_text(encoding="utf-8"))  # of any length
     except (OSError, ValueError):

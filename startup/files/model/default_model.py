@@ -30,12 +30,12 @@ _TOOLS: Final = ("gguf>=0.17", "accelerate>=1.10")
 """transformers needs these to read GGUF. They do not stay installed: accelerate slows down every start."""
 
 _SAMPLING: Final = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
-"""The authors' recommendation; at the default temperature, 1, half of the model's answers are nonsense."""
+"""The authors' recommendation. At the default temperature, 1, half of the model's answers are nonsense."""
 
 _PIP_OPTIONS: Final = ("--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary", ":all:")
 _WORK_PREFIX: Final = ".preparing-"
 _TIMEOUT_S: Final = 900
-_ADVICE: Final = "name another model: `vllm-cli serve MODEL`"
+_ADVICE: Final = "Name another model: `vllm-cli serve MODEL`"
 
 
 def prepared_folder() -> Path:
@@ -44,7 +44,7 @@ def prepared_folder() -> Path:
 
 
 def find_prepared() -> Path | None:
-    """The prepared folder if its model can be served, else None; adds missing sampling values."""
+    """The prepared folder if its model can be served, else None. Adds missing sampling values."""
     folder = prepared_folder()
     if model_problem(folder) is not None:
         return None
@@ -54,7 +54,7 @@ def find_prepared() -> Path | None:
 
 
 def prepare_default_model() -> Path:
-    """Converts the wheel into the prepared folder; raises ModelNotFoundError."""
+    """Converts the wheel into the prepared folder. Raises ModelNotFoundError."""
     target = prepared_folder()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -104,10 +104,10 @@ def _run_python(*arguments: str) -> None:
                 process = stack.enter_context(_killed_at_the_end(command))
             _, errors = process.communicate(timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired as err:
-        raise ModelNotFoundError(f"The default model was not ready after {_TIMEOUT_S} s; {_ADVICE}") from err
+        raise ModelNotFoundError(f"The default model was not ready after {_TIMEOUT_S} s. {_ADVICE}") from err
     if process.returncode:
         reason = (errors.strip().splitlines() or ["no reason given"])[-1]
-        raise ModelNotFoundError(f"The default model is not available ({reason}); {_ADVICE}")
+        raise ModelNotFoundError(f"The default model is not available ({reason}). {_ADVICE}")
 
 
 @contextmanager
@@ -124,7 +124,7 @@ def _killed_at_the_end(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Holds a lock that one process at a time can have; the kernel releases it when the process exits."""
+    """Holds a lock that one process at a time can have. The kernel releases it when the process exits."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -24,7 +24,7 @@ class Download:
 
     repo_id: str
     revision: str | None
-    """Branch, tag or commit; None is the main branch."""
+    """Branch, tag or commit. None is the main branch."""
     cache_dir: Path
     """The cache for models from the hub, in the layout of the hub's client."""
     wanted: WantedFiles
@@ -44,7 +44,7 @@ class Download:
 
     @property
     def cached_folder(self) -> Path:
-        """The folder of the last download, which must exist; an update's folder is named after the commit."""
+        """The folder of the last download, which must exist. An update's folder is named after the commit."""
         assert self.cached is not None
         return self.cached
 
@@ -67,7 +67,7 @@ class FilePlan:
 
     request: ModelRequest
     places: tuple[ModelPlace, ...]
-    """All repositories and folders; the model's is the first."""
+    """All repositories and folders. The model's is the first."""
 
     @property
     def model(self) -> ModelPlace:
@@ -75,22 +75,22 @@ class FilePlan:
 
     @property
     def tokenizer(self) -> ModelPlace:
-        """The tokenizer's place; the model's own unless another one is configured."""
+        """The tokenizer's place. The model's own unless another one is configured."""
         return next((place for place in self.places if place.is_tokenizer), self.model)
 
     @property
     def main_places(self) -> tuple[ModelPlace, ...]:
-        """The places of model and tokenizer; only one if they are the same."""
+        """The places of model and tokenizer. Only one if they are the same."""
         return tuple(dict.fromkeys((self.model, self.tokenizer)))
 
     @property
     def model_folder(self) -> Path | None:
-        """The model's folder; None if it is not on disk."""
+        """The model's folder. None if it is not on disk."""
         return self.model.folder if self.model.is_local else None
 
     @property
     def files(self) -> ModelFiles | None:
-        """The folders of model and tokenizer; None unless all of their files are on disk."""
+        """The folders of model and tokenizer. None unless all of their files are on disk."""
         model, tokenizer = self.model, self.tokenizer
         if not (model.is_local and tokenizer.is_local) or model.folder is None or tokenizer.folder is None:
             return None
@@ -158,7 +158,7 @@ class FilePlan:
 
 
 def plan_files(request: ModelRequest) -> FilePlan:
-    """Finds all files that are on disk; never raises, and sends no request."""
+    """Finds all files that are on disk. Never raises, and sends no request."""
     return FilePlan(request, tuple(_find_places(request)))
 
 

@@ -60,7 +60,7 @@ def first_gguf(folder: Path) -> GgufModel | None:
 
 
 def parts_of(file: Path) -> Iterable[Path]:
-    """All files of a split model, of which the first one is named; else the file alone."""
+    """All files of a split model, if the name is that of its first file. For other models, the file alone."""
     if (found := _PART.fullmatch(file.name)) is None:
         return (file,)
     return (path for path in file.parent.glob(f"*{found[2]}") if path.name.startswith(found[1]))

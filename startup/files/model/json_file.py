@@ -26,7 +26,7 @@ class JsonFile(NamedTuple):
 
 
 def read_json_object(path: Path) -> JsonFile:
-    """Reads the file; faults do not raise, but are in the result."""
+    """Reads the file. Faults do not raise, but are in the result."""
     try:
         raw = path.read_bytes()
     except OSError as err:
@@ -50,7 +50,7 @@ def read_json_object(path: Path) -> JsonFile:
 
 
 def json_problem(path: Path) -> str | None:
-    """The fault of a file whose content is not needed; a fifth of the time that parsing takes."""
+    """The fault of a file whose content is not needed. Takes a fifth of the time of parsing."""
     import msgspec  # noqa: PLC0415 - only the preflight needs it; other users of this module stay light
 
     with suppress(OSError, ValueError):
@@ -64,7 +64,7 @@ def json_problem(path: Path) -> str | None:
 
 
 def _check_encoding(raw: bytes) -> None:
-    """Raises UnicodeDecodeError; decodes in pieces, because the whole text would need more memory."""
+    """Raises UnicodeDecodeError. Decodes in pieces, because the whole text would need more memory."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     view = memoryview(raw)
     for begin in range(0, len(raw), _PIECE_BYTES):
@@ -81,7 +81,7 @@ def _lfs_pointer_problem(path: Path, head: bytes) -> str | None:
 
 
 def unread_lfs_problem(path: Path) -> str | None:
-    """Why the file is only a Git LFS pointer, judging by its beginning; None if it is not one."""
+    """Why the file is only a Git LFS pointer, judging by its beginning. None if it is not one."""
     try:
         with path.open("rb") as file:
             return _lfs_pointer_problem(path, file.read(_LFS_MAX_BYTES))

@@ -22,10 +22,10 @@ _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT: Final = re.compile("[0-9a-f]{40}")
 _LISTED_FOLDERS: Final = re.compile(r"\d+_[A-Za-z]+|additional_chat_templates")
 _LONGEST_NAME: Final = 200
-"""Longest name of a folder, in characters; file systems have room for 255."""
+"""Longest name of a folder, in characters. File systems have room for 255."""
 _UNFINISHED: Final = ".vllm-cli-unfinished"
 PACKAGES: Final = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
-"""Schemes of object stores, and the packages that read them; the extra `objectstore` has all of these."""
+"""Schemes of object stores, and the packages that read them. The extra `objectstore` has all of these."""
 
 
 class ModelPlace(NamedTuple):
@@ -33,7 +33,7 @@ class ModelPlace(NamedTuple):
 
     kind: Literal["folder", "snapshot", "hub", "object_store", "vllm", "nowhere"]
     """`folder`: a local folder. `snapshot`: a complete snapshot in the hub's cache. `hub`: to be downloaded.
-    `object_store`: an address of one. `vllm`: only vLLM can find it. `nowhere`: not a possible name."""
+    `object_store`: an address of one. `vllm`: only vLLM can find it. `nowhere`: the name is not possible."""
     name: str
     """The name that the user gave."""
     folder: Path | None = None
@@ -45,7 +45,7 @@ class ModelPlace(NamedTuple):
     wanted: WantedFiles = WantedFiles(role="model")
     """Which of its files the start reads."""
     cache_dir: Path | None = None
-    """The cache that was searched; None for a folder."""
+    """The cache that was searched. None for a folder."""
 
     @property
     def role(self) -> Role:
@@ -69,14 +69,14 @@ class ModelPlace(NamedTuple):
 
 
 class FolderListing:
-    """The files of a folder, with the names that a repository's list would have; reads the folder once."""
+    """The files of a folder, with the names that a repository's list would have. Reads the folder once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @cached_property
     def names(self) -> list[str]:
-        """Existing files, with `/` in subfolders that a start may read; empty for an unreadable folder."""
+        """Existing files, with `/` in subfolders that a start may read. Empty for an unreadable folder."""
         found: list[str] = []
         with suppress(OSError), os.scandir(self.folder) as entries:
             for entry in entries:
@@ -87,7 +87,7 @@ class FolderListing:
         return sorted(found)
 
     def weight_map_of(self, wanted: WantedFiles) -> Mapping[str, str]:
-        """Maps tensors to files by the index that the start reads; empty if there is none."""
+        """Maps tensors to files by the index that the start reads. Empty if there is none."""
         index = wanted.index_of(self.names)
         return read_shard_names(self.folder / index, self.names) if index is not None else {}
 
@@ -138,7 +138,7 @@ def find_in_cache(place: ModelPlace, *, needs_tokenizer: bool = False) -> ModelP
 
 
 def place_problem(wanted: WantedFiles, folder: Path) -> str | None:
-    """Why the wanted files cannot be read from the folder; None if they can."""
+    """Why the wanted files cannot be read from the folder. None if they can."""
     if wanted.role == "tokenizer":
         return tokenizer_problem(folder)
     if wanted.role == "adapter":
@@ -159,7 +159,7 @@ def _config_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
 
 
 def _weights_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
-    """Why the weights are incomplete, by the index or the files' numbers; None if they are complete."""
+    """Why the weights are incomplete, by the index or the files' numbers. None if they are complete."""
     required = wanted.required_weights(listing.names, listing.weight_map_of(wanted))
     if not required:
         return f"{listing.folder} has no weights for --load-format {wanted.load_format}"
@@ -178,7 +178,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def find_snapshot(model_id: str, *, revision: str | None, cache_dir: Path) -> Path | None:
-    """The folder of a cached revision, whose files may be incomplete; None if it was never downloaded."""
+    """The folder of a cached revision, whose files may be incomplete. None if it was never downloaded."""
     folder = cache_dir / repository_name(model_id)
     commit = _commit_of(folder, revision or _DEFAULT_REVISION)
     snapshot = folder / "snapshots" / commit
@@ -228,7 +228,7 @@ def is_object_address(name: str) -> bool:
 
 
 def without_file_scheme(name: str) -> str:
-    """The path in `file:///path`; any other name unchanged."""
+    """The path in `file:///path`. Any other name is left unchanged."""
     if not name.lower().startswith("file://"):
         return name
     return unquote(urlsplit(name).path)
@@ -240,7 +240,7 @@ def objects_cache() -> Path:
 
 
 def missing_package(address: str) -> str | None:
-    """Why this installation cannot read the address, in one line; None if it can."""
+    """Why this installation cannot read the address, in one line. None if it can."""
     package = PACKAGES[address.partition("://")[0].lower()]
     if find_spec("fsspec") is not None and find_spec(package) is not None:
         return None

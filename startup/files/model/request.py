@@ -37,7 +37,7 @@ class DraftModel:
     """A folder, or a name on the hub."""
     revision: str | None = None
     load_format: str | None = None
-    """The format in its `draft_load_config`; None stands for the model's format."""
+    """The format in its `draft_load_config`. None stands for the model's format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,21 +45,21 @@ class ModelRequest:
     """All settings that decide which files a start reads."""
 
     model: str | None = None
-    """A folder, a name on the hub, or an address of an object store; None is the default model."""
+    """A folder, a name on the hub, or an address of an object store. None is the default model."""
     engine: EngineName = "embedded"
     revision: str | None = None
-    """Branch, tag or commit of the model on the hub; None is the hub's main branch."""
+    """Branch, tag or commit of the model on the hub. None is the hub's main branch."""
     tokenizer: str | None = None
-    """A folder or a name on the hub; None is the model's own tokenizer."""
+    """A folder or a name on the hub. None is the model's own tokenizer."""
     tokenizer_revision: str | None = None
     has_tokenizer: bool = True
-    """Whether the start reads a tokenizer; False with --skip-tokenizer-init."""
+    """Whether the start reads a tokenizer. False with --skip-tokenizer-init."""
     hf_config_path: str | None = None
     """The place of config.json, if it is not with the model."""
     generation_config: str = "auto"
-    """`auto` is the model's, `vllm` is none; any other value is a folder or a name on the hub."""
+    """`auto` is the model's, `vllm` is none. Any other value is a folder or a name on the hub."""
     download_dir: str | None = None
-    """Cache folder for models from the hub; None is HF_HUB_CACHE. See `cache_dir`."""
+    """Cache folder for models from the hub. None is HF_HUB_CACHE. See `cache_dir`."""
     hf_token: str | None = field(default=None, repr=False)
     """None leaves the choice to the hub's client: HF_TOKEN, or what `hf auth login` has stored."""
     load_format: str = "auto"

@@ -162,7 +162,7 @@ class WantedFiles:
         return self._required_by_vllm(self._format_of(names), top, weight_map)
 
     def index_of(self, names: Iterable[str]) -> str | None:
-        """The name of the file that maps tensors to weight files; None if the start reads no such file."""
+        """The name of the file that maps tensors to weight files. None if the start reads no such file."""
         names = list(names)
         if not self.has_weights:
             return None
@@ -224,7 +224,7 @@ def natural_order(name: str) -> list[tuple[int, str]]:
 
 
 def _numbered(names: set[str]) -> set[str]:
-    """The numbered shards, or all names if none has a number; used until the index's content is known."""
+    """The numbered shards, or all names if none has a number. Used until the index's content is known."""
     return set(filter(is_numbered, names)) or names
 
 

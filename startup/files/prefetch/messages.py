@@ -16,16 +16,16 @@ class PrefetchJob(NamedTuple):
     paths: tuple[str, ...]
     """Files to read as a whole, in this order."""
     pages: str | None = None
-    """A file that lists the parts of files that earlier starts have read; these are read first."""
+    """A file that lists the parts of files that earlier starts have read. These are read first."""
     is_forced: bool = False
     """Whether to read even if it helps little."""
     num_threads: int = NUM_THREADS
     block_bytes: int = 16 << 20
     """Bytes that a thread reads at once, before it looks for the next block that is not resident."""
     memory_bytes: int | None = None
-    """Available memory to assume; None reads it from the kernel and the cgroup."""
+    """Available memory to assume. None reads it from the kernel and the cgroup."""
     progress_interval_s: float | None = None
-    """Seconds between progress messages; None sends none."""
+    """Seconds between progress messages. None sends none."""
     begin_ns: int = 0
     """When the launcher began to start the helper, in monotonic nanoseconds."""
 
@@ -51,7 +51,7 @@ class PrefetchProgress(NamedTuple):
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds left at this rate; None while the rate is unknown."""
+        """Seconds left at this rate. None while the rate is unknown."""
         left = self.due_bytes - self.done_bytes
         return left / self.done_bytes * self.elapsed_s if self.done_bytes else None
 
@@ -68,25 +68,25 @@ class PrefetchReport(NamedTuple):
     resident_bytes: int = 0
     """Bytes that were in the page cache before the prefetch."""
     read_bytes: int = 0
-    """Bytes that became resident during the prefetch; the model's loader may have read some of them."""
+    """Bytes that became resident during the prefetch. The model's loader may have read some of them."""
     read_s: float = 0.0
     problems: tuple[str, ...] = ()
     """Problems with the first files that could not be read."""
     unknown_bytes: int = 0
-    """Bytes that may have been resident, which cannot be measured here; they count as not resident."""
+    """Bytes that may have been resident, which cannot be measured here. They count as not resident."""
     spans: tuple[tuple[str, int, int], ...] = ()
     """Phases of the helper: name, begin and end in monotonic nanoseconds."""
 
     @property
     def resident_share(self) -> float | None:
-        """The share of the bytes that was in the page cache before, 0 to 1; None if it is not known."""
+        """The share of the bytes that was in the page cache before, 0 to 1. None if it is not known."""
         if self.unknown_bytes:
             return None
         return self.resident_bytes / self.total_bytes if self.total_bytes else 0.0
 
     @property
     def gb_per_s(self) -> float:
-        """Rate of reading in 10**9 bytes per second; 0 if nothing was read."""
+        """Rate of reading in 10**9 bytes per second. 0 if nothing was read."""
         return self.read_bytes / self.read_s / 1e9 if self.read_s else 0.0
 
     def __str__(self) -> str:

@@ -27,7 +27,7 @@ _TORCH_LIBRARIES: Final = (
 
 
 class PrefetchHandle:
-    """The launcher's handle of a prefetch; one thread uses it, and its owner closes it."""
+    """The launcher's handle of a prefetch. One thread uses it, and its owner closes it."""
 
     def __init__(self, helper: Helper | None, report: PrefetchReport | None = None) -> None:
         self._helper = helper
@@ -35,11 +35,11 @@ class PrefetchHandle:
 
     @property
     def pid(self) -> int | None:
-        """Pid of the helper process; None if it was not started or has ended."""
+        """Pid of the helper process. None if it was not started or has ended."""
         return self._helper.pid if self._helper else None
 
     def result(self, timeout_s: float = 0.0) -> PrefetchReport | None:
-        """Waits for the report; None if the prefetch has not ended within the timeout."""
+        """Waits for the report. None if the prefetch has not ended within the timeout."""
         deadline = time.monotonic() + timeout_s
         while self._helper is not None and self._receive(self._helper, deadline - time.monotonic()) is not None:
             pass
@@ -64,7 +64,7 @@ class PrefetchHandle:
         self.close()
 
     def _receive(self, helper: Helper, timeout_s: float = math.inf) -> object | None:
-        """The next event; None after the timeout. The report is the last event."""
+        """The next event. None after the timeout. The report is the last event."""
         try:
             event = helper.receive(timeout_s)
         except HelperEndedError as err:
@@ -102,7 +102,7 @@ def start_prefetch(
 
 
 def _report_nothing_to_read(job: PrefetchJob) -> PrefetchReport | None:
-    """The report if a quick survey finds nothing to read, else None; a helper would take 50 ms."""
+    """The report if a quick survey finds nothing to read, else None. A helper would take 50 ms."""
     survey = survey_files(job, is_quick=True)
     reason = reason_to_skip(survey, is_forced=False)
     if reason is None or survey.problems:
@@ -118,7 +118,7 @@ def _warn(report: PrefetchReport) -> None:
 
 
 def plan_libraries() -> tuple[Path, ...]:
-    """torch's large shared libraries, found without importing it; they matter if the page cache is cold."""
+    """torch's large shared libraries, found without importing it. They matter if the page cache is cold."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return ()

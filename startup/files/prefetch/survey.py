@@ -26,19 +26,19 @@ class FileRanges(NamedTuple):
 
     path: str
     size: int
-    """The file's size in bytes; a file with another size has other content, and is left out."""
+    """The file's size in bytes. A file with another size has other content, and is left out."""
     ranges: tuple[tuple[int, int], ...]
     """Offset and length of each part."""
 
 
 def whole_file(path: str) -> FileRanges:
-    """The whole file as one part; raises OSError."""
+    """The whole file as one part. Raises OSError."""
     size = os.stat(path).st_size  # noqa: PTH116
     return FileRanges(path, size, ((0, size),))
 
 
 def write_pages(path: str, files: Iterable[FileRanges]) -> None:
-    """Writes the record; names of files in the record's folder are relative to it."""
+    """Writes the record. Names of files in the record's folder are relative to it."""
     folder = f"{os.path.dirname(path)}/"  # noqa: PTH120
     content = [(name.removeprefix(folder), size, ranges) for name, size, ranges in files]
     with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123
@@ -46,7 +46,7 @@ def write_pages(path: str, files: Iterable[FileRanges]) -> None:
 
 
 def read_pages(path: str) -> list[FileRanges]:
-    """The files of a record that still exist with the same size; empty for a damaged record."""
+    """The files of a record that still exist with the same size. Empty for a damaged record."""
     folder = os.path.dirname(path)  # noqa: PTH120
     try:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123
@@ -90,7 +90,7 @@ class Survey(NamedTuple):
     """The blocks to read, in the order of the files."""
     problems: tuple[str, ...] = ()
     unknown_bytes: int = 0
-    """Bytes that may be resident, which cannot be measured; all of them are read."""
+    """Bytes that may be resident, which cannot be measured. All of them are read."""
     dropped_bytes: int = 0
     """Bytes that are not read, because they would be dropped before they are needed."""
 
@@ -100,7 +100,7 @@ class Survey(NamedTuple):
 
     @property
     def note(self) -> str | None:
-        """Names the bytes that may be resident, and bytes that will not be read; None if there are none."""
+        """Names the bytes that may be resident, and bytes that will not be read. None if there are none."""
         notes = []
         if self.unknown_bytes:
             notes.append(f"it is not known how much of {_mb(self.unknown_bytes)} was resident")
@@ -125,7 +125,7 @@ class Decision(NamedTuple):
     survey: Survey
     is_off: bool
     reason: str | None = None
-    """Why nothing, or only a part, is read; None if all is read."""
+    """Why nothing, or only a part, is read. None if all is read."""
 
 
 def survey_files(job: PrefetchJob, *, is_quick: bool = False) -> Survey:
@@ -191,7 +191,7 @@ def decide(survey: Survey, job: PrefetchJob) -> Decision:
 
 
 def available_bytes(job: PrefetchJob) -> int | None:
-    """Available memory, including page cache that the files use; None if the system does not report it."""
+    """Available memory, including page cache that the files use. None if the system does not report it."""
     if job.memory_bytes is not None:
         return job.memory_bytes
     state = read_memory()
@@ -199,7 +199,7 @@ def available_bytes(job: PrefetchJob) -> int | None:
 
 
 def reason_to_skip(survey: Survey, *, is_forced: bool) -> str | None:
-    """Why there is nothing to read; None if there is something."""
+    """Why there is nothing to read. None if there is something."""
     if not survey.num_files:
         return "none of the files can be read"
     if survey.in_memory_bytes == survey.total_bytes:

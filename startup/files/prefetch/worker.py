@@ -22,13 +22,13 @@ _KEPT_SHARE = 0.5
 
 
 def run(job: PrefetchJob, send: Send) -> None:
-    """Reads the job's files; sends the progress and the report."""
+    """Reads the job's files. Sends the progress and the report."""
     os.nice(_NICENESS)
     send(_Prefetch(job, send).run())
 
 
 class BlockReader:
-    """Reads blocks on several threads, in the given order; skips blocks that have become resident.
+    """Reads blocks on several threads, in the given order. Skips blocks that have become resident.
 
     Each thread has its own descriptors, so that the kernel reads ahead for each thread.
     """
@@ -48,7 +48,7 @@ class BlockReader:
             threading.Thread(target=self._run, name=f"prefetch-{number}", daemon=True).start()
 
     def wait(self, timeout_s: float) -> bool:
-        """Waits for all threads; returns whether they have ended in time."""
+        """Waits for all threads. Returns whether they have ended in time."""
         return self._has_ended.wait(timeout_s)
 
     def _run(self) -> None:
@@ -187,7 +187,7 @@ class _Prefetch:
         )
 
     def _supervise(self, reader: BlockReader, survey: Survey, begin_ns: int) -> str | None:
-        """Waits for the reader; returns why it was stopped, or None if it has read everything."""
+        """Waits for the reader. Returns why it was stopped, or None if it has read everything."""
         while not reader.wait(_TICK_S):
             if self._is_memory_short(reader, survey):
                 return "memory is short"

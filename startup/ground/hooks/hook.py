@@ -1,7 +1,7 @@
 """Hooks: changes that the launcher makes in other programs' modules, with everything they rely on there.
 
 A module that places a hook declares the hook, and takes the names it uses from the declaration: so what is
-checked is what is used. Texts are checked in the modules' files; names are checked once the modules are
+checked is what is used. Texts are checked in the modules' files. Names are checked once the modules are
 imported. `startup.vllm.launch.hooks` lists all hooks.
 """
 
@@ -25,8 +25,8 @@ Release: TypeAlias = tuple[int, int]
 """Major and minor number of a version."""
 
 StartPart: TypeAlias = Literal["import file", "lean imports", "offline hub", "real-time probes"]
-"""Parts of a start besides hooks that VCLI_LEAVE_OUT can name: imports from one file, stand-ins and delayed
-imports, no hub requests if all is on disk, priority for the process that answers probes."""
+"""Parts of a start besides hooks that VCLI_LEAVE_OUT can name. In this order, they are imports from one file,
+stand-ins and delayed imports, no hub requests if all is on disk, and priority for the probes' process."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Name:
     path: str = ""
     """The name in the module, such as `Server.startup` for a method. Empty for the module itself."""
     parameters: tuple[str, ...] | None = None
-    """The arguments that the hook passes; other parameters need defaults. None: any signature fits."""
+    """The arguments that the hook passes. Other parameters need defaults. None: any signature fits."""
 
     def __str__(self) -> str:
         called = "" if self.parameters is None else f"({', '.join(self.parameters)})"
@@ -76,7 +76,7 @@ class Name:
             yield from self._differences(value)
 
     def _find(self, module: ModuleType) -> Any:
-        """The value; an attribute that only instances have is found as a field or by its assignment."""
+        """The value. An attribute that only instances have is found as a field or by its assignment."""
         value: Any = module
         for part in self.path.split("."):
             owner, value = value, getattr(value, part, _MISSING)
@@ -103,12 +103,12 @@ class Name:
 
 @dataclass(frozen=True)
 class Text:
-    """A pattern in a module's source; if it is there, the module works as the hook expects."""
+    """A pattern in a module's source. If it is there, the module works as the hook expects."""
 
     modules: tuple[str, ...]
-    """Modules that may have the source; in each supported version, one of them has it."""
+    """Modules that may have the source. In each supported version, one of them has it."""
     pattern: str
-    """A regular expression; `.` matches line breaks too."""
+    """A regular expression. `.` matches line breaks too."""
     meaning: str
     """What the pattern shows, in words."""
 
@@ -116,7 +116,7 @@ class Text:
         return f"{self.modules[0]}: {self.meaning}"
 
     def is_found(self) -> bool:
-        """Whether the source of one of the modules has the text; no module is imported."""
+        """Whether the source of one of the modules has the text. No module is imported."""
         texts = (path.read_text(encoding="utf-8", errors="replace") for path in map(_source, self.modules) if path)
         return any(re.search(self.pattern, text, re.DOTALL | re.MULTILINE) for text in texts)
 
@@ -146,9 +146,9 @@ class Hook:
     is_essential: bool = False
     """Whether vLLM starts without preloading if this hook does not fit."""
     since: Release | None = None
-    """The first vLLM release that needs the hook; None if all supported ones do."""
+    """The first vLLM release that needs the hook. None if all supported ones do."""
     until: Release | None = None
-    """The last vLLM release that needs the hook; None if the newest does."""
+    """The last vLLM release that needs the hook. None if the newest does."""
 
     def __post_init__(self) -> None:
         if not (self.gain or self.promise):
@@ -186,7 +186,7 @@ class Hook:
         return False
 
     def problems(self) -> Iterator[str]:
-        """Yields why the hook does not fit files and loaded modules; a met need is not checked again."""
+        """Yields why the hook does not fit files and loaded modules. A met need is not checked again."""
         for need in self.needs:
             if need not in _met and _is_package(need.modules[0]):
                 found = list(_problems(need))
@@ -226,7 +226,7 @@ def place_only_for(release: Release) -> None:
 
 
 def leave_out_misfits(hooks: Iterable[Hook]) -> None:
-    """Leaves out the hooks that do not fit, as far as that is known before imports; logs their names."""
+    """Leaves out the hooks that do not fit, as far as that is known before imports. Logs their names."""
     _unfit.update(dict.fromkeys(hook for hook in hooks if next(hook.problems(), None) is not None))
     if _unfit:
         log_unfit(unfit())
@@ -238,7 +238,7 @@ def unfit() -> tuple[str, ...]:
 
 
 def find_unfit_silently() -> None:
-    """From now on, this process and its forks log no warnings about hooks; the launcher logs them."""
+    """From now on, this process and its forks log no warnings about hooks. The launcher logs them."""
     _State.is_silent = True
 
 
@@ -284,7 +284,7 @@ def _is_package(module: str) -> bool:
 
 @cache
 def _package(root: str) -> Path | None:
-    """The folder of a package, or the file of a module; nothing is imported."""
+    """The folder of a package, or the file of a module. Nothing is imported."""
     try:
         spec = find_spec(root)
     except (ImportError, ValueError):
@@ -312,7 +312,7 @@ def place_of(module: str) -> str:
 
 
 def _source(module: str) -> Path | None:
-    """The source file of a module, or of the module that a shim imports; None if missing or compiled."""
+    """The source file of a module, or of the module that a shim imports. None if missing or compiled."""
     return _file(place_of(module))
 
 

@@ -29,7 +29,7 @@ class TextFormatter(RoleFormatter):
     """Formats a record as level, time, role of the process, module and message.
 
     Messages and tracebacks may contain text of clients and models. Continuation lines of a record are
-    indented, so that no such text can look like a record of its own; control characters are escaped.
+    indented, so that no such text can look like a record of its own. Control characters are escaped.
     """
 
     def __init__(self, role: str, *, is_utc: bool = False) -> None:
@@ -38,7 +38,7 @@ class TextFormatter(RoleFormatter):
             self.converter = time.gmtime
 
     def format(self, record: logging.LogRecord) -> str:
-        """Formats one record; only its first line begins at the left margin."""
+        """Formats one record. Only its first line begins at the left margin."""
         return _LINE_BREAK.sub(_CONTINUATION, escape_controls(super().format(record)))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name

@@ -26,7 +26,7 @@ _LEVELS: Final = {"Error": logging.ERROR, "Warning": logging.WARNING, "Notice": 
 
 
 class JsonFormatter(RoleFormatter):
-    """Time, level, logger, message, phase, pid, role; if any request id, access, traceback, code, digest."""
+    """Time, level, logger, message, phase, pid, role, and any request id, access, traceback, code, digest."""
 
     def __init__(self, role: str, phase: Callable[[], str] | None) -> None:
         """Without `phase`, lines have no member of that name."""
@@ -38,7 +38,7 @@ class JsonFormatter(RoleFormatter):
         return self.role
 
     def format(self, record: logging.LogRecord) -> str:
-        """Formats a record as one line; line breaks of messages and tracebacks are escaped."""
+        """Formats a record as one line. Line breaks of messages and tracebacks are escaped."""
         when = datetime.fromtimestamp(record.created, UTC)
         fields: dict[str, Any] = {
             "time": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -86,7 +86,7 @@ class LineStream(io.TextIOBase):
         self._part = threading.local()
 
     def write(self, text: str) -> int:
-        """Handles complete lines; text that a failing handler writes meanwhile goes to `below`."""
+        """Handles complete lines. Text that a failing handler writes meanwhile goes to `below`."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if getattr(self._part, "is_busy", False):

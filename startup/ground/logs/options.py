@@ -13,4 +13,4 @@ class LogOptions:
     level: str
     format: LogFormat = "text"
     config: dict[str, Any] | None = None
-    """Argument of `logging.config.dictConfig`, from `--log-config-file`; replaces level and format."""
+    """Argument of `logging.config.dictConfig`, from `--log-config-file`. Replaces level and format."""

@@ -1,6 +1,6 @@
 """Sets up the log of a process: one format on standard error, or what a configuration file says.
 
-Imports nothing heavy; `formatters` makes lines of text, `json_lines` lines of JSON.
+Imports nothing heavy. `formatters` makes lines of text, `json_lines` lines of JSON.
 """
 
 import copy
@@ -27,7 +27,7 @@ def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str
 
     Args:
         role: of this process: `api`, `engine`, `responder`, ...
-        phase: returns the current phase of this process; called for each line of JSON.
+        phase: returns the current phase of this process. Called for each line of JSON.
 
     Raises:
         ConfigError: the configuration file cannot be applied.
@@ -51,7 +51,7 @@ def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str
 
 
 def configure_own_loggers(role: str, log_format: str, phase: Callable[[], str] = lambda: "") -> None:
-    """Logs this project's records to standard error, in vLLM's launcher; does not change other loggers."""
+    """Logs this project's records to standard error, in vLLM's launcher. Does not change other loggers."""
     handler = logging.StreamHandler(real_stderr())
     if log_format == "json":
         from startup.ground.logs.json_lines import JsonFormatter
@@ -67,7 +67,7 @@ def configure_own_loggers(role: str, log_format: str, phase: Callable[[], str] =
 
 
 def log_failure(message: str, code: str) -> bool:
-    """Logs the error that ends this process as JSON, if that is the format; returns whether it is."""
+    """Logs the error that ends this process as JSON, if that is the format. Returns whether it is."""
     from startup.ground.logs.json_lines import JsonFormatter
 
     for handler in (*logging.getLogger("startup").handlers, *logging.getLogger().handlers):
@@ -85,7 +85,7 @@ def log_options_of_environment() -> LogOptions:
 
 
 def rename_process(role: str) -> None:
-    """Changes the role in this process's log lines; called in a forked process."""
+    """Changes the role in this process's log lines. Called in a forked process."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler.formatter, RoleFormatter):
             handler.formatter.role = role
@@ -103,7 +103,7 @@ class SteadyHandler(logging.StreamHandler[TextIO]):
         self._reason = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes the record; the caller holds the handler's lock."""
+        """Writes the record. The caller holds the handler's lock."""
         if self._num_dropped:
             self._log_dropped(record)
         super().emit(record)

@@ -9,7 +9,7 @@ _STABLE_S: Final = 10.0
 
 
 class BackOff:
-    """Pauses of 0, 1, 2, 4 … 60 s; a failure after a recovery begins again without a pause."""
+    """Pauses of 0, 1, 2, 4 … 60 s. A failure after a recovery begins again without a pause."""
 
     def __init__(self) -> None:
         self.num_failures = 0
@@ -17,7 +17,7 @@ class BackOff:
         self._next_s = _FIRST_S
 
     def take_s(self, worked_s: float = 0.0) -> float:
-        """The pause after a failure, in seconds; `worked_s` is how long the program had worked before it."""
+        """The pause after a failure, in seconds. `worked_s` is how long the program had worked before it."""
         if worked_s >= _STABLE_S:
             self.reset()
         self.num_failures += 1

@@ -1,4 +1,4 @@
-"""Reports which forked processes have ended; its descriptor fits into the event loop of the parent."""
+"""Reports which forked processes have ended. Its descriptor fits into the event loop of the parent."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from base.machine.descriptors import move_up
 
 
 class ChildWatch:
-    """Handles this process's SIGCHLD; created on the main thread."""
+    """Handles this process's SIGCHLD. Created on the main thread."""
 
     def __init__(self) -> None:
         self._fds = tuple(map(move_up, os.pipe()))
@@ -32,7 +32,7 @@ class ChildWatch:
                 yield pid, os.waitstatus_to_exitcode(status)
 
     def close(self) -> None:
-        """Releases SIGCHLD; called in a fork, which has no children."""
+        """Releases SIGCHLD. Called in a fork, which has no children."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for fd in self._fds:

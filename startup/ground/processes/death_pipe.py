@@ -20,7 +20,7 @@ def arm(fd: int) -> None:
     need not be the process that forked this one.
 
     Args:
-        fd: the pipe's read end; may be shared with other processes, each of which arms it for itself. Nothing
+        fd: the pipe's read end. May be shared with other processes, each of which arms it for itself. Nothing
             may ever be written to the pipe: a byte triggers the signal too.
     """
     own_fd = _reopen(fd)  # stays open for as long as the process lives

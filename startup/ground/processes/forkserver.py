@@ -5,7 +5,7 @@ the forkserver runs that program's code, with the program's environment and open
 therefore take the place of a fork that fails.
 
 A request is one end of a socket pair, sent on a socket that all processes of a start share. The forkserver
-forks at once. The fork receives its program over the pair; at its end, the forkserver sends the exit code.
+forks at once. The fork receives its program over the pair. At its end, the forkserver sends the exit code.
 """
 
 import importlib
@@ -88,15 +88,15 @@ _on_end: Callable[[int, int], None] | None = None
 _refusal: str | None = None
 """Set in the forkserver: why forks of this process cannot use the GPUs."""
 _logged: Final[set[object]] = {""}
-"""Reasons for starting a new program instead of a fork that were logged; each is logged once."""
+"""Reasons for starting a new program instead of a fork that were logged. Each is logged once."""
 
 
 class ForkError(OSError):
-    """The forkserver has not forked; the message is the reason."""
+    """The forkserver has not forked. The message is the reason."""
 
 
 class NoForkserverError(ForkError):
-    """The forkserver has exited or does not answer; a process logs the first of these errors only."""
+    """The forkserver has exited or does not answer. A process logs the first of these errors only."""
 
 
 class ForkedPopen(popen_spawn_posix.Popen):
@@ -113,11 +113,11 @@ class ForkedPopen(popen_spawn_posix.Popen):
             _starting.popen = None
 
     def why_not_forked(self) -> str | None:
-        """Why the process must be a new program, empty if the reason was logged; None if it may be forked."""
+        """Why the process must be a new program, empty if the reason was logged. None if it may be forked."""
         return None if _server else ""
 
     def may_be_new_program(self) -> bool:
-        """Whether a new program may replace the fork; on another thread, the kernel may end it too early."""
+        """Whether a new program may replace the fork. On another thread, the kernel may end it too early."""
         return threading.current_thread() is threading.main_thread()
 
     def extras(self) -> tuple[Sequence[str], Sequence[int]]:
@@ -125,7 +125,7 @@ class ForkedPopen(popen_spawn_posix.Popen):
         return (), ()
 
     def start(self, path: Any, words: Any, fds: Any) -> int:
-        """Forks the program with these words, or starts it as a new program; returns its pid."""
+        """Forks the program with these words, or starts it as a new program. Returns its pid."""
         try:
             if (reason := self.why_not_forked()) is not None:
                 raise ForkError(reason)
@@ -143,7 +143,7 @@ class ForkedPopen(popen_spawn_posix.Popen):
         return pid
 
     def start_program(self, path: Any, words: Any, fds: Any) -> int:
-        """Starts a new program instead of a fork; returns its pid."""
+        """Starts a new program instead of a fork. Returns its pid."""
         return int(_start_program(path, words, fds))
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
@@ -186,7 +186,7 @@ def install(
 
 
 def _start_or_fork(path: Any, words: Any, fds: Any) -> Any:
-    """Replaces `spawnv_passfds` of multiprocessing; starts all but forked processes as that function does."""
+    """Replaces `spawnv_passfds` of multiprocessing. Starts all but forked processes as that function does."""
     popen = getattr(_starting, "popen", None)
     start = _start_program if popen is None or words[-1] != _UNPICKLES else popen.start
     return start(path, words, fds)
@@ -208,7 +208,7 @@ def ensure_forkserver(preload_module: str) -> None:
 
 
 def _try_fork() -> None:
-    """Tries a forkserver without imports and one fork of it; raises OSError if that fails."""
+    """Tries a forkserver without imports and one fork of it. Raises OSError if that fails."""
     global _server
     _start_forkserver(interpreter.__name__)
     try:
@@ -244,7 +244,7 @@ def is_running() -> bool:
 
 
 def kill() -> None:
-    """Kills the forkserver, even a stopped one; all waits for its answers end."""
+    """Kills the forkserver, even a stopped one. All waits for its answers end."""
     if _server is not None and is_running():
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(_server.pid, signal.SIGKILL)
@@ -254,7 +254,7 @@ def kill() -> None:
 def _fork(
     words: list[bytes], fds: Sequence[int], texts: Sequence[str], other_fds: Sequence[int]
 ) -> tuple[int, socket.socket]:
-    """Requests a fork; returns its pid and the connection that gets the exit code. Raises ForkError."""
+    """Requests a fork. Returns its pid and the connection that gets the exit code. Raises ForkError."""
     assert _server is not None
     if not is_running():
         raise NoForkserverError("the forkserver has exited")
@@ -308,7 +308,7 @@ def main(fd: int, preload_module: str) -> None:
 
 
 def _serve(link: socket.socket) -> socket.socket:
-    """Forks a process for each request; returns only in the forks."""
+    """Forks a process for each request. Returns only in the forks."""
     watch = ChildWatch()
     connections: dict[int, socket.socket] = {}
     while True:

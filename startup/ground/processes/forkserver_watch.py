@@ -1,4 +1,4 @@
-"""Kills a forkserver that does nothing while a process waits for it; the waiting process gets an error."""
+"""Kills a forkserver that does nothing while a process waits for it. The waiting process gets an error."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from startup.ground.processes import group_signals
 
 _POLL_S: Final = 0.5
 _MOST_IDLE_POLLS: Final = 120
-"""Polls without progress; this many, because a network disk can hold up an import for long."""
+"""Polls without progress. They are so many because a network disk can hold up an import for long."""
 _MOST_STOPPED_POLLS: Final = 20
 """Polls in a stopped state: job control stops all processes of a start, but a debugger may stop one."""
 _STOPPED: Final = ("T", "t")
@@ -40,7 +40,7 @@ class _Watch(threading.Thread):
         super().__init__(name="forkserver-watch", daemon=True)
         self.has_ended = threading.Event()
         self.reason = ""
-        """Why the forkserver was killed; empty if it was not."""
+        """Why the forkserver was killed. Empty if it was not."""
         self._pid = pid
 
     def run(self) -> None:

@@ -1,6 +1,6 @@
 """Signals that whole process groups get: Ctrl-C, Ctrl-\\, a service manager's stop, a closed terminal.
 
-The API process acts on them; all other processes ignore them. Standard library only.
+The API process acts on them. All other processes ignore them. Standard library only.
 """
 
 import os
@@ -17,7 +17,7 @@ set_handler: Final = signal.signal
 
 @contextmanager
 def blocked() -> Iterator[None]:
-    """Blocks the signals; a process started meanwhile has them blocked until it calls `ignore`."""
+    """Blocks the signals. A process started meanwhile has them blocked until it calls `ignore`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
         yield
@@ -37,7 +37,7 @@ def start_thread(thread: threading.Thread) -> None:
 
 @contextmanager
 def ignored() -> Iterator[None]:
-    """Ignores the signals for a while in a new process that cannot act on them yet; restores the handlers."""
+    """Ignores the signals for a while in a new process that cannot act on them yet. Restores the handlers."""
     before = {number: signal.getsignal(number) for number in GROUP_SIGNALS}
     ignore()
     try:
@@ -91,7 +91,7 @@ def leave_ctrl_c_to_parent() -> None:
 
 
 def ignore() -> None:
-    """Ignores the signals and drops pending ones; called on the main thread of a new process."""
+    """Ignores the signals and drops pending ones. Called on the main thread of a new process."""
     for number in GROUP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)

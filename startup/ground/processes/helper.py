@@ -2,7 +2,7 @@
 
 A helper is a new interpreter without the site module, so it sees no folder of a user. It has an interpreter
 lock of its own, and the launcher stops it by killing it. Its standard input delivers the job, which may
-contain a token; a pipe carries its events, each after its length. All are pickled: both ends run the same
+contain a token. A pipe carries its events, each after its length. All are pickled: both ends run the same
 code.
 """
 
@@ -21,7 +21,7 @@ from typing import Final
 from startup.ground.processes import death_pipe, group_signals
 
 Send = Callable[[object], None]
-"""Sends an event from any thread of the helper; blocks while the launcher has 64 KiB of events to read."""
+"""Sends an event from any thread of the helper. Blocks while the launcher has 64 KiB of events to read."""
 
 _ROOT: Final = str(Path(__file__).parents[3])
 _INSTALLED: Final = ("site-packages", "dist-packages")
@@ -39,14 +39,14 @@ class HelperEndedError(Exception):
 class Helper:
     """The launcher's handle of a helper, which ends with the thread that started it.
 
-    One thread receives events; any thread may kill the helper.
+    One thread receives events. Any thread may kill the helper.
     """
 
     def __init__(self, name: str, function: str, job: object, *, is_idle: bool = False) -> None:
         """
         Args:
             name: the process is called `vllm-NAME`.
-            function: `module:function`, called in the helper with the job and a `Send`; `ps` shows it.
+            function: `module:function`, called in the helper with the job and a `Send`. `ps` shows it.
             job: an object whose classes the helper can import.
             is_idle: whether it runs only while processors are idle.
 
@@ -70,7 +70,7 @@ class Helper:
             pickle.dump(job, stdin)
 
     def receive(self, timeout_s: float = math.inf) -> object | None:
-        """The next event; None if none came within this time.
+        """The next event. None if none came within this time.
 
         Raises:
             HelperEndedError: it has ended and all its events were received, or it was killed.
@@ -95,7 +95,7 @@ class Helper:
         self._process.kill()
 
     def close(self) -> None:
-        """Kills the helper and returns once it has ended; call it when no thread receives."""
+        """Kills the helper and returns once it has ended. Call it when no thread receives."""
         self.kill()
         self._wait()
         self._events.close()
@@ -110,7 +110,7 @@ class Helper:
         return event
 
     def _wait(self) -> str:
-        """Waits for the helper's end; returns how it ended, as text."""
+        """Waits for the helper's end. Returns how it ended, as text."""
         from subprocess import TimeoutExpired  # noqa: PLC0415 - as above
 
         with suppress(TimeoutExpired):

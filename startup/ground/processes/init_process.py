@@ -24,7 +24,7 @@ _WATCHED = (*_FORWARDED, signal.SIGCHLD)
 
 
 def become_init() -> None:
-    """Forks; this process becomes the child's init, and only the child returns and runs the program."""
+    """Forks. This process becomes the child's init, and only the child returns and runs the program."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     init_pid = os.getpid()
     pid = os.fork()
@@ -37,7 +37,7 @@ def become_init() -> None:
 
 
 def _supervise(program_pid: int) -> int:
-    """Forwards signals and reaps children until the program exits; returns its code, 128+n for signal n."""
+    """Forwards signals and reaps children until the program exits. Returns its code, 128+n for signal n."""
     while True:
         number = signal.sigwait(_WATCHED)
         if number != signal.SIGCHLD:
@@ -51,7 +51,7 @@ def _supervise(program_pid: int) -> int:
 
 
 def _reap_all(program_pid: int) -> int | None:
-    """Reaps all exited children; returns the program's status if it was among them."""
+    """Reaps all exited children. Returns the program's status if it was among them."""
     found = None
     with suppress(ChildProcessError):
         while True:

@@ -1,6 +1,6 @@
 """Repeats in a fork what libraries did on import in the parent: read variables and CPUs, draw random numbers.
 
-A program that `exec` starts imports the libraries with its own environment; a fork must catch up. Python's
+A program that `exec` starts imports the libraries with its own environment. A fork must catch up. Python's
 `random`, `ssl` and the names of `tempfile` notice a fork by themselves.
 """
 
@@ -33,10 +33,10 @@ FORKED_LIBRARIES: Final = Hook(
 
 
 def refresh_libraries(changed: Mapping[str, str]) -> None:
-    """Updates the imported libraries, except OpenMP (`startup.vllm.fork.child_state`); starts no thread.
+    """Updates the imported libraries, except OpenMP (`startup.vllm.fork.child_state`). Starts no thread.
 
     Args:
-        changed: variables whose values have changed since the imports; a removed one is empty.
+        changed: variables whose values have changed since the imports. A removed one is empty.
     """
     if "TZ" in changed:
         time.tzset()
@@ -94,7 +94,7 @@ def forbid_hub_requests() -> None:
 
 
 def update_prometheus(changed: Mapping[str, str]) -> None:
-    """Applies a changed metrics folder, read on import; several API servers share metrics in its files."""
+    """Applies a changed metrics folder, read on import. Several API servers share metrics in its files."""
     values: Any = sys.modules.get("prometheus_client.values")
     if values is not None and "PROMETHEUS_MULTIPROC_DIR" in changed:
         values.ValueClass = values.get_value_class()

@@ -23,7 +23,7 @@ class MessageError(Exception):
 
 
 def send(connection: socket.socket, *sections: list[bytes], fds: list[int] | None = None) -> None:
-    """Sends a message with file descriptors; raises OSError if the receiver has gone or does not read."""
+    """Sends a message with file descriptors. Raises OSError if the receiver has gone or does not read."""
     message = encode(*sections)
     num_sent = socket.send_fds(connection, [message], fds) if fds else 0
     if num_sent < len(message):  # an empty rest fails if the receiver has closed after reading the message
@@ -41,7 +41,7 @@ def receive(connection: socket.socket) -> tuple[list[list[bytes]], list[int]]:
     """Receives one message: its sections and file descriptors.
 
     Raises:
-        MessageError: the message is not valid; its descriptors are closed.
+        MessageError: the message is not valid. Its descriptors are closed.
         OSError: the connection is broken or the timeout has passed.
     """
     head_bytes = 2 * _LENGTH_BYTES
@@ -75,7 +75,7 @@ def pairs(items: dict[str, str]) -> list[bytes]:
 
 
 def dictionary(section: list[bytes]) -> dict[str, str]:
-    """The dictionary in a section that `pairs` has made; raises MessageError for an item without `=`."""
+    """The dictionary in a section that `pairs` has made. Raises MessageError for an item without `=`."""
     items = {}
     for item in section:
         name, separator, value = item.decode(errors="surrogateescape").partition("=")

@@ -1,4 +1,4 @@
-"""Starts new programs, or runs them in forks; decides what multiprocessing's programs inherit.
+"""Starts new programs, or runs them in forks. Decides what multiprocessing's programs inherit.
 
 The forkserver of a warm start, and of the embedded engine, is a fork that stays dormant until it is needed.
 """
@@ -70,7 +70,7 @@ def without_group_signals() -> Iterator[None]:
 
 
 def start_resource_tracker() -> None:
-    """Starts multiprocessing's process that cleans up after others, unless it runs; it logs no warnings.
+    """Starts multiprocessing's process that cleans up after others, unless it runs. It logs no warnings.
 
     After a crash, its warnings would be the last lines of the output.
     """
@@ -91,7 +91,7 @@ class _Dormant(NamedTuple):
 
 
 def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str]) -> None:
-    """Forks the dormant process; called on the main thread of a process with one thread.
+    """Forks the dormant process. Called on the main thread of a process with one thread.
 
     `close_in_child` closes, in the fork, files that only this process should have open.
     """
@@ -113,7 +113,7 @@ def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str
 
 
 def dormant_pid() -> int | None:
-    """The pid of the dormant process; None once it was woken or discarded."""
+    """The pid of the dormant process. None once it was woken or discarded."""
     return None if _dormant is None else _dormant.pid
 
 
@@ -128,7 +128,7 @@ def discard_dormant() -> None:
 
 
 def differing_variable(names: Iterable[str]) -> str | None:
-    """The first of these variables that had another value during the imports; None if there is none."""
+    """The first of these variables that had another value during the imports. None if there is none."""
     if _dormant is None:
         return None
     return next((n for n in sorted(names) if _dormant.at_import.get(n, "") != foreign.text_of(n)), None)
@@ -160,7 +160,7 @@ class Program(NamedTuple):
     words: list[bytes]
     """Its command line, with Python code after `-c`."""
     changed: dict[str, str]
-    """Variables whose values differ from the fork's; a removed one is empty."""
+    """Variables whose values differ from the fork's. A removed one is empty."""
     texts: list[str]
     fds: list[int]
     """Descriptors that the caller of `send_program` has added."""
@@ -192,7 +192,7 @@ def send_program(
 def run_program(connection: socket.socket, begin: Callable[[Program], None]) -> NoReturn:
     """Runs the program that `send_program` sends, until this process ends.
 
-    Calls `begin` before the program; if that fails, the sending process gets the reason.
+    Calls `begin` before the program. If that fails, the sending process gets the reason.
     """
     exit_code = 1
     try:
@@ -225,7 +225,7 @@ def _receive_program(connection: socket.socket) -> Program:
 
 
 def _take_files(fds: list[int], numbers: list[int]) -> list[int]:
-    """Gives the first descriptors the numbers that the program expects; returns the other descriptors."""
+    """Gives the first descriptors the numbers that the program expects. Returns the other descriptors."""
     moved = [move_up(fd) for fd in fds]
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:

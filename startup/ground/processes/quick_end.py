@@ -22,12 +22,12 @@ class _End:
 
 
 def call_last(function: Callable[[], None]) -> None:
-    """Makes the functions below call `function` after all exit functions; forks inherit this."""
+    """Makes the functions below call `function` after all exit functions. Forks inherit this."""
     _End.last = function
 
 
 def end_without_finalizing(exit_code: int) -> int:
-    """Runs the exit functions now; the process will exit with this code as soon as the interpreter ends."""
+    """Runs the exit functions now. The process will exit with this code as soon as the interpreter ends."""
     if not _End.is_prepared:
         _End.is_prepared = True
         atexit._run_exitfuncs()

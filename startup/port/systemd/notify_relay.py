@@ -12,11 +12,11 @@ _CREDENTIALS_BYTES = struct.calcsize("3i")
 _MAX_BYTES = 1 << 16
 _URGENT = (b"READY=1", b"STOPPING=1")
 _URGENT_TIMEOUT_S = 5.0
-"""Seconds that an essential message waits for a busy manager; other messages are dropped."""
+"""Seconds that an essential message waits for a busy manager. Other messages are dropped."""
 
 
 class NotifyRelay:
-    """A socket of the front process for the server's messages; used on the main thread."""
+    """A socket of the front process for the server's messages. Used on the main thread."""
 
     def __init__(self, manager: str) -> None:
         """
@@ -45,11 +45,11 @@ class NotifyRelay:
         return f"@{name[1:].decode()}"
 
     def fileno(self) -> int:
-        """The socket's descriptor; it is readable when there are messages."""
+        """The socket's descriptor. It is readable when there are messages."""
         return self._receiver.fileno()
 
     def forward(self, server_pid: int) -> None:
-        """Forwards all messages that the server has sent; drops messages of other processes."""
+        """Forwards all messages that the server has sent. Drops messages of other processes."""
         while True:
             try:
                 message, ancillary, *_ = self._receiver.recvmsg(
@@ -72,7 +72,7 @@ class NotifyRelay:
 
 
 def socket_address(manager: str) -> str:
-    """The address in NOTIFY_SOCKET in the kernel's form; a leading `@` makes it an abstract address."""
+    """The address in NOTIFY_SOCKET in the kernel's form. A leading `@` makes it an abstract address."""
     return f"\0{manager[1:]}" if manager.startswith("@") else manager
 
 

@@ -27,7 +27,7 @@ _US: Final = 1_000_000
 
 
 class ServiceManager:
-    """Sends datagrams to the socket in NOTIFY_SOCKET; does nothing if the variable is not set.
+    """Sends datagrams to the socket in NOTIFY_SOCKET. Does nothing if the variable is not set.
 
     Used in the API process. An address that begins with `@` is an abstract one.
     """
@@ -53,13 +53,13 @@ class ServiceManager:
         return cls(address, watchdog_us / _US if watchdog_us else None)
 
     def notify_status(self, status: str) -> None:
-        """Sets the text that `systemctl status` shows; the text is dropped if the manager is busy."""
+        """Sets the text that `systemctl status` shows. The text is dropped if the manager is busy."""
         if self._address is not None and status != self._status:
             self._status = status
             self._send(f"STATUS={_on_one_line(status)}", timeout_s=0)
 
     def notify_ready(self, status: str) -> None:
-        """Reports that the server accepts requests; starts the watchdog's heartbeat on the event loop.
+        """Reports that the server accepts requests. Starts the watchdog's heartbeat on the event loop.
 
         On a thread without a loop there is no heartbeat, and the watchdog is switched off.
         """
@@ -85,7 +85,7 @@ class ServiceManager:
         self.notify_status(f"failed: {reason}")
 
     def close(self) -> None:
-        """Ends the heartbeat; no message is sent afterwards."""
+        """Ends the heartbeat. No message is sent afterwards."""
         if self._timer is not None:
             self._timer.cancel()
         if self._socket is not None:
@@ -97,7 +97,7 @@ class ServiceManager:
         self._timer = loop.call_later(interval_s, self._send_heartbeat, loop, interval_s)
 
     def _send(self, message: str, *, timeout_s: float) -> None:
-        """Sends a message; a failure is logged as a warning, and the server continues."""
+        """Sends a message. A failure is logged as a warning, and the server continues."""
         assert self._address is not None
         try:
             if self._socket is None:
@@ -123,7 +123,7 @@ def _on_one_line(text: str) -> str:
 
 
 def take_socket() -> socket.socket | None:
-    """The first socket that the service manager passed to this process; None if there is none.
+    """The first socket that the service manager passed to this process. None if there is none.
 
     Removes the variables and makes the descriptors non-inheritable, so that no child process takes the
     socket.
@@ -156,6 +156,6 @@ def _open(fd: int) -> socket.socket:
         message = f"LISTEN_FDS: descriptor {fd} is no socket ({(err.strerror or '').lower()})"
         raise StartupError(message, cause=_CAUSE) from err
     if not is_listening:
-        message = f"LISTEN_FDS: descriptor {fd} does not listen: use ListenStream= with Accept=no"
+        message = f"LISTEN_FDS: descriptor {fd} does not listen. Use ListenStream= with Accept=no"
         raise StartupError(message, cause=_CAUSE)
     return listener

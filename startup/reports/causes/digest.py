@@ -21,7 +21,7 @@ _ROCM_NAMES: Final = (
 )
 """Names of NVIDIA's tools and variables that advice mentions, each with the name of AMD's counterpart."""
 _PROGRAMS: Final = {"": "vLLM", "vllm": "vLLM", LLAMA_CPP_NAME: LLAMA_CPP_NAME}
-"""For an unknown error's origin, the program whose issues may explain it; other origins are packages."""
+"""For an unknown error's origin, the program whose issues may explain it. Other origins are packages."""
 _OF_VLLM: Final = re.compile(r"--[a-z]|VLLM_|vLLM")
 _LLAMA_CPP_ADVICE: Final = (
     "Try the newest llama.cpp, its build for another backend (Vulkan, CPU), fewer layers on the GPU (-ngl), a smaller "
@@ -38,7 +38,7 @@ _ROLES: Final = {
     "API process": "The API process",
     "": "The server",
 }
-"""Names for the roles of vLLM's and the embedded engine's processes; llama.cpp's server has no roles."""
+"""Names for the roles of vLLM's and the embedded engine's processes. llama.cpp's server has no roles."""
 
 
 def write_digest(cause: Cause) -> list[str]:
@@ -47,11 +47,11 @@ def write_digest(cause: Cause) -> list[str]:
     first = " ".join(part for part in (_name(cause.process), happened, cause.phase) if part)
     if cause.is_mention:
         kind = "names a cause" if cause.known else "is the message of an error"
-        first = f"Line {cause.line} {kind}; nothing else in this log shows what failed"
+        first = f"Line {cause.line} {kind}, and no other line of this log shows what failed"
     if cause.known is None:
         programs = shown(_PROGRAMS.get(cause.origin, f"vLLM and {cause.origin}"))
-        around = f"read the log around it (line {cause.line})"
-        advice = f"search for this line in the issues of {programs}; {around}; try the newest release."
+        search = f"Search the issues of {programs} for the message."
+        advice = f"{search} Read the log around it (line {cause.line}). Try the newest release."
         lines = [f"{first}.", f"Cause: {shown(cause.text)}", *([f"Do: {advice}"] if cause.line else [])]
     else:
         lines = [f"{first}.", f"Cause: {cause.known.title}: {shown(cause.text)}", f"Do: {_advice(cause)}"]
@@ -59,7 +59,7 @@ def write_digest(cause: Cause) -> list[str]:
 
 
 def digest_to_dict(cause: Cause) -> dict[str, Any]:
-    """The cause for programs; `cause`, `title` and `advice` are None if the cause is not known."""
+    """The cause for programs. `cause`, `title` and `advice` are None if the cause is not known."""
     known = cause.known
     return {
         "process": shown(cause.process) or None,
@@ -76,7 +76,7 @@ def digest_to_dict(cause: Cause) -> dict[str, Any]:
 def _advice(cause: Cause) -> str:
     advice = cause.known.advice if cause.known else ""
     if cause.known is SETTING_REFUSED and (named := dict.fromkeys(_NAMES.findall(shown(cause.text)))):
-        return f"The text names {', '.join([*named][:3])}: change it as the text says; a newer vLLM may accept it."
+        return f"Change {', '.join([*named][:3])} as the message says, or try a newer vLLM."
     is_of_llama_cpp = cause.known in LLAMA_CPP or LLAMA_CPP_NAME in advice
     if cause.origin == LLAMA_CPP_NAME and not is_of_llama_cpp and _OF_VLLM.search(advice):
         return _LLAMA_CPP_ADVICE

@@ -21,7 +21,7 @@ _MOST_FUNCTIONS: Final = 200
 _LONGEST_TEXT: Final = 2_000
 
 _Key = tuple[str, str]
-"""Label of a process and file of its logger; lines with other keys may come between."""
+"""Label of a process and file of its logger. Lines with other keys may come between."""
 
 _TRACEBACK: Final = "Traceback (most recent call last):"
 _DIRECT: Final = "The above exception was the direct cause of the following exception:"
@@ -32,7 +32,7 @@ _ERROR_NAME: Final = re.compile(
     r"(?!Error: )(?:[A-Za-z_]\w{0,80}\.){0,8}\w{0,80}"
     r"(?:Error|Exception|Interrupt|Exit|Failed|Failure|Timeout|IsEnabled|NotFound)(?=: |:?$)"
 )
-"""An exception's name, also recognized without a traceback before it; `Error: ` begins programs' messages."""
+"""An exception's name, also recognized without a traceback before it. `Error: ` begins programs' messages."""
 
 ENDINGS: Final = (
     "EngineCore failed to start",
@@ -47,7 +47,7 @@ ENDINGS: Final = (
     "Initialization failed. warmup error",
     "the engine failed",
 )
-"""Messages before the traceback that ends a process; the last message is the embedded engine's."""
+"""Messages before the traceback that ends a process. The last message is the embedded engine's."""
 REPEATS: Final = (
     "Engine core initialization failed",
     "Engine process failed to start",
@@ -118,11 +118,11 @@ class Raised(NamedTuple):
     """One exception in a chain."""
 
     text: str
-    """`Type: message`; the message may have several lines."""
+    """`Type: message`. The message may have several lines."""
     is_direct: bool
-    """Whether the previous exception caused it; if not, it was raised while that exception was handled."""
+    """Whether the previous exception caused it. If not, it was raised while that exception was handled."""
     function: str
-    """The function that raised it; this, its file and its line of code are empty if unknown."""
+    """The function that raised it. This, its file and its line of code are empty if unknown."""
     file: str
     source: str
 
@@ -135,20 +135,20 @@ class Failure:
     """An exception with the exceptions that led to it."""
 
     process: str
-    """The process's label in the log; empty if it has none."""
+    """The process's label in the log. Empty if it has none."""
     place: str
     line: int
     """Number of the line in which the exception was first written."""
     raised: list[Raised] = field(default_factory=list)
     """The exceptions of the chain, in the order of the log."""
     functions: list[str] = field(default_factory=list)
-    """The functions of all tracebacks, outermost first; after each traceback follows an empty name."""
+    """The functions of all tracebacks, outermost first. After each traceback follows an empty name."""
     is_ending: bool = False
     """Whether the log shows that this exception ended the process."""
     is_of_request: bool = False
     """Whether it concerns only a single request of a client."""
     own_fault: str = ""
-    """The text of the first exception in the chain that vllm-cli has caused; empty if there is none."""
+    """The text of the first exception in the chain that vllm-cli has caused. Empty if there is none."""
     is_of_library_import: bool = False
     """Whether an installed module raised one of these exceptions while it was imported."""
     phase: str = ""
@@ -167,7 +167,7 @@ class Failure:
         return [text for text in ordered if not any(part in text for part in _REFERENCES)]
 
     def raised_in(self, text: str) -> str:
-        """The function that raised this exception; empty if unknown."""
+        """The function that raised this exception. Empty if unknown."""
         return self._find(text).function
 
     def raised_at(self, text: str) -> str:
@@ -176,7 +176,7 @@ class Failure:
         return f" in {found.function}() of {found.file}" if found.function else ""
 
     def package_of(self, text: str) -> str:
-        """The installed package whose code raised this exception; empty if unknown."""
+        """The installed package whose code raised this exception. Empty if unknown."""
         file = self._find(text).file
         return file.rpartition("-packages/")[2].partition("/")[0] if "-packages/" in file else ""
 
@@ -190,7 +190,7 @@ class Failure:
 
     @property
     def role(self) -> Role:
-        """The kind of process that failed; empty if unknown."""
+        """The kind of process that failed. Empty if unknown."""
         for start, role in _ROLE_LABELS:
             if self.process.startswith(start):
                 return role
@@ -218,7 +218,7 @@ class _Reading:
     """Columns by which the traceback is indented as a whole, as inside a longer message."""
     function: str = ""
     file: str = ""
-    """File of the innermost frame; `function` belongs to the same frame."""
+    """File of the innermost frame. `function` belongs to the same frame."""
     source: str = ""
     """The first line of code in the innermost frame."""
     is_source_next: bool = False
@@ -226,21 +226,21 @@ class _Reading:
 
 
 class FailureReader:
-    """Takes the lines of a run one by one; `failures` then returns what they contained."""
+    """Takes the lines of a run one by one. `failures` then returns what they contained."""
 
     def __init__(self) -> None:
         self._readings: dict[_Key, _Reading] = {}
         self._endings: set[_Key] = set()
         self._kept: dict[_Key, list[Failure]] = {}
         self.reference: Failure | None = None
-        """The first exception that only refers to another one; None if there was none."""
+        """The first exception that only refers to another one. None if there was none."""
         self.cut: Failure | None = None
-        """The start's first traceback that breaks off before its exception; None if there was none."""
+        """The start's first traceback that breaks off before its exception. None if there was none."""
         self._wrapped: _Key | None = None
         """Key of the last line, if it is an exception whose message may continue in lines without a label."""
 
     def failures(self) -> list[Failure]:
-        """The exceptions that do not merely refer to another one, in order; call it at the log's end."""
+        """The exceptions that do not merely refer to another one, in order. Call it at the log's end."""
         for key in [*self._readings]:
             self._end(key)
         found = [failure for kept in self._kept.values() for failure in kept]
@@ -363,7 +363,7 @@ class FailureReader:
             reading.failure.raised.append(last._replace(text=f"{last.text}\n{text.strip()}"[:_LONGEST_TEXT]))
 
     def _add(self, reading: _Reading, text: str, number: int) -> None:
-        """Adds an exception to the chain; a long chain keeps its first exceptions and its last one."""
+        """Adds an exception to the chain. A long chain keeps its first exceptions and its last one."""
         failure = reading.failure
         if not failure.raised:
             failure.line = number

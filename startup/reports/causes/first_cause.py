@@ -37,7 +37,7 @@ BY_CODE: Final = {known.code: known for known in (*OWN, *KNOWN)}
 
 LLAMA_CPP_NAME: Final = "llama.cpp"
 _OF_LLAMA_CPP: Final = ("llama_", "llama-server", "srv  ", "slot ", "load_tensors:", "common_")
-"""How llama.cpp's own lines begin; its other lines name ggml, its library."""
+"""How llama.cpp's own lines begin. Its other lines name ggml, its library."""
 _EARLIER: Final = "an earlier run"
 
 _OF_WORKER: Final = "Worker failed with error"
@@ -65,7 +65,7 @@ _OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_
 
 _MOST_PHASES: Final = 1_000
 _LONGEST_EXCERPT: Final = 500
-"""Most lines of a pasted excerpt. Any of its lines may name the cause; longer logs need vLLM's line forms."""
+"""Most lines of a pasted excerpt. Any of its lines may name the cause. Longer logs need vLLM's line forms."""
 _CODE: Final = re.compile(
     r"(?:class|def|raise|return|from|except|elif|if|for|with|assert|async) .*[:(,]$|@|frame #\d|Exception raised from "
 )
@@ -120,9 +120,9 @@ class Run:
     hint: Sign | None = None
     """A line that explains an exception."""
     error: Sign | None = None
-    """An error message with a known cause; the error may not have ended anything."""
+    """An error message with a known cause. The error may not have ended anything."""
     mention: Sign | None = None
-    """A line of any form that names a known cause; a pasted excerpt may have nothing else."""
+    """A line of any form that names a known cause. A pasted excerpt may have nothing else."""
     complaint: Sign | None = None
     """A line that looks like an error message."""
     own_error: Sign | None = None
@@ -134,10 +134,10 @@ class Run:
     is_loaded_from_disk: bool = False
     """Whether vLLM has loaded a model that was compiled before."""
     engine: str = ""
-    """Label of the first process that had room for its KV cache; `_EARLIER` if it was in the run before."""
+    """Label of the first process that had room for its KV cache. `_EARLIER` if it was in the run before."""
     is_of_llama_cpp: bool = False
     _phases: dict[str, str] = field(default_factory=dict)
-    """The latest phase of each process, by its label; the empty label has the latest phase of all."""
+    """The latest phase of each process, by its label. The empty label has the latest phase of all."""
 
     def read(self, line: LogLine, number: int, *, is_excerpt: bool) -> None:
         """Takes line `number` of the log. The log may be only an excerpt if `is_excerpt` is set."""
@@ -189,7 +189,7 @@ class Run:
             self.own_error = replace(self.own_error, known=coded)
 
     def _find_complaint(self, line: LogLine, number: int, phase: str) -> None:
-        """Keeps the first error message; a message that quotes an exception replaces it."""
+        """Keeps the first error message. A message that quotes an exception replaces it."""
         if self.complaint is None or not _QUOTED_ERROR.search(self.complaint.line.text):
             found = _QUOTED_ERROR.search(line.text)
             if found or (self.complaint is None and (line.level or _COMPLAINT.match(line.text))):
@@ -210,9 +210,9 @@ class Cause:
     """What ended vLLM."""
 
     process: str
-    """The process's label in the log, such as `EngineCore_DP0 pid=123`, or its role; empty if unknown."""
+    """The process's label in the log, such as `EngineCore_DP0 pid=123`, or its role. Empty if unknown."""
     phase: str
-    """What the process did, such as `while it loaded the model`; empty if unknown."""
+    """What the process did, such as `while it loaded the model`. Empty if unknown."""
     text: str
     """The exception, or the line that reports the end, shortened."""
     known: KnownCause | None
@@ -223,11 +223,11 @@ class Cause:
     is_of_library_import: bool = False
     """Whether an installed module raised an exception while it was imported."""
     origin: str = ""
-    """The package whose code raised the exception, or `LLAMA_CPP_NAME`; empty if unknown."""
+    """The package whose code raised the exception, or `LLAMA_CPP_NAME`. Empty if unknown."""
 
 
 def find_cause(lines: Iterable[str]) -> Cause | None:
-    """What ended the last run of vLLM in a log; None if nothing did.
+    """What ended the last run of vLLM in a log. None if nothing did.
 
     Takes time linear in the log's length, and constant memory. Lines of several processes may alternate, and
     may have the prefixes of other programs.
@@ -246,13 +246,13 @@ class CauseFinder:
         self._num_texts = 0
         """The number of texts so far, with all states of progress bars."""
         self._is_next_new = True
-        """Whether the next text begins a line of the file; if not, it continues a progress bar."""
+        """Whether the next text begins a line of the file. If not, it continues a progress bar."""
         self._run = Run()
         self._before: Cause | None = None
-        """The cause that ended the run before this one; None if nothing did."""
+        """The cause that ended the run before this one. None if nothing did."""
 
     def read(self, raw: str) -> None:
-        """Takes the next line; a line that ends with a carriage return continues in the next call."""
+        """Takes the next line. A line that ends with a carriage return continues in the next call."""
         self._number += self._is_next_new
         self._num_texts += 1
         self._is_next_new = not raw.endswith("\r")
@@ -314,14 +314,14 @@ def _best_sign(run: Run) -> Sign | None:
 
 
 def _named_line(run: Run, first: int, last: int = 0) -> Sign | None:
-    """A line with a special cause, from line `first` up to some lines after `last`; None if there is none."""
+    """A line with a special cause, from line `first` up to some lines after `last`. None if there is none."""
     last = (last or first) + _MOST_LINES_OF_AN_END
     named = (each for each in (run.error, run.mention) if each and each.known in _SPECIAL)
     return next((each for each in named if first <= each.number <= last), None)
 
 
 def _counts(failure: Failure, run: Run) -> bool:
-    """Whether an exception can have ended the server; a ready server survives exceptions of its API."""
+    """Whether an exception can have ended the server. A ready server survives exceptions of its API."""
     if failure.is_of_request:
         return False
     is_last = failure.role in _INNER or failure.is_ending or STOPPED.matches(failure.informative_texts()[0])
@@ -382,7 +382,7 @@ def _last_resort(text: str, failure: Failure) -> KnownCause | None:
 
 
 def _inner_first(text: str) -> list[str]:
-    """Splits an exception of torch's compiler that quotes another one; the quoted one is more informative."""
+    """Splits an exception of torch's compiler that quotes another one. The quoted one is more informative."""
     first, _, inner = text.partition("\n")
     return [inner, text] if inner and first.endswith("raised:") else [text]
 

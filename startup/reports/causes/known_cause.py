@@ -17,16 +17,16 @@ class KnownCause:
     name: str
     """The name in `vllm-cli explain --json` and `--list`."""
     title: str
-    """What is wrong; without a period at the end."""
+    """What is wrong. Without a period at the end."""
     texts: tuple[str, ...]
     advice: str
     where: Literal["exception", "hint", "end"] = "exception"
-    """Where the texts occur: only in exceptions; also in other lines that explain an exception (`hint`); or
-    in lines that report the end of a process without an exception (`end`)."""
+    """Where the texts occur. An `exception` is only in exceptions. A `hint` is also in lines that explain an
+    exception, and an `end` also in lines that report the end of a process without an exception."""
     is_general: bool = False
     """Whether a hint, or another exception of the chain, is more informative."""
     phase: str = ""
-    """The activity of vLLM when this happens; empty if it varies, so that the log must show it."""
+    """The activity of vLLM when this happens. Empty if it varies, so that the log must show it."""
 
     @property
     def code(self) -> str:

@@ -14,7 +14,7 @@ from base.json_depth import read_json
 
 _CHUNK: Final = 1 << 18
 LONGEST_LINE: Final = 16_384
-"""Most characters of a line that are read; the rest is left out."""
+"""Most characters of a line that are read. The rest is left out."""
 _HEAD: Final = 300
 """vLLM's own prefixes begin within this many characters."""
 _MOST_PREFIXES: Final = 8
@@ -33,7 +33,7 @@ _RECORD: Final = re.compile(
     rf"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL) (?:{_DATE}|\d{{1,7}} )?"
     r"\[?([\w./\\-]{1,80}\.pyx?):\d{1,6}\] ?"
 )
-"""Such as `ERROR 09-03 11:03:37 [core.py:712] `; old versions write no bracket."""
+"""Such as `ERROR 09-03 11:03:37 [core.py:712] `. Old versions write no bracket."""
 _GLUED: Final = re.compile(
     rf"(?:\([^()]{{1,80}}\) ){{0,2}}(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) {_DATE}\[[\w./]{{1,80}}:\d"
 )
@@ -71,16 +71,16 @@ class LogLine(NamedTuple):
     """A line without its prefixes, and what they contained."""
 
     process: str
-    """vLLM's label for the process, such as `EngineCore_DP0 pid=123`; empty if the line has none."""
+    """vLLM's label for the process, such as `EngineCore_DP0 pid=123`. Empty if the line has none."""
     level: str
-    """The level, such as `ERROR`; empty for printed text."""
+    """The level, such as `ERROR`. Empty for printed text."""
     place: str
-    """The source file that logged it, such as `core.py`; empty if unknown."""
+    """The source file that logged it, such as `core.py`. Empty if unknown."""
     text: str
 
 
 def read_line(raw: str) -> Iterator[LogLine]:
-    """The parsed lines of one line of a log; several for a JSON record with a traceback."""
+    """The parsed lines of one line of a log. Several for a JSON record with a traceback."""
     raw = raw[:LONGEST_LINE].rstrip("\r\n")
     if "[" in raw:
         raw = _COLOUR.sub("", raw)
@@ -185,7 +185,7 @@ def read_lines(stream: BinaryIO) -> Iterator[str]:
 
 
 def _utf8_chunks(stream: BinaryIO) -> Iterator[bytes]:
-    """Yields the stream's content in UTF-8; PowerShell writes UTF-16."""
+    """Yields the stream's content in UTF-8. PowerShell writes UTF-16."""
     chunk = stream.read(_CHUNK)
     if not chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         yield chunk.removeprefix(codecs.BOM_UTF8)

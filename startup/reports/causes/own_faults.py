@@ -22,8 +22,8 @@ OWN_FAULT: Final = KnownCause(
         "'_LazilyCompiled' object",
         "'_StandInModule' object",
     ),
-    "VCLI_PLAIN_VLLM=1 starts vLLM without the failed code. Report it as an issue of vllm-cli, with the complete log "
-    "and what `vllm-cli collect-env` prints.",
+    "Set VCLI_PLAIN_VLLM=1 to start vLLM without the failed code. Report the failure, with the complete log and the "
+    "output of `vllm-cli collect-env`.",
     where="end",
 )
 
@@ -36,7 +36,7 @@ FORKED_DRIVER: Final = KnownCause(
         "HIP error: initialization error",
         "CUDA driver initialization failed, you might not have a CUDA gpu",
     ),
-    "Set VLLM_WORKER_MULTIPROC_METHOD=spawn; in Python code, put the call of LLM below if __name__ == '__main__'.",
+    "Set VLLM_WORKER_MULTIPROC_METHOD=spawn. In Python code, call LLM below `if __name__ == '__main__'`.",
 )
 """Our fault if we have forked the process: plain vLLM forks none, unless the user has chosen `fork`."""
 

@@ -24,10 +24,10 @@ COMPUTING: Final = (MEMORY, COMPILING, WARM_UP, GRAPHS, SERVING)
 """Phases in which the model is computed."""
 
 BANNER: Final = "█  version "
-"""Part of the first lines of a start; vLLM up to 0.13 has `OLD_BANNER` there."""
+"""Part of the first lines of a start. vLLM up to 0.13 has `OLD_BANNER` there."""
 OLD_BANNER: Final = "vLLM API server version"
 LAST_PHASE: Final = "its last phase was "
-"""Begins the message about a process that a signal has ended; names of vLLM's spans follow."""
+"""Begins the message about a process that a signal has ended. Names of vLLM's spans follow."""
 KV_CACHE_SIZE: Final = "GPU KV cache size"
 FATAL_ERROR: Final = "EngineCore encountered a fatal error"
 """The message when an engine fails after it had started."""
@@ -94,18 +94,18 @@ _FUNCTIONS: Final = {
     "execute_model": SERVING,
     "execute_dummy_batch": SERVING,
 }
-"""The phase during which a function runs, by the function's name; the innermost function counts."""
+"""The phase during which a function runs, by the function's name. The innermost function counts."""
 
 
 def phase_of_message(text: str) -> str:
-    """The phase that begins with this message; empty if none does."""
+    """The phase that begins with this message. Empty if none does."""
     return next((phase for part, phase in _MESSAGES if part in text), "")
 
 
 def phase_of_functions(functions: Iterable[str]) -> str:
-    """The phase of a traceback with these functions, outermost first; empty if unknown.
+    """The phase of a traceback with these functions, outermost first. Empty if unknown.
 
-    An empty name separates the tracebacks of a chain; the first traceback with a phase counts.
+    An empty name separates the tracebacks of a chain. The first traceback with a phase counts.
     """
     phase = ""
     for function in functions:

@@ -38,7 +38,7 @@ _MOST_TERMINATION_BYTES: Final = 4096
 
 
 def keep_log(record: OutputRecord) -> Path | None:
-    """Writes the record without secrets into the cache folder, for this user only; removes old records."""
+    """Writes the record without secrets into the cache folder, for this user only. Removes old records."""
     text = ""
     with suppress(OSError):
         text = record.file.read_bytes().decode("utf-8", "replace")
@@ -59,16 +59,16 @@ def keep_log(record: OutputRecord) -> Path | None:
 
 
 def name_log(record: OutputRecord) -> None:
-    """Logs where the complete log is, as tracebacks were shortened; writes it out if it is not kept."""
+    """Logs where the complete log is, as tracebacks were shortened. Writes it out if it is not kept."""
     if (log := keep_log(record)) is not None:
-        logger.warning("tracebacks above are shortened; complete log: %s", log)
+        logger.warning("tracebacks above are shortened. Complete log: %s", log)
         return
     with suppress(OSError):
         sys.stderr.write(record.file.read_bytes()[-_MOST_CHARS:].decode("utf-8", "replace"))
 
 
 def write_termination_message(text: str) -> None:
-    """Writes why the server ended into the file that Kubernetes reads; does nothing outside of Kubernetes."""
+    """Writes why the server ended into the file that Kubernetes reads. Does nothing outside of Kubernetes."""
     path = env.VCLI_TERMINATION_LOG.get()
     shown = hide_quoted(text, sys.argv).encode()[:_MOST_TERMINATION_BYTES]
     with suppress(OSError):
@@ -78,7 +78,7 @@ def write_termination_message(text: str) -> None:
 
 
 def find_crash(record: OutputRecord, more: str = "") -> Cause | None:
-    """What ended the server, by its output and `more`; `STOPPED` if a signal stopped it, None if unknown."""
+    """What ended the server, by its output and `more`. `STOPPED` if a signal stopped it, None if unknown."""
     with suppress(OSError), record.file.open("rb") as stream:
         cause = find_cause(chain(read_lines(stream), more.splitlines()))
         return None if cause and cause.is_mention and cause.known is None else cause
@@ -91,7 +91,7 @@ def was_stopped(cause: Cause) -> bool:
 
 
 def describe_crash(record: OutputRecord, process: str, phase: str, message: str, *, has_advice: bool = False) -> Cause:
-    """What ended the server, by its output; if that shows nothing, by this message about a process."""
+    """What ended the server, by its output. If that shows nothing, by this message about a process."""
     found = find_crash(record)
     if record.is_cut_off:  # an error in it may be only a consequence
         found, message = None, f"[Errno {ENOSPC}] {os.strerror(ENOSPC)}: '{record.folder}'"
@@ -102,7 +102,7 @@ def describe_crash(record: OutputRecord, process: str, phase: str, message: str,
 
 
 def build_error(cause: Cause, record: OutputRecord, *, exit_code: int, log_format: LogFormat) -> CrashError:
-    """The error that ends the program, with this exit code and at most five lines; keeps the log."""
+    """The error that ends the program, with this exit code and at most five lines. Keeps the log."""
     log = keep_log(record)
     text = "\n".join([*write_digest(cause), *([f"Log: {log}"] if log else [])])
     fields = {**digest_to_dict(cause), "log": str(log) if log else None}

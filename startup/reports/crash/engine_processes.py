@@ -34,7 +34,7 @@ class _Process(NamedTuple):
     kind: int
     """Index of its kind in the list of kinds."""
     begin: str
-    """When the process began; its pid may belong to another process later."""
+    """When the process began. Its pid may belong to another process later."""
 
     @property
     def label(self) -> str:
@@ -48,13 +48,13 @@ class RecordedProcesses:
         """
         Args:
             record: the record to which all of these processes write.
-            kinds: beginnings of the processes' names; processes of the last kind that exists compute.
+            kinds: beginnings of the processes' names. Processes of the last kind that exists compute.
         """
         self._record = record
         self._kinds = kinds
         self._known: dict[int, _Process | None] = {}
         self._stopped: list[_Process] = []
-        """Processes that the last call of `stopped` found; another API server may have resumed them since."""
+        """Processes that the last call of `stopped` found. Another API server may have resumed them since."""
 
     def stopped(self) -> list[str]:
         self._stopped = [process for process, stat in self._alive() if stat[0] == _STOPPED]
@@ -96,7 +96,7 @@ class RecordedProcesses:
                 os.kill(process.pid, signal.SIGKILL)
 
     async def _take_stacks(self, *, resumes: bool) -> Mapping[_Process, Sequence[str]]:
-        """The stacks of all threads, by process; with `resumes`, of stopped processes, too."""
+        """The stacks of all threads, by process. With `resumes`, of stopped processes, too."""
         stopped = [process for process, stat in self._alive() if stat[0] == _STOPPED]
         if resumes and stopped:
             for process in stopped:

@@ -26,7 +26,7 @@ from startup.reports.causes.phase import LAST_PHASE
 
 _FILE: Final = "output.log"
 _SHORTENED: Final = "shortened"
-"""A file that exists while terminals get short tracebacks; it is not empty if one was shortened."""
+"""A file that exists while terminals get short tracebacks. It is not empty if one was shortened."""
 _MOST_MESSAGE_LINES: Final = 2
 _MOST_BYTES: Final = 8 << 20
 _PHASE: Final = "Phase: "
@@ -37,11 +37,11 @@ _OF_ERRORS: Final = ("ERROR", "CRITICAL", "Traceback", "rror:", "xception")
 """While the server runs, only texts that contain one of these are kept."""
 _FRAME: Final = re.compile(r'(  File "[^"]{1,400}", line \d{1,8}) in (\S{1,120})')
 _STACK: Final = "Current thread "
-"""Beginning of the stack of the thread that got the signal; Python writes the innermost call first."""
+"""Beginning of the stack of the thread that got the signal. Python writes the innermost call first."""
 ANY_STACK: Final = (_STACK, "Thread ")
-"""Beginnings of the stack of any thread; Python writes the main thread's stack last."""
+"""Beginnings of the stack of any thread. Python writes the main thread's stack last."""
 STACK_SIGNAL: Final = signal.SIGRTMIN + 5
-"""Makes a process write the stacks of all its threads; no program that runs in vLLM is known to use it."""
+"""Makes a process write the stacks of all its threads. No program that runs in vLLM is known to use it."""
 _POLITE: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals with which the launcher and vLLM end processes on purpose."""
 _BY_WHOM: Final = {True: ", by the kernel's OOM killer", False: ", not by the kernel's OOM killer", None: ""}
@@ -53,13 +53,13 @@ class ProcessState(NamedTuple):
     name: str
     parent_pid: int
     phase: str
-    """The innermost function of vLLM that is timed, such as `loading_cpu`; may be empty."""
+    """The innermost function of vLLM that is timed, such as `loading_cpu`. May be empty."""
     stack: list[str]
     """The stacks that Python wrote when the signal came."""
 
 
 class OutputRecord:
-    """The record of one server; each of the server's processes has an object for the same folder.
+    """The record of one server. Each of the server's processes has an object for the same folder.
 
     Nothing here raises, because a server must not fail because of its record.
     """
@@ -86,7 +86,7 @@ class OutputRecord:
 
         Args:
             name: the name in the digest.
-            parent_pid: the process with which the kernel ends this one; 0 for none.
+            parent_pid: the process with which the kernel ends this one. 0 for none.
             is_watched: whether another process learns how this one ends.
         """
         self.process_name = name
@@ -120,7 +120,7 @@ class OutputRecord:
                 os.write(self._state_fd, f"{_PHASE}{name}\n".encode())
 
     def append(self, text: str) -> bool:
-        """Appends text that is not shown; a file that is too long begins anew. Returns whether it is kept."""
+        """Appends text that is not shown. A file that is too long begins anew. Returns whether it is kept."""
         if self._fd is None:
             return False
         with suppress(OSError):
@@ -133,7 +133,7 @@ class OutputRecord:
         return False
 
     def add_output(self, text: str, is_terminal: Callable[[], bool] = bool) -> str:
-        """Adds what a process writes; returns the text that is to be shown in its place."""
+        """Adds what a process writes. Returns the text that is to be shown in its place."""
         is_kept = (not self.keeps_only_errors or any(part in text for part in _OF_ERRORS)) and self.append(text)
         if _TRACEBACK in text:
             self._last_traceback = text
@@ -142,12 +142,12 @@ class OutputRecord:
         return text
 
     def shorten_tracebacks(self) -> None:
-        """From now on, terminals get all processes' tracebacks without frames; the record has the frames."""
+        """From now on, terminals get all processes' tracebacks without frames. The record has the frames."""
         with suppress(OSError):
             (self.folder / _SHORTENED).touch(mode=0o600)
 
     def end_shortening(self) -> bool:
-        """From now on, terminals get whole tracebacks; returns whether any were shortened before."""
+        """From now on, terminals get whole tracebacks. Returns whether any were shortened before."""
         path = self.folder / _SHORTENED
         with suppress(OSError):
             has_shortened = path.stat().st_size > 0
@@ -156,13 +156,13 @@ class OutputRecord:
         return False
 
     def _note_shortened(self) -> bool:
-        """Marks that a traceback was shortened; returns whether tracebacks are to be shortened now."""
+        """Marks that a traceback was shortened. Returns whether tracebacks are to be shortened now."""
         with suppress(OSError), (self.folder / _SHORTENED).open("r+b", buffering=0) as file:
             return file.write(b"x") == 1
         return False
 
     def describe_exception(self, err: BaseException, name: str) -> str:
-        """The exception that ends a process, as text; empty if this process has logged it already."""
+        """The exception that ends a process, as text. Empty if this process has logged it already."""
         lines = "".join(traceback.format_exception(err)).splitlines()
         return "" if lines[-1] in self._last_traceback else labelled([f"{_PROCESS}{name}:", *lines], name)
 
@@ -178,7 +178,7 @@ class OutputRecord:
         return self.folder / _FILE
 
     def read_state(self, pid: int) -> "ProcessState":
-        """The facts that a process has recorded about itself; its name is empty if it has recorded none."""
+        """The facts that a process has recorded about itself. Its name is empty if it has recorded none."""
         lines: list[str] = []
         with suppress(OSError):
             lines = self._state_file(pid).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -187,7 +187,7 @@ class OutputRecord:
         return ProcessState(name, int(parent), phases[-1] if phases else "", stack)
 
     def state_size(self, pid: int) -> int:
-        """How many bytes a process has written about itself; `read_stacks` reads the bytes after them."""
+        """How many bytes a process has written about itself. `read_stacks` reads the bytes after them."""
         with suppress(OSError):
             return self._state_file(pid).stat().st_size
         return 0
@@ -199,7 +199,7 @@ class OutputRecord:
         return []
 
     def begun_pids(self) -> list[int]:
-        """Pids of the processes that have begun a record; some may have ended."""
+        """Pids of the processes that have begun a record. Some may have ended."""
         return [int(path.stem) for path in self.folder.glob("*.state")]
 
     def _state_file(self, pid: int) -> Path:
@@ -244,7 +244,7 @@ def labelled(lines: Iterable[str], name: str, pid: int | None = None) -> str:
 
 
 class ProcessEnds:
-    """Records how other processes end; created before they start, in the process that waits for them."""
+    """Records how other processes end. Created before they start, in the process that waits for them."""
 
     def __init__(self, record: OutputRecord, *, are_forks: bool = False) -> None:
         """`are_forks`: whether this process has forked them after its imports."""

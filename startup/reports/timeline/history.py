@@ -24,7 +24,7 @@ class SpanTimes(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StartRecord:
-    """A finished start. Times are in seconds; spans are named `process:phase`."""
+    """A finished start. Times are in seconds. Spans are named `process:phase`."""
 
     total_s: float
     spans: Mapping[str, SpanTimes]
@@ -61,7 +61,7 @@ _RECORDS: Final = of_type(tuple[StartRecord, ...])
 
 
 def read_history(key: str) -> EarlierStarts | None:
-    """The earlier starts with this key (`StartSubject.key`); None if none are kept.
+    """The earlier starts with this key (`StartSubject.key`). None if none are kept.
 
     Starts from the build of an image count until the user has one of their own.
     """
@@ -70,7 +70,7 @@ def read_history(key: str) -> EarlierStarts | None:
 
 
 def record_start(key: str, record: StartRecord) -> None:
-    """Adds a start to those with this key, and keeps only the newest; takes about a millisecond."""
+    """Adds a start to those with this key, and keeps only the newest. Takes about a millisecond."""
     earlier = _kept(key).read(_RECORDS, is_own=True) or ()
     _kept(key).write([vars(each) for each in (*earlier, record)[-MAX_PER_KEY:]])
 
@@ -80,7 +80,7 @@ def _kept(key: str) -> Kept:
 
 
 def _median(values: Iterable[float]) -> float:
-    """The middle value, or the mean of the two middle ones; importing `statistics` would take 8 ms."""
+    """The middle value, or the mean of the two middle ones. Importing `statistics` would take 8 ms."""
     ordered = sorted(values)
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

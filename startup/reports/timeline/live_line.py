@@ -1,4 +1,4 @@
-"""One line on a terminal that shows progress, rewritten in place; does nothing without a terminal."""
+"""One line on a terminal that shows progress, rewritten in place. Does nothing without a terminal."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ class LiveLine:
         os.register_at_fork(after_in_child=self._forget)
 
     def show(self, text: str) -> None:
-        """Replaces the line; text that is wider than the terminal is cut off."""
+        """Replaces the line. Text that is wider than the terminal is cut off."""
         with self._lock:
             if self.is_on:
                 self._write(_ERASE + text[: self._width - 1])
@@ -38,7 +38,7 @@ class LiveLine:
         self.is_on = False
 
     def erase_for(self, handler: logging.Handler) -> None:
-        """Erases the line before each record of this handler; shows it again only after the record."""
+        """Erases the line before each record of this handler. Shows it again only after the record."""
         emit = handler.emit
 
         def erase_and_emit(record: logging.LogRecord) -> None:
@@ -66,7 +66,7 @@ class LiveLine:
             return _USUAL_WIDTH
 
     def _write(self, text: str) -> None:
-        """Writes to the terminal; if the terminal was closed, switches the line off."""
+        """Writes to the terminal. If the terminal was closed, switches the line off."""
         try:
             self._stream.write(text)
             self._stream.flush()

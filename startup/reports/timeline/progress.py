@@ -1,6 +1,6 @@
 """Progress of a start: its phase and, from earlier starts, the completed share and the remaining time.
 
-A terminal shows the progress on one line; without a terminal, the log shows it.
+A terminal shows the progress on one line. Without a terminal, the log shows it.
 """
 
 import logging
@@ -23,7 +23,7 @@ _MAX_WHILE_RUNNING: Final = 0.99
 _BETWEEN_PHASES: Final = "starting"
 READY: Final = "ready"
 LONG_PHASE_S: Final = 2.0
-"""Seconds; a phase that takes longer gets a line in the log while it runs."""
+"""Seconds. A phase that takes longer gets a line in the log while it runs."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class StartProgress:
 
     phase: str
     progress: float | None
-    """0 to 1, never less than an earlier value; None without earlier starts."""
+    """0 to 1, never less than an earlier value. None without earlier starts."""
     elapsed_s: float
     eta_s: float | None
-    """Remaining seconds; None without earlier starts."""
+    """Remaining seconds. None without earlier starts."""
     detail: str = ""
     """The phase's own progress, if it reports any."""
 
@@ -66,13 +66,13 @@ class StartProgress:
 
 
 class ProgressMeter:
-    """Computes the progress from the timeline; any thread and any forked process may read it."""
+    """Computes the progress from the timeline. Any thread and any forked process may read it."""
 
     def __init__(self, timeline: PhaseTimeline) -> None:
         self._timeline = timeline
         self._earlier: EarlierStarts | None = None
         self.detail = ""
-        """The current phase's progress as text; the code that sets it also removes it."""
+        """The current phase's progress as text. The code that sets it also removes it."""
         self.added_s = 0.0
         """Seconds that this start takes longer than earlier ones, because it compiles and they did not."""
         self._highest = _HighestShare()
@@ -133,7 +133,7 @@ class LiveProgress:
         self.close()
 
     def close(self) -> None:
-        """Erases the line; nothing is shown or logged from now on."""
+        """Erases the line. Nothing is shown or logged from now on."""
         self._stop.set()
         self._thread.join()
         self._line.close()

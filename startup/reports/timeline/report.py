@@ -44,9 +44,9 @@ class StartFacts:
     page_cache: PageCacheFacts | None = None
     outcome: Outcome = "ready"
     error: str | None = None
-    """Why the start failed; None if it did not fail."""
+    """Why the start failed. None if it did not fail."""
     compiled_model: Mapping[str, Any] | None = None
-    """Whether vLLM loads or compiles its model, and why; None if unknown."""
+    """Whether vLLM loads or compiles its model, and why. None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class _Times:
     critical_path: tuple[Stretch, ...]
     """Stretches without gaps, from 0 to `total_s`."""
     spans: tuple[Stretch, ...]
-    """All recorded spans in the order of their begin; they may overlap."""
+    """All recorded spans in the order of their begin. They may overlap."""
     marks: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -105,7 +105,7 @@ class StartReport(_Times):
 
 
 def build_report(timeline: PhaseTimeline, facts: StartFacts) -> StartReport:
-    """The report of the start so far; once the timeline is finished, of the whole start."""
+    """The report of the start so far. Once the timeline is finished, of the whole start."""
     spans = sorted(timeline.spans_so_far, key=lambda span: (span.begin_ns, -span.end_ns))
     path = timeline.critical_path
     return StartReport(
@@ -119,7 +119,7 @@ def build_report(timeline: PhaseTimeline, facts: StartFacts) -> StartReport:
 
 
 class ReportError(ValueError):
-    """The text is not a start-up report of this schema; the message is one line."""
+    """The text is not a start-up report of this schema. The message is one line."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class _Schema:
 
 
 def read_report(text: str) -> StartReport:
-    """Reads a report that `StartReport.to_json` has written; ignores unknown members.
+    """Reads a report that `StartReport.to_json` has written. Ignores unknown members.
 
     Raises:
         ReportError: names the invalid member, as the file may have been edited.

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 API: Final = "api"
-"""The process that the user started; all other processes are its children."""
+"""The process that the user started. All other processes are its children."""
 
 FORKSERVER: Final = "forkserver"
 """The process that forks engine and workers after it has imported their modules."""
@@ -19,7 +19,7 @@ UNEXPLAINED: Final = "unexplained"
 """The name for time that no span covers."""
 
 _SHORT_GAP_NS: Final = 200_000
-"""A shorter gap is only the time between ending a span and beginning the next; the first span gets it."""
+"""A shorter gap is only the time between ending a span and beginning the next. The first span gets it."""
 
 _START_TIME_NS: Final = 20_000_000
 """A process's first span may begin this early: the kernel counts the start of processes in ticks of 10 ms."""
@@ -35,7 +35,7 @@ class Phase:
 
     @property
     def key(self) -> str:
-        """The phase's name: the same in all starts, and different from other processes' phases."""
+        """The phase's name, which is the same in all starts and differs from other processes' phases."""
         return f"{self.process}:{self.name}"
 
 
@@ -46,7 +46,7 @@ class PhaseSpan(Phase):
     begin_ns: int
     end_ns: int
     waits_for: str | None = None
-    """The process that this span only waits for; None if the span is work."""
+    """The process that this span only waits for. None if the span is work."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Stretch(Phase):
     begin_s: float
     end_s: float
     waits_for: str | None = None
-    """The process that this span only waits for; None if the span is work."""
+    """The process that this span only waits for. None if the span is work."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.begin_s <= self.end_s:
@@ -78,7 +78,7 @@ class PhaseTotal(Phase):
 
 
 def sum_phases(path: Sequence[Stretch]) -> list[PhaseTotal]:
-    """One total for each process and name, in order of begin; the shares of a critical path add up to 1."""
+    """One total for each process and name, in order of begin. The shares of a critical path add up to 1."""
     total_s = sum(stretch.took_s for stretch in path)
     totals: dict[str, PhaseTotal] = {}
     for stretch in path:
@@ -91,7 +91,7 @@ def sum_phases(path: Sequence[Stretch]) -> list[PhaseTotal]:
 
 
 def find_critical_path(spans: Iterable[PhaseSpan], *, begin_ns: int, end_ns: int) -> list[PhaseSpan]:
-    """Spans without gaps from `begin_ns` to `end_ns`, in order of time; gaps become `unexplained` spans."""
+    """Spans without gaps from `begin_ns` to `end_ns`, in order of time. Gaps become `unexplained` spans."""
     walk = _Walk(_build_lanes(spans, begin_ns, end_ns), begin_ns, end_ns)
     while walk.time_ns > begin_ns:
         walk.step()

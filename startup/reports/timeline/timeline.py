@@ -16,7 +16,7 @@ _NS = 1_000_000_000
 class PhaseTimeline:
     """Collects spans in monotonic nanoseconds. The API process owns it and adds the other processes' spans.
 
-    One thread writes; any thread may read while the start is running.
+    One thread writes. Any thread may read while the start is running.
     """
 
     def __init__(self, origin_ns: int) -> None:
@@ -25,7 +25,7 @@ class PhaseTimeline:
         self.marks: dict[str, int] = {}
         """Named moments, such as `listening`, in monotonic nanoseconds."""
         self.end_ns: int | None = None
-        """The end of the start; None while it is running."""
+        """The end of the start. None while it is running."""
         self.on_change: Callable[[], None] = lambda: None
         """Called after every change, on the thread that made the change."""
         self._open: tuple[PhaseSpan, ...] = ()
@@ -47,7 +47,7 @@ class PhaseTimeline:
 
     @contextmanager
     def span(self, name: str, *, waits_for: str | None = None) -> Iterator[None]:
-        """Records the block as a span, even if it raises; the block may only wait for another process."""
+        """Records the block as a span, even if it raises. The block may only wait for another process."""
         begin = time.monotonic_ns()
         opened = PhaseSpan(API, name, begin, begin, waits_for)
         self._open = (*self._open, opened)
@@ -76,7 +76,7 @@ class PhaseTimeline:
         self.on_change()
 
     def mark(self, name: str) -> None:
-        """Records this moment under a name; a second call with the name has no effect."""
+        """Records this moment under a name. A second call with the name has no effect."""
         self.marks.setdefault(name, time.monotonic_ns())
         self.on_change()
 
@@ -95,7 +95,7 @@ class PhaseTimeline:
         }
 
     def copy_from(self, content: dict[str, Any]) -> None:
-        """Copies the content of another process's timeline; all processes share the clock."""
+        """Copies the content of another process's timeline. All processes share the clock."""
         self.spans = [PhaseSpan(*fields) for fields in content["spans"]]
         self._open = tuple(PhaseSpan(*fields) for fields in content["open"])
         self.marks = content["marks"]
@@ -103,7 +103,7 @@ class PhaseTimeline:
 
     @property
     def running(self) -> PhaseSpan | None:
-        """The current phase, as a span whose end is not set; None between two phases."""
+        """The current phase, as a span whose end is not set. None between two phases."""
         return self._open[-1] if self._open else None
 
     @property

@@ -46,18 +46,18 @@ class PreflightOptions:
     """What the checks assume about the machine; by default they examine the machine itself."""
 
     is_listening: bool = False
-    """Whether the launcher listens already; if so, the address needs no check."""
+    """Whether the launcher listens already. If so, the address needs no check."""
     file_plan: FilePlan | None = None
-    """Where the model's files are; None if that is not known yet."""
+    """Where the model's files are. None if that is not known yet."""
     memory: MemoryState | None = None
-    """The memory of the machine; None reads it from the kernel."""
+    """The memory of the machine. None reads it from the kernel."""
     shm: Path = SHM
     asks_hub: bool = False
-    """Whether the checks ask the hub about a download; if not, the download reports the hub's answer."""
+    """Whether the checks ask the hub about a download. If not, the download reports the hub's answer."""
 
 
 def run_preflight(config: StartupConfig, *, options: PreflightOptions | None = None) -> PreflightReport:
-    """Reports every fault at once; never raises an exception for a fault."""
+    """Reports every fault at once. Never raises an exception for a fault."""
     return run_checks(_Preflight(config, options or PreflightOptions()).checks())
 
 
@@ -82,7 +82,7 @@ def _check_environment() -> Iterator[Finding]:
 
 
 def is_importable(module: str) -> bool:
-    """Whether the module can be found; imports the packages that contain it, but not the module."""
+    """Whether the module can be found. Imports the packages that contain it, but not the module."""
     try:
         return find_spec(module) is not None
     except (ImportError, ValueError):
@@ -90,7 +90,7 @@ def is_importable(module: str) -> bool:
 
 
 class _Preflight:
-    """One run of the preflight; keeps what several checks need."""
+    """One run of the preflight. Keeps what several checks need."""
 
     def __init__(self, config: StartupConfig, options: PreflightOptions) -> None:
         self._config = config

@@ -1,4 +1,4 @@
-"""Checks the files in a model's folder by names, headers and small JSON files; does not read the weights."""
+"""Checks the files in a model's folder by names, headers and small JSON files. Does not read the weights."""
 
 import math
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ _JSON_FILES: Final = (
     "vocab.json",
     "preprocessor_config.json",
 )
-"""Optional files beside config.json and the index; transformers reads all that exist."""
+"""Optional files beside config.json and the index. transformers reads all that exist."""
 _BINARY_TOKENIZERS: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 CONTENT_CHECKS: Final = ("weights", "lfs")
-"""Checks of files that exist; the other checks are about missing files."""
+"""Checks of files that exist. The other checks are about missing files."""
 
 _UNREADABLE: Final = "cannot be read"
 _ZIP_MAGIC: Final = b"PK\x03\x04"
@@ -64,7 +64,7 @@ class Checkpoint(NamedTuple):
 
     folder: Path
     config: dict[str, Any]
-    """The content of config.json; empty if it is missing or broken."""
+    """The content of config.json. Empty if it is missing or broken."""
     weights: WeightFiles
     tensors: tuple[TensorEntry, ...]
     """The tensors of all safetensors files whose header could be read."""
@@ -74,7 +74,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Reads and checks the folder; faults become findings, so it never raises."""
+    """Reads and checks the folder. Faults become findings, so it never raises."""
     try:
         weights = find_weight_files(folder)
     except OSError as err:
@@ -139,7 +139,7 @@ def _content_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Ite
 
 
 def _torch_file_problem(path: Path) -> str | None:
-    """The fault of a `.bin` file, which is not unpickled; None if it looks sound.
+    """The fault of a `.bin` file, which is not unpickled. None if it looks sound.
 
     Since PyTorch 1.6 the file is a zip archive with its directory at the end. An older file is a bare pickle:
     only its beginning can be checked.
@@ -185,7 +185,7 @@ def _index_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Itera
 
 
 def read_safetensors(path: Path) -> SafetensorsFile:
-    """Reads the header and reports all faults of the file; never raises.
+    """Reads the header and reports all faults of the file. Never raises.
 
     Layout: the header's length (8 bytes, little-endian), the header (a JSON object), the tensors' data.
     """

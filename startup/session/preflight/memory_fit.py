@@ -27,7 +27,7 @@ _DEFAULT_LENGTH: Final = 2048
 _ITEM_BYTES: Final = {"float64": 8, "float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 _SAME: Final = {"half": "float16", "float": "float32"}
 _CONVERTED: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Types of the checkpoint that are converted to the configured type; quantized weights are not."""
+"""Types of the checkpoint that are converted to the configured type. Quantized weights are not."""
 
 
 class ModelShape(NamedTuple):
@@ -39,9 +39,9 @@ class ModelShape(NamedTuple):
     loading_bytes: int
     """Most bytes at any moment while they load: layers of another type are converted, then quantized."""
     kv_bytes_per_token: int
-    """Size of one token's keys and values in all layers; 0 if unknown, and for a model without a KV cache."""
+    """Size of one token's keys and values in all layers. 0 if unknown, and for a model without a KV cache."""
     own_max_len: int | None
-    """The model's own limit for a sequence, in tokens; None if config.json does not give it."""
+    """The model's own limit for a sequence, in tokens. None if config.json does not give it."""
 
     def sequence_tokens(self, wanted: int | None) -> int:
         """The longest sequence that would be served, in tokens."""
@@ -49,7 +49,7 @@ class ModelShape(NamedTuple):
 
 
 def loaded_bytes(checkpoint: Checkpoint, dtype: str, *, is_int8: bool = False) -> int:
-    """Bytes of the weights in memory after conversion; `auto` stands for the checkpoint's own type."""
+    """Bytes of the weights in memory after conversion. `auto` stands for the checkpoint's own type."""
     text = _text_config(checkpoint.config)
     own = dtype if dtype != "auto" else _own_dtype(checkpoint, text)
     num_bytes = _weight_bytes(checkpoint, _ITEM_BYTES.get(own, 2))
@@ -57,7 +57,7 @@ def loaded_bytes(checkpoint: Checkpoint, dtype: str, *, is_int8: bool = False) -
 
 
 def read_model_shape(checkpoint: Checkpoint, config: EngineConfig) -> ModelShape:
-    """The sizes for the memory checks; those of weights and KV cache depend on `config.dtype`."""
+    """The sizes for the memory checks. Sizes of weights and KV cache depend on `config.dtype`."""
     text = _text_config({**checkpoint.config, **config.hf_overrides})
     dtype = config.dtype if config.dtype != "auto" else _own_dtype(checkpoint, text)
     item_bytes = _ITEM_BYTES.get(dtype, 2)
@@ -106,7 +106,7 @@ def _weight_bytes(checkpoint: Checkpoint, item_bytes: int) -> int:
 
 
 def _saved_bytes(checkpoint: Checkpoint, text: dict[str, Any], item_bytes: int) -> int:
-    """Bytes saved by int8 in linear layers; a head that shares the embedding's weight needs a copy."""
+    """Bytes saved by int8 in linear layers. A head that shares the embedding's weight needs a copy."""
     linear = sum(tensor.num_elements for tensor in checkpoint.tensors if tensor.is_linear)
     has_shared_head = text.get("tie_word_embeddings", False)
     head = _count(text, "vocab_size") * _count(text, "hidden_size", "n_embd", "d_model") if has_shared_head else 0
@@ -124,7 +124,7 @@ def _kv_elements(text: dict[str, Any]) -> int:
 
 
 def _count(text: dict[str, Any], *keys: str) -> int:
-    """The first positive number among the values of these keys; 0 if there is none."""
+    """The first positive number among the values of these keys. 0 if there is none."""
     return next((text[key] for key in keys if isinstance(text.get(key), int) and text[key] > 0), 0)
 
 
@@ -140,7 +140,7 @@ def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | 
             f"--max-model-len {wanted} is more than the model's own limit of {own} tokens (config.json): "
             f"give at most {most}"
             + ("" if most == own else ", for which there is room")
-            + f"; with {env.VLLM_ALLOW_LONG_MAX_MODEL_LEN.name}=1 a model with RoPE takes more",
+            + f". With {env.VLLM_ALLOW_LONG_MAX_MODEL_LEN.name}=1, a model with RoPE takes more",
         )
         config = replace(config, max_model_len=most)  # other faults are reported as if this had been given
     yield from _check_cache_size(shape, config)
@@ -149,7 +149,7 @@ def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | 
 
 
 def _longest(own: int, shape: ModelShape, config: EngineConfig, memory: MemoryState | None) -> int:
-    """The longest sequence that fits into memory; the model's own limit if there is room for none."""
+    """The longest sequence that fits into memory. The model's own limit if there is room for none."""
     sizes = [config.kv_cache_memory_bytes, _room(shape, memory) if memory is not None else None]
     fitting = [size // shape.kv_bytes_per_token for size in sizes if size is not None and shape.kv_bytes_per_token]
     return min([own, *(number for number in fitting if number > 0)])
@@ -195,7 +195,7 @@ def _check_wanted_cache(fixed: int, config: EngineConfig, memory: MemoryState) -
         yield warning(
             "kv_cache",
             f"--kv-cache-memory-bytes {size} is more than the {most} bytes that {memory.owner} has left beside the "
-            "weights: the engine may be killed under load; give less",
+            "weights: the engine may be killed under load. Give less",
         )
 
 

@@ -49,7 +49,7 @@ def _is_cached(place: ModelPlace) -> bool:
 
 
 def snapshot_findings(snapshot: Path, *, will_download: bool) -> Iterator[Finding]:
-    """Reports faults of a cached snapshot; a fault that a download will fix is only information."""
+    """Reports faults of a cached snapshot. A fault that a download will fix is only information."""
     report = info if will_download else error
     if links := dangling_links(snapshot):
         advice = "they are downloaded now" if will_download else "download the model again"

@@ -23,7 +23,7 @@ _HOLDING: Final = ("LISTEN", "NONE")
 
 
 def check_address(config: NetworkConfig) -> Iterator[Finding]:
-    """Checks that a server can listen on the configured address; leaves no socket open."""
+    """Checks that a server can listen on the configured address. Leaves no socket open."""
     if config.uds is not None:
         yield from _check_uds(Path(config.uds))
     elif config.port != 0:

@@ -43,7 +43,7 @@ class Finding(NamedTuple):
     check: str
     """The check's stable id, such as `port` or `weights`."""
     severity: Severity
-    """`error`: the start would fail. `warning`: it may fail or be slow. `info`: not a fault."""
+    """`error`: the start would fail. `warning`: it may fail or be slow. `info`: there is no fault."""
     message: str
     cause: str = ""
     """The name of an error's cause where the check alone does not determine it."""

@@ -32,7 +32,7 @@ def check_shared_memory(folder: Path = SHM) -> Iterator[Finding]:
     try:
         state = os.statvfs(folder)
     except OSError as err:
-        yield error("shm", f"{folder} cannot be used: {err.strerror}; mount a tmpfs there")
+        yield error("shm", f"{folder} cannot be used: {err.strerror}. Mount a tmpfs there")
         return
     free = state.f_bavail * state.f_frsize
     if not os.access(folder, os.W_OK):
@@ -40,8 +40,8 @@ def check_shared_memory(folder: Path = SHM) -> Iterator[Finding]:
     elif free < _MIN_SHM_BYTES:
         yield warning(
             "shm",
-            f"{folder} has {format_bytes(free)} free, it should have {format_bytes(_MIN_SHM_BYTES)}: empty it, or "
-            "give the container --shm-size=1g (Kubernetes: an emptyDir with medium: Memory)",
+            f"{folder} has {format_bytes(free)} free, but needs {format_bytes(_MIN_SHM_BYTES)}. Empty it, or "
+            "give the container --shm-size=1g (in Kubernetes, an emptyDir with `medium: Memory`)",
         )
 
 
@@ -52,7 +52,7 @@ def check_libraries() -> Iterator[Finding]:
         if foreign.is_set(name) and (problem := write_problem(folder or ".")):
             yield error("environment", f"{name}={folder} cannot be written to ({problem}): create it, or unset {name}")
     if (unknown := _unknown_torch_log()) is not None:
-        yield error("environment", f"TORCH_LOGS: torch has no log or module {unknown!r}: correct it, or unset it")
+        yield error("environment", f"TORCH_LOGS: torch has no log or module {unknown!r}. Correct it, or unset it")
     try:
         mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
     except OSError as err:
@@ -64,7 +64,7 @@ def check_libraries() -> Iterator[Finding]:
 
 
 def _unknown_torch_log() -> str | None:
-    """The first name in TORCH_LOGS that `import torch` refuses; None if there is none or that is unknown.
+    """The first name in TORCH_LOGS that `import torch` refuses. None if there is none or that is unknown.
 
     torch accepts names that it registers in one file, and names of modules.
     """
@@ -84,14 +84,14 @@ def _unknown_torch_log() -> str | None:
 
 
 def check_num_files() -> Iterator[Finding]:
-    """Checks the limit of open files; each client needs one."""
+    """Checks the limit of open files. Each client needs one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= _GOOD_NUM_FILES:
         return
     advice = f"raise it with `ulimit -n {_GOOD_NUM_FILES}`"
     if hard != resource.RLIM_INFINITY and hard < _GOOD_NUM_FILES:
         advice = (
-            f"`ulimit -n` goes up to {hard} here; raise that with LimitNOFILE= of the service, --ulimit nofile= of the "
+            f"`ulimit -n` goes up to {hard} here. Raise that with LimitNOFILE= of the service, --ulimit nofile= of the "
             "container, or limits.conf"
         )
     if soft < _MIN_NUM_FILES:
@@ -101,7 +101,7 @@ def check_num_files() -> Iterator[Finding]:
 
 
 def check_disk(place: ModelPlace) -> Iterator[Finding]:
-    """Checks that the cache folder can be written to; the download itself checks for free space."""
+    """Checks that the cache folder can be written to. The download itself checks for free space."""
     folder = nearest_existing(place.cache_dir or env.HF_HUB_CACHE.get())
     if problem := write_problem(str(folder)):
         reason = f"{folder} cannot be written to ({problem})"
@@ -114,8 +114,8 @@ def check_cache_folder() -> Iterator[Finding]:
     if problem := write_problem(str(nearest_existing(folder))):
         yield warning(
             "cache",
-            f"nothing is cached between starts: {folder} cannot be written to ({problem}); "
-            f"mount a volume there, or set {env.VLLM_CACHE_ROOT.name}",
+            f"nothing is cached between starts: {folder} cannot be written to ({problem}). "
+            f"Mount a volume there, or set {env.VLLM_CACHE_ROOT.name}",
         )
 
 

@@ -1,8 +1,8 @@
 """Gives the forkserver's children the process state that they would inherit from their parent by `exec`.
 
 A forkserver's children have the environment, standard streams and limits that the forkserver started with.
-vLLM changes these before it starts children: it sets OpenMP variables around each worker's start, raises the
-limit of open files, and so on. The forkserver passes on variables and streams
+vLLM changes these before it starts children. For example, it sets OpenMP variables around each worker's start
+and raises the limit of open files. The forkserver passes on variables and streams
 (`startup.ground.processes.new_program.run_program`). This module sets the rest.
 """
 
@@ -39,7 +39,7 @@ def record_environment_at_exec() -> None:
 
 
 def environment_at_exec() -> Mapping[str, str]:
-    """The environment with which the forkserver started; available in the forkserver and its children."""
+    """The environment with which the forkserver started. Available in the forkserver and its children."""
     return _at_exec
 
 
@@ -64,7 +64,7 @@ class ChildState(NamedTuple):
         )
 
     def apply(self) -> dict[str, str]:
-        """Sets this process's state; returns the variables that differ from the forkserver's at its start.
+        """Sets this process's state. Returns the variables that differ from the forkserver's at its start.
 
         Removed variables are empty.
         """
@@ -105,7 +105,7 @@ _at_import: _State | None = None
 
 
 def record_openmp() -> None:
-    """Called before torch is imported, if forks will call `update_openmp`; only the first call counts."""
+    """Called before torch is imported, if forks will call `update_openmp`. Only the first call counts."""
     global _at_import
     _at_import = _at_import or _State.of_this_process()
 
@@ -157,13 +157,13 @@ def _num_cores(cpus: Collection[int]) -> int:
 
 
 def _first_number(text: str) -> int | None:
-    """The first number in a list of one number per level of nesting; None for any other text."""
+    """The first number in a list of one number per level of nesting. None for any other text."""
     first = text.partition(",")[0].strip()
     return int(first) if first.isdigit() else None
 
 
 def _siblings(cpu: int) -> str:
-    """The CPUs of the same core; only the CPU itself if the kernel does not report them."""
+    """The CPUs of the same core. Only the CPU itself if the kernel does not report them."""
     try:
         return (_CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text(encoding="ascii").strip()
     except OSError:
@@ -171,7 +171,7 @@ def _siblings(cpu: int) -> str:
 
 
 def parse_cpus(text: str) -> set[int]:
-    """The CPUs in an OpenMP variable, such as `0 2-5`, `{0},{1}` or `...proclist=[0,1]`; may be empty."""
+    """The CPUs in an OpenMP variable, such as `0 2-5`, `{0},{1}` or `...proclist=[0,1]`. May be empty."""
     _, found, listed = text.partition("proclist=[")
     words = (listed.partition("]")[0] if found else text).translate(_SEPARATORS).split()
     cpus: set[int] = set()

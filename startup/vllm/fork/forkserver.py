@@ -70,16 +70,16 @@ def redirect_spawn(
 
 
 class _Start:
-    """The state of this start; each process has a copy."""
+    """The state of this start. Each process has a copy."""
 
     journal: Journal | None = None
     record: OutputRecord | None = None
-    """The output of this process and its children; None in the forkserver, which writes nothing."""
+    """The output of this process and its children. None in the forkserver, which writes nothing."""
     environment: Mapping[str, str] = {}
     pipes: ChildLink | None = None
-    """Connect a process that serves the port to the launcher; None if vLLM opens the port itself."""
+    """Connect a process that serves the port to the launcher. None if vLLM opens the port itself."""
     death_pipe: tuple[int, int, int] | None = None
-    """Owner's pid, read end and write end; this process's children end when the write end closes."""
+    """Owner's pid, read end and write end. This process's children end when the write end closes."""
 
 
 _start = _Start()
@@ -141,7 +141,7 @@ def _is_applied(name: str, wanted: str, at_exec: str) -> bool:
 
 
 def _death_pipe() -> int:
-    """The read end of this process's death pipe; the kernel closes the write end when this process ends."""
+    """The read end of this process's death pipe. The kernel closes the write end when this process ends."""
     if _start.death_pipe is None or _start.death_pipe[0] != os.getpid():
         _start.death_pipe = (os.getpid(), *os.pipe())
         os.register_at_fork(after_in_child=_close_inherited_pipe)

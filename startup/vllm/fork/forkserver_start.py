@@ -38,7 +38,7 @@ _LD_PRELOAD: Final = "LD_PRELOAD"
 def start_forkserver(
     plan: PreloadPlan, journal: Journal, record: OutputRecord, *, environment: Mapping[str, str], pipes: ChildLink
 ) -> None:
-    """Starts the forkserver and returns while it still imports; the first fork waits for the imports.
+    """Starts the forkserver and returns while it still imports. The first fork waits for the imports.
 
     `environment` has the variables that the forkserver gets in addition to this process's.
     """

@@ -1,7 +1,8 @@
-"""The module that vLLM's forkserver imports before it forks engine and workers; it exists for nothing else.
+"""The module that vLLM's forkserver imports before it forks engine and workers. It exists for nothing else.
 
-Importing it does the work, on the forkserver's main thread and with the garbage collector paused: a
-forkserver accepts only names of modules to import, and its children inherit only what was imported.
+The import itself does the work, because a forkserver accepts only names of modules. It runs on the
+forkserver's main thread, with the garbage collector paused. The children inherit only modules that were
+imported.
 """
 
 import gc
@@ -88,7 +89,7 @@ def _preload(plan: PreloadPlan) -> None:
 
 
 def _read_plan() -> PreloadPlan | None:
-    """The preload plan; None if this process is not a start's forkserver, or if the start has ended."""
+    """The preload plan. None if this process is not a start's forkserver, or if the start has ended."""
     path = env.VCLI_PRELOAD_PLAN.get()
     with suppress(FileNotFoundError):
         return PreloadPlan.read(Path(path)) if path is not None else None

@@ -83,10 +83,10 @@ _IMPORTED_LATER_ON_GPUS: Final = (
     "vllm.model_executor.kernels.linear.cute_dsl.ll_bf16",
     "vllm.v1.core.sched.async_scheduler",
 )
-"""Modules that every engine of vLLM 0.33 imports later, whatever its model; other releases may lack some."""
+"""Modules that every engine of vLLM 0.33 imports later, whatever its model. Other releases may lack some."""
 _FIRST_COMPILING_MODULES: Final = ("vllm.compilation.backends", "vllm.compilation.piecewise_backend")
 _FORMER_GPU_MODULES: Final = ("vllm.v1.worker.gpu_model_runner",)
-"""Model Runner V1: vLLM's default until 0.32, and for what V2 does not support; vLLM will remove it."""
+"""Model Runner V1, vLLM's default until 0.32 and where V2 lacks a feature. vLLM will remove V1."""
 _LAST_WITH_V1: Final = (0, 32)
 
 _API_SERVER: Final = ("vllm.entrypoints.cli.serve",)
@@ -126,12 +126,12 @@ class PreloadProfile:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that vLLM sets for its children and that libraries read when they are loaded."""
     failed: Mapping[str, str] = field(default_factory=dict)
-    """Modules that could not be preloaded, with the error; they are not tried again on the same day."""
+    """Modules that could not be preloaded, with the error. They are not tried again on the same day."""
     failed_s: float = 0.0
     """When the first of them failed, in seconds since 1970."""
     num_starts: int = 0
     model: str | None = None
-    """The folder of the model in the last start; None for a model that was not on disk."""
+    """The folder of the model in the last start. None for a model that was not on disk."""
     is_complete: bool = True
     """Whether the lists are complete: a warm start records only what its template had not imported."""
 
@@ -160,7 +160,7 @@ class PreloadProfile:
 
 
 def load_profile(kind: StartKind) -> PreloadProfile:
-    """The profile of this kind of start; an empty one if none is kept."""
+    """The profile of this kind of start. An empty one if none is kept."""
     profile = _kept(kind).read(of_type(PreloadProfile)) or PreloadProfile(kind)
     return profile if abs(time.time() - profile.failed_s) < _NEXT_S else replace(profile, failed={})
 
@@ -196,7 +196,7 @@ class PlainState:
 
     @property
     def holds(self) -> bool:
-        """Whether the state still holds; False if the clock that wrote it was ahead."""
+        """Whether the state still holds. False if the clock that wrote it was ahead."""
         return 0 < self.end_s - time.time() <= _NEXT_S
 
     def __str__(self) -> str:
@@ -204,7 +204,7 @@ class PlainState:
 
 
 def plain_state(kind: StartKind) -> PlainState | None:
-    """Why this kind of start does not preload; other versions of Python, vLLM or this package do."""
+    """Why this kind of start does not preload. Other versions of Python, vLLM or this package do."""
     state = _kept_plain(kind).read(of_type(PlainState), is_own=True)
     return state if state is not None and state.holds else None
 
@@ -247,7 +247,7 @@ def _kept_plain(kind: StartKind) -> Kept:
 
 
 def _architecture(model: Path | None) -> str:
-    """The model's first architecture in config.json; empty if that file is not on disk."""
+    """The model's first architecture in config.json. Empty if that file is not on disk."""
     if model is None:
         return ""
     with suppress(OSError, ValueError, TypeError, LookupError):
@@ -263,14 +263,14 @@ class PreloadPlan:
     """The folder to which the processes of this start write their journals."""
     modules: tuple[str, ...]
     model: str | None
-    """The folder of the model, whose class is imported, too; None if the profile lists its modules."""
+    """The folder of the model, whose class is imported, too. None if the profile lists its modules."""
     compiler: CompilerTime
     """When torch's compiler is imported."""
     release: Release
     """vLLM's release."""
 
     def write(self) -> Path:
-        """Writes the plan into its folder; returns the file."""
+        """Writes the plan into its folder. Returns the file."""
         path = Path(self.folder) / "preload.json"
         path.write_text(json.dumps(asdict(self)))
         return path

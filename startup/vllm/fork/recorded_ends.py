@@ -58,7 +58,7 @@ def _restore(folder: str, name: str, reduced: bytes) -> process.BaseProcess:
 
 
 def _record_exception(child: process.BaseProcess, record: OutputRecord) -> None:
-    """Makes the child record its exception instead of printing it; libraries then report no leaks."""
+    """Makes the child record its exception instead of printing it. Libraries then report no leaks."""
     run = child.run
 
     def run_and_record() -> None:

@@ -23,7 +23,7 @@ _NO_MESSAGE: Final = "the engine died, and left no message"
 
 
 class CrashDigest:
-    """Explains how one start failed; used on the launcher's main thread, which becomes vLLM's API server."""
+    """Explains how one start failed. Used on the launcher's main thread, which becomes vLLM's API server."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class CrashDigest:
         is_ready: Callable[[], bool],
         on_failed_start: Callable[["Cause"], None],
     ) -> None:
-        """`on_failed_start` is called before a failed start is reported; it may start vLLM again."""
+        """`on_failed_start` is called before a failed start is reported. It may start vLLM again."""
         self._record = record
         self._log_format = log_format
         self._is_ready = is_ready
@@ -42,7 +42,7 @@ class CrashDigest:
         record.begin_process(_API_SERVER, is_watched=False)
 
     def note_engine_death(self) -> None:
-        """Called when vLLM's engine has died; vLLM will then return exit code 0."""
+        """Called when vLLM's engine has died. vLLM will then return exit code 0."""
         self._has_engine_died = True
 
     def run(self, run_vllm: Callable[[], int], *, has_api_server: bool) -> int:
@@ -51,7 +51,7 @@ class CrashDigest:
         Without an API server on this node, `run_vllm` returns only after the end of the engine.
 
         Raises:
-            CrashError: a process has failed; exit code 3 before readiness, else vLLM's.
+            CrashError: a process has failed. Exit code 3 before readiness, else vLLM's.
         """
         try:
             code = run_vllm()

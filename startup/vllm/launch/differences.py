@@ -23,7 +23,7 @@ class Difference(NamedTuple):
 def describe_differences(line: CommandLine, options: VllmOptions, *, is_offline: bool) -> str:
     """The differences of a start in one line."""
     found = (f"{each.text} [{each.restored_by}]" for each in find_differences(line, options, is_offline=is_offline))
-    return f"differs from vllm serve [undo]: {', '.join(found)}; see docs/vllm-engine.md"
+    return f"differs from vllm serve [undo]: {', '.join(found)} (see docs/vllm-engine.md)"
 
 
 def find_differences(line: CommandLine, options: VllmOptions, *, is_offline: bool) -> Iterator[Difference]:

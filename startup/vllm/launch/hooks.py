@@ -81,10 +81,10 @@ def names_that_cannot_be_left_out(names: Iterable[str]) -> list[str]:
 
 
 def find_obstacle() -> str | None:
-    """Why vLLM must start without preloading; None if no essential hook is known not to fit."""
+    """Why vLLM must start without preloading. None if no essential hook is known not to fit."""
     for hook in HOOKS:
         if hook.is_essential and (problem := next(hook.problems(), None)) is not None:
-            return f"the hook {hook.name!r} does not fit this version ({problem}); {_COMMAND}"
+            return f"the hook {hook.name!r} does not fit this version ({problem}). {_COMMAND}"
     return None
 
 

@@ -53,7 +53,7 @@ _ERRORS: Final = ("OfflineModeIsEnabled", "LocalEntryNotFoundError", "Incomplete
 
 
 def forbid_requests(line: CommandLine, plan: FilePlan) -> bool:
-    """Sets HF_HUB_OFFLINE for vLLM's processes if they need nothing from the hub; returns whether it did."""
+    """Sets HF_HUB_OFFLINE for vLLM's processes if they need nothing from the hub. Returns whether it did."""
     if not uses("offline hub") or env.HF_HUB_OFFLINE.get() or not _has_all(line, plan):
         return False
     forbid_hub_requests()
@@ -88,7 +88,7 @@ def _is_plain(config: Mapping[str, Any]) -> bool:
 
 
 def with_folders(line: CommandLine, folders: Mapping[Download, Path]) -> CommandLine:
-    """The line with folders in place of model's and tokenizer's addresses; the served name stays."""
+    """The line with folders in place of model's and tokenizer's addresses. The served name stays."""
     paths = dict(_find_paths(line.file_plan, folders)) if line.file_plan is not None else {}
     return (line.with_served_name() if line.model in paths else line).with_paths(paths)
 

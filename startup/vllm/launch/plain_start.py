@@ -93,7 +93,7 @@ def report_plain_start(log_format: str) -> None:
         reason = "vLLM starts without preloading"
         logger.warning("--log-format %s applies only to vllm-cli's own lines: %s", log_format, reason)
     with closing(ServiceManager.from_environment()) as manager:
-        manager.notify_ready("vLLM was started; its readiness is not known")
+        manager.notify_ready("vLLM was started, but its readiness is not known")
 
 
 def run_plainly(kind: StartKind, line: CommandLine) -> int:

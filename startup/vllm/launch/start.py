@@ -286,7 +286,7 @@ class _VllmStart:
             except DownloadError as err:
                 if not _may_vllm_find_it(self._download, err):
                     raise
-                logger.warning("%s; vLLM itself looks for the model", err)
+                logger.warning("%s. vLLM itself looks for the model", err)
                 return
         self._line = with_folders(self._line, dict(zip(self._download.downloads, folders, strict=True)))
         self._is_offline = self._is_offline or forbid_requests(self._line, plan_files(self._line.request))
@@ -362,7 +362,7 @@ class _VllmStart:
         if (obstacle := find_obstacle() or misfit_of_rust_frontend(self._vllm)) is not None:
             raise UnfitHookError(obstacle)
         if is_lean and failed:
-            logger.warning("importing vLLM without torch's compiler failed (%s); restarting with the compiler", failed)
+            logger.warning("importing vLLM without torch's compiler failed (%s). Restarting with the compiler", failed)
             self._start_anew(env.VCLI_LEAVE_OUT.name, names_without("lean imports"))
         self._journal.mark_loaded_modules()
         if follows_rust_frontend():  # the frontend needs no module of this process

@@ -128,7 +128,7 @@ class TemplateImports:
             gc.enable()
 
     def why_cold(self, words: Sequence[str]) -> str | None:
-        """Why a server with these words after `serve` needs imports of its own; None if it does not.
+        """Why a server with these words after `serve` needs imports of its own. None if it does not.
 
         Called in each fork.
         """
@@ -201,7 +201,7 @@ def _modules_of(profiles: Iterable[PreloadProfile]) -> _Modules:
 
 
 def learn_imports(vllm: InstalledVllm, line: CommandLine, *, folder: Path, environment: Mapping[str, str]) -> None:
-    """Imports like forkserver and API server, in two programs with these variables; inspects a model on disk.
+    """Imports like forkserver and API server, in two programs with these variables. Inspects a model on disk.
 
     Raises CalledProcessError if vLLM cannot be imported here. The folder is for temporary files.
     """

@@ -1,1 +1,1 @@
-"""Changes that are made in vLLM and its libraries while they run; each has a file of its own."""
+"""Changes that are made in vLLM and its libraries while they run. Each has a file of its own."""

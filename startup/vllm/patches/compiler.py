@@ -136,7 +136,7 @@ def _make_compile_lazy(torch: Any) -> None:
 
 
 def _hide_from_loaded_compiler(torch: Any) -> None:
-    """Makes torch hide functions from its compiler once that is imported, and not import it to hide them.
+    """Makes torch hide functions from its compiler only once the compiler is imported.
 
     vLLM calls such a function when it reloads weights after sleep. The import took 0.75 s. Each later call to
     sleep or wake up took 30 ms more, because vLLM collects garbage in it.

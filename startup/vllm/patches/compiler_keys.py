@@ -27,7 +27,7 @@ _TRITON_KEY: Final = Name("triton.runtime.cache", "triton_key", ())
 TRITON_KEY: Final = COMPILER_KEYS.part(_TRITON_KEY)
 
 _HASHED: Final = ("_C", "backends", "compiler", "language", "runtime")
-"""Folders of Triton's package that are in the hash; other folders are not."""
+"""Folders of Triton's package that are in the hash. Other folders are not."""
 
 
 def keep_triton_key() -> None:

@@ -69,7 +69,7 @@ class _State:
     kept: Kept | None = None
     estimate = 0
     known: _Memory | None = None
-    """Measurements of an earlier start; None unless this start uses them."""
+    """Measurements of an earlier start. None unless this start uses them."""
 
 
 def remember_graph_memory() -> None:

@@ -33,7 +33,7 @@ class EngineWait:
         self._waiting: _Waiting | None = None
 
     def add(self, work: Callable[[], None]) -> None:
-        """Adds work, done in the order of the calls; its errors end the start, as errors elsewhere do."""
+        """Adds work, done in the order of the calls. Its errors end the start, as errors elsewhere do."""
         self._work.append(work)
 
     @property
@@ -77,7 +77,7 @@ class _Waiting:
         group_signals.start_thread(self._thread)
 
     def join(self) -> None:
-        """Waits until the engine is ready; raises any error of vLLM's wait."""
+        """Waits until the engine is ready. Raises any error of vLLM's wait."""
         self._thread.join()
         if self.error is not None:
             raise self.error

@@ -49,7 +49,7 @@ _RAY_SETTINGS: Final = ("--distributed-executor-backend", "--data-parallel-backe
 
 
 class VllmJsonFormatter(JsonFormatter):
-    """Formats records as JSON; the role is vLLM's name for the process, such as `APIServer` or `Worker`."""
+    """Formats records as JSON. The role is vLLM's name for the process, such as `APIServer` or `Worker`."""
 
     def __init__(self) -> None:
         super().__init__("", None)
@@ -82,23 +82,23 @@ class VllmUtcFormatter(logging.Formatter):
 
 
 def create_error_handler() -> logging.Handler:
-    """Redirects standard error, so that all output becomes JSON lines; logs to the original stream."""
+    """Redirects standard error, so that all output becomes JSON lines. Logs to the original stream."""
     handler = logging.StreamHandler(real_stderr())
     log_everything_as_json(handler)
     return handler
 
 
 def set_log_format(log_format: LogFormat, vllm: InstalledVllm, line: CommandLine, folder: Path) -> str | None:
-    """Makes the processes that this one starts log in this format; `text` is vLLM's own.
+    """Makes the processes that this one starts log in this format. `text` is vLLM's own.
 
     Args:
         log_format: of `--log-format`.
         vllm: the installed vLLM.
         line: vLLM's command line, with its settings for the log.
-        folder: where the configuration is written; it must exist as long as vLLM runs.
+        folder: where the configuration is written. It must exist as long as vLLM runs.
 
     Returns:
-        A warning for the user; None if vLLM logs so.
+        A warning for the user. None if vLLM logs so.
     """
     if log_format == "text":
         return None
@@ -111,7 +111,7 @@ def set_log_format(log_format: LogFormat, vllm: InstalledVllm, line: CommandLine
 
 
 def _obstacle(vllm: InstalledVllm, line: CommandLine, *, is_json: bool) -> str | None:
-    """Why vLLM cannot log in another format; None if it can."""
+    """Why vLLM cannot log in another format. None if it can."""
     if env.VLLM_LOGGING_CONFIG_PATH.raw or line.has(*_OWN_SETTINGS):
         return "vLLM's log has a configuration of its own"
     if foreign.text_of("VLLM_CONFIGURE_LOGGING") not in ("", "1"):
@@ -155,7 +155,7 @@ def _configuration(line: CommandLine, *, is_json: bool) -> dict[str, Any]:
 
 
 def omit_prefixes_in_json() -> None:
-    """From now on, JSON records of this process and its forks name the process; no text precedes them."""
+    """From now on, JSON records of this process and its forks name the process. No text precedes them."""
     if STREAM_PREFIXES.applies:
         wrap_after_import(_DECORATE_LOGS, _decorate_text_only, STREAM_PREFIXES)
 
@@ -172,7 +172,7 @@ def _decorate_text_only(decorate: Callable[..., None]) -> Callable[..., None]:
 
 
 def _json_formatters() -> list[VllmJsonFormatter]:
-    """The formatters of all configured loggers; empty if this process logs text."""
+    """The formatters of all configured loggers. Empty if this process logs text."""
     loggers = (logging.getLogger(name) for name in (None, "vllm", "uvicorn", "uvicorn.access"))
     formatters = {handler.formatter for logger in loggers for handler in logger.handlers}
     return [formatter for formatter in formatters if isinstance(formatter, VllmJsonFormatter)]

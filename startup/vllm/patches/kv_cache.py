@@ -1,4 +1,4 @@
-"""Populates vLLM's KV cache on CPU on several threads; vLLM waits for them only if memory is scarce.
+"""Populates vLLM's KV cache on CPU on several threads. vLLM waits for them only if memory is scarce.
 
 vLLM writes zeros over the whole cache in one thread before it serves: 0.7 s for each GiB. New pages of the
 kernel are zeros already, and every processor can populate them. If twice the memory is free, this happens
@@ -47,7 +47,7 @@ def populate_kv_cache() -> None:
 
 
 def _zeros(torch: Any, size: Any, **options: Any) -> "Tensor":
-    """A KV cache on CPU whose pages are populated; any other tensor as torch creates it."""
+    """A KV cache on CPU with populated pages. Any other tensor is as torch creates it."""
     is_cache = options.keys() == {"dtype", "device"} and isinstance(size, int) and size >= _LEAST_BYTES
     if is_cache and options["dtype"] is torch.int8 and torch.device(options["device"]).type == "cpu":
         with suppress(OSError, RuntimeError):  # too large, Linux before 5.14, or no threads: then torch tries
@@ -68,7 +68,7 @@ def _map(torch: Any, num_bytes: int) -> "Tensor":
 
 
 def _populate(memory: range, *, num_workers: int) -> None:
-    """Populates the memory; returns at once if all workers can have twice as many pages."""
+    """Populates the memory. Returns at once if all workers can have twice as many pages."""
     is_ample = available_bytes() > 2 * len(memory) * num_workers
     parts = iter([memory[i : i + _PART_BYTES] for i in range(0, len(memory), _PART_BYTES)])
     processors = os.sched_getaffinity(os.getppid())  # OpenMP has bound this thread to those on which it computes

@@ -62,7 +62,7 @@ _EVERYWHERE: Final = (
     LateImport(_OTEL, "opentelemetry.sdk.trace", requires="opentelemetry.sdk"),
     LateImport(_OTEL, "opentelemetry.sdk.trace.export", requires="opentelemetry.sdk"),
 )
-"""Statements in vLLM 0.29 to 0.33; a statement that a version lacks has no effect."""
+"""Statements in vLLM 0.29 to 0.33. A statement that a version lacks has no effect."""
 
 _IN_ENGINES: Final = (LateImport("vllm.reasoning.abs_reasoning_parsers", "vllm.entrypoints.mcp.tool_server"),)
 """Not delayed in the API server, which needs the module, and whose schemas depend on the order of imports."""
@@ -115,7 +115,7 @@ def _delay_imports(late: Mapping[str, str | None], importer: ModuleType) -> None
 
 
 class LateName:
-    """Stands for a module or for one of its objects; any use of it imports the module.
+    """Stands for a module or for one of its objects. Any use of it imports the module.
 
     An instance check needs no import, because a module that is not loaded has no instances. A union with it
     is a function's annotation, which is not evaluated further.

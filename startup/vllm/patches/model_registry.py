@@ -82,7 +82,7 @@ def _inspect(connection: Connection, function: bytes) -> None:
 
 
 def model_modules(model: Path) -> list[str]:
-    """vLLM's modules for the architectures in the model's config.json; empty for an unknown model."""
+    """vLLM's modules for the architectures in the model's config.json. Empty for an unknown model."""
     if not MODEL_MODULES.applies:
         return []
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError):

@@ -44,7 +44,7 @@ def _is_at(wanted: Any, address: Any, family: int) -> bool:
 
 
 def _addresses(host: str, family: int) -> list[str]:
-    """The addresses of a host name; empty for an unknown name, which the original `bind` rejects."""
+    """The addresses of a host name. Empty for an unknown name, which the original `bind` rejects."""
     try:
         found = socket.getaddrinfo(host or None, None, family, socket.SOCK_STREAM)
     except OSError:

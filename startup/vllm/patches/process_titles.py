@@ -25,7 +25,7 @@ PROCESS_TITLES: Final = Hook(
 
 
 def find_title_memory() -> None:
-    """Lets `setproctitle`, if installed, find the words that `exec` got; called before packages are imported.
+    """Lets `setproctitle`, if installed, find the words that `exec` got. Called before packages are imported.
 
     It looks for them at its first call, before the first variable in memory. An import that sets that
     variable (cv2 does, LD_LIBRARY_PATH) moves it, and titles then have no effect in this process and its

@@ -22,7 +22,7 @@ SPANS: Final = Hook(
 
 
 class _Recorder:
-    """The journal of this process and its later forks; None in a template process."""
+    """The journal of this process and its later forks. None in a template process."""
 
     journal: Journal | None = None
     record: OutputRecord | None = None
@@ -37,7 +37,7 @@ def record_spans(journal: Journal, record: OutputRecord) -> None:
 
 
 def prepare_spans() -> None:
-    """Prepares functions that will be imported for `record_spans`; a second call does nothing."""
+    """Prepares functions that will be imported for `record_spans`. A second call does nothing."""
     if SPANS.applies and not _Recorder.is_prepared:
         _Recorder.is_prepared = True
         wrap_after_import(_INSTRUMENT, _with_timing, SPANS)

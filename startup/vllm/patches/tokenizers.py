@@ -1,7 +1,7 @@
-"""Loads a model's tokenizer once, or late; in a standby, into vLLM's caches, for all forks.
+"""Loads a model's tokenizer once, or late. In a standby, into vLLM's caches, for all forks.
 
 vLLM loads a model's tokenizer in the API server and in the engine, and again for its chat template. Each
-process caches the results; the keys of these caches contain the model's folder.
+process caches the results. The keys of these caches contain the model's folder.
 """
 
 import copy
@@ -89,7 +89,7 @@ class KeptTokenizers:
         self._pools: list[PreparedPool] = []
 
     def fill(self, models: Sequence[Path]) -> None:
-        """Loads the tokenizers of models in absolute folders; skips a tokenizer that cannot be loaded."""
+        """Loads the tokenizers of models in absolute folders. Skips a tokenizer that cannot be loaded."""
         with _offline():
             for model in models if KEPT_TOKENIZERS.applies else ():
                 stamps = read_folder(model)
@@ -109,7 +109,7 @@ class KeptTokenizers:
             pool.drop()
 
     def changed(self) -> Path | None:
-        """A model whose files have changed since they were read; None if there is none."""
+        """A model whose files have changed since they were read. None if there is none."""
         return next((model for model, stamps in self._stamps.items() if read_folder(model) != stamps), None)
 
 
@@ -195,7 +195,7 @@ class _Loading(functools.partial[Any]):
 
 
 class _LateAttribute:
-    """An attribute to which a call is assigned; the call is made when the attribute is first read."""
+    """An attribute to which a call is assigned. The call is made when the attribute is first read."""
 
     def __get__(self, instance: Any, owner: type) -> Any:
         if instance is None:

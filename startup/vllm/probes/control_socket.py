@@ -48,7 +48,7 @@ def open_control(client: Any, lifecycle: Lifecycle) -> None:
 
 
 def is_changing() -> bool:
-    """Whether the engines are falling asleep or waking up; all API servers of these engines see it."""
+    """Whether the engines are falling asleep or waking up. All API servers of these engines see it."""
     path = env.VCLI_ROUTER.get()
     return path is not None and _mark(control_socket(path)).exists()
 
@@ -59,13 +59,13 @@ def _mark(path: Path) -> Path:
 
 
 class _Control:
-    """The open socket; used on the event loop."""
+    """The open socket. Used on the event loop."""
 
     def __init__(self, client: Any, path: Path) -> None:
         self._client = client
         self._path = path
         self._level = 0
-        """The level at which the engines sleep; 0 while they are awake."""
+        """The level at which the engines sleep. 0 while they are awake."""
         self._turn = asyncio.Lock()
         """Makes a request wait for the previous one."""
         path.unlink(missing_ok=True)  # left by a killed server
@@ -77,7 +77,7 @@ class _Control:
         self._serving = asyncio.get_running_loop().create_task(self._serve(), name="control-socket")
 
     def close(self) -> None:
-        """Removes the socket; a request that is being carried out gets its answer if there is time."""
+        """Removes the socket. A request that is being carried out gets its answer if there is time."""
         self._path.unlink(missing_ok=True)
         self._serving.cancel()
 

@@ -82,7 +82,7 @@ def drain_before_shutdown(
 
 
 async def _close_port(server: Any, listeners: Sequence[socket.socket], probes: ServingProbes | None) -> None:
-    """Closes the port, so that the next server can have it early; accepts waiting connections before."""
+    """Closes the port, so that the next server can have it early. Accepts waiting connections before."""
     if probes is not None and server.started:
         await probes.end()
         await asyncio.sleep(_LAST_ACCEPTS_S)
@@ -116,7 +116,7 @@ class DrainedApp:
         self.lifecycle.engine_ready()
         self.running = RunningRequests()
         self.watchdog: EngineWatchdog | None = None
-        """Watches the application's engine; None if no engine is watched."""
+        """Watches the application's engine. None if no engine is watched."""
         self._app = app
         self._failure: str | None = None
 
@@ -171,7 +171,7 @@ class _Request:
         self._send = send
         self._lifecycle = lifecycle
         self._media_type: bytes | None = None
-        """The media type of the response; None before it has begun."""
+        """The media type of the response. None before it has begun."""
         self._has_ended = False
 
     @property
@@ -234,7 +234,7 @@ class _Shutdown:
         client.shutdown = self
 
     def __call__(self, timeout: float | None = None) -> None:
-        """vLLM calls it on a thread after the first signal; on the event loop at the process's end."""
+        """vLLM calls it on a thread after the first signal, and on the event loop at the process's end."""
         if threading.get_ident() != self._loop_thread and self._lifecycle.state == "ready":
             asyncio.run_coroutine_threadsafe(self._run(), self._loop).result()
         if self._watching is not None and not self._lifecycle.is_hung:
@@ -261,7 +261,7 @@ class _Shutdown:
 
 
 def _path_of(scope: Scope) -> str:
-    """The path without the root path, which uvicorn puts before it; empty if it is no HTTP request."""
+    """The path without the root path, which uvicorn puts before it. Empty if it is no HTTP request."""
     return scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
 
 

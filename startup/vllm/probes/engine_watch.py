@@ -13,13 +13,13 @@ from startup.vllm.probes.serving_parts import ServingParts
 logger = logging.getLogger(__name__)
 
 _QUESTION: Final = "is_sleeping"
-"""A call that only reads two attributes, without the workers; a sleeping engine answers it, too."""
+"""A call that only reads two attributes, without the workers. A sleeping engine answers it, too."""
 _KINDS: Final = ("EngineCore", "VllmWorker")
 """Beginnings of the names of the engine's processes."""
 
 
 def create_watchdog(client: Any, parts: ServingParts, server: WatchedServer) -> EngineWatchdog | None:
-    """The watchdog for the engines of `client`, vLLM's AsyncLLM; None if they are not watched."""
+    """The watchdog for the engines of `client`, vLLM's AsyncLLM. None if they are not watched."""
     try:
         return _create_watchdog(client, parts, server)
     except Exception as err:  # noqa: BLE001 - vLLM is not as expected
@@ -48,7 +48,7 @@ def _create_watchdog(client: Any, parts: ServingParts, server: WatchedServer) ->
 
 
 async def watch(watchdog: EngineWatchdog, lifecycle: Lifecycle, client: Any) -> None:
-    """Runs the watchdog; makes vLLM end after its engines, even if no process could be killed here."""
+    """Runs the watchdog. Makes vLLM end after its engines, even if no process could be killed here."""
     await watchdog.run()
     if not lifecycle.is_hung:
         return
@@ -59,7 +59,7 @@ async def watch(watchdog: EngineWatchdog, lifecycle: Lifecycle, client: Any) -> 
 
 
 class AskedCores:
-    """Implements `server.operation.engine_watchdog.AskedEngine`; used on the event loop."""
+    """Implements `server.operation.engine_watchdog.AskedEngine`. Used on the event loop."""
 
     def __init__(self, client: Any) -> None:
         """`client` is vLLM's AsyncMPClient."""
@@ -90,7 +90,7 @@ class AskedCores:
 
 
 def _export_silence(watchdog: EngineWatchdog) -> None:
-    """Adds the watchdog's metric to vLLM's; vLLM has imported the library."""
+    """Adds the watchdog's metric to vLLM's. vLLM has imported the library."""
     from prometheus_client import REGISTRY, Gauge  # noqa: PLC0415 - not in each environment of this package
 
     if SILENCE_METRIC[0] not in REGISTRY._names_to_collectors:

@@ -11,11 +11,11 @@ from startup.port.probe_http import PATH
 logger = logging.getLogger(__name__)
 
 _SAMPLE_S: Final = 1.0
-"""Seconds between two samples; after a change of state, the next sample is taken at once."""
+"""Seconds between two samples. After a change of state, the next sample is taken at once."""
 _STATUSES: Final = frozenset({200, 503})
-"""Statuses that report the server's health; other statuses are errors of the application."""
+"""Statuses that report the server's health. Other statuses are errors of the application."""
 _MAX_ANSWER_BYTES: Final = 4000
-"""Longest answer, in bytes; the kernel accepts a message of this size with any buffer."""
+"""Longest answer, in bytes. The kernel accepts a message of this size with any buffer."""
 
 
 class AppAnswer(NamedTuple):
@@ -27,12 +27,12 @@ class AppAnswer(NamedTuple):
     body: bytes
 
     def header(self, name: bytes) -> bytes | None:
-        """The value of a header; None if it is missing."""
+        """The value of a header. None if it is missing."""
         return next((value for each, value in self.headers if each == name), None)
 
 
 class HealthSampler:
-    """Asks vLLM's application for its answer to `/health`, without a connection; runs on its event loop."""
+    """Asks vLLM's application for its answer to `/health`, without a connection. Runs on its event loop."""
 
     def __init__(self, server: Any) -> None:
         self._server = server
@@ -40,14 +40,14 @@ class HealthSampler:
         self.root_path: str = self._config.root_path
         """uvicorn logs this before the path."""
         self._sample: AppAnswer | None = None
-        """The last sample; None if the application's answers differ from one to the next."""
+        """The last sample. None if the application's answers differ from one to the next."""
         self._sampled_s = float("-inf")
         self._sampled_in: tuple[str, bool] | None = None
         """The state of the server when the sample was taken."""
         self._has_logged = False
 
     async def current(self) -> bytes:
-        """The answer, after which the connection closes; empty if uvicorn must answer each probe itself."""
+        """The answer, after which the connection closes. Empty if uvicorn must answer each probe itself."""
         state = self._state()
         if state != self._sampled_in or time.monotonic() - self._sampled_s >= _SAMPLE_S:
             self._sampled_in = state
@@ -79,7 +79,7 @@ class HealthSampler:
         return None
 
     async def _request(self) -> AppAnswer | None:
-        """Asks once; None if the answer has no fixed length, ends the connection, or has another status."""
+        """Asks once. None if the answer has no fixed length, ends the connection, or has another status."""
         answer = await ask_app(self._server, PATH)
         if answer is None or answer.header(b"content-length") is None or answer.header(b"connection") is not None:
             return None
@@ -93,7 +93,7 @@ def _as_answer(sample: AppAnswer, fixed_headers: list[tuple[bytes, bytes]]) -> b
 
 
 async def ask_app(server: Any, path: str) -> AppAnswer | None:
-    """The answer of `server`, which is uvicorn's; None if the application fails with an error."""
+    """The answer of `server`, which is uvicorn's. None if the application fails with an error."""
     config = server.config
     path = f"{config.root_path}{path}"
     scope = {

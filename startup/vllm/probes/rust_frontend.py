@@ -1,7 +1,7 @@
 """Gives the port to vLLM's Rust frontend (`VLLM_USE_RUST_FRONTEND=1`): `vllm-rs`, a program that vLLM starts.
 
 The program has the listening socket from its start on, and accepts as soon as all engines have registered
-with it. So an engine registers only once the responder accepts no more; clients wait some milliseconds. From
+with it. So an engine registers only once the responder accepts no more. Clients wait some milliseconds. From
 then on, the program gives every answer at the port. Its first 200 to `/health` shows that it is ready.
 """
 
@@ -61,7 +61,7 @@ def follows_rust_frontend() -> bool:
 
 
 def obstacle_to_rust_frontend(vllm: InstalledVllm, line: CommandLine) -> str | None:
-    """Why the Rust frontend could not get the port from the responder; None if it can, or is not used."""
+    """Why the Rust frontend could not get the port from the responder. None if it can, or is not used."""
     if not RUST_FRONTEND.is_for(vllm.release) or not uses_rust_frontend() or line.has("--headless", "--grpc"):
         return None
     if line.has("--data-parallel-multi-port-external-lb"):
@@ -78,7 +78,7 @@ def obstacle_to_rust_frontend(vllm: InstalledVllm, line: CommandLine) -> str | N
 
 
 def misfit_of_rust_frontend(vllm: InstalledVllm) -> str | None:
-    """Why the hook does not fit; None if no reason is known, or the hook is not used."""
+    """Why the hook does not fit. None if no reason is known, or the hook is not used."""
     if not RUST_FRONTEND.is_for(vllm.release) or not uses_rust_frontend():
         return None
     problem = next(RUST_FRONTEND.problems(), None)
@@ -88,7 +88,7 @@ def misfit_of_rust_frontend(vllm: InstalledVllm) -> str | None:
 def register_once_port_is_free(take_port: Callable[[int], None]) -> None:
     """Makes this process, if it is an engine, call `take_port` before it registers with the Rust frontend.
 
-    `take_port` gets the number of engines on this node; each engine will call it.
+    `take_port` gets the number of engines on this node. Each engine will call it.
     """
 
     def wrap_registration(register: Callable[..., None]) -> Callable[..., None]:
@@ -164,7 +164,7 @@ class _RustFrontend:
         self._shutdown(timeout=timeout)
 
     def _is_healthy(self) -> bool:
-        """Whether the program answers `/health` with 200; the connection waits until the program accepts."""
+        """Whether the program answers `/health` with 200. The connection waits until the program accepts."""
         with suppress(OSError), socket.socket(self._listener.family) as plain:
             plain.settimeout(_ANSWER_S)
             plain.connect(self._listener.getsockname())
@@ -188,7 +188,7 @@ def _asks_for_health(connection: socket.socket) -> bool:
 
 @contextmanager
 def _ended_with_this_process() -> Iterator[None]:
-    """While open, the kernel kills started programs when this process ends; they would keep the port.
+    """While open, the kernel kills started programs when this process ends. They would keep the port.
 
     Used on the main thread, because the kernel reacts to the end of the thread that started the program.
     """

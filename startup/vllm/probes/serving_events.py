@@ -119,7 +119,7 @@ _READY: Final = b"r"
 _EVENT_BYTES: Final = 2
 """Bytes of a message: the event, and how many processes must send it before the launcher acts."""
 _HAND_OVER_S: Final = 8.0
-"""Seconds that a process waits for the launcher to release the port; an engine has 10 s to register."""
+"""Seconds that a process waits for the launcher to release the port. An engine has 10 s to register."""
 
 
 class ServingEvents:
@@ -156,7 +156,7 @@ class ServingEvents:
         group_signals.start_thread(thread)
 
     def _follow_children(self) -> None:
-        """Reads events until a child is ready; no end of file comes, as this process can write, too."""
+        """Reads events until a child is ready. No end of file comes, as this process can write, too."""
         num_waiting = 0
         release_port = _once(lambda: os.close(self._held_fd))
         with suppress(OSError):
@@ -172,7 +172,7 @@ class ServingEvents:
 
 
 def report_serving(pipes: ChildLink, record: OutputRecord | None) -> None:
-    """Makes this child, if it runs uvicorn, notify the launcher before uvicorn accepts; waits for the port.
+    """Makes this child, if it runs uvicorn, notify the launcher before uvicorn accepts. Waits for the port.
 
     An engine does so before it registers with the Rust frontend.
     """
@@ -182,7 +182,7 @@ def report_serving(pipes: ChildLink, record: OutputRecord | None) -> None:
             os.write(pipes.event_fd, event + bytes([min(num_processes, 255)]))
 
     def take_port(num_processes: int = 1) -> None:
-        """Waits for the port; the last one of `num_processes` processes takes it for all."""
+        """Waits for the port. The last one of `num_processes` processes takes it for all."""
         send(_SERVING, num_processes)
         poll = select.poll()
         poll.register(pipes.released_fd, 0)
@@ -257,7 +257,7 @@ def _hook_end() -> None:
 def _create_probes(
     server: Any, listeners: Sequence[socket.socket] | None, responder: StartupResponder | None
 ) -> "ServingProbes | None":
-    """The probes' connection to the responder; None if uvicorn accepts itself."""
+    """The probes' connection to the responder. None if uvicorn accepts itself."""
     from startup.vllm.probes.serving_probes import ServingProbes  # imports asyncio
 
     probes = ServingProbes(responder) if responder is not None and SERVING_PROBES.applies else None
@@ -265,7 +265,7 @@ def _create_probes(
 
 
 def _end_handler_first(shutdown: Callable[..., None]) -> Callable[..., None]:
-    """Ends the task that waits for outputs first; vLLM ends it last, and may log a dead engine before."""
+    """Ends the task that waits for outputs first. vLLM ends it last, and may log a dead engine before."""
 
     def end(self: Any, timeout: float | None = None) -> None:
         handler = getattr(self, "output_handler", None)

@@ -19,16 +19,16 @@ class ChildLink(NamedTuple):
 
 
 class ServingParts(NamedTuple):
-    """Given by the launcher to the server; an API server that the launcher has started has only a record."""
+    """Given by the launcher to the server. An API server that the launcher has started has only a record."""
 
     record: OutputRecord | None
     """The record of the engine's processes."""
     watchdog_timeout_s: float
-    """Seconds after which a silent engine is ended; 0 if engines are not watched."""
+    """Seconds after which a silent engine is ended. 0 if engines are not watched."""
     signals: StopSignals | None = None
     """Handles the signals of this process until vLLM accepts."""
     responder: StartupResponder | None = None
-    """Where possible, it also answers probes while vLLM serves; `on_serving` is then not called."""
+    """Where possible, it also answers probes while vLLM serves. `on_serving` is then not called."""
     kills_engine: bool = False
     """Whether the engine is killed after the drain, as plain vLLM does without --shutdown-timeout."""
     can_sleep: bool = False

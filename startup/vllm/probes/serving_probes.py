@@ -32,7 +32,7 @@ On a busy machine, a responder that did not hang has left eight unread.
 """
 _END_S: Final = 1.0
 _MAX_MESSAGES_PER_TURN: Final = 64
-"""Most messages that are read per turn; a busy loop reads slower than the responder logs probes."""
+"""Most messages that are read per turn. A busy loop reads slower than the responder logs probes."""
 _MAX_MESSAGE_BYTES: Final = 1 << 12
 
 
@@ -44,7 +44,7 @@ class CreatedServer(NamedTuple):
 
 
 class ServingProbes:
-    """Connects one uvicorn server to the responder; all methods run on its event loop."""
+    """Connects one uvicorn server to the responder. All methods run on its event loop."""
 
     def __init__(self, responder: StartupResponder) -> None:
         self._responder = responder
@@ -75,7 +75,7 @@ class ServingProbes:
         )
 
     async def start(self, server: Any, startup: Startup, accept_without: Callable[[], None]) -> None:
-        """Runs uvicorn's own startup; returns when connections are accepted.
+        """Runs uvicorn's own startup. Returns when connections are accepted.
 
         Args:
             server: uvicorn's server.
@@ -219,7 +219,7 @@ class ServingProbes:
 
 @contextmanager
 def _created_by(loop: Any) -> Iterator[list[CreatedServer]]:
-    """The servers that the loop creates from a socket in this block; they do not accept yet."""
+    """The servers that the loop creates from a socket in this block. They do not accept yet."""
     created: list[CreatedServer] = []
     original = loop.create_server
 

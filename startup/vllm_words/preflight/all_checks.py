@@ -30,7 +30,7 @@ _WAY_ROUND: Final = "if vLLM would accept this start, give --preflight warn"
 
 
 def run_preflight(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -> PreflightReport:
-    """Reports every fault at once; never raises for a fault."""
+    """Reports every fault at once. Never raises for a fault."""
     return replace(run_checks(_groups(vllm, line, options)), way_round=_WAY_ROUND)
 
 

@@ -28,8 +28,8 @@ _REGISTERED: Final[dict[str, tuple[str, Callable[[str], str]]]] = {
     "--config-format": ("", str),
     EXECUTOR: ("", str),
 }
-"""Flags whose value is a registered name; the flag of a plugin that may add more; how vLLM writes the
-value."""
+"""Flags whose value is a registered name, each with the flag of a plugin that may add names, and with the
+form in which vLLM writes the value."""
 _ANY: Final = ("AUTO", "auto")
 """Values of --attention-backend and --config-format that leave the choice to vLLM."""
 _NEEDED: Final = {"--enable-auto-tool-choice": "--tool-call-parser", "--enable-log-outputs": "--enable-log-requests"}
@@ -50,7 +50,7 @@ class GivenStart:
         return self.line.facts
 
     def value(self, name: str) -> Any:
-        """The converted value of a flag; None if the flag is not given or its value is not valid."""
+        """The converted value of a flag. None if the flag is not given or its value is not valid."""
         found = self.line.last(name)
         if found is None or found.text is None:
             return None
@@ -65,7 +65,7 @@ class GivenStart:
         return value if isinstance(value, int) else default
 
     def has(self, *names: str) -> bool:
-        """Whether one of these flags is given; a switch must be on."""
+        """Whether one of these flags is given. A switch must be on."""
         return self.line.has(*names)
 
     def all_values(self, name: str) -> list[str]:
@@ -73,7 +73,7 @@ class GivenStart:
 
     @property
     def is_known(self) -> bool:
-        """Whether vLLM's own rules are known; a newer release or a plugin may have other rules."""
+        """Whether vLLM's own rules are known. A newer release or a plugin may have other rules."""
         return self.vllm.is_tested and not self.facts.plugins
 
     @property
@@ -131,7 +131,7 @@ def _name_findings(start: GivenStart, flag: str) -> Iterator[Finding]:
 
 
 def name_problem(facts: VllmFacts, flag: str, name: str, given: str) -> str | None:
-    """Why this vLLM does not know the name given for a flag; None if it does, or if nothing is recorded."""
+    """Why this vLLM does not know the name given for a flag. None if it does, or if nothing is recorded."""
     names = facts.names.get(flag, ())
     if not names or name in names or is_named_now(flag, name):
         return None
@@ -140,7 +140,7 @@ def name_problem(facts: VllmFacts, flag: str, name: str, given: str) -> str | No
 
 
 def describe_unknown(line: CommandLine) -> Iterator[str]:
-    """A line for each unknown flag; without any, a line for each word that belongs to no flag."""
+    """A line for each unknown flag. Without any, a line for each word that belongs to no flag."""
     options = [option for fact in line.facts.flags for option in fact.options]
     for name, where in line.unknown:
         yield f"{where}: vLLM has no flag {name}{did_you_mean(name, options)}".removeprefix(": ")
@@ -152,7 +152,7 @@ def describe_unknown(line: CommandLine) -> Iterator[str]:
 
 
 def rule_findings(start: GivenStart) -> Iterator[Finding]:
-    """Flags that need or exclude another flag; an error only if the rules of this release are known."""
+    """Flags that need or exclude another flag. They are errors only if this release's rules are known."""
     for problem in _rule_problems(start) if start.facts.flags else ():
         yield (error if start.is_known else warning)("flags", problem)
 

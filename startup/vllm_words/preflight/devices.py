@@ -25,7 +25,7 @@ _GIB: Final = 1 << 30
 
 
 def device_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
-    """Checks the devices for which this vLLM was built, unless a plugin brings another platform."""
+    """Checks the devices that this vLLM was built for, unless a plugin brings another platform."""
     if start.facts.has_other_platform:
         return
     device = start.vllm.device
@@ -50,7 +50,7 @@ def _gpu_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
         return
     if state.problem or not state.gpus:
         reason = state.problem or "the driver reports no GPU"
-        yield error("gpu", f"no GPU can be used: {reason}; check `nvidia-smi`")
+        yield error("gpu", f"no GPU can be used: {reason}. Check `nvidia-smi`")
         return
     yield from _driver_findings(state)
     visible = _visible(state.gpus, start)
@@ -81,7 +81,7 @@ def _has_compatibility() -> bool:
 
 
 def _visible(gpus: tuple[Gpu, ...], start: GivenStart) -> list[Gpu] | None:
-    """The GPUs that vLLM may use; None if their names in the variable have an unknown form."""
+    """The GPUs that vLLM may use. None if their names in the variable have an unknown form."""
     if start.has("--device-ids"):
         return None
     if not foreign.is_set(_VISIBLE):
@@ -110,7 +110,7 @@ def _number_findings(start: GivenStart, visible: list[Gpu]) -> Iterator[Finding]
 
 
 def _gpus_needed(start: GivenStart) -> int | None:
-    """How many GPUs of this node one replica of the model needs; None if some may be on other nodes."""
+    """How many GPUs of this node one replica of the model needs. None if some may be on other nodes."""
     backend = start.value("--distributed-executor-backend")
     spread = ("--nnodes", "--master-addr", "--data-parallel-address", "--headless", "--data-parallel-rank")
     if backend not in (None, "mp", "uni") or start.has(*spread) or start.value("--data-parallel-backend") == "ray":
@@ -141,7 +141,7 @@ def _gpu_memory_findings(start: GivenStart, visible: list[Gpu], model: ModelOnDi
         yield warning(
             "gpu_memory",
             f"GPU {gpu.number} ({gpu.name}) has {format_bytes(gpu.free_bytes)} of {format_bytes(gpu.total_bytes)} "
-            f"free, --gpu-memory-utilization {utilization:g} needs {format_bytes(wanted)}: {holders}; end them, "
+            f"free, --gpu-memory-utilization {utilization:g} needs {format_bytes(wanted)}: {holders}. End them, "
             f"or give {share:.2f}",
         )
     yield from _weight_findings(start, visible[:needed], model)
@@ -158,7 +158,7 @@ def _describe_holders(gpu: Gpu) -> str:
 
 
 def _weight_findings(start: GivenStart, gpus: list[Gpu], model: ModelOnDisk) -> Iterator[Finding]:
-    """Reports weights that cannot fit into the GPUs; other uses of memory cannot be computed here."""
+    """Reports weights that cannot fit into the GPUs. Other uses of memory cannot be computed here."""
     if start.has("--cpu-offload-gb", "--offload-backend", "--quantization") or start.load_format == "dummy":
         return
     checkpoint = model.checkpoint

@@ -25,7 +25,7 @@ class FlagValueError(ValueError):
 
 
 def parse_value(fact: FlagFact, text: str) -> Any:
-    """The value as vLLM converts it; None if an optional flag has no value. Raises FlagValueError."""
+    """The value as vLLM converts it. None if an optional flag has no value. Raises FlagValueError."""
     value = None if fact.is_optional and text in NO_VALUE else _convert(fact, text)
     if fact.choices is not None and value not in fact.choices:
         choices = [str(choice) for choice in fact.choices if choice is not None]
@@ -35,7 +35,7 @@ def parse_value(fact: FlagFact, text: str) -> Any:
 
 
 def range_problem(fact: FlagFact, value: Any) -> str | None:
-    """Why a number is outside of the range that vLLM declares; None if it is inside."""
+    """Why a number is outside of the range that vLLM declares. None if it is inside."""
     if isinstance(value, int | float):
         for kind, limit in fact.limits:
             if not getattr(operator, kind)(value, limit):

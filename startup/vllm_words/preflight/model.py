@@ -1,6 +1,6 @@
-"""Checks the files of model and tokenizer; vLLM reads more formats than the embedded engine.
+"""Checks the files of model and tokenizer. vLLM reads more formats than the embedded engine.
 
-Reports errors only for folders and snapshots of which it is known how vLLM reads them. Leaves other formats
+Reports errors only for folders and snapshots that vLLM is known to read in this way. Leaves other formats
 of weights or configuration, object stores and overrides of the configuration to vLLM.
 """
 
@@ -35,11 +35,11 @@ _PLAIN: Final = ("auto", "hf")
 _OTHER_CODE: Final = ("auto_map", "speculators_config")
 """If config.json has one of these keys, vLLM may serve the model with a class of another name."""
 _TASK: Final = re.compile(r"(?:For[A-Z]\w*|LMHeadModel|Model|Classifier|Reward\w*|)$")
-"""The ending of an architecture's name; vLLM serves some architectures with a class of another ending."""
+"""The ending of an architecture's name. vLLM serves some architectures with a class of another ending."""
 
 
 class ModelOnDisk:
-    """The model's files, and the checks of them; reads each folder once."""
+    """The model's files, and the checks of them. Reads each folder once."""
 
     def __init__(self, start: GivenStart) -> None:
         self._start = start
@@ -70,7 +70,7 @@ class ModelOnDisk:
 
     @cached_property
     def folder(self) -> Path | None:
-        """The model's folder or snapshot; None if it is not on disk."""
+        """The model's folder or snapshot. None if it is not on disk."""
         return self._start.line.file_plan.model.folder if self._start.line.file_plan is not None else None
 
     @cached_property
@@ -82,7 +82,7 @@ class ModelOnDisk:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json with --hf-overrides applied; empty if vLLM may read another configuration."""
+        """config.json with --hf-overrides applied. Empty if vLLM may read another configuration."""
         if self.folder is None or not self._reads_config_here:
             return {}
         overrides = self._start.value("--hf-overrides")
@@ -91,7 +91,7 @@ class ModelOnDisk:
 
     @cached_property
     def checkpoint(self) -> Checkpoint | None:
-        """The weights; None if vLLM does not read their format itself."""
+        """The weights. None if vLLM does not read their format itself."""
         return read_checkpoint(self.folder) if self.folder is not None and self._reads_weights_here else None
 
     @property
@@ -202,7 +202,7 @@ def _split_architecture(name: str) -> tuple[str, str]:
 
 
 def _is_in_transformers(name: str) -> bool:
-    """Whether transformers has a class of this name; true if it cannot be read. Takes 50 ms."""
+    """Whether transformers has a class of this name. True if it cannot be read. Takes 50 ms."""
     texts = read_transformers("models/*/modeling_*.py")
     return not texts or any(f"class {name}(" in text for text in texts)
 

@@ -14,9 +14,9 @@ from startup.vllm_words.preflight.model import ModelOnDisk, read_transformers
 
 _LONG: Final = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 _LENGTH: Final = "max_position_embeddings"
-"""Every class reads this key as the limit; if it is missing, a class may have another limit by default."""
+"""Every class reads this key as the limit. If it is missing, a class may have another limit by default."""
 _OTHER_LENGTHS: Final = ("model_max_length", "max_target_positions", "max_source_positions")
-"""Further keys for the limit, which some models have; with one of them, vLLM decides about the limit."""
+"""Further keys for the limit, which some models have. With one of them, vLLM decides about the limit."""
 _LENGTH_FLAGS: Final = ("--tokenizer", "--runner", "--convert")
 _OTHER_CONFIGS: Final = ("--hf-overrides", "--speculative-config")
 """With one of these flags, vLLM uses another configuration than config.json."""
@@ -25,7 +25,7 @@ _SENTENCES: Final = ("modules.json", "sentence_*_config.json")
 """Files of sentence-transformers, which may set another limit."""
 _SCALINGS: Final = ("rope_scaling", "rope_parameters")
 _UNSCALED: Final = ("llama3", "longrope", "su")
-"""RoPE kinds whose factor never makes the limit longer; for other kinds, it depends on vLLM's version."""
+"""RoPE kinds whose factor never makes the limit longer. For other kinds, it depends on vLLM's version."""
 _HEADS: Final = ("num_attention_heads", "n_head")
 
 _METHOD: Final = "--quantization"
@@ -42,7 +42,7 @@ _OTHER_SETTINGS: Final = "hf_quant_config.json"
 
 
 def setting_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
-    """Findings about settings; length and heads are checked only if vLLM uses config.json unchanged."""
+    """Findings about settings. Length and heads are checked only if vLLM uses config.json unchanged."""
     if model.config and not start.has(*_OTHER_CONFIGS) and not start.facts.plugins:
         yield from _check_length(start, model)
         yield from _check_heads(start, model.config)
@@ -64,7 +64,7 @@ def _check_length(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
 
 
 def _own_length(text: dict[str, Any]) -> int | None:
-    """The longest sequence according to config.json; None if vLLM may allow more."""
+    """The longest sequence according to config.json. None if vLLM may allow more."""
     lengths = [text[key] for key in LENGTH_KEYS if isinstance(text.get(key), int) and text[key] > 0]
     kinds = ((scaling, scaling.get("rope_type") or scaling.get("type")) for scaling in _scalings(text))
     factors = [float(scaling.get("factor") or 1.0) for scaling, kind in kinds if kind not in _UNSCALED]
@@ -127,12 +127,12 @@ def _check_quantization(start: GivenStart, model: ModelOnDisk) -> Iterator[Findi
 
 
 def _has_file(model: ModelOnDisk, *patterns: str) -> bool:
-    """Whether the model's folder has such a file; True if the model is not on disk."""
+    """Whether the model's folder has such a file. True if the model is not on disk."""
     return model.folder is None or any(any(model.folder.glob(pattern)) for pattern in patterns)
 
 
 def _method_of(config: dict[str, Any]) -> str:
-    """The quantization method in config.json, as vLLM reads it; empty if the model is not quantized."""
+    """The quantization method in config.json, as vLLM reads it. Empty if the model is not quantized."""
     for owner in (config, _text_config(config)):
         found = owner.get("quantization_config") or owner.get("compression_config")
         if isinstance(found, dict):

@@ -46,7 +46,7 @@ def _check_template(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_tls(start: GivenStart) -> Iterator[Finding]:
-    """Reports missing TLS files; faults in their content are warnings, because vLLM reads them late.
+    """Reports missing TLS files. Faults in their content are warnings, because vLLM reads them late.
 
     vLLM reads none of them without a certificate or a key.
     """
@@ -77,7 +77,7 @@ def _check_imports(start: GivenStart) -> Iterator[Finding]:
             if "." not in name and ":" not in name:
                 yield warning("imports", f"{flag} {name} is no import path such as package.module.name")
             elif package.isidentifier() and not start.facts.plugins and not is_importable(package):
-                yield error("imports", f"{flag} {name}: there is no module {package}; install it, or set PYTHONPATH")
+                yield error("imports", f"{flag} {name}: there is no module {package}. Install it, or set PYTHONPATH")
 
 
 def _check_adapters(start: GivenStart) -> Iterator[Finding]:

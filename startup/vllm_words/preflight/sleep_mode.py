@@ -11,7 +11,7 @@ from startup.vllm_words.preflight.arguments import GivenStart
 from startup.vllm_words.preflight.model import ModelOnDisk
 
 _DEVICES: Final[tuple[Device, ...]] = ("cuda", "rocm", "xpu")
-"""The devices for which vLLM 0.29 to 0.33 offers sleep mode (`is_sleep_mode_available`)."""
+"""The devices that have sleep mode in vLLM 0.29 to 0.33 (`is_sleep_mode_available`)."""
 _RELOADED: Final = ("auto", "hf", "safetensors")
 """Values of --load-format with which `reload_weights` can read the weights again."""
 _NOT_RELOADED: Final = (
@@ -29,7 +29,7 @@ _OTHER: Final = ("quantization_config", "compression_config", "auto_map")
 
 
 def can_sleep(variables: Mapping[str, str]) -> str:
-    """Why a model of the installed vLLM cannot sleep with these environment variables; empty if it can."""
+    """Why a model of the installed vLLM cannot sleep with these environment variables. Empty if it can."""
     vllm = find_vllm()
     if vllm is None:
         return "vLLM is not installed"
@@ -42,7 +42,7 @@ def can_sleep(variables: Mapping[str, str]) -> str:
 
 
 def deepest_level(words: Sequence[str]) -> int:
-    """The deepest level of sleep from which the model wakes unchanged; 0 if it must not start with sleep
+    """The deepest level of sleep from which the model wakes unchanged. 0 if it must not start with sleep
     mode.
 
     Level 2 drops the weights, and vLLM's `reload_weights` reads them again, which is enough for a plain text

@@ -49,7 +49,7 @@ _SHM_PER_RANK: Final = 1 << 30
 
 
 def surroundings_findings(start: GivenStart) -> Iterator[Finding]:
-    """Reports missing packages as errors; all else depends on more than is known here, and is a warning."""
+    """Reports missing packages as errors. All else depends on more than is known here, and is a warning."""
     yield from _check_packages(start)
     yield from _check_variables(start)
     for finding in check_libraries():  # not every vLLM for GPUs compiles kernels for the processor
@@ -71,11 +71,11 @@ def _check_packages(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_variables(start: GivenStart) -> Iterator[Finding]:
-    """Checks variables. Kubernetes sets `NAME_PORT` for each Service; the engine reads others as numbers."""
+    """Checks variables. Kubernetes sets `NAME_PORT` for each Service. The engine reads others as numbers."""
     if "://" in (port := foreign.text_of(_PORT)):
         yield error(
             "port_variable",
-            f"{_PORT}={port} is no port for vLLM's processes, but what Kubernetes sets for a Service named vllm: set "
+            f"{_PORT}={port} is no port for vLLM's processes, but what Kubernetes sets for a Service named vllm. Set "
             "`enableServiceLinks: false` in the pod, or rename the Service",
         )
     level = foreign.text_of(_LEVEL).upper()
@@ -101,7 +101,7 @@ def _check_variables(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_compiler(start: GivenStart) -> Iterator[Finding]:
-    """Checks for compilers: torch.compile on a CPU needs C++; Triton on a GPU needs C and Python.h."""
+    """Checks for compilers. torch.compile on a CPU needs C++. Triton on a GPU needs C and Python.h."""
     device = start.vllm.device
     if device == "cpu" and not start.line.is_eager:
         if not any(map(shutil.which, ("g++", "clang++", "c++"))) and not foreign.text_of("CXX"):

@@ -67,7 +67,7 @@ def test_a_system_without_proc_has_unknown_memory(tmp_path):
 
 
 _POSSIBLE_CAUSE = ", as the kernel does when memory runs out"
-_ADVICE = "; lower --max-num-seqs, --max-model-len or --kv-cache-memory-bytes, or provide more memory"
+_ADVICE = ". Lower --max-num-seqs, --max-model-len or --kv-cache-memory-bytes, or provide more memory"
 
 
 def test_cgroup_version_2_counts_the_kills_of_a_container(system):

@@ -44,7 +44,7 @@ def test_a_file_without_keys_does_not_change_the_keys(file, content, caplog):
     keys.reload()
     assert keys.is_valid(b"first")
     assert not keys.is_valid(b"")
-    assert "the previous keys stay valid" in caplog.text
+    assert "The previous keys stay valid" in caplog.text
     with pytest.raises(KeyFileError):
         ApiKeys((), file)
 

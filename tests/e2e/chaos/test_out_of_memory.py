@@ -121,7 +121,7 @@ def test_server_whose_engine_the_kernel_kills_exits_with_the_reason(model_path):
         limit = format_bytes(limit_bytes)
         (line,) = [line for line in server.log.splitlines() if "the engine died" in line]
         assert f"the kernel killed it because the memory of this container ({limit}) ran out" in line
-        assert "lower --max-num-seqs, --max-model-len or --kv-cache-memory-bytes, or provide more memory" in line
+        assert "Lower --max-num-seqs, --max-model-len or --kv-cache-memory-bytes, or provide more memory" in line
 
 
 @pytest.mark.slow

@@ -204,7 +204,7 @@ async def test_a_path_that_no_engine_serves_starts_no_model(router, ask, method,
     await router.serve(entries=ENTRIES)
     response = await ask(method, path, json={"model": "second"})
     assert response.status == 404
-    expected = f"starts no model; use /upstream/second{path.partition('?')[0]}."
+    expected = f"starts no model. Use /upstream/second{path.partition('?')[0]}."
     assert response.json["error"]["message"].endswith(expected)
     await router.start_model("second", telling("second"))
     assert server_of(await ask(method, path, json={"model": "second"})) == "second"

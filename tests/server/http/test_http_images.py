@@ -111,7 +111,7 @@ def test_a_faulty_image_is_rejected(vision, urls, message):
 def test_a_text_model_rejects_images(server):
     answer = server.chat(messages=image_messages(image_url(0)))
     assert answer.status_code == 400
-    assert "this model is served for text only" in answer.json()["error"]["message"]
+    assert "This model is served for text only" in answer.json()["error"]["message"]
 
 
 def test_the_image_cache_has_metrics(vision):

@@ -55,6 +55,6 @@ def test_a_start_logs_one_line_with_the_differences(folder):
     record = json.loads(line)
     text = (
         "differs from vllm serve [undo]: SIGTERM drains for 25 s [--shutdown-timeout 0], engine silent for 300 s is "
-        "killed [--engine-watchdog-timeout 0], failures exit with 3 or 1 [VCLI_PLAIN_VLLM=1]; see docs/vllm-engine.md"
+        "killed [--engine-watchdog-timeout 0], failures exit with 3 or 1 [VCLI_PLAIN_VLLM=1] (see docs/vllm-engine.md)"
     )
     assert (record["level"], record["role"], record["message"]) == ("INFO", "launcher", text)

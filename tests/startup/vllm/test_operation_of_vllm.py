@@ -277,7 +277,7 @@ def test_a_vllm_that_notifies_the_service_manager_itself_does_not_see_it(folder)
     [
         (("--api-server-count", "2"), {}, "ready: http://", "ready"),
         (("--headless",), {}, "node without an API server", "not listening"),
-        ((), {"VCLI_PLAIN_VLLM": "1"}, "vLLM was started; its readiness is not known", "ready"),
+        ((), {"VCLI_PLAIN_VLLM": "1"}, "vLLM was started, but its readiness is not known", "ready"),
     ],
     ids=["several-servers", "headless", "plain"],
 )

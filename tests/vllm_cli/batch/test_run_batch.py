@@ -169,7 +169,7 @@ def test_a_signal_ends_the_run_and_keeps_its_results(server, start_batch, run_ba
     blocks.set()
     assert process.returncode == 128 + number
     assert json.loads(out)["status"] == "interrupted"
-    assert "1 of 4 requests are done, 0 of them failed; run the same command again to continue" in err
+    assert "1 of 4 requests are done, 0 of them failed. Run the same command again to continue" in err
     assert run_batch("--url", server.url).returncode == 0
     assert server.asked["request-0"] == 1
 

@@ -93,7 +93,7 @@ def test_nothing_is_kept(invoke, cache):
     done = invoke("caches")
     assert done.returncode == 0
     assert f"No compiled model is in {cache}/torch_compile_cache." in done.stdout
-    assert "the first start uses the built-in list" in done.stdout
+    assert "The first start uses the built-in list" in done.stdout
     assert json.loads(invoke("caches", "--json").stdout) == {
         "compiled_models": [],
         "unrecorded": {"keys": [], "num_bytes": 0},
@@ -122,7 +122,7 @@ def test_compiled_models_are_listed_with_what_does_not_fit(invoke, cache, monkey
         "org/a 0.32.0+cpu 2.9.1 3.0 KiB 16.7 s 3 days ago fits",
         "org/d\\x1b 0.32.0+cpu 2.9.1 0 bytes 16.7 s 40 days ago its files are missing",
     ]
-    assert "Without a record: 1 compiled models; with other files of vLLM 2.0 KiB" in invoke("caches").stdout
+    assert "Without a record: 1 compiled models (with other files of vLLM 2.0 KiB)" in invoke("caches").stdout
     shown = json.loads(invoke("caches", "--json").stdout)
     assert shown["unrecorded"] == {"keys": ["plain"], "num_bytes": 2 * KIB}
     (found,) = (each for each in shown["compiled_models"] if each["model"] == "org/a")

@@ -104,7 +104,7 @@ def test_a_detached_standby_is_ready_refuses_a_second_one_and_stops(runtime_fold
     done = run_cli("standby", "--for", "embedded", "--detach")
     assert done.returncode == 0, done.stderr
     found = _status(invoke)
-    assert done.stdout == f"The standby {found['pid']} is ready; its log is {runtime_folder}/vllm-cli/standby.log\n"
+    assert done.stdout == f"The standby {found['pid']} is ready. Its log is {runtime_folder}/vllm-cli/standby.log\n"
     (template,) = found["templates"]
     assert (template["kind"], template["state"], template["num_starts"]) == ("embedded", "ready", 0)
     assert template["import_s"] > 0

@@ -113,7 +113,7 @@ def test_auto_is_the_limit_of_the_model(text, value):
 
 @pytest.mark.parametrize("mode", ["grok2", "deepseek_v32"])
 def test_a_tokenizer_mode_that_only_vllm_has_is_rejected(mode, parse):
-    with pytest.raises(click.BadParameter, match=f"'{mode}' is not one of auto, hf, .*; others need --engine vllm"):
+    with pytest.raises(click.BadParameter, match=rf"'{mode}' is not one of auto, hf, .*\. Others need --engine vllm"):
         parse("m", "--tokenizer-mode", mode)
 
 

@@ -73,8 +73,8 @@ def _decode(embeds: str | bytes, limits: EmbedsLimits) -> bytes:
     if len(embeds) > limits.max_base64_chars:
         raise _reject(
             f"is {len(embeds)} characters of base64, but the model accepts at most {limits.max_model_len} rows of "
-            f"{limits.width} numbers, which are at most {limits.max_base64_chars} characters: send fewer rows, as "
-            "float16 or bfloat16; save a slice of a tensor with `tensor.clone()`, or the whole tensor is saved"
+            f"{limits.width} numbers, which are at most {limits.max_base64_chars} characters. Send fewer rows, as "
+            "float16 or bfloat16. Save a slice of a tensor with `tensor.clone()`, or the whole tensor is saved"
         )
     try:
         payload = pybase64.b64decode(embeds, validate=True)

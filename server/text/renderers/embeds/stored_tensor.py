@@ -1,4 +1,4 @@
-"""A tensor as it is stored in a file, and the conversion of its rows to another type, without torch.
+"""A tensor of a file, and the conversion of its rows to another type, without torch.
 
 The numbers are numpy views of the file's bytes. Rows are converted in pieces. Rows with numbers that are not
 finite are rejected.
@@ -117,7 +117,7 @@ def _convert(tensor: StoredTensor, dtype: str) -> Array:
 
 
 def to_bfloat16(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Keeps the upper halves, rounded to nearest even. Infinities stay; a NaN becomes NaN or infinity."""
+    """Keeps the upper halves, rounded to nearest even. Infinities stay. A NaN becomes NaN or infinity."""
     bits = np.ascontiguousarray(numbers).view("<u4")
     rounded = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
     is_finite = (bits & np.uint32(_EXPONENTS["float32"])) != _EXPONENTS["float32"]

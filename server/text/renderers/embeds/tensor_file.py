@@ -1,6 +1,6 @@
 """Reads the one tensor of a `torch.save` file without torch, and without running code from it.
 
-The file is a zip archive of a pickle and of the tensors' numbers. torch's own reader is not used: importing
+The file is a zip archive of a pickle and of the tensors' numbers. torch's own reader is not used. Importing
 torch takes seconds, and its reader had vulnerabilities (CVE-2025-32434, CVE-2025-62164). This reader accepts
 only what `torch.save(tensor)` writes for a dense tensor.
 """
@@ -130,7 +130,7 @@ _INSTRUCTIONS: Final = b"".join(
 
 @dataclass(frozen=True)
 class _Storage:
-    """All numbers of an entry, of which tensors are views."""
+    """All numbers of an entry. Tensors are views of them."""
 
     dtype: str
     numbers: Array

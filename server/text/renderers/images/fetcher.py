@@ -80,7 +80,7 @@ def check_public(address: str) -> None:
     """Raises MediaError for an address that is not public: loopback, private, link-local, metadata."""
     if not _is_public(ip_address(address.partition("%")[0])):
         raise MediaError(
-            "the host is not on the public internet; the operator may allow such a host "
+            "the host is not on the public internet. The operator may allow such a host "
             "by naming its address, or localhost, in --allowed-media-domains"
         )
 

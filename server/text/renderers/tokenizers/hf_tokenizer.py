@@ -24,7 +24,7 @@ from server.text.renderers.tokenizers.tokenizer import Cut, Encoded
 _BYTE_OF_CHARACTER = {character: byte for byte, character in bytes_to_unicode().items()}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _NUM_CACHED = 4096
-"""The number of tokens whose bytes are cached. Texts use few others; all would take 5 to 25 MiB."""
+"""The number of tokens whose bytes are cached. Texts use few others. All would take 5 to 25 MiB."""
 
 
 class HfTokenizer:

@@ -26,9 +26,9 @@ DEVICES: Final = (
     ),
     KnownCause(
         "driver-library-mismatch",
-        "driver and library of NVIDIA have different versions",
+        "the NVIDIA driver and its library have different versions",
         ("Driver/library version mismatch", "NVMLError_LibRmVersionMismatch"),
-        "The driver was updated while it was in use: reboot, or reload its kernel modules.",
+        "Reboot, or reload the driver's kernel modules. The driver was updated while it was in use.",
     ),
     KnownCause(
         "fabric-manager-missing",
@@ -38,17 +38,18 @@ DEVICES: Final = (
     ),
     KnownCause(
         "unknown-device",
-        "vLLM cannot use the name of a GPU or an instance of MIG in CUDA_VISIBLE_DEVICES",
+        "vLLM cannot read a GPU's or MIG instance's name in CUDA_VISIBLE_DEVICES",
         ("invalid literal for int() with base 10: 'MIG-", "invalid literal for int() with base 10: 'GPU-"),
-        "Give numbers, which each vLLM reads: CUDA_VISIBLE_DEVICES=0 (Slurm and Kubernetes give names). A name must be "
-        "one of `nvidia-smi -L` in the container; an instance of MIG gets a new one when it is created.",
+        "Set CUDA_VISIBLE_DEVICES to numbers, such as 0. Slurm and Kubernetes set names, which only some vLLM versions "
+        "read. A name must be in the container's `nvidia-smi -L`. A recreated MIG instance has a new name.",
     ),
     KnownCause(
         "driver-library-unfit",
-        "the library of the GPU's driver (libcuda.so.1) that was found is a stub or too old",
+        "the GPU driver's library (libcuda.so.1) is a stub or too old",
         tuple(f"undefined symbol: cu{letter}" for letter in ascii_uppercase),
-        "Take the stubs of a CUDA toolkit and cuda-compat out of LD_LIBRARY_PATH, so that the driver's own library is "
-        "found (`ldconfig -p`); in a container let the runtime mount it (--gpus all); else update the driver.",
+        "Remove CUDA toolkit stubs and cuda-compat from LD_LIBRARY_PATH, so that the driver's own library is found "
+        "(`ldconfig -p`). In a container, let the runtime mount that library (--gpus all). Otherwise update the "
+        "driver.",
     ),
     KnownCause(
         "no-device",
@@ -65,14 +66,14 @@ DEVICES: Final = (
             "NVML Shared Library Not Found",
             "Device acquire failed",
         ),
-        "Give docker run --gpus all, or nvidia.com/gpu in the pod's limits; check CUDA_VISIBLE_DEVICES; without a GPU, "
-        "install vLLM for the CPU.",
+        "Run `docker run --gpus all`, or set nvidia.com/gpu in the pod's limits. Check CUDA_VISIBLE_DEVICES. Without a "
+        "GPU, install vLLM for the CPU.",
     ),
     KnownCause(
         "no-platform",
-        "vLLM sees no GPU, and this build is not the one for the CPU",
+        "vLLM sees no GPU, and this build is not for the CPU",
         ("No platform detected, vLLM is running on UnspecifiedPlatform",),
-        "Give docker run --gpus all, or set nvidia.com/gpu in the pod's limits; install vLLM's build for GPU or CPU.",
+        "Run `docker run --gpus all`, or set nvidia.com/gpu in the pod's limits. Install vLLM's build for GPU or CPU.",
         where="end",
         is_general=True,
     ),
@@ -85,8 +86,8 @@ DEVICES: Final = (
             "unknown or invalid runtime name: nvidia",
             "unresolvable CDI devices",
         ),
-        "Install nvidia-container-toolkit on the host, run `nvidia-ctk runtime configure`, and restart Docker; for CDI "
-        "`nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`.",
+        "Install nvidia-container-toolkit on the host, run `nvidia-ctk runtime configure`, and restart Docker. For "
+        "CDI, run `nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`.",
         where="end",
     ),
     KnownCause(
@@ -98,14 +99,14 @@ DEVICES: Final = (
             "HIP error: invalid device ordinal",
             "local_rank … is out of bounds for",
         ),
-        "Lower --tensor-parallel-size, --pipeline-parallel-size or --data-parallel-size, or make more GPUs visible "
-        "(CUDA_VISIBLE_DEVICES, the container's limits).",
+        "Lower --tensor-parallel-size, --pipeline-parallel-size or --data-parallel-size. Or show more GPUs in "
+        "CUDA_VISIBLE_DEVICES or the container's limits.",
     ),
     KnownCause(
         "ranks-without-processors",
         "on a CPU, each rank needs processors of its own",
         ("Not enough allowed NUMA nodes to bind threads of", "doesn't match local world size"),
-        "Set VLLM_CPU_OMP_THREADS_BIND to the processors of each rank, such as '0-3|4-7' for two, or lower "
+        "Set VLLM_CPU_OMP_THREADS_BIND to the processors of each rank, such as '0-3|4-7' for two. Or lower "
         "--tensor-parallel-size, --pipeline-parallel-size and --data-parallel-size.",
     ),
     KnownCause(
@@ -122,27 +123,27 @@ DEVICES: Final = (
             "No compiled …kernel",
             "cutlass…, Error Internal",
         ),
-        "Use a newer vLLM and torch for a new GPU, an older one for an old GPU, or build vLLM from source for it "
-        "(TORCH_CUDA_ARCH_LIST).",
+        "For a new GPU, use a newer vLLM and torch. For an old GPU, use older ones. Or build vLLM from source for this "
+        "GPU (TORCH_CUDA_ARCH_LIST).",
     ),
     KnownCause(
         "kernel-too-large",
         "a Triton kernel needs more shared memory than this GPU has",
         ("out of resource: shared memory",),
-        "The kernel is tuned for another GPU: use another --attention-backend, --kv-cache-dtype auto or a newer vLLM.",
+        "Use another --attention-backend, --kv-cache-dtype auto or a newer vLLM. The kernel is tuned for another GPU.",
     ),
     KnownCause(
         "kernel-image-invalid",
-        "the GPU does not read the compiled code: it is for another GPU or a newer driver",
+        "the compiled code is for another GPU or a newer driver",
         ("device kernel image is invalid",),
-        "Use a build for this GPU (on AMD for its gfx number); else update the driver, or set TRITON_PTXAS_PATH to the "
-        "ptxas of the CUDA version that the driver supports.",
+        "Use a build for this GPU (on AMD, its gfx number). If the build is right, update the driver, or set "
+        "TRITON_PTXAS_PATH to the ptxas of a CUDA version that the driver supports.",
     ),
     KnownCause(
         "bfloat16-unsupported",
         "this GPU cannot compute in bfloat16",
         ("Bfloat16 is only supported on GPUs with compute capability of at least",),
-        "--dtype half",
+        "Set --dtype half.",
     ),
     KnownCause(
         "quantization-unsupported",
@@ -154,38 +155,38 @@ DEVICES: Final = (
             "fp8e4nv not supported in this architecture",
             "Failed to find a kernel that can implement the",
         ),
-        "Use a model with another quantization (AWQ and GPTQ run on older GPUs than FP8 and NVFP4), or a newer GPU; "
-        "leave out --kv-cache-dtype; if the text names a dtype, --dtype half.",
+        "Use a newer GPU or another quantization. AWQ and GPTQ run on older GPUs than FP8 and NVFP4. Leave out "
+        "--kv-cache-dtype. If the message names a dtype, set --dtype half.",
     ),
     KnownCause(
         "attention-sinks-unsupported",
-        "no attention kernel for this GPU has the attention sinks that the model needs",
+        "no attention kernel for this GPU has the model's attention sinks",
         ("No valid attention backend found…has_sink=True",),
-        "Leave out --attention-backend; gpt-oss needs a Hopper or Blackwell GPU, or a newer vLLM.",
+        "Leave out --attention-backend. For gpt-oss, use a Hopper or Blackwell GPU, or a newer vLLM.",
     ),
     KnownCause(
         "kv-cache-dtype-unsupported",
         "no attention kernel for this GPU reads this kind of KV cache",
         ("No valid attention backend found…kv_cache_dtype not supported",),
-        "--kv-cache-dtype auto.",
+        "Set --kv-cache-dtype auto.",
     ),
     KnownCause(
         "attention-backend-missing",
         "no attention kernel computes this model on this GPU",
         ("No valid attention backend found",),
-        "The line has the reasons of each kernel: `compute capability` is this GPU, `sparse` and `MLA` are the model, "
-        "which may need a newer vLLM; other words are flags: leave them out.",
+        "Read each kernel's reasons in the message. `compute capability` is about this GPU. `sparse` and `MLA` are "
+        "about the model, which may need a newer vLLM. Leave out the flags that other reasons name.",
     ),
     KnownCause(
         "nvcc-too-old",
-        "nvcc compiles kernels, and is older than this GPU",
+        "nvcc, which compiles kernels, is older than this GPU",
         (
             "FlashInfer requires GPUs with sm75 or higher",
             "No supported CUDA architectures",
             "Unsupported gpu architecture",
         ),
-        "Install the CUDA toolkit that this torch was built for (12.8 or newer for Blackwell) and set CUDA_HOME to it. "
-        "Or, also for GPUs before Turing: VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
+        "Install the CUDA toolkit of this torch (12.8 or newer for Blackwell), and set CUDA_HOME to it. Or avoid nvcc, "
+        "also on GPUs before Turing, with VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
     ),
     KnownCause(
         "gpu-too-old",
@@ -203,15 +204,15 @@ DEVICES: Final = (
             "does not support the deployment configuration",
             "explicitly requested moe_backend",
         ),
-        "Leave out --attention-backend, --moe-backend and similar flags, so that vLLM chooses one that fits, and what "
-        "the reasons in the text are about (kv_cache_dtype: --kv-cache-dtype).",
+        "Leave out --attention-backend, --moe-backend and similar flags, so that vLLM chooses a backend. Also leave "
+        "out flags that the message's reasons name, such as --kv-cache-dtype for kv_cache_dtype.",
     ),
     KnownCause(
         "moe-backend-missing",
-        "no kernel for mixtures of experts computes this model on this GPU",
+        "no mixture-of-experts kernel computes this model on this GPU",
         ("MoE backend supports the deployment configuration",),
-        "Leave out --moe-backend, --enable-expert-parallel and VLLM_BATCH_INVARIANT; else use a newer vLLM or another "
-        "quantization of the model. The text may have the reasons.",
+        "Leave out --moe-backend, --enable-expert-parallel and VLLM_BATCH_INVARIANT. Or use a newer vLLM or another "
+        "quantization. The message may have the reasons.",
     ),
     KnownCause(
         "deep-gemm-failed",
@@ -223,37 +224,37 @@ DEVICES: Final = (
         "flashinfer-failed",
         "FlashInfer cannot compute this model on this GPU",
         ("BatchPrefillWithPagedKVCache failed", "BatchDecodeWithPagedKVCache failed"),
-        "Use another --attention-backend (TRITON_ATTN), no --kv-cache-dtype fp8, VLLM_USE_FLASHINFER_SAMPLER=0; "
-        "or install the FlashInfer that vLLM asks for, with the CUDA toolkit of torch.",
+        "Use another --attention-backend (TRITON_ATTN), leave out --kv-cache-dtype fp8, and set "
+        "VLLM_USE_FLASHINFER_SAMPLER=0. Or install the FlashInfer that vLLM requires, with torch's CUDA toolkit.",
     ),
     KnownCause(
         "gpu-device-lost",
         "the driver has lost the GPU",
         ("_ERROR_DEVICE_LOST", "DeviceLost", "ggml_vulkan: device lost", "because the context is lost"),
-        "`dmesg` has the driver's reason. Use less memory and smaller batches (--gpu-memory-utilization and "
-        "--max-num-batched-tokens, llama.cpp: -c and -ub); update kernel and driver; of several GPUs try one.",
+        "Read the driver's reason in `dmesg`. Use less memory and smaller batches (--gpu-memory-utilization and "
+        "--max-num-batched-tokens, or llama.cpp's -c and -ub). Update kernel and driver. Try a single GPU.",
     ),
     KnownCause(
         "driver-does-not-answer",
-        "the driver of the GPU does not answer, as in WSL2 after an error of the GPU",
+        "the GPU's driver does not answer, as in WSL2 after a GPU error",
         ("dxgkio_", "CUDA error: device not ready"),
-        "In WSL2, run `wsl --shutdown` and `wsl --update`, and install the newest GPU driver. Elsewhere `dmesg` has "
-        "the reason: reset the GPU or reboot.",
+        "In WSL2, run `wsl --shutdown` and `wsl --update`, and install the newest GPU driver. Elsewhere, read the "
+        "reason in `dmesg`, and reset the GPU or reboot.",
         where="hint",
     ),
     KnownCause(
         "no-pinned-memory",
-        "the system gives vLLM no pinned memory, as in WSL or below a limit",
+        "the system gives vLLM no pinned memory, because of WSL or a limit",
         ("UVA is not available", "OS call failed or operation not supported on this OS"),
-        "Set VLLM_WSL2_ENABLE_PIN_MEMORY=1 with a new driver and WSL; or set VLLM_USE_V2_MODEL_RUNNER=0; or "
-        "raise `ulimit -l` and free memory.",
+        "In WSL, update WSL and the driver, and set VLLM_WSL2_ENABLE_PIN_MEMORY=1. Elsewhere, raise `ulimit -l` and "
+        "free memory. Or set VLLM_USE_V2_MODEL_RUNNER=0.",
     ),
     FORKED_DRIVER,
     KnownCause(
         "not-spawnable",
         "a process cannot be spawned from this Python program",
         ("No such file or directory: '…<stdin>'", "finished its bootstrapping phase"),
-        "Put the program into a file, with the start of vLLM below if __name__ == '__main__'.",
+        "Put the program into a file, and start vLLM below `if __name__ == '__main__'`.",
     ),
     KnownCause(
         "illegal-memory-access",
@@ -269,15 +270,15 @@ DEVICES: Final = (
             "Memory access fault by GPU",
             "gfxhub] page fault",
         ),
-        "Try a newer vLLM, then --enforce-eager, another --attention-backend, and without speculative decoding; "
-        "CUDA_LAUNCH_BLOCKING=1 names the kernel for a bug report.",
+        "Try a newer vLLM, then --enforce-eager, then another --attention-backend, then no speculative decoding. For a "
+        "bug report, set CUDA_LAUNCH_BLOCKING=1, which names the kernel.",
     ),
     KnownCause(
         "graph-capture-failed",
         "vLLM cannot capture this model's CUDA graphs",
         ("not permitted when stream is capturing", "StreamCaptureUnsupported'", "depend on a capturing blocking"),
-        "--enforce-eager starts without graphs. To keep them: another release of vLLM, or without --speculative-config "
-        "and other features that the traceback names.",
+        "Set --enforce-eager to start without graphs. To keep graphs, try another vLLM release, or leave out "
+        "--speculative-config and other features in the traceback.",
         phase=GRAPHS,
     ),
     KnownCause(
@@ -289,7 +290,7 @@ DEVICES: Final = (
             "GPU is lost",
             "uncorrectable NVLink error",
         ),
-        "Look at `nvidia-smi -q` and the Xid lines of `dmesg`; drain the node, then reset or replace the GPU.",
+        "Read `nvidia-smi -q` and the Xid lines of `dmesg`. Drain the node, then reset or replace the GPU.",
     ),
     KnownCause(
         "gpu-error",
@@ -305,7 +306,7 @@ DEVICES: Final = (
             "CUBLAS_STATUS_",
             "CUDNN_STATUS_",
         ),
-        "CUDA_LAUNCH_BLOCKING=1 names the call; `nvidia-smi` and `dmesg` show whether the GPU is well; then try a "
+        "Set CUDA_LAUNCH_BLOCKING=1, which names the call. Check the GPU with `nvidia-smi` and `dmesg`. Then try a "
         "newer driver or vLLM.",
         is_general=True,
     ),
@@ -313,10 +314,10 @@ DEVICES: Final = (
 
 KV_CACHE_BESIDE: Final = KnownCause(
     "kv-cache-beside-another",
-    "the KV cache has no room beside another engine that this log shows",
+    "the KV cache has no room beside another engine in this log",
     (),
-    "Engines on one GPU share it: keep the sum of their --gpu-memory-utilization below 1, and start one "
-    "after the other. Or give each a GPU of its own (CUDA_VISIBLE_DEVICES).",
+    "Keep the sum of the engines' --gpu-memory-utilization below 1, and start one after the other. Or give each engine "
+    "its own GPU (CUDA_VISIBLE_DEVICES).",
     phase=KV_CACHE,
 )
 """For an engine without room for its KV cache while another engine in the log has one. Has no texts."""
@@ -330,8 +331,8 @@ MEMORY: Final = (
             "To serve at least one request with",
             "is larger than the maximum number of tokens that can be stored in KV cache",
         ),
-        "Lower --max-model-len (auto takes what fits), raise --gpu-memory-utilization, use --kv-cache-dtype fp8, "
-        "or spread the model over more GPUs with --tensor-parallel-size.",
+        "Lower --max-model-len (auto takes the longest that fits), raise --gpu-memory-utilization, set "
+        "--kv-cache-dtype fp8, or spread the model over more GPUs with --tensor-parallel-size.",
         phase=KV_CACHE,
     ),
     KnownCause(
@@ -344,10 +345,10 @@ MEMORY: Final = (
     ),
     KnownCause(
         "kv-cache-not-uniform",
-        "the model's layers need KV caches of different kinds, and only one kind is allowed",
+        "the model needs several kinds of KV cache, and only one is allowed",
         ("Hybrid KV cache manager is disabled but failed to convert",),
-        "Leave out --disable-hybrid-kv-cache-manager; with --kv-transfer-config use a connector that supports hybrid "
-        "models, often a newer version of it.",
+        "Leave out --disable-hybrid-kv-cache-manager. With --kv-transfer-config, use a connector that supports hybrid "
+        "models, often a newer version.",
     ),
     KnownCause(
         "gpu-memory-taken",
@@ -356,14 +357,14 @@ MEMORY: Final = (
             "Free memory on device … less than desired GPU memory utilization",
             "Free memory on device … less than the engine's budget",
         ),
-        "If `nvidia-smi` shows other processes, end them, also workers that a dead vLLM has left. If nearly all memory "
-        "is free, only vLLM's own context (0.5 GiB) takes the rest: lower --gpu-memory-utilization.",
+        "End other processes that `nvidia-smi` shows, also workers of a dead vLLM. If nearly all memory is free, lower "
+        "--gpu-memory-utilization, because vLLM's own context needs 0.5 GiB.",
     ),
     KnownCause(
         "gpu-memory-changed",
-        "the use of the GPU's memory changed while vLLM measured it",
+        "the GPU's memory use changed while vLLM measured it",
         ("Error in memory profiling",),
-        "Start one server after the other on a GPU, and wait until processes that end have given their memory back.",
+        "Start the servers of a GPU one after the other. Wait until ended processes have freed their memory.",
     ),
     KnownCause(
         "gpu-out-of-memory",
@@ -386,22 +387,23 @@ MEMORY: Final = (
             "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",
             "nrt_tensor_allocate…Allocation Failure",
         ),
-        "Lower --gpu-memory-utilization if it happens in graphs, compilation or requests; else --max-model-len, "
-        "--max-num-seqs or --max-num-batched-tokens; or use a quantized model or --tensor-parallel-size.",
+        "If graphs, compilation or requests fail, lower --gpu-memory-utilization. Otherwise lower --max-model-len, "
+        "--max-num-seqs or --max-num-batched-tokens. Or use a quantized model, or more GPUs with "
+        "--tensor-parallel-size.",
     ),
     KnownCause(
         "nccl-out-of-memory",
         "the GPU has no memory left for NCCL",
         ("Cuda failure … 'out of memory'", "HIP failure… 'out of memory'"),
-        "`nvidia-smi` shows who holds the memory: end it, or lower --gpu-memory-utilization.",
+        "End other processes on the GPU, which `nvidia-smi` shows, or lower --gpu-memory-utilization.",
         where="hint",
     ),
     KnownCause(
         "gpu-memory-query-failed",
-        "the GPU's memory is exhausted, or its driver does not answer in this container",
+        "the GPU's memory is exhausted, or the container's driver does not answer",
         ("NVML_SUCCESS == r INTERNAL ASSERT FAILED",),
-        "Treat it as an exhausted GPU: `nvidia-smi` shows who holds the memory. If that fails too, the container's "
-        "driver does not fit the host's: restart the container.",
+        "End processes that hold GPU memory (`nvidia-smi`). If `nvidia-smi` fails too, restart the container, because "
+        "its driver does not fit the host's.",
     ),
     KnownCause(
         "cpu-memory-too-small",
@@ -422,15 +424,15 @@ MEMORY: Final = (
             "Task was killed due to the node running low on memory",
             "ray.exceptions.OutOfMemoryError",
         ),
-        "Raise the memory limit of the container or pod, lower --swap-space or --cpu-offload-gb, or load fewer "
+        "Raise the memory limit of the container or pod, lower --swap-space or --cpu-offload-gb, or run fewer "
         "processes on this machine.",
     ),
     KnownCause(
         "killed-from-outside",
         "another program or person killed a process",
         ("SIGKILL, not by the kernel's OOM killer",),
-        "The memory of the container or machine did not run out: look for who sends SIGKILL (an operator, a job "
-        "scheduler, earlyoom or systemd-oomd, `kill -9`).",
+        "Find out who sent SIGKILL, such as an operator (`kill -9`), a job scheduler, earlyoom or systemd-oomd. Memory "
+        "did not run out.",
         where="end",
     ),
     KnownCause(
@@ -443,7 +445,7 @@ MEMORY: Final = (
     ),
     KnownCause(
         "process-killed",
-        "a process was killed from outside, as the OOM killer does when memory ends",
+        "a process was killed from outside, perhaps by the OOM killer",
         (
             "^Killed$",
             " Killed   ",
@@ -460,8 +462,8 @@ MEMORY: Final = (
             "exitcode=-9",
             "is killed by signal: Killed",
         ),
-        "`kubectl describe pod`, `docker inspect` or `dmesg` show whether it was the OOM killer: then raise the "
-        "memory limit (loading needs about the size of the largest file of weights besides the server itself).",
+        "Check with `kubectl describe pod`, `docker inspect` or `dmesg` whether it was the OOM killer. If so, raise "
+        "the memory limit. Besides the server itself, loading needs memory for the largest weights file.",
         where="end",
     ),
     KnownCause(
@@ -478,7 +480,8 @@ MEMORY: Final = (
             "^OSError: [Errno 14] Bad address",
             "died with <Signals.SIGBUS",
         ),
-        "Give docker run --ipc=host or --shm-size 8g; in Kubernetes mount an emptyDir, medium: Memory, at /dev/shm.",
+        "Run `docker run` with --ipc=host or --shm-size 8g. In Kubernetes, mount an emptyDir with `medium: Memory` at "
+        "/dev/shm.",
         where="hint",
     ),
 )

@@ -7,33 +7,33 @@ from startup.reports.causes.known_cause import KnownCause
 FILES: Final = (
     KnownCause(
         "gated-repo",
-        "the model's licence must be accepted, or the token may not read it",
+        "the model's licence is not accepted, or the token may not read the model",
         (
             "You are trying to access a gated repo",
             "Cannot access gated repo",
             "GatedRepoError",
             "is restricted. You must have access to it and be authenticated",
         ),
-        "Accept the licence on the model's page, and set HF_TOKEN to a token of that account that may read it.",
+        "Accept the licence on the model's page. Set HF_TOKEN to a token of that account with read access.",
     ),
     KnownCause(
         "token-refused",
         "the hub refuses the token",
         ("Invalid user token", "Invalid credentials in Authorization header"),
-        "Set HF_TOKEN to a valid token (`hf auth whoami`), without quotes or line breaks.",
+        "Set HF_TOKEN to a valid token, without quotes or line breaks. `hf auth whoami` checks it.",
     ),
     KnownCause(
         "hub-unauthorized",
         "the hub does not let this user read the model",
         ("401 Client Error", "403 Client Error"),
-        "Set HF_TOKEN to a token of an account that has accepted the licence; check the model's name.",
+        "Set HF_TOKEN to a token of an account that has accepted the licence. Check the model's name.",
         is_general=True,
     ),
     KnownCause(
         "hub-offline",
         "the model is not on disk, and HF_HUB_OFFLINE forbids the download",
         ("offline mode is enabled", "OfflineModeIsEnabled", "outgoing traffic has been disabled"),
-        "Unset HF_HUB_OFFLINE (and TRANSFORMERS_OFFLINE), or download the model into HF_HOME first.",
+        "Unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, or download the model into HF_HOME first.",
     ),
     KnownCause(
         "hub-unreachable",
@@ -45,12 +45,12 @@ FILES: Final = (
             "Failed to resolve 'huggingface.co'",
             "SSLCertVerificationError",
         ),
-        "Check the network, HTTPS_PROXY and HF_ENDPOINT; if the model is on disk, name its folder or set "
+        "Check the network, HTTPS_PROXY and HF_ENDPOINT. If the model is on disk, name its folder or set "
         "HF_HUB_OFFLINE=1.",
     ),
     KnownCause(
         "host-unreachable",
-        "a host cannot be reached, or its name is not known",
+        "a host cannot be reached, or its name cannot be resolved",
         (
             "Max retries exceeded with url",
             "Failed to resolve",
@@ -58,8 +58,8 @@ FILES: Final = (
             "Name or service not known",
             "ConnectTimeout",
         ),
-        "If it is the hub's: check the network, HTTPS_PROXY and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 with the model on "
-        "disk. Else check --host, --master-addr and the address that the traceback names.",
+        "For the hub, check the network, HTTPS_PROXY and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 with the model on disk. "
+        "Otherwise check --host, --master-addr and the address in the traceback.",
     ),
     KnownCause(
         "hub-error",
@@ -73,15 +73,15 @@ FILES: Final = (
             "Too Many Requests",
             "CAS service error : Reqwest",
         ),
-        "Try again later; set HF_HUB_OFFLINE=1 if the model is on disk; HF_TOKEN raises the limit of requests; set "
-        "HF_HUB_DISABLE_XET=1 if the download of large files fails.",
+        "Try again later. If the model is on disk, set HF_HUB_OFFLINE=1. For a higher limit of requests, set HF_TOKEN. "
+        "If downloads of large files fail, set HF_HUB_DISABLE_XET=1.",
     ),
     KnownCause(
         "revision-not-found",
         "the model has no such revision",
         ("RevisionNotFoundError", "is not a valid git identifier"),
-        "Check --revision against the branches and commits on the model's page. If you set none, vLLM has looked the "
-        "commit up: start again, or take another release of vLLM and huggingface_hub.",
+        "Check --revision against the branches and commits on the model's page. If you set none, vLLM chose the "
+        "commit. Then start again, or try another release of vLLM and huggingface_hub.",
     ),
     KnownCause(
         "model-not-found",
@@ -98,12 +98,12 @@ FILES: Final = (
             "No config file found in the model directory",
             "No supported config format found in",
         ),
-        "A path must exist inside the container and have config.json (mount it, begin it with /); a name is "
-        "OWNER/MODEL as on the hub, and a private one needs HF_TOKEN.",
+        "Give an absolute path in the container to a folder with config.json, and mount the folder. Or give "
+        "OWNER/MODEL as on the hub. For a private model, set HF_TOKEN.",
     ),
     KnownCause(
         "cache-missing",
-        "the folder of the hub's cache does not exist",
+        "the hub's cache folder does not exist",
         ("CacheNotFound", "Cache directory not found"),
         "Create the folder, mount a volume there, or correct HF_HOME and HF_HUB_CACHE.",
     ),
@@ -111,26 +111,27 @@ FILES: Final = (
         "disk-full",
         "a disk is full",
         ("No space left on device", "Disk quota exceeded"),
-        "Run `df -h` for HF_HOME, VLLM_CACHE_ROOT, /tmp and /dev/shm; in Kubernetes raise volume or ephemeral-storage.",
+        "Find the full disk with `df -h` for HF_HOME, VLLM_CACHE_ROOT, /tmp and /dev/shm. In Kubernetes, raise the "
+        "volume's size or ephemeral-storage.",
     ),
     KnownCause(
         "port-not-permitted",
         "this user may not listen on a port below 1024",
         ("PermissionError: [Errno 13] Permission denied$", "bind on address…ermission denied"),
-        "Choose a --port of 1024 or more; map the port below 1024 to it in the container's settings.",
+        "Set --port to 1024 or more. Map the lower port to this port in the container's settings.",
     ),
     KnownCause(
         "folder-not-writable",
         "a file or folder cannot be read or written",
         ("[Errno 13] Permission denied:", "Check cache directory permissions", "Read-only file system"),
-        "Check owner and mode of what the line names. For caches set HOME (or HF_HOME, VLLM_CACHE_ROOT, "
-        "TRITON_CACHE_DIR, XDG_CONFIG_HOME) to a folder that the container's user may write, such as an emptyDir.",
+        "Check the path's owner and mode. For caches, set HOME, HF_HOME, VLLM_CACHE_ROOT, TRITON_CACHE_DIR or "
+        "XDG_CONFIG_HOME to a folder that the container's user may write, such as an emptyDir.",
     ),
     KnownCause(
         "too-many-open-files",
         "the limit of open files is too low",
         ("OSError: [Errno 24] Too many open files",),
-        "Set `ulimit -n 65535`, LimitNOFILE in a systemd unit, or docker run --ulimit nofile=65535.",
+        "Set `ulimit -n 65535`, LimitNOFILE=65535 in a systemd unit, or `docker run --ulimit nofile=65535`.",
     ),
     KnownCause(
         "too-many-processes",
@@ -144,20 +145,20 @@ FILES: Final = (
             "ThreadPoolBuildError",
             "pthread_create failed",
         ),
-        "Raise the pids limit of the container (docker run --pids-limit) or `ulimit -u`; OMP_NUM_THREADS=1 needs "
-        "fewer threads.",
+        "Raise `ulimit -u` or the container's pids limit (`docker run --pids-limit`), or start fewer threads with "
+        "OMP_NUM_THREADS=1.",
     ),
     KnownCause(
         "file-missing",
         "a file or a program is missing",
         ("^FileNotFoundError: [Errno 2] No such file or directory: '",),
-        "A name without a folder is a program: install it, or activate the environment that has it in its PATH. For a "
-        "file in the hub's cache delete the model's folder and download it again; mount others into the container.",
+        "If the name has no folder, install the program, or activate the environment that has it. If the file is in "
+        "the hub's cache, delete the model's folder and download it again. Mount other files into the container.",
         is_general=True,
     ),
     KnownCause(
         "port-in-use",
-        "another process has the port",
+        "another process uses the port",
         (
             "error while attempting to bind on address",
             "[Errno 98] Address already in use",
@@ -166,13 +167,14 @@ FILES: Final = (
             "EADDRINUSE",
             "couldn't bind HTTP server socket",
         ),
-        "`ss -ltnp` shows who: stop it (`vllm-cli stop PORT`), or choose another --port, --master-port or VLLM_PORT.",
+        "Find the process with `ss -ltnp`, and stop it (`vllm-cli stop PORT`). Or choose another --port, --master-port "
+        "or VLLM_PORT.",
         where="end",
     ),
     KnownCause(
         "address-not-local",
         "the address does not belong to this machine",
         ("Cannot assign requested address",),
-        "Give --host 0.0.0.0; for several nodes, set VLLM_HOST_IP to an address of this node.",
+        "Set --host 0.0.0.0. For several nodes, set VLLM_HOST_IP to an address of this node.",
     ),
 )

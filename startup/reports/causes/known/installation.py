@@ -7,7 +7,7 @@ from startup.reports.causes.phase import COMMAND_LINE, CONFIGURATION
 
 ERROR_IN_CODE: Final = KnownCause(
     "error-in-code",
-    "vLLM's own code failed: a bug, or versions of packages that do not fit each other",
+    "vLLM's own code failed, because of a bug or of packages that do not fit",
     (
         "^AssertionError",
         "^AttributeError",
@@ -31,20 +31,20 @@ ERROR_IN_CODE: Final = KnownCause(
         "values to unpack",
         "Failed to apply … on data=",
     ),
-    "Search vLLM's issues for the text; try its newest release with the transformers that it asks for; start without "
-    "the feature or plugin that the traceback names.",
+    "Search vLLM's issues for the message. Try the newest vLLM with the transformers that it requires. Leave out the "
+    "feature or plugin in the traceback.",
     is_general=True,
 )
 """For an exception about which nothing else is known."""
 
 SETTING_REFUSED: Final = KnownCause(
     "setting-refused",
-    "vLLM refuses these settings or this model, and says why",
+    "vLLM refuses these settings or this model",
     (),
-    "Search vLLM's issues for this line; leave out the flags that it is about; a newer vLLM may take them.",
+    "Search vLLM's issues for the message. Leave out the flags in question, or try a newer vLLM.",
     is_general=True,
 )
-"""For an exception that recommends or refuses something; the digest shows what it names. Has no texts."""
+"""For an exception that recommends or refuses something. The digest shows what it names. Has no texts."""
 
 LOADED_FROM_DISK: Final = "Directly load AOT compilation"
 """vLLM's message that it has loaded a model compiled before, if an exception follows."""
@@ -52,17 +52,17 @@ LOADED_FROM_DISK: Final = "Directly load AOT compilation"
 INSTALLATION: Final = (
     KnownCause(
         "packages-replaced",
-        "packages of the environment were replaced while this process ran, or only in part",
+        "packages were replaced while this process ran, or only in part",
         ("(deleted): cannot open shared object file", "-packages/~"),
-        "Start the server again; install into an environment only while nothing runs from it. If it fails again, "
-        "delete site-packages/~*, which an interrupted pip leaves, and install that package again.",
+        "Start the server again. Install into an environment only while nothing runs from it. If the start fails "
+        "again, delete site-packages/~*, which an interrupted pip leaves, and reinstall that package.",
     ),
     KnownCause(
         "flash-attention-required",
-        "a feature that the flags or the model ask for runs only with FlashAttention",
+        "a feature of the flags or of the model needs FlashAttention",
         ("requires FlashAttention", "requires flash_attn", "requires flash-attn", "FlashAttention2 has been toggled"),
-        "Give --attention-backend FLASH_ATTN, on an NVIDIA GPU from Ampere on (version 3: Hopper); else omit what the "
-        "text is about. If the package flash_attn is meant, install the build for this torch.",
+        "On an NVIDIA GPU from Ampere on (for version 3, Hopper), set --attention-backend FLASH_ATTN. On others, leave "
+        "out that feature. If the package flash_attn is missing, install its build for this torch.",
     ),
     KnownCause(
         "libraries-do-not-fit",
@@ -79,15 +79,15 @@ INSTALLATION: Final = (
             "numpy.dtype size changed",
             "operator torchvision::nms does not exist",
         ),
-        "Install vLLM into a new environment without other packages that pin torch; build flash-attn and other "
-        "extensions again for the torch that vLLM installs.",
+        "Install vLLM into a new environment without other packages that pin torch. Rebuild flash-attn and other "
+        "extensions for the torch that vLLM installs.",
     ),
     KnownCause(
         "library-missing",
         "a shared library is missing",
         ("cannot open shared object file", "error while loading shared libraries"),
-        "Its name says what is missing: libcudart.so.12 and .13 are the CUDA versions that vLLM was built for; "
-        "install the vLLM that fits your CUDA into an environment of its own.",
+        "Read the library's name. libcudart.so.12 or .13 shows the CUDA version that vLLM was built for. Install the "
+        "vLLM for your CUDA into a new environment.",
     ),
     KnownCause(
         "versions-do-not-fit",
@@ -101,8 +101,8 @@ INSTALLATION: Final = (
             "got multiple values for argument",
             "No module named '….…'",
         ),
-        "Install vLLM into a new environment, so that it chooses the versions of torch, transformers and FlashInfer; a "
-        "program that calls vLLM needs the release that it was written for.",
+        "Install vLLM into a new environment, so that it chooses torch, transformers and FlashInfer. For a program "
+        "that calls vLLM, install the release that the program was written for.",
     ),
     KnownCause(
         "package-of-model-missing",
@@ -115,38 +115,38 @@ INSTALLATION: Final = (
             "NIXL is not available",
             "DeepGEMM backend is not available",
         ),
-        "Install the package into vLLM's environment; vllm[audio] and vllm[video] have what such models need.",
+        "Install the package into vLLM's environment. For audio and video models, install vllm[audio] or vllm[video].",
     ),
     KnownCause(
         "compiler-misses-files",
-        "the C compiler, which Triton needs, finds no header files of Python or no libcuda.so",
+        "Triton's C compiler finds no Python.h or no libcuda.so",
         ("fatal error: Python.h", "cannot find -lcuda"),
-        "For Python.h, install python3-dev of vLLM's Python version; for -lcuda, set LIBRARY_PATH to a folder in "
-        "which libcuda.so links to the driver's libcuda.so.1; or use the vllm/vllm-openai image.",
+        "For Python.h, install python3-dev of vLLM's Python version. For -lcuda, set LIBRARY_PATH to a folder in which "
+        "libcuda.so links to the driver's libcuda.so.1. Or use the vllm/vllm-openai image.",
         where="hint",
     ),
     KnownCause(
         "compiler-failed",
-        "the C compiler failed, with which Triton and torch.compile build their code",
+        "the C compiler failed for Triton or torch.compile",
         tuple(f"CalledProcessError: Command '['…{name}'" for name in ("cc", "++", "clang")),
-        "Its own message stands before the traceback. Often Python's header files are missing (python3-dev), "
-        "libcuda.so for the linker, or room in /tmp; a compiler in CC must be one for this system.",
+        "Read the compiler's message before the traceback. Often Python's header files (python3-dev), libcuda.so or "
+        "room in /tmp are missing. A compiler in CC must be for this system.",
         is_general=True,
     ),
     KnownCause(
         "no-compiler",
-        "there is no C compiler, and torch.compile and Triton need one",
+        "torch.compile and Triton need a C compiler, and there is none",
         (
             "Failed to find C compiler",
             "InvalidCxxCompiler",
             "No working C++ compiler found",
             "No such file or directory: 'gcc'",
         ),
-        "Install gcc and g++ (build-essential), or set CC; --enforce-eager avoids torch.compile but not Triton.",
+        "Install gcc and g++ (build-essential), or set CC. --enforce-eager avoids torch.compile but not Triton.",
     ),
     KnownCause(
         "nvcc-missing",
-        "FlashInfer or DeepGEMM compile a kernel, and nvcc or ninja is missing",
+        "FlashInfer or DeepGEMM compiles a kernel, and nvcc or ninja is missing",
         (
             "Could not find nvcc",
             "No such file or directory: 'nvcc'",
@@ -156,36 +156,37 @@ INSTALLATION: Final = (
             "CUDA_HOME environment variable is not set",
             "Ninja is required to load C++ extensions",
         ),
-        "Install the CUDA toolkit and ninja and set CUDA_HOME, or avoid it: VLLM_USE_FLASHINFER_SAMPLER=0 and another "
-        "--attention-backend.",
+        "Install the CUDA toolkit and ninja, and set CUDA_HOME. Or avoid nvcc with VLLM_USE_FLASHINFER_SAMPLER=0 and "
+        "another --attention-backend.",
     ),
     KnownCause(
         "ptxas-too-old",
         "Triton's assembler does not know this GPU",
         ("is not defined for option 'gpu-name'", "ptxas fatal", "PTXASError", "CalledProcessError: …bin/ptxas'"),
-        "Set TRITON_PTXAS_PATH to the ptxas of a CUDA toolkit that knows it (13 for sm_121), or use vLLM built for it.",
+        "Set TRITON_PTXAS_PATH to the ptxas of a CUDA toolkit that knows this GPU (13 for sm_121), or use a vLLM built "
+        "for this GPU.",
         where="hint",
     ),
     KnownCause(
         "torch-without-gpu",
         "the installed torch cannot use GPUs",
         ("Torch not compiled with CUDA enabled", "Torch not compiled with XPU enabled"),
-        "Install vLLM into a new environment, with the torch for this machine's GPUs; on a machine without GPUs, "
-        "vLLM's build for the CPU.",
+        "Install vLLM into a new environment, with the torch for this machine's GPUs. Without GPUs, install vLLM's "
+        "build for the CPU.",
     ),
     KnownCause(
         "kernel-build-failed",
         "a kernel could not be compiled",
         ("Ninja build failed", "Error building extension", "Command '['ninja'", "Command '['…nvcc'", "nvcc fatal"),
-        "nvcc must not be older than the CUDA of torch; delete ~/.cache/flashinfer and try again; avoid compiling with "
+        "Use an nvcc at least as new as torch's CUDA. Delete ~/.cache/flashinfer and try again. Or avoid nvcc with "
         "VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
     ),
     KnownCause(
         "compiled-model-required",
         "no compiled model fits, and --compile-cache require forbids compiling",
         ("--compile-cache require: vLLM would compile the model",),
-        "Undo the difference, or start once without `require`, with the same LOCATION, to compile; `vllm-cli caches` "
-        "shows the compiled models.",
+        "Undo the difference. Or start once with the same LOCATION but without `require`, to compile the model. "
+        "`vllm-cli caches` shows compiled models.",
     ),
     KnownCause(
         "compile-cache-damaged",
@@ -198,8 +199,8 @@ INSTALLATION: Final = (
             "No such file or directory: …/.triton/cache/",
             "No such file or directory: …/torchinductor_",
         ),
-        "Delete VLLM_CACHE_ROOT/torch_compile_cache (~/.cache/vllm) and ~/.triton/cache; each server on a network "
-        "disk needs a TRITON_CACHE_DIR of its own; VLLM_DISABLE_COMPILE_CACHE=1 for a test.",
+        "Delete torch_compile_cache in VLLM_CACHE_ROOT (~/.cache/vllm), and ~/.triton/cache. On a network disk, give "
+        "each server its own TRITON_CACHE_DIR. For a test, set VLLM_DISABLE_COMPILE_CACHE=1.",
     ),
     KnownCause(
         "compilation-failed",
@@ -216,24 +217,24 @@ INSTALLATION: Final = (
             "Constraints violated (",
             "ConstraintViolationError",
         ),
-        "--enforce-eager starts without torch.compile; for Triton's errors try another --attention-backend, and check "
-        "that the GPU is not older than this vLLM supports.",
+        "Set --enforce-eager to start without torch.compile. For Triton's errors, try another --attention-backend, and "
+        "check that this vLLM still supports this GPU.",
         is_general=True,
     ),
     KnownCause(
         "container-command-missing",
-        "the image has no program of the name with which the container's command begins",
+        "the image lacks the program that the container's command names",
         ("executable file not found in $PATH",),
-        "In Kubernetes `command` replaces the image's program and `args` its arguments (compose: `entrypoint` and "
-        "`command`): correct what the text names, or take an image that has it.",
+        "Correct the name, or use an image that has the program. Kubernetes' `command` replaces the image's program, "
+        "and `args` its arguments. In compose, these are `entrypoint` and `command`.",
         where="end",
     ),
     KnownCause(
         "unknown-argument",
-        "the command line has a word that this vLLM does not know",
+        "this vLLM does not know a word of the command line",
         (": error: unrecognized arguments:",),
-        "Compare it with `vllm serve --help` of this version. In the vllm/vllm-openai image, the command begins "
-        "behind `vllm serve`: give only MODEL and flags, each word as an item of its own.",
+        "Compare the word with this version's `vllm serve --help`. The vllm/vllm-openai image already begins with "
+        "`vllm serve`. Give it only MODEL and flags, each word as a separate item.",
         where="end",
         phase=COMMAND_LINE,
     ),
@@ -247,12 +248,12 @@ INSTALLATION: Final = (
             "No tokenizer registered for",
             "Unsupported connector type",
         ),
-        "Choose one of the names in the text, or those of `vllm serve --help`; a newer vLLM may have it.",
+        "Choose a name from the message or from `vllm serve --help`, or try a newer vLLM.",
         phase=CONFIGURATION,
     ),
     KnownCause(
         "bad-argument",
-        "a flag has a value that is not possible",
+        "a flag has an invalid value",
         (
             ": error: argument ",
             ": error: the following arguments are required",
@@ -260,8 +261,8 @@ INSTALLATION: Final = (
             "error: invalid argument: ",
             "error while handling argument ",
         ),
-        "The text names flag and choices; values with JSON need quotes of the shell or of YAML; another version may "
-        "have other flags.",
+        "Correct the flag that the message names. Quote JSON for the shell or YAML. Another version may have other "
+        "flags.",
         where="end",
         phase=COMMAND_LINE,
     ),
@@ -269,7 +270,7 @@ INSTALLATION: Final = (
         "service-named-vllm",
         "Kubernetes has set VLLM_PORT, because a Service is called vllm",
         ("VLLM_PORT … appears to be a URI", "invalid literal for int() with base 10: 'tcp://"),
-        "Rename the Service, or set enableServiceLinks: false in the pod.",
+        "Rename the Service, or set `enableServiceLinks: false` in the pod.",
     ),
     SETTING_REFUSED,
     ERROR_IN_CODE,

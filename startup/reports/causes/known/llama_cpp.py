@@ -18,20 +18,20 @@ LLAMA_CPP: Final = (
             "error loading model: unable to allocate … buffer",
         ),
         "Use fewer layers on the GPU (-ngl, --n-cpu-moe), a smaller -c, a quantized KV cache (-ctk q8_0 -ctv q8_0) or "
-        "a smaller quantization of the model; or end what else holds the GPU's memory.",
+        "a smaller quantization. Or end other programs on the GPU.",
         where="end",
     ),
     KnownCause(
         "llama-no-device",
         "llama.cpp sees fewer GPUs than its options ask for",
         ("invalid value for main_gpu", "available devices: 0"),
-        "If it sees none: check the driver, the container's GPUs (--gpus all, --device) and that this build is one for "
-        "them; without a GPU leave out -sm and -mg. Else give a smaller -mg (--main-gpu).",
+        "If llama.cpp sees no GPU, check the driver, the container's GPUs (--gpus all, --device) and whether this "
+        "build supports them. Without a GPU, leave out -sm and -mg. With fewer GPUs, lower -mg (--main-gpu).",
         where="end",
     ),
     KnownCause(
         "llama-model-unknown",
-        "this llama.cpp does not know the model of the GGUF file",
+        "this llama.cpp does not know the GGUF file's model",
         (
             "unknown model architecture: '",
             "unknown pre-tokenizer type",
@@ -42,12 +42,12 @@ LLAMA_CPP: Final = (
             "has invalid ggml type",
             "error loading model: check_tensor_dims",
         ),
-        "Use a newer llama.cpp; if that does not help, a GGUF file that was converted with it.",
+        "Use a newer llama.cpp. If that does not help, use a GGUF file that this release has converted.",
         where="end",
     ),
     KnownCause(
         "llama-model-damaged",
-        "the GGUF file is missing, incomplete or not one",
+        "the GGUF file is missing, incomplete or in another format",
         (
             "data is not within the file bounds",
             "gguf_init_from_…: failed to",
@@ -55,23 +55,23 @@ LLAMA_CPP: Final = (
             "invalid split file",
             "failed to open GGUF file",
         ),
-        "Check the path; compare the file's size with the hub's and download it again; keep all parts of a split model "
-        "in one folder, and name the first one.",
+        "Check the path. Compare the file's size with the hub's, and download the file again. Keep all parts of a "
+        "split model in one folder, and name the first.",
         where="end",
     ),
     KnownCause(
         "llama-download-failed",
         "llama.cpp cannot download the model",
         ("get_repo_commit: error", "failed to download model from Hugging Face", "error from HF API"),
-        "Check the name (-hf OWNER/MODEL:QUANTIZATION), HF_TOKEN, HF_ENDPOINT and the network, or name a file with -m.",
+        "Check the name (-hf OWNER/MODEL:QUANTIZATION), HF_TOKEN, HF_ENDPOINT and the network. Or name a file with -m.",
         where="end",
     ),
     KnownCause(
         "llama-load-failed",
         "llama.cpp cannot load the model's file",
         ("error loading model", "failed to load model", "load_model: failed to load", "exiting due to"),
-        "The text or the lines before it name what it does not read. Use the newest llama.cpp; download or convert the "
-        "file again, to a local disk and a path of plain letters; draft model and mmproj must belong to the model.",
+        "Read the reason in the message or the lines before it. Use the newest llama.cpp. Download or convert the file "
+        "again, to a local disk and a path of plain letters. Draft model and mmproj must be of this model.",
         where="end",
         is_general=True,
     ),
@@ -79,8 +79,8 @@ LLAMA_CPP: Final = (
         "llama-context-failed",
         "llama.cpp cannot set up the model's context",
         ("llama_init_from_model: failed to",),
-        "The text says what does not go together: correct that option (-fa, -ctv, -np, -c). If it names no reason, the "
-        "lines before it have the reason of the GPU's driver.",
+        "Correct the option that the message names (-fa, -ctv, -np, -c). If it names none, read the GPU driver's "
+        "reason in the lines before.",
         is_general=True,
     ),
     KnownCause(
@@ -95,7 +95,8 @@ LLAMA_CPP: Final = (
             "ggml-cuda.cu…CUDA error",
             "ggml-cuda.cu…ROCm error",
         ),
-        "The lines before it have the reason; else try the newest llama.cpp, then -ngl 0 and without -fa.",
+        "Read the reason in the lines before the message. If there is none, try the newest llama.cpp, then -ngl 0 "
+        "without -fa.",
         where="end",
         is_general=True,
     ),

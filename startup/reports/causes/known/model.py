@@ -10,7 +10,7 @@ MODEL: Final = (
         "max-model-len-too-long",
         "--max-model-len is more than the model was made for",
         ("is greater than the derived max_model_len",),
-        "Lower --max-model-len to the value in the text, or extend the model with rope scaling in --hf-overrides.",
+        "Lower --max-model-len to the value in the message, or extend the model with rope scaling in --hf-overrides.",
         phase=CONFIGURATION,
     ),
     KnownCause(
@@ -36,32 +36,33 @@ MODEL: Final = (
             "not divisible by weight quantization",
             "heads is not divisible by",
         ),
-        "Choose a --tensor-parallel-size that divides the model's attention heads, often 1, 2, 4 or 8; the rest of "
-        "the GPUs serve with --pipeline-parallel-size or --data-parallel-size.",
+        "Choose a --tensor-parallel-size that divides the model's attention heads, often 1, 2, 4 or 8. Use the other "
+        "GPUs with --pipeline-parallel-size or --data-parallel-size.",
     ),
     KnownCause(
         "transformers-too-new",
         "this vLLM does not know the configuration of a newer transformers",
         ("AmbiguousGlobalPerLayerAttributeError", "is a per-layer attribute and may vary across layers"),
-        "Run pip install 'transformers<5.15', or use vLLM 0.28 or newer.",
+        "Run `pip install 'transformers<5.15'`, or use vLLM 0.28 or newer.",
     ),
     KnownCause(
         "transformers-too-old",
-        "the installed transformers does not know this type of model",
+        "the installed transformers does not know this model type",
         ("Transformers does not recognize this architecture",),
-        "Update vLLM and transformers together; for a type of your own, --trust-remote-code or --hf-overrides.",
+        "Update vLLM and transformers together. For a model type of your own, set --trust-remote-code or "
+        "--hf-overrides.",
     ),
     KnownCause(
         "model-type-missing",
         "the model's config.json does not say what the model is",
         ("Should have a `model_type` key in its config.json", "No model architectures are specified"),
-        "Serve an adapter with --lora-modules and its base model; other models need a complete config.json.",
+        "Serve an adapter with --lora-modules and its base model. Give other models a complete config.json.",
     ),
     KnownCause(
         "remote-code-not-importable",
-        "the model's own Python code cannot be imported, as with a dot in the name of its folder",
+        "the model's own Python code cannot be imported, often for a dot in its folder's name",
         ("No module named 'transformers_modules",),
-        "Rename the model's folder so that its name has no dots, delete HF_HOME/modules, and start again.",
+        "Remove dots from the folder's name, delete HF_HOME/modules, and start again.",
     ),
     KnownCause(
         "architecture-unsupported",
@@ -78,8 +79,8 @@ MODEL: Final = (
         "model-code-broken",
         "vLLM's code for this model cannot be imported",
         ("failed to be inspected", "Error in inspecting model architecture"),
-        "The traceback above it has the reason, often a missing or too old package: install vLLM again into an "
-        "environment of its own.",
+        "Read the reason in the traceback above, often a missing or old package. Install vLLM again into a new "
+        "environment.",
         is_general=True,
     ),
     KnownCause(
@@ -91,7 +92,7 @@ MODEL: Final = (
             "requires you to execute custom code",
             "set the option `trust_remote_code=True`",
         ),
-        "Read that code, then add --trust-remote-code; with a pinned --revision and --code-revision.",
+        "Read that code, then set --trust-remote-code. Pin --revision and --code-revision.",
     ),
     KnownCause(
         "weights-damaged",
@@ -108,7 +109,8 @@ MODEL: Final = (
             "is not a valid JSON file",
             "Consistency check failed: file should be",
         ),
-        "Delete the file and download it again; files of about 130 bytes are Git LFS pointers (`git lfs pull`).",
+        "Delete the file and download it again. A file of about 130 bytes is a Git LFS pointer, which `git lfs pull` "
+        "replaces.",
     ),
     KnownCause(
         "weights-missing",
@@ -118,7 +120,7 @@ MODEL: Final = (
             "No such file or directory: ….safetensors",
             "Weight files referenced in index but missing",
         ),
-        "Download the model completely; give --load-format for other formats, and a GGUF file by its own name.",
+        "Download the complete model. For other formats, set --load-format. For GGUF, name the file itself.",
     ),
     KnownCause(
         "weights-do-not-match",
@@ -137,14 +139,14 @@ MODEL: Final = (
             " in …weight_loader()",
             " in load_…_weight()",
         ),
-        "Use a newer vLLM for a new model. For a model that was quantized or fine-tuned: check config.json "
-        "(architectures, quantization_config, tie_word_embeddings) against the files.",
+        "For a new model, use a newer vLLM. For a quantized or fine-tuned model, check config.json (architectures, "
+        "quantization_config, tie_word_embeddings) against the files.",
     ),
     KnownCause(
         "gguf-unsupported",
-        "this vLLM does not know the model of the GGUF file",
+        "this vLLM does not know the GGUF file's model",
         ("GGUF model with architecture … is not supported", "Unknown gguf model_type", "ailed to map GGUF parameters"),
-        "Use a newer vLLM or its GGUF plugin, --hf-config-path with the original model, or its safetensors.",
+        "Use a newer vLLM or its GGUF plugin, set --hf-config-path to the original model, or use its safetensors.",
     ),
     KnownCause(
         "quantization-mismatch",
@@ -154,7 +156,7 @@ MODEL: Final = (
             "Unknown quantization method",
             "Cannot find the config file for",
         ),
-        "Leave --quantization out: vLLM reads the method from config.json.",
+        "Leave out --quantization, so that vLLM reads the method from config.json.",
     ),
     KnownCause(
         "tokenizer-missing",
@@ -167,59 +169,60 @@ MODEL: Final = (
             "data did not match any variant of untagged enum",
             "not recognize the tokenizer",
         ),
-        "The folder needs tokenizer.json or tokenizer.model: copy them from the original model or name it with "
-        "--tokenizer; for Mistral's own format --tokenizer-mode mistral; a new format needs a newer transformers.",
+        "Copy tokenizer.json or tokenizer.model from the original model into the folder, or name that model with "
+        "--tokenizer. For Mistral's format, set --tokenizer-mode mistral. For new formats, update transformers.",
     ),
     KnownCause(
         "processor-missing",
         "the processor of images, video or audio cannot be loaded",
         ("Can't load image processor for", "Can't load feature extractor for", "Can't load video processor for"),
-        "Copy preprocessor_config.json and processor_config.json from the original model into the folder; "
-        "--language-model-only serves a text model without them.",
+        "Copy preprocessor_config.json and processor_config.json from the original model into the folder. To serve "
+        "only text without them, set --language-model-only.",
     ),
     KnownCause(
         "vocabulary-not-downloaded",
         "the vocabulary of gpt-oss cannot be downloaded",
         ("openai_harmony.HarmonyError", "error downloading or loading vocab file"),
-        "Delete the cached file (TIKTOKEN_RS_CACHE_DIR, or /tmp/tiktoken-rs-cache), or download the vocabularies and "
-        "set TIKTOKEN_ENCODINGS_BASE to their folder.",
+        "Delete the cached file (in TIKTOKEN_RS_CACHE_DIR or /tmp/tiktoken-rs-cache). Or download the vocabularies, "
+        "and set TIKTOKEN_ENCODINGS_BASE to their folder.",
     ),
     KnownCause(
         "chat-template-missing",
         "--chat-template names neither a file nor a template",
         ("The supplied chat template", "appears path-like, but doesn't exist"),
-        "Give the path inside the container, or mount the file.",
+        "Give the file's path inside the container, or mount the file.",
     ),
     KnownCause(
         "processor-cache-too-small",
-        "a processed image or video is larger than the whole cache of the multimodal processor",
+        "a processed image or video is larger than the whole multimodal processor cache",
         ("ValueError: value too large",),
-        "Raise --mm-processor-cache-gb or set it to 0, or limit the size with --mm-processor-kwargs.",
+        "Raise --mm-processor-cache-gb or set it to 0, or limit the input's size with --mm-processor-kwargs.",
     ),
     KnownCause(
         "encoder-cache-too-small",
-        "an image, video or audio needs more room than the encoder's cache has",
+        "an image, video or audio does not fit into the encoder's cache",
         ("exceeds the pre-allocated encoder cache size",),
-        "Raise --max-num-batched-tokens, or limit the size with --mm-processor-kwargs and --limit-mm-per-prompt.",
+        "Raise --max-num-batched-tokens, or limit the input's size with --mm-processor-kwargs and "
+        "--limit-mm-per-prompt.",
     ),
     KnownCause(
         "placeholders-do-not-match",
-        "the number of image tokens in a prompt differs from the number that its images need",
+        "a prompt has another number of image tokens than its images need",
         ("Attempted to assign",),
-        "The prompt was cut, or the model's processor does not fit: raise --max-model-len above the longest prompt "
-        "with its images, and use the versions of vLLM and transformers that the model's page names.",
+        "If the prompt was cut, raise --max-model-len above the longest prompt with its images. If not, use the "
+        "versions of vLLM and transformers on the model's page.",
     ),
     KnownCause(
         "lora-rank",
         "an adapter's rank is more than --max-lora-rank",
         ("is greater than max_lora_rank",),
-        "Give --max-lora-rank the rank in the adapter's adapter_config.json (r).",
+        "Set --max-lora-rank to the rank (r) in the adapter's adapter_config.json.",
     ),
     KnownCause(
         "lora-unsupported",
         "the adapter changes parts of the model that vLLM does not serve",
         ("is unsupported LoRA weight", "vLLM only supports modules_to_save being None", "expected target modules in"),
-        "Merge the adapter into the model, or train it without modules_to_save, lm_head and embed_tokens.",
+        "Merge the adapter into the model, or train the adapter without modules_to_save, lm_head and embed_tokens.",
     ),
     KnownCause(
         "lora-missing",
@@ -237,7 +240,7 @@ MODEL: Final = (
             "() of …/arg_utils.py",
             "() of …/vllm/platforms/",
         ),
-        "The text says what does not go together: correct those flags, or the model's config.json.",
+        "Correct the flags that the message names, or the model's config.json.",
         is_general=True,
     ),
 )

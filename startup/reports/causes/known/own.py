@@ -11,31 +11,32 @@ def _own(name: str, title: str, advice: str, *, is_general: bool = False) -> Kno
 
 UNKNOWN: Final = _own(
     "unknown",
-    "the cause is none of those with a code",
-    "Read the message, and the log that `Log:` names. If it is a fault of vllm-cli, report it with what `vllm-cli "
-    "collect-env` prints.",
+    "no known cause fits",
+    "Read the message, and the log that `Log:` names. If vllm-cli is at fault, report it with the output of `vllm-cli "
+    "collect-env`.",
     is_general=True,
 )
 OWN: Final = (
     _own(
         "usage",
-        "a flag, a value, a variable or a file of settings is not accepted",
-        "Correct what the message names. `vllm-cli serve --help=WORD` shows the flags that contain WORD.",
+        "a flag, value, variable or file of settings is not accepted",
+        "Correct the setting that the message names. `vllm-cli serve --help=WORD` shows the flags that contain WORD.",
     ),
     _own(
         "preflight",
         "the preflight has found a fault",
-        "Correct what the message names. `--preflight-only` shows all faults; `--preflight warn` starts all the same.",
+        "Correct the fault that the message names. `--preflight-only` shows all faults. `--preflight warn` starts in "
+        "spite of them.",
     ),
     _own(
         "models-file",
         "the file of models has faults",
-        "Correct what the message names. `vllm-cli serve --models FILE --preflight-only` shows all faults.",
+        "Correct the fault that the message names. `vllm-cli serve --models FILE --preflight-only` shows all faults.",
     ),
     _own(
         "package-missing",
         "a package that the engine needs is not installed",
-        "Install what the message names into the environment of vllm-cli.",
+        "Install the package that the message names into the environment of vllm-cli.",
     ),
     _own(
         "program-not-started",
@@ -45,12 +46,12 @@ OWN: Final = (
     ),
     _own(
         "standby-unusable",
-        "no server can be forked from a standby, or no standby can run",
-        "Start one with `vllm-cli standby`; `vllm-cli standby status` shows the one that runs.",
+        "no standby can run or fork a server",
+        "Start a standby with `vllm-cli standby`. `vllm-cli standby status` shows the running standby.",
     ),
     _own(
         "socket-activation",
-        "the socket that a service manager has passed cannot be used",
+        "the service manager's socket cannot be used",
         "In the .socket unit, use ListenStream= with Accept=no.",
     ),
     _own(
@@ -60,15 +61,15 @@ OWN: Final = (
     ),
     _own(
         "startup-timeout",
-        "the start or its download took longer than it may",
-        "The log shows what took so long. Give a longer --startup-timeout or --download-timeout.",
+        "the start or its download took longer than its limit",
+        "Find the slow phase in the log. Raise --startup-timeout or --download-timeout.",
     ),
     _own(
         "plain-start",
         "vLLM starts without preloading, and so more slowly",
-        "Remove what the message names. `vllm-cli check-hooks` shows hooks that do not fit. If vllm-cli failed, report "
-        "it with the log and what `vllm-cli collect-env` prints. `vllm-cli caches prune --plain-starts` makes the next "
-        "start preload again.",
+        "Remove the reason that the message names. `vllm-cli check-hooks` shows hooks that do not fit. If vllm-cli "
+        "failed, report it with the log and the output of `vllm-cli collect-env`. `vllm-cli caches prune "
+        "--plain-starts` makes the next start preload again.",
         is_general=True,
     ),
     UNKNOWN,

@@ -6,10 +6,10 @@ from startup.reports.causes.known_cause import KnownCause
 
 STOPPED: Final = KnownCause(
     "stopped",
-    "it was stopped by a signal",
+    "a signal stopped the process",
     ("KeyboardInterrupt", "SystemExit: 15", "received signal=SIG", "Received SIGTERM", "Received signal 15"),
-    "Nothing failed before. If nobody stopped it, Kubernetes may have: when probes fail during a long start "
-    "(`kubectl describe pod`; docs/containers.md has fitting probes), or when a node is drained.",
+    "Nothing failed before. If nobody stopped the server, Kubernetes may have, because probes failed during a long "
+    "start or a node was drained (`kubectl describe pod`). docs/containers.md has fitting probes.",
     where="end",
 )
 """Recognized by what comes before it, not by its text alone."""
@@ -25,8 +25,8 @@ NOT_IN_LOG: Final = KnownCause(
         "WorkerProc hit an exception",
         "torch_call_dispatcher(…) API call failed",
     ),
-    "Its processes write the cause before this line: give the complete log, with standard error and from the start "
-    "on (`kubectl logs --previous`). If the log is complete, the process was killed: look into `dmesg`.",
+    "Give the complete log, with standard error (`kubectl logs --previous`). Processes write the cause before this "
+    "line. If the log is complete, the process was killed, so look into `dmesg`.",
     where="end",
     is_general=True,
 )
@@ -37,22 +37,22 @@ PROCESSES: Final = (
         "gpu-used-twice",
         "two ranks were given the same GPU",
         ("Duplicate GPU detected",),
-        "Give each rank a GPU of its own: check CUDA_VISIBLE_DEVICES, the ranks' numbers, and Ray's version.",
+        "Give each rank a GPU of its own. Check CUDA_VISIBLE_DEVICES, the ranks' numbers and Ray's version.",
     ),
     KnownCause(
         "nccl-invalid-usage",
-        "NCCL was used in a wrong way",
+        "NCCL reports invalid usage",
         ("NCCL error: invalid usage", "NCCL error … invalid usage", "ncclInvalidUsage"),
-        "NCCL_DEBUG=WARN shows why; often two ranks use one GPU, or different NCCL versions are loaded (LD_PRELOAD, "
-        "VLLM_NCCL_SO_PATH).",
+        "Set NCCL_DEBUG=WARN, which logs the reason. Often two ranks use one GPU, or different NCCL versions are "
+        "loaded (LD_PRELOAD, VLLM_NCCL_SO_PATH).",
         is_general=True,
     ),
     KnownCause(
         "nccl-timeout",
         "a GPU waited too long for the others",
         ("Watchdog caught collective operation timeout", "ncclRemoteError", "NCCL communicator was aborted"),
-        "One rank failed or hangs: look for the first error of any rank, with NCCL_DEBUG=INFO. NCCL_P2P_DISABLE=1 or "
-        "NCCL_IB_DISABLE=1 show whether the connection is at fault.",
+        "One rank failed or hangs. Find the first error of any rank, with NCCL_DEBUG=INFO. Test the connection with "
+        "NCCL_P2P_DISABLE=1 or NCCL_IB_DISABLE=1.",
     ),
     KnownCause(
         "nccl-failed",
@@ -66,29 +66,29 @@ PROCESSES: Final = (
             "DistBackendError",
             "() of …/device_communicators/",
         ),
-        "NCCL_DEBUG=INFO shows why. Often: /dev/shm too small (--ipc=host), the wrong interface "
-        "(NCCL_SOCKET_IFNAME), no P2P between the GPUs (NCCL_P2P_DISABLE=1).",
+        "Set NCCL_DEBUG=INFO, which logs the reason. Often /dev/shm is too small (--ipc=host), the interface is the "
+        "wrong one (NCCL_SOCKET_IFNAME), or the GPUs have no P2P (NCCL_P2P_DISABLE=1).",
         is_general=True,
     ),
     KnownCause(
         "oneccl-failed",
         "the connection between the Intel GPUs failed",
         ("oneCCL: … EXCEPTION", "|CCL_ERROR|"),
-        "In a container mount -v /dev/dri:/dev/dri (not only --device), with --ipc=host and --cap-add SYS_PTRACE, and "
-        "the same GPUs visible to all ranks; CCL_ZE_IPC_EXCHANGE chooses how memory is shared.",
+        "Run the container with -v /dev/dri:/dev/dri (not only --device), --ipc=host and --cap-add SYS_PTRACE. Show "
+        "all ranks the same GPUs. CCL_ZE_IPC_EXCHANGE chooses how memory is shared.",
     ),
     KnownCause(
         "custom-all-reduce-failed",
-        "vLLM's own all-reduce failed: the GPUs cannot share memory as it expects",
+        "vLLM's own all-reduce failed, because the GPUs cannot share memory for it",
         ("Cuda error …custom_all_reduce.cuh",),
-        "Give --disable-custom-all-reduce; leave expandable_segments:True out of PYTORCH_CUDA_ALLOC_CONF.",
+        "Set --disable-custom-all-reduce. Remove expandable_segments:True from PYTORCH_CUDA_ALLOC_CONF.",
         where="end",
     ),
     KnownCause(
         "peer-lost",
         "the connection to another process of the group was lost",
         ("gloo…Connection reset by peer", "gloo…Connection closed by peer", "gloo…Timed out waiting"),
-        "That process ended or hangs: look for its error in the logs of all nodes; else the network between them.",
+        "That process ended or hangs. Find its error in the logs of all nodes. If there is none, check the network.",
         is_general=True,
     ),
     KnownCause(
@@ -102,33 +102,34 @@ PROCESSES: Final = (
             "torch.distributed.DistStoreError",
             "Unable to find address for",
         ),
-        "All nodes need the same --master-addr and port, open between them; VLLM_HOST_IP, GLOO_SOCKET_IFNAME and "
-        "NCCL_SOCKET_IFNAME for machines with several networks; or one of them failed before: see its log.",
+        "Give all nodes the same --master-addr and the same open port. On machines with several networks, set "
+        "VLLM_HOST_IP, GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME. If a process failed before, read its log.",
     ),
     KnownCause(
         "ray-has-too-few-gpus",
-        "Ray does not have the GPUs that the flags ask for",
+        "Ray has fewer GPUs than the flags ask for",
         (
             "Ray does not allocate any GPUs on the driver node",
             "The number of required GPUs exceeds the total number of available GPUs",
             "Cannot provide a placement group of",
             "Current node has no GPU available",
         ),
-        "`ray status` shows what is free: end what holds GPUs, join the missing nodes, lower the parallel sizes, and "
-        "start vLLM on a node that has a GPU.",
+        "Check `ray status`. End programs that hold GPUs, join the missing nodes, or lower the parallel sizes. Start "
+        "vLLM on a node with a GPU.",
     ),
     KnownCause(
         "ray-not-running",
         "no Ray cluster was found",
         ("Could not find any running Ray instance", "Failed to connect to Ray cluster", "Failed to start GCS"),
-        "Run `ray start` on all nodes and set RAY_ADDRESS; on one machine give --distributed-executor-backend mp.",
+        "Run `ray start` on all nodes, and set RAY_ADDRESS. On one machine, set --distributed-executor-backend mp "
+        "instead.",
     ),
     KnownCause(
         "ray-not-starting",
         "Ray could not start its processes",
         ("Failed to register worker … to Raylet",),
-        "Run `ray stop --force` and delete /tmp/ray, which an earlier Ray may have left; check memory, /dev/shm and "
-        "the limit of processes. One machine needs no Ray: --distributed-executor-backend mp.",
+        "Run `ray stop --force`, and delete /tmp/ray of an earlier Ray. Check memory, /dev/shm and the limit of "
+        "processes. On one machine, set --distributed-executor-backend mp instead.",
         where="end",
     ),
     KnownCause(
@@ -139,26 +140,26 @@ PROCESSES: Final = (
     ),
     KnownCause(
         "ray-worker-died",
-        "a worker of Ray died",
+        "a Ray worker died",
         ("ActorDiedError", "The actor died unexpectedly", "WorkerCrashedError", "The actor is dead because"),
-        "The worker's own log has the reason (/tmp/ray/session_latest/logs on its node); without one, it was "
-        "probably killed for its memory: `dmesg` on that node.",
+        "Read the worker's own log in /tmp/ray/session_latest/logs on its node. If it has no reason, check that node's "
+        "`dmesg`, because memory probably ran out.",
         is_general=True,
     ),
     KnownCause(
         "engine-hangs",
         "the engine hung",
         ("s (--engine-watchdog-timeout): since", "s while others wait for its memory: since"),
-        "The log has the stacks of all threads. A stopped process was stopped by a debugger, a freezer or SIGSTOP; a "
-        "kernel or a connection that hangs: NCCL_DEBUG=INFO, --disable-custom-all-reduce; a step that takes longer: "
-        "raise --engine-watchdog-timeout.",
+        "Read the stacks of all threads in the log. If a process is stopped, look for a debugger, a freezer or "
+        "SIGSTOP. If a kernel or connection hangs, try NCCL_DEBUG=INFO and --disable-custom-all-reduce. If a step "
+        "takes longer, raise --engine-watchdog-timeout.",
     ),
     KnownCause(
         "worker-hangs",
         "a worker did not answer in time",
         ("RPC call to … timed out", "RayChannelTimeoutError"),
-        "A kernel or a connection hangs (`py-spy dump` of the worker): try --disable-custom-all-reduce and "
-        "NCCL_P2P_DISABLE=1. VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS and Ray's RAY_CGRAPH_get_timeout raise the time.",
+        "Find out with `py-spy dump` where the worker hangs. Try --disable-custom-all-reduce and NCCL_P2P_DISABLE=1. "
+        "For more time, raise VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS and Ray's RAY_CGRAPH_get_timeout.",
     ),
     KnownCause(
         "start-took-too-long",
@@ -169,22 +170,22 @@ PROCESSES: Final = (
             "Did not receive response from front-end process",
             "failed to start within",
         ),
-        "Raise VLLM_ENGINE_READY_TIMEOUT_S; downloads, network disks and compilation without a cache take long.",
+        "Raise VLLM_ENGINE_READY_TIMEOUT_S. Downloads, network disks and compilation without a cache take long.",
         is_general=True,
     ),
     KnownCause(
         "illegal-instruction",
         "this processor lacks instructions that the build needs",
         ("Illegal instruction", "SIGILL", "exit code: -4", "exit code 132"),
-        "Use a build for this processor (vLLM's CPU wheels need AVX2 or AVX512), or build from source on it.",
+        "Use a build for this processor, or build from source on it. vLLM's CPU wheels need AVX2 or AVX512.",
         where="end",
     ),
     KnownCause(
         "native-assertion",
-        "a check in compiled code failed: a bug in the program or library that the line names",
+        "an assertion failed in the program or library that the message names",
         ("Assertion `…' failed", "Assertion '…' failed", "Assertion failed: …, f"),
-        "Search the issues of that program for this line; try its newest release; start without the option or "
-        "model that caused it.",
+        "Search that program's issues for the message. Try its newest release. Start without the option or model that "
+        "caused it.",
         where="end",
         is_general=True,
     ),
@@ -209,23 +210,24 @@ PROCESSES: Final = (
             "exit code 136",
             "exited with code 139",
         ),
-        "PYTHONFAULTHANDLER=1 shows where; often libraries of different versions in one environment: try vLLM's "
-        "image, a newer version, or --enforce-eager.",
+        "Set PYTHONFAULTHANDLER=1, which logs the place. Often libraries of different versions are in one environment. "
+        "Try vLLM's image, a newer version, or --enforce-eager.",
         where="end",
         is_general=True,
     ),
     KnownCause(
         "job-cancelled",
-        "the job's scheduler ended it",
+        "the job scheduler ended the job",
         ("slurmstepd: error: *** … CANCELLED", "DUE TO TIME LIMIT", "job killed: walltime"),
-        "Ask for more time or memory (sbatch --time, --mem); nothing was wrong with vLLM.",
+        "Ask for more time or memory (sbatch --time, --mem). Nothing was wrong with vLLM.",
         where="end",
     ),
     KnownCause(
         "worker-terminated",
-        "a worker was ended",
+        "a worker ended",
         ("died, exit code: -15", "died, exit code: ", "died with <Signals."),
-        "Exit code -15 is SIGTERM: somebody ended the server or its container; else see the lines above it.",
+        "If the exit code is -15 (SIGTERM), somebody ended the server or its container. Otherwise read the lines above "
+        "it.",
         where="end",
         is_general=True,
     ),
@@ -233,8 +235,8 @@ PROCESSES: Final = (
         "process-vanished",
         "a process ended without a message",
         ("died unexpectedly", "Engine process … died"),
-        "It was killed or crashed in compiled code: `kubectl describe pod`, `docker inspect` or `dmesg` show whether "
-        "the OOM killer did it; PYTHONFAULTHANDLER=1 shows crashes.",
+        "Check with `kubectl describe pod`, `docker inspect` or `dmesg` whether the OOM killer ended it. If not, "
+        "compiled code crashed. Set PYTHONFAULTHANDLER=1, which logs the place.",
         where="end",
         is_general=True,
     ),

@@ -170,7 +170,7 @@ def test_a_batch_has_at_most_max_loras_adapters(plain_llama, adapter):
 def test_adapters_beyond_max_cpu_loras_are_refused(plain_llama, adapter):
     engine = SmallEngine(copy.deepcopy(plain_llama), lora=LoraConfig(enable_lora=True, max_cpu_loras=2))
     assert [engine.load_adapter(adapter_id, adapter) for adapter_id in (1, 2)] == [None, None]
-    assert "--max-cpu-loras 2 adapters are in memory; only `--engine vllm`" in (engine.load_adapter(3, adapter) or "")
+    assert "--max-cpu-loras 2 adapters are in memory. Only `--engine vllm`" in (engine.load_adapter(3, adapter) or "")
     engine.unload_adapter(1)
     assert engine.load_adapter(3, adapter) is None
 

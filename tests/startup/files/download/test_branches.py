@@ -117,7 +117,7 @@ def test_without_an_answer_the_start_takes_what_is_on_disk(hub_server, on_disk, 
         handle.stop_asking()
         assert finish_download(plan, handle).path == on_disk
     (line,) = caplog.messages
-    assert line.startswith("the hub has not answered whether the branch has moved; using the files on disk of org/")
+    assert line.startswith("the hub has not answered whether the branch has moved. Using the files on disk of org/")
     assert f"commit {COMMIT}, downloaded on 20" in line
 
 
@@ -141,7 +141,7 @@ def test_a_hub_that_refuses_leaves_what_is_on_disk(status, code, num_requests, h
     assert resolve_model(MODEL_REQUEST).path == on_disk
     assert len(hub_server.requests) == num_requests
     (line,) = caplog.messages
-    assert f"using the files on disk of org/model: commit {COMMIT}, downloaded on 20" in line
+    assert f"Using the files on disk of org/model: commit {COMMIT}, downloaded on 20" in line
 
 
 def test_a_hub_that_is_not_there_leaves_what_is_on_disk(hub_server, on_disk, caplog, monkeypatch):
@@ -157,7 +157,7 @@ def test_a_file_that_cannot_be_had_leaves_what_is_on_disk(downloads, caplog):
     downloads.hub.faults.add(Fault("status", times=None, path="*.jinja", status=403, code="GatedRepo"))
     report = downloads.run(cached=folder)
     assert (report.failure, report.folders) == (None, (folder,))
-    assert f"using the files on disk of org/model: commit {folder.name}" in caplog.text
+    assert f"Using the files on disk of org/model: commit {folder.name}" in caplog.text
 
 
 def ask(
@@ -198,7 +198,7 @@ def test_a_helper_that_dies_leaves_what_is_on_disk(hub_server, on_disk, caplog):
         wait_until(lambda: len(hub_server.requests) == 1)
         handle._helper._process.kill()
         assert handle.result() == (on_disk,)
-    assert "killed by signal 9; using the files on disk of org/model" in caplog.text
+    assert "killed by signal 9. Using the files on disk of org/model" in caplog.text
 
 
 def test_the_end_of_a_server_ends_the_question_silently(hub_server, on_disk, caplog):

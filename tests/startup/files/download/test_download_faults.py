@@ -191,7 +191,7 @@ def test_a_connection_that_is_refused_is_told_at_once(downloads):
     [
         ({"gated": {"org/model"}}, None, "org/model is gated: ask for access at {0}/org/model, then give a token"),
         ({"gated": {"org/model"}}, "hf_wrong", "org/model is gated: ask for access at {0}/org/model"),
-        ({"private": {"org/model"}}, None, "{0}/org/model does not exist: correct the name; if it is private, give a"),
+        ({"private": {"org/model"}}, None, "{0}/org/model does not exist: correct the name. If it is private, give a"),
         ({"revisions": {"org/model": {}}}, None, "org/model has no revision 'main': correct --revision"),
         ({"token": "hf_other"}, "hf_wrong", "the hub does not accept the token: correct --hf-token or HF_TOKEN"),
     ],
@@ -226,7 +226,7 @@ def test_a_limit_of_time_ends_the_download(downloads):
     downloads.hub.link.bytes_per_s = 200_000
     report = downloads.run(timeout_s=1.0)
     assert report.failure == "timeout"
-    assert "org/model is not complete after 1 s (--download-timeout); received parts are kept" in report.reason
+    assert "org/model is not complete after 1 s (--download-timeout). Received parts are kept" in report.reason
     downloads.hub.link.bytes_per_s = None
     assert downloads.run().fetched_bytes < sum(map(len, MODEL.values()))
 

@@ -167,7 +167,7 @@ def test_what_is_on_disk_is_used_while_the_store_cannot_be_reached(put_s3, monke
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert resolve_model(asked).path == folder
     assert "s3://models/team/llama cannot be read: " in caplog.text
-    assert "using the files on disk of" in caplog.text
+    assert "Using the files on disk of" in caplog.text
     assert problem("s3://models/team/other").startswith("s3://models/team/other cannot be read: ")
 
 

@@ -77,7 +77,7 @@ def test_a_missing_folder_and_a_file_are_errors(tmp_path):
     ("name", "content", "expected"),
     [
         ("config.json", b"{oops}", "{0}/config.json is not JSON: Expecting property name"),
-        ("tokenizer.json", None, "{0} has no tokenizer; name one with --tokenizer"),
+        ("tokenizer.json", None, "{0} has no tokenizer. Name one with --tokenizer"),
     ],
 )
 def test_the_fault_of_a_folder_is_reported(tmp_path, name, content, expected):

@@ -138,7 +138,7 @@ def test_a_socket_that_accepts_no_connections_is_an_error(kind):
     with socket.socket(socket.AF_INET, type_) as bound:
         bound.bind(("127.0.0.1", 0))
         done = _take(bound)
-    assert "StartupError: LISTEN_FDS: descriptor 3 does not listen: use ListenStream= with Accept=no" in done.stderr
+    assert "StartupError: LISTEN_FDS: descriptor 3 does not listen. Use ListenStream= with Accept=no" in done.stderr
 
 
 _SEND = """

@@ -211,7 +211,7 @@ def test_an_unknown_cause_still_has_process_phase_and_exception():
     assert write_digest(cause) == [
         "EngineCore_DP0 (pid 40) failed while it loaded the model.",
         "Cause: RuntimeError: Error Internal",
-        "Do: search for this line in the issues of vLLM; read the log around it (line 5); try the newest release.",
+        "Do: Search the issues of vLLM for the message. Read the log around it (line 5). Try the newest release.",
         "Code: VC-UNKNOWN",
     ]
 
@@ -905,11 +905,11 @@ def test_a_kv_cache_without_room_beside_a_server_that_this_log_shows_ready():
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        ("ValueError: --kv-cache-dtype fp8 is not supported with x.", "The text names --kv-cache-dtype:"),
-        ("AssertionError: Please set VLLM_X_Y=0 with this model", "The text names VLLM_X_Y:"),
-        ("ValueError: max_num_seqs (4) must be at least 8", "The text names max_num_seqs:"),
-        ("ValueError: x is not supported with y.", "Search vLLM's issues for this line"),
-        ("ValueError: this model requires dual_chunk_attention", "Search vLLM's issues for this line"),
+        ("ValueError: --kv-cache-dtype fp8 is not supported with x.", "Change --kv-cache-dtype as"),
+        ("AssertionError: Please set VLLM_X_Y=0 with this model", "Change VLLM_X_Y as"),
+        ("ValueError: max_num_seqs (4) must be at least 8", "Change max_num_seqs as"),
+        ("ValueError: x is not supported with y.", "Search vLLM's issues for the message"),
+        ("ValueError: this model requires dual_chunk_attention", "Search vLLM's issues for the message"),
     ],
 )
 def test_a_refusal_names_a_flag_variable_or_option_only_if_its_text_does(error, told):
@@ -931,7 +931,7 @@ def test_the_line_of_an_unknown_error_is_searched_where_it_comes_from(file, wher
     frame = f'  File "{file}", line 7, in f'
     cause = _find(_log(_CORE, ["Traceback (most recent call last):", frame, "    call()", "RuntimeError: odd"]))
     assert (cause.known, cause.text) == (None, "RuntimeError: odd")
-    assert f"search for this line in the issues of {where};" in write_digest(cause)[2]
+    assert f"Do: Search the issues of {where} for the message." in write_digest(cause)[2]
 
 
 @pytest.mark.parametrize(

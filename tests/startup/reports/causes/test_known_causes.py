@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from startup.reports.causes.first_cause import KNOWN, find_cause
+from startup.reports.causes.first_cause import BY_CODE, KNOWN, find_cause
 from startup.reports.causes.known.processes import STOPPED
 from startup.reports.causes.known_cause import KnownCause
 
@@ -24,11 +24,13 @@ def test_there_are_many_causes_and_their_names_are_anchors():
     assert [name for name in names if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)] == []
 
 
-def test_titles_and_advice_are_short():
-    for cause in KNOWN:
-        assert not cause.title.endswith("."), cause
-        assert len(cause.title) <= 90, cause
-        assert 5 <= len(cause.advice) <= 260, cause
+@pytest.mark.parametrize("cause", BY_CODE.values(), ids=lambda cause: cause.name)
+def test_title_and_advice_are_short_and_have_one_thought_a_sentence(cause):
+    assert not cause.title.endswith(".")
+    assert len(cause.title) <= 90
+    assert 5 <= len(cause.advice) <= 260
+    words = re.sub(r"`[^`]*`", "", f"{cause.title}. {cause.advice}")
+    assert not re.search("[;:] ", words)
 
 
 @pytest.mark.parametrize("cause", KNOWN, ids=lambda cause: cause.name)

@@ -245,7 +245,7 @@ def test_a_log_that_no_digest_names_is_named_or_shown(record, tmp_path, monkeypa
     with caplog.at_level(logging.WARNING):
         name_log(record)
     (message,) = caplog.messages
-    path = Path(message.removeprefix("tracebacks above are shortened; complete log: "))
+    path = Path(message.removeprefix("tracebacks above are shortened. Complete log: "))
     assert path.read_text() == _FATAL
     assert not record.end_shortening(), "the log that is kept has them"
     (tmp_path / "file").write_text("")

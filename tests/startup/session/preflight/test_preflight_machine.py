@@ -99,7 +99,7 @@ def test_small_limits_of_the_process_are_reported_with_the_need(model_path):
 def test_missing_shared_memory_is_an_error(tmp_path, model_path, preflight):
     (finding,) = preflight(model_path, shm=tmp_path / "shm").errors
     assert finding.check == "shm"
-    assert "mount a tmpfs there" in finding.message
+    assert "Mount a tmpfs there" in finding.message
 
 
 def test_shared_memory_of_a_container_may_be_small_but_not_full(model_path, preflight):

@@ -114,7 +114,7 @@ def test_a_kv_cache_larger_than_memory_is_a_warning(model_path, preflight):
     memory = MemoryState(2048 * MIB, 4096 * MIB)
     severity, message = message_of(preflight(model_path, memory=memory, kv_cache_memory_bytes=8 << 30), "kv_cache")
     assert severity == "warning"
-    assert "give less" in message
+    assert "Give less" in message
 
 
 def test_the_shape_of_a_multimodal_model_is_read(folder, preflight):

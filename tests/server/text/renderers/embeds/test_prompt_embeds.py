@@ -107,7 +107,7 @@ def test_base64_may_be_a_string_bytes_or_a_view():
         ("__--", "not valid base64"),
         ("ÄÄÄÄ", "not valid base64"),
         ("AAAA", "is no file of torch.save"),
-        ("A" * 100_000, "send fewer rows"),
+        ("A" * 100_000, "Send fewer rows"),
     ],
 )
 def test_error_for_invalid_base64_or_an_unknown_file_names_the_fault(text, message):
@@ -118,7 +118,7 @@ def test_error_for_invalid_base64_or_an_unknown_file_names_the_fault(text, messa
 
 def test_too_much_base64_is_rejected_before_decoding(monkeypatch):
     monkeypatch.setattr(pybase64, "b64decode", lambda *_, **__: pytest.fail("it was decoded"))
-    with pytest.raises(RequestError, match="send fewer rows"):
+    with pytest.raises(RequestError, match="Send fewer rows"):
         safe_load_prompt_embeds("A" * (LIMITS.max_base64_chars + 1), LIMITS)
 
 
