@@ -37,6 +37,7 @@ _OPTIONS: Final = ("Option", "Default", "Meaning")
 _OPTIONS_BY_COMMAND: Final = ("Command", *_OPTIONS)
 _MANY: Final = 2
 """An option that so many commands have is described once."""
+_ALL_RELEASES: Final = "all"
 _VARIABLES_OF_FLAGS: Final = "Each gives the value of a [flag](flags.md) that the command line does not have:"
 
 
@@ -119,7 +120,7 @@ def build_environment_page() -> str:
             title = next(title for prefix, title in titles.items() if variable.name.startswith(prefix))
             rows[title].append(_variable_row(variable))
     for title, of_title in rows.items():
-        sections += [f"## {title}", "", *_table(("Variable", "Type", "Default", "Meaning"), of_title), ""]
+        sections += [f"## {title}", "", *_table(("Variable", "Type (default)", "Meaning"), of_title), ""]
     return _page("Environment variables", introduction, sections)
 
 
@@ -129,7 +130,7 @@ def build_internal_variables_page() -> str:
         "The program sets these variables for its own processes. Users do not set them: `vllm-cli env` shows one of\n"
         "them only where it is set. `internal` in `envs/registry.py` marks them."
     )
-    rows = ((row[0], row[1], row[3]) for row in map(_variable_row, _variables(is_internal=True)))
+    rows = map(_variable_row, _variables(is_internal=True))
     return _page("Internal variables", introduction, _table(("Variable", "Type", "Meaning"), rows))
 
 
@@ -140,15 +141,15 @@ def _variables(*, is_internal: bool) -> Iterator[EnvVar[Any]]:
 def build_hooks_page() -> str:
     """Every hook that the launcher places in other programs."""
     introduction = (
-        "With `--engine vllm`, the launcher changes or uses internals of vLLM and its libraries while they run. It\n"
-        "checks a hook where it places it: the names and texts in `needs` of the `Hook` below `startup`. A hook that\n"
-        "does not fit is left out, with a warning. If only some of its changes fit, these stay. If a hook in **bold**\n"
-        "does not fit, vLLM starts without preloading, as `vllm serve` does. If only an import shows it, this start\n"
-        "begins again, and later starts are plain at once. `vllm-cli check-hooks` checks all hooks. VCLI_LEAVE_OUT\n"
-        "leaves out hooks that are not in bold. Gains are times with the hook, divided by times without it\n"
-        "([figures](../figures.md))."
+        "With `--engine vllm`, the launcher changes or uses internals of vLLM and its libraries while they run. A\n"
+        "hook is checked where it is placed. Its declaration, `Hook(…)` below `startup`, lists in `needs` the names\n"
+        "and texts that it relies on. A hook that does not fit is left out, with a warning. If only some of its\n"
+        "changes fit, these stay. If a hook in **bold** does not fit, vLLM starts without preloading, as `vllm serve`\n"
+        "does. If only an import shows it, this start begins again, and later starts are plain at once. `vllm-cli\n"
+        "check-hooks` checks all hooks. VCLI_LEAVE_OUT leaves out hooks that are not in bold. Gains are times with\n"
+        "the hook, divided by times without it ([figures](../figures.md))."
     )
-    head = ("Hook", "What it does", "vLLM", "Without it", "Why it is there")
+    head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Why it is there")
     sections = [*_table(head, map(_hook_row, PARTS.values())), ""]
     sections += ["## Open changes of vLLM that will break a hook", ""]
     sections += ["Issues and pull requests of vLLM that were open in November 2026.", ""]
@@ -391,22 +392,24 @@ def _paragraph(text: str) -> list[str]:
 
 def _variable_row(variable: EnvVar[Any]) -> tuple[str, ...]:
     kind = ", ".join(variable.choices) if variable.kind == "choice" else variable.kind
-    default = variable.show(variable.default).replace(expand_home("~"), "~")
-    return f"`{variable.name}`", kind, _default_cell(default), variable.description
+    default = _default_cell(variable.show(variable.default).replace(expand_home("~"), "~"))
+    return f"`{variable.name}`", f"{kind} ({default})" if default else kind, variable.description
 
 
 def _hook_row(parts: Sequence[Hook]) -> tuple[str, ...]:
     hook = parts[0]
     name = f"**{hook.name}**" if hook.is_essential else hook.name
     why = [text for text in (hook.gain and f"gain: {hook.gain}", hook.promise and f"promise: {hook.promise}") if text]
-    return name, hook.does, ", in part ".join(dict.fromkeys(map(_releases, parts))), hook.without, "; ".join(why)
+    releases = dict.fromkeys(map(_releases, parts))
+    name += f"<br>{', in part '.join(releases)}" if {*releases} != {_ALL_RELEASES} else ""
+    return name, hook.does, hook.without, "; ".join(why)
 
 
 def _releases(hook: Hook) -> str:
     since, until = (release and ".".join(map(str, release)) for release in (hook.since, hook.until))
     if since or until:
         return f"{since} and newer" if since else f"until {until}"
-    return "all"
+    return _ALL_RELEASES
 
 
 if __name__ == "__main__":
