@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 from textwrap import wrap
 from typing import Any, Final
@@ -65,7 +66,8 @@ def build_cli_page() -> str:
     others = {entry: command for entry, command in commands.items() if entry not in small and entry.name != "serve"}
     shared = _shared_rows(others.values())
     sections = ["## Options of several commands", "", *_table(_OPTIONS, shared), ""]
-    sections += [line for entry in others for line in _describe_command(entry, shared)]
+    for _, alike in groupby(others, lambda entry: [*_option_rows(others[entry])]):
+        sections += _describe_commands([*alike], shared)
     sections += ["## Further commands", "", *_command_tables({entry.name: each for entry, each in small.items()})]
     introduction = (
         "Every command has `--help`; the flags of `vllm-cli serve [MODEL]` are listed in [flags](flags.md), the\n"
@@ -303,15 +305,21 @@ def _is_small(command: click.Command) -> bool:
 
 
 def _shared_rows(commands: Iterable[click.Command]) -> list[tuple[str, ...]]:
-    """The options that three or more of the commands have."""
+    """The options that several of the commands have."""
     single = (command for command in commands if not isinstance(command, click.Group))
     counts = Counter(row for command in single for row in _option_rows(command))
     return [row for row, count in counts.items() if count >= _MANY]
 
 
-def _describe_command(entry: CommandEntry, shared: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    command = load_command(entry)
-    yield from (f"## vllm-cli {entry.name} {_arguments(command)}", "", entry.help, "")
+def _describe_commands(entries: Sequence[CommandEntry], shared: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """A section for one command, or for several that have the same options."""
+    command = load_command(entries[0])
+    if len(entries) == 1:
+        yield from (f"## vllm-cli {entries[0].name} {_arguments(command)}", "", entries[0].help, "")
+    else:
+        yield from (f"## vllm-cli {', '.join(entry.name for entry in entries)}", "")
+        helps = ((_usage(entry.name, load_command(entry)), entry.help) for entry in entries)
+        yield from (*_table(_COMMANDS, helps), "")
     if isinstance(command, click.Group):
         if own := list(_option_rows(command)):
             yield from (*_table(_OPTIONS, own), "")
