@@ -155,7 +155,7 @@ def _documented(words: str) -> str:
     """What docs/cli.md says about a command: its section, and the rows of other tables that name it."""
     page = (DOCS / "cli.md").read_text(encoding="utf-8")
     group, _, member = words.partition(" ")
-    section = next((part for part in page.split("\n## ") if part.startswith(f"vllm-cli {group} ")), page)
+    section = next((part for part in page.split("\n## ") if re.match(rf"vllm-cli .*\b{group}\b", part)), page)
     if not member and section is not page:
         return section
     name = member or group
