@@ -110,6 +110,7 @@ ROWS: Final = {
         Row("first token on an H200", _EAGER, "H200, eager, later"),
         Row("on an H200, beside a standby", _DEFAULT, "H200, compiled, beside a standby"),
         Row("on an H200, beside a standby", _EAGER, "H200, eager, beside a standby", is_headline=False),
+        Row(f"{_LARGE}, on an H200", _EAGER, f"H200, eager, {_LARGE}"),
         Row("first start on the machine", _DEFAULT, "H200, compiled, first", is_headline=False),
         Row("first start on the machine", _EAGER, "H200, eager, first", is_headline=False),
         Row("tok/s of 32 streams", _DEFAULT, "H200, requests", _TOKENS[-1:], "", is_headline=False),
@@ -120,6 +121,9 @@ ROWS: Final = {
         Row(f"first answer {_STAND_IN}", _EAGER, "stand-in, start, eager", (("eager, later", "answer"),)),
     ),
     "Models that change places on a GPU": (
+        Row("swap, level 1, on an H200", _BY_HAND, "H200, swaps", (("level 1", "swap_s"),)),
+        Row("swap, level 1, on an H200", "`--on-swap stop`", "H200, swaps, asleep and stopped", (("level 1", "swap_s"),)),
+        Row("swap, level 2, on an H200", _BY_HAND, "H200, swaps", (("level 2", "swap_s"),), is_headline=False),
         Row(f"swap, level 1, {_STAND_IN}", _BY_HAND, "stand-in, swaps", (("level 1", "swap_s"),), is_headline=False),
         Row(f"swap, level 2, {_STAND_IN}", _BY_HAND, "stand-in, swaps", (("level 2", "swap_s"),), is_headline=False),
     ),
