@@ -122,7 +122,7 @@ ROWS: Final = {
     ),
     "Models that change places on a GPU": (
         Row("swap, level 1, on an H200", _BY_HAND, "H200, swaps", (("level 1", "swap_s"),)),
-        Row("swap, level 1, on an H200", "`--on-swap stop`", "H200, swaps, asleep and stopped", (("level 1", "swap_s"),)),
+        Row("swap, level 1, on an H200", "`--on-swap stop`", "H200, asleep and stopped", (("level 1", "swap_s"),)),
         Row("swap, level 2, on an H200", _BY_HAND, "H200, swaps", (("level 2", "swap_s"),), is_headline=False),
         Row(f"swap, level 1, {_STAND_IN}", _BY_HAND, "stand-in, swaps", (("level 1", "swap_s"),), is_headline=False),
         Row(f"swap, level 2, {_STAND_IN}", _BY_HAND, "stand-in, swaps", (("level 2", "swap_s"),), is_headline=False),
