@@ -25,8 +25,8 @@ NOT_IN_LOG: Final = KnownCause(
         "WorkerProc hit an exception",
         "torch_call_dispatcher(…) API call failed",
     ),
-    "Give the complete log, with standard error (`kubectl logs --previous`). Processes write the cause before this "
-    "line. If the log is complete, the process was killed, so look into `dmesg`.",
+    "Give the complete log, with standard error (`kubectl logs --previous`). The process that failed has written "
+    "the cause above this line. If the log is complete, the process was killed, so look into `dmesg`.",
     where="end",
     is_general=True,
 )
