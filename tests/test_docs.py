@@ -119,7 +119,7 @@ def test_no_figure_is_typed_by_hand():
 def test_the_page_of_security_lists_the_paths_that_need_no_key():
     text = (ROOT / "docs" / "security.md").read_text()
     [open_paths] = re.findall(r"\*\*No key is needed\*\* for (.*?), nor for", text, re.DOTALL)
-    [status_paths] = re.findall(r"\*\*Nor is one needed\*\* for (.*?): ", text, re.DOTALL)
+    [status_paths] = re.findall(r"\*\*Nor is a key needed\*\* for (.*?): ", text, re.DOTALL)
     assert set(re.findall(r"`([^`]+)`", open_paths)) == OPEN_PATHS
     assert set(re.findall(r"`([^`]+)`", status_paths)) == STATUS_PATHS
 
