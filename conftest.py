@@ -56,7 +56,8 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def standby() -> Iterator[StandbyProcess]:
     """A standby for the embedded engine, for starts with `standby.environment`.
 
-    All tests of a worker share it: one that kills it or changes installed files starts a `StandbyProcess`.
+    All tests of a worker share this standby. A test that kills a standby or changes installed files
+    starts its own `StandbyProcess`.
     """
     with StandbyProcess() as running:
         yield running

@@ -38,7 +38,7 @@ def move_socket_up(connection: socket.socket) -> socket.socket:
 
 @contextmanager
 def low_numbers_taken() -> Iterator[None]:
-    """While open, files that imports open get high descriptors.
+    """Inside this context, files that imports open get high descriptors.
 
     Some imports leave a file open: ctypes with libffi 3.8 and newer does.
     """

@@ -21,7 +21,7 @@ def find_free_port(ports: Sequence[int]) -> int:
 
 
 def list_server_ports() -> Sequence[int]:
-    """Ports below the kernel's range for clients and for port 0. Only port 0 itself if that range is unknown.
+    """Ports below the range from which the kernel picks ports. Only port 0 if that range is unknown.
 
     The kernel cannot assign such a port to another process before the server listens. Nor can a client that
     polls for the server be connected to itself there.

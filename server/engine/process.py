@@ -288,7 +288,7 @@ class _EngineLoop:
 
 
 def attach(prompt: Prompt, parts: Iterator[memoryview]) -> Prompt:
-    """The prompt with the tokens and tensors that have followed the message."""
+    """The prompt, completed with its tokens and tensors, which arrive in `parts` after the message."""
     token_ids = next(parts).cast("q").tolist()
     inputs = prompt.inputs
     if inputs is not None:

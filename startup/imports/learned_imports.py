@@ -1,6 +1,7 @@
 """The import file: starts write it when they are ready, and later starts import from it.
 
-Each virtual environment has one file for all processes of both engines. An image may have a baked one below.
+Each virtual environment has one file for all processes of both engines. In an image,
+`vllm-cli bake` may have written another one, which is read after the user's.
 """
 
 import builtins

@@ -236,7 +236,7 @@ def _set_stream(name: str, how: str) -> None:
 
 
 def _take_descriptors(open_fds: Mapping[int, int]) -> None:
-    """Moves the front process's descriptors to the numbers that they have in the front process."""
+    """Moves the descriptors that the front process has sent to the numbers that they have there."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     for number in _STANDARD:

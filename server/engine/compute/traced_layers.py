@@ -373,7 +373,7 @@ def _record(function: Callable[..., Any], inputs: list[torch.Tensor]) -> Any:
 
 
 def _sizes(x: torch.Tensor, *_: type) -> tuple[Any, ...]:
-    """A tensor's shape, with constants for sizes of the model, which a trace would compute in each call."""
+    """A tensor's shape. The model's own sizes in it are constants, which a graph need not compute."""
     traced = x.shape
     state = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined]

@@ -238,7 +238,9 @@ _LEAST = -9999.0
 
 
 def add_prompt_logprobs(chunk: Chunk, logits: torch.Tensor) -> None:
-    """Adds the log-probabilities of the prompt tokens that follow a chunk's tokens. The first has none.
+    """Adds, for each token of a chunk, the log-probability of the prompt token after it.
+
+    The first token of a prompt has none.
 
     Args:
         logits: the logits of all tokens of the chunk.

@@ -32,7 +32,10 @@ MAX_STOP_CHARS = 1024
 
 
 def decode_in_pieces(decode: Decode, token_ids: Sequence[int]) -> str:
-    """Decodes any number of tokens, in pieces of whole characters, each together with tokens before it."""
+    """Decodes any number of tokens, in pieces that end at whole characters.
+
+    Each piece is decoded with some tokens before it, as their context.
+    """
     texts: list[str] = []
     begin = 0
     while begin < len(token_ids):

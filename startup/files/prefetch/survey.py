@@ -46,7 +46,10 @@ def write_pages(path: str, files: Iterable[FileRanges]) -> None:
 
 
 def read_pages(path: str) -> list[FileRanges]:
-    """The files of a record that still exist with the same size. Empty for a damaged record."""
+    """The files that the record at `path` lists, without those that are gone or have another size.
+
+    A damaged record lists none.
+    """
     folder = os.path.dirname(path)  # noqa: PTH120
     try:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123

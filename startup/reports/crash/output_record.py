@@ -296,7 +296,7 @@ def _num_threads() -> int:
 
 
 def frames_of(stack: Sequence[str], *begins: str) -> list[str]:
-    """The last stack of the thread that got the signal, in the order of a traceback.
+    """The calls of the last stack in `stack`, the outermost first, of the thread that got the signal.
 
     With `begins`, the last stack whose first line begins with one of these texts.
     """

@@ -22,9 +22,10 @@ SPANS: Final = Hook(
 
 
 class _Recorder:
-    """The journal of this process and its later forks. None in a template process."""
+    """Where this process and its later forks record spans."""
 
     journal: Journal | None = None
+    """None in a template process."""
     record: OutputRecord | None = None
     is_prepared = False
 

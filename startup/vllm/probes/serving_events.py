@@ -241,7 +241,10 @@ def _hook_uvicorn(
 
 
 async def _startup_and_release(startup: Awaitable[None], signals: StopSignals | None) -> None:
-    """Runs uvicorn's startup, then leaves the signals to it, before the responder passes connections on."""
+    """Runs uvicorn's startup, then leaves the signals to uvicorn.
+
+    Afterwards the responder passes connections on.
+    """
     await startup
     if signals is not None:
         signals.release()

@@ -116,7 +116,7 @@ class Granite4Parser(MarkedCalls):
 
 
 class Gigachat3Parser(MarkedCalls):
-    """`<|function_call|>{"name": …, "arguments": …}`. In version 3.0, the role of a message is the marker."""
+    """`<|function_call|>{"name": …, "arguments": …}`. Version 3.0 marks a call by the message's role."""
 
     markers = {"<|function_call|>": "", "function call<|role_sep|>\n": ""}
 
