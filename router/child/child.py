@@ -22,7 +22,7 @@ from router.child.process import ChildProcess, describe_end
 from router.child.process_set import ProcessSet
 from router.child.server import ERRORS_S, STOP_S, ChildProgress, ChildReadiness, ForeignServer, OwnServer, execute_words
 from router.model_entry import ModelEntry
-from startup.ground.errors import NOT_STARTED_CAUSE, UNKNOWN_CAUSE, PortInUseError, code_line
+from startup.ground.errors import NOT_STARTED_CAUSE, TIMEOUT_CAUSE, UNKNOWN_CAUSE, PortInUseError, code_line
 from startup.ground.temp_folder import remove_left_behind
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Child:
         self._environment = {**place.environment, **entry.env}
         self._server = _server_of(entry, place.socket_path, self._environment)
         self.headers = self._server.headers
-        """What a request needs if no client has sent the key of the child's server."""
+        """Headers of a request for which no client has sent the key of the child's server."""
         self._log = ChildLog(entry.name, place.relay)
         self._processes = ProcessSet()
         self._listener_pid = 0
@@ -191,7 +191,7 @@ class Child:
         """Returns once the process has ended or must end, with the reason. None: by itself or by request."""
         try:
             if (obstacle := await self._server.find_obstacle()) is not None or self._wants_stop.is_set():
-                self.cause = PortInUseError.cause
+                self.cause = PortInUseError.cause if obstacle is not None else UNKNOWN_CAUSE
                 return obstacle
             if self._server.words:
                 self._launch()
@@ -207,7 +207,7 @@ class Child:
             if ended.done() or stopped.done():
                 return None
             if not found.done():
-                self.cause = "startup-timeout"
+                self.cause = TIMEOUT_CAUSE
                 return f"The start took longer than {limit_s:g} s, its last phase was {self.progress}"
             found.result()
             self.has_served = True
@@ -394,9 +394,9 @@ class Child:
             logger.warning("processes of %s do not end after SIGKILL", self.entry.name)
 
     def _describe(self, reason: str | None, code: int | None) -> str:
-        """Describes why the process has ended; if that was before it was ready, with a code.
+        """Describes why the process has ended. The end of a process that was never ready has a code.
 
-        After a signal, ignores log lines that do not explain it.
+        After a signal, log lines that do not explain the end are ignored.
         """
         text = reason or ("The process was stopped" if code is None else describe_end(code))
         is_signal = reason is None and code is not None and code < 0

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
@@ -19,7 +20,7 @@ from base.machine.server_ports import find_free_port, list_server_ports
 from base.server_settings import SHUTDOWN_TIMEOUT_S, control_socket
 from envs.registry import env
 from router.child.process import execute_serve
-from router.model_entry import NO_ENVIRONMENT, ForeignCommand, ServerCall
+from router.model_entry import ForeignCommand, ServerCall
 from startup.files.model.gguf import KEY_VARIABLE, LLAMA_SERVER
 from startup.ground.errors import NOT_STARTED_CAUSE, with_code
 from startup.ground.serve_words import split
@@ -83,7 +84,7 @@ class OwnServer:
     """`vllm-cli serve` of this installation, with either engine. It ends its own processes."""
 
     is_foreign: Final = False
-    headers: Mapping[str, str] = NO_ENVIRONMENT
+    headers: Final[Mapping[str, str]] = MappingProxyType({})
 
     def __init__(self, words: Sequence[str], socket_path: str, environment: Mapping[str, str]) -> None:
         """`environment` has all variables of the server's process."""

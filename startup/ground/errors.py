@@ -9,6 +9,8 @@ UNKNOWN_CAUSE: Final = "unknown"
 """The cause of errors whose cause has no name."""
 NOT_STARTED_CAUSE: Final = "program-not-started"
 """The cause of a model's start that failed before its program ran."""
+TIMEOUT_CAUSE: Final = "startup-timeout"
+"""The cause of a start or download that took longer than its limit."""
 CODE_LINE: Final = "Code: "
 """How the line with a code begins."""
 

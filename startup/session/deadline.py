@@ -8,15 +8,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Final
 
 from base.exit_codes import START_FAILED
-from startup.ground.errors import log_with_code
+from startup.ground.errors import TIMEOUT_CAUSE, log_with_code
 from startup.ground.processes import group_signals
 
 logger = logging.getLogger(__name__)
-
-_CAUSE: Final = "startup-timeout"
 
 
 def start_deadline(limit_s: float, describe: Callable[[], str]) -> threading.Timer:
@@ -34,7 +31,7 @@ def start_deadline(limit_s: float, describe: Callable[[], str]) -> threading.Tim
 def _expire(limit_s: float, describe: Callable[[], str]) -> None:
     logger.error("stacks of all threads:\n%s", _stacks())
     message = f"the start took longer than --startup-timeout {limit_s:g} s, in phase {describe()}"
-    log_with_code(logger.error, message, _CAUSE)
+    log_with_code(logger.error, message, TIMEOUT_CAUSE)
     for child in multiprocessing.active_children():
         if child.pid is not None:
             os.kill(child.pid, signal.SIGKILL)

@@ -19,6 +19,9 @@ _HEALTH: Final = tuple(("300 renders", f"health_{which}_ms") for which in ("p50"
 _BY_HAND: Final = "vLLM's endpoints, called by hand"
 _RENDERS: Final = "health beside renders"
 _RENDERED: Final = (("300 renders", "requests_per_s"),)
+_WAYS: Final = ("sleep", "by hand", "stop")
+_LEVELS: Final = ("level 1", "level 2")
+"""Levels of sleep. A swap by stopping has none, and is compared with both."""
 _LOADED: Final = tuple(("32 at once", f"health_{which}_ms") for which in ("p50", "p99", "max"))
 _LARGE: Final = "1.5 billion parameters"
 _STAND_IN: Final = "on a stand-in for the GPU (no kernel runs)"
@@ -86,9 +89,13 @@ def conditions_of(result: Mapping[str, Any], side: int) -> dict[str, list[Mappin
         return {each["condition"]: each["rounds"] for each in result["sides"][side]["conditions"]}
     if "cases" in result:
         return {name: sides[("ours", "plain")[side]] for name, sides in result["cases"].items()}
-    way = f"{('sleep', 'by hand')[side]}, "
-    ways = {name.removeprefix(way): each["swaps_s"] for name, each in result["ways"].items() if name.startswith(way)}
-    return {name: [{"swap_s": seconds} for seconds in swaps_s] for name, swaps_s in ways.items()}
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for name, each in result["ways"].items():
+        way, _, level = name.partition(", ")
+        if way == _WAYS[side]:
+            rounds = [{"swap_s": seconds} for seconds in each["swaps_s"]]
+            found |= dict.fromkeys([level] if level else _LEVELS, rounds)
+    return found
 
 
 def _values(result: Mapping[str, Any], side: int, condition: str, metric: str) -> list[float]:
@@ -122,7 +129,7 @@ ROWS: Final = {
     ),
     "Models that change places on a GPU": (
         Row("swap, level 1, on an H200", _BY_HAND, "H200, swaps", (("level 1", "swap_s"),)),
-        Row("swap, level 1, on an H200", "`--on-swap stop`", "H200, asleep and stopped", (("level 1", "swap_s"),)),
+        Row("swap, level 1, on an H200", "`--on-swap stop`", "H200, swaps", (("level 1", "swap_s"),), theirs=2),
         Row("swap, level 2, on an H200", _BY_HAND, "H200, swaps", (("level 2", "swap_s"),), is_headline=False),
         Row(f"swap, level 1, {_STAND_IN}", _BY_HAND, "stand-in, swaps", (("level 1", "swap_s"),), is_headline=False),
         Row(f"swap, level 2, {_STAND_IN}", _BY_HAND, "stand-in, swaps", (("level 2", "swap_s"),), is_headline=False),

@@ -54,7 +54,7 @@ class _Examined(NamedTuple):
     vllm: "InstalledVllm | None"
     """None unless the engine is vLLM."""
     models: Mapping[str, PreflightReport] = {}
-    """The name of each of a router's models -> its findings. Those of no model have an empty name."""
+    """The name of each of a router's models -> its findings. Findings about no model have an empty name."""
 
 
 @click.command(

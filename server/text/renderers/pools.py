@@ -13,7 +13,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _NICENESS = 4
-"""How much nicer a pool's threads are than the event loop, which then answers probes first."""
+"""Added to the nice value of a pool's threads, so that the event loop answers probes first."""
 
 
 class RendererPool(ThreadPoolExecutor):
@@ -44,7 +44,7 @@ class RendererPool(ThreadPoolExecutor):
 
 
 def _give_way() -> None:
-    """Lowers the priority of the calling thread, on Linux of this one alone."""
+    """Lowers the priority of the calling thread. On Linux, other threads keep theirs."""
     with suppress(OSError):
         os.nice(_NICENESS)
 

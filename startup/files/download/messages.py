@@ -8,7 +8,7 @@ from base.wording import format_bytes
 from envs.registry import env
 from startup.files.model.file_plan import Download
 from startup.files.model.hub_settings import hub_endpoints
-from startup.ground.errors import ModelNotFoundError
+from startup.ground.errors import TIMEOUT_CAUSE, ModelNotFoundError
 
 FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wrong", "failed"]
 """Why a download failed. `refused`: the hub does not deliver. `disk`: there is no room. `cache`: the cache's
@@ -85,7 +85,7 @@ _CAUSES: Final[dict[FailureKind, str]] = {
     "unreachable": "hub-unreachable",
     "disk": "disk-full",
     "cache": "folder-not-writable",
-    "timeout": "startup-timeout",
+    "timeout": TIMEOUT_CAUSE,
     "wrong": "hub-error",
     "failed": "hub-error",
 }

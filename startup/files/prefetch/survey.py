@@ -46,7 +46,7 @@ def write_pages(path: str, files: Iterable[FileRanges]) -> None:
 
 
 def read_pages(path: str) -> list[FileRanges]:
-    """The files that the record at `path` lists, without those that are gone or have another size.
+    """The files that the record at `path` lists, without files that are gone or have another size.
 
     A damaged record lists none.
     """
