@@ -83,7 +83,7 @@ class _Drawing:
         self._text(_MARGIN, title, "title")
         self._y += 10
         top = self._y
-        most_s = max((sum(bar.phases_s.values()) for bar in bars), default=0.0) or 1.0
+        most_s = max((math.fsum(bar.phases_s.values()) for bar in bars), default=0.0) or 1.0
         scale = (_RIGHT - _LEFT) / most_s
         ticks = list(_ticks(most_s))
         bottom = top + _STEP * len(bars)
@@ -134,7 +134,7 @@ class _Drawing:
         self._y += _STEP
         middle = self._y - _STEP / 2 + 4
         self._text(_LEFT - 10, bar.label, anchor="end", y=middle)
-        self._text(x + 8, format_seconds(sum(bar.phases_s.values())), y=middle)
+        self._text(x + 8, format_seconds(math.fsum(bar.phases_s.values())), y=middle)
 
     def _rect(self, x: float, y: float, width: float, height: float, phase: str, tip: str = "") -> None:
         box = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height}" fill="{_COLORS[phase]}"'
@@ -163,7 +163,7 @@ def _describe(groups: Sequence[Group]) -> str:
     """All totals, for readers without the picture."""
     parts = [
         f"{group.title}: "
-        + ", ".join(f"{label} {format_seconds(sum(phases_s.values()))}" for label, phases_s in group.bars)
+        + ", ".join(f"{label} {format_seconds(math.fsum(phases_s.values()))}" for label, phases_s in group.bars)
         for group in groups
     ]
     return "Time from exec to the first token by phase. " + "; ".join(parts)

@@ -1,6 +1,7 @@
 """README's chart: where the time of a start goes, drawn from the newest JSON files."""
 
 from collections.abc import Iterator, Mapping
+from math import fsum
 from statistics import median
 from typing import Any, Final, NamedTuple
 
@@ -71,5 +72,5 @@ def divide_median(rounds: list[Mapping[str, Any]]) -> dict[str, float]:
     total_s = median(each.get("first_token_s") or each["answer"] for each in rounds)
     known = [each for each in rounds if each.get("phases_s")]
     phases_s = median_phases(known) if known else {PHASES[-1]: total_s}
-    scale = total_s / sum(phases_s.values())
+    scale = total_s / fsum(phases_s.values())
     return {name: seconds * scale for name, seconds in phases_s.items() if seconds}
