@@ -1,4 +1,4 @@
-"""The interface of a core, which the engine's loop calls. One core generates text, another one pools."""
+"""The interface of a core, which the engine's loop calls. One core generates text, the other one pools."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from server.terms.types import EngineOutput, EnginePrompt, EngineStats, PoolingP
 
 
 class BaseCore(ABC):
-    """A core, used on the engine's thread. By default it rejects requests for the other kind of model."""
+    """A core, used on the engine's thread. Its defaults reject requests for the other kind of model."""
 
     @property
     @abstractmethod
@@ -22,7 +22,7 @@ class BaseCore(ABC):
         """The state after the last step."""
 
     def add(self, request_ids: Iterable[str], prompt: EnginePrompt) -> list[EngineOutput]:
-        """Queues a prompt's sequences. Returns outputs only for rejected ones."""
+        """Queues a prompt's sequences. Returns outputs only for rejected sequences."""
         return [failed(request_id, "this model does not generate text") for request_id in request_ids]
 
     def pool(
@@ -33,10 +33,10 @@ class BaseCore(ABC):
 
     @abstractmethod
     def abort(self, request_ids: list[str]) -> None:
-        """Ends requests without further output. Ignores unknown ids: their requests have ended."""
+        """Ends requests without further output. Ignores unknown ids, because their requests have ended."""
 
     def execute(self, command: Command) -> Done:
-        """Executes a command at once. By default a core has no caches to reset and no adapters."""
+        """Executes a command immediately. The default suits a core without caches and adapters."""
         if isinstance(command, LoadAdapter):
             return Done(command.command_id, False, "LoRA adapters need a model that generates text")
         return Done(command.command_id)
@@ -47,7 +47,7 @@ class BaseCore(ABC):
 
     @abstractmethod
     def prepare(self) -> Iterator[None]:
-        """Prepares faster steps, and yields after each small piece of that work. Called once."""
+        """Makes later steps faster, and yields after each small piece of this work. Called once."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class PromptLimits:
     vocab_size: int
 
     def find_fault(self, token_ids: list[int], *, num_new_tokens: int) -> str | None:
-        """Why the model cannot compute this prompt and so many further tokens. None if it can."""
+        """Returns why the model cannot compute this prompt and so many new tokens, or None if it can."""
         if not 0 < len(token_ids) <= self.max_model_len - num_new_tokens:
             return f"a prompt of {len(token_ids)} tokens does not fit {self.max_model_len} tokens"
         if max(token_ids) >= self.vocab_size:

@@ -131,7 +131,7 @@ def build_core(
 
 
 def _choose_runner(model: PreTrainedModel) -> tuple[Runner, dict[int, LayerShape]]:
-    """The runner for the model, and the sizes of what each layer stores per token."""
+    """Returns the runner for the model, and the shapes of the keys and values that each layer stores."""
     packed = PackedRunner(model)
     try:
         return packed, packed.probe()
@@ -141,7 +141,7 @@ def _choose_runner(model: PreTrainedModel) -> tuple[Runner, dict[int, LayerShape
 
 
 def _quantize(runner: Runner, model: PreTrainedModel, phases: Phases) -> QuantizedLayers:
-    """Called after the runner is chosen, which reads no weights, and before the cache takes the rest."""
+    """Quantizes before the cache takes the remaining memory. Choosing the runner has read no weights yet."""
     if model.device.type != "cpu":
         raise EngineStartError(INT8_ON_GPU)
     if not isinstance(runner, PackedRunner):
@@ -179,7 +179,7 @@ def _batched_tokens(config: EngineConfig) -> int:
 
 
 def _working_memory(model: PreTrainedModel, config: EngineConfig) -> WorkingMemory:
-    """The memory of a step on a GPU. On a CPU, the cache's share of the memory leaves room for it."""
+    """The memory that a step needs on a GPU. None is added on a CPU: the cache leaves enough memory free."""
     if model.device.type == "cpu":
         return NO_WORKING_MEMORY
     return estimate_working_memory(

@@ -1,6 +1,6 @@
-"""The core for models that generate text: one step schedules, computes, samples and reports.
+"""The core for models that generate text. One step schedules, computes, samples and returns outputs.
 
-It handles only token ids, no text.
+It handles token ids only, no text.
 """
 
 from collections.abc import Iterable, Iterator
@@ -86,7 +86,7 @@ class EngineCore(BaseCore):
         return Done(command.command_id)
 
     def step(self) -> list[EngineOutput]:
-        """Queues what has become ready, computes one batch, and returns its outputs."""
+        """Queues the sequences that have become ready, computes one batch, and returns its outputs."""
         rejected = self._pending.admit_ready()
         chunks = self._scheduler.schedule()
         self._num_iteration_tokens = sum(c.num_tokens for c in chunks)

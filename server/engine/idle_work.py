@@ -1,4 +1,4 @@
-"""Work that waits until the engine is idle: packing weights, importing what is missing, trimming the heap."""
+"""Work for an idle engine: packs weights, imports the modules that stand-ins replaced, trims the heap."""
 
 import gc
 from math import inf
@@ -9,30 +9,31 @@ from base.machine.libc import HeapTrimmer
 from server.engine.base_core import BaseCore
 
 _DELAY_S = 0.5
-"""Seconds from the first request (the API process's own) to the first idle work. One piece takes 0.4 s, and a
-client that has waited for readiness comes first."""
+"""Seconds from the first request, which the API process sends itself, to the first idle work. One piece
+takes 0.4 s, and would delay a client that has waited for readiness."""
 _STEP_SHARE = 0.5
 """Idle work between steps takes this share of a step's time. An idle engine does one piece at a time. Packing
 the weights takes 1.4 s for 135 million parameters, in pieces of at most 20 ms. Later steps are up to three
 times as fast."""
 _TRIM_DELAY_S = 5.0
-"""Seconds from the last step to trimming the heap, which takes 15 ms."""
+"""Seconds from the last step until the heap is trimmed, which takes 15 ms."""
 _TRIM_INTERVAL_S = 60.0
-"""Seconds between trims under load. Tensors of many sizes leave gaps: 20 MiB more in ten minutes."""
+"""Seconds between trims under load. Tensors of many sizes leave gaps in the heap, about 20 MiB in ten
+minutes."""
 
 
 class Imports(Protocol):
     """The stand-ins with which this process has imported torch and transformers."""
 
     def end(self) -> None:
-        """From now on, imports get no stand-ins."""
+        """Stops replacing modules by stand-ins. Later imports get the real modules."""
 
     def restore(self) -> bool:
-        """Imports the modules that stand-ins have replaced in torch. Returns whether there were any."""
+        """Imports modules of torch that stand-ins have replaced. Returns whether there were such modules."""
 
 
 class IdleWork:
-    """Called between two steps, on the engine's thread."""
+    """Does idle work piece by piece, between two steps, on the engine's thread."""
 
     def __init__(self, core: BaseCore, imports: Imports) -> None:
         self._core = core
@@ -41,21 +42,21 @@ class IdleWork:
         self._trimmer = HeapTrimmer(_TRIM_DELAY_S, _TRIM_INTERVAL_S)
         self._has_request = False
         self._work_due_s = inf
-        """When work other than trimming continues. Infinite once all is done."""
+        """The time at which work other than trimming continues. Infinite once all of it is done."""
 
     @property
     def due_s(self) -> float:
-        """When `run_if_due` will have something to do, on the monotonic clock."""
+        """The time of the monotonic clock at which `run_if_due` next has something to do."""
         return min(self._trimmer.due_s, self._work_due_s)
 
     def note_request(self) -> None:
-        """Called for each request. The first one starts the delay."""
+        """Called for each request. The first request starts the delay of the idle work."""
         if not self._has_request:
             self._has_request = True
             self._work_due_s = monotonic() + _DELAY_S
 
     def run_if_due(self, step_s: float) -> None:
-        """Does a part of the work after a step that took `step_s`, or with 0 after no step."""
+        """Does a part of the work, after a step of `step_s` seconds. `step_s` is 0 if no step has run."""
         if step_s:
             self._trimmer.postpone()
         self._trimmer.trim_if_due()
@@ -64,7 +65,7 @@ class IdleWork:
             gc.freeze()  # otherwise a full collection traverses all objects: 50 ms in the middle of a step
 
     def _has_more(self, seconds: float) -> bool:
-        """Works for about this time, at least one piece. Imports (0.4 s at once) wait for an idle engine."""
+        """Works for about `seconds`. Returns whether work is left. Imports (0.4 s) need an idle engine."""
         end_s = monotonic() + seconds
         for _ in self._preparation:
             if monotonic() >= end_s:

@@ -52,7 +52,7 @@ class _AddedToken(msgspec.Struct):
 
 
 class _TokenizerFile(msgspec.Struct):
-    """The part of tokenizer.json that is needed. Decoding skips the rest, megabytes of vocabulary."""
+    """The part of tokenizer.json that is needed. Decoding skips megabytes of vocabulary."""
 
     added_tokens: list[_AddedToken] = []
 
@@ -61,7 +61,7 @@ def load_model(path: Path, config: EngineConfig) -> PreTrainedModel:
     """Loads the model in evaluation mode, on the GPU if there is one, else on the CPU.
 
     Raises:
-        EngineStartError: the folder has a fault, which the message names in one line.
+        EngineStartError: the folder has a fault. The message names it in one line.
     """
     model_config = load_config(path, config)
     _check_generates(model_config, path)
@@ -124,7 +124,7 @@ def load_config(path: Path, config: EngineConfig) -> PreTrainedConfig:
 
 
 def _override(model_config: PreTrainedConfig, entries: dict[str, Any]) -> None:
-    """Replaces entries. Within an inner configuration or a dictionary, replaces single entries."""
+    """Replaces entries. In an inner configuration or dictionary, replaces only the given entries."""
     for key, value in entries.items():
         current = getattr(model_config, key, None)
         if isinstance(value, dict) and isinstance(current, PreTrainedConfig):
@@ -136,12 +136,13 @@ def _override(model_config: PreTrainedConfig, entries: dict[str, Any]) -> None:
 
 
 def derive_max_model_len(model_config: PreTrainedConfig, config: EngineConfig, own: int | None = None) -> int:
-    """The length in tokens that is configured, or else `own`, the longest that the model supports.
+    """The maximum length in tokens that is configured, or else `own`, the longest that the model supports.
 
-    The user may allow more for a model with RoPE, which computes any position. Others have a position table.
+    The user may allow longer sequences for a model with RoPE, which computes any position. Other models
+    have a position table of fixed length.
 
     Raises:
-        EngineStartError: the configured length is more than the model supports.
+        EngineStartError: the configured length is more than the model supports, and not allowed.
     """
     wanted, own = config.max_model_len, own or own_max_model_len(model_config)
     if wanted is None or own is None or wanted <= own:
@@ -156,14 +157,14 @@ def derive_max_model_len(model_config: PreTrainedConfig, config: EngineConfig, o
 
 
 def own_max_model_len(model_config: PreTrainedConfig) -> int | None:
-    """The longest sequence that the model supports, in tokens. None if its configuration does not say it."""
+    """The longest sequence that the model supports, in tokens. None if its configuration has no limit."""
     text = model_config.get_text_config(decoder=True)
     lengths = [v for key in _LENGTH_KEYS if isinstance(v := getattr(text, key, None), int) and v > 0]
     return min(lengths, default=None)
 
 
 def find_eos_token_ids(model: PreTrainedModel, path: Path, tokenizer_path: Path) -> tuple[int, ...]:
-    """The end-of-sequence tokens of tokenizer, generation_config.json and config.json, in this order.
+    """The end-of-sequence tokens from the tokenizer, generation_config.json and config.json, in this order.
 
     Raises:
         EngineStartError: generation_config.json is unreadable.
@@ -199,7 +200,7 @@ def _tokenizer_eos(path: Path) -> int | None:
 
 
 def _check_generates(model_config: PreTrainedConfig, path: Path) -> None:
-    """Rejects encoders. transformers builds a causal LM of some encoders, whose output has no meaning."""
+    """Rejects encoders. transformers makes causal LMs of some encoders, but their output has no meaning."""
     names = model_config.architectures or []
     if model_config.is_encoder_decoder or (names and all(name.endswith(_NOT_GENERATIVE) for name in names)):
         what = ", ".join(names) or model_config.model_type
@@ -219,10 +220,10 @@ def _check_complete(info: dict[str, Any], path: Path) -> None:
 
 @contextmanager
 def _views_without_reading() -> Iterator[None]:
-    """Within the block, `torch.asarray` makes safetensors' views of a mapped file without reading the file.
+    """Within the block, `torch.asarray` creates safetensors' views of a mapped file without reading the file.
 
-    torch's own function reads the first byte, although the tensor does not depend on it. Where the page cache
-    lacks this byte, the read waits for the disk: in all 2 s for 182 tensors of 2.6 GB.
+    torch's own function reads the first byte, although the tensor does not depend on it. If the page cache
+    lacks this byte, the read waits for the disk. These reads take 2 s for 182 tensors of 2.6 GB.
     """
     original = torch.asarray
 
@@ -240,7 +241,7 @@ def _views_without_reading() -> Iterator[None]:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Turns off the progress bar and the log's table of keys, whose faults `_check_complete` raises."""
+    """Turns off the progress bar and the logged table of keys. `_check_complete` checks the keys."""
     before = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -261,7 +262,7 @@ _GIB = 1 << 30
 
 
 def choose_device() -> torch.device:
-    """The GPU if there is one, else the CPU.
+    """Returns the GPU if there is one, or else the CPU.
 
     Called only in the engine process, after the fork, because it creates the CUDA context. A forked child
     could not use its parent's context.
@@ -286,9 +287,10 @@ def choose_device() -> torch.device:
 
 
 def avoid_cudnn_attention() -> None:
-    """Disables cuDNN's attention, which torch prefers on recent GPUs. It makes a plan for every new length.
+    """Disables cuDNN's attention, which torch prefers on recent GPUs.
 
-    Lengths grow with every token, and one plan takes up to hundreds of milliseconds.
+    cuDNN makes a plan for every new length. Lengths grow with every token, and one plan takes up to
+    hundreds of milliseconds.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
 
@@ -313,7 +315,7 @@ def move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 
 def describe_lack(what: str, needed: int, free: int, total: int) -> str:
-    """One line with the sizes and with possible remedies."""
+    """Describes a lack of memory in one line, with the sizes and possible remedies."""
     return (
         f"{what} {needed / _GIB:.3g} GiB, and {free / _GIB:.3g} of the GPU's {total / _GIB:.3g} GiB are free: "
         "stop other processes on it (nvidia-smi lists them), choose another with CUDA_VISIBLE_DEVICES, or use a "

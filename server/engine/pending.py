@@ -1,4 +1,4 @@
-"""Sequences before they reach the scheduler's queue: checks prompts, waits for grammars, encodes images."""
+"""Prepares sequences for the scheduler's queue: checks prompts, waits for grammars, encodes images."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class _Pending(NamedTuple):
 
 
 class PendingSequences:
-    """Acquires grammar and adapter of each sequence, until `release`. Used on the engine's thread."""
+    """Holds grammar and adapter of each sequence until `release`. Used on the engine's thread."""
 
     def __init__(
         self,
@@ -47,11 +47,11 @@ class PendingSequences:
 
     @property
     def has_ready(self) -> bool:
-        """Whether `admit_ready` has something to do."""
+        """Whether a sequence waits for `admit_ready`, and no longer for its grammar."""
         return any(self._guided.is_ready(pending.sequence) for pending in self._waiting.values())
 
     def add(self, request_ids: Iterable[str], prompt: EnginePrompt) -> list[EngineOutput]:
-        """Takes a prompt's sequences. Returns outputs only for rejected ones."""
+        """Adds a prompt's sequences. Returns outputs only for rejected sequences."""
         fault, features = self._find_fault(prompt), None
         if fault is None and prompt.inputs is not None and prompt.inputs.mm is None:
             try:
@@ -67,10 +67,11 @@ class PendingSequences:
         return []
 
     def admit_ready(self) -> list[EngineOutput]:
-        """Queues sequences whose grammar is ready, and encodes the images of one prompt. Returns rejections.
+        """Queues sequences whose grammar is ready, and encodes the images of one prompt.
 
-        Only one prompt is encoded per step, so that other requests are not delayed. Its choices share its
-        features. Small grammars do not overtake a large grammar that waits for memory.
+        Returns outputs of rejected sequences. Only one prompt is encoded per step, so that other requests
+        are not delayed. All choices of a prompt share its features. Small grammars do not overtake a large
+        grammar that waits for memory.
         """
         rejected: list[EngineOutput] = []
         has_room = True
@@ -96,7 +97,7 @@ class PendingSequences:
         return rejected
 
     def withdraw(self, request_ids: Iterable[str]) -> None:
-        """Ends those of the sequences that have not reached the scheduler's queue."""
+        """Ends the sequences that have not reached the scheduler's queue yet."""
         for request_id in request_ids:
             if (pending := self._waiting.pop(request_id, None)) is not None:
                 self.release(pending.sequence)

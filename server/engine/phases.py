@@ -1,4 +1,4 @@
-"""Phases of the engine process's start, as spans on the monotonic clock, which all processes share."""
+"""Records phases of the engine process's start as spans. All processes share their monotonic clock."""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Phases:
-    """Collects (name, begin, end) in nanoseconds. `EngineInfo.spans` brings them to the API process."""
+    """Collects spans (name, begin, end) in nanoseconds. `EngineInfo.spans` sends them to the API process."""
 
     def __init__(self) -> None:
         self.spans: list[tuple[str, int, int]] = []

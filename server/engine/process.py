@@ -1,7 +1,7 @@
 """The engine process's main function.
 
-The main thread loads the model and runs the loop. A second thread only receives. When the API process exits,
-for whatever reason, its end of the socket closes. Then this process exits.
+The main thread loads the model and runs the loop. A second thread only receives messages. When the API
+process exits for any reason, its end of the socket closes. Then the engine process exits.
 """
 
 import errno
@@ -56,7 +56,8 @@ _SIGNS_OF_MEMORY_FAILURE = (
     "bad_alloc",
     "out of memory",
 )
-"""Parts of the messages of torch's RuntimeErrors on a CPU, and of C++ exceptions, about a lack of memory."""
+"""Texts in the messages of torch's RuntimeErrors (on a CPU) and of C++ exceptions that report a lack of
+memory."""
 _ALLOCATOR = "DefaultCPUAllocator: "
 _MAX_REASON_CHARS = 200
 
@@ -70,7 +71,7 @@ def run_engine(
     phases: Phases,
     imports: Imports,
 ) -> None:
-    """Runs the engine until the process exits. `phases` has the spans of this process so far."""
+    """Runs the engine until the process exits. `phases` contains the spans of this process so far."""
     loop = _EngineLoop(connection)
     try:
         loop.run(files, config, phases, imports)
@@ -91,7 +92,7 @@ def run_engine(
 
 
 def _describe(err: Exception) -> str:
-    """One line for users. A lack of memory is named with a remedy. Other failures refer to the log."""
+    """Returns one line for users. It has a remedy for a lack of memory, or else refers to the log."""
     if not _is_memory_failure(err):
         return "the engine failed (its log has the traceback)"
     lines = str(err).partition(_ALLOCATOR)[2].splitlines() or str(err).splitlines() or [type(err).__name__]
@@ -110,9 +111,9 @@ def _is_memory_failure(err: Exception) -> bool:
 
 
 def _is_plain(message: ToEngine) -> bool:
-    """Whether the message needs no more of torch than the API process's own request has needed.
+    """Whether the message needs only the parts of torch that the API process's own request has needed.
 
-    Other messages would import more of torch in an order that torch does not support.
+    Other messages would import further parts of torch, in an order that torch does not support.
     """
     match message:
         case Generate(prompts=prompts, params=params):
@@ -124,7 +125,7 @@ def _is_plain(message: ToEngine) -> bool:
 
 
 def _add(message: Generate, core: BaseCore) -> list[EngineOutput]:
-    """Queues a request's sequences, which share its parameters. Returns outputs of rejected ones."""
+    """Queues a request's sequences, which share its parameters. Returns outputs of rejected sequences."""
     rejected: list[EngineOutput] = []
     names = (f"{message.request_id}-{index}" for index in count())
     for prompt in message.prompts:
@@ -163,7 +164,7 @@ def _find_build(
 
 
 class _WorkIsReady:
-    """An item of the inbox: the core has work that no message has brought."""
+    """An item of the inbox. The core has work that did not arrive as a message."""
 
 
 class _EngineLoop:
@@ -254,9 +255,9 @@ class _EngineLoop:
         self._channel.send(self._encoder.encode(message))
 
     def _receive(self, *, until_s: float) -> Iterator[ToEngine]:
-        """Yields received messages. Waits for the first one until `until_s`, a time on the monotonic clock.
+        """Yields received messages. Waits for the first until `until_s`, a time of the monotonic clock.
 
-        Raises the receiver's errors.
+        Raises the errors of the receiving thread.
         """
         wait_s = until_s - monotonic()
         while True:
@@ -288,7 +289,7 @@ class _EngineLoop:
 
 
 def attach(prompt: Prompt, parts: Iterator[memoryview]) -> Prompt:
-    """The prompt, completed with its tokens and tensors, which arrive in `parts` after the message."""
+    """Adds a prompt's tokens and tensors to the prompt. They arrive in `parts` after the message."""
     token_ids = next(parts).cast("q").tolist()
     inputs = prompt.inputs
     if inputs is not None:
@@ -301,7 +302,7 @@ class ChannelClosedError(ConnectionError):
 
 
 class BlockingChannel:
-    """The engine's end of the connection. One thread may send while another one receives."""
+    """The engine's end of the connection. One thread may send while another thread receives."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -321,7 +322,7 @@ class BlockingChannel:
         return self.receive_bytes(num_bytes)
 
     def receive_bytes(self, num_bytes: int) -> memoryview:
-        """The bytes behind a message, in memory of their own: aligned for tensors, and writable for torch."""
+        """The bytes that follow a message, in new memory: aligned for tensors, and writable for torch."""
         data = memoryview(bytearray(num_bytes))
         try:
             is_complete = self._reader.readinto(data) == num_bytes

@@ -1,7 +1,8 @@
-"""Decides what each step computes: running sequences first, then prompts in order of arrival, in chunks.
+"""Chooses the chunks of each step: first running sequences, then prompts in the order of arrival.
 
-A sequence waits until the cache manager has a slot and memory for it. When running sequences need more than
-the budget, the youngest one is preempted: it returns to the queue, and is computed again later.
+A sequence waits until the cache manager has a slot and memory for it. When running sequences need more
+memory than the budget, the youngest sequence is preempted. It returns to the queue, and is computed again
+later.
 """
 
 from collections import deque
@@ -20,7 +21,7 @@ class Scheduler:
     def __init__(
         self, cache: CacheManager, *, max_num_batched_tokens: int, max_loras: int = 1, pace: StepPace | None = None
     ) -> None:
-        """Sets the limits of a step: tokens, different adapters, and by `pace` the tokens of prompts.
+        """Sets the limits of a step: tokens, different adapters, and prompt tokens (by `pace`).
 
         Without `pace`, only `max_num_batched_tokens` limits prompts.
         """
@@ -76,7 +77,7 @@ class Scheduler:
             self._waiting = deque(s for s in self._waiting if s.state is SequenceState.WAITING)
 
     def schedule(self) -> list[Chunk]:
-        """The chunks of the next step. Empty only if no sequence runs or waits."""
+        """Returns the chunks of the next step. The list is empty only if no sequence runs or waits."""
         while not self.cache.reserve_next_tokens():
             self._preempt(self._running[-1])
         decoding = [s for s in self._running if s.num_new_tokens == 1]
@@ -93,7 +94,7 @@ class Scheduler:
         return step.chunks
 
     def reset_prefix_cache(self, *, interrupts: bool) -> bool:
-        """Forgets all prefixes. False if sequences run that must not be interrupted.
+        """Empties the prefix cache. Returns False if sequences run, unless `interrupts` is True.
 
         Interrupted sequences are computed again.
         """
@@ -105,14 +106,14 @@ class Scheduler:
         return True
 
     def measured(self, chunks: list[Chunk]) -> AbstractContextManager[None]:
-        """Measures how long the scheduled chunks take. The next steps' limits depend on it."""
+        """Measures how long the scheduled chunks take. The limits of later steps depend on this time."""
         return self._pace.measured(chunks) if self._pace is not None else nullcontext()
 
     def _admit(self, step: "_Step") -> None:
-        """Starts waiting sequences while slots, memory and the step's budget last.
+        """Starts waiting sequences until slots, memory or the step's budget are used up.
 
-        With `n` > 1 the first sequence computes the prompt. The others wait, and copy it a step later.
-        A sequence whose adapter would be one too many is skipped.
+        If a request has `n` > 1, the first sequence computes the prompt. The other sequences wait, and
+        reuse the prompt a step later. Skips a sequence whose adapter would exceed the step's maximum.
         """
         held_back: list[Sequence] = []
         adapters = self.running_adapters if self._waiting else set()
@@ -130,7 +131,7 @@ class Scheduler:
         self._waiting.extendleft(reversed(held_back))
 
     def _computes_prompt_of(self, sequence: Sequence) -> bool:
-        """Whether a running sequence still computes the same prompt, which this sequence can share later."""
+        """Whether a running sequence still computes the same prompt. Its result can be shared later."""
         length = self.cache.max_prefix(sequence)
         return any(s.num_computed_tokens < length and s.has_prompt_of(sequence) for s in self._running)
 
@@ -167,11 +168,11 @@ class _Step:
         return min(self._num_left, self._num_prompt_tokens_left) <= 0
 
     def limit_prompts(self, max_tokens: int) -> None:
-        """Limits the step's prompt tokens. A prompt is still computed whole if at least half of it fits."""
+        """Limits the step's prompt tokens. A prompt is computed whole if at least half of it fits."""
         self._num_prompt_tokens_left = max_tokens
 
     def add(self, sequence: Sequence) -> bool:
-        """Adds as much of the sequence as the limits allow. False if that is nothing.
+        """Adds as many tokens of the sequence as the limits allow. Returns False if they allow none.
 
         Splits a prompt only if the step computes no other prompt, because a prompt that is computed in one
         piece is rounded as in `model.generate`.

@@ -1,4 +1,4 @@
-"""A sequence in the engine (its tokens, how many are computed, the memory it holds), and chunks of it."""
+"""A sequence in the engine (its tokens, the number of computed tokens, its memory), and its chunks."""
 
 from enum import Enum
 from functools import cache
@@ -33,31 +33,33 @@ class SequenceState(Enum):
 
 
 class Sequence:
-    """The prompt and output of one request. Only the engine's thread changes it."""
+    """The prompt and output of one choice of a request. Only the engine's thread changes it."""
 
     def __init__(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams) -> None:
         self.request_id = request_id
         self.params = params
         self.features: PromptFeatures | None = None
-        """The rows of a prompt with images or embeddings. None for other prompts."""
+        """The features of a prompt with images or embeddings. None for other prompts."""
         self.token_ids = prompt_token_ids
-        """Prompt and output. Before the first output token, all sequences of the prompt share this list."""
+        """The tokens of prompt and output. Until the first output token, all sequences of the prompt share
+        this list."""
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed_tokens = 0
-        """The tokens whose keys and values (or model state) are in the cache."""
+        """The number of tokens whose keys and values (or model state) are in the cache."""
         self.num_cached_tokens = 0
-        """The prompt tokens that came from the prefix cache when the sequence was first admitted."""
+        """The number of prompt tokens that came from the prefix cache when the sequence was first
+        admitted."""
         self.state = SequenceState.WAITING
         self.slot = -1
-        """The slot of the KV cache that the sequence holds while it runs. -1 without one."""
+        """The slot of the KV cache that the sequence holds while it runs. -1 if it holds no slot."""
         self.model_cache: Any = None
         """The model's own cache object, for the sequential runner. None before the first computed token."""
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
-        """Log-probabilities of computed prompt tokens, until the first output has taken them."""
+        """The log-probabilities of computed prompt tokens, until the first output contains them."""
         self.num_preemptions = 0
         self.arrival_s = monotonic()
         self.admitted_s = 0.0
-        """When the sequence was first admitted, on the monotonic clock."""
+        """The time of the monotonic clock at which the sequence was first admitted."""
         self.generator: torch.Generator | None = None
         self.reasoning: ReasoningState | None = None
         """None unless the parameters have rules for reasoning."""
@@ -81,17 +83,17 @@ class Sequence:
 
     @property
     def num_unknown_tokens(self) -> int:
-        """The number of first tokens whose ids have no meaning: those of a prompt of embeddings."""
+        """The number of first tokens whose ids have no meaning, because the prompt consists of embeddings."""
         return 0 if self.features is None or self.features.has_token_ids else self.num_prompt_tokens
 
     @property
     def is_private(self) -> bool:
-        """Whether the prefix cache must not share the sequence, because it has rows without ids."""
+        """Whether the prefix cache must not keep this sequence, because it has rows without ids."""
         return self.features is not None and self.features.row_ids is None
 
     @property
     def can_reuse_prefix(self) -> bool:
-        """Whether the prefix cache may be used. Prompt log-probabilities need the logits of all tokens."""
+        """Whether a cached prefix may be used. Not with prompt log-probabilities, which need all logits."""
         return self.params.prompt_logprobs is None and not self.is_private
 
     def append(self, token_id: int) -> None:
@@ -101,17 +103,17 @@ class Sequence:
         self.token_ids.append(token_id)
 
     def restart(self) -> None:
-        """Lets a preempted sequence wait again. Its generated tokens stay."""
+        """Makes a preempted sequence wait again. Keeps its generated tokens."""
         self.state = SequenceState.WAITING
         self.num_computed_tokens = 0
         self.num_preemptions += 1
         self.prompt_logprobs = None
 
     def cache_ids(self, end: int) -> npt.NDArray[np.int64]:
-        """Keys of the first `end` tokens in the prefix cache: ids of tokens, or of rows that replace them.
+        """Keys of the first `end` tokens in the prefix cache: ids of tokens, or of rows replacing them.
 
-        Each adapter has different keys, because it changes the tokens' attention keys and values. A cache
-        salt changes the first key, so only prompts with the same salt have a common beginning.
+        Keys differ between adapters, because an adapter changes the tokens' attention keys and values. A
+        cache salt changes the first key, so only prompts with the same salt have a common prefix.
         """
         rows = None if self.features is None else self.features.row_ids
         if rows is None:
@@ -125,7 +127,7 @@ class Sequence:
         return ids
 
     def has_prompt_of(self, other: "Sequence") -> bool:
-        """Whether both compute the same tokens from the same features, with the same adapter and salt."""
+        """Whether both sequences have the same prompt: tokens, features, adapter and salt are equal."""
         if (self.adapter_id, self._salt_id) != (other.adapter_id, other._salt_id):
             return False
         if self.features is other.features:
@@ -136,7 +138,7 @@ class Sequence:
 
     @property
     def num_new_tokens(self) -> int:
-        """The tokens that must be computed before the next one can be sampled."""
+        """The number of tokens that must be computed before the next token can be sampled."""
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
@@ -161,7 +163,7 @@ class Chunk(NamedTuple):
 
     @property
     def num_prompt_rows(self) -> int:
-        """The tokens of the chunk that belong to the prompt."""
+        """The number of the chunk's tokens that belong to the prompt."""
         return max(0, min(self.end, self.sequence.num_prompt_tokens) - self.begin)
 
     @property
@@ -175,7 +177,7 @@ class Chunk(NamedTuple):
 
     @property
     def wants_all_logits(self) -> bool:
-        """Whether log-probabilities of the prompt are requested and not reported yet."""
+        """Whether log-probabilities of the prompt are requested and have not been reported yet."""
         return self.sequence.params.prompt_logprobs is not None and self.sequence.is_first_pass
 
 

@@ -1,7 +1,7 @@
-"""Limits prompt tokens beside decoding sequences, by the measured times of steps.
+"""Limits the prompt tokens that a step computes beside decoding sequences, by the measured times of steps.
 
-A step with prompts delays the next token of every decoding sequence. If more sequences wait than decode, all
-waiting prompts are computed at once. The cost of a prompt token depends on the machine, the model and the
+A step with prompts delays the next token of every decoding sequence. If more sequences wait than decode,
+only `_MAX_STEP_S` limits the prompts. The cost of a prompt token depends on the machine, the model and the
 context, so each step measures it.
 """
 
@@ -14,14 +14,15 @@ from time import perf_counter
 from server.engine.sequence import Chunk
 
 _MAX_SLOWDOWN = 2.0
-"""A step with prompts may take so many times as long as a step without prompts."""
+"""A step with prompts may take up to so many times as long as a step without prompts."""
 _MIN_PROMPT_TOKENS = 32
 """The fewest prompt tokens that a step computes, however much they cost."""
 _MIN_SHARE = 1 / 4
-"""The least share of the waiting prompts that a step computes. With less, the queue would grow."""
+"""The least share of the waiting prompt tokens that a step computes. With a smaller share, the queue would
+grow."""
 _MAX_STEP_S = 20.0
-"""The most seconds for a step's prompts beyond the first `_FEW_PROMPT_TOKENS`, because new and cancelled
-requests wait for the end of the step."""
+"""The most seconds that a step may take for its prompts, because new and cancelled requests wait for the
+end of the step. `_FEW_PROMPT_TOKENS` are always allowed."""
 _FEW_PROMPT_TOKENS = 512
 _LEAST_S = 1e-9
 """The least cost of a prompt token in seconds. Measured costs may be negative."""
@@ -42,7 +43,8 @@ class StepPace:
     def max_prompt_tokens(self, num_decodes: int, prompt_lens: Sequence[int]) -> int:
         """How many prompt tokens a step may compute beside `num_decodes` sequences.
 
-        0 if no step of about so many sequences has been measured. Then this step is measured without prompts.
+        Returns 0 if no step with about so many sequences has been measured. The step then runs without
+        prompts, and is measured.
 
         Args:
             num_decodes: the number of sequences that the step decodes.
@@ -60,7 +62,7 @@ class StepPace:
         return min(most, max(fewest, self._num_prompt_tokens_in((_MAX_SLOWDOWN - 1) * median(steps))))
 
     def _num_prompt_tokens_in(self, seconds: float) -> int:
-        """How many prompt tokens take this time. 0 if none have been measured."""
+        """How many prompt tokens take this time. 0 if no prompt token has been measured."""
         if not self._prompt_token_s:
             return 0
         return int(seconds / max(median(self._prompt_token_s), _LEAST_S))
@@ -84,5 +86,5 @@ class StepPace:
 
 
 def _magnitude(num_decodes: int) -> int:
-    """A number that is equal for all values between the same powers of two."""
+    """Returns the same number for all values between two successive powers of two."""
     return num_decodes.bit_length()

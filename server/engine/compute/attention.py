@@ -29,7 +29,7 @@ from server.engine.compute.batch import DecodeGroup, PackedBatch, PrefillChunk
 from server.engine.memory.kv_cache import KVCache, LayerShape
 
 _MIN_PART_TOKENS = 1024
-"""The fewest keys that are worth a part of their own. Merging parts costs 0.1 ms."""
+"""The fewest keys in a part. Smaller parts save less than the 0.1 ms that merging parts costs."""
 _KNOWN_KWARGS = {"scaling", "dropout", "sliding_window", "softcap", "s_aux", "is_causal", "position_ids", "use_cache"}
 
 
@@ -45,7 +45,7 @@ class AttentionOptions:
     sliding_window: int | None
     softcap: float | None
     sinks: torch.Tensor | None
-    """The logit of an attention sink for each query head (gpt-oss). None without sinks."""
+    """The logit of an attention sink for each query head (gpt-oss). None if the layer has no sinks."""
 
     @property
     def needs_eager(self) -> bool:
@@ -55,7 +55,8 @@ class AttentionOptions:
 
 _numbers = count()
 _attentions: "WeakValueDictionary[int, PackedAttention]" = WeakValueDictionary()
-"""Number -> object: operators in graphs take numbers, not objects. A process has one, tests have many."""
+"""Number -> object. Operators in graphs take the number, because they cannot take objects. A process has one
+object, and tests have many."""
 
 
 class PackedAttention:
@@ -77,7 +78,7 @@ class PackedAttention:
 
     @contextmanager
     def detached(self) -> Iterator[None]:
-        """Within the block, tokens attend to tokens of the same call, without a batch and the cache."""
+        """Within the block, tokens attend only to tokens of the same call. Batch and cache are not used."""
         self._is_detached = True
         try:
             yield
@@ -88,7 +89,7 @@ class PackedAttention:
     def attend_in(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention: int, layer: int
     ) -> torch.Tensor:
-        """Called by a traced layer. `attention` is the object's number. The trace has read the options."""
+        """Called by a traced layer. `attention` is an object's number. Tracing has stored the options."""
         self = _attentions[attention]
         return self._attend(layer, query, key, value, self._options[layer])
 
@@ -226,7 +227,7 @@ def _attend_to_shared(  # noqa: PLR0913
 
 
 def _count_parts(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> int:
-    """The number of parts of a single sequence's keys with which all threads read equally many."""
+    """Into how many parts to split a single sequence's keys, so that all threads read equally many keys."""
     slots, kv_heads, length, _ = keys.shape
     num_parts = length // _MIN_PART_TOKENS
     if slots > 1 or num_parts < 2 or not can_attend_in_parts(query, values):
@@ -246,7 +247,7 @@ def _narrow(group: DecodeGroup, window: int | None, dtype: torch.dtype) -> torch
 
 
 def _causal_mask(chunk: PrefillChunk, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """An additive mask [1, 1, tokens, end]: a token attends to itself and to earlier ones in the window."""
+    """An additive mask [1, 1, tokens, end]. A token attends to itself and to earlier tokens in the window."""
     rows = torch.arange(chunk.begin, chunk.end, device=device)[:, None]
     columns = torch.arange(chunk.end, device=device)[None, :]
     visible = columns <= rows
@@ -281,7 +282,7 @@ def _eager(  # noqa: PLR0913
 
 
 def _softmax_with_sinks(scores: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
-    """A softmax in which each query also has a sink without value. `scores`: [n, kv_heads, queries, keys]."""
+    """Softmax over keys and a sink. Drops the sink's weight. `scores`: [n, kv_heads, queries, keys]."""
     n, heads, queries, _ = scores.shape
     per_row = sinks.view(1, -1, 1, 1) if sinks.numel() == heads else sinks.view(1, heads, -1, 1)
     column = per_row.expand(n, heads, queries, 1).to(scores.dtype)

@@ -1,7 +1,8 @@
-"""Attention by torch's kernels without its slow one: whole, or in parts that are merged. Also their masks.
+"""Attention by torch's fast kernels, in one call or in parts that are merged. Also makes masks for them.
 
 On a GPU only FlashAttention supports grouped query heads, and it supports no masks. In other cases torch
-would use its plain kernel, which stores the scores of all heads: tens of gigabytes for a long prompt.
+would use its plain kernel. That kernel stores the scores of all heads, which takes tens of gigabytes for a
+long prompt.
 """
 
 from functools import cache
@@ -44,7 +45,7 @@ class AttentionPart(NamedTuple):
 
 
 def can_attend_in_parts(query: torch.Tensor, values: torch.Tensor) -> bool:
-    """Whether `attend_to_part` supports these. Its kernel needs a CPU, and values as wide as keys."""
+    """Whether `attend_to_part` supports these tensors. Its kernel needs a CPU, and values as wide as keys."""
     return query.device.type == "cpu" and query.shape[-1] == values.shape[-1]
 
 
@@ -57,9 +58,10 @@ def attend_to_part(  # noqa: PLR0913
     mask: torch.Tensor | None = None,
     is_causal: bool = False,
 ) -> AttentionPart:
-    """Like `attend`, to a part of the keys. Each query must see at least one of these keys.
+    """Like `attend`, but for a part of the keys. Each query must see at least one of these keys.
 
-    If all queries see the same keys, heads that share keys become queries of one head, which is faster.
+    If all queries see the same keys, query heads that share keys are computed as queries of one head. This
+    is faster.
     """
     folded = query if is_causal or mask is not None else query.reshape(len(query), keys.shape[1], -1, query.shape[-1])
     output, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -71,9 +73,10 @@ def attend_to_part(  # noqa: PLR0913
 def attend_in_parts(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, scale: float | None, num_parts: int
 ) -> torch.Tensor:
-    """Like `attend`, for one sequence whose query rows see all keys. Threads share the keys of a head.
+    """Like `attend`, for one sequence whose query rows see all keys. Threads divide the keys of a head.
 
-    Without parts, each thread gets whole heads: with three heads, two threads would need the time of four.
+    Without parts, each thread computes whole heads. Two threads would then take as long for three heads as
+    for four.
     """
     _, kv_heads, length, dim = keys.shape
     part_len = length // num_parts
@@ -99,12 +102,12 @@ def merge_attention(first: AttentionPart, second: AttentionPart) -> torch.Tensor
 
 
 def repeat_heads(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Repeats each shared head for all query heads that use it, for kernels without support for groups."""
+    """Repeats each shared head for all query heads that use it. Some kernels do not support groups."""
     return tensor.repeat_interleave(num_heads // tensor.shape[1], 1)
 
 
 def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """0 where a key is visible, minus infinity elsewhere."""
+    """Returns a mask that is 0 where a key is visible, and minus infinity elsewhere."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
 
 

@@ -13,13 +13,13 @@ from server.engine.lora.layers import AdaptedLayers
 from server.engine.sequence import Chunk, Sequence
 
 _CALL_COST_TOKENS = 256
-"""An attention call costs as much as so many padded tokens (10 us, against 0.05 us per token)."""
+"""An attention call takes 10 us, as long as so many padded tokens (0.05 us each)."""
 _MIN_SHARED_TOKENS = 512
 _MIN_SAVED_TOKENS = 1536
-"""Reading a shared prefix only once needs another call, which costs as much as reading so many keys."""
+"""To read a shared prefix only once takes another call, which costs as much as reading so many keys."""
 
 CountShared = Callable[[list[int]], int]
-"""Counts the first tokens that these slots have in the same memory."""
+"""Slots -> the number of first tokens that these slots have in the same memory."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class DecodeGroup:
     first_slot: int
     last_slot: int
     length: int
-    """The number of keys that the call reads: those of the longest member."""
+    """The number of keys of the longest member. The call reads so many keys in each slot."""
     rows: slice
     """The members' rows in the packed batch, in the order of slots."""
     slot_rows: torch.Tensor | None
@@ -41,7 +41,8 @@ class DecodeGroup:
     lengths: torch.Tensor
     """The number of keys in each slot, shape [slots]."""
     num_shared_tokens: int
-    """First tokens in the same memory for all members, if they are worth a call of their own. Else 0."""
+    """The number of first tokens that all members have in the same memory. 0 if a separate call is not
+    worth it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class PackedBatch:
     position_ids: torch.Tensor
     """Shape [1, num_tokens], or [axes, 1, num_tokens] if a sequence's positions differ between axes."""
     cache_index: torch.Tensor
-    """Where each token's keys and values go in the cache: flat over slots, shape [num_tokens]."""
+    """The index of each token's keys and values in the cache, counted over all slots. Shape [num_tokens]."""
     decode_groups: list[DecodeGroup]
     prefills: list[PrefillChunk]
     chunk_rows: list[slice]
@@ -83,7 +84,7 @@ def pack(
     device: torch.device,
     count_shared: CountShared = lambda slots: 0,
 ) -> PackedBatch:
-    """Packs the chunks. Sorts decoding ones by slot, so that neighbours can share a call."""
+    """Packs the chunks. Sorts decoding sequences by slot, so that neighbours can share an attention call."""
     decodes = sorted((c for c in chunks if c.is_decode), key=lambda c: c.sequence.slot)
     prefills = [c for c in chunks if not c.is_decode]
     input_ids: list[int] = []
@@ -122,7 +123,7 @@ def pack(
 
 
 def _positions(sequence: Sequence, begin: int, end: int) -> Iterable[int]:
-    """The tokens' positions. Behind the prompt, all axes have the same positions."""
+    """The tokens' positions. After the prompt, all axes have the same positions."""
     if sequence.features is None or not sequence.features.position_delta:
         return range(begin, end)
     first, delta = sequence.num_prompt_tokens, sequence.features.position_delta
@@ -130,7 +131,7 @@ def _positions(sequence: Sequence, begin: int, end: int) -> Iterable[int]:
 
 
 def _spread_over_axes(positions: torch.Tensor, chunks: list[Chunk], rows: list[slice]) -> torch.Tensor:
-    """Spreads positions [1, num_tokens] over several axes, if the features of a prompt have these."""
+    """Spreads positions [1, num_tokens] over several axes, if a prompt has features with several axes."""
     placed = [
         (r.start, features.positions[:, c.begin : c.begin + c.num_prompt_rows])
         for c, r in zip(chunks, rows, strict=True)
@@ -215,7 +216,7 @@ def _decode_group(
 
 
 class StepLogits(NamedTuple):
-    """The logits of a step, shape [rows, vocab]. `rows[i]` are those of `chunks[i]`."""
+    """The logits of a step, shape [rows, vocab]. `rows[i]` are the rows of `chunks[i]`."""
 
     chunks: list[Chunk]
     logits: torch.Tensor
@@ -230,10 +231,10 @@ class Runner(Protocol):
     """Whether a prompt may be computed in several chunks."""
 
     def use_adapters(self, adapted: AdaptedLayers) -> None:
-        """Sets the layers that LoRA adapters change. Without this, sequences must not name an adapter."""
+        """Sets the layers that LoRA adapters change. Until then, sequences must not name an adapter."""
 
     def step(self, chunks: Seq[Chunk]) -> StepLogits:
-        """The logits of each chunk's last token, or of all its tokens for prompt log-probabilities."""
+        """The logits of each chunk's last token, or for prompt log-probabilities of all its tokens."""
 
     def prepare(self) -> Iterator[None]:
-        """Makes later steps faster. Yields after each small piece. Used once."""
+        """Makes later steps faster. Yields after each small piece of this work. Called once."""

@@ -1,4 +1,4 @@
-"""Linear layers in int8, by oneDNN's products: weights quantized per output channel, activations per row.
+"""Linear layers in int8, computed by oneDNN. Weights are quantized per output channel, activations per row.
 
 The result of a row does not depend on other rows of the batch. A row's scale is its own largest value. Sums
 in int32 are exact. Every further operation rounds each element by itself.
@@ -21,20 +21,21 @@ from server.engine.features.vision import language_model
 
 _LARGEST: Final = 127
 _PART_ELEMENTS: Final = 1 << 20
-"""Weights that are quantized at once: a float32 copy of them fits into the third-level cache."""
+"""How many weights are quantized together. A float32 copy of them fits into the third-level cache."""
 _SMALLEST: Final = 1e-30
 """The scale of rows and channels that contain only zeros."""
 _TEMPORARY_BYTES: Final = 4
-"""Bytes per weight of a group during quantization: a joined copy of siblings, later one in int8."""
+"""Temporary bytes per weight while a group is quantized. They hold a joined copy of the siblings' weights."""
 _MATRIX: Final = 2
-"""The dimensions of a linear layer's weight. A weight for all experts of a layer has three."""
+"""The number of dimensions of a linear layer's weight. A weight for all experts of a layer has three."""
 
 
 class Int8Product:
     """A `PackedProduct` that quantizes its weight immediately, and packs it for oneDNN later.
 
-    Both forms compute the same integers and round them in the same way, so a layer may be packed between any
-    two steps. The packed form takes unsigned activations, which oneDNN's fast kernels need.
+    The plain and the packed form compute the same integers and round them in the same way, so a layer may
+    be packed between any two steps. The packed form takes unsigned activations, which oneDNN's fast kernels
+    need.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -43,7 +44,8 @@ class Int8Product:
         self._quantized, self._scales = _quantize(weight)
         self._zero_point = _largest_activation() + 1
         self._middle = torch.tensor(self._zero_point + 0.5)
-        """The zero point of the rows plus 0.5, with which a cast that rounds down rounds to the nearest."""
+        """The zero point of the rows plus 0.5. A cast rounds down, and the added 0.5 makes it round to the
+        nearest."""
         self._is_packed = False
         if not torch.cpu._is_vnni_supported():
             self.pack_next()
@@ -64,7 +66,7 @@ class Int8Product:
         return packed_memory(self._quantized)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Uses few calls of torch: a row is divided by its largest value, scaled, rounded, made unsigned."""
+        """Divides each row by its largest value, then scales and rounds it and makes it unsigned."""
         rows = x.float()
         largest = rows.abs().amax(dim=-1, keepdim=True).clamp_min_(_SMALLEST)
         rows = torch.addcmul(self._middle, rows, largest.reciprocal(), value=_largest_activation())
@@ -100,21 +102,21 @@ def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @cache
 def _largest_activation() -> int:
-    """Without VNNI, pairs of products are added in int16. Activations of seven bits do not overflow there."""
+    """127, or 63 without VNNI, because then sums of two products are in int16 and must not overflow."""
     return _LARGEST if torch.cpu._is_vnni_supported() else _LARGEST // 2
 
 
 class QuantizedLayers:
-    """The linear layers through which a model's tokens pass, in int8. Their original weights are freed.
+    """The linear layers that a model's tokens pass through, in int8. Their original weights are freed.
 
-    An embedding that shares the head's weight keeps that weight.
+    If an embedding shares the head's weight, that original weight is not freed.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Quantizes one group of layers after the other.
 
         Raises:
-            EngineStartError: this torch cannot do it, a weight is not finite, or there is too little memory.
+            EngineStartError: this torch has no int8 products, a weight is not finite, or memory is too small.
         """
         if not (hasattr(torch.ops.onednn, "qlinear_pointwise") and hasattr(torch, "_int_mm")):
             raise EngineStartError(f"--quantization int8: torch {torch.__version__} has no int8 products. Leave it out")
@@ -130,7 +132,7 @@ class QuantizedLayers:
         self._groups = [_quantize_group(group, uses) for group in todo]
 
     def pack(self) -> Iterator[None]:
-        """Packs one group of layers after the other, then moves all into huge pages, piece by piece."""
+        """Packs the groups of layers, then moves packed weights into huge pages. Yields after each piece."""
         for group in self._groups:
             group.pack_next()
             yield
@@ -151,9 +153,9 @@ def _check_room(needed: int) -> None:
 
 
 def _quantize_group(layers: list[torch.nn.Linear], uses: Counter[int]) -> PackedGroup:
-    """`uses`: address of a weight -> the number of layers that use it.
+    """Quantizes a group, and frees its weights. `uses`: a weight's address -> the number of its users.
 
-    All weights of a mapped file share one storage, so each weight's pages are given back separately.
+    All weights of a mapped file share one storage, so the pages of each weight are freed separately.
     """
     quantized = PackedGroup(layers, Int8Product)
     quantized.replace_forwards()

@@ -18,13 +18,14 @@ _PART_ELEMENTS = 1 << 21
 """The number of weights packed in one piece. A float16 piece takes 20 ms, which may delay a new request."""
 _PART_ALIGNMENT = 64
 _PART_BYTES = 1 << 23
-"""Bytes of packed weights moved into huge pages in one piece: takes 2 ms, on a busy machine 30 ms."""
+"""The bytes of packed weights moved into huge pages in one piece. A piece takes 2 ms, or 30 ms on a busy
+machine."""
 _LARGEST_EXPONENT = 15
 """Scaled weights stay below 2 ** 15, half of float16's range."""
 _MAX_SCALE_EXPONENT = 120
 """The largest exponent of the scale, which must itself be a float32."""
 _FBGEMM_ROWS, _FBGEMM_COLUMNS = 512, 16
-"""FBGEMM pads a packed weight to whole blocks of so many output and input features."""
+"""FBGEMM pads a packed weight to multiples of 512 input features and 16 output features."""
 
 
 class PackedProduct(Protocol):
@@ -37,7 +38,7 @@ class PackedProduct(Protocol):
         """The bytes of a weight's packed copy."""
 
     def pack_next(self) -> bool:
-        """Packs a part of the weight. False when nothing is left to pack."""
+        """Packs a part of the weight. Returns False when nothing is left to pack."""
 
     @property
     def memory(self) -> range:
@@ -48,7 +49,7 @@ class PackedProduct(Protocol):
 
 
 def choose_product(model: torch.nn.Module) -> type[PackedProduct] | None:
-    """The fastest product for the model's type on this processor. None if torch's own is as fast."""
+    """The fastest product for the model's type on this processor. None if torch's own product is as fast."""
     parameter = next(model.parameters())
     if parameter.device.type != "cpu":
         return None
@@ -64,10 +65,11 @@ def choose_product(model: torch.nn.Module) -> type[PackedProduct] | None:
 
 
 class OneDnnProduct:
-    """oneDNN's blocked layout, for float32, and for bfloat16 on processors with instructions for it.
+    """oneDNN's blocked layout, for float32, and for bfloat16 on processors with bfloat16 instructions.
 
-    Products of few rows take half to two thirds of the time of `F.linear`. In bfloat16 the bits are the same.
-    In float32 `F.linear` calls another library (MKL), which adds in another order.
+    Products of few rows take half to two thirds of the time of `F.linear`. In bfloat16, results have the
+    same bits as those of `F.linear`. In float32 `F.linear` calls another library (MKL), which adds in
+    another order.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -100,8 +102,9 @@ def packed_memory(weight: torch.Tensor) -> range:
 class FbgemmProduct:
     """FBGEMM's float16 weights, which AVX2 converts to float32 in registers. Inputs and sums are float32.
 
-    Weights are scaled by a power of two, so that the largest ones are near the largest of float16. Then only
-    bfloat16 weights below 2 ** -32 of the largest are rounded, by less than a float32 sum loses.
+    Weights are scaled by a power of two, so that the largest weight is near the largest float16 number.
+    Then a bfloat16 weight is rounded only if it is below 2 ** -32 of the largest weight. The error is
+    smaller than the rounding error of a float32 sum.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -152,7 +155,7 @@ def _round_up(number: int, multiple: int) -> int:
 
 
 def _scale(weight: torch.Tensor) -> float:
-    """A power of two. NaN if a weight is not finite, because FBGEMM would make it finite."""
+    """A power of two. NaN if the layer has a weight that is not finite. FBGEMM would make it finite."""
     largest = float(torch.stack(torch.aminmax(weight)).abs().max())
     if not math.isfinite(largest):
         return math.nan
@@ -168,7 +171,7 @@ _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 def pack_linear_layers(model: torch.nn.Module) -> Iterator[None]:
     """Packs a model's linear layers, siblings together, then moves them into huge pages, piece by piece.
 
-    Packed and unpacked layers give the same results but for rounding, so steps may run between two pieces.
+    Packed and unpacked layers give the same results except for rounding, so steps may run between two pieces.
     """
     product = choose_product(model)
     groups = list(linear_groups(model)) if product is not None else []
@@ -186,7 +189,7 @@ def pack_linear_layers(model: torch.nn.Module) -> Iterator[None]:
 
 
 def move_into_huge_pages(packed: Iterable[range]) -> Iterator[None]:
-    """Moves packed weights once all are packed, because the last page of a growing heap is incomplete.
+    """Called when all weights are packed, because the last page of a growing heap is incomplete.
 
     A step's products then take 26 % less time with one thread, and 15 % less with two, which share bandwidth.
     """
@@ -207,7 +210,7 @@ class PackedGroup:
         self._outputs: tuple[torch.Tensor, ...] = ()
 
     def pack_next(self) -> bool:
-        """Packs a part of the weights. False when nothing is left to pack."""
+        """Packs a part of the weights. Returns False when nothing is left to pack."""
         return self._compute.pack_next()
 
     @property
@@ -223,7 +226,7 @@ class PackedGroup:
             linear.forward = partial(self._compute_part, index)  # type: ignore[method-assign]
 
     def _compute_part(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """The first sibling that is called with an input computes all outputs. The last one releases them."""
+        """The first sibling that gets an input computes the outputs of all. The last one releases them."""
         if x is not self._input:
             self._outputs = torch.split(self._compute(x), self._sizes, dim=-1)
             self._input = x
@@ -234,7 +237,7 @@ class PackedGroup:
 
 
 def linear_groups(model: torch.nn.Module) -> Iterator[list[torch.nn.Linear]]:
-    """The layers worth packing, in the model's order, siblings together."""
+    """Groups of layers that are worth packing, in the model's order. Siblings are in one group."""
     dtype = next(model.parameters()).dtype
     grouped: set[torch.nn.Module] = set()
     for module in model.modules():
@@ -248,9 +251,9 @@ def linear_groups(model: torch.nn.Module) -> Iterator[list[torch.nn.Linear]]:
 
 
 def _is_packable(module: object, dtype: torch.dtype) -> TypeGuard[torch.nn.Linear]:
-    """Whether this is a plain and large enough layer in the model's own type (routers have another type).
+    """Whether this is a plain, large enough layer in the model's type. Routers of experts have another type.
 
-    A quantized layer has no weight any more.
+    A quantized layer has no weight, so it is not packable.
     """
     if type(module) is not torch.nn.Linear or module.out_features < _MIN_OUT_FEATURES:
         return False

@@ -78,7 +78,7 @@ class PackedRunner:
         self._attention.cache = cache
 
     def use_quantized(self, quantized: QuantizedLayers) -> None:
-        """Sets the quantized layers, which are packed first."""
+        """Sets the quantized layers. `prepare` packs them before other layers."""
         self._quantized = quantized
 
     def use_adapters(self, adapted: AdaptedLayers) -> None:

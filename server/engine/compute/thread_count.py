@@ -17,12 +17,13 @@ from base.machine.processors import ProcessorTime, ProcessorUse
 logger = logging.getLogger(__name__)
 
 _WINDOW_S = 0.25
-"""The seconds of a window: two periods of a cgroup's quota, and dozens of the scheduler's time slices."""
+"""The length of a window. It has two periods of a cgroup's quota, and dozens of the kernel's time slices."""
 _MIN_GAIN = 0.03
-"""A further thread must make steps shorter by this share. Otherwise others can use its processor."""
+"""An added thread must make steps shorter by this share. Otherwise its processor is left to other
+processes."""
 _FIRST_DELAY_S = 0.5
-"""After a wrong change, the next change like it waits for so many seconds of computing. After each further
-wrong one it waits twice as long, up to the maximum."""
+"""The delay after a wrong change until the next change in the same direction, in seconds of computing. Each
+further wrong change doubles the delay, up to the maximum."""
 _MAX_DELAY_S = 60.0
 _LOG_INTERVAL_S = 60.0
 
@@ -36,7 +37,7 @@ class _Trial(NamedTuple):
 
 
 class _Delay:
-    """How long a change waits, in computed seconds, if it was wrong the last time."""
+    """The delay before a change that was wrong the last time, in seconds of computing."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -54,10 +55,10 @@ class ThreadCount:
     """Times steps, and changes the number of threads between two steps. One thread calls it.
 
     A thread is removed if all threads together wait as long as half a thread computes. It is added again if
-    other processes leave half a processor. On an idle machine, two threads wait for 0.02 to 0.08 threads'
-    time, under a quota of 1.5 processors for 0.26, beside a busy process for 0.8. Clients on the same
-    processors make threads wait, too, but too briefly to give up a thread. So a change is taken back if
-    steps of the same size do not get shorter.
+    other processes leave half a processor. Two threads together wait for 0.02 to 0.08 of one thread's time
+    on an idle machine, for 0.26 under a quota of 1.5 processors, and for 0.8 beside a busy process. Clients
+    on the same processors also make threads wait, but so briefly that removing a thread makes steps longer.
+    So a change is reverted if steps of the same size show that it was wrong.
     """
 
     def __init__(
@@ -80,7 +81,8 @@ class ThreadCount:
         self._begin = read_time()
         self._window_s = 0.0
         self._computed_s = 0.0
-        """Computed seconds, by which delays are measured: so an idle server changes no more often."""
+        """The seconds of all steps. Delays are measured in them, so that an idle server does not change
+        more often."""
         self._steps: dict[int, list[float]] = {}
         """The size of a step in tokens -> the seconds of such steps in this window."""
         self._num_tokens = 0
@@ -125,7 +127,7 @@ class ThreadCount:
         self._change_to(num_threads, lost_share)
 
     def _end(self, trial: _Trial, steps: dict[int, list[float]]) -> bool:
-        """Whether the change was right. Without steps of the same size, it counts as right."""
+        """Returns whether the change was right. Without steps of the same size, it counts as right."""
         is_more = self._num_threads > trial.num_before
         ratios = [median(steps[n]) / median(trial.steps_before[n]) for n in steps.keys() & trial.steps_before.keys()]
         was_right = not ratios or median(ratios) < (1 - _MIN_GAIN if is_more else 1 + _MIN_GAIN)

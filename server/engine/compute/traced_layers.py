@@ -26,22 +26,22 @@ from server.engine.features.vision import language_model
 logger = logging.getLogger(__name__)
 
 _EXAMPLE_TOKENS = (11, 1, 6)
-"""Tokens of the recorded passes. The first pass is traced, the others are compared with it. A trace takes
-sizes of 11 for the number of tokens."""
+"""The number of tokens of each recorded pass. The first pass is traced, and the graph is checked with the
+others. A trace takes every size of 11 for the number of tokens."""
 _MAX_JOINED_BYTES = 1 << 30
 """Larger models are not joined: joining would save less than 1 % of a token, and its check takes long."""
 _CONSTANTS = (type(None), bool, int, float, str)
 
 
 class _OpaqueProduct:
-    """A product of oneDNN that no trace can contain: it takes an empty list of scalars, and an opaque weight.
+    """A product of oneDNN that no trace can contain. It takes an empty list of scalars and an opaque weight.
 
-    In a trace, an operator of our own stands for the product. It has no such list, and the weight is among
-    the inputs of the graph.
+    In a trace, an operator of our own stands for the product. The operator takes no such list, and the
+    weight is an input of the graph.
     """
 
     def __init__(self, operator: str, *, weight: int, features: int) -> None:
-        """Takes positions of arguments: of the weight, and of a tensor with one entry per output feature.
+        """Takes the positions of two arguments: the weight, and a tensor with one entry per output feature.
 
         Raises:
             AttributeError: this torch lacks the operator.
@@ -89,7 +89,7 @@ class _OpaqueProduct:
 
 @cache
 def _opaque_products() -> list[_OpaqueProduct]:
-    """The opaque products that this torch has. A layer with another one is not traced."""
+    """The opaque products that this torch has. A layer with any other opaque product is not traced."""
     products = []
     for operator, weight, features in (("mkldnn::_linear_pointwise", 1, 1), ("onednn::qlinear_pointwise", 3, 4)):
         with suppress(AttributeError, ValueError):
@@ -108,12 +108,13 @@ def _num_bytes(model: PreTrainedModel) -> int:
 class LayerTracer:
     """Replaces the forwards of a model's layers, one at a time, on the engine's thread.
 
-    A layer keeps its forward if its graph would depend on more than the shapes of its inputs, as with a
-    router of experts in a loop. The forward also runs if other arguments differ from the recorded ones.
+    A layer keeps its forward if its graph would depend on values of its inputs. An example is a layer that
+    loops over the experts which its router has chosen. A replaced forward also runs if arguments other than
+    tensors differ from the recorded arguments.
     """
 
     def __init__(self, model: PreTrainedModel, attention: PackedAttention, is_adapted: Callable[[], bool]) -> None:
-        """`is_adapted` returns whether hooks of LoRA adapters are in place, which a graph would not call."""
+        """`is_adapted` returns whether hooks of LoRA adapters are in place. A graph would not call them."""
         self._model = model
         self._attention = attention
         self._is_adapted = is_adapted
@@ -142,7 +143,7 @@ class LayerTracer:
         yield from self._join()
 
     def _record_calls(self, num_tokens: int) -> None:
-        """Passes tokens through the model, mostly without products, and records the inputs of its layers."""
+        """Passes tokens through the model, without most products, and records the inputs of its layers."""
 
         def record(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._calls.setdefault(module, []).append(_Call.of(args, kwargs))
@@ -201,7 +202,7 @@ class LayerTracer:
                 chain.separate()
 
     def _find_successive(self) -> "list[tuple[list[_TracedForward], _Call]]":
-        """Layers that follow each other with the same other arguments, and an example of the first call."""
+        """Layers that follow each other and have the same other arguments. Adds a call of the first layer."""
         found: list[tuple[list[_TracedForward], _Call]] = []
         before: torch.nn.Module | None = None
         for layer, calls in self._calls.items():
@@ -240,7 +241,7 @@ class _Call(NamedTuple):
         return cls(args, kwargs, tensors, form)
 
     def follows(self, other: "_Call", output: Any) -> bool:
-        """Whether this is the next layer's call: the other's output first, then the same arguments."""
+        """Whether the first argument is the other call's output, and all further arguments are the same."""
         if not self.args or self.args[0] is not output or self.form != other.form:
             return False
         return all(mine is its for mine, its in zip(self.tensors[1:], other.tensors[1:], strict=True))
@@ -289,10 +290,10 @@ class _TracedForward:
 
 
 class _Chain:
-    """Successive layers as one graph. The first layer's call computes all, the others pass the output on."""
+    """Successive layers as one graph. The first layer computes the output, and the others pass it on."""
 
     def __init__(self, forwards: list[_TracedForward], call: _Call) -> None:
-        """Traces the layers' graphs together, with an example of the first layer's arguments."""
+        """Traces the layers' graphs together. `call` is an example of the first layer's arguments."""
         num_others = len(call.tensors) - 1
         self._weights = [weight for forward in forwards for weight in forward.weights]
 
@@ -323,7 +324,7 @@ class _Chain:
         return self._output
 
     def has_computed(self, forward: _TracedForward, hidden: object) -> bool:
-        """Whether a layer's input is the output of the whole chain, which is then the layer's output, too."""
+        """Whether a layer's input is already the output of the chain. The layer then returns its input."""
         if self._output is None or hidden is not self._output:
             return False
         if forward is self._forwards[-1]:
@@ -373,7 +374,7 @@ def _record(function: Callable[..., Any], inputs: list[torch.Tensor]) -> Any:
 
 
 def _sizes(x: torch.Tensor, *_: type) -> tuple[Any, ...]:
-    """A tensor's shape. The model's own sizes in it are constants, which a graph need not compute."""
+    """A tensor's shape. All sizes except the number of tokens are constants, so a graph computes less."""
     traced = x.shape
     state = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
@@ -397,7 +398,7 @@ def define_operators() -> torch.library.Library:
 
 
 class ReplacedFunctions(TorchFunctionMode):
-    """Within the block, calls of some functions without keywords become calls of others."""
+    """Within the block, replaces calls of some functions, if they have no keyword arguments."""
 
     def __init__(self, replacements: Mapping[Any, Callable[..., Any]]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Features of prompts with images or embeddings: positions, and rows that replace tokens' embeddings."""
+"""Features of prompts with images or embeddings: rows that replace tokens' embeddings, and positions."""
 
 import inspect
 import secrets
@@ -18,12 +18,13 @@ from server.terms.types import PromptInputs, TensorData
 
 _PROBE_TOKENS = 4
 _TOLERANCE = 0.1
-"""Relative to the largest logit. A model that uses more than the embeddings differs by more."""
+"""The allowed difference of logits, relative to the largest logit. If a model uses more than the
+embeddings, the difference is larger."""
 
 RowIds = npt.NDArray[np.int64]
 
 _IS_ROW = np.int64(-(1 << 63))
-"""The sign bit. Ids of rows are negative, ids of tokens are not."""
+"""The sign bit. Ids of rows are negative, and ids of tokens are not negative."""
 
 
 class PromptFeaturesError(Exception):
@@ -34,19 +35,20 @@ class PromptFeaturesError(Exception):
 class PromptFeatures:
     """The model's input for one prompt, which all sequences with this prompt share.
 
-    It is kept until these sequences end, because a preempted sequence is computed again.
+    The engine keeps this object until these sequences end, because a preempted sequence is computed again.
     """
 
     embeds: torch.Tensor
     """Shape [num_prompt_tokens, width], in the model's type, on its device."""
     has_token_ids: bool
-    """Whether the ids of the prompt's tokens have a meaning. If not, only their number counts."""
+    """Whether the ids of the prompt's tokens have a meaning. If not, only the number of tokens matters."""
     positions: torch.Tensor | None = None
-    """Shape [axes, num_prompt_tokens], for rotary embeddings with several axes. None counts from 0."""
+    """Shape [axes, num_prompt_tokens], for rotary embeddings with several axes. None if positions count
+    from 0."""
     position_delta: int = 0
-    """The position of a token behind the prompt is its index plus this number."""
+    """The position of a token after the prompt is its index plus this number."""
     row_ids: RowIds | None = None
-    """The keys of the rows in the prefix cache. None keeps the prompt out of the cache."""
+    """The keys of the rows in the prefix cache. If None, the prompt does not use the prefix cache."""
 
 
 class PlacedRows(NamedTuple):
@@ -57,7 +59,7 @@ class PlacedRows(NamedTuple):
 
 
 def embed(model: PreTrainedModel, input_ids: torch.Tensor, placed: Iterable[PlacedRows]) -> torch.Tensor:
-    """The embeddings of a batch [1, num_tokens], with placed rows in the place of tokens' embeddings."""
+    """The embeddings of a batch [1, num_tokens]. Placed rows replace the embeddings of their tokens."""
     embeds: torch.Tensor = model.get_input_embeddings()(input_ids)
     for begin, rows in placed:
         embeds[0, begin : begin + len(rows)] = rows
@@ -77,17 +79,17 @@ class FeatureBuilder:
     def __init__(
         self, model: PreTrainedModel, images: ImageEncoder | None = None, *, has_prefix_cache: bool = True
     ) -> None:
-        """`images` is for vision models. Without a prefix cache, rows need no ids."""
+        """`images` is None unless the model is a vision model. Without a prefix cache, rows get no ids."""
         self._model = model
         self._images = images
         self._key = secrets.token_bytes(16) if has_prefix_cache else None
         self._built: WeakKeyDictionary[PromptInputs, PromptFeatures] = WeakKeyDictionary()
 
     def build(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
-        """The prompt's features. Equal inputs get one object.
+        """The prompt's features. Calls with the same `inputs` object return the same features.
 
         Raises:
-            PromptFeaturesError: the model cannot compute them.
+            PromptFeaturesError: the model cannot compute the features.
         """
         features = self._built.get(inputs)
         if features is None:
@@ -116,12 +118,12 @@ class FeatureBuilder:
 
 
 def identify_rows(embeds: torch.Tensor, positions: torch.Tensor | None, key: bytes) -> RowIds:
-    """Equal rows at equal positions get equal ids. Different rows collide only by chance, among 2**63 values.
+    """Ids of rows. Equal rows at equal positions have equal ids. Others collide with a chance of 1 to 2**63.
 
     Args:
         embeds: shape [rows, width].
-        positions: shape [axes, rows]. None if they count from 0.
-        key: random and never shown, so that no client can construct rows that collide.
+        positions: shape [axes, rows]. None if positions count from 0.
+        key: random and secret, so that no client can construct rows that collide.
     """
     rows = embeds.cpu().contiguous().view(torch.uint8).numpy()
     if positions is not None:
@@ -133,7 +135,7 @@ def identify_rows(embeds: torch.Tensor, positions: torch.Tensor | None, key: byt
 
 
 def to_tensor(data: TensorData) -> torch.Tensor:
-    """A tensor over the same memory."""
+    """Returns a tensor that shares the memory of `data`."""
     dtype: torch.dtype = getattr(torch, data.dtype)
     if not len(data.data):
         return torch.empty(data.shape, dtype=dtype)
@@ -146,7 +148,7 @@ def embeds_width(model: PreTrainedModel) -> int:
 
 
 def check_takes_embeds(model: PreTrainedModel) -> None:
-    """Compares the logits of a few tokens with those of their embeddings.
+    """Checks that a few tokens and their embeddings give the same logits.
 
     Called before the model's attention is replaced.
 

@@ -1,8 +1,8 @@
 """Converts a prompt with images to embeddings, which the rest of the engine treats like any prompt.
 
 The model's own forward pass runs until it calls its language model. The arguments of this call are the
-prompt's embeddings, which include the features of images, and positions. The features of recent images are
-kept, and found again by the images' content.
+prompt's embeddings, which include the features of images, and positions. A cache keeps the features of
+recent images, under a digest of the images' content.
 """
 
 import hashlib
@@ -22,18 +22,18 @@ from server.text.model_files.model_kind import VISION_MODEL_TYPES
 logger = logging.getLogger(__name__)
 
 _EXPECTED = {"inputs_embeds", "position_ids", "cache_position", "use_cache", "return_dict"}
-"""The arguments of the language model that `PromptFeatures` holds. All others must be None."""
+"""The arguments of the language model that need not be None. `PromptFeatures` holds the relevant values."""
 _MAX_CACHED_BYTES = 128 << 20
-"""For comparison: a LLaVA image of 576 rows of 4096 bfloat16 numbers takes 4.7 MB."""
+"""The size of the cache. For comparison: a LLaVA image of 576 rows of 4096 bfloat16 numbers takes 4.7 MB."""
 
 
 def language_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The part of the model that computes tokens. For other than vision models, the whole model."""
+    """The decoder of a vision model. For any other model, the whole model."""
     return model.get_decoder() if model.config.model_type in VISION_MODEL_TYPES else model
 
 
 def image_encoder(model: PreTrainedModel) -> "VisionEncoder | None":
-    """The encoder of images of a vision model. None for other models."""
+    """The image encoder of a vision model. None for other models."""
     return VisionEncoder(model) if model.config.model_type in VISION_MODEL_TYPES else None
 
 
@@ -69,7 +69,7 @@ class VisionEncoder:
         return tensor.to(self._model.device, self._model.dtype if tensor.is_floating_point() else tensor.dtype)
 
     def _run(self, input_ids: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """Runs the forward pass. Returns the arguments with which it calls its language model."""
+        """Runs the forward pass up to the call of the language model. Returns the arguments of this call."""
         hook = self._language_model.register_forward_pre_hook(_stop, with_kwargs=True)
         try:
             with torch.inference_mode():
@@ -105,9 +105,10 @@ def _to_features(given: dict[str, Any], num_tokens: int) -> PromptFeatures:
 
 
 class _ImageCache:
-    """Replaces the model's `get_image_features`.
+    """Replaces the model's `get_image_features` by a function that caches results.
 
-    All images of a prompt are one entry. The next turn of a conversation finds it, also with other texts.
+    All images of a prompt are one entry. A later turn of a conversation finds the entry if its images are
+    the same, whatever its text is.
     """
 
     def __init__(self, model: PreTrainedModel, max_bytes: int) -> None:
@@ -126,7 +127,7 @@ class _ImageCache:
 
 
 def _digest(arguments: Iterable[tuple[int | str, Any]]) -> bytes:
-    """A cryptographic digest, so that no client can construct an image that is taken for another one."""
+    """A cryptographic digest, so that no client can construct two images with the same digest."""
     digest = hashlib.blake2b(digest_size=32)
     for name, value in arguments:
         if isinstance(value, torch.Tensor):

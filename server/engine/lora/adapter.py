@@ -25,11 +25,11 @@ _MOST_NAMES: Final = 3
 _DTYPES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 CONFIG_FILE: Final = "adapter_config.json"
 _PLAIN_INITS: Final = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-"""Methods that only choose the first weights of a training. Others change the base model's weights."""
+"""Methods that choose only an adapter's initial weights. Other methods change the base model's weights."""
 
 
 class LowRank(NamedTuple):
-    """The update of one layer: `x @ down.T @ up`. For an embedding: `down[ids] @ up`."""
+    """The update of one layer, `x @ down.T @ up`. An embedding's update is `down[ids] @ up`."""
 
     down: torch.Tensor
     """Shape [rank, inputs]. For an embedding: [vocabulary, rank]."""
@@ -43,7 +43,7 @@ class _LayerSize(NamedTuple):
 
 
 def read_adapter(folder: Path, model: PreTrainedModel, limits: LoraConfig) -> dict[str, LowRank]:
-    """Reads the updates: name of a module of the model -> its update.
+    """Reads an adapter. Returns the updates of modules, under the modules' names in the model.
 
     Raises:
         AdapterMissingError: the folder or its configuration does not exist.
@@ -84,7 +84,7 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _pair(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Both matrices of each module. Skips base weights, which PEFT saves beside an adapted embedding."""
+    """Pairs the matrices of each module. Skips base weights, which PEFT saves beside an adapted embedding."""
     parts: dict[str, dict[str, torch.Tensor]] = {}
     unknown: list[str] = []
     for name, tensor in tensors.items():
@@ -107,7 +107,7 @@ def _pair(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, tuple[tor
 
 
 def _find_module(model: PreTrainedModel, name: str) -> str | None:
-    """The path of a module in the model. Adapters trained without the model's head lack its prefix."""
+    """The path of a module in the model. Names lack a prefix if the adapter was trained without the head."""
     for path in (name, f"{model.base_model_prefix}.{name}"):
         try:
             model.get_submodule(path)
@@ -133,7 +133,7 @@ def _check_modules(found: dict[str, str | None], folder: Path, model: PreTrained
 
 
 def _is_supported(model: PreTrainedModel, path: str) -> bool:
-    """Whether a module is a linear layer or embedding for all tokens, not of experts or an image encoder."""
+    """Whether a module is a linear layer or embedding that is not part of experts or of an image encoder."""
     module = model.get_submodule(path)
     if "experts" in path.split(".") or not isinstance(module, nn.Linear | nn.Embedding | Conv1D):
         return False
@@ -169,7 +169,7 @@ def _size_of(module: nn.Module) -> _LayerSize:
 
 
 def _place(tensor: torch.Tensor, model: PreTrainedModel, limits: LoraConfig) -> torch.Tensor:
-    """Moves the tensor to the model's device, rounded to the adapters' type, in the model's type."""
+    """Rounds the tensor to the adapters' type. Returns it in the model's type, on the model's device."""
     rounded = tensor.to(_DTYPES.get(limits.lora_dtype, model.dtype))
     return rounded.to(dtype=model.dtype, device=model.device).contiguous()
 

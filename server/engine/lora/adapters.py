@@ -1,4 +1,4 @@
-"""The adapters that requests may use. Each stays in memory until it is unloaded and no request uses it."""
+"""The adapters that requests may use. An adapter is in memory until it is unloaded and no request uses it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class _Registered:
     num_users: int = 0
     """The number of sequences that use the adapter and have not ended."""
     is_unloaded: bool = False
-    """Whether the adapter takes no further requests. It is freed once its last request has ended."""
+    """Whether the adapter accepts no further requests. It is freed once its last request has ended."""
 
 
 class Adapters:
@@ -31,11 +31,11 @@ class Adapters:
         self._registered: dict[int, _Registered] = {}
 
     def add(self, adapter_id: int, name: str, folder: Path) -> None:
-        """Reads and registers an adapter. It may replace one with the same name, which is unloaded later.
+        """Reads and registers an adapter. An older adapter may have the same name, and is unloaded later.
 
         Raises:
             AdapterMissingError: there is no adapter in the folder.
-            AdapterError: the adapter is broken or does not fit the model, or `--max-cpu-loras` others exist.
+            AdapterError: the adapter is broken, does not fit the model, or exceeds `--max-cpu-loras`.
         """
         self._check_room(name)
         try:
@@ -53,7 +53,7 @@ class Adapters:
         return tuple(sorted(self._registered[adapter_id].name for adapter_id in adapter_ids))
 
     def acquire(self, adapter_id: int) -> None:
-        """Keeps an adapter for a sequence until `release`. 0 is the model without an adapter."""
+        """Keeps an adapter in memory until `release`. The id 0 stands for the model without an adapter."""
         if adapter_id:
             self._registered[adapter_id].num_users += 1
 

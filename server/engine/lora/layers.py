@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 Rows = slice | torch.Tensor
 
 _MASKED_ROWS: Final = 32
-"""With at most so many rows, masked products over all rows are faster than copying each adapter's rows."""
+"""Up to so many rows, masked products over all rows are faster than copying each adapter's rows."""
 
 
 class AdaptedLayers:
     """The layers that loaded adapters change, on the engine's thread.
 
-    Updates are added by forward hooks, with packed weights or without. The hooks are in place only during
-    steps with adapters, so other steps cost nothing.
+    Forward hooks add the updates, whether weights are packed or not. The hooks are in place only during
+    steps with adapters, so they cost nothing in other steps.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -54,18 +54,19 @@ class AdaptedLayers:
 
     @property
     def has_hooks(self) -> bool:
-        """Whether the running step has adapters."""
+        """Whether hooks are in place, which means that the running step has adapters."""
         return bool(self._handles)
 
     @contextmanager
     def applied(
         self, chunks: Sequence[Chunk], rows: Sequence[slice], head_rows: Sequence[slice] | None = None
     ) -> Iterator[None]:
-        """Within the block, a forward pass over the chunks adds the updates of their adapters.
+        """Within the block, a forward pass over the chunks includes the updates of their adapters.
 
         Args:
             rows: the rows of each chunk in the batch.
-            head_rows: the same for the model's last layer, if that computes fewer rows.
+            head_rows: the rows of each chunk in the output of the model's last layer, if this layer computes
+            fewer rows.
         """
         if any(chunk.sequence.adapter_id for chunk in chunks):
             self._rows = _StepRows(chunks, rows, self._model)
@@ -155,7 +156,7 @@ def _add(output: torch.Tensor, rows: Rows, low: torch.Tensor, up: torch.Tensor) 
 
 
 class _StepRows:
-    """The rows of one step: all, or those whose logits are computed."""
+    """The rows of one step: all rows, or the rows whose logits are computed."""
 
     def __init__(self, chunks: Sequence[Chunk], rows: Sequence[slice], model: PreTrainedModel) -> None:
         spans: dict[int, list[slice]] = {}
@@ -170,17 +171,18 @@ class _StepRows:
         """Adapter -> its rows. The base model has no entry."""
         self.adapter_ids = tuple(sorted(spans))
         self.is_masked = not self._is_one_block and self._num_rows <= _MASKED_ROWS
-        """Whether all rows are computed, and `mask` then clears the values that belong to no adapter."""
+        """Whether products are computed for all rows, and `mask` then clears values of other adapters'
+        rows."""
 
     @property
     def _is_one_block(self) -> bool:
         return len(self.by_adapter) == 1 and isinstance(next(iter(self.by_adapter.values())), slice)
 
     def mask(self, columns: tuple[tuple[int, int], ...]) -> torch.Tensor:
-        """A matrix: 1 where a row belongs to the adapter of the column, else 0.
+        """A matrix with 1 where a row belongs to the adapter of the column, and 0 elsewhere.
 
         Args:
-            columns: each adapter, with its number of columns.
+            columns: each adapter and its number of columns.
         """
         if columns not in self._masks:
             mask = torch.zeros((self._num_rows, sum(count for _, count in columns)))
@@ -194,7 +196,7 @@ class _StepRows:
 
 
 def _join(spans: list[slice], device: torch.device) -> Rows:
-    """The joined spans: one slice if they are adjacent, which saves copies of the rows."""
+    """Joins spans. The result is one slice if the spans are adjacent, so that no rows are copied."""
     if all(a.stop == b.start for a, b in zip(spans, spans[1:], strict=False)):
         return slice(spans[0].start, spans[-1].stop)
     return torch.tensor([row for span in spans for row in range(span.start, span.stop)], device=device)

@@ -1,6 +1,6 @@
 """The memory of running sequences: slots of the KV cache, a budget in tokens, and the prefix cache.
 
-Scheduler and runners call this module. It imports neither.
+Scheduler and runners call this module. It imports none of them.
 """
 
 import logging
@@ -15,9 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 class CacheManager:
-    """Gives cache memory to sequences and takes it back. Every method runs on the engine's thread.
+    """Assigns cache memory to sequences and releases it. Every method runs on the engine's thread.
 
-    A sequence holds memory from `admit` to `release`. Cached prefixes use what sequences leave free.
+    A sequence holds memory from `admit` to `release`. Cached prefixes use the memory that sequences leave
+    free.
     """
 
     def __init__(
@@ -51,29 +52,29 @@ class CacheManager:
 
     @property
     def num_held_tokens(self) -> int:
-        """The tokens of admitted sequences. Tokens that several share count once."""
+        """The number of tokens of admitted sequences. Tokens that several sequences share count once."""
         num_shared = self._kv_cache.slots.num_shared_tokens if self._kv_cache is not None else 0
         return sum(s.num_tokens for s in self._holders) - num_shared
 
     @property
     def num_queried_tokens(self) -> int:
-        """Prompt tokens looked up in the prefix cache so far."""
+        """The number of prompt tokens looked up in the prefix cache so far."""
         return self._prefixes.num_queried_tokens if self._prefixes is not None else 0
 
     @property
     def num_hit_tokens(self) -> int:
-        """Prompt tokens found in the prefix cache so far."""
+        """The number of prompt tokens found in the prefix cache so far."""
         return self._prefixes.num_hit_tokens if self._prefixes is not None else 0
 
     def can_admit(self, sequence: Sequence) -> bool:
-        """Whether a slot and memory for the sequence and its next token are free."""
+        """Whether there is a free slot, and free memory for the sequence and its next token."""
         if not self._free_slots:
             return False
         num_missing = sequence.num_tokens + 1 - self._num_free_tokens
         return num_missing <= 0 or num_missing <= self._count_running_tokens(sequence)
 
     def admit(self, sequence: Sequence) -> None:
-        """Gives the sequence a slot, which begins with the longest cached beginning of its prompt."""
+        """Assigns a slot to the sequence, and fills it with the longest cached prefix of its prompt."""
         sequence.slot = self._free_slots.pop(0)
         if self._kv_cache is not None:
             if self._kv_cache.slots.has_too_many_mappings:
@@ -83,10 +84,10 @@ class CacheManager:
         self._shrink_prefixes(self._num_free_tokens)
 
     def reserve_next_tokens(self) -> bool:
-        """Reserves memory for one more token of each sequence, if necessary by dropping cached prefixes.
+        """Reserves memory for one more token of each sequence. Drops cached prefixes if necessary.
 
-        Returns False if the sequences need more than the whole budget. A single sequence always fits: it has
-        at most `max_tokens` - 1 tokens.
+        Returns False if the sequences need more than the whole budget. A single sequence always fits,
+        because it has at most `max_tokens` - 1 tokens.
         """
         if self._num_free_tokens < 0:
             return False
@@ -94,7 +95,7 @@ class CacheManager:
         return True
 
     def release(self, sequence: Sequence) -> None:
-        """Takes the sequence's memory back. Keeps what the sequence has computed in the prefix cache."""
+        """Releases the sequence's memory. Adds the sequence's computed tokens to the prefix cache."""
         sequence.model_cache = None
         if self._kv_cache is not None:
             if self._prefixes is not None and not sequence.is_private:
@@ -115,11 +116,11 @@ class CacheManager:
 
     @property
     def _num_free_tokens(self) -> int:
-        """Tokens that are left beside the admitted sequences and one more token of each."""
+        """The number of tokens left when each admitted sequence gets one more token."""
         return self.max_tokens - self.num_held_tokens - len(self._holders)
 
     def _open_slot(self, slots: Slots, sequence: Sequence) -> int:
-        """Opens a slot for the sequence. Returns how many tokens the slot has already."""
+        """Opens a slot for the sequence. Returns how many tokens a cached prefix has provided."""
         found = self._find_prefix(sequence)
         if self._prefixes is not None and sequence.can_reuse_prefix and sequence.num_preemptions == 0:
             self._prefixes.count_lookup(sequence, found)
@@ -135,7 +136,7 @@ class CacheManager:
         return self._prefixes.match(sequence, self._holders)
 
     def _count_running_tokens(self, sequence: Sequence) -> int:
-        """How many tokens of the sequence are already held by running sequences."""
+        """The number of the sequence's tokens that running sequences already hold."""
         found = self._find_prefix(sequence)
         if self._kv_cache is None or found is None:
             return 0

@@ -1,8 +1,8 @@
-"""The KV cache: one contiguous slot per running sequence, so that attention needs no gather.
+"""The KV cache has one contiguous slot per running sequence, so that attention needs no gather.
 
-On a CPU the memory is reserved, not committed. The kernel commits a page when a token is written to it, and
-frees it when nothing holds its tokens any more. The cache manager's budget in tokens limits the committed
-memory.
+On a CPU the memory is reserved, not committed. The kernel commits a page when a token is written to it. The
+page is freed when no sequence and no cached prefix holds its tokens. The committed memory is limited by the
+cache manager's budget in tokens.
 """
 
 import logging
@@ -21,33 +21,33 @@ logger = logging.getLogger(__name__)
 
 
 class Slots(Protocol):
-    """The memory of slots. One implementation shares the memory of common beginnings, the other copies it."""
+    """The memory of slots. One implementation shares the memory of common prefixes, one copies it."""
 
     slot_len: int
     """The most tokens of a slot."""
     num_kept_tokens: int
-    """Tokens that only the prefix cache holds."""
+    """The number of tokens that only the prefix cache holds."""
     num_shared_tokens: int
-    """Tokens that open slots would hold in addition if they shared nothing."""
+    """The number of tokens that sharing saves: open slots would hold so many more if they shared nothing."""
 
     @property
     def has_too_many_mappings(self) -> bool:
-        """Whether no further slot can share memory until cached prefixes are dropped."""
+        """Whether cached prefixes must be dropped before another slot can share memory."""
 
     def open(self, slot: int, source: Any = None, length: int = 0) -> None:
-        """Gives a slot memory. Its first `length` tokens come from `source`: an open slot, or kept tokens."""
+        """Allocates a slot. Its first `length` tokens come from `source`, an open slot or kept tokens."""
 
     def close(self, slot: int, length: int) -> None:
-        """Takes back the memory of a slot with `length` tokens, but for tokens that others hold."""
+        """Frees the memory of a slot with `length` tokens, except tokens that are also held elsewhere."""
 
     def hide_closed(self, slots: range) -> None:
-        """Called before a step reads a range of slots, because reading a closed slot would commit memory."""
+        """Called before a step reads a range of slots. Reading a closed slot would commit memory."""
 
     def keep(self, slot: int, length: int) -> Any:
-        """Holds the first `length` tokens of an open slot, until `drop` gets the result."""
+        """Holds the first `length` tokens of an open slot, until `drop` is called with the result."""
 
     def drop(self, kept: Any) -> None:
-        """Ends `keep`."""
+        """Ends the holding that `keep` has begun."""
 
     def count_running_tokens(self, source: Any, length: int) -> int:
         """How many of the source's first `length` tokens could be shared with running sequences."""
@@ -66,19 +66,19 @@ class LayerShape:
 
     @property
     def part_sizes(self) -> tuple[int, int]:
-        """Elements per token of the keys, and of the values."""
+        """The elements per token of the keys, and of the values."""
         return self.num_kv_heads * self.key_dim, self.num_kv_heads * self.value_dim
 
     @property
     def num_elements(self) -> int:
-        """Elements per token, of keys and values together."""
+        """The elements per token of keys and values together."""
         return sum(self.part_sizes)
 
 
 class KVCache:
     """Keys and values of all layers, shape [num_slots * slot_len, num_kv_heads, dim] each.
 
-    `slots` gives this memory to sequences. One thread of the engine process uses the cache.
+    `slots` assigns this memory to sequences. Only one thread of the engine process uses the cache.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ def _share_slots(num_slots: int, slot_len: int, token_bytes: list[int], device: 
 
 
 class CopiedSlots:
-    """Implements `Slots`. Each slot and each kept beginning has memory of its own."""
+    """Implements `Slots`. Each slot and each kept prefix has memory of its own."""
 
     num_shared_tokens = 0
     has_too_many_mappings = False
@@ -188,7 +188,7 @@ class CopiedSlots:
         return 0
 
     def _clear(self, part: torch.Tensor) -> None:
-        """Writes zeros, because attention multiplies even masked values, and NaN times 0 is NaN."""
+        """Writes zeros. Attention multiplies masked values by 0, and a NaN in them would stay NaN."""
         if self._pages is None:
             part.zero_()
             return

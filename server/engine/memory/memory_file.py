@@ -1,4 +1,4 @@
-"""Memory for the KV cache on a CPU: slots of addresses, into which segments of a memory file are mapped.
+"""Memory for the KV cache on a CPU. Segments of a memory file are mapped into the addresses of slots.
 
 The file is sparse. The system commits a page when the page is first written or read, and frees it when a hole
 is punched into the file.
@@ -27,7 +27,7 @@ _MAPPINGS_SHARE = 0.5
 
 
 class MappedRange(NamedTuple):
-    """Tokens of a slot, and the segment that holds them at the same positions."""
+    """A range of a slot's tokens, and the segment that holds these tokens at the same positions."""
 
     segment: int
     begin: int
@@ -35,7 +35,7 @@ class MappedRange(NamedTuple):
 
 
 class MemoryFile:
-    """Maps segments into slots. `shared_slots` decides which ones.
+    """Maps segments into slots. `shared_slots` decides which segments.
 
     A segment has room for all tokens of a slot. At first, segment i is mapped into slot i. Further segments
     take no address space.
@@ -45,12 +45,12 @@ class MemoryFile:
         """Reserves the memory.
 
         Args:
-            slot_len: the tokens of a slot. They must fill whole pages of each part.
+            slot_len: the tokens of a slot. A slot must fill whole pages of each part.
             token_bytes: the bytes per token of each part. A part is one layer's keys or values. The parts
                 follow each other in `pages`, and each part consists of slots.
 
         Raises:
-            OSError: the system has no such files, or forbids them.
+            OSError: the system has no memory files, or forbids them.
             EngineStartError: there is not enough address space.
         """
         self._num_slots = num_slots
@@ -66,17 +66,17 @@ class MemoryFile:
         self._mmap(0, len(self.pages), 0)
         self._max_mappings = _read_max_mappings() * _MAPPINGS_SHARE
         self._mapped: dict[int, list[MappedRange]] = {}
-        """Slot -> its mapped ranges, for slots in which they have changed."""
+        """Slot -> its mapped ranges. Only slots whose ranges have changed are in it."""
         self.free(0, 0, slot_len)  # fails here if the system forbids it
 
     @property
     def num_mappings(self) -> int:
-        """The mappings of changed slots. What lies behind an `unmap` counts as one more."""
+        """The number of mappings of changed slots. The unmapped end of a slot counts as one more mapping."""
         num_unmapped = sum(not ranges or ranges[-1].end < self._slot_len for ranges in self._mapped.values())
         return len(self._parts) * (sum(map(len, self._mapped.values())) + num_unmapped)
 
     def can_map(self, num_ranges: int) -> bool:
-        """Whether the system permits another slot of so many ranges."""
+        """Whether the system permits the mappings of another slot with so many ranges."""
         return self.num_mappings + len(self._parts) * num_ranges <= self._max_mappings
 
     def ranges(self, slot: int) -> list[MappedRange]:
@@ -84,7 +84,7 @@ class MemoryFile:
         return self._mapped.get(slot, [MappedRange(slot, 0, self._slot_len)])
 
     def map(self, slot: int, ranges: list[MappedRange]) -> None:
-        """Maps ranges into a slot. Together they must fill it."""
+        """Maps ranges into a slot. Together, the ranges must fill the slot."""
         present = self.ranges(slot)
         for segment, first, end in ranges:
             begin = max((p.end for p in present if p.segment == segment and p.begin <= first < p.end), default=first)
@@ -96,9 +96,9 @@ class MemoryFile:
             del self._mapped[slot]
 
     def unmap(self, slot: int, begin: int) -> None:
-        """Unmaps the tokens of a slot from `begin` on. They then read as zeros, and take no memory.
+        """Unmaps the tokens of a slot from `begin` on. Their addresses then read as zeros, without memory.
 
-        (Reading a mapped page would commit it.) Does nothing if the system permits no more mappings.
+        Reading a mapped page would commit it. Does nothing if the system permits no more mappings.
         """
         present = self.ranges(slot)
         if not present or present[-1].end <= begin or not self.can_map(1):
@@ -114,13 +114,13 @@ class MemoryFile:
                 os.preadv(self._file, [pages[in_slot : in_slot + num_bytes]], in_file)
 
     def free(self, segment: int, begin: int, end: int) -> None:
-        """Returns the memory of these tokens to the system. They then read as zeros."""
+        """Returns the memory of these tokens to the system. Their addresses then read as zeros."""
         for _, in_file, num_bytes in self._places(0, segment, begin, end):
             result = load_libc().fallocate(self._file, _PUNCH_HOLE, in_file, num_bytes)
             check(result, "fallocate of the KV cache")
 
     def _places(self, slot: int, segment: int, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """For each part: where the tokens are in `pages` and in the file, and how many bytes they take."""
+        """For each part: the tokens' offsets in `pages` and in the file, and their number of bytes."""
         for token_bytes, bytes_before in self._parts:
             part = self._num_slots * self._slot_len * bytes_before
             in_slot = part + (slot * self._slot_len + begin) * token_bytes
@@ -131,7 +131,7 @@ class MemoryFile:
             yield in_slot, in_file, (end - begin) * token_bytes
 
     def _mmap(self, in_pages: int, num_bytes: int, in_file: int | None) -> None:
-        """Maps a place of the file into `pages`. Without `in_file`, maps zeros that can only be read."""
+        """Maps bytes of the file into `pages`. Without `in_file`, maps zeros that can only be read."""
         address = self._address + in_pages
         flags, protection, file = mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, self._file
         if in_file is None:

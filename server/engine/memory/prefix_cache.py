@@ -1,4 +1,4 @@
-"""Keeps keys and values of ended sequences, so that prompts with the same beginning reuse them."""
+"""Keeps keys and values of ended sequences. Prompts that begin with the same tokens reuse them."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ _BLOCK_TOKENS = 16
 """A match ends on a multiple of this number, vLLM's block size. Otherwise a client could guess the prompts of
 others one token at a time."""
 _MIN_TOKENS = 2 * _BLOCK_TOKENS
-"""The fewest tokens of a cached prefix. Computing fewer is cheaper than caching them."""
+"""The fewest tokens of a cached prefix. Computing fewer tokens is cheaper than caching them."""
 
 TokenArray = npt.NDArray[np.int64]
 
@@ -30,7 +30,7 @@ class CachedPrefix:
 
 @dataclass(frozen=True)
 class PrefixMatch:
-    """A cached beginning of a prompt."""
+    """The beginning of a prompt that is cached."""
 
     length: int
     source: Any
@@ -38,13 +38,13 @@ class PrefixMatch:
 
 
 class PrefixCache:
-    """Evicts the least recently used entry, if possible without a running sequence that holds it.
+    """Evicts the least recently used entry, if possible an entry that no running sequence holds.
 
     Used on the engine's thread.
     """
 
     def __init__(self, slots: Slots, *, max_tokens: int) -> None:
-        """`max_tokens` limits tokens that only entries hold. Tokens of running sequences do not count."""
+        """`max_tokens` limits the tokens that only entries hold. Tokens of running sequences do not count."""
         self._slots = slots
         self._max_tokens = max_tokens
         self._entries: OrderedDict[int, CachedPrefix] = OrderedDict()
@@ -54,19 +54,19 @@ class PrefixCache:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that no running sequence holds."""
+        """The number of cached tokens that no running sequence holds."""
         return self._slots.num_kept_tokens
 
     def max_match(self, sequence: Sequence) -> int:
-        """The most tokens of the sequence that `match` could find."""
+        """The largest number of the sequence's tokens that `match` could find."""
         length = _whole_blocks(sequence.num_tokens - 1)
         return length if length >= _MIN_TOKENS and sequence.can_reuse_prefix else 0
 
     def match(self, sequence: Sequence, running: Iterable[Sequence]) -> PrefixMatch | None:
-        """Finds the longest cached beginning of the sequence's prompt, in an ended or a running sequence.
+        """Finds the ended or running sequence that has the most first tokens in common with the sequence.
 
-        Only whole blocks match, and never the last token, whose logits must be computed. The matching entry
-        becomes the most recently used one.
+        Only whole blocks match. The last token never matches, because its logits must be computed. The
+        matching entry becomes the most recently used entry.
         """
         wanted = sequence.cache_ids(sequence.num_tokens - 1)
         best: int | None = None
@@ -97,7 +97,7 @@ class PrefixCache:
         self.num_hit_tokens += found.length if found is not None else 0
 
     def wants(self, token_ids: TokenArray) -> bool:
-        """Whether to `put` these tokens: they are not cached, and neither too short nor too long."""
+        """Whether to `put` these tokens. Rejects cached tokens, and too few or too many tokens."""
         if not _MIN_TOKENS <= len(token_ids) <= self._max_tokens:
             return False
         return not any(_have_same_prefix(token_ids, e.token_ids, len(token_ids)) for e in self._entries.values())
@@ -111,12 +111,12 @@ class PrefixCache:
         self._next_id += 1
 
     def shrink_to(self, max_tokens: int) -> None:
-        """Drops entries until at most `max_tokens`, or the cache's own maximum, remain."""
+        """Drops entries until at most `max_tokens` remain, or the cache's own maximum if it is lower."""
         while self._entries and self.num_tokens > max(min(max_tokens, self._max_tokens), 0):
             self._drop(self._choose_evicted())
 
     def _choose_evicted(self) -> int:
-        """The least recently used entry, if possible among the entries that free most of their tokens now."""
+        """The least recently used entry, if possible one whose removal frees most of its tokens."""
         return next((i for i, entry in self._entries.items() if not self._is_in_use(entry)), next(iter(self._entries)))
 
     def _is_in_use(self, entry: CachedPrefix) -> bool:
@@ -140,5 +140,5 @@ def _whole_blocks(num_tokens: int) -> int:
 
 
 def _have_same_prefix(a: TokenArray, b: TokenArray, length: int) -> bool:
-    """Whether both begin with the same `length` tokens. Compares the last first, which rejects most pairs."""
+    """Whether both begin with the same `length` tokens. Compares the last token first, to be fast."""
     return min(len(a), len(b)) >= length and a[length - 1] == b[length - 1] and np.array_equal(a[:length], b[:length])

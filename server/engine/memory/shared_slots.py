@@ -1,7 +1,7 @@
-"""Slots that share the memory of common beginnings. Records which segments a slot or the prefix cache holds.
+"""Slots that share the memory of common prefixes. Records which segments a slot or the prefix cache holds.
 
-Each sequence writes into its own segment, behind the part that it shares. Memory that several slots map is
-never written, because a shared part ends on a block boundary. The rest of a common beginning is copied.
+Each sequence writes into its own segment, behind the tokens that it shares. Memory that several slots map
+is never written, because a shared part ends on a block boundary. The rest of a common prefix is copied.
 """
 
 import math
@@ -28,9 +28,9 @@ class _Segment:
         self.number = number
         self.begin = begin
         self.read_ends: list[int] = []
-        """Where the references of slots end."""
+        """The ends of all references that slots hold."""
         self.kept_ends: list[int] = []
-        """Where the references of the prefix cache end."""
+        """The ends of all references that the prefix cache holds."""
 
     @property
     def read_end(self) -> int:
@@ -42,12 +42,12 @@ class _Segment:
 
     @property
     def num_kept_tokens(self) -> int:
-        """Tokens that only the prefix cache holds."""
+        """The number of tokens that only the prefix cache holds."""
         return self.end - self.read_end
 
     @property
     def num_shared_tokens(self) -> int:
-        """Tokens that slots would hold in addition if they shared nothing."""
+        """The number of tokens that sharing saves: slots would hold so many more if they shared nothing."""
         return sum(end - self.begin for end in self.read_ends) - (self.read_end - self.begin)
 
 
@@ -55,7 +55,7 @@ class SharedSlots:
     """Implements `Slots`, on the engine's thread."""
 
     def __init__(self, *, num_slots: int, slot_len: int, token_bytes: list[int]) -> None:
-        """See `MemoryFile`. `slot_len` may be any number, and is rounded up to blocks."""
+        """See `MemoryFile`. `slot_len` may be any number, because it is rounded up to whole blocks."""
         self.block_len = math.lcm(*(mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, n) for n in token_bytes))
         """The fewest tokens that fill whole pages of each part."""
         self.slot_len = self._round_up(slot_len)
@@ -63,9 +63,10 @@ class SharedSlots:
         self.num_shared_tokens = 0
         self.num_kept_tokens = 0
         self._held: dict[int, list[Reference]] = {}
-        """Open slot -> what it holds, in the order of its tokens."""
+        """Open slot -> the references that it holds, in the order of its tokens."""
         self._held_before: dict[int, list[Reference]] = {}
-        """Closed slot -> its last content, which stays mapped: mapping 2000 tokens again costs 10 ms."""
+        """Closed slot -> its last references. They stay mapped, because mapping 2000 tokens again costs 10
+        ms."""
         self._num_slots = num_slots
         self._free_segments = set(range(num_slots))
         self._num_segments = num_slots
@@ -135,7 +136,7 @@ class SharedSlots:
         return self._held[source] if isinstance(source, int) else source or []
 
     def _take_segment(self, slot: int) -> int:
-        """A free segment: the one in the slot, else the slot's first one, else any."""
+        """A free segment: if possible the last one mapped into the slot, or else segment number `slot`."""
         present = [mapped.segment for mapped in self.memory.ranges(slot)[-1:]]
         number = next((n for n in (*present, slot) if n in self._free_segments), None)
         if number is None:
@@ -170,7 +171,7 @@ class SharedSlots:
 
 
 def _held_end(references: list[Reference]) -> int:
-    """How many first tokens are still held by any reference."""
+    """The number of first tokens that references of slots or of the prefix cache still hold."""
     held = 0
     for segment, end in references:
         held = min(segment.end, end)

@@ -1,4 +1,4 @@
-"""Computes the size of the KV cache: slots for `--max-num-seqs`, tokens for the available memory."""
+"""Computes the size of the KV cache. `--max-num-seqs` limits the slots, and free memory limits the tokens."""
 
 import logging
 import math
@@ -15,15 +15,18 @@ from server.terms.config import EngineConfig
 logger = logging.getLogger(__name__)
 
 _CPU_SHARE = 0.4
-"""The cache's share of memory free after loading. The rest is for activations, logits and the API process."""
+"""The cache's share of the memory that is free after loading. The rest is for activations, logits and the
+API process."""
 PREFIX_SHARE = 0.25
 """The share of the KV cache's tokens that ended sequences may hold."""
 _GIB = 1 << 30
 _HIDDEN_COPIES = 12
-"""Rows of hidden size that a layer needs at once: residual, norms in float32, query, key, value, output."""
+"""The rows of hidden size that a layer needs at once: residual, norms in float32, query, key, value,
+output."""
 _MLP_COPIES = 4
 _LOGIT_BYTES = 32
-"""Bytes per sequence and vocabulary entry: logits, a float32 copy, weights, cumulative sums in float64."""
+"""The bytes per sequence and vocabulary entry: logits, a float32 copy, weights, cumulative sums in
+float64."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class CacheSize:
     num_slots: int
     slot_len: int
     num_tokens: int
-    """Tokens held at once. Below `num_slots * slot_len` if pages are committed on use."""
+    """The most tokens held at once. May be below `num_slots * slot_len` if pages are committed on use."""
     num_bytes: int
 
 
@@ -50,7 +53,7 @@ NO_WORKING_MEMORY = WorkingMemory(0, 0)
 def estimate_working_memory(
     model_config: Any, *, num_tokens: int, num_sequences: int, dtype: torch.dtype
 ) -> WorkingMemory:
-    """The memory of steps of `num_tokens`. A longer prompt adds its mask and all heads' keys per position."""
+    """The memory of a step of `num_tokens`. Each position of the prompt adds mask, keys and values."""
     text = model_config.get_text_config(decoder=True)
     hidden = text.hidden_size
     inner = getattr(text, "intermediate_size", None)
@@ -73,7 +76,7 @@ def size_cache(  # noqa: PLR0913
     device: torch.device,
     working: WorkingMemory = NO_WORKING_MEMORY,
 ) -> CacheSize:
-    """Fits the cache into memory. Shortens the sequences, unless the user has set their length.
+    """Fits the cache into memory. Lowers the maximum length of sequences, unless the user has set it.
 
     Args:
         working: the memory that a GPU needs for the largest step.
@@ -101,7 +104,7 @@ def size_cache(  # noqa: PLR0913
 
 
 def _held_bytes(bytes_per_token: int, config: EngineConfig, device: torch.device) -> int:
-    """Bytes per token, including its share of the prefix cache. On a GPU, that is separate from the slots."""
+    """Bytes per token. On a GPU they include a share of the prefix cache, which has memory of its own."""
     if device.type == "cpu" or not config.enable_prefix_caching:
         return bytes_per_token
     return math.ceil(bytes_per_token * (1 + PREFIX_SHARE))

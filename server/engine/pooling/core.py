@@ -1,4 +1,4 @@
-"""The engine core for pooling models: a step batches, computes and reports, without KV cache or sampling."""
+"""The engine core for pooling models. A step batches, computes and reports, without KV cache or sampling."""
 
 from collections.abc import Iterator
 from time import monotonic
@@ -30,7 +30,7 @@ class PoolingCore(BaseCore):
         defaults: PoolerConfig,
         preparation: Iterator[None],
     ) -> None:
-        """`defaults` apply where a request sets no value. The engine runs `preparation` while it is idle."""
+        """`defaults` apply if a request sets no value. The engine runs `preparation` while it is idle."""
         self._head = head
         self._limits = limits
         self._prompt_limits = prompt_limits

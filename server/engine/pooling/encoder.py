@@ -21,7 +21,7 @@ class PoolingSequence:
     token_ids: list[int]
     params: PoolingParams
     token_type_ids: list[int] | None = None
-    """For each token, the text of a pair to which it belongs. None for a single text."""
+    """For each token, the number of its text in a pair of texts. None for a single text."""
     arrival_s: float = field(default_factory=monotonic)
 
     @property
@@ -35,14 +35,14 @@ class BatchLimits:
 
     max_num_seqs: int
     max_num_batched_tokens: int
-    """Counts padding, too. A single sequence may be longer."""
+    """Includes padding. A single sequence may exceed this limit."""
 
 
 def choose_batch(waiting: list[PoolingSequence], limits: BatchLimits) -> list[PoolingSequence]:
-    """Chooses the sequence that has waited longest, and those whose lengths are nearest to its length.
+    """Chooses the sequence that has waited longest, and the sequences with the most similar lengths.
 
-    A batch is padded to its longest sequence, so similar lengths waste the least. The oldest sequence is
-    always chosen, so none waits for ever.
+    A batch is padded to its longest sequence, so similar lengths need the least padding. The oldest
+    sequence is always chosen, so that no sequence waits for ever.
     """
     oldest = waiting[0]
     window = sorted(waiting[: limits.max_num_seqs], key=lambda sequence: sequence.num_tokens)
@@ -117,6 +117,6 @@ def _padded(ids: list[int], length: int, filler: int) -> list[int]:
 
 
 def _pad_id(config: Any) -> int:
-    """The id of the padding token, by which models with learned positions recognise padding."""
+    """The id of the padding token. Models with learned positions recognise padding by this id."""
     pad_id = getattr(config, "pad_token_id", None)
     return pad_id if isinstance(pad_id, int) and 0 <= pad_id < config.vocab_size else 0

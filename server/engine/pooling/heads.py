@@ -1,6 +1,6 @@
-"""Heads of pooling models: from hidden states to embeddings, scores and classes.
+"""Heads of pooling models compute embeddings, scores and classes from hidden states.
 
-Heads compute in float32 for any type of the transformer, as in vLLM.
+They compute in float32, whatever type the transformer has, as in vLLM.
 """
 
 from collections.abc import Iterable
@@ -24,11 +24,11 @@ class PoolingHead(Protocol):
         """The supported tasks, the default first."""
 
     def pool(self, sequences: Seq[PoolingSequence]) -> list[Tensor]:
-        """One float32 tensor per sequence: a vector, or in tasks for tokens a row per token."""
+        """One float32 tensor per sequence: a vector, or one row per token if the task is about tokens."""
 
 
 class EmbeddingHead:
-    """Embeddings of texts, or of their tokens."""
+    """Computes embeddings of texts or of their tokens."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class EmbeddingHead:
 
 
 class OwnClassifierHead:
-    """Classes of texts or tokens, by the head in the model's own class, such as BERT's pooler."""
+    """Classifies texts or tokens with the head of the model's own class, such as BERT's pooler."""
 
     def __init__(
         self, encoder: Encoder, activation: Activation, *, task: Literal["classify", "token_classify"]
@@ -82,7 +82,7 @@ class OwnClassifierHead:
 
 
 class LinearClassifierHead:
-    """Classes of texts, by one linear layer on top of the transformer's output."""
+    """Classifies texts with one linear layer on top of the transformer's output."""
 
     tasks: tuple[PoolingTask, ...] = ("classify",)
 
@@ -100,7 +100,7 @@ class LinearClassifierHead:
 
 
 def _activated(logits: Iterable[Tensor], sequences: Seq[PoolingSequence], activation: Activation) -> list[Tensor]:
-    """Applies the activation to the logits of each sequence that uses it."""
+    """Applies the activation to the logits of sequences whose parameters ask for it."""
     pairs = zip(logits, sequences, strict=True)
     return [activation(rows) if sequence.params.use_activation else rows for rows, sequence in pairs]
 

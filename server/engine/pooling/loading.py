@@ -39,11 +39,11 @@ from server.text.model_files.model_kind import ModelKind
 from server.text.model_files.sentence_files import SentenceFiles, read_object, read_sentence_files
 
 _POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
-"""Model types whose positions begin behind the padding token's id, so that fewer tokens fit."""
+"""Model types whose positions begin after the padding token's id, so that fewer tokens fit."""
 
 
 class PoolingModel(NamedTuple):
-    """A loaded model, with what the engine core and the API process need to know of it."""
+    """A loaded model, with the data that engine core and API process need about it."""
 
     encoder: Encoder
     head: PoolingHead
@@ -56,7 +56,8 @@ def load_pooling_model(files: ModelFiles, config: EngineConfig, kind: ModelKind)
     """Loads the model in evaluation mode.
 
     Raises:
-        EngineStartError: the folder has a fault, or the model does not support a setting (in one line).
+        EngineStartError: the folder has a fault, or the model does not support a setting. The message has
+        one line.
     """
     model_config = load_config(files.path, config)
     loader = _Loader(files, config, model_config)
@@ -84,7 +85,7 @@ def load_pooling_model(files: ModelFiles, config: EngineConfig, kind: ModelKind)
 
 
 class _Loader:
-    """Loads one model. Other attributes are complete after `load`."""
+    """Loads one model. The attributes are complete after `load`."""
 
     def __init__(self, files: ModelFiles, config: EngineConfig, model_config: PreTrainedConfig) -> None:
         self._files = files
@@ -152,7 +153,7 @@ class _Loader:
         return self._linear_head(model.score.weight)
 
     def _load_token_classifier(self, tokens: Seq[str]) -> PoolingHead:
-        """Makes a classifier of a language model that answers with a word: Qwen3-Reranker's yes or no."""
+        """Makes a classifier of a language model that answers with a word, such as Qwen3-Reranker's yes."""
         self.uses_sep_token = bool(getattr(self._model_config, "use_sep_token", False))
         model = self._load(AutoModelForCausalLM).model
         rows = model.get_output_embeddings().weight[_token_ids(tokens, self._files.tokenizer_path)].float()
@@ -177,7 +178,7 @@ class _Loader:
         return Encoder(load_weights(auto_class, self._path, self._config, self._model_config, **options))
 
     def _sequence_type(self, sentence: SentenceFiles) -> SeqPoolingType:
-        """The user's setting, else that of sentence-transformers' files, else the model kind's default."""
+        """The user's setting, or else the setting in sentence-transformers' files, or else a default."""
         given = self._config.pooler.sequence_type
         if given is not None:
             return given

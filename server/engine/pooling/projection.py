@@ -1,4 +1,4 @@
-"""Linear layers after the pooling of some embedding models: sentence-transformers' Dense and ColBERT's."""
+"""Linear layers that some embedding models have after pooling: sentence-transformers' Dense and ColBERT's."""
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -15,7 +15,7 @@ from base.json_depth import read_json
 from server.engine.model_loading import describe_error
 
 Activation = Callable[[Tensor], Tensor]
-"""A function of logits, whose last dimension is the classes."""
+"""A function of logits. The logits' last dimension are the classes."""
 _PREFIX = "torch.nn.modules."
 
 
@@ -24,12 +24,12 @@ def _identity(logits: Tensor) -> Tensor:
 
 
 def _probabilities(logits: Tensor) -> Tensor:
-    """The classes' probabilities over the last dimension. For a single class, the sigmoid of its logit."""
+    """Probabilities of the classes in the last dimension. For a single class, the sigmoid of its logit."""
     return logits.sigmoid() if logits.shape[-1] < 2 else logits.softmax(-1)
 
 
 def classifier_activation(config: Any) -> Activation:
-    """The function that `problem_type` or sentence-transformers' entries name. By default, probabilities.
+    """The function that `problem_type` or sentence-transformers' entries name. The default is probabilities.
 
     Raises:
         EngineStartError: the configuration names a function that torch lacks.
@@ -50,7 +50,7 @@ def _named_activation(path: str) -> Activation:
     """The activation of torch with this full name, such as `torch.nn.modules.activation.Tanh`.
 
     Raises:
-        EngineStartError: torch has no such activation, or the name is not in torch's modules of activations.
+        EngineStartError: torch has no such activation, or the name is outside torch's activation modules.
     """
     name = path.rpartition(".")[2]
     # As in vLLM, Softmax and Sigmoid both mean probabilities: sigmoid for one class, softmax for more.
@@ -91,7 +91,7 @@ class Projection:
 
 
 def load_dense(folders: Seq[Path], device: torch.device) -> Projection | None:
-    """Loads sentence-transformers' layers from these folders. None without folders.
+    """Loads sentence-transformers' layers from these folders. Returns None if there are no folders.
 
     Raises:
         EngineStartError: a folder lacks its weights or its configuration.
@@ -123,7 +123,7 @@ def _load_layer(folder: Path, device: torch.device) -> _Layer:
 
 
 def _read_tensors(folder: Path, names: Seq[str]) -> dict[str, Tensor]:
-    """The tensors with these names that the folder's files contain."""
+    """Reads the tensors with these names, as far as the folder's files contain them."""
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:

@@ -1,4 +1,4 @@
-"""The API process's end of the connection: sends requests, receives tokens, notices the engine's end."""
+"""The API process's end of the connection. Sends requests, receives tokens, and detects the engine's end."""
 
 import asyncio
 import logging
@@ -36,9 +36,11 @@ from server.terms.types import EngineInfo, EngineOutput, EnginePrompt, EngineSta
 logger = logging.getLogger(__name__)
 
 _TOKENS_PER_TURN = 1 << 15
-"""Tokens of prompts per turn of the event loop. Converting so many to bytes takes half a millisecond."""
+"""Tokens of prompts per turn of the event loop. Converting so many tokens to bytes takes half a
+millisecond."""
 _OUTPUTS_PER_TURN = 16
-"""Outputs of one request per turn of the event loop. Each is detokenized, recorded and sent in 0.1 ms."""
+"""Outputs of one request per turn of the event loop. Each output is detokenized, recorded and sent in 0.1
+ms."""
 
 
 @dataclass(eq=False)
@@ -46,13 +48,13 @@ class _Stream:
     """The stream of outputs of one request's sequences."""
 
     running: dict[str, None]
-    """The sequences that have not ended, in their order."""
+    """The ids of the sequences that have not ended, in their order."""
     outputs: "asyncio.Queue[EngineOutput | None]" = field(default_factory=asyncio.Queue)
-    """Outputs in the order of arrival. None once the engine is dead."""
+    """Outputs in the order of arrival. A None in the queue means that the engine is dead."""
 
 
 class EngineClient:
-    """The client of the engine. Every method runs on the event loop. Call `start` before anything else."""
+    """The client of the engine. Every method runs on the event loop. Call `start` first."""
 
     def __init__(self, connection: socket.socket, on_death: Callable[[str], None] = lambda reason: None) -> None:
         """`on_death` is called with the reason as soon as the engine is known to be dead."""
@@ -73,16 +75,16 @@ class EngineClient:
         self.dead = asyncio.Event()
         """Set when the engine has ended unexpectedly, or counts as dead."""
         self.error: str | None = None
-        """Why the engine is dead. None while it lives."""
+        """Why the engine is dead. None while it is alive."""
         self.ended_silently = False
         """Whether the connection has closed without a report of an error."""
         self.has_received = False
-        """Set by each message of the engine. The watchdog resets it."""
+        """Each message of the engine sets this to True. The watchdog resets it."""
         self.stats = EngineStats()
 
     @property
     def info(self) -> EngineInfo:
-        """What the engine reported when it had loaded the model."""
+        """The data that the engine has sent after it loaded the model."""
         if self._loaded is not None and self._loaded.done():
             return self._loaded.result()
         raise EngineStartError("the engine is still starting")
@@ -98,7 +100,7 @@ class EngineClient:
         self._send(Ping())
 
     def give_up(self, reason: str) -> None:
-        """From now on, the engine counts as dead, although its process may still run."""
+        """Treats the engine as dead from now on, although its process may still run."""
         if self.error is None:
             self._die(reason)
 
@@ -125,8 +127,9 @@ class EngineClient:
     ) -> AsyncGenerator[EngineOutput, None]:
         """Streams the outputs of a request's sequences. A sequence's last output has a `finish_reason`.
 
-        The sequences are named `{request_id}-0` and so on: `num_choices` for each prompt, in the prompts'
-        order. Closing the stream aborts the sequences that still run. `abort` ends single ones.
+        The sequences are named `{request_id}-0` and so on. Each prompt has `num_choices` sequences, in the
+        prompts' order. Closing the stream aborts all sequences that still run. `abort` ends single
+        sequences.
 
         Raises:
             EngineDeadError: the engine was dead or died while the request ran.
@@ -173,7 +176,7 @@ class EngineClient:
         self._send(UnloadAdapter(next(self._command_ids), adapter_id))
 
     async def reset_prefix_cache(self, *, interrupts: bool) -> bool:
-        """Forgets all prefixes. Returns False if requests run, unless `interrupts` lets it interrupt them.
+        """Empties the prefix cache. Returns False if requests run, unless `interrupts` is True.
 
         Raises:
             EngineDeadError: the engine was dead or died meanwhile.
@@ -200,7 +203,7 @@ class EngineClient:
         self._send(Abort(request_ids))
 
     def fail_running(self, message: str) -> None:
-        """Ends every running request with an error for its client, when a drain has run out of time."""
+        """Ends every running request with an error for its client. Called when a drain has timed out."""
         for request_id, stream in self._streams.items():
             stream.outputs.put_nowait(EngineOutput(request_id=request_id, finish_reason="error", error=message))
         self._send(Abort(list(self._streams)))
@@ -242,9 +245,9 @@ class EngineClient:
                 self._send(Abort(list(stream.running)))
 
     async def _send_request(self, message: Generate | Pool) -> None:
-        """Sends a request. Waits until most of it is written: per turn of the loop, what the socket takes.
+        """Sends a request, and waits until most of it is written, which may take several turns of the loop.
 
-        The reader reports a closed connection.
+        `_read_all` reports a closed connection.
         """
         parts: list[memoryview] = []
         if isinstance(message, Generate):
@@ -325,7 +328,7 @@ class EngineClient:
 
 
 def detach(prompt: Prompt) -> tuple[Prompt, list[memoryview]]:
-    """Splits a prompt: the prompt without arrays for the message, and the arrays, which follow uncopied."""
+    """Splits a prompt into a prompt without arrays for the message, and the arrays, which are not copied."""
     parts = [memoryview(array("q", prompt.token_ids)).cast("B")]
 
     def take(tensor: TensorData) -> TensorData:

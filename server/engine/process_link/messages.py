@@ -1,4 +1,4 @@
-"""Messages between the API process and the engine process: MessagePack, in frames on a stream socket.
+"""Messages between API process and engine process. They are MessagePack, in frames on a stream socket.
 
 A frame has four bytes of length (little endian), then a tagged struct of msgspec.
 """
@@ -19,7 +19,7 @@ from server.terms.types import (
 
 
 class Prompt(msgspec.Struct, frozen=True, array_like=True):
-    """One prompt of a request, with the parameters that it does not share with the others."""
+    """One prompt of a request, with the parameters that differ between the request's prompts."""
 
     token_ids: list[int]
     max_tokens: int
@@ -28,9 +28,9 @@ class Prompt(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Generate(msgspec.Struct, frozen=True, array_like=True, tag="generate"):
-    """To the engine: a new request. Its token ids and tensors follow the message, in which they are empty.
+    """To the engine: a new request. Token ids and tensors are empty in the message, and follow after it.
 
-    The sequences are named `{request_id}-0` and so on. Those of the first prompt come first.
+    The sequences are named `{request_id}-0` and so on. The sequences of the first prompt come first.
     """
 
     request_id: str
@@ -48,7 +48,7 @@ class Pool(msgspec.Struct, frozen=True, array_like=True, tag="pool"):
     request_id: str
     prompt_token_ids: list[int]
     token_type_ids: list[int] | None
-    """For each token, the text of a pair to which it belongs. None for a single text."""
+    """For each token, the number of its text in a pair of texts. None for a single text."""
     params: PoolingParams
 
 
@@ -65,7 +65,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
-    """From the engine, as its last message: it cannot start or continue. `message` is for users."""
+    """From the engine, as its last message: the engine cannot start or continue. `message` is for users."""
 
     message: str
 
@@ -95,7 +95,7 @@ class UnloadAdapter(msgspec.Struct, frozen=True, array_like=True, tag="unload_ad
 
 
 class ResetPrefixCache(msgspec.Struct, frozen=True, array_like=True, tag="reset_prefix_cache"):
-    """To the engine: forget all prefixes. Does nothing if requests run that must not be interrupted."""
+    """To the engine: empty the prefix cache. Without `interrupts`, running requests prevent this."""
 
     command_id: int
     interrupts: bool
@@ -109,13 +109,13 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     is_done: bool = True
     """For `ResetPrefixCache`: whether the cache was reset."""
     error: str | None = None
-    """For `LoadAdapter`: why the adapter was not loaded. None if it was."""
+    """For `LoadAdapter`: why the adapter was not loaded. None if it was loaded."""
     is_missing: bool = False
-    """For `LoadAdapter`: whether the error is that no adapter is at the path."""
+    """For `LoadAdapter`: whether the error is that there is no adapter at the path."""
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag="ping"):
-    """To the engine, whose loop answers with a `Pong`."""
+    """To the engine. Its loop answers with a `Pong`."""
 
 
 class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
@@ -123,9 +123,9 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
 
 
 Command = LoadAdapter | UnloadAdapter | ResetPrefixCache
-"""A message that is answered by a `Done` with its `command_id`."""
+"""A message that the engine answers with a `Done` with the same `command_id`."""
 ToEngine = Generate | Pool | Abort | Command | Ping
 FromEngine = Ready | Failed | Step | Done | Pong
 
 LENGTH = struct.Struct("<I")
-"""The length of a message, which precedes the message."""
+"""The format of a message's length, which precedes the message."""

@@ -14,15 +14,16 @@ import torch
 from server.terms.types import SamplingParams
 
 _NUM_BEST = 256
-"""The most likely tokens that top-p considers first. Most rows need no more."""
+"""How many of the most likely tokens top-p considers first. Most rows need no more."""
 _NUM_TIES = 64
-"""Tokens considered after the k-th: many bfloat16 logits are equal, and top-k keeps all equal ones."""
+"""How many tokens after the k-th are considered. Many bfloat16 logits are equal, and top-k keeps all tokens
+that are as likely as the k-th."""
 _GROWTH = 16
 _SEED_BITS = 0xFFFFFFFFFFFFFFFF
 
 
 def new_generator(device: torch.device, seed: int) -> torch.Generator:
-    """A generator of uniform numbers. Any integer is a valid seed."""
+    """A generator of uniform random numbers. Any integer is a valid seed."""
     # torch needs this module to create generators. With lean imports, torch does not import it itself.
     import torch._prims.rng_prims  # noqa: PLC0415
 
@@ -32,7 +33,7 @@ def new_generator(device: torch.device, seed: int) -> torch.Generator:
 
 
 def draw(logits: torch.Tensor, params: Seq[SamplingParams], uniform: torch.Tensor) -> list[int]:
-    """One token id per row.
+    """Draws one token id per row.
 
     Args:
         logits: float32, shape [rows, vocab]. Every row has a finite maximum.
@@ -63,9 +64,9 @@ class _Draws:
     """Weights and parameters of draws. Each tensor has one row per draw."""
 
     weights: torch.Tensor
-    """Shape [rows, vocab]: the probability relative to the most likely token. 0 below min-p."""
+    """The probability relative to the most likely token, or 0 below min-p. Shape [rows, vocab]."""
     top_k: torch.Tensor
-    """The size of the vocabulary if there is no limit."""
+    """The number of tokens to keep. The size of the vocabulary if there is no limit."""
     top_p: torch.Tensor
     uniform: torch.Tensor
 
@@ -92,7 +93,7 @@ class _Draws:
 class _Drawn(NamedTuple):
     token_ids: torch.Tensor
     is_final: torch.Tensor
-    """False if more of the most likely tokens are needed to decide which tokens are kept."""
+    """False if more than `num_best` tokens are needed to decide which tokens are kept."""
 
 
 def _draw_from_all(draws: _Draws) -> torch.Tensor:
@@ -100,10 +101,10 @@ def _draw_from_all(draws: _Draws) -> torch.Tensor:
 
 
 def _draw_from_best(draws: _Draws, num_best: int) -> _Drawn:
-    """Draws from the tokens that top-k and top-p keep, if these are among the `num_best` most likely ones.
+    """Draws from the tokens that top-k and top-p keep, if these are among the `num_best` most likely.
 
-    Top-k keeps every token that is at least as likely as the k-th. Among these, top-p keeps the smallest set
-    of the most likely tokens whose share reaches top-p (arXiv 1904.09751).
+    Top-k keeps every token that is at least as likely as the k-th token. Then top-p keeps the smallest set
+    of the most likely of these tokens whose share reaches top-p (arXiv 1904.09751).
     """
     values, indices = torch.topk(draws.weights, num_best)
     last = values[:, -1]
@@ -122,7 +123,7 @@ def _draw_from_best(draws: _Draws, num_best: int) -> _Drawn:
 
 
 def _pick(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The first position whose cumulative weight is above the uniform number's share of the total."""
+    """The first position whose cumulative weight is above the uniform number times the total."""
     return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 

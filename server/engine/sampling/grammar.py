@@ -12,19 +12,21 @@ from server.terms.types import GuidedDecoding
 _ANY_OBJECT = {"type": "object"}
 
 _MOST_KEPT_CHARS = 1 << 20
-"""The most characters of unused grammars that are kept. Compiled, each takes at most 40 bytes."""
+"""The most characters of unused grammars that are kept. A compiled grammar takes at most 40 bytes per
+character."""
 _LEAST_CHARS = 1 << 12
-"""The least length as which a grammar counts."""
+"""Shorter grammars count as if they had so many characters."""
 _LIMITS = LLParserLimits(verbose_errors=False)
-"""llguidance's own limits: a mask takes at most 15 ms. Whatever exceeds the limits fails its sequence."""
+"""llguidance's default limits. With them, a mask takes at most 15 ms. A sequence that exceeds a limit
+fails."""
 
 
 class GrammarError(ValueError):
-    """The grammar does not compile. The message names the position."""
+    """The grammar does not compile. The message names the position of the fault."""
 
 
 def translate_grammar(guided: GuidedDecoding) -> str:
-    """The grammar in llguidance's format. It may still fail to compile.
+    """Returns the grammar in llguidance's format. The result may still fail to compile.
 
     Raises:
         GrammarError: the schema, expression or grammar is not valid.
@@ -50,7 +52,7 @@ def _translate(guided: GuidedDecoding) -> str:
 
 
 def _choice_grammar(choices: list[str]) -> str:
-    """One terminal for all choices, because a rule has at most 2000."""
+    """Uses one terminal for all choices, because a rule has at most 2000 terminals."""
     return "start: TEXT\nTEXT: " + " | ".join(map(json.dumps, choices))
 
 
@@ -62,7 +64,7 @@ def _read_choices(spec: str) -> list[str]:
 
 
 class Grammar:
-    """A compiled grammar, or the tokenizer alone. All sequences that use it share it."""
+    """A compiled grammar, or only a loaded tokenizer. All sequences with the same grammar share it."""
 
     def __init__(self, num_chars: int, compiled: "Future[LLMatcher | None]") -> None:
         self.num_chars = num_chars
@@ -70,25 +72,25 @@ class Grammar:
         self.num_users = 0
 
     def copy(self) -> LLMatcher:
-        """A matcher for one sequence. It contains the grammar's text again."""
+        """Returns a matcher for one sequence. The matcher has a copy of the grammar's text."""
         matcher = self.compiled.result()
         assert matcher is not None
         return matcher.deep_copy()
 
 
 class GrammarCompiler:
-    """One per engine. Methods run on the engine's thread, `load_tokenizer` on a thread of the executor."""
+    """Used on the engine's thread. `load_tokenizer` is called on a thread of the executor."""
 
     def __init__(self, executor: Executor, load_tokenizer: Callable[[], LLTokenizer], wake: Callable[[], None]) -> None:
-        """`wake` is called on any thread when a grammar is ready. llguidance compiles without the GIL."""
+        """Calls `wake` on any thread when a grammar is ready. llguidance compiles without holding the GIL."""
         self._executor = executor
         self._load_tokenizer = load_tokenizer
         self._wake = wake
         self._grammars: dict[GuidedDecoding | None, Grammar] = {}
-        """Request's grammar -> its compiled form, least recently used first."""
+        """A request's grammar -> its compiled form. The least recently used grammar is first."""
 
     def acquire(self, guided: GuidedDecoding | None) -> Grammar:
-        """The grammar, which may still be compiling. With None, only the tokenizer is loaded."""
+        """Returns the grammar, whose compilation may still run. With None, loads only the tokenizer."""
         grammar = self._grammars.pop(guided, None)
         if grammar is None:
             compiled = self._executor.submit(self._compile, guided)
@@ -99,7 +101,7 @@ class GrammarCompiler:
         return grammar
 
     def release(self, grammar: Grammar) -> None:
-        """Ends a use. Without users, a compilation that has not begun is cancelled."""
+        """Ends a use. If there are no other users, cancels a compilation that has not begun."""
         grammar.num_users -= 1
         if grammar.num_users:
             return

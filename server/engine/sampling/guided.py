@@ -1,4 +1,4 @@
-"""Follows grammar and reasoning of each constrained sequence, and masks tokens that may not come next."""
+"""Tracks grammar and reasoning of each constrained sequence, and masks tokens that may not come next."""
 
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -16,7 +16,7 @@ from server.terms.types import UNUSABLE_GRAMMAR
 from server.text.model_files.tokenizer_files import find_mistral_file
 
 _MOST_COPIED_CHARS = 1 << 26
-"""The most characters of grammars that sequences have copies of. Further sequences wait."""
+"""The most characters of all sequences' copies of grammars. Further sequences wait."""
 
 
 class GuidedDecodingError(Exception):
@@ -24,7 +24,7 @@ class GuidedDecodingError(Exception):
 
 
 class GuidedStates:
-    """One per engine. Loads the tokenizer at the first constrained request, not at the start."""
+    """The grammars of an engine's sequences. Loads the tokenizer only at the first constrained request."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class GuidedStates:
         executor: Executor,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
-        """The executor compiles a grammar, then calls `wake`, because a sequence may be ready."""
+        """The executor compiles grammars. `wake` is called after each, because a sequence may be ready."""
         self._tokenizer_path = tokenizer_path
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
@@ -47,7 +47,7 @@ class GuidedStates:
         self._num_copied_chars = 0
 
     def start(self, sequence: Sequence) -> None:
-        """Begins to compile the sequence's grammar and to follow its reasoning, if it has them."""
+        """Begins to compile the sequence's grammar and to track its reasoning, if the parameters need it."""
         params = sequence.params
         needs_texts = params.guided is not None
         if params.reasoning is not None:
@@ -57,7 +57,7 @@ class GuidedStates:
             sequence.grammar = self._compiler.acquire(params.guided)
 
     def is_ready(self, sequence: Sequence) -> bool:
-        """Whether the sequence's grammar has been compiled, or has failed to."""
+        """Whether the compilation of the sequence's grammar has ended, with or without success."""
         return sequence.grammar is None or sequence.grammar.compiled.done()
 
     def has_room(self, grammar: Grammar) -> bool:
@@ -65,7 +65,7 @@ class GuidedStates:
         return not self._num_copied_chars or self._num_copied_chars + grammar.num_chars <= _MOST_COPIED_CHARS
 
     def admit(self, sequence: Sequence) -> None:
-        """Reserves memory for a ready sequence's copy of its grammar. Does nothing without a grammar.
+        """Reserves memory for a ready sequence's copy of its grammar. Does nothing if there is no grammar.
 
         Raises:
             GuidedDecodingError: the grammar does not compile, or llguidance cannot read the tokenizer.
@@ -97,7 +97,7 @@ class GuidedStates:
             row[starts] = kept
 
     def accept(self, sequence: Sequence, token_id: int) -> bool:
-        """Advances reasoning and grammar by one token. True if no token can follow."""
+        """Advances reasoning and grammar by one token. Returns True if no token can follow."""
         did_wait, end = self._waits(sequence), None
         if sequence.reasoning is not None:
             end = sequence.reasoning.advance(token_id)
@@ -132,9 +132,9 @@ class GuidedStates:
         return sequence.reasoning is not None and sequence.reasoning.delays_grammar
 
     def _begin(self, matcher: LLMatcher, end: FoundMarker) -> None:
-        """Consumes the beginning of the answer, if a token contains it behind the end of the reasoning.
+        """Consumes the beginning of the answer, if the token that ends the reasoning contains it.
 
-        A beginning that the grammar does not allow, such as line breaks, precedes the grammar's text.
+        Ignores a beginning that the grammar does not allow, such as line breaks before the grammar's text.
         """
         if end.marker.begins_answer and end.marker.token_id is not None:
             token_ids = [end.marker.token_id]

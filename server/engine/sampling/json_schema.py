@@ -1,4 +1,4 @@
-"""Prepares requests' JSON schemas and regular expressions for llguidance, with vLLM's meaning."""
+"""Prepares JSON schemas and regular expressions for llguidance, so that they mean the same as in vLLM."""
 
 import json
 import re
@@ -38,10 +38,10 @@ _EMPTY = "(?:)"
 
 
 def prepare_schema(text: str) -> str:
-    """The schema with all objects and tuples closed, unless the schema itself says otherwise.
+    """Returns the schema with all objects and tuples closed, except where the schema allows further members.
 
-    If several schemas describe one object (`allOf`, or branches beside `properties`), all objects stay open,
-    because a closed one would exclude the members of the others.
+    If several schemas describe one object (`allOf`, or branches beside `properties`), all objects stay
+    open, because a closed object would exclude the members that the other schemas describe.
 
     Raises:
         ValueError: the text is not JSON.
@@ -97,7 +97,7 @@ def _prepare(node: Schema, *, is_closed: bool) -> None:
 
 
 def _restrict_names(node: Schema) -> None:
-    """Replaces `propertyNames` (a pattern or a list) by `patternProperties`, which llguidance supports."""
+    """Replaces `propertyNames` with a pattern or list by `patternProperties`, which llguidance supports."""
     names = node.get("propertyNames")
     if not isinstance(names, dict) or "properties" in node or "patternProperties" in node:
         return

@@ -1,4 +1,4 @@
-"""Follows a sequence's reasoning: when its grammar begins, and which tokens a used-up budget forces."""
+"""Tracks a sequence's reasoning: when its grammar begins, and which tokens a used-up budget forces."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,13 +13,13 @@ class FoundMarker(NamedTuple):
 
     marker: ReasoningMarker
     rest: bytes
-    """The token's bytes behind the marker: tokenizers have tokens such as `>{`."""
+    """The token's bytes after the marker. Not empty for a token such as `>{`."""
 
 
 class ReasoningState:
     """The state of one sequence whose grammar waits for the reasoning's end, or whose reasoning is limited.
 
-    The state advances with every token of the output, so it survives preemption.
+    The state advances with every token of the output. Preemption does not change it.
     """
 
     def __init__(self, rules: ReasoningRules, token_bytes: TokenBytes | None) -> None:
@@ -30,7 +30,7 @@ class ReasoningState:
         self._is_open = rules.is_open
         self._num_spent = rules.num_spent_tokens
         self._num_forced: int | None = None
-        """How many tokens of the forced end the output has. None while nothing is forced."""
+        """How many tokens of the forced end are in the output. None while no end is forced."""
         self.delays_grammar = rules.delays_grammar
         """Whether the grammar does not apply to the next token."""
         self._is_undecided = rules.is_optional
@@ -38,12 +38,12 @@ class ReasoningState:
 
     @property
     def forced_token_id(self) -> int | None:
-        """The only token that may follow. None if the choice is free."""
+        """The only token that may follow. None if other tokens may follow."""
         return None if self._num_forced is None else self._rules.forced_end[self._num_forced]
 
     @property
     def optional_starts(self) -> list[int]:
-        """Tokens that may follow although the grammar excludes them, because they begin reasoning."""
+        """Tokens that begin reasoning, which may follow although the grammar excludes them."""
         if not self._is_undecided:
             return []
         return [marker.token_id for marker in self._rules.starts if marker.token_id is not None]
@@ -76,7 +76,7 @@ class ReasoningState:
 
 
 class MarkerFinder:
-    """Finds markers in the output: a marker's own token by its id, ordinary tokens by their text."""
+    """Finds markers in the output. Compares ids if a marker has a token of its own, or else texts."""
 
     def __init__(self, markers: Sequence[ReasoningMarker], token_bytes: TokenBytes | None) -> None:
         self._token_bytes = token_bytes
@@ -86,7 +86,7 @@ class MarkerFinder:
         self._tail = b""
 
     def add(self, token_id: int) -> FoundMarker | None:
-        """The marker that this token completes. None if it completes none."""
+        """Returns the marker that this token completes, or None if it completes no marker."""
         if token_id in self._by_id:
             self._tail = b""
             return FoundMarker(self._by_id[token_id], b"")

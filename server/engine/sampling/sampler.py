@@ -1,7 +1,7 @@
 """Samples the next token of each sequence from its logits, and decides whether this token is the last one.
 
 Parameters apply in vLLM's order. The raw log-probabilities are read first. Then grammar, token bans, logit
-bias, penalties and the thinking budget apply, which also affect a greedy choice. Temperature, min-p, top-k
+bias, penalties and the thinking budget apply. These also affect a greedy choice. Temperature, min-p, top-k
 and top-p are in `server.engine.sampling.drawing`.
 """
 
@@ -31,7 +31,8 @@ class Sampled(NamedTuple):
     token_id: int
     logprob: TokenLogprob | None
     error: str | None = None
-    """Why the sequence cannot continue: its grammar has failed, or no token is left. None if it can."""
+    """Why the sequence cannot continue: its grammar has failed, or no token is allowed. None if it can
+    continue."""
 
     @property
     def is_request_fault(self) -> bool:
@@ -45,7 +46,7 @@ class Ending(NamedTuple):
     reason: FinishReason | None = None
     """None if the sequence continues."""
     stop_token_id: int | None = None
-    """The new token, if it is the reason."""
+    """The new token, if it has ended the sequence."""
     error: str | None = None
 
 
@@ -53,7 +54,7 @@ _CONTINUES = Ending()
 
 
 class Sampler:
-    """One per engine. Every method runs on the engine's thread."""
+    """The sampler of an engine. Every method runs on the engine's thread."""
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class Sampler:
 
     @torch.inference_mode()
     def sample(self, sequences: list[Sequence], logits: torch.Tensor) -> list[Sampled]:
-        """Samples one token per sequence. `logits`: [len(sequences), vocab]. May be overwritten."""
+        """Samples one token per sequence. May overwrite `logits`, of shape [len(sequences), vocab]."""
         described = [i for i, s in enumerate(sequences) if s.params.logprobs is not None]
         raw = logits[described] if described else None
         logits = logits.float()
@@ -95,7 +96,7 @@ class Sampler:
         return [Sampled(s, token_ids[i], logprobs.get(i), errors.get(i)) for i, s in enumerate(sequences)]
 
     def find_end(self, sequence: Sequence, token_id: int) -> Ending:
-        """Whether the sequence ends with its new token. Advances grammar and reasoning by this token."""
+        """Advances grammar and reasoning by the new token. Returns whether the sequence ends with it."""
         params = sequence.params
         is_eos = token_id in self._eos_token_ids and not params.ignore_eos
         if is_eos or token_id in params.stop_token_ids:
@@ -170,7 +171,7 @@ def _argmax(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _force(sequences: list[Sequence], logits: torch.Tensor) -> None:
-    """Allows only the end of the reasoning in sequences whose budget is used up."""
+    """Allows only the end of the reasoning in sequences whose thinking budget is used up."""
     for i, sequence in enumerate(sequences):
         if sequence.reasoning is not None and sequence.reasoning.forced_token_id is not None:
             logits[i].fill_(float("-inf"))
@@ -190,7 +191,8 @@ _NAMES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
 def apply_penalties(sequences: Seq[Sequence], logits: torch.Tensor) -> None:
     """Applies penalties in place. `logits` has one row per sequence.
 
-    Repetition counts prompt and output (CTRL, arXiv 1909.05858). Frequency and presence count only output.
+    The repetition penalty counts prompt and output (CTRL, arXiv 1909.05858). Frequency and presence penalty
+    count only the output.
     """
     penalised = [(i, s) for i, s in enumerate(sequences) if _has_penalty(s)]
     if not penalised:
