@@ -1,4 +1,4 @@
-"""The ASGI application of the API process: probes, fair turns, middleware, and errors outside of routes."""
+"""The ASGI application of the API process: probes, turns, middleware, and errors outside of routes."""
 
 import asyncio
 from collections import deque
@@ -33,7 +33,8 @@ from server.terms.http_body.response_body import (
 from server.terms.server_config import ServerConfig
 
 _REQUESTS_PER_TURN = 4
-"""The beginning of a request takes about 0.5 ms, a piece of a body (256 KB) about 0.25 ms."""
+"""Requests per turn of the loop. Beginning a request takes about 0.5 ms, and reading a piece of a body (256
+KB) about 0.25 ms."""
 _UNKNOWN_PATH = "Not Found: the embedded engine has no such endpoint. `--engine vllm` has all of vLLM's."
 
 UNCOUNTED_PATHS = OPEN_PATHS | STATUS_PATHS - {"/openapi.json"}
@@ -42,7 +43,7 @@ _CLIENT_GONE = 499
 
 
 def build_app(parts: AppParts) -> "ServerApp":
-    """Builds the HTTP application. What it answers depends on the lifecycle's state."""
+    """Builds the HTTP application. Its answers depend on the lifecycle's state."""
     config, metrics = parts.config, parts.metrics
     parts.engine.subscribe_stats(lambda stats: metrics.engine.record_step(stats))
     return ServerApp(
@@ -55,7 +56,7 @@ def build_app(parts: AppParts) -> "ServerApp":
 
 
 class ServerApp(Starlette):
-    """Answers probes before all other requests. These pass through middleware and routes."""
+    """Answers probes before all other requests. All other requests pass through middleware and routes."""
 
     def __init__(
         self,
@@ -66,9 +67,9 @@ class ServerApp(Starlette):
         root_path: str,
         is_probe_seen: bool,
     ) -> None:
-        """`middleware` is outermost first. `root_path` is the prefix under which a proxy shows the server.
+        """`middleware` is outermost first. `root_path` is the prefix that a proxy adds to all paths.
 
-        `is_probe_seen`: whether probes pass through the middleware, too.
+        `is_probe_seen`: whether probes also pass through the middleware.
         """
         self._health = health
         self._is_probe_seen = is_probe_seen
@@ -101,9 +102,10 @@ class ServerApp(Starlette):
 class LoopTurns:
     """Spreads the work of requests over the loop's iterations, so that a burst does not delay probes.
 
-    Counted is the beginning of a request, and each read of a body. A turn is one iteration of the loop. Work
-    above the number per turn waits for a later turn, in the order of arrival. The loop polls its sockets in
-    between: a probe that arrives amid three hundred requests is answered after four of them.
+    A turn is one iteration of the loop. In each turn, `_REQUESTS_PER_TURN` requests may begin or read more
+    of their body. Further requests wait for a later turn, in the order of arrival. The loop polls its
+    sockets between turns. So a probe that arrives together with 300 requests is answered after four of
+    them.
     """
 
     def __init__(self) -> None:
@@ -111,7 +113,7 @@ class LoopTurns:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def wait(self) -> None:
-        """Returns when the request may begin, or read more of its body."""
+        """Waits until the request may begin, or may read more of its body."""
         if not self._num_begun and not self._waiting:
             asyncio.get_running_loop().call_soon(self._turn)
         if self._num_begun < _REQUESTS_PER_TURN and not self._waiting:
@@ -122,7 +124,7 @@ class LoopTurns:
         await place
 
     def pace(self, receive: Receive) -> Receive:
-        """A `receive` that waits for a turn before it reads more of a body."""
+        """Returns a `receive` that waits for a turn before it reads more of a body."""
         has_more = False
 
         async def receive_in_turn() -> Message:
@@ -160,7 +162,7 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
 
 
 async def _answer_server_error(request: Request, error: Exception) -> Response:
-    """Answers errors of routes that are functions. Routes for JSON write their errors themselves."""
+    """Answers errors of routes that are functions. A `JsonEndpoint` writes its errors itself."""
     if isinstance(error, UnavailableError):
         headers = {"retry-after": "1"} if error.body.may_retry else None
         return json_response(error.body, status=503, headers=headers)
@@ -199,7 +201,7 @@ class ApiKeyMiddleware:
     """Rejects requests that have none of the keys, except on open paths."""
 
     def __init__(self, app: ASGIApp, api_keys: ApiKeys, *, is_everywhere: bool) -> None:
-        """`is_everywhere`: whether all paths but probes need a key."""
+        """`is_everywhere`: whether all paths except probes need a key."""
         self._app = app
         self._api_keys = api_keys
         self._open_paths = find_open_paths(is_key_everywhere=is_everywhere)
@@ -220,7 +222,7 @@ class ApiKeyMiddleware:
 
 
 class RequestIdMiddleware:
-    """Adds X-Request-Id to responses: the client's, if valid, or a new one, which the request gets, too."""
+    """Adds the request's X-Request-Id to the response. A request without a valid id gets a new one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -281,7 +283,7 @@ class HttpMetricsMiddleware:
 
 
 def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
-    """The announced length of the content. 0 if it is missing or not a number."""
+    """The Content-Length. 0 if the header is missing or not a number."""
     for name, value in headers:
         if name.lower() == b"content-length":
             return int(value) if value.isdigit() else 0

@@ -1,4 +1,4 @@
-"""Runs the API process's event loop. HTTP is served from the beginning, readiness follows the first token."""
+"""Runs the API process's event loop. Serves HTTP from the beginning, and is ready after the first token."""
 
 import asyncio
 import gc
@@ -26,10 +26,11 @@ logger = logging.getLogger(__name__)
 
 _TRIM_INTERVAL_S = 60.0
 _SWITCH_INTERVAL_S = 0.0005
-"""The seconds for which a pool's thread may hold the interpreter. Python's 5 ms would delay probes."""
+"""How long a pool's thread may hold the interpreter, in seconds. Python's default of 5 ms would delay
+probes."""
 _YOUNG_OBJECTS = 20_000
-"""The new objects after which Python collects garbage. With Python's 700, the chats of 300 clients cause full
-collections, and each of them holds the loop for 7 ms."""
+"""The number of new objects after which Python collects garbage. With Python's default of 700, the chats of
+300 clients cause full collections. Each of them blocks the loop for 7 ms."""
 
 
 class ServerRun:
@@ -45,7 +46,7 @@ class ServerRun:
         self._is_stopped = asyncio.Event()
         """Set by the first signal."""
         self._stopped_s = 0.0
-        """When the first signal came."""
+        """The time of the first signal, on the monotonic clock."""
         self._may_accept = asyncio.Event()
         if options.listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             self._may_accept.set()
@@ -94,7 +95,7 @@ class ServerRun:
         bound_unsent_bytes(self._options.listener, self._options.limits.send_buffer_bytes)
 
     async def _serve(self) -> None:
-        """Accepts connections: at once, or from the moment at which this server listens."""
+        """Accepts connections immediately, or once this server listens."""
         await self._may_accept.wait()
         if self._server.http.should_exit:
             return
@@ -165,7 +166,7 @@ class ServerRun:
 
 
 async def _trim_heap_regularly() -> None:
-    """Gives free heap back: bursts and large requests leave up to 25 MiB. Without any, this takes 0.3 ms."""
+    """Returns free heap to the system. Bursts leave up to 25 MiB. If nothing is free, this takes 0.3 ms."""
     while True:
         await asyncio.sleep(_TRIM_INTERVAL_S)
         trim_heap()

@@ -1,4 +1,4 @@
-"""Wires the API process's objects. Everything else receives what it uses in its constructor."""
+"""Wires the API process's objects. All other modules receive the objects that they use in constructors."""
 
 import socket
 from collections.abc import Callable
@@ -33,19 +33,19 @@ from server.text.renderers.base import BaseRenderer
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What the launcher hands to the server."""
+    """The objects and settings that the launcher passes to the server."""
 
     listener: socket.socket
     """A bound socket. If it does not listen yet, the server makes it listen when it is ready."""
     limits: LimitsConfig
     engine: EngineHandle
-    """The engine's process, as the server uses it."""
+    """The engine's process, with the interface for the server."""
     engine_processes: EngineProcesses
-    """The same process, as the watchdog uses it."""
+    """The engine's process, with the interface for the watchdog."""
     engine_watchdog_timeout_s: float
     engine_ready_timeout_s: float
     lifecycle: Lifecycle
-    """The state of the server, which is starting. The launcher may subscribe to changes."""
+    """The state of the server, which is `starting` at first. The launcher may subscribe to changes."""
     start: StartView
     span: Callable[..., AbstractContextManager[None]]
     """Records a phase of the start."""

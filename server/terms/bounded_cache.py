@@ -1,4 +1,4 @@
-"""A cache with bounds. Above them, it drops the values that were added or used longest ago."""
+"""A cache of limited size. Above its limits, it drops the values that were added or used longest ago."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,7 +13,7 @@ class BoundedCache(Generic[K, V]):
     """A cache for use by one thread."""
 
     def __init__(self, max_bytes: int, size_of: Callable[[V], int], *, max_entries: float = inf) -> None:
-        """`size_of` returns the size of a value in bytes, which must not change."""
+        """`size_of` returns the size of a value in bytes. This size must not change."""
         self._max_bytes = max_bytes
         self._size_of = size_of
         self._max_entries = max_entries
@@ -25,11 +25,11 @@ class BoundedCache(Generic[K, V]):
         return len(self._entries)
 
     def get(self, key: K) -> V | None:
-        """The value of a key. None if it was never added, or was dropped."""
+        """The value of a key. None if the value was never added, or was dropped."""
         return self._entries.get(key)
 
     def use(self, key: K) -> V | None:
-        """Like `get`, and marks the value as the one used last."""
+        """Like `get`, but also marks the value as used last."""
         if key in self._entries:
             self._entries.move_to_end(key)
         return self._entries.get(key)
@@ -45,7 +45,7 @@ class BoundedCache(Generic[K, V]):
             self.pop(next(iter(self._entries)))
 
     def pop(self, key: K) -> V | None:
-        """Drops a value and returns it. None if there is none."""
+        """Drops a value and returns it. Returns None if the key has no value."""
         found = self._entries.pop(key, None)
         self.num_bytes -= 0 if found is None else self._size_of(found)
         return found

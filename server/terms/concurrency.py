@@ -1,4 +1,4 @@
-"""Helpers for requests of several parts: parts take turns on the event loop, and end together."""
+"""Helpers for requests with several parts. The parts take turns on the event loop, and end together."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterable
@@ -10,7 +10,7 @@ _MEMBERS_PER_TURN: Final = 16
 
 
 async def take_turns(members: Iterable[T]) -> AsyncIterator[T]:
-    """Yields the members. Lets the event loop run after every few."""
+    """Yields the members. Lets the event loop run after every 16 members."""
     for position, member in enumerate(members, start=1):
         yield member
         if position % _MEMBERS_PER_TURN == 0:
@@ -18,7 +18,7 @@ async def take_turns(members: Iterable[T]) -> AsyncIterator[T]:
 
 
 async def run_concurrently(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Runs all coroutines. Returns their results in order. A failure or a disconnect cancels all of them."""
+    """Runs all coroutines. Returns their results in order. A failure or a disconnect cancels all."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work) async for work in take_turns(works)]

@@ -22,7 +22,7 @@ DTypeName = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 RunnerName = Literal["auto", "generate", "pooling"]
 ConvertName = Literal["auto", "none", "embed", "classify"]
 INT8_NAMES: Final = ("int8", "int8_per_channel_weight_only")
-"""Our name of int8 quantization, and vLLM's."""
+"""Our name of int8 quantization, and vLLM's name."""
 INT8_ON_GPU: Final = (
     "--quantization int8 computes on a CPU only, and there is a GPU: leave it out, or start with "
     "CUDA_VISIBLE_DEVICES set to nothing"
@@ -32,7 +32,7 @@ _MAX_ITEMS = 999
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """How many LoRA adapters the engine holds, and how large they may be."""
+    """Limits the number and the size of the LoRA adapters in the engine."""
 
     help_group: ClassVar[Group] = "LoRA adapters"
 
@@ -66,7 +66,8 @@ class LoraModule:
     name: str
     path: str
     base_model_name: str | None = None
-    """Its `parent` in /v1/models. If None or not served, the first served name."""
+    """The adapter's `parent` in /v1/models. If it is None or not served, the parent is the first served
+    name."""
 
     @classmethod
     def parse(cls, text: str) -> "LoraModule":
@@ -92,10 +93,10 @@ class LoraModule:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolerConfig:
-    """How a pooling model turns hidden states into vectors or scores. With None, the model's files decide."""
+    """How a pooling model turns hidden states into vectors or scores. None: as the model's files say."""
 
     task: PoolingTask | None = None
-    """The task of /pooling for a model with several, and the task that scores are computed from."""
+    """The task of /pooling if a model supports several tasks. Scores are computed from the same task."""
     pooling_type: SeqPoolingType | Literal["ALL"] | None = None
     """Sets `seq_pooling_type` or `tok_pooling_type`, depending on the value."""
     seq_pooling_type: SeqPoolingType | None = None
@@ -125,7 +126,7 @@ class PoolerConfig:
 
     @property
     def sequence_type(self) -> SeqPoolingType | None:
-        """How the vectors of all tokens become one. None if that is not given."""
+        """How the vectors of all tokens become one vector. None if neither setting gives it."""
         if self.pooling_type is None or self.pooling_type == "ALL":
             return self.seq_pooling_type
         return self.pooling_type
@@ -137,7 +138,7 @@ def _is_positive_int(value: object) -> bool:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where the model's files are on disk, as `startup.files.model.file_plan` has found them."""
+    """The places of the model's files on disk. `startup.files.model.file_plan` has found them."""
 
     path: Path
     """The folder with config.json and weights."""
@@ -176,7 +177,7 @@ class EngineConfig:
         syntax="token limit",
         minimum=1,
     )
-    """None: the model's own limit, if memory allows it."""
+    """None: the model's own limit, or less if memory is too small for it."""
     allow_long_max_model_len: bool = from_variable(env.VLLM_ALLOW_LONG_MAX_MODEL_LEN)
     max_num_seqs: int = setting(128, "--max-num-seqs", "Most sequences that run at once.", minimum=1)
     max_num_batched_tokens: int | None = setting(
@@ -229,7 +230,7 @@ class EngineConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     max_logprobs: int = setting(20, filled_by="--max-logprobs")
     num_threads: int | None = from_variable(env.OMP_NUM_THREADS)
-    """Threads of the forward pass. None: as many as there are processors that other processes leave free."""
+    """The threads of the forward pass. None: one for each processor that other processes leave free."""
     enable_prompt_embeds: bool = setting(False, filled_by="--enable-prompt-embeds")
     """With True, a model that cannot take embeddings as prompts fails at the start."""
 
@@ -317,7 +318,7 @@ class RendererConfig:
 
     @property
     def max_images(self) -> int:
-        """Most images in one prompt. vLLM's default if `limit_mm_per_prompt` does not name images."""
+        """The most images in one prompt. By default vLLM's limit, unless `limit_mm_per_prompt` sets one."""
         limit = self.limit_mm_per_prompt.get("image", _MAX_ITEMS)
         return int(limit.get("count", _MAX_ITEMS) if isinstance(limit, dict) else limit)
 

@@ -1,4 +1,4 @@
-"""Limits of one client, of one request, and of all requests together. Standard library only."""
+"""Limits for one client, for one request, and for all requests together. Standard library only."""
 
 from dataclasses import dataclass, fields
 from functools import cache
@@ -36,7 +36,7 @@ class LimitsConfig:
         minimum=1,
         role="both",
     )
-    """Also the limit for trailers and the framing of a chunked body."""
+    """Trailers and the framing of a chunked body have the same limit."""
     max_headers: int = setting(
         256, "--h11-max-header-count", "Most headers of a request, then 431.", syntax="count", minimum=1, role="both"
     )
@@ -56,7 +56,7 @@ class LimitsConfig:
         minimum=1,
         role="both",
     )
-    """`prompt_embeds` may add as much as the model's limits allow."""
+    """For requests with `prompt_embeds`, the limit is higher by the size that the model's limits allow."""
     max_held_bytes: int | None = setting(
         None,
         "--http-max-held-size",
@@ -72,7 +72,7 @@ class LimitsConfig:
         above=0,
         role="port",
     )
-    """Counts from the first byte of a request, or from a new connection, to the end of the headers."""
+    """The time from the first byte of a request, or from a new connection, to the end of the headers."""
     body_timeout_s: float = setting(
         30.0,
         "--http-body-timeout",
@@ -96,7 +96,7 @@ class LimitsConfig:
         above=0,
         role="both",
     )
-    """How long the send buffer may stay full, or a complete response unread."""
+    """How long the send buffer may stay full, or a complete response may stay unread."""
     send_buffer_bytes: int = setting(
         65_536,
         "--http-send-buffer-size",
@@ -150,5 +150,5 @@ class LimitsConfig:
 
 @cache
 def flag_of(field: str) -> str:
-    """The flag or variable that sets a limit, as messages name it."""
+    """The flag or variable that sets a limit. Error messages name it."""
     return next(option_name(declared) for declared in fields(LimitsConfig) if declared.name == field)

@@ -1,4 +1,4 @@
-"""The names of output formats, as in vLLM, and the place of each format in `server.text.parsers`."""
+"""The names of output formats, as in vLLM, and the module and class of each in `server.text.parsers`."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -47,7 +47,7 @@ TOOL_PARSERS: Final[Mapping[str, ParserPath]] = {
     "step3p5": ParserPath("tools.markup_formats", "Qwen3XmlParser"),
     "xlam": ParserPath("tools.json_formats", "XlamParser"),
 }
-"""Value of `--tool-call-parser` -> place."""
+"""Value of `--tool-call-parser` -> module and class."""
 
 REASONING_FORMATS: Final[Mapping[str, ParserPath]] = {
     "deepseek_r1": ParserPath("reasoning_formats", "DEEPSEEK_R1"),
@@ -72,7 +72,7 @@ REASONING_FORMATS: Final[Mapping[str, ParserPath]] = {
     "seed_oss": ParserPath("reasoning_formats", "SEED_OSS"),
     "step3p5": ParserPath("reasoning_formats", "STEP3P5"),
 }
-"""Value of `--reasoning-parser` -> place."""
+"""Value of `--reasoning-parser` -> module and class."""
 
 AUTO: Final = "auto"
-"""The value that lets the model's files decide."""
+"""The value with which the model's files determine the parser."""

@@ -26,7 +26,7 @@ class GenerationConfig:
         "Sampling defaults from the model (auto), none (vllm), or those of a folder.",
         metavar="auto|vllm|FOLDER",
     )
-    """`auto` reads generation_config.json of the model."""
+    """`auto` reads the model's generation_config.json."""
     override_generation_config: dict[str, Any] = setting(
         {}, "--override-generation-config", "Sampling defaults that take precedence over those of --generation-config."
     )
@@ -104,7 +104,7 @@ class ServerConfig:
 
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     model: str | None = setting(None, filled_by="--model")
-    """The model as the operator names it. `root` in /v1/models."""
+    """The model as named by the operator, which is `root` in /v1/models."""
     served_model_names: tuple[str, ...] = field(
         metadata=Setting(
             flag="--served-model-name",

@@ -1,6 +1,6 @@
 """Values that the renderer, the engine and the routes exchange. Standard library and msgspec only.
 
-They are msgspec structs, because they are also the wire format to the engine's process (MessagePack, see
+They are msgspec structs, because the API process sends them to the engine process as MessagePack (see
 `server.engine.process_link.messages`).
 """
 
@@ -20,11 +20,11 @@ class GuidedDecoding(msgspec.Struct, frozen=True):
 
     kind: Literal["json_object", "json_schema", "regex", "choice", "grammar"]
     spec: str = ""
-    """The JSON schema, regular expression, JSON list of choices or Lark grammar, depending on `kind`."""
+    """A JSON schema, regular expression, JSON list of choices or Lark grammar, depending on `kind`."""
 
 
 UNUSABLE_GRAMMAR = "the grammar cannot be used: "
-"""The beginning of the error of a sequence whose grammar does not compile."""
+"""The beginning of the error message for a sequence whose grammar does not compile."""
 
 
 class ReasoningMarker(msgspec.Struct, frozen=True, array_like=True):
@@ -32,13 +32,13 @@ class ReasoningMarker(msgspec.Struct, frozen=True, array_like=True):
 
     text: str
     token_id: int | None = None
-    """The token that is the marker. None if the marker consists of ordinary tokens."""
+    """The special token that is the marker. None if the marker consists of ordinary tokens."""
     begins_answer: bool = False
-    """Whether a marker that ends the reasoning is part of the answer, such as the tag of a tool call."""
+    """Whether a marker that ends the reasoning belongs to the answer, such as the tag of a tool call."""
 
 
 class ReasoningRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the engine follows the reasoning before an answer. Needed for a grammar that waits, or a budget."""
+    """How the engine finds the reasoning before an answer. Needed for a grammar that waits, or a budget."""
 
     starts: tuple[ReasoningMarker, ...] = ()
     ends: tuple[ReasoningMarker, ...] = ()
@@ -46,13 +46,14 @@ class ReasoningRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     delays_grammar: bool = False
     """Whether the grammar applies only after the end of the reasoning."""
     is_optional: bool = False
-    """Whether the output may begin with the answer. If it begins with a start marker, the grammar waits."""
+    """Whether the output may begin with the answer. If the output begins with a start marker instead, the
+    grammar waits."""
     is_open: bool = False
     """Whether the prompt ends within reasoning. Matters only for the budget."""
     budget: int | None = None
-    """Most tokens of reasoning. None: no limit."""
+    """The most tokens of reasoning. None: no limit."""
     num_spent_tokens: int = 0
-    """Tokens of reasoning at the end of the prompt, which count towards the budget."""
+    """The number of reasoning tokens at the end of the prompt. They count towards the budget."""
     forced_end: tuple[int, ...] = ()
     """The tokens that the engine adds to end the reasoning once the budget is used up."""
 
@@ -72,17 +73,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """
 
     max_tokens: int
-    """Most tokens to generate: at least 1."""
+    """The most tokens to generate. At least 1."""
     min_tokens: int = 0
     """End-of-sequence and stop tokens are forbidden before this many tokens."""
     temperature: float = 1.0
     """0 means greedy sampling."""
     top_p: float = 1.0
     top_k: int = 0
-    """Number of most likely tokens to sample from. 0 means all tokens."""
+    """The number of most likely tokens to sample from. 0 means all tokens."""
     min_p: float = 0.0
     seed: int | None = None
-    """With a seed, the sequence has its own random generator, independent of other sequences."""
+    """If set, the sequence has its own random generator, which does not depend on other sequences."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     presence_penalty: float = 0.0
@@ -92,14 +93,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     allowed_token_ids: tuple[int, ...] = ()
     """If not empty, only these tokens may be sampled."""
     logprobs: int | None = None
-    """Number of most likely tokens to report besides the sampled one. None: no log-probabilities."""
+    """How many of the most likely tokens to report besides the sampled token. None: no log-probabilities."""
     prompt_logprobs: int | None = None
     """Like `logprobs`, but for the tokens of the prompt except the first one."""
     guided: GuidedDecoding | None = None
     reasoning: ReasoningRules | None = None
     """None unless a grammar waits for the end of the reasoning, or the reasoning has a budget."""
     adapter_id: int = 0
-    """The LoRA adapter. 0 is the base model."""
+    """The id of the LoRA adapter. 0 is the base model."""
     cache_salt: str | None = None
     """Prompts with different salts do not share the prefix cache."""
 
@@ -115,7 +116,7 @@ class TensorData(msgspec.Struct, frozen=True, array_like=True):
     """A tensor as bytes: row-major, little endian."""
 
     dtype: str
-    """torch's name of the type without `torch.`, for example `bfloat16`."""
+    """The name of torch's type without `torch.`, for example `bfloat16`."""
     shape: tuple[int, ...]
     data: memoryview
     """The bytes. They are sent to the engine's socket without a copy, so they must not change.
@@ -133,13 +134,13 @@ class PromptInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     embeds: TensorData | None = None
     """Rows that replace the embeddings of the prompt's tokens, of shape [num_prompt_tokens, width].
 
-    A row that begins with NaN replaces nothing: the token keeps its own embedding.
+    If a row begins with NaN, the token keeps its own embedding.
     """
     mm: dict[str, TensorData] | None = None
-    """The outputs of Hugging Face's processor but for `input_ids`."""
+    """The outputs of Hugging Face's processor, except `input_ids`."""
 
     def replace_tensors(self, change: Callable[[TensorData], TensorData]) -> "PromptInputs":
-        """A copy with the results of `change` for each tensor, called in a fixed order."""
+        """Returns a copy with the results of `change` in place of the tensors. Their order is fixed."""
         return PromptInputs(
             embeds=None if self.embeds is None else change(self.embeds),
             mm=None if self.mm is None else {name: change(tensor) for name, tensor in self.mm.items()},
@@ -152,22 +153,22 @@ class PromptInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class EnginePrompt(msgspec.Struct, frozen=True, eq=False):
-    """One prompt of a request, as the engine gets it."""
+    """One prompt of a request, in the form for the engine."""
 
     token_ids: list[int]
     params: SamplingParams
-    """The sampling parameters. Within a request they differ only in `max_tokens` and `reasoning`."""
+    """The sampling parameters. The prompts of a request differ only in `max_tokens` and `reasoning`."""
     inputs: PromptInputs | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """Natural log-probabilities at one position, of the model's distribution before sampling changes it."""
+    """Natural log-probabilities at one position, from the model's distribution before sampling changes it."""
 
     token_id: int
     """The token that was sampled, or the prompt's token."""
     logprob: float
     rank: int
-    """The rank among all tokens of the vocabulary. 1 is the most likely token."""
+    """The token's rank among all tokens of the vocabulary. 1 is the most likely token."""
     top: list[tuple[int, float]]
     """The most likely tokens with their log-probabilities, best first."""
 
@@ -177,7 +178,8 @@ class PoolingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     task: PoolingTask
     use_activation: bool | None = None
-    """Whether embeddings are normalized, or logits turned into probabilities. None: the model's default."""
+    """Whether embeddings are normalized, or logits are turned into probabilities. None: the model's
+    default."""
     dimensions: int | None = None
     """The length to which embeddings are truncated."""
 
@@ -192,20 +194,20 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True, omit_defaults=T
     stop_token_id: int | None = None
     """The stop token or end-of-sequence token that ended the request. It is the last of `token_ids`."""
     logprobs: list[TokenLogprob] | None = None
-    """One entry per new token, if requested."""
+    """One entry per new token. None if log-probabilities are not requested."""
     prompt_logprobs: list[TokenLogprob | None] | None = None
-    """One entry per prompt token (None for the first). Sent once, with the first token."""
+    """One entry per prompt token. The first entry is None. Sent once, with the first token."""
     num_cached_tokens: int = 0
-    """Prompt tokens found in the prefix cache. Sent with the first token."""
+    """The number of prompt tokens found in the prefix cache. Sent with the first token."""
     queue_s: float = 0.0
-    """Seconds from the request's arrival in the engine until it ran. Sent with the first token."""
+    """Seconds from the request's arrival in the engine until the request ran. Sent with the first token."""
     prefill_s: float = 0.0
     """Seconds from the end of `queue_s` to the first token. Sent with the first token."""
     error: str | None = None
     """The message for the client, if `finish_reason` is "error"."""
     data: TensorData | None = None
-    """The result of pooling a prompt: an embedding, logits or probabilities of classes, or a score. A task
-    whose name begins with `token_` gives one row per token."""
+    """The result of pooling a prompt: an embedding, logits or probabilities of classes, or a score. The
+    result of a task whose name begins with `token_` has one row per token."""
     num_preemptions: int = 0
     """How often the sequence has been preempted so far."""
     is_request_fault: bool = False
@@ -213,19 +215,19 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True, omit_defaults=T
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
-    """The scheduler's state after a step, from which the engine's `vllm:` metrics are made."""
+    """The engine's state after a step. The engine's `vllm:` metrics are computed from it."""
 
     num_running: int = 0
     num_waiting: int = 0
     kv_cache_usage: float = 0.0
     """The reserved share of the KV cache's tokens, from 0 to 1."""
     prefix_cache_queries: int = 0
-    """Prompt tokens that were looked up in the prefix cache since the start."""
+    """The number of prompt tokens looked up in the prefix cache since the start."""
     prefix_cache_hits: int = 0
     num_iteration_tokens: int = 0
-    """Tokens that the step computed: chunks of prompts and decoded tokens."""
+    """The number of tokens that the step computed, in chunks of prompts and decoded sequences."""
     num_preemptions: int = 0
-    """Preemptions since the start."""
+    """The number of preemptions since the start."""
     running_adapters: tuple[str, ...] = ()
     """Names of the LoRA adapters that running requests use."""
     waiting_adapters: tuple[str, ...] = ()
@@ -237,7 +239,7 @@ class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The abilities of a pooling model."""
 
     task: PoolingTask
-    """The default task of /pooling, from which scores are computed, too."""
+    """The default task of /pooling. Scores are computed from the same task."""
     supported_tasks: tuple[PoolingTask, ...]
     embedding_size: int
     """The length of an embedding that is not truncated."""
@@ -262,10 +264,10 @@ class EngineInfo(msgspec.Struct, frozen=True):
     dtype: str
     device: str
     max_model_len: int
-    """Most tokens of a sequence: prompt and output together."""
+    """The most tokens of a sequence, prompt and output together."""
     vocab_size: int
     num_slots: int
-    """Most sequences that run at once."""
+    """The most sequences that run at once."""
     kv_cache_tokens: int
     """The number of tokens that fit into the KV cache."""
     kv_cache_bytes: int
@@ -277,12 +279,12 @@ class EngineInfo(msgspec.Struct, frozen=True):
     embeds_width: int | None = None
     """The width of prompt embeddings. None if prompts must be token ids."""
     has_prefix_cache: bool = False
-    """Whether prompts stay in the KV cache for later prompts that begin alike."""
+    """Whether prompts stay in the KV cache for later prompts that begin with the same tokens."""
     pooling: PoolingInfo | None = None
     """The abilities of a pooling model. None if the model generates text."""
     max_loras: int | None = None
-    """Most LoRA adapters in one batch. None without `--enable-lora`."""
+    """The most LoRA adapters in one batch. None without `--enable-lora`."""
     quantized: str | None = None
-    """The layers that were quantized at the start, with their size. None if there are none."""
+    """A description of the layers that were quantized at the start. None if no layer was quantized."""
     pid: int | None = None
-    """Process id of the engine."""
+    """The process id of the engine."""

@@ -1,4 +1,4 @@
-"""The POST routes: JSON in, JSON or events out. If a client disconnects, its request is cancelled."""
+"""The POST routes. Requests are JSON, and answers JSON or events. A disconnect cancels the request."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
@@ -32,10 +32,10 @@ from server.terms.limits import flag_of
 
 T = TypeVar("T", bound=RequestBody)
 ResponseBody = dict[str, Any] | bytes | BinaryResponse | AsyncGenerator[bytes, None]
-"""A body to be encoded as JSON, encoded JSON, a body of bytes, or events."""
+"""An object to be encoded as JSON, encoded JSON, another body of bytes, or events."""
 Handler = Callable[[T, RequestContext], Awaitable[ResponseBody]]
 _LARGE_BODY_BYTES = 32 << 10
-"""Handing JSON of this size to a thread takes about as long as decoding it."""
+"""Larger bodies are decoded on a thread. For this size, the hand-over takes about as long as decoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +53,11 @@ class AppParts(Inference):
 
     @cached_property
     def availability(self) -> Availability:
-        """Whether requests are accepted, and the reason if not."""
+        """Whether requests are accepted, or why not."""
         return Availability(self.lifecycle, self.start)
 
     def max_body_bytes(self, *, takes_embeds: bool) -> int:
-        """The limit for bodies. The model decides how much `prompt_embeds` may add to it."""
+        """The limit for bodies. How much `prompt_embeds` may add to the limit depends on the model."""
         embeds = self.renderer.prompts.embeds_limits if takes_embeds else None
         return self.admission.limits.max_body_bytes + (0 if embeds is None else embeds.max_base64_chars)
 
@@ -160,7 +160,7 @@ class JsonEndpoint(Generic[T]):
 
 
 async def _run_while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Runs `work`, and cancels it if the client disconnects. The body must have been read."""
+    """Runs `work`, and cancels it if the client disconnects. Called after the body has been read."""
     working = asyncio.create_task(work)
     watching = asyncio.create_task(_wait_disconnect(receive))
     try:
@@ -183,7 +183,7 @@ class ClientGoneError(Exception):
 
 
 def read_announced_bytes(scope: Scope, *, max_bytes: int) -> int:
-    """The announced length of the content, 0 if it is missing. Called before the body is read.
+    """Returns the Content-Length, or 0 if the header is missing. Called before the body is read.
 
     Raises:
         RequestError: the body is too large, compressed, or not declared as JSON.
@@ -205,7 +205,7 @@ def read_announced_bytes(scope: Scope, *, max_bytes: int) -> int:
 
 
 async def read_body(receive: Receive, lease: Lease, *, announced_bytes: int, max_bytes: int) -> list[bytes]:
-    """Reads the body. Returns it in the parts in which it arrived, because joining many megabytes takes time.
+    """Reads the body. Returns the parts as they arrived, because joining many megabytes takes time.
 
     Raises:
         RequestError: the body is too large, or exceeds the admission limits.
@@ -233,7 +233,7 @@ def _too_large(max_bytes: int, announced: str = "") -> RequestError:
 
 
 def read_header(scope: Scope, name: bytes) -> str | None:
-    """A header of the request. `name` is in lower case."""
+    """The value of a request header. `name` is in lower case."""
     for key, value in scope["headers"]:
         if key == name:
             return str(value.decode("latin-1"))

@@ -1,4 +1,4 @@
-"""The routes without a JSON body: probes, status page, facts of server and model, kept responses."""
+"""The routes without a JSON body: probes, status page, data about server and model, kept responses."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ _EMPTY: Message = {"type": "http.response.body", "body": b""}
 
 
 class HealthEndpoint:
-    """Answers 200 without a body if requests are accepted, else 503 with the reason. Uses no lock or I/O."""
+    """Answers 200 if requests are accepted, or else 503 with the reason. Uses no lock and no I/O."""
 
     def __init__(self, availability: Availability) -> None:
         self._availability = availability
@@ -45,7 +45,7 @@ class HealthEndpoint:
 
 
 class InfoEndpoints:
-    """Routes that answer in every state of the lifecycle. Those of model and caches need the engine."""
+    """Routes that answer in every state of the lifecycle. Routes for models and caches need the engine."""
 
     def __init__(self, parts: AppParts) -> None:
         self._parts = parts
@@ -60,7 +60,7 @@ class InfoEndpoints:
         return json_response({"server_load": self._parts.running.num_running})
 
     async def metrics(self, request: Request) -> Response:
-        """GET /metrics. Rendering takes some milliseconds, so it runs off the event loop."""
+        """GET /metrics. Rendering takes some milliseconds, so it runs on a thread."""
         async with self._scraping:
             body = await asyncio.to_thread(self._parts.metrics.render)
         return Response(body, headers={"content-type": CONTENT_TYPE})
@@ -100,13 +100,13 @@ class InfoEndpoints:
 
 
 class ResponseEndpoints:
-    """Retrieves, follows, cancels and deletes kept responses. Needs no engine."""
+    """Returns, streams, cancels and deletes kept responses. Needs no engine."""
 
     def __init__(self, serving: ResponsesServing) -> None:
         self._serving = serving
 
     async def answer(self, request: Request) -> Response:
-        """GET or DELETE /v1/responses/{response_id}. With `stream`, sends events after `starting_after`."""
+        """GET or DELETE /v1/responses/{response_id}. `stream` sends events after number `starting_after`."""
         response_id = request.path_params["response_id"]
         if request.method == "DELETE":
             await self._serving.delete(response_id)
@@ -168,7 +168,7 @@ class StatusEndpoints:
     def __init__(self, parts: AppParts) -> None:
         self._parts = parts
         self._whole_start: bytes | None = None
-        """The timeline as JSON, once the start has ended."""
+        """The whole timeline as JSON. None until the start has ended."""
 
     async def page(self, request: Request) -> Response:
         page = read_page()
@@ -222,7 +222,7 @@ class StatusEndpoints:
 
 
 def _resident_bytes(pid: int | None) -> int | None:
-    """Resident memory of a process in bytes. None if the system does not report it."""
+    """The resident memory of a process in bytes. None if the system does not report it."""
     if pid is None:
         return None
     try:

@@ -16,11 +16,11 @@ _QUERIES = {
     "/v1/responses/{response_id}": {"stream": "boolean", "starting_after": "integer"},
     "/v1/responses/{response_id}/input_items": {"after": "string", "limit": "integer", "order": "string"},
 }
-"""Path -> type of each query parameter of its GET route."""
+"""Path -> the types of the query parameters of its GET route, by name."""
 
 
 def build_openapi(routes: Sequence[BaseRoute], version: str) -> dict[str, Any]:
-    """The whole document. As in vLLM's, only error responses have a schema."""
+    """Builds the whole document. As in vLLM's document, the only responses with a schema are errors."""
     shown = [route for route in routes if isinstance(route, Route)]
     requests = [route.endpoint.model for route in shown if isinstance(route.endpoint, JsonEndpoint)]
     models: list[type] = [ErrorResponse, UnavailableResponse, *requests]

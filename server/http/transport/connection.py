@@ -1,6 +1,6 @@
-"""uvicorn's HTTP/1.1 connection with limits for how much and how fast a client sends, and how fast it reads.
+"""uvicorn's HTTP/1.1 connection, with limits for the amount and speed of what a client sends and reads.
 
-Probes have the same limits, but the limit of connections does not reject them.
+The same limits apply to probes, except that the limit of connections does not reject probes.
 """
 
 import asyncio
@@ -36,9 +36,9 @@ _MAX_PIPELINED = 32
 """The most requests that may wait behind a running one on the same connection."""
 _UPGRADE_HEADERS = (b"connection", b"upgrade", b"http2-settings")
 _TOO_MANY_PIPELINED = Rejection(400, f"More than {_MAX_PIPELINED} requests wait on this connection.")
-"""Only the log shows this error: the connection ends after the responses to the waiting requests.
+"""Only the log shows this error, because the connection ends after the responses to the waiting requests.
 
-The client may send the rest on a new connection.
+The client may send the remaining requests on a new connection.
 """
 _MALFORMED = Rejection(400, "The request is not valid HTTP/1.1.")
 _ENCODED = Rejection(400, "The request has a Transfer-Encoding other than 'chunked': send the body as it is.")
@@ -47,9 +47,9 @@ _ENCODED = Rejection(400, "The request has a Transfer-Encoding other than 'chunk
 def bounded_connections(
     limits: LimitsConfig, tls: Callable[[], ssl.SSLContext] | None = None
 ) -> Callable[..., asyncio.Protocol]:
-    """The factory with which uvicorn creates connections. They share one table.
+    """Returns the factory with which uvicorn creates connections. All connections share one table.
 
-    TLS is handled here: uvicorn itself is configured without it.
+    The factory also adds TLS, because uvicorn itself is configured without TLS.
     """
     table = ConnectionTable(raise_file_limit(limits.max_connections))
     if tls is None:
@@ -75,7 +75,7 @@ class BoundedConnection(HttpToolsProtocol):
         carrier: asyncio.Transport | None = None,
         **kwargs: Any,
     ) -> None:
-        """`carrier` is the transport below the connection's TLS. None without TLS."""
+        """`carrier` is the transport below the connection's TLS. It is None without TLS."""
         super().__init__(*args, **kwargs)
         self._limits = limits
         self._carrier = carrier
@@ -197,7 +197,7 @@ class BoundedConnection(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def evict(self) -> bool:
-        """Closes the connection at once to make room. False while bytes of the last response are unsent."""
+        """Closes the connection immediately. Returns False if bytes of the last response are unsent."""
         if self._transport.num_unsent_bytes:
             return False
         self._ignores_input = True
@@ -213,7 +213,7 @@ class BoundedConnection(HttpToolsProtocol):
     def _parse_without_upgrade(self, rest: bytes) -> None:
         """Parses the request again without its upgrade headers.
 
-        With them, the parser treats the body as data of another protocol.
+        With these headers, the parser would treat the body as data of another protocol.
         """
         lines = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url), b"connection: close"]
         lines += [name + b": " + value for name, value in self.headers if name not in _UPGRADE_HEADERS]
@@ -224,8 +224,8 @@ class BoundedConnection(HttpToolsProtocol):
     def _avoid_copies(cycle: RequestResponseCycle) -> None:
         """Prepares uvicorn's buffer for the next piece of a body, so that uvicorn copies less.
 
-        uvicorn adds pieces to a bytearray and passes on a copy of it. With empty bytes, it copies neither the
-        piece that it adds nor the bytes that it passes on.
+        uvicorn adds pieces to a bytearray, and passes a copy of the bytearray to the application. If the
+        buffer is empty bytes instead, neither of these steps copies.
         """
         if not cycle.body:
             cycle.body = b""  # type: ignore[assignment]
@@ -233,7 +233,7 @@ class BoundedConnection(HttpToolsProtocol):
             cycle.body = bytearray(cycle.body)  # the application has not taken the earlier piece
 
     def _find_head_error(self) -> Rejection | None:
-        """Why a request with complete headers must be rejected. None if it is accepted."""
+        """Why a request with complete headers must be rejected. None if the request is accepted."""
         if self._watch.may_exceed_head_limit(self._num_piece_bytes):
             num_bytes = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
             if num_bytes > self._limits.max_head_bytes:
@@ -254,7 +254,7 @@ class BoundedConnection(HttpToolsProtocol):
         return None
 
     def _drop(self, num_bytes: int) -> None:
-        """Drops a part of a body that nobody reads, because its response is complete.
+        """Drops a part of a body that is no longer read, because its response is complete.
 
         Closes the connection if the client sends too much.
         """
@@ -263,7 +263,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._close()
 
     def _reject(self, rejection: Rejection) -> None:
-        """Accepts no more input. Sends the reason, unless a response is being sent."""
+        """Accepts no more input from the client. Sends the reason, unless a response is being sent."""
         logger.debug("closing a connection: %s", rejection.message)
         self._ignores_input = True
         self._watch.disarm()
@@ -293,7 +293,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._close()
 
     def _close(self) -> None:
-        """The transport's `close` for uvicorn: sends the rest, and lingers."""
+        """Replaces the transport's `close`, which uvicorn calls. Sends the unsent bytes, and lingers."""
         if self._transport.is_closed:
             return
         self._watch.disarm()
@@ -327,7 +327,7 @@ class BoundedConnection(HttpToolsProtocol):
 
 
 def _without_chunks(cycle: RequestResponseCycle, app: ASGI3Application) -> ASGI3Application:
-    """The application for a client of HTTP/1.0, which has no chunks. A stream ends with the connection."""
+    """Wraps the application for HTTP/1.0, which has no chunks. A stream ends with the connection."""
     cycle.chunked_encoding = False
 
     async def run(scope: Any, receive: Any, send: Any) -> None:

@@ -1,4 +1,4 @@
-"""Limits the number of open connections. Idle ones are closed to make room for new ones."""
+"""Limits the number of open connections. Closes idle connections to make room for new ones."""
 
 import logging
 import resource
@@ -9,14 +9,15 @@ from typing import Protocol
 logger = logging.getLogger(__name__)
 
 _OTHER_FILES = 256
-"""Descriptors reserved for other files: about 20 when idle, more under load (media, templates, logs)."""
+"""Descriptors reserved for other files. An idle server has about 20 of them, and more under load (media,
+templates, logs)."""
 _LEAST_OTHER_FILES = 64
-"""If the limit of files is low, a quarter of the descriptors is reserved instead, but at least this many."""
+"""If the limit of files is low, a quarter of the descriptors is reserved instead, but at least so many."""
 _MAX_ASKED = 64
-"""The most idle connections that are asked to close for one new connection."""
+"""The most idle connections that the table tries to close for one new connection."""
 
 _SPARE_FILES = 16
-"""With fewer free descriptors, accepting will soon fail, and the kernel will reset new connections."""
+"""With fewer free descriptors, accepting connections will soon fail, and the kernel will reset new ones."""
 _WARN_EVERY_S = 60.0
 
 
@@ -24,7 +25,7 @@ class Evictable(Protocol):
     """A connection that can be closed to make room."""
 
     def evict(self) -> bool:
-        """Closes the connection at once. False if bytes of its last response are unsent."""
+        """Closes the connection immediately. Returns False if bytes of its last response are unsent."""
 
 
 class ConnectionTable:
@@ -34,13 +35,13 @@ class ConnectionTable:
         self.max_connections = max_connections
         self._open: set[Evictable] = set()
         self._idle: dict[Evictable, None] = {}
-        """Open connections without a running request, longest idle first."""
+        """Open connections without a running request. The longest idle connection is first."""
         self._next_warning_s = 0.0
 
     def add(self, connection: Evictable) -> bool:
-        """Adds a connection. If there are too many, closes the longest idle one.
+        """Adds a connection. If there are too many connections, closes the longest idle one.
 
-        False if none can be closed.
+        Returns False if there are too many and no idle connection can be closed.
         """
         self._open.add(connection)
         has_room = len(self._open) <= self.max_connections or self._evict_one()
@@ -55,7 +56,8 @@ class ConnectionTable:
     def check_free_files(self, fd: int) -> None:
         """Closes idle connections if few file descriptors are free.
 
-        `fd` is a new connection's descriptor. It was the lowest free one, so it shows how many are in use.
+        `fd` is a new connection's descriptor. The kernel assigns the lowest free number, so `fd` shows how
+        many descriptors are in use.
         """
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft == resource.RLIM_INFINITY or fd < soft - _SPARE_FILES:
@@ -75,7 +77,7 @@ class ConnectionTable:
         self._idle.pop(connection, None)
 
     def note_idle(self, connection: Evictable) -> None:
-        """Called when no request runs on the connection, which may linger before it closes."""
+        """Called when no request runs on the connection. The connection may linger before it closes."""
         if connection in self._open:
             self._idle[connection] = None
 
@@ -90,7 +92,7 @@ class ConnectionTable:
 
 
 def raise_file_limit(max_connections: int) -> int:
-    """Raises the limit of open files for `max_connections`. Returns how many connections it then allows."""
+    """Raises the limit of open files for `max_connections`. Returns how many connections the limit allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return max_connections

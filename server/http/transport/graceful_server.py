@@ -1,4 +1,4 @@
-"""uvicorn's server with a graceful shutdown, which also serves connections that wait to be accepted."""
+"""uvicorn's server with a graceful shutdown that also serves connections waiting to be accepted."""
 
 import asyncio
 import contextlib
@@ -14,13 +14,13 @@ _POLL_S = 0.01
 
 
 class GracefulServer(uvicorn.Server):
-    """Runs on the event loop. Does not handle signals: uvicorn's handlers would end the process."""
+    """Runs on the event loop. Does not handle signals, because uvicorn's handlers would end the process."""
 
     def announce_close(self) -> None:
-        """From now on, each response has `connection: close`, and its connection closes afterwards.
+        """Adds `connection: close` to each further response, and closes the connection after it.
 
-        Connections whose response headers are already sent stay open: their clients may be sending another
-        request.
+        A connection whose response headers are already sent stays open, because its client may be sending
+        another request.
         """
         close = (b"connection", b"close")
         self.config.encoded_headers.append(close)
@@ -33,7 +33,7 @@ class GracefulServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Closes the port after serving the connections that wait to be accepted.
 
-        Closing the port alone would reset these.
+        Closing the port alone would reset these connections.
         """
         last = [listener.dup() for listener in sockets or []]
         for server in self.servers:
@@ -48,7 +48,7 @@ class GracefulServer(uvicorn.Server):
         await super().shutdown(sockets=[])
 
     async def _adopt(self, client: socket.socket) -> None:
-        """Serves an accepted connection, without an ASGI lifespan."""
+        """Serves an accepted connection. There is no ASGI lifespan."""
 
         def create_protocol() -> asyncio.Protocol:
             return self.config.http_protocol_class(  # type: ignore[call-arg]
@@ -58,7 +58,7 @@ class GracefulServer(uvicorn.Server):
         await asyncio.get_running_loop().connect_accepted_socket(create_protocol, client)
 
     async def _wait_first_requests(self) -> None:
-        """Waits for the first requests of new connections. After the shutdown they would get no response."""
+        """Waits for the first requests of new connections. After the shutdown they would get no responses."""
         deadline_s = time.monotonic() + _FIRST_REQUEST_S
         while not self.force_exit and time.monotonic() < deadline_s:
             if all(getattr(c, "cycle", None) is not None for c in self.server_state.connections):

@@ -1,22 +1,22 @@
-"""Closes a connection within a time limit, in a way that lets the client read the last response."""
+"""Closes a connection within a time limit, so that the client can still read the last response."""
 
 import asyncio
 from collections.abc import Callable
 
 _LINGER_S = 5.0
-"""How long a client may still send or delay the end of TLS, in seconds, so that it can read the response."""
+"""How many seconds a connection stays open while the client still sends, or has not ended TLS."""
 
 
 class LingeringTransport:
-    """A transport for uvicorn whose `close` calls `on_close` instead.
+    """Wraps a transport for uvicorn. `close` calls `on_close` instead of closing.
 
-    Its other methods are the real transport's.
+    All methods that are not defined here are the methods of the wrapped transport.
     """
 
     def __init__(
         self, transport: asyncio.Transport, on_close: Callable[[], None], carrier: asyncio.Transport | None = None
     ) -> None:
-        """`carrier` is the transport to which a TLS transport writes. None without TLS."""
+        """`carrier` is the transport to which a TLS transport writes. It is None without TLS."""
         self._transport = transport
         self._carrier = carrier
         self.write = transport.write
@@ -29,7 +29,7 @@ class LingeringTransport:
 
     @property
     def num_unsent_bytes(self) -> int:
-        """Bytes that the kernel has not yet accepted for sending."""
+        """The number of bytes that the kernel has not yet accepted for sending."""
         carried = 0 if self._carrier is None else self._carrier.get_write_buffer_size()
         return self._transport.get_write_buffer_size() + carried
 
@@ -46,12 +46,12 @@ class LingeringTransport:
         self._carrier.set_write_buffer_limits(high=num_bytes // 2)
 
     def abort(self) -> None:
-        """Closes the connection at once and drops unsent bytes."""
+        """Closes the connection immediately and drops unsent bytes."""
         self.is_closed = True
         self._transport.abort()
 
     def note_lost(self) -> None:
-        """Called when the connection is lost. Stops lingering, and drops references that keep it alive."""
+        """Called when the connection is lost. Stops lingering, and drops references to the connection."""
         self.is_closed = True
         self.close = lambda: None
         if self._lingering is not None:
@@ -61,8 +61,8 @@ class LingeringTransport:
         """Sends the unsent bytes, then closes. Takes at most `timeout_s`, even if the client does not read.
 
         Closing while the client still sends would reset the connection, and the response would be lost. So
-        the transport lingers until the client stops sending. With TLS it lingers until the client ends the
-        TLS session. It reads and drops what the client sends meanwhile.
+        the transport lingers until the client stops sending. With TLS, the transport lingers until the
+        client ends the TLS session. Input is read and dropped meanwhile.
         """
         self.is_closed = True
         if self._transport.is_closing():

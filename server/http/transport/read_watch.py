@@ -1,4 +1,4 @@
-"""Follows how far a client has sent its request. Rejects requests above a limit of time or size."""
+"""Tracks which part of its request a client has sent. Rejects requests above a limit of time or size."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,12 +12,13 @@ from server.terms.http_body.response_body import error_response
 from server.terms.limits import LimitsConfig, flag_of
 
 READ_GRACE_S = 0.05
-"""Seconds added to each timeout, in which to read what arrived while this process was stopped.
+"""Seconds added to each timeout, so that input is read that arrived while this process was stopped.
 
-When the process continues, timers run before sockets are read.
+When a stopped process continues, the loop runs timers before it reads sockets.
 """
 _FRAMING_FACTOR = 8
-"""Most bytes of framing and trailers per byte of the body. A chunk of one byte has five bytes of framing."""
+"""The most bytes of framing and trailers per byte of the body. A chunk of one byte has five bytes of
+framing."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Rejection:
 
 
 class RejectedError(Exception):
-    """Raised in a callback of the parser, which then stops parsing the connection's input."""
+    """Raised in a callback of the parser. The parser then stops parsing the connection's input."""
 
     def __init__(self, rejection: Rejection) -> None:
         super().__init__(rejection.message)
@@ -57,7 +58,7 @@ class Stage(Enum):
 
 
 class ReadWatch:
-    """Watches what a client sends on one connection. A request in one piece (nearly all) needs no timer."""
+    """Watches what a client sends on one connection. Most requests arrive in one piece and need no timer."""
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class ReadWatch:
         is_reading: Callable[[], bool],
         on_timeout: Callable[[Rejection | None], None],
     ) -> None:
-        """`on_timeout` gets the rejection for a client that is too slow, or None if it has sent nothing.
+        """`on_timeout` gets the rejection of a client that is too slow, or None if nothing was sent.
 
         While `is_reading` returns false, the server has paused reading, and no timeout applies.
         """
@@ -80,7 +81,8 @@ class ReadWatch:
         self._body_end_s = 0.0
         """The deadline for the next part of the body."""
         self._num_bytes = 0
-        """The bytes of the head so far, or in a body the bytes of the body with its framing and trailers."""
+        """In a head, the bytes received so far. In a body, the received bytes of body, framing and
+        trailers."""
         self._num_body_bytes = 0
         self._num_heads = 0
         """The number of requests that begin in the piece that the parser is reading."""
@@ -102,7 +104,7 @@ class ReadWatch:
         self._num_bytes = self._num_body_bytes = 0
 
     def count_body(self, num_bytes: int) -> None:
-        """Counts a part of the body. It extends the deadline, to at most `body_timeout_s` from now."""
+        """Counts a part of the body. Each part extends the deadline, to at most `body_timeout_s` from now."""
         self._num_body_bytes += num_bytes
         if self._limits.min_body_rate:
             earned_s = num_bytes / self._limits.min_body_rate
@@ -128,7 +130,7 @@ class ReadWatch:
         return self._too_large()
 
     def may_exceed_head_limit(self, num_bytes: int) -> bool:
-        """Whether a head that ends in a piece of this size may be too large, so that it must be measured."""
+        """Whether a head that ends in a piece of this size may be too large. It must then be measured."""
         return self._num_bytes + num_bytes > self._limits.max_head_bytes
 
     def disarm(self) -> None:
@@ -138,7 +140,7 @@ class ReadWatch:
             self._timer = None
 
     def close(self) -> None:
-        """Called when the connection is closed. Drops the references that keep it in memory."""
+        """Called when the connection is closed. Drops the references to the connection."""
         self.disarm()
         self._is_reading, self._on_timeout = (lambda: False), (lambda _: None)
 

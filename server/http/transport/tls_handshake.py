@@ -1,4 +1,4 @@
-"""The TLS handshake of a connection. It counts as a connection, with the time limit of headers."""
+"""The TLS handshake of a connection. It counts as a connection, and has the time limit of headers."""
 
 import asyncio
 import ssl
@@ -12,10 +12,10 @@ from server.terms.limits import LimitsConfig
 
 
 class TlsHandshake(asyncio.Protocol):
-    """Represents a connection in uvicorn until its handshake ends, on the event loop.
+    """Stands for a connection in uvicorn's set until the handshake ends. Runs on the event loop.
 
-    With uvloop's own TLS listener, a connection reaches the server only after its handshake. Connections that
-    never complete it could not be counted, closed to make room, or closed at shutdown.
+    With uvloop's own TLS listener, a connection reaches the server only after its handshake. Connections
+    that never complete the handshake could not be counted, closed to make room, or closed at shutdown.
     """
 
     cycle = None
@@ -65,7 +65,7 @@ class TlsHandshake(asyncio.Protocol):
         self._carrier.abort()
 
     def evict(self) -> bool:
-        """Closes the connection at once: no request has arrived yet."""
+        """Closes the connection immediately, because no request has arrived yet."""
         self._carrier.abort()
         return True
 

@@ -1,1 +1,1 @@
-"""What all APIs share of JSON bodies: decoding, fields, limits of one request, errors."""
+"""JSON bodies of all APIs: decoding, common fields, limits of one request, errors."""

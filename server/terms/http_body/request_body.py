@@ -1,4 +1,4 @@
-"""Bodies of requests: base class, ranges of fields, decoding, limits. Each fault is a 400 with the field."""
+"""Bodies of requests: base class, ranges of fields, decoding, limits. Faults are 400s that name the field."""
 
 import codecs
 import json
@@ -23,19 +23,20 @@ _EMPTY: tuple[Any, ...] = ([], {})
 _GUIDED = "guided_"
 
 Ignored = Annotated[Any, Meta(extra={"support": "ignored"})]
-"""A field that has no effect, as in vLLM, although clients may expect an effect. Its first use is logged.
+"""A field that has no effect, as in vLLM, although clients may expect an effect. The first use is logged.
 
 Fields that are not declared have no effect, and are not logged.
 """
 
 Unsupported = Annotated[Any, Meta(extra={"support": "unsupported"})]
-"""A field that would change the answer. Any value but null, empty or the default is rejected with a 400."""
+"""A field that would change the answer. Any value except null, an empty value or the default is rejected
+with a 400."""
 
 TokenId = Annotated[int, Meta(ge=0, le=INT32_MAX)]
 TokenCount = TokenId
 OutputLimit = Annotated[int, Meta(ge=1, le=INT32_MAX)]
 NumChoices = Annotated[int, Meta(ge=1, le=INT32_MAX)]
-"""`n`. The operator's limit is checked later (`RequestBody.counted`)."""
+"""The field `n`. The operator's limit is checked later (`RequestBody.counted`)."""
 NumLogprobs = Annotated[int, Meta(ge=-1, le=INT32_MAX)]
 Truncation = Annotated[int, Meta(ge=-1, le=INT32_MAX)]
 """The number of prompt tokens to keep. -1 keeps as many as the model accepts."""
@@ -49,19 +50,21 @@ Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Text = Annotated[str, Meta(min_length=1)]
 Stop = Text | list[Text]
 CacheSalt = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^@/\\\x00]*$")]
-"""Has vLLM's limits, because vLLM's caches use the salt in paths."""
+"""A cache salt. It has vLLM's limits, because vLLM's caches use the salt in paths."""
 RequestId = Annotated[str, Meta(max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+(?!\n)$")]
-"""Has no control characters or line breaks: the id is logged and must not look like another log line."""
+"""A request id. It has no control characters or line breaks, because it is logged and must not look like
+another log line."""
 
 Messages = Annotated[list[dict[str, Any]], Meta(min_length=1)]
-"""Unchecked messages. The renderer checks roles and content parts."""
+"""Messages of a chat, not checked yet. The renderer checks roles and content parts."""
 _PLACE = re.compile(r"(?:`key` in )?`\$\.?(.*)`", re.DOTALL)
 _MISSING_FIELD = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 _OUT_OF_RANGE = re.compile(r"Expected `(?:int|float)` [<>]")
 _NUMBERS = {b"true": msgspec.Raw(b"1"), b"false": msgspec.Raw(b"0")}
 _MAX_SHOWN = 200
 _OTHER_ENCODINGS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, b"\0")
-"""Beginnings of JSON that is not plain UTF-8, besides a null as second byte (RFC 4627, section 3)."""
+"""The first bytes of JSON that is not plain UTF-8. Such JSON may also have a null as second byte (RFC 4627,
+section 3)."""
 
 
 class Counted(NamedTuple):
@@ -79,7 +82,7 @@ class RequestBody(msgspec.Struct):
 
     @property
     def num_sequences(self) -> int:
-        """How many sequences the engine runs for the request: at least 1."""
+        """How many sequences the engine runs for the request. At least 1."""
         return 1
 
     def counted(self) -> Iterable[Counted]:
@@ -122,7 +125,7 @@ def check_generation_prompt(add_generation_prompt: bool | None, continue_final_m
 
 
 def opens_message(add_generation_prompt: bool | None, continue_final_message: bool) -> bool:
-    """Whether the template opens a new message. By default, unless the last message is continued."""
+    """Whether the template opens a new message. The default is yes, unless the last message is continued."""
     return not continue_final_message if add_generation_prompt is None else add_generation_prompt
 
 
@@ -159,7 +162,7 @@ class RequestDecoder(Generic[T]):
         return request
 
     def _decode_values(self, body: bytes) -> T:
-        """Decodes a body. If that fails, decodes it by vLLM's rules: a text or boolean may be a number."""
+        """Decodes a body. If that fails, follows vLLM's rules, where a text or boolean may be a number."""
         members: dict[str, msgspec.Raw] = {}
         try:
             try:
@@ -181,10 +184,10 @@ def _to_utf8(body: bytes) -> bytes:
 
 
 def check_num_values(body: bytes, most: int) -> None:
-    """Raises RequestError for a body with too many values: three bytes of JSON may take sixty in memory.
+    """Raises RequestError for a body with too many values. Three bytes of JSON may take sixty in memory.
 
-    Each value but the first follows a comma or an opening bracket. If there are many of these, those within
-    texts are subtracted.
+    Each value except the first follows a comma or an opening bracket, so the function counts these. If the
+    count is too high, it counts again without commas and brackets in texts.
     """
     if len(body) <= most or count(body, b",[{") < most:
         return
@@ -210,7 +213,7 @@ def check_limits(request: RequestBody, limits: LimitsConfig) -> None:
 
 @contextmanager
 def field_names(own: Mapping[str, str]) -> Iterator[None]:
-    """Errors of a chat request name the original API's fields. `own`: chat's field -> original field."""
+    """Within the block, errors name the fields of another API. `own`: field of a chat -> that API's field."""
     try:
         yield
     except RequestError as err:
@@ -222,7 +225,7 @@ def field_names(own: Mapping[str, str]) -> Iterator[None]:
 
 
 def _explain(error: str, model: type[msgspec.Struct], members: dict[str, msgspec.Raw]) -> RequestError:
-    """Turns msgspec's error into one with the field. For a number out of range, names the whole range."""
+    """Turns msgspec's error into an error that names the field, and the range if a number is outside."""
     what, _, place = error.rpartition(" - at ")
     located = _PLACE.fullmatch(place)
     what, path = (what, located[1]) if located else (error, "")

@@ -1,4 +1,4 @@
-"""What all APIs share of answers: error bodies, events of streams, and sending them."""
+"""Answers of all APIs: error bodies, events of streams, and sending them."""
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
@@ -30,7 +30,7 @@ _HEADERS_OF_STATUS: dict[int, Headers] = {
     415: ((b"accept-encoding", b"identity"),),
     503: _RETRY_AFTER,
 }
-"""Status -> its headers. For 413, because the body is not read."""
+"""Status -> additional headers. A 413 closes the connection, because the request's body is not read."""
 _END: AsgiMessage = {"type": "http.response.body", "body": b""}
 ServerStatus = Literal["starting", "draining", "dead", "hung"]
 _ERROR_TYPES = {
@@ -51,7 +51,7 @@ class BinaryResponse(NamedTuple):
 
 
 def encode_named_event(payload: dict[str, Any]) -> bytes:
-    """Encodes an event that is named by its member `type`."""
+    """Encodes an event. Its name is the payload's member `type`."""
     name: str = payload["type"]
     return b"event: " + name.encode() + b"\n" + encode_event(payload)
 
@@ -62,7 +62,7 @@ def encode_event(payload: Any) -> bytes:
 
 
 class ErrorDetails(msgspec.Struct):
-    """Details for a client's library, which does not parse the message."""
+    """Details for a client's library, so that it need not parse the message."""
 
     error_code: str
 
@@ -78,11 +78,11 @@ class ErrorInfo(msgspec.Struct, kw_only=True):
 
 
 class ErrorResponse(msgspec.Struct):
-    """The body of every error but the 503 of a server that is not ready."""
+    """The body of every error, except the 503 of a server that is not ready."""
 
     error: ErrorInfo
     detail: str | UnsetType = UNSET
-    """`Not Found`, as FastAPI answers, for an endpoint that does not fit the model."""
+    """`Not Found` for an endpoint that does not fit the model. FastAPI answers the same."""
 
 
 class UnavailableInfo(msgspec.Struct, kw_only=True):
@@ -107,7 +107,7 @@ class UnavailableResponse(msgspec.Struct):
 
     @property
     def may_retry(self) -> bool:
-        """Whether the answer invites the client to try again."""
+        """Whether the response has a Retry-After header."""
         return self.status not in ("dead", "hung")
 
 
@@ -123,7 +123,7 @@ class FailureFormat:
     to_body: Callable[[ErrorResponse], Any]
     encode_event: Callable[[Any], bytes]
     end: bytes
-    """The last bytes of every stream, failed or not."""
+    """The last bytes of every stream, whether it failed or not."""
 
     def event(self, error: Exception) -> bytes:
         """Encodes an exception as an event of a stream."""
@@ -134,7 +134,7 @@ OPENAI = FailureFormat(to_body=lambda response: response, encode_event=encode_ev
 
 
 def describe_failure(error: Exception) -> ErrorResponse:
-    """The error body for any exception. An unexpected one is logged, and its body gives no details."""
+    """The error body for any exception. Logs an unexpected exception. Its body has no details."""
     if isinstance(error, UnsupportedApiError):
         body = error_response(error.message, type=error.type, code=error.status)
         return structs.replace(body, detail="Not Found")
@@ -152,7 +152,7 @@ def describe_failure(error: Exception) -> ErrorResponse:
 async def end_stream(
     events: AsyncGenerator[bytes, None], failures: FailureFormat = OPENAI
 ) -> AsyncGenerator[bytes, None]:
-    """The stream, followed by the API's end of streams. An exception becomes an error event before that end.
+    """Yields the stream and the API's end of streams. Turns an exception into an error event before the end.
 
     Raises:
         RequestError: the engine has rejected the request before the first event.
@@ -172,7 +172,7 @@ async def end_stream(
 
 
 def _to_anthropic_error(response: ErrorResponse) -> dict[str, Any]:
-    """Anthropic's error, with the fields of OpenAI's error in addition."""
+    """Anthropic's error, which also has the fields of OpenAI's error."""
     code = response.error.code
     default = "invalid_request_error" if code < HTTPStatus.INTERNAL_SERVER_ERROR else "api_error"
     return {"type": "error", "error": structs.replace(response.error, type=_ERROR_TYPES.get(code, default))}
@@ -182,12 +182,12 @@ ANTHROPIC = FailureFormat(to_body=_to_anthropic_error, encode_event=encode_named
 
 
 def failure_format(path: str) -> FailureFormat:
-    """The format of errors on this path that occur outside of its route."""
+    """The format of errors on this path that occur before its route runs."""
     return ANTHROPIC if path in ("/v1/messages", "/v1/messages/count_tokens") else OPENAI
 
 
 async def send_json(send: Send, body: Any, *, status: int = 200, headers: Headers = ()) -> None:
-    """Sends a complete response. `body` as bytes is already encoded JSON."""
+    """Sends a complete response. If `body` is bytes, it is already encoded JSON."""
     payload = body if isinstance(body, bytes) else _encoder.encode(body)
     await send_bytes(send, payload, content_type=b"application/json", status=status, headers=headers)
 
@@ -209,14 +209,14 @@ async def send_failure(send: Send, error: Exception, failures: FailureFormat = O
 
 
 async def send_unavailable(send: Send, problem: UnavailableResponse, failures: FailureFormat = OPENAI) -> None:
-    """Sends the 503 of a server that accepts no requests. Clients may retry, unless the server is dead."""
+    """Sends the 503 of a server that accepts no requests. Clients may retry unless it is dead or hung."""
     error = problem.error
     body = problem if failures is OPENAI else failures.to_body(error_response(error.message, type=error.type, code=503))
     await send_json(send, body, status=503, headers=_RETRY_AFTER if problem.may_retry else ())
 
 
 async def send_events(send: Send, events: AsyncGenerator[bytes, None], headers: Callable[[], Headers]) -> None:
-    """Sends a stream of server-sent events. If sending ends early, the generator is closed.
+    """Sends a stream of server-sent events. Closes the generator if sending ends early.
 
     The headers are sent with the first event, because they contain its timing.
     """
