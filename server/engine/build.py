@@ -179,7 +179,7 @@ def _batched_tokens(config: EngineConfig) -> int:
 
 
 def _working_memory(model: PreTrainedModel, config: EngineConfig) -> WorkingMemory:
-    """The memory that a step needs on a GPU. None is added on a CPU: the cache leaves enough memory free."""
+    """The memory that a step needs on a GPU. Zero on a CPU, where the cache leaves enough memory free."""
     if model.device.type == "cpu":
         return NO_WORKING_MEMORY
     return estimate_working_memory(
@@ -191,7 +191,7 @@ def _working_memory(model: PreTrainedModel, config: EngineConfig) -> WorkingMemo
 
 
 def _guess_shapes(model: PreTrainedModel) -> dict[int, LayerShape]:
-    """An upper bound for models that cannot be probed: keys and values of all heads in every layer."""
+    """The largest possible shapes, for models that cannot be probed. Assumes keys and values of all heads."""
     text = model.config.get_text_config(decoder=True)
     heads = getattr(text, "num_attention_heads", None) or 1
     dim = getattr(text, "head_dim", None) or text.hidden_size // heads

@@ -136,7 +136,7 @@ def _override(model_config: PreTrainedConfig, entries: dict[str, Any]) -> None:
 
 
 def derive_max_model_len(model_config: PreTrainedConfig, config: EngineConfig, own: int | None = None) -> int:
-    """The maximum length in tokens that is configured, or else `own`, the longest that the model supports.
+    """Returns the configured maximum length in tokens, or else `own`, the longest that the model supports.
 
     The user may allow longer sequences for a model with RoPE, which computes any position. Other models
     have a position table of fixed length.

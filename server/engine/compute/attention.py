@@ -1,8 +1,9 @@
 """Attention over a packed batch, called by the model's layers through transformers' attention interface.
 
 Each layer writes the step's keys and values into the KV cache, and attends per sequence. Decoding sequences
-in neighbouring slots share one call. Each prompt chunk has a call of its own. A decode folds grouped query
-heads into the query length, so that each key is read once instead of once per query head.
+in neighbouring slots share one call. Each prompt chunk has a call of its own. For decoding sequences,
+grouped query heads are folded into the query length, so that each key is read once instead of once per
+query head.
 """
 
 import math

@@ -13,10 +13,11 @@ from server.engine.lora.layers import AdaptedLayers
 from server.engine.sequence import Chunk, Sequence
 
 _CALL_COST_TOKENS = 256
-"""An attention call takes 10 us, as long as so many padded tokens (0.05 us each)."""
+"""The cost of an attention call, in padded tokens. A call takes 10 us, and a padded token 0.05 us."""
 _MIN_SHARED_TOKENS = 512
 _MIN_SAVED_TOKENS = 1536
-"""To read a shared prefix only once takes another call, which costs as much as reading so many keys."""
+"""The fewest key reads that a shared prefix must save. Reading it only once needs another call, which costs
+as much."""
 
 CountShared = Callable[[list[int]], int]
 """Slots -> the number of first tokens that these slots have in the same memory."""
@@ -29,7 +30,7 @@ class DecodeGroup:
     first_slot: int
     last_slot: int
     length: int
-    """The number of keys of the longest member. The call reads so many keys in each slot."""
+    """The number of keys that the call reads in each slot. It is the number of keys of the longest member."""
     rows: slice
     """The members' rows in the packed batch, in the order of slots."""
     slot_rows: torch.Tensor | None
@@ -41,8 +42,8 @@ class DecodeGroup:
     lengths: torch.Tensor
     """The number of keys in each slot, shape [slots]."""
     num_shared_tokens: int
-    """The number of first tokens that all members have in the same memory. 0 if a separate call is not
-    worth it."""
+    """The number of first tokens that all members have in the same memory. 0 if these are too few for a
+    separate call."""
 
 
 @dataclass(frozen=True)

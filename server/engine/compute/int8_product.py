@@ -109,7 +109,7 @@ def _largest_activation() -> int:
 class QuantizedLayers:
     """The linear layers that a model's tokens pass through, in int8. Their original weights are freed.
 
-    If an embedding shares the head's weight, that original weight is not freed.
+    An exception is the head's weight if an embedding shares it. This weight is not freed.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

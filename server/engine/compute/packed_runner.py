@@ -1,7 +1,7 @@
 """Runs any attention-only causal LM of transformers on a packed batch: one forward pass for all sequences.
 
 transformers' own continuous batching does the same with paged attention, but it supports only temperature,
-top-k and top-p per request, and repeats keys for grouped heads. docs/dev/decisions.md has the figures.
+top-k and top-p per request, and repeats keys for grouped heads. docs/dev/decisions.md has measurements.
 """
 
 import inspect

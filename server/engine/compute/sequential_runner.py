@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 _CACHE_NAMES = ("past_key_values", "cache_params")
 _TOLERANCE = 0.1
-"""The allowed difference, relative to the largest logit. Half precision causes a smaller difference, and a
-wrongly continued state a larger one."""
+"""The allowed difference, relative to the largest logit. Half precision causes a smaller difference. A
+state that is continued wrongly causes a larger difference."""
 
 
 class SequentialRunner:
@@ -84,7 +84,7 @@ class SequentialRunner:
     def _forward(
         self, token_ids: list[int], *, begin: int = 0, cache: Any = None, embeds: torch.Tensor | None = None
     ) -> Any:
-        """Computes tokens. `embeds` are the embeddings of a whole prompt, whose tokens come first."""
+        """Computes tokens. `embeds` replace the embeddings of the first tokens, a whole prompt."""
         device = self._model.device
         kwargs: dict[str, Any] = {"use_cache": self._cache_name is not None}
         if self._cache_name is not None:

@@ -1,4 +1,4 @@
-"""Chooses how many threads compute a step, by the processor time that other processes leave.
+"""Chooses how many threads compute a step, by the processor time that other processes leave free.
 
 All threads of a matrix product wait for the slowest one, so a thread without a processor of its own costs
 more than it adds. The kernel reports how long threads waited, and what other processes used. The effect of
@@ -17,7 +17,8 @@ from base.machine.processors import ProcessorTime, ProcessorUse
 logger = logging.getLogger(__name__)
 
 _WINDOW_S = 0.25
-"""The length of a window. It has two periods of a cgroup's quota, and dozens of the kernel's time slices."""
+"""The length of a window. It covers two periods of a cgroup's quota, and dozens of the kernel's time
+slices."""
 _MIN_GAIN = 0.03
 """An added thread must make steps shorter by this share. Otherwise its processor is left to other
 processes."""
@@ -87,7 +88,8 @@ class ThreadCount:
         """The size of a step in tokens -> the seconds of such steps in this window."""
         self._num_tokens = 0
         self._is_steady = False
-        """Whether the last two steps had the same size, so that the next ones can probably be compared."""
+        """Whether the last two steps had the same size, so that later steps can probably be compared with
+        them."""
         self._trial: _Trial | None = None
         self._fewer, self._more = _Delay(), _Delay()
         self._logged_s = -math.inf

@@ -1,7 +1,8 @@
-"""While requests run, records the layers of a model as graphs of torch's operators, which run without Python.
+"""Records a model's layers as graphs of torch's operators, while requests run. Graphs run without Python.
 
 A graph has exactly the operators that the layer calls, so its outputs have the same bits. Each graph is
-compared with its layer before it is used. docs/dev/decisions.md has the share of time that Python took.
+compared with its layer before it is used. docs/dev/decisions.md has the share of time that Python takes
+without graphs.
 """
 
 import logging
@@ -27,9 +28,10 @@ logger = logging.getLogger(__name__)
 
 _EXAMPLE_TOKENS = (11, 1, 6)
 """The number of tokens of each recorded pass. The first pass is traced, and the graph is checked with the
-others. A trace takes every size of 11 for the number of tokens."""
+others. In a trace, every size of 11 counts as the number of tokens."""
 _MAX_JOINED_BYTES = 1 << 30
-"""Larger models are not joined: joining would save less than 1 % of a token, and its check takes long."""
+"""The layers of larger models are not joined. Joining would save less than 1 % of a token's time, and its
+check takes long."""
 _CONSTANTS = (type(None), bool, int, float, str)
 
 
@@ -109,8 +111,8 @@ class LayerTracer:
     """Replaces the forwards of a model's layers, one at a time, on the engine's thread.
 
     A layer keeps its forward if its graph would depend on values of its inputs. An example is a layer that
-    loops over the experts which its router has chosen. A replaced forward also runs if arguments other than
-    tensors differ from the recorded arguments.
+    loops over the experts that its router has chosen. The original forward also runs if arguments other
+    than tensors differ from the recorded arguments.
     """
 
     def __init__(self, model: PreTrainedModel, attention: PackedAttention, is_adapted: Callable[[], bool]) -> None:
@@ -225,7 +227,7 @@ class _Call(NamedTuple):
     kwargs: dict[str, Any]
     tensors: list[torch.Tensor]
     form: list[Any]
-    """Names and values of the arguments. For a tensor, its number of dimensions instead of a value."""
+    """Names and values of the arguments. A tensor is represented by its number of dimensions and its type."""
 
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Call":
@@ -247,7 +249,7 @@ class _Call(NamedTuple):
         return all(mine is its for mine, its in zip(self.tensors[1:], other.tensors[1:], strict=True))
 
     def run(self, forward: Callable[..., Any], tensors: Seq[torch.Tensor] | None = None) -> Any:
-        """Calls a function with these arguments, with `tensors` in place of the recorded ones if given."""
+        """Calls a function with these arguments. `tensors`, if given, replace the recorded tensors."""
         rest = iter(self.tensors if tensors is None else tensors)
 
         def fill(value: Any) -> Any:
@@ -260,7 +262,7 @@ class _Call(NamedTuple):
 
 
 class _TracedForward:
-    """The forward of a layer: its graph, or the original forward where the graph does not apply."""
+    """The forward of a layer. Runs the graph, or the original forward if the graph does not apply."""
 
     def __init__(
         self,
@@ -360,10 +362,10 @@ def _trace(forward: Callable[..., Any], call: _Call, is_adapted: Callable[[], bo
 
 
 def _record(function: Callable[..., Any], inputs: list[torch.Tensor]) -> Any:
-    """Records the operators that a function calls for some inputs, as a function of all such inputs.
+    """Records the operators that a function calls for example inputs. Returns them as a function.
 
     Raises:
-        ValueError: values of the inputs decided which operators were called.
+        ValueError: which operators are called depends on values of the inputs.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

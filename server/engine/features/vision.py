@@ -108,7 +108,7 @@ class _ImageCache:
     """Replaces the model's `get_image_features` by a function that caches results.
 
     All images of a prompt are one entry. A later turn of a conversation finds the entry if its images are
-    the same, whatever its text is.
+    the same, even if its text differs.
     """
 
     def __init__(self, model: PreTrainedModel, max_bytes: int) -> None:

@@ -32,7 +32,7 @@ class LowRank(NamedTuple):
     """The update of one layer, `x @ down.T @ up`. An embedding's update is `down[ids] @ up`."""
 
     down: torch.Tensor
-    """Shape [rank, inputs]. For an embedding: [vocabulary, rank]."""
+    """Shape [rank, inputs], or [vocabulary, rank] for an embedding."""
     up: torch.Tensor
     """Shape [rank, outputs]. Includes the scaling."""
 
@@ -259,7 +259,7 @@ class AdapterConfig(msgspec.Struct, frozen=True):
 
 
 def _find_by_pattern(patterns: dict[str, Any] | None, module: str) -> float | None:
-    """The value of the first pattern that, as in PEFT, matches the whole name or its end after a dot."""
+    """The value of the first pattern that matches the name, or the name's end after a dot, as in PEFT."""
     for pattern, value in (patterns or {}).items():
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):

@@ -31,7 +31,7 @@ class Adapters:
         self._registered: dict[int, _Registered] = {}
 
     def add(self, adapter_id: int, name: str, folder: Path) -> None:
-        """Reads and registers an adapter. An older adapter may have the same name, and is unloaded later.
+        """Reads and registers an adapter. Another one with the same name may exist, and is unloaded later.
 
         Raises:
             AdapterMissingError: there is no adapter in the folder.

@@ -126,7 +126,7 @@ class AdaptedLayers:
 
 
 class _Stack:
-    """One layer's updates by several adapters, side by side, so that two products compute all of them."""
+    """One layer's updates by several adapters, side by side. Two products then compute all updates."""
 
     def __init__(self, updates: dict[int, LowRank]) -> None:
         self._updates = updates
@@ -171,8 +171,8 @@ class _StepRows:
         """Adapter -> its rows. The base model has no entry."""
         self.adapter_ids = tuple(sorted(spans))
         self.is_masked = not self._is_one_block and self._num_rows <= _MASKED_ROWS
-        """Whether products are computed for all rows, and `mask` then clears values of other adapters'
-        rows."""
+        """Whether products are computed for all rows. `mask` then clears the values that belong to no
+        adapter."""
 
     @property
     def _is_one_block(self) -> bool:

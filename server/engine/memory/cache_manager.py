@@ -1,6 +1,6 @@
 """The memory of running sequences: slots of the KV cache, a budget in tokens, and the prefix cache.
 
-Scheduler and runners call this module. It imports none of them.
+Scheduler and runners call this module. It imports neither the scheduler nor the runners.
 """
 
 import logging
@@ -47,7 +47,7 @@ class CacheManager:
 
     @property
     def num_free_slots(self) -> int:
-        """The most sequences that could be admitted in addition."""
+        """The number of free slots, which is the most sequences that could be admitted."""
         return len(self._free_slots)
 
     @property
@@ -111,7 +111,7 @@ class CacheManager:
         self._shrink_prefixes(0)
 
     def max_prefix(self, sequence: Sequence) -> int:
-        """The most tokens of the sequence's prompt that could come from other prompts."""
+        """The most tokens of the sequence that a cached prefix could provide."""
         return 0 if self._prefixes is None else self._prefixes.max_match(sequence)
 
     @property

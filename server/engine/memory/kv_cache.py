@@ -47,7 +47,7 @@ class Slots(Protocol):
         """Holds the first `length` tokens of an open slot, until `drop` is called with the result."""
 
     def drop(self, kept: Any) -> None:
-        """Ends the holding that `keep` has begun."""
+        """Releases the tokens that `keep` holds."""
 
     def count_running_tokens(self, source: Any, length: int) -> int:
         """How many of the source's first `length` tokens could be shared with running sequences."""
@@ -188,7 +188,7 @@ class CopiedSlots:
         return 0
 
     def _clear(self, part: torch.Tensor) -> None:
-        """Writes zeros. Attention multiplies masked values by 0, and a NaN in them would stay NaN."""
+        """Writes zeros. Attention multiplies masked values by 0, and a NaN times 0 would still be NaN."""
         if self._pages is None:
             part.zero_()
             return

@@ -1,1 +1,1 @@
-"""Models that pool. Read `core`, then `heads`."""
+"""Pooling models, which compute embeddings, scores and classes. Read `core`, then `heads`."""

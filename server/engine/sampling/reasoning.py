@@ -23,7 +23,7 @@ class ReasoningState:
     """
 
     def __init__(self, rules: ReasoningRules, token_bytes: TokenBytes | None) -> None:
-        """Without `token_bytes`, a marker is found only as a token of its own."""
+        """Without `token_bytes`, finds only markers that are a token of their own."""
         self._rules = rules
         self._starts = MarkerFinder(rules.starts, token_bytes)
         self._ends = MarkerFinder(rules.ends, token_bytes)

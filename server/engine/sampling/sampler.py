@@ -234,15 +234,15 @@ def _count_tokens(sequence: Sequence) -> _TokenCounts:
 
 
 _MAX_ROWS = 64
-"""Rows computed at once. All rows of a prompt would take gigabytes with a large vocabulary."""
+"""The rows computed at once. All rows of a prompt would take gigabytes with a large vocabulary."""
 _LEAST = -9999.0
-"""What vLLM and OpenAI report for an impossible token, because JSON has no infinity."""
+"""The log-probability that vLLM and OpenAI report for an impossible token, because JSON has no infinity."""
 
 
 def add_prompt_logprobs(chunk: Chunk, logits: torch.Tensor) -> None:
     """Adds, for each token of a chunk, the log-probability of the prompt token after it.
 
-    The first token of a prompt has none.
+    The first token of a prompt has no log-probability.
 
     Args:
         logits: the logits of all tokens of the chunk.
@@ -259,7 +259,7 @@ def describe(logits: torch.Tensor, token_ids: Seq[int], nums_top: Seq[int]) -> l
 
     Args:
         logits: shape [rows, vocab].
-        token_ids: the token of each row, which is the sampled one or the next one of the prompt.
+        token_ids: the token of each row, either the sampled token or the next token of the prompt.
         nums_top: how many of the most likely tokens to report for each row.
     """
     result: list[TokenLogprob] = []

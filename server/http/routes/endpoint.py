@@ -74,7 +74,7 @@ class JsonEndpoint(Generic[T]):
         takes_embeds: bool = False,
         failures: FailureFormat = OPENAI,
     ) -> None:
-        """`model` is the type of the request. `takes_embeds`: whether embeddings may enlarge its body."""
+        """`model` is the type of the request. `takes_embeds`: whether embeddings may make its body larger."""
         self.model = model
         self._parts = parts
         self._decoder = RequestDecoder(model, parts.admission.limits)
