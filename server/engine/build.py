@@ -141,7 +141,7 @@ def _choose_runner(model: PreTrainedModel) -> tuple[Runner, dict[int, LayerShape
 
 
 def _quantize(runner: Runner, model: PreTrainedModel, phases: Phases) -> QuantizedLayers:
-    """Quantizes before the cache takes the remaining memory. Choosing the runner has read no weights yet."""
+    """Runs before the cache takes the other memory, and after choosing the runner, which reads no weights."""
     if model.device.type != "cpu":
         raise EngineStartError(INT8_ON_GPU)
     if not isinstance(runner, PackedRunner):

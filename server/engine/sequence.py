@@ -93,7 +93,7 @@ class Sequence:
 
     @property
     def can_reuse_prefix(self) -> bool:
-        """Whether a cached prefix may be used. Not with prompt log-probabilities, which need all logits."""
+        """Whether a cached prefix may be used. Prompt log-probabilities need the logits of all tokens."""
         return self.params.prompt_logprobs is None and not self.is_private
 
     def append(self, token_id: int) -> None:

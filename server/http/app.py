@@ -67,7 +67,7 @@ class ServerApp(Starlette):
         root_path: str,
         is_probe_seen: bool,
     ) -> None:
-        """`middleware` is outermost first. `root_path` is the prefix that a proxy adds to all paths.
+        """`middleware` is outermost first. `root_path` is the path prefix of this server behind a proxy.
 
         `is_probe_seen`: whether probes also pass through the middleware.
         """

@@ -95,7 +95,7 @@ class ServerRun:
         bound_unsent_bytes(self._options.listener, self._options.limits.send_buffer_bytes)
 
     async def _serve(self) -> None:
-        """Accepts connections immediately, or once this server listens."""
+        """Accepts connections immediately, or as soon as this server listens."""
         await self._may_accept.wait()
         if self._server.http.should_exit:
             return

@@ -1,4 +1,4 @@
-"""Wires the API process's objects. All other modules receive the objects that they use in constructors."""
+"""Wires the API process's objects. All other modules receive the objects that they use."""
 
 import socket
 from collections.abc import Callable

@@ -93,7 +93,7 @@ class LoraModule:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolerConfig:
-    """How a pooling model turns hidden states into vectors or scores. None: as the model's files say."""
+    """How a pooling model makes vectors or scores. If a field is None, the model's files set it."""
 
     task: PoolingTask | None = None
     """The task of /pooling if a model supports several tasks. Scores are computed from the same task."""
@@ -232,7 +232,7 @@ class EngineConfig:
     num_threads: int | None = from_variable(env.OMP_NUM_THREADS)
     """The threads of the forward pass. None: one for each processor that other processes leave free."""
     enable_prompt_embeds: bool = setting(False, filled_by="--enable-prompt-embeds")
-    """With True, a model that cannot take embeddings as prompts fails at the start."""
+    """If True, a model that cannot take embeddings as prompts fails at the start."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

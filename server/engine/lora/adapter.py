@@ -107,7 +107,7 @@ def _pair(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, tuple[tor
 
 
 def _find_module(model: PreTrainedModel, name: str) -> str | None:
-    """The path of a module in the model. Names lack a prefix if the adapter was trained without the head."""
+    """The path of a module in the model. `name` lacks a prefix if the trained model had no head."""
     for path in (name, f"{model.base_model_prefix}.{name}"):
         try:
             model.get_submodule(path)

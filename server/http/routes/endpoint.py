@@ -35,7 +35,7 @@ ResponseBody = dict[str, Any] | bytes | BinaryResponse | AsyncGenerator[bytes, N
 """An object to be encoded as JSON, encoded JSON, another body of bytes, or events."""
 Handler = Callable[[T, RequestContext], Awaitable[ResponseBody]]
 _LARGE_BODY_BYTES = 32 << 10
-"""Larger bodies are decoded on a thread. For this size, the hand-over takes about as long as decoding."""
+"""Larger bodies are decoded on a thread. For this size, switching to a thread takes as long as decoding."""
 
 
 @dataclass(frozen=True, kw_only=True)

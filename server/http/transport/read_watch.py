@@ -12,7 +12,8 @@ from server.terms.http_body.response_body import error_response
 from server.terms.limits import LimitsConfig, flag_of
 
 READ_GRACE_S = 0.05
-"""Seconds added to each timeout, so that input is read that arrived while this process was stopped.
+"""Seconds added to each timeout. In this time, the loop reads input that arrived while the process was
+stopped.
 
 When a stopped process continues, the loop runs timers before it reads sockets.
 """
