@@ -1,1 +1,4 @@
-"""One folder or file per API, with its bodies and its serving. The routes: `server/http/routes/table.py`."""
+"""The APIs. Each has a folder or file with its request bodies and its serving.
+
+`server/http/routes/table.py` has the routes.
+"""

@@ -190,7 +190,7 @@ class MediaFetcher:
         return url
 
     def _check(self, url: URL) -> None:
-        """Raises MediaError if the operator does not allow the host. `PublicResolver` checks a name's addresses."""
+        """Raises MediaError if the operator does not allow the host. Does not resolve host names."""
         host = (url.host or "").lower().rstrip(".")
         if url.scheme not in ("http", "https"):
             raise MediaError(f"the URL redirects to {url.scheme!r}, which is neither http nor https")
