@@ -272,7 +272,7 @@ class RunningRequests:
 
     def __init__(self) -> None:
         self.is_cancelled = False
-        """Whether `cancel` was called. After that, requests are cancelled though their clients are connected."""
+        """Whether `cancel` was called. Later, a cancelled request does not mean that its client is gone."""
         self._running: set[asyncio.Task[Any]] = set()
         self._last_activity_s = -inf
         self._idle = asyncio.Event()

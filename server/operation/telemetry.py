@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class StatsLine:
-    """Logs a line of figures every ten seconds, with vLLM's text. While the server is idle, logs at DEBUG.
+    """Logs a line of figures with vLLM's text, every ten seconds by default. Logs at DEBUG on an idle server.
 
     Call `start` on the event loop, and `close` before the loop ends.
     """

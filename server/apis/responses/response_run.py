@@ -68,7 +68,7 @@ class ResponseRun:
                 yield self._numbered(event)
 
     def last_event(self) -> ResponseEvent:
-        """The event with the final response. As in vLLM, incomplete responses also get `response.completed`."""
+        """The event with the final response. As in vLLM, `response.completed` also ends incomplete ones."""
         kind = "response.failed" if self.response["status"] == "failed" else "response.completed"
         return self._numbered(create_event(kind, response=self.response))
 
