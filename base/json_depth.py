@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 MOST_LEVELS: Final = 200
 """The most levels of objects and arrays inside one another. Pydantic's parser has the same limit.
 
-Python functions that call themselves two or three times per level stay below the interpreter's limit of 1,000
-calls with it.
+With this limit, Python functions that call themselves two or three times per level stay below the
+interpreter's limit of 1,000 calls.
 """
 
 _PIECE_BYTES: Final = 1 << 17

@@ -67,7 +67,7 @@ class StartView(Protocol):
         """How the server was started. Facts that are not known yet are empty."""
 
     def phase_seconds(self) -> Mapping[str, float]:
-        """The seconds so far in which the start waited for each phase, by `process:phase`."""
+        """How many seconds the start has waited for each phase so far, by `process:phase`."""
 
 
 class IllegalTransitionError(RuntimeError):
@@ -82,7 +82,7 @@ class Lifecycle:
         self.reason: str | None = None
         """Why the engine ended. None until it ends."""
         self.is_hung = False
-        """Whether the reason for the engine's end is that it hung."""
+        """Whether the engine has ended because it hung."""
         self.has_engine = False
         """Whether the engine is ready. Stays True while the server drains."""
         self._subscribers: list[Callable[[State], None]] = []

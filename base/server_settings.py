@@ -16,7 +16,7 @@ SAME_SIGNAL_S: Final = 0.5
 """Two signals within this time count as one signal. A server may receive the same signal from the service
 manager and, forwarded, from the front process or the router."""
 GIVES_WAY_S: Final = 45.0
-"""A router stops a model that has not answered for this time while other models wait for its memory.
+"""A router stops a model that has not answered for this many seconds while others wait for its memory.
 
 After this time, a server ends an engine that is silent and computes nothing. Earlier, the router disconnects
 clients that do not read, and silent WebSockets.

@@ -1,7 +1,8 @@
-"""Reads variables by name. They belong to other programs, or are variables that a warm start needs early.
+"""Reads variables of other programs by name, and a few of our own variables that a warm start needs early.
 
-The latter (VCLI_STANDBY, VCLI_ENGINE and folders) are also declared in `registry`, but importing it takes too
-long for a warm start. The command that runs next reads them through `registry`, and reports wrong values.
+`registry` also declares these own variables (VCLI_STANDBY, VCLI_ENGINE and folders), but importing `registry`
+takes too long for a warm start. The command that runs next reads them through `registry`, and reports wrong
+values.
 """
 
 import os

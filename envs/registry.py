@@ -39,7 +39,7 @@ ENGINES: Final = ("auto", "embedded", "vllm")
 """The engines are the embedded engine and an installed vLLM. `auto` prefers vLLM."""
 
 PREFLIGHT_MODES: Final = ("auto", "warn", "off")
-"""`auto` ends the start if the preflight finds faults. `warn` only logs the faults. `off` skips the checks."""
+"""`auto` ends the start if the preflight finds faults. `warn` only logs faults. `off` skips the checks."""
 
 STANDBY_MODES: Final = ("auto", "off", "require")
 """Whether a start is forked from a standby process."""

@@ -59,7 +59,7 @@ class EnvVar(Generic[T]):
     _: KW_ONLY
     choices: tuple[str, ...] = ()
     is_internal: bool = False
-    """Whether only this program sets it, for its own processes."""
+    """Whether only this program sets the variable, for its own processes."""
     name: str = field(default="", init=False)
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -151,7 +151,7 @@ def hub_path(default_factory: Callable[[], Path | str], description: str) -> Env
 
 
 def hub_seconds(default: int, description: str) -> EnvVar[int]:
-    """Whole seconds, read as by the Hugging Face hub's client. 0 means the default."""
+    """Whole seconds, in the form that the Hugging Face hub's client reads. 0 means the default."""
     return EnvVar("integer", lambda raw: _integer_parser(0)(raw) or default, lambda: default, description)
 
 
@@ -161,7 +161,7 @@ def boolean(default: bool, description: str) -> EnvVar[bool]:
 
 
 def hub_boolean(description: str) -> EnvVar[bool]:
-    """A boolean, read as by the Hugging Face hub's client. Only `1/true/yes/on` are true."""
+    """A boolean, in the form that the Hugging Face hub's client reads. Only `1/true/yes/on` are true."""
     return EnvVar("boolean", lambda raw: raw.lower() in _TRUE, lambda: False, description)
 
 

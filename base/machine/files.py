@@ -80,7 +80,7 @@ def nearest_existing(folder: "Path") -> "Path":
 def write_problem(folder: str) -> str | None:
     """Why no file can be written in a folder. None if files can be written. Tries it, as `tempfile` does.
 
-    The folder's mode is not enough to know. Root may write with any mode, but not on a full disk or in /proc.
+    The folder's mode does not show this. Root may write with any mode, but not on a full disk or in /proc.
     """
     path = f"{folder}/vllm-cli-{os.urandom(8).hex()}-probe"
     try:

@@ -47,7 +47,7 @@ class GpuState(NamedTuple):
     """The newest version of CUDA that the driver supports."""
     gpus: tuple[Gpu, ...]
     problem: str | None = None
-    """Why the driver cannot be used. None if it can."""
+    """Why the driver cannot be used. None if it can be used."""
 
 
 class _Memory(ctypes.Structure):

@@ -70,7 +70,7 @@ class ResidencyProbe:
         self.method = method
         """The method for this file. None if no method can measure it."""
         self.keeps_pages = True
-        """False if the file system drops a file's pages each time when the file is opened."""
+        """False if the file system drops a file's pages each time the file is opened."""
         if method is None and os.fstat(self._fd).st_size:
             self.method, self.keeps_pages = _choose_method(path, self._fd)
 
@@ -188,7 +188,7 @@ def _is_own(fd: int) -> bool:
 
 @cache
 def _kernel_reports() -> bool:
-    """Whether the kernel reports unused memory correctly. gVisor reports such memory as resident."""
+    """Whether the kernel reports untouched memory correctly. gVisor reports such memory as resident."""
     try:
         with FileMapping(-1, 0, 1, _MAP_PRIVATE_ANONYMOUS) as mapping:
             return mapping.num_resident() == 0

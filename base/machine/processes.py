@@ -11,7 +11,7 @@ _NS = 1_000_000_000
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _READINGS = 5
 KILL_S = 0.5
-"""Seconds in which killed processes have to end. They free their memory first."""
+"""Seconds that killed processes have to end. They free their memory before they end."""
 _KILL_POLL_S = 0.002
 _TRACKER = b"multiprocessing.resource_tracker"
 ENDED = ("Z", "X")

@@ -45,7 +45,7 @@ class EngineProcesses(Protocol):
         """The names of the processes that a signal such as SIGSTOP has stopped."""
 
     def computed_s(self, *, is_on_processor: bool) -> float:
-        """The processor seconds of the computing processes. Without `is_on_processor`, of their compilers."""
+        """Processor seconds of the processes that compute. Unless `is_on_processor`, only of compilers."""
 
     async def read_stacks(self) -> str:
         """The stack of each process's main thread, as text for the log."""

@@ -223,5 +223,5 @@ def _cosine(first: EngineOutput, second: EngineOutput) -> float:
 
 
 def _max_similarity(query: EngineOutput, document: EngineOutput) -> float:
-    """Sums over the query's tokens. Adds each token's highest similarity with a token of the document."""
+    """The sum of the highest similarities of each token of the query with any token of the document."""
     return float((values_of(query) @ values_of(document).T).max(axis=-1).sum())

@@ -30,7 +30,7 @@ class BackgroundResponse:
         return self._queued if current["status"] == "in_progress" else current
 
     async def start(self, generate: Callable[["BackgroundResponse"], Coroutine[Any, Any, None]]) -> None:
-        """Starts the task, and returns when it runs. asyncio never runs a task that is cancelled before."""
+        """Starts the task, and returns when it runs. A task that is cancelled before would not run."""
         self._task = asyncio.create_task(generate(self), name="background-response")
         await asyncio.sleep(0)
 

@@ -215,7 +215,7 @@ class CustomInputReader:
         self._shown: list[str] = []
 
     def read(self, text: str) -> str:
-        """Reads the next piece of the arguments. Returns the text for the tool that is complete with it."""
+        """Reads the next piece of the arguments. Returns the part of the tool's text that is now complete."""
         self._arguments.append(text)
         if self._is_ended:
             return ""

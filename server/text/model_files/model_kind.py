@@ -50,7 +50,7 @@ _BY_NAME: Final = {
 VISION_MODEL_TYPES: Final = frozenset(
     {"idefics3", "internvl", "llava", "llava_next", "qwen2_5_vl", "qwen2_vl", "smolvlm"}
 )
-"""Values of `model_type` that are served with images. Tests compare them with transformers' own `generate`.
+"""Values of `model_type` that are served with images. Tests compare outputs with transformers' `generate`.
 
 In these models the vision tower's output replaces tokens, and the rest is an ordinary causal LM.
 Other models need more from their language model: bidirectional attention to images (Gemma 3, PaliGemma),

@@ -74,7 +74,7 @@ class ToolParser(OutputParser, Protocol):
     """Finds the tool calls of one format. `server.text.parsers.tools` has one class per format."""
 
     needs_special_tokens: ClassVar[bool]
-    """Whether the format's markers may be special tokens, which the detokenizer must not skip then."""
+    """Whether the format's markers may be special tokens. If so, the detokenizer must not skip these."""
     call_format: ClassVar[CallFormat | None]
     """None if no grammar can force a call's arguments to follow their schema."""
 

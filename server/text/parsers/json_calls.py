@@ -189,7 +189,7 @@ class CallArray(CallReader):
 
 
 def _text(value: str) -> str | None:
-    """The text of a JSON string. None for other values, and for text that no answer can hold."""
+    """The text of a JSON string. None for other values, and for text that is not valid Unicode."""
     try:
         text = read_json(value)
     except ValueError:

@@ -34,7 +34,7 @@ class TagFormat:
     is_open_at_start: bool = True
     """Whether the output begins with reasoning if neither prompt nor output has the start tag."""
     must_begin_output: bool = False
-    """Whether the start tag counts only as the first text of the output."""
+    """Whether the start tag counts only at the beginning of the output."""
     strips_reasoning: bool = False
     """Whether white space at the end of the reasoning is dropped."""
     strips_answer: bool = False

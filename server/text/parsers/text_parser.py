@@ -47,7 +47,7 @@ class IncomingText:
         """Consumes the text up to and including the first match. Returns None if the text ends without one.
 
         `passed` receives the text before the match as it arrives. If `keeps_incomplete` and the text ends
-        within a match, `passed` also receives the beginning of this match. Otherwise it is dropped.
+        within a match, `passed` also receives this incomplete match. Otherwise this match is dropped.
         """
         while True:
             found = pattern.search(self._text, self._position, partial=True)

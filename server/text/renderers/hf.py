@@ -75,8 +75,8 @@ class HfRenderer(BaseRenderer):
     def _tokenize_chat(self, text: str, options: ChatOptions) -> RenderedPrompt:
         """Tokenizes the text of a conversation.
 
-        For models with images, it adds special tokens unless the template wrote the first one. transformers'
-        image processors do the same.
+        For models with images, adds special tokens unless the template has written the first special token.
+        transformers' image processors do the same.
         """
         if self.vision is not None:
             bos = self._loaded.bos_token
@@ -100,7 +100,7 @@ def check_chat_template(template: str) -> None:
 def resolve_chat_template(
     tokenizer: PreTrainedTokenizerBase, given: str | None, tools: list[dict[str, Any]] | None
 ) -> str:
-    """The text of the template: `given`, or else the tokenizer's own for these tools.
+    """The text of the template `given`, or else of the tokenizer's own template for these tools.
 
     `given` may be the name of one of the tokenizer's own templates.
 
@@ -156,7 +156,7 @@ def _check_reserved(template_kwargs: dict[str, Any]) -> None:
 
 
 def _describe(err: Exception) -> str:
-    """The message of the template's own error, as from `raise_exception(...)`. Else type and message."""
+    """The message, if the template raised the error with `raise_exception(...)`. Else type and message."""
     return str(err) if isinstance(err, jinja2.TemplateError) and str(err) else f"{type(err).__name__}: {err}"
 
 

@@ -38,7 +38,7 @@ _REQUEST_ERRORS = (MistralCommonException, ValueError, AssertionError)
 _CALL_ID_CHARS = 9
 """The length of Mistral's call ids. Other ids are cut to their last characters, which are random."""
 _ALWAYS_WRITTEN = frozenset({"[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"})
-"""Special tokens that are written even when special tokens are skipped: they delimit calls and reasoning."""
+"""Special tokens that are never skipped, because they delimit calls and reasoning."""
 _SPECIAL_PIECE = re.compile(r"\[\w+\]")
 
 

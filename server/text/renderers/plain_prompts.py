@@ -94,7 +94,7 @@ class PlainPrompts:
 
 
 def split_prompts(prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
-    """Divides prompts among calls in the pool. Several texts share a call. Embeddings are large and do not.
+    """Divides prompts among calls in the pool. Texts share calls. Embeddings are large, so each gets a call.
 
     Raises:
         ValueError: there are no prompts.

@@ -71,7 +71,7 @@ class RendererPools:
         self.text.submit(func, *args)
 
     async def run(self, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Calls a function that would block the event loop in the pool. Returns its result."""
+        """Calls a blocking function in the pool, and returns its result."""
         return await asyncio.get_running_loop().run_in_executor(self.text, partial(func, *args, **kwargs))
 
     async def run_unless(self, is_small: bool, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,4 +1,4 @@
-"""Loads `prompt_embeds`, embeddings that an untrusted client computed: a tensor file in base64.
+"""Loads `prompt_embeds`, a tensor file in base64 with embeddings that an untrusted client has computed.
 
 Each expensive step is preceded by a check that limits its cost. The event loop must not wait for the GIL, so
 these steps run in the renderer's pool, and either release the GIL or work in small pieces. Needs only numpy.
@@ -47,7 +47,7 @@ class EmbedsLimits:
 
 
 def safe_load_prompt_embeds(embeds: str | bytes, limits: EmbedsLimits, *, truncate_to: int | None = None) -> TensorData:
-    """The rows in the model's type. If there are more than `truncate_to` rows, only the last ones.
+    """The rows of the embeddings in the model's type, at most the last `truncate_to` rows.
 
     Args:
         embeds: base64 of a `torch.save` file.

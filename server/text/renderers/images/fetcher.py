@@ -77,7 +77,7 @@ class PublicResolver(AbstractResolver):
 
 
 def check_public(address: str) -> None:
-    """Raises MediaError if the address is not public, such as loopback, private, link-local, metadata."""
+    """Raises MediaError unless the address is public. Loopback, private and link-local addresses are not."""
     if not _is_public(ip_address(address.partition("%")[0])):
         raise MediaError(
             "the host is not on the public internet. The operator may allow such a host "

@@ -67,7 +67,7 @@ class MediaLoader:
 
 
 def decode_data_url(url: str, *, max_bytes: int) -> bytes:
-    """Decodes a `data:` URL. Its base64 must be strict: no blanks, no missing padding.
+    """Decodes a `data:` URL. Its base64 must have no blanks and complete padding.
 
     Raises:
         MediaError: the URL is malformed, or its data are larger than `max_bytes`.

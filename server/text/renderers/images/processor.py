@@ -37,7 +37,7 @@ _TILED = ("Idefics3Processor", "SmolVLMProcessor")
 
 
 def import_decoders() -> None:
-    """Imports all decoders in advance, because a thread would otherwise import one for its first image.
+    """Imports all decoders in advance. Otherwise, a thread would import a decoder for its first image.
 
     Call it on the main thread.
     """
@@ -140,7 +140,7 @@ class ImageProcessor:
 
     @property
     def _returns_token_types(self) -> bool:
-        """Whether the processor returns token types. This is an attribute since transformers 5.23."""
+        """Whether the processor returns token types. Since transformers 5.23, an attribute shows this."""
         is_set = getattr(self._processor, "return_mm_token_type_ids", None)
         if is_set is None:
             defaults = self._processor.valid_processor_kwargs._defaults

@@ -25,7 +25,7 @@ from server.text.renderers.images.processor_cache import ProcessedImages, Proces
 from server.text.renderers.prompts import HeldBytes, RenderedPrompt
 
 _MEMORY_SHARE = 0.25
-"""The share of the memory that is free at the start which the image cache may use at most."""
+"""The image cache may use this share of the memory that is free at the start."""
 _NUM_LOADS = 8
 """The most images of one prompt that are fetched at once."""
 
