@@ -1,1 +1,1 @@
-"""Code that launcher, router and embedded engine share: the machine, settings, errors, keys, formatting."""
+"""Code about machine, settings, errors and keys, which launcher, router and embedded engine share."""

@@ -1,4 +1,4 @@
-"""Filters of uvicorn's access log: excluded paths and masked secrets. Standard library only."""
+"""Filters for uvicorn's access log. They exclude paths and mask secrets. Standard library only."""
 
 import logging
 import re
@@ -9,16 +9,18 @@ from envs.redaction import MASK, SECRET_ENDINGS
 
 ACCESS_LOGGER: Final = "uvicorn.access"
 _PATH: Final = 2
-"""Index of the path in the arguments of uvicorn's record: client, method, path, version, status."""
+"""Index of the path in the arguments of uvicorn's log record: client, method, path, version, status."""
 _SECRET: Final = re.compile(f"key|token|secret|passw|auth|sig|(?:{'|'.join(SECRET_ENDINGS)})(?==)", re.IGNORECASE)
-"""Finds a query parameter that may be secret. `redaction`'s list is shorter: here clients choose the
-names."""
+"""Finds a query parameter that may be secret.
+
+The list is longer than in `envs.redaction`, because clients choose the names of parameters.
+"""
 _MOST_LOGGED: Final = 2048
-"""Most characters of a path and its query that are logged. A client may send 64 KB."""
+"""The most characters of a path with its query that are logged. A client may send 64 KB."""
 
 
 class PathFilter(logging.Filter):
-    """Drops lines about the given paths, with any query."""
+    """Drops lines about the given paths, whatever their query."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         super().__init__()
@@ -34,7 +36,7 @@ class QueryMask(logging.Filter):
     """Masks secrets in the query of a request, and shortens a long path."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Changes the path in the record. Returns True, so that every record is logged."""
+        """Changes the path in the record. Returns True, because every record is logged."""
         args = _arguments(record)
         if args is not None:
             record.args = (*args[:_PATH], _shown(str(args[_PATH])), *args[_PATH + 1 :])

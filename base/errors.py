@@ -1,4 +1,4 @@
-"""Errors of the server package, named for what the caller can do about them."""
+"""Errors that several packages share. Each class stands for one reaction of the caller."""
 
 
 class ServerError(Exception):
@@ -18,9 +18,9 @@ class RequestError(ServerError):
     """The request cannot be served as it stands. Becomes an OpenAI error body.
 
     Args:
-        message: what was wrong, with the value and what to do.
+        message: the problem, the value and a remedy.
         param: the request field at fault, as a client would write it.
-        status: HTTP status: 4xx, 503 if the server is overloaded or 504 after a timeout.
+        status: the HTTP status, which is 4xx, 503 if the server is overloaded, or 504 after a timeout.
         type: vLLM's error type, e.g. `BadRequestError`, `NotFoundError`.
     """
 
@@ -35,14 +35,14 @@ class RequestError(ServerError):
 
 
 class UnsupportedApiError(RequestError):
-    """The endpoint does not fit the model. Becomes the 404 of a route that does not exist, as in vLLM."""
+    """The model does not support the endpoint. As in vLLM, becomes the 404 of a route that does not exist."""
 
     def __init__(self, api_name: str, hint: str = "") -> None:
         super().__init__(f"The model does not support {api_name} API{hint}", status=404, type="NotFoundError")
 
 
 class CodedRequestError(RequestError):
-    """A rejection that the client's library handles: it looks for `error_code` in the error's `details`."""
+    """An error that the client's library handles. The library reads `error_code` in the error's `details`."""
 
     def __init__(self, message: str, *, param: str, error_code: str) -> None:
         super().__init__(message, param=param)
@@ -50,10 +50,10 @@ class CodedRequestError(RequestError):
 
 
 class OverloadedError(RequestError):
-    """The server has no room for the request at the moment. Becomes a 503 with Retry-After.
+    """The request would exceed a limit of the server at the moment. Becomes a 503 with Retry-After.
 
     Args:
-        message: which limit is reached, its value and its flag.
+        message: the limit that is reached, its value and its flag.
         reason: the limit's name, for the metrics.
     """
 
@@ -67,25 +67,25 @@ class EngineError(ServerError):
 
 
 class EngineStartError(EngineError):
-    """The engine process did not become ready: a bad model, no memory, a crash.
+    """The engine process did not become ready, because of a bad model, missing memory or a crash.
 
-    Start-up fails with exit code 3.
+    The start fails with exit code 3.
     """
 
 
 class EngineMemoryError(EngineStartError):
-    """The model or its cache does not fit on the device. A retry would fail too."""
+    """The model or its KV cache does not fit on the device. A retry would also fail."""
 
 
 class EngineDeadError(EngineError):
-    """The engine process has exited. It cannot generate any more."""
+    """The engine process has exited, so it generates nothing more."""
 
 
 class PromptTooLongError(RequestError):
-    """The prompt does not fit the context. Clients parse the message, which is therefore vLLM's."""
+    """The prompt does not fit into the context. The message is vLLM's, because clients parse it."""
 
     def __init__(self, num_tokens: int, most: int) -> None:
-        """`num_tokens` is more than `most`, or equal to it, which leaves no room for the answer."""
+        """`num_tokens` is at least `most`. A prompt of `most` tokens leaves no room for the answer."""
         if num_tokens > most:
             text = (
                 f"This model's maximum context length is {most} tokens. However, your prompt contains at least "

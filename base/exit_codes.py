@@ -8,10 +8,10 @@ ENGINE_DIED: Final = 1
 USAGE: Final = 2
 START_FAILED: Final = 3
 ENGINE_FAILED: Final = 4
-"""Exit code of the engine process itself, if it fails after it has become ready."""
+"""The exit code of an engine process that fails after it has become ready."""
 NO_ACCESS: Final = 5
-"""`prefetch`: the hub denies access to the model, or has no such model or revision."""
+"""`prefetch` failed, because the hub denies access to the model or has no such model or revision."""
 NO_SPACE: Final = 6
-"""`prefetch`: the model does not fit on the disk."""
+"""`prefetch` failed, because the model does not fit on the disk."""
 INTERRUPTED: Final = 130
-"""Ctrl-C ended the program: 128 plus the signal's number."""
+"""Ctrl-C ended the program. The code is 128 plus the number of SIGINT."""

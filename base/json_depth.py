@@ -1,7 +1,7 @@
 """Limits the nesting of JSON that other programs have written, before a parser reads it.
 
-Parsers call themselves for each level. How many levels they can read depends on the interpreter, the thread's
-stack and the caller: less than 1,000 with Python 3.11, tens of thousands with 3.14.
+Parsers call themselves for each level. The most levels that they can read depend on the interpreter, the
+thread's stack and the caller. Python 3.11 allows less than 1,000 levels, Python 3.14 tens of thousands.
 """
 
 import json
@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from mmap import mmap
 
 MOST_LEVELS: Final = 200
-"""Most objects and arrays inside one another, as in Pydantic's parser. Python functions that call themselves
-two or three times per level then stay below the interpreter's limit of 1,000 calls."""
+"""The most levels of objects and arrays inside one another. Pydantic's parser has the same limit.
+
+With this limit, Python functions that call themselves two or three times per level stay below the
+interpreter's limit of 1,000 calls.
+"""
 
 _PIECE_BYTES: Final = 1 << 17
-"""Bytes that are read at a time. Other threads may run between two pieces."""
+"""The number of bytes that are read at a time. Other threads may run between two pieces."""
 _BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _STEPS: Final = bytes.maketrans(b"[]", b"\x01\xff")
 _NO_MARKS: Final = bytes(set(range(256)) - set(b'",[]{}'))
@@ -42,7 +45,7 @@ def read_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, or nested too deeply.
+        ValueError: the text is not JSON, or is nested too deeply.
     """
     if isinstance(text, bytes):
         text = text.decode(json.detect_encoding(text), "surrogatepass")
@@ -51,7 +54,7 @@ def read_json(text: str | bytes) -> Any:
 
 
 def check_depth(text: "str | bytes | mmap") -> None:
-    """Raises JsonDepthError if the text, which need not be valid, is nested too deeply. Bytes are UTF-8."""
+    """Raises JsonDepthError if the text is nested too deeply. It need not be valid JSON. Bytes are UTF-8."""
     content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if count(content, b"[{") <= MOST_LEVELS:
         return
@@ -66,13 +69,13 @@ def check_depth(text: "str | bytes | mmap") -> None:
 
 
 def count(text: "bytes | mmap", marks: bytes) -> int:
-    """How often these ASCII characters occur, inside and outside of strings."""
+    """Counts these ASCII characters, inside and outside of strings."""
     pieces = (text[at : at + _PIECE_BYTES] for at in range(0, len(text), _PIECE_BYTES))
     return sum(piece.count(mark) for piece in pieces for mark in marks)
 
 
 def split_json(text: "bytes | mmap") -> Iterator[JsonPiece]:
-    """Yields the structure of a JSON text in pieces. A piece that lies inside a long string is skipped."""
+    """Yields the structure of a JSON text in pieces. Skips pieces that are completely inside a string."""
     begin, is_in_text = 0, False
     while begin < len(text):
         piece = text[begin : begin + _PIECE_BYTES]

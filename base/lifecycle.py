@@ -1,4 +1,4 @@
-"""The lifecycle of a server: its start, states, legal transitions and subscribers. Standard library only."""
+"""The lifecycle of a server, with its states, transitions and subscribers. Standard library only."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, NamedTuple, Protocol, Self
@@ -19,20 +19,23 @@ START_PHASES: Final = ("vllm_cli:start_phase_seconds", "What the start waited fo
 
 
 class StartInfo(NamedTuple):
-    """How a server was started: the labels of `vllm_cli:start_info`. An unknown label is empty."""
+    """How a server was started. The fields are labels of `vllm_cli:start_info`, empty if unknown."""
 
     start_mode: str
-    """`cold`, `warm` or `plain`. Plain is vLLM without preloading."""
+    """`cold`, `warm` or `plain`. A plain start is a start of vLLM without preloading."""
     reason: str = ""
     """Why the start is plain, or not warm."""
     compile: str = ""
-    """`loads` or `compiles` during the start, then `loaded` or `compiled`. Empty if vLLM compiles nothing."""
+    """`loads` or `compiles` during the start, then `loaded` or `compiled`.
+
+    Empty if vLLM compiles nothing.
+    """
     compile_reason: str = ""
-    """Why the model is compiled: kinds and names of what differs, without their values."""
+    """Why the model is compiled. Has the kinds and names of the settings that differ, without values."""
 
     @classmethod
     def from_notes(cls, notes: Mapping[str, Any]) -> Self:
-        """The members of this name that a process has noted about its start."""
+        """Creates the object from notes that a process has made about its start. Ignores other notes."""
         return cls(*(str(notes.get(name, "")) for name in cls._fields))
 
     def __str__(self) -> str:
@@ -48,36 +51,36 @@ class StartView(Protocol):
     def progress(self) -> dict[str, Any]:
         """Members of a 503 body: `phase`, `progress` (0 to 1), `elapsed_s`, `eta_s` (None if unknown).
 
-        There is no `detail`: only a download has one, and it ends before this server starts.
+        `detail` is missing, because only downloads have it, and they end before this server starts.
         """
 
     def report(self) -> bytes:
-        """The timeline so far as JSON: the body of /startupz."""
+        """The timeline so far as JSON, which is the body of /startupz."""
 
     def elapsed_s(self) -> float:
-        """Seconds from the kernel's start of the process to readiness, or until now."""
+        """Seconds from the start of the process to readiness, or until now if the server is not ready."""
 
     def uptime_s(self) -> float:
-        """Seconds since the kernel's start of the process."""
+        """Seconds since the kernel has started the process."""
 
     def info(self) -> StartInfo:
-        """How the server was started, as far as is known."""
+        """How the server was started. Facts that are not known yet are empty."""
 
     def phase_seconds(self) -> Mapping[str, float]:
-        """Seconds that the start waited for each phase so far, by `process:phase`."""
+        """How many seconds the start has waited for each phase so far, by `process:phase`."""
 
 
 class IllegalTransitionError(RuntimeError):
-    """An event that the current state does not allow: a defect of the caller."""
+    """The current state does not allow the event. This is a defect of the caller."""
 
 
 class Lifecycle:
-    """One per server. Changed on the event loop only. Its attributes may be read on any thread."""
+    """The state of one server. Changed on the event loop only. Its attributes may be read on any thread."""
 
     def __init__(self) -> None:
         self.state: State = "starting"
         self.reason: str | None = None
-        """Why the engine ended. None before."""
+        """Why the engine ended. None until it ends."""
         self.is_hung = False
         """Whether the engine has ended because it hung."""
         self.has_engine = False
@@ -89,7 +92,7 @@ class Lifecycle:
         self._subscribers.append(callback)
 
     def engine_ready(self) -> None:
-        """Called when the engine has generated its first token. A draining server keeps draining."""
+        """Called when the engine has generated its first token. A draining server stays in this state."""
         if self.state == "draining":
             self.has_engine = True
             return
@@ -98,7 +101,7 @@ class Lifecycle:
         self._enter("ready")
 
     def engine_ended(self, reason: str) -> None:
-        """Called when the engine ended, hangs or did not start. May be called again with a better reason."""
+        """Called when the engine has ended, hangs or did not start. A later call may give a better reason."""
         self.has_engine = False
         self.reason = reason
         if self.state != "dead":
@@ -110,7 +113,7 @@ class Lifecycle:
         self.engine_ended(reason)
 
     def drain(self) -> None:
-        """Called when the server takes no more requests."""
+        """Called when the server stops accepting requests."""
         self._enter("draining")
 
     def _check(self, state: State) -> None:

@@ -1,4 +1,4 @@
-"""Settings of any HTTP server of this program, by what they are about. Standard library only."""
+"""Settings that all HTTP servers of this program share, in one class per subject. Standard library only."""
 
 import re
 from dataclasses import dataclass
@@ -11,24 +11,26 @@ from base.setting import Group, Role, check_ranges, from_variable, setting
 from envs.registry import env
 
 SHUTDOWN_TIMEOUT_S: Final = 25.0
-"""Default seconds to drain: Kubernetes kills a pod 30 s after SIGTERM unless its manifest says otherwise."""
+"""The default time to drain. By default, Kubernetes kills a pod 30 s after SIGTERM."""
 SAME_SIGNAL_S: Final = 0.5
-"""Signals this close together count as one. A server may get one twice: from the service manager, and
-forwarded by the front process or the router."""
+"""Two signals within this time count as one signal. A server may receive the same signal from the service
+manager and, forwarded, from the front process or the router."""
 GIVES_WAY_S: Final = 45.0
-"""A router stops a model without an answer for so many seconds while others wait for its memory. A server
-then ends an engine that is silent and computes nothing. Before that, the router disconnects clients that do
-not read, and silent WebSockets."""
+"""A router stops a model that has not answered for this many seconds while others wait for its memory.
+
+After this time, a server ends an engine that is silent and computes nothing. Earlier, the router disconnects
+clients that do not read, and silent WebSockets.
+"""
 _ROOT_PATH = re.compile(r"/[!-~]*")
 
 
 def waiting_mark(socket_path: str) -> Path:
-    """The file that a router keeps beside the socket of a model's server while others wait for its memory."""
+    """A file beside the socket of a model's server. It exists while other models wait for its memory."""
     return Path(f"{socket_path}.waiting")
 
 
 def control_socket(socket_path: str) -> Path:
-    """The socket on which a model's server takes the router's orders to sleep and to wake up."""
+    """The socket on which a model's server receives the router's commands to sleep and to wake up."""
     return Path(f"{socket_path}.control")
 
 
@@ -118,7 +120,7 @@ class TlsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LifecycleConfig:
-    """How the server and its engine end."""
+    """How the server and its engine shut down."""
 
     help_group: ClassVar[Group] = "HTTP server"
 

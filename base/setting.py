@@ -1,6 +1,6 @@
-"""Settings: dataclass fields whose metadata declares flag, help, environment variable and range.
+"""Declares settings as dataclass fields. Their metadata has flag, help, environment variable and range.
 
-`startup.words` derives the options of `serve` from this metadata, so nothing here imports click.
+`startup.words` derives the options of `serve` from this metadata. This module does not import click.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,7 @@ Group = Literal[
     "Limits",
     "Logging",
 ]
-"""Sections of the help of `serve`, in this order."""
+"""The sections in the help of `serve`, in this order."""
 
 Syntax = Literal[
     "count",
@@ -42,36 +42,37 @@ Syntax = Literal[
     "tokenizer mode",
     "quantization",
 ]
-"""The form of a value where the field's type does not decide it. `count` and `size` take units."""
+"""The form of a value whose field's type allows several forms. `count` and `size` accept units."""
 
 
 Role = Literal["address", "keys", "tls", "port", "both", "router", "program", "run"]
-"""Who reads a setting when a router is in front of the model's server. Without a role, only that server does.
+"""Decides which processes use a setting when a router is in front of a model's server.
 
-`address`, `keys`, `tls` and `port` belong to the port on which clients are answered, and `router` to the
-router: a model's server gets none of these. `program` holds for each server separately, `both` for the port
-and for all servers behind it. `run` belongs to one run of a model: a place that the run reads or writes.
+A setting without a role is used only by the model's server. `address`, `keys`, `tls` and `port` are for the
+port for clients, and `router` is for the router itself. A model's server gets no setting with these roles.
+`program` applies to each server separately. `both` applies to the port for clients and to all servers behind
+it. `run` is for one run of a model, which reads or writes the place that the setting names.
 """
 
 
 class Setting(TypedDict, total=False):
-    """Metadata of a field. A field with `variable` and without `flag` is set by the variable alone."""
+    """Metadata of a field. A field with `variable` but without `flag` is set only by the variable."""
 
     flag: str
     aliases: tuple[str, ...]
     help: str
     group: Group
-    """The help's section for the flag. Without it, the dataclass's `help_group`."""
+    """The flag's section in the help. The default is the dataclass's `help_group`."""
     role: Role
-    """The setting's role. Without it, the dataclass's `role`, if it has one."""
+    """The setting's role. The default is the dataclass's `role`, if it is set."""
     after: str
-    """The flag that precedes this one in the help. Without it, the order of the fields counts."""
+    """The flag before this flag in the help. The default is the order of the fields."""
     filled_by: str
-    """The flag of another field, whose value this field gets, too."""
+    """A flag of another field. This field gets the value of this flag, too."""
     variable: EnvVar[Any]
     metavar: str
     choices: tuple[str, ...]
-    """The allowed texts. Choices in capitals are accepted in any case."""
+    """The allowed texts. If they are in capitals, values are accepted in any case."""
     syntax: Syntax
     minimum: float
     above: float
@@ -85,7 +86,7 @@ _COMPARISONS: Final[dict[str, Callable[[Any, Any], bool]]] = {"minimum": ge, "ab
 
 
 def setting(default: T, flag: str = "", help: str = "", /, **metadata: Unpack[Setting]) -> T:
-    """A dataclass field with default and metadata. Each instance gets its own copy of a dict."""
+    """A dataclass field with a default and metadata. If the default is a dict, each instance gets a copy."""
     if flag:
         metadata["flag"], metadata["help"] = flag, help
     if isinstance(default, dict):
@@ -94,7 +95,7 @@ def setting(default: T, flag: str = "", help: str = "", /, **metadata: Unpack[Se
 
 
 def from_variable(variable: EnvVar[T], flag: str = "", help: str = "", /, **metadata: Unpack[Setting]) -> T:
-    """A field whose default is the default of its environment variable."""
+    """A field with an environment variable. The variable's default is the field's default."""
     metadata["variable"] = variable
     return setting(variable.default, flag, help, **metadata)
 
@@ -103,14 +104,14 @@ class ConfigField(NamedTuple):
     """A field of a configuration or of one of its sections."""
 
     path: str
-    """The names of section and field: `server.port` for `port` in the section `server`."""
+    """The names of section and field, such as `server.port` for `port` in the section `server`."""
     field: Field[Any]
     group: Group
     role: Role | None
 
 
 def walk_settings(config: Any, prefix: str = "") -> Iterator[ConfigField]:
-    """All fields of a dataclass, and of the dataclasses in it."""
+    """Yields all fields of a dataclass, and of the dataclasses in it."""
     for each in fields(config):
         if is_section(each):
             yield from walk_settings(each.type, f"{prefix}{each.name}.")
@@ -122,7 +123,7 @@ def walk_settings(config: Any, prefix: str = "") -> Iterator[ConfigField]:
 
 
 def is_section(field: Field[Any]) -> bool:
-    """Whether the field holds a dataclass of settings of its own."""
+    """Whether the field's value is a dataclass with settings."""
     return is_dataclass(field.type) and "flag" not in field.metadata
 
 
@@ -138,7 +139,7 @@ def check_ranges(config: Any) -> None:
 
 
 def option_name(declared: Field[Any]) -> str:
-    """The flag that sets the field, else its environment variable."""
+    """The flag that sets the field, or else its environment variable."""
     return str(declared.metadata.get("flag") or declared.metadata["variable"].name)
 
 

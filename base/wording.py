@@ -1,4 +1,4 @@
-"""Formats numbers of bytes, long lists, signals and errors for people."""
+"""Formats numbers of bytes, long lists, signals and errors for messages."""
 
 import signal
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ _UNITS: Final = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1
 
 
 def format_bytes(count: float) -> str:
-    """For example `1.5 GiB`; whole bytes below 1 KiB."""
+    """For example `1.5 GiB`. Numbers below 1 KiB are written in whole bytes."""
     for unit, size in _UNITS:
         if count >= size:
             return f"{count / size:.1f} {unit}"
@@ -31,5 +31,5 @@ def list_some(items: Sequence[str], most: int = 8, *, separator: str = ", ") -> 
 
 
 def one_line(err: BaseException) -> str:
-    """The error's message without line breaks, or its type."""
+    """The error's message without line breaks, or its type if it has no message."""
     return " ".join(str(err).split()) or type(err).__name__

@@ -1,1 +1,1 @@
-"""Environment variables. `registry` declares this program's own. Nothing else reads `os.environ`."""
+"""Reads environment variables. Only this package reads `os.environ`. `registry` declares our variables."""

@@ -1,7 +1,7 @@
-"""Reads variables by name: those of other programs, and a few of our own that a warm start needs early.
+"""Reads variables of other programs by name, and a few of our own variables that a warm start needs early.
 
-Those few (VCLI_STANDBY, VCLI_ENGINE and folders) are declared in `registry` too, but importing it takes
-longer than a warm start may wait. The command that runs next reads them through `registry` and reports wrong
+`registry` also declares these own variables (VCLI_STANDBY, VCLI_ENGINE and folders), but importing `registry`
+takes too long for a warm start. The command that runs next reads them through `registry`, and reports wrong
 values.
 """
 
@@ -16,7 +16,7 @@ def snapshot() -> dict[str, str]:
 
 
 def text_of(name: str) -> str:
-    """The value, empty if the variable is not set."""
+    """The variable's value. Empty if the variable is not set."""
     return os.environ.get(name, "")
 
 
@@ -26,7 +26,7 @@ def is_set(name: str) -> bool:
 
 
 def replace_all(wanted: Mapping[str, str]) -> dict[str, str]:
-    """Replaces the whole environment. Returns the changed variables, with an empty value for removed ones."""
+    """Replaces the whole environment. Returns the changed variables. Removed variables are empty."""
     before = snapshot()
     for name in before.keys() - wanted.keys():
         del os.environ[name]
@@ -37,13 +37,13 @@ def replace_all(wanted: Mapping[str, str]) -> dict[str, str]:
 
 
 def changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
-    """The variables that differ, with their later values. Removed ones are empty."""
+    """The variables that differ, with their values in `after`. Removed variables are empty."""
     names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     return {name: after.get(name, "") for name in names}
 
 
 def readdress(old_pid: int, new_pid: int) -> None:
-    """Replaces the pid in variables that a service manager has addressed to one process."""
+    """Replaces the pid in variables that a service manager sets for the process with this pid."""
     for name in ("LISTEN_PID", "WATCHDOG_PID"):  # sd_listen_fds(3), sd_watchdog_enabled(3)
         if os.environ.get(name) == str(old_pid):
             os.environ[name] = str(new_pid)
@@ -51,7 +51,7 @@ def readdress(old_pid: int, new_pid: int) -> None:
 
 @contextmanager
 def overlaid(extra: Mapping[str, str]) -> Iterator[None]:
-    """Sets variables for a block and the processes started in it, then restores the former values."""
+    """Sets variables for a block and the processes started in it, then restores the previous values."""
     before = {name: os.environ.get(name) for name in extra}
     os.environ.update(extra)
     try:

@@ -1,12 +1,13 @@
-"""Expands the user's home folder in paths. A front process imports it while it starts, so it stays small."""
+"""Expands the user's home folder in paths. Every front process imports this module, so it is small."""
 
 import os
 
 
 def expand_home(path: str) -> str:
-    """The path with `~` replaced, as vLLM does. `~NAME` of an unknown user stays.
+    """Replaces `~` in a path, as vLLM does. `~NAME` of an unknown user is not replaced.
 
-    The home is `/` if there is no user name, no home and no HOME, as in some containers.
+    The home folder is `/` if the user has no name and no home folder and HOME is not set, as in some
+    containers.
     """
     expanded = os.path.expanduser(path)  # noqa: PTH111 - pathlib takes 5 ms to import, and raises errors
     return f"/{expanded[2:]}" if expanded == "~" or expanded.startswith("~/") else expanded

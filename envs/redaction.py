@@ -1,6 +1,7 @@
-"""Finds secrets, and hides them in words and addresses before these are shown or stored.
+"""Finds secrets, and hides them in words and addresses before the words are shown or stored.
 
-Every command runs this first (`base.machine.command_line`), so `re` is imported only for what needs it.
+Every command runs this code first (`base.machine.command_line`), so functions import `re` only when they need
+it.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,17 +12,17 @@ if TYPE_CHECKING:
 
 MASK = "********"
 _LEAST_QUOTED = 4
-"""Shortest secret that is looked for in texts. A shorter one would be found in ordinary words."""
+"""The least length of a secret that is searched for in texts. Shorter texts occur in ordinary words."""
 
 SECRET_ENDINGS = (
     "key", "key_id", "keyid", "token", "secret", "password", "passwd", "passphrase", "_pass", "_pat", "auth",
     "authorization", "cookie", "signature", "sig", "connection_string", "otlp_headers", "traces_headers", "api_keys",
     "apikeys", "secrets", "passwords",
 )  # fmt: skip
-"""Endings of the names of secret flags, variables and members: --hf-token, AWS_SECRET_ACCESS_KEY, apiKey."""
+"""Endings of the names of secrets, such as --hf-token, AWS_SECRET_ACCESS_KEY, apiKey."""
 
 _FLAGS = (("--api-k", "--api-key"), ("--hf-t", "--hf-token"))
-"""vLLM's secret flags, each after its shortest abbreviation. A shorter word could be another flag."""
+"""vLLM's secret flags, each with its shortest abbreviation. A shorter word could be another flag."""
 _LIST = "--api-k"
 
 _LOGIN = r"(?<=//)[^/?#\s]+(?=@)"
@@ -37,26 +38,26 @@ def _mask(_: str) -> str:
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether the value of a variable, flag, header or member of this name must not be shown."""
+    """Whether a variable, flag, header or JSON member with this name has a secret value."""
     return name.lower().replace("-", "_").endswith(SECRET_ENDINGS)
 
 
 def is_secret_flag(name: str) -> bool:
-    """Whether the value of a flag, which may be abbreviated, must not be shown."""
+    """Whether a flag has a secret value. The flag may be abbreviated."""
     name = name.replace("_", "-")
     return is_secret_name(name) or any(name.startswith(least) and flag.startswith(name) for least, flag in _FLAGS)
 
 
 def hide_in_words(words: Iterable[str], hide: Callable[[str], str] = _mask) -> list[str]:
-    """A command line, of this program or another one, with its secrets replaced.
+    """Replaces the secrets in a command line of this or another program.
 
     Args:
         words: flags, `NAME=value`, JSON, addresses, and whole commands as one word.
-        hide: what takes the place of a secret.
+        hide: returns the replacement of a secret.
     """
     shown = []
     num_secrets = 0
-    """How many of the next words are secret. 2 stands for all up to the next flag."""
+    """How many of the next words are secret. 2 means all words up to the next flag."""
     is_list = False
     for word in words:
         name, is_attached, value = word.partition("=")
@@ -74,7 +75,7 @@ def hide_in_words(words: Iterable[str], hide: Callable[[str], str] = _mask) -> l
 
 
 def hide_in_command(text: str, hide: Callable[[str], str] = _mask) -> str:
-    """A command line as a shell reads it, with its secrets replaced. Its blanks and quotes stay."""
+    """Replaces the secrets in a command line with the syntax of a shell. Keeps its blanks and quotes."""
     if "earer " in text:
         text = _replace(_BEARER, lambda token: hide(token[0]), text)
     if not _may_name_secret(text):
@@ -90,7 +91,7 @@ def hide_in_command(text: str, hide: Callable[[str], str] = _mask) -> str:
 
 
 def hide_quoted(text: str, words: Iterable[str]) -> str:
-    """The text, such as an error message, without the secrets of the command line that it may quote."""
+    """Hides the secrets of a command line in a text that may quote them, such as an error message."""
     secrets: list[str] = []
 
     def note(secret: str) -> str:
@@ -104,7 +105,7 @@ def hide_quoted(text: str, words: Iterable[str]) -> str:
 
 
 def without_login(text: str, hide: Callable[[str], str] = _mask) -> str:
-    """`https://name:password@host` with everything between // and @ replaced."""
+    """Replaces everything between // and @ in addresses such as `https://name:password@host`."""
     return _replace(_LOGIN, lambda login: hide(login[0]), text) if "//" in text and "@" in text else text
 
 
@@ -126,7 +127,7 @@ def _hide_members(text: str, hide: Callable[[str], str]) -> str:
 
 
 def _may_name_secret(text: str) -> bool:
-    """Whether a secret's name may end somewhere in the text, found without `re`."""
+    """Whether the text may contain the name of a secret. Searches without `re`."""
     folded = text.lower().replace("-", "_")
     for ending in SECRET_ENDINGS:
         begin = folded.find(ending)

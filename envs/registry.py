@@ -1,6 +1,6 @@
-"""Every environment variable that configures this program, declared once.
+"""Declares every environment variable that configures this program.
 
-Only the modules of `envs` read `os.environ`: variables of other programs are read through `envs.foreign`.
+Only the modules of `envs` read `os.environ`. Variables of other programs are read through `envs.foreign`.
 """
 
 import os
@@ -36,10 +36,10 @@ START_METHODS: Final = ("spawn", "fork", "forkserver")
 """The start methods of the engine process."""
 
 ENGINES: Final = ("auto", "embedded", "vllm")
-"""The engines: this package's own, or an installed vLLM (which `auto` prefers)."""
+"""The engines are the embedded engine and an installed vLLM. `auto` prefers vLLM."""
 
 PREFLIGHT_MODES: Final = ("auto", "warn", "off")
-"""Whether faults that the preflight finds end a start (`auto`), are only logged, or are not looked for."""
+"""`auto` ends the start if the preflight finds faults. `warn` only logs faults. `off` skips the checks."""
 
 STANDBY_MODES: Final = ("auto", "off", "require")
 """Whether a start is forked from a standby process."""
@@ -52,11 +52,11 @@ LOGGING_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LOG_FORMATS: Final = ("text", "text-utc", "json")
 
 OWN_PREFIX: Final = "VCLI_"
-"""Prefix of this program's own variables, since vLLM warns about unknown `VLLM_*` names."""
+"""Prefix of this program's own variables. vLLM warns about unknown names that begin with `VLLM_`."""
 
 
 class Environment:
-    """The variables. The attribute's name is the variable's name."""
+    """The variables. An attribute's name is the variable's name."""
 
     VCLI_LEAVE_OUT = names("Hooks and parts of docs/vllm-engine.md to leave out, to measure or isolate them.")
     VCLI_LOG_FORMAT = choice("text", LOG_FORMATS, "Format of log lines if --log-format is not given.")
@@ -181,14 +181,14 @@ def variables() -> Iterator[EnvVar[Any]]:
 
 
 def validate_all() -> list[EnvError]:
-    """The errors of declared variables with wrong values, and of former variables for limits."""
+    """An error for each declared variable with a wrong value, and for each former variable for limits."""
     former = ((name, os.environ.get(name), flag) for name, flag in LIMITS.items())
     limits = [EnvError(name, value, f"unset and replaced by {flag}") for name, value, flag in former if value]
     return limits + [error for variable in variables() if (error := _error_of(variable))]
 
 
 def unknown_variables() -> list[str]:
-    """A line for each variable with our prefix that is not declared, and for former ones of vLLM."""
+    """A line for each variable with our prefix that is not declared, and for each former variable of vLLM."""
     declared = [variable.name for variable in variables()]
     unknown = undeclared_names(OWN_PREFIX)
     lines = [f"{name} is not a variable of vllm-cli{did_you_mean(name, declared)}" for name in unknown]
@@ -197,7 +197,7 @@ def unknown_variables() -> list[str]:
 
 
 def undeclared_names(prefix: str) -> list[str]:
-    """Variables with a prefix that are set and not declared here. With `VLLM_`, these are vLLM's own."""
+    """Variables with this prefix that are set but not declared here. For `VLLM_`, these are vLLM's own."""
     declared = {variable.name for variable in variables()}
     return sorted(name for name in os.environ if name.startswith(prefix) and name not in declared)
 

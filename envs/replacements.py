@@ -1,8 +1,8 @@
-"""What replaces former flags, commands and variables of vLLM and of this program.
+"""The replacements of former flags, commands and variables of vLLM and of this program.
 
-`envs.suggestion` adds the replacement to errors and notices. A name is looked up only where it is unknown,
-because an older vLLM still has some of the flags. `FLAG VALUE` is a former way to write the value of a flag
-that still exists.
+`envs.suggestion` adds the replacement to errors and notices. A name is looked up only if it is unknown to the
+installed version, because an older vLLM still has some of the flags. A key `FLAG VALUE` is for a flag that
+still exists, but whose value had another form.
 """
 
 from typing import Final
@@ -11,7 +11,7 @@ LIMITS: Final = {
     "VCLI_MAX_RUNNING": "--max-running", "VCLI_MAX_WAIT": "--max-wait", "VCLI_MAX_WAITING": "--max-waiting",
     "VCLI_MEMORY_BUDGET": "--memory-budget",
 }  # fmt: skip
-"""Former variables for limits: a server must not start without a limit that was given."""
+"""Former variables for limits. A start fails if one is set, because the server would have no such limit."""
 
 _USELESS: Final = (
     "--calculate-kv-scales", "--disable-async-output-proc", "--disable-frontend-multiprocessing",

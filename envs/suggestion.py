@@ -1,4 +1,4 @@
-"""Suggests what takes the place of an unknown word: a replacement, or the closest known word."""
+"""Suggests the replacement of an unknown word, or the most similar known word."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -9,8 +9,8 @@ from envs.replacements import REPLACEMENTS
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """` (did you mean 'x'?)`, or ` (removed: …)` for a known former word. Empty if no choice is similar.
 
-    For `--port 80` given as one word, as in lists of arguments, the advice is to write two words. Ignores
-    case, and the dashes before a flag's name, which make any two flags similar.
+    If `--port 80` is one word, as may happen in lists of arguments, the advice is to write two words. Ignores
+    case and the dashes before a flag's name, because dashes would make any two flags similar.
     """
     name = word.partition(" ")[0] if word.startswith("-") else word
     if name in REPLACEMENTS:
@@ -23,7 +23,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 def former_form(flag: str) -> str:
-    """`: …` with today's form of a value that this flag took before. Empty for other flags."""
+    """`: …` with the current form of a flag's value, if the flag had another form. Empty for other flags."""
     text = REPLACEMENTS.get(f"{flag} VALUE")
     return f": {text}" if text else ""
 

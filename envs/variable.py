@@ -1,4 +1,4 @@
-"""One environment variable: its types (each has a constructor), its default and the only way to read it."""
+"""Declares and reads one environment variable. Each type of variable has a constructor."""
 
 import math
 import os
@@ -29,7 +29,7 @@ _FACTORS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class EnvError(ValueError):
-    """A variable has a value that is not allowed. The command line makes it one line and exit code 2."""
+    """A variable has a value that is not allowed. The command line prints one line and exits with code 2."""
 
     def __init__(self, name: str, shown_value: str, expected: str, *, hint: str = "") -> None:
         super().__init__(f"{name} must be {expected}, got {shown_value!r}{hint}")
@@ -37,7 +37,7 @@ class EnvError(ValueError):
 
 
 class InvalidValueError(ValueError):
-    """Raised by a variable's parser: what it expected, with a suggestion as hint."""
+    """Raised by a variable's parser. Has the expected form of the value, and a suggestion as hint."""
 
     def __init__(self, expected: str, *, hint: str = "") -> None:
         super().__init__(expected)
@@ -47,7 +47,7 @@ class InvalidValueError(ValueError):
 
 @dataclass(eq=False)
 class EnvVar(Generic[T]):
-    """A declared variable. Its name is the name of the attribute that it is assigned to.
+    """A declared variable. Its name is the name of the attribute to which it is assigned.
 
     An empty value counts as unset, because container files often leave variables empty.
     """
@@ -59,7 +59,7 @@ class EnvVar(Generic[T]):
     _: KW_ONLY
     choices: tuple[str, ...] = ()
     is_internal: bool = False
-    """Whether only this program sets it, for its own processes."""
+    """Whether only this program sets the variable, for its own processes."""
     name: str = field(default="", init=False)
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -67,17 +67,17 @@ class EnvVar(Generic[T]):
 
     @property
     def is_secret(self) -> bool:
-        """Whether output must mask its value."""
+        """Whether output must mask the variable's value."""
         return self.kind == "text" and is_secret_name(self.name)
 
     @property
     def default(self) -> T:
-        """The value of an unset variable."""
+        """The value if the variable is not set."""
         return self.default_factory()
 
     @property
     def raw(self) -> str | None:
-        """The text in the environment. None if unset."""
+        """The text in the environment. None if the variable is unset."""
         return os.environ.get(self.name) or None
 
     @property
@@ -96,13 +96,16 @@ class EnvVar(Generic[T]):
             raise EnvError(self.name, self.show(raw), err.expected, hint=err.hint) from err
 
     def show(self, value: object) -> str:
-        """The value for output: secrets and logins in URLs are masked, None is empty."""
+        """The value for output. Masks secrets, and logins in URLs. Empty for None."""
         text = "" if value is None else ",".join(sorted(value)) if isinstance(value, frozenset) else str(value)
         return MASK if self.is_secret and text else without_login(text)
 
     @contextmanager
     def override(self, value: str | None) -> Iterator[None]:
-        """Sets (None: removes) the variable for a block and the processes started in it, then restores it."""
+        """Sets the variable for a block and the processes started in it. None removes it.
+
+        Restores the variable at the end of the block.
+        """
         before = os.environ.get(self.name)
         self._write(value)
         try:
@@ -118,7 +121,7 @@ class EnvVar(Generic[T]):
 
 
 def text(description: str) -> EnvVar[str | None]:
-    """Any text. None if unset."""
+    """Any text. None if the variable is unset."""
     return EnvVar[str | None]("text", str, lambda: None, description)
 
 
@@ -129,7 +132,7 @@ def internal(variable: EnvVar[T]) -> EnvVar[T]:
 
 
 def names(description: str) -> EnvVar[frozenset[str]]:
-    """Names separated by commas. An empty set if unset."""
+    """Names separated by commas. An empty set if the variable is unset."""
     return EnvVar("names", lambda raw: frozenset(filter(None, map(str.strip, raw.split(",")))), frozenset, description)
 
 
@@ -148,7 +151,7 @@ def hub_path(default_factory: Callable[[], Path | str], description: str) -> Env
 
 
 def hub_seconds(default: int, description: str) -> EnvVar[int]:
-    """Whole seconds as the Hugging Face hub's client reads them. 0 stands for the default."""
+    """Whole seconds, in the form that the Hugging Face hub's client reads. 0 means the default."""
     return EnvVar("integer", lambda raw: _integer_parser(0)(raw) or default, lambda: default, description)
 
 
@@ -158,7 +161,7 @@ def boolean(default: bool, description: str) -> EnvVar[bool]:
 
 
 def hub_boolean(description: str) -> EnvVar[bool]:
-    """A boolean as the Hugging Face hub's client reads it: any value but `1/true/yes/on` is no."""
+    """A boolean, in the form that the Hugging Face hub's client reads. Only `1/true/yes/on` are true."""
     return EnvVar("boolean", lambda raw: raw.lower() in _TRUE, lambda: False, description)
 
 
@@ -185,12 +188,12 @@ def seconds(default: float, description: str) -> EnvVar[float]:
 
 
 def optional_duration(description: str) -> EnvVar[float | None]:
-    """Seconds, or a number with a unit. None if unset."""
+    """Seconds, or a number with a unit. None if the variable is unset."""
     return EnvVar[float | None]("duration", _parse_duration, lambda: None, description)
 
 
 def optional_integer(description: str, *, minimum: int) -> EnvVar[int | None]:
-    """A whole number of at least `minimum`. None if unset."""
+    """A whole number of at least `minimum`. None if the variable is unset."""
     return EnvVar[int | None]("integer", _integer_parser(minimum), lambda: None, description)
 
 
@@ -246,7 +249,7 @@ def _choice_parser(choices: tuple[str, ...]) -> Callable[[str], str]:
 
 
 def parse_duration(text: str) -> float:
-    """The seconds of a duration such as `10m`. Raises ValueError for other texts and below 1 s."""
+    """The seconds of a duration such as `10m`. Raises ValueError for other texts and for less than 1 s."""
     match = _DURATION.fullmatch(text.strip().lower())
     seconds = float(match[1]) * _FACTORS[match[2]] if match else 0.0
     if seconds < 1:

@@ -1,6 +1,6 @@
-"""The cgroups that contain this process, which hold the limits of a container, a service or a job.
+"""Finds the cgroups that contain this process. They have the limits of a container, a service or a job.
 
-Standard library only. The prefetch's helper process uses it too.
+Standard library only, because the prefetch's helper process imports this module, too.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ PROC: Final = Path("/proc")
 
 
 class Cgroup(NamedTuple):
-    """A cgroup that contains this process. The limits of all such cgroups apply at once."""
+    """A cgroup that contains this process. The limits of all such cgroups apply together."""
 
     version: Literal[1, 2]
     folder: Path
@@ -22,9 +22,9 @@ class Mount(NamedTuple):
 
     version: Literal[1, 2]
     options: frozenset[str]
-    """Mount options. For version 1 of cgroups, they contain the names of the controllers."""
+    """The mount options. In version 1 of cgroups, they contain the names of the controllers."""
     root: str
-    """Path of the cgroup that is mounted at `point`."""
+    """The path of the cgroup that is mounted at `point`."""
     point: Path
 
     def folder_of(self, path: str) -> Path | None:
@@ -39,7 +39,7 @@ class Mount(NamedTuple):
 
 
 def own_cgroups(controller: str, proc: Path = PROC) -> Iterator[Cgroup]:
-    """This process's cgroup of a controller such as `memory`, then each of its ancestors."""
+    """Yields this process's cgroup of a controller such as `memory`, then each ancestor of this cgroup."""
     for version, mount_point, folder in _memberships(controller, proc):
         while True:
             yield Cgroup(version, folder)
@@ -49,7 +49,7 @@ def own_cgroups(controller: str, proc: Path = PROC) -> Iterator[Cgroup]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """A file's lines. An empty list if it cannot be read."""
+    """A file's lines. An empty list if the file cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from envs.redaction import hide_in_words
 
 _ARG_START = 48
-"""proc(5)'s number of this field in /proc/PID/stat. The first field after the command's name is number 3."""
+"""The number of the field `arg_start` in /proc/PID/stat, according to proc(5). The state is number 3."""
 
 
 def mask_command_line() -> None:
     """Overwrites the secrets in the command line with stars, for this process and later forks.
 
-    Until this call, every user of the machine can read the secrets. They stay readable if the kernel forbids
-    the process to overwrite them. `is_visible` finds that out.
+    Until this call, every user of the machine can read the secrets. They stay readable if the kernel does not
+    allow the process to overwrite them. `is_visible` shows whether they do.
     """
     if masked_words(sys.orig_argv) == b"".join(os.fsencode(word) + b"\0" for word in sys.orig_argv):
         return
@@ -45,7 +45,7 @@ def read_command_line() -> bytes:
 
 
 def overwrite_command_line(content: bytes) -> None:
-    """Overwrites the beginning of this process's words, which must be at least as long. Raises OSError."""
+    """Overwrites the beginning of this process's command line, which must be long enough. Raises OSError."""
     from base.machine.processes import stat_fields  # noqa: PLC0415 - few command lines have secrets
 
     begin = int(stat_fields("self")[_ARG_START - 3])
@@ -55,10 +55,10 @@ def overwrite_command_line(content: bytes) -> None:
 
 
 def replace_command_line(content: bytes) -> None:
-    """Replaces this process's words by `content`, which may have any length.
+    """Replaces this process's command line by `content`, which may have any length.
 
-    Puts the words into new memory and gives the kernel its address (prctl(2), PR_SET_MM_MAP). The old words
-    stay if the kernel lacks that call (CONFIG_CHECKPOINT_RESTORE).
+    Copies `content` into new memory, and passes the memory's address to the kernel (prctl(2), PR_SET_MM_MAP).
+    The old command line stays if the kernel lacks this call (CONFIG_CHECKPOINT_RESTORE).
     """
     try:
         _refer_kernel_to(content)
@@ -95,4 +95,4 @@ def _refer_kernel_to(content: bytes) -> None:
 _PR_SET_MM = 35
 _PR_SET_MM_MAP = 14
 _kept: list[object] = []
-"""The memory of the replaced words, which must not be freed."""
+"""The memory of the new command line. It must not be freed while the process runs."""

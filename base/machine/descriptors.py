@@ -1,4 +1,4 @@
-"""Moves open files of a forked process to high descriptors, so that other processes' files get low ones."""
+"""Moves open files of a forked process to high descriptors. Low descriptors stay free for another process."""
 
 import fcntl
 import os
@@ -10,7 +10,7 @@ from typing import Final
 
 _LOWEST: Final = 500
 _LOW_FDS: Final = 250
-"""Descriptors below this number are left to files of another process."""
+"""Descriptors below this number stay free for the files of another process."""
 
 
 def is_open(fd: int) -> bool:
@@ -23,7 +23,7 @@ def is_open(fd: int) -> bool:
 
 
 def move_up(fd: int) -> int:
-    """Moves an open file to a high descriptor and returns it. The old descriptor is closed."""
+    """Moves an open file to a high descriptor, and returns this descriptor. Closes the old one."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = _LOWEST if soft == resource.RLIM_INFINITY else min(_LOWEST, soft // 2)
     moved: int = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest)
@@ -32,7 +32,7 @@ def move_up(fd: int) -> int:
 
 
 def move_socket_up(connection: socket.socket) -> socket.socket:
-    """Moves a socket to a high descriptor. Returns it as a new object, and closes the given one."""
+    """Moves a socket to a high descriptor. Returns a new socket object, and closes the given object."""
     return socket.socket(fileno=move_up(connection.detach()))
 
 
@@ -40,7 +40,7 @@ def move_socket_up(connection: socket.socket) -> socket.socket:
 def low_numbers_taken() -> Iterator[None]:
     """Inside this context, files that imports open get high descriptors.
 
-    Some imports leave a file open: ctypes with libffi 3.8 and newer does.
+    Some imports leave a file open, for example ctypes with libffi 3.8 or newer.
     """
     null = os.open(os.devnull, os.O_RDONLY)
     num_taken = min(_LOW_FDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)

@@ -1,4 +1,4 @@
-"""Detects changed files and folders by what the file system records about them."""
+"""Detects changed files and folders by their sizes, times and other facts from the file system."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
 StoredStamp: TypeAlias = tuple[int, int]
-"""Modification time in whole seconds, and size: the layers of a container image keep both."""
+"""Modification time in whole seconds, and size. Both stay the same in the layers of a container image."""
 
 
 class FileStamp(NamedTuple):
-    """The properties of a file that change when it is written or replaced.
+    """The properties of a file that change when the file is written or replaced.
 
-    The ctime is left out, because a hard link elsewhere changes it too.
+    The ctime is left out, because a new hard link changes it, too.
     """
 
     mtime_ns: int
@@ -32,7 +32,7 @@ FolderStamps: TypeAlias = dict[str, FileStamp]
 
 
 def read_stamp(path: str | os.PathLike[str]) -> FileStamp:
-    """The file's stamp now. A link has that of its target."""
+    """The file's current stamp. A link has the stamp of its target."""
     try:
         found = os.stat(path)  # noqa: PTH116 - called for thousands of paths
     except (OSError, ValueError):
@@ -41,7 +41,7 @@ def read_stamp(path: str | os.PathLike[str]) -> FileStamp:
 
 
 def store_stamps(paths: Iterable[str]) -> dict[str, StoredStamp]:
-    """The stamps of files now, for a record that is valid while they are the same."""
+    """The current stamps of files. A record with these stamps is valid until one of them changes."""
     return {path: read_stamp(path).stored for path in paths}
 
 

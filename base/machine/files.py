@@ -1,4 +1,4 @@
-"""Reads files only if they can be trusted, and writes files completely or not at all. Imports little."""
+"""Reads only files that can be trusted, and replaces files atomically. Imports few modules."""
 
 import os
 import stat
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MODE = 0o644
-"""Permissions of a file that this program will trust later. The umask has no influence."""
+"""Permissions of a file that this program trusts later. The umask does not change them."""
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -19,10 +19,10 @@ def why_changeable(
     """Why users other than root and `user` could change a file or folder. None if they cannot.
 
     Args:
-        status: of the file; best read from its open descriptor.
-        name: what the reason calls the file.
-        user: this process's user if not given.
-        allows_sticky: accepts a folder where others can add files but cannot replace those of the user.
+        status: the status of the file, best read from its open descriptor.
+        name: the file's name in the reason.
+        user: the user's id. The default is this process's user.
+        allows_sticky: accepts a folder in which others can add files but cannot replace the user's files.
     """
     if status.st_uid not in (0, os.geteuid() if user is None else user):
         return f"{name} belongs to another user ({status.st_uid})"
@@ -32,11 +32,11 @@ def why_changeable(
 
 
 _MOST_BYTES = 16 << 20
-"""The largest file that is read as a whole: this program writes none that is larger."""
+"""The size of the largest file that is read as a whole. This program writes no larger file."""
 
 
 def read_own(path: str | os.PathLike[str]) -> bytes:
-    """The content of a regular file that only root and this user can change. Raises OSError for any other."""
+    """The content of a regular file that only root and this user can change. Else raises OSError."""
     with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
         status = os.fstat(file.fileno())
         reason = why_changeable(status) if stat.S_ISREG(status.st_mode) else "it is not a regular file"
@@ -48,15 +48,15 @@ def read_own(path: str | os.PathLike[str]) -> bytes:
 
 
 def write_whole(path: "Path", text: str, *, mode: int | None = None) -> None:
-    """Replaces the file atomically: readers never see half of a file.
+    """Replaces the file atomically, so that readers never see half of a file.
 
-    The file gets `mode`, or the permissions of any new file.
+    The file gets the permissions `mode`. By default, it gets the permissions of a new file.
 
     If the path is a link, its target is replaced. If the path is not a regular file but, for example, a pipe,
     the text is written into it.
 
     Raises:
-        OSError: the old file, if any, is unchanged.
+        OSError: the file cannot be written. An old file is unchanged.
     """
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
@@ -78,9 +78,9 @@ def nearest_existing(folder: "Path") -> "Path":
 
 
 def write_problem(folder: str) -> str | None:
-    """Why no file can be written in a folder, tried as `tempfile` does. None if one can.
+    """Why no file can be written in a folder. None if files can be written. Tries it, as `tempfile` does.
 
-    A folder's mode does not decide this: root may write with any mode, and cannot on a full disk or in /proc.
+    The folder's mode does not show this. Root may write with any mode, but not on a full disk or in /proc.
     """
     path = f"{folder}/vllm-cli-{os.urandom(8).hex()}-probe"
     try:

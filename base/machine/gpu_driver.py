@@ -1,4 +1,4 @@
-"""Detects whether this process has initialized the driver of a GPU: its forks cannot use the GPU then."""
+"""Detects whether this process has initialized a GPU's driver. If so, its forks cannot use the GPU."""
 
 import ctypes
 import os
@@ -19,17 +19,17 @@ _SUCCESS: Final = 0
 
 @cache
 def has_device(path: str) -> bool:
-    """Whether the kernel has this device. The first answer is kept."""
+    """Whether the kernel has this device. The first result is cached."""
     return os.path.exists(path)  # noqa: PTH110 - as the other calls of os here
 
 
 def may_have_gpu() -> bool:
-    """Whether the kernel has a device of a GPU, usable or not."""
+    """Whether the kernel has a device of a GPU. The GPU may be unusable."""
     return any(map(has_device, _DEVICES))
 
 
 def initialized_driver() -> Driver | None:
-    """The driver that this process has initialized. None while its forks can use the GPUs.
+    """The GPU driver that this process has initialized. None if forks of this process can use the GPUs.
 
     Takes some microseconds and initializes nothing. CUDA's `cuDeviceGetCount` fails with
     CUDA_ERROR_NOT_INITIALIZED until `cuInit` has been called (CUDA driver API, "Initialization"). The drivers
@@ -46,7 +46,7 @@ def initialized_driver() -> Driver | None:
 
 
 def _loaded(library: str) -> int | None:
-    """The handle of a library if this process has loaded it already, else None. Loads nothing."""
+    """The handle of a library that this process has already loaded, else None. Loads nothing."""
     with suppress(OSError):
         return int(ctypes._dlopen(library, os.RTLD_NOLOAD | os.RTLD_LAZY))  # type: ignore[attr-defined]
     return None

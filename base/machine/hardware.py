@@ -1,4 +1,4 @@
-"""Facts about the hardware that compiled code depends on, read from the kernel in less than a millisecond."""
+"""Reads the facts about the hardware on which compiled code depends, in less than a millisecond."""
 
 import platform
 import re
@@ -9,19 +9,19 @@ from typing import Final
 from base.machine.cgroups import PROC
 
 _CPUINFO_BYTES: Final = 16 << 10
-"""Bytes that are read of /proc/cpuinfo: its first entry, the first processor, is enough."""
+"""The number of bytes that are read from /proc/cpuinfo. The entry of the first processor is enough."""
 _GPUS: Final = Path("/proc/driver/nvidia/gpus")
 _AMD_GPUS: Final = Path("/sys/class/kfd/kfd/topology/nodes")
-"""Has a folder for each processor and GPU."""
+"""This folder has a folder for each processor and GPU."""
 _INSTRUCTION_SETS: Final = re.compile(
     r"abm|adx|aes|amx|avx|bmi|cldemote|clwb|clzero|cmpccxadd|enqcmd|f16c|fma|gfni|kl$|lzcnt|mov|pclmul|pku|popcnt|"
     r"prefetch|raoint|rd(pid|rnd|seed)|sha|sm[34]|sse|ssse|tsxldtrk|uintr|vaes|vpclmul|waitpkg|xop|xsave"
 )
-"""Beginnings of x86 processor flags that name instructions. Other flags also depend on the kernel."""
+"""Matches the beginnings of x86 processor flags for instructions. Other flags also depend on the kernel."""
 
 
 def instruction_sets(proc: Path = PROC) -> tuple[str, ...]:
-    """The instruction sets that compilers use, sorted. Empty where the kernel does not list them."""
+    """The instruction sets that compilers use, sorted. Empty if the kernel does not list them."""
     names = set((_of_first_processor(proc, "flags", "Features") or "").split())
     is_x86 = platform.machine() in ("x86_64", "i686", "AMD64")
     return tuple(sorted(name for name in names if not is_x86 or _INSTRUCTION_SETS.match(name)))
@@ -42,10 +42,10 @@ def _of_first_processor(proc: Path, *names: str) -> str | None:
 
 
 def gpu_kinds(folder: Path = _GPUS, amd: Path = _AMD_GPUS) -> tuple[str, ...]:
-    """The names of the GPUs that the driver provides here, each kind once.
+    """The names of the GPUs that the driver provides here. Each kind of GPU is listed once.
 
-    If NVIDIA's driver has no folder in /proc, as in WSL, the names come from its library. An AMD GPU is named
-    by its instruction set.
+    If NVIDIA's driver has no folder in /proc, as in WSL, the names come from the driver's library. The name
+    of an AMD GPU is its instruction set.
     """
     from base.machine.nvml import read_gpus  # noqa: PLC0415 - ctypes takes longer than all else here
 
@@ -58,7 +58,7 @@ def gpu_kinds(folder: Path = _GPUS, amd: Path = _AMD_GPUS) -> tuple[str, ...]:
 
 
 def _field(path: Path, name: str) -> str | None:
-    """The text that follows the name in its line."""
+    """The text after the name in the line that begins with it."""
     with suppress(OSError):
         for line in path.read_text(errors="replace").splitlines():
             if line.startswith(name):

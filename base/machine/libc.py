@@ -1,4 +1,4 @@
-"""Calls of the C library that Python lacks, and the release of memory that the library's heap has kept."""
+"""Functions of the C library that Python lacks, and the release of free memory in the library's heap."""
 
 import mmap
 import os
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 @cache
 def load_libc() -> "CDLL":
-    """The C library, with declared types where arguments or results are not plain numbers.
+    """The C library. Types are declared for arguments and results that are not plain numbers.
 
-    Imports ctypes only when it is called: a front process and the prefetch's helper process must start fast.
+    Imports ctypes only in this call, because a front process and the prefetch's helper process must start
+    fast.
     """
     import ctypes as c  # noqa: PLC0415
 
@@ -40,7 +41,7 @@ def check(result: int, call: str) -> None:
 
 
 def last_error(call: str) -> OSError:
-    """The error of this thread's last call."""
+    """The error of the last call of the C library in this thread."""
     import ctypes  # noqa: PLC0415
 
     number = ctypes.get_errno()
@@ -57,7 +58,7 @@ _HUGE_PAGE_BYTES = 1 << 21
 
 
 def huge_page_parts(used: Iterable[range], most_bytes: int) -> Iterator[range]:
-    """Cuts used address ranges with small gaps between them into parts for `use_huge_pages`."""
+    """Joins used address ranges with small gaps, and cuts the result into parts for `use_huge_pages`."""
     begin = end = -_HUGE_PAGE_BYTES
     for part in [*sorted(used, key=lambda r: r.start), range(1 << 62, 1 << 62)]:
         if part.start >= end + _HUGE_PAGE_BYTES:
@@ -68,9 +69,9 @@ def huge_page_parts(used: Iterable[range], most_bytes: int) -> Iterator[range]:
 
 
 def use_huge_pages(part: range) -> None:
-    """Moves memory into pages of 2 MiB, in 0.3 milliseconds each. Before Linux 6.1, the kernel does it later.
+    """Moves memory into pages of 2 MiB, in 0.3 milliseconds per page.
 
-    Does nothing on a system without such pages.
+    Before Linux 6.1, the kernel does this later. Without such pages in the system, nothing happens.
     """
     for advice in (mmap.MADV_HUGEPAGE, _MADV_COLLAPSE):
         load_libc().madvise(part.start, len(part), advice)
@@ -80,15 +81,15 @@ _MADV_POPULATE_WRITE = 23
 
 
 def populate_pages(mapped: range) -> None:
-    """Makes the kernel provide the pages of mapped addresses now (madvise(2)). Their content stays.
+    """Makes the kernel provide the pages of mapped addresses now (madvise(2)). Does not change their content.
 
-    Other threads run meanwhile. Raises OSError if it fails, and always before Linux 5.14.
+    Other threads can run meanwhile. Raises OSError if the call fails, as it always does before Linux 5.14.
     """
     check(load_libc().madvise(mapped.start, len(mapped), _MADV_POPULATE_WRITE), "madvise")
 
 
 def forget_pages(used: range) -> None:
-    """Gives the memory of whole pages back. Pages of a mapped file are read again when they are used."""
+    """Returns the memory of whole pages to the system. Later uses read pages of a mapped file again."""
     if whole := _whole_pages(used.start, used.stop, mmap.PAGESIZE):
         load_libc().madvise(whole.start, len(whole), mmap.MADV_DONTNEED)
 
@@ -98,30 +99,30 @@ def _whole_pages(begin: int, end: int, page_bytes: int) -> range:
 
 
 def trim_heap() -> None:
-    """Gives freed memory back to the system. Takes some milliseconds. Only glibc needs it and can do it."""
+    """Returns freed memory to the system. Takes some milliseconds. Does nothing without glibc."""
     with suppress(AttributeError):
         load_libc().malloc_trim(0)
 
 
 class HeapTrimmer:
-    """Trims the heap `delay_s` after the last work, and every `interval_s` while work goes on."""
+    """Trims the heap `delay_s` after the last work, and every `interval_s` while work continues."""
 
     def __init__(self, delay_s: float, interval_s: float) -> None:
         self._delay_s = delay_s
         self._interval_s = interval_s
         self._latest_s = inf
-        """Monotonic time after which more work no longer postpones the trimming."""
+        """The latest monotonic time for the next trimming. More work cannot postpone it further."""
         self.due_s = inf
         """Monotonic time of the next trimming. Infinite if there is nothing to trim."""
 
     def postpone(self) -> None:
-        """Called after work. Moves the next trimming back."""
+        """Called after work. Postpones the next trimming."""
         now_s = monotonic()
         self._latest_s = min(self._latest_s, now_s + self._interval_s)
         self.due_s = min(now_s + self._delay_s, self._latest_s)
 
     def trim_if_due(self) -> None:
-        """Trims if the time has come. Blocks meanwhile."""
+        """Trims the heap if the trimming is due. Blocks meanwhile."""
         if monotonic() >= self.due_s:
             trim_heap()
             self.due_s = self._latest_s = inf

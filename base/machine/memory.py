@@ -1,6 +1,6 @@
-"""Reads how much memory the machine and its cgroups have left, and counts kills for lack of memory.
+"""Reads the available memory of the machine and of cgroups, and counts kills because memory ran out.
 
-Standard library only. The prefetch's helper process uses it too.
+Standard library only, because the prefetch's helper process imports this module, too.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from base.machine.cgroups import PROC, own_cgroups, read_lines
 from base.wording import format_bytes
 
 _NO_LIMIT: Final = 1 << 60
-"""Version 1 of cgroups writes a number near 2**63 for no limit."""
+"""Larger numbers mean no limit. Version 1 of cgroups writes a number near 2**63 then."""
 
 
 _KILLS_FILES: Final[dict[Literal[1, 2], str]] = {1: "memory.oom_control", 2: "memory.events"}
@@ -22,25 +22,25 @@ class MemoryState(NamedTuple):
     """Memory under one limit, in bytes."""
 
     available_bytes: int
-    """Bytes that can be allocated without swapping. Clean page cache counts, because the kernel evicts it."""
+    """Bytes that can be allocated without swapping. Includes clean page cache, which the kernel evicts."""
     total_bytes: int
     is_cgroup: bool = False
-    """Whether the limit is a container's (or another cgroup's) instead of the machine's."""
+    """Whether the limit comes from a container or another cgroup instead of the machine."""
 
     @property
     def owner(self) -> str:
-        """What the limit belongs to, for messages."""
+        """The owner of the limit, for messages."""
         return "the container" if self.is_cgroup else "the machine"
 
 
 def read_memory(proc: Path = PROC) -> MemoryState | None:
-    """The tightest limit that applies to this process. None if the system does not report any."""
+    """The memory under the tightest limit of this process. None if the system reports no limit."""
     states = [*_machine(proc), *_cgroups(proc)]
     return min(states, key=lambda state: state.available_bytes, default=None)
 
 
 def available_bytes() -> int:
-    """Bytes available under the tightest limit. 0 if the system does not report it."""
+    """Bytes that are available under the tightest limit. 0 if the system reports no limit."""
     state = read_memory()
     return state.available_bytes if state else 0
 
@@ -48,7 +48,7 @@ def available_bytes() -> int:
 class OomWatch:
     """Detects whether the kernel killed a process because memory ran out, by the cgroup's counter of kills.
 
-    Create it when the watched process starts, in a process of the same cgroup.
+    Create the object when the watched process starts, in a process of the same cgroup.
     """
 
     def __init__(self, proc: Path = PROC) -> None:
@@ -57,11 +57,11 @@ class OomWatch:
 
     @property
     def has_killed(self) -> bool | None:
-        """Whether the kernel killed a process of this cgroup since `__init__`. None if it does not count."""
+        """Whether the kernel has killed a process of this cgroup since `__init__`. None without a counter."""
         return None if self._num_before is None else _num_kills(self._proc) != self._num_before
 
     def describe_kill(self) -> str:
-        """The cause and advice that end a message about a SIGKILL."""
+        """The end of a message about a SIGKILL, with the cause and advice."""
         if not self.has_killed:
             return ", as the kernel does when memory runs out"
         memory = read_memory(self._proc)
@@ -74,12 +74,12 @@ class OomWatch:
 
 
 class _Version(NamedTuple):
-    """File names of one version of cgroups."""
+    """File names and keys in one version of cgroups."""
 
     limits: tuple[str, ...]
     usage: str
     cache_keys: tuple[str, ...]
-    """Lines of memory.stat that add up to the page cache."""
+    """Keys in memory.stat. The sum of their values is the page cache."""
 
 
 _V1: Final = _Version(("memory.limit_in_bytes",), "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
@@ -118,7 +118,7 @@ def _numbers(path: Path) -> dict[str, int]:
 
 
 def _num_kills(proc: Path) -> int | None:
-    """Out-of-memory kills so far in the cgroup, or else on the machine. None if they are not counted."""
+    """The number of out-of-memory kills in the cgroup, or else on the machine. None without a counter."""
     for cgroup in own_cgroups("memory", proc):
         if (num := _read_kills(cgroup.folder / _KILLS_FILES[cgroup.version])) is not None:
             return num

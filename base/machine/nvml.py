@@ -1,7 +1,7 @@
 """Lists this machine's GPUs through NVIDIA's management library (NVML), without CUDA and in about 10 ms.
 
-Calls the library's C functions, whose forms do not change between drivers: importing nvidia-ml-py, which vLLM
-brings along, takes longer than the calls.
+Calls the library's C functions, which are the same in all drivers. vLLM installs nvidia-ml-py for these
+calls, but importing it takes longer than the calls.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ _OK: Final = 0
 _TEXT_BYTES: Final = 96
 _MAX_PROCESSES: Final = 64
 _UNKNOWN_BYTES: Final = (1 << 64) - 1
-"""NVML reports this number where it does not know the memory, as in a container."""
+"""NVML reports this number if it does not know the memory, as in a container."""
 
 
 class GpuProcess(NamedTuple):
@@ -26,7 +26,7 @@ class GpuProcess(NamedTuple):
 
 
 class Gpu(NamedTuple):
-    """One GPU as the driver numbers it."""
+    """One GPU, with the driver's number of it."""
 
     number: int
     uuid: str
@@ -47,7 +47,7 @@ class GpuState(NamedTuple):
     """The newest version of CUDA that the driver supports."""
     gpus: tuple[Gpu, ...]
     problem: str | None = None
-    """Why the driver cannot be used. None if it can."""
+    """Why the driver cannot be used. None if it can be used."""
 
 
 class _Memory(ctypes.Structure):

@@ -1,13 +1,14 @@
 """Measures how much of a file is in the page cache, with the cheapest system call that sees its pages.
 
-cachestat(2) (Linux 6.5 and later) takes 0.3 ms for 3.2 GB in 4 files, mincore(2) 48 ms. Files of overlayfs
-have no pages of their own: cachestat finds none, and mincore finds those of the underlying file. If this user
-neither owns a file nor may write to it, mincore reports every page as resident, and cachestat may be denied.
-Then page faults (Linux 5.14) test samples. One takes 14 microseconds, or a disk access.
+For 3.2 GB in 4 files, cachestat(2) (Linux 6.5 and later) takes 0.3 ms, and mincore(2) takes 48 ms. Files of
+overlayfs have no pages of their own. For such files, cachestat finds no pages, and mincore finds the pages of
+the underlying file. If this user neither owns a file nor may write to it, mincore reports every page as
+resident, and the kernel may deny cachestat. In this case, page faults (Linux 5.14) test samples of the file.
+A sample takes 14 microseconds, or a disk access.
 
 A method is used on a file system only if it has seen a page there that was just read.
 
-The helper process imports this module, so it must stay light.
+The prefetch's helper process imports this module, so it imports few modules.
 """
 
 import ctypes
@@ -36,23 +37,23 @@ Method = Callable[[int, int, int], int]
 
 
 class _Sight(NamedTuple):
-    """The result of testing a method on a file system."""
+    """The result of the test of a method on a file system."""
 
     sees_pages: bool
     keeps_pages: bool
 
 
 _sights: dict[tuple[int, Method], _Sight] = {}
-"""Results by device number, as in stat(2), and method."""
+"""Results by device number (see stat(2)) and method."""
 
 
 def memory_devices() -> set[int]:
-    """Device numbers, as in stat(2), of file systems whose files are always in memory. Empty if unknown."""
+    """Device numbers (see stat(2)) of file systems whose files are always in memory. Empty if unknown."""
     return _devices(lambda kind: kind in ("tmpfs", "ramfs", "devtmpfs", "hugetlbfs"))
 
 
 def fuse_devices() -> set[int]:
-    """Device numbers of FUSE file systems, whose processes may keep files in memory themselves."""
+    """Device numbers of FUSE file systems. The processes behind them may keep files in memory."""
     return _devices(lambda kind: kind.partition(".")[0] == "fuse")
 
 
@@ -62,26 +63,26 @@ def _devices(is_wanted: Callable[[str], bool]) -> set[int]:
 
 
 class ResidencyProbe:
-    """Measures one file; a context manager. Reads at most one page, and leaves that as it was."""
+    """A context manager that measures one file. It reads at most one page, and restores this page's state."""
 
     def __init__(self, path: str, method: Method | None = None) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.method = method
         """The method for this file. None if no method can measure it."""
         self.keeps_pages = True
-        """False if the file system drops a file's pages whenever the file is opened."""
+        """False if the file system drops a file's pages each time the file is opened."""
         if method is None and os.fstat(self._fd).st_size:
             self.method, self.keeps_pages = _choose_method(path, self._fd)
 
     def resident_bytes(self, offset: int = 0, length: int | None = None) -> int:
-        """Resident bytes of the range, in whole pages up to the file's end. 0 if they are not known."""
+        """Resident bytes of the range, in whole pages up to the file's end. 0 if they cannot be measured."""
         end = os.fstat(self._fd).st_size
         if length is not None:
             end = min(end, offset + length)
         return self.method(self._fd, offset, end - offset) if self.method and end > offset else 0
 
     def estimated_bytes(self, offset: int, length: int) -> int:
-        """Like `resident_bytes` but fast: mincore tests one page, and slower methods return 0."""
+        """Like `resident_bytes`, but fast. Tests one page with mincore. Returns 0 with slower methods."""
         if self.method is by_mincore:
             return length if by_mincore(self._fd, offset + length // 2, 1) else 0
         return self.resident_bytes(offset, length) if self.method is by_cachestat else 0
@@ -97,10 +98,11 @@ class ResidencyProbe:
 
 
 def _choose_method(path: str, fd: int) -> tuple[Method | None, bool]:
-    """The cheapest method that sees pages of the file, and whether they stay when the file is opened again.
+    """The cheapest method that sees the file's pages, and whether pages stay when the file is opened again.
 
-    The file's owner decides which methods may be used. Only the file system decides what they see. With Linux
-    6.18, all files of an overlay behave alike, whichever layer and file system they are on.
+    The allowed methods depend on the file's owner. The pages that a method sees depend only on the file
+    system, so results are cached by file system. In Linux 6.18, all files of an overlay behave in the same
+    way, whatever their layer and its file system.
     """
     device = os.fstat(fd).st_dev
     for method in _allowed_methods(fd):
@@ -114,7 +116,7 @@ def _choose_method(path: str, fd: int) -> tuple[Method | None, bool]:
 
 
 def _allowed_methods(fd: int) -> Iterator[Method]:
-    """The methods that report correctly for a file of this owner, the cheapest first."""
+    """Yields the methods that report correctly for a file of this owner. The cheapest method comes first."""
     if not _kernel_reports():
         return
     try:
@@ -129,7 +131,7 @@ def _allowed_methods(fd: int) -> Iterator[Method]:
 
 
 def _test(method: Method, path: str, fd: int) -> _Sight:
-    """Drops the first page, reads it, restores its state. The kernel does not drop a page in use."""
+    """Drops the first page, reads it, and restores its state. The kernel does not drop a page in use."""
     was_resident = method(fd, 0, 1)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
     os.posix_fadvise(fd, 0, _PAGE_BYTES, os.POSIX_FADV_DONTNEED)
@@ -143,12 +145,12 @@ def _test(method: Method, path: str, fd: int) -> _Sight:
 
 
 def by_cachestat(fd: int, offset: int, length: int) -> int:
-    """Counts resident bytes by cachestat(2). Raises OSError if the kernel lacks the call or denies it."""
+    """Counts resident bytes with cachestat(2). Raises OSError if the kernel lacks or denies the call."""
     return min(int(read_cachestat(fd, offset, length).num_cached) * _PAGE_BYTES, length)
 
 
 def read_cachestat(fd: int, offset: int, length: int) -> "CacheStat":
-    """The numbers of the range's pages by their state."""
+    """The numbers of the range's pages in each state."""
     answer = CacheStat()
     wanted = _Range(offset, length)
     check(load_libc().syscall(_SYS_CACHESTAT, fd, ctypes.byref(wanted), ctypes.byref(answer), 0), "cachestat")
@@ -156,19 +158,19 @@ def read_cachestat(fd: int, offset: int, length: int) -> "CacheStat":
 
 
 def by_mincore(fd: int, offset: int, length: int) -> int:
-    """Counts resident bytes by mincore(2), which needs the range mapped but not read."""
+    """Counts resident bytes with mincore(2). The range is mapped for this, but not read."""
     with FileMapping(fd, offset, length) as mapping:
         return min(mapping.num_resident() * _PAGE_BYTES, length)
 
 
 def by_faults(fd: int, offset: int, length: int) -> int:
-    """Estimates resident bytes from page faults: tests a page in the middle of each 16 MiB."""
+    """Estimates resident bytes by page faults. Tests a page in the middle of each 16 MiB."""
     samples = range(offset + min(length, _SAMPLE_BYTES) // 2, offset + length, _SAMPLE_BYTES)
     return length * sum(_is_resident(fd, sample) for sample in samples) // len(samples)
 
 
 def _is_resident(fd: int, offset: int) -> bool:
-    """Whether mapping the page needs no access to the disk. A page that was missing is dropped again."""
+    """Whether the page can be mapped without disk access. A page that was not resident is dropped again."""
     with FileMapping(fd, offset, 1) as mapping:
         mapping.advise(_MADV_RANDOM)
         before = resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
@@ -180,13 +182,13 @@ def _is_resident(fd: int, offset: int) -> bool:
 
 
 def _is_own(fd: int) -> bool:
-    """Whether mincore works on this file: since Linux 5.2, only for users who own it or may write to it."""
+    """Whether mincore works on this file. Since Linux 5.2, the user must own the file or may write to it."""
     return os.fstat(fd).st_uid == os.geteuid() or os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True)
 
 
 @cache
 def _kernel_reports() -> bool:
-    """False for kernels, such as gVisor, that report memory as resident which was never touched."""
+    """Whether the kernel reports untouched memory correctly. gVisor reports such memory as resident."""
     try:
         with FileMapping(-1, 0, 1, _MAP_PRIVATE_ANONYMOUS) as mapping:
             return mapping.num_resident() == 0
@@ -195,7 +197,7 @@ def _kernel_reports() -> bool:
 
 
 class FileMapping:
-    """The pages of a range of a file, mapped and not touched; a context manager."""
+    """A context manager that maps the pages of a file's range, without accessing them."""
 
     def __init__(self, fd: int, offset: int, length: int, flags: int = _MAP_SHARED) -> None:
         begin = offset - offset % _PAGE_BYTES

@@ -1,4 +1,4 @@
-"""Facts about processes: whether they run, since when, and their memory. See proc(5)."""
+"""Reads facts about processes, such as start time and memory, and kills processes. See proc(5)."""
 
 import os
 import signal
@@ -11,26 +11,26 @@ _NS = 1_000_000_000
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _READINGS = 5
 KILL_S = 0.5
-"""Seconds that killed processes get to end. They free their memory first."""
+"""Seconds that killed processes have to end. They free their memory before they end."""
 _KILL_POLL_S = 0.002
 _TRACKER = b"multiprocessing.resource_tracker"
 ENDED = ("Z", "X")
-"""States of a process that has ended but was not reaped (proc(5))."""
+"""States of a process that has ended but is not reaped (proc(5))."""
 
 
 def stat_fields(pid: int | str) -> list[str]:
-    """The fields of /proc/PID/stat after the command's name. The first is the state, proc(5)'s number 3."""
+    """The fields of /proc/PID/stat after the command's name. The first is the state, number 3 in proc(5)."""
     with open(f"/proc/{pid}/stat", errors="replace") as file:  # noqa: PTH123
         return file.read().rpartition(")")[2].split()
 
 
 def processor_s(stat: Sequence[str], *, with_reaped: bool) -> float:
-    """A process's processor time from its `stat_fields`. `with_reaped` adds that of its reaped children."""
+    """A process's processor time from its `stat_fields`. `with_reaped` adds the time of reaped children."""
     return sum(map(int, stat[11 : 15 if with_reaped else 13])) / _TICKS_PER_S
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process runs. False for a zombie, which has ended but was not reaped."""
+    """Whether the process runs. False for a zombie, which has ended but is not reaped."""
     try:
         return stat_fields(pid)[0] not in ENDED
     except FileNotFoundError:
@@ -51,9 +51,10 @@ def pss_bytes(pid: int) -> int:
 
 
 def process_start_ns(pid: int | str = "self") -> int:
-    """When the kernel started a process (proc(5)), in monotonic nanoseconds; now, if /proc cannot be read.
+    """The monotonic time in nanoseconds at which the kernel started a process (proc(5)).
 
-    The kernel counts in ticks of 10 ms, so the result may be one tick early.
+    The kernel counts in ticks of 10 ms, so the result may be one tick early. If /proc cannot be read, returns
+    the current time.
     """
     now = time.monotonic_ns()
     try:
@@ -86,23 +87,24 @@ def _exists(pid: int) -> bool:
 
 
 def _suspended_ns() -> int:
-    """How long the machine was suspended: the monotonic clock does not count that time.
+    """How long the machine was suspended. The monotonic clock does not count this time.
 
-    The two clocks are read one after the other. If this process is descheduled between the readings, the
-    difference is too large, never too small. So the smallest of several is taken.
+    The result is the difference of two clocks, which are read one after the other. If this process is
+    descheduled between the readings, the difference is too large, never too small. The smallest of several
+    differences is returned.
     """
     return min(-time.monotonic_ns() + time.clock_gettime_ns(time.CLOCK_BOOTTIME) for _ in range(_READINGS))
 
 
 class EndWatch:
-    """Detects that a process exits, by its memory size (proc(5), `statm`), which then becomes zero.
+    """Detects that a process exits. Its memory size (proc(5), `statm`) becomes zero at this moment.
 
-    The kernel frees the memory first. Only then does it close the process's files and notify its parent and
-    holders of a pidfd: a tenth of a second or more later for each GB.
+    The kernel frees the memory before it closes the process's files and notifies the parent and holders of a
+    pidfd. Freeing takes a tenth of a second or more for each GB.
     """
 
     def __init__(self, pid: int) -> None:
-        """Create it before the process is reaped. Afterwards, and without /proc, it detects no exit."""
+        """Create it before the process is reaped. Later, or without /proc, it detects no exit."""
         self._fd: int | None = None
         with suppress(OSError):
             self._fd = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
@@ -126,7 +128,7 @@ class EndWatch:
 def descendants(pid: int, but: Collection[int] = ()) -> set[int]:
     """The children of a process, their children, and so on, without `but` and the descendants of `but`.
 
-    A process whose parent has ended is not among them.
+    The result does not include processes whose parent has ended.
     """
     found: set[int] = set()
     new = [pid]
@@ -137,11 +139,11 @@ def descendants(pid: int, but: Collection[int] = ()) -> set[int]:
 
 
 def kill_descendants(*, spared: Collection[int] = (), mark: str | None = None, timeout_s: float = KILL_S) -> None:
-    """Kills the descendants of this process. Returns once they have ended, or after the timeout.
+    """Kills the descendants of this process. Returns when they have ended, or after the timeout.
 
     Args:
-        spared: processes that are not killed, nor are their descendants.
-        mark: a variable, `NAME=value`. Programs that were started with it are killed too, even if their
+        spared: processes that are not killed. Their descendants are not killed either.
+        mark: a variable, `NAME=value`. Programs that were started with it are also killed, even if their
             parent has ended.
         timeout_s: seconds.
     """
@@ -163,7 +165,7 @@ def kill_descendants(*, spared: Collection[int] = (), mark: str | None = None, t
 def _marked(mark: str) -> set[int]:
     """Processes whose program was started with this variable, without multiprocessing's resource trackers.
 
-    A tracker ends by itself once it has removed what the other processes have left behind.
+    A tracker exits by itself when it has removed the resources that other processes have not released.
     """
     found, line = set(), os.fsencode(mark) + b"\0"
     for folder in Path("/proc").glob("[1-9]*"):
@@ -174,7 +176,7 @@ def _marked(mark: str) -> set[int]:
 
 
 def child_pids(pid: int) -> list[int]:
-    """The children of a process, collected from its threads: each lists the children it forked (proc(5))."""
+    """The children of a process. Each thread of the process lists the children that it forked (proc(5))."""
     found: list[int] = []
     with suppress(OSError):
         for thread in os.scandir(f"/proc/{pid}/task"):

@@ -1,7 +1,7 @@
-"""The processors that this process may use, and how the kernel accounts their time and that of threads.
+"""Reads the processors that this process may use, and the times of processors and threads from the kernel.
 
 A thread that is ready to run but has no processor waits for another process, or for the next period of a
-cgroup's quota. Time that a hypervisor takes is counted only in /proc/stat, not in a thread's times.
+cgroup's quota. Time that a hypervisor takes is counted in /proc/stat, but not in a thread's times.
 """
 
 import os
@@ -15,20 +15,21 @@ from base.machine.cgroups import PROC, Cgroup, own_cgroups, read_lines
 _NS_PER_S = 1e9
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _IDLE, _IOWAIT, _STEAL = 3, 4, 7
-"""Columns of a processor in /proc/stat."""
+"""Columns of a processor's line in /proc/stat."""
 _NUM_COLUMNS = 8
-"""Later columns repeat time that these already contain."""
+"""The number of columns that are read. Later columns repeat time that these columns already contain."""
 
 
 def affinity_count() -> int:
-    """Processors that this process may run on."""
+    """The number of processors on which this process may run."""
     return len(os.sched_getaffinity(0))
 
 
 def usable_count(proc: Path = PROC) -> int:
-    """The number of processors this process may use fully, at least 1. A quota of 1.5 counts as 2.
+    """The number of processors that this process may use fully, at least 1. A quota of 1.5 counts as 2.
 
-    More threads than that use up the quota early in each period, and then all of them wait until it ends.
+    A larger number of threads would use up the quota early in each period, and all threads would wait until
+    the period ends.
     """
     quotas = [quota for cgroup in own_cgroups("cpu", proc) for quota in _quota(cgroup)]
     return max(1, min([affinity_count(), *map(ceil, quotas)]))
@@ -45,16 +46,16 @@ class ProcessorTime(NamedTuple):
     """Totals at one moment. Only the difference between two moments has a meaning."""
 
     threads: dict[str, ThreadTime]
-    """Times of each thread by its id. Empty if the kernel does not account them."""
+    """Thread id -> times. Empty if the kernel does not count these times."""
     num_processors: int
-    """Processors that this process may use. 0 if unknown. The fields below are sums over these processors."""
+    """Processors that this process may use, 0 if unknown. The fields below are sums over these processors."""
     idle_s: float
     busy_s: float
     stolen_s: float
-    """Time in which processors of this virtual machine had work while the host ran something else."""
+    """The time in which processors of this virtual machine had work but the host ran something else."""
 
     def since(self, earlier: "ProcessorTime") -> "ProcessorUse":
-        """The use of processors since `earlier`, without threads that began or ended meanwhile."""
+        """The use of processors since `earlier`. Ignores threads that began or ended meanwhile."""
         pairs = [(now, earlier.threads[i]) for i, now in self.threads.items() if i in earlier.threads]
         running_s = sum(now.running - before.running for now, before in pairs) / _NS_PER_S
         wanted_s = running_s + sum(now.waiting - before.waiting for now, before in pairs) / _NS_PER_S
@@ -70,12 +71,12 @@ class ProcessorTime(NamedTuple):
 
 
 class ProcessorUse(NamedTuple):
-    """How processors were used between two moments."""
+    """The use of processors between two moments."""
 
     num_left: float
-    """The average number of processors that other processes left free. 0 if unknown."""
+    """The average number of processors that other processes have left free. 0 if unknown."""
     lost_share: float
-    """The share of the time, 0 to 1, that threads of this process wanted to run and could not."""
+    """The share (0 to 1) of the time in which threads of this process were ready to run but did not run."""
 
 
 def read_processor_time(proc: Path = PROC) -> ProcessorTime:
@@ -103,7 +104,7 @@ def _usable_processors(proc: Path) -> Iterator[list[int]]:
 
 
 def _quota(cgroup: Cgroup) -> Iterator[float]:
-    """The quota in processors. Yields nothing if there is no limit."""
+    """Yields the quota as a number of processors. Yields nothing if the cgroup has no limit."""
     if cgroup.version == 2:
         fields = " ".join(read_lines(cgroup.folder / "cpu.max")).split()
     else:

@@ -1,4 +1,4 @@
-"""Free ports for servers in other processes that cannot use port 0."""
+"""Finds free ports for servers in other processes, if these servers cannot use port 0."""
 
 import contextlib
 import random
@@ -12,7 +12,7 @@ _FIRST_PORT: Final = 10_000
 
 
 def find_free_port(ports: Sequence[int]) -> int:
-    """A port among these that no process uses."""
+    """One of these ports that no process uses."""
     while True:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", random.choice(ports)))
@@ -21,10 +21,10 @@ def find_free_port(ports: Sequence[int]) -> int:
 
 
 def list_server_ports() -> Sequence[int]:
-    """Ports below the range from which the kernel picks ports. Only port 0 if that range is unknown.
+    """Ports below the range from which the kernel picks ports. Only port 0 if this range is unknown.
 
-    The kernel cannot assign such a port to another process before the server listens. Nor can a client that
-    polls for the server be connected to itself there.
+    The kernel does not assign such a port to another process before the server listens. For the same reason,
+    a client that polls this port cannot connect to itself.
     """
     with contextlib.suppress(OSError, ValueError):
         return range(_FIRST_PORT, int(_CLIENT_PORTS.read_text().split()[0])) or (0,)

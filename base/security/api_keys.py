@@ -1,4 +1,4 @@
-"""The accepted API keys, kept as digests and reloaded when their file changes, and the paths without keys."""
+"""Checks API keys, which are kept as digests, and lists the paths that need no key."""
 
 import hashlib
 import hmac
@@ -14,15 +14,15 @@ logger = logging.getLogger(__name__)
 
 READINESS_PATHS: Final = ("/health", "/ping", "/readyz")
 PROBE_PATHS: Final = (*READINESS_PATHS, "/livez")
-"""Paths of probes. While the server is ready, all of them give the same answer."""
+"""Paths of probes. While the server is ready, all of them return the same response."""
 OPEN_PATHS: Final = frozenset(PROBE_PATHS)
-"""Paths that need no key, because probes send none."""
+"""Paths that never need a key, because probes send no key."""
 STATUS_PATHS: Final = frozenset({"/", "/status.json", "/startupz", "/metrics", "/load", "/version", "/openapi.json"})
-"""Paths about the server, not about requests: open as in vLLM, unless `--api-key-everywhere` is set."""
+"""Paths with facts about the server. As in vLLM, they need no key, unless `--api-key-everywhere` is set."""
 
 
 def find_open_paths(*, is_key_everywhere: bool) -> frozenset[str]:
-    """The paths that are answered without a key."""
+    """The paths that need no key."""
     return OPEN_PATHS if is_key_everywhere else OPEN_PATHS | STATUS_PATHS
 
 
@@ -31,11 +31,11 @@ _KEY_WRONG: Final = "The API key is not one of the server's."
 
 
 class KeyFileError(ServerError):
-    """The key file cannot be used. The message names the file and never its content."""
+    """The key file cannot be used. The message names the file, but never contains its content."""
 
 
 class ApiKeys:
-    """Checks keys. Used on the event loop."""
+    """Checks keys. Used on the event loop. `reload` reads a changed key file."""
 
     def __init__(self, given: tuple[str, ...] = (), file: Path | None = None) -> None:
         """Keys in `given` are always valid. Keys in `file` are valid as long as the file contains them.
@@ -49,16 +49,17 @@ class ApiKeys:
 
     @classmethod
     def from_config(cls, config: NetworkConfig) -> Self:
-        """The keys of flags, variables and file."""
+        """The keys from flags, variables and the key file."""
         return cls(config.api_keys, Path(config.api_key_file) if config.api_key_file else None)
 
     def __len__(self) -> int:
         return len(self._digests)
 
     def refusal(self, read_header: Callable[[str], bytes]) -> str | None:
-        """Why a request is refused. None if it has a key, as `Authorization: Bearer KEY` or `X-Api-Key: KEY`.
+        """Why a request is rejected. None if the request has a valid key.
 
-        `read_header` returns the bytes of a header, empty if the request lacks it.
+        The key is in `Authorization: Bearer KEY` or `X-Api-Key: KEY`. `read_header` returns the bytes of a
+        header, or no bytes if the request lacks this header.
         """
         scheme, _, bearer = read_header("authorization").partition(b" ")
         given = bearer if scheme.lower() == b"bearer" else b"", read_header("x-api-key")
@@ -68,7 +69,7 @@ class ApiKeys:
         return _KEY_WRONG if any(given) else _KEY_NEEDED
 
     def is_valid(self, key: bytes) -> bool:
-        """Whether this is one of the keys. Takes the same time for every key."""
+        """Whether this is a valid key. The check takes the same time for every key."""
         digest = _digest(key)
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return any(matches)

@@ -1,4 +1,4 @@
-"""The credentials of the server: TLS and API keys, and their renewal when their files change."""
+"""Holds the server's TLS and API keys, and renews them when their files change."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 _INTERVAL_S = 1.0
 _END_S = 0.1
-"""Seconds that `close` waits for a poll in progress."""
+"""The most seconds that `close` waits for a poll in progress."""
 
 
 class Credentials:
-    """Holds the listening socket's TLS, and watches the TLS and key files for changes."""
+    """Holds the TLS of the listening socket, and watches the TLS files and the key file for changes."""
 
     def __init__(self, network: NetworkConfig, tls: TlsConfig, api_keys: ApiKeys) -> None:
         """Raises TlsError if the TLS files cannot be used."""
         self.tls_context: Callable[[], ssl.SSLContext] | None = None
-        """Returns the context for a new handshake. None if the server uses plain HTTP."""
+        """A function that returns the context for a new handshake. None if the server uses plain HTTP."""
         self._watches: list[FileWatch] = []
         if network.api_key_file:
             self._watches.append(FileWatch([network.api_key_file], api_keys.reload))
@@ -44,16 +44,16 @@ class Credentials:
 
 
 class FileWatch:
-    """Polls files once a second in a thread of its own, so that a file system that hangs stops nothing else.
+    """Polls files once a second in a separate thread, so that a hanging file system blocks nothing else.
 
-    Reports a change once two polls in a row agree. The change may be made in place, by a rename, or behind a
-    symbolic link.
+    Reports a change when two polls in a row find the same new state. The change may be made in place, by a
+    rename, or behind a symbolic link.
     """
 
     def __init__(
         self, paths: Iterable[str | Path], on_change: Callable[[], object], *, interval_s: float = _INTERVAL_S
     ) -> None:
-        """`on_change` is called by the thread."""
+        """The polling thread calls `on_change`."""
         self._interval_s = interval_s
         self._paths = [Path(path) for path in paths]
         self._on_change = on_change
@@ -62,7 +62,7 @@ class FileWatch:
         self._thread = threading.Thread(target=self._poll, name="watch files", daemon=True)
 
     def start(self) -> None:
-        """Starts polling. Changes since this object was created count."""
+        """Starts polling. Also reports changes that were made since this object was created."""
         self._thread.start()
 
     def close(self) -> None:

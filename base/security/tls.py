@@ -1,6 +1,6 @@
-"""TLS of the server's socket: a context made from the operator's files, and its renewal when they change.
+"""Creates the TLS context of the server's socket from the operator's files, and renews it when they change.
 
-Imported only if a certificate is configured. It must never ask for a password on the terminal.
+Imported only if a certificate is configured. OpenSSL must never ask for a password on the terminal.
 """
 
 import logging
@@ -18,11 +18,11 @@ _ENCRYPTED = (b"BEGIN ENCRYPTED PRIVATE KEY", b"Proc-Type: 4,ENCRYPTED")
 
 
 class TlsError(ServerError):
-    """TLS files or settings cannot be used. The message names option, file and fix."""
+    """TLS files or settings cannot be used. The message names the option, the file and a remedy."""
 
 
 def create_tls_context(config: TlsConfig) -> ssl.SSLContext:
-    """Creates a server's context, TLS 1.2 and up.
+    """Creates a server's context for TLS 1.2 and newer.
 
     Raises:
         TlsError: a file cannot be used, key and certificate do not belong together, or a cipher is unknown.
@@ -48,19 +48,19 @@ def create_tls_context(config: TlsConfig) -> ssl.SSLContext:
 
 
 def tls_files(config: TlsConfig) -> list[str]:
-    """The files that the context is made from."""
+    """The files from which the context is created."""
     return [name for name in (config.ssl_certfile, config.ssl_keyfile, config.ssl_ca_certs) if name is not None]
 
 
 class RenewableTls:
-    """Holds the context for new handshakes. Existing connections keep theirs.
+    """Holds the context for new handshakes. Existing connections keep their context.
 
-    A new context is complete before it is used, so a failed renewal changes nothing. It has none of the
-    previous context's sessions, so clients that reconnect after a renewal are verified again.
+    A new context is complete before it is used, so a failed renewal changes nothing. The new context has no
+    sessions of the previous context, so clients that reconnect after a renewal are verified again.
     """
 
     def __init__(self, config: TlsConfig) -> None:
-        """Raises TlsError as `create_tls_context` does."""
+        """Raises TlsError if `create_tls_context` does."""
         self._config = config
         self.context = create_tls_context(config)
 

@@ -1,6 +1,6 @@
-"""The page at `/`, chat and status: one self-contained document, whose content policy forbids all else.
+"""Builds the page at `/`, which shows status and chat. Its content security policy allows no other resources.
 
-Standard library only, because the responder serves it before anything is imported.
+Standard library only, because the responder serves the page before other modules are imported.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ class StatusPage(NamedTuple):
 
 @cache
 def read_page() -> StatusPage:
-    """Builds the document with inline style and script. The policy allows only their hashes."""
+    """Builds the document with inline style and script. The policy has their hashes, and allows no others."""
     style, script = _read("page.css"), "\n".join(map(_read, _SCRIPTS))
     document = _read("page.html").replace("/*style*/", style).replace("/*script*/", script)
     policy = {

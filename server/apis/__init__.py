@@ -1,1 +1,4 @@
-"""One folder or file per API, with its bodies and its serving. The routes: `server/http/routes/table.py`."""
+"""The APIs. Each API has a folder or file, with its request bodies and with the class that serves it.
+
+`server/http/routes/table.py` has the routes.
+"""

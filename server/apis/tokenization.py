@@ -23,7 +23,7 @@ from server.text.renderers.images.processor_cache import ProcessedImages
 from server.text.renderers.prompts import ChatOptions, TextOptions
 
 MAX_TOKENS = 1 << 20
-"""The limit of /detokenize, which is above any model's context."""
+"""The most tokens that /detokenize accepts. No model has a longer context."""
 
 
 class TokenizeRequest(RequestBody, kw_only=True):
@@ -65,7 +65,7 @@ class TokenizationServing:
         self._engine = engine
 
     async def tokenize(self, request: TokenizeRequest, context: RequestContext) -> dict[str, Any]:
-        """The token ids of a prompt, as a completion of the same input would have them.
+        """The token ids of a prompt. They are the same as in a request for a completion or chat.
 
         Raises:
             RequestError: the input cannot be rendered.

@@ -1,4 +1,4 @@
-"""What all generating APIs share: a request becomes a `Generation`, and its output becomes deltas.
+"""Code that all generating APIs share. Turns requests into a `Generation`, and its output into deltas.
 
-Begin with `chat.py`.
+Read `chat.py` first.
 """

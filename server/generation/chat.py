@@ -1,4 +1,4 @@
-"""Runs a chat request in the engine, with its output as typed deltas: the base of all APIs for chats.
+"""Runs a chat request in the engine, and returns its output as typed deltas. All APIs for chats use this.
 
     run = await runner.start(request, context)             # raises every fault of the request
     async with aclosing(run.stream()) as deltas:            # as the tokens arrive …
@@ -7,7 +7,7 @@
     choices = await run.collect()                           # … or each whole choice as one delta
     run.meter.total()                                       # the usage so far
 
-An API with other bodies converts its request into a `ChatRequest` and consumes the deltas.
+An API with other request bodies converts its request into a `ChatRequest` and consumes the deltas.
 """
 
 import logging
@@ -47,18 +47,18 @@ from server.text.renderers.prompts import ChatOptions, RenderedPrompt
 from server.text.renderers.tokenizers.tokenizer import Tokenizer
 
 ChatFinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
-"""`abort` and `error` are raised as errors, so no delta has them."""
+"""`abort` and `error` are raised as errors, so they do not occur in deltas."""
 
 logger = logging.getLogger(__name__)
 
 
 class ToolCallPart(NamedTuple):
-    """A part of a tool call. In the deltas of `ChatRun.collect`, it is the whole call."""
+    """A part of a tool call. In the deltas of `ChatRun.collect`, each part is a whole call."""
 
     position: int
-    """The index among the choice's calls."""
+    """The index of the call among the choice's calls."""
     id: str | None
-    """Set only in a call's first part, like `name`."""
+    """The call's id. Like `name`, it is set only in the first part of a call."""
     name: str | None
     arguments: str
     """JSON text that continues the earlier parts of this call."""
@@ -68,12 +68,14 @@ Part = Reasoning | Content | ToolCallPart
 
 
 class ChoiceDelta(NamedTuple):
-    """What some tokens add to a choice."""
+    """The output that some tokens add to a choice."""
 
     choice: int
     parts: list[Part]
-    """The parts in the order of the text, with adjacent ones of a kind joined. Empty if the tokens are only
-    markers, or are held back."""
+    """The parts in the order of the text. Adjacent parts of the same kind are joined.
+
+    Empty if the tokens are only markers or are held back.
+    """
     finish_reason: ChatFinishReason | None
     """Set only in a choice's last delta."""
     sequence: SequenceDelta
@@ -117,7 +119,7 @@ class ChatRunner:
     def _build(
         self, request: ChatRequest, images: ProcessedImages | None, context: RequestContext, *, id_prefix: str
     ) -> Generation:
-        """Does all work that blocks, in one call in the renderer pool."""
+        """Does all blocking work in one call in the renderer pool."""
         prompt = _render(self._inference, request, images)
         if self._parsing.keeps_special_tokens(request):
             request = msgspec.structs.replace(request, skip_special_tokens=False)
@@ -139,10 +141,10 @@ class ChatRun:
         self._inference = inference
         self._parsing = parsing
         self._readers: dict[int, ChoiceReader] = {}
-        """Choice -> its reader, once the choice has begun. A request may have thousands of choices."""
+        """Choice -> reader. Readers are created when their choices begin, because there may be thousands."""
 
     async def stream(self) -> AsyncGenerator[ChoiceDelta, None]:
-        """Yields the deltas of all choices as they arrive. Closing the generator aborts the request.
+        """Yields the deltas of all choices as they arrive. Close the generator to abort the request.
 
         Raises:
             EngineError: the engine failed.
@@ -202,7 +204,7 @@ def chat_options(request: ChatRequest, config: GenerationConfig) -> ChatOptions:
 
 
 class OutputParsing:
-    """Creates the parsers of outputs. One per server. Imports the parsers that the server's flags name."""
+    """Creates the parsers of outputs. Imports their classes by the server's flags. One per server."""
 
     def __init__(self, config: GenerationConfig, renderer: BaseRenderer, reasoning: ModelReasoning | None) -> None:
         """Raises ParserMissingError if the library that the parser's format needs is not installed."""
@@ -220,7 +222,7 @@ class OutputParsing:
     def check(self, request: ChatRequest) -> None:
         """Raises RequestError if the model may choose tools but no parser can read its calls.
 
-        As in vLLM, this does not apply to models whose library writes the prompt: their calls become content.
+        As in vLLM, models whose library writes the prompt are not checked. Their calls become content.
         """
         if request.tool_choice == "auto" and not self._accepts_auto:
             raise RequestError(
@@ -250,9 +252,9 @@ class OutputParsing:
     def create_parser(
         self, request: ChatRequest, reasoning: PromptReasoning | None, *, is_whole: bool
     ) -> OutputParser | None:
-        """The parser of one choice. None if all of its text is content.
+        """Creates the parser of one choice. None if the whole text is content.
 
-        With `is_whole`, it reads the whole choice as one piece, and takes malformed calls for content.
+        With `is_whole`, the parser reads the whole choice as one piece. Malformed calls become content.
         """
         tools = self._create_tool_parser(request, is_whole=is_whole)
         if reasoning is None or (reasoning.format.parses_calls and tools is not None and not request.forces_call):
@@ -272,7 +274,7 @@ class OutputParsing:
         return WholeCalls(parser) if is_whole else parser
 
     def _auto_parser(self, request: ChatRequest) -> type[ToolParser] | None:
-        """The parser of the model's own format, if the model may choose tools."""
+        """The parser of the model's own format. None if the model may not choose tools."""
         return self._tool_parser if request.tools and request.tool_choice in ("auto", None) else None
 
 
@@ -286,7 +288,7 @@ def _detect(renderer: BaseRenderer) -> str:
 
 
 def _find_special_token(text: str, tokenizer: Tokenizer) -> int | None:
-    """The special token with this text. None if a grammar has to match the text itself."""
+    """The special token with this text. None if a grammar must match the text instead of a token."""
     token_ids = [token_id for token_id, token in tokenizer.added_tokens.items() if token == text]
     is_special = bool(token_ids) and not tokenizer.decode(token_ids[:1], skip_special_tokens=True)
     return token_ids[0] if is_special else None
@@ -331,14 +333,17 @@ class ChoiceReader:
         return parts
 
     def _finish_reason(self, delta: SequenceDelta) -> ChatFinishReason | None:
-        """As in OpenAI's API: `tool_calls` if the model chose the tool, `stop` if the request named it."""
+        """The finish reason of the delta. If a call ends the output, follows OpenAI's API.
+
+        The reason is `tool_calls` if the model chose the tool, and `stop` if the request named the tool.
+        """
         if delta.finish_reason == "stop" and self._num_calls and not self._is_named:
             return "tool_calls"
         return delta.finish_reason
 
 
 def _join(parts: list[Part]) -> list[Part]:
-    """Joins adjacent parts of a kind, because some clients read only the first part of a call in a chunk."""
+    """Joins adjacent parts of the same kind. Some clients read only the first part of a call in a chunk."""
     joined: list[Part] = []
     for part in parts:
         last = joined[-1] if joined else None

@@ -14,14 +14,14 @@ DEFAULT_MAX_TOKENS = 16
 
 
 class CompletionRequest(GenerationRequest, kw_only=True):
-    """A text, token ids, or a list of either."""
+    """A prompt to continue, or a list of prompts. A prompt is a text, token ids or embeddings."""
 
     prompt: str | list[TokenId | str | list[TokenId]] | None = None
     prompt_embeds: str | list[str] | None = None
     max_tokens: Annotated[TokenCount, Meta(extra={"range": "at least 1, or 0 with `echo`"})] | None = DEFAULT_MAX_TOKENS
     echo: bool | None = False
     logprobs: NumLogprobs | bool | None = None
-    """As in vLLM, false and true, which chat requests have in this field, stand for 0 and 1."""
+    """As in vLLM, false means 0 and true means 1. Chat requests have a boolean in this field."""
     add_special_tokens: bool = True
     suffix: Unsupported = None
 
@@ -44,9 +44,9 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     @property
     def prompts(self) -> list[Prompt]:
-        """The prompts: at least one, embeddings first.
+        """The prompts. Embeddings come first. There is at least one prompt.
 
-        An empty text beside embeddings is ignored.
+        If the request has embeddings, an empty text is ignored.
         """
         embeds = self.prompt_embeds
         members = () if embeds is None else (embeds,) if isinstance(embeds, str) else embeds
@@ -71,7 +71,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     @property
     def output_limit(self) -> TokenCount | None:
-        """Most tokens to generate, as requested. The engine generates at least one."""
+        """The most tokens to generate, as requested. The engine generates at least one token."""
         if self.is_echo_only:
             return 1
         return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
@@ -83,12 +83,12 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     @property
     def num_logprobs(self) -> int | None:
-        """Candidates to report for each generated token."""
+        """The number of candidates to report for each generated token."""
         return None if self.logprobs is None else int(self.logprobs)
 
     @property
     def num_prompt_logprobs(self) -> int | None:
-        """Candidates to report for each token of the prompt."""
+        """The number of candidates to report for each token of the prompt."""
         if self.prompt_logprobs is None and self.echo:
             return self.num_logprobs
         return self.prompt_logprobs

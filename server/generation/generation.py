@@ -1,4 +1,4 @@
-"""A rendered request as the engine gets it: sampling parameters, constraints, admission."""
+"""Prepares rendered requests for the engine, with sampling parameters, constraints and admission."""
 
 import logging
 import reprlib
@@ -31,13 +31,13 @@ from server.text.renderers.prompts import RenderedPrompt
 AnyRequest = CompletionRequest | ChatRequest
 
 _MIN_TEMPERATURE = 0.01
-"""vLLM raises smaller positive temperatures to this value: dividing by less would overflow."""
+"""Smaller positive temperatures are raised to this value, as in vLLM, because a division would overflow."""
 
 logger = logging.getLogger(__name__)
 
 
 class SamplingValues(msgspec.Struct, frozen=True, kw_only=True):
-    """Sampling values that a server may set for requests that omit them."""
+    """Sampling values of the server, for requests that omit them."""
 
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
@@ -51,18 +51,18 @@ class SamplingValues(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingDefaults:
-    """The server's defaults and limits, which are combined with each request. One per server."""
+    """The server's defaults and limits. They are combined with the values of each request. One per server."""
 
     values: SamplingValues = SamplingValues()
-    """The values that `--generation-config` names."""
+    """The values from `--generation-config`."""
     max_tokens_cap: int | None = None
-    """The limit of generated tokens for every request. None: no limit."""
+    """The most generated tokens of every request. None means no limit."""
     max_logprobs: int = 20
-    """Most candidates per token. -1 allows the whole vocabulary."""
+    """The most candidates per token. -1 allows the whole vocabulary."""
 
     @classmethod
     def from_config(cls, config: GenerationConfig, files: ModelFiles) -> "SamplingDefaults":
-        """Reads generation_config.json of the model or the given folder, and applies the overrides.
+        """Reads generation_config.json from the model's or the configured folder, and applies the overrides.
 
         Raises:
             ConfigError: the folder has no such file, or a value is out of range.
@@ -92,7 +92,7 @@ class SamplingDefaults:
         guided: GuidedDecoding | None = None,
         reasoning: Sequence[PromptReasoning | None],
     ) -> list[SamplingParams]:
-        """The parameters of each prompt. They share all values that do not depend on the prompt.
+        """The sampling parameters of each prompt. Only `max_tokens` and `reasoning` depend on the prompt.
 
         Raises:
             RequestError: a value does not fit the model's vocabulary or context, or the server's limits.
@@ -109,7 +109,7 @@ class SamplingDefaults:
         ]
 
     def _shared_params(self, request: AnyRequest, vocab_size: int, guided: GuidedDecoding | None) -> SamplingParams:
-        """The parameters that all prompts share: all but `max_tokens` and `reasoning`."""
+        """The parameters that all prompts share. Only `max_tokens` and `reasoning` are missing."""
         return SamplingParams(
             max_tokens=1,
             min_tokens=request.min_tokens or 0,
@@ -126,7 +126,7 @@ class SamplingDefaults:
         )
 
     def _num_logprobs(self, asked: int | None, vocab_size: int, param: str) -> int | None:
-        """Checks a number of candidates. -1, here or as the server's limit, means the whole vocabulary."""
+        """Checks the number of candidates. -1 in request or server's limit means the whole vocabulary."""
         if asked is None:
             return None
         number, most = (vocab_size if limit == -1 else limit for limit in (asked, self.max_logprobs))
@@ -156,7 +156,7 @@ def _given(value: Any, default: Any) -> Any:
 
 
 def _effective(request: AnyRequest, defaults: SamplingValues) -> dict[str, Any]:
-    """The request's values, or else the server's. Greedy sampling has no filters."""
+    """The request's values, or else the server's. Greedy sampling ignores `top_p`, `top_k` and `min_p`."""
     names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
     values = {name: _given(getattr(request, name), getattr(defaults, name)) for name in names}
     values["top_k"] = max(values["top_k"], 0)
@@ -169,7 +169,7 @@ def _effective(request: AnyRequest, defaults: SamplingValues) -> dict[str, Any]:
 
 
 def _output_budget(request: AnyRequest, num_prompt_tokens: int, defaults: SamplingDefaults, max_model_len: int) -> int:
-    """The smallest of the request's limit, the server's limits and the rest of the context."""
+    """The most tokens to generate, limited by the request, the server and the rest of the context."""
     asked, param = request.output_limit, request.output_limit_param
     if asked is not None and asked > max_model_len:
         raise RequestError(
@@ -218,28 +218,28 @@ class SequenceDelta(NamedTuple):
 
 @dataclass(kw_only=True)
 class Generation:
-    """A request for the engine: each prompt `num_choices` times. Choices are in the order of the prompts."""
+    """A request for the engine. It runs each prompt `n` times. Choices are in the order of the prompts."""
 
     request: CompletionRequest | ChatRequest
     request_id: str
-    """The id in the response. The engine gets other, unique ids, because clients may choose this one."""
+    """The id in the response. The engine gets other, unique ids, because clients may choose this id."""
     prompts: Sequence[RenderedPrompt]
     params: Sequence[SamplingParams]
     """The parameters of each prompt."""
     reasoning: Sequence[PromptReasoning | None]
-    """The reasoning of each prompt. None if the model does not reason."""
+    """The reasoning of each prompt. None for a prompt after which the model does not reason."""
     constraint_param: str | None
-    """The request's field that has the constraint of guided decoding."""
+    """The request's field that sets the constraint of guided decoding. None without a constraint."""
     context: RequestContext
     num_prompt_tokens: int = field(init=False)
     """The number of tokens of all prompts together."""
     prompt_tails: tuple[PromptTail, ...] = field(init=False)
     """The end of each prompt, which all of the prompt's choices share."""
     engine_prompts: list[EnginePrompt] = field(init=False)
-    """The prompts as the engine takes them."""
+    """The prompts in the form for the engine."""
 
     def __post_init__(self) -> None:
-        """Runs in the renderer pool, because the work grows with the number of prompts."""
+        """Runs in the renderer pool, because the time grows with the number of prompts."""
         self.num_prompt_tokens = sum(len(prompt.token_ids) for prompt in self.prompts)
         self.prompt_tails = tuple(PromptTail(prompt.known_token_ids) for prompt in self.prompts)
         self.engine_prompts = [
@@ -281,9 +281,10 @@ class GenerationBuilder:
         id_prefix: str,
         strict_tools: Constraint | None = None,
     ) -> Generation:
-        """Builds the generation of a request. This blocks, so it runs in the renderer pool.
+        """Builds the generation of a request. This call blocks, so it runs in the renderer pool.
 
-        `id_prefix` begins the response's id. `strict_tools` applies if the request has no constraint itself.
+        `id_prefix` is the beginning of the response's id. `strict_tools` applies if the request sets no
+        constraint itself.
 
         Raises:
             RequestError: the request does not fit the model.
@@ -320,7 +321,7 @@ class GenerationBuilder:
         """Adds the prompts to the request's lease, and logs them. Called on the event loop.
 
         Raises:
-            OverloadedError: other requests hold too many bytes already.
+            OverloadedError: other requests already hold too many bytes.
         """
         REQUEST_ID.set(generation.request_id)
         lease = generation.context.lease
@@ -338,7 +339,7 @@ class GenerationBuilder:
 
 
 def _show(params: SamplingParams) -> str:
-    """The parameters for the log, without the client's texts and secrets, and with lists shortened."""
+    """The parameters for the log. Leaves out the client's texts and secrets, and shortens lists."""
     shown: dict[str, Any] = {name: getattr(params, name) for name in params.__struct_fields__}
     if params.guided is not None:
         shown["guided"] = f"{params.guided.kind} of {len(params.guided.spec)} characters"

@@ -1,4 +1,4 @@
-"""Log-probabilities in the form of the bodies of completions and chats."""
+"""Formats log-probabilities for the responses of completions and chats."""
 
 from collections.abc import Iterable
 
@@ -44,7 +44,7 @@ class ChatLogprobs(msgspec.Struct):
 
 
 class PromptLogprob(msgspec.Struct):
-    """An entry of vLLM's `prompt_logprobs`, a mapping by token id."""
+    """An entry of vLLM's `prompt_logprobs`, which maps token ids to entries."""
 
     logprob: float
     rank: int | None = None
@@ -55,20 +55,20 @@ PromptLogprobs = list[dict[int, PromptLogprob] | None]
 
 
 class LogprobFormatter:
-    """Formats log-probabilities. One per request, which sets the number of candidates and their form."""
+    """Formats log-probabilities. One per request, because requests set number and form of the candidates."""
 
     def __init__(self, inference: Inference, request: CompletionRequest | ChatRequest) -> None:
         """The request's `return_tokens_as_token_ids` takes precedence over the server's setting."""
         asked, default = request.return_tokens_as_token_ids, inference.config.generation.return_tokens_as_token_ids
         self._renderer = inference.renderer
         self._num_top = None if request.num_logprobs == -1 else request.num_logprobs
-        """The number of candidates to show. None: all that the engine sends."""
+        """The number of candidates to return. None returns all candidates that the engine sends."""
         self._shows_token_ids = default if asked is None else asked
 
     async def completion(
         self, entries: Iterable[tuple[int, TokenLogprob | None]], *, text_offset: int = 0
     ) -> CompletionLogprobs:
-        """The `logprobs` of a completion. The first token of a prompt has none."""
+        """The `logprobs` of a completion. The first token of a prompt has no log-probability."""
         body = CompletionLogprobs()
         async for token_id, entry in take_turns(entries):
             token = self._token(token_id)
@@ -84,7 +84,7 @@ class LogprobFormatter:
         return ChatLogprobs([self._chat_entry(entry) async for entry in take_turns(entries)])
 
     async def prompt(self, entries: Iterable[TokenLogprob | None]) -> PromptLogprobs:
-        """The `prompt_logprobs`: at each position the prompt's token and the most likely ones, by id."""
+        """The `prompt_logprobs`. Each position has the prompt's token and the most likely tokens, by id."""
         return [None if entry is None else self._prompt_entry(entry) async for entry in take_turns(entries)]
 
     def _completion_top(self, entry: TokenLogprob) -> dict[str, float]:

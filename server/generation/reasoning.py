@@ -1,4 +1,4 @@
-"""The model's reasoning: its markers as tokens, its state after a prompt, and the rules for the engine."""
+"""Finds the markers of reasoning as tokens, the state after a prompt, and the rules for the engine."""
 
 import logging
 from collections.abc import Sequence
@@ -26,20 +26,23 @@ _TURN_BOUNDARIES = (
     *("<|start_of_role|>", "<|end_of_role|>", "<|extra_0|>", "<|eos|>", "<|turn>", "<|tool_response>", "<|start|>"),
     *("<｜User｜>", "<｜Assistant｜>", "<seed:bos>", "<seed:eos>"),
 )
-"""Tokens between the messages of a prompt. Reasoning before the last one belongs to earlier messages."""
+"""Tokens between the messages of a prompt. Reasoning before the last such token is of earlier messages."""
 
 _TAIL_CHARS, _TAIL_TOKENS = 50_000, 512
-"""The length of the prompt's end that is searched for markers of ordinary tokens, in characters or tokens."""
+"""Characters or tokens at a prompt's end that are searched for markers which consist of ordinary tokens."""
 
 
 def load_reasoning(config: GenerationConfig, renderer: BaseRenderer) -> "ModelReasoning | None":
-    """The format of `--reasoning-parser`. None without the flag, or if the model's files name no format."""
+    """Loads the format of `--reasoning-parser`. None without this flag.
+
+    With `auto`, also None if the model's files name no format.
+    """
     name = _detect(renderer) if config.reasoning_parser == AUTO else config.reasoning_parser
     return None if name is None else ModelReasoning(load_reasoning_format(name), config, renderer)
 
 
 class ModelReasoning:
-    """A format of reasoning, with markers as tokens of the model's tokenizer. One per server."""
+    """A format of reasoning, with its markers as tokens of the model. One per server."""
 
     def __init__(self, format: ReasoningFormat, config: GenerationConfig, renderer: BaseRenderer) -> None:
         self._format = format
@@ -49,12 +52,12 @@ class ModelReasoning:
 
     @property
     def has_end(self) -> bool:
-        """Whether the server can end the reasoning, and so limit its length."""
+        """Whether the server can end the reasoning, which it needs to limit the reasoning's length."""
         return self._format.forced_end is not None
 
     @cached_property
     def keeps_special_tokens(self) -> bool:
-        """Whether a marker is a special token, so that the detokenizer must not skip it."""
+        """Whether a marker is a special token. If so, the detokenizer must not skip special tokens."""
         decode = self._renderer.tokenizer.decode
         return any(not decode([token_id], skip_special_tokens=True) for token_id in self._ends_of_prompt)
 
@@ -63,7 +66,8 @@ class ModelReasoning:
     ) -> "PromptReasoning | None":
         """The reasoning in the outputs of a prompt. None if the request switches reasoning off.
 
-        As in vLLM, a grammar applies from the first token on if the response leaves the reasoning out.
+        Also None for a chat with a grammar whose response leaves the reasoning out. As in vLLM, the grammar
+        then applies from the first token on.
         """
         kwargs = self._renderer.config.default_chat_template_kwargs
         if isinstance(request, ChatRequest):
@@ -100,7 +104,7 @@ class ModelReasoning:
 
     @cached_property
     def _ends_of_prompt(self) -> dict[int, PromptEnd]:
-        """Token of a marker -> the state after it, if it is the last one in a prompt."""
+        """Token of a marker -> the state at a prompt's end, if this is the last marker in the prompt."""
         found = {m.token_id: PromptEnd.ENDED for m in self._markers.ends}
         found |= {m.token_id: PromptEnd.OPEN for m in self._markers.starts}
         return {token_id: end for token_id, end in found.items() if token_id is not None}
@@ -111,7 +115,7 @@ class ModelReasoning:
         return frozenset(token_id for token_id, text in added if text in _TURN_BOUNDARIES)
 
     def _read_end(self, prompt: RenderedPrompt, *, counts_tokens: bool) -> tuple[PromptEnd, int]:
-        """The state at the prompt's end, and the number of tokens of open reasoning, if requested."""
+        """The state at the prompt's end. If `counts_tokens`, also the number of tokens of open reasoning."""
         if self._markers.have_text:
             end, text = self._read_end_of_text(prompt)
             return end, len(self._encode(text)) if counts_tokens and end is PromptEnd.OPEN else 0
@@ -124,7 +128,7 @@ class ModelReasoning:
         return PromptEnd.SILENT, 0
 
     def _read_end_of_text(self, prompt: RenderedPrompt) -> tuple[PromptEnd, str]:
-        """The state that the last marker in the prompt sets, and the text behind it."""
+        """The state after the last marker in the prompt, and the text after this marker."""
         if prompt.text is not None:
             text = prompt.text[-_TAIL_CHARS:]
         else:
@@ -153,7 +157,7 @@ def _detect(renderer: BaseRenderer) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Markers:
-    """The markers of a format, as tokens."""
+    """The markers of a format as tokens."""
 
     starts: tuple[ReasoningMarker, ...]
     ends: tuple[ReasoningMarker, ...]
@@ -161,7 +165,7 @@ class _Markers:
     answer_starts: tuple[ReasoningMarker, ...]
     forced_end: tuple[int, ...]
     num_extra_tokens: dict[ReasoningMarker, int]
-    """Marker of ordinary tokens -> the number of its tokens besides the last one."""
+    """Marker of ordinary tokens -> the number of its tokens before the last token."""
 
     @property
     def have_text(self) -> bool:
@@ -177,15 +181,15 @@ class PromptReasoning:
     markers: _Markers
     prompt_end: PromptEnd
     num_spent_tokens: int
-    """Tokens of open reasoning at the end of the prompt."""
+    """The number of tokens of open reasoning at the end of the prompt."""
     renderer: BaseRenderer
 
     def create_parser(self, *, is_call_forced: bool) -> OutputParser:
-        """The parser of one choice. With `is_call_forced`, the tag of a tool call is no marker."""
+        """Creates the parser of one choice. `is_call_forced` leaves tags of tool calls out of the answer."""
         return self.format.create_parser(self.prompt_end, drops_answer_starts=is_call_forced)
 
     def rules(self, request: CompletionRequest | ChatRequest, *, has_grammar: bool) -> ReasoningRules | None:
-        """The engine's rules. None if the engine need not follow the reasoning."""
+        """The rules for the engine. None if they would change nothing in the engine."""
         waits = has_grammar and self.prompt_end is not PromptEnd.ENDED
         budget = None if has_grammar and not waits else request.thinking_budget
         if budget is None and not waits:
@@ -205,7 +209,7 @@ class PromptReasoning:
 
 
 class ReasoningCounter:
-    """Counts the tokens of reasoning of one choice, without markers."""
+    """Counts the tokens of one choice's reasoning, without its markers."""
 
     def __init__(self, reasoning: PromptReasoning) -> None:
         markers = reasoning.markers
@@ -236,13 +240,13 @@ class ReasoningCounter:
                 self.num_tokens += 1
 
     def _drop_marker(self) -> None:
-        """Subtracts the counted tokens of a marker of ordinary tokens. Its last one was not counted."""
+        """Subtracts the tokens of a marker of ordinary tokens. All except its last token were counted."""
         if self._is_open:
             self.num_tokens = max(0, self.num_tokens - self._num_extra_tokens)
 
 
 def read_model_facts(renderer: BaseRenderer) -> ModelFacts:
-    """The facts about the renderer's model by which formats are chosen."""
+    """The facts about the renderer's model that are needed to detect its formats."""
     return ModelFacts(
         template=renderer.tool_template,
         model_type=read_model_type(renderer),

@@ -1,4 +1,4 @@
-"""Requests for generated text, with vLLM's names and ranges: shared fields, chats, and their tools."""
+"""Requests for generated text, with vLLM's names and ranges. Has shared fields, chats and their tools."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -38,7 +38,7 @@ from server.text.renderers.detokenizer import MAX_STOP_CHARS
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
-    """What a stream reports besides the text."""
+    """The usage that a stream reports besides the text."""
 
     include_usage: bool | None = False
     continuous_usage_stats: bool | None = False
@@ -127,7 +127,8 @@ class SamplingFields(RequestBody, kw_only=True):
 class GenerationRequest(SamplingFields, kw_only=True):
     """The base of requests for completions and chat completions.
 
-    `max_tokens`, `logprobs` and `echo` differ between the two. Properties such as `num_logprobs` hide that.
+    The fields `max_tokens`, `logprobs` and `echo` differ between the two kinds. Properties such as
+    `num_logprobs` have the same meaning in both.
     """
 
     stream_options: StreamOptions | None = None
@@ -145,7 +146,7 @@ class GenerationRequest(SamplingFields, kw_only=True):
     return_token_ids: bool | None = None
 
     thinking_token_budget: Annotated[Any, Meta(extra_json_schema={"type": ["integer", "null"]})] = None
-    """Most tokens of reasoning. -1: no limit. `__post_init__` checks the value."""
+    """The most tokens of reasoning. -1 means no limit. `__post_init__` checks the value."""
     response_format: ResponseFormat | None = None
 
     use_beam_search: Unsupported = False
@@ -181,13 +182,13 @@ class GenerationRequest(SamplingFields, kw_only=True):
 
     @property
     def thinking_budget(self) -> int | None:
-        """Most tokens of reasoning. None: no limit."""
+        """The most tokens of reasoning. None means no limit."""
         budget: int | None = self.thinking_token_budget
         return None if budget is None or budget < 0 else min(budget, INT32_MAX)
 
     @property
     def num_choices(self) -> int:
-        """The value of `n`. 1 if it is null."""
+        """The value of `n`. 1 if `n` is null."""
         return self.n or 1
 
     @property
@@ -196,7 +197,7 @@ class GenerationRequest(SamplingFields, kw_only=True):
 
     @property
     def is_guided(self) -> bool:
-        """Whether a field may constrain the text."""
+        """Whether a field of the request may constrain the text."""
         return self.response_format is not None or self.structured_outputs is not None
 
     def counted(self) -> Iterator[Counted]:
@@ -205,7 +206,7 @@ class GenerationRequest(SamplingFields, kw_only=True):
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """The stop strings of `stop`, as a sequence."""
+        """The stop strings. `stop` may also be a single string or null."""
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -219,7 +220,7 @@ class FunctionDefinition(msgspec.Struct, kw_only=True):
     parameters: dict[str, Any] | None = None
     strict: bool | None | UnsetType = UNSET
     defer_loading: bool | None | UnsetType = UNSET
-    """For templates that show a tool only after the conversation has referred to it."""
+    """Read by templates that show a tool only after the conversation has referred to it."""
 
 
 class Tool(msgspec.Struct, kw_only=True):
@@ -262,7 +263,10 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None | UnsetType = UNSET
-    """`__post_init__` replaces unset by `auto` with tools, else by `none`. With null the model may choose."""
+    """If unset, `__post_init__` sets `auto` for requests with tools, otherwise `none`.
+
+    With null, the model may choose tools.
+    """
     parallel_tool_calls: bool | None = True
 
     echo: Unsupported = False
@@ -304,7 +308,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     @property
     def named_function(self) -> str | None:
-        """The name of the function that `tool_choice` requires. None if it requires none."""
+        """The name of the function that `tool_choice` requires. None if it requires no single function."""
         return self.tool_choice.function.name if isinstance(self.tool_choice, NamedToolChoice) else None
 
     @property
@@ -324,7 +328,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     @property
     def template_kwargs(self) -> dict[str, Any]:
-        """Variables of the template. `reasoning_effort` also sets the switch of templates without levels."""
+        """Variables of the template. `reasoning_effort` sets `enable_thinking`, too, unless it is given."""
         kwargs = dict(self.chat_template_kwargs or {})
         if self.reasoning_effort is not None:
             kwargs.setdefault("enable_thinking", self.reasoning_effort != "none")
@@ -333,7 +337,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     @property
     def output_limit(self) -> int | None:
-        """Most tokens to generate, as requested."""
+        """The most tokens to generate, as requested."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
@@ -343,15 +347,15 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     @property
     def num_logprobs(self) -> int | None:
-        """Candidates to report for each generated token."""
+        """The number of candidates to report for each generated token."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def num_prompt_logprobs(self) -> int | None:
-        """Candidates to report for each token of the prompt."""
+        """The number of candidates to report for each token of the prompt."""
         return self.prompt_logprobs
 
 
 def shown_tools(tools: list[Tool] | None) -> list[dict[str, Any]] | None:
-    """The tools in the form for a template. None without tools."""
+    """The tools in the form for a template. None if the request has no tools."""
     return [msgspec.to_builtins(tool) for tool in tools] if tools else None

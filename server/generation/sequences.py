@@ -1,4 +1,4 @@
-"""Runs a request's sequences in the engine: times, detokenizes, joins and counts their outputs."""
+"""Runs a request's sequences in the engine. Times, detokenizes, joins and counts their outputs."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -19,13 +19,13 @@ from server.terms.server_config import GenerationConfig
 from server.terms.types import UNUSABLE_GRAMMAR, EngineOutput, FinishReason
 
 _MANY_ENTRIES = 4096
-"""Tokens and candidates of a response. Encoding this many takes about a millisecond."""
+"""A number of tokens and candidates. Encoding a response with this many takes about a millisecond."""
 
 
 async def generate(inference: Inference, generation: Generation) -> AsyncGenerator[SequenceDelta, None]:
     """Yields the deltas of all choices as they arrive. The engine or a stop string ends each choice.
 
-    Closing the generator aborts the sequences that still run in the engine.
+    Close the generator to abort the sequences that still run in the engine.
 
     Raises:
         EngineError: the engine died or failed one of the sequences.
@@ -34,7 +34,7 @@ async def generate(inference: Inference, generation: Generation) -> AsyncGenerat
     engine_id = f"{generation.request_id}-{uuid4().hex[:8]}"
     indexes = {f"{engine_id}-{index}": index for index in range(generation.num_choices)}
     running: dict[str, _Sequence] = {}
-    """Engine's id -> sequence, for sequences that have begun and not ended."""
+    """Id in the engine -> sequence, for sequences that have begun and not ended."""
     num_tokens = [0] * generation.num_choices
     reason: FinishReason = "abort"
     stream = inference.engine.generate(engine_id, generation.engine_prompts, generation.request.num_choices)
@@ -114,7 +114,7 @@ class _Sequence:
         )
 
     def read(self, output: EngineOutput) -> SequenceDelta:
-        """The delta of the output. Its finish reason is `stop` if a stop string was found.
+        """The delta for the output. Its finish reason is `stop` if a stop string was found.
 
         Raises:
             EngineError: the engine failed the sequence.
@@ -145,7 +145,7 @@ class _Sequence:
         )
 
     def _stop_reason(self, stop_token_id: int | None) -> int | None:
-        """The stop token. As in vLLM, None for the model's main end-of-sequence token."""
+        """The stop token for the response. As in vLLM, None for the model's main end-of-sequence token."""
         return None if stop_token_id == self._eos_token_id and not self._ignores_eos else stop_token_id
 
 
@@ -172,7 +172,8 @@ def _failure(output: EngineOutput, constraint_param: str | None) -> EngineError 
 class SequenceRecorder:
     """Times one sequence for the metrics. `finish` is called exactly once.
 
-    As in vLLM, the result of a pooled prompt counts as its first and last token, but not as a generated one.
+    As in vLLM, the result of a pooled prompt is timed as its first and last token, but is not counted as a
+    generated token.
     """
 
     def __init__(
@@ -232,13 +233,13 @@ class SequenceRecorder:
 
 
 class PromptTokensDetails(msgspec.Struct):
-    """How many tokens of the prompt came from the prefix cache."""
+    """The number of the prompt's tokens that came from the prefix cache."""
 
     cached_tokens: int
 
 
 class CompletionTokensDetails(msgspec.Struct):
-    """How many of the generated tokens are reasoning."""
+    """The number of generated tokens that are reasoning."""
 
     reasoning_tokens: int
 
@@ -289,7 +290,7 @@ class UsageMeter:
             self._num_cached_tokens += delta.num_cached_tokens
 
     def of_chunk(self, index: int) -> Usage | None:
-        """One choice's tokens so far. None unless the request has `continuous_usage_stats`."""
+        """The usage of one choice so far. None unless the request has `continuous_usage_stats`."""
         if not self._is_in_chunks:
             return None
         usage = Usage.of(len(self._generation.prompt_of(index).token_ids), self._num_tokens[index])
@@ -298,7 +299,7 @@ class UsageMeter:
         return usage
 
     def total(self) -> Usage:
-        """The whole request's tokens so far."""
+        """The usage of the whole request so far."""
         usage = Usage.of(self._generation.num_prompt_tokens, sum(self._num_tokens))
         if self._has_prompt_details:
             usage.prompt_tokens_details = PromptTokensDetails(self._num_cached_tokens)

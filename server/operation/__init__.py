@@ -1,1 +1,1 @@
-"""Parts of the server that all requests need: admission, served models, readiness, drain."""
+"""Parts of the server that all requests need, such as admission, served models, readiness and drain."""

@@ -1,7 +1,7 @@
-"""Decides by lifecycle and limits which requests are accepted. Records running requests and their facts.
+"""Decides by lifecycle and limits which requests are accepted. Records running requests and their times.
 
 Admission control rejects requests above the limits of sequences, prompt tokens and held bytes. It checks each
-request twice: before its body is read, and once its body is decoded.
+request twice. The first check is before the body is read, the second after the body is decoded.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from server.terms.http_body.response_body import UnavailableInfo, UnavailableRes
 from server.terms.limits import LimitsConfig, flag_of
 
 _MEMORY_SHARE = 8
-"""Free memory is divided by this number: by default, requests may hold an eighth of it."""
+"""By default, requests may hold an eighth of the free memory."""
 _LEAST_HELD_BYTES = 256 << 20
 
 
@@ -30,17 +30,17 @@ class Admission:
     def __init__(self, limits: LimitsConfig) -> None:
         self.limits = limits
         self.num_sequences = 0
-        """Sequences that wait or run. A request whose body is not decoded yet counts as one."""
+        """Sequences that wait or run. A request counts as one sequence until its body is decoded."""
         self.num_queued_tokens = 0
         """Prompt tokens of sequences that have no first token yet."""
         self.num_held_bytes = 0
-        """Bytes of bodies, received or announced, and of tensors in prompts."""
+        """Bytes of received and announced bodies, and of tensors in prompts."""
         self.num_rejected: dict[str, int] = {}
         """Name of a limit -> the number of requests that it has rejected."""
 
     @contextmanager
     def hold(self, num_bytes: int) -> Iterator["Lease"]:
-        """Admits one request, whose body is announced with `num_bytes`, for the time of the block.
+        """Admits one request for the time of the block. Its headers announce a body of `num_bytes`.
 
         Raises:
             OverloadedError: a limit is reached.
@@ -55,9 +55,10 @@ class Admission:
             lease.release()
 
     def check_room(self, *, num_sequences: int = 0, num_bytes: int = 0, own: "Lease | None" = None) -> None:
-        """Raises OverloadedError if a limit would be exceeded. A lone request may hold any number of bytes.
+        """Raises OverloadedError if a limit would be exceeded.
 
-        `own` is the lease of the checked request, whose own share does not count against it.
+        The limit of bytes does not apply if no other request holds bytes. `own` is the lease of the checked
+        request. Its bytes do not count as bytes of other requests.
         """
         own_sequences, own_bytes = (own.num_sequences, own.num_bytes) if own is not None else (0, 0)
         limits = self.limits
@@ -78,7 +79,7 @@ class Admission:
 
     @cached_property
     def max_held_bytes(self) -> int:
-        """The limit. By default set at the first request, when the model has already taken its memory."""
+        """The limit. The default is computed at the first request, when the model is already in memory."""
         given = self.limits.max_held_bytes
         return max(_LEAST_HELD_BYTES, available_bytes() // _MEMORY_SHARE) if given is None else given
 
@@ -88,7 +89,7 @@ class Admission:
 
 
 class Lease:
-    """What one request holds of the limits."""
+    """One request's share of the limits."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -108,7 +109,7 @@ class Lease:
         self.num_bytes -= num_bytes
 
     def widen(self, num_sequences: int) -> None:
-        """Sets the number of sequences once the request is decoded.
+        """Sets the number of sequences when the request is decoded.
 
         Raises:
             RequestError: the number exceeds the limit even on an idle server.
@@ -138,14 +139,14 @@ class Lease:
         self._num_tokens -= done
 
     def hand_over(self) -> "Lease":
-        """A new lease with everything that this one holds, for work that outlives the request."""
+        """Moves everything that this lease holds to a new lease, for work that outlasts the request."""
         other = Lease(self._admission)
         other.num_sequences, other.num_bytes, other._num_tokens = self.num_sequences, self.num_bytes, self._num_tokens
         self.num_sequences = self.num_bytes = self._num_tokens = 0
         return other
 
     def release(self) -> None:
-        """Gives everything back. Called when the request has ended."""
+        """Ends the lease: subtracts its share from the totals. Called when the request has ended."""
         self.remove_bytes(self.num_bytes)
         self.finish_prefill(self._num_tokens)
         self._admission.num_sequences -= self.num_sequences
@@ -154,16 +155,16 @@ class Lease:
 
 @dataclass
 class RequestTimes:
-    """The seconds that the stages of a request took. If it has several sequences, the longest times."""
+    """The seconds that the stages of a request took. With several sequences, the longest times count."""
 
     render_s: float | None = None
-    """Time from the decoded body to the prompt's tokens, including the wait for a thread."""
+    """Time from decoding the body to the prompt's tokens, including the wait for a thread."""
     queue_s: float | None = None
     """Time in the engine's queue."""
     prefill_s: float | None = None
     """Time from the end of the queue to the first token, or to the pooled result."""
     decode_s: float | None = None
-    """Time from the first token to the last. Unknown when the headers of a stream are sent."""
+    """Time from the first token to the last token. Unknown when the headers of a stream are sent."""
 
     @contextmanager
     def rendering(self) -> Iterator[None]:
@@ -185,7 +186,7 @@ class RequestTimes:
 
     @property
     def server_timing(self) -> str:
-        """The times so far as the value of a Server-Timing header (W3C): milliseconds by name."""
+        """The times so far in milliseconds, as the value of a Server-Timing header (W3C)."""
         named = (
             ("queue", self.queue_s),
             ("render", self.render_s),
@@ -197,21 +198,21 @@ class RequestTimes:
 
 @dataclass
 class RequestContext:
-    """One request on its way through routes and serving, on the event loop."""
+    """The state of one request in routes and serving. Used on the event loop."""
 
     header_id: str | None
-    """The client's X-Request-Id. None without a valid one."""
+    """The client's X-Request-Id. None if the header is missing or not valid."""
     lease: Lease
-    """What the request holds of the admission limits."""
+    """The request's share of the admission limits."""
     arrival_s: float = field(default_factory=time.perf_counter)
-    """When the headers had arrived, by `perf_counter`."""
+    """The time at which the headers had arrived, by `perf_counter`."""
     times: RequestTimes = field(default_factory=RequestTimes)
     has_response: bool = False
     """Whether the response has begun."""
     is_small: bool = True
-    """Whether work that grows with body or response may run on the event loop instead of in the pool."""
+    """Whether work on body and response is small enough for the event loop, and needs no pool."""
     held: list[Any] = field(default_factory=list)
-    """Large objects of the request, which the pool frees afterwards: freeing a million takes 30 ms."""
+    """Large objects of the request. The pool frees them afterwards, because freeing a million takes 30 ms."""
 
     def hold(self, *created: Any) -> None:
         """Keeps possibly large objects until the response has ended."""
@@ -228,7 +229,7 @@ class UnavailableError(ServerError):
 
 
 class Availability:
-    """Whether requests are accepted now. Every probe and request asks for it."""
+    """Decides whether requests are accepted now. Every probe and request checks this."""
 
     def __init__(self, lifecycle: Lifecycle, start: StartView) -> None:
         self._lifecycle = lifecycle
@@ -264,14 +265,14 @@ def dead_response(lifecycle: Lifecycle) -> UnavailableResponse:
 
 
 class RunningRequests:
-    """Requests that are being answered. /load shows their number. The drain waits for them or cancels them.
+    """The requests that are being answered. /load reports their number. The drain waits for or cancels them.
 
     One per server, on the event loop.
     """
 
     def __init__(self) -> None:
         self.is_cancelled = False
-        """Whether `cancel` was called. Then a cancelled request does not mean that its client is gone."""
+        """Whether `cancel` was called. Later, a cancelled request does not mean that its client is gone."""
         self._running: set[asyncio.Task[Any]] = set()
         self._last_activity_s = -inf
         self._idle = asyncio.Event()
@@ -289,7 +290,7 @@ class RunningRequests:
 
     @contextmanager
     def hold(self) -> Iterator[asyncio.Task[Any]]:
-        """Counts the request of the current task, which is yielded, as running within the block."""
+        """Counts the current task's request as running within the block. Yields the task."""
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
@@ -307,7 +308,7 @@ class RunningRequests:
         self._last_activity_s = time.monotonic()
 
     def cancel(self) -> None:
-        """Cancels all running requests, even requests that wait for the rest of their body."""
+        """Cancels all running requests, including requests whose body has not arrived completely."""
         self.is_cancelled = True
         self.interrupt()
 
@@ -317,7 +318,7 @@ class RunningRequests:
             task.cancel()
 
     async def wait_idle(self, timeout_s: float) -> bool:
-        """Waits until no request runs. False if one still runs after the timeout."""
+        """Waits until no request runs. Returns False if a request still runs after the timeout."""
         try:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         except TimeoutError:

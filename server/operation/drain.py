@@ -1,4 +1,4 @@
-"""The drain: finishes running requests and rejects new ones, until the port may be closed."""
+"""The drain, which finishes running requests and rejects new requests until the port may be closed."""
 
 import asyncio
 import logging
@@ -14,21 +14,24 @@ from server.operation.admission import RunningRequests
 logger = logging.getLogger(__name__)
 
 ERROR_DELIVERY_S = 2
-"""Seconds in which requests that were ended early must have received their error."""
+"""Seconds that clients have to receive the error of a request that the drain has ended."""
 _SHORT_DELIVERY_S = 0.25
-"""Like `ERROR_DELIVERY_S`, but after a second signal, and for requests that had to be cancelled."""
+"""The same time as `ERROR_DELIVERY_S`, but after a second signal and for cancelled requests."""
 _QUIET_S = 0.25
-"""The port closes once no request has arrived for this long: a connection not yet accepted would be lost.
-A router (VCLI_ROUTER) sends no request to a server that it ends, so its servers do not wait."""
+"""The port closes when no request has arrived for this time, in seconds.
+
+Otherwise, connections that are not accepted yet would be lost. A server of a router (VCLI_ROUTER) does not
+wait, because the router sends no requests to a server that ends.
+"""
 _LONGEST_WAIT_FOR_QUIET_S = 0.3
-"""Clients that try again and again must not keep the port from the next server for longer."""
+"""The longest wait for such a quiet time, in seconds. Clients that retry must not keep the port open."""
 _DEATH_GRACE_S = 1.0
-"""How long a server whose engine has died answers probes with 503, in seconds."""
+"""How many seconds a server answers probes with 503 after its engine has died."""
 _POLL_S = 0.02
 
 
 class RunningWork(Protocol):
-    """What computes the running requests: the embedded engine's client, or vLLM's application."""
+    """Computes the running requests. This is the embedded engine's client or vLLM's application."""
 
     def fail_running(self, message: str) -> None:
         """Ends all running requests with this error."""
@@ -45,7 +48,7 @@ class Drain:
         config: LifecycleConfig,
         announce_close: Callable[[], None],
     ) -> None:
-        """`announce_close` makes every connection end with its present or next response."""
+        """`announce_close` makes every connection close after its current or next response."""
         self._lifecycle = lifecycle
         self._running = running
         self._work = work
@@ -66,7 +69,7 @@ class Drain:
         await self._reject_until_quiet(begin_s + self._grace_s)
 
     async def run_dead(self) -> None:
-        """Waits after the engine's end: a fixed time, or below a router until no request runs."""
+        """Waits for `_DEATH_GRACE_S` after the engine's end. Behind a router, only until no request runs."""
         if env.VCLI_ROUTER.get():
             await self._running.wait_idle(_DEATH_GRACE_S)
         else:
@@ -93,7 +96,7 @@ class Drain:
             await running.wait_idle(_SHORT_DELIVERY_S)
 
     async def _wait_idle(self) -> bool:
-        """Waits until no request runs. False if one still runs after the timeout or `stop_waiting`."""
+        """Waits until no request runs. Returns False after the timeout or `stop_waiting`."""
         idle = asyncio.create_task(self._running.wait_idle(self._timeout_s), name="drain-idle")
         stopped = asyncio.create_task(self._is_stopped.wait(), name="drain-stop")
         await asyncio.wait((idle, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -102,7 +105,7 @@ class Drain:
         return not self._running.num_running
 
     async def _reject_until_quiet(self, grace_end_s: float) -> None:
-        """Keeps the port open for 503s until the grace time is over and clients send no more requests."""
+        """Answers requests with 503 until the grace time is over and clients send no more requests."""
         latest_s = max(grace_end_s, time.monotonic()) + _LONGEST_WAIT_FOR_QUIET_S
         while not self._is_stopped.is_set():
             now_s = time.monotonic()

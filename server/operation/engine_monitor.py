@@ -21,31 +21,31 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_ID = "warm-up"
 _END_S = 1.0
-"""Seconds after the engine's socket has closed, within which the kernel reports how a process ended."""
+"""Seconds after the closing of the engine's socket in which the kernel reports how the process ended."""
 _POLL_S = 0.01
 
 
 class EngineHandle(Protocol):
-    """The engine's process, as the launcher hands it to the server."""
+    """The engine's process. The launcher passes it to the server."""
 
     @property
     def connection(self) -> socket.socket:
         """The API process's end of the socket pair."""
 
     def is_exiting(self) -> bool:
-        """Whether the process has begun to end, perhaps long before its socket is closed. Does not block."""
+        """Whether the process has begun to end. Its socket may close much later. Does not block."""
 
     def describe_end(self) -> str | None:
-        """How the process was killed, as text. None while it runs, and if it exited by itself."""
+        """How the process was killed, as text. None if it still runs or exited by itself."""
 
 
 async def make_ready(
     parts: Inference, adapters: LoraAdapters, span: Callable[..., AbstractContextManager[None]], *, timeout_s: float
 ) -> EngineInfo:
-    """Waits until the engine has loaded the model, configures what depends on the model, and warms it up.
+    """Waits until the engine has loaded the model. Then configures the server for the model, and warms it up.
 
     Raises:
-        EngineStartError: the engine failed, died, took too long or generated no token.
+        EngineStartError: the engine failed, died, exceeded the timeout or generated no token.
     """
     engine = parts.engine
     with span("wait_for_engine", waits_for="engine"):
@@ -66,7 +66,7 @@ async def make_ready(
 
 
 async def warm_up(engine: EngineClient, renderer: BaseRenderer) -> None:
-    """Generates one token, or pools one prompt, like a request.
+    """Generates one token, or pools one prompt, as a request does.
 
     Raises:
         EngineStartError: the engine failed or died.
@@ -92,9 +92,9 @@ async def warm_up(engine: EngineClient, renderer: BaseRenderer) -> None:
 
 
 class PingedEngine:
-    """The embedded engine as the watchdog sees it (`AskedEngine`, `WatchedServer`).
+    """The embedded engine with the interfaces for the watchdog (`AskedEngine`, `WatchedServer`).
 
-    It is not asked before it is ready: loading has a time limit of its own.
+    An engine that still loads counts as answering, because loading has its own time limit.
     """
 
     def __init__(self, engine: EngineClient, lifecycle: Lifecycle, running: RunningRequests) -> None:
@@ -136,7 +136,7 @@ class EngineMonitor:
         self._watchdog = watchdog
 
     async def run(self) -> None:
-        """Returns when the engine has ended. By then the lifecycle is `dead` and has the reason."""
+        """Returns when the engine has ended. The lifecycle is then `dead`, with the reason."""
         await self._wait_dead()
         self._lifecycle.engine_ended(await self._find_reason())
 
@@ -146,7 +146,7 @@ class EngineMonitor:
             self._lifecycle.engine_ended("its process is ending")
 
     async def _wait_dead(self) -> None:
-        """Returns once the engine's connection has closed, or the watchdog has ended the engine."""
+        """Returns when the engine's connection has closed or the watchdog has ended the engine."""
         watching = asyncio.create_task(self._watchdog.run(), name="engine-watchdog")
         try:
             await self._engine.dead.wait()
@@ -156,7 +156,7 @@ class EngineMonitor:
             watching.cancel()
 
     async def _find_reason(self) -> str:
-        """The engine's own report of its error, else the kernel's, which may come a little later."""
+        """The error that the engine has reported, or else the kernel's report, which may be a little late."""
         reason = self._engine.error or "it is gone"
         if not self._engine.ended_silently:
             return reason

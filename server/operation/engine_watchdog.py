@@ -1,6 +1,6 @@
-"""Notices a hanging engine of either kind, logs once where it hangs, and ends it after a time limit.
+"""Detects that the engine hangs, logs once where it hangs, and ends it after a time limit.
 
-The limit is shorter while a router wants the memory for another model.
+Watches the embedded engine and vLLM. The limit is shorter while a router needs the memory for another model.
 """
 
 import asyncio
@@ -22,36 +22,36 @@ _TELL_AFTER_S: Final = 30.0
 _LONGEST_CHECK_S: Final = 0.5
 _CHECKS_PER_TIMEOUT: Final = 10
 _ANSWERS_S: Final = 0.5
-"""How long clients and probes still get an answer with the reason before the engine is killed, in seconds."""
+"""Seconds before the engine is killed, in which clients and probes get a response with the reason."""
 _BUSY_SHARE: Final = 0.5
-"""The share of one processor above which a silent engine counts as computing a long step."""
+"""A silent engine that uses more than this share of one processor counts as computing a long step."""
 
 
 class AskedEngine(Protocol):
-    """An engine that answers questions between two of its steps."""
+    """An engine that answers pings between two of its steps."""
 
     @property
     def is_on_processor(self) -> bool:
-        """Whether the engine computes on the processor. On a GPU, its processes use it also to wait."""
+        """Whether the engine computes on the processor. With a GPU, waiting also uses processor time."""
 
     def has_answered(self) -> bool:
-        """Whether the engine has answered. If so, asks it again. Called once per check."""
+        """Whether the engine has answered. If so, sends the next ping. Called once per check."""
 
 
 class EngineProcesses(Protocol):
-    """An engine's processes, as the launcher knows them."""
+    """The processes of an engine. The launcher provides them."""
 
     def stopped(self) -> list[str]:
-        """The names of the processes that a signal has stopped."""
+        """The names of the processes that a signal such as SIGSTOP has stopped."""
 
     def computed_s(self, *, is_on_processor: bool) -> float:
-        """Processor time of the processes that compute. If not `is_on_processor`, of their compilers only."""
+        """Processor seconds of the processes that compute. Unless `is_on_processor`, only of compilers."""
 
     async def read_stacks(self) -> str:
-        """The stack of each main thread, as text to be read."""
+        """The stack of each process's main thread, as text for the log."""
 
     async def end(self, reason: str) -> None:
-        """Keeps the reason and all stacks for the report of the crash, and kills the processes."""
+        """Stores the reason and all stacks for the crash report, and kills the processes."""
 
 
 class WatchedServer(Protocol):
@@ -62,14 +62,14 @@ class WatchedServer(Protocol):
         """The number of requests that the server is answering."""
 
     def engine_hangs(self, reason: str) -> None:
-        """Fails the running requests. From now on all others get a 503."""
+        """Fails the running requests. All later requests get a 503."""
 
 
 class EngineWatchdog:
     """Used on the event loop. `run` is its only task.
 
-    An engine is silent while it has not answered, or while one of its processes is stopped. Time in which
-    this process itself did not run does not count.
+    An engine is silent while it does not answer, or while one of its processes is stopped. Time in which the
+    watchdog's own process did not run does not count.
     """
 
     def __init__(
@@ -83,8 +83,9 @@ class EngineWatchdog:
     ) -> None:
         """
         Args:
-            timeout_s: the silence after which the engine is ended. 0: the engine is not watched.
-            is_first: whether this process logs the hang and ends the engine. Others only fail their requests.
+            timeout_s: the silence after which the engine is ended. With 0, the engine is not watched.
+            is_first: whether this process logs the hang and ends the engine. Other API processes only fail
+                their requests.
         """
         self._engine = engine
         self._processes = processes
@@ -92,16 +93,16 @@ class EngineWatchdog:
         self._server = server
         self._is_first = is_first
         self.silence_s = 0.0
-        """How long the engine has been silent, in seconds. 0 while it answers."""
+        """How many seconds the engine has been silent. 0 while it answers."""
         self._since = ""
         """The time of day when the silence began."""
         self._computed_s = 0.0
         """The processor time that the engine had used when the silence began."""
         self._level: int | None = None
-        """The level of the log line about this silence. None before it is logged."""
+        """The level of the log line about this silence. None until the line is logged."""
 
     async def run(self) -> None:
-        """Returns once the engine has been ended, or at once if it is not watched."""
+        """Returns when the engine has been ended, or immediately if it is not watched."""
         try:
             if self._timeout_s:
                 await self._run()
@@ -118,7 +119,7 @@ class EngineWatchdog:
             await self._processes.end(reason)
 
     def _find_hang(self) -> str:
-        """Why the engine must be ended. Empty if it need not be."""
+        """Why the engine must be ended. Empty if there is no reason."""
         if self.silence_s >= self._timeout_s:
             return f"it was silent for {self._timeout_s:g} s (--engine-watchdog-timeout): {self._known()}"
         if self.silence_s >= GIVES_WAY_S and _do_others_wait() and not self._computes():
@@ -159,7 +160,7 @@ class EngineWatchdog:
         logger.warning(text, self.silence_s, computed_s, self._known(), end, stacks)
 
     def _computes(self) -> bool:
-        """Whether the silence is a long step."""
+        """Whether the engine is silent because it computes a long step."""
         computed_s = self._computed_so_far() - self._computed_s
         return computed_s > _BUSY_SHARE * self.silence_s and not self._processes.stopped()
 
@@ -167,13 +168,13 @@ class EngineWatchdog:
         return self._processes.computed_s(is_on_processor=self._engine.is_on_processor)
 
     def _known(self) -> str:
-        """The number of running requests, and the stopped processes, if any."""
+        """When the silence began, how many requests run, and which processes are stopped, if any."""
         stopped = self._processes.stopped()
         running = f"since {self._since}, {self._server.num_running} requests run"
         return f"{running}; stopped by a signal: {list_some(stopped)}" if stopped else running
 
 
 def _do_others_wait() -> bool:
-    """Whether the router that started this server wants the server's memory for another model."""
+    """Whether the router that started this server needs the server's memory for another model."""
     socket_path = env.VCLI_ROUTER.get()
     return socket_path is not None and waiting_mark(socket_path).exists()

@@ -44,7 +44,7 @@ class ServedAdapter(NamedTuple):
     """An adapter that requests may name as `model`."""
 
     adapter_id: int
-    """Its id in the engine. Each load of weights gets a new id, so that cached prefixes are not mixed up."""
+    """The adapter's id in the engine. Each load gets a new id, so cached prefixes are not mixed up."""
     name: str
     path: str
     """The path as the user wrote it."""
@@ -69,7 +69,7 @@ class LoraAdapters:
         return self._adapters.values()
 
     def find(self, name: str | None) -> ServedAdapter | None:
-        """The adapter with this name. None for an unknown name, or for None."""
+        """The adapter with this name. None if `name` is None or unknown."""
         return self._adapters.get(name) if name else None
 
     async def load_static(self) -> None:
@@ -91,7 +91,8 @@ class LoraAdapters:
         """Loads or replaces an adapter. Running requests keep the weights with which they began.
 
         Raises:
-            RequestError: the name is taken. The adapter is missing, broken, not allowed or not of this model.
+            RequestError: the name is taken, or the adapter is missing, broken, not allowed or for another
+                model.
         """
         name, path = request.lora_name, request.lora_path
         async with self._changing:
@@ -108,7 +109,7 @@ class LoraAdapters:
         return _plain(f"Success: LoRA adapter '{name}' added successfully.")
 
     async def unload(self, request: UnloadLoraAdapterRequest, context: RequestContext) -> BinaryResponse:
-        """Removes an adapter. Running requests finish with it.
+        """Removes an adapter. Running requests use it until they end.
 
         Raises:
             RequestError: there is no adapter with this name.
@@ -150,7 +151,7 @@ class LoraAdapters:
             raise RequestError(message, param="lora_path", type="InvalidUserInput")
 
     async def _load(self, adapter: ServedAdapter) -> Done:
-        """Loads the adapter into the engine. Serves it if that succeeds."""
+        """Loads the adapter into the engine. If this succeeds, requests may name the adapter."""
         report = await self._engine.load_adapter(adapter.adapter_id, adapter.name, str(adapter.folder))
         if report.error is None:
             self._adapters[adapter.name] = adapter
@@ -163,7 +164,7 @@ class LoraAdapters:
         return ServedAdapter(next(self._ids), name, path, self._folder(path), parent)
 
     def _folder(self, path: str) -> Path:
-        """The absolute path without links. A relative path begins at `--lora-adapter-root`, if given."""
+        """The absolute path without links. If `--lora-adapter-root` is set, a relative path begins there."""
         try:
             return Path(self._config.lora_adapter_root or ".", expand_home(path)).resolve()
         except (ValueError, OSError, RuntimeError) as err:  # a null byte, a circle of links, an unknown user
@@ -200,7 +201,7 @@ class ServedModels:
     def __init__(
         self, names: Sequence[str], engine: EngineClient, adapters: LoraAdapters, *, root: str | None = None
     ) -> None:
-        """`root` is the model as the operator names it."""
+        """`root` is the model in the operator's spelling."""
         self._names = names
         self._root = root or names[0]
         self._engine = engine
@@ -222,22 +223,22 @@ class ServedModels:
         return 0 if adapter is None else adapter.adapter_id
 
     def check(self, name: str | None) -> None:
-        """Raises RequestError (404) if a request names a model that is not served. None is the served one."""
+        """Raises RequestError (404) if no model with this name is served. None means the served model."""
         if name:
             self._find(name)
 
     def check_generative(self, api_name: str, name: str | None) -> None:
-        """Like `check`. Raises RequestError (404) also if the engine has loaded a pooling model."""
+        """Like `check`, but also raises RequestError (404) if the engine has loaded a pooling model."""
         if self._engine.info.pooling is not None:
             raise UnsupportedApiError(api_name)
         self.check(name)
 
     def list(self) -> ModelList:
-        """The cards of all names, the base model's first."""
+        """The cards of all names. The base model's names come first."""
         return ModelList(data=[self._card(name) for name in (*self._names, *(a.name for a in self._adapters.served))])
 
     def get(self, name: str) -> ModelCard:
-        """The card of one name. Raises RequestError (404) if it is not served."""
+        """The card of one name. Raises RequestError (404) if no model with this name is served."""
         self._find(name)
         return self._card(name)
 
@@ -268,7 +269,7 @@ def unix_time() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Inference:
-    """The objects with which routes run prompts. One per server, on the event loop."""
+    """The objects that routes need to run prompts. One per server, on the event loop."""
 
     config: ServerConfig
     models: ServedModels

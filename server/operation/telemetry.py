@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class StatsLine:
-    """Logs a line of figures every ten seconds, with vLLM's text. While the server is idle, at level DEBUG.
+    """Logs a line of figures with vLLM's text, every ten seconds by default. Logs at DEBUG on an idle server.
 
     Call `start` on the event loop, and `close` before the loop ends.
     """
@@ -27,7 +27,10 @@ class StatsLine:
         self._was_idle = True
 
     def start(self) -> None:
-        """Logs the first line after one interval, if lines are wanted. Called once the engine is ready."""
+        """Starts logging, if it is enabled. The first line is logged after one interval.
+
+        Called when the engine is ready.
+        """
         if self._config.disable_log_stats:
             return
         metrics = self._metrics.engine

@@ -1,1 +1,1 @@
-"""Anthropic's API, /v1/messages and /v1/messages/count_tokens. Begin with `serving.py`."""
+"""Anthropic's API, /v1/messages and /v1/messages/count_tokens. Read `serving.py` first."""

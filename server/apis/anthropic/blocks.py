@@ -16,14 +16,14 @@ class BlockStream:
 
     def __init__(self) -> None:
         self.blocks: list[dict[str, Any]] = []
-        """The blocks so far. An open block is still empty."""
+        """The blocks so far. The open block is empty until it ends."""
         self._open: str | None = None
         """The type of the open block. None if no block is open."""
         self._texts: list[str] = []
         self._held: list[str] = []
         self.has_calls = False
         self.is_call_complete = False
-        """Whether the latest closed call has complete arguments."""
+        """Whether the last call that ended has complete arguments."""
 
     def add_thinking(self, text: str) -> list[StreamEvent]:
         """Adds text to the reasoning."""
@@ -49,7 +49,7 @@ class BlockStream:
         return [self._add({"type": "input_json_delta", "partial_json": text}, text)]
 
     def close(self) -> list[StreamEvent]:
-        """Ends the open block, then adds the text that was held back."""
+        """Ends the open block, then adds the held-back text as a block of its own."""
         held, self._held = "".join(self._held), []
         events = self._close_block()
         return [*events, *self.add_text(held), *self._close_block()] if held else events
@@ -88,7 +88,7 @@ class BlockStream:
 
 
 def _parse_arguments(text: str) -> dict[str, Any] | None:
-    """The arguments of a call. None if they are incomplete."""
+    """The arguments of a call. None if the text is not a complete JSON object."""
     try:
         arguments = read_json(text)
     except ValueError:
@@ -99,7 +99,7 @@ def _parse_arguments(text: str) -> dict[str, Any] | None:
 def create_stop(
     finish_reason: str | None, stop_reason: int | str | None, *, has_calls: bool, is_call_complete: bool
 ) -> dict[str, str | None]:
-    """Why a message ends. A stop sequence takes precedence over a call that it has cut off."""
+    """Why a message ends. If a stop sequence has cut off a call, the stop sequence is the reason."""
     if finish_reason == "length":
         return _stop("max_tokens")
     if finish_reason not in ("stop", "tool_calls"):

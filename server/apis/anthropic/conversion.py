@@ -27,7 +27,10 @@ from server.generation.request import (
 )
 
 _ATTRIBUTION_HEADER = "x-anthropic-billing-header"
-"""Claude Code's first system block. It differs in each request, so that no prefix would be in the cache."""
+"""Begins Claude Code's first system block. The block is dropped, because it differs in each request.
+
+With it, no prompt would share a prefix with a prompt in the prefix cache.
+"""
 
 ChatMessage = dict[str, Any]
 
@@ -134,7 +137,7 @@ def _texts(blocks: list[ContentBlock]) -> list[str]:
 
 
 def _convert_message(message: AnthropicMessage) -> list[ChatMessage]:
-    """Converts a message of a user or assistant: first the results of tools, then the rest."""
+    """Converts a message of a user or assistant. Results of tools come first, then the rest."""
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]
     blocks = message.content
@@ -155,7 +158,7 @@ def _convert_message(message: AnthropicMessage) -> list[ChatMessage]:
 
 
 def _to_part(block: ContentBlock, *, is_user: bool) -> ChatMessage | None:
-    """The block as a part of a message's content. None for a block of another kind."""
+    """The block as a part of a message's content. None for a block that cannot be such a part."""
     if block.type == "text" and block.text:
         return _text_part(block.text)
     if block.type == "image" and block.source is not None:
@@ -171,7 +174,7 @@ def _to_call(block: ContentBlock) -> ChatMessage:
 
 
 def _convert_result(block: ContentBlock) -> list[ChatMessage]:
-    """The text and loaded tools of a result become messages of the tool, its images a message of the user."""
+    """Converts a tool's result. Its text and loaded tools become tool messages, its images a user message."""
     parts = [] if block.content is None or isinstance(block.content, str) else block.content
     call_id = block.tool_use_id or ""
     converted: list[ChatMessage] = [{"role": "tool", "tool_call_id": call_id, "content": _result_text(block)}]

@@ -1,6 +1,6 @@
 """Requests to /v1/messages and /v1/messages/count_tokens.
 
-As in vLLM, fields that are not listed have no effect. Clients send `cache_control` and beta fields.
+As in vLLM, fields that are not listed have no effect. Examples are `cache_control` and beta fields.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ MIN_THINKING_TOKENS = 1024
 
 
 class ImageSource(msgspec.Struct, kw_only=True):
-    """An image in base64 or at an address."""
+    """An image in base64, or the URL of an image."""
 
     type: str | None = None
     media_type: str = "image/jpeg"
@@ -25,7 +25,7 @@ class ImageSource(msgspec.Struct, kw_only=True):
 
     @property
     def as_url(self) -> str:
-        """The image as a URL. As in vLLM, anything that is no address counts as base64."""
+        """The image as a URL. As in vLLM, a source of any type other than `url` counts as base64."""
         return self.url if self.type == "url" else f"data:{self.media_type};base64,{self.data}"
 
 
@@ -56,7 +56,7 @@ _BLOCK_TYPES: Final = (
 
 
 class ContentBlock(msgspec.Struct, kw_only=True):
-    """A part of a message. Its type decides which fields count."""
+    """A part of a message. Its type decides which fields are used."""
 
     type: Annotated[str, Meta(extra_json_schema={"enum": [*_BLOCK_TYPES]})]
     text: str | None = None
@@ -106,7 +106,7 @@ Effort = Literal["low", "medium", "high", "xhigh", "max"]
 
 
 class JsonOutputFormat(msgspec.Struct, kw_only=True):
-    """The form of the answer: JSON that follows a schema."""
+    """Requires the answer to be JSON that follows a schema."""
 
     type: Literal["json_schema"] = "json_schema"
     schema: dict[str, Any] | None = None
@@ -120,24 +120,24 @@ class OutputConfig(msgspec.Struct, kw_only=True):
 
 
 class ThinkingEnabled(msgspec.Struct, kw_only=True, tag_field="type", tag="enabled"):
-    """Thinking with a limit of tokens."""
+    """Thinking with a limited number of tokens."""
 
     budget_tokens: Annotated[int, Meta(ge=MIN_THINKING_TOKENS)]
 
 
 class ThinkingDisabled(msgspec.Struct, kw_only=True, tag_field="type", tag="disabled"):
-    """No thinking, or as little as the model can do."""
+    """No thinking, or as little thinking as the model supports."""
 
 
 class ThinkingAdaptive(msgspec.Struct, kw_only=True, tag_field="type", tag="adaptive"):
-    """Thinking as much as the model chooses."""
+    """Thinking of a length that the model chooses."""
 
 
 Thinking = ThinkingEnabled | ThinkingDisabled | ThinkingAdaptive
 
 
 class CountTokensRequest(RequestBody, kw_only=True):
-    """A conversation whose prompt's tokens are counted."""
+    """A conversation. The tokens of its prompt are counted."""
 
     model: Text
     messages: list[AnthropicMessage]
@@ -148,7 +148,7 @@ class CountTokensRequest(RequestBody, kw_only=True):
     output_config: OutputConfig | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     thread: Any = None
-    """Anthropic's SDK sets it to continue a conversation that the server keeps. Not supported here."""
+    """Anthropic's SDK sets it to continue a conversation on the server. This is not supported here."""
 
     def __post_init__(self) -> None:
         if self.thread is not None:

@@ -1,4 +1,4 @@
-"""Answers /v1/messages and /v1/messages/count_tokens with the output of a `ChatRun`."""
+"""Answers /v1/messages with the output of a `ChatRun`, and /v1/messages/count_tokens."""
 
 import logging
 from collections.abc import AsyncGenerator, Iterable
@@ -36,11 +36,11 @@ class AnthropicServing:
     async def create(
         self, request: AnthropicRequest, context: RequestContext
     ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
-        """Generates a message, or its events. All faults of the request are found before the first event.
+        """Generates a message, or a stream of events. Finds all faults of the request before the first event.
 
         Raises:
             RequestError: the request is invalid, or the model does not generate.
-            EngineError: the engine failed. In streams, the error is an event.
+            EngineError: the engine failed. In streams, the error is sent as an event instead.
         """
         with field_names(_FIELDS):
             chat = await self._convert(request, context)
@@ -48,7 +48,7 @@ class AnthropicServing:
         return end_stream(message.stream(), ANTHROPIC) if request.stream else await message.complete()
 
     async def count_tokens(self, request: CountTokensRequest, context: RequestContext) -> dict[str, Any]:
-        """The number of tokens of the prompt for this conversation. `context_management` is not applied.
+        """Counts the tokens of the conversation's prompt. Ignores `context_management`.
 
         Raises:
             RequestError: the request is invalid, or the model does not generate.
@@ -128,7 +128,7 @@ class _Message:
         return head | stop | {"usage": usage}
 
     def _usage(self) -> dict[str, int]:
-        """The token counts. Cached tokens are included with `--enable-prompt-tokens-details`, as in chats."""
+        """The token counts. As for chats, `--enable-prompt-tokens-details` adds the cached tokens."""
         total = self._run.meter.total()
         if (details := total.prompt_tokens_details) is None:
             return {"input_tokens": total.prompt_tokens, "output_tokens": total.completion_tokens}
@@ -152,7 +152,7 @@ def _stop(blocks: BlockStream, last: ChoiceDelta) -> dict[str, Any]:
 
 
 def _add(blocks: BlockStream, part: Part) -> list[StreamEvent]:
-    """Adds one part of the output to the blocks. Returns the events."""
+    """Adds one part of the output to the blocks. Returns the events of the part."""
     if isinstance(part, Reasoning):
         return blocks.add_thinking(part.text) if part.text else []
     if isinstance(part, Content):
@@ -169,7 +169,7 @@ _SYSTEM_TWICE: Final = [{"role": role, "content": "t"} for role in ("system", "u
 
 
 class TemplateProbe:
-    """Finds out by test renderings what the chat template supports. One per server, on the event loop."""
+    """Finds out what the chat template supports, by rendering test conversations. One per server."""
 
     def __init__(self, inference: Inference) -> None:
         self._config = inference.config
@@ -179,7 +179,7 @@ class TemplateProbe:
         self._merges_system: bool | None = None
 
     async def merges_system(self) -> bool:
-        """Whether system messages must be moved to the start, because the template rejects others."""
+        """Whether system messages must be moved to the start, because the template rejects them elsewhere."""
         if self._merges_system is None:
             self._merges_system = await self._rejects_later_system()
             if self._merges_system:

@@ -1,1 +1,1 @@
-"""/v1/chat/completions and its batch, /v1/completions. Begin with `chat.py`."""
+"""OpenAI's APIs: /v1/chat/completions with its batch variant, and /v1/completions. Read `chat.py` first."""

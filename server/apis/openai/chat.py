@@ -19,11 +19,11 @@ from server.text.parsers.base import Content, Reasoning
 async def create_chat_completion(
     inference: Inference, runner: ChatRunner, request: ChatRequest, context: RequestContext
 ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
-    """Generates the response, or its events. All faults of the request are found before the first event.
+    """Generates the response, or a stream of events. Finds all faults of the request before the first event.
 
     Raises:
         RequestError: the request is invalid, or the model does not generate.
-        EngineError: the engine failed. In streams, the error is an event.
+        EngineError: the engine failed. In streams, the error is sent as an event instead.
     """
     inference.models.check_generative("Chat Completions", request.model)
     bodies = ChatBodies(inference, await runner.start(request, context))
@@ -82,7 +82,7 @@ class ChatBodies:
             yield encode_event(self._chunk([], self._run.meter.total()))
 
     async def _opening(self) -> bytes:
-        """The opening chunks, which have the role of each choice."""
+        """The opening chunks. Each has the role of one choice."""
         shown = {"prompt_token_ids": self._generation.prompts[0].token_ids} if self._request.return_token_ids else {}
         events = []
         async for index in take_turns(range(self._generation.num_choices)):
@@ -92,7 +92,7 @@ class ChatBodies:
         return b"".join(events)
 
     async def _event(self, delta: ChoiceDelta) -> bytes:
-        """One chunk. Empty if the tokens are only markers, or are held back."""
+        """The chunk for a delta. Empty if its tokens are only markers or are held back."""
         is_silent = not delta.parts and delta.finish_reason is None
         if is_silent and not self._shows_logprobs and not self._shows_token_ids:
             return b""

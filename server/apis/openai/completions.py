@@ -26,11 +26,11 @@ class CompletionServing:
     async def create(
         self, request: CompletionRequest, context: RequestContext
     ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
-        """Generates the response, or its events. All faults of the request are found before the first event.
+        """Generates the response, or a stream of events. Finds faults of the request before the first event.
 
         Raises:
             RequestError: the request is invalid, or the model does not generate.
-            EngineError: the engine failed. In streams, the error is an event.
+            EngineError: the engine failed. In streams, the error is sent as an event instead.
         """
         self._inference.models.check_generative("Completions", request.model)
         with context.times.rendering():
@@ -47,7 +47,7 @@ class CompletionServing:
         return await bodies.complete(await collect(self._inference, generation))
 
     async def _prepare(self, request: CompletionRequest, context: RequestContext) -> "CompletionBodies":
-        """Renders the prompts: one call of the renderer pool, or several for long lists and embeddings."""
+        """Renders the prompts in the pool, in one call. Long lists and embeddings take several calls."""
         renderer, prompts = self._inference.renderer, request.prompts
         options = TextOptions(
             add_special_tokens=request.add_special_tokens,
@@ -69,7 +69,7 @@ class CompletionServing:
         return CompletionBodies(self._inference, generation, [self._echo_text(prompt, request) for prompt in prompts])
 
     def _echo_text(self, prompt: RenderedPrompt, request: CompletionRequest) -> str:
-        """The prompt's text. It is detokenized if the prompt was given as token ids or was truncated."""
+        """The prompt's text, which is detokenized if the prompt consists of token ids or was truncated."""
         if not request.echo:
             return ""
         if prompt.text is None or request.truncate_prompt_tokens is not None:
@@ -139,7 +139,7 @@ class CompletionBodies:
         }
 
     async def _part(self, delta: SequenceDelta) -> dict[str, Any]:
-        """The fields of a choice or of its next part. Token ids are included only on request."""
+        """The fields of a choice, or of its next part in a stream. Token ids are included only on request."""
         is_first = not self._has_begun[delta.choice]
         shown = self._show(delta)
         fields: dict[str, Any] = {
@@ -157,7 +157,10 @@ class CompletionBodies:
         return fields
 
     def _show(self, delta: SequenceDelta) -> SequenceDelta:
-        """The delta that the client gets: after the echoed prompt, or only the prompt for echo alone."""
+        """The delta that the client gets. The first delta of a choice begins with the echoed prompt.
+
+        If the request only echoes, the delta has no generated text.
+        """
         if self._request.is_echo_only:
             delta = delta._replace(text="", token_ids=[], logprobs=None, finish_reason="length", stop_reason=None)
         if self._begins_with_echo(delta):
@@ -168,7 +171,7 @@ class CompletionBodies:
         return bool(self._request.echo) and not self._has_begun[delta.choice]
 
     async def _take_logprobs(self, delta: SequenceDelta) -> CompletionLogprobs | None:
-        """The log-probabilities of a delta. Its text moves the offset of the next delta."""
+        """The log-probabilities of a delta. Advances the text offset for the next delta."""
         if self._request.logprobs is None:
             return None
         is_echo = self._begins_with_echo(delta)

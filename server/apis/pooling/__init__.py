@@ -1,1 +1,4 @@
-"""/v1/embeddings, /pooling, /classify, /score, /rerank. Begin with `serving.py`."""
+"""The APIs of pooling models: /v1/embeddings, /pooling, /classify, /score, /rerank.
+
+Read `serving.py` first.
+"""

@@ -1,4 +1,4 @@
-"""/v1/embeddings, /pooling and /classify: their requests, and answers made of the model's output."""
+"""The requests to /v1/embeddings, /pooling and /classify, and their responses from the model's output."""
 
 import base64
 from typing import Any, TypeVar
@@ -18,13 +18,13 @@ class EmbeddingRequest(VectorFields, kw_only=True):
     """Texts or token ids to embed."""
 
     dimensions: Dimensions | None = None
-    """The length to which embeddings are truncated. Only for models trained for it."""
+    """The length to which embeddings are truncated. Only for models that were trained for this."""
     use_activation: bool | None = None
-    """Whether embeddings are normalized to length one. Null: the model's default."""
+    """Whether embeddings are normalized to length one. Null means the model's default."""
 
 
 class PoolingRequest(VectorFields, kw_only=True):
-    """Prompts to pool in the way that `task` names."""
+    """Prompts to pool for the `task`."""
 
     task: str | None = None
     dimensions: int | None = None
@@ -56,7 +56,7 @@ class EmbeddingServing(InputServing[EmbeddingRequest]):
         return info.task == "embed"
 
     def pooling_params(self, request: EmbeddingRequest, info: PoolingInfo) -> PoolingParams:
-        """The parameters. Raises RequestError if the model's embeddings cannot have the requested length."""
+        """The pooling parameters. Raises RequestError if embeddings cannot have the requested length."""
         dimensions, problem = request.dimensions, None
         if dimensions is None:
             pass
@@ -94,7 +94,7 @@ class PoolingServing(InputServing[PoolingRequest]):
 
 
 class ClassificationServing(InputServing[ClassificationRequest]):
-    """/classify: the most likely class of each input, with the probabilities of all classes."""
+    """/classify. Returns the most likely class of each input, with the probabilities of all classes."""
 
     api_name = "Classification"
     request_id_prefix = "classify"
@@ -120,7 +120,7 @@ def _list_of_vectors(ctx: PoolingServeContext[Any], kind: str, *, member: str) -
 
 
 def _why_not(task: str | None, info: PoolingInfo) -> str:
-    """Why the model, which was started for another task, refuses this one."""
+    """Why the server rejects this task. It runs the model for another task."""
     if task in info.supported_tasks:
         return f"Try switching the model's pooling_task via --pooler-config.task {task}."
     return (

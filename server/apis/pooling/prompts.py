@@ -46,7 +46,7 @@ class PromptReader:
         return self._checked(Encoded(prompt if self._cut is None else self._cut.apply(prompt)), param)
 
     def read_by_template(self, first: str, second: str, template_kwargs: dict[str, Any]) -> Encoded:
-        """Renders a pair, as a query and a document, by the operator's chat template."""
+        """Renders a pair with the operator's chat template. The two texts are query and document."""
         messages = [{"role": "query", "content": first}, {"role": "document", "content": second}]
         options = ChatOptions(add_generation_prompt=False, chat_template_kwargs=template_kwargs)
         text = self._renderer.render_messages(messages, options)
@@ -79,7 +79,7 @@ class PromptReader:
         return tuple(text.lower() for text in texts) if self._does_lower_case else texts
 
     def _check_text(self, text: str, param: str) -> None:
-        """Rejects a text that is too long in any tokenization, because tokenizing it could take seconds."""
+        """Rejects a text that is too long in any tokenization. Tokenizing such a text could take seconds."""
         check_unicode(text, param)
         if self._cut is None:
             most_chars = self._tokenizer.max_token_chars

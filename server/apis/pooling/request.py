@@ -1,4 +1,4 @@
-"""The fields that the bodies of all pooling endpoints share, with vLLM's names and defaults."""
+"""The fields that the requests of all pooling endpoints share, with vLLM's names and defaults."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -22,7 +22,7 @@ AnyTokenId = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class PoolingFields(RequestBody, kw_only=True):
-    """The base of all requests whose prompts are pooled."""
+    """The base of all requests to pooling endpoints."""
 
     model: str | None = None
     truncate_prompt_tokens: Truncation | None = None
@@ -44,7 +44,7 @@ class InputFields(PoolingFields, kw_only=True):
 
     input: str | list[AnyTokenId | str | list[AnyTokenId]] | None = None
     add_special_tokens: bool | None = None
-    """Only false leaves special tokens out."""
+    """False leaves special tokens out. True and null add them."""
     messages: Unsupported = None
     media_io_kwargs: Unsupported = None
 
@@ -74,7 +74,7 @@ class InputFields(PoolingFields, kw_only=True):
 
 
 class VectorFields(InputFields, kw_only=True):
-    """The base of requests for vectors. Names the encoding of the vectors."""
+    """The base of requests for vectors, with the encoding of the vectors."""
 
     encoding_format: EncodingFormat = "float"
     """`base64` encodes the bytes of float32. vLLM also has `bytes` and `bytes_only`."""

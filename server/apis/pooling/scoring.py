@@ -1,7 +1,7 @@
-"""Answers /score and /rerank: the relevance of texts to a query, by three kinds of model.
+"""Answers /score and /rerank, which rate the relevance of texts to a query with three kinds of models.
 
-A cross-encoder reads both texts at once. A bi-encoder makes one vector per text, and late interaction one
-vector per token. This module compares the vectors.
+A cross-encoder reads both texts at once and returns a score. A bi-encoder returns one vector per text, and a
+late-interaction model one vector per token. This module compares the vectors.
 """
 
 import math
@@ -23,7 +23,7 @@ ScoreInputs = ScoreInput | list[ScoreInput]
 TokenLimit = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 _PAIRS = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
-"""The names that a request may use for the two inputs."""
+"""The names that a request may use for its two inputs."""
 
 
 class ScoringFields(PoolingFields, kw_only=True):
@@ -45,17 +45,17 @@ class ScoringFields(PoolingFields, kw_only=True):
 
     @property
     def names(self) -> tuple[str, str]:
-        """The names that this request uses for the two inputs."""
+        """The names that this request uses for its two inputs."""
         raise NotImplementedError
 
     @property
     def first(self) -> list[str]:
-        """The first input: one text, or as many as `second` has."""
+        """The texts of the first input: one text, or as many texts as in `second`."""
         return _texts(getattr(self, self.names[0]), self.names[0])
 
     @property
     def second(self) -> list[str]:
-        """The second input: the texts with which `first` is compared."""
+        """The texts of the second input, with which the texts of `first` are compared."""
         return _texts(getattr(self, self.names[1]), self.names[1])
 
     @property
@@ -68,13 +68,13 @@ class ScoringFields(PoolingFields, kw_only=True):
 
     @property
     def template_kwargs(self) -> dict[str, Any]:
-        """Variables for the template that renders pairs, if there is one."""
+        """Variables for the operator's template that renders pairs, if there is such a template."""
         instruction = {} if self.instruction is None else {"instruction": self.instruction}
         return instruction | (self.chat_template_kwargs or {})
 
 
 class ScoreRequest(ScoringFields, kw_only=True):
-    """Texts to compare: one with one, one with many, or each with its counterpart."""
+    """Texts to compare: one text with one or many, or each text of a list with its counterpart."""
 
     queries: ScoreInputs | None = None
     documents: ScoreInputs | None = None
@@ -143,14 +143,14 @@ class ScoringServing(PoolingServingBase[S]):
     request_id_prefix = "score"
 
     def fits(self, info: PoolingInfo) -> bool:
-        """Whether the model can score. A classifier can only if it has a single class."""
+        """Whether the model can score. A classifier can score only if it has a single class."""
         return info.task in ("embed", "token_embed") or (info.task == "classify" and info.num_labels == 1)
 
     def pooling_params(self, request: S, info: PoolingInfo) -> PoolingParams:
         return PoolingParams(task=info.task, use_activation=request.use_activation)
 
     def _preprocess_cmpl_online(self, ctx: PoolingServeContext[S]) -> list[Encoded]:
-        """Pairs for a cross-encoder. For other models, all first texts, then all second texts."""
+        """Tokenizes the pairs for a cross-encoder, or else all first texts and then all second texts."""
         request, info, reader = ctx.request, ctx.info, self._reader(ctx)
         first, second = (
             [reader.cut_text(text, getattr(request, limit), param=limit) for text in texts]
@@ -185,7 +185,7 @@ class ScoreServing(ScoringServing[ScoreRequest]):
 
 
 class RerankServing(ScoringServing[RerankRequest]):
-    """/rerank: the documents, the most relevant one first."""
+    """/rerank. Sorts the documents, the most relevant document first."""
 
     api_name = "Rerank (Score)"
 
@@ -204,7 +204,10 @@ class RerankServing(ScoringServing[RerankRequest]):
 
 
 def _read_pair(request: ScoringFields, reader: PromptReader, info: PoolingInfo, first: str, second: str) -> Encoded:
-    """Tokenizes a pair. Uses only the operator's chat template: the model's own often has another purpose."""
+    """Tokenizes a pair, by the operator's chat template if it is set.
+
+    The model's own chat template is not used, because it often has another purpose.
+    """
     param = request.names[1]
     if reader.has_template:
         return reader.read_by_template(first, second, request.template_kwargs)
@@ -220,5 +223,5 @@ def _cosine(first: EngineOutput, second: EngineOutput) -> float:
 
 
 def _max_similarity(query: EngineOutput, document: EngineOutput) -> float:
-    """The sum, over the query's tokens, of each token's highest similarity with a token of the document."""
+    """The sum of the highest similarities of each token of the query with any token of the document."""
     return float((values_of(query) @ values_of(document).T).max(axis=-1).sum())

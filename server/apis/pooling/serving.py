@@ -1,4 +1,4 @@
-"""The base of all pooling endpoints: the order of steps, and the thread in which each step runs."""
+"""The base of all pooling endpoints. Defines the order of the steps, and the thread of each step."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -28,7 +28,7 @@ T = TypeVar("T", bound=PoolingFields)
 
 @dataclass(kw_only=True)
 class PoolingServeContext(Generic[T]):
-    """One request, which is passed from step to step. One thread at a time uses it."""
+    """One request, which is passed from step to step. Only one thread at a time uses it."""
 
     request: T
     request_id: str
@@ -60,12 +60,12 @@ class PoolingServeContext(Generic[T]):
 
 
 class PoolingServingBase(ABC, Generic[T]):
-    """One endpoint. `create` runs on the event loop, the steps before and after the engine in the pool."""
+    """One endpoint. `create` runs on the event loop. Steps before and after the engine run in the pool."""
 
     api_name: ClassVar[str]
     request_id_prefix: ClassVar[str]
     convert: ClassVar[str] = "embed"
-    """The value of `--convert` with which a model that generates text serves this endpoint."""
+    """The value of `--convert` that makes a generating model serve this endpoint."""
 
     def __init__(self, inference: Inference) -> None:
         self._config = inference.config
@@ -75,7 +75,7 @@ class PoolingServingBase(ABC, Generic[T]):
         self._metrics = inference.metrics
 
     async def create(self, request: T, context: RequestContext) -> bytes:
-        """Answers a request. Returns the complete response, encoded.
+        """Answers a request. Returns the complete, encoded response.
 
         Raises:
             RequestError: the request is invalid, or does not fit the model.
@@ -126,7 +126,7 @@ class PoolingServingBase(ABC, Generic[T]):
         )
 
     async def _pool(self, ctx: PoolingServeContext[T], context: RequestContext) -> list[EngineOutput]:
-        """Pools the prompts concurrently. The first failure, or a disconnect, aborts all of them."""
+        """Pools the prompts concurrently. The first failure, or a disconnect, aborts all prompts."""
         if self._config.logging.enable_log_requests:
             for prompt in ctx.prompts:
                 logger.info(
@@ -162,6 +162,6 @@ def values_of(output: EngineOutput) -> npt.NDArray[np.float32]:
 
 
 def tensor_of(output: EngineOutput) -> TensorData:
-    """The tensor of an engine's output. Raises an error if the output has none."""
+    """The tensor of an engine's output. Raises AssertionError if the output has no tensor."""
     assert output.data is not None, "the engine sent no numbers"
     return output.data

@@ -1,1 +1,1 @@
-"""OpenAI's Responses API, /v1/responses. Begin with `serving.py`."""
+"""OpenAI's Responses API, /v1/responses. Read `serving.py` first."""

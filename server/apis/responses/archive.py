@@ -1,4 +1,4 @@
-"""Keeps responses that have ended, and their conversations, which later requests continue."""
+"""Keeps responses that have ended, and their conversations, which later requests can continue."""
 
 import logging
 from typing import Final
@@ -29,7 +29,7 @@ class StoredResponse(msgspec.Struct, frozen=True):
     items: bytes
     """The items of the request's input as JSON."""
     events: tuple[bytes, ...] | None = None
-    """The events of a background response that was created with `stream`. None for others."""
+    """The events of a background response that was created with `stream`. None for other responses."""
 
     @property
     def num_bytes(self) -> int:
@@ -38,14 +38,14 @@ class StoredResponse(msgspec.Struct, frozen=True):
 
 
 ResponseStore = BoundedCache[str, StoredResponse]
-"""Response id -> response, as long as this process lives. Used only on the event loop."""
+"""Response id -> response. Lasts as long as this process. Used only on the event loop."""
 
 LARGE_BYTES: Final = 32 << 10
-"""Handing JSON of this size to a thread takes about as long as encoding or decoding it."""
+"""Smaller JSON is decoded on the event loop, because passing it to a thread would take about as long."""
 
 
 def build_response_store(config: GenerationConfig, limits: LimitsConfig) -> ResponseStore | None:
-    """The configured store, which drops the oldest responses. None if no responses are kept."""
+    """Builds the configured store, which drops the oldest responses. None if no responses are kept."""
     most, max_bytes = limits.max_stored_responses, limits.max_stored_bytes
     if not (config.enable_responses_store and most and max_bytes):
         return None
@@ -53,10 +53,10 @@ def build_response_store(config: GenerationConfig, limits: LimitsConfig) -> Resp
 
 
 class ResponseArchive:
-    """The archive of one server, on the event loop. Large conversations are encoded in the renderer pool."""
+    """The archive of one server, on the event loop. Encodes large conversations in the renderer pool."""
 
     def __init__(self, store: ResponseStore | None, renderer: BaseRenderer) -> None:
-        """If `store` is None, nothing is kept."""
+        """If `store` is None, no responses are kept."""
         self._store = store
         self._renderer = renderer
 
@@ -66,9 +66,9 @@ class ResponseArchive:
         return self._store is not None
 
     async def keep(self, run: ResponseRun, events: tuple[bytes, ...] | None = None) -> None:
-        """Keeps a response unless the request has `store: false`. `events`: those of a background response.
+        """Keeps a response unless the request has `store: false`. `events` belong to a background response.
 
-        A failure is logged. Then the response is not kept.
+        If the response cannot be encoded, the failure is logged and the response is not kept.
         """
         if self._store is None or not run.request.store:
             return
@@ -78,11 +78,11 @@ class ResponseArchive:
             logger.warning("response %s was not stored: %r", run.response["id"], err)
 
     async def encode(self, run: ResponseRun, events: tuple[bytes, ...] | None = None) -> StoredResponse:
-        """Encodes a response in its present state, as it would be kept."""
+        """Encodes a response in its present state, in the form in which it would be kept."""
         return await self._renderer.pools.run_unless(run.is_small, _encode, run, events)
 
     async def encode_event(self, run: ResponseRun, event: ResponseEvent) -> bytes:
-        """Encodes an event. An event with the whole response repeats large parts of the request."""
+        """Encodes an event. An event with the whole response can be large, so the pool encodes it."""
         is_small = run.is_small or "response" not in event
         return await self._renderer.pools.run_unless(is_small, encode_named_event, event)
 
@@ -99,9 +99,9 @@ class ResponseArchive:
             raise _not_found(response_id)
 
     async def input_items(self, stored: StoredResponse) -> list[msgspec.Raw]:
-        """The input and output items of the responses that this one continues, then its own input items.
+        """The input items of a response, after all items of the responses that it continues.
 
-        If one of these responses is no longer kept, it and all earlier ones are left out.
+        If an earlier response is no longer kept, its items and those of all responses before it are left out.
         """
         items: list[msgspec.Raw] = []
         found: StoredResponse | None = stored
@@ -118,7 +118,7 @@ class ResponseArchive:
 
 
 def invalid_response(message: str, param: str, *, status: int = 400) -> RequestError:
-    """An error of vLLM's type for responses that do not exist or are in the wrong state."""
+    """Creates the error for responses that do not exist or are in the wrong state. Its type is vLLM's."""
     return RequestError(message, param=param, status=status, type="invalid_request_error")
 
 
@@ -127,7 +127,7 @@ def _not_found(response_id: str) -> RequestError:
 
 
 class _Body(msgspec.Struct):
-    """The parts of a response's body that become input of the next response."""
+    """The parts of a response's body that are needed for the input of the next response."""
 
     output: list[msgspec.Raw]
     previous_response_id: str | None

@@ -1,4 +1,4 @@
-"""Responses that are generated without a waiting client, and are followed, retrieved and cancelled by id."""
+"""Generates responses in the background. Clients follow, retrieve and cancel them by id."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -25,12 +25,12 @@ class BackgroundResponse:
 
     @property
     def response(self) -> Response:
-        """The response as clients see it. As in vLLM, its status is `queued` until it has ended."""
+        """The response that clients get. As in vLLM, its status is `queued` until it has ended."""
         current = self.run.response
         return self._queued if current["status"] == "in_progress" else current
 
     async def start(self, generate: Callable[["BackgroundResponse"], Coroutine[Any, Any, None]]) -> None:
-        """Starts the task. Returns once it runs. A task that is cancelled earlier would not run at all."""
+        """Starts the task, and returns when it runs. A task that is cancelled before would not run."""
         self._task = asyncio.create_task(generate(self), name="background-response")
         await asyncio.sleep(0)
 
@@ -46,7 +46,7 @@ class BackgroundResponse:
         self._wake()
 
     async def follow(self, first: int) -> AsyncGenerator[bytes, None]:
-        """Yields the events from a position on, as they arrive."""
+        """Yields the events from the position `first` on, as they arrive."""
         assert self.events is not None
         while True:
             news = self._news
@@ -58,7 +58,7 @@ class BackgroundResponse:
             await news.wait()
 
     async def cancel(self) -> None:
-        """Ends the generation, unless it has ended. Returns when the response is stored."""
+        """Cancels the generation if it still runs. Returns when the response is stored."""
         assert self._task is not None
         if self.response["status"] == "queued":
             self._task.cancel()
@@ -70,7 +70,7 @@ class BackgroundResponse:
 
 
 class BackgroundResponses:
-    """The background responses of one server that have not ended, on the event loop."""
+    """The running background responses of one server. Used on the event loop."""
 
     def __init__(self, running: RunningRequests, archive: ResponseArchive) -> None:
         """`running` counts these responses, so that the drain waits for them."""
@@ -79,11 +79,11 @@ class BackgroundResponses:
         self._responses: dict[str, BackgroundResponse] = {}
 
     def find(self, response_id: str) -> BackgroundResponse | None:
-        """The response with this id. None if there is none or it has ended."""
+        """The response with this id. None if the id is unknown or the response has ended."""
         return self._responses.get(response_id)
 
     async def start(self, run: ResponseRun, context: RequestContext, *, keeps_events: bool) -> BackgroundResponse:
-        """Begins to generate a response. Its task takes over and releases the lease of the run's context."""
+        """Begins to generate a response in a task. The task takes over the lease of `context`."""
 
         async def generate(response: BackgroundResponse) -> None:
             with self._running.hold():
@@ -118,7 +118,7 @@ class BackgroundResponses:
             response.publish(last)
 
     async def _encode_last(self, run: ResponseRun) -> bytes:
-        """Encodes the last event. If its response cannot be encoded, the event only says that it failed."""
+        """Encodes the last event. If this fails, the event has only the response's id, status and error."""
         event = run.last_event()
         try:
             return await self._archive.encode_event(run, event)

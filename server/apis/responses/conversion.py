@@ -1,4 +1,4 @@
-"""Turns a request to /v1/responses into a chat request: items become messages."""
+"""Turns a request to /v1/responses into a chat request, and its items into messages."""
 
 import json
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ _FIELDS = {
 
 
 def to_chat_request(request: ResponsesRequest, messages: list[Message], tools: ResponseTools) -> ChatRequest:
-    """The chat request with the same meaning. Its values were checked when the request was decoded."""
+    """The chat request with the same meaning. Values are not checked again after decoding."""
     continues = continues_message(request.items)
     shared = {name: getattr(request, name) for name in SamplingFields.__struct_fields__}
     return ChatRequest(
@@ -48,7 +48,7 @@ def to_chat_request(request: ResponsesRequest, messages: list[Message], tools: R
 
 
 def own_field_names() -> AbstractContextManager[None]:
-    """Within the block, errors of the chat request name the fields of this API."""
+    """Inside this context, errors of the chat request name the fields of this API."""
     return field_names(_FIELDS)
 
 
@@ -138,7 +138,7 @@ def _part(part: InputPart) -> Message:
 
 
 def _merge(messages: Iterable[Message]) -> list[Message]:
-    """Joins adjacent parts of one turn of the model: reasoning, text and calls."""
+    """Joins adjacent messages with the reasoning, text and calls of one turn of the model."""
     merged: list[Message] = []
     for message in messages:
         last = merged[-1] if merged else {}

@@ -1,4 +1,4 @@
-"""The input items of a response, as OpenAI's API lists them. Their ids are derived from the response's id."""
+"""Lists the input items of a response as OpenAI's API does. Their ids are derived from the response's id."""
 
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -19,7 +19,7 @@ class ItemPage(NamedTuple):
     """The part of a list of items that a client requests."""
 
     after: str | None = None
-    """The id of the item behind which the page begins. None: at the first item."""
+    """The id of the item after which the page begins. None begins at the first item."""
     limit: int = 20
     is_ascending: bool = False
     """Whether the oldest item comes first."""
@@ -39,7 +39,7 @@ class ItemPage(NamedTuple):
 
 
 def show_items(items: Sequence[InputItem], response_id: str) -> list[dict[str, Any]]:
-    """The items of a request as clients see them. Texts of messages become parts."""
+    """The items of a request in the form for clients. Texts of messages become parts."""
     key = response_id.removeprefix("resp_")
     return [_show(item, f"item_{key}_{index}") for index, item in enumerate(items)]
 

@@ -1,4 +1,4 @@
-"""Turns the parts of a model's output into output items, one after the other, and into events."""
+"""Turns the parts of a model's output into output items and into events."""
 
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -19,7 +19,7 @@ class ItemKind(NamedTuple):
     type: str
     id_prefix: str
     event: str
-    """The beginning of the names of events with the item's text."""
+    """The beginning of the names of the events that have the item's text."""
     text: str
     """The key that holds the item's whole text."""
     part: str | None = None
@@ -33,7 +33,7 @@ CUSTOM_CALL: Final = ItemKind("custom_tool_call", "ctc", "response.custom_tool_c
 
 
 def create_event(type: str, **fields: Any) -> ResponseEvent:
-    """Creates an event. The stream sets its number."""
+    """Creates an event. The stream sets its sequence number."""
     return {"type": type, "sequence_number": -1, **fields}
 
 
@@ -42,15 +42,15 @@ class OutputWriter:
 
     def __init__(self, tools: ResponseTools) -> None:
         self.items: list[OutputItem] = []
-        """The items that are complete."""
+        """The complete items."""
         self._tools = tools
         self._open: OpenItem | None = None
         self._spaces: list[str] = []
-        """Spaces that open a message only if other text follows. Models write such spaces around calls."""
+        """Spaces before a message. They are dropped if no other text follows, as around calls."""
         self._logprobs: list[ChatLogprob] = []
 
     def add(self, parts: Sequence[Part], logprobs: list[ChatLogprob]) -> list[ResponseEvent]:
-        """Adds some tokens. Returns their events. The log-probabilities go to the next text of a message."""
+        """Adds parts, and returns their events. The next text of a message gets the `logprobs`."""
         self._logprobs += logprobs
         events: list[ResponseEvent] = []
         for part in parts:
@@ -115,7 +115,7 @@ class OpenItem:
     """An item whose text still arrives. `begin`, `extend` and `end` return events."""
 
     def __init__(self, kind: ItemKind, index: int, called: dict[str, Any]) -> None:
-        """`index` is the position in the output. `called` has the facts of a call besides its text."""
+        """`index` is the position in the output. `called` has the fields of a call besides its text."""
         self.kind = kind
         self._index = index
         self._id = f"{kind.id_prefix}_{uuid4().hex}"
@@ -139,7 +139,7 @@ class OpenItem:
         return self._add(text, logprobs)
 
     def end(self) -> list[ResponseEvent]:
-        """The events after the last text. The last of them has the whole item."""
+        """The events after the last text. The last event has the whole item."""
         events = []
         if self.kind is CUSTOM_CALL:
             rest, whole = self._input.finish()
@@ -184,7 +184,7 @@ class OpenItem:
         return part | {"annotations": [], "logprobs": logprobs} if self.kind is MESSAGE else part
 
     def _event(self, type: str, **fields: Any) -> ResponseEvent:
-        """Creates an event about something inside the item."""
+        """Creates an event about a part or the text of the item."""
         place: dict[str, Any] = {"item_id": self._id, "output_index": self._index}
         if self.kind.part is not None:
             place["content_index"] = 0

@@ -50,7 +50,7 @@ class InputPart(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     @property
     def shown_text(self) -> str:
-        """The text of a part, which must not be an image."""
+        """The text of the part. The part must not be an image."""
         return getattr(self, _TEXT_KEYS[self.type])  # type: ignore[no-any-return]
 
 
@@ -58,7 +58,7 @@ Content = str | list[InputPart]
 
 
 class InputItem(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A message, reasoning, a tool call or its output. Fields that its type does not have are ignored."""
+    """A message, reasoning, a tool call or a tool's output. Fields of other types are ignored."""
 
     type: Annotated[str, Meta(extra_json_schema={"enum": [*_REQUIRED]})] = "message"
     status: ItemStatus | None = None
@@ -98,7 +98,7 @@ ServiceTier = Literal["auto", "default", "flex", "scale", "priority"]
 
 
 class ReasoningOptions(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """How much the model reasons. No summary of the reasoning is generated."""
+    """How much the model reasons. The server generates no summary of the reasoning."""
 
     effort: ReasoningEffort | None = None
     summary: Any = None
@@ -130,7 +130,7 @@ class ResponseTextConfig(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class ResponsesRequest(SamplingFields, kw_only=True):
-    """An input to answer, possibly in continuation of an earlier response."""
+    """An input to answer. It may continue an earlier response."""
 
     input: str | Annotated[list[InputItem], Meta(min_length=1)]
     instructions: str | None = None
@@ -150,7 +150,7 @@ class ResponsesRequest(SamplingFields, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
 
     tools: list[dict[str, Any]] | None = None
-    """Tools, which `server.apis.responses.tools` converts. The response repeats them as given."""
+    """Tools. `server.apis.responses.tools` converts them. The response repeats them as given."""
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] = "auto"
     parallel_tool_calls: bool | None = True
     max_tool_calls: int | None = None
@@ -181,5 +181,5 @@ class ResponsesRequest(SamplingFields, kw_only=True):
 
     @property
     def num_logprobs(self) -> int | None:
-        """Candidates to report for each token of the text. None reports nothing."""
+        """The number of candidates to report for each token of the text. None reports nothing."""
         return (self.top_logprobs or 0) if "message.output_text.logprobs" in (self.include or ()) else None

@@ -1,4 +1,4 @@
-"""Generates one response: deltas of the chat become output items, events and the final body."""
+"""Generates one response. Turns deltas of the chat into output items, events and the final body."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -42,7 +42,7 @@ class ResponseRun:
         return self.chat.generation.context.is_small
 
     async def complete(self) -> Response:
-        """Generates the response, and returns it complete.
+        """Generates the response. Returns it when it is complete.
 
         Raises:
             EngineError: the engine failed.
@@ -53,9 +53,10 @@ class ResponseRun:
         return self.response
 
     async def events(self) -> AsyncGenerator[ResponseEvent, None]:
-        """Generates the response. Yields all events but the last. Store the response before `last_event`.
+        """Generates the response. Yields all events except the last. Store the response before `last_event`.
 
-        The opening events come with the first token, because the engine may reject the request until then.
+        The opening events are yielded with the first token, because until then the engine may reject the
+        request.
 
         Raises:
             EngineError: the engine failed.
@@ -67,12 +68,12 @@ class ResponseRun:
                 yield self._numbered(event)
 
     def last_event(self) -> ResponseEvent:
-        """The event with the final response. As in vLLM, `response.completed` also ends an incomplete one."""
+        """The event with the final response. As in vLLM, `response.completed` also ends incomplete ones."""
         kind = "response.failed" if self.response["status"] == "failed" else "response.completed"
         return self._numbered(create_event(kind, response=self.response))
 
     def set_status(self, status: ResponseStatus) -> None:
-        """Changes the status. Afterwards `response` is a new object."""
+        """Changes the status. Replaces `response` by a new object."""
         self.response = self.response | {"status": status}
 
     def fail(self, error: Exception) -> None:
@@ -112,7 +113,10 @@ class ResponseRun:
         }
 
     def _usage(self) -> dict[str, Any]:
-        """The token counts without vLLM's lists per turn: empty lists break OpenAI's agents in JavaScript."""
+        """The token counts.
+
+        vLLM's lists per turn are left out, because OpenAI's agents for JavaScript fail on empty lists.
+        """
         total = self.chat.meter.total()
         details, prompt_details = total.completion_tokens_details, total.prompt_tokens_details
         return {

@@ -42,7 +42,7 @@ class ResponsesServing:
     async def create(
         self, request: ResponsesRequest, context: RequestContext
     ) -> Response | AsyncGenerator[bytes, None]:
-        """Generates the response, or its events. All faults of the request are found before the first event.
+        """Generates the response, or a stream of events. Finds faults of the request before the first event.
 
         Raises:
             RequestError: the request is invalid, or the model does not generate.
@@ -60,7 +60,7 @@ class ResponsesServing:
         return run.response
 
     async def retrieve(self, response_id: str) -> bytes:
-        """A response as JSON. It may still be running.
+        """A response as JSON. The response may still be running.
 
         Raises:
             RequestError: there is no such response.
@@ -112,7 +112,7 @@ class ResponsesServing:
         self._archive.delete(response_id)
 
     async def input_items(self, response_id: str, page: ItemPage) -> bytes:
-        """The items that the model got for a response, as a JSON list.
+        """The model's input items for a response, as a JSON list.
 
         Raises:
             RequestError: there is no such response, or no such page.
@@ -145,7 +145,7 @@ class ResponsesServing:
         return tools, chat_request
 
     async def _history(self, previous_id: str | None, context: RequestContext) -> list[Message]:
-        """The conversation up to the previous response. Its bytes count for this request from now on."""
+        """The conversation up to the previous response. Adds its bytes to the request's lease."""
         if previous_id is None:
             return []
         if self._background.find(previous_id) is not None:

@@ -1,4 +1,4 @@
-"""The tools of /v1/responses: functions that the model is shown, and the input of custom tools."""
+"""Converts the tools of /v1/responses into functions for the model, and reads the input of custom tools."""
 
 import json
 import re
@@ -15,10 +15,10 @@ from server.generation.request import FunctionDefinition, NamedFunction, NamedTo
 T = TypeVar("T")
 
 _SEPARATOR: Final = "__"
-"""Stands between namespace and name of a function that the model is shown."""
+"""Stands between namespace and name in the name that the model sees."""
 
 CUSTOM_INPUT: Final = "input"
-"""The only parameter of a function that stands for a custom tool."""
+"""The only parameter of the function that replaces a custom tool."""
 
 _CUSTOM_PARAMETERS: Final[dict[str, Any]] = {
     "type": "object",
@@ -32,16 +32,18 @@ _HEX: Final = "[0-9a-fA-F]"
 _COMPLETE: Final = re.compile(
     rf'[^"\\]*(?:(?:\\[^u]|\\u(?![dD][89abAB]){_HEX}{{4}}|\\u[dD][89abAB]{_HEX}{{2}}\\u{_HEX}{{4}})[^"\\]*)*'
 )
-"""Matches characters and complete escapes of a JSON text, so that half a surrogate pair waits for the rest.
+"""Matches characters and complete escapes of a JSON text. Half of a surrogate pair waits for the rest.
 
-Nothing that could fail follows, so nothing is tried twice. (`re` before 3.11.5 garbles possessive groups.)"""
+The match always succeeds, so the pattern never backtracks. Possessive groups would also prevent backtracking,
+but Python's `re` before 3.11.5 matches them wrongly.
+"""
 _MOST_HEAD: Final = 256
-"""The most characters before the text. Arguments with more blanks there are read once they are complete."""
+"""The most characters before the text. Arguments with more blanks there are read when they are complete."""
 _MOST_ESCAPE: Final = len(r"\ud83d\ude42")
 
 
 class CalledTool(NamedTuple):
-    """What the response says about a called function."""
+    """The tool in the response for a function that the model has called."""
 
     name: str
     namespace: str | None = None
@@ -49,7 +51,7 @@ class CalledTool(NamedTuple):
 
 
 class _Typed(msgspec.Struct, kw_only=True):
-    """A tool, or a choice of one."""
+    """The type of a tool or of a tool choice."""
 
     type: str
 
@@ -82,9 +84,9 @@ class _Choice(msgspec.Struct, kw_only=True):
 class ResponseTools:
     """The tools of one request.
 
-    The model is shown a function in a namespace as `NAMESPACE__NAME`, a custom tool as a function with one
-    text. As in vLLM without a tool server, it is not shown tools that the server would have to run, such as
-    web search, code interpreter or MCP.
+    The model sees a function in a namespace as `NAMESPACE__NAME`, and a custom tool as a function with one
+    text parameter. As in vLLM without a tool server, the model does not see tools that the server would have
+    to run, such as web search, code interpreter or MCP.
     """
 
     def __init__(self, request: ResponsesRequest) -> None:
@@ -104,7 +106,7 @@ class ResponseTools:
             )
 
     def called(self, name: str) -> CalledTool:
-        """The tool that a function of the model stands for."""
+        """The tool for the function that the model calls by this name."""
         return self._called.get(name) or CalledTool(name)
 
     def _convert(self, tool: dict[str, Any], path: str) -> list[FunctionDefinition]:
@@ -146,9 +148,10 @@ class ResponseTools:
         )
 
     def _choose(self, request: ResponsesRequest) -> tuple[ToolChoice | None, set[str] | None]:
-        """The choice as a chat request has it, and the functions to which it limits the model.
+        """The tool choice of the chat request, and the names of the functions that the model may call.
 
-        None lets the model choose. As in vLLM, nothing checks whether a parser can read the model's calls.
+        None as the choice lets the model choose. None as the names allows all functions. As in vLLM, the
+        server does not check whether a parser can read the model's calls.
         """
         given = request.tool_choice
         if not request.tools:
@@ -174,7 +177,7 @@ class ResponseTools:
         return NamedToolChoice(function=NamedFunction(self._find(choice.name or "")))
 
     def _find(self, name: str) -> str:
-        """The name under which the model sees a tool. The namespace is optional if the name is unique."""
+        """The name under which the model sees a tool. `name` may omit the namespace if it is unique."""
         if name in self._called:
             return name
         candidates = [flat for flat, tool in self._called.items() if tool.namespace and tool.name == name]
@@ -202,7 +205,7 @@ def _read(value: dict[str, Any], kind: type[T], path: str, *, param: str = "tool
 
 
 class CustomInputReader:
-    """Decodes `{"input": "…"}` as it arrives. Arguments of any other form count as the text itself."""
+    """Decodes `{"input": "…"}` as it arrives. Arguments of any other form are the text themselves."""
 
     def __init__(self) -> None:
         self._arguments: list[str] = []
@@ -212,7 +215,7 @@ class CustomInputReader:
         self._shown: list[str] = []
 
     def read(self, text: str) -> str:
-        """Reads more of the arguments. Returns the part of the tool's text that is certain now."""
+        """Reads the next piece of the arguments. Returns the part of the tool's text that is now complete."""
         self._arguments.append(text)
         if self._is_ended:
             return ""
@@ -232,7 +235,8 @@ class CustomInputReader:
     def finish(self) -> tuple[str, str]:
         """Returns the last part of the text, and the whole text.
 
-        If malformed arguments give a text that does not continue the earlier parts, the last part is all.
+        If malformed arguments result in a text that does not continue the earlier parts, the last part is the
+        whole text.
         """
         whole, shown = _decode("".join(self._arguments)), "".join(self._shown)
         return (whole[len(shown) :] if whole.startswith(shown) else whole), whole
@@ -256,5 +260,5 @@ def _decode(arguments: str) -> str:
 
 
 def _without_surrogates(text: str) -> str:
-    """The text with single surrogates replaced by U+FFFD. JSON can escape them, UTF-8 cannot encode them."""
+    """Replaces single surrogates by U+FFFD. JSON can escape them, but UTF-8 cannot encode them."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,4 +1,4 @@
-"""Metrics whose values are in other objects. They are read at each scrape of /metrics, on any thread."""
+"""Metrics whose values are in other objects. Each scrape of /metrics reads the values, on any thread."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ Values = Mapping[tuple[str, ...], float]
 
 
 class Collector:
-    """Calls a function for the metrics at each scrape."""
+    """Calls a function that returns the metrics at each scrape."""
 
     def __init__(self, registry: CollectorRegistry, collect: Callable[[], Iterable[Metric]]) -> None:
         self.collect = collect
@@ -42,7 +42,7 @@ def start_families(model_name: str, start: StartView) -> Iterator[Metric]:
 
 
 def pool_families(pools: Mapping[str, "RendererPool"]) -> Iterator[Metric]:
-    """The numbers of waiting tasks in the renderer's pools."""
+    """The number of waiting work items in each of the renderer's pools."""
     depths: Values = {(name,): pool.num_waiting for name, pool in pools.items()}
     yield _gauge(
         "vllm_cli:renderer_queue_depth", "Work that waits for a thread of the renderer's pool.", depths, ("pool",)
@@ -59,7 +59,7 @@ def rejection_families(model_name: str, num_rejected: Mapping[str, int]) -> Iter
 
 
 def image_families(model_name: str, cache: ProcessorCache | None) -> Iterator[Metric]:
-    """The counters of the renderer's image cache. 0 for a model without one."""
+    """The counters of the renderer's image cache. They are 0 if the model accepts no images."""
     labels = (model_name, ENGINE)
     num_queries, num_hits = (0, 0) if cache is None else (cache.num_queries, cache.num_hits)
     yield _counter("vllm:mm_cache_queries", "Images looked up in the cache of processed ones.", {labels: num_queries})
@@ -89,7 +89,7 @@ def engine_families(model_name: str, stats: EngineStats) -> Iterator[Metric]:
 
 
 def adapter_families(max_loras: int, stats: EngineStats) -> Iterator[Metric]:
-    """The LoRA adapters of running and waiting requests. As in vLLM, the value is the time of day."""
+    """The LoRA adapters of running and waiting requests. As in vLLM, the value is the current time."""
     labels = (str(max_loras), ",".join(stats.waiting_adapters), ",".join(stats.running_adapters))
     yield _gauge(
         "vllm:lora_requests_info",

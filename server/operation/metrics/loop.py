@@ -1,4 +1,4 @@
-"""The loop lag: how late a timer of the event loop fires."""
+"""Measures the loop lag, which is the time by which a timer of the event loop fires too late."""
 
 import asyncio
 from collections import deque
@@ -10,7 +10,7 @@ WINDOW_S = 60.0
 
 
 class LoopLag(NamedTuple):
-    """Quantiles of the loop's lag in about the last minute, in seconds."""
+    """Quantiles of the loop lag in seconds, over about the last minute."""
 
     p50_s: float
     p99_s: float
@@ -18,10 +18,10 @@ class LoopLag(NamedTuple):
 
 
 class LoopHeartbeat:
-    """Measures the loop lag: how late a timer fires that is due every 20 ms on the event loop."""
+    """Measures the loop lag with a timer that is due every 20 ms on the event loop."""
 
     def __init__(self, on_lag: Callable[[float], None]) -> None:
-        """`on_lag` is called with the lateness of each beat, in seconds."""
+        """`on_lag` is called at each beat with the lag in seconds."""
         self._on_lag = on_lag
         self._on_beat: Callable[[], None]
         self._handle: asyncio.TimerHandle | None = None
@@ -30,7 +30,7 @@ class LoopHeartbeat:
 
     @property
     def lag(self) -> LoopLag:
-        """The quantiles of the lag. May be called on any thread. Takes half a millisecond."""
+        """The quantiles of the lag. May be read on any thread. Takes half a millisecond."""
         lags = sorted(self._recent) or [0.0]
         return LoopLag(lags[len(lags) // 2], lags[len(lags) * 99 // 100], lags[-1])
 

@@ -1,7 +1,7 @@
 """Prometheus metrics with vLLM's names, labels and buckets, in a registry of their own.
 
-They are recorded on the API process's event loop. Label children are bound once, so that recording a token
-costs a few microseconds.
+The metrics are recorded on the API process's event loop. Each child of a labelled metric is looked up only
+once, so that recording a token takes a few microseconds.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -70,7 +70,7 @@ class ServerMetrics:
         lifecycle: Lifecycle,
         num_rejected: Mapping[str, int],
     ) -> None:
-        """`num_rejected`: name of a limit -> the number of requests that it has rejected."""
+        """`num_rejected` maps the name of a limit to the number of requests that it has rejected."""
         self.registry = registry = CollectorRegistry()
         self.model_name = model_name
         self._engine: EngineMetrics | None = None
@@ -98,7 +98,7 @@ class ServerMetrics:
         is_up.set_function(lambda: lifecycle.has_engine)
         self._silence = Gauge(*SILENCE_METRIC, registry=registry)
         self.engine_silence_s: Callable[[], float] = lambda: 0.0
-        """Returns for how many seconds the engine has been silent."""
+        """Returns how many seconds the engine has been silent."""
         Collector(registry, lambda: pool_families(renderer.pools.owned))
         Collector(registry, lambda: image_families(model_name, renderer.mm_cache))
         Collector(registry, lambda: rejection_families(model_name, num_rejected))
@@ -113,12 +113,12 @@ class ServerMetrics:
             pool.subscribe_waits(waits.labels(name).observe)
 
     def read_silence_from(self, read: Callable[[], float]) -> None:
-        """Sets the function that returns for how many seconds the engine has been silent."""
+        """Sets the function that returns how many seconds the engine has been silent."""
         self.engine_silence_s = read
         self._silence.set_function(read)
 
     def register_engine(self, info: EngineInfo, read_stats: Callable[[], EngineStats]) -> None:
-        """Adds the engine's metrics, with buckets for the length of the context."""
+        """Adds the engine's metrics. Their buckets depend on the length of the model's context."""
         self._engine = EngineMetrics(self.registry, self.model_name, info)
         Collector(self.registry, lambda: engine_families(self.model_name, read_stats()))
         if (max_loras := info.max_loras) is not None:
@@ -137,7 +137,7 @@ class ServerMetrics:
 
 
 class HttpMetrics:
-    """Requests by route, counted as vLLM's instrumentation library does, on the event loop."""
+    """Counts requests by route, as vLLM's instrumentation library does. Used on the event loop."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
@@ -182,7 +182,7 @@ class HttpMetrics:
         request_bytes: int,
         response_bytes: int,
     ) -> None:
-        """Records a finished request. Its sizes are the announced ones."""
+        """Records a finished request. The sizes are the announced sizes of request and response."""
         self._requests.labels(handler, f"{status // 100}xx", method).inc()
         self._duration.labels(handler, method).observe(duration_s)
         self._fine_duration.observe(duration_s)
@@ -261,7 +261,7 @@ class EngineMetrics:
         self.num_generation_tokens += num_tokens
 
     def record_step(self, stats: EngineStats) -> None:
-        """Records one step of the engine. Subscribed to the engine's stats."""
+        """Records one step of the engine. Called for all stats that the engine sends."""
         if stats.num_iteration_tokens:
             self.iteration_tokens.observe(stats.num_iteration_tokens)
 
@@ -272,7 +272,7 @@ class EngineMetrics:
 
 
 def _set_cache_info(registry: CollectorRegistry, info: EngineInfo) -> None:
-    """Sets the cache's facts. vLLM counts tokens as blocks times block size. Here a block is one token."""
+    """Sets the facts about the cache. vLLM's metric counts blocks. Here, a block has one token."""
     facts = {
         "engine": ENGINE,
         "block_size": "1",

@@ -1,4 +1,4 @@
-"""The tokens of Mistral's own tokenizer files, for the renderer and for grammars. Needs mistral-common."""
+"""Reads the tokens of Mistral's tokenizer files, for the renderer and for grammars. Needs mistral-common."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ def piece_bytes(raw: Any, token_id: int) -> bytes:
 
 
 class GrammarVocabulary:
-    """The vocabulary in the form for llguidance's TokenizerWrapper. Tokenizes without special tokens."""
+    """A vocabulary in the form for llguidance's TokenizerWrapper. Tokenizes without special tokens."""
 
     def __init__(self, file: Path) -> None:
         self._raw: Any = MistralTokenizer.from_file(file).instruct_tokenizer.tokenizer
@@ -36,7 +36,11 @@ class GrammarVocabulary:
         ]
 
     def __call__(self, text: str) -> list[int]:
-        """Tokenizes the text behind a line break. At a text's beginning, SentencePiece would add a space."""
+        """Returns the tokens of the text.
+
+        SentencePiece adds a space to the beginning of a text, so the text is tokenized after a line break,
+        whose tokens are dropped.
+        """
         begin = "" if isinstance(self._raw, Tekkenizer) else "\n"
         token_ids: list[int] = self._raw.encode(begin + text, bos=False, eos=False)
         return token_ids[2 * len(begin) :]

@@ -1,6 +1,6 @@
-"""Decides by a model's files, as vLLM does, whether the model generates or pools. Also, if it takes images.
+"""Decides by a model's files whether the model generates or pools, and whether it accepts images.
 
-Standard library only.
+Follows vLLM's rules. Standard library only.
 """
 
 from pathlib import Path
@@ -45,23 +45,23 @@ _BY_NAME: Final = {
     "RobertaForMaskedLM": ModelKind("pooling", "embed"),
     "XLMRobertaForMaskedLM": ModelKind("pooling", "embed"),
 }
-"""Architecture -> kind, where no suffix matches or a suffix would give the wrong kind."""
+"""Architecture -> kind, for names without a known suffix or with a suffix of the wrong kind."""
 
 VISION_MODEL_TYPES: Final = frozenset(
     {"idefics3", "internvl", "llava", "llava_next", "qwen2_5_vl", "qwen2_vl", "smolvlm"}
 )
-"""Values of `model_type` that are served with images. Tests compare them with transformers' own `generate`.
+"""Values of `model_type` that are served with images. Tests compare outputs with transformers' `generate`.
 
 In these models the vision tower's output replaces tokens, and the rest is an ordinary causal LM.
 Other models need more from their language model: bidirectional attention to images (Gemma 3, PaliGemma),
-features that enter deeper layers (Qwen3-VL), cross-attention (Mllama). They are served for text only.
+features that enter deeper layers (Qwen3-VL), cross-attention (Mllama). These models are served for text only.
 """
 
 
 def read_model_kind(folder: Path, config: EngineConfig) -> ModelKind:
-    """The kind by `--runner` and `--convert`. If these are `auto`, by config.json and modules.json.
+    """The kind that `--runner` and `--convert` set. For `auto`, config.json and modules.json decide.
 
-    Raises no error: other code reports a folder that cannot be read.
+    Raises no error, because other code reports a folder that cannot be read.
     """
     known = [found for name in _architectures(folder, config.hf_overrides) if (found := _find_kind(name)) is not None]
     runner = config.runner if config.runner != "auto" else _own_runner(folder, known, config)

@@ -14,7 +14,7 @@ _POOLING_TYPES: Final = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
 
 
 class SentenceFiles(NamedTuple):
-    """The modules after the encoder, and how texts are prepared for the model."""
+    """The modules after the encoder, and the preparation of texts for the model."""
 
     pooling_modes: tuple[str, ...] = ()
     """Names as in the file, such as `mean`. With several modes, their vectors are concatenated."""
@@ -34,7 +34,7 @@ class SentenceFiles(NamedTuple):
 
 
 def read_sentence_files(folder: Path) -> SentenceFiles:
-    """Reads modules.json and related files. A missing file gives the defaults."""
+    """Reads modules.json and related files. The values of a missing file are the defaults."""
     encoder = next(filter(None, (read_object(folder / name) for name in _ENCODER_FILES)), {})
     length = encoder.get("max_seq_length")
     files = SentenceFiles(

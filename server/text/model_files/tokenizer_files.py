@@ -1,4 +1,4 @@
-"""Reads the small files of a tokenizer's folder, and chooses its renderer by them. Standard library only."""
+"""Reads the small files of a tokenizer's folder, and chooses the renderer. Standard library only."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -37,14 +37,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def find_mistral_file(folder: Path) -> Path | None:
     """The newest of the folder's files that mistral-common can read.
 
-    Tekken is preferred to SentencePiece, `tekken.json` to names with a date, anything to `tokenizer.model`.
+    Tekken files are preferred to SentencePiece files, and `tekken.json` to Tekken files with a date in the
+    name. `tokenizer.model` is the last choice.
     """
     ranks = {file: rank for file in folder.glob("*") if (rank := _rank(file.name)) is not None}
     return max(ranks, key=ranks.__getitem__, default=None)
 
 
 def _rank(name: str) -> tuple[int, int, int, str] | None:
-    """The sort key of a file: the newest file has the largest. None if it is no Mistral tokenizer."""
+    """A file's sort key, which is largest for the newest file. None if it is no Mistral tokenizer's file."""
     if name == "tekken.json":
         return (3, 0, 0, "")
     if _TEKKEN.fullmatch(name):
@@ -63,7 +64,7 @@ def _is_for_mistral(folder: Path) -> bool:
 
 
 class RendererKind(NamedTuple):
-    """A kind of tokenizer, with the way in which it writes conversations."""
+    """A kind of renderer, which belongs to a tokenizer's library."""
 
     path: str
     """The module and class of the renderer."""
@@ -75,16 +76,22 @@ RENDERERS: Final[Mapping[str, RendererKind]] = {
     "mistral": RendererKind("server.text.renderers.mistral:MistralRenderer", _is_for_mistral),
     "hf": RendererKind("server.text.renderers.hf:HfRenderer", lambda folder: True),
 }
-"""`--tokenizer-mode` -> kind. `auto` takes the first that reads the folder. A new kind is a file and row."""
+"""`--tokenizer-mode` -> kind. `auto` chooses the first kind that can read the folder.
+
+To add a kind, add its file and a row here.
+"""
 
 
 def find_tokenizer_mode(folder: Path, wanted: str) -> str:
-    """The mode for a folder, found by names and JSON files only."""
+    """The tokenizer mode for a folder. For `auto`, it is chosen by file names and JSON files only."""
     return next(mode for mode, kind in RENDERERS.items() if kind.reads(folder)) if wanted == "auto" else wanted
 
 
 def foreign_problem(folder: Path, mode: str) -> str | None:
-    """Why the folder's tokenizer needs vLLM. None if it does not, or if the operator has chosen a mode."""
+    """Why only vLLM can use the folder's tokenizer. None if there is no such reason.
+
+    Always None if the operator has chosen a mode.
+    """
     if mode != "auto":
         return None
     if any(folder.glob("tokenizer*.tok.json")) and not (folder / "tokenizer.json").exists():

@@ -1,6 +1,6 @@
 """Parsers of a model's output, loaded by `registry.py`. `base.py` has their interfaces.
 
-To add a format of calls: if it is JSON behind a marker, add a `MarkedCalls` to `tools/json_formats.py`. If
-arguments are between markers of their own, add a `Markup` to `tools/markup_formats.py`. For any other format,
-add a `TextParser` in a file of its own, whose `read` goes through the text (`tools/gemma4.py`).
+To add a format of tool calls that are JSON after a marker, add a `MarkedCalls` to `tools/json_formats.py`. If
+the format writes each argument between markers, add a `Markup` to `tools/markup_formats.py`. For any other
+format, add a `TextParser` in a new file, whose method `read` reads the text (see `tools/gemma4.py`).
 """

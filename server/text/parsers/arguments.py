@@ -1,4 +1,7 @@
-"""Writes the arguments of a call as a JSON object. They arrive as text, and get the types of the schema."""
+"""Writes the arguments of a call as a JSON object.
+
+Models write arguments as text. This module gives each argument the type that its schema names.
+"""
 
 import json
 import math
@@ -34,21 +37,21 @@ _TYPE_OF_PYTHON: Final[dict[type, str]] = {
 
 
 class SchemaValues:
-    """Gives values the types of their schemas. One per parser, so that each schema is read once."""
+    """Gives values the types of their schemas. Each parser has one object, which reads each schema once."""
 
     def __init__(self) -> None:
         self._types: dict[int, frozenset[str]] = {}
-        """id of a schema -> its types. The schema is part of the request, and lives as long as the parser."""
+        """`id` of a schema -> its types. The ids stay valid, because the request keeps the schemas."""
 
     def types(self, schema: dict[str, Any]) -> frozenset[str]:
-        """The names of the types that a schema allows. `string` if it names none."""
+        """The names of the types that a schema allows. `string` if the schema names no type."""
         found = self._types.get(id(schema))
         if found is None:
             found = self._types[id(schema)] = schema_types(schema)
         return found
 
     def fit(self, value: Any, schema: dict[str, Any]) -> Any:
-        """A JSON value with the types of a schema, including the members of objects and arrays."""
+        """Converts a JSON value, and the members of objects and arrays in it, to the types of a schema."""
         if isinstance(value, str):
             return text_to_value(value, self.types(schema))
         if isinstance(value, dict):
@@ -66,12 +69,12 @@ class SchemaValues:
 
 
 def schema_types(schema: Any) -> frozenset[str]:
-    """The names of the types that a schema allows. `string` if it names none."""
+    """The names of the types that a schema allows. `string` if the schema names no type."""
     return frozenset(_named_types(schema)) or frozenset(("string",))
 
 
 def text_to_value(text: str, types: frozenset[str]) -> Any:
-    """The value of a text: of the first type that fits, from null to string."""
+    """Converts a text to the first type that fits. Null is tried first, string last."""
     for name, read in _READERS.items():
         if name in types:
             with suppress(ValueError):
@@ -127,14 +130,14 @@ _READERS: Final[dict[str, Callable[[str], Any]]] = {
     "array": read_json,
     "string": str,
 }
-"""Type -> its reader, in the order in which types are tried."""
+"""Name of a type -> the function that reads a value of this type. Types are tried in this order."""
 
 
 ONLY_TEXT: Final = frozenset(("string",))
 
 
 def argument_schemas(functions: Sequence[FunctionSignature], name: str) -> Mapping[str, Any]:
-    """Argument -> schema, of one function. Empty for an unknown function."""
+    """Argument -> schema, for the function with this name. Empty for an unknown function."""
     parameters = next((function.parameters for function in functions if function.name == name), None)
     properties = (parameters or {}).get("properties")
     return properties if isinstance(properties, dict) else {}
@@ -151,7 +154,7 @@ class ArgumentsWriter:
         self._schema: Any = None
         self._is_text = True
         self._parts: list[str] = []
-        """The parts of the open value, if it is written only when it is complete."""
+        """The parts of the open value, if the value can only be written when it is complete."""
 
     def open_text(self, name: str) -> None:
         """Begins a value that arrives as text."""
@@ -174,7 +177,7 @@ class ArgumentsWriter:
         self._write('"' if self._is_text else write_json(self._values.fit("".join(self._parts), self._schema)))
 
     def add_value(self, name: str, value: Any) -> None:
-        """Adds a value that the format wrote with a type. The schema's type takes precedence."""
+        """Adds a value with the type that the model's output gave it. The schema's type takes precedence."""
         schema = self._schemas.get(name)
         self._write_name(name)
         self._write(write_json(self._values.fit(value, schema) if isinstance(schema, dict) else value))

@@ -1,8 +1,8 @@
 """The interface of parsers of a model's output.
 
-A parser reads the text of one choice while the model generates it. It holds back only text that the next
-piece may turn into a marker. Its cost per piece does not grow with the text. Text that is no call becomes
-`Content`, and so do malformed calls: no text is lost, and no text raises an error.
+A parser reads the text of one choice while the model generates it. It holds back only text that may be the
+beginning of a marker. Its cost per piece does not grow with the text. Text that is no call becomes `Content`.
+Malformed calls become `Content`, too. No text is lost, and no text raises an error.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class CallStart(NamedTuple):
 
     name: str
     id: str | None = None
-    """The call's id if the format has ids. Otherwise the server makes one."""
+    """The call's id if the format has ids. Otherwise the server creates an id."""
 
 
 class CallArguments(NamedTuple):
@@ -57,14 +57,14 @@ class OutputParser(Protocol):
         """The events that the next piece of text completes. `token_ids` are the piece's tokens."""
 
     def finish(self) -> list[Event]:
-        """The events of text that was held back. Called once, after the last piece."""
+        """The events of the text that was held back. Called once, after the last piece."""
 
 
 class CallFormat(NamedTuple):
-    """How a format writes a call around the JSON of its arguments. For grammars."""
+    """The text that a format writes around the JSON of a call's arguments. Grammars need it."""
 
     trigger: str
-    """The text with which every call begins, and nothing but calls."""
+    """The text with which every call begins. No other text begins with it."""
     begins: tuple[str, ...]
     """Texts that may follow the trigger. `NAME` stands for the function's name."""
     ends: tuple[str, ...]
@@ -74,23 +74,23 @@ class ToolParser(OutputParser, Protocol):
     """Finds the tool calls of one format. `server.text.parsers.tools` has one class per format."""
 
     needs_special_tokens: ClassVar[bool]
-    """Whether markers of the format may be special tokens. Then the detokenizer must not skip these."""
+    """Whether the format's markers may be special tokens. If so, the detokenizer must not skip these."""
     call_format: ClassVar[CallFormat | None]
     """None if no grammar can force a call's arguments to follow their schema."""
 
     def __init__(self, functions: Sequence[FunctionSignature]) -> None:
-        """`functions` are those of the request's `tools`. There is at least one."""
+        """`functions` has all functions of the request's `tools`. It must not be empty."""
 
 
 class PromptEnd(Enum):
-    """What a prompt says about the reasoning in the output that follows."""
+    """The state of the reasoning at the end of a prompt. It decides how the output is read."""
 
     OPEN = "open"
     """The prompt ends within reasoning."""
     ENDED = "ended"
     """The prompt ends after reasoning, so the output is the answer."""
     SILENT = "silent"
-    """Neither of both: the output begins as usual for the format."""
+    """The prompt has no marker of reasoning. The output begins as the format usually does."""
 
 
 class ReasoningFormat(Protocol):
@@ -106,7 +106,7 @@ class ReasoningFormat(Protocol):
 
     @property
     def pauses(self) -> tuple[str, ...]:
-        """Texts that end a part of the reasoning after which more may follow."""
+        """Texts that end a part of the reasoning. More reasoning may follow."""
 
     @property
     def forced_end(self) -> str | None:
@@ -128,4 +128,8 @@ class ReasoningFormat(Protocol):
         """Whether the model reasons when its chat template has these variables."""
 
     def create_parser(self, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> OutputParser:
-        """The parser of one choice. `drops_answer_starts`: the answer has the server's own format."""
+        """Creates the parser of one choice.
+
+        `drops_answer_starts` leaves the texts of `answer_starts` out of the answer. It is set for forced
+        calls, whose text has the server's own format.
+        """

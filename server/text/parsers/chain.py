@@ -1,4 +1,4 @@
-"""Parsers of the server itself: forced calls, reasoning before calls, calls of a complete answer."""
+"""Parsers for forced calls, for reasoning before calls, and for the calls of a complete answer."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ class ParserChain:
 class WholeCalls:
     """Turns the whole text into content if the arguments of any call are not JSON.
 
-    Not for parsers that find reasoning, too, because the user must not see the markup of reasoning.
+    It does so only if the parser finds no reasoning, because the user must not see the markup of reasoning.
     """
 
     def __init__(self, parser: OutputParser) -> None:
@@ -69,7 +69,7 @@ def _is_json(text: str) -> bool:
 
 
 class NamedCallParser:
-    """Takes the whole text for the arguments of one call."""
+    """Reads the whole text as the arguments of one call."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -88,7 +88,7 @@ class NamedCallParser:
 
 
 class RequiredCallsParser(TextReader):
-    """Takes the text for an array of `{"name": …, "parameters": …}`."""
+    """Reads the text as an array of `{"name": …, "parameters": …}`."""
 
     def read(self) -> Waiting[None]:
         yield from CallArray(self.text, CallStyle(argument_keys=("parameters",)), self.add_event).read()

@@ -7,7 +7,7 @@ FALLBACK: Final = "hermes"
 """The most common format. A prompt can describe it to any model."""
 
 _Marks = tuple[tuple[str, tuple[str, ...]], ...]
-"""Format -> texts that the template of its models contains, all of them. The first match applies."""
+"""Format -> texts. A template that contains all of these texts is of this format. The first match applies."""
 
 _TOOL_MARKS: Final[_Marks] = (
     ("openai", ("<|channel|>", "<|constrain|>")),
@@ -75,7 +75,7 @@ _REASONING_TOKENS: Final = {"[THINK]": "mistral", "<seed:think>": "seed_oss"}
 
 
 class ModelFacts(NamedTuple):
-    """The properties of a model by which its formats are detected."""
+    """The properties of a model that show its formats of tool calls and reasoning."""
 
     template: str | None
     """The template for conversations with tools, or for all conversations."""
@@ -85,7 +85,7 @@ class ModelFacts(NamedTuple):
 
 
 class Detected(NamedTuple):
-    """A detected format, and the property that has identified it."""
+    """A detected format, and the property of the model by which it was detected."""
 
     name: str
     source: str
@@ -97,7 +97,7 @@ def detect_tool_format(facts: ModelFacts) -> Detected | None:
 
 
 def detect_reasoning_format(facts: ModelFacts) -> Detected | None:
-    """The format of reasoning, detected in the same way. None if nothing points to reasoning."""
+    """The format of reasoning, detected by the same properties. None if no property shows reasoning."""
     return _detect(facts, _REASONING_MARKS, _REASONING_TYPES, _REASONING_TOKENS)
 
 

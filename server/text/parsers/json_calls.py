@@ -1,4 +1,4 @@
-"""Reads tool calls that are written as JSON objects, as they arrive."""
+"""Reads tool calls that are JSON objects, while the text arrives."""
 
 import re
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _NEXT_CALL_OR_END: Final = regex.compile(r"(?=[{\]])")
 
 
 class CallStyle(NamedTuple):
-    """How a format writes the object of a call."""
+    """The properties of a format's JSON objects."""
 
     argument_keys: tuple[str, ...] = ("arguments",)
     unwraps_text: bool = False
@@ -30,7 +30,7 @@ class CallStyle(NamedTuple):
 
 
 class CallReader:
-    """The base of readers of one call or several. Until a call starts, the text can become content."""
+    """The base of readers of one or several calls. Until a call starts, the text may still become content."""
 
     def __init__(self, text: IncomingText, style: CallStyle, add: Callable[[Event], None]) -> None:
         self._text = text
@@ -54,7 +54,7 @@ class CallReader:
             self._raw.append(text)
 
     def _expect(self, pattern: regex.Pattern[str]) -> Waiting[Found | None]:
-        """Reads blanks, and then a match of the pattern, if there is one."""
+        """Reads blanks, then a match of the pattern. Returns None if the pattern does not match."""
         self._keep((yield from self._text.expect_all(BLANKS)))
         found = yield from self._text.expect(pattern)
         self._keep(found[0] if found else "")
@@ -112,7 +112,10 @@ class CallObject(CallReader):
             self._start(self._name, "{}")
 
     def _read_arguments(self) -> Waiting[str | None]:
-        """Passes arguments on as they arrive, if the name is known. None if the text ends within them."""
+        """Reads arguments. Adds them to the events as they arrive, if the call's name is known.
+
+        Returns None if the text ends within the arguments.
+        """
         if self._name:
             self._start(self._name)
         self._keep((yield from self._text.expect_all(BLANKS)))
@@ -127,7 +130,7 @@ class CallObject(CallReader):
         return arguments
 
     def _read_value(self, passed: Callable[[str], None] | None = None) -> Waiting[str | None]:
-        """Reads a whole value. None if the text ends within it. `passed` receives it as it arrives."""
+        """Reads a value, and passes its parts to `passed` as they arrive. None if the text ends within it."""
         value, end, parts = JsonValueEnd(), None, []
         while end is None:
             text = yield from self._text.take()
@@ -144,12 +147,12 @@ class CallObject(CallReader):
 
 
 class CallArray(CallReader):
-    """Reads calls between `[` and `]`. In a list with a call, other text becomes content."""
+    """Reads calls between `[` and `]`. If the list has a call, all other text in it becomes content."""
 
     def __init__(self, text: IncomingText, style: CallStyle, add: Callable[[Event], None]) -> None:
         super().__init__(text, style, add)
         self._damage: list[str] = []
-        """Objects before the first call that are not calls."""
+        """The objects before the first call. They are not calls."""
 
     def read(self) -> Waiting[None]:
         if not (yield from self._expect(_LIST)):
@@ -186,7 +189,7 @@ class CallArray(CallReader):
 
 
 def _text(value: str) -> str | None:
-    """The text of a JSON string. None for other values, and for text that no answer can hold."""
+    """The text of a JSON string. None for other values, and for text that is not valid Unicode."""
     try:
         text = read_json(value)
     except ValueError:
@@ -203,7 +206,7 @@ _AFTER_LITERAL: Final = re.compile(r"[\s,\]}<]")
 class JsonValueEnd:
     """Finds the end of one JSON value. It counts brackets, and checks nothing else.
 
-    The value also ends before a `<` outside its strings. JSON has no `<` there, but formats' markers do.
+    The value also ends before a `<` outside its strings. There, JSON has no `<`, so a marker has begun.
     """
 
     def __init__(self) -> None:
@@ -211,7 +214,7 @@ class JsonValueEnd:
         self._depth = 0
 
     def find(self, text: str) -> int | None:
-        """The index behind the value in the next piece. None if the value continues."""
+        """Reads the next piece. Returns the index at which the value ends, or None if it continues."""
         position = 0
         while position < len(text) and self._state != "done":
             if self._state == "before":
@@ -248,7 +251,7 @@ class JsonValueEnd:
         return found.end()
 
     def _read_outside(self, text: str, position: int) -> int:
-        """Reads to the next character that matters, within a list, an object or a literal."""
+        """Within a list, an object or a literal, reads up to the next character that may change the state."""
         is_literal = self._state == "literal"
         found = (_AFTER_LITERAL if is_literal else _IN_CONTAINER).search(text, position)
         if found is None:

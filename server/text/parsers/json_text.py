@@ -1,6 +1,6 @@
-"""Reads and writes JSON that an answer can hold. Python's own module accepts more.
+"""Reads and writes JSON that a response can contain. Python's own module accepts more.
 
-JSON has no NaN and no infinity, and a text with half of a surrogate pair cannot be sent as UTF-8.
+JSON has no NaN and no infinity. A text with half of a surrogate pair cannot be sent as UTF-8.
 """
 
 import json
@@ -11,7 +11,7 @@ from base.json_depth import check_depth
 
 
 def write_json(value: Any) -> str:
-    """The value as JSON. If a text holds half of a surrogate pair, as ASCII with escapes.
+    """The value as JSON. All non-ASCII characters are escaped if a text has half of a surrogate pair.
 
     Raises:
         ValueError: the value holds NaN, an infinity or an integer of thousands of digits.
@@ -21,7 +21,7 @@ def write_json(value: Any) -> str:
 
 
 def read_json(text: str) -> Any:
-    """The value of a JSON text that can be written again.
+    """The value of a JSON text. `write_json` can write this value.
 
     Raises:
         ValueError: the text is not JSON, holds a number that is too large, or is nested too deeply.
@@ -40,7 +40,7 @@ def is_unicode(text: str) -> bool:
 
 
 def is_nested_deeper(value: Any, levels: int) -> bool:
-    """Whether a value has more levels than these. Deeper levels are not read."""
+    """Whether a value has more than `levels` levels. Does not read deeper levels."""
     layer = [value]
     for _ in range(levels):
         children = (node.values() if isinstance(node, dict) else node for node in layer)

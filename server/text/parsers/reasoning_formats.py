@@ -1,4 +1,4 @@
-"""The formats of reasoning between two tags. Names, tags and rules are those of vLLM 0.32."""
+"""The formats of reasoning between two tags. Their names, tags and rules come from vLLM 0.32."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,26 +21,26 @@ def _always(kwargs: TemplateKwargs) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class TagFormat:
-    """A `ReasoningFormat` of two tags, with vLLM's rules for them."""
+    """A `ReasoningFormat` with a start tag and an end tag, and vLLM's rules for them."""
 
     starts: tuple[str, ...] = ("<think>",)
     """The texts that begin the reasoning, the usual one first."""
     ends: tuple[str, ...] = ("</think>",)
     """The texts that end the reasoning, the usual one first."""
     answer_starts: tuple[str, ...] = ()
-    """Tags of tool calls that end the reasoning, too. They belong to the answer."""
+    """Tags of tool calls. They also end the reasoning, and belong to the answer."""
     label: str = ""
     """Text that may follow the start tag. It is dropped."""
     is_open_at_start: bool = True
     """Whether the output begins with reasoning if neither prompt nor output has the start tag."""
     must_begin_output: bool = False
-    """Whether the start tag counts only as the first text of the output."""
+    """Whether the start tag counts only at the beginning of the output."""
     strips_reasoning: bool = False
     """Whether white space at the end of the reasoning is dropped."""
     strips_answer: bool = False
     """Whether line breaks at the beginning of the answer are dropped."""
     answer_tags: tuple[str, str] | None = None
-    """Tags around the answer, which are dropped. The first is optional, and may be empty."""
+    """Tags around the answer. Both are dropped. The first tag is optional, and may be empty."""
     switch: Callable[[TemplateKwargs], bool] = _always
     """Whether the model reasons when its chat template has these variables."""
 
@@ -67,7 +67,7 @@ class TagParser(TextReader):
         self._prompt_end = prompt_end
         self._marks = marks(tags, drops_answer_starts=drops_answer_starts)
         self._spaces: list[str] = []
-        """White space in the reasoning, which is dropped if only the end follows."""
+        """White space in the reasoning. It is dropped if the reasoning ends after it."""
         super().__init__()
 
     def read(self) -> Waiting[None]:
@@ -126,7 +126,11 @@ class TagParser(TextReader):
 
 @cache
 def marks(tags: TagFormat, *, drops_answer_starts: bool) -> regex.Pattern[str]:
-    """Finds the next tag within reasoning: group `end` or `answer`, or another start, which is dropped."""
+    """A pattern that finds the next tag within reasoning.
+
+    The group `end` matches an end tag, the group `answer` a tag that begins the answer. A start tag matches
+    without a group, and is dropped.
+    """
     alternatives = [any_of(*tags.starts).pattern, f"(?P<end>{any_of(*tags.ends).pattern})"]
     if tags.answer_starts:
         answer = any_of(*tags.answer_starts).pattern

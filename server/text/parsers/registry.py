@@ -1,4 +1,4 @@
-"""Imports the parser of an output format by the format's name, which is vLLM's."""
+"""Imports the parser of an output format by the format's name. The names are vLLM's."""
 
 from importlib import import_module
 from typing import Any, cast
@@ -9,7 +9,7 @@ from server.text.parsers.base import ReasoningFormat, ToolParser
 
 
 class ParserMissingError(ServerError):
-    """The library that a format needs is not installed."""
+    """The library that the format needs is not installed."""
 
 
 def load_tool_parser(name: str) -> type[ToolParser]:

@@ -1,4 +1,4 @@
-"""Text that arrives in pieces, and base classes of parsers that read it as if it were complete."""
+"""Base classes of parsers. A parser reads text that arrives in pieces as if the text were complete."""
 
 from collections.abc import Callable, Generator, Sequence
 from functools import cache
@@ -10,7 +10,7 @@ from server.text.parsers.base import CallArguments, CallFormat, CallStart, Conte
 
 Result = TypeVar("Result")
 Waiting = Generator[None, None, Result]
-"""A step that yields whenever it needs more text, and then returns its result."""
+"""A step of a parser. It yields whenever it needs more text, and returns its result at the end."""
 
 Found = regex.Match[str]
 
@@ -24,11 +24,14 @@ def any_of(*texts: str) -> regex.Pattern[str]:
 
 
 class IncomingText:
-    """Text that is read from its front. Holds back a possible match: patterns must have a bounded length."""
+    """Text that is read from its beginning, while more text arrives at its end.
+
+    Text that may become a match is held back, so matches of a pattern must have a bounded length.
+    """
 
     def __init__(self) -> None:
         self.is_complete = False
-        """Whether no more text follows. Then held-back text cannot become a match any more."""
+        """Whether no more text follows. If so, held-back text can no longer become a match."""
         self._text = ""
         self._position = 0
 
@@ -43,8 +46,8 @@ class IncomingText:
     ) -> Waiting[Found | None]:
         """Consumes the text up to and including the first match. Returns None if the text ends without one.
 
-        `passed` receives the text before the match as it arrives, and, if `keeps_incomplete`, the beginning
-        of a match at the end.
+        `passed` receives the text before the match as it arrives. If `keeps_incomplete` and the text ends
+        within a match, `passed` also receives this incomplete match. Otherwise this match is dropped.
         """
         while True:
             found = pattern.search(self._text, self._position, partial=True)
@@ -62,7 +65,10 @@ class IncomingText:
             yield
 
     def take(self, stop: regex.Pattern[str] | None = None) -> Waiting[str]:
-        """Consumes and returns the text that has arrived, up to a match of `stop`. Empty at the match."""
+        """Consumes and returns the text that has arrived, up to a match of `stop`.
+
+        Returns an empty text if the match comes next, or at the end of the text.
+        """
         while True:
             found = stop.search(self._text, self._position, partial=not self.is_complete) if stop else None
             text = self._text[self._position : found.start() if found else None]
@@ -81,7 +87,7 @@ class IncomingText:
             passed(text)
 
     def drop_incomplete(self, pattern: regex.Pattern[str]) -> None:
-        """At the end of the text, consumes an incomplete match."""
+        """Consumes the rest of the complete text if a match of the pattern begins here."""
         if self.is_complete and pattern.match(self._text, self._position, partial=True):
             self._position = len(self._text)
 
@@ -97,7 +103,7 @@ class IncomingText:
             yield
 
     def expect_all(self, pattern: regex.Pattern[str]) -> Waiting[str]:
-        """Consumes all matches that follow one another from here on."""
+        """Consumes and returns all matches that follow one another without a gap."""
         found: list[str] = []
         while match := (yield from self.expect(pattern)):
             found.append(match[0])
@@ -105,7 +111,7 @@ class IncomingText:
 
 
 class TextReader:
-    """Runs `read` whenever text arrives. `read` consumes `self.text` and adds events."""
+    """Runs the generator `read` whenever text arrives. `read` consumes `self.text` and adds events."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
@@ -133,7 +139,7 @@ class TextReader:
         return events
 
     def add_event(self, event: Event) -> None:
-        """Adds an event that is not joined to others."""
+        """Adds an event. Unlike text, it is not joined to an adjacent event."""
         self._events.append(event)
 
     def add_text(self, event: Reasoning | Content | CallArguments) -> None:
@@ -146,7 +152,11 @@ class TextReader:
 
 
 class TextParser(TextReader):
-    """A base of formats. Their `read` reads `self.text` and reports what it finds to the other methods."""
+    """The base of parsers of formats.
+
+    A subclass reads `self.text` in `read`, and passes the content and the calls that it finds to the methods
+    below.
+    """
 
     needs_special_tokens: ClassVar[bool] = True
     call_format: ClassVar[CallFormat | None] = None
@@ -156,7 +166,7 @@ class TextParser(TextReader):
         self._is_blank = True
         """Whether the content so far is only white space."""
         self._blanks: list[str] = []
-        """The white space so far, if no call has begun."""
+        """The white space that has arrived, if no call has begun."""
         super().__init__()
 
     def finish(self) -> list[Event]:

@@ -1,4 +1,5 @@
-"""Turns text into token ids and back: `base.py`, a file per kind, `vision.py` for images.
+"""Turns text into token ids and back.
 
-`tokenizers` loads and runs Hugging Face's tokenizers. `images` and `embeds` load other parts of a prompt.
+`base.py` has the base class, and `hf.py` and `mistral.py` have the kinds of renderers. `tokenizers` loads and
+runs Hugging Face's tokenizers. `images` and `embeds` load the images and embeddings of prompts.
 """

@@ -1,6 +1,6 @@
-"""The base of all renderers. Turns text into token ids and back. Work that blocks runs in thread pools.
+"""The base of all renderers, which turn text into token ids and back. Thread pools run work that blocks.
 
-Imports no library of tokenizers. Each kind of renderer imports its own.
+This module imports no library of tokenizers. Each kind of renderer imports its own library.
 """
 
 import asyncio
@@ -38,22 +38,22 @@ if TYPE_CHECKING:
 
 
 LoadVision = Callable[[ModelFiles, RendererConfig, Any, Executor], "VisionPart"]
-"""Loads a `VisionPart` for a model with images, from the tokenizer as transformers has it."""
+"""Loads the `VisionPart` of a model that accepts images. The third argument is transformers' tokenizer."""
 
 
 class BaseRenderer(ABC):
-    """Writes conversations. Its part `pools` runs work that blocks. Its part `prompts` renders other prompts.
+    """Renders conversations. `prompts` renders all other prompts. `pools` runs work that blocks.
 
-    Build it on the main thread, because loading the tokenizer may import torch.
+    Create a renderer on the main thread, because loading the tokenizer may import torch.
 
     A conversation is rendered in a pool, in one call per request. `create_detokenizer`, `token_text` and the
-    properties are cheap, and run on the event loop.
+    properties are cheap, so they run on the event loop.
     """
 
     has_own_tool_format: ClassVar[bool] = False
-    """Whether the model's library writes tools and calls of a conversation, instead of a template."""
+    """Whether a library, instead of a template, writes the tools and calls of a conversation."""
     tokenizer: Tokenizer
-    """The tokenizer, which the kind of renderer loads. All threads share it."""
+    """The tokenizer, which `_load` loads. All threads share it."""
     vision: "VisionPart | None" = None
     """Processes images. None if the model accepts no images."""
 
@@ -85,14 +85,14 @@ class BaseRenderer(ABC):
     def render_messages(
         self, messages: list[dict[str, Any]], options: ChatOptions, images: ProcessedImages | None = None
     ) -> str | list[int]:
-        """Writes a conversation in OpenAI's form as text or as token ids, with the tokens of its images.
+        """Turns a conversation in OpenAI's form into text or token ids, with the tokens of its images.
 
         Raises:
             RequestError: the messages or options are invalid, or the template failed.
         """
 
     async def load_images(self, messages: list[dict[str, Any]], held: HeldBytes) -> ProcessedImages | None:
-        """Loads the images of a conversation for `render_chat`. `held` counts the bytes of their files.
+        """Loads the images of a conversation for `render_chat`. `held` counts the bytes of the image files.
 
         Raises:
             RequestError: an image cannot be loaded.
@@ -120,13 +120,14 @@ class BaseRenderer(ABC):
         return prompt if images is None or self.vision is None else self.vision.attach(prompt, images)
 
     async def render_prompts_async(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
-        """Renders all prompts of a request concurrently, in the pool: nothing is decoded on the event loop.
+        """Renders all prompts of a request concurrently in the pool, so that nothing blocks the event loop.
 
-        At most as many calls run at once as the pool has threads, so that other requests get their turn.
+        The number of calls that run at once is at most the pool's number of threads, so that calls of other
+        requests can run in between.
 
         Raises:
             ValueError: `prompts` is empty.
-            RequestError: a prompt is invalid. Then the other calls are cancelled.
+            RequestError: a prompt is invalid. The other calls are cancelled then.
         """
         turns = asyncio.Semaphore(self.config.num_workers)
 
@@ -148,7 +149,7 @@ class BaseRenderer(ABC):
         return decode_in_pieces(decode, token_ids)
 
     def token_text(self, token_id: int) -> str:
-        """One token as text, for log-probabilities. An incomplete character becomes U+FFFD."""
+        """The text of one token, for log-probabilities. An incomplete character becomes U+FFFD."""
         return self.tokenizer.token_bytes(token_id).decode(errors="replace")
 
     def create_detokenizer(
@@ -167,12 +168,12 @@ class BaseRenderer(ABC):
 
     @property
     def chat_template(self) -> str | None:
-        """The template for conversations without tools. None if there is none."""
+        """The template for conversations without tools. None if the model has no such template."""
         return None
 
     @property
     def tool_template(self) -> str | None:
-        """The template for conversations with tools. None if there is none."""
+        """The template for conversations with tools. None if the model has no such template."""
         return self.chat_template
 
     @property
@@ -186,22 +187,22 @@ class BaseRenderer(ABC):
         return None if self.vision is None else self.vision.cache
 
     def clear_mm_cache(self) -> None:
-        """Drops all processed images. Runs in the image thread, like everything that uses the cache."""
+        """Drops all processed images. Runs in the image thread, the only thread that uses the cache."""
         if self.mm_cache is not None:
             self.mm_cache.clear()
 
     async def clear_mm_cache_async(self) -> None:
-        """Drops all processed images, once the image that is being processed is done."""
+        """Drops all processed images. Waits until the image thread has finished its current image."""
         await asyncio.get_running_loop().run_in_executor(self._mm_executor, self.clear_mm_cache)
 
     def configure(self, info: EngineInfo) -> None:
-        """Sets the limits that the engine reports once it has loaded the model."""
+        """Sets the limits that the engine reports after it has loaded the model."""
         self.prompts.max_model_len = info.max_model_len
         if info.embeds_width is not None:
             self.prompts.embeds_limits = EmbedsLimits(info.max_model_len, info.embeds_width, info.dtype)
 
     def warm_up(self) -> None:
-        """Does work that would delay the first requests. May hold the GIL for 0.1 s."""
+        """Does work in advance that would delay the first requests. May hold the GIL for 0.1 s."""
         if self.vision is not None:
             self.vision.warm_up()
 
@@ -222,7 +223,7 @@ class BaseRenderer(ABC):
 
 
 def build_renderer(files: ModelFiles, config: RendererConfig, *, executor: Executor | None = None) -> BaseRenderer:
-    """Builds the renderer for these files. Call it on the main thread, because it may import torch.
+    """Builds the renderer for these files. Call this on the main thread, because it may import torch.
 
     `executor` replaces the renderer's pools. The caller closes it.
 
@@ -241,7 +242,7 @@ def import_renderer(mode: str) -> type[BaseRenderer]:
     """Imports the class for a tokenizer mode.
 
     Raises:
-        TokenizerLoadError: the library for these tokenizers is not installed.
+        TokenizerLoadError: the library for this tokenizer mode is not installed.
     """
     module, _, name = RENDERERS[mode].path.partition(":")
     try:

@@ -1,4 +1,4 @@
-"""Turns messages in OpenAI's form into a conversation, for templates and for libraries that write prompts."""
+"""Turns messages in OpenAI's form into the form that templates and libraries for prompts read."""
 
 import logging
 from functools import cache
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 ContentFormat = Literal["string", "openai"]
-"""How a chat template expects the contents of messages: as text, or as lists of parts."""
+"""How a chat template expects the content of a message: as a text, or as a list of parts."""
 _FEW_PARTS = 1024
 TEXT_KEYS = {
     "text": "text",
@@ -38,14 +38,14 @@ _PART_FIELDS = frozenset(
 def to_conversation(
     messages: list[Message], content_format: ContentFormat, image_token: str | None = None
 ) -> list[Message]:
-    """Makes new messages with the fields that templates use, and with contents in the template's format.
+    """Creates new messages with the fields that templates use, and with contents in the template's format.
 
     Images become `{"type": "image"}`. If the template expects text, an image becomes the model's
     `image_token` on a line of its own before the message's text.
 
     Raises:
-        RequestError: a message is malformed, or holds something other than text and, with `image_token`,
-            images.
+        RequestError: a message is malformed, or has a part that is neither text nor, with `image_token`, an
+            image.
     """
     if not messages:
         raise RequestError("messages must hold at least one message", param="messages")
@@ -53,9 +53,9 @@ def to_conversation(
 
 
 def without_developer(conversation: list[Message]) -> list[Message]:
-    """Turns developer messages into system messages, merged into one at the start of the conversation.
+    """Turns developer messages into system messages, for templates that have no developer role.
 
-    This is for templates that have no developer role.
+    If a system message would follow the first message, all system messages are merged into one at the start.
     """
     if all(message["role"] != "developer" for message in conversation):
         return conversation
@@ -114,7 +114,7 @@ def is_image(part: Any) -> bool:
 
 
 def _extra_fields(part: Any) -> Message:
-    """Fields of a part that only the model's template knows, such as a language code."""
+    """The fields of a part that only the model's template reads, such as a language code."""
     if not isinstance(part, dict) or part.keys() <= _PART_FIELDS:
         return {}
     return {name: value for name, value in part.items() if name not in _PART_FIELDS}
@@ -168,7 +168,7 @@ def _to_tool_call(call: Any) -> Message:
 def _to_arguments(function: Message) -> Message:
     """The function with its arguments as an object. Malformed arguments become {}.
 
-    The model has written them, so an error would make it impossible to continue the conversation.
+    The model has written the arguments, so an error would make it impossible to continue the conversation.
     """
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
@@ -191,7 +191,7 @@ def _warn_of_malformed_arguments() -> None:
 
 
 def has_few_parts(messages: list[dict[str, Any]]) -> bool:
-    """Whether it takes less than a millisecond to look at all parts."""
+    """Whether all parts of the messages can be read in less than a millisecond."""
     return sum(len(parts_of(message)) for message in messages) <= _FEW_PARTS
 
 

@@ -1,8 +1,9 @@
-"""Turns the tokens of one output into text as they arrive: whole characters only, up to a stop string.
+"""Turns the tokens of one output into text as they arrive. Releases whole characters, up to a stop string.
 
-`tokenizers.decoders.DecodeStream` is not used. It cannot release held-back text at the end of an output, and
-raises if the decoded text is not monotonic (broken UTF-8 in byte-fallback vocabularies). It decodes the whole
-prompt first, and exists only for fast tokenizers. This window over any `decode` costs 2 us per token.
+`tokenizers.decoders.DecodeStream` is not used. It cannot release held-back text at the end of an output. It
+raises an error if later tokens change decoded text (broken UTF-8 in byte-fallback vocabularies). It decodes
+the whole prompt first, and exists only for fast tokenizers. `DecodeWindow` works with any `decode`, and takes
+2 us per token.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,29 +13,29 @@ from typing import NamedTuple
 Decode = Callable[[Sequence[int]], str]
 
 UNFINISHED = "\ufffd"
-"""The character that a decoder writes for bytes that are no character, or not yet a complete one."""
+"""The character that a decoder writes for invalid bytes and for an incomplete character."""
 
 MAX_HELD_TOKENS = 64
-"""Most tokens held back. A character has at most four bytes, so this many tokens are not one character."""
+"""The most tokens that are held back. A character has at most four bytes, so more would not complete it."""
 
 _CONTEXT_TOKENS = 6
-"""Tokens of the prompt that are decoded with the first output tokens. They decide about leading spaces."""
+"""Tokens of the prompt that are decoded with the first output tokens. Leading spaces depend on them."""
 _MAX_CONTEXT_TOKENS = 256
-"""At most so many tokens are searched for text at a prompt's end, which may be a row of special tokens."""
+"""The most tokens at a prompt's end that are searched for text. A prompt may end with many special tokens."""
 
 
 _PIECE_TOKENS = 2048
-"""Tokens that are decoded in one piece. Other threads wait up to 2 ms for it."""
+"""Tokens that are decoded in one piece. Other threads wait up to 2 ms for a piece."""
 
 
 MAX_STOP_CHARS = 1024
-"""The most characters of all stop strings of a request. A piece of text costs time for each of them."""
+"""The most characters of a request's stop strings together. Scanning takes time for each character."""
 
 
 def decode_in_pieces(decode: Decode, token_ids: Sequence[int]) -> str:
     """Decodes any number of tokens, in pieces that end at whole characters.
 
-    Each piece is decoded with some tokens before it, as their context.
+    Each piece is decoded together with the few tokens before it, because its text depends on them.
     """
     texts: list[str] = []
     begin = 0
@@ -49,18 +50,18 @@ def decode_in_pieces(decode: Decode, token_ids: Sequence[int]) -> str:
 
 
 def _whole_end(decode: Decode, token_ids: Sequence[int], end: int) -> int:
-    """The next end of a piece at which no character is unfinished."""
+    """The first index from `end` on at which no character is incomplete."""
     last = min(end + MAX_HELD_TOKENS, len(token_ids))
     wholes = (n for n in range(end, last) if not decode(token_ids[n - _CONTEXT_TOKENS : n]).endswith(UNFINISHED))
     return next(wholes, last)
 
 
 class TextDelta(NamedTuple):
-    """The text that some tokens added and that may be sent."""
+    """Text that new tokens have added and that may be sent."""
 
     text: str
     stop: str | None = None
-    """The stop string that ended the output. None if none did."""
+    """The stop string that ended the output. None if no stop string was found."""
 
 
 class StopScanner:
@@ -73,7 +74,7 @@ class StopScanner:
         self._stops = [stop for stop in stops if stop]
         self._include = include_in_output
         self._begun = ""
-        """The held-back end of the text, which may begin a stop string."""
+        """The end of the text, which is held back because it may begin a stop string."""
 
     def scan(self, piece: str, can_stop: bool = True) -> TextDelta:
         """Scans the next piece. If `can_stop` is false, stop strings that end in it are ignored."""
@@ -94,7 +95,7 @@ class StopScanner:
 
 
 def _end_of(stop: str, text: str, num_scanned: int) -> int:
-    """The end of the first match that ends behind the scanned characters. -1 if there is none."""
+    """The end of the first match that ends after the scanned characters. -1 if there is no such match."""
     position = text.find(stop, max(0, num_scanned - len(stop) + 1))
     return position if position < 0 else position + len(stop)
 
@@ -110,7 +111,7 @@ def _num_begun(stop: str, text: str) -> int:
 class IncrementalDetokenizer:
     """Builds the text of one output. Every method runs on the event loop.
 
-    Do not append the stop or end-of-sequence token that ended the output, unless its text is wanted.
+    Do not append the stop token or end-of-sequence token that ended the output, unless clients get its text.
     """
 
     def __init__(self, stream: "DecodeWindow", scanner: StopScanner | None = None, min_tokens: int = 0) -> None:
@@ -120,7 +121,7 @@ class IncrementalDetokenizer:
         self._num_tokens = 0
 
     def append(self, token_ids: Sequence[int]) -> TextDelta:
-        """Adds the next tokens. Tokens behind a stop string are ignored."""
+        """Adds the next tokens. Ignores tokens after a stop string."""
         pieces: list[str] = []
         stop = None
         for token_id in token_ids:
@@ -134,20 +135,20 @@ class IncrementalDetokenizer:
         return TextDelta("".join(pieces), stop)
 
     def finish(self) -> str:
-        """Returns the held-back text of an output that ended without a stop string. Called last."""
+        """Returns the text that is still held back. Called last, if no stop string ended the output."""
         held = self._scanner.release() if self._scanner else ""
         return held + self._stream.flush()
 
 
 class PromptTail:
-    """The end of a prompt, which is decoded together with an output. One per prompt, for all choices."""
+    """The end of a prompt, which is decoded together with each output. All choices of a prompt share it."""
 
     def __init__(self, token_ids: Sequence[int] = ()) -> None:
         self._token_ids = token_ids
         self._found: tuple[list[int], str] | None = None
 
     def find(self, decode: Decode) -> tuple[list[int], str]:
-        """As many last tokens as give a text that begins with a whole character, and this text."""
+        """The last tokens of the prompt whose text begins with a whole character, and this text."""
         if self._found is None:
             token_ids = _tail(decode, self._token_ids)
             self._found = token_ids, decode(token_ids) if token_ids else ""
@@ -157,9 +158,9 @@ class PromptTail:
 class DecodeWindow:
     """Decodes only the tokens since the last whole character, together with a few before them.
 
-    The text equals the full decode of prompt and output, without the prompt's text. There is one exception:
-    a byte-fallback decoder withdraws a character if broken bytes follow, but released text cannot be
-    withdrawn.
+    The text is the same as if prompt and output were decoded together and the prompt's text was cut off.
+    There is one exception. A byte-fallback decoder replaces a character if broken bytes follow it, but text
+    that was already released cannot be replaced.
     """
 
     def __init__(self, decode: Decode, prompt: PromptTail) -> None:
@@ -197,7 +198,7 @@ class DecodeWindow:
 
 
 def _tail(decode: Decode, token_ids: Sequence[int]) -> list[int]:
-    """As many last tokens of the prompt as give a text that begins with a whole character."""
+    """The last tokens of the prompt whose text begins with a whole character."""
     size = _CONTEXT_TOKENS
     while size < min(len(token_ids), _MAX_CONTEXT_TOKENS):
         tail = list(token_ids[-size:])

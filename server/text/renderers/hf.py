@@ -1,4 +1,4 @@
-"""Renders with a Hugging Face tokenizer and a chat template: the operator's, or else the model's."""
+"""Renders with a Hugging Face tokenizer and a chat template, from the operator or else from the model."""
 
 import inspect
 from dataclasses import replace
@@ -25,11 +25,11 @@ _RESERVED = {
 }
 """Names that `chat_template_kwargs` may not set."""
 _TEXT, _OTHER_FIELD = "zq-text", "zq-field"
-"""The contents of a test message, which shows how a template expects contents."""
+"""Contents of a test message. Its rendering shows how a template expects contents."""
 
 
 class HfRenderer(BaseRenderer):
-    """Renders templates with Jinja."""
+    """Renders conversations with Jinja templates."""
 
     def _load(self, load_vision: LoadVision | None) -> None:
         files, config = self.files, self.config
@@ -73,7 +73,11 @@ class HfRenderer(BaseRenderer):
         return self.config.chat_template or named or self.chat_template
 
     def _tokenize_chat(self, text: str, options: ChatOptions) -> RenderedPrompt:
-        """Tokenizes as image processors do: with special tokens, unless the template wrote the first one."""
+        """Tokenizes the text of a conversation.
+
+        For models with images, adds special tokens unless the template has written the first special token.
+        transformers' image processors do the same.
+        """
         if self.vision is not None:
             bos = self._loaded.bos_token
             has_bos = bos is not None and text.startswith(bos)
@@ -96,7 +100,7 @@ def check_chat_template(template: str) -> None:
 def resolve_chat_template(
     tokenizer: PreTrainedTokenizerBase, given: str | None, tools: list[dict[str, Any]] | None
 ) -> str:
-    """The text of the template: `given`, or else the tokenizer's own for these tools.
+    """The text of the template `given`, or else of the tokenizer's own template for these tools.
 
     `given` may be the name of one of the tokenizer's own templates.
 
@@ -152,15 +156,15 @@ def _check_reserved(template_kwargs: dict[str, Any]) -> None:
 
 
 def _describe(err: Exception) -> str:
-    """The template's own message, as from `raise_exception(...)`. Other errors are named with their type."""
+    """The message, if the template raised the error with `raise_exception(...)`. Else type and message."""
     return str(err) if isinstance(err, jinja2.TemplateError) and str(err) else f"{type(err).__name__}: {err}"
 
 
 @lru_cache(maxsize=32)
 def detect_content_format(tokenizer: PreTrainedTokenizerBase, template: str) -> ContentFormat:
-    """`openai` for a template that writes the texts of a user message's parts, otherwise `string`.
+    """`openai` if the template writes the texts of a user message's parts, otherwise `string`.
 
-    vLLM looks for a loop over a message's content instead. For models' templates the result is the same.
+    vLLM looks for a loop over a message's content instead. The result is the same for models' templates.
     """
     part = {"type": "text", "text": _TEXT, _OTHER_FIELD: ""}
     user: Message = {"role": "user", "content": [part]}

@@ -1,4 +1,4 @@
-"""Renders with a tokenizer in Mistral's own format. mistral-common writes conversations, not a template."""
+"""Renders with a tokenizer in Mistral's own format. mistral-common replaces the chat template."""
 
 import logging
 import re
@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 _REQUEST_ERRORS = (MistralCommonException, ValueError, AssertionError)
 """The errors with which mistral-common rejects a conversation."""
 _CALL_ID_CHARS = 9
-"""The length of Mistral's call ids. A longer id from elsewhere is cut to its end, which is random."""
+"""The length of Mistral's call ids. Other ids are cut to their last characters, which are random."""
 _ALWAYS_WRITTEN = frozenset({"[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"})
-"""Special tokens that are written even when special tokens are skipped: they delimit calls and reasoning."""
+"""Special tokens that are never skipped, because they delimit calls and reasoning."""
 _SPECIAL_PIECE = re.compile(r"\[\w+\]")
 
 
@@ -84,7 +84,7 @@ class MistralRenderer(BaseRenderer):
     def _to_request(
         self, messages: list[Message], options: ChatOptions, placeholders: Iterator[str]
     ) -> ChatCompletionRequest[Any]:
-        """The request for mistral-common. Raises RequestError or mistral-common's error for a bad message."""
+        """The request for mistral-common. Wrong messages raise RequestError or mistral-common's error."""
         checked = to_conversation(messages, "openai", self.image_token)
         _check_last(checked[-1]["role"], options)
         return ChatCompletionRequest.from_openai(
@@ -95,7 +95,7 @@ class MistralRenderer(BaseRenderer):
         )
 
     def _settings(self, options: ChatOptions) -> dict[str, Any]:
-        """The settings that the tokenizer can write into a prompt. Older tokenizer versions ignore them."""
+        """The settings that the tokenizer can write into a prompt. Empty for older tokenizer versions."""
         if not self._mistral.has_reasoning_effort:
             return {}
         given = self.config.default_chat_template_kwargs | options.chat_template_kwargs
@@ -140,12 +140,12 @@ class MistralTokenizer:
         return self.version >= 15
 
     def accept_images(self) -> None:
-        """Lets conversations hold processed images, given as URLs with the special tokens to write."""
+        """Enables images in conversations. An image's URL holds the special tokens to write for the image."""
         instruct: Any = self.loaded.instruct_tokenizer
         instruct.image_encoder = _ProcessedImageEncoder({name: i for i, name in self.added_tokens.items()})
 
     def encode_chat(self, request: ChatCompletionRequest[Any]) -> list[int]:
-        """The prompt of a conversation. Raises mistral-common's errors for an invalid one."""
+        """The prompt of a conversation. Raises mistral-common's errors for an invalid conversation."""
         token_ids: list[int] = self.loaded.encode_chat_completion(request).tokens
         return token_ids
 
@@ -153,7 +153,7 @@ class MistralTokenizer:
         """See `Tokenizer`.
 
         Raises:
-            RequestError: tekken's regular expression has failed, as for a million spaces in a row.
+            RequestError: tekken's regular expression failed, as it does for a million spaces in a row.
         """
         text.encode()
         try:
@@ -205,7 +205,7 @@ class MistralTokenizer:
 
 
 class _ProcessedImageEncoder(ImageEncoder):
-    """Writes the tokens that the processor has computed, instead of processing the image again."""
+    """Writes the image tokens that the processor has computed, instead of processing the image again."""
 
     def __init__(self, ids: dict[str, int]) -> None:
         self._ids = ids
@@ -242,7 +242,7 @@ def _check_variables(options: ChatOptions) -> None:
 
 
 def _check_last(role: str, options: ChatOptions) -> None:
-    """Checks the last message's role, which alone determines in Mistral's format whose turn is next."""
+    """Checks the last message's role. In Mistral's format, only this role decides who writes next."""
     if options.continue_final_message and role != "assistant":
         raise RequestError(
             f"continue_final_message needs a last message of role 'assistant', got {role!r}",
@@ -257,9 +257,9 @@ def _check_last(role: str, options: ChatOptions) -> None:
 
 
 def _to_message(message: Message, checked: Message, placeholders: Iterator[str]) -> Message:
-    """The message with the parts and call ids that mistral-common knows.
+    """Converts the parts and call ids of a message into the form for mistral-common.
 
-    `checked` is the same message from `to_conversation`, which has rejected malformed messages.
+    `checked` is the same message as returned by `to_conversation`, which rejects malformed messages.
     """
     role, content = checked["role"], message.get("content")
     if content is None and role != "assistant":

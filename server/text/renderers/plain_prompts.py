@@ -1,4 +1,4 @@
-"""Prompts that are texts, token ids or embeddings, and the limits of their length."""
+"""Renders prompts that are texts, token ids or embeddings, and checks their length."""
 
 from collections.abc import Collection, Sequence
 from typing import Final
@@ -16,9 +16,9 @@ class PlainPrompts:
     """Renders plain prompts, on any thread."""
 
     max_model_len: int | None = None
-    """Most tokens of a prompt and its output. None until the engine has loaded the model."""
+    """The most tokens of a prompt and its output together. None until the engine has loaded the model."""
     embeds_limits: EmbedsLimits | None = None
-    """The shape and type for `prompt_embeds`. None if the server does not accept them."""
+    """The shape and type for `prompt_embeds`. None if the server accepts no embeddings."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -28,7 +28,7 @@ class PlainPrompts:
 
         Raises:
             ValueError: `prompts` is empty.
-            RequestError: as `render`.
+            RequestError: for the reasons that `render` names.
         """
         _check_prompts(prompts)
         return [self.render(prompt, options) for prompt in prompts]
@@ -73,7 +73,10 @@ class PlainPrompts:
         return kept
 
     def token_limit(self, options: ChatOptions | TextOptions) -> int | None:
-        """The number of prompt tokens to keep. None keeps all. -1 leaves room for one output token."""
+        """The number of prompt tokens to keep. None keeps all tokens.
+
+        A request's -1 keeps as many tokens as leave room for one output token.
+        """
         asked, most = options.truncate_prompt_tokens, self.max_model_len
         if asked is None or most is None:
             return None if asked == -1 else asked
@@ -91,7 +94,7 @@ class PlainPrompts:
 
 
 def split_prompts(prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
-    """Divides prompts among calls of the pool: each embedding, which is large, alone, but texts together.
+    """Divides prompts among calls in the pool. Texts share calls. Embeddings are large, so each gets a call.
 
     Raises:
         ValueError: there are no prompts.
@@ -122,7 +125,7 @@ def check_text_length(text: str, *, max_model_len: int, max_token_chars: int) ->
 
 
 def check_unicode(text: str, param: str) -> None:
-    """Raises RequestError for half a surrogate pair. JSON can express it, but UTF-8 cannot."""
+    """Raises RequestError for half of a surrogate pair, which JSON can express but UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError as err:

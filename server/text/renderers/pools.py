@@ -17,7 +17,7 @@ _NICENESS = 4
 
 
 class RendererPool(ThreadPoolExecutor):
-    """A thread pool that reports how many work items wait, and how long each has waited."""
+    """A thread pool that reports how many work items wait, and how long each of them has waited."""
 
     def __init__(self, num_workers: int, *, name: str) -> None:
         super().__init__(num_workers, thread_name_prefix=name, initializer=_give_way)
@@ -30,7 +30,7 @@ class RendererPool(ThreadPoolExecutor):
         return self._work_queue.qsize()
 
     def subscribe_waits(self, on_wait: Callable[[float], None]) -> None:
-        """Calls `on_wait` with the seconds that a work item has waited, on the thread that begins it."""
+        """Calls `on_wait` with the seconds that a work item has waited, on the thread that runs the item."""
         self._on_wait = on_wait
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> "Future[R]":
@@ -44,7 +44,7 @@ class RendererPool(ThreadPoolExecutor):
 
 
 def _give_way() -> None:
-    """Lowers the priority of the calling thread. On Linux, other threads keep theirs."""
+    """Lowers the priority of the calling thread. On Linux, other threads keep their priority."""
     with suppress(OSError):
         os.nice(_NICENESS)
 
@@ -52,7 +52,8 @@ def _give_way() -> None:
 class RendererPools:
     """A pool for templates, tokenizer and decoding (`--renderer-num-workers`), and one thread for images.
 
-    So two threads never use the image processor and its cache at once, and text does not wait for images.
+    With a single thread for images, no two threads use the image processor and its cache at once. Texts do
+    not wait for images.
     """
 
     def __init__(self, num_workers: int, executor: Executor | None = None) -> None:
@@ -66,15 +67,15 @@ class RendererPools:
         self.images = executor or self.owned["mm"]
 
     def submit(self, func: Callable[..., object], *args: object) -> None:
-        """Runs work in the pool without returning its result."""
+        """Queues a call in the pool, and returns at once. The result is dropped."""
         self.text.submit(func, *args)
 
     async def run(self, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Runs work in the pool that would block the event loop, and returns its result."""
+        """Calls a blocking function in the pool, and returns its result."""
         return await asyncio.get_running_loop().run_in_executor(self.text, partial(func, *args, **kwargs))
 
     async def run_unless(self, is_small: bool, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Runs work that grows with a body in the pool, or at once if the body is small."""
+        """Calls a function in the pool, or at once if its work is small (`is_small`)."""
         return func(*args, **kwargs) if is_small else await self.run(func, *args, **kwargs)
 
     def close(self) -> None:

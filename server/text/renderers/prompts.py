@@ -22,7 +22,7 @@ class HeldBytes(Protocol):
     """Counts the bytes that a request holds."""
 
     def add_bytes(self, num_bytes: int) -> None:
-        """Adds bytes. Raises RequestError if all requests together hold too many."""
+        """Adds bytes. Raises RequestError if all requests together hold too many bytes."""
 
     def remove_bytes(self, num_bytes: int) -> None:
         """Subtracts bytes that the request no longer holds."""
@@ -47,7 +47,7 @@ class RenderedPrompt:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions:
-    """How a conversation is rendered. The fields have the request's names."""
+    """How a conversation is rendered. The fields have the same names as in requests."""
 
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -62,11 +62,11 @@ class ChatOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """How a plain prompt is tokenized. The fields have the request's names."""
+    """How a plain prompt is tokenized. The fields have the same names as in requests."""
 
     add_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None
-    """The number of last tokens to keep, besides special tokens at the beginning.
+    """The number of last tokens to keep. Special tokens at the beginning are also kept.
 
-    -1 keeps as many as leave room for one output token.
+    -1 keeps as many tokens as leave room for one output token.
     """

@@ -15,7 +15,7 @@ _VALUE_START: Final = regex.compile(r'<\|"\|>|[{\[]')
 _BARE_END: Final = regex.compile(r"(?=[,}\]]|<tool_call\|>)")
 _KEY_CHARACTER: Final = r'[^\s<>{}\[\]:,|"]'
 _KEY: Final = rf'(?:<\|"\|>)?(?<!{_KEY_CHARACTER})(?P<key>{_KEY_CHARACTER}{{1,256}}+)(?:<\|"\|>)?:\s{{0,16}}'
-"""Begins at the start of a word. Otherwise each character of a word would start one, at every token."""
+"""Begins only at the start of a word. Otherwise, a search would try each character of a long word."""
 _ARGUMENT: Final = regex.compile(
     rf"[\s,]{{0,16}}+{_KEY}|\s{{0,16}}+[)}}]?\s{{0,16}}+(?:<tool_call\|>|(?=<\|tool_call>))"
 )
@@ -23,7 +23,7 @@ _MEMBER: Final = regex.compile(rf"[\s,]{{0,16}}+(?:{_KEY}|}})")
 _ITEM: Final = regex.compile(r"[\s,]{0,16}(?:(?P<end>\])|(?=[^\s,]))")
 
 _MOST_NESTED: Final = 64
-"""Values that are nested deeper count as text."""
+"""The most levels of nested values. A deeper value counts as text."""
 
 
 class _Damaged(Exception):  # noqa: N818 - it ends a value, and is no error

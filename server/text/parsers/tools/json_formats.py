@@ -1,4 +1,4 @@
-"""Formats whose calls are JSON behind a marker."""
+"""Parsers of formats whose calls are JSON after a marker."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -14,9 +14,9 @@ from server.text.parsers.text_parser import BLANKS, TextReader, Waiting, any_of
 
 
 class MarkedCalls(TextReader):
-    """Reads a call behind each marker: a JSON object in `style`, or what a subclass reads.
+    """Reads the call after each marker: a JSON object in `style`, unless a subclass reads another form.
 
-    Text around calls is content, except for blanks behind a call. The end marker of a call may be missing.
+    Text around calls is content, except blanks after a call. The end marker of a call may be missing.
     """
 
     needs_special_tokens: ClassVar[bool] = True
@@ -26,16 +26,16 @@ class MarkedCalls(TextReader):
     bare_starts: ClassVar[str] = ""
     """Characters with which calls may begin without a marker."""
     separators: ClassVar[str] = ""
-    """Characters that are dropped behind a call. Blanks are dropped, too."""
+    """Characters that are dropped after a call. Blanks are dropped, too."""
     style: ClassVar[CallStyle] = CallStyle()
 
     def __init__(self, functions: Sequence[FunctionSignature]) -> None:
         self._gap = ""
-        """Blanks and separators behind a call. They become content if other text follows."""
+        """Blanks and separators after a call. They become content if other text follows."""
         super().__init__()
 
     def read(self) -> Waiting[None]:
-        """Reads content, and the calls behind each marker."""
+        """Reads content, and the calls after each marker."""
         while opening := (yield from self.text.find(start_pattern(*self.markers, bare=self.bare_starts), self.pass_on)):
             start = yield from self._read_longer(opening[0])
             self._gap = ""
@@ -43,11 +43,11 @@ class MarkedCalls(TextReader):
                 yield from self._read_gap(self.markers.get(start, ""))
 
     def read_calls(self, start: str) -> Waiting[bool]:
-        """Reads the text behind the marker `start`. Returns whether a call has started."""
+        """Reads the text after the marker `start`. Returns whether a call has started."""
         return (yield from self.read_body(CallObject, self.style, start))
 
     def read_body(self, reader: type[CallReader], style: CallStyle, start: str) -> Waiting[bool]:
-        """Reads calls with `reader`. Text that is no call becomes content, together with `start`."""
+        """Reads calls with `reader`. If no call starts, `start` and the text after it become content."""
         body = reader(self.text, style, self.add_event)
         yield from body.read()
         if not body.has_started:
@@ -61,7 +61,7 @@ class MarkedCalls(TextReader):
             self._gap = ""
 
     def _read_longer(self, start: str) -> Waiting[str]:
-        """The longest marker that begins with the marker found."""
+        """Reads the rest of a longer marker that begins with `start`. Returns this marker, or `start`."""
         for longer in self.markers:
             is_longer = bool(start) and longer != start and longer.startswith(start)
             if is_longer and (yield from self.text.expect(any_of(longer[len(start) :]))):
@@ -77,7 +77,7 @@ class MarkedCalls(TextReader):
 
 
 class MarkedArray(MarkedCalls):
-    """Reads a list of calls behind the marker."""
+    """Reads a list of calls after the marker."""
 
     def read_calls(self, start: str) -> Waiting[bool]:
         return (yield from self.read_body(CallArray, self.style, start))
@@ -85,7 +85,7 @@ class MarkedArray(MarkedCalls):
 
 @cache
 def start_pattern(*starts: str, bare: str = "") -> regex.Pattern[str]:
-    """Finds the first marker, or one of the characters `bare`, which are not consumed."""
+    """A pattern that finds the first marker, or one of the characters in `bare`, without consuming it."""
     markers = any_of(*starts)
     return regex.compile(f"{markers.pattern}|(?=[{regex.escape(bare)}])") if bare else markers
 
@@ -116,7 +116,7 @@ class Granite4Parser(MarkedCalls):
 
 
 class Gigachat3Parser(MarkedCalls):
-    """`<|function_call|>{"name": …, "arguments": …}`. Version 3.0 marks a call by the message's role."""
+    """`<|function_call|>{"name": …, "arguments": …}`. In version 3.0, the message's role is the marker."""
 
     markers = {"<|function_call|>": "", "function call<|role_sep|>\n": ""}
 
@@ -222,7 +222,7 @@ _MISTRAL_NEXT_CALL: Final = regex.compile(r"\[TOOL_CALLS\]")
 
 
 class MistralParser(MarkedCalls):
-    """Reads Mistral's formats of calls. The text behind the marker shows which of them it is.
+    """Reads Mistral's formats of calls. The text after the marker shows which format it is.
 
     Each call gets an id that mistral-common and Mistral's templates accept in a later request.
     """

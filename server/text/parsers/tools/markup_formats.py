@@ -1,4 +1,4 @@
-"""Formats that write each argument between its own markers, as in XML."""
+"""Parsers of formats that write each argument between its own markers, as XML does."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from server.text.parsers.text_parser import Found, StrayText, TextParser, Waitin
 
 @dataclass(frozen=True, kw_only=True)
 class Markup:
-    """Markers as regular expressions. Each has a bounded length and a fixed last character."""
+    """A format's markers as regular expressions. Matches have a bounded length and a fixed last character."""
 
     call: str
     """Begins a call. Its group `name` is the function's name, with blanks around it."""
@@ -28,9 +28,9 @@ class Markup:
     before_value: str | None = None
     """White space in front of a value that is not part of the value."""
     after_value: str = ""
-    """White space behind a value that is not part of the value."""
+    """White space after a value that is not part of the value."""
     has_only_known_functions: bool = False
-    """Whether a call of a function that is not in the request's `tools` is content."""
+    """Whether calls of functions that are not in the request's `tools` become content."""
 
     @cached_property
     def opening(self) -> regex.Pattern[str]:
@@ -39,7 +39,7 @@ class Markup:
 
     @cached_property
     def first_call(self) -> regex.Pattern[str]:
-        """Finds the first call behind the beginning of a group."""
+        """Finds the first call after the beginning of a group."""
         return regex.compile(rf"\s{{0,64}}(?:{self.call})")
 
     @cached_property
@@ -49,7 +49,7 @@ class Markup:
 
     @cached_property
     def group_end(self) -> regex.Pattern[str]:
-        """Finds the end of a group behind its last call."""
+        """Finds the end of a group after its last call."""
         return regex.compile(rf"\s{{0,64}}{self.block_end}")
 
     @cached_property
@@ -64,7 +64,11 @@ class Markup:
 
     @cached_property
     def value_end(self) -> regex.Pattern[str]:
-        """Finds the end of a value. Markers of what follows end an unclosed value, and are not consumed."""
+        """Finds the end of a value.
+
+        If the end marker is missing, the marker of the next argument or of the call's end also ends the
+        value. Such a marker is not consumed.
+        """
         following = _any_of(self.argument, self.call_end)
         return regex.compile(rf"{self.after_value}(?:{self.argument_end}|(?={following.pattern}))")
 
@@ -74,7 +78,7 @@ def _any_of(*patterns: str | None) -> regex.Pattern[str]:
 
 
 class MarkupParser(TextParser):
-    """The base of markup parsers. A subclass names its markup."""
+    """The base of parsers of markup. A subclass sets the markup."""
 
     markup: ClassVar[Markup]
 
@@ -126,7 +130,7 @@ class MarkupParser(TextParser):
                 return None
 
     def _read_value(self, opening: Found, arguments: ArgumentsWriter) -> Waiting[Found | None]:
-        """Reads a value. None if the text ends within it: then the arguments remain incomplete."""
+        """Reads a value. Returns None if the text ends within it. The arguments remain incomplete then."""
         arguments.open_text(opening["key"].strip())
         if self.markup.value_begin:
             yield from self.text.expect(self.markup.value_begin)
@@ -180,7 +184,7 @@ class Qwen3XmlParser(MarkupParser):
 
 
 class MimoParser(MarkupParser):
-    """Like Qwen3-Coder's format, but line breaks around a value belong to the value."""
+    """Like Qwen3-Coder's format, except that line breaks around a value belong to the value."""
 
     markup: ClassVar = replace(_QWEN3, before_value=None, after_value="")
 

@@ -1,4 +1,4 @@
-"""gpt-oss's messages, `<|channel|>analysis<|message|>…<|end|>`: calls and reasoning, by openai_harmony."""
+"""Parses gpt-oss's messages with openai_harmony: `<|channel|>analysis<|message|>…<|end|>`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
@@ -27,7 +27,7 @@ _MESSAGE: Final = 200008
 """The token `<|message|>`, which begins the text of a message."""
 
 _ENCODING: Final = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
-"""Loaded at import, because loading the vocabulary takes half a second."""
+"""Loaded at import and not at a request, because loading the vocabulary takes half a second."""
 
 _END_TOKENS: Final = frozenset(_ENCODING.stop_tokens())
 
@@ -37,7 +37,7 @@ _Text = Reasoning | Content | CallArguments
 
 
 class HarmonyParser:
-    """Finds reasoning, content and calls. Text for tools that are not functions is dropped."""
+    """Finds reasoning, content and calls. Drops text for tools that are not functions."""
 
     needs_special_tokens: ClassVar[bool] = True
     call_format: ClassVar[CallFormat | None] = None
@@ -46,7 +46,7 @@ class HarmonyParser:
         self._parser = StreamableParser(_ENCODING, role=Role.ASSISTANT)
         self._is_in_text = False
         self._kind: type[_Text] | None = None
-        """The kind of the open message's text. None for text that is dropped."""
+        """The kind of event for the open message's text. None if the text is dropped."""
         self._header: list[int] = []
         """The tokens of a message that precede its text."""
 

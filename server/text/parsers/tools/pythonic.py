@@ -17,7 +17,10 @@ _IN_STRING: Final = {quote: regex.compile(rf"\\[\s\S]|{quote}") for quote in "'\
 _LINES_START: Final = regex.compile("<function_calls>")
 
 _STRING: Final = regex.compile(r"""'(?:\\[\s\S]|[^'\\])*+(?:'|\\?\Z)|"(?:\\[\s\S]|[^"\\])*+(?:"|\\?\Z)""")
-"""A string literal. An unclosed one extends to the end, so that it is not searched from each quote again."""
+"""A string literal. Without a closing quote, it extends to the end of the text.
+
+Otherwise, the search would start again at each quote.
+"""
 _ESCAPES: Final = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t", "\0": "\\x00"})
 
 _JSON_NAMES: Final = {"null": None, "true": True, "false": False}
@@ -36,7 +39,7 @@ class PythonicParser(TextParser):
 
     start: ClassVar = regex.compile(r"\[(?=\s{0,64}[A-Za-z_])")
     end: ClassVar[regex.Pattern[str] | None] = None
-    """Text that is dropped behind the list."""
+    """Text that is dropped if it follows the list."""
 
     def __init__(self, functions: Sequence[FunctionSignature]) -> None:
         super().__init__()
@@ -49,7 +52,7 @@ class PythonicParser(TextParser):
         yield from self.text.pass_rest(self.add_content)
 
     def read_calls(self, marks: regex.Pattern[str], *, start: str, ends: Sequence[str]) -> Waiting[None]:
-        """Reads calls up to one of the ends, or to an element that is no call, which becomes content."""
+        """Reads calls up to one of the `ends`, or to an element that is no call and becomes content."""
         skipped = [start]
         while True:
             element = yield from self._read_element(marks, ends)
@@ -127,7 +130,7 @@ class Olmo3Parser(PythonicParser):
 
 
 class PythonCall(NamedTuple):
-    """A call as Python would parse it."""
+    """A call that Python's parser has read."""
 
     name: str
     arguments: str
@@ -135,7 +138,7 @@ class PythonCall(NamedTuple):
 
 
 def parse_call(text: str) -> PythonCall | None:
-    """Parses a call. None if the text is no call of a function with JSON values as keyword arguments."""
+    """Parses a call. Returns None unless all arguments are keyword arguments with JSON values."""
     if not text.strip():
         return None
     try:
@@ -150,7 +153,7 @@ def parse_call(text: str) -> PythonCall | None:
 
 
 def _escape_control(string: regex.Match[str]) -> str:
-    """A string literal with its line breaks and tabs escaped, as Python requires."""
+    """Escapes the line breaks and tabs in a string literal, as Python requires."""
     return string[0].translate(_ESCAPES)
 
 

@@ -1,7 +1,7 @@
-"""Loads `prompt_embeds`, embeddings that an untrusted client computed: a tensor file in base64.
+"""Loads `prompt_embeds`, a tensor file in base64 with embeddings that an untrusted client has computed.
 
-A check before each expensive step limits its cost. These steps run in the renderer's pool, without the GIL or
-in small pieces, because the event loop must not wait for the GIL. Needs only numpy.
+Each expensive step is preceded by a check that limits its cost. The event loop must not wait for the GIL, so
+these steps run in the renderer's pool, and either release the GIL or work in small pieces. Needs only numpy.
 """
 
 import binascii
@@ -18,7 +18,7 @@ PARAM = "prompt_embeds"
 
 _BYTES_PER_NUMBER = 4
 _FILE_BYTES = 1 << 16
-"""More bytes than a file needs besides its numbers."""
+"""The bytes that a file may have besides its numbers, which is more than it needs."""
 _MAX_FILE_BYTES = 768 << 20
 _BASE64_CHARS = 4
 _BASE64_BYTES = 3
@@ -29,15 +29,15 @@ class EmbedsLimits:
     """The shape and type that prompt embeddings must have."""
 
     max_model_len: int
-    """Most tokens of a prompt and its output together."""
+    """The most tokens of a prompt and its output together."""
     width: int
-    """The numbers in a row."""
+    """How many numbers a row has."""
     dtype: str
     """torch's name of the model's type."""
 
     @property
     def max_file_bytes(self) -> int:
-        """The size of the longest prompt in float32, but at most `_MAX_FILE_BYTES` per request."""
+        """The size of the longest prompt in float32, limited to `_MAX_FILE_BYTES`."""
         return min(self.max_model_len * self.width * _BYTES_PER_NUMBER + _FILE_BYTES, _MAX_FILE_BYTES)
 
     @property
@@ -47,7 +47,7 @@ class EmbedsLimits:
 
 
 def safe_load_prompt_embeds(embeds: str | bytes, limits: EmbedsLimits, *, truncate_to: int | None = None) -> TensorData:
-    """The rows in the model's type. If there are more than `truncate_to` rows, only the last ones.
+    """The rows of the embeddings in the model's type, at most the last `truncate_to` rows.
 
     Args:
         embeds: base64 of a `torch.save` file.

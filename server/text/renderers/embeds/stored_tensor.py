@@ -1,7 +1,7 @@
-"""A tensor of a file, and the conversion of its rows to another type, without torch.
+"""Reads a file's tensor with numpy, and converts its rows to another type, without torch.
 
-The numbers are numpy views of the file's bytes. Rows are converted in pieces. Rows with numbers that are not
-finite are rejected.
+The numbers are views of the file's bytes. Rows are converted in pieces. Rows with numbers that are not finite
+are rejected.
 """
 
 import math
@@ -17,11 +17,11 @@ from base.errors import ServerError
 Array = npt.NDArray[Any]
 
 NUMPY_TYPES = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64": "<f8"}
-"""torch's type -> numpy's. numpy lacks bfloat16, which is stored as its bits."""
+"""torch's type -> numpy's type. numpy lacks bfloat16, so these numbers are stored as bits."""
 
 _MAX_DIMENSIONS = 8
 _MAX_NUMBERS = 1 << 48
-"""Far more numbers than any file holds. numpy cannot address more than 2**63 bytes, even if empty."""
+"""Far more numbers than any file holds. numpy rejects shapes above 2**63 bytes, even for empty arrays."""
 _PIECE_NUMBERS = 1 << 18
 """Numbers per piece: a megabyte of float32, so that temporary arrays stay in the CPU's cache."""
 _EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}
@@ -51,7 +51,7 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """Checks the shape that a file claims, and returns it.
 
     Raises:
-        TensorFileError: the shape has too many dimensions, one of negative length, or one that is too long.
+        TensorFileError: the shape has too many dimensions, a negative length, or too many numbers.
     """
     if len(shape) > _MAX_DIMENSIONS:
         raise TensorFileError(f"has {len(shape)} dimensions")
@@ -69,7 +69,7 @@ def to_float32(tensor: StoredTensor) -> npt.NDArray[np.float32]:
 
 
 class NotFiniteError(ValueError):
-    """A row holds infinity or NaN, before or after the conversion."""
+    """A row has an infinity or NaN, before or after the conversion."""
 
     def __init__(self, row: int, *, is_too_large: bool) -> None:
         super().__init__(row)
@@ -79,7 +79,7 @@ class NotFiniteError(ValueError):
 
 
 def convert_rows(tensor: StoredTensor, dtype: str) -> Array:
-    """The matrix in `dtype` with contiguous rows. Shares the input's memory if nothing is converted.
+    """The matrix in `dtype`, with contiguous rows. Shares the input's memory if no conversion is needed.
 
     Raises:
         NotFiniteError: a number is not finite.
@@ -117,7 +117,7 @@ def _convert(tensor: StoredTensor, dtype: str) -> Array:
 
 
 def to_bfloat16(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Keeps the upper halves, rounded to nearest even. Infinities stay. A NaN becomes NaN or infinity."""
+    """Keeps the upper 16 bits, rounded to nearest even. An infinity stays. A NaN becomes NaN or infinity."""
     bits = np.ascontiguousarray(numbers).view("<u4")
     rounded = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
     is_finite = (bits & np.uint32(_EXPONENTS["float32"])) != _EXPONENTS["float32"]

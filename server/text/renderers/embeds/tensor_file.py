@@ -1,8 +1,8 @@
 """Reads the one tensor of a `torch.save` file without torch, and without running code from it.
 
-The file is a zip archive of a pickle and of the tensors' numbers. torch's own reader is not used. Importing
-torch takes seconds, and its reader had vulnerabilities (CVE-2025-32434, CVE-2025-62164). This reader accepts
-only what `torch.save(tensor)` writes for a dense tensor.
+The file is a zip archive with a pickle and with the tensors' numbers. torch's own reader is not used, because
+importing torch takes seconds and its reader had vulnerabilities (CVE-2025-32434, CVE-2025-62164). This reader
+accepts only files that `torch.save(tensor)` writes for a dense tensor.
 """
 
 import io
@@ -24,7 +24,7 @@ _PICKLE = "/data.pkl"
 _BYTE_ORDER = b"little"
 _ENCRYPTED = 1
 _LOCAL_HEADER = struct.Struct("<26x2H")
-"""In an entry's header (APPNOTE.TXT 4.3.7): the lengths of the name and extra field that follow."""
+"""Reads two lengths from an entry's header: of its name and of its extra field (APPNOTE.TXT 4.3.7)."""
 _MAX_DIRECTORY_BYTES = 1 << 14
 _MAX_PICKLE_BYTES = 1 << 14
 _SPARSE = "torch._utils._rebuild_sparse_tensor"
@@ -38,7 +38,7 @@ _STORAGES = {
 
 
 def is_torch_file(payload: bytes) -> bool:
-    """Whether `torch.save` wrote these bytes, in the current format or in that before version 1.6."""
+    """Whether `torch.save` wrote these bytes, in its current format or in the format before version 1.6."""
     return payload.startswith((_MAGIC, *_OLD_MAGIC))
 
 
@@ -61,14 +61,14 @@ def read_torch_file(payload: bytes) -> StoredTensor:
 
 
 class _File(io.BytesIO):
-    """The payload as a file. zipfile reads the directory at its end, at most the size of some entries."""
+    """The payload as a file. Limits each read, so that zipfile reads a directory of only a few entries."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(_MAX_DIRECTORY_BYTES if size is None or size < 0 else min(size, _MAX_DIRECTORY_BYTES))
 
 
 class _Archive:
-    """The zip archive. Only uncompressed entries are accepted, so that none can expand."""
+    """The zip archive. Accepts only uncompressed entries, so that no entry can expand."""
 
     def __init__(self, payload: bytes) -> None:
         self._payload = memoryview(payload)
@@ -95,7 +95,7 @@ class _Archive:
         return found
 
     def numbers(self, key: str) -> memoryview:
-        """The bytes of one storage of numbers."""
+        """The bytes of the storage with this key."""
         found = self._entries.get(f"{self._folder}/data/{key}")
         if found is None:
             raise TensorFileError("is a broken torch.save file: the tensor's numbers are missing")
@@ -125,12 +125,15 @@ _INSTRUCTIONS: Final = b"".join(
         pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BINPERSID, pickle.STOP,
     )
 )  # fmt: skip
-"""The opcodes of a tensor in protocols 2 to 5. Others set attributes, fill containers, or reserve memory."""
+"""The pickle opcodes that a tensor needs, in protocols 2 to 5.
+
+All other opcodes are rejected, because some of them set attributes, fill containers or reserve memory.
+"""
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """All numbers of an entry. Tensors are views of them."""
+    """All numbers of an entry. A tensor is a view of them."""
 
     dtype: str
     numbers: Array
@@ -139,7 +142,8 @@ class _Storage:
 class _TensorUnpickler(pickle._Unpickler):
     """Builds tensors as views of the archive's numbers. Names in the pickle are looked up, never imported.
 
-    The base is the reader written in Python: the one in C reserves memory for the largest index in a pickle.
+    The base class is written in Python. The unpickler in C is not used, because it reserves memory for the
+    largest index in a pickle.
     """
 
     dispatch = {code: pickle._Unpickler.dispatch[code] for code in _INSTRUCTIONS}
@@ -149,7 +153,7 @@ class _TensorUnpickler(pickle._Unpickler):
         self._archive = archive
 
     def find_class(self, module: str, name: str) -> str | Callable[..., object]:
-        """The function that replaces one of torch's. For a type of storage, the type's name."""
+        """Our replacement of the function with this name. For a storage type, returns the type's name."""
         known = f"{module}.{name}"
         if known == _SPARSE:
             raise TensorFileError("is sparse, which needs `--engine vllm`: send `tensor.to_dense()`")
@@ -178,11 +182,11 @@ _FUNCTIONS: Final[dict[str, Callable[..., object]]] = {
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     "collections.OrderedDict": lambda: None,
 }
-"""torch's function or class -> our replacement. A call's time grows only with the length of its arguments."""
+"""Function or class -> our replacement. The time of a call grows only with the length of its arguments."""
 
 
 def _strided(numbers: Array, offset: Any, shape: tuple[int, ...], strides: Sequence[int]) -> Array:
-    """A strided view, which is checked to stay within the numbers."""
+    """A strided view. Checks that it stays within the numbers."""
     if len(strides) != len(shape) or min((_as_int(offset), *strides)) < 0:
         raise ValueError("strides")
     if 0 in shape:

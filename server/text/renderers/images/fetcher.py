@@ -1,4 +1,4 @@
-"""Fetches images over HTTP, only from hosts that the operator allows and whose address is public."""
+"""Fetches images over HTTP. The operator must allow their host, and its address must be public."""
 
 import asyncio
 import socket
@@ -13,23 +13,23 @@ from base.errors import ServerError
 from server.terms.config import RendererConfig
 
 _IPV6_INTERNET = IPv6Network("2000::/3")
-"""All that IANA has allocated to the internet. Excludes, for example, IPv4 within IPv6 (NAT64, SIIT)."""
+"""The addresses that IANA has allocated to the internet. Not among them is IPv4 within IPv6 (NAT64, SIIT)."""
 _SPECIAL = (IPv4Network("192.0.0.0/24"), IPv4Network("192.88.99.0/24"), IPv6Network("3fff::/20"))
 """Networks for protocols, relays and documentation. `is_global` excludes them only in some Pythons."""
 _ISATAP = (0x0000_5EFE, 0x0200_5EFE)
-"""The middle of an IPv6 address whose last 32 bits are the IPv4 address of a tunnel's end."""
+"""Bits 32 to 63 of an ISATAP address. The last 32 bits are the IPv4 address of the tunnel's end."""
 TakeRoom = Callable[[int], None]
-"""Counts bytes that a request holds. Raises if all requests together hold too many."""
+"""Counts bytes that a request holds. Raises an error if all requests together hold too many bytes."""
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_URL_CHARS = 1 << 16
-"""Far more characters than servers accept. yarl keeps the last 128 URLs in memory."""
+"""The limit of a URL's length, because yarl keeps the last 128 URLs in memory. Servers accept far less."""
 _CHUNK_BYTES = 1 << 16
 _HEADERS = {"Accept": "image/*, */*;q=0.5", "Accept-Encoding": "identity", "User-Agent": "vllm-cli"}
 
 
 class MediaError(ServerError):
-    """An image cannot be loaded or decoded. The client gets the message behind "messages[0]...: "."""
+    """An image cannot be loaded or decoded. The client gets "messages[0]...: " and this message."""
 
 
 class MediaTooLargeError(MediaError):
@@ -47,13 +47,13 @@ class PublicResolver(AbstractResolver):
     """
 
     def __init__(self, private_hosts: frozenset[str]) -> None:
-        """`private_hosts`: hosts that the operator named by address or `localhost`. They may be private."""
+        """`private_hosts` may have private addresses: the operator wrote them as addresses or localhost."""
         self._private_hosts = private_hosts
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Raises MediaError if an address is not public, OSError if the name cannot be resolved."""
+        """Raises MediaError if an address is not public, and OSError if the name cannot be resolved."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family)
         results = []
@@ -77,7 +77,7 @@ class PublicResolver(AbstractResolver):
 
 
 def check_public(address: str) -> None:
-    """Raises MediaError for an address that is not public: loopback, private, link-local, metadata."""
+    """Raises MediaError unless the address is public. Loopback, private and link-local addresses are not."""
     if not _is_public(ip_address(address.partition("%")[0])):
         raise MediaError(
             "the host is not on the public internet. The operator may allow such a host "
@@ -86,7 +86,7 @@ def check_public(address: str) -> None:
 
 
 def literal_address(host: str) -> str | None:
-    """The host as an IP address. None if it is a name."""
+    """The host as an IP address. None if the host is a name."""
     try:
         return str(ip_address(host.partition("%")[0]))
     except ValueError:
@@ -94,7 +94,7 @@ def literal_address(host: str) -> str | None:
 
 
 def is_private_by_name(domain: str) -> bool:
-    """Whether an allowed domain names a host that may have a private address."""
+    """Whether the host of an allowed domain may have a private address."""
     return domain == "localhost" or literal_address(domain) is not None
 
 
@@ -110,7 +110,7 @@ def _is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 class MediaFetcher:
-    """Fetches images, on the event loop. Each gets a new connection to an address that was checked."""
+    """Fetches images, on the event loop. Each image gets a new connection to an address that was checked."""
 
     def __init__(self, config: RendererConfig) -> None:
         self._config = config
@@ -121,7 +121,7 @@ class MediaFetcher:
         """Fetches the bytes of an image. `take_room` is called for each part that arrives.
 
         Raises:
-            MediaError: the host is not allowed, times out, answers with an error or with too many bytes.
+            MediaError: the host is not allowed or times out, or its response is an error or too large.
         """
         timeout_s = self._config.image_fetch_timeout_s
         resolver = PublicResolver(self._private_hosts)
@@ -190,7 +190,7 @@ class MediaFetcher:
         return url
 
     def _check(self, url: URL) -> None:
-        """Raises MediaError unless the operator allows the host by address, or by name if it is public."""
+        """Raises MediaError if the operator does not allow the host. Does not resolve host names."""
         host = (url.host or "").lower().rstrip(".")
         if url.scheme not in ("http", "https"):
             raise MediaError(f"the URL redirects to {url.scheme!r}, which is neither http nor https")

@@ -17,12 +17,12 @@ from server.text.renderers.images.fetcher import MediaError, MediaFetcher, Media
 from server.text.renderers.prompts import HeldBytes
 
 MAX_PROMPT_BYTES = 256 << 20
-"""The most bytes of all images of a prompt together."""
+"""The most bytes that all images of a prompt may have together."""
 
 
 @contextmanager
 def room_for_images(held: HeldBytes) -> Iterator[TakeRoom]:
-    """Takes room for the images of one prompt. They are in memory until the block ends."""
+    """Yields a function that counts the bytes of a prompt's images. They count until the block ends."""
     num_bytes = 0
 
     def take_room(num_more: int) -> None:
@@ -39,7 +39,7 @@ def room_for_images(held: HeldBytes) -> Iterator[TakeRoom]:
 
 
 class MediaLoader:
-    """Fetches over HTTP on the event loop. Decodes `data:` URLs and reads files in `executor`."""
+    """Fetches images over HTTP on the event loop. Decodes `data:` URLs and reads files in `executor`."""
 
     def __init__(self, config: RendererConfig, executor: Executor) -> None:
         folder = config.allowed_local_media_path
@@ -67,7 +67,7 @@ class MediaLoader:
 
 
 def decode_data_url(url: str, *, max_bytes: int) -> bytes:
-    """Decodes a `data:` URL. Its base64 must be strict: no blanks, no missing padding.
+    """Decodes a `data:` URL. Its base64 must have no blanks and complete padding.
 
     Raises:
         MediaError: the URL is malformed, or its data are larger than `max_bytes`.

@@ -1,4 +1,4 @@
-"""Decodes images, and turns them into tensors and texts for the prompt by the model's image processor."""
+"""Decodes images, and turns them into tensors and prompt texts with the model's image processor."""
 
 import importlib
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from server.text.renderers.images.fetcher import MediaError
 from server.text.renderers.images.processor_cache import ProcessedImages, ProcessorCache
 
 _FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""Accepted formats, all decoded in this process. For others, such as EPS, Pillow runs other programs."""
+"""Accepted formats. Pillow decodes them in this process, but runs other programs for formats such as EPS."""
 _PLUGINS: Final = ("Bmp", "Gif", "Jpeg", "Mpo", "Png", "Tiff", "WebP")
 """Pillow's modules for these formats. MPO is for JPEG files with several images."""
 
@@ -33,11 +33,11 @@ _WHITE = (255, 255, 255)
 _CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 """Files that may name the processor's class."""
 _TILED = ("Idefics3Processor", "SmolVLMProcessor")
-"""Processors that return a row of tiles per prompt, [1, tiles, ...]. Others return an entry per image."""
+"""Processors that return a row of tiles per prompt, [1, tiles, ...]. All others return an entry per image."""
 
 
 def import_decoders() -> None:
-    """Imports all decoders, so that no thread imports one for its first image.
+    """Imports all decoders in advance. Otherwise, a thread would import a decoder for its first image.
 
     Call it on the main thread.
     """
@@ -98,7 +98,7 @@ class ImageProcessor:
     def __init__(
         self, processor: ProcessorMixin, cache: ProcessorCache, *, max_pixels: int, settings: dict[str, Any]
     ) -> None:
-        """`settings` are the operator's (`--mm-processor-kwargs`)."""
+        """`settings` come from the operator (`--mm-processor-kwargs`)."""
         self._processor = processor
         self._images = processor.image_processor
         self._axis = 1 if type(processor).__name__ in _TILED else 0
@@ -120,7 +120,7 @@ class ImageProcessor:
         return self._cached([file])
 
     def join(self, images: Sequence[ProcessedImages], files: Sequence[ImageFile]) -> ProcessedImages:
-        """Joins all images of a prompt. The result is the same as when they are processed together.
+        """Joins all images of a prompt. The result is the same as if they were processed together.
 
         Raises:
             RequestError: images of different sizes have too many pixels together.
@@ -128,7 +128,7 @@ class ImageProcessor:
         return _join(images, self._axis) or self._cached(files)
 
     def warm_up(self, image: Image.Image) -> None:
-        """Processes an image without caching it: for the first image, transformers imports modules."""
+        """Processes an image without caching it, because transformers imports modules for the first image."""
         self._compute([image])
 
     def token_types(self, token_ids: list[int]) -> TensorData | None:
@@ -140,7 +140,7 @@ class ImageProcessor:
 
     @property
     def _returns_token_types(self) -> bool:
-        """Whether token types are returned: an attribute since transformers 5.23, before that a setting."""
+        """Whether the processor returns token types. Since transformers 5.23, an attribute shows this."""
         is_set = getattr(self._processor, "return_mm_token_type_ids", None)
         if is_set is None:
             defaults = self._processor.valid_processor_kwargs._defaults
@@ -221,10 +221,9 @@ class ProcessorLoadError(TokenizerLoadError):
 
 
 def load_processor(path: Path, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
-    """Loads the folder's processor for this tokenizer, to which it may add tokens. Call it on the main
-    thread.
+    """Loads the folder's processor. Call this on the main thread. It may add tokens to the tokenizer.
 
-    Videos are not supported: their processors need torchvision.
+    Videos are not supported, because their processors need torchvision.
 
     Raises:
         ProcessorLoadError: the processor is missing, broken, or does not work without videos.

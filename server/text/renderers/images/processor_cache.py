@@ -9,7 +9,7 @@ from server.terms.types import TensorData
 
 @dataclass(frozen=True)
 class ProcessedImages:
-    """One image, or several processed together, in the form for the model."""
+    """One processed image, or several that were processed together, as tensors for the model."""
 
     tensors: dict[str, TensorData]
     placeholders: tuple[str, ...]
@@ -29,7 +29,7 @@ class ProcessorCache(BoundedCache[Hashable, ProcessedImages]):
     def __init__(self, max_bytes: int) -> None:
         super().__init__(max_bytes, lambda images: images.num_bytes)
         self.num_queries = 0
-        """Images that were looked up since the start."""
+        """The number of images that were looked up since the start."""
         self.num_hits = 0
 
     def use(self, key: Hashable) -> ProcessedImages | None:

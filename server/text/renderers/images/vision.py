@@ -1,4 +1,7 @@
-"""The images of conversations for all kinds of renderers. A Hugging Face processor computes them."""
+"""Loads and processes the images of conversations, for all kinds of renderers.
+
+A processor of Hugging Face's transformers does the processing.
+"""
 
 import asyncio
 from concurrent.futures import Executor
@@ -22,9 +25,9 @@ from server.text.renderers.images.processor_cache import ProcessedImages, Proces
 from server.text.renderers.prompts import HeldBytes, RenderedPrompt
 
 _MEMORY_SHARE = 0.25
-"""The most of the memory free at the start that the image cache may use, as a share."""
+"""The image cache may use this share of the memory that is free at the start."""
 _NUM_LOADS = 8
-"""Images of one prompt that are fetched at once."""
+"""The most images of one prompt that are fetched at once."""
 
 
 class ImagePart(NamedTuple):
@@ -36,7 +39,7 @@ class ImagePart(NamedTuple):
 
 
 class VisionPart:
-    """Fetches images on the event loop and processes them in the image thread, `executor`.
+    """Fetches images on the event loop. Processes them in the image thread, which is `executor`.
 
     The token ids of a prompt equal those of `processor.apply_chat_template(..., tokenize=True)`.
     """
@@ -44,7 +47,7 @@ class VisionPart:
     def __init__(
         self, files: ModelFiles, config: RendererConfig, tokenizer: PreTrainedTokenizerBase, executor: Executor
     ) -> None:
-        """The processor may add tokens to the tokenizer. Call it on the main thread.
+        """Create it on the main thread. The processor may add tokens to the tokenizer.
 
         Raises:
             ProcessorLoadError: the processor is missing or broken.
@@ -78,7 +81,7 @@ class VisionPart:
         return parts
 
     async def load(self, parts: list[ImagePart], held: HeldBytes, *, max_tokens: int | None) -> ProcessedImages:
-        """Loads and processes images. Together they must have fewer than `max_tokens` tokens.
+        """Loads and processes images, which must have fewer than `max_tokens` tokens together.
 
         Raises:
             RequestError: an image cannot be loaded, or the images have too many tokens.
@@ -110,13 +113,16 @@ class VisionPart:
         return "".join([first, *(a + b for a, b in zip(images.placeholders, others, strict=True))])
 
     def attach(self, prompt: RenderedPrompt, images: ProcessedImages) -> RenderedPrompt:
-        """Adds the images' tensors to the prompt, which has the images' tokens."""
+        """Adds the images' tensors to the prompt, which already has the images' tokens."""
         types = self._images.token_types(prompt.token_ids)
         tensors = images.tensors if types is None else {**images.tensors, "mm_token_type_ids": types}
         return RenderedPrompt(prompt.token_ids, prompt.text, PromptInputs(mm=tensors))
 
     async def _process(self, files: list[ImageFile], max_tokens: int | None) -> ProcessedImages:
-        """Processes one image after the other: other prompts get their turn, and a disconnect ends it."""
+        """Processes one image after the other.
+
+        Images of other prompts can be processed in between, and a disconnect stops the processing.
+        """
         run_in_executor = partial(asyncio.get_running_loop().run_in_executor, self._executor)
         images: list[ProcessedImages] = []
         num_tokens = 0

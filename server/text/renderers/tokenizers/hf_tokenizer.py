@@ -1,8 +1,8 @@
 """A Hugging Face tokenizer, as transformers loads it. All threads share one object.
 
-The tokenizers library encodes and decodes in several threads at once, but raises "Already borrowed" if
-truncation or padding changes meanwhile. So both are switched off after loading, and this module cuts prompts.
-A class that encodes by itself, for example in Python, may change its own state, so a lock guards it.
+The tokenizers library can encode and decode in several threads at once, but raises "Already borrowed" if
+truncation or padding is changed meanwhile. Both are switched off after loading, and this module cuts prompts.
+A tokenizer class with its own encoder, for example in Python, may change its state, so a lock protects it.
 """
 
 import json
@@ -24,7 +24,7 @@ from server.text.renderers.tokenizers.tokenizer import Cut, Encoded
 _BYTE_OF_CHARACTER = {character: byte for byte, character in bytes_to_unicode().items()}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _NUM_CACHED = 4096
-"""The number of tokens whose bytes are cached. Texts use few others. All would take 5 to 25 MiB."""
+"""The number of tokens whose bytes are cached. Texts use few other tokens. All would take 5 to 25 MiB."""
 
 
 class HfTokenizer:
@@ -33,7 +33,7 @@ class HfTokenizer:
     def __init__(self, loaded: PreTrainedTokenizerBase) -> None:
         self.loaded = loaded
         self._backend = _plain_backend(loaded)
-        """The library's tokenizer. None if the class encodes by itself, under `_lock`."""
+        """The library's tokenizer. None if the class has its own encoder, which is used under `_lock`."""
         self._lock = Lock()
         if self._backend is not None:
             self._backend.no_truncation()
@@ -86,7 +86,7 @@ class HfTokenizer:
         return Encoded(encoding["input_ids"], encoding.get("token_type_ids"))
 
     def cut_text(self, text: str, num_tokens: int) -> str:
-        """Needs a fast tokenizer, because only these return offsets."""
+        """Needs a fast tokenizer, because only fast tokenizers return offsets."""
         while True:
             with self._lock:
                 encoding = self.loaded(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -101,7 +101,7 @@ class HfTokenizer:
         return text
 
     def loop_decoder(self, *, skip_special_tokens: bool) -> Decode:
-        """For a fast tokenizer, a decoder that bypasses transformers."""
+        """A decoder. If the tokenizer is fast, the decoder bypasses transformers."""
         decode = getattr(self.loaded, "backend_tokenizer", self.loaded).decode
         return partial(decode, skip_special_tokens=skip_special_tokens)
 
@@ -125,7 +125,7 @@ class TokenBytes:
         return self._look_up_cached(token_id)
 
     def _look_up(self, token_id: int) -> bytes:
-        """The bytes of a token. Without a table of bytes: what the token appends to an ordinary text."""
+        """The bytes of a token: from a table, or else the bytes that the token adds to the text `a`."""
         if (content := self._added.get(token_id)) is not None:
             return content.encode()
         token = self._backend.id_to_token(token_id) if self._backend else None
@@ -151,7 +151,7 @@ def _decoder_steps(backend: Tokenizer | None) -> frozenset[str]:
 
 
 def _plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
-    """The tokenizers library's object, if the tokenizer's class does not encode by itself."""
+    """The tokenizers library's object. None if the tokenizer's class has its own encoder."""
     kind = type(tokenizer)
     is_plain = issubclass(kind, TokenizersBackend) and all(
         getattr(kind, name) is getattr(TokenizersBackend, name) for name in ("encode", "_encode_plus")
@@ -160,9 +160,9 @@ def _plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
 
 
 def _cut_texts(encoded: Encoded, text_of: list[int | None], cut: Cut) -> None:
-    """Cuts one text or two like transformers' `longest_first`. Cuts nothing if the special tokens do not fit.
+    """Cuts one or two texts, as transformers does with `longest_first`.
 
-    Special tokens belong to neither text, and are kept.
+    Special tokens belong to neither text, and are kept. If they alone exceed the limit, nothing is cut.
     """
     room = cut.limit - text_of.count(None)
     if room < 0:

@@ -1,7 +1,7 @@
-"""Loads a tokenizer, without importing torch if the result is the same as AutoTokenizer's.
+"""Loads a tokenizer, and avoids importing torch where the result is the same as AutoTokenizer's.
 
-AutoTokenizer imports torch (1.5 s) only to choose a class. For the language models listed here, two JSON
-files determine the class. The tables repeat transformers' registrations and overrides, and a test compares
+AutoTokenizer imports torch (1.5 s) only to choose a class. For the language models in the tables below, two
+JSON files determine the class. The tables repeat transformers' registrations and overrides. A test compares
 every row with AutoTokenizer.
 """
 
@@ -20,7 +20,7 @@ from base.wording import one_line
 from server.text.model_files.tokenizer_files import TokenizerLoadError, find_tokenizer_mode, read_json_object
 
 _LEGACY_FILES = ("special_tokens_map.json", "added_tokens.json")
-"""If one of these files exists, transformers merges several sources of added tokens."""
+"""If a folder has one of these files, transformers merges added tokens from several files."""
 _GENERIC = "TokenizersBackend"
 """The class that uses tokenizer.json unchanged."""
 
@@ -37,7 +37,7 @@ _MODULE_OF_CLASS = {
     "XLMRobertaTokenizer": "transformers.models.xlm_roberta.tokenization_xlm_roberta",
     _GENERIC: "transformers.tokenization_utils_tokenizers",
 }
-"""Class of a tokenizer whose module does not import torch -> this module."""
+"""Tokenizer class -> its module. These modules do not import torch."""
 
 _DEFAULT_CLASS = {
     **dict.fromkeys(("bert", "distilbert", "electra"), "BertTokenizer"),
@@ -55,9 +55,9 @@ _DEFAULT_CLASS = {
 """Model type -> the class for a checkpoint that names no class."""
 
 _VERSION_DEPENDENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32")
-"""For these model types, transformers 5.19 ignores the class that a checkpoint names. 5.23 uses it.
+"""Model types whose named class transformers 5.19 ignores. transformers 5.23 uses the named class.
 
-Their checkpoints name LlamaTokenizer together with a byte-level tokenizer.json. With such a file, both
+Checkpoints of these types name LlamaTokenizer and have a byte-level tokenizer.json. With such a file, both
 versions choose the generic class.
 """
 
@@ -71,14 +71,13 @@ _FIXED_CLASS: dict[str, str | None] = {
     **dict.fromkeys(("mistral", "mixtral", "ministral", "stablelm"), _GENERIC),
     "siglip2": None,
 }
-"""Model type -> the class, even if the checkpoint names another: many checkpoints of these types name a wrong
-one.
+"""Model type -> the class to use. Many checkpoints of these types name a wrong class.
 
-None: only AutoTokenizer can choose.
+None means that only AutoTokenizer can choose the class.
 """
 
 _kept: dict[Path, tuple[FolderStamps, PreTrainedTokenizerBase]] = {}
-"""Folder -> tokenizer that was loaded in advance. A process that a standby forks finds its own here."""
+"""Folder -> tokenizer that was loaded in advance. A forked server finds the tokenizer of its model here."""
 
 
 class VocabularyFacts(NamedTuple):
@@ -90,7 +89,7 @@ class VocabularyFacts(NamedTuple):
 
 
 def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Takes the kept tokenizer of the folder, or loads it. May import torch, so call it on the main thread.
+    """Returns the folder's kept tokenizer, or loads it. May import torch: call this on the main thread.
 
     Raises:
         TokenizerLoadError: the tokenizer is missing or broken.
@@ -111,7 +110,7 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
 
 
 def keep_tokenizer(path: Path) -> None:
-    """Loads the tokenizer for a later `load_tokenizer` in this process or a fork of it. Starts no thread.
+    """Loads the tokenizer and keeps it for `load_tokenizer` in this process or its forks. Starts no thread.
 
     Does nothing for Mistral's files, which load fast enough.
 
@@ -128,7 +127,7 @@ def keep_tokenizer(path: Path) -> None:
 
 @lru_cache
 def measure_vocabulary(tokenizer: PreTrainedTokenizerBase) -> VocabularyFacts:
-    """Measures a vocabulary. Takes 20 ms for 50,000 tokens, and is done once for each tokenizer."""
+    """Measures a vocabulary. Takes 20 ms for 50,000 tokens. The result is cached for each tokenizer."""
     vocab: dict[str, int] = tokenizer.get_vocab()
     return VocabularyFacts(
         size=max([*vocab.values(), *tokenizer.added_tokens_decoder]) + 1, max_token_chars=max(map(len, vocab))
@@ -136,7 +135,10 @@ def measure_vocabulary(tokenizer: PreTrainedTokenizerBase) -> VocabularyFacts:
 
 
 def _take_kept(path: Path) -> PreTrainedTokenizerBase | None:
-    """The kept tokenizer, if its folder has not changed. Given out only once, because the user changes it."""
+    """Removes and returns the kept tokenizer. None if its folder has changed.
+
+    The tokenizer is returned only once, because its user changes it.
+    """
     stamps, tokenizer = _kept.pop(path.resolve(), (None, None)) if _kept else (None, None)
     return tokenizer if tokenizer is not None and stamps == read_folder(path) else None
 
@@ -158,7 +160,7 @@ def _class(name: str) -> type[PreTrainedTokenizerBase]:
 
 
 def _light_class(path: Path) -> str | None:
-    """The class that AutoTokenizer would choose for this folder, if this can be known without torch.
+    """The class that AutoTokenizer would choose for this folder, found without torch.
 
     None if only AutoTokenizer can choose the class.
     """
@@ -182,7 +184,7 @@ def _light_class(path: Path) -> str | None:
 
 
 class _TokenizerFile(msgspec.Struct):
-    """The part of tokenizer.json that is needed. Decoding skips the rest, megabytes of vocabulary."""
+    """The part of tokenizer.json that is needed. Decoding skips the megabytes of vocabulary."""
 
     added_tokens: list[dict[str, Any]]
 
@@ -190,8 +192,8 @@ class _TokenizerFile(msgspec.Struct):
 def _load_generic_tokenizer(path: Path) -> TokenizersBackend:
     """Loads the tokenizer in half of the time of `from_pretrained`. Raises transformers' errors.
 
-    transformers parses the file twice, the second time in Python for the few added tokens, and then copies
-    the tokenizer. The result is the same: a test compares it with AutoTokenizer's.
+    `from_pretrained` parses the file twice, the second time in Python for the few added tokens, and then
+    copies the tokenizer. A test checks that the result here is the same as AutoTokenizer's.
     """
     options = {} if _has_other_added_tokens(path) else {"added_tokens_decoder": _added_tokens(path)}
     tokenizer: TokenizersBackend = _WithoutCopy.from_pretrained(path, **options)
@@ -209,7 +211,7 @@ class _WithoutCopy(TokenizersBackend):  # type: ignore[misc]
 
 
 class _Shared:
-    """Stands for a backend tokenizer that transformers copies: its deep copy is the tokenizer itself."""
+    """Holds a backend tokenizer. A deep copy returns this tokenizer, so transformers copies nothing."""
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend

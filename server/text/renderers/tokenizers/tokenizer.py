@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, Protocol
 from server.text.renderers.detokenizer import Decode
 
 Side = Literal["left", "right"]
-"""Where tokens are cut off: `right` keeps the first ones, `left` the last ones."""
+"""Where tokens are cut off. `right` keeps the first tokens, `left` keeps the last tokens."""
 
 
 class Encoded(NamedTuple):
@@ -18,7 +18,7 @@ class Encoded(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """How many tokens to keep, and on which side the others are cut off.
+    """The number of tokens to keep, and the side on which the other tokens are cut off.
 
     Special tokens count, but are never cut off.
     """
@@ -43,7 +43,7 @@ class Tokenizer(Protocol):
 
     @property
     def eos_token_id(self) -> int | None:
-        """The end-of-sequence token. None if there is none."""
+        """The end-of-sequence token. None if the tokenizer has no such token."""
 
     @property
     def max_token_chars(self) -> int:
@@ -54,15 +54,14 @@ class Tokenizer(Protocol):
         """Token id -> text, for control tokens and other tokens that are matched literally."""
 
     def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
-        """The text's tokens. With `limit`, about that many of the last ones, plus begin- and end-of-text
-        tokens.
+        """The text's tokens. With `limit`, about that many last tokens, plus begin- and end-of-text tokens.
 
         Raises:
             UnicodeEncodeError: the text holds a lone surrogate.
         """
 
     def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None) -> Encoded:
-        """The tokens of one text, or of two with special tokens between them. The longer text is cut first.
+        """The tokens of one or two texts, with special tokens between two. Cuts the longer text first.
 
         Raises:
             UnicodeEncodeError: a text holds a lone surrogate.
@@ -75,7 +74,7 @@ class Tokenizer(Protocol):
         """The text of a whole sequence. The caller has checked the ids."""
 
     def loop_decoder(self, *, skip_special_tokens: bool) -> Decode:
-        """A decoder for the last few tokens of an output, which is called again and again."""
+        """A decoder that is fast for a few tokens. It is called for every token of an output."""
 
     def token_bytes(self, token_id: int) -> bytes:
         """The exact bytes that one token adds to a text."""
