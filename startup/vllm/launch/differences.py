@@ -1,6 +1,7 @@
-"""The log line of a start that names where it behaves unlike `vllm serve`; docs/vllm-engine.md has all.
+"""The log line that names differences between a start and `vllm serve`.
 
-It has only what is in force and what an operator sees: port, signals, exit codes, requests to the hub.
+It names only differences that are in force and that an operator sees, in port, signals, exit codes or
+requests to the hub. docs/vllm-engine.md lists all differences.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from startup.vllm_words.command_line import CommandLine
 
 
 class Difference(NamedTuple):
-    """One difference, and what restores the behaviour of `vllm serve`."""
+    """One difference, and the flag or variable that restores the behaviour of `vllm serve`."""
 
     text: str
     restored_by: str
@@ -27,7 +28,7 @@ def describe_differences(line: CommandLine, options: VllmOptions, *, is_offline:
 
 
 def find_differences(line: CommandLine, options: VllmOptions, *, is_offline: bool) -> Iterator[Difference]:
-    """The differences in force. `is_offline`: the launcher, not the user, has set HF_HUB_OFFLINE."""
+    """The differences in force. `is_offline`: whether the launcher, not the user, has set HF_HUB_OFFLINE."""
     if line.listens and line.uds is None and not options.listen_when_ready:
         yield Difference("port answers during the start", "--listen-when-ready")
     if DRAIN.applies and line.last("--shutdown-timeout") is None:
