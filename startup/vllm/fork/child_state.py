@@ -172,7 +172,7 @@ def _siblings(cpu: int) -> str:
 
 
 def parse_cpus(text: str) -> set[int]:
-    """The CPUs in an OpenMP variable such as `0 2-5`, `{0},{1}` or `...proclist=[0,1]`. Empty for other text."""
+    """The CPUs in an OpenMP variable such as `0 2-5`, `{0},{1}` or `...proclist=[0,1]`. Else an empty set."""
     _, found, listed = text.partition("proclist=[")
     words = (listed.partition("]")[0] if found else text).translate(_SEPARATORS).split()
     cpus: set[int] = set()

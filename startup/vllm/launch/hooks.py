@@ -55,7 +55,7 @@ _COMMAND: Final = "`vllm-cli check-hooks` shows all"
 
 
 HookState: TypeAlias = Literal["applies", "does not fit", "not needed", "not checked"]
-"""`not needed`: this release of vLLM does not need it. `not checked`: packages are missing, or fail to import."""
+"""`not needed`: this vLLM release does not need the hook. `not checked`: packages are missing or broken."""
 
 
 class HookFinding(NamedTuple):

@@ -82,7 +82,7 @@ class TemplateImports:
     def variables(self) -> Mapping[str, str]:
         """The variables of a forkserver, which libraries read when they are loaded.
 
-        Leaves out variables that vLLM itself sets on import, because a new program does not have them, either.
+        Leaves out variables that vLLM sets on import, because a new program does not have them, either.
         """
         variables: dict[str, str] = {}
         for profile in self._profiles or [PreloadProfile(StartKind.of(self._vllm, (), None))]:
