@@ -157,7 +157,7 @@ class ServingEvents:
         group_signals.start_thread(thread)
 
     def _follow_children(self) -> None:
-        """Reads events until a child is ready. There is no end of file, because this process can write, too."""
+        """Reads events until a child is ready. No end of file occurs, because this process can write, too."""
         num_waiting = 0
         release_port = _once(lambda: os.close(self._held_fd))
         with suppress(OSError):
