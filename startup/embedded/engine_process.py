@@ -34,7 +34,7 @@ _STANDARD_FDS = (0, 1, 2)
 
 
 class EngineProcess:
-    """The API process's handle of the engine process. `connection` is the API process's socket."""
+    """The API process's handle of the engine process. `connection` is a socket to the engine process."""
 
     def __init__(self, process: BaseProcess, connection: socket.socket) -> None:
         self._process = process
@@ -113,7 +113,7 @@ def start_engine(
 ) -> EngineProcess:
     """Starts the process, which loads the model at once and reports over the socket when the model is loaded.
 
-    Called on the main thread unless a forkserver forks the process. Otherwise, the process would end with the
+    Unless a forkserver forks the process, call this on the main thread, because the process ends with the
     thread that started it.
     """
     ours, theirs = socket.socketpair()

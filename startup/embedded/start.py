@@ -253,7 +253,7 @@ class _EmbeddedStart:
             return self._files
 
     def _begin_engine(self, context: BaseContext, files: Callable[[], ModelFiles]) -> EngineStarter:
-        """Starts the engine process. A forkserver forks this process after its imports."""
+        """Starts the engine process. With a forkserver, the process starts after the forkserver's imports."""
         with nullcontext() if engine_process.blocks_on_imports(context) else self._span(_ENGINE_SPAN):
             assert self._record is not None
             engine = EngineStarter(context, files, self._config.engine, self._config.logs, self._record)

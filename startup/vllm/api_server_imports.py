@@ -100,7 +100,7 @@ def import_leniently(modules: Iterable[str], before_each: Callable[[], None] = l
 
 
 def _forget_packages_of(err: BaseException) -> None:
-    """Removes the subpackages of a package whose import has failed from `sys.modules`.
+    """Removes from `sys.modules` the subpackages of a package whose import has failed.
 
     Python removes only the failed package. A later import of a module in one of its subpackages would not run
     the removed package first. Such an import fails if package and subpackage import each other.

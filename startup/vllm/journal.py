@@ -74,7 +74,7 @@ _EXCLUDED: Final = ("__", "startup", "transformers_modules")
 
 FORKSERVER: Final = "forkserver"
 API_SERVER: Final = "ApiServer"
-"""Beginning of the names of processes that `--api-server-count` starts."""
+"""Prefix of the names of processes that `--api-server-count` starts."""
 MAIN: Final = "MainProcess"
 """multiprocessing's name for a process that it did not start."""
 

@@ -94,7 +94,7 @@ class CommandLine:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words for vLLM. MODEL comes first, where vLLM looks for it, too. Other words are unchanged."""
+        """The words for vLLM. MODEL comes first, where vLLM accepts it, and all other words are unchanged."""
         model = () if self._model_word is None else (self._model_word,)
         return (*model, *(word for part in self._parts for word in part.words))
 
@@ -186,7 +186,7 @@ class CommandLine:
         return self._with_default(_SHUTDOWN_TIMEOUT, f"{SHUTDOWN_TIMEOUT_S:g}")
 
     def with_served_name(self) -> "CommandLine":
-        """The line with --served-model-name set to the model's name. Offline, vLLM would use its folder's."""
+        """Sets --served-model-name to the model's name, because vLLM would use the folder's name offline."""
         assert self.model is not None
         return self._with_default(_SERVED_NAME, self.model)
 

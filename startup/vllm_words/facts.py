@@ -215,7 +215,7 @@ class KeptFacts:
             logger.debug("vLLM's flags are not recorded: %s", err)
 
     def forget(self) -> None:
-        """Removes the record. Called if the preflight of a plain start finds a fault, as it cannot record."""
+        """Removes the record after a plain start's preflight finds a fault. Such a start cannot record."""
         self._kept.remove()
 
     def _write(self, facts: VllmFacts) -> None:
@@ -363,7 +363,7 @@ def _read_names() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def default_utilization(facts: VllmFacts | None = None) -> float:
-    """The share of a GPU's memory that vLLM uses by default. Without GPUs, of the machine's memory."""
+    """The share of memory that vLLM uses by default, of a GPU or, without GPUs, of the machine."""
     if facts is None:
         facts = read_facts(vllm) if (vllm := find_vllm()) else VllmFacts()
     found = (flag.default for flag in facts.flags if "--gpu-memory-utilization" in flag.names)

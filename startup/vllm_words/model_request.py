@@ -15,7 +15,7 @@ _NO_DRAFTS: Final = ("ngram", "ngram_gpu", "[ngram]", "suffix", "extract_hidden_
 
 
 def read_model_request(line: "CommandLine") -> ModelRequest:
-    """The request of a start of vLLM."""
+    """The request for the files of a start of vLLM."""
     value = line.value
     return ModelRequest(
         engine="vllm",

@@ -52,7 +52,7 @@ def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]
 
 
 def empty_key_notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
-    """A line for an empty --api-key, because requests then need no key. A script's variable may be unset.
+    """A line for an empty --api-key. Requests then need no key, perhaps because a script's variable is unset.
 
     Yields no line if --api-key-file is empty, too, because programs that need a server without keys give both
     flags.

@@ -157,13 +157,13 @@ def read_words(words: Sequence[str], name: str, *, is_quiet: bool, may_be_llama_
 
 
 def start_of(ctx: click.Context) -> VllmOptions | StartupConfig:
-    """The settings of the start. Not for a context whose words start a router."""
+    """The settings of the start. The context's words must not start a router."""
     start: VllmOptions | StartupConfig = ctx.meta.get(VLLM) or ctx.meta[CONFIG_OF_START]
     return start
 
 
 def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
-    """The request for the files that `vllm-cli serve` reads with these words. For other commands."""
+    """The request for the files of `vllm-cli serve` with these words, for commands with serve's flags."""
     start = parse_start(words, command)
     if isinstance(start, StartupConfig):
         return ModelRequest.of_start(start)
@@ -228,7 +228,7 @@ def _reject_references(words: Sequence[str]) -> None:
 
 
 def _is_read_for_vllm(name: str) -> bool:
-    """Whether the launcher checks the variable. Leaves out vLLM's variables, which may have other values."""
+    """Whether the launcher checks this variable. vLLM may accept further values of all other variables."""
     return name.startswith(OWN_PREFIX) or name == _READ_FOR_VLLM
 
 

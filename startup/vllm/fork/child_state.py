@@ -33,7 +33,7 @@ _SEPARATORS: Final = str.maketrans("{},", "   ")
 
 
 def record_environment_at_exec() -> None:
-    """Called when a forkserver starts: records the environment that its libraries read on import."""
+    """Called when a forkserver starts. Records the environment that the forkserver's libraries read."""
     _at_exec.update(foreign.snapshot())
     record_openmp()
 
@@ -83,7 +83,7 @@ class ChildState(NamedTuple):
 
 
 def _umask() -> int | None:
-    """The umask, read from /proc, because umask(2) returns it only by setting another one for all threads."""
+    """The umask, read from /proc, because umask(2) returns it only by setting a new umask for all threads."""
     lines: Iterable[str] = ()
     with suppress(OSError), open("/proc/self/status") as file:  # noqa: PTH123
         lines = file.readlines()
@@ -105,7 +105,7 @@ _at_import: _State | None = None
 
 
 def record_openmp() -> None:
-    """Called before torch is imported if forks will call `update_openmp`. Later calls do nothing."""
+    """Records state for `update_openmp` in forks. Called before torch is imported. Later calls do nothing."""
     global _at_import
     _at_import = _at_import or _State.of_this_process()
 
@@ -172,7 +172,7 @@ def _siblings(cpu: int) -> str:
 
 
 def parse_cpus(text: str) -> set[int]:
-    """The CPUs in an OpenMP variable such as `0 2-5`, `{0},{1}` or `...proclist=[0,1]`. Else an empty set."""
+    """Reads CPUs from an OpenMP variable: `0 2-5`, `{0},{1}`, `...proclist=[0,1]`. Empty for other text."""
     _, found, listed = text.partition("proclist=[")
     words = (listed.partition("]")[0] if found else text).translate(_SEPARATORS).split()
     cpus: set[int] = set()

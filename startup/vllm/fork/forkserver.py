@@ -1,9 +1,10 @@
 """Forks the processes that vLLM starts with `spawn` from a forkserver that has imported vLLM already.
 
-vLLM's CPU platform requires `spawn`, and vLLM rejects `forkserver` as a setting. So vLLM keeps `spawn`, whose
-programs run in forks (`startup.ground.processes.forkserver`). The forks get their parent's current state
-(`child_state`), end with the process that requested them (`startup.ground.processes.death_pipe`), and survive
-the end of the forkserver. Children of these forks are forked from the same forkserver.
+vLLM's CPU platform requires `spawn`, and vLLM rejects `forkserver` as a setting. So vLLM keeps `spawn`, but
+forks take the place of its new programs (`startup.ground.processes.forkserver`). The forks get their parent's
+current state (`child_state`), end with the process that requested them
+(`startup.ground.processes.death_pipe`), and survive the end of the forkserver. Children of these forks are
+forked from the same forkserver.
 """
 
 import json
@@ -149,7 +150,7 @@ def _death_pipe() -> int:
 
 
 def _close_inherited_pipe() -> None:
-    """Called in a fork, whose copy of the write end would keep the parent's other children running."""
+    """Closes a fork's copy of the death pipe, which would keep the parent's other children running."""
     if _start.death_pipe is not None and _start.death_pipe[0] != os.getpid():
         for fd in _start.death_pipe[1:]:
             with suppress(OSError):
@@ -158,7 +159,7 @@ def _close_inherited_pipe() -> None:
 
 
 def _begin(program: Program) -> None:
-    """Called in the fork before the process object is unpickled, because unpickling may read variables."""
+    """Sets a fork's state before its process object is unpickled, which may import and read variables."""
     begin_ns = time.monotonic_ns()
     watched, *pipes = program.fds
     arm(watched)

@@ -1,4 +1,4 @@
-"""Preloads vLLM's modules when this module is imported. Only a forkserver of vLLM imports it.
+"""Preloads vLLM's modules when a forkserver of vLLM imports this module.
 
 The import itself does the work, because a forkserver accepts only names of modules. It runs on the
 forkserver's main thread, with the garbage collector paused. The forkserver then forks engine and workers,

@@ -45,7 +45,7 @@ _REFUSALS: Final = (
     errno.ENOMEM, errno.EAGAIN, errno.EACCES, errno.EPERM, errno.EIO,
 )  # fmt: skip
 _OF_MACHINE: Final = ("MemoryError", "can't start new thread", *map(os.strerror, _REFUSALS))
-"""Texts of errors of the machine, which lacks an address, space, files, memory, threads or a permission."""
+"""Texts of errors that occur if the machine lacks addresses, space, memory, threads or permissions."""
 _DISTRIBUTION: Final = "vllm-cli-server"
 _API_PROCESSES: Final = ("MainProcess", API_SERVER)
 _ENGINE_MODULES: Final = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor")
@@ -94,7 +94,7 @@ _API_SERVER: Final = ("vllm.entrypoints.cli.serve",)
 
 @dataclass(frozen=True)
 class StartKind:
-    """The properties that decide which modules a start imports, and roughly how long it takes."""
+    """The properties that decide which modules a start imports, and roughly how long the start takes."""
 
     version: str
     architecture: str
@@ -180,7 +180,7 @@ def profiles_folder() -> Path:
 
 @dataclass(frozen=True)
 class PlainState:
-    """Why starts of one kind on one host do not preload: an earlier one failed in code of this package."""
+    """Why starts of one kind on one host do not preload after a failure in code of this package."""
 
     kind: StartKind
     host: str
@@ -196,7 +196,7 @@ class PlainState:
 
     @property
     def holds(self) -> bool:
-        """Whether the state still holds. False if the clock that wrote it was ahead."""
+        """Whether the state still holds. False if it was written with a clock that was ahead."""
         return 0 < self.end_s - time.time() <= _NEXT_S
 
     def __str__(self) -> str:

@@ -96,7 +96,7 @@ class HookReport(NamedTuple):
 
     @property
     def all_fit(self) -> bool:
-        """Whether this version needs no hook that does not fit. Hooks that were not checked are ignored."""
+        """Whether all hooks that this version needs fit. Ignores hooks that could not be checked."""
         return all(finding.state != "does not fit" for finding in self.findings)
 
     def to_fields(self) -> dict[str, Any]:

@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 PLAIN_START: Final = "plain-start"
 """The code in log lines about plain starts that the user has not requested."""
 _RANK_LAUNCHERS: Final = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK")
-"""Variables that torchrun and mpirun set; these launchers start one process for each rank."""
+"""Variables that torchrun and mpirun set. These launchers start one process for each rank."""
 _NUMA: Final = ("--numa-bind",)
-"""Flags for NUMA: vLLM binds processes by replacing the program that `spawn` runs."""
+"""Flags for NUMA. With them, vLLM binds processes by replacing the program that `spawn` runs."""
 END_S: Final = 10.0
 """Seconds that processes of a failed start have to end, because they may have to free a GPU's memory."""
 _POLL_S: Final = 0.005

@@ -225,7 +225,7 @@ def learn_imports(vllm: InstalledVllm, line: CommandLine, *, folder: Path, envir
 
 
 def main(role: str, model: str) -> None:
-    """The program of `learn_imports` for one of the two roles."""
+    """The program that `learn_imports` runs, in one of two roles."""
     if role == _FORKSERVER:
         importlib.import_module("startup.vllm.fork.preload")  # its import does the work
         if model:

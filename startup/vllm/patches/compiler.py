@@ -77,7 +77,7 @@ def may_defer_compiler(line: CommandLine, start_method: str) -> bool:
 
 @contextmanager
 def compiler_imported(when: CompilerTime) -> Iterator[None]:
-    """While open, imports of vLLM leave out a compiler that is `deferred` and not loaded yet."""
+    """While open, imports of vLLM leave out torch's compiler if `when` is `deferred` and it is not loaded."""
     if when == "now" or not DEFERRED_COMPILER.applies:
         yield
         return

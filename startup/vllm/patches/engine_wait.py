@@ -83,7 +83,7 @@ class _Waiting:
             raise self.error
 
     def end(self, arguments: tuple[Any, ...]) -> None:
-        """Stops the engine to end the wait, because its socket must not be closed while the thread reads."""
+        """Stops the engine to end the wait, whose socket must not be closed while the thread reads it."""
         if not self._thread.is_alive():
             return
         for argument in arguments:

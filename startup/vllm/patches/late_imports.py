@@ -31,7 +31,7 @@ UNUSED_COMMANDS: Final = LATE_NAMES.part(Text(("vllm.entrypoints.cli.main",), r"
 
 
 class LateImport(NamedTuple):
-    """An import statement at module level. Module `importer` does not use its names while it is imported."""
+    """An import statement at module level, whose names `importer` does not use during its own import."""
 
     importer: str
     module: str
@@ -125,7 +125,7 @@ class LateName:
         self.__late = (module, name, importer)
 
     def real(self) -> Any:
-        """The real object, with which this method replaces the LateName in the importing module."""
+        """The real object. Also replaces the LateName by this object in the importing module."""
         module, name, importer = self.__late
         value: Any = importlib.import_module(module)
         if name is not None:

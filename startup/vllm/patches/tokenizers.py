@@ -214,7 +214,7 @@ class _LateAttribute:
 
 
 def reuse_tokenizer() -> None:
-    """From now on, vLLM's search for a processor returns the tokenizer that is already loaded."""
+    """From now on, vLLM's search for a processor uses the loaded tokenizer instead of loading it again."""
     if PROCESSOR_LOOKUP.applies:
         wrap_after_import(CHAT_TEMPLATE, _with_loaded_tokenizer, PROCESSOR_LOOKUP)
 

@@ -28,7 +28,7 @@ _SENT_S: Final = 10.0
 
 
 def open_control(client: Any, lifecycle: Lifecycle) -> None:
-    """Opens the socket if a router has started this server and vLLM's sleep mode is on.
+    """Opens the socket if this server listens at its router's path, and vLLM's sleep mode is on.
 
     If there are several API servers, only the first server opens the socket, because calls of its client
     reach all engines.

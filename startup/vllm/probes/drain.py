@@ -1,7 +1,7 @@
 """Drains vLLM's API server: after SIGTERM, running requests finish before vLLM stops its engine.
 
 vLLM itself stops its engine first, and then waits for connections whose streams get no more tokens. This
-module wraps uvicorn's application to count running requests. It also replaces the engine client's `shutdown`,
+module wraps uvicorn's application to track running requests. It also replaces the engine client's `shutdown`,
 which vLLM calls after a signal. The replacement waits for the same drain as the embedded engine, and then
 stops vLLM's engine.
 """

@@ -189,7 +189,7 @@ def _asks_for_health(connection: socket.socket) -> bool:
 
 @contextmanager
 def _ended_with_this_process() -> Iterator[None]:
-    """Makes the kernel kill programs that this block starts when this process ends.
+    """While open, started programs will be killed by the kernel when this process ends.
 
     Such a program would otherwise keep the port. Used on the main thread, because the kernel kills a program
     when the thread that started the program ends.

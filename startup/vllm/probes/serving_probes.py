@@ -32,7 +32,7 @@ On a busy machine, up to eight heartbeats were unread although the responder did
 """
 _END_S: Final = 1.0
 _MAX_MESSAGES_PER_TURN: Final = 64
-"""Most messages that are read per turn of the event loop, which may be slower than the responder."""
+"""Most messages that are read per turn. A busy event loop is slower than the responder's log of probes."""
 _MAX_MESSAGE_BYTES: Final = 1 << 12
 
 
@@ -98,7 +98,7 @@ class ServingProbes:
         server.main_loop = self._ending_after(server.main_loop)
 
     async def end(self) -> None:
-        """Returns once uvicorn has all connections and accepts itself."""
+        """Returns once uvicorn has all connections and itself accepts new connections."""
         self._is_ending = True
         if not self._has_ended.is_set():
             with suppress(OSError):

@@ -131,7 +131,7 @@ def _name_findings(start: GivenStart, flag: str) -> Iterator[Finding]:
 
 
 def name_problem(facts: VllmFacts, flag: str, name: str, given: str) -> str | None:
-    """Why this vLLM does not have the name that a flag gives. None if it has, or if nothing is recorded."""
+    """Why this vLLM lacks the name that a flag gives. None if vLLM has it, or if nothing is recorded."""
     names = facts.names.get(flag, ())
     if not names or name in names or is_named_now(flag, name):
         return None
