@@ -173,10 +173,7 @@ class _EmbeddedStart:
             return _Prepared(self._prepare_renderer(files), engine)
 
     def _prepare_warm(self, context: BaseContext, plan: FilePlan) -> "_Prepared":
-        """Prepares a warm start. Forks the engine first, because no imports are left.
-
-        The engine loads the weights during all further steps.
-        """
+        """Prepares a warm start. No imports are left, so it first forks the engine, which loads weights."""
         files = plan.files
         assert files is not None
         engine = self._begin_engine(context, lambda: files)
@@ -231,10 +228,7 @@ class _EmbeddedStart:
         self._session.check(check, self._config.preflight)
 
     def _finish_download(self, plan: FilePlan) -> ModelFiles:
-        """Imports modules that nearly all models need, then waits for the download.
-
-        The page cache then has the content of the files.
-        """
+        """Imports modules that nearly all models need, then waits for the download (into the page cache)."""
         on_disk, mode = plan.files, self._config.renderer.tokenizer_mode
         mode = find_tokenizer_mode(on_disk.tokenizer_path, mode) if on_disk is not None else "hf"
         with learned_imports():

@@ -22,11 +22,8 @@ logger = logging.getLogger(__name__)
 
 _KILL_AGAIN_S: Final = 0.1
 _SWITCH_S: Final = 0.0002
-"""Seconds that the main thread may hold the interpreter lock while another thread starts the engine.
-
-That thread needs the lock after each system call. With Python's default of 5 ms, its request takes up to
-20 ms.
-"""
+"""Seconds that the main thread may hold the interpreter lock while another thread starts the engine. That
+thread needs the lock after each system call. With Python's default of 5 ms, its request takes up to 20 ms."""
 
 
 class EngineStarter:

@@ -58,10 +58,7 @@ _REGISTRIES: Final = {
     MODEL_TYPES[1]: Name("transformers.models.auto.configuration_auto", "CONFIG_MAPPING_NAMES"),
     CONNECTORS: Name("vllm.distributed.kv_transfer.kv_connector.factory", "KVConnectorFactory._registry"),
 }
-"""Objects in which vLLM keeps the possible values of a flag, or names of models.
-
-An object is read only if vLLM has imported its module.
-"""
+"""Objects in which vLLM keeps values of a flag, or names of models. Read only if vLLM has imported them."""
 
 _CONFIGS: Final = ("ModelConfig", "CacheConfig", "ParallelConfig", "SchedulerConfig", "LoadConfig")
 """Classes of `vllm.config`. Each start makes an object of each class, from the flags for its fields."""
@@ -81,10 +78,8 @@ _UTILIZATION: Final = 0.92
 """The share of a GPU's memory that vLLM 0.32 and 0.33 use by default."""
 _LASTS_S: Final = 30 * 86400.0
 _RENEWED_AFTER_S: Final = 86400.0
-"""The age, in seconds, at which a successful start renews a record.
-
-A record may be out of date, because a changed file in a container image may have the same time and size.
-"""
+"""The age, in seconds, at which a successful start renews a record. The record may be out of date, because a
+changed file in a container image may have the same time and size."""
 _MACHINES: Final = ("--mm-processor-device",)
 """Flags whose choices depend on the machine, and are therefore not recorded."""
 _ALLOWED_PLUGINS: Final = "VLLM_PLUGINS"
@@ -199,8 +194,7 @@ class KeptFacts:
 
         Args:
             imports_all: also imports registries that the API process does not use, and replaces the record.
-            is_doubted: replaces the record, because vLLM has accepted a start in which the preflight found
-                a fault.
+            is_doubted: replaces the record, because vLLM has accepted a start with a fault by the preflight.
         """
         is_due = imports_all or is_doubted or (self._kept.age_s or 0.0) > _RENEWED_AFTER_S
         if not FACTS.applies or _MAKE_PARSER.loaded is None or (self.read().flags and not is_due):

@@ -36,10 +36,7 @@ def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str
 
 
 def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]:
-    """A line for each flag whose secret value other users can see. Recommends a safer place.
-
-    With `has_key_file`, --api-key-file is such a place.
-    """
+    """A line per flag whose secret other users can see. `has_key_file`: whether to name --api-key-file."""
     values: dict[SupportedFlag, list[str]] = {}
     for flag, given in split_flags(words):
         if isinstance(flag, SupportedFlag) and flag.is_secret and any(given.values):

@@ -204,10 +204,7 @@ class PlainState:
 
 
 def plain_state(kind: StartKind) -> PlainState | None:
-    """Why this kind of start does not preload. None if it preloads.
-
-    A plain state applies only to one version each of Python, vLLM and this package.
-    """
+    """Why this kind of start does not preload with this Python, vLLM and package. None if it preloads."""
     state = _kept_plain(kind).read(of_type(PlainState), is_own=True)
     return state if state is not None and state.holds else None
 
@@ -233,10 +230,7 @@ def disable_preloading(kind: StartKind, reason: str) -> PlainState | None:
 
 
 def forget_failure(kind: StartKind) -> None:
-    """Makes the next start preload again.
-
-    Called when a start with preloading was ready, or when plain vLLM fails, too.
-    """
+    """Makes the next start preload again, after a ready start with preloading or a failure of plain vLLM."""
     _kept_plain(kind).remove()
 
 
@@ -264,10 +258,7 @@ def _architecture(model: Path | None) -> str:
 
 @dataclass(frozen=True)
 class PreloadPlan:
-    """The modules that the forkserver imports.
-
-    The plan is passed in a file, because a forkserver accepts only names of modules.
-    """
+    """The forkserver's imports, passed in a file because a forkserver accepts only names of modules."""
 
     folder: str
     """The folder to which the processes of this start write their journals."""

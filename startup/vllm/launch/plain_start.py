@@ -88,10 +88,7 @@ def log_reason(vllm: InstalledVllm, reason: PlainReason) -> None:
 
 
 def report_plain_start(log_format: str) -> None:
-    """Reports readiness to a service manager at once, because the readiness of plain vLLM is not known.
-
-    Warns if `log_format` does not apply to vLLM's log lines.
-    """
+    """Reports readiness at once, because plain vLLM does not. Warns if `log_format` cannot apply to vLLM."""
     if log_format != "text":
         reason = "vLLM starts without preloading"
         logger.warning("--log-format %s applies only to vllm-cli's own lines: %s", log_format, reason)
@@ -100,10 +97,7 @@ def report_plain_start(log_format: str) -> None:
 
 
 def run_plainly(kind: StartKind, line: CommandLine) -> int:
-    """Runs vLLM without preloading. If this fails, too, the next start preloads again.
-
-    Such a failure shows that preloading did not cause the earlier failure.
-    """
+    """Runs vLLM without preloading. If this fails, too, preloading was not the cause, and is used again."""
     try:
         code = without_click(lambda: run_serve(line))
     except SystemExit as err:

@@ -141,10 +141,7 @@ class TemplateImports:
             return f"the settings are not understood: {err}"
 
     def why_renew(self) -> str | None:
-        """Why the template is out of date. None if it is not.
-
-        The reason is new modules in profiles, a newly started model, or changed files of a model.
-        """
+        """Why the template is out of date: new modules, new models or changed files. None if it is valid."""
         profiles = self._usable_profiles()
         before, now = map(_modules_of, (self._profiles, profiles))
         if num_missing := len({*now.api, *now.engine}.difference(before.api, before.engine, sys.modules)):
@@ -208,12 +205,7 @@ def learn_imports(vllm: InstalledVllm, line: CommandLine, *, folder: Path, envir
     """Runs the imports of forkserver and API server in two new programs, which record the imported modules.
 
     Also makes vLLM inspect the model if it is on disk. Raises CalledProcessError if vLLM cannot be imported.
-
-    Args:
-        vllm: the installed vLLM.
-        line: the command line of the start.
-        folder: for temporary files.
-        environment: the variables of the two programs.
+    `folder` is for temporary files. `environment` has the variables of both programs.
     """
     model = line.model_folder
     profile = PreloadProfile(StartKind.of(vllm, line.flags_of_modules, model))

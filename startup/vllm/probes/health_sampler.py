@@ -79,10 +79,7 @@ class HealthSampler:
         return None
 
     async def _request(self) -> AppAnswer | None:
-        """Requests `/health` once. None if the responder cannot repeat the answer.
-
-        Such an answer has no fixed length, has a header for the connection, or has an unexpected status.
-        """
+        """Requests `/health` once. None if the answer's length, status or connection header is unsuitable."""
         answer = await ask_app(self._server, PATH)
         if answer is None or answer.header(b"content-length") is None or answer.header(b"connection") is not None:
             return None

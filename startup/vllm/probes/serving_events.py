@@ -269,10 +269,7 @@ def _create_probes(
 
 
 def _end_handler_first(shutdown: Callable[..., None]) -> Callable[..., None]:
-    """Makes `shutdown` first end the task that waits for outputs.
-
-    vLLM itself ends this task last, and may log a dead engine before.
-    """
+    """Makes `shutdown` first end the task that waits for outputs, so that vLLM logs no dead engine."""
 
     def end(self: Any, timeout: float | None = None) -> None:
         handler = getattr(self, "output_handler", None)

@@ -140,10 +140,7 @@ def name_problem(facts: VllmFacts, flag: str, name: str, given: str) -> str | No
 
 
 def describe_unknown(line: CommandLine) -> Iterator[str]:
-    """A line for each unknown flag and for each word that belongs to no flag.
-
-    If there are unknown flags, such a word may be a flag's value, and only stray words get a line.
-    """
+    """A line for each unknown flag, each stray word and, without unknown flags, each unexpected word."""
     options = [option for fact in line.facts.flags for option in fact.options]
     for name, where in line.unknown:
         yield f"{where}: vLLM has no flag {name}{did_you_mean(name, options)}".removeprefix(": ")

@@ -38,10 +38,7 @@ _PACKAGES: Final = (
 )
 """Values of flags, the module that vLLM imports for each, and the package that provides it."""
 _CACHES: Final = {"TRITON_CACHE_DIR": "~/.triton", "TORCHINDUCTOR_CACHE_DIR": ""}
-"""Variables and defaults of folders to which vLLM's libraries for GPUs write.
-
-A folder without a default is used only if its variable is set.
-"""
+"""Variables of folders to which vLLM's libraries for GPUs write, with defaults. Empty for no default."""
 _PORT: Final = "VLLM_PORT"
 _LEVEL: Final = "VLLM_LOGGING_LEVEL"
 _LOG_FILE: Final = "VLLM_LOGGING_CONFIG_PATH"
@@ -52,10 +49,7 @@ _SHM_PER_RANK: Final = 1 << 30
 
 
 def surroundings_findings(start: GivenStart) -> Iterator[Finding]:
-    """Reports missing packages and invalid variables as errors.
-
-    Most other findings are warnings, because they depend on more than is known here.
-    """
+    """Reports missing packages and invalid variables as errors, and most uncertain faults as warnings."""
     yield from _check_packages(start)
     yield from _check_variables(start)
     for finding in check_libraries():  # not every vLLM for GPUs compiles kernels for the processor
@@ -77,11 +71,7 @@ def _check_packages(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_variables(start: GivenStart) -> Iterator[Finding]:
-    """Checks variables that vLLM and the hub's client read.
-
-    VLLM_PORT may have another meaning, because Kubernetes sets `NAME_PORT` for each Service. vLLM reads
-    `facts.variables` as numbers.
-    """
+    """Checks variables of vLLM and the hub's client. Kubernetes sets VLLM_PORT for a Service named vllm."""
     if "://" in (port := foreign.text_of(_PORT)):
         yield error(
             "port_variable",
