@@ -113,8 +113,7 @@ def start_engine(
 ) -> EngineProcess:
     """Starts the process, which loads the model at once and reports over the socket when the model is loaded.
 
-    Unless a forkserver forks the process, call this on the main thread, because the process ends with the
-    thread that started it.
+    Call this on the main thread unless a forkserver forks, because the process ends with its starting thread.
     """
     ours, theirs = socket.socketpair()
     method = context.get_start_method()

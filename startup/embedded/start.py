@@ -2,8 +2,7 @@
 
 First, this process opens the port, on which the responder answers. Then it starts the forkserver, which
 imports torch and transformers on its main thread. Meanwhile this process runs the preflight, finds the model,
-requests the engine, imports the HTTP server and loads the tokenizer. No heavy module is imported in a second
-thread.
+requests the engine, imports the HTTP server and loads the tokenizer. Only main threads import heavy modules.
 
 A process that was forked from a template process has all of these modules already. Its forkserver forks at
 once, so the engine loads the weights during all further steps.
@@ -329,10 +328,9 @@ def _subject_of(config: StartupConfig) -> StartSubject:
 
 
 def history_key(config: StartupConfig, versions: Mapping[str, str]) -> str:
-    """A hash of the facts on which the duration of a start depends.
+    """A hash of model, versions, start method and settings, on which the duration of a start depends.
 
-    These facts are the model, versions, the start method, and settings of engine and renderer. Starts of vLLM
-    use the kind of start (`StartKind`) instead.
+    Starts of vLLM use the kind of start (`StartKind`) instead.
     """
     model = asdict(config.model)
     for name in ("model", "tokenizer"):

@@ -78,9 +78,8 @@ def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:
 def import_leniently(modules: Iterable[str], before_each: Callable[[], None] = lambda: None) -> dict[str, str]:
     """Imports the modules. Returns the modules that fail, with their errors.
 
-    Code that needs a failed module imports it again, and gets the error then. A module that needs the GPU
-    does not count as failed, because forks import it. The imports end as soon as forks of this process can no
-    longer use the GPU.
+    Code that needs a failed module imports it again, and gets the error then. A module that needs the GPU has
+    not failed, because forks import it. The imports end as soon as forks can no longer use the GPU.
     """
     failed = {}
     with cached_scans():

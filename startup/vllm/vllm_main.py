@@ -48,10 +48,9 @@ def _run(words: Sequence[str]) -> int:
 
 
 def words_with_copy(line: CommandLine, stack: ExitStack) -> Sequence[str]:
-    """The words, with a copy of the `--config` file if a value in this file was replaced.
+    """The words, with a copy of the `--config` file if a value in it was replaced. `stack` removes the copy.
 
-    The copy is in memory, because values may be secrets. Its name has a suffix that vLLM accepts. `stack`
-    removes the copy.
+    The copy is in memory, because values may be secrets. Its name has a suffix that vLLM accepts.
     """
     words, file = line.words, line.config
     for reference in file.missing if file is not None else ():

@@ -165,8 +165,7 @@ class CommandLine:
     def port(self) -> int | None:
         """The value of `--port`, or vLLM's default. None if the value is not a number or not known yet.
 
-        vLLM itself rejects a value that is not a number. Until vLLM's flags are recorded, the port is not
-        known if an abbreviated flag may change it.
+        Until vLLM's flags are recorded, the port is not known if an abbreviated flag may change it.
         """
         deciding = flags_that_change("no port", "address")
         unsure = [flag.option for flag in self.flags if len(flag.option) > 2 and flag.option not in deciding]

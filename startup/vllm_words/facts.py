@@ -1,9 +1,8 @@
 """Facts about the installed vLLM: its flags, the names that it has registered, and plugins of other packages.
 
 The API process of a start has vLLM's own parser and registries, and records them once for each installation
-(`KeptFacts.record`). `vllm-cli bake` and `check-hooks` record them, too. The next start checks its words
-against the record before it imports anything heavy. Without a record, it checks only flags that the launcher
-reads.
+(`KeptFacts.record`). `vllm-cli bake` and `check-hooks` do the same. The next start checks its words against
+the record before heavy imports. Without a record, it checks only flags that the launcher reads.
 """
 
 import argparse

@@ -1,7 +1,6 @@
 """The flags of a vLLM, from its record. Before vLLM's first start, a table replaces the record.
 
-The table has only flags that the launcher reads. It also lists the decisions of the launcher that a flag
-changes, before vLLM's parser reads the flag.
+The table has only flags that the launcher reads, with the decisions of the launcher that a flag changes.
 """
 
 from collections.abc import Iterator, Sequence

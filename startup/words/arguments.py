@@ -1,7 +1,6 @@
 """Reads a command line or a `--config` file of the embedded engine by vLLM's rules, not by click's.
 
-`ground.serve_words.split` implements the rules. A flag's name may be abbreviated if only one flag begins with
-the abbreviation.
+`ground.serve_words.split` implements the rules. A flag's name may be abbreviated if this is unambiguous.
 """
 
 import json

@@ -51,8 +51,7 @@ def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]
 def empty_key_notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
     """A line for an empty --api-key. Requests then need no key, perhaps because a script's variable is unset.
 
-    Yields no line if --api-key-file is empty, too, because programs that need a server without keys give both
-    flags.
+    Yields no line if --api-key-file is empty, too. Programs that need a server without keys give both flags.
     """
     empty = {given.flag.name for given in given_flags if not any(given.values)}
     if "--api-key" in empty and "--api-key-file" not in empty:

@@ -24,8 +24,7 @@ class Spelling(NamedTuple):
 def spellings(flag: Flag) -> dict[str, Spelling]:
     """All spellings of a flag.
 
-    The opposite of `--enable-x` is `--no-enable-x` and, since vLLM 0.33, also `--disable-x`. In the same way,
-    `--enable-x` is an opposite of `--disable-x`.
+    The opposite of `--enable-x` is `--no-enable-x`. Since vLLM 0.33, it is also `--disable-x`, and vice versa.
     """
     plain = {name: Spelling(flag) for name in flag.names}
     if flag.shape is not Shape.SWITCH:

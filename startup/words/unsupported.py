@@ -8,9 +8,8 @@ from startup.words.flag import Flag, Shape
 def _flags(table: str) -> tuple[Flag, ...]:
     """The flags in a table. An entry looks like a word of a command line: `--name,-alias=neutral`.
 
-    The values after `=` change nothing. They are for example vLLM's default, and `|` separates them. A flag
-    with `+=` takes several values. A flag without `=` is a switch that is off by default. A flag with `=on`
-    is a switch that is on by default.
+    The values after `=`, separated by `|`, change nothing. A flag with `+=` takes several values. A flag
+    without `=` is a switch that is off by default. A flag with `=on` is a switch that is on by default.
     """
     return tuple(map(_flag, table.split()))
 

@@ -113,8 +113,7 @@ def record_openmp() -> None:
 def update_openmp() -> None:
     """Sets torch's number of threads, and the CPUs that OpenMP's threads will inherit from this thread.
 
-    Only processes that do not fork later may call this function, because torch starts a thread if the number
-    changes.
+    Only processes that do not fork later may call this, because torch starts a thread if the number changes.
     """
     now = _State.of_this_process()
     if _at_import is None or now == _at_import:

@@ -1,10 +1,9 @@
 """Forks the processes that vLLM starts with `spawn` from a forkserver that has imported vLLM already.
 
 vLLM's CPU platform requires `spawn`, and vLLM rejects `forkserver` as a setting. So vLLM keeps `spawn`, but
-forks take the place of its new programs (`startup.ground.processes.forkserver`). The forks get their parent's
-current state (`child_state`), end with the process that requested them
-(`startup.ground.processes.death_pipe`), and survive the end of the forkserver. Children of these forks are
-forked from the same forkserver.
+forks replace its new programs (`startup.ground.processes.forkserver`). The forks get their parent's current
+state (`child_state`), end with the process that requested them (`startup.ground.processes.death_pipe`), and
+survive the end of the forkserver. Children of these forks are forked from the same forkserver.
 """
 
 import json

@@ -215,10 +215,9 @@ def plain_states() -> list[PlainState]:
 
 
 def disable_preloading(kind: StartKind, reason: str) -> PlainState | None:
-    """Turns preloading off for this kind of start, because code of this package has failed.
+    """Turns preloading off after our code has failed: for an hour, and after a further failure for a day.
 
-    The first failure turns preloading off for an hour, and the next failure for a day. Returns None and
-    changes nothing if the machine lacked a resource, which the next start may get.
+    Returns None and changes nothing if the machine lacked a resource, which the next start may get.
     """
     if _is_of_machine(reason):
         return None

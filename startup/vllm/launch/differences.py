@@ -1,7 +1,6 @@
-"""The log line that names differences between a start and `vllm serve`.
+"""The log line that names differences between a start and `vllm serve`. docs/vllm-engine.md has all of them.
 
-It names only differences that are in force and that an operator sees, in port, signals, exit codes or
-requests to the hub. docs/vllm-engine.md lists all differences.
+The line has only differences in force that an operator sees: port, signals, exit codes, requests to the hub.
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,8 @@
 """Prevents vLLM's requests to the hub if all files that vLLM reads are on disk.
 
-vLLM sends a dozen requests to the hub in each start, even for files that are on disk. With HF_HUB_OFFLINE,
-vLLM uses the snapshot's folder instead of the model's name. The launcher sets the variable only if vLLM
-cannot need anything else, such as code of other repositories, adapters that clients name, or parts that only
-some models have.
+vLLM sends a dozen requests to the hub in each start, even for files on disk. With HF_HUB_OFFLINE, it uses the
+snapshot's folder instead of the model's name. The launcher sets the variable only if vLLM cannot need other
+things, such as code of other repositories, adapters that clients name, or parts that only some models have.
 """
 
 import logging

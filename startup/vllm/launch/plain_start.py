@@ -115,8 +115,7 @@ def run_plainly(kind: StartKind, line: CommandLine) -> int:
 def end_children(pids: Iterable[int]) -> None:
     """Kills the processes of `pids`, and waits until these and all children of this process have ended.
 
-    `pids` may name processes that are no children, because their parent has ended. The resource tracker ends
-    because this function closes its pipe. The wait takes at most `END_S`.
+    The processes of `pids` need not be children. The resource tracker ends because its pipe is closed here.
     """
     with suppress(OSError):
         os.close(resource_tracker.getfd() or -1)

@@ -1,8 +1,7 @@
 """Imports the modules of vLLM's API server, engine and workers in a standby's template process.
 
-A template imports the modules of all preload profiles, so that starts of the installed vLLM with any flags
-can use it. Only eager starts and starts that compile need different templates, because a start that compiles
-imports the compiler at once.
+A template imports the modules of all preload profiles, so that starts with any flags can use it. Only eager
+starts and starts that compile need different templates, because the latter import the compiler at once.
 """
 
 import gc
@@ -202,10 +201,9 @@ def _modules_of(profiles: Iterable[PreloadProfile]) -> _Modules:
 
 
 def learn_imports(vllm: InstalledVllm, line: CommandLine, *, folder: Path, environment: Mapping[str, str]) -> None:
-    """Runs the imports of forkserver and API server in two new programs, which record the imported modules.
+    """Runs the imports of forkserver and API server in two programs. Also inspects a model that is on disk.
 
-    Also makes vLLM inspect the model if it is on disk. Raises CalledProcessError if vLLM cannot be imported.
-    `folder` is for temporary files. `environment` has the variables of both programs.
+    Raises CalledProcessError if vLLM cannot be imported here. `folder` is for temporary files.
     """
     model = line.model_folder
     profile = PreloadProfile(StartKind.of(vllm, line.flags_of_modules, model))

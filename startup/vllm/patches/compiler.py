@@ -138,9 +138,8 @@ def _make_compile_lazy(torch: Any) -> None:
 def _hide_from_loaded_compiler(torch: Any) -> None:
     """Makes torch hide functions from its compiler only once the compiler is imported.
 
-    Otherwise vLLM imports the compiler when it reloads weights after sleep, because it then calls a hidden
-    function. The import takes 0.75 s. Each later sleep or wake-up takes 30 ms more, because vLLM collects
-    garbage then.
+    Otherwise vLLM would import the compiler (0.75 s) when it reloads weights after sleep. Each later sleep or
+    wake-up would take 30 ms more, because vLLM collects garbage then.
     """
     hide = _HIDE.get(torch)
     if hasattr(hide, _IS_LAZY):

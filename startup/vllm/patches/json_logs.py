@@ -1,9 +1,8 @@
 """Makes vLLM's processes log in the format of `--log-format`, through VLLM_LOGGING_CONFIG_PATH.
 
-Every process of vLLM applies this configuration when it imports vLLM. uvicorn applies it when uvicorn starts.
-JSON lines have the same fields as the launcher's lines. Other output on standard error (tracebacks of an
-exiting process, warnings, progress bars) becomes JSON lines, too. `text-utc` changes only the date in vLLM's
-layout.
+Every process of vLLM applies this configuration when it imports vLLM, and uvicorn applies it at its start.
+JSON lines have the launcher's fields. Other output on standard error (tracebacks of an exiting process,
+warnings, progress bars) becomes JSON lines, too. `text-utc` changes only the date in vLLM's layout.
 """
 
 import json

@@ -1,10 +1,9 @@
 """Populates the memory of vLLM's KV cache on CPU with several threads.
 
 vLLM itself writes zeros over the whole cache in one thread before it serves, which takes 0.7 s for each GiB.
-New pages of the kernel have zeros already, and several threads can populate them. If twice the cache's memory
-is free, the threads run while vLLM serves. An early request then gets its pages from the kernel when it
-writes to them. Otherwise vLLM waits for the threads, so that a cache that does not fit ends the start instead
-of a running server.
+New pages of the kernel have zeros already, and several threads can populate them. If twice the memory is
+free, the threads run while vLLM serves, and an early request gets its pages when it writes to them. Otherwise
+vLLM waits for the threads. A cache that does not fit then ends the start instead of a running server.
 """
 
 import mmap

@@ -149,8 +149,7 @@ class PreparedPool:
     """Prepared copies of one tokenizer. Copying takes half of the API server's time in a warm start.
 
     vLLM's renderer copies its cached tokenizer, and makes a pool of two more copies. This class makes the
-    pool in advance with vLLM's own function. When the renderer copies the tokenizer, it gets the prepared
-    pool. All other callers get an ordinary copy.
+    pool in advance with vLLM's own function. Only the renderer's call of `copy` returns the prepared pool.
     """
 
     def __init__(self, tokenizer: Any) -> None:

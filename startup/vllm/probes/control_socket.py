@@ -1,8 +1,7 @@
 """Puts vLLM's engine to sleep and wakes it up, at the request of the router that has started this server.
 
-The router sends its requests through a Unix socket next to the server's own socket. Clients cannot reach this
-socket, and vLLM's own endpoints for sleeping stay closed. A connection has one request and one answer, each a
-line of JSON.
+The router uses a Unix socket next to the server's own socket. Clients cannot reach it, and vLLM's endpoints
+for sleeping stay closed. A connection has one request and one answer, each a line of JSON.
 """
 
 import asyncio

@@ -2,8 +2,7 @@
 
 vLLM itself stops its engine first, and then waits for connections whose streams get no more tokens. This
 module wraps uvicorn's application to track running requests. It also replaces the engine client's `shutdown`,
-which vLLM calls after a signal. The replacement waits for the same drain as the embedded engine, and then
-stops vLLM's engine.
+which vLLM calls after a signal. The replacement first waits for the same drain as the embedded engine.
 """
 
 import asyncio

@@ -1,9 +1,8 @@
 """Gives the port to vLLM's Rust frontend, the program `vllm-rs` (`VLLM_USE_RUST_FRONTEND=1`).
 
-vLLM starts the program with the listening socket. The program accepts as soon as all engines have registered
-with it. So an engine registers only after the responder has stopped accepting. Meanwhile, clients wait some
-milliseconds. From then on, the program answers all requests on the port. It is ready when it first answers
-`/health` with 200.
+The program has the listening socket when it starts, and accepts as soon as all engines have registered. So an
+engine registers only after the responder has stopped accepting. Clients wait some milliseconds. Then the
+program answers all requests on the port. It is ready when it first answers `/health` with 200.
 """
 
 import functools
@@ -189,10 +188,9 @@ def _asks_for_health(connection: socket.socket) -> bool:
 
 @contextmanager
 def _ended_with_this_process() -> Iterator[None]:
-    """While open, started programs will be killed by the kernel when this process ends.
+    """While open, started programs are set to end with this process, because they would keep the port.
 
-    Such a program would otherwise keep the port. Used on the main thread, because the kernel kills a program
-    when the thread that started the program ends.
+    Used on the main thread, because the kernel kills a program when the thread that started it ends.
     """
     start = subprocess.Popen
     follow = functools.partial(follow_parent, os.getpid())

@@ -1,8 +1,7 @@
 """Notifies the launcher when vLLM's HTTP server is about to accept, accepts, and is about to stop.
 
-A single API server runs in the launcher's own process. Several API servers run in processes that the launcher
-starts, and notify the launcher through a pipe. Engines of the Rust frontend (`rust_frontend`) also use this
-pipe.
+A single API server runs in the launcher's own process. Several API servers run in children, which notify the
+launcher through a pipe. Engines of the Rust frontend (`rust_frontend`) use this pipe, too.
 """
 
 import os

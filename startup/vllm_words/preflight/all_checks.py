@@ -4,8 +4,7 @@ A finding is an error only if this vLLM certainly fails with it. If a plugin, an
 may change the result, the finding is a warning. The checks use flags and names that earlier starts of the
 installed vLLM have recorded (`startup.vllm_words.facts`). They also repeat some rules of vLLM. A fault by
 these rules is an error for releases with which the rules were compared, and a warning for newer releases.
-`startup.reports.causes` explains the faults that vLLM itself reports later. The checks do not know flags and
-models of vllm-omni (--omni).
+`startup.reports.causes` explains faults that vLLM itself reports later. vllm-omni (--omni) is not checked.
 """
 
 from collections.abc import Iterator

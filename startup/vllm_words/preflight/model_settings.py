@@ -1,7 +1,6 @@
 """Checks flags for length, heads and quantization against config.json, by vLLM's own rules.
 
-A fault is an error only if no override, plugin, class or other file can change it. All other faults are
-warnings.
+A fault is an error only if no override, plugin, class or other file can change it, and otherwise a warning.
 """
 
 from collections.abc import Iterator

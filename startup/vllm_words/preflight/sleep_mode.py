@@ -22,8 +22,7 @@ _NOT_RELOADED: Final = (
 _PLAIN: Final = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3")
 """Model types that have only parameters and buffers on the GPU. vLLM reloads parameters and keeps buffers.
 
-Other types have further tensors, which they would lose: slopes of ALiBi, products of MLA, and maps and
-workspaces of experts.
+Other types would lose further tensors: slopes of ALiBi, products of MLA, maps and workspaces of experts.
 """
 _OTHER: Final = ("quantization_config", "compression_config", "auto_map")
 """A config.json with one of these keys does not count as plain."""
