@@ -24,7 +24,7 @@ class Spelling(NamedTuple):
 def spellings(flag: Flag) -> dict[str, Spelling]:
     """All spellings of a flag.
 
-    The opposite of `--enable-x` is `--no-enable-x`. Since vLLM 0.33, it is also `--disable-x`, and vice versa.
+    Opposites of `--enable-x` are `--no-enable-x` and, since vLLM 0.33, `--disable-x`, and vice versa.
     """
     plain = {name: Spelling(flag) for name in flag.names}
     if flag.shape is not Shape.SWITCH:

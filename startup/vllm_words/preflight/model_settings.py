@@ -1,6 +1,6 @@
 """Checks flags for length, heads and quantization against config.json, by vLLM's own rules.
 
-A fault is an error only if no override, plugin, class or other file can change it, and otherwise a warning.
+A fault is an error only if no override, plugin, class or other file can change it. Others are warnings.
 """
 
 from collections.abc import Iterator
