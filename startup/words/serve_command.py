@@ -41,7 +41,7 @@ VLLM: Final = "vllm_cli.vllm_options"
 CONFIG_OF_START: Final = "vllm_cli.startup_config"
 """Key in the same metadata. Its value is the configuration of a start of the embedded engine."""
 WORDS: Final = "vllm_cli.words"
-"""Key in the same metadata. Its value is the words after `serve`, with MODEL first for llama-server."""
+"""Key in the same metadata for the words after `serve`. For llama-server: MODEL first, and no `--config`."""
 LLAMA_SERVER: Final = "vllm_cli.llama_server"
 """Key in the same metadata. Its value is True if llama-server serves the GGUF model behind a router."""
 
