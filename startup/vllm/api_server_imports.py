@@ -23,9 +23,9 @@ from startup.vllm.patches.late_imports import UNUSED_COMMANDS, late_imports
 API_MODULES: Final = ("vllm.entrypoints.cli.main", "vllm.entrypoints.cli.serve", "vllm.v1.engine.async_llm")
 
 LATER_MODULES: Final = ("vllm.kernels",)
-"""vLLM imports these once the engine is ready. The launcher imports them while the engine loads its model."""
+"""vLLM imports these when the engine is ready. The launcher imports them while the engine loads its model."""
 SERVING_MODULES: Final = ("vllm.entrypoints.launchers.app", "vllm.entrypoints.launchers.api_server.app_state")
-"""The launcher imports these as well while the engine loads its model. New in vLLM 0.31 and 0.32."""
+"""The launcher imports these modules, too, while the engine loads its model. New in vLLM 0.31 and 0.32."""
 
 _ROOT: Final = "vllm.entrypoints.cli."
 _UNUSED: Final = {
@@ -38,7 +38,7 @@ _UNUSED: Final = {
     "run_batch": ("run-batch",),
     "snapshot": ("snapshot",),
 }
-"""Modules of vLLM's other subcommands, with the subcommands' names for vLLM's message about unknown ones."""
+"""Modules of vLLM's other subcommands, with the names that vLLM's message about unknown subcommands lists."""
 
 
 def import_api_server(
@@ -48,9 +48,9 @@ def import_api_server(
 
     Args:
         more: further modules, in order of import. A failure among them is ignored.
-        is_lean: whether to leave out torch's compiler and what the engine's start does not need; only valid
-            if no model runs in this process.
-        before_each: called before each module; an exception from it ends the imports.
+        is_lean: whether to leave out torch's compiler and modules that the engine's start does not need. Only
+            valid if no model runs in this process.
+        before_each: called before each import. An exception that it raises ends the imports.
 
     Returns:
         The API server's own modules that could not be imported, with the error.
@@ -70,7 +70,7 @@ def import_api_server(
 
 
 def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:
-    """Imports further modules once the engine is requested. With `is_lean`, without torch's compiler."""
+    """Imports further modules while the engine starts. `is_lean` leaves torch's compiler out."""
     with importing(), compiler_imported("deferred" if is_lean else "now"):
         import_leniently(modules)
 
@@ -78,8 +78,8 @@ def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:
 def import_leniently(modules: Iterable[str], before_each: Callable[[], None] = lambda: None) -> dict[str, str]:
     """Imports the modules. Returns the modules that fail, with their errors.
 
-    Code that needs a failed module imports it again, and gets the error there. A module that needs the GPU is
-    no failure: forks import it. Once no fork of this process can use the GPU, nothing more is imported.
+    Code that needs a failed module imports it again, and gets the error then. A module that needs the GPU has
+    not failed, because forks import it. The imports end as soon as forks can no longer use the GPU.
     """
     failed = {}
     with cached_scans():
@@ -99,10 +99,10 @@ def import_leniently(modules: Iterable[str], before_each: Callable[[], None] = l
 
 
 def _forget_packages_of(err: BaseException) -> None:
-    """Forgets packages inside a package whose import has failed, so that Python imports them again.
+    """Removes from `sys.modules` the subpackages of a package whose import has failed.
 
-    Python forgets the package that fails but keeps the packages inside it. A later import of a module in such
-    a kept package does not run the forgotten package first. If the two import each other, that import fails.
+    Python removes only the failed package. A later import of a module in one of its subpackages would not run
+    the removed package first. Such an import fails if package and subpackage import each other.
     """
     names = {str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(err.__traceback__)}
     forgotten = tuple(f"{name}." for name in names if name not in sys.modules)
@@ -112,7 +112,7 @@ def _forget_packages_of(err: BaseException) -> None:
 
 
 def stub_unused_commands() -> None:
-    """From now on, importing the module of another subcommand gives a stub. A second call does nothing."""
+    """From now on, imports of other subcommands' modules return stubs. A second call does nothing."""
     if UNUSED_COMMANDS.applies:
         stop_replacing(_find_stub)
         _commands()  # its first call must not come while a module is searched for
@@ -126,7 +126,7 @@ def _find_stub(fullname: str) -> ModuleSpec | None:
 
 @functools.cache
 def _commands() -> str:
-    """The package of the subcommands, with a dot."""
+    """The name of the subcommands' package, with a dot at the end."""
     return place_of(f"{_ROOT}main").removesuffix("main")
 
 

@@ -31,7 +31,7 @@ class Journal:
 
     @contextmanager
     def span(self, name: str, *, waits_for: str | None = None) -> Iterator[None]:
-        """Records the block's duration and new modules. The block only waits for process `waits_for`."""
+        """Records the block's duration and new modules. `waits_for` names a process that the block awaits."""
         begin_ns = time.monotonic_ns()
         try:
             yield
@@ -46,7 +46,7 @@ class Journal:
             self.record_modules()
 
     def mark_loaded_modules(self) -> None:
-        """Leaves the modules that are loaded now out of later records."""
+        """Makes later records leave out the modules that are loaded now."""
         self._known_modules = set(sys.modules)
 
     def record_modules(self) -> None:
@@ -59,7 +59,7 @@ class Journal:
                 self.write(process=multiprocessing.current_process().name, modules=names)
 
     def record_environment(self, changed: Mapping[str, str]) -> None:
-        """Records changed variables without secrets that libraries read when they are loaded."""
+        """Records the changed variables that libraries read when they are loaded, except secrets."""
         names = (name for name in changed if name.startswith(_LOAD_VARIABLES) and not is_secret_name(name))
         self.write(environment={name: changed[name] for name in names})
 
@@ -70,11 +70,11 @@ class Journal:
 
 
 _EXCLUDED: Final = ("__", "startup", "transformers_modules")
-"""Prefixes of names of modules that are not recorded: this program's, and a model's own code."""
+"""Prefixes of modules that are not recorded, such as modules of this program and a model's own code."""
 
 FORKSERVER: Final = "forkserver"
 API_SERVER: Final = "ApiServer"
-"""Beginning of the names of processes that `--api-server-count` starts."""
+"""Prefix of the names of processes that `--api-server-count` starts."""
 MAIN: Final = "MainProcess"
 """multiprocessing's name for a process that it did not start."""
 
@@ -94,7 +94,7 @@ class StartRecordings:
     modules: dict[str, list[str]] = field(default_factory=dict)
     """The loaded modules of each process, in order of import."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Variables that children had and with which the forkserver did not start."""
+    """Variables of children that had other values when the forkserver started."""
     failed: dict[str, str] = field(default_factory=dict)
     """Modules that the forkserver could not preload, with the error."""
     unfit: set[str] = field(default_factory=set)
@@ -127,7 +127,7 @@ class StartRecordings:
 
 
 def _is_importable(name: str) -> bool:
-    """Whether another process can import a module of this name: it is a file on the path, not generated."""
+    """Whether another process can import a module by this name, because the module's file is on the path."""
     spec = getattr(sys.modules.get(name), "__spec__", None)
     if spec is None or spec.name != name or not spec.has_location or name.startswith(_EXCLUDED):
         return False

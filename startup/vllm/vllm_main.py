@@ -1,4 +1,4 @@
-"""Runs vLLM's own `main` in this process: `serve` with the launcher's words, or another command."""
+"""Runs vLLM's own `main` in this process, for `serve` with the launcher's words or for another command."""
 
 import importlib
 import logging
@@ -28,12 +28,12 @@ def run_serve(line: CommandLine) -> int:
 
 
 def run_plain(command: str, words: Sequence[str]) -> int:
-    """Runs another command of vLLM, whose failures are vLLM's own."""
+    """Runs another command of vLLM, and reports its failures as vLLM does."""
     return without_click(lambda: _run((command, *words)))
 
 
 def without_click(run: Callable[[], int]) -> int:
-    """Runs vLLM. Prints a broken pipe of vLLM as an error. click would take it for a closed terminal."""
+    """Runs vLLM. Prints vLLM's EOFError and BrokenPipeError. click would take them for a closed terminal."""
     try:
         return run()
     except (EOFError, BrokenPipeError) as err:
@@ -48,9 +48,9 @@ def _run(words: Sequence[str]) -> int:
 
 
 def words_with_copy(line: CommandLine, stack: ExitStack) -> Sequence[str]:
-    """The words with a copy of the `--config` file, if a value in it was replaced. The stack removes it.
+    """The words, with a copy of the `--config` file if a value in it was replaced. `stack` removes the copy.
 
-    The copy is in memory, as values may be secrets, and has a name that vLLM accepts.
+    The copy is in memory, because values may be secrets. Its name has a suffix that vLLM accepts.
     """
     words, file = line.words, line.config
     for reference in file.missing if file is not None else ():
@@ -75,7 +75,7 @@ def words_with_copy(line: CommandLine, stack: ExitStack) -> Sequence[str]:
 def run_other_command() -> int:
     """Runs this process's words with the installed vLLM. Returns the exit code.
 
-    Imports vLLM's function, because a program named vllm may be a link to this program.
+    Calls vLLM's function instead of the program `vllm`, which may be a link to this program.
     """
     if find_vllm() is None:
         remedy = "install it there (pip install vllm), or call vllm-cli by its own name"
@@ -89,7 +89,7 @@ def run_other_command() -> int:
 
 
 def _find_main() -> Callable[[], Any]:
-    """The function that vLLM's script calls. If it has another place, the entry point of `vllm` names it."""
+    """The function that the script `vllm` calls. If it is not in its usual module, uses the entry point."""
     try:
         main: Callable[[], Any] = MAIN.get(importlib.import_module(MAIN.module))
         return main

@@ -1,4 +1,4 @@
-"""The command line of `vllm serve`, read once: checks, file plans and vLLM's own words are taken from it."""
+"""Reads the command line of `vllm serve` once, for checks, for file plans and for vLLM's own words."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -37,7 +37,7 @@ _TAKES_LOG_SETTING: Final = Text(("vllm.config.logging",), r"^    pylogging_conf
 
 @dataclass(frozen=True)
 class CommandLine:
-    """The flags of a start of vLLM: those of the file of `--config` first, then those of the words."""
+    """The flags of a start of vLLM. Flags in the file of `--config` come before flags in the words."""
 
     flags: tuple[VllmFlag, ...]
     model: str | None
@@ -46,14 +46,14 @@ class CommandLine:
     facts: VllmFacts
     """The facts about the installed vLLM with which the words were read."""
     problems: tuple[str, ...]
-    """Faults with which vLLM exits while it reads the words."""
+    """Faults that make vLLM exit while it reads the words."""
     unknown: tuple[tuple[str, str], ...]
     """Flags that vLLM does not have, each with its place as in `VllmFlag.where`."""
     unexpected: tuple[str, ...]
-    """Words that belong to no flag, besides MODEL."""
+    """Words that belong to no flag, except MODEL."""
     _model_word: str | None
     _parts: tuple[Given, ...]
-    """All words but MODEL, unchanged."""
+    """All words except MODEL, unchanged."""
 
     @classmethod
     def of(cls, words: Sequence[str], facts: VllmFacts | None = None) -> "CommandLine":
@@ -89,12 +89,12 @@ class CommandLine:
 
     @property
     def in_file(self) -> list[VllmFlag]:
-        """The settings in the file of `--config`, even where a word takes precedence."""
+        """The settings in the file of `--config`, including settings that a word overrides."""
         return [flag for flag in self.flags if flag.where]
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words for vLLM: MODEL first, where vLLM looks for it as well, then all others, unchanged."""
+        """The words for vLLM. MODEL comes first, where vLLM accepts it, and all other words are unchanged."""
         model = () if self._model_word is None else (self._model_word,)
         return (*model, *(word for part in self._parts for word in part.words))
 
@@ -108,7 +108,7 @@ class CommandLine:
         return None if found is None else found.text
 
     def values(self, name: str) -> tuple[str, ...]:
-        """The values at the last occurrence of a flag that takes several."""
+        """The values at the last occurrence of a flag that takes several values."""
         found = self.last(name)
         return () if found is None else found.values
 
@@ -163,9 +163,9 @@ class CommandLine:
 
     @property
     def port(self) -> int | None:
-        """The value of `--port`, or vLLM's default. None if it is not a number or not known yet.
+        """The value of `--port`, or vLLM's default. None if the value is not a number or not known yet.
 
-        vLLM rejects what is not a number. Until vLLM's flags are recorded, an abbreviation may be ambiguous.
+        Until vLLM's flags are recorded, the port is not known if an abbreviated flag may change it.
         """
         deciding = flags_that_change("no port", "address")
         unsure = [flag.option for flag in self.flags if len(flag.option) > 2 and flag.option not in deciding]
@@ -181,11 +181,11 @@ class CommandLine:
         return next(iter(self.values(_SERVED_NAME)), None) or self.model or "vLLM's default model"
 
     def with_drain(self) -> "CommandLine":
-        """The line with our default of `--shutdown-timeout`. vLLM's own, 0, would cut running requests."""
+        """The line with our default of `--shutdown-timeout`. vLLM's default, 0, would cut requests off."""
         return self._with_default(_SHUTDOWN_TIMEOUT, f"{SHUTDOWN_TIMEOUT_S:g}")
 
     def with_served_name(self) -> "CommandLine":
-        """The line with --served-model-name set to the model's name. Offline, vLLM would serve its folder."""
+        """Sets --served-model-name to the model's name, because vLLM would use the folder's name offline."""
         assert self.model is not None
         return self._with_default(_SERVED_NAME, self.model)
 
@@ -198,7 +198,7 @@ class CommandLine:
         return self._with_last("--port", port)
 
     def with_paths(self, paths: Mapping[str, str]) -> "CommandLine":
-        """The line in which paths replace the names of model and tokenizer, by this mapping."""
+        """The line with names of model and tokenizer replaced by their paths in this mapping."""
         tokenizer, model = paths.get(self.value(_TOKENIZER) or ""), paths.get(self.model or "")
         line = self if tokenizer is None else self._with_last(_TOKENIZER, tokenizer)
         if model is None:
@@ -215,13 +215,13 @@ class CommandLine:
 
 
 def _split(words: Iterator[str], known: Flags) -> Iterator[Given]:
-    """Splits the words into flags with their values. Each word after `--` stands alone."""
+    """Splits the words into flags with their values. Each word after `--` is a part of its own."""
     for part in split(words, known.num_values):
         yield from map(Given, ([word] for word in part.words)) if part.words[0] == "--" else (part,)
 
 
 def _with_present_name(word: str) -> str:
-    """The word unchanged, or in place of `--log-config-file` the setting that this vLLM has instead."""
+    """Replaces `--log-config-file` by the setting that this vLLM has instead. Keeps any other word."""
     name, is_attached, value = word.partition("=")
     if normalise(name) != _LOG_FILE or _TAKES_LOG_FILE.is_found() or not _TAKES_LOG_SETTING.is_found():
         return word
@@ -229,7 +229,7 @@ def _with_present_name(word: str) -> str:
 
 
 def _take_model(parts: list[Given], known: Flags, vllm: InstalledVllm | None) -> str | None:
-    """Removes MODEL from the words and returns it. None if there is none or it cannot be recognized.
+    """Removes MODEL from the words and returns it. None if MODEL is missing or cannot be recognized.
 
     After a flag, MODEL looks like a value of the flag. Only the installed vLLM's flags show the difference.
     """
@@ -252,7 +252,7 @@ def _read_config(path: str) -> ConfigFile:
 
 
 def _problems(parts: Sequence[Given], model_word: str | None, config: ConfigFile | None) -> Iterator[str]:
-    """Yields faults with which vLLM exits before argparse reads the words."""
+    """Yields faults that make vLLM exit before argparse reads the words."""
     names = [part.flag for part in parts]
     has_model = model_word is not None or _MODEL in names
     if _SERVED_NAME in names and not has_model and CONFIG not in names:

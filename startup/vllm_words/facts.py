@@ -1,8 +1,8 @@
-"""Facts about the installed vLLM: its flags, the names that it has registered, and the plugins beside it.
+"""Facts about the installed vLLM: its flags, the names that it has registered, and plugins of other packages.
 
-Each start's API process has vLLM's own parser and registries. It records these once for each installation
-(`KeptFacts.record`), as `vllm-cli bake` and `check-hooks` do. The next start checks its words with the
-record, before anything heavy is imported. Without a record, nothing is checked.
+The API process of a start has vLLM's own parser and registries, and records them once for each installation
+(`KeptFacts.record`). `vllm-cli bake` and `check-hooks` do the same. The next start checks its words against
+the record before heavy imports. Without a record, it checks only flags that the launcher reads.
 """
 
 import argparse
@@ -57,10 +57,10 @@ _REGISTRIES: Final = {
     MODEL_TYPES[1]: Name("transformers.models.auto.configuration_auto", "CONFIG_MAPPING_NAMES"),
     CONNECTORS: Name("vllm.distributed.kv_transfer.kv_connector.factory", "KVConnectorFactory._registry"),
 }
-"""Where vLLM keeps the possible values of a flag, and names of models. Read only if vLLM has imported it."""
+"""Objects in which vLLM keeps values of a flag, or names of models. Read only if vLLM has imported them."""
 
 _CONFIGS: Final = ("ModelConfig", "CacheConfig", "ParallelConfig", "SchedulerConfig", "LoadConfig")
-"""Each start makes an object of each of these classes of `vllm.config`, from the flags of their fields."""
+"""Classes of `vllm.config`. Each start makes an object of each class, from the flags for its fields."""
 _PASSES_NONE: Final = "_skip_none_validation"
 """A validator of these classes that only lets None pass. Other values are checked against the range."""
 _LIMITS: Final = {"ge", "gt", "le", "lt"}
@@ -72,13 +72,13 @@ _SOURCES: Final = (
     "vllm.config", "vllm.engine.arg_utils", "vllm.entrypoints", "vllm.envs", "vllm.platforms", "vllm.utils.argparse",
     "transformers.models.auto", *(name.module for name in _REGISTRIES.values()),
 )  # fmt: skip
-"""Beginnings of module names. The record is valid as long as the files of these modules are unchanged."""
+"""Prefixes of module names. The record is valid as long as the files of these modules are unchanged."""
 _UTILIZATION: Final = 0.92
-"""vLLM's default in 0.32 and 0.33: the share of a GPU's memory."""
+"""The share of a GPU's memory that vLLM 0.32 and 0.33 use by default."""
 _LASTS_S: Final = 30 * 86400.0
 _RENEWED_AFTER_S: Final = 86400.0
-"""A successful start renews a record of this age, as changed files in images may have equal times and
-sizes."""
+"""The age, in seconds, at which a successful start renews a record. The record may be out of date, because a
+changed file in a container image may have the same time and size."""
 _MACHINES: Final = ("--mm-processor-device",)
 """Flags whose choices depend on the machine, and are therefore not recorded."""
 _ALLOWED_PLUGINS: Final = "VLLM_PLUGINS"
@@ -89,7 +89,7 @@ ValueKind = Literal[
     "text", "int", "size", "size or auto", "float", "json", "json or text", "object", "folded", "unknown"
 ]
 """How vLLM reads a value. `size` is an integer that may have a suffix such as 8k. `object` is JSON with known
-fields. `folded` is a choice in any case and with dashes. A value of kind `unknown` is not checked."""
+fields. `folded` is a choice that may have upper case and dashes. A value of kind `unknown` is not checked."""
 _KINDS: Final[dict[Any, ValueKind]] = {None: "text", str: "text", int: "int", float: "float", json.loads: "json"}
 _KINDS_BY_NAME: Final[dict[str, ValueKind]] = {
     "human_readable_int": "size",
@@ -97,7 +97,7 @@ _KINDS_BY_NAME: Final[dict[str, ValueKind]] = {
     "union_dict_and_str": "json or text",
     "parse_dataclass": "object",
 }
-"""vLLM's functions that convert a value."""
+"""Names of vLLM's functions that convert a value."""
 _OPTIONAL: Final = "_optional_type"
 _WRAPPERS: Final = (_OPTIONAL, "_parse_type")
 """vLLM's functions that call another function, which they name `return_type`."""
@@ -116,7 +116,7 @@ class FlagFact(NamedTuple):
     opposites: tuple[str, ...] = ()
     """The options that turn a switch off, such as `--no-x`."""
     is_optional: bool = False
-    """Whether an empty value, and `None`, mean that no value is set."""
+    """Whether an empty value or `None` means that no value is set."""
     choices: tuple[Any, ...] | None = None
     limits: Limits = ()
     fields: dict[str, tuple[Any, ...] | None] | None = None
@@ -150,7 +150,7 @@ class Plugin(NamedTuple):
 
 
 class VllmFacts(NamedTuple):
-    """What an installation of vLLM accepts."""
+    """The flags, names and variables that an installation of vLLM accepts."""
 
     flags: tuple[FlagFact, ...] = ()
     """All flags of vLLM's parser, including those of plugins. Empty if nothing is recorded."""
@@ -170,12 +170,12 @@ class VllmFacts(NamedTuple):
 
     @property
     def has_other_platform(self) -> bool:
-        """Whether a plugin brings the platform on which vLLM computes."""
+        """Whether a plugin provides the platform on which vLLM computes."""
         return any(plugin.group == "vllm.platform_plugins" for plugin in self.plugins)
 
 
 class KeptFacts:
-    """The record of one installation. Create it before vLLM is imported, which may change `sys.path`."""
+    """The record of one installation. Create it before vLLM's import, which may change `sys.path`."""
 
     def __init__(self, vllm: InstalledVllm) -> None:
         plugins = read_plugins()
@@ -189,11 +189,11 @@ class KeptFacts:
         return (self._kept.read(of_type(VllmFacts)) or VllmFacts())._replace(installed_plugins=self._plugins)
 
     def record(self, *, imports_all: bool = False, is_doubted: bool = False) -> None:
-        """Records what vLLM has imported in this process, unless it is recorded already. Never raises.
+        """Records the facts that vLLM's modules in this process have, unless a record exists. Never raises.
 
         Args:
             imports_all: also imports registries that the API process does not use, and replaces the record.
-            is_doubted: replaces the record, because vLLM has accepted a start in which it found a fault.
+            is_doubted: replaces the record, because vLLM has accepted a start with a fault by the preflight.
         """
         is_due = imports_all or is_doubted or (self._kept.age_s or 0.0) > _RENEWED_AFTER_S
         if not FACTS.applies or _MAKE_PARSER.loaded is None or (self.read().flags and not is_due):
@@ -208,7 +208,7 @@ class KeptFacts:
             logger.debug("vLLM's flags are not recorded: %s", err)
 
     def forget(self) -> None:
-        """Removes the record: it found a fault in a start that works, and that cannot write a new record."""
+        """Removes the record after a plain start's preflight finds a fault. Such a start cannot record."""
         self._kept.remove()
 
     def _write(self, facts: VllmFacts) -> None:
@@ -230,7 +230,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def facts_of_flags(parser: argparse.ArgumentParser, limits: Mapping[str, Limits] = {}) -> Iterator[FlagFact]:
-    """The flags of vLLM's parser, with the ranges of numbers by parameter."""
+    """The flags of vLLM's parser. `limits` has the ranges of numbers by parameter."""
     options: dict[argparse.Action, list[str]] = {}
     for option, action in parser._option_string_actions.items():
         options.setdefault(action, []).append(option)
@@ -277,7 +277,7 @@ def _wrapped(convert: Any) -> Any:
 
 
 def _fields_of(convert: Any) -> dict[str, tuple[Any, ...] | None] | None:
-    """The fields of the class into which vLLM converts a JSON value. None if the class may accept others."""
+    """The fields of the class to which vLLM converts a JSON value. None if it may accept other fields."""
     while convert.__name__ in _WRAPPERS:
         convert = _wrapped(convert)
     with suppress(Exception):  # another version of vLLM
@@ -329,7 +329,7 @@ def _read_variables() -> Iterator[FlagFact]:
 
 
 def _variable(name: str, read: Any) -> FlagFact | None:
-    """How vLLM reads a number from the variable, found by trying values. None if it is not a number."""
+    """Finds out how vLLM reads a number from the variable, by trying values. None for other variables."""
 
     def is_accepted(text: str) -> bool:
         variables = {name: text}
@@ -356,7 +356,7 @@ def _read_names() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def default_utilization(facts: VllmFacts | None = None) -> float:
-    """The share of a GPU's memory, or without GPUs of the machine's, that vLLM takes by default."""
+    """The share of memory that vLLM uses by default, of a GPU or, without GPUs, of the machine."""
     if facts is None:
         facts = read_facts(vllm) if (vllm := find_vllm()) else VllmFacts()
     found = (flag.default for flag in facts.flags if "--gpu-memory-utilization" in flag.names)
@@ -364,17 +364,17 @@ def default_utilization(facts: VllmFacts | None = None) -> float:
 
 
 def is_named_now(registry: str, name: str) -> bool:
-    """Whether the source of a registry contains a name that the record lacks. The source may have changed."""
+    """Whether a registry's source contains a name now. The source may have changed since it was recorded."""
     pattern = rf"[\"']{re.escape(name)}[\"']|^ +{re.escape(name)} = "
     return Text((_REGISTRIES[registry].module,), pattern, "a registered name").is_found()
 
 
 def read_plugins() -> dict[str, tuple[Plugin, ...]]:
-    """The folders in which packages are installed, each with the plugins in it, without vLLM's own.
+    """The folders in which packages are installed, each with its plugins except vLLM's own plugins.
 
-    Plugins may add flags, parsers and models. A folder's lists of entry points are read here, once for each
-    state of the folder, because a start asks several times. `importlib.metadata` would parse those of all
-    packages.
+    Plugins may add flags, parsers and models. This function reads a folder's lists of entry points once for
+    each state of the folder, because a start calls it several times. `importlib.metadata` would parse the
+    lists of all packages.
     """
     found = {folder: _plugins_in(folder, read_stamp(folder)) for folder in map(Path, filter(None, sys.path))}
     return {str(folder): plugins for folder, plugins in found.items() if plugins is not None}

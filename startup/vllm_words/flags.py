@@ -1,6 +1,6 @@
-"""The flags of a vLLM, from its record. Before its first start, only the flags that the launcher reads.
+"""The flags of a vLLM, from its record. Before vLLM's first start, a table replaces the record.
 
-The table also lists what a flag decides for the launcher, before vLLM's parser reads it.
+The table has only flags that the launcher reads, with the decisions of the launcher that a flag changes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,13 +11,13 @@ from startup.vllm_words.facts import FlagFact, ValueKind
 
 Change = Literal["modules", "API servers", "no port", "elsewhere", "address"]
 """`modules`: which modules are imported. `API servers`: whether these are separate processes. `no port`: this
-process listens on no port, or with another protocol than HTTP. `elsewhere`: the server is not only on this
-machine behind one socket. `address`: where the server listens."""
+process listens on no port, or with another protocol than HTTP. `elsewhere`: the server also runs on other
+machines or behind other sockets. `address`: where the server listens."""
 
 
 class _Row(NamedTuple):
     names: str
-    """Short names follow a comma. `|` ends the shortest abbreviation of vLLM 0.29 to 0.33."""
+    """Names of flags. Short names follow a comma. `|` ends the shortest abbreviation in vLLM 0.29 to 0.33."""
     changes: tuple[Change, ...] = ()
     nargs: int | str | None = None
     kind: ValueKind = "text"
@@ -51,7 +51,7 @@ _TABLE: Final = (
     _Row("--hf-overrides", kind="json or text"),
 )
 _SWITCHES: Final = ("--no-", "--enable-", "--disable-", "--skip-", "--trust-", "--use-")
-"""How the other switches of tested releases begin."""
+"""Prefixes of the other switches of tested releases."""
 
 
 class Flags:
@@ -59,7 +59,7 @@ class Flags:
 
     def __init__(self, recorded: Sequence[FlagFact] = ()) -> None:
         self.is_recorded = bool(recorded)
-        """Whether the flags are recorded, and so complete."""
+        """Whether the flags are recorded, and therefore complete."""
         known = (*recorded, FlagFact(("--help", "-h"), nargs=0)) if recorded else USUAL
         self._by_option = {option: fact for fact in known for option in fact.options}
 
@@ -69,14 +69,14 @@ class Flags:
         return self._by_option[options[0]] if len(options) == 1 else None
 
     def complete(self, name: str) -> list[str]:
-        """The options that a name may stand for, as argparse completes it. Several for an ambiguous name."""
+        """The options to which argparse may complete a name. Several options if the name is ambiguous."""
         if name in self._by_option:
             return [name]
         least = dict.fromkeys(self._by_option, 0) if self.is_recorded else _least_lengths()
         return [option for option in least if option.startswith(name) and len(name) >= least[option]]
 
     def num_values(self, name: str) -> int | str | None:
-        """How many words after this flag are its values, as argparse's `nargs`. None for an unknown flag."""
+        """The number of this flag's values, as argparse's `nargs`. None for an unknown flag."""
         if (fact := self.find(name)) is not None:
             return 1 if fact.nargs is None else fact.nargs
         if self.is_recorded:
@@ -86,7 +86,7 @@ class Flags:
 
 @cache
 def flags_that_change(*what: Change) -> frozenset[str]:
-    """The names of flags that change one of these things."""
+    """The names of flags that make one of these changes."""
     return frozenset(name for row in _TABLE if {*what} & {*row.changes} for fact in _facts(row) for name in fact.names)
 
 

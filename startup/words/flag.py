@@ -1,4 +1,4 @@
-"""Describes flags of `vllm serve`, and what the embedded engine does with each."""
+"""Describes flags of `vllm serve`, and the use of each flag in the embedded engine."""
 
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum
@@ -12,7 +12,7 @@ from envs.variable import EnvVar
 
 
 class Shape(Enum):
-    """How many values follow a flag, as argparse's `nargs`."""
+    """The number of values that follow a flag, as argparse's `nargs`."""
 
     VALUE = 1
     SWITCH = 0
@@ -32,7 +32,7 @@ class Flag:
     neutral: tuple[str, ...] = ()
     """Values that change nothing in the embedded engine, such as vLLM's default."""
     role: Role | None = None
-    """Who reads the setting behind a router (`base.setting.Role`)."""
+    """The processes that read the setting if the server has a router (`base.setting.Role`)."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -41,7 +41,7 @@ class Flag:
 
     @property
     def num_values(self) -> int | str:
-        """How many values follow the flag, as argparse's `nargs`."""
+        """The number of values that follow the flag, as argparse's `nargs`."""
         number: int | str = self.shape.value
         return number
 
@@ -52,7 +52,7 @@ class Flag:
 
     @property
     def is_secret(self) -> bool:
-        """Whether output must mask its value."""
+        """Whether output must mask the flag's value."""
         return self.shape is not Shape.SWITCH and is_secret_name(self.name)
 
     @property

@@ -1,4 +1,4 @@
-"""The help of `serve`: supported flags by group, and on request ignored and rejected flags."""
+"""The help of `serve`. It shows supported flags by group, and on request ignored and rejected flags."""
 
 import json
 from collections.abc import Iterable
@@ -71,7 +71,7 @@ def _meaning(flag: SupportedFlag) -> str:
 
 
 def spell_default(flag: SupportedFlag) -> str:
-    """The default in the flag's syntax. Empty if there is none, and for a switch that is off."""
+    """The default in the flag's syntax. Empty if the flag has no default or is a switch that is off."""
     default = flag.default
     if default is None or default is False or default in ("", ()):
         return ""
@@ -88,7 +88,7 @@ EVERYTHING: Final = "all"
 
 
 def find_flags(topic: str) -> tuple[Flag, ...]:
-    """All flags, or those whose names contain the word. Raises InputError if there is none."""
+    """The flags whose names contain the word, or all flags for `all`. Raises InputError if none is found."""
     word = topic.lower().replace("_", "-").strip().lstrip("-")
     if word == EVERYTHING:
         return FLAGS

@@ -1,4 +1,4 @@
-"""Flags of `serve` as click's options, also for other commands that take them beside their own options."""
+"""Makes click options of the flags of `serve`, also for other commands that accept these flags."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from startup.words.supported import SUPPORTED
 
 _MODELS: Final = ("--model", "--tokenizer")
 _KINDS: Final = {"FILE": "file", "PATH": "file", "FOLDER": "dir"}
-"""What a shell completes for a flag, by the flag's metavar."""
+"""The kind of files that a shell completes for a flag, by the flag's metavar."""
 
 
 class FlagOption(click.Option):
@@ -45,7 +45,7 @@ class FlagOption(click.Option):
         return super().shell_complete(ctx, incomplete)
 
     def find_value(self, given: Arguments, in_file: Arguments) -> Any:
-        """The value from the flag, else from the variable, else from the file. None if no place has one."""
+        """The value from the flag, else from the variable, else from the file. None if none has a value."""
         name, variable = self.flag.name, self.flag.variable
         if name in given.flags:
             return given.flags[name].value
@@ -56,13 +56,13 @@ class FlagOption(click.Option):
 
 
 class ServeFlagsCommand(click.Command):
-    """A command with options of its own at any position. All other words, in order, become `words`.
+    """A command that accepts its own options at any position. All other words, in order, become `words`.
 
-    click itself would find the option `-h` among the letters of `-cc.cudagraph_mode=NONE`.
+    click's own parser would find the option `-h` among the letters of `-cc.cudagraph_mode=NONE`.
     """
 
     def __init__(self, *args: Any, hidden: Collection[str] = (), **attributes: Any) -> None:
-        """Completion leaves out the flags of `serve` in `hidden`."""
+        """`hidden` has flags of `serve` that completion leaves out."""
         super().__init__(*args, **attributes)
         self._hidden = hidden
 

@@ -53,7 +53,7 @@ class TokenLimit(click.ParamType):
 
 
 class Quantization(click.ParamType):
-    """`int8`, or vLLM's name for it. `None` and an empty text count as if the flag were not given."""
+    """`int8`, or vLLM's name for it. `None` and an empty text mean that the flag is not given."""
 
     name = "int8"
 
@@ -112,7 +112,7 @@ class ChatTemplate(click.ParamType):
     name = "file|template"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Reads a file. Any other value must contain braces or several lines to be a template, as in vLLM."""
+        """Reads the file. A value that is not a file must contain braces or several lines, as in vLLM."""
         try:
             return Path(value).read_text(encoding="utf-8")
         except (OSError, ValueError) as err:
@@ -126,7 +126,7 @@ class TokenizerModes(click.Choice):
     """The tokenizer modes that the embedded engine has."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Rejects the other modes of vLLM, such as those of Grok-2 and DeepSeek-V3.2."""
+        """Rejects vLLM's other modes, such as the modes of Grok-2 and DeepSeek-V3.2."""
         if value not in self.choices:
             self.fail(f"{value!r} is not one of {', '.join(self.choices)}. Others need --engine vllm.", param, ctx)
         return value
@@ -151,7 +151,7 @@ class ByteSize(click.ParamType):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parses the text, in any case."""
+        """Parses the text in upper or lower case."""
         match = _SIZE.fullmatch(str(value).strip().lower())
         if not match or (match[3] and not match[2]):
             self.fail(f"{value!r} is not a size such as 16MiB, 16M or 16777216.", param, ctx)
@@ -161,12 +161,12 @@ class ByteSize(click.ParamType):
 
 
 class Duration(click.ParamType):
-    """`90` and `90s` are seconds, `10m` minutes, `1h` an hour."""
+    """`90` and `90s` are 90 seconds, `10m` is ten minutes, and `1h` is an hour."""
 
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parses the text, in any case."""
+        """Parses the text in upper or lower case."""
         try:
             return parse_duration(str(value))
         except ValueError:
@@ -174,7 +174,7 @@ class Duration(click.ParamType):
 
 
 class RestartPolicy(click.ParamType):
-    """`on-failure:3` is 3: after that many failures in a row, the model stays stopped. `on-failure` is 5."""
+    """How many failures in a row stop a model for good. `on-failure:3` means 3, and `on-failure` means 5."""
 
     name = "restart policy"
 

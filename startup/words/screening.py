@@ -1,4 +1,4 @@
-"""Screens flags that have no effect in the embedded engine: ignored ones get a notice, others are errors."""
+"""Screens flags that have no effect in the embedded engine. Shows notices or raises errors for them."""
 
 from collections.abc import Iterable, Iterator
 
@@ -56,7 +56,7 @@ def _hardware_reason(flag: Flag) -> str | None:
 
 
 def show_notices(notices: Iterable[str], log_format: str) -> None:
-    """Writes each notice as one line on standard error. With the JSON format, as a log line in JSON."""
+    """Writes each notice as one line on standard error. With `json`, the line is a log record in JSON."""
     for notice in notices:
         line = f"Notice: {notice}"
         if log_format == "json":

@@ -1,4 +1,4 @@
-"""Keys and tokens on a command line: recommends safer places, keeps them out of files and child processes."""
+"""Recommends safer places for keys and tokens, and keeps them out of files and children's command lines."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
@@ -9,21 +9,21 @@ from startup.words.table import split_flags
 
 
 def without_flags(words: Iterable[str], names: Collection[str]) -> list[str]:
-    """The words without these flags, however they are spelled, and without their values."""
+    """The words without these flags and their values. Finds all spellings of the flags."""
     kept = (given for flag, given in split_flags(words) if flag is None or flag.name not in names)
     return [word for given in kept for word in given.words]
 
 
 def find_values(words: Iterable[str], name: str) -> list[Sequence[str]]:
-    """The values of a flag, however it is spelled, one entry for each time it is given."""
+    """The values of a flag in any of its spellings, with one entry for each time that it is given."""
     return [given.values for flag, given in split_flags(words) if flag is not None and flag.name == name]
 
 
 def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """Moves secrets out of the words: returns the other words, and variables for a child process.
+    """Moves secrets from the words to variables. Returns the other words, and the variables for a child.
 
-    Every user can see the child's command line until the child has masked it. Several keys, which the
-    variable cannot hold, stay in the words.
+    Every user can see the child's command line until the child has masked it. Several keys of one flag stay
+    in the words, because the variable cannot hold them.
     """
     kept: list[str] = []
     variables: dict[str, str] = {}
@@ -36,7 +36,7 @@ def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str
 
 
 def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]:
-    """A line per flag whose secret value others see. `has_key_file` recommends --api-key-file as well."""
+    """A line per flag whose secret other users can see. `has_key_file`: whether to name --api-key-file."""
     values: dict[SupportedFlag, list[str]] = {}
     for flag, given in split_flags(words):
         if isinstance(flag, SupportedFlag) and flag.is_secret and any(given.values):
@@ -49,9 +49,9 @@ def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]
 
 
 def empty_key_notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
-    """A line for an empty --api-key, as from a script's unset variable: requests then need no key.
+    """A line for an empty --api-key. Requests then need no key, perhaps because a script's variable is unset.
 
-    None if --api-key-file is empty as well: programs that want a server without keys give both.
+    Yields no line if --api-key-file is empty, too. Programs that need a server without keys give both flags.
     """
     empty = {given.flag.name for given in given_flags if not any(given.values)}
     if "--api-key" in empty and "--api-key-file" not in empty:

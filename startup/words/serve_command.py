@@ -1,4 +1,4 @@
-"""The command line of `serve` as a click command: parses by vLLM's rules and checks all settings."""
+"""The click command of `serve`, which parses words by vLLM's rules and checks all settings."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,27 +37,27 @@ from startup.words.supported import CONFIG, GROUPS, LOG_FORMAT, SUPPORTED, VARIA
 from startup.words.table import split_flags
 
 VLLM: Final = "vllm_cli.vllm_options"
-"""Key, in the metadata of click's context, for the settings of a start of vLLM."""
+"""Key in the metadata of click's context. Its value is the settings of a start of vLLM."""
 CONFIG_OF_START: Final = "vllm_cli.startup_config"
-"""The same for the configuration of a start of the embedded engine."""
+"""Key in the same metadata. Its value is the configuration of a start of the embedded engine."""
 WORDS: Final = "vllm_cli.words"
-"""The same for the words after `serve`. For llama-server: MODEL first, and no `--config`."""
+"""Key in the same metadata for the words after `serve`. For llama-server: MODEL first, and no `--config`."""
 LLAMA_SERVER: Final = "vllm_cli.llama_server"
-"""The same for whether llama-server serves the GGUF model behind a router."""
+"""Key in the same metadata. Its value is True if llama-server serves the GGUF model behind a router."""
 
 _READ_FOR_VLLM: Final = "VLLM_WORKER_MULTIPROC_METHOD"
 
 
 class ServeCommand(click.Command):
-    """Accepts every flag of `vllm serve`; click converts and completes the supported ones."""
+    """Accepts every flag of `vllm serve`. click converts and completes the supported flags."""
 
     is_quiet = False
     """Whether notices are left out."""
     may_be_llama_servers = True
-    """Whether a GGUF model may be llama-server's."""
+    """Whether llama-server may serve a GGUF model."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Reads all settings; options take precedence over variables, then `--config`, then defaults."""
+        """Reads all settings. A flag has precedence over its variable, then `--config`, then the default."""
         if ctx.resilient_parsing:  # shell completion: no checks, no output
             return super().parse_args(ctx, args)
         ctx.meta[WORDS] = tuple(args)
@@ -100,7 +100,7 @@ class ServeCommand(click.Command):
         return options
 
     def _is_for_llama_server(self, ctx: click.Context, given: Arguments) -> bool:
-        """Whether llama-server serves MODEL. If so, MODEL stands before the flags from now on."""
+        """Whether llama-server serves MODEL. If so, puts MODEL before the flags in the context's `WORDS`."""
         model = given.positionals[0] if given.positionals else given.last_value("--model")
         if not self.may_be_llama_servers or model is None or find_gguf(model) is None or not has_llama_server():
             return False
@@ -109,7 +109,7 @@ class ServeCommand(click.Command):
         return True
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the supported flags; `--help=all` shows the others, too."""
+        """Writes the supported flags. `--help=all` shows all other flags, too."""
         write_groups(formatter)
 
     def _help_about(self, ctx: click.Context, topic: str) -> str:
@@ -121,7 +121,7 @@ class ServeCommand(click.Command):
 
 
 _NEVER_EMPTY: Final = ("--config", "--generation-config", "--model", "--served-model-name", "--tokenizer")
-"""vLLM fails if one of these is empty. It takes other empty flags as not given, and so does this program."""
+"""vLLM fails if one of these flags is empty. vLLM and this program ignore any other flag that is empty."""
 _EMPTY_REMEDY: Final = "set the variable that stands in its place, or leave the word out for the default"
 
 _OF_ONE_MODEL: Final = {"--max-wait", "--max-waiting"}
@@ -135,9 +135,9 @@ def serve_parameters() -> list[click.Parameter]:
 
 
 def parse_start(words: Sequence[str], name: str = "serve", *, is_quiet: bool = False) -> VllmOptions | StartupConfig:
-    """The settings of a start with these words; raises ClickException if `serve` rejects them.
+    """The settings of a start with these words. Raises ClickException if `serve` rejects them.
 
-    `name` is the command's name in usage errors; with `is_quiet`, no notices are shown.
+    `name` is the command's name in usage errors. With `is_quiet`, no notices are shown.
     """
     if has_several_models(words):
         raise InputError(f"{name} is for one model: name one of them.")
@@ -146,7 +146,7 @@ def parse_start(words: Sequence[str], name: str = "serve", *, is_quiet: bool = F
 
 
 def read_words(words: Sequence[str], name: str, *, is_quiet: bool, may_be_llama_servers: bool = True) -> click.Context:
-    """The context of `serve` with these words, whose metadata has the settings."""
+    """click's context of `serve` with these words. The context's metadata has the settings."""
     serve = ServeCommand(name="serve", params=serve_parameters())
     serve.is_quiet = is_quiet
     serve.may_be_llama_servers = may_be_llama_servers
@@ -154,13 +154,13 @@ def read_words(words: Sequence[str], name: str, *, is_quiet: bool, may_be_llama_
 
 
 def start_of(ctx: click.Context) -> VllmOptions | StartupConfig:
-    """The settings of the start, unless a router serves the words' models."""
+    """The settings of the start. The context's words must not start a router."""
     start: VllmOptions | StartupConfig = ctx.meta.get(VLLM) or ctx.meta[CONFIG_OF_START]
     return start
 
 
 def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
-    """Which files `vllm-cli serve` with these words reads, for another command that takes serve's flags."""
+    """The request for the files of `vllm-cli serve` with these words, for commands with serve's flags."""
     start = parse_start(words, command)
     if isinstance(start, StartupConfig):
         return ModelRequest.of_start(start)
@@ -189,7 +189,7 @@ def read_settings(ctx: click.Context, given: Arguments, in_file: Arguments) -> d
 
 @contextmanager
 def _naming_places(given: Arguments, in_file: Arguments) -> Iterator[None]:
-    """Within the block, an error in a value of the `--config` file names its place: `serve.yaml: port`."""
+    """Makes errors name the place of a faulty value in the `--config` file, such as `serve.yaml: port`."""
 
     def place_of(name: str) -> str | None:
         if name not in in_file.flags or name in given.flags:
@@ -225,17 +225,17 @@ def _reject_references(words: Sequence[str]) -> None:
 
 
 def _is_read_for_vllm(name: str) -> bool:
-    """Whether the launcher checks the variable; vLLM may accept other values of its own variables."""
+    """Whether the launcher checks this variable. vLLM may accept further values of all other variables."""
     return name.startswith(OWN_PREFIX) or name == _READ_FOR_VLLM
 
 
 def unknown_variable_notices() -> Iterator[str]:
-    """A line for each variable with our prefix that does not exist."""
+    """A line for each unknown variable with our prefix."""
     return (f"{unknown}." for unknown in unknown_variables())
 
 
 def _reject_flags_of_several(words: Sequence[str]) -> None:
-    """Rejects a router's flags without a router, and several models that come after flags."""
+    """Rejects a router's flags if there is no router, and rejects several models after flags."""
     several = {flag.name for flag in GROUPS["Several models"]}
     if is_behind_router(words):
         several -= _OF_ONE_MODEL
@@ -250,7 +250,7 @@ def _reject_flags_of_several(words: Sequence[str]) -> None:
 
 
 def _screen(words: Sequence[str], given: Arguments, in_file: Arguments, *, is_quiet: bool) -> str:
-    """Rejects unsupported flags and shows notices; returns the format of log lines."""
+    """Rejects unsupported flags, and shows notices. Returns the format of log lines."""
     has_model = given.positionals or "--model" in given.flags or "--model" in in_file.flags
     if given.greedy_flag and not has_model:
         raise InputError(
@@ -268,7 +268,7 @@ def _screen(words: Sequence[str], given: Arguments, in_file: Arguments, *, is_qu
 
 
 def build_startup_config(settings: Mapping[str, Any]) -> StartupConfig:
-    """Builds the configuration from settings named like flags (`max_model_len`); the rest are defaults."""
+    """Builds the configuration from settings named like flags (`max_model_len`). Fills in defaults."""
     values = {path: variable.get() for path, variable in VARIABLES.items()}
     values |= {path: _given_value(flag, settings) for flag in SUPPORTED for path in flag.fields}
     if values["server.served_model_names"] is None:

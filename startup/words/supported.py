@@ -88,7 +88,7 @@ def shape_of(field: Field[Any]) -> Shape:
 
 
 def metavar_of(field: Field[Any]) -> str | None:
-    """The declared metavar, else the unit. None leaves the choice to the click type."""
+    """The declared metavar, or else the unit. None leaves the choice to the click type."""
     metavar: str | None = field.metadata.get("metavar")
     if field.name.endswith("_s"):
         return metavar or "SECONDS"

@@ -24,7 +24,7 @@ class Spelling(NamedTuple):
 def spellings(flag: Flag) -> dict[str, Spelling]:
     """All spellings of a flag.
 
-    The opposite of `--enable-x` is `--no-enable-x`. From vLLM 0.33 on also `--disable-x`, and the reverse.
+    Opposites of `--enable-x` are `--no-enable-x` and, since vLLM 0.33, `--disable-x`, and vice versa.
     """
     plain = {name: Spelling(flag) for name in flag.names}
     if flag.shape is not Shape.SWITCH:
@@ -40,7 +40,7 @@ IGNORE_REASONS: Final = {flag: reason for reason, flags in IGNORED.items() for f
 """The reason why an ignored flag changes nothing, by flag."""
 
 REJECTED_FEATURES: Final = {flag: feature for feature, flags in REJECTED.items() for flag in flags}
-"""The feature that a rejected flag asks for, by flag."""
+"""The feature that a rejected flag requests, by flag."""
 
 FLAGS: Final[tuple[Flag, ...]] = (*SUPPORTED, *IGNORE_REASONS, *REJECTED_FEATURES)
 
@@ -55,7 +55,7 @@ def find_flag(name: str) -> Spelling:
 
 
 def find_known_flag(name: str) -> Flag | None:
-    """The flag with this name or unique abbreviation. None if there is none."""
+    """The flag with this name or unique abbreviation. None if there is no such flag."""
     try:
         return find_flag(name).flag
     except InputError:  # the abbreviation may be ambiguous only here, not among vLLM's flags

@@ -1,4 +1,4 @@
-"""vLLM's flags without effect in the embedded engine, and vLLM's flags whose features it lacks."""
+"""vLLM's flags that have no effect in the embedded engine, and flags whose features the engine lacks."""
 
 from typing import Final
 
@@ -6,10 +6,10 @@ from startup.words.flag import Flag, Shape
 
 
 def _flags(table: str) -> tuple[Flag, ...]:
-    """The flags in a table, whose lines look like words of a command line: `--name,-alias=neutral`.
+    """The flags in a table. An entry looks like a word of a command line: `--name,-alias=neutral`.
 
-    Values after `=`, with `|` between them, change nothing, such as vLLM's default. A flag with `+=` takes
-    several values. A flag without `=` is a switch that is off by default. With `=on`, it is on.
+    The values after `=`, separated by `|`, change nothing. A flag with `+=` takes several values. A flag
+    without `=` is a switch that is off by default. A flag with `=on` is a switch that is on by default.
     """
     return tuple(map(_flag, table.split()))
 
@@ -143,4 +143,4 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         --logging-config=
     """),
 }
-"""The flags that ask for a feature that the embedded engine lacks, by feature."""
+"""The flags that request a feature that the embedded engine lacks, by feature."""

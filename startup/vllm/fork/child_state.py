@@ -33,7 +33,7 @@ _SEPARATORS: Final = str.maketrans("{},", "   ")
 
 
 def record_environment_at_exec() -> None:
-    """Called when a forkserver starts: records the environment that its libraries read on import."""
+    """Called when a forkserver starts. Records the environment that the forkserver's libraries read."""
     _at_exec.update(foreign.snapshot())
     record_openmp()
 
@@ -64,9 +64,9 @@ class ChildState(NamedTuple):
         )
 
     def apply(self) -> dict[str, str]:
-        """Sets this process's state. Returns the variables that differ from the forkserver's at its start.
+        """Sets this process's state. Returns the variables that have changed since the forkserver started.
 
-        Removed variables are empty.
+        Removed variables have an empty value.
         """
         changed = foreign.changes(_at_exec, foreign.snapshot())
         for limit, (soft, hard) in zip(_LIMITS, self.limits, strict=True):
@@ -83,7 +83,7 @@ class ChildState(NamedTuple):
 
 
 def _umask() -> int | None:
-    """The umask, read from /proc, because umask(2) returns it only by setting another one for all threads."""
+    """The umask, read from /proc, because umask(2) returns it only by setting a new umask for all threads."""
     lines: Iterable[str] = ()
     with suppress(OSError), open("/proc/self/status") as file:  # noqa: PTH123
         lines = file.readlines()
@@ -105,7 +105,7 @@ _at_import: _State | None = None
 
 
 def record_openmp() -> None:
-    """Called before torch is imported, if forks will call `update_openmp`. Only the first call counts."""
+    """Records state for `update_openmp` in forks. Called before torch is imported. Later calls do nothing."""
     global _at_import
     _at_import = _at_import or _State.of_this_process()
 
@@ -113,7 +113,7 @@ def record_openmp() -> None:
 def update_openmp() -> None:
     """Sets torch's number of threads, and the CPUs that OpenMP's threads will inherit from this thread.
 
-    torch starts a thread if the number changes, so only processes that fork no more may call this.
+    Only processes that do not fork later may call this, because torch starts a thread if the number changes.
     """
     now = _State.of_this_process()
     if _at_import is None or now == _at_import:
@@ -138,9 +138,9 @@ def _set_num_threads(torch: Any, cpus: set[int]) -> None:
 def num_threads_at_import(cpus: Collection[int], *, has_mkl: bool) -> int:
     """The number of threads that torch would choose if it were imported now.
 
-    MKL uses at most one thread per core unless MKL_DYNAMIC is false, and its own variable has precedence. A
-    number in a variable may exceed the cores that the process may use, but not those of the machine. Builds
-    without MKL use one thread per CPU, and OpenMP's variable has precedence.
+    With MKL, torch uses one thread per core that the process may use, and MKL_NUM_THREADS has precedence over
+    OMP_NUM_THREADS. Unless MKL_DYNAMIC is false, the number in a variable is limited to the machine's cores.
+    Without MKL, torch uses one thread per CPU, and OMP_NUM_THREADS has precedence.
     """
     numbers = [_first_number(foreign.text_of(name)) for name in (_NUMBERS if has_mkl else reversed(_NUMBERS))]
     wanted = next(filter(None, numbers), None)
@@ -157,13 +157,13 @@ def _num_cores(cpus: Collection[int]) -> int:
 
 
 def _first_number(text: str) -> int | None:
-    """The first number in a list of one number per level of nesting. None for any other text."""
+    """The first number in a list that has a number for each level of nesting. None for any other text."""
     first = text.partition(",")[0].strip()
     return int(first) if first.isdigit() else None
 
 
 def _siblings(cpu: int) -> str:
-    """The CPUs of the same core. Only the CPU itself if the kernel does not report them."""
+    """The CPUs of the same core, as text. Only this CPU if the kernel does not report the core's CPUs."""
     try:
         return (_CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text(encoding="ascii").strip()
     except OSError:
@@ -171,7 +171,7 @@ def _siblings(cpu: int) -> str:
 
 
 def parse_cpus(text: str) -> set[int]:
-    """The CPUs in an OpenMP variable, such as `0 2-5`, `{0},{1}` or `...proclist=[0,1]`. May be empty."""
+    """Reads CPUs from an OpenMP variable: `0 2-5`, `{0},{1}`, `...proclist=[0,1]`. Empty for other text."""
     _, found, listed = text.partition("proclist=[")
     words = (listed.partition("]")[0] if found else text).translate(_SEPARATORS).split()
     cpus: set[int] = set()

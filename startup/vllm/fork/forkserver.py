@@ -1,9 +1,9 @@
 """Forks the processes that vLLM starts with `spawn` from a forkserver that has imported vLLM already.
 
-vLLM's CPU platform requires `spawn`, and vLLM rejects `forkserver` as a setting. So the programs of `spawn`
-run in forks (`startup.ground.processes.forkserver`). The forks get their parent's current state
-(`child_state`), end with the process that requested them (`startup.ground.processes.death_pipe`), and survive
-the end of the forkserver. Children of children are forked from the same forkserver.
+vLLM's CPU platform requires `spawn`, and vLLM rejects `forkserver` as a setting. So vLLM keeps `spawn`, but
+forks replace its new programs (`startup.ground.processes.forkserver`). The forks get their parent's current
+state (`child_state`), end with the process that requested them (`startup.ground.processes.death_pipe`), and
+survive the end of the forkserver. Children of these forks are forked from the same forkserver.
 """
 
 import json
@@ -59,7 +59,7 @@ def redirect_spawn(
 ) -> None:
     """Makes `spawn` fork from the forkserver, in this process and in its forks.
 
-    `environment` is the one with which the forkserver started. Children write journals of their own.
+    `environment` is the environment with which the forkserver started. Each child writes its own journal.
     """
     _start.journal = journal
     _start.record = record
@@ -74,10 +74,10 @@ class _Start:
 
     journal: Journal | None = None
     record: OutputRecord | None = None
-    """The output of this process and its children. None in the forkserver, which writes nothing."""
+    """The output record of this process and its children. None before `redirect_spawn`."""
     environment: Mapping[str, str] = {}
     pipes: ChildLink | None = None
-    """Connect a process that serves the port to the launcher. None if vLLM opens the port itself."""
+    """Connects a process that serves the port to the launcher. None if vLLM opens the port itself."""
     death_pipe: tuple[int, int, int] | None = None
     """Owner's pid, read end and write end. This process's children end when the write end closes."""
 
@@ -95,7 +95,7 @@ class _ForkedPopen(ForkedPopen):
         return _why_not_forked() if reason is None else reason
 
     def may_be_new_program(self) -> bool:
-        """On any thread, but not a process that asks the launcher for the port through pipes."""
+        """True on any thread, except for a process that takes the port from the launcher through pipes."""
         return _start.pipes is None or not self.name.startswith(_port_takers())
 
     def start_program(self, path: Any, words: Any, fds: Any) -> int:
@@ -116,7 +116,7 @@ class _ForkedPopen(ForkedPopen):
 
 
 def _port_takers() -> tuple[str, ...]:
-    """How the names of processes begin that take the port from the launcher."""
+    """Prefixes of the names of processes that take the port from the launcher."""
     return (API_SERVER, _ENGINE) if follows_rust_frontend() else (API_SERVER,)
 
 
@@ -149,7 +149,7 @@ def _death_pipe() -> int:
 
 
 def _close_inherited_pipe() -> None:
-    """Called in a fork: its copy of the write end would keep its parent's other children running."""
+    """Closes a fork's copy of the death pipe, which would keep the parent's other children running."""
     if _start.death_pipe is not None and _start.death_pipe[0] != os.getpid():
         for fd in _start.death_pipe[1:]:
             with suppress(OSError):
@@ -158,7 +158,7 @@ def _close_inherited_pipe() -> None:
 
 
 def _begin(program: Program) -> None:
-    """Called in the fork, before the process object is unpickled, which may import and read variables."""
+    """Sets a fork's state before its process object is unpickled, which may import and read variables."""
     begin_ns = time.monotonic_ns()
     watched, *pipes = program.fds
     arm(watched)

@@ -38,9 +38,9 @@ _LD_PRELOAD: Final = "LD_PRELOAD"
 def start_forkserver(
     plan: PreloadPlan, journal: Journal, record: OutputRecord, *, environment: Mapping[str, str], pipes: ChildLink
 ) -> None:
-    """Starts the forkserver and returns while it still imports. The first fork waits for the imports.
+    """Starts the forkserver, and returns before its imports are done. The first fork waits for the imports.
 
-    `environment` has the variables that the forkserver gets in addition to this process's.
+    `environment` has the variables that the forkserver gets in addition to the variables of this process.
     """
     ours = {env.VCLI_PRELOAD_PLAN.name: str(plan.write()), env.VCLI_API_PROCESS.name: str(os.getpid())}
     with foreign.overlaid({**environment, **ours}):
@@ -62,8 +62,8 @@ def _discard_unsuitable_dormant(names: Iterable[str]) -> None:
 def forkserver_environment(vllm: InstalledVllm, profile: PreloadProfile) -> dict[str, str]:
     """Variables that vLLM will set for its children and that libraries read when they are loaded.
 
-    They come from the platform and from the preload profile. Without PYTORCH_NVML_BASED_CUDA_CHECK, torch's
-    check for a GPU may initialise CUDA, and then forked children cannot use the GPU.
+    The platform and the preload profile determine the variables. Without PYTORCH_NVML_BASED_CUDA_CHECK,
+    torch's check for a GPU may initialise CUDA, and then forked children cannot use the GPU.
     """
     environment = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     if vllm.is_for_cpu and CHILD_VARIABLES.applies:

@@ -1,8 +1,8 @@
-"""The module that vLLM's forkserver imports before it forks engine and workers. It exists for nothing else.
+"""Preloads vLLM's modules when a forkserver of vLLM imports this module.
 
 The import itself does the work, because a forkserver accepts only names of modules. It runs on the
-forkserver's main thread, with the garbage collector paused. The children inherit only modules that were
-imported.
+forkserver's main thread, with the garbage collector paused. The forkserver then forks engine and workers,
+which inherit the imported modules.
 """
 
 import gc

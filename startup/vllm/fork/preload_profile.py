@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _FORMAT: Final = 7
 _FOLDER: Final = "preload"
 PLAIN: Final = "plain"
-"""The folder of the records of plain states."""
+"""The cache's folder for plain states."""
 ENABLE: Final = "vllm-cli caches prune --plain-starts"
 _FIRST_S: Final = 3600.0
 _NEXT_S: Final = 86400.0
@@ -45,7 +45,7 @@ _REFUSALS: Final = (
     errno.ENOMEM, errno.EAGAIN, errno.EACCES, errno.EPERM, errno.EIO,
 )  # fmt: skip
 _OF_MACHINE: Final = ("MemoryError", "can't start new thread", *map(os.strerror, _REFUSALS))
-"""Errors of the machine, which refuses an address, space, files, memory, threads or a permission."""
+"""Texts of errors that occur if the machine lacks addresses, space, memory, threads or permissions."""
 _DISTRIBUTION: Final = "vllm-cli-server"
 _API_PROCESSES: Final = ("MainProcess", API_SERVER)
 _ENGINE_MODULES: Final = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor")
@@ -86,7 +86,7 @@ _IMPORTED_LATER_ON_GPUS: Final = (
 """Modules that every engine of vLLM 0.33 imports later, whatever its model. Other releases may lack some."""
 _FIRST_COMPILING_MODULES: Final = ("vllm.compilation.backends", "vllm.compilation.piecewise_backend")
 _FORMER_GPU_MODULES: Final = ("vllm.v1.worker.gpu_model_runner",)
-"""Model Runner V1, vLLM's default until 0.32 and where V2 lacks a feature. vLLM will remove V1."""
+"""Model Runner V1, the default until vLLM 0.32. vLLM uses it where V2 lacks a feature, and will remove it."""
 _LAST_WITH_V1: Final = (0, 32)
 
 _API_SERVER: Final = ("vllm.entrypoints.cli.serve",)
@@ -94,7 +94,7 @@ _API_SERVER: Final = ("vllm.entrypoints.cli.serve",)
 
 @dataclass(frozen=True)
 class StartKind:
-    """The properties that decide which modules a start imports, and roughly how long it takes."""
+    """The properties that decide which modules a start imports, and roughly how long the start takes."""
 
     version: str
     architecture: str
@@ -126,17 +126,17 @@ class PreloadProfile:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that vLLM sets for its children and that libraries read when they are loaded."""
     failed: Mapping[str, str] = field(default_factory=dict)
-    """Modules that could not be preloaded, with the error. They are not tried again on the same day."""
+    """Modules that could not be preloaded, with the error. They are tried again a day after `failed_s`."""
     failed_s: float = 0.0
-    """When the first of them failed, in seconds since 1970."""
+    """When the first module of `failed` failed, in seconds since 1970."""
     num_starts: int = 0
     model: str | None = None
     """The folder of the model in the last start. None for a model that was not on disk."""
     is_complete: bool = True
-    """Whether the lists are complete: a warm start records only what its template had not imported."""
+    """Whether the lists have all modules. A warm start records only modules that its template lacked."""
 
     def updated_with(self, recordings: StartRecordings, *, is_warm: bool = False) -> "PreloadProfile":
-        """The profile after one more start, whose new modules come after the known ones."""
+        """The profile after one more start. New modules follow the known modules."""
         engine = list(self.engine_modules)
         api = list(self.api_modules)
         for process, names in recordings.modules.items():
@@ -160,13 +160,13 @@ class PreloadProfile:
 
 
 def load_profile(kind: StartKind) -> PreloadProfile:
-    """The profile of this kind of start. An empty one if none is kept."""
+    """The profile of this kind of start. An empty profile if none was saved."""
     profile = _kept(kind).read(of_type(PreloadProfile)) or PreloadProfile(kind)
     return profile if abs(time.time() - profile.failed_s) < _NEXT_S else replace(profile, failed={})
 
 
 def load_all_profiles() -> list[PreloadProfile]:
-    """The profiles of all kinds of start: the one saved last comes first, baked ones come at the end."""
+    """The profiles of all kinds of start. The latest profile comes first, and baked profiles come last."""
     profiles: dict[StartKind, PreloadProfile] = {}
     for profile in read_all(_FOLDER, of_type(PreloadProfile)):
         profiles.setdefault(profile.kind, profile)
@@ -180,7 +180,7 @@ def profiles_folder() -> Path:
 
 @dataclass(frozen=True)
 class PlainState:
-    """Why starts of one kind on one host do not preload: a start has failed in code of this package."""
+    """Why starts of one kind on one host do not preload after a failure in code of this package."""
 
     kind: StartKind
     host: str
@@ -196,7 +196,7 @@ class PlainState:
 
     @property
     def holds(self) -> bool:
-        """Whether the state still holds. False if the clock that wrote it was ahead."""
+        """Whether the state still holds. False if it was written with a clock that was ahead."""
         return 0 < self.end_s - time.time() <= _NEXT_S
 
     def __str__(self) -> str:
@@ -204,7 +204,7 @@ class PlainState:
 
 
 def plain_state(kind: StartKind) -> PlainState | None:
-    """Why this kind of start does not preload. Other versions of Python, vLLM or this package do."""
+    """Why this kind of start does not preload with this Python, vLLM and package. None if it preloads."""
     state = _kept_plain(kind).read(of_type(PlainState), is_own=True)
     return state if state is not None and state.holds else None
 
@@ -215,9 +215,9 @@ def plain_states() -> list[PlainState]:
 
 
 def disable_preloading(kind: StartKind, reason: str) -> PlainState | None:
-    """Stops preloading for this kind of start, for an hour and later for a day: our code has failed.
+    """Turns preloading off after our code has failed: for an hour, and after a further failure for a day.
 
-    Returns None, and keeps preloading, if the machine has refused something, which the next start may get.
+    Returns None and changes nothing if the machine lacked a resource, which the next start may get.
     """
     if _is_of_machine(reason):
         return None
@@ -229,7 +229,7 @@ def disable_preloading(kind: StartKind, reason: str) -> PlainState | None:
 
 
 def forget_failure(kind: StartKind) -> None:
-    """Preloads again from the next start on: a start with preloading was ready, or plain vLLM fails, too."""
+    """Makes the next start preload again, after a ready start with preloading or a failure of plain vLLM."""
     _kept_plain(kind).remove()
 
 
@@ -257,13 +257,13 @@ def _architecture(model: Path | None) -> str:
 
 @dataclass(frozen=True)
 class PreloadPlan:
-    """What the forkserver imports. Passed in a file, because a forkserver accepts only names of modules."""
+    """The forkserver's imports, passed in a file because a forkserver accepts only names of modules."""
 
     folder: str
     """The folder to which the processes of this start write their journals."""
     modules: tuple[str, ...]
     model: str | None
-    """The folder of the model, whose class is imported, too. None if the profile lists its modules."""
+    """The folder of the model, whose class is imported, too. None if the profile has the class's modules."""
     compiler: CompilerTime
     """When torch's compiler is imported."""
     release: Release
@@ -284,7 +284,7 @@ class PreloadPlan:
 def plan_preload(
     folder: Path, vllm: InstalledVllm, line: "CommandLine", profile: PreloadProfile, model: Path | None
 ) -> PreloadPlan:
-    """The plan: the platform's modules, then the profile's. Without a profile, also the model's class."""
+    """Plans the platform's modules, then the profile's modules. Without a profile, adds the model's class."""
     roots = (*platform_modules(vllm), *(_API_SERVER if line.has(*flags_that_change("API servers")) else ()))
     known = profile.engine_modules if PROFILE.applies else ()
     is_known = bool(known) and profile.is_complete
@@ -307,5 +307,5 @@ def platform_modules(vllm: InstalledVllm) -> tuple[str, ...]:
 
 
 def compiler_time(known: Sequence[str], *, is_eager: bool) -> CompilerTime:
-    """When to import the compiler: only when it is used, if the start is eager and its profile lacks it."""
+    """When to import the compiler. Deferred if the start is eager and `known` lacks the compiler."""
     return "now" if not is_eager or COMPILER in known else "deferred"

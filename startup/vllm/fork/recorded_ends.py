@@ -1,4 +1,4 @@
-"""Records how vLLM's processes end: exceptions in these processes, signals in the process that reaps them."""
+"""Records how vLLM's processes end. A process records its exception, and its parent records a signal."""
 
 import atexit
 import io
@@ -44,7 +44,7 @@ def begin_fork(record: OutputRecord, name: str, parent_pid: int) -> None:
 
 
 def _restore(folder: str, name: str, reduced: bytes) -> process.BaseProcess:
-    """Called in the child: returns the process object, which will record the exception that ends it."""
+    """Called in the child. Returns the process object, which will record an exception that ends the child."""
     record = _of_fork
     if record is None:  # in a new program, which itself starts such programs
         record = OutputRecord(Path(folder))
@@ -58,7 +58,7 @@ def _restore(folder: str, name: str, reduced: bytes) -> process.BaseProcess:
 
 
 def _record_exception(child: process.BaseProcess, record: OutputRecord) -> None:
-    """Makes the child record its exception instead of printing it. Libraries then report no leaks."""
+    """Makes the child record its exception instead of printing it, and exit before libraries report leaks."""
     run = child.run
 
     def run_and_record() -> None:

@@ -46,12 +46,12 @@ class CrashDigest:
         self._has_engine_died = True
 
     def run(self, run_vllm: Callable[[], int], *, has_api_server: bool) -> int:
-        """Returns vLLM's exit code if vLLM was stopped or its command line is wrong.
+        """Runs vLLM. Returns vLLM's exit code if vLLM was stopped or its command line is wrong.
 
-        Without an API server on this node, `run_vllm` returns only after the end of the engine.
+        If this node has no API server, `run_vllm` returns only after the engine has ended.
 
         Raises:
-            CrashError: a process has failed. Exit code 3 before readiness, else vLLM's.
+            CrashError: a process has failed. The exit code is 3 before readiness, and vLLM's code after it.
         """
         try:
             code = run_vllm()
@@ -68,7 +68,7 @@ class CrashDigest:
         return code
 
     def _exit(self, given: object) -> int:
-        """Handles vLLM's own exit with a code or a message, which `sys.exit` accepts."""
+        """Handles vLLM's call of `sys.exit`, whose argument `given` is a code or a message."""
         if given is not None and not isinstance(given, int):
             sys.stderr.write(f"{given}\n")
             given = ENGINE_DIED
@@ -93,7 +93,7 @@ class CrashDigest:
             message: this process's own message.
             phase: what this process did when it failed.
             shown: text about the failure that this process has not shown yet.
-            is_ready: treats vLLM as ready, whatever is known.
+            is_ready: treats vLLM as ready, even if its readiness is not known.
         """
         from startup.reports.crash import crash_report  # noqa: PLC0415 - only after a failure
 

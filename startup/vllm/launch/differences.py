@@ -1,6 +1,6 @@
-"""The log line of a start that names where it behaves unlike `vllm serve`; docs/vllm-engine.md has all.
+"""The log line that names differences between a start and `vllm serve`. docs/vllm-engine.md has all of them.
 
-It has only what is in force and what an operator sees: port, signals, exit codes, requests to the hub.
+The line has only differences in force that an operator sees: port, signals, exit codes, requests to the hub.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from startup.vllm_words.command_line import CommandLine
 
 
 class Difference(NamedTuple):
-    """One difference, and what restores the behaviour of `vllm serve`."""
+    """One difference, and the flag or variable that restores the behaviour of `vllm serve`."""
 
     text: str
     restored_by: str
@@ -27,7 +27,7 @@ def describe_differences(line: CommandLine, options: VllmOptions, *, is_offline:
 
 
 def find_differences(line: CommandLine, options: VllmOptions, *, is_offline: bool) -> Iterator[Difference]:
-    """The differences in force. `is_offline`: the launcher, not the user, has set HF_HUB_OFFLINE."""
+    """The differences in force. `is_offline`: whether the launcher, not the user, has set HF_HUB_OFFLINE."""
     if line.listens and line.uds is None and not options.listen_when_ready:
         yield Difference("port answers during the start", "--listen-when-ready")
     if DRAIN.applies and line.last("--shutdown-timeout") is None:

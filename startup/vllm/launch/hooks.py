@@ -55,7 +55,7 @@ _COMMAND: Final = "`vllm-cli check-hooks` shows all"
 
 
 HookState: TypeAlias = Literal["applies", "does not fit", "not needed", "not checked"]
-"""`not needed`: by this release of vLLM. `not checked`: packages are missing, or cannot be imported."""
+"""`not needed`: this vLLM release does not need the hook. `not checked`: packages are missing or broken."""
 
 
 class HookFinding(NamedTuple):
@@ -68,7 +68,7 @@ class HookFinding(NamedTuple):
 
 
 def leave_out_unfit(vllm: InstalledVllm) -> None:
-    """From now on, this process and its forks place only hooks that this vLLM needs and that may fit."""
+    """From now on, this process and its forks skip hooks that this vLLM does not need or that do not fit."""
     place_only_for(vllm.release)
     leave_out_misfits(hook for hook in HOOKS if hook.is_for(vllm.release) and not hook.is_essential)
     if unknown := names_that_cannot_be_left_out(env.VCLI_LEAVE_OUT.get()):
@@ -76,12 +76,12 @@ def leave_out_unfit(vllm: InstalledVllm) -> None:
 
 
 def names_that_cannot_be_left_out(names: Iterable[str]) -> list[str]:
-    """Unknown names, and names of hooks without which vLLM starts without preloading."""
+    """The unknown names, and the names of essential hooks. Preloading is impossible without these hooks."""
     return sorted(set(names) - {hook.name for hook in HOOKS if not hook.is_essential} - set(get_args(StartPart)))
 
 
 def find_obstacle() -> str | None:
-    """Why vLLM must start without preloading. None if no essential hook is known not to fit."""
+    """Why vLLM must start without preloading. None unless an essential hook does not fit."""
     for hook in HOOKS:
         if hook.is_essential and (problem := next(hook.problems(), None)) is not None:
             return f"the hook {hook.name!r} does not fit this version ({problem}). {_COMMAND}"
@@ -96,7 +96,7 @@ class HookReport(NamedTuple):
 
     @property
     def all_fit(self) -> bool:
-        """Whether no hook that this version needs must be left out."""
+        """Whether all hooks that this version needs fit. Ignores hooks that could not be checked."""
         return all(finding.state != "does not fit" for finding in self.findings)
 
     def to_fields(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class HookReport(NamedTuple):
 
 
 def report_hooks(vllm: InstalledVllm) -> HookReport:
-    """Imports the modules that hooks need, checks all hooks, and records what vLLM accepts."""
+    """Imports the modules that hooks need, checks all hooks, and records the facts of this vLLM."""
     facts = KeptFacts(vllm)
     with redirect_stdout(sys.stderr):
         failed = import_leniently({module: None for hook in HOOKS for module in _imported(hook)})

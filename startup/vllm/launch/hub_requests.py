@@ -1,8 +1,8 @@
-"""Prevents vLLM's requests to the hub, once the launcher knows that all files that vLLM reads are on disk.
+"""Prevents vLLM's requests to the hub if all files that vLLM reads are on disk.
 
-vLLM asks the hub a dozen times in each start, also for files that it has. With HF_HUB_OFFLINE it takes the
-snapshot's folder instead of the model's name. The variable is set only if vLLM cannot need anything else:
-code of other repositories, adapters that clients name, parts that only some models have.
+vLLM sends a dozen requests to the hub in each start, even for files on disk. With HF_HUB_OFFLINE, it uses the
+snapshot's folder instead of the model's name. The launcher sets the variable only if vLLM cannot need other
+things, such as code of other repositories, adapters that clients name, or parts that only some models have.
 """
 
 import logging
@@ -53,7 +53,7 @@ _ERRORS: Final = ("OfflineModeIsEnabled", "LocalEntryNotFoundError", "Incomplete
 
 
 def forbid_requests(line: CommandLine, plan: FilePlan) -> bool:
-    """Sets HF_HUB_OFFLINE for vLLM's processes if they need nothing from the hub. Returns whether it did."""
+    """Sets HF_HUB_OFFLINE if vLLM's processes need nothing from the hub. Returns whether it is set."""
     if not uses("offline hub") or env.HF_HUB_OFFLINE.get() or not _has_all(line, plan):
         return False
     forbid_hub_requests()
@@ -88,16 +88,16 @@ def _is_plain(config: Mapping[str, Any]) -> bool:
 
 
 def with_folders(line: CommandLine, folders: Mapping[Download, Path]) -> CommandLine:
-    """The line with folders in place of model's and tokenizer's addresses. The served name stays."""
+    """The line with folders instead of addresses of model and tokenizer. The served name does not change."""
     paths = dict(_find_paths(line.file_plan, folders)) if line.file_plan is not None else {}
     return (line.with_served_name() if line.model in paths else line).with_paths(paths)
 
 
 def fetch_before_start(line: CommandLine, timeout_s: float | None) -> CommandLine:
-    """Downloads models from object stores before vLLM starts, for a start without parallel work.
+    """Downloads models from object stores before a plain start of vLLM. Returns the line with their folders.
 
     Raises:
-        ModelNotFoundError: the store does not deliver.
+        ModelNotFoundError: a download has failed.
     """
     plan = line.file_plan
     if plan is None:

@@ -1,4 +1,4 @@
-"""Decides whether vLLM starts without preloading (a plain start), and starts it again that way."""
+"""Decides whether vLLM starts without preloading (a plain start), and restarts the launcher for it."""
 
 import logging
 import os
@@ -29,13 +29,13 @@ from startup.vllm_words.installed import OLDEST, InstalledVllm
 logger = logging.getLogger(__name__)
 
 PLAIN_START: Final = "plain-start"
-"""The cause of a start without preloading that nobody has asked for."""
+"""The code in log lines about plain starts that the user has not requested."""
 _RANK_LAUNCHERS: Final = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK")
-"""Variables that torchrun and mpirun set; these launchers start one process for each rank."""
+"""Variables that torchrun and mpirun set. These launchers start one process for each rank."""
 _NUMA: Final = ("--numa-bind",)
-"""Flags for NUMA: vLLM binds processes by replacing the program that `spawn` runs."""
+"""Flags for NUMA. With them, vLLM binds processes by replacing the program that `spawn` runs."""
 END_S: Final = 10.0
-"""Seconds that processes of a failed start have to end; they may have to free a GPU's memory."""
+"""Seconds that processes of a failed start have to end, because they may have to free a GPU's memory."""
 _POLL_S: Final = 0.005
 _NO_FAULTS: Final = (0, None, INTERRUPTED, 128 + signal.SIGTERM)
 """Exit codes of a server that was stopped."""
@@ -46,11 +46,11 @@ class PlainReason(NamedTuple):
 
     text: str
     is_requested: bool = False
-    """Whether the user or another launcher has asked for it, so that it needs no warning."""
+    """Whether the user or another launcher has requested the plain start, so that no warning is needed."""
 
 
 def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | None:
-    """Why vLLM must start without preloading; None if it can preload."""
+    """Why vLLM must start without preloading. None if preloading is possible."""
     if env.VCLI_PLAIN_VLLM.get():
         state = plain_state(kind_of(vllm, line))  # then this program may have set the variable
         return PlainReason(str(state or f"{env.VCLI_PLAIN_VLLM.name} is set"), is_requested=True)
@@ -79,7 +79,7 @@ def kind_of(vllm: InstalledVllm, line: CommandLine) -> StartKind:
 
 
 def log_reason(vllm: InstalledVllm, reason: PlainReason) -> None:
-    """Says why vLLM starts without preloading, as a warning unless the user has asked for it."""
+    """Logs why vLLM starts without preloading, as a warning unless the plain start was requested."""
     text = f"plain start: vLLM {vllm.version} starts without preloading: {reason.text}"
     if reason.is_requested:
         logger.info("%s", text)
@@ -88,7 +88,7 @@ def log_reason(vllm: InstalledVllm, reason: PlainReason) -> None:
 
 
 def report_plain_start(log_format: str) -> None:
-    """Warns that vLLM's lines have vLLM's format. Reports readiness at once: a service manager would wait."""
+    """Reports readiness at once, because plain vLLM does not. Warns if `log_format` cannot apply to vLLM."""
     if log_format != "text":
         reason = "vLLM starts without preloading"
         logger.warning("--log-format %s applies only to vllm-cli's own lines: %s", log_format, reason)
@@ -97,8 +97,7 @@ def report_plain_start(log_format: str) -> None:
 
 
 def run_plainly(kind: StartKind, line: CommandLine) -> int:
-    """Runs vLLM without preloading. If that fails too, preloading was not the cause: the next start uses
-    it."""
+    """Runs vLLM without preloading. If this fails, too, preloading was not the cause, and is used again."""
     try:
         code = without_click(lambda: run_serve(line))
     except SystemExit as err:
@@ -114,9 +113,9 @@ def run_plainly(kind: StartKind, line: CommandLine) -> int:
 
 
 def end_children(pids: Iterable[int]) -> None:
-    """Kills these processes if they run, and waits until they and all children have ended.
+    """Kills the processes of `pids`, and waits until these and all children of this process have ended.
 
-    Processes that have lost their parent are not children. The resource tracker ends once its pipe is closed.
+    The processes of `pids` need not be children. The resource tracker ends because its pipe is closed here.
     """
     with suppress(OSError):
         os.close(resource_tracker.getfd() or -1)
@@ -131,7 +130,7 @@ def end_children(pids: Iterable[int]) -> None:
 
 
 def _has_children() -> bool:
-    """Whether a child of this process runs; reaps children that have ended."""
+    """Reaps children of this process that have ended. Returns whether other children still run."""
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -140,10 +139,10 @@ def _has_children() -> bool:
 
 
 def exec_again(variable: str, value: str, environment: Mapping[str, str], words: Sequence[str] = ()) -> NoReturn:
-    """Executes the same command again in this process, which discards all of its state.
+    """Executes this process's command again with one changed variable, and with `words` at the end.
 
-    Takes the words from `sys.orig_argv`, because those in /proc/self/cmdline may be masked. A server that was
-    forked from a standby makes its front process execute the command.
+    The command's words come from `sys.orig_argv`, because /proc/self/cmdline may be masked. In a warm start,
+    the front process executes the command instead of this process.
     """
     if start_origin.start_again is not None:
         start_origin.start_again(variable, value, *words)

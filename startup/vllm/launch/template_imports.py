@@ -1,7 +1,7 @@
-"""Imports, in a standby's template process, what vLLM's API server, engine and workers import.
+"""Imports the modules of vLLM's API server, engine and workers in a standby's template process.
 
-All starts of the installed vLLM share a template, whatever their flags: the modules of all preload profiles
-are imported. Only starts that compile need another one than eager starts: they import the compiler at once.
+A template imports the modules of all preload profiles, so that starts with any flags can use it. Only eager
+starts and starts that compile need different templates, because the latter import the compiler at once.
 """
 
 import gc
@@ -51,7 +51,7 @@ from startup.vllm_words.installed import InstalledVllm, require_vllm
 _LAUNCHER: Final = ("startup.vllm.launch.start",)
 _CHANGING_TOKENIZERS: Final = ("--enable-prompt-embeds", "--renderer-num-workers")
 _MAX_STARTED_MODELS: Final = 2
-"""How many models keep their tokenizers because they were started, besides the named models."""
+"""The number of recently started models whose tokenizers are kept, in addition to the named models."""
 
 _FORKSERVER: Final = "forkserver"
 _API: Final = "api"
@@ -59,7 +59,7 @@ _CODE: Final = f"import sys, {OWN_PACKAGES_MODULE}; from {__name__} import main;
 
 
 class TemplateImports:
-    """The imports of one template process, and the check which starts can use them."""
+    """Does the imports of one template process, and decides which starts can use the template."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class TemplateImports:
         *,
         is_eager: bool,
     ) -> None:
-        """Imports the classes of `models`, too. `is_eager`: for starts that compile nothing."""
+        """The classes of `models` are imported, too. `is_eager` is for starts that compile nothing."""
         self._vllm = vllm
         self._models = models
         self._is_eager = is_eager
@@ -81,7 +81,7 @@ class TemplateImports:
     def variables(self) -> Mapping[str, str]:
         """The variables of a forkserver, which libraries read when they are loaded.
 
-        Variables that vLLM sets when it is imported are left out, as in a program that is executed.
+        Leaves out variables that vLLM sets on import, because a new program does not have them, either.
         """
         variables: dict[str, str] = {}
         for profile in self._profiles or [PreloadProfile(StartKind.of(self._vllm, (), None))]:
@@ -128,7 +128,7 @@ class TemplateImports:
             gc.enable()
 
     def why_cold(self, words: Sequence[str]) -> str | None:
-        """Why a server with these words after `serve` needs imports of its own. None if it does not.
+        """Why a server with these words after `serve` cannot use the template. None if it can.
 
         Called in each fork.
         """
@@ -140,7 +140,7 @@ class TemplateImports:
             return f"the settings are not understood: {err}"
 
     def why_renew(self) -> str | None:
-        """Why to import again: profiles have new modules, or models or their files changed. None if not."""
+        """Why the template is out of date: new modules, new models or changed files. None if it is valid."""
         profiles = self._usable_profiles()
         before, now = map(_modules_of, (self._profiles, profiles))
         if num_missing := len({*now.api, *now.engine}.difference(before.api, before.engine, sys.modules)):
@@ -174,7 +174,7 @@ class TemplateImports:
         return [*given, *started[:_MAX_STARTED_MODELS]]
 
     def _usable_profiles(self) -> list[PreloadProfile]:
-        """This installation's profiles of eager starts, or of starts that compile; the latest first."""
+        """This installation's profiles of eager starts, or of starts that compile. The latest comes first."""
         this = StartKind.of(self._vllm, (), None)
         return [
             profile
@@ -201,9 +201,9 @@ def _modules_of(profiles: Iterable[PreloadProfile]) -> _Modules:
 
 
 def learn_imports(vllm: InstalledVllm, line: CommandLine, *, folder: Path, environment: Mapping[str, str]) -> None:
-    """Imports like forkserver and API server, in two programs with these variables. Inspects a model on disk.
+    """Runs the imports of forkserver and API server in two programs. Also inspects a model that is on disk.
 
-    Raises CalledProcessError if vLLM cannot be imported here. The folder is for temporary files.
+    Raises CalledProcessError if vLLM cannot be imported here. `folder` is for temporary files.
     """
     model = line.model_folder
     profile = PreloadProfile(StartKind.of(vllm, line.flags_of_modules, model))
@@ -215,7 +215,7 @@ def learn_imports(vllm: InstalledVllm, line: CommandLine, *, folder: Path, envir
 
 
 def main(role: str, model: str) -> None:
-    """The program of `learn_imports` for one of the two roles."""
+    """The program that `learn_imports` runs, in one of two roles."""
     if role == _FORKSERVER:
         importlib.import_module("startup.vllm.fork.preload")  # its import does the work
         if model:

@@ -1,1 +1,1 @@
-"""Changes that are made in vLLM and its libraries while they run. Each has a file of its own."""
+"""Changes to vLLM and its libraries at run time. Each change has a file of its own."""

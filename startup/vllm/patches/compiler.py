@@ -4,8 +4,8 @@ vLLM imports `torch._dynamo` and `torch._inductor` in every process, to patch th
 that only some workers run. A process that compiles nothing imports the compiler on its first use
 (`deferred`).
 
-vLLM stores a compiled model as a file (AOT). On CPU, vLLM 0.32 writes the file but cannot load it: it calls
-`finalize_loading` on the compiled function, a method that only functions of vLLM's own backend have.
+vLLM stores a compiled model as a file (AOT). On CPU, vLLM 0.32 writes the file but cannot load it. It calls
+the method `finalize_loading` of the compiled function, which only functions of vLLM's own backend have.
 """
 
 import functools
@@ -25,12 +25,12 @@ CompilerTime = Literal["now", "deferred"]
 """`now`: together with vLLM's imports. `deferred`: when the compiler is used."""
 
 COMPILER: Final = "torch._inductor.lowering"
-"""vLLM imports this (0.6 s) to patch it and to decorate helpers, even if it will compile nothing."""
+"""vLLM imports this module (0.6 s) to patch it and to decorate helpers, even if vLLM compiles nothing."""
 
 _COMPILE: Final = Name("torch", "compile", ("model",))
 _IS_LAZY: Final = "_vllm_cli_is_lazy"
 _TRACER: Final = "torch._dynamo"
-"""The part of the compiler from which functions are hidden."""
+"""The part of the compiler from which torch hides functions."""
 
 _DEFERRED_MODULES: Final = (
     "functorch.compile",
@@ -77,7 +77,7 @@ def may_defer_compiler(line: CommandLine, start_method: str) -> bool:
 
 @contextmanager
 def compiler_imported(when: CompilerTime) -> Iterator[None]:
-    """While open, imports of vLLM leave the compiler out, if it is `deferred` and not loaded yet."""
+    """While open, imports of vLLM leave out torch's compiler if `when` is `deferred` and it is not loaded."""
     if when == "now" or not DEFERRED_COMPILER.applies:
         yield
         return
@@ -118,7 +118,7 @@ def _add_finalize_loading(decorators: ModuleType) -> None:
 
 
 def _make_compile_lazy(torch: Any) -> None:
-    """Makes `torch.compile` compile a function at its first call: its decorator would import Inductor."""
+    """Makes `torch.compile` compile a function at its first call, because the decorator imports Inductor."""
     compile_now = _COMPILE.get(torch)
     if hasattr(compile_now, _IS_LAZY):
         return
@@ -138,8 +138,8 @@ def _make_compile_lazy(torch: Any) -> None:
 def _hide_from_loaded_compiler(torch: Any) -> None:
     """Makes torch hide functions from its compiler only once the compiler is imported.
 
-    vLLM calls such a function when it reloads weights after sleep. The import took 0.75 s. Each later call to
-    sleep or wake up took 30 ms more, because vLLM collects garbage in it.
+    Otherwise vLLM would import the compiler (0.75 s) when it reloads weights after sleep. Each later sleep or
+    wake-up would take 30 ms more, because vLLM collects garbage then.
     """
     hide = _HIDE.get(torch)
     if hasattr(hide, _IS_LAZY):

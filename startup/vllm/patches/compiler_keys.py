@@ -1,4 +1,4 @@
-"""Keeps hashes of the compilers' installed sources, which are parts of the keys of their caches."""
+"""Keeps hashes of the compilers' installed sources. The keys of the compilers' caches contain them."""
 
 import functools
 import importlib
@@ -27,7 +27,7 @@ _TRITON_KEY: Final = Name("triton.runtime.cache", "triton_key", ())
 TRITON_KEY: Final = COMPILER_KEYS.part(_TRITON_KEY)
 
 _HASHED: Final = ("_C", "backends", "compiler", "language", "runtime")
-"""Folders of Triton's package that are in the hash. Other folders are not."""
+"""The folders of Triton's package that Triton's hash includes."""
 
 
 def keep_triton_key() -> None:
@@ -52,7 +52,7 @@ def _kept_key(compute: Callable[[], str]) -> Callable[[], str]:
 
 
 def fill_compiler_keys() -> None:
-    """Computes the hashes of the compiler's installed sources, and which vector instructions it can use."""
+    """Computes the hash of Inductor's installed sources, and finds out which vector instructions work."""
     for key in _COMPUTED if COMPILER_KEYS.applies else ():
         with suppress(Exception):  # speeds up only
             key.get(importlib.import_module(key.module))()

@@ -1,10 +1,10 @@
 """Makes the capture of CUDA graphs cheaper: remembers the graphs' memory, and keeps the heap frozen.
 
 vLLM captures the graphs once to measure their memory, subtracts it from the memory for the KV cache, and
-captures them again. The measurement takes about half as long as the capture. The result depends on model,
-settings, GPU and driver: if these are the same as in an earlier start, the KV cache gets the size that vLLM
-would measure. After the capture, the graphs' memory is compared with that of the start that measured. If it
-differs, the next start measures again.
+captures them again. The measurement takes about half as long as the capture. The measured memory depends on
+model, settings, GPU and driver. If these are the same as in an earlier start, the start skips the measurement
+and uses the earlier result. After the capture, it compares the graphs' memory with the earlier start's. If
+they differ, the next start measures again.
 
 The forkserver has frozen its objects, so that a garbage collection in a fork visits none of them. vLLM
 freezes the heap around each capture and unfreezes it afterwards. From then on, a collection would visit a
@@ -52,7 +52,7 @@ _LASTS_S: Final = 30 * 86400.0
 _TOLERANCE: Final = 0.05
 _SMALL_BYTES: Final = 16 << 20
 _NOT_RELEVANT: Final = ("_PORT", "_IP", "_KEY", "_ROOT", "_PATH", "_DIR", "_ID")
-"""Endings of names of variables that differ between starts or machines, and change no graph."""
+"""Suffixes of variables that differ between starts or machines but do not affect graphs."""
 
 
 class _Memory(NamedTuple):
@@ -73,7 +73,7 @@ class _State:
 
 
 def remember_graph_memory() -> None:
-    """From now on, vLLM's workers, in this process and its forks, measure only what is not known."""
+    """From now on, vLLM's workers in this process and its forks measure only graphs of unknown size."""
     if GRAPH_MEMORY.applies:
         wrap_after_import(_MEASURE, _measured_once, GRAPH_MEMORY)
         wrap_after_import(_CAPTURE, _checked, GRAPH_MEMORY)
@@ -122,7 +122,7 @@ def _to_memory(content: Any) -> _Memory:
 
 
 def _key(config: Any) -> object:
-    """Everything on which the memory depends: vLLM's own fingerprint, and factors that it leaves out."""
+    """Everything on which the memory depends: vLLM's fingerprint, and factors that the fingerprint lacks."""
     state = read_gpus()
     graphs, scheduler = config.compilation_config, config.scheduler_config
     return (

@@ -19,7 +19,7 @@ ENGINE_WAIT: Final = Hook(
 )
 
 _END_S: Final = 30.0
-"""Seconds that a wait has to end after its engine was stopped."""
+"""Seconds that vLLM's wait has to end after the engine was stopped."""
 
 
 class EngineWait:
@@ -33,12 +33,12 @@ class EngineWait:
         self._waiting: _Waiting | None = None
 
     def add(self, work: Callable[[], None]) -> None:
-        """Adds work, done in the order of the calls. Its errors end the start, as errors elsewhere do."""
+        """Adds work to the end of the queue. An error in the work ends the start."""
         self._work.append(work)
 
     @property
     def has_failed(self) -> bool:
-        """Whether the engine has failed during the work, which is useless then."""
+        """Whether the engine has failed during the work. The remaining work is then useless."""
         return self._waiting is not None and self._waiting.error is not None
 
     def hook(self) -> None:
@@ -68,7 +68,7 @@ class EngineWait:
 
 
 class _Waiting:
-    """vLLM's wait, on a thread of its own."""
+    """Runs vLLM's wait on a separate thread."""
 
     def __init__(self, wait: Callable[[], None]) -> None:
         self._wait = wait
@@ -83,7 +83,7 @@ class _Waiting:
             raise self.error
 
     def end(self, arguments: tuple[Any, ...]) -> None:
-        """Stops the engine, which ends the wait: its socket must not be closed while the thread reads it."""
+        """Stops the engine to end the wait, whose socket must not be closed while the thread reads it."""
         if not self._thread.is_alive():
             return
         for argument in arguments:

@@ -1,8 +1,8 @@
-"""Makes vLLM's processes log as `--log-format` says, through VLLM_LOGGING_CONFIG_PATH.
+"""Makes vLLM's processes log in the format of `--log-format`, through VLLM_LOGGING_CONFIG_PATH.
 
-Every process of vLLM applies the configuration when it imports vLLM, and uvicorn when it starts. JSON lines
-have this program's fields. Other output on standard error (tracebacks of an exiting process, warnings,
-progress bars) becomes JSON lines too. `text-utc` changes only the date in vLLM's layout.
+Every process of vLLM applies this configuration when it imports vLLM, and uvicorn applies it at its start.
+JSON lines have the launcher's fields. Other output on standard error (tracebacks of an exiting process,
+warnings, progress bars) becomes JSON lines, too. `text-utc` changes only the date in vLLM's layout.
 """
 
 import json
@@ -40,7 +40,7 @@ PROCESS_NAMES: Final = JSON_LOGS.part(
 )
 
 _LAYOUT: Final = "%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s"
-"""vLLM's, behind the process."""
+"""vLLM's layout of a line, without the process's name at the beginning."""
 _FILE: Final = "logging.json"
 _STDERR: Final = "ext://sys.stderr"
 _STDOUT: Final = "ext://sys.stdout"
@@ -65,7 +65,7 @@ class VllmJsonFormatter(JsonFormatter):
 
 
 class VllmUtcFormatter(logging.Formatter):
-    """Formats records as vLLM does, with the prefix before each line, but with date, year and zone."""
+    """Formats records in vLLM's layout, with the prefix before each line. Adds year and time zone."""
 
     def __init__(self, *, has_process: bool) -> None:
         """Without `has_process`, vLLM itself writes the process before each line."""
@@ -74,7 +74,7 @@ class VllmUtcFormatter(logging.Formatter):
         self.converter = time.gmtime
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record."""
+        """Formats one record, with the prefix before each of its lines."""
         record.vllm_process_name = getattr(record, "vllm_process_name", None) or record.processName
         text = super().format(record)
         prefix = self.formatMessage(record).removesuffix(record.message)
@@ -82,23 +82,23 @@ class VllmUtcFormatter(logging.Formatter):
 
 
 def create_error_handler() -> logging.Handler:
-    """Redirects standard error, so that all output becomes JSON lines. Logs to the original stream."""
+    """Turns all output on standard error into JSON lines. The handler writes to the original stream."""
     handler = logging.StreamHandler(real_stderr())
     log_everything_as_json(handler)
     return handler
 
 
 def set_log_format(log_format: LogFormat, vllm: InstalledVllm, line: CommandLine, folder: Path) -> str | None:
-    """Makes the processes that this one starts log in this format. `text` is vLLM's own.
+    """Makes vLLM's processes log in this format. `text` is vLLM's own format.
 
     Args:
-        log_format: of `--log-format`.
+        log_format: the value of `--log-format`.
         vllm: the installed vLLM.
         line: vLLM's command line, with its settings for the log.
-        folder: where the configuration is written. It must exist as long as vLLM runs.
+        folder: where the configuration is written. The folder must exist as long as vLLM runs.
 
     Returns:
-        A warning for the user. None if vLLM logs so.
+        A warning for the user. None if vLLM logs in this format.
     """
     if log_format == "text":
         return None
@@ -111,7 +111,7 @@ def set_log_format(log_format: LogFormat, vllm: InstalledVllm, line: CommandLine
 
 
 def _obstacle(vllm: InstalledVllm, line: CommandLine, *, is_json: bool) -> str | None:
-    """Why vLLM cannot log in another format. None if it can."""
+    """Why vLLM cannot log in another format. None if another format is possible."""
     if env.VLLM_LOGGING_CONFIG_PATH.raw or line.has(*_OWN_SETTINGS):
         return "vLLM's log has a configuration of its own"
     if foreign.text_of("VLLM_CONFIGURE_LOGGING") not in ("", "1"):
@@ -155,7 +155,7 @@ def _configuration(line: CommandLine, *, is_json: bool) -> dict[str, Any]:
 
 
 def omit_prefixes_in_json() -> None:
-    """From now on, JSON records of this process and its forks name the process. No text precedes them."""
+    """From now on, JSON records of this process and its forks name the process, and have no prefix."""
     if STREAM_PREFIXES.applies:
         wrap_after_import(_DECORATE_LOGS, _decorate_text_only, STREAM_PREFIXES)
 
@@ -172,7 +172,7 @@ def _decorate_text_only(decorate: Callable[..., None]) -> Callable[..., None]:
 
 
 def _json_formatters() -> list[VllmJsonFormatter]:
-    """The formatters of all configured loggers. Empty if this process logs text."""
+    """The JSON formatters of all configured loggers. Empty if this process logs text."""
     loggers = (logging.getLogger(name) for name in (None, "vllm", "uvicorn", "uvicorn.access"))
     formatters = {handler.formatter for logger in loggers for handler in logger.handlers}
     return [formatter for formatter in formatters if isinstance(formatter, VllmJsonFormatter)]

@@ -1,9 +1,9 @@
-"""Populates vLLM's KV cache on CPU on several threads. vLLM waits for them only if memory is scarce.
+"""Populates the memory of vLLM's KV cache on CPU with several threads.
 
-vLLM writes zeros over the whole cache in one thread before it serves: 0.7 s for each GiB. New pages of the
-kernel are zeros already, and every processor can populate them. If twice the memory is free, this happens
-while vLLM serves, and an early request gets its pages when it writes. Otherwise vLLM waits: a cache that does
-not fit then ends the start, instead of a server.
+vLLM itself writes zeros over the whole cache in one thread before it serves, which takes 0.7 s for each GiB.
+New pages of the kernel have zeros already, and several threads can populate them. If twice the memory is
+free, the threads run while vLLM serves, and an early request gets its pages when it writes to them. Otherwise
+vLLM waits for the threads. A cache that does not fit then ends the start instead of a running server.
 """
 
 import mmap
@@ -36,18 +36,18 @@ _LEAST_BYTES: Final = 64 << 20
 _PART_BYTES: Final = 2 << 20
 """Bytes that a thread populates at once. During that time, 1 to 2 ms, no other thread can map memory."""
 _NICE: Final = 10
-"""Nice value of the threads while vLLM serves: the rest of the start comes first (setpriority(2))."""
+"""Added to the threads' nice value (setpriority(2)) if vLLM does not wait for them, to favour the start."""
 _MOST_THREADS: Final = 8
 
 
 def populate_kv_cache() -> None:
-    """Prepares vLLM's allocation, before vLLM is imported, in this process and its forks."""
+    """Makes vLLM populate KV caches in this process and its forks. Called before vLLM is imported."""
     if KV_CACHE.applies:
         after_import(_ALLOCATION, lambda module: place_variant(module, "torch", zeros=_zeros), KV_CACHE)
 
 
 def _zeros(torch: Any, size: Any, **options: Any) -> "Tensor":
-    """A KV cache on CPU with populated pages. Any other tensor is as torch creates it."""
+    """Creates a KV cache on CPU with populated pages. Leaves any other tensor to torch."""
     is_cache = options.keys() == {"dtype", "device"} and isinstance(size, int) and size >= _LEAST_BYTES
     if is_cache and options["dtype"] is torch.int8 and torch.device(options["device"]).type == "cpu":
         with suppress(OSError, RuntimeError):  # too large, Linux before 5.14, or no threads: then torch tries
@@ -68,7 +68,7 @@ def _map(torch: Any, num_bytes: int) -> "Tensor":
 
 
 def _populate(memory: range, *, num_workers: int) -> None:
-    """Populates the memory. Returns at once if all workers can have twice as many pages."""
+    """Populates the memory. Returns before it is done if twice the memory of all workers is available."""
     is_ample = available_bytes() > 2 * len(memory) * num_workers
     parts = iter([memory[i : i + _PART_BYTES] for i in range(0, len(memory), _PART_BYTES)])
     processors = os.sched_getaffinity(os.getppid())  # OpenMP has bound this thread to those on which it computes

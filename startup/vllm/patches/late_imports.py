@@ -1,4 +1,4 @@
-"""Delays import statements of vLLM whose names few requests use, until such a name is used."""
+"""Delays vLLM's imports of names that few requests need, until such a name is used."""
 
 import builtins
 import functools
@@ -31,12 +31,12 @@ UNUSED_COMMANDS: Final = LATE_NAMES.part(Text(("vllm.entrypoints.cli.main",), r"
 
 
 class LateImport(NamedTuple):
-    """An import statement outside of functions whose names are not used while its module is imported."""
+    """An import statement at module level, whose names `importer` does not use during its own import."""
 
     importer: str
     module: str
     requires: str | None = None
-    """For a statement in a `try`: without this package, it is executed and raises ImportError."""
+    """For a statement in a `try`: without this package, the statement is executed and raises ImportError."""
 
 
 _OTEL: Final = "vllm.tracing.otel"
@@ -65,12 +65,12 @@ _EVERYWHERE: Final = (
 """Statements in vLLM 0.29 to 0.33. A statement that a version lacks has no effect."""
 
 _IN_ENGINES: Final = (LateImport("vllm.reasoning.abs_reasoning_parsers", "vllm.entrypoints.mcp.tool_server"),)
-"""Not delayed in the API server, which needs the module, and whose schemas depend on the order of imports."""
+"""Delayed only in engines. The API server needs the module, and its schemas depend on the import order."""
 
 
 @contextmanager
 def late_imports(*, in_engine: bool = False) -> Iterator[None]:
-    """While open, these import statements give stand-ins, unless their module is loaded already."""
+    """While open, vLLM's imports of rarely used names give stand-ins, unless their module is loaded."""
     if not LATE_NAMES.applies:
         yield
         return
@@ -95,10 +95,10 @@ def late_names(late: Iterable[LateImport]) -> Iterator[None]:
 
 
 def _delay_imports(late: Mapping[str, str | None], importer: ModuleType) -> None:
-    """Gives a module's own code, until it ends, an `__import__` that returns stand-ins.
+    """Gives the code of module `importer` an `__import__` that returns stand-ins, until the code has run.
 
-    Running code looks up `__import__` among its built-in names, which it takes from the module's
-    `__builtins__` when it begins. The functions that the module's code defines get the usual built-in names.
+    When Python begins to run code, it takes the built-in names, such as `__import__`, from the module's
+    `__builtins__`. Functions that the module's code defines get the usual built-in names.
     """
     namespace = vars(importer)
 
@@ -117,15 +117,15 @@ def _delay_imports(late: Mapping[str, str | None], importer: ModuleType) -> None
 class LateName:
     """Stands for a module or for one of its objects. Any use of it imports the module.
 
-    An instance check needs no import, because a module that is not loaded has no instances. A union with it
-    is a function's annotation, which is not evaluated further.
+    An instance check needs no import, because classes of a module that is not loaded have no instances. A
+    union with a LateName occurs only in a function's annotation, and is therefore `Any`.
     """
 
     def __init__(self, module: str, name: str | None, importer: dict[str, Any]) -> None:
         self.__late = (module, name, importer)
 
     def real(self) -> Any:
-        """The object that it stands for, which replaces it in the importing module."""
+        """The real object. Also replaces the LateName by this object in the importing module."""
         module, name, importer = self.__late
         value: Any = importlib.import_module(module)
         if name is not None:

@@ -1,7 +1,7 @@
 """Makes vLLM inspect a model's class in a forked process, because a new program would import all of vLLM.
 
-vLLM inspects each model once per version. It does so in a separate process, so as not to initialise CUDA in
-the caller. With a new program, that takes some seconds of the first start.
+vLLM inspects each model once per version, in a separate process, so that the caller does not initialise CUDA.
+With a new program, the inspection takes some seconds of the first start.
 """
 
 import importlib

@@ -1,8 +1,8 @@
 """Gives the launcher's listening socket to vLLM.
 
-vLLM binds its socket itself, in several places, and passes the socket to its API servers. So `socket.bind` is
-replaced: if this process binds a socket to the listener's address, the socket becomes a duplicate of the
-listener. The hook `port` (`startup.vllm.probes.serving_events`) checks that vLLM binds in this way.
+vLLM binds its socket itself, in several places, and passes the socket to its API servers. So this module
+replaces `socket.bind`. If vLLM binds a socket to the listener's address, the socket becomes a duplicate of
+the listener. The hook `port` (`startup.vllm.probes.serving_events`) checks that vLLM binds in this way.
 """
 
 import os

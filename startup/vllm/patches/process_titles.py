@@ -1,7 +1,7 @@
 """Makes the titles of vLLM's processes visible in processes whose command line was replaced.
 
-`setproctitle` writes into the memory of the words that `exec` got. In forks of a standby's template process,
-the kernel reads the words from other memory (`base.machine.command_line`).
+`setproctitle` writes a title over the command line that `exec` put into memory. In forks of a standby's
+template process, the kernel reads the command line from other memory (`base.machine.command_line`).
 """
 
 import importlib
@@ -25,18 +25,18 @@ PROCESS_TITLES: Final = Hook(
 
 
 def find_title_memory() -> None:
-    """Lets `setproctitle`, if installed, find the words that `exec` got. Called before packages are imported.
+    """Makes `setproctitle`, if installed, find the command line in memory. Called before other imports.
 
-    It looks for them at its first call, before the first variable in memory. An import that sets that
-    variable (cv2 does, LD_LIBRARY_PATH) moves it, and titles then have no effect in this process and its
-    forks.
+    At its first call, `setproctitle` searches for the command line in front of the first environment variable
+    in memory. An import that sets this variable moves it, as cv2 does with LD_LIBRARY_PATH. Titles then have
+    no effect in this process and its forks.
     """
     with suppress(ImportError):
         importlib.import_module("setproctitle").getproctitle()
 
 
 def show_titles() -> None:
-    """From now on, a title that this process or a fork of it sets also replaces its command line."""
+    """From now on, a title that this process or one of its forks sets also replaces its command line."""
     if PROCESS_TITLES.applies:
         wrap_after_import(_SET_TITLE, _show_title, PROCESS_TITLES)
 

@@ -22,7 +22,7 @@ SPANS: Final = Hook(
 
 
 class _Recorder:
-    """Where this process and its later forks record spans."""
+    """The files in which this process and its later forks record spans."""
 
     journal: Journal | None = None
     """None in a template process."""
@@ -38,7 +38,7 @@ def record_spans(journal: Journal, record: OutputRecord) -> None:
 
 
 def prepare_spans() -> None:
-    """Prepares functions that will be imported for `record_spans`. A second call does nothing."""
+    """Prepares `record_spans` for functions that are imported later. A second call does nothing."""
     if SPANS.applies and not _Recorder.is_prepared:
         _Recorder.is_prepared = True
         wrap_after_import(_INSTRUMENT, _with_timing, SPANS)

@@ -1,6 +1,6 @@
 """Puts the sockets and rendezvous files of vLLM's processes into a folder that the launcher removes.
 
-vLLM leaves them in TMPDIR, even after an orderly end.
+vLLM leaves these files in TMPDIR, even after a normal exit.
 """
 
 import os
@@ -30,7 +30,7 @@ _MOST_ADDRESS_BYTES: Final = 107
 
 
 class _Place:
-    """The folder of this start, in its processes. None in a template process."""
+    """The folder for this start's files. None in a template process."""
 
     folder: Path | None = None
     is_prepared = False
@@ -43,7 +43,7 @@ def keep_temp_files(folder: Path) -> None:
 
 
 def prepare_temp_files() -> None:
-    """Prepares vLLM's functions, before they are imported, for `keep_temp_files`. May be called again."""
+    """Prepares `keep_temp_files` before vLLM's functions are imported. A second call does nothing."""
     if TEMP_FILES.applies and not _Place.is_prepared:
         _Place.is_prepared = True
         for name in (_SOCKET, _RENDEZVOUS):

@@ -1,6 +1,6 @@
-"""Loads a model's tokenizer once, or late. In a standby, into vLLM's caches, for all forks.
+"""Loads a model's tokenizer only once, or late. A standby loads it into vLLM's caches for all forks.
 
-vLLM loads a model's tokenizer in the API server and in the engine, and again for its chat template. Each
+vLLM loads a model's tokenizer in the API server and in the engine, and once more for the chat template. Each
 process caches the results. The keys of these caches contain the model's folder.
 """
 
@@ -104,17 +104,17 @@ class KeptTokenizers:
                 self._stamps[model] = stamps
 
     def drop_pools(self) -> None:
-        """Drops the pools in a start whose renderer changes its copy, or needs another number."""
+        """Drops the pools in a start whose renderer changes its copy or needs another number of copies."""
         for pool in self._pools:
             pool.drop()
 
     def changed(self) -> Path | None:
-        """A model whose files have changed since they were read. None if there is none."""
+        """A model whose files have changed since they were read. None if no files have changed."""
         return next((model for model, stamps in self._stamps.items() if read_folder(model) != stamps), None)
 
 
 def _load_tokenizer(model: Path) -> Any:
-    """Loads a tokenizer with the arguments that vLLM uses without flags for the tokenizer."""
+    """Loads a tokenizer with the arguments that vLLM uses if no flag is about the tokenizer."""
     given = {
         "skip_tokenizer_init": False,
         "tokenizer": str(model),
@@ -146,10 +146,10 @@ def _offline() -> Iterator[None]:
 
 
 class PreparedPool:
-    """Prepared copies of one tokenizer: making them takes half of the API server's time in a warm start.
+    """Prepared copies of one tokenizer. Copying takes half of the API server's time in a warm start.
 
-    vLLM's renderer copies its cached tokenizer, and makes a pool of two more copies. Here, vLLM's own
-    function makes the pool in advance. Only when the renderer makes its copy does it get the prepared one.
+    vLLM's renderer copies its cached tokenizer, and makes a pool of two more copies. This class makes the
+    pool in advance with vLLM's own function. Only the renderer's call of `copy` returns the prepared pool.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -160,7 +160,7 @@ class PreparedPool:
             setattr(self._class, _COPY, self._copier(tokenizer, pooled))
 
     def drop(self) -> None:
-        """From now on, the tokenizer is copied when vLLM copies it."""
+        """From now on, vLLM's renderer makes its own copies."""
         if _COPY in vars(self._class):
             delattr(self._class, _COPY)
 
@@ -176,7 +176,7 @@ class PreparedPool:
 
 
 def load_tokenizer_late() -> None:
-    """From now on, the engine's manager of structured output loads its tokenizer when it is used."""
+    """From now on, the engine's manager of structured output loads its tokenizer on first use."""
     if LATE_TOKENIZER.applies:
         after_import(_OUTPUT_MANAGER.module, _replace_tokenizer, LATE_TOKENIZER)
 
@@ -191,7 +191,7 @@ def _replace_tokenizer(module: Any) -> None:
 
 
 class _Loading(functools.partial[Any]):
-    """A call that is not made yet."""
+    """A call that loads the tokenizer, but was not made yet."""
 
 
 class _LateAttribute:
@@ -213,7 +213,7 @@ class _LateAttribute:
 
 
 def reuse_tokenizer() -> None:
-    """From now on, vLLM's search for a processor ends with the tokenizer that is loaded already."""
+    """From now on, vLLM's search for a processor uses the loaded tokenizer instead of loading it again."""
     if PROCESSOR_LOOKUP.applies:
         wrap_after_import(CHAT_TEMPLATE, _with_loaded_tokenizer, PROCESSOR_LOOKUP)
 

@@ -1,6 +1,6 @@
 """Puts vLLM's engine to sleep and wakes it up, at the request of the router that has started this server.
 
-The requests come through a Unix socket beside the server's own, which no client can reach: vLLM's endpoints
+The router uses a Unix socket next to the server's own socket. Clients cannot reach it, and vLLM's endpoints
 for sleeping stay closed. A connection has one request and one answer, each a line of JSON.
 """
 
@@ -27,14 +27,14 @@ _SENT_S: Final = 10.0
 
 
 def open_control(client: Any, lifecycle: Lifecycle) -> None:
-    """Opens the socket if this server listens where a router expects it, and vLLM's sleep mode is on.
+    """Opens the socket if this server listens at its router's path, and vLLM's sleep mode is on.
 
-    If there are several API servers, only the first opens it, because a call of its client reaches all
-    engines.
+    If there are several API servers, only the first server opens the socket, because calls of its client
+    reach all engines.
 
     Args:
         client: vLLM's AsyncLLM.
-        lifecycle: the socket is removed when this leaves the state `ready`.
+        lifecycle: the server's states. The socket is removed when the state is no longer `ready`.
     """
     path = env.VCLI_ROUTER.get()
     if path is None or not Path(path).is_socket():
@@ -48,7 +48,7 @@ def open_control(client: Any, lifecycle: Lifecycle) -> None:
 
 
 def is_changing() -> bool:
-    """Whether the engines are falling asleep or waking up. All API servers of these engines see it."""
+    """Whether the engines are falling asleep or waking up. Works in each of several API servers."""
     path = env.VCLI_ROUTER.get()
     return path is not None and _mark(control_socket(path)).exists()
 
@@ -67,7 +67,7 @@ class _Control:
         self._level = 0
         """The level at which the engines sleep. 0 while they are awake."""
         self._turn = asyncio.Lock()
-        """Makes a request wait for the previous one."""
+        """Makes a request wait for the previous request."""
         path.unlink(missing_ok=True)  # left by a killed server
         _mark(path).unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX)
@@ -77,7 +77,7 @@ class _Control:
         self._serving = asyncio.get_running_loop().create_task(self._serve(), name="control-socket")
 
     def close(self) -> None:
-        """Removes the socket. A request that is being carried out gets its answer if there is time."""
+        """Removes the socket. A running request still gets its answer if there is time."""
         self._path.unlink(missing_ok=True)
         self._serving.cancel()
 
@@ -115,7 +115,7 @@ class _Control:
             return {"ok": True, "took_s": round(time.perf_counter() - begin_s, 3)}
 
     async def _sleep(self, level: int) -> None:
-        """Puts the engines to sleep. If vLLM fails, wakes them up: part of their memory may be gone."""
+        """Puts the engines to sleep. If vLLM fails, wakes them up, because they may have released memory."""
         if self._level:
             return
         self._level = level

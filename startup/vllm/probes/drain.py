@@ -1,8 +1,8 @@
-"""The drain of vLLM's API server: SIGTERM finishes running requests before vLLM stops its engine.
+"""Drains vLLM's API server: after SIGTERM, running requests finish before vLLM stops its engine.
 
-vLLM alone stops its engine first, and then waits for connections whose streams get no more tokens. Here,
-uvicorn's application is wrapped, so that running requests are known. After a signal, vLLM calls `shutdown` of
-the engine's client, which is replaced: it waits for the same drain as the embedded engine's.
+vLLM itself stops its engine first, and then waits for connections whose streams get no more tokens. This
+module wraps uvicorn's application to track running requests. It also replaces the engine client's `shutdown`,
+which vLLM calls after a signal. The replacement first waits for the same drain as the embedded engine.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _CLOSE: Final = (b"connection", b"close")
 _LAST_ACCEPTS_S: Final = 0.02
 """Seconds from the responder's end to the end of accepting."""
 _SILENT_S: Final = 1.0
-"""An engine that has been silent for so many seconds at its end is killed at once."""
+"""Seconds of silence after which an engine that must stop is killed at once."""
 _ABORT_AFTER_S: Final = 0.25
 """Seconds from uvicorn's shutdown until connections of clients that do not read are cut."""
 
@@ -54,11 +54,11 @@ def drain_before_shutdown(
     """Called on the event loop before uvicorn's `server` accepts from the listeners.
 
     Args:
-        server: uvicorn's.
-        listeners: this process's, unless several API servers share them.
-        probes: if given, it accepts in place of uvicorn.
-        on_draining: called on the event loop.
-        parts: of the launcher, or of an API server that it has started.
+        server: uvicorn's server.
+        listeners: the server's listening sockets. Several API servers may share them.
+        probes: if given, the responder accepts instead of uvicorn.
+        on_draining: called on the event loop when the drain begins.
+        parts: the launcher's objects for this server.
     """
     if parts.signals is not None:
         parts.signals.take()  # vLLM's event loop has them by now
@@ -82,7 +82,7 @@ def drain_before_shutdown(
 
 
 async def _close_port(server: Any, listeners: Sequence[socket.socket], probes: ServingProbes | None) -> None:
-    """Closes the port, so that the next server can have it early. Accepts waiting connections before."""
+    """Accepts waiting connections, then closes the port, so that the next server can use it early."""
     if probes is not None and server.started:
         await probes.end()
         await asyncio.sleep(_LAST_ACCEPTS_S)
@@ -108,7 +108,7 @@ def abort_connections(server: Any) -> None:
 class DrainedApp:
     """An ASGI application that knows its running requests, and rejects new ones while it drains.
 
-    Without a responder, it answers `/livez`, and `/readyz` like `/health`.
+    Without a responder, it also answers `/livez`, and answers `/readyz` like `/health`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -190,7 +190,7 @@ class _Request:
         await self._send(message)
 
     async def fail(self, reason: str) -> None:
-        """Ends the response: a stream with an error event, a response that has not begun with a 503."""
+        """Ends a stream with an error event. If the response has not begun, sends a 503."""
         if self.scope["type"] != "http":
             await self._send({"type": "websocket.close", "code": 1012, "reason": reason})
             return
@@ -209,7 +209,7 @@ class _Request:
 
 
 class _Shutdown:
-    """Replaces `shutdown` of one engine client: drains first."""
+    """Replaces `shutdown` of one engine client, to drain before the shutdown."""
 
     def __init__(
         self,
@@ -234,7 +234,7 @@ class _Shutdown:
         client.shutdown = self
 
     def __call__(self, timeout: float | None = None) -> None:
-        """vLLM calls it on a thread after the first signal, and on the event loop at the process's end."""
+        """Called by vLLM on a thread after the first signal, and on the event loop at the process's end."""
         if threading.get_ident() != self._loop_thread and self._lifecycle.state == "ready":
             asyncio.run_coroutine_threadsafe(self._run(), self._loop).result()
         if self._watching is not None and not self._lifecycle.is_hung:
@@ -261,7 +261,7 @@ class _Shutdown:
 
 
 def _path_of(scope: Scope) -> str:
-    """The path without the root path, which uvicorn puts before it. Empty if it is no HTTP request."""
+    """The path without the root path that uvicorn adds. Empty if the scope is not an HTTP request."""
     return scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
 
 

@@ -1,4 +1,4 @@
-"""Ends vLLM's API server soon after its engine has died, with the exit code for that."""
+"""Ends vLLM's API server soon after its engine has died, with the exit code for a dead engine."""
 
 from collections.abc import Callable
 from typing import Any, Final

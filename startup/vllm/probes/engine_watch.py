@@ -1,4 +1,4 @@
-"""Asks each EngineCore of vLLM a question that it answers between two steps, so that a hang is noticed."""
+"""Detects hanging engines. Each EngineCore of vLLM gets a call that it answers only between two steps."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 _QUESTION: Final = "is_sleeping"
 """A call that only reads two attributes, without the workers. A sleeping engine answers it, too."""
 _KINDS: Final = ("EngineCore", "VllmWorker")
-"""Beginnings of the names of the engine's processes."""
+"""Prefixes of the names of the engine's processes."""
 
 
 def create_watchdog(client: Any, parts: ServingParts, server: WatchedServer) -> EngineWatchdog | None:
@@ -48,7 +48,7 @@ def _create_watchdog(client: Any, parts: ServingParts, server: WatchedServer) ->
 
 
 async def watch(watchdog: EngineWatchdog, lifecycle: Lifecycle, client: Any) -> None:
-    """Runs the watchdog. Makes vLLM end after its engines, even if no process could be killed here."""
+    """Runs the watchdog. After a hang, makes vLLM end, even if this process could not kill the engines."""
     await watchdog.run()
     if not lifecycle.is_hung:
         return
@@ -66,7 +66,7 @@ class AskedCores:
         self._client = client
         self._asked: dict[Any, asyncio.Task[None]] = {}
         self._earlier: frozenset[int] = frozenset()
-        """Calls of vLLM, such as to wake up, that the engines may still carry out before they answer."""
+        """Pending calls of vLLM, such as wake-up, which the engines may carry out before they answer."""
 
     @property
     def is_on_processor(self) -> bool:
@@ -90,7 +90,7 @@ class AskedCores:
 
 
 def _export_silence(watchdog: EngineWatchdog) -> None:
-    """Adds the watchdog's metric to vLLM's. vLLM has imported the library."""
+    """Adds the watchdog's metric to vLLM's metrics. vLLM has imported the metrics library by then."""
     from prometheus_client import REGISTRY, Gauge  # noqa: PLC0415 - not in each environment of this package
 
     if SILENCE_METRIC[0] not in REGISTRY._names_to_collectors:

@@ -1,4 +1,4 @@
-"""Asks vLLM's application for its answer to `/health`, so that the responder can repeat it."""
+"""Requests `/health` from vLLM's application, so that the responder can repeat the answer."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ _SAMPLE_S: Final = 1.0
 _STATUSES: Final = frozenset({200, 503})
 """Statuses that report the server's health. Other statuses are errors of the application."""
 _MAX_ANSWER_BYTES: Final = 4000
-"""Longest answer, in bytes. The kernel accepts a message of this size with any buffer."""
+"""Longest answer, in bytes. The kernel accepts a message of this size, however small a socket's buffer is."""
 
 
 class AppAnswer(NamedTuple):
@@ -32,7 +32,7 @@ class AppAnswer(NamedTuple):
 
 
 class HealthSampler:
-    """Asks vLLM's application for its answer to `/health`, without a connection. Runs on its event loop."""
+    """Requests `/health` from vLLM's application without a connection. Runs on vLLM's event loop."""
 
     def __init__(self, server: Any) -> None:
         self._server = server
@@ -40,14 +40,14 @@ class HealthSampler:
         self.root_path: str = self._config.root_path
         """uvicorn logs this before the path."""
         self._sample: AppAnswer | None = None
-        """The last sample. None if the application's answers differ from one to the next."""
+        """The last sample. None if two consecutive answers of the application differ."""
         self._sampled_s = float("-inf")
         self._sampled_in: tuple[str, bool] | None = None
         """The state of the server when the sample was taken."""
         self._has_logged = False
 
     async def current(self) -> bytes:
-        """The answer, after which the connection closes. Empty if uvicorn must answer each probe itself."""
+        """The answer, which closes the connection. Empty if uvicorn must answer each probe itself."""
         state = self._state()
         if state != self._sampled_in or time.monotonic() - self._sampled_s >= _SAMPLE_S:
             self._sampled_in = state
@@ -79,7 +79,7 @@ class HealthSampler:
         return None
 
     async def _request(self) -> AppAnswer | None:
-        """Asks once. None if the answer has no fixed length, ends the connection, or has another status."""
+        """Requests `/health` once. None if the answer's length, status or connection header is unsuitable."""
         answer = await ask_app(self._server, PATH)
         if answer is None or answer.header(b"content-length") is None or answer.header(b"connection") is not None:
             return None
@@ -93,7 +93,7 @@ def _as_answer(sample: AppAnswer, fixed_headers: list[tuple[bytes, bytes]]) -> b
 
 
 async def ask_app(server: Any, path: str) -> AppAnswer | None:
-    """The answer of `server`, which is uvicorn's. None if the application fails with an error."""
+    """Sends a GET to the application of uvicorn's `server`. Returns None if the application fails."""
     config = server.config
     path = f"{config.root_path}{path}"
     scope = {

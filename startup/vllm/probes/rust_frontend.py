@@ -1,8 +1,8 @@
-"""Gives the port to vLLM's Rust frontend (`VLLM_USE_RUST_FRONTEND=1`): `vllm-rs`, a program that vLLM starts.
+"""Gives the port to vLLM's Rust frontend, the program `vllm-rs` (`VLLM_USE_RUST_FRONTEND=1`).
 
-The program has the listening socket from its start on, and accepts as soon as all engines have registered
-with it. So an engine registers only once the responder accepts no more. Clients wait some milliseconds. From
-then on, the program gives every answer at the port. Its first 200 to `/health` shows that it is ready.
+The program has the listening socket when it starts, and accepts as soon as all engines have registered. So an
+engine registers only after the responder has stopped accepting. Clients wait some milliseconds. Then the
+program answers all requests on the port. It is ready when it first answers `/health` with 200.
 """
 
 import functools
@@ -61,7 +61,7 @@ def follows_rust_frontend() -> bool:
 
 
 def obstacle_to_rust_frontend(vllm: InstalledVllm, line: CommandLine) -> str | None:
-    """Why the Rust frontend could not get the port from the responder. None if it can, or is not used."""
+    """Why the Rust frontend cannot get the port from the responder. None if it can, or is not used."""
     if not RUST_FRONTEND.is_for(vllm.release) or not uses_rust_frontend() or line.has("--headless", "--grpc"):
         return None
     if line.has("--data-parallel-multi-port-external-lb"):
@@ -88,7 +88,7 @@ def misfit_of_rust_frontend(vllm: InstalledVllm) -> str | None:
 def register_once_port_is_free(take_port: Callable[[int], None]) -> None:
     """Makes this process, if it is an engine, call `take_port` before it registers with the Rust frontend.
 
-    `take_port` gets the number of engines on this node. Each engine will call it.
+    Every engine calls `take_port`, with the number of engines on this node.
     """
 
     def wrap_registration(register: Callable[..., None]) -> Callable[..., None]:
@@ -105,12 +105,12 @@ def register_once_port_is_free(take_port: Callable[[int], None]) -> None:
 def follow_rust_frontend(
     is_released: threading.Event, on_ready: Callable[[], None], on_stopping: Callable[[], None]
 ) -> None:
-    """Makes this process, if it starts the Rust frontend, call these when the frontend is ready or stops.
+    """Makes this process, if it starts the Rust frontend, report when the frontend is ready or stops.
 
     Args:
-        is_released: set once the responder accepts no more.
-        on_ready: called on a thread.
-        on_stopping: called on the main thread, before the frontend stops.
+        is_released: set once the responder no longer accepts.
+        on_ready: called on a thread when the frontend is ready.
+        on_stopping: called on the main thread before the frontend stops.
     """
 
     def wrap_init(init: Callable[..., None]) -> Callable[..., None]:
@@ -188,9 +188,9 @@ def _asks_for_health(connection: socket.socket) -> bool:
 
 @contextmanager
 def _ended_with_this_process() -> Iterator[None]:
-    """While open, the kernel kills started programs when this process ends. They would keep the port.
+    """While open, started programs are set to end with this process, because they would keep the port.
 
-    Used on the main thread, because the kernel reacts to the end of the thread that started the program.
+    Used on the main thread, because the kernel kills a program when the thread that started it ends.
     """
     start = subprocess.Popen
     follow = functools.partial(follow_parent, os.getpid())

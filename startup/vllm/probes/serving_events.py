@@ -1,7 +1,7 @@
 """Notifies the launcher when vLLM's HTTP server is about to accept, accepts, and is about to stop.
 
-A single API server runs in the launcher's own process. Several run in processes that the launcher starts,
-which report over a pipe, as engines do for the Rust frontend (`rust_frontend`).
+A single API server runs in the launcher's own process. Several API servers run in children, which notify the
+launcher through a pipe. Engines of the Rust frontend (`rust_frontend`) use this pipe, too.
 """
 
 import os
@@ -29,7 +29,7 @@ _LAUNCHER: Final = (
     "vllm.entrypoints.openai.api_server",
     "vllm.entrypoints.launcher",
 )
-"""The modules in which vLLM binds its port and serves: since 0.29, and before."""
+"""The modules in which vLLM binds its port and serves. vLLM 0.29 and later have the first one."""
 
 _STARTUP: Final = Name("uvicorn.server", "Server.startup", ("sockets",))
 _SHUTDOWN: Final = Name("uvicorn.server", "Server.shutdown")
@@ -123,11 +123,11 @@ _HAND_OVER_S: Final = 8.0
 
 
 class ServingEvents:
-    """The launcher's side: `on_serving` is called before vLLM accepts, `on_ready` once it accepts.
+    """The launcher's side. Calls `on_serving` before vLLM accepts connections, and `on_ready` afterwards.
 
-    Each is called once: on the event loop of the main thread or, if other processes serve, on a separate
-    thread. `on_stopping` is called only on the event loop, because one of several API servers may stop while
-    others run.
+    Each of these functions is called once. The call runs on the event loop of the main thread or, if other
+    processes serve, on a separate thread. `on_stopping` is called only on the event loop, because one of
+    several API servers may stop while others run.
     """
 
     def __init__(
@@ -143,20 +143,20 @@ class ServingEvents:
         self._on_stopping = _once(on_stopping)
         self._parts = parts
         self._is_released = threading.Event()
-        """Set once the responder accepts no more."""
+        """Set once the responder no longer accepts."""
         self._read_fd, event_fd = os.pipe()
         released_fd, self._held_fd = os.pipe()
         self.child_link = ChildLink(event_fd, released_fd, parts.watchdog_timeout_s)
 
     def watch(self) -> None:
-        """Begins to watch. Call it after vLLM's imports, because it starts a thread."""
+        """Begins to watch for the events. Call this after vLLM's imports, because it starts a thread."""
         _hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping, self._parts)
         follow_rust_frontend(self._is_released, self._on_ready, self._on_stopping)
         thread = threading.Thread(target=self._follow_children, name="vllm-serving-events", daemon=True)
         group_signals.start_thread(thread)
 
     def _follow_children(self) -> None:
-        """Reads events until a child is ready. No end of file comes, as this process can write, too."""
+        """Reads events until a child is ready. No end of file occurs, because this process can write, too."""
         num_waiting = 0
         release_port = _once(lambda: os.close(self._held_fd))
         with suppress(OSError):
@@ -172,9 +172,9 @@ class ServingEvents:
 
 
 def report_serving(pipes: ChildLink, record: OutputRecord | None) -> None:
-    """Makes this child, if it runs uvicorn, notify the launcher before uvicorn accepts. Waits for the port.
+    """Makes a child that runs uvicorn notify the launcher, and wait for the port, before uvicorn accepts.
 
-    An engine does so before it registers with the Rust frontend.
+    An engine does this before it registers with the Rust frontend.
     """
 
     def send(event: bytes, num_processes: int = 1) -> None:
@@ -182,7 +182,7 @@ def report_serving(pipes: ChildLink, record: OutputRecord | None) -> None:
             os.write(pipes.event_fd, event + bytes([min(num_processes, 255)]))
 
     def take_port(num_processes: int = 1) -> None:
-        """Waits for the port. The last one of `num_processes` processes takes it for all."""
+        """Waits for the port. The launcher releases the port once `num_processes` processes wait for it."""
         send(_SERVING, num_processes)
         poll = select.poll()
         poll.register(pipes.released_fd, 0)
@@ -198,7 +198,7 @@ def _hook_uvicorn(
     on_stopping: Callable[[], None],
     parts: ServingParts,
 ) -> None:
-    """Makes this process's uvicorn call these before it accepts, once it accepts, and before it stops."""
+    """Makes uvicorn call these functions before it accepts, once it accepts, and before it stops."""
 
     stopping = _once(on_stopping)
 
@@ -260,7 +260,7 @@ def _hook_end() -> None:
 def _create_probes(
     server: Any, listeners: Sequence[socket.socket] | None, responder: StartupResponder | None
 ) -> "ServingProbes | None":
-    """The probes' connection to the responder. None if uvicorn accepts itself."""
+    """The connection to the responder for probes. None if uvicorn itself accepts connections."""
     from startup.vllm.probes.serving_probes import ServingProbes  # imports asyncio
 
     probes = ServingProbes(responder) if responder is not None and SERVING_PROBES.applies else None
@@ -268,7 +268,7 @@ def _create_probes(
 
 
 def _end_handler_first(shutdown: Callable[..., None]) -> Callable[..., None]:
-    """Ends the task that waits for outputs first. vLLM ends it last, and may log a dead engine before."""
+    """Makes `shutdown` first end the task that waits for outputs, so that vLLM logs no dead engine."""
 
     def end(self: Any, timeout: float | None = None) -> None:
         handler = getattr(self, "output_handler", None)

@@ -1,4 +1,4 @@
-"""What the launcher gives to the process that serves, which may be its child."""
+"""The objects and settings that the launcher gives to the serving process, which may be a child."""
 
 from typing import Any, NamedTuple
 
@@ -15,11 +15,11 @@ class ChildLink(NamedTuple):
     released_fd: Any
     """The launcher closes the other end once it no longer accepts on the port."""
     watchdog_timeout_s: float
-    """Not a pipe, but sent along; see `ServingParts`."""
+    """The same setting as in `ServingParts`."""
 
 
 class ServingParts(NamedTuple):
-    """Given by the launcher to the server. An API server that the launcher has started has only a record."""
+    """The launcher's objects and settings for the server. A child process gets only the first two."""
 
     record: OutputRecord | None
     """The record of the engine's processes."""
@@ -28,7 +28,7 @@ class ServingParts(NamedTuple):
     signals: StopSignals | None = None
     """Handles the signals of this process until vLLM accepts."""
     responder: StartupResponder | None = None
-    """Where possible, it also answers probes while vLLM serves. `on_serving` is then not called."""
+    """Where possible, answers probes also while vLLM serves. Then `on_serving` is not called."""
     kills_engine: bool = False
     """Whether the engine is killed after the drain, as plain vLLM does without --shutdown-timeout."""
     can_sleep: bool = False

@@ -1,9 +1,9 @@
 """Lets the responder's process answer probes while vLLM serves, because vLLM's event loop may be blocked.
 
 The responder accepts on the port and passes all connections except probes to this process
-(`startup.port.acceptor`). On vLLM's event loop, these are given to uvicorn's protocol as if uvicorn's own
-socket had accepted them. A heartbeat sends the answer to `/health` to the responder, and shows that the loop
-runs. If the responder ends or hangs, uvicorn accepts itself.
+(`startup.port.acceptor`). On vLLM's event loop, this process gives the connections to uvicorn's protocol as
+if uvicorn's own socket had accepted them. A heartbeat sends the answer to `/health` to the responder, and
+shows that the event loop runs. If the responder ends or hangs, uvicorn itself accepts connections.
 """
 
 import asyncio
@@ -26,13 +26,13 @@ Startup = Callable[[], Awaitable[None]]
 
 _BEAT_S: Final = 0.1
 _MAX_REFUSED: Final = 24
-"""If the kernel refuses this many heartbeats in a row, as nobody reads them, the responder is killed.
+"""The responder is killed when the kernel refuses this many heartbeats in a row, because none was read.
 
-On a busy machine, a responder that did not hang has left eight unread.
+On a busy machine, up to eight heartbeats were unread although the responder did not hang.
 """
 _END_S: Final = 1.0
 _MAX_MESSAGES_PER_TURN: Final = 64
-"""Most messages that are read per turn. A busy loop reads slower than the responder logs probes."""
+"""Most messages that are read per turn. A busy event loop is slower than the responder's log of probes."""
 _MAX_MESSAGE_BYTES: Final = 1 << 12
 
 
@@ -44,7 +44,7 @@ class CreatedServer(NamedTuple):
 
 
 class ServingProbes:
-    """Connects one uvicorn server to the responder. All methods run on its event loop."""
+    """Connects one uvicorn server to the responder. All methods run on the server's event loop."""
 
     def __init__(self, responder: StartupResponder) -> None:
         self._responder = responder
@@ -63,7 +63,7 @@ class ServingProbes:
     def can_serve(self, server: Any, sockets: Sequence[socket.socket] | None) -> bool:
         """Whether the responder may accept for this uvicorn server.
 
-        It may not with TLS or several API servers, or if vLLM must see each probe.
+        False with TLS, with several API servers, or if vLLM must see each probe.
         """
         return (
             sockets is not None
@@ -79,7 +79,7 @@ class ServingProbes:
 
         Args:
             server: uvicorn's server.
-            startup: its `startup`.
+            startup: the server's own startup.
             accept_without: called before uvicorn itself accepts, if the responder has exited.
         """
         loop = asyncio.get_running_loop()
@@ -98,7 +98,7 @@ class ServingProbes:
         server.main_loop = self._ending_after(server.main_loop)
 
     async def end(self) -> None:
-        """Returns once uvicorn has all connections and accepts itself."""
+        """Returns once uvicorn has all connections and itself accepts new connections."""
         self._is_ending = True
         if not self._has_ended.is_set():
             with suppress(OSError):
@@ -111,12 +111,12 @@ class ServingProbes:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def forget_answer(self) -> None:
-        """Called when the answer to `/health` changes: until the new answer is known, uvicorn answers."""
+        """Called when the answer to `/health` changes. uvicorn answers until the new answer is known."""
         if self._is_accepted_for.is_set():
             self._send_beat(b"")
 
     def _ending_after(self, main_loop: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-        """uvicorn's main loop, after which uvicorn itself accepts until it shuts down."""
+        """Wraps uvicorn's main loop, so that uvicorn itself accepts after the loop, until its shutdown."""
 
         async def run() -> None:
             try:
@@ -127,7 +127,7 @@ class ServingProbes:
         return run
 
     async def _beat(self) -> None:
-        """Sends heartbeats for ever, but none while `/health` itself does not return."""
+        """Sends heartbeats without end, except while a request of `/health` does not return."""
         while True:
             self._send_beat(await self._find_answer())
             await asyncio.sleep(_BEAT_S)
@@ -153,7 +153,7 @@ class ServingProbes:
             pass  # it has exited, or is about to end
 
     def _receive(self) -> None:
-        """Processes the responder's messages, some per turn."""
+        """Processes the responder's messages, a limited number per turn of the event loop."""
         num_left = _MAX_MESSAGES_PER_TURN
         while num_left > 0:
             num_left -= 1
@@ -193,7 +193,7 @@ class ServingProbes:
         logging.getLogger("uvicorn.access").info('%s - "%s %s HTTP/%s" %d', *args)
 
     def _go_on_without(self) -> None:
-        """Called when the responder has exited: uvicorn goes on without it."""
+        """Called when the responder has exited. From then on, uvicorn itself accepts."""
         if not self._is_ending:
             logger.warning("the responder process was killed: vLLM answers /health itself")
         self._is_ending = True
@@ -243,6 +243,6 @@ async def _start_serving(created: list[CreatedServer]) -> None:
 
 
 def _is_probe_seen(server: Any) -> bool:
-    """Whether vLLM must see probes: a limit of connections counts them, or `--middleware` may answer each."""
+    """Whether vLLM must see probes: a connection limit counts them, or `--middleware` may answer them."""
     args = getattr(getattr(server.config.app, "state", None), "args", None)
     return server.config.limit_concurrency is not None or bool(getattr(args, "middleware", None))

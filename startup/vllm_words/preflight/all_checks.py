@@ -1,10 +1,10 @@
-"""Runs all checks of a start of vLLM, so that all its faults are reported at once, before heavy imports.
+"""Runs all checks of a start of vLLM before heavy imports, so that all faults are reported at once.
 
 A finding is an error only if this vLLM certainly fails with it. If a plugin, an override or another machine
-may change that, it is a warning. Earlier starts of the installed vLLM have recorded its flags and names
-(`startup.vllm_words.facts`). Some rules of vLLM are repeated here: faults by these rules are errors for
-releases with which the rules were compared, and warnings for newer ones. `startup.reports.causes` explains
-the faults that vLLM itself reports later. Flags and models of vllm-omni (--omni) are not known.
+may change the result, the finding is a warning. The checks use flags and names that earlier starts of the
+installed vLLM have recorded (`startup.vllm_words.facts`). They also repeat some rules of vLLM. A fault by
+these rules is an error for releases with which the rules were compared, and a warning for newer releases.
+`startup.reports.causes` explains faults that vLLM itself reports later. vllm-omni (--omni) is not checked.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ _WAY_ROUND: Final = "if vLLM would accept this start, give --preflight warn"
 
 
 def run_preflight(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -> PreflightReport:
-    """Reports every fault at once. Never raises for a fault."""
+    """Runs all checks, and reports all faults at once. Does not raise for a fault."""
     return replace(run_checks(_groups(vllm, line, options)), way_round=_WAY_ROUND)
 
 

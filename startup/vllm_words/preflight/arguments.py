@@ -1,4 +1,4 @@
-"""The start that is checked, and the faults of its words.
+"""Describes the start that is checked, and finds the faults of its words.
 
 `flag_values` checks each value. Until this vLLM's flags are recorded, only the values of flags that the
 launcher reads are checked.
@@ -28,25 +28,25 @@ _REGISTERED: Final[dict[str, tuple[str, Callable[[str], str]]]] = {
     "--config-format": ("", str),
     EXECUTOR: ("", str),
 }
-"""Flags whose value is a registered name, each with the flag of a plugin that may add names, and with the
-form in which vLLM writes the value."""
+"""Flags whose value is a registered name. Each has the flag of a plugin that may add names, and a function
+that converts the value to vLLM's spelling."""
 _ANY: Final = ("AUTO", "auto")
 """Values of --attention-backend and --config-format that leave the choice to vLLM."""
 _NEEDED: Final = {"--enable-auto-tool-choice": "--tool-call-parser", "--enable-log-outputs": "--enable-log-requests"}
 _LEAST: Final = {"--max-num-batched-tokens": "--max-num-seqs", "--max-cpu-loras": "--max-loras"}
-"""Flags with a number, and the flag whose number is the minimum."""
+"""Flags with a number, each with the flag whose number is its minimum."""
 
 
 @dataclass(frozen=True)
 class GivenStart:
-    """The start that is checked, and the values that vLLM would use in it, if known."""
+    """The start that is checked, with the values that vLLM would use, if they are known."""
 
     vllm: InstalledVllm
     line: CommandLine
 
     @property
     def facts(self) -> VllmFacts:
-        """What this vLLM accepts."""
+        """The facts about this vLLM."""
         return self.line.facts
 
     def value(self, name: str) -> Any:
@@ -111,15 +111,15 @@ def _value_findings(start: GivenStart, given: VllmFlag) -> Iterator[Finding]:
 
 
 def _with_place(given: VllmFlag, text: str) -> str:
-    """Replaces the flag at the beginning of a text by the place of its setting in the file, if it has one."""
+    """If the setting is from the file, replaces the flag at the text's beginning by the setting's place."""
     return f"{given.where}{text.removeprefix(given.fact.name)}" if given.where else text
 
 
 def _name_findings(start: GivenStart, flag: str) -> Iterator[Finding]:
-    """Reports a flag's value that vLLM has not registered, unless it is a class with its module.
+    """Reports a flag's value that vLLM has not registered, unless the value is a class with its module.
 
-    It is a warning for a tool parser without --enable-auto-tool-choice, which vLLM does not look up, and for
-    an executor, because a platform may take another one.
+    For a tool parser without --enable-auto-tool-choice, the finding is a warning, because vLLM does not look
+    up the parser. For an executor, it is a warning, because a platform may use another executor.
     """
     plugin, fold = _REGISTERED[flag]
     given = start.value(flag)
@@ -131,7 +131,7 @@ def _name_findings(start: GivenStart, flag: str) -> Iterator[Finding]:
 
 
 def name_problem(facts: VllmFacts, flag: str, name: str, given: str) -> str | None:
-    """Why this vLLM does not know the name given for a flag. None if it does, or if nothing is recorded."""
+    """Why this vLLM lacks the name that a flag gives. None if vLLM has it, or if nothing is recorded."""
     names = facts.names.get(flag, ())
     if not names or name in names or is_named_now(flag, name):
         return None
@@ -140,7 +140,7 @@ def name_problem(facts: VllmFacts, flag: str, name: str, given: str) -> str | No
 
 
 def describe_unknown(line: CommandLine) -> Iterator[str]:
-    """A line for each unknown flag. Without any, a line for each word that belongs to no flag."""
+    """A line for each unknown flag, each stray word and, without unknown flags, each unexpected word."""
     options = [option for fact in line.facts.flags for option in fact.options]
     for name, where in line.unknown:
         yield f"{where}: vLLM has no flag {name}{did_you_mean(name, options)}".removeprefix(": ")
@@ -152,7 +152,7 @@ def describe_unknown(line: CommandLine) -> Iterator[str]:
 
 
 def rule_findings(start: GivenStart) -> Iterator[Finding]:
-    """Flags that need or exclude another flag. They are errors only if this release's rules are known."""
+    """Reports flags that need or exclude another flag, as errors only if this release's rules are known."""
     for problem in _rule_problems(start) if start.facts.flags else ():
         yield (error if start.is_known else warning)("flags", problem)
 

@@ -1,4 +1,4 @@
-"""Checks the GPUs that vLLM will use (number, memory, driver), and on a CPU the machine's memory."""
+"""Checks the GPUs that vLLM will use (number, memory, driver), or the machine's memory for a CPU."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ _GIB: Final = 1 << 30
 
 
 def device_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
-    """Checks the devices that this vLLM was built for, unless a plugin brings another platform."""
+    """Checks the devices that this vLLM was built for, unless a plugin provides another platform."""
     if start.facts.has_other_platform:
         return
     device = start.vllm.device
@@ -81,7 +81,7 @@ def _has_compatibility() -> bool:
 
 
 def _visible(gpus: tuple[Gpu, ...], start: GivenStart) -> list[Gpu] | None:
-    """The GPUs that vLLM may use. None if their names in the variable have an unknown form."""
+    """The GPUs that vLLM may use. None if a flag or a name in CUDA_VISIBLE_DEVICES may select others."""
     if start.has("--device-ids"):
         return None
     if not foreign.is_set(_VISIBLE):
@@ -110,7 +110,7 @@ def _number_findings(start: GivenStart, visible: list[Gpu]) -> Iterator[Finding]
 
 
 def _gpus_needed(start: GivenStart) -> int | None:
-    """How many GPUs of this node one replica of the model needs. None if some may be on other nodes."""
+    """How many GPUs of this node the model's replicas need. None if GPUs of other nodes may be used."""
     backend = start.value("--distributed-executor-backend")
     spread = ("--nnodes", "--master-addr", "--data-parallel-address", "--headless", "--data-parallel-rank")
     if backend not in (None, "mp", "uni") or start.has(*spread) or start.value("--data-parallel-backend") == "ray":

@@ -1,4 +1,4 @@
-"""Checks the value of one flag: by vLLM's conversion, and by the choices and the range that vLLM declares."""
+"""Checks the value of one flag with vLLM's conversion, and with vLLM's declared choices and range."""
 
 import json
 import operator
@@ -35,7 +35,7 @@ def parse_value(fact: FlagFact, text: str) -> Any:
 
 
 def range_problem(fact: FlagFact, value: Any) -> str | None:
-    """Why a number is outside of the range that vLLM declares. None if it is inside."""
+    """Why a number is outside of the range that vLLM declares. None for a number inside of it."""
     if isinstance(value, int | float):
         for kind, limit in fact.limits:
             if not getattr(operator, kind)(value, limit):

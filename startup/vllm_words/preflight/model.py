@@ -1,7 +1,7 @@
 """Checks the files of model and tokenizer. vLLM reads more formats than the embedded engine.
 
-Reports errors only for folders and snapshots that vLLM is known to read in this way. Leaves other formats
-of weights or configuration, object stores and overrides of the configuration to vLLM.
+Reports errors only for folders and snapshots whose formats are known here. Leaves other formats of weights or
+configuration, object stores and overrides of the configuration to vLLM.
 """
 
 import re
@@ -29,7 +29,7 @@ _CONFIG: Final = "config.json"
 _MISTRAL_CONFIG: Final = "params.json"
 _TOKENIZER_FILES: Final = ("*token*", "vocab*", "merges.txt", "*.tiktoken", "*.model", "tekken*", "*.vocab", "*bpe*")
 _TOKENIZER_JSON: Final = ("tokenizer.json", "tokenizer_config.json")
-"""Files that every start reads. Whether it reads others depends on the model: their faults are warnings."""
+"""Files that every start reads. Other files are read only for some models, so their faults are warnings."""
 _INDEX: Final = "model.safetensors.index.json"
 _PLAIN: Final = ("auto", "hf")
 _OTHER_CODE: Final = ("auto_map", "speculators_config")
@@ -39,13 +39,13 @@ _TASK: Final = re.compile(r"(?:For[A-Z]\w*|LMHeadModel|Model|Classifier|Reward\w
 
 
 class ModelOnDisk:
-    """The model's files, and the checks of them. Reads each folder once."""
+    """The model's files and their checks. Reads each folder once."""
 
     def __init__(self, start: GivenStart) -> None:
         self._start = start
 
     def findings(self) -> Iterator[Finding]:
-        """All findings about the model's files on disk, and about a model that is nowhere."""
+        """All findings about the model's files on disk, and about a model that cannot be found."""
         if self._start.line.file_plan is None:
             return
         for place in self._start.line.file_plan.main_places:
@@ -62,7 +62,7 @@ class ModelOnDisk:
         yield from self._tokenizer_findings()
 
     def downloads(self) -> list[ModelPlace]:
-        """Places on the hub that have nothing on disk yet."""
+        """Places on the hub whose files are not on disk yet."""
         plan = self._start.line.file_plan
         if plan is None or is_offline():
             return []
@@ -91,7 +91,7 @@ class ModelOnDisk:
 
     @cached_property
     def checkpoint(self) -> Checkpoint | None:
-        """The weights. None if vLLM does not read their format itself."""
+        """The model's weights. None if vLLM may read other weights than this check."""
         return read_checkpoint(self.folder) if self.folder is not None and self._reads_weights_here else None
 
     @property
@@ -119,7 +119,7 @@ class ModelOnDisk:
             yield warning("config", f"{path} names neither model_type nor architectures")
 
     def _code_findings(self, folder: Path) -> Iterator[Finding]:
-        """Reports a model type whose configuration only the model's own code defines, or nothing does."""
+        """Reports a model type that neither vLLM nor transformers has. The model's code may define it."""
         model_type, auto_map = self.config.get("model_type"), self.config.get("auto_map")
         known = [self._start.facts.names.get(each, ()) for each in MODEL_TYPES]
         if not isinstance(model_type, str) or not all(known) or any(model_type in names for names in known):
@@ -202,7 +202,7 @@ def _split_architecture(name: str) -> tuple[str, str]:
 
 
 def _is_in_transformers(name: str) -> bool:
-    """Whether transformers has a class of this name. True if it cannot be read. Takes 50 ms."""
+    """Whether transformers has a class of this name. True if its source cannot be read. Takes 50 ms."""
     texts = read_transformers("models/*/modeling_*.py")
     return not texts or any(f"class {name}(" in text for text in texts)
 

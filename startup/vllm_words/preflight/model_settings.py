@@ -1,6 +1,6 @@
-"""Checks flags against config.json by rules that vLLM applies itself: length, heads, quantization.
+"""Checks flags for length, heads and quantization against config.json, by vLLM's own rules.
 
-A fault is an error only if no override, plugin, class or other file can change it. All others are warnings.
+A fault is an error only if no override, plugin, class or other file can change it. Others are warnings.
 """
 
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ from startup.vllm_words.preflight.model import ModelOnDisk, read_transformers
 
 _LONG: Final = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 _LENGTH: Final = "max_position_embeddings"
-"""Every class reads this key as the limit. If it is missing, a class may have another limit by default."""
+"""Every model class reads this key as the limit. If it is missing, a class may have another default."""
 _OTHER_LENGTHS: Final = ("model_max_length", "max_target_positions", "max_source_positions")
-"""Further keys for the limit, which some models have. With one of them, vLLM decides about the limit."""
+"""Further keys for the limit, which some models have. With one of them, a fault is only a warning."""
 _LENGTH_FLAGS: Final = ("--tokenizer", "--runner", "--convert")
 _OTHER_CONFIGS: Final = ("--hf-overrides", "--speculative-config")
 """With one of these flags, vLLM uses another configuration than config.json."""
@@ -25,14 +25,14 @@ _SENTENCES: Final = ("modules.json", "sentence_*_config.json")
 """Files of sentence-transformers, which may set another limit."""
 _SCALINGS: Final = ("rope_scaling", "rope_parameters")
 _UNSCALED: Final = ("llama3", "longrope", "su")
-"""RoPE kinds whose factor never makes the limit longer. For other kinds, it depends on vLLM's version."""
+"""RoPE kinds whose factor never raises the limit. Whether other kinds raise it depends on vLLM's version."""
 _HEADS: Final = ("num_attention_heads", "n_head")
 
 _METHOD: Final = "--quantization"
 _FAMILIES: Final = {"awq_marlin": "awq", "auto_awq": "awq", "gptq_marlin": "gptq", "auto_gptq": "gptq"}
 """Methods that read the checkpoints of another method."""
 _REPLACED: Final = ("", "auto-round", "mxfp4", "gpt_oss_mxfp4", "deepseek_v4_fp8", "modelopt")
-"""vLLM replaces these methods of a checkpoint by a method of its own, whatever the flag says."""
+"""vLLM replaces these methods of a checkpoint by a method of its own, whatever the flag's value is."""
 _FOR_ANY: Final = ("", "humming", "moe_wna16", "inc", "marlin")
 """Values of the flag that fit several kinds of checkpoints."""
 _SETTINGS: Final = {"awq": ("*quantize_config.json", "*quant_config.json"), "gptq": ("*quantize_config.json",)}
@@ -80,7 +80,7 @@ def _scalings(text: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _is_scaled_by_class(config: dict[str, Any]) -> bool:
-    """Whether config.json leaves the RoPE to a model class with a factor of its own."""
+    """Whether config.json has no RoPE parameters, and the model's class may have a factor of its own."""
     if any(config.get(key) for key in _SCALINGS):
         return False
     texts = read_transformers(f"models/{config.get('model_type')}/configuration_*.py")
@@ -104,13 +104,13 @@ def _is_flat(config: dict[str, Any]) -> bool:
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a multimodal model's language part."""
+    """The configuration of a multimodal model's language part. For other models, the whole configuration."""
     nested = config.get("text_config")
     return nested if isinstance(nested, dict) else config
 
 
 def _check_quantization(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
-    """Checks the method against the checkpoint: only a warning, because vLLM may replace the method."""
+    """Checks the method and the checkpoint. A mismatch is a warning, because vLLM may replace the method."""
     given, method = str(start.value(_METHOD) or "").lower(), _method_of(model.config)
     family = _family(given)
     if given and not method and (problem := name_problem(start.facts, _METHOD, given, given)):

@@ -48,7 +48,7 @@ def _check_template(start: GivenStart) -> Iterator[Finding]:
 def _check_tls(start: GivenStart) -> Iterator[Finding]:
     """Reports missing TLS files. Faults in their content are warnings, because vLLM reads them late.
 
-    vLLM reads none of them without a certificate or a key.
+    Without a certificate or a key, vLLM reads none of these files, and a missing file is only a warning.
     """
     certificate, key = start.value("--ssl-certfile"), start.value("--ssl-keyfile")
     authorities = start.value("--ssl-ca-certs")
@@ -62,7 +62,7 @@ def _check_tls(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_plugins(start: GivenStart) -> Iterator[Finding]:
-    """Checks that each plugin exists: a file, or else a module."""
+    """Warns about each plugin that is not a file."""
     for flag in ("--tool-parser-plugin", "--reasoning-parser-plugin"):
         name = start.value(flag)
         if name and len(name) >= _LEAST_PLUGIN and not Path(name).is_file():
@@ -70,7 +70,7 @@ def _check_plugins(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_imports(start: GivenStart) -> Iterator[Finding]:
-    """Checks that the packages exist whose classes and functions vLLM imports by name."""
+    """Checks that vLLM can find the packages from which it imports classes and functions by name."""
     for flag in ("--middleware", "--logits-processors"):
         for name in start.all_values(flag):
             package = name.partition(":")[0].partition(".")[0]
@@ -111,7 +111,7 @@ def _check_adapter(folder: Path, most: int) -> Iterator[Finding]:
 
 
 def _check_log_config(start: GivenStart) -> Iterator[Finding]:
-    """Only a warning: vLLM before 0.31 starts even if it cannot read the file."""
+    """Warns about a faulty file. It is no error, because vLLM before 0.31 starts without reading the file."""
     name = start.value("--log-config-file")
     if name and (problem := read_json_object(Path(name)).problem):
         yield warning("log_config", f"--log-config-file: {problem}")

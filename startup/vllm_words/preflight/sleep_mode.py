@@ -20,7 +20,7 @@ _NOT_RELOADED: Final = (
 )  # fmt: skip
 """With these flags, the GPU holds more than the checkpoint's weights, or holds them in another form."""
 _PLAIN: Final = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3")
-"""Model types with nothing on the GPU but parameters, which are reloaded, and buffers, which vLLM keeps.
+"""Model types that have only parameters and buffers on the GPU. vLLM reloads parameters and keeps buffers.
 
 Other types would lose further tensors: slopes of ALiBi, products of MLA, maps and workspaces of experts.
 """
@@ -42,14 +42,13 @@ def can_sleep(variables: Mapping[str, str]) -> str:
 
 
 def deepest_level(words: Sequence[str]) -> int:
-    """The deepest level of sleep from which the model wakes unchanged. 0 if it must not start with sleep
-    mode.
+    """The deepest level of sleep from which the model wakes unchanged. 0 if sleep mode must stay off.
 
-    Level 2 drops the weights, and vLLM's `reload_weights` reads them again, which is enough for a plain text
-    model.
+    Level 2 drops the weights, and vLLM's `reload_weights` reads them again. For a plain text model, this
+    restores everything.
 
     Args:
-        words: those after `vllm serve`.
+        words: the words after `vllm serve`.
     """
     vllm, line = find_vllm(), CommandLine.of(words)
     if line.has(*flags_that_change("elsewhere"), "--kv-transfer-config") and not line.has("--enable-sleep-mode"):

@@ -1,4 +1,4 @@
-"""Checks what a start needs besides model and devices: variables, packages, compiler, memory, caches."""
+"""Checks the variables, packages, compilers, shared memory and cache folders that a start needs."""
 
 import logging
 import os
@@ -38,7 +38,7 @@ _PACKAGES: Final = (
 )
 """Values of flags, the module that vLLM imports for each, and the package that provides it."""
 _CACHES: Final = {"TRITON_CACHE_DIR": "~/.triton", "TORCHINDUCTOR_CACHE_DIR": ""}
-"""Folders to which libraries of vLLM for GPUs write. A folder without a default is used only if it is set."""
+"""Variables of folders to which vLLM's libraries for GPUs write, with defaults. Empty for no default."""
 _PORT: Final = "VLLM_PORT"
 _LEVEL: Final = "VLLM_LOGGING_LEVEL"
 _LOG_FILE: Final = "VLLM_LOGGING_CONFIG_PATH"
@@ -49,7 +49,7 @@ _SHM_PER_RANK: Final = 1 << 30
 
 
 def surroundings_findings(start: GivenStart) -> Iterator[Finding]:
-    """Reports missing packages as errors. All else depends on more than is known here, and is a warning."""
+    """Reports missing packages and invalid variables as errors, and most uncertain faults as warnings."""
     yield from _check_packages(start)
     yield from _check_variables(start)
     for finding in check_libraries():  # not every vLLM for GPUs compiles kernels for the processor
@@ -71,7 +71,7 @@ def _check_packages(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_variables(start: GivenStart) -> Iterator[Finding]:
-    """Checks variables. Kubernetes sets `NAME_PORT` for each Service. The engine reads others as numbers."""
+    """Checks variables of vLLM and the hub's client. Kubernetes sets VLLM_PORT for a Service named vllm."""
     if "://" in (port := foreign.text_of(_PORT)):
         yield error(
             "port_variable",
@@ -101,7 +101,7 @@ def _check_variables(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_compiler(start: GivenStart) -> Iterator[Finding]:
-    """Checks for compilers. torch.compile on a CPU needs C++. Triton on a GPU needs C and Python.h."""
+    """Checks compilers. torch.compile on a CPU needs a C++ compiler. Triton on a GPU needs C and Python.h."""
     device = start.vllm.device
     if device == "cpu" and not start.line.is_eager:
         if not any(map(shutil.which, ("g++", "clang++", "c++"))) and not foreign.text_of("CXX"):
@@ -129,7 +129,7 @@ def _check_shm(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_caches(start: GivenStart) -> Iterator[Finding]:
-    """Checks cache folders below the home, to which a container's random user may not be able to write."""
+    """Checks cache folders in the home folder, to which a container's random user may be unable to write."""
     if start.vllm.device != "cuda":
         return
     for name, default in _CACHES.items():
