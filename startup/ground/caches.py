@@ -58,7 +58,7 @@ class BakedFolder(NamedTuple):
 
     folder: Path | None = None
     problem: str | None = None
-    """Why the folder is not used. None if it is used, or if the user named none and none exists."""
+    """Why an existing folder, or a folder that the user has named, is not used. None otherwise."""
 
 
 def find_baked() -> BakedFolder:
