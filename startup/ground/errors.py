@@ -26,7 +26,7 @@ def code_line(cause: str) -> str:
 
 
 def with_code(message: str, cause: str) -> str:
-    """Appends the line with the code to an error message. A crash digest already contains the line."""
+    """Appends the line with the code to an error message, unless it is there, as in a crash digest."""
     line = code_line(cause)
     return message if line in message else f"{message}\n{line}"
 

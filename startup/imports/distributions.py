@@ -1,4 +1,4 @@
-"""Identifies the installed distributions, so that facts about them are cached only until they change."""
+"""Identifies the installed distributions, so that cached facts are used for the same distributions only."""
 
 import os
 import sys

@@ -172,7 +172,10 @@ class _Finder:
         self.before: dict[str, list[Action]] = {}
         """Actions before imports, by module. They stay until they are cancelled."""
         self.after: dict[str, list[Action]] = {}
-        """Actions after imports, by module. They stay until the import. A `find_spec` may not lead to one."""
+        """Actions after imports, by module.
+
+        They stay until the import, because `find_spec` may be called without an import.
+        """
         self.files: list[Any] = []
         self.watcher: Watch | None = None
 

@@ -4,12 +4,12 @@ A fork of a process that has initialized CUDA, HIP or Level Zero cannot use the 
 Guide, "Initialization"; torch raises "Cannot re-initialize CUDA in forked subprocess"). Some packages
 initialize the driver while they are imported, to learn the GPU's architecture. The guard prevents this:
 
-1. It reports the architecture with the help of NVML, which initializes nothing.
+1. It reads the architecture from NVML, which initializes nothing, and gives it to these packages.
 2. It makes functions that initialize a driver raise `NeedsGpuError`. Then only the forks import the module.
 3. After each module, it checks whether the driver is initialized nevertheless. If it is, no fork of this
 process can be an engine, and the guard reports the module.
 
-The guard keeps the names of modules that steps 2 and 3 find on disk. Later starts leave these modules to the
+The names of the modules from steps 2 and 3 are kept on disk, so that later starts leave these modules to the
 forks from the beginning.
 """
 

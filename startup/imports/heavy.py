@@ -42,7 +42,7 @@ def import_engine() -> "LeftOut":
 
 
 def end_stand_ins() -> None:
-    """Ends the stand-ins in the API process. Only the engine needs them, so call it once that is forked."""
+    """Ends the stand-ins in the API process. Call it once the engine is forked, as only that needs them."""
     if import_engine.cache_info().currsize:
         import_engine().end()
 

@@ -37,7 +37,7 @@ _BY_TIME: Final = bytes(4)
 _SETTLED_NS: Final = 2_000_000_000
 """The least age of a source, by its time. A younger source may have changed since its bytecode was made."""
 _FEW_METHODS: Final = 50
-"""The file is not written for at most this many unknown methods of dataclasses and no module.
+"""If a start misses no module and at most this many methods of dataclasses, the file is not written.
 
 Each start has some methods of its own.
 """

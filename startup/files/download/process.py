@@ -98,7 +98,7 @@ class DownloadHandle:
             self._show("")
 
     def _take_cached(self, reason: str) -> DownloadReport:
-        """Returns a report in place of the helper's. It has the files on disk, if all files are on disk."""
+        """Returns a report in place of the helper's. It is a failure if not all files are on disk."""
         if not self._are_updates:
             return DownloadReport(failure="failed", reason=reason)
         found = ", ".join(f"{download.repo_id}: {download.cached_text}" for download in self.downloads)

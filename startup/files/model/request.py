@@ -57,9 +57,9 @@ class ModelRequest:
     hf_config_path: str | None = None
     """The place of config.json, if it is not with the model."""
     generation_config: str = "auto"
-    """The place of generation_config.json. `auto` is the model's place, `vllm` is no file.
+    """The place of generation_config.json, a folder or a name on the hub.
 
-    Any other value is a folder or a name on the hub.
+    `auto` is the model's place. With `vllm`, no such file is read.
     """
     download_dir: str | None = None
     """The cache folder for models from the hub. None is HF_HUB_CACHE. See `cache_dir`."""
@@ -100,10 +100,10 @@ class ModelRequest:
 
     @property
     def revision_of_tokenizer(self) -> str | None:
-        """The tokenizer's revision. It is often the model's revision if no other one is set.
+        """The tokenizer's revision. None is the hub's main branch.
 
-        vLLM uses the model's revision for any tokenizer. The embedded engine uses it only for the model's own
-        tokenizer.
+        If none is set, vLLM uses the model's revision for any tokenizer. The embedded engine uses the model's
+        revision only for the model's own tokenizer.
         """
         if self.tokenizer_revision is not None or self.engine == "vllm":
             return self.tokenizer_revision or self.revision

@@ -83,7 +83,7 @@ _NOT_FOR_INFERENCE: Final = ("training_args.bin", "optimizer.bin", "optimizer.pt
 
 
 def format_of(load_format: str) -> LoadFormat:
-    """The weights that vLLM reads with this value. An unknown value, such as a plugin's, reads all kinds."""
+    """The weights that vLLM reads with this value. All kinds for an unknown value, such as a plugin's."""
     return _FORMATS.get(load_format, LoadFormat())
 
 
@@ -187,7 +187,7 @@ class WantedFiles:
         return set()
 
     def _format_of(self, names: Iterable[str]) -> str:
-        """The format that `auto` stands for. vLLM prefers Mistral's own files, in any of the folders."""
+        """The format that `auto` stands for. vLLM prefers Mistral's own files, in any folder."""
         if self.load_format not in _AUTOMATIC:
             return self.load_format
         has_mistral = any(fnmatchcase(name.rpartition("/")[2], MISTRAL_WEIGHTS) for name in names)

@@ -159,7 +159,7 @@ class Hook:
             raise ValueError(f"the hook {self.name!r} has no measured gain and keeps no promise")
 
     def part(self, *needs: Need, since: Release | None = None, until: Release | None = None) -> "Hook":
-        """Returns a hook for a further change, with needs of its own. It can be left out alone."""
+        """Returns a hook for one more change. If only its needs are unmet, only it is left out."""
         return replace(self, needs=needs, since=since, until=until)
 
     def is_for(self, release: Release) -> bool:

@@ -1,8 +1,8 @@
-"""Repeats in a fork the steps of libraries' imports: they read variables and CPUs, and draw random numbers.
+"""Repeats in a fork some steps of libraries' imports: reading variables and CPUs, drawing random numbers.
 
 A program that `exec` starts imports the libraries with its own environment. A fork inherits the libraries
-with the parent's environment, so they must be updated. Python's `random`, `ssl` and the names of `tempfile`
-handle a fork by themselves.
+with the parent's environment, so the libraries must be updated. Python's `random`, `ssl` and the names of
+`tempfile` handle a fork by themselves.
 """
 
 import logging
@@ -79,7 +79,7 @@ def _update_inductor(changed: Mapping[str, str]) -> None:
 
 
 def update_hub(changed: Mapping[str, str]) -> None:
-    """Applies a changed offline mode and token to the hub's client, which has read both on import.
+    """Applies a changed offline mode or token to the hub's client, which has read both on import.
 
     Does nothing if the client is not imported.
     """
@@ -108,7 +108,7 @@ def update_prometheus(changed: Mapping[str, str]) -> None:
 
 
 def _update_vllm_log() -> None:
-    """Configures vLLM's log again in this process. Older versions configured it on import, in the parent."""
+    """Configures vLLM's log again in this process. Older versions of vLLM do so on import, in the parent."""
     configure = getattr(sys.modules.get("vllm.logger"), "_configure_vllm_root_logger", None)
     if configure is not None and logging.getLogger("vllm").handlers:
         configure()

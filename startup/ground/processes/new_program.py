@@ -42,7 +42,7 @@ _dormant: "_Dormant | None" = None
 
 @contextmanager
 def without_main_module() -> Iterator[None]:
-    """During the block, multiprocessing's processes import `vllm_cli.own_packages` instead of our script."""
+    """During the block, multiprocessing's processes import `vllm_cli.own_packages` instead of the script."""
     main = vars(sys.modules["__main__"])
     hidden: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
     be_own_main_module()
@@ -53,7 +53,7 @@ def without_main_module() -> Iterator[None]:
 
 
 def be_own_main_module() -> None:
-    """Declares `vllm_cli.own_packages` this process's main module.
+    """Declares `vllm_cli.own_packages` as this process's main module.
 
     If `multiprocessing.spawn.prepare` gets the same name, it keeps the main module.
     """

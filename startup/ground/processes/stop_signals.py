@@ -45,7 +45,7 @@ class StopSignals:
         self._on_stop = on_stop
         self._owner_pid = os.getpid()
         self._inherited = set(child_pids(self._owner_pid)) - {new_program.dormant_pid()}
-        """Children that a shell has started in this process, as with `exec vllm-cli serve > >(tee log)`."""
+        """Children that a shell started before it became this program: `exec vllm-cli serve > >(tee log)`."""
         self._others: dict[int, Any] = {}
         """Handlers that other code has set, by signal."""
         self._is_released = False
@@ -99,7 +99,10 @@ class StopSignals:
             shutil.rmtree(folder, ignore_errors=True)
 
     def end_soon(self) -> None:
-        """After a second signal, ends this process with exit code 0. Before, clients can receive an error."""
+        """After a second signal, ends this process with exit code 0.
+
+        Before the end, clients have time to receive an error.
+        """
         if self._is_ending.acquire(blocking=False):
             timer = threading.Timer(_LAST_ANSWERS_S, self._end)
             timer.daemon = True
