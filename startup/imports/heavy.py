@@ -42,7 +42,7 @@ def import_engine() -> "LeftOut":
 
 
 def end_stand_ins() -> None:
-    """Ends the stand-ins in the API process. Call it once the engine is forked, as only that needs them."""
+    """Ends the stand-ins in the API process. Only the engine needs them. Call it after the engine's fork."""
     if import_engine.cache_info().currsize:
         import_engine().end()
 
