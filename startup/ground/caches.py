@@ -37,28 +37,28 @@ MANIFEST: Final = "manifest.json"
 CACHE: Final = "cache"
 """A cache folder in the form of VLLM_CACHE_ROOT, with this program's folder inside."""
 INSPECTIONS: Final = "modelinfos"
-"""A folder in vLLM's cache folder, with facts about model classes that vLLM has found out."""
+"""A folder in vLLM's cache folder. In it, vLLM stores facts about model classes."""
 COMPILED: Final = "compiled"
 """Archives of compiled models, in the form of a location (`startup.compiled_models.location`)."""
 BYTECODE: Final = "bytecode"
 """A bytecode cache for PYTHONPYCACHEPREFIX. Missing if all packages come with their bytecode."""
 PAGES: Final = "pages.json"
-"""Lists the files that the start has read, and the parts of each."""
+"""Lists the files that the start has read, and which parts of each file."""
 
 PREFIX: Final = "PYTHONPYCACHEPREFIX"
 _DONT_WRITE: Final = "PYTHONDONTWRITEBYTECODE"
 _PROBES: Final = ("__init__.py", "envs.py", "entrypoints/cli/serve.py")
-"""Modules of vLLM that are looked for. The first one exists in every package."""
+"""Modules of vLLM whose bytecode is looked for. The first one exists in every package."""
 _MOST_LINKS: Final = 40
-"""Most links that are followed on the way to one file, as in the kernel."""
+"""The most symbolic links that are followed on the way to one file. The kernel has the same limit."""
 
 
 class BakedFolder(NamedTuple):
-    """The baked folder, or why none is used."""
+    """The baked folder, or the reason why none is used."""
 
     folder: Path | None = None
     problem: str | None = None
-    """Why a folder that exists, or that the user has named, is not used."""
+    """Why an existing folder, or a folder that the user has named, is not used. None otherwise."""
 
 
 def find_baked() -> BakedFolder:
@@ -70,11 +70,11 @@ def find_baked() -> BakedFolder:
 
 
 def use_baked_bytecode() -> bool:
-    """Uses baked bytecode in this process and in programs started after this call, unless a cache is set
-    already.
+    """Uses baked bytecode in this process and later programs, unless a cache is set. Returns whether it does.
 
-    The baked folder has bytecode if the image's packages came without any. Python compares each file with its
-    source. It compiles a module that the folder lacks in memory, since nothing may be written to the folder.
+    The baked folder has bytecode if the image's packages came without any. Python compares each bytecode
+    file with its source. If the folder lacks a module, Python compiles the module in memory, since nothing
+    may be written to the folder.
     """
     baked = find_baked().folder
     if baked is None or sys.pycache_prefix is not None or not (baked / BYTECODE).is_dir():
@@ -96,9 +96,9 @@ def _examine(folder: Path, user: int, *, is_named: bool) -> BakedFolder:
 
 
 def add_baked_inspections(session_folder: Path) -> None:
-    """Copies the baked facts about model classes to vLLM's cache folder, which may lack them.
+    """Copies the baked facts about model classes to vLLM's cache folder, if the cache folder lacks them.
 
-    If that folder cannot be written to, vLLM gets a folder in the session's folder for this start.
+    If the cache folder is not writable, vLLM uses a cache folder inside `session_folder` for this start.
     """
     baked = find_baked().folder
     if baked is None:
@@ -114,14 +114,14 @@ def add_baked_inspections(session_folder: Path) -> None:
 
 
 def why_not_trusted(folder: Path, user: int, *, parts: Iterable[str] = ()) -> str | None:
-    """Why others could change what is in the folder. None if only root and this user can.
+    """Why other users could change the folder's content. None if only root and this user can change it.
 
-    Checks the folder, the given parts of it, all parent folders, and links on the way, whose owners decide
-    where they lead. A part that does not exist is skipped.
+    Checks the folder, the given parts of it, all parent folders, and the symbolic links on the way. The
+    owner of a link can change where it leads. A part that does not exist is skipped.
 
     Args:
         folder: an absolute path.
-        user: who may write to it, besides root.
+        user: the user who may write to the folder, besides root.
         parts: names in the folder.
     """
     links = list(_links(folder))
@@ -136,7 +136,7 @@ def why_not_trusted(folder: Path, user: int, *, parts: Iterable[str] = ()) -> st
 
 
 def _links(path: Path) -> Iterator[Path]:
-    """The links on the way to a file, including links that other links point to."""
+    """The symbolic links on the way to a file, including links to which other links point."""
     for _ in range(_MOST_LINKS):
         link = next((each for each in (*reversed(path.parents), path) if each.is_symlink()), None)
         if link is None:
@@ -165,35 +165,35 @@ def cache_folder() -> Path:
 
 
 def layers(name: str) -> tuple[Path, ...]:
-    """The paths of a file or folder of the cache: the user's, then the baked one, if there is one."""
+    """The paths of a file or folder of the cache: the user's path, and the baked path if there is one."""
     own = cache_folder() / name
     baked = find_baked().folder
     return (own,) if baked is None else (own, baked / CACHE / OWN / name)
 
 
 _MOST_FILES: Final = 200
-"""Most values in one folder. The oldest are removed."""
+"""The most values that one folder keeps. Older values are removed."""
 
 
 @dataclass(frozen=True)
 class Kept:
     """A value that a start keeps for later starts, as JSON in a file of its own.
 
-    All kept values follow one rule. The key says what a value is about. Stamps and files say what it was made
-    from. `read` finds no value once a stamp or file differs, or once the user's value is too old. A start
-    that shows that the value is wrong replaces or removes it.
+    The key names the subject of the value. Stamps and files are the sources of the value. `read` finds no
+    value once a stamp or file has changed, or once the user's value is too old. A start that finds the
+    value wrong replaces or removes the value.
 
-    `read` tries the user's value first, then the baked one. It ignores a file that is damaged, that other
-    users could change, or that another version of this package has written in another form.
+    `read` tries the user's value first, then the baked value. `read` ignores a file that is damaged, that
+    other users could change, or that another version of this package has written in another form.
     """
 
     folder: str
     key: object
-    """Values with different keys exist side by side. Keys and stamps are compared by their `repr`."""
+    """Each key has its own value. Keys and stamps are compared by their `repr`."""
     stamps: object = None
     """A value with other stamps counts as missing, and the next `write` replaces it."""
     lasts_s: float | None = None
-    """How many seconds the user's value is used. A baked one lasts as long as its image. None: for ever."""
+    """Seconds until the user's value expires. None: it does not expire. A baked value never expires."""
 
     @property
     def path(self) -> Path:
@@ -201,12 +201,12 @@ class Kept:
         return cache_folder() / self._name
 
     def read(self, convert: Callable[[Any], Value], *, is_own: bool = False) -> Value | None:
-        """The value. None if there is no valid one.
+        """The value. None if there is no valid value.
 
         Args:
-            convert: gets the JSON value. Raises ValueError, TypeError, LookupError or AttributeError if it is
-                not what was written.
-            is_own: leaves out the baked value.
+            convert: converts the JSON value. Raises ValueError, TypeError, LookupError or AttributeError if
+                the JSON value does not have the expected form.
+            is_own: whether to ignore the baked value.
         """
         paths = [path for path in ((self.path,) if is_own else layers(self._name)) if not self._is_too_old(path)]
         found = (_read(path, convert, self.stamps) for path in paths)
@@ -215,7 +215,7 @@ class Kept:
     def write(self, value: object, files: Iterable[str] = ()) -> None:
         """Replaces the user's value. Does nothing where no file can be written.
 
-        `value` is JSON. It becomes invalid when one of `files`, from which it was made, changes.
+        `value` consists of JSON types and was made from `files`. It becomes invalid when one of them changes.
         """
         path = self.path
         was_told = read_stamp(path).size == 0
@@ -238,7 +238,7 @@ class Kept:
 
     @property
     def age_s(self) -> float | None:
-        """Seconds between the file's time and this machine's clock. None if there is no value of the user."""
+        """Seconds between the file's time and this machine's clock. None if the user has no value."""
         stamp = read_stamp(self.path)
         return None if stamp == MISSING else abs(time.time() - stamp.mtime_ns / 1e9)
 
@@ -262,13 +262,13 @@ def of_type(kind: type[Value]) -> Callable[[Any], Value]:
 
 
 def read_all(folder: str, convert: Callable[[Any], Value]) -> Iterator[Value]:
-    """The values of all keys, whatever their stamps: the user's, newest first, then the baked ones."""
+    """The values of all keys, with any stamps: the user's values, newest first, then the baked values."""
     paths = [path for layer in layers(folder) for path in _newest_first(layer)]
     return (value for path in paths if (value := _read(path, convert)) is not None)
 
 
 def digest(value: object) -> str:
-    """A short name for a text, or for any object by its `repr`."""
+    """A short hash of a text, or of the `repr` of any other object."""
     text = value if isinstance(value, str) else repr(value)
     return sha256(text.encode()).hexdigest()[:16]
 
@@ -292,7 +292,8 @@ def keep_bytecode(package: Path) -> str | None:
     """Sets the bytecode cache of this process and of later processes, if `package` needs one.
 
     Returns:
-        A warning for the user. None if all bytecode exists or can be written beside the package's modules.
+        A warning for the user. None if all bytecode exists, if bytecode can be written beside the package's
+        modules, or if a bytecode cache is set already.
     """
     if sys.pycache_prefix is not None or all(path.exists() for path in _compiled(package)):
         return None
@@ -321,7 +322,7 @@ def _keep_in(folder: Path) -> None:
 
 
 def _why_unusable(folder: Path) -> str | None:
-    """Why the folder cannot be used. Python executes what is in it, so no other user may change it."""
+    """Why the folder cannot be used. Python executes the folder's files, so no other user may change them."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         reason = f"{folder} is a link" if folder.is_symlink() else why_changeable(folder.lstat(), folder)

@@ -32,7 +32,7 @@ class CompileCacheOption:
 
     @classmethod
     def of(cls, text: str) -> "CompileCacheOption":
-        """`LOCATION`, `require`, or `LOCATION,require`. Raises ConfigError for several locations."""
+        """Parses `LOCATION`, `require`, or `LOCATION,require`. Raises ConfigError for several locations."""
         parts = [part for part in text.split(",") if part]
         places = [part for part in parts if part != "require"]
         if len(places) > 1:
@@ -51,7 +51,7 @@ class ModelConfig:
     tokenizer: str | None = setting(
         None, "--tokenizer", "Folder or hub id of the tokenizer, by default the model's own."
     )
-    """None stands for the model's own."""
+    """None is the model's own tokenizer."""
     revision: str | None = setting(None, "--revision", "Branch, tag or commit of the model on the hub.")
     download_dir: str | None = setting(
         None, "--download-dir", "Cache folder for models from the hub, by default HF_HUB_CACHE."
@@ -66,7 +66,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SeveralModelsConfig:
-    """Several models behind one port (`router`). No effect with a single model."""
+    """Several models behind one port (`router`). These settings have no effect with a single model."""
 
     help_group: ClassVar[Group] = "Several models"
     role: ClassVar[Role] = "router"
@@ -231,7 +231,7 @@ class StartOptions:
         "--prefetch",
         "Read the weights into the page cache during the imports. auto does so if it can help.",
     )
-    """`on` reads as much as fits into memory, even if that is little. `off` reads nothing."""
+    """`on` reads all weights that fit into memory, even if only a few fit. `off` reads nothing."""
 
     @property
     def is_behind_router(self) -> bool:
@@ -275,7 +275,7 @@ class StartupConfig(StartOptions):
 
     @property
     def logs(self) -> LogOptions:
-        """How every process logs."""
+        """The log settings of every process."""
         return LogOptions(level=self.logging_level, format=self.log_format, config=self.log_config)
 
     def __post_init__(self) -> None:

@@ -16,12 +16,15 @@ from envs.redaction import is_secret_flag
 _REFERENCE: Final = re.compile(r"\$(\$)?\{([A-Za-z_][A-Za-z0-9_]*)(?:(:?)([-?])([^{}]*))?\}")
 
 _HIDDEN: Final = str.maketrans("${}", "\ud800\ud801\ud802")
-"""Replaced values contain these, which neither YAML nor variables can have: nothing is replaced twice."""
+"""Inserted values contain these characters instead of `$`, `{` and `}`, so that nothing is replaced twice.
+
+Neither YAML nor environment variables can contain these characters.
+"""
 _SHOWN: Final = {hidden: chr(plain) for plain, hidden in _HIDDEN.items()}
 
 
 class ConfigFile(NamedTuple):
-    """The file is read once, so that all readers see the same values of variables."""
+    """The content of the file, read once, so that all its users see the same values of variables."""
 
     path: str
     content: Any = None
@@ -31,9 +34,12 @@ class ConfigFile(NamedTuple):
     problem: str | None = None
     """Why the file cannot be used. None if it can."""
     missing: tuple[str, ...] = ()
-    """A line for each reference that stays, because its variable is not set and it has no default."""
+    """A line for each reference that was not replaced: its variable is not set, and it has no default."""
     refused: tuple[str, ...] = ()
-    """Lines of references with `:?`, and of references in secrets: no engine may take these as plain text."""
+    """The lines of `missing` for references with `?` and for references in secrets.
+
+    No engine may use such a reference as plain text.
+    """
 
     @classmethod
     def read(cls, path: str) -> "ConfigFile":
@@ -111,8 +117,7 @@ def _replace(value: Any, key: str, missing: list[_Missing]) -> Any:
 
 
 def _with_type(text: str) -> Any:
-    """The JSON value of a text. A text that JSON would write differently, as the version 1.10, stays a
-    text."""
+    """The JSON value of a text. A text that JSON would write differently, such as `1.10`, stays a text."""
     with suppress(ValueError, RecursionError):
         parsed = read_json(text)
         if not isinstance(parsed, str | list | dict) and json.dumps(parsed, allow_nan=False) == text:

@@ -1,4 +1,4 @@
-"""Errors of a start; the command line translates them into exit code 3."""
+"""Errors of a start. The command line exits with code 3 for most of them."""
 
 from collections.abc import Callable
 from typing import Final
@@ -12,7 +12,7 @@ NOT_STARTED_CAUSE: Final = "program-not-started"
 TIMEOUT_CAUSE: Final = "startup-timeout"
 """The cause of a start or download that took longer than its limit."""
 CODE_LINE: Final = "Code: "
-"""How the line with a code begins."""
+"""The beginning of the line with a code."""
 
 
 def code_of(cause: str) -> str:
@@ -21,26 +21,26 @@ def code_of(cause: str) -> str:
 
 
 def code_line(cause: str) -> str:
-    """The line of an error that has the code of its cause."""
+    """The line of an error message that contains the code of the cause."""
     return f"{CODE_LINE}{code_of(cause)}"
 
 
 def with_code(message: str, cause: str) -> str:
-    """The message of an error that ends a start, with its code in the last line; a digest has it already."""
+    """Appends the line with the code to an error message, unless it is there, as in a crash digest."""
     line = code_line(cause)
     return message if line in message else f"{message}\n{line}"
 
 
 def log_with_code(log: Callable[..., None], message: str, cause: str) -> None:
-    """Logs the message with the code of its cause; `log` is a method of a logger."""
+    """Logs the message with the code of its cause. `log` is a method of a logger."""
     log("%s", with_code(message, cause), extra={"code": code_of(cause)})
 
 
 class StartupError(Exception):
-    """The server cannot start; the message names the value and the fix."""
+    """The server cannot start. The message names the value at fault and the fix."""
 
     cause: str = UNKNOWN_CAUSE
-    """A name of the tables in `startup.reports.causes.known`."""
+    """The name of a cause, as in the tables of `startup.reports.causes.known`."""
 
     def __init__(self, message: str, *, cause: str | None = None) -> None:
         super().__init__(message)
@@ -48,7 +48,7 @@ class StartupError(Exception):
 
 
 class CommandLineError(StartupError):
-    """The engine refuses words of its command line, or this Python; exit code 2."""
+    """The engine rejects words of its command line, or does not support this Python. Exit code 2."""
 
     cause = USAGE_CAUSE
 
@@ -66,7 +66,7 @@ class PortInUseError(StartupError):
 
 
 class CrashError(StartupError):
-    """A process of the server has failed, during the start or later; the message is the crash digest."""
+    """A process of the server has failed, during the start or later. The message is the crash digest."""
 
     def __init__(self, message: str, *, exit_code: int, json_line: str | None = None, cause: str | None = None) -> None:
         super().__init__(message, cause=cause)

@@ -10,10 +10,10 @@ _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT])")
 
 
 def parse_size(text: str) -> int:
-    """A whole number, possibly with a suffix: `8k` is 8000, `8K` is 8192, `25.6k` is 25600.
+    """Parses a whole number with an optional suffix: `8k` is 8000, `8K` is 8192, `25.6k` is 25600.
 
     Raises:
-        ValueError: it is not a number, or has a fraction and a binary suffix.
+        ValueError: the text is not a number, or has both a fraction and a binary suffix.
     """
     text = text.strip()
     if (match := _SIZE.fullmatch(text)) is None:
@@ -35,7 +35,7 @@ def nest(keys: str, text: str) -> dict[str, Any]:
 
 
 def merge(into: dict[str, Any], update: dict[str, Any]) -> None:
-    """Adds `update` to `into`: extends objects and lists, replaces anything else."""
+    """Adds `update` to `into`. Extends JSON objects and lists, and replaces any other value."""
     for key, new in update.items():
         old = into.get(key)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -1,7 +1,8 @@
 """Records of this user's running servers and standbys, which `vllm-cli ps` and `stop` read.
 
-A record is a locked file. The kernel releases the lock with the process, so a killed process has no record.
-The folder depends on no variable, because a service may have other variables than the shell of `ps`.
+A record is a locked file. The kernel releases the lock when the process ends, and a file without a lock
+does not count as a record. So a killed process has no record. The folder's path depends on no environment
+variable, because a service may have other variables than the shell in which `ps` runs.
 """
 
 import fcntl
@@ -27,15 +28,18 @@ ROUTER: Final = "router"
 STANDBY: Final = "standby"
 """The value of `engine` in a standby's record."""
 _FOLDERS: Final = ("/tmp/vllm-cli-{user}", "/run/user/{user}/vllm-cli", "/dev/shm/vllm-cli-{user}")
-"""The first usable folder is taken, because another user may have created a folder of the first name."""
+"""The first usable folder is used. Another user may have created a folder with the first name."""
 _NETWORK: Final = Path("/proc/self/ns/net")
 MODE: Final = 0o1600
-"""Has the sticky bit, because systemd-tmpfiles removes old files without it."""
+"""Has the sticky bit, because systemd-tmpfiles removes old files that do not have this bit."""
 _LOCK: Final = "hhqqi0q"
 """`struct flock` (fcntl(2)): type, whence, start, length, holder."""
 _RECORD: Final = ".json"
 _NOTE: Final = ".start"
-"""Ending of a second file, beside the record: other releases would refuse further fields in a record."""
+"""The ending of the file with facts about the start, beside the record.
+
+The facts have their own file, because other releases would reject a record with further fields.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +51,9 @@ class RunRecord:
     address: str | None = None
     """The address from `listener.describe`. None if the server listens nowhere."""
     front_pid: int | None = None
-    """The process that the user started, if this server was started warm."""
+    """The front process, which the user started. None if this server was not started warm."""
     owner_pid: int | None = None
-    """The only process that uses this standby, if it is not for all."""
+    """The only process that uses this standby. None if any process may use it."""
     pid: int = 0
     start: Mapping[str, Any] | None = None
     """Facts about the start that the process has added through `run_recorded`. None if there are none."""
@@ -57,9 +61,9 @@ class RunRecord:
 
 @contextmanager
 def run_recorded(record: RunRecord) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Keeps a record of this process during the block. Keeps none where no file can be written.
+    """Keeps a record of this process during the block, if a file can be written.
 
-    Yields a function that adds facts about the start, as JSON values. Any thread may call it.
+    Yields a function that adds facts about the start, as JSON values. Any thread may call the function.
     """
     path = ""
     try:
@@ -74,7 +78,7 @@ def run_recorded(record: RunRecord) -> Iterator[Callable[[Mapping[str, Any]], No
 
 
 def read_run_records() -> list[RunRecord]:
-    """The records of the processes that run in this network namespace. Removes records of killed ones."""
+    """The records of processes that run in this network namespace. Removes records of killed processes."""
     try:
         paths = [entry.path for entry in os.scandir(record_folder())]
     except OSError as err:
@@ -88,9 +92,10 @@ def read_run_records() -> list[RunRecord]:
 
 
 def read_start(pids: Iterable[int]) -> Mapping[str, Any]:
-    """The notes of one of these processes about its start. Empty without any.
+    """The newest facts that one of these processes has added about its start. Empty if there are none.
 
-    For a process that has a record: it would unlock its own one by reading all records.
+    A process that has a record uses this function, because `read_run_records` would release the lock on the
+    process's own record.
     """
     with suppress(OSError):
         notes = [note for pid in pids for note in Path(record_folder()).glob(f"{pid}-*{_NOTE}")]
@@ -125,14 +130,14 @@ def _note(path: str, start: Mapping[str, Any]) -> None:
 
 
 def _remove(path: str) -> None:
-    """Removes a record, and the facts beside it."""
+    """Removes a record and its file with facts about the start."""
     for name in (path, f"{path}{_NOTE}"):
         with suppress(OSError):
             os.unlink(name)  # noqa: PTH108
 
 
 def _read(path: str) -> RunRecord | None:
-    """The record of a running process, with its pid as seen from this process."""
+    """The record of a running process, with its pid in this process's pid namespace. None if it has ended."""
     if not path.endswith(_RECORD):
         return None
     with suppress(OSError, ValueError, TypeError), open(path, "rb") as file:  # noqa: PTH123
@@ -156,7 +161,7 @@ def _read_note(path: str) -> dict[str, Any] | None:
 
 
 def record_folder() -> str:
-    """The folder of records and logs, closed to other users. Raises OSError if none can be created."""
+    """The folder of records and logs, closed to other users. Raises OSError if it cannot be created."""
     problems: list[OSError] = []
     for folder in _FOLDERS:
         try:

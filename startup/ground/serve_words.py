@@ -1,11 +1,11 @@
 """Splits the words after `vllm-cli serve` between the launcher and the engine, and chooses the engine.
 
-A link named `vllm` to the console script behaves as vLLM's command, so that images and scripts need no edit.
-`vllm serve` starts through the launcher. The installed vLLM runs every other subcommand
+A link named `vllm` to the console script behaves like vLLM's command, so that images and scripts need no
+change. `vllm serve` starts through the launcher. The installed vLLM runs every other subcommand
 (`startup.vllm.vllm_main.run_other_command`).
 
-The front process imports this module, and the start waits for it: it imports nothing beyond what the
-interpreter's own start imports.
+A start waits until the front process has imported this module. So the module imports only `envs.foreign` and
+modules that the interpreter itself imports at its start.
 """
 
 import os
@@ -26,9 +26,10 @@ LAUNCHER_FLAGS = {
     "--memory-budget": 1, "--on-swap": 1, "--max-running": 1, "--max-wait": 1, "--max-waiting": 1, "--prefetch": 1,
     "--detach": 0, "--engine-watchdog-timeout": 1,
 }  # fmt: skip
-"""The launcher's flags, with the number of their values. With vLLM, every other word belongs to vLLM.
+"""The launcher's flags, with the number of their values. If vLLM is the engine, all other words go to vLLM.
 
-The settings declare these flags, too, but importing them would delay a warm start. A test compares both.
+The settings declare these flags, too, but the import of the settings would delay a warm start. A test
+compares both lists.
 """
 
 OMNI = "--omni"
@@ -56,7 +57,7 @@ class Given:
         self.flag = flag
         """The flag with dashes instead of underscores. Empty for other words."""
         self.keys = keys
-        """`a.b` for `--flag.a.b`."""
+        """The keys after the flag, such as `a.b` in `--flag.a.b`."""
 
     @property
     def name(self) -> str:
@@ -65,7 +66,7 @@ class Given:
 
     @property
     def values(self) -> "Sequence[str]":
-        """The flag's values. `--flag=` has the empty text as its value."""
+        """The flag's values. The value of `--flag=` is the empty text."""
         value = _attached_value(self.words[0])
         return self.words[1:] if value is None else (value,)
 
@@ -75,8 +76,9 @@ def split(words: "Iterable[str]", num_values: "NumValues" = lambda _: None) -> "
 
     Args:
         words: the command line.
-        num_values: the number of a flag's values, as argparse's `nargs`: 0, 1, `?` or `+`. None for unknown
-            flags, which get none. A required value may begin with a dash if it is not a known flag.
+        num_values: returns the number of a flag's values, like argparse's `nargs`: 0, 1, `?` or `+`.
+            Returns None for an unknown flag, which gets no values. A required value may begin with a dash
+            if it is not a known flag.
     """
     words = list(words)
     begin = 0
@@ -99,7 +101,7 @@ def is_flag_like(word: str) -> bool:
 
 
 def is_stray(word: str) -> bool:
-    r"""Whether a word comes from a `\` that does not end its line: blank, `\`, or a flag after a blank."""
+    r"""Whether a word is empty or begins with white space or `\`, as after a `\` in the middle of a line."""
     return not word[:1].strip("\\ \t\r\n")
 
 
@@ -109,7 +111,7 @@ def normalise(name: str) -> str:
 
 
 def help_topic(words: "Iterable[str]") -> str | None:
-    """The word after `--help=`. Empty for plain help, None if help is not asked for."""
+    """The topic in `--help=TOPIC`. Empty for a plain `--help`. None if the words do not ask for help."""
     for given in split(words):
         if given.flag in _HELP:
             return given.values[0] if given.values else ""
@@ -117,12 +119,16 @@ def help_topic(words: "Iterable[str]") -> str | None:
 
 
 def is_for_information(words: "Iterable[str]") -> bool:
-    """Whether the words ask for help or for a version, and start no server."""
+    """Whether the words ask for help or a version, so that no server starts."""
     return any(given.flag in (*_HELP, "-v", "--version") for given in split(words))
 
 
 def has_several_models(words: "Sequence[str]") -> bool:
-    """Whether the words start a router: two words before all flags, --models, or VCLI_MODELS and no model."""
+    """Whether the words start a router for several models.
+
+    They do if they begin with two words that are no flags, or if they have --models. VCLI_MODELS has the same
+    effect if the words name no model.
+    """
     if len(words) > 1 and not is_flag_like(words[0]) and not is_flag_like(words[1]):
         return not is_stray(words[1])
     given = {each.flag for each in split(words, LAUNCHER_FLAGS.get)}
@@ -147,11 +153,11 @@ class ServeWords:
 
     def __init__(self, words: "Iterable[str]") -> None:
         self.own: dict[str, str] = {}
-        """The launcher's flags with their last value. A switch has `true`."""
+        """The launcher's flags, each with its last value. The value of a switch is `true`."""
         self.engine_words: list[str] = []
         """All other words, unchanged and in order, without the first `--`."""
         self.incomplete: str | None = None
-        """A flag of the launcher that lacks its value. None if there is none."""
+        """A flag of the launcher that lacks its value. None if no flag lacks its value."""
         for given in split(words, LAUNCHER_FLAGS.get):
             if given.words[0] == "--":
                 self.engine_words += given.words[1:]
@@ -168,7 +174,7 @@ class ServeWords:
         """`embedded` or `vllm`. Any other value of --engine or VCLI_ENGINE counts as `auto`.
 
         Args:
-            variable: the value of VCLI_ENGINE, if not this process's.
+            variable: the value of VCLI_ENGINE. None reads it from this process's environment.
         """
         wanted = self.own.get("--engine") or (foreign.text_of("VCLI_ENGINE") if variable is None else variable)
         if wanted in _ENGINES:
@@ -193,7 +199,7 @@ def is_vllm_installed() -> bool:
 
 
 def _name(word: str) -> tuple[str, str]:
-    """The name and the keys of a flag; both empty for another word."""
+    """The name and the keys of a flag. Both are empty for a word that is no flag."""
     if not is_flag_like(word):
         return "", ""
     if word.startswith(_LEVEL):
@@ -203,7 +209,7 @@ def _name(word: str) -> tuple[str, str]:
 
 
 def _attached_value(word: str) -> str | None:
-    """The value within the same word, as in `--flag=value`, `-O3` and `-O=3`. None if there is none."""
+    """The value in a flag's own word, as in `--flag=value`, `-O3` and `-O=3`. None if it has no value."""
     if word.startswith(_LEVEL):
         return word.removeprefix(_LEVEL).removeprefix("=") if word != _LEVEL else None
     _, is_attached, value = word.partition("=")

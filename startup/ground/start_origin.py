@@ -5,7 +5,7 @@ from typing import NamedTuple, NoReturn
 
 
 class WarmOrigin(NamedTuple):
-    """A warm start. Times in monotonic nanoseconds."""
+    """The origin of a warm start. Times are in monotonic nanoseconds."""
 
     front_pid: int
     """Pid of the process that the user started."""
@@ -27,7 +27,7 @@ cold_reason = ""
 """Why a start that could have been warm is cold. Empty if no warm start was wanted."""
 
 start_again: Callable[..., NoReturn] | None = None
-"""Only in a warm start: ends this process and makes the front process start the server cold.
+"""Ends this process and makes the front process start the server cold. None if the start is cold.
 
-Arguments: a variable and its value for the new start, then words that are added to its command.
+The arguments are an environment variable and its value for the new start, then words to add to its command.
 """

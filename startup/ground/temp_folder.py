@@ -1,4 +1,4 @@
-"""Chooses the folder for temporary files, and creates a start's own folder in it, for sockets too."""
+"""Chooses the folder for temporary files, and creates in it a folder for one start's files and sockets."""
 
 import fcntl
 import logging
@@ -19,8 +19,12 @@ _FOLDERS: Final = ("/tmp", "/var/tmp", "/usr/tmp")
 SHM: Final = Path("/dev/shm")
 _PREFIX: Final = "vcli-"
 MAX_BYTES: Final = 107 - len("/12345678-1234-1234-1234-123456789012")
-"""Longest usable path: a socket's address (unix(7), `sun_path`) less the file name that vLLM chooses.
-multiprocessing's file name, with the folder of `own_folder`, is shorter."""
+"""The longest usable path of the folder, in bytes.
+
+A socket's address has at most 107 bytes (unix(7), `sun_path`), and vLLM's file names take 37 of them. The
+file names of multiprocessing's sockets are shorter, even together with the name of a folder of
+`own_folder`.
+"""
 
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -28,12 +32,15 @@ _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 def ensure_temp_folder() -> None:
     """Sets TMPDIR if no usual folder is writable, or if the folder's path is too long for a socket.
 
-    TMPDIR becomes /dev/shm or the working folder, with a warning. Call it before any child process exists.
-    Does not use `tempfile`, which takes 10 ms to import and would prefer the working folder, a volume or a
-    folder of the user.
+    If no usual folder is writable, TMPDIR becomes /dev/shm or else the working folder. If the path is too
+    long, TMPDIR becomes a usual folder or /dev/shm. Both changes log a warning. Call this function before
+    any child process exists.
+
+    It does not use `tempfile`, which takes 10 ms to import. `tempfile` would also prefer the working folder
+    to /dev/shm, and the working folder may be a volume or a folder of the user.
 
     Raises:
-        StartupError: there is no writable folder, or none whose path is short enough.
+        StartupError: no folder is writable, or the path of each writable folder is too long.
     """
     named = [folder for variable in _VARIABLES if (folder := variable.get())]
     usual = (*named, *_FOLDERS)
@@ -50,9 +57,10 @@ def ensure_temp_folder() -> None:
 
 @contextmanager
 def own_folder(parent: str | None = None) -> Iterator[Path]:
-    """A new folder, removed after the block. First removes folders that killed processes have left.
+    """A new folder, which is removed after the block. First removes folders that killed processes have left.
 
-    This process and its forks hold a lock on it, which the kernel releases when the last of them ends.
+    This process and its forks hold a lock on the folder. The kernel releases the lock when the last of these
+    processes ends.
     """
     import shutil  # noqa: PLC0415 - at the top, they would delay each command
     import tempfile  # noqa: PLC0415
@@ -95,7 +103,7 @@ def _is_own(entry: "os.DirEntry[str]") -> bool:
 
 
 def _ensure_short(folder: str) -> None:
-    """Sets TMPDIR to another folder if this path is too long for a socket's address."""
+    """Sets TMPDIR to another folder if this folder's path is too long for a socket's address."""
     num_bytes = len(os.fsencode(Path(folder).absolute()))
     if num_bytes <= MAX_BYTES:
         return

@@ -1,4 +1,4 @@
-"""Replaces, by faster ones, functions that torch and vLLM call thousands of times while they are imported."""
+"""Makes functions faster that torch and vLLM call thousands of times while they are imported."""
 
 import functools
 import logging
@@ -40,13 +40,13 @@ def make_calls_cheap() -> None:
 
 
 def _get_source(stacklevel: int) -> str:
-    """The file and line of a torch operator. `inspect`, torch's own way, resolves all modules' paths."""
+    """The file and line of a torch operator. torch's way, `inspect`, would resolve all modules' paths."""
     frame = sys._getframe(stacklevel)
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def _get_module(inspect: Any, object: Any) -> ModuleType | None:
-    """A frame's module. `inspect`, torch's own way, resolves all modules' paths."""
+    """A frame's module. torch's way, `inspect`, would resolve all modules' paths."""
     if not isinstance(object, FrameType):
         module: ModuleType | None = inspect.getmodule(object)
         return module
@@ -54,7 +54,7 @@ def _get_module(inspect: Any, object: Any) -> ModuleType | None:
 
 
 def _with_one_clearing(configure: Any) -> Any:
-    """Clears the caches of all loggers once. Logging does so for each logger that it configures."""
+    """Wraps `dictConfig`, so that it clears all loggers' caches once, not once per configured logger."""
 
     @functools.wraps(configure)
     def configure_and_clear_once(config: Any) -> None:

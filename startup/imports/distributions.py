@@ -1,4 +1,4 @@
-"""Identifies the installed distributions, so that cached facts about them are used with these only."""
+"""Identifies the installed distributions, so that cached facts are used for the same distributions only."""
 
 import os
 import sys
@@ -17,14 +17,17 @@ _PATH_FILE: Final = ".pth"
 def distribution_stamps() -> tuple[tuple[str, int, int], ...]:
     """A stamp (path, time in seconds, size) of each distribution's list of files, and of each `.pth` file.
 
-    The time has whole seconds, because image layers store no more. This process keeps the result of its first
-    call: some imports, such as setuptools, add folders to the path.
+    The time has whole seconds, because image layers store no fractions. This process keeps the result of
+    the first call, because some imports, such as setuptools, add folders to the path.
     """
     return tuple(sorted((path, *read_stamp(path).stored) for path in distribution_files(sys.path)))
 
 
 def distribution_files(folders: Iterable[str]) -> Iterator[str]:
-    """The files that installers write anew with each version. Some installers write no list of files."""
+    """The files that installers replace with each version: lists of files, and `.pth` files.
+
+    A list may not exist, because some installers write none.
+    """
     for folder, names in _site_folders(folders):
         for name in names:
             if name.endswith(_METADATA):
@@ -34,14 +37,14 @@ def distribution_files(folders: Iterable[str]) -> Iterator[str]:
 
 
 def installed_folders() -> tuple[str, ...]:
-    """The folders, with a slash, in which only installers write: site-packages and standard library."""
+    """The folders in which only installers write: site-packages and standard library. Each ends with `/`."""
     library = os.path.dirname(os.__file__)  # noqa: PTH120
     sites = (folder for folder, _ in _site_folders(sys.path))
     return tuple(f"{folder}/" for folder in dict.fromkeys((library, *sites)))
 
 
 def _site_folders(folders: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """The folders with distributions, and their entries. In other folders, `.pth` files hold weights."""
+    """Yields folders with distributions, and their entries. In other folders, `.pth` files hold weights."""
     for folder in filter(None, dict.fromkeys(folders)):
         try:
             names = os.listdir(folder)  # noqa: PTH208

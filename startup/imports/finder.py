@@ -2,8 +2,8 @@
 
 A module can be replaced (`replace`), be changed right before or after its code runs (`before_import`,
 `after_import`), or come from a file with the code of many modules (`serve`). A watcher is called before and
-after the code of each module (`watch`). Python's own finders do the rest. A shim's name stands for the module
-to which the shim points.
+after the code of each module (`watch`). Python's own finders find all other modules. The name of a shim
+stands for the module that the shim imports.
 """
 
 import functools
@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 Action: TypeAlias = Callable[[ModuleType], None]
 """Called with the module."""
 Replacement: TypeAlias = Callable[[str], ModuleSpec | None]
-"""Returns the spec of the module that replaces the named one. None if it is not replaced."""
+"""Returns the spec of the module that replaces the named module. None if the named module is not replaced."""
 
 
 class Watch(Protocol):
-    """Called with the name of each module. An exception that it raises ends the import of that module."""
+    """A watcher is called with the name of each module. An exception from it ends the module's import."""
 
     def begin(self, name: str) -> None:
         """Called before the module's code runs."""
@@ -38,8 +38,8 @@ class Watch(Protocol):
 def after_import(name: str, action: Action, hook: Hook | None = None) -> None:
     """Calls `action` once the module has been imported. Calls it at once if the module is loaded already.
 
-    An error in the action is logged. The import succeeds all the same. If the module lacks what the hook
-    needs, `action` is not called. If the hook is essential, the import raises UnfitHookError.
+    An error in the action is logged, and the import still succeeds. If the module does not meet the hook's
+    needs, `action` is not called. If the hook is essential, the import then raises UnfitHookError.
     """
     if hook is not None:
         action = functools.partial(_run_if_it_applies, hook, action)
@@ -64,7 +64,7 @@ def wrap_after_import(name: Name, wrap: Callable[[Any], Callable[..., Any]], hoo
 
 @contextmanager
 def replaced(name: Name, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """While open, the result of `wrap` replaces the function, once the function's module is imported."""
+    """During the block, the result of `wrap` replaces the function, once its module is imported."""
     undo: list[Callable[[], None]] = []
 
     def replace_function(module: ModuleType) -> None:
@@ -88,12 +88,13 @@ def _run_if_it_applies(hook: Hook, action: Action, module: ModuleType) -> None:
 
 
 def place_variant(owner: ModuleType, name: str, **functions: Callable[..., Any]) -> None:
-    """Replaces functions of a module as seen by one other module, which has imported that module as a whole.
+    """Replaces functions of a module, but only for one other module that uses it as `name.function`.
 
     Args:
         owner: the other module.
-        name: the module's name in `owner`.
-        functions: by the names that they replace. Each gets the module as its first argument.
+        name: the name of the changed module in `owner`.
+        functions: the replacements, by the names of the replaced functions. Each replacement gets the changed
+            module as its first argument.
     """
     module = getattr(owner, name)
     if not isinstance(module, _Variant):  # a standby's template has placed it for its forks
@@ -120,7 +121,7 @@ def before_import(name: str, action: Action) -> None:
 
 
 def cancel(name: str, action: Action) -> None:
-    """From now on, `action` is no longer called. No effect if it was not registered."""
+    """From now on, `action` is no longer called. Does nothing if `action` was not registered."""
     name = place_of(name)
     for actions in (_finder.before, _finder.after):
         if action in actions.get(name, ()):
@@ -131,20 +132,20 @@ def cancel(name: str, action: Action) -> None:
 
 
 def replace(replacement: Replacement) -> None:
-    """From now on, until `stop_replacing`, `replacement` is asked first for each module."""
+    """From now on, until `stop_replacing`, `replacement` is called first for each imported module."""
     _finder.replacements.insert(0, replacement)
     _finder.settle()
 
 
 def stop_replacing(replacement: Replacement) -> None:
-    """From now on, `replacement` is no longer asked. A second call does nothing."""
+    """From now on, `replacement` is no longer called. A second call does nothing."""
     if replacement in _finder.replacements:
         _finder.replacements.remove(replacement)
         _finder.settle()
 
 
 def serve(file: Any) -> None:
-    """From now on, takes modules from an `ImportFile` where Python's path finder would search for them."""
+    """From now on, modules are looked for in an `ImportFile` right before Python's path finder is called."""
     _finder.files.append(file)
     _finder.settle()
 
@@ -167,16 +168,19 @@ class _Finder:
 
     def __init__(self) -> None:
         self.replacements: list[Replacement] = []
-        """In the order in which they are asked."""
+        """In the order in which they are called."""
         self.before: dict[str, list[Action]] = {}
         """Actions before imports, by module. They stay until they are cancelled."""
         self.after: dict[str, list[Action]] = {}
-        """Actions after imports, by module, kept until then: `find_spec` may be called without an import."""
+        """Actions after imports, by module.
+
+        They stay until the import, because `find_spec` may be called without an import.
+        """
         self.files: list[Any] = []
         self.watcher: Watch | None = None
 
     def settle(self) -> None:
-        """Adds the finder to `sys.meta_path`, or removes it, whichever is needed."""
+        """Adds the finder to `sys.meta_path` if it has something to do, else removes it."""
         is_needed = bool(self.replacements or self.before or self.after or self.files or self.watcher)
         if is_needed and sys.meta_path[:1] == [self]:
             return

@@ -2,14 +2,15 @@
 
 A fork of a process that has initialized CUDA, HIP or Level Zero cannot use the GPUs (CUDA C++ Programming
 Guide, "Initialization"; torch raises "Cannot re-initialize CUDA in forked subprocess"). Some packages
-initialize the driver while they are imported, to learn the GPU's architecture. The guard does this:
+initialize the driver while they are imported, to learn the GPU's architecture. The guard prevents this:
 
-1. It answers that question with NVML, which initializes nothing.
-2. It makes functions that initialize a driver raise `NeedsGpuError`: the module is left to the forks.
-3. After each module, it checks whether the driver is initialized all the same. If it is, no fork of this
+1. It reads the architecture from NVML, which initializes nothing, and gives it to these packages.
+2. It makes functions that initialize a driver raise `NeedsGpuError`. Then only the forks import the module.
+3. After each module, it checks whether the driver is initialized nevertheless. If it is, no fork of this
 process can be an engine, and the guard reports the module.
 
-The modules that 2 and 3 find are kept on disk, so that later starts leave them to the forks at once.
+The names of the modules from steps 2 and 3 are kept on disk, so that later starts leave these modules to the
+forks from the beginning.
 """
 
 import functools
@@ -35,7 +36,7 @@ _INITIALIZE: Final = {
     Name("torch.xpu", "_lazy_init", ()): lambda torch: torch.version.xpu,
     Name("cuda.bindings.driver", "cuInit"): lambda torch: torch.cuda.device_count(),
 }
-"""Functions that initialize a driver, and whether a GPU is there: without one, they initialize nothing."""
+"""Functions that initialize a driver, each with a check for a GPU. Without a GPU, they initialize nothing."""
 GPU_GUARD: Final = Hook(
     "GPU guard",
     does="answers for the GPU's architecture, and keeps its driver uninitialized, in processes that are forked",
@@ -47,17 +48,17 @@ GPU_GUARD: Final = Hook(
 _CUTE_DSL_ARCH: Final = "CUTE_DSL_ARCH"
 """CUTLASS reads this variable on import. Without it, CUTLASS calls `cuInit` to learn the architecture."""
 _ACCELERATED: Final = 9
-"""From this major capability on, the full architecture's name ends with `a`: `sm_90a`."""
+"""From this major compute capability on, the name of the full architecture ends with `a`, as in `sm_90a`."""
 _MODULE_CODE: Final = "<module>"
 _OWN: Final = ("__main__", "server", "startup", "vllm_cli")
-"""Packages whose modules call for the imports here."""
+"""Packages of this project whose modules begin the imports."""
 _FOLDER: Final = "left-to-forks"
 
 
 class NeedsGpuError(BaseException):
     """A module cannot be imported before this process is forked.
 
-    Not an Exception: packages take any Exception to mean that there is no GPU, and go on without one.
+    It is not an Exception, because packages catch any Exception and continue as if there were no GPU.
     """
 
 
@@ -69,7 +70,7 @@ class GpuGuard:
         self._to_forks: set[str] = set(self._left.read(list[str]) or ())
         """Modules that would initialize the driver, and the modules that import them."""
         self._raised: list[NeedsGpuError] = []
-        """Errors that `leave` has not got: a package may have caught them."""
+        """Errors that were raised but not passed to `leave`. A package may have caught them."""
         self._reason: str | None = None
 
     @property
@@ -131,19 +132,19 @@ def why_unforkable() -> str | None:
 
 
 def has_failed() -> bool:
-    """Whether the guard is open and this process cannot fork an engine all the same."""
+    """Whether this process cannot fork an engine although the guard is open."""
     return _open and why_unforkable() is not None
 
 
 def leave_to_forks(err: NeedsGpuError) -> None:
-    """Call it when an import has ended with this error: forks import the module when they need it."""
+    """Call it when an import has ended with this error. Forks import the module later, if they need it."""
     if _guard is not None:
         _guard.leave(err)
 
 
 @contextmanager
 def driver_kept_uninitialized() -> Iterator[None]:
-    """While open, imports leave the driver uninitialized. Does nothing on a machine without a GPU."""
+    """During the block, imports leave the driver uninitialized. Does nothing on a machine without a GPU."""
     global _guard, _open
     if _open or not GPU_GUARD.applies or initialized_driver() is not None or not (may_have_gpu() or _capabilities()):
         yield
@@ -167,7 +168,7 @@ def driver_kept_uninitialized() -> Iterator[None]:
 
 
 def _answer(capability: tuple[int, int], ask: Callable[..., tuple[int, int]]) -> Callable[..., tuple[int, int]]:
-    """Wraps `get_device_capability`. Modules that import its name in the meantime keep the wrapper."""
+    """Wraps `get_device_capability`. Modules that import the function during the block keep the wrapper."""
 
     @functools.wraps(ask)
     def answer(device: Any = None) -> tuple[int, int]:
@@ -189,7 +190,7 @@ def _guarded(
 
 
 def _importing_modules() -> list[str]:
-    """The modules whose code is running on this thread, innermost first, up to the first module of ours."""
+    """The modules whose code runs on this thread, innermost first, up to the first module of this project."""
     frame: FrameType | None = sys._getframe(1)
     names: list[str] = []
     while frame is not None:
@@ -210,7 +211,7 @@ def _capabilities() -> tuple[tuple[int, int] | None, ...]:
 
 
 def _common_capability() -> tuple[int, int] | None:
-    """The compute capability, if all GPUs have the same. CUDA may number unlike GPUs in another order."""
+    """The compute capability of all GPUs. None if it differs, since CUDA may then number GPUs differently."""
     found = set(_capabilities())
     return found.pop() if len(found) == 1 else None
 

@@ -1,8 +1,8 @@
 """Imports heavy modules one after the other, on the main thread, with the garbage collector paused.
 
-A second thread is unsafe: vLLM imported transformers in one to save time and got half-initialised modules
-(vllm-project/vllm #40331, #40442, reverted by #40438). Without the pause, the collector would run again and
-again while millions of long-lived objects are created. The pause saves a quarter of the time.
+Imports on a second thread are unsafe. vLLM imported transformers on one to save time and got half-initialised
+modules (vllm-project/vllm #40331, #40442, reverted by #40438). Without the pause, the collector would run
+repeatedly while millions of long-lived objects are created. The pause saves a quarter of the time.
 """
 
 import functools
@@ -42,13 +42,13 @@ def import_engine() -> "LeftOut":
 
 
 def end_stand_ins() -> None:
-    """Ends the stand-ins in the API process. Call it once the engine, which alone needs them, is forked."""
+    """Ends the stand-ins in the API process. Only the engine needs them. Call it after the engine's fork."""
     if import_engine.cache_info().currsize:
         import_engine().end()
 
 
 def import_vision() -> None:
-    """Imports what rendering images needs, with stand-ins for modules that serving never uses."""
+    """Imports the modules that render images, with stand-ins for modules that serving never uses."""
     from startup.imports.lean import import_lean
 
     with importing():
@@ -60,12 +60,12 @@ def import_vision() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """While open, the collector is paused, and modules come from the import file.
+    """During the block, the garbage collector is paused, and modules come from the import file.
 
     At the end, all objects that exist are excluded from garbage collection.
 
     Raises:
-        RuntimeError: called on a thread other than the main one.
+        RuntimeError: this is not the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("heavy modules are imported on the main thread only")

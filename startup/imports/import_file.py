@@ -1,14 +1,15 @@
-"""Imports modules from an import file: the bytecode of many modules, without a search of folders for each.
+"""Imports many modules from one import file, without a search of folders for each module.
 
     head    format, place and checksum of the index, size of the file (always of the same length)
     code    the modules' marshalled code in order of import, then the code of the dataclasses' methods
     index   interpreter, distributions, and each module's stamp and place (marshalled)
 
-A file is used until the installed distributions change. A module is served if its source has the same time
-and size, and no folder that is searched earlier offers another one. Everything else is left to Python's own
-finders. Modules get Python's own loader.
+A file is used until the installed distributions change. A module comes from the file if its source has the
+same time and size as in the index. Also, no folder that is searched earlier may offer a module of this
+name. Python's own finders find all other modules. All modules get Python's own loader.
 
-Standard library only, and little of it: a start reads the file before its other imports.
+Imports little, and only from the standard library and this project, because a start reads the file before its
+other imports.
 """
 
 import _imp
@@ -53,7 +54,7 @@ class ModuleEntry(NamedTuple):
 
 
 class Index(NamedTuple):
-    """The file's contents and its sources."""
+    """The contents of the file, and the facts that decide whether they are valid."""
 
     interpreter: tuple[object, ...]
     distributions: tuple[tuple[str, int, int], ...]
@@ -61,14 +62,17 @@ class Index(NamedTuple):
     modules: dict[str, tuple[object, ...]]
     """Fields of a `ModuleEntry` by the module's name, in order of import."""
     refused: tuple[str, ...]
-    """Modules that cannot be in a file: the path finder finds another one, no installer has written the
-    source, or the source is faulty."""
+    """Modules that cannot be in a file.
+
+    Either Python's path finder does not find the module's source, or no installer has written it, or it
+    cannot be compiled.
+    """
     methods: Part
     """The compiled methods of dataclasses, by their source text."""
 
 
 class UnusableFileError(Exception):
-    """The file cannot be used. The text says why."""
+    """The file cannot be used. The message names the reason."""
 
 
 class ImportFile:
@@ -78,7 +82,7 @@ class ImportFile:
         """Opens the file.
 
         Raises:
-            OSError, UnusableFileError: it cannot be used.
+            OSError, UnusableFileError: the file cannot be used.
         """
         self.path = path
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -93,13 +97,13 @@ class ImportFile:
         self.served: set[str] = set()
         """The modules whose code came from the file."""
         self.outdated: set[str] = set()
-        """The modules whose source or part of the file has changed."""
+        """The modules whose source has changed, or whose part of the file is damaged."""
 
     def __contains__(self, name: str) -> bool:
         return name in self._modules
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None) -> ModuleSpec | None:
-        """The module's spec. None if the module is not in the file or has changed."""
+        """The module's spec. None if the module is not in the file, or if Python's finder must find it."""
         fields = self._modules.get(fullname)
         if fields is None or len(sys.path_hooks) != self._num_path_hooks:
             return None
@@ -122,7 +126,7 @@ class ImportFile:
         return spec
 
     def load_methods(self) -> dict[str, CodeType]:
-        """The compiled methods of dataclasses by their source text. Empty if that part is damaged."""
+        """The compiled methods of dataclasses by their source text. Empty if they are damaged."""
         try:
             return dict(_read_part(self._fd, self.index.methods))
         except (OSError, ValueError, EOFError, TypeError) as err:
@@ -136,7 +140,7 @@ class ImportFile:
             os.close(fd)
 
     def _load(self, name: str, loader: SourceFileLoader, entry: ModuleEntry) -> CodeType | None:
-        """Returns the code from the file, and restores the loader that Python has created."""
+        """Returns the module's code from the file, and restores the original `get_code` of its loader."""
         vars(loader).pop("get_code", None)
         try:
             code: CodeType = _read_part(self._fd, entry.code)
@@ -160,7 +164,7 @@ class ImportFile:
         return False
 
     def _names_in(self, folder: str) -> frozenset[str] | None:
-        """Names that a folder on the import path may offer. None if it is not a folder but an archive."""
+        """Names that a folder on the import path may offer. None for an archive or an unreadable folder."""
         if folder not in self._names:
             try:
                 entries = os.listdir(folder or os.curdir)  # noqa: PTH208
@@ -193,10 +197,10 @@ def open_file(path: str | os.PathLike[str]) -> ImportFile | None:
 
 
 def uninstall() -> list[str]:
-    """Closes all files, whose descriptors forks would inherit. Imports use them no more.
+    """Closes all files, because forks would inherit their descriptors. Imports no longer use the files.
 
     Returns:
-        The modules that this process has imported and that the files lack or have in an old version.
+        The modules that this process has imported, but that the files lack or have in an old version.
     """
     files: list[ImportFile] = stop_serving()
     for file in files:
@@ -208,7 +212,7 @@ def uninstall() -> list[str]:
 
 
 def _read_part(fd: int, part: Part) -> Any:
-    """The unmarshalled part. Raises OSError, ValueError, EOFError or TypeError if it is damaged."""
+    """The unmarshalled part. Raises OSError, ValueError, EOFError or TypeError if the part is damaged."""
     offset, length, expected = part
     data = os.pread(fd, length, offset)
     if checksum(data) != expected:
@@ -217,7 +221,7 @@ def _read_part(fd: int, part: Part) -> Any:
 
 
 def this_interpreter() -> tuple[object, ...]:
-    """The properties of the interpreter that decide which bytecode and paths fit."""
+    """The properties of the interpreter that decide whether bytecode and paths fit."""
     return (MAGIC_NUMBER, sys.version, sys.flags.optimize, sys.prefix, sys.base_prefix)
 
 
@@ -227,7 +231,7 @@ def checksum(data: bytes) -> bytes:
 
 
 def pack_head(index_offset: int, index: bytes) -> bytes:
-    """The file's first bytes. The index begins at the offset and reaches to the end of the file."""
+    """The first bytes of the file. The index begins at the offset and reaches to the end of the file."""
     size = index_offset + len(index)
     return _HEAD.pack(_MARK, _FORMAT, index_offset, len(index), size, checksum(index))
 

@@ -1,9 +1,10 @@
-"""Imports transformers with stand-ins for modules that serving never uses: a third of its import time.
+"""Imports transformers with stand-ins for modules that serving never uses. It saves a third of the time.
 
 For tensor parallelism, transformers imports `torch.distributed.tensor`, which imports `torch._dynamo` and
-sympy. Its GGUF reader reads the sources of all models. torch uses symbolic shapes whenever a model is created
-on the meta device. An engine on one device needs only names for annotations, false `isinstance` checks,
-decorators that affect only torch.compile, and conditions on plain numbers. Stand-ins provide these.
+sympy. The GGUF reader of transformers reads the sources of all models. torch uses symbolic shapes whenever
+a model is created on the meta device. An engine on one device needs only names for annotations, false
+`isinstance` checks, decorators that affect only torch.compile, and conditions on plain numbers. Stand-ins
+provide all of these.
 """
 
 import importlib
@@ -20,12 +21,15 @@ from startup.imports.scan_cache import cached_scans
 from startup.imports.stand_ins import StandIns
 
 _LEFT_OUT_OF_TORCH: Final = ("torch._meta_registrations", "torch.export")
-"""Serving uses neither Python's rules for tensors without data (the meta device uses those in C++), nor the
-export of models, which copies torch's operators into Python."""
+"""Modules of torch that serving does not use.
+
+The first has rules in Python for tensors without data, but the meta device uses the rules in C++. The second
+exports models, and copies torch's operators into Python for this purpose.
+"""
 _LEFT_OUT_OF_IMPORTS: Final = ("accelerate",)
-"""transformers imports names from it, and uses them only to distribute a model over several devices."""
+"""transformers uses names of accelerate only to distribute a model over several devices."""
 SHAPES: Final = "torch.fx.experimental.symbolic_shapes"
-"""Imports sympy, which takes 0.2 s of a start."""
+"""This module imports sympy, which takes 0.2 s of a start."""
 LEFT_OUT: Final = (
     "sympy",
     "torch._dynamo",
@@ -47,13 +51,13 @@ class LeftOut:
     def end(self) -> None:
         """From now on, imports give the real modules.
 
-        Called once the model is built, because torch's own initialisers import the replaced modules, too.
+        Call it once the model is built, because torch's own initialisers import the replaced modules, too.
         """
         for stand_ins in self._stand_ins:
             stand_ins.remove()
 
     def restore(self) -> bool:
-        """Imports torch's modules that were replaced. Returns False if none were."""
+        """Imports torch's modules that were replaced. Returns False if no module was replaced."""
         if not self._stand_ins:
             return False
         self.end()
@@ -63,9 +67,10 @@ class LeftOut:
 
 
 def import_lean(modules: Sequence[str]) -> LeftOut:
-    """Imports torch and the modules with stand-ins, which stay installed. If that fails, uses no stand-ins.
+    """Imports torch and the modules with stand-ins, which stay installed.
 
-    Another version of transformers may use more of a replaced module than its stand-in supports.
+    If an import fails, repeats it without stand-ins. Another version of transformers may use more of a
+    replaced module than its stand-in supports.
     """
     if not STAND_INS.applies:
         with cached_scans():
@@ -118,7 +123,7 @@ SHAPE_FUNCTIONS: Final[Mapping[str, Callable[..., int]]] = {
     "sym_eq": _sym_eq,
     "sym_or": lambda *conditions: reduce(operator.or_, conditions),
 }
-"""Replacements for torch's functions for symbolic shapes. All sizes are numbers, as without torch.compile."""
+"""Replacements for torch's functions for symbolic shapes. Without torch.compile, all sizes are numbers."""
 
 STAND_INS: Final = Hook(
     "stand-ins of the embedded engine",

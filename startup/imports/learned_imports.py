@@ -35,11 +35,14 @@ _PYC_HEAD_BYTES: Final = 16
 _BY_TIME: Final = bytes(4)
 """This flag marks bytecode that is valid for the time and size of its source."""
 _SETTLED_NS: Final = 2_000_000_000
-"""A source that is at least this old by its time was not changed after its bytecode was made."""
+"""The least age of a source, by its time. A younger source may have changed since its bytecode was made."""
 _FEW_METHODS: Final = 50
-"""Up to this many unknown methods of dataclasses, the file is not written: each start has some of its own."""
+"""If a start misses no module and at most this many methods of dataclasses, the file is not written.
+
+Each start has some methods of its own.
+"""
 _missed_texts: Final[dict[str, None]] = {}
-"""Source texts of dataclasses' methods that no file had. Compiling them takes a tenth of the imports."""
+"""Source texts of dataclasses' methods that no file had. Compiling them takes a tenth of the import time."""
 
 
 class _State:
@@ -65,9 +68,9 @@ def import_file_paths() -> tuple[Path, ...]:
 
 @contextmanager
 def learned_imports() -> Iterator[None]:
-    """While open, imports use the import files. Modules that these lack are recorded for `learn`.
+    """During the block, imports use the import files. Modules that the files lack are recorded for `learn`.
 
-    Do not fork meanwhile: forks would inherit the open files.
+    Do not fork during the block, because forks would inherit the open files.
     """
     if _state.is_open or not uses("import file"):
         yield
@@ -85,9 +88,10 @@ def learned_imports() -> Iterator[None]:
 
 
 def learn(more: Iterable[str] = ()) -> None:
-    """Adds `more` modules, and all that this start's processes missed in the import file, to the user's file.
+    """Adds modules and methods to the user's import file.
 
-    Takes up to half a second. Failures are logged for debugging only.
+    These are the `more` modules, and all that this start's processes have recorded as missing. Takes up to
+    half a second. Failures are logged for debugging only.
     """
     if not uses("import file"):
         return
@@ -107,7 +111,7 @@ def learn(more: Iterable[str] = ()) -> None:
 
 
 def read_learned() -> LearnedImports | None:
-    """The user's import file. None if there is none that this Python can use."""
+    """The user's import file. None if there is no file that this Python can use."""
     path = import_file_paths()[0]
     index = _read(path)
     return None if index is None else LearnedImports(path, len(index.modules), path.stat().st_size)
@@ -137,12 +141,12 @@ def _take_noted() -> tuple[list[str], list[str]]:
 
 
 def _notes(path: Path) -> Path:
-    """The file in which the processes of a start record what they have missed."""
+    """The file in which the processes of a start record modules and methods that the import files lack."""
     return path.with_suffix(".missed")
 
 
 def _use_code(known: Mapping[str, CodeType]) -> None:
-    """Until `_end_use`, methods with a known text are not compiled. Unknown texts are recorded."""
+    """Until `_end_use`, methods with a known text are not compiled again. Unknown texts are recorded."""
 
     def execute(text: Any, *namespaces: Any) -> None:
         code = known.get(text) if isinstance(text, str) else text
@@ -155,7 +159,7 @@ def _use_code(known: Mapping[str, CodeType]) -> None:
 
 
 def _end_use() -> list[str]:
-    """From now on, all methods are compiled. Returns the texts that were not known."""
+    """From now on, all methods of dataclasses are compiled. Returns the texts that were not known."""
     vars(dataclasses).pop("exec", None)
     missed = [*_missed_texts]
     _missed_texts.clear()
@@ -166,7 +170,7 @@ def _compile_text(text: str) -> CodeType:
     """Compiles the text as `exec` would in a module without `__future__` imports.
 
     Raises:
-        SyntaxError, ValueError: it is not Python.
+        SyntaxError, ValueError: the text is not Python.
     """
     return compile(text, "<string>", "exec", dont_inherit=True)
 
@@ -202,13 +206,13 @@ def _read_methods(path: Path) -> dict[str, CodeType]:
 def write(
     path: str | os.PathLike[str], names: Iterable[str], methods: Mapping[str, CodeType] = MappingProxyType({})
 ) -> None:
-    """Writes the modules' bytecode, in this order. Replaces the file at once or not at all.
+    """Writes the modules' bytecode, in this order. Replaces the file as a whole or not at all.
 
     Writes only modules whose source Python's own path finder finds in a distribution or in the standard
-    library: other sources may change unnoticed. No module is imported.
+    library, because other sources may change unnoticed. Imports no module.
 
-    Does nothing while another process writes the file. Raises OSError if the file cannot be written. An old
-    file stays unchanged then.
+    Does nothing while another process writes the file. If the file cannot be written, raises OSError and
+    leaves an old file unchanged.
     """
     path = os.fspath(path)
     beside = f"{path}.new"
@@ -230,7 +234,7 @@ def write(
 
 
 def _lock(path: str) -> int | None:
-    """Opens the file to write, even if a killed process left it. None while another process writes it."""
+    """Opens the file for writing, even if a killed process left it. None while another process writes it."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -309,10 +313,10 @@ class _Specs:
 
 
 def _bytecode(name: str, origin: str, stamp: StoredStamp) -> bytes | None:
-    """The module's marshalled code. None if it cannot be compiled, or would have to be in each start.
+    """The module's marshalled code. None if the module cannot or must not be compiled here.
 
-    With PYTHONDONTWRITEBYTECODE, bytecode of an installer is used, but none is made: to compile thousands of
-    modules would delay requests by seconds.
+    With PYTHONDONTWRITEBYTECODE, existing bytecode of an installer is used, but no module is compiled.
+    Otherwise each start would compile thousands of modules, which would delay requests by seconds.
     """
     with suppress(OSError), open(cache_from_source(origin), "rb") as file:  # noqa: PTH123
         data = file.read()

@@ -1,4 +1,4 @@
-"""Caches on disk what transformers computes at each import from files that do not change.
+"""Caches on disk the results that transformers computes at each import from unchanged files.
 
 transformers reads the sources of all its models to find the names they export (0.2 s), and maps every
 installed package to its distribution (0.05 s). Both results depend only on the installed packages.
@@ -37,7 +37,7 @@ _SITE_FOLDERS = ("site-packages", "dist-packages")
 
 @contextmanager
 def cached_scans() -> Iterator[None]:
-    """While open, importing transformers takes both results from the cache, and adds missing ones to it."""
+    """During the block, an import of transformers takes both results from the cache, or adds them to it."""
     if not CACHED_SCANS.applies:
         yield
         return
@@ -53,7 +53,10 @@ def cached_scans() -> Iterator[None]:
 
 
 def _kept_or_new(name: str, convert: Callable[[Any], Value], compute: Callable[[], Value]) -> Value:
-    """The value from the cache, or a new one. Valid until a package is installed, upgraded or removed."""
+    """The value from the cache, or a new value, which is added to the cache.
+
+    A cached value is valid until a package is installed, upgraded or removed.
+    """
     kept = Kept("imports", (sys.prefix, name), (sys.version, distribution_stamps()))
     if (value := kept.read(convert)) is None:
         kept.write(value := compute())

@@ -1,7 +1,7 @@
-"""Stand-ins for modules that a process does not use, or does not use yet: importing them takes no time.
+"""Stand-ins for modules that a process does not use, or does not use yet. Importing stand-ins takes no time.
 
-A stand-in has every attribute: as a decorator it has no effect, as a class it has no instances. A stand-in
-that becomes real passes each later use on to the real object.
+A stand-in has every attribute. An attribute has no effect as a decorator, and no instances as a class. A
+stand-in that becomes real passes each later use on to the real object.
 """
 
 import importlib
@@ -17,7 +17,7 @@ Functions = Mapping[str, Callable[..., Any]]
 
 
 class StandIns:
-    """Gives stand-ins for these modules, and for all modules below them, while installed.
+    """While installed, makes imports of these modules, and of all modules below them, give stand-ins.
 
     Modules that are loaded already are not replaced. After `remove`, imports give the real modules. Names
     that were imported before keep their stand-ins.
@@ -30,8 +30,8 @@ class StandIns:
         Args:
             names: the modules.
             become_real: whether stand-ins forward to the real objects after the removal.
-            functions: for modules of which a process uses only these functions. Using anything else of such a
-                module removes the stand-ins.
+            functions: replacements for a module's functions, by module. If a process uses any other name of
+                such a module, the stand-ins are removed.
         """
         self._names = tuple(name for name in names if name not in sys.modules)
         self._functions = functions or {}
@@ -93,7 +93,7 @@ class StandIn(type):
     _path: tuple[str, ...]
 
     def real(cls) -> Any:
-        """The object that it stands for."""
+        """The real object that the stand-in replaces."""
         value: Any = importlib.import_module(cls.__module__)
         for name in cls._path:
             value = _real_attribute(value, name)
@@ -134,7 +134,7 @@ def _forget(name: str, module: ModuleType) -> None:
 
 
 def _real_attribute(owner: Any, name: str) -> Any:
-    """Returns an attribute. Imports a module of a package if necessary."""
+    """Returns an attribute. If the attribute is a module of a package, imports this module if necessary."""
     try:
         return getattr(owner, name)
     except AttributeError:

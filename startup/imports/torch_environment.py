@@ -14,30 +14,35 @@ from envs.registry import env
 
 _GPU_DEVICES: Final = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 _SPIN_COUNT: Final = "10000"
-"""How often torch's threads check for work after a parallel region before they sleep: for 0.1 ms where the
-processor's pause takes 10 ns. This is longer than the gap between two kernels, and shorter than a time slice.
+"""How often torch's threads check for work after a parallel region, before they sleep.
 
-With libgomp's default, a thread spins so long that its descheduled partner gets no core: 12 tokens/s instead
-of 150 with one other busy process on 2 cores. No spinning at all (OMP_WAIT_POLICY=passive) costs a third of
-the speed of an idle machine.
+If the processor's pause instruction takes 10 ns, the checks take 0.1 ms. This time is longer than the gap
+between two kernels, and shorter than a time slice.
+
+With libgomp's default, a thread spins so long that its descheduled partner gets no core. With one other busy
+process on 2 cores, an engine then generates 12 tokens/s instead of 150. Without any spinning
+(OMP_WAIT_POLICY=passive), an engine on an idle machine loses a third of its speed.
 """
 
 _KERNELS: Final = "128"
-"""How many compiled kernels oneDNN, with which torch multiplies matrices on a CPU, keeps in its cache.
+"""How many compiled kernels oneDNN keeps in its cache. torch uses oneDNN to multiply matrices on a CPU.
 
-Kernels are compiled for each shape: four or five for each number of tokens in a step. By default 1024 kernels
-are cached twice: by oneDNN and by ideep, torch's layer above it. At half a megabyte per kernel, the caches
-slowly grow to half a gigabyte beside a model of 135M parameters, which looks like a leak. The shapes of
-frequent steps (one token for each running sequence) fit into 128. A step with a number of tokens that was not
-used recently compiles its kernel again, in 0.6 ms.
+Kernels are compiled for each shape, four or five for each number of tokens in a step. By default, 1024
+kernels are cached twice: by oneDNN and by ideep, torch's layer above it. With half a megabyte per kernel,
+the caches slowly grow to half a gigabyte beside a model of 135M parameters. This growth looks like a memory
+leak.
+
+The kernels of frequent steps (one token for each running sequence) fit into a cache of 128. A step with a
+number of tokens that was not used recently compiles its kernel again, in 0.6 ms.
 """
 
 
 def set_torch_variables() -> None:
-    """Sets variables that the user has not set, here and for children. Call it before torch is loaded.
+    """Sets variables for this process and its children, unless the user has set them.
 
-    Makes torch detect GPUs through the driver's management library (NVML). Otherwise a library that looks for
-    a GPU while it is imported would initialise CUDA, and forked children could not use the GPU.
+    Call it before torch is loaded. It makes torch detect GPUs through the driver's management library
+    (NVML). Otherwise a library that looks for a GPU while it is imported would initialise CUDA, and forked
+    children could not use the GPU.
     """
     if env.PYTORCH_NVML_BASED_CUDA_CHECK.raw is None:
         os.environ[env.PYTORCH_NVML_BASED_CUDA_CHECK.name] = "1"
@@ -62,7 +67,7 @@ def expects_gpu() -> bool:
 
 
 def hides_gpus(environment: Mapping[str, str]) -> bool:
-    """Whether these variables hide all GPUs."""
+    """Whether these environment variables hide all GPUs."""
     value = environment.get(env.CUDA_VISIBLE_DEVICES.name)
     return value is not None and value.strip().lower() in {"", "-1", "none", "void"}
 

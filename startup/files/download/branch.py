@@ -1,6 +1,7 @@
-"""The helper's job when all files are on disk: asks whether a branch has moved, and downloads it if it has.
+"""The helper's job if all files are on disk: asks whether a branch has moved, and then downloads the branch.
 
-Before a download, it imports only a part of the standard library, because the start's imports run meanwhile.
+Before a download, the helper imports only a part of the standard library, because the start's imports run at
+the same time.
 """
 
 import pickle
@@ -11,14 +12,14 @@ from base.json_depth import read_json
 from startup.ground.processes.helper import Send
 
 _MOST_BYTES: Final = 1 << 26
-"""Longest answer, in bytes. It lists all files, with a few hundred bytes for each."""
+"""The longest answer, in bytes. An answer lists all files, with a few hundred bytes for each file."""
 
 
 class Question(NamedTuple):
     """Asks which commit a branch has."""
 
     urls: tuple[str, ...]
-    """The URLs for the question, at the hub and its mirrors."""
+    """The URLs to ask, at the hub and its mirrors."""
     token: str | None
     commit: str
     """The commit that is on disk."""
@@ -35,7 +36,10 @@ class AskJob(NamedTuple):
 
 
 def run(job: AskJob, send: Send) -> None:
-    """Sends whether a branch has moved, or may have moved for the hub's client; or why that is not known."""
+    """Sends whether a branch has moved, or why this is not known. Downloads a branch that has moved.
+
+    A branch counts as moved if only the hub's client can find out its commit.
+    """
     try:
         has_moved = any(_find_commit(question, job.timeout_s) != question.commit for question in job.questions)
     except OSError as err:
@@ -57,7 +61,7 @@ def _find_commit(question: Question, timeout_s: float) -> str | None:
     """The commit from the first address that answers. None if only the hub's client can find it out.
 
     Raises:
-        OSError: no address answers. The reason is the first address's.
+        OSError: no address answers. The message has the reason of the first address.
     """
     failures: list[str] = []
     for url in question.urls:

@@ -1,4 +1,4 @@
-"""Fetches the contents of several files at once, while it watches time, disk and progress."""
+"""Fetches the contents of several files at once. Meanwhile checks the disk space and reports progress."""
 
 import errno
 import threading
@@ -58,7 +58,7 @@ class Fetch:
         return files
 
     def _described(self, file: HubFile) -> HubFile:
-        """The file with size and hash, which a mirror's list may lack."""
+        """The file with its size and hash. Requests them if a mirror's list lacks them."""
         if file.oid and file.size is not None:
             return file
         failure = ""

@@ -24,14 +24,14 @@ from startup.files.model.model_place import is_commit
 logger = logging.getLogger(__name__)
 
 _NUM_LISTINGS: Final = 8
-"""How often an address is asked for the list of files while it answers with temporary errors."""
+"""The most requests to one address for the list of files, while it answers with temporary errors."""
 _CONNECT_S: Final = 4.0
 
 T = TypeVar("T")
 
 _GIVE_TOKEN: Final = "give a token by --hf-token or HF_TOKEN"
 _LONGEST_WAIT_S: Final = 120.0
-"""Longest wait, in seconds, that a Retry-After header can cause."""
+"""The longest wait, in seconds, that a Retry-After header can cause."""
 _LONGEST_BACKOFF_S: Final = 4.0
 
 
@@ -44,7 +44,7 @@ class ByteStream(NamedTuple):
 
 
 class FileAddress(NamedTuple):
-    """Names a file in a repository at one address."""
+    """The address of a repository's file at the hub or one of its mirrors."""
 
     endpoint: str
     repo_id: str
@@ -68,14 +68,14 @@ class Wait(NamedTuple):
 
 
 def wait_of(status: int, headers: Mapping[str, str], attempt: int) -> Wait:
-    """The wait that Retry-After or the hub's own header asks for, or a wait that grows with each attempt."""
+    """The wait that the header Retry-After or RateLimit demands, else a wait that grows with each attempt."""
     asked_s = _asked_seconds(headers)
     seconds = backoff_s(attempt) if asked_s is None else min(asked_s, _LONGEST_WAIT_S)
     return Wait(seconds, f"the hub answers {status}, waiting {seconds:.0f} s")
 
 
 def backoff_s(attempt: int) -> float:
-    """0.5 s after the first failure, twice as long after each further failure, at most four seconds."""
+    """The wait in seconds: 0.5 after the first failure, doubled by each further failure, at most 4."""
     return min(0.5 * 2.0 ** min(attempt - 1, 8), _LONGEST_BACKOFF_S)
 
 
@@ -101,7 +101,7 @@ class Asked(NamedTuple):
 
 
 def refusal(status: int, code: str, asked: Asked) -> str:
-    """Explains in one line an answer that is an error. `code` is the hub's X-Error-Code."""
+    """Explains an error answer in one line. `code` is the hub's X-Error-Code."""
     name, page = asked.repo_id, f"{asked.endpoint}/{asked.repo_id}"
     if code == "GatedRepo" or (status == 403 and not code):
         how = f"ask for access at {page}"
@@ -158,10 +158,11 @@ class HubClient:
             repo_id: the repository.
             revision: a branch, tag or commit. None is the main branch.
             endpoints: the addresses to try.
-            pause: waits for some seconds; gets the reason too.
+            pause: called with the seconds to wait, and with the reason for the wait.
 
         Raises:
-            DownloadError: no address has them. The reason is the first address's.
+            DownloadError: no address has the files. It is the error of the first address that refuses the
+                request, or else of the first address.
         """
         failures: list[DownloadError] = []
         for number, endpoint in enumerate(endpoints):
@@ -221,11 +222,11 @@ class HubClient:
         return Listing(commit, {file.name: file for file in files if is_safe_name(file.name)}, (endpoint,))
 
     def describe(self, address: FileAddress, file: HubFile) -> HubFile:
-        """The file with size and hash from the headers of its address. Some mirrors do not list these.
+        """The file with the size and hash from the headers of its address. Some mirrors do not list them.
 
         Raises:
             RetryableError: the address cannot be reached, or answers with a temporary error.
-            DownloadError: it refuses, or does not report the hash.
+            DownloadError: the address refuses the request, or does not report the hash.
         """
         try:
             answer = self._session.request(
@@ -246,11 +247,12 @@ class HubClient:
     def stream(self, address: FileAddress, begin: int) -> Iterator[ByteStream]:
         """A file's bytes from this offset, or from its beginning if the server ignores offsets.
 
-        A redirect to another host gets no token. A connection without a byte for `stall_s` is an error.
+        After a redirect to another host, no token is sent. A connection without a byte for `stall_s` is an
+        error.
 
         Raises:
-            RetryableError: the request, or reading its answer, failed.
-            DownloadError: the server refuses.
+            RetryableError: the request failed, or its answer broke off.
+            DownloadError: the server refuses the request.
         """
         headers = {**self._headers, **({"Range": f"bytes={begin}-"} if begin else {})}
         try:
@@ -287,7 +289,7 @@ def _first_byte(answer: Any, begin: int) -> int:
 
 
 def _within_deadline(request: Callable[[], T], seconds: float) -> T:
-    """Runs a request in a thread, and abandons it after this time. The library's limits do not bound DNS."""
+    """Runs a request on a thread and abandons it after this time. The library's own limits exclude DNS."""
     outcome: Future[T] = Future()
 
     def run() -> None:

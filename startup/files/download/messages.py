@@ -11,8 +11,11 @@ from startup.files.model.hub_settings import hub_endpoints
 from startup.ground.errors import TIMEOUT_CAUSE, ModelNotFoundError
 
 FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wrong", "failed"]
-"""Why a download failed. `refused`: the hub does not deliver. `disk`: there is no room. `cache`: the cache's
-folder cannot be written to. `wrong`: the files differ from the hub's list."""
+"""The kind of reason why a download failed.
+
+`refused`: the hub does not deliver the files. `disk`: the disk has no room. `cache`: the cache's folder
+cannot be written to. `wrong`: the files differ from the hub's list.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class DownloadProgress(NamedTuple):
         return max(self.total_bytes - self.done_bytes, 0) / self.bytes_per_s if self.bytes_per_s > 0 else None
 
     def __str__(self) -> str:
-        """For example `downloading 1.2 GiB of 3.4 GiB, 25.0 MiB/s, about 90 s left`."""
+        """The progress as text, such as `downloading 1.2 GiB of 3.4 GiB, 25.0 MiB/s, about 90 s left`."""
         if not self.total_bytes:
             return f"downloading{f': {self.note}' if self.note else ''}"
         parts = [f"downloading {format_bytes(self.done_bytes)} of {format_bytes(self.total_bytes)}"]
@@ -72,7 +75,7 @@ class DownloadReport(NamedTuple):
     """The snapshot of each download, in the order of the job. Empty after a failure."""
     failure: FailureKind | None = None
     reason: str = ""
-    """Why it failed, in one line. Empty after a success."""
+    """Why the downloads failed, in one line. Empty after a success."""
     fetched_bytes: int = 0
     """Bytes that this helper has received."""
     took_s: float = 0.0

@@ -1,8 +1,9 @@
 """Reads models from S3, Google Cloud Storage and Azure Blob Storage, with the file systems of fsspec.
 
-`ObjectStoreClient` has the methods of `HubClient`, so the download helper resumes, verifies, locks and
-reports these downloads like the hub's. The stores' own clients read credentials, endpoints and proxies from
-their variables and files, and from those of fsspec (`FSSPEC_S3_ENDPOINT_URL`, ~/.config/fsspec).
+`ObjectStoreClient` has the methods of `HubClient`. So the download helper resumes, verifies, locks and
+reports downloads from stores like downloads from the hub. The stores' own clients read credentials,
+endpoints and proxies from their variables and files, and from those of fsspec (`FSSPEC_S3_ENDPOINT_URL`,
+~/.config/fsspec).
 """
 
 import asyncio
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
 
 _RANGE_BYTES: Final = 4 << 20
 _NUM_AHEAD: Final = 3
-"""Ranges of one file that are requested ahead, because a single connection to a store is slow."""
+"""The number of ranges of one file that are requested at once. A single connection to a store is slow."""
 _CONNECT_S: Final = 4.0
 _NUM_ATTEMPTS: Final = 2
-"""Attempts of the store's client for each request. `Transfer` repeats failed requests, and reports why."""
+"""Attempts of the store's client for each request. `Transfer` repeats requests further, and reports why."""
 _LONGEST_RANGE_S: Final = 300.0
-"""Seconds for a range while bytes arrive. The stores' clients limit the pauses between bytes."""
+"""The most seconds for one range while bytes arrive. The stores' clients limit pauses between bytes."""
 _GCS_EXTENSIONS: Final = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
-"""With these extensions, gcsfs waits up to a minute for another Google service, which many networks block."""
+"""With these extensions, gcsfs waits up to a minute for a Google service that many networks block."""
 _ID_BYTES: Final = 20
 _VERSION_BYTES: Final = 16
 
@@ -48,11 +49,11 @@ class ObjectStoreClient:
     ) -> Listing:
         """The objects below an address. The commit is a hash of their names and versions.
 
-        The other arguments exist as in `HubClient`, but have no effect: the store's client repeats failed
-        requests.
+        `repo_id` is the address. The other arguments are those of `HubClient` and have no effect, because the
+        store's client repeats failed requests itself.
 
         Raises:
-            DownloadError: nothing is there, or it may not be read.
+            DownloadError: there are no objects, or they may not be read.
         """
         with _explained(repo_id):
             system = self._file_system(repo_id)
@@ -95,13 +96,13 @@ class ObjectStoreClient:
 
 
 def file_system(address: str, *, stall_s: float) -> Any:
-    """fsspec's file system for an address. There is one for each protocol with its options.
+    """fsspec's file system for an address. Addresses with the same protocol and options share it.
 
     Raises the errors of the store's client, for example for missing credentials.
 
     Args:
         address: begins with `s3://`, `gs://` or `az://`.
-        stall_s: the longest time without a byte.
+        stall_s: the longest time without a byte, in seconds.
     """
     os.environ.setdefault(_GCS_EXTENSIONS, "false")
     import fsspec
@@ -153,7 +154,7 @@ def read_ranges(
 
 
 def _describe(name: str, info: Mapping[str, Any]) -> HubFile:
-    """The object as a file. Its content is named by its MD5 if the store has one, else by its version."""
+    """The object as a file. The content's name is its MD5 if the store reports one, else its version."""
     version = _version_of(info)
     md5 = _md5_of(info)
     oid = f"{MD5_PREFIX}{md5}" if md5 else f"{VERSION_PREFIX}{_digest(name, version, size=_VERSION_BYTES)}"
@@ -161,13 +162,13 @@ def _describe(name: str, info: Mapping[str, Any]) -> HubFile:
 
 
 def _version_of(info: Mapping[str, Any]) -> str:
-    """The version, which changes with the content: Google's generation, or the ETag of other stores."""
+    """A version that changes with the content: Google's generation, or the ETag of other stores."""
     tag = info.get("generation") or info.get("ETag") or info.get("etag") or info.get("mtime") or ""
     return f"{tag} {info['size']}"
 
 
 def _md5_of(info: Mapping[str, Any]) -> str | None:
-    """The MD5 that Google and Azure report, or S3's ETag if the store does not encrypt. Else None."""
+    """The MD5 that Google and Azure report. None if the store reports none, such as S3."""
     settings = info.get("content_settings") or {}
     encoded = info.get("md5Hash") or settings.get("content_md5")
     if isinstance(encoded, (bytes, bytearray)):
@@ -202,8 +203,8 @@ def explain(err: Exception, address: str, *, verb: str = "read") -> DownloadErro
     """Describes an error of a store's client in one line. These errors have no common class.
 
     Args:
-        err: of the client.
-        address: what should have been read, written or removed.
+        err: the client's error.
+        address: the address that the client could not read, write or remove.
         verb: the action as a participle: `read`, `written to`.
     """
     name = type(err).__name__

@@ -1,4 +1,4 @@
-"""Obtains the files of a plan: downloads what is missing, and returns the folders of model and tokenizer."""
+"""Obtains the files of a plan: downloads missing files, and returns the folders of model and tokenizer."""
 
 import logging
 from collections.abc import Callable
@@ -26,9 +26,10 @@ Show = Callable[[str], None]
 
 
 def begin_download(plan: FilePlan, show: Show, *, timeout_s: float | None = None) -> "DownloadHandle | None":
-    """Starts to download what the plan lacks. None if nothing is missing, or a download is forbidden.
+    """Starts to download the files that the plan lacks. None if none is missing, or downloads are forbidden.
 
-    Raises DownloadError if the helper process cannot be started. `show` is called on another thread.
+    Raises DownloadError if the helper process cannot be started, or if a package for the object store is
+    missing. `show` is called on another thread.
     """
     downloads = [download for download in plan.downloads if _is_allowed(download)]
     if not downloads:
@@ -51,10 +52,10 @@ def finish_download(plan: FilePlan, handle: "DownloadHandle | None", show: Show 
     Args:
         plan: the plan for which the download was begun.
         handle: the result of `begin_download`.
-        show: shows further downloads, if the default model must come from another place.
+        show: shows a further download, if the default model must come from another place.
 
     Raises:
-        ModelNotFoundError: with the reason in one line.
+        ModelNotFoundError: the files are not available. The message is one line.
     """
     try:
         folders = dict(zip(handle.downloads, handle.result(), strict=True)) if handle else {}
@@ -79,7 +80,7 @@ def resolve_model(request: ModelRequest, show: Show = lambda _: None) -> ModelFi
     """The folders of the model and its tokenizer. Uses the network only for files that are not on disk.
 
     Raises:
-        ModelNotFoundError: with the reason in one line.
+        ModelNotFoundError: the files are not available. The message is one line.
     """
     plan = plan_files(request)
     handle = begin_download(plan, show)

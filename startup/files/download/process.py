@@ -30,7 +30,7 @@ _LOGGED_EVERY_S: Final = 10.0
 
 
 class DownloadHandle:
-    """The launcher's handle of running downloads. Its owner closes it, which kills the helper."""
+    """The launcher's handle of running downloads. Its owner must close it, and closing kills the helper."""
 
     def __init__(self, helper: Helper, downloads: Sequence[Download], show: Callable[[str], None]) -> None:
         self.downloads = tuple(downloads)
@@ -49,16 +49,16 @@ class DownloadHandle:
         return ", ".join(download.repo_id for download in self.downloads)
 
     def stop_asking(self) -> None:
-        """Called after the start's imports: takes what is on disk, unless it is known to be outdated."""
+        """Takes the files on disk, unless they are known to be outdated. Called after the start's imports."""
         if self.report is None and not self._has_moved and self._are_updates:
             self.report = self._take_cached("the hub has not answered whether the branch has moved")
             self._helper.kill()
 
     def result(self) -> tuple[Path, ...]:
-        """Waits for the end. Returns the snapshot of each download.
+        """Waits until the downloads have ended. Returns the snapshot of each download.
 
         Raises:
-            DownloadError: with the reason in one line.
+            DownloadError: a download has failed. The message is one line.
         """
         while self._thread.is_alive():
             self._thread.join(60.0)
@@ -88,7 +88,7 @@ class DownloadHandle:
         self.close()
 
     def _receive(self) -> None:
-        """Runs on the thread until the report arrives, or the helper ends without one."""
+        """Handles the helper's events on the thread, until a report arrives or the helper has ended."""
         try:
             while self.report is None:
                 self._take(self._helper.receive())
@@ -98,7 +98,7 @@ class DownloadHandle:
             self._show("")
 
     def _take_cached(self, reason: str) -> DownloadReport:
-        """The report in place of one from the helper: takes the files on disk if there are any."""
+        """Returns a report in place of the helper's. It is a failure if not all files are on disk."""
         if not self._are_updates:
             return DownloadReport(failure="failed", reason=reason)
         found = ", ".join(f"{download.repo_id}: {download.cached_text}" for download in self.downloads)
@@ -143,8 +143,9 @@ def start_download(
 ) -> DownloadHandle:
     """Downloads in a helper process while the launcher imports. Returns within a few milliseconds.
 
-    Call it on the main thread: the helper ends with the thread that started it. `show` is called on another
-    thread. `settings` are those of `DownloadJob`. Raises DownloadError if the helper cannot be started.
+    Call it on the main thread, because the helper ends with the thread that started it. `show` is called on
+    another thread. `settings` are those of `DownloadJob`. Raises DownloadError if the helper cannot be
+    started.
     """
     job = DownloadJob(downloads=tuple(downloads), begin_ns=time.monotonic_ns(), **settings)
     try:

@@ -1,8 +1,10 @@
 """The files of a repository on the hub, and their places in the hub's cache on disk.
 
-The layout is that of the hub's client: `blobs/` has the contents by hash, `snapshots/<commit>/` links to them
-by name, `refs/` has the commit of each branch. A content has another name until it is complete and its hash
-is verified. Links come last. However this process ends, nobody finds an incomplete file.
+The layout is that of the hub's client. `blobs/` has the contents, named by hash. `snapshots/<commit>/` has
+links to the contents, named like the files. `refs/` has the commit of each branch.
+
+A content has a temporary name until it is complete and its hash is verified. Links are made last. So no
+process finds an incomplete file, however this process ends.
 """
 
 import errno
@@ -22,13 +24,15 @@ from startup.files.model.checkpoint_folder import read_index
 from startup.files.model.model_place import is_object_address, repository_name, unfinished_marker
 
 PART_ENDING: Final = ".vllm-cli.incomplete"
-"""Ending of the name of an incomplete content. The hub's own tools remove files that end in `.incomplete`."""
+"""The ending of an incomplete content's name. The hub's own tools remove files that end in `.incomplete`."""
 
 _ETAG: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
-"""A content's name from a mirror that uses no hashes. Only the size of such a content is verified."""
+"""The form of a content's name if a mirror uses no hashes. Only the size of such a content is verified."""
 VERSION_PREFIX: Final = "version-"
-"""Begins the name of a content that has no hash: an object's version follows. Size and version are
-verified."""
+"""The beginning of a content's name that has an object's version instead of a hash.
+
+The size and the version of such a content are verified.
+"""
 MD5_PREFIX: Final = "md5-"
 _SHA256_LENGTH: Final = 64
 _SHA1_LENGTH: Final = 40
@@ -43,7 +47,7 @@ class HubFile:
     size: int | None
     """Bytes. None if the hub does not report the size."""
     oid: str
-    """The name of its content: SHA-256 of a large file, git's SHA-1 of a small one. Empty if unknown."""
+    """The content's name: SHA-256 for a large file, git's SHA-1 for a small file. Empty if unknown."""
 
     @classmethod
     def from_sibling(cls, fields: Mapping[str, Any]) -> "HubFile":
@@ -54,7 +58,7 @@ class HubFile:
         return cls(str(fields["rfilename"]), size if isinstance(size, int) else None, _checked_oid(str(oid)))
 
     def described(self, etag: str, size: int | None) -> "HubFile":
-        """The file with the facts in the headers of its own address."""
+        """The file with the hash and size from the headers of its own address."""
         oid = _checked_oid(etag) or (etag if _ETAG.fullmatch(etag) else "")
         return replace(self, oid=oid, size=self.size if self.size is not None else size)
 
@@ -76,7 +80,7 @@ class HubFile:
         return None
 
     def has_hash(self, digest: "hashlib._Hash") -> bool:
-        """Whether the content has the hash that is its name."""
+        """Whether the content's hash is the hash in its name."""
         return digest.hexdigest() == self.oid.removeprefix(MD5_PREFIX)
 
 
@@ -87,7 +91,7 @@ class Listing(NamedTuple):
     files: Mapping[str, HubFile]
     """The files by name."""
     endpoints: tuple[str, ...]
-    """The addresses of the files. The first one has listed them."""
+    """The addresses that have the files. The first address has listed the files."""
 
 
 class CachedRepository:
@@ -130,7 +134,7 @@ class CachedRepository:
         return unfinished_marker(self.snapshot(commit)).exists()
 
     def commit_of(self, revision: str) -> str | None:
-        """The commit that is recorded for a branch or tag. None if none is."""
+        """The commit that is recorded for a branch or tag. None if no commit is recorded."""
         try:
             return (self.folder / "refs" / revision).read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError):
@@ -180,7 +184,7 @@ class CachedRepository:
         os.replace(work, path)  # noqa: PTH105 - documented as atomic
 
     def _link_new(self, snapshot: Path, files: Sequence[HubFile]) -> bool:
-        """Builds the snapshot beside its place and renames it.
+        """Builds the snapshot in a temporary folder, then renames the folder.
 
         Returns False if another process has created the snapshot, or if the file system has no links. In the
         second case, the snapshot is marked as unfinished, because its files appear one after the other.
@@ -223,16 +227,16 @@ class CachedRepository:
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether a file can have this name, and the name leads to no other folder."""
+    """Whether a file can have this name, and the name does not lead out of the folder."""
     parts = name.split("/")
     has_control = any(ord(character) < 32 for character in name)
     return not has_control and "\\" not in name and all(part not in ("", ".", "..") for part in parts)
 
 
 def check_room(folder: Path, needed_bytes: int, repo_id: str) -> None:
-    """Raises a DownloadError if the disk has less room than a repository's folder still needs.
+    """Raises a DownloadError if the disk has less free space than a repository's folder still needs.
 
-    Raises nothing if the file system does not report its free space.
+    Raises no error if the file system does not report its free space.
     """
     try:
         state = os.statvfs(folder)
@@ -269,7 +273,7 @@ def _has_size(path: Path, size: int | None) -> bool:
 
 
 def _checked_oid(oid: str) -> str:
-    """The name of a content in lower case, checked because it becomes a file's name."""
+    """A content's hash in lower case. Empty if it is not a hash, because it becomes a file's name."""
     oid = oid.lower()
     is_hash = len(oid) in (_SHA1_LENGTH, _SHA256_LENGTH) and set(oid) <= set("0123456789abcdef")
     return oid if is_hash else ""

@@ -1,4 +1,4 @@
-"""The transfer of one file's content: resumes an earlier one, repeats after failures, and verifies."""
+"""Transfers one file's content: resumes an earlier transfer, repeats after failures, and verifies."""
 
 import os
 import threading
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from startup.files.download.object_store import ObjectStoreClient
 
 MAX_FAILURES: Final = 8
-"""Attempts in a row, at one address and without a byte, after which the download fails."""
+"""The most attempts in a row without a byte, for each address. After them, the download fails."""
 _FAILURES_PER_ENDPOINT: Final = 2
-"""Attempts in a row without a byte after which the next address is tried, if there is one."""
+"""After this many attempts in a row without a byte, the next address is tried if there is one."""
 _MAX_WRONG: Final = 2
 """How often a content may have a wrong hash before the download fails."""
 _READ_BYTES: Final = 1 << 20
 
 
 class Source:
-    """Where the files of one commit come from. Shared by all threads."""
+    """The client and the addresses for the files of one commit. All threads share it."""
 
     def __init__(
         self, client: "HubClient | ObjectStoreClient", endpoints: Sequence[str], repo_id: str, commit: str
@@ -37,7 +37,7 @@ class Source:
         """Set when the download has failed or ended."""
 
     def address(self, file: HubFile, number: int = 0) -> FileAddress:
-        """The file's address at mirror `number`. After the last mirror follows the first again."""
+        """The file's address at mirror `number`. After the last mirror, the first one is used again."""
         endpoint = self.endpoints[number % len(self.endpoints)]
         return FileAddress(endpoint, self.repo_id, self.commit, file.name)
 
@@ -47,7 +47,7 @@ class Source:
 
 
 class Transfer:
-    """Fetches the content of one file. `run` is called on one thread, the numbers may be read on any."""
+    """Fetches the content of one file. `run` is called on one thread. Any thread may read the numbers."""
 
     def __init__(self, source: Source, repository: CachedRepository, file: HubFile) -> None:
         self.file = file
@@ -61,7 +61,7 @@ class Transfer:
         self.fetched_bytes = 0
         """Bytes received. A byte that was received twice counts twice."""
         self.note = ""
-        """What this transfer waits for. Empty while bytes arrive."""
+        """The event that this transfer waits for. Empty while bytes arrive."""
 
     @property
     def remaining_bytes(self) -> int:
@@ -69,10 +69,10 @@ class Transfer:
         return max((self.file.size or 0) - self.done_bytes, 0)
 
     def run(self) -> None:
-        """Returns once the content is complete and verified, or when the whole download ends.
+        """Fetches the content. Returns once it is complete and verified, or when the whole download ends.
 
         Raises:
-            DownloadError: the server refuses, has other content, or fails again and again.
+            DownloadError: the server refuses the request, has other content, or fails repeatedly.
             OSError: the disk is full, or cannot be written to.
         """
         with _PartFile(self._repository.part(self.file)) as part:
@@ -148,7 +148,7 @@ class Transfer:
         self.done_bytes = 0
 
     def _try_next_address(self, err: DownloadError) -> None:
-        """Goes on with the next address. Raises `err` again if no address is left."""
+        """Continues with the next address. Raises `err` again if no address is left."""
         self._num_failures += _FAILURES_PER_ENDPOINT
         if err.kind != "refused" or self._num_failures >= _FAILURES_PER_ENDPOINT * len(self._source.endpoints):
             raise err
@@ -171,7 +171,7 @@ class Transfer:
 
 
 class _PartFile:
-    """The file that receives the bytes. All that it contains is valid."""
+    """The file that receives the bytes. All bytes in it are valid."""
 
     def __init__(self, path: "os.PathLike[str]") -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW

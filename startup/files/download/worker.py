@@ -1,4 +1,4 @@
-"""The job of the download helper: lists what is missing, fetches several files at once, and reports."""
+"""The job of the download helper: lists the wanted files, fetches several files at once, and reports."""
 
 import errno
 import fcntl
@@ -31,7 +31,7 @@ _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def run(job: DownloadJob, send: Send) -> None:
-    """Downloads. Sends lines for the log, the progress and the report."""
+    """Runs the downloads. Sends lines for the log, the progress and the report."""
     os.environ[env.HF_ENDPOINT.name] = job.endpoints[0]
     os.environ[env.HF_HUB_OFFLINE.name] = "0"  # the start may have forbidden requests since
     logging.basicConfig(level=logging.WARNING, handlers=[_LogSender(send)])
@@ -40,10 +40,11 @@ def run(job: DownloadJob, send: Send) -> None:
 
 @contextmanager
 def held_by_one(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Waits until no other process holds the lock. On a file system without locks, goes on at once.
+    """Waits until no other process holds the lock, then holds it during the block.
 
-    The kernel releases the lock however its owner ends. During the wait, `on_wait` is called several times a
-    second. Raises OSError if the lock's file cannot be created.
+    On a file system without locks, there is no wait. The kernel releases the lock, however its owner ends.
+    During the wait, `on_wait` is called several times a second. Raises OSError if the lock's file cannot be
+    created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -88,7 +89,7 @@ class DownloadRun:
         self._fetched_bytes = 0
 
     def run(self) -> DownloadReport:
-        """Downloads. A failure is reported, not raised."""
+        """Runs the downloads. A failure is part of the report and is not raised."""
         try:
             report = self._run()
         except DownloadError as err:
@@ -126,7 +127,10 @@ class DownloadRun:
         return _Plan(download, CachedRepository(download.cache_dir, download.repo_id), listing, client)
 
     def _fall_back(self, download: Download, err: DownloadError) -> Path:
-        """The folder of the last download. Raises `err` if there is none, or if an object store refuses."""
+        """The folder of the last download. Raises `err` if there is none.
+
+        Also raises `err` for an object store that is reachable.
+        """
         if download.cached is None or (download.hub == "object_store" and err.kind != "unreachable"):
             raise err
         logger.warning("%s. Using the files on disk of %s: %s", err, download.repo_id, download.cached_text)
@@ -165,7 +169,7 @@ class DownloadRun:
         return repository.snapshot(commit)
 
     def _is_complete(self, plan: _Plan) -> bool:
-        """Whether the snapshot has all files and the revision is recorded: nothing has to be written."""
+        """Whether nothing must be written: the snapshot has all files, and the revision is recorded."""
         commit, revision = plan.listing.commit, plan.download.revision or "main"
         try:
             names = self._choose(plan)

@@ -1,1 +1,1 @@
-"""The model's files: `request` has what is wanted, `file_plan` finds which files these are and where."""
+"""The model's files. `request` has the settings that name them, and `file_plan` finds them."""

@@ -27,7 +27,7 @@ _CHOICES: Final = (
 
 _MAX_SHARDS: Final = 10_000
 _MAX_PARSED_BYTES: Final = 512 << 10
-"""Largest index that is parsed, in bytes. Parsing takes about 9 ms per MB."""
+"""The largest index that is parsed, in bytes. Parsing takes about 9 ms per MB."""
 _NUMBERED: Final = re.compile(r"(.+-)(\d+)-of-(\d+)(\.\w+)")
 _TOKENIZERS: Final = (
     "tokenizer.json",
@@ -52,11 +52,11 @@ class WeightFiles(NamedTuple):
     index_path: Path | None
     """The file that maps tensors to shards."""
     shard_of: Mapping[str, str]
-    """The file of each tensor, from the index. Empty without a readable index."""
+    """The file of each tensor, from the index. Empty if there is no readable index."""
     present: tuple[Path, ...]
     """Existing files in the order in which transformers loads them. A dangling link does not count."""
     missing: tuple[str, ...]
-    """Shards that do not exist, though the index or the numbers of other shards require them."""
+    """Shards that do not exist, although the index or the numbers of other shards require them."""
 
 
 class FolderProblem(NamedTuple):
@@ -71,7 +71,7 @@ class ChosenNames(NamedTuple):
     """The names of the weight files in one format."""
 
     index_name: str | None
-    """The name of the index. None if there is none."""
+    """The name of the index. None if there is no index."""
     shard_of: Mapping[str, str]
     """See `WeightFiles`."""
     names: frozenset[str]
@@ -83,7 +83,7 @@ def choose_names(names: Collection[str], read_index: Callable[[str], Mapping[str
 
     Args:
         names: all files of the folder or repository.
-        read_index: maps the tensors of an index to files. Empty if these are not known.
+        read_index: returns the file of each tensor in an index. Empty if the files are not known.
     """
     for pattern, index in _CHOICES:
         found = [name for name in names if re.fullmatch(pattern, name)]
@@ -167,8 +167,8 @@ def adapter_problem(folder: Path) -> str | None:
 def modeling_module(folder: Path) -> str | None:
     """transformers' module with the model's class, such as `transformers.models.llama.modeling_llama`.
 
-    None without a usable model type in config.json. Nearly all modules are named after the model type. For
-    other types the returned module does not exist, so callers must expect that its import fails.
+    None if config.json has no usable model type. Nearly all modules are named after their model type. For
+    other model types, the returned module does not exist, so callers must expect that its import fails.
     """
     model_type = read_json_object(folder / "config.json").content.get("model_type")
     name = str(model_type or "").replace("-", "_")
@@ -188,9 +188,10 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def read_shard_names(index: Path, names: Collection[str]) -> Mapping[str, str]:
-    """The files that an index names, as values.
+    """Returns a mapping whose values are the files that an index names.
 
-    A large index is not parsed if the folder has one complete set of numbered shards, which it must name.
+    A large index is not parsed if `names` has exactly one complete set of numbered shards. The index must
+    name these shards, so they are the mapping's keys and values.
     """
     with suppress(OSError):
         if index.stat().st_size > _MAX_PARSED_BYTES:
@@ -216,7 +217,7 @@ def with_siblings(names: Iterable[str]) -> set[str]:
 
 
 def _siblings(name: str) -> set[str]:
-    """All shards of the set to which a numbered shard belongs; any other file alone."""
+    """All shards of the set to which a numbered shard belongs. For any other file, only this file."""
     match = _NUMBERED.fullmatch(name)
     if not match or int(match[3]) > _MAX_SHARDS:
         return {name}

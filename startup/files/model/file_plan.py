@@ -1,6 +1,6 @@
 """Plans which files a start reads, for both engines: files on disk in their order, and files to download.
 
-Looks only at the disk: at names, links and small JSON files. Takes less than 10 ms.
+Reads only names, links and small JSON files on disk. Takes less than 10 ms.
 """
 
 import time
@@ -20,17 +20,17 @@ from startup.ground.config import DEFAULT_MODEL_ID
 
 @dataclass(frozen=True)
 class Download:
-    """Files of one repository that are not on disk, or that may have changed in the repository since."""
+    """Files of one repository that are not on disk, or that may have changed since their last download."""
 
     repo_id: str
     revision: str | None
-    """Branch, tag or commit. None is the main branch."""
+    """A branch, tag or commit. None is the main branch."""
     cache_dir: Path
     """The cache for models from the hub, in the layout of the hub's client."""
     wanted: WantedFiles
     """Which files of the repository the start will read."""
     token: str | None = field(default=None, repr=False)
-    """None leaves the choice to the hub's client."""
+    """The token for the hub. None: the hub's client chooses a token."""
     hub: Literal["huggingface", "object_store"] = "huggingface"
     cached: Path | None = None
     """The folder of the last download. A start uses it if nothing has changed, or if no hub answers."""
@@ -39,7 +39,7 @@ class Download:
 
     @property
     def is_update(self) -> bool:
-        """Whether all files are on disk, so that the hub is only asked whether the branch has moved."""
+        """Whether all files are on disk. Then the hub is first asked whether the branch has moved."""
         return self.hub == "huggingface" and self.cached is not None
 
     @property
@@ -55,7 +55,7 @@ class Download:
         return f"{f'commit {self.cached_folder.name}, ' if self.is_update else ''}downloaded on {day}"
 
     def describe_commit(self, commit: str) -> str:
-        """A sentence for messages about the hub's answer: whether the branch has moved."""
+        """A sentence for messages: whether the branch has moved. `commit` is the hub's answer."""
         has_moved = commit != self.cached_folder.name
         state = f"has moved to commit {commit}, and is downloaded; on disk is" if has_moved else "is still"
         return f"{self.repo_id}: {self.revision or 'main'} {state} {self.cached_text}"
@@ -67,7 +67,7 @@ class FilePlan:
 
     request: ModelRequest
     places: tuple[ModelPlace, ...]
-    """All repositories and folders. The model's is the first."""
+    """All repositories and folders. The model's place is the first."""
 
     @property
     def model(self) -> ModelPlace:
@@ -75,12 +75,12 @@ class FilePlan:
 
     @property
     def tokenizer(self) -> ModelPlace:
-        """The tokenizer's place. The model's own unless another one is configured."""
+        """The tokenizer's place. It is the model's place unless another tokenizer is configured."""
         return next((place for place in self.places if place.is_tokenizer), self.model)
 
     @property
     def main_places(self) -> tuple[ModelPlace, ...]:
-        """The places of model and tokenizer. Only one if they are the same."""
+        """The places of model and tokenizer. Only one place if both are the same."""
         return tuple(dict.fromkeys((self.model, self.tokenizer)))
 
     @property
@@ -103,7 +103,7 @@ class FilePlan:
 
     @cached_property
     def prefetched(self) -> tuple[Path, ...]:
-        """Files of `read_order` that are read through the page cache and do not lie in memory anyway."""
+        """Files of `read_order` that are read through the page cache and do not already lie in memory."""
         if format_of(self.request.load_format).is_cached:
             files = self.read_order
         else:
@@ -113,11 +113,11 @@ class FilePlan:
 
     @property
     def downloads(self) -> tuple[Download, ...]:
-        """The downloads of files that are missing, or may have changed since."""
+        """The downloads of files that are missing, or that may have changed since their last download."""
         return tuple(self.download_of(place) for place in self.places if self.is_downloaded(place))
 
     def is_downloaded(self, place: ModelPlace) -> bool:
-        """Whether files may have to be downloaded, because a branch or an object store may have changed."""
+        """Whether the place needs a download: files are missing, or its branch or store may have changed."""
         if place.kind == "object_store":
             return place in self.main_places and not place.wanted.is_streamed
         return place.kind == "hub" or place.is_of_branch

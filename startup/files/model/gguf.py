@@ -1,4 +1,4 @@
-"""Models in the format GGUF, which llama.cpp's server serves instead of our engine."""
+"""Models in the GGUF format. llama.cpp's server serves these models instead of the embedded engine."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from envs.home import expand_home
 
 LLAMA_SERVER: Final = "llama-server"
 KEY_VARIABLE: Final = "LLAMA_API_KEY"
-"""llama-server takes its API keys from this variable."""
+"""llama-server reads its API keys from this environment variable."""
 _QUANTIZED: Final = re.compile(r"[\w.-]+/[\w.-]+:\w+")
 """A name by which llama.cpp loads from the hub: repository and quantization."""
 _PART: Final = re.compile(r"(.+-)\d+(-of-\d+\.gguf)")
@@ -23,16 +23,16 @@ class GgufModel(NamedTuple):
 
     name: str
     words: tuple[str, ...]
-    """With these, llama-server loads it."""
+    """The words of llama-server's command line that name the model."""
 
     @property
     def is_on_hub(self) -> bool:
-        """Whether llama-server downloads it."""
+        """Whether llama-server downloads the model."""
         return self.words[0] == "-hf"
 
     @property
     def advice(self) -> str:
-        """How a file of models serves it."""
+        """Explains in a message how a models file serves the model."""
         command = shlex.join([LLAMA_SERVER, *self.words]).replace(LLAMA_SERVER, f"{LLAMA_SERVER} --port ${{PORT}}", 1)
         models = json.dumps({"models": {self.name: {"cmd": command, "checkEndpoint": "/health"}}})
         return (
@@ -42,7 +42,7 @@ class GgufModel(NamedTuple):
 
 
 def find_gguf(name: str) -> GgufModel | None:
-    """The GGUF model of this name: a file, a folder that holds nothing else, or `repository:quantization`."""
+    """The GGUF model of this name: a file, a folder without config.json, or `repository:quantization`."""
     path = Path(expand_home(name))
     if path.suffix == ".gguf" and path.is_file():
         return _of_file(path)
@@ -54,20 +54,23 @@ def find_gguf(name: str) -> GgufModel | None:
 
 
 def first_gguf(folder: Path) -> GgufModel | None:
-    """The file from which llama-server finds the model's other files. An image encoder's file is skipped."""
+    """The model of the folder's first GGUF file. Files of image encoders (`mmproj`) are skipped.
+
+    llama-server finds the model's other files by the first file.
+    """
     files = sorted(path for path in folder.glob("*.gguf") if not path.name.startswith("mmproj"))
     return _of_file(files[0]) if files else None
 
 
 def parts_of(file: Path) -> Iterable[Path]:
-    """All files of a split model, if the name is that of its first file. For other models, the file alone."""
+    """All files of a split model, if `file` is one of them. For any other model, only `file`."""
     if (found := _PART.fullmatch(file.name)) is None:
         return (file,)
     return (path for path in file.parent.glob(f"*{found[2]}") if path.name.startswith(found[1]))
 
 
 def has_llama_server(search_path: str | None = None) -> bool:
-    """Whether PATH, or this search path, has the program."""
+    """Whether PATH, or the given search path, has llama-server."""
     return shutil.which(LLAMA_SERVER, path=search_path) is not None
 
 

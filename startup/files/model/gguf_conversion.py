@@ -1,6 +1,6 @@
 """Converts a GGUF file to a folder of bf16 safetensors. Runs as a script in a process of its own.
 
-Arguments: the file, the folder to write, and a folder with the packages that read GGUF.
+The script's arguments are the file, the folder to write, and a folder with the packages that read GGUF.
 """
 
 import functools

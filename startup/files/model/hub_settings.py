@@ -38,7 +38,7 @@ def _split(text: str | None) -> tuple[str, ...]:
 
 
 def hub_token(given: str | None = None) -> str | None:
-    """The token for requests: `given`, or a variable's, or the token that `hf auth login` has stored."""
+    """The token for requests: `given`, else a variable's value, else the token stored by `hf auth login`."""
     if given or env.HF_HUB_DISABLE_IMPLICIT_TOKEN.get():
         return _clean(given)
     if token := _clean(env.HF_TOKEN.get() or env.HUGGING_FACE_HUB_TOKEN.get()):

@@ -9,7 +9,10 @@ from typing import Any, Final, NamedTuple
 from base.json_depth import JsonDepthError, check_depth, read_json
 
 _MAX_PARSED_BYTES: Final = 16_000_000
-"""Largest file that is parsed, in bytes (about 7 ms per MB); of a larger one only both ends are checked."""
+"""The largest file that is parsed, in bytes. Parsing takes about 7 ms per MB.
+
+Only the first and the last character of larger files are checked.
+"""
 
 _PIECE_BYTES: Final = 1 << 16
 
@@ -21,12 +24,12 @@ class JsonFile(NamedTuple):
     """A file's content, or its fault."""
 
     content: dict[str, Any]
-    """Empty if the file is faulty, or too long to be parsed here."""
+    """Empty if the file is faulty, or if it is too long to be parsed."""
     problem: str | None = None
 
 
 def read_json_object(path: Path) -> JsonFile:
-    """Reads the file. Faults do not raise, but are in the result."""
+    """Reads the file. A fault of the file becomes `problem`, not an exception."""
     try:
         raw = path.read_bytes()
     except OSError as err:
@@ -50,7 +53,7 @@ def read_json_object(path: Path) -> JsonFile:
 
 
 def json_problem(path: Path) -> str | None:
-    """The fault of a file whose content is not needed. Takes a fifth of the time of parsing."""
+    """The fault of a file, for callers that do not need its content. Takes a fifth of the time of parsing."""
     import msgspec  # noqa: PLC0415 - only the preflight needs it; other users of this module stay light
 
     with suppress(OSError, ValueError):
@@ -64,7 +67,7 @@ def json_problem(path: Path) -> str | None:
 
 
 def _check_encoding(raw: bytes) -> None:
-    """Raises UnicodeDecodeError. Decodes in pieces, because the whole text would need more memory."""
+    """Raises UnicodeDecodeError for faulty text. Decodes the text in pieces, to save memory."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     view = memoryview(raw)
     for begin in range(0, len(raw), _PIECE_BYTES):
@@ -73,7 +76,7 @@ def _check_encoding(raw: bytes) -> None:
 
 
 def _lfs_pointer_problem(path: Path, head: bytes) -> str | None:
-    """The fault of a file that begins like a Git LFS pointer, the placeholder of a real file."""
+    """The fault of a file that begins like a Git LFS pointer, which is the placeholder of a real file."""
     if not head.startswith(_LFS_MAGIC):
         return None
     size = next((line[5:] for line in head.decode(errors="replace").splitlines() if line.startswith("size ")), "?")
@@ -81,7 +84,7 @@ def _lfs_pointer_problem(path: Path, head: bytes) -> str | None:
 
 
 def unread_lfs_problem(path: Path) -> str | None:
-    """Why the file is only a Git LFS pointer, judging by its beginning. None if it is not one."""
+    """The fault of a file that begins like a Git LFS pointer. None for any other file."""
     try:
         with path.open("rb") as file:
             return _lfs_pointer_problem(path, file.read(_LFS_MAX_BYTES))

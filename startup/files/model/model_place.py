@@ -22,39 +22,46 @@ _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT: Final = re.compile("[0-9a-f]{40}")
 _LISTED_FOLDERS: Final = re.compile(r"\d+_[A-Za-z]+|additional_chat_templates")
 _LONGEST_NAME: Final = 200
-"""Longest name of a folder, in characters. File systems have room for 255."""
+"""The longest name of a folder, in characters. File systems allow 255."""
 _UNFINISHED: Final = ".vllm-cli-unfinished"
 PACKAGES: Final = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
-"""Schemes of object stores, and the packages that read them. The extra `objectstore` has all of these."""
+"""Schemes of object stores, and the packages that read them. The extra `objectstore` has all packages."""
 
 
 class ModelPlace(NamedTuple):
-    """A repository or folder, and where its files are or will be downloaded to."""
+    """A repository or folder, and where its files are or will be on disk."""
 
     kind: Literal["folder", "snapshot", "hub", "object_store", "vllm", "nowhere"]
-    """`folder`: a local folder. `snapshot`: a complete snapshot in the hub's cache. `hub`: to be downloaded.
-    `object_store`: an address of one. `vllm`: only vLLM can find it. `nowhere`: the name is not possible."""
+    """The kind of the place.
+
+    `folder`: a local folder. `snapshot`: a complete snapshot in the hub's cache. `hub`: a repository whose
+    files must be downloaded. `object_store`: an address in an object store. `vllm`: a name that only vLLM
+    can resolve. `nowhere`: a name that is neither a folder nor a possible name on the hub.
+    """
     name: str
     """The name that the user gave."""
     folder: Path | None = None
-    """The folder of the files. Before a download, the incomplete snapshot if there is one. For an object
-    store, the complete files of the last download, if there are any."""
+    """The folder of the files. None if there is no folder yet.
+
+    Before a download from the hub, this is the incomplete snapshot, if there is one. For an object store,
+    it is the complete snapshot of the last download, if there is one.
+    """
     revision: str | None = None
     is_default: bool = False
     """Whether this is the default model, which can also be obtained without the hub."""
     wanted: WantedFiles = WantedFiles(role="model")
-    """Which of its files the start reads."""
+    """Which files of the place the start reads."""
     cache_dir: Path | None = None
     """The cache that was searched. None for a folder."""
 
     @property
     def role(self) -> Role:
-        """What the start reads it for."""
+        """The start's purpose in reading the place."""
         return self.wanted.role
 
     @property
     def is_tokenizer(self) -> bool:
-        """Whether the start reads only the tokenizer from it."""
+        """Whether the start reads only the tokenizer from the place."""
         return self.role == "tokenizer"
 
     @property
@@ -64,19 +71,22 @@ class ModelPlace(NamedTuple):
 
     @property
     def is_of_branch(self) -> bool:
-        """Whether all files are on disk, and come from a branch or tag that may have moved since."""
+        """Whether all files are on disk, but the branch or tag from which they come may have moved since."""
         return self.kind == "snapshot" and not is_commit(self.revision or _DEFAULT_REVISION)
 
 
 class FolderListing:
-    """The files of a folder, with the names that a repository's list would have. Reads the folder once."""
+    """The files of a folder, with the names that they would have in a repository. Reads the folder once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @cached_property
     def names(self) -> list[str]:
-        """Existing files, with `/` in subfolders that a start may read. Empty for an unreadable folder."""
+        """Names of existing files. Empty if the folder cannot be read.
+
+        Files in subfolders are included if a start may read them. Their names are paths with `/`.
+        """
         found: list[str] = []
         with suppress(OSError), os.scandir(self.folder) as entries:
             for entry in entries:
@@ -87,7 +97,7 @@ class FolderListing:
         return sorted(found)
 
     def weight_map_of(self, wanted: WantedFiles) -> Mapping[str, str]:
-        """Maps tensors to files by the index that the start reads. Empty if there is none."""
+        """Maps tensors to files, by the index that the start reads. Empty if there is no index."""
         index = wanted.index_of(self.names)
         return read_shard_names(self.folder / index, self.names) if index is not None else {}
 
@@ -99,7 +109,7 @@ def find_place(
 
     Args:
         name: a folder, a name on the hub, or an address of an object store.
-        wanted: what the start reads from it.
+        wanted: which files of this folder or repository the start reads.
         cache_dir: the cache of models from the hub.
         revision: branch, tag or commit.
         needs_tokenizer: whether a snapshot without a tokenizer is incomplete.
@@ -123,7 +133,7 @@ def find_place(
 
 
 def find_in_cache(place: ModelPlace, *, needs_tokenizer: bool = False) -> ModelPlace:
-    """The place as a complete snapshot, or with the folder of an incomplete one."""
+    """Adds the cache's snapshot to the place. The kind becomes `snapshot` if the snapshot is complete."""
     assert place.cache_dir is not None
     snapshot = find_snapshot(place.name, revision=place.revision, cache_dir=place.cache_dir)
     if snapshot is None:
@@ -159,7 +169,7 @@ def _config_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
 
 
 def _weights_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
-    """Why the weights are incomplete, by the index or the files' numbers. None if they are complete."""
+    """Why the weights are incomplete, by the index or the shards' numbers. None if they are complete."""
     required = wanted.required_weights(listing.names, listing.weight_map_of(wanted))
     if not required:
         return f"{listing.folder} has no weights for --load-format {wanted.load_format}"
@@ -186,7 +196,10 @@ def find_snapshot(model_id: str, *, revision: str | None, cache_dir: Path) -> Pa
 
 
 def repository_name(name: str) -> str:
-    """The name of a repository's folder in a cache: as the hub's client makes it, or a quoted address."""
+    """The name of a repository's folder in a cache, as the hub's client forms it.
+
+    For an address in an object store, the name is the quoted address, or its hash if the address is too long.
+    """
     if not is_object_address(name):
         return f"models--{name.replace('/', '--')}"
     quoted = quote(name.rstrip("/"), safe="")
@@ -196,13 +209,13 @@ def repository_name(name: str) -> str:
 def unfinished_marker(snapshot: Path) -> Path:
     """The file that exists while a download into the snapshot is unfinished.
 
-    It shows that files may be missing which only the repository's list names.
+    The folder alone cannot show that a file is missing if only the repository's list names this file.
     """
     return snapshot.parent.parent / f"{_UNFINISHED}-{snapshot.name}"
 
 
 def dangling_links(snapshot: Path) -> list[str]:
-    """Files of the snapshot whose blob does not exist."""
+    """The links in the snapshot whose target, a blob, does not exist."""
     try:
         with os.scandir(snapshot) as entries:
             return sorted(entry.name for entry in entries if entry.is_symlink() and not entry.is_file())

@@ -1,7 +1,7 @@
-"""All settings of a start that decide which files of its model it reads, for both engines.
+"""The settings that decide which files of its model a start reads, for both engines.
 
-A request is built once from the command line: by `ModelRequest.of_start` for the embedded engine, by
-`startup.vllm_words` for vLLM. `startup.files.model.file_plan` finds out which files these are.
+A request is built once from the command line. `ModelRequest.of_start` builds it for the embedded engine, and
+`startup.vllm_words` builds it for vLLM. `startup.files.model.file_plan` finds the files of a request.
 """
 
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class DraftModel:
     """A folder, or a name on the hub."""
     revision: str | None = None
     load_format: str | None = None
-    """The format in its `draft_load_config`. None stands for the model's format."""
+    """The format in `draft_load_config`. None is the model's format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +57,14 @@ class ModelRequest:
     hf_config_path: str | None = None
     """The place of config.json, if it is not with the model."""
     generation_config: str = "auto"
-    """`auto` is the model's, `vllm` is none. Any other value is a folder or a name on the hub."""
+    """The place of generation_config.json, a folder or a name on the hub.
+
+    `auto` is the model's place. With `vllm`, no such file is read.
+    """
     download_dir: str | None = None
-    """Cache folder for models from the hub. None is HF_HUB_CACHE. See `cache_dir`."""
+    """The cache folder for models from the hub. None is HF_HUB_CACHE. See `cache_dir`."""
     hf_token: str | None = field(default=None, repr=False)
-    """None leaves the choice to the hub's client: HF_TOKEN, or what `hf auth login` has stored."""
+    """The hub's token. None: the hub's client uses HF_TOKEN, or the token stored by `hf auth login`."""
     load_format: str = "auto"
     """The value of --load-format, in lower case."""
     ignore_patterns: tuple[str, ...] = (LLAMA_ORIGINALS,)
@@ -97,7 +100,11 @@ class ModelRequest:
 
     @property
     def revision_of_tokenizer(self) -> str | None:
-        """Its revision: vLLM takes the model's for any tokenizer, this engine for the model's own."""
+        """The tokenizer's revision. None is the hub's main branch.
+
+        If none is set, vLLM uses the model's revision for any tokenizer. The embedded engine uses the model's
+        revision only for the model's own tokenizer.
+        """
         if self.tokenizer_revision is not None or self.engine == "vllm":
             return self.tokenizer_revision or self.revision
         return self.revision if self.tokenizer in (None, self.model) else None

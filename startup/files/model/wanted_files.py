@@ -1,6 +1,6 @@
-"""Which files of a repository or folder a start reads, by their names: the rules of vLLM and transformers.
+"""Chooses by name which files of a repository or folder a start reads, by the rules of vLLM and transformers.
 
-The same rules choose from a repository's list before a download, and from the files of a folder.
+The same rules apply to a repository's list before a download, and to the files of a folder.
 """
 
 import re
@@ -20,7 +20,7 @@ from startup.files.model.checkpoint_folder import (
 from startup.files.model.request import LLAMA_ORIGINALS, EngineName, ModelRequest
 
 Role = Literal["model", "draft", "tokenizer", "config", "generation_config", "adapter"]
-"""What a start reads a repository or folder for."""
+"""The start's purpose in reading a repository or folder."""
 
 MISTRAL_WEIGHTS: Final = "consolidated*.safetensors"
 
@@ -45,14 +45,14 @@ _CONFIGS: Final = ("config.json", "params.json", "generation_config.json")
 
 
 class LoadFormat(NamedTuple):
-    """What vLLM reads with one value of --load-format."""
+    """The weights that vLLM reads with one value of --load-format."""
 
     patterns: tuple[str, ...] = ("*.safetensors", "*.bin", "*.pt")
     """vLLM takes the first pattern that matches any file, and reads all files that match this pattern."""
     index_name: str = ""
-    """If this file exists, vLLM reads only the files that it names."""
+    """The name of the index. If this file exists, vLLM reads only the files that the index names."""
     is_cached: bool = True
-    """Whether weights are read at all, and through the page cache."""
+    """Whether vLLM reads weights through the page cache. False if vLLM reads no weights."""
     is_streamed: bool = False
     """Whether vLLM itself reads from the address of an object store."""
 
@@ -78,18 +78,18 @@ _FORMATS: Final[Mapping[str, LoadFormat]] = {
     "tensorizer": LoadFormat((), is_cached=False, is_streamed=True),
 }
 _AUTOMATIC: Final = ("auto", "ipc_cache", "modelexpress")
-"""Values of --load-format that read, or fall back to, what `auto` reads."""
+"""Values of --load-format with which vLLM reads the same files as with `auto`, or falls back to them."""
 _NOT_FOR_INFERENCE: Final = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
 
 
 def format_of(load_format: str) -> LoadFormat:
-    """What vLLM reads with this value; all kinds of weights for an unknown value, such as a plugin's."""
+    """The weights that vLLM reads with this value. All kinds for an unknown value, such as a plugin's."""
     return _FORMATS.get(load_format, LoadFormat())
 
 
 @dataclass(frozen=True, kw_only=True)
 class WantedFiles:
-    """What a start reads from one repository or folder."""
+    """Which files a start reads from one repository or folder."""
 
     role: Role
     engine: EngineName = "embedded"
@@ -99,7 +99,7 @@ class WantedFiles:
 
     @classmethod
     def of(cls, role: Role, request: ModelRequest) -> "WantedFiles":
-        """What a start with this request reads from a repository in this role."""
+        """Which files a start with this request reads from a repository in this role."""
         load_format = request.load_format
         if role == "draft" and request.draft is not None:
             load_format = request.draft.load_format or load_format
@@ -112,39 +112,42 @@ class WantedFiles:
 
     @property
     def has_weights(self) -> bool:
-        """Whether weights are read, in whatever format."""
+        """Whether weights are read, in any format."""
         is_read = self.role in ("model", "draft") and format_of(self.load_format).patterns != ()
         return is_read or self.role == "adapter"
 
     @property
     def is_streamed(self) -> bool:
-        """Whether vLLM itself reads an address: with streaming loaders, by default if installed."""
+        """Whether vLLM itself reads from the address of an object store, with a streaming loader.
+
+        With `auto`, vLLM does so if runai_model_streamer is installed.
+        """
         if self.load_format == "auto":
             return self.engine == "vllm" and find_spec("runai_model_streamer") is not None
         return self.engine == "vllm" and format_of(self.load_format).is_streamed
 
     @property
     def without_ignored(self) -> "WantedFiles":
-        """The same for a folder, in which vLLM ignores no file."""
+        """A copy without ignore patterns, for a folder. vLLM ignores no file in a folder."""
         return replace(self, ignore_patterns=())
 
     def choose(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> list[str]:
-        """The names of the files that the start will read, in its order: small files first, then the weights.
+        """The names of the files that the start will read, in order: small files first, then the weights.
 
         Args:
             names: all files of the repository or folder, with `/` after the names of subfolders.
-            weight_map: maps tensors to files, from the file that `index_of` names. Without it, the shards are
-                found by their numbers.
+            weight_map: maps tensors to files. It comes from the index that `index_of` names. Without the
+                map, the shards are found by their numbers.
         """
         names = list(names)
         return [*self.choose_small(names), *self.choose_weights(names, weight_map)]
 
     def choose_small(self, names: Iterable[str]) -> list[str]:
-        """Configuration, tokenizer and code; the configuration first."""
+        """The names of the files of configuration, tokenizer and code. The configuration is the first."""
         return sorted(filter(self._is_small, names), key=_small_file_order)
 
     def choose_weights(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> list[str]:
-        """Only the weights; see `choose`."""
+        """The names of the weight files only. The arguments are those of `choose`."""
         if not self.has_weights:
             return []
         names = [name for name in names if not any(fnmatchcase(name, ignored) for ignored in self.ignore_patterns)]
@@ -154,7 +157,7 @@ class WantedFiles:
         return [*sorted(found, key=natural_order), *self._module_weights(names)]
 
     def required_weights(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> set[str]:
-        """The model's weight files: all that exist, and all that the index or the numbers require."""
+        """The model's weight files: existing files, and all that the index or the shards' numbers require."""
         names = list(names)
         top = [name for name in names if "/" not in name and not name.startswith(".")]
         if self.engine == "embedded":
@@ -184,7 +187,7 @@ class WantedFiles:
         return set()
 
     def _format_of(self, names: Iterable[str]) -> str:
-        """What `auto` stands for: vLLM prefers Mistral's own files, wherever the repository has them."""
+        """The format that `auto` stands for. vLLM prefers Mistral's own files, in any folder."""
         if self.load_format not in _AUTOMATIC:
             return self.load_format
         has_mistral = any(fnmatchcase(name.rpartition("/")[2], MISTRAL_WEIGHTS) for name in names)
@@ -224,10 +227,10 @@ def natural_order(name: str) -> list[tuple[int, str]]:
 
 
 def _numbered(names: set[str]) -> set[str]:
-    """The numbered shards, or all names if none has a number. Used until the index's content is known."""
+    """The numbered shards, or all names if no name has a number. Used until the index's content is known."""
     return set(filter(is_numbered, names)) or names
 
 
 def _small_file_order(name: str) -> tuple[bool, bool, str]:
-    """A sort key: files at the top come first, and the configuration before all others."""
+    """A sort key. config.json comes first, then the other files of the top folder, then all other files."""
     return "/" in name, name != "config.json", name

@@ -3,9 +3,9 @@
 from typing import Final, Literal, NamedTuple
 
 MAX_PROBLEMS: Final = 8
-"""Most problems in a report, which must fit into the pipe."""
+"""The most problems in a report. A report must fit into the pipe."""
 NUM_THREADS: Final = 8
-"""Number of reading threads, unless the job sets another one."""
+"""The number of reading threads, unless the job sets another number."""
 
 PrefetchState = Literal["done", "off", "stopped", "failed"]
 
@@ -14,18 +14,18 @@ class PrefetchJob(NamedTuple):
     """The files of one prefetch, and how to read them."""
 
     paths: tuple[str, ...]
-    """Files to read as a whole, in this order."""
+    """The files to read as a whole, in this order."""
     pages: str | None = None
-    """A file that lists the parts of files that earlier starts have read. These are read first."""
+    """A file that lists the parts of files that earlier starts have read. These parts are read first."""
     is_forced: bool = False
-    """Whether to read even if it helps little."""
+    """Whether to read even if reading helps little."""
     num_threads: int = NUM_THREADS
     block_bytes: int = 16 << 20
-    """Bytes that a thread reads at once, before it looks for the next block that is not resident."""
+    """Bytes that a thread reads at once, before it continues with the next block that is not resident."""
     memory_bytes: int | None = None
-    """Available memory to assume. None reads it from the kernel and the cgroup."""
+    """The available memory to assume, in bytes. None: it is read from the kernel and the cgroup."""
     progress_interval_s: float | None = None
-    """Seconds between progress messages. None sends none."""
+    """Seconds between progress messages. None: no progress messages are sent."""
     begin_ns: int = 0
     """When the launcher began to start the helper, in monotonic nanoseconds."""
 
@@ -60,7 +60,7 @@ class PrefetchReport(NamedTuple):
     """The result of a prefetch, in bytes and seconds."""
 
     state: PrefetchState
-    """`off` if nothing was to do or no benefit, `stopped` if it ended early, `failed` if it could not run."""
+    """`off`: nothing to read, or no benefit. `stopped`: it ended early. `failed`: it could not run."""
     reason: str | None = None
     """Why the state is not `done`, or why only a part was read."""
     num_files: int = 0
@@ -73,13 +73,13 @@ class PrefetchReport(NamedTuple):
     problems: tuple[str, ...] = ()
     """Problems with the first files that could not be read."""
     unknown_bytes: int = 0
-    """Bytes that may have been resident, which cannot be measured here. They count as not resident."""
+    """Bytes whose residency in the page cache cannot be measured here. They count as not resident."""
     spans: tuple[tuple[str, int, int], ...] = ()
     """Phases of the helper: name, begin and end in monotonic nanoseconds."""
 
     @property
     def resident_share(self) -> float | None:
-        """The share of the bytes that was in the page cache before, 0 to 1. None if it is not known."""
+        """The share of the bytes that was in the page cache before, 0 to 1. None if it is unknown."""
         if self.unknown_bytes:
             return None
         return self.resident_bytes / self.total_bytes if self.total_bytes else 0.0

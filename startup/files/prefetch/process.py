@@ -102,7 +102,7 @@ def start_prefetch(
 
 
 def _report_nothing_to_read(job: PrefetchJob) -> PrefetchReport | None:
-    """The report if a quick survey finds nothing to read, else None. A helper would take 50 ms."""
+    """The report if a quick survey finds nothing to read, else None. A helper's start would take 50 ms."""
     survey = survey_files(job, is_quick=True)
     reason = reason_to_skip(survey, is_forced=False)
     if reason is None or survey.problems:
@@ -118,7 +118,7 @@ def _warn(report: PrefetchReport) -> None:
 
 
 def plan_libraries() -> tuple[Path, ...]:
-    """torch's large shared libraries, found without importing it. They matter if the page cache is cold."""
+    """torch's large shared libraries, found without an import. They matter if the page cache is cold."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return ()

@@ -26,7 +26,7 @@ class FileRanges(NamedTuple):
 
     path: str
     size: int
-    """The file's size in bytes. A file with another size has other content, and is left out."""
+    """The file's size in bytes. A file with another size has other content, and is not read."""
     ranges: tuple[tuple[int, int], ...]
     """Offset and length of each part."""
 
@@ -38,7 +38,7 @@ def whole_file(path: str) -> FileRanges:
 
 
 def write_pages(path: str, files: Iterable[FileRanges]) -> None:
-    """Writes the record. Names of files in the record's folder are relative to it."""
+    """Writes the record of the parts. The paths of files in the record's folder are relative to it."""
     folder = f"{os.path.dirname(path)}/"  # noqa: PTH120
     content = [(name.removeprefix(folder), size, ranges) for name, size, ranges in files]
     with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123
@@ -48,7 +48,7 @@ def write_pages(path: str, files: Iterable[FileRanges]) -> None:
 def read_pages(path: str) -> list[FileRanges]:
     """The files that the record at `path` lists, without files that are gone or have another size.
 
-    A damaged record lists none.
+    Empty if the record is damaged.
     """
     folder = os.path.dirname(path)  # noqa: PTH120
     try:
@@ -82,7 +82,7 @@ class Block(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """The parts of the files that were resident before anything was read."""
+    """How much of the files was resident before anything was read, and the blocks that are to be read."""
 
     num_files: int
     total_bytes: int
@@ -93,9 +93,9 @@ class Survey(NamedTuple):
     """The blocks to read, in the order of the files."""
     problems: tuple[str, ...] = ()
     unknown_bytes: int = 0
-    """Bytes that may be resident, which cannot be measured. All of them are read."""
+    """Bytes whose residency cannot be measured. All of them are read."""
     dropped_bytes: int = 0
-    """Bytes that are not read, because they would be dropped before they are needed."""
+    """Bytes that are not read, because their file system would drop them from the page cache before use."""
 
     @property
     def due_bytes(self) -> int:
@@ -103,7 +103,7 @@ class Survey(NamedTuple):
 
     @property
     def note(self) -> str | None:
-        """Names the bytes that may be resident, and bytes that will not be read. None if there are none."""
+        """A text about `unknown_bytes` and `dropped_bytes`. None if both are 0."""
         notes = []
         if self.unknown_bytes:
             notes.append(f"it is not known how much of {_mb(self.unknown_bytes)} was resident")
@@ -128,14 +128,15 @@ class Decision(NamedTuple):
     survey: Survey
     is_off: bool
     reason: str | None = None
-    """Why nothing, or only a part, is read. None if all is read."""
+    """Why nothing or only a part is read, or else the survey's note. None if there is neither."""
 
 
 def survey_files(job: PrefetchJob, *, is_quick: bool = False) -> Survey:
     """Surveys the parts that the job's record names, then the files as a whole.
 
-    Never raises: a file that cannot be read becomes a problem in the survey. With `is_quick`, it takes
-    microseconds per block: what would take longer is estimated, or counted as missing.
+    Never raises. A file that cannot be read becomes a problem in the survey. With `is_quick`, the survey
+    takes microseconds per block. Then residency that takes longer to measure is estimated, or counts as
+    missing.
     """
     devices = memory_devices()
     surveys: list[Survey] = []
@@ -174,7 +175,10 @@ def _survey_file(wanted: FileRanges, block_bytes: int, devices: Container[int], 
 
 
 def decide(survey: Survey, job: PrefetchJob) -> Decision:
-    """Limits the survey to what fits into memory; to nothing if less than half fits, unless it is forced."""
+    """Limits the survey to the blocks that fit into memory. Reads nothing if less than half fits.
+
+    A forced job reads all blocks that fit, even if less than half fits.
+    """
     if reason := reason_to_skip(survey, is_forced=job.is_forced):
         return Decision(survey, is_off=True, reason=reason)
     available = available_bytes(job)
@@ -194,7 +198,7 @@ def decide(survey: Survey, job: PrefetchJob) -> Decision:
 
 
 def available_bytes(job: PrefetchJob) -> int | None:
-    """Available memory, including page cache that the files use. None if the system does not report it."""
+    """Available memory, including the page cache of the files. None if the system does not report it."""
     if job.memory_bytes is not None:
         return job.memory_bytes
     state = read_memory()
@@ -202,7 +206,7 @@ def available_bytes(job: PrefetchJob) -> int | None:
 
 
 def reason_to_skip(survey: Survey, *, is_forced: bool) -> str | None:
-    """Why there is nothing to read. None if there is something."""
+    """Why nothing is to be read. None if bytes are to be read."""
     if not survey.num_files:
         return "none of the files can be read"
     if survey.in_memory_bytes == survey.total_bytes:

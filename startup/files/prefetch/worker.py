@@ -187,7 +187,7 @@ class _Prefetch:
         )
 
     def _supervise(self, reader: BlockReader, survey: Survey, begin_ns: int) -> str | None:
-        """Waits for the reader. Returns why it was stopped, or None if it has read everything."""
+        """Waits for the reader. Returns why the reader ended early, or None if it has read everything."""
         while not reader.wait(_TICK_S):
             if self._is_memory_short(reader, survey):
                 return "memory is short"

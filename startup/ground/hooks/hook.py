@@ -1,8 +1,8 @@
-"""Hooks: changes that the launcher makes in other programs' modules, with everything they rely on there.
+"""Hooks: changes that the launcher makes in other programs' modules, and the names and texts they rely on.
 
-A module that places a hook declares the hook, and takes the names it uses from the declaration: so what is
-checked is what is used. Texts are checked in the modules' files. Names are checked once the modules are
-imported. `startup.vllm.launch.hooks` lists all hooks.
+A module that places a hook declares the hook, and takes the names it uses from the declaration. So the
+checks cover exactly the names in use. Texts are checked in the modules' files. Names are checked once the
+modules are imported. `startup.vllm.launch.hooks` lists all hooks.
 """
 
 import inspect
@@ -25,8 +25,12 @@ Release: TypeAlias = tuple[int, int]
 """Major and minor number of a version."""
 
 StartPart: TypeAlias = Literal["import file", "lean imports", "offline hub", "real-time probes"]
-"""Parts of a start besides hooks that VCLI_LEAVE_OUT can name. In this order, they are imports from one file,
-stand-ins and delayed imports, no hub requests if all is on disk, and priority for the probes' process."""
+"""Parts of a start, besides hooks, that VCLI_LEAVE_OUT can name.
+
+`import file`: modules are imported from one file. `lean imports`: stand-ins and delayed imports. `offline
+hub`: no hub requests if all files are on disk. `real-time probes`: high priority for the process that
+answers probes.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Name:
     path: str = ""
     """The name in the module, such as `Server.startup` for a method. Empty for the module itself."""
     parameters: tuple[str, ...] | None = None
-    """The arguments that the hook passes. Other parameters need defaults. None: any signature fits."""
+    """The arguments that the hook passes. All other parameters need defaults. None: any signature fits."""
 
     def __str__(self) -> str:
         called = "" if self.parameters is None else f"({', '.join(self.parameters)})"
@@ -76,7 +80,7 @@ class Name:
             yield from self._differences(value)
 
     def _find(self, module: ModuleType) -> Any:
-        """The value. An attribute that only instances have is found as a field or by its assignment."""
+        """The value, or `_MISSING`. None for an attribute that only a class's instances have (`_is_set`)."""
         value: Any = module
         for part in self.path.split("."):
             owner, value = value, getattr(value, part, _MISSING)
@@ -85,7 +89,7 @@ class Name:
         return value
 
     def _differences(self, function: Any) -> Iterator[str]:
-        """Parameters that the hook passes and the function lacks, or needs and does not get."""
+        """Yields parameters that the function lacks, and required parameters that the hook does not pass."""
         try:
             given = list(inspect.signature(function).parameters.values())
         except (TypeError, ValueError):  # the function is compiled code
@@ -140,22 +144,22 @@ class Hook:
     """What a start loses without the hook."""
     needs: tuple[Need, ...]
     gain: str = ""
-    """The measured gain, from docs/figures.md: times with the hook divided by times without it."""
+    """The measured gain, from docs/figures.md: the time with the hook divided by the time without it."""
     promise: str = ""
-    """What the documentation promises and this hook keeps. Each hook has a gain, a promise, or both."""
+    """The promise of the documentation that this hook keeps. Each hook has a gain, a promise, or both."""
     is_essential: bool = False
     """Whether vLLM starts without preloading if this hook does not fit."""
     since: Release | None = None
-    """The first vLLM release that needs the hook. None if all supported ones do."""
+    """The first vLLM release that needs the hook. None: the oldest supported release."""
     until: Release | None = None
-    """The last vLLM release that needs the hook. None if the newest does."""
+    """The last vLLM release that needs the hook. None: the newest release."""
 
     def __post_init__(self) -> None:
         if not (self.gain or self.promise):
             raise ValueError(f"the hook {self.name!r} has no measured gain and keeps no promise")
 
     def part(self, *needs: Need, since: Release | None = None, until: Release | None = None) -> "Hook":
-        """A further change of this hook. If only its own needs are missing, it alone is left out."""
+        """Returns a hook for one more change. If only its needs are unmet, only it is left out."""
         return replace(self, needs=needs, since=since, until=until)
 
     def is_for(self, release: Release) -> bool:
@@ -164,9 +168,10 @@ class Hook:
 
     @property
     def applies(self) -> bool:
-        """Whether to place the hook: VCLI_LEAVE_OUT does not name it, and no unmet need is known.
+        """Whether to place the hook: VCLI_LEAVE_OUT does not name it, this release needs it, and it fits.
 
-        A hook that does not fit is left out from then on, with a warning.
+        The hook fits as long as no unmet need is known. If it does not fit, it is left out from now on, and a
+        warning is logged.
 
         Raises:
             UnfitHookError: the hook does not fit and is essential.
@@ -186,7 +191,10 @@ class Hook:
         return False
 
     def problems(self) -> Iterator[str]:
-        """Yields why the hook does not fit files and loaded modules. A met need is not checked again."""
+        """Yields why the hook does not fit the modules' files or the loaded modules.
+
+        A need that was met in an earlier call is not checked again.
+        """
         for need in self.needs:
             if need not in _met and _is_package(need.modules[0]):
                 found = list(_problems(need))
@@ -196,7 +204,7 @@ class Hook:
 
     @property
     def absent_packages(self) -> list[str]:
-        """Packages that the hook changes or uses and that are not installed here."""
+        """Packages that the hook changes or uses, but that are not installed."""
         return sorted({_root(need.modules[0]) for need in self.needs if not _is_package(need.modules[0])})
 
 
@@ -226,14 +234,14 @@ def place_only_for(release: Release) -> None:
 
 
 def leave_out_misfits(hooks: Iterable[Hook]) -> None:
-    """Leaves out the hooks that do not fit, as far as that is known before imports. Logs their names."""
+    """Leaves out the hooks that do not fit the files and the modules loaded so far. Logs their names."""
     _unfit.update(dict.fromkeys(hook for hook in hooks if next(hook.problems(), None) is not None))
     if _unfit:
         log_unfit(unfit())
 
 
 def unfit() -> tuple[str, ...]:
-    """The names of hooks that do not fit, as a whole or in a part."""
+    """The names of hooks that do not fit as a whole or in a part."""
     return tuple(sorted({hook.name for hook in _unfit}))
 
 
@@ -269,7 +277,7 @@ _executed: Final[set[str]] = set()
 
 
 def note_executed(module: str) -> None:
-    """Notes that a module's code has run to its end: from now on its names can be checked."""
+    """Records that a module's code has run to its end. From now on, the module's names can be checked."""
     _executed.add(module)
 
 
@@ -300,9 +308,10 @@ _SHIM: Final = re.compile(r"""^\w+ = \w+\.import_module\(["']([\w.]+)["']\)$""",
 
 @cache
 def place_of(module: str) -> str:
-    """The name under which to import a module: if it is a shim, the name of the module that the shim imports.
+    """The name under which to import a module. For a shim, this is the module that the shim imports.
 
-    vLLM may leave shims, small modules that only import another one, where its modules were before.
+    When vLLM moves a module, it may leave a shim at the old name: a small module that only imports the new
+    one.
     """
     file = _file(module)
     if file is None or file.stat().st_size > _SHIM_BYTES:
@@ -312,7 +321,7 @@ def place_of(module: str) -> str:
 
 
 def _source(module: str) -> Path | None:
-    """The source file of a module, or of the module that a shim imports. None if missing or compiled."""
+    """The source file of a module, or of the module that a shim imports. None if there is no source file."""
     return _file(place_of(module))
 
 
@@ -325,7 +334,7 @@ def _file(module: str) -> Path | None:
 
 
 def _is_set(owner: type, name: str) -> bool:
-    """Whether instances of the class have the attribute."""
+    """Whether instances have the attribute: as a dataclass field, or as `self.NAME` in the class's module."""
     if name in getattr(owner, "__dataclass_fields__", ()):
         return True
     source = _source(owner.__module__)

@@ -1,4 +1,4 @@
-"""Formats log lines as text, with the name of their process."""
+"""Formats log lines as text, with the role of their process."""
 
 import logging
 import re
@@ -12,9 +12,9 @@ _LINE_BREAK: Final = re.compile(r"\n(?=[^\n])")
 _CONTINUATION: Final = "\n  "
 _TEXT: Final = "%(levelname)s %(asctime)s (%(role)s) %(name)s: %(message)s"
 _LOCAL: Final = "%m-%d %H:%M:%S"
-"""vLLM's format, in the machine's time zone."""
+"""vLLM's time format, in the machine's time zone."""
 UTC: Final = "%Y-%m-%dT%H:%M:%SZ"
-"""The format of `--log-format text-utc`."""
+"""The time format of `--log-format text-utc`."""
 
 
 class RoleFormatter(logging.Formatter):

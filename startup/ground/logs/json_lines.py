@@ -26,10 +26,14 @@ _LEVELS: Final = {"Error": logging.ERROR, "Warning": logging.WARNING, "Notice": 
 
 
 class JsonFormatter(RoleFormatter):
-    """Time, level, logger, message, phase, pid, role, and any request id, access, traceback, code, digest."""
+    """Formats a record as a JSON object.
+
+    Members are time, level, logger, message, phase, pid and role. Request id, fields of the access log,
+    traceback, code and digest are added if the record has them.
+    """
 
     def __init__(self, role: str, phase: Callable[[], str] | None) -> None:
-        """Without `phase`, lines have no member of that name."""
+        """`phase` returns the current phase. Without it, lines have no member `phase`."""
         super().__init__(role)
         self._phase = phase
 
@@ -70,11 +74,11 @@ def format_warning(message: str) -> str:
 
 
 class LineStream(io.TextIOBase):
-    """Replaces `sys.stderr`: text written to it becomes records named `stderr`, which `handler` writes.
+    """Replaces `sys.stderr`. Text written to it becomes log records named `stderr`, which `handler` writes.
 
-    A record ends where a write ends with a line break, so that a message of several lines stays together. It
-    does not pass through a logger: handlers of libraries write here, and some versions of Python (3.13.4 and
-    3.13.5) ignore what is logged while a handler runs.
+    A record ends where the text of a `write` ends with a line break, so that a message of several lines
+    stays together. Records do not pass through a logger. The reason is that handlers of libraries write to
+    this stream, and Python 3.13.4 and 3.13.5 ignore records that are logged while a handler runs.
     """
 
     encoding = "utf-8"
@@ -86,7 +90,7 @@ class LineStream(io.TextIOBase):
         self._part = threading.local()
 
     def write(self, text: str) -> int:
-        """Handles complete lines. Text that a failing handler writes meanwhile goes to `below`."""
+        """Logs complete lines. Text that a failing handler writes meanwhile goes to `below`."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if getattr(self._part, "is_busy", False):
@@ -101,7 +105,7 @@ class LineStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Does nothing: complete lines are written at once."""
+        """Flushes the stream `below`. Complete lines were logged at once."""
         self.below.flush()
 
     def fileno(self) -> int:

@@ -1,4 +1,4 @@
-"""Sets up the log of a process: one format on standard error, or what a configuration file says.
+"""Sets up the log of a process: one format on standard error, or the settings of a configuration file.
 
 Imports nothing heavy. `formatters` makes lines of text, `json_lines` lines of JSON.
 """
@@ -23,10 +23,12 @@ PACKAGES: Final = ("vllm_cli", "router", "startup", "server", "base", "envs")
 
 
 def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str] = lambda: "") -> None:
-    """Logs to standard error: this project's records from the given level on, libraries' from WARNING on.
+    """Logs this project's records from the given level on, and libraries' records from WARNING on.
+
+    They are logged to standard error. A configuration file replaces these settings.
 
     Args:
-        role: of this process: `api`, `engine`, `responder`, ...
+        role: the role of this process: `api`, `engine`, `responder`, ...
         phase: returns the current phase of this process. Called for each line of JSON.
 
     Raises:
@@ -67,7 +69,7 @@ def configure_own_loggers(role: str, log_format: str, phase: Callable[[], str] =
 
 
 def log_failure(message: str, code: str) -> bool:
-    """Logs the error that ends this process as JSON, if that is the format. Returns whether it is."""
+    """Logs the error that ends this process if the log format is JSON. Returns whether it is JSON."""
     from startup.ground.logs.json_lines import JsonFormatter
 
     for handler in (*logging.getLogger("startup").handlers, *logging.getLogger().handlers):
@@ -80,7 +82,7 @@ def log_failure(message: str, code: str) -> bool:
 
 
 def log_options_of_environment() -> LogOptions:
-    """The log options of a process that gets no flags, from the environment."""
+    """The log options from the environment, for a process that gets no flags."""
     return LogOptions(level=env.VLLM_LOGGING_LEVEL.get(), format=cast("LogFormat", env.VCLI_LOG_FORMAT.get()))
 
 
@@ -92,7 +94,7 @@ def rename_process(role: str) -> None:
 
 
 class SteadyHandler(logging.StreamHandler[TextIO]):
-    """Drops lines that cannot be written, and logs their number before the next line that can.
+    """Drops lines that cannot be written, and logs their number before the next line that can be written.
 
     The logging module would instead write a traceback for each failure, to the same stream.
     """
@@ -109,7 +111,7 @@ class SteadyHandler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
-        """Counts failures of the stream. Shows any other exception, which is an error in the program."""
+        """Counts failures of the stream. Prints any other exception, which is an error in the program."""
         err = sys.exc_info()[1]
         if isinstance(err, OSError):
             self._num_dropped += 1
@@ -143,7 +145,7 @@ def _apply_config_file(config: dict[str, Any]) -> None:
 
 
 def translate(config: dict[str, Any]) -> dict[str, Any]:
-    """Adapts a file that was written for vLLM: its settings for vLLM's logger also apply to ours."""
+    """Adapts a configuration for vLLM: the settings of vLLM's logger also apply to this project's loggers."""
     config = copy.deepcopy(config)
     loggers = config.setdefault("loggers", {})
     if _VLLM in loggers:

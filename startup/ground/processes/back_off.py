@@ -5,11 +5,11 @@ from typing import Final
 _FIRST_S: Final = 1.0
 LONGEST_S: Final = 60.0
 _STABLE_S: Final = 10.0
-"""Seconds after which a working program counts as recovered: its next failure counts as the first one."""
+"""A program that works for this many seconds counts as recovered. Its next failure counts as the first."""
 
 
 class BackOff:
-    """Pauses of 0, 1, 2, 4 … 60 s. A failure after a recovery begins again without a pause."""
+    """Pauses of 1, 2, 4 … 60 s. The first failure after a recovery has no pause."""
 
     def __init__(self) -> None:
         self.num_failures = 0
@@ -17,7 +17,7 @@ class BackOff:
         self._next_s = _FIRST_S
 
     def take_s(self, worked_s: float = 0.0) -> float:
-        """The pause after a failure, in seconds. `worked_s` is how long the program had worked before it."""
+        """The pause after a failure, in seconds. `worked_s` is the time that the program worked before it."""
         if worked_s >= _STABLE_S:
             self.reset()
         self.num_failures += 1

@@ -1,4 +1,4 @@
-"""Reports which forked processes have ended. Its descriptor fits into the event loop of the parent."""
+"""Reports which forked processes have ended. The parent's event loop can wait for its file descriptor."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from base.machine.descriptors import move_up
 
 
 class ChildWatch:
-    """Handles this process's SIGCHLD. Created on the main thread."""
+    """Handles this process's SIGCHLD. Must be created on the main thread."""
 
     def __init__(self) -> None:
         self._fds = tuple(map(move_up, os.pipe()))

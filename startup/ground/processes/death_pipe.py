@@ -1,6 +1,6 @@
 """Makes the kernel end this process with its parent, even if the interpreter hangs in C code or is stopped.
 
-Imports little, so that any process can use it first.
+Imports little, so that a process can use this module before all others.
 """
 
 import fcntl
@@ -16,12 +16,12 @@ _PR_SET_PDEATHSIG = 1
 def arm(fd: int) -> None:
     """Makes the kernel kill this process once all write ends of a pipe are closed.
 
-    Only the logical parent holds the write end: the kernel closes it however that process ends. The parent
-    need not be the process that forked this one.
+    Only the logical parent holds the write end. The kernel closes the write end, however the parent ends. The
+    parent need not be the process that forked this one.
 
     Args:
-        fd: the pipe's read end. May be shared with other processes, each of which arms it for itself. Nothing
-            may ever be written to the pipe: a byte triggers the signal too.
+        fd: the pipe's read end. Several processes may share it, and each of them calls this function. Nothing
+            may ever be written to the pipe, because a byte would trigger the signal, too.
     """
     own_fd = _reopen(fd)  # stays open for as long as the process lives
     fcntl.fcntl(own_fd, fcntl.F_SETOWN, os.getpid())
@@ -34,13 +34,13 @@ def arm(fd: int) -> None:
 def follow_parent(parent_pid: int, number: int = signal.SIGKILL) -> None:
     """Makes the kernel kill this process when its parent ends, or at once if the parent has ended.
 
-    This also holds for a program that this process executes later. The kernel acts at the end of the parent's
-    *thread* that forked (prctl(2)), so parents fork on their main thread.
+    The setting also holds for a program that this process executes later. The kernel acts when the parent's
+    *thread* that forked this process ends (prctl(2)), so parents fork on their main thread.
 
     Args:
-        parent_pid: the process that forked this one. If this process has another parent by now, that one has
-            ended.
-        number: the signal.
+        parent_pid: the process that forked this one. If this process already has another parent, the process
+            with this pid has ended.
+        number: the signal that the kernel sends.
     """
     prctl(_PR_SET_PDEATHSIG, int(number))
     if os.getppid() != parent_pid:
@@ -53,7 +53,7 @@ def follow_no_parent() -> None:
 
 
 def _reopen(fd: int) -> int:
-    """Opens the pipe again: processes that share a file description share its owner (fcntl(2), F_SETOWN)."""
+    """Opens the pipe again, because an open file description has only one owner (fcntl(2), F_SETOWN)."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:  # without /proc, this is correct only if no other process shares it

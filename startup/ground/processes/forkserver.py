@@ -4,8 +4,9 @@ For `spawn`, multiprocessing pickles a process object and starts a program that 
 the forkserver runs that program's code, with the program's environment and open files. A new program can
 therefore take the place of a fork that fails.
 
-A request is one end of a socket pair, sent on a socket that all processes of a start share. The forkserver
-forks at once. The fork receives its program over the pair. At its end, the forkserver sends the exit code.
+To request a fork, a process creates a socket pair. It sends one end of the pair to the forkserver, on a
+socket that all processes of a start share. The forkserver forks at once, and the fork receives its program
+over the pair. When the fork ends, the forkserver sends its exit code over the pair.
 """
 
 import importlib
@@ -54,7 +55,7 @@ NEEDS: Final = (
     Name("multiprocessing.popen_forkserver", "Popen"),
     Name("multiprocessing.popen_fork", "Popen.poll", ("flag",)),
 )
-"""What this module uses of multiprocessing, to run programs of `spawn` in forks and report their ends."""
+"""The parts of multiprocessing needed to run `spawn` programs in forks and report their ends."""
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ _start_program: Final = START_PROGRAM.get(util)
 
 
 class _Server(NamedTuple):
-    """The forkserver, as the processes of its start know it."""
+    """The forkserver, as the processes of its start see it."""
 
     pid: int
     link: socket.socket
@@ -86,13 +87,13 @@ _starting = threading.local()
 _begin: Callable[[Program], None] | None = None
 _on_end: Callable[[int, int], None] | None = None
 _refusal: str | None = None
-"""Set in the forkserver: why forks of this process cannot use the GPUs."""
+"""Why forks of this process cannot use the GPUs. Set only in the forkserver."""
 _logged: Final[set[object]] = {""}
-"""Reasons for starting a new program instead of a fork that were logged. Each is logged once."""
+"""The logged reasons why a new program was started instead of a fork. Each reason is logged once."""
 
 
 class ForkError(OSError):
-    """The forkserver has not forked. The message is the reason."""
+    """The forkserver has not forked a process. The message names the reason."""
 
 
 class NoForkserverError(ForkError):
@@ -113,15 +114,18 @@ class ForkedPopen(popen_spawn_posix.Popen):
             _starting.popen = None
 
     def why_not_forked(self) -> str | None:
-        """Why the process must be a new program, empty if the reason was logged. None if it may be forked."""
+        """Why the process must be a new program. Empty: nothing is to be logged. None: it may be forked."""
         return None if _server else ""
 
     def may_be_new_program(self) -> bool:
-        """Whether a new program may replace the fork. On another thread, the kernel may end it too early."""
+        """Whether a new program may replace the fork. False except on the main thread.
+
+        The kernel may end a new program when the thread that started the program ends.
+        """
         return threading.current_thread() is threading.main_thread()
 
     def extras(self) -> tuple[Sequence[str], Sequence[int]]:
-        """More texts and descriptors for the function `begin` of `install`."""
+        """Further texts and file descriptors, which the fork passes to the function `begin` of `install`."""
         return (), ()
 
     def start(self, path: Any, words: Any, fds: Any) -> int:
@@ -156,7 +160,10 @@ class ForkedPopen(popen_spawn_posix.Popen):
         return self.returncode
 
     def _exit_code(self, connection: socket.socket) -> int:
-        """The exit code that the forkserver sends, or the kernel's if this process inherited the child."""
+        """The exit code from the forkserver, or from the kernel if this process is the parent by now.
+
+        `LOST` if neither knows the exit code.
+        """
         connection.settimeout(_STATUS_S)
         with connection, suppress(OSError, MessageError, ValueError):
             (_, code), *_ = receive(connection)[0]
@@ -186,7 +193,10 @@ def install(
 
 
 def _start_or_fork(path: Any, words: Any, fds: Any) -> Any:
-    """Replaces `spawnv_passfds` of multiprocessing. Starts all but forked processes as that function does."""
+    """Replaces `spawnv_passfds` of multiprocessing. Passes programs of a `ForkedPopen` to its `start`.
+
+    Any other program starts with the original function.
+    """
     popen = getattr(_starting, "popen", None)
     start = _start_program if popen is None or words[-1] != _UNPICKLES else popen.start
     return start(path, words, fds)
@@ -195,10 +205,10 @@ def _start_or_fork(path: Any, words: Any, fds: Any) -> Any:
 def ensure_forkserver(preload_module: str) -> None:
     """Starts the forkserver, which imports `preload_module`, unless it was started before.
 
-    Called on the main thread: the forkserver ends with the thread that started it.
+    Call it on the main thread, because the forkserver ends with the thread that started it.
 
     Raises:
-        OSError: it cannot be started, or forks of an untested Python fail.
+        OSError: the forkserver cannot be started, or forks of an untested Python fail.
     """
     if _server is None:
         install()
@@ -244,7 +254,7 @@ def is_running() -> bool:
 
 
 def kill() -> None:
-    """Kills the forkserver, even a stopped one. All waits for its answers end."""
+    """Kills the forkserver, even if it is stopped. Then no process waits for its answers any longer."""
     if _server is not None and is_running():
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(_server.pid, signal.SIGKILL)
@@ -254,7 +264,7 @@ def kill() -> None:
 def _fork(
     words: list[bytes], fds: Sequence[int], texts: Sequence[str], other_fds: Sequence[int]
 ) -> tuple[int, socket.socket]:
-    """Requests a fork. Returns its pid and the connection that gets the exit code. Raises ForkError."""
+    """Requests a fork. Returns its pid and the connection that receives its exit code. Raises ForkError."""
     assert _server is not None
     if not is_running():
         raise NoForkserverError("the forkserver has exited")
@@ -286,7 +296,7 @@ def main(fd: int, preload_module: str) -> None:
     """The forkserver's program.
 
     Args:
-        fd: the socket for requests. When it is at end of file, no process is left that could send one.
+        fd: the socket for requests. At its end of file, no process is left that could send a request.
         preload_module: the module whose import prepares the forks.
     """
     link = move_socket_up(socket.socket(fileno=fd))

@@ -12,9 +12,12 @@ from startup.ground.processes import group_signals
 
 _POLL_S: Final = 0.5
 _MOST_IDLE_POLLS: Final = 120
-"""Polls without progress. They are so many because a network disk can hold up an import for long."""
+"""The most polls in a row without progress. The limit is high, because a network disk can delay an import."""
 _MOST_STOPPED_POLLS: Final = 20
-"""Polls in a stopped state: job control stops all processes of a start, but a debugger may stop one."""
+"""The most polls in a row that find the forkserver stopped, for example by a debugger.
+
+Job control stops all processes of a start, so that no polls happen meanwhile.
+"""
 _STOPPED: Final = ("T", "t")
 
 
@@ -34,7 +37,7 @@ def ended_if_it_hangs(pid: int) -> Iterator[None]:
 
 
 class _Watch(threading.Thread):
-    """Counts polls, not seconds: if this process is stopped as well, the count stops, too."""
+    """Counts polls instead of seconds, so that the count pauses while this process is stopped as well."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(name="forkserver-watch", daemon=True)

@@ -12,12 +12,12 @@ from typing import Final
 
 GROUP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 set_handler: Final = signal.signal
-"""`signal.signal` itself, also while `startup.ground.processes.stop_signals` replaces it."""
+"""The original `signal.signal`, even while `startup.ground.processes.stop_signals` replaces it."""
 
 
 @contextmanager
 def blocked() -> Iterator[None]:
-    """Blocks the signals. A process started meanwhile has them blocked until it calls `ignore`."""
+    """Blocks the signals. In a process started meanwhile, they stay blocked until it calls `ignore`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
         yield
@@ -37,7 +37,7 @@ def start_thread(thread: threading.Thread) -> None:
 
 @contextmanager
 def ignored() -> Iterator[None]:
-    """Ignores the signals for a while in a new process that cannot act on them yet. Restores the handlers."""
+    """Ignores the signals during the block, in a new process that cannot act on them yet."""
     before = {number: signal.getsignal(number) for number in GROUP_SIGNALS}
     ignore()
     try:
@@ -53,9 +53,10 @@ class _EndedError(BaseException):
 
 @contextmanager
 def cleaning_up() -> Iterator[None]:
-    """Turns a signal into an exception that leaves the block; then the signal has its usual effect.
+    """Turns a signal into an exception that leaves the block. Afterwards, the signal has its usual effect.
 
-    Not outside the main thread, not for Ctrl-C where it raises an exception anyway, not for ignored signals.
+    Does nothing outside the main thread. Does not change ignored signals, or Ctrl-C if it raises
+    KeyboardInterrupt anyway.
     """
     is_main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in GROUP_SIGNALS if is_main}
@@ -85,7 +86,8 @@ def cleaning_up() -> Iterator[None]:
 def leave_ctrl_c_to_parent() -> None:
     """Makes Ctrl-C do nothing in this process, and in its forks until they set a handler.
 
-    Programs that they start inherit no handler, so Ctrl-C interrupts these as usual.
+    Programs that these processes start do not inherit the handler, so Ctrl-C interrupts the programs as
+    usual.
     """
     signal.signal(signal.SIGINT, lambda number, frame: None)
 

@@ -1,9 +1,10 @@
 """Runs a job in a helper process: prefetch, downloads, archives of compiled models.
 
-A helper is a new interpreter without the site module, so it sees no folder of a user. It has an interpreter
-lock of its own, and the launcher stops it by killing it. Its standard input delivers the job, which may
-contain a token. A pipe carries its events, each after its length. All are pickled: both ends run the same
-code.
+A helper is a new interpreter without the site module, so its import path has no folder of a user. The helper
+does not share the launcher's interpreter lock. The launcher stops a helper by killing it.
+
+The helper reads its job from standard input, because the job may contain a token. It writes events to a pipe,
+each with its length in front. The job and the events are pickled, because both ends run the same code.
 """
 
 import math
@@ -21,7 +22,7 @@ from typing import Final
 from startup.ground.processes import death_pipe, group_signals
 
 Send = Callable[[object], None]
-"""Sends an event from any thread of the helper. Blocks while the launcher has 64 KiB of events to read."""
+"""Sends an event from any thread of the helper. Blocks while 64 KiB of events wait for the launcher."""
 
 _ROOT: Final = str(Path(__file__).parents[3])
 _INSTALLED: Final = ("site-packages", "dist-packages")
@@ -29,17 +30,17 @@ _CODE: Final = "import sys; sys.path += sys.argv[5:]; from startup.ground.proces
 _LENGTH_BYTES: Final = 4
 _POLLED_EVERY_S: Final = 0.1
 _LONGEST_END_S: Final = 5.0
-"""Seconds to wait for the end of a killed process, which a volume that does not answer may delay."""
+"""Seconds to wait until a killed process has ended. A volume that does not respond may delay the end."""
 
 
 class HelperEndedError(Exception):
-    """The helper has ended, and there are no more events. The text says how: an error, signal, exit code."""
+    """The helper has ended, and no events are left. The message names the error, signal or exit code."""
 
 
 class Helper:
-    """The launcher's handle of a helper, which ends with the thread that started it.
+    """The launcher's handle of a helper. The helper ends with the thread that started it.
 
-    One thread receives events. Any thread may kill the helper.
+    Only one thread receives events. Any thread may kill the helper.
     """
 
     def __init__(self, name: str, function: str, job: object, *, is_idle: bool = False) -> None:
@@ -48,10 +49,10 @@ class Helper:
             name: the process is called `vllm-NAME`.
             function: `module:function`, called in the helper with the job and a `Send`. `ps` shows it.
             job: an object whose classes the helper can import.
-            is_idle: whether it runs only while processors are idle.
+            is_idle: whether the helper runs only while processors are idle.
 
         Raises:
-            OSError: it cannot be started.
+            OSError: the helper cannot be started.
         """
         from subprocess import PIPE, Popen  # noqa: PLC0415 - not in the helper, whose start is timed
 
@@ -70,10 +71,10 @@ class Helper:
             pickle.dump(job, stdin)
 
     def receive(self, timeout_s: float = math.inf) -> object | None:
-        """The next event. None if none came within this time.
+        """The next event. None if no event came within this time.
 
         Raises:
-            HelperEndedError: it has ended and all its events were received, or it was killed.
+            HelperEndedError: the helper has ended and all its events were received, or it was killed.
         """
         end_s = time.monotonic() + timeout_s
         while (event := self._take()) is None:
@@ -101,7 +102,7 @@ class Helper:
         self._events.close()
 
     def _take(self) -> object | None:
-        """Takes the next complete event from the bytes read so far."""
+        """Takes the next event from the bytes read so far. None if it is incomplete."""
         end = _LENGTH_BYTES + int.from_bytes(self._received[:_LENGTH_BYTES], "big")
         if len(self._received) < max(end, _LENGTH_BYTES + 1):
             return None
@@ -110,7 +111,7 @@ class Helper:
         return event
 
     def _wait(self) -> str:
-        """Waits for the helper's end. Returns how it ended, as text."""
+        """Waits until the helper has ended. Returns its signal or exit code as text."""
         from subprocess import TimeoutExpired  # noqa: PLC0415 - as above
 
         with suppress(TimeoutExpired):
@@ -120,7 +121,7 @@ class Helper:
 
 
 def _import_path() -> list[str]:
-    """The import path of the helper's modules, after the standard library: this project and its packages."""
+    """The helper's import path after the standard library: this project and the installed packages."""
     from importlib.util import find_spec  # noqa: PLC0415 - as above
 
     installed = [path for path in sys.path if Path(path).name in _INSTALLED]

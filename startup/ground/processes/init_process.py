@@ -1,7 +1,8 @@
 """Process 1 of a container: reaps children, forwards signals, and exits with the program's code.
 
 The kernel drops a signal to process 1 if there is no handler for it, and makes process 1 the parent of all
-orphans. So the program runs in a child, where signals have their usual effect. Imports as little as possible.
+orphans. So the program runs in a child, where signals have their usual effect. This module imports as little
+as possible.
 """
 
 import os
@@ -37,7 +38,10 @@ def become_init() -> None:
 
 
 def _supervise(program_pid: int) -> int:
-    """Forwards signals and reaps children until the program exits. Returns its code, 128+n for signal n."""
+    """Forwards signals and reaps children until the program exits. Returns its exit code.
+
+    If signal n has ended the program, returns 128 + n.
+    """
     while True:
         number = signal.sigwait(_WATCHED)
         if number != signal.SIGCHLD:
@@ -51,7 +55,7 @@ def _supervise(program_pid: int) -> int:
 
 
 def _reap_all(program_pid: int) -> int | None:
-    """Reaps all exited children. Returns the program's status if it was among them."""
+    """Reaps all exited children. Returns the program's status if the program has exited."""
     found = None
     with suppress(ChildProcessError):
         while True:
@@ -64,7 +68,11 @@ def _reap_all(program_pid: int) -> int | None:
 
 
 def _take_terminal() -> None:
-    """Creates a process group in the terminal's foreground, so that Ctrl-C is not also forwarded by init."""
+    """Creates a process group for this process, in the terminal's foreground.
+
+    Ctrl-C then reaches this process only from the terminal. In init's group, it would also be forwarded by
+    init.
+    """
     os.setpgid(0, 0)
     with suppress(OSError):
         before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)

@@ -1,7 +1,8 @@
-"""Repeats in a fork what libraries did on import in the parent: read variables and CPUs, draw random numbers.
+"""Repeats in a fork some steps of libraries' imports: reading variables and CPUs, drawing random numbers.
 
-A program that `exec` starts imports the libraries with its own environment. A fork must catch up. Python's
-`random`, `ssl` and the names of `tempfile` notice a fork by themselves.
+A program that `exec` starts imports the libraries with its own environment. A fork inherits the libraries
+with the parent's environment, so the libraries must be updated. Python's `random`, `ssl` and the names of
+`tempfile` handle a fork by themselves.
 """
 
 import logging
@@ -36,7 +37,7 @@ def refresh_libraries(changed: Mapping[str, str]) -> None:
     """Updates the imported libraries, except OpenMP (`startup.vllm.fork.child_state`). Starts no thread.
 
     Args:
-        changed: variables whose values have changed since the imports. A removed one is empty.
+        changed: variables whose values have changed since the imports. A removed variable is empty.
     """
     if "TZ" in changed:
         time.tzset()
@@ -62,7 +63,7 @@ def renew_random_state() -> None:
 
 
 def renew_authentication_key() -> None:
-    """Sets a new key for multiprocessing's connections, in a fork that multiprocessing has not made."""
+    """Sets a new key for multiprocessing's connections, in a fork that was not made by multiprocessing."""
     multiprocessing.current_process().authkey = os.urandom(32)
 
 
@@ -78,7 +79,10 @@ def _update_inductor(changed: Mapping[str, str]) -> None:
 
 
 def update_hub(changed: Mapping[str, str]) -> None:
-    """Applies changed offline mode and token, which the hub's client reads on import, if it is imported."""
+    """Applies a changed offline mode or token to the hub's client, which has read both on import.
+
+    Does nothing if the client is not imported.
+    """
     constants: Any = sys.modules.get("huggingface_hub.constants")
     if constants is not None and not changed.keys().isdisjoint(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")):
         offline = foreign.text_of("HF_HUB_OFFLINE") or foreign.text_of("TRANSFORMERS_OFFLINE")
@@ -88,20 +92,23 @@ def update_hub(changed: Mapping[str, str]) -> None:
 
 
 def forbid_hub_requests() -> None:
-    """Makes the hub's client of this process and its children, imported or not, send no requests."""
+    """Makes the hub's client send no requests, in this process and its children, even if imported already."""
     os.environ[env.HF_HUB_OFFLINE.name] = "1"
     update_hub({env.HF_HUB_OFFLINE.name: "1"})
 
 
 def update_prometheus(changed: Mapping[str, str]) -> None:
-    """Applies a changed metrics folder, read on import. Several API servers share metrics in its files."""
+    """Applies a changed folder for metrics, which prometheus_client has read on import.
+
+    Several API servers share metrics in the folder's files.
+    """
     values: Any = sys.modules.get("prometheus_client.values")
     if values is not None and "PROMETHEUS_MULTIPROC_DIR" in changed:
         values.ValueClass = values.get_value_class()
 
 
 def _update_vllm_log() -> None:
-    """Configures vLLM's log again for this process: older versions do so on import, in the parent."""
+    """Configures vLLM's log again in this process. Older versions of vLLM do so on import, in the parent."""
     configure = getattr(sys.modules.get("vllm.logger"), "_configure_vllm_root_logger", None)
     if configure is not None and logging.getLogger("vllm").handlers:
         configure()

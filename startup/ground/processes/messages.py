@@ -1,8 +1,8 @@
 """Messages between processes of this program: sections of byte strings, and file descriptors.
 
 A message is a version, a length and its sections. A section is a length and byte strings that each end with
-NUL, which neither arguments nor variables can contain. Reading a message executes no code, as unpickling
-would. A warm start waits for the import of this module.
+NUL. Neither arguments nor variables can contain NUL. Reading a message executes no code, unlike unpickling. A
+warm start waits for the import of this module, so it imports little.
 """
 
 import os
@@ -10,20 +10,24 @@ import socket
 
 VERSION = 1
 MAX_FDS = 250
-"""The kernel passes at most 253 file descriptors with one message (unix(7), SCM_MAX_FD)."""
+"""The most file descriptors of one message. The kernel's limit is 253 (unix(7), SCM_MAX_FD)."""
 
 _MAX_BYTES = 16 << 20
-"""Longest message, in bytes: `exec` accepts less, a quarter of the stack's limit and at most 6 MiB."""
+"""The longest message, in bytes.
+
+All arguments and variables of a program fit, because `exec` accepts less: a quarter of the stack's limit, and
+at most 6 MiB.
+"""
 _MAX_SECTIONS = 16
 _LENGTH_BYTES = 4
 
 
 class MessageError(Exception):
-    """A message is malformed, too long, incomplete or of another version."""
+    """A message is malformed, too long or incomplete, or has another version."""
 
 
 def send(connection: socket.socket, *sections: list[bytes], fds: list[int] | None = None) -> None:
-    """Sends a message with file descriptors. Raises OSError if the receiver has gone or does not read."""
+    """Sends a message with file descriptors. Raises OSError if the receiver has ended or does not read."""
     message = encode(*sections)
     num_sent = socket.send_fds(connection, [message], fds) if fds else 0
     if num_sent < len(message):  # an empty rest fails if the receiver has closed after reading the message

@@ -1,4 +1,4 @@
-"""Starts new programs, or runs them in forks. Decides what multiprocessing's programs inherit.
+"""Starts new programs, or runs programs in forks. Decides what multiprocessing's programs inherit.
 
 The forkserver of a warm start, and of the embedded engine, is a fork that stays dormant until it is needed.
 """
@@ -26,12 +26,12 @@ from startup.ground.processes.messages import MessageError, dictionary, pairs, r
 from startup.ground.processes.quick_end import end_now
 
 OWN_PACKAGES_MODULE: Final = "vllm_cli.own_packages"
-"""Imported first in every new program, so that a user's `server.py` cannot replace this program's."""
+"""Imported first in every new program, so that a user's `server.py` cannot replace the package `server`."""
 
 _NO_LEAK_WARNINGS: Final = "ignore::UserWarning:multiprocessing.resource_tracker"
 
 START_PROGRAM: Final = Name("multiprocessing.util", "spawnv_passfds", ("path", "args", "passfds"))
-"""Starts a program in which only these files are open, under the same numbers."""
+"""Starts a program in which only the files of `passfds` are open, under the same numbers."""
 EXIT_FUNCTION: Final = Name("multiprocessing.util", "_exit_function", ())
 _OUTPUT: Final = (1, 2)
 _COMMAND_LINE: Final = b"vllm-cli dormant forkserver\0"
@@ -42,7 +42,7 @@ _dormant: "_Dormant | None" = None
 
 @contextmanager
 def without_main_module() -> Iterator[None]:
-    """While open, multiprocessing's processes import our finder instead of this process's script."""
+    """During the block, multiprocessing's processes import `vllm_cli.own_packages` instead of the script."""
     main = vars(sys.modules["__main__"])
     hidden: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
     be_own_main_module()
@@ -53,16 +53,19 @@ def without_main_module() -> Iterator[None]:
 
 
 def be_own_main_module() -> None:
-    """Makes our finder this process's main module, so that `multiprocessing.spawn.prepare` keeps it."""
+    """Declares `vllm_cli.own_packages` as this process's main module.
+
+    If `multiprocessing.spawn.prepare` gets the same name, it keeps the main module.
+    """
     sys.modules["__main__"].__spec__ = ModuleSpec(OWN_PACKAGES_MODULE, None)
 
 
 @contextmanager
 def without_group_signals() -> Iterator[None]:
-    """While open, processes start with the group signals blocked.
+    """During the block, processes start with the group signals blocked.
 
-    Starts multiprocessing's resource tracker first, because that leaves SIGINT and SIGTERM unblocked,
-    whatever their state was (`ResourceTracker.ensure_running`).
+    Starts multiprocessing's resource tracker first, because its start unblocks SIGINT and SIGTERM in this
+    process, even if they were blocked before (`ResourceTracker.ensure_running`).
     """
     start_resource_tracker()
     with group_signals.blocked():
@@ -70,9 +73,9 @@ def without_group_signals() -> Iterator[None]:
 
 
 def start_resource_tracker() -> None:
-    """Starts multiprocessing's process that cleans up after others, unless it runs. It logs no warnings.
+    """Starts multiprocessing's resource tracker, which cleans up after other processes, unless it runs.
 
-    After a crash, its warnings would be the last lines of the output.
+    The tracker logs no warnings, because these would be the last lines of the output after a crash.
     """
     sys.warnoptions.append(_NO_LEAK_WARNINGS)
     try:
@@ -83,7 +86,7 @@ def start_resource_tracker() -> None:
 
 
 class _Dormant(NamedTuple):
-    """The dormant process, which is used once."""
+    """The dormant process. It runs one program."""
 
     pid: int
     connection: socket.socket
@@ -91,9 +94,9 @@ class _Dormant(NamedTuple):
 
 
 def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str]) -> None:
-    """Forks the dormant process. Called on the main thread of a process with one thread.
+    """Forks the dormant process. Call it while this process has only its main thread.
 
-    `close_in_child` closes, in the fork, files that only this process should have open.
+    The fork calls `close_in_child`, which closes the files that only this process should have open.
     """
     global _dormant
     load_libc()  # libffi 3.8 opens a file on import: otherwise only the fork would, at one of our numbers
@@ -113,7 +116,7 @@ def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str
 
 
 def dormant_pid() -> int | None:
-    """The pid of the dormant process. None once it was woken or discarded."""
+    """The pid of the dormant process. None before its fork, and once it was woken or discarded."""
     return None if _dormant is None else _dormant.pid
 
 
@@ -128,14 +131,14 @@ def discard_dormant() -> None:
 
 
 def differing_variable(names: Iterable[str]) -> str | None:
-    """The first of these variables that had another value during the imports. None if there is none."""
+    """The first of these variables whose value has changed since the imports. None if none has changed."""
     if _dormant is None:
         return None
     return next((n for n in sorted(names) if _dormant.at_import.get(n, "") != foreign.text_of(n)), None)
 
 
 def _become(program: "Program", connection: socket.socket) -> None:
-    """Gives the dormant process what a new program would have at its start."""
+    """Gives the dormant process the command line, name and settings that a new program has at its start."""
     connection.close()
     replace_command_line(b"".join(word + b"\0" for word in program.words))
     with suppress(OSError):
@@ -144,7 +147,7 @@ def _become(program: "Program", connection: socket.socket) -> None:
 
 
 def start_program(words: list[bytes], fds: list[int]) -> int:
-    """Starts a Python program with these open files: in the dormant process, if any. Returns its pid."""
+    """Starts a Python program with these open files, in the dormant process if any. Returns the pid."""
     global _dormant
     dormant, _dormant = _dormant, None
     if dormant is not None:
@@ -158,12 +161,12 @@ class Program(NamedTuple):
     """The program that a fork runs."""
 
     words: list[bytes]
-    """Its command line, with Python code after `-c`."""
+    """The program's command line, with Python code after `-c`."""
     changed: dict[str, str]
-    """Variables whose values differ from the fork's. A removed one is empty."""
+    """Environment variables whose values differ from the fork's. A removed variable is empty."""
     texts: list[str]
     fds: list[int]
-    """Descriptors that the caller of `send_program` has added."""
+    """The `other_fds` that the caller of `send_program` has added."""
 
 
 def send_program(
@@ -192,7 +195,7 @@ def send_program(
 def run_program(connection: socket.socket, begin: Callable[[Program], None]) -> NoReturn:
     """Runs the program that `send_program` sends, until this process ends.
 
-    Calls `begin` before the program. If that fails, the sending process gets the reason.
+    Calls `begin` before the program. If `begin` fails, the sending process receives the reason.
     """
     exit_code = 1
     try:

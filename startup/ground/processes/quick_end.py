@@ -1,6 +1,6 @@
 """Ends this process quickly, without freeing its modules and objects, or by a signal.
 
-Freeing them takes up to a second, and some libraries then report leaks.
+Freeing modules and objects takes up to a second, and some libraries report leaks when it happens.
 """
 
 import atexit
@@ -58,7 +58,7 @@ def flush_output() -> None:
 
 
 def end_like(status: int) -> int:
-    """Returns an exit code unchanged. For -N, ends this process by signal N, without a core dump."""
+    """Returns an exit code unchanged. For -N, ends this process with signal N and without a core dump."""
     if status >= 0:
         return status
     with suppress(ValueError, OSError):

@@ -1,9 +1,9 @@
-"""Ends a start that a signal stops: all processes within a second, with nothing left behind.
+"""Ends a start after a signal: all its processes end within a second, and no files are left behind.
 
-The processes are killed without an orderly end: an engine that loads its model does not answer, and vLLM
-would wait for it. Standard library only.
+The processes are killed instead of shut down in order. An engine that loads its model does not respond, and
+vLLM would wait for it. Standard library only.
 
-`end_with_this_process` starts a process that ends programs which outlive this one, however this one ends.
+`end_with_this_process` starts a process that kills the remaining programs, however this process ends.
 """
 
 import os
@@ -39,15 +39,15 @@ class StopSignals:
     """
 
     def __init__(self, on_stop: Callable[[str], None]) -> None:
-        """`on_stop` is called with the signal's name, on the main thread between any two of its steps."""
+        """`on_stop` is called with the signal's name, on the main thread. It may interrupt any code there."""
         self.mark: str | None = None
-        """A variable, `NAME=value`, that all programs of this start have."""
+        """An environment variable, `NAME=value`, of all programs of this start."""
         self._on_stop = on_stop
         self._owner_pid = os.getpid()
         self._inherited = set(child_pids(self._owner_pid)) - {new_program.dormant_pid()}
-        """Children of the shell that became this program by `exec vllm-cli serve > >(tee log)`."""
+        """Children that a shell started before it became this program: `exec vllm-cli serve > >(tee log)`."""
         self._others: dict[int, Any] = {}
-        """Handlers that other code has set."""
+        """Handlers that other code has set, by signal."""
         self._is_released = False
         self._first_s: float | None = None
         """When the first signal after `release` came, in monotonic seconds."""
@@ -63,26 +63,30 @@ class StopSignals:
         self._give_back()
 
     def take(self) -> None:
-        """Handles the signals, even if other code has bypassed `signal.signal`, as a compiled library may."""
+        """Sets this object's handlers, even if other code has set its own without `signal.signal`.
+
+        A compiled library may set handlers in this way.
+        """
         for number in GROUP_SIGNALS:
             if signal.getsignal(number) not in (signal.SIG_IGN, self._handle):
                 self._others[number] = set_handler(number, self._handle)
 
     def release(self) -> None:
-        """From now on, handlers of other code get the signals: the server is ready. Called on any thread.
+        """From now on, the server is ready, and handlers of other code get the signals.
 
-        On the main thread, these handlers are set again. Python sets none on other threads: signals are
-        passed on.
+        Any thread may call this method. On the main thread, the handlers of other code are set again.
+        Python cannot set handlers on other threads. After a call there, this object's handler passes the
+        signals on.
         """
         self._is_released = True
         if threading.current_thread() is threading.main_thread():
             self._give_back()
 
     def kill_all(self, timeout_s: float = KILL_S) -> None:
-        """Kills all other processes of this start, and removes the files that they can no longer remove.
+        """Kills all other processes of this start, and removes this process's temporary folders.
 
-        Returns once they have ended, or after the timeout. Does nothing in a fork of this process.
-        multiprocessing's resource tracker is spared: it removes shared memory and ends with this process.
+        Returns once the processes have ended, or after the timeout. Does nothing in a fork of this process.
+        multiprocessing's resource tracker is not killed: it removes shared memory and ends with this process.
         """
         import shutil  # noqa: PLC0415 - at the top, they would delay each start
         from multiprocessing import resource_tracker  # noqa: PLC0415
@@ -95,7 +99,10 @@ class StopSignals:
             shutil.rmtree(folder, ignore_errors=True)
 
     def end_soon(self) -> None:
-        """Ends this process with exit code 0, after a second signal, once clients had time for an answer."""
+        """After a second signal, ends this process with exit code 0.
+
+        Before the end, clients have time to receive an error.
+        """
         if self._is_ending.acquire(blocking=False):
             timer = threading.Timer(_LAST_ANSWERS_S, self._end)
             timer.daemon = True
@@ -140,7 +147,7 @@ class StopSignals:
                 set_handler(number, handler)
 
     def _keep_handler(self, number: int, handler: Any) -> Any:
-        """Replaces `signal.signal`: keeps the handler of a signal that this object handles, for later."""
+        """Replaces `signal.signal`. If this object handles the signal, keeps the new handler for later."""
         if number not in self._others or os.getpid() != self._owner_pid:
             return set_handler(number, handler)
         before, self._others[number] = self._others[number], handler
@@ -148,10 +155,11 @@ class StopSignals:
 
 
 def end_with_this_process(mark: str) -> None:
-    """Forks a process that kills programs with this variable, `NAME=value`, once this process has ended.
+    """Forks a process that kills all programs with the variable `mark` once this process has ended.
 
-    A death pipe ends only forks. Programs that an engine has started (compilers, checks of an import) would
-    outlive a launcher that is killed. Called while this process has one thread.
+    A death pipe ends only forks. Without the forked process, programs that an engine has started (compilers,
+    checks of an import) would outlive a killed launcher. `mark` has the form `NAME=value`. Call this function
+    while this process has one thread.
     """
     parent_pid = os.getpid()
     with group_signals.blocked():
@@ -172,7 +180,7 @@ def end_with_this_process(mark: str) -> None:
 
 
 def _temp_folders() -> list[str]:
-    """Temporary folders that this process would remove at its end: multiprocessing's and others."""
+    """Temporary folders of multiprocessing and `tempfile` that this process would remove at a normal exit."""
     import weakref  # noqa: PLC0415 - as above
     from multiprocessing import process  # noqa: PLC0415
     from tempfile import TemporaryDirectory  # noqa: PLC0415
