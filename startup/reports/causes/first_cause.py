@@ -389,7 +389,7 @@ def _last_resort(text: str, failure: Failure) -> KnownCause | None:
 
 
 def _inner_first(text: str) -> list[str]:
-    """If torch's compiler quotes another exception, puts the quoted one first, as it is more informative."""
+    """If torch's compiler quotes another exception, puts the more informative quoted exception first."""
     first, _, inner = text.partition("\n")
     return [inner, text] if inner and first.endswith("raised:") else [text]
 

@@ -59,10 +59,9 @@ _PREFIXES: Final = (
     re.compile(r"\((?:Process|raylet)\) "),
     re.compile(r"(?:vLLM )?(?:STDOUT|STDERR|stdout|stderr)(?: \||:) ?"),
 )
-"""The patterns match, in this order: ISO times, prefixes of containerd, prefixes of journald and syslog,
-plain times, prefixes of notebooks and of Docker compose, brackets such as `[rank0]:` and
-`[pod/name/container]`, log formats with bars, frames of terminals, prefixes of Ray, and prefixes of
-supervisors."""
+"""The first patterns match ISO times and the prefixes of containerd, journald, syslog, plain times,
+notebooks and Docker compose. The others match brackets such as `[rank0]:` and `[pod/name/container]`, log
+formats with bars, frames of terminals, Ray, and supervisors."""
 _PYTHON: Final = ("Traceback (most recent call last):", '  File "')
 
 _JSON_MESSAGES: Final = ("log", "message", "msg", "MESSAGE", "textPayload", "event", "line")

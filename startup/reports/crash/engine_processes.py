@@ -34,7 +34,7 @@ class _Process(NamedTuple):
     kind: int
     """Index of the process's kind in the list `kinds`."""
     begin: str
-    """The process's start time. It tells this process from a later one with the same pid."""
+    """The process's start time. A later process with the same pid has another start time."""
 
     @property
     def label(self) -> str:

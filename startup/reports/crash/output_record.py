@@ -297,7 +297,7 @@ def _is_ending(pid: int) -> bool:
 
 
 def _num_threads() -> int:
-    """The number of this process's threads, including those that compiled code has started."""
+    """The number of this process's threads, including threads of compiled code."""
     with suppress(OSError):
         return len(os.listdir("/proc/self/task"))  # noqa: PTH208
     return 1

@@ -166,7 +166,7 @@ def _format_phase(phase: PhaseTotal) -> str:
 
 
 def _find_hidden(phases: list[PhaseTotal], spans: Iterable[Stretch]) -> list[Stretch]:
-    """Spans of which more than half ran beside the critical path."""
+    """Spans that ran mostly (more than half of their time) beside the critical path."""
     shown_s = {phase.key: phase.took_s for phase in phases}
     least_s = _MIN_SHARE * sum(shown_s.values())
     hidden = [span for span in spans if span.took_s - 2 * shown_s.get(span.key, 0.0) >= least_s]

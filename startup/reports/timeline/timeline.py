@@ -49,7 +49,7 @@ class PhaseTimeline:
     def span(self, name: str, *, waits_for: str | None = None) -> Iterator[None]:
         """Records the block as a span, even if the block raises.
 
-        `waits_for` names the process for which the block only waits. None if the block does work.
+        If the block only waits for another process, `waits_for` is the name of this process.
         """
         begin = time.monotonic_ns()
         opened = PhaseSpan(API, name, begin, begin, waits_for)
