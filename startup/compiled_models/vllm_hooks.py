@@ -161,7 +161,7 @@ def _opened(item: tuple[str, Any]) -> tuple[str, Any]:
 
 
 def _named(text: str, code: CodeType | None) -> Iterator[tuple[str, Any]]:
-    """Yields the values of a hashed list. Their names are the expressions that the code appends to the list."""
+    """Yields the values of a hashed list. Their names are the expressions that the code appends to it."""
     try:
         values = ast.literal_eval(text)
         names = _appended(code) if code is not None else []
