@@ -168,7 +168,7 @@ def _enter_cgroup(pid: int) -> str | None:
 
 
 def _cgroups(pid: int) -> dict[str, str]:
-    """The paths of the cgroups with limits, by their controllers. Version 2 has an empty text as controllers."""
+    """The paths of the cgroups with limits, by their controllers. Version 2 has the empty text as its key."""
     lines = (line.split(":", 2) for line in _text(f"/proc/{pid}/cgroup").split("\n"))
     return {line[1]: line[2] for line in lines if len(line) == 3 and not line[1].startswith("name=")}
 
