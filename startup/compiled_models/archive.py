@@ -30,7 +30,7 @@ _CHUNK_BYTES: Final = 1 << 20
 _MOST_MANIFEST_BYTES: Final = 32 << 20
 _LONGEST_NAME: Final = 1024
 _LONGEST_PART: Final = 255
-"""Maximum length in bytes of each part of a file's path, because file systems accept no longer part."""
+"""Maximum length in bytes of each part of a file's path. File systems do not accept longer parts."""
 _NO_DATE: Final = (1980, 1, 1, 0, 0, 0)
 """The date of the member with the record, and of files in archives that earlier releases have written."""
 _LAST_DATE: Final = (2107, 12, 31, 23, 59, 58)

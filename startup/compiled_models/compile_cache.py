@@ -142,7 +142,7 @@ class CompileCache:
             os.close(lock)
 
     def _prepare(self) -> None:
-        """Removes models that must not be loaded. Fetches a model if none here is of this command line."""
+        """Removes models that must not be loaded. Fetches one if none was compiled for this command line."""
         self._records = [record for record in local.read_records() if record.model == self._model]
         for record in self._records:
             if (reason := self._why_unusable(record)) is not None:

@@ -27,7 +27,7 @@ class CompiledEvent:
     """Whether the loaded model has run once. Later failures do not count against the model."""
     compiled_s: float | None = None
     error: str = ""
-    """vLLM's message why it could not load the model. Empty if vLLM has not tried, or has not failed."""
+    """vLLM's reason for not loading the model. Empty if vLLM has not tried to load it, or has loaded it."""
     damaged: str | None = None
     """A file that differs from its record, if vLLM could not load the model. None if no file differs."""
     more: str = ""

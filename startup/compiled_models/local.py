@@ -285,7 +285,7 @@ def _place(path: Path, target: Path) -> None:
 
 
 def _readdress(group: Path, folder: Path) -> None:
-    """Moves the paths in Triton's list of files to `folder`. With other paths, Triton compiles again."""
+    """Rewrites Triton's list of files with paths in `folder`. With other paths, Triton compiles again."""
     with suppress(ValueError, LookupError, TypeError, AttributeError):  # Triton ignores such a list, too
         names = read_json(group.read_bytes())["child_paths"].keys()
         group.write_text(json.dumps({"child_paths": {name: str(folder / Path(name).name) for name in names}}))

@@ -28,7 +28,7 @@ from startup.ground.caches import why_not_trusted
 
 MOST_LISTED: Final = 200
 MOST_EXAMINED: Final = 1_000_000
-"""Maximum number of archives in a location whose name, size and time are considered."""
+"""Maximum number of archives in a location that are considered. Each is known by its name, size and time."""
 _PART: Final = r"[A-Za-z0-9][\w.+-]{0,199}"
 _NAME: Final = re.compile(rf"({_PART})/({_PART}{re.escape(ARCHIVE_SUFFIX)})", re.ASCII)
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{16}\.part", re.ASCII)
@@ -44,8 +44,8 @@ _LONGEST_RANGE_S: Final = 60.0
 _SLOWEST_UPLOAD: Final = 250_000
 """Bytes per second. A slower upload is aborted."""
 _TAIL_BYTES: Final = 128 << 10
-"""Number of bytes that the first request reads from the end of an archive. They contain directory and
-record."""
+"""Number of bytes that the first request reads from the end of an archive. The archive's directory and record
+are there."""
 _PUT_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "s3": {"mode": "create", "chunksize": 8 << 20, "max_concurrency": 2},
     "gs": {"mode": "create", "chunksize": 8 << 20},

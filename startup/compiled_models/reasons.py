@@ -124,7 +124,7 @@ def _name(record: CompiledModel) -> str:
 
 
 def _distance(reason: Reason) -> tuple[int, ...]:
-    """The size of the difference between a record and this start. Versions count most, then hardware."""
+    """A sort key for how much a record differs. Versions count most, then hardware, then the model."""
     kinds = [change.kind for change in reason.changes]
     return (kinds.count("versions"), kinds.count("hardware"), kinds.count("model"), len(kinds))
 

@@ -98,7 +98,7 @@ class CompiledModel:
 
     @staticmethod
     def family_of(model: str, versions: Mapping[str, str], hardware: Hardware) -> str:
-        """The name of the family: all compiled models of this model for these versions and this hardware.
+        """The name of the family of all compiled models for this model, these versions and this hardware.
 
         Starts with different flags have the same family. The name begins with vLLM's version.
         """

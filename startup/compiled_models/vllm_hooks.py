@@ -75,7 +75,7 @@ reason."""
 
 
 class HashedFactors(NamedTuple):
-    """The values of its environment and configuration that vLLM hashes."""
+    """The values of vLLM's environment and configuration that vLLM hashes."""
 
     digest: str
     """A digest of the hashes of environment and configuration. vLLM looks for the same compiled model if two
@@ -252,7 +252,7 @@ def _report_early(init_device: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _replace_load(decorators: ModuleType) -> None:
-    """Replaces vLLM's function that loads a compiled model. vLLM calls it once per model and process."""
+    """Replaces the function with which vLLM loads a compiled model, once per model and process."""
     load = _LOAD.get(decorators)
 
     @functools.wraps(load)

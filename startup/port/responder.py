@@ -132,7 +132,7 @@ class StartupResponder:
         self._wait(_END_S)
 
     def _end(self) -> None:
-        """Waits for the process to exit. Otherwise kills it, because it would accept the server's clients."""
+        """Waits until the process exits. Kills it after a limit, as it would accept the server's clients."""
         is_confirmed = False
         with suppress(OSError):
             self._ours.settimeout(responder_process.CONNECTION_S)

@@ -76,8 +76,7 @@ class StartSession:
         self.stack = ExitStack()
         """Its contents are closed in reverse order when the session ends."""
         self.phase_of_others: Callable[[], str] = str
-        """If the current phase waits for another process, returns the phase of this process. Empty if
-        unknown."""
+        """Returns the phase of the process that the current phase waits for. Empty if unknown."""
         self._is_private = is_private
         self._has_page = has_page
         self._address = ""

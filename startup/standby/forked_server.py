@@ -193,7 +193,7 @@ def _become_equal(request: Request, connection: socket.socket, front_pid: int, e
 
 @contextmanager
 def _ensured_to_run(connection: socket.socket, pid: int) -> Iterator[None]:
-    """In the block, the process `pid` at the connection's other end can be examined.
+    """Makes sure that the process `pid` at the connection's other end runs while the block examines it.
 
     Raises:
         _ColdStartError: the process is not visible from here. Or it has ended, so that another process may
@@ -242,7 +242,7 @@ def _set_stream(name: str, how: str) -> None:
 
 
 def _take_descriptors(open_fds: Mapping[int, int]) -> None:
-    """Gives the descriptors that the front process has sent the numbers that they have in that process."""
+    """Moves the received descriptors to the numbers that they have in the front process."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     for number in _STANDARD:

@@ -98,9 +98,9 @@ def written_since(before: Mapping[str, str]) -> dict[str, str | None]:
 
 
 def execute_with(wanted: Mapping[str, str]) -> dict[str, str]:
-    """Returns in a process that has the variables `wanted`. If they differ here, executes this program again.
+    """Executes this program again with the variables `wanted`, unless this process has them already.
 
-    The variables are set by a new execution because libraries read them when they are loaded.
+    Libraries read these variables when they are loaded, so this process cannot set them later.
 
     Returns:
         The user's environment without these variables. Starts are compared with it.

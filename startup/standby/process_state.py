@@ -143,10 +143,10 @@ def _set_limits(pid: int) -> str | None:
 
 
 def _enter_cgroup(pid: int) -> str | None:
-    """Moves this process into the other process's cgroup, unless it is in a cgroup with equal limits anyway.
+    """Moves this process into the other process's cgroup. If this fails, equal limits are enough.
 
-    Returns the reason if the process cannot enter a cgroup with other limits, else None. With cgroups of
-    version 1, the cgroups of all controllers must be the same.
+    Returns the reason if limits differ or are not visible, else None. With cgroups of version 1, the
+    cgroups of all controllers must be the same.
     """
     theirs, own = _cgroups(pid), _cgroups(os.getpid())
     path, own_path = theirs.pop("", ""), own.pop("", "")

@@ -48,7 +48,7 @@ def open_folder() -> int:
     """Opens the folder and returns its descriptor, for `socket_path`.
 
     Raises:
-        OSError: the folder does not exist or is not a folder, or another user owns it or may enter it.
+        OSError: there is no folder at this path, or another user owns the folder or may enter it.
     """
     fd = os.open(socket_folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     status = os.fstat(fd)

@@ -1,7 +1,7 @@
 """Collects the exceptions of a log, each with its causes, its process and the phase of the start.
 
 Lines of several processes alternate in a log, so exceptions of several processes are read at the same time.
-To bound the memory, each process keeps only the first exception that ended it, and its last exception.
+To limit memory, only two exceptions of each process are kept: the first one to end the process, and the last.
 """
 
 import re
@@ -151,7 +151,7 @@ class Failure:
     is_of_request: bool = False
     """Whether the exception concerns only one request of a client."""
     own_fault: str = ""
-    """The text of the chain's first exception that is vllm-cli's fault. Empty if vllm-cli has no fault."""
+    """The text of the chain's first exception that is vllm-cli's fault. Empty if vllm-cli is not at fault."""
     is_of_library_import: bool = False
     """Whether an installed module raised one of these exceptions while it was imported."""
     phase: str = ""

@@ -379,7 +379,7 @@ def _is_beside(process: str, engine: str) -> bool:
 
 
 def _last_resort(text: str, failure: Failure) -> KnownCause | None:
-    """The general cause of an unknown exception: vLLM refuses settings, or vLLM's code failed."""
+    """The general cause of an unknown exception, or None. vLLM refuses settings, or vLLM's code failed."""
     if _RECOMMENDS.search(text) or _REFUSES.match(text):
         return SETTING_REFUSED
     phase = phase_of_functions(failure.functions) or failure.phase

@@ -21,9 +21,9 @@ class KnownCause:
     texts: tuple[str, ...]
     advice: str
     where: Literal["exception", "hint", "end"] = "exception"
-    """Where the texts occur. `exception`: only in exceptions. `hint`: in exceptions, and in lines that
-    explain one. `end`: in exceptions, and in lines that report the end of a process without an
-    exception."""
+    """The lines in which the texts are searched. With `exception`, these are only exceptions. With
+    `hint`, they are also lines that explain an exception. With `end`, they are also lines that report the
+    end of a process without an exception."""
     is_general: bool = False
     """Whether a hint, or another exception of the chain, is more informative than this cause."""
     phase: str = ""
@@ -41,7 +41,7 @@ class KnownCause:
 
     @cached_property
     def _patterns(self) -> tuple[tuple[tuple[str, ...], str], ...]:
-        """The parts of each text, split at `ANYTHING`, and those of `^` and `$` that the text has."""
+        """For each text, its parts between `ANYTHING`, and its marks `^` and `$` in one string."""
         return tuple(
             (
                 tuple(text.strip("^$").split(ANYTHING)),

@@ -84,7 +84,10 @@ def write_termination_message(text: str) -> None:
 
 
 def find_crash(record: OutputRecord, more: str = "") -> Cause | None:
-    """The cause of the server's end, from its output and the lines `more`. None if no cause is found."""
+    """The cause of the server's end, from its output and the lines `more`. None if no cause is found.
+
+    If a signal stopped the server, the known cause is `STOPPED`.
+    """
     with suppress(OSError), record.file.open("rb") as stream:
         cause = find_cause(chain(read_lines(stream), more.splitlines()))
         return None if cause and cause.is_mention and cause.known is None else cause

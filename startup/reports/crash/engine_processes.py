@@ -97,7 +97,7 @@ class RecordedProcesses:
                 os.kill(process.pid, signal.SIGKILL)
 
     async def _take_stacks(self, *, resumes: bool) -> Mapping[_Process, Sequence[str]]:
-        """The stacks of all threads, by process. Leaves stopped processes out, or resumes them first."""
+        """The stacks of all threads, by process. Leaves stopped processes out, unless it `resumes` them."""
         stopped = [process for process, stat in self._alive() if stat[0] == _STOPPED]
         if resumes and stopped:
             for process in stopped:

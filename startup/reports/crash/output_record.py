@@ -91,7 +91,7 @@ class OutputRecord:
 
         Args:
             name: the process's name in the digest.
-            parent_pid: the kernel ends this process when this parent ends. 0 if this process outlives it.
+            parent_pid: the kernel ends this process when this parent ends. 0 if there is no such parent.
             is_watched: whether another process records how this process ends.
         """
         self.process_name = name
@@ -150,7 +150,7 @@ class OutputRecord:
         return text
 
     def shorten_tracebacks(self) -> None:
-        """From now on, terminals get tracebacks of all processes without frames. The record keeps them."""
+        """From now on, terminals get all processes' tracebacks without frames. The record has the frames."""
         with suppress(OSError):
             (self.folder / _SHORTENED).touch(mode=0o600)
 
@@ -195,7 +195,7 @@ class OutputRecord:
         return ProcessState(name, int(parent), phases[-1] if phases else "", stack)
 
     def state_size(self, pid: int) -> int:
-        """Size of the process's file of facts in bytes, from which `read_stacks` reads on later."""
+        """Size of the process's file of facts, in bytes. Pass it to `read_stacks` to read what follows."""
         with suppress(OSError):
             return self._state_file(pid).stat().st_size
         return 0

@@ -117,7 +117,7 @@ class StartSubject:
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of the installed ones among these packages. The first version in `sys.path` counts.
+    """The versions of these packages, if installed. If there are several, the first in `sys.path` counts.
 
     The versions come from the names of metadata folders, because reading the metadata takes 30 ms.
     """

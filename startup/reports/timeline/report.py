@@ -132,7 +132,7 @@ def read_report(text: str) -> StartReport:
     """Reads a report that `StartReport.to_json` has written. Ignores unknown members.
 
     Raises:
-        ReportError: the text is invalid, because somebody may have edited it. Names the invalid member.
+        ReportError: the text is not a valid report, for example after an edit. Names the invalid member.
     """
     import msgspec  # noqa: PLC0415 - a start only writes reports
 

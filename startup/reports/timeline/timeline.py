@@ -32,7 +32,7 @@ class PhaseTimeline:
 
     @classmethod
     def from_process_start(cls) -> "PhaseTimeline":
-        """A timeline that begins when the process that the user started began, before its interpreter ran."""
+        """A timeline from the begin of the process that the user started, with its interpreter's start."""
         now = time.monotonic_ns()
         warm = start_origin.warm
         if warm is None:
@@ -49,7 +49,7 @@ class PhaseTimeline:
     def span(self, name: str, *, waits_for: str | None = None) -> Iterator[None]:
         """Records the block as a span, even if the block raises.
 
-        If the block only waits for another process, `waits_for` is the name of this process.
+        If the block only waits for another process, `waits_for` is the other process's name.
         """
         begin = time.monotonic_ns()
         opened = PhaseSpan(API, name, begin, begin, waits_for)
