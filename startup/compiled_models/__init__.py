@@ -1,1 +1,1 @@
-"""vLLM's compiled models: what they were compiled from, and archives that machines share."""
+"""vLLM's compiled models: the values and sources that they depend on, and archives that machines share."""

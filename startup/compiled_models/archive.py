@@ -1,8 +1,8 @@
 """An archive of one compiled model: a zip file with its files and, as the last member, its record.
 
-The content is executable code. Each file is compared with the record's SHA-256 before it can be loaded.
-Whoever can write an archive can run code on every machine that reads it (docs/security.md), so these checks
-only find damage. The record bounds sizes and names.
+The content is executable code. Each file is compared with the record's SHA-256 before it can be loaded. These
+checks only find damage: anyone who can write an archive can run code on every machine that reads the archive
+(docs/security.md). The record limits the sizes and names of the files.
 """
 
 import calendar
@@ -23,23 +23,23 @@ from startup.compiled_models.record import CompiledModel, FileFacts
 
 MANIFEST: Final = "manifest.json"
 MOST_FILES: Final = 60_000
-"""Most files of an archive: its fields have at most 32 bits, so 16 bits count the members."""
+"""Maximum number of files in an archive. Without ZIP64, a zip file counts its members in 16 bits."""
 
 _LEVEL: Final = 1
 _CHUNK_BYTES: Final = 1 << 20
 _MOST_MANIFEST_BYTES: Final = 32 << 20
 _LONGEST_NAME: Final = 1024
 _LONGEST_PART: Final = 255
-"""Longest part of a file's name, in bytes, that file systems accept."""
+"""Maximum length in bytes of each part of a file's path. File systems do not accept longer parts."""
 _NO_DATE: Final = (1980, 1, 1, 0, 0, 0)
-"""The date of the record, and of files in archives of earlier releases."""
+"""The date of the member with the record, and of files in archives that earlier releases have written."""
 _LAST_DATE: Final = (2107, 12, 31, 23, 59, 58)
 _DAMAGE: Final = (BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error)
-"""Exceptions of `zipfile` for a file that is no archive, or that has changed since it was written."""
+"""Exceptions that `zipfile` raises for a file that is not an archive, or is damaged."""
 
 
 class ArchiveError(ValueError):
-    """The archive is damaged, or in a form that this program does not read. The message is one line."""
+    """The archive is damaged, or has a form that this program does not read. The message is one line."""
 
 
 class DamagedError(ArchiveError):
@@ -47,14 +47,15 @@ class DamagedError(ArchiveError):
 
 
 def write_archive(path: Path, record: CompiledModel, sources: Mapping[str, Path]) -> CompiledModel:
-    """Packs files into a new archive. Returns the record, completed with them.
+    """Packs files into a new archive. Returns the record with the facts about these files.
 
     `sources` maps names in the archive to files. `path` must not exist yet. Links, files that are not regular
-    and files that are gone are left out.
+    and files that no longer exist are left out.
 
     Raises:
-        OSError: a file cannot be read, or the archive not be written. The part that is written stays.
-        ValueError: a name is not allowed, the files are too many or too large, or `read_record` refuses them.
+        OSError: a file cannot be read, or the archive cannot be written. A partly written archive remains.
+        ValueError: a name is not allowed, the files are too many or too large, or `read_record` rejects the
+            archive.
     """
     if problem := _why_wrong_names(sources):
         raise ValueError(f"an archive of a compiled model cannot be written: {problem}")
@@ -74,25 +75,26 @@ def write_archive(path: Path, record: CompiledModel, sources: Mapping[str, Path]
 
 
 def read_record(file: BinaryIO) -> CompiledModel:
-    """The record in an archive. Reads only the directory and this member.
+    """The record in an archive. Reads only the archive's directory and the member with the record.
 
     Raises:
-        ArchiveError: it is not an archive of this format.
-        OSError: it cannot be read.
+        ArchiveError: the file is not an archive of this format.
+        OSError: the file cannot be read.
     """
     with _opened(file) as archive:
         return _read_record(archive)
 
 
 def unpack(file: BinaryIO, folder: Path, *, max_bytes: int) -> CompiledModel:
-    """Unpacks the files into an empty folder, compares each with the record, and returns the record.
+    """Unpacks the files into an empty folder, compares each file with the record, and returns the record.
 
-    After an error, the caller removes the folder. Files have mode 0600, folders 0700. Files keep their times
-    of change, in steps of 2 s: ninja, with which FlashInfer compiles, compares them. Nothing is synced.
+    After an error, the caller removes the folder. Files get mode 0600 and folders 0700. Files keep their
+    modification times, in steps of 2 s, because ninja compares these times when FlashInfer compiles. The
+    files are not synced to the disk.
 
     Raises:
-        ArchiveError: it is not an archive of this format, is damaged, or has too many bytes.
-        OSError: it cannot be read, or a file not be written.
+        ArchiveError: the file is not an archive of this format, is damaged, or has more than `max_bytes`.
+        OSError: the archive cannot be read, or a file cannot be written.
     """
     with _opened(file) as archive:
         record = _read_record(archive)
@@ -110,7 +112,7 @@ def unpack(file: BinaryIO, folder: Path, *, max_bytes: int) -> CompiledModel:
 
 
 def _pack(archive: ZipFile, name: str, source: Path) -> FileFacts | None:
-    """Adds a file, at most up to its present size. None if it is left out."""
+    """Adds a file to the archive, up to the size that the file has now. None if the file is left out."""
     try:
         status = source.lstat()
         if not stat.S_ISREG(status.st_mode):
@@ -133,7 +135,7 @@ def _pack(archive: ZipFile, name: str, source: Path) -> FileFacts | None:
 
 
 def _why_wrong_names(names: Mapping[str, object]) -> str | None:
-    """Why these cannot be the names of an archive's files. None if they can."""
+    """The reason why these cannot be the names of an archive's files. None if they are valid names."""
     if len(names) > MOST_FILES:
         return f"it has {len(names)} files, more than {MOST_FILES}"
     wrong = next((name for name in names if name == MANIFEST or not _is_safe(name)), None)
@@ -144,7 +146,7 @@ def _why_wrong_names(names: Mapping[str, object]) -> str | None:
 
 
 def _is_safe(name: str) -> bool:
-    """Whether the name stays inside the folder, and can be a file's name."""
+    """Whether the name can be a file's name, and leads to a file inside the folder."""
     if not name.isprintable() or "\\" in name or len(name.encode()) > _LONGEST_NAME:
         return False
     return all(part not in ("", ".", "..") and len(part.encode()) <= _LONGEST_PART for part in name.split("/"))
@@ -171,7 +173,7 @@ def _opened(file: BinaryIO) -> Iterator[ZipFile]:
 
 @contextmanager
 def _explained(kind: type[ArchiveError], what: str) -> Iterator[None]:
-    """Turns errors of `zipfile` into this error."""
+    """Raises errors of `zipfile` in the block as errors of this kind. Their messages begin with `what`."""
     try:
         yield
     except ArchiveError:

@@ -1,7 +1,7 @@
-"""The compiled model of one start: fetches it during the imports, predicts and explains compiling, shares it.
+"""The compiled model of one start. Fetches and shares it, and forecasts and explains whether vLLM compiles.
 
-A worker reports its configuration once it has its device (`startup.compiled_models.vllm_hooks`). From then on
-the launcher knows whether vLLM will compile the model, long before vLLM does so.
+A worker reports its configuration once it has its device (`startup.compiled_models.vllm_hooks`). From
+this report, the launcher computes whether vLLM will compile the model, long before vLLM compiles it.
 """
 
 import json
@@ -42,15 +42,15 @@ _POLLED_EVERY_S: Final = 0.05
 
 
 def present_versions(vllm: InstalledVllm) -> dict[str, str]:
-    """Versions, by name, of Python and of the packages that compile. A compiled model fits only these."""
+    """The versions of Python and of the packages that compile, by name. A compiled model fits only these."""
     return {"python": platform.python_version(), "vllm": vllm.version, **installed_versions(_PACKAGES)}
 
 
 class CompileCache:
-    """The compiled model of one start. Created before the forkserver, in the launcher's process."""
+    """The compiled model of one start. The launcher creates this object before it starts the forkserver."""
 
     def __init__(self, vllm: InstalledVllm, line: CommandLine, option: CompileCacheOption | None, folder: Path) -> None:
-        """The processes of the start exchange files in `folder`."""
+        """`folder` is for the files through which the processes of the start exchange facts."""
         self._vllm = vllm
         self._model = line.model or ""
         self._start_id = _start_id(line)
@@ -59,22 +59,22 @@ class CompileCache:
         self._records: list[CompiledModel] = []
         self._began_s = time.time()
         self._removed: dict[str, Reason] = {}
-        """Why compiled models were removed before this start could load them, by key."""
+        """The reasons why compiled models were removed before this start could load them, by key."""
         self._expected: Reason | None = None
         self._job: AddJob | None = None
-        """The models to record and share once the start is over. None if there are none."""
+        """The models to record and share after the start. None if there are no such models."""
         self._helper: SharingProcess | None = None
         self._problems: list[str] = []
-        """Problems with locations that were reported. Each is reported once."""
+        """The problems with locations that were logged so far. Each problem is logged once."""
         self._is_late = False
-        """Whether fetching took too long."""
+        """Whether a fetch took too long, so that nothing more is fetched."""
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
         if self._option.is_required:
             forbid_compiling()
 
     def begin(self, state: StartState) -> None:
-        """Starts a thread that looks for the compiled model, fetches it and logs what to expect."""
+        """Starts a thread that looks for the compiled model, fetches it and logs a forecast."""
         lock = self._exchange.hold_load(local.claim_keys(self._hardware), is_required=self._option.is_required)
         self._thread = threading.Thread(target=self._run, args=(state, lock), name="compile-cache", daemon=True)
         group_signals.start_thread(self._thread)
@@ -88,14 +88,14 @@ class CompileCache:
             self._thread.join()
 
     def note_failure(self) -> None:
-        """Called when the start has failed: counts this for each model loaded but not used yet."""
+        """Called when the start has failed. Counts a failure of each model that was loaded, but not used."""
         suspected = {event.key for event in self._exchange.events() if event.loaded_s is not None and not event.is_used}
         for record in self._records:
             if record.key in suspected:
                 local.note_failure(record)
 
     def describe(self, state: StartState) -> None:
-        """Called when vLLM is ready: reports whether it has compiled the model, and why."""
+        """Called when vLLM is ready. Reports whether vLLM has loaded or compiled the model, and why."""
         self.close()
         events = self._exchange.events()
         if not events:
@@ -116,7 +116,7 @@ class CompileCache:
         )
 
     def share(self) -> None:
-        """Records and shares the models that vLLM has compiled. Takes seconds. Called after `describe`."""
+        """Records and shares the models that vLLM has compiled. Takes seconds. Call it after `describe`."""
         if self._job is not None and self._job.records:
             self._add(self._job)
 
@@ -142,7 +142,7 @@ class CompileCache:
             os.close(lock)
 
     def _prepare(self) -> None:
-        """Removes models that must not be loaded. Fetches one for this command line unless one is here."""
+        """Removes models that must not be loaded. Fetches one if none was compiled for this command line."""
         self._records = [record for record in local.read_records() if record.model == self._model]
         for record in self._records:
             if (reason := self._why_unusable(record)) is not None:
@@ -152,7 +152,10 @@ class CompileCache:
             self._fetch()
 
     def _why_unusable(self, record: CompiledModel) -> Reason | None:
-        """Why vLLM, which does not check the model's files, must not load it. None if it may."""
+        """The reason why vLLM must not load a model that failed before. None if vLLM may load the model.
+
+        vLLM itself does not check the model's files.
+        """
         if not (failures := local.num_failures(record)):
             return None
         if (damaged := local.damaged_file(record)) is not None:
@@ -167,7 +170,7 @@ class CompileCache:
         return fits and record.key not in self._removed and local.is_installed(record)
 
     def _fetch(self, digest: str = "") -> None:
-        """Fetches models in a helper process, and waits for it."""
+        """Fetches models in a helper process, and waits for the helper's report."""
         baked = find_baked().folder
         places = [str(baked / COMPILED)] if baked is not None and (baked / COMPILED).is_dir() else []
         places += [self._option.location] if self._option.location else []
@@ -225,12 +228,12 @@ class CompileCache:
         return next(filter(None, map(self._why_not_used, fitting)), gone)
 
     def _why_not_used(self, record: CompiledModel) -> Reason | None:
-        """Why a compiled model that fits was removed or not fetched. None if neither is known."""
+        """The reason why a compiled model that fits was removed or not fetched. None if it is unknown."""
         excluded = _FAILED if local.is_excluded(record) else None
         return self._removed.get(record.key) or excluded or _why_outdated(record)
 
     def _why_compiled(self, events: Iterable[CompiledEvent]) -> Reason | None:
-        """Why vLLM compiled a model. None if it loaded everything."""
+        """The reason why vLLM compiled a model. None if vLLM loaded all models."""
         compiled = [event for event in events if event.loaded_s is None]
         if not compiled:
             return None
@@ -243,7 +246,7 @@ class CompileCache:
         return why_not_loaded(record, failed.error, failed.damaged)
 
     def _to_add(self, events: Iterable[CompiledEvent], known: Mapping[str, CompiledModel]) -> Iterable[CompiledModel]:
-        """Records of models that were compiled, or that were loaded and are to be shared again."""
+        """Yields the records of compiled models, and of loaded models that may have to be shared again."""
         by_key: dict[str, list[CompiledEvent]] = {}
         for event in events:
             by_key.setdefault(event.key, []).append(event)
@@ -277,17 +280,23 @@ class CompileCache:
 
 
 def forbid_compiling() -> None:
-    """Makes vLLM fail instead of compiling, even where this program cannot predict that it would compile."""
+    """Makes vLLM fail instead of compiling, even in cases that the launcher cannot forecast."""
     os.environ[env.VLLM_FORCE_AOT_LOAD.name] = "1"
 
 
 def _why_outdated(record: CompiledModel) -> Reason | None:
-    """Why the sources no longer fit the record. vLLM finds that out only after it has loaded the model."""
+    """The reason why the sources no longer fit the record. None if they fit.
+
+    vLLM itself compares the sources only after it has loaded the model.
+    """
     return why_not_loaded(record, "", None) if changed_sources(record) else None
 
 
 def _start_id(line: CommandLine) -> str:
-    """A hash of nearly all flags: finds archives worth fetching. vLLM's hashes decide which of them fit."""
+    """A hash of the flags, except flags about addresses, keys and TLS.
+
+    It finds archives that may fit. Then vLLM's hashes show whether an archive fits.
+    """
     of_port = flags_with_role("address", "keys", "tls", "port", "both") | {"--served-model-name"}
     values = sorted((flag.option, flag.values) for flag in line.flags if flag.fact.name not in of_port)
     return sha256(json.dumps([line.model, values]).encode()).hexdigest()[:16]
@@ -306,7 +315,7 @@ def _log(report: SharingReport, did: str) -> None:
 def _describe(
     events: Iterable[CompiledEvent], reason: Reason | None, records: Mapping[str, CompiledModel]
 ) -> dict[str, Any]:
-    """The facts about compiled models for the log, the report and the status page."""
+    """The facts about compiled models, as JSON values for the log, the report and the status page."""
     events = list(events)
     took_s = max(event.loaded_s or event.compiled_s or 0.0 for event in events)
     if reason is None:

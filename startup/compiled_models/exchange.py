@@ -15,43 +15,44 @@ _POLLED_EVERY_S: Final = 0.02
 
 @dataclass
 class CompiledEvent:
-    """What a worker did with one compiled model: loaded, used or compiled it, and why it did not load it."""
+    """A worker's facts about one compiled model: whether it loaded, used or compiled the model, and why."""
 
     key: str
     rank: str
     """The name of the rank's folder in vLLM's cache."""
     digest: str = ""
-    """The digest of everything that vLLM hashed when it looked for the model."""
+    """The digest of all values that vLLM hashed when it looked for the model."""
     loaded_s: float | None = None
     is_used: bool = False
-    """Whether the loaded model has computed something: later failures are not its fault."""
+    """Whether the loaded model has run once. Later failures do not count against the model."""
     compiled_s: float | None = None
     error: str = ""
-    """Why vLLM could not load it, in vLLM's words. Empty if it did not try or did not fail."""
+    """vLLM's reason for not loading the model. Empty if vLLM has not tried to load it, or has loaded it."""
     damaged: str | None = None
-    """A file that has changed since it was recorded, if that is why vLLM could not load the model."""
+    """A file that differs from its record, if vLLM could not load the model. None if no file differs."""
     more: str = ""
-    """A further folder that vLLM has chosen for it."""
+    """A further folder that vLLM has chosen for files of the model. Empty if there is no such folder."""
     sources: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the traced source files, by module."""
 
 
 class Exchange:
-    """Reads and writes the files. The launcher and each worker create their own object."""
+    """Reads and writes the files of the exchange. The launcher and each worker create their own object."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.found_folder = folder / "found"
-        """The folder for records that were found in locations."""
+        """The folder for copies of the records that were found in locations."""
         self._lock = folder / "compiled.lock"
         self._required = folder / "compiled.required"
         self._early = folder / "compiled.early"
         self._answer = folder / "compiled.answer"
 
     def hold_load(self, hardware: str, *, is_required: bool) -> int:
-        """Called by the launcher: workers do not look for a compiled model until this descriptor is closed.
+        """Called by the launcher. Workers load no compiled model until it closes the returned descriptor.
 
-        vLLM's keys get `hardware` (`local.claim_keys`). With `is_required`, workers wait for `answer`.
+        The text `hardware` (`local.claim_keys`) is added to vLLM's keys. With `is_required`, workers also
+        wait until the launcher calls `answer`.
         """
         if is_required:
             self._required.touch()
@@ -61,19 +62,19 @@ class Exchange:
         return fd
 
     def wait_for_load(self) -> None:
-        """Called by a worker. Returns once the compiled model has arrived, if one is being fetched."""
+        """Called by a worker. If a compiled model is being fetched, waits until the fetch is complete."""
         with suppress(OSError), self._lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH)
 
     def read_hardware(self) -> str:
-        """Called by a worker. Returns the text that `hold_load` got."""
+        """Called by a worker. Returns the text `hardware` that the launcher passed to `hold_load`."""
         return self._lock.read_text() if self._lock.exists() else ""
 
     def report_early(self, *, compiles: bool, digest: str, factors: Mapping[str, Any]) -> str | None:
         """Called by each worker before it loads the model. Only the first worker's report is kept.
 
         Returns:
-            Why the start must end here. None if it goes on.
+            The reason why the start must end here. None if the start goes on.
         """
         beside = self._early.with_suffix(f".{os.getpid()}")
         with suppress(OSError):
@@ -88,20 +89,20 @@ class Exchange:
         return self._early.exists()
 
     def read_early(self) -> dict[str, Any] | None:
-        """The first worker's report. None if there is none yet."""
+        """The first worker's report. None if no worker has reported yet."""
         with suppress(OSError, ValueError):
             content: dict[str, Any] = json.loads(self._early.read_bytes())
             return content
         return None
 
     def answer(self, refusal: str) -> None:
-        """Called by the launcher: answers why the start must end, or with an empty text to let it go on."""
+        """Called by the launcher. `refusal` says why the start must end. It is empty if the start goes on."""
         beside = self._answer.with_suffix(".new")
         beside.write_text(refusal)
         beside.replace(self._answer)
 
     def note(self, path: str, **fields: Any) -> None:
-        """Called by a worker: adds facts about the compiled model with this path, `.../KEY/RANK/model`."""
+        """Called by a worker. Adds facts about the compiled model with this path, `.../KEY/RANK/model`."""
         line = json.dumps({"path": path, **fields})
         with suppress(OSError), (self._folder / f"compiled.{os.getpid()}.events").open("a") as file:
             file.write(f"{line}\n")

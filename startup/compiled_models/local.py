@@ -1,4 +1,4 @@
-"""The compiled models of this machine: their records in our cache folder, their files in vLLM's."""
+"""The compiled models of this machine. Records are in vllm-cli's cache folder, and files are in vLLM's."""
 
 import fcntl
 import json
@@ -21,32 +21,34 @@ from startup.ground.caches import cache_folder
 
 _RECORDS: Final = "compiled"
 _COMPILED: Final = "torch_compile_cache"
-"""Folder of compiled models, below vLLM's cache folder."""
+"""Folder of compiled models, inside vLLM's cache folder."""
 AOT: Final = f"{_COMPILED}/torch_aot_compile"
-"""Below vLLM's cache folder: contains a folder for each key, which contains a folder for each rank."""
+"""Folder inside vLLM's cache folder. It contains a folder for each key, with a folder for each rank."""
 ENTRY: Final = "model"
 """The file that vLLM looks for in a rank's folder."""
 VLLM: Final = "vllm"
 _BESIDE: Final = ("deep_gemm", "flashinfer_autotune_cache")
-"""Folders below vLLM's cache folder with GPU kernels and their tuning, which belong to no single model."""
+"""Folders inside vLLM's cache folder, with GPU kernels and their tuning. Several models use the same
+kernels."""
 _LEAST_PARTS: Final = {
     **{"triton": 1, "flashinfer": 1, "humming": 1, "tilelang": 1, f"{VLLM}/{_COMPILED}": 3},
     **dict.fromkeys((f"{VLLM}/{name}" for name in _BESIDE), 2),
 }
-"""A file's path in these folders has at least so many parts. A shorter path belongs to a folder."""
+"""The minimum number of parts of a file's path in each folder. A shorter path would replace a folder."""
 _KERNEL_BYTES: Final = 1 << 30
-"""Most bytes of such kernels in one archive. The newest files are taken."""
+"""Maximum size in bytes of the kernels in one archive. The newest files are included."""
 _LEFT_OUT: Final = (".lock", ".tmp", ".aside", ".log", "/cache_key_factors.json")
-"""Endings of paths that are left out: temporary files, logs, values of variables for vLLM's developers."""
+"""Endings of paths that are left out: temporary files, logs, and variables' values for vLLM's developers."""
 _TRITON_GROUP: Final = "__grp__"
-"""Names of the files in which Triton lists a kernel's files, with absolute paths, begin like this."""
+"""Beginning of the name of a file in which Triton lists a kernel's files by their absolute paths."""
 _INCOMING: Final = "incoming-"
 _LEFT_S: Final = 60.0
-"""Seconds. An older folder without a lock was left by a killed helper."""
+"""A folder that is older than this many seconds and has no lock was left by a killed helper."""
 _FAILED: Final = ".failed"
 _EXCLUDED: Final = ".excluded"
 _HARDWARE: Final = "hardware"
-"""File with the name of the hardware on which vLLM's keys get no addition."""
+"""File with the name of the first hardware in this folder. For this hardware, nothing is added to vLLM's
+keys."""
 
 
 def vllm_root() -> Path:
@@ -55,7 +57,7 @@ def vllm_root() -> Path:
 
 
 def caches() -> dict[str, Path]:
-    """The folders to which compilers write, by their names in a record."""
+    """The folders to which compilers write, by the folders' names in a record."""
     home = expand_home("~")
     triton = Path(foreign.text_of("TRITON_HOME") or home) / ".triton/cache"
     return {
@@ -75,7 +77,8 @@ def records_folder() -> Path:
 def claim_keys(hardware: Hardware) -> str:
     """The text to add to vLLM's keys for this hardware. Empty for the first hardware in the folder.
 
-    Unlike machines may share a folder. vLLM's key lacks the instruction sets and, in some releases, the GPUs.
+    Machines with different hardware may share a folder, but vLLM's key does not include the instruction sets
+    and, in some releases, the GPUs.
     """
     first = records_folder() / _HARDWARE
     with suppress(OSError):
@@ -90,7 +93,7 @@ def claim_keys(hardware: Hardware) -> str:
 
 
 def read_records(folder: Path | None = None) -> list[CompiledModel]:
-    """All valid records of a folder, by default this machine's; the newest first."""
+    """All valid records in a folder, the newest first. By default, the folder of this machine's records."""
     found = []
     for path in (folder or records_folder()).glob("*.json"):
         with suppress(OSError, ValueError):
@@ -99,7 +102,7 @@ def read_records(folder: Path | None = None) -> list[CompiledModel]:
 
 
 def record_path(record: CompiledModel, folder: Path | None = None) -> Path:
-    """The file of a record. Its time of change is the time of the last use."""
+    """The file of a record. The file's modification time is the time of the model's last use."""
     return (folder or records_folder()) / record.file_name
 
 
@@ -125,9 +128,9 @@ def files_of(record: CompiledModel, more: Iterable[str] = (), since_s: float = 0
     """The files without which vLLM would compile again, by their names in a record.
 
     Args:
-        record: of the compiled model.
-        more: further folders that vLLM has named for it.
-        since_s: kernels changed since then, in seconds since 1970, belong to this start.
+        record: the record of the compiled model.
+        more: further folders that vLLM has chosen for the model's files.
+        since_s: a time in seconds since 1970. Kernels that have changed since this time belong to this start.
     """
     folders = caches()
     root = folders.pop(VLLM)
@@ -141,13 +144,13 @@ def files_of(record: CompiledModel, more: Iterable[str] = (), since_s: float = 0
 
 
 def install(unpacked: Path) -> list[str]:
-    """Moves the files of an unpacked archive to where compilers look for them. Replaces no existing file.
+    """Moves the files of an unpacked archive to the compilers' folders. Replaces no existing file.
 
-    For each rank, the file that vLLM looks for comes last, so that vLLM finds all or nothing. Files for other
-    folders, such as our own, are left out.
+    For each rank, the file that vLLM looks for is moved last, so that vLLM finds either all files or no
+    model. Files for any other folder, such as vllm-cli's own, are left out.
 
     Returns:
-        Why kernels of other caches could not be written; at most one reason for each cache.
+        The reasons why kernels of other caches could not be written, at most one for each cache.
 
     Raises:
         OSError: vLLM's folder cannot be written to.
@@ -168,7 +171,7 @@ def install(unpacked: Path) -> list[str]:
 
 
 def remove(record: CompiledModel) -> None:
-    """Removes a compiled model and its record, but no files that others use, too."""
+    """Removes a compiled model and its record, except files that other compiled models use."""
     base = _key_folder(record.key)
     others = [_further_folders(other) for other in read_records() if record_path(other) != record_path(record)]
     for folder in (*(base / rank for rank in record.ranks), base, *_further_folders(record).difference(*others)):
@@ -189,13 +192,13 @@ def remove_all() -> None:
 
 
 def num_bytes(record: CompiledModel) -> int:
-    """The size of the model's files, without kernels, which others use too. 0 if the files are gone."""
+    """The size of the model's files, except kernels, which several models use. 0 if the files are gone."""
     own = (facts.size for name, facts in record.files.items() if name.startswith(f"{VLLM}/{_COMPILED}/"))
     return sum(own) if is_installed(record) else 0
 
 
 def num_bytes_of_all() -> int:
-    """The size of all compiled models in vLLM's folder, and of what killed helpers have left there."""
+    """The size of all compiled models in vLLM's folder, and of files that killed helpers have left."""
     total = 0
     for folder in (compiled_folder(), *records_folder().glob(f"{_INCOMING}*")):
         for path in _files(folder):
@@ -205,7 +208,7 @@ def num_bytes_of_all() -> int:
 
 
 def damaged_file(record: CompiledModel) -> str | None:
-    """The first file that is missing or has changed since it was recorded. None if all are right."""
+    """The first file that is missing or has changed since it was recorded. None if there is no such file."""
     for name, facts in record.files.items():
         cache, _, path = name.partition("/")
         if cache != VLLM or f"/{record.key}/" not in name or name.endswith(_LEFT_OUT) or f"/{_TRITON_GROUP}" in name:
@@ -218,33 +221,33 @@ def damaged_file(record: CompiledModel) -> str | None:
 
 
 def note_failure(record: CompiledModel) -> None:
-    """Counts a failed start that had loaded the compiled model."""
+    """Counts a start that has failed after it had loaded the compiled model."""
     with suppress(OSError), record_path(record).with_suffix(_FAILED).open("a") as file:
         file.write("x")
 
 
 def num_failures(record: CompiledModel) -> int:
-    """How many starts in a row have failed after they had loaded the model."""
+    """The number of starts in a row that have failed after they had loaded the model."""
     with suppress(OSError):
         return record_path(record).with_suffix(_FAILED).stat().st_size
     return 0
 
 
 def note_use(record: CompiledModel) -> None:
-    """Called when a start that loaded the model is ready: renews the last use, forgets earlier failures."""
+    """Called when a start that has loaded the model is ready. Sets the last use and resets the failures."""
     with suppress(OSError):
         os.utime(record_path(record))
         record_path(record).with_suffix(_FAILED).unlink(missing_ok=True)
 
 
 def exclude(record: CompiledModel) -> None:
-    """Prevents that this compiled model is fetched from a location again."""
+    """Prevents later fetches of this compiled model from a location."""
     with suppress(OSError), record_path(record).with_suffix(_EXCLUDED).open("a") as file:
         file.write(f"{record.created_at}\n")
 
 
 def is_excluded(record: CompiledModel) -> bool:
-    """Whether starts have failed with this very compilation, so that it must not be fetched."""
+    """Whether starts with exactly this compilation have failed, so that it must not be fetched."""
     with suppress(OSError):
         return record.created_at in record_path(record).with_suffix(_EXCLUDED).read_text().splitlines()
     return False
@@ -252,7 +255,7 @@ def is_excluded(record: CompiledModel) -> bool:
 
 @contextmanager
 def incoming() -> Iterator[Path]:
-    """A new folder on the file system of vLLM's caches, removed afterwards."""
+    """Yields a new folder beside the records, and removes the folder afterwards."""
     records_folder().mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=records_folder()))
     try:
@@ -264,7 +267,7 @@ def incoming() -> Iterator[Path]:
 
 
 def remove_left() -> None:
-    """Removes folders of killed helpers, whose locks the kernel has released."""
+    """Removes the folders of killed helpers. The kernel has released the locks of these folders."""
     for folder in records_folder().glob(f"{_INCOMING}*"):
         with suppress(OSError):
             if folder.stat().st_mtime < time.time() - _LEFT_S:
@@ -282,14 +285,14 @@ def _place(path: Path, target: Path) -> None:
 
 
 def _readdress(group: Path, folder: Path) -> None:
-    """Rewrites a list of Triton for the files of this folder. With other paths, Triton compiles again."""
+    """Rewrites Triton's list of files with paths in `folder`. With other paths, Triton compiles again."""
     with suppress(ValueError, LookupError, TypeError, AttributeError):  # Triton ignores such a list, too
         names = read_json(group.read_bytes())["child_paths"].keys()
         group.write_text(json.dumps({"child_paths": {name: str(folder / Path(name).name) for name in names}}))
 
 
 def _move(path: Path, target: Path) -> None:
-    """Moves a file, also to another file system by a copy. The target is complete or missing at any time."""
+    """Moves a file, even to another file system. At any time, the target is either complete or missing."""
     beside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         shutil.move(path, beside)
@@ -308,14 +311,14 @@ def _key_folder(key: str) -> Path:
 
 
 def _further_folders(record: CompiledModel) -> set[Path]:
-    """Folders that vLLM has chosen for the model, outside of the folders of keys."""
+    """Folders that vLLM has chosen for the model's files, outside of the folders of keys."""
     root, aot = vllm_root(), _key_folder(".")
     paths = (root / name.removeprefix(f"{VLLM}/") for name in record.files if name.startswith(f"{VLLM}/{_COMPILED}/"))
     return {folder for path in paths for folder in path.parents if folder.parent == aot.parent and folder != aot}
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The regular files in a folder and below, without temporary ones."""
+    """Yields the regular files in a folder and its subfolders, except those with endings in `_LEFT_OUT`."""
     for path, _, names in os.walk(folder):
         for name in names:
             file = Path(path, name)
@@ -324,7 +327,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _newest(folders: Mapping[str, Iterable[Path]], known: set[str], since_s: float) -> dict[str, Path]:
-    """The newest files of these folders, up to the limit, without files of other programs."""
+    """The newest files of these folders, up to `_KERNEL_BYTES`, without files of other programs."""
     roots = caches()
     found = [(name, path, path.stat()) for name, paths in folders.items() for path in paths for path in _files(path)]
     chosen, left = {}, _KERNEL_BYTES

@@ -1,7 +1,8 @@
 """A place where machines share archives of compiled models: a folder, or an address of an object store.
 
-An archive is written once and never changed; of several writers, the first one wins. There are no locks. The
-content is executable code: a folder is used only if nobody but this user and root can change its content.
+An archive is written once and never changed. If several machines write the same archive, the first
+archive stays. There are no locks. The content is executable code, so a folder is used only if nobody
+except this user and root can change its content.
 """
 
 import errno
@@ -27,7 +28,7 @@ from startup.ground.caches import why_not_trusted
 
 MOST_LISTED: Final = 200
 MOST_EXAMINED: Final = 1_000_000
-"""Most archives of a location that are considered, by name, size and time."""
+"""Maximum number of archives in a location that are considered. Each is known by its name, size and time."""
 _PART: Final = r"[A-Za-z0-9][\w.+-]{0,199}"
 _NAME: Final = re.compile(rf"({_PART})/({_PART}{re.escape(ARCHIVE_SUFFIX)})", re.ASCII)
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{16}\.part", re.ASCII)
@@ -37,25 +38,28 @@ _REMEDIES: Final = {errno.ENOSPC: "remove archives", errno.EDQUOT: "remove archi
 _CHUNK_BYTES: Final = 1 << 20
 
 _STALL_S: Final = 15.0
-"""Longest time without a byte from a store, in seconds."""
+"""Maximum time in seconds without a byte from a store."""
 _LONGEST_REQUEST_S: Final = 20.0
 _LONGEST_RANGE_S: Final = 60.0
 _SLOWEST_UPLOAD: Final = 250_000
-"""Bytes per second. An upload that is slower is given up."""
+"""Bytes per second. A slower upload is aborted."""
 _TAIL_BYTES: Final = 128 << 10
-"""Bytes that the first request reads from the end of an archive, where its directory and record are."""
+"""Number of bytes that the first request reads from the end of an archive. The archive's directory and record
+are there."""
 _PUT_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "s3": {"mode": "create", "chunksize": 8 << 20, "max_concurrency": 2},
     "gs": {"mode": "create", "chunksize": 8 << 20},
     "az": {"overwrite": False, "max_concurrency": 2},
 }
-"""Options by store: they make it refuse an object that exists, and bound the memory of an upload."""
+"""Options for each store. With these options, the store refuses an object that exists already, and an upload
+needs limited memory."""
 _EXISTS: Final = ("PreconditionFailed", "ConditionalRequestConflict")
-"""S3's codes for an object that exists or that another writer is adding. s3fs does not expect all of them."""
+"""S3's codes for an object that exists already, or that another client is writing. s3fs does not handle
+all of these codes."""
 
 
 class LocationError(OSError):
-    """The location cannot be used as requested. The message is one line with its address and what to do."""
+    """The location cannot be used as requested. The message is one line with the address and advice."""
 
 
 class StoredArchive(NamedTuple):
@@ -65,11 +69,12 @@ class StoredArchive(NamedTuple):
     """The archive's name: `KIND/FILE.zip`."""
     size: int
     modified_s: float
-    """When it was added or last marked as used, in seconds since 1970 by the location's clock."""
+    """The time when the archive was added or last marked as used, in seconds since 1970 by the location's
+    clock."""
 
 
 class Location(ABC):
-    """Archives by name. All methods raise LocationError, also for impossible names of archives.
+    """Archives by name. All methods raise LocationError, for example if the name of an archive is not valid.
 
     An OSError about the caller's own file (`path`, `scratch`) is raised unchanged.
     """
@@ -79,11 +84,14 @@ class Location(ABC):
 
     @abstractmethod
     def list(self, family: str = "", *, most: int = MOST_LISTED) -> list[StoredArchive]:
-        """The archives of a family, or all: at most `most`, the newest first. Other files are left out."""
+        """The newest archives of a family, or of all families, newest first. Returns at most `most` archives.
+
+        Other files in the location are left out.
+        """
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO:
-        """Opens an archive to read a part of it: a store then needs one or two requests for the record."""
+        """Opens an archive to read a part of it. For the record, a store then needs one or two requests."""
 
     @abstractmethod
     def open_whole(self, name: str, scratch: Path) -> BinaryIO:
@@ -91,14 +99,14 @@ class Location(ABC):
 
     @abstractmethod
     def add(self, name: str, path: Path) -> bool:
-        """Adds this file as an archive. Returns False if there is one of this name already."""
+        """Adds this file as an archive. Returns False if an archive of this name exists already."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Removes an archive. Does nothing if it is gone already."""
+        """Removes an archive. Does nothing if the archive does not exist."""
 
     def touch(self, name: str) -> None:  # noqa: B027 - stores do nothing
-        """Marks an archive as used now, where the location permits it. Object stores do not."""
+        """Marks an archive as used now, if the folder permits it. Does nothing in an object store."""
 
     def _split(self, name: str) -> tuple[str, str]:
         """Splits a name into family and file."""
@@ -115,7 +123,7 @@ def open_location(address: str) -> Location:
 
     Raises:
         LocationError: the address is of no known kind, a package is missing, or the folder is not trusted. A
-            folder need not exist yet if its parent does.
+            folder need not exist yet if its parent folder exists.
     """
     if is_object_address(address):
         if problem := missing_package(address):
@@ -206,7 +214,7 @@ class _FolderLocation(Location):
 
 
 def _add(folder: Path, name: str, path: Path) -> bool:
-    """Copies a file to a temporary one and then links the name to it, so that no half archive is visible."""
+    """Copies a file to a temporary file, then links the name to it, so that no partial archive is visible."""
     beside = folder / f".{name}.{os.urandom(8).hex()}.part"
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -236,7 +244,7 @@ def _link(beside: Path, path: Path) -> bool:
 
 
 def _remove_abandoned(folder: Path, now_s: float) -> None:
-    """Removes temporary files of killed writers. `now_s` is the file system's time, like the files' times."""
+    """Removes temporary files of killed writers. `now_s` is the present time by the file system's clock."""
     for entry in _entries(folder):
         with suppress(OSError):
             if _TEMPORARY.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < now_s - _ABANDONED_S:
@@ -244,7 +252,7 @@ def _remove_abandoned(folder: Path, now_s: float) -> None:
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """The entries of a folder. Nothing if the folder does not exist."""
+    """Yields the entries of a folder. Yields nothing if the folder does not exist."""
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         yield from entries
 
@@ -254,14 +262,14 @@ def _newest(archives: Iterable[StoredArchive], most: int) -> list[StoredArchive]
 
 
 class _StoreLocation(Location):
-    """Archives in an object store. The store's own client sends the requests, on a thread of fsspec."""
+    """Archives in an object store. The store's client library sends the requests, on a thread of fsspec."""
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
         from startup.files.download.object_store import file_system, root_of
 
         self._sizes: dict[str, int] = {}
-        """Sizes that listings have given. They stay valid, because archives do not change."""
+        """Sizes of archives, by name. A size stays valid, because archives do not change."""
         with self._explained("read"):
             self._system = file_system(address, stall_s=_STALL_S)
             self._root = root_of(self._system, address)
@@ -330,7 +338,7 @@ class _StoreLocation(Location):
             yield from read_ranges(self._system, path, begin, end, longest_range_s=_LONGEST_RANGE_S)
 
     def _wait(self, request: Any, *arguments: Any, upload_s: float = 0.0, **options: Any) -> Any:
-        """Waits for the result of a request. Raises a TimeoutError after the limit."""
+        """Waits for the result of a request. Raises TimeoutError after 20 s plus `upload_s`."""
         from fsspec.asyn import sync
 
         return sync(self._system.loop, request, *arguments, timeout=_LONGEST_REQUEST_S + upload_s, **options)
@@ -388,7 +396,7 @@ def _modified_s(info: Any) -> float:
 
 
 def _is_conflict(err: BaseException | None) -> bool:
-    """Whether a store has refused an object because it exists already."""
+    """Whether a store has refused an object because the object exists already."""
     while err is not None:
         if isinstance(err, FileExistsError) or any(code in str(err) for code in _EXISTS):
             return True

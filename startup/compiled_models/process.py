@@ -1,4 +1,4 @@
-"""Runs a job of `startup.compiled_models.sharing` in a helper process, because it may be slow."""
+"""Runs a job of `startup.compiled_models.sharing` in a helper process, because the job may be slow."""
 
 import math
 import time
@@ -15,13 +15,13 @@ _LEAST_LIMIT_S: Final = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class FetchJob:
-    """Which compiled models to fetch, and from which locations."""
+    """The facts by which compiled models are chosen, and the locations from which they are fetched."""
 
     locations: tuple[str, ...]
     model: str
     versions: Mapping[str, str]
     start_id: str
-    """Chooses the archives if `digest` is empty."""
+    """Used to choose archives if `digest` is empty."""
     digest: str = ""
     found_folder: str
     """The folder for the records of all archives that were found."""
@@ -33,9 +33,9 @@ class AddJob:
 
     records: tuple[CompiledModel, ...]
     more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Further folders of a compiled model, by its key."""
+    """Further folders of each compiled model, by the model's key."""
     began_s: float
-    """When this start began, in seconds since 1970. Older kernels are not its own."""
+    """The time when this start began, in seconds since 1970. Older kernels are not of this start."""
     location: str | None
 
 
@@ -52,16 +52,16 @@ class SharingReport:
 
 
 class SharingProcess:
-    """The launcher's handle of a helper, which ends with the thread that started it."""
+    """The launcher's handle of a helper process. The helper ends with the thread that started it."""
 
     def __init__(self, job: FetchJob | AddJob) -> None:
-        """Starts the helper. Raises OSError if that fails."""
+        """Starts the helper. Raises OSError if it cannot be started."""
         self._limit_s = _LEAST_LIMIT_S if isinstance(job, FetchJob) else math.inf
         is_idle = isinstance(job, AddJob)  # the server answers requests meanwhile
         self._helper = Helper("compiled", "startup.compiled_models.sharing:share", job, is_idle=is_idle)
 
     def result(self) -> SharingReport:
-        """Waits for the report. Kills a fetch that takes longer than 30 s and longer than compiling took."""
+        """Waits for the report. Kills a fetch that takes more than 30 s and longer than the compilation."""
         begin_s, limit_s = time.monotonic(), self._limit_s
         try:
             while (left_s := begin_s + limit_s - time.monotonic()) > 0:

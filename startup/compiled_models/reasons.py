@@ -1,4 +1,4 @@
-"""Why a start compiles its model: what differs from the nearest compiled model, with both values."""
+"""Explains why a start compiles its model, by the values that differ from the nearest compiled model."""
 
 import json
 import re
@@ -17,25 +17,26 @@ FactorKind = Literal["variables", "flags", "model", "versions", "hardware", "sou
 ENVIRONMENT: Final = "environment"
 _WHOLE: Final = "hf_config"
 _TEXT: Final = "hf_text_config"
-"""Under this name, vLLM hashes the configuration of a model without images a second time."""
+"""For a model without images, vLLM hashes the model's configuration a second time under this name."""
 _MODEL_FACTORS: Final = (_WHOLE, _TEXT, "hf_image_processor_config", "model_arch_config")
 _SWITCHES: Final = {"VLLM_DISABLE_COMPILE_CACHE": True, "VLLM_USE_AOT_COMPILE": False}
-"""Variables that switch vLLM's cache off with these values. The first also decides the second's default."""
+"""Variables that switch vLLM's cache off, with the values that do so. The first variable also determines the
+default of the second one."""
 _PER_CONTAINER: Final = re.compile(r"(^|_)(IP|HOST|HOSTNAME|ADDR|ADDRESS|PORT|POD|NODE|URL|UUID|ID)(_|$)")
-"""Names of variables whose values may differ between containers."""
+"""Matches names of variables whose values may differ between containers."""
 _ADDRESS: Final = re.compile(r"\d{1,3}(\.\d{1,3}){3}|[0-9a-f]*:[0-9a-f:]+:[0-9a-f]+|.+-[0-9a-z]{5,10}-[0-9a-z]{5}")
-"""Network addresses, and names that Kubernetes gives to pods."""
+"""Matches network addresses, and names that Kubernetes gives to pods."""
 _LONGEST: Final = 60
 _MOST_NAMED: Final = 4
 
 
 class Change(NamedTuple):
-    """A factor of the hash that differs."""
+    """A factor of vLLM's hash that differs between two compiled models."""
 
     kind: FactorKind
     name: str
     before: str
-    """The factor's value in the earlier compiled model. Empty if it had none."""
+    """The factor's value in the earlier compiled model. Empty if the factor had no value."""
     now: str
 
     def __str__(self) -> str:
@@ -44,10 +45,10 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a model is compiled."""
+    """A reason why a model is compiled."""
 
     text: str
-    """Continues a sentence after `because`."""
+    """A clause that continues a sentence after `because`."""
     changes: tuple[Change, ...] = ()
     remedy: str = ""
 
@@ -61,7 +62,7 @@ class Reason:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """The properties that a compiled model must have, so that this start can load it."""
+    """The properties that a compiled model must have for this start to load it."""
 
     digest: str
     """The digest of all factors (`startup.compiled_models.vllm_hooks.HashedFactors`)."""
@@ -71,9 +72,9 @@ class Wanted:
 
 
 def why_no_fit(wanted: Wanted, record: CompiledModel) -> Reason | None:
-    """Why the compiled model of this record cannot be loaded. None if the record shows no reason.
+    """The reason why the compiled model of this record cannot be loaded. None if the record shows no reason.
 
-    Does not look at the model's files.
+    Does not read the model's files.
     """
     if changes := tuple(_changes(wanted, record)):
         return Reason(_describe(changes, record), changes, _remedy(changes))
@@ -83,7 +84,10 @@ def why_no_fit(wanted: Wanted, record: CompiledModel) -> Reason | None:
 
 
 def explain(wanted: Wanted, records: Iterable[CompiledModel], root: Path) -> Reason:
-    """Why none of this model's records (newest first) fits, explained by the nearest record."""
+    """The reason why none of this model's records fits, by the record that differs least.
+
+    `records` has the newest record first. `root` is vLLM's cache folder.
+    """
     if (switch := _switched_off(wanted)) is not None:
         return switch
     reasons = [reason for record in records if (reason := why_no_fit(wanted, record)) is not None]
@@ -93,7 +97,7 @@ def explain(wanted: Wanted, records: Iterable[CompiledModel], root: Path) -> Rea
 
 
 def changed_sources(record: CompiledModel) -> tuple[Change, ...]:
-    """The traced sources that have changed since the compilation, without modules that are gone."""
+    """The traced sources that have changed since the compilation. Leaves out modules that no longer exist."""
     changes = []
     for module, digest in record.sources.items():
         path = _source_of(module)
@@ -103,9 +107,9 @@ def changed_sources(record: CompiledModel) -> tuple[Change, ...]:
 
 
 def why_not_loaded(record: CompiledModel, error: str, damaged: str | None) -> Reason:
-    """Why vLLM could not load the files of a record that fits.
+    """The reason why vLLM could not load the files of a record that fits.
 
-    `error` is vLLM's own message. `damaged` is a file whose content has changed since it was recorded.
+    `error` is vLLM's own message. `damaged` is a file whose content has changed since the file was recorded.
     """
     if changes := changed_sources(record):
         return Reason(_describe(changes, record), changes)
@@ -120,7 +124,7 @@ def _name(record: CompiledModel) -> str:
 
 
 def _distance(reason: Reason) -> tuple[int, ...]:
-    """How far a record is from fitting: other versions count more than other values of the same vLLM."""
+    """A sort key for how much a record differs. Versions count most, then hardware, then the model."""
     kinds = [change.kind for change in reason.changes]
     return (kinds.count("versions"), kinds.count("hardware"), kinds.count("model"), len(kinds))
 
@@ -197,7 +201,7 @@ def _is_hash(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """The value in one line. Empty for None."""
+    """The value as text in one line. Empty for None."""
     if value is None:
         return ""
     text = " ".join((value if isinstance(value, str) else json.dumps(value)).split())
@@ -205,7 +209,7 @@ def _shown(value: Any) -> str:
 
 
 def _source_of(module: str) -> Path | None:
-    """The source file of a module, which need not be imported. None if there is none."""
+    """The source file of a module. The module need not be imported. None if there is no source file."""
     package, *parts = module.split(".")
     imported = getattr(sys.modules.get(package), "__path__", None)
     folder = imported or getattr(find_spec(package), "submodule_search_locations", None)

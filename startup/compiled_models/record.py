@@ -1,7 +1,8 @@
-"""The record of one compiled model: what it was compiled from and for, and its files.
+"""The record of one compiled model: its files, and the values, versions and hardware that it depends on.
 
-vLLM names a compiled model by a hash, its key. The record contains the hashed values, by name. A machine
-keeps one record for each compiled model in its cache folder. An archive in a shared location contains one.
+vLLM names a compiled model by a hash, its key. The record contains the hashed values by name. A machine
+keeps one record for each compiled model in its cache folder. Each archive in a shared location also
+contains one record.
 """
 
 import hashlib
@@ -17,7 +18,8 @@ from base.json_depth import check_depth
 from base.machine.hardware import gpu_kinds, instruction_sets
 
 FORMAT: Final = 2
-"""Part of each family's name. Records that this release could not read have another number."""
+"""The format's number, which is part of each family's name. This release only reads records of this
+format."""
 ARCHIVE_SUFFIX: Final = ".zip"
 _KEY: Final = re.compile(r"[0-9a-f]{10,64}")
 _RANK: Final = re.compile(r"rank_\d{1,6}_\d{1,6}")
@@ -26,7 +28,7 @@ _LONGEST_COMPILATION_S: Final = 86_400.0
 
 
 class FileFacts(NamedTuple):
-    """Size and hash, which identify a file's content."""
+    """The size and the hash of a file, which identify its content."""
 
     size: int
     sha256: str
@@ -48,7 +50,7 @@ class Hardware:
 
     @property
     def name(self) -> str:
-        """A short name for it."""
+        """A short name for this hardware, made of hexadecimal digits."""
         return _digest(asdict(self))[:_NUM_DIGITS]
 
     @classmethod
@@ -65,11 +67,11 @@ class CompiledModel:
     model: str
     """The model's name on the command line."""
     start_id: str
-    """A hash of the flags of the start that compiled it."""
+    """A hash of the flags of the start that compiled the model."""
     digest: str
     """The digest of all factors when vLLM looked for the compiled model."""
     early_digest: str
-    """The digest of all factors before the model was loaded. vLLM may still choose some of them later."""
+    """The digest of all factors before the model was loaded. vLLM may change some factors later."""
     factors: Mapping[str, Mapping[str, Any]]
     """The values that vLLM hashed before it loaded the model, as JSON values by group and name."""
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -78,32 +80,34 @@ class CompiledModel:
     """The versions of Python and of the packages that compile."""
     hardware: Hardware
     ranks: tuple[str, ...]
-    """The ranks of this node whose code it contains, named like vLLM's folders for them."""
+    """The ranks of this node whose code is in the compiled model, named like vLLM's folders for these
+    ranks."""
     compile_s: float
     """Seconds that the compilation took."""
     created_at: str
-    """When it was compiled: ISO 8601, UTC."""
+    """The time of the compilation, in ISO 8601 and UTC."""
     files: Mapping[str, FileFacts] = field(default_factory=dict)
-    """Its files by name: the cache (`vllm`, `triton`, ...) and the path in it, with slashes."""
+    """The files by name. A name is the cache (`vllm`, `triton`, ...) and the path in this cache, with
+    slashes."""
     format: int = FORMAT
 
     @property
     def family(self) -> str:
-        """The folder, in a location, of everything that could fit a start of this model on such a machine."""
+        """The name of the family, which is a folder in a location."""
         return self.family_of(self.model, self.versions, self.hardware)
 
     @staticmethod
     def family_of(model: str, versions: Mapping[str, str], hardware: Hardware) -> str:
-        """Names everything that could fit a start of this model on such a machine, whatever its flags.
+        """The name of the family of all compiled models for this model, these versions and this hardware.
 
-        The name begins with vLLM's version.
+        Starts with different flags have the same family. The name begins with vLLM's version.
         """
         facts = [FORMAT, model, dict(sorted(versions.items())), asdict(hardware)]
         return f"{versions.get('vllm', 'unknown')}-{_digest(facts)[:12]}"
 
     @property
     def file_name(self) -> str:
-        """The name of the record's file on a machine. Each key and node has one."""
+        """The name of the record's file on a machine. Each key has one file for each node."""
         return f"{self.key[:32]}-{_digest(self.ranks)[:8]}.json"
 
     @property
@@ -120,7 +124,7 @@ class CompiledModel:
 
     @property
     def num_bytes(self) -> int:
-        """The size of all its files."""
+        """The size of all files of the model."""
         return sum(facts.size for facts in self.files.values())
 
     def with_files(self, files: Mapping[str, FileFacts]) -> Self:
@@ -133,7 +137,7 @@ class CompiledModel:
 
     @classmethod
     def from_json(cls, content: bytes) -> Self:
-        """The record in a JSON object. Raises ValueError if it is not one of this format."""
+        """The record in a JSON object. Raises ValueError if the object is not a record of this format."""
         import msgspec  # noqa: PLC0415 - few starts read a record
 
         try:
@@ -151,7 +155,7 @@ class CompiledModel:
 
 
 class ArchiveName(NamedTuple):
-    """The parts of an archive's name, some shortened. They show whether the archive fits."""
+    """The parts of an archive's name, which show whether the archive fits. Some are shortened hashes."""
 
     start_id: str
     early_digest: str
@@ -162,7 +166,7 @@ class ArchiveName(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
-        """The parts of a name. None if it is not an archive's."""
+        """The parts of a name. None if it is not the name of an archive."""
         parts = name.rpartition("/")[2].removesuffix(ARCHIVE_SUFFIX).split("-")
         return cls(*parts) if len(parts) == len(cls._fields) else None
 

@@ -1,4 +1,4 @@
-"""Fetches fitting compiled models from locations, and adds this machine's to them, in helper processes."""
+"""Fetches compiled models from locations, and adds this machine's models. Runs in helper processes."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,21 +15,25 @@ from startup.compiled_models.record import ARCHIVE_SUFFIX, ArchiveName, Compiled
 from startup.ground.processes.helper import Send
 
 _MOST_BYTES: Final = 16 << 30
-"""Most bytes of an archive, packed or unpacked."""
+"""Maximum size of an archive in bytes, both packed and unpacked."""
 _MOST_READ: Final = 10
-"""Most records, the newest, that are read to explain why no archive fits."""
+"""Maximum number of records, newest first, that are read to explain why no archive fits."""
 _LONGEST_READ_S: Final = 5.0
 
 
 def share(job: FetchJob | AddJob, send: Send) -> None:
-    """Runs in the helper: sends how long the compilation of a fetched model took, and the report."""
+    """Runs a job in the helper process, and sends its report.
+
+    Before a model is fetched, sends the seconds that its compilation took.
+    """
     send(fetch(job, send) if isinstance(job, FetchJob) else add(job))
 
 
 def fetch(job: FetchJob, note_compile_s: Callable[[float], None] = lambda _: None) -> SharingReport:
-    """Installs compiled models that fit and are not here yet. Problems of a location raise nothing.
+    """Installs compiled models that fit and are not on this machine yet.
 
-    `note_compile_s` gets the seconds that compiling took, before an archive is fetched.
+    Problems of a location are reported, not raised. Before an archive is fetched, `note_compile_s` is called
+    with the seconds that its compilation took.
     """
     begin_s = time.monotonic()
     report = SharingReport()
@@ -42,7 +46,10 @@ def fetch(job: FetchJob, note_compile_s: Callable[[float], None] = lambda _: Non
 
 
 def add(job: AddJob) -> SharingReport:
-    """Writes this machine's records, and adds what the location lacks. Its problems raise nothing."""
+    """Writes this machine's records, and adds archives that the location does not have yet.
+
+    Problems of the location are reported, not raised.
+    """
     begin_s = time.monotonic()
     report = SharingReport()
     local.remove_left()
@@ -82,7 +89,11 @@ def _fetch(location: Location, job: FetchJob, report: SharingReport, note_compil
 
 
 def _choose(listed: Sequence[StoredArchive], job: FetchJob) -> list[tuple[StoredArchive, ArchiveName]]:
-    """The archives with the digest. Without one, of starts with equal flags, or of the newest start."""
+    """The archives with the job's digest.
+
+    If the job has no digest, the archives of starts with equal flags. If there are no such archives, those of
+    the newest start.
+    """
     named = [(each, name) for each in listed if (name := ArchiveName.parse(each.name)) is not None]
     if job.digest:
         return [item for item in named if item[1].has_digest(job.digest)]
@@ -104,7 +115,7 @@ def _read(location: Location, archive: StoredArchive, job: FetchJob) -> Compiled
 
 
 def _read_others(location: Location, listed: Sequence[StoredArchive], job: FetchJob) -> None:
-    """Saves the records of archives that do not fit, from which the launcher finds out why."""
+    """Saves the records of archives that do not fit, so that the launcher can explain why."""
     begin_s = time.monotonic()
     for archive in listed[:_MOST_READ]:
         if time.monotonic() - begin_s < _LONGEST_READ_S:
@@ -137,15 +148,14 @@ def _unpacked(location: Location, archive: StoredArchive) -> Iterator[tuple[Path
 
 
 def _find(location: Location, record: CompiledModel) -> StoredArchive | None:
-    """Finds an archive of the same code, whatever flags its start had. None if there is none."""
+    """Finds an archive of the same compiled code, even from a start with other flags."""
     code = f"-{'-'.join(record.name[3:])}{ARCHIVE_SUFFIX}"
     listed = location.list(record.family, most=MOST_EXAMINED)
     return next((archive for archive in listed if archive.name.endswith(code)), None)
 
 
 def _must_be_replaced(location: Location, archive: StoredArchive) -> bool:
-    """Whether this machine had to compile because the archive cannot be read or starts with it have
-    failed."""
+    """Whether the archive must be replaced, because it is damaged or starts with its model have failed."""
     try:
         with _unpacked(location, archive) as (_, record):
             return local.is_excluded(record)
@@ -174,7 +184,7 @@ def _add(
 
 @contextmanager
 def _noted(report: SharingReport, what: str) -> Iterator[None]:
-    """Adds a failure in the block to the problems and goes on: another location may have the model."""
+    """Adds an error in the block to the report's problems, because another location may have the model."""
     try:
         yield
     except Exception as err:  # noqa: BLE001 - content that others have written must not end this process

@@ -1,8 +1,9 @@
-"""Records what vLLM hashes to name a compiled model, and whether it then loads or compiles one.
+"""Records the values that vLLM hashes to name a compiled model, and whether vLLM loads or compiles the model.
 
-vLLM looks for a compiled model in a folder whose name is a hash of its environment and configuration. Each
-part of the configuration hashes the relevant values, by name (`get_hash_factors`) or, in older code, as the
-text of a list (`safe_hash`). Both functions are watched while vLLM computes the hash.
+vLLM looks for a compiled model in a folder whose name is a hash of its environment and configuration.
+Each part of the configuration hashes the relevant values. It hashes them by name (`get_hash_factors`) or,
+in older code, as the text of a list (`safe_hash`). While vLLM computes the hash, the arguments of both
+functions are recorded.
 """
 
 import ast
@@ -64,36 +65,40 @@ COMPILED_MODELS: Final = Hook(
 SECRET: Final = "(set)"
 REFUSED: Final = "--compile-cache require: vLLM would compile the model"
 _OWN_HASH: Final = "VllmConfig"
-"""The class whose hash is made from its parts' hashes, which are recorded anyway, and `additional_config`."""
+"""The class whose hash consists of its parts' hashes and of `additional_config`. The parts' hashes are
+recorded on their own."""
 _NOT_CACHED: Final = (0, 1)
-"""Modes without a cache of vLLM: no compilation, and torch's own."""
+"""Compilation modes without vLLM's cache: no compilation, and torch's own compilation."""
 _FAILURE: Final = "due to a load failure"
-"""Part of vLLM's warning that loading has failed. The warning's last argument is the reason."""
+"""Part of vLLM's warning that a compiled model could not be loaded. The warning's last argument is the
+reason."""
 
 
 class HashedFactors(NamedTuple):
-    """What vLLM hashes of its environment and its configuration."""
+    """The values of vLLM's environment and configuration that vLLM hashes."""
 
     digest: str
-    """A digest of both hashes. If two digests are equal, vLLM looks for the same compiled model."""
+    """A digest of the hashes of environment and configuration. vLLM looks for the same compiled model if two
+    digests are equal."""
     groups: dict[str, dict[str, Any]]
-    """The hashed JSON values, by group (`environment`, or a class of the configuration) and name."""
+    """The hashed values as JSON values, by group and name. A group is `environment` or a configuration
+    class."""
 
 
 class _Watch:
-    """The arguments of the watched functions. None while no hash is computed."""
+    """The arguments that vLLM's hash functions get while a hash is computed. Otherwise, `noted` is None."""
 
     noted: list[tuple[str, Mapping[str, Any] | str, CodeType | None]] | None = None
 
 
 class _State:
     exchange: "Exchange | None" = None
-    """Used by this process and its later forks. None in a template process."""
+    """Used by this process and by processes that it forks later. None in a template process."""
     is_prepared = False
 
 
 def report_compiled_models(exchange: "Exchange") -> None:
-    """Makes this process and its forks, if they become workers, report what vLLM loads or compiles."""
+    """Makes this process and its forks, if they are workers, report the models that they load or compile."""
     _State.exchange = exchange
     prepare_compiled_models()
 
@@ -111,7 +116,7 @@ def prepare_compiled_models() -> None:
 
 
 def factors_of(config: Any) -> HashedFactors:
-    """What vLLM hashes for a configuration in this process, found with the hash functions of this vLLM."""
+    """The values that vLLM hashes for a configuration in this process. Calls vLLM's hash functions."""
     noted = _Watch.noted = []
     try:
         environment = _ENVIRONMENT.get()()
@@ -127,7 +132,7 @@ def factors_of(config: Any) -> HashedFactors:
 
 
 def _factors_if_known(config: Any) -> HashedFactors | None:
-    """The factors. None if this vLLM hashes in an unexpected way. The start then goes on unexplained."""
+    """The factors. If this vLLM hashes in an unexpected way, logs a warning and returns None."""
     try:
         return factors_of(config)
     except Exception as err:  # noqa: BLE001 - another version of vLLM
@@ -156,7 +161,7 @@ def _opened(item: tuple[str, Any]) -> tuple[str, Any]:
 
 
 def _named(text: str, code: CodeType | None) -> Iterator[tuple[str, Any]]:
-    """Names the values of a hashed list by the expressions that the code appends to the list."""
+    """Yields the values of a hashed list. Their names are the expressions that the code appends to it."""
     try:
         values = ast.literal_eval(text)
         names = _appended(code) if code is not None else []
@@ -172,7 +177,7 @@ def _named(text: str, code: CodeType | None) -> Iterator[tuple[str, Any]]:
 
 @functools.cache
 def _appended(code: CodeType) -> list[str]:
-    """The expressions that a function appends to a list. Raises OSError if it has no source."""
+    """The expressions that a function appends to a list. Raises OSError if its source is not available."""
     lines = linecache.getlines(code.co_filename)[code.co_firstlineno - 1 :]  # `getsource` would visit all modules
     if not lines:
         raise OSError(f"{code.co_filename} has no source of {code.co_name}")
@@ -220,7 +225,7 @@ def _note_text(hash_text: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Failures(logging.Filter):
-    """Collects the reasons in vLLM's warnings about compiled models that it could not load."""
+    """Collects the reasons from vLLM's warnings that a compiled model could not be loaded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -247,7 +252,7 @@ def _report_early(init_device: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _replace_load(decorators: ModuleType) -> None:
-    """Replaces the function that loads a compiled model, which vLLM calls once per model and process."""
+    """Replaces the function with which vLLM loads a compiled model, once per model and process."""
     load = _LOAD.get(decorators)
 
     @functools.wraps(load)
@@ -279,14 +284,15 @@ def _replace_load(decorators: ModuleType) -> None:
 def _keep_kernels_beside(path: str) -> None:
     """Makes Triton keep its kernels in the compiled model's folder, unless the user has named a folder.
 
-    Otherwise they are there or in Triton's own folder, depending on which process of torch loads one first.
+    Otherwise, the kernels are in this folder or in Triton's own folder. This depends on which of torch's
+    processes loads a kernel first.
     """
     if not foreign.text_of("TRITON_CACHE_DIR"):
         os.environ["TRITON_CACHE_DIR"] = str(Path(path).parents[1] / "inductor_cache/triton/0")
 
 
 def _noting_use(model: Any, path: str, loaded: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps the loaded model: its first call records the use. Then vLLM calls the loaded model itself."""
+    """Wraps the loaded model. The first call records the use. Later calls go to the loaded model itself."""
 
     def use_first(*args: Any, **kwargs: Any) -> Any:
         result = loaded(*args, **kwargs)
@@ -299,7 +305,7 @@ def _noting_use(model: Any, path: str, loaded: Callable[..., Any]) -> Callable[.
 
 
 def _damaged(path: str) -> str | None:
-    """A file of this compiled model that differs from its record. Call it before vLLM compiles again."""
+    """A file of this compiled model that differs from its record. Call this before vLLM compiles again."""
     from startup.compiled_models import local  # noqa: PLC0415 - only after a failure
 
     same = (record for record in local.read_records() if f"/{record.key}/" in path)
@@ -321,7 +327,7 @@ def _with_record(compile_now: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _sources(compiled: Any) -> dict[str, str]:
-    """SHA-256 of the traced sources by module. Empty if this torch does not list them."""
+    """SHA-256 of the traced sources, by module. Empty if this version of torch does not list the sources."""
     with contextlib.suppress(AttributeError, TypeError):
         inlined = compiled.source_info().inlined_sources
         return {source.module: hashlib.sha256(source.content.encode()).hexdigest() for source in inlined}

@@ -1,1 +1,1 @@
-"""Answers probes in a process of its own: `responder` starts it, `responder_process` runs in it."""
+"""Answers probes in a separate process. `responder` starts it, and `responder_process` runs in it."""

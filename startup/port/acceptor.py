@@ -1,12 +1,13 @@
-"""Accepts for vLLM's HTTP server, in the responder's process: answers probes, passes on all else.
+"""Accepts connections for vLLM's HTTP server in the responder's process, and answers probes.
 
-One request may block vLLM's event loop for a second. As long as the loop runs, vLLM sends its answer to
-`/health` here. This process repeats it to probes and closes their connections. `/readyz` gets the same
-answer. `/livez` gets 200.
+All other connections are passed on to vLLM. One request may block vLLM's event loop for a second. While
+the loop runs, vLLM regularly sends its answer to `/health` to this process. This process sends the same
+answer to probes of `/health` and `/readyz`, and closes their connections. Probes of `/livez` get 200.
 
-A connection's bytes are peeked at (MSG_PEEK): only those of an answered probe are consumed, and vLLM reads
-all others itself. While vLLM's loop is blocked, the kernel queues about 550 messages. Further connections are
-accepted all the same, because probes may be among them, and are passed on later.
+This process peeks at a connection's bytes (MSG_PEEK). It consumes only the bytes of a probe that it
+answers. vLLM reads all other bytes itself. While vLLM's loop is blocked, the kernel queues about 550
+messages to vLLM. Further connections are still accepted, because probes may be among them. They are
+passed on later.
 """
 
 import errno
@@ -26,11 +27,14 @@ from startup.port.probe_http import LIVE_PATH, MAX_HEAD_BYTES, Answer, Probe, pa
 
 _SHARE_PERIOD_S: Final = 1.0
 _MAX_SHARE: Final = 0.2
-"""Largest share of one processor for this process. More would slow down the processes that do the work."""
+"""Maximum share of one processor that this process may use with real-time priority. A larger share would slow
+down the server's other processes."""
 SERVE: Final = b"serve"
-"""Message of the API process: from now on the responder accepts for vLLM, until that stream ends."""
+"""Message of the API process. From this message until the end of the stream, the responder accepts for
+vLLM."""
 BEAT: Final = b"beat "
-"""Message of the API process: its loop runs. vLLM's answer to a probe follows, if it may be repeated."""
+"""Message of the API process that its event loop runs. vLLM's answer to a probe follows, if the responder
+may send this answer to probes."""
 ACCEPTING: Final = b"accepting"
 """The reply to SERVE."""
 CONNECTION: Final = b"connection"
@@ -39,18 +43,20 @@ CONNECTION: Final = b"connection"
 STALE_S: Final = 2.0
 """Seconds without a heartbeat after which the answer is 503."""
 SILENT_S: Final = 0.05
-"""Seconds that a new connection may send nothing before it is passed on."""
+"""Seconds after which a new connection that has sent nothing is passed on."""
 TURN_S: Final = 0.5
-"""The longest wait for events, in seconds."""
+"""Maximum time in seconds to wait for events."""
 _RETRY_S: Final = 0.01
-"""Seconds until sending or accepting is tried again, if the receiver is full or no descriptor is free."""
+"""Seconds until the next try to send or to accept, if the receiver's queue is full or no descriptor is
+free."""
 _MAX_ACCEPTS_PER_TURN: Final = 16
 _MAX_UNSENT: Final = 4096
 _MAX_UNLOGGED: Final = 8192
-"""Most answered probes that wait to be written into the access log."""
+"""Maximum number of answered probes that are not in the access log yet."""
 _MAX_MESSAGE_BYTES: Final = 1 << 13
 _SEND_BUFFER_BYTES: Final = 1 << 20
-"""More than the kernel allows. A connection that the API process has not received takes half a kilobyte."""
+"""Size of the send buffer. It is more than the kernel allows, so the buffer gets the maximum size. Each
+connection that the API process has not received yet takes half a kilobyte."""
 _ALIVE: Final = Answer(200).encode()
 
 
@@ -58,7 +64,7 @@ class AnsweredProbe(NamedTuple):
     """The facts about a probe for the access log."""
 
     client: str
-    """Address and port. Empty for a UNIX socket."""
+    """The client's address and port. Empty for a UNIX socket."""
     path: str
     http_version: str
     status: str
@@ -72,7 +78,7 @@ class AnsweredProbe(NamedTuple):
 
 
 class Leftover(Protocol):
-    """A connection accepted before vLLM served. The selector keeps it as data of its registration."""
+    """A connection that was accepted before vLLM served. It is the `data` of its key in the selector."""
 
     def advance(self) -> None: ...
     def is_done_by(self, now: float) -> bool: ...
@@ -82,16 +88,16 @@ class Acceptor:
     """Owns the listener until the API process ends its stream."""
 
     def __init__(self, listener: socket.socket, api_process: socket.socket, selector: selectors.BaseSelector) -> None:
-        """The selector must have the listener and the connection to the API process registered."""
+        """The listener and the connection to the API process must be registered with the selector."""
         self._listener = listener
         self._api_process = api_process
         self._selector = selector
         self._heartbeat = Heartbeat()
         self._priority = RealtimePriority(is_wanted=uses("real-time probes"))
         self._silent: dict[socket.socket, float] = {}
-        """Connections that have sent nothing yet, oldest first, and when they will be passed on."""
+        """Connections that have sent nothing yet, oldest first, each with the time when it is passed on."""
         self._unsent: deque[socket.socket] = deque()
-        """Connections that the API process must serve but cannot receive at the moment."""
+        """Connections for the API process, which cannot receive them at the moment."""
         self._unlogged: deque[AnsweredProbe] = deque(maxlen=_MAX_UNLOGGED)
         api_process.setblocking(False)
         api_process.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
@@ -197,7 +203,7 @@ class Acceptor:
             self._pass_on(connection)
 
     def _pass_on(self, connection: socket.socket) -> None:
-        """Sends the connection to vLLM: at once or, if its loop receives nothing, later."""
+        """Sends the connection to vLLM, at once or, if vLLM's loop receives nothing now, later."""
         self._unsent.append(connection)
         if len(self._unsent) == 1:
             self._send_unsent()
@@ -209,7 +215,7 @@ class Acceptor:
             self._unlogged.popleft()
 
     def _send(self, message: bytes, *connections: socket.socket) -> bool:
-        """Sends to the API process. Returns False if it can receive nothing at the moment."""
+        """Sends to the API process. Returns False if its queue is full at the moment."""
         try:
             socket.send_fds(self._api_process, [message], [connection.fileno() for connection in connections])
         except OSError as err:
@@ -227,9 +233,9 @@ class Acceptor:
 
 
 class Heartbeat:
-    """The API process's last heartbeat.
+    """The last heartbeat that the API process has sent.
 
-    Time during which this process itself was stopped (a frozen container) does not count.
+    Time does not count while the responder's process itself is stopped, for example in a frozen container.
     """
 
     def __init__(self) -> None:
@@ -241,12 +247,12 @@ class Heartbeat:
         self._received_s = now
 
     def current_answer(self, now: float) -> bytes:
-        """The answer to a probe. Empty if vLLM answers each probe itself."""
+        """The answer to a probe. Empty if vLLM must answer each probe itself."""
         age_s = now - self._received_s
         return _stale_answer(age_s) if age_s > STALE_S else self._answer
 
     def turn(self, now: float) -> None:
-        """Called at least every `TURN_S` seconds. Notices by a longer pause that this process was stopped."""
+        """Called at least every `TURN_S` seconds. A longer pause means that this process was stopped."""
         pause_s = now - self._turned_s - TURN_S
         if pause_s > TURN_S:
             self._received_s = min(now, self._received_s + pause_s)
@@ -267,10 +273,10 @@ def _raise_file_limit() -> None:
 
 
 class RealtimePriority:
-    """Gives this process real-time priority, if permitted (CAP_SYS_NICE), while it needs little CPU time:
-    busy processes then do not delay its answers.
+    """Gives this process real-time priority while it needs little CPU time.
 
-    Processes that it forks have no such priority.
+    Then busy processes do not delay its answers. The priority needs CAP_SYS_NICE. Without this
+    capability, nothing changes. Processes that this process forks do not have the priority.
     """
 
     def __init__(self, *, is_wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP of probes: parses a plain GET of a probe's path, and encodes the response."""
+"""HTTP for probes. Parses a plain GET of a probe's path, and encodes the response."""
 
 import re
 from dataclasses import dataclass
@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 PATH = "/health"
 LIVE_PATH, READY_PATH = "/livez", "/readyz"
-"""`/livez` gets 200 while the server lives. `/readyz` gets the answer of `PATH`. Plain vLLM has neither."""
+"""`/livez` gets 200 while the server runs. `/readyz` gets the same answer as `PATH`. Plain vLLM has
+neither path."""
 MAX_HEAD_BYTES = 4096
 MODEL_STATE_HEADER = "Model-State"
-"""Header with the model's state, in a probe's 200 while only a request starts the model (`--idle-stop`)."""
+"""Header with the model's state. It is in the 200 for a probe of a stopped model, which the next request
+starts (`--idle-stop`)."""
 
 _HEAD = re.compile(
     rb"GET (/(?:health|livez|readyz)) HTTP/(1\.[01])\r\n((?:[!#-'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n)*)\r\n"
@@ -37,7 +39,10 @@ class Probe(NamedTuple):
 
 
 def parse_probe(received: bytes) -> Probe | None:
-    """The probe in the bytes. None if they are not a GET of a probe's path without a body."""
+    """The probe in the bytes. None if the bytes are not a GET of a probe's path without a body.
+
+    Also None if a header may change the answer.
+    """
     match = _HEAD.fullmatch(received)
     if match is None:
         return None
@@ -61,7 +66,7 @@ class Answer:
     headers: tuple[tuple[str, str], ...] = ()
 
     def encode(self) -> bytes:
-        """The whole response, with the announcement that the connection closes afterwards."""
+        """The whole response, with the header `Connection: close`."""
         head = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}", f"Content-Length: {len(self.body)}"]
         if self.body:
             head.append(f"Content-Type: {self.content_type}")

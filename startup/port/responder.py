@@ -1,10 +1,10 @@
 """Answers probes on the server's own socket from the start's first moment until the HTTP server accepts.
 
-It may stay longer and accept for vLLM (`keep`).
+The responder may stay longer and accept connections for vLLM (`keep`).
 
-The responder is a process of little code (standard library and msgspec), forked before anything else is
-imported. A thread of the API process would answer 60 ms later or more: imports and tokenizers hold the
-interpreter lock for so long at a time.
+The responder is a process that imports little code (standard library and msgspec). It is forked before
+anything else is imported. A thread of the API process would answer 60 ms later or more, because imports
+and tokenizers hold the interpreter lock for this long.
 """
 
 import logging
@@ -27,16 +27,18 @@ from startup.port.start_state import ProbeAnswers
 logger = logging.getLogger(__name__)
 
 _END_S = 5.0
-"""Seconds that a process that has nothing left to do, or was killed, may take to exit."""
+"""Seconds within which the responder's process must exit after it was killed or has finished its work."""
 _GIVE_UP_S = 5.0
-"""Seconds that the HTTP server waits for the process to stop accepting, which takes microseconds."""
+"""Maximum time in seconds that the HTTP server waits until the process stops accepting. This usually takes
+microseconds."""
 _POLL_S = 0.01
 _SEND_BUFFER_BYTES = 1
-"""The kernel then keeps few messages: a process that receives none is noticed within half a second."""
+"""Size of the send buffer. With this size, the kernel queues few messages. So within half a second, a
+full queue shows that the process receives no messages."""
 
 
 class StartupResponder:
-    """Serves `answers` on a listening socket between `start` and `hand_over`, in a process of its own."""
+    """Serves `answers` on a listening socket between `start` and `hand_over`, in a separate process."""
 
     def __init__(
         self, listener: socket.socket, answers: ProbeAnswers, prepare_channels: Callable[[], OpenChannel] = open_plain
@@ -52,7 +54,7 @@ class StartupResponder:
         self._is_handed_over = False
         self._is_lost = False
         self._has_given_up = threading.Event()
-        """Set once the process has confirmed that it accepts no more, or has not replied in time."""
+        """Set once the process has confirmed that it no longer accepts, or has not replied in time."""
         self._waiting = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -63,7 +65,7 @@ class StartupResponder:
         self.close()
 
     def start(self) -> None:
-        """Forks the process. Call it while this process has one thread: a fork copies no other thread."""
+        """Forks the process. Call this before the API process has a second thread, as forks copy only one."""
         self._listener.setblocking(False)
         read_fd, self._life_fd = os.pipe()
         with group_signals.blocked():
@@ -83,7 +85,7 @@ class StartupResponder:
         return self._listener.getsockname()
 
     def update(self, message: bytes) -> None:
-        """Sends the current state to the process. Dropped if the process has exited or its queue is full."""
+        """Sends the state to the process. Does nothing if the process has exited or its queue is full."""
         if self._is_handed_over or self._is_lost:
             return
         try:
@@ -95,20 +97,21 @@ class StartupResponder:
             logger.warning("the responder process %s was killed: probes wait until the HTTP server accepts", self._pid)
 
     def hand_over(self) -> None:
-        """Makes the process stop accepting, answer the clients it has accepted, and exit.
+        """Makes the process stop accepting, answer the clients that it has accepted, and exit.
 
-        Returns once the process accepts no more: a client that got an answer of the HTTP server gets none of
-        the responder afterwards. Waits at most `_GIVE_UP_S` for a process that is stopped (SIGSTOP).
+        Returns once the process no longer accepts. So after an answer of the HTTP server, no client gets an
+        answer of the responder. Waits at most `_GIVE_UP_S`, because the process may be stopped (SIGSTOP).
         """
         self._is_handed_over = True
         group_signals.start_thread(threading.Thread(target=self._end, name="startup-responder-end", daemon=True))
         self._has_given_up.wait(_GIVE_UP_S)
 
     def keep(self) -> socket.socket | None:
-        """Makes the process accept for vLLM from now on; an alternative to `hand_over`.
+        """Makes the responder's process accept for vLLM from now on. Call this instead of `hand_over`.
 
-        Returns this process's connection to it (`startup.port.acceptor`), or None if it has exited. The
-        process ends when the API process ends the connection's stream, or calls `kill`.
+        Returns the API process's connection to the responder (`startup.port.acceptor`), or None if the
+        responder has exited. The responder ends when the API process ends the connection's stream, or
+        calls `kill`.
         """
         self._is_handed_over = True
         try:
@@ -129,7 +132,7 @@ class StartupResponder:
         self._wait(_END_S)
 
     def _end(self) -> None:
-        """Waits for the process to exit. If it does not, kills it: it would take the server's clients."""
+        """Waits until the process exits. Kills it after a limit, as it would accept the server's clients."""
         is_confirmed = False
         with suppress(OSError):
             self._ours.settimeout(responder_process.CONNECTION_S)
@@ -142,14 +145,14 @@ class StartupResponder:
             self.kill()
 
     def kill(self) -> None:
-        """Kills the process. Only reaps it if it has exited already."""
+        """Kills the process. If the process has exited already, only reaps it."""
         with self._waiting:
             if self._pid is not None:
                 os.kill(self._pid, signal.SIGKILL)
         self._wait(_END_S)
 
     def _wait(self, timeout_s: float) -> bool:
-        """Waits for the process and reaps it. Returns whether it has exited in time."""
+        """Waits for the process and reaps it. Returns whether the process has exited in time."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             with self._waiting:

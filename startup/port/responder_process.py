@@ -1,6 +1,6 @@
-"""The responder's process: accepts, reads and answers all connections in one thread, without blocking.
+"""The responder's process accepts, reads and answers all connections in one thread, without blocking.
 
-A slow client therefore delays no other client. Once vLLM serves, `startup.port.acceptor` may continue in this
+So a slow client does not delay other clients. Once vLLM serves, `startup.port.acceptor` may continue in this
 process.
 """
 
@@ -24,7 +24,7 @@ from startup.port.start_state import ProbeAnswers
 logger = logging.getLogger(__name__)
 
 CONNECTION_S = 10.0
-"""Seconds after which a connection is closed, whatever its state."""
+"""Seconds after which a connection is closed, even if it has not been answered."""
 
 _MAX_REQUEST_BYTES = 1 << 20
 _MAX_MESSAGE_BYTES = 1 << 20
@@ -33,7 +33,7 @@ _CHUNK_BYTES = 1 << 16
 
 
 class Channel(Protocol):
-    """A client's non-blocking connection: a plain socket, or TLS on a socket (`startup.port.tls_channel`)."""
+    """A client's non-blocking connection, by a plain socket or by TLS (`startup.port.tls_channel`)."""
 
     def fileno(self) -> int: ...
     def setblocking(self, is_blocking: bool, /) -> None: ...
@@ -59,7 +59,7 @@ def run_process(
     answers: ProbeAnswers,
     prepare_channels: Callable[[], OpenChannel],
 ) -> NoReturn:
-    """Runs the forked process until it exits. The kernel kills it when the API process exits."""
+    """Runs the forked process until it exits. The kernel kills this process when the API process exits."""
     try:
         group_signals.ignore()
         death_pipe.arm(death_pipe_fd)
@@ -74,7 +74,7 @@ def run_process(
 
 
 class _Loop:
-    """Accepts, reads and answers."""
+    """The loop that accepts, reads and answers connections."""
 
     def __init__(
         self, listener: socket.socket, api_process: socket.socket, answers: ProbeAnswers, open_channel: OpenChannel
@@ -87,7 +87,7 @@ class _Loop:
         self._is_accepting = True
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._max_connections = _MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(_MAX_CONNECTIONS, soft // 2)
-        """When a further client connects, the oldest connection is closed."""
+        """If there are this many connections and another client connects, the oldest connection is closed."""
 
     def run(self) -> None:
         """Returns once the socket is handed over and all clients are answered, or the API process exits."""
@@ -117,7 +117,10 @@ class _Loop:
         Acceptor(self._listener, self._api_process, self._selector).run(connections)
 
     def _process(self, message: bytes) -> None:
-        """Applies a message with the start's state. Accepts no more once the API process ends its stream."""
+        """Applies a message with the start's state.
+
+        An empty message is the end of the API process's stream. After it, this process no longer accepts.
+        """
         if message:
             self._answers.follow(message)
             return
@@ -141,9 +144,9 @@ class _Loop:
 
 
 class ProbeConnection:
-    """One client: reads the request, answers, and waits for the client's end of stream.
+    """The connection of one client. Reads the request, answers, and waits for the client's end of stream.
 
-    Closing earlier could reset the connection before the client has read the answer.
+    An earlier close could reset the connection before the client has read the answer.
     """
 
     def __init__(self, client: Channel, selector: selectors.BaseSelector, answer: Callable[[str], Answer]) -> None:
@@ -158,7 +161,7 @@ class ProbeConnection:
         selector.register(client, selectors.EVENT_READ, self)
 
     def advance(self) -> None:
-        """Reads or writes as far as the socket is ready."""
+        """Reads or writes as much as the socket permits without blocking."""
         try:
             if self._to_send is None:
                 self._read_request()
@@ -172,7 +175,7 @@ class ProbeConnection:
             self.close()
 
     def is_done_by(self, now: float) -> bool:
-        """Whether the connection is closed. Closes it at its deadline."""
+        """Whether the connection is closed. Closes the connection if its deadline has passed."""
         if not self._is_closed and now > self._deadline:
             self.close()
         return self._is_closed

@@ -1,4 +1,4 @@
-"""The state of one start (timeline, facts, progress), from which the responder answers each path."""
+"""The state of one start (timeline, facts, progress). The responder makes its answers from this state."""
 
 import json
 import time
@@ -24,14 +24,14 @@ _LONGEST_REASON: Final = 200
 class StartState:
     """Implements `base.lifecycle.StartView`. The main thread changes it. Any thread may read it.
 
-    The responder's process has a copy, which follows this state by messages (`to_message`).
+    The responder's process has a copy of this state. Messages (`to_message`) keep the copy up to date.
     """
 
     def __init__(self, subject: StartSubject, timeline: PhaseTimeline) -> None:
         self.subject = subject
         self.facts = StartFacts(model=subject.model, start_method=subject.start_method, outcome="starting")
         self.history_key = ""
-        """Names the comparable starts in the history. Empty until the history has been read."""
+        """The key of comparable starts in the history. Empty until the history has been read."""
         self.meter = ProgressMeter(timeline)
         self._timeline = timeline
         self._is_draining = False
@@ -49,7 +49,7 @@ class StartState:
                 return outcome
 
     def load_history(self) -> None:
-        """Reads earlier starts, from which the remaining time is estimated."""
+        """Reads the times of earlier starts. The remaining time is estimated from them."""
         versions = installed_versions(self.subject.packages)
         self.facts = replace(self.facts, versions=versions)
         key = self.subject.history_key(versions)
@@ -57,12 +57,12 @@ class StartState:
         self._timeline.on_change()
 
     def set_detail(self, detail: str) -> None:
-        """Sets a text about the current phase's progress, which is removed when the phase ends."""
+        """Sets a text about the current phase's progress. An empty text removes it."""
         self.meter.detail = detail
         self._timeline.on_change()
 
     def expect_compilation(self, fields: Mapping[str, Any], *, detail: str, compile_s: float) -> None:
-        """Sets whether vLLM, which has its configuration, will compile. Adds the time for that."""
+        """Sets the forecast whether vLLM will compile its model. Adds the time of the compilation."""
         self.set_compiled_model(fields)
         self.meter.added_s = compile_s
         self.set_detail(detail)
@@ -73,7 +73,7 @@ class StartState:
         self.meter.detail = ""
 
     def finish(self, prefetch: PrefetchReport | None) -> None:
-        """Called when the start has succeeded: the server is ready."""
+        """Called when the start has succeeded and the server is ready."""
         self._timeline.finish()
         if prefetch is not None:
             self._timeline.add("prefetch", prefetch.spans)
@@ -89,7 +89,7 @@ class StartState:
         self._is_draining = True
 
     def to_message(self) -> bytes:
-        """Everything that a copy in another process needs to `follow` this state."""
+        """This state as a message, with which a copy in another process can `follow` it."""
         names = ("versions", "outcome", "error", "compiled_model")
         facts = {name: getattr(self.facts, name) for name in names}
         content = {
@@ -102,7 +102,7 @@ class StartState:
         return json.dumps(content).encode()
 
     def follow(self, message: bytes) -> None:
-        """Makes this a copy of the state that sent the message."""
+        """Makes this object a copy of the state that has made the message."""
         content = json.loads(message)
         self._timeline.copy_from(content["timeline"])
         self.facts = replace(self.facts, **content["facts"])
@@ -112,7 +112,7 @@ class StartState:
             self._read_history(content["key"])
 
     def build_report(self) -> StartReport:
-        """The timeline so far, with the facts about the start."""
+        """The report of the start so far, from the timeline and the facts about the start."""
         return build_report(self._timeline, self.facts)
 
     def progress(self) -> dict[str, Any]:
@@ -141,7 +141,10 @@ class StartState:
 
 
 def _why_compiled(compiled: Mapping[str, Any]) -> str:
-    """Names of what differs, or the reason's first words. Values stay in the log, not in metrics and `ps`."""
+    """The names of the values that differ, or the beginning of the reason.
+
+    The values themselves are only in the log, not in metrics and `ps`.
+    """
     names = [f"{change['kind']} {change['name']}" for change in compiled.get("changes", ())]
     return list_some(names, _MOST_NAMED) or str(compiled.get("reason", ""))[:_LONGEST_REASON]
 
@@ -156,7 +159,7 @@ class ProbeAnswers:
     """Chooses the answer to each path, in the responder's process, from its copy of the start's state."""
 
     def __init__(self, state: StartState, *, is_private: bool = False, has_page: bool = True) -> None:
-        """With `is_private`, answers contain only what probes need: the responder has no API keys."""
+        """With `is_private`, only facts for probes are answered, because the responder has no API keys."""
         self._state = state
         self._is_private = is_private
         self._has_page = has_page
@@ -166,7 +169,7 @@ class ProbeAnswers:
         self._state.follow(message)
 
     def answer(self, path: str) -> Answer:
-        """200 for /livez and the public paths, 503 with the progress for all other paths."""
+        """Answers 200 for /livez and the public paths, and 503 with the progress for all other paths."""
         if path == LIVE_PATH:
             return Answer(200)
         if not self._is_private and (answer := self._answer_public(path)) is not None:
@@ -177,7 +180,7 @@ class ProbeAnswers:
         return Answer(503, json.dumps(body).encode(), retry_after_s=None if facts.error else 1)
 
     def _answer_public(self, path: str) -> Answer | None:
-        """The status page, its data, the timeline or the metrics. None for other paths."""
+        """The status page, its data, the start-up report or the metrics. None for other paths."""
         if path == "/" and self._has_page:
             page = read_page()
             return Answer(200, page.body, "text/html; charset=utf-8", headers=page.headers)
@@ -191,7 +194,7 @@ class ProbeAnswers:
 
 
 def _format_status(state: StartState) -> bytes:
-    """The data of the status page, with the same members as the HTTP server's. `live` is null."""
+    """The data of the status page. It has the same members as the HTTP server's data, but `live` is null."""
     status = {
         "status": state.facts.outcome,
         "model": state.facts.model,
@@ -205,7 +208,7 @@ def _format_status(state: StartState) -> bytes:
 
 
 def _format_metrics(state: StartState) -> str:
-    """The same metrics as `collectors.start_families`, whose library would be slow to import."""
+    """The same metrics as in `collectors.start_families`. The library used there would be slow to import."""
     info = ",".join(f'{name}="{_escaped(value)}"' for name, value in state.info()._asdict().items())
     labels = f'model_name="{_escaped(state.facts.model)}",engine="0"'
     lines = [

@@ -26,7 +26,10 @@ def open_tls(config: TlsConfig) -> "Callable[[socket.socket], TlsChannel]":
 
 
 class TlsChannel:
-    """Handshakes in the first reads. BlockingIOError means that TLS needs more data, OSError a failure."""
+    """A TLS connection, whose first reads make the handshake.
+
+    BlockingIOError means that TLS needs more data. Any other OSError means a failure.
+    """
 
     def __init__(self, client: socket.socket, context: ssl.SSLContext) -> None:
         client.setblocking(False)
@@ -42,7 +45,7 @@ class TlsChannel:
         self._tls.setblocking(is_blocking)
 
     def recv(self, num_bytes: int) -> bytes:
-        """Receives like a socket. Ask for 16 KiB or more: selectors do not see decrypted data."""
+        """Receives like a socket. Request 16 KiB or more, because selectors do not see decrypted data."""
         try:
             if not self._is_handshake_done:
                 self._tls.do_handshake()

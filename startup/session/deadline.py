@@ -1,4 +1,4 @@
-"""Limits the duration of a start: at the limit, logs phase and stacks of threads, and ends the process."""
+"""Limits the duration of a start. At the limit, logs phase and stacks of threads, and ends the process."""
 
 import faulthandler
 import logging
@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 def start_deadline(limit_s: float, describe: Callable[[], str]) -> threading.Timer:
-    """Starts the timer of the limit; call `cancel` on it once the start has finished.
+    """Starts the timer of the limit. Call the timer's `cancel` once the start has finished.
 
-    The main thread may be in an import or a system call, where no exception reaches it: the timer's thread
-    kills the engine process and then exits this process.
+    The main thread may be in an import or a system call, where no exception reaches it. So the timer's thread
+    itself kills the engine process and then ends this process.
     """
     timer = threading.Timer(limit_s, _expire, (limit_s, describe))
     timer.name, timer.daemon = "start-deadline", True
@@ -40,7 +40,7 @@ def _expire(limit_s: float, describe: Callable[[], str]) -> None:
 
 
 def _stacks() -> str:
-    """The stacks of all threads. C code writes them, because it takes no lock that a thread may hold."""
+    """The stacks of all threads. C code writes them, because it needs no lock that a thread may hold."""
     # faulthandler writes only to a file with a descriptor.
     with os.fdopen(os.memfd_create("stacks"), "w+", encoding="utf-8", errors="replace") as file:
         faulthandler.dump_traceback(file, all_threads=True)

@@ -1,4 +1,4 @@
-"""Records the outcome of a start: in the log, in files, and in the history."""
+"""Records the outcome of a start in the log, in files, and in the history."""
 
 import logging
 
@@ -17,7 +17,7 @@ def save_ready_start(
 ) -> None:
     """Logs the phases, writes the report file if one was requested, and adds the start to the history.
 
-    `info` is None with vLLM. `prefetch` is None while it is still running.
+    `info` is None with vLLM. `prefetch` is None while the prefetch is still running.
     """
     report = state.build_report()
     if prefetch is not None:
@@ -38,7 +38,7 @@ def save_failed_start(state: StartState) -> None:
 
 
 def _save_file(report: StartReport, subject: StartSubject) -> None:
-    """Writes the report file. A failure is logged as a warning, and the start goes on."""
+    """Writes the report file. If this fails, logs a warning, and the start goes on."""
     if subject.report_file is not None:
         try:
             write_whole(subject.report_file, report.to_json())

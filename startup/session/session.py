@@ -1,7 +1,7 @@
 """The start session: listener, responder, service manager, prefetch, preflight, deadline and report.
 
-The two kinds of start, `startup.embedded.start` and `startup.vllm.launch.start`, call its methods in their
-own order.
+The two start strategies, `startup.embedded.start` and `startup.vllm.launch.start`, call the session's
+methods. Each strategy has its own order.
 """
 
 import logging
@@ -50,41 +50,41 @@ _ANSWERS_AT_ONCE = f". Meanwhile the port answers 503. Wait with `curl -f`, or s
 
 
 class ListenAddress(NamedTuple):
-    """Where a server listens."""
+    """The address on which a server listens."""
 
     host: str | None
     port: int
     uds: str | None
     is_tls: bool = False
     when_ready: bool = False
-    """Whether the port is only bound until the server is ready (--listen-when-ready)."""
+    """Whether the port is bound, but does not listen until the server is ready (--listen-when-ready)."""
 
 
 class StartSession:
-    """One start, from its first step until the server stops; a context manager in the API process.
+    """One start, from its first step until the server stops. It is a context manager in the API process.
 
-    Methods are called on the main thread, unless they name another one. A StartupError that leaves the `with`
-    block is reported to probes, the service manager and the report file.
+    Call its methods on the main thread, unless their docstring names other threads. A StartupError that
+    leaves the `with` block is reported to probes, the service manager and the report file.
     """
 
     def __init__(
         self, subject: StartSubject, timeline: PhaseTimeline, *, is_private: bool = False, has_page: bool = True
     ) -> None:
-        """With `is_private`, the responder answers only probes. With `has_page`, it has a page at `/`."""
+        """With `is_private`, the responder answers only probes. `has_page` adds a page at `/`."""
         self.timeline = timeline
         self.state = StartState(subject, timeline)
         self.stack = ExitStack()
-        """Closed when the session ends, in reverse order."""
+        """Its contents are closed in reverse order when the session ends."""
         self.phase_of_others: Callable[[], str] = str
-        """Returns what another process does while the current phase waits for it. Empty if unknown."""
+        """Returns the phase of the process that the current phase waits for. Empty if unknown."""
         self._is_private = is_private
         self._has_page = has_page
         self._address = ""
         self._log_note = ""
-        """Advice in the log for scripts that take any answer as readiness."""
+        """A note in the log for users whose scripts take any answer on the port as readiness."""
         self._manager: ServiceManager | None = None
         self.responder: StartupResponder | None = None
-        """None until `listen` is called."""
+        """None before `listen` is called."""
         self.stop_signals = StopSignals(self._report_stop)
         self._deadline: threading.Timer | None = None
         self._live: LiveProgress | None = None
@@ -131,10 +131,10 @@ class StartSession:
         Args:
             address: ignored if the service manager has passed a socket and `accepts_activation` is set.
             prepare_channels: see `StartupResponder`.
-            accepts_activation: whether to take a socket that the service manager has passed.
+            accepts_activation: whether to use a socket that the service manager has passed.
 
         Raises:
-            PortInUseError: another process listens there.
+            PortInUseError: another process listens on this address.
             StartupError: the address or the passed socket cannot be used.
         """
         with self.timeline.span("listen"):
@@ -154,20 +154,20 @@ class StartSession:
         return listening
 
     def keep_run_record(self, address: str | None) -> None:
-        """Makes `vllm-cli ps` list this process. Called by `listen`, and by a start that listens later."""
+        """Makes `vllm-cli ps` list this process. Called by `listen`, or by a start that listens later."""
         subject = self.state.subject
         record = RunRecord(engine=subject.engine, model=subject.model, address=address)
         self._note_start = self.stack.enter_context(run_recorded(record))
         self._note_start(self.state.info()._asdict())
 
     def create_folder(self) -> Path:
-        """Creates a folder for the files of all processes of this start, also those of multiprocessing."""
+        """Creates a folder for all files of this start's processes. multiprocessing also uses this folder."""
         folder = self.stack.enter_context(own_folder())
         current_process()._config["tempdir"] = str(folder)  # type: ignore[attr-defined]
         return folder
 
     def limit_time(self, timeout_s: float | None) -> None:
-        """Ends this process if the start takes longer. None sets no limit."""
+        """Ends this process if the start takes longer than the limit. None means no limit."""
         if timeout_s is not None:
             self._deadline = start_deadline(timeout_s, self.phase)
             self.stack.callback(self._deadline.cancel)
@@ -180,17 +180,17 @@ class StartSession:
     def prefetch(self, files: Sequence[Path], mode: PrefetchMode) -> None:
         """Reads torch's libraries and then the model's files into the page cache, in a helper process.
 
-        A baked image has a record of the parts of libraries that a start reads.
+        In an image made with `vllm-cli bake`, only the parts of libraries that a start reads are prefetched.
         """
         pages = _baked_pages()
         paths = (*(() if pages else plan_libraries()), *files)
         self._prefetch = self.stack.enter_context(start_prefetch(paths, mode, pages))
 
     def download(self, plan: FilePlan, timeout_s: float | None) -> "DownloadHandle | None":
-        """Downloads files that are missing or have changed, in a helper process. None if there are none.
+        """Downloads missing or changed files in a helper process. None if there is nothing to download now.
 
         The running phase shows the download's progress. A warm start with all files on disk does not wait for
-        the hub: `finish` then downloads changed files for the next start.
+        the hub. In this case, `finish` downloads changed files for the next start.
         """
         if start_origin.warm is not None and plan.is_on_disk:
             self._asks_later = [] if is_offline() else plan.downloads
@@ -206,7 +206,7 @@ class StartSession:
             mode: `auto` ends the start if there are errors, `warn` logs them, `off` does not check.
 
         Raises:
-            StartupError: with all errors of the preflight.
+            StartupError: the preflight has found errors. The exception has all of them.
         """
         with self.timeline.span("preflight"):
             self.state.load_history()
@@ -215,12 +215,12 @@ class StartSession:
             report.apply(mode)
 
     def hand_over(self) -> None:
-        """Called on any thread before the HTTP server accepts. Returns once the responder has stopped."""
+        """Stops the responder, before the HTTP server accepts. May be called on any thread."""
         if self.responder is not None:
             self.responder.hand_over()
 
     def finish(self, info: EngineInfo | None = None) -> None:
-        """Called on any thread once the server is ready: ends deadline and progress, saves the start."""
+        """Ends deadline and progress, and saves the start. Call it on any thread once the server is ready."""
         self._end_waiting()
         prefetch = self._prefetch.result() if self._prefetch is not None else None
         if self._download is not None and self._download.report is not None:
@@ -234,7 +234,7 @@ class StartSession:
             group_signals.start_thread(threading.Thread(target=self._download_later, name="update", daemon=True))
 
     def _download_later(self) -> None:
-        """Runs on a thread, with which the helper process ends."""
+        """Downloads changed files in a helper process. Runs on a thread. The helper ends with this thread."""
         from startup.files.download.process import start_download
 
         with start_download(self._asks_later) as handle:
@@ -242,9 +242,9 @@ class StartSession:
                 logger.info("the next start serves the changed files: a warm start does not wait for the hub")
 
     def notify_ready(self, status: str | None = None) -> None:
-        """Ends the deadline and notifies the service manager of readiness. Called on any thread.
+        """Ends the deadline and notifies the service manager of readiness. May be called on any thread.
 
-        From now on, the server handles signals.
+        From now on, the server handles signals itself.
         """
         self._is_ready = True
         self.stop_signals.release()
@@ -253,7 +253,7 @@ class StartSession:
             self._manager.notify_ready(status or f"ready: {self._address}")
 
     def drain(self) -> None:
-        """Called on any thread when the server rejects new requests from now on. Ends the deadline."""
+        """Ends the deadline and reports the drain. Call it on any thread when the server begins to drain."""
         self._end_waiting()
         self.state.drain()
         self.notify_stopping("finishing running requests")
@@ -280,7 +280,8 @@ class StartSession:
     def _publish(self) -> None:
         """Sends each change of the timeline to the responder, and the phase to the service manager.
 
-        Called on the main thread and on the thread of a download's progress. The messages stay in order.
+        Called on the main thread, and on the thread that reports a download's progress. A lock keeps the
+        messages in order.
         """
         with self._publishing:
             if self.responder is not None:
@@ -323,7 +324,7 @@ def _log_origin() -> None:
 
 
 def _take_socket() -> socket.socket | None:
-    """The listening socket that a service manager passed to this process, if any."""
+    """The listening socket that a service manager passed to this process. None if it passed no socket."""
     if env.LISTEN_PID.get() is None:
         return None
     from startup.port.systemd.service_manager import take_socket

@@ -1,7 +1,8 @@
-"""The process that a template process forks: takes over the front process's state, then runs its command.
+"""The process that a template process forks. It takes over the front process's state, then runs its command.
 
-It reads the request itself, so that arguments and variables of the request are never in the template's
-memory. It does nothing that is visible outside until it (`ready`) and the front process (`go`) have agreed.
+The forked process reads the front process's request itself, so that arguments and variables of the
+request are never in the template process's memory. It first sends `ready` and waits until the front
+process answers `go`. Before this answer, nothing that it does is visible outside.
 """
 
 import locale
@@ -27,11 +28,12 @@ from startup.standby.front_process import interpreter_state
 from startup.standby.import_state import ImportEnvironment, InstalledFiles
 
 _REQUEST_S = 5.0
-"""Seconds that the front process has to send its request, which it does at once."""
+"""Seconds within which the front process must send its request. It sends the request at once."""
 _STANDARD: Final = (0, 1, 2)
 _STREAMS: Final = ("stdin", "stdout", "stderr")
 _SO_PEERPIDFD: Final = 77
-"""The option for a pidfd of the connected process, since Linux 6.5 (unix(7)). Python has no name for it."""
+"""Socket option that returns a pidfd of the connected process, since Linux 6.5 (unix(7)). Python's
+`socket` has no name for this option."""
 
 
 class TemplateFacts(NamedTuple):
@@ -39,32 +41,35 @@ class TemplateFacts(NamedTuple):
 
     pid: int
     at_import: Mapping[str, str]
-    """The variables that the template's libraries have read. A dormant forkserver must have the same."""
+    """The template's environment variables after its imports. A dormant forkserver is used only with
+    equal ones."""
     environment: ImportEnvironment
     why_cold: Callable[[Sequence[str]], str | None]
-    """Returns why a server with these words after `serve` cannot use the imports. None if it can."""
+    """Returns the reason why a server with these words after `serve` cannot use the imports, or None."""
     files: InstalledFiles
     import_s: float
 
 
 class Request(NamedTuple):
-    """What the front process requests."""
+    """The request of the front process."""
 
     argv: list[str]
     orig_argv: list[str]
     path: list[str]
     environment: dict[str, str]
     interpreter: dict[str, str]
-    """Properties of the front process's interpreter. This interpreter's must be equal."""
+    """Properties of the front process's interpreter. They must be equal to those of this interpreter."""
     locale: str
     streams: list[str]
-    """Each standard stream's error handler, and whether it flushes each line. Empty for a closed stream."""
+    """For each standard stream, its error handler, and whether it flushes each line. Empty if it is
+    closed."""
     begin_ns: int
     life_fd: int
     """The read end of the front process's death pipe."""
     folder_fd: int
     open_fds: dict[int, int]
-    """The front process's descriptors that `exec` keeps: the number there, and the number here."""
+    """The front process's descriptors that `exec` keeps. Maps a number in the front process to the number
+    here."""
 
 
 class _ColdStartError(Exception):
@@ -81,11 +86,11 @@ class FrontLink:
         self._connection.close()
 
     def report_exit(self, code: int) -> None:
-        """Reports that the command has returned. The exit code is valid even if the template has ended."""
+        """Reports the command's exit code. The front process uses it if the template process has ended."""
         self._send(b"exit", str(code).encode())
 
     def start_again(self, variable: str, value: str, *words: str) -> NoReturn:
-        """Ends this process. The front process starts the server itself, with this variable and words."""
+        """Ends this process. The front process then starts the server cold, with this variable and words."""
         self._send(b"again", *map(os.fsencode, (variable, value, *words)))
         os._exit(0)
 
@@ -97,10 +102,10 @@ class FrontLink:
 def take_over(
     connection: socket.socket, front_pid: int, template: TemplateFacts, on_stale: Callable[[str], None]
 ) -> FrontLink:
-    """Returns once this process is the server. Exits if it cannot become the server.
+    """Returns once this process is the server. Exits if this process cannot become the server.
 
-    Nothing may have been read from the connection to the front process. `on_stale` is called with a reason if
-    the template process must be replaced.
+    Call this before anything is read from the connection to the front process. `on_stale` is called with a
+    reason if the template process must be replaced.
     """
     connection = move_socket_up(connection)
     connection.settimeout(_REQUEST_S)
@@ -161,10 +166,10 @@ def _receive_request(connection: socket.socket) -> Request:
 
 
 def _become_equal(request: Request, connection: socket.socket, front_pid: int, environment: ImportEnvironment) -> None:
-    """Gives this process all that `exec` would have kept of the front process.
+    """Gives this process all properties of the front process that `exec` would have kept.
 
     Raises:
-        _ColdStartError: that is not possible.
+        _ColdStartError: a property cannot be taken over.
         OSError: the front process has ended.
     """
     _raise_reason(process_state.first_difference(request.interpreter, interpreter_state()))
@@ -188,10 +193,11 @@ def _become_equal(request: Request, connection: socket.socket, front_pid: int, e
 
 @contextmanager
 def _ensured_to_run(connection: socket.socket, pid: int) -> Iterator[None]:
-    """A block that reads the state of the process at the other end.
+    """Makes sure that the process `pid` at the connection's other end runs while the block examines it.
 
     Raises:
-        _ColdStartError: it is not visible from here, or has ended: its pid may be another process's.
+        _ColdStartError: the process is not visible from here. Or it has ended, so that another process may
+            have its pid.
     """
     if pid == 0:
         raise _ColdStartError("its process namespace is not within the standby's")
@@ -236,7 +242,7 @@ def _set_stream(name: str, how: str) -> None:
 
 
 def _take_descriptors(open_fds: Mapping[int, int]) -> None:
-    """Moves the descriptors that the front process has sent to the numbers that they have there."""
+    """Moves the received descriptors to the numbers that they have in the front process."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     for number in _STANDARD:

@@ -1,7 +1,7 @@
-"""The front process once its server is forked: forwards signals to the server and ends in the same way.
+"""Runs in the front process after its server is forked. Forwards signals to the server and ends like it.
 
-The server has a session of its own, because a process cannot join another process's session. Signals that the
-terminal or a service manager sends to the front process are forwarded to the server.
+The server has its own session, because a process cannot join another process's session. So the front process
+forwards the signals that the terminal or a service manager sends.
 """
 
 import os
@@ -29,16 +29,18 @@ _TO_MAIN = (
     signal.SIGALRM,
     signal.SIGIO,
 )
-"""Signals for the server's main process, to which a service manager would send them."""
+"""Signals that are forwarded to the server's main process. A service manager sends them to the main
+process, too."""
 _STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
-"""Signals of job control: all of the server's processes are stopped, then the front process."""
+"""Signals of job control. They stop all processes of the server first, and then the front process."""
 _HANDLED = (*_TO_MAIN, *_STOPS, signal.SIGCONT)
 _ENDS = (signal.SIGINT, signal.SIGTERM)
-"""The server acts on these even if it was started with them ignored, as by `&` in a script (SIGINT)."""
+"""Signals that end the server even if it was started with these signals ignored. For example, `&` in a script
+makes a program ignore SIGINT."""
 _COLD = ("VCLI_STANDBY", "off")
 _OF_ROUTER = ("VCLI_IDLE_STOP", "VCLI_IDLE_SLEEP", "VCLI_RESTART")
 _STATUS_S = 1.0
-"""Seconds that the template process has to report how the server ended."""
+"""Seconds within which the template process must report how the server ended."""
 _KILLED = 128 + signal.SIGKILL
 
 
@@ -48,10 +50,10 @@ def follow_server(
     """Waits for the server's end.
 
     Args:
-        connection: to the server's process and to the template process.
-        server_pid: leads the server's process group.
-        server_fd: its pidfd.
-        life_fd: kept open. The kernel closes it with this process, which kills the server.
+        connection: the connection to the server's process and to the template process.
+        server_pid: the leader of the server's process group.
+        server_fd: a pidfd of this leader.
+        life_fd: a pipe that kills the server when the kernel closes it at the end of this process.
         relay: receives the server's messages to the service manager.
 
     Returns:
@@ -78,17 +80,17 @@ class _Server:
         self._pidfd = pidfd
         self._relay = relay
         self._code: int | None = None
-        """The exit code that the server has announced."""
+        """The exit code that the server itself has reported."""
         self._status: int | None = None
-        """How the server ended, as the template process, its parent, reports."""
+        """The server's exit code, or -N after signal N, as reported by its parent, the template process."""
         self._again: tuple[str, str] | None = None
-        """The name and value of a variable with which the server must be started again, cold."""
+        """The name and value of a variable with which the server must be started again by a cold start."""
         self._added: list[str] = []
         """Words to add to the server's command when it is started again."""
         self._forwarded: set[int] = set()
 
     def wait(self, wakeup_fd: int) -> int:
-        """The server's exit code, or -N after signal N."""
+        """Waits for the server's end. Returns its exit code, or -N after signal N."""
         poll = select.poll()
         for fd in (wakeup_fd, self._pidfd, self._connection.fileno()):
             poll.register(fd, select.POLLIN)
@@ -121,9 +123,9 @@ class _Server:
         return _KILLED if self._code is None else self._code
 
     def _end_if_signalled(self, wakeup_fd: int) -> None:
-        """Ends this process by signals that came before the server's end and did not end the server.
+        """Ends this process if signals came before the server's end and the server did not act on them.
 
-        From now on signals have their default actions, also in a program that is executed next.
+        From now on, signals have their default actions, also in a program that this process executes next.
         """
         for number in _HANDLED:
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -134,7 +136,7 @@ class _Server:
             os.kill(os.getpid(), received)
 
     def _read_message(self) -> bool:
-        """Reads a message. Returns False when no more can come."""
+        """Reads a message. Returns False if no more messages can follow."""
         try:
             sections, fds = messages.receive(self._connection)
         except (OSError, messages.MessageError):

@@ -1,6 +1,6 @@
-"""The process that the user starts: requests a server forked from a template process, or starts cold.
+"""The process that the user starts. Requests a server forked from a template process, or makes a cold start.
 
-The start waits for the import of this module, so it imports only what a connection needs.
+Each start waits for the import of this module, so this module imports only modules that a connection needs.
 """
 
 import _locale
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from startup.port.systemd.notify_relay import NotifyRelay
 
 _ACK_S = 0.04
-"""Seconds that a standby has to answer at all. A running one takes a millisecond."""
+"""Seconds within which a standby must answer. A running standby answers in a millisecond."""
 _VERDICT_S = 0.5
-"""Seconds that the forked process then has to agree. It takes 50 ms, or 250 ms with eight busy processes per
-processor. If it exits, the wait ends at once."""
+"""Seconds within which the forked process must then agree. The process takes 50 ms, or 250 ms with eight busy
+processes per processor. If the process exits, the wait ends at once."""
 _REQUIRED_S = 10.0
-"""With `--standby require`, the front process waits so many seconds instead of `_ACK_S`."""
+"""Seconds that the front process waits with `--standby require`, instead of `_ACK_S`."""
 
 
 class ColdStartError(Exception):
@@ -33,10 +33,11 @@ class ColdStartError(Exception):
 
 
 def serve_warm(words: list[str]) -> int | None:
-    """Has the server forked and forwards signals to it until it ends. Returns None for a cold start instead.
+    """Requests a forked server and forwards signals to it until it ends.
 
     Returns:
-        The exit code of the server. A server that was killed by a signal ends this process by that signal.
+        The exit code of the server, or None for a cold start. If a signal killed the server, this process
+        ends by the same signal.
     """
     own = ServeWords(words).own
     if has_several_models(words) or is_behind_router(words):
@@ -77,8 +78,8 @@ def _connect(connection: socket.socket, kind: str, *, timeout_s: float) -> None:
     """Connects to a template process, which accepts the connection and reads nothing from it.
 
     Raises:
-        FileNotFoundError: there is no standby.
-        ColdStartError: it does not answer, or belongs to another user.
+        FileNotFoundError: no standby runs for this kind of start.
+        ColdStartError: the template process does not answer, or belongs to another user.
     """
     try:
         connection.settimeout(timeout_s)
@@ -94,7 +95,7 @@ def _connect(connection: socket.socket, kind: str, *, timeout_s: float) -> None:
 
 
 def _notify_relay() -> "NotifyRelay | None":
-    """A relay for the server's messages to the service manager. None if there is no manager."""
+    """A relay for the server's messages to the service manager. None without a service manager."""
     address = foreign.text_of("NOTIFY_SOCKET")
     if address[:1] not in ("/", "@"):
         return None
@@ -107,10 +108,12 @@ def _notify_relay() -> "NotifyRelay | None":
 
 
 def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int, int, int]:
-    """Sends what the server needs. Returns its pid, its pidfd, and the pipe whose closing ends the server.
+    """Sends the request for a server. Returns its pid, its pidfd, and the write end of its death pipe.
 
-    `variables` replace this process's values in the server. Raises ColdStartError with the reason that the
-    forked process gives.
+    `variables` are environment variables that have other values in the server than in this process.
+
+    Raises:
+        ColdStartError: no server was forked. The message is the reason that the forked process gives.
     """
     begin_ns = time.monotonic_ns()
     life_read_fd, life_fd = os.pipe()
@@ -154,9 +157,10 @@ def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int,
 
 
 def interpreter_state() -> dict[str, str]:
-    """The settings that Python reads once, at its start. A forked server's interpreter must have the same.
+    """The settings that Python reads once, at its start. A forked server's interpreter needs the same ones.
 
-    Leaves out UTF-8 mode, which is on without LANG: no difference if the locale's encoding is UTF-8.
+    UTF-8 mode is left out. Python turns this mode on if LANG is not set. If the locale's encoding is
+    UTF-8, the mode makes no difference.
     """
     encodings = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors(), _locale.nl_langinfo(_locale.CODESET))
     return {
@@ -173,7 +177,7 @@ def interpreter_state() -> dict[str, str]:
 
 
 def _personality() -> str:
-    """The execution domain (personality(2)). Only the process itself may read it."""
+    """The execution domain (personality(2)) of this process. No other process may read it."""
     try:
         with open("/proc/self/personality") as file:  # noqa: PTH123
             return file.read().strip()
@@ -182,14 +186,14 @@ def _personality() -> str:
 
 
 def _text_state() -> list[bytes]:
-    """The locale of characters; each standard stream's error handler, and whether it flushes each line."""
+    """The locale LC_CTYPE. For each standard stream, its error handler and whether it flushes each line."""
     streams = (sys.stdin, sys.stdout, sys.stderr)
     layers = [f"{stream.errors} {stream.line_buffering:d}" if stream is not None else "" for stream in streams]
     return [os.fsencode(text) for text in (_locale.setlocale(_locale.LC_CTYPE, None), *layers)]
 
 
 def _inherited_fds() -> list[int]:
-    """The standard streams, and all other descriptors that `exec` would keep."""
+    """All descriptors that `exec` would keep, such as those of the standard streams."""
     found = []
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         fd = int(name)

@@ -1,8 +1,8 @@
-"""The variables and files on which a template's imports depend, and which must be equal for a warm start.
+"""The variables and files on which a template's imports depend. They must be equal for a warm start.
 
-A forked server has the environment of the process that the user started. But a module that reads a variable
-on import keeps the value, as C libraries and the interpreter do when they are loaded. A start whose
-environment differs in such a variable is cold.
+A forked server has the environment of the process that the user started. But a module that reads a
+variable on import keeps the variable's value. C libraries and the interpreter keep such values when they
+are loaded. So a start is cold if its environment differs in such a variable.
 """
 
 import json
@@ -28,8 +28,8 @@ _OF_C_LIBRARIES: Final = (
     "OPENCV_", "OPENSSL_", "PYTHON", "PYTORCH_", "RUST_LOG", "TCMALLOC", "THP_MEM_ALLOC_ENABLE", "TOKENIZERS_LOG",
     "TORCH_", "TQDM_", "TRITON_", "XGRAMMAR_",
 )  # fmt: skip
-"""Beginnings of names of variables that the loader, the interpreter or C libraries read, or that Python code
-finds by listing all variables."""
+"""Beginnings of the names of some variables. The loader, the interpreter or C libraries read them, or
+Python code finds them by listing all variables."""
 
 _READ_LATER: Final = frozenset({
     "CI", "COLUMNS", "FORCE_COLOR", "LANG", "LANGUAGE", "LINES", "LNAME", "LOGNAME", "NO_COLOR", "PATH", "TZ", "USER",
@@ -38,24 +38,27 @@ _READ_LATER: Final = frozenset({
     "VLLM_CACHE_ROOT", "VLLM_LOGGING_COLOR", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_STREAM",
     "HF_HUB_OFFLINE", "HF_TOKEN", "PROMETHEUS_MULTIPROC_DIR", "TRANSFORMERS_OFFLINE",
 })  # fmt: skip
-"""Variables that are read on import but cause no difference. Some are also read at each use. Some are set
-again in the library (`startup.ground.processes.library_state`). Some matter only to an interactive
-interpreter."""
+"""Variables that are read on import, but may differ. Some of them are read again at each use. Some are
+set in the library again (`startup.ground.processes.library_state`). Some have an effect only in an
+interactive interpreter."""
 _DELETED: Final = " (deleted)"
 
 
 class ImportEnvironment(NamedTuple):
-    """The environment of a template's imports. Created in the template after them, and used in each fork."""
+    """The environment of a template's imports. The template creates it after them, and each fork uses it."""
 
     given: Mapping[str, str]
     """The variables that the user gave to the standby."""
     read: frozenset[str]
-    """Variables that Python code read on import, whether they were set or not."""
+    """Variables that Python code read on import. They need not have been set."""
     written: Mapping[str, str | None]
-    """Variables that the imports have set, or removed (None)."""
+    """The variables that the imports have set, with their values, or None for a removed variable."""
 
     def why_cold(self, environment: Mapping[str, str]) -> str | None:
-        """Names the first variable that differs and matters. Leaves out values, which may be secrets."""
+        """The reason why a start with this environment must be cold, or None.
+
+        The reason names the first variable that makes a difference, without its value, which may be secret.
+        """
         for name in foreign.changes(self.given, environment):
             if name in self.written:
                 return f"{name} differs, which the standby's imports have set"
@@ -71,7 +74,7 @@ class ImportEnvironment(NamedTuple):
         return None
 
     def applied_to(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """A start's environment, changed as the imports would have changed it."""
+        """A start's environment with the changes that the imports make to it."""
         result = {**environment, **self.written}
         return {name: value for name, value in result.items() if value is not None}
 
@@ -89,16 +92,18 @@ def recorded_reads() -> Iterator[set[str]]:
 
 
 def written_since(before: Mapping[str, str]) -> dict[str, str | None]:
-    """Variables that were set, or removed (None), in this process since it had the variables `before`."""
+    """Variables that have changed in this process since `before`, with their values (None if removed)."""
     now = foreign.snapshot()
     return {name: now.get(name) for name in foreign.changes(before, now)}
 
 
 def execute_with(wanted: Mapping[str, str]) -> dict[str, str]:
-    """Executes this program again with variables that libraries read when loaded. Returns once it has them.
+    """Executes this program again with the variables `wanted`, unless this process has them already.
+
+    Libraries read these variables when they are loaded, so this process cannot set them later.
 
     Returns:
-        The user's environment without these variables, with which starts are compared.
+        The user's environment without these variables. Starts are compared with it.
     """
     marker = env.VCLI_GIVEN_VARIABLES.name
     if (before := env.VCLI_GIVEN_VARIABLES.raw) is not None:
@@ -113,10 +118,10 @@ def execute_with(wanted: Mapping[str, str]) -> dict[str, str]:
 
 
 def _recording_class(names: set[str]) -> type:
-    """A class for the existing `os.environ`: assigned to it, all references to the mapping record reads.
+    """A class to assign to the existing `os.environ`, so that reads by any reference to it are recorded.
 
-    `dict(os.environ)` and `os.environ.copy()` list the names and then read each one. These reads do not
-    count. They pass the very object that the listing returned, which a read by name never does.
+    `dict(os.environ)` and `os.environ.copy()` list the names and then read each variable. These reads are not
+    recorded. They pass the same object that the listing returned. A read by name passes another object.
     """
     listed: dict[int, Any] = {}
 
@@ -137,8 +142,9 @@ def _recording_class(names: set[str]) -> type:
 class InstalledFiles:
     """The files of all loaded modules and libraries, and of the installed distributions.
 
-    Created in the template before its imports, and completed after them. Each fork then looks for changes. A
-    new file that no installer has written is no change, even if it would hide a loaded module.
+    The template creates this object before its imports, and calls `record_loaded` after them. Each fork
+    then looks for changes. A new file that no installer has written is no change, even if the file would
+    hide a loaded module.
     """
 
     def __init__(self) -> None:
@@ -149,7 +155,7 @@ class InstalledFiles:
         self._files = _Files({})
 
     def record_loaded(self) -> None:
-        """Called once, after the imports. A file that changed during the imports counts as changed."""
+        """Called once, after the imports. `find_change` also finds files that changed during the imports."""
         mapped = set(_mapped_files())
         paths = {*self._distributions, *_loaded_files(), *mapped, *_interpreter_files()}
         stamps = {path: read_stamp(path) for path in sorted(paths)}
@@ -161,21 +167,21 @@ class InstalledFiles:
         self._files = _Files(stamps)
 
     def find_change(self) -> str | None:
-        """A file that has changed, as a reason in words. None if all files are as recorded."""
+        """A reason that names a file that has changed. None if no file has changed."""
         installed = self._distributions.symmetric_difference(distribution_files(self._path))
         path = self._changed_early or min(installed, default=None) or self._files.find_changed()
         return None if path is None else f"{path} was changed"
 
 
 class _Files:
-    """Paths and stamps in few large objects: reads of many small ones would copy their pages in a fork."""
+    """Paths and stamps in few large objects. Reads of many small objects would copy their pages in a fork."""
 
     def __init__(self, stamps: Mapping[str, FileStamp]) -> None:
         self._paths = b"\0".join(map(os.fsencode, stamps))
         self._columns = tuple(array("q", column) for column in zip(*stamps.values(), strict=True))
 
     def find_changed(self) -> str | None:
-        """The first file that differs, or None. This loop determines how long a check takes."""
+        """The first file that differs, or None. This loop takes most of the time of a check."""
         stat = os.stat
         for path, mtime_ns, size, inode in zip(self._paths.split(b"\0"), *self._columns, strict=True):
             try:
@@ -197,7 +203,7 @@ def _loaded_files() -> Iterator[str]:
 
 
 def _attribute(module: ModuleType | object, name: str) -> Any:
-    """Gets an attribute without calling `__getattr__`, with which a lazy module would import something."""
+    """Gets an attribute without calling `__getattr__`. A lazy module would be imported by this call."""
     try:
         return object.__getattribute__(module, "__dict__").get(name)
     except AttributeError:
@@ -205,7 +211,7 @@ def _attribute(module: ModuleType | object, name: str) -> Any:
 
 
 def _mapped_files() -> Iterator[str]:
-    """Files that are mapped as code: the interpreter, extension modules and all shared libraries."""
+    """Yields files that are mapped as code: the interpreter, extension modules and all shared libraries."""
     with open("/proc/self/maps", "rb") as maps:  # noqa: PTH123
         lines = maps.readlines()
     for line in lines:
@@ -215,12 +221,12 @@ def _mapped_files() -> Iterator[str]:
 
 
 def _is_replaced(path: str) -> bool:
-    """Whether another file has replaced a mapped one. The kernel marks the mapping."""
+    """Whether another file has replaced a mapped file. The kernel marks such a mapping as deleted."""
     return path.endswith(_DELETED) and os.path.exists(path.removesuffix(_DELETED))  # noqa: PTH110
 
 
 def _interpreter_files() -> Iterator[str]:
-    """Yields a virtual environment's link to its interpreter, and the file that names its prefix."""
+    """Yields a virtual environment's link to the interpreter, and its file `pyvenv.cfg`."""
     if sys.executable:
         yield sys.executable
     yield os.path.join(sys.prefix, "pyvenv.cfg")  # noqa: PTH118

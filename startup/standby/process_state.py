@@ -1,11 +1,11 @@
-"""The process properties that `exec` keeps: a forked server must share them with the front process.
+"""The process properties that `exec` keeps. A forked server must have those of the front process.
 
-Some properties are taken over. If another property differs, the start is cold. This code runs in the fork,
-while it has one thread. It reads the front process's state from /proc, so that a process in a sandbox cannot
-claim to be outside.
+Some properties are taken over. If another property differs, the start is cold. This code runs in the fork
+while the fork has one thread. It reads the front process's state from /proc, so that a process in a
+sandbox cannot claim to be outside of it.
 
-/proc does not show, and this code does not compare: the programs of seccomp filters (their number is
-compared), Landlock rules, securebits, the session keyring.
+Some properties are not in /proc, so this code does not compare them: the programs of seccomp filters,
+Landlock rules, securebits, and the session keyring. But the number of seccomp filters is compared.
 """
 
 import os
@@ -47,8 +47,9 @@ _LIMITS: Final = {
     name: getattr(resource, name) for name in vars(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
 }
 _LIMITS_AT_EXEC: Final = ("RLIMIT_STACK", "RLIMIT_AS", "RLIMIT_DATA")
-"""Soft limits that cannot be applied later. The C library reads the first one at exec. The others count the
-memory of modules that only the template has imported."""
+"""Soft limits that cannot be set later. The C library reads the limit of the stack at `exec`. The other
+limits would also count the memory of modules that the template has imported and the front process has
+not."""
 
 _CGROUP_LIMITS: Final = (
     "cpu.idle",
@@ -62,21 +63,21 @@ _CGROUP_LIMITS: Final = (
     "memory.min",
     "memory.swap.max",
 )
-"""Files with a cgroup's limits, without `pids.max`: systemd sets it for each service and for no session."""
+"""Files with a cgroup's limits. `pids.max` is left out, because systemd sets it for services, but not for
+sessions."""
 _UNLIMITED: Final = frozenset({"", "0", "100", "default 100", "max", "max 100000"})
-"""What these files contain in a cgroup without limits."""
+"""Contents of these files in a cgroup without limits."""
 
 _UNCHANGEABLE: Final = frozenset({signal.SIGKILL, signal.SIGSTOP})
 
 
 def why_not_equal(pid: int) -> str | None:
-    """The first property of another process that differs here and is not taken over. None if there is
-    none."""
+    """The first property of another process that differs here and is not taken over, as a reason, or None."""
     return first_difference(_properties(pid), _properties(os.getpid()))
 
 
 def first_difference(theirs: Mapping[str, str], own: Mapping[str, str]) -> str | None:
-    """The first property that differs, as a reason for a cold start. None if all are equal."""
+    """A reason for a cold start that names the first property that differs. None if all are equal."""
     for name in {**own, **theirs}:
         there, here = theirs.get(name, ""), own.get(name, "")
         if there != here:
@@ -85,10 +86,10 @@ def first_difference(theirs: Mapping[str, str], own: Mapping[str, str]) -> str |
 
 
 def take_over(pid: int) -> str | None:
-    """Takes over the properties of another process that can be changed. Returns why it cannot, or None.
+    """Takes over the properties of another process that can be changed.
 
-    Signals get their default actions or are ignored, as in a program that is executed; SIGINT too, as in
-    `vllm_cli.__main__`.
+    Returns the reason why a property cannot be taken over, or None. Each signal gets its default action or is
+    ignored, as in an executed program. This includes SIGINT, as in `vllm_cli.__main__`.
 
     Raises:
         OSError: the process has ended.
@@ -142,9 +143,10 @@ def _set_limits(pid: int) -> str | None:
 
 
 def _enter_cgroup(pid: int) -> str | None:
-    """Moves into the other process's cgroup, or stays in one with equal limits. Returns why neither works.
+    """Moves this process into the other process's cgroup. If this fails, equal limits are enough.
 
-    With version 1, the cgroups of all controllers must be the same.
+    Returns the reason if limits differ or are not visible, else None. With cgroups of version 1, the
+    cgroups of all controllers must be the same.
     """
     theirs, own = _cgroups(pid), _cgroups(os.getpid())
     path, own_path = theirs.pop("", ""), own.pop("", "")
@@ -166,7 +168,7 @@ def _enter_cgroup(pid: int) -> str | None:
 
 
 def _cgroups(pid: int) -> dict[str, str]:
-    """The cgroups with limits: each hierarchy's path by its controllers, which are empty for version 2."""
+    """The paths of the cgroups with limits, by their controllers. Version 2 has the empty text as its key."""
     lines = (line.split(":", 2) for line in _text(f"/proc/{pid}/cgroup").split("\n"))
     return {line[1]: line[2] for line in lines if len(line) == 3 and not line[1].startswith("name=")}
 
@@ -186,7 +188,7 @@ def _io_priority(pid: int) -> str:
 
 
 def _root_directory(pid: int) -> str:
-    """Device, inode and mount of the root. A bind mount of the same folder is another root."""
+    """Device, inode and mount of a process's root. Two bind mounts of the same folder are different roots."""
     try:
         fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
     except OSError:
@@ -212,7 +214,7 @@ def _fields(path: str) -> dict[str, str]:
 
 
 def _text(path: str) -> str:
-    """The first page of a file in /proc. Empty if the kernel lacks the file or does not show it."""
+    """The beginning of a file in /proc. Empty if the kernel has no such file or does not show it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

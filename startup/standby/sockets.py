@@ -1,6 +1,7 @@
-"""The standby's sockets: in a folder that only this user can enter, one name per interpreter and kind.
+"""The standby's sockets. They are in a folder that only this user can enter, named by interpreter and kind.
 
-The front process imports this module, and the start waits for it: it imports only what a connection needs.
+Each start waits while the front process imports this module, so it imports only modules that a connection
+needs.
 """
 
 import os
@@ -17,10 +18,11 @@ from startup.ground.processes import messages
 from startup.ground.serve_words import ServeWords, is_eager, is_for_information
 
 CONTROL = "standby"
-"""Name of the socket on which the standby itself answers. A template's socket has the name of its kind."""
+"""Name of the socket on which the standby itself answers. The socket of a template is named by its kind."""
 
 ACK = b"\x06"
-"""The first byte that a template process sends on a connection. The process that it forks sends the rest."""
+"""The byte that a template process sends first on a connection. The forked process sends all further
+bytes."""
 
 EMBEDDED = "embedded"
 VLLM_EAGER = "vllm-eager"
@@ -29,9 +31,9 @@ TEMPLATE_KINDS = (EMBEDDED, VLLM_EAGER, VLLM_COMPILED)
 
 
 def socket_folder() -> str:
-    """`$XDG_RUNTIME_DIR/vllm-cli`. Without that variable, a folder in vLLM's cache folder.
+    """`$XDG_RUNTIME_DIR/vllm-cli`. If this variable is not set, a folder in vLLM's cache folder.
 
-    A router's own standby uses another folder, which VCLI_STANDBY_FOLDER names.
+    The standby of a router uses another folder, which VCLI_STANDBY_FOLDER names.
     """
     if own := foreign.text_of("VCLI_STANDBY_FOLDER"):
         return own
@@ -46,7 +48,7 @@ def open_folder() -> int:
     """Opens the folder and returns its descriptor, for `socket_path`.
 
     Raises:
-        OSError: it does not exist, is not a folder, or another user owns it or may enter it.
+        OSError: there is no folder at this path, or another user owns the folder or may enter it.
     """
     fd = os.open(socket_folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     status = os.fstat(fd)
@@ -66,7 +68,7 @@ def create_folder() -> int:
 
 
 def connect(connection: socket.socket, name: str) -> None:
-    """Connects to a standby's socket of this name. Raises OSError, also if another user listens there."""
+    """Connects to a standby's socket of this name. Raises OSError, for example if another user listens."""
     folder_fd = open_folder()
     try:
         connection.connect(socket_path(folder_fd, name))
@@ -77,20 +79,21 @@ def connect(connection: socket.socket, name: str) -> None:
 
 
 def socket_path(folder_fd: int, name: str) -> str:
-    """A path for bind(2) and connect(2): it fits into an address even if the folder's path is long."""
+    """A path for bind(2) and connect(2). It fits into a socket address even if the folder's path is long."""
     return f"/proc/self/fd/{folder_fd}/{file_name(name)}"
 
 
 def file_name(name: str) -> str:
-    """The socket's file name: one per protocol version, interpreter and prefix, so that standbys coexist."""
+    """The socket's file name. It depends on protocol version, interpreter and prefix, so standbys coexist."""
     identity = f"{messages.VERSION} {sys.version} {sys.prefix}"
     return f"{zlib.crc32(identity.encode()):08x}-{name}.sock"
 
 
 def module_folder() -> str | None:
-    """The working folder for `python -m vllm_cli`, which prefers modules in it. None for the present folder.
+    """The working folder for `python -m vllm_cli`. None if the present folder is the program's own folder.
 
-    Otherwise a source tree in which the user happens to be could replace the installed program.
+    Python prefers modules in the working folder, so a source tree in the present folder could otherwise
+    replace the installed program.
     """
     try:
         is_own = os.getcwd() == os.path.realpath(f"{__file__}/../../..")  # noqa: PTH109
@@ -100,7 +103,7 @@ def module_folder() -> str | None:
 
 
 def peer_of(connection: socket.socket) -> tuple[int, int]:
-    """Process and user at the other end, at the time of its connect or listen (unix(7), SO_PEERCRED)."""
+    """Pid and user id at the other end, at the time of its connect or listen (unix(7), SO_PEERCRED)."""
     pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return pid, uid
 

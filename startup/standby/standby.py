@@ -41,15 +41,16 @@ class StandbyOptions:
     kinds: tuple[str, ...]
     """The kinds of template processes (`startup.standby.sockets`)."""
     models: tuple[str, ...] = ()
-    """Folders or hub ids: classes are imported, tokenizers loaded, weights kept in the page cache."""
+    """Folders or hub ids of models. Their classes are imported, their tokenizers are loaded, and their
+    weights are kept in the page cache."""
     idle_exit_s: float | None = None
-    """Seconds without a forked server after which the standby ends. None for never."""
+    """The standby ends after this many seconds without a forked server. None if it never ends."""
     max_memory_bytes: int | None = None
-    """The most PSS, in bytes, of standby and template processes together. None for no limit."""
+    """Maximum PSS of standby and template processes together, in bytes. None for no limit."""
 
 
 def run_standby(options: StandbyOptions) -> int:
-    """Runs until a signal, `standby stop` or the idle limit ends it. Returns the exit code.
+    """Runs a standby until a signal, `standby stop` or the idle limit ends it. Returns the exit code.
 
     Raises:
         StartupError: another standby runs, or its sockets cannot be created.
@@ -155,7 +156,7 @@ class _Standby:
                 self._follow(template)
 
     def _tend(self) -> None:
-        """Starts missing template processes, enforces limits, keeps page caches, ends an idle standby."""
+        """Starts missing template processes and page cache reads. Enforces limits of memory and idle time."""
         now = time.monotonic()
         for template in self._templates:
             if (channel := template.start_if_due()) is not None:
@@ -170,7 +171,7 @@ class _Standby:
             self._limit_memory(self._options.max_memory_bytes)
 
     def _limit_memory(self, limit_bytes: int) -> None:
-        """Ends the template process whose last use is longest ago, if the memory is over the limit."""
+        """If the memory is over the limit, ends the template process that was unused for longest."""
         memory_bytes = self.status().memory_bytes
         running = [template for template in self._templates if template.is_running]
         if memory_bytes > limit_bytes and running:
@@ -204,9 +205,9 @@ class _Standby:
 
 
 class _ModelPages:
-    """Keeps the models' weights in the page cache: reads them again if the kernel has evicted them.
+    """Keeps the models' weights in the page cache. Reads weights again if the kernel has evicted them.
 
-    Reads within the limits of every prefetch (`startup.files.prefetch.survey`). Locks no page.
+    The limits are those of every prefetch (`startup.files.prefetch.survey`). No page is locked in memory.
     """
 
     def __init__(self, models: tuple[str, ...]) -> None:
@@ -222,7 +223,7 @@ class _ModelPages:
             self._running.close()
 
     def keep(self) -> None:
-        """Called regularly. Once a minute, a helper process reads what is not resident."""
+        """Called regularly. Once a minute, a helper process reads weights that are not in the page cache."""
         if self._running is not None and (report := self._running.result()) is not None:
             logger.debug("%s", report)
             self._running = None
@@ -236,7 +237,7 @@ class _ModelPages:
 
 
 def _lock(folder_fd: int) -> int:
-    """Takes the lock of the standby, which the kernel releases however the standby ends."""
+    """Takes the lock of the standby. The kernel releases the lock even if the standby is killed."""
     path = sockets.socket_path(folder_fd, sockets.CONTROL).removesuffix(".sock") + ".lock"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:

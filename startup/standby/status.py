@@ -1,4 +1,4 @@
-"""A standby's report about itself, and the request for it by another process."""
+"""A standby's status, and the request with which another process gets the status."""
 
 import json
 import socket
@@ -9,7 +9,7 @@ from startup.standby import sockets
 
 STATUS: Final = b"status"
 STOP: Final = b"stop"
-"""Requests on the control socket. The answer to each is the status as JSON."""
+"""The requests on the control socket. The standby answers each request with its status as JSON."""
 
 _TIMEOUT_S: Final = 5.0
 _MAX_BYTES: Final = 1 << 18
@@ -19,23 +19,23 @@ TemplateState = Literal["importing", "ready", "failed", "over the memory limit"]
 
 @dataclass(frozen=True, kw_only=True)
 class TemplateStatus:
-    """One template process."""
+    """The status of a template process."""
 
     kind: str
     state: TemplateState
     pid: int | None
     import_s: float | None
-    """Seconds that the imports took, which each warm start saves. None until they are done."""
+    """Seconds that the imports took. Each warm start saves this time. None until the imports are done."""
     num_starts: int
-    """How many servers were forked from processes of this kind."""
+    """Number of servers that template processes of this kind have forked."""
     memory_bytes: int
-    """PSS in bytes: pages that are shared with servers count in part."""
+    """PSS in bytes. A page that is shared with servers counts in part."""
     error: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StandbyStatus:
-    """A running standby."""
+    """The status of a running standby."""
 
     pid: int
     uptime_s: float
@@ -50,12 +50,12 @@ class StandbyStatus:
         return all(template.state != "importing" for template in self.templates)
 
     def to_json(self) -> str:
-        """The status as JSON: the answer to a request, and the output of `standby status --json`."""
+        """The status as JSON, for the answer to a request and for `standby status --json`."""
         return json.dumps(asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text: bytes) -> "StandbyStatus":
-        """The status in such JSON. Raises ValueError for other content."""
+        """Reads the JSON that `to_json` writes. Raises ValueError for other content."""
         import msgspec  # noqa: PLC0415 - not for --help of commands that may ask a standby
 
         return msgspec.json.decode(text, type=cls)
@@ -66,10 +66,10 @@ class NoStandbyError(Exception):
 
 
 def ask(request: bytes) -> StandbyStatus:
-    """The status of the running standby, which ends after it has answered STOP.
+    """Sends a request to the running standby and returns its status. After STOP, the standby ends.
 
     Raises:
-        NoStandbyError: none runs, or it does not answer.
+        NoStandbyError: no standby runs, or it does not answer.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:

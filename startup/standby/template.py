@@ -1,4 +1,4 @@
-"""A template process: imports what a kind of server needs, then forks a server for each front process.
+"""A template process imports the modules of a kind of server, then forks a server for each front process.
 
 It has one thread when it forks, so that its forks are complete copies. It reads nothing from a front process.
 """
@@ -42,20 +42,21 @@ STALE: Final = b"stale"
 INCOMPLETE: Final = b"incomplete"
 STARTED: Final = b"started"
 ENDED: Final = b"ended"
-"""Messages to the standby. Imports are done, out of date or incomplete. A server was forked or has ended."""
+"""Messages to the standby. The first three say that imports are done, out of date, or incomplete. The
+others say that a server was forked, or has ended."""
 
 _BACKLOG: Final = 128
 _HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _HUGE_PAGE_BYTES: Final = 2 << 20
 _MADV_COLLAPSE: Final = 25
-"""Since Linux 6.1. Older kernels reject it."""
+"""The number of MADV_COLLAPSE, which exists since Linux 6.1. Older kernels reject it."""
 
 
 def wait_for_start(kind: str, models: Sequence[str], standby_fd: int) -> FrontLink:
-    """Runs the template process. Returns in each process that it forks, which is a server.
+    """Runs the template process. Returns only in the processes that it forks. Each of them is a server.
 
-    Loads the classes and tokenizers of the models, too. `standby_fd` is a SEQPACKET socket to the standby.
-    Raises StartupError if this process cannot fork servers.
+    Also imports the classes of the models and loads their tokenizers. `standby_fd` is a SEQPACKET socket
+    to the standby. Raises StartupError if this process cannot fork servers.
     """
     with low_numbers_taken():
         death_pipe.follow_parent(os.getppid())
@@ -107,7 +108,7 @@ class _Template:
         """Whether the process no longer listens, and only reports how its servers end."""
 
     def run(self) -> FrontLink:
-        """Forks until the standby ends or replaces this process; then waits for the servers' ends."""
+        """Forks until the standby ends or replaces this process. Then waits until all servers have ended."""
         poll = select.poll()
         for fd in (self._watch.fileno(), self._listener.fileno(), self._standby.fileno()):
             poll.register(fd, select.POLLIN)
@@ -142,7 +143,7 @@ class _Template:
         return None
 
     def _accept_all(self) -> list[socket.socket]:
-        """Accepts all waiting front processes of this user. Sends each a byte at once, as a sign of life."""
+        """Accepts all waiting front processes of this user. Sends the byte `ACK` to each of them at once."""
         accepted: list[socket.socket] = []
         while True:
             try:
@@ -175,7 +176,7 @@ class _Template:
             self._standby.send(message, socket.MSG_DONTWAIT)
 
     def _reap(self) -> None:
-        """Reports to each front process whose server has ended how it ended."""
+        """For each server that has ended, reports the exit status to its front process."""
         for pid, code in self._watch.reap(self._connections):
             with self._connections.pop(pid) as connection, suppress(OSError):
                 connection.send(messages.encode([b"status", str(code).encode()]), socket.MSG_DONTWAIT)
@@ -185,7 +186,7 @@ class _Template:
 
 
 def _listen(kind: str) -> socket.socket:
-    """Creates the template's socket. It replaces the socket of an earlier template in one step."""
+    """Creates the template's socket. Replaces the socket of an earlier template in one step."""
     folder_fd = sockets.create_folder()
     try:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -212,9 +213,10 @@ def _check_can_fork() -> None:
 def use_huge_pages() -> int:
     """Moves this process's memory into huge pages, if the administrator allows it. Returns their number.
 
-    Forks are then several times as fast: they copy one entry per page, for 250 MB 130 instead of 64,000. A
-    server needs four forks. A fork that writes to a huge page splits it and copies only the 4 KiB written to.
-    Memory that the server itself allocates later is not affected.
+    Forks are then several times as fast, because a fork copies one entry per page. For 250 MB, these are
+    130 entries instead of 64,000. A server needs four forks. When a fork writes to a huge page, the
+    kernel splits the page and copies only the 4 KiB that are written to. Memory that the server allocates
+    later is not affected.
     """
     if not _may_use_huge_pages():
         return 0
@@ -236,7 +238,7 @@ def _may_use_huge_pages() -> bool:
 
 
 def _private_memory() -> Iterator[tuple[int, int]]:
-    """The heap and other writable private memory without a file, but no stack."""
+    """Yields the address ranges of the heap and of other writable private memory, except stacks and files."""
     with Path("/proc/self/maps").open("rb") as maps:
         lines = maps.readlines()
     for line in lines:
@@ -260,8 +262,8 @@ _EMBEDDED: Final = (
     "startup.ground.processes.forkserver",
     "torch._prims.rng_prims",
 )
-"""Modules of the API process, and the engine's module for random numbers. `import_engine` imports the rest of
-the engine."""
+"""Modules of the API process, and the engine's module for random numbers. `import_engine` imports the
+engine's other modules."""
 
 
 def choose_imports(kind: str, models: Sequence[str]) -> "EmbeddedImports | TemplateImports":
@@ -275,7 +277,7 @@ def choose_imports(kind: str, models: Sequence[str]) -> "EmbeddedImports | Templ
 
 
 class EmbeddedImports:
-    """The imports of the embedded engine's template. Every start with that engine can use them."""
+    """The imports of the embedded engine's template. Every start of the embedded engine can use them."""
 
     variables: ClassVar[Mapping[str, str]] = {}
 
@@ -283,7 +285,7 @@ class EmbeddedImports:
         self._models = models
 
     def run(self) -> None:
-        """Imports the modules of a server, and what the given models need."""
+        """Imports the modules of a server and the classes of the given models. Loads their tokenizers."""
         set_torch_variables()
         import_engine()
         for module in _EMBEDDED:
@@ -300,9 +302,9 @@ class EmbeddedImports:
                 importlib.import_module("server.text.renderers.tokenizers.loading").keep_tokenizer(files.tokenizer_path)
 
     def why_cold(self, words: Sequence[str]) -> str | None:
-        """None: every start can use these imports."""
+        """Always None, because every start can use these imports."""
         return None
 
     def why_renew(self) -> str | None:
-        """None: these imports need not be renewed."""
+        """Always None, because these imports need not be renewed."""
         return None

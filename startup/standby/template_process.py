@@ -21,7 +21,7 @@ _MAX_MESSAGE_BYTES: Final = 4096
 
 
 class TemplateProcess:
-    """One kind of template. Its process is started again when it ends or its imports are out of date."""
+    """One kind of template. Its process is started again when it has ended or its imports are out of date."""
 
     def __init__(self, kind: str, models: tuple[str, ...]) -> None:
         self.kind = kind
@@ -29,12 +29,13 @@ class TemplateProcess:
         self._servers: set[int] = set()
         """Pids of running servers that were forked from the current process."""
         self.used_s = time.monotonic()
-        """When a server was last forked, in monotonic seconds."""
+        """The time when a server was last forked, in monotonic seconds."""
         self.channel = socket.socket()
         self._models = models
         self._process: subprocess.Popen[bytes] | None = None
         self._predecessor: tuple[subprocess.Popen[bytes], socket.socket] | None = None
-        """An earlier process with incomplete imports, and its channel. It forks until this one is ready."""
+        """An earlier process with incomplete imports, and its channel. It forks servers until the new
+        process is ready."""
         self._retired: list[subprocess.Popen[bytes]] = []
         """Replaced processes that still report how their servers end."""
         self.state: TemplateState = "importing"
@@ -42,7 +43,7 @@ class TemplateProcess:
         self._error: str | None = None
         self._due_s = 0.0
         self._ready_s: float | None = None
-        """When the process became ready, in monotonic seconds. None before."""
+        """The time when the process became ready, in monotonic seconds. None if it is not ready yet."""
         self._back_off = BackOff()
 
     @property
@@ -51,11 +52,11 @@ class TemplateProcess:
 
     @property
     def has_exited(self) -> bool:
-        """Whether the process has ended. Its channel does not show that while a server keeps it open."""
+        """Whether the process has ended. The channel does not show this end while a server keeps it open."""
         return self._process is not None and self._process.poll() is not None
 
     def start_if_due(self) -> socket.socket | None:
-        """Starts the process if it is due. Returns its channel, which is readable when it has a message."""
+        """Starts the process if it is due. Then returns the channel on which the process sends messages."""
         self._retired = [process for process in self._retired if process.poll() is None]
         if self._process is not None or self.state == "over the memory limit" or time.monotonic() < self._due_s:
             return None
@@ -106,13 +107,15 @@ class TemplateProcess:
                 self._process_ended()
 
     def give_up(self, state: TemplateState) -> None:
-        """Ends the process for good: it is not started again."""
+        """Ends the process, which is not started again. `state` says why."""
         self.close()
         self.state = state
 
     def close(self) -> None:
-        """Ends the process. While servers forked from it run, it stays to report their ends. It forks no
-        more."""
+        """Ends the process, or only its forking if some of its servers run.
+
+        In this case, the process stays to report how these servers end.
+        """
         self._retire_predecessor()
         self.channel.close()
         if self._process is not None and self._servers:
@@ -152,7 +155,7 @@ class TemplateProcess:
         logger.warning("%s: %s. It is started again in %g s", self.kind, self._error, pause_s)
 
     def _retire_predecessor(self) -> None:
-        """Retires the predecessor: it reports how its servers end, and ends after the last of them."""
+        """Stops the predecessor's forking. It reports how its servers end, and ends after the last one."""
         if self._predecessor is not None:
             process, channel = self._predecessor
             channel.close()

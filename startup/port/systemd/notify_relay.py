@@ -1,7 +1,7 @@
-"""Sends a forked server's messages to the service manager as if from the process that the manager started.
+"""Relays a forked server's messages to the service manager, from the process that the manager has started.
 
-A manager accepts only messages of its unit's main process (systemd.service(5), NotifyAccess=). A warm start
-waits for the import of this module.
+A manager accepts only messages of its unit's main process (systemd.service(5), NotifyAccess=). A warm
+start waits while this module is imported, so it imports little.
 """
 
 import socket
@@ -12,7 +12,8 @@ _CREDENTIALS_BYTES = struct.calcsize("3i")
 _MAX_BYTES = 1 << 16
 _URGENT = (b"READY=1", b"STOPPING=1")
 _URGENT_TIMEOUT_S = 5.0
-"""Seconds that an essential message waits for a busy manager. Other messages are dropped."""
+"""Seconds that an essential message waits for a busy manager. Other messages are not sent to a busy
+manager."""
 
 
 class NotifyRelay:
@@ -24,7 +25,7 @@ class NotifyRelay:
             manager: the address in NOTIFY_SOCKET.
 
         Raises:
-            OSError: nobody listens there.
+            OSError: no process receives messages at this address.
         """
         self._manager = socket_address(manager)
         self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -61,7 +62,7 @@ class NotifyRelay:
                 self._send(message)
 
     def close(self) -> None:
-        """Closes the relay: no message is forwarded any more."""
+        """Closes the relay. No message is forwarded afterwards."""
         self._sender.close()
         self._receiver.close()
 
@@ -72,7 +73,7 @@ class NotifyRelay:
 
 
 def socket_address(manager: str) -> str:
-    """The address in NOTIFY_SOCKET in the kernel's form. A leading `@` makes it an abstract address."""
+    """The address in NOTIFY_SOCKET in the kernel's form. A leading `@` stands for an abstract address."""
     return f"\0{manager[1:]}" if manager.startswith("@") else manager
 
 

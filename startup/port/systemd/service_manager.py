@@ -1,4 +1,4 @@
-"""Notifies the service manager (systemd, or one with its protocol) of start and stop, and takes its sockets.
+"""Notifies the service manager (systemd, or one with its protocol) of start and stop. Takes its sockets.
 
 See sd_notify(3) and sd_listen_fds(3).
 """
@@ -29,7 +29,7 @@ _US: Final = 1_000_000
 class ServiceManager:
     """Sends datagrams to the socket in NOTIFY_SOCKET. Does nothing if the variable is not set.
 
-    Used in the API process. An address that begins with `@` is an abstract one.
+    Used in the API process. An address that begins with `@` is an abstract address.
     """
 
     def __init__(self, address: str | None, watchdog_s: float | None = None) -> None:
@@ -41,7 +41,7 @@ class ServiceManager:
 
     @classmethod
     def from_environment(cls) -> "ServiceManager":
-        """The manager that NOTIFY_SOCKET names, with a watchdog if the manager watches this process."""
+        """The manager at NOTIFY_SOCKET. It has a watchdog if the manager requests one for this process."""
         address = env.NOTIFY_SOCKET.get()
         if address is not None and address[:1] not in ("/", "@"):
             logger.warning(
@@ -61,7 +61,7 @@ class ServiceManager:
     def notify_ready(self, status: str) -> None:
         """Reports that the server accepts requests. Starts the watchdog's heartbeat on the event loop.
 
-        On a thread without a loop there is no heartbeat, and the watchdog is switched off.
+        On a thread without an event loop, no heartbeat is sent, and the watchdog is switched off.
         """
         if self._address is None:
             return
@@ -97,7 +97,7 @@ class ServiceManager:
         self._timer = loop.call_later(interval_s, self._send_heartbeat, loop, interval_s)
 
     def _send(self, message: str, *, timeout_s: float) -> None:
-        """Sends a message. A failure is logged as a warning, and the server continues."""
+        """Sends a message. If this fails, logs a warning, and the server continues."""
         assert self._address is not None
         try:
             if self._socket is None:
@@ -123,7 +123,7 @@ def _on_one_line(text: str) -> str:
 
 
 def take_socket() -> socket.socket | None:
-    """The first socket that the service manager passed to this process. None if there is none.
+    """The first socket that the service manager passed to this process. None if it passed no socket.
 
     Removes the variables and makes the descriptors non-inheritable, so that no child process takes the
     socket.

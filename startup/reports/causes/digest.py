@@ -21,15 +21,16 @@ _ROCM_NAMES: Final = (
 )
 """Names of NVIDIA's tools and variables that advice mentions, each with the name of AMD's counterpart."""
 _PROGRAMS: Final = {"": "vLLM", "vllm": "vLLM", LLAMA_CPP_NAME: LLAMA_CPP_NAME}
-"""For an unknown error's origin, the program whose issues may explain it. Other origins are packages."""
+"""Maps an unknown error's origin to the program whose issues may explain the error. Other origins are
+packages."""
 _OF_VLLM: Final = re.compile(r"--[a-z]|VLLM_|vLLM")
 _LLAMA_CPP_ADVICE: Final = (
     "Try the newest llama.cpp, its build for another backend (Vulkan, CPU), fewer layers on the GPU (-ngl), a smaller "
     "-c, no -fa, and a newer driver."
 )
-"""Advice for llama.cpp, for causes whose advice names flags of vLLM."""
+"""If llama.cpp failed, replaces advice that names flags of vLLM."""
 _NAMES: Final = re.compile(r"--[a-z][\w-]{1,60}|\b[A-Z]{2,20}_[A-Z0-9_]{2,60}|\b[a-z]{2,30}_[a-z0-9_]{2,60}(?==| \()")
-"""A flag, a variable, or a Python option with its value."""
+"""Matches the name of a flag, of an environment variable, or of a Python option that has a value."""
 _ROLES: Final = {
     "worker": "A worker",
     "engine core": "The engine core",
@@ -42,7 +43,10 @@ _ROLES: Final = {
 
 
 def write_digest(cause: Cause) -> list[str]:
-    """Which process failed in which phase, the cause, what to do unless our message says it, and the code."""
+    """The lines say which process failed in which phase, the cause, the advice, and the cause's code.
+
+    The advice for an unknown cause is left out if the cause's text itself gives advice.
+    """
     happened = "was stopped" if cause.known is STOPPED else "failed"
     first = " ".join(part for part in (_name(cause.process), happened, cause.phase) if part)
     if cause.is_mention:
@@ -59,7 +63,7 @@ def write_digest(cause: Cause) -> list[str]:
 
 
 def digest_to_dict(cause: Cause) -> dict[str, Any]:
-    """The cause for programs. `cause`, `title` and `advice` are None if the cause is not known."""
+    """The cause as members of a JSON object. `cause`, `title` and `advice` are None for an unknown cause."""
     known = cause.known
     return {
         "process": shown(cause.process) or None,

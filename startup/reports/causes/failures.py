@@ -1,7 +1,7 @@
 """Collects the exceptions of a log, each with its causes, its process and the phase of the start.
 
-Lines of several processes alternate in a log, so each process has an exception of its own that is being read.
-Memory is bounded: for each process, the first exception that ended it is kept, and the last one.
+Lines of several processes alternate in a log, so exceptions of several processes are read at the same time.
+To limit memory, only two exceptions of each process are kept: the first one to end the process, and the last.
 """
 
 import re
@@ -21,7 +21,7 @@ _MOST_FUNCTIONS: Final = 200
 _LONGEST_TEXT: Final = 2_000
 
 _Key = tuple[str, str]
-"""Label of a process and file of its logger. Lines with other keys may come between."""
+"""A process's label and its logger's file. Lines with other keys may come between an exception's lines."""
 
 _TRACEBACK: Final = "Traceback (most recent call last):"
 _DIRECT: Final = "The above exception was the direct cause of the following exception:"
@@ -32,7 +32,8 @@ _ERROR_NAME: Final = re.compile(
     r"(?!Error: )(?:[A-Za-z_]\w{0,80}\.){0,8}\w{0,80}"
     r"(?:Error|Exception|Interrupt|Exit|Failed|Failure|Timeout|IsEnabled|NotFound)(?=: |:?$)"
 )
-"""An exception's name, also recognized without a traceback before it. `Error: ` begins programs' messages."""
+"""Matches an exception's name, even without a traceback before the name. Does not match `Error: `, with which
+programs begin their own messages."""
 
 ENDINGS: Final = (
     "EngineCore failed to start",
@@ -73,13 +74,14 @@ _REFERENCES: Final = (
     "Worker failed with error ''",
     "Error: ', please check the stack trace",
 )
-"""Messages of exceptions that only report a failure elsewhere, or follow from it."""
+"""Messages of exceptions that only report another failure, or are a consequence of it."""
 _PROCESS_HEADER: Final = re.compile(r"Process \S{1,80}:$")
 """The line that multiprocessing prints before the traceback that ends a process."""
 _REQUEST_PLACES: Final = re.compile(r"serving\w{0,60}\.py|protocol\.py|chat_utils\.py|api_router\.py|basic\.py")
 HARMLESS_LEVELS: Final = ("DEBUG", "INFO", "WARNING")
 _QUOTES: Final = ("raised:", "TorchScript interpreter.")
-"""Endings of a first line after which the message quotes another exception: torch's compiler, TorchScript."""
+"""If a message's first line ends with one of these, torch's compiler or TorchScript quotes an exception
+below."""
 _REQUEST_FILES: Final = re.compile(r"/(?:starlette|fastapi|uvicorn/protocols|entrypoints/openai/serving)")
 _ROLE_PLACES: Final[dict[str, Role]] = {
     "core.py": "engine core",
@@ -110,7 +112,7 @@ _ROLE_LABELS: Final[tuple[tuple[str, Role], ...]] = (
 
 
 def is_place_of_requests(place: str) -> bool:
-    """Whether this file logs errors that concern only a single request of a client."""
+    """Whether this file logs errors that concern only one request of a client."""
     return bool(_REQUEST_PLACES.fullmatch(place))
 
 
@@ -120,9 +122,10 @@ class Raised(NamedTuple):
     text: str
     """`Type: message`. The message may have several lines."""
     is_direct: bool
-    """Whether the previous exception caused it. If not, it was raised while that exception was handled."""
+    """Whether the previous exception caused this one. If not, this one was raised while Python handled the
+    previous one."""
     function: str
-    """The function that raised it. This, its file and its line of code are empty if unknown."""
+    """The function that raised this exception. `function`, `file` and `source` are empty if unknown."""
     file: str
     source: str
 
@@ -135,29 +138,29 @@ class Failure:
     """An exception with the exceptions that led to it."""
 
     process: str
-    """The process's label in the log. Empty if it has none."""
+    """The process's label in the log. Empty if the lines have no label."""
     place: str
     line: int
     """Number of the line in which the exception was first written."""
     raised: list[Raised] = field(default_factory=list)
     """The exceptions of the chain, in the order of the log."""
     functions: list[str] = field(default_factory=list)
-    """The functions of all tracebacks, outermost first. After each traceback follows an empty name."""
+    """The functions of all tracebacks, outermost first. An empty name ends each traceback."""
     is_ending: bool = False
     """Whether the log shows that this exception ended the process."""
     is_of_request: bool = False
-    """Whether it concerns only a single request of a client."""
+    """Whether the exception concerns only one request of a client."""
     own_fault: str = ""
-    """The text of the first exception in the chain that vllm-cli has caused. Empty if there is none."""
+    """The text of the chain's first exception that is vllm-cli's fault. Empty if vllm-cli is not at fault."""
     is_of_library_import: bool = False
     """Whether an installed module raised one of these exceptions while it was imported."""
     phase: str = ""
 
     def informative_texts(self) -> list[str]:
-        """The exceptions that do not merely refer to another failure; the most informative first.
+        """The texts of exceptions that do not merely refer to another failure, the most informative first.
 
-        A direct cause explains the exception that it caused. An exception that was raised while another one
-        was handled usually says more than the other one.
+        A direct cause is more informative than the exception that it caused. An exception that was raised
+        while Python handled another one is usually more informative than the handled exception.
         """
         ordered: list[str] = []
         is_cause = False
@@ -171,7 +174,7 @@ class Failure:
         return self._find(text).function
 
     def raised_at(self, text: str) -> str:
-        """The function and file that raised this exception, in the form of the texts of known causes."""
+        """The function and file that raised this exception, written as in `KnownCause.texts`."""
         found = self._find(text)
         return f" in {found.function}() of {found.file}" if found.function else ""
 
@@ -181,7 +184,10 @@ class Failure:
         return file.rpartition("-packages/")[2].partition("/")[0] if "-packages/" in file else ""
 
     def is_of_called_code(self, text: str) -> bool:
-        """Whether code that a Python line called raised this exception, not `raise` or `assert` itself."""
+        """Whether the innermost Python line called code that raised this exception, as in a C++ extension.
+
+        False if the line itself is a `raise` or `assert` statement, or is unknown.
+        """
         source = self._find(text).source
         return source != "" and not source.startswith(("raise", "assert"))
 
@@ -206,41 +212,42 @@ class _Reading:
 
     failure: Failure
     origin: TracebackOrigin = field(default_factory=TracebackOrigin)
-    """Decides whose fault the traceback is that is being read."""
+    """Decides whether the current traceback is a fault of vllm-cli."""
     state: Literal["frames", "message", "linked"] = "message"
-    """In a traceback (`frames`), after its exception's first line (`message`), between exceptions
-    (`linked`)."""
+    """The reader's position: in a traceback (`frames`), in an exception's message after its first line
+    (`message`), or between two exceptions of the chain (`linked`)."""
     is_direct: bool = False
-    """Whether the text between two exceptions says that the first one is the cause."""
+    """Whether the text between two exceptions says that the first one caused the second one."""
     lines: int = 0
-    """How many lines in this state were unexpected, or belong to the message."""
+    """Number of unexpected lines in the traceback. In the state `message`, number of the message's further
+    lines."""
     indent: int = 0
-    """Columns by which the traceback is indented as a whole, as inside a longer message."""
+    """Columns by which the whole traceback is indented, for example inside a longer message."""
     function: str = ""
     file: str = ""
     """File of the innermost frame. `function` belongs to the same frame."""
     source: str = ""
     """The first line of code in the innermost frame."""
     is_source_next: bool = False
-    """Whether a frame's source code comes next, in a log that has lost its indentation."""
+    """Whether the next line is a frame's source code, in a log that has lost its indentation."""
 
 
 class FailureReader:
-    """Takes the lines of a run one by one. `failures` then returns what they contained."""
+    """Takes the lines of a run one by one. `failures` then returns the exceptions in these lines."""
 
     def __init__(self) -> None:
         self._readings: dict[_Key, _Reading] = {}
         self._endings: set[_Key] = set()
         self._kept: dict[_Key, list[Failure]] = {}
         self.reference: Failure | None = None
-        """The first exception that only refers to another one. None if there was none."""
+        """The first exception that only refers to another one. None if there is no such exception."""
         self.cut: Failure | None = None
-        """The start's first traceback that breaks off before its exception. None if there was none."""
+        """The start's first traceback that breaks off before its exception. None if no traceback does."""
         self._wrapped: _Key | None = None
-        """Key of the last line, if it is an exception whose message may continue in lines without a label."""
+        """Key of the last line, if this line is an exception that may continue in lines without a label."""
 
     def failures(self) -> list[Failure]:
-        """The exceptions that do not merely refer to another one, in order. Call it at the log's end."""
+        """The exceptions that do not merely refer to another one, in order. Call this at the log's end."""
         for key in [*self._readings]:
             self._end(key)
         found = [failure for kept in self._kept.values() for failure in kept]
@@ -310,7 +317,7 @@ class FailureReader:
             kept[:] = [reading.failure]
 
     def _begin_inside(self, line: LogLine, number: int, phase: str) -> None:
-        """Begins inside a traceback, as in a cut log, or with an exception that has no traceback."""
+        """Begins an exception that has no traceback, or whose traceback's first lines are cut off."""
         if line.level in HARMLESS_LEVELS:
             return
         if _ERROR_NAME.match(line.text):
@@ -382,12 +389,12 @@ class FailureReader:
 
 
 def _is_quoted(reading: _Reading) -> bool:
-    """Whether the exception's message quotes another exception, which comes in later lines."""
+    """Whether the exception's message quotes another exception in its later lines."""
     return reading.failure.raised[-1].text.endswith(_QUOTES)
 
 
 def _is_code(reading: _Reading, text: str) -> bool:
-    """Whether this is a line of the code that TorchScript quotes."""
+    """Whether `text` is a line of code that TorchScript quotes."""
     return reading.failure.raised[-1].text.endswith(_QUOTES[1]) and not _ERROR_NAME.match(text)
 
 

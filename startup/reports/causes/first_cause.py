@@ -1,4 +1,4 @@
-"""Finds what first went wrong in a log of vLLM, of any size, and what is known about this cause."""
+"""Finds the first failure in a log of vLLM, of any size, and the known cause that matches the failure."""
 
 import re
 from collections.abc import Iterable
@@ -31,21 +31,21 @@ from startup.reports.causes.phase import (
 )
 
 KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *LLAMA_CPP, *FAILED_PARTS, *PROCESSES)
-"""All causes with texts, in the order in which they are tried: a cause stands before more general ones."""
+"""All causes with texts, in the order of comparison. A cause stands before more general causes."""
 BY_CODE: Final = {known.code: known for known in (*OWN, *KNOWN)}
 """All known causes."""
 
 LLAMA_CPP_NAME: Final = "llama.cpp"
 _OF_LLAMA_CPP: Final = ("llama_", "llama-server", "srv  ", "slot ", "load_tensors:", "common_")
-"""How llama.cpp's own lines begin. Its other lines name ggml, its library."""
+"""Beginnings of llama.cpp's own lines. Other lines of llama.cpp name its library ggml."""
 _EARLIER: Final = "an earlier run"
 
 _OF_WORKER: Final = "Worker failed with error"
-"""Begins the message in which the engine core quotes an error of a worker that had started."""
+"""Beginning of the message in which the engine core quotes the error of a worker that had already started."""
 _QUOTED: Final = re.compile(rf"{_OF_WORKER} '(.{{1,600}})', please check the stack trace", re.DOTALL)
 _PYDANTIC: Final = re.compile(r"\d{1,4} validation errors? for \w")
 _TYPE: Final = " [type="
-"""Follows the message of an error of pydantic."""
+"""The text after the message of a pydantic error."""
 _OF_PYDANTIC: Final = "Value error, "
 _OUTPUT: Final = "output:"
 _OF_COMPILER: Final = re.compile(r"\b(?:error|fatal|not found)\b")
@@ -54,10 +54,10 @@ _POINTER: Final = "Search for `cuda"
 _OF_CPP: Final = "  what():"
 """Beginning of the message of a C++ exception."""
 _GOES_ON: Final = ("raised:", _OUTPUT, "TorchScript interpreter.")
-"""Endings of a first line that is less informative than the line after it."""
+"""Endings of an exception's first line, if the next line is more informative."""
 _INNER: Final = ("worker", "engine core")
 _MODEL_INSPECTION: Final = "registry.py"
-"""This module of vLLM imports the model's code in another process, and quotes an exception from there."""
+"""vLLM's module that imports the model's code in another process, and quotes this process's exceptions."""
 _OF_SCRIPTS: Final = ("subprocess.CalledProcessError", "CalledProcessError")
 """Exceptions that scripts around vLLM raise when vLLM has exited."""
 _LONGEST_QUOTE: Final = 400
@@ -65,11 +65,12 @@ _OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_
 
 _MOST_PHASES: Final = 1_000
 _LONGEST_EXCERPT: Final = 500
-"""Most lines of a pasted excerpt. Any of its lines may name the cause. Longer logs need vLLM's line forms."""
+"""Number of lines at the beginning of a log that may be a pasted excerpt. In an excerpt, a line of any form
+may name the cause. In later lines, only vLLM's line forms count."""
 _CODE: Final = re.compile(
     r"(?:class|def|raise|return|from|except|elif|if|for|with|assert|async) .*[:(,]$|@|frame #\d|Exception raised from "
 )
-"""Matches source code in tracebacks without indentation, and C++ frames: they report no event."""
+"""Matches source code in tracebacks without indentation, and C++ frames. Such lines report no event."""
 _COMPLAINT: Final = re.compile(r".{0,80}?(?:\b[Ee]rror|\bERROR|\b[Ff]atal|\b[Ff]ailed to|\b[Cc]ould ?n[o']t)\b")
 """Matches the error message of any program."""
 _RECOMMENDS: Final = re.compile(
@@ -84,13 +85,13 @@ _REFUSES: Final = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _OF_VALUES: Final = ("RuntimeError", "ValueError")
-"""What operators of torch and NumPy raise for tensors that they cannot process."""
+"""Types of the exceptions that operators of torch and NumPy raise for tensors that they cannot process."""
 _QUOTED_ERROR: Final = re.compile(r"\b[A-Z]\w{1,60}(?:Error|Exception): .{1,400}")
 _MOST_LINES_OF_AN_END: Final = 5
-"""How many lines after the first one may still belong to an end without an exception."""
+"""Number of lines after an exception's first line, or after the report of an end, that may name the cause."""
 _ENGINE_DEAD: Final = ("EngineDeadError", "EngineCore encountered an issue", "Engine loop is not running")
 _OWN_ERROR: Final = "Error: "
-"""Beginning of the last line of `vllm-cli` when a start fails, and of the digest of a crash."""
+"""Beginning of the last line that `vllm-cli` writes when a start fails, and of a crash's digest."""
 _OWN_CAUSE: Final = "Cause: "
 """Begins the digest's second line."""
 
@@ -102,7 +103,7 @@ _NAMED: Final = tuple(known for known in KNOWN if known is not NOT_IN_LOG)
 
 @dataclass(frozen=True)
 class Sign:
-    """A line outside of exceptions that says something about the cause."""
+    """A line outside of exceptions that may show the cause."""
 
     line: LogLine
     number: int
@@ -130,14 +131,16 @@ class Run:
     was_ready: bool = False
     """Whether the server accepted requests."""
     is_engine_dead: bool = False
-    """Whether the API server has noticed that its engine is gone."""
+    """Whether the API server has reported that its engine is gone."""
     is_loaded_from_disk: bool = False
     """Whether vLLM has loaded a model that was compiled before."""
     engine: str = ""
-    """Label of the first process that had room for its KV cache. `_EARLIER` if it was in the run before."""
+    """Label of the first process that had room for its KV cache. `_EARLIER` if the server of an earlier
+    run in this log still serves."""
     is_of_llama_cpp: bool = False
     _phases: dict[str, str] = field(default_factory=dict)
-    """The latest phase of each process, by its label. The empty label has the latest phase of all."""
+    """The latest phase of each process, by the process's label. The empty label has the log's latest
+    phase."""
 
     def read(self, line: LogLine, number: int, *, is_excerpt: bool) -> None:
         """Takes line `number` of the log. The log may be only an excerpt if `is_excerpt` is set."""
@@ -197,7 +200,7 @@ class Run:
                 self.complaint = Sign(line, number, phase, ERROR_IN_CODE if is_of_code else None)
 
     def _may_end_better(self) -> bool:
-        """Whether a later line may explain the end better: the present one is missing, unknown or general."""
+        """Whether a later line may explain the end better, because `end` is missing, unknown or general."""
         return self.end is None or self.end.known is None or self.end.known.is_general
 
 
@@ -207,17 +210,17 @@ def _match(line: LogLine, causes: tuple[KnownCause, ...]) -> KnownCause | None:
 
 @dataclass(frozen=True)
 class Cause:
-    """What ended vLLM."""
+    """The reason why vLLM ended."""
 
     process: str
     """The process's label in the log, such as `EngineCore_DP0 pid=123`, or its role. Empty if unknown."""
     phase: str
     """What the process did, such as `while it loaded the model`. Empty if unknown."""
     text: str
-    """The exception, or the line that reports the end, shortened."""
+    """The shortened exception, or the shortened line that reports the end."""
     known: KnownCause | None
     line: int
-    """Number of that line in the log, from 1."""
+    """Number of the text's line in the log, from 1. 0 if the text itself gives advice."""
     is_mention: bool = False
     """Whether only this line names the cause, and no line shows that a process ended because of it."""
     is_of_library_import: bool = False
@@ -227,7 +230,7 @@ class Cause:
 
 
 def find_cause(lines: Iterable[str]) -> Cause | None:
-    """What ended the last run of vLLM in a log. None if nothing did.
+    """The cause that ended the last run of vLLM in a log. None if the log shows no failure.
 
     Takes time linear in the log's length, and constant memory. Lines of several processes may alternate, and
     may have the prefixes of other programs.
@@ -244,12 +247,12 @@ class CauseFinder:
     def __init__(self) -> None:
         self._number = 0
         self._num_texts = 0
-        """The number of texts so far, with all states of progress bars."""
+        """The number of texts so far. Each state of a progress bar is one text."""
         self._is_next_new = True
         """Whether the next text begins a line of the file. If not, it continues a progress bar."""
         self._run = Run()
         self._before: Cause | None = None
-        """The cause that ended the run before this one. None if nothing did."""
+        """The cause that ended the previous run. None if the log shows no failure of that run."""
 
     def read(self, raw: str) -> None:
         """Takes the next line. A line that ends with a carriage return continues in the next call."""
@@ -260,7 +263,7 @@ class CauseFinder:
             self._read(line)
 
     def cause(self) -> Cause | None:
-        """The cause that ended the last run, or the run before it if the last has only begun."""
+        """The cause that ended the last run. If the last run has only begun, the previous run's cause."""
         found = _cause_of(self._run)
         if found and self._run.is_of_llama_cpp and not found.origin:
             found = replace(found, origin=LLAMA_CPP_NAME)
@@ -314,7 +317,7 @@ def _best_sign(run: Run) -> Sign | None:
 
 
 def _named_line(run: Run, first: int, last: int = 0) -> Sign | None:
-    """A line with a special cause, from line `first` up to some lines after `last`. None if there is none."""
+    """A line with a cause that is not general, between line `first` and some lines after line `last`."""
     last = (last or first) + _MOST_LINES_OF_AN_END
     named = (each for each in (run.error, run.mention) if each and each.known in _SPECIAL)
     return next((each for each in named if first <= each.number <= last), None)
@@ -329,7 +332,11 @@ def _counts(failure: Failure, run: Run) -> bool:
 
 
 def _first(failures: list[Failure]) -> Failure | None:
-    """The failure that caused the others: the engine's first one, else the last one, which ended all."""
+    """The failure that caused the others.
+
+    This is the first failure of the engine or of a worker. If there is none, the last failure counts, because
+    it ended the server.
+    """
     if inner := [failure for failure in failures if failure.role in _INNER]:
         return next((failure for failure in inner if failure.is_ending), inner[0])
     if models := [failure for failure in failures if failure.place == _MODEL_INSPECTION]:
@@ -339,7 +346,7 @@ def _first(failures: list[Failure]) -> Failure | None:
 
 
 def _is_before(cause: Cause, end: Sign) -> bool:
-    """Whether `cause` comes before `end` as the explanation: it happened first, or `end` is only general."""
+    """Whether `cause` explains more than `end`, because `cause` is earlier in the log or `end` is general."""
     is_general = end.known is not None and end.known.is_general
     return cause.line <= end.number or (is_general and cause.known is not STOPPED)
 
@@ -366,13 +373,13 @@ def _describe(failure: Failure, run: Run) -> Cause:
 
 
 def _is_beside(process: str, engine: str) -> bool:
-    """Whether `engine` is a different engine with a KV cache, rather than another data parallel rank."""
+    """Whether the failed `process` is another engine than `engine`, not only another data parallel rank."""
     names = [label.partition(" pid=")[0] for label in (process, engine)]
     return engine == _EARLIER or (engine not in ("", process) and names[0] == names[1])
 
 
 def _last_resort(text: str, failure: Failure) -> KnownCause | None:
-    """What an unknown exception means: settings were refused, or else code failed that must not fail."""
+    """The general cause of an unknown exception, or None. vLLM refuses settings, or vLLM's code failed."""
     if _RECOMMENDS.search(text) or _REFUSES.match(text):
         return SETTING_REFUSED
     phase = phase_of_functions(failure.functions) or failure.phase
@@ -382,7 +389,7 @@ def _last_resort(text: str, failure: Failure) -> KnownCause | None:
 
 
 def _inner_first(text: str) -> list[str]:
-    """Splits an exception of torch's compiler that quotes another one. The quoted one is more informative."""
+    """If torch's compiler quotes another exception, puts the more informative quoted exception first."""
     first, _, inner = text.partition("\n")
     return [inner, text] if inner and first.endswith("raised:") else [text]
 
@@ -403,7 +410,7 @@ def _describe_mention(sign: Sign) -> Cause:
 
 
 def _known(text: str, failure: Failure, before: str, *, is_general: bool) -> KnownCause | None:
-    """What is known about an exception, its text or the place that raised it."""
+    """The known cause that matches an exception's text, or the place that raised the exception."""
     if before and (found := _known_text(before + text, is_general=is_general)):
         return found
     if (place := failure.raised_at(text)) and (found := _known_text(text + place, is_general=is_general)):
@@ -412,7 +419,7 @@ def _known(text: str, failure: Failure, before: str, *, is_general: bool) -> Kno
 
 
 def _known_text(text: str, *, is_general: bool) -> KnownCause | None:
-    """The known cause of a text. Texts for the end of a process are only compared with the first line."""
+    """The known cause of a text. Causes with `where="end"` are compared only with the text's first line."""
     flat, first = text.replace("\n", " "), text.partition("\n")[0]
     joined = text.replace("\n", "")  # if a terminal has wrapped the line
     for known in _OF_EXCEPTIONS:

@@ -7,30 +7,32 @@ from typing import Final, Literal
 from startup.ground.errors import code_of
 
 ANYTHING: Final = "…"
-"""In a text, stands for any characters. `^` and `$` at the ends of a text mean the ends of a line."""
+"""Stands for any characters in a text. A leading `^` matches the start of a line, a final `$` its end."""
 
 
 @dataclass(frozen=True)
 class KnownCause:
-    """A cause that is recognized by texts of programs."""
+    """A cause that is recognized by texts in the output of programs."""
 
     name: str
     """The name in `vllm-cli explain --json` and `--list`."""
     title: str
-    """What is wrong. Without a period at the end."""
+    """Says what is wrong, without a period at the end."""
     texts: tuple[str, ...]
     advice: str
     where: Literal["exception", "hint", "end"] = "exception"
-    """Where the texts occur. An `exception` is only in exceptions. A `hint` is also in lines that explain an
-    exception, and an `end` also in lines that report the end of a process without an exception."""
+    """The lines in which the texts are searched. With `exception`, these are only exceptions. With
+    `hint`, they are also lines that explain an exception. With `end`, they are also lines that report the
+    end of a process without an exception."""
     is_general: bool = False
-    """Whether a hint, or another exception of the chain, is more informative."""
+    """Whether a hint, or another exception of the chain, is more informative than this cause."""
     phase: str = ""
-    """The activity of vLLM when this happens. Empty if it varies, so that the log must show it."""
+    """The phase of the start in which this happens. Empty if the phase varies. It is then read from the
+    log."""
 
     @property
     def code(self) -> str:
-        """The code that ends the message of a start that this cause has ended."""
+        """The code at the end of the error message, if this cause has ended a start."""
         return code_of(self.name)
 
     def matches(self, text: str) -> bool:
@@ -39,7 +41,7 @@ class KnownCause:
 
     @cached_property
     def _patterns(self) -> tuple[tuple[tuple[str, ...], str], ...]:
-        """Each text's parts between its gaps, and whether the line must begin or end with the text."""
+        """For each text, its parts between `ANYTHING`, and its marks `^` and `$` in one string."""
         return tuple(
             (
                 tuple(text.strip("^$").split(ANYTHING)),

@@ -14,35 +14,36 @@ from base.json_depth import read_json
 
 _CHUNK: Final = 1 << 18
 LONGEST_LINE: Final = 16_384
-"""Most characters of a line that are read. The rest is left out."""
+"""Maximum number of characters that are read of each line."""
 _HEAD: Final = 300
 """vLLM's own prefixes begin within this many characters."""
 _MOST_PREFIXES: Final = 8
 _MOST_JSON_LINES: Final = 400
 
 _COLOUR: Final = re.compile(r"(?:\x1b|\^\[|\ufffd)?\[[0-9;]{1,16}m|\x1b\[[0-9;?]{0,16}[A-Za-z]")
-"""Colours, even if a copy has lost or changed the escape character, and other control sequences."""
+"""Matches control sequences. Matches colours even if a copy has lost or changed their escape character."""
 _PROCESS: Final = re.compile(
     r"\(([A-Za-z][^()=]{0,80}\bpid=\d{1,12}|(?:EngineCore|Worker|APIServer)\w{0,40}(?=\)))[^()]{0,80}\) ?"
 )
-"""`(EngineCore_DP0 pid=123)`, `(Worker_TP1 pid=5)`, `(RayWorkerWrapper pid=7, ip=10.0.0.2)`, `(x, pid=9)`;
-of older and newer versions `(EngineCore)`."""
+"""Matches `(EngineCore_DP0 pid=123)`, `(Worker_TP1 pid=5)`, `(RayWorkerWrapper pid=7, ip=10.0.0.2)` and
+`(x, pid=9)`. Some older and newer versions of vLLM write `(EngineCore)` without a pid."""
 _DATE: Final = r"(?:\d\d-\d\d |\d{4}-\d\d-\d\dT)\d\d:\d\d:\d\dZ? "
-"""`09-03 11:03:37 `, or `2026-09-03T11:03:37Z ` with `--log-format text-utc`."""
+"""Matches `09-03 11:03:37 `, or `2026-09-03T11:03:37Z ` as written with `--log-format text-utc`."""
 _RECORD: Final = re.compile(
     rf"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL) (?:{_DATE}|\d{{1,7}} )?"
     r"\[?([\w./\\-]{1,80}\.pyx?):\d{1,6}\] ?"
 )
-"""Such as `ERROR 09-03 11:03:37 [core.py:712] `. Old versions write no bracket."""
+"""Matches text such as `ERROR 09-03 11:03:37 [core.py:712] `. Old versions of vLLM write no brackets."""
 _GLUED: Final = re.compile(
     rf"(?:\([^()]{{1,80}}\) ){{0,2}}(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) {_DATE}\[[\w./]{{1,80}}:\d"
 )
-"""The beginning of a record, which is in the middle of a line if a log has lost its line ends."""
+"""Matches the beginning of a record, which may be in the middle of a line if a log has lost its line ends."""
 _OWN_RECORD: Final = re.compile(rf"(DEBUG|INFO|WARNING|ERROR|CRITICAL) {_DATE}\(([\w -]{{1,40}})\) [\w.-]{{1,120}}: ")
-"""`ERROR 09-03 11:03:37 (engine) server.engine.process: `, as `vllm-cli` writes it."""
+"""Matches prefixes of `vllm-cli`, such as `ERROR 09-03 11:03:37 (engine) server.engine.process: `."""
 _UVICORN: Final = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL): {1,8}")
 _GLOG: Final = re.compile(r"\[?([WEF])\d{3,4} \d\d:\d\d:\d\d\.\d{1,9} (?:\d{1,10} )?[\w./-]{1,80}:\d{1,6}\] ?")
-"""Such as `[E716 19:47:26.324586583 Pool.cpp:523] `, which C++ code of torch and others writes."""
+"""Matches prefixes of C++ code in torch and other libraries, such as `[E716 19:47:26.324586583
+Pool.cpp:523] `."""
 _GLOG_LEVELS: Final = {"W": "WARNING", "E": "ERROR", "F": "CRITICAL"}
 _PLACE: Final = re.compile(r"\[([\w./-]{1,80}\.py):\d{1,6}\] ?")
 _PREFIXES: Final = (
@@ -58,8 +59,9 @@ _PREFIXES: Final = (
     re.compile(r"\((?:Process|raylet)\) "),
     re.compile(r"(?:vLLM )?(?:STDOUT|STDERR|stdout|stderr)(?: \||:) ?"),
 )
-"""ISO time, containerd, journald and syslog, time, notebooks, Docker compose, brackets such as `[rank0]:` and
-`[pod/name/container]`, log formats with bars, frames of terminals, Ray, supervisors."""
+"""The first patterns match ISO times and the prefixes of containerd, journald, syslog, plain times,
+notebooks and Docker compose. The others match brackets such as `[rank0]:` and `[pod/name/container]`, log
+formats with bars, frames of terminals, Ray, and supervisors."""
 _PYTHON: Final = ("Traceback (most recent call last):", '  File "')
 
 _JSON_MESSAGES: Final = ("log", "message", "msg", "MESSAGE", "textPayload", "event", "line")
@@ -68,19 +70,19 @@ _JSON_LEVELS: Final = ("level", "levelname", "severity")
 
 
 class LogLine(NamedTuple):
-    """A line without its prefixes, and what they contained."""
+    """A line without its prefixes, and the facts that the prefixes contained."""
 
     process: str
     """vLLM's label for the process, such as `EngineCore_DP0 pid=123`. Empty if the line has none."""
     level: str
     """The level, such as `ERROR`. Empty for printed text."""
     place: str
-    """The source file that logged it, such as `core.py`. Empty if unknown."""
+    """The source file that logged the line, such as `core.py`. Empty if unknown."""
     text: str
 
 
 def read_line(raw: str) -> Iterator[LogLine]:
-    """The parsed lines of one line of a log. Several for a JSON record with a traceback."""
+    """Parses a line of a log. Yields several for a JSON record with a traceback, or if line ends are lost."""
     raw = raw[:LONGEST_LINE].rstrip("\r\n")
     if "[" in raw:
         raw = _COLOUR.sub("", raw)
@@ -185,7 +187,7 @@ def read_lines(stream: BinaryIO) -> Iterator[str]:
 
 
 def _utf8_chunks(stream: BinaryIO) -> Iterator[bytes]:
-    """Yields the stream's content in UTF-8. PowerShell writes UTF-16."""
+    """Yields the stream's content in UTF-8. Converts UTF-16, which PowerShell writes."""
     chunk = stream.read(_CHUNK)
     if not chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         yield chunk.removeprefix(codecs.BOM_UTF8)

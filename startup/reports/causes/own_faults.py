@@ -1,7 +1,8 @@
-"""Decides from a traceback whether vllm-cli has failed, or vLLM, whose processes vllm-cli starts and changes.
+"""Decides from a traceback whether vllm-cli or vLLM has failed.
 
-Most stacks contain frames of vllm-cli, because it calls vLLM and wraps vLLM's functions. Such a frame counts
-only if it called nothing of vLLM, or if it is in code that plain vLLM would not have run (`_ADDED`).
+Most stacks contain frames of vllm-cli, because vllm-cli calls vLLM and wraps vLLM's functions. A frame of
+vllm-cli counts only if it called no code of vLLM or another package, or if plain vLLM would not have run this
+code (`_ADDED`).
 """
 
 import re
@@ -38,7 +39,8 @@ FORKED_DRIVER: Final = KnownCause(
     ),
     "Set VLLM_WORKER_MULTIPROC_METHOD=spawn. In Python code, call LLM below `if __name__ == '__main__'`.",
 )
-"""Our fault if we have forked the process: plain vLLM forks none, unless the user has chosen `fork`."""
+"""Counts as a fault of vllm-cli, unless the user has chosen the start method `fork`. With any other start
+method, plain vLLM does not fork."""
 
 _DRIVEN: Final = (
     "multiprocessing/forkserver.py",
@@ -54,7 +56,8 @@ _ADDED: Final = (
     "startup/vllm/fork/",
     "startup/vllm/patches/late_imports.py",
 )
-"""Code of vllm-cli that calls libraries where plain vLLM calls none: their exceptions are its fault, too."""
+"""Code of vllm-cli that makes calls to libraries which plain vLLM does not make. An exception in such a
+call is vllm-cli's fault."""
 _BEGINS: Final = (
     ("startup/vllm/fork/recorded_ends.py", "run_and_record"),
     ("multiprocessing/process.py", "run"),
@@ -63,16 +66,18 @@ _BEGINS: Final = (
 )
 """Functions that call the main function of a vLLM process, or import the program that started it."""
 _PASSES_ON: Final = (("startup/vllm/patches/late_imports.py", "import_late"),)
-"""Functions in `_ADDED` whose calls plain vLLM makes as well."""
+"""Functions in `_ADDED` that make only calls which plain vLLM makes as well."""
 _IN_PLACE: Final = (("startup/vllm/patches/port.py", "bind"),)
-"""Functions that vLLM calls in place of a library's: errors of the machine in them are not our fault."""
+"""vllm-cli's functions that vLLM calls in place of a library's. Errors of the machine in them, such as a
+taken port, are not vllm-cli's fault."""
 _EMBEDDED: Final = ("server/", "startup/embedded/")
-"""Paths on stacks of the embedded engine, whose code is all our own."""
+"""Folders whose frames show that a stack is the embedded engine's. All code of this engine is vllm-cli's."""
 _INTENDED: Final = re.compile(
     r"(?!startup\.ground\.processes\.forkserver\.)(?:base|envs|router|server|startup|vllm_cli)\.|KeyboardInterrupt|"
     "SystemExit|RuntimeError: --compile-cache require"
 )
-"""Beginnings of exceptions with which we, or a signal, end a start on purpose. A failed fork is a fault."""
+"""Beginnings of exceptions with which vllm-cli or a signal ends a start on purpose. A failed fork is a
+fault, so it does not match."""
 
 _ROOT: Final = f"{Path(__file__).parents[3]}/"
 _OWN: Final = re.compile(r"(?:base|envs|router|server|startup|vllm_cli)/.*")
@@ -81,11 +86,12 @@ _LIBRARY: Final = re.compile(r".*/lib(?:32|64)?/python3\.\d{1,3}t?/(?!(?:site|di
 
 
 class TracebackOrigin:
-    """Takes the frames of one traceback, outermost first, and decides whose fault it is."""
+    """Takes the frames of one traceback, outermost first, and decides whether vllm-cli is at fault."""
 
     def __init__(self) -> None:
         self._is_in_ours = False
-        """Whether the innermost frame is ours or driven by us, leaving out the standard library below it."""
+        """Whether the innermost frame is vllm-cli's or in `_DRIVEN`. Other frames of the standard library do
+        not count."""
         self._is_below_added = False
         self._is_embedded = False
         self.is_of_library_import = False
@@ -122,7 +128,7 @@ class TracebackOrigin:
 
 
 def _in_root(file: str) -> str:
-    """The path inside this program's folder, written as in a checkout even if it runs from a wheel."""
+    """The path inside vllm-cli's folder. For a file of an installed wheel, the file's path in a checkout."""
     _, is_installed, path = file.rpartition("-packages/")
     if not is_installed:
         return file.removeprefix(_ROOT)

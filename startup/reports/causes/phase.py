@@ -1,4 +1,4 @@
-"""The phase of a start in which something happened, from the log's messages and a traceback's functions."""
+"""Finds the phase of a start in a log's messages and in a traceback's functions."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -21,16 +21,16 @@ RESERVING: Final = "while it reserved the KV cache"
 SERVING: Final = "while it served"
 
 COMPUTING: Final = (MEMORY, COMPILING, WARM_UP, GRAPHS, SERVING)
-"""Phases in which the model is computed."""
+"""Phases in which vLLM runs the model."""
 
 BANNER: Final = "█  version "
-"""Part of the first lines of a start. vLLM up to 0.13 has `OLD_BANNER` there."""
+"""Text in the first lines of a start. vLLM up to 0.13 writes `OLD_BANNER` instead."""
 OLD_BANNER: Final = "vLLM API server version"
 LAST_PHASE: Final = "its last phase was "
-"""Begins the message about a process that a signal has ended. Names of vLLM's spans follow."""
+"""Beginning of a message about a process that has ended. The name of one of vLLM's spans follows."""
 KV_CACHE_SIZE: Final = "GPU KV cache size"
 FATAL_ERROR: Final = "EngineCore encountered a fatal error"
-"""The message when an engine fails after it had started."""
+"""vLLM's message when an engine fails that had already started."""
 _MESSAGES: Final = (
     (f"{LAST_PHASE}init_device", DEVICE),
     (f"{LAST_PHASE}load", LOADING),
@@ -61,7 +61,7 @@ _MESSAGES: Final = (
     ("server is listening on", SERVING),
     (FATAL_ERROR, SERVING),
 )
-"""The phase that a log message begins, by a text in the message."""
+"""Texts in log messages, each with the phase that begins with the message."""
 
 _FUNCTIONS: Final = {
     "parse_args": COMMAND_LINE,
@@ -94,11 +94,11 @@ _FUNCTIONS: Final = {
     "execute_model": SERVING,
     "execute_dummy_batch": SERVING,
 }
-"""The phase during which a function runs, by the function's name. The innermost function counts."""
+"""Names of functions, each with the phase in which the function runs. The innermost function counts."""
 
 
 def phase_of_message(text: str) -> str:
-    """The phase that begins with this message. Empty if none does."""
+    """The phase that begins with this message. Empty if the message begins no phase."""
     return next((phase for part, phase in _MESSAGES if part in text), "")
 
 

@@ -1,1 +1,1 @@
-"""The records that a server keeps for a crash, and the digest of a crash. Begin with `crash_report.py`."""
+"""The records that explain a crash, and the digest of a crash. Begin reading with `crash_report.py`."""

@@ -1,6 +1,6 @@
 """The digest of a crash: which process failed in which phase, the cause, what to do, and the complete log.
 
-It is the last output, and is also given to probes, the service manager and Kubernetes.
+The digest is the server's last output. Probes, the service manager and Kubernetes receive the digest as well.
 """
 
 import logging
@@ -32,13 +32,16 @@ logger = logging.getLogger(__name__)
 _FOLDER: Final = "failed"
 _MOST_LOGS: Final = 10
 _MOST_CHARS: Final = 1 << 20
-"""Most characters that are kept from a log's beginning, and from its end."""
+"""Maximum number of characters that are kept of a log's beginning. The same number is kept of its end."""
 _MOST_TERMINATION_BYTES: Final = 4096
-"""Most bytes of the file that Kubernetes shows (terminationMessagePath)."""
+"""Maximum size in bytes of the file that Kubernetes shows (terminationMessagePath)."""
 
 
 def keep_log(record: OutputRecord) -> Path | None:
-    """Writes the record without secrets into the cache folder, for this user only. Removes old records."""
+    """Writes the record without secrets to a file in the cache folder, and removes old files.
+
+    Only this user can read the file. Returns None if it cannot be written.
+    """
     text = ""
     with suppress(OSError):
         text = record.file.read_bytes().decode("utf-8", "replace")
@@ -59,7 +62,10 @@ def keep_log(record: OutputRecord) -> Path | None:
 
 
 def name_log(record: OutputRecord) -> None:
-    """Logs where the complete log is, as tracebacks were shortened. Writes it out if it is not kept."""
+    """Logs the path of the complete log, because the terminal got shortened tracebacks.
+
+    If the log cannot be kept in a file, writes it to standard error.
+    """
     if (log := keep_log(record)) is not None:
         logger.warning("tracebacks above are shortened. Complete log: %s", log)
         return
@@ -78,7 +84,10 @@ def write_termination_message(text: str) -> None:
 
 
 def find_crash(record: OutputRecord, more: str = "") -> Cause | None:
-    """What ended the server, by its output and `more`. `STOPPED` if a signal stopped it, None if unknown."""
+    """The cause of the server's end, from its output and the lines `more`. None if no cause is found.
+
+    If a signal stopped the server, the known cause is `STOPPED`.
+    """
     with suppress(OSError), record.file.open("rb") as stream:
         cause = find_cause(chain(read_lines(stream), more.splitlines()))
         return None if cause and cause.is_mention and cause.known is None else cause
@@ -86,12 +95,20 @@ def find_crash(record: OutputRecord, more: str = "") -> Cause | None:
 
 
 def was_stopped(cause: Cause) -> bool:
-    """Whether the server was only stopped and nothing failed."""
+    """Whether a signal stopped the server and nothing failed before."""
     return cause.known is STOPPED
 
 
 def describe_crash(record: OutputRecord, process: str, phase: str, message: str, *, has_advice: bool = False) -> Cause:
-    """What ended the server, by its output. If that shows nothing, by this message about a process."""
+    """The cause of the server's end, from its output. Without a cause there, `message` is the cause.
+
+    Args:
+        record: the server's output.
+        process: the process that `message` is about.
+        phase: the phase in which this process failed.
+        message: the error message about this process.
+        has_advice: whether `message` says what to do.
+    """
     found = find_crash(record)
     if record.is_cut_off:  # an error in it may be only a consequence
         found, message = None, f"[Errno {ENOSPC}] {os.strerror(ENOSPC)}: '{record.folder}'"
@@ -102,7 +119,7 @@ def describe_crash(record: OutputRecord, process: str, phase: str, message: str,
 
 
 def build_error(cause: Cause, record: OutputRecord, *, exit_code: int, log_format: LogFormat) -> CrashError:
-    """The error that ends the program, with this exit code and at most five lines. Keeps the log."""
+    """The error that ends the program, with at most five lines of text. Also writes the log to a file."""
     log = keep_log(record)
     text = "\n".join([*write_digest(cause), *([f"Log: {log}"] if log else [])])
     fields = {**digest_to_dict(cause), "log": str(log) if log else None}

@@ -1,4 +1,4 @@
-"""The processes of an engine that may hang: which of them are stopped, their processor time, their stacks."""
+"""The processes of an engine that may hang. Reports which are stopped, their processor time and stacks."""
 
 import asyncio
 import os
@@ -15,14 +15,14 @@ from startup.reports.crash.output_record import ANY_STACK, STACK_SIGNAL, OutputR
 
 _STOPPED: Final = "T"
 _WRITE_S: Final = 1.0
-"""Seconds that processes have to write their stacks."""
+"""Seconds within which processes must write their stacks."""
 _RESUME_S: Final = 0.2
-"""Seconds between SIGCONT and the signal for the stacks. Without this pause, any thread could get the signal
-and read stacks of threads that are waking up, which sometimes crashes Python."""
+"""Seconds between SIGCONT and the signal for the stacks. Without this pause, any thread could get the
+signal and read the stacks of threads that are waking up. This sometimes crashes Python."""
 _POLL_S: Final = 0.05
 _MOST_SHOWN: Final = 12
 _OUTERMOST: Final = " in <module>"
-"""Ending of the last line of the stacks, when all are written."""
+"""Ending of the last line, once a process has written all its stacks."""
 _WAITS_FOR_WORK: Final = "dequeue"
 """vLLM's function in which a worker waits for work."""
 _PLACE: Final = re.compile(r'  File "(?:[^"]*/)?([^"/]+)", line (\d+), in (\S+)')
@@ -32,9 +32,9 @@ class _Process(NamedTuple):
     pid: int
     name: str
     kind: int
-    """Index of its kind in the list of kinds."""
+    """Index of the process's kind in the list `kinds`."""
     begin: str
-    """When the process began. Its pid may belong to another process later."""
+    """The process's start time. A later process with the same pid has another start time."""
 
     @property
     def label(self) -> str:
@@ -48,13 +48,14 @@ class RecordedProcesses:
         """
         Args:
             record: the record to which all of these processes write.
-            kinds: beginnings of the processes' names. Processes of the last kind that exists compute.
+            kinds: beginnings of the processes' names. Each beginning is a kind. Of the kinds that have a
+                process, the last one runs the model.
         """
         self._record = record
         self._kinds = kinds
         self._known: dict[int, _Process | None] = {}
         self._stopped: list[_Process] = []
-        """Processes that the last call of `stopped` found. Another API server may have resumed them since."""
+        """Processes that the last call of `stopped` found. Another API server may have resumed some since."""
 
     def stopped(self) -> list[str]:
         self._stopped = [process for process, stat in self._alive() if stat[0] == _STOPPED]
@@ -96,7 +97,7 @@ class RecordedProcesses:
                 os.kill(process.pid, signal.SIGKILL)
 
     async def _take_stacks(self, *, resumes: bool) -> Mapping[_Process, Sequence[str]]:
-        """The stacks of all threads, by process. With `resumes`, of stopped processes, too."""
+        """The stacks of all threads, by process. Leaves stopped processes out, unless it `resumes` them."""
         stopped = [process for process, stat in self._alive() if stat[0] == _STOPPED]
         if resumes and stopped:
             for process in stopped:
@@ -118,7 +119,7 @@ class RecordedProcesses:
         return stacks
 
     def _alive(self) -> Iterator[tuple[_Process, list[str]]]:
-        """The running processes in the order of their kinds, with their fields of /proc/PID/stat."""
+        """The running processes in the order of their kinds, each with its fields of /proc/PID/stat."""
         found: list[tuple[_Process, list[str]]] = []
         for pid in self._record.begun_pids():
             with suppress(OSError, IndexError):
@@ -146,7 +147,7 @@ def _begin(stat: Sequence[str]) -> str:
 
 
 def _catches(pid: int) -> bool:
-    """Whether the process handles the stacks' signal, which would otherwise end it."""
+    """Whether the process handles `STACK_SIGNAL`, which would otherwise end the process."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("SigCgt:"):
             return bool(int(line.split()[1], 16) >> (STACK_SIGNAL - 1) & 1)
@@ -154,7 +155,7 @@ def _catches(pid: int) -> bool:
 
 
 def _frames(stack: Sequence[str]) -> list[str]:
-    """The frames of the main thread, outermost first."""
+    """The frames of the main thread's stack, outermost first."""
     return frames_of(stack, *ANY_STACK)
 
 

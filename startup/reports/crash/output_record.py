@@ -1,7 +1,8 @@
-"""Keeps what the processes of a server write to standard output and error, and how they end.
+"""Records the standard output and standard error of a server's processes, and how the processes end.
 
-All processes append to one file, so that it has their lines in order. The cause of a crash is later found in
-this file. It lacks the output of compiled code, which does not pass through Python.
+All processes append to one file, so that this file has their lines in order. The cause of a crash is
+later found in this file. The file lacks the output of compiled code, because such output does not pass
+through Python.
 """
 
 import faulthandler
@@ -26,7 +27,8 @@ from startup.reports.causes.phase import LAST_PHASE
 
 _FILE: Final = "output.log"
 _SHORTENED: Final = "shortened"
-"""A file that exists while terminals get short tracebacks. It is not empty if one was shortened."""
+"""Name of a file that exists while terminals get short tracebacks. Each shortened traceback adds a byte
+to it."""
 _MOST_MESSAGE_LINES: Final = 2
 _MOST_BYTES: Final = 8 << 20
 _PHASE: Final = "Phase: "
@@ -34,42 +36,43 @@ _PROCESS: Final = "Process "
 """Beginning of the line before the traceback of an exception that ends a process."""
 _TRACEBACK: Final = "Traceback (most recent call last)"
 _OF_ERRORS: Final = ("ERROR", "CRITICAL", "Traceback", "rror:", "xception")
-"""While the server runs, only texts that contain one of these are kept."""
+"""Once the server is ready, only output that contains one of these texts is recorded."""
 _FRAME: Final = re.compile(r'(  File "[^"]{1,400}", line \d{1,8}) in (\S{1,120})')
 _STACK: Final = "Current thread "
-"""Beginning of the stack of the thread that got the signal. Python writes the innermost call first."""
+"""Beginning of the stack of the thread that got the signal. Python writes a stack's innermost call first."""
 ANY_STACK: Final = (_STACK, "Thread ")
 """Beginnings of the stack of any thread. Python writes the main thread's stack last."""
 STACK_SIGNAL: Final = signal.SIGRTMIN + 5
-"""Makes a process write the stacks of all its threads. No program that runs in vLLM is known to use it."""
+"""Signal that makes a process write the stacks of all its threads. No known program in vLLM uses this
+signal."""
 _POLITE: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals with which the launcher and vLLM end processes on purpose."""
 _BY_WHOM: Final = {True: ", by the kernel's OOM killer", False: ", not by the kernel's OOM killer", None: ""}
 
 
 class ProcessState(NamedTuple):
-    """The record's facts about a process that a signal has ended."""
+    """The facts that a process has recorded about itself."""
 
     name: str
     parent_pid: int
     phase: str
-    """The innermost function of vLLM that is timed, such as `loading_cpu`. May be empty."""
+    """The innermost function among those of vLLM that are timed, such as `loading_cpu`. May be empty."""
     stack: list[str]
-    """The stacks that Python wrote when the signal came."""
+    """Lines of the stacks that Python wrote when the process got a signal."""
 
 
 class OutputRecord:
-    """The record of one server. Each of the server's processes has an object for the same folder.
+    """The output record of one server. Each process of the server has its own object for the same folder.
 
-    Nothing here raises, because a server must not fail because of its record.
+    No method raises OSError, because a server must not fail because of its record.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.process_name = ""
-        """The name of this process, once it has begun to write."""
+        """The name of this process in the record. Empty before `begin_process`."""
         self.keeps_only_errors = False
-        """Set once the server is ready, so that a log line for each request costs nothing."""
+        """Set once the server is ready, so that a log line for each request takes no time."""
         self._fd: int | None = None
         self._state_fd: int | None = None
         self._phase = ""
@@ -82,12 +85,14 @@ class OutputRecord:
     def begin_process(self, name: str, *, parent_pid: int = 0, is_watched: bool = True) -> None:
         """From now on, copies this process's output to the record.
 
-        If a signal ends the process, its stack is kept as well, or shown if no other process would read it.
+        If a signal such as SIGSEGV ends this process, Python also writes the stacks of all threads to the
+        record. If no other process would read the record, Python writes this thread's stack to standard
+        error.
 
         Args:
-            name: the name in the digest.
-            parent_pid: the process with which the kernel ends this one. 0 for none.
-            is_watched: whether another process learns how this one ends.
+            name: the process's name in the digest.
+            parent_pid: the kernel ends this process when this parent ends. 0 if there is no such parent.
+            is_watched: whether another process records how this process ends.
         """
         self.process_name = name
         for stream in (sys.stdout, sys.stderr):
@@ -105,7 +110,7 @@ class OutputRecord:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Records what this process does in the block, in case a signal ends it."""
+        """Records the name of the phase that runs in the block, in case a signal ends this process."""
         outer, self._phase = self._phase, name
         self._note_phase(name)
         try:
@@ -120,7 +125,10 @@ class OutputRecord:
                 os.write(self._state_fd, f"{_PHASE}{name}\n".encode())
 
     def append(self, text: str) -> bool:
-        """Appends text that is not shown. A file that is too long begins anew. Returns whether it is kept."""
+        """Appends text to the file, without showing the text. Returns whether all of it was written.
+
+        A file that is too long is emptied first.
+        """
         if self._fd is None:
             return False
         with suppress(OSError):
@@ -133,7 +141,7 @@ class OutputRecord:
         return False
 
     def add_output(self, text: str, is_terminal: Callable[[], bool] = bool) -> str:
-        """Adds what a process writes. Returns the text that is to be shown in its place."""
+        """Adds output of this process. Returns the text to show, which may have a shortened traceback."""
         is_kept = (not self.keeps_only_errors or any(part in text for part in _OF_ERRORS)) and self.append(text)
         if _TRACEBACK in text:
             self._last_traceback = text
@@ -147,7 +155,7 @@ class OutputRecord:
             (self.folder / _SHORTENED).touch(mode=0o600)
 
     def end_shortening(self) -> bool:
-        """From now on, terminals get whole tracebacks. Returns whether any were shortened before."""
+        """From now on, terminals get whole tracebacks. Returns whether a traceback was shortened before."""
         path = self.folder / _SHORTENED
         with suppress(OSError):
             has_shortened = path.stat().st_size > 0
@@ -156,18 +164,18 @@ class OutputRecord:
         return False
 
     def _note_shortened(self) -> bool:
-        """Marks that a traceback was shortened. Returns whether tracebacks are to be shortened now."""
+        """Records that a traceback is shortened. Returns False if tracebacks must not be shortened."""
         with suppress(OSError), (self.folder / _SHORTENED).open("r+b", buffering=0) as file:
             return file.write(b"x") == 1
         return False
 
     def describe_exception(self, err: BaseException, name: str) -> str:
-        """The exception that ends a process, as text. Empty if this process has logged it already."""
+        """The traceback of an exception that ends a process. Empty if this process has logged it already."""
         lines = "".join(traceback.format_exception(err)).splitlines()
         return "" if lines[-1] in self._last_traceback else labelled([f"{_PROCESS}{name}:", *lines], name)
 
     def add_reason(self, err: BaseException, name: str) -> None:
-        """Adds the exception that makes this process end others, before the last lines of these."""
+        """Adds the exception that makes this process end other processes. Call this before they are ended."""
         lines = "".join(traceback.format_exception(err)).splitlines()
         if lines[-1] not in self._last_traceback:
             self.append(labelled(lines, name))
@@ -178,7 +186,7 @@ class OutputRecord:
         return self.folder / _FILE
 
     def read_state(self, pid: int) -> "ProcessState":
-        """The facts that a process has recorded about itself. Its name is empty if it has recorded none."""
+        """The facts that a process has recorded about itself. Their `name` is empty if there are no facts."""
         lines: list[str] = []
         with suppress(OSError):
             lines = self._state_file(pid).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -187,19 +195,19 @@ class OutputRecord:
         return ProcessState(name, int(parent), phases[-1] if phases else "", stack)
 
     def state_size(self, pid: int) -> int:
-        """How many bytes a process has written about itself. `read_stacks` reads the bytes after them."""
+        """Size of the process's file of facts, in bytes. Pass it to `read_stacks` to read what follows."""
         with suppress(OSError):
             return self._state_file(pid).stat().st_size
         return 0
 
     def read_stacks(self, pid: int, begin: int) -> list[str]:
-        """The lines that a process has added to its facts after this byte."""
+        """The lines that a process has added to its file of facts after the byte `begin`."""
         with suppress(OSError):
             return self._state_file(pid).read_bytes()[begin:].decode("utf-8", "replace").splitlines()
         return []
 
     def begun_pids(self) -> list[int]:
-        """Pids of the processes that have begun a record. Some may have ended."""
+        """Pids of the processes that have called `begin_process`. Some of these processes may have ended."""
         return [int(path.stem) for path in self.folder.glob("*.state")]
 
     def _state_file(self, pid: int) -> Path:
@@ -207,7 +215,7 @@ class OutputRecord:
 
 
 def _copy_writes(stream: Any, record: OutputRecord) -> None:
-    """Replaces the stream's `write`, not the stream, to which log handlers hold references."""
+    """Replaces the stream's `write`. The stream remains, because log handlers hold references to it."""
     below = getattr(stream, "below", stream)
     write: Callable[[str], int] = getattr(below.write, "without_record", below.write)
     is_terminal: Callable[[], bool] = getattr(stream, "isatty", bool)
@@ -220,7 +228,7 @@ def _copy_writes(stream: Any, record: OutputRecord) -> None:
 
 
 def _without_frames(text: str) -> str:
-    """The text, with the first lines of a chain's last exception in place of the whole chain."""
+    """Replaces a chain of tracebacks in the text by the first lines of the chain's last exception."""
     shown: list[str] = []
     begin, prefix, num_message_lines = 0, "", -1
     for line in text.splitlines(keepends=True):
@@ -239,21 +247,21 @@ def _without_frames(text: str) -> str:
 
 
 def labelled(lines: Iterable[str], name: str, pid: int | None = None) -> str:
-    """The lines with vLLM's label of this process, or of the process `pid`."""
+    """The lines as text, each with a label in vLLM's form for this process, or for the process `pid`."""
     return "".join(f"({name} pid={os.getpid() if pid is None else pid}) {line}\n" for line in lines)
 
 
 class ProcessEnds:
-    """Records how other processes end. Created before they start, in the process that waits for them."""
+    """Records how other processes end. Create it before they start, in the process that waits for them."""
 
     def __init__(self, record: OutputRecord, *, are_forks: bool = False) -> None:
-        """`are_forks`: whether this process has forked them after its imports."""
+        """`are_forks`: whether this process forks the other processes after its imports."""
         self._record = record
         self._are_forks = are_forks
         self._oom_watch = OomWatch()
 
     def add(self, pid: int, code: int) -> None:
-        """Records that a process has ended with an exit code, or for a negative `code` by a signal."""
+        """Records that a process has ended. `code` is its exit code, or the negative number of a signal."""
         state = self._record.read_state(pid)
         if code and state.name:
             self._record.append(labelled(self._describe(code, state), state.name, pid))
@@ -281,7 +289,7 @@ class ProcessEnds:
 
 
 def _is_ending(pid: int) -> bool:
-    """Whether a process has ended or is about to: the kernel closes its pipes before it reports the end."""
+    """Whether a process has ended or is ending. The kernel closes its pipes before it reports the end."""
     if not is_alive(pid):
         return True
     with closing(EndWatch(pid)) as watch:
@@ -296,9 +304,10 @@ def _num_threads() -> int:
 
 
 def frames_of(stack: Sequence[str], *begins: str) -> list[str]:
-    """The calls of the last stack in `stack`, the outermost first, of the thread that got the signal.
+    """The calls in a stack, outermost first. `stack` has the lines of the stacks of several threads.
 
-    With `begins`, the last stack whose first line begins with one of these texts.
+    Without `begins`, this is the last stack of a thread that got a signal. With `begins`, it is the last
+    stack whose first line begins with one of these texts.
     """
     heads = [position for position, line in enumerate(stack) if line.startswith(begins or _STACK)]
     begin = heads[-1] if heads else len(stack)

@@ -1,1 +1,1 @@
-"""Where the time of a start goes: `timeline` collects spans, `report` and `history` present and keep them."""
+"""Measures a start. `timeline` collects spans, `report` presents them, and `history` keeps their times."""

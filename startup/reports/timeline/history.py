@@ -1,4 +1,4 @@
-"""Keeps the times of earlier starts, from which the remaining time of a start is estimated."""
+"""Keeps the times of earlier starts. The remaining time of a start is estimated from these times."""
 
 import re
 import sys
@@ -28,7 +28,7 @@ class StartRecord:
 
     total_s: float
     spans: Mapping[str, SpanTimes]
-    """When each span ran, including spans beside the critical path."""
+    """The times of each span, including spans beside the critical path."""
 
     def __post_init__(self) -> None:
         if self.total_s < 0:
@@ -41,7 +41,7 @@ class StartRecord:
 
 @dataclass(frozen=True)
 class EarlierStarts:
-    """Starts with the same key, oldest first; at least one."""
+    """Starts with the same key, oldest first. There is at least one."""
 
     records: tuple[StartRecord, ...]
 
@@ -61,16 +61,16 @@ _RECORDS: Final = of_type(tuple[StartRecord, ...])
 
 
 def read_history(key: str) -> EarlierStarts | None:
-    """The earlier starts with this key (`StartSubject.key`). None if none are kept.
+    """The earlier starts with this key (`StartSubject.history_key`). None if no start is kept.
 
-    Starts from the build of an image count until the user has one of their own.
+    Starts that were recorded while an image was built count until the user's own first start is kept.
     """
     records = _kept(key).read(_RECORDS)
     return EarlierStarts(records) if records else None
 
 
 def record_start(key: str, record: StartRecord) -> None:
-    """Adds a start to those with this key, and keeps only the newest. Takes about a millisecond."""
+    """Adds a start to this key, and keeps only the newest starts of the key. Takes about a millisecond."""
     earlier = _kept(key).read(_RECORDS, is_own=True) or ()
     _kept(key).write([vars(each) for each in (*earlier, record)[-MAX_PER_KEY:]])
 
@@ -104,7 +104,7 @@ def _round(time_s: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class StartSubject:
-    """What a start, with any engine, is about."""
+    """The model, engine and packages of a start, and the key under which its times are kept."""
 
     model: str
     engine: str = "embedded"
@@ -112,14 +112,14 @@ class StartSubject:
     packages: tuple[str, ...]
     """Distributions whose versions influence the start's duration."""
     history_key: Callable[[Mapping[str, str]], str]
-    """Returns, for the versions of `packages`, a name that all comparable starts share."""
+    """Computes a name from the versions of `packages`. All comparable starts have the same name."""
     report_file: Path | None = None
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those packages that are installed; of several versions, the first in `sys.path`.
+    """The versions of these packages, if installed. If there are several, the first in `sys.path` counts.
 
-    Read from the names of metadata folders: reading the metadata takes 30 ms.
+    The versions come from the names of metadata folders, because reading the metadata takes 30 ms.
     """
     wanted = {package.replace("-", "_").lower(): package for package in packages}
     found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""One line on a terminal that shows progress, rewritten in place. Does nothing without a terminal."""
+"""One line on a terminal that shows progress and is rewritten in place. Does nothing without a terminal."""
 
 import logging
 import os
@@ -33,12 +33,12 @@ class LiveLine:
             self._clear()
 
     def close(self) -> None:
-        """Erases the line for good: later calls of `show` do nothing."""
+        """Erases the line. Later calls of `show` do nothing."""
         self.clear()
         self.is_on = False
 
     def erase_for(self, handler: logging.Handler) -> None:
-        """Erases the line before each record of this handler. Shows it again only after the record."""
+        """Erases the line before each record of this handler. `show` waits until the record is written."""
         emit = handler.emit
 
         def erase_and_emit(record: logging.LogRecord) -> None:
@@ -54,7 +54,7 @@ class LiveLine:
             self._is_shown = False
 
     def _forget(self) -> None:
-        """Used in a forked process: threads that held the lock are gone, and the parent owns the line."""
+        """Called in a forked process, where threads that held the lock are gone. The parent owns the line."""
         self._lock = RLock()
         self._is_shown = False
 
@@ -66,7 +66,7 @@ class LiveLine:
             return _USUAL_WIDTH
 
     def _write(self, text: str) -> None:
-        """Writes to the terminal. If the terminal was closed, switches the line off."""
+        """Writes to the terminal. Turns the line off if the terminal was closed."""
         try:
             self._stream.write(text)
             self._stream.flush()
@@ -75,6 +75,6 @@ class LiveLine:
 
 
 def draw_bar(progress: float) -> str:
-    """For example `[#####---------------]  25 %`."""
+    """Draws a bar for the share `progress` (0 to 1), for example `[#####---------------]  25 %`."""
     full = round(progress * _BAR_WIDTH)
     return f"[{'#' * full}{'-' * (_BAR_WIDTH - full)}] {progress:4.0%}"

@@ -1,6 +1,7 @@
-"""Progress of a start: its phase and, from earlier starts, the completed share and the remaining time.
+"""Progress of a start: its phase, the completed share and the remaining time.
 
-A terminal shows the progress on one line. Without a terminal, the log shows it.
+Share and time are estimated from earlier starts. A terminal shows the progress on one line. Without a
+terminal, the log shows the progress.
 """
 
 import logging
@@ -19,11 +20,12 @@ from startup.reports.timeline.timeline import PhaseTimeline
 logger = logging.getLogger(__name__)
 
 _MAX_WHILE_RUNNING: Final = 0.99
-"""Largest share while the start is running, however long it takes."""
+"""Maximum share that is shown while the start is running, even if the start takes longer than earlier
+ones."""
 _BETWEEN_PHASES: Final = "starting"
 READY: Final = "ready"
 LONG_PHASE_S: Final = 2.0
-"""Seconds. A phase that takes longer gets a line in the log while it runs."""
+"""A phase that takes longer than this many seconds is logged while it runs."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,15 @@ class StartProgress:
 
     phase: str
     progress: float | None
-    """0 to 1, never less than an earlier value. None without earlier starts."""
+    """The completed share, 0 to 1. It never decreases. None if there are no earlier starts."""
     elapsed_s: float
     eta_s: float | None
-    """Remaining seconds. None without earlier starts."""
+    """Remaining seconds. None if there are no earlier starts."""
     detail: str = ""
     """The phase's own progress, if it reports any."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The members of a 503 body."""
+        """The progress as members of the JSON body of a 503 response."""
         fields = {
             "phase": self.phase,
             "progress": None if self.progress is None else round(self.progress, 3),
@@ -74,7 +76,7 @@ class ProgressMeter:
         self.detail = ""
         """The current phase's progress as text. The code that sets it also removes it."""
         self.added_s = 0.0
-        """Seconds that this start takes longer than earlier ones, because it compiles and they did not."""
+        """Seconds by which this start takes longer than earlier starts, because only this start compiles."""
         self._highest = _HighestShare()
 
     def expect(self, earlier: EarlierStarts | None) -> None:
@@ -93,7 +95,7 @@ class ProgressMeter:
         return StartProgress(phase, self._advance(elapsed_s, eta_s), elapsed_s, eta_s, self.detail)
 
     def _estimate(self, earlier: EarlierStarts, elapsed_s: float, running: PhaseSpan | None) -> float:
-        """Remaining seconds: the rest of this phase and the time after it, by medians of earlier starts."""
+        """Estimates the remaining seconds of this and later phases, from medians of earlier starts."""
         total_s = earlier.total_s + self.added_s
         usual = earlier.spans.get(running.key) if running else None
         if usual is None or running is None:
@@ -108,12 +110,12 @@ class ProgressMeter:
 
 
 class LiveProgress:
-    """A thread that reads the meter: ten times a second for a terminal, four times for the log."""
+    """A thread that reads the meter, ten times a second for a terminal or four times a second for the log."""
 
     def __init__(
         self, meter: ProgressMeter, log_note: str = "", *, only_logs: bool = False, long_phase_s: float = LONG_PHASE_S
     ) -> None:
-        """`log_note` ends the first line that is logged. With `only_logs`, no terminal is used."""
+        """`log_note` is appended to the first line in the log. With `only_logs`, no terminal is used."""
         self._meter = meter
         self._line = LiveLine(sys.stderr)
         self._is_live = self._line.is_on and not only_logs
@@ -133,13 +135,13 @@ class LiveProgress:
         self.close()
 
     def close(self) -> None:
-        """Erases the line. Nothing is shown or logged from now on."""
+        """Erases the line and stops the thread."""
         self._stop.set()
         self._thread.join()
         self._line.close()
 
     def erase(self) -> None:
-        """Like `close`, for a signal's handler, which must not wait for the thread."""
+        """Like `close`, but does not wait for the thread's end, as a signal's handler must not wait."""
         self._stop.set()
         self._line.close()
 
@@ -162,10 +164,10 @@ class LiveProgress:
 
 
 class _HighestShare:
-    """The highest share reported so far, by this process or by the responder, which is forked from it.
+    """The highest share that this process or the responder, a fork of this process, has reported so far.
 
-    Clients of the responder later become clients of this process. Each process writes only its own number to
-    the shared memory, so that no update is lost.
+    Clients of the responder later become clients of this process, so they must not see a smaller share then.
+    Each process writes only its own number to the shared memory, so that no update is lost.
     """
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ SCHEMA_VERSION: Final = 1
 
 _BAR_WIDTH: Final = 24
 _MIN_SHARE: Final = 0.01
-"""Spans beside the critical path are left out if their share of the total is smaller."""
+"""Spans beside the critical path are left out if their share of the total time is smaller than this."""
 _FACTS: Final = ("outcome", "error", "model", "start_method", "versions", "page_cache", "compiled_model")
 _HEADER: Final = "     at s   took s  share  process     phase"
 
@@ -24,7 +24,7 @@ Outcome = Literal["starting", "ready", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class PageCacheFacts:
-    """How many bytes of the weights were in the page cache when the start began."""
+    """The size of the weights, and how much of it was in the page cache when the start began."""
 
     total_bytes: int
     resident_bytes: int
@@ -44,22 +44,22 @@ class StartFacts:
     page_cache: PageCacheFacts | None = None
     outcome: Outcome = "ready"
     error: str | None = None
-    """Why the start failed. None if it did not fail."""
+    """The error that ended the start. None if the start did not fail."""
     compiled_model: Mapping[str, Any] | None = None
     """Whether vLLM loads or compiles its model, and why. None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Times:
-    """When everything happened, in seconds since the kernel started the API process."""
+    """The times of a start, in seconds since the kernel started the API process."""
 
     created_at: str
-    """Time of the report: ISO 8601, UTC."""
+    """Time of the report, in ISO 8601 and UTC."""
     total_s: float
     critical_path: tuple[Stretch, ...]
-    """Stretches without gaps, from 0 to `total_s`."""
+    """Stretches that cover the time from 0 to `total_s` without gaps."""
     spans: tuple[Stretch, ...]
-    """All recorded spans in the order of their begin. They may overlap."""
+    """All recorded spans, ordered by their begin. Spans may overlap."""
     marks: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -71,7 +71,7 @@ class StartReport(_Times):
 
     @property
     def phases(self) -> list[PhaseTotal]:
-        """The critical path, summed up by phase."""
+        """The total of each phase on the critical path."""
         return sum_phases(self.critical_path)
 
     @property
@@ -80,7 +80,7 @@ class StartReport(_Times):
         return 1.0 - sum(phase.share for phase in self.phases if phase.name == UNEXPLAINED)
 
     def table(self) -> str:
-        """A line for each phase, in the order of begin: begin, duration, share, process, name."""
+        """A line for each phase, ordered by begin. Columns are begin, duration, share, process and name."""
         return format_phases(self.critical_path, [span for span in self.spans if span.waits_for is None])
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class StartReport(_Times):
 
 
 def build_report(timeline: PhaseTimeline, facts: StartFacts) -> StartReport:
-    """The report of the start so far. Once the timeline is finished, of the whole start."""
+    """The report of the start so far, or of the whole start if the timeline is finished."""
     spans = sorted(timeline.spans_so_far, key=lambda span: (span.begin_ns, -span.end_ns))
     path = timeline.critical_path
     return StartReport(
@@ -132,7 +132,7 @@ def read_report(text: str) -> StartReport:
     """Reads a report that `StartReport.to_json` has written. Ignores unknown members.
 
     Raises:
-        ReportError: names the invalid member, as the file may have been edited.
+        ReportError: the text is not a valid report, for example after an edit. Names the invalid member.
     """
     import msgspec  # noqa: PLC0415 - a start only writes reports
 
@@ -149,7 +149,7 @@ def read_report(text: str) -> StartReport:
 
 
 def format_phases(path: Sequence[Stretch], spans: Iterable[Stretch] = ()) -> str:
-    """The critical path with bars, then the spans that ran beside it without delaying the start."""
+    """A table of the critical path with bars, then a table of spans that ran without delaying the start."""
     phases = sum_phases(path)
     lines = [_HEADER, *map(_format_phase, phases)]
     hidden = _find_hidden(phases, spans)
@@ -166,7 +166,7 @@ def _format_phase(phase: PhaseTotal) -> str:
 
 
 def _find_hidden(phases: list[PhaseTotal], spans: Iterable[Stretch]) -> list[Stretch]:
-    """Spans that ran mostly (more than half) while the start waited for something else."""
+    """Spans that ran mostly (more than half of their time) beside the critical path."""
     shown_s = {phase.key: phase.took_s for phase in phases}
     least_s = _MIN_SHARE * sum(shown_s.values())
     hidden = [span for span in spans if span.took_s - 2 * shown_s.get(span.key, 0.0) >= least_s]

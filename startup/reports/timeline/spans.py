@@ -1,4 +1,4 @@
-"""Phases of a start: as spans on the clock that all processes share, and in seconds since the start began."""
+"""Phases of a start, as spans on the clock that all processes share or in seconds since the start began."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -19,10 +19,12 @@ UNEXPLAINED: Final = "unexplained"
 """The name for time that no span covers."""
 
 _SHORT_GAP_NS: Final = 200_000
-"""A shorter gap is only the time between ending a span and beginning the next. The first span gets it."""
+"""A shorter gap is only the time between the end of a span and the begin of the next. Such a gap is
+counted as part of the earlier span."""
 
 _START_TIME_NS: Final = 20_000_000
-"""A process's first span may begin this early: the kernel counts the start of processes in ticks of 10 ms."""
+"""A process's first span may begin this much too early, because the kernel reports the start of processes in
+ticks of 10 ms."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,13 @@ class Phase:
 
     @property
     def key(self) -> str:
-        """The phase's name, which is the same in all starts and differs from other processes' phases."""
+        """Identifies the phase in every start. Phases of different processes have different keys."""
         return f"{self.process}:{self.name}"
 
 
 @dataclass(frozen=True)
 class PhaseSpan(Phase):
-    """A phase that ran in one process, in monotonic nanoseconds."""
+    """The time in which a phase ran in one process, in monotonic nanoseconds."""
 
     begin_ns: int
     end_ns: int
@@ -69,7 +71,7 @@ class Stretch(Phase):
 
 @dataclass(frozen=True)
 class PhaseTotal(Phase):
-    """The sum of a phase's stretches."""
+    """The total time of all stretches of a phase."""
 
     begin_s: float
     took_s: float
@@ -78,7 +80,7 @@ class PhaseTotal(Phase):
 
 
 def sum_phases(path: Sequence[Stretch]) -> list[PhaseTotal]:
-    """One total for each process and name, in order of begin. The shares of a critical path add up to 1."""
+    """One total for each process and name, ordered by begin. The shares of a critical path add up to 1."""
     total_s = sum(stretch.took_s for stretch in path)
     totals: dict[str, PhaseTotal] = {}
     for stretch in path:
@@ -91,7 +93,7 @@ def sum_phases(path: Sequence[Stretch]) -> list[PhaseTotal]:
 
 
 def find_critical_path(spans: Iterable[PhaseSpan], *, begin_ns: int, end_ns: int) -> list[PhaseSpan]:
-    """Spans without gaps from `begin_ns` to `end_ns`, in order of time. Gaps become `unexplained` spans."""
+    """The spans that cover `begin_ns` to `end_ns`, in order of time. Gaps become `unexplained` spans."""
     walk = _Walk(_build_lanes(spans, begin_ns, end_ns), begin_ns, end_ns)
     while walk.time_ns > begin_ns:
         walk.step()
@@ -123,13 +125,16 @@ class _Lane:
         return self.segments[index - 1] if index else None
 
     def last_finished_before(self, time_ns: int, *, except_waits_for: str) -> _Segment | None:
-        """The last segment that ended before a time, leaving out segments that wait for the given process."""
+        """The last segment that ended before a time. Ignores segments that wait for `except_waits_for`."""
         over = (s for s in reversed(self.segments) if s.end_ns <= time_ns and s.span.waits_for != except_waits_for)
         return next(over, None)
 
 
 class _Walk:
-    """Goes back in time along the critical path: a time, and the process that the start waited for then."""
+    """Goes back in time along the critical path.
+
+    Its position is a time, and the process that the start waited for at that time.
+    """
 
     def __init__(self, lanes: dict[str, _Lane], begin_ns: int, end_ns: int) -> None:
         self._lanes = lanes
@@ -137,11 +142,12 @@ class _Walk:
         self.time_ns = end_ns
         self._process = API
         self._seen_now: set[str] = set()
-        """Processes visited at this time, so that two that wait for each other cause no endless loop."""
+        """Processes visited at this time, so that two processes which wait for each other cause no
+        endless loop."""
         self.pieces: list[PhaseSpan] = []
 
     def step(self) -> None:
-        """Explains a piece of time, or changes to another process."""
+        """Explains a piece of time by a span, or changes to another process."""
         lane = self._lanes.get(self._process)
         segment = lane.last_before(self.time_ns) if lane else None
         if segment is None:
@@ -152,9 +158,11 @@ class _Walk:
             self._follow(segment)
 
     def _leave_first_span(self) -> None:
-        """Before its first span a process did not exist: the path goes on in its parent, the API process.
+        """Changes to the parent of a process that did not exist before its first span.
 
-        If API went on working after an early request, the process began once the forkserver had finished.
+        The parent is the API process. But if the API process requested the process early and did not
+        wait, the process began when the forkserver had finished its imports, so the path continues in the
+        forkserver.
         """
         if self._process != FORKSERVER and (before := self._forked_after()) is not None:
             if before.end_ns < self.time_ns:
@@ -165,7 +173,7 @@ class _Walk:
             self._explain(UNEXPLAINED, API, self._begin_ns)
 
     def _forked_after(self) -> _Segment | None:
-        """The forkserver's work just before this time, unless API waited then and explains the time."""
+        """The forkserver's last work before this time. None if the API process did no work at this time."""
         api = self._busy_after(API, self.time_ns - 1)
         if api is None or api.span.waits_for is not None:
             return None
@@ -191,7 +199,7 @@ class _Walk:
             self._find_cause(before.end_ns)
 
     def _explain_api_gap(self, gap_begin_ns: int) -> None:
-        """Explains a gap in API by the work of another process during the gap, if there is any."""
+        """Explains a gap in the API process's spans by another process's work during the gap, if any."""
         busy = {name: found for name in self._lanes if (found := self._busy_after(name, gap_begin_ns))}
         working = [name for name in sorted(busy) if name != API and busy[name].span.waits_for is None]
         if not working:
@@ -204,7 +212,10 @@ class _Walk:
         self._explain(segment.span.name, latest, max(segment.begin_ns, gap_begin_ns))
 
     def _find_cause(self, gap_begin_ns: int) -> None:
-        """Explains a gap in a child: it waited for work that API finished during the gap, if there is any."""
+        """Explains a gap in a child's spans by work that the API process finished during the gap, if any.
+
+        The child waited for this work.
+        """
         api = self._lanes.get(API)
         finished = api.last_finished_before(self.time_ns, except_waits_for=self._process) if api else None
         if finished is None or finished.end_ns <= gap_begin_ns:

@@ -1,4 +1,4 @@
-"""The timeline: the phases of a start in all processes, from the kernel's start of this process on."""
+"""The timeline has the phases of a start in all processes, from the kernel's start of this process on."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,14 +25,14 @@ class PhaseTimeline:
         self.marks: dict[str, int] = {}
         """Named moments, such as `listening`, in monotonic nanoseconds."""
         self.end_ns: int | None = None
-        """The end of the start. None while it is running."""
+        """The time at which the start ended. None while the start is running."""
         self.on_change: Callable[[], None] = lambda: None
         """Called after every change, on the thread that made the change."""
         self._open: tuple[PhaseSpan, ...] = ()
 
     @classmethod
     def from_process_start(cls) -> "PhaseTimeline":
-        """A timeline that begins with the process that the user started, and so with the interpreter."""
+        """A timeline from the begin of the process that the user started, with its interpreter's start."""
         now = time.monotonic_ns()
         warm = start_origin.warm
         if warm is None:
@@ -47,7 +47,10 @@ class PhaseTimeline:
 
     @contextmanager
     def span(self, name: str, *, waits_for: str | None = None) -> Iterator[None]:
-        """Records the block as a span, even if it raises. The block may only wait for another process."""
+        """Records the block as a span, even if the block raises.
+
+        If the block only waits for another process, `waits_for` is the other process's name.
+        """
         begin = time.monotonic_ns()
         opened = PhaseSpan(API, name, begin, begin, waits_for)
         self._open = (*self._open, opened)
@@ -62,8 +65,8 @@ class PhaseTimeline:
     def add(self, process: str, spans: Iterable[tuple[str, int, int]]) -> None:
         """Adds finished spans of a process on this machine.
 
-        A name such as `forkserver:preload_imports` contains its process: an engine process also reports the
-        spans of the forkserver that has forked it.
+        A name such as `forkserver:preload_imports` contains the span's process, because an engine process
+        also reports the spans of the forkserver that has forked it.
         """
         for name, begin_ns, end_ns in spans:
             owner, _, phase = name.rpartition(":")
@@ -76,7 +79,7 @@ class PhaseTimeline:
         self.on_change()
 
     def mark(self, name: str) -> None:
-        """Records this moment under a name. A second call with the name has no effect."""
+        """Records this moment under a name. A second call with the same name has no effect."""
         self.marks.setdefault(name, time.monotonic_ns())
         self.on_change()
 
@@ -86,7 +89,7 @@ class PhaseTimeline:
         self.on_change()
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole content, for a copy of this timeline in another process."""
+        """The whole content, from which another process can make a copy with `copy_from`."""
         return {
             "spans": [astuple(span) for span in self.spans],
             "open": [astuple(span) for span in self._open],
@@ -95,7 +98,7 @@ class PhaseTimeline:
         }
 
     def copy_from(self, content: dict[str, Any]) -> None:
-        """Copies the content of another process's timeline. All processes share the clock."""
+        """Copies the content of another process's timeline. All processes share the clock of its times."""
         self.spans = [PhaseSpan(*fields) for fields in content["spans"]]
         self._open = tuple(PhaseSpan(*fields) for fields in content["open"])
         self.marks = content["marks"]
@@ -108,14 +111,14 @@ class PhaseTimeline:
 
     @property
     def spans_so_far(self) -> list[PhaseSpan]:
-        """The finished spans, and open ones as if they ended now."""
+        """The finished spans, and the open spans with the present time as their end."""
         now = time.monotonic_ns()
         running = [] if self.end_ns else self._open
         return [*self.spans, *(replace(span, end_ns=now) for span in running)]
 
     @property
     def critical_path(self) -> list[PhaseSpan]:
-        """The critical path from the origin to the end of the start, or until now, without gaps."""
+        """The critical path without gaps, from the origin to the end of the start, or to the present time."""
         end_ns = self.end_ns or time.monotonic_ns()
         return find_critical_path(self.spans_so_far, begin_ns=self.origin_ns, end_ns=end_ns)
 
@@ -125,7 +128,7 @@ class PhaseTimeline:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds from the origin to the end of the start, or until now."""
+        """Seconds from the origin to the end of the start, or to the present time."""
         return self.offset_s(self.end_ns or time.monotonic_ns())
 
     def stretch(self, span: PhaseSpan) -> Stretch:

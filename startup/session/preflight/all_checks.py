@@ -43,28 +43,28 @@ from startup.session.preflight.resources import (
 
 @dataclass(frozen=True, kw_only=True)
 class PreflightOptions:
-    """What the checks assume about the machine; by default they examine the machine itself."""
+    """The facts that the checks need not find out themselves. By default, the checks examine the machine."""
 
     is_listening: bool = False
-    """Whether the launcher listens already. If so, the address needs no check."""
+    """Whether the launcher listens already. If it does, the address is not checked."""
     file_plan: FilePlan | None = None
-    """Where the model's files are. None if that is not known yet."""
+    """The plan of the model's files. If it is None, the checks make the plan themselves."""
     memory: MemoryState | None = None
-    """The memory of the machine. None reads it from the kernel."""
+    """The memory of the machine. If it is None, the checks read it from the kernel."""
     shm: Path = SHM
     asks_hub: bool = False
-    """Whether the checks ask the hub about a download. If not, the download reports the hub's answer."""
+    """Whether the checks send requests to the hub about a download. If not, the download reports faults."""
 
 
 def run_preflight(config: StartupConfig, *, options: PreflightOptions | None = None) -> PreflightReport:
-    """Reports every fault at once. Never raises an exception for a fault."""
+    """Reports all faults at once. Never raises an exception for a fault."""
     return run_checks(_Preflight(config, options or PreflightOptions()).checks())
 
 
 def download_checks(
     places: Callable[[], Iterable[ModelPlace]], token: str | None, options: PreflightOptions
 ) -> Iterator[CheckGroup]:
-    """Checks a download of either engine: whether the disk has room, and whether the hub provides it."""
+    """Checks of a download. They find a folder that is not writable, or a hub that refuses the files."""
     yield "disk", lambda: chain.from_iterable(map(check_disk, places()))
     if options.asks_hub:
         yield "hub", lambda: chain.from_iterable(check_hub(place, token) for place in places())
@@ -82,7 +82,7 @@ def _check_environment() -> Iterator[Finding]:
 
 
 def is_importable(module: str) -> bool:
-    """Whether the module can be found. Imports the packages that contain it, but not the module."""
+    """Whether the module can be found. Imports the packages that contain it, but not the module itself."""
     try:
         return find_spec(module) is not None
     except (ImportError, ValueError):
@@ -90,7 +90,7 @@ def is_importable(module: str) -> bool:
 
 
 class _Preflight:
-    """One run of the preflight. Keeps what several checks need."""
+    """One run of the preflight. Keeps the facts that several checks need."""
 
     def __init__(self, config: StartupConfig, options: PreflightOptions) -> None:
         self._config = config
@@ -171,7 +171,7 @@ class _Preflight:
             yield error("generation_config", f"--generation-config {source}: {problem}")
 
     def _check_adapters(self) -> Iterator[Finding]:
-        """Checks adapters. One without a folder may be a name on the hub, which only vLLM downloads."""
+        """Checks the folders of adapters. Only vLLM also accepts the name of an adapter on the hub."""
         for module in self._config.server.lora_modules:
             folder = Path(self._config.server.lora_adapter_root or ".", expand_home(module.path))
             problem = adapter_problem(folder) if folder.is_dir() else f"there is no folder {folder}"

@@ -20,31 +20,31 @@ _JSON_FILES: Final = (
     "vocab.json",
     "preprocessor_config.json",
 )
-"""Optional files beside config.json and the index. transformers reads all that exist."""
+"""Optional files beside config.json and the index. transformers reads each of them that exists."""
 _BINARY_TOKENIZERS: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 CONTENT_CHECKS: Final = ("weights", "lfs")
-"""Checks of files that exist. The other checks are about missing files."""
+"""Ids of the checks of files that exist. The other checks are about missing files."""
 
 _UNREADABLE: Final = "cannot be read"
 _ZIP_MAGIC: Final = b"PK\x03\x04"
 _PICKLE_MAGIC: Final = b"\x80"
 _LENGTH_BYTES: Final = 8
 _OTHER_MATRICES: Final = ("emb", "wte", "wpe", ".experts.", "norm", "conv", "vision", "visual")
-"""Parts of names of matrices that are not weights of linear layers for tokens."""
+"""Parts of the names of matrices that are not weights of linear layers for tokens."""
 _MAX_HEADER_BYTES: Final = 100_000_000
-"""The longest header that the safetensors library accepts."""
+"""Maximum size in bytes of a header that the safetensors library accepts."""
 
 
 class TensorEntry(NamedTuple):
-    """A tensor's entry in the header."""
+    """A tensor's entry in the header of a safetensors file."""
 
     dtype: str
     num_elements: int
     begin: int
     end: int
     is_linear: bool = False
-    """Whether it is the weight of a linear layer, judging by its name and dimensions."""
+    """Whether the tensor's name and dimensions are those of a linear layer's weight."""
 
     @property
     def num_bytes(self) -> int:
@@ -52,7 +52,7 @@ class TensorEntry(NamedTuple):
 
 
 class SafetensorsFile(NamedTuple):
-    """What a file's header shows: the tensors by name, and the file's faults."""
+    """The facts in a file's header: the tensors by name, and the file's faults."""
 
     path: Path
     tensors: dict[str, TensorEntry]
@@ -60,11 +60,11 @@ class SafetensorsFile(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """The content of a model's folder."""
+    """The facts about a model's folder, and its faults."""
 
     folder: Path
     config: dict[str, Any]
-    """The content of config.json. Empty if it is missing or broken."""
+    """The content of config.json. Empty if this file is missing or broken."""
     weights: WeightFiles
     tensors: tuple[TensorEntry, ...]
     """The tensors of all safetensors files whose header could be read."""
@@ -74,7 +74,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Reads and checks the folder. Faults become findings, so it never raises."""
+    """Reads and checks the folder. Faults become findings. No exception is raised."""
     try:
         weights = find_weight_files(folder)
     except OSError as err:
@@ -139,10 +139,10 @@ def _content_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Ite
 
 
 def _torch_file_problem(path: Path) -> str | None:
-    """The fault of a `.bin` file, which is not unpickled. None if it looks sound.
+    """The fault of a `.bin` file. None if no fault is found. The file is not unpickled.
 
-    Since PyTorch 1.6 the file is a zip archive with its directory at the end. An older file is a bare pickle:
-    only its beginning can be checked.
+    Since PyTorch 1.6, the file is a zip archive with its directory at the end. An older file is a bare
+    pickle, and only the beginning of a pickle can be checked.
     """
     import zipfile  # noqa: PLC0415 - only for these files
 
@@ -170,7 +170,7 @@ def _broken(path: Path, problem: str) -> Finding:
 
 
 def _index_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Iterator[Finding]:
-    """Reports tensors that the index assigns to a shard whose header does not have them."""
+    """Reports tensors that the index assigns to a shard, but that the shard's header does not have."""
     held = {file.path.name: file.tensors for file in files if file.tensors}
     lost: dict[str, list[str]] = {}
     for tensor, shard in weights.shard_of.items():
@@ -187,7 +187,8 @@ def _index_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Itera
 def read_safetensors(path: Path) -> SafetensorsFile:
     """Reads the header and reports all faults of the file. Never raises.
 
-    Layout: the header's length (8 bytes, little-endian), the header (a JSON object), the tensors' data.
+    The file begins with the header's length (8 bytes, little-endian). The header, a JSON object, follows, and
+    then the data of the tensors.
     """
     try:
         with path.open("rb") as file:

@@ -1,4 +1,7 @@
-"""Checks by config.json and headers whether weights, one sequence's KV cache and program fit into memory."""
+"""Checks whether weights, one sequence's KV cache and the program fit into memory.
+
+Their sizes come from config.json and the headers of the weights.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +17,8 @@ from startup.session.preflight.checkpoint import Checkpoint
 from startup.session.preflight.report import Finding, Severity, error, warning
 
 PROGRAM_BYTES: Final = 500 << 20
-"""Memory of all processes with torch and transformers imported; 260 MB were measured in the engine."""
+"""Memory of all processes after their imports of torch and transformers. 260 MB were measured in the
+engine."""
 LENGTH_KEYS: Final = (
     "max_position_embeddings",
     "n_positions",
@@ -27,7 +31,7 @@ _DEFAULT_LENGTH: Final = 2048
 _ITEM_BYTES: Final = {"float64": 8, "float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 _SAME: Final = {"half": "float16", "float": "float32"}
 _CONVERTED: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Types of the checkpoint that are converted to the configured type. Quantized weights are not."""
+"""Types of the checkpoint that are converted to the configured type. Quantized weights are not converted."""
 
 
 class ModelShape(NamedTuple):
@@ -37,19 +41,20 @@ class ModelShape(NamedTuple):
     weight_bytes: int
     """Size of the weights in memory, after conversion and quantization."""
     loading_bytes: int
-    """Most bytes at any moment while they load: layers of another type are converted, then quantized."""
+    """Maximum memory of the weights while they load. Layers of another type are first converted, then
+    quantized."""
     kv_bytes_per_token: int
-    """Size of one token's keys and values in all layers. 0 if unknown, and for a model without a KV cache."""
+    """Size of one token's keys and values in all layers. 0 if it is unknown or the model has no KV cache."""
     own_max_len: int | None
     """The model's own limit for a sequence, in tokens. None if config.json does not give it."""
 
     def sequence_tokens(self, wanted: int | None) -> int:
-        """The longest sequence that would be served, in tokens."""
+        """The maximum length of a sequence, in tokens, if the user wants `wanted`."""
         return wanted or self.own_max_len or _DEFAULT_LENGTH
 
 
 def loaded_bytes(checkpoint: Checkpoint, dtype: str, *, is_int8: bool = False) -> int:
-    """Bytes of the weights in memory after conversion. `auto` stands for the checkpoint's own type."""
+    """Size of the weights in memory after conversion. `auto` stands for the checkpoint's own type."""
     text = _text_config(checkpoint.config)
     own = dtype if dtype != "auto" else _own_dtype(checkpoint, text)
     num_bytes = _weight_bytes(checkpoint, _ITEM_BYTES.get(own, 2))
@@ -80,7 +85,7 @@ def read_model_shape(checkpoint: Checkpoint, config: EngineConfig) -> ModelShape
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration, with the part for the language model of a multimodal model merged into it."""
+    """The configuration. A multimodal model's part for the language model is merged into it."""
     nested = config.get("text_config")
     return {**config, **nested} if isinstance(nested, dict) else config
 
@@ -106,7 +111,7 @@ def _weight_bytes(checkpoint: Checkpoint, item_bytes: int) -> int:
 
 
 def _saved_bytes(checkpoint: Checkpoint, text: dict[str, Any], item_bytes: int) -> int:
-    """Bytes saved by int8 in linear layers. A head that shares the embedding's weight needs a copy."""
+    """Bytes that int8 saves in linear layers. A head that shares the embedding's weight needs a copy."""
     linear = sum(tensor.num_elements for tensor in checkpoint.tensors if tensor.is_linear)
     has_shared_head = text.get("tie_word_embeddings", False)
     head = _count(text, "vocab_size") * _count(text, "hidden_size", "n_embd", "d_model") if has_shared_head else 0
@@ -124,7 +129,7 @@ def _kv_elements(text: dict[str, Any]) -> int:
 
 
 def _count(text: dict[str, Any], *keys: str) -> int:
-    """The first positive number among the values of these keys. 0 if there is none."""
+    """The first positive number among the values of these keys. 0 if there is no such number."""
     return next((text[key] for key in keys if isinstance(text.get(key), int) and text[key] > 0), 0)
 
 
@@ -149,7 +154,7 @@ def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | 
 
 
 def _longest(own: int, shape: ModelShape, config: EngineConfig, memory: MemoryState | None) -> int:
-    """The longest sequence that fits into memory. The model's own limit if there is room for none."""
+    """The longest sequence that fits into memory, in tokens. The model's own limit if no sequence fits."""
     sizes = [config.kv_cache_memory_bytes, _room(shape, memory) if memory is not None else None]
     fitting = [size // shape.kv_bytes_per_token for size in sizes if size is not None and shape.kv_bytes_per_token]
     return min([own, *(number for number in fitting if number > 0)])

@@ -21,9 +21,10 @@ from startup.session.preflight.report import Finding, error, info, warning
 
 
 def check_model_place(place: ModelPlace) -> Iterator[Finding]:
-    """Reports a name that is neither a folder nor on the hub, and a download that offline mode forbids.
+    """Reports a name that is neither a folder nor a hub name, and a download that offline mode forbids.
 
-    A model that is only in part in the hub's cache is no error with vLLM, which starts with it.
+    If only a part of the model is in the hub's cache, this is no error with vLLM, because vLLM starts
+    with it.
     """
     option = "--tokenizer" if place.is_tokenizer else "MODEL"
     is_vllm = place.wanted.engine == "vllm"
@@ -43,13 +44,13 @@ def check_model_place(place: ModelPlace) -> Iterator[Finding]:
 
 
 def _is_cached(place: ModelPlace) -> bool:
-    """Whether any part of the model is cached, in vLLM's download folder or in the hub's cache."""
+    """Whether any part of the model is in vLLM's download folder or in the hub's cache."""
     folder = place.folder or find_snapshot(place.name, revision=place.revision, cache_dir=env.HF_HUB_CACHE.get())
     return folder is not None
 
 
 def snapshot_findings(snapshot: Path, *, will_download: bool) -> Iterator[Finding]:
-    """Reports faults of a cached snapshot. A fault that a download will fix is only information."""
+    """Reports faults of a cached snapshot. A fault that a download will fix has the severity `info`."""
     report = info if will_download else error
     if links := dangling_links(snapshot):
         advice = "they are downloaded now" if will_download else "download the model again"
@@ -57,9 +58,10 @@ def snapshot_findings(snapshot: Path, *, will_download: bool) -> Iterator[Findin
 
 
 def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:
-    """Sends a download's first requests: the list of files, and the first file, which may be gated.
+    """Sends the first requests of a download, for the list of files and the first file.
 
-    A failed request is only a warning, because vLLM's own client may succeed.
+    The list shows whether the hub can be reached, and the first file shows whether the model is gated. With
+    vLLM, an unreachable hub is only a warning, because vLLM's own client may succeed.
     """
     from startup.files.download.hub_client import (  # noqa: PLC0415 - no start needs it
         FileAddress,

@@ -1,4 +1,4 @@
-"""Checks the address to listen on, API keys and TLS files, in the way in which the server will use them."""
+"""Checks the listening address, API keys and TLS files, in the same way as the server will use them."""
 
 import os
 import stat
@@ -15,9 +15,9 @@ from startup.port.listener import is_listened_on, listen
 from startup.session.preflight.report import Finding, error, info, warning
 
 _MAX_PATH_BYTES: Final = 107
-"""Longest path of a UNIX socket (unix(7))."""
+"""Maximum length of a UNIX socket's path, in bytes (unix(7))."""
 _MAX_CHARACTERS: Final = 120
-"""Most characters of a command line in a message."""
+"""Maximum number of characters of a command line in a message."""
 _HOLDING: Final = ("LISTEN", "NONE")
 """psutil's states of listening sockets: `LISTEN` for TCP, `NONE` (unknown) for UNIX sockets."""
 
@@ -70,7 +70,7 @@ def _check_uds(path: Path) -> Iterator[Finding]:
 
 
 def _holders(kind: str, is_wanted: Callable[[Any], bool]) -> str:
-    """The processes that hold such a local address, each as in `describe_process`."""
+    """The processes that listen on an address that `is_wanted` accepts, as text for a message."""
     import psutil
 
     found = []
@@ -82,7 +82,7 @@ def _holders(kind: str, is_wanted: Callable[[Any], bool]) -> str:
 
 
 def describe_process(pid: int) -> str:
-    """A process by its pid, with its command line, without secrets, if it is visible from here."""
+    """Names a process by its pid and, if it is visible from here, by its command line without secrets."""
     import psutil
 
     try:
@@ -97,7 +97,7 @@ def describe_process(pid: int) -> str:
 def check_api_keys(config: NetworkConfig) -> Iterator[Finding]:
     """Checks that the key file can be read, contains a key and is private, and that required keys exist.
 
-    `--api-key-everywhere` without any key is an error: the server would accept every request.
+    `--api-key-everywhere` without any key is an error, because the server would accept every request.
     """
     if not config.api_key_file:
         if config.api_key_everywhere and not config.api_keys:
@@ -150,7 +150,7 @@ def _given_files(config: TlsConfig) -> dict[str, str]:
 
 
 def _check_settings_without_certificate(config: TlsConfig) -> Iterator[Finding]:
-    """Reports TLS settings without a certificate as an error: the server would use plain HTTP."""
+    """Reports TLS settings without a certificate as an error, because the server would use plain HTTP."""
     given = _given_files(config)
     given |= {"--ssl-ciphers": config.ssl_ciphers} if config.ssl_ciphers is not None else {}
     if config.enable_ssl_refresh:

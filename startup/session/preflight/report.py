@@ -1,4 +1,4 @@
-"""The preflight's findings, as text and as JSON; runs the groups of checks of both engines."""
+"""The preflight's findings, as text and as JSON. Also runs the groups of checks of both engines."""
 
 import json
 import logging
@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 Severity = Literal["error", "warning", "info"]
 
 USAGE: Final = "usage"
-"""Id of the check for words that the command line does not accept."""
+"""Id of the check that finds words which the command line does not accept."""
 
 _SCHEMA: Final = 1
 _MAX_SHOWN: Final = 5
-"""Lines of faults in an error."""
+"""Maximum number of faults that an error shows."""
 _CAUSES: Final = {
     USAGE: USAGE_CAUSE,
     "api_keys": "keys-or-certificates",
@@ -33,7 +33,8 @@ _CAUSES: Final = {
     "shm": "shm-too-small",
     "tls": "keys-or-certificates",
 }
-"""The cause of each check's errors; other checks have `preflight`."""
+"""The cause of each check's errors, by the check's id. Errors of all other checks have the cause
+`preflight`."""
 _ORDER: Final[tuple[Severity, ...]] = ("error", "warning", "info")
 
 
@@ -43,10 +44,11 @@ class Finding(NamedTuple):
     check: str
     """The check's stable id, such as `port` or `weights`."""
     severity: Severity
-    """`error`: the start would fail. `warning`: it may fail or be slow. `info`: there is no fault."""
+    """With `error`, the start would fail. With `warning`, it may fail or be slow. With `info`, there is
+    no fault."""
     message: str
     cause: str = ""
-    """The name of an error's cause where the check alone does not determine it."""
+    """The name of an error's cause. Empty if the check determines the cause."""
 
     @property
     def cause_name(self) -> str:
@@ -54,7 +56,7 @@ class Finding(NamedTuple):
         return self.cause or _CAUSES.get(self.check, "preflight")
 
     def to_fields(self) -> dict[str, str]:
-        """The finding as JSON values; an error has a code."""
+        """The finding as JSON values. Only an error has a code."""
         fields = {"check": self.check, "severity": self.severity, "message": self.message}
         return fields | ({"code": code_of(self.cause_name)} if self.severity == "error" else {})
 
@@ -87,7 +89,7 @@ class PreflightReport:
     checks: tuple[tuple[str, float], ...] = ()
     """The groups of checks that ran, with their durations in seconds."""
     way_round: str = ""
-    """How the user can start in spite of the errors; shown after them."""
+    """Advice how the user can start in spite of the errors. It is shown after the errors."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -105,7 +107,7 @@ class PreflightReport:
         return any(finding.check == USAGE for finding in self.errors)
 
     def as_error(self) -> StartupError | None:
-        """All errors in one exception, which shows the first few and has the cause of the first; or None."""
+        """All errors in one exception, or None. It shows the first few errors and has the first's cause."""
         messages = [finding.message for finding in self.errors]
         if not messages:
             return None
@@ -118,14 +120,14 @@ class PreflightReport:
         return kind("\n  ".join(filter(None, (head, *shown, rest, self.way_round))), cause=cause)
 
     def apply(self, mode: PreflightMode) -> None:
-        """Raises the errors as one; with the mode `warn`, or without errors, logs the findings instead."""
+        """Raises the errors in one exception. With the mode `warn`, or without errors, logs the findings."""
         if mode != "warn" and (err := self.as_error()) is not None:
             raise err
         for finding in (*self.errors, *self.warnings):
             logger.warning("%s", finding.message)
 
     def to_json(self) -> str:
-        """The report as a JSON object; `schema` changes when the meaning of a field changes."""
+        """The report as a JSON object. `schema` gets a new number when the meaning of a field changes."""
         content: dict[str, Any] = {
             "schema": _SCHEMA,
             "ok": not self.errors,
@@ -136,7 +138,7 @@ class PreflightReport:
         return json.dumps(content, indent=2)
 
     def to_text(self) -> str:
-        """The report as text: the lines and a summary."""
+        """The report as text, with a line for each finding and a summary."""
         return "\n".join([*self.lines(), self._summary()])
 
     def lines(self) -> list[str]:
@@ -152,7 +154,7 @@ class PreflightReport:
 
 
 def run_checks(groups: Iterable[CheckGroup]) -> PreflightReport:
-    """Runs the checks; returns all findings and the duration of each group. Never raises for a fault."""
+    """Runs the checks. Returns all findings and the duration of each group. Never raises for a fault."""
     begin = time.perf_counter()
     findings: list[Finding] = []
     timings: list[tuple[str, float]] = []
@@ -164,7 +166,7 @@ def run_checks(groups: Iterable[CheckGroup]) -> PreflightReport:
 
 
 def _run_group(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """Runs a group. An exception in it is a warning: it must not prevent a start that would work."""
+    """Runs a group. An exception in a check becomes a warning, because the start may work all the same."""
     try:
         return list(check())
     except EnvError:
@@ -174,5 +176,5 @@ def _run_group(name: str, check: Callable[[], Iterable[Finding]]) -> list[Findin
 
 
 def describe_count(number: int, noun: str) -> str:
-    """`2 errors`, `no warnings`."""
+    """Counts in words, such as `2 errors` or `no warnings`."""
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""Checks open files, shared memory and disks: a lack of these would end a start late, or a running server."""
+"""Checks open files, shared memory and disks. A lack of them would end a start late, or a running server."""
 
 import mmap
 import os
@@ -20,10 +20,12 @@ from startup.session.preflight.report import Finding, error, warning
 SHM: Final = Path("/dev/shm")
 
 _MIN_NUM_FILES: Final = 96
-"""A start opens about 40 files: libraries, sockets between processes, the event loop, a few shards."""
+"""Minimum limit of open files. A start opens about 40 files: libraries, sockets between processes, the
+event loop and a few shards."""
 _GOOD_NUM_FILES: Final = 1024
 _MIN_SHM_BYTES: Final = 16 << 20
-"""Enough for multiprocessing's semaphores and OpenMP's registrations."""
+"""Minimum size of the shared memory. It is enough for multiprocessing's semaphores and OpenMP's
+registrations."""
 _REGISTERED_LOG: Final = re.compile(r'register_(?:log|artifact)\(\s*"(\w+)"')
 
 
@@ -46,7 +48,7 @@ def check_shared_memory(folder: Path = SHM) -> Iterator[Finding]:
 
 
 def check_libraries() -> Iterator[Finding]:
-    """Checks variables that can make a library's import fail, and that torch's kernels may run in memory."""
+    """Checks variables that can make an import fail, and whether torch may run kernels in its memory."""
     for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
         folder = foreign.text_of(name)
         if foreign.is_set(name) and (problem := write_problem(folder or ".")):
@@ -64,9 +66,10 @@ def check_libraries() -> Iterator[Finding]:
 
 
 def _unknown_torch_log() -> str | None:
-    """The first name in TORCH_LOGS that `import torch` refuses. None if there is none or that is unknown.
+    """The first name in TORCH_LOGS that `import torch` rejects. None if torch accepts all names.
 
-    torch accepts names that it registers in one file, and names of modules.
+    torch accepts names of modules, and names that are registered in one of its files. None if this file
+    is not found.
     """
     spec = find_spec("torch") if foreign.is_set("TORCH_LOGS") else None
     if spec is None or spec.origin is None:
@@ -84,7 +87,7 @@ def _unknown_torch_log() -> str | None:
 
 
 def check_num_files() -> Iterator[Finding]:
-    """Checks the limit of open files. Each client needs one."""
+    """Checks the limit of open files. Each client needs one open file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= _GOOD_NUM_FILES:
         return
@@ -109,7 +112,7 @@ def check_disk(place: ModelPlace) -> Iterator[Finding]:
 
 
 def check_cache_folder() -> Iterator[Finding]:
-    """Warns if VLLM_CACHE_ROOT cannot hold records and caches, without which a start still works."""
+    """Warns if records and caches cannot be written to VLLM_CACHE_ROOT. A start works without them."""
     folder = cache_folder()
     if problem := write_problem(str(nearest_existing(folder))):
         yield warning(
@@ -120,6 +123,6 @@ def check_cache_folder() -> Iterator[Finding]:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that this user can still write to the folder's disk."""
+    """Number of bytes that this user can still write to the folder's disk."""
     state = os.statvfs(folder)
     return state.f_bavail * state.f_frsize

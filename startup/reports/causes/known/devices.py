@@ -320,7 +320,8 @@ KV_CACHE_BESIDE: Final = KnownCause(
     "its own GPU (CUDA_VISIBLE_DEVICES).",
     phase=KV_CACHE,
 )
-"""For an engine without room for its KV cache while another engine in the log has one. Has no texts."""
+"""Used for an engine whose KV cache has no room, if another engine in the log has a KV cache. Has no
+texts."""
 
 MEMORY: Final = (
     KV_CACHE_BESIDE,

@@ -1,6 +1,7 @@
-"""Causes that show only in the file of the frame that raised an exception: which part of vLLM failed.
+"""Causes that say which part of vLLM failed, by the file of the frame that raised the exception.
 
-The message names no cause, so the advice is to search for it. A feature that a flag turns on can be left out.
+The exception's message names no cause, so the advice is to search vLLM's issues for the message. If a flag
+turns the failed part on, the advice is to start without this flag.
 """
 
 from typing import Final

@@ -35,7 +35,7 @@ ERROR_IN_CODE: Final = KnownCause(
     "feature or plugin in the traceback.",
     is_general=True,
 )
-"""For an exception about which nothing else is known."""
+"""Used for an exception that matches no other cause."""
 
 SETTING_REFUSED: Final = KnownCause(
     "setting-refused",
@@ -44,10 +44,11 @@ SETTING_REFUSED: Final = KnownCause(
     "Search vLLM's issues for the message. Leave out the flags in question, or try a newer vLLM.",
     is_general=True,
 )
-"""For an exception that recommends or refuses something. The digest shows what it names. Has no texts."""
+"""Used for an exception that recommends or refuses a setting. The digest names this setting. Has no texts."""
 
 LOADED_FROM_DISK: Final = "Directly load AOT compilation"
-"""vLLM's message that it has loaded a model compiled before, if an exception follows."""
+"""vLLM's message that it has loaded a compiled model. If the log has this message before an exception,
+the text of the exception is also compared with the message in front of it."""
 
 INSTALLATION: Final = (
     KnownCause(

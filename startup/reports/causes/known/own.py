@@ -1,4 +1,4 @@
-"""Causes that this program itself reports: no log has to be searched for them, so they have no texts."""
+"""Causes that vllm-cli itself reports. No log is searched for these causes, so they have no texts."""
 
 from typing import Final
 
