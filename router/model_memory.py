@@ -1,4 +1,4 @@
-"""Memory for models: what is free, what their processes use, and an estimate before they were measured."""
+"""Reads free memory, measures the memory of models' processes, and estimates it for unmeasured models."""
 
 import threading
 from collections import defaultdict
@@ -24,11 +24,11 @@ from startup.session.preflight.memory_fit import PROGRAM_BYTES, loaded_bytes
 _VLLM_BYTES: Final = 1700 << 20
 """vLLM's memory apart from weights and KV cache. Measured without GPUs: 1.7 GiB."""
 _FOREIGN_BYTES: Final = 256 << 20
-"""Memory of another server's program, apart from its weights."""
+"""The memory that the program of a user's command takes, apart from weights."""
 _WEIGHTS_SHARE: Final = 1.1
 """Bytes in memory for each byte of weights on disk. Buffers of the computation take about a tenth."""
 _GPU_BYTES: Final = 1 << 30
-"""GPU memory apart from weights and a KV cache of given size: CUDA's own, captured graphs, activations."""
+"""GPU memory for CUDA's context, captured graphs and activations. Weights and KV cache are counted apart."""
 _GIB: Final = 1 << 30
 _SPACE: Final = "VLLM_CPU_KVCACHE_SPACE"
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
@@ -36,7 +36,7 @@ _NOTHING: Final = ("", "auto", "None")
 """Values of a flag that mean the same as its absence."""
 _QUANTIZED: Final = "quantization_config"
 _QUANTIZED_SHARE: Final = 0.25
-"""Bytes that a byte in half precision takes once it is quantized (to 4 bits) during loading."""
+"""Bytes for each byte of half-precision weights that vLLM quantizes (to 4 bits) while it loads them."""
 
 
 def default_budget() -> int | None:
@@ -50,13 +50,14 @@ class MemoryMeter:
 
     `measure` reads the memory of every process of a model: 25 ms for each GiB, 80 ms for a small model of
     vLLM (November 2026, two cores). `free` takes less than 1 ms without GPUs. The other methods read file
-    sizes, once for each model. If weights are converted while they are loaded, also their headers.
+    sizes, once for each model. They also read the headers of weight files whose weights are converted while
+    they are loaded.
     """
 
     def __init__(self, find_model: Callable[[str], str | None]) -> None:
         """
         Args:
-            find_model: returns the folder or file of a model on disk, by its entry's name.
+            find_model: returns a model's folder or file on disk. The argument is the name of its entry.
         """
         self._find_model = find_model
         self._lock = threading.Lock()
@@ -64,7 +65,7 @@ class MemoryMeter:
         self._sizes: dict[str, _Size] = {}
         self._now: dict[str, Need] = {}
         self._estimates = defaultdict[str, dict[int, Need]](dict)
-        """By name and level of sleep. 0: it is awake."""
+        """Name of a model -> level of sleep (0: awake) -> the estimated need."""
         self._reserved: dict[str, Need] = {}
         self._gpus = tuple(read_gpus_here())
         if self._gpus:
@@ -85,8 +86,9 @@ class MemoryMeter:
     def measure(self, name: str, pids: Collection[int], level: int = 0) -> Need:
         """The memory that a model's processes use, together with their descendants.
 
-        At least what the model's settings reserve, or the size of its weights if it sleeps at level 1. If the
-        driver does not list the processes on a GPU, as in a container, the estimate counts instead.
+        The result is at least the memory that the model's settings reserve. If the model sleeps at level 1,
+        it is at least the size of the weights. If the driver does not list the processes on a GPU, as in a
+        container, the estimate of GPU memory is used.
 
         Args:
             level: the level at which the model sleeps. 0: it is awake.
@@ -133,7 +135,7 @@ class MemoryMeter:
         return need
 
     def asleep_needs_of(self, entry: ModelEntry) -> dict[int, Need]:
-        """The estimated memory at each level of sleep, best level first. Call `need_of` before.
+        """Level of sleep -> the estimated memory there, best level first.
 
         At level 1 the weights are in the machine's memory. CUDA's context and the graphs stay on the GPUs.
         """
@@ -177,13 +179,13 @@ def _read_size(place: Path, entry: ModelEntry | None) -> _Size:
 
 
 def read_gpus_here() -> tuple[Gpu, ...]:
-    """The GPUs that models will use, without hidden ones."""
+    """The machine's GPUs. Empty if models cannot use them, for example because variables hide them."""
     state = read_gpus() if expects_gpu() else None
     return state.gpus if state else ()
 
 
 def weight_bytes(place: Path) -> int:
-    """The size of a model's weights: of the files in its folder that are loaded, or of a single file."""
+    """The size of the weight files that a model loads. `place` is the model's folder or its only file."""
     files: Iterable[Path] = [place]
     if place.is_dir():
         files = find_weight_files(place, with_tensors=False).present or place.glob("*.gguf")
@@ -191,9 +193,9 @@ def weight_bytes(place: Path) -> int:
 
 
 def converted_bytes(entry: ModelEntry, place: Path) -> int | None:
-    """The size of weights that are converted to another type while they are loaded. None for other weights.
+    """The size in memory of weights that are converted to another type during loading, otherwise None.
 
-    Without a given type, vLLM converts float32 weights to half precision.
+    If no type is given, vLLM converts float32 weights to half precision.
     """
     config = read_json_object(place / "config.json").content if place.is_dir() else {}
     if entry.foreign is not None or not config:
@@ -211,8 +213,9 @@ def converted_bytes(entry: ModelEntry, place: Path) -> int | None:
 def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> Need:
     """Estimates the need of a model that was never measured.
 
-    The need is the weights and a tenth, the program, and a KV cache of given size. Without a given size, both
-    engines take a share of the GPU's memory, and this share is the need. See also `reserved`.
+    The need is the sum of the weights plus a tenth, the program, and the KV cache if its size is given. If no
+    size is given on a GPU, each engine takes a share of the GPU's memory, and this share is the need. See
+    also `reserved`.
 
     Args:
         size_bytes: the size of the weights as they are loaded.
@@ -229,10 +232,11 @@ def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> 
 
 
 def reserved(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> Need:
-    """The memory that a model's settings reserve. The model may take part of it only after a measurement.
+    """The memory that a model's settings reserve. The model may not have taken all of it when it is measured.
 
-    A given size of the KV cache is reserved. Without one, vLLM reserves a share of each GPU's memory, or of
-    the machine's without GPUs, and starts only if the share is free. vLLM ignores a container's limit.
+    If the size of the KV cache is given, this size is reserved. Otherwise vLLM reserves a share of each GPU's
+    memory, or of the machine's memory if there is no GPU. vLLM starts only if this share is free. It ignores
+    a container's limit.
     """
     has_gpu = bool(gpus) and _may_use_gpus(entry)
     given, state = _read_flags(entry, has_gpu=has_gpu), read_memory()
@@ -248,13 +252,13 @@ def reserved(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> Need:
 
 
 class _Given(NamedTuple):
-    """The values in a model's words and variables that decide its memory. None: not given."""
+    """The values of a model's flags and variables that determine its memory. None: not given."""
 
     utilization: float | None
     kv_cache_bytes: int | None
     num_gpus: int
     num_replicas: int
-    """How many engines (data parallel) share these GPUs. Each has all weights, or with experts a part."""
+    """The number of data-parallel engines on these GPUs. Each has all weights, or a part of the experts."""
     dtype: str
     quantization: str
     """The method of quantization. Empty if none is given."""
@@ -307,7 +311,7 @@ def _may_use_gpus(entry: ModelEntry) -> bool:
 
 
 def _gguf_bytes(words: Iterable[str]) -> int:
-    """Memory for the GGUF files that a foreign command names, with all their parts."""
+    """Memory for the GGUF files that a user's command names, including all parts of a divided file."""
     files = (part for word in words if word.endswith(".gguf") for part in parts_of(Path(word)))
     return int(_WEIGHTS_SHARE * sum(map(_size, files)))
 
