@@ -112,7 +112,7 @@ class ModelPool:
         """
         Args:
             place: returns the place of a new child, from its entry and the number of its generation.
-            only: the name of the only model. No limit of memory applies to it. None if there are several models.
+            only: the name of the only model, to which no limit of memory applies. None for several models.
         """
         self.entries: Mapping[str, ModelEntry] = {}
         """Name -> entry, in the order of the file."""

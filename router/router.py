@@ -84,7 +84,8 @@ class RouterOptions:
     only: str | None = None
     """The name of the only model, which gets all requests. None if the router serves several models.
 
-    It is the model of `serve MODEL --idle-stop` or of llama-server. If its first start fails, the router ends.
+    The model is that of `serve MODEL --idle-stop`, or one for llama-server. If its first start fails, the
+    router ends.
     """
     model_has_keys: bool = False
     """Whether the model's server checks the API keys itself, because its --config file contains them."""

@@ -116,7 +116,7 @@ class Generation:
 
     @property
     def rest_need(self) -> Need:
-        """The need after the present change: the need asleep if the process is falling asleep, else `need`."""
+        """The need after the present change: `need`, or the need asleep if the process is falling asleep."""
         if not self.will_rest:
             return self.need
         return self._memory.asleep(self.level).at_least((self.is_asleep and self._used) or NOTHING)
@@ -328,7 +328,7 @@ class Model:
         self._ended_s = now
 
     def note_end(self, last: Generation, reason: str | None, now: float, *, is_lasting: bool) -> None:
-        """Called when `current` has ended and there is no `next`. It has failed unless it was asked to end."""
+        """Called when `current` has ended and there is no `next`. If nothing stopped it, it has failed."""
         self._ended_s = now
         self._has_failed = last.state in ("starting", "ready")
         if last.state != "draining":

@@ -147,7 +147,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def crashed(self, number: int) -> None:
-        """The generation no longer answers, but still has processes. Requests wait for the next generation."""
+        """The generation no longer answers, but has running processes. Requests wait for the next one."""
         if (generation := self.generations.get(number)) is not None:
             generation.has_crashed = generation.state not in ("starting", "draining")
 

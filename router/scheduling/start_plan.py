@@ -23,7 +23,7 @@ from router.scheduling.terms import NOTHING, UNLIMITED, Need, SchedulerLimits
 _POLL_S: Final = 0.1
 """Seconds between two plans while a start waits only for memory."""
 _SLOW_POLL_S: Final = 1.0
-"""Seconds between two plans while other models must be stopped for a start. Memory may become free earlier."""
+"""Seconds between two plans while other models must be stopped for a start. Memory may become free before."""
 
 
 class Victim(NamedTuple):

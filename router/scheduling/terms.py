@@ -12,7 +12,7 @@ from startup.ground.config import SeveralModelsConfig
 
 State = Literal["stopped", "starting", "ready", "falling asleep", "asleep", "waking", "draining", "failed"]
 """`draining`: the model's process admits no more requests, and is stopped when its last request has ended.
-`falling asleep`: the process admits no more requests, but stays and frees the GPU's memory. A request wakes it.
+`falling asleep`: the process stops admitting requests, and frees the GPU's memory. A later request wakes it.
 `failed`: the model has no process, and its last process failed to start or ended by itself."""
 
 RefusalKind = Literal["failed", "overloaded", "no_room", "removed", "shutting_down"]
