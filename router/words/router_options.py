@@ -52,7 +52,7 @@ class CheckedModels:
         return PreflightReport(tuple(dict.fromkeys(found)), duration_s)
 
     def reports(self) -> dict[str, PreflightReport]:
-        """Name of a model -> its report. The empty name stands for the file, and for several models at once."""
+        """Name of a model -> its report. The empty name stands for the file and for several models."""
         found: dict[str, list[Finding]] = {name: [] for name in ("", *self.models)}
         owners = {fault: name for name, model in self.models.items() for fault in model.faults}
         for fault in self.faults:

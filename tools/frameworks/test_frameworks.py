@@ -1,6 +1,7 @@
 """Client libraries, agents with two models of a router, and Claude Code, as users install them.
 
-Each one has an environment in build/. It is made once, and again when the requirements change.
+The clients are installed below build/. The environment of the libraries is made again when their requirements
+change.
 """
 
 import hashlib
