@@ -77,10 +77,7 @@ class ModelEntry:
     sleep_levels: tuple[int, ...] = (1, 2)
     """The levels at which the model may sleep, best first. `with_sleep_words` removes unsupported levels."""
     restart_limit: int | None = None
-    """The failures in a row after which the router stops restarting the model.
-
-    None: only requests restart it.
-    """
+    """Failures in a row until the router stops restarting the model. None: only requests restart it."""
     preload: bool = False
     pinned: bool = False
     """Whether the model keeps running when another model needs memory, and when it is idle."""

@@ -28,7 +28,7 @@ _FOREIGN_BYTES: Final = 256 << 20
 _WEIGHTS_SHARE: Final = 1.1
 """Bytes in memory for each byte of weights on disk. Buffers of the computation take about a tenth."""
 _GPU_BYTES: Final = 1 << 30
-"""GPU memory for CUDA's context, captured graphs and activations. Weights and KV cache are counted apart."""
+"""GPU memory for CUDA's context, captured graphs and activations. Weights and KV cache are added to it."""
 _GIB: Final = 1 << 30
 _SPACE: Final = "VLLM_CPU_KVCACHE_SPACE"
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
@@ -49,9 +49,8 @@ class MemoryMeter:
     """Measures models and remembers the results. Each method may run on any thread.
 
     `measure` reads the memory of every process of a model: 25 ms for each GiB, 80 ms for a small model of
-    vLLM (November 2026, two cores). `free` takes less than 1 ms without GPUs. The other methods read file
-    sizes, once for each model. They also read the headers of weight files whose weights are converted while
-    they are loaded.
+    vLLM (November 2026, two cores). `free` takes less than 1 ms without GPUs. The other methods read sizes of
+    files once for each model, and also the headers of weight files that are converted while they are loaded.
     """
 
     def __init__(self, find_model: Callable[[str], str | None]) -> None:
@@ -76,7 +75,7 @@ class MemoryMeter:
         return bool(self._gpus)
 
     def free(self) -> Need | None:
-        """The memory that is free now, as a sum over all GPUs. None if it is unknown."""
+        """The memory that is free now. GPU memory is the sum over all GPUs. None if memory is unknown."""
         state = read_memory()
         if state is None:
             return None
@@ -86,9 +85,8 @@ class MemoryMeter:
     def measure(self, name: str, pids: Collection[int], level: int = 0) -> Need:
         """The memory that a model's processes use, together with their descendants.
 
-        The result is at least the memory that the model's settings reserve. If the model sleeps at level 1,
-        it is at least the size of the weights. If the driver does not list the processes on a GPU, as in a
-        container, the estimate of GPU memory is used.
+        The result is at least the memory that the settings reserve, or the size of the weights at sleep level
+        1. If the driver lists no processes on a GPU, as in a container, the estimate of GPU memory is used.
 
         Args:
             level: the level at which the model sleeps. 0: it is awake.
@@ -213,9 +211,8 @@ def converted_bytes(entry: ModelEntry, place: Path) -> int | None:
 def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> Need:
     """Estimates the need of a model that was never measured.
 
-    The need is the sum of the weights plus a tenth, the program, and the KV cache if its size is given. If no
-    size is given on a GPU, each engine takes a share of the GPU's memory, and this share is the need. See
-    also `reserved`.
+    The need is the sum of the program, the weights and a tenth of them, and a KV cache of given size. If the
+    size is not given, both engines take a share of the GPU's memory. This share is the need. See `reserved`.
 
     Args:
         size_bytes: the size of the weights as they are loaded.
@@ -234,9 +231,8 @@ def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> 
 def reserved(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> Need:
     """The memory that a model's settings reserve. The model may not have taken all of it when it is measured.
 
-    If the size of the KV cache is given, this size is reserved. Otherwise vLLM reserves a share of each GPU's
-    memory, or of the machine's memory if there is no GPU. vLLM starts only if this share is free. It ignores
-    a container's limit.
+    If the size of the KV cache is given, it is reserved. Otherwise vLLM reserves a share of each GPU's memory,
+    or of the machine's memory if there is no GPU. This share must be free. vLLM ignores a container's limit.
     """
     has_gpu = bool(gpus) and _may_use_gpus(entry)
     given, state = _read_flags(entry, has_gpu=has_gpu), read_memory()
@@ -258,7 +254,7 @@ class _Given(NamedTuple):
     kv_cache_bytes: int | None
     num_gpus: int
     num_replicas: int
-    """The number of data-parallel engines on these GPUs. Each has all weights, or a part of the experts."""
+    """The number of data-parallel engines on these GPUs. Each has all weights, but maybe not all experts."""
     dtype: str
     quantization: str
     """The method of quantization. Empty if none is given."""

@@ -81,7 +81,7 @@ class ModelStatus(ModelView):
     entry: ModelEntry
     since_unix_s: float
     progress: ChildProgress | None
-    """How far the start is. None unless the model starts."""
+    """The progress of the start. None unless the model is starting."""
     memory_bytes: int | None
     size_bytes: int | None
     """The size of the model's weights on disk. None if they are not on disk."""
@@ -95,7 +95,7 @@ class _Life(NamedTuple):
 
     child: Child
     task: asyncio.Task[None]
-    """It runs until all of the generation's processes have ended."""
+    """The task runs until all of the generation's processes have ended."""
 
 
 class ModelPool:
@@ -261,10 +261,7 @@ class ModelPool:
             pass
 
     async def sleep(self, name: str) -> None:
-        """Puts the model to sleep after its running requests. Returns when it sleeps. Raises ModelRefused.
-
-        A model of the embedded engine is stopped instead.
-        """
+        """Puts the model to sleep after its running requests, and returns then. Raises ModelRefused."""
         model = self._scheduler.models[name]
         if self.entries[name].engine == "embedded":
             await self.unload(name)

@@ -70,10 +70,7 @@ class RouterOptions:
     entries: Mapping[str, ModelEntry]
     """Name -> entry, in the order of the file or of the command line."""
     reload: Callable[[], Mapping[str, ModelEntry]] | None
-    """Reads and checks the file of models again. Called on a thread. Raises ModelsFileError.
-
-    None if there is no file.
-    """
+    """Reads and checks the file of models again, on a thread. Raises ModelsFileError. None: no file."""
     path: Path | None
     """The file of models, which the router watches. None if there is no file."""
     limits: SchedulerLimits
@@ -84,8 +81,7 @@ class RouterOptions:
     only: str | None = None
     """The name of the only model, which gets all requests. None if the router serves several models.
 
-    The model is that of `serve MODEL --idle-stop`, or one for llama-server. If its first start fails, the
-    router ends.
+    It comes from `serve MODEL --idle-stop` or is for llama-server. The router ends if its first start fails.
     """
     model_has_keys: bool = False
     """Whether the model's server checks the API keys itself, because its --config file contains them."""
@@ -264,10 +260,7 @@ class _Router:
         self._stopped.set()
 
     async def _tend_regularly(self) -> None:
-        """Starts standbys that are due, and reports how many models run.
-
-        Standbys wait for the starts of preloaded models, with which they would compete for the processor.
-        """
+        """Starts standbys only after preloaded models, with which they would compete for the processor."""
         while True:
             await asyncio.sleep(_TEND_S)
             if self._is_ready:

@@ -39,7 +39,7 @@ _POLL_SHARE: Final = 0.01
 _ANSWER_S: Final = 2.0
 _CHECK_S: Final = 2.0
 _LONGEST_CHECK_S: Final = 5.0
-"""The most seconds that one check adds to the silence. The rest may be a pause of the router itself."""
+"""The most seconds that one check adds to `_silent_s`, because the router itself may have been paused."""
 _SHOWN_S: Final = 5.0
 _REASON_S: Final = 2.0
 
@@ -71,7 +71,7 @@ class Child:
         self._environment = {**place.environment, **entry.env}
         self._server = _server_of(entry, place.socket_path, self._environment)
         self.headers = self._server.headers
-        """Headers with the server's API key, for the router's requests and clients that sent the router's."""
+        """Headers with the server's API key, for the router's own requests and in place of clients' keys."""
         self._log = ChildLog(entry.name, place.relay)
         self._processes = ProcessSet()
         self._listener_pid = 0
@@ -143,10 +143,7 @@ class Child:
         return self._reason.result() if self._reason.done() else ""
 
     async def sleep(self, level: int) -> None:
-        """Puts the server to sleep, and returns when it sleeps. Raises SleepError.
-
-        The server must have no requests.
-        """
+        """Puts the server to sleep. It must have no requests. Returns when it sleeps. Raises SleepError."""
         await self._server.sleep(level)
 
     async def wake(self, size_bytes: int) -> None:
@@ -191,10 +188,7 @@ class Child:
     async def _until_it_ends(
         self, on_ready: Callable[[], None], before_stop: "Callable[[Child], Awaitable[None]] | None"
     ) -> str | None:
-        """Waits until the process has ended or must end. Returns the reason.
-
-        None if the process ended by itself, or if a caller asked for its end.
-        """
+        """Waits until the process has ended or must be ended. Returns why it must be ended, else None."""
         try:
             if (obstacle := await self._server.find_obstacle()) is not None or self._wants_stop.is_set():
                 self.cause = PortInUseError.cause if obstacle is not None else UNKNOWN_CAUSE
@@ -234,7 +228,7 @@ class Child:
             await asyncio.gather(ended, stopped, found, return_exceptions=True)
 
     async def _find_hang(self) -> str:
-        """Waits until the server counts as hung. Returns its watchdog's report, or how long it is silent.
+        """Waits until the server counts as hung. Returns the watchdog's report, or that it does not answer.
 
         The watchdog runs on the server's event loop, so it cannot notice that this loop hangs. A user's
         command is not polled, because it may have no such report.
@@ -267,10 +261,7 @@ class Child:
         return f"The server hangs. {hang}" if hang else ""
 
     async def _ask_before_stop(self) -> str:
-        """Returns why the server hangs. Empty if it does not.
-
-        A server is also asked when it has no requests, because the reason for that may be a hang.
-        """
+        """Returns why the server hangs, or empty. A hang may be the reason why the server has no requests."""
         if self._server.is_foreign:
             return ""
         async with self._session() as session:
@@ -325,10 +316,7 @@ class Child:
     # Its end
 
     async def _finish(self) -> int | None:
-        """Waits until all processes have ended. Returns the first process's exit code, or -N after signal N.
-
-        None if no process was started.
-        """
+        """Waits until all processes have ended. Returns the first one's exit code. None if there is none."""
         code = None
         if self.process is not None:
             has_crashed = self._is_hung or not self._processes.is_running(self.process.pid)
@@ -368,10 +356,7 @@ class Child:
             self._processes.add(descendants(pid))
 
     async def _ask_to_end(self, process: ChildProcess) -> None:
-        """Sends SIGTERM to our server, which ends its own processes, or to all processes of a user's command.
-
-        A user's `cmdStop` runs before that.
-        """
+        """Sends SIGTERM to our server, which ends its own processes, or to all processes of a command."""
         is_running = self._processes.is_running(process.pid)
         if not self._server.is_foreign:
             if is_running:
@@ -434,7 +419,7 @@ def _server_of(entry: ModelEntry, socket_path: str, environment: Mapping[str, st
 def _become(
     execute: Callable[[Mapping[str, str]], NoReturn], environment: Mapping[str, str], output_fd: int
 ) -> NoReturn:
-    """Runs in the new process."""
+    """Redirects the standard streams, and executes the program. Runs in the new process."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(output_fd, 1)

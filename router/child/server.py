@@ -75,7 +75,7 @@ class SleepError(Exception):
     """A server did not fall asleep or did not wake. The message says why."""
 
     def __init__(self, message: str, kind: Literal["error", "timeout", "refused"] = "error") -> None:
-        """`refused`: the server rejected the order, now or always, and its state has not changed."""
+        """`refused`: the server rejected this order or all such orders, and its state has not changed."""
         super().__init__(message)
         self.kind = kind
 
@@ -110,10 +110,7 @@ class OwnServer:
         return self._seconds_of(_WATCHDOG_TIMEOUT, given, variable.default) or math.inf
 
     def _seconds_of(self, flag: str, *otherwise: str | float) -> float:
-        """The value of the flag's last use, or else the first number in `otherwise`.
-
-        Wrong values are ignored here, because the server itself rejects them.
-        """
+        """The flag's last value, else the first number in `otherwise`. The server rejects wrong values."""
         given = [each.values[0] for each in split(self.words, {flag: 1}.get) if each.flag == flag and each.values]
         for value in (*given[-1:], *otherwise):
             with suppress(ValueError):
@@ -163,10 +160,7 @@ class OwnServer:
         await self._order({"do": "wake"}, _WAKE_S + _WAKE_GIB_S * size_bytes / _GIB)
 
     async def _order(self, order: Mapping[str, Any], limit_s: float) -> None:
-        """Sends the order as a line of JSON to the server's control socket, and reads a line as the answer.
-
-        No client can reach this socket.
-        """
+        """Sends a line of JSON to the control socket, which no client can reach. Reads one line as answer."""
         try:
             reader, writer = await asyncio.open_unix_connection(control_socket(self._socket_path), limit=_ANSWER_BYTES)
         except OSError as err:
@@ -207,10 +201,7 @@ class ForeignServer:
         """Headers of the router's own requests. They contain llama-server's API key if it has one."""
 
     async def find_obstacle(self) -> str | None:
-        """Says that another process listens on the command's port. None if the port is free.
-
-        The other process would answer in place of the command's server.
-        """
+        """Says that another process listens on the command's port and would answer instead. None if not."""
         is_local = bool(self.words) and urlsplit(self.base_url).hostname in _LOCAL
         text = f"Another process listens on {self.base_url}: end it, or leave out cmd to use it"
         return text if is_local and await _accepts(self.base_url) else None

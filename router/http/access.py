@@ -40,7 +40,7 @@ class CorsPolicy:
             )
 
     def is_preflight(self, request: web.BaseRequest) -> bool:
-        """Whether the request is a browser's preflight. It asks whether a page may send a certain request."""
+        """Whether the request is a browser's preflight, which asks whether a page may send a request."""
         is_asked = request.method == hdrs.METH_OPTIONS and all(name in request.headers for name in _ASKED)
         return self.is_on and is_asked
 

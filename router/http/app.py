@@ -182,7 +182,7 @@ class _Handler:
         return await self._relay(request, raw_path, None)
 
     async def _relay_upstream(self, request: ClientRequest, raw_path: str) -> web.StreamResponse:
-        """Passes any path to a model's server. Icons, scripts and images do not start a stopped model."""
+        """Passes any path to a model's server. Requests for icons, scripts and images start no model."""
         is_read = request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
         entry, path = self._choice.by_path(raw_path.removeprefix(_UPSTREAM))
         if is_read and path == "/" and not raw_path.endswith("/"):  # the page's relative addresses need the slash

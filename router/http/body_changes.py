@@ -1,4 +1,4 @@
-"""Changes a request's body before the model gets it. Changes the model's name and keys of the JSON."""
+"""Changes the model's name, and keys of the JSON, in a request's body before the model gets the body."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias

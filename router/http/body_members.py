@@ -148,7 +148,7 @@ class _Scan:
                 yield from self._split(parts, at)
 
     def _skips(self, parts: list[bytes]) -> bool:
-        """Whether a piece lies wholly within a nested value. `parts`: the piece, split at its quotes."""
+        """Whether a piece lies wholly within a nested value. `parts` is the piece, split at its quotes."""
         if self._depth < 2:
             return False
         steps = memoryview(b"".join(parts[self._is_in_text :: 2]).translate(_STEPS, _NO_BRACKETS)).cast("b")
@@ -206,7 +206,7 @@ def _field_name(head: bytes) -> str | None:
 
 
 def _find(body: "bytes | mmap", text: bytes, begin: int) -> int:
-    """The position behind the next occurrence of `text`, or -1."""
+    """The position after the next occurrence of `text`, or -1."""
     for at in range(begin, len(body), _PIECE_BYTES):
         found = body[at : at + _PIECE_BYTES + len(text) - 1].find(text)
         if found >= 0:

@@ -200,7 +200,7 @@ def _page_row(status: ModelStatus, now: float) -> dict[str, Any]:
 
 
 class _PoolCollector(Collector):  # type: ignore[misc]
-    """Reads metrics from the pool's state when they are requested, so that no second count is kept."""
+    """Reads metrics from the pool's state when they are requested, so that nothing is counted twice."""
 
     def __init__(self, pool: ModelPool) -> None:
         self._pool = pool

@@ -25,10 +25,7 @@ _SILENT: Final = {
 
 
 class OnlyModelAnswers(OwnAnswers):
-    """The answers of a router with one model. Only `load` starts the model.
-
-    These requests do not count as requests to the model.
-    """
+    """The answers of a router with one model. Only `load` starts it. No answer counts as a request to it."""
 
     def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, *, version: str, needs_key: bool) -> None:
         super().__init__(pool, proxy, choice, version=version, needs_key=needs_key)
@@ -40,7 +37,7 @@ class OnlyModelAnswers(OwnAnswers):
         pool.before_stop = self._keep_answers
 
     async def health(self, request: web.Request) -> web.StreamResponse:
-        """Answers 200 if the model would answer a request. It then runs, or ran before and can be started.
+        """Answers 200 if the model would answer, because it runs, or ran before and can be started.
 
         With --restart, a failed model is unhealthy until it is ready again.
         """

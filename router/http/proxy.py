@@ -70,7 +70,7 @@ _WebSocket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
 
 def headers_to_server(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
-    """A request's headers in lower case. aiohttp's client keeps only duplicates with the same spelling."""
+    """A request's headers in lower case. aiohttp's client drops duplicates that differ in spelling."""
     dropped = _NOT_REQUESTED | dropped | _named_by_connection(headers)
     names = ((name.lower(), _in_utf8(value)) for name, value in headers.items())
     return CIMultiDict((name, value) for name, value in names if name not in dropped)
@@ -208,7 +208,7 @@ class Proxy:
         return answer.body if answer is not None and answer.status == 200 else None
 
     async def fetch(self, child: Child, path: str) -> Fetched | None:
-        """A server's short answer to the router's own GET, which needs no lease. None if there is none."""
+        """A server's short answer to the router's own GET, without a lease. None if it does not answer."""
         headers = {hdrs.ACCEPT_ENCODING: "identity", **child.headers}
         try:
             async with (

@@ -102,7 +102,7 @@ class BodyRoom:
         self.limits = limits
         self.num_bytes = 0
         self.searching = {is_in_memory: asyncio.Semaphore(2) for is_in_memory in (True, False)}
-        """At most two threads search bodies in memory, and two more in files. Others would delay the loop."""
+        """At most two threads search bodies in memory, and two more in files. More would delay the loop."""
 
 
 def _create_file() -> "tempfile.SpooledTemporaryFile[bytes]":

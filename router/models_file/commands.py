@@ -136,7 +136,7 @@ def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, fi
 
 
 def _sleep_calls(keys: Mapping[str, Any], path: KeyPath, findings: Findings) -> dict[str, tuple[ServerCall, ...]]:
-    """The calls to sleep and the calls to wake. Empty if one of both is missing."""
+    """The calls to sleep and the calls to wake. Empty unless both are given."""
     sleep, wake = (
         [_call(each) for each in keys.get(key) or keys.get(f"{key}Endpoints") or ()] for key in ("sleep", "wake")
     )

@@ -1,4 +1,4 @@
-"""Reads a YAML document with the line of each key and with limits, and collects the faults found in it."""
+"""Reads a YAML document within limits, keeps the line of each key, and collects the faults."""
 
 import functools
 import stat
@@ -152,7 +152,7 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str, findings: Findings) -> Node | None:
-    """The document's root. None if it is empty. Repeated keys are reported as faults.
+    """The document's root. None if the document is empty. Repeated keys are reported as faults.
 
     Raises:
         DocumentError: the text is not YAML, is nested too deeply, or is too large.

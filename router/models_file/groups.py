@@ -168,11 +168,7 @@ class _Expressions:
         self._found: dict[str, _Family] = {}
 
     def family(self, name: str, within: tuple[str, ...] = ()) -> _Family:
-        """The sets of an expression. Raises _ExpressionError.
-
-        Args:
-            within: the expressions that refer to this expression.
-        """
+        """The sets of an expression, to which the expressions `within` refer. Raises _ExpressionError."""
         if name in within:
             raise _ExpressionError(f"must not contain itself: {' -> '.join([*within, name])}")
         if name not in self._found:

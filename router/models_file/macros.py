@@ -32,7 +32,7 @@ class MacroError(Exception):
 
 
 class Macros:
-    """The macros: names, and the texts that replace `${NAME}`."""
+    """The macros. A macro is a name and the text that replaces `${NAME}`."""
 
     def __init__(self, texts: Mapping[str, object], kept: Collection[str] = ()) -> None:
         """`texts`: name -> text. `kept`: names, such as PORT, that are replaced only when a model starts."""

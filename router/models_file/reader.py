@@ -58,7 +58,7 @@ def read_models_file(path: Path, defaults: Defaults, name: str | None = None) ->
 
 
 def _is_of_llama_swap(document: Any) -> bool:
-    """Whether the file has a `cmd`. Only in such a file, unknown keys may be keys of llama-swap."""
+    """Whether the file has a `cmd`. Only then, unknown keys may be keys of llama-swap."""
     models = document.get("models") if isinstance(document, dict) else None
     models = models.values() if isinstance(models, dict) else ()
     return any("cmd" in model or "proxy" in model for model in models if isinstance(model, dict))
@@ -242,7 +242,7 @@ def _is_elsewhere(keys: Mapping[str, Any]) -> bool:
 
 
 def _changes(keys: Mapping[str, Any]) -> BodyChanges:
-    """The changes of request bodies. `filters` may not change `model`, which determines a request's model."""
+    """The changes of request bodies. `filters` may not change `model`, because this key selects the model."""
     filters = keys.get("filters") or {}
     names = (filters.get("stripParams") or filters.get("strip_params") or "").split(",")
     by_name = filters.get("setParamsByID") or {}

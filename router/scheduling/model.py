@@ -1,7 +1,6 @@
 """The scheduler's state: models, and their generations. A generation is one process from start to end.
 
-This module imports only the standard library. A model decides nothing about other models. Times are seconds
-of the caller's clock.
+Imports only the standard library. No model decides about others. Times are seconds of the caller's clock.
 """
 
 import math
@@ -31,7 +30,7 @@ class EntryMemory:
         return self._peaks.get(level) or self.rules.asleep.get(level, self.expected)
 
     def note(self, memory: Need, budget: Need, level: int = 0) -> None:
-        """Notes a measurement, capped at the budget. A model that grew beyond the budget may start alone."""
+        """Notes a measurement, capped at the budget. So a model above the budget can still start alone."""
         self._peaks[level] = self._peaks.get(level, memory).at_least(memory).at_most(budget)
 
 
@@ -56,12 +55,12 @@ class Generation:
         self.level = 0
         """The level of sleep, from the order to fall asleep until the process is awake again. 0: awake."""
         self.is_asleep = False
-        """Whether the process holds only the memory that it needs asleep. Stays True while it is stopped."""
+        """Whether the process holds only the memory that it needs asleep. Stays True during a stop."""
         self.idle_since_s = now
         """When the last lease ended, or when the process became ready or awake."""
         self._memory = model.memory
         self._used: Need | None = None
-        """The last measurement. None before the first one in the present state."""
+        """The last measurement. None before the first measurement in the present state."""
         self._has_been_ready = False
 
     @property
@@ -149,10 +148,7 @@ class Generation:
         self._enter("ready", now)
 
     def begin_rest(self, now: float, level: int = 0) -> None:
-        """Stops admitting requests. `level` is the level at which the process falls asleep now.
-
-        If `level` is 0, the process falls asleep after its leases have ended.
-        """
+        """Stops admitting requests. The process falls asleep now at `level`, or after its leases if 0."""
         self._used, self.level = self.held, level
         self._enter("falling asleep", now)
 
@@ -328,7 +324,7 @@ class Model:
         self._ended_s = now
 
     def note_end(self, last: Generation, reason: str | None, now: float, *, is_lasting: bool) -> None:
-        """Called when `current` has ended and there is no `next`. If nothing stopped it, it has failed."""
+        """Called after the end of `current` if there is no `next`. An end without a stop is a failure."""
         self._ended_s = now
         self._has_failed = last.state in ("starting", "ready")
         if last.state != "draining":

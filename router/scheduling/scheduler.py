@@ -4,17 +4,14 @@ The scheduler uses no clock, process or event loop. Each event is a method that 
 actions. Free memory is read only while a model waits for its start. `start_plan.py` decides which models are
 stopped for others. This module imports only the standard library.
 
-A request holds a lease on its model from its admission until it leaves. L is the duration of the longest
-lease. S is the duration of the longest start and stop together. W is max(max_wait_s, min_stay_s). If there is
-room for one model, these bounds hold:
+A request holds a lease on its model from its admission until it leaves. L is the longest time of a lease, S
+that of a start and a stop together, and W is max(max_wait_s, min_stay_s). With room for one model:
 
 - A model that became ready is stopped for another model after min_stay_s at the earliest. So there are at
   most T / min_stay_s + 1 swaps in T seconds (T / W + 1 if the models' requests leave no gap).
-- A model stops admitting requests at most W after another model began to wait, or at most W after its own
-  start if that is later.
-- The same bounds hold for models that fall asleep instead of being stopped. S then includes the time to fall
-  asleep and to wake. min_stay_s begins when a model is awake again. A sleeping model may be stopped at any
-  time.
+- A model stops admitting requests at most W after another model began to wait and its own start is complete.
+- The same bounds hold for models that sleep instead. S is also the longest time to fall asleep and to wake.
+  min_stay_s begins when a model is awake again. A sleeping model can be stopped at any time.
 - If n models are in use, a request is admitted or refused within n * (W + L + S), whatever the number of
   requests. Models start in the order in which they began to wait. A model that was stopped for another model
   goes to the end of this order. Waits for a limit of concurrency and for the back-off are additional.
@@ -51,7 +48,7 @@ _SETTLE_S: Final = 2.0
 
 
 class ModelScheduler:
-    """A method that takes `now` (seconds of any clock) is an event. It returns the actions to take, in order.
+    """Each method with `now` (seconds of any clock) handles an event, and returns the actions, in order.
 
     The caller numbers tickets, one for each request. The scheduler numbers generations.
     """
@@ -65,10 +62,7 @@ class ModelScheduler:
         self.models: Mapping[str, Model] = {}
         """Name -> model. Only the scheduler changes this."""
         self.generations: dict[int, Generation] = {}
-        """Number -> each generation that has not ended, also of removed models.
-
-        Only the scheduler changes this.
-        """
+        """Number -> generation that has not ended, even of a removed model. Only the scheduler changes it."""
         self._numbers = itertools.count(1)
         self._leases: dict[int, Generation] = {}
         """Ticket -> the generation that it holds."""
@@ -154,8 +148,8 @@ class ModelScheduler:
     def ended(self, number: int, reason: str | None, now: float, *, is_lasting: bool = False) -> list[Action]:
         """The generation has ended, with all of its processes.
 
-        If the process ended asleep, or did not fall asleep or wake, this is no failed start. A waiting
-        request, or else the next request, then starts the model at once.
+        If the process ended asleep, or did not fall asleep or wake, this does not count as a failed start. A
+        waiting request, or else the next request, then starts the model at once.
 
         Args:
             reason: why the generation has failed. None if it was asked to stop.
@@ -194,7 +188,7 @@ class ModelScheduler:
     # Events: requests
 
     def arrive(self, ticket: int, name: str, now: float) -> list[Action]:
-        """A request arrives. It is admitted or refused now, or waits for one of both until it leaves."""
+        """A request arrives, and is admitted or refused. If neither is possible yet, it waits."""
         model = self._model_for(ticket, name)
         if model is None:
             return self._take_actions()
@@ -244,7 +238,7 @@ class ModelScheduler:
     # Events: memory and time
 
     def measured(self, number: int, memory: Need, now: float, *, is_settled: bool = True) -> list[Action]:
-        """Notes the memory of a generation's processes. The largest value while ready is the model's need.
+        """Notes the memory of a generation. The most that it uses while it is ready becomes its model's need.
 
         Args:
             is_settled: False while the processes may take more. Then the need is at least the estimate.
@@ -294,7 +288,7 @@ class ModelScheduler:
         return {**{each.name: each.model for each in self.generations.values()}, **self.models}
 
     def _in_state(self, number: int, state: State) -> Generation | None:
-        """The generation with this number, if it is still in the state in which the order was given."""
+        """The generation with this number, if it is still in this state. None otherwise."""
         generation = self.generations.get(number)
         return generation if generation is not None and generation.state == state else None
 

@@ -1,8 +1,7 @@
 """Decides which models start now, and which are stopped for them, in one plan for all waiting models.
 
-This module imports only the standard library. The plan changes no model. It places the models in the order
-in which they began to wait. Each placed model reserves its memory and its victims, so that later models do
-not count on them.
+This module imports only the standard library. The plan changes no model. Models are placed in the order in
+which they began to wait. Each placed model reserves its memory and its victims, and later models get neither.
 
 All models together may use the free memory plus the memory that their processes hold, up to the budget. Each
 process counts with its whole need, so that memory that a start has not taken yet is not given away twice.
@@ -213,10 +212,7 @@ class StartPlan:
         return not other.model.num_waiting or other.claimed_by is not None
 
     def _claim_s(self, other: Generation, model: Model) -> float:
-        """When `other` stops admitting requests in favor of `model`.
-
-        By then, `model` has waited for `max_wait_s`, and `other` has been ready for `max_wait_s`.
-        """
+        """When `other` stops admitting requests, `max_wait_s` after it is ready and `model` has to wait."""
         return max(model.hungry_since_s, other.since_s) + self._limits.max_wait_s
 
     def _choose(self, model: Model, candidates: Sequence[Generation]) -> list[Victim] | None:
@@ -310,10 +306,7 @@ class StartPlan:
         return other.model.rules.pinned and other.state != "draining"
 
     def _lasting_conflict(self, model: Model) -> str:
-        """Why the model cannot even run beside the pinned models alone. Empty if it can.
-
-        The reason is the budget, the number of models, or an exclusion.
-        """
+        """Why budget, number of models or exclusions forbid the start even beside pinned models alone."""
         pinned = [other for other in self._processes if self._stays_for_good(other)]
         beside = f" beside the pinned {_list_needs(pinned)}" if pinned else ""
         if excluded := [other.name for other in pinned if _excludes(model, other)]:

@@ -82,10 +82,7 @@ class ModelRules:
     excludes: frozenset[str] = frozenset()
     """Models that must have no process when this model starts."""
     restart_limit: int | None = None
-    """The failures in a row after which the model no longer restarts by itself. None: it never does.
-
-    With such a limit, requests wait at most `max_wait_s`.
-    """
+    """Failures in a row until the model stops restarting by itself. If set, waits end after `max_wait_s`."""
     on_swap: Literal["stop", "sleep"] = "stop"
     """How the model makes room when another model needs its memory."""
     idle_sleep_s: float | None = None

@@ -1,7 +1,7 @@
 """Completes the command line of a router's model, and checks it by its engine's parser and preflight.
 
-A model with variables of its own is checked in a process that has these variables, because parsers, preflight
-and libraries read the environment of their process.
+If a model has its own variables, it is checked in a process that has these variables, because parsers,
+preflight and libraries read the environment of their process.
 """
 
 import pickle

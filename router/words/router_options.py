@@ -47,7 +47,7 @@ class CheckedModels:
         return {name: model.entry for name, model in self.models.items()}
 
     def report(self, duration_s: float) -> PreflightReport:
-        """One report about all models, in the form of a report about one model."""
+        """One report about all models, in the form for one model. Faults of the file count as `usage`."""
         found = (finding for report in self.reports().values() for finding in report.findings)
         return PreflightReport(tuple(dict.fromkeys(found)), duration_s)
 

@@ -98,10 +98,7 @@ def main(output: str, rounds: int, names: tuple[str, ...]) -> None:
 
 
 def time_case(case: Case, rounds: int, folder: Path) -> dict[str, list[Start]]:
-    """Times both sides in turns. Every second round is in reverse order.
-
-    Before that, each side starts once without a measurement, so that its caches are full.
-    """
+    """Times both sides in turns, after an unmeasured start of each. Every second round is in reverse."""
     launchers = {"plain": "plain", "ours": case.launcher}
     location = ("--compile-cache", str(folder / "location")) if case.has_location else ()
     if not case.is_first:
