@@ -231,8 +231,8 @@ def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> 
 def reserved(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> Need:
     """The memory that a model's settings reserve. The model may not have taken all of it when it is measured.
 
-    If the size of the KV cache is given, it is reserved. Otherwise vLLM reserves a share of each GPU's memory,
-    or of the machine's memory if there is no GPU. This share must be free. vLLM ignores a container's limit.
+    A given size of the KV cache is reserved. Otherwise vLLM reserves a share of each GPU's memory, or of the
+    machine's if there is no GPU. It starts only if the share is free. It ignores a container's limit.
     """
     has_gpu = bool(gpus) and _may_use_gpus(entry)
     given, state = _read_flags(entry, has_gpu=has_gpu), read_memory()

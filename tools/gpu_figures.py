@@ -1,9 +1,8 @@
 """`make test-gpu`: runs tests and benchmarks on a machine with a GPU, and writes the results to a JSON file.
 
-The file describes the machine, and has one entry per step. An entry has the step's command, seconds, exit
-code, and the report of `bench --json` or pytest. If a step fails or takes too long, its entry says so, and
-the next step runs. If vLLM is not installed, steps that need it are left out. The exit code is 1 if a step
-failed.
+The file describes the machine. It has each step's command, seconds, exit code, and report of `bench --json`
+or pytest. If a step fails or takes too long, its entry says so, and the next step runs. If vLLM is missing,
+steps that need it are left out. The exit code is 1 if a step failed.
 """
 
 import json

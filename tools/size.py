@@ -1,7 +1,6 @@
-"""`make size` compares the lines, lines of code and files of each room with the table in `size.txt`.
+"""`make size` exits with 1 if a room has more lines, lines of code or files than in the table `size.txt`.
 
-The exit code is 1 if a number is above that in the table. A line of code is a line with more than a docstring
-or a comment. `--lower` writes smaller numbers into the table.
+A line of code has more than a docstring or a comment. `--lower` writes smaller numbers into the table.
 
 A room may grow if another room shrinks. A commit that raises the sum of the product's rooms needs a line
 `Grows: ROOM +N, because …` in its message. The line is printed until the next release.

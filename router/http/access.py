@@ -107,9 +107,8 @@ class Access:
     def _check_site(self, request: web.Request) -> None:
         """Rejects requests from pages of other sites. Browsers send some of these without a preflight.
 
-        If the router has an https address or runs on the browser's machine, the browser's Sec-Fetch-Site says
-        whether the page is of the same site. Otherwise the browser sends only Origin, and for a GET possibly
-        no header. Other programs send neither header.
+        Sec-Fetch-Site says whether the page is of the same site. Browsers send it to https addresses and to
+        this machine. Other servers get only Origin, except with some GETs. Programs send neither header.
         """
         site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get(hdrs.ORIGIN)
         if site == "same-origin" or self._cors.allows(origin):  # also behind a proxy that changes Host

@@ -133,8 +133,7 @@ def apply_matrix(
 ) -> dict[str, ModelEntry]:
     """The models, with `excludes` set from the matrix. A model excludes all models that share no set with it.
 
-    Pinned models are never excluded. Only pairs of models are compared. Three models may run together if each
-    pair of them shares a set, even if no set has all three.
+    Pinned models are never excluded. If three models share sets only in pairs, all three may run together.
     """
     expressions = _Expressions(matrix.get("sets") or {}, matrix.get("vars") or {}, entries)
     together: _Family = frozenset()

@@ -81,9 +81,8 @@ class ModelScheduler:
         """Replaces the models.
 
         Args:
-            restart: models that need a new process. If there is room beside the old process, the new process
-                starts now, and takes over once it is ready. Otherwise the old process admits no more
-                requests, and the new process starts after the end of the old process.
+            restart: models that need a new process. If there is room for both processes, the new one starts
+                now and takes over. Otherwise it starts after the old one, which admits no more requests.
         """
         before, known = self.models, self._known()
         self.models = {name: known.get(name) or Model(name, rule, now) for name, rule in rules.items()}

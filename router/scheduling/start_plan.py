@@ -66,8 +66,7 @@ class StartPlan:
         """
         Args:
             free: the memory that is free now. None if it is unknown.
-            settled_s: the time until which memory of ended processes may become free. Until then, the plan
-                respects only the budget.
+            settled_s: until then, memory of ended processes may become free, so that only the budget counts.
         """
         self.due_s: float | None = None
         """The next time at which the plan may change without an event. None if there is no such time."""

@@ -1,8 +1,7 @@
 """Writes README's table of figures, docs/figures.md and docs/start.svg from the JSON files.
 
-`page.md` has the text of docs/figures.md. In this text, `{{rows}}` stands for the measured rows of a section,
-and `{{tables}}` for its older tables. `{{machines}}` stands for the table of machines, and `{{earlier}}` for
-the tables of earlier runs.
+`page.md` has the text of docs/figures.md. In this text, `{{rows}}` stands for a section's measured rows, and
+`{{tables}}` for its older tables. `{{machines}}` and `{{earlier}}` stand for the tables of these sections.
 """
 
 import re

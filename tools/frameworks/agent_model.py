@@ -1,8 +1,7 @@
 """A real model that answers like an agent. It is a small Llama, trained on a few lines and their answers.
 
-Its chat template gives the model only two lines of a conversation. These are the last line of the question
-and the last line of the first result of a tool. So the model can answer in any conversation, unless a client
-loses the question.
+Its chat template gives the model only the last line of the question and of a tool's first result. So the
+model knows the answer in any conversation, unless a client loses the question.
 """
 
 import json

@@ -1,7 +1,6 @@
 """Client libraries, agents with two models of a router, and Claude Code, as users install them.
 
-The clients are installed below build/. The environment of the libraries is made again when their requirements
-change.
+They are installed below build/. The libraries are installed again when their requirements change.
 """
 
 import hashlib
