@@ -146,7 +146,7 @@ def remove(name: str) -> None:
 
 
 def check(name: str) -> None:
-    """Runs `make serve` until it answers, then `make test`. If the name has `vllm-` in front, starts vLLM."""
+    """Runs `make serve` until it answers, then `make test`. For a name with `vllm-`, starts vLLM instead."""
     suite = name.removeprefix("vllm-")
     begin_s = time.monotonic()
 

@@ -64,7 +64,7 @@ def _chat(template: str, max_model_len: int = 40960, max_new_tokens: int = 512) 
 
 
 def _linkable(weights: Path, folder: Path) -> Path:
-    """A copy of the weights in the cache. The weights of all models are hard links to this copy."""
+    """A copy of the weights in the cache. The weights of SmolLM2's variants are hard links to it."""
     copy = folder.parents[1] / "smollm.safetensors"
     if not copy.exists():
         unfinished = copy.with_suffix(".unfinished")
