@@ -21,11 +21,11 @@ _SHARED_PROCESSES = ("resource_tracker", "forkserver")
 
 
 def pytest_configure() -> None:
-    """Starts are cold unless a test asks for a standby.
+    """Makes starts cold unless a test uses a standby, writes bytecode, and restores signals.
 
-    Bytecode is kept even with PYTHONDONTWRITEBYTECODE: else every worker compiles all tests in every run.
-    Restores Ctrl-C, which a shell disables for background commands and the processes they start, and the
-    signals that the shell or `nohup` disables with it.
+    Bytecode is written even if PYTHONDONTWRITEBYTECODE is set. Otherwise every worker would compile all tests
+    in every run. A shell disables Ctrl-C for background commands and the processes that they start. This
+    function enables Ctrl-C again, and the other signals that a shell or `nohup` disables.
     """
     os.environ.update(OFF)
     sys.dont_write_bytecode = False
@@ -37,7 +37,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def model_path() -> Path:
-    """SmolLM2-135M-Instruct as bf16 safetensors: the default model, downloaded by `make test` or here."""
+    """SmolLM2-135M-Instruct as bf16 safetensors. `make test` or this fixture downloads this default model."""
     from startup.files.download.obtain import resolve_model
     from startup.files.model.request import ModelRequest
 
@@ -65,7 +65,7 @@ def standby() -> Iterator[StandbyProcess]:
 
 @pytest.fixture(scope="module", params=["cold", "warm"])
 def cold_or_warm(request: pytest.FixtureRequest) -> dict[str, str]:
-    """Variables for starts: all tests with it run twice, the second time with warm starts."""
+    """Variables for starts. Tests with this fixture run twice, the second time with warm starts."""
     if request.param == "cold":
         return dict(OFF)
     running: StandbyProcess = request.getfixturevalue("standby")
@@ -90,7 +90,7 @@ def leak_guard() -> Iterator[None]:
 
 
 def _restore(environment: dict[str, str]) -> None:
-    """Writes only what has changed: other threads must not read the environment while it is written."""
+    """Writes only changed variables, because other threads must not read the environment during a write."""
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
     for name, value in environment.items():
@@ -111,7 +111,7 @@ def _children() -> set[psutil.Process]:
 
 
 def _has_child() -> bool:
-    """Whether this process has children: one system call, while psutil reads /proc for milliseconds."""
+    """Whether this process has children. Needs one system call, while psutil reads /proc for milliseconds."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -120,13 +120,13 @@ def _has_child() -> bool:
 
 
 def _is_shared(process: psutil.Process) -> bool:
-    """Whether it has exited or is a helper process that multiprocessing keeps for the whole run."""
+    """Whether the process has exited, or is one of multiprocessing that lives as long as the test run."""
     command = _command(process)
     return command is None or any(name in argument for argument in command for name in _SHARED_PROCESSES)
 
 
 def _command(process: psutil.Process) -> list[str] | None:
-    """None for a process that has exited."""
+    """The process's command line. None if the process has exited."""
     try:
         return process.cmdline()
     except psutil.Error:
@@ -134,5 +134,5 @@ def _command(process: psutil.Process) -> list[str] | None:
 
 
 def _threads() -> set[threading.Thread]:
-    """Threads that a test has to end; daemon threads of libraries live as long as the run."""
+    """The threads that a test must end. Daemon threads of libraries live as long as the test run."""
     return {thread for thread in threading.enumerate() if not thread.daemon}

@@ -1,7 +1,7 @@
-"""The packages of the wheel: all of them inside of vllm_cli, so that site-packages gets one name.
+"""Puts all packages of the wheel inside vllm_cli, so that site-packages gets only one name.
 
-The folders of this repository, and the names by which they import each other, stay as they are
-(vllm_cli/own_packages.py). The rest is in pyproject.toml.
+The folders of this repository keep their places and the names by which they import each other
+(vllm_cli/own_packages.py). All other settings are in pyproject.toml.
 """
 
 import shutil

@@ -18,9 +18,9 @@ logger = logging.getLogger(__name__)
 
 _LOOK_S: Final = 1.0
 _NEW_S: Final = 10.0
-"""A new model is measured so often (in seconds) until it grows no more. vLLM's KV cache comes late."""
+"""Seconds between measurements of a new model, until it stops growing. vLLM fills the KV cache late."""
 _MODEL_S: Final = 60.0
-"""A model that is in use is measured so often after that (in seconds). A measurement costs processor time."""
+"""Seconds between later measurements of a model that is in use. A measurement costs processor time."""
 _GROWTH: Final = Need(16 << 20, 16 << 20)
 _ROUTER_S: Final = 10.0
 
@@ -37,7 +37,7 @@ class _Followed:
     last: Need = NOTHING
     """The last measurement."""
     is_settled: bool = False
-    """Whether two successive measurements differed little. Then the model has taken all of its memory."""
+    """Whether the memory grew little between two measurements. The model has then taken all of its memory."""
 
     def is_due(self, now: float) -> bool:
         wait_s = _MODEL_S if self.is_settled else _NEW_S
@@ -49,7 +49,7 @@ class _Followed:
 
 
 class MemoryWatch:
-    """Used on the event loop. Slow work runs in threads."""
+    """Measures memory at intervals. Used on the event loop. Slow work runs in threads."""
 
     def __init__(self, meter: MemoryMeter, scheduler: ModelScheduler, apply: Callable[[list[Action]], None]) -> None:
         """

@@ -14,29 +14,29 @@ from base.http_buckets import HTTP_BUCKETS
 from base.lifecycle import StartInfo
 
 UNKNOWN: Final = "unknown"
-"""In place of a model: of requests that were passed to none. No text of a client becomes a label."""
+"""The model's label for requests that were passed to no model. A client's text never becomes a label."""
 CLIENT_GONE: Final = 499
 """The status of a request whose client has left."""
 _MOST_REASONS: Final = 20
-"""The reasons of starts that metrics distinguish. They depend on the machine and its files."""
+"""The most reasons of starts that become labels. All others share one label, so that memory is bounded."""
 _LONGEST_REASON: Final = 200
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """The times and the end of one request; seconds of `time.perf_counter`."""
+    """The times and the result of one request. Times are seconds of `time.perf_counter`."""
 
     begin_s: float = field(default_factory=time.perf_counter)
     first_byte_s: float | None = None
-    """When the first byte of the model's answer was there."""
+    """When the first byte of the model's answer arrived."""
     model: str | None = None
-    """None for a request that the router answers itself: it is not counted."""
+    """None for a request that the router answers itself. Such a request is not counted."""
     final_status: int = 0
-    """Counts in place of the response's status: the error that ends a stream, or 101 of a WebSocket."""
+    """The status of an error that ends a stream, or 101 for a WebSocket. 0: the response's status counts."""
 
 
 class Durations:
-    """A histogram; a request costs a quarter of what it costs with those of the library."""
+    """A histogram of durations. It takes a quarter of the time that the library's histogram takes."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(HTTP_BUCKETS) + 1)
@@ -47,13 +47,13 @@ class Durations:
         self.sum_s += seconds
 
     def buckets(self) -> list[tuple[str, int]]:
-        """Each bound, and how many are not above it."""
+        """Each upper bound, and the number of durations up to it."""
         bounds = [*map(str, map(float, HTTP_BUCKETS)), "+Inf"]
         return [*zip(bounds, itertools.accumulate(self._counts), strict=True)]
 
 
 class RouterMetrics:
-    """Used on the event loop."""
+    """Counts requests, waits, refusals and starts. Used on the event loop."""
 
     def __init__(self) -> None:
         self._requests = Counter[tuple[str, ...]]()
@@ -65,7 +65,7 @@ class RouterMetrics:
         self._reasons: set[str] = set()
 
     def note_request(self, record: RequestRecord, status: int) -> None:
-        """A request has ended with this status, or with `CLIENT_GONE`."""
+        """Counts a request that has ended with this status. `CLIENT_GONE`: the client has left."""
         if (model := record.model) is None:
             return
         status = record.final_status or status
@@ -76,13 +76,13 @@ class RouterMetrics:
             self._first_bytes[model].add(record.first_byte_s - record.begin_s)
 
     def note_wait(self, model: str, took_s: float, refusal: str = "") -> None:
-        """A request was admitted to a model, or refused for this reason."""
+        """Counts the wait of a request that was admitted to a model, or refused for the reason `refusal`."""
         self._waits[model].add(took_s)
         if refusal:
             self._refusals[model, refusal] += 1
 
     def note_start(self, model: str, outcome: str, info: StartInfo) -> None:
-        """A model has become ready, or has failed or was stopped before. A failure's reason is a code."""
+        """Counts a start that has succeeded, has failed or was stopped. A failure's reason is a code."""
         reason = info.reason[:_LONGEST_REASON]
         if reason not in self._reasons and len(self._reasons) >= _MOST_REASONS:
             reason = "other"
@@ -90,7 +90,7 @@ class RouterMetrics:
         self._starts[model, outcome, info.start_mode, reason] += 1
 
     def collect(self) -> Iterator[Metric]:
-        """The families, for the library's registry."""
+        """Yields the metric families. The library's registry calls this method."""
         yield _counter("requests", "Ended requests to models, by class of status.", self._requests, "status")
         yield _histogram("request_duration", "From a request's head to the end of its response.", self._durations)
         text = "From a request's head to the first byte of the model's answer."

@@ -27,9 +27,9 @@ class ForeignCommand:
     words: tuple[str, ...]
     """The command with `${PORT}` not yet replaced. Empty: the server already runs."""
     address: str
-    """The server's address, "http://127.0.0.1:${PORT}". The key `proxy`."""
+    """The server's address from the key `proxy`, for example "http://127.0.0.1:${PORT}"."""
     port: int | None
-    """The port that the file names. None: each start puts a free port in the place of `${PORT}`."""
+    """The port that the file names. None: each start replaces `${PORT}` by a free port."""
     check_endpoint: str = "/health"
     """The path that answers 200 once the server is ready. "none": the server is ready once it listens."""
     stop_words: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class ForeignCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class BodyChanges:
-    """How the router changes a request's body for the model. The key `a.b` is the key b within a.
+    """How the router changes a request's body for the model. The key `a.b` is the key b in the object a.
 
     A key that ends in `?` is set only if the body lacks it after the earlier changes.
     """
@@ -58,12 +58,12 @@ class BodyChanges:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelEntry:
-    """One model. Entries are equal if a process of the one can continue for the other."""
+    """One model. If an entry equals another entry, a process of the first can continue for the second."""
 
     name: str
     aliases: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
-    """Words for our `serve`: MODEL, then all flags but those of the address. Empty with `foreign`."""
+    """The words after `vllm-cli serve`: MODEL and all flags except the address. Empty with `foreign`."""
     foreign: ForeignCommand | None = None
     engine: str = "auto"
     """`embedded`, `vllm` or `auto`. `other` with `foreign`."""
@@ -75,12 +75,12 @@ class ModelEntry:
     idle_sleep_s: float | None = None
     """Seconds without a request until the model falls asleep. None: it stays awake."""
     sleep_levels: tuple[int, ...] = (1, 2)
-    """The levels at which the model may sleep, best first. A completed entry has only levels that work."""
+    """The levels at which the model may sleep, best first. `with_sleep_words` removes unsupported levels."""
     restart_limit: int | None = None
-    """The router restarts the model until it has failed so often in a row. None: only requests restart it."""
+    """Failures in a row until the router stops restarting the model. None: only requests restart it."""
     preload: bool = False
     pinned: bool = False
-    """The model is stopped neither for another model nor because it is idle."""
+    """Whether the model keeps running when another model needs memory, and when it is idle."""
     concurrency: int | None = None
     """The most requests that the model's server gets at once. None: no limit."""
     refuses_excess: bool = False
@@ -93,7 +93,7 @@ class ModelEntry:
     excludes: frozenset[str] = frozenset()
     """Models that must not run when this model starts."""
     adapters: tuple[str, ...] = ()
-    """Further names for requests: LoRA adapters, which the model's own server lists."""
+    """The names of LoRA adapters, which requests may also use. The model's own server lists them."""
     line: int | None = field(default=None, compare=False)
 
     @property
@@ -125,7 +125,7 @@ class Fault:
 
 
 class Notice(Fault):
-    """A key of the file that is accepted, but has no effect here, or another one than elsewhere."""
+    """A message about an accepted key that has no effect, or a different effect than expected."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ _MAX_SHOWN: Final = 100
 
 
 class ModelsFileError(StartupError):
-    """The file of models has faults. The message lists them, one a line."""
+    """The file of models has faults. The message lists one fault on each line."""
 
     cause = "models-file"
 
@@ -156,5 +156,5 @@ class ModelsFileError(StartupError):
 
     @property
     def has_usage_error(self) -> bool:
-        """Whether a key, a value or a flag is never accepted."""
+        """Whether a fault is a key, value or flag that is never accepted."""
         return any(fault.check == USAGE for fault in self.faults)

@@ -1,4 +1,4 @@
-"""Memory for models: what is free, what their processes use, and an estimate before they were measured."""
+"""Reads free memory, measures the memory of models' processes, and estimates it for unmeasured models."""
 
 import threading
 from collections import defaultdict
@@ -24,11 +24,11 @@ from startup.session.preflight.memory_fit import PROGRAM_BYTES, loaded_bytes
 _VLLM_BYTES: Final = 1700 << 20
 """vLLM's memory apart from weights and KV cache. Measured without GPUs: 1.7 GiB."""
 _FOREIGN_BYTES: Final = 256 << 20
-"""Memory of another server's program, apart from its weights."""
+"""The memory that the program of a user's command takes, apart from weights."""
 _WEIGHTS_SHARE: Final = 1.1
 """Bytes in memory for each byte of weights on disk. Buffers of the computation take about a tenth."""
 _GPU_BYTES: Final = 1 << 30
-"""GPU memory apart from weights and a KV cache of given size: CUDA's own, captured graphs, activations."""
+"""GPU memory for CUDA's context, captured graphs and activations. Weights and KV cache are added to it."""
 _GIB: Final = 1 << 30
 _SPACE: Final = "VLLM_CPU_KVCACHE_SPACE"
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
@@ -36,7 +36,7 @@ _NOTHING: Final = ("", "auto", "None")
 """Values of a flag that mean the same as its absence."""
 _QUANTIZED: Final = "quantization_config"
 _QUANTIZED_SHARE: Final = 0.25
-"""Bytes that a byte in half precision takes once it is quantized (to 4 bits) during loading."""
+"""Bytes for each byte of half-precision weights that vLLM quantizes (to 4 bits) while it loads them."""
 
 
 def default_budget() -> int | None:
@@ -49,14 +49,14 @@ class MemoryMeter:
     """Measures models and remembers the results. Each method may run on any thread.
 
     `measure` reads the memory of every process of a model: 25 ms for each GiB, 80 ms for a small model of
-    vLLM (November 2026, two cores). `free` takes less than 1 ms without GPUs. The other methods read file
-    sizes, once for each model. If weights are converted while they are loaded, also their headers.
+    vLLM (November 2026, two cores). `free` takes less than 1 ms without GPUs. The other methods read sizes of
+    files once for each model, and also the headers of weight files that are converted while they are loaded.
     """
 
     def __init__(self, find_model: Callable[[str], str | None]) -> None:
         """
         Args:
-            find_model: returns the folder or file of a model on disk, by its entry's name.
+            find_model: returns a model's folder or file on disk. The argument is the name of its entry.
         """
         self._find_model = find_model
         self._lock = threading.Lock()
@@ -64,7 +64,7 @@ class MemoryMeter:
         self._sizes: dict[str, _Size] = {}
         self._now: dict[str, Need] = {}
         self._estimates = defaultdict[str, dict[int, Need]](dict)
-        """By name and level of sleep. 0: it is awake."""
+        """Name of a model -> level of sleep (0: awake) -> the estimated need."""
         self._reserved: dict[str, Need] = {}
         self._gpus = tuple(read_gpus_here())
         if self._gpus:
@@ -75,7 +75,7 @@ class MemoryMeter:
         return bool(self._gpus)
 
     def free(self) -> Need | None:
-        """The memory that is free now, as a sum over all GPUs. None if it is unknown."""
+        """The memory that is free now. GPU memory is the sum over all GPUs. None if memory is unknown."""
         state = read_memory()
         if state is None:
             return None
@@ -85,8 +85,8 @@ class MemoryMeter:
     def measure(self, name: str, pids: Collection[int], level: int = 0) -> Need:
         """The memory that a model's processes use, together with their descendants.
 
-        At least what the model's settings reserve, or the size of its weights if it sleeps at level 1. If the
-        driver does not list the processes on a GPU, as in a container, the estimate counts instead.
+        The result is at least the memory that the settings reserve, or the size of the weights at sleep level
+        1. If the driver lists no processes on a GPU, as in a container, the estimate of GPU memory is used.
 
         Args:
             level: the level at which the model sleeps. 0: it is awake.
@@ -133,7 +133,7 @@ class MemoryMeter:
         return need
 
     def asleep_needs_of(self, entry: ModelEntry) -> dict[int, Need]:
-        """The estimated memory at each level of sleep, best level first. Call `need_of` before.
+        """Level of sleep -> the estimated memory there, best level first.
 
         At level 1 the weights are in the machine's memory. CUDA's context and the graphs stay on the GPUs.
         """
@@ -177,13 +177,13 @@ def _read_size(place: Path, entry: ModelEntry | None) -> _Size:
 
 
 def read_gpus_here() -> tuple[Gpu, ...]:
-    """The GPUs that models will use, without hidden ones."""
+    """The machine's GPUs. Empty if models cannot use them, for example because variables hide them."""
     state = read_gpus() if expects_gpu() else None
     return state.gpus if state else ()
 
 
 def weight_bytes(place: Path) -> int:
-    """The size of a model's weights: of the files in its folder that are loaded, or of a single file."""
+    """The size of the weight files that a model loads. `place` is the model's folder or its only file."""
     files: Iterable[Path] = [place]
     if place.is_dir():
         files = find_weight_files(place, with_tensors=False).present or place.glob("*.gguf")
@@ -191,9 +191,9 @@ def weight_bytes(place: Path) -> int:
 
 
 def converted_bytes(entry: ModelEntry, place: Path) -> int | None:
-    """The size of weights that are converted to another type while they are loaded. None for other weights.
+    """The size in memory of weights that are converted to another type during loading, otherwise None.
 
-    Without a given type, vLLM converts float32 weights to half precision.
+    If no type is given, vLLM converts float32 weights to half precision.
     """
     config = read_json_object(place / "config.json").content if place.is_dir() else {}
     if entry.foreign is not None or not config:
@@ -211,8 +211,8 @@ def converted_bytes(entry: ModelEntry, place: Path) -> int | None:
 def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> Need:
     """Estimates the need of a model that was never measured.
 
-    The need is the weights and a tenth, the program, and a KV cache of given size. Without a given size, both
-    engines take a share of the GPU's memory, and this share is the need. See also `reserved`.
+    The need is the sum of the program, the weights and a tenth of them, and a KV cache of given size. If the
+    size is not given, both engines take a share of the GPU's memory. This share is the need. See `reserved`.
 
     Args:
         size_bytes: the size of the weights as they are loaded.
@@ -229,10 +229,10 @@ def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> 
 
 
 def reserved(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> Need:
-    """The memory that a model's settings reserve. The model may take part of it only after a measurement.
+    """The memory that a model's settings reserve. The model may not have taken all of it when it is measured.
 
-    A given size of the KV cache is reserved. Without one, vLLM reserves a share of each GPU's memory, or of
-    the machine's without GPUs, and starts only if the share is free. vLLM ignores a container's limit.
+    A given size of the KV cache is reserved. Otherwise vLLM reserves a share of each GPU's memory, or of the
+    machine's if there is no GPU. It starts only if the share is free. It ignores a container's limit.
     """
     has_gpu = bool(gpus) and _may_use_gpus(entry)
     given, state = _read_flags(entry, has_gpu=has_gpu), read_memory()
@@ -248,13 +248,13 @@ def reserved(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> Need:
 
 
 class _Given(NamedTuple):
-    """The values in a model's words and variables that decide its memory. None: not given."""
+    """The values of a model's flags and variables that determine its memory. None: not given."""
 
     utilization: float | None
     kv_cache_bytes: int | None
     num_gpus: int
     num_replicas: int
-    """How many engines (data parallel) share these GPUs. Each has all weights, or with experts a part."""
+    """The number of data-parallel engines on these GPUs. Each has all weights, but maybe not all experts."""
     dtype: str
     quantization: str
     """The method of quantization. Empty if none is given."""
@@ -307,7 +307,7 @@ def _may_use_gpus(entry: ModelEntry) -> bool:
 
 
 def _gguf_bytes(words: Iterable[str]) -> int:
-    """Memory for the GGUF files that a foreign command names, with all their parts."""
+    """Memory for the GGUF files that a user's command names, including all parts of a divided file."""
     files = (part for word in words if word.endswith(".gguf") for part in parts_of(Path(word)))
     return int(_WEIGHTS_SHARE * sum(map(_size, files)))
 

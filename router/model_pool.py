@@ -1,4 +1,4 @@
-"""A router's models at run time: carries out the scheduler's decisions, and reports events to it."""
+"""Carries out the scheduler's decisions on a router's models, and reports events to the scheduler."""
 
 import asyncio
 import difflib
@@ -53,7 +53,7 @@ class ModelRefused(Exception):  # noqa: N818 - as an answer to a request
     """A model cannot answer a request."""
 
     def __init__(self, status: int, message: str, retry_after_s: float | None = None, kind: str = "") -> None:
-        """`kind` is the scheduler's reason. Empty if another part has refused the request."""
+        """`kind` is the scheduler's reason for the refusal. It is empty if the scheduler refused nothing."""
         super().__init__(message)
         self.status = status
         self.message = message
@@ -63,25 +63,25 @@ class ModelRefused(Exception):  # noqa: N818 - as an answer to a request
 
 @dataclass
 class SleepFigures:
-    """How one model has fallen asleep and woken. The verbs in keys are `sleep` and `wake`."""
+    """Counts and durations of one model's orders. The verbs in keys are `sleep` and `wake`."""
 
     counts: Counter[str] = field(default_factory=Counter)
     last_s: dict[str, float] = field(default_factory=dict)
     """Verb -> the seconds that the last successful order took."""
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By verb and reason: `error`, `timeout` or `refused`."""
+    """(Verb, reason) -> the number of failed orders. The reasons are `error`, `timeout` and `refused`."""
     refusal: str = ""
-    """Why its server did not sleep when it last refused to."""
+    """Why the model's server last refused to sleep. Empty if it never refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelStatus(ModelView):
-    """One model as lists and pages show it."""
+    """The state of one model, as lists and pages show it."""
 
     entry: ModelEntry
     since_unix_s: float
     progress: ChildProgress | None
-    """How far the start is. None unless the model starts."""
+    """The progress of the start. None unless the model is starting."""
     memory_bytes: int | None
     size_bytes: int | None
     """The size of the model's weights on disk. None if they are not on disk."""
@@ -91,11 +91,11 @@ class ModelStatus(ModelView):
 
 
 class _Life(NamedTuple):
-    """What belongs to one generation: its process, and the task that runs it."""
+    """The process of one generation, and the task that follows it."""
 
     child: Child
     task: asyncio.Task[None]
-    """The task that runs until all of the generation's processes have ended."""
+    """The task runs until all of the generation's processes have ended."""
 
 
 class ModelPool:
@@ -112,7 +112,7 @@ class ModelPool:
         """
         Args:
             place: returns the place of a new child, from its entry and the number of its generation.
-            only: the name, if the router has only ever one model. Then no limit of memory applies.
+            only: the name of the only model, to which no limit of memory applies. None for several models.
         """
         self.entries: Mapping[str, ModelEntry] = {}
         """Name -> entry, in the order of the file."""
@@ -121,9 +121,9 @@ class ModelPool:
         self.metrics = RouterMetrics()
         self.is_draining = False
         self.before_stop: Callable[[Child], Awaitable[None]] | None = None
-        """Awaited before a ready process without requests is asked to end."""
+        """A callback that is awaited before a ready process without requests is asked to end."""
         self.on_give_up: Callable[[str], None] = lambda _: None
-        """Called with the name of a model that is not started again (`ModelEntry.restart_limit`)."""
+        """A callback that gets the name of a model that has failed too often (`ModelEntry.restart_limit`)."""
         self.keeps_imports: Callable[[ModelEntry], bool] = lambda _: False
         """Whether a standby makes a model's next start as fast as waking it."""
         self._only = only
@@ -133,7 +133,7 @@ class ModelPool:
         self._scheduler = ModelScheduler(limits, meter.free if only is None else lambda: None)
         self._names: dict[str, ModelEntry] = {}
         self._lives: dict[int, _Life] = {}
-        """Generation -> its life."""
+        """Number of a generation -> its process and task."""
         self._exit_codes: dict[str, int] = {}
         self._sleep = defaultdict[str, SleepFigures](SleepFigures)
         self._orders: set[asyncio.Task[None]] = set()
@@ -153,19 +153,19 @@ class ModelPool:
         return self._names.get(requested)
 
     def near_names(self, requested: str) -> list[str]:
-        """Similar names of models. The cost does not grow with the length of the client's name."""
+        """The names of models that resemble this name most. A long name costs no more than a short one."""
         names = [name for name, entry in self._names.items() if not entry.unlisted]
         return difflib.get_close_matches(requested[:_LONGEST_NAME], names, _NUM_NEAR)
 
     def read_sizes(self, entries: Mapping[str, ModelEntry]) -> None:
-        """Reads models' sizes from disk, so that `set_entries` need not. May run on any thread."""
+        """Reads models' sizes from disk before `set_entries` needs them. May run on any thread."""
         for entry in entries.values():
             self._meter.need_of(entry)
 
     def set_entries(self, entries: Mapping[str, ModelEntry]) -> list[str]:
         """Replaces the models. Processes of unchanged models continue.
 
-        Returns the models with `preload` that are new or need a new process.
+        Returns the models with `preload` that are new, need a new process, or had no `preload` before.
         """
         before, self.entries = self.entries, dict(entries)
         self._names = {name: entry for entry in entries.values() for name in entry.request_names}
@@ -179,10 +179,10 @@ class ModelPool:
 
     @asynccontextmanager
     async def lease(self, name: str) -> AsyncIterator[Child]:
-        """Waits for the model's process, which then answers requests until the block is left.
+        """Waits until the model's process is ready. The process stays ready until the block is left.
 
         Raises:
-            ModelRefused: the model cannot be started, or not now.
+            ModelRefused: the scheduler refuses the request, for example because the model's start has failed.
         """
         async with self._ticket(name, self._scheduler.arrive) as child:
             yield child
@@ -208,7 +208,7 @@ class ModelPool:
 
     @contextmanager
     def hold(self, child: Child) -> Iterator[None]:
-        """Within the block, the process is not stopped. There must be a lease on it when the block begins."""
+        """Keeps the process from being stopped within the block. The process must already have a lease."""
         ticket = next(self._tickets)
         for number, life in self._lives.items():
             if life.child is child:
@@ -219,7 +219,7 @@ class ModelPool:
             self._apply(self._scheduler.leave(ticket, time.monotonic()))
 
     def is_ready(self, name: str) -> bool:
-        """Whether the model's process answers requests, and is not to be stopped."""
+        """Whether the model's process is ready, and is not about to be stopped."""
         model = self._scheduler.models.get(name)
         return model is not None and model.is_admitting
 
@@ -239,11 +239,11 @@ class ModelPool:
         return child in self._children
 
     def exit_code(self, name: str) -> int:
-        """The exit code of the last process, or -N after signal N. START_FAILED for a command."""
+        """The exit code of the last process, or -N after signal N. For a user's command, START_FAILED."""
         return START_FAILED if self.entries[name].foreign else self._exit_codes.get(name, START_FAILED)
 
     def progress(self, name: str) -> str:
-        """The step that a request for this model waits for."""
+        """Describes the step that a request for this model waits for."""
         child, model = self.process_of(name), self._scheduler.models.get(name)
         if child is None or model is None or model.state == "asleep":
             return "waiting for room"
@@ -261,7 +261,7 @@ class ModelPool:
             pass
 
     async def sleep(self, name: str) -> None:
-        """Puts the model to sleep after its running requests, and waits for that. Raises ModelRefused."""
+        """Puts the model to sleep after its running requests, and returns then. Raises ModelRefused."""
         model = self._scheduler.models[name]
         if self.entries[name].engine == "embedded":
             await self.unload(name)
@@ -278,7 +278,7 @@ class ModelPool:
             raise ModelRefused(_UNAVAILABLE, f"{name} did not fall asleep, and is stopped. {model.reason}".strip())
 
     async def unload(self, name: str) -> None:
-        """Stops the model after its running requests, and returns then. A running start is cancelled."""
+        """Stops the model after its running requests, or cancels its start. Returns when it has stopped."""
         self._apply(self._scheduler.unload(name, time.monotonic()))
         if (view := self._scheduler.view().get(name)) is not None and view.num_running:
             logger.info("%s is to stop after %d requests", name, view.num_running)
@@ -310,7 +310,7 @@ class ModelPool:
         return statuses
 
     def _shown(self, entry: ModelEntry, view: ModelView) -> ModelView:
-        """A stopped model counts as asleep if a standby keeps the imports of its embedded engine."""
+        """Shows a stopped model as asleep if a standby keeps the imports of its embedded engine."""
         is_left = view.state == "stopped" and view.num_starts > 0 and entry.engine == "embedded"
         return replace(view, state="asleep") if is_left and entry.should_sleep and self.keeps_imports(entry) else view
 
@@ -406,7 +406,7 @@ class ModelPool:
         task.add_done_callback(self._orders.discard)
 
     def _level_of_only(self, levels: Mapping[int, Need]) -> int:
-        """The level of sleep for the only model, whose memory the scheduler does not count."""
+        """Chooses the level of sleep for the only model. The scheduler does not count this model's memory."""
         free = self._meter.free()
         has_room = free is None or 2 not in levels or levels[1].minus(levels[2]).fits_in(free)
         return 1 if has_room else 2
@@ -430,9 +430,9 @@ class ModelPool:
         self._apply(event(number, time.monotonic()))
 
     def _give_up_order(self, number: int, child: Child, verb: str, err: SleepError) -> None:
-        """Stops or kills a process that did not obey. The next request starts the model again.
+        """Stops or kills a process that did not fall asleep or wake. The next request starts the model again.
 
-        A model that is stopped at each swap for the same reason has one line in the log.
+        If a model is stopped at each swap for the same reason, only the first stop is logged.
         """
         reason = f"It did not {'fall asleep' if verb == 'sleep' else 'wake'}: {err}"
         if verb == "wake" or err.kind != "refused":
@@ -507,7 +507,7 @@ class ModelPool:
             self._note_end(number, name, reason, code)
 
     def _note_end(self, number: int, name: str, reason: str | None, code: str) -> None:
-        """`code` is that of the cause of a failed start."""
+        """`code` names the cause of a failed start. It is empty if no start failed."""
         is_lasting = self._exit_codes.get(name) in (USAGE, START_FAILED) and not self._has_run(name)
         process = name if self._current_of(name) == number else f"a process of {name}"
         if reason is None:
@@ -546,5 +546,5 @@ class ModelPool:
 
 
 def _needs_restart(before: ModelEntry, after: ModelEntry) -> bool:
-    """Whether a changed entry needs a new process. Values that only the router uses may change freely."""
+    """Whether a changed entry needs a new process. Values that only the router uses do not count."""
     return (before.words, before.foreign, before.env) != (after.words, after.foreign, after.env)

@@ -1,7 +1,7 @@
-"""Runs `serve` with several models, `--idle-stop` or `--restart`: owns the port and the models' processes.
+"""Runs the router of `serve` with several models, `--idle-stop` or `--restart`.
 
-The router is a light process that imports no torch. Its event loop runs on the main thread, because the
-kernel ends a child together with the *thread* that has forked it.
+The router owns the port and the models' processes. It is a light process that imports no torch. Its event
+loop runs on the main thread, because the kernel ends a child together with the *thread* that has forked it.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ from startup.port.systemd.service_manager import ServiceManager, take_socket
 logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE_S: Final = 75.0
-"""The default of VLLM_HTTP_TIMEOUT_KEEP_ALIVE. Load balancers keep connections for a shorter time."""
+"""The router's default of VLLM_HTTP_TIMEOUT_KEEP_ALIVE. Load balancers close idle connections earlier."""
 _TEND_S: Final = 1.0
 _SWITCH_INTERVAL_S: Final = 0.0005
 """How long a thread may hold the interpreter, in seconds. Python's 5 ms would delay probes."""
@@ -70,21 +70,21 @@ class RouterOptions:
     entries: Mapping[str, ModelEntry]
     """Name -> entry, in the order of the file or of the command line."""
     reload: Callable[[], Mapping[str, ModelEntry]] | None
-    """Reads and checks the file again, on a thread. Raises ModelsFileError. None without a file."""
+    """Reads and checks the file of models again, on a thread. Raises ModelsFileError. None: no file."""
     path: Path | None
-    """The file of models, which the router watches. None without one."""
+    """The file of models, which the router watches. None if there is no file."""
     limits: SchedulerLimits
     find_template_kinds: Callable[[], tuple[str, ...]]
     """Returns the kinds of standbys that the present models need. Empty if models are to start cold."""
     find_model: Callable[[str], str | None]
-    """Returns the folder of a model on disk, by its entry's name."""
+    """Returns a model's folder on disk. The argument is the name of the model's entry."""
     only: str | None = None
-    """The model of `serve MODEL --idle-stop` or of llama-server, for all requests.
+    """The name of the only model, which gets all requests. None if the router serves several models.
 
-    If its first start fails, the router ends.
+    It comes from `serve MODEL --idle-stop` or is for llama-server. The router ends if its first start fails.
     """
     model_has_keys: bool = False
-    """Whether the model's own server checks the router's keys, because they are in its --config file."""
+    """Whether the model's server checks the API keys itself, because its --config file contains them."""
 
 
 def run_router(options: RouterOptions) -> int:
@@ -160,12 +160,12 @@ class _Router:
         """Whether each model with `preload` has become ready or has failed."""
         self._reloading: asyncio.Task[None] | None = None
         self._preloading: asyncio.Future[list[None]] | None = None
-        """The starts of preloaded models that the last change of the file has begun."""
+        """The running starts of models with `preload` after the last change of the file."""
         self._wants_reload = False
         self._status = ""
 
     async def run(self) -> int:
-        """Serves until a signal. Returns the exit code, or -N to end by signal N."""
+        """Serves until a signal arrives. Returns the exit code, or -N if the process must end by signal N."""
         self._handle_signals()
         preloaded = await self._follow(self._options.entries)
         async with AsyncExitStack() as stack:
@@ -230,7 +230,7 @@ class _Router:
         )
 
     async def _become_ready(self, preloaded: list[str]) -> None:
-        """Waits for the starts of these models. Then the router is ready, as a server is with its model."""
+        """Waits for the starts of these models, then starts the standbys and reports the router as ready."""
         await asyncio.gather(*map(self._preload, preloaded))
         if not self._stopped.is_set():
             self._is_ready = True
@@ -260,7 +260,7 @@ class _Router:
         self._stopped.set()
 
     async def _tend_regularly(self) -> None:
-        """Starts standbys only after the first starts, with which they would compete for the processor."""
+        """Starts standbys only after preloaded models, with which they would compete for the processor."""
         while True:
             await asyncio.sleep(_TEND_S)
             if self._is_ready:
@@ -282,7 +282,7 @@ class _Router:
     # Signals
 
     def _handle_signals(self) -> None:
-        """SIGHUP reads the file of models again. Without a file it ends the router, like a server."""
+        """On SIGHUP, the router reads the file of models again. Without a file, SIGHUP ends the router."""
         loop = asyncio.get_running_loop()
         has_file = self._options.reload is not None
         for number in _ENDING if has_file else (*_ENDING, signal.SIGHUP):
@@ -297,7 +297,7 @@ class _Router:
                 loop.add_signal_handler(number, self._suspend, number)
 
     def _suspend(self, number: int) -> None:
-        """Stops the models' process groups and this process (job control). Returns once it is continued."""
+        """Stops the models' process groups and this process (job control), until this process continues."""
         loop = asyncio.get_running_loop()
         self._pool.signal_groups(number)
         loop.remove_signal_handler(number)
@@ -321,7 +321,7 @@ class _Router:
     # The file of models
 
     def _request_reload(self) -> None:
-        """Reads the file again after a change or SIGHUP, and again if it changes while it is read."""
+        """Reads the file of models again, and once more if the file changes meanwhile."""
         assert self._options.reload is not None
         self._wants_reload = True
         if self._reloading is None or self._reloading.done():

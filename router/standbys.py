@@ -1,4 +1,4 @@
-"""The router's own standbys, one for each kind of server among its models, for warm starts."""
+"""The router's own standbys for warm starts, one for each kind of server among its models."""
 
 import asyncio
 import logging
@@ -35,7 +35,7 @@ class Standbys:
     def __init__(self, find_model: Callable[[str], str | None], folder: str) -> None:
         """
         Args:
-            find_model: returns the folder of a model on disk, by its entry's name.
+            find_model: returns a model's folder on disk. The argument is the name of its entry.
             folder: the router's folder.
         """
         self._find_model = find_model
@@ -64,7 +64,7 @@ class Standbys:
             await standby.tend()
 
     def variables_for(self, entry: ModelEntry) -> dict[str, str]:
-        """The variables with which this model's start is warm."""
+        """The environment variables that make this model's start warm. Empty if the start is cold."""
         standby = self._standbys.get(template_kind_of_entry(entry))
         return {} if standby is None else standby.variables
 
@@ -99,11 +99,11 @@ class OwnStandby:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The variables with which a start uses this standby. Empty if it does not run."""
+        """The environment variables that make a start use this standby. Empty if the standby does not run."""
         return {} if self._process is None else {env.VCLI_STANDBY_FOLDER.name: str(self._folder)}
 
     async def tend(self) -> None:
-        """Starts the standby if it is due, unless the user's own standby has this kind. Called regularly."""
+        """Starts the standby if it is due, unless a standby of the user has its kind. Called regularly."""
         now = time.monotonic()
         if self._process is not None:
             if (code := self._process.poll()) is not None:
@@ -120,7 +120,7 @@ class OwnStandby:
         return 0 if process is None else sum(map(pss_bytes, (process.pid, *child_pids(process.pid))))
 
     def close(self) -> None:
-        """Ends the standby. Its folder is removed."""
+        """Ends the standby and removes its folder."""
         self._is_closed = True
         if self._process is not None:
             self._process.terminate()
@@ -138,7 +138,7 @@ class OwnStandby:
             logger.warning("the standby of --idle-warm cannot be started, starts are cold: %s", err)
 
     def _start(self, folder: str | None, now: float) -> None:
-        """If the router is killed, the standby gets SIGTERM, so that it removes its folder."""
+        """Starts the process. If the router is killed, the standby gets SIGTERM, so that it can clean up."""
         model = () if folder is None else ("--model", folder)
         router_pid = os.getpid()
         environment = inherited_environment() | {env.VCLI_STANDBY_FOLDER.name: str(self._folder)}
@@ -179,7 +179,7 @@ def _is_served(kind: str) -> bool:
 
 
 def template_kind_of_entry(entry: ModelEntry) -> str:
-    """The kind of template process for the model's start. Empty for a command that is not ours."""
+    """The kind of template process for the model's start. Empty for a user's command."""
     if entry.foreign is not None:
         return ""
     words = ServeWords(entry.words)

@@ -1,8 +1,8 @@
-"""`make test-gpu`: on a machine with a GPU, runs its tests and all figures, and writes them to one JSON file.
+"""`make test-gpu`: runs tests and benchmarks on a machine with a GPU, and writes the results to a JSON file.
 
-The file describes the machine, and has one entry per step: its command, seconds, exit code, and the report of
-`bench --json` or pytest. If a step fails or takes too long, its entry says so, and the next step runs.
-Without vLLM, steps that need it are left out. The exit code is 1 if a step failed.
+The file describes the machine. It has each step's command, seconds, exit code, and report of `bench --json`
+or pytest. If a step fails or takes too long, its entry says so, and the next step runs. If vLLM is missing,
+steps that need it are left out. The exit code is 1 if a step failed.
 """
 
 import json
@@ -27,11 +27,11 @@ _PACKAGES: Final = ("vllm", "torch", "transformers", "flashinfer-python", "trito
 _VERSIONS: Final = "from importlib.metadata import version; import sys; print(version(sys.argv[1]))"
 _TESTS_S: Final = 600.0
 _LEAST_S: Final = 30.0
-"""A step is left out if fewer seconds than this are left."""
+"""A step is left out if the remaining time is shorter than this."""
 
 
 class Step(NamedTuple):
-    """One command. `{result}` in its words is the file that the command writes."""
+    """One command. The word `{result}` stands for the file that the command writes."""
 
     name: str
     words: tuple[str, ...]
@@ -89,7 +89,7 @@ def steps(model: Path, vllm: Path | None) -> Iterator[Step]:
 
 
 def run_step(step: Step, timeout_s: float, *, folder: Path | None = None) -> dict[str, Any]:
-    """Runs it in a folder and in a session of its own, and ends all processes of that; returns its entry."""
+    """Runs a step in this folder and in a new session. Ends all its processes. Returns the step's entry."""
     if timeout_s < _LEAST_S:
         return {"name": step.name, "outcome": "left out: no time", "seconds": 0.0, "exit_code": None}
     begin_s = time.monotonic()
@@ -120,7 +120,7 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def read_result(path: Path) -> Any:
-    """The JSON of a benchmark, or counts and failures of pytest's JUnit file. None without a file."""
+    """The JSON of a benchmark, or counts and failures of pytest's JUnit file. None if there is no file."""
     if not path.exists():
         return None
     text = path.read_text(encoding="utf-8")
@@ -137,7 +137,7 @@ def read_result(path: Path) -> Any:
 
 
 def describe_machine(python: str) -> Mapping[str, Any]:
-    """GPUs, driver, processors and versions, for readers of the file."""
+    """The GPUs, driver, processors and versions of this machine, for readers of the file."""
     state = read_gpus()
     versions = {name: _version_of(python, name) for name in _PACKAGES}
     return {

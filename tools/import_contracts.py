@@ -1,11 +1,11 @@
-"""A contract for import-linter: which modules of a room others may import."""
+"""A contract for import-linter. It says which modules of a room other rooms may import."""
 
 from grimp import ImportGraph
 from importlinter import Contract, ContractCheck, fields, output
 
 
 class InterfaceContract(Contract):
-    """Other rooms may import only the modules `public` of `room`, and import each of these."""
+    """Other rooms may import only the modules `public` of `room`. Each of these must be imported."""
 
     type_name = "interface"
 

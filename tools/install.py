@@ -1,10 +1,10 @@
-"""Installs packages into the environment of this interpreter: by uv, or by pip if there is no uv.
+"""Installs packages into the environment of this interpreter by uv, or by pip if there is no uv.
 
     .venv/bin/python -m tools.install [--compile-bytecode] -c constraints.txt -e '.[embedded]'
 
 uv is taken from PATH. If PATH has none, the version in constraints.txt is installed. The user's settings of
-pip apply to uv, too. With a setting that uv lacks, or if uv fails, pip installs the same packages, and always
-compiles. Standard library only: nothing else is installed yet.
+pip also apply to uv. If uv lacks such a setting, or if uv fails, pip installs the same packages. pip always
+compiles bytecode. This module imports only the standard library, because nothing else is installed yet.
 """
 
 import ast
@@ -34,7 +34,7 @@ _OF_PIP_ONLY: Final = {
     *("break-system-packages", "require-virtualenv", "root-user-action", "no-warn-script-location", "exists-action"),
     *("compile", "no-compile", "prefer-binary", "retries", "upgrade", "upgrade-strategy", "use-pep517"),
 }
-"""Settings that do not decide what is installed."""
+"""Settings of pip that do not change which packages are installed."""
 
 
 class UnknownSettingError(Exception):
@@ -42,7 +42,7 @@ class UnknownSettingError(Exception):
 
 
 def main(words: list[str]) -> int:
-    """Installs what the words name. Returns the exit code of uv or pip."""
+    """Installs the packages that the words name. Returns the exit code of uv or pip."""
     if (uv := find_uv()) is not None:
         try:
             variables, constraints = translate(read_pip_settings())
@@ -58,7 +58,7 @@ def main(words: list[str]) -> int:
 
 
 def find_uv() -> str | None:
-    """The uv on PATH or in this environment. Installs it here if there is none. None if that fails."""
+    """The uv on PATH or in this environment. If there is none, installs it here. None if that fails."""
     own = Path(sys.executable).with_name("uv")
     if (found := shutil.which("uv")) is not None:
         return found
@@ -107,7 +107,7 @@ def translate(settings: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
 
 
 def link_mode(uv: str) -> dict[str, str]:
-    """Lets uv copy files if its cache is on another file system. Otherwise uv would try links, and warn."""
+    """Makes uv copy files if its cache is on another file system, since links would fail with a warning."""
     cache = Path(subprocess.run([uv, "cache", "dir"], capture_output=True, text=True).stdout.strip())
     existing = next(path for path in (cache, *cache.absolute().parents) if path.exists())
     return {} if existing.stat().st_dev == Path(sys.prefix).stat().st_dev else {"UV_LINK_MODE": "copy"}

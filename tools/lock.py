@@ -1,4 +1,4 @@
-"""Writes constraints.txt from pyproject.toml. A version changes only if it must, or by an argument for uv.
+"""Writes constraints.txt from pyproject.toml. Changes a version only if it must, or if ARGS for uv name it.
 
 make lock [ARGS="--upgrade-package torch==2.14.0"]
 """
@@ -17,10 +17,10 @@ _HEADER: Final = """\
 # figures were made with. pyproject.toml keeps ranges, for those who install the package beside others.
 """
 _TOOLS: Final = "uv\n"
-"""What `make` installs besides the project and its extras."""
+"""Packages that `make` installs besides the project and its extras."""
 _OPTIONS: Final = ("--quiet", "--universal", "--python-version=3.11", "--all-extras", "--no-header", "--no-annotate")
 _OF_THIS_MACHINE: Final = ("find-links", "constraint", "extra-index-url")
-"""Settings of pip with which other versions would be chosen."""
+"""Settings of pip that could change the chosen versions."""
 
 
 def main(words: list[str]) -> int:

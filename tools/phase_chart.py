@@ -1,4 +1,4 @@
-"""Draws the phases of starts as an SVG: stacked horizontal bars, for light and dark pages."""
+"""Draws the phases of starts as an SVG of stacked horizontal bars, for light and dark pages."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,16 +10,16 @@ from vllm_cli.bench.phases import PHASES
 _WIDTH: Final = 760
 _MARGIN: Final = 20
 _LEFT: Final = 225
-"""Where bars begin; labels end before it."""
+"""The horizontal position at which bars begin. Labels end before it."""
 _RIGHT: Final = 670
-"""Where the axis of a group ends; the longest bar's total follows it."""
+"""The horizontal position at which the axis of a group ends. The longest bar's total follows it."""
 _BAR: Final = 18
 _STEP: Final = 28
 _TITLE: Final = 26
 _AXIS: Final = 34
 _LEGEND: Final = 20
 _LETTER: Final = 7.4
-"""Mean width of a letter of the legend."""
+"""The mean width of a letter in the legend."""
 _NUM_TICKS: Final = 6
 _COLORS: Final = dict(
     zip(
@@ -48,18 +48,18 @@ class Bar(NamedTuple):
 
     label: str
     phases_s: Mapping[str, float]
-    """Seconds by phase."""
+    """Phase -> seconds."""
 
 
 class Group(NamedTuple):
-    """Starts that are compared; they have an axis of their own."""
+    """Starts that are compared with each other. The group has its own axis."""
 
     title: str
     bars: Sequence[Bar | tuple[str, Mapping[str, float]]]
 
 
 def draw_phases(groups: Sequence[Group], *, notes: Sequence[str] = ()) -> str:
-    """The SVG; `notes` are lines of small text below the legend."""
+    """Returns the SVG. `notes` are lines of small text below the legend."""
     drawing = _Drawing()
     for group in groups:
         drawing.add_group(group.title, [Bar(*bar) for bar in group.bars])
@@ -71,14 +71,14 @@ def draw_phases(groups: Sequence[Group], *, notes: Sequence[str] = ()) -> str:
 
 
 class _Drawing:
-    """Elements from top to bottom."""
+    """Collects the elements of the picture from top to bottom."""
 
     def __init__(self) -> None:
         self._elements: list[str] = []
         self._y = 8.0
 
     def add_group(self, title: str, bars: Sequence[Bar]) -> None:
-        """The title, the bars and the axis below them."""
+        """Adds the title, the bars, and the axis below the bars."""
         self._y += _TITLE
         self._text(_MARGIN, title, "title")
         self._y += 10
@@ -98,7 +98,7 @@ class _Drawing:
         self._y += _AXIS - 24
 
     def add_legend(self, names: set[str]) -> None:
-        """The colors of the phases that a bar has."""
+        """Adds the colors of the phases that occur in a bar."""
         x, self._y = float(_MARGIN), self._y + _LEGEND
         for name in (each for each in PHASES if each in names):
             width = 18 + len(name) * _LETTER + 14
@@ -113,7 +113,7 @@ class _Drawing:
         self._text(_MARGIN, text, "note")
 
     def finish(self, description: str) -> str:
-        """The whole file."""
+        """Returns the complete SVG file."""
         height = round(self._y + 16)
         size = f'viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
         return (
@@ -147,7 +147,7 @@ class _Drawing:
 
 
 def format_seconds(seconds: float) -> str:
-    """About three digits."""
+    """The seconds with about three digits."""
     return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds:.2f} s"
 
 
@@ -160,7 +160,7 @@ def _ticks(most_s: float) -> Iterator[float]:
 
 
 def _describe(groups: Sequence[Group]) -> str:
-    """All totals, for readers without the picture."""
+    """A text with all totals, for readers who cannot see the picture."""
     parts = [
         f"{group.title}: "
         + ", ".join(f"{label} {format_seconds(math.fsum(phases_s.values()))}" for label, phases_s in group.bars)

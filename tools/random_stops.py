@@ -1,9 +1,9 @@
-"""Runs a command, and stops random processes below it for short random times, as happens on a busy machine.
+"""Runs a command, and stops random processes of it for short random times, as happens on a busy machine.
 
     python -m tools.random_stops [--seed N] [--most-ms MS] [--every-ms MS] -- COMMAND...
 
-A test that fails here fails elsewhere by chance: one side of a race is late, a time-out is too short, or a
-process has exited between two reads. Processes that a test itself has stopped stay stopped.
+A test that fails with this tool can also fail elsewhere by chance. One side of a race may be late, a time-out
+may be too short, or a process may exit between two reads. Processes that a test itself stops stay stopped.
 """
 
 import argparse
@@ -22,7 +22,7 @@ _AT_REST = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOM
 
 
 def main() -> int:
-    """Returns the exit code of the command, or 128 + N after signal N."""
+    """Runs the command. Returns its exit code, or 128 + N after signal N."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--most-ms", type=float, default=250, help="longest stop; the average is a quarter of it")
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def _stop_one(root_pid: int, choice: random.Random, stop_s: float) -> bool:
-    """Stops one process for a time. Returns whether there was a process to stop."""
+    """Stops one process for this time. Returns False if the chosen process could not be stopped."""
     with suppress(psutil.Error, ProcessLookupError, FileNotFoundError):
         root = psutil.Process(root_pid)
         victim = choice.choice([root, *root.children(recursive=True)])
@@ -59,7 +59,7 @@ def _stop_one(root_pid: int, choice: random.Random, stop_s: float) -> bool:
 
 
 def _has_second_stop(pid: int) -> bool:
-    """Whether a test has stopped the process, too. Then its signal is still pending."""
+    """Whether a test has also stopped the process. The test's signal is then still pending."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     fields = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
     return fields["State"][0] == "T" and bool(int(fields["ShdPnd"][0], 16) >> (signal.SIGSTOP - 1) & 1)

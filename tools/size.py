@@ -1,8 +1,8 @@
-"""`make size` compares lines, lines of code and files of each room with `size.txt`. Exit code 1 if above.
+"""`make size` exits with 1 if a room has more lines, lines of code or files than in the table `size.txt`.
 
-A line of code holds more than a docstring or a comment. `--lower` writes smaller numbers into the table.
+A line of code has more than a docstring or a comment. `--lower` writes smaller numbers into the table.
 
-A room may grow if another one shrinks. A commit that raises the sum of the product's rooms needs a line
+A room may grow if another room shrinks. A commit that raises the sum of the product's rooms needs a line
 `Grows: ROOM +N, because …` in its message. The line is printed until the next release.
 """
 
@@ -33,7 +33,7 @@ class Size(NamedTuple):
 
     @classmethod
     def of(cls, root: Path, room: str) -> Self:
-        """The size of a room's files in git: of Markdown files in `docs`, of Python files elsewhere."""
+        """The size of a room's files in git. Markdown files count in `docs`, Python files in other rooms."""
         pattern = f"{room}/*.md" if room == "docs" else f"{room}/*.py"
         paths = [root / name for name in _git(root, "ls-files", "-z", pattern).split("\0") if name]
         texts = [path.read_text(encoding="utf-8") for path in paths if path.exists()]
@@ -53,7 +53,7 @@ def _is_text(node: ast.expr) -> bool:
 
 
 def read_table(text: str) -> dict[str, Size]:
-    """Room -> largest allowed size. Empty for a table of another form."""
+    """Room -> its largest allowed size. Empty if the table has another form."""
     rows = [line.split() for line in text.splitlines()]
     if not rows or rows[0][1:] != [*Size._fields]:
         return {}
@@ -79,11 +79,11 @@ class Growth(NamedTuple):
     lines: int
     """The lines by which the sum of the product has grown."""
     reasons: list[str]
-    """The lines of the message that name rooms that have grown, and why."""
+    """The lines of the message that name grown rooms, and the reasons."""
 
     @property
     def problem(self) -> str | None:
-        """Why the message does not explain the growth. None if it does."""
+        """Says that the message does not explain the growth. None if it does."""
         named = sum(int(lines) for _, lines in _GROWS.findall("\n".join(self.reasons)))
         if self.lines <= named:
             return None
@@ -104,7 +104,7 @@ def growth(root: Path, table: str) -> Iterator[Growth]:
 
 
 def _git(root: Path, *words: str) -> str:
-    """The output of git. Empty if a clone lacks the history."""
+    """The output of git. Empty if the clone lacks the history."""
     return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False).stdout
 
 

@@ -1,4 +1,4 @@
-"""One JSON file has all steps, even failed and overlong ones. No process of a step is left."""
+"""One JSON file has all steps, including failed and overlong steps. No process of a step is left."""
 
 import json
 import sys

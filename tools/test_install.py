@@ -1,4 +1,4 @@
-"""uv gets the user's settings of pip; pip installs where uv does not."""
+"""uv gets the user's settings of pip. If uv cannot install, pip installs."""
 
 import json
 import os
@@ -15,7 +15,7 @@ _NOTES = "import json, os, sys; json.dump([sys.argv[1:], dict(os.environ)], open
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Path]:
-    """Makes a program, the only one on PATH, that notes words and variables and ends with this code."""
+    """Creates a program as the only one on PATH. It records words and variables, and ends with this code."""
     monkeypatch.setenv("PATH", str(tmp_path))
 
     def make(name: str, exit_code: int) -> Path:
@@ -36,7 +36,7 @@ def _noted(log: Path) -> tuple[list[str], dict[str, str]]:
 
 @pytest.fixture
 def pip(program, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stands for pip, which has no settings."""
+    """A program that replaces pip and has no settings."""
     log = program("pip", 0)
     monkeypatch.setattr(install, "PIP", ("pip",))
     monkeypatch.setattr(install, "read_pip_settings", dict)

@@ -13,7 +13,7 @@ GROUPS = [
 
 
 def _bars(svg: str) -> dict[str, list[tuple[float, float]]]:
-    """Begin and width of each part with a tip, by tip."""
+    """Tip -> begin and width of each part with this tip."""
     parts: dict[str, list[tuple[float, float]]] = {}
     for rect in ElementTree.fromstring(svg).iter(_RECT):
         for tip in rect:

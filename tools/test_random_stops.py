@@ -1,4 +1,4 @@
-"""tools/random_stops.py stops all processes of a tree and keeps the command's exit code."""
+"""tools/random_stops.py stops processes of a tree and returns the command's exit code."""
 
 import random
 import re

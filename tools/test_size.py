@@ -1,4 +1,4 @@
-"""`make size` fails above the table, lowers it only, and asks for the reason of a larger sum."""
+"""`make size` fails above the table, only lowers the table, and requires a reason for a larger sum."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ _NAMES = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMM
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs it in a repository with two files of Python in `envs` and one of Markdown in `docs`."""
+    """Runs `make size` in a repository with two Python files in `envs` and one Markdown file in `docs`."""
     for path, text in {"envs/a.py": _SOURCE, "envs/b/c.py": "3\n", "docs/d.md": "4\n5\n", "docs/e.svg": "6\n"}.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)

@@ -28,10 +28,10 @@ from startup.ground.temp_folder import remove_left_behind
 logger = logging.getLogger(__name__)
 
 _AFTER_CRASH_S: Final = 2.0
-"""After the first process has ended by itself: seconds until the model's other processes are killed."""
+"""Seconds from the unexpected end of the first process until the model's other processes are killed."""
 _KILL_S: Final = 10.0
 _OUTPUT_S: Final = 0.5
-"""After the last process has ended: seconds for its last output to arrive through the pipe."""
+"""Seconds that the router waits, after the end of the last process, for its last output in the pipe."""
 _LEAST_POLL_S: Final = 0.02
 _MOST_POLL_S: Final = 0.25
 _POLL_SHARE: Final = 0.01
@@ -39,13 +39,13 @@ _POLL_SHARE: Final = 0.01
 _ANSWER_S: Final = 2.0
 _CHECK_S: Final = 2.0
 _LONGEST_CHECK_S: Final = 5.0
-"""The most seconds that one check adds to the silence: the router itself may have paused meanwhile."""
+"""The most seconds that one check adds to `_silent_s`, because the router itself may have been paused."""
 _SHOWN_S: Final = 5.0
 _REASON_S: Final = 2.0
 
 
 class ChildPlace(NamedTuple):
-    """What the router gives to a child."""
+    """The socket, environment and log relay that the router gives to a child."""
 
     socket_path: str
     """The UNIX socket of our server. Its path also marks the server's processes (`child/place.py`)."""
@@ -55,7 +55,7 @@ class ChildPlace(NamedTuple):
 
 
 class Child:
-    """One process of a model, on the event loop of the main thread."""
+    """Runs one process of a model. Used on the event loop of the main thread."""
 
     def __init__(self, entry: ModelEntry, place: ChildPlace) -> None:
         """Raises OSError if no port is free."""
@@ -71,18 +71,18 @@ class Child:
         self._environment = {**place.environment, **entry.env}
         self._server = _server_of(entry, place.socket_path, self._environment)
         self.headers = self._server.headers
-        """Headers of a request for which no client has sent the key of the child's server."""
+        """Headers with the server's API key, for the router's own requests and in place of clients' keys."""
         self._log = ChildLog(entry.name, place.relay)
         self._processes = ProcessSet()
         self._listener_pid = 0
         self._wants_stop = asyncio.Event()
         self._is_killed = False
         self.is_end_awaited: Callable[[], bool] = lambda: False
-        """Whether another model waits for this child's memory, or a caller waits for the child's end."""
+        """Whether only requests keep the process from ending, or from giving its memory to another model."""
         self._failure = ""
-        """The reason, once the child's server has failed to carry out an order."""
+        """Why the child's server failed to carry out an order. Empty if no order failed."""
         self._silent_s = 0.0
-        """How long the server has not answered, in seconds. Counted only after it was ready once."""
+        """The seconds since the server last answered. Counted only after its first readiness."""
         self._is_hung = False
         self._is_silent = False
         """Whether the server did not answer the poll before its stop."""
@@ -96,7 +96,7 @@ class Child:
 
     @property
     def fault(self) -> str:
-        """The fault of a server that was ready; empty if none is known."""
+        """The known fault of a server that was ready. Empty if there is none."""
         return f"It has not answered for {self._silent_s:.0f} s" if self._silent_s >= _SHOWN_S else ""
 
     @property
@@ -106,7 +106,7 @@ class Child:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The first process, and the listening one if the first is only the front process of a warm start."""
+        """The first process, and the listening process if the first is the front process of a warm start."""
         first = 0 if self.process is None else self.process.pid
         return tuple(pid for pid in dict.fromkeys((first, self._listener_pid)) if pid)
 
@@ -123,7 +123,7 @@ class Child:
         Args:
             on_ready: called once the server answers requests.
             before_stop: awaited before a server that answers requests is asked to end.
-            on_crash: called when the first process has ended by itself. Others may still run.
+            on_crash: called when the first process has ended by itself. Its descendants may still run.
 
         Returns:
             Why the process has failed. None if it was asked to end and did so without a hang.
@@ -143,15 +143,15 @@ class Child:
         return self._reason.result() if self._reason.done() else ""
 
     async def sleep(self, level: int) -> None:
-        """Puts the server, which has no requests, to sleep, and returns when it sleeps. Raises SleepError."""
+        """Puts the server to sleep. It must have no requests. Returns when it sleeps. Raises SleepError."""
         await self._server.sleep(level)
 
     async def wake(self, size_bytes: int) -> None:
-        """Wakes the server, and waits until it is ready. `size_bytes`: of its weights. Raises SleepError."""
+        """Wakes the server, whose weights have this size. Returns when it is ready. Raises SleepError."""
         await self._server.wake(size_bytes)
 
     def fail(self, reason: str) -> None:
-        """Ends the process at once, like a hanging process, and keeps `reason` as the reason."""
+        """Ends the process at once, like a hanging process. `reason` says why it has failed."""
         self._failure = reason
         self._wants_stop.set()
 
@@ -160,9 +160,9 @@ class Child:
         self._wants_stop.set()
 
     def drain(self) -> None:
-        """Called when the router ends. Our server finishes its running requests, a command runs until `stop`.
+        """Called when the router ends. Our server finishes its requests. A user's command runs until `stop`.
 
-        A command that `stop` never ends is stopped and killed after the time that a server of ours has.
+        If nothing calls `stop`, the command is stopped after `STOP_S`, and killed `ERRORS_S` later.
         """
         if not self._server.is_foreign:
             self.stop()
@@ -188,7 +188,7 @@ class Child:
     async def _until_it_ends(
         self, on_ready: Callable[[], None], before_stop: "Callable[[Child], Awaitable[None]] | None"
     ) -> str | None:
-        """Returns once the process has ended or must end, with the reason. None: by itself or by request."""
+        """Waits until the process has ended or must be ended. Returns why it must be ended, else None."""
         try:
             if (obstacle := await self._server.find_obstacle()) is not None or self._wants_stop.is_set():
                 self.cause = PortInUseError.cause if obstacle is not None else UNKNOWN_CAUSE
@@ -228,10 +228,10 @@ class Child:
             await asyncio.gather(ended, stopped, found, return_exceptions=True)
 
     async def _find_hang(self) -> str:
-        """Returns once the server counts as hung, with the reason: its watchdog's report, or no answer.
+        """Waits until the server counts as hung. Returns the watchdog's report, or that it does not answer.
 
         The watchdog runs on the server's event loop, so it cannot notice that this loop hangs. A user's
-        command is not polled, because it may not report this.
+        command is not polled, because it may have no such report.
         """
         if self._server.is_foreign:
             await asyncio.Event().wait()
@@ -256,12 +256,12 @@ class Child:
                     return f"{self.fault}, and others wait for its memory"
 
     async def _describe_hang(self, finding_hang: "asyncio.Task[str | None]") -> str:
-        """Why a hang must end it; empty if it can be asked to end."""
+        """Why the process must be ended because it hangs. Empty if it can be asked to end."""
         hang = finding_hang.result() if finding_hang.done() else await self._ask_before_stop()
         return f"The server hangs. {hang}" if hang else ""
 
     async def _ask_before_stop(self) -> str:
-        """Returns why the server hangs, or empty. A hang may be the reason why it has no requests."""
+        """Returns why the server hangs, or empty. A hang may be the reason why the server has no requests."""
         if self._server.is_foreign:
             return ""
         async with self._session() as session:
@@ -275,7 +275,7 @@ class Child:
         return aiohttp.ClientSession(connector=connector, connector_owner=False, timeout=timeout, headers=headers)
 
     def _launch(self) -> None:
-        """Raises OSError."""
+        """Starts the process. Raises OSError."""
         with self._log.open() as output_fd:
             become = partial(_become, self._server.execute, self._environment, output_fd)
             self.process = ChildProcess.fork(become)
@@ -308,7 +308,7 @@ class Child:
         return found.is_ready
 
     async def _poll(self, session: aiohttp.ClientSession) -> ChildReadiness | None:
-        """The server's answer, or None without one."""
+        """The server's answer. None if the server does not answer."""
         with suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
             return await self._server.poll(session)
         return None
@@ -316,7 +316,7 @@ class Child:
     # Its end
 
     async def _finish(self) -> int | None:
-        """Waits until all processes have ended. Returns how the first one ended; None without one."""
+        """Waits until all processes have ended. Returns the first one's exit code. None if there is none."""
         code = None
         if self.process is not None:
             has_crashed = self._is_hung or not self._processes.is_running(self.process.pid)
@@ -338,17 +338,17 @@ class Child:
         return code
 
     def _find_stop_s(self) -> float:
-        """Seconds that the process may take to end. Few for a silent server: it cannot finish requests."""
+        """Seconds that the process may take to end. A silent server gets few: it cannot finish requests."""
         if not self._is_silent:
             return self._server.stop_s
         logger.warning("%s does not answer. It is killed after %g s", self.entry.name, ERRORS_S)
         return ERRORS_S
 
     def _note_processes(self) -> None:
-        """Notes the descendants of the first process, when the server is ready and before its stop.
+        """Notes the descendants of the first process. Called when the server is ready, and before its stop.
 
-        After its end, orphans cannot be found in this way. Orphans of a crashed start end with their
-        process group, by their death pipes, or by their mark (`router.child.place`).
+        After the end of the first process, its orphans cannot be found in this way. Orphans of a crashed
+        start are ended through their process group, their death pipes or their mark (`router.child.place`).
         """
         self._listener_pid = self._server.find_listener() or self._listener_pid
         self._processes.add(self.pids)
@@ -356,7 +356,7 @@ class Child:
             self._processes.add(descendants(pid))
 
     async def _ask_to_end(self, process: ChildProcess) -> None:
-        """Sends SIGTERM to our server, which ends its own processes, or to all processes of a foreign one."""
+        """Sends SIGTERM to our server, which ends its own processes, or to all processes of a command."""
         is_running = self._processes.is_running(process.pid)
         if not self._server.is_foreign:
             if is_running:
@@ -394,7 +394,7 @@ class Child:
             logger.warning("processes of %s do not end after SIGKILL", self.entry.name)
 
     def _describe(self, reason: str | None, code: int | None) -> str:
-        """Describes why the process has ended. The end of a process that was never ready has a code.
+        """Describes why the process has ended. If the process was never ready, the text contains a code.
 
         After a signal, log lines that do not explain the end are ignored.
         """
@@ -419,7 +419,7 @@ def _server_of(entry: ModelEntry, socket_path: str, environment: Mapping[str, st
 def _become(
     execute: Callable[[Mapping[str, str]], NoReturn], environment: Mapping[str, str], output_fd: int
 ) -> NoReturn:
-    """Runs in the new process."""
+    """Redirects the standard streams, and executes the program. Runs in the new process."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(output_fd, 1)

@@ -22,7 +22,7 @@ _CHUNK: Final = 1 << 16
 _LONGEST_LINE: Final = 1 << 14
 _MOST_KEPT: Final = 1 << 16
 _MOST_WAITING: Final = 1 << 22
-"""The most bytes that wait while nobody reads standard error. Further lines are dropped."""
+"""The most bytes that are queued while no program reads standard error. Further lines are dropped."""
 _NUM_LAST_LINES: Final = 3
 _LAST_LINES_CHARACTERS: Final = 600
 
@@ -31,7 +31,7 @@ class Explanation(NamedTuple):
     """Why a process failed."""
 
     text: str = ""
-    """Empty if the log does not show it."""
+    """The explanation. Empty if the log does not contain the reason."""
     cause: str = UNKNOWN_CAUSE
 
 
@@ -107,7 +107,7 @@ class ChildLog:
 
     @contextmanager
     def open(self) -> Iterator[int]:
-        """A descriptor for the output of a process that is started within the block. Raises OSError."""
+        """Yields the descriptor for the output of a process that is started in the block. Raises OSError."""
         self._read_fd, write_fd = os.pipe()
         os.set_blocking(self._read_fd, False)
         self._loop.add_reader(self._read_fd, self._read)
@@ -128,7 +128,7 @@ class ChildLog:
     def explain_failure(
         self, words: Sequence[str] = (), *, is_known_only: bool = False, has_served: bool = False
     ) -> Explanation:
-        """Why the process failed, in the words of `vllm-cli explain`, else the exception or the last lines.
+        """Explains a failure by the text of `vllm-cli explain`, otherwise by the exception or the last lines.
 
         Args:
             words: the process's command line. Its secrets are hidden where lines quote them.
@@ -162,7 +162,7 @@ class ChildLog:
         self._take(lines)
 
     def _take(self, lines: Sequence[bytes]) -> None:
-        """Keeps and relays lines. A progress bar's states end with \\r: only the last one is kept."""
+        """Keeps and relays lines. If a line has several states of a progress bar, keeps only the last one."""
         relayed = []
         for line in lines:
             shown = line.rstrip(b"\r").rpartition(b"\r")[2][:_LONGEST_LINE]
@@ -187,7 +187,7 @@ class ChildLog:
 
 
 def encode_line(line: str, model: str, log_format: LogFormat) -> bytes:
-    """A line of output with the name of its model, if any, in front; JSON gets it as the member `model`."""
+    """Puts the name of the model, if any, before a line of output. In JSON, it is the member `model`."""
     if log_format != "json":
         return (f"[{model}] {line}\n" if model else f"{line}\n").encode(errors="replace")
     record = _parse(line)

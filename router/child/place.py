@@ -25,7 +25,7 @@ _NUM_SCANS: Final = 50
 _BETWEEN_SCANS_S: Final = 0.02
 _FIRST_FD: Final = 3
 _MOST_FDS: Final = 1024
-"""More descriptors than a router has open when it starts."""
+"""The guard closes descriptors up to this number. A router that starts has fewer open."""
 _TITLE: Final = b"vllm-cli router's guard"
 
 
@@ -49,7 +49,7 @@ class ChildPlaces:
         return str(self._folder / f"{number}.sock")
 
     def environment(self, number: int, variables: Mapping[str, str]) -> dict[str, str]:
-        """A child's environment: the router's without its own variables, plus `variables` and VCLI_ROUTER."""
+        """The environment of a child: the inherited environment, `variables`, and VCLI_ROUTER."""
         return {**self._base, **variables, env.VCLI_ROUTER.name: self.socket_path(number)}
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class ChildPlaces:
 
 
 def find_marked(place: str) -> list[int]:
-    """Processes of this user whose VCLI_ROUTER is this path or lies in this folder."""
+    """The ids of this user's processes whose VCLI_ROUTER is the path `place`, or a path in this folder."""
     itself, within = (f"\0{env.VCLI_ROUTER.name}={place}{end}".encode() for end in ("\0", "/"))
     found = []
     for folder in Path("/proc").iterdir():
@@ -79,7 +79,7 @@ class Guard:
 
     @classmethod
     def start(cls, folder: str) -> Self:
-        """Starts the guard while this process has no other threads, and no sockets that must not leak."""
+        """Starts the guard. This process must have no other threads, and no sockets that must not leak."""
         read_fd, life_fd = os.pipe()
         with group_signals.blocked():
             pid = os.fork()
@@ -93,13 +93,13 @@ class Guard:
         return cls(pid, life_fd)
 
     def close(self) -> None:
-        """Returns when the guard has ended."""
+        """Closes the pipe to the guard, and returns when the guard has ended."""
         os.close(self._life_fd)
         os.waitpid(self._pid, 0)
 
 
 def _guard(read_fd: int, folder: str) -> NoReturn:
-    """Runs in the guard, and acts when the kernel closes the router's end of the pipe."""
+    """Runs in the guard process. Begins its work when the router's end of the pipe is closed."""
     os.setsid()
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

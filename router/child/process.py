@@ -34,7 +34,7 @@ _CANNOT_EXECUTE: Final = 127
 
 
 class ChildProcess:
-    """A process that leads its own group: Ctrl-C in the terminal reaches only its parent."""
+    """A process that leads its own process group, so that Ctrl-C in the terminal reaches only its parent."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -44,7 +44,7 @@ class ChildProcess:
         """Starts a process that executes a program. Called on the main thread.
 
         Args:
-            become: executes the program; called in the new process.
+            become: executes the program. Called in the new process.
 
         Raises:
             OSError: no process can be started.
@@ -84,13 +84,13 @@ class ChildProcess:
         os.waitpid(self.pid, 0)
 
     def poll(self) -> int | None:
-        """The exit code of the process, or -N after signal N; None while it runs."""
+        """The exit code of the process, or -N after signal N. None while it runs."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if pid else None
 
 
 _FILES_LIMIT: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
-"""The limit with which this process was started. Later this process raises its own limit."""
+"""The limit of open files with which this process was started. New processes get it back."""
 
 
 def inherited_environment() -> dict[str, str]:
@@ -102,8 +102,8 @@ def inherited_environment() -> dict[str, str]:
 def _restore_signals(mask: set[int]) -> None:
     """Gives the new process the signal handling of a program that has just been executed.
 
-    Until then its signals are blocked. The new process shares the wake-up descriptor of its parent's event
-    loop, so that a handler which runs here would look to the parent like a signal of its own.
+    Signals are blocked until then. The new process shares the wake-up descriptor of its parent's event loop.
+    If a handler ran here, the parent would handle the signal as if it had received the signal itself.
     """
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():

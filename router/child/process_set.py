@@ -1,4 +1,4 @@
-"""A set of processes: waits until they have ended, and sends them signals."""
+"""Waits for the end of a set of processes, and sends them signals."""
 
 import asyncio
 import os
@@ -8,18 +8,18 @@ from contextlib import suppress
 
 
 class ProcessSet:
-    """A set of processes, on the event loop. Signals go by pidfd, so they never reach another process."""
+    """A set of processes. Used on the event loop. Signals are sent by pidfd, never to a reused process id."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._fds: dict[int, int] = {}
         """Process id -> pidfd, for each added process until it has ended."""
         self._known: set[int] = set()
-        """The numbers of all processes that were ever added."""
+        """The ids of all processes that were ever added."""
         self._change = asyncio.Event()
 
     def add(self, pids: Iterable[int]) -> None:
-        """Adds processes; ignores processes that have ended already."""
+        """Adds processes. Ignores processes that have ended already."""
         for pid in pids:
             if pid not in self._known:
                 with suppress(OSError):
@@ -37,7 +37,7 @@ class ProcessSet:
         return pid in self._fds
 
     async def wait_all(self, timeout_s: float) -> bool:
-        """Waits until all have ended; False after this time."""
+        """Waits until all processes have ended. Returns False if some still run after `timeout_s`."""
         await self._wait(lambda: not self._fds, timeout_s)
         return not self._fds
 

@@ -1,4 +1,4 @@
-"""What a child runs: a server of ours on a UNIX socket, or a command of the user on a port."""
+"""The servers that a child can run: our own on a UNIX socket, or a user's command on a port."""
 
 import asyncio
 import json
@@ -27,20 +27,20 @@ from startup.ground.serve_words import split
 from startup.standby.sockets import peer_of
 
 STOP_S: Final = SHUTDOWN_TIMEOUT_S
-"""Seconds from SIGTERM until a command, or our server without --shutdown-timeout, is killed."""
+"""Seconds from SIGTERM until a user's command, or our server without --shutdown-timeout, is killed."""
 ERRORS_S: Final = 5.0
-"""Seconds that our server gets for its end, in addition to the time for running requests."""
+"""Seconds that our server may take to end, in addition to the time for running requests."""
 _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
 _WATCHDOG_TIMEOUT: Final = "--engine-watchdog-timeout"
 _KEEP_ALIVE_S: Final = 2.0
-"""How long an idle connection is reused. uvicorn closes it after 5 s."""
+"""Seconds until an idle connection is closed. uvicorn would close the connection after 5 s."""
 _NO_ENDPOINT: Final = "none"
 _LOCAL: Final = ("127.0.0.1", "localhost", "::1")
 _SLEEP_S: Final = 60.0
 """The most seconds that a server may take to fall asleep."""
 _WAKE_S: Final = 120.0
 _WAKE_GIB_S: Final = 10.0
-"""The seconds to wake, and the further seconds for each GiB of weights: level 2 reads the weights again."""
+"""A server gets `_WAKE_S` to wake, plus these seconds per GiB of weights. Level 2 reads the weights again."""
 _ANSWER_BYTES: Final = 4096
 _GIB: Final = 1 << 30
 _OK: Final = 200
@@ -68,14 +68,14 @@ class ChildReadiness(NamedTuple):
     is_ready: bool
     progress: ChildProgress | None = None
     hang: str = ""
-    """What the server's watchdog reports about an engine that hangs. Empty if it does not hang."""
+    """The report of the server's watchdog about an engine that hangs. Empty if it does not hang."""
 
 
 class SleepError(Exception):
     """A server did not fall asleep or did not wake. The message says why."""
 
     def __init__(self, message: str, kind: Literal["error", "timeout", "refused"] = "error") -> None:
-        """`refused`: it takes no such order, or not now, and nothing has changed."""
+        """`refused`: the server rejected this order or all such orders, and its state has not changed."""
         super().__init__(message)
         self.kind = kind
 
@@ -97,20 +97,20 @@ class OwnServer:
 
     @property
     def stop_s(self) -> float:
-        """The seconds that the server may take to end. At its own limit it fails its running requests."""
+        """The seconds that the server may take to end. They include --shutdown-timeout for its requests."""
         if not self._has_been_ready:
             return ERRORS_S
         return self._seconds_of(_SHUTDOWN_TIMEOUT, STOP_S) + ERRORS_S
 
     @property
     def longest_silence_s(self) -> float:
-        """The seconds without an answer after which the server hangs: as many as its engine may be silent."""
+        """The seconds without an answer after which the server counts as hung (--engine-watchdog-timeout)."""
         variable = env.VCLI_ENGINE_WATCHDOG_TIMEOUT
         given = self._environment.get(variable.name, "")
         return self._seconds_of(_WATCHDOG_TIMEOUT, given, variable.default) or math.inf
 
     def _seconds_of(self, flag: str, *otherwise: str | float) -> float:
-        """The number of the flag's last use, else the first of `otherwise`. The server rejects wrong ones."""
+        """The flag's last value, else the first number in `otherwise`. The server rejects wrong values."""
         given = [each.values[0] for each in split(self.words, {flag: 1}.get) if each.flag == flag and each.values]
         for value in (*given[-1:], *otherwise):
             with suppress(ValueError):
@@ -122,11 +122,11 @@ class OwnServer:
         return None
 
     def execute(self, environment: Mapping[str, str]) -> NoReturn:
-        """Runs in the new process."""
+        """Executes the server. Runs in the new process."""
         execute_serve([*self.words, "--uds", self._socket_path], environment)
 
     async def poll(self, session: aiohttp.ClientSession) -> ChildReadiness:
-        """Asks the server for its readiness. Raises if the server does not answer."""
+        """Polls the server for its readiness. Raises an error if the server does not answer."""
         async with session.get(f"{self.base_url}/health") as answer:
             if answer.status == _OK:
                 self._has_been_ready = True
@@ -136,7 +136,7 @@ class OwnServer:
         return ChildReadiness(is_ready=False)
 
     def find_listener(self) -> int:
-        """The id of the process that listens on the socket. 0 if none listens, or it cannot be found."""
+        """The id of the process that listens on the socket. 0 if there is none, or its id is unknown."""
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.setblocking(False)
             connection.connect(self._socket_path)
@@ -148,11 +148,11 @@ class OwnServer:
         return []
 
     async def sleep(self, level: int) -> None:
-        """Puts the server to sleep. Returns when it sleeps; raises SleepError."""
+        """Puts the server to sleep. Returns when it sleeps. Raises SleepError."""
         await self._order({"do": "sleep", "level": level}, _SLEEP_S)
 
     async def wake(self, size_bytes: int) -> None:
-        """Wakes the server. Returns when it answers requests again; raises SleepError.
+        """Wakes the server. Returns when it answers requests again. Raises SleepError.
 
         Args:
             size_bytes: the size of its weights.
@@ -160,7 +160,7 @@ class OwnServer:
         await self._order({"do": "wake"}, _WAKE_S + _WAKE_GIB_S * size_bytes / _GIB)
 
     async def _order(self, order: Mapping[str, Any], limit_s: float) -> None:
-        """Sends a line of JSON over the socket that no client can reach, and reads a line as the answer."""
+        """Sends a line of JSON to the control socket, which no client can reach. Reads one line as answer."""
         try:
             reader, writer = await asyncio.open_unix_connection(control_socket(self._socket_path), limit=_ANSWER_BYTES)
         except OSError as err:
@@ -183,14 +183,14 @@ class OwnServer:
 
 
 class ForeignServer:
-    """A command of the user; the methods are those of `OwnServer`."""
+    """A user's command. It has the methods of `OwnServer`."""
 
     is_foreign: Final = True
     stop_s: Final = STOP_S
     longest_silence_s: Final = math.inf
 
     def __init__(self, command: ForeignCommand, environment: Mapping[str, str]) -> None:
-        """Chooses a port if the command names none; raises OSError."""
+        """Chooses a port if the command names none. Raises OSError."""
         self._command = _with_port(command)
         self.words: Sequence[str] = self._command.words
         self.base_url = self._command.address
@@ -198,16 +198,16 @@ class ForeignServer:
         is_llama_server = Path(next(iter(command.words), "")).name == LLAMA_SERVER
         key = environment.get(KEY_VARIABLE, "").partition(",")[0] if is_llama_server else ""
         self.headers: Mapping[str, str] = {"authorization": f"Bearer {key}"} if key else {}
-        """Headers of the router's own requests: llama-server demands its key."""
+        """Headers of the router's own requests. They contain llama-server's API key if it has one."""
 
     async def find_obstacle(self) -> str | None:
-        """Names another process on the command's port, which would answer instead. None without one."""
+        """Says that another process listens on the command's port and would answer instead. None if not."""
         is_local = bool(self.words) and urlsplit(self.base_url).hostname in _LOCAL
         text = f"Another process listens on {self.base_url}: end it, or leave out cmd to use it"
         return text if is_local and await _accepts(self.base_url) else None
 
     def execute(self, environment: Mapping[str, str]) -> NoReturn:
-        """Runs in the new process."""
+        """Executes the command. Runs in the new process."""
         port = str(self._command.port)
         execute_words(self.words, {name: value.replace(_PORT, port) for name, value in environment.items()})
 
@@ -222,20 +222,20 @@ class ForeignServer:
             return ChildReadiness(is_ready, None if is_ready else ChildProgress(phase))
 
     def find_listener(self) -> int:
-        """Always 0: a listening process is found by its UNIX socket, but a command listens on a port."""
+        """Always 0, because only a process that listens on a UNIX socket can be found."""
         return 0
 
     def stop_words(self, pid: int) -> list[str]:
-        """The user's cmdStop."""
+        """The words of the user's key `cmdStop`."""
         return [word.replace(_PID, str(pid)) for word in self._command.stop_words]
 
     async def sleep(self, level: int) -> None:
-        """Sends the user's calls `sleep`."""
+        """Sends the calls of the user's key `sleep`."""
         async with self._session() as session:
             await self._send(session, self._command.sleep_calls)
 
     async def wake(self, size_bytes: int) -> None:
-        """Sends the calls of the user's key `wake`, and checks that the server is ready then."""
+        """Sends the calls of the user's key `wake`, and waits until the server is ready."""
         async with self._session() as session:
             await self._send(session, self._command.wake_calls)
             try:
@@ -264,7 +264,7 @@ class ForeignServer:
 
 
 async def _read_short(answer: aiohttp.ClientResponse) -> None:
-    """Reads the body, unless it is long or a stream: closing with unread data resets the connection."""
+    """Reads the body unless it is long or a stream. Closing a connection with unread data would reset it."""
     if answer.content_length is not None and answer.content_length <= _ANSWER_BYTES:
         await answer.read()
 

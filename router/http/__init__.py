@@ -1,1 +1,1 @@
-"""HTTP of the router. `app.py` finds the model of a request, `proxy.py` passes the request on."""
+"""The router's HTTP server. `app.py` finds the model of a request. `proxy.py` passes the request on."""

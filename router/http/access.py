@@ -1,4 +1,4 @@
-"""Decides who may use the router: checks API keys, and rejects requests from pages of other sites."""
+"""Checks API keys, and rejects requests from pages of other sites."""
 
 import base64
 import binascii
@@ -20,9 +20,9 @@ _ASKED: Final = (hdrs.ORIGIN, hdrs.ACCESS_CONTROL_REQUEST_METHOD)
 
 
 class CorsPolicy:
-    """CORS by the flags of the embedded engine's server, with the rules of Starlette's middleware.
+    """Applies Starlette's rules of CORS to the flags of the embedded engine's server.
 
-    Without --allowed-origins no cross-origin request is allowed.
+    Without --allowed-origins, no cross-origin request is allowed.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -40,7 +40,7 @@ class CorsPolicy:
             )
 
     def is_preflight(self, request: web.BaseRequest) -> bool:
-        """Whether the request is a browser's preflight, which asks if the page may send a request."""
+        """Whether the request is a browser's preflight, which asks whether a page may send a request."""
         is_asked = request.method == hdrs.METH_OPTIONS and all(name in request.headers for name in _ASKED)
         return self.is_on and is_asked
 
@@ -66,15 +66,15 @@ class CorsPolicy:
 
 
 class Access:
-    """Checks requests before anything is done for them."""
+    """Checks whether requests are allowed, before they are processed."""
 
     def __init__(self, api_keys: ApiKeys, cors: CorsPolicy, *, is_key_everywhere: bool) -> None:
-        """`is_key_everywhere`: whether all paths but probes need a key."""
+        """`is_key_everywhere`: whether all paths except probes need a key."""
         self._keys = api_keys
         self._cors = cors
         self._open_paths = find_open_paths(is_key_everywhere=is_key_everywhere)
         self.key_headers = frozenset({"authorization", "x-api-key"} if self.needs_key else ())
-        """Headers, in lower case, that may hold the router's key. Models' servers do not get them."""
+        """Headers, in lower case, that may contain the router's key. Models' servers do not get them."""
 
     @property
     def needs_key(self) -> bool:
@@ -84,8 +84,8 @@ class Access:
     def check(self, request: web.Request, path: str, own: OwnAnswer | None) -> None:
         """Raises FailedRequestError for a request that is not allowed.
 
-        If the router has keys, only some of its own answers are open without one. A request that reaches,
-        starts or stops a model needs a key. Pages of other sites may not send it, whatever its method.
+        If the router has keys, only some of its own answers need no key. A request that reaches, starts or
+        stops a model needs a key. Pages of other sites may not send such a request, whatever its method.
 
         Args:
             own: how the router answers the request itself. None if a model has to answer.
@@ -107,8 +107,8 @@ class Access:
     def _check_site(self, request: web.Request) -> None:
         """Rejects requests from pages of other sites. Browsers send some of these without a preflight.
 
-        To https and to this machine, browsers say in Sec-Fetch-Site whether the page is of the same site. To
-        other servers they send only Origin, which a GET may lack. Programs send neither header.
+        Sec-Fetch-Site says whether the page is of the same site. Browsers send it to https addresses and to
+        this machine. Other servers get only Origin, except with some GETs. Programs send neither header.
         """
         site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get(hdrs.ORIGIN)
         if site == "same-origin" or self._cors.allows(origin):  # also behind a proxy that changes Host
@@ -119,14 +119,14 @@ class Access:
 
 
 def _bearer_of(basic: bytes) -> bytes:
-    """The password of `Authorization: Basic …` as a bearer token: some tools can send a key only so."""
+    """The password of `Authorization: Basic …` as a bearer token. Some tools send keys only in this way."""
     with suppress(binascii.Error):
         return b"Bearer " + base64.b64decode(basic[6:]).partition(b":")[2]
     return b""
 
 
 def _is_of_host(origin: str, host: str) -> bool:
-    """Whether the origin's host is this host. The schemes may differ, because a proxy may have ended TLS."""
+    """Whether the origin has this host. Their schemes may differ, because a proxy may terminate TLS."""
     try:
         page, asked = urlsplit(origin), urlsplit(f"//{host}")
         default = _PORTS[page.scheme]

@@ -37,7 +37,7 @@ SERVER: Final = "vllm-cli"
 
 
 class FailedRequestError(Exception):
-    """The router answers a request with this error."""
+    """An error with which the router answers a request."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class FailedRequestError(Exception):
         headers: Mapping[str, str] | None = None,
         closes: bool = False,
     ) -> None:
-        """`closes`: whether the connection ends after the answer."""
+        """`closes`: whether the router closes the connection after the answer."""
         super().__init__(message)
         kind = _TYPES.get(status, "BadRequestError" if status < 500 else "InternalServerError")
         self.status = status
@@ -71,7 +71,7 @@ def json_answer(body: Any, *, status: int = 200, headers: Mapping[str, str] | No
 
 
 def error_answer(failed: FailedRequestError, path: str) -> web.Response:
-    """An error, in the format of the path's API."""
+    """The response for an error, in the format of the path's API."""
     body = failure_format(path).to_body(failed.body)
     answer = json_answer(body, status=failed.status, headers=failed.headers)
     if failed.closes:

@@ -33,7 +33,7 @@ from server.terms.limits import LimitsConfig, flag_of
 logger = logging.getLogger(__name__)
 
 _STORED: Final = f"{RESPONSES}resp_"
-"""Begins the path of a stored response. Other paths, such as `/v1/responses/input_tokens`, name a model."""
+"""The beginning of a stored response's path. Requests for other paths below `/v1/responses/` name a model."""
 _UPSTREAM: Final = "/upstream/"
 _ASSETS: Final = (".js", ".json", ".css", ".png", ".gif", ".jpg", ".jpeg", ".ico", ".svg", ".txt", ".woff2", ".map")
 _ALLOWED: Final = "DELETE, GET, HEAD, PATCH, POST, PUT"
@@ -53,7 +53,7 @@ class AppOptions:
     keep_alive_s: float
     """Seconds that a connection without a request stays open."""
     has_only_model: bool = False
-    """Whether there is only one model, now and later. It gets all requests, whatever model they name."""
+    """Whether the router can only have one model. This model gets all requests, whatever model they name."""
     model_has_keys: bool = False
     """Whether the models' servers check the router's keys. Then the router passes keys on to them."""
     patience: Patience = Patience()
@@ -77,14 +77,14 @@ def create_runner(pool: ModelPool, options: AppOptions) -> web.ServerRunner:
 
 
 def _quiet_logger() -> logging.Logger:
-    """A logger that drops aiohttp's errors of connections: a traceback for each request that is not HTTP."""
+    """A logger that drops aiohttp's connection errors, which are logged for each input that is not HTTP."""
     quiet = logging.getLogger(f"{__name__}.connections")
     quiet.setLevel(logging.CRITICAL)
     return quiet
 
 
 class AccessLog(AbstractAccessLogger):
-    """Logs requests with uvicorn's records, which our log formats and filters expect."""
+    """Logs requests in the form of uvicorn's log records, which our log formats and filters expect."""
 
     @property
     def enabled(self) -> bool:
@@ -182,7 +182,7 @@ class _Handler:
         return await self._relay(request, raw_path, None)
 
     async def _relay_upstream(self, request: ClientRequest, raw_path: str) -> web.StreamResponse:
-        """Passes any path to a model's server. Icons, scripts and images do not start a stopped model."""
+        """Passes any path to a model's server. Requests for icons, scripts and images start no model."""
         is_read = request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
         entry, path = self._choice.by_path(raw_path.removeprefix(_UPSTREAM))
         if is_read and path == "/" and not raw_path.endswith("/"):  # the page's relative addresses need the slash
@@ -193,7 +193,7 @@ class _Handler:
         return await self._relay(request, path, entry)
 
     def _answer_options(self, request: web.Request) -> web.Response:
-        """Answers OPTIONS, which no model gets. Without CORS, the answer is that of our servers."""
+        """Answers OPTIONS, which no model gets. Without CORS, the answer is the same as from our servers."""
         if not self.cors.is_preflight(request):
             raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": _ALLOWED})
         return self.cors.answer_preflight(request)
@@ -233,7 +233,7 @@ class _Handler:
             body.close()
 
     async def _model_of_response(self, path: str) -> ModelEntry:
-        """The model that has stored the response. It must be running: only its process has the response."""
+        """The model that has stored the response. The model must run, because only its process has it."""
         if (made := self._proxy.background.find(path)) is not None:
             return made.entry
         response_id = path.removeprefix(RESPONSES).partition("/")[0]

@@ -1,4 +1,4 @@
-"""Follows responses that a model makes in the background. Keeps the process until clients have read them."""
+"""Polls background responses of models, and keeps a model's process until clients have read them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -30,10 +30,10 @@ class FollowedResponse:
 
 
 class FollowedResponses:
-    """The background responses that clients may still ask for, on the event loop."""
+    """The background responses that clients may still request. Used on the event loop."""
 
     def __init__(self, pool: ModelPool, goes_on: Callable[[Child, str], Awaitable[bool]], patience: Patience) -> None:
-        """`goes_on` asks a server whether the response with this path is still incomplete."""
+        """`goes_on` returns whether a server's response with this path is still incomplete."""
         self._pool = pool
         self._goes_on = goes_on
         self._patience = patience
@@ -45,11 +45,11 @@ class FollowedResponses:
         return self._kept.get(path.removeprefix(RESPONSES).partition("/")[0])
 
     async def is_last_use(self, made: FollowedResponse, method: str, path: str) -> bool:
-        """Whether the client needs the response no more once this request has succeeded."""
+        """Whether the client no longer needs the response once this request has succeeded."""
         return method == hdrs.METH_DELETE or (path == made.path and not await self._goes_on(made.child, path))
 
     def keep(self, response_id: str, entry: ModelEntry, child: Child, lease: AsyncExitStack, *, is_read: bool) -> None:
-        """Keeps the lease until the response is complete, then the process until the client has read it."""
+        """Keeps the lease until the response is complete. Keeps the process until the client has read it."""
         made = self._kept[response_id] = FollowedResponse(entry, child, RESPONSES + response_id, is_read)
         made.following = asyncio.create_task(self._follow(response_id, made, lease), name=f"follow {response_id}")
 
@@ -70,6 +70,6 @@ class FollowedResponses:
                         await asyncio.sleep(self._patience.follow_s)
 
     def _forget(self, response_id: str, made: FollowedResponse) -> None:
-        """Forgets the response, unless a newer one has its id. Clients of vLLM choose ids."""
+        """Forgets the response, unless a newer response has the same id. Clients of vLLM can choose ids."""
         if self._kept.get(response_id) is made:
             del self._kept[response_id]

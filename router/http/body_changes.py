@@ -1,4 +1,4 @@
-"""Changes a request's body before its model gets it: the name of the model, and keys of the JSON."""
+"""Changes the model's name, and keys of the JSON, in a request's body before the model gets the body."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
@@ -20,11 +20,11 @@ class _Step(NamedTuple):
     """One change of a key. Changes are made in order."""
 
     key: str
-    """The rest of the key below the member: b for `a.b`. Empty for the member itself."""
+    """The part of the key after the member's name, such as b in `a.b`. Empty for the member itself."""
     value: Any
     """The new value, or _REMOVED."""
     is_default: bool = False
-    """Whether only a body without the key gets the value."""
+    """Whether the value is set only in a body that lacks the key."""
 
 
 Part: TypeAlias = bytes | slice
@@ -100,7 +100,7 @@ def _changed(body: "bytes | mmap", member: Member | None, steps: Sequence[_Step]
 
 
 def _changed_inside(text: bytes | None, step: _Step) -> bytes | None:
-    """Changes a key within the text of a member. If the text is no object, a set key replaces it."""
+    """Changes a key within the text of a member. If the text is no object, a new object replaces it."""
     before = text or b""
     try:
         members = json_members(before)

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from mmap import mmap
 
 MOST_MEMBERS: Final = 1000
-"""The most members of an object, or parts of a form: Starlette's limit."""
+"""The most members of an object, or parts of a form. Starlette has the same limit."""
 _LONGEST_KEY: Final = 4096
-"""The most bytes of a key. A longer key is ignored: no known key is so long."""
+"""The most bytes of a key. A longer key is ignored, because no known key is so long."""
 _LONGEST_HEAD: Final = 16 << 10
-"""The most bytes of a form part's headers, and of a field's value that is read."""
+"""The most bytes of a form part's headers. A field's value is read up to the same number."""
 _LONGEST_OPTIONS: Final = 1024
 """The most characters of a header with parameters, because parsing them takes quadratic time."""
 _PIECE_BYTES: Final = 8 << 10
@@ -44,7 +44,7 @@ _NEXT: Final = {
 
 
 class BodyFaultError(ValueError):
-    """The body cannot be read. The message continues a sentence that begins with "The request body"."""
+    """The body cannot be read. The message completes a sentence that begins with "The request body"."""
 
 
 class Member(NamedTuple):
@@ -52,7 +52,7 @@ class Member(NamedTuple):
 
     key: str
     begin: int
-    """Where the key begins, or the headers of the form's part."""
+    """Where the key begins. In a form, where the headers of the part begin."""
     value: int
     end: int
 
@@ -63,7 +63,7 @@ class Members(NamedTuple):
     all: tuple[Member, ...] = ()
 
     def last(self, key: str) -> Member | None:
-        """The last member with this key. Earlier ones with the same key do not count."""
+        """The last member with this key. Earlier members with the same key are ignored."""
         return next((member for member in reversed(self.all) if member.key == key), None)
 
 
@@ -125,7 +125,7 @@ class _Scan:
         self._depth = 0
         self._is_in_text = False
         self._value = 0
-        """Where the text, list or object that is being read begins."""
+        """The position at which the text, list or object that is being read begins."""
 
     def tokens(self, body: "bytes | mmap") -> Iterator[tuple[str, int, int]]:
         """Yields the object's tokens: kind, begin and end.
@@ -148,7 +148,7 @@ class _Scan:
                 yield from self._split(parts, at)
 
     def _skips(self, parts: list[bytes]) -> bool:
-        """Whether a piece lies wholly within a nested value. `parts`: the piece, split at its quotes."""
+        """Whether a piece lies wholly within a nested value. `parts` is the piece, split at its quotes."""
         if self._depth < 2:
             return False
         steps = memoryview(b"".join(parts[self._is_in_text :: 2]).translate(_STEPS, _NO_BRACKETS)).cast("b")
@@ -206,7 +206,7 @@ def _field_name(head: bytes) -> str | None:
 
 
 def _find(body: "bytes | mmap", text: bytes, begin: int) -> int:
-    """The position behind the next occurrence of `text`, or -1."""
+    """The position after the next occurrence of `text`, or -1."""
     for at in range(begin, len(body), _PIECE_BYTES):
         found = body[at : at + _PIECE_BYTES + len(text) - 1].find(text)
         if found >= 0:

@@ -1,4 +1,4 @@
-"""Clients' connections: aiohttp's, with the limits of the embedded engine's server."""
+"""Clients' connections. They are aiohttp's connections with the limits of the embedded engine's server."""
 
 import asyncio
 import resource
@@ -18,10 +18,10 @@ from server.http.transport.tls_handshake import TlsHandshake
 from server.terms.limits import LimitsConfig
 
 _LINGER_S: Final = 1.0
-"""How long the router still reads from a refused client, so that the client can read why, in seconds."""
+"""Seconds in which the router still reads from a refused client, so that the client can read the error."""
 _READ_BYTES: Final = 64 << 10
 _TOO_MANY_HEADERS: Final = "Too many headers received"
-"""aiohttp's text for too many headers. The error can be recognised only by its text."""
+"""The text of aiohttp's error for too many headers. The error can be recognised only by this text."""
 _MALFORMED: Final = "The request is not valid HTTP/1.1."
 
 _SINGLE: Final = (hdrs.HOST, hdrs.CONTENT_TYPE, hdrs.TRANSFER_ENCODING)
@@ -31,7 +31,7 @@ CompleteHeaders = Callable[["ClientRequest", web.StreamResponse], None]
 
 
 class ClientServer(web.Server):
-    """Creates the connections, and counts each from the moment it is accepted."""
+    """Creates the connections. Counts each connection from the moment at which it is accepted."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class ClientServer(web.Server):
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         half = limits.max_connections if files == resource.RLIM_INFINITY else max(1, files // 2)
         self.table = ConnectionTable(min(limits.max_connections, half))
-        """Clients get at most half of the descriptors. The other half is for models' servers and starts."""
+        """Clients get at most half of the file descriptors. Models' servers and starts need the rest."""
 
     def __call__(self) -> Any:
         if self._tls is None:
@@ -99,7 +99,7 @@ class ClientRequest(web.Request):
         return HttpVersion10 if self._version == HttpVersion10 else HttpVersion11
 
     def check_head(self) -> None:
-        """Raises FailedRequestError for faults that aiohttp's parser accepts."""
+        """Raises FailedRequestError for faults of the head that aiohttp's parser accepts."""
         limits = self.protocol.server.limits
         length = len(self.raw_path) + sum(len(name) + len(value) for name, value in self.raw_headers)
         if length > limits.max_head_bytes:
@@ -122,7 +122,7 @@ class ClientRequest(web.Request):
 
     @property
     def _has_body_before_upgrade(self) -> bool:
-        """Whether the request has a body and an Upgrade: aiohttp 3.13 takes the body for upgraded data."""
+        """Whether the request has a body and an Upgrade. aiohttp 3.13 treats such a body as upgraded data."""
         has_body = self._message.chunked or self.headers.get(hdrs.CONTENT_LENGTH, "0").strip("0")
         is_websocket = self.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
         return bool(has_body and is_websocket and self._message.upgrade)
@@ -158,7 +158,7 @@ class Connection(web.RequestHandler):
         """Whether the connection has been upgraded to WebSocket or another protocol."""
         limits, loop = server.limits, asyncio.get_running_loop()
         self._watch = ReadWatch(limits, loop, is_reading=lambda: True, on_timeout=self._time_out)
-        """Limits the time for the head of a request. The reader of a body has a limit of its own."""
+        """Limits the time for the head of a request. The time for a body is limited where it is read."""
         self._stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -239,7 +239,7 @@ class Connection(web.RequestHandler):
         self._stop_stall()
 
     def evict(self) -> bool:
-        """Closes an idle connection to make room. False while bytes of its last response are unsent."""
+        """Closes an idle connection to make room. Returns False while its last response is not fully sent."""
         if self.transport is not None and self._client.get_write_buffer_size():
             return False
         self._client.abort()
@@ -257,7 +257,7 @@ class Connection(web.RequestHandler):
             self._refuse(rejection)
 
     def _refuse(self, rejection: Rejection) -> None:
-        """Rejects a head that is too slow or too long, and ends the connection after its running request."""
+        """Rejects a head that is too slow or too long. Ends the connection after the running request."""
         self._watch.disarm()
         self._is_refused = True
         if self.transport is None or self._messages or self._request_in_progress:

@@ -1,4 +1,4 @@
-"""Finds the model of a request: by the name in the body or query, by the path, or as the only model."""
+"""Finds the model of a request by the name in the body or query, by the path, or as the only model."""
 
 from typing import Final, NamedTuple
 from urllib.parse import unquote
@@ -12,17 +12,17 @@ from router.model_entry import ModelEntry
 from router.model_pool import ModelPool
 
 _WITHOUT_NAME: Final = ("/v1/", "/tokenizer_info")
-"""The only model gets these GETs, which name none. Others, such as a browser's, do not start it."""
+"""GETs of these paths name no model, but may start the only model. Other GETs do not start it."""
 STREAM_PATHS: Final = frozenset((
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/audio/transcriptions",
     "/v1/audio/translations",
 ))  # fmt: skip
-"""Endpoints whose `stream` asks for a stream of events."""
+"""Endpoints whose parameter `stream` requests a stream of events."""
 _POSTED: Final = STREAM_PATHS | frozenset((
     "/v1/messages/count_tokens", "/v1/embeddings", "/pooling", "/classify", "/score", "/v1/score", "/rerank",
     "/v1/rerank", "/v2/rerank", "/tokenize", "/detokenize",
 ))  # fmt: skip
-"""Paths whose bodies name a model. The router knows no other paths of a model's server."""
+"""Paths whose bodies name a model. Other paths of models' servers are unknown to the router."""
 _SERVED: Final = _POSTED | frozenset((
     "/v1/realtime", "/v1/systemone", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/reranking", "/v2/embed",
     "/reranking", "/generative_scoring", "/invocations", "/tokenizer_info", "/completion", "/infill",
@@ -31,15 +31,15 @@ _SERVED_BELOW: Final = (
     "/v1/chat/completions/", "/v1/completions/", "/v1/messages/", "/v1/responses/", "/v1/audio/", "/v1/images/",
     "/v1/videos", "/inference/v1/", "/cohere/v2/", "/sdapi/v1/", "/audioapi/v1/",
 )  # fmt: skip
-"""Below these paths a model is started. vLLM, the embedded engine and llama-swap's servers serve them."""
+"""Requests below these paths start a model. vLLM, the embedded engine and llama-swap's servers serve them."""
 _MOST_OFFERED: Final = 20
-"""The most names of models in a message."""
+"""The most models that an error message names."""
 _MOST_SEGMENTS: Final = 8
 """The most leading segments of a path that may form the name of a model."""
 
 
 class Upstream(NamedTuple):
-    """A model, and the path at its server."""
+    """A model, and the path that its server gets."""
 
     entry: ModelEntry
     path: str
@@ -57,7 +57,7 @@ class ModelChoice:
         return entry
 
     def by_path(self, raw_rest: str) -> Upstream:
-        """The model whose name begins a path behind /upstream/. Names may contain slashes."""
+        """The model whose name is the beginning of the path after /upstream/. Names may contain slashes."""
         segments = raw_rest.split("/")
         for number in range(min(len(segments), _MOST_SEGMENTS), 0, -1):  # tries `org/name` before `org`
             if (entry := self._pool.resolve(unquote("/".join(segments[:number])))) is not None:
@@ -70,7 +70,7 @@ class ModelChoice:
         return self.by_name(requested) if requested else self._only(request, path)
 
     def by_body(self, request: web.Request, path: str, requested: RequestedModel) -> ModelEntry:
-        """The model that the body names, else the model that the query names, else the only model."""
+        """The model that the body or else the query names. If neither names a model, the only model."""
         if requested.is_other_type:
             raise FailedRequestError(400, "Invalid value for `model`: expected `str`.", param="model")
         if requested.name:  # an empty name counts as missing, as in vLLM

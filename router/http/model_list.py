@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 STATES: Final = get_args(State)
 _SLEEPING: Final = ("falling asleep", "asleep", "waking")
-"""States in which a request is answered after a moment. Readiness counts such a model as ready."""
+"""States in which a request only has to wait until the model is awake. Probes report the model as ready."""
 _OWNER: Final = "vllm-cli"
 
 
@@ -36,7 +36,7 @@ class Exposition(NamedTuple):
 
 
 class PoolListing:
-    """Describes the models of a pool, on the event loop."""
+    """Describes the models of a pool. Used on the event loop."""
 
     def __init__(self, pool: ModelPool, *, version: str, needs_key: bool) -> None:
         self._pool = pool
@@ -50,7 +50,7 @@ class PoolListing:
         self._registry.register(pool.metrics)
 
     async def learn_lengths(self, ask: "Callable[[Child, str], Awaitable[bytes | None]]") -> None:
-        """Asks running models for their `max_model_len`, where it is unknown."""
+        """Requests the unknown `max_model_len` of running models from their servers."""
         running = [(entry, self._pool.child_of(name)) for name, entry in self._pool.entries.items()]
         unknown = [(entry, child) for entry, child in running if child is not None and not self._knows(entry)]
         answers = await asyncio.gather(*(ask(child, "/v1/models") for _, child in unknown))
@@ -59,12 +59,12 @@ class PoolListing:
                 self._lengths[entry.name] = entry, _read_length(answer)
 
     def models(self) -> dict[str, Any]:
-        """The body of GET /v1/models: all models that are not hidden, whatever their state."""
+        """The body of GET /v1/models. It contains all models that are not hidden, whatever their state."""
         cards = [card for status in self._pool.view() if not status.entry.unlisted for card in self._cards(status)]
         return {"object": "list", "data": cards}
 
     def model(self, entry: ModelEntry, requested: str) -> dict[str, Any]:
-        """The body of GET /v1/models/{id}, where the id is any name of the model."""
+        """The body of GET /v1/models/{id}. The id can be any name of the model."""
         cards = self._cards(self.status_of(entry.name))
         return next((card for card in cards if card["id"] == requested), cards[0])
 
@@ -74,7 +74,7 @@ class PoolListing:
         return {"running": [_llama_swap(status, self._pool.process_of(status.entry.name)) for status in running]}
 
     def readiness(self, name: str) -> dict[str, Any] | None:
-        """Why the model is not ready, and how far its start is. None if the model is ready or sleeps."""
+        """Why the model is not ready, and the progress of its start. None if the model is ready or sleeps."""
         status = self.status_of(name)
         child = self._pool.process_of(name)
         fault = child.fault if child is not None else ""
@@ -113,7 +113,7 @@ class PoolListing:
         return entry.name in self._lengths and self._lengths[entry.name][0] == entry
 
     def _cards(self, status: ModelStatus) -> list[dict[str, Any]]:
-        """The cards of the model itself and of its adapters."""
+        """The entries in /v1/models for the model itself and for its adapters."""
         entry = status.entry
         root = entry.name if not entry.words or is_flag_like(entry.words[0]) else entry.words[0]
         card = {
@@ -200,7 +200,7 @@ def _page_row(status: ModelStatus, now: float) -> dict[str, Any]:
 
 
 class _PoolCollector(Collector):  # type: ignore[misc]
-    """Makes metrics of the pool's own figures, so that nothing is counted twice."""
+    """Reads metrics from the pool's state when they are requested, so that nothing is counted twice."""
 
     def __init__(self, pool: ModelPool) -> None:
         self._pool = pool

@@ -1,4 +1,4 @@
-"""Answers of a router with one model (`serve MODEL --idle-stop`), given even while the model is off."""
+"""Answers of a router with one model (`serve MODEL --idle-stop`), also while the model is stopped."""
 
 import asyncio
 import math
@@ -25,7 +25,7 @@ _SILENT: Final = {
 
 
 class OnlyModelAnswers(OwnAnswers):
-    """The answers of a router with one model. Only `load` starts the model. Answers are not its requests."""
+    """The answers of a router with one model. Only `load` starts it. No answer counts as a request to it."""
 
     def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, *, version: str, needs_key: bool) -> None:
         super().__init__(pool, proxy, choice, version=version, needs_key=needs_key)
@@ -37,7 +37,7 @@ class OnlyModelAnswers(OwnAnswers):
         pool.before_stop = self._keep_answers
 
     async def health(self, request: web.Request) -> web.StreamResponse:
-        """200 if the model would answer a request: it runs, or it ran before and can be started.
+        """Answers 200 if the model would answer, because it runs, or ran before and can be started.
 
         With --restart, a failed model is unhealthy until it is ready again.
         """
@@ -58,7 +58,7 @@ class OnlyModelAnswers(OwnAnswers):
         return json_answer(self._list.readiness(self._name) or _SILENT, status=503, headers={"Retry-After": after_s})
 
     async def readyz(self, request: web.Request) -> web.StreamResponse:
-        """Whether the router is ready. With `?model`, whether the model is."""
+        """Reports whether the router is ready. With `?model`, reports whether the model is ready."""
         if request.query.get("model") == "":
             return self._report_readiness(self._name)
         return await super().readyz(request)
@@ -88,7 +88,7 @@ class OnlyModelAnswers(OwnAnswers):
         return json_answer({**self._list.status(), "status": state}) if answer is None else _as_response(answer)
 
     async def _find(self, path: str) -> Fetched | None:
-        """The answer of the model's server. If the server does not run, its last answer."""
+        """The answer of the model's server. If the server does not answer with 200, its last such answer."""
         answer = await self._fetch(path)
         if answer is not None and answer.status == 200:
             self._last[path] = answer

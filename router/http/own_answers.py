@@ -1,4 +1,4 @@
-"""The router's own answers: probes, lists, metrics, the status page, and loading or unloading by hand."""
+"""The router's own answers to probes, lists, metrics, the status page, and loading or unloading by hand."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,9 +19,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _MODELS: Final = "/v1/models/"
 _UNLOAD: Final = "/api/models/unload/"
 _UNLOAD_ALL: Final = "/unload"
-"""llama-swap's path, the only GET that changes something."""
+"""A path of llama-swap. This is the only GET that changes the state of models."""
 _DONE: Final = {"load": "ready", "sleep": "asleep", "unload": "stopped"}
-"""The state after each verb."""
+"""Verb -> the state of the model after it."""
 
 
 class OwnAnswer(NamedTuple):
@@ -29,14 +29,14 @@ class OwnAnswer(NamedTuple):
 
     handler: Handler
     is_read: bool
-    """Whether the answer starts and stops no model."""
+    """Whether the request only reads, so that it neither starts nor stops a model."""
 
 
 class OwnAnswers:
-    """The router's own answers, on the event loop. Only `load` starts a model."""
+    """The router's own answers. Used on the event loop. Only `load` starts a model."""
 
     def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, *, version: str, needs_key: bool) -> None:
-        """`proxy` asks models' servers for facts that only they know."""
+        """`proxy` requests facts that only models' servers have."""
         self._pool = pool
         self._proxy = proxy
         self._choice = choice
@@ -66,11 +66,11 @@ class OwnAnswers:
         """Paths of llama-server's router. The body of the POST names the model."""
 
     def close_page(self) -> None:
-        """There is no page at `/` from now on."""
+        """Removes the page at `/`."""
         del self._handlers["/"]
 
     def find(self, method: str, path: str) -> OwnAnswer | None:
-        """How the router answers, or None if a model has to. Raises FailedRequestError for another method."""
+        """How the router answers. None if a model must answer. A wrong method raises FailedRequestError."""
         handlers = self._handlers.get(path) or self._find_by_prefix(path)
         if handlers is None:
             return None
@@ -80,7 +80,7 @@ class OwnAnswers:
         return OwnAnswer(handler, is_read)
 
     def _find_by_prefix(self, path: str) -> Mapping[str, Handler] | None:
-        """The handlers of a path that ends with a model's name. Names contain slashes."""
+        """The handlers of a path that ends with a model's name. Names may contain slashes."""
         if path.startswith(_UNLOAD):
             return {"POST": partial(self._change, "unload", path.removeprefix(_UNLOAD))}
         if not path.startswith(_MODELS):
@@ -146,7 +146,7 @@ class OwnAnswers:
         return json_answer(self._list.status())
 
     async def _change(self, verb: str, name: str, request: web.Request) -> web.StreamResponse:
-        """Loads, puts to sleep or unloads a model. `success` is the answer of llama-server's router."""
+        """Loads, puts to sleep or unloads a model. The answer's `success` is as in llama-server's router."""
         entry = self._choice.by_name(name)
         change = {"load": self._pool.load, "sleep": self._pool.sleep, "unload": self._pool.unload}[verb]
         await change(entry.name)

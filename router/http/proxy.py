@@ -1,4 +1,4 @@
-"""Passes one request to a model's server and its response back. A slow client slows the server down."""
+"""Passes a request to a model's server, and the response to the client at the speed of the client."""
 
 import asyncio
 import logging
@@ -54,14 +54,14 @@ _SESSION_ADDS: Final = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs
 """Headers that aiohttp's client adds to a request unless they are skipped."""
 _BEGIN_BYTES: Final = 4096
 _WHOLE_BYTES: Final = 64 << 10
-"""A body of announced length that is shorter than this is written together with its head."""
+"""A body whose announced length is at most this number is written together with the head."""
 _MOST_ERROR_BYTES: Final = 1 << 20
 _MOST_MESSAGE_BYTES: Final = 64 << 20
 """The longest message of a WebSocket."""
 _ANSWER_S: Final = 2.0
 """Seconds in which a server must answer the router's own requests."""
 _MOST_TRIES: Final = 3
-"""Tries of a request: on a connection that was just closed, with an ended process, with the next process."""
+"""The most tries of a request. The first connection may be closed, and the first process may have ended."""
 _RESPONSE_ID: Final = re.compile(rb'"id" ?: ?"(resp_[A-Za-z0-9_-]{1,200})"')
 _ENDS_OF_EVENT: Final = (b"\n\n", b"\r\n\r\n")
 _MOST_HEADER_BYTES: Final = 64 << 10
@@ -70,14 +70,14 @@ _WebSocket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
 
 def headers_to_server(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
-    """A request's headers in lower case: aiohttp's client keeps duplicates only if they are spelled alike."""
+    """A request's headers in lower case. aiohttp's client drops duplicates that differ in spelling."""
     dropped = _NOT_REQUESTED | dropped | _named_by_connection(headers)
     names = ((name.lower(), _in_utf8(value)) for name, value in headers.items())
     return CIMultiDict((name, value) for name, value in names if name not in dropped)
 
 
 def headers_to_client(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """A response's headers without CORS: the router itself decides which pages may read it (`access.py`)."""
+    """A response's headers without those of CORS. The router adds its own headers of CORS (`access.py`)."""
     dropped = _HOP_BY_HOP | _named_by_connection(headers)
     names = ((name, name.lower(), _in_utf8(value)) for name, value in headers.items())
     return CIMultiDict((name, value) for name, low, value in names if low not in dropped and not low.startswith(_CORS))
@@ -93,13 +93,13 @@ def _in_utf8(value: str) -> str:
 
 
 def headers_of_websocket(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
-    """The headers of a WebSocket's handshake, but for headers that aiohttp's client adds itself."""
+    """The headers of a WebSocket's handshake, except headers that aiohttp's client adds itself."""
     handshake = frozenset(name.lower() for name in headers if name.lower().startswith(_HANDSHAKE))
     return headers_to_server(headers, dropped | handshake | _OF_BODY)  # a handshake has no body
 
 
 def _named_by_connection(headers: CIMultiDictProxy[str]) -> frozenset[str]:
-    """Further headers about a single connection, which the header Connection names."""
+    """The headers that the header Connection names. They concern a single connection."""
     if hdrs.CONNECTION not in headers:
         return frozenset()
     return frozenset(name.strip().lower() for name in ",".join(headers.getall(hdrs.CONNECTION)).split(","))
@@ -107,7 +107,7 @@ def _named_by_connection(headers: CIMultiDictProxy[str]) -> frozenset[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A request that was read, with its model."""
+    """A request whose body has been read, and its model."""
 
     request: ClientRequest
     entry: ModelEntry
@@ -115,11 +115,11 @@ class Call:
     """The path in the client's spelling, without the router's own prefixes."""
     body: ForwardedBody
     may_wait_visibly: bool
-    """Whether comments may be sent during the wait: the response will be a stream of events."""
+    """Whether comments may be sent during the wait, because the response will be a stream of events."""
     is_background: bool
-    """Whether the model continues the response after the client has its answer or has left."""
+    """Whether the model continues the response after the client has got an answer or has left."""
     dropped: frozenset[str]
-    """Further headers, in lower case, that are not passed on: those with the router's own keys."""
+    """Headers, in lower case, that are not passed on because they contain the router's own keys."""
 
 
 class Fetched(NamedTuple):
@@ -131,7 +131,7 @@ class Fetched(NamedTuple):
 
 
 class Proxy:
-    """Passes requests on, on the event loop."""
+    """Passes requests to models' servers. Used on the event loop."""
 
     def __init__(self, pool: ModelPool, patience: Patience) -> None:
         self.background = FollowedResponses(pool, self._goes_on, patience)
@@ -143,7 +143,7 @@ class Proxy:
         """Passes the request on, and returns the server's response once it has been sent.
 
         Raises:
-            ModelRefused: the model cannot be started, or has ended before its answer.
+            ModelRefused: the model cannot be started, or its process has ended before the response.
         """
         call.request.record.model = call.entry.name
         comments = WaitingComments(call.request, lambda: self._pool.progress(call.entry.name), self._patience.comment_s)
@@ -203,12 +203,12 @@ class Proxy:
             return downstream
 
     async def ask(self, child: Child, path: str) -> bytes | None:
-        """The body of a server's short answer to the router's own request. None after an error."""
+        """The body of a server's short answer to the router's own GET. None if the status is not 200."""
         answer = await self.fetch(child, path)
         return answer.body if answer is not None and answer.status == 200 else None
 
     async def fetch(self, child: Child, path: str) -> Fetched | None:
-        """A server's short answer to the router's own GET, without a lease. None without an answer."""
+        """A server's short answer to the router's own GET, without a lease. None if it does not answer."""
         headers = {hdrs.ACCEPT_ENCODING: "identity", **child.headers}
         try:
             async with (
@@ -221,7 +221,7 @@ class Proxy:
             return None
 
     async def _relay(self, call: Call, comments: WaitingComments) -> web.StreamResponse:
-        """Sends the request, and again if the process closed the connection or ended before reading it."""
+        """Sends the request. Sends it again if the server has ended the connection before reading it."""
         reason = ""
         for _ in range(_MOST_TRIES):
             try:
@@ -232,7 +232,7 @@ class Proxy:
         raise ModelRefused(503, f"The server of `{call.entry.name}` accepts no connections: {reason}", 1.0)
 
     async def _send(self, call: Call, comments: WaitingComments) -> web.StreamResponse:
-        """The lease ends with the response, or once a background response is complete."""
+        """Sends the request once. The lease lasts until the response is complete, even in the background."""
         made = self.background.find(call.path)
         async with AsyncExitStack() as lease:
             if made is not None and made.entry.name == call.entry.name:  # even while it admits no others
@@ -267,10 +267,10 @@ class Proxy:
         """Sends the request, and returns once the head of the response has arrived.
 
         Args:
-            has_begun: whether the client's response has begun. Then its body must not be compressed.
+            has_begun: whether the response to the client has begun. Then the body must not be compressed.
 
         Raises:
-            _NotSentError: the server has not read the whole request, which may be sent again.
+            _NotSentError: the server has not read the whole request, so the request may be sent again.
             ModelRefused: the server has ended.
         """
         headers = headers_to_server(call.request.headers, call.dropped)
@@ -312,12 +312,12 @@ class Proxy:
         return not self._pool.is_ready(entry.name)
 
     async def _goes_on(self, child: Child, path: str) -> bool:
-        """Whether a stored response is still incomplete, as far as is known."""
+        """Whether a stored response is still incomplete. True if the server does not answer."""
         answer = await self.fetch(child, path)
         return answer is None or _status_of(answer.body) in ("queued", "in_progress")
 
     async def _find_end(self, child: Child) -> str:
-        """Why a server that refuses a request ends. Empty if it does not end, or hangs."""
+        """Why a server that has refused a request is ending. Empty if it is not ending, or hangs."""
         health = await self.fetch(child, "/health")
         if health is not None and (health.status == HTTPStatus.OK or _status_of(health.body) == "hung"):
             return ""
@@ -346,7 +346,7 @@ class _NotSentError(Exception):
 
 
 def _noting_reuse() -> aiohttp.TraceConfig:
-    """A trace that appends to a request's list when the request reuses an earlier request's connection."""
+    """A trace that adds an item to a request's list if the request reuses a connection."""
 
     async def note(_: aiohttp.ClientSession, context: Any, parameters: object) -> None:
         if context.trace_request_ctx is not None:
@@ -393,7 +393,7 @@ async def _answer(
 async def _continue(
     begun: web.StreamResponse, upstream: aiohttp.ClientResponse, call: Call, copy: "_Copy"
 ) -> web.StreamResponse:
-    """Sends the body behind the comments. A body that is no stream of events becomes an error event."""
+    """Sends the body after the comments. If the body is no stream of events, sends it as an error event."""
     if upstream.status == 200 and upstream.content_type == "text/event-stream":
         await copy.run(begun)
         return begun
@@ -412,7 +412,7 @@ class _WithStatus(msgspec.Struct):
 
 
 def _status_of(body: bytes) -> str:
-    """The member `status` of a stored response or of a server's answer. Empty without one."""
+    """The member `status` of a stored response or of a server's answer. Empty if there is none."""
     with suppress(ValueError):
         check_depth(body)
         return msgspec.json.decode(body, type=_WithStatus).status
@@ -431,9 +431,9 @@ class _Copy:
         is_room_wanted: Callable[[], bool],
         stall_s: float,
     ) -> None:
-        """`is_room_wanted` returns whether other models wait for this one to be stopped."""
+        """`is_room_wanted` returns whether other models wait for this model to be stopped."""
         self.begin = b""
-        """The first bytes of the body, in which the id of a stored response is found."""
+        """The first bytes of the body. They contain the id of a stored response."""
         self._upstream = upstream
         self._child = child
         self._request = call.request
@@ -452,13 +452,13 @@ class _Copy:
         return None if found is None else found[1].decode()
 
     def keep(self, part: bytes) -> None:
-        """Keeps the first bytes of the body, and the time of the first one."""
+        """Keeps the first bytes of the body, and the time of the first byte."""
         if not self.begin:
             self._request.record.first_byte_s = perf_counter()
         self.begin += part[:_BEGIN_BYTES]
 
     async def run(self, response: web.StreamResponse) -> None:
-        """Copies the body. If the server breaks off, a stream gets an error event; other bodies are cut."""
+        """Copies the body. If the server breaks off, a stream gets an error event. Other bodies are cut."""
         is_stream = self._is_between_events
         read, write, time = self._upstream.content.readany, response.write, self._loop.time
         while True:
@@ -502,7 +502,7 @@ class _Copy:
 
 
 def _break_off(request: web.Request) -> None:
-    """Closes the client's connection in a way that shows that the response is incomplete."""
+    """Closes the client's connection so that the client can detect that the response is incomplete."""
     transport = request.transport
     if transport is None:
         return
@@ -515,7 +515,7 @@ def _break_off(request: web.Request) -> None:
 
 
 async def _ended(child: Child, err: Exception) -> ModelRefused:
-    """Why the model's server has not answered, as an error for the client."""
+    """The error for the client. It says why the model's server has not answered."""
     reason = await child.end_reason()
     text = f"The model's server has ended: {reason}" if reason else f"The model's server broke off: {err}"
     return ModelRefused(503, text, 1.0)
@@ -536,9 +536,9 @@ async def relay_messages(
     is_room_wanted: Callable[[], bool],
     patience: Patience,
 ) -> bool:
-    """Passes messages on until one side closes its WebSocket. Then the other one is closed, too.
+    """Passes messages on until one side closes its WebSocket. Then closes the WebSocket of the other side.
 
-    A silent connection is closed once other models wait for its model to be stopped (`is_room_wanted`).
+    A silent connection is closed if other models wait for its model to be stopped (`is_room_wanted`).
     Returns whether both sides have closed in time.
     """
     time = asyncio.get_running_loop().time
@@ -572,7 +572,7 @@ async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 async def _pump(source: _WebSocket, drain: _WebSocket, note_content: Callable[[], None]) -> None:
-    """Passes the messages of one direction on, including the message that closes."""
+    """Passes the messages of one direction on, including the close message."""
     while True:
         message = await source.receive()
         match message.type:

@@ -23,21 +23,21 @@ LONGEST_NAME: Final = 4096
 
 
 class RequestedModel(NamedTuple):
-    """The model that a body names, and the body's faults."""
+    """The model that a body names, the kind of response that the body requests, and the body's faults."""
 
     name: str | None = None
     is_other_type: bool = False
-    """Whether the value of `model` is not a text."""
+    """Whether the value of `model` is not a string."""
     is_stream: bool = False
     is_background: bool = False
     """Whether the body asks for a background response, which continues without the client."""
     fault: str = ""
-    """Why the body cannot be read, as the end of a sentence that begins with "The request body"."""
+    """Why the body cannot be read. The text completes a sentence that begins with "The request body"."""
     members: Members = Members()
 
 
 def boundary_of(media_type: str) -> bytes | None:
-    """The boundary of a multipart form. None for every other Content-Type: its body is read as JSON."""
+    """The boundary of a multipart form. None for other types of content, whose bodies are read as JSON."""
     kind, options = parse_options(media_type)
     return options.get(b"boundary") or None if kind == b"multipart/form-data" else None
 
@@ -45,7 +45,7 @@ def boundary_of(media_type: str) -> bytes | None:
 def find_in_json(body: "bytes | mmap") -> RequestedModel:
     """Finds the model in a JSON body. Faults of the body are returned, not raised.
 
-    NaN, single surrogates and a byte order mark are not JSON. The router takes them, because vLLM does.
+    NaN, single surrogates and a byte order mark are not JSON. The router accepts them, because vLLM does.
     """
     try:
         members = json_members(body)
@@ -87,22 +87,22 @@ def _begin_of(body: "bytes | mmap", member: Member | None) -> bytes:
 
 
 _MOST_IN_MEMORY: Final = 1 << 20
-"""A longer body is written to an unlinked temporary file, which threads read."""
+"""The most bytes of a body in memory. A longer body is in an unlinked temporary file, which threads read."""
 _READ_BACK_BYTES: Final = 256 << 10
 _MOST_ON_LOOP: Final = 4 << 10
-"""A longer body is searched by a thread, because the event loop would need more than 2 ms for it."""
+"""The most bytes of a body that the event loop searches. More bytes would take it longer than 2 ms."""
 _LOOSE_BYTES: Final = 256 << 10
-"""The longest body that may have another encoding than UTF-8. vLLM takes all encodings of JSON."""
+"""The most bytes of a body that is not in UTF-8. vLLM accepts all encodings of JSON."""
 
 
 class BodyRoom:
-    """The memory and threads that all bodies share."""
+    """The limits of memory and threads that all bodies share."""
 
     def __init__(self, limits: LimitsConfig) -> None:
         self.limits = limits
         self.num_bytes = 0
         self.searching = {is_in_memory: asyncio.Semaphore(2) for is_in_memory in (True, False)}
-        """At most two threads search bodies in memory, and two bodies in files: more would delay the loop."""
+        """At most two threads search bodies in memory, and two more in files. More would delay the loop."""
 
 
 def _create_file() -> "tempfile.SpooledTemporaryFile[bytes]":
@@ -197,7 +197,7 @@ class ForwardedBody:
         self._file.close()
 
     def data(self) -> "bytes | AsyncIterator[bytes] | None":
-        """The body for the client session, None if it is empty. Can be called again for the next try."""
+        """The body for the client session. None if it is empty. Can be called again for the next try."""
         if not self.num_bytes:
             return None
         return self._bytes() if self._is_in_memory else self._stream()

@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 class Patience(NamedTuple):
-    """The limits in seconds, which tests shorten."""
+    """Intervals and limits in seconds. Tests shorten them."""
 
     comment_s: float = 1.0
-    """Between two comments while a model starts."""
+    """The time between two comments while a model starts."""
     stall_s: float = 30.0
-    """How long a client may read nothing, or a WebSocket be silent, while other models wait for memory."""
+    """How long a client may not read, or a WebSocket may be silent, while other models wait for memory."""
     close_s: float = 2.0
     """How long a WebSocket's closing handshake may take."""
     follow_s: float = 1.0
-    """Between two checks of a background response."""
+    """The time between two checks of a background response."""
     unread_s: float = 120.0
-    """How long a complete background response waits for its client to read it."""
+    """How long the router keeps a process until a client has read its complete background response."""
 
 
 _HEADERS: Final = {

@@ -1,4 +1,4 @@
-"""The key `cmd`: recognises commands of our own engines, and describes those of other servers."""
+"""Reads the key `cmd`. Recognises commands of our own engines, and describes commands of other servers."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from startup.ground.serve_words import is_vllm_installed, split
 
 PORT: Final = "${PORT}"
 SLEEP_KEYS: Final = ("sleep", "wake", "sleepEndpoints", "wakeEndpoints")
-"""Keys for the calls that put a command's server to sleep and wake it. The last two are llmsnap's names."""
+"""Keys for the calls that put a command's server to sleep and wake it. The last two are those of llmsnap."""
 
 _ASSIGNMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _API_SERVER: Final = "vllm.entrypoints.openai.api_server"
@@ -48,7 +48,7 @@ def split_command(text: str) -> list[str]:
 
 
 def read_command(text: str, path: KeyPath, findings: Findings) -> list[str] | None:
-    """The words of a command in the file. None if the text is no command, which is reported."""
+    """The words of a command in the file. If the text is no command, reports a fault and returns None."""
     try:
         return split_command(text)
     except ValueError as err:
@@ -62,9 +62,9 @@ def without_comments(text: str) -> str:
 
 
 def recognise(words: Iterable[str]) -> RecognisedCommand | None:
-    """What a command serves with one of our engines. None for any other command.
+    """Describes a command that starts one of our engines. None for any other command.
 
-    A program of another Python environment (by its path, or found only there) is another command.
+    A program of another Python environment, named by its path or found only there, is another command.
     """
     rest = list(words)
     env: dict[str, str] = {}
@@ -96,7 +96,7 @@ def _is_of_this_environment(program: str) -> bool:
 
 
 def _is_only_elsewhere(program: str) -> bool:
-    """Whether PATH has a vLLM but this environment has none."""
+    """Whether PATH has vLLM, but this Python environment does not."""
     return not is_vllm_installed() and shutil.which(program) is not None
 
 
@@ -136,7 +136,7 @@ def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, fi
 
 
 def _sleep_calls(keys: Mapping[str, Any], path: KeyPath, findings: Findings) -> dict[str, tuple[ServerCall, ...]]:
-    """The calls to sleep and to wake. Empty if either kind is missing."""
+    """The calls to sleep and the calls to wake. Empty unless both are given."""
     sleep, wake = (
         [_call(each) for each in keys.get(key) or keys.get(f"{key}Endpoints") or ()] for key in ("sleep", "wake")
     )
@@ -180,7 +180,7 @@ def _port_of(address: str, path: KeyPath, findings: Findings) -> int | None:
 
 
 def exclude_equal_ports(entries: Mapping[str, ModelEntry], findings: Findings) -> dict[str, ModelEntry]:
-    """Makes two commands with the same fixed port exclude each other, and returns all models."""
+    """Returns all models. Two commands with the same fixed port exclude each other."""
     result = dict(entries)
     by_address: dict[tuple[str, int], list[str]] = {}
     for name, entry in entries.items():

@@ -1,4 +1,4 @@
-"""Reads a YAML document with the line of each key and with limits, and collects the faults found in it."""
+"""Reads a YAML document within limits, keeps the line of each key, and collects the faults."""
 
 import functools
 import stat
@@ -42,7 +42,7 @@ class Node:
     key_lines: dict[str, int] = field(default_factory=dict)
     """The keys of a mapping -> the line of each key."""
     text: str | None = None
-    """The text of a scalar in the file, before its type is read."""
+    """The text of a scalar as the file has it, before its type is determined."""
     is_quoted: bool = False
 
     def plain(self) -> Any:
@@ -55,7 +55,7 @@ class Node:
         return self.value
 
     def line_of(self, path: KeyPath) -> int:
-        """The line of the key, or of the nearest key above it that the document has."""
+        """The line of the key. If the document lacks the key, the line of the nearest parent key."""
         node, line = self, self.line
         for key in path:
             match node.value:
@@ -83,9 +83,9 @@ class Findings:
         self._noticed: dict[tuple[Key, str], list[KeyPath]] = {}
         """(key, text) of each notice -> the places where it applies."""
         self.is_lenient = False
-        """Whether the file is llama-swap's. There, unknown keys are notices."""
+        """Whether the file is one for llama-swap. Unknown keys in such a file are only notices."""
         self.anchored: set[str] = set()
-        """Top-level keys whose values are used elsewhere through YAML anchors."""
+        """Top-level keys with values that other keys use through YAML anchors."""
 
     def fault(self, path: KeyPath, text: str) -> None:
         """Reports a value that must be changed."""
@@ -93,7 +93,7 @@ class Findings:
         self.faults.append(Fault(text, self.line_of(path), spell_path(path), self.file))
 
     def notice(self, path: KeyPath, text: str) -> None:
-        """Reports a key with no effect here, or another one than elsewhere. Equal notices are shown once."""
+        """Reports a key that has no effect or another effect than expected. Equal notices are merged."""
         self._noticed.setdefault((path[-1], text), []).append(path)
 
     @property
@@ -107,7 +107,7 @@ class Findings:
         return tuple(sorted(found, key=lambda notice: notice.line or 0))
 
     def oddity(self, path: KeyPath, text: str) -> None:
-        """Reports a fault. In a file of llama-swap, it is only a key without effect."""
+        """Reports a fault. In a file for llama-swap, reports only a notice."""
         (self.notice if self.is_lenient else self.fault)(path, text)
 
     def line_of(self, path: KeyPath) -> int | None:
@@ -121,7 +121,7 @@ def spell_path(path: Iterable[Key]) -> str:
 
 
 def show(value: object, path: KeyPath = ()) -> str:
-    """A value for a message: shortened, without secrets."""
+    """A value for a message, shortened and without secrets."""
     if any(is_secret_name(str(key)) or key == "apiKeys" for key in path):
         return MASK
     text = hide_in_command(value) if isinstance(value, str) else str(value)
@@ -152,10 +152,10 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str, findings: Findings) -> Node | None:
-    """The document's root. None if it is empty. Repeated keys are reported as faults.
+    """The document's root. None if the document is empty. Repeated keys are reported as faults.
 
     Raises:
-        DocumentError: the text is not YAML, or is too deep or too large.
+        DocumentError: the text is not YAML, is nested too deeply, or is too large.
     """
     import yaml
 
@@ -198,7 +198,7 @@ def _loader() -> Any:
 
 
 def value_of(text: str) -> Any:
-    """The value of a text without quotes, by YAML's rules. If YAML rejects the text, the text itself."""
+    """The value that YAML reads from a text without quotes. If YAML rejects the text, the text itself."""
     import yaml
 
     loader: Any = yaml.SafeLoader("")
@@ -210,7 +210,7 @@ def value_of(text: str) -> Any:
 
 
 class _Reader:
-    """Makes nodes of YAML's nodes. Each use of an alias counts its values again."""
+    """Converts YAML's nodes to ours. Each use of an alias counts its values again."""
 
     def __init__(self, findings: Findings) -> None:
         import yaml
@@ -247,7 +247,7 @@ class _Reader:
             raise DocumentError(f"{show(node.value)} is no value: {err}. Put a text in quotes", line) from err
 
     def _read_mapping(self, node: Any, path: KeyPath, line: int) -> Node:
-        """Reads keys as written: `no: ...` names a model `no`."""
+        """Reads keys as strings. The key `no`, for example, names a model `no`."""
         read = Node({}, line)
         merged: list[Node] = []
         for key, value in node.value:
@@ -273,7 +273,7 @@ class _Reader:
 
 
 def _mappings_of(node: Node, line: int) -> Sequence[Node]:
-    """The mappings that a `<<` merges."""
+    """The mappings that the key `<<` merges."""
     nodes = node.value if isinstance(node.value, list) else [node]
     if not all(isinstance(each.value, dict) for each in nodes):
         raise DocumentError("<< must be followed by mappings such as *defaults", line)

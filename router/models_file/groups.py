@@ -1,4 +1,4 @@
-"""Reads `groups` and llama-swap's `matrix`: which models exclude each other, and which start at once."""
+"""Reads which models exclude each other (`groups`, llama-swap's `matrix`), and which are preloaded."""
 
 import ast
 import re
@@ -31,7 +31,7 @@ class Exclusions(NamedTuple):
 
 
 def find_exclusions(document: Mapping[str, Any], findings: Findings) -> Exclusions:
-    """Finds the part at the top level or below `routing`, where the key `use` chooses the kind."""
+    """Finds this part at the top level or below `routing`. The key `use` in `routing` chooses the kind."""
     router = (document.get("routing") or {}).get("router") or {}
     settings = router.get("settings") or {}
     given = [Exclusions(kind, (kind,), document[kind]) for kind in _KINDS if document.get(kind)]
@@ -54,8 +54,8 @@ def apply_groups(
 ) -> dict[str, ModelEntry]:
     """The models, with `excludes` set from the groups.
 
-    As in llama-swap, commands of other servers that are in no group run one at a time. For our own models
-    without a group, only memory is a limit.
+    As in llama-swap, if commands of other servers are in no group, only one of them runs at a time. Our own
+    models without a group are limited only by memory.
     """
     known = list(_checked_groups(groups, path, entries, findings))
     grouped = {member for group in known for member in group.members}
@@ -99,7 +99,7 @@ def _checked_groups(
 
 
 def _named(name: str, path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings) -> str | None:
-    """The model with this name or alias. llama-swap ignores unknown names, so they are notices."""
+    """The model with this name or alias. An unknown name is only a notice, because llama-swap ignores it."""
     entry = entries.get(name) or next((each for each in entries.values() if name in each.aliases), None)
     if entry is None:
         findings.oddity(path, f"{show(name)} is not a model of this file{did_you_mean(name, entries)}")
@@ -119,7 +119,7 @@ def _check_pinned(groups: Iterable[_Group], entries: Mapping[str, ModelEntry], f
 
 
 def check_preload(names: Iterable[str], entries: Mapping[str, ModelEntry], findings: Findings) -> set[str]:
-    """The names in `hooks.on_startup.preload` that are models."""
+    """The names in `hooks.on_startup.preload` that belong to models."""
     place = ("hooks", "on_startup", "preload")
     found = (_named(name.strip(), (*place, number), entries, findings) for number, name in enumerate(names))
     return {name for name in found if name is not None}
@@ -131,9 +131,9 @@ _TERM: Final = re.compile(r"\+?[\w.-]+")
 def apply_matrix(
     matrix: Mapping[str, Any], path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings
 ) -> dict[str, ModelEntry]:
-    """The models, with `excludes` set from the matrix: a model excludes all models that share no set with it.
+    """The models, with `excludes` set from the matrix. A model excludes all models that share no set with it.
 
-    Only pairs count. If three models share sets only pairwise, all three may run if memory allows it.
+    Pinned models are never excluded. If three models share sets only in pairs, all three may run together.
     """
     expressions = _Expressions(matrix.get("sets") or {}, matrix.get("vars") or {}, entries)
     together: _Family = frozenset()
@@ -150,7 +150,7 @@ def apply_matrix(
 
 
 _Family: TypeAlias = frozenset[frozenset[str]]
-"""Sets of names that an expression stands for: one name for each model, two for each pair that it allows."""
+"""The meaning of an expression. Each set has one model, or two models that may run at the same time."""
 
 
 class _ExpressionError(Exception):
@@ -167,7 +167,7 @@ class _Expressions:
         self._found: dict[str, _Family] = {}
 
     def family(self, name: str, within: tuple[str, ...] = ()) -> _Family:
-        """The sets of an expression. `within`: the expressions that refer to it. Raises _ExpressionError."""
+        """The sets of an expression, to which the expressions `within` refer. Raises _ExpressionError."""
         if name in within:
             raise _ExpressionError(f"must not contain itself: {' -> '.join([*within, name])}")
         if name not in self._found:
@@ -186,7 +186,7 @@ class _Expressions:
         return self._found[name]
 
     def _combine(self, tree: ast.AST, terms: list[str], within: tuple[str, ...]) -> _Family:
-        """Evaluates a parsed expression. Operators bind as in Python."""
+        """Evaluates a parsed expression. Operators have the precedence that they have in Python."""
         match tree:
             case ast.BinOp(left, ast.BitOr() | ast.BitAnd() as operator, right):
                 one, two = (self._combine(side, terms, within) for side in (left, right))

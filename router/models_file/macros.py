@@ -1,4 +1,4 @@
-"""Replaces the file's macros and variables, drops keys without a value, and keeps some values as text."""
+"""Replaces the file's macros and variables, drops keys without a value, and keeps some values as strings."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -14,7 +14,7 @@ from router.models_file.schema import load_schema
 _MACRO: Final = re.compile(r"\$\{(env\.[A-Za-z_][A-Za-z0-9_]*|[A-Za-z0-9_-]+)\}")
 _ENVIRONMENT: Final = "env."
 _MAX_TEXT: Final = 1 << 16
-"""The most characters of a text with its macros replaced. Each level of macros could double the length."""
+"""The most characters of a text after its macros are replaced. Each level of macros can double the length."""
 _COMMANDS: Final = ("cmd", "cmdStop")
 _WITHOUT_PORT: Final = ("model", "args", "aliases", "useModelName", "filters")
 """Keys of a model whose values cannot contain `${PORT}`."""
@@ -22,7 +22,7 @@ _TEXTS: Final = frozenset(
     ("model", "cmd", "cmdStop", "proxy", "checkEndpoint", "name", "description", "useModelName", "stripParams", "id")
 )
 _LISTS_OF_TEXTS: Final = frozenset(("aliases", "apiKeys", "members", "preload"))
-"""Keys whose values stay texts, also where YAML would read a number."""
+"""Keys whose values stay strings, even if YAML would read them as numbers."""
 _FREE: Final = frozenset(("args", "env", "metadata", "setParams", "setParamsByID"))
 """Keys of a model below which the user chooses the names."""
 
@@ -32,15 +32,15 @@ class MacroError(Exception):
 
 
 class Macros:
-    """The texts that `${NAME}` stands for."""
+    """The macros. A macro is a name and the text that replaces `${NAME}`."""
 
     def __init__(self, texts: Mapping[str, object], kept: Collection[str] = ()) -> None:
-        """`texts`: macros by name. `kept`: names that stay in texts, such as PORT, until a model starts."""
+        """`texts`: name -> text. `kept`: names, such as PORT, that are replaced only when a model starts."""
         self._texts = texts
         self._kept = kept
 
     def expand(self, text: str) -> Any:
-        """Replaces a text's macros. A text that is only a macro becomes the macro's value, of any type."""
+        """Replaces a text's macros. A text that is only a macro becomes the macro's value."""
         return self._expand(text, ())
 
     def _expand(self, text: str, within: tuple[str, ...]) -> Any:
@@ -76,7 +76,7 @@ def _as_text(value: object) -> str:
 
 
 def complete(root: Node, findings: Findings) -> Node:
-    """The document with macros replaced. Unknown macros are faults. Unknown keys stay unchanged."""
+    """The document with its macros replaced. Unknown macros are faults. Unknown keys stay unchanged."""
     if not isinstance(root.value, dict):
         return root
     schema = load_schema()
@@ -125,7 +125,7 @@ class _Completion:
         self._macros_at = macros_at
 
     def read(self, path: KeyPath, node: Node) -> Node:
-        """The completed value of a known key."""
+        """The value of a known key, with its macros replaced."""
         match node.value:
             case dict():
                 return self.mapping(path, node, lambda key, child: self.read((*path, key), child))
@@ -134,7 +134,7 @@ class _Completion:
         return replace(node, value=self._scalar(path, node))
 
     def mapping(self, path: KeyPath, node: Node, complete_value: Callable[[str, Node], Node]) -> Node:
-        """Completes a mapping's values. Drops keys without a value, unless they name models."""
+        """Replaces the macros in a mapping's values. Drops keys without a value, unless they name models."""
         result = Node({}, node.line)
         keeps_empty = path == ("models",) or not _FREE.isdisjoint(path[2:])
         for key, child in node.value.items():

@@ -1,7 +1,7 @@
 """Reads and checks the file of `vllm-cli serve --models`. Reports all faults at once, with line and key.
 
-`models.schema.json` defines the keys and their types. This module checks how they fit together.
-The flags in the file are checked by `router.words`, with the parsers of both engines.
+`models.schema.json` defines the keys and their types. This module checks that the keys fit together.
+`router.words` checks the flags in the file with the parsers of both engines.
 """
 
 import json
@@ -24,7 +24,7 @@ _OUR_KEYS: Final = "VLLM_API_KEY"
 
 
 class Defaults(NamedTuple):
-    """Values for a model whose keys the file does not give."""
+    """Values for keys that the file does not give for a model."""
 
     ttl_s: float | None = None
     start_timeout_s: float | None = None
@@ -58,7 +58,7 @@ def read_models_file(path: Path, defaults: Defaults, name: str | None = None) ->
 
 
 def _is_of_llama_swap(document: Any) -> bool:
-    """Whether the file has a `cmd`. Only in such a file may unknown keys be llama-swap's."""
+    """Whether the file has a `cmd`. Only then, unknown keys may be keys of llama-swap."""
     models = document.get("models") if isinstance(document, dict) else None
     models = models.values() if isinstance(models, dict) else ()
     return any("cmd" in model or "proxy" in model for model in models if isinstance(model, dict))
@@ -66,7 +66,7 @@ def _is_of_llama_swap(document: Any) -> bool:
 
 @dataclass
 class _Reader:
-    """Makes entries of a document. Drops values with structural faults."""
+    """Creates the models' entries from a document. Drops values with structural faults."""
 
     document: dict[str, Any]
     defaults: Defaults
@@ -107,7 +107,7 @@ class _Reader:
         return any(each[: len(path)] == path for each in self.wrong)
 
     def _duration(self, path: KeyPath, default: float | None, node: Any = None) -> float | None:
-        """Seconds. None for 0, which means no limit."""
+        """The duration in seconds. None for 0, which means no limit."""
         value = (self.document if node is None else node).get(str(path[-1]))
         if value is None or self._is_wrong(*map(str, path)) or value == -1:
             return default
@@ -219,7 +219,7 @@ class _Reader:
         return None if level is None or self._is_wrong("logLevel") else {"warn": "WARNING"}.get(level, level.upper())
 
     def _check_names(self, entries: Mapping[str, ModelEntry]) -> None:
-        """Reports a name that would stand for two models."""
+        """Reports names that two models have."""
         models = self.document.get("models")
         owners = {name: name for name in models} if isinstance(models, dict) else {}
         for entry in entries.values():
@@ -237,12 +237,12 @@ def _foreign(entry: ModelEntry, command: ForeignCommand) -> ModelEntry:
 
 
 def _is_elsewhere(keys: Mapping[str, Any]) -> bool:
-    """Whether another server serves the model (a `peer` of llama-swap). This one does not."""
+    """Whether another server serves the model (a `peer` of llama-swap). This router does not serve it."""
     return "peer" in keys and not {"cmd", "proxy", "model"} & keys.keys()
 
 
 def _changes(keys: Mapping[str, Any]) -> BodyChanges:
-    """The changes of request bodies. `filters` may not change `model`, which decides where a request goes."""
+    """The changes of request bodies. `filters` may not change `model`, because this key selects the model."""
     filters = keys.get("filters") or {}
     names = (filters.get("stripParams") or filters.get("strip_params") or "").split(",")
     by_name = filters.get("setParamsByID") or {}
@@ -259,13 +259,13 @@ def _without_model(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _card(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Members of a model in /v1/models that the file gives, as in llama-swap."""
+    """The members of the model's entry in /v1/models that the file gives, as in llama-swap."""
     card = {key: keys[key].strip() for key in ("name", "description") if keys.get(key)}
     return {**card, "meta": {"llamaswap": keys["metadata"]}} if keys.get("metadata") else card
 
 
 def _flag_words(key: str, value: Any) -> Iterable[str]:
-    """The words for a key such as `max-model-len: 8k`, with the rules of a --config file."""
+    """The words for a key such as `max-model-len: 8k`, by the rules of a --config file."""
     flag = f"--{key.lstrip('-')}" if not key.startswith("-") or key.startswith("--") else key
     match value:
         case None:

@@ -1,6 +1,6 @@
 """The scheduler's state: models, and their generations. A generation is one process from start to end.
 
-Standard library only. Decides nothing about other models. Times are seconds of the caller's clock.
+Imports only the standard library. No model decides about others. Times are seconds of the caller's clock.
 """
 
 import math
@@ -19,7 +19,7 @@ class EntryMemory:
         self.rules = rules
         """The rules of the entry, which contain the estimates."""
         self._peaks: dict[int, Need] = {}
-        """Level of sleep (0: ready) -> the most memory that was measured there, at most the budget."""
+        """Level of sleep (0: ready) -> the most memory that was measured there, capped at the budget."""
 
     @property
     def expected(self) -> Need:
@@ -30,7 +30,7 @@ class EntryMemory:
         return self._peaks.get(level) or self.rules.asleep.get(level, self.expected)
 
     def note(self, memory: Need, budget: Need, level: int = 0) -> None:
-        """Notes a measurement, capped at the budget, so that a model that grew above it may start alone."""
+        """Notes a measurement, capped at the budget. So a model above the budget can still start alone."""
         self._peaks[level] = self._peaks.get(level, memory).at_least(memory).at_most(budget)
 
 
@@ -45,7 +45,7 @@ class Generation:
         """When the present state began."""
         self.leases: set[int] = set()
         self.holds: set[int] = set()
-        """The leases that belong to no request, as tickets."""
+        """The tickets of leases that belong to no request."""
         self.is_stopping = False
         """Whether the process was asked to stop. A draining process with leases has not been asked yet."""
         self.has_crashed = False
@@ -55,12 +55,12 @@ class Generation:
         self.level = 0
         """The level of sleep, from the order to fall asleep until the process is awake again. 0: awake."""
         self.is_asleep = False
-        """Whether the process holds only what it needs asleep. Stays so if it is then asked to stop."""
+        """Whether the process holds only the memory that it needs asleep. Stays True during a stop."""
         self.idle_since_s = now
         """When the last lease ended, or when the process became ready or awake."""
         self._memory = model.memory
         self._used: Need | None = None
-        """The last measurement. None before the first one in the present state."""
+        """The last measurement. None before the first measurement in the present state."""
         self._has_been_ready = False
 
     @property
@@ -104,7 +104,7 @@ class Generation:
 
     @property
     def need(self) -> Need:
-        """The most memory that was measured. Before the first measurement, the estimate.
+        """The most memory that was measured, or the estimate before the first measurement.
 
         While the process falls asleep or wakes, the larger of its needs awake and asleep counts.
         """
@@ -115,24 +115,24 @@ class Generation:
 
     @property
     def rest_need(self) -> Need:
-        """The need after the present change. For a process that sleeps or falls asleep, its need asleep."""
+        """The need after the present change: `need`, or the need asleep if the process is falling asleep."""
         if not self.will_rest:
             return self.need
         return self._memory.asleep(self.level).at_least((self.is_asleep and self._used) or NOTHING)
 
     @property
     def held(self) -> Need:
-        """The memory that the process has taken, as far as is known. At most `need`.
+        """The known memory that the process has taken. It is at most `need`.
 
-        Counts as nothing during a start, even after the process was asked to stop: it may still take all of
-        its need.
+        It is zero during a start, even after the process was asked to stop, because the process may still
+        take all of its need.
         """
         if not self._has_been_ready:
             return NOTHING
         return self.need if self._used is None else self._used
 
     def note_memory(self, memory: Need, budget: Need, *, is_settled: bool) -> None:
-        """Notes a measurement after the first readiness, unless the process falls asleep or wakes."""
+        """Notes a measurement. Ignores it before the first readiness and during changes to and from sleep."""
         if not self._has_been_ready or (self.level and not self.is_asleep):
             return
         self._used = memory
@@ -148,7 +148,7 @@ class Generation:
         self._enter("ready", now)
 
     def begin_rest(self, now: float, level: int = 0) -> None:
-        """Admits no more requests, and falls asleep: now at this level, or after its leases at level 0."""
+        """Stops admitting requests. The process falls asleep now at `level`, or after its leases if 0."""
         self._used, self.level = self.held, level
         self._enter("falling asleep", now)
 
@@ -181,17 +181,17 @@ class Model:
         self.rules = rules
         self.memory = EntryMemory(rules)
         self.current: Generation | None = None
-        """The generation that gets the requests. A draining one stays here until it has ended."""
+        """The generation that gets the requests. A draining generation stays here until it has ended."""
         self.next: Generation | None = None
-        """The first generation of a changed entry: starts beside `current`, and replaces it once ready."""
+        """The first generation of a changed entry. It starts beside `current`, and replaces it once ready."""
         self.waiting: OrderedDict[int, float] = OrderedDict()
-        """Tickets of waiting requests, in order -> time of arrival."""
+        """Ticket of each waiting request -> its time of arrival, in the order of arrival."""
         self.loads: OrderedDict[int, float] = OrderedDict()
-        """Tickets of loads by hand -> time of arrival. They leave at readiness, so no limit counts them."""
+        """Ticket of each load by hand -> its time of arrival. A load ends at readiness and has no limit."""
         self.last_start_s: float | None = None
         self.num_starts = 0
         self.short_since_s: float | None = None
-        """Since when it fits by the router's sums, but the machine has less free memory than they say."""
+        """Since when other programs leave too little memory for the model, although the budget is enough."""
         self.reason = ""
         self.retry_s = -math.inf
         """The earliest time of the next start after a failure."""
@@ -246,8 +246,8 @@ class Model:
     def hungry_since_s(self) -> float:
         """Since when the oldest request waits for this start.
 
-        Once the model has been stopped for another one, its waiting requests count as new. Otherwise it
-        would start again before the other one.
+        After the model was stopped for another model, its waiting requests count as new. Otherwise this model
+        would start again before the other model.
         """
         oldest = min((next(iter(queue.values())) for queue in (self.waiting, self.loads) if queue), default=-math.inf)
         return max(oldest, self._ended_s, self.retry_s)
@@ -260,7 +260,7 @@ class Model:
 
     @property
     def is_admitting(self) -> bool:
-        """Whether the model's process takes requests now. The limit of concurrency does not count."""
+        """Whether the model's process admits requests now, if the limit of concurrency is ignored."""
         return self.current is not None and self.current.is_admitting
 
     @property
@@ -277,7 +277,7 @@ class Model:
         return self.state == "failed" and now < self.retry_s
 
     def patience_end_s(self, max_wait_s: float) -> float | None:
-        """When the oldest request has waited too long. None if no request waits, or none has a limit."""
+        """When the oldest request has waited too long. None if no request waits, or waits have no limit."""
         if self.rules.restart_limit is None or not self.waiting:
             return None
         return next(iter(self.waiting.values())) + max_wait_s
@@ -290,11 +290,11 @@ class Model:
         return any(queue and next(iter(queue)) == ticket for queue in (self.waiting, self.loads))
 
     def ttl_end_s(self) -> float | None:
-        """When the model is stopped as unused. None while it is in use, or if `ttl_s` is None."""
+        """When the model is stopped because it is idle. None while it is in use, or if `ttl_s` is None."""
         return self._idle_end_s(self.rules.ttl_s, "ready", "asleep")
 
     def idle_sleep_end_s(self) -> float | None:
-        """When the model falls asleep as unused. None while it is in use, or if `idle_sleep_s` is None."""
+        """When the idle model falls asleep. None while it is in use, or if `idle_sleep_s` is None."""
         return self._idle_end_s(self.rules.idle_sleep_s, "ready")
 
     def _idle_end_s(self, limit_s: float | None, *states: State) -> float | None:
@@ -320,11 +320,11 @@ class Model:
         self.retry_s = -math.inf
 
     def note_sleep(self, now: float) -> None:
-        """Called when the generation has fallen asleep. Waiting requests count as new, as after an end."""
+        """Called when the generation has fallen asleep. From then on, waiting requests count as new."""
         self._ended_s = now
 
     def note_end(self, last: Generation, reason: str | None, now: float, *, is_lasting: bool) -> None:
-        """Called when `current` has ended and there is no `next`. Without a request to end, it has failed."""
+        """Called after the end of `current` if there is no `next`. An end without a stop is a failure."""
         self._ended_s = now
         self._has_failed = last.state in ("starting", "ready")
         if last.state != "draining":
@@ -340,7 +340,7 @@ class Model:
         self.rules = self.memory.rules = rules
 
     def replace(self, rules: ModelRules, now: float) -> None:
-        """Takes the rules of a changed entry: failures and measurements of the old entry do not count."""
+        """Takes the rules of a changed entry. Forgets the failures and measurements of the old entry."""
         self.rules = rules
         self.memory = EntryMemory(rules)
         self.reason = ""
@@ -351,7 +351,7 @@ class Model:
             self._ended_s = now
 
     def view(self, generations: Sequence[Generation]) -> ModelView:
-        """Describes the model. `generations`: those of the model that have not ended."""
+        """Describes the model. `generations` are its generations that have not ended."""
         current = self.current
         needs = [each.need for each in generations]
         return ModelView(

@@ -1,20 +1,20 @@
 """Decides which models run and which requests they get, as a pure function of a sequence of events.
 
-It uses no clock, process or event loop: each event is a method that gets the time and returns actions.
-The memory that is free now is read only while a model waits for its start.
-`start_plan.py` decides which models are stopped for others. Standard library only.
+The scheduler uses no clock, process or event loop. Each event is a method that gets the time and returns
+actions. Free memory is read only while a model waits for its start. `start_plan.py` decides which models are
+stopped for others. This module imports only the standard library.
 
-A request holds a lease on its model from its admission until it leaves. L is the time that the longest lease
-lasts, S the longest start and stop, W = max(max_wait_s, min_stay_s). The bounds, with room for one model:
+A request holds a lease on its model from its admission until it leaves. L is the longest time of a lease, S
+that of a start and a stop together, and W is max(max_wait_s, min_stay_s). With room for one model:
 
-- A model is stopped for another one at the earliest min_stay_s after it became ready. So T seconds have at
-  most T / min_stay_s + 1 swaps (T / W + 1 if the models' requests leave no gap).
-- A model stops admitting requests at the latest W after another one begins to wait, or after its own start.
-- The same holds for models that sleep instead. S is also the longest time to fall asleep and to wake.
-  min_stay_s begins when a model is awake again. A sleeping model may be stopped at any time.
-- With n models in use, a request is admitted or refused within n * (W + L + S), however many requests come.
-  Models start in the order in which they began to wait. A model that was stopped for another one begins to
-  wait anew. Waits for a limit of concurrency, and for the pause after a failure, come on top.
+- A model that became ready is stopped for another model after min_stay_s at the earliest. So there are at
+  most T / min_stay_s + 1 swaps in T seconds (T / W + 1 if the models' requests leave no gap).
+- A model stops admitting requests at most W after another model began to wait and its own start is complete.
+- The same bounds hold for models that sleep instead. S is also the longest time to fall asleep and to wake.
+  min_stay_s begins when a model is awake again. A sleeping model can be stopped at any time.
+- If n models are in use, a request is admitted or refused within n * (W + L + S), whatever the number of
+  requests. Models start in the order in which they began to wait. A model that was stopped for another model
+  goes to the end of this order. Waits for a limit of concurrency and for the back-off are additional.
 """
 
 import itertools
@@ -44,11 +44,11 @@ from router.scheduling.terms import (
 )
 
 _SETTLE_S: Final = 2.0
-"""Seconds after a process's end in which its memory may still come back. No other model is stopped for it."""
+"""Seconds after a process's end in which its memory may become free. Meanwhile no model is stopped for it."""
 
 
 class ModelScheduler:
-    """A method that takes `now` (seconds of any clock) is an event. It returns the actions to take, in order.
+    """Each method with `now` (seconds of any clock) handles an event, and returns the actions, in order.
 
     The caller numbers tickets, one for each request. The scheduler numbers generations.
     """
@@ -56,13 +56,13 @@ class ModelScheduler:
     def __init__(self, limits: SchedulerLimits, read_free: Callable[[], Need | None] = lambda: None) -> None:
         """
         Args:
-            read_free: returns the memory that is free now. None if unknown: then only the budget limits.
+            read_free: returns the memory that is free now. If it returns None, only the budget is a limit.
         """
         self._limits = limits
         self.models: Mapping[str, Model] = {}
         """Name -> model. Only the scheduler changes this."""
         self.generations: dict[int, Generation] = {}
-        """Number -> generation, until it has ended, also of removed models. Only the scheduler changes it."""
+        """Number -> generation that has not ended, even of a removed model. Only the scheduler changes it."""
         self._numbers = itertools.count(1)
         self._leases: dict[int, Generation] = {}
         """Ticket -> the generation that it holds."""
@@ -70,7 +70,7 @@ class ModelScheduler:
         """Ticket -> the model that it waits for."""
         self._read_free = read_free
         self._settled_s = -math.inf
-        """The time from which the memory of ended processes counts as given back."""
+        """The time from which the memory of ended processes is expected to be free."""
         self._actions: list[Action] = []
         self._is_ending = False
         self._due_s: float | None = None
@@ -81,8 +81,8 @@ class ModelScheduler:
         """Replaces the models.
 
         Args:
-            restart: models that need a new process. With room beside the old one, the new process starts now
-                and takes over. Without room, the old one admits no more, and the new one starts after it.
+            restart: models that need a new process. If there is room for both processes, the new one starts
+                now and takes over. Otherwise it starts after the old one, which admits no more requests.
         """
         before, known = self.models, self._known()
         self.models = {name: known.get(name) or Model(name, rule, now) for name, rule in rules.items()}
@@ -140,15 +140,15 @@ class ModelScheduler:
         return self._decide(now)
 
     def crashed(self, number: int) -> None:
-        """The generation answers no more, but has processes that run. Requests wait for the next one."""
+        """The generation no longer answers, but has running processes. Requests wait for the next one."""
         if (generation := self.generations.get(number)) is not None:
             generation.has_crashed = generation.state not in ("starting", "draining")
 
     def ended(self, number: int, reason: str | None, now: float, *, is_lasting: bool = False) -> list[Action]:
         """The generation has ended, with all of its processes.
 
-        A process that did not fall asleep or wake, or ended asleep, counts as no failed start: a request that
-        waits, or the next one, starts the model at once.
+        If the process ended asleep, or did not fall asleep or wake, this does not count as a failed start. A
+        waiting request, or else the next request, then starts the model at once.
 
         Args:
             reason: why the generation has failed. None if it was asked to stop.
@@ -170,7 +170,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def sleep(self, model: str, now: float) -> list[Action]:
-        """Puts a ready model to sleep by hand, after its leases. Requests that arrive or wait wake it."""
+        """Puts a ready model to sleep by hand, after its leases. Waiting and later requests wake it."""
         found = self.models.get(model)
         if found is not None and found.current is not None and found.state == "ready" and found.next is None:
             found.current.begin_rest(now)
@@ -179,7 +179,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def unload(self, model: str, now: float) -> list[Action]:
-        """Stops the model by hand, after its leases. Requests that arrive or wait start it again."""
+        """Stops the model by hand, after its leases. Waiting and later requests start it again."""
         if (found := self.models.get(model)) is not None:
             self._drain(found, now)
         return self._decide(now)
@@ -187,7 +187,7 @@ class ModelScheduler:
     # Events: requests
 
     def arrive(self, ticket: int, name: str, now: float) -> list[Action]:
-        """A request arrives. It is admitted or refused now, or it waits for one of both until it leaves."""
+        """A request arrives, and is admitted or refused. If neither is possible yet, it waits."""
         model = self._model_for(ticket, name)
         if model is None:
             return self._take_actions()
@@ -202,7 +202,7 @@ class ModelScheduler:
         return self._take_actions()
 
     def load(self, ticket: int, name: str, now: float) -> list[Action]:
-        """Like `arrive`, for a load by hand: a failed model starts at once, and no limit of requests applies.
+        """A load by hand arrives. A failed model starts at once, and no limit of requests applies.
 
         `Admit` means that the model is ready. The ticket should then leave at once.
         """
@@ -216,7 +216,7 @@ class ModelScheduler:
         return self._enqueue(ticket, model, model.loads, now)
 
     def hold(self, ticket: int, number: int) -> None:
-        """Gives a ticket a lease that no limit of requests counts. An ended generation gives none."""
+        """Gives a ticket a lease to which no limit applies. Does nothing if the generation has ended."""
         if (generation := self.generations.get(number)) is not None:
             generation.leases.add(ticket)
             generation.holds.add(ticket)
@@ -237,7 +237,7 @@ class ModelScheduler:
     # Events: memory and time
 
     def measured(self, number: int, memory: Need, now: float, *, is_settled: bool = True) -> list[Action]:
-        """Notes the memory of a generation's processes. The most that a ready one uses is its model's need.
+        """Notes the memory of a generation. The most that it uses while it is ready becomes its model's need.
 
         Args:
             is_settled: False while the processes may take more. Then the need is at least the estimate.
@@ -266,7 +266,7 @@ class ModelScheduler:
         return max(0.0, min(dues) - now) if dues else None
 
     def drain(self, now: float) -> list[Action]:
-        """The router ends: refuses all waiting and new requests, and stops each model after its leases."""
+        """Refuses all waiting and new requests, and stops each model after its leases. The router ends."""
         self._is_ending = True
         for model in self.models.values():
             self._refuse_waiting(model, "shutting_down", _ENDING)
@@ -287,7 +287,7 @@ class ModelScheduler:
         return {**{each.name: each.model for each in self.generations.values()}, **self.models}
 
     def _in_state(self, number: int, state: State) -> Generation | None:
-        """The generation with this number, if it is still in the state in which the order was given."""
+        """The generation with this number, if it is still in this state. None otherwise."""
         generation = self.generations.get(number)
         return generation if generation is not None and generation.state == state else None
 
@@ -390,7 +390,7 @@ class ModelScheduler:
         return generation
 
     def _drain(self, model: Model, now: float) -> None:
-        """Lets the model's generations admit no more requests, and stops each after its leases."""
+        """Stops the model's generations after their leases. From now on they admit no requests."""
         model.next = None
         for generation in self.generations.values():
             if generation.model is model:
@@ -403,7 +403,7 @@ class ModelScheduler:
             self._actions.append(Stop(generation.number))
 
     def _fall_asleep(self, generation: Generation, now: float) -> None:
-        """Puts a generation without leases to sleep, because it was idle or by hand."""
+        """Puts a generation without leases to sleep, after its idle time or on an order by hand."""
         self._make_room(Victim(generation, self._plan(self._read_free(), now).level_for(generation)), now)
 
     def _make_room(self, victim: Victim, now: float) -> None:
@@ -429,7 +429,7 @@ class ModelScheduler:
     # Decision
 
     def _decide(self, now: float) -> list[Action]:
-        """Starts waiting models and stops others for them. Called last by every event that may change it."""
+        """Starts waiting models, and stops other models for them. Called at the end of most events."""
         read_free = cache(self._read_free)
         has_changed = True
         while has_changed:
@@ -440,7 +440,7 @@ class ModelScheduler:
         return self._take_actions()
 
     def _collect_hungry(self, now: float) -> list[Model]:
-        """The models that wait for a start, longest wait first. Notes when other models may start again."""
+        """The models that wait for a start, longest wait first. Notes when models in back-off may start."""
         hungry = []
         for model in self.models.values():
             if model.is_hungry:
@@ -459,7 +459,7 @@ class ModelScheduler:
                 self._admit_waiting(generation.model)
 
     def _place(self, hungry: Iterable[Model], free: Need | None, now: float) -> bool:
-        """Places each hungry model by one plan. Returns whether any was started, stopped or refused."""
+        """Places all hungry models in one plan. Returns whether a model was started, stopped or refused."""
         plan, has_changed = self._plan(free, now), False
         for model in hungry:
             if not model.is_hungry:  # its sleeping process was stopped for an earlier model

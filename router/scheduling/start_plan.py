@@ -1,13 +1,13 @@
 """Decides which models start now, and which are stopped for them, in one plan for all waiting models.
 
-Standard library only. The plan changes no model. It places the models in the order in which they began to
-wait. Each placed model reserves its memory and its victims, so that later models do not count on them.
+This module imports only the standard library. The plan changes no model. Models are placed in the order in
+which they began to wait. Each placed model reserves its memory and its victims, and later models get neither.
 
-All models together may use the free memory and what their processes hold, but at most the budget. Each
-process counts with its whole need: memory that a start has not taken yet is not given away twice.
+All models together may use the free memory plus the memory that their processes hold, up to the budget. Each
+process counts with its whole need, so that memory that a start has not taken yet is not given away twice.
 
-A model whose process sleeps is woken instead of started. The process is set aside while its model is placed.
-A sleeping process takes no slot, excludes no model, and is the first to be stopped for others.
+A model whose process sleeps is woken instead of started. While the plan places such a model, it ignores the
+sleeping process. A sleeping process takes no slot, excludes no model, and is stopped for others first.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ from router.scheduling.terms import NOTHING, UNLIMITED, Need, SchedulerLimits
 _POLL_S: Final = 0.1
 """Seconds between two plans while a start waits only for memory."""
 _SLOW_POLL_S: Final = 1.0
-"""Seconds between two plans while models must be stopped for a start: others may free memory first."""
+"""Seconds between two plans while other models must be stopped for a start. Memory may become free before."""
 
 
 class Victim(NamedTuple):
@@ -34,7 +34,7 @@ class Victim(NamedTuple):
 
     @property
     def part(self) -> "_Room":
-        """The room that this frees."""
+        """The room that becomes free."""
         part = _Room.of_staying(self.process)
         return part.without(_Room(0, self.process.levels[self.level])) if self.level else part
 
@@ -44,9 +44,9 @@ class Placement:
     """The decision about one waiting model."""
 
     kind: Literal["start", "stop", "wait", "short", "blocked", "refuse"]
-    """`start`: or wake. `stop`: stop the victims now, or have them fall asleep.
-    `short`: it fits by the router's sums, but the machine has less free memory than they say.
-    `blocked`: it must not run when a model starts that waits for longer."""
+    """`start`: start or wake the model. `stop`: stop the victims now, or put them to sleep.
+    `short`: other programs leave too little memory, although the budget is enough.
+    `blocked`: the model must not start before a model that has waited longer."""
     victims: tuple[Victim, ...] = ()
     """With `stop`: the processes to stop. With `wait`: the processes that admit no requests from now on."""
     text: str = ""
@@ -66,10 +66,10 @@ class StartPlan:
         """
         Args:
             free: the memory that is free now. None if it is unknown.
-            settled_s: until then, memory of ended processes may come back, so that only the budget limits.
+            settled_s: until then, memory of ended processes may become free, so that only the budget counts.
         """
         self.due_s: float | None = None
-        """When the plan can change only because time passes. None: it cannot."""
+        """The next time at which the plan may change without an event. None if there is no such time."""
         self._limits = limits
         self._free = free
         self._now = now
@@ -80,7 +80,7 @@ class StartPlan:
         self._excluded: set[str] = set()
         """Models that must not start before the models that were placed so far."""
         self._is_closed = False
-        """Whether an earlier model needs more memory than there is: then later ones stop no model."""
+        """Whether an earlier model waits for memory. Then no model is stopped for models placed later."""
         held = Need.sum(each.held for each in self._processes)
         self._memory = limits.budget if free is None else limits.budget.at_most(free.plus(held))
         """All memory that models may use now."""
@@ -92,11 +92,11 @@ class StartPlan:
             self._planned.take(_Room.of_staying(each))
 
     def has_room(self, model: Model) -> bool:
-        """Whether a process of the model can start now beside all that run."""
+        """Whether a process of the model can start now beside all running processes."""
         return not self._has_conflict(model) and self._present.holds(model.need)
 
     def level_for(self, other: Generation, spare_bytes: int | None = None) -> int:
-        """The best level at which a process can sleep now. 0 if it has none, or its weights do not fit.
+        """The best level at which a process can sleep now. 0 if it cannot sleep or its weights do not fit.
 
         Args:
             spare_bytes: the machine's memory that the sleep may take. None: all free memory.
@@ -108,7 +108,7 @@ class StartPlan:
         return next(fitting, 0)
 
     def place(self, model: Model) -> Placement:
-        """Decides about one model, and reserves what the model needs."""
+        """Decides about one model, and reserves the room that the model needs."""
         sleeper = model.sleeper
         if sleeper is None:
             return self._reserved(model, self._place(model))
@@ -169,7 +169,7 @@ class StartPlan:
         return Placement("wait")
 
     def _short(self, model: Model) -> Placement:
-        """Other programs use the memory. Waits for them, for a limited time."""
+        """Waits a limited time for memory that other programs use. After this time, refuses the model."""
         self._is_closed = True
         since_s = self._now if model.short_since_s is None else model.short_since_s
         end_s = since_s + self._limits.memory_wait_s
@@ -181,10 +181,10 @@ class StartPlan:
     # Without room
 
     def _replace(self, model: Model) -> Placement:
-        """Chooses the processes to stop for this model: idle ones if they suffice.
+        """Chooses the processes to stop for this model. Chooses only idle processes if they suffice.
 
-        Processes that start, or whose models have waiting requests, come last. These are stopped only after
-        they have been ready.
+        Processes that are starting, or whose models have waiting requests, are chosen last. They are stopped
+        only after they have been ready.
         """
         candidates = [other for other in self._staying if not self._stays_for_good(other)]
         if self._free is not None:
@@ -211,14 +211,14 @@ class StartPlan:
         return not other.model.num_waiting or other.claimed_by is not None
 
     def _claim_s(self, other: Generation, model: Model) -> float:
-        """When `other` stops admitting requests: by then both models have had their time."""
+        """When `other` stops admitting requests, `max_wait_s` after it is ready and `model` has to wait."""
         return max(model.hungry_since_s, other.since_s) + self._limits.max_wait_s
 
     def _choose(self, model: Model, candidates: Sequence[Generation]) -> list[Victim] | None:
         """Chooses the candidates that the model excludes, then the cheapest others until there is room.
 
         Models that should sleep fall asleep if that makes enough room. Otherwise they are stopped.
-        None if stopping all candidates does not make enough room.
+        Returns None if there is not enough room even without all candidates.
         """
 
         def order(other: Generation) -> tuple[bool, _Rank, float, float]:
@@ -274,14 +274,14 @@ class StartPlan:
             self._staying.remove(victim.process)
 
     def _wait(self) -> Placement:
-        """Waits for a change, and reserves the present room for this model."""
+        """Waits for a change. No model is stopped for models that are placed later."""
         self._is_closed = True
         return Placement("wait")
 
     # Sums
 
     def _has_conflict(self, model: Model) -> bool:
-        """Whether a model that this one excludes still has a process that is awake."""
+        """Whether a model that `model` excludes still has a process that is awake."""
         return any(other.name in model.excludes and other.state != "asleep" for other in self._processes)
 
     @property
@@ -293,7 +293,7 @@ class StartPlan:
         return self._now < self._settled_s
 
     def _can_suffice(self, model: Model) -> bool:
-        """Whether the memory is enough beside pinned models. True while starts or ends leave that open."""
+        """Whether memory suffices beside pinned models. True also while starts and ends may change this."""
         steady = ("ready", "asleep", "draining")
         is_clear = not self._is_settling and all(other.state in steady for other in self._processes)
         return not is_clear or model.need.fits_in(self._beside_pinned(self._memory))
@@ -305,7 +305,7 @@ class StartPlan:
         return other.model.rules.pinned and other.state != "draining"
 
     def _lasting_conflict(self, model: Model) -> str:
-        """Why waiting cannot help: even with only pinned models, budget, number or exclusions forbid it."""
+        """Why budget, number of models or exclusions forbid the start even beside pinned models alone."""
         pinned = [other for other in self._processes if self._stays_for_good(other)]
         beside = f" beside the pinned {_list_needs(pinned)}" if pinned else ""
         if excluded := [other.name for other in pinned if _excludes(model, other)]:
@@ -347,7 +347,7 @@ class _Rank(IntEnum):
 
 @dataclass
 class _Room:
-    """Slots and memory: all that is left, or the part that one process takes."""
+    """Slots and memory that are left, or that one process takes."""
 
     slots: float
     memory: Need
@@ -359,7 +359,7 @@ class _Room:
 
     @classmethod
     def of_staying(cls, process: Generation) -> Self:
-        """The room that the process takes in the end: less if it is falling asleep."""
+        """The room that the process takes after its present change. Less if it is falling asleep."""
         return cls(not process.will_rest, process.rest_need)
 
     def holds(self, need: Need) -> bool:

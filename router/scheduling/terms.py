@@ -1,6 +1,6 @@
 """The scheduler's types: memory, limits, rules of a model, actions, and the view of a model.
 
-Standard library only.
+This module imports only the standard library.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 from startup.ground.config import SeveralModelsConfig
 
 State = Literal["stopped", "starting", "ready", "falling asleep", "asleep", "waking", "draining", "failed"]
-"""`draining`: its process admits no more requests, and is stopped when its last request has ended.
-`falling asleep`: its process admits none either, but stays and frees the GPU's memory. A request wakes it.
-`failed`: it has no process, and the last one failed to start or ended by itself."""
+"""`draining`: the model's process admits no more requests, and is stopped when its last request has ended.
+`falling asleep`: the process stops admitting requests, and frees the GPU's memory. A later request wakes it.
+`failed`: the model has no process, and its last process failed to start or ended by itself."""
 
 RefusalKind = Literal["failed", "overloaded", "no_room", "removed", "shutting_down"]
 
@@ -37,7 +37,7 @@ class Need(NamedTuple):
         return Need(self.ram_bytes - other.ram_bytes, self.gpu_bytes - other.gpu_bytes)
 
     def fits_in(self, room: "Need") -> bool:
-        """Whether the room is large enough. A need of nothing fits even into an overdrawn room."""
+        """Whether the room is large enough. A need of zero fits even into a negative room."""
         return (self.ram_bytes <= 0 or self.ram_bytes <= room.ram_bytes) and (
             self.gpu_bytes <= 0 or self.gpu_bytes <= room.gpu_bytes
         )
@@ -55,7 +55,7 @@ UNLIMITED = 1 << 62
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerLimits(SeveralModelsConfig):
-    """Limits that all models of a router share, those of flags and others."""
+    """Limits that all models of a router share. Flags set the limits of the base class."""
 
     min_stay_s: float = 2.0
     """Seconds after a model became ready in which it is not stopped for another one."""
@@ -69,10 +69,10 @@ class SchedulerLimits(SeveralModelsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRules:
-    """What the scheduler knows about one model."""
+    """The properties of one model that the scheduler uses."""
 
     ttl_s: float | None = None
-    """Seconds without a request until the model is stopped. None, or a pinned model: it stays."""
+    """Seconds without a request until the model is stopped. None: it stays. A pinned model always stays."""
     pinned: bool = False
     """Whether the model is never stopped for another model."""
     concurrency: int | None = None
@@ -82,7 +82,7 @@ class ModelRules:
     excludes: frozenset[str] = frozenset()
     """Models that must have no process when this model starts."""
     restart_limit: int | None = None
-    """The model restarts by itself until it failed so often in a row. Requests wait at most `max_wait_s`."""
+    """Failures in a row until the model stops restarting by itself. If set, waits end after `max_wait_s`."""
     on_swap: Literal["stop", "sleep"] = "stop"
     """How the model makes room when another model needs its memory."""
     idle_sleep_s: float | None = None
@@ -99,16 +99,16 @@ class ModelRules:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start a process of the model. Its event is `became_ready` or `ended`."""
+    """Start a process of the model. The caller then reports `became_ready` or `ended`."""
 
     generation: int
-    """The number of this generation, which its events, `Stop` and `Admit` carry, too."""
+    """The number of the new generation. Its events and its later actions carry this number, too."""
     model: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Stop a process that has no lease. Its event is `ended`."""
+    """Stop a process that has no lease. The caller then reports `ended`."""
 
     generation: int
 
@@ -117,7 +117,7 @@ class Stop:
 class Sleep:
     """Put a process that has no lease to sleep.
 
-    Its event is `fell_asleep`, `stayed_awake` or `ended`.
+    The caller then reports `fell_asleep`, `stayed_awake` or `ended`.
     """
 
     generation: int
@@ -126,14 +126,14 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """Wake the process. Its event is `woke` or `ended`."""
+    """Wake the process. The caller then reports `woke` or `ended`."""
 
     generation: int
 
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """A model with a `restart_limit` has failed too often, or for good, and is not started any more."""
+    """A model with a `restart_limit` has failed too often, or for good. It no longer restarts by itself."""
 
     model: str
 
@@ -148,7 +148,7 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """The ticket is refused. It need not leave."""
+    """The ticket is refused. The caller need not report that it leaves."""
 
     ticket: int
     kind: RefusalKind
@@ -161,7 +161,7 @@ Action = Start | Stop | Sleep | Wake | GiveUp | Admit | Refuse
 
 @dataclass(frozen=True, kw_only=True)
 class ModelView:
-    """One model as lists show it. Times are those of the scheduler's clock."""
+    """The state of one model, as lists show it. Times are those of the scheduler's clock."""
 
     state: State
     since_s: float
@@ -169,7 +169,7 @@ class ModelView:
     """The requests that hold a lease on any of the model's processes."""
     num_waiting: int
     need: Need
-    """The need of all of the model's processes together. Without a process, the need of the next one."""
+    """The need of all of the model's processes together, or of the next process if there is none."""
     reason: str
     """Why the last start failed, or the last process ended by itself. Empty once a start has succeeded."""
     retry_at_s: float | None

@@ -1,4 +1,4 @@
-"""A GGUF model as an entry that llama-server serves: flags of `serve` become its flags."""
+"""Converts the flags of `serve` for a GGUF model to flags of llama-server, which then serves the model."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,15 +25,15 @@ _NOTHING: Final = {
     "--quantization": ("gguf",),
     "--standby": ("off",),
 }
-"""Values that change nothing, beside those of the flags themselves."""
+"""Flag -> values that change nothing here, in addition to the neutral values that the flag itself has."""
 
 
 def as_llama_server(entry: ModelEntry, model: GgufModel, words: Sequence[str]) -> ModelEntry:
     """The entry with llama-server's command.
 
     Args:
-        entry: it has all its names and variables.
-        model: what llama-server loads.
+        entry: the model's entry with all its names and variables.
+        model: the model that llama-server loads.
         words: MODEL and flags of `serve`, without those of the engine and of names.
 
     Raises:
@@ -60,7 +60,7 @@ def _changes_nothing(given: GivenFlag) -> bool:
 
 
 def _llama_words(given: Mapping[str, GivenFlag], config: StartupConfig) -> Iterator[str]:
-    """llama-server divides its context among its slots, unless they share it (`--kv-unified`)."""
+    """Yields llama-server's flags. It divides its context among its slots, unless --kv-unified shares it."""
     engine, renderer = config.engine, config.renderer
     num_slots = engine.max_num_seqs if "--max-num-seqs" in given else None
     if engine.max_model_len is not None:

@@ -1,7 +1,7 @@
 """Completes the command line of a router's model, and checks it by its engine's parser and preflight.
 
-A model with variables of its own is checked in a process that has these variables, because parsers, preflight
-and libraries read the environment of their process.
+If a model has its own variables, it is checked in a process that has these variables, because parsers,
+preflight and libraries read the environment of their process.
 """
 
 import pickle
@@ -58,11 +58,11 @@ _CODE: Final = (
     f"import sys; sys.path.append(sys.argv[1]); import {OWN_PACKAGES_MODULE}; from {__name__} import main; main()"
 )
 _CHECK_S: Final = 120
-"""The most seconds for a check in a process of its own. Usually it takes a quarter of a second."""
+"""The most seconds for a check in a separate process. Such a check usually takes a quarter of a second."""
 
 
 class CheckedModel(NamedTuple):
-    """An entry with its completed command line, and what the checks found."""
+    """An entry with its completed command line, and the results of the checks."""
 
     entry: ModelEntry
     faults: tuple[Fault, ...] = ()
@@ -74,7 +74,7 @@ class CheckedModel(NamedTuple):
 
 
 class ModelCheck:
-    """Completes and checks the command lines of models, on any thread."""
+    """Completes and checks the command lines of models. Used on any thread."""
 
     def __init__(self, config: StartupConfig, words: RouterWords, file: str) -> None:
         self._config = config
@@ -146,7 +146,7 @@ class ModelCheck:
         return replace(entry, words=tuple(words))
 
     def _check_as_started(self, entry: ModelEntry) -> CheckedModel:
-        """Checks the entry in a process with the entry's variables. No command line shows them."""
+        """Checks the entry in a process with the entry's variables, which appear on no command line."""
         if not entry.env:
             return self._check(entry)
         command = [sys.executable, "-P", "-c", _CODE, _root_folder()]
@@ -214,7 +214,7 @@ def _reject_flags(words: Sequence[str]) -> None:
 
 
 def _reject_keys(flags: Iterable[str]) -> None:
-    """Rejects API keys in the model's --config file. Its words have none."""
+    """Rejects API keys in the model's --config file. Its command line was checked before."""
     for flag in sorted(flags_with_role("keys").intersection(flags)):
         text = f"its --config must not have {flag.removeprefix('--')}"
         raise InputError(f"{text}: give keys on the command line, for all models")
@@ -226,7 +226,7 @@ def _last_value(words: Sequence[str], name: str) -> str | None:
 
 
 def served_names(words: Sequence[str]) -> list[str]:
-    """The names of the last --served-model-name. vLLM also uses only the last one."""
+    """The names in the last --served-model-name. vLLM also uses only the last use of this flag."""
     given = find_values(words, _SERVED_NAME)
     return [name for name in given[-1] if name] if given else []
 

@@ -47,7 +47,7 @@ def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
 
 
 def _words_of_file(line: CommandLine) -> list[str]:
-    """The settings of the --config file that the router needs, as flags. vLLM reads the file itself."""
+    """The settings in the --config file that the router needs, as flags. vLLM reads the file itself."""
     names = flags_with_role("address", "keys", "port", "both", "program")
     settings = line.config.settings if line.config is not None else {}
     known = {key: find_known_flag(f"--{key}") for key in settings}
@@ -83,7 +83,7 @@ def _read_port(words: Sequence[str], in_file: Sequence[str] = ()) -> StartupConf
 
 
 def _without_config_file(words: Sequence[str]) -> Sequence[str]:
-    """The words, with the settings of the --config file as flags, because some are the router's."""
+    """The words, with the --config file's settings as flags. Some of these flags are those of the router."""
     given = Arguments.parse(words)
     if (path := given.last_value(CONFIG.name)) is None:
         return words
@@ -91,7 +91,7 @@ def _without_config_file(words: Sequence[str]) -> Sequence[str]:
 
 
 def _entry(options: StartOptions, words: Sequence[str], engine: str, names: Sequence[str]) -> ModelEntry:
-    """The model with its command line, without API keys, which other users could read there."""
+    """The model with its command line. API keys are left out, because other users could read them there."""
     kept: list[str] = []
     for flag, given in split_flags(words):
         name = given.flag if flag is None else flag.name

@@ -26,7 +26,7 @@ from startup.words.errors import InputError
 logger = logging.getLogger(__name__)
 
 _MAX_AT_ONCE: Final = 8
-"""Preflights that run at once. Preflights of models that are not on disk wait for the hub."""
+"""The most preflights that run at once. For models that are not on disk, preflights wait for the hub."""
 _OF_MACHINE: Final = ("environment", "cache", "shm")
 """Checks with the same findings for all models, because they concern the machine."""
 
@@ -47,12 +47,12 @@ class CheckedModels:
         return {name: model.entry for name, model in self.models.items()}
 
     def report(self, duration_s: float) -> PreflightReport:
-        """The report of all models, in the form for one model. Faults of the file count as `usage`."""
+        """One report about all models, in the form for one model. Faults of the file count as `usage`."""
         found = (finding for report in self.reports().values() for finding in report.findings)
         return PreflightReport(tuple(dict.fromkeys(found)), duration_s)
 
     def reports(self) -> dict[str, PreflightReport]:
-        """Model's name -> its report. What concerns the file, or several models, has an empty name."""
+        """Name of a model -> its report. The empty name stands for the file and for several models."""
         found: dict[str, list[Finding]] = {name: [] for name in ("", *self.models)}
         owners = {fault: name for name, model in self.models.items() for fault in model.faults}
         for fault in self.faults:
@@ -74,7 +74,7 @@ class ModelsReader:
         self.path = Path(file) if file is not None and not several.words.models else None
         """The file of models. None if the command line names the models."""
         self.last = CheckedModels({})
-        """The models at the last time when they were free of faults."""
+        """The result of the last check that found no faults."""
         self._given: Mapping[str, ModelEntry] = {}
         """Name -> the entry in the file, before defaults are added."""
 
@@ -183,7 +183,7 @@ def router_options(several: SeveralModels, reader: ModelsReader, checked: Checke
     """The settings of a router.
 
     Raises:
-        CommandLineError: a key, a value or a flag is not accepted; the message lists all faults.
+        CommandLineError: a key, a value or a flag is not accepted. The message lists all faults.
         ModelsFileError: the preflights found faults.
     """
     if checked.faults:
@@ -215,7 +215,7 @@ def _template_kinds(config: StartupConfig, models: Iterable[CheckedModel]) -> tu
 
 
 def _name_of(word: str) -> str:
-    """The last part of a folder's path (of a link, not its target) or of an address. A hub id stays whole."""
+    """The last part of a folder's path or an address. A link's own name counts. A hub id stays whole."""
     if "://" in word:
         return urlsplit(word).path.strip("/").rpartition("/")[2] or word
     path = Path(word).expanduser()
@@ -224,7 +224,7 @@ def _name_of(word: str) -> str:
 
 
 def _once(faults: Iterable[Fault]) -> list[Fault]:
-    """Names faults of the machine, or of a program that several models lack, only once."""
+    """Removes repetitions of faults that concern the machine, or a program that several models lack."""
     faults = [replace(f, line=None, key="") if f.check in _OF_MACHINE else f for f in faults]
     lacking: dict[str, list[str]] = {}
     for fault in faults:
@@ -235,7 +235,7 @@ def _once(faults: Iterable[Fault]) -> list[Fault]:
 
 
 def _double_names(models: Sequence[CheckedModel], file: str) -> Iterator[Fault]:
-    """Reports double names of adapters and of --served-model-name. The file itself does not show them."""
+    """Reports names that two models get from adapters or --served-model-name. The file does not show them."""
     owners: dict[str, str] = {}
     for entry in (model.entry for model in models):
         for name in dict.fromkeys(entry.request_names):

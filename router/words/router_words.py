@@ -1,4 +1,4 @@
-"""Splits the words of `serve --models FILE` and `serve A B`: models, router's flags, defaults of models."""
+"""Splits the words of `serve --models FILE` and `serve A B` into models, router's flags and models' flags."""
 
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
@@ -19,11 +19,11 @@ from startup.words.serve_command import WORDS, build_startup_config, read_settin
 from startup.words.table import split_flags
 
 _NOT_OF_MODELS: Final = frozenset(("address", "keys", "tls", "port", "router"))
-"""Roles of flags that a model behind a router cannot have."""
+"""The roles of flags that a model behind a router must not have."""
 PORT_DEFAULTS: Final = ("--http-max-body-size=256MiB", "--http-max-held-size=4GiB")
-"""Defaults at the router's port. The router keeps long bodies on disk, and does not know a model's limits."""
+"""Defaults for the router's port. The router keeps long bodies on disk. Models' limits are unknown to it."""
 QUIET_FLAG: Final = "--disable-uvicorn-access-log"
-"""A flag for each model. The router logs the requests instead, because it knows the client."""
+"""A flag that each model's server gets. The router logs requests instead, because it knows the client."""
 
 _OF_ONE_MODEL: Final = {
     "--config": "write its flags here, or `config:` into the args of each model",
@@ -35,28 +35,28 @@ _OF_ONE_MODEL: Final = {
     "--lora-modules": "write it into the args of its model",
     "--startup-report": "write it into the args of a model",
 }
-"""Flag that cannot be the same for all models -> what to do instead."""
+"""Flag that several models cannot share -> the advice in the error message."""
 _KEYS: Final = {
     "--idle-stop": "ttl is its time without requests",
     "--idle-sleep": "idle_sleep is its time awake without requests",
     "--on-swap": "on_swap is that of one model",
 }
-"""Flag -> the key that stands for it in the file of models."""
+"""Flag -> a hint that names the key for it in the file of models."""
 _ONE_SERVER: Final = "its processes are on this machine, behind one socket"
 
 
 class RouterWords(NamedTuple):
-    """The words after `serve`, split."""
+    """The words after `serve`, split into groups."""
 
     models: tuple[str, ...]
     """The words before the first flag."""
     own: list[str]
     defaults: list[str]
-    """Flags that are put before each model's own flags."""
+    """The flags that come before each model's own flags."""
 
     @property
     def is_one_model(self) -> bool:
-        """Whether there is one model, which llama-server serves."""
+        """Whether the words name a single model, which llama-server serves."""
         return len(self.models) == 1
 
 
@@ -112,17 +112,17 @@ def is_own(flag: Flag | None) -> TypeGuard[Flag]:
 
 
 def is_of_models(flag: Flag | None) -> bool:
-    """Whether a model behind a router can have a flag."""
+    """Whether a model behind a router can have this flag."""
     return flag is None or flag.role not in _NOT_OF_MODELS
 
 
 def without_ours(words: Iterable[str]) -> list[str]:
-    """The words without limits that vLLM does not have. The router's port applies them."""
+    """The words without the limits that vLLM does not support. The router itself applies these limits."""
     return without_flags(words, [name for name in flags_with_role("both") if name.startswith("--http-")])
 
 
 def fault_of_model(flag: Flag) -> str | None:
-    """Why a model behind a router cannot have a flag. None if it can."""
+    """Why a model behind a router cannot have this flag. None if it can."""
     match flag.role:
         case "address":
             return "requests for all models come to the port of the command line"
@@ -136,7 +136,7 @@ def fault_of_model(flag: Flag) -> str | None:
 
 
 def is_elsewhere(name: str, values: Sequence[str]) -> bool:
-    """Whether a server with this flag would not run on this machine alone, behind one socket."""
+    """Whether a server with this flag would use other machines, or listen on more than one socket."""
     return name in flags_that_change("elsewhere") and tuple(values) != ("1",)
 
 

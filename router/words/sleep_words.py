@@ -1,4 +1,4 @@
-"""Whether a model can sleep, at which levels, and which flag vLLM needs for that."""
+"""Finds the levels at which a model can sleep, and adds the flag that vLLM needs for it."""
 
 from dataclasses import replace
 from typing import Final, NamedTuple
@@ -20,7 +20,7 @@ class SleepWords(NamedTuple):
 
 
 def with_sleep_words(entry: ModelEntry) -> SleepWords:
-    """Adds the flag and levels of sleep to a complete entry. Without levels, the model is stopped instead."""
+    """Sets the flag and levels of sleep in a complete entry. A model without levels is stopped instead."""
     has_flag = bool(find_values(entry.words, _FLAG))
     if entry.engine != "vllm" or not (has_flag or entry.should_sleep):
         return SleepWords(replace(entry, sleep_levels=()))

@@ -1,4 +1,4 @@
-"""README's chart: where the time of a start goes, drawn from the newest JSON files."""
+"""Draws README's chart of the phases of starts from the newest JSON files."""
 
 from collections.abc import Iterator, Mapping
 from math import fsum
@@ -47,7 +47,7 @@ _GROUPS: Final = {
 
 
 def draw_chart(figures: Figures) -> str:
-    """The SVG; starts that have not been measured are left out."""
+    """The chart as SVG. Starts that have not been measured are left out."""
     groups = [Group(title, bars) for title, starts in _GROUPS.items() if (bars := list(_bars(figures, starts)))]
     steps = {start.step for starts in _GROUPS.values() for start in starts}
     runs = [runs[0] for step in sorted(steps) if (runs := figures.runs_of(step))]
@@ -65,9 +65,9 @@ def _bars(figures: Figures, starts: tuple[_Start, ...]) -> Iterator[Bar]:
 
 
 def divide_median(rounds: list[Mapping[str, Any]]) -> dict[str, float]:
-    """The median time to the first token, divided as the medians of the phases are.
+    """The median time to the first token, divided in the proportions of the phases' medians.
 
-    Without phases, all of it is the last phase.
+    If there are no phases, all of the time belongs to the last phase.
     """
     total_s = median(each.get("first_token_s") or each["answer"] for each in rounds)
     known = [each for each in rounds if each.get("phases_s")]

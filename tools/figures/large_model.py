@@ -21,7 +21,7 @@ _DEVIATION: Final = 0.02
 
 
 def make_large_model(folder: Path, small: Path) -> None:
-    """Writes it in bfloat16, with the tokenizer and the other settings of a small model."""
+    """Writes the model in bfloat16, with the tokenizer and the other settings of a small model."""
     folder.mkdir()
     for file in small.iterdir():
         if file.suffix != ".safetensors":

@@ -1,7 +1,7 @@
-"""Writes what shows figures, from the JSON files alone: README's table, docs/figures.md and docs/start.svg.
+"""Writes README's table of figures, docs/figures.md and docs/start.svg from the JSON files.
 
-The text of docs/figures.md is that of `page.md`. `{{rows}}` stands for the measured rows of a section,
-`{{tables}}` for its older tables, `{{machines}}` and `{{earlier}}` for the tables of these sections.
+`page.md` has the text of docs/figures.md. In this text, `{{rows}}` stands for a section's measured rows, and
+`{{tables}}` for its older tables. `{{machines}}` and `{{earlier}}` stand for the tables of these sections.
 """
 
 import re
@@ -23,14 +23,14 @@ _EARLIER_COLUMNS: Final = ("figure", "vllm-cli", "peer", "ratio")
 
 
 def write_pages() -> None:
-    """Writes all of them."""
+    """Writes all pages."""
     figures = Figures()
     for path, build in SHOWS_FIGURES.items():
         path.write_text(build(figures))
 
 
 def build_readme(figures: Figures) -> str:
-    """README with the table of today's figures between its marks."""
+    """README with the table of the newest figures between its marks."""
     before, begin, rest = README.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     assert begin, BEGIN
@@ -112,4 +112,4 @@ SHOWS_FIGURES: Final[dict[Path, Callable[[Figures], str]]] = {
     ROOT / "docs" / "figures.md": build_page,
     ROOT / "docs" / "start.svg": draw_chart,
 }
-"""What is written, and how."""
+"""File with figures -> the function that returns its content."""

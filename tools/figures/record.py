@@ -1,4 +1,4 @@
-"""The JSON files of `docs/figures`: a file for each machine and date, and the machines with their letters."""
+"""The JSON files of `docs/figures`: a file for each machine and date, and a file with machines' letters."""
 
 import json
 import os
@@ -19,21 +19,21 @@ ROOT: Final = Path(__file__).parents[2]
 FOLDER: Final = ROOT / "docs" / "figures"
 _MACHINES: Final = "machines.json"
 _INSTRUCTIONS: Final = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
-"""Names of instructions, by the flag of `lscpu`. A machine is known by the first that its processor has."""
+"""Flag of `lscpu` -> name of the instructions. A machine is described by the first that its processor has."""
 _DERIVED: Final = ("summary", "ratios", "phases", "num_probes", "errors", "client_cpu_share")
-"""Members of a benchmark's JSON that its rounds give, or that no page shows."""
+"""Members of a benchmark's JSON that can be computed from its rounds, or that no page shows."""
 _DIGITS: Final = 5
 _MARKS: Final = re.compile(r"( [*†‡‖§])+$")
-"""Marks of notes that an earlier page had."""
+"""Marks of footnotes in an earlier page."""
 
 
 class Measured(NamedTuple):
-    """One step on one machine."""
+    """One run of a step on one machine."""
 
     machine: str
-    """Its letter."""
+    """The machine's letter."""
     moment: str
-    """Its date, and the time if that is known."""
+    """The date of the run, and its time if that is known."""
     result: Mapping[str, Any]
 
     @property
@@ -42,7 +42,7 @@ class Measured(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Figures that an earlier page had."""
+    """A table of figures from an earlier page."""
 
     machine: str
     date: str
@@ -51,7 +51,7 @@ class Table(NamedTuple):
 
 
 class Figures:
-    """All files of a folder."""
+    """All JSON files of a folder."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
         self.machines: dict[str, dict[str, Any]] = json.loads((folder / _MACHINES).read_text())
@@ -59,7 +59,7 @@ class Figures:
         self._records: list[dict[str, Any]] = [json.loads(path.read_text()) for path in files]
 
     def runs_of(self, name: str) -> list[Measured]:
-        """The runs of a step that passed, the newest one first; each machine's newest one only."""
+        """Each machine's newest run of a step that passed, the newest of them first."""
         runs: dict[str, Measured] = {}
         for record in self._records:
             step = record.get("steps", {}).get(name)
@@ -69,7 +69,7 @@ class Figures:
         return sorted(runs.values(), key=lambda run: run.moment, reverse=True)
 
     def tables(self, section: str) -> Iterator[Table]:
-        """The tables of earlier pages that a section shows: some rows and columns, under names of today."""
+        """The tables of earlier pages that a section shows. Some rows and columns have new names."""
         for record in self._records:
             for table in record.get("tables", ()):
                 shown = table.get("shown", {})
@@ -83,7 +83,7 @@ class Figures:
 
 
 class Record:
-    """Today's file of this machine; each step is added when it has run."""
+    """Today's file of this machine. Each step is added after its run."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
         date = time.strftime("%Y-%m-%d", time.gmtime())
@@ -102,7 +102,7 @@ class Record:
         return step is not None and step["exit_code"] == 0
 
     def add(self, entry: Mapping[str, Any], work: Path) -> None:
-        """Writes a step's entry of `run_step`. A failed run does not replace an earlier good one."""
+        """Writes an entry that `run_step` returned. A failed run does not replace an earlier good run."""
         name = entry["name"]
         if entry["exit_code"] != 0 and self.has_passed(name):
             return
@@ -113,7 +113,7 @@ class Record:
         self._write({str(work): "WORK", str(ROOT): "ROOT", sys.executable: "PYTHON", platform.release(): _kernel()})
 
     def _write(self, names: Mapping[str, str]) -> None:
-        """Writes the file with `names` in place of what only this machine has."""
+        """Writes the file. Replaces texts that only this machine has, such as paths, by those in `names`."""
         text = json.dumps(self._known)
         for own, name in names.items():
             text = text.replace(own, name)
@@ -122,7 +122,7 @@ class Record:
 
 
 def find_letter(path: Path) -> str:
-    """This machine's letter; a new machine is added to the file with the next one."""
+    """This machine's letter. A new machine is added to the file with the next letter."""
     machines = json.loads(path.read_text())
     flags = _lscpu().get("Flags", "").split()
     best = next((name for flag, name in _INSTRUCTIONS.items() if flag in flags), platform.machine())
@@ -138,7 +138,7 @@ def find_letter(path: Path) -> str:
 
 
 def _kernel() -> str:
-    """The release of Linux: major and minor number."""
+    """The major and minor number of the Linux release."""
     return ".".join(platform.release().split(".")[:2])
 
 
@@ -154,7 +154,7 @@ def _commit() -> str:
 
 
 def _shorten(value: Any) -> Any:
-    """Without members that are derived, and with five digits."""
+    """The value without derived members, and with numbers of five digits."""
     if isinstance(value, dict):
         return {name: _shorten(member) for name, member in value.items() if name not in _DERIVED}
     if isinstance(value, list):

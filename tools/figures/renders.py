@@ -1,7 +1,7 @@
 """`python -m tools.figures.renders`: the latency of `/health` while 300 clients have chats rendered.
 
-Each client sends one request after the other to `/tokenize`, of a chat of 60 messages. Rounds of the servers
-alternate, and idle servers are frozen. The JSON file has the form of `vllm-cli bench`.
+Each client sends requests with a chat of 60 messages to `/tokenize`, one after the other. The servers are
+measured in turns, and idle servers are frozen. The JSON file has the form of that of `vllm-cli bench`.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ async def measure(config: BenchConfig, seconds: float, clients: int) -> Result:
 
 
 async def _measure_round(target: Target, server: ReadyServer, seconds: float, clients: int) -> dict[str, Any]:
-    """Probes begin once the load has been there for a while, and end with it."""
+    """Measures one round. Probes begin some time after the load, and end with the load."""
     body = json.dumps({"model": server.form.model, "messages": _MESSAGES})
     begin_s = time.monotonic() + _WARM_UP_S
     end_s = begin_s + seconds

@@ -1,4 +1,4 @@
-"""The rows of the tables of figures: which step and which of its figures each of them shows."""
+"""The rows of the tables of figures. Each row names the step and the figures that it shows."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _RENDERS: Final = "health beside renders"
 _RENDERED: Final = (("300 renders", "requests_per_s"),)
 _WAYS: Final = ("sleep", "by hand", "stop")
 _LEVELS: Final = ("level 1", "level 2")
-"""Levels of sleep. A swap by stopping has none, and is compared with both."""
+"""Levels of sleep. A swap by stopping has no level, and is compared with both levels."""
 _LOADED: Final = tuple(("32 at once", f"health_{which}_ms") for which in ("p50", "p99", "max"))
 _LARGE: Final = "1.5 billion parameters"
 _STAND_IN: Final = "on a stand-in for the GPU (no kernel runs)"
@@ -29,11 +29,11 @@ _STAND_IN: Final = "on a stand-in for the GPU (no kernel runs)"
 
 @dataclass(frozen=True)
 class Row:
-    """A comparison of one side of a step with another one."""
+    """A comparison of one side of a step with another side."""
 
     label: str
     peer: str
-    """The command of the other side."""
+    """The command of the other side, as the table shows it."""
     step: str
     series: tuple[tuple[str, str], ...] = _FIRST_TOKEN
     """Condition and metric of each figure."""
@@ -41,7 +41,7 @@ class Row:
     ours: int = 0
     theirs: int = 1
     is_headline: bool = True
-    """Whether README shows it."""
+    """Whether README shows the row."""
 
     def describe_peer(self, result: Mapping[str, Any]) -> str:
         """The peer with its version, if the server has reported one."""
@@ -59,26 +59,26 @@ class Row:
         )
 
     def medians(self, result: Mapping[str, Any]) -> list[str]:
-        """The same without ranges."""
+        """The same figures without ranges."""
         return [cell.partition(" (")[0] for cell in self.cells(result)]
 
 
 def find_ratios(ours: list[float], theirs: list[float]) -> list[float]:
-    """Round by round. If the sides have different numbers of rounds: the ratio of the medians."""
+    """The ratio in each round. If the sides have different numbers of rounds, the ratio of the medians."""
     if len(ours) == len(theirs):
         return [one / other for one, other in zip(ours, theirs, strict=True)]
     return [median(ours) / median(theirs)]
 
 
 def _describe(series: list[list[float]], format_value: Callable[[float], str], unit: str = "") -> str:
-    """All medians; if it is a single figure, with its least and greatest value."""
+    """The medians of all figures. A single figure also gets its least and greatest value."""
     text = "; ".join(format_value(median(values)) for values in series) + unit
     least, most = (format_value(pick(series[0])) for pick in (min, max))
     return text if len(series) > 1 or least == most else f"{text} ({least}–{most})"
 
 
 def shorten(value: float) -> str:
-    """Three digits, at most two of them behind the point."""
+    """The value with three digits, at most two of them after the point."""
     decimals = 0 if value >= 100 else min(2, 2 - floor(log10(value))) if value > 0 else 0
     return f"{value:,.{decimals}f}"
 
@@ -156,7 +156,7 @@ ROWS: Final = {
         Row("renders/s, embedded engine", _EAGER, _RENDERS, _RENDERED, "", ours=1, theirs=2, is_headline=False),
     ),
 }
-"""By heading of docs/figures.md."""
+"""Heading in docs/figures.md -> its rows."""
 
 
 class Shown(NamedTuple):
@@ -175,7 +175,7 @@ def newest(figures: Figures, section: str) -> Iterator[Shown]:
 
 
 def earlier(figures: Figures) -> Iterator[Shown]:
-    """The runs of other machines, which newer ones have replaced."""
+    """The runs of other machines that newer runs have replaced."""
     for row in chain.from_iterable(ROWS.values()):
         for run in figures.runs_of(row.step)[1:]:
             yield Shown(row, run)

@@ -1,4 +1,4 @@
-"""The benchmarks of `make figures`: each step is one command that writes one JSON file."""
+"""The benchmarks of `make figures`. Each step is one command that writes one JSON file."""
 
 import shlex
 import sys
@@ -11,20 +11,20 @@ from tools.gpu_figures import Step
 _VARIABLES: Final = "HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1"
 _EAGER: Final = " --enforce-eager"
 _SPIN: Final = f"{sys.executable} -c 'while True: pass' & spin=$!; \"$@\"; code=$?; kill $spin; exit $code"
-"""A shell's script: runs the command of its arguments beside a process that burns a core."""
+"""A shell script. It runs its arguments as a command while another process keeps one core busy."""
 _EMPTY_CACHE: Final = 'export VLLM_CACHE_ROOT=$(mktemp -d -p "$0"); exec "$@"'
-"""A shell's script: runs the command of its arguments with an empty folder of caches below the first one."""
+"""A shell script. Its arguments are a folder and a command. The command gets an empty cache folder there."""
 
 
 class Steps:
-    """All steps; commands name files below the project's root and below a folder for caches and models."""
+    """All steps. Their commands name files in the project, and in a folder for caches and models."""
 
     def __init__(self, root: Path, work: Path, *, rounds: int | None = None) -> None:
         """
         Args:
             root: folder of the project.
             work: folder of caches and of the large model.
-            rounds: number of rounds of every step, for a trial; None takes each step's own.
+            rounds: number of rounds of every step, for a trial. None: each step has its own number.
         """
         self._root, self._work, self._rounds = root, work, rounds
         self._tool = ("env", f"PYTHONPATH={root}", sys.executable, "-m")
@@ -33,7 +33,7 @@ class Steps:
         self.large_model: Final = work / "1.5b"
 
     def __iter__(self) -> Iterator[Step]:
-        """In the order in which they run: the figures that most users ask for come first."""
+        """Yields the steps in the order of their runs. Figures that matter to most users come first."""
         yield from self._starts()
         yield from self._embedded_starts()
         yield self._tokens()
@@ -109,7 +109,7 @@ class Steps:
             yield self._startup(f"start, eager, vLLM {version}", 3, ours, plain, most_s=400)
 
     def _stand_in_starts(self) -> Iterator[Step]:
-        """On a GPU's stand-in, on which no kernel runs."""
+        """Starts on a stand-in for a GPU, which runs no kernel."""
         for kind in ("compiled", "eager"):
             words = (
                 "tools.gpu_stub.starts",
@@ -129,20 +129,20 @@ class Steps:
         return Step("stand-in, swaps", (*self._tool, *words, *paths, "--", *flags), 900)
 
     def _startup(self, name: str, rounds: int, ours: str, peer: str, *words: str, most_s: float) -> Step:
-        """Starts whose caches earlier starts have filled."""
+        """Starts with caches that earlier starts have filled."""
         return self._after_use(ours, self._first(name, rounds, ours, peer, *words, most_s=most_s, is_empty=False))
 
     def _first(
         self, name: str, rounds: int, ours: str, peer: str, *words: str, most_s: float, is_empty: bool = True
     ) -> Step:
-        """Starts; `is_empty`: each of them with an empty folder of caches."""
+        """First starts. `is_empty`: whether each start has an empty folder of caches."""
         if is_empty:
             ours, peer = self._with_empty_cache(ours), self._with_empty_cache(peer)
         bench = (*shlex.split(self._own), "bench", "startup", "--json", "{result}", "--rounds", self._num(rounds))
         return Step(name, (*bench, "--cmd", ours, "--vs", peer, *words), most_s)
 
     def _after_use(self, command: str, step: Step) -> Step:
-        """The step after a server of ours that has served for a while, and has written its caches."""
+        """A step that runs after one of our servers has served for a while and has written its caches."""
         use = f"{self._own} bench serve --cmd {shlex.quote(command)} --concurrency 1 --rounds 1 --requests 4"
         return Step(step.name, ("sh", "-c", f"{use} && {shlex.join(step.words)}"), step.most_s)
 
@@ -161,7 +161,7 @@ class Steps:
         return f"env {_VARIABLES}{self._cache(cache)} {python} serve {model or self._model} --engine vllm"
 
     def _vllm(self, cache: str = "", *, model: str | None = None, vllm: str = "vllm") -> str:
-        """As a user types it: vLLM's defaults."""
+        """The command `vllm serve` as a user types it, with vLLM's defaults."""
         program = f"{self._root}/.peers/{vllm}/bin/vllm"
         return f"env -u PYTHONPATH {_VARIABLES}{self._cache(cache)} {program} serve {model or self._model}"
 

@@ -1,7 +1,7 @@
-"""A real model that answers like an agent: a small Llama that has learned a few lines and their answers.
+"""A real model that answers like an agent. It is a small Llama, trained on a few lines and their answers.
 
-Its chat template shows the model only two lines of a conversation: the last line of the question, and of the
-first result of a tool. So the model knows the answer in any conversation, unless a client loses the question.
+Its chat template gives the model only the last line of the question and of a tool's first result. So the
+model knows the answer in any conversation, unless a client loses the question.
 """
 
 import json
@@ -22,7 +22,7 @@ _CHAT_TEMPLATE: Final = (
 )
 _MOST_STEPS: Final = 2000
 _SURE: Final = 0.001
-"""The mean loss at which greedy answers are right."""
+"""The training ends at this mean loss, because greedy answers are then right."""
 
 
 def save_agent_model(folder: Path, memory: Mapping[str, str], *, max_model_len: int = 4096) -> Path:

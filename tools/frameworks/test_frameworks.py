@@ -1,6 +1,6 @@
 """Client libraries, agents with two models of a router, and Claude Code, as users install them.
 
-Each one has an environment in build/. It is made once, and again when the requirements change.
+They are installed below build/. The libraries are installed again when their requirements change.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""`make gpu-stub-starts`: times our starts of vLLM's CUDA build on the stand-in, and plain `vllm serve`.
+"""`make gpu-stub-starts`: times our starts and plain starts of vLLM's CUDA build on the stand-in for a GPU.
 
-**No kernel runs**, so all seconds are those of processors. The result is a JSON file with all rounds, and a
-table of medians. Nothing else may run on the machine during the measurement.
+**No kernel runs**, so all times are those of the processor. The result is a JSON file with all rounds, and a
+table of medians. No other program may run on the machine during the measurement.
 """
 
 import json
@@ -32,9 +32,9 @@ class Case(NamedTuple):
     words: tuple[str, ...] = EAGER
     gpus: int = 1
     launcher: str = "ours"
-    """`ours`, or `warm`: our start beside a standby."""
+    """`ours`: our cold start. `warm`: our start beside a standby."""
     is_first: bool = False
-    """Whether each start has an empty home."""
+    """Whether each start has an empty home folder."""
     has_location: bool = False
     """Whether our starts have a `--compile-cache` that another start has filled."""
 
@@ -42,9 +42,9 @@ class Case(NamedTuple):
 class _TimedServer(GpuServer):
     poll_s = 0.02
     begun_s: float
-    """Time of the clock at which its command began."""
+    """The time of the wall clock when the command began."""
     begun_ns: int
-    """The same on the monotonic clock."""
+    """The time of the monotonic clock when the command began."""
 
     def start(self) -> None:
         self.begun_s, self.begun_ns = time.time(), time.monotonic_ns()
@@ -52,15 +52,15 @@ class _TimedServer(GpuServer):
 
 
 class Start(NamedTuple):
-    """Seconds from the beginning of the command. For `stop`, from SIGTERM."""
+    """Seconds since the beginning of the command. `stop` has the seconds since SIGTERM."""
 
     cuda: float
-    """When the last process had initialized CUDA."""
+    """Until the last process had initialized CUDA."""
     healthy: float
     answer: float
     stop: float
     phases_s: Mapping[str, float]
-    """Until the answer, as `bench startup` divides a start."""
+    """The phases of the start until the answer, as in `bench startup`."""
 
 
 FIGURES: Final = Start._fields[:-1]
@@ -98,7 +98,7 @@ def main(output: str, rounds: int, names: tuple[str, ...]) -> None:
 
 
 def time_case(case: Case, rounds: int, folder: Path) -> dict[str, list[Start]]:
-    """Alternates the sides, with each other round in reverse, after one unmeasured start of each side."""
+    """Times both sides in turns, after an unmeasured start of each. Every second round is in reverse."""
     launchers = {"plain": "plain", "ours": case.launcher}
     location = ("--compile-cache", str(folder / "location")) if case.has_location else ()
     if not case.is_first:
@@ -117,7 +117,7 @@ def time_case(case: Case, rounds: int, folder: Path) -> dict[str, list[Start]]:
 
 
 def time_start(case: Case, launcher: str, home: Path, *words: str, settle_s: float = 1.0) -> Start:
-    """Times one start until its first answer, and its end by SIGTERM."""
+    """Times one start until its first answer, and the stop by SIGTERM."""
     home.mkdir(exist_ok=True)
     variables = {"STUB_GPUS": str(case.gpus), **(OFF if launcher == "ours" else {})}
     with _TimedServer(launcher, *case.words, *words, folder=home, environment=variables) as server:

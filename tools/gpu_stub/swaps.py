@@ -1,9 +1,9 @@
-"""`python -m tools.gpu_stub.swaps`: times how two models of vLLM change places on one GPU, in three ways.
+"""`python -m tools.gpu_stub.swaps`: times three ways in which two models of vLLM change places on one GPU.
 
-`sleep` is `vllm-cli serve` with `on_swap: sleep`, and `stop` the same with `on_swap: stop`. `by hand` runs
-two servers of `vllm serve --enable-sleep-mode` and calls their developer's endpoints in turn. Each swap is
-timed from the request for the model that sleeps or has stopped to its first token. Afterwards requests are
-sent in turns and at random, while NVML is read twenty times a second.
+The way `sleep` is `vllm-cli serve` with `on_swap: sleep`. The way `stop` is the same with `on_swap: stop`.
+The way `by hand` runs two servers of `vllm serve --enable-sleep-mode` and calls their development endpoints.
+A swap is timed from the request for the model that sleeps or is stopped until its first token. Afterwards,
+requests are sent in turns and at random, while NVML is read twenty times a second.
 
 On the stand-in **no kernel runs**. `--gpu` uses the machine's own GPU. The JSON file has all rounds.
 """
@@ -39,7 +39,7 @@ _NAMES: Final = ("a", "b")
 _START_S: Final = 1200.0
 _SEED: Final = 60
 _STAYS_S: Final = 4.0
-"""Seconds before a timed swap: a router keeps a model for at least its scheduler's `min_stay_s`."""
+"""Seconds before a timed swap, because a router keeps a model for at least its scheduler's `min_stay_s`."""
 _HELD: Final = """
 import json
 from base.machine.nvml import read_gpus
@@ -55,9 +55,9 @@ class Machine(NamedTuple):
     """The Python interpreter of vLLM."""
     variables: dict[str, str]
     prefix: tuple[str, ...]
-    """The words in front of a server's command."""
+    """The words before a server's command."""
     words: tuple[str, ...]
-    """The words of each model behind `serve`. The first one is the model's folder."""
+    """The words of each model after `serve`. The first word is the model's folder."""
 
     @classmethod
     def of(cls, home: Path, vllm: Path, model: str, words: tuple[str, ...], *, is_real: bool) -> Self:
@@ -67,7 +67,7 @@ class Machine(NamedTuple):
         return cls((vllm / "python").absolute(), variables, () if is_real else PREFIX, words)
 
     def held(self) -> list[int]:
-        """The GPU's memory in bytes, then what each process has of it."""
+        """The GPU's memory in bytes, then the bytes that each process uses."""
         held: list[int] = json.loads(python_output(_HELD, env=self.variables, cwd=ROOT))
         return held
 
@@ -85,13 +85,13 @@ class Machine(NamedTuple):
 
 
 class _Side(Server):
-    """One way to swap. At the end of the `with` block, its processes end."""
+    """The server of one way to swap. Its processes are ended at the end of the `with` block."""
 
     poll_s = 0.1
     name: ClassVar[str]
 
     def ask_first_token(self, model: str) -> int:
-        """The status of a streamed answer, once its first token has arrived. Also reads the rest."""
+        """Requests an answer of one token, and reads the stream to its end. Returns the status."""
         return _ask(self.port, "/v1/completions", _body(model))
 
     def swap(self, model: str, other: str) -> int:
@@ -227,7 +227,7 @@ def main(
 def measure(
     machine: Machine, folder: Path, way: str, level: int | None, rounds: int, num_requests: int
 ) -> dict[str, Any]:
-    """Measures one way: swaps one by one, then all requests."""
+    """Measures one way. Times swaps one by one, then all requests."""
     result: dict[str, Any] = {"swaps_s": []}
     side = _ByHand(machine, folder, level or 1) if way == "by hand" else _Router(machine, folder, way, level)
     with side, machine.sampled(result):

@@ -55,7 +55,7 @@ def main(*, server: str, vllm_source: Path, words: Sequence[str]) -> None:
 
 
 def choose_tests(source: Path, words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits the words: tests, as paths from the source's root (all tests without any), and the rest."""
+    """Splits the words into tests, as paths from the source's root, and other words. No test: all tests."""
     names = {word: f"{_ENTRYPOINTS}/{word.removeprefix(f'{_ENTRYPOINTS}/')}" for word in words}
     tests = [name for name in names.values() if (source / name.partition("::")[0]).exists()]
     return tests or [_ENTRYPOINTS], [word for word, name in names.items() if name not in tests]
@@ -63,7 +63,7 @@ def choose_tests(source: Path, words: Sequence[str]) -> tuple[list[str], list[st
 
 @dataclass(frozen=True)
 class _Workspace:
-    """The places of all files."""
+    """The paths of all files in build/vllm-suite."""
 
     folder: Path
 
@@ -79,12 +79,12 @@ class _Workspace:
 
     @property
     def hub_home(self) -> Path:
-        """The folder of the hub's cache. Its name changes with the way in which models are built."""
+        """The folder of the hub's cache. Its name changes with models.py, so that models are built again."""
         digest = hashlib.sha256((HERE / "models.py").read_bytes()).hexdigest()
         return self.folder / f"hf-{digest[:8]}"
 
     def environment(self, server: str) -> dict[str, str]:
-        """The variables of a test process."""
+        """The environment variables of the process that runs the tests."""
         programs = self.folder / "bin" if server == "ours" else _PEER / "bin"
         return {
             **os.environ,
@@ -103,7 +103,7 @@ class _Workspace:
 
 
 def _prepare_workspace(vllm_source: Path) -> _Workspace:
-    """Makes the parts of the workspace that are missing."""
+    """Creates the missing parts of the workspace."""
     if not (vllm_source / _ENTRYPOINTS).is_dir():
         sys.exit(f"VLLM_SOURCE must be a source tree of vLLM with {_ENTRYPOINTS}, got {vllm_source}")
     if not _PEER.is_dir():

@@ -1,8 +1,8 @@
 """A cache of the Hugging Face hub with local models under the names that vLLM's tests use.
 
-Models whose text matters are SmolLM2-135M-Instruct, with a chat template for tools and thinking. All others
-have random weights in the architecture of the original. vLLM, transformers and this program all find models,
-tokenizers and LoRA adapters by name, without a network.
+If tests depend on a model's text, the model is SmolLM2-135M-Instruct with a chat template for tools and
+thinking. All other models have random weights in the architecture of the original. vLLM, transformers and
+this program find models, tokenizers and LoRA adapters by name, without a network.
 """
 
 import json
@@ -17,7 +17,7 @@ _TEMPLATES: Final = Path(__file__).parent / "templates"
 _VOCAB_SIZE: Final = 49152
 """The vocabulary size of SmolLM2's tokenizer."""
 _THINKING: Final = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-"""Tokens that replace those from id 3 on, which SmolLM2 does not use in chats."""
+"""Tokens that replace the tokens from id 3 on. SmolLM2 does not use these ids in chats."""
 _BERT: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _XLM: Final = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
@@ -45,7 +45,7 @@ def prepare_models(hub: Path, smollm: Path) -> None:
 def _chat(template: str, max_model_len: int = 40960, max_new_tokens: int = 512) -> Build:
     """SmolLM2-135M-Instruct itself, with another chat template and tokens for thinking and tool calls.
 
-    `max_new_tokens` is for tests that set no limit: the small model may write thousands of tokens.
+    `max_new_tokens` applies to tests that set no limit. The small model could write thousands of tokens.
     """
 
     def build(folder: Path, smollm: Path) -> None:
@@ -64,7 +64,7 @@ def _chat(template: str, max_model_len: int = 40960, max_new_tokens: int = 512) 
 
 
 def _linkable(weights: Path, folder: Path) -> Path:
-    """A copy of the weights beside the cache, to which all models have hard links."""
+    """A copy of the weights in the cache. The weights of SmolLM2's variants are hard links to it."""
     copy = folder.parents[1] / "smollm.safetensors"
     if not copy.exists():
         unfinished = copy.with_suffix(".unfinished")
@@ -97,9 +97,9 @@ def _encoder(
     max_seq_length: int = 512,
     tokenizer: str | None = None,
 ) -> Build:
-    """A BERT or XLM-RoBERTa with two layers: with labels a classifier, otherwise a sentence transformer.
+    """A BERT or XLM-RoBERTa with two layers. With labels it is a classifier, else a sentence transformer.
 
-    Its tokenizer has the special tokens of the model type, or of another one.
+    The tokenizer has the special tokens of the model type, or of the type that `tokenizer` names.
     """
 
     def build(folder: Path, smollm: Path) -> None:
@@ -138,7 +138,7 @@ _LLAMA_SHAPE: Final[dict[str, Any]] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 8192,
 }
-"""vLLM's attention for CPU has no kernel for heads of less than 32 numbers."""
+"""The heads have 32 numbers, because vLLM's attention on CPUs has no kernel for smaller heads."""
 
 
 def _classifier(folder: Path, smollm: Path) -> None:
@@ -203,7 +203,7 @@ def _lora(base: str, rank: int = 8, **shape: int) -> Build:
 
 
 def _save(folder: Path, auto: Any, model_type: str, options: dict[str, Any]) -> None:
-    """Saves the model in bfloat16, because vocabularies as large as the original's are most of its size."""
+    """Saves the model in bfloat16, because a vocabulary as large as the original's makes most of its size."""
     import torch
     from transformers import CONFIG_MAPPING
 
@@ -213,7 +213,7 @@ def _save(folder: Path, auto: Any, model_type: str, options: dict[str, Any]) -> 
 
 
 def _save_tokenizer(folder: Path, smollm: Path, renamed: dict[int, str], *, pair_of: str | None = None) -> None:
-    """SmolLM2's tokenizer with other special tokens, two of which an encoder puts around each text."""
+    """Saves SmolLM2's tokenizer with other special tokens. An encoder puts two of them around each text."""
     tokenizer = json.loads((smollm / "tokenizer.json").read_text())
     settings = json.loads((smollm / "tokenizer_config.json").read_text()) | {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -1,4 +1,4 @@
-"""The plugin keeps the tests that plain vLLM passes, without those of the lists."""
+"""The plugin keeps the tests that plain vLLM passes, except those in the lists."""
 
 import json
 import os

@@ -12,7 +12,7 @@ set_tracing_disabled(disabled=True)
 
 
 class Features:
-    """Agents that use one model: a name, for the library's default API, or an object."""
+    """Agents that use one model. The model is a name for the library's default API, or an object."""
 
     def __init__(self, model: str | Model) -> None:
         self._text_agent = Agent(name="text", model=model)

@@ -1,6 +1,6 @@
-"""The parts of every client's scenario: prompts, the model's answers, a tool, and the report of results.
+"""The parts of every client's scenario, such as prompts, the model's answers, a tool, and the report.
 
-Clients run in an environment of their own. All of them need pydantic, so it is installed there.
+Clients run in a separate Python environment. It has pydantic, because all clients need it.
 """
 
 import json
@@ -15,7 +15,7 @@ MODEL = "agent"
 QUESTION, ANSWER = "What is the capital of France?", "Paris is the capital of France."
 DESCRIBE, CITY = "Describe Paris.", {"city": "Paris", "population": 2100000}
 CALL_FINAL_RESULT, CALL_CITY = "Describe Paris to final_result.", "Describe Paris to City."
-"""For libraries that get a structured answer as a call of a tool. The library chooses the tool's name."""
+"""Prompts for libraries that get a structured answer as a tool call. The library chooses the tool's name."""
 WEATHER_QUESTION, WEATHER_CALL = (
     "What is the weather in Paris?",
     {"name": "get_weather", "arguments": {"city": "Paris"}},
@@ -23,7 +23,7 @@ WEATHER_QUESTION, WEATHER_CALL = (
 WEATHER, WEATHER_ANSWER = "sunny, 21 degrees", "It is sunny in Paris."
 READ_NOTE, READ_CALL = "Read the note.", {"name": "Bash", "arguments": {"command": "cat note.txt"}}
 NOTE, NOTE_ANSWER = "Buy milk.", "The note is about milk."
-"""What coding agents are asked about a file, and the answer."""
+"""The content of a file that coding agents read, and the answer to a question about it."""
 
 MEMORY = {
     f"user: {QUESTION}": ANSWER,
@@ -46,7 +46,7 @@ class City(BaseModel):
 
 
 def get_weather(city: str) -> str:
-    """Tells the weather."""
+    """Returns the weather."""
     return WEATHER
 
 
@@ -56,7 +56,7 @@ def base_url() -> str:
 
 
 def report_all(features: Any, **more: Callable[[], Any]) -> None:
-    """Like `report`, for an object with a method for each feature that all clients have."""
+    """Calls `report` for an object that has a method for each feature that all clients have."""
     report(**{name: getattr(features, name) for name in ("text", "stream", "structured", "tools", "loop")}, **more)
 
 

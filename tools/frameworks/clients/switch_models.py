@@ -1,4 +1,4 @@
-"""One conversation of openai-agents with two models: the first model talks, the second calls a tool."""
+"""One conversation of openai-agents with two models. The first model talks, the second calls a tool."""
 
 import openai
 from agents import Agent, OpenAIChatCompletionsModel, Runner, function_tool, set_tracing_disabled

@@ -1,4 +1,4 @@
-"""instructor: structured answers with its default mode, whole and in parts."""
+"""instructor: structured answers in its default mode, complete or streamed in parts."""
 
 from typing import Any
 

@@ -23,7 +23,7 @@ def streamed_loop() -> Any:
 
 
 def stored_loop() -> Any:
-    """The server keeps the conversation. Each request sends only what is new."""
+    """The server keeps the conversation. Each request sends only the new items."""
     return Runner.run_sync(features.weather_agent, WEATHER_QUESTION, auto_previous_response_id=True).final_output
 
 

@@ -1,4 +1,4 @@
-"""The `openai` client: responses with parse and stream helpers, also stored and background ones."""
+"""The `openai` client: responses with parse and stream helpers, stored responses, background responses."""
 
 import json
 import time

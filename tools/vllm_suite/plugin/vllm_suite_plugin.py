@@ -1,8 +1,8 @@
-"""A pytest plugin for vLLM's environment. It chooses the tests that say something about this program.
+"""A pytest plugin for vLLM's environment. It chooses the tests that are relevant for this program.
 
 Tests start servers with the command `vllm` on PATH. The results of plain vLLM are kept in vllm-0.32-cpu.json.
-This program is tested with the tests that plain vLLM passes. Files that start no server are left out, and so
-is what not_applicable.yaml lists. Its known failures are expected to fail.
+This program is tested with the tests that plain vLLM passes. Files that start no server are left out. Tests
+that not_applicable.yaml lists are left out, too, except its known failures, which are expected to fail.
 """
 
 import fnmatch
@@ -24,13 +24,13 @@ _ENTRYPOINTS = "tests/entrypoints/"
 _OLD_MODULE = "vllm.entrypoints.openai.api_server"
 """The module that some tests run instead of the command `vllm serve`."""
 _SERVER_WORDS = ("Remote", '"vllm"', _OLD_MODULE, "schemathesis")
-"""If neither a file nor a conftest.py above it has one of these, the file starts no server."""
+"""A file starts servers only if it, or a conftest.py in a folder above, contains one of these texts."""
 _outcomes: dict[str, str] = {}
 """Test -> `passed` or `failed`."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leaves out whole files before they are imported."""
+    """Leaves out complete files before they are imported."""
     name = collection_path.relative_to(config.rootpath).as_posix()
     if collection_path.suffix != ".py" or not name.startswith(_ENTRYPOINTS):
         return None
@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Records the outcome of a test, or of its fixtures if they fail."""
+    """Records the outcome of a test. If a fixture fails, the test has failed."""
     if report.when == "call" or report.failed:
         _outcomes[report.nodeid] = report.outcome
 
@@ -67,7 +67,7 @@ def pytest_sessionfinish() -> None:
 
 
 def _reason(group: str, test: str) -> str | None:
-    """Why the list leaves the file or test out. Patterns are those of fnmatch, with ( ) for [ ]."""
+    """The reason that this list gives for a file or test. Patterns are fnmatch's, with ( ) instead of [ ]."""
     groups = _read_lists()[group] or {}
     name = test.removeprefix(_ENTRYPOINTS).replace("[", "(").replace("]", ")")
     found = (why for why, patterns in groups.items() if any(fnmatch.fnmatchcase(name, one) for one in patterns))
@@ -81,7 +81,7 @@ def _read_lists() -> dict[str, dict[str, list[str]] | None]:
 
 
 def _may_start_server(path: Path, root: Path) -> bool:
-    """Searches the file, and each conftest.py from its folder up to that of the entrypoints."""
+    """Searches the file and each conftest.py between its folder and the folder of entrypoints."""
     folders = [folder for folder in path.parents if folder.is_relative_to(root / _ENTRYPOINTS)]
     files = [path, *(folder / "conftest.py" for folder in folders)]
     return any(word in file.read_text() for file in files if file.exists() for word in _SERVER_WORDS)
@@ -93,7 +93,7 @@ def _read_vllm_results() -> dict[str, str]:
 
 
 def _prepare_servers() -> None:
-    """Patches the servers of the tests: models are local, no GPU memory is awaited, commands are ours."""
+    """Patches the tests' servers, so that they use local models and our command, and ignore GPU memory."""
     from tests.utils import RemoteVLLMServer
 
     RemoteVLLMServer._pre_download_model = lambda self, model, args: None
@@ -107,7 +107,7 @@ def _prepare_servers() -> None:
 
 
 def _as_command(args: Any) -> Any:
-    """The words of a command that runs the API server's module, changed to the command `vllm serve`."""
+    """Changes a command that runs the API server's module to the command `vllm serve`."""
     if not isinstance(args, list) or _OLD_MODULE not in args:
         return args
     words = args[args.index(_OLD_MODULE) + 1 :]
