@@ -1,4 +1,4 @@
-"""A command whose processes all end when this process ends, even by SIGKILL."""
+"""Runs a command. All its processes end when this process ends, even if SIGKILL ends this process."""
 
 import contextlib
 import shlex
@@ -113,7 +113,7 @@ class SupervisedCommand:
         return self._supervisor.pid
 
     def send(self, command: bytes) -> None:
-        """Sends a command to the supervisor. Returns once it is done, or the supervisor has exited."""
+        """Sends a command to the supervisor. Returns once it is done, or once the supervisor has exited."""
         process = self._supervisor
         if process is None or process.stdin is None or process.stdout is None:
             return
