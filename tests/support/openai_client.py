@@ -96,7 +96,7 @@ class LoadClients(_Clients):
     def __init__(self, port: int, *, num_clients: int) -> None:
         super().__init__(port, [number % 2 == 0 for number in range(num_clients)])
         self.endings: Counter[str] = Counter()
-        """Counts `answered`, `rejected` (503), `failed` (an error event or 500), `not accepted` and `lost`."""
+        """Counts `answered`, `rejected` (503), `failed` (error event or 500), `not accepted` and `lost`."""
         self.losses: list[str] = []
         self.num_repeated = 0
         """Requests that were sent again because the server closed the idle connection before it answered."""
