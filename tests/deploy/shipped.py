@@ -75,7 +75,7 @@ class Example:
 
     @classmethod
     def of_page(cls, text: str) -> "Example":
-        """The blocks of a page that start servers, with the entrypoint before `args` of pods and containers."""
+        """The blocks of a page that start servers, with the entrypoint before arguments of containers."""
         blocks: dict[str, list[str]] = {"sh": [], "yaml": []}
         for kind, block in _BLOCK.findall(text):
             blocks[kind].append(block)
