@@ -140,7 +140,7 @@ _LAUNCH_US = 1500
 """The time of a kernel launch, with which a step takes about half a second."""
 _CHUNK = 2048
 _NUM_CHUNKS = _LENGTH // _CHUNK
-"""Also the number of requested tokens. Without kernels, each chunk yields a token, even during the prefill."""
+"""Also the number of requested tokens, because without kernels each chunk of the prefill yields a token."""
 _LONG_WORDS = (
     "--enforce-eager",
     "--max-model-len",

@@ -147,7 +147,10 @@ def test_a_changed_entry_may_be_another_model(tmp_path):
     ],
 )
 def test_weights_are_converted_while_they_are_loaded(tmp_path, words, engine, config, size):
-    """The model has eight int8 elements, which are not converted, and eight float32 elements."""
+    """The model has eight int8 elements, which are not converted, and eight float32 elements.
+
+    `size` is None if nothing is converted.
+    """
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
     (tmp_path / "settings.yaml").write_text("dtype: float32\n")
     write_safetensors(tmp_path / "model.safetensors", {"a": ("F32", [8], 32), "b": ("I8", [8], 8)})
