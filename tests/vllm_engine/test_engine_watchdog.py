@@ -192,7 +192,7 @@ def test_streams_go_on_after_a_pause_of_engine_and_worker(start_vllm):
 
 @contextmanager
 def _busy_processes(number: int) -> Iterator[None]:
-    """Runs processes that always compute during the block, so that others get only a part of each processor."""
+    """Runs processes that always compute during the block, so that others get less processor time."""
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
     try:
         yield
