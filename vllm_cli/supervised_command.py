@@ -74,7 +74,7 @@ class SupervisedCommand:
             raise CommandEndedError(f"{self.describe_end()}\n{self.log_tail}".rstrip())
 
     def wait(self, timeout_s: float | None = None) -> int:
-        """The exit status, once the command has ended. Raises subprocess.TimeoutExpired."""
+        """Waits until the command has ended. Returns its exit status. Raises subprocess.TimeoutExpired."""
         return self._supervisor.wait(timeout_s) if self._supervisor is not None else 0
 
     def describe_end(self) -> str:

@@ -102,7 +102,7 @@ def test_start_succeeds_without_helper_processes_that_are_killed(start_tiny_serv
 
 
 def test_ctrl_c_that_msgspec_discards_ends_the_start(start_tiny_server, tmp_path):
-    """msgspec's C code hashes a message's types, and discards all errors of this, even KeyboardInterrupt."""
+    """msgspec's C code hashes a message's types. It discards all errors then, even KeyboardInterrupt."""
     (tmp_path / "sitecustomize.py").write_text(_INTERRUPT_DECODER)
     with start_tiny_server(wait=False, environment=stop_environment(tmp_path)) as server:
         assert server.process.wait(READY_S) == 130

@@ -60,7 +60,7 @@ def test_a_service_takes_its_socket_and_notifies_its_state(tiny_llama, tmp_path,
 
 
 def test_the_stop_of_the_documented_unit_cuts_no_stream(tiny_llama, cold_or_warm):
-    """Also with systemd's default KillMode, all processes get SIGTERM, and a front process forwards it."""
+    """With systemd's default KillMode, all processes get SIGTERM, and a front process forwards its own."""
     [line] = re.findall(r"^systemd-run .*$", FAST_STARTS.read_text(), re.MULTILINE)
     options, _, words = line.partition(" /opt/vllm-cli/bin/vllm-cli serve ")
     assert re.findall(r"-p (\S+)", options) == ["Type=notify", "KillMode=mixed", "WatchdogSec=60"]

@@ -76,7 +76,7 @@ def job(tiny_llama: Path) -> _Job:
 
 @pytest.fixture
 def warm(standby: StandbyProcess) -> dict[str, str]:
-    """Variables of a warm start. In a cold start, the kernel or the shell causes the tested effect."""
+    """Variables of a warm start. These tests need no cold start, where kernel or shell cause the effect."""
     return standby.environment
 
 

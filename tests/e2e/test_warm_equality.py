@@ -35,7 +35,11 @@ _STATUS: Final = (
     "Name", "Umask", "Uid", "Gid", "Groups", "SigIgn", "SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd",
     "CapAmb", "NoNewPrivs", "Seccomp", "Cpus_allowed_list", "Mems_allowed_list", "THP_enabled",
 )  # fmt: skip
-"""Without SigBlk, because a fork blocks all signals for a moment. The server's description has `mask`."""
+"""Fields of /proc/PID/status that are compared.
+
+SigBlk is not compared, because a fork blocks all signals for a moment. The server's own description has its
+`mask`.
+"""
 _OF_THE_MACHINE: Final = re.compile("PATH|HOME|LD_.*|PYTHON.*|TMPDIR|VLLM_CACHE_ROOT|HF_.*|XDG_.*|GRPC_.*|OPENBLAS_.*")
 _SESSIONS: Final = {
     "terminal": (

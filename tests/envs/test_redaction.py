@@ -1,4 +1,4 @@
-"""Secrets in words and addresses are hidden; everything else is unchanged."""
+"""Secrets in words and addresses are hidden. Everything else is unchanged."""
 
 import shlex
 import subprocess

@@ -122,7 +122,7 @@ def test_a_path_may_begin_with_a_tilde():
 
 @pytest.mark.parametrize("path", ["~nobody-of-this-name/cache", "~"])
 def test_an_unknown_home_is_no_error(path, monkeypatch):
-    """A user without a name and HOME, as in containers, or an unknown user, has no home."""
+    """The home is of an unknown user, or of a user without a name and HOME, as in containers."""
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
     with env.VLLM_CACHE_ROOT.override(path):

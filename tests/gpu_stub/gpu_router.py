@@ -75,7 +75,7 @@ def beside(script: str, variables: dict[str, str]) -> Iterator["subprocess.Popen
 
 @contextmanager
 def peak_bounded(home: Path, num_gpus: int = 1) -> Iterator[None]:
-    """Reads NVML 20 times a second during the block. Fails if over 95 % of a GPU's memory were in use."""
+    """Reads NVML 20 times a second during the block. Fails if more than 95 % of a GPU was ever in use."""
     with beside(SAMPLES, gpu_variables(home) | {"STUB_GPUS": str(num_gpus)}) as watcher:
         yield
         output, _ = watcher.communicate()

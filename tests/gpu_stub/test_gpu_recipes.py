@@ -1,4 +1,4 @@
-"""If a command line of vLLM's documentation starts with `vllm serve`, it starts here twice, too."""
+"""Command lines of vLLM's documentation that start with plain vLLM also start here, twice in a row."""
 
 import json
 import signal

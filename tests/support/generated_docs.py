@@ -369,7 +369,7 @@ def _option_rows(command: click.Command) -> Iterator[tuple[str, ...]]:
 
 
 def _default_cell(default: str) -> str:
-    """A default as code. A description of the default, which click shows in parentheses, as text."""
+    """A default as code. Descriptions of defaults, which click shows in parentheses, stay text."""
     if default.startswith("("):
         return default.strip("()")
     return f"`{default}`" if default else ""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _STREAM_S = 200.0
 _BODY = {"prompt": "Once upon a time", "max_tokens": 12, "ignore_eos": True, "temperature": 0}
 SOON_REFUSALS = 30
-"""A server that exits soon gives fewer: `count_refusals` counts 10 in half a second, 100 in five seconds."""
+"""Most 503s of a server that exits soon. `count_refusals` counts 10 in half a second, 100 in five."""
 
 
 def openai_client(url: str, **options: Any) -> "OpenAI":

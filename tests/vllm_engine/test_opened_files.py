@@ -79,7 +79,7 @@ def _consolidated(formats: Path, root: Path) -> Layout:
 
 
 def _dummy(formats: Path, root: Path) -> Layout:
-    """Random weights."""
+    """A model that is served with random weights."""
     return Layout([str(_put(root, formats, *_SMALL_FILES, "model.safetensors")), "--load-format", "dummy"])
 
 

@@ -237,7 +237,7 @@ def _replace(output: Path, folder: Path) -> None:
 
 
 def _make_readable(folder: Path) -> None:
-    """Lets every user read the folder and only its owner write to it, whatever umask and vLLM have set."""
+    """Lets every user read the folder and only its owner write to it, because vLLM may set other modes."""
     folder.chmod(0o755)
     for path in folder.rglob("*"):
         if not path.is_symlink():

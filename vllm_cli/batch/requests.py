@@ -1,4 +1,4 @@
-"""The requests of an input file. All lines are checked first. Each is read again when it is sent."""
+"""The requests of an input file. All lines are checked first. A line is read again to send its request."""
 
 import hashlib
 import json

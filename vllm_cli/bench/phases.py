@@ -84,7 +84,7 @@ class StartLog:
         self._note_graphs(line, now_ns)
 
     def _note_graphs(self, line: str, now_ns: int) -> None:
-        """Sums up captures. Warm-up comes between them, as vLLM also captures graphs to measure memory."""
+        """Adds up captures. Warm-up runs between captures, because vLLM first captures to measure memory."""
         if _CAPTURES in line:
             self._captures_since_ns = self._captures_since_ns or now_ns
         elif self._captures_since_ns and (_CAPTURED in line or _INITIALIZED in line):

@@ -25,7 +25,7 @@ class LoadSamples:
 
     samples: list[RequestSample]
     duration_ns: int
-    """From the start of the first request to the end of the last one."""
+    """Time from the start of the first request to the end of the last request."""
     client_cpu_ns: int
     """Processor time that this process took from the server during the round."""
 

@@ -251,7 +251,7 @@ def _remove(chosen: Sequence[_Kept]) -> None:
 
 
 def kept_fields(models: Mapping[str | None, list[_Kept]] | None = None) -> dict[str, Any]:
-    """All that is kept between starts, as JSON. If `models` is None, those of this machine are read."""
+    """All that is kept between starts, as JSON. `models`: compiled models. None: those of this machine."""
     from startup.vllm.fork.preload_profile import load_all_profiles, plain_states
 
     learned, models = read_learned(), models or _of_this_machine()
@@ -265,7 +265,7 @@ def kept_fields(models: Mapping[str | None, list[_Kept]] | None = None) -> dict[
 
 
 def describe_kept(models: Mapping[str | None, list[_Kept]] | None = None) -> str:
-    """All that is kept between starts, as text. If `models` is None, those of this machine are read."""
+    """All that is kept between starts, as text. `models`: compiled models. None: those of this machine."""
     return "\n\n".join("\n".join(part) for part in _sections(models or _of_this_machine()))
 
 

@@ -60,7 +60,7 @@ def standby(  # noqa: PLR0913 - one argument per option
     max_memory_bytes: int | None,
     is_detached: bool,
 ) -> int | None:
-    """Keep imported modules in memory, so that later starts are warm: `serve` then forks from this process.
+    """Keep imports in memory for warm starts, in which `serve` forks its server from this process.
 
     `serve` finds the standby of this user and Python environment by itself (see `serve --standby`). When the
     standby ends, running servers continue.

@@ -72,7 +72,7 @@ def test_empty_file_has_nothing_resident(tmp_path, method):
 
 @pytest.mark.parametrize("owner", ["own", "of another user"])
 def test_a_measurement_leaves_the_pages_as_they_are(make_file, monkeypatch, owner):
-    """A page that is read to test a method leaves the cache again, too."""
+    """The page that is read to test a method does not stay in the cache either."""
     path = make_file("f", 64, is_cold=True)
     monkeypatch.setattr(residency, "_sights", {})
     if owner != "own":

@@ -1,4 +1,4 @@
-"""The router finds a body's model as json.loads and forms do. An only model gets all requests."""
+"""The router finds a body's model as json.loads and forms do. A single model gets all requests."""
 
 import asyncio
 import random

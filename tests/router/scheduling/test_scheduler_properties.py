@@ -167,7 +167,7 @@ class World:
         self._check_view()
 
     def settle(self) -> None:
-        """Makes no new requests and faults, until every waiting request is admitted or refused."""
+        """Lets time pass without new requests and faults, until no request waits any more."""
         self.has_faults = False
         longest_turn_s = max(self.limits.max_wait_s, self.limits.min_stay_s) + _LONGEST_LEASE_S
         longest_s = 2 * (longest_turn_s + 3 * _LONGEST_START_S) + self.limits.memory_wait_s + 2.0

@@ -28,7 +28,7 @@ def marker(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_pickles_run_code_when_loaded_without_protection(marker, kind, tmp_path):
-    """Without this, the other tests could not fail."""
+    """So the other tests would fail if a pickle were loaded without protection."""
     (tmp_path / "file").write_bytes(pickles(marker)[kind])
     try:
         torch.load(tmp_path / "file", weights_only=False)

@@ -1,7 +1,7 @@
-"""Generates starts of vLLM that its preflight barely accepts or refuses: configurations, flags, variables.
+"""Generates starts of vLLM with odd configurations, flags and variables, close to those that are refused.
 
-Most starts have only one odd value, because of two, vLLM would refuse the start for either. The values are in
-`odd_values`.
+Most starts have only one odd value. If there were two, vLLM might refuse the start for either of them. The
+values are in `odd_values`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Prompts of embeddings give the same output as their text, in any batch. Row ids are placeholders."""
+"""Prompts of embeddings give the same output as their text, in any batch. Ids identify their rows."""
 
 import copy
 import re

@@ -39,7 +39,7 @@ def test_each_new_connection_evicts_one_before_earlier_ones_have_closed():
 
 
 def test_a_handshake_that_becomes_a_connection_evicts_no_second_one():
-    """No second one is evicted, even if the first evicted connection is not closed yet."""
+    """No second connection is evicted, even if the first evicted connection is not closed yet."""
     table = ConnectionTable(3)
     clients, handshake = [Client() for _ in range(3)], Client()
     assert all(map(table.add, [*clients, handshake]))

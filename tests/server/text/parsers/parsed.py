@@ -46,7 +46,7 @@ class Parsed:
 
 
 def _number(text: str) -> float | int:
-    """The number of a JSON text. 12.0 becomes 12."""
+    """Parses a JSON number. 12.0 becomes 12."""
     number = float(text)
     return int(number) if number.is_integer() else number
 

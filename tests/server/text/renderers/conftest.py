@@ -202,7 +202,7 @@ def _llama() -> Tokenizer:
 
 
 def _unigram() -> Tokenizer:
-    """SentencePiece's Unigram model, as in T5 and XLM-R. Its trainer is not deterministic, so not used."""
+    """SentencePiece's Unigram model, as in T5 and XLM-R. Its trainer is not used: it is random."""
     counts = _count_pieces(pre_tokenizers.Metaspace(), later="")
     vocab = [(piece, round(math.log(count / counts.total()), 4)) for piece, count in _most_frequent_first(counts)]
     tokenizer = Tokenizer(models.Unigram([*((name, 0.0) for name in _specials()), *vocab], unk_id=0))
@@ -213,7 +213,7 @@ def _unigram() -> Tokenizer:
 
 
 def _wordpiece() -> Tokenizer:
-    """A WordPiece tokenizer, as in BERT. The trainer is not deterministic, so not used."""
+    """A WordPiece tokenizer, as in BERT. The trainer is not used, because its results are random."""
     counts = _count_pieces(pre_tokenizers.BertPreTokenizer(), later="##")
     pieces = [*_specials(), *(piece for piece, _ in _most_frequent_first(counts))]
     tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))

@@ -161,7 +161,7 @@ async def test_the_loop_turns_while_a_large_prompt_is_rendered(model_path):
 
 @pytest.mark.alone
 async def test_the_inline_executor_blocks_the_loop(model_path, build_inline):
-    """So the test above would fail if the work ran on the loop."""
+    """This shows that the test above would fail if the work ran on the loop."""
     with build_inline(model_path) as renderer:
         renderer.warm_up()
         assert await count_turns(renderer.pools.run(renderer.render_chat, LARGE, ChatOptions())) <= BLOCKED_TURNS

@@ -54,7 +54,7 @@ def ends() -> Any:
 
 
 def refused() -> Any:
-    """By thread: whether a process is a fork of the forkserver, if an import refuses forks."""
+    """After an import that refuses forks: for two threads, whether their processes are forks."""
     forkserver.ensure_forkserver("tests.startup.ground.processes.refuses_forks")
     with ThreadPoolExecutor(1) as thread:
         return {"on the main thread": _is_fork(), "on another thread": thread.submit(_is_fork).result()}

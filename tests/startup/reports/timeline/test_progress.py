@@ -1,4 +1,4 @@
-"""Progress never falls and stays below 1 until the start is ready; the ETA comes from earlier starts."""
+"""Progress never falls, and stays below 1 until the start is ready. The ETA comes from earlier starts."""
 
 import os
 import time
