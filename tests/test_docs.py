@@ -1,4 +1,4 @@
-"""The rules of the documentation: lengths of lines, links, figures; the generated pages are up to date."""
+"""The documentation keeps its rules for line lengths, links and figures. Generated pages are up to date."""
 
 import itertools
 import re
@@ -47,7 +47,7 @@ def test_every_room_has_a_page():
 
 
 def test_lines_of_the_readme_are_short():
-    """But for the table of figures, which is generated."""
+    """The table of figures is generated and may have long lines."""
     before, _, rest = README.read_text().partition(BEGIN)
     lines = [*before.splitlines(), *rest.partition(END)[2].splitlines()]
     assert [line for line in lines if len(line) > MAX_CHARS] == []
@@ -94,7 +94,7 @@ def test_every_page_is_linked_from_the_readme_and_the_page_of_a_room_from_the_ar
 
 
 def test_nothing_tells_to_install_this_project_from_a_package_index():
-    """None has it: `pip install .` in a clone works. The changelog keeps what it said of a release."""
+    """No index has this project, but `pip install .` in a clone works. The changelog may name an index."""
     name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"]
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     pages = [ROOT / page for page in listed.split("\0") if page]
@@ -109,7 +109,7 @@ def test_a_page_of_figures_is_that_of_the_json_files(page):
 
 
 def test_no_figure_is_typed_by_hand():
-    """Figures have units or ranges. `make figures` writes the pages from the JSON files, which have them."""
+    """Numbers with units or ranges are figures. `make figures` writes them into the pages from JSON files."""
     typed = re.compile(r"\d (?:s|ms|GiB|GB|MiB|MB|%)\b|\d tok/s|\d–\d")
     before, _, rest = README.read_text().partition(BEGIN)
     texts = {"README.md": before + rest.partition(END)[2], TEMPLATE.name: TEMPLATE.read_text()}
@@ -141,7 +141,7 @@ def test_the_specification_is_the_newest_tested_release_of_vllm(page):
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
 def test_modules_that_a_page_names_exist(page):
-    """`startup/session/session.py` is that file, `session.py` any of that name, with the end of its path."""
+    """`startup/session/session.py` means this file. `session.py` means any file whose path ends so."""
     named = re.findall(r"`([\w/]+\.py)`", page.read_text())
     assert [name for name in named if not any(module.endswith(f"/{name}") for module in _MODULES)] == []
 
@@ -152,7 +152,7 @@ def test_a_generated_page_is_up_to_date(name):
 
 
 def _documented(words: str) -> str:
-    """What docs/cli.md says about a command: its section, and the rows of other tables that name it."""
+    """The text about a command in docs/cli.md: its section, or the rows of tables that name the command."""
     page = (DOCS / "cli.md").read_text(encoding="utf-8")
     group, _, member = words.partition(" ")
     section = next((part for part in page.split("\n## ") if re.match(rf"vllm-cli .*\b{group}\b", part)), page)

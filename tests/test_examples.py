@@ -1,4 +1,4 @@
-"""The commands in README, docs/ and help are accepted; those of docs/start-without-vllm.md are run."""
+"""The commands in README, docs/ and help texts are accepted. Those of docs/start-without-vllm.md are run."""
 
 import os
 import re
@@ -26,20 +26,20 @@ from vllm_cli.main import cli
 
 _BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LEFT_OUT = re.compile(r"(^|\s)#.*$|^.*….*$", re.MULTILINE)
-"""Comments, and lines with an ellipsis, which are no whole commands."""
+"""Matches comments and lines with an ellipsis, which are no complete commands."""
 _SEPARATORS = "|&;<>()\n"
 _PROGRAM = "vllm-cli"
 _ROOT = Path(__file__).parents[1]
 _PAGE = _ROOT / "docs" / "start-without-vllm.md"
 _END_JOBS = "trap 'jobs -p | xargs -r kill' EXIT"
-"""A command that fails leaves no server behind, which would hold the pipes."""
+"""Kills background jobs, so that a failing command leaves no server behind, which would keep pipes open."""
 _INSTALL = re.compile(r"^pip install .*\n", re.MULTILINE)
 _STOP = "vllm-cli stop 8000\n"
 _LIMIT_S = 300
 
 
 def commands(page: str) -> Iterator[list[str]]:
-    """The words of each call of this program in a page's shell examples, also in quotes (`--cmd "…"`)."""
+    """Yields the words of each call of this program in a page's examples, also in quotes (`--cmd "…"`)."""
     for block in _BLOCK.findall(page):
         yield from _calls(_LEFT_OUT.sub("", block.replace("\\\n", " ")))
 
@@ -118,7 +118,7 @@ def test_an_unknown_subcommand_in_an_example_is_found():
 
 
 def _find_command(words: list[str]) -> tuple[click.Command, list[str]]:
-    """The command or subcommand that the words begin with, and the words that follow."""
+    """The command or subcommand that these words call, and the words after it."""
     command: click.Command | None = cli
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         command, words = command.get_command(click.Context(command), words[0]), words[1:]
@@ -170,7 +170,7 @@ def test_the_python_example_works_with_a_key(model_path):
 
 
 def _block(page: Path, title: str, language: str) -> str:
-    """The only block of code of a section, or of the text below the page's title."""
+    """The code of the only block in a section, or in the text below the page's title."""
     section = page.read_text(encoding="utf-8").partition(f"# {title}\n")[2].partition("\n## ")[0]
     [block] = re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     return block

@@ -1,4 +1,4 @@
-"""The wheel's contents, and what works with the base dependencies alone, or beside modules of our names."""
+"""The wheel is complete, and works with only the base dependencies and beside modules with our names."""
 
 import shutil
 import subprocess
@@ -27,7 +27,7 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
 
 class BaseEnvironment:
-    """A virtual environment whose site-packages has the wheel, and links to the base dependencies."""
+    """A virtual environment with the unpacked wheel, and with links to the base dependencies."""
 
     def __init__(self, folder: Path, wheel: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=120)
@@ -41,19 +41,19 @@ class BaseEnvironment:
             files.extractall(site_packages)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """`vllm-cli` with these words."""
+        """Runs `vllm-cli` with these words."""
         command = [self.python, "-P", "-m", "vllm_cli", *words]
         return subprocess.run(command, capture_output=True, text=True, timeout=200)
 
 
 def _base_requirements() -> list[str]:
-    """As pyproject.toml has them now; the installed metadata may be older."""
+    """The dependencies in pyproject.toml. The installed metadata may be older."""
     requirements: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     return requirements
 
 
 def _closure(requirements: Iterable[str]) -> dict[str, Distribution]:
-    """The distributions that these requirements bring, by name, as far as they are installed."""
+    """Name -> distribution, for all installed distributions that these requirements need."""
     found: dict[str, Distribution] = {}
     waiting, seen = [*requirements], set[str]()
     while waiting:
@@ -81,7 +81,7 @@ def _top_level_paths(distributions: dict[str, Distribution]) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of the sources."""
+    """The wheel, built from a copy of the sources."""
     folder = tmp_path_factory.mktemp("sources")
     for name in _SOURCES:
         source, ignored = ROOT / name, shutil.ignore_patterns("__pycache__")
@@ -125,7 +125,7 @@ def _pins() -> list[Requirement]:
 
 
 def _pins_for(python: str) -> dict[str, Requirement]:
-    """The pins on Linux with this Python, by name."""
+    """Name -> pinned version, on Linux with this Python."""
     environment = {
         "python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux",
         "platform_machine": "x86_64", "platform_system": "Linux", "os_name": "posix",
@@ -152,7 +152,7 @@ def test_every_dependency_of_the_project_is_pinned_to_a_version_that_it_allows(p
 
 
 def test_all_that_is_installed_for_the_project_is_pinned():
-    """What is missing in constraints.txt leaves pip a choice: `make lock` adds it."""
+    """If a package is missing in constraints.txt, pip chooses its version. `make lock` adds the package."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     installed = _closure(_all_requirements())
     assert set(installed) - set(_pins_for(python)) == set()
@@ -232,7 +232,7 @@ def test_another_distribution_with_a_package_of_our_name_is_reported_in_one_line
 
 @pytest.fixture
 def decoys(tmp_path: Path) -> Path:
-    """A folder with modules of our names, each of which leaves a file when it is imported."""
+    """A folder of modules with our packages' names. Each module writes a file when it is imported."""
     folder = tmp_path / "decoys"
     folder.mkdir()
     for name in _NAMES:

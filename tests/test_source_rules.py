@@ -1,4 +1,4 @@
-"""Rules that ruff does not know, for all modules of the product."""
+"""Rules for all modules of the product that ruff does not have."""
 
 import ast
 import re
@@ -43,7 +43,7 @@ OWN_JSON: Final = {
     "vllm_cli/bench/standby.py": "the output of this program",
     "vllm_cli/supervisor.py": "pipes between processes of this command",
 }
-"""Files that read JSON without a check of its depth, and who has written it."""
+"""Files that read JSON without a check of its depth -> the writer of this JSON."""
 
 
 def _sources() -> Iterator[tuple[str, ast.Module]]:
@@ -53,7 +53,7 @@ def _sources() -> Iterator[tuple[str, ast.Module]]:
 
 
 def _calls(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
-    """The calls of functions in modules, such as `re.compile`."""
+    """Yields the calls of functions of modules, such as `re.compile`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node
@@ -66,12 +66,12 @@ def _texts(node: ast.AST) -> Iterator[str]:
 
 
 def _is_possessive(call: ast.Call) -> bool:
-    """Escaped characters, and sets of characters, are left out."""
+    """Whether a text in the call has a possessive or atomic group. Ignores escaped characters and sets."""
     return any(POSSESSIVE.search(_SETS.sub("a", re.sub(r"\\.", "a", text))) for text in _texts(call))
 
 
 def test_no_expression_of_re_is_possessive_or_atomic():
-    """`re` before Python 3.11.5 garbles groups of this kind; `regex` has them, too."""
+    """Before Python 3.11.5, `re` matches such groups wrongly. Use the library `regex` for them."""
     assert [
         f"{name}:{call.lineno}"
         for name, tree in _sources()
@@ -99,7 +99,7 @@ def test_json_that_others_have_written_is_read_only_after_a_check_of_its_depth()
 
 
 def test_values_of_property_tests_are_the_same_in_every_run():
-    """`hypothesis` itself would choose others; `stateful` and `strategies` have no settings."""
+    """`hypothesis` itself would choose other values. `stateful` and `strategies` have no settings."""
     own = [
         str(file.relative_to(ROOT))
         for file in (ROOT / "tests").rglob("*.py")
@@ -109,7 +109,7 @@ def test_values_of_property_tests_are_the_same_in_every_run():
 
 
 def test_machines_do_not_tell():
-    """A program reports, logs, shows, answers or knows. CHANGELOG is history, and `file.tell()` a name."""
+    """Texts use verbs such as reports, logs, shows or answers. CHANGELOG and `file.tell()` are exceptions."""
     folders = [ROOT / name for name in (*PACKAGES, "docs")]
     files = [
         ROOT / "README.md",

@@ -1,4 +1,4 @@
-"""The console script and `python -m vllm_cli`: sets up signals and import path before slow imports."""
+"""Entry point of `vllm-cli` and `python -m vllm_cli`. Sets signals and import path before slow imports."""
 
 import _signal  # type: ignore[import-not-found]  # part of the interpreter's program, unlike `signal`
 
@@ -15,7 +15,7 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH
 
 
 def main() -> int:
-    """Runs the command. As process 1 of a container, runs it in a child process and acts as its init."""
+    """Runs the command. As process 1 of a container, acts as init and runs the command in a child."""
     from base.machine.command_line import mask_command_line
     from startup.ground.serve_words import is_called_as_vllm, use_vllm_engine
 
@@ -64,7 +64,7 @@ def _run() -> int:
 
 
 def _run_template(kind: str, standby_fd: str, *models: str) -> int:
-    """Runs a template process for the standby that started it. Returns only in servers forked from it."""
+    """Runs a template process for the standby that started it. Returns only in the servers that it forks."""
     from base.machine.descriptors import low_numbers_taken
 
     with low_numbers_taken():  # keeps these numbers free: front processes have files there
@@ -86,13 +86,13 @@ def _end_at_sigint() -> None:
 
 
 def _raise_at_sigint() -> None:
-    """Restores Python's handler. An ignored SIGINT stays ignored."""
+    """Restores Python's SIGINT handler, which raises KeyboardInterrupt. An ignored SIGINT stays ignored."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _remove_working_folder_from_path() -> None:
-    """`python -m` puts the working folder first on the path: a user's `click.py` would hide the library."""
+    """Removes the working folder, which `python -m` adds, because a user's `click.py` would hide click."""
     if not sys.flags.safe_path and sys.path[0] == os.getcwd() != _ROOT:  # noqa: PTH109
         del sys.path[0]
 

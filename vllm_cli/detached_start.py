@@ -27,18 +27,22 @@ T = TypeVar("T")
 
 _PREFIX: Final = "serve-"
 _MOST_LOGS: Final = 20
-"""A start removes older logs, oldest first, but not the log of a running server."""
+"""How many logs a start keeps. It removes the oldest ones first, but never the log of a running server."""
 _POLL_S: Final = 0.05
 _CLOSED_S: Final = 20.0
-"""How long a server may close connections, in seconds. Under TLS 1.2, some do without a certificate."""
+"""Seconds until a server that closes every connection counts as running.
+
+Under TLS 1.2, some servers close connections of clients without a certificate.
+"""
 _STOP_S: Final = 60.0
-"""Seconds in which a cancelled start must end."""
+"""Seconds after which a cancelled start is killed."""
 
 
 def start_detached(words: Sequence[str]) -> int | None:
-    """Returns 0 once the server is ready, or else the exit code of its start.
+    """Returns 0 once the server is ready, or the exit code of a failed start.
 
-    In the fork: returns the exit code of a server that a standby has forked. None: the fork is the server.
+    In the fork, returns None if the fork itself becomes the server. If a standby forks the server, returns
+    the server's exit code.
     """
     path, log = _create_log()
     return detach(partial(_begin_again, words), path, log, _wait)
@@ -47,14 +51,14 @@ def start_detached(words: Sequence[str]) -> int | None:
 def detach(run: Callable[[], T], path: Path, log: IO[bytes], wait: Callable[[int, Reporter], str | None]) -> int | T:
     """Runs a function in a fork with a session of its own. Ctrl-C and SIGTERM during the wait end the fork.
 
-    Called by a process with one thread. It returns twice, in both processes. A new program in place of a fork
-    would show the secrets of the command line again.
+    The calling process must have one thread. The function returns in both processes. It forks, because the
+    command line of a new program would show secrets that are hidden in this process.
 
     Args:
-        run: runs in the fork. Its result is this function's result there.
+        run: runs in the fork. In the fork, this function returns the result of `run`.
         path: the path of the log.
-        log: gets the fork's output. This function closes it.
-        wait: gets the fork's process id. Returns a text once the fork is ready, None if it has ended.
+        log: receives the fork's output. This function closes it.
+        wait: takes the fork's process id. Returns a text once the fork is ready, None if the fork has ended.
     """
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
@@ -87,7 +91,7 @@ def _enter_session(log: IO[bytes]) -> None:
 
 
 def _begin_again(words: Sequence[str]) -> int | None:
-    """Repeats the steps before the command line is parsed, as if the process had begun with these words."""
+    """Repeats the first steps of a start, as if this process had been started with these words."""
     words = ["serve", *words]
     sys.orig_argv[len(sys.orig_argv) - len(sys.argv) + 1 :] = words
     sys.argv[1:] = words
@@ -95,7 +99,7 @@ def _begin_again(words: Sequence[str]) -> int | None:
 
 
 def _create_log() -> tuple[Path, IO[bytes]]:
-    """Creates a log for this user alone, locked until the last process has closed it. Raises StartupError."""
+    """Creates a log that only this user can read. A lock lasts until the last process has closed the log."""
     try:
         folder = record_folder()
         _remove_old(folder)
@@ -115,7 +119,7 @@ def _remove_old(folder: str) -> None:
 
 
 def _wait(pid: int, reporter: Reporter) -> str | None:
-    """Waits. Returns which server runs and where, or None if the start has failed."""
+    """Waits for the server. Returns model, process and address as text, or None if the start has failed."""
     begin_s = time.monotonic()
 
     def show(polled: Readiness, _: float) -> None:
@@ -141,7 +145,7 @@ def _wait(pid: int, reporter: Reporter) -> str | None:
 
 
 def _end(pid: int) -> None:
-    """Stops the start as `vllm-cli stop` does. A second Ctrl-C kills it."""
+    """Stops the start as `vllm-cli stop` does. A second Ctrl-C kills its processes."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
         end_s = time.monotonic() + _STOP_S

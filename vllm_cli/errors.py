@@ -1,4 +1,4 @@
-"""Errors that the command line shows in one line with `Error:`, without a traceback."""
+"""Errors that the command line shows as one line after `Error:`, without a traceback."""
 
 import click
 
@@ -9,7 +9,7 @@ from envs.suggestion import did_you_mean
 class ConnectionFailedError(click.ClickException):
     """A server does not respond, or responds with an error. The exit code is 1.
 
-    `status` is the HTTP status of the server's answer. None without an answer.
+    `status` is the HTTP status of the server's answer, or None if there was no answer.
     """
 
     exit_code = 1

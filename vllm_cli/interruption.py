@@ -19,7 +19,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 def run_interruptibly(work: Coroutine[Any, Any, T]) -> T:
     """Runs the work until its end, or until a signal cancels it. A second signal ends this process at once.
 
-    Called on the main thread, which alone can set signal handlers.
+    Must be called on the main thread, because no other thread can set signal handlers.
     """
     import uvloop
 

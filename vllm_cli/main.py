@@ -189,7 +189,7 @@ def _run(args: Sequence[str] | None) -> int:
 
 
 def _discard_unwritten() -> None:
-    """Drops output that cannot be written. The interpreter would try again at its end, and exit with 120."""
+    """Drops output that cannot be written. Otherwise Python would try again at its end, and exit with 120."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
@@ -225,7 +225,7 @@ def _exit_code_of(err: Exception) -> int | None:
 
 
 def _cause_of_uncaught(err: Exception, words: Sequence[str]) -> str | None:
-    """The cause of an error that nobody has caught during a start. None for an error of vLLM itself."""
+    """The cause of an uncaught error during a start. None for an error of vLLM itself."""
     from traceback import format_exception  # noqa: PLC0415 - only after a failure
 
     from startup.reports.causes.first_cause import find_cause  # noqa: PLC0415 - only after a failure
@@ -256,7 +256,7 @@ def _fail_start(err: StartupError) -> int:
 
 
 def _fail(err: Exception | str, exit_code: int, cause: str | None = None) -> int:
-    """Shows the error; `cause` is that of an error that ends a start."""
+    """Shows the error. `cause` is given if the error ends a start."""
     if isinstance(err, Exception) and (env.VLLM_LOGGING_LEVEL.raw or "").upper() == "DEBUG":
         sys.excepthook(type(err), err, err.__traceback__)
     message = f"Error: {err}" if cause is None else with_code(f"Error: {err}", cause)
@@ -269,7 +269,7 @@ def _fail(err: Exception | str, exit_code: int, cause: str | None = None) -> int
 
 
 def _log_as_json(message: str, cause: str) -> bool:
-    """Logs the error that ends a start as JSON, if that is the log's format; returns whether it is."""
+    """If the log's format is JSON, logs the error that ends a start. Returns whether it was logged."""
     if "logging" not in sys.modules:
         return False
     from startup.ground.logs.setup import log_failure  # noqa: PLC0415 - only after a failure

@@ -1,13 +1,13 @@
-"""Imports this program's packages, and a user's modules of the same names beside them.
+"""Finds this program's packages, and a user's modules with the same names.
 
-`router`, `server`, `startup`, `base` and `envs` are common names, so site-packages does not have them: an
-installed wheel has these packages in `vllm_cli/packages`, a checkout beside `vllm_cli`. The console script,
-`python -m vllm_cli`, the forkserver and spawned processes therefore import this module before any other
-package of this program. Forks inherit it. The helper processes run isolated (`python -I`), without the user's
-folders.
+`router`, `server`, `startup`, `base` and `envs` are common names, so they are not in site-packages. An
+installed wheel has these packages in `vllm_cli/packages`. A checkout has them beside `vllm_cli`. Therefore
+the console script, `python -m vllm_cli`, the forkserver and spawned processes import this module before any
+other package of this program. Forks inherit it. Helper processes run isolated (`python -I`), without the
+user's folders.
 
-If the user has a package of such a name, too, ours is imported. A submodule or attribute that ours lacks is
-taken from the user's package, for example for `--middleware server.auth.check`.
+If the user has a package with such a name, too, ours is imported. A submodule or attribute that is missing in
+ours is taken from the user's package, for example for `--middleware server.auth.check`.
 
 The finder of `startup.imports` cannot do this, because `startup` is importable only through this one.
 """
@@ -42,7 +42,7 @@ class OwnPackagesFinder:
 
 
 class UsersModulesFinder:
-    """The last meta-path finder. It finds submodules in the user's folders that our packages lack."""
+    """The last meta-path finder. If our packages lack a submodule, it finds it in the user's folders."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -67,7 +67,7 @@ class _UsersModule:
         self._module: ModuleType | None = None
 
     def attribute(self, name: str) -> "Any":
-        """An attribute of the user's module. AttributeError without one, and for our own submodules."""
+        """An attribute of the user's module. Raises AttributeError if it has none, or for our submodules."""
         package = self._own.__name__
         if not name.startswith("__") and PathFinder.find_spec(f"{package}.{name}", self._own.__path__) is None:
             if self._module is None:
@@ -104,7 +104,7 @@ def describe_conflict() -> str | None:
 
 
 def _find_users(name: str) -> Iterator[ModuleSpec]:
-    """Yields the specs of modules of this name on the path that are not ours."""
+    """Yields the specs of the user's modules with this name, in the order of `sys.path`."""
     *parents, _ = name.split(".")
     own = os.path.realpath(_ROOT)
     for folder in sys.path:
@@ -115,7 +115,7 @@ def _find_users(name: str) -> Iterator[ModuleSpec]:
 
 
 def _is_installed() -> bool:
-    """Whether the finders are installed, also by another copy of this module (`multiprocessing.spawn`)."""
+    """Whether the finders are installed, even by another copy of this module (`multiprocessing.spawn`)."""
     return any(getattr(finder, "__name__", "") == OwnPackagesFinder.__name__ for finder in sys.meta_path)
 
 

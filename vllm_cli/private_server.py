@@ -30,7 +30,7 @@ class PrivateServer:
         self.address = address
 
     def wait_ready(self, timeout_s: float, on_poll: Callable[[Readiness, float], None]) -> WaitResult:
-        """Waits until the server is ready or has ended, at most `timeout_s`."""
+        """Waits until the server is ready or has ended, but at most `timeout_s`."""
         options = WaitOptions(
             address=self.address, path="/health", timeout_s=timeout_s, interval_s=_POLL_S, pid=self.command.root_pid
         )
@@ -66,7 +66,7 @@ def start_private_server(
 
 
 def _overrides(words: Sequence[str]) -> Iterator[str]:
-    """Flags that go before the user's words and remove keys and TLS of a --config file."""
+    """Yields flags that turn off the keys and TLS of a --config file. They precede the user's words."""
     yield "--api-key="
     if choose_engine(words) == "embedded":
         yield from ("--api-key-file=", "--ssl-ca-certs=", "--ssl-ciphers=", "--ssl-cert-reqs=0")

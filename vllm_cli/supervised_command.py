@@ -1,4 +1,4 @@
-"""A command whose processes all end when this process ends, even by SIGKILL."""
+"""Runs a command. All its processes end when this process ends, even if SIGKILL ends this process."""
 
 import contextlib
 import shlex
@@ -74,7 +74,7 @@ class SupervisedCommand:
             raise CommandEndedError(f"{self.describe_end()}\n{self.log_tail}".rstrip())
 
     def wait(self, timeout_s: float | None = None) -> int:
-        """The exit status, once the command has ended. Raises subprocess.TimeoutExpired."""
+        """Waits until the command has ended. Returns its exit status. Raises subprocess.TimeoutExpired."""
         return self._supervisor.wait(timeout_s) if self._supervisor is not None else 0
 
     def describe_end(self) -> str:
@@ -113,7 +113,7 @@ class SupervisedCommand:
         return self._supervisor.pid
 
     def send(self, command: bytes) -> None:
-        """Sends a command to the supervisor. Returns once it is done, or the supervisor has exited."""
+        """Sends a command to the supervisor. Returns once it is done, or once the supervisor has exited."""
         process = self._supervisor
         if process is None or process.stdin is None or process.stdout is None:
             return

@@ -1,11 +1,13 @@
 """Runs a server command. Stops it with all descendants when the parent process exits or closes the pipe.
 
-Runs as a script (`python -I supervisor.py GRACE_S`), because only a separate process can clean up after a
-crash or a SIGKILL of its parent (a benchmark or `run-batch`). The parent writes lines to the standard input.
-The first line is the command as a JSON list, because other users can read a script's own words. The lines
-`pause` and `resume` freeze and resume the server, and are echoed when done. `poll` is echoed if the server
-runs. The end of the input stops the server. The exit status is the server's, 128 + N after signal N. The
-server's output goes to this process's standard error.
+This module runs as a script (`python -I supervisor.py GRACE_S`), because only a separate process can clean up
+after a crash or a SIGKILL of its parent (a benchmark or `run-batch`).
+
+The parent writes lines to the script's standard input. The first line is the command as a JSON list. It is
+not on the script's command line, which other users can read. The lines `pause` and `resume` freeze and
+resume the server, and are echoed when this is done. The line `poll` is echoed if the server runs. The end
+of the input stops the server. The script's exit status is the server's, or 128 + N after signal N. The
+server's output goes to the script's standard error.
 """
 
 import contextlib
@@ -64,7 +66,7 @@ class Supervisor:
         self._is_stop_requested = True
 
     def _execute(self, commands: bytes) -> bool:
-        """Executes the commands. False at the end of the input, or if the server has exited."""
+        """Executes the commands. Returns False at the end of the input, or if the server has exited."""
         for command in commands.split():
             if command == b"poll":
                 if self._server.poll() is not None:
@@ -104,7 +106,7 @@ def _status(process: psutil.Process) -> str:
 
 
 def _adopt_orphans() -> None:
-    """Becomes the parent of orphaned descendants, to stop processes that daemonize, too (Linux only)."""
+    """Becomes the parent of orphaned descendants, so that daemons are stopped, too (Linux only)."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 

@@ -1,4 +1,4 @@
-"""Output of commands: tables, and on standard error a line that shows progress."""
+"""Output of commands: tables, and a line on standard error that shows progress."""
 
 import math
 import sys
@@ -15,13 +15,13 @@ _REDRAW_S: Final = 0.1
 
 
 class Reporter:
-    """Shows progress: on a terminal in one line that changes, elsewhere in a new line now and then.
+    """Shows progress: on a terminal in one line that changes, elsewhere in new lines at intervals.
 
     Used by one thread. Closed before the command prints its result.
     """
 
     def __init__(self, *, is_quiet: bool = False, interval_s: float = math.inf) -> None:
-        """Without a terminal, lines that show only progress are at least `interval_s` apart."""
+        """`interval_s`: least seconds between two lines of progress if the output is not a terminal."""
         self.line: Final = LiveLine(sys.stderr)
         self._is_quiet = is_quiet
         self._interval_s = _REDRAW_S if self.line.is_on else interval_s
@@ -29,7 +29,7 @@ class Reporter:
         self._next_s = time.monotonic() + (0.0 if self.line.is_on else interval_s)
 
     def update(self, text: str, state: str = "") -> None:
-        """Replaces the line. Without a terminal, prints one when `state` changes and after the interval."""
+        """Replaces the line. Without a terminal, prints a line at a new `state` and after the interval."""
         now_s = time.monotonic()
         if self._is_quiet or (state == self._state and now_s < self._next_s):
             return
@@ -57,7 +57,7 @@ def printable(row: Sequence[str]) -> tuple[str, ...]:
 
 
 def align(rows: Sequence[Sequence[str]], *, are_figures: bool = False) -> list[str]:
-    """One line per row. `are_figures` aligns all columns but the first to the right."""
+    """One line per row. `are_figures` aligns all columns except the first to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(_padded(row, widths, are_figures=are_figures)).rstrip() for row in rows]
 

@@ -17,7 +17,7 @@ def logger() -> Iterator[logging.Logger]:
 
 
 def _line(logger: logging.Logger, path: str, caplog: pytest.LogCaptureFixture) -> str | None:
-    """The line as uvicorn writes it; None if the path is not logged."""
+    """The line of the access log as uvicorn writes it. None if the path is not logged."""
     caplog.clear()
     with caplog.at_level(logging.INFO, logger.name):
         logger.info('%s - "%s %s HTTP/%s" %d', "127.0.0.1:5", "GET", path, "1.1", 200)

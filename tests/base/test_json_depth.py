@@ -1,4 +1,4 @@
-"""The nesting of JSON is limited before a parser reads it, whatever the interpreter allows."""
+"""The nesting of JSON is limited before a parser reads it, independently of the interpreter's limit."""
 
 import json
 import sys

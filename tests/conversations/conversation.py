@@ -1,6 +1,6 @@
-"""Conversations as data: what a client asks, what the model says, what the client reads, and why.
+"""Reads conversations from files: requests, texts of the model, expected answers, and reasons.
 
-tests/README.md describes the files. This module reads them and compares values with what a line expects.
+tests/README.md describes the files. This module also compares values with the expected ones.
 """
 
 import json
@@ -20,7 +20,7 @@ DEFAULTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "response": ("/v1/responses", {"input": "Hello"}),
     "message": ("/v1/messages", {"model": "smol", "max_tokens": 100, "messages": _HELLO}),
 }
-"""The path of each API that generates text, and the fields that a line need not have."""
+"""Each API that generates text -> its path, and default fields of its requests."""
 
 _OTHER_KEYS: Final = frozenset(
     "why says engine sends streams status headers answer events asked keep until vllm".split()  # noqa: SIM905
@@ -29,12 +29,12 @@ _OTHER_KEYS: Final = frozenset(
 
 @dataclass(frozen=True)
 class Turn:
-    """A line of a file: a request and what is expected of its answer."""
+    """A line of a file: a request and the expected answer."""
 
     place: str
-    """File and line."""
+    """The file's name and the line's number."""
     request: str
-    """`chat`, or a method and a path."""
+    """The name of an API such as `chat`, or a method and a path."""
     body: Any
     line: dict[str, Any]
 
@@ -48,13 +48,13 @@ class Turn:
 
     @property
     def api(self) -> str | None:
-        """The API whose answers can be streamed, if it is asked for one."""
+        """The name of the API, if the request is to one of `DEFAULTS`. Its answers can be streamed."""
         if self.method != "POST" or not isinstance(self.body, dict):
             return None
         return next((name for name, (path, _) in DEFAULTS.items() if path == self.path.partition("?")[0]), None)
 
     def filled(self, kept: dict[str, Any]) -> "Turn":
-        """With the values that earlier turns have kept."""
+        """This turn with names replaced by the values that earlier turns have kept."""
         return Turn(self.place, fill(self.request, kept), fill(self.body, kept), fill(self.line, kept))
 
 
@@ -65,12 +65,12 @@ class Conversation:
     why: str
     place: str
     server: dict[str, Any]
-    """Settings of its server."""
+    """Settings of the conversation's server."""
     turns: list[Turn] = field(default_factory=list)
 
 
 def conversations() -> list[Conversation]:
-    """Those of all files."""
+    """The conversations of all files."""
     return [one for path in sorted(FOLDER.glob("*.jsonl")) for one in read_file(path)]
 
 
@@ -93,7 +93,7 @@ def read_file(path: Path) -> Iterator[Conversation]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines with their places and with what `let` says in place of names."""
+    """Yields the lines with their places. Names are replaced by the values that `let` lines define."""
     names: dict[str, Any] = {}
     for number, text in enumerate(path.read_text().splitlines(), 1):
         line = fill(json.loads(text), names)
@@ -113,7 +113,7 @@ def _read_turn(place: str, line: dict[str, Any]) -> Turn:
 
 
 def fill(value: Any, names: dict[str, Any]) -> Any:
-    """The value with those of names: `$NAME` alone is the value, within a text its text."""
+    """Replaces names in a value. `$NAME` becomes the named value, or within a text the value as text."""
     if isinstance(value, dict):
         return {fill(key, names): fill(member, names) for key, member in value.items()}
     if isinstance(value, list):
@@ -126,7 +126,7 @@ def fill(value: Any, names: dict[str, Any]) -> Any:
 
 
 def value_at(value: Any, path: str) -> Any:
-    """The member at a path such as `choices.0.text`; `*` lists that of all members, `#` counts them."""
+    """The member at a path such as `choices.0.text`. `*` in a path means all members, `#` their number."""
     names = path.split(".") if path else []
     for position, name in enumerate(names):
         if name == "*":
@@ -143,7 +143,7 @@ def value_at(value: Any, path: str) -> Any:
 
 
 def matches(found: Any, expected: Any) -> bool:
-    """`<any>` and `<number>` stand for values, `...` within a text for any text."""
+    """Whether the value is as expected. `<any>`, `<number>` and `...` in a text match many values."""
     if isinstance(expected, dict):
         return isinstance(found, dict) and (
             found.keys() == expected.keys() and all(matches(found[name], one) for name, one in expected.items())
@@ -161,7 +161,7 @@ def matches(found: Any, expected: Any) -> bool:
 
 
 def differences(what: str, found: Any, expected: dict[str, Any]) -> list[str]:
-    """A text for each place at which another value stands."""
+    """One text for each place where the found value differs from the expected value."""
     values = ((path, value_at(found, path), value) for path, value in expected.items())
     return [text for path, one, value in values for text in _differences(f"{what}.{path}", one, value)]
 
@@ -180,12 +180,12 @@ def _differences(place: str, found: Any, expected: Any) -> list[str]:
 
 
 class Stream(NamedTuple):
-    """The events of a streamed answer; `names` are those of lines `event:`."""
+    """The events of a streamed answer. `names` are the values of the `event:` lines."""
 
     data: list[dict[str, Any]]
     names: list[str]
     is_done: bool
-    """Whether `[DONE]` ends it."""
+    """Whether the stream ends with `[DONE]`."""
 
 
 def read_stream(text: str) -> Stream:
@@ -200,7 +200,7 @@ def read_stream(text: str) -> Stream:
 
 
 def joined(api: str, stream: Stream) -> Any:
-    """What a stream has said, in the form in which `said` has it of a whole answer."""
+    """The content of a stream, in the form that `said` returns for a whole answer."""
     assert stream.is_done == (api in ("completion", "chat")), "[DONE] ends the streams of OpenAI's older APIs only"
     if api in ("completion", "chat"):
         return _said_by_choices(stream.data)
@@ -213,7 +213,7 @@ def said(api: str, answer: dict[str, Any]) -> Any:
 
 
 def _said_by_choices(chunks: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """What each choice says in chunks; a whole answer is one chunk."""
+    """The content of each choice, joined from all chunks. A whole answer counts as one chunk."""
     found: dict[int, dict[str, Any]] = {}
     for choice in (choice for chunk in chunks for choice in chunk["choices"]):
         one = found.setdefault(choice["index"], {"text": "", "reasoning": "", "calls": {}, "ids": [], "logprobs": {}})
@@ -275,7 +275,7 @@ _OF_EACH_REQUEST: Final = ("id", "call_id", "signature", "created", "created_at"
 
 
 def without_ids(value: Any) -> Any:
-    """The value without nulls and what differs from request to request."""
+    """Removes nulls and members that differ from request to request."""
     if isinstance(value, dict):
         return {k: without_ids(v) for k, v in value.items() if k not in _OF_EACH_REQUEST and v is not None}
     return [without_ids(member) for member in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Fixtures of the tests that need a GPU, and its state; without a GPU they are skipped (`make test-gpu`)."""
+"""Fixtures of tests on a GPU, and the GPU's state. Without a GPU, the tests are skipped (`make test-gpu`)."""
 
 import subprocess
 from functools import cache
@@ -15,7 +15,7 @@ from tests.server.engine.tiny_models import PACKED, build_model
 DEVICE = "cuda"
 _MEMORY = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
 _UNIFIED_MEMORY = "/dev/nvidia-uvm"
-"""A process that initializes CUDA opens this file; one that only queries the management library does not."""
+"""A process that initializes CUDA opens this file. A process that only reads NVML does not."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def llama() -> PreTrainedModel:
-    """A tiny float32 Llama with a token per byte, on the CPU."""
+    """A tiny float32 Llama with a token for each byte, on the CPU."""
     return build_model("llama", PACKED["llama"] | {"vocab_size": VOCAB_SIZE, "eos_token_id": 256})
 
 
@@ -49,7 +49,7 @@ def llama_on_gpu(llama_folder: Path) -> PreTrainedModel:
 
 @cache
 def why_no_gpu() -> str | None:
-    """The reason why these tests cannot run; None if they can."""
+    """The reason why these tests cannot run. None if they can run."""
     from startup.imports.torch_environment import expects_gpu
 
     if not expects_gpu():

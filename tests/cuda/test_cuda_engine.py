@@ -1,4 +1,4 @@
-"""The packed runner on the GPU computes what the plain model on the CPU does; it mixes no tensors."""
+"""The packed runner on the GPU computes the same as the plain model on the CPU."""
 
 import copy
 from typing import NamedTuple
@@ -31,7 +31,7 @@ def test_half_precision_is_as_close_to_float32_as_the_plain_model(architecture):
 
 
 def test_attention_never_uses_the_plain_kernel(monkeypatch):
-    """A long prompt in chunks, with heads that share keys: the plain kernel would materialise all scores."""
+    """A long prompt in chunks, with heads that share keys. The plain kernel would store all scores."""
     calls = []
     attend = attention_kernels.attend
 

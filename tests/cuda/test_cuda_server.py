@@ -1,4 +1,4 @@
-"""`vllm-cli serve` on a GPU answers as transformers does on the same GPU; only the engine process uses it."""
+"""`vllm-cli serve` on a GPU answers as transformers on this GPU. Only the engine process uses the GPU."""
 
 import json
 import re
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.cuda
 _NUM_TOKENS = 24
 _PROMPTS = ["Paris", "Once upon a time there was", "x", "All that is gold does not glitter, " * 7]
 _SMALL_STEPS = ["--max-num-batched-tokens", "64", "--max-num-seqs", "8"]
-"""The longest prompt is computed in several chunks."""
+"""With these flags, the longest prompt is computed in several chunks."""
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_embeddings_equal_those_of_the_model(tmp_path):
 
 
 _CONTEXT_MIB = 100
-"""Less than the CUDA context of one process takes."""
+"""Less memory than the CUDA context of one process takes."""
 
 
 @pytest.fixture

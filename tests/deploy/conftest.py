@@ -1,4 +1,4 @@
-"""A container's root, and linters, installed on demand: their schemas are too large for every test run."""
+"""Fixtures: a container's root, and linters. Linters are installed only for the tests that need them."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def kubernetes_validate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _installed(requirement: str, venv: Path) -> Path:
-    """The folder with the programs of a package."""
+    """Installs a package in a virtual environment. Returns the folder with the package's programs."""
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=600)
     pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-compile"]
     subprocess.run([*pip, requirement], check=True, timeout=1800)

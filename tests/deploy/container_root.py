@@ -1,4 +1,4 @@
-"""A folder that stands for a container's root, with what manifests and examples name, and a tiny model."""
+"""A folder that replaces a container's root. It has the files that manifests name, and a tiny model."""
 
 import json
 import os
@@ -45,11 +45,11 @@ if words[:1] == ["serve"]:
     with open("{log}", "a") as log:
         print(json.dumps([words, done.returncode, done.stdout + done.stderr]), file=log)
 """
-"""Stands for all programs: only checks what they would serve, also in containers and benchmarks."""
+"""Replaces all programs. Only checks each `serve`, also one that a container or benchmark would run."""
 
 
 class Checked(NamedTuple):
-    """A `vllm-cli serve` of a shell script, and what the preflight said to it."""
+    """A `vllm-cli serve` of a shell script, and the result of its preflight."""
 
     words: list[str]
     exit_code: int
@@ -57,13 +57,14 @@ class Checked(NamedTuple):
 
 
 class ContainerRoot:
-    """Words, variables and files are used as they are, but for absolute paths, which lead into this folder.
+    """Uses words, variables and files unchanged, except that absolute paths are below this folder.
 
-    Models that they name are in the hub's cache, or in the working folder if they are placeholders (MODEL).
+    Creates all models that these texts name: in the hub's cache, or for placeholders such as MODEL in the
+    working folder.
     """
 
     def __init__(self, path: Path, model: Path, **config: Any) -> None:
-        """The path is short, because sockets are in it; `config` changes the model's config.json."""
+        """`path` must be short, because it has sockets. `config` changes the model's config.json."""
         self.path = path
         self.home = path / "home"
         self._programs = path / "programs"
@@ -80,11 +81,11 @@ class ContainerRoot:
 
     @property
     def launcher(self) -> tuple[str, ...]:
-        """Executes a program in the working folder."""
+        """A launcher that executes a program in the working folder."""
         return ("env", "-C", str(self.home))
 
     def of_pod(self, uid: int, *must_read: Path) -> tuple[str, ...]:
-        """A launcher for a user without a name who may write to the pod's mounts only."""
+        """A launcher for a user without a name, who may write only to the pod's mounts."""
         user = as_user(uid, uid, *must_read)
         mounts = [self.path / "cache", self.path / "tmp"]
         for folder in mounts:
@@ -96,7 +97,7 @@ class ContainerRoot:
         return (*launcher, *user)
 
     def prepare(self, start: Start) -> tuple[list[str], dict[str, str]]:
-        """Writes the files of a start; returns its words after `serve` without a port, and its variables."""
+        """Writes a start's files. Returns its words after `serve` without the port, and its variables."""
         self.write(start.files)
         own_words = [word for word in start.serve_words if not word.startswith("--port=")]
         variables = {name: self._locally(value) for name, value in start.variables.items()}
@@ -104,14 +105,14 @@ class ContainerRoot:
         return [self._locally(word) for word in own_words], variables | {"HF_HUB_OFFLINE": "1", "PATH": path}
 
     def write(self, files: Mapping[str, str]) -> None:
-        """Writes files that a start reads; a relative path is one in the working folder."""
+        """Writes files that a start reads. Relative paths are in the working folder."""
         for path, text in files.items():
             file = self.home / self._locally(path)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(self._locally(text))
 
     def run(self, script: str) -> list[Checked]:
-        """Runs a shell script in which each `vllm-cli serve` only checks, and no other program runs."""
+        """Runs a shell script. Each `vllm-cli serve` in it only runs its preflight. No other program runs."""
         log = self.path / "log"
         log.touch()
         self._write_program("vllm-cli", _STAND_IN.format(python=sys.executable, fake=FAKE, port=free_port(), log=log))
@@ -126,7 +127,7 @@ class ContainerRoot:
         return [Checked(*json.loads(line)) for line in log.read_text().splitlines()]
 
     def _locally(self, text: str) -> str:
-        """The text with its absolute paths below this folder, in which all models are that it names."""
+        """The text with absolute paths below this folder. Creates all models that the text names."""
         for name in _REPOSITORY.findall(text):
             cached = self.path / "cache" / "huggingface" / "hub" / f"models--{name.replace('/', '--')}"
             (cached / "refs").mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The manifests of deploy/kubernetes, as `kubectl kustomize` renders a user's own kustomization of them."""
+"""Renders the manifests of deploy/kubernetes with `kubectl kustomize`, in a user's own kustomization."""
 
 import json
 import os
@@ -26,13 +26,13 @@ VARIANTS: Final[dict[str, tuple[str, ...]]] = {
     "vllm-two-nodes": ("vllm", "two-nodes", *_OF_EVERY_FLEET),
     "vllm-kserve": ("vllm", "kserve"),
 }
-"""A base with components: each component is in one of them."""
+"""Name of a variant -> its base and components. Each component is in at least one variant."""
 POD_NAMES: Final = [
     f"{variant} {role}".strip()
     for variant, names in VARIANTS.items()
     for role in (("leader", "worker") if "two-nodes" in names else ("",))
 ]
-"""A variant, and the pod's role where it has several."""
+"""The name of each pod: its variant, and its role if the variant has several."""
 _OLDEST_KUSTOMIZE: Final = 5
 
 Document = dict[str, Any]
@@ -40,13 +40,13 @@ Document = dict[str, Any]
 
 @cache
 def render(variant: str) -> dict[str, Document]:
-    """The documents of a variant by their kinds, which are the same objects for each caller."""
+    """Kind -> document of a variant. All callers get the same objects."""
     base, *components = VARIANTS[variant]
     return render_kustomization(resources=[base], components=[f"components/{name}" for name in components])
 
 
 def render_kustomization(resources: list[str], components: list[str], **fields: Any) -> dict[str, Document]:
-    """The documents of a user's kustomization by their kinds; folders are those below deploy/kubernetes."""
+    """Kind -> document of a user's kustomization. Folders are relative to deploy/kubernetes."""
     with tempfile.TemporaryDirectory() as folder:
         place = os.path.relpath(KUBERNETES, Path(folder).resolve())
         own = {
@@ -63,7 +63,7 @@ def render_kustomization(resources: list[str], components: list[str], **fields: 
 
 
 def pods_of(variant: str) -> Iterator[tuple[str, Document]]:
-    """The templates of its pods by their names."""
+    """Yields name and template of each pod of a variant."""
     for kind, document in render(variant).items():
         spec = document["spec"] if kind in ("Deployment", "LeaderWorkerSet", "ServingRuntime") else {}
         if kind == "Deployment":
@@ -76,7 +76,7 @@ def pods_of(variant: str) -> Iterator[tuple[str, Document]]:
 
 
 def pod_of(name: str) -> Document:
-    """The template of a pod of POD_NAMES."""
+    """The template of the pod with this name of POD_NAMES."""
     return dict(pods_of(name.partition(" ")[0]))[name]
 
 

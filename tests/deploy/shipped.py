@@ -1,4 +1,4 @@
-"""What the shipped files and the documentation start: words, variables and files, read from them."""
+"""Reads from the shipped files and the documentation which words, variables and files they start with."""
 
 import json
 import re
@@ -27,14 +27,14 @@ class Instruction(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """The words of the exec form, or those between spaces."""
+        """The words of the exec form. Otherwise, the value split at spaces."""
         if self.value.startswith("["):
             return [str(word) for word in json.loads(self.value)]
         return self.value.split()
 
 
 def read_stages(path: Path = ROOT / "Dockerfile") -> list[list[Instruction]]:
-    """The instructions of each stage, without those before the first FROM."""
+    """The instructions of each stage. Instructions before the first FROM are left out."""
     text = re.sub(r"^\s*#.*\n", "", path.read_text(), flags=re.MULTILINE)
     stages: list[list[Instruction]] = []
     for line in re.sub(r"\\\n", " ", text).splitlines():
@@ -52,7 +52,7 @@ def last(stage: list[Instruction], name: str) -> Instruction:
 
 @dataclass(frozen=True)
 class Start:
-    """What a container runtime or systemd executes, and the files that it reads."""
+    """The words and variables that a container runtime or systemd executes, and the files that these read."""
 
     words: list[str]
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -68,14 +68,14 @@ class Start:
 
 @dataclass(frozen=True)
 class Example:
-    """A shell script, and the files of models that are shown with it."""
+    """A shell script, and the models files that a page shows with it."""
 
     script: str
     files: Mapping[str, str]
 
     @classmethod
     def of_page(cls, text: str) -> "Example":
-        """Its shell blocks that start servers; `args` of pods and of `docker run` follow the entrypoint."""
+        """The blocks of a page that start servers, with the entrypoint before arguments of containers."""
         blocks: dict[str, list[str]] = {"sh": [], "yaml": []}
         for kind, block in _BLOCK.findall(text):
             blocks[kind].append(block)
@@ -95,7 +95,7 @@ class Example:
 
 
 def pod_start(name: str) -> Start:
-    """The container of a pod of `manifests.POD_NAMES`; optional secrets exist."""
+    """The start of the container of a pod of `manifests.POD_NAMES`. Optional secrets exist."""
     documents, pod = render(name.partition(" ")[0]), pod_of(name)["spec"]
     group = documents.get("LeaderWorkerSet", {}).get("spec", {}).get("leaderWorkerTemplate", {})
     [container] = pod["containers"]
@@ -124,7 +124,7 @@ def pod_start(name: str) -> Start:
 
 
 def _image(path: Path = ROOT / "Dockerfile") -> Start:
-    """A container of the image without words of its own; another Dockerfile is based on it."""
+    """The start of a container of the image, without words. Another Dockerfile may extend the image."""
     stage = read_stages()[-1]
     commands = [step.words for step in read_stages(path)[-1] if step.name == "CMD"]
     variables = dict(word.split("=", 1) for word in shlex.split(last(stage, "ENV").value))
@@ -141,7 +141,7 @@ def _compose(**given: str) -> Start:
 
 
 def _unit() -> Start:
-    """The system's unit, with the configuration of its first lines and a key in its file of secrets."""
+    """The start of the system's unit, with the configuration in the unit's first lines and an API key."""
     text = (DEPLOY / "systemd" / "vllm-cli.service").read_text()
     [(path, configuration)] = re.findall(r"(/etc/\S+) \(`(.*)`\)", text)
     [words, variables] = (re.findall(f"^{name}=(.*)", text, re.MULTILINE)[0] for name in ("ExecStart", "Environment"))
@@ -150,7 +150,7 @@ def _unit() -> Start:
 
 
 def _models() -> Start:
-    """The command in the first lines of the file of models."""
+    """The start with the command in the first lines of deploy/models.yaml."""
     text = (DEPLOY / "models.yaml").read_text()
     words = re.findall(r": (vllm-cli serve .*)", text)[0].split()
     return Start(words, {**_image().variables, "VLLM_API_KEY": SECRETS["api-key"]}, {words[-1]: text})

@@ -1,4 +1,4 @@
-"""systemd as process 1 of namespaces of its own, on a root folder whose changes are thrown away."""
+"""Runs systemd as process 1 of its own namespaces, on a root folder whose changes are discarded."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ ROOT: Final = Path(__file__).parents[2]
 _SYSTEMD: Final = Path("/lib/systemd/systemd")
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _PLACES: Final = {"python": sys.base_prefix, "packages": sysconfig.get_path("purelib"), "source": str(ROOT)}
-"""What is bound to /opt, because a unit's user may not enter this user's folders."""
+"""Folders that are mounted below /opt, because a unit's user may not enter this user's folders."""
 _PROGRAM: Final = """#!/bin/sh
 export PYTHONPATH=/opt/source:/opt/packages HF_HUB_OFFLINE=1
 exec /opt/python/bin/python{version} -m vllm_cli "$@"
@@ -50,14 +50,14 @@ _EMPTY_TARGETS: Final = ("basic", "multi-user", "network-online", "shutdown", "s
 
 
 class Systemd:
-    """A running system manager; the end of the `with` block kills all its processes."""
+    """A running system manager. The end of the `with` block kills all its processes."""
 
     def __init__(self, folder: Path, files: Mapping[str, str], model: Path | None = None) -> None:
         """
         Args:
-            folder: empty.
-            files: texts by their paths below the root; units are in /etc/units.
-            model: what /opt/model is a copy of.
+            folder: an empty folder.
+            files: path below the root -> text. Units are in /etc/units.
+            model: a folder of which /opt/model becomes a copy.
         """
         (folder / "mounts").mkdir()
         programs = _PROGRAM.format(version=sysconfig.get_python_version())
@@ -123,15 +123,15 @@ class Systemd:
         return subprocess.run([*enter, *words], capture_output=True, text=True, timeout=300)
 
     def start(self, *units: str) -> subprocess.CompletedProcess[str]:
-        """Starts units; returns once they are ready."""
+        """Starts units. Returns once they are ready."""
         return self.run("systemctl", "start", *units)
 
     def show(self, unit: str, name: str) -> str:
-        """A property of a unit."""
+        """The value of a unit's property."""
         return self.run("systemctl", "show", f"--property={name}", "--value", unit).stdout.strip()
 
     def main_pid(self, unit: str) -> int:
-        """The main process of a service, as this process numbers it."""
+        """The process id of a service's main process, in this process's namespace."""
         inner = self.show(unit, "MainPID")
         processes = psutil.Process(self._unshare.pid).children(recursive=True)
         [pid] = [process.pid for process in processes if _innermost_pid(process.pid) == inner]
@@ -139,7 +139,7 @@ class Systemd:
 
 
 def _own_cgroup() -> Path:
-    """A new cgroup, which systemd takes for the machine's."""
+    """Creates a cgroup that is the root of all cgroups for systemd."""
     parents = [mount for mount in (_CGROUPS / "unified", _CGROUPS) if (mount / "cgroup.procs").exists()]
     require_tool("systemctl")
     if os.geteuid() != 0 or not parents:

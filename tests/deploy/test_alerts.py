@@ -1,4 +1,4 @@
-"""Each rule of deploy/grafana/alerts.yaml fires for its figures, and none for those of a healthy server."""
+"""Each rule of deploy/grafana/alerts.yaml fires for its figures. No rule fires for a healthy server."""
 
 import json
 import subprocess
@@ -70,7 +70,7 @@ def test_the_rules_fire_for_these_figures_and_no_others(tmp_path):
 
 
 def _case(firing: str, series: dict[str, str]) -> dict[str, object]:
-    """After half an hour this rule fires, or none."""
+    """A test case: after half an hour, the rule `firing` fires. If it is empty, no rule fires."""
     samples = [{"labels": f'{{alertname="{firing}"}}', "value": 1}] if firing else []
     query = 'count by (alertname) (ALERTS{alertstate="firing"})'
     return {

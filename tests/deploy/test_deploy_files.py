@@ -1,4 +1,4 @@
-"""What surrounds the program in the deployment files: users, probes, time-outs and folders."""
+"""Users, probes, time-outs and folders in the deployment files."""
 
 import configparser
 import os
@@ -26,7 +26,7 @@ STANDBY = ROOT / "deploy" / "systemd" / "vllm-cli-standby.service"
 DRAIN_S = LifecycleConfig().shutdown_timeout_s
 MODELS = ROOT / "deploy" / "models.yaml"
 _GROUPS = r"([\w-]+\.)*(k8s|kubernetes|prometheus|kserve)\.io|nvidia\.com|monitoring\.coreos\.com"
-"""Of Kubernetes' resources, labels and annotations."""
+"""Matches the groups in names of Kubernetes' resources, labels and annotations."""
 _PAGE = ROOT / "docs" / "many-models.md"
 _CONTAINERS = ROOT / "docs" / "containers.md"
 
@@ -123,7 +123,7 @@ def test_the_unit_of_the_standby_leaves_servers_alone_and_waits_for_the_imports(
 
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
-    """A folder with the units, whose program exists."""
+    """A folder with the units. The program that they name exists."""
     require_tool("systemd-analyze")
     program = tmp_path / "vllm-cli"
     program.touch(0o755)
@@ -158,7 +158,7 @@ def _exposure(unit: Path) -> float:
 
 
 def test_the_exposure_that_systemd_computes_is_the_documented_one(units):
-    """Both units have the same with warm.conf, as nearly all that counts must be equal for a fork."""
+    """With warm.conf, both units have the same exposure. A fork needs units that are nearly equal."""
     levels = [_exposure(units / SERVICE.name)]
     _with_drop_in(units)
     levels += [_exposure(units / name) for name in (SERVICE.name, STANDBY.name)]

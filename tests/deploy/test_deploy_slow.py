@@ -1,4 +1,4 @@
-"""The linter of the Dockerfile, and its steps run in a fresh Debian."""
+"""Lints the Dockerfile, and runs its steps in a fresh Debian."""
 
 import os
 import re
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def test_hadolint_reports_nothing(hadolint):
-    """Except for two consecutive RUNs, which are separate for their comments."""
+    """One rule is off: two consecutive RUNs are separate, because each has its comment."""
     command = [str(hadolint), "--ignore", "DL3059", str(ROOT / "Dockerfile")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stdout) == (0, "")
@@ -67,7 +67,7 @@ def image(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterato
 
 
 def _mirror() -> list[str]:
-    """Where this machine's own packages come from; nothing for debootstrap's default."""
+    """The mirror of this machine's packages. Empty if debootstrap should use its default."""
     places = (Path("/etc/apt") / name for name in ("sources.list.d/debian.sources", "sources.list"))
     text = "\n".join(place.read_text() for place in places if place.exists())
     return re.findall(r"^(?:URIs: *|deb .*?)(https?://\S+debian/?)(?: |$)", text, re.MULTILINE)[:1]
@@ -79,7 +79,7 @@ def _assigned(step: Instruction) -> dict[str, str]:
 
 
 def _in_image(root: Path, variables: Mapping[str, str], *options: str, prepare: str = "") -> list[str]:
-    """A launcher that executes a program in the root folder, with mounts of its own."""
+    """A launcher that executes a program with this folder as root, in its own mount namespace."""
     script = (
         f'mount --bind "$0" "$0" && for name in proc dev; do mount --rbind /$name "$0/$name"; done && {prepare} true'
     )

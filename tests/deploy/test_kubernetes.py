@@ -1,4 +1,4 @@
-"""The pods of all variants: volumes, users, probes, time to stop, and the resources that select them."""
+"""Volumes, users, probes and stop time of all variants' pods, and the resources that select the pods."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from tests.deploy.shipped import PODS_OF_VLLM, pod_start
 pytestmark = pytest.mark.thorough
 _DRAIN_S = LifecycleConfig().shutdown_timeout_s
 _KSERVE_STOP_S = 30
-"""terminationGracePeriodSeconds of a pod without a value of its own."""
+"""terminationGracePeriodSeconds of a pod that sets no value."""
 
 
 def test_each_component_is_in_a_variant():
@@ -116,6 +116,6 @@ def test_leader_and_workers_form_one_group():
 
 
 def test_the_group_and_the_service_have_names_of_their_own():
-    """The controller makes a headless Service with the group's name."""
+    """The controller creates a headless Service with the group's name, so our Service needs another name."""
     documents = render("vllm-two-nodes")
     assert documents["Service"]["metadata"]["name"] != documents["LeaderWorkerSet"]["metadata"]["name"]

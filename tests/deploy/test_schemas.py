@@ -1,4 +1,4 @@
-"""Every rendered manifest, and the resources in docs/containers.md, against the schemas of their kinds."""
+"""Every rendered manifest, and every resource in docs/containers.md, fits the schema of its kind."""
 
 import re
 import subprocess

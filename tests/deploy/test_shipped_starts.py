@@ -1,4 +1,4 @@
-"""Every shipped manifest, unit, image and example is started, with its own words, variables and files."""
+"""Starts every shipped manifest, unit, image and example with its own words, variables and files."""
 
 import re
 import signal
@@ -14,7 +14,7 @@ from tests.support.http_client import ask
 
 pytestmark = pytest.mark.thorough
 _SAME_WITH_LESS = ("image", "compose")
-"""Left out, as the baked image and compose with variables start the same with more words."""
+"""These starts are left out. The baked image and compose with variables start the same with more words."""
 
 
 @pytest.mark.parametrize("name", [*(name for name in STARTS if name not in _SAME_WITH_LESS), *PODS_OF_EMBEDDED])

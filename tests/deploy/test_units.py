@@ -1,4 +1,4 @@
-"""The shipped units under a real systemd: the isolated one serves, and with warm.conf its starts are warm."""
+"""The shipped units under a real systemd. The isolated unit serves. With warm.conf, its starts are warm."""
 
 import re
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ pytestmark = pytest.mark.thorough
 _UNITS = {path.name: path.read_text() for path in (DEPLOY / "systemd").iterdir()}
 _SERVICES = ("vllm-cli.service", "vllm-cli-standby.service")
 _OFF = re.findall(r"^(\w+)=no$", _UNITS["warm.conf"], re.MULTILINE)
-"""What costs a unit the warm start."""
+"""Settings with which a unit's starts cannot be warm."""
 _LOGGED = "[Service]\nStandardError=append:/run/%N.log\nRestart=no\n"
-"""A start that fails is reported at once, with its log."""
+"""With this drop-in, the log of a failed start is in a file, and the start is not repeated."""
 _ASK = """
 import json, sys, urllib.request
 request = urllib.request.Request("http://127.0.0.1:8000/v1/models", headers={"Authorization": "Bearer " + sys.argv[1]})
@@ -32,7 +32,7 @@ def _systemd(files: dict[str, str], model: Path | None = None) -> Iterator[Syste
 
 
 def _server(environment: str = "") -> dict[str, str]:
-    """The server's units and a configuration."""
+    """The files of the server's units and of a configuration."""
     return {
         **{f"/etc/units/{name}": text for name, text in _UNITS.items() if name.startswith("vllm-cli.")},
         **{f"/etc/units/{service}.d/log.conf": _LOGGED for service in _SERVICES},
@@ -42,7 +42,7 @@ def _server(environment: str = "") -> dict[str, str]:
 
 
 def _warm_server() -> dict[str, str]:
-    """With the standby, the drop-ins and their user; a cold start fails."""
+    """The files of server and standby, with the drop-ins and their user. A cold start fails."""
     return _server("VCLI_STANDBY=require\n") | {
         **{f"/etc/units/{service}.d/warm.conf": _UNITS["warm.conf"] for service in _SERVICES},
         "/etc/units/vllm-cli-standby.service": _UNITS["vllm-cli-standby.service"],
@@ -93,7 +93,7 @@ def _namespaces(pid: int) -> dict[str, str]:
 
 
 def test_each_line_that_the_drop_in_turns_off_would_cost_the_warm_start():
-    """Even in both units, and with JoinsNamespaceOf=: each process gets a namespace of its own."""
+    """With each setting, each process gets a namespace of its own, even if both units have the setting."""
     shipped = dict(re.findall(r"^(\w+)=(.*)$", _UNITS["vllm-cli.service"], re.MULTILINE))
     files = {
         f"/etc/units/{name}-{setting}.service": "\n".join(

@@ -1,4 +1,4 @@
-"""Fixtures that start `vllm-cli serve` on the real model, as a user does."""
+"""Fixtures that start `vllm-cli serve` with the real model, as a user does."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -22,7 +22,7 @@ class StartServer(Protocol):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks all tests here as thorough; those marked smoke stay in `make test`."""
+    """Marks all tests in this folder as thorough, except for smoke tests, which `make test` runs."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.thorough)
@@ -46,7 +46,7 @@ def start_server(model_path: Path) -> StartServer:
 
 @pytest.fixture(scope="session")
 def start_tiny_server(tiny_llama: Path) -> StartServer:
-    """The same with a model that needs no time, for tests that depend on no text and no running stream."""
+    """Starts a server with a tiny, fast model, for tests that need no real text and no long stream."""
     return _starter(tiny_llama)
 
 

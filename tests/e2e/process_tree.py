@@ -1,4 +1,4 @@
-"""The processes of a running server by their role."""
+"""Finds the processes of a running server by their roles."""
 
 import os
 from collections import Counter
@@ -17,9 +17,10 @@ Answer = TypeVar("Answer")
 
 
 def find_process(server: ServerProcess, role: Role) -> psutil.Process | None:
-    """The process of the role, None if there is none; the responder once it has its death pipe.
+    """The process of the role, or None. A responder is found once it has its death pipe.
 
-    Of a warm start only once it is ready: before, its forkserver has no name, and its responder has torch.
+    The server of a warm start must be ready. Before that, its forkserver has no name, and its responder has
+    torch.
     """
     api = server.serving_process()
     front = set() if api == server.root else {server.root}
@@ -31,7 +32,7 @@ def find_process(server: ServerProcess, role: Role) -> psutil.Process | None:
 
 
 def count_roles(server: ServerProcess) -> Counter[Role]:
-    """How many processes each role has, in a cold start."""
+    """The number of processes of each role in a cold start."""
     return Counter(
         role for roles in for_each_process(server, lambda process: [*_roles(server.root, process)]) for role in roles
     )
@@ -51,7 +52,7 @@ def wait_process(server: ServerProcess, role: Role) -> psutil.Process:
 
 
 def for_each_process(server: ServerProcess, question: Callable[[psutil.Process], Answer]) -> list[Answer]:
-    """The answers for all processes, without those that exit meanwhile, as helper processes may."""
+    """The answers for all processes. Processes that exit meanwhile, such as helpers, have no answer."""
     answers = []
     for process in server.family():
         with suppress(psutil.NoSuchProcess):
@@ -60,7 +61,7 @@ def for_each_process(server: ServerProcess, question: Callable[[psutil.Process],
 
 
 def has_death_pipe(process: psutil.Process) -> bool:
-    """Whether it has a pipe that sends it a signal (proc(5), `fdinfo`), so that it ends with its server."""
+    """Whether a pipe sends a signal to the process (proc(5), `fdinfo`), so that it ends with its server."""
     with suppress(OSError):  # the process exits
         flags = [line.split()[1] for file in Path(f"/proc/{process.pid}/fdinfo").iterdir() for line in _flags(file)]
         return any(int(octal, 8) & os.O_ASYNC for octal in flags)
@@ -84,7 +85,7 @@ def _roles(api: psutil.Process, process: psutil.Process) -> Iterator[Role]:
 
 
 def _has_torch(process: psutil.Process) -> bool:
-    """Whether torch is loaded, as in a forked engine; the responder is forked before any heavy import."""
+    """Whether torch is loaded, as in a forked engine. The responder is forked before any heavy import."""
     with suppress(OSError):
         return "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
     return False

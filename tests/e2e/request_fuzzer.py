@@ -1,4 +1,4 @@
-"""Valid and malformed requests, generated from the OpenAPI document of a server; each seed gives one."""
+"""Generates valid and malformed requests from the OpenAPI document of a server, one for each seed."""
 
 import json
 import random
@@ -27,9 +27,9 @@ _MESSAGES: Final = (
     {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
     {"type": "function_call_output", "call_id": "1", "output": "a"},
 )
-"""Of conversations, of which the document says little."""
+"""Messages for conversations, which the OpenAPI document hardly describes."""
 _MOST: Final = {"max_tokens": 4, "max_completion_tokens": 4, "max_output_tokens": 4, "min_tokens": 2, "n": 3}
-"""Largest values of most requests, so that they are answered soon."""
+"""Largest values of these fields in most requests, so that answers come soon."""
 _PATHS: Final = ("/", "//", "/%00", "/%ff", "/v1/models/%2e%2e", "/metrics?x=%", "/v1/responses/a%2fb/cancel")
 _METHODS: Final = ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "POST")
 _TYPES: Final = (
@@ -44,7 +44,7 @@ _NUM_CLIENTS: Final = 8
 
 
 class FuzzedRequest(NamedTuple):
-    """One request."""
+    """A generated request."""
 
     method: str
     path: str
@@ -64,7 +64,7 @@ class RequestFuzzer:
         }
 
     def request(self, seed: int) -> FuzzedRequest:
-        """The request of a seed; one in ten is malformed as HTTP or JSON."""
+        """The request for this seed. One in ten is malformed as HTTP or JSON."""
         rng = random.Random(seed)
         path = rng.choice(list(self._bodies))
         generator = _ValueGenerator(rng, self._schemas)
@@ -79,7 +79,7 @@ class RequestFuzzer:
 
 
 class _ValueGenerator:
-    """Generates values of JSON schemas, some of which are replaced by junk."""
+    """Generates values for JSON schemas. Junk replaces some of them."""
 
     def __init__(self, rng: random.Random, schemas: dict[str, Any]) -> None:
         self._rng = rng
@@ -88,7 +88,7 @@ class _ValueGenerator:
         self._field_share = rng.choice((0.01, 0.05, 0.1, 0.3))
 
     def body(self, schema: dict[str, Any]) -> Any:
-        """The body of a request; most have a model and a conversation that exist, and ask for few tokens."""
+        """The body of a request. Most bodies have an existing model and conversation, and want few tokens."""
         body = self.value(schema, 0)
         if not isinstance(body, dict) or self._rng.random() < 0.02:
             return body
@@ -106,7 +106,7 @@ class _ValueGenerator:
         return body
 
     def value(self, schema: dict[str, Any], depth: int) -> Any:  # noqa: C901
-        """A value of a schema, or junk."""
+        """A value that fits a schema, or junk."""
         rng = self._rng
         if "$ref" in schema:
             schema = self._schemas[schema["$ref"].rpartition("/")[2]]
@@ -158,13 +158,13 @@ class FuzzCounts(NamedTuple):
 
     by_status: Counter[int]
     failures: list[str]
-    """Seeds, requests and responses of unexpected outcomes."""
+    """A text with seed, request and response for each unexpected outcome."""
 
 
 def send_all(
     port: int, make: Callable[[int], FuzzedRequest], seeds: Iterable[int], *, shed: tuple[int, ...] = ()
 ) -> FuzzCounts:
-    """Sends one request per seed; `shed` are statuses with which an overloaded server may refuse any."""
+    """Sends one request per seed. An overloaded server may reject any request with a status in `shed`."""
     counts = FuzzCounts(Counter(), [])
 
     def send(seed: int) -> None:
@@ -190,7 +190,7 @@ def _exchange(port: int, request: FuzzedRequest) -> tuple[int, bytes]:
 
 
 def _is_expected(request: FuzzedRequest, status: int, body: bytes) -> bool:
-    """Whether it is an answer, or an error of the client in the API's format."""
+    """Whether the response is a success, or an error of the client in the API's format."""
     if status < 400:
         return b'"type":"InternalServerError"' not in body
     if request.method == "HEAD":

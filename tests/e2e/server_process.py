@@ -1,4 +1,4 @@
-"""`vllm-cli serve` as a process."""
+"""Runs `vllm-cli serve` as a process."""
 
 import os
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class ServerProcess(Server):
-    """`vllm-cli serve` on a free port; the `with` block leaves nothing but a log without tracebacks."""
+    """`vllm-cli serve` on a free port. At the end, no process is left, and the log has no traceback."""
 
     may_log_tracebacks = False
-    """True in tests of failures that the log explains with the exception of a library."""
+    """True in tests of failures for which the log shows an exception of a library."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class ServerProcess(Server):
         environment: Mapping[str, str] | None = None,
         launcher: tuple[str, ...] = (),
     ) -> None:
-        """`launcher` is a command that executes the arguments that follow it."""
+        """`launcher` has the words of a command that executes the words after it."""
         self.port = free_port()
         command = [*launcher, *CLI, "serve", "--host", "127.0.0.1", "--port", self.port, *arguments]
         super().__init__(command, {**os.environ, **(environment or {})}, is_awaited=wait)
@@ -40,7 +40,7 @@ class ServerProcess(Server):
         assert error or self.may_log_tracebacks or "Traceback" not in self.log, self.log[-8000:]
 
     def serving_process(self) -> psutil.Process:
-        """The API process: the started one, or in a warm start the one that a template has forked for it."""
+        """The API process: the started process, or in a warm start the fork of a template process."""
         if self.variables.get("VCLI_STANDBY") != "require":
             return self.root
         try:
@@ -68,12 +68,12 @@ class ServerProcess(Server):
         wait_until(lambda: self.ask("/load").json["server_load"] == num_requests)
 
     def phase(self) -> str | None:
-        """The phase in the body of /health; None once the server is ready."""
+        """The phase in the body of /health. None once the server is ready."""
         answer = self.ask("/health")
         return None if answer.status in (0, 200) else answer.json.get("phase")
 
     def openai(self) -> "OpenAI":
-        """The `openai` client, connected to this server; a context manager."""
+        """The `openai` client for this server, as a context manager."""
         return openai_client(self.url)
 
     def complete(self, *, max_tokens: int) -> int:
@@ -92,7 +92,7 @@ class ServerProcess(Server):
 
 
 def _parent(process: psutil.Process) -> int:
-    """Its process id; 0 once the process has ended."""
+    """The process id of the parent. 0 once the process has ended."""
     try:
         return process.ppid()
     except psutil.NoSuchProcess:

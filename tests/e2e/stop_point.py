@@ -1,4 +1,4 @@
-"""Stops a process of a server at a fixed point of its start, independent of the speed of the machine.
+"""Stops a process of a server at a fixed point of its start, independently of the machine's speed.
 
 The process sends the signal to itself, in an audit hook (sys.addaudithook). Every Python program with
 `environment` installs the hook.
@@ -57,10 +57,9 @@ class StopPoint:
     ) -> None:
         """
         Args:
-            folder: an empty folder for the hook.
-            event: a name from Python's table of audit events.
-            ending: the end of the event's first argument: a module's or a file's name.
-            process: the name of the process in `multiprocessing`, or its `sys.argv[0]`; None: any process.
+            folder: an empty folder for the hook. event: a name from Python's table of audit events. ending:
+            the end of the event's first argument, which is the name of a module or file. process: the name
+            of the process in `multiprocessing`, or its `sys.argv[0]`. None means any process.
         """
         self._folder = folder
         self._note = folder / "pid"
@@ -69,11 +68,11 @@ class StopPoint:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """Environment of the programs that install the hook."""
+        """Variables with which a program installs the hook."""
         return stop_environment(self._folder)
 
     def rearm(self) -> None:
-        """Makes the next process that reaches the point stop, too."""
+        """Stops also the next process that reaches the point."""
         self._note.unlink(missing_ok=True)
 
     def wait_stopped(self) -> psutil.Process:
@@ -85,5 +84,5 @@ class StopPoint:
 
 
 def stop_environment(folder: Path) -> Mapping[str, str]:
-    """Environment of programs that run the folder's `sitecustomize.py`; a `StopPoint` may write it later."""
+    """Variables of programs that run the folder's `sitecustomize.py`, which a `StopPoint` may write later."""
     return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}

@@ -1,4 +1,4 @@
-"""The chat of the page at `/` in a browser: with real servers, and with answers that a test writes."""
+"""The chat of the page at `/` in a browser, with real servers and with answers that a test writes."""
 
 import asyncio
 import json
@@ -52,7 +52,7 @@ async def _open(tab: Tab, url: str) -> None:
 
 
 async def _begin_long_answer(tab: Tab, url: str) -> None:
-    """Opens the page and asks for a long answer. Returns once some of the answer is there."""
+    """Opens the page and requests a long answer. Returns once a part of the answer is shown."""
     await _open(tab, url)
     await _send(tab, "Write a very long story about a river.")
     await tab.wait_for(f"{_LAST}?.querySelector('.text').textContent.length > 20")
@@ -64,7 +64,7 @@ async def _send(browser: Tab, text: str) -> None:
 
 
 async def _type(browser: Browser, name: str, value: str) -> None:
-    """Writes a setting."""
+    """Types the value of a setting."""
     script = (
         f"field = document.getElementById('{name}'); field.value = '{value}'; field.dispatchEvent(new Event('input'))"
     )
@@ -72,7 +72,7 @@ async def _type(browser: Browser, name: str, value: str) -> None:
 
 
 async def _ask(browser: Browser, text: str, *, count: int = 2) -> str:
-    """Sends a message; returns the text of the answer's box once it has ended."""
+    """Sends a message. Returns the text in the answer's box once the answer is complete."""
     await _send(browser, text)
     await browser.wait_for(_HAS_ENDED.format(count=count))
     return str(await browser.evaluate(f"{_LAST}.innerText"))

@@ -1,4 +1,4 @@
-"""The real model, used through the SDKs of OpenAI and Anthropic; the drain of responses in the background."""
+"""The SDKs of OpenAI and Anthropic use the real model. Responses in the background are drained."""
 
 import signal
 from typing import Any
@@ -10,7 +10,7 @@ from tests.support.waiting import wait_until
 MODEL = "smol"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 GREEDY = {"temperature": 0}
-"""The newest SDK of Anthropic has no argument for it."""
+"""Extra fields, because the newest SDK of Anthropic has no argument for the temperature."""
 ASKED: dict[str, Any] = {
     "model": MODEL,
     "system": "You answer questions.",

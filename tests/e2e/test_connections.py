@@ -1,4 +1,4 @@
-"""Misbehaving clients: they send too much, too slowly or nothing, do not read, or disconnect."""
+"""Misbehaving clients send too much, too slowly or nothing, do not read, or disconnect."""
 
 import json
 import socket
@@ -17,7 +17,7 @@ HEAD = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/js
 SHORT = {"prompt": "a", "max_tokens": 1}
 LONG = {"prompt": "a", "max_tokens": 3000, "ignore_eos": True, "stream": True}
 LOUD = LONG | {"logprobs": 20, "n": 8, "temperature": 1.0}
-"""About 20 MB of events."""
+"""A request for about 20 MB of events."""
 MAX_CONNECTIONS = 300
 
 
@@ -50,7 +50,7 @@ def check_server_afterwards(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def slow_clients(impatient: ServerProcess) -> Iterator[dict[str, RawClient]]:
-    """Clients that run into a time-out, all at the same time; their responses stay unread."""
+    """Clients that all run into a time-out at the same time. Their responses are not read yet."""
     sent = {
         "nothing": b"",
         "headers": GET[:-2],
@@ -137,7 +137,7 @@ def test_chunks_with_kilobytes_of_framing_are_rejected(server):
 
 
 def test_trailers_are_not_treated_as_headers(server):
-    """A proxy that filters headers does not filter trailers."""
+    """Proxies filter headers but not trailers, so a trailer must not act as a header."""
     head = f"{HEAD}transfer-encoding: chunked\r\n\r\n".encode()
     body = b'{"prompt": "a", "max_tokens": 1}'
     trailers = b"x-request-id: theirs\r\ncontent-encoding: gzip\r\n"
@@ -171,7 +171,7 @@ def test_a_client_that_ends_within_its_body_leaves_nothing_behind(server, size, 
 
 
 def test_invalid_http_is_a_400_in_the_api_s_error_format(server):
-    """`test_hostile.py` has what is invalid."""
+    """`test_hostile.py` has many more invalid requests."""
     with RawClient(server.port) as client:
         answer = client.send(b"GET\r\n\r\n").read()
         assert (answer.status, answer.error["type"]) == (400, "Bad Request")

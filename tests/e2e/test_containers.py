@@ -1,4 +1,4 @@
-"""Servers in containers: with a read-only root and any user, beside a standby."""
+"""Servers in containers with a read-only root, as any user, and beside a standby."""
 
 import json
 import os
@@ -52,7 +52,7 @@ class _Container:
 
     @property
     def exec(self) -> tuple[str, ...]:
-        """As `docker exec`."""
+        """A launcher that runs a command in the container, as `docker exec` does."""
         return ("nsenter", "--target", str(self._init.pid), "--user", "--mount", "--pid", "--preserve-credentials")
 
     def cli(self, *words: str) -> str:
@@ -60,14 +60,14 @@ class _Container:
         return run_cli(*words, launcher=self.exec, environment=self.variables).stdout
 
     def entries(self) -> dict[str, dict[str, Any]]:
-        """What `ps` shows there, by kind."""
+        """Kind -> entry of `vllm-cli ps` in the container."""
         return {entry["kind"]: entry for entry in json.loads(self.cli("ps", "--json"))}
 
     def is_ready(self) -> bool:
         return '"ready"' in self.cli("standby", "status", "--json")
 
     def stop(self) -> int:
-        """As `docker stop`."""
+        """Stops the container as `docker stop` does."""
         self._init.send_signal(signal.SIGTERM)
         return self.program.process.wait(GONE_S)
 
@@ -89,7 +89,7 @@ def container() -> Iterator[_Container]:
 
 
 def test_servers_that_are_started_in_the_container_are_warm_and_end_alone_and_with_it(container, tiny_llama):
-    """One is stopped, the front process of the next one is killed, the last one ends with the container."""
+    """One server is stopped. The front process of the next is killed. The last ends with the container."""
     with ServerProcess([str(tiny_llama)], launcher=container.exec, environment=container.variables) as server:
         assert "warm start: forked from the standby's process" in server.log
         entries = container.entries()

@@ -1,4 +1,4 @@
-"""`serve --detach`: returns when the server is ready, with its log; or with the exit code of the start."""
+"""`serve --detach` returns once the server is ready, and names its log, or returns the start's exit code."""
 
 import json
 import os
@@ -27,7 +27,7 @@ KEY = "s3cret-of-the-test"
 
 @pytest.fixture
 def started():
-    """Process ids of servers; those that still run at the end are killed."""
+    """A list for process ids of servers. Servers that still run at the end of the test are killed."""
     pids: list[int] = []
     yield pids
     for pid in pids:
@@ -37,7 +37,7 @@ def started():
 
 
 def _detach(started, *words, environment=None):
-    """The output, and the server as `ps --json` shows it."""
+    """Runs `serve --detach`. Returns its output, and the server's entry in `ps --json`."""
     done = run_cli("serve", *words, "--detach", environment=environment)
     assert done.returncode == 0, done.stderr
     pid = int(done.stdout.partition("(process ")[2].partition(")")[0])

@@ -1,4 +1,4 @@
-"""A start without the model on disk, from a hub or an object store: the download is visible."""
+"""Starts whose model is not on disk download it from a hub or an object store, and show the progress."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_a_template_that_was_mended_on_the_hub_is_served(hub, tiny_llama, tmp_pa
 
 
 def test_a_warm_start_serves_the_mended_template_after_the_next_one(hub, tiny_llama, tmp_path):
-    """It does not wait for the hub: it asks, and downloads, once it is ready."""
+    """The start does not wait for the hub. Once it is ready, it checks the hub and downloads the template."""
     ref = tmp_path / "hub" / "models--org--model" / "refs" / "main"
     counts = []
     with StandbyProcess(environment=settings(hub, tmp_path)) as standby:
@@ -80,7 +80,7 @@ def add_with_template(hub: HubServer, model: Path, template: str) -> str:
 
 
 def count_tokens(server: ServerProcess) -> int:
-    """Of a chat, with the template."""
+    """The number of tokens of a chat that the chat template has rendered."""
     chat = {"model": "org/model", "messages": [{"role": "user", "content": "a"}]}
     count: int = server.ask("/tokenize", chat).json["count"]
     return count

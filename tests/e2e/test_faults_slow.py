@@ -1,4 +1,4 @@
-"""Many drains under load lose no request; many kills of any process leave no process. Takes minutes."""
+"""Many drains under load lose no request. Many kills of any process leave no process. Takes minutes."""
 
 import random
 import time
@@ -55,7 +55,7 @@ def test_no_process_is_left_after_many_kills_of_any_role(start_server):
 
 
 def _wait_role_or_ready(server: Any, role: Role, *, is_ready: bool) -> None:
-    """Waits until the process exists, or the server is ready and the process has exited."""
+    """Waits until the role's process exists, or until the server is ready and the process has exited."""
 
     def is_reached() -> bool:
         server.family()
@@ -66,7 +66,7 @@ def _wait_role_or_ready(server: Any, role: Role, *, is_ready: bool) -> None:
 
 
 def _codes(killed: Role | None) -> tuple[int, ...]:
-    """Possible exit codes after the role was killed, or after this test's SIGTERM during the start."""
+    """Possible exit codes after the role's process was killed, or after SIGTERM during the start."""
     match killed:
         case "api":
             return (-9,)

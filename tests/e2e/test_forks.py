@@ -1,4 +1,4 @@
-"""What a process that forks must not have: a second thread, or the open files of learned imports."""
+"""A process that forks has no second thread, and no open files of learned imports."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -21,12 +21,12 @@ def note(event, args):
 
 sys.addaudithook(note)
 """
-"""Every Python process notes its forks."""
+"""With this code, every Python process records its forks."""
 
 
 class _Fork(NamedTuple):
     function: str
-    """The one that called os.fork."""
+    """The function that called os.fork."""
     num_threads: int
     is_learning: bool
 
@@ -44,7 +44,7 @@ def _forks(folder: Path) -> list[_Fork]:
 
 
 def _assert_clean(forks: list[_Fork], *expected: str) -> None:
-    """The functions that need one thread have been called, and no fork has learned imports."""
+    """Checks that these functions forked with one thread, and that no fork was during learned imports."""
     of_one_thread = {fork.function: fork.num_threads for fork in forks if fork.function in expected}
     assert of_one_thread == dict.fromkeys(expected, 1)
     assert not [fork for fork in forks if fork.is_learning]

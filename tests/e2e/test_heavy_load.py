@@ -1,6 +1,6 @@
-"""Thousands of choices, of idle connections, or a busy processor: memory is bounded, others are answered.
+"""Under thousands of choices or idle connections, or on a busy processor, the server answers other requests.
 
-`-s` shows how much, and how long /health took: `make test-slow ARGS="-k ten_thousand -s"`.
+Memory is bounded. `make test-slow ARGS="-k ten_thousand -s"` shows the memory and the times of /health.
 """
 
 import json
@@ -36,13 +36,13 @@ NUM_PROBES = 1000
 PROBE = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 _CHANGE_S = 300.0
 _REQUEST = {"prompt": "Once", "n": 16, "max_tokens": 16, "ignore_eos": True}
-"""Steps of 16 rows, which two threads compute faster than one."""
+"""A request whose steps have 16 rows, which two threads compute faster than one thread."""
 _BURN = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
 needs_two_processors = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
 
 
 class Watch(threading.Thread):
-    """Records the growth of processes, and how long /health takes, until it is stopped."""
+    """Records the memory growth of processes and the times of /health, until it is stopped."""
 
     def __init__(self, server: ServerProcess, processes: dict[str, psutil.Process]) -> None:
         super().__init__(name="watch")
@@ -133,7 +133,7 @@ def test_ten_thousand_idle_connections_are_held(tiny_llama):
 
 
 def probe_all(port: int) -> Iterator[float]:
-    """The seconds of each probe; half of them open a new connection."""
+    """Yields the seconds of each probe. Every second probe opens a new connection."""
     with RawClient(port) as kept:
         for number in range(NUM_PROBES):
             begin_s = perf_counter()

@@ -1,4 +1,4 @@
-"""Malicious models and bytes with real servers: no code runs, no request is smuggled, no line is forged."""
+"""Real servers get malicious models and bytes. No code runs, and no request or log line can be forged."""
 
 import re
 import shutil
@@ -59,7 +59,7 @@ AMBIGUOUS: Final = {
     "chunk longer than its size": _post(b"Transfer-Encoding: chunked", body=b"1\r\nabc\r\n" + _CHUNKED),
     "line feed in a chunk extension": _post(b"Transfer-Encoding: chunked", body=b"5;a\nb\r\n0\r\n\r\n" + _HIDDEN),
 }
-"""Each contains a request for /hidden that some parsers would accept; its only valid response is a 400."""
+"""Each has a hidden request for /hidden, which some parsers accept. The only valid response is a 400."""
 
 GARBAGE: Final = {
     "nothing": b"\r\n\r\n",
@@ -81,7 +81,7 @@ GARBAGE: Final = {
     "bytes that are no UTF-8 in the path": b"GET /\xff%ff%fe HTTP/1.1\r\nHost: x\r\n\r\n",
     "terminal escape in the path": b"GET /%1b[2J%1b]0;owned%07 HTTP/1.1\r\nHost: x\r\n\r\n",
 }
-"""Each must be rejected or answered correctly, and the server must answer the next request."""
+"""Each of these must be rejected or answered correctly. The server must answer the next request."""
 
 
 @pytest.mark.parametrize("evil", slow_but_for(["weights", "code"], "code"))
@@ -101,7 +101,7 @@ def test_a_model_that_contains_code_fails_the_start(model_path, tmp_path, evil):
 
 
 def exchange(server: ServerProcess, request: bytes) -> bytes:
-    """Everything that the server sends until it closes the connection."""
+    """Sends a request. Returns all bytes until the server closes the connection."""
     with RawClient(server.port) as client, suppress(ConnectionError):  # it may close before it has read everything
         client.send(request).socket.shutdown(socket.SHUT_WR)
         return client.read_to_end()

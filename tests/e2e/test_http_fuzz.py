@@ -29,7 +29,7 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def text_server(tiny_llama: Path) -> Iterator[ServerProcess]:
-    """Its model reasons and chooses tools."""
+    """A server whose model reasons and calls tools."""
     parsers = ("--reasoning-parser", "qwen3", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
     with ServerProcess([str(tiny_llama), *SETTINGS, *parsers]) as server:
         yield server
@@ -54,7 +54,7 @@ def test_fuzzed_requests_for_vectors_are_answered(pooling_server):
 
 
 def test_a_request_that_excludes_every_token_is_a_400(text_server):
-    """Found by fuzzing."""
+    """A bug that fuzzing has found."""
     body = {"prompt": "a", "min_tokens": 1, "stop_token_ids": [ord("y")], "allowed_token_ids": [ord("y")]}
     with RawClient(text_server.port) as client:
         answer = client.post("/v1/completions", body).read()
@@ -69,7 +69,7 @@ def test_very_many_fuzzed_requests_are_answered(text_server, pooling_server):
 
 
 def fuzz(server: ServerProcess, seeds: range, paths: tuple[str, ...]) -> str:
-    """Sends the requests, then checks the server; returns the numbers of responses by status."""
+    """Sends the requests, then checks the server. Returns the number of responses for each status."""
     fuzzer = RequestFuzzer(ask(f"{server.url}/openapi.json").json, *paths)
     engine = wait_process(server, "engine")
     by_status, failures = send_all(server.port, fuzzer.request, seeds)

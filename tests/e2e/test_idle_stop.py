@@ -1,4 +1,4 @@
-"""`vllm-cli serve --idle-stop`: the model stops without requests, and the next one starts it."""
+"""`vllm-cli serve --idle-stop` stops the model if there are no requests. The next request starts it."""
 
 import json
 import random
@@ -38,7 +38,7 @@ class _Server(ServerProcess):
         super().__init__([str(model), *_ENGINE, idle, *words], wait=wait, environment=environment)
 
     def state(self) -> str:
-        """The state of the model, as probes are told while it does not run."""
+        """The model's state in the answers to probes."""
         return ask(f"{self.url}/health").headers.get("model-state", "")
 
     def wait_stopped(self) -> None:
@@ -50,7 +50,7 @@ class _Server(ServerProcess):
         return child
 
     def start_warm(self) -> None:
-        """Starts it until that is warm: a busy machine's template may take longer than 40 ms to answer."""
+        """Starts the model until a start is warm. On a busy machine, a template may be too slow (40 ms)."""
         while "warm start: forked from the standby's process" not in self.log:
             self.wait_stopped()
             assert self.ask_model() == 200
@@ -106,7 +106,7 @@ def test_a_model_whose_engine_dies_is_started_again_behind_the_same_port(tiny_ll
 
 
 def test_requests_around_the_idle_limit_are_all_answered(server):
-    """Half of the clients keep their connections, on which the server is stopped in between."""
+    """Half of the clients keep their connections while the model is stopped and started again."""
     rng = random.Random(25)
     pauses_s = [[rng.choice((0.0, rng.uniform(0.9, 1.6))) for _ in range(3)] for _ in range(4)]
 
@@ -136,23 +136,23 @@ def test_a_failing_first_start_ends_the_router_as_a_plain_start(tmp_path):
 
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
-    """Has room for the address of a socket, whatever this user is called."""
+    """A folder with a path that is short enough for sockets, even if this user has a long name."""
     with tempfile.TemporaryDirectory(prefix="vs-", dir="/tmp") as path:
         yield Path(path)
 
 
 def _own_folders(folder: Path) -> dict[str, str]:
-    """The environment of a server that may keep a standby; nothing else is in the folder."""
+    """Variables of a server that may keep a standby. The standby's files are in this folder."""
     return {"VCLI_STANDBY": "auto", "XDG_RUNTIME_DIR": str(folder), "TMPDIR": str(folder)}
 
 
 def _own_sockets(folder: Path) -> list[Path]:
-    """Exist once the imports of the standby are done."""
+    """The standby's sockets for templates, which exist once its imports are done."""
     return list(folder.glob("vcli-*/standby-*/*-embedded.sock"))
 
 
 def _created_ns(folder: Path) -> int | None:
-    """When the only one was created; a file system may give its number to the next one."""
+    """The time when the only socket was created. Its inode number might be reused for the next socket."""
     with suppress(FileNotFoundError):
         return next((path.stat().st_ctime_ns for path in _own_sockets(folder)), None)
     return None

@@ -22,7 +22,7 @@ _EXACT: dict[str, Any] = {
 }
 _TEXTS = ["hello world", "the capital of france is paris", "the cat sat on the mat and the dog sat on the cat", "a"]
 _IDS = [2, 5, 6, 3]
-"""Of the first text."""
+"""The token ids of the first text."""
 
 
 @pytest.fixture(scope="module", params=slow_but_for(["smolvlm", "qwen2_vl"], "smolvlm"))

@@ -1,6 +1,6 @@
-"""Processes of a server are killed, or hang: no process is left, and clients and probes get errors.
+"""Processes of a server are killed or hang. Clients and probes get errors, and no process is left.
 
-The server exits, or logs it and continues.
+The server exits, or logs the end of the process and continues.
 """
 
 import ctypes
@@ -39,7 +39,7 @@ def interrupted(self):
 alias.__hash__ = interrupted
 """
 _PIDFD_GETFD = 438
-"""Number of the system call, the same on all architectures; the standard library has no function for it."""
+"""The system call's number on all architectures. The standard library has no function for this call."""
 
 
 def test_server_exits_when_its_forkserver_is_killed(start_tiny_server):
@@ -102,7 +102,7 @@ def test_start_succeeds_without_helper_processes_that_are_killed(start_tiny_serv
 
 
 def test_ctrl_c_that_msgspec_discards_ends_the_start(start_tiny_server, tmp_path):
-    """Its C code calls `hash` on a message's types, and drops every error of it."""
+    """msgspec's C code hashes a message's types. It discards all errors then, even KeyboardInterrupt."""
     (tmp_path / "sitecustomize.py").write_text(_INTERRUPT_DECODER)
     with start_tiny_server(wait=False, environment=stop_environment(tmp_path)) as server:
         assert server.process.wait(READY_S) == 130
@@ -110,7 +110,7 @@ def test_ctrl_c_that_msgspec_discards_ends_the_start(start_tiny_server, tmp_path
 
 @contextmanager
 def _hold_sockets(pid: int) -> Iterator[None]:
-    """Keeps a process's sockets open after its exit, as the kernel does while it frees much memory."""
+    """Keeps a process's sockets open after its exit, as the kernel does while it frees a lot of memory."""
     libc = ctypes.CDLL(None, use_errno=True)
     with ExitStack() as stack:
         pidfd = os.pidfd_open(pid)

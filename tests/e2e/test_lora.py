@@ -21,7 +21,7 @@ _NUM_TOKENS = 12
 
 
 class _Adapters:
-    """A tiny model, its adapters, and a server of it."""
+    """A tiny model, its adapters, and a server for both."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Many models behind one port, through clients: what one server answers, the router answers too."""
+"""Clients of many models behind one port. The router's answers equal those of a server with one model."""
 
 import re
 import time
@@ -55,7 +55,7 @@ def forced(text: str) -> dict[str, Any]:
 
 
 def test_two_models_take_turns_in_one_conversation_with_tools(client):
-    """The first model calls the tool, the second one reads its result, in streams and in whole answers."""
+    """The first model calls the tool, and the second reads the result, in streams and in whole answers."""
     for number in range(2):
         messages: list[Any] = [QUESTION]
         with client.chat.completions.stream(
@@ -91,7 +91,7 @@ def test_thousands_of_waiting_clients_cost_little_and_leave_nothing(tmp_path):
 
 
 def test_a_response_in_the_background_is_read_before_its_model_is_stopped_for_another(tiny_llama, tmp_path):
-    """The other model waits for the client, which asks every two seconds."""
+    """The other model starts only after the client, which polls every two seconds, has read the response."""
     models = {"a": embedded(tiny_llama, ttl=1), "b": embedded(tiny_llama)}
     with RouterProcess(tmp_path, models, "--max-running", "1") as router, ThreadPoolExecutor() as pool:
         body = {"model": "a", "input": "Hi", "background": True, "max_output_tokens": 50}

@@ -1,4 +1,4 @@
-"""Models that have only Mistral's own tokenizer, served by the embedded engine; caches that are reset."""
+"""The embedded engine serves models that have only Mistral's own tokenizer. Caches can be reset."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ _SCHEMA = {
 
 
 class Model(NamedTuple):
-    """A model, and mistral-common's own tokenizer of its file."""
+    """A model, and the tokenizer that mistral-common itself makes from the model's file."""
 
     folder: Path
     tokenizer: Any

@@ -1,4 +1,4 @@
-"""Every command runs with marked keys; no file, no output and no command line of any process shows them."""
+"""Every command runs with marked keys. No file, no output and no process's command line shows the keys."""
 
 import json
 import os
@@ -89,7 +89,7 @@ RUNS: dict[str, list[str]] = {
     "completion": ["bash"],
     "collect-env": ["", "--json"],
 }
-"""The command lines of each command. URL is a server that wants a key, LOGIN its address with a login."""
+"""The tested command lines of each command. URL is a server with a key, LOGIN its address with a login."""
 EXIT_CODES = {"serve": {0, 3}, "chat": {0, 1}, "complete": {0, 1}, "wait": {0, 1}, "load": {1}, "unload": {1},
               "sleep": {1}, "stop": {1, 2}, "standby": {2}, "standby status": {1}, "standby stop": {1},
               "timeline": {0, 2}, "check-hooks": {0, 2}, "doctor": {0, 1}, "explain": {0, 1}, "prefetch": {0, 3},
@@ -97,14 +97,14 @@ EXIT_CODES = {"serve": {0, 3}, "chat": {0, 1}, "complete": {0, 1}, "wait": {0, 1
 
 
 class SecretWatch:
-    """Watches during its `with` block.
+    """Watches all processes and a folder during the `with` block, and finds texts with the mark.
 
-    A process may show words that the user has typed until it has masked them, which is before it starts
+    A process may show words that the user has typed until it has masked them, which it does before it starts
     another process. No process may show any other word with the mark.
     """
 
     def __init__(self, mark: str, temporary: Path) -> None:
-        """`temporary`: a folder whose files are searched all the time, because some are removed."""
+        """`temporary` is a folder that is searched repeatedly, because some of its files are removed."""
         self._mark = mark.encode()
         self._temporary = temporary
         self._typed: list[list[bytes]] = []
@@ -121,11 +121,11 @@ class SecretWatch:
         self._thread.join()
 
     def allow(self, words: Sequence[str]) -> None:
-        """A command that the user types."""
+        """Allows the words of a command that the user types."""
         self._typed.append([word.encode() for word in words])
 
     def check(self, *folders: Path) -> None:
-        """Fails if the mark was found, or is in a file of the folders."""
+        """Fails if the mark was found before, or is in a file of these folders."""
         self._found.update(str(path) for folder in folders for path in self._files_with_mark(folder))
         assert not self._found, self._found
 
@@ -244,7 +244,7 @@ def test_no_answer_and_no_log_line_shows_a_secret(server, watch):
 
 
 def test_a_warm_start_shows_no_secret(sandbox, watch, tiny_llama):
-    """Nor do the standby, template process and dormant forkserver; the next start does not have it."""
+    """The standby, template process and dormant forkserver show no secret. Nor does the next start."""
     words = [str(tiny_llama), *EMBEDDED.split(), *SECRETS]
     watch.allow(words)
     token = f"token-{uuid4().hex}"
@@ -266,7 +266,7 @@ def test_a_warm_start_shows_no_secret(sandbox, watch, tiny_llama):
 
 
 def _has_in_memory(pid: int, secret: str) -> bool:
-    """Whether it is in what a process may have written; skips the test if that cannot be read."""
+    """Whether writable memory of a process has the secret. Skips the test if memory cannot be read."""
     try:
         with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
             return any(secret.encode() in part for part in _writable_parts(pid, memory))
@@ -289,7 +289,7 @@ def _writable_parts(pid: int, memory: RawIOBase) -> Iterator[bytes]:
 
 
 def test_a_router_and_its_models_show_no_secret(sandbox, watch, tiny_llama, tmp_path):
-    """Keys and tokens are on its command line and in its file."""
+    """Keys and tokens are on the router's command line and in its models file."""
     model = {"model": str(tiny_llama), "env": {"WANDB_API_KEY": f"{MARK}-8"}, "args": f"--hf-token {MARK}-9"}
     file = tmp_path / "models.yaml"
     file.write_text(json.dumps({"apiKeys": [f"{MARK}-10"], "models": {"tiny": model}}))
@@ -307,7 +307,7 @@ def test_a_router_and_its_models_show_no_secret(sandbox, watch, tiny_llama, tmp_
 
 
 def test_a_start_of_vllm_shows_no_secret(sandbox, watch):
-    """It writes a profile and a journal."""
+    """The start writes a preload profile and a journal."""
     words = ["model", "--enforce-eager", *SECRETS]
     watch.allow(words)
     with FakeStart(sandbox.work, *words, env=fake_environment(sandbox.root, **sandbox.environment)) as start:

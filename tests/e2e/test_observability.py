@@ -43,7 +43,7 @@ def samples(server: ServerProcess) -> Samples:
 
 
 def increases(before: Samples, after: Samples) -> Callable[..., float]:
-    """A function of a metric's name and labels."""
+    """Returns a function that returns a metric's increase, given its name and labels."""
 
     def increase(name: str, **labels: str) -> float:
         key = (f"vllm:{name}", frozenset({"model_name": "smol", "engine": "0", **labels}.items()))

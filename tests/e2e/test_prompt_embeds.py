@@ -1,4 +1,4 @@
-"""prompt_embeds, used through the `openai` client."""
+"""The `openai` client sends `prompt_embeds`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +29,7 @@ def model(tiny_llama: Path) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def exact(start_tiny_server: Any) -> Iterator[OpenAI]:
-    """The client of a float32 server, where rounding does not depend on the other sequences of a batch."""
+    """The client of a float32 server, in which the batch's other sequences do not change the rounding."""
     arguments = ("--enable-prompt-embeds", "--dtype", "float32", "--max-model-len", "1024")
     with start_tiny_server(*arguments, "--max-num-batched-tokens", "128") as running, running.openai() as client:
         yield client
@@ -38,7 +38,7 @@ def exact(start_tiny_server: Any) -> Iterator[OpenAI]:
 
 @torch.inference_mode()
 def embed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
-    """The embedding rows of the text's tokens, taken from the model."""
+    """The model's embeddings of the text's tokens."""
     return model.get_input_embeddings()(torch.tensor(tokenizer(text)["input_ids"])).clone()
 
 

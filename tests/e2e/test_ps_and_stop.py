@@ -26,7 +26,7 @@ def _entries(**options: Any) -> list[dict[str, Any]]:
 
 
 def _find(pid: int) -> dict[str, Any] | None:
-    """The only entry that has the process."""
+    """The only entry of `ps` that has this process, or None."""
     found = [entry for entry in _entries() if pid in entry["pids"]]
     assert len(found) <= 1
     return found[0] if found else None
@@ -39,7 +39,7 @@ def _entry(server: ServerProcess) -> dict[str, Any]:
 
 
 def _wait_ready(pid: int) -> dict[str, Any]:
-    """Polls `ps` until it reports the server as ready; on a busy machine a probe may time out before."""
+    """Polls `ps` until it shows the server as ready. On a busy machine, earlier probes may time out."""
     found: list[dict[str, Any]] = []
 
     def is_ready() -> bool:
@@ -81,14 +81,14 @@ def test_server_is_found_and_stopped_by_its_port(start_tiny_server, cold_or_warm
 
 
 def _stop_process(which: str, entry: dict[str, Any], *words: str) -> subprocess.CompletedProcess[str]:
-    """By its number; by the server's address if that is also the port of another test's server."""
+    """Stops a process by its id, or by the address if the id is the port of another test's server."""
     run = run_cli("stop", entry[which], *words)
     return run_cli("stop", entry["address"], *words) if "by its address" in run.stderr else run
 
 
 @pytest.mark.parametrize("which", ["pid", "forked_pid"])
 def test_server_that_does_not_stop_in_time_is_killed(which, start_tiny_server, cold_or_warm):
-    """The stopped process may be the front process of a warm start, or the one that was forked for it."""
+    """In a warm start, the stopped process is the front process or the forked server."""
     if which == "forked_pid" and cold_or_warm == OFF:
         pytest.skip("a cold start has no such process")
     with start_tiny_server(wait=False, environment=cold_or_warm) as server:
@@ -126,7 +126,7 @@ def test_the_standby_is_listed_after_the_servers_and_stop_leaves_it(start_tiny_s
 
 
 def test_server_on_a_unix_socket_is_found_and_stopped(start_tiny_server, standby):
-    """Its path is relative to the working folder."""
+    """The path of the socket is relative to the working folder."""
     with (
         short_folder() as folder,
         start_tiny_server(
@@ -155,7 +155,7 @@ def test_server_that_is_process_1_of_a_container_is_stopped_from_outside(tiny_ll
 
 
 def test_stop_names_the_server_that_replaces_the_stopped_one(start_tiny_server):
-    """The new server starts before the old one has exited, as a service manager may do."""
+    """The new server starts before the old server has exited, as with some service managers."""
     with start_tiny_server() as server:
         server.process.send_signal(signal.SIGSTOP)
         words = [*CLI, "stop", str(server.port), "--timeout", "600"]

@@ -1,4 +1,4 @@
-"""`vllm-cli serve --restart`: a model that fails comes back behind the same port."""
+"""`vllm-cli serve --restart` restarts a failed model behind the same port."""
 
 import json
 import time
@@ -17,11 +17,11 @@ from tests.support.waiting import is_gone, wait_until
 
 _BODY = {"prompt": "a", "max_tokens": 2}
 _STABLE_S = 10.0
-"""A failure after this time is the first one in a row."""
+"""After this time without a failure, the count of failures in a row starts again."""
 
 
 class _Server(ServerProcess):
-    """A router whose model comes back."""
+    """A router that restarts its model."""
 
     def __init__(
         self, model: Path, *words: str, environment: Mapping[str, str] | None = None, wait: bool = True
@@ -30,13 +30,13 @@ class _Server(ServerProcess):
         super().__init__([str(model), *flags], environment=environment, wait=wait)
 
     def child(self) -> psutil.Process:
-        """The process that the router has started, once the model is ready."""
+        """Waits until the model is ready. Returns the process that the router has started for it."""
         self.wait(lambda: self.ask("/readyz?model").status == 200 and len(self.children_with("--uds")) == 1)
         (child,) = self.children_with("--uds")
         return child
 
     def engine(self) -> psutil.Process:
-        """The process with the model's weights: of those that are no template of a standby, the largest."""
+        """The process with the model's weights: the largest process that is no template of a standby."""
         others = [process for process in self.family() if "standby-template" not in process.cmdline()]
         return max(others, key=lambda process: process.memory_info().rss)
 
@@ -44,7 +44,7 @@ class _Server(ServerProcess):
         return ask(f"{self.url}/v1/completions", {**_BODY, **fields}).status
 
     def kill(self, process: psutil.Process) -> None:
-        """Returns when the router has noted its end."""
+        """Kills a process. Returns once the router has noticed its end."""
         child = self.child()
         process.kill()
         wait_until(lambda: is_gone(child.pid))

@@ -1,4 +1,4 @@
-"""`ps`, `load`, `unload` and `stop` with a server of two models."""
+"""`ps`, `load`, `unload` and `stop` with a router of two models."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ from tests.support.waiting import is_gone, wait_until
 
 
 def _entry(router: ServerProcess) -> dict[str, Any]:
-    """What `ps` says about this router, after a check that none of its processes is listed besides."""
+    """The entry of this router in `ps`. Checks that no other entry has one of its processes."""
     entries = json.loads(run_cli("ps", "--json").stdout)
     pids = {process.pid for process in router.family()}
     (entry,) = [each for each in entries if pids & set(each["pids"])]

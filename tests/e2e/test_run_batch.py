@@ -1,4 +1,4 @@
-"""`vllm-cli run-batch` with the server that it starts, also when it is killed."""
+"""`vllm-cli run-batch` with the server that it starts, also if the command is killed."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ _NUM_SHORT, _NUM_LONG = 4, 8
 
 @pytest.mark.timeout(900)
 def test_a_killed_batch_leaves_no_process_and_keeps_its_answers(model_path, tmp_path):
-    """A second run would send the requests without a line: `tests/vllm_cli/batch`."""
+    """The continuation by a second run is tested in `tests/vllm_cli/batch`."""
     batch, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     _write(batch, [_request(n, max_tokens=4 if n < _NUM_SHORT else 400) for n in range(_NUM_SHORT + _NUM_LONG)])
     command = ["run-batch", "-i", str(batch), "-o", str(out)]

@@ -1,4 +1,4 @@
-"""A server under a service manager: socket activation, notifications and watchdog of systemd's protocol."""
+"""A server under a service manager: systemd's socket activation, notifications and watchdog."""
 
 import os
 import re
@@ -60,7 +60,7 @@ def test_a_service_takes_its_socket_and_notifies_its_state(tiny_llama, tmp_path,
 
 
 def test_the_stop_of_the_documented_unit_cuts_no_stream(tiny_llama, cold_or_warm):
-    """Also with systemd's default KillMode: all processes get SIGTERM, a front process forwards its own."""
+    """With systemd's default KillMode, all processes get SIGTERM, and a front process forwards its own."""
     [line] = re.findall(r"^systemd-run .*$", FAST_STARTS.read_text(), re.MULTILINE)
     options, _, words = line.partition(" /opt/vllm-cli/bin/vllm-cli serve ")
     assert re.findall(r"-p (\S+)", options) == ["Type=notify", "KillMode=mixed", "WatchdogSec=60"]
@@ -77,7 +77,7 @@ def test_the_stop_of_the_documented_unit_cuts_no_stream(tiny_llama, cold_or_warm
 
 
 def test_a_router_keeps_the_socket_of_its_service(tiny_llama):
-    """The server never has the variables of the service manager, and the socket outlives it."""
+    """The model's server never has the variables of the service manager. The socket outlives this server."""
     words = ("--port", "1", "--max-model-len", "256", "--idle-stop", "1s", "--idle-warm", "off")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         process = subprocess.Popen(
@@ -97,5 +97,5 @@ def test_a_router_keeps_the_socket_of_its_service(tiny_llama):
 
 
 def _service(fd: int, *words: str) -> list[str]:
-    """`vllm-cli serve` as systemd executes it, with the descriptor as number 3."""
+    """The words of a `vllm-cli serve` that systemd executes with the socket as file descriptor 3."""
     return [sys.executable, "-c", _EXEC, str(fd), *words]

@@ -1,6 +1,7 @@
-"""Ends of a server: the drain after SIGTERM, ends that are cut short, and starts that fail or are stopped.
+"""How servers end: drains after SIGTERM, drains that are cut short, and starts that fail or are stopped.
 
-Every request gets a response: running ones finish, new ones get a 503. `test_killed_processes.py` has kills.
+Every request gets a response. Running requests finish, and new requests get a 503. Kills are tested in
+`test_killed_processes.py`.
 """
 
 import json

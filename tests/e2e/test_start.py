@@ -1,4 +1,4 @@
-"""Real starts: probes are answered, phases are reported, signals and time-outs leave no process."""
+"""Real starts answer probes and report their phases. Signals and time-outs leave no process."""
 
 import json
 import signal
@@ -44,7 +44,7 @@ with open(os.environ["INTERPRETERS"], "a") as file:
 
 
 class _Prober(threading.Thread):
-    """Polls /health every 2 ms; errors count from the first response on."""
+    """Polls /health every 2 ms. Counts errors from the first response on."""
 
     def __init__(self, port: int) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ def test_the_report_explains_the_start(start_server, tmp_path):
 def test_a_signal_in_any_phase_ends_the_start_and_leaves_nothing(
     number, cold_s, warm_s, start_tiny_server, cold_or_warm
 ):
-    """Of a warm start, the front process or the forked one receives it."""
+    """In a warm start, the front process or the forked server receives the signal."""
     with start_tiny_server(wait=False, environment=cold_or_warm) as server:
         wait_listening(server.port)  # earlier, the interpreter handles the signal
         time.sleep(cold_s if cold_or_warm == OFF else warm_s)
@@ -183,7 +183,7 @@ def test_preflight_reports_all_faults_at_once_before_heavy_imports(tmp_path, mod
 
 @pytest.mark.parametrize("method", START_METHODS)
 def test_each_start_method_serves_exits_cleanly_and_imports_heavy_modules_on_main_threads(tiny_llama, tmp_path, method):
-    """With `forkserver` only the engine's processes load torch, which would take 1.5 s of the API process."""
+    """With `forkserver`, only the engine's processes load torch. It would delay the API process by 1.5 s."""
     environment = _audit_environment(tmp_path, "others") | {"VLLM_WORKER_MULTIPROC_METHOD": method}
     with ServerProcess([str(tiny_llama), "--prefetch", "on"], environment=environment) as server:
         has_torch = "libtorch" in Path(f"/proc/{server.process.pid}/maps").read_text()
@@ -198,7 +198,7 @@ def test_each_start_method_serves_exits_cleanly_and_imports_heavy_modules_on_mai
 
 
 def test_the_forkserver_of_a_cold_start_is_a_fork_of_the_launcher(tiny_llama, tmp_path):
-    """A new interpreter would take a tenth of the start. The engine has the forkserver's words."""
+    """A new interpreter would take a tenth of the start. The engine has the forkserver's command line."""
     (tmp_path / "sitecustomize.py").write_text(_INTERPRETERS)
     environment = {**OFF, "PYTHONPATH": str(tmp_path), "INTERPRETERS": str(tmp_path / "pids")}
     with ServerProcess([str(tiny_llama)], environment=environment) as server:
@@ -213,7 +213,7 @@ def test_the_forkserver_of_a_cold_start_is_a_fork_of_the_launcher(tiny_llama, tm
 
 
 def _audit_environment(folder: Path, threads: str) -> dict[str, str]:
-    """Every Python process records heavy imports in a file: on all threads, or on all but the main thread."""
+    """Every Python process records its heavy imports, on all threads or on all except the main thread."""
     site = folder / "site"
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(_AUDIT)
@@ -221,7 +221,7 @@ def _audit_environment(folder: Path, threads: str) -> dict[str, str]:
 
 
 def _seconds_without_processor(process: psutil.Process) -> float:
-    """How long its main thread was runnable without a processor; 0 if the kernel does not count that."""
+    """How long the main thread waited for a processor. 0 if the kernel does not count this."""
     try:
         return int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]) / 1e9
     except OSError:

@@ -1,6 +1,6 @@
-"""The status page in a browser: its script runs.
+"""A browser runs the script of the status page.
 
-The pages of many models show data that the test writes, or those of a router.
+The pages of many models show data that the test writes, or data of a router.
 """
 
 import json

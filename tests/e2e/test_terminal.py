@@ -1,4 +1,4 @@
-"""Terminals, shells and job control: what a user does to a cold start has the same effect on a warm one."""
+"""Terminals, shells and job control have the same effect on a warm start as on a cold start."""
 
 import os
 import re
@@ -32,7 +32,7 @@ class _Job:
         self.command = serve_command(str(model), "--served-model-name", "smol", "--port", str(self.port))
 
     def find(self) -> RunningServer:
-        """The running server."""
+        """The running server of this job."""
         (server,) = [s for s in find_servers(with_state=False) if s.port == self.port]
         return server
 
@@ -46,7 +46,7 @@ class _Job:
 
     @contextmanager
     def running(self, environment: dict[str, str], launcher: tuple[str, ...] = (), **options: Any) -> Iterator[Any]:
-        """The process without a terminal, once the server is ready."""
+        """Starts the command without a terminal. Yields its process once the server is ready."""
         words = [*launcher, *self.command.split()]
         streams = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | options
         with subprocess.Popen(words, env=os.environ | environment, **streams) as process:
@@ -61,7 +61,7 @@ class _Job:
         return ask(f"http://127.0.0.1:{self.port}/health").status
 
     def states(self, pids: tuple[int, ...]) -> set[str]:
-        """Without helpers of the start that have ended since."""
+        """The states of these processes, without helpers of the start that have ended since."""
         found = set()
         for pid in pids:
             with suppress(psutil.NoSuchProcess):
@@ -76,12 +76,12 @@ def job(tiny_llama: Path) -> _Job:
 
 @pytest.fixture
 def warm(standby: StandbyProcess) -> dict[str, str]:
-    """Variables of a warm start, where the effect on a cold one is the kernel's or the shell's doing."""
+    """Variables of a warm start. These tests need no cold start, where kernel or shell cause the effect."""
     return standby.environment
 
 
 class _SlowStart:
-    """A start waits at its beginning, since nobody writes its configuration file."""
+    """A start that waits at its beginning, because its configuration file is a FIFO without a writer."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "config.yaml"
@@ -97,7 +97,7 @@ class _SlowStart:
             os.close(self._fd)
 
     def wait_reading(self) -> None:
-        """Waits until the start is in read(2): a signal that arrives just before it is not acted on."""
+        """Waits until the start is in read(2). A signal just before read(2) would have no effect."""
         wait_until(self._open)  # possible only once the start has opened the file
         wait_until(lambda: psutil.STATUS_SLEEPING in self._reader_states())
 
@@ -149,7 +149,7 @@ def test_keys_end_a_start(key, code, cold_or_warm, job, tmp_path):
     "name", slow_but_for(["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGKILL"], "SIGINT", "SIGHUP")
 )
 def test_a_signal_ends_a_start_as_a_shell_reports_it(name, cold_or_warm, job, tmp_path):
-    """For the parent, the process that it started has ended by the signal, or with the code for Ctrl-C."""
+    """The parent sees that its child has ended by the signal, or with the exit code for Ctrl-C."""
     with _SlowStart(tmp_path) as start:
         process = subprocess.Popen(
             f"{job.command} {start.flag}".split(),
@@ -193,7 +193,7 @@ def test_a_detached_server_survives_its_terminal(launcher, warm, job, tmp_path):
 
 
 def test_a_stop_signal_without_job_control_changes_nothing(warm, job):
-    """The kernel ignores it for processes whose session has no shell that could continue them."""
+    """The kernel ignores stop signals if no shell in the session could continue the processes."""
     with job.running(warm, start_new_session=True) as process:
         for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
             os.kill(process.pid, number)
@@ -210,7 +210,7 @@ def test_a_server_runs_with_closed_streams(warm, job):
 
 @pytest.mark.parametrize("kind", slow_but_for(["warm", "cold"], "warm"))
 def test_an_interrupt_ends_a_background_command_of_a_script(kind, warm, job):
-    """A shell without job control starts it with SIGINT ignored; uvicorn acts on the signal nevertheless."""
+    """A shell without job control starts the command with SIGINT ignored. SIGINT still ends the server."""
     script = f"{job.command} & echo $!; wait $!"
     shell = subprocess.Popen(
         ["sh", "-c", script],
@@ -226,7 +226,7 @@ def test_an_interrupt_ends_a_background_command_of_a_script(kind, warm, job):
 
 
 def test_the_terminal_shows_progress_in_its_width(job):
-    """A warm start of this model ends before the first line is due."""
+    """Only a cold start is tested. A warm start of this model ends before the first line of progress."""
     with Shell({"VCLI_STANDBY": "off"}, num_columns=60) as shell:
         job.start(shell)
         shell.type(INTERRUPT)

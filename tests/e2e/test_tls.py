@@ -1,4 +1,4 @@
-"""TLS and API keys of a real server from the first response on, while files change, and bad clients."""
+"""TLS and API keys of a real server: in the first response, after changes of files, with bad clients."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ LONG = {"prompt": "a", "max_tokens": 3000, "ignore_eos": True, "stream": True, "
 
 
 class TlsServer(ServerProcess):
-    """A server with TLS, whose clients trust its certificate; idle connections stay open."""
+    """A server with TLS. Its clients trust its certificate, and idle connections stay open."""
 
     def __init__(
         self, model: Path, *arguments: str, certificate: Certificate, environment: Mapping[str, str] = OFF
@@ -117,7 +117,7 @@ def test_an_encrypted_key_fails_the_start_without_a_prompt(tiny_llama, tmp_path)
 
 
 def _wait_answer_over_tls(server: TlsServer) -> None:
-    """Waits for the first response over TLS, which on most machines the responder sends."""
+    """Waits for the first response over TLS. On most machines, the responder sends this response."""
 
     def answers() -> bool:
         try:
@@ -144,7 +144,7 @@ def _num_running(server: TlsServer) -> float:
 
 @pytest.fixture(scope="module")
 def crowded(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
-    """A server with few connections and long time-outs, except for clients that do not read."""
+    """A server that allows few connections. Time-outs are long, except for clients that do not read."""
     certificate = make_certificate(tmp_path_factory.mktemp("tls"), "server")
     words = ["--http-max-connections", str(MAX_CONNECTIONS), "--http-header-timeout", "600", "--http-send-timeout", "2"]
     words += ["--http-max-body-size", "1000000"]
@@ -163,7 +163,7 @@ def test_handshakes_that_stall_make_room_for_others(crowded, hello):
 
 
 def test_clients_that_do_not_close_make_room(crowded):
-    """They got their response with `Connection: close`, but keep the connection open."""
+    """These clients got a response with `Connection: close`, but keep the connection open."""
     with ExitStack() as stack:
         for _ in range(3 * MAX_CONNECTIONS):
             assert stack.enter_context(crowded.connect()).send(LAST).read().status == 200

@@ -1,4 +1,4 @@
-"""Reasoning, and tool calls after it, through the `openai` client; a grammar makes the model write them."""
+"""The `openai` client gets reasoning and then tool calls. A grammar makes the model write both."""
 
 import json
 from collections.abc import Iterator
@@ -72,7 +72,7 @@ def test_a_forced_tool_call_is_streamed_after_the_reasoning(client, choice):
 
 
 def test_a_strict_call_may_end_the_reasoning(tiny_llama):
-    """The budget makes the model begin a call; the grammar then contains the call's tag."""
+    """The budget forces the model to begin a call. From there on, the grammar has the call's tag."""
     parsers = ["--reasoning-parser", "qwen3", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     strict = {"type": "function", "function": {"name": "f", "strict": True, "parameters": SCHEMA}}
     fields: Any = {"tools": [strict], "stop": ["</tool_call>"], "include_stop_str_in_output": True}

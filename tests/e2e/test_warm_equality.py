@@ -1,6 +1,6 @@
-"""A forked server equals an executed one, seen from outside (/proc) and inside (`self_description`).
+"""A forked server equals an executed server, in /proc and by its own description (`self_description`).
 
-A terminal, a systemd user unit, a command as of `docker exec` and a test runner share a standby.
+A terminal, a systemd user unit, a command as in `docker exec` and a test runner share a standby.
 """
 
 import json
@@ -35,7 +35,11 @@ _STATUS: Final = (
     "Name", "Umask", "Uid", "Gid", "Groups", "SigIgn", "SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd",
     "CapAmb", "NoNewPrivs", "Seccomp", "Cpus_allowed_list", "Mems_allowed_list", "THP_enabled",
 )  # fmt: skip
-"""Not SigBlk: a fork blocks all signals for a moment. The descriptions from inside have the `mask`."""
+"""Fields of /proc/PID/status that are compared.
+
+SigBlk is not compared, because a fork blocks all signals for a moment. The server's own description has its
+`mask`.
+"""
 _OF_THE_MACHINE: Final = re.compile("PATH|HOME|LD_.*|PYTHON.*|TMPDIR|VLLM_CACHE_ROOT|HF_.*|XDG_.*|GRPC_.*|OPENBLAS_.*")
 _SESSIONS: Final = {
     "terminal": (
@@ -112,7 +116,7 @@ def test_a_forked_server_equals_an_executed_one(tiny_llama, tmp_path):
 
 
 def _differences(warm: dict[str, Any], cold: dict[str, Any]) -> dict[str, Any]:
-    """What differs, with both values; of inner dictionaries too."""
+    """All members that differ, with both values, also in inner dictionaries."""
     found: dict[str, Any] = {}
     for name in warm.keys() | cold.keys():
         ours, theirs = warm.get(name), cold.get(name)
@@ -146,7 +150,7 @@ def test_a_console_script_has_the_same_name_in_a_warm_start(tiny_llama, standby,
 
 
 def _launcher(session: str, cgroup: Path | None) -> tuple[str, ...]:
-    """Starts a command as in this kind of session: variables; for a unit, also limits and a cgroup."""
+    """A launcher with the variables of this kind of session. A unit also has limits and a cgroup."""
     others = [name for name in os.environ if not _OF_THE_MACHINE.fullmatch(name)]
     variables = ("env", *(f"--unset={name}" for name in others), *_SESSIONS[session].split())
     if session != "user_unit":
@@ -166,7 +170,7 @@ def cgroup() -> Iterator[Path | None]:
 
 @pytest.fixture
 def unit(cgroup: Path | None) -> Iterator[StandbyProcess]:
-    """A standby that was started as a user unit."""
+    """A standby that was started like a user unit."""
     with StandbyProcess(launcher=_launcher("user_unit", cgroup)) as running:
         yield running
 

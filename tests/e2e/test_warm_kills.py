@@ -1,4 +1,4 @@
-"""Each process of a warm start is killed in each phase: the others end or go on, and nothing stays behind."""
+"""Each process of a warm start is killed in each phase. The others end or continue, and nothing is left."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ from tests.support.tiers import slow_but_for
 from tests.support.waiting import is_gone, wait_until
 
 FORK_TAKES_OVER: Final = ("os.chdir", "", None)
-"""The forked process has told the front process that it works, and has read the request."""
+"""The forked process has reported to the front process that it works, and has read the request."""
 
 _STOP_BEFORE_GO: Final = """
 import os, signal, sys
@@ -47,7 +47,7 @@ class _Start(NamedTuple):
     port: int
     server: psutil.Process
     stopped: psutil.Process | None
-    """The process that stopped itself, which is why the start is still in this phase."""
+    """The process that has stopped itself, so that the start stays in this phase."""
 
     def victim(self, role: str) -> psutil.Process:
         match role:
@@ -78,11 +78,11 @@ class _Stopping(NamedTuple):
     phase: str
     standby: StandbyProcess
     stop: StopPoint | None
-    """None: they become ready."""
+    """Where the starts stop. None means that they become ready."""
 
     @contextmanager
     def start(self, model: Path) -> Iterator[_Start]:
-        """A start that has reached the phase."""
+        """Yields a start that has reached the phase."""
         environment = self.standby.environment
         if self.stop is not None:
             self.stop.rearm()
@@ -104,7 +104,7 @@ def _stopping(folder: Path, phase: str) -> Iterator[_Stopping]:
 
 @pytest.fixture(scope="module")
 def stopping(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Stopping]:
-    """One for all tests of a phase that do not kill it."""
+    """A standby for all tests of a phase that do not kill the standby."""
     with _stopping(tmp_path_factory.mktemp("phase"), request.param) as own:
         yield own
 
@@ -139,7 +139,7 @@ def test_the_start_ends_with_a_process_of_it(stopping, role, tiny_llama):
 
 @pytest.mark.parametrize("phase", slow_but_for(["ready", "load", "take-over"], "load"))
 def test_a_server_outlives_what_it_was_forked_from(phase, tiny_llama, tmp_path):
-    """First the template is killed, then another start's standby."""
+    """The template process of one start is killed, and the standby of another start."""
     with _stopping(tmp_path, phase) as own:
         for role in ("template", "standby"):
             with own.start(tiny_llama) as start:
@@ -165,7 +165,7 @@ def _wait_healthy(start: _Start) -> None:
 
 
 def _wait_replaced(standby: StandbyProcess, old_pid: int) -> None:
-    """While the killed template's server runs."""
+    """Waits until the standby has replaced the killed template, whose server still runs."""
     wait_until(lambda: standby.status()["templates"][0]["pid"] not in (None, old_pid))
     standby.wait_ready(after_kill=True)
 
@@ -207,7 +207,10 @@ def _is_connected(pid: int) -> bool:
 
 @contextmanager
 def _start_that_stops_before_it_agrees(standby: StandbyProcess, model: Path) -> Iterator[_Start]:
-    """The forked process is ready to be the server, and does nothing that others could see until it may."""
+    """Yields a start whose front process stops before it agrees to the fork.
+
+    The forked process is ready to be the server. It does nothing visible before the agreement.
+    """
     port = free_port()
     words = [sys.executable, "-c", _STOP_BEFORE_GO, "serve", str(model), "--port", str(port)]
     with subprocess.Popen(words, env={**os.environ, **standby.environment}, stderr=subprocess.PIPE) as front:

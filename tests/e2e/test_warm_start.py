@@ -1,4 +1,4 @@
-"""Starts that fork their server from a standby: the same commands, outputs and ends as cold ones."""
+"""Warm starts have the same commands, outputs and ends as cold starts."""
 
 import json
 import random
@@ -31,7 +31,7 @@ _VARYING: Final = (
 )
 _ONLY_WARM: Final = "warm start: forked from the standby's process"
 _BY_SPEED: Final = ("prefetch ", "uvicorn.access", ": starting for ")
-"""How much was resident and how long a phase takes varies, and which process answers a probe."""
+"""Lines about resident bytes, times of phases, and access logs of probes vary from start to start."""
 
 
 class _Done(NamedTuple):
@@ -46,7 +46,7 @@ def _run(words: tuple[str, ...], environment: Mapping[str, str]) -> _Done:
 
 
 def _without_varying(text: str) -> str:
-    """The output without times, process ids and what is indented: the table of phases, stacks of threads."""
+    """The output without times, process ids and indented lines (the table of phases, stacks of threads)."""
     lines = [line for line in text.splitlines() if not any(word in line for word in (_ONLY_WARM, *_BY_SPEED))]
     text = "\n".join(line for line in lines if line and not line.startswith("  "))
     for pattern, replacement in _VARYING:
@@ -78,7 +78,7 @@ def test_a_warm_server_is_forked_from_the_template_answers_and_reports_the_fork(
 
 
 def test_cold_starts_are_not_compared_with_warm_ones(tiny_llama, standby, tmp_path):
-    """The history of starts gives the remaining time."""
+    """The remaining time of a start comes from the history of starts of the same mode."""
     cache = {"VLLM_CACHE_ROOT": str(tmp_path)}
     for environment in (standby.environment, OFF):
         with ServerProcess([str(tiny_llama)], environment={**environment, **cache}):
@@ -130,7 +130,7 @@ def test_a_signal_ends_a_ready_server_as_a_cold_one(number, tiny_llama, standby)
 
 
 def test_a_signal_just_after_the_fork_ends_the_start_and_leaves_nothing(tiny_llama, standby):
-    """The front process or the forked one receives it; `test_start.py` has the later phases."""
+    """The front process or the forked server receives the signal. `test_start.py` tests later phases."""
     number = random.choice((signal.SIGINT, signal.SIGTERM))
     with _serve(tiny_llama, standby, wait=False) as server:
         wait_until(standby.servers)
@@ -218,7 +218,7 @@ def _open_files(process: psutil.Process) -> Iterator[str]:
 
 
 def _residue(standby: StandbyProcess) -> _Residue:
-    """What grows if something is left behind: open files, files, private memory."""
+    """The open files, the files and the private memory, which grow if something is left behind."""
     processes = [standby.template(), psutil.Process(standby.process.pid)]
     return _Residue(
         open_files=Counter(name for process in processes for name in _open_files(process)),

@@ -1,4 +1,4 @@
-"""Installed files change while a standby runs: the next start is cold, and later ones run the new code."""
+"""If installed files change while a standby runs, the next start is cold. Later starts run the new code."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def _start(
 
 
 def _install(folder: Path, version: str) -> None:
-    """A distribution of one module, which writes down who has imported which version."""
+    """Installs a distribution of one module, which records which process has imported which version."""
     for old in folder.glob("tiny_thing-*.dist-info"):
         shutil.rmtree(old)
     module = f"import os\nopen({str(folder)!r} + '/imported', 'a').write(f'{{os.getpid()}} {version}\\n')\n"
@@ -68,7 +68,7 @@ def test_an_upgraded_package_is_imported_again(tiny_llama, tmp_path):
     "is_detached", [pytest.param(False, marks=pytest.mark.slow), True], ids=["foreground", "detached"]
 )
 def test_a_standby_started_in_a_source_tree_runs_the_installed_program(is_detached, tiny_llama, tmp_path):
-    """Its template processes start with `python -m`, which would prefer the tree."""
+    """The standby's template processes start with `python -m`, which prefers the source tree."""
     (tmp_path / "vllm_cli").mkdir()
     (tmp_path / "vllm_cli" / "__init__.py").write_text("raise RuntimeError('the tree was imported')")
     (tmp_path / "model").symlink_to(tiny_llama)

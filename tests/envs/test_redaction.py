@@ -1,4 +1,4 @@
-"""Secrets in words and addresses are hidden; everything else is unchanged."""
+"""Secrets in words and addresses are hidden. Everything else is unchanged."""
 
 import shlex
 import subprocess
@@ -50,7 +50,7 @@ _FORMS = (
 
 @given(st.permutations(_FORMS), st.text("abXY01-_.+~", min_size=3))
 def test_secrets_among_words_are_hidden_and_nothing_else_is(forms, end):
-    """Also if one word is the whole command, in which more may be hidden."""
+    """Also if one word has the whole command. In such a word, more than the secrets may be hidden."""
     secret = f"Zq{end}"
     given_words, shown = ([word for form in forms for word in f"{form[n]} --port 1".split()] for n in (0, 1))
     words = [word.replace("§", secret) for word in given_words]
@@ -79,7 +79,7 @@ def test_secrets_within_one_word_are_hidden(word, shown):
 
 
 def test_words_that_name_no_secret_are_shown_without_the_import_of_re():
-    """A warm client's start would wait for the import."""
+    """The import of `re` would delay the client of a warm start."""
     words = [
         '--hf-overrides={"max_tokens": 8, "tokenizer": "t"}', "--chat-template={{ a }} b", "it's", "http://h/?a=b",
         "sh -c 'serve  m'", "http://h/x y",

@@ -1,4 +1,4 @@
-"""The registry: typed values, errors with a suggestion, and all errors at once; durations."""
+"""The registry has typed values, durations and errors with suggestions. It reports all errors at once."""
 
 import os
 import re
@@ -122,7 +122,7 @@ def test_a_path_may_begin_with_a_tilde():
 
 @pytest.mark.parametrize("path", ["~nobody-of-this-name/cache", "~"])
 def test_an_unknown_home_is_no_error(path, monkeypatch):
-    """Of a user without a name and HOME, as in containers, or of an unknown user."""
+    """The home is of an unknown user, or of a user without a name and HOME, as in containers."""
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
     with env.VLLM_CACHE_ROOT.override(path):
@@ -176,7 +176,7 @@ def test_only_envs_reads_the_environment():
 
 
 def test_the_most_similar_choice_is_suggested():
-    """In any case; the dashes of a flag make no words similar."""
+    """The suggestion ignores case. The dashes of flags do not count as similarity."""
     assert did_you_mean("SPWAN", ("spawn", "fork", "forkserver")) == " (did you mean 'spawn'?)"
     assert did_you_mean("thread", ("spawn", "fork")) == ""
     assert did_you_mean("--prot", ("--model", "--port")) == " (did you mean '--port'?)"

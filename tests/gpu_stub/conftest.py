@@ -1,4 +1,4 @@
-"""vLLM's CUDA build in .peers/cuda on the stand-in for the GPU in .peers/gpu_stub: no kernel runs."""
+"""Runs vLLM's CUDA build (.peers/cuda) on the stand-in for the GPU (.peers/gpu_stub), without kernels."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ _MISSING = [str(path) for path in (PYTHON, STUB / "preload") if not path.exists(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks all tests here; they are skipped without the CUDA build or the stand-in."""
+    """Marks all tests in this folder. They are skipped if the CUDA build or the stand-in is missing."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.slow)
@@ -21,5 +21,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The home of all starts of a file."""
+    """The home folder of all starts of a test file."""
     return tmp_path_factory.mktemp("home")

@@ -1,4 +1,4 @@
-"""A router on the stand-in for the GPU, and programs beside it on the same GPUs."""
+"""Runs a router on the stand-in for the GPU, and other programs on the same GPUs."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from tests.support.ports import free_port
 from tests.support.program import Server
 
 _TOTAL_BYTES: Final = 85520809984
-"""Of each GPU."""
+"""The memory of each GPU."""
 _START_S: Final = 600.0
 SAMPLES: Final = """
 import select, sys
@@ -26,7 +26,7 @@ while not select.select([sys.stdin], [], [], 0.05)[0]:
     count, peak = count + 1, max(peak, *used)
 print(count, peak)
 """
-"""Prints how often it has read NVML until its standard input ends, and the highest use of a GPU in bytes."""
+"""Reads NVML until the standard input ends. Prints the number of readings, and the peak of a GPU in bytes."""
 
 
 def gpu_model(*words: str, share: float = 0.9, **keys: Any) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def gpu_model(*words: str, share: float = 0.9, **keys: Any) -> dict[str, Any]:
 
 
 class GpuRouter(Server):
-    """Each model has a process of its own; their home is this folder."""
+    """A router. The home folder of its models' processes is `home`."""
 
     poll_s = 0.2
 
@@ -55,7 +55,7 @@ class GpuRouter(Server):
         return self.ask(path, {"model": model, **body}, timeout_s=_START_S)
 
     def models(self) -> dict[str, dict[str, Any]]:
-        """What `/status.json` shows of each model."""
+        """Name of a model -> its row in `/status.json`."""
         return {row["id"]: row for row in self.ask("/status.json").json["models"]}
 
     def states(self) -> dict[str, str]:
@@ -64,7 +64,7 @@ class GpuRouter(Server):
 
 @contextmanager
 def beside(script: str, variables: dict[str, str]) -> Iterator["subprocess.Popen[str]"]:
-    """A Python process on the same GPUs, which ends with its standard input."""
+    """Runs a Python script on the same GPUs. The script must end when its standard input ends."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([PYTHON, "-c", script], env=variables, cwd=ROOT, **pipes) as process:
         try:
@@ -75,7 +75,7 @@ def beside(script: str, variables: dict[str, str]) -> Iterator["subprocess.Popen
 
 @contextmanager
 def peak_bounded(home: Path, num_gpus: int = 1) -> Iterator[None]:
-    """NVML, read twenty times a second, has at no time more than 95 % of a GPU's memory in use."""
+    """Reads NVML 20 times a second during the block. Fails if more than 95 % of a GPU was ever in use."""
     with beside(SAMPLES, gpu_variables(home) | {"STUB_GPUS": str(num_gpus)}) as watcher:
         yield
         output, _ = watcher.communicate()

@@ -1,4 +1,4 @@
-"""A server of vLLM's CUDA build on the stand-in for the GPU, which `STUB_…` variables disturb."""
+"""A server of vLLM's CUDA build on the stand-in for the GPU. `STUB_…` variables cause faults."""
 
 import os
 import subprocess
@@ -12,21 +12,21 @@ from tests.support.peer_vllm import ROOT
 from tests.vllm_engine.vllm_server import VllmServer, title_of
 
 _CUDA: Final = os.environ.get("PEER_CUDA", "cuda")
-"""`cuda`, or `cuda-VERSION` for another vLLM of .peers."""
+"""`cuda`, or `cuda-VERSION` for another version of vLLM in .peers."""
 STUB: Final = ROOT / ".peers" / _CUDA.replace("cuda", "gpu_stub")
 PYTHON: Final = ROOT / ".peers" / _CUDA / "bin" / "python"
 MODEL: Final = ROOT / ".peers" / "model"
-"""It has 9 attention heads, so that three ranks can share them."""
+"""A model with 9 attention heads, which three ranks can share."""
 EAGER: Final = ("--enforce-eager", "--max-model-len", "2048")
 UUID: Final = "GPU-00000000-0000-0000-0000-%012x"
-"""Of the device with this number."""
+"""The UUID of the device with this number."""
 _LOG: Final = "cuda.log"
 _UNWANTED: Final = ("XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "CUDA_VISIBLE_DEVICES")
-"""Variables of the caller that would lead elsewhere."""
+"""Variables of the caller that would choose other folders or devices."""
 
 
 def gpu_environment(home: Path) -> dict[str, str]:
-    """Variables of a process on the stand-in, whose caches and whose GPU are in this folder."""
+    """Variables of a process on the stand-in. The caches and the fake GPU's files are in `home`."""
     libraries = (STUB / "preload").read_text().strip().split(":")
     return {
         "HOME": str(home),
@@ -40,27 +40,27 @@ def gpu_environment(home: Path) -> dict[str, str]:
 
 
 def gpu_variables(home: Path) -> dict[str, str]:
-    """All variables of such a process that is no `GpuServer`."""
+    """All variables of a process on the stand-in that no `GpuServer` starts."""
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", **gpu_environment(home), "PYTHONPATH": str(ROOT)}
     return {name: value for name, value in variables.items() if name not in _UNWANTED}
 
 
 def used_bytes(variables: dict[str, str], number: int = 0) -> int:
-    """NVML's used memory of a device, for a process with these variables."""
+    """The used memory of a device that NVML reports to a process with these variables."""
     script = f"from base.machine.nvml import read_gpus; gpu = read_gpus().gpus[{number}]; "
     script += "print(gpu.total_bytes - gpu.free_bytes)"
     return int(python_output(script, env=variables, cwd=ROOT))
 
 
 def run_preflight(home: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """`vllm-cli serve --preflight-only` with the stand-in."""
+    """Runs `vllm-cli serve --preflight-only` on the stand-in."""
     command = [PYTHON, "-m", "vllm_cli", "serve", "--engine", "vllm", MODEL, "--preflight-only", *words]
     environment = {**os.environ, **gpu_environment(home), "PYTHONPATH": str(ROOT), **variables}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 class GpuServer(VllmServer):
-    """Its folder is the home of the user, so that a second start there finds what the first one has kept."""
+    """A server on the stand-in. `folder` is its home, so a second start finds the first start's caches."""
 
     python = PYTHON
 
@@ -72,7 +72,7 @@ class GpuServer(VllmServer):
         environment: dict[str, str] | None = None,
         model: Path = MODEL,
     ) -> None:
-        """As that of every vLLM; of the same model, unless another one is given."""
+        """Takes the same arguments as `VllmServer`, and by default the same model for all tests."""
         self._cuda_log = folder / _LOG
         self._cuda_log.unlink(missing_ok=True)
         environment = {**gpu_environment(folder), **(environment or {})}
@@ -82,20 +82,20 @@ class GpuServer(VllmServer):
                 self.variables.pop(name, None)
 
     def generate(self) -> str:
-        """Four special tokens: no kernel has computed others."""
+        """The text of a completion: four special tokens, because no kernel computes other tokens."""
         wanted = {"prompt": self.PROMPT, "max_tokens": self.MAX_TOKENS, "skip_special_tokens": False}
         answer = self.post("/v1/completions", **wanted, temperature=0, ignore_eos=True)
         return str(answer["choices"][0]["text"])
 
     def initialized(self) -> dict[int, float]:
-        """The processes that have initialized CUDA since this start began, and when, in seconds."""
+        """Id of each process that has initialized CUDA since this start began -> the time in seconds."""
         if not self._cuda_log.exists():
             return {}
         lines = [line.split() for line in self._cuda_log.read_text().splitlines()]
         return {int(words[0]): float(words[2]) for words in lines if words[1:2] == ["(initialized)"]}
 
     def assert_only(self, titles: list[str]) -> list[psutil.Process]:
-        """Processes with just these titles use CUDA, and no process that has ended did."""
+        """Checks that exactly the processes with these titles have initialized CUDA, and returns them."""
         initialized = self.initialized()
         found = [process for process in self.titled("") if process.pid in initialized]
         assert [title_of(process) for process in found] == titles
@@ -103,10 +103,10 @@ class GpuServer(VllmServer):
         return found
 
     def used_bytes(self, number: int = 0) -> int:
-        """NVML's used memory of a device."""
+        """The used memory of a device that NVML reports to the server."""
         return used_bytes(self.variables, number)
 
     def is_forked(self, process: psutil.Process) -> bool:
-        """Whether its forkserver has forked it."""
+        """Whether a forkserver has forked the process."""
         parent = process.parent()
         return parent is not None and "forkserver" in " ".join(parent.cmdline())

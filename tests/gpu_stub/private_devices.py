@@ -1,4 +1,4 @@
-"""A /dev of one process tree's own, with the devices that the router and the embedded engine look for."""
+"""Gives a process tree its own /dev, with the devices that the router and the embedded engine look for."""
 
 import os
 from typing import Final
@@ -22,5 +22,5 @@ rmdir $new $old
 exec "$@"
 """
 PREFIX: Final = ("unshare", "--mount", "sh", "-c", _SCRIPT, "sh")
-"""Executes the words that follow it."""
+"""A launcher that executes the words after it with this /dev."""
 needs_root: Final = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a mount namespace")

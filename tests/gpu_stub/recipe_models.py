@@ -1,4 +1,4 @@
-"""Small models with random weights of the architectures and in the formats that recipes need."""
+"""Writes small models with random weights, in the architectures and formats that recipes need."""
 
 import json
 import shutil
@@ -27,13 +27,13 @@ _SHAPE: Final[dict[str, Any]] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-"""What the kernels of all formats accept."""
+"""Sizes that the kernels of all formats accept."""
 _GROUP: Final = 128
 """How many weights share a scale."""
 
 
 def save_adapter(folder: Path) -> None:
-    """A LoRA adapter for SmolLM2-135M."""
+    """Writes a LoRA adapter for SmolLM2-135M."""
     settings = json.loads((MODEL / "config.json").read_text())
     hidden, values = settings["hidden_size"], settings["num_key_value_heads"] * settings["head_dim"]
     tensors = {}
@@ -48,13 +48,13 @@ def save_adapter(folder: Path) -> None:
 
 
 def save_llama(folder: Path) -> None:
-    """With the vocabulary size of SmolLM2, so that it can draft for it."""
+    """Writes a Llama with the vocabulary size of SmolLM2, so that it can draft tokens for SmolLM2."""
     _save(folder, "llama", "LlamaForCausalLM", _SHAPE | {"vocab_size": _VOCAB})
     _copy_tokenizer(folder)
 
 
 def save_eagle(folder: Path) -> None:
-    """An EAGLE head for SmolLM2-135M: one layer, and a linear layer that joins embedding and hidden state."""
+    """Writes an EAGLE head for SmolLM2-135M: a layer, and a linear layer for embedding and hidden state."""
     settings = json.loads((MODEL / "config.json").read_text()) | {"num_hidden_layers": 1}
     hidden = settings["hidden_size"]
     inner, values = settings["intermediate_size"], settings["num_key_value_heads"] * settings["head_dim"]
@@ -75,7 +75,7 @@ def save_eagle(folder: Path) -> None:
 
 
 def save_awq(folder: Path) -> None:
-    """A Llama with four bits a weight, in AutoAWQ's format."""
+    """Writes a Llama with four bits per weight, in AutoAWQ's format."""
     save_llama(folder)
     _quantize(
         folder,
@@ -85,7 +85,7 @@ def save_awq(folder: Path) -> None:
 
 
 def save_gptq(folder: Path) -> None:
-    """A Llama with four bits a weight, in GPTQ's format."""
+    """Writes a Llama with four bits per weight, in GPTQ's format."""
     save_llama(folder)
     _quantize(
         folder,
@@ -98,20 +98,20 @@ def save_gptq(folder: Path) -> None:
 
 
 def save_qwen3(folder: Path) -> None:
-    """A Qwen3 whose tokenizer has the words of reasoning and of tool calls."""
+    """Writes a Qwen3 whose tokenizer has the markers of reasoning and tool calls."""
     _save(folder, "qwen3", "Qwen3ForCausalLM", _SHAPE)
     _save_tokenizer(folder, "<think>", "</think>", "<tool_call>", "</tool_call>")
 
 
 def save_experts(folder: Path) -> None:
-    """A Qwen3 mixture of four experts."""
+    """Writes a Qwen3 with a mixture of four experts."""
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
     _save(folder, "qwen3_moe", "Qwen3MoeForCausalLM", _SHAPE | experts)
     _copy_tokenizer(folder)
 
 
 def save_deepseek(folder: Path) -> None:
-    """A DeepSeek V2 with latent attention, of one dense layer and one with experts."""
+    """Writes a DeepSeek V2 with latent attention, one dense layer and one layer with experts."""
     attention = {"kv_lora_rank": 512, "q_lora_rank": None, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64}
     experts = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1}
     groups = {"n_group": 1, "topk_group": 1}
@@ -122,7 +122,7 @@ def save_deepseek(folder: Path) -> None:
 
 
 def save_llava(folder: Path) -> None:
-    """A Llama that sees images of 56 times 56 pixels."""
+    """Writes a LLaVA model for images of 56 x 56 pixels."""
     from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaProcessor
 
     tokenizer = _save_tokenizer(folder, "<image>")
@@ -153,7 +153,7 @@ def save_llava(folder: Path) -> None:
 
 
 def save_qwen2_audio(folder: Path) -> None:
-    """A Qwen2 that hears."""
+    """Writes a Qwen2 model for audio."""
     from transformers import Qwen2AudioEncoderConfig, Qwen2AudioProcessor, Qwen2Config, WhisperFeatureExtractor
 
     words = ("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
@@ -173,12 +173,12 @@ def save_qwen2_audio(folder: Path) -> None:
 
 
 def save_embedder(folder: Path) -> None:
-    """A Qwen3 without a head."""
+    """Writes a Qwen3 without a head."""
     save_pooler(folder, "qwen3", **_POOLER, head_dim=32)
 
 
 def save_reranker(folder: Path) -> None:
-    """A BERT that scores pairs of texts."""
+    """Writes a BERT that scores pairs of texts."""
     save_pooler(folder, "bert", "classify", **_POOLER, num_labels=1)
 
 
@@ -189,7 +189,7 @@ WRITERS: Final[dict[str, Callable[[Path], None]]] = {
     for name, write in globals().copy().items()
     if name.startswith("save_") and name not in ("save_file", "save_pooler")
 }
-"""What writes each model, by its name."""
+"""Name of a model -> the function that writes it."""
 
 
 def _save(folder: Path, model_type: str, class_name: str, config: dict[str, Any]) -> None:
@@ -201,7 +201,7 @@ def _save(folder: Path, model_type: str, class_name: str, config: dict[str, Any]
 
 
 def _save_tokenizer(folder: Path, *words: str) -> Any:
-    """SmolLM2's tokenizer with further special tokens."""
+    """Writes SmolLM2's tokenizer with these words as further special tokens."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL)

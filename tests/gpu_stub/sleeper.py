@@ -1,4 +1,4 @@
-"""A model of vLLM's CUDA build that a router has started, so that it can be put to sleep."""
+"""A server of vLLM's CUDA build that runs as a router's model, so that it can be put to sleep."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ print([gpu.total_bytes - gpu.free_bytes for gpu in read_gpus().gpus])
 
 
 class Sleeper(GpuServer):
-    """It listens at a Unix socket, with vLLM's own endpoints to look into the engine."""
+    """A server on a Unix socket, with vLLM's development endpoints, which show the engine's state."""
 
     def __init__(
         self,
@@ -49,11 +49,11 @@ class Sleeper(GpuServer):
             return Answer(0, b"", {})
 
     def sleep(self, level: int) -> float:
-        """Seconds until it is asleep."""
+        """Puts the server to sleep. Returns how long that took, in seconds."""
         return self._tell(do="sleep", level=level)
 
     def wake(self) -> float:
-        """Seconds until it is awake."""
+        """Wakes the server. Returns how long that took, in seconds."""
         return self._tell(do="wake")
 
     def _tell(self, **request: Any) -> float:
@@ -63,12 +63,12 @@ class Sleeper(GpuServer):
         return float(answer["took_s"])
 
     def weights(self) -> dict[str, str]:
-        """Checksums of all parameters of each rank, of the first engine."""
+        """Checksums of all parameters of each rank of the first engine."""
         answer = self.ask("/collective_rpc", {"method": "compute_weight_checksums"})
         assert answer.status == 200, answer
         return {name: digest for digests in answer.json["results"] for name, digest in digests.items()}
 
     def used(self) -> list[int]:
-        """NVML's used memory of each device."""
+        """The used memory of each device, as NVML reports it."""
         found: list[int] = json.loads(python_output(_USED, env=self.variables, cwd=ROOT))
         return found

@@ -1,4 +1,4 @@
-"""Compiled models and kernels reach an empty home by a shared location and by an image's baked folder."""
+"""A start in an empty home loads compiled models and kernels from a shared location or a baked folder."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ _KERNELS = "*.cubin"
 
 @pytest.fixture(scope="module")
 def location(tmp_path_factory):
-    """Has what a first start has compiled."""
+    """A location to which a first start has written its compiled models."""
     home, location = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("location")
     with GpuServer("ours", *_WORDS, "--compile-cache", str(location), folder=home) as server:
         server.wait_ready()
@@ -29,7 +29,7 @@ def location(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def baked(tmp_path_factory):
-    """The folder that `bake` has written, which starts no model where the devices of a GPU are missing."""
+    """The folder that `bake` has written. `bake` needs the devices of a GPU to start a model."""
     home, folder = tmp_path_factory.mktemp("image"), tmp_path_factory.mktemp("baked") / "baked"
     command = [*PREFIX, PYTHON, "-m", "vllm_cli", "bake", MODEL, "--engine", "vllm", *_WORDS, "--output", folder]
     done = subprocess.run(command, env=gpu_variables(home), cwd=home, capture_output=True, text=True, timeout=1200)

@@ -1,4 +1,4 @@
-"""The embedded engine with torch for CUDA: it starts, answers, obeys limits of the GPU's memory, and ends."""
+"""The embedded engine with torch for CUDA starts, answers, keeps limits of the GPU's memory, and ends."""
 
 import signal
 from concurrent.futures import ThreadPoolExecutor

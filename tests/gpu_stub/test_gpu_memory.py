@@ -1,4 +1,4 @@
-"""What the stand-in's memory keeps: the proofs that weights are equal after a sleep rest on it."""
+"""The stand-in's memory keeps small pieces, on which the checks of weights after a sleep depend."""
 
 from tests.gpu_stub.gpu_server import gpu_variables
 from tests.support.cli import python_output
@@ -52,7 +52,7 @@ def test_no_small_piece_is_lost(home):
 
 
 def test_small_pieces_move_with_a_copy_of_all(home):
-    """As at level 1 of vLLM's sleep."""
+    """A copy of the whole memory restores its small pieces, as at level 1 of vLLM's sleep."""
     _run(
         home,
         """
@@ -67,5 +67,5 @@ assert read_pieces() == pieces
 
 
 def test_memory_that_was_unmapped_has_lost_its_small_pieces(home):
-    """As at level 2: only what is written again is there."""
+    """After a sleep at level 2, memory has only data that is written again."""
     _run(home, "unmap_memory()\nmap_memory()\nassert not any(map(any, read_pieces().values()))")

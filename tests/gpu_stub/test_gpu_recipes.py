@@ -1,4 +1,4 @@
-"""Command lines of vLLM's documentation: where `vllm serve` starts, so do a first and a second start here."""
+"""Command lines of vLLM's documentation that start with plain vLLM also start here, twice in a row."""
 
 import json
 import signal
@@ -36,7 +36,7 @@ def _complete_with(model: str) -> Ask:
 
 
 def _count(server: GpuServer) -> Any:
-    """How many tokens a completion has: two ranks do not always read token 0 from the stand-in."""
+    """The usage of a completion, not its text. Two ranks do not always read token 0 from the stand-in."""
     wanted = {"prompt": server.PROMPT, "max_tokens": server.MAX_TOKENS}
     return server.post("/v1/completions", **wanted, temperature=0, ignore_eos=True)["usage"]
 
@@ -60,23 +60,23 @@ def _rerank(server: GpuServer) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A command line."""
+    """A command line of vLLM's documentation."""
 
     name: str
     words: tuple[str, ...]
     """`@name` stands for the folder of a model."""
     model: str = ""
-    """Its name; empty for SmolLM2-135M."""
+    """The model's name. Empty for SmolLM2-135M."""
     ask: Ask = _complete
     variables: Mapping[str, str] = field(default_factory=dict)
     refusal: str = ""
-    """What `vllm serve` says when it ends."""
+    """The error with which `vllm serve` ends. Empty if it starts."""
     own_refusal: str = ""
-    """What the preflight says instead, once it knows vLLM's names; empty where vLLM itself refuses."""
+    """The preflight's error instead, once it knows vLLM's flags. Empty if vLLM itself refuses."""
 
     @property
     def folder_name(self) -> str:
-        """The name of the folder in which its starts keep what they have learned."""
+        """The name of the folder for the profiles and caches of the recipe's starts."""
         return self.name.replace(" ", "-")
 
 
@@ -88,8 +88,10 @@ def _connector(role: str) -> str:
 _LENGTH: Final = ("--max-model-len", "2048")
 _YARN: Final = {"rope_type": "yarn", "rope_theta": 100000.0, "factor": 16.0, "original_max_position_embeddings": 8192}
 _ENCODER: Final = ("--load-format", "dummy", "--skip-mm-profiling")
-"""Without weights, because transformers saves them under other names than vLLM reads. Without a run of the
-encoder, because its convolutions are cuDNN's, which needs a GPU: these recipes ask for text."""
+"""Dummy weights, because transformers saves weights under other names than vLLM reads.
+
+The encoder does not run, because its convolutions need cuDNN and a GPU. So these recipes request only text.
+"""
 _LORA: Final = ("--enable-lora", "--lora-modules", "adapter=@adapter")
 _NIXL: Final = json.dumps({"kv_connector": "NixlConnector", "kv_role": "kv_both"})
 
@@ -174,7 +176,7 @@ Start = Callable[..., GpuServer]
 
 @pytest.fixture(scope="module")
 def start(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
-    """Starts a recipe. The caches of kernels are shared; what a start has learned is of this recipe only."""
+    """Starts a recipe. All recipes share the caches of kernels. Each recipe has its own profiles."""
     from tests.gpu_stub.recipe_models import WRITERS
 
     models = tmp_path_factory.mktemp("models")
@@ -222,7 +224,7 @@ def test_what_plain_refuses_ends_with_the_same_reason_and_no_later(start, recipe
 
 
 def _end(server, *refusals):
-    """How long it took to end, and its exit code."""
+    """Waits until the server has ended. Returns the seconds until its end, and its exit code."""
     began = time.monotonic()
     with server:
         code = server.process.wait(300)

@@ -1,4 +1,4 @@
-"""GPUs that are missing, hidden or have an unusable driver: the preflight, and starts that pass it."""
+"""GPUs are missing, hidden or have an unusable driver. The preflight reports it, or the start fails."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Two models of a router that do not fit the GPU together: NVML's free memory decides which one runs."""
+"""A router's two models do not fit the GPU together. NVML's free memory decides which model runs."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,4 +1,4 @@
-"""Models of a router that fall asleep for others on the GPUs, and answer after that as before."""
+"""Models of a router fall asleep for other models on the GPUs. After waking, they answer as before."""
 
 import random
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from tests.gpu_stub.recipe_models import save_adapter
 
 pytestmark = needs_root
 _NUM_REQUESTS = 15
-"""In turns, and then as many at random."""
+"""Requests to the models in turns, and as many requests to random models."""
 _NUM_CLIENTS = 4
 _SEED = 60
 
 
 def _usage(router: GpuRouter) -> Any:
-    """Ranks do not always read token 0 from the stand-in."""
+    """The usage of a completion, not its text. Ranks do not always read token 0 from the stand-in."""
     return _member(router, "a", "/v1/completions", "usage", prompt="a", max_tokens=2, ignore_eos=True)
 
 
@@ -70,7 +70,7 @@ def test_a_model_sleeps_for_another_one_and_is_as_before(
 
 
 def test_three_models_change_places_and_lose_no_request(tmp_path):
-    """The models a and b fit the GPU together; c needs nearly all of it."""
+    """Models a and b fit the GPU together. Model c needs nearly the whole GPU."""
     models = {"a": gpu_model(share=0.4), "b": gpu_model(share=0.4), "c": gpu_model(share=0.85)}
     in_turns = [*islice(cycle(models), _NUM_REQUESTS)]
     at_random = random.Random(_SEED).choices([*models], k=_NUM_REQUESTS)

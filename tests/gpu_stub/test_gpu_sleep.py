@@ -1,4 +1,4 @@
-"""A router puts models to sleep and wakes them up: memory on the GPU, weights byte for byte, answers."""
+"""After a router's sleep and wake, a model has the same GPU memory, weights (byte for byte) and answers."""
 
 import signal
 import tempfile
@@ -38,7 +38,7 @@ def _embedding(server: Sleeper) -> Any:
 
 
 def _usage(server: Sleeper) -> Any:
-    """Two ranks do not always read token 0 from the stand-in."""
+    """The usage of a completion, not its text. Two ranks do not always read token 0 from the stand-in."""
     wanted = {"prompt": server.PROMPT, "max_tokens": server.MAX_TOKENS}
     return server.post("/v1/completions", **wanted, temperature=0, ignore_eos=True)["usage"]
 

@@ -1,4 +1,4 @@
-"""Starts in one home: each is ready and answers, and only processes that compute initialize CUDA."""
+"""Every start in a home becomes ready and answers. Only processes that compute initialize CUDA."""
 
 import re
 import signal
@@ -21,7 +21,7 @@ _POOLING = ("--runner", "pooling", "--convert", "embed")
 
 @pytest.fixture(scope="module")
 def texts():
-    """What the starts have answered."""
+    """The answers of all starts."""
     return []
 
 
@@ -73,7 +73,7 @@ _RANKS = [
 
 @pytest.mark.parametrize(("words", "titles"), _RANKS)
 def test_ranks_start_twice_in_a_home(tmp_path, words, titles):
-    """Those of vLLM are forks that initialize CUDA themselves; those of Ray end with it."""
+    """vLLM's ranks are forks that initialize CUDA themselves. Ray's ranks end with Ray."""
     environment = {"STUB_GPUS": words[1]}
     if titles is None:
         environment |= {"PYTHONPATH": str(RAY), "RAY_USAGE_STATS_ENABLED": "0"}

@@ -1,4 +1,4 @@
-"""Ends of a server on a GPU: signals, killed processes, a hung GPU. Codes are right, nothing is left."""
+"""After signals, killed processes or a hung GPU, a server ends with the right code and leaves nothing."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def hanging(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(home: Path, hanging: Path) -> Iterator[GpuServer]:
-    """One that is ready, with a watchdog."""
+    """A server that is ready and has a watchdog."""
     words = (*EAGER, "--engine-watchdog-timeout", f"{_HUNG_S:g}")
     with GpuServer("ours", *words, folder=home, environment={"STUB_HANG": str(hanging)}) as started:
         yield started.wait_ready()
@@ -137,10 +137,10 @@ def test_a_stopped_start_leaves_nothing(home, phase, number):
 _LENGTH = 131072
 _SILENT_S = 10.0
 _LAUNCH_US = 1500
-"""A step takes about half a second on this device."""
+"""The time of a kernel launch, with which a step takes about half a second."""
 _CHUNK = 2048
 _NUM_CHUNKS = _LENGTH // _CHUNK
-"""Each chunk yields a token, because no kernel runs: as many are wanted, or the request ends too early."""
+"""Also the number of requested tokens, because without kernels each chunk of the prefill yields a token."""
 _LONG_WORDS = (
     "--enforce-eager",
     "--max-model-len",
@@ -155,7 +155,7 @@ _LONG_WORDS = (
 
 
 def test_a_prefill_longer_than_the_watchdogs_timeout_goes_on(home):
-    """Each step answers the watchdog, however long all of them take on a slow GPU."""
+    """The engine answers the watchdog after each step, even if the whole prefill takes long on a slow GPU."""
     environment = {"STUB_LAUNCH_US": str(_LAUNCH_US)}
     with GpuServer("ours", *_LONG_WORDS, folder=home, environment=environment) as server:
         server.wait_ready()
@@ -176,7 +176,7 @@ def _last_event(stream: StreamReader) -> dict:
 
 
 def _assert_gone(family: list[psutil.Process]) -> None:
-    """They end in time."""
+    """Checks that the processes end in time."""
     begin_s = time.monotonic()
     while left := running(family):
         assert time.monotonic() - begin_s < _IN_TIME_S, [" ".join(p.cmdline()) for p in left if p.is_running()]

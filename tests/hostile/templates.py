@@ -39,4 +39,4 @@ ESCAPES: Final = {
     "extends": "{% extends '/etc/passwd' %}",
     "extends an object": "{% extends messages %}",
 }
-"""Each must fail or have no effect; PATH is a file that must not be created."""
+"""Each template must fail or have no effect. PATH is a file that must not be created."""

@@ -1,8 +1,8 @@
-"""`python foreign_server.py PORT [WORD ...]`: a small HTTP server with the bad habits that its words name.
+"""`python foreign_server.py PORT [WORD ...]`: a small HTTP server that misbehaves as its words say.
 
-It answers GET /health with 200, GET /env with its variables, and POST with its pid, its words and the
-request's key; `waits FILE`: once there is this file. `sleeps`: POST /sleep and /wake_up change what it says
-about its sleep.
+It answers GET /health with 200, GET /env with its variables, and POST with its process id, its words and the
+request's key. With `waits FILE`, it answers a POST only once this file exists. With `sleeps`, POST /sleep and
+/wake_up change the state `asleep` in its answers.
 """
 
 import json
@@ -51,7 +51,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Logs no traceback of a client that has gone: the router ends a poll at any time."""
+        """Logs no traceback if a client has gone, because the router may end a poll at any time."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""`vllm-cli serve --models FILE` as a process; its models are small commands or tiny servers of ours."""
+"""Runs `vllm-cli serve --models FILE` as a process. Its models are small commands or our own tiny servers."""
 
 import json
 import shlex
@@ -19,17 +19,17 @@ Models = Mapping[str, Mapping[str, Any]]
 
 
 def foreign(*words: str, **keys: Any) -> dict[str, Any]:
-    """A model whose server is `foreign_server.py` with these words."""
+    """The entry of a model whose server is `foreign_server.py` with these words."""
     return {"cmd": shlex.join([sys.executable, str(FOREIGN)]) + " ${PORT} " + shlex.join(words), **keys}
 
 
 def embedded(model: Path, **keys: Any) -> dict[str, Any]:
-    """A model of the embedded engine."""
+    """The entry of a model of the embedded engine."""
     return {"model": str(model), "engine": "embedded", "args": ["--max-model-len", "256"], **keys}
 
 
 class RouterProcess(ServerProcess):
-    """A router whose file of models can be rewritten; the end of the `with` block checks for leftovers."""
+    """A router whose models file can be rewritten. The end of the `with` block checks for leftovers."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class RouterProcess(ServerProcess):
         super().__init__(["--models", str(self.file), *words], environment=environment, wait=wait)
 
     def write(self, models: Models, **keys: Any) -> None:
-        """Replaces the file, whose content is JSON: YAML, too. All models may run together."""
+        """Replaces the models file. Writes JSON, which is also YAML. All models may run together."""
         new = self.file.with_suffix(".new")
         together = {"together": {"swap": False, "exclusive": False, "members": list(models)}}
         new.write_text(json.dumps({"models": models, "groups": together, **keys}))
@@ -56,7 +56,7 @@ class RouterProcess(ServerProcess):
         return self.ask("/v1/completions", body, timeout_s=timeout_s)
 
     def models(self) -> dict[str, dict[str, Any]]:
-        """What `/status.json` shows of each model."""
+        """Name of a model -> its row in `/status.json`."""
         return {model["id"]: model for model in self.ask("/status.json").json["models"]}
 
     def state(self, model: str) -> str:
@@ -69,7 +69,7 @@ class RouterProcess(ServerProcess):
         wait_until(lambda: self.state(model) in states)
 
     def pid(self, model: str) -> int:
-        """The process that the router has started for the model."""
+        """The id of the process that the router has started for the model."""
         pid = self.models()[model]["pid"]
         assert isinstance(pid, int), f"{model} has no process"
         return pid

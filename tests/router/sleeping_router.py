@@ -1,4 +1,4 @@
-"""Routers whose two models are the fake vLLM with sleep mode."""
+"""Routers with two models of the fake vLLM with sleep mode."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -10,12 +10,12 @@ from tests.support.waiting import wait_until
 FLAGS: Final = ["--enforce-eager", "--enable-sleep-mode", "--prefetch", "off"]
 AWAKE: Final = "Once was read by worker 0"
 _SMALL: Final = {"VLLM_CPU_KVCACHE_SPACE": "1"}
-"""A KV cache of 1 GiB: without a size, nearly all of the machine's memory would have to be free."""
+"""A KV cache of 1 GiB. Without a size, nearly all of the machine's memory would have to be free."""
 _WORDS: Final = ("--max-running", "1", "--max-wait", "1", "--idle-warm", "off", "--standby", "off")
 
 
 class SleepingRouter(RouterProcess):
-    """Of the models a and b, with room for one that is awake."""
+    """A router of the models a and b. Only one of them can be awake."""
 
     def __init__(self, folder: Path, *words: str, models: Any = None, **variables: str) -> None:
         self.gate, self.failure = folder / "sleep-gate", folder / "sleep-failure"
@@ -32,5 +32,5 @@ class SleepingRouter(RouterProcess):
         return text
 
     def wait_stay(self) -> None:
-        """Until the model that is ready may make room."""
+        """Waits until the ready model has had its minimum stay, so that it may make room."""
         wait_until(lambda: all(row["for_s"] > 2 for row in self.models().values() if row["status"] == "ready"))

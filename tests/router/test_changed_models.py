@@ -1,4 +1,4 @@
-"""A model whose entry changes: the new process takes over while the old one answers its requests."""
+"""If a model's entry changes, a new process takes over while the old process answers its requests."""
 
 import signal
 import threading
@@ -14,7 +14,7 @@ from tests.support.waiting import is_gone, wait_until
 pytestmark = pytest.mark.thorough
 
 _LONGEST_S = 30.0
-"""On a busy machine; docs/figures.md has the figure of a quiet one."""
+"""The limit on a busy machine. docs/figures.md has the time on a quiet machine."""
 
 
 @pytest.mark.parametrize("number", [60, pytest.param(200, marks=pytest.mark.slow)])
@@ -75,7 +75,7 @@ def test_a_changed_model_that_does_not_start_leaves_the_old_one_in_use(tiny_llam
 
 
 def test_a_preloaded_model_is_started_again_when_it_is_changed_or_added(tmp_path):
-    """Without a request. One that did not change, and was unloaded by hand, stays as it is."""
+    """The model starts without a request. An unchanged model that was unloaded by hand stays stopped."""
     same = foreign("same", preload=True)
     with RouterProcess(tmp_path, {"a": foreign("one", preload=True), "same": same, "off": foreign("off")}) as router:
         router.wait_state("a", "ready")

@@ -1,4 +1,4 @@
-"""A model that hangs: the router shows it, ends it, and other models get its room."""
+"""The router shows that a model hangs, and ends it, so that other models get its room."""
 
 import signal
 import threading
@@ -17,7 +17,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.thorough
 
 _LIMIT_S = 115.0
-"""Before, such requests waited without end."""
+"""The longest time that a request waits for the room of a hung model, in seconds."""
 
 
 def _stop(processes: list[psutil.Process]) -> None:
@@ -34,7 +34,7 @@ def _stop(processes: list[psutil.Process]) -> None:
     ids=["engine", "server"],
 )
 def test_a_hung_model_with_a_request_gives_its_room_to_the_one_that_waits(hung, answers, why, tiny_llama, tmp_path):
-    """A request that a hung server has not read is sent to the next process, if it shows: 200."""
+    """A request may end with 200: if the hung server has not read it, the next process gets it."""
     models = {name: embedded(tiny_llama) for name in "ab"}
     words = ("--max-running", "1", "--max-wait", "5", "--idle-warm", "off")
     statuses: list[int] = []

@@ -1,4 +1,4 @@
-"""`vllm-cli serve model.gguf`: llama-server behind the router, as a stand-in and as the real program."""
+"""`vllm-cli serve model.gguf` runs llama-server behind the router. Uses a fake and the real llama-server."""
 
 import os
 import shlex
@@ -35,7 +35,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 class _Llama(ServerProcess):
-    """A router whose llama-server is `foreign_server.py` with these habits."""
+    """A router whose llama-server is `foreign_server.py` with these words."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class _Llama(ServerProcess):
         super().__init__([str(model), *words], environment={**environment, **_environment(folder)}, wait=wait)
 
     def wait_ready(self) -> Self:
-        """Waits for the model, too: the router itself is ready before it."""
+        """Waits for the model, too, because the router is ready before its model."""
         super().wait_ready()
         wait_until(lambda: self.ask("/status.json").json["status"] == "ready")
         return self

@@ -1,4 +1,4 @@
-"""Files of llama-swap: macros, commands, groups, and what is not supported."""
+"""Files of llama-swap: macros, commands, groups, and faults for unsupported keys."""
 
 import sys
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A new model is measured until it takes no more memory, then as often as it is used."""
+"""A new model is measured until its memory stops growing. Later, it is measured after each use."""
 
 from typing import TYPE_CHECKING, cast
 
@@ -14,7 +14,7 @@ _ESTIMATE = Need(10 * GIB)
 
 
 class _Meter:
-    """Reads the sizes of a model that still takes its memory."""
+    """A meter that returns these sizes one after the other."""
 
     def __init__(self, *sizes_gib: float) -> None:
         self.sizes = list(sizes_gib)
@@ -23,11 +23,11 @@ class _Meter:
         return Need(int(self.sizes.pop(0) * GIB))
 
     def forget(self, name: str) -> None:
-        """Nothing is kept."""
+        """Does nothing, because nothing is kept."""
 
 
 class _Watched:
-    """A ready model that is measured by a clock of the test."""
+    """A ready model, measured at the times that the test gives."""
 
     def __init__(self, *sizes_gib: float) -> None:
         self.meter = _Meter(*sizes_gib)
@@ -39,13 +39,13 @@ class _Watched:
         self.watch.follow(1, "m", [1])
 
     async def need_at(self, now: float) -> float:
-        """What the model needs by the measurements until then, in GiB."""
+        """The model's need in GiB, after all measurements that are due."""
         await self.watch._measure_due(now)
         return self.scheduler.view()["m"].need.ram_bytes / GIB
 
 
 async def test_a_model_needs_its_estimate_until_two_measurements_agree():
-    """As vLLM on a CPU, which populates its KV cache while it serves."""
+    """vLLM on a CPU takes the memory of its KV cache only while it serves."""
     watched = _Watched(4, 6, 9.5, 9.5)
     assert [await watched.need_at(now) for now in (1, 5, 11, 21, 31)] == [10, 10, 10, 10, 9.5]
     assert watched.meter.sizes == []

@@ -1,4 +1,4 @@
-"""Memory of models: measured on real processes, estimated from words, variables and real files."""
+"""Measures models' memory on real processes. Estimates it from words, variables and real files."""
 
 import json
 import os
@@ -33,7 +33,7 @@ Tree = subprocess.Popen[bytes]
 
 @pytest.fixture
 def tree() -> Iterator[Tree]:
-    """A process that holds 40 MiB, with a child that holds 60 MiB."""
+    """A process with 40 MiB of memory, and its child with 60 MiB."""
     script = _PARENT.format(size=40 * MIB, child=_CHILD.format(size=60 * MIB))
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -147,7 +147,10 @@ def test_a_changed_entry_may_be_another_model(tmp_path):
     ],
 )
 def test_weights_are_converted_while_they_are_loaded(tmp_path, words, engine, config, size):
-    """Eight bytes that are not converted, and eight elements of float32; None if nothing is converted."""
+    """The model has eight int8 elements, which are not converted, and eight float32 elements.
+
+    `size` is None if nothing is converted.
+    """
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
     (tmp_path / "settings.yaml").write_text("dtype: float32\n")
     write_safetensors(tmp_path / "model.safetensors", {"a": ("F32", [8], 32), "b": ("I8", [8], 8)})
@@ -207,7 +210,7 @@ def test_vllm_without_a_gpu_needs_a_share_of_the_machine_for_every_start(monkeyp
     ids=["variable", "flag", "embedded engine", "no size"],
 )
 def test_a_measurement_is_never_below_what_the_settings_reserve(model, reserved, tree):
-    """The pages of a KV cache are populated while vLLM serves, or by requests."""
+    """A KV cache takes its memory later: during serving, or with requests."""
     meter = MemoryMeter(lambda name: None)
     meter.need_of(model)
     measured = meter.measure("m", [tree.pid]).ram_bytes

@@ -1,4 +1,4 @@
-"""The pool with real processes: leases that are cancelled at any moment, refusals, and its end."""
+"""The model pool with real processes: leases cancelled at any moment, refusals, and the pool's end."""
 
 import asyncio
 import errno
@@ -50,7 +50,7 @@ def by_name(*entries: ModelEntry) -> dict[str, ModelEntry]:
 
 @pytest.fixture
 async def pool(tmp_path: Path) -> AsyncIterator[ModelPool]:
-    """Room for two models."""
+    """A pool with room for two models."""
     fd = os.open(tmp_path / "output", os.O_WRONLY | os.O_CREAT)
     places, relay = ChildPlaces(LogOptions(level="INFO")), LogRelay("text", fd)
 
@@ -123,7 +123,7 @@ async def test_more_waiters_than_allowed_are_refused(pool):
 
 
 async def test_starts_waits_and_refusals_are_counted(pool):
-    """A command notes nothing about its start, so that its mode is unknown."""
+    """A command records nothing about its start, so the mode of its start is unknown."""
     pool.set_entries(by_name(entry_of("good"), entry_of("bad", "dies"), entry_of("slow", "never-listens")))
     await _use(pool, "good")
     with pytest.raises(ModelRefused):
@@ -211,7 +211,7 @@ async def test_a_command_is_stopped_when_its_last_lease_has_ended(pool, stop):
 
 
 async def _stop(pool: ModelPool, how: str) -> None:
-    """Stops the model `a`."""
+    """Stops the model `a` in this way."""
     if how == "for another":
         async with pool.lease("b"):
             pass
@@ -234,7 +234,7 @@ _FAILS = ServerCall("POST", "/wake_up", body="fails")
 
 
 def _pair(**calls: ServerCall) -> dict[str, ModelEntry]:
-    """Models that change places; b is stopped for a."""
+    """Entries of models a and b, of which only one can be awake. b is stopped for a."""
     calls = {"sleep": _SLEEP, "wake": _WAKE, **calls}
     a = entry_of("a", "sleeps", on_swap="sleep", excludes=frozenset("b"), **calls)
     return by_name(a, entry_of("b", excludes=frozenset("a")))

@@ -1,4 +1,4 @@
-"""The file of models: what it says, and every kind of fault with its line, key and value."""
+"""Reads models files. Every kind of fault is reported with its line, key and value."""
 
 import json
 import os
@@ -344,7 +344,7 @@ _TOKENS = ["", "{", "]", ":", ",", "5", "null", '"', "${", "*a", "&a ", "\n", "-
 
 @given(st.integers(0, len(_CHANGED) - 1), st.integers(0, 5), st.sampled_from(_TOKENS))
 def test_any_change_of_a_file_is_a_fault_or_accepted(begin, num_removed, new):
-    """Nothing but faults comes of any content."""
+    """Any content is accepted or gives faults, but never another error."""
     with NamedTemporaryFile(mode="w", suffix=".yaml", encoding="utf-8") as file:
         file.write(_CHANGED[:begin] + new + _CHANGED[begin + num_removed :])
         file.flush()

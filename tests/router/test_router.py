@@ -1,4 +1,4 @@
-"""A router as a process: its end, signals, and changes of its file."""
+"""A router as a process: its end, its signals, and changes of its models file."""
 
 import json
 import random
@@ -129,7 +129,7 @@ def test_a_service_manager_is_told_of_the_start_and_the_end(tmp_path):
 
 
 def _children(router: RouterProcess) -> list[psutil.Process]:
-    """The servers of its models."""
+    """The processes of the router's models."""
     folder = Path(psutil.Process(router.pid("same")).environ()[env.VCLI_ROUTER.name]).parent
     return [process for process in psutil.process_iter() if _is_of(process, folder)]
 

@@ -1,4 +1,4 @@
-"""The router's address, files and signals: TLS that is renewed, a port in use, SIGHUP."""
+"""Access to the router: renewed TLS certificates, a port in use, and SIGHUP."""
 
 import shutil
 import signal

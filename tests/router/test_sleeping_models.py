@@ -1,4 +1,4 @@
-"""Models that sleep instead of being stopped: the fake vLLM through its control socket, and commands."""
+"""Models sleep instead of being stopped: the fake vLLM by its control socket, commands by HTTP calls."""
 
 import json
 import signal
@@ -151,7 +151,7 @@ def test_one_model_sleeps_behind_its_port(folder):
 
 
 def test_a_command_sleeps_and_wakes_by_its_calls(folder):
-    """llmsnap's keys, and ours with a wake that fails."""
+    """Tests the keys of llmsnap, and our own keys with a wake that fails."""
     endpoints = {"sleepMode": "enable", "sleepEndpoints": [{"endpoint": "/sleep?level=1"}]}
     usual = foreign("sleeps", **endpoints, wakeEndpoints=[{"endpoint": "/wake_up", "method": "POST", "timeout": 30}])
     calls = {"sleep": [{"path": "/sleep"}], "wake": [{"path": "/wake_up", "body": {"fails": True}}]}

@@ -1,6 +1,6 @@
-"""Every place that reads text of a client or of a model, and the texts that cost it most.
+"""Lists all code that reads text of a client or model, with the texts that cost it most.
 
-`test_scanners.py` measures each, and finds modules that are missing here.
+`test_scanners.py` measures each scanner, and finds modules that are missing in this list.
 """
 
 import json
@@ -49,11 +49,11 @@ from tests.server.text.parsers.parsed import DEFINITIONS
 from tests.server.text.parsers.raw_texts import Call
 
 TOKEN: Final = 4
-"""Characters of the pieces in which a model's output arrives."""
+"""The number of characters of each piece in which a model's output arrives."""
 
 
 class Text(NamedTuple):
-    """`begin`, then `unit` again and again, then `end`."""
+    """A text of any size: `begin`, then `unit` repeatedly, then `end`."""
 
     unit: str
     begin: str = ""
@@ -64,18 +64,18 @@ class Text(NamedTuple):
 
 
 class Scanner(NamedTuple):
-    """One place, or several that read the same text."""
+    """Code that reads text. Several functions that read the same text may be one scanner."""
 
     name: str
     modules: tuple[str, ...]
-    """Those that read the text; modules of functions that they call are named with these."""
+    """The modules that read the text, and the modules of the functions that these call."""
     read: Callable[[str], object]
     texts: Sequence[Text]
     smallest: int = 512
-    """The least size to measure."""
+    """The smallest size of text to measure."""
 
     def prepare(self, text: Text, n: int) -> Callable[[], object]:
-        """The computation for a text of about n characters; refusing it is as good as reading it."""
+        """The computation that reads a text of about n characters. It may also reject the text."""
         whole = text.of_size(n)
 
         def work() -> None:
@@ -171,7 +171,7 @@ def _grammar(kind: str, text: str) -> None:
 
 
 def _members(text: str) -> None:
-    """Properties and alternatives that grow together."""
+    """A schema whose properties and alternatives grow together."""
     members = {text[:3] + str(number): {"type": "integer"} for number in range(len(text) // 8)}
     either = [{"type": "object", "properties": {"a": {"pattern": text[:8]}}}] * (len(text) // 8)
     prepare_schema(json.dumps({"type": "object", "properties": members}))
@@ -343,15 +343,15 @@ PARSER_MODULES: Final = (
     "server.text.parsers.tools.markup_formats",
     "server.text.parsers.chain",
 )
-"""What the parsers of all formats use."""
+"""Modules that the parsers of all formats use."""
 
 _FILLERS: Final = (" ", "\\'", '\\"', "<", "[{", "a")
 
 
 def tool_parsers(*, are_all: bool = False) -> list[Scanner]:
-    """Each class of the registry once, with the texts of its format, cut and continued.
+    """One scanner for each parser class in the registry, with texts of its format, cut off and continued.
 
-    Only with `are_all` that of openai, which takes seconds.
+    The parser `openai` takes seconds, so it is included only with `are_all`.
     """
     forms = {form.name: form for form in FORMATS}
     known = {path: forms[name] for name, path in TOOL_PARSERS.items() if name in forms}
@@ -374,7 +374,7 @@ def tool_parsers(*, are_all: bool = False) -> list[Scanner]:
 
 
 def reasoning_parsers() -> list[Scanner]:
-    """Each format of the registry once, wherever the prompt ends."""
+    """One scanner for each format in the registry and for each state after the prompt."""
     scanners = []
     for path, name in {path: name for name, path in reversed(REASONING_FORMATS.items())}.items():
         form = load_reasoning_format(name)
@@ -395,7 +395,7 @@ def _parser(
     tokenize: Callable[[str], Sequence[int]] = lambda text: (),
 ) -> Scanner:
     def read(text: str) -> None:
-        """As a whole, and in pieces."""
+        """Parses the text as a whole, and in pieces."""
         parser = create()
         parser.feed(text, tokenize(text))
         parser.finish()
@@ -411,7 +411,7 @@ def _tool_parser(name: str) -> OutputParser:
 
 
 class _First:
-    """Stands for a `random.Random` that always chooses the first."""
+    """Replaces `random.Random`. Always chooses the first value."""
 
     def choice(self, values: Sequence[Any]) -> Any:
         return values[0]

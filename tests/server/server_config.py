@@ -1,4 +1,4 @@
-"""Settings of a server, whatever section holds them."""
+"""Builds the settings of a server without naming the sections."""
 
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -7,7 +7,7 @@ from server.terms.server_config import ServerConfig
 
 
 def server_config(**given: Any) -> ServerConfig:
-    """Each setting goes to the section that has a field of its name."""
+    """A configuration in which each setting is in the section that has a field with its name."""
     given = {"served_model_names": ("m",), **given}
     for section in fields(ServerConfig):
         if is_dataclass(section.type) and section.name not in given:

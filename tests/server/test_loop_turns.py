@@ -1,4 +1,4 @@
-"""The event loop: a burst of requests is spread over its iterations; its lag is measured."""
+"""The event loop spreads a burst of requests over its iterations. Its lag is measured."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Whatever a client or a model writes: reading twice as much of it costs about twice as much."""
+"""For any text of a client or model, reading twice as much text costs about twice as much."""
 
 import ast
 import gc
@@ -45,7 +45,7 @@ OTHER_TEXT: Final = {
     "server.generation.generation": "files of the model",
     "server.http.transport.connection": "one partition of a path; its length is limited",
 }
-"""Module or package -> what it reads instead, or why one pass is all that it does."""
+"""Module or package -> what it reads instead, or why it reads the text only once."""
 
 _METHODS: Final = frozenset(
     ("find", "rfind", "index", "rindex", "partition", "rpartition", "split", "rsplit", "splitlines", "loads", "parse")
@@ -75,7 +75,7 @@ def test_costs_are_linear(kind):
 
 
 _MOST_TIMES = 25
-"""A hostile token may cost this many ordinary ones. It was 700."""
+"""A hostile token may cost as much as this many ordinary tokens."""
 _NUM_TOKENS = 300
 
 _FUNCTIONGEMMA = "<start_function_call>call:run_code{code:<escape>"
@@ -138,7 +138,7 @@ def test_a_new_expression_or_search_is_noticed():
 
 
 def _cost_ns(name: str, tokens: Iterable[str]) -> int:
-    """The least processor time of three rounds."""
+    """The processor time of the fastest of three rounds."""
     costs = []
     for _ in range(3):
         parser = load_tool_parser(name)(DEFINITIONS)

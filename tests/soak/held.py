@@ -1,4 +1,4 @@
-"""What processes hold in the pauses between equal loads, and whether that has grown."""
+"""Measures the resources of processes in the pauses between equal loads, and finds growth."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +23,7 @@ class Held(NamedTuple):
 
 
 def measure(processes: Iterable[psutil.Process]) -> Held:
-    """Leaves out processes that exit meanwhile."""
+    """Measures these processes. Leaves out processes that exit meanwhile."""
     memory_bytes = files = threads = number = 0
     for process in processes:
         with suppress(psutil.NoSuchProcess), process.oneshot():
@@ -35,7 +35,7 @@ def measure(processes: Iterable[psutil.Process]) -> Held:
 
 
 def settle(measure_now: Callable[[], Held], earlier: Sequence[Held]) -> Held:
-    """Waits until three readings in a row have equal numbers and no growth, for at most a minute."""
+    """Waits up to a minute for three readings in a row with equal numbers and without growth."""
     readings: list[Held] = []
     deadline_s = time.monotonic() + _SETTLE_S
     while time.monotonic() < deadline_s:
@@ -48,10 +48,11 @@ def settle(measure_now: Callable[[], Held], earlier: Sequence[Held]) -> Held:
 
 
 def find_growth(rests: Sequence[Held]) -> list[str]:
-    """One line for each resource of which the last pause has more than every earlier one.
+    """One line for each resource of which the last pause has more than each earlier pause.
 
-    The first pause does not count: caches fill before it. Memory may exceed the most of the others by 1 % and
-    a megabyte. A server with a leak has more in each pause, whatever the waves of its memory under load are.
+    The first pause does not count, because caches are not full before it. Memory may exceed the maximum of
+    earlier pauses by 1 % and a megabyte. A server with a leak has more memory in each pause, even if its
+    memory varies under load.
     """
     judged, last = rests[1:-1], rests[-1]
     if not judged:

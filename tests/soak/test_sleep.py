@@ -1,7 +1,7 @@
-"""Two models that change places asleep, and fall asleep when idle, lose no request and come to hold no more.
+"""Two models sleep for each other and when they are idle. No request is lost, and no resource grows.
 
-The models are the fake vLLM: the router, the control sockets and the processes are real. In each of four
-quarters, clients ask at random; then both models fall asleep.
+The models are the fake vLLM. The router, the control sockets and the processes are real. The test has four
+quarters. In each quarter, clients send random requests, then both models fall asleep.
 """
 
 import random

@@ -1,7 +1,7 @@
 """Memory, files, threads and processes of a server do not grow under mixed load, and no request is lost.
 
-Four times, a quarter of the time is load of all kinds, and then comes a pause. Growth from pause to pause
-fails the soak; a first pause with less, and a little more memory, do not.
+The test has four quarters. Each has load of all kinds and then a pause. The soak fails if a resource grows
+from pause to pause. Growth after the first pause and a little growth of memory are allowed.
 """
 
 import random
@@ -67,7 +67,7 @@ _MALFORMED: Final = (
 
 
 class MixedLoad:
-    """Runs until the end of the `with` block; `faults` are answers that no client should get."""
+    """Clients that run until the end of the `with` block. `faults` are answers that no client should get."""
 
     def __init__(self, server: ServerProcess, *paths: str, seed: int) -> None:
         self._port = server.port
@@ -76,7 +76,7 @@ class MixedLoad:
         self._fuzzer = RequestFuzzer(ask(f"{server.url}/openapi.json").json, *paths)
         self._steady = LoadClients(server.port, num_clients=_NUM_STEADY)
         self.counts: Counter[str] = Counter()
-        """What the clients did."""
+        """Action of clients -> how often it was done."""
         self.faults: list[str] = []
         self._is_over = threading.Event()
         actors = (
@@ -114,12 +114,12 @@ class MixedLoad:
             self.counts[act.__name__] += 1
 
     def _fuzz(self) -> None:
-        """Generated requests, of which about half are valid."""
+        """Sends generated requests. About half of them are valid."""
         first = self._rng.randrange(1 << 40)
         self.faults += send_all(self._port, self._fuzzer.request, range(first, first + 64), shed=_SHED).failures
 
     def _misbehave(self) -> None:
-        """Sends nothing, something malformed, half a request, or a request whose stream it never reads."""
+        """Sends nothing, malformed bytes, half a request, or a request whose stream it never reads."""
         whole = request_bytes("/tokenize", b'{"prompt": "Once upon a time"}')
         half = whole[: self._rng.randrange(len(whole))]
         with RawClient(self._port, receive_buffer=4096) as client:
@@ -130,7 +130,7 @@ class MixedLoad:
             self._is_over.wait(self._rng.uniform(0, _LONGEST_STAY_S))
 
     def _read_slowly(self) -> None:
-        """Reads a stream in small pieces; it must be complete."""
+        """Reads a stream in small pieces, and checks that it is complete."""
         with RawClient(self._port, receive_buffer=4096) as client:
             client.post("/v1/completions", _STREAM, connection="close")
             received = b""
@@ -140,7 +140,7 @@ class MixedLoad:
         self._expect(received, b"[DONE]")
 
     def _pipeline(self) -> None:
-        """Sends requests before it reads answers; each must be answered."""
+        """Sends several requests before it reads answers. Each request must be answered."""
         with RawClient(self._port) as client:
             num_sent = self._rng.randint(2, 6)
             for _ in range(num_sent):
@@ -150,7 +150,7 @@ class MixedLoad:
                 assert answer.status in (200, *_SHED), answer
 
     def _burst(self) -> None:
-        """More requests at once than the queue takes: the others are refused, none is lost."""
+        """Sends more requests at once than the queue takes. The others are refused, and none is lost."""
         clients = [RawClient(self._port) for _ in range(_BURST)]
         try:
             for client in clients:
@@ -165,7 +165,7 @@ class MixedLoad:
         self._is_over.wait(10.0)
 
     def _probe(self) -> None:
-        """Probes and a scrape of the metrics; both work under any load."""
+        """Sends probes and reads the metrics, which must work under any load."""
         assert ask(f"{self._url}/health").status == 200
         assert ask(f"{self._url}/metrics").status == 200
         self._is_over.wait(0.1)

@@ -1,8 +1,9 @@
-"""Random swaps over five models of one router with room for three lose no request and leave nothing behind.
+"""Random swaps of five models in a router with room for three lose no request and leave nothing behind.
 
-Meanwhile a random model's process is killed, the file of models is edited and models are unloaded; clients
-disconnect while they are queued, while their model starts, and while it answers. A request is lost if it has
-no complete answer although nothing has happened to its model. `make test-swaps ARGS="--swaps 200"`.
+During the swaps, processes of random models are killed, the models file is edited and models are unloaded.
+Clients disconnect while their request is queued, while its model starts, and while the model answers. A
+request is lost if it has no complete answer although its model was not killed or removed. `make test-swaps
+ARGS="--swaps 200"` runs more swaps.
 """
 
 import json
@@ -31,20 +32,20 @@ NAMES: Final = ("m0", "m1", "m2", "m3", "m4")
 NUM_CLIENTS: Final = 6
 NUM_QUARTERS: Final = 4
 AFTER_KILL_S: Final = 65.0
-"""The longest back-off after a failure, and some time to notice it."""
+"""The longest back-off after a failure, and some time until the router notices the failure."""
 AFTER_REMOVAL_S: Final = 10.0
 BODY: Final = {"prompt": "Once upon", "temperature": 0, "ignore_eos": True, "max_tokens": 12}
 
 
 class Swaps:
-    """Clients and actors on one router."""
+    """Clients of one router, and actors that kill, edit and unload its models."""
 
     def __init__(self, router: RouterProcess, models: dict[str, dict[str, Any]], seed: int) -> None:
         self._router = router
         self._models = models
         self._rng = random.Random(seed)
         self._excused_until_s = dict.fromkeys(NAMES, 0.0)
-        """Until when a request for a model that was killed or removed may fail."""
+        """Model that was killed or removed -> the time until which its requests may fail."""
         self._starts: Counter[str] = Counter()
         self._is_over = threading.Event()
         self.num_swaps = 0
@@ -54,7 +55,7 @@ class Swaps:
         assert len(set(self._texts.values())) == len(NAMES), "the models must answer differently"
 
     def run(self, num_swaps: int) -> None:
-        """Runs everything until so many models have been started in all."""
+        """Runs clients and actors until this number of models has been started."""
         self._is_over.clear()
         actors = (*[self._act_as_client] * NUM_CLIENTS, self._kill, self._edit, self._unload)
         threads = [threading.Thread(target=self._repeat, args=(actor,)) for actor in actors]
@@ -69,7 +70,7 @@ class Swaps:
         self._router.write(self._models)
 
     def rest(self, earlier: list[Held]) -> Held:
-        """Unloads all models; what the router itself then holds."""
+        """Unloads all models. Returns the resources that the router itself then has."""
         for name in NAMES:
             ask(f"{self._router.url}/v1/models/{name}/unload", {})
         wait_until(lambda: {model["status"] for model in self._router.models().values()} <= {"stopped", "failed"})
@@ -81,7 +82,7 @@ class Swaps:
             act()
 
     def _count_starts(self) -> None:
-        """A model that was removed from the file counts from 0 again."""
+        """Adds new starts to the number of swaps. The count of a removed model begins at 0 again."""
         for name, model in self._router.models().items():
             num_starts = model["num_starts"]
             self.num_swaps += num_starts - self._starts[name] if num_starts >= self._starts[name] else num_starts
@@ -129,7 +130,7 @@ class Swaps:
         return "".join(choice["text"] for event in events for choice in json.loads(event)["choices"])
 
     def _kill(self) -> None:
-        """One kill in half a minute on average: each is followed by a back-off."""
+        """Kills a model about twice a minute. A back-off follows each kill."""
         self._is_over.wait(self._rng.uniform(5, 55))
         running = [(name, model["pid"]) for name, model in self._router.models().items() if model["pid"] is not None]
         if running and not self._is_over.is_set():
@@ -140,7 +141,7 @@ class Swaps:
                 os.kill(pid, signal.SIGKILL)
 
     def _edit(self) -> None:
-        """Changes a variable of a model, writes the same again, a fault, or a file without the last model."""
+        """Writes the same models file, a changed variable, a fault, or a file without the last model."""
         self._is_over.wait(self._rng.uniform(3, 12))
         self.counts["edits"] += 1
         match self._rng.randrange(4):
@@ -186,7 +187,7 @@ def test_random_swaps_lose_and_leave_nothing(tmp_path, pytestconfig):
 
 
 def _save_model(folder: Path, number: int) -> Path:
-    """A tiny model whose answers differ from those of the others."""
+    """Saves a tiny model whose answers differ from the other models' answers."""
     import torch
     from safetensors.torch import load_file, save_file
 

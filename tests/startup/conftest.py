@@ -1,4 +1,4 @@
-"""Small packages that tests import in this process, and a stand-in for the Hugging Face hub."""
+"""Fixtures: small packages that tests import in this process, and a fake Hugging Face hub."""
 
 import importlib
 import sys
@@ -31,13 +31,13 @@ class ToyPackages:
         importlib.invalidate_caches()
 
     def fit(self, placed: hook.Hook) -> None:
-        """Takes all that a hook needs for granted, also what no module here has."""
+        """Marks all needs of a hook as met, even if no module here meets them."""
         hook._met.update(placed.needs)
 
 
 @pytest.fixture
 def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ToyPackages]:
-    """Removes the test's modules and finders at its end."""
+    """Packages for one test. At its end, its modules and finders are removed."""
     monkeypatch.setattr(finder, "_finder", finder._Finder())
     for name in ("_unfit", "_met", "_executed"):
         monkeypatch.setattr(hook, name, type(getattr(hook, name))())
@@ -53,7 +53,7 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ToyPackage
 
 @pytest.fixture
 def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A hub for the test's process and its children: without repositories; it answers at once."""
+    """A hub without repositories for the test's process and its children."""
     for variable in (env.HF_HUB_OFFLINE, env.TRANSFORMERS_OFFLINE, env.HF_TOKEN):
         monkeypatch.delenv(variable.name, raising=False)
     with HubServer().serving() as server:

@@ -1,4 +1,4 @@
-"""Debian's Chromium, headless and controlled by the DevTools protocol."""
+"""Runs Debian's Chromium headless, and controls it by the DevTools protocol."""
 
 import asyncio
 import itertools
@@ -31,7 +31,7 @@ needs_browser = needs_tool("chromium")
 
 
 class Tab:
-    """One tab."""
+    """One tab of a browser."""
 
     def __init__(self) -> None:
         self._ids = itertools.count(1)
@@ -40,14 +40,14 @@ class Tab:
         """Errors of scripts, violations of the content security policy and failed requests."""
 
     async def connect(self, session: aiohttp.ClientSession, address: str) -> None:
-        """Controls the tab whose DevTools listen there."""
+        """Connects to the tab's DevTools, which listen at this address."""
         self._socket = await session.ws_connect(address, max_msg_size=0)
         self._reading = asyncio.create_task(self._read())
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self._call(f"{domain}.enable")
 
     async def disconnect(self) -> None:
-        """Controls it no longer."""
+        """Closes the connection to the tab's DevTools."""
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
         await self._socket.close()
@@ -90,7 +90,7 @@ class Tab:
 
 
 class Browser(Tab):
-    """One browser window by its first tab; leaving the `async with` block ends the browser."""
+    """A browser and its first tab. The end of the `async with` block ends the browser."""
 
     def __init__(self, *, width: int = 1080, height: int = 1000) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Browser(Tab):
         self._folder.cleanup()
 
     async def open_tab(self) -> Tab:
-        """Another tab of the same browser."""
+        """Opens another tab of the same browser."""
         async with self._session.put(f"{self._devtools}/json/new?about:blank") as response:
             page = await response.json(content_type=None)
         tab = Tab()

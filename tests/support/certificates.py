@@ -1,4 +1,4 @@
-"""Certificates for tests, made by the openssl program."""
+"""Certificates for tests, made with the program `openssl`."""
 
 import ssl
 import subprocess
@@ -13,18 +13,18 @@ _CURVE = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
 
 class Certificate(NamedTuple):
-    """A certificate and its key, in files."""
+    """The files of a certificate and its key."""
 
     certificate: Path
     key: Path
 
     @property
     def flags(self) -> list[str]:
-        """The server's command-line flags."""
+        """The flags with which a server uses this certificate."""
         return ["--ssl-certfile", str(self.certificate), "--ssl-keyfile", str(self.key)]
 
     def client_context(self, client: "Certificate | None" = None) -> ssl.SSLContext:
-        """The context of a client that trusts only this certificate, and presents its own if given."""
+        """The context of a client that trusts only this certificate. Presents `client`, if given."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(self.certificate)
         if client is not None:
@@ -40,7 +40,7 @@ def make_certificate(
     days: int = 30,
     signer: Certificate | None = None,
 ) -> Certificate:
-    """Makes a certificate for these hosts, signed by itself or by `signer`."""
+    """Makes a certificate for these hosts. It is signed by `signer`, or else by itself."""
     made = Certificate(folder / f"{name}.crt", folder / f"{name}.key")
     words = ["req", "-x509", *_CURVE, "-subj", f"/CN={name}", "-days", str(days), "-keyout", str(made.key)]
     added = [word for extension in (f"subjectAltName={names}", *extensions) for word in ("-addext", extension)]

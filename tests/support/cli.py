@@ -1,4 +1,4 @@
-"""Programs that end by themselves: commands of `vllm-cli`, and a test's own code in a new interpreter."""
+"""Runs programs to their end: commands of `vllm-cli`, and a test's own code in a new interpreter."""
 
 import os
 import subprocess
@@ -16,14 +16,14 @@ def run_cli(
     timeout_s: float = 300.0,
     **options: Any,
 ) -> "subprocess.CompletedProcess[str]":
-    """Runs a command to its end; its output is text.
+    """Runs a command of `vllm-cli` to its end. The result has the output as text.
 
     Args:
-        words: after `vllm-cli`.
-        environment: variables added to those of the test; `env` are all.
-        launcher: a command that executes the arguments that follow it.
-        timeout_s: longest run.
-        options: of `subprocess.run`.
+        words: the words after `vllm-cli`.
+        environment: variables in addition to those of the test. The option `env` replaces all variables.
+        launcher: the words of a command that executes the words after it.
+        timeout_s: the time after which the command is killed and the call fails.
+        options: the options of `subprocess.run`.
     """
     return _run([*launcher, *CLI, *words], environment, timeout_s, options)
 
@@ -36,12 +36,12 @@ def run_python(
     timeout_s: float = 200.0,
     **options: Any,
 ) -> "subprocess.CompletedProcess[str]":
-    """Runs code to its end; the arguments are as those of `run_cli`."""
+    """Runs Python code to its end, with the arguments of `run_cli`."""
     return _run([*launcher, sys.executable, "-c", code, *words], environment, timeout_s, options)
 
 
 def python_output(code: str, *words: object, **options: Any) -> str:
-    """The standard output of code that ends without an error; the arguments are as those of `run_python`."""
+    """Runs Python code, with the arguments of `run_python`. Returns its output. Fails if the code fails."""
     done = run_python(code, *words, **options)
     assert done.returncode == 0, done.stderr
     return done.stdout

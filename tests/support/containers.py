@@ -1,6 +1,7 @@
-"""Launchers that run a command as a container does: as another user, with its own processes, files or cgroup.
+"""Launchers run a command as in a container: as another user, with its own processes, files or cgroup.
 
-They need rights that a machine may not give; where they do not work, the functions return None.
+A launcher is the words to put before the command. Launchers need rights that a machine may not give. Where a
+launcher does not work, its function returns None.
 """
 
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 from base.machine import cgroups
 
 _MAY_READ_ALL = ("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search")
-"""Interpreter and model are readable in a container; on this machine they may be in root's home folder."""
+"""Lets the user read interpreter and model, which may be in root's home folder on this machine."""
 _READ_ONLY = 'mount --make-rprivate / && {}mount -o bind,remount,ro / && exec "$0" "$@"'
 _NEW_PROCESSES = ("--pid", "--fork", "--kill-child", "--mount-proc")
 _OWN_PROCESSES = ("unshare", "--user", "--map-root-user", *_NEW_PROCESSES)
@@ -28,7 +29,7 @@ exec chroot "$0/root" env -C "$folder" "$@"
 
 
 def as_user(uid: int, gid: int, *must_read: Path) -> tuple[str, ...] | None:
-    """A launcher for a user id without a name that can read these files."""
+    """A launcher that runs a command as a user id without a name. The user can read these files."""
     user = ("setpriv", "--reuid", str(uid), "--regid", str(gid), "--clear-groups")
     for command in ((*user, *_MAY_READ_ALL), user):
         if all(_works(*command, "head", "-c1", str(path)) for path in must_read):
@@ -37,21 +38,21 @@ def as_user(uid: int, gid: int, *must_read: Path) -> tuple[str, ...] | None:
 
 
 def on_read_only_root(mounts: str = "") -> tuple[str, ...] | None:
-    """A launcher with a read-only root file system, after mounts by a script that ends with `&&`."""
+    """A launcher with a read-only root file system. The script `mounts` runs first and must end with `&&`."""
     command = ("unshare", "-m", "sh", "-c", _READ_ONLY.format(mounts))
     return command if _works(*command, "true") else None
 
 
 def own_processes(*options: str) -> tuple[str, ...] | None:
-    """A launcher whose program is process 1 of a new process namespace."""
+    """A launcher that runs a command as process 1 of a new process namespace."""
     command = (*_OWN_PROCESSES, *options)
     return command if _works(*command, "true") else None
 
 
 def own_mounts(script: str, folder: Path) -> tuple[str, ...] | None:
-    """A launcher whose programs see what a script, run in the folder, has mounted.
+    """A launcher that first runs a script in the folder. Only the launched programs see the script's mounts.
 
-    The script runs twice. Processes that it starts, such as those of FUSE, end with the program.
+    The script runs twice. Processes that the script starts, such as those of FUSE, end with the program.
     """
     whole = f'here=$PWD; cd "$0"; {script}; cd "$here"; exec "$@"'
     command = ("unshare", "--mount", *_NEW_PROCESSES, "sh", "-ec", whole, str(folder))
@@ -59,11 +60,11 @@ def own_mounts(script: str, folder: Path) -> tuple[str, ...] | None:
 
 
 def overlay_root(folder: Path, read_only: Path | None = None) -> tuple[str, ...] | None:
-    """A launcher whose programs see this machine's files, and write to `folder/upper`.
+    """A launcher whose programs see this machine's files. What they write goes to `folder/upper`.
 
     Args:
-        folder: empty, on a file system in memory.
-        read_only: a folder that cannot be written to in the new root.
+        folder: an empty folder on a file system in memory.
+        read_only: a folder that programs cannot write to.
     """
     for name in ("upper", "work", "root"):
         (folder / name).mkdir(mode=0o755)
@@ -80,7 +81,7 @@ def _works(*command: str) -> bool:
 
 @contextmanager
 def own_cgroup() -> Iterator[Path | None]:
-    """The folder of a new cgroup, which must be empty at the end; None if none may be made here."""
+    """Yields the folder of a new cgroup, or None if there can be none. It must be empty at the end."""
     mount = next((mount for mount in cgroups.mounts() if mount.version == 2), None)
     paths = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
     parent = mount.folder_of(paths[""]) if mount and "" in paths else None

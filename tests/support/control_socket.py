@@ -1,4 +1,4 @@
-"""A router's side of the control socket of a model's server."""
+"""A client of the control socket of a model's server, in place of a router."""
 
 import json
 import socket
@@ -8,12 +8,12 @@ from base.server_settings import control_socket
 
 
 def tell(socket_path: object, timeout_s: float = 600.0, **request: Any) -> dict[str, Any] | None:
-    """The answer to a request to the server at this socket; None if it ends without one."""
+    """Sends a request to the server at this socket. Returns the answer, or None if the server sends none."""
     return tell_line(socket_path, json.dumps(request).encode() + b"\n", timeout_s)
 
 
 def tell_line(socket_path: object, line: bytes, timeout_s: float = 600.0) -> dict[str, Any] | None:
-    """The same with bytes of a client's choice."""
+    """Sends any bytes to the server at this socket. Returns the answer, or None if the server sends none."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(timeout_s)
         connection.connect(str(control_socket(str(socket_path))))

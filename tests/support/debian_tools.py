@@ -1,4 +1,4 @@
-"""Programs of Debian that some tests run. A test that lacks one is skipped, and says how to install it."""
+"""Debian's programs that tests run. Tests whose program is missing are skipped with a hint to install it."""
 
 import shutil
 from typing import Final
@@ -14,7 +14,7 @@ _PACKAGES: Final = {
     "systemd-analyze": "systemd",
     "unshare": "util-linux",
 }
-"""Program -> its package, if that has another name."""
+"""Program -> its Debian package, for programs whose package has another name."""
 
 
 def needs_tool(program: str) -> pytest.MarkDecorator:
@@ -30,5 +30,5 @@ def require_tool(program: str) -> str:
 
 
 def how_to_install(program: str) -> str:
-    """Why a test is skipped, and the command that lets it run."""
+    """The reason for skipping a test: the missing program, and the command that installs it."""
     return f"{program} is not installed: apt-get install {_PACKAGES.get(program, program)}"

@@ -1,4 +1,4 @@
-"""Rows of `prompt_embeds` in the file format and the encoding that clients send."""
+"""Values of `prompt_embeds` in the file format and the encoding that clients send."""
 
 import io
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 
 def saved(value: object, **options: Any) -> bytes:
-    """The file that `torch.save` writes."""
+    """The content of the file that `torch.save` writes."""
     file = io.BytesIO()
     torch.save(value, file, **options)
     return file.getvalue()

@@ -1,25 +1,25 @@
-"""Checks that the cost of a computation grows with the size of its input and no faster."""
+"""Checks that the cost of a computation grows no faster than the size of its input."""
 
 from collections.abc import Callable
 from itertools import pairwise
 from time import monotonic, thread_time_ns
 
 PER_DOUBLING = 3.2
-"""Most growth of the cost with an input twice as large: 3 where it outgrows a cache, 4 if it is quadratic."""
+"""Most growth of the cost if the input doubles. Growth is up to 3 at a cache's size, and 4 if quadratic."""
 _MEASURABLE_NS = 300_000
 _MOST = 1 << 16
 
 Prepare = Callable[[int], Callable[[], object]]
-"""Builds an input of a size, and returns the computation that is measured."""
+"""Builds an input of this size, and returns the computation to measure."""
 
 
 def growth(prepare: Prepare, smallest: int = 256, patience_s: float = 2.5) -> str | None:
-    """What is wrong with the cost of inputs of n, 2n and 4n; None if it doubles with the input.
+    """Measures the cost of inputs of n, 2n and 4n. Returns None if it is linear, else the costs as text.
 
-    n is the first size whose cost can be measured. If costs grow faster there, 4n, 8n and 16n decide, as
-    the first pages that the allocator asks the system for are a step. Each cost is the least processor time
-    of some rounds, for `patience_s` at most: a hypervisor or another process may slow a thread down for
-    seconds. Tests that call this are marked `alone`.
+    n is the first size whose cost can be measured. If the cost grows faster than the input, inputs of 4n, 8n
+    and 16n decide, because the allocator's first requests for pages are a step in the cost. Each cost is the
+    least processor time of several rounds, which take at most `patience_s`, because a hypervisor or another
+    process may slow a thread down for seconds. Tests that call this function are marked `alone`.
     """
     prepare(smallest)()  # what only a first call costs, such as imports
     n = smallest

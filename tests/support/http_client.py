@@ -1,4 +1,4 @@
-"""The tests' HTTP client: one request to a server that may be gone, and a connection for any bytes."""
+"""The tests' HTTP client: sends a request to a server that may be gone, or any bytes on a connection."""
 
 import json
 import socket
@@ -15,16 +15,16 @@ Address = int | str | tuple[str, int]
 
 
 class Answer(NamedTuple):
-    """A response of any status; status 0 and an empty body if there was none."""
+    """A response of any status. Without a response, the status is 0 and the body is empty."""
 
     status: int
     body: bytes
     headers: dict[str, str]
-    """Their names are in lower case."""
+    """Name in lower case -> value."""
 
     @property
     def json(self) -> Any:
-        """The body as JSON; None if it is empty."""
+        """The parsed JSON of the body. None if the body is empty."""
         return json.loads(self.body) if self.body else None
 
     @property
@@ -44,7 +44,7 @@ def ask(
     key: str | None = None,
     context: ssl.SSLContext | None = None,
 ) -> Answer:
-    """Sends POST with the body as JSON, or GET without a body, on a connection of its own."""
+    """Sends POST with the body as JSON, or GET if there is no body, on a new connection."""
     parts = urlsplit(url)
     headers = {"host": parts.netloc, "connection": "close", "authorization": f"Bearer {key}" if key else ""}
     path = urlunsplit(("", "", parts.path or "/", parts.query, ""))
@@ -56,7 +56,7 @@ def ask(
 
 
 class RawClient:
-    """One connection."""
+    """One connection, on which a test sends any bytes."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class RawClient:
         context: ssl.SSLContext | None = None,
         timeout_s: float = _PATIENT_S,
     ) -> None:
-        """Uses TLS if there is a context."""
+        """Connects, with TLS if a context is given."""
         target = ("127.0.0.1", address) if isinstance(address, int) else address
         is_ipv6 = not isinstance(target, str) and ":" in target[0]
         family = socket.AF_UNIX if isinstance(target, str) else socket.AF_INET6 if is_ipv6 else socket.AF_INET
@@ -119,21 +119,21 @@ class RawClient:
         return self.send(request_bytes(path, json.dumps(body).encode(), **headers))
 
     def read_head(self) -> Answer:
-        """The status and headers of the next response; its body stays unread."""
+        """Reads status and headers of the next response. The body stays unread."""
         head = self._take_until(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         fields = (line.partition(":") for line in lines)
         return Answer(int(first.split()[1]), b"", {name.lower(): value.strip() for name, _, value in fields})
 
     def read(self, method: str = "") -> Answer:
-        """The next response; that to a HEAD has no body."""
+        """Reads the next response. If `method` is HEAD, the response has no body."""
         head = self.read_head()
         if method == "HEAD" or head.status in (204, 304):
             return head
         return head._replace(body=b"".join(self.read_parts(head)))
 
     def read_parts(self, head: Answer) -> Iterator[bytes]:
-        """The body behind this head as it arrives: chunk by chunk, whole, or until the connection ends."""
+        """Yields the body as it arrives: by chunks, by its length, or until the connection ends."""
         if "chunked" in head.headers.get("transfer-encoding", ""):
             while size := int(self._take_until(b"\r\n"), 16):
                 yield self._take(size)
@@ -145,7 +145,7 @@ class RawClient:
             yield self.read_to_end()
 
     def read_to_end(self) -> bytes:
-        """All data until the server closes the connection."""
+        """Reads all data until the server closes the connection."""
         try:
             while data := self.socket.recv(1 << 16):
                 self._pending += data
@@ -154,7 +154,7 @@ class RawClient:
         return bytes(self._pending)
 
     def is_closed(self) -> bool:
-        """Waits until the server closes the connection; whether it sent nothing more."""
+        """Waits until the server closes the connection. Returns whether the server sent nothing more."""
         return self.read_to_end() == b""
 
     def _take_until(self, end: bytes) -> bytes:
@@ -179,7 +179,7 @@ class RawClient:
 
 
 def request_bytes(path: str, body: bytes = b"", *, method: str = "POST", **headers: str) -> bytes:
-    """The bytes of a request; `_` in a header's name is a dash, and an empty header is left out."""
+    """The bytes of a request. In a header's name, `_` becomes a dash. Empty headers are left out."""
     fields = {"host": "x"}
     if body or method == "POST":
         fields |= {"content_type": "application/json", "content_length": str(len(body))}

@@ -1,4 +1,4 @@
-"""HTTP servers in the test's process that replace external ones."""
+"""HTTP servers that run in the test's process and replace external servers."""
 
 import json
 import socket
@@ -16,7 +16,7 @@ from tests.support.certificates import Certificate
 
 
 class LocalServer(ThreadingHTTPServer):
-    """Listens on a free port by default; reports errors other than closed connections."""
+    """A server that listens on a free port by default. It reports all errors except closed connections."""
 
     def __init__(self, handler: type[BaseHTTPRequestHandler], port: int = 0, *, host: str = "127.0.0.1") -> None:
         super().__init__((host, port), handler)
@@ -27,7 +27,7 @@ class LocalServer(ThreadingHTTPServer):
         return f"{scheme}://{self.server_address[0]}:{self.server_port}"
 
     def use_tls(self, made: Certificate) -> None:
-        """From now on only TLS connections are accepted."""
+        """Accepts only TLS connections from now on."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(made.certificate, made.key)
         self.socket = context.wrap_socket(self.socket, server_side=True)
@@ -41,11 +41,11 @@ class QuietHandler(BaseHTTPRequestHandler):
     """Writes no access log into the tests' output."""
 
     def read_json(self) -> Any:
-        """The body of the request."""
+        """The parsed JSON of the request's body."""
         return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
 
     def answer(self, status: int, body: Any = b"", headers: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Sends bytes as they are, and anything else as JSON."""
+        """Sends a response. A body of bytes is sent unchanged, any other body as JSON."""
         payload = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         for name, value in headers.items():
@@ -68,19 +68,19 @@ class Request(NamedTuple):
 
     @property
     def json(self) -> Any:
-        """The body, which is JSON."""
+        """The parsed JSON of the body."""
         return json.loads(self.body)
 
 
 class ScriptedServer(LocalServer):
-    """Keeps each request, and answers it with what `decide` returns for it."""
+    """Keeps each request, and sends the answer that `decide` returns for the request."""
 
     request_queue_size = 128
 
     def __init__(self, decide: Callable[[Request], Any], place: int | str = 0) -> None:
         """Listens on a port or at the path of a UNIX socket.
 
-        `decide` returns status, body and headers, the last two optional, or a function of the handler.
+        `decide` returns the status, optionally with body and headers, or a function that takes the handler.
         """
         if isinstance(place, str):
             self.address_family = socket.AF_UNIX
@@ -90,7 +90,7 @@ class ScriptedServer(LocalServer):
         self.requests: list[Request] = []
 
     def server_bind(self) -> None:
-        """HTTPServer's own method resolves a host name, which a UNIX socket does not have."""
+        """Replaces HTTPServer's method, which resolves a host name. A UNIX socket has no host name."""
         TCPServer.server_bind(self)
         self.server_port = 0 if self.address_family == socket.AF_UNIX else self.server_address[1]
 

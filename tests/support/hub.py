@@ -1,6 +1,6 @@
-"""A stand-in for the Hugging Face hub: real repositories, and scripted faults, for the real hub's client.
+"""A fake Hugging Face hub with real repositories and scripted faults, which the hub's own client uses.
 
-Two addresses, as at the real hub: one for the API and small files, one that holds what is in LFS.
+As the real hub, it has two addresses. One serves the API and small files, the other serves files in LFS.
 """
 
 import hashlib
@@ -22,28 +22,28 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from tests.support.http_server import LocalServer, QuietHandler, serving
 
 CDN_HOST: Final = "127.0.0.2"
-"""Another host than the hub's 127.0.0.1, so that clients must not send their token there."""
+"""The host that serves LFS. The hub is at 127.0.0.1, so clients must not send their token to this host."""
 _LFS_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 _LFS_FROM_BYTES: Final = 10_000_000
 _SEND_BUFFER_BYTES: Final = 256 << 10
-"""Small, so that what was sent to a client that is killed is hardly more than what it received."""
+"""Small, so that hardly any bytes count as sent that a killed client has not received."""
 _PIECE_S: Final = 0.01
-"""A piece takes this long at the link's rate, so that connections alternate a hundred times a second."""
+"""The time that a piece takes at the link's rate. So connections alternate a hundred times a second."""
 _PIECE_BYTES: Final = (1 << 10, 1 << 20)
-"""The smallest and the largest one."""
+"""The smallest and the largest size of a piece."""
 _LATENESS_S: Final = 0.05
-"""A sender that wakes up late by up to this time sends faster afterwards; no other burst is possible."""
+"""A sender that wakes up late by up to this time may catch up. There are no other bursts."""
 
 
 class HubFile(NamedTuple):
-    """One file; large ones and weights are in LFS, as on the hub."""
+    """One file of a repository. Large files and weights are in LFS, as on the hub."""
 
     name: str
     content: bytes
     is_lfs: bool
     sha256: str
     etag: str
-    """The SHA-256 of a file in LFS, and git's object id of another one."""
+    """The SHA-256 of a file in LFS. For any other file, git's object id."""
     pointer_size: int
 
     @classmethod
@@ -55,7 +55,7 @@ class HubFile(NamedTuple):
         return cls(name, content, is_lfs, sha256, sha256 if is_lfs else blob_id, len(pointer))
 
     def describe(self, name: str, blob_id: str) -> dict[str, Any]:
-        """An entry of a listing; the fields of LFS have two names, too."""
+        """The entry of a listing. The names of some fields depend on the listing."""
         lfs = {"size": len(self.content), "pointerSize": self.pointer_size}
         described = {name: self.name, "size": len(self.content), blob_id: self.etag}
         sha256 = "sha256" if blob_id == "blobId" else "oid"
@@ -66,7 +66,7 @@ class HubCommit:
     """The files of one commit."""
 
     def __init__(self, files: Mapping[str, bytes] | Path, commit: str | None = None) -> None:
-        """Of a folder all files; links, as in a snapshot of the hub's cache, are followed."""
+        """Takes files or a folder. Follows links in the folder, which snapshots of the hub's cache have."""
         if isinstance(files, Path):
             found = (path for path in files.rglob("*") if path.is_file() and ".git" not in path.parts)
             files = {str(path.relative_to(files)): path.read_bytes() for path in found}
@@ -75,7 +75,7 @@ class HubCommit:
 
     @cached_property
     def id(self) -> str:
-        """The commit's hash: a function of names and contents unless it was given."""
+        """The commit's hash: the given hash, or else a function of the names and contents of all files."""
         text = json.dumps([(file.name, file.etag) for file in self.files.values()])
         return self._commit or hashlib.sha1(text.encode()).hexdigest()
 
@@ -86,21 +86,23 @@ class HubCommit:
 
 @dataclass
 class Fault:
-    """One fault; it is used up after so many requests.
+    """One fault. It occurs for the next `times` requests that match.
 
-    stall: after `after` bytes of the response nothing more is sent, and the connection stays open.
-    cut: after `after` bytes of the response the connection is closed.
-    short: the file has only `after` bytes, and the headers agree.
+    stall: after `after` bytes of the response, nothing more is sent, and the connection stays open.
+    cut: after `after` bytes of the response, the connection is closed.
+    short: the response has only the first `after` bytes of the file, and its headers agree with that.
     wrong: the byte at `after` differs.
-    status: the answer is `status`, with the hub's error `code` and `retry_after` seconds if given.
+    status: the answer has this `status`, and if given the hub's error `code` and `retry_after` seconds.
     """
 
     kind: Literal["stall", "cut", "short", "wrong", "status"]
     times: int | None = 1
-    """None: always."""
+    """How many requests have the fault. None means all."""
     path: str = "*"
-    """A pattern of the repository and file, such as `org/model/*.safetensors`; of `status` one of a request's
-    whole path, such as `api/*`, `*/resolve/*` or `*.safetensors`."""
+    """A pattern of repository and file, such as `org/model/*.safetensors`.
+
+    For the kind `status`, a pattern of the whole path of a request, such as `api/*` or `*/resolve/*`.
+    """
     method: str = "*"
     after: int = 0
     status: int = 504
@@ -109,7 +111,7 @@ class Fault:
 
 
 class Faults:
-    """The faults that are still to happen; used by many threads."""
+    """The faults that have not occurred yet. Many threads use this object."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -124,7 +126,7 @@ class Faults:
             self._faults.clear()
 
     def take(self, method: str, path: str, num_bytes: int | None = None) -> Fault | None:
-        """The fault of a request, or of a response with so many bytes; one shorter than `after` has none."""
+        """Takes the fault of a request, or of a response with `num_bytes` if these are more than `after`."""
         with self._lock:
             for fault in self._faults:
                 is_meant = (
@@ -138,7 +140,7 @@ class Faults:
 
 
 class Link:
-    """Delays senders so that together they keep to the rate, however many connections there are.
+    """Delays senders so that all connections together do not exceed a rate.
 
     Each `take` reserves the next part of the link's time, so that senders are served in order. Only bodies
     of files count, not headers.
@@ -148,10 +150,10 @@ class Link:
         self._lock = threading.Lock()
         self._free_from_s = 0.0
         self.bytes_per_s: float | None = None
-        """None: unlimited. May be changed at any time."""
+        """None means unlimited. The rate may be changed at any time."""
 
     def take(self, wanted_bytes: int) -> int:
-        """Waits until the next bytes fit through the link; how many these are."""
+        """Waits until the link may send the next bytes. Returns how many bytes these are."""
         least, most = _PIECE_BYTES
         rate = self.bytes_per_s
         if rate is None:
@@ -173,16 +175,16 @@ class SeenRequest:
     host: Literal["hub", "cdn"]
     method: str
     path: str
-    """As it was sent, without the query."""
+    """The path as it was sent, without the query."""
     range: str | None
     token: str | None
     """The whole `Authorization` header."""
     status: int | None = None
-    """None until it is answered."""
+    """None until the request is answered."""
 
     @property
     def downloaded(self) -> str | None:
-        """`repository/file` of a request for content."""
+        """`repository/file` if the request was for a file's content, else None."""
         path = unquote(self.path).strip("/")
         if self.host == "cdn":
             return path.partition("/")[2]
@@ -191,30 +193,30 @@ class SeenRequest:
 
 
 class HubServer:
-    """Repositories, faults and counters; the fields may be changed while it serves."""
+    """Repositories, faults and counters. The fields may be changed while the server runs."""
 
     def __init__(self) -> None:
         self.revisions: dict[str, dict[str, HubCommit]] = {}
-        """Commits by repository and branch; each is found by its hash, too."""
+        """Repository -> branch -> commit. Requests find a commit by its hash, too."""
         self.gated: set[str] = set()
-        """Repositories whose files are only for `token`; everybody sees their listing."""
+        """Repositories whose files need `token`. Their listings need no token."""
         self.private: set[str] = set()
-        """Repositories that exist only for `token`."""
+        """Repositories that exist only for requests with `token`."""
         self.token: str | None = None
-        """If given, any other token is refused."""
+        """If a token is set, requests with any other token are refused."""
         self.renamed: dict[str, str] = {}
         self.lists_contents = True
-        """Whether listings have sizes and hashes; some mirrors leave them out."""
+        """Whether listings have sizes and hashes, which some mirrors leave out."""
         self.is_xet = False
-        """Whether files in LFS are in Xet storage, which the hub names beside the address for plain HTTP."""
+        """Whether files in LFS are in Xet storage, too. Then answers also have the headers of Xet."""
         self.may_answer = threading.Event()
-        """While it is cleared, no request is answered."""
+        """While this event is cleared, no request is answered."""
         self.may_answer.set()
         self.link = Link()
         self.faults = Faults()
         self.requests: list[SeenRequest] = []
         self.sent: Counter[str] = Counter()
-        """Bytes of files by `repository/file`."""
+        """`repository/file` -> number of bytes sent of this file."""
         self.closing = threading.Event()
         self.lock = threading.Lock()
         self._servers = [_Listener(self, "hub", "127.0.0.1"), _Listener(self, "cdn", CDN_HOST)]
@@ -236,13 +238,13 @@ class HubServer:
         revision: str = "main",
         commit: str | None = None,
     ) -> HubCommit:
-        """Adds a repository, or a branch of one; replaces what is there."""
+        """Adds a repository, or a branch of a repository. Replaces an existing one."""
         added = HubCommit(files, commit)
         self.revisions.setdefault(model_id, {})[revision] = added
         return added
 
     def find(self, model_id: str, revision: str) -> HubCommit | None:
-        """The commit of a branch or hash."""
+        """The commit with this branch or hash."""
         branches = self.revisions.get(model_id, {})
         return branches.get(revision) or next((one for one in branches.values() if one.id == revision), None)
 
@@ -260,23 +262,23 @@ class HubServer:
 
     @property
     def ranges(self) -> list[int]:
-        """The first bytes of the parts of files that were sent, without whole files."""
+        """The offset of each part of a file that was sent. Files that were sent whole do not count."""
         parts = [seen.range for seen in self.requests if seen.method == "GET" and seen.status == 206]
         return [int(text.removeprefix("bytes=").partition("-")[0] or 0) for text in parts if text]
 
     @property
     def tokens(self) -> dict[str, set[str | None]]:
-        """The tokens that each host received; None of a request without one."""
+        """The tokens that each host received, with None for a request without a token."""
         return {host: {seen.token for seen in self.requests if seen.host == host} for host in ("hub", "cdn")}
 
     def reset(self) -> None:
-        """Forgets what was requested and sent."""
+        """Clears the lists and counters of requests and bytes."""
         self.requests.clear()
         self.sent.clear()
 
     @contextmanager
     def serving(self) -> Iterator["HubServer"]:
-        """Serves in threads until the block ends; open connections are closed then."""
+        """Serves in threads. At the end of the block, closes open connections."""
         with ExitStack() as stack:
             for server in self._servers:
                 stack.enter_context(serving(server))
@@ -288,7 +290,7 @@ class HubServer:
 
 
 class _Listener(LocalServer):
-    """One of the two addresses; a thread for each connection."""
+    """The server at one of the two addresses, with a thread for each connection."""
 
     daemon_threads = False
     request_queue_size = 256
@@ -308,7 +310,7 @@ class _Listener(LocalServer):
         super().shutdown_request(request)
 
     def server_close(self) -> None:
-        """Ends the threads that wait for another request or for a client that does not read."""
+        """Ends the threads that wait for a further request, or for a client that does not read."""
         for connection in list(self._connections):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -323,7 +325,7 @@ class _Refusal(Exception):
 
 
 class _Handler(QuietHandler):
-    """Requests to both addresses."""
+    """Handles requests to both addresses."""
 
     server: _Listener
     protocol_version = "HTTP/1.1"
@@ -401,7 +403,7 @@ class _Handler(QuietHandler):
         self._answer(302, headers=headers)
 
     def _send_content(self, path: str) -> None:
-        """At the second address; like the hub's, it takes a signed address and no token."""
+        """Sends a file from the second address, which rejects tokens, as the hub's second address does."""
         if self._token:
             raise _Refusal(400, message="Only one auth mechanism allowed")
         sha256, _, key = unquote(path).strip("/").partition("/")
@@ -488,7 +490,7 @@ class _Handler(QuietHandler):
 
 
 def _split(path: str, *actions: str) -> tuple[str, str | None, str]:
-    """`org/model/tree/main/a` as repository, action, and the rest, still quoted."""
+    """Splits `org/model/tree/main/a` into repository, action and the rest, all still quoted."""
     parts = path.split("/")
     for index, part in enumerate(parts[:3]):
         if index and part in actions:

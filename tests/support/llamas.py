@@ -1,7 +1,7 @@
-"""Llama folders with random weights; `python -m tests.support.llamas TOKENIZER OUT` writes the billion.
+"""Writes folders of Llama models with random weights.
 
-`tiny` loads in a second and has a token per byte; `small` can be split between two ranks; `billion` is for
-measurements on a GPU.
+`tiny` loads in a second and has a token for each byte. `small` can be split between two ranks. `billion` is
+for measurements on a GPU. `python -m tests.support.llamas TOKENIZER OUT` writes `billion`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ _CHAT_TEMPLATE: Final = (
 
 
 def save_tiny_llama(folder: Path) -> Path:
-    """A few kilobytes, with a byte tokenizer and a chat template."""
+    """Writes a model of a few kilobytes with a byte tokenizer and a chat template."""
     _save(
         folder,
         vocab_size=VOCAB_SIZE,
@@ -43,15 +43,16 @@ def save_tiny_llama(folder: Path) -> Path:
 
 
 def save_llama_without_tokenizer(folder: Path, vocab_size: int) -> Path:
-    """As tiny as `save_tiny_llama`, for a tokenizer whose end of text is token 2."""
+    """Writes a model as small as that of `save_tiny_llama`, for a tokenizer whose end of text is token 2."""
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     _save(folder, vocab_size=vocab_size, max_position_embeddings=4096, **shape)
     return folder
 
 
 def save_small_llama(folder: Path, tokenizer: Path) -> Path:
-    """A few megabytes for two ranks (SmolLM2's nine heads cannot be split); its logits are too far apart for
-    rounding to change a greedy token.
+    """Writes a model of a few megabytes that can be split between two ranks, unlike SmolLM2's nine heads.
+
+    Its logits are so far apart that rounding changes no greedy token.
     """
     _save(
         folder,
@@ -68,7 +69,7 @@ def save_small_llama(folder: Path, tokenizer: Path) -> Path:
 
 
 def save_billion_llama(folder: Path, tokenizer: Path, num_layers: int = 16) -> Path:
-    """1.1 billion weights in bfloat16, in shards of 600 MB."""
+    """Writes a model with 1.1 billion weights in bfloat16, in shards of 600 MB."""
     import torch
 
     _save(

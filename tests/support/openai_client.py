@@ -1,4 +1,4 @@
-"""Clients of OpenAI's API: one that reads a stream while a test goes on, and many that keep a server busy."""
+"""Clients of OpenAI's API. One reads a stream while a test goes on. Others keep a server busy."""
 
 import json
 import threading
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 _STREAM_S = 200.0
 _BODY = {"prompt": "Once upon a time", "max_tokens": 12, "ignore_eos": True, "temperature": 0}
 SOON_REFUSALS = 30
-"""Of `count_refusals`: ten in half a second, 100 in five."""
+"""Most 503s of a server that exits soon. `count_refusals` counts 10 in half a second, 100 in five."""
 
 
 def openai_client(url: str, **options: Any) -> "OpenAI":
-    """The `openai` client without retries; a context manager."""
+    """The `openai` client without retries, as a context manager."""
     from openai import OpenAI
 
     return OpenAI(base_url=f"{url}/v1", **{"api_key": "none", "max_retries": 0} | options)
 
 
 def count_refusals(url: str, stop: Callable[[], object]) -> int:
-    """The number of 503s that a client gets which asks twenty times a second until the port is closed."""
+    """Calls `stop`, then sends 20 requests a second until the port is closed. Returns the number of 503s."""
     num_refusals = 0
     ask(f"{url}/v1/completions", {"prompt": "a", "max_tokens": 1})
     stop()
@@ -38,7 +38,7 @@ def count_refusals(url: str, stop: Callable[[], object]) -> int:
 
 
 class StreamReader:
-    """Waits for the first event, then reads the rest in a thread."""
+    """Waits for the first event of a stream, then reads the other events in a thread."""
 
     def __init__(self, url: str, max_tokens: int, *, key: str = "none") -> None:
         body = {"prompt": "Once", "max_tokens": max_tokens, "ignore_eos": True, "stream": True, "temperature": 0}
@@ -58,7 +58,7 @@ class StreamReader:
             self._data += b"".join(self._parts)
 
     def finish(self) -> list[Any]:
-        """Waits for the end of the stream; all events, None for `[DONE]`."""
+        """Waits for the end of the stream. Returns all events, with None for `[DONE]`."""
         self._thread.join(_STREAM_S)
         assert not self._thread.is_alive()
         events = [line[6:].strip() for line in self._data.splitlines() if line.startswith(b"data: ")]
@@ -91,15 +91,15 @@ class _Clients:
 
 
 class LoadClients(_Clients):
-    """Each client sends one request after another on its connection; every second client requests streams."""
+    """Clients that send one request after another on a connection. Every second client requests streams."""
 
     def __init__(self, port: int, *, num_clients: int) -> None:
         super().__init__(port, [number % 2 == 0 for number in range(num_clients)])
         self.endings: Counter[str] = Counter()
-        """`answered`, `rejected` (503), `failed` (an error event or 500), `not accepted` and `lost`."""
+        """Counts `answered`, `rejected` (503), `failed` (error event or 500), `not accepted` and `lost`."""
         self.losses: list[str] = []
         self.num_repeated = 0
-        """Requests sent again because the idle connection was closed before a response began."""
+        """Requests that were sent again because the server closed the idle connection before it answered."""
 
     def _run(self, wants_stream: bool) -> None:
         connection: RawClient | None = None
@@ -118,7 +118,7 @@ class LoadClients(_Clients):
             connection.close()
 
     def _send(self, wants_stream: bool, kept: RawClient | None) -> tuple[str, RawClient | None]:
-        """How the request ended, and the connection if it can be used again."""
+        """Sends a request. Returns how it ended, and the connection if it can be used again."""
         try:
             connection = kept or RawClient(self._port)
         except ConnectionError:
@@ -151,17 +151,17 @@ class LoadClients(_Clients):
 
 
 class RepeatingClients(_Clients):
-    """A client for each path, which asks again and again on new connections."""
+    """One client for each path. It sends one request after another, each on a new connection."""
 
     def __init__(self, port: int, *paths: str) -> None:
         self.statuses: list[list[int]] = [[] for _ in paths]
-        """The answers to each client, in order; 0 for a refused connection."""
+        """For each client, the statuses of its answers in order. 0 stands for a refused connection."""
         self.lost: list[str] = []
         """Connections that were reset, or closed without an answer."""
         super().__init__(port, [*zip(paths, self.statuses, strict=True)])
 
     def wait_for_more(self, number: int, *statuses: int) -> None:
-        """Waits until each of these statuses was answered so often again."""
+        """Waits until each of these statuses was received `number` more times."""
         wanted = {status: self._count(status) + number for status in statuses}
         wait_until(lambda: all(self._count(status) >= wanted[status] for status in statuses))
 

@@ -1,4 +1,4 @@
-"""Assertions on the page cache, whose pages the kernel may drop at any time, and what this process reads."""
+"""Checks what the page cache has, although the kernel may drop pages at any time. Counts bytes read."""
 
 import os
 import time
@@ -21,7 +21,7 @@ _OF_SYSFS = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 @contextmanager
 def held(path: Path, offset: int = 0, length: int | None = None) -> Iterator[None]:
-    """Keeps a range in memory, and reads what of it is missing, but nothing around it."""
+    """Keeps a range of the file in memory. Reads its missing pages, and no pages around the range."""
     libc = load_libc()
     libc.mlock.argtypes = (c_void_p, c_size_t)
     with path.open("rb") as file:
@@ -36,7 +36,7 @@ def held(path: Path, offset: int = 0, length: int | None = None) -> Iterator[Non
 
 
 def expect_read(path: Path, num_bytes: int | None = None) -> None:
-    """Expects nine tenths of the bytes, or of the file, to be resident, or evicted by the kernel since."""
+    """Checks that nine tenths of the bytes, or of the file, are resident or were evicted by the kernel."""
     with ResidencyProbe(str(path)) as probe:
         if probe.method is not by_cachestat:
             pytest.skip("this kernel does not tell pages of this file that it has evicted from those never read")
@@ -48,7 +48,7 @@ def expect_read(path: Path, num_bytes: int | None = None) -> None:
 
 
 def never_cached() -> Path:
-    """A file that is read from the kernel each time."""
+    """A file that the page cache never has, because the kernel generates it for each read."""
     if not _OF_SYSFS.exists():
         pytest.skip("there is no such file here")
     return _OF_SYSFS
@@ -75,14 +75,14 @@ def evict(path: Path) -> None:
 
 
 class BytesRead:
-    """The number of bytes that a block has read; set when the block ends."""
+    """The number of bytes that a block has read. It is set when the block ends."""
 
     num_bytes = 0
 
 
 @contextmanager
 def counting_bytes_read() -> Iterator[BytesRead]:
-    """Counts as proc(5) does: what read(2) and similar calls return, from the page cache too."""
+    """Counts the bytes that read(2) and similar calls return, also from the page cache (`rchar`, proc(5))."""
     if not _IO.exists():
         pytest.skip("this kernel does not count what a process reads")
     counted = BytesRead()

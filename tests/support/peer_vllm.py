@@ -1,7 +1,7 @@
-"""Runs vLLM's own code in the virtual environment .peers/vllm, or another one of .peers that PEER_VLLM names.
+"""Runs vLLM's own code in the virtual environment .peers/vllm, or in .peers/NAME if PEER_VLLM is NAME.
 
-Its interpreter runs the scripts named `vllm_*.py` beside the tests: `SCRIPT QUESTION ANSWER WORDS...`, where
-QUESTION and ANSWER are JSON files.
+The environment's interpreter runs the scripts `vllm_*.py` beside the tests as `SCRIPT QUESTION ANSWER
+WORDS...`. QUESTION and ANSWER are JSON files.
 """
 
 import json
@@ -21,7 +21,7 @@ needs_vllm: Final = pytest.mark.skipif(not PYTHON.exists(), reason=f"vLLM is not
 
 
 def ask_vllm(script: Path, question: Any, folder: Path, *words: object, timeout_s: float = 280) -> Any:
-    """The script's answer to the question; `folder` holds both files and is its working directory."""
+    """Returns the script's answer. `folder` has both JSON files and is the script's working directory."""
     asked, answered = folder / "question.json", folder / "answer.json"
     asked.write_text(json.dumps(question))
     command = [PYTHON, "-E", script, asked, answered, *map(str, words)]

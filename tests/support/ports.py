@@ -14,7 +14,7 @@ from base.machine.server_ports import list_server_ports
 _SHARES = 8
 _ENOUGH = 100 * _SHARES
 _left: list[int] = []
-"""Of this worker's share, what no call has returned yet."""
+"""The ports of this worker's share that no call has returned yet."""
 
 
 def _has_ipv6() -> bool:
@@ -30,7 +30,7 @@ needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv
 
 
 def free_port() -> int:
-    """A port that no process uses, the kernel assigns to none, and no other call and no other worker gets."""
+    """A port that no process uses. The kernel assigns it to nobody, and no other call or worker gets it."""
     while True:
         if not _left:
             worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -43,8 +43,9 @@ def free_port() -> int:
 
 
 def _server_ports() -> Sequence[int]:
-    """Above those of clients, if there are enough: few machines have processes with such numbers, by which
-    `stop` finds them, too.
+    """The ports above those of clients, if there are enough. Otherwise the ports of `list_server_ports`.
+
+    Few machines have processes with such high ids. `vllm-cli stop` finds a server by port or process id.
     """
     with suppress(OSError):
         most = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[1])

@@ -1,4 +1,4 @@
-"""Ends a server that a test started, waits for ends, stops a process for a while, and reads its signals."""
+"""Ends servers that tests started, waits until processes end, suspends a process, and reads its signals."""
 
 import os
 import signal
@@ -18,12 +18,12 @@ GONE_S = 60.0
 def end_server(
     process: "subprocess.Popen[bytes]", family: Iterable[psutil.Process], *, left_s: float = GONE_S
 ) -> list[psutil.Process]:
-    """Terminates the process, or kills it after a time-out; returns the killed leftovers of its tree.
+    """Terminates the process, or kills it after a time-out. Returns the others that had to be killed.
 
     Args:
-        process: the server's main process; it may have exited.
+        process: the server's main process, which may have exited.
         family: the process tree as it was while the server ran.
-        left_s: how long the other processes may take to exit after it.
+        left_s: how long the other processes may run after the main process has exited.
     """
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
@@ -43,7 +43,7 @@ def end_server(
 
 
 def running(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """Those that have not exited."""
+    """The processes that have not exited."""
     return [process for process in processes if process.is_running() and not is_gone(process.pid)]
 
 
@@ -54,7 +54,7 @@ def assert_gone(family: Iterable[psutil.Process]) -> None:
 
 
 def shared_memory(family: Iterable[psutil.Process]) -> set[Path]:
-    """The segments of `multiprocessing.shared_memory` that the processes use."""
+    """The segments of `multiprocessing.shared_memory` that these processes use."""
     found = set()
     for process in family:
         with suppress(OSError):  # it has ended since
@@ -72,7 +72,7 @@ def disturbing(status: str, signals: Iterable[signal.Signals]) -> set[signal.Sig
 
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """While open, the process is stopped."""
+    """Stops the process by a signal, and resumes it after the block."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield

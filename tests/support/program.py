@@ -1,4 +1,4 @@
-"""A server that a test starts, with its output; the test ends with the proof that no process is left."""
+"""A server that a test starts, with its output. The test fails if a process is left at its end."""
 
 import os
 import signal
@@ -20,13 +20,13 @@ READY_S: Final = 240.0
 
 
 class Program:
-    """A command with its descendants; the end of the `with` block stops it and checks for leftovers."""
+    """A command with its descendants. The end of the `with` block stops them and checks for leftovers."""
 
     poll_s = 0.05
     gone_s = GONE_S
-    """How long other processes may take to exit after the first."""
+    """How long the other processes may run after the first process has exited."""
     leaves_nothing = True
-    """False for programs of others, whose leftovers are killed without a failure."""
+    """False for foreign programs. Their leftovers are killed, and the test does not fail."""
 
     def __init__(
         self,
@@ -39,11 +39,11 @@ class Program:
     ) -> None:
         """
         Args:
-            command: its words.
-            environment: all its variables.
-            is_awaited: whether the `with` block begins only once it is ready.
-            log_path: where its processes write; otherwise a file without a name.
-            options: of `subprocess.Popen`.
+            command: the words of the command.
+            environment: all variables of the command.
+            is_awaited: whether the `with` block begins only once the program is ready.
+            log_path: the file for the output. Without it, the file has no name.
+            options: the options of `subprocess.Popen`.
         """
         self.command = [*map(str, command)]
         self.variables = dict(environment)
@@ -71,7 +71,7 @@ class Program:
         assert not left or not self.leaves_nothing, f"left behind: {left}"
 
     def start(self) -> None:
-        """Starts the process; also again, after its end."""
+        """Starts the process, also again after its end."""
         if self._output:
             self._output.close()
         self._output = self.log_path.open("w+b") if self.log_path else tempfile.TemporaryFile()  # noqa: SIM115
@@ -87,14 +87,14 @@ class Program:
 
     @property
     def log(self) -> str:
-        """What its processes have written so far."""
+        """The output of all processes so far."""
         if self._output is None or self._output.closed:
             return self._last_log
         fd = self._output.fileno()  # no seek: the processes share the file offset
         return os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
 
     def wait(self, is_true: Callable[[], object], timeout_s: float = READY_S) -> None:
-        """Polls the condition; fails with the log if the process exits first."""
+        """Polls the condition. Fails with the log if the process exits before the condition is true."""
         deadline = time.monotonic() + timeout_s
         while True:
             code = self.process.poll()
@@ -105,7 +105,7 @@ class Program:
             time.sleep(self.poll_s)
 
     def wait_ready(self) -> Any:
-        """Waits until it serves."""
+        """Waits until the program serves requests."""
         raise NotImplementedError
 
     def wait_logged(self, text: str) -> None:
@@ -113,11 +113,11 @@ class Program:
         self.wait(lambda: text in self.log)
 
     def roots(self) -> list[psutil.Process]:
-        """The processes that belong to it with all their descendants."""
+        """The processes that belong to the program. Their descendants belong to it, too."""
         return [self.root]
 
     def family(self) -> list[psutil.Process]:
-        """The process tree as it is now; all its processes must have exited at the end of the test."""
+        """The present process tree. All its processes must have exited at the end of the test."""
         found: list[psutil.Process] = []
         for process in self.roots():
             with suppress(psutil.NoSuchProcess):
@@ -134,7 +134,7 @@ class Program:
         return found
 
     def wait_all_gone(self) -> None:
-        """Waits until all processes have exited that `family` has seen."""
+        """Waits until all processes that `family` has ever returned have exited."""
         deadline = time.monotonic() + self.gone_s
         while left := running(self._seen):
             assert time.monotonic() < deadline, f"left behind: {left}"
@@ -147,18 +147,18 @@ class Program:
         return self.process.wait(timeout_s)
 
     def signal_again(self, signal_number: int = signal.SIGTERM) -> None:
-        """Sends a second signal to a server that drains. Sooner, it would be taken for the first one."""
+        """Sends a second signal to a draining server, so late that the server counts it as a second one."""
         time.sleep(SAME_SIGNAL_S + 0.05)
         os.kill(self.process.pid, signal_number)
 
     def signal_all(self, signal_number: int = signal.SIGTERM) -> None:
-        """Sends a signal as systemd does by default: to the main process, then to all others."""
+        """Sends a signal to the main process, then to all others, as systemd does by default."""
         for process in self.family():
             with suppress(psutil.NoSuchProcess):  # the first one has ended it, or it was a helper of the start
                 process.send_signal(signal_number)
 
     def stop(self) -> list[psutil.Process]:
-        """Ends it with all its processes; returns those that had to be killed."""
+        """Ends all processes of the program. Returns the processes that had to be killed."""
         self.family()
         left = end_server(self.process, self._seen, left_s=self.gone_s)
         self._last_log = self.log
@@ -174,22 +174,22 @@ class Server(Program):
 
     @property
     def url(self) -> str:
-        """Its address without a path."""
+        """The server's address without a path."""
         return f"http://127.0.0.1:{self.port}"
 
     def ask(self, path: str, body: object = None, **options: Any) -> Answer:
-        """One request, as `http_answer.ask` sends it."""
+        """Sends one request with `http_client.ask`."""
         return ask(self.url + path, body, **options)
 
     def health(self) -> int:
-        """The status of /health; 0 without a response."""
+        """The status of /health. 0 if there is no response."""
         return self.ask("/health").status
 
     def wait_status(self, status: int) -> Self:
-        """Waits until /health has this status."""
+        """Waits until /health answers with this status."""
         self.wait(lambda: self.health() == status)
         return self
 
     def wait_ready(self) -> Self:
-        """Waits until /health is 200."""
+        """Waits until /health answers 200."""
         return self.wait_status(200)

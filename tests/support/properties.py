@@ -1,7 +1,7 @@
-"""Property tests: hypothesis makes the values, the same ones in every run, and shrinks what fails.
+"""Property tests: hypothesis makes the same values in every run, and shrinks values with which a test fails.
 
-Tests import `given` from here: hypothesis's own would choose other values in each run, some of them from the
-modules that other tests have imported.
+Tests import `given` from this module. The `given` of hypothesis would choose other values in each run, some
+of them from the modules that other tests have imported.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ settings.load_profile("fixed")
 
 
 def json_values(texts: st.SearchStrategy[str], others: st.SearchStrategy[Any] | None = None) -> st.SearchStrategy[Any]:
-    """Texts, and other values without members, in lists and objects in each other."""
+    """Nested lists and objects of texts and of other values without members."""
     return st.recursive(
         texts if others is None else texts | others,
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
@@ -30,6 +30,6 @@ def json_values(texts: st.SearchStrategy[str], others: st.SearchStrategy[Any] | 
 
 @st.composite
 def pieces(draw: st.DrawFn, text: str) -> list[str]:
-    """A text cut anywhere."""
+    """The text, cut into pieces at any places."""
     cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=12)))
     return [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]

@@ -1,4 +1,4 @@
-"""How a parser of vLLM and the launcher read the same words; needs nothing but the standard library."""
+"""Compares how vLLM's parser and the launcher read the same words. Needs only the standard library."""
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -10,22 +10,22 @@ from startup.vllm_words.grammar import VllmFlag
 from startup.vllm_words.preflight.flag_values import FlagValueError, parse_value
 
 _NOT_CONVERTED: Final = ("unknown", "object")
-"""Kinds of values of which the launcher has no copy of vLLM's value."""
+"""Kinds of values that the launcher does not convert as vLLM does."""
 
 
 class Reading(NamedTuple):
-    """What comes of one command line."""
+    """The result of reading one command line."""
 
     is_accepted: bool
-    """By the parser."""
+    """Whether vLLM's parser accepts the words."""
     faults: list[str]
-    """Those that the launcher finds."""
+    """The faults that the launcher finds."""
     differences: list[str]
-    """Values that the launcher reads in another way than the parser."""
+    """The values that the launcher reads in another way than vLLM's parser."""
 
 
 def read_both(words: Sequence[str], facts: VllmFacts, parse: Callable[[Sequence[str]], Namespace]) -> Reading:
-    """Reads the words in both ways."""
+    """Reads the words with the launcher and with vLLM's parser."""
     line = CommandLine.of(words, facts)
     faults = [*line.problems, *(name for name, _ in line.unknown), *line.unexpected]
     values: dict[str, Any] = {}

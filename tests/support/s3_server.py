@@ -1,4 +1,4 @@
-"""A server for S3 in the test's process, with the bucket `models`."""
+"""A fake S3 server in the test's process, with the bucket `models`."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ SECRET: Final = "s3-secret"
 
 
 class S3Server:
-    """Objects are written with `put`; programs read them with `environment`."""
+    """Tests write objects with `put`. Programs read them with the variables in `environment`."""
 
     def __init__(self, url: str, client: Any) -> None:
         self.environment = _settings(url)
@@ -22,7 +22,7 @@ class S3Server:
             self._client.put_object(Bucket="models", Key=key, Body=body)
 
     def put_folder(self, folder: Path, prefix: str) -> None:
-        """The files of a model, as s3://models/prefix."""
+        """Writes the files of a model to `s3://models/{prefix}`."""
         self.put({f"{prefix}/{path.name}": path.read_bytes() for path in folder.iterdir() if path.is_file()})
 
 

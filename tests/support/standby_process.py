@@ -1,4 +1,4 @@
-"""`vllm-cli standby` as a process, with sockets of its own."""
+"""Runs `vllm-cli standby` as a process with its own sockets."""
 
 import json
 import os
@@ -17,13 +17,13 @@ from tests.support.program import Program
 from tests.support.waiting import is_gone, wait_until
 
 OFF: Final = {"VCLI_STANDBY": "off"}
-"""The environment of all tests: their starts are cold even if a standby of this user runs."""
+"""Variables of all tests, so that their starts are cold even if a standby of this user runs."""
 
 
 class StandbyProcess(Program):
-    """A standby whose imports are done; the end of the `with` block stops it and checks for leftovers.
+    """A standby whose imports are done. The end of the `with` block stops it and checks for leftovers.
 
-    Its sockets are in a short folder of `/tmp`, not in the test's: their paths may have 107 bytes.
+    Its sockets are in a folder of `/tmp`, not in the test's, because their paths may have at most 107 bytes.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class StandbyProcess(Program):
     ) -> None:
         """
         Args:
-            words: options of `vllm-cli standby`; the template of the embedded engine without `--for`.
-            environment: variables added to those of the test.
+            words: options of `vllm-cli standby`. Without `--for`, the template is the embedded engine's.
+            environment: variables in addition to those of the test.
             is_awaited: whether the `with` block begins only once the imports are done.
-            python: the interpreter; its start and that of the servers must be the same.
-            launcher: a command that starts it, as `nice`.
+            python: the interpreter, which servers must start in the same way as the standby.
+            launcher: the words of a command that starts the standby, such as `nice`.
         """
         self.runtime_folder = Path(tempfile.mkdtemp(prefix="vs-", dir="/tmp"))
         self.folder = self.runtime_folder / "vllm-cli"
@@ -59,12 +59,12 @@ class StandbyProcess(Program):
         return {"XDG_RUNTIME_DIR": str(self.runtime_folder), "VCLI_STANDBY": "require"}
 
     def socket_path(self, name: str = "embedded") -> Path:
-        """The socket of a template, or of the standby itself (`standby`)."""
+        """The socket of a template, or of the standby itself if the name is `standby`."""
         (path,) = self.folder.glob(f"*-{name}.sock")
         return path
 
     def status(self) -> dict[str, Any]:
-        """What `standby status --json` shows, asked without starting that command."""
+        """The data that `standby status --json` shows. Does not start this command."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             connection.settimeout(60)
             connection.connect(str(self.socket_path("standby")))
@@ -78,11 +78,11 @@ class StandbyProcess(Program):
         return psutil.Process(pid)
 
     def servers(self, kind: str = "embedded") -> list[psutil.Process]:
-        """The processes that the template has forked and that run."""
+        """The running processes that the template has forked."""
         return [process for process in self.template(kind).children() if not is_gone(process.pid)]
 
     def wait_engine(self) -> psutil.Process:
-        """Waits for the engine process of the only server: its forkserver's child."""
+        """Waits for the engine process of the only server, which is the child of the server's forkserver."""
         found: list[psutil.Process] = []
 
         def is_found() -> bool:
@@ -95,7 +95,7 @@ class StandbyProcess(Program):
         return found[0]
 
     def wait_no_server(self) -> None:
-        """Waits until all forked processes and their children have exited, and the template knows it."""
+        """Waits until all forked processes and their children have exited, and the template knows that."""
         template = self.template()
         wait_until(lambda: not template.children(recursive=True))
 
@@ -108,11 +108,11 @@ class StandbyProcess(Program):
         return found
 
     def num_starts(self) -> int:
-        """How many servers were forked."""
+        """The number of servers that were forked."""
         return sum(template["num_starts"] for template in self.status()["templates"])
 
     def wait_ready(self, *, after_kill: bool = False) -> None:
-        """Waits until all templates have finished their imports; a killed one is started again in 1 s."""
+        """Waits until all templates have finished their imports. A killed template restarts after 1 s."""
 
         def is_ready() -> bool:
             try:

@@ -1,4 +1,4 @@
-"""Terminals: reads what a program writes to one; an interactive shell with job control on its own one."""
+"""Reads the output of programs on a terminal. Runs an interactive shell with job control on a terminal."""
 
 import fcntl
 import os
@@ -23,11 +23,11 @@ _ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")
 INTERRUPT: Final = "\x03"
 SUSPEND: Final = "\x1a"
 QUIT: Final = "\x1c"
-"""Keys that the terminal turns into signals for its foreground process group."""
+"""The terminal turns these three keys into signals for its foreground process group."""
 
 
 def read_terminal(descriptor: int) -> str:
-    """All output until the other end is closed, which Linux reports as EIO; closes this end."""
+    """Reads all output until the other end is closed, which Linux reports as EIO. Then closes this end."""
     data = b""
     with os.fdopen(descriptor, "rb", buffering=0) as terminal, suppress(OSError):
         while piece := terminal.read(65536):
@@ -36,7 +36,7 @@ def read_terminal(descriptor: int) -> str:
 
 
 def read_until(descriptor: int, expected: bytes) -> str:
-    """All output up to and including these bytes; later output stays unread."""
+    """Reads all output up to and including these bytes. Later output stays unread."""
     data = b""
     while not data.endswith(expected):
         data += os.read(descriptor, 1)
@@ -44,13 +44,13 @@ def read_until(descriptor: int, expected: bytes) -> str:
 
 
 class Shell:
-    """bash; the end of the `with` block closes the terminal and checks for leftovers."""
+    """Runs bash on a terminal. The end of the `with` block closes the terminal and checks for leftovers."""
 
     def __init__(self, variables: Mapping[str, str], *, num_columns: int = 200) -> None:
         self._variables = {**os.environ, **variables, "PS1": "$ ", "TERM": "xterm", "HISTFILE": ""}
         self._num_columns = num_columns
         self.output = ""
-        """All that was written to the terminal, with escape sequences."""
+        """All output of the terminal, with escape sequences."""
         self._num_seen = 0
         self._family: set[psutil.Process] = set()
         self.process: subprocess.Popen[bytes]
@@ -71,11 +71,11 @@ class Shell:
         assert not left, f"left behind: {left}"
 
     def type(self, text: str) -> None:
-        """Keys; a command ends with a newline."""
+        """Types keys. A command ends with a newline."""
         os.write(self.terminal_fd, text.encode())
 
     def wait_for(self, pattern: str) -> str:
-        """Waits until the new output matches; returns the match, after which the next search begins."""
+        """Waits until the new output matches. Returns the match, after which the next search begins."""
         deadline = time.monotonic() + _TIMEOUT_S
         while not (match := re.compile(pattern).search(self.text, self._num_seen)):
             assert time.monotonic() < deadline, f"no {pattern!r} in {self.text!r}"
@@ -85,7 +85,7 @@ class Shell:
         return match[0]
 
     def exit_code(self) -> int:
-        """Of the last command, once it has ended."""
+        """Waits until the last command has ended, and returns its exit code."""
         self.type("echo co''de-$?-\n")
         return int(self.wait_for(r"code-\d+-").split("-")[1])
 
@@ -95,18 +95,18 @@ class Shell:
         return _ESCAPES.sub("", self.output)
 
     def watch(self, pids: list[int]) -> None:
-        """These processes must have ended at the end of the block."""
+        """Adds processes that must have ended at the end of the block."""
         for pid in pids:
             with suppress(psutil.NoSuchProcess):
                 self._family.add(psutil.Process(pid))
 
     def close_terminal(self) -> None:
-        """What a user does who closes the window."""
+        """Closes the terminal, as if a user closed its window."""
         if self.terminal_fd >= 0:
             os.close(self.terminal_fd)
             self.terminal_fd = -1
 
 
 def serve_command(*words: str) -> str:
-    """`vllm-cli serve` for a shell."""
+    """The command `vllm-cli serve` with these words, as text for a shell."""
     return " ".join([*CLI, "serve", "--host", "127.0.0.1", *words])

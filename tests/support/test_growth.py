@@ -1,4 +1,4 @@
-"""A cost that grows faster than its input is found."""
+"""`growth` finds costs that grow faster than the input."""
 
 from time import thread_time_ns
 

@@ -1,4 +1,4 @@
-"""The stand-in for the hub, used by the hub's own client."""
+"""The hub's own client downloads from the fake hub."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from tests.support.hub import HubServer
 
 WEIGHTS = bytes(range(256)) * 4096
-"""1 MiB."""
+"""The content of the weights file, 1 MiB."""
 FILES = {"config.json": b"{}", "model.safetensors": WEIGHTS, "1_Pooling/config.json": b'{"a": 1}'}
 
 
@@ -22,7 +22,7 @@ def hub() -> Iterator[HubServer]:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Xet is off; its client is a library with threads that outlive a test."""
+    """An empty cache of the hub's client. Xet is off, because its library's threads outlive a test."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     return tmp_path / "cache"
@@ -39,7 +39,7 @@ def read_tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_hubs_client_downloads_a_folder_into_blobs_named_as_the_hubs_own(hub, cache, tmp_path):
-    """Named by git's hash of a small file, and by SHA-256 of one in LFS."""
+    """A small file's blob is named by git's hash, and an LFS file's blob by its SHA-256."""
     for name, content in FILES.items():
         (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "model" / name).write_bytes(content)

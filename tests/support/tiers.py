@@ -1,4 +1,4 @@
-"""Values of a parameter, of which a tier of tests has only some."""
+"""Marks values of a parameter, so that faster tiers of the tests run only with some of them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,10 +7,10 @@ import pytest
 
 
 def thorough_but_for(names: Iterable[str], *fast: str) -> list[Any]:
-    """Of these, `make test` has only some."""
+    """The names as parameters. `make test` runs only with the names in `fast`."""
     return [name if name in fast else pytest.param(name, marks=pytest.mark.thorough) for name in names]
 
 
 def slow_but_for(names: Iterable[str], *others: str) -> list[Any]:
-    """Of these, `.ci/run` has only some."""
+    """The names as parameters. `.ci/run` runs only with the names in `others`."""
     return [name if name in others else pytest.param(name, marks=pytest.mark.slow) for name in names]

@@ -1,4 +1,4 @@
-"""Waits for the effects of other processes and threads."""
+"""Waits for the effects of processes and threads."""
 
 import socket
 import time
@@ -8,7 +8,7 @@ import psutil
 
 
 def wait_until(is_true: Callable[[], object], timeout_s: float = 60.0) -> None:
-    """Polls the condition every 10 ms; fails after a time-out that is far longer than any machine needs."""
+    """Polls the condition every 10 ms. Fails after a time-out that is far longer than any machine needs."""
     deadline = time.monotonic() + timeout_s
     while not is_true():
         assert time.monotonic() < deadline, "the condition did not become true in time"
@@ -16,7 +16,7 @@ def wait_until(is_true: Callable[[], object], timeout_s: float = 60.0) -> None:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has exited; it may be a zombie still."""
+    """Whether a process has exited. A zombie counts as exited."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -24,7 +24,7 @@ def is_gone(pid: int) -> bool:
 
 
 def wait_listening(port: int, host: str = "127.0.0.1") -> None:
-    """Waits until the port accepts connections, whether or not a server answers."""
+    """Waits until the port accepts connections, even if no server answers on them."""
 
     def is_listening() -> bool:
         with socket.socket() as probe:

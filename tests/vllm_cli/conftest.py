@@ -22,7 +22,7 @@ def no_variable_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def parse() -> Callable[..., StartupConfig]:
-    """The configuration of a start with `vllm-cli serve WORDS...`."""
+    """A function that returns the configuration of `vllm-cli serve WORDS...`."""
     from startup.words.serve_command import CONFIG_OF_START
     from vllm_cli.commands.serve import serve
 
@@ -36,7 +36,7 @@ def parse() -> Callable[..., StartupConfig]:
 
 @pytest.fixture
 def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Runs a command in this process; the result is that of `cli.run_cli`."""
+    """A function that runs a command in this process. Its result is like that of `run_cli`."""
     from vllm_cli.main import main
 
     def run(*words: object, input: str | None = None) -> subprocess.CompletedProcess[str]:

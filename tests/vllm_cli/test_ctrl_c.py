@@ -1,6 +1,6 @@
-"""Ctrl-C ends a command without a traceback, from the first line of this program to its end.
+"""Ctrl-C ends a command without a traceback at any moment between the program's first line and its end.
 
-A SIGINT comes at chosen audit events (sys.addaudithook): imports, opened files, compiled and executed code.
+SIGINT comes at chosen audit events (sys.addaudithook): imports, opened files, compiled and executed code.
 """
 
 import os
@@ -38,7 +38,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def run_to(tmp_path: Path) -> Run:
-    """Runs a command that gets a SIGINT at this event; 0: none, and the last line counts the events."""
+    """A function that runs a command with a SIGINT at this event. 0: no SIGINT, and events are counted."""
     (tmp_path / "sitecustomize.py").write_text(_HOOK)
 
     def run(point: int, *words: str) -> "subprocess.CompletedProcess[str]":

@@ -1,4 +1,4 @@
-"""The console script: its imports, its exit codes, and which modules it finds first."""
+"""The console script: its imports, its exit codes, and the order in which it finds modules."""
 
 import json
 import os
@@ -34,7 +34,7 @@ for words in json.loads(sys.argv[1]):
 
 
 def _loaded_by(calls, folder):
-    """Words, exit code, and all modules that are loaded after each of the calls, made in one process."""
+    """For each of several calls in one process: words, exit code, and all modules loaded afterwards."""
     done = run_python(_REPORT, json.dumps(calls), cwd=folder, environment={"PYTHONPATH": str(ROOT)})
     lines = [line.removeprefix("LOADED ") for line in done.stdout.splitlines() if line.startswith("LOADED ")]
     assert len(lines) == len(calls), done.stdout + done.stderr

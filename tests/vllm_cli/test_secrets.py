@@ -1,4 +1,4 @@
-"""Keys, tokens and logins never appear in `ps`, messages or reports, in every spelling of their flags."""
+"""For every spelling of flags, keys, tokens and logins never appear in `ps`, messages or reports."""
 
 import os
 import socket
@@ -52,7 +52,7 @@ def test_a_secret_on_the_command_line_gets_one_notice_with_a_safer_place(parse, 
 
 
 def test_a_server_shows_no_key_in_its_command_line(tmp_path):
-    """The server blocks while it writes its notice to a pipe that is full."""
+    """The server blocks, because it writes its notice to a full pipe."""
     with _unread_pipe() as writer:
         words = ["serve", str(tmp_path / "nowhere"), "--port=0", "--api-key", "sesame", "--hf-token=open"]
         child = subprocess.Popen([*CLI, *words], stderr=writer, stdin=subprocess.DEVNULL)
@@ -69,7 +69,7 @@ def test_a_client_shows_no_key_in_its_command_line():
 
 @contextmanager
 def _unread_pipe() -> Iterator[int]:
-    """A full pipe: writing to it blocks."""
+    """A full pipe, on which a write blocks."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with suppress(BlockingIOError):

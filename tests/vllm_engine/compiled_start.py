@@ -1,4 +1,4 @@
-"""Starts of real vLLM with caches of their own, which end once they have told of the compiled model."""
+"""Runs starts of real vLLM with their own caches, until they have reported about the compiled model."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -11,24 +11,24 @@ from tests.vllm_engine.vllm_server import VllmServer
 
 FLAGS: Final = ("--max-model-len", "256", "--max-num-seqs", "8", "--dtype", "float32")
 AOT: Final = "cache/torch_compile_cache/torch_aot_compile"
-"""Below the folder of a start."""
+"""The path of compiled models below the folder of a start."""
 RECORDS: Final = "cache/vllm_cli/compiled"
 PEERS: Final = {
     "0.32": ROOT / ".peers/vllm",
     **{version: ROOT / f".peers/vllm-{version}.0" for version in ("0.29", "0.30", "0.31", "0.33")},
 }
-"""Virtual environments by the version of their vLLM."""
+"""Version of vLLM -> virtual environment."""
 
 
 @dataclass(frozen=True)
 class Told:
-    """What a start has told."""
+    """The report of a start."""
 
     code: int | None
-    """Of its own exit; None if it was ready and answered, and was ended by the test."""
+    """The exit code. None if the start became ready and answered, so that the test has ended it."""
     log: str
     compiled: Mapping[str, Any]
-    """`compiled_model` of its report; empty for a plain start."""
+    """`compiled_model` in the report. Empty for a plain start."""
 
     @property
     def changes(self) -> set[tuple[str, str]]:
@@ -36,7 +36,7 @@ class Told:
         return {(change["kind"], change["name"]) for change in self.compiled.get("changes", ())}
 
     def values(self, name: str) -> tuple[str, str]:
-        """Before and now."""
+        """The values of a change: before and now."""
         (change,) = (change for change in self.compiled["changes"] if change["name"] == name)
         return change["before"], change["now"]
 
@@ -54,7 +54,7 @@ def start_and_end(
     environment: Mapping[str, str] | None = None,
     until: Callable[[VllmServer], object] = lambda _: True,
 ) -> Told:
-    """One start with the caches of `folder`; once it is ready, it answers, and lasts until this is true."""
+    """Runs a start with the caches of `folder`. Once it is ready and has answered, waits for `until`."""
     report = folder / "report.json"
     report.unlink(missing_ok=True)
     is_plain = launcher == "plain"
@@ -79,5 +79,5 @@ def recorded(folder: Path) -> list[Path]:
 
 
 def compiled_keys(folder: Path) -> set[str]:
-    """vLLM's names of the compiled models that are whole."""
+    """vLLM's names of all complete compiled models."""
     return {path.parts[-3] for path in (folder / AOT).glob("*/*/model")}

@@ -1,4 +1,4 @@
-"""Real vLLM for CPU from .peers/vllm, one server at a time, started by `vllm serve` or `vllm-cli serve`."""
+"""Fixtures: one server at a time of real vLLM for CPU (.peers/vllm), by `vllm serve` or `vllm-cli serve`."""
 
 import os
 from collections.abc import Callable
@@ -15,11 +15,11 @@ SMALL = ("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8", "--
 
 
 StartVllm = Callable[..., VllmServer]
-"""Starts a server with `launcher` and further words: of the small model, or of `model`."""
+"""Starts a server with `launcher` and further words. The default model is the small model."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks all tests here as slow; they are skipped without vLLM."""
+    """Marks all tests in this folder as slow. They are skipped if vLLM is missing."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.slow)
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The logs and caches of all servers: the second start of a kind uses the first one's profile."""
+    """The folder for logs and caches of all servers. Later starts of a kind use the first one's profile."""
     return tmp_path_factory.mktemp("vllm")
 
 
@@ -67,6 +67,6 @@ def start_vllm(workplace: Path, small_model: Path) -> StartVllm:
 
 @pytest.fixture(scope="session")
 def two_ranks() -> dict[str, str]:
-    """Variables that give two workers a CPU each, whatever NUMA nodes vLLM finds on this machine."""
+    """Variables that give each of two workers a CPU, independently of this machine's NUMA nodes."""
     first, second, *_ = sorted(os.sched_getaffinity(0)) * 2
     return {"VLLM_CPU_OMP_THREADS_BIND": f"{first}|{second}", "VLLM_CPU_KVCACHE_SPACE": "1"}

@@ -1,7 +1,7 @@
-"""A plugin of vLLM whose workers wait, compute or loop for ever in the next step, once a file says so.
+"""A plugin of vLLM. If a file exists, a worker waits, computes or loops for ever in its next step.
 
-The file of HANG_FILE has `loop`, or `sleep` or `compute` and a number of seconds. The first worker that reads
-it removes it.
+HANG_FILE is the path of the file. The file has `loop`, or `sleep` or `compute` with a number of seconds. The
+first worker that reads the file removes it.
 """
 
 import functools
@@ -16,7 +16,7 @@ VARIABLE: Final = "HANG_FILE"
 
 
 def install() -> None:
-    """Called by vLLM in each of its processes."""
+    """vLLM calls this function in each of its processes."""
     from vllm.v1.worker.worker_base import WorkerBase, WorkerWrapperBase
 
     WorkerWrapperBase.execute_model = _hanging(WorkerWrapperBase.execute_model)

@@ -5,7 +5,7 @@ from types import ModuleType
 
 
 def write_entry_point(folder: Path, module: ModuleType) -> None:
-    """Makes `install` of the module known to every vLLM that has the folder on its path."""
+    """Writes an entry point for the module's `install`. Every vLLM with the folder on its path finds it."""
     name = module.__name__.rpartition(".")[2]
     installed = folder / f"{name}-1.0.dist-info"
     installed.mkdir()

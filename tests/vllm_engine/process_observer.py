@@ -1,6 +1,6 @@
-"""A general plugin of vLLM, loaded in API servers, engines and workers, which write settings on a signal.
+"""A plugin of vLLM for API servers, engines and workers. At a signal, each process writes its settings.
 
-The signal's handler runs on the main thread of each process, for every launcher.
+The signal's handler runs on the main thread of each process, with every launcher.
 """
 
 import json
@@ -16,7 +16,7 @@ FOLDER_VARIABLE = "OBSERVER_FOLDER"
 
 
 def install() -> None:
-    """The plugin's entry point; forked processes inherit the handler."""
+    """The plugin's entry point. Forked processes inherit the handler."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGUSR2, _write_settings)
 

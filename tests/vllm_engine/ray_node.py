@@ -1,7 +1,7 @@
-"""One node of Ray, started by `ray start --head`, for vLLM's Ray executor.
+"""Runs one node of Ray (`ray start --head`) for vLLM's Ray executor.
 
-Ray has its own folder .peers/ray, because vLLM would import an installed Ray in each process:
-`make peers PEERS=ray`.
+Ray is in its own folder .peers/ray (`make peers PEERS=ray`), because vLLM would import an installed Ray in
+each process.
 """
 
 import os
@@ -24,10 +24,10 @@ _OF_WORKERS: Final = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
 class RayNode:
-    """Runs as long as the `with` block."""
+    """A node that runs until the end of the `with` block."""
 
     def __init__(self, folder: Path) -> None:
-        """Creates the folder, with the plugin that makes vLLM use this node."""
+        """Creates the folder with the plugin with which vLLM uses this node."""
         self._port = free_port()
         install_plugin(folder, "vllm.platform_plugins", Path(__file__).with_name("ray_platform.py"), "find")
         self.environment = {"PYTHONPATH": f"{folder}{os.pathsep}{RAY}", "RAY_ADDRESS": f"127.0.0.1:{self._port}"}

@@ -1,4 +1,4 @@
-"""Records one server's answers, log and process settings, to compare them with another server's."""
+"""Records a server's answers, log and process settings, for a comparison with another server."""
 
 import json
 import re
@@ -20,15 +20,15 @@ _LINE: Final = re.compile(r"\(([\w-]+) pid=\d+\) (\w+) [\d-]+ [\d:]+ \[([\w.]+:\
 
 @dataclass
 class Recording:
-    """Filled while the server runs, except for the exit code and the log's lines."""
+    """The records of a server. Exit code and lines of the log are added after its end."""
 
     answers: dict[str, Any] = field(default_factory=dict)
     titles: set[str] = field(default_factory=set)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Settings by multiprocessing's name of the process."""
+    """Name of a process in multiprocessing -> its settings."""
     exit_code: int | None = None
     lines: set[tuple[str, str, str]] = field(default_factory=set)
-    """Process, level and place in vLLM's source of each log line before the shutdown."""
+    """For each log line before the shutdown: process, level, and place in vLLM's source."""
     log: str = ""
 
 
@@ -54,7 +54,7 @@ def record(server: VllmServer, questions: Questions, *, observed: Path, end: int
 
 
 def _lines(log: str) -> Iterator[tuple[str, str, str]]:
-    """Lines before the signal: after it the order depends on a race between vLLM's processes."""
+    """Lines before the signal. After the signal, their order depends on a race of vLLM's processes."""
     for line in log.splitlines():
         if "[shutdown]" in line:
             return
@@ -63,13 +63,13 @@ def _lines(log: str) -> Iterator[tuple[str, str, str]]:
 
 
 def observing(folder: Path) -> dict[str, str]:
-    """Environment of a server with the observer plugin, whose processes write settings into the folder."""
+    """Variables for a server with the observer plugin, whose processes write settings into the folder."""
     install_plugin(folder, "vllm.general_plugins", Path(__file__).with_name("process_observer.py"), "install")
     return {"PYTHONPATH": str(folder), FOLDER_VARIABLE: str(folder)}
 
 
 def install_plugin(folder: Path, group: str, source: Path, function: str) -> None:
-    """Creates a folder for PYTHONPATH with the source as a distribution that has an entry point."""
+    """Creates a folder for PYTHONPATH. The source in it is a distribution with an entry point."""
     about = folder / f"{source.stem}-1.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {source.stem}\nVersion: 1\n")
@@ -84,7 +84,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def first_status(server: VllmServer, path: str) -> tuple[int, Any]:
-    """Waits for the first answer of a starting server; returns its status and JSON body."""
+    """Waits for the first answer of a starting server. Returns its status and JSON body."""
     answer = ask(f"{server.url}{path}")
     deadline = time.monotonic() + 120
     while not answer.status:

@@ -1,4 +1,4 @@
-"""What a start learns makes the next one faster; so does the folder that `vllm-cli bake` has written."""
+"""Records of a start speed up the next start, and so does the folder that `vllm-cli bake` writes."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def baked(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def image(baked: Path) -> Iterator[Path]:
-    """A copy that every user can reach."""
+    """A copy of the baked folder that every user can read."""
     with tempfile.TemporaryDirectory(prefix="vllm-cli-image-", dir="/var/tmp") as folder:
         Path(folder).chmod(0o755)
         yield Path(shutil.copytree(baked, Path(folder, "baked")))
@@ -64,7 +64,7 @@ def test_the_first_start_has_what_the_build_has_learned(baked, small_model, expe
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
 @pytest.mark.parametrize("user", [0, 12345], ids=["root", "user"])
 def test_a_fresh_root_starts_from_a_read_only_folder(user, image, small_model, expected_text, tmp_path):
-    """With evicted weights; everything that is written is in the new root."""
+    """Weights are evicted before the start. All written files are in the new root."""
     with tempfile.TemporaryDirectory(prefix="vllm-cli-root-", dir="/dev/shm") as memory:
         Path(memory).chmod(0o755)
         root = overlay_root(Path(memory), read_only=image)
@@ -97,7 +97,7 @@ FLAGS = ("--max-model-len", "256", "--max-num-seqs", "8", "--dtype", "float32")
 
 
 class Starts:
-    """Two starts of the compiled small model, with caches of their own."""
+    """Two starts of the compiled small model, with their own caches."""
 
     def __init__(self, folder: Path) -> None:
         self.environment = {"VLLM_CACHE_ROOT": str(folder)}

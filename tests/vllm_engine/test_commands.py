@@ -1,4 +1,4 @@
-"""Every command of vLLM, as `vllm-cli NAME`, by the link `vllm`, and by vLLM's own program."""
+"""Every command of vLLM gives the same as `vllm-cli NAME`, by a link `vllm`, and by vLLM's own program."""
 
 import os
 import re
@@ -19,7 +19,7 @@ SHARED: Final = {"serve", "chat", "complete", "run-batch", "collect-env", "bench
 SHARED_BENCHMARKS: Final = {"serve", "startup"}
 _LINK: Final = "import sys; sys.argv[0] = 'vllm'; from vllm_cli.__main__ import main; sys.exit(main())"
 _LINE: Final = r"^(\(\S+ pid=\d+\) )?(INFO|WARNING|ERROR|DEBUG) \S+ \S+ .*\n"
-"""Log lines have a time and a process id, and come or not with what was imported before."""
+"""Matches log lines. They have a time and a process id, and depend on earlier imports."""
 
 
 def _run(*command: object) -> tuple[int, str, str]:
@@ -65,7 +65,7 @@ def test_a_command_of_vllm_is_the_same_as_by_the_link_and_by_vllm(words: tuple[s
 
 
 def test_a_file_with_variables_is_the_same_as_one_with_their_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """vLLM rejects both values with the same words, after it has read all of the file."""
+    """vLLM rejects both values with the same words after it has read the whole file."""
     monkeypatch.setenv("HOW_LONG", "-5")
     path = tmp_path / "serve.yaml"
     errors = []

@@ -1,4 +1,4 @@
-"""Real vLLM whose compiled models are in a location that machines share; a folder of caches is a machine."""
+"""Real vLLM with compiled models in a shared location. Each folder of caches represents a machine."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from tests.vllm_engine.vllm_server import VllmServer
 
 
 class Filled(NamedTuple):
-    """A machine that has compiled, and the location that has the archive."""
+    """A machine that has compiled a model, and the location with the model's archive."""
 
     folder: Path
     location: Path
@@ -26,7 +26,7 @@ def _archives(location: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def filled(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Filled:
-    """Also proves that the first start of an empty location adds its archive."""
+    """A filled location. Also checks that the first start with an empty location adds its archive."""
     folder, location = tmp_path_factory.mktemp("machine"), tmp_path_factory.mktemp("location") / "shared"
     told = start_and_end(folder, small_model, "--compile-cache", location, until=lambda _: _archives(location))
     assert told.compiled["state"] == "compiled"
@@ -58,13 +58,13 @@ def _made(make: Callable[[Path], None], location: Path) -> Iterator[None]:
 
 
 def _has_tried_to_add(server: VllmServer) -> bool:
-    """What a start has compiled is added after readiness."""
+    """Whether the start has tried to add its compiled model, which it does after readiness."""
     return "WARNING" in server.log.partition("ready after")[2]
 
 
 @pytest.mark.parametrize("make", [*UNUSABLE, *MOUNTED])
 def test_a_start_never_fails_because_of_its_location(make, filled, small_model, tmp_path):
-    """One warning tells why nothing is added."""
+    """One warning shows why no archive is added."""
     shutil.copytree(filled.folder / "cache", tmp_path / "cache")
     location = tmp_path / "parent" / "shared"
     with _made(make, location):

@@ -1,6 +1,6 @@
-"""Why a start of real vLLM compiles: each cause is provoked, and nothing else is named.
+"""The reasons for which a start of real vLLM compiles. Each cause is provoked, and only this cause is named.
 
-A start with `--compile-cache require` ends where it would compile, so that most causes cost no compilation.
+A start with `--compile-cache require` ends when it would compile, so most causes cost no compilation.
 """
 
 import json
@@ -34,7 +34,7 @@ def base(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(base: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of it: another VLLM_CACHE_ROOT."""
+    """A copy of `base`, as another VLLM_CACHE_ROOT."""
     shutil.copytree(base / "cache", tmp_path / "cache")
     yield tmp_path
     shutil.rmtree(tmp_path / "cache")  # a hundred megabytes
@@ -42,7 +42,7 @@ def folder(base: Path, tmp_path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _edited(path: Path, edit: Callable[[Any], None]) -> Iterator[None]:
-    """A file with JSON is another one meanwhile."""
+    """Edits a JSON file during the block."""
     before = path.read_text()
     content = json.loads(before)
     edit(content)
@@ -60,7 +60,7 @@ def _edit_record(folder: Path, edit: Callable[[Any], None]) -> None:
 
 @dataclass(frozen=True)
 class Miss:
-    """A start that misses the compiled model, and what it names: (before, now) by (kind, name)."""
+    """A start that misses the compiled model. It names changes: (kind, name) -> (before, now)."""
 
     changes: dict[tuple[str, str], tuple[str, str]]
     environment: dict[str, str] = field(default_factory=dict)
@@ -112,7 +112,7 @@ SOURCE: Final = SITE / "vllm/model_executor/models/llama.py"
 
 
 def _set_source(record: Any) -> None:
-    """As if the traced module had been another one then: nobody may edit the installed one."""
+    """Changes the record as if the traced module had been different. The installed module must not change."""
     record["sources"]["vllm.model_executor.models.llama"] = "0" * 64
 
 
@@ -123,7 +123,7 @@ def _source() -> Any:
 
 
 def _torch_version() -> str:
-    """That of vLLM's environment, with its build: `2.13.0+cpu`."""
+    """The version of torch in vLLM's environment, with its build, such as `2.13.0+cpu`."""
     file = SITE / "torch/version.py"
     return file.read_text().partition("__version__ = '")[2].partition("'")[0] if file.exists() else ""
 
@@ -274,7 +274,7 @@ def test_a_damaged_record_does_not_prevent_a_load(folder, small_model):
 
 @pytest.mark.parametrize("version", ["0.29", "0.32", "0.33"])
 def test_what_plain_vllm_has_compiled_is_loaded_and_recorded(version, small_model, tmp_path):
-    """The key is the same."""
+    """Plain vLLM uses the same key."""
     if not PEERS[version].exists():
         pytest.skip("not installed")
     plain = start_and_end(tmp_path, small_model, launcher="plain", version=version)

@@ -1,4 +1,4 @@
-"""Lines of tests/conversations that vLLM answers alike: errors, and what the model's text does not change."""
+"""vLLM gives the same answers to lines of tests/conversations that do not depend on the model's text."""
 
 import json
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
-"""Crashes of real vLLM, provoked in each process and phase, end with a digest that names the right cause.
+"""Real vLLM crashes in each process and phase. The digest names the right cause.
 
-One crash takes 5 to 15 s. `-k worker` runs some of them.
+One crash takes 5 to 15 s. `-k worker` runs some of the crashes.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Real vLLM whose engine or workers hang: told, with their stacks, and ended; what is only slow goes on.
+"""If engine or workers of real vLLM hang, the watchdog reports them with stacks and ends them.
 
-A test takes 20 to 100 s. Times include those of a machine that does nothing else.
+Slow processes continue. A test takes 20 to 100 s on a machine that does nothing else.
 """
 
 import re
@@ -30,12 +30,12 @@ pytestmark = pytest.mark.alone
 _TIMEOUT_S: Final = 6.0
 _TOLD_S: Final = 30.0
 _END_S: Final = 30.0
-"""From the watchdog's timeout to the exit."""
+"""Most seconds from the watchdog's time-out to the exit."""
 _ALL_TOKENS: Final = 240
 _SILENT: Final = "it was silent for"
 _NUM_BUSY: Final = 4
 _LONG_PROMPT: Final = list(range(1000, 8900))
-"""More tokens than are computed in the watchdog's timeout; a step has 128 of them."""
+"""More tokens than can be computed within the watchdog's time-out. A step has 128 tokens."""
 
 
 class _Hangs:
@@ -82,7 +82,7 @@ def _assert_whole(readers: Sequence[StreamReader]) -> None:
 
 
 def _log(server: VllmServer) -> str:
-    """The lines as they are written; vLLM 0.29 adds the process."""
+    """The log's lines, without the process that vLLM 0.29 adds."""
     return re.sub(r"^\(APIServer pid=\d+\) ", "", server.log, flags=re.M)
 
 
@@ -192,7 +192,7 @@ def test_streams_go_on_after_a_pause_of_engine_and_worker(start_vllm):
 
 @contextmanager
 def _busy_processes(number: int) -> Iterator[None]:
-    """They leave a part of each processor to others."""
+    """Runs processes that always compute during the block, so that others get less processor time."""
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
     try:
         yield
@@ -246,7 +246,7 @@ _SLOW: Final = {
     "sleep of level 1": _off_and_on("/sleep?level=1&mode=wait", "/wake_up"),
     "sleep of level 2": _off_and_on("/sleep?level=2&mode=wait", "/wake_up"),
 }
-"""vLLM's worker for CPU keeps its memory when it sleeps; its engine and scheduler sleep as everywhere."""
+"""Ways to be slow. vLLM's CPU worker keeps its memory in sleep. Engine and scheduler sleep as on GPUs."""
 _BESIDE: Final = [
     pytest.param(0, 0, id="alone"),
     pytest.param(4, 0, id="with 4 streams", marks=pytest.mark.versions),
@@ -275,7 +275,7 @@ def _skip_if_quick(took_s: float) -> None:
 
 @pytest.mark.parametrize(("num_streams", "num_busy"), _BESIDE)
 def test_a_long_prompt_is_no_hang(start_vllm, num_streams, num_busy):
-    """Its steps are shorter than the timeout, and all of them together are longer."""
+    """Each step is shorter than the time-out, but all steps together are longer."""
     words = ("--enforce-eager", "--max-num-batched-tokens", "128", "--max-num-seqs", "8", *_watchdog(_TIMEOUT_S))
     with start_vllm("ours", *words, model=PEER_MODEL) as server, _busy_processes(num_busy):
         server.wait_ready()
@@ -341,7 +341,7 @@ def test_sigterm_ends_a_server_that_hangs_within_the_time_of_the_drain(start_vll
     ids=["two API servers", "two of each", "two engines"],
 )
 def test_one_of_several_engines_ends_all_api_servers(start_vllm, two_ranks, words):
-    """Streams of another engine may come to their end."""
+    """Streams of another engine may finish."""
     with start_vllm("ours", *words, *_watchdog(_TIMEOUT_S), environment=two_ranks) as server:
         server.wait_ready()
         with _streams(server, 6) as readers:

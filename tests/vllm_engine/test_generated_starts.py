@@ -1,4 +1,4 @@
-"""The preflight refuses no start that vLLM's own code accepts, among 150 generated ones."""
+"""Of 150 generated starts, the preflight refuses none that vLLM's own code accepts."""
 
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,7 @@ _SCRIPTS: Final = Path(__file__).parent / "preflight"
 _SEED: Final = 1
 _NUMBER: Final = 150
 _LATER: Final = ("lora", "package", "memory")
-"""Checks of what vLLM reads after everything that `vllm_starts.py` runs."""
+"""Checks for steps of vLLM that come after all steps in `vllm_starts.py`."""
 
 
 def test_what_vllm_accepts_is_not_refused(tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
-"""Mistakes in a start are told within a second by the launcher, and vLLM itself refuses each start, too.
+"""The launcher reports mistakes in a start within a second. vLLM itself refuses each of these starts, too.
 
-Real vLLM, on a terminal: with the checks before the start, and without them, where it tells the fault itself
-after its imports. `-s` prints a line for each fault. All take 20 minutes; `-k length` runs some of them.
+Each start of real vLLM runs on a terminal, with and without the checks before the start. Without them, vLLM
+reports the fault after its imports. `-s` prints a line for each fault. All faults take 20 minutes. `-k
+length` runs some of them.
 """
 
 import itertools
@@ -36,11 +37,11 @@ _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 class _Line(NamedTuple):
     text: str
     seconds: float
-    """Since the start."""
+    """The seconds since the start."""
 
 
 class _Start:
-    """One start on a terminal of its own; leaving the `with` block ends it."""
+    """A start on its own terminal. The end of the `with` block ends it."""
 
     def __init__(self, fault: HeldOutFault, folders: StartFolders, *words: str) -> None:
         folder = folders.path("folder")
@@ -68,7 +69,7 @@ class _Start:
         os.close(self._terminal_fd)
 
     def lines(self) -> Iterator[_Line]:
-        """Until all processes have closed the terminal, which Linux reports as EIO."""
+        """Yields lines until all processes have closed the terminal, which Linux reports as EIO."""
         rest = b""
         with suppress(OSError):
             while piece := os.read(self._terminal_fd, 65536):
@@ -85,7 +86,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> StartFolders:
 
 @pytest.fixture(scope="module")
 def _recorded(folders: StartFolders) -> None:
-    """What vLLM accepts, as one start has recorded it."""
+    """Runs a start that records vLLM's facts."""
     code = "from tests.vllm_engine.preflight.vllm_parser import record; assert record().flags"
     folder = folders.path("folder")
     environment = os.environ | {"VLLM_CACHE_ROOT": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
@@ -97,7 +98,7 @@ def _is_about(fault: HeldOutFault, line: str) -> bool:
 
 
 def _told_at_once(fault: HeldOutFault, folders: StartFolders) -> tuple[float, int]:
-    """When the first line tells the fault, and the number of lines: all of an error, one of a warning."""
+    """The seconds until the first line about the fault, and the number of its lines (1 for a warning)."""
     with _Start(fault, folders) as start:
         seen: list[_Line] = []
         for line in start.lines():
@@ -109,7 +110,7 @@ def _told_at_once(fault: HeldOutFault, folders: StartFolders) -> tuple[float, in
 
 
 def _num_lines_of_failure(lines: list[str]) -> int:
-    """From the first one about the failure on, without those that any start has."""
+    """The number of lines since the first one about the failure, without lines that every start has."""
     others = [line for line in lines if line.strip() and not any(part in line for part in _OF_ANY_START)]
     return len(list(itertools.dropwhile(lambda line: not any(part in line for part in _OF_A_FAILURE), others)))
 

@@ -1,4 +1,4 @@
-"""The files of a plan are those that real vLLM opens, for several layouts of a model; strace lists them."""
+"""The files of a plan are those that real vLLM opens, for several layouts of a model. strace lists them."""
 
 import re
 import shutil
@@ -26,7 +26,7 @@ _SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "toke
 
 
 class Layout(NamedTuple):
-    """A model on disk, and how it is served."""
+    """A model on disk, and the words that serve it."""
 
     words: list[str]
     environment: dict[str, str] = {}
@@ -34,7 +34,7 @@ class Layout(NamedTuple):
 
 @pytest.fixture(scope="module")
 def formats(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small model: one file, shards with an index, files for torch and in Mistral's name; an adapter."""
+    """The small model as one file, as shards, for torch, and with Mistral's file names. Also an adapter."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
@@ -52,7 +52,7 @@ def formats(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def _put(target: Path, source: Path, *names: str) -> Path:
-    """Copies files, and puts others beside them that no start reads."""
+    """Copies files, and adds files that no start reads."""
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         for path in source.glob(name):
@@ -63,7 +63,7 @@ def _put(target: Path, source: Path, *names: str) -> Path:
 
 
 def _single(formats: Path, root: Path) -> Layout:
-    """One file of safetensors, beside the same weights for torch."""
+    """One file of safetensors, and the same weights for torch."""
     return Layout([str(_put(root, formats, *_SMALL_FILES, "model.safetensors", "pytorch_model.bin"))])
 
 
@@ -73,18 +73,18 @@ def _torch(formats: Path, root: Path) -> Layout:
 
 
 def _consolidated(formats: Path, root: Path) -> Layout:
-    """Mistral's file beside a safetensors file."""
+    """Mistral's file of weights, and another safetensors file."""
     folder = _put(root, formats, *_SMALL_FILES, "model.safetensors", "consolidated.safetensors")
     return Layout([str(folder), "--config-format", "hf", "--tokenizer-mode", "hf"])
 
 
 def _dummy(formats: Path, root: Path) -> Layout:
-    """Random weights."""
+    """A model that is served with random weights."""
     return Layout([str(_put(root, formats, *_SMALL_FILES, "model.safetensors")), "--load-format", "dummy"])
 
 
 def _snapshot(formats: Path, root: Path) -> Layout:
-    """Shards at a revision in the hub's cache, beside a file that the index does not name.
+    """Shards of a revision in the hub's cache, and a file that the index does not name.
 
     The tokenizer and an adapter are in folders of their own.
     """
@@ -114,7 +114,7 @@ def test_vllm_opens_the_planned_files(write, formats, tmp_path, workplace, monke
 
 
 def _opened_by_vllm(layout: Layout, root: Path, workplace: Path) -> set[Path]:
-    """The files below the folder of the test that a start until its first token opens."""
+    """The files below the test's folder that a start opens until its first token."""
     trace = root / "trace"
     strace = ("strace", "-D", "-f", "-qq", "--seccomp-bpf", "-e", "trace=openat", "-s", "4096", "-o", str(trace))
     model, *words = layout.words

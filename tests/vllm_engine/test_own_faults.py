@@ -1,4 +1,4 @@
-"""Real vLLM starts, with one line of ours, if something breaks that plain `vllm serve` does not use."""
+"""If something breaks that `vllm serve` does not use, real vLLM starts, with one line of ours in the log."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from tests.vllm_engine.conftest import SMALL
 from tests.vllm_engine.vllm_server import VllmServer
 
 _WARNING = re.compile(r"WARNING [\d: -]+\(\w+\) startup\..*")
-"""It may follow a line that a library has not ended."""
+"""Matches our warning, also after a line that a library has not ended."""
 _BROKEN = Path(__file__).parents[1] / "startup" / "vllm" / "broken"
 
 

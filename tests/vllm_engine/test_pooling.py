@@ -1,4 +1,4 @@
-"""A pooling model: its numbers equal those of `vllm serve`, and Ctrl-C stops it in the same way."""
+"""A pooling model returns the numbers of `vllm serve`. Ctrl-C stops it in the same way."""
 
 import signal
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def bert(workplace: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def answers(start_vllm: StartVllm, bert: Path) -> Iterator[dict[str, dict[str, Any]]]:
-    """The answers of both launchers, started one after the other."""
+    """The answers with both launchers, which run one after the other."""
     recorded = {}
     for launcher in ("plain", "ours"):
         with start_vllm(launcher, "--enforce-eager", "--dtype", "float32", model=bert) as server:

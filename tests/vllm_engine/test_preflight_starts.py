@@ -1,4 +1,4 @@
-"""Valid starts pass the preflight, faulty ones end with the cause; real vLLM agrees about both."""
+"""Valid starts pass the preflight, and faulty starts end with the cause. Real vLLM agrees about both."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _recorded(folder: Path) -> None:
-    """What vLLM accepts, as an earlier start has recorded it."""
+    """Runs a start that records vLLM's facts."""
     code = "from tests.vllm_engine.preflight.vllm_parser import record; assert record().flags"
     environment = os.environ | {"VLLM_CACHE_ROOT": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
     subprocess.run([PYTHON, "-c", code], env=environment, cwd=folder, check=True, capture_output=True)
@@ -38,7 +38,7 @@ def folders(folder: Path) -> StartFolders:
 
 @pytest.fixture(scope="module")
 def stages(folders: StartFolders, folder: Path) -> dict[str, dict[str, str]]:
-    """How far vLLM itself comes with each start."""
+    """For each start, the stage in which vLLM itself ends, and its error."""
     starts = {**VALID_STARTS, **FAULTY_STARTS}
     question = [_fill(folders, start.words, start.variables) for start in starts.values()]
     answers: list[dict[str, str]] = ask_vllm(_SCRIPT, question, folder, timeout_s=2400)

@@ -1,4 +1,4 @@
-"""A router of vLLM models, or of one that stops without requests: they are started warm and answer right."""
+"""A router of vLLM models, or of one model that stops when idle. Starts are warm, and answers are right."""
 
 import json
 import os
@@ -51,7 +51,7 @@ class _Router(Server):
         return self.ask("/v1/completions", body, timeout_s=_START_S)
 
     def engine_of(self, model: str) -> psutil.Process:
-        """Of a cold start."""
+        """The engine process of a model whose start was cold."""
         (row,) = [each for each in self.ask("/status.json").json["models"] if each["id"] == model]
         (engine,) = [p for p in psutil.Process(row["pid"]).children(recursive=True) if "EngineCore" in title_of(p)]
         return engine
@@ -159,7 +159,7 @@ def test_vllm_stops_and_is_started_warm_by_requests(start_vllm, expected_text, t
 
 
 def _statuses_around_stops(server: VllmServer, num_requests: int) -> Counter[int]:
-    """Statuses of requests within 0.4 s of the limit, half of them on kept connections."""
+    """Statuses of requests that come within 0.4 s of the idle limit. Half use kept connections."""
     rng = random.Random(33)
     body = {"model": "model", "prompt": "a", "max_tokens": 2}
     kept = [RawClient(server.port) for _ in range(_NUM_CLIENTS // 2)]
@@ -189,7 +189,7 @@ def test_no_request_is_lost_around_a_stop_of_vllm(start_vllm, tmp_path):
 
 
 def test_keys_of_vllms_file_are_those_of_the_port(start_vllm, expected_text, tmp_path):
-    """In both starts; only in the second one, the preflight knows the types of the file's settings."""
+    """The test has two starts. Only in the second start, the preflight knows the types of settings."""
     (tmp_path / "keys.yaml").write_text("api-key: ${SERVER_KEY}\nmax-num-seqs: ${NUM:-2}\nenforce-eager: ${EAGER}\n")
     environment = {"SERVER_KEY": "secret-key", "EAGER": "true"}
     words = ("--restart", "on-failure", "--idle-warm", "off", "--config", str(tmp_path / "keys.yaml"))

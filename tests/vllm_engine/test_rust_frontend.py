@@ -1,4 +1,4 @@
-"""Real vLLM with its Rust frontend: one owner of the port at any time, drain, kills, signals."""
+"""Real vLLM with its Rust frontend: the port has one owner at any time. Also drain, kills and signals."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def variables(workplace: Path) -> dict[str, str]:
-    """They name an executable copy of the program: a wheel that is unpacked has none."""
+    """Variables that name an executable copy of the program, because an unpacked wheel has none."""
     assert _IN_PACKAGE is not None
     program = workplace / "vllm-rs"
     shutil.copyfile(_IN_PACKAGE, program)

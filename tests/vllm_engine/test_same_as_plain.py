@@ -41,11 +41,11 @@ _OF_EACH_START = (
     "XDG_RUNTIME_DIR",
     "VCLI_START_FOLDER",
 )
-"""Variables with another value in each start: random names, an address, the standby."""
+"""Variables that differ in each start: random names, an address, the standby."""
 _TIMED_LINES = ("loggers.py", "shm_broadcast.py")
-"""Sources of lines that depend on timing."""
+"""Source files of log lines that depend on timing."""
 _IMPORT_LINES = ("indexer_topk.py",)
-"""Sources of lines that vLLM 0.31 logs on import: in the forkserver, where its log is not configured yet."""
+"""Source files whose import logs lines in vLLM 0.31. In the forkserver, vLLM's log is not configured yet."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def plain(start_vllm: StartVllm, tmp_path_factory: pytest.TempPathFactory) -> Re
 def ours(
     start_vllm: StartVllm, plain: Recording, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Recording:
-    """Started after `plain`, whose start fills vLLM's cache of model inspections."""
+    """The recording of `vllm-cli serve`. It runs after `plain`, which fills vLLM's cache of inspections."""
     return _record(start_vllm, request.param, tmp_path_factory.mktemp("ours") / "observed")
 
 
@@ -107,7 +107,7 @@ def test_texts_tokens_and_logprobs_are_equal(plain, ours, kind):
 
 
 def _assert_same(one: Any, other: Any) -> None:
-    """Compares values; numbers may differ by rounding."""
+    """Checks that values are equal. Numbers may differ by rounding."""
     if isinstance(one, dict):
         assert list(one) == list(other)
         for name, value in one.items():
@@ -143,7 +143,7 @@ def test_metrics_have_the_same_names_types_and_labels(plain, ours):
 
 
 def _names(samples: set[str]) -> set[str]:
-    """Without buckets, whose bounds are equal, and without the configuration, which contains folders."""
+    """Removes buckets, whose bounds are always equal, and the configuration, which has folders."""
     return {sample for sample in samples if "_bucket" not in sample and "_config_info" not in sample}
 
 
@@ -196,7 +196,7 @@ def test_the_environment_is_equal_in_each_process(plain, ours, process):
 
 
 def _environment(recording: Recording, process: str) -> dict[str, str]:
-    """Without variables that differ per start, each folder once: OpenCV adds its own on each import."""
+    """Variables that do not differ per start. Folders occur once, because OpenCV adds its own repeatedly."""
     variables = dict(recording.settings[process]["environment"])
     folder = variables["PYTHONPATH"].rpartition(":")[2]
     ordered = {name: ":".join(dict.fromkeys(value.split(":"))) for name, value in variables.items() if "PATH" in name}

@@ -1,4 +1,4 @@
-"""With real vLLM, the responder answers `/health` as vLLM does, also while the event loop is held."""
+"""With real vLLM, the responder answers `/health` as vLLM does, also while vLLM's event loop is held."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from tests.vllm_engine.vllm_server import VllmServer
 
 _STOPPED_S = 5.0
 _FAST_S = 1.5
-"""Far below the five seconds for which the loop does not run."""
+"""A limit far below the five seconds for which the loop does not run."""
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_answers_equal_those_of_plain_vllm(start_vllm):
 
 
 def _bytes(server: VllmServer, extra: bytes) -> list[bytes]:
-    """Lines of the answer but for the date."""
+    """The lines of the answer, except for the date."""
     with RawClient(server.port) as client:
         client.send(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + extra + b"\r\n")
         received = client.read_to_end()

@@ -1,4 +1,4 @@
-"""Starts of real vLLM: each start method, logs as JSON, a cold download, shipped pods, its installation."""
+"""Starts of real vLLM: each start method, logs as JSON, a download, shipped pods, vLLM's installation."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def test_the_launcher_downloads_and_vllm_sends_no_request(hub, tmp_path, expecte
 
 @pytest.mark.parametrize("launcher", ["ours", "warm"])
 def test_a_template_that_was_mended_on_the_hub_is_served(launcher, hub, small_model, tmp_path):
-    """By a cold start at once; by warm ones from the second on."""
+    """A cold start serves it at once. Warm starts serve it from the second start on."""
     files = {path.name: path.read_bytes() for path in small_model.iterdir() if path.is_file()}
     counts = []
     for text in ("a", "a a a", "a a a"):
@@ -94,7 +94,7 @@ def test_a_template_that_was_mended_on_the_hub_is_served(launcher, hub, small_mo
 
 
 def test_the_pod_on_one_node_serves(small_model, two_ranks):
-    """As its user without a name, who may write to the mounted folders only."""
+    """The pod's user has no name, and may write only to mounted folders."""
     with short_folder() as folder:
         root = ContainerRoot(folder / "root", small_model)
         prefix = root.of_pod(10001, PYTHON)
@@ -137,7 +137,7 @@ def test_vllms_packages_stay_as_they_are(tmp_path):
 
 
 def _copy_of_the_sources(folder: Path) -> Path:
-    """Building a wheel writes into the source folder."""
+    """Copies the sources, because a build of a wheel writes into the source folder."""
     copy = folder / "checkout"
     shutil.copytree(
         ROOT, copy, ignore=lambda path, names: [n for n in names if path == str(ROOT) and n not in _SOURCES]

@@ -1,4 +1,4 @@
-"""Signals to real vLLM: a start ends within a second; in a drain, requests finish and new ones get a 503."""
+"""After a signal to real vLLM, a start ends within a second. In a drain, new requests get a 503."""
 
 import os
 import signal
@@ -22,19 +22,19 @@ from tests.vllm_engine.vllm_server import VllmServer
 _GONE_S = 1.0
 _READY_S = 600.0
 _NO_REPEAT_S = 0.6
-"""A signal that comes sooner is taken for the same one, sent twice."""
+"""An earlier second signal would count as a repetition of the first signal."""
 _BYTES_PER_S = 10e6
 _MAY_CUT = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-"""vLLM kills its API servers if there are several: the thread that reads a stream fails."""
+"""If there are several API servers, vLLM kills them. Then a thread that reads a stream fails."""
 
 
 class _Phase(NamedTuple):
-    """A phase of the start, and how it is recognized."""
+    """A phase of the start, and the log line that shows it."""
 
     line: str
     words: tuple[str, ...] = ("--enforce-eager",)
     since_s: float = 0.0
-    """How long it has run when the signal comes."""
+    """How many seconds the phase has run when the signal comes."""
 
 
 _PHASES = {
@@ -116,12 +116,12 @@ def test_a_second_signal_ends_the_drain_within_a_second(start_vllm, words):
 
 
 def _wait_logged(server: VllmServer, line: str) -> None:
-    """Polls often: from the last phase to readiness, it takes some tenths of a second."""
+    """Waits for a line. Polls often, because readiness comes some tenths of a second after the last phase."""
     wait_until(lambda: line in server.log or server.process.poll() is not None, _READY_S)
 
 
 def _assert_gone(server: VllmServer, family: Iterable[psutil.Process]) -> None:
-    """They end in time."""
+    """Checks that the processes end in time."""
     begin_s = time.monotonic()
     while server.process.poll() is None or any(not is_gone(process.pid) for process in family):
         assert time.monotonic() - begin_s < _GONE_S, [p for p in family if not is_gone(p.pid)]
@@ -176,7 +176,7 @@ def test_running_streams_finish_and_new_requests_get_503(start_vllm, launcher, t
     "words", [pytest.param((), id="one API server"), pytest.param(("--api-server-count", "2"), id="two")]
 )
 def test_a_stop_logs_no_error(start_vllm, words):
-    """Several stops: plain vLLM logs a traceback in half of them, depending on which thread is faster."""
+    """Plain vLLM logs a traceback in half of the stops, by a race of threads. So there are several stops."""
     for _ in range(_NUM_STOPS):
         with start_vllm("ours", *words) as server:
             server.wait_ready()

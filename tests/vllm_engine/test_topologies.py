@@ -1,4 +1,4 @@
-"""Topologies of several processes and nodes serve the right text, and all their processes end together."""
+"""Topologies of several processes and nodes serve the right text. All their processes end together."""
 
 import signal
 
@@ -37,7 +37,7 @@ def test_tensor_parallel_ranks_end_with_a_killed_launcher(start_vllm, two_ranks,
 
 
 def test_pipeline_stages_start_and_end(start_vllm, two_ranks):
-    """vLLM 0.32 for CPU cannot generate with them under any launcher: a KeyError in its scheduler."""
+    """vLLM 0.32 for CPU cannot generate with pipeline stages: its scheduler raises KeyError."""
     with start_vllm("ours", "--pipeline-parallel-size", "2", environment=two_ranks) as server:
         server.wait_ready()
         stages = server.titled("Worker")

@@ -1,4 +1,4 @@
-"""What is recorded of vLLM is what it accepts, and words are read as vLLM reads them."""
+"""The recorded facts agree with vLLM, and words are read as vLLM reads them."""
 
 from pathlib import Path
 from typing import Final

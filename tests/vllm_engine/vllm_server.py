@@ -1,4 +1,4 @@
-"""A server process of real vLLM: `vllm serve`, or `vllm-cli serve --engine vllm`, cold or warm."""
+"""Runs a server of real vLLM: `vllm serve`, or `vllm-cli serve --engine vllm` cold or warm."""
 
 import json
 import os
@@ -23,21 +23,21 @@ ENVIRONMENT: Final = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
-"""Variables of every start."""
+"""Variables of all starts."""
 
 
 class VllmServer(Server):
-    """A server on a free port; leaving the `with` block stops it and checks that all its processes end."""
+    """A server on a free port. The end of the `with` block stops it and checks that all processes end."""
 
     python: ClassVar[Path] = PYTHON
     """The interpreter of vLLM's virtual environment."""
     engine: ClassVar[str] = "vllm"
-    """That of `ours` and `warm`."""
+    """The engine of the launchers `ours` and `warm`."""
     PROMPT: Final = "The capital of France is"
     MAX_TOKENS: Final = 4
 
     poll_s = 0.2
-    """Long, so that polling takes little CPU time from the start."""
+    """So long that polling takes little CPU time from the start."""
     gone_s = 120.0
 
     def __init__(
@@ -51,12 +51,12 @@ class VllmServer(Server):
     ) -> None:
         """
         Args:
-            launcher: `plain`, `ours`, or `warm`: `ours`, which must fork from a standby of its own.
-            model: its folder.
-            arguments: further words.
-            folder: contains the log and the caches.
-            environment: variables added to those of the test.
-            prefix: executes the words that follow it.
+            launcher: `plain`, `ours`, or `warm`. `warm` is `ours` with a fork from its own standby.
+            model: the folder of the model.
+            arguments: further words of the command.
+            folder: the folder for the log and the caches.
+            environment: variables in addition to those of the test.
+            prefix: a command that executes the words after it.
         """
         self.port = free_port()
         self.name = launcher
@@ -97,7 +97,7 @@ class VllmServer(Server):
                 self._standby.__exit__()
 
     def wait(self, is_true: Callable[[], object], timeout_s: float = _READY_S) -> None:
-        """As that of every program; the processes are recorded meanwhile, as some may get other parents."""
+        """Waits like every program. Meanwhile records the processes, because some may get other parents."""
 
         def is_true_now() -> object:
             self.family()
@@ -106,7 +106,7 @@ class VllmServer(Server):
         super().wait(is_true_now, timeout_s)
 
     def roots(self) -> list[psutil.Process]:
-        """In a warm start, the supervisor and the server, which is forked from the standby's template."""
+        """The started process. In a warm start, also the server that the standby's template has forked."""
         return [self.root, *self._warm_servers()]
 
     def _warm_servers(self) -> list[psutil.Process]:
@@ -119,29 +119,29 @@ class VllmServer(Server):
         return process
 
     def titled(self, title: str) -> list[psutil.Process]:
-        """Its processes whose title begins with this text, in order."""
+        """The server's processes whose titles begin with this text, in order."""
         return sorted(
             (p for p in self.family() if title_of(p).startswith(title)), key=lambda process: title_of(process)
         )
 
     def ask(self, path: str, body: object = None, **options: Any) -> Answer:
-        """One request, with a time for answers of a busy machine."""
+        """Sends a request, with a time-out for answers of a busy machine."""
         return super().ask(path, body, **{"timeout_s": _ANSWER_S, **options})
 
     def status(self, path: str) -> int:
-        """The status of an answer; 0 without an answer."""
+        """The status of an answer. 0 if there is no answer."""
         return self.ask(path).status
 
     def get(self, path: str) -> Any:
-        """A JSON answer."""
+        """The parsed JSON of an answer to GET."""
         return json.loads(self.text(path))
 
     def text(self, path: str) -> str:
-        """An answer as text."""
+        """The text of an answer to GET."""
         return self._text_of(self.ask(path))
 
     def post(self, path: str, **body: Any) -> Any:
-        """A JSON answer to a JSON request."""
+        """The parsed JSON of an answer to POST with a JSON body."""
         return json.loads(self._text_of(self.ask(path, {"model": "model", **body})))
 
     def stream(self, path: str, **body: Any) -> list[dict[str, Any]]:

@@ -89,7 +89,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Records what was baked. A later start only checks that the file exists."""
+    """Records what was baked. A later start only checks that the manifest's file exists."""
 
     bake_id: str
     created_at: str
@@ -113,7 +113,7 @@ class BakeResult(NamedTuple):
 
 
 def run_bake(config: BakeConfig) -> BakeResult:
-    """Bakes. Raises StartupError if the server does not start. Then the old folder is unchanged."""
+    """Bakes the folder. Raises StartupError if the server does not start, and keeps the old folder."""
     subject = subject_of(config.words)  # rejects words that `serve` rejects
     words, secrets = secrets_as_variables(without_addresses(config.words))
     _check_output(config.output)
@@ -152,7 +152,7 @@ def run_bake(config: BakeConfig) -> BakeResult:
 def _start(
     words: Sequence[str], environment: Mapping[str, str], folder: Path, config: BakeConfig, reporter: Reporter
 ) -> list[FileRanges]:
-    """Starts the server and has it answer a request. Returns the parts of libraries that it has used."""
+    """Starts the server and sends one request. Returns the parts of libraries that the server has used."""
     with start_private_server(words, environment) as server:
         wait_ready(server, config.timeout_s, reporter)
         reporter.note(f"{ask(server)} answers, saving")
@@ -169,9 +169,10 @@ def _has_all_archives(folder: Path) -> bool:
 
 
 def _finish_reads(folder: Path, pages: Iterable[FileRanges], model: Path | None) -> None:
-    """Records what a start reads: first the import file, then parts of libraries.
+    """Records the files that a start reads: first the import file, then parts of libraries.
 
-    Files that no longer exist were shared memory. The model's files are left out: they are read as a whole.
+    Leaves out files that no longer exist, which were shared memory, and the model's files, which a start
+    reads as a whole.
     """
     weights = {str(path.resolve()) for path in model.iterdir()} if model is not None else set()
     libraries = (file for file in pages if file.path not in weights and Path(file.path).exists())
@@ -180,7 +181,7 @@ def _finish_reads(folder: Path, pages: Iterable[FileRanges], model: Path | None)
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Variables for the start: it writes to the folder and uses no earlier caches. Empty means unset."""
+    """Variables with which the start writes to the folder and uses no earlier caches. Empty means unset."""
     has_bytecode = (folder / BYTECODE).is_dir()
     return {
         env.VLLM_CACHE_ROOT.name: str(folder / CACHE),
@@ -206,14 +207,14 @@ def _describe(words: Sequence[str], subject: Subject, left_out: dict[str, str]) 
 
 
 def _check_output(output: Path) -> None:
-    """Refuses to replace a folder that `bake` has not written."""
+    """Raises InputError for a file, or a non-empty folder that `bake` has not written."""
     if output.exists() and not (output / MANIFEST).is_file() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output {output} exists and was not written by `vllm-cli bake`. Name another folder.")
 
 
 @contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
-    """A new folder beside the output. After the block it replaces the output. After an error it is gone."""
+    """Yields a new folder, which replaces the output after the block. After an error, it is removed."""
     folder = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         folder.mkdir(parents=True, mode=0o755)
@@ -236,7 +237,7 @@ def _replace(output: Path, folder: Path) -> None:
 
 
 def _make_readable(folder: Path) -> None:
-    """Lets every user read the folder and only its owner write to it, whatever umask and vLLM have set."""
+    """Lets every user read the folder and only its owner write to it, because vLLM may set other modes."""
     folder.chmod(0o755)
     for path in folder.rglob("*"):
         if not path.is_symlink():

@@ -1,4 +1,4 @@
-"""Records which pages of libraries a server's processes have used: those in the processes' memory."""
+"""Records which pages of libraries a server's processes have used, which are those in their memory."""
 
 import os
 from array import array
@@ -13,7 +13,7 @@ from startup.files.prefetch.survey import FileRanges
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _GAP_BYTES: Final = 128 << 10
-"""Smaller gaps between used parts are read too: fewer, larger reads are faster."""
+"""Smaller gaps between used parts are read too, because fewer, larger reads are faster."""
 _PRESENT: Final = 1 << 63
 _ENTRY_BYTES: Final = 8
 """The size of a page's entry in /proc/PID/pagemap (proc(5)). Its highest bit is set for a page in memory."""
@@ -42,7 +42,7 @@ def used_pages(root_pid: int, *, but: Iterable[Path] = ()) -> list[FileRanges]:
 
 
 def _mappings(pid: int) -> list[_Mapping]:
-    """The mappings of regular files. A later mapping has a lower address."""
+    """The mappings of regular files, from the highest to the lowest address."""
     mappings = []
     with open(f"/proc/{pid}/maps") as maps:  # noqa: PTH123
         for line in maps:

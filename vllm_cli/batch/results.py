@@ -1,4 +1,4 @@
-"""The results of a batch. Each one is appended at once, so that a second run continues after the first."""
+"""The results of a batch. Each result is appended at once, so that another run can continue the batch."""
 
 import fcntl
 import json
@@ -70,7 +70,7 @@ def lost(place: LinePlace, code: str, message: str) -> Result:
 
 
 def parse(line: bytes) -> RecordedResult | None:
-    """Reads a line of an output file. None if the line is not a result."""
+    """Parses a line of an output file. None if the line is not a result."""
     try:
         fields = read_json(line)
         is_failed = fields["error"] is not None
@@ -119,7 +119,10 @@ class OutputFile:
             raise
 
     def check_same_batch(self, ids: Mapping[str, str]) -> None:
-        """Raises InputError if the input lacks the request of a result. `ids`: custom_id -> request's id."""
+        """Raises InputError if a result's request is not in the input, or has changed since.
+
+        `ids`: custom_id -> the request's id.
+        """
         unknown = [custom_id for custom_id in self.recorded if custom_id not in ids]
         changed = [custom_id for custom_id, known in self.recorded.items() if ids.get(custom_id, known.id) != known.id]
         for what, found in (("are not in the input", unknown), ("have changed since", changed)):
@@ -170,7 +173,7 @@ class OutputFile:
         self._num_bytes += len(line)
 
     def _read(self) -> None:
-        """Reads the lines. Removes an incomplete last one. Any other line that is no result is an error."""
+        """Reads the lines and removes an incomplete last line. Raises InputError if a line is no result."""
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 recorded = parse(line) if line.endswith(b"\n") else None

@@ -27,18 +27,18 @@ from vllm_cli.supervised_command import CommandEndedError
 from vllm_cli.terminal import Reporter
 
 SOME_FAILED: Final = 5
-"""The exit code if requests failed. Only with --fail-on-error: scripts under `set -e` use other answers."""
+"""The exit code if requests failed. Only with --fail-on-error, because scripts may use `set -e`."""
 NOT_COMPLETE: Final = 1
 _OWN_SERVER_CONCURRENCY: Final = 256
-"""Most requests in flight to the own server: more than its engine runs at once, so that one always waits."""
+"""Most requests in flight to the server that the batch starts. Its engine runs fewer, so one always waits."""
 _OTHER_SERVER_CONCURRENCY: Final = 32
 _CONNECT_TIMEOUT_S: Final = 30.0
 _UPLOAD_TIMEOUT_S: Final = 1000.0
 _POLL_S: Final = 0.2
 _INTERVAL_S: Final = 10.0
-"""Seconds between two lines of progress without a terminal."""
+"""Seconds between two lines of progress if the output is not a terminal."""
 _READY_TIMEOUT_S: Final = 7 * 24 * 3600.0
-"""A week, which is no limit in practice. The server has its own limit for its start."""
+"""A week, because the server itself limits the time of its start."""
 _EMBEDDED: Final = "embedded"
 _DEFAULTS: Final = (
     "--engine", _EMBEDDED, "--log-level", "WARNING", "--uvicorn-log-level", "warning", "--disable-uvicorn-access-log",
@@ -76,7 +76,7 @@ class BatchConfig:
 
     @property
     def num_in_flight(self) -> int:
-        """The most requests at once."""
+        """The maximum number of requests in flight."""
         if self.max_concurrency is not None:
             return self.max_concurrency
         return _OTHER_SERVER_CONCURRENCY if self.server else _OWN_SERVER_CONCURRENCY
@@ -173,7 +173,7 @@ class _Run:
             run_interruptibly(self._send_all(places, Server(server.address), server.command.ensure_alive))
 
     async def _send_all(self, places: list[LinePlace], server: Server, ensure_server: Callable[[], None]) -> None:
-        """Sends the requests that have no result. Results that were written stay if that ends early.
+        """Sends the requests that have no result. Written results stay if an error ends the run early.
 
         Raises:
             ConnectionFailedError: the server is lost, or the disk is full.
@@ -229,7 +229,7 @@ class _Run:
 
 
 def default_flags(serve_words: Sequence[str]) -> tuple[str, ...]:
-    """Default flags: the embedded engine, and fewer log lines. Empty if the user chose another engine."""
+    """Flags that choose the embedded engine and fewer log lines. Empty if the user chose another engine."""
     engine = ServeWords(serve_words).own.get("--engine") or env.VCLI_ENGINE.raw
     return _DEFAULTS if engine in (None, _EMBEDDED) else ()
 
@@ -245,7 +245,7 @@ def _upload(path: Path, url: str) -> None:
 
 
 def _check_reachable(server: Server) -> None:
-    """Raises an error if the server does not answer at all: its address is probably wrong."""
+    """Raises an error if nothing accepts connections at the server's address, which is probably wrong."""
     with explain_failures(server.address), closing(server.address.connect(_CONNECT_TIMEOUT_S)) as connection:
         connection.connect()
 

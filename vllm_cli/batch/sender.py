@@ -24,7 +24,7 @@ RETRIED: Final = frozenset({408, 425, 429, 502, 503, 504})
 """Statuses that are not caused by the request: a time-out, too many requests, a server that is not ready."""
 
 MAX_SERVER_ERRORS: Final = 3
-"""So many answers with status 500 fail a request, because the request itself may cause them."""
+"""After this many answers with status 500, a request has failed, because it may cause them itself."""
 
 _FIRST_S: Final = 0.5
 _MIN_S: Final = 0.05
@@ -59,7 +59,7 @@ class Sender:
     """Sends requests to one server. The pause before a retry delays all requests."""
 
     def __init__(self, server: Server, *, model: str | None, max_concurrency: int, retry_timeout_s: float) -> None:
-        """`model` is for requests that name none. None leaves the choice to the server."""
+        """`model` is sent with requests that name no model. If it is None, the server chooses."""
         self.num_retries = 0
         self._address = server.address
         self._model = model

@@ -1,8 +1,8 @@
 """Measures the moment at which a command is executed.
 
-As a script (`python -I -S exec_stamp.py STAMP_FILE WORD...`) it writes the time to a file and executes the
-command. So the time of the supervisor and of this interpreter does not count as the command's. The stamp is
-in nanoseconds of the monotonic clock, which all processes share.
+As a script (`python -I -S exec_stamp.py STAMP_FILE WORD...`), this module writes the time to a file and then
+executes the command. So the time that the supervisor and this interpreter take is not counted. The time is in
+nanoseconds of the monotonic clock, which all processes share.
 """
 
 import asyncio

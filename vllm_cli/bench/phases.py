@@ -1,7 +1,7 @@
-"""The phases of a start: a division of the time from exec to the first token, the same for all servers.
+"""Divides the time from exec to the first token into phases, which are the same for all servers.
 
-With vLLM, a line of the log ends each phase. The embedded engine has its phases on `/startupz`. Other servers
-show only when they are healthy and when they send the first token.
+With vLLM, a line of the log ends each phase. The embedded engine reports its phases on `/startupz`. Other
+servers show only when they are healthy and when they send the first token.
 """
 
 import threading
@@ -28,14 +28,14 @@ PHASES: Final = (
 )
 """In order of time."""
 _API_SERVER: Final = ("(APIServer ", "(ApiServer_")
-"""vLLM puts a process's name before its lines once the program's modules are imported."""
+"""The name of the API process, which vLLM puts before each line once it has imported its modules."""
 _FIRST: Final = {
     "engine process": ("Initializing a V1 LLM engine",),
     "workers": ("Starting to load model", "Loading model from scratch"),
 }
 """The first line with one of these texts ends the phase."""
 _LOADED: Final = ("Loading weights took", "Model loading took")
-"""The last line with one of these texts ends the weights: each worker writes one."""
+"""The last line with one of these texts ends the phase `weights`, because each worker writes such a line."""
 _CAPTURES: Final = "Capturing CUDA graphs"
 _CAPTURED: Final = "Graph capturing finished"
 _INITIALIZED: Final = "init engine (profile, create kv cache, warmup model) took"
@@ -47,32 +47,32 @@ _REPORTED: Final = {
     "server": ("listen", "load_tokenizer", "build_app"),
     "first token": ("first_token",),
 }
-"""Phases of `/startupz` by phase. All others are imports."""
+"""Phase -> the phases of `/startupz` that are part of it. All others are part of `imports`."""
 _POLL_S: Final = 0.01
 _BAR_WIDTH: Final = 60
 
 
 class StartLog:
-    """Reads the output of a start and notes when the lines come that end a phase."""
+    """Reads the output of a start, and records when a line ends a phase."""
 
     def __init__(self, path: Path) -> None:
         """`path` is the file that the server's processes write."""
         self.ends_ns: dict[str, int] = {}
-        """When each phase ended, on the monotonic clock. Phases without a line are missing."""
+        """When each phase ended, on the monotonic clock. Phases that no line has ended are missing."""
         self._captures_ns = 0
         self._captures_since_ns: int | None = None
         self._file = path.open("rb", buffering=0)
         self._rest = b""
 
     def read(self) -> None:
-        """Reads what was written since the last call. Its lines came now."""
+        """Reads the lines written since the last call, and counts them as written now."""
         *lines, self._rest = (self._rest + self._file.read()).replace(b"\r", b"\n").split(b"\n")
         now_ns = time.monotonic_ns()
         for line in lines:
             self.note(line.decode(errors="replace"), now_ns)
 
     def note(self, line: str, now_ns: int) -> None:
-        """Notes what a line ends."""
+        """Records the phases that a line ends."""
         if "engine process" not in self.ends_ns and any(name in line for name in _API_SERVER):
             self.ends_ns.setdefault("imports", now_ns)
             self.ends_ns["configuration"] = now_ns
@@ -84,7 +84,7 @@ class StartLog:
         self._note_graphs(line, now_ns)
 
     def _note_graphs(self, line: str, now_ns: int) -> None:
-        """Warm-up and captures alternate: vLLM also captures graphs to measure their memory."""
+        """Adds up captures. Warm-up runs between captures, because vLLM first captures to measure memory."""
         if _CAPTURES in line:
             self._captures_since_ns = self._captures_since_ns or now_ns
         elif self._captures_since_ns and (_CAPTURED in line or _INITIALIZED in line):
@@ -100,7 +100,7 @@ class StartLog:
 
 @contextmanager
 def follow_log(path: Path) -> Iterator[StartLog]:
-    """Reads the file every few milliseconds during the block, in a thread, and once at its end."""
+    """Reads the log in a thread, every few milliseconds during the block and once at the block's end."""
     log = StartLog(path)
     is_over = threading.Event()
     thread = threading.Thread(target=_read_until, args=(log, is_over), name="follow-log")
@@ -114,7 +114,7 @@ def follow_log(path: Path) -> Iterator[StartLog]:
 
 
 def ends_of_report(phases: Mapping[str, float], healthy_s: float) -> dict[str, float]:
-    """When each phase ended, in seconds since exec, for a server that reports its phases until it is healthy.
+    """When each phase ended, in seconds since exec, for a server that reports its phases.
 
     `phases` are seconds by `process:phase`, as `/startupz` has them.
     """
@@ -149,7 +149,7 @@ def median_phases(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def describe_phases(sides: Sequence[Side]) -> dict[str, list[str]]:
-    """For each condition the lines of the report: a stacked bar for each side, then a table of medians."""
+    """Condition -> lines of the report: a stacked bar for each side, then a table of medians."""
     return {
         condition: _describe({side.name: median_phases(side.rounds[condition]) for side in sides})
         for condition in sides[0].rounds
@@ -168,7 +168,7 @@ def _describe(sides: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def _bar(phases_s: Mapping[str, float], scale: float) -> str:
-    """The digit of each phase, as often as its share of the longest bar."""
+    """A bar that repeats each phase's digit in proportion to the phase's time."""
     text, end_s = "", 0.0
     for number, name in enumerate(PHASES, 1):
         end_s += phases_s.get(name, 0.0)
@@ -177,7 +177,7 @@ def _bar(phases_s: Mapping[str, float], scale: float) -> str:
 
 
 def _describe_missing(sides: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """What phases of a side contain because no line of its output ends the phases before them."""
+    """Lists which phases include earlier ones, because no line of the side's output ends the earlier ones."""
     lines = []
     for side, phases_s in sides.items():
         missing: list[str] = []

@@ -2,7 +2,7 @@
 
 The process runs this file as a script (`python -I -S probe.py`) with the standard library only, so that the
 load generator and imports delay no probe. The process reads its settings as one JSON line. It probes until
-its standard input ends, also because the parent has died. Then it writes its samples.
+its standard input ends, which also happens when the parent dies. Then it writes its samples.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ TIMEOUT_S = 10.0
 class ProbeSamples:
     """The probes of one round or start.
 
-    The latency of a probe counts from its due time, even if an earlier probe delays it. So a server that
-    blocks for a second shows in all probes that were due in that second, not only in one.
+    The latency of a probe counts from its due time, even if an earlier probe delays it. So if a server blocks
+    for a second, all probes that were due in that second are slow, not only one.
     """
 
     latencies_ns: list[int] = field(default_factory=list)
@@ -36,15 +36,16 @@ class ProbeSamples:
     num_refused: int = 0
     """Connections that were refused."""
     num_lost: int = 0
-    """Probes that failed (refused, reset, timed out) after an earlier one had succeeded."""
+    """Probes that failed (refused, reset, timed out) after an earlier probe had succeeded."""
 
 
 class HealthProbe:
-    """Probes `/health` from `start` to `finish`. A context manager, which kills the process at its end."""
+    """Probes `/health` from `start` to `finish`. At the end of the block, kills the probing process."""
 
     def __init__(self, api_key: str | None = None, *, is_starting: bool = False) -> None:
-        """With `is_starting`, each probe opens a connection and any HTTP response counts: a 503 in time shows
-        that the server lives. Otherwise probes share a connection, and only 200 counts.
+        """With `is_starting`, each probe opens a connection, and any HTTP response counts, even a 503.
+
+        Otherwise all probes share a connection, and only status 200 counts.
         """
         self._settings = {"api_key": api_key, "is_starting": is_starting}
         self._process = subprocess.Popen(
@@ -82,7 +83,7 @@ class HealthProbe:
 class _Client:
     """Sends the same request repeatedly, on one connection or on a new one each time.
 
-    It parses answers itself: `http.client` takes 0.2 ms for each, which is as long as a server takes.
+    It parses the answers itself, because `http.client` takes 0.2 ms for each, as long as a server takes.
     """
 
     def __init__(self, url: str, api_key: str | None, *, is_starting: bool) -> None:
@@ -95,7 +96,7 @@ class _Client:
         self._socket: socket.socket | None = None
 
     def probe(self) -> bool:
-        """Sends one probe. True for a complete response, which must have status 200 unless `is_starting`.
+        """Sends one probe. Returns whether the response was complete, with status 200 unless `is_starting`.
 
         Raises:
             ConnectionRefusedError: no server listens.
@@ -124,7 +125,7 @@ class _Client:
         return self._tls.wrap_socket(plain, server_hostname=self._address[0]) if self._tls else plain
 
     def _read_answer(self, connection: socket.socket) -> int:
-        """Reads an answer, returns its status. Without a length, the connection cannot be used again."""
+        """Reads an answer and returns its status. Closes the connection if the answer has no length."""
         headers: dict[bytes, bytes] = {}
         with connection.makefile("rb") as answer:
             status = int(answer.readline().split()[1])

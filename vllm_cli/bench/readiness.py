@@ -76,7 +76,7 @@ async def _ask_json(session: aiohttp.ClientSession, form: CompletionFormat, path
 
 
 async def _find_model(session: aiohttp.ClientSession, target: Target, config: BenchConfig) -> CompletionFormat:
-    """The model of the target, else the first in the server's list, as a format of requests."""
+    """The request format for the target's model, or for the first model in the server's list."""
     headers = {"Content-Type": "application/json"}
     headers |= {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
     form = CompletionFormat(base_url=target.base_url, path=config.path, model=target.spec.model or "", headers=headers)
@@ -95,7 +95,7 @@ async def _find_model(session: aiohttp.ClientSession, target: Target, config: Be
 
 
 async def _get(session: aiohttp.ClientSession, url: str, form: CompletionFormat) -> tuple[int, bytes]:
-    """Status and body of a GET. Raises NotReadyError without an answer."""
+    """Status and body of a GET. Raises NotReadyError if there is no answer."""
     timeout = aiohttp.ClientTimeout(total=_ANSWER_S)
     try:
         async with session.get(url, headers=form.headers, timeout=timeout) as response:

@@ -22,7 +22,7 @@ _SCHEMA_VERSION = 4
 
 
 Figures = Mapping[str, Any]
-"""Name of a figure -> what one round measured. None or missing if it could not be measured."""
+"""Name of a figure -> its value in one round. None or missing if it could not be measured."""
 
 
 class Metric(NamedTuple):
@@ -78,13 +78,13 @@ class Result:
     """Whether the exit code is 1."""
 
     def compare(self, condition: str) -> list[dict[str, Spread]]:
-        """Figure -> ratio of the first side to another one, for each of the other sides."""
+        """For each of the other sides: figure -> ratio of the first side's value to the other side's."""
         first, *others = (side.rounds[condition] for side in self.sides)
         return [compare_rounds(self.metrics, first, other) for other in others]
 
 
 def run_and_publish(work: Coroutine[Any, Any, Result], json_path: Path | None) -> int:
-    """Measures, and writes the report and JSON. Returns 0, 1 (requests failed), or 128 + signal."""
+    """Measures, then writes report and JSON. Returns 0, 1 if requests failed, or 128 + signal."""
     try:
         result = run_interruptibly(work)
     except Interrupted as interrupted:
@@ -155,7 +155,7 @@ def _write_report(result: Result, stream: TextIO) -> None:
 
 
 def _table(result: Result, condition: str) -> list[list[str]]:
-    """A row for each figure that any side has: all sides, then the ratios of the first side to the others."""
+    """A row for each figure: the values of all sides, then the ratios of the first side to the others."""
     first, *others = (side.name for side in result.sides)
     rows = [["", first, *others, *(f"{first}/{other}" for other in others)]]
     summaries = [summarize_rounds(result.metrics, side.rounds[condition]) for side in result.sides]
@@ -181,7 +181,7 @@ def _format_figure(value: float) -> str:
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """The value below which `percent` of the values lie, interpolated. None without values."""
+    """The value below which `percent` of the values lie, interpolated. None if there are no values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -198,7 +198,7 @@ def percentiles_ms(name: str, values_ns: Sequence[float], *percents: int) -> dic
 
 
 def spread_of(values: Iterable[float | None]) -> Spread | None:
-    """Median, minimum and maximum of the values that are not None. None if there are none."""
+    """Median, minimum and maximum of the values that are not None. None if no such value exists."""
     present = [value for value in values if value is not None]
     return Spread(median(present), min(present), max(present)) if present else None
 
@@ -210,7 +210,7 @@ def summarize_rounds(metrics: Iterable[Metric], rounds: Sequence[Figures]) -> di
 
 
 def compare_rounds(metrics: Iterable[Metric], ours: Sequence[Figures], theirs: Sequence[Figures]) -> dict[str, Spread]:
-    """The spread of the ratios of one side's figures to another side's, round by round."""
+    """Divides one side's figures by the other's, round by round. Returns the spread of these ratios."""
     ratios = {}
     for metric in metrics:
         pairs = zip(_values(ours, metric), _values(theirs, metric), strict=True)

@@ -1,4 +1,4 @@
-"""Streamed completions: reproducible prompts, the fields of a request, and times of the answer."""
+"""Streamed completions: builds reproducible prompts and requests, and records the times of each answer."""
 
 import random
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ _NUM_DIGITS = 6
 
 
 def build_prompt(num_tokens: int, *, seed: str) -> str:
-    """A prompt of about `num_tokens` tokens that the seed determines. Prompts differ from the first word on.
+    """A prompt of about `num_tokens` tokens. The seed determines it. Prompts differ from the first word on.
 
     No tokenizer is used: in most vocabularies each of the words is one token, and each digit of the number at
     the front counts as one token.
@@ -89,7 +89,7 @@ class RequestSample:
     usage: Usage | None = None
     error: str | None = None
     status: int | None = None
-    """The HTTP status. None without a response."""
+    """The HTTP status. None if there was no response."""
 
     @property
     def num_output_tokens(self) -> int:
@@ -116,7 +116,7 @@ class RequestSample:
 
 
 def open_session() -> aiohttp.ClientSession:
-    """A session without cookies or a limit of connections. A request fails after ten minutes."""
+    """A session that has no cookies and does not limit connections. A request fails after ten minutes."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -178,7 +178,7 @@ _decoder = msgspec.json.Decoder(_Chunk)
 class ChunkReader:
     """Reads the server-sent events of a stream with little work per token, and records when text arrives.
 
-    Only chunks with text count: an empty first delta of a chat, or a chunk with the usage, is no token.
+    Only chunks with text count. The empty first delta of a chat and the chunk with the usage are no tokens.
     """
 
     def __init__(self) -> None:
@@ -194,7 +194,7 @@ class ChunkReader:
             self._read_event(event, now_ns)
 
     def find_error(self) -> str | None:
-        """Called after the last byte. The error event's message, or that the stream is incomplete."""
+        """The message of an error event, or that the stream is incomplete. Called after the last byte."""
         return self.error or (None if self.is_finished else "the stream ended without a finish reason")
 
     def _read_event(self, payload: bytes, now_ns: int) -> None:

@@ -25,9 +25,9 @@ class LoadSamples:
 
     samples: list[RequestSample]
     duration_ns: int
-    """From the start of the first request to the end of the last one."""
+    """Time from the start of the first request to the end of the last request."""
     client_cpu_ns: int
-    """Processor time of this process during the round, which the server lacked."""
+    """Processor time that this process took from the server during the round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,9 @@ class ServeConfig(BenchConfig):
     """The load of `bench serve`."""
 
     levels: tuple[int, ...]
-    """Numbers of requests in flight, each measured by itself."""
+    """The numbers of requests in flight. Each number is measured separately."""
     num_requests: int | None = None
-    """Requests per level and round. None: four for each request in flight, but at least 8."""
+    """Requests per level and round. None: four times the requests in flight, but at least 8."""
     max_tokens: int = 64
     prompt_tokens: int = 64
     """Approximate length of the part of a prompt that is unique."""
@@ -49,7 +49,7 @@ class ServeConfig(BenchConfig):
 
 
 _LATENCIES = (("ttft", "TTFT"), ("tpot", "TPOT"), ("itl", "inter-token"), ("e2e", "e2e"))
-"""Name of a figure -> label: first text, time per further token, gaps between pieces, the whole answer."""
+"""Names and labels of latencies: first text, time per further token, gap between pieces, whole answer."""
 SERVE_METRICS = (
     Metric("output_tokens_per_s", "output tok/s", is_higher_better=True),
     Metric("requests_per_s", "requests/s", is_higher_better=True),
@@ -60,7 +60,7 @@ SERVE_METRICS = (
 
 
 async def measure_serving(config: ServeConfig) -> Result:
-    """Measures side by side, round by round, so that changes of the machine affect all sides alike."""
+    """Measures all sides in each round, so that changes of the machine affect all sides alike."""
     with ExitStack() as stack:
         reporter = stack.enter_context(closing(Reporter()))
         targets = [stack.enter_context(closing(Target(spec))) for spec in config.targets]
@@ -106,7 +106,7 @@ async def _measure_round(config: ServeConfig, target: Target, server: ReadyServe
 
 
 async def _load(config: ServeConfig, server: ReadyServer, level: int, num_requests: int, stage: str) -> LoadSamples:
-    """Sends the requests of one round. The seed alone decides the prompts, so all sides get the same ones."""
+    """Sends the requests of one round. Prompts depend only on the seed, so all sides get the same ones."""
     shared = build_prompt(config.shared_prefix_tokens, seed=str(config.seed)) if config.shared_prefix_tokens else ""
     seeds = (f"{config.seed}/{level}/{stage}/{index}" for index in range(num_requests))
     prompts = (f"{shared} {build_prompt(config.prompt_tokens, seed=seed)}".lstrip() for seed in seeds)
@@ -115,7 +115,7 @@ async def _load(config: ServeConfig, server: ReadyServer, level: int, num_reques
 
 
 async def generate_load(form: CompletionFormat, bodies: Iterable[bytes], *, concurrency: int) -> LoadSamples:
-    """Sends and times all requests over new keep-alive connections, `concurrency` of them at once."""
+    """Sends and times all requests, `concurrency` of them at once, over new keep-alive connections."""
     samples: list[RequestSample] = []
     remaining = iter(bodies)
     async with open_session() as session:
@@ -132,7 +132,7 @@ async def generate_load(form: CompletionFormat, bodies: Iterable[bytes], *, conc
 
 
 def compute_round(load: LoadSamples, probes: ProbeSamples, *, max_tokens: int) -> dict[str, Any]:
-    """The figures of one round. A failed request counts as an error and in no other figure."""
+    """The figures of one round. A failed request counts only as an error."""
     good = [sample for sample in load.samples if sample.error is None]
     failed = [sample.error for sample in load.samples if sample.error is not None]
     output_tokens = sum(sample.num_output_tokens for sample in good)

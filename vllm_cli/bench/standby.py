@@ -1,4 +1,4 @@
-"""The standby of the state `standby`, from which the servers of a measured `vllm-cli serve` are forked."""
+"""The standby for `bench startup --state standby`. It forks the servers that are measured."""
 
 import asyncio
 import shlex
@@ -16,7 +16,7 @@ from vllm_cli.bench.target import TargetStartError
 from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
 
 NO_STANDBY: Final = {"VCLI_STANDBY": "off"}
-"""Variables of starts in other states. A standby of the user must not make these starts warm."""
+"""Variables of starts from other states, which a standby of the user must not make warm."""
 _POLL_S: Final = 0.1
 
 
@@ -24,7 +24,7 @@ class BenchStandby:
     """A standby in the command's Python environment, with the command's variables and its own sockets."""
 
     def __init__(self, command: str, model: str | None) -> None:
-        """`model` is the standby's --model. The command must be one of this program."""
+        """`model` is the standby's --model. `command` must be a command of this program."""
         self._prefix, words = split_own_command(command)
         self._words = ["--for", kind] if (kind := find_template_kind(self._prefix, words)) else []
         self._words += ["--model", model] if model else []
@@ -32,7 +32,7 @@ class BenchStandby:
         self._place = {"XDG_RUNTIME_DIR": self._folder.name}
         self._process = SupervisedCommand(self._place)
         self.environment: Final = {**self._place, "VCLI_STANDBY": "require"}
-        """Variables with which a start is warm or fails."""
+        """With these variables, a start that cannot be warm fails."""
 
     async def start(self, timeout_s: float) -> None:
         """Returns once the imports are done. Raises TargetStartError if they fail or take too long."""
@@ -72,7 +72,7 @@ class BenchStandby:
 
 
 def split_own_command(command: str) -> tuple[list[str], list[str]]:
-    """The words before `serve`, which also run other commands of that installation, and the words after it.
+    """The words before `serve`, which also start the installation's other commands, and the words after it.
 
     For a command of another program, the first list is empty and the second has all words.
     """
@@ -86,7 +86,7 @@ def split_own_command(command: str) -> tuple[list[str], list[str]]:
 
 
 def find_template_kind(prefix: list[str], words: list[str]) -> str | None:
-    """The kind of template for the command's engine. None leaves the choice to the standby."""
+    """The kind of template for the command's engine. If None is returned, the standby chooses."""
     values = [word.partition("=")[2] for word in prefix if word.startswith("VCLI_ENGINE=")]
     given = ServeWords(words)
     engine = given.own.get("--engine") or (values or [foreign.text_of("VCLI_ENGINE")])[-1]

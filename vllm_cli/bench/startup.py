@@ -1,4 +1,4 @@
-"""`bench startup`: alternating starts of all sides from all states, timed from exec to the first token."""
+"""`bench startup`: alternates starts of all sides from all states. Times run from exec to the first token."""
 
 import asyncio
 import os
@@ -38,7 +38,7 @@ STARTUP_METRICS: Final = (
     Metric("resident_share", "evicted, still in memory", is_compared=False),
 )
 _COLD_ENOUGH: Final = 0.01
-"""A page cache with more than this share of the evicted files still in memory was not cold."""
+"""If more than this share of the evicted files is still in memory, the page cache was not cold."""
 _UNSURE: Final = {
     "unknown_bytes": "this system does not show which of their pages are in memory",
     "fuse_bytes": "the process that serves their file system may have them in memory",
@@ -56,7 +56,7 @@ class StartupBenchConfig(BenchConfig):
     evict_paths: tuple[Path, ...] = ()
     """Files and folders that are evicted from the page cache for `cold-pages`."""
     standby_model: str | None = None
-    """The model that the standby keeps, too (its --model)."""
+    """The standby's --model."""
     pause_s: float = 1.0
     """Time between the end of one server and the start of the next."""
     shows_phases: bool = False
@@ -64,7 +64,7 @@ class StartupBenchConfig(BenchConfig):
 
 
 async def measure_startup(config: StartupBenchConfig) -> Result:
-    """Starts the sides in turn, every other round in reverse, so that none always follows the same one."""
+    """Starts the sides in turn, every other round in reverse, so that no side always follows the same one."""
     evicted = list_files(config.evict_paths)
     with ExitStack() as stack:
         reporter = stack.enter_context(closing(Reporter()))
@@ -104,13 +104,13 @@ class _StartedSide:
         self._config = config
         self._standby: BenchStandby | None = None
         self._server: ReadyServer
-        """Properties of the server that `prepare` has found."""
+        """The server as `prepare` has found it."""
 
     async def prepare(self) -> None:
-        """Starts the server without measuring: checks the command, warms caches, finds the request format.
+        """Starts the server without measuring, to check the command, warm caches and find the request format.
 
-        A standby is started afterwards, because a first start records what a template process imports. Its
-        first fork is not measured either.
+        Then starts the standby, because the first start has recorded the modules that a template process
+        imports. The standby's first fork is not measured either.
         """
         with self._started(NO_STANDBY) as (target, _):
             target.start()
@@ -121,7 +121,7 @@ class _StartedSide:
             await self.measure("standby")
 
     async def measure(self, state: str) -> dict[str, Any]:
-        """Measures one start. All its processes have exited when this returns."""
+        """Measures one start, and waits until all its processes have exited."""
         environment = self._standby.environment if self._standby and state == "standby" else NO_STANDBY
         with HealthProbe(is_starting=True) as probe, self._started(environment) as (target, stamp):
             async with asyncio.timeout(self._config.ready_timeout_s):
@@ -149,7 +149,7 @@ class _StartedSide:
 
     @contextmanager
     def _started(self, environment: dict[str, str]) -> Iterator[tuple[Target, Path]]:
-        """Starts a server, and stops it after the block. Yields it with the file for its moment of exec."""
+        """Yields a server, not started yet, and the file for its moment of exec. Then stops the server."""
         with TemporaryDirectory(prefix="vllm-cli-bench-") as folder:
             stamp = Path(folder, "stamp")
             prefix = stamp_words(stamp)
@@ -192,9 +192,10 @@ class _StartedSide:
 
 
 async def _wait_healthy(host: str, port: int, ensure_alive: Callable[[], None]) -> tuple[int, int | None]:
-    """The moments of the first accepted connection and of the first 200 from `/health`, None without a route.
+    """The moments of the first accepted connection and of the first 200 from `/health`.
 
-    Bare sockets take a fifth of the CPU time of asyncio streams. Polls compete with the start for cores.
+    The second is None if there is no such route. Uses sockets, because polls compete with the start for
+    cores, and asyncio streams take five times the CPU time.
     """
     loop = asyncio.get_running_loop()
     request = f"GET /health HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode()
@@ -216,7 +217,7 @@ async def _wait_healthy(host: str, port: int, ensure_alive: Callable[[], None]) 
 
 
 async def _wait_first_token(form: CompletionFormat, ensure_alive: Callable[[], None]) -> int:
-    """Requests a completion, again after 5xx or no response. Returns the moment of its first text."""
+    """Requests a completion. Retries after 5xx or no response. Returns the moment of the first text."""
     body = form.encode("The capital of France is", max_tokens=4)
     async with open_session() as session:
         while True:
@@ -230,7 +231,7 @@ async def _wait_first_token(form: CompletionFormat, ensure_alive: Callable[[], N
 
 
 def _find_problems(side: Side) -> Iterator[str]:
-    """Names caches that were not cold, and servers that were warm or cold against the state's name."""
+    """Yields problems: caches that were not cold, and starts that were warm or cold against expectation."""
     for condition, rounds in side.rounds.items():
         where = f"{side.name}, {condition}"
         if (stayed := max(figures.get("resident_share") or 0 for figures in rounds)) > _COLD_ENOUGH:
@@ -253,7 +254,7 @@ class Residency(NamedTuple):
     unknown_bytes: int = 0
     """Bytes whose residency cannot be measured."""
     fuse_bytes: int = 0
-    """Bytes on FUSE. The process behind FUSE may have them in memory, because its files are not evicted."""
+    """Bytes on FUSE. The process that serves FUSE may have them in memory, where they are not evicted."""
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -266,13 +267,13 @@ class Residency(NamedTuple):
 
 
 def list_files(paths: Iterable[Path]) -> list[Path]:
-    """All files among the paths and in folders among them, each once, with links resolved."""
+    """The given files and all files in the given folders, each once, with links resolved."""
     files = (file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]))
     return list(dict.fromkeys(real for file in files if (real := file.resolve()).is_file()))
 
 
 def evict_files(files: Sequence[Path]) -> Residency:
-    """Writes back the files' changed pages and drops all pages. Returns what stayed in memory.
+    """Writes back the files' changed pages and drops all pages. Measures how much stayed in memory.
 
     Pages that another process has mapped stay in memory, and so do files on tmpfs. Raises InputError if a
     file cannot be opened.

@@ -1,4 +1,4 @@
-"""Measured servers. Each one already runs, or the benchmark starts, freezes and stops it."""
+"""Measured servers. A server already runs, or the benchmark starts, freezes and stops it."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ class TargetSpec:
     command: str | None = None
     """Shell words. `{port}` is replaced by a free port. Without it, `--port N` is appended."""
     model: str | None = None
-    """The name of the model to request. None: the first model in the server's list."""
+    """The name of the model to request. None means the first model in the server's list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class BenchConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The fields for the result file, without commands and keys."""
+        """The settings as fields of the result file, without commands and keys."""
         return {name: value for name, value in asdict(self).items() if name not in ("targets", "api_key")}
 
 
@@ -56,7 +56,7 @@ class TargetStartError(click.ClickException):
 
 
 class Target(SupervisedCommand):
-    """A server. One that is given by its address is never started, frozen or stopped."""
+    """A measured server. If it is given by its address, it is never started, frozen or stopped."""
 
     def __init__(
         self, spec: TargetSpec, *, prefix: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
@@ -69,7 +69,7 @@ class Target(SupervisedCommand):
         self._prefix = prefix
 
     def start(self) -> None:
-        """Starts the command on a free port unless it runs. Returns before the server is ready."""
+        """Starts the command on a free port if it does not run. Returns before the server is ready."""
         if self.spec.command is not None and self._supervisor is None:
             port = find_free_port(list_server_ports())
             self.base_url = f"http://127.0.0.1:{port}"
@@ -84,7 +84,7 @@ class Target(SupervisedCommand):
         self.send(b"resume\n")
 
     def poll(self) -> None:
-        """Checks at once whether the started server has exited. It would be noticed after `EXIT_DELAY_S`."""
+        """Checks now whether the started server has exited, without waiting for `EXIT_DELAY_S`."""
         self.send(b"poll\n")
 
 

@@ -1,1 +1,1 @@
-"""Clients of servers, and how running servers are found. Begin with `server_address.py`."""
+"""Clients of servers, and the search for running servers. Begin with `server_address.py`."""

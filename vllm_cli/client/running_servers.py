@@ -21,7 +21,7 @@ from vllm_cli.client.waiting import amount, poll_readiness
 _ANSWER_TIMEOUT_S: Final = 2.0
 _MAX_BODY_BYTES: Final = 4 << 20
 _Starts: TypeAlias = Mapping[int | None, Mapping[str, Any] | None]
-"""Id of the process that a user or router has started -> what is known of its start."""
+"""Id of the process that a user or router has started -> the fields of its start."""
 _STATES: Final = {"ready": "ready", "starting": "not ready", "absent": "silent", "failed": "dead"}
 
 
@@ -36,10 +36,10 @@ class RouterModel:
     since_s: float | None
     """Seconds since the model entered this state."""
     memory_bytes: int | None
-    """PSS of the model's processes. None if it does not run, or was not measured yet."""
+    """PSS of the model's processes. None if the model does not run, or was not measured yet."""
     pid: int | None
     reason: str | None
-    """Why the model's last start failed. None if it did not fail."""
+    """Why the model's last start failed. None if the start did not fail."""
     start: Mapping[str, Any] | None = None
     """The start of the model's process, with the fields of `RunningServer.start`."""
 
@@ -63,9 +63,9 @@ class RunningServer:
     engine: str
     """`embedded`, `vllm` or `router`."""
     state: str
-    """`ready`, the server's own `status`, or `silent`.
+    """`ready`, `silent`, or the `status` that the server reports.
 
-    `stopped` if the next request starts the model (`--idle-stop`).
+    A server reports `stopped` if its next request starts the model (`--idle-stop`).
     """
     uptime_s: float
     memory_bytes: int
@@ -77,7 +77,7 @@ class RunningServer:
     """The forked server of a warm start. None for a router."""
 
     log: str | None = None
-    """The file with the server's output, such as the log of `serve --detach`. None if there is no file."""
+    """The file with the server's output, such as the log of `serve --detach`. None if it has no file."""
     start: Mapping[str, Any] | None = None
     """The fields of `base.lifecycle.StartInfo`, with `ready_s` and `phases` once the server was ready."""
     models: tuple[RouterModel, ...] | None = None
@@ -101,12 +101,12 @@ class RunningStandby:
 
     pid: int
     state: str
-    """`importing`, `ready` or `failed`, as reported. `running` for a standby of another environment."""
+    """`importing`, `ready` or `failed`, as the standby reports. `running` if it is of another environment."""
     uptime_s: float
     memory_bytes: int
-    """PSS: a page that is shared with servers counts in part."""
+    """PSS, in which a page that is shared with servers counts in part."""
     pids: tuple[int, ...]
-    """The standby's process first."""
+    """All processes, beginning with the standby's own."""
     log: str | None = None
     owner_pid: int | None = None
     """The `vllm-cli serve` (`--idle-stop`, or with several models) to which the standby belongs."""
@@ -148,7 +148,7 @@ def find_standbys() -> list[RunningStandby]:
 
 
 def _members(record: RunRecord, records: list[RunRecord], standbys: set[int]) -> tuple[int, ...]:
-    """The process that the user started, then all that belong to it except for a standby of its own."""
+    """The process that the user started, then all processes that belong to it except for its own standby."""
     found = {record.front_pid or record.pid: None, record.pid: None} | dict.fromkeys(descendants(record.pid))
     for other in records:
         if other.front_pid in found:  # forked for a child of this server
@@ -179,7 +179,7 @@ def _describe(record: RunRecord, pids: tuple[int, ...], starts: _Starts, with_st
 
 
 def _log_of(pid: int) -> str | None:
-    """The file behind a process's standard error. None if that is no file, or if it was removed."""
+    """The file that is a process's standard error. None if it is no regular file, or was removed."""
     with contextlib.suppress(OSError):
         path = Path(f"/proc/{pid}/fd/2").readlink()
         return str(path) if path.is_file() else None
@@ -187,7 +187,7 @@ def _log_of(pid: int) -> str | None:
 
 
 def address_of(record: RunRecord) -> ServerAddress | None:
-    """Where a server listens. None if it does not listen, or on a port that a later check has refused."""
+    """Where a server listens. None if it does not listen, or if its recorded address is not valid."""
     if record.address is None:
         return None
     context = ssl.create_default_context()
@@ -199,7 +199,7 @@ def address_of(record: RunRecord) -> ServerAddress | None:
 
 
 def _read_models(address: ServerAddress) -> tuple[RouterModel, ...] | None:
-    """The models of a router in the order of its file. None without a list, for example without the key."""
+    """The models of a router, in its file's order. None if it sends no list, for example without a key."""
     try:
         answer = Server(address).request("GET", DATA_PATH, timeout_s=_ANSWER_TIMEOUT_S, max_bytes=_MAX_BODY_BYTES)
         data = read_json(answer.content) if answer.status == 200 else None
@@ -215,7 +215,7 @@ def describe(models: Iterable[RouterModel]) -> str:
 
 
 def parse_models(data: Any) -> tuple[RouterModel, ...] | None:
-    """The models in the data of a status page. None for a server with one model."""
+    """The models in the data of a status page. None if the server has only one model."""
     found = data.get("models") if isinstance(data, Mapping) else None
     if not isinstance(found, list):
         return None
@@ -264,7 +264,7 @@ def _describe_standby(record: RunRecord) -> RunningStandby:
 
 
 def _pids_of_standby(record: RunRecord) -> tuple[int, ...]:
-    """The standby and its template processes. The children of these are servers."""
+    """The standby and its template processes, but not the servers that these have forked."""
     return (record.pid, *child_pids(record.pid))
 
 

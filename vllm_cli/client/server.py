@@ -1,4 +1,4 @@
-"""The client of a server with the OpenAI API, ours or another one. Standard library only."""
+"""A client for any server with the OpenAI API. Uses only the standard library."""
 
 import json
 import math
@@ -42,7 +42,7 @@ def take_server(options: dict[str, Any]) -> "Server":
 
 
 def choose_key(given: str | None) -> str | None:
-    """The key to send: the given one, else that of a variable. None without either."""
+    """The key to send: the given key, else the key in an environment variable. None if there is neither."""
     return given or env.OPENAI_API_KEY.get() or env.VLLM_API_KEY.get()
 
 
@@ -60,7 +60,7 @@ class Piece(NamedTuple):
 
     text: str
     num_tokens: int | None = None
-    """The tokens of the whole answer. None but in the last piece."""
+    """The number of tokens of the whole answer. None in all pieces except the last."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ class Server:
         timeout_s: float | None = None,
         max_bytes: int | None = None,
     ) -> ReceivedAnswer:
-        """Sends one request, with the body as JSON. Raises OSError or HTTPException without an answer."""
+        """Sends one request, with the body as JSON. Raises OSError or HTTPException if there is no answer."""
         with self._open(method, path, body, timeout_s) as response:
             return ReceivedAnswer(response.status, response.reason, response.headers, response.read(max_bytes))
 
     def ask(self, method: str, path: str, *, timeout_s: float | None = None) -> dict[str, Any]:
-        """The JSON of a successful answer. Without a timeout, the answer may take any time."""
+        """Sends a request without a body. Returns the answer's JSON. A timeout of None means no limit."""
         with explain_failures(self.address):
             answer = self.request(method, path, timeout_s=timeout_s)
         _raise_for_status(answer.status, answer.reason, answer.content)
@@ -109,7 +109,7 @@ class Server:
     def _open(
         self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float | None = None
     ) -> Iterator[HTTPResponse]:
-        """An answer whose body has not been read. The timeout applies to each operation on the connection."""
+        """Yields an answer with an unread body. The timeout applies to each operation on the connection."""
         content = None if body is None else json.dumps(body)
         headers = {"Content-Type": "application/json", "Connection": "close"}
         if self.api_key:
@@ -142,13 +142,13 @@ class EventReader:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The data of events that are complete now. A line may be spread over several calls."""
+        """Returns the data of events that these bytes complete. A line may be spread over several calls."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [line[5:].strip() for line in lines if line.startswith(b"data:")]
 
 
 def error_message(data: bytes) -> str:
-    """The message in an error of OpenAI, vLLM or FastAPI, else the whole body, on one line."""
+    """The message in an error of OpenAI, vLLM or FastAPI, or the whole body if there is none, on one line."""
     body: Any = data.decode(errors="replace")
     with suppress(ValueError):
         body = read_json(body)

@@ -28,7 +28,7 @@ class ServerAddress:
     host: str = "localhost"
     port: int = 8000
     uds: str | None = None
-    """A UNIX socket, instead of host and port."""
+    """The path of a UNIX socket, which replaces host and port."""
     path: str = ""
     """A prefix of all paths of the API."""
     tls: ssl.SSLContext | None = None
@@ -40,7 +40,7 @@ class ServerAddress:
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.path}"
 
     def connect(self, timeout_s: float) -> HTTPConnection:
-        """A connection, opened by its first request. The timeout applies to each of its operations."""
+        """A connection that its first request opens. The timeout applies to each operation on it."""
         if self.uds is not None:
             return _UnixConnection(self.uds, timeout_s)
         if self.tls is not None:
@@ -76,12 +76,12 @@ def parse_url(url: str, tls: ssl.SSLContext | None = None) -> ServerAddress:
 
 
 def reachable_host(host: str | None) -> str:
-    """The host to connect to: the loopback address for a server that listens on every address."""
+    """The host to connect to. For a server that listens on every address, it is the loopback address."""
     return _WILDCARDS.get(host or "", host or "")
 
 
 class _UnixConnection(HTTPConnection):
-    """Connects to a socket through /proc/self/fd: a socket's address has at most 107 bytes (unix(7))."""
+    """Connects through /proc/self/fd, because the path of a UNIX socket has at most 107 bytes (unix(7))."""
 
     def __init__(self, path: str, timeout_s: float) -> None:
         super().__init__("localhost", timeout=timeout_s)
@@ -117,7 +117,7 @@ def take_address(options: dict[str, Any]) -> ServerAddress:
     """Removes `url` and the address flags from a command's parameters. Returns the address that they give.
 
     Raises:
-        InputError: two of them exclude each other, or one of them is not valid.
+        InputError: two of these parameters exclude each other, or one is not valid.
     """
     url, host, port, uds = (options.pop(name) for name in ("url", "host", "port", "uds"))
     certificate, is_insecure = options.pop("ssl_certfile"), options.pop("insecure")
@@ -139,10 +139,10 @@ def take_address(options: dict[str, Any]) -> ServerAddress:
 
 
 def _build_tls(certificate: Path | None, is_insecure: bool) -> ssl.SSLContext:
-    """Trusts the named certificate, the server's own or that of its authority. Its host name need not match.
+    """A context that trusts this certificate, either the server's own or its authority's, for every host.
 
-    Since Python 3.13, a server's own certificate is trusted without its authority, and authorities that break
-    RFC 5280 are not. This context trusts both with every Python.
+    Since Python 3.13, default contexts trust a server's own certificate without its authority, and reject
+    authorities that break RFC 5280. This context trusts both with every Python.
     """
     context = ssl.create_default_context()
     if is_insecure or certificate is not None:

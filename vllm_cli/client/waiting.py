@@ -21,9 +21,9 @@ _MAX_BODY_BYTES: Final = 1 << 16
 _FAILED: Final = ("failed", "dead")
 """Values of `status` from a server that will never be ready."""
 _NOT_YET: Final = (408, 425, 429)
-"""HTTP statuses below 500 after which a retry may succeed."""
+"""HTTP statuses below 500 after which the server may still become ready."""
 _WANTS_CERTIFICATE: Final = ("CERTIFICATE_REQUIRED", "ALERT_HANDSHAKE_FAILURE")
-"""The alerts of TLS 1.3 and 1.2 to a client without a certificate."""
+"""The alerts with which TLS 1.3 and 1.2 reject a client without a certificate."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Readiness:
     """Why the server is not ready, as text."""
     phase: str | None = None
     progress: float | None = None
-    """The part of the start that is done, from 0 to 1."""
+    """The completed share of the start, from 0 to 1."""
     eta_s: float | None = None
     status: str | None = None
     """The `status` that the server reports: `starting`, `draining` or `dead`.
@@ -55,7 +55,7 @@ class Readiness:
 
 
 def poll_readiness(address: ServerAddress, path: str, *, timeout_s: float) -> Readiness:
-    """Sends one GET. Failures are part of the result."""
+    """Sends one GET. A failure is returned as a result and raises nothing."""
     try:
         answer = Server(address).request("GET", path, timeout_s=timeout_s, max_bytes=_MAX_BODY_BYTES)
     except ssl.SSLCertVerificationError as err:
@@ -100,7 +100,7 @@ def _read_body(body: dict[str, Any], otherwise: str) -> Readiness:
 
 
 def amount(value: Any, most: float = math.inf) -> float | None:
-    """The value if it is a number from 0 to `most`, else None."""
+    """The value, at most `most`, if it is a number of 0 or more. None for other values."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return min(float(value), most) if is_number and value >= 0 else None
 
@@ -120,9 +120,9 @@ class WaitOptions:
     path: str
     timeout_s: float
     interval_s: float
-    """Seconds from a response to the next request."""
+    """Seconds between a response and the next request."""
     pid: int | None = None
-    """The server's process. The wait ends when it exits."""
+    """The server's process. When it exits, the wait ends."""
 
 
 @dataclass(frozen=True)

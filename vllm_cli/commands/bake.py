@@ -1,4 +1,4 @@
-"""`vllm-cli bake`: one start while an image is built, so that the image's first start finds warm caches."""
+"""`vllm-cli bake`: starts a server while an image is built, so that the image's first start has caches."""
 
 import json
 from pathlib import Path
@@ -50,11 +50,12 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
 def bake(*, words: tuple[str, ...], output: Path | None, is_json: bool, **options: Any) -> int:
-    """Start MODEL once while an image is built, and keep in one folder what makes later starts fast.
+    """Start MODEL once while an image is built, and keep in one folder the caches that speed up later starts.
 
-    Accepts every flag of `vllm-cli serve`: give those of the later starts. The server gets a private socket,
-    answers one request and is stopped. On a machine without the GPU that vLLM needs, vLLM is only imported.
-    `serve` finds the folder by itself and never writes to it. It writes to the user's cache folder.
+    Accepts every flag of `vllm-cli serve`. Give the flags of the later starts. The server gets a private
+    socket, answers one request and is stopped. On a machine without the GPU that vLLM needs, vLLM is only
+    imported. `serve` finds the folder by itself and never writes to it. New caches go to the user's cache
+    folder.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`vllm-cli bench`: the options of both benchmarks, which are imported only when they run."""
+"""`vllm-cli bench`: the options of both benchmarks. A benchmark's modules are imported when it runs."""
 
 import shlex
 import sys
@@ -41,7 +41,7 @@ for _command_of_vllm in BENCHMARKS:
 
 
 def _command(value: str) -> str:
-    """A command of shell words."""
+    """Checks a command, which is written as for a shell."""
     with suppress(ValueError):
         if shlex.split(value):
             return value
@@ -57,7 +57,7 @@ def _url(value: str) -> str:
 
 
 def _file(value: str) -> Path:
-    """A file that is written at the end of the run. Its folder must exist."""
+    """The path of a file that is written at the end of the run. Its folder must exist."""
     path = Path(value)
     if path.is_dir() or not path.parent.is_dir():
         raise click.BadParameter(f"{value!r} is not a file in an existing folder.")
@@ -208,19 +208,20 @@ def startup(**options: Any) -> int:
     200) and has sent the first token of a streamed completion. It also has the latency and refusals of probes
     that a separate process sends 20 times a second.
 
-    With --phases, the report also divides the time to the first token: imports, configuration, weights,
-    compile and warm-up, and so on. Lines of vLLM's log end the phases, those of plain `vllm serve`, too. The
-    embedded engine reports its phases on /startupz. Other servers have the phase `server`, until /health
-    answers 200, and the phase `first token`. The JSON always has the phases of each start.
+    With --phases, the report also divides the time to the first token into phases such as imports,
+    configuration, weights, compile and warm-up. For vLLM, also for plain `vllm serve`, lines of its log end
+    the phases. The embedded engine reports its phases on /startupz. Other servers have the phase `server`,
+    which lasts until /health answers 200, and the phase `first token`. The JSON always has the phases of each
+    start.
 
-    Each command is started on a free port ({port} in the command, else --port is appended) and always stopped
-    with all its processes. The first start of each server is not measured. Then rounds alternate, every other
-    round in the opposite order.
+    Each command is started on a free port ({port} in the command, else --port is appended) and always
+    stopped with all its processes. The first start of each server is not measured. Then each round starts
+    all servers, in every other round in the opposite order.
 
-    With the state warm, all caches stay. With cold-pages, the model's files are evicted from the page cache.
-    The report shows what stayed. With standby, caches stay, and a `vllm-cli standby` runs from the first
-    start to the end, with the command's variables and Python environment. A start that cannot be forked from
-    it ends the run with exit code 3. Commands of other programs start as with warm.
+    With the state warm, all caches stay. With cold-pages, the model's files are evicted from the page cache,
+    and the report shows how much stayed. With standby, caches stay, and a `vllm-cli standby` runs from the
+    first start to the end, with the command's variables and Python environment. If a server cannot be forked
+    from the standby, the run ends with exit code 3. Commands of other programs start as with warm.
 
     \b
     Examples:
@@ -250,7 +251,7 @@ def startup(**options: Any) -> int:
 def _build_targets(
     ours: list[dict[str, str]], theirs: list[dict[str, str]], models: tuple[str | None, str | None]
 ) -> "tuple[TargetSpec, ...]":
-    """The sides, named A, B, ... `models`: names to request from our side and from the others."""
+    """The sides, named A, B, ... `models`: names to request from our sides and from theirs."""
     from vllm_cli.bench.target import TargetSpec  # noqa: PLC0415 - slow to import for --help
 
     model, other_model = models
@@ -260,14 +261,14 @@ def _build_targets(
 
 
 def _own_command(model: str | None) -> str:
-    """The words of `serve`: this installation's console script, which users start, else its module."""
+    """A `serve` command of this installation. It uses the console script, as users do, else the module."""
     script = Path(sys.executable).with_name("vllm-cli")
     words = [str(script)] if script.exists() else [sys.executable, "-m", "vllm_cli"]
     return shlex.join([*words, "serve", *([model] if model else [])])
 
 
 def _find_models(model: str | None, targets: "tuple[TargetSpec, ...]") -> list[Path]:
-    """The model folders among the commands' words, and the folder of `model`. Raises ModelNotFoundError."""
+    """The model folders that the commands name, and the folder of `model`. Raises ModelNotFoundError."""
     words = [Path(word) for target in targets for word in shlex.split(target.command or "")]
     named = [path for path in words if (path / "config.json").is_file()]
     return named if named and model is None else [*named, resolve_model(ModelRequest(model=model)).path]

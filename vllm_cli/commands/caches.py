@@ -1,4 +1,4 @@
-"""`vllm-cli caches` lists what is kept between starts: compiled models, preload profiles, the import file."""
+"""`vllm-cli caches`: lists compiled models, preload profiles and other files kept between starts."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,11 +41,11 @@ _OTHERS: Final = {
     "start history": ("history/*", "history.*"),
     "flags of vLLM": ("vllm-facts/*", "hooks/*"),
 }
-"""What is kept besides compiled models -> patterns of its files in the cache folder."""
+"""Name of other kept files -> their patterns in the cache folder."""
 
 
 class _Kept(NamedTuple):
-    """Something that is kept: a compiled model of this machine or of a location, or other files."""
+    """A compiled model, kept on this machine or in a location, or other kept files."""
 
     name: str
     """The name of the compiled model's archive in a location."""
@@ -62,12 +62,12 @@ class _Kept(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The model's name, if known."""
+        """The model's name if it is known, else the name of the archive or of the files."""
         return self.record.model if self.record else self.name
 
     @property
     def age_s(self) -> float | None:
-        """Seconds since the last use. 0 if the last use is in the future because a clock was changed."""
+        """Seconds since the last use. 0 if its time is in the future, because a clock was changed."""
         return None if self.used_s is None else max(datetime.now(UTC).timestamp() - self.used_s, 0.0)
 
     @property
@@ -90,11 +90,12 @@ class _Kept(NamedTuple):
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object, with all modules of the profiles.")
 @click.pass_context
 def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bool) -> None:
-    """List what is kept between starts of vLLM: compiled models, preload profiles and the import file.
+    """List compiled models, preload profiles and the import file, which are kept between starts of vLLM.
 
-    HERE shows whether a compiled model fits this machine's versions and hardware. The log of a start says
-    whether it compiled, and why. LAST USE of an object in a store is when it was added. The next start
-    imports the modules of its preload profile once for all processes. The import file has their bytecode.
+    HERE shows whether a compiled model fits this machine's versions and hardware. The log of a start shows
+    whether vLLM has compiled the model, and why. For an object in a store, LAST USE is the time when it was
+    added. A start imports the modules of its preload profile once for all processes. The import file has the
+    bytecode of these modules.
 
     \b
     Examples:
@@ -139,7 +140,8 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
 def prune(*, older_s: float | None, keep_bytes: int | None, is_all: bool, is_plain: bool, is_dry_run: bool) -> None:
     """Remove compiled models of this machine by age and size, or everything that is kept between starts.
 
-    Servers that are ready are not affected. After --all, the next start compiles and records everything anew.
+    Servers that are ready are not affected. After --all, the next start compiles and records everything
+    again.
 
     \b
     Examples:
@@ -192,7 +194,7 @@ def _archives(address: str) -> Iterator[_Kept]:
 
 
 def _examine(models: Iterator[_Kept]) -> list[_Kept]:
-    """The compiled models, each with the reason why it cannot be loaded here, if there is one."""
+    """Adds to each compiled model the reason why it cannot be loaded here, if there is a reason."""
     from startup.compiled_models.compile_cache import present_versions  # noqa: PLC0415 - slow to import for --help
     from startup.vllm_words.installed import find_vllm
 
@@ -216,7 +218,7 @@ def _why_not_here(record: CompiledModel, versions: Mapping[str, str] | None, har
 
 
 def _choose(models: Sequence[_Kept], older_s: float | None, keep_bytes: int | None) -> list[_Kept]:
-    """The compiled models to remove, so that the rest keeps the limits, longest unused first."""
+    """The compiled models to remove so that the rest is within the limits. Begins with the longest unused."""
     ordered = sorted(models, key=lambda model: model.used_s or 0.0)
     total, chosen = sum(model.num_bytes for model in ordered), []
     for model in ordered:
@@ -238,7 +240,7 @@ def _num_unrecorded_bytes(models: Sequence[_Kept]) -> int:
 
 
 def _remove(chosen: Sequence[_Kept]) -> None:
-    """Removes compiled models. Raises OSError if one cannot be removed."""
+    """Removes compiled models and other files. Raises OSError if one cannot be removed."""
     records = [kept.record for kept in chosen if kept.record is not None]
     for record in records:
         local.remove(record)
@@ -249,7 +251,7 @@ def _remove(chosen: Sequence[_Kept]) -> None:
 
 
 def kept_fields(models: Mapping[str | None, list[_Kept]] | None = None) -> dict[str, Any]:
-    """What is kept, as JSON values. Without `models`, by this machine."""
+    """All that is kept between starts, as JSON. `models`: compiled models. None: those of this machine."""
     from startup.vllm.fork.preload_profile import load_all_profiles, plain_states
 
     learned, models = read_learned(), models or _of_this_machine()
@@ -263,7 +265,7 @@ def kept_fields(models: Mapping[str | None, list[_Kept]] | None = None) -> dict[
 
 
 def describe_kept(models: Mapping[str | None, list[_Kept]] | None = None) -> str:
-    """The same as text."""
+    """All that is kept between starts, as text. `models`: compiled models. None: those of this machine."""
     return "\n\n".join("\n".join(part) for part in _sections(models or _of_this_machine()))
 
 

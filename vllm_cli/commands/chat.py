@@ -27,7 +27,7 @@ Message = dict[str, str]
 
 
 def _dialogue_options(command: F) -> F:
-    """Adds the options for server, model and sampling. The option for the model is that of `vllm chat`."""
+    """Adds the options for server, model and sampling. The model's option is named as in `vllm chat`."""
     for option in (
         click.option(
             "--max-tokens", type=click.IntRange(min=1), help="Most tokens to generate. Without it, the server decides."
@@ -54,7 +54,8 @@ def _dialogue_options(command: F) -> F:
 def chat(*, system_prompt: str | None, quick: str | None, **options: Any) -> None:
     """Chat with a model on a running server.
 
-    /clear starts a new conversation, /exit exits. Ctrl-C stops an answer. Between answers, it exits.
+    /clear starts a new conversation, /exit exits. During an answer, Ctrl-C stops the answer. Otherwise,
+    Ctrl-C exits.
 
     \b
     Examples:
@@ -79,7 +80,7 @@ def chat(*, system_prompt: str | None, quick: str | None, **options: Any) -> Non
 def complete(*, quick: str | None, **options: Any) -> None:
     """Complete a text with a model on a running server.
 
-    /exit exits. Ctrl-C stops a text. Between texts, it exits.
+    /exit exits. While a text is generated, Ctrl-C stops the text. Otherwise, Ctrl-C exits.
 
     \b
     Examples:
@@ -134,7 +135,7 @@ class _Dialogue:
             click.echo(answer.stats(), err=True)
 
     def ask_interruptibly(self, path: str, body: dict[str, Any]) -> "_Answer | None":
-        """Like `ask`, but Ctrl-C ends only the answer, and errors are printed. Returns None in both."""
+        """Like `ask`, but Ctrl-C ends only the answer. If the request fails, prints why and returns None."""
         answer = _Answer()
         try:
             self.ask(path, body, answer)
@@ -157,7 +158,7 @@ class _Answer:
         self._end_ns: int | None = None
 
     def write(self, pieces: Iterable[Piece]) -> None:
-        """Prints the answer piece by piece. Ends the line even after Ctrl-C or an error.
+        """Prints the answer piece by piece. Prints a line end even after Ctrl-C or an error.
 
         On a terminal, control characters are escaped. Files and pipes get the text unchanged.
         """
@@ -185,7 +186,7 @@ class _Answer:
 
 
 def _input_lines(greeting: str) -> Iterator[str]:
-    """Yields the user's non-empty lines until /exit or the end of input. Ctrl-C raises KeyboardInterrupt."""
+    """Yields the user's non-empty lines until /exit or the end of the input."""
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         click.echo(greeting)

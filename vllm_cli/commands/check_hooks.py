@@ -1,4 +1,4 @@
-"""`vllm-cli check-hooks`: shows which hooks of the launcher fit a version of vLLM."""
+"""`vllm-cli check-hooks`: checks which hooks of the launcher fit a version of vLLM."""
 
 import json
 import sys
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     show_default="the installed vLLM",
 )
 def check_hooks(*, as_json: bool, path: "Path | None") -> None:
-    """Check which hooks fit a version of vLLM and its libraries, by importing their modules.
+    """Import the modules of vLLM and its libraries, and check which hooks fit their versions.
 
     A hook is a place where the launcher changes or uses another program's internals (docs/dev/vllm-hooks.md).
-    Records vLLM's flags for the checks of later starts. Exit codes: 0 all hooks fit; 1 some do not fit; 2 no
-    vLLM was found.
+    The command also records vLLM's flags, which later starts use for their checks.
+
+    Exit codes: 0 all hooks fit; 1 some do not fit; 2 no vLLM was found.
 
     \b
     Examples:
@@ -53,7 +54,7 @@ def check_hooks(*, as_json: bool, path: "Path | None") -> None:
 
 
 def describe_check(report: "HookReport") -> "Iterator[str]":
-    """The fault of each hook, and its consequence."""
+    """Yields the state of each hook with its reasons, then the consequences."""
     from startup.vllm.launch.hooks import hook_of
 
     tested = "" if interpreter.is_tested() else ", which is not tested: a start tries a fork first"

@@ -1,4 +1,4 @@
-"""`vllm-cli completion`: prints a script for a shell, which then completes commands, flags and models."""
+"""`vllm-cli completion`: prints a script with which a shell completes commands, flags and models."""
 
 from typing import Final
 
@@ -8,9 +8,9 @@ from click.shell_completion import get_completion_class
 _SHELLS: Final = ("bash", "zsh", "fish")
 _PROGRAM: Final = "vllm-cli"
 _VARIABLE: Final = "_VLLM_CLI_COMPLETE"
-"""Click's name. If this variable is set, the program prints completions for the shell and exits."""
+"""The variable's name in click. If it is set, the program prints completions for the shell and exits."""
 _ZSH_BEGINNING: Final = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }"
-"""Enables completion, which Click's script expects ~/.zshrc to have done."""
+"""Enables completion. Click's script expects that ~/.zshrc has enabled it already."""
 
 
 @click.command("completion")

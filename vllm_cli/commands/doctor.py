@@ -1,4 +1,4 @@
-"""`vllm-cli doctor`: whether a start can succeed here, in one report with a verdict in its first line."""
+"""`vllm-cli doctor`: reports whether a start can succeed here. The first line is the verdict."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -48,13 +48,13 @@ class _Examined(NamedTuple):
     """What was checked."""
 
     subject: str
-    """The engine or the models."""
+    """What was checked, as text: the engine or the models."""
     preflight: PreflightReport
     """All findings."""
     vllm: "InstalledVllm | None"
-    """None unless the engine is vLLM."""
+    """The installed vLLM, if the engine is vLLM."""
     models: Mapping[str, PreflightReport] = {}
-    """The name of each of a router's models -> its findings. Findings about no model have an empty name."""
+    """Name of a router's model -> its findings. Findings that belong to no model are under the empty name."""
 
 
 @click.command(
@@ -67,7 +67,7 @@ class _Examined(NamedTuple):
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL ...]", shell_complete=complete_model)
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
 def doctor(*, words: tuple[str, ...], is_json: bool) -> int:
-    """Returns the exit code."""
+    """Runs the command. Returns the exit code."""
     with read_words(words, "vllm-cli doctor", is_quiet=True) as ctx:
         is_router = has_several_models(words) or ctx.meta.get(LLAMA_SERVER)
         examined = _examine_models(ctx) if is_router else _examine(ctx)
@@ -84,7 +84,7 @@ def doctor(*, words: tuple[str, ...], is_json: bool) -> int:
 
 
 def _examine_models(ctx: click.Context) -> _Examined:
-    """The faults of the models of a router."""
+    """Checks the models of a router."""
     from router.words.router_options import ModelsReader
     from router.words.router_words import read_several
     from startup.vllm_words.installed import find_vllm
@@ -95,7 +95,7 @@ def _examine_models(ctx: click.Context) -> _Examined:
 
 
 def _examine(ctx: click.Context) -> _Examined:
-    """The faults of the start, if it has words."""
+    """Checks the engine. If the command line has words, also checks their start."""
     start, vllm = start_of(ctx), None
     try:
         if isinstance(start, StartupConfig):
@@ -137,7 +137,7 @@ def _to_fields(report: PreflightReport) -> dict[str, Any]:
 
 
 def _parts(examined: _Examined, hooks: "HookReport | None") -> Iterator[str]:
-    """What the other commands print."""
+    """Yields the report's parts, which other commands print, too."""
     import yaml
 
     for name, report in (examined.models or {"": examined.preflight}).items():

@@ -1,4 +1,4 @@
-"""`vllm-cli env` shows all environment variables, `vllm-cli collect-env` this machine for a bug report."""
+"""`vllm-cli env` shows all environment variables. `vllm-cli collect-env` describes this machine."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from vllm_cli.version import VERSION
 def env_command(*, as_json: bool) -> None:
     """Show every environment variable: type, default, value and source. Secrets are masked.
 
-    A variable that only this program sets is shown where it is set.
+    Variables that only this program sets are shown only if they are set.
 
     \b
     Examples:

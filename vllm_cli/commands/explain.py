@@ -1,4 +1,4 @@
-"""`vllm-cli explain`: finds in the log of a failed vLLM what failed first, or explains a code."""
+"""`vllm-cli explain`: finds the first failure in the log of a failed vLLM, or explains a code."""
 
 import json
 from typing import Any, BinaryIO, Final
@@ -13,14 +13,14 @@ from startup.reports.causes.log_line import read_lines
 
 _NOTHING_FAILED: Final = 1
 _CODE: Final = "VC-"
-"""Begins each code."""
+"""The prefix of each code."""
 
 
 class _LogOrCode(click.File):
     """The file of a log, or a code."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The open file, or the code in capitals. No file needs a name like a code."""
+        """The open file, or the code in capitals. A name that begins like a code is always read as a code."""
         code = value.upper() if isinstance(value, str) else ""
         if not code.startswith(_CODE):
             return super().convert(value, param, ctx)
@@ -34,11 +34,12 @@ class _LogOrCode(click.File):
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.option("--list", "lists_causes", is_flag=True, help="Print all causes that it knows, with what to do.")
 def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
-    """Find in the log of a failed vLLM what failed first, and show what to do.
+    """Find the first failure in the log of a failed vLLM, and show what to do.
 
     FILE is the log of `vllm serve` or `vllm-cli serve`, of any size. Without FILE, standard input is read.
-    Prefixes of Docker, Kubernetes, journald, Ray and others do not matter. If the log has several runs, the
-    last one counts. CODE is the code in the last lines of a failed start. Then its cause is shown.
+    Lines may have prefixes of Docker, Kubernetes, journald, Ray and others. If the log has several runs, the
+    last run is explained. CODE is the code in the last lines of a failed start. With CODE, the cause that it
+    stands for is shown.
 
     \b
     Examples:

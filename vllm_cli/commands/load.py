@@ -53,7 +53,7 @@ def _router_options(command: F) -> F:
 def load(*, model: str, **options: Any) -> int:
     """Start MODEL on a running router (`serve --models`, `serve A B`), and wait until it is ready.
 
-    Other models are stopped for it as for a request for MODEL. Ctrl-C ends the wait.
+    The router stops the same models as for a request for MODEL. Ctrl-C ends the wait.
 
     \b
     Examples:
@@ -68,9 +68,10 @@ def load(*, model: str, **options: Any) -> int:
 @click.command("sleep")
 @_router_options
 def sleep(*, model: str, **options: Any) -> int:
-    """Put MODEL on a running router to sleep after its running requests. This frees the GPU's memory.
+    """Put MODEL on a running router to sleep after its running requests. Sleep frees the GPU's memory.
 
-    The next request for MODEL, or `vllm-cli load`, wakes it. vLLM needs --on-swap sleep or --idle-sleep.
+    The next request for MODEL, or `vllm-cli load`, wakes it. A model of vLLM can sleep if the router runs
+    with --on-swap sleep or --idle-sleep.
 
     \b
     Examples:
@@ -85,7 +86,7 @@ def sleep(*, model: str, **options: Any) -> int:
 @click.command("unload")
 @_router_options
 def unload(*, model: str, **options: Any) -> int:
-    """Stop MODEL on a running router after its running requests, and wait until its memory is free.
+    """Stop MODEL on a running router after its running requests, and wait until the model's memory is free.
 
     The next request for MODEL starts it again.
 
@@ -119,7 +120,7 @@ def _run(verb: Verb, model: str, options: dict[str, Any]) -> int:
 def _await(
     send: Callable[[], tuple[Ending, str]], server: Server, model: str, reporter: Reporter
 ) -> tuple[Ending, str]:
-    """Sends the request in a thread. Returns its outcome. Meanwhile the reporter shows the model's state."""
+    """Sends the request in a thread, and shows the model's state meanwhile. Returns the outcome."""
     outcomes: list[tuple[Ending, str]] = []
     sending = threading.Thread(target=lambda: outcomes.append(send()), daemon=True, name="request")
     begin_s = time.monotonic()
@@ -143,7 +144,7 @@ def _describe_state(server: Server, model: str) -> str:
 
 
 def _send(server: Server, verb: Verb, model: str, timeout_s: float) -> tuple[Ending, str]:
-    """Returns how the request ended, and why it failed. A router answers once the model started or ended."""
+    """Returns ending and reason of a failure. A router answers once the model has started or stopped."""
     try:
         server.ask("POST", f"/v1/models/{quote(model, safe='/:@')}/{verb}", timeout_s=timeout_s)
     except ConnectionFailedError as err:
@@ -154,7 +155,7 @@ def _send(server: Server, verb: Verb, model: str, timeout_s: float) -> tuple[End
 
 
 def _explain(error: ConnectionFailedError, address: ServerAddress) -> str:
-    """The text of an error. A server with one model answers 404 or 405 to requests for any model."""
+    """The text of an error. A server with one model answers 404 or 405 to these requests."""
     if error.status not in (404, 405) or _is_router(address):
         return error.message
     return f"The server at {address} has one model. Only `serve` with several models loads and unloads them."

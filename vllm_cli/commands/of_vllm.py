@@ -13,7 +13,7 @@ class VllmCommand(click.Command):
     """Passes all following words, even `--help`, to the command of this name of the installed vLLM."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Keeps all words for `invoke`."""
+        """Keeps all words for `invoke`. Fails with a suggestion for a command that this program replaces."""
         former = " ".join((ctx.info_name or "", *args[:1]))
         if former in REPLACEMENTS and not ctx.resilient_parsing:
             ctx.fail(f"No such command {args[0]!r}{did_you_mean(former, ())}.")
@@ -48,5 +48,5 @@ BENCHMARKS: Final = (
 
 
 def vllms_own(path: str) -> str:
-    """The last paragraph of the help of a command that vLLM has, too."""
+    """The last paragraph of the help, for a command that vLLM has, too."""
     return f"This is vllm-cli's own command. `vllm {path}` is the installed vLLM's."

@@ -1,4 +1,4 @@
-"""`vllm-cli prefetch`: downloads missing files of a start, and reads all files of it into the page cache."""
+"""`vllm-cli prefetch`: downloads a start's missing files, and reads all its files into the page cache."""
 
 import json
 import logging

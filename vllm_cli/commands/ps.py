@@ -16,16 +16,18 @@ from vllm_cli.terminal import align, printable
 def ps(*, is_json: bool) -> int:
     """Show the servers of this user that run on this machine, oldest first, then the standbys.
 
-    MEMORY is that of all processes of a server. Shared memory counts once. STATE is what the server reports.
-    For a server forked from a standby, the process id is that of the started command. A server whose model is
-    stopped (`serve --idle-stop`) has STATE stopped. The standby that it keeps has a line of its own.
+    MEMORY is the memory of all processes of a server. Shared memory counts once. STATE is the state that the
+    server reports. For a server that a standby has forked, PID is the process that the user has started. A
+    server whose model is stopped (`serve --idle-stop`) has the STATE `stopped`. Its standby has a line of its
+    own.
 
     A server with several models (`serve --models`, `serve A B`) has one line for all its processes, and one
-    for each model. There, UP is how long the model has been in its STATE. LOG is the file to which a process
-    writes its errors, if there is one (`serve --detach`, `2> FILE`).
+    line for each model. In a model's line, UP is how long the model has been in its STATE. LOG is the file to
+    which a process writes its errors, if there is such a file (`serve --detach`, `2> FILE`).
 
     START is `warm` (forked from a standby), `cold` or `plain` (vLLM without preloading), with the seconds
-    until the server was ready. Lines below the table give reasons.
+    until the server was ready. Lines below the table give the reasons for plain and cold starts and for
+    compilations.
 
     \b
     Examples:
@@ -100,7 +102,7 @@ def _standby_row(standby: RunningStandby) -> tuple[str, ...]:
 
 
 def _start(start: Mapping[str, Any] | None) -> str:
-    """`warm, 1.2 s`. Before the server is ready, only the mode."""
+    """Text such as `warm, 1.2 s`. Before the server is ready, only the mode."""
     if start is None:
         return "-"
     mode, ready_s = str(start.get("start_mode")), start.get("ready_s")

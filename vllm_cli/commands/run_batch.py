@@ -1,4 +1,4 @@
-"""`vllm-cli run-batch`: answers a file of requests. The modules for the work are imported when it runs."""
+"""`vllm-cli run-batch`: answers a file of requests. Imports heavy modules only when it runs."""
 
 import json
 from pathlib import Path

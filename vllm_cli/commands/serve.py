@@ -51,7 +51,7 @@ _EPILOG = f"{vllms_own('serve')} `--engine vllm` starts it faster, and unchanged
 @click.command(cls=ServeCommand, name="serve", params=serve_parameters(), help=_HELP, epilog=_EPILOG)
 @click.pass_context
 def serve(ctx: click.Context, /, **_: object) -> int:
-    """Runs the server; returns its exit code. Imports nothing heavy before all settings are checked."""
+    """Runs the server and returns its exit code. Imports nothing heavy before all settings are checked."""
     own = ServeWords(words := ctx.meta[WORDS]).own
     if ctx.params.get("detach") and "--detach" not in own:  # a standby may have forked this process already
         raise InputError("Write --detach in full.")
@@ -95,7 +95,7 @@ def _serve_behind_router(config: StartupConfig, words: Sequence[str]) -> int:
 
 
 def _serve_several(ctx: click.Context) -> int:
-    """Runs the router of several models, or of a single model that llama-server serves."""
+    """Runs the router, for several models or for one model that llama-server serves."""
     if start_origin.start_again is not None:  # a standby has forked this process: it did not know the GGUF model
         start_origin.start_again(env.VCLI_STANDBY.name, "off")
     from router.words.router_words import read_several
@@ -122,7 +122,8 @@ def _route(options: "RouterOptions") -> int:
 def _apply_standby_mode(mode: StandbyMode) -> None:
     """Applies `standby:` of the `--config` file, which is read after a standby may have forked this process.
 
-    A model's own code may use any module, so it cannot run after lean imports (`startup.imports.lean`).
+    The mode `off` is also for a model with code of its own. Such code may use any module, so it cannot run
+    after lean imports (`startup.imports.lean`).
     """
     if mode == "off" and start_origin.start_again is not None:
         start_origin.start_again(env.VCLI_STANDBY.name, mode)
@@ -143,7 +144,7 @@ def _serve_with_vllm(options: VllmOptions) -> int:
 
 
 def preflight_of(start: StartupConfig | VllmOptions) -> "PreflightReport":
-    """What is wrong with this start; raises StartupError without a vLLM for it."""
+    """Checks a start. Raises StartupError if the start needs vLLM and vLLM is not installed."""
     from startup.session.preflight import all_checks
 
     options = all_checks.PreflightOptions(asks_hub=True)

@@ -1,4 +1,4 @@
-"""`vllm-cli standby`: runs, shows or stops the process that keeps imports in memory for later starts."""
+"""`vllm-cli standby`: runs, shows or stops the process that has modules in memory for later starts."""
 
 import os
 import time
@@ -60,9 +60,9 @@ def standby(  # noqa: PLR0913 - one argument per option
     max_memory_bytes: int | None,
     is_detached: bool,
 ) -> int | None:
-    """Keep imports in memory, so that later starts are warm: `serve` then forks its server from this process.
+    """Keep imports in memory for warm starts, in which `serve` forks its server from this process.
 
-    `serve` finds the standby of this user and Python environment by itself (see its --standby). When the
+    `serve` finds the standby of this user and Python environment by itself (see `serve --standby`). When the
     standby ends, running servers continue.
 
     \b
@@ -72,7 +72,7 @@ def standby(  # noqa: PLR0913 - one argument per option
       vllm-cli standby status
       vllm-cli standby stop
 
-    Exit codes: 0 it has ended, or runs (--detach); 2 usage; 3 it could not start.
+    Exit codes: 0 the standby has ended, or runs (--detach); 2 usage; 3 it could not start.
     """
     if ctx.invoked_subcommand is not None:
         return None
@@ -96,7 +96,7 @@ def standby(  # noqa: PLR0913 - one argument per option
 def status(*, is_json: bool) -> int:
     """Show the running standby: its template processes, with state, starts and memory.
 
-    Exit codes: 0 it runs, 1 it does not.
+    Exit codes: 0 a standby runs, 1 no standby runs.
     """
     found = _ask(STATUS)
     if found is None:
@@ -109,7 +109,7 @@ def status(*, is_json: bool) -> int:
 def stop() -> int:
     """Stop the running standby. Servers that were started from it continue.
 
-    Exit codes: 0 it has stopped, 1 none was running.
+    Exit codes: 0 the standby has stopped, 1 no standby was running.
     """
     found = _ask(STOP)
     if found is None:

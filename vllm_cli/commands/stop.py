@@ -1,4 +1,4 @@
-"""`vllm-cli stop`: stops servers by a signal, as a service manager does, and waits for their end."""
+"""`vllm-cli stop`: sends SIGTERM to servers, as a service manager does, and waits until they have ended."""
 
 import sys
 import time
@@ -40,12 +40,13 @@ _AFTER_KILL_S: Final = 10.0
 )
 @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing. Only the exit code counts.")
 def stop(*, which: str | None, is_all: bool, is_confirmed: bool, timeout_s: float, is_quiet: bool) -> int:
-    """Stop the server that listens on PORT or whose process is PID. Without either, stop the only server.
+    """Stop the server that listens on PORT or whose process is PID. Without PORT and PID, stop the only one.
 
-    A number can mean two servers: on different hosts they may have the same port, or a process id may equal
-    another server's port. Then give ADDRESS as `vllm-cli ps` shows it.
+    A number can mean two servers: servers on different hosts may have the same port, or a process id may
+    equal another server's port. Then give ADDRESS as `vllm-cli ps` shows it.
 
-    The server gets SIGTERM. It rejects new requests, and finishes running ones within its --shutdown-timeout.
+    The server gets SIGTERM. It rejects new requests, and finishes running requests within its
+    --shutdown-timeout.
 
     \b
     Examples:
@@ -54,7 +55,7 @@ def stop(*, which: str | None, is_all: bool, is_confirmed: bool, timeout_s: floa
       vllm-cli stop http://127.0.0.1:8001
       vllm-cli stop --all
 
-    --all lists the servers and asks, if standard input is a terminal and --yes is not given.
+    On a terminal, --all lists the servers and asks for confirmation unless --yes is given.
 
     Exit codes: 0 all have stopped; 1 no such server, or not confirmed; 2 usage; 4 one was killed.
     """
@@ -108,7 +109,7 @@ def _describe_absence(which: str | None) -> str:
 
 
 def _find_successors(known: list[RunningServer], models: set[str]) -> list[RunningServer]:
-    """Servers of the same models that a supervisor has started meanwhile."""
+    """New servers of these models, which a supervisor has started since the stop."""
     pids = {server.pid for server in known}
     return [s for s in find_servers(with_state=False) if s.pid not in pids and s.model in models]
 
@@ -126,7 +127,7 @@ def _wait(stopping: "list[_StoppingServer]", timeout_s: float, reporter: Reporte
 
 
 class _StoppingServer:
-    """A server that is being stopped. psutil recognises reused process ids by the processes' start times."""
+    """A server that is being stopped. psutil detects reused process ids by the processes' start times."""
 
     def __init__(self, server: RunningServer) -> None:
         import psutil

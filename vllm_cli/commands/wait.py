@@ -40,7 +40,7 @@ def wait(*, is_json: bool, is_quiet: bool, **options: Any) -> int:
     """Wait until the server at URL is ready to answer requests, and show its phase meanwhile.
 
     URL is http://host:port, https://… or unix:/path. The address flags of `serve` work as well.
-    The server need not listen yet.
+    The server does not need to listen yet.
 
     \b
     Examples:

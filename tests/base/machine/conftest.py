@@ -1,4 +1,4 @@
-"""Real files on a disk, and fake files of /proc and of cgroups below a folder."""
+"""Fixtures: real files on a disk, and a folder with fake files of /proc and of cgroups."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tests.startup.files.prefetch.conftest import make_file  # noqa: F401 - a fi
 
 
 class FakeSystem:
-    """A machine of 16 MB with 8 MB available, and the cgroups of `mount` and `limit`."""
+    """A fake machine with 16 MB of memory, 8 MB of it available. `mount` and `limit` make cgroups."""
 
     controller = "memory"
 

@@ -1,4 +1,4 @@
-"""Whether this system has pages of 2 MiB, and how much of this process lies in them."""
+"""Whether this system has pages of 2 MiB, and how many bytes of this process are in such pages."""
 
 import platform
 from pathlib import Path

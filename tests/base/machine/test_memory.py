@@ -1,4 +1,4 @@
-"""Memory of the machine or of a cgroup of either version, and kills when it runs out."""
+"""Reads memory limits of the machine and of cgroups v1 and v2, and kills for lack of memory."""
 
 from base.machine.memory import MemoryState, OomWatch, read_memory
 

@@ -72,7 +72,7 @@ def test_empty_file_has_nothing_resident(tmp_path, method):
 
 @pytest.mark.parametrize("owner", ["own", "of another user"])
 def test_a_measurement_leaves_the_pages_as_they_are(make_file, monkeypatch, owner):
-    """Also the page that is read to see whether a method sees it."""
+    """The page that is read to test a method does not stay in the cache either."""
     path = make_file("f", 64, is_cold=True)
     monkeypatch.setattr(residency, "_sights", {})
     if owner != "own":
@@ -136,7 +136,7 @@ def refuse(fd: int, offset: int, length: int) -> int:
 
 
 def pretend_another_owner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The calls that a kernel denies to users who neither own the file nor may write to it."""
+    """Calls fail as for users who neither own the file nor may write to it."""
     monkeypatch.setattr(residency, "by_cachestat", refuse)
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     monkeypatch.setattr(os, "access", lambda *_, **__: False)

@@ -1,4 +1,4 @@
-"""What a process asks of the operating system: its words, heap, priority and files, the end of others."""
+"""A process reads and changes its words, heap, priority and files, and waits for the end of processes."""
 
 import ctypes
 import os
@@ -47,7 +47,7 @@ def test_secrets_are_masked_in_proc_cmdline(tmp_path):
 
 
 _BLOCK = 16 << 10
-"""Less than malloc maps separately."""
+"""Smaller than the blocks that malloc maps separately."""
 _NUM_BLOCKS = 4096
 
 

@@ -1,4 +1,4 @@
-"""The processors that this process may use, their time, and what compiled code depends on."""
+"""The processors that this process may use, their time, and the features on which compiled code depends."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @pytest.fixture
 def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A process with three threads that may use the processors 1 and 2 of three."""
+    """A fake process with three threads, which may use processors 1 and 2 of three processors."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 2})
     for thread_id, content in (("7", "5000 300 2\n"), ("8", "100 40 2\n"), ("9", "0 0 0\n")):
         task = tmp_path / "self" / "task" / thread_id
@@ -65,7 +65,7 @@ def test_this_process_uses_processor_time():
 
 @pytest.fixture
 def system(system, monkeypatch):
-    """Eight CPUs, and cgroups that may limit them."""
+    """A fake machine with eight CPUs, which cgroups may limit."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     system.controller = "cpu"
     return system

@@ -16,7 +16,7 @@ from tests.support.certificates import Certificate, make_certificate, needs_open
 pytestmark = needs_openssl
 
 Connect = Callable[[ssl.SSLContext, ssl.SSLSession | None], ssl.SSLSession | None]
-"""Opens and closes one connection and returns its session for resumption; SSLError if rejected."""
+"""Opens and closes a connection. Returns its session for resumption, or raises SSLError."""
 
 
 @pytest.fixture

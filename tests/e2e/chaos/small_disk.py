@@ -10,17 +10,17 @@ import pytest
 from tests.support.debian_tools import how_to_install
 
 _ENTER = "mount -t tmpfs -o size={size},nr_inodes={num_inodes} none {folder} && echo mounted && exec cat"
-"""Keeps the namespace until its standard input ends, at the latest with this process."""
+"""Keeps the namespace until its standard input ends, at the latest when this process ends."""
 
 
 class SmallDisk:
-    """A tmpfs on a folder, in its own mount namespace; the test is skipped if it cannot be mounted.
+    """A tmpfs on a folder, in its own mount namespace. It exists until the end of the `with` block.
 
-    It exists for the `with` block.
+    The test is skipped if the tmpfs cannot be mounted.
     """
 
     def __init__(self, folder: Path, num_bytes: int, *, num_files: int = 1000) -> None:
-        """`folder` must exist; other processes still see its original content."""
+        """`folder` must exist. Other processes still see its original content."""
         self._folder = folder
         self._num_files = num_files
         self._num_bytes = num_bytes
@@ -50,12 +50,12 @@ class SmallDisk:
 
     @property
     def launcher(self) -> tuple[str, ...]:
-        """Executes the arguments that follow in the mount namespace."""
+        """A launcher that executes a program in the mount namespace."""
         own_user = () if os.geteuid() == 0 else ("--user", "--preserve-credentials")
         return ("nsenter", f"--target={self._keeper.pid}", *own_user, "--mount", f"--wd={Path.cwd()}")
 
     def path_inside(self, path: Path) -> Path:
-        """The path by which this process reaches a path of the mount namespace."""
+        """The path with which this process can open a path of the mount namespace."""
         return Path(f"/proc/{self._keeper.pid}/root{path}")
 
     def fill(self, *, but: int = 0) -> None:

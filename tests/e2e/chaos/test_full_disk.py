@@ -19,7 +19,7 @@ from tests.support.waiting import wait_until
 
 _ENDS_S = 200.0
 _APPEND_LOG = ("sh", "-c", 'exec "$@" >>"$0" 2>&1')
-"""Takes the name of the log file, then the command."""
+"""A launcher that takes the name of a log file, then the command."""
 _FULL_SCREEN = ("sh", "-c", 'exec "$@" >/dev/full 2>/dev/full', "sh")
 _SHM = Path("/dev/shm")
 

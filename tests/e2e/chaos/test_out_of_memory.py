@@ -1,4 +1,4 @@
-"""Memory runs out: the kernel kills a process or an allocation fails; the reason is reported."""
+"""Memory runs out. The kernel kills a process, or an allocation fails. The reason is reported."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ _PROMPT = " once" * 900
 
 
 class MemoryGroup:
-    """A cgroup of either version, at first without a limit; its processes exit within the `with` block."""
+    """A cgroup v1 or v2, at first without a limit. Its processes exit before the end of the `with` block."""
 
     def __init__(self, name: str) -> None:
         groups = list(own_cgroups("memory"))
@@ -56,7 +56,7 @@ class MemoryGroup:
         wait_until(self._remove)
 
     def _remove(self) -> bool:
-        """Removes the group; False while the kernel still counts an exited process."""
+        """Removes the group. Returns False while the kernel still counts an exited process."""
         try:
             self._folder.rmdir()
         except OSError as err:
@@ -67,16 +67,16 @@ class MemoryGroup:
 
     @property
     def launcher(self) -> tuple[str, ...]:
-        """Executes the arguments that follow under the limit."""
+        """A launcher that executes a program under the limit."""
         return (*_ENTER, str(self._folder))
 
     @property
     def num_used_bytes(self) -> int:
-        """The memory of its processes, including the page cache."""
+        """The memory of the group's processes, including the page cache."""
         return int((self._folder / _USAGES[self._version]).read_text())
 
     def set_limit(self, num_bytes: int | None) -> None:
-        """Sets the limit; None removes it."""
+        """Sets the limit. None removes the limit."""
         (self._folder / _LIMITS[self._version]).write_text(str(num_bytes) if num_bytes else _NONE[self._version])
 
 
@@ -165,7 +165,7 @@ def test_engine_whose_allocation_fails_reports_the_reason(start_server):
 
 
 def _wait_idle(engine: psutil.Process) -> None:
-    """Waits until the engine has done the imports of its idle time; without memory they fail in many ways."""
+    """Waits until the engine has done its imports at idle. They fail in many ways if memory is short."""
 
     def has_rested() -> bool:
         before = engine.cpu_times().user

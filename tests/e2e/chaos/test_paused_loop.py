@@ -1,7 +1,7 @@
-"""A process is stopped within a callback: afterwards timers are due before the sockets are polled.
+"""A process is stopped within a callback. When it continues, timers are due before sockets are polled.
 
-The event loop runs timers first. Clients must not be disconnected although they have sent or read data
-meanwhile.
+The event loop runs timers first. Clients that have sent or read data during the pause must not be
+disconnected.
 """
 
 import asyncio
@@ -82,7 +82,7 @@ async def _send_in_a_pause(*, is_kept: bool) -> bytes | None:
 
 
 async def _read_in_a_pause() -> int | None:
-    """The number of body bytes received; None if there was no pause."""
+    """The number of bytes of the body that were received. None if there was no pause."""
     loop = asyncio.get_running_loop()
     async with _serving(_answer_with_a_long_body) as (server, address):
         with socket.socket() as client:
@@ -111,7 +111,7 @@ async def _pause(begin_s: float, act: Callable[[], object]) -> bool:
     """Calls `act` within a callback and blocks the loop there.
 
     Returns:
-        False, without a pause, if the time-out since `begin_s` may be over, as on a very busy machine.
+        False if there was no pause, because the time-out since `begin_s` may be over on a very busy machine.
     """
     loop = asyncio.get_running_loop()
     reading, writing = os.pipe()

@@ -1,7 +1,7 @@
-"""SIGSTOP of each process, as by a debugger, a cgroup freezer or a paused machine.
+"""Each process is stopped by SIGSTOP, as by a debugger, a cgroup freezer or a paused machine.
 
-Requests continue afterwards; after a time-out they fail and the process is replaced. The server's exit never
-waits for a stopped process.
+When the process continues, requests continue. After a time-out, requests fail and the process is replaced.
+The server's exit never waits for a stopped process.
 """
 
 import re
@@ -31,7 +31,7 @@ def _assert_whole(reader: StreamReader, max_tokens: int) -> None:
 
 @pytest.mark.slow
 def test_api_process_that_was_stopped_blames_neither_engine_nor_clients(start_server, monkeypatch):
-    """Neither the watchdog nor the time-outs of connections count the time in which it was stopped."""
+    """The watchdog and the time-outs of connections ignore the time in which the process was stopped."""
     monkeypatch.setenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "10")
     with start_server("--engine-watchdog-timeout", "10", "--http-header-timeout", "10") as server:
         readers = [StreamReader(server.url, 60) for _ in range(3)]
@@ -147,7 +147,7 @@ def test_stopped_helper_processes_delay_neither_the_start_nor_the_exit(start_ser
 def test_signal_ends_the_start_although_one_of_its_processes_is_stopped(
     start_tiny_server, tmp_path, role, place, by, exit_codes
 ):
-    """The process is stopped once it has its death pipe, some milliseconds after its fork."""
+    """The process is stopped once it has its death pipe, a few milliseconds after its fork."""
     stop_point = StopPoint(tmp_path, *place)
     with start_tiny_server(wait=False, environment=stop_point.environment) as server:
         stopped = stop_point.wait_stopped()

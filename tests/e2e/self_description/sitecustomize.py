@@ -1,7 +1,7 @@
-"""Makes every Python program with this folder on its path describe itself, while it reads a model's file.
+"""Every Python program with this folder on its path describes itself when it reads a model's file.
 
-The API process and the engine process of a server write a JSON file each into the folder DESCRIBE_IN. An
-import keeps a file open, as that of `ctypes` does with libffi 3.8.
+The API process and the engine process of a server each write a JSON file into the folder DESCRIBE_IN. An
+import in this module keeps a file open, as the import of `ctypes` does with libffi 3.8.
 """
 
 import os

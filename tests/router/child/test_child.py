@@ -1,4 +1,4 @@
-"""One model's process: real processes with good and bad habits; it ends with the one that starts it."""
+"""A model's process ends when its router ends. The tests use real processes, also misbehaving ones."""
 
 import asyncio
 import errno
@@ -36,7 +36,7 @@ _ROUNDS = 10
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
-    """What the relay writes."""
+    """The file to which the relay writes."""
     return tmp_path / "output"
 
 
@@ -205,7 +205,7 @@ async def test_a_start_of_ours_that_does_not_end_is_killed_soon(place, tiny_llam
 
 
 async def test_a_server_that_hangs_is_no_usual_end_although_it_is_to_stop(place):
-    """Its requests have ended with its engine: nobody else needs it."""
+    """A hung server may be ended at once, because its requests have ended with its engine."""
     body = {"status": "ready"}
 
     async def answer(_: web.BaseRequest) -> web.StreamResponse:
@@ -261,7 +261,7 @@ async def test_a_server_that_runs_already_is_used_and_not_stopped(place):
 
 
 async def test_the_answer_of_its_check_endpoint_is_the_reason(place):
-    """The server runs already, since the start of an interpreter may take longer."""
+    """The server already runs, because the start of an interpreter may take longer than the time-out."""
     found = await start(entry_of(), place)
     port = int(found.child.base_url.rpartition(":")[2])
     check = {"check_endpoint": "/${PORT}?status=404", "start_timeout_s": 1.5}
@@ -331,7 +331,7 @@ def _is_marked(process: psutil.Process, child: Child) -> bool:
 
 @pytest.fixture
 def told() -> Iterator[socket.socket]:
-    """What an event loop of this process would be told of its signals."""
+    """The socket on which an event loop of this process would receive the process's signals."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)

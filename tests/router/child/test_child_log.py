@@ -1,4 +1,4 @@
-"""The output of the models' processes: names, bounds, and what it tells of a failure."""
+"""The output of models' processes: names before lines, bounds, and the cause of a failure."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ def relay(output: Path) -> Iterator[LogRelay]:
 
 
 async def written(text: bytes, relay: LogRelay) -> ChildLog:
-    """The log of a process that has written this and ended."""
+    """The log of a process that has written this text and has ended."""
     log = ChildLog("qwen", relay)
     with log.open() as fd:
         copy = os.dup(fd)

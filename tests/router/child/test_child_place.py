@@ -1,4 +1,4 @@
-"""What ends a router's processes after the router."""
+"""The guard, which ends a router's processes after the router has ended."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from router.child.place import Guard
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
 def test_a_signal_right_after_the_fork_does_not_end_the_guard(number, tmp_path, monkeypatch):
-    """Sent to the router's process group, of which the guard is a member until it calls `setsid`."""
+    """The signal goes to the router's process group. The guard is in this group until it calls `setsid`."""
     folder = tmp_path / "places"
     folder.mkdir()
     setsid = os.setsid

@@ -1,4 +1,4 @@
-"""The router's orders to fall asleep and to wake, on a socket as a server of ours opens it."""
+"""The router orders a model to sleep and to wake, on a control socket like that of our servers."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from router.child.server import OwnServer, SleepError
 
 @asynccontextmanager
 async def _told(folder: Path, answer: bytes | None) -> AsyncIterator[tuple[OwnServer, list[Any]]]:
-    """A server that answers each order so, or never."""
+    """A server that sends this answer to each order, or sends none. Yields it with the received orders."""
     orders: list[Any] = []
     answering: list[Any] = []
 

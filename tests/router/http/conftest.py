@@ -1,4 +1,4 @@
-"""A router in the test's process, and a client."""
+"""Fixtures: a router in the test's process, and a client."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -28,7 +28,7 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.fixture
 def ask(router: SmallRouter, client: aiohttp.ClientSession) -> Callable[..., Awaitable[Answer]]:
-    """Sends a request to a path, which is sent as it is written, and reads the whole answer."""
+    """Sends a request and reads the whole answer. The path is sent unchanged."""
 
     async def send(method: str, path: str, **options: Any) -> Answer:
         url = aiohttp.client.URL(router.url + path, encoded=True)

@@ -1,4 +1,4 @@
-"""The real application over real sockets, in front of models' servers that a test writes."""
+"""Runs the real application on real sockets, in front of models' servers that a test writes."""
 
 import asyncio
 import time
@@ -25,16 +25,16 @@ from server.terms.limits import LimitsConfig
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 _IDLE_S = 60.0
-"""The router closes no idle connection to a model while a test runs."""
+"""So long that the router closes no idle connection to a model during a test."""
 PATIENCE = Patience()
 
 
 _STATES: Final[dict[str, State]] = {"starting": "starting", "asleep": "asleep", "waking": "waking"}
-"""Of models with these names that have no server."""
+"""Name of a model without a server -> its state."""
 
 
 class SmallChild:
-    """A model's server, without a process."""
+    """Replaces a model's process. The model's server runs in the test's process."""
 
     fault = ""
     headers: Mapping[str, str] = {}
@@ -56,7 +56,7 @@ class SmallChild:
 
 
 class SmallPool:
-    """Models that a test starts and stops by hand."""
+    """Replaces the model pool. A test starts and stops the models itself."""
 
     def __init__(self, entries: Sequence[ModelEntry]) -> None:
         self.entries: Mapping[str, ModelEntry] = {entry.name: entry for entry in entries}
@@ -64,7 +64,7 @@ class SmallPool:
         self.refused: ModelRefused | None = None
         self.is_draining = False
         self.is_claimed = False
-        """Whether others wait for the room of all models, so that none admits a request."""
+        """Whether other requests wait for the room of all models, so that no model admits a request."""
         self.before_stop: Callable[[SmallChild], Awaitable[None]] | None = None
         self.starts: deque[dict[str, Any]] = deque()
         self.metrics = RouterMetrics()
@@ -174,7 +174,7 @@ class SmallPool:
 
 
 class SmallRouter:
-    """A router on a TCP port."""
+    """A router that listens on a TCP port."""
 
     def __init__(self, folder: Path, stack: AsyncExitStack) -> None:
         self._folder = folder
@@ -200,7 +200,7 @@ class SmallRouter:
         patience: Patience = PATIENCE,
         **network: Any,
     ) -> None:
-        """Serves models of these names; none of them runs, or only the first one, with this handler."""
+        """Serves models with these names. If `running` is given, the first model runs with this handler."""
         self.pool = SmallPool([*entries, *(ModelEntry(name=name) for name in names)])
         options = AppOptions(
             network=NetworkConfig(**network),
@@ -236,7 +236,7 @@ class SmallRouter:
     async def start_raw_model(
         self, name: str, handler: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
     ) -> SmallChild:
-        """Starts a server that writes bytes itself."""
+        """Starts a model's server whose handler reads and writes bytes."""
         child = self.create_child()
 
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -249,13 +249,13 @@ class SmallRouter:
         return child
 
     def create_child(self) -> SmallChild:
-        """Its connections are closed after its server: aiohttp waits for what the server has not read."""
+        """Creates a child. Its connections close after its server, because aiohttp waits for unread bytes."""
         child = SmallChild(self._folder / f"{time.monotonic_ns()}.sock")
         self._stack.push_async_callback(child.close)
         return child
 
     async def connect(self, *sent: bytes, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A client that writes bytes itself, and has written these."""
+        """Connects a client that reads and writes bytes, and sends these bytes."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, **kwargs)
         self._stack.callback(lambda: writer.transport.abort())  # holds the writer, not only its transport
         writer.writelines(sent)
@@ -269,7 +269,7 @@ def post(path: str, body: bytes, *headers: str, version: str = "1.1") -> bytes:
 
 
 async def eventually(is_true: Callable[[], bool]) -> None:
-    """Returns once it is so."""
+    """Waits until the condition is true."""
     async with asyncio.timeout(30):
         while not is_true():
             await asyncio.sleep(0.005)

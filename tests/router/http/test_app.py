@@ -1,4 +1,4 @@
-"""Which requests the router answers itself, to which model the others go, and who may send them."""
+"""The router answers some requests itself, forwards others to a model, and rejects unauthorized ones."""
 
 import asyncio
 import base64
@@ -29,7 +29,7 @@ ENTRIES = (
 
 
 async def serve_two(router: SmallRouter, **kwargs: Any) -> None:
-    """Two models that run, and say their names."""
+    """Serves two running models, which answer with their names."""
     await router.serve(entries=ENTRIES, **kwargs)
     for name in ("org/first", "second"):
         await router.start_model(name, telling(name))
@@ -226,7 +226,7 @@ async def test_a_model_is_loaded_and_unloaded_as_by_the_router_of_llama_server(r
 
 
 def test_each_path_of_the_engines_starts_a_model():
-    """Those of the embedded engine, and of the installed vLLM as far as it is there."""
+    """The paths of the embedded engine, and those of vLLM if it is installed."""
     source = (Path(__file__).parents[3] / "server" / "http" / "routes" / "table.py").read_text()
     embedded = {*re.findall(r'post\("(/[^"{]+)"', source)}
     assert len(embedded) > 10
@@ -394,7 +394,7 @@ FRIEND = "https://friend.example"
 
 
 async def statuses(client: aiohttp.ClientSession, router: SmallRouter, headers: dict[str, str]) -> set[int]:
-    """Of the answers to all USES; the model runs before each."""
+    """The statuses of the answers to all USES. The model runs before each request."""
     await router.serve("m", allowed_origins=(FRIEND,))
     found = set()
     for method, path in USES:

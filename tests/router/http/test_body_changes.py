@@ -1,4 +1,4 @@
-"""Bodies are changed as the file of models says, and in nothing else."""
+"""Bodies are changed as the models file says, and stay the same otherwise."""
 
 import codecs
 import json
@@ -137,7 +137,7 @@ async def test_the_model_gets_the_changed_body(router, client, size):
     ids=["missing", "sent", "stripped-and-nested", "sent-with-a-name", "set-before-by-all"],
 )
 async def test_a_key_with_a_question_mark_is_set_only_if_it_is_missing(body, changed):
-    """As in llama-swap: each block in its turn; what is always set wins within a block."""
+    """As in llama-swap, blocks apply in order. Within a block, keys without a question mark win."""
     by_name = {"m:x": {"t?": 5, "n?": 7, "hard?": 0, "hard": 1}}
     params = {"t?": 1, "kwargs.think?": False, "n?": 2, "gone?": 6}
     changes = BodyChanges(strip=("gone",), set=params, set_by_name=by_name)

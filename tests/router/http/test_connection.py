@@ -1,4 +1,4 @@
-"""What clients send before a request is complete is limited as at the embedded engine's server; raw HTTP."""
+"""The router limits incomplete requests as the embedded engine's server does. Clients send raw HTTP."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ GET = b"GET /health HTTP/1.1\r\nHost: h\r\n"
 
 
 async def answer_to(router: SmallRouter, request: bytes) -> tuple[bytes, Any]:
-    """The status line, and the body, which is JSON, of the last response of a connection."""
+    """Sends bytes. Returns the status line and the parsed JSON body of the connection's last response."""
     reader, _ = await router.connect(request)
     head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     assert b"Server: vllm-cli" in head or b"server: vllm-cli" in head
@@ -124,7 +124,7 @@ async def test_the_longest_idle_connection_makes_room(router):
 
 
 async def test_requests_that_are_being_answered_keep_their_connections(router):
-    """Further ones get 503, but for probes."""
+    """Requests on further connections get 503, except for probes."""
     await router.serve("m", limits=LimitsConfig(max_connections=1))
     reader, _ = await router.connect(post(CHAT, body_of()))
     await eventually(lambda: router.pool.num_waiting == 1)

@@ -1,4 +1,4 @@
-"""What arrives at a model's server is what the client has sent, and the other way round."""
+"""The router forwards requests and responses unchanged between clients and models' servers."""
 
 import asyncio
 import errno
@@ -28,12 +28,12 @@ MB = 1 << 20
 
 
 def body_of(model: str = "m", size: int = 0, **fields: Any) -> bytes:
-    """A request's body; with a size, the model comes behind so many bytes."""
+    """The body of a request. The model's name comes after `size` bytes."""
     return json.dumps({"prompt": "x" * size, "model": model, **fields}).encode()
 
 
 async def echo(request: web.BaseRequest) -> web.StreamResponse:
-    """Answers with what it has got."""
+    """Answers with the request that it has received, as JSON."""
     body = await read_all(request)
     return web.json_response(
         {
@@ -47,7 +47,7 @@ async def echo(request: web.BaseRequest) -> web.StreamResponse:
 
 
 async def read_all(request: web.BaseRequest) -> bytes:
-    """Without the limit of `request.read`."""
+    """Reads the whole body, without the limit of `request.read`."""
     return b"".join([part async for part in request.content.iter_any()])
 
 
@@ -155,7 +155,7 @@ async def test_nobody_waits_for_a_long_body(router, client):
 
 @pytest.mark.parametrize("way", ["announced", "chunked"])
 async def test_a_body_that_is_too_long_is_a_413(router, way):
-    """What is announced is not asked for; the path may name the model."""
+    """An announced body is rejected without 100 Continue, even if the path names the model."""
     await router.serve("m", "n", limits=LimitsConfig(max_body_bytes=MB))
     reader, writer = await router.connect()
     length = "Expect: 100-continue\r\nContent-Length: 1048577" if way == "announced" else "Transfer-Encoding: chunked"
@@ -208,7 +208,7 @@ async def test_a_body_without_room_is_a_503(router, client, monkeypatch):
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The temporary files that were made."""
+    """All temporary files that the router creates."""
     found = []
     create = tempfile.TemporaryFile
 
@@ -384,7 +384,7 @@ async def test_a_client_that_does_not_read_holds_no_model_that_others_need(route
 
 
 class BackgroundModel:
-    """A server with one response, whose status a test changes."""
+    """A server with one response in the background. A test changes the status of this response."""
 
     def __init__(self) -> None:
         self.status = "queued"
@@ -398,7 +398,7 @@ class BackgroundModel:
 
 @pytest.fixture
 async def background_model(router: SmallRouter, request: pytest.FixtureRequest) -> BackgroundModel:
-    """The parameter is how long its response is kept unread."""
+    """The parameter is the time in seconds for which the router keeps the model for an unread response."""
     model = BackgroundModel()
     patience = Patience(follow_s=0.02, unread_s=getattr(request, "param", 120.0))
     await router.serve("m", "n", running=model.respond, patience=patience)
@@ -412,13 +412,13 @@ async def respond(router: SmallRouter, client: aiohttp.ClientSession, *, is_stre
 
 
 async def read_response(router: SmallRouter, client: aiohttp.ClientSession, method: str = "GET") -> str:
-    """Its status; it must be answered at once, whatever the router waits for."""
+    """Reads the response's status. The router must answer at once, even if the model's room is claimed."""
     async with asyncio.timeout(30), client.request(method, f"{router.url}/v1/responses/resp_1") as response:
         return str((await response.json())["status"])
 
 
 async def test_a_response_in_the_background_keeps_its_model_until_it_was_read(router, client, background_model):
-    """Also while the model admits no other request, because another one waits for its room."""
+    """Also while the model admits no other request, because another model waits for its room."""
     await respond(router, client)
     router.pool.is_claimed = True
     for background_model.status in ("queued", "in_progress"):
@@ -447,7 +447,7 @@ async def test_a_response_in_the_background_that_nobody_needs_keeps_no_model(rou
 
 
 async def test_two_responses_in_the_background_may_have_one_id(router, client, background_model, caplog):
-    """vLLM takes the id from its client."""
+    """vLLM takes the id of a response from its client."""
     for _ in range(2):
         await respond(router, client)
     assert router.pool.num_leases == 2
@@ -488,7 +488,7 @@ async def test_a_client_that_leaves_gives_its_place_up(router, size):
 
 @pytest.mark.parametrize("num_events", [None, 0, 3])
 async def test_a_client_that_leaves_cancels_its_request(router, num_events):
-    """Before the head of the response, after it, and in the middle of the stream."""
+    """The client leaves before the response's head, after the head, and in the middle of the stream."""
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
     async def hold(request: web.BaseRequest) -> web.StreamResponse:
@@ -547,7 +547,7 @@ async def test_a_model_that_dies_before_it_answers_is_a_503_with_the_reason(rout
     ids=["dies", "hangs", "lives"],
 )
 async def test_a_request_that_a_dying_server_refuses_is_sent_again(router, client, reason, health, statuses):
-    """But not one that may have made its engine hang."""
+    """A request that may have caused the engine to hang is not sent again."""
     sent: list[int] = []
 
     async def refuse(request: web.BaseRequest) -> web.StreamResponse:
@@ -564,7 +564,7 @@ async def test_a_request_that_a_dying_server_refuses_is_sent_again(router, clien
 
 
 def dying(text: bytes) -> Any:
-    """Writes a part of a stream, then dies."""
+    """A server that writes a part of a stream, then aborts the connection."""
 
     async def stream(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -628,7 +628,7 @@ async def test_an_early_answer_to_a_long_body_arrives(router, client):
 @pytest.mark.parametrize("size", [0, 3 * MB])
 @pytest.mark.parametrize("way", ["unread", "unanswered", "dead"])
 async def test_a_request_over_a_connection_that_has_just_been_closed_is_sent_again(router, client, tmp_path, size, way):
-    """Not if the model has died of it."""
+    """The request is not sent again if the model has died from it."""
     await router.serve("m")
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
@@ -660,7 +660,7 @@ async def test_a_request_over_a_connection_that_has_just_been_closed_is_sent_aga
 
 
 def read_request(connection: socket.socket) -> None:
-    """Reads all of a request of `body_of`."""
+    """Reads a whole request with a body of `body_of`."""
     received = b""
     while not received.endswith(b"}"):
         chunk = connection.recv(1 << 20)
@@ -755,7 +755,7 @@ async def test_a_refused_request_is_an_error_of_its_api(router, client):
 
 
 async def talk(request: web.BaseRequest) -> web.StreamResponse:
-    """Returns every message; ends with a code of its own when it is asked to."""
+    """Sends every message back. Closes the WebSocket with its own code if a message requests it."""
     socket = web.WebSocketResponse(protocols=["realtime"])
     await socket.prepare(request)
     await socket.send_str(f"{request.raw_path} {request.headers.get('Authorization')}")
@@ -817,7 +817,7 @@ async def test_a_client_of_a_websocket_that_vanishes_ends_it(client, realtime, r
 
 @pytest.mark.parametrize("reads", [True, False])
 async def test_a_silent_websocket_is_closed_once_others_need_the_model(router, client, realtime, reads):
-    """PINGs, which clients send by themselves, are no content; a client that reads nothing is silent, too."""
+    """PINGs, which clients send automatically, are no content. A client that reads nothing is silent, too."""
     async with client.ws_connect(realtime) as ws:
         transport = ws._response.connection.transport
         await ws.receive_str()
@@ -854,7 +854,7 @@ async def test_a_handshake_that_the_model_rejects_is_its_status(client, router, 
 )
 @pytest.mark.parametrize("pause_s", [0, 0.1], ids=["at once", "in parts"])
 async def test_only_a_get_begins_a_websocket_and_no_body_precedes_one(client, router, upgrade, body, expected, pause_s):
-    """With a body, aiohttp 3.13 would read the next request from it."""
+    """aiohttp 3.13 would read the next request from the body."""
     methods = []
 
     async def note(request: web.Request) -> web.Response:
@@ -876,7 +876,7 @@ async def test_only_a_get_begins_a_websocket_and_no_body_precedes_one(client, ro
 
 
 async def read_body(reader: asyncio.StreamReader) -> bytes:
-    """The body of a response of known length."""
+    """Reads a response with a Content-Length, and returns its body."""
     async with asyncio.timeout(30):
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])

@@ -1,4 +1,4 @@
-"""The router finds the model of a body as json.loads and forms do; its only model gets all requests."""
+"""The router finds a body's model as json.loads and forms do. A single model gets all requests."""
 
 import asyncio
 import random
@@ -18,7 +18,7 @@ from tests.router.http.test_proxy import CHAT
 from tests.server.text.renderers.loop_turns import FREE_TURNS, count_turns
 
 TURN_S = 0.005
-"""How long nothing that grows with a body may hold the event loop."""
+"""Work whose time grows with the body must hold the event loop for less than this time."""
 
 
 def costly(num_bytes: int) -> dict[str, bytes]:
@@ -42,7 +42,7 @@ COSTLY = costly(1 << 18)
 
 
 def longest_call_s(run: Callable[[], Any]) -> float:
-    """The processor time of the longest call of a C function: other threads wait meanwhile."""
+    """The processor time of the longest call of a C function, during which other threads wait."""
     begin_s = longest_s = 0.0
 
     def note(frame: Any, event: str, argument: Any) -> None:
@@ -177,7 +177,7 @@ async def test_all_encodings_of_json_are_read(encoding):
 
 
 async def test_two_bodies_are_searched_at_once_and_two_that_lie_in_files(monkeypatch):
-    """More threads would hold the interpreter, and with it the event loop."""
+    """More threads would hold the interpreter and delay the event loop."""
     room, may_end, searched = BodyRoom(LimitsConfig()), asyncio.Event(), []
     bodies = [ForwardedBody(room) for _ in range(8)]
     for number, body in enumerate(bodies):
@@ -266,7 +266,7 @@ def test_other_media_types_are_taken_for_json(media_type):
 
 
 async def answer(request: web.BaseRequest) -> web.StreamResponse:
-    """A server that is ill, and says which path was asked."""
+    """A server whose /health is 503. It answers other requests with the requested path."""
     return web.Response(status=503 if request.path == "/health" else 200, text=f"server {request.raw_path}\n")
 
 

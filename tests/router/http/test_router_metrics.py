@@ -1,4 +1,4 @@
-"""What /metrics counts of the requests to models."""
+"""/metrics counts the requests to models."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ CHAT = "/v1/chat/completions"
 
 
 async def answer(request: web.BaseRequest) -> web.StreamResponse:
-    """400 for a path that ends with it, otherwise a stream of events."""
+    """Answers 400 if the path ends with `400`, otherwise with a stream of events."""
     await request.read()
     if request.path.endswith("400"):
         return web.Response(status=400)
@@ -30,7 +30,7 @@ async def answer(request: web.BaseRequest) -> web.StreamResponse:
 
 
 def values(router: SmallRouter, name: str) -> dict[tuple[str, ...], float]:
-    """The series of a metric of the router: values of its labels, without `le`, in their order."""
+    """The samples of one of the router's metrics: values of the labels in order, without `le` -> value."""
     samples = [sample for family in router.pool.metrics.collect() for sample in family.samples]
     return {tuple(s.labels.values()): s.value for s in samples if s.name == f"vllm_cli:router_{name}"}
 

@@ -1,6 +1,6 @@
-"""The rules of the scheduler, one by one, in a table of stories of a few events; the clock is a number.
+"""Tests each rule of the scheduler in a story of a few events. The clock is a number.
 
-What must hold in every state is in `test_scheduler_properties.py` alone: bounds, minimum stays, leases.
+`test_scheduler_properties.py` tests the rules for every state: bounds, minimum stays and leases.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,8 @@ GIB = 1 << 30
 class Story:
     """A scheduler, and the time and memory of its machine.
 
-    A process is called as its model; if another one of the model runs when it starts, it is a'.
+    A process has the name of its model, such as `a`. If another process of the model runs when it starts, its
+    name is `a'`.
     """
 
     def __init__(self, free: int | None = None, **limits: float) -> None:
@@ -42,12 +43,12 @@ class Story:
         self.rules: dict[str, ModelRules] = {}
         self.starts: list[str] = []
         self.names: dict[int, str] = {}
-        """Of all processes that were started, by generation; the latest with a name has it."""
+        """Generation -> name of each started process. A name means the latest process with this name."""
         self.running: set[int] = set()
         self.readings = 0
 
     def model(self, name: str, gib: int = 0, excludes: str = "", asleep: str = "", **rules: object) -> None:
-        """`asleep=1:2+1`: at level 1, it needs 2 GiB of the machine's memory and 1 of the GPU's."""
+        """`asleep=1:2+1`: at level 1, it needs 2 GiB of the machine's memory and 1 GiB of the GPU's."""
         excluded = frozenset(excludes.split(",") if excludes else ())
         levels = {}
         for each in filter(None, asleep.split(",")):
@@ -116,7 +117,7 @@ class Story:
         return self._act(self.scheduler.drain(self.now))
 
     def run(self, name: str, ticket: int) -> None:
-        """A model that is ready, with one lease."""
+        """Starts a model until it is ready and has one lease."""
         self.arrive(ticket, name)
         assert ticket in [action.ticket for action in self.ready(name, 1.0) if isinstance(action, Admit)]
 
@@ -139,7 +140,7 @@ class Story:
         return "none" if self.scheduler.next_tick_s(self.now) is None else "due"
 
     def number(self, process: str) -> int:
-        """The generation with this name; 0 if there was none."""
+        """The latest generation with this name. 0 if there was none."""
         return max((number for number, name in self.names.items() if name == process), default=0)
 
     def words_of(self, action: Action) -> str:
@@ -552,7 +553,7 @@ leave 1 > stop a; ended a > nothing; next_tick > none
 
 
 def begin(setup: str) -> Story:
-    """A story with the limits and, after each bar, a model with its GiB and rules."""
+    """Begins a story. `setup` has the limits and, after each bar, a model with its GiB and rules."""
     limits, *models = setup.split("|")
     values = dict(read_word(word) for word in limits.split())
     if "budget" in values:
@@ -564,7 +565,7 @@ def begin(setup: str) -> Story:
 
 
 def read_word(word: str) -> tuple[str, Any]:
-    """The name ("" without one) and the value of a word; a value that looks like a number is one."""
+    """Parses `NAME=VALUE` or `VALUE` (then the name is empty). Converts values that are numbers."""
     name, _, value = word.rpartition("=")
     if not value.replace(".", "").isdigit():
         return name, value
@@ -572,7 +573,7 @@ def read_word(word: str) -> tuple[str, Any]:
 
 
 def happen(story: Story, step: str) -> str:
-    """Calls the method of the story that a step names, and says what followed."""
+    """Calls the story's method that a step names. Returns the actions that followed as text."""
     method, *words = step.split()
     arguments = [read_word(word) for word in words]
     unnamed = [value for name, value in arguments if not name]
@@ -582,7 +583,7 @@ def happen(story: Story, step: str) -> str:
 
 @pytest.mark.parametrize("text", [pytest.param(text, id=text.split("\n")[0]) for text in STORIES.strip().split("\n\n")])
 def test_story(text):
-    """Each step is followed by exactly what stands after its >; without one, by anything."""
+    """Each step has exactly the actions after its `>`. A step without `>` may have any actions."""
     _, setup, *lines = text.split("\n")
     story = begin(setup)
     for number, step in enumerate("; ".join(lines).split("; "), start=1):
@@ -596,7 +597,7 @@ def test_story(text):
 
 @pytest.fixture
 def one_fits() -> Story:
-    """Models a and b with room for one of them."""
+    """A story with models a and b, and with room for one of them."""
     story = Story(memory_budget_bytes=10 * GIB)
     story.model("a", 6)
     story.model("b", 6)
@@ -633,7 +634,7 @@ def test_a_pinned_model_is_no_victim_and_the_refusal_names_it(one_fits):
 
 @pytest.mark.parametrize(("gap_s", "most_starts"), [(0.0, 2 * (200 / 10 + 1)), (0.5, 2 * (200 / 2 + 1))])
 def test_streams_for_two_models_swap_seldom_and_nobody_starves(gap_s, most_starts):
-    """200 s of requests of 0.4 s for both, with room for one; start and stop take 0.5 s together."""
+    """Both models get requests of 0.4 s for 200 s. There is room for one model. A swap takes 0.5 s."""
     max_wait_s, lease_s, start_s = 10.0, 0.4, 0.5
     story = Story(max_running=1, max_wait_s=max_wait_s, max_waiting=10_000)
     story.model("a")

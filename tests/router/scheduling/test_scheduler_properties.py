@@ -1,23 +1,24 @@
-"""Random worlds prove what the scheduler promises in every state; a world keeps its own books.
+"""Random worlds check the scheduler's guarantees in every state. A world simulates processes and memory.
 
-After every event (a request comes or goes; a process is ready, falls asleep, wakes, fails, dies or ends;
-memory is measured or comes back late; a model is loaded, unloaded or put to sleep by hand; the file changes;
-time passes):
+These events occur: A request comes or goes. A process becomes ready, falls asleep, wakes, fails, dies or
+ends. Memory is measured or is freed late. A model is loaded, unloaded or put to sleep by hand. The models
+file changes. Time passes. After every event, these rules hold:
 
-- A request is admitted once, to a process that is ready and not asked to end, in the order of arrival, within
-  the limit of concurrency; or refused once, with a reason, and never after its admission.
-- No process is asked to stop or to sleep while it has a lease, nor twice. A model is stopped for others, or
-  falls asleep, only if it is ready, not pinned, and has had its minimum stay. A sleeping one may be stopped.
-- A process that falls asleep or wakes has room for its memory in both states, of the machine and of the GPU.
-- A changed model that is ready may have a second process beside it, if there is room; that takes over when it
-  is ready, and the old one ends after its leases.
-- Otherwise a model starts only without a process for its requests, and for a request that waits, or after a
-  failure if it has a restart limit. None starts or wakes beside one that it excludes. The number of processes
-  that are awake, the sum of the needs of all and the memory that is really free are kept.
-- States, leases, needs and waiting requests of `view` are those of the world.
+- A request is admitted once or refused once. It is admitted to a ready process that need not end, in the
+  order of arrival and within the limit of concurrency. A refusal has a reason and never follows an admission.
+- No process gets two orders to stop or two orders to sleep, and none while it has a lease.
+- A model is stopped or put to sleep for others only if it is ready, is not pinned and has had its minimum
+  stay. A sleeping model may be stopped.
+- A process that falls asleep or wakes has room for its memory in both states, on the machine and on the GPU.
+- A changed model that is ready may get a second process if there is room. The second process takes over when
+  it is ready. The old process ends after its leases.
+- Any other start needs a model without a process, and a waiting request or a failure with a restart limit.
+- No model starts or wakes while a model that it excludes is awake.
+- The processes keep the limit of awake processes, the memory budget and the memory that is really free.
+- `view` has the world's states, leases, needs and waiting requests.
 - After a tick there is a pause.
-- When nothing fails any more and no request comes, each waiting one is admitted or refused within the bound
-  that the scheduler promises. Then the router ends, and nothing is left.
+- Once faults and new requests have ended, each waiting request is admitted or refused within the scheduler's
+  bound. Then the router ends, and no process is left.
 """
 
 import math
@@ -51,11 +52,11 @@ _LONGEST_LEASE_S = 8.0
 
 @dataclass(eq=False)
 class Entry:
-    """What a model needs until its entry changes."""
+    """An entry of a model, and the needs that were measured for it."""
 
     rules: ModelRules
     peaks: dict[int, Need] = field(default_factory=dict)
-    """By level of sleep, 0 for awake."""
+    """Level of sleep (0 is awake) -> highest measured need."""
 
     def need(self, level: int = 0) -> Need:
         return self.peaks.get(level) or (self.rules.asleep[level] if level else self.rules.need)
@@ -69,19 +70,19 @@ class Process:
     model: str
     entry: Entry
     sizes: dict[int, Need]
-    """What it really takes, by level of sleep."""
+    """Level of sleep (0 is awake) -> memory that the process really takes."""
     ready_s: float | None = None
     phase: str = ""
-    """Of its sleep."""
+    """The phase of the process's sleep: `falling asleep`, `asleep` or `waking`. Empty if it is awake."""
     level: int = 0
     by_hand: bool = False
-    """Whether it was put to sleep by hand."""
+    """Whether the process was put to sleep by hand."""
     is_asked_to_stop: bool = False
     must_end: bool = False
-    """Its entry was changed or removed, it was unloaded, or the router ends."""
+    """Whether the entry was changed or removed, the model was unloaded, or the router ends."""
     memory: Need = NOTHING
     growth: Need = NOTHING
-    """What its sleep or waking may take, until it has."""
+    """Memory that falling asleep or waking may still take."""
     measured: Need = NOTHING
     leases: set[int] = field(default_factory=set)
 
@@ -94,13 +95,13 @@ class Process:
 
     @property
     def promised(self) -> Need:
-        """What it may still take."""
+        """Memory that the process may still take."""
         return self.growth if self.memory.ram_bytes else self.need
 
 
 @dataclass(eq=False)
 class Client:
-    """One request, until it is answered or leaves."""
+    """One request, until it is answered or its client leaves."""
 
     model: str
     is_load: bool = False
@@ -108,7 +109,7 @@ class Client:
 
 
 class World:
-    """Drives one scheduler; `step` lets one thing happen, `settle` lets all waiting ones have their end."""
+    """Drives one scheduler. `step` makes one event. `settle` waits until no request waits."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -122,23 +123,23 @@ class World:
             memory_wait_s=choice((1.0, 10.0)),
         )
         self.total = choice((None, 8, 12, 40))
-        """Memory of the machine; None: the system does not tell what is free."""
+        """The machine's memory. None means that the system does not report free memory."""
         self.total_gpu = choice((6, 9, 30))
         self.longest_late_s = choice((0.0, 1.0, 30.0))
-        """How long the memory of an ended process may stay away."""
+        """The longest time from a process's end until its memory is free, in seconds."""
         self.has_faults = choice((True, True, False))
-        """Whether starts fail, processes die and the file changes; later nothing does."""
+        """Whether starts fail, processes die and the models file changes. `settle` sets it to False."""
         self.names = [f"m{number}" for number in range(choice((2, 3, 5, 8)))]
         self.now = 1000.0
         self.counts = Counter[str]()
         self.rules: dict[str, ModelRules] = {}
         self.entries: dict[str, Entry] = {}
         self.processes: dict[int, Process] = {}
-        """By generation, until they have ended."""
+        """Generation -> process that has not ended."""
         self.current: dict[str, Process] = {}
-        """Those that get the requests of their models."""
+        """Model -> the process that gets the model's requests."""
         self.failed: set[str] = set()
-        """Models that start again by themselves."""
+        """Failed models that restart without a request."""
         self.clients: dict[int, Client] = {}
         self.late_memory = NOTHING
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
@@ -149,7 +150,7 @@ class World:
     # What happens
 
     def step(self) -> None:
-        """One thing happens, then the books are compared."""
+        """Makes one random event, then compares `view` with the world."""
         happenings = {
             self._arrive: 30,
             self._leave: 10,
@@ -166,7 +167,7 @@ class World:
         self._check_view()
 
     def settle(self) -> None:
-        """Nothing new comes and nothing fails: every waiting request must have its end."""
+        """Lets time pass without new requests and faults, until no request waits any more."""
         self.has_faults = False
         longest_turn_s = max(self.limits.max_wait_s, self.limits.min_stay_s) + _LONGEST_LEASE_S
         longest_s = 2 * (longest_turn_s + 3 * _LONGEST_START_S) + self.limits.memory_wait_s + 2.0
@@ -177,7 +178,7 @@ class World:
             self._check_view()
 
     def end(self) -> None:
-        """The router ends: nothing may be left."""
+        """Ends the router, and checks that no process and no request is left."""
         for process in self.processes.values():
             process.must_end = True
         self._apply(self.scheduler.drain(self.now))
@@ -204,7 +205,7 @@ class World:
         self._apply(event(ticket, model, self.now))
 
     def _leave(self) -> None:
-        """A client goes, whether it is admitted, waits, or was never known."""
+        """A client leaves. It may be admitted, waiting, or unknown."""
         self._end(self.rng.choice([*self.clients, -1]))
 
     def _unload(self) -> None:
@@ -267,7 +268,7 @@ class World:
         )
 
     def _pass_time(self) -> None:
-        """To the next thing that is due, or a part of the way."""
+        """Advances the clock to the next event, or sometimes to a moment before it."""
         delay_s = self.scheduler.next_tick_s(self.now)
         tick_s = float("inf") if delay_s is None else self.now + delay_s
         self.agenda.sort(key=lambda item: item[:2])
@@ -285,7 +286,7 @@ class World:
             happen()
 
     def _later(self, longest_s: float, happen: Callable[[], None]) -> None:
-        """Mostly soon."""
+        """Plans an event for a random time, which is mostly soon."""
         self.agenda.append((self.now + longest_s * self.rng.random() ** 3, next(self._numbers), happen))
 
     # Processes and memory
@@ -313,7 +314,7 @@ class World:
         self._change_phase(process, "waking", "")
 
     def _change_phase(self, process: Process, begun: str, phase: str) -> None:
-        """It takes the memory of both states, then it has fallen asleep or is awake, or has failed to."""
+        """The process takes the memory of both states. Then it is asleep or awake, or the change fails."""
         process.phase = begun
 
         def allocate() -> None:
@@ -369,13 +370,13 @@ class World:
         self._apply(self.scheduler.ended(process.number, reason, self.now))
 
     def _restarts(self, process: Process, reason: str | None) -> bool:
-        """Whether it starts again by itself: one that was asleep waits for a request."""
+        """Whether the model restarts without a request. A model that was asleep does not."""
         rules = self.rules.get(process.model)
         has_failed = reason is not None and not process.must_end and not process.phase
         return has_failed and rules is not None and rules.restart_limit is not None
 
     def _next_of(self, name: str) -> Process | None:
-        """The one that is to take over."""
+        """The model's second process, which is to take over."""
         others = (each for each in self.processes.values() if each.model == name and each is not self.current.get(name))
         return next((each for each in others if each.ready_s is None and not each.must_end), None)
 
@@ -454,7 +455,7 @@ class World:
         assert len(awake) < (self.limits.max_running or math.inf), "too many run"
 
     def _check_room(self, need: Need, process: Process | None = None) -> None:
-        """For a new process, or for one that falls asleep or wakes, and needs this meanwhile."""
+        """Checks the room for a new process, or for the need of a process that falls asleep or wakes."""
         others = [other for other in self.processes.values() if other is not process]
         more = need if process is None else need.minus(process.need).at_least(NOTHING)
         if (budget := self.limits.memory_budget_bytes) is not None and more.ram_bytes:
@@ -513,7 +514,7 @@ class World:
         self._later(0.0 if client.is_load else _LONGEST_LEASE_S, lambda: self._end(ticket))
 
     def _end(self, ticket: int) -> None:
-        """The client is gone; its connection may have ended before."""
+        """The client leaves, unless it has left before."""
         client = self.clients.pop(ticket, None)
         if client is not None and client.process is not None:
             client.process.leases.discard(ticket)

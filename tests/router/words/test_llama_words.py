@@ -1,4 +1,4 @@
-"""GGUF models where there is a llama-server: what it gets of our flags, and what is refused."""
+"""The flags of `serve` that llama-server gets for a GGUF model, and the flags that are refused."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ HUB = "team/Model-GGUF:Q4_K_M"
 
 @pytest.fixture
 def llama_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program of this name on PATH."""
+    """A fake program `llama-server` on PATH."""
     program = tmp_path / "bin" / "llama-server"
     program.parent.mkdir()
     program.touch(mode=0o755)
@@ -42,7 +42,7 @@ def options_of(*words: object) -> RouterOptions:
 
 
 def command_of(*words: object) -> Sequence[str]:
-    """The command of the only model, without what every one has."""
+    """The command of the only model, without the words that every command has."""
     options = options_of(*words)
     (entry,) = options.entries.values()
     assert (options.only, entry.preload, entry.words, entry.engine) == (entry.name, True, (), "other")

@@ -1,4 +1,4 @@
-"""`serve MODEL --idle-stop` and `--restart`: what is the router's, what its model gets, what is refused."""
+"""`serve MODEL --idle-stop` and `--restart`: flags of the router, flags of its model, and refused flags."""
 
 import json
 
@@ -97,7 +97,7 @@ _OF_PORT = {
     "--h11-max-header-count": "9", "--h11-max-incomplete-event-size": "70000", "--disable-uvicorn-access-log": "true",
     "--uvicorn-log-level": "error", "--log-level": "ERROR",
 }  # fmt: skip
-"""vLLM's flags that are the router's, with values of a file."""
+"""vLLM's flags that are the router's own, with values as in a --config file."""
 _REFUSED = {
     "--ssl-certfile": "a", "--ssl-keyfile": "a", "--ssl-ca-certs": "a", "--ssl-cert-reqs": "1", "--ssl-ciphers": "a",
     "--enable-ssl-refresh": "true", "--middleware": "a.b",

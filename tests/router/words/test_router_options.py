@@ -1,4 +1,4 @@
-"""Several models on the command line: what is the router's, what each model gets, and how each is checked."""
+"""Several models on the command line: flags of the router, flags of each model, and the models' checks."""
 
 import ast
 import json
@@ -55,7 +55,7 @@ def read(write) -> Callable[..., CheckedModels]:
 
 @pytest.fixture
 def entry(read, tiny_llama: Path) -> Callable[..., ModelEntry]:
-    """The only model of a file, whose model is the tiny Llama if it names none."""
+    """Reads the only model of a models file. The default model is the tiny Llama."""
 
     def entry_of(keys: dict[str, Any], *words: str) -> ModelEntry:
         checked = read({"m": {"model": str(tiny_llama)} | keys}, *words)
@@ -303,7 +303,7 @@ def test_keys_of_the_router_are_no_keys_of_its_models(read, tiny_llama, tmp_path
 
 @pytest.fixture
 def cached(tiny_llama: Path, tmp_path: Path) -> Path:
-    """A hub's cache with the model org/tiny."""
+    """A cache of the hub with the model org/tiny."""
     repository = tmp_path / "cached" / "models--org--tiny"
     shutil.copytree(tiny_llama, repository / "snapshots" / "a1")
     (repository / "refs").mkdir()

@@ -1,4 +1,4 @@
-"""Our requests have every field of the installed vLLM's, so that a field of a new vLLM is noticed."""
+"""Our requests have every field of the installed vLLM's requests. A new vLLM with new fields fails here."""
 
 from pathlib import Path
 
@@ -75,7 +75,7 @@ IGNORED = frozenset(
     is_error signature data return_weight_versions
     """.split()  # noqa: SIM905
 )
-"""Hints, and settings of what the embedded engine does not have: ignored wherever they are not declared."""
+"""Hints, and settings that the embedded engine lacks. Requests that do not declare them ignore them."""
 
 _TAGS = dict.fromkeys(("format", "structures", "triggers"), "of structural tags, which need --engine vllm")
 _MESSAGES = dict.fromkeys(
@@ -92,7 +92,7 @@ WITHOUT = {
     "CompletionRequest": _BEAMS,
     "PoolingRequest": _MESSAGES | {"data": "for vLLM's IO processor plugins, which the embedded engine does not load"},
 }
-"""Fields that are ignored as unknown ones, and why."""
+"""Request -> fields that are ignored as unknown -> the reason."""
 
 
 @pytest.mark.slow

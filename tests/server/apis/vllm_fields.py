@@ -1,4 +1,4 @@
-"""Run by vLLM's Python: the fields of its request classes, by class; a union has those of its members."""
+"""A script for vLLM's Python: lists the fields of vLLM's request classes. A union has its members' fields."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Fixtures of the engine's tests; they use one thread and silence transformers' log."""
+"""Fixtures of the engine's tests. The tests use one thread and silence transformers' log."""
 
 import copy
 import shutil
@@ -25,19 +25,19 @@ def _quiet_transformers() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def plain_llama() -> PreTrainedModel:
-    """A tiny float32 Llama for reference outputs; must not be changed."""
+    """A tiny float32 Llama for reference outputs. Tests must not change it."""
     return build_model("llama", PACKED["llama"])
 
 
 @pytest.fixture
 def llama(plain_llama: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the model for an engine, which may change it."""
+    """A copy of the model for an engine, which may change the copy."""
     return copy.deepcopy(plain_llama)
 
 
 @pytest.fixture(scope="session")
 def saved_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model as a folder without a tokenizer; must not be changed."""
+    """The folder of the same model, without a tokenizer. Tests must not change it."""
     return save_model(tmp_path_factory.mktemp("models") / "llama", "llama", PACKED["llama"])
 
 
@@ -49,7 +49,7 @@ def llama_copy(saved_llama: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """A second thread does not speed up tiny matrices and slows them down on shared processors."""
+    """Uses one thread. A second thread is no faster for tiny matrices, and slower on shared processors."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -58,7 +58,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def real_model(model_path: Path) -> PreTrainedModel:
-    """SmolLM2-135M-Instruct in bfloat16 with packed linear layers; shared by engines one after the other."""
+    """SmolLM2-135M-Instruct in bfloat16 with packed linear layers. Engines use it one after the other."""
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16).eval()
     pack_layers(model)
     return model

@@ -1,4 +1,4 @@
-"""An engine core for a small model, built as in `server.engine.build`, with sizes chosen by the test."""
+"""Runs an engine core for a small model, built as in `server.engine.build`, with sizes from the test."""
 
 from collections.abc import Sequence as Seq
 from concurrent.futures import Executor
@@ -70,7 +70,7 @@ class Completion:
 
 
 class SmallEngine:
-    """Steps a real engine core and collects each request's outputs."""
+    """Runs the steps of a real engine core, and collects the outputs of each request."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class SmallEngine:
         pace: StepPace | None = None,
         executor: Executor | None = None,
     ) -> None:
-        """Without a `pace`, the times of steps change nothing: each run computes the same chunks."""
+        """Without a `pace`, the times of steps have no effect, so each run computes the same chunks."""
         self.prefixes: PrefixCache | None = None
         self.num_slots = num_slots
         self.runner: PackedRunner | SequentialRunner
@@ -144,7 +144,7 @@ class SmallEngine:
         )
         self.completions: dict[str, Completion] = {}
         self.steps: list[dict[str, int]] = []
-        """Tokens that each step computed, by request, in the step's order."""
+        """For each step: request id -> number of computed tokens, in the step's order."""
         self._computed: WeakSet[Sequence] = WeakSet()
         self._record_steps()
 
@@ -153,7 +153,7 @@ class SmallEngine:
         return self.core.stats
 
     def add(self, request_id: str, prompt: list[int], inputs: PromptInputs | None = None, **params: Any) -> Completion:
-        """Queues a request, greedy by default."""
+        """Queues a request, which is greedy by default."""
         completion = self.completions[request_id] = Completion()
         sampling = SamplingParams(**({"temperature": 0.0, "max_tokens": 16} | params))
         for rejection in self.core.add([request_id], EnginePrompt(prompt, sampling, inputs)):
@@ -161,7 +161,7 @@ class SmallEngine:
         return completion
 
     def load_adapter(self, adapter_id: int, folder: Path) -> str | None:
-        """Loads an adapter; returns the error, if any."""
+        """Loads an adapter. Returns the error, or None."""
         return self.core.execute(LoadAdapter(1, adapter_id, f"adapter-{adapter_id}", str(folder))).error
 
     def unload_adapter(self, adapter_id: int) -> None:
@@ -174,7 +174,7 @@ class SmallEngine:
         return outputs
 
     def run(self) -> None:
-        """Steps until all requests have ended; fails after too many steps."""
+        """Runs steps until all requests have ended. Fails after too many steps."""
         for _ in range(_MAX_STEPS):
             if not self.core.has_work:
                 return
@@ -182,7 +182,7 @@ class SmallEngine:
         raise AssertionError(f"requests are still running after {_MAX_STEPS} steps")
 
     def complete(self, prompts: list[list[int]], **params: Any) -> list[Completion]:
-        """Adds one request per prompt and runs them all."""
+        """Adds one request per prompt, and runs all requests."""
         first = len(self.completions)
         added = [self.add(str(first + i), prompt, **params) for i, prompt in enumerate(prompts)]
         self.run()
@@ -203,7 +203,7 @@ class SmallEngine:
         self.runner.step = step  # type: ignore[method-assign]
 
     def assert_nothing_leaked(self) -> None:
-        """Checks that no request, slot, token, grammar or model cache is held."""
+        """Checks that the engine holds no request, slot, token, grammar or model cache any more."""
         assert not self.core.has_work
         assert sorted(self.cache._free_slots) == list(range(self.num_slots))
         assert self.cache.num_held_tokens == 0

@@ -15,7 +15,7 @@ from server.terms.types import SamplingParams
 
 
 def reference_logits(model: PreTrainedModel, sequences: list[list[int]]) -> list[torch.Tensor]:
-    """Float32 logits of each sequence by the plain model; eager, because sdpa ignores Gemma 2's soft cap."""
+    """The plain model's float32 logits of each sequence. Eager, because sdpa ignores Gemma 2's soft cap."""
     plain = copy.deepcopy(model)
     plain.set_attn_implementation("eager")
     with torch.inference_mode():
@@ -23,7 +23,7 @@ def reference_logits(model: PreTrainedModel, sequences: list[list[int]]) -> list
 
 
 def packed_runner(model: PreTrainedModel, *, num_slots: int, slot_len: int) -> PackedRunner:
-    """A runner with a cache of its own."""
+    """A runner with its own cache."""
     runner = PackedRunner(model)
     cache = KVCache(runner.probe(), num_slots=num_slots, slot_len=slot_len, dtype=model.dtype, device=model.device)
     for slot in range(num_slots):
@@ -34,7 +34,7 @@ def packed_runner(model: PreTrainedModel, *, num_slots: int, slot_len: int) -> P
 
 @dataclass
 class TeacherForcing:
-    """Advances sequences by random chunks in random slots; each step skips some of them."""
+    """Advances sequences by random chunks in random slots. Each step skips some sequences."""
 
     runner: PackedRunner
     sequences: list[Sequence]
@@ -74,5 +74,5 @@ class TeacherForcing:
 
 
 def as_sequences(prompts: list[list[int]], **params: Any) -> list[Sequence]:
-    """One sequence per prompt, all tokens still to be computed."""
+    """One sequence per prompt, without computed tokens."""
     return [Sequence(str(i), p, SamplingParams(max_tokens=1, **params)) for i, p in enumerate(prompts)]

@@ -1,4 +1,4 @@
-"""The engine core on a tiny model: finish reasons, log-probabilities, stats, and outputs in any batch."""
+"""The engine core with a tiny model: finish reasons, log-probabilities, stats, and outputs in any batch."""
 
 import time
 

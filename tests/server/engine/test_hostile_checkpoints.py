@@ -22,13 +22,13 @@ KINDS = ("archive", "legacy", "bare pickle", "archive with another pickle")
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
-    """The file that the checkpoint's code creates if it runs."""
+    """The path that the checkpoint's code creates if this code runs."""
     return tmp_path / "evil-was-here"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_pickles_run_code_when_loaded_without_protection(marker, kind, tmp_path):
-    """Shows that the other tests can fail."""
+    """So the other tests would fail if a pickle were loaded without protection."""
     (tmp_path / "file").write_bytes(pickles(marker)[kind])
     try:
         torch.load(tmp_path / "file", weights_only=False)

@@ -1,4 +1,4 @@
-"""Models load completely or fail with a message of one line; the device that the engine computes on."""
+"""Models load completely, or fail with a message of one line. The engine chooses the right device."""
 
 import json
 import logging

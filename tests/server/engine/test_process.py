@@ -1,4 +1,4 @@
-"""The engine's loop on a real socket; here it runs in a thread. Loads with lean imports."""
+"""The engine's loop on a real socket, in a thread of the test. Models load with lean imports."""
 
 import gc
 import queue
@@ -36,7 +36,7 @@ TIMEOUT_S = 60
 
 
 class Imports:
-    """Lean imports that record when the real modules are restored: in idle time, or because a load failed."""
+    """Fake lean imports. They record that the real modules are restored, at idle or after a failed load."""
 
     def __init__(self, *, are_lean: bool = False) -> None:
         self._are_lean = are_lean
@@ -117,7 +117,7 @@ def test_a_client_that_waited_for_readiness_is_served_before_idle_work(engine, m
 
 @pytest.mark.parametrize("is_idle", [True, False], ids=["without work", "under lasting load"])
 def test_an_engine_trims_its_heap(engine, monkeypatch, is_idle):
-    """Once in each time without work."""
+    """An engine without work trims its heap once until the next work."""
     trimmed: queue.SimpleQueue[None] = queue.SimpleQueue()
     monkeypatch.setattr(libc, "trim_heap", lambda: trimmed.put(None))
     monkeypatch.setattr(idle_work, "_TRIM_DELAY_S", 0.0 if is_idle else float(TIMEOUT_S))

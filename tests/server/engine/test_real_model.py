@@ -1,8 +1,9 @@
-"""SmolLM2-135M-Instruct: the engine's greedy output equals the plain model's; the slow test has all prompts.
+"""SmolLM2-135M-Instruct: the engine's greedy output equals the plain model's. The slow test has all prompts.
 
-In float32 every token must be equal. In bfloat16 two ways to compute the same differ in rounding: the logits
-of this model are 0.125 or 0.25 apart, often two are equal, and one matrix row rounds differently from two.
-There the plain model's logit of every token must be within rounding of its best.
+In float32, every token must be equal. In bfloat16, two ways to compute the same value round differently.
+The logits of this model are multiples of 0.125 or 0.25, so two logits are often equal, and one matrix row
+is rounded differently from two rows. So in bfloat16, the plain model's logit of every token must be within
+rounding of the plain model's highest logit.
 """
 
 import copy
@@ -19,7 +20,7 @@ from tests.server.engine.tiny_models import greedy_outputs, pack_layers
 
 NUM_TOKENS = 32
 SOME = slice(0, None, 4)
-"""Five of the prompts: questions, also the longest one, and texts."""
+"""Selects five of the prompts: questions, including the longest one, and texts."""
 NUM_TOKENS_OF_SOME = 12
 _BF16_STEP = 2**-7
 """The largest relative difference between neighbouring bfloat16 numbers."""
@@ -70,7 +71,7 @@ def plain_float32(model_path: Path) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def float32(plain_float32: PreTrainedModel) -> PreTrainedModel:
-    """For engines to take over; its linear layers are packed, as those of a serving engine."""
+    """The model for engines. Its linear layers are packed, as in an engine that serves."""
     model = copy.deepcopy(plain_float32)
     pack_layers(model)
     return model
@@ -78,7 +79,7 @@ def float32(plain_float32: PreTrainedModel) -> PreTrainedModel:
 
 @pytest.mark.thorough
 def test_some_prompts_together_give_the_plain_models_tokens(float32, plain_float32, prompts):
-    """The second time, they come from the prefix cache."""
+    """In the second run, the prompts come from the prefix cache."""
     some = prompts[SOME]
     engine = SmallEngine(float32, num_slots=8, max_model_len=300, prefix_tokens=2000)
     first, second = (engine.complete(some, max_tokens=NUM_TOKENS_OF_SOME) for _ in range(2))
@@ -120,7 +121,7 @@ def test_the_capital_of_france_is_paris(real_model, real_tokenizer, prompts):
 
 @torch.inference_mode()
 def _logits_before_each(model: PreTrainedModel, prompt: list[int], output: list[int]) -> torch.Tensor:
-    """The plain model's logits for each output token, from one forward pass over everything."""
+    """The plain model's logits for each output token, from one forward pass over prompt and output."""
     logits: torch.Tensor = model(input_ids=torch.tensor([prompt + output[:-1]])).logits[0, len(prompt) - 1 :].float()
     return logits
 

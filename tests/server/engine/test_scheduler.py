@@ -1,4 +1,4 @@
-"""Scheduling: order of arrival, the budget of a step, preemption, aborted requests; random requests."""
+"""The scheduler: order of arrival, the budget of a step, preemption, aborted and random requests."""
 
 import os
 import random
@@ -166,7 +166,7 @@ class _RandomLoad:
     rng: random.Random
 
     def run(self, num_requests: int) -> int:
-        """Returns the number of finished requests."""
+        """Runs random requests. Returns how many of them have finished."""
         wanted: dict[str, tuple[Completion, list[int]]] = {}
         aborted: set[str] = set()
         for i in range(num_requests):
@@ -191,7 +191,7 @@ class _RandomLoad:
         return num_finished
 
     def _request(self) -> tuple[list[int], list[int]]:
-        """A prompt, sometimes with a part of its known output, and the rest of the output."""
+        """A prompt and its expected output. Sometimes, the prompt contains a part of the known output."""
         prompt, output = self.rng.choice(self.known)
         turn = self.rng.choice([0, 0, self.rng.randint(1, len(output) - 1)])
         rest = output[turn:]

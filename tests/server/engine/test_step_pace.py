@@ -1,4 +1,4 @@
-"""Prompt tokens beside decoding sequences, chosen from the times of earlier steps."""
+"""The times of earlier steps limit the number of prompt tokens beside decoding sequences."""
 
 import itertools
 
@@ -13,14 +13,14 @@ from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 
 
 class _Steps:
-    """A pace, and a clock that says what the test wants."""
+    """A pace, and a clock that the test sets."""
 
     def __init__(self) -> None:
         self._now = 0.0
         self.pace = StepPace(clock=lambda: self._now)
 
     def take(self, seconds: float, *, num_decodes: int, num_prompt_tokens: int = 0) -> None:
-        """Measures a step of this duration."""
+        """Lets the pace measure a step of this duration."""
         chunks = [Chunk(_decoding(), 1) for _ in range(num_decodes)]
         if num_prompt_tokens:
             chunks.append(
@@ -75,7 +75,7 @@ def test_prompts_beside_sequences_are_limited_as_those_alone():
     ],
 )
 def test_the_limit_follows_from_the_steps_so_far(taken, limits):
-    """Steps of seconds, decoding sequences and prompt tokens."""
+    """`taken` has the seconds, decoding sequences and prompt tokens of each step."""
     steps = _Steps()
     for seconds, num_decodes, num_prompt_tokens in taken:
         steps.take(seconds, num_decodes=num_decodes, num_prompt_tokens=num_prompt_tokens)
@@ -182,7 +182,7 @@ def test_no_request_starves_while_others_keep_arriving(llama):
 
 
 def _engine(model: PreTrainedModel, *, token_s: float, **sizes: int) -> SmallEngine:
-    """An engine whose steps take 20 ms and `token_s` for each token, by the clock of its pace."""
+    """An engine whose steps take 20 ms plus `token_s` for each token, by a simulated clock."""
 
     def clock() -> float:
         return sum(0.02 + token_s * sum(step.values()) for step in engine.steps)
@@ -192,7 +192,7 @@ def _engine(model: PreTrainedModel, *, token_s: float, **sizes: int) -> SmallEng
 
 
 def _decode(engine: SmallEngine, num_sequences: int) -> dict[str, int]:
-    """Starts sequences and measures a step of them, which is returned."""
+    """Starts sequences, and returns the measured step that decodes them."""
     for i in range(num_sequences):
         engine.add(f"decoding {i}", random_prompts(10)[0], max_tokens=100)
     for _ in range(2):

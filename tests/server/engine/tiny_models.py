@@ -1,4 +1,4 @@
-"""Models with random weights, a few kilobytes each, in the real formats; one per supported architecture."""
+"""Builds models with random weights in the real formats, one per architecture, a few kilobytes each."""
 
 from pathlib import Path
 
@@ -70,7 +70,7 @@ PACKED: dict[str, dict[str, object]] = {
         "first_k_dense_replace": 1,
     },
 }
-"""Architectures of the packed runner."""
+"""Architecture of the packed runner -> options of its configuration."""
 
 SEQUENTIAL: dict[str, dict[str, object]] = {
     "mamba": {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8},
@@ -93,13 +93,13 @@ SEQUENTIAL: dict[str, dict[str, object]] = {
     "recurrent_gemma": {**_GEMMA, "lru_width": 64, "attention_window_size": 24},
     "rwkv": {"hidden_size": 64, "num_hidden_layers": 2, "attention_hidden_size": 64},
 }
-"""Architectures of the sequential runner: with other state or their own attention."""
+"""Architecture of the sequential runner -> its options. These have other state or their own attention."""
 
 
 def build_model(
     model_type: str, options: dict[str, object], *, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """A model whose weights all matter: greedy outputs vary, and a wrong key changes the logits."""
+    """A model whose weights all affect the output. Greedy outputs vary, and a wrong key changes logits."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**(_COMMON | options)), dtype=torch.float32)
     with torch.no_grad():
@@ -115,7 +115,7 @@ def save_model(path: Path, model_type: str, options: dict[str, object]) -> Path:
 
 
 def pack_layers(model: torch.nn.Module) -> None:
-    """Packs all linear layers, as an engine does in idle time."""
+    """Packs all linear layers, as an engine does at idle."""
     for _ in pack_linear_layers(model):
         pass
 
@@ -127,7 +127,7 @@ def random_prompts(*lengths: int, seed: int = 1) -> list[list[int]]:
 
 
 def greedy_outputs(model: PreTrainedModel, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
-    """The output of the model's `generate` for each prompt alone, ignoring the end of sequence."""
+    """The output of the model's `generate` for each prompt alone. Ignores the end of sequence."""
     outputs = []
     for prompt in prompts:
         ids = torch.tensor([prompt], device=model.device)

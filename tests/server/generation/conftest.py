@@ -1,4 +1,4 @@
-"""Tests of this folder run with the requests of completions and of chats."""
+"""The tests in this folder run with completion requests and with chat requests."""
 
 import pytest
 
@@ -9,5 +9,5 @@ from tests.server.generation.requests import Model
 
 @pytest.fixture(params=[CompletionRequest, ChatRequest])
 def model(request: pytest.FixtureRequest) -> Model:
-    """Each kind of request."""
+    """The class of each kind of request."""
     return request.param  # type: ignore[no-any-return]

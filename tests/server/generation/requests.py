@@ -1,4 +1,4 @@
-"""Requests of completions and chats, decoded from the fields that a test gives, and tools for them."""
+"""Decodes completion and chat requests from the fields that a test gives. Also has tools for requests."""
 
 from typing import Any
 
@@ -28,6 +28,6 @@ NAMED: dict[str, Any] = {"type": "function", "function": {"name": "get_weather"}
 
 
 def decode(model: Model, limits: LimitsConfig | None = None, **fields: Any) -> Any:
-    """A request whose prompt is `a`, unless the fields have another one."""
+    """A request with these fields. The default prompt is `a`."""
     content = {"prompt": "a"} if model is CompletionRequest else {"messages": [{"role": "user", "content": "a"}]}
     return RequestDecoder(model, limits=limits).decode(msgspec.json.encode(content | fields))

@@ -1,4 +1,4 @@
-"""Fields of completion and chat requests: ranges, those rejected by name, those that reach the template."""
+"""Fields of completion and chat requests: ranges, rejected fields, and fields that reach the template."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "thinking_token_budget": [-2, 1.0, True, "10"],
     "cache_salt": ["", "a" * 129, "a/b", "a@b", "a\\b", "a\x00"],
 }
-"""The id is logged: it must not forge a line of the log."""
+"""Field -> values that are rejected. A request id is logged, so it must not forge lines of the log."""
 
 IGNORED_IN_CHAT = [
     ("audio", {"voice": "alloy"}),

@@ -1,4 +1,4 @@
-"""The constraint of a request's text: its field, the grammars of tool calls, and what makes it unusable."""
+"""The constraint of a request's text: its field, the grammars of tool calls, and unusable constraints."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +91,7 @@ Accepts = Callable[[Constraint | None, str], bool]
 
 @pytest.fixture(scope="module")
 def accepts(model_path: Path) -> Accepts:
-    """Whether the engine's grammar accepts a text as complete."""
+    """A function that checks whether the engine's grammar accepts a text as complete."""
     tokenizer = LLTokenizer((model_path / "tokenizer.json").read_text(), n_vocab=49152, eos_token=2)
 
     def accepts(constraint: Constraint | None, text: str) -> bool:
@@ -146,7 +146,7 @@ def test_a_forced_call_follows_its_schema(accepts, fields, accepted, rejected):
 
 
 def strict_constraint(*tools: dict[str, Any]) -> Constraint | None:
-    """The grammar of calls in the format `hermes`; the first tool is strict."""
+    """The constraint for calls in the format `hermes`. The first tool is strict."""
     first = {"function": tools[0]["function"] | {"strict": True}}
     call_format = load_tool_parser("hermes").call_format
     assert call_format is not None

@@ -1,4 +1,4 @@
-"""Markers that are tokens: what a prompt says about reasoning, what is counted, the rules for the engine."""
+"""Markers that are tokens: the state of reasoning after a prompt, counted tokens, the engine's rules."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -38,7 +38,7 @@ def renderer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HfRenderer]:
 
 @pytest.fixture
 def look(renderer: HfRenderer) -> Any:
-    """The reasoning of a prompt's outputs."""
+    """A function that returns the reasoning state of the outputs of a prompt."""
 
     def look(name: str, prompt: str, *, has_grammar: bool = False, **fields: Any) -> PromptReasoning | None:
         request = msgspec.convert({"messages": MESSAGES} | fields, ChatRequest)

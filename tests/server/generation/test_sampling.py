@@ -195,7 +195,7 @@ def test_an_unusable_file_or_value_is_an_error(files, options, content, words):
     ],
 )
 def test_a_request_that_is_too_long_gets_vllms_sentence(model, num_prompt_tokens, fields, text, param):
-    """Clients read the number to shorten what they send."""
+    """Clients read the number in this sentence to shorten their requests."""
     with pytest.raises(RequestError, match=text) as raised:
         sample(model, num_prompt_tokens=num_prompt_tokens, **fields)
     assert (raised.value.status, raised.value.param) == (400, param)

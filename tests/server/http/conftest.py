@@ -1,4 +1,4 @@
-"""A live HTTP server over the real renderer and an engine with scripted replies."""
+"""A live HTTP server with the real renderer and an engine with scripted replies."""
 
 import asyncio
 import json
@@ -52,26 +52,26 @@ MAX_MODEL_LEN = 512
 PROMPT = "The capital of France is"
 MESSAGES = [{"role": "user", "content": "Hello"}]
 TEXT = " Paris, the city of light."
-"""What the engine answers unless a test sets another reply."""
+"""The engine's reply unless a test sets another one."""
 PATIENT_S = 120.0
 _POLL_S = 0.005
 _CLIENT: dict[str, Any] = {"api_key": "none", "max_retries": 0, "timeout": PATIENT_S}
 _HTTP: dict[str, Any] = {"trust_env": False, "verify": False, "timeout": PATIENT_S}
-"""Without `verify=False` every request loads the CA certificates first, which takes 17 ms."""
+"""Without `verify=False`, every request would first load the CA certificates, which takes 17 ms."""
 
 
 @dataclass
 class ScriptedEngine:
-    """Replies to each prompt with the same tokens, then the end of sequence; applies token-level limits."""
+    """Replies to each prompt with the same tokens, then the end of sequence. Applies limits on tokens."""
 
     reply: list[int]
     step_s: float = 0.0
     holds_after: int | None = None
-    """Number of tokens after which a sequence waits until this is None."""
+    """After this number of tokens, a sequence waits until this attribute is None."""
     fails_after: int | None = None
-    """Number of tokens after which a sequence ends with an engine error."""
+    """After this number of tokens, a sequence ends with an engine error."""
     dies_after: int | None = None
-    """Number of tokens after which the engine dies."""
+    """After this number of tokens, the engine dies."""
     tokens_per_step: int = 1
     num_cached_tokens: int = 0
     queue_s: float = 0.0
@@ -107,7 +107,7 @@ class ScriptedEngine:
     async def generate(
         self, request_id: str, prompts: Sequence[EnginePrompt], num_choices: int
     ) -> AsyncGenerator[EngineOutput, None]:
-        """Runs the sequences concurrently; the first failure ends all of them."""
+        """Runs the sequences concurrently. The first failure ends all sequences."""
         queue: asyncio.Queue[EngineOutput | Exception | None] = asyncio.Queue()
 
         async def pump(index: int) -> None:
@@ -214,7 +214,7 @@ def _refusal(request_id: str, params: SamplingParams) -> list[EngineOutput]:
 
 
 def _logprob(token_id: int, num_top: int | None) -> TokenLogprob:
-    """The token is the second most likely one, after the next one of the vocabulary."""
+    """Log-probabilities in which the token is the second most likely, after the token with the next id."""
     top = [(token_id + 1, -0.25), (token_id, -1.5), (token_id + 2, float("-inf"))]
     return TokenLogprob(token_id, -1.5, 2, top[: num_top or 0])
 
@@ -271,7 +271,7 @@ class LiveServer:
 
 
 def assert_rejected(response: httpx.Response, param: str | None, words: str = "") -> None:
-    """It is a 400 that names the parameter and has the words in its message."""
+    """Checks that the response is a 400 that names the parameter and has the words in its message."""
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert (error["type"], error["code"], error["param"]) == ("BadRequestError", 400, param)
@@ -290,13 +290,13 @@ def renderer(model_path: Any) -> Iterator[HfRenderer]:
 
 @pytest.fixture
 def use_template(renderer: HfRenderer, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Sets the chat template of the renderer for one test."""
+    """A function that sets the renderer's chat template for one test."""
     return lambda template: monkeypatch.setattr(renderer, "config", replace(renderer.config, chat_template=template))
 
 
 @pytest.fixture(scope="session")
 def encode(renderer: HfRenderer) -> Callable[[str], list[int]]:
-    """Token ids of a text, without special tokens."""
+    """A function that returns a text's token ids, without special tokens."""
     return lambda text: renderer.tokenizer.encode(text, add_special_tokens=False)
 
 
@@ -307,13 +307,13 @@ def _shared_engine() -> ScriptedEngine:
 
 @pytest.fixture
 def engine(_shared_engine: ScriptedEngine, encode: Callable[[str], list[int]]) -> ScriptedEngine:
-    """The engine of all servers, reset."""
+    """The engine of all servers, which is reset before each test."""
     _shared_engine.reset(encode(TEXT))
     return _shared_engine
 
 
 class FinishedStart:
-    """A start that took two seconds."""
+    """A fake start that took two seconds."""
 
     def progress(self) -> dict[str, Any]:
         return {"phase": "load_weights", "progress": 0.5, "elapsed_s": 1.0, "eta_s": 1.0}
@@ -356,7 +356,7 @@ def _shared_server(_start: Callable[..., Any]) -> Iterator[LiveServer]:
 
 @pytest.fixture
 def server(_shared_server: LiveServer, engine: ScriptedEngine) -> LiveServer:
-    """The server with default settings that all tests share."""
+    """A server with default settings. All tests share it."""
     return _shared_server
 
 
@@ -368,7 +368,7 @@ def client(server: LiveServer) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture
 def serve(_start: Callable[..., Any], engine: ScriptedEngine) -> Iterator[Callable[..., LiveServer]]:
-    """Starts a server for one test; keyword arguments that `_start` does not have go to its ServerConfig."""
+    """Starts a server for one test. Keyword arguments that `_start` does not have go to ServerConfig."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(_start(**options))
 
@@ -381,7 +381,7 @@ def ready_lifecycle() -> Lifecycle:
 
 
 class QuickServer(uvicorn.Server):
-    """Ends when it should; uvicorn looks ten times a second whether it should."""
+    """Checks every few milliseconds whether it should exit. uvicorn checks this only ten times a second."""
 
     async def main_loop(self) -> None:
         await self.on_tick(0)
@@ -399,7 +399,7 @@ def run_app(
     lifecycle: Lifecycle | None = None,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> Iterator[LiveServer]:
-    """Serves the application over a fake engine in a thread; it is ready unless a lifecycle is given."""
+    """Serves the application with a fake engine in a thread. It is ready unless a lifecycle is given."""
     lifecycle, admission = lifecycle or ready_lifecycle(), Admission(limits or LimitsConfig())
     metrics = ServerMetrics(config.served_model_names[0], FinishedStart(), renderer, lifecycle, admission.num_rejected)
     metrics.register_engine(engine.info, lambda: engine.stats)
@@ -441,7 +441,7 @@ def run_app(
 
 
 def _what_runs(thread: threading.Thread, http_server: uvicorn.Server) -> str:
-    """What keeps a server from ending: its connections and requests, and where its thread is."""
+    """A text about a server that does not end: its connections, its requests, and its thread's stack."""
     assert thread.ident is not None
     state, stack = http_server.server_state, traceback.format_stack(sys._current_frames()[thread.ident])
     connections = [(each.transport, each.transport.get_write_buffer_size()) for each in state.connections]
@@ -450,5 +450,5 @@ def _what_runs(thread: threading.Thread, http_server: uvicorn.Server) -> str:
 
 @pytest.fixture
 def wait_until() -> Callable[..., None]:
-    """Waits until a condition holds that the server's thread brings about."""
+    """Waits until a condition is true, which the server's thread makes true."""
     return poll

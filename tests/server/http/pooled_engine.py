@@ -1,4 +1,4 @@
-"""A real pooling core in the server's process, with the methods of the engine client."""
+"""Runs a real pooling core in the server's process, with the methods of the engine client."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -20,13 +20,13 @@ NAME = "tiny"
 
 
 class PooledEngine:
-    """Steps when a request waits; requests of the same iteration of the loop form one batch."""
+    """Runs a step when a request waits. Requests of the same iteration of the loop form one batch."""
 
     def __init__(self, folder: Path, **config: Any) -> None:
         engine, files = EngineConfig(**config), ModelFiles(folder, folder)
         self.core, self.info = build_pooling_core(read_model_kind(folder, engine), files, engine, Phases())
         self.is_held = False
-        """While true, nothing is computed."""
+        """While this is true, nothing is computed."""
         self.requests: dict[str, tuple[list[int], list[int] | None, PoolingParams]] = {}
         self.aborted: list[str] = []
         self.batches: list[int] = []
@@ -79,7 +79,7 @@ class PooledEngine:
 
 @contextmanager
 def serve_folder(folder: Path, *, renderer: dict[str, Any] | None = None, **options: Any) -> Iterator[LiveServer]:
-    """A server of the pooling model in the folder."""
+    """Serves the pooling model in the folder."""
     names = ("runner", "convert", "pooler", "hf_overrides")
     engine_options = {key: options.pop(key) for key in names if key in options}
     engine = PooledEngine(folder, **engine_options)

@@ -1,4 +1,4 @@
-"""The conversations of tests/conversations, replayed over HTTP with an engine that says what they say."""
+"""Replays the conversations of tests/conversations over HTTP, with an engine that replies as they say."""
 
 import json
 import re
@@ -30,14 +30,14 @@ from tests.server.http.pooled_engine import serve_folder
 
 ALL = sorted(conversations(), key=lambda one: (one.place.partition(":")[0], json.dumps(one.server)))
 TOKENS_PER_STEP = (1, 4)
-"""Each text is streamed so, unless the conversation sets it."""
+"""Each text is streamed once with each number, unless the conversation sets another one."""
 
 
 @pytest.fixture(scope="module")
 def replaying(
     request: pytest.FixtureRequest, _start: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveServer]:
-    """The server of a conversation; those with the same settings, which are one object, share it."""
+    """The server of a conversation. Conversations share it if their settings are the same object."""
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(request.param).items()}
     settings.pop("template", None)
     state = settings.pop("state", "ready")
@@ -69,7 +69,7 @@ def test_a_conversation_goes_as_recorded(replaying, conversation, engine, encode
 
 
 class Replay:
-    """Asks the turns of a conversation; the engine keeps what one turn sets for the turns that follow."""
+    """Sends the turns of a conversation. The engine keeps settings of a turn for the following turns."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class Replay:
         )
 
     def _asked(self) -> list[dict[str, Any]]:
-        """What the engine was asked, by the number of the sequence."""
+        """The requests that the engine has received, in the order of the sequences."""
         by_number = sorted(self._engine.requests.items(), key=lambda item: int(item[0].rpartition("-")[2]))
         decode = self._renderer.tokenizer.decode
         return [
@@ -163,7 +163,7 @@ class Replay:
         ]
 
     def _check_streams(self, turn: Turn, answer: Any) -> list[str]:
-        """Streams say what the whole answer says: its error, or its texts, ends and usage."""
+        """Checks that streams have the content of the whole answer: its error, or texts, ends and usage."""
         for tokens_per_step in self._tokens_per_step:
             self._engine.tokens_per_step = tokens_per_step
             if problems := self._check_stream(turn, answer, tokens_per_step):

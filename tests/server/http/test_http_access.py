@@ -1,4 +1,4 @@
-"""What no log, no open path and no other request may show, and requests that only a socket can send."""
+"""Logs, open paths and other requests show no secrets. Also requests that only a socket can send."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Answers while the state of the server changes."""
+"""The server's answers while its state changes."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""/metrics follows the format's rules and vLLM's names; dashboard, alerts and docs name what exists."""
+"""/metrics follows the format's rules and vLLM's names. Dashboard, alerts and docs name existing metrics."""
 
 import itertools
 import json
@@ -170,7 +170,7 @@ def test_prompt_tokens_are_counted_by_source(serve, engine, encode):
 
 @pytest.fixture
 def exposed(served: Any) -> set[str]:
-    """The metrics of a server and of a router, and the names of their samples."""
+    """The names of a server's and a router's metrics, and of these metrics' samples."""
     router = PoolListing(SmallPool([ModelEntry(name="m")]), version="9.9", needs_key=False)  # type: ignore[arg-type]
     everything = [
         *families(served).values(),
@@ -203,7 +203,7 @@ def test_every_metric_that_the_docs_name_exists_and_every_own_one_has_a_row(expo
 
 
 def _metrics_of_tables(page: str) -> Iterator[str]:
-    """The names in the first column of tables with types; a head that ends with a colon is their prefix."""
+    """Yields names in the first column of tables with types. A head that ends with a colon is a prefix."""
     prefix: str | None = None
     for line in page.splitlines():
         cell = line.split(" | ")[0]
@@ -216,7 +216,10 @@ def _metrics_of_tables(page: str) -> Iterator[str]:
 
 
 def _spelled_out(name: str) -> Iterator[str]:
-    """Braces at the end have labels, others parts of several names; `process_*` stands for any name."""
+    """Yields the names that a cell means. Braces at its end have labels. Other braces list parts of names.
+
+    A name such as `process_*` yields nothing, because it means any name.
+    """
     name = re.sub(r"\{[^}]*\}$", "", name)
     head, _, rest = name.partition("{")
     parts, _, tail = rest.partition("}")

@@ -1,4 +1,4 @@
-"""Chats with images over HTTP, with a vision model and with a text model."""
+"""Chats with images over HTTP, for a vision model and for a text model."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

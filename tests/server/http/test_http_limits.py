@@ -1,4 +1,4 @@
-"""Limits of one request and of all together: rejections name the limit, the value and the flag."""
+"""Limits of one request and of all requests together. Rejections name the limit, the value and the flag."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -73,7 +73,7 @@ def test_waiting_requests_are_bounded_in_bytes(serve, engine, wait_until):
 
 
 def test_waiting_requests_are_bounded_in_their_tensors(serve, engine, renderer, monkeypatch, wait_until):
-    """A small body may expand to many rows: the body is admitted, its tensors are not."""
+    """A small body may expand to many rows. Then the body is admitted, but its tensors are not."""
     one_row = torch_payload(torch.zeros(1, WIDTH).expand(400, WIDTH))
     assert len(one_row) < 400 * WIDTH * 2 / 3
     monkeypatch.setattr(renderer.prompts, "embeds_limits", EmbedsLimits(MAX_MODEL_LEN, WIDTH, "bfloat16"))

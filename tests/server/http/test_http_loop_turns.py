@@ -1,6 +1,6 @@
-"""No turn of the event loop takes 5 ms, whatever a body holds: work that grows with it runs in the pool.
+"""No turn of the event loop takes 5 ms for any body. Work that grows with the body runs in the pool.
 
-A turn's time is the processor time of the loop's thread: other processes and the pool's threads do not count.
+A turn's time is the processor time of the loop's thread. Other processes and the pool's threads do not count.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.alone
 
 MAX_TURN_S = 0.005
 _TRIES = 5
-"""A collection of garbage, or a processor that was slowed down, may lengthen one."""
+"""How often a body is tried, because garbage collection or a slow processor may lengthen a turn."""
 MAX_LEN = 131_072
 CHAT, COMPLETION, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
 LONG = "hello world " * 40_000
@@ -120,7 +120,7 @@ BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
     "chat: schema": lambda: chat(structured_outputs={"json": {"enum": WORDS}}),
     "completion: one token over and over": lambda: completion([5] * 130_000),
 }
-"""Each of these took more than 5 ms on the loop."""
+"""Each of these bodies would take more than 5 ms on the loop."""
 
 FURTHER_BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
     "chat: content": lambda: chat(messages=user(LONG)),
@@ -169,7 +169,7 @@ POOLING_BODIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def send(model_path: Path) -> Iterator[Send]:
-    """Sends a body and returns the processor time of the longest turn of the server's loop."""
+    """A function that sends a body and returns the processor time of the loop's longest turn."""
     engine = InstantEngine([260, 260])
     engine.info = msgspec.structs.replace(engine.info, max_model_len=MAX_LEN)
     config = server_config(served_model_names=(MODEL,), enable_auto_tool_choice=True, tool_call_parser="hermes")
@@ -179,7 +179,7 @@ def send(model_path: Path) -> Iterator[Send]:
 
 @pytest.fixture(scope="module")
 def send_pooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Send]:
-    """`send` for a pooling model."""
+    """Like `send`, for a pooling model."""
     folder = tmp_path_factory.mktemp("bert")
     save_pooler(folder, "bert")
     template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
@@ -190,7 +190,7 @@ def send_pooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Send]:
 
 
 class InstantEngine(ScriptedEngine):
-    """Has computed all outputs of a request before the first one is read; takes turns as its client does."""
+    """Has computed all outputs before the first one is read. Yields to the loop as the engine client does."""
 
     async def generate(
         self, request_id: str, prompts: Sequence[EnginePrompt], num_choices: int

@@ -49,7 +49,7 @@ def test_every_status_has_anthropics_type(status, type):
 
 
 def test_a_loop_of_tools_sends_the_whole_conversation(serve, engine, encode, renderer):
-    """The SDK asks for a kept conversation; were that ignored, the model would see the last turn only."""
+    """The SDK requests that the conversation is kept. Otherwise, the model would see only the last turn."""
     engine.reply = encode(CALL)
 
     @anthropic.beta_tool

@@ -1,4 +1,4 @@
-"""/v1/messages and vLLM's own code: the same chat requests, messages and events."""
+"""/v1/messages makes the same chat requests, messages and events as vLLM's own code."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_chat_requests_are_those_of_vllm(tmp_path):
 
 @pytest.mark.parametrize("tokens_per_step", [1, 5])
 def test_messages_and_events_are_those_of_vllm(serve, engine, encode, tmp_path, tokens_per_step):
-    """vLLM's code gets what /v1/chat/completions answers here."""
+    """vLLM's code gets the answers of this server's /v1/chat/completions."""
     server = serve(
         enable_auto_tool_choice=True,
         tool_call_parser="hermes",
@@ -77,7 +77,7 @@ def test_messages_and_events_are_those_of_vllm(serve, engine, encode, tmp_path, 
 
 
 def joined(text: str) -> list[Any]:
-    """The events without ids and usage; adjacent deltas of a kind are joined: they are cut elsewhere."""
+    """The events without ids and usage. Joins adjacent deltas of a kind, because vLLM cuts them elsewhere."""
     events: list[Any] = []
     for event in filter(None, text.split("\n\n")):
         name, data = event.split("\n")

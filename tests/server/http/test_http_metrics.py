@@ -1,4 +1,4 @@
-"""What requests cost: metrics named as vLLM's, the Server-Timing header, the log line of figures."""
+"""The cost of requests in metrics with vLLM's names, in the header Server-Timing and in the log."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ LABELS = {"model_name": "smol", "engine": "0"}
 
 @pytest.fixture
 def own(serve):
-    """A server whose counters only this test changes."""
+    """A server that only this test uses, so that no other test changes its counters."""
     return serve()
 
 

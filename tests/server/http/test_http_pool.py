@@ -1,4 +1,4 @@
-"""Work in the renderer pool, and clients that disconnect: what waits and what runs ends at once."""
+"""Work in the renderer pool. If a client disconnects, its waiting and running work ends at once."""
 
 import threading
 
@@ -20,7 +20,7 @@ def pool_waits(renderer):
 
 @pytest.fixture
 def busy_pool(renderer, server, wait_until):
-    """Keeps the only thread of the pool busy until the event is set; the pool is idle before and after it."""
+    """Keeps the pool's only thread busy until the event is set. The pool is idle before and afterwards."""
     has_begun, release = threading.Event(), threading.Event()
 
     def hold():
@@ -102,7 +102,7 @@ BODIES = {
 @pytest.mark.parametrize("kind", BODIES)
 @pytest.mark.parametrize("pace", [{"holds_after": 2}, {"step_s": 0.25}], ids=["silent", "slow"])
 def test_engine_requests_are_aborted(server, engine, wait_until, kind, pace):
-    """Without the abort the silent engine would run for ever and the slow one for 100 s."""
+    """Without the abort, the silent engine would run for ever, and the slow engine for 100 s."""
     engine.reply = engine.reply * 50
     vars(engine).update(pace)
     path, body = BODIES[kind]

@@ -1,4 +1,4 @@
-"""The pooling endpoints over HTTP: real routes, renderer and pooling core, tiny models."""
+"""The pooling endpoints over HTTP, with real routes, renderer and pooling core, and with tiny models."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -28,7 +28,7 @@ Serve = Callable[..., LiveServer]
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Starts a server for one test over a folder."""
+    """A function that starts a server for one test, with the model in a folder."""
     with ExitStack() as stack:
         yield lambda folder, **options: stack.enter_context(serve_folder(folder, **options))
 

@@ -1,4 +1,4 @@
-"""prompt_embeds in POST /v1/completions, over the real route and renderer."""
+"""prompt_embeds in POST /v1/completions, with the real route and renderer."""
 
 import threading
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def accepting(server, renderer: HfRenderer) -> Iterator[object]:
 
 
 def embeds_of(engine) -> dict[str, torch.Tensor | None]:
-    """The tensors that the engine received, by the choice's number."""
+    """Number of the choice -> tensor that the engine has received."""
     return {
         engine_id.rpartition("-")[2]: None
         if inputs is None
@@ -127,7 +127,7 @@ def test_faults_are_reported_with_their_field(accepting, engine, fields, param, 
 
 
 def test_the_body_limit_grows_with_the_model(accepting, serve, renderer, engine):
-    """500 rows are above the limit of other bodies."""
+    """A body of 500 rows is larger than the limit for bodies without embeddings."""
     server = serve(limits=LimitsConfig(max_body_bytes=1000))
     large = rows(500).bfloat16()
     answer = server.complete(prompt=None, prompt_embeds=torch_payload(large))

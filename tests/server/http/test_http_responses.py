@@ -1,4 +1,4 @@
-"""/v1/responses with the real `openai` client: helpers, streams without their clients, a store that fails."""
+"""/v1/responses with the real `openai` client: helpers, streams whose client leaves, a store that fails."""
 
 import pytest
 from pydantic import BaseModel

@@ -1,4 +1,4 @@
-"""Texts over HTTP, where tests/conversations cannot say it: log lines, files of the model, real clients."""
+"""Texts over HTTP, for cases that tests/conversations cannot have: log lines, model files, real clients."""
 
 import logging
 
@@ -74,7 +74,7 @@ CLIENTS_FIELDS = {
     "functions": [],
     "function_call": "none",
 }
-"""Of Claude Code, Codex and Open WebUI."""
+"""Fields that Claude Code, Codex and Open WebUI send."""
 
 
 def test_fields_that_clients_send_anyway_are_not_logged(server, caplog):

@@ -1,4 +1,4 @@
-"""Run by vLLM's Python: the chat requests of /v1/messages, and what it makes of a chat's answers."""
+"""A script for vLLM's Python: makes vLLM's chat requests of messages, and its messages of chat answers."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The processes of an engine, for tests of its watchdog."""
+"""Fake processes of an engine, for tests of its watchdog."""
 
 
 class FakeProcesses:
@@ -9,7 +9,7 @@ class FakeProcesses:
         self.processor_s = 0.0
         self.num_stacks = 0
         self.reasons: list[str] = []
-        """With which they were ended."""
+        """The reasons with which the processes were ended."""
 
     def stopped(self) -> list[str]:
         return self.names_of_stopped

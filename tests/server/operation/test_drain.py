@@ -1,4 +1,4 @@
-"""The drain of a server, in the test's process; with real servers: `tests/e2e/test_shutdown.py`."""
+"""The drain of a server, in the test's process. `tests/e2e/test_shutdown.py` drains real servers."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""The engine's end in every state of the lifecycle, with fakes; the steps to readiness."""
+"""The engine's end in every state of the lifecycle, and the steps to readiness, with fakes."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from tests.server.operation.fake_processes import FakeProcesses
 
 
 class FakeClient:
-    """The engine client, as far as the monitor uses it."""
+    """A fake engine client with the methods that the monitor uses."""
 
     def __init__(self, on_death: Callable[[str], None]) -> None:
         self._on_death = on_death
@@ -44,7 +44,7 @@ class FakeClient:
 
 
 class FakeProcess:
-    """The engine's process; nothing blocks."""
+    """A fake engine process. No method blocks."""
 
     connection: Any = None
 
@@ -60,7 +60,7 @@ class FakeProcess:
 
 
 class Monitored:
-    """A monitor with its fakes."""
+    """A monitor of a fake engine client and process."""
 
     def __init__(self, watchdog_timeout_s: float = 0.0) -> None:
         self.lifecycle = Lifecycle()
@@ -72,7 +72,7 @@ class Monitored:
         self.monitor = EngineMonitor(self.client, self.process, self.lifecycle, watchdog)
 
     def enter(self, state: str) -> None:
-        """Brings the lifecycle of a server that is starting into the state."""
+        """Changes the lifecycle from `starting` to this state."""
         if state != "starting":
             self.lifecycle.engine_ready()
         if state == "draining":

@@ -1,4 +1,4 @@
-"""Which silence of an engine is told, when and in which words, and when it is ended; with a fake clock."""
+"""The watchdog reports a silent engine, and ends it after the time-out. The clock is a fake."""
 
 import logging
 import time
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class _EndOfTimeError(BaseException):
-    """No error of the watchdog."""
+    """Ends the simulated time. It is no error of the watchdog."""
 
 
 class Watched:
-    """A watchdog whose time passes in `asyncio.sleep` alone; an engine that answers until `silent_from_s`."""
+    """A watchdog whose time passes only in `asyncio.sleep`. Its engine answers until `silent_from_s`."""
 
     is_on_processor = True
 
@@ -31,7 +31,7 @@ class Watched:
         self.silent_from_s = 0.0
         self.silent_until_s = 1e9
         self.at: list[tuple[float, Callable[[], None]]] = []
-        """What happens when."""
+        """Moments, and the functions that are called then."""
         self.num_running = 0
         self.processes = FakeProcesses()
         self.hung_s: float | None = None

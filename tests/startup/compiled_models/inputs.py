@@ -1,4 +1,4 @@
-"""Archives, also such as `write_archive` would not write, and folders that cannot be locations."""
+"""Makes archives, also ones that `write_archive` cannot write, and folders that cannot be locations."""
 
 import json
 import os
@@ -55,13 +55,13 @@ def archive(
     method: int = ZIP_DEFLATED,
     **others: Any,
 ) -> bytes:
-    """An archive of these contents, which `write_archive` may refuse; by default of one small file.
+    """An archive with these contents, which `write_archive` might refuse. The default is one small file.
 
     Args:
-        content: by name.
-        files: of the record; those of the contents by default.
-        method: of the compression.
-        others: further fields of the record that differ.
+        content: name of a file -> its content.
+        files: the files in the record. The default is the files in `content`.
+        method: the compression method.
+        others: other fields of the record with different values.
     """
     content = {"vllm/a": b"content"} if content is None else content
     record = asdict(RECORD.with_files(facts(content) if files is None else files)) | others
@@ -69,7 +69,7 @@ def archive(
 
 
 def facts(content: Mapping[str, bytes]) -> dict[str, FileFacts]:
-    """What the record says of files with these contents."""
+    """The entries in a record for files with these contents."""
     return {name: FileFacts(len(each), sha256(each).hexdigest()) for name, each in content.items()}
 
 
@@ -83,13 +83,13 @@ def zipped(content: Mapping[str, bytes], method: int = ZIP_DEFLATED) -> bytes:
 
 
 def deflated(content: bytes) -> bytes:
-    """As a member of `zipped`."""
+    """The compressed content, as in a member of `zipped`."""
     packer = zlib.compressobj(1, zlib.DEFLATED, -15)
     return packer.compress(content) + packer.flush()
 
 
 def _without_parent(location: Path) -> None:
-    """Nothing is there."""
+    """Makes nothing, so that the location's parent folder is missing."""
 
 
 def _file_instead(location: Path) -> None:
@@ -116,7 +116,7 @@ def _read_only(location: Path) -> None:
 
 
 def unmount(location: Path) -> None:
-    """After a file system was mounted there."""
+    """Unmounts the file system that a test has mounted at this location."""
     if os.path.ismount(location):
         subprocess.run(("umount", str(location)), check=True)
 
@@ -129,6 +129,6 @@ def _mount(location: Path, option: str) -> None:
 
 
 UNUSABLE: Final = (_without_parent, _file_instead, pytest.param(_of_another_user, marks=_needs_root), _writable_by_all)
-"""Each makes a location in a folder that does not exist yet."""
+"""Functions that make an unusable location. The folder of the location does not exist yet."""
 MOUNTED: Final = tuple(pytest.param(make, marks=_needs_root) for make in (_full, _read_only))
-"""Each mounts a file system, which `unmount` removes."""
+"""Functions that mount an unusable file system at a location. `unmount` removes it."""

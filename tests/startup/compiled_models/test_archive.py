@@ -1,4 +1,4 @@
-"""Archives of compiled models: what is packed is unpacked, and nothing else is accepted."""
+"""Archives of compiled models: unpacked files equal the packed files, and invalid archives are rejected."""
 
 import os
 import random
@@ -50,7 +50,7 @@ def test_files_and_record_are_those_that_were_packed(tmp_path, folder):
 
 
 def test_files_keep_their_times_of_change(tmp_path, folder):
-    """Otherwise ninja would compile again what is newer, or older, than when it was compiled."""
+    """With other times, ninja would compile the files again."""
     times = dict(zip(sorted(FILES), (1, 1_790_000_000, 1_790_000_003), strict=True))
     save_archive(tmp_path / "a.zip")
     sources = {name: tmp_path / "a.files" / name for name in FILES}

@@ -1,4 +1,4 @@
-"""A folder that machines share: complete archives, the first writer, and nobody else's files."""
+"""A folder that machines share has complete archives of the first writer, and no files of other users."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ _STRANGER = 4711
 
 @pytest.fixture
 def record(tmp_path: Path) -> CompiledModel:
-    """Of the archive `a.zip`."""
+    """The record of the archive `a.zip`."""
     return save_archive(tmp_path / "a.zip")
 
 
@@ -108,7 +108,7 @@ def _link_to_link(place: Path, folder: Path) -> Path:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give links away")
 @pytest.mark.parametrize("make", [_link_away, _link_to_link])
 def test_a_link_of_another_user_is_not_followed(make, tmp_path):
-    """It leads to a folder that is trusted, where `add` would make files."""
+    """The link leads to a trusted folder, in which `add` would create files."""
     place, folder = tmp_path / "tmp", tmp_path / "folder"
     place.mkdir()
     folder.mkdir(mode=0o755)

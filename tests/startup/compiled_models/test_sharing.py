@@ -1,4 +1,4 @@
-"""Compiled models of machines that share a location; helpers are killed at any time."""
+"""Machines share compiled models by a location. Helpers may be killed at any time."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def _record(**fields: object) -> CompiledModel:
 
 
 class Machine:
-    """Its caches are below one folder; `use` makes them those of this process and of its helpers."""
+    """A machine whose caches are below one folder. After `use`, this process and its helpers use them."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, kernels: Path | None = None) -> None:
         self.folder = folder
@@ -65,7 +65,7 @@ class Machine:
         return self
 
     def compile(self, record: CompiledModel, num_bytes: int = 200_000) -> dict[str, bytes]:
-        """Writes what vLLM would; returns the content by name."""
+        """Writes the files that vLLM would write for a compiled model. Returns name -> content."""
         base = f"vllm/{local.AOT}/{record.key}"
         names = (*(f"{base}/{rank}/model" for rank in record.ranks), f"{base}/inductor_cache/x/x.so")
         files = {name: random.Random(name).randbytes(num_bytes) for name in names}
@@ -108,7 +108,7 @@ def _add_job(*records: CompiledModel, location: object, began_s: float = math.in
 
 
 def _archives(location: Path) -> list[Path]:
-    """Checks that each is whole."""
+    """The archives of a location. Checks that each archive is complete."""
     found = sorted(location.glob("*/*.zip"))
     for path in found:
         with tempfile.TemporaryDirectory() as scratch, path.open("rb") as file:
@@ -117,7 +117,7 @@ def _archives(location: Path) -> list[Path]:
 
 
 def test_another_machine_gets_all_files_once(make_machine, location, tmp_path):
-    """Both report the size of the archive."""
+    """Both machines report the size of the archive."""
     record = _record()
     files = make_machine("first").compile(record)
     reports = [add(_add_job(record, location=location)) for _ in range(2)]
@@ -134,7 +134,7 @@ def test_another_machine_gets_all_files_once(make_machine, location, tmp_path):
 
 
 def _triton_kernel(folder: Path) -> tuple[Path, dict[str, str]]:
-    """Writes a kernel as Triton does; returns the list of its files, and their paths in it."""
+    """Writes a kernel as Triton does. Returns Triton's list of the kernel's files, and the paths in it."""
     paths = {name: str(folder / name) for name in ("k.cubin", "k.json")}
     folder.mkdir(parents=True)
     for path in paths.values():
@@ -145,7 +145,7 @@ def _triton_kernel(folder: Path) -> tuple[Path, dict[str, str]]:
 
 
 def test_triton_finds_the_kernels_of_a_machine_with_other_folders(make_machine, location, tmp_path):
-    """Also those of a compiled model, which vLLM writes beside it: Triton's lists have whole paths."""
+    """Also the kernels beside a compiled model are found. Triton's lists of files have absolute paths."""
     record = _record()
     places = {"AOT": f"{local.AOT}/{record.key}/inductor_cache/triton/0/KEY", "own": "triton/KEY"}
     first = make_machine("first")
@@ -189,7 +189,7 @@ def test_a_list_that_triton_has_not_written_leads_nowhere(content, expected, mak
 
 
 def test_a_cache_that_cannot_be_written_to_is_one_problem(make_machine, location, tmp_path, monkeypatch):
-    """The compiled model is installed all the same."""
+    """The compiled model is installed in spite of the problem."""
     record = _record()
     first = make_machine("first")
     files = first.compile(record, 10)
@@ -244,7 +244,7 @@ def test_files_of_no_compiler_are_not_installed(make_machine, tmp_path):
     ],
 )
 def test_what_is_fetched(asked, expected, make_machine, location, tmp_path):
-    """Of several compiled models in one location and one cache, also of another version of vLLM."""
+    """The location has several compiled models, also one for another version of vLLM."""
     records = {
         "same": _record(key="1" * 64),
         "flags": _record(key="2" * 64, digest="flags"),
@@ -294,14 +294,14 @@ def _flip(archive: Path) -> None:
 
 
 def _flip_header(archive: Path) -> None:
-    """In the name of the first file."""
+    """Changes a byte in the name of the first file."""
     content = bytearray(archive.read_bytes())
     content[60] ^= 1
     archive.write_bytes(content)
 
 
 def _change_hash(archive: Path) -> None:
-    """As an attacker without the files would."""
+    """Changes the hash of a file in the record, as an attacker could without having the file."""
     with archive.open("rb") as file:
         files = read_record(file).files
     name, (size, _) = next(iter(files.items()))
@@ -311,7 +311,7 @@ def _change_hash(archive: Path) -> None:
 
 
 def _rewrite(archive: Path, target: Path, **changes: object) -> None:
-    """A copy of the archive whose record has other values."""
+    """Copies the archive, with other values in its record."""
     import zipfile
 
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(target, "x", zipfile.ZIP_DEFLATED) as new:
@@ -362,7 +362,7 @@ def test_a_location_that_cannot_be_used_is_one_problem(make, make_machine, tmp_p
 
 @pytest.fixture(params=MOUNTED)
 def mounted(request, location) -> Iterator[Path]:
-    """A file system that is too small, or read-only."""
+    """A location on a file system that is too small or read-only."""
     request.param(location)
     yield location
     unmount(location)
@@ -380,7 +380,7 @@ def test_a_full_or_read_only_location_is_one_problem(mounted, make_machine, tmp_
 
 
 def _kill_at(num_bytes: float, job: AddJob | FetchJob, *folders: Path) -> bool:
-    """Kills the helper once it has written so many bytes into these folders; False if it has ended before."""
+    """Kills the helper once it has written so many bytes. Returns False if it has ended before."""
     helper = SharingProcess(job)
     while not is_gone(helper._helper.pid) and _written(*folders) < num_bytes:
         time.sleep(0.0005)
@@ -389,7 +389,7 @@ def _kill_at(num_bytes: float, job: AddJob | FetchJob, *folders: Path) -> bool:
 
 
 def _written(*folders: Path) -> int:
-    """The size of all files, as far as they are still there."""
+    """The size of all files that still exist."""
     sizes = 0
     for folder in folders:
         for parent, _, names in os.walk(folder):  # unlike rglob, passes over folders that go meanwhile
@@ -400,14 +400,14 @@ def _written(*folders: Path) -> int:
 
 
 def _age(folder: Path) -> None:
-    """Makes what killed helpers have left as old as it is an hour later."""
+    """Makes the files that killed helpers have left an hour old."""
     for path in (folder / "vllm_cli/compiled").glob("incoming-*"):
         os.utime(path, (1, 1))
 
 
 @pytest.mark.thorough
 def test_a_fetching_helper_that_is_killed_leaves_all_or_nothing(make_machine, location, tmp_path, monkeypatch):
-    """Also where the kernels' cache is on another file system."""
+    """Also if the cache of kernels is on another file system."""
     record = _record()
     first = make_machine("first")
     files = first.compile(record, 4_000_000)
@@ -577,7 +577,7 @@ def test_a_file_never_takes_the_place_of_a_compilers_folder(name, make_machine, 
 
 
 def test_what_fits_is_found_among_any_number_of_newer_archives(make_machine, location, tmp_path, monkeypatch):
-    """Of other flags, of the same flags and other digests, and of edited sources."""
+    """The newer archives are for other flags, for other digests of the same flags, and for edited sources."""
     record = _record(sources={"json.decoder": sha256(Path(json.decoder.__file__).read_bytes()).hexdigest()})
     machine = make_machine("first")
     edited = [replace(record, sources={"json.decoder": str(number)}) for number in range(12)]
@@ -625,7 +625,7 @@ def test_what_the_location_lacks_is_added_again_without_a_change_of_the_record(m
 
 
 def test_kernels_of_other_programs_are_not_shared(make_machine):
-    """Those that this start or an earlier one has written are."""
+    """Only kernels that this start or an earlier start has written are shared."""
     record = _record()
     machine = make_machine("first")
     files = machine.compile(record, 10)
@@ -662,7 +662,7 @@ def test_a_fetch_ends_when_its_location_does_not_answer(make_machine, tmp_path, 
 
 @pytest.mark.parametrize(("compile_s", "num_models"), [(100.0, 1), (20.0, 0)])
 def test_a_fetch_may_take_as_long_as_compiling_did(compile_s, num_models, tmp_path, monkeypatch):
-    """The report comes when 50 s have passed since the helper has sent how long the compilation took."""
+    """The helper first sends the time of the compilation. Its report comes 50 s later."""
     events, now_s = iter((compile_s, SharingReport(num_models=1))), iter((0.0, 0.0, 50.0))
     helper = SimpleNamespace(receive=lambda _: next(events), close=lambda: None)
     monkeypatch.setattr(process, "Helper", lambda *_, **__: helper)

@@ -1,4 +1,4 @@
-"""Archives in object stores: their real clients against servers for S3 and Google Cloud Storage."""
+"""Archives in object stores: the stores' real clients with fake servers for S3 and Google Cloud Storage."""
 
 import os
 import socket
@@ -21,12 +21,12 @@ from tests.support.s3_server import SECRET, s3_server
 pytestmark = pytest.mark.thorough
 
 LARGE = 21_000_000
-"""Bytes that are uploaded in parts."""
+"""The size of an object, in bytes, that is uploaded in parts."""
 
 
 @pytest.fixture(autouse=True)
 def new_clients(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """fsspec keeps clients, which know the server of another test."""
+    """Clears fsspec's clients, because they have the address of the previous test's server."""
     import gcsfs
     import s3fs
 
@@ -38,7 +38,7 @@ def new_clients(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The server checks the condition of a request and stores the object in two steps, so it gets a lock."""
+    """A fake S3 server. A lock joins its check of a request's condition with the storing of the object."""
     from moto.s3.responses import S3Response
 
     lock = threading.Lock()
@@ -62,7 +62,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def gs(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The server does not know the condition of a request, so that the test adds it."""
+    """A fake server for Google Cloud Storage. The fixture adds conditions of requests, which it lacks."""
     from gcp_storage_emulator.handlers import objects
     from gcp_storage_emulator.server import create_server
 

@@ -1,4 +1,4 @@
-"""Starts an engine process as the launcher does; test_engine_process.py runs it as a separate program."""
+"""Starts an engine process as the launcher does. `test_engine_process.py` runs this script."""
 
 import asyncio
 import json
@@ -45,13 +45,13 @@ def _start(context: BaseContext, files: ModelFiles, config: EngineConfig) -> eng
 
 
 def _print_modules() -> None:
-    """Runs in the new process: prints the modules that were loaded before its own imports."""
+    """Runs in the new process. Prints the modules that were loaded before its own imports."""
     wanted = ("torch", "server.engine.build", "transformers.models.llama.modeling_llama")
     print(json.dumps([name for name in wanted if name in sys.modules]), flush=True)
 
 
 def _print_statuses(context: BaseContext, files: ModelFiles) -> int:
-    """Prints /proc status of processes that have just started, and then of this process."""
+    """Prints /proc/PID/status of processes that have just started, and then of this process."""
     statuses = []
     os.mkfifo(files.path / "config.json")  # blocks the engine, so that it does not exit before its status is read
     if context.get_start_method() == "forkserver":

@@ -1,4 +1,4 @@
-"""The engine process and its start: the start method, a start in a thread, and the process itself."""
+"""The engine process and its start: the start method, a start in a thread, and the running process."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Variables of torch; a GPU is expected by device and settings; only the engine initialises CUDA."""
+"""torch's variables depend on whether device and settings expect a GPU. Only the engine initialises CUDA."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ _LEAN = "from startup.imports.heavy import import_engine; import_engine()"
 
 @pytest.fixture
 def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A device's file, and a torch that is built for GPUs."""
+    """A fake device file, and a fake torch that is built for GPUs."""
     device = tmp_path / "device"
     device.touch()
     monkeypatch.setattr(torch_environment, "_GPU_DEVICES", (device,))
@@ -85,7 +85,7 @@ def test_the_forkservers_imports_do_not_initialise_cuda(tmp_path):
 
 
 def _initialises_cuda(code: str, log: Path) -> bool:
-    """Whether CUDA's runtime loads the driver, as in its first call, by the dynamic loader's log."""
+    """Whether the code makes CUDA's runtime load the driver, by the log of the dynamic loader."""
     environment = {**os.environ, "LD_DEBUG": "files", "LD_DEBUG_OUTPUT": str(log), "PYTHONPATH": str(Path.cwd())}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=240)
     texts = [path.read_text(errors="replace") for path in log.parent.glob(f"{log.name}.*")]

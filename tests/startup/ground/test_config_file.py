@@ -1,4 +1,4 @@
-"""References to variables in a `--config` file: what takes their place, and what stays."""
+"""References to variables in a `--config` file: which are replaced by values, and which stay."""
 
 import pytest
 import yaml

@@ -82,7 +82,7 @@ def test_the_note_of_a_removed_record_is_removed(folder):
 
 @pytest.mark.parametrize("is_elsewhere", [False, True])
 def test_a_process_in_another_network_namespace_is_not_listed(is_elsewhere, folder, tmp_path, monkeypatch):
-    """Its address means another server here."""
+    """The address of such a process means another server here."""
     if is_elsewhere:
         monkeypatch.setattr(run_record, "_NETWORK", tmp_path / "net")
         (tmp_path / "net").symlink_to("net:[1]")
@@ -94,7 +94,7 @@ def test_a_process_in_another_network_namespace_is_not_listed(is_elsewhere, fold
 
 @pytest.mark.parametrize("taken", [1, 2])
 def test_a_folder_of_another_user_is_passed_over(taken, folder, tmp_path, monkeypatch):
-    """Anybody can make a folder in /tmp."""
+    """Any user can create a folder in /tmp."""
     folders = [tmp_path / name for name in ("a", "b", "c")]
     monkeypatch.setattr(run_record, "_FOLDERS", tuple(map(str, folders)))
     for path in folders[:taken]:

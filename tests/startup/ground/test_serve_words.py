@@ -1,4 +1,4 @@
-"""The words of `serve` are split between launcher and engine; `test_grammar.py` compares with argparse."""
+"""The words of `serve` are split between launcher and engine. `test_grammar.py` compares with argparse."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_no_flag_of_the_launcher_is_a_flag_of_vllm():
 
 
 def test_no_flag_of_vllm_begins_with_a_flag_of_the_launcher():
-    """vLLM's parser accepts abbreviations."""
+    """vLLM's parser accepts abbreviations of flags."""
     assert [(name, theirs) for name in LAUNCHER_FLAGS for theirs in VLLM_FLAGS if theirs.startswith(name)] == []
 
 
@@ -54,7 +54,7 @@ def test_a_flag_of_the_launcher_may_have_dashes_or_underscores(word):
     ],
 )
 def test_a_flag_has_as_many_words_as_its_values(line, pieces):
-    """Where argparse reports an error or knows no flag."""
+    """Lines for which argparse reports an error or finds no flag."""
     assert [" ".join(given.words) for given in split(line.split(), _KNOWN.get)] == pieces
 
 

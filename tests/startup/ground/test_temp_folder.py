@@ -18,7 +18,7 @@ from tests.startup.vllm.fake_start import short_folder
 
 @pytest.fixture
 def no_folder_is_writable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The folders do not exist: root could write to a read-only one."""
+    """The folders for temporary files do not exist. Root could write to read-only folders."""
     missing = tmp_path / "missing"
     monkeypatch.setattr(temp_folder, "_FOLDERS", (str(missing),))
     for name in ("TEMP", "TMP"):
@@ -72,7 +72,7 @@ def test_no_folder_at_all_ends_the_start(no_folder_is_writable, monkeypatch):
 
 
 def test_folders_that_no_process_has_locked_are_removed_and_no_others(tmp_path):
-    """A link, a file and other programs' folders stay."""
+    """A link, a file and folders of other programs stay."""
     stale, other, outside = (tmp_path / name for name in ("vcli-stale", "pymp-other", "outside"))
     for folder in (stale, other, outside):
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Imports modules as a forkserver does, beside false GPUs; test_gpu_guard.py runs it as a program."""
+"""Imports modules as a forkserver does, with fake GPUs. `test_gpu_guard.py` runs this script."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Imports the engine as in a start, builds each model, and prints its greedy tokens and loaded modules."""
+"""Imports the engine as in a start and builds each model. Prints greedy tokens and loaded modules."""
 
 import json
 import sys

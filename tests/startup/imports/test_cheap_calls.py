@@ -1,4 +1,4 @@
-"""Replaced functions have the results of the original ones."""
+"""Replaced functions return the results of the original functions."""
 
 import importlib
 import inspect

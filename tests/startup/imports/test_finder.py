@@ -1,4 +1,4 @@
-"""Actions run before, in place of or after a module's code; the exports of packages that are patched late."""
+"""Actions run before, after or instead of a module's code. Exports of packages may be patched late."""
 
 import builtins
 import importlib
@@ -59,7 +59,7 @@ sys.modules[__name__] = _real
 
 @pytest.mark.parametrize("imported", ["shimmed.new.launcher", "shimmed.old.launcher"])
 def test_a_hook_follows_a_shim_to_its_module(imported, toys):
-    """As RFC 54653 of vLLM proposes for all modules that it moves."""
+    """vLLM's RFC 54653 proposes such shims for all modules that move."""
     toys.write("shimmed.new.launcher", "def serve(port):\n    return port\n")
     toys.write("shimmed.old.launcher", _MOVED)
     name = Name("shimmed.old.launcher", "serve", ("port",))

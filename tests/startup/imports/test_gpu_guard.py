@@ -1,4 +1,4 @@
-"""Imports that use the GPU, in a process that will be forked; the driver, NVML and torch are false."""
+"""Imports that use the GPU, in a process that will be forked. The driver, NVML and torch are fakes."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def import_in_advance(libraries: Path, tmp_path: Path) -> Import:
-    """Runs the script with these modules and GPUs of these major capabilities; the cache folder stays."""
+    """Runs the script with these modules and GPUs of these major capabilities. Keeps the cache folder."""
     for name, code in {**_MODULES, "torch/__init__": _TORCH, "torch/cuda/__init__": _CUDA, "torch/xpu": _XPU}.items():
         (tmp_path / f"{name}.py").parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"{name}.py").write_text(code)
@@ -99,7 +99,7 @@ def test_the_architecture_is_answered_without_the_driver(import_in_advance):
 
 @pytest.mark.parametrize("module", ["asks", "initializes", "needs_it"])
 def test_what_cannot_be_answered_is_left_to_the_forks(module, import_in_advance):
-    """GPUs with different architectures; a function that asks for more; a package that ignores exceptions."""
+    """GPUs differ in architecture, a function needs more than this, or a package ignores exceptions."""
     for _ in range(2):
         found = import_in_advance("torch", module, module, "other", gpus=(9, 12))
         assert found["imported"] == ["torch", "other"]
@@ -112,7 +112,7 @@ def test_what_cannot_be_answered_is_left_to_the_forks(module, import_in_advance)
 def test_a_driver_that_is_initialized_all_the_same_is_noticed_and_avoided_by_the_next_start(
     module, culprit, import_in_advance
 ):
-    """The module that is named is the innermost one, not one that it imports later."""
+    """The named module is the innermost one, and not a module that it imports later."""
     first = import_in_advance("torch", module, "other")
     assert first["driver"] == "CUDA"
     assert first["unforkable"].startswith(f"{culprit} has initialized CUDA while it was imported")
@@ -123,7 +123,7 @@ def test_a_driver_that_is_initialized_all_the_same_is_noticed_and_avoided_by_the
 
 
 def test_a_package_that_ignores_even_that_error_is_not_believed(import_in_advance):
-    """It would go on as on a machine without a GPU, and so would its forks."""
+    """The package would continue as on a machine without a GPU, and so would its forks."""
     first = import_in_advance("torch", "ignores")
     assert "ignores calls _lazy_init() while it is imported" in first["unforkable"]
     assert import_in_advance("torch", "ignores")["unforkable"] is None

@@ -1,4 +1,4 @@
-"""Modules that come from an import file are what Python's own finders would import, or come from those."""
+"""Modules from an import file equal those of Python's own finders. Other modules come from these finders."""
 
 import importlib
 import importlib.resources
@@ -26,7 +26,7 @@ NAMES = ("parcel", "parcel.inner", "parcel.sub", "parcel.sub.leaf", "lone")
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder on the import path with an installed package and a module, older than the writer asks for."""
+    """A folder on the import path with an installed package and a module, old enough for the writer."""
     root = tmp_path / "site"
     (root / "parcel" / "sub").mkdir(parents=True)
     sources = {
@@ -53,7 +53,7 @@ def put(path: Path, text: str, *, age_s: int = 60) -> None:
 
 
 def install_version(folder: Path, version: str) -> None:
-    """As an installer does; sources of all versions have the same size."""
+    """Installs a version as an installer does. Sources of all versions have the same size."""
     for old in folder.glob("parcel-*.dist-info"):
         shutil.rmtree(old)
     metadata = folder / f"parcel-{version}.dist-info"
@@ -65,7 +65,7 @@ def install_version(folder: Path, version: str) -> None:
 
 
 def forget() -> None:
-    """As in a new program."""
+    """Removes the test's modules from memory, as in a new program."""
     for name in list(sys.modules):
         if name.partition(".")[0] in ("parcel", "lone"):
             del sys.modules[name]
@@ -74,7 +74,7 @@ def forget() -> None:
 
 
 def written(folder: Path) -> Path:
-    """An import file of the modules, from bytecode that Python has stored; the modules are not loaded."""
+    """An import file of the modules, made of bytecode that Python has stored. The modules are not loaded."""
     for name in NAMES:
         importlib.import_module(name)
     forget()
@@ -206,7 +206,7 @@ def test_each_damaged_byte_is_harmless(folder):
 
 
 def normalise(folder: Path) -> None:
-    """Gives everything one time without fractions, as tools for reproducible images do."""
+    """Sets one time without fractions for all files, as tools for reproducible images do."""
     for path in (*folder.rglob("*"), folder):
         os.utime(path, (1_700_000_000, 1_700_000_000))
 

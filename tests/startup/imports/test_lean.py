@@ -1,4 +1,4 @@
-"""Lean imports give the same tokens for every architecture, on the main thread, without left out modules."""
+"""With lean imports, every architecture gives the same tokens. Left out modules are not imported."""
 
 import gc
 import importlib

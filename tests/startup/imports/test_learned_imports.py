@@ -1,4 +1,4 @@
-"""What is kept of imports between starts: learned modules, and scans of packages."""
+"""Learned modules and scans of packages are kept between starts."""
 
 import importlib.metadata
 import json
@@ -31,7 +31,7 @@ print(json.dumps({"served": served, "descriptors": len(finder._finder.files)}))
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on the path of new programs; the cache folder is beside it."""
+    """A folder on the path of new programs, with the cache folder beside it."""
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
@@ -50,7 +50,7 @@ def put(path: Path, text: str, age_s: int = 60) -> None:
 
 
 def start(*names: str) -> Any:
-    """What a new program has imported from the file, which it then completes."""
+    """The modules that a new program has imported from the file. The program then completes the file."""
     done = subprocess.run([sys.executable, "-c", START, *names], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     result = json.loads(done.stdout)
@@ -59,7 +59,7 @@ def start(*names: str) -> Any:
 
 
 def printed(program: str) -> str:
-    """What a new program prints: its path is not that of this one, which other tests may have changed."""
+    """The output of a new program. Its path is new, because other tests may change this process's path."""
     return python_output(program).strip()
 
 
@@ -240,7 +240,7 @@ def _import(cache: Path, mode: str = "cached") -> tuple[dict[str, object], bool]
 
 
 def _kept(cache: Path) -> Path:
-    """The kept value whose file is the largest: that of the long scan, if it has run."""
+    """The largest file with a kept value, which is that of the long scan, if this has run."""
     return max((cache / "vllm_cli" / "imports").iterdir(), key=lambda path: path.stat().st_size)
 
 

@@ -1,4 +1,4 @@
-"""Stand-ins are decorators without effect and classes without instances; some become real objects later."""
+"""Stand-ins are decorators without effect and classes without instances. Some become real objects later."""
 
 import importlib
 import sys
@@ -57,7 +57,7 @@ def _deferred() -> Iterator[None]:
 
 @pytest.fixture
 def user(toys: ToyPackages) -> Any:
-    """A module that was imported while another module had a stand-in that becomes real."""
+    """A module that was imported while another module had a stand-in. The stand-in becomes real later."""
     toys.write("heavy.part.deeper", "value = 8\n")
     toys.write("heavy.part.__init__", _HEAVY)
     toys.write("user", _USER)

@@ -1,4 +1,4 @@
-"""A listening socket, the processes that a responder starts, and its answers."""
+"""Fixtures: a listening socket, the processes that a responder starts, and its answers."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -20,14 +20,14 @@ def listener() -> Iterator[socket.socket]:
 
 @pytest.fixture
 def longer_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine well-behaved clients and exiting processes may be slow."""
+    """Sets longer time-outs, because clients and exiting processes may be slow on a busy machine."""
     monkeypatch.setattr(responder_process, "CONNECTION_S", 120.0)
     monkeypatch.setattr(responder_module, "_END_S", 60.0)
 
 
 @pytest.fixture
 def new_process() -> Callable[[], psutil.Process]:
-    """Returns the only child process that was started since the test began."""
+    """A function that returns the only child process started since the test began."""
     others = set(psutil.Process().children())
 
     def find() -> psutil.Process:
@@ -41,7 +41,7 @@ STARTING = b'{"status":"starting"}'
 
 
 class Answers:
-    """Answers of a responder: 200 to /livez, 503 with the last message to all else."""
+    """Answers of a responder: 200 to /livez, and 503 with the last message to all other requests."""
 
     def __init__(self, body: bytes = STARTING) -> None:
         self._body = body

@@ -1,4 +1,4 @@
-"""The responder's process accepts for a server whose event loop does not receive, with few descriptors."""
+"""The responder accepts connections while the server's event loop does not run, with few descriptors."""
 
 import fcntl
 import select
@@ -25,7 +25,7 @@ _HEALTHY = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class _Responder:
-    """A responder's process that accepts; this process receives what it passes on only when it is told to."""
+    """A responder that accepts connections. Connections that it passes on are received only by `receive`."""
 
     def __init__(self, stack: ExitStack, listener: socket.socket) -> None:
         self._stack = stack
@@ -40,13 +40,13 @@ class _Responder:
         self.link = link
 
     def beat(self, answer: bytes) -> None:
-        """The event loop runs, and this is the server's answer; returns once the responder has it."""
+        """Sends a heartbeat with the server's answer. Returns once the responder has received it."""
         self.link.send(BEAT + answer)
         while array("i", fcntl.ioctl(self.link, termios.TIOCOUTQ, bytes(4)))[0]:
             time.sleep(0.001)
 
     def ask(self) -> socket.socket:
-        """A client whose answer is 200, which it has not read, and whose connection has been closed."""
+        """A client that has an unread answer 200, and whose connection the responder has closed."""
         self.beat(_HEALTHY)
         client = self.connect(_PROBE)
         closed = select.poll()
@@ -55,7 +55,7 @@ class _Responder:
         return client
 
     def receive(self) -> socket.socket:
-        """The next connection that is passed on."""
+        """Receives the next connection that the responder passes on."""
         fds: list[int] = []
         while not fds:
             _, fds, _, _ = socket.recv_fds(self.link, 1 << 12, 1)
@@ -69,7 +69,7 @@ class _Responder:
         return client
 
     def leave_descriptors(self, number: int) -> None:
-        """From now on, the process may open so many more, which the limit names by their highest number."""
+        """Limits the descriptors that the process may still open. The limit is the highest number."""
         used = {int(path.name) for path in Path(f"/proc/{self.process.pid}/fd").iterdir()}
         free = (fd for fd in count() if fd not in used)
         limit = next(islice(free, number, None))
@@ -78,7 +78,7 @@ class _Responder:
 
 @pytest.fixture
 def stack(monkeypatch: pytest.MonkeyPatch) -> Iterator[ExitStack]:
-    """Of a test that may take longer than an event loop may be held."""
+    """An exit stack for a test that may hold an event loop for longer than a server may."""
     monkeypatch.setattr(acceptor, "STALE_S", 120.0)
     with ExitStack() as stack:
         yield stack
@@ -86,7 +86,7 @@ def stack(monkeypatch: pytest.MonkeyPatch) -> Iterator[ExitStack]:
 
 @pytest.fixture
 def responder(stack: ExitStack, listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> _Responder:
-    """The kernel keeps only a few messages for an event loop that does not run."""
+    """A responder whose socket keeps only few messages for an event loop that does not run."""
     monkeypatch.setattr(acceptor, "_SEND_BUFFER_BYTES", 1)
     return _Responder(stack, listener)
 
@@ -152,7 +152,7 @@ def test_the_process_sleeps_while_every_descriptor_waits_to_be_passed_on(respond
 
 
 def test_no_time_passes_while_the_process_itself_is_stopped():
-    """As in a frozen container; an event loop that does not run grows older with each turn."""
+    """A frozen container stops the whole process. Only turns of the responder age the last heartbeat."""
     heartbeat = Heartbeat()
     now = time.monotonic()
     heartbeat.receive(_HEALTHY, now)

@@ -1,4 +1,4 @@
-"""The socket listens before anything slow happens, and an address in use is a one-line error."""
+"""The socket listens before anything slow happens. An address in use is an error of one line."""
 
 import socket
 

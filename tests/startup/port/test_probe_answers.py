@@ -1,4 +1,4 @@
-"""The responder answers plain probes, status page, its data and metrics until the HTTP server accepts."""
+"""The responder answers probes, the status page, its data and metrics until the HTTP server accepts."""
 
 import json
 import urllib.request
@@ -24,7 +24,7 @@ _KUBELET = b"GET /health HTTP/1.1\r\nHost: 10.0.0.1:8000\r\nUser-Agent: kube-pro
 
 @pytest.fixture
 def starting() -> Iterator[Any]:
-    """A start in the phase load_weights: its state, and a function that sends a GET to the responder."""
+    """The state of a start in the phase load_weights, and a function that sends a GET to its responder."""
     timeline = PhaseTimeline.from_process_start()
     subject = StartSubject(model="smol", start_method="spawn", packages=(), history_key=lambda versions: "key")
     state = StartState(subject, timeline)

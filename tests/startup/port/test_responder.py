@@ -1,4 +1,4 @@
-"""The responder, a process that answers on the listening socket until the server accepts, also with TLS."""
+"""The responder is a process that answers on the listening socket until the server accepts, also with TLS."""
 
 import http.client
 import http.server
@@ -83,9 +83,9 @@ def test_client_accepted_before_the_hand_over_is_answered_after_it(listener, new
 
 
 def _is_listening(process: psutil.Process, port: int) -> bool:
-    """On that port only: a fork of the test's process also has the listeners of other tests' servers.
+    """Whether the process listens on this port. Forks also have listeners of other tests' servers.
 
-    A process that is ending accepts nobody; other users than root may not read its descriptors.
+    A process that is ending does not count. Only root may read its descriptors.
     """
     try:
         connections = process.net_connections("tcp")
@@ -137,7 +137,7 @@ def test_process_exits_after_the_hand_over_and_is_reaped(listener, new_process):
 
 
 def test_no_probe_is_lost_during_the_hand_over(listener):
-    """Ten clients probe without a pause during the hand-over to a threaded HTTP server."""
+    """Ten clients send probes without pauses during the hand-over to a threaded HTTP server."""
     failures: list[str] = []
     statuses: list[int] = []
     stop = threading.Event()
@@ -184,7 +184,7 @@ with listen(host='127.0.0.1', port=int(sys.argv[1]), uds=None) as bound, Startup
 
 @pytest.fixture
 def api_process() -> Iterator[tuple[psutil.Process, tuple[str, int]]]:
-    """A process with a responder, and its address; killed at the end."""
+    """A process with a responder, and its address. The process is killed at the end."""
     port = free_port()  # not used by another process afterwards, nor as a client port
     command = [sys.executable, "-c", _API_PROCESS, str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -206,7 +206,7 @@ def test_responder_ends_with_its_parent_even_if_that_is_killed(api_process):
 
 
 def test_a_signal_right_after_the_fork_does_not_end_the_responder(listener, monkeypatch):
-    """`ignore` finds it pending in the new process: nothing of it has run before."""
+    """The signal is pending when `ignore` runs, which is the first function in the new process."""
     ignore = group_signals.ignore
 
     def signal_then_ignore() -> None:
@@ -229,7 +229,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def _successor(listener: socket.socket) -> http.server.ThreadingHTTPServer:
-    """An HTTP server on a socket that listens already."""
+    """An HTTP server on a socket that already listens."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler, bind_and_activate=False)
     server.socket.close()
     server.socket = listener.dup()

@@ -119,7 +119,7 @@ def test_with_listen_when_ready_a_port_is_only_bound_and_a_unix_socket_listens(s
 
 @pytest.mark.parametrize("way", ["port", "uds", "when-ready", "terminal"])
 def test_a_log_says_that_the_port_answers_503_where_a_script_may_read_it(session, monkeypatch, tmp_path, way):
-    """A script that waits by `curl -s` without `-f` takes any answer for readiness."""
+    """A script that waits with `curl -s` but without `-f` takes any answer for readiness."""
     if way == "terminal":
         monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     uds = str(tmp_path / "s") if way == "uds" else None

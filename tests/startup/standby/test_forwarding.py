@@ -1,4 +1,4 @@
-"""A signal that comes while a warm start becomes a cold one ends it, whenever it comes."""
+"""A signal during the change from a warm start to a cold start ends the start at any moment."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ sys.orig_argv[:] = [sys.executable, "-S", "-c", "import os; print(os.environ['AS
 print(pid, flush=True)
 sys.exit(follow_server(ours, pid, os.pidfd_open(pid), os.pipe()[1], None))
 """
-"""Follows a server that requests a cold start, and ends when standard input does."""
+"""A front process that follows a server. The server requests a cold start. It ends with standard input."""
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def _front(environment: dict[str, str]) -> Iterator[tuple["subprocess.Popen[str]
 
 
 def _finish(front: "subprocess.Popen[str]") -> str:
-    """Ends the server, and returns what the program executed instead of the front process has printed."""
+    """Ends the server. Returns the output of the program that has replaced the front process."""
     return front.communicate(timeout=60)[0]
 
 
@@ -85,7 +85,7 @@ def test_a_signal_just_before_the_program_is_executed_again(tmp_path, number):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_just_before_a_cold_start_is_executed_again(number, tmp_path):
-    """A handler of Python's would record the signal, and the new program knows nothing of it."""
+    """A Python handler would only record the signal, and the new program would not have the record."""
     stop = StopPoint(tmp_path, "os.exec", "")
     code = "import os, signal; from startup.vllm.launch.plain_start import exec_again; "
     code += f"signal.signal({int(number)}, lambda *_: None); exec_again('VCLI_PLAIN_VLLM', '1', os.environ)"

@@ -1,4 +1,4 @@
-"""Real interpreters with folders, wheels and virtual environments that change while they run."""
+"""Real interpreters detect changes of folders, wheels and virtual environments while they run."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ for line in sys.stdin:
 
 
 class Template:
-    """A process that has imported modules and shows what has changed since."""
+    """A process that has imported modules, and reports changes since then."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -121,7 +121,7 @@ def test_a_source_edited_during_the_imports_is_a_change(folder):
 
 
 def test_a_module_that_the_imports_generate_is_no_change(folder, tmp_path):
-    """As transformers does with a model's own code: otherwise each new template would be stale at once."""
+    """transformers generates modules of a model's own code. They must not make a new template stale."""
     (folder / "generates.py").write_text(
         "import pathlib, sys\n"
         f"cache = pathlib.Path({str(tmp_path / 'modules')!r})\n"
@@ -146,7 +146,7 @@ def test_bytecode_is_no_change(folder):
 
 
 def _copied_library(folder: Path) -> Path:
-    """Not of the standard library, whose modules may be part of the interpreter's program."""
+    """Copies a library that is not of the standard library, which may be built into the interpreter."""
     return Path(shutil.copy2(_psutil_linux.__file__, folder / "_copied.so"))
 
 
@@ -175,7 +175,7 @@ def test_a_library_replaced_during_the_imports_is_a_change(folder):
 
 
 def test_a_package_that_only_a_finder_finds_is_checked(folder, tmp_path):
-    """As the finders that editable installations add."""
+    """Editable installations add such finders."""
     package = tmp_path / "elsewhere" / "editable"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()

@@ -1,4 +1,4 @@
-"""What a warm start waits for: the imports of the front process."""
+"""The front process imports few modules, because a warm start waits for them."""
 
 import subprocess
 import sys

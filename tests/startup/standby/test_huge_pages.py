@@ -1,4 +1,4 @@
-"""A template's memory is in huge pages; what it contains, and what forks of it do, stays the same."""
+"""A template's memory is in huge pages. This changes neither its contents nor its forks' results."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which variables make a start cold, and which the imports of a template have read and set."""
+"""Variables that a template's imports have read or set make a start cold if they differ."""
 
 import os
 from pathlib import Path
@@ -93,7 +93,7 @@ def test_variables_that_imports_set_are_kept():
 
 
 def test_a_variable_that_imports_set_must_be_equal():
-    """It may be a default, which a given value would have replaced."""
+    """The imports may have set a default, which a given value would have replaced."""
     reason = environment({}, DEFAULT="default").why_cold({"DEFAULT": "given"})
     assert reason == "DEFAULT differs, which the standby's imports have set"
 

@@ -1,4 +1,4 @@
-"""A fork equals the process that `exec` has made, or names what differs."""
+"""A fork equals a process that `exec` has made, or names the difference."""
 
 import json
 import os
@@ -80,13 +80,13 @@ class Started(NamedTuple):
 
     pid: int
     shown: dict[str, str]
-    """What /proc shows of it."""
+    """The state of the process in /proc."""
     interpreter: dict[str, str]
 
 
 @contextmanager
 def started(*launcher: str) -> Iterator[Started]:
-    """A process that the launcher starts; it ends with the block."""
+    """Yields a process that the launcher has started. The process ends with the block."""
     command = [*launcher, sys.executable, "-c", _STARTED]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
@@ -97,14 +97,14 @@ def started(*launcher: str) -> Iterator[Started]:
 
 
 class Forked(NamedTuple):
-    """A fork that has taken over a process's state, or not."""
+    """A fork that has taken over a process's state, or has a reason not to."""
 
     reason: str | None
     shown: dict[str, str]
 
 
 def forked(pid: int, *launcher: str) -> Forked:
-    """A fork of a template that the launcher has started."""
+    """Forks a template that the launcher starts, and lets the fork take over the state of process `pid`."""
     return Forked(*json.loads(python_output(_TEMPLATE, pid, launcher=launcher)))
 
 
@@ -124,7 +124,7 @@ resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
 resource.setrlimit(resource.RLIMIT_CPU, (3600, 7200))
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 40, 1 << 40))
 """
-"""Without privileges."""
+"""Changes that need no privileges."""
 
 _EQUAL_OR_COLD = {
     "the nice value": "os.nice(5)",
@@ -145,7 +145,7 @@ _SYSTEM_CALLS = {
     "Seccomp": f"{_LIBC}prctl(22, 2, program) == 0, 'not possible here'",
     "the memory policy": f"{_LIBC}syscall(238, 3, ctypes.byref(ctypes.c_ulong(1)), 64) == 0, 'not possible here'",
 }
-"""Made by a process that then executes Python; the last one has this number on x86-64 only."""
+"""Calls of a process before it executes Python. The last call has this number only on x86-64."""
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_another_user_is_named():
 
 
 def test_another_root_directory_is_named(tmp_path):
-    """A bind mount has the device and inode of the folder it shows."""
+    """A bind mount has the device and inode of its source folder."""
     _skip_without("unshare", "-m")
     holder = subprocess.Popen(
         ["unshare", "-m", "sh", "-c", f"mount --rbind / {tmp_path} && echo ready && cat"],

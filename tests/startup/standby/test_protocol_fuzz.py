@@ -1,4 +1,4 @@
-"""Messages arrive whole; the template survives random ones, its forks exit, and no descriptor stays open."""
+"""Messages arrive whole. Random messages do not end the template, and leave no fork and no descriptor."""
 
 import json
 import os
@@ -24,7 +24,7 @@ DEVNULL = Path(os.devnull)
 
 @cache
 def _interpreter() -> dict[str, str]:
-    """Of another process: pytest may have changed this one."""
+    """The interpreter state of another process, because pytest may have changed this process."""
     code = (
         "import json; from startup.standby import front_process; print(json.dumps(front_process.interpreter_state()))"
     )

@@ -1,6 +1,6 @@
-"""A standby that is stopped, dead, foreign or of another version costs a start little, and the start is cold.
+"""If the standby is stopped, dead, foreign or of another version, the start is cold and hardly slower.
 
-A start's extra time is in the output of `pytest -s`; the aim is 50 ms. No time is asserted.
+`pytest -s` shows the extra time of each start, which should be below 50 ms. No test checks this time.
 """
 
 import os
@@ -41,7 +41,7 @@ took_ms = (time.perf_counter() - begin) * 1000
 from startup.ground import start_origin
 print("ASKED", exit_code, round(took_ms), start_origin.cold_reason, sep="|")
 """
-"""What `serve` does before its imports; a warm start runs here to its end."""
+"""The steps of `serve` before its imports. A warm start runs here until its end."""
 
 
 _DYING = """
@@ -70,10 +70,10 @@ sys.exit(standby.run_standby(standby.StandbyOptions(kinds=("embedded", "vllm-eag
 
 
 class _Asked(NamedTuple):
-    """How a start would go on."""
+    """How a start would continue."""
 
     exit_code: int | None
-    """Of a warm start; None: the start is cold."""
+    """The exit code of a warm start. None for a cold start."""
     took_ms: int
     reason: str
 
@@ -100,7 +100,7 @@ def _why_cold(standby: StandbyProcess, *words: object, **options: Any) -> str:
 
 
 def _wait_warm(standby: StandbyProcess, model: Path, **options: Any) -> None:
-    """Asks until a start is warm: on a busy machine, a template can take longer than 40 ms to answer."""
+    """Tries until a start is warm. On a busy machine, a template may need more than 40 ms to answer."""
     wait_until(lambda: _ask(standby, model, **options).exit_code == 0)
 
 
@@ -168,7 +168,7 @@ def test_a_link_to_a_folder_is_not_used(runtime_folder):
 @pytest.mark.thorough
 @needs_root
 def test_another_users_socket_in_the_folder_is_not_used(standby, tiny_llama):
-    """SO_PEERCRED of a listening socket names the process that called listen(2)."""
+    """SO_PEERCRED has the user of the process that has called listen(2)."""
     read_fd, write_fd = os.pipe()
     with _without_template(standby) as path:
         pid = os.fork()
@@ -195,7 +195,7 @@ def test_another_users_socket_in_the_folder_is_not_used(standby, tiny_llama):
 @pytest.mark.thorough
 @needs_root
 def test_another_user_gets_no_fork(standby, tiny_llama):
-    """Even if the files' modes let the user in."""
+    """The user gets no fork even if the files' modes allow access."""
     num_starts = standby.num_starts()
     paths = [standby.socket_path(), standby.socket_path("standby")]
     modes = {path: path.stat().st_mode for path in (standby.runtime_folder, standby.folder, *paths)}
@@ -224,7 +224,7 @@ Answer = Callable[[socket.socket], object]
 
 @contextmanager
 def _without_template(standby: StandbyProcess) -> Iterator[Path]:
-    """The template's socket is elsewhere; the block may have its path."""
+    """Moves the template's socket away during the block, which may use the socket's path."""
     path = standby.socket_path()
     elsewhere = path.rename(path.with_suffix(".moved"))
     try:
@@ -236,9 +236,9 @@ def _without_template(standby: StandbyProcess) -> Iterator[Path]:
 
 @contextmanager
 def _impostor(standby: StandbyProcess, answer: Answer) -> Iterator[None]:
-    """Listens instead of the template; answers one connection, and reads it to its end.
+    """Listens in place of the template. Answers one connection, and reads it to its end.
 
-    What it does not read keeps the client's standard output open, which is among the sent descriptors.
+    Unread messages have descriptors, which would keep the client's standard output open.
     """
     with _without_template(standby) as path, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -320,7 +320,7 @@ def test_a_killed_template_is_replaced(tiny_llama):
 @pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 def test_a_signal_ends_the_standby_and_removes_its_sockets(number):
-    """Of one whose imports are done, and of those that still import."""
+    """The standby's imports are done, or it still imports."""
     with StandbyProcess(is_awaited=number == signal.SIGTERM) as standby:
         wait_until(lambda: _has_template(standby))
         template = standby.template()
@@ -353,7 +353,7 @@ def test_what_a_fork_does_not_take_over_leads_to_a_cold_start(launcher, reason, 
 
 
 def test_a_process_of_an_outer_process_namespace_is_refused():
-    """The kernel gives it the process number 0, of which /proc shows nothing."""
+    """The kernel reports process id 0 for such a process, and /proc does not show it."""
     with (
         socket.socket(socket.AF_UNIX) as connection,
         pytest.raises(forked_server._ColdStartError, match="is not within the standby's"),

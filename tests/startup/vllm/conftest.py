@@ -1,4 +1,4 @@
-"""Fixtures for tests with a fake vLLM."""
+"""Fixtures of tests with a fake vLLM."""
 
 import json
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from tests.startup.vllm.fake_start import short_folder
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder for a start's files; its path is short enough for Unix sockets."""
+    """A folder for the files of a start. Its path is short enough for Unix sockets."""
     with short_folder() as path:
         yield path
 
 
 @pytest.fixture
 def model(folder: Path) -> str:
-    """A folder with a model's files, which pass the preflight."""
+    """The path of a folder with the files of a model, which pass the preflight."""
     path = folder / "model"
     path.mkdir()
     (path / "config.json").write_text(json.dumps({"architectures": ["FakeForCausalLM"], "model_type": "llama"}))

@@ -1,6 +1,6 @@
-"""In the place of `vllm-rs`: serves the listening socket it inherits once an engine has registered with it.
+"""Replaces `vllm-rs`: serves the listening socket that it inherits once an engine has registered.
 
-As that, it ends only at a signal, and finishes its requests then.
+Like `vllm-rs`, it ends only at a signal, after it has finished its requests.
 """
 
 import json
@@ -75,7 +75,7 @@ def _registration(fd: int) -> bytes:
 
 
 def write_program(folder: Path) -> Path:
-    """A copy of this file that can be executed."""
+    """Writes an executable copy of this file."""
     program = folder / "vllm-rs"
     program.write_text(f"#!{sys.executable}\n{Path(__file__).read_text()}")
     program.chmod(0o755)

@@ -20,13 +20,13 @@ from tests.support.program import Server
 FAKE = Path(__file__).with_name("fake")
 ROOT = Path(__file__).parents[3]
 NO_HUB = "http://127.0.0.1:9"
-"""Refuses connections: the models of these tests are nowhere, and the fake vLLM reads none."""
+"""An address that refuses connections. The tests' models exist nowhere, and the fake vLLM reads none."""
 CHECKED = {"VCLI_PREFLIGHT": None, "VLLM_TARGET_DEVICE": "cpu"}
-"""Variables of a start with its preflight; for CPUs, as the torch of the tests may be built for GPUs.
+"""Variables of a start with a preflight. It is for CPUs, because the tests' torch may be built for GPUs.
 
-It is on in one start of each kind: cold, warm, plain, headless, with several API servers, with the Rust
-frontend, at a UNIX socket, with `--idle-stop`. A test that expects no warning gives `--enforce-eager`, as not
-every machine has the compiler that a compiled start needs.
+The preflight is on in one start of each kind: cold, warm, plain, headless, with several API servers, with the
+Rust frontend, at a UNIX socket, with `--idle-stop`. Tests that expect no warning pass `--enforce-eager`,
+because not every machine has the compiler that a compiled start needs.
 """
 _FORKSERVER = "processes.forkserver"
 
@@ -37,7 +37,7 @@ def command(*words: str) -> list[str]:
 
 
 def environment(folder: Path, fake: Path | None = FAKE, **changes: str | None) -> dict[str, str]:
-    """This process's environment without vllm-cli's settings and its preflight; caches are in `folder`."""
+    """This process's variables, without vllm-cli's settings or a preflight. Caches are in `folder`."""
     ours = {variable.name for variable in variables()}
     kept = {n: v for n, v in os.environ.items() if n not in ours and not n.startswith(OWN_PREFIX)}
     kept.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -49,13 +49,13 @@ def environment(folder: Path, fake: Path | None = FAKE, **changes: str | None) -
 
 @contextmanager
 def short_folder() -> Iterator[Path]:
-    """A temporary folder with a path short enough for a Unix socket in it."""
+    """A temporary folder with a path that is short enough for Unix sockets."""
     with tempfile.TemporaryDirectory(prefix="fv", dir="/tmp") as name:
         yield Path(name)
 
 
 def variant(folder: Path, **files: str | None) -> Path:
-    """A copy of the fake vLLM; `files` are modules' contents by name, `__` for dots; None removes one."""
+    """A copy of the fake vLLM. `files`: module (`__` for a dot) -> content. None removes a module."""
     copy = folder / "fake"
     shutil.copytree(FAKE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     for name, content in files.items():
@@ -68,14 +68,14 @@ def variant(folder: Path, **files: str | None) -> Path:
 
 
 def prepend(fake: Path, name: str, code: str) -> Path:
-    """Puts code before that of a module in a copy, which is named with slashes."""
+    """Puts code at the beginning of a copy's module. The module's name has slashes."""
     path = fake / "vllm" / f"{name}.py"
     path.write_text(code + path.read_text())
     return fake
 
 
 def without_forks(folder: Path, version: str, fails: str = "raise AssertionError") -> Path:
-    """A copy of this version whose workers execute a statement if they are forked."""
+    """A copy with this version. Its workers execute the statement `fails` if they are forked."""
     fake = variant(folder, _version=f'__version__ = version = "{version}"\n')
     refuses = f"if b'multiprocessing.spawn' not in open('/proc/self/cmdline', 'rb').read(): {fails}"
     return rewrite(fake, '        set_process_title(f"Worker', f'        {refuses}\n        set_process_title(f"Worker')
@@ -89,7 +89,7 @@ def rewrite(copy: Path, old: str, new: str) -> Path:
 
 
 def changed_program(folder: Path, part: str, old: str, new: str) -> tuple[Path, dict[str, str]]:
-    """A copy of this program, changed in the modules of a folder, and the environment that runs it."""
+    """Copies this program and changes the modules of a folder. Returns the copy, and variables to run it."""
     root = folder / "ours"
     for name in PACKAGES:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -98,7 +98,7 @@ def changed_program(folder: Path, part: str, old: str, new: str) -> tuple[Path, 
 
 
 class FakeStart(Server):
-    """One launcher with all its processes; the `with` block checks that none of them is left."""
+    """One launcher with all its processes. The end of the `with` block checks that no process is left."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class FakeStart(Server):
         port: int | None = None,
         cwd: Path = ROOT,
     ) -> None:
-        """Without a host, the address comes from `words`."""
+        """If `host` is None, the address is in `words`."""
         self.port = free_port() if port is None else port
         address = ("--host", host, "--port", str(self.port)) if host else ()
         super().__init__(
@@ -128,7 +128,7 @@ class FakeStart(Server):
         return "forkserver" if _is_forkserver(process) else "fork"
 
     def lines_with(self, *words: str) -> list[str]:
-        """Lines of the log that contain one of the words."""
+        """The lines of the log that contain one of these words."""
         return [line for line in self.log.splitlines() if any(word in line for word in words)]
 
     def state(self) -> dict[str, Any]:
@@ -137,14 +137,14 @@ class FakeStart(Server):
         return self.ask("/state").json
 
     def complete(self, prompt: str) -> str:
-        """The text of a completion; raises OSError without one."""
+        """The text of a completion. Raises OSError if there is none."""
         answer = self.ask("/v1/completions", {"prompt": prompt})
         if answer.status != 200:
             raise OSError(f"no completion: {answer}")
         return answer.json["choices"][0]["text"]
 
     def forkservers(self) -> list[psutil.Process]:
-        """The forkservers, without the processes forked from them."""
+        """The forkservers, without their forks."""
         found = []
         for process in [self.root, *self.root.children(recursive=True)]:
             with suppress(psutil.NoSuchProcess):
@@ -158,7 +158,7 @@ class FakeStart(Server):
         return [process for process in self.root.children() if _words(process) == words]
 
     def titles(self) -> set[str]:
-        """Names of the running processes."""
+        """The titles of the running processes."""
         return {_name(process) for process in self.family()}
 
     def named(self, title: str) -> psutil.Process:

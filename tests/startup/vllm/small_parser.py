@@ -1,4 +1,4 @@
-"""A parser in the form of vLLM's, with few of its flags: each way in which vLLM converts a value."""
+"""A parser like vLLM's with few flags, one for each way in which vLLM converts a value."""
 
 import argparse
 import json
@@ -33,7 +33,7 @@ class SmallConfig:
 
 @dataclass
 class OtherConfig:
-    """Gets a number of the first one, whose range it does not repeat."""
+    """Another configuration with the same number as `SmallConfig`, but without its range."""
 
     max_num_seqs: int = 128
 
@@ -69,11 +69,11 @@ def optional_type(return_type: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 class AdapterAction(argparse.Action):
-    """As vLLM's own actions, which convert their values."""
+    """An action that converts its values, like vLLM's own actions."""
 
 
 class EnableDisableAction(argparse.BooleanOptionalAction):
-    """Pairs `--enable-x` with `--disable-x`, as vLLM from 0.33 on; help does not show `--no-enable-x`."""
+    """Pairs `--enable-x` with `--disable-x`, like vLLM since 0.33. Help does not show `--no-enable-x`."""
 
     def __init__(self, option_strings: list[str], dest: str, **kwargs: Any) -> None:
         super().__init__(option_strings, dest, **kwargs)

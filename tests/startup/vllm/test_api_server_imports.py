@@ -1,4 +1,4 @@
-"""Replaced functions have the results of the original ones; other subcommands are names without modules."""
+"""Replaced functions return the original results. Other subcommands are listed without their modules."""
 
 import argparse
 import importlib
@@ -50,7 +50,7 @@ _PARTS = {
 
 @pytest.mark.parametrize("error", ["ImportError('no GPU')", "NeedsGpuError('no GPU')"])
 def test_a_package_whose_import_has_failed_can_be_imported_later(tmp_path, monkeypatch, error):
-    """As vLLM's packages of models, which import the module that was asked for."""
+    """Such a package imports the requested module, like vLLM's packages of models."""
     package = f"package_{error[:5].lower()}"
     for name, text in _PARTS.items():
         path = tmp_path / package / f"{name}.py"

@@ -1,4 +1,4 @@
-"""What vLLM finds in its cache folder from the folder of `vllm-cli bake`, and where bytecode is kept."""
+"""vLLM's cache folder gets files from the folder of `vllm-cli bake`. Bytecode is kept in the right place."""
 
 import os
 import py_compile
@@ -17,7 +17,7 @@ _NAME = "modelinfos/llama.json"
 
 @pytest.fixture
 def root(baked: Path) -> Path:  # noqa: F811
-    """The user's cache folder; the baked one has an inspection of a model."""
+    """The user's cache folder. The baked folder has an inspection of a model."""
     path = baked / CACHE / _NAME
     path.parent.mkdir(parents=True)
     path.write_bytes(b"{}")
@@ -63,7 +63,7 @@ def test_a_writable_package_needs_no_cache_folder(package):
 
 @pytest.fixture
 def place(package: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the bytecode of a read-only package is kept."""
+    """The folder in which the bytecode of a read-only package is kept."""
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != package)
     return package.parent / "cache" / "vllm_cli" / "bytecode"
 
@@ -112,7 +112,7 @@ def test_a_compiled_package_needs_no_warning(package, monkeypatch):
 
 @pytest.mark.thorough
 def test_a_start_of_the_embedded_engine_names_it_too(tmp_path, tiny_llama):
-    """Here, a library that has nothing but an uncompiled module; so the start fails later."""
+    """The library here has only one module, which is not compiled. So the start fails later."""
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").touch()
     variables = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}

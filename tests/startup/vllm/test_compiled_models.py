@@ -1,4 +1,4 @@
-"""A start tells whether vLLM loads or compiles its model, and why; compiled models are shared by a folder."""
+"""A start reports whether vLLM loads or compiles its model, and why. A folder shares compiled models."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.thorough
 
 
 class Starts:
-    """Starts of one model, of which each reports what became of its compiled model."""
+    """Starts of one model. Each start reports whether it has loaded or compiled the model."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -29,7 +29,7 @@ class Starts:
     def run(
         self, *words: object, cache: str = "cache", logged: str = "ready after", **variables: str
     ) -> dict[str, Any]:
-        """One start until what it has compiled is recorded, and the text is logged."""
+        """Runs a start until its compiled model is recorded and the text is logged. Returns its report."""
         report = self.folder / "report.json"
         report.unlink(missing_ok=True)
         given = (str(self.model), "--startup-report", str(report), *map(str, words))
@@ -45,7 +45,7 @@ class Starts:
         return told
 
     def fail(self, *words: object, **variables: str) -> str:
-        """The standard error of a start that fails."""
+        """Runs a start that fails. Returns its standard error."""
         given = (str(self.model), "--port", str(free_port()), *map(str, words))
         done = run_fake(self.folder, *given, env=self._environment("cache", variables))
         assert done.returncode == 3, done.stderr
@@ -98,7 +98,7 @@ def test_a_damaged_file_is_named_and_compiled_again(starts):
 
 
 def test_other_hardware_does_not_load_what_is_here(starts):
-    """Nor does it remove that: both may have one home folder."""
+    """Nor does it remove compiled models of this hardware, because both machines may share a home folder."""
     starts.run()
     (entry,), (record,) = starts.entries(), starts.records()
     first = record.parent / "hardware"
@@ -147,7 +147,7 @@ def test_a_machine_loads_what_another_one_has_added(starts):
 
 
 def test_a_machine_loads_the_kernels_that_another_one_has_compiled(starts):
-    """Although Triton's lists of a kernel's files have paths of the machine that has compiled it."""
+    """Triton's lists of a kernel's files have paths of the machine that has compiled the kernel."""
     place = starts.folder / "shared"
     starts.run("--compile-cache", place, logged="compiled models: added 1")
     assert "compiled a kernel" in starts.log
@@ -175,7 +175,7 @@ def test_a_location_that_cannot_be_used_is_a_warning(place, starts):
 
 
 def test_a_model_that_fails_twice_after_it_was_loaded_is_compiled_again(starts):
-    """Nor does a location bring it back, whose archive is replaced by what works."""
+    """The failing model is not fetched from a location again. The new compiled model replaces its archive."""
     place = ("--compile-cache", starts.folder / "shared")
     starts.run(*place, logged="compiled models: added 1")
     (record,) = starts.records()

@@ -25,7 +25,7 @@ _ASLEEP = f"{_AWAKE} without ['kv_cache', 'weights']"
 
 
 class _Model(FakeStart):
-    """As a router starts it."""
+    """A server that runs like a model of a router."""
 
     def __init__(self, folder: Path, *words: str, fake: Path | None = None, **variables: str) -> None:
         self.path = folder / "1.sock"
@@ -128,7 +128,7 @@ def test_a_client_that_leaves_disturbs_nobody(served):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Model]:
-    """A server that stays as it is."""
+    """A server for all tests that do not change it."""
     with _served(tmp_path_factory.mktemp("s")) as model:
         yield model
 
@@ -151,7 +151,7 @@ def test_a_server_ends_in_its_sleep(folder, state, number):
 
 @pytest.mark.parametrize("num_servers", [1, 2])
 def test_the_watchdog_does_not_count_a_long_sleep(folder, num_servers):
-    """Not even while others wait for the memory; the first of several API servers has the socket."""
+    """Also while other models wait for the memory. Of several API servers, the first has the socket."""
     words = ("--api-server-count", str(num_servers), "--engine-watchdog-timeout", "1")
     with _served(folder, *words) as model, ThreadPoolExecutor(1) as pool:
         waiting_mark(str(model.path)).touch()

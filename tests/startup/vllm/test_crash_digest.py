@@ -30,7 +30,7 @@ def _run(folder: Path, crash: str, *words: str) -> subprocess.CompletedProcess[s
 
 
 def _digest(text: str) -> list[str]:
-    """The digest's lines, which are the last ones."""
+    """The lines of the digest, which are the last lines."""
     lines = text.splitlines()
     begin = max(index for index, line in enumerate(lines) if line.startswith("Error: "))
     return lines[begin:]
@@ -112,7 +112,7 @@ def test_a_terminal_gets_all_if_the_log_cannot_be_kept(folder):
 
 
 def test_an_engine_that_has_ended_is_dead_only_if_vllm_counts_it_as_dead(folder):
-    """As with sleep level 3, which issue 52125 of vLLM proposes: its process ends, to be restored later."""
+    """With sleep level 3 (proposed in vLLM's issue 52125), an engine process ends and is restored later."""
     is_dead = "manager is not None and not manager.process.is_alive()"
     fake = rewrite(variant(folder), f"return {is_dead}", f"return not manager and {is_dead}")
     with FakeStart(folder, env=environment(folder, fake)) as start:

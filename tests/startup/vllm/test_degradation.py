@@ -206,7 +206,7 @@ sys.modules[__name__] = _real
 
 
 def test_modules_that_are_moved_behind_shims_are_hooked_at_their_new_places(folder):
-    """As RFC 54653 of vLLM proposes: `vllm.frontend.entrypoints` instead of `vllm.entrypoints`."""
+    """vLLM's RFC 54653 proposes such moves: `vllm.frontend.entrypoints` instead of `vllm.entrypoints`."""
     fake = rewrite(variant(folder), "vllm.entrypoints", "vllm.frontend.entrypoints")
     old, new = fake / "vllm" / "entrypoints", fake / "vllm" / "frontend" / "entrypoints"
     shutil.copytree(old, new)

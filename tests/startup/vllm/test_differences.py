@@ -1,4 +1,4 @@
-"""The log line of a start that names what differs from `vllm serve`."""
+"""A start logs one line that names its differences from `vllm serve`."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The launcher's watchdog of vLLM's engine: real processes of the fake vLLM that are stopped and go on."""
+"""The launcher's watchdog of vLLM's engine. Real processes of the fake vLLM are stopped and continued."""
 
 import signal
 import subprocess

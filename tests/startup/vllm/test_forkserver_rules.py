@@ -1,4 +1,4 @@
-"""The forkserver's children behave like spawned processes: they have their parent's current state."""
+"""The forkserver's children have their parent's current state, like spawned processes."""
 
 import os
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class Seen(NamedTuple):
 
 @pytest.fixture(scope="module")
 def seen() -> Iterator[Seen]:
-    """The API server changes its own state after the forkserver's start and before the engine's."""
+    """A start whose API server changes its state between the starts of the forkserver and the engine."""
     with short_folder() as folder:
         stdout = folder / "stdout"
         env = environment(folder, FAKE_VLLM_REMOVED="at first")
@@ -92,7 +92,7 @@ def test_a_childs_parent_is_the_process_that_started_it(seen):
 
 
 def test_checks_of_the_forkserver_open_no_connection(seen):
-    """A connection without a request would end it."""
+    """A connection without a request would end the forkserver."""
     assert seen.forkserver.is_running()
     assert seen.forkserver.status() != psutil.STATUS_ZOMBIE
     assert seen.start.lines_with("has exited", "EOFError") == []
@@ -106,7 +106,7 @@ def test_nested_children_come_from_the_same_forkserver(seen):
 
 
 def test_a_start_has_one_forkserver_and_one_resource_tracker(seen):
-    """Also where `forkserver` is the default method of multiprocessing, as it is since Python 3.14."""
+    """Also if `forkserver` is multiprocessing's default method, as since Python 3.14."""
     words = [" ".join(process.cmdline()) for process in seen.start.family()]
     assert sum("resource_tracker import" in line for line in words) == 1
     ours = {seen.forkserver.pid, seen.server["pid"], *(process["pid"] for process in seen.children)}
@@ -175,7 +175,7 @@ def test_a_workers_openmp_variables_apply_although_the_forkserver_imported_torch
     ],
 )
 def test_children_are_started_with_the_configured_method(wanted, found, files, folder):
-    """Modules of our packages' names that are found first on the path are not imported by any of them."""
+    """No child imports modules with the names of our packages, even if they are first on the path."""
     fake = variant(folder, **files)
     for name in ("router", "server", "startup", "base", "envs"):
         (fake / f"{name}.py").write_text(f"open({str(folder / 'imported')!r}, 'w').close()\nraise SystemExit\n")

@@ -1,4 +1,4 @@
-"""The port answers from the first moment on, and passes to vLLM without a lost connection."""
+"""The port answers from the first moment on. vLLM takes over the port without a lost connection."""
 
 import json
 import socket
@@ -15,7 +15,6 @@ from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
-"""The answers to a client: refused, starting, serving."""
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def rust(folder) -> dict[str, str]:
 @pytest.mark.parametrize("frontend", ["one-server", "two-servers", "rust"])
 @pytest.mark.parametrize("listens", ["at-once", "when-ready"])
 def test_every_connection_during_a_start_is_answered_or_refused(listens, frontend, folder, rust):
-    """With `--listen-when-ready` all are refused until vLLM serves, and no other program gets the port."""
+    """With `--listen-when-ready`, all are refused until vLLM serves, and no other program gets the port."""
     gate, port = folder / "gate", free_port()
     words = ("--gate", str(gate), *(("--api-server-count", "2") if frontend == "two-servers" else ()))
     words += ("--listen-when-ready",) if listens == "when-ready" else ()

@@ -1,4 +1,4 @@
-"""vLLM makes no request to the hub if all is on disk; it gets folders in place of addresses."""
+"""vLLM sends no request to the hub if all files are on disk. It gets folders instead of addresses."""
 
 import json
 import os
@@ -26,7 +26,7 @@ NAMED = ("--served-model-name", MODEL)
 
 @pytest.fixture(autouse=True)
 def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Of org/model, complete."""
+    """A complete snapshot of org/model."""
     for variable in (env.HF_HUB_OFFLINE, env.TRANSFORMERS_OFFLINE):
         monkeypatch.delenv(variable.name, raising=False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))

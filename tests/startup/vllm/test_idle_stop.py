@@ -1,4 +1,4 @@
-"""`--engine vllm --idle-stop` with the fake vLLM: it ends without requests, and the next one starts it."""
+"""`--engine vllm --idle-stop` with the fake vLLM: vLLM ends when idle, and the next request starts it."""
 
 import psutil
 import pytest
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.thorough
 
 def _wait_stopped(start: FakeStart) -> None:
     def is_stopped() -> bool:
-        """Probes and reports do not keep it running."""
+        """Whether the model is stopped. Its probes and reports do not keep the model running."""
         answers = [ask(f"http://127.0.0.1:{start.port}{path}") for path in ("/livez", "/metrics", "/health")]
         return answers[-1].headers.get("model-state") == "stopped"
 

@@ -1,4 +1,4 @@
-"""The memory of vLLM's KV cache: zeros, as torch makes them, in pages that other threads have populated."""
+"""The memory of vLLM's KV cache is zeros, as with torch. Other threads have populated its pages."""
 
 import importlib
 import threading
@@ -30,7 +30,7 @@ def small():
 
 @pytest.fixture
 def module(toys: Any) -> Iterator[ModuleType]:
-    """vLLM's module as far as it matters here, imported with the hook."""
+    """The relevant part of vLLM's module, imported with the hook."""
     toys.write("vllm.v1.worker.utils", ALLOCATION)
     populate_kv_cache()
     populate_kv_cache()
@@ -46,7 +46,7 @@ def wait_for_pages() -> None:
 
 
 def num_resident(cache: torch.Tensor) -> int:
-    """Pages in memory (mincore(2))."""
+    """The number of pages in memory (mincore(2))."""
     pages = create_string_buffer(-(-cache.nbytes // PAGE))
     check(load_libc().mincore(cache.data_ptr(), cache.nbytes, pages), "mincore")
     return sum(byte & 1 for byte in pages.raw)

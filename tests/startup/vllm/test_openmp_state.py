@@ -1,4 +1,4 @@
-"""OpenMP's variables are parsed, and torch gets as many threads as if it were imported now."""
+"""OpenMP's variables are parsed, and torch gets as many threads as after an import at this moment."""
 
 import json
 import os

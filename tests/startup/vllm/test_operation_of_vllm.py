@@ -1,4 +1,4 @@
-"""What operators of vLLM meet: keys, logs in JSON, `ps` and `stop`, a service manager."""
+"""The operation of vLLM: keys, logs in JSON, `ps` and `stop`, and a service manager."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def test_secrets_reach_vllm_and_are_masked_elsewhere(method, folder):
 
 
 def test_a_second_attempt_has_the_unmasked_words_and_no_log_configuration_of_the_first(folder):
-    """The program executes itself again; the first log configuration is not taken for the user's own."""
+    """The program executes itself again, and does not take its first log configuration for the user's own."""
     env = environment(folder, without_forks(folder, "0.99.0+cpu"))
     with FakeStart(folder, *_WORDS, "--log-format", "json", env=env) as start:
         server = start.wait_ready().state()["server"]
@@ -93,7 +93,7 @@ def test_the_next_start_removes_what_a_killed_one_has_left(folder):
 
 
 _PRINTED = ("EngineCore prints a line", "VllmWorker-0 prints a line", "EngineCore ends with", "the engine is killed")
-"""Beginnings of what the fake vLLM prints without logging, for the tests."""
+"""Beginnings of lines that the fake vLLM prints for the tests without logging."""
 
 
 def _lines(start: FakeStart) -> list[dict[str, Any]]:
@@ -183,7 +183,7 @@ def test_a_reason_explains_why_vllm_does_not_log_json(words, variables, version,
 
 
 def _entry(start: FakeStart, state: str) -> dict[str, Any]:
-    """The server's entry, once it has this state: on a busy machine a single request may get no answer."""
+    """Waits for the entry with this state. On a busy machine, a single request may get no answer."""
     found: list[dict[str, Any]] = []
 
     def is_so() -> bool:
@@ -259,7 +259,7 @@ if address := os.environ.get("NOTIFY_SOCKET"):
 
 
 def test_a_vllm_that_notifies_the_service_manager_itself_does_not_see_it(folder):
-    """As pull request 57637 of vLLM proposes; here before the engine is started."""
+    """vLLM's pull request 57637 proposes such notifications. Here, they come before the engine's start."""
     fake, gate = prepend(variant(folder), "entrypoints/cli/serve", _NOTIFIES), folder / "gate"
     with NotifySocket(_address()) as manager:
         env = {**_environment(folder, manager), "PYTHONPATH": environment(folder, fake)["PYTHONPATH"]}
@@ -315,7 +315,7 @@ def test_an_engine_that_cannot_start_is_never_ready(folder):
 
 
 def test_a_start_that_vllm_accepts_against_the_recorded_facts_renews_them(folder):
-    """The new file has the time and size of the old one, as in images with equal times."""
+    """The changed file has the old file's time and size, as in images with equal times."""
     fake, sources = variant(folder), {"VCLI_LEAVE_OUT": "import file"}
     with FakeStart(folder, env=environment(folder, fake, **sources)) as start:
         start.wait_ready()
@@ -340,7 +340,7 @@ def test_a_start_that_vllm_accepts_against_the_recorded_facts_renews_them(folder
 
 @pytest.mark.parametrize("flag", ["--por", "--po"])
 def test_an_abbreviated_port_is_the_one_that_vllm_binds(flag, folder):
-    """`--po` may be another flag before vLLM's are recorded: the launcher leaves the port to vLLM."""
+    """Before vLLM's flags are recorded, `--po` may be another flag, so vLLM itself binds the port."""
     port = free_port()
     with FakeStart(folder, "--hos", "127.0.0.1", flag, str(port), host=None, port=port) as start:
         start.wait_ready()

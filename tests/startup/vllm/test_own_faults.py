@@ -1,4 +1,4 @@
-"""What plain vLLM starts is started, with one line, whatever breaks that plain vLLM does not use."""
+"""If something breaks that plain vLLM does not use, the start succeeds with one line in the log."""
 
 import os
 import signal
@@ -56,7 +56,7 @@ def test_a_start_that_only_our_machinery_breaks_is_ready_with_one_line(fault, fo
 
 @pytest.mark.parametrize("fault", ["patch in engine", "fork"])
 def test_several_api_servers_are_started_again(fault, folder):
-    """As new programs they could not tell that they serve."""
+    """As new programs, API servers could not report that they serve."""
     with FakeStart(folder, "--api-server-count", "2", env=_environment(folder, fault)) as start:
         start.wait_ready()
         assert start.complete("A text") == "A text was read by worker 0"
@@ -79,7 +79,7 @@ def test_what_a_sandbox_lacks_costs_no_start(fault, folder):
 
 
 def test_a_library_that_can_be_imported_only_by_plain_vllm(folder):
-    """Stand-ins for its dependencies may be why."""
+    """Stand-ins for a library's dependencies may prevent its import."""
     libraries = folder / "site-packages"
     libraries.mkdir()
     refuses = "assert b'multiprocessing.spawn' in open('/proc/self/cmdline', 'rb').read(), 'metaclass conflict'"

@@ -1,4 +1,4 @@
-"""What is changed in vLLM: the port's listener, torch's compiler, tokenizers, who answers `/health`."""
+"""Our changes of vLLM: the port's listener, torch's compiler, tokenizers, and answers to `/health`."""
 
 import asyncio
 import importlib
@@ -305,7 +305,7 @@ def test_only_200_and_503_are_repeated(status, is_repeated):
 
 
 def test_vllm_accepts_itself_after_a_responder_that_left_much_in_both_directions():
-    """uvloop reports a heartbeat that it had not read as an error of the connection, and calls once."""
+    """uvloop reports an unread heartbeat as an error of the connection, and calls back only once."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
 

@@ -1,4 +1,4 @@
-"""Modules that one start imports late are preloaded in the next; profiles can be shown and deleted."""
+"""Modules that a start imports late are preloaded in the next start. Profiles can be shown and deleted."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def _profile(folder: Path) -> dict[str, Any]:
 
 
 def _importer(folder: Path, *, num_starts: int) -> str:
-    """The process that imported the late module; returns once the start's profile is saved."""
+    """The process that imported the late module. Returns once the start's profile is saved."""
     with FakeStart(folder, *_WORDS) as start:
         (worker,) = start.wait_ready().state()["workers"]
         wait_until(lambda: _profiles(folder) and _profile(folder)["num_starts"] == num_starts)

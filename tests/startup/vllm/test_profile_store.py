@@ -1,4 +1,4 @@
-"""Starts of one kind share a profile, which each start extends; the forkserver's plan is made from it."""
+"""Starts of one kind share a profile, which each start extends. The preload plan is made from it."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""vLLM's Rust frontend: the responder has the port until engines register, and the frontend from then on."""
+"""vLLM's Rust frontend takes over the port from the responder when engines register."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ _NUM_REQUESTS = 200
 
 @pytest.fixture
 def program(folder: Path) -> Path:
-    """The frontend's program."""
+    """The program of the fake frontend."""
     return write_program(folder)
 
 
@@ -107,7 +107,7 @@ def test_sigterm_during_the_start_ends_all(folder, program):
 
 
 def test_an_engine_that_cannot_be_forked_lets_vllm_start_plainly(folder, program):
-    """As a new program, it could not ask for the port."""
+    """As a new program, the engine could not request the port."""
     changes = "\n_prepare = prepare_environment\n\n\ndef prepare_environment():\n    _prepare()\n"
     platforms = (FAKE / "vllm" / "platforms" / "cpu.py").read_text()
     fake = variant(folder, platforms__cpu=f"{platforms}{changes}    os.environ['PYTHONHASHSEED'] = '7'\n")

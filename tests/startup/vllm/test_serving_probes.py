@@ -1,4 +1,4 @@
-"""While vLLM serves, the responder's process answers probes and passes all other connections to vLLM."""
+"""While vLLM serves, the responder answers probes and passes all other connections to vLLM."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def start(folder: Path) -> Iterator[FakeStart]:
 
 @pytest.fixture(scope="module")
 def serving() -> Iterator[FakeStart]:
-    """The same, for all tests that leave its processes as they are."""
+    """A start whose responder answers probes, for all tests that do not change its processes."""
     with short_folder() as folder, FakeStart(folder) as start:
         yield start.wait_ready()
 
@@ -52,7 +52,7 @@ def _connect(start: FakeStart) -> socket.socket:
 
 
 def _ask(client: socket.socket, request: bytes) -> bytes:
-    """The head of the answer to a request; `/health` has no body."""
+    """Sends a request. Returns the head of the answer, because `/health` has no body."""
     client.sendall(request)
     return _read_head(client)
 
@@ -80,10 +80,10 @@ def _post(prompt: str) -> bytes:
 
 
 def _ask_held(start: FakeStart, request: bytes) -> bytes:
-    """The answer while vLLM's event loop is held, and the connection closed after it.
+    """Sends a request while vLLM's event loop is held. Returns the answer until the connection's end.
 
-    Repeated if this process was so slow that the loop was held for two seconds, or that the connection was
-    passed on before the request.
+    Tries again if this process was so slow that the loop was held for two seconds, or that the responder
+    passed the connection on before the request.
     """
     answers: list[bytes] = []
 
@@ -105,7 +105,7 @@ def test_probes_are_answered_while_the_event_loop_is_held(serving):
 
 
 def _probe_held(start: FakeStart, path: str = "/health") -> Answer:
-    """Status 0 if this process was so slow that the connection was passed on to vLLM."""
+    """Sends a probe while the event loop is held. Status 0 if the slow test's connection went to vLLM."""
     return start.ask(path, timeout_s=1)
 
 
@@ -146,7 +146,7 @@ def test_a_client_that_keeps_connections_is_answered_on_old_and_new_ones(serving
 
 
 def test_a_burst_that_the_event_loop_has_not_received_is_not_lost(start):
-    """Half of them have sent nothing. The responder is killed when it has passed all on."""
+    """Half of the clients have sent nothing. The responder is killed when it has passed on all of them."""
     (responder,) = start.responders()
     with ExitStack() as stack:
         with stopped(start.process.pid):
@@ -174,7 +174,7 @@ def test_every_probe_is_in_the_access_log(serving):
 
 
 _KEPT_ALIVE = b"GET %s HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 10.0.0.1\r\n\r\n"
-"""With a header for which the responder passes the request on to vLLM's own process."""
+"""A request with a header for which the responder passes the request on to vLLM."""
 
 
 @pytest.mark.parametrize("words", [(), ("--api-server-count", "2")], ids=["one", "two"])

@@ -1,4 +1,4 @@
-"""Signals and kills: all processes of a vLLM end; in a drain, running requests finish first."""
+"""After signals and kills, all processes of vLLM end. In a drain, running requests finish first."""
 
 import json
 import os
@@ -27,18 +27,18 @@ _WORKER_MAIN = '        signal.signal(signal.SIGINT, signal.SIG_IGN)\n        se
 
 
 class _Stage(NamedTuple):
-    """A point of the start at which it waits."""
+    """A point at which a start waits."""
 
     phase: str
     words: tuple[str, ...] = ("--gate", "closed")
     change: Callable[[Path], Any] = str
-    """Of the fake vLLM, so that it waits there."""
+    """Changes the fake vLLM, so that it waits at this point."""
     lines: tuple[str, ...] = ("EngineCore waits at its gate",)
-    """The log has them when the start waits."""
+    """Lines that the log has when the start waits."""
 
 
 def _hang(fake: Path) -> None:
-    """The engine ignores SIGTERM, and vLLM waits for it."""
+    """Changes the fake vLLM: its engine ignores SIGTERM, and vLLM waits for the engine."""
     rewrite(fake, "lambda number, frame: sys.exit(0)", "lambda number, frame: None")
     rewrite(fake, "self.process.join(30)", "self.process.join(600)")
 
@@ -48,7 +48,7 @@ def _importing(module: str, code: str, phase: str) -> _Stage:
 
 
 def test_a_signal_right_after_the_first_answer_is_the_servers(folder):
-    """It may come before the launcher knows that the server accepts."""
+    """The signal may come before the launcher knows that the server accepts connections."""
     last = "        server.main_loop = self._ending_after(server.main_loop)\n"
     late = f"{last}        await asyncio.sleep(1)\n"
     root, env = changed_program(folder, "startup/vllm/probes", last, late)
@@ -157,7 +157,7 @@ subprocess.Popen(
     ids=["killed", "stopped", "failed"],
 )
 def test_programs_that_an_engine_has_started_end_with_the_launcher(words, number, code, folder):
-    """Neither do those that these have started."""
+    """Also programs that these programs have started end."""
     fake = prepend(variant(folder), "v1/engine/core", _STARTS_A_PROGRAM)
     with FakeStart(folder, *words, env=environment(folder, fake)) as start:
         if number is not None:
@@ -169,7 +169,7 @@ def test_programs_that_an_engine_has_started_end_with_the_launcher(words, number
 
 
 def test_a_program_that_reads_the_output_gets_all_of_it(folder):
-    """It is a child of the launcher, started by the shell that has become it."""
+    """The program is a child of the launcher, because the shell that started it has executed the launcher."""
     read = folder / "read"
     words = [*command("--engine-fails"), "--port", "0"]
     script = 'out=$1; shift; exec "$@" > >(cat > "$out") 2>&1'
@@ -214,7 +214,7 @@ _ENDLESS = 1_000_000
 
 @pytest.fixture
 def start(folder: Path, request: pytest.FixtureRequest) -> Iterator[FakeStart]:
-    """A ready server with the time for running requests that the test asks for."""
+    """A ready server. The parameter is the time for running requests."""
     words = ("--shutdown-timeout", str(request.param)) if request.param is not None else ()
     with FakeStart(folder, "model", *words) as started:
         yield started.wait_ready()
@@ -232,7 +232,7 @@ def _stop(start: FakeStart) -> None:
 
 
 def _begin_to_read(start: FakeStart, prompt: str) -> RawClient:
-    """A client of an endless stream that has read the first bytes."""
+    """A client that has read the first bytes of an endless stream."""
     client = RawClient(start.port)
     client.post("/v1/completions", {"prompt": prompt, "max_tokens": _ENDLESS, "stream": True}).read_head()
     return client
@@ -296,7 +296,7 @@ def test_a_second_signal_ends_what_runs(start):
 
 @pytest.mark.parametrize("start", [600], indirect=True)
 def test_an_engine_that_dies_ends_the_drain(start):
-    """Its requests fail, so that nothing is left to wait for."""
+    """The engine's requests fail, so the drain has nothing to wait for."""
     engine = start.named("VLLM::EngineCor")
     with closing(_begin_to_read(start, "a")) as client:
         _stop(start)

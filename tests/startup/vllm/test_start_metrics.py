@@ -1,4 +1,4 @@
-"""vLLM's metrics, `ps` and the line of readiness tell how vLLM was started."""
+"""vLLM's metrics, `ps` and the line about readiness show how vLLM was started."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.thorough
 
 
 def metrics(start: FakeStart) -> tuple[dict[str, str], dict[str, float]]:
-    """Waits for the labels of `vllm_cli:start_info`; with the seconds of each phase."""
+    """Waits for `vllm_cli:start_info`. Returns its labels, and the seconds of each phase."""
     samples = []
 
     def has_info() -> bool:
@@ -29,7 +29,7 @@ def metrics(start: FakeStart) -> tuple[dict[str, str], dict[str, float]]:
 
 
 def _noted(start: FakeStart) -> dict[str, object]:
-    """What `ps --json` shows of the start."""
+    """The data of the start in `ps --json`."""
     (entry,) = (each for each in json.loads(run_cli("ps", "--json").stdout) if start.process.pid in each["pids"])
     noted: dict[str, object] = entry["start"]
     return noted

@@ -1,4 +1,4 @@
-"""`serve --engine vllm`, and a link named `vllm`, are `vllm serve`: words, help, errors, exit codes."""
+"""`serve --engine vllm` and a link named `vllm` equal `vllm serve` in words, help, errors and exit codes."""
 
 import importlib.util
 import json
@@ -26,7 +26,7 @@ sys.exit(main())
 
 
 def _run_plain(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """vLLM's own command."""
+    """Runs vLLM's own command."""
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *words]
     return subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120, cwd=ROOT)
 
@@ -87,7 +87,7 @@ def test_a_signal_stops_a_serving_vllm_in_order(number, folder, model):
 
 @pytest.mark.thorough
 def test_signal_reaches_a_main_thread_that_only_waits(folder):
-    """The kernel may deliver a signal to another thread, as in a stopped process; no handler runs there."""
+    """The kernel may deliver a signal to another thread, as in a stopped process. No handler runs there."""
     with FakeStart(folder, "--headless") as start:
         start.wait_logged("headless engine")
         others = []
@@ -145,7 +145,7 @@ def _run_link(folder: Path, *words: str, **changes: str | None) -> subprocess.Co
 
 
 def test_serve_starts_through_the_launcher(folder):
-    """The flag is the launcher's own."""
+    """The start accepts a flag that only the launcher has."""
     done = _run_link(folder, "serve", "--preflight-only", "--json", "--port", str(free_port()))
     assert "unrecognized arguments" not in done.stderr
     assert json.loads(done.stdout)["findings"] is not None
@@ -167,7 +167,7 @@ def test_a_command_that_only_vllm_has_is_the_same_as_by_the_link(words, folder):
 
 
 def test_an_error_that_a_command_of_vllm_raises_is_vllms_own(folder):
-    """Click would take it for the end of a terminal's input."""
+    """Click would take this error for the end of a terminal's input."""
     fake = rewrite(variant(folder), '"""Does nothing."""', "raise EOFError('as vLLM does')")
     done = run_cli("preload", env=environment(folder, fake), cwd=ROOT)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "EOFError: as vLLM does")

@@ -48,12 +48,12 @@ def standby(folder: Path) -> Iterator[StandbyProcess]:
 
 
 def _variables(folder: Path) -> dict[str, str]:
-    """Variables of the standby beyond this process's."""
+    """Variables of the standby in addition to those of this process."""
     return {name: environment(folder)[name] for name in ("PYTHONPATH", "VLLM_CACHE_ROOT", "TMPDIR", "HF_ENDPOINT")}
 
 
 def _environment(folder: Path, standby: StandbyProcess, **changes: str | None) -> dict[str, str]:
-    """Variables of a start, with the flags of the standby's interpreter."""
+    """Variables of a start, including those of the interpreter flags that the standby has."""
     flags = {name: value for name, value in os.environ.items() if name == "PYTHONDONTWRITEBYTECODE"}
     return environment(folder, **{**flags, **standby.environment, **changes})
 
@@ -116,7 +116,7 @@ def test_ctrl_c_ends_a_warm_start_like_a_cold_one(standby, folder):
 
 
 def test_a_signal_to_front_process_and_server_cuts_no_stream(standby, folder):
-    """The front process forwards it, so that the server gets it twice."""
+    """The front process forwards the signal, so the server gets it twice."""
     with WarmStart(standby, folder, "--enforce-eager") as start:
         stream = StreamReader(start.wait_ready().url, 150)
         for process in start.roots():

@@ -1,4 +1,4 @@
-"""What vLLM's parser accepts is recorded once per installation, and read by later starts."""
+"""The facts of vLLM's parser are recorded once per installation, and read by later starts."""
 
 import argparse
 import json
@@ -105,7 +105,7 @@ def test_plugins_of_other_packages_are_found(tmp_path, monkeypatch):
 
 @pytest.fixture
 def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InstalledVllm:
-    """One whose modules are imported: a parser, a source that it depends on, and a registry."""
+    """A fake vLLM whose modules are imported: a parser, a source that it depends on, and a registry."""
     site = tmp_path / "site"
     (site / "vllm-0.32.0.dist-info").mkdir(parents=True)
     (site / "config.py").write_text("")
@@ -150,7 +150,7 @@ VARIABLES: dict[str, Any] = {
     "VLLM_OWN": lambda: int(os.getenv("VLLM_OWN", "1")),
     "VLLM_BROKEN": lambda: os.no_such_function("VLLM_BROKEN"),  # type: ignore[attr-defined]
 }
-"""In the forms in which vLLM reads variables."""
+"""Variables in all forms in which vLLM reads them."""
 
 
 def test_variables_that_are_numbers_are_found_by_what_vllm_does_with_values(vllm, monkeypatch):
@@ -234,7 +234,7 @@ def test_a_vllm_that_was_not_imported_or_has_another_parser_is_not_recorded(vllm
     ],
 )  # fmt: skip
 def test_a_record_is_valid_while_each_module_that_it_was_read_from_is_the_same(vllm, name, tmp_path, monkeypatch):
-    """A file that is mounted over vLLM's, or `git pull`, may bring other names with the same version."""
+    """`git pull`, or a file mounted over vLLM's file, may bring other names with the same version."""
     file = tmp_path / "module.py"
     file.write_text("")
     monkeypatch.setitem(sys.modules, name, sys.modules.get(name) or ModuleType(name))
@@ -275,7 +275,7 @@ def test_the_default_share_of_a_gpu_is_that_of_the_recorded_vllm():
 
 
 def test_a_name_that_the_registry_has_now_is_registered_whatever_the_record_says(tmp_path, monkeypatch):
-    """The file may be another one with the same time and size."""
+    """The registry's file may be a changed one with the same time and size."""
     (tmp_path / "toy_registry_of_facts.py").write_text("NAMES = {'new_parser': 1}\nclass Backend(Enum):\n    NEW = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     registry = Name("toy_registry_of_facts", "NAMES")

@@ -1,4 +1,4 @@
-"""The table of the flags that are read before a vLLM has recorded its own, against the list of all."""
+"""The table of flags for a vLLM whose facts are not recorded yet agrees with the list of all flags."""
 
 from pathlib import Path
 

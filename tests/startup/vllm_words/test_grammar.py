@@ -1,4 +1,4 @@
-"""Words of any form are read as argparse reads them; `test_vllm_facts.py` compares with vLLM's own parser."""
+"""Words of any form are read as by argparse. `test_vllm_facts.py` compares with vLLM's own parser."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def _parse(words: Sequence[str]) -> Namespace:
 
 @st.composite
 def _flag(draw: st.DrawFn) -> list[str]:
-    """A flag with values, often abbreviated, or with its value in the same word."""
+    """The words of a flag with values. It may be abbreviated, or have its value in the same word."""
     option = draw(st.sampled_from(_OPTIONS))
     name = option[: draw(st.integers(3 if option.startswith("--") else 2, len(option)))]
     values = draw(st.lists(_VALUES, max_size=2))

@@ -1,4 +1,4 @@
-"""The launcher reads model and address from vLLM's command line, and whether it has a port to listen on."""
+"""The launcher reads from vLLM's command line the model, the address, and whether vLLM listens on a port."""
 
 import argparse
 from contextlib import ExitStack
@@ -20,7 +20,7 @@ def _line(text: str) -> CommandLine:
 
 
 def _install(monkeypatch, folder, facts, version="0.33.0"):
-    """A vLLM of this version, with these recorded facts."""
+    """Installs a fake vLLM of this version, with these recorded facts."""
     monkeypatch.setattr(command_line, "find_vllm", lambda: InstalledVllm(version, folder))
     monkeypatch.setattr(command_line, "read_facts", lambda _: facts)
 
@@ -110,7 +110,7 @@ def test_an_abbreviation_in_the_config_file_is_read_too(tmp_path):
 
 @pytest.mark.parametrize("words", ["m --po 9", "m --p=9", "m --h x", "m --ssl-c c"])
 def test_a_port_that_cannot_be_known_is_not_bound(words):
-    """Before vLLM's flags are recorded; with them, argparse's rule decides."""
+    """vLLM's flags are not recorded here. If they are, argparse's rule decides."""
     assert not _line(words).listens
 
 
@@ -216,7 +216,7 @@ def test_the_file_of_the_log_becomes_the_setting_of_a_parser_without_it(parser, 
 
 
 def test_vllm_gets_another_file_if_variables_are_replaced(tmp_path, monkeypatch):
-    """It has the values and is no file of the disk; the launcher's own reading has them, too."""
+    """The other file has the values, and is only in memory. The launcher itself also reads the values."""
     monkeypatch.setenv("WHERE", "org")
     path = tmp_path / "serve.yaml"
     path.write_text("model: ${WHERE}/model\nport: ${OTHER:-8001}\n")

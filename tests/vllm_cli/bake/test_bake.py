@@ -1,4 +1,4 @@
-"""`vllm-cli bake` with both engines: the folder, later starts with it, failures, what is recorded."""
+"""`vllm-cli bake` with both engines: the folder, later starts with it, failures, and recorded pages."""
 
 import compileall
 import json
@@ -122,7 +122,7 @@ END
     ],
 )
 def test_vllms_command_for_kernels_runs_if_asked_for(end, words, reason, tmp_path):
-    """A failure, as without a network, leaves them out."""
+    """If the command fails, as without a network, the folder has no kernels."""
     fake = variant(tmp_path, entrypoints__cli__download_kernels="")
     done_path = tmp_path / "done"
     program = _KERNELS.replace("DONE", str(done_path)).replace("END", end)
@@ -157,7 +157,7 @@ def test_the_first_start_continues_the_profile_of_the_build(tmp_path):
 
 @pytest.mark.thorough
 def test_without_a_start_the_model_is_inspected(tmp_path):
-    """In a new program: there is no forkserver that could fork the inspection."""
+    """The inspection runs in a new program, because no forkserver can fork it."""
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text('{"architectures": ["FakeForCausalLM"]}')

@@ -1,4 +1,4 @@
-"""For `run-batch`: a server whose answers a test chooses, batch files, and the command as a process."""
+"""Fixtures for `run-batch`: a server whose answers a test chooses, batch files, the command as a process."""
 
 import json
 import subprocess
@@ -15,14 +15,14 @@ from tests.support.http_server import Request, ScriptedServer, serving
 
 
 class BatchServer(ScriptedServer):
-    """Answers each POST with the result of `decide_body`, and counts requests by prompt."""
+    """A server that answers each POST with the result of `decide_body`, and counts requests by prompt."""
 
     def __init__(self) -> None:
         super().__init__(self._decide)
         self.decide_body: Callable[[dict[str, Any]], tuple[Any, ...]] = ok
         self.asked: Counter[str] = Counter()
         self.files: dict[str, bytes] = {}
-        """What GET finds, and what PUT has brought."""
+        """Path -> content of files for GET. PUT adds files."""
         self.num_running = self.max_at_once = 0
         self._lock = threading.Lock()
 
@@ -44,11 +44,11 @@ class BatchServer(ScriptedServer):
                 self.num_running -= 1
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Ignores errors: tests kill clients."""
+        """Ignores errors, because tests kill clients."""
 
 
 def ok(body: dict[str, Any]) -> tuple[Any, ...]:
-    """A completion that repeats the prompt, written over several lines."""
+    """A completion that repeats the prompt, as JSON on several lines."""
     usage = {"prompt_tokens": 2, "completion_tokens": 3}
     return 200, json.dumps({"choices": [{"text": body.get("prompt")}], "usage": usage}, indent=2).encode()
 
@@ -59,7 +59,7 @@ def error(status: int, message: str, **headers: str) -> tuple[Any, ...]:
 
 
 def request_line(number: int, **changes: Any) -> dict[str, Any]:
-    """A completion whose prompt is its custom_id."""
+    """A line with a completion request whose prompt is its custom_id."""
     name = f"request-{number}"
     return {"custom_id": name, "method": "POST", "url": "/v1/completions", "body": {"prompt": name}} | changes
 
@@ -81,7 +81,7 @@ def server() -> Iterator[BatchServer]:
 
 @pytest.fixture
 def start_batch(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
-    """Starts `vllm-cli run-batch` on `in.jsonl` and `out.jsonl` of the test's folder."""
+    """A function that starts `vllm-cli run-batch` with `in.jsonl` and `out.jsonl` in the test's folder."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*words: str, file_size: int | None = None) -> "subprocess.Popen[str]":
@@ -104,6 +104,6 @@ def start_batch(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]
 
 @pytest.fixture
 def run_batch(invoke, tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """Runs `run-batch` on the same files in this process."""
+    """A function that runs `run-batch` with the same files in this process."""
     files = ("-i", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl")
     return lambda *words: invoke("run-batch", *files, *words)

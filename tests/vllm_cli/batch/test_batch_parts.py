@@ -1,4 +1,4 @@
-"""Parts of `run-batch`: files that it rejects or repairs, pauses before retries, its own server."""
+"""Parts of `run-batch`: rejected and repaired files, pauses before retries, and its own server."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -83,7 +83,7 @@ def test_an_output_file_of_other_requests_is_rejected(tmp_path):
 
 
 def test_a_run_that_waited_for_a_sorted_file_opens_the_new_one(tmp_path, monkeypatch):
-    """The run that has sorted it ends between the other one's `open` and its lock."""
+    """The first run sorts the file and ends between the second run's `open` and its lock."""
     path = tmp_path / "out.jsonl"
     lock = results.fcntl.flock
 

@@ -1,4 +1,4 @@
-"""`run-batch` against a running server: files, retries, and a second run."""
+"""`run-batch` with a running server: files, retries, and a second run."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ def test_answers_have_vllms_format_and_the_order_of_the_requests(server, run_bat
     last_has_come = threading.Event()
 
     def decide(body: dict[str, Any]):
-        """The first request is answered last."""
+        """Answers the first request last."""
         if body["prompt"] == "request-0":
             assert last_has_come.wait(60)
         elif body["prompt"] == "request-4":
@@ -72,7 +72,7 @@ def test_a_failed_request_has_an_error_in_its_line(server, run_batch, tmp_path):
 
 
 def test_fail_on_error_exits_with_5_for_failed_requests(server, run_batch, tmp_path):
-    """Also for those of an earlier run. The default, 0, is vLLM's: scripts under `set -e` continue."""
+    """Also for failed requests of an earlier run. By default, the code is 0 as in vLLM, for `set -e`."""
     server.decide_body = lambda body: error(400, "no") if body["prompt"] == "request-1" else ok(body)
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(2)])
     assert run_batch("--url", server.url, "--fail-on-error").returncode == 5
@@ -100,7 +100,7 @@ def test_a_second_run_sends_the_requests_without_a_line(server, run_batch, tmp_p
 
 
 def test_kills_lose_no_result_and_repeat_none_in_the_file(server, start_batch, tmp_path):
-    """Five runs are killed; requests with a result in the file at that moment are never sent again."""
+    """Five runs are killed. Requests with a result in the file at that moment are never sent again."""
     num_requests, out = 120, tmp_path / "out.jsonl"
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(num_requests)])
     words = ("--url", server.url, "--max-concurrency", "4", "--retry-timeout", "0")
@@ -135,7 +135,7 @@ def test_kills_lose_no_result_and_repeat_none_in_the_file(server, start_batch, t
 
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_of_two_runs_at_once_one_writes_and_the_other_is_rejected(server, start_batch, tmp_path, is_killed):
-    """The next run continues a killed one, although the file was locked."""
+    """The next run continues a killed run, although that run had locked the file."""
     num_requests, out = 40, tmp_path / "out.jsonl"
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(num_requests)])
     goes_on = threading.Event()
@@ -244,7 +244,7 @@ def test_without_a_server_nothing_is_written_and_the_exit_code_is_1(run_batch, t
 
 
 def test_a_full_disk_ends_the_run_and_keeps_whole_lines(server, start_batch, run_batch, tmp_path):
-    """A limit on the file size simulates the full disk: a write that does not fit is truncated."""
+    """A limit on the file size simulates a full disk. A write that does not fit is truncated."""
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(60)])
     process = start_batch("--url", server.url, "--max-concurrency", "2", file_size=5000)
     _, err = process.communicate(timeout=200)
@@ -265,7 +265,7 @@ def test_the_model_and_the_key_are_sent(server, run_batch, tmp_path):
 
 
 def test_files_may_be_on_a_web_server(server, run_batch, tmp_path):
-    """The last --input-file counts; the folder keeps the results until the upload, and if it fails."""
+    """The last --input-file counts. The folder has the results until the upload, or if the upload fails."""
     source = write_lines(tmp_path / "source.jsonl", [request_line(number) for number in range(3)])
     server.files["/in.jsonl"] = source.read_bytes()
     folder = tmp_path / "meanwhile"

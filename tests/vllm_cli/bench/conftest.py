@@ -25,19 +25,19 @@ class RunningServer(NamedTuple):
 
     @property
     def seen(self) -> Any:
-        """The received bodies and the maximum of concurrent requests."""
+        """The received bodies and the maximum number of concurrent requests."""
         return ask(self.url + "/seen").json
 
 
 @pytest.fixture
 def fake_command() -> Callable[..., str]:
-    """Shell words that run a fake server, without the port."""
+    """A function that returns shell words to run a fake server, without the port."""
     return lambda *flags: shlex.join([sys.executable, str(FAKE_SERVER), *map(str, flags)])
 
 
 @pytest.fixture
 def fake_server() -> Iterator[Callable[..., RunningServer]]:
-    """Starts fake servers with the given flags."""
+    """A function that starts fake servers with these flags."""
     servers: list[RunningServer] = []
 
     def start(*flags: object) -> RunningServer:
@@ -55,19 +55,19 @@ def fake_server() -> Iterator[Callable[..., RunningServer]]:
 
 @pytest.fixture
 def run_bench_serve(run_bench) -> Callable[..., Any]:
-    """Runs `vllm-cli bench serve` to its end."""
+    """A function that runs `vllm-cli bench serve` to its end."""
     return partial(run_bench, "serve")
 
 
 @pytest.fixture
 def run_startup(run_bench) -> Callable[..., Any]:
-    """Runs `vllm-cli bench startup` to its end."""
+    """A function that runs `vllm-cli bench startup` to its end."""
     return partial(run_bench, "startup")
 
 
 @pytest.fixture
 def run_bench(invoke, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Runs a benchmark in this process, with variables set."""
+    """A function that runs a benchmark in this process, with these variables."""
 
     def run(name: str, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
         monkeypatch.delenv("OPENAI_API_KEY", raising=False)

@@ -1,6 +1,6 @@
 """A real HTTP server with OpenAI's API, known delays in its start and its answers, and faults.
 
-Run as a script by the tests; standard library only, so that it starts at once.
+Tests run this script. It uses only the standard library, so that it starts at once.
 """
 
 import argparse
@@ -23,7 +23,7 @@ FLAGS = (
 
 
 class Server(ThreadingHTTPServer):
-    """Is ready some time after it listens; each prompt gets the requested number of words at a fixed rate."""
+    """A server that is ready some time after it listens. It sends the requested words at a fixed rate."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -35,7 +35,7 @@ class Server(ThreadingHTTPServer):
         self.bodies: list[dict] = []
         self.num_health = self.num_running = self.max_running = 0
         self.loop = threading.Lock()
-        """Held by requests that block a server which has one event loop."""
+        """A lock for requests that block the server, as if it had one event loop."""
 
     @property
     def is_ready(self) -> bool:

@@ -1,4 +1,4 @@
-"""`bench serve` as a process, against real servers."""
+"""`bench serve` as a process, with real servers."""
 
 import json
 import os
@@ -21,7 +21,7 @@ SHORT = (*QUICK, "--concurrency", "1", "--requests", "2", "--rounds", "1")
 
 
 def rounds_of(text: str) -> list[dict[str, Any]]:
-    """The rounds of the only side, of all conditions."""
+    """The rounds of the only side under all conditions."""
     (side,) = json.loads(text)["sides"]
     return [figures for condition in side["conditions"] for figures in condition["rounds"]]
 
@@ -89,7 +89,7 @@ def test_both_sides_get_the_same_prompts_in_alternating_rounds(fake_server, run_
 
 @pytest.mark.parametrize("idle", ["pause", "run"])
 def test_started_servers_are_frozen_while_the_other_one_is_measured(idle, fake_command, run_bench_serve, tmp_path):
-    """A frozen server cannot count the time."""
+    """The test reads the processes' states, because a frozen server cannot record when it is frozen."""
     pid_files = [tmp_path / "a", tmp_path / "b"]
     ours, theirs = (fake_command("--pid-file", file, "--gap-ms", 100) for file in pid_files)
     words = [sys.executable, "-m", "vllm_cli", "bench", "serve", "--cmd", ours, "--vs", theirs, "--idle", idle, *SHORT]

@@ -1,4 +1,4 @@
-"""`bench startup` as a process, against real servers with delays in their start."""
+"""`bench startup` as a process, with real servers that have delays in their start."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def test_each_moment_comes_after_its_delay_and_counts_from_exec(fake_command, ru
 
 
 def test_dropped_probes_are_reported(fake_command, run_startup):
-    """Drops come in long series, so that some are probes and not only polls of the benchmark itself."""
+    """Drops come in long series, so that they affect probes and not only polls of the benchmark itself."""
     done = run_startup("--cmd", fake_command("--ready-ms", 600, "--drops-runs-of", 6), *QUICK)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^probes lost later +[1-9]", done.stdout, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Files are evicted from the page cache, and the result shows what stays."""
+"""Files are evicted from the page cache. The result shows how much stays."""
 
 import mmap
 from pathlib import Path
@@ -24,7 +24,7 @@ def disk_folder(tmp_path) -> Path:
 
 
 def evict_all(file: Path) -> None:
-    """Pages that are being written to the disk stay for a moment."""
+    """Evicts a file until no page is left, because pages that are being written stay for a moment."""
     wait_until(lambda: evict_files([file]) == Residency(file.stat().st_size, 0))
 
 

@@ -54,7 +54,7 @@ def test_the_figures_of_a_round_come_from_its_requests():
 
 
 def test_the_time_per_output_token_is_that_of_vllm():
-    """(last - first) / (tokens - 1) for each request with more than one token."""
+    """It is (last - first) / (tokens - 1) for each request with more than one token."""
     load = LoadSamples(
         [
             sample(text_ms=(100, 130, 190), end_ms=200, usage=Usage(5, 10)),

@@ -1,4 +1,4 @@
-"""Prompts, the reading of streams, and the load generator against a real server."""
+"""Prompts, the reading of streams, and the load generator with a real server."""
 
 import asyncio
 
@@ -106,7 +106,7 @@ def test_invalid_json_is_an_error():
 
 
 def test_the_same_seed_gives_the_same_prompt():
-    """In every process: the text is written out here."""
+    """The text is written out here, because it must be the same in every process."""
     assert build_prompt(20, seed="a") == "285243: Explain to a child the meaning of money. The money brings the"
 
 

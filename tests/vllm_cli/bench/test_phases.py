@@ -1,7 +1,7 @@
-"""The phases of a start: of real logs, as `start_logs` has them, and of servers that a benchmark starts.
+"""The phases of starts: from real logs in `start_logs`, and of servers that a benchmark starts.
 
-A line of `start_logs` is the seconds since exec and a line of the log. Logs of vLLM 0.29, 0.32 and 0.33 are
-those of real starts, without the lines that end no phase.
+A line in `start_logs` has the seconds since exec and a line of the log. The logs of vLLM 0.29, 0.32 and 0.33
+come from real starts, without the lines that end no phase.
 """
 
 import json
@@ -23,7 +23,7 @@ QUICK = ("--rounds", "1", "--pause", "0", "--json", "-", "--phases")
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[StartLog]:
-    """Of a file in which nothing is written."""
+    """The log of an empty file."""
     path = tmp_path / "log"
     path.touch()
     log = StartLog(path)
@@ -62,7 +62,7 @@ def test_without_cuda_graphs_the_warm_up_lasts_until_the_engine_is_initialized(l
 
 
 def test_all_captures_of_graphs_are_one_phase_and_what_is_between_them_is_warm_up(log):
-    """vLLM 0.33 on a GPU captures them twice, with the warm-up of kernels between."""
+    """vLLM 0.33 on a GPU captures graphs twice, and warms up kernels between the captures."""
     series = ["Capturing CUDA graphs (PIECEWISE):   0%|          | 0/51 [00:00<?, ?it/s]"] * 2
     series += ["Graph capturing finished in 2 secs, took 0.09 GiB"]
     for now_ns, line in zip((100, 110, 120, 150, 160, 190, 200), [*series, *series, INITIALIZED], strict=True):

@@ -1,4 +1,4 @@
-"""The probe process of the benchmarks, against real servers."""
+"""The probe process of the benchmarks, with real servers."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ MS = 10**6
 
 
 def health_server(delay_s: float = 0.0, *, status: int = 200, num_answers: int | None = None) -> ScriptedServer:
-    """Answers each request after the same time; from the given number on, it answers none."""
+    """A server that answers each request after the same time. After `num_answers`, it closes connections."""
 
     def decide(request: Request) -> Any:
         time.sleep(delay_s)
@@ -53,7 +53,7 @@ def probe_for(seconds: float, url: str) -> ProbeSamples:
 
 @pytest.mark.parametrize("is_starting", [False, True], ids=["ready", "starting"])
 def test_probes_are_sent_at_the_interval_and_none_is_faster_than_the_server(is_starting):
-    """Any response of a starting server counts."""
+    """For a starting server, any response counts."""
     interval_s = probe.STARTING_INTERVAL_S if is_starting else probe.INTERVAL_S
     with serving(health_server(0.004, status=503 if is_starting else 200)) as server:
         begin_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""`bench startup --state standby` as a process: warm starts of `vllm-cli serve`, normal ones of others."""
+"""`bench startup --state standby` as a process: warm starts of `vllm-cli serve`, cold starts of others."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def test_warm_starts_beside_cold_ones_and_beside_another_program(own_command, fa
 
 @pytest.mark.slow
 def test_variables_of_the_command_are_the_standbys_too(own_command, run_startup):
-    """Otherwise the starts would be cold: OpenBLAS reads this one when it is loaded."""
+    """If the standby lacked this variable, starts would be cold, because OpenBLAS reads it when loaded."""
     done = run_startup("--cmd", f"OPENBLAS_NUM_THREADS=1 {own_command}", *QUICK, "--standby-model", "/no/such/model")
     assert done.returncode == 0, done.stderr
 
@@ -58,7 +58,7 @@ def test_a_command_that_is_never_warm_is_reported(own_command, run_startup):
 
 
 def _command_behind(script: str, command: str, folder) -> str:
-    """The command with a program in place of `vllm-cli` that runs this script first."""
+    """The command with a program in place of `vllm-cli`. The program first runs this script."""
     wrapper = folder / "vllm-cli"
     wrapper.write_text(f'#!/bin/sh\n{script}; exec {sys.executable} -m vllm_cli "$@"\n')
     wrapper.chmod(0o755)
@@ -139,5 +139,5 @@ def test_commands_of_this_program_are_recognised(command, prefix):
     ids=["default", "option", "eager", "variable", "both"],
 )
 def test_the_template_is_that_of_the_command(command, kind):
-    """A command that names no engine leaves the choice to the standby."""
+    """If a command names no engine, the standby chooses the template."""
     assert find_template_kind(*split_own_command(command)) == kind

@@ -1,4 +1,4 @@
-"""Measured servers and their supervisor: start, stop, freeze, and the report of an exit."""
+"""Measured servers and their supervisor: starts, stops, freezes and reports of exits."""
 
 import json
 import os

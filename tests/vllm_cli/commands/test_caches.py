@@ -60,7 +60,7 @@ def _model_file(record: CompiledModel) -> Path:
 
 
 def _compile(name: str, *, days: float = 0.0, num_bytes: int = KIB, **changes: Any) -> CompiledModel:
-    """A compiled model of this machine that was used so many days ago."""
+    """Writes a compiled model of this machine, last used so many days ago."""
     record = _record(name, **changes)
     path = _model_file(record)
     path.parent.mkdir(parents=True)
@@ -73,7 +73,7 @@ def _compile(name: str, *, days: float = 0.0, num_bytes: int = KIB, **changes: A
 
 
 def _share(location: Path, name: str, *, days: float = 0.0) -> Path:
-    """An archive that was added or used so many days ago."""
+    """Writes an archive that was added or used so many days ago."""
     record, archive = _record(name), location.parent / "archive"
     (location.parent / "file").write_bytes(os.urandom(KIB))
     write_archive(archive, record, {f"vllm/{name}": location.parent / "file"})

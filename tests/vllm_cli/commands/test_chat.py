@@ -1,4 +1,4 @@
-"""`vllm-cli chat` and `complete` against a real HTTP server that streams."""
+"""`vllm-cli chat` and `complete` with a real HTTP server that streams."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class ChatServer(ScriptedServer):
-    """Lists two models, and answers POST requests with the queued replies, as an OpenAI server does."""
+    """A server that lists two models and answers POST with the queued replies, like an OpenAI server."""
 
     def __init__(self, place: int | str = 0) -> None:
         super().__init__(self._decide, place)
@@ -69,7 +69,7 @@ class ChatServer(ScriptedServer):
 
 
 def _stream(handler: Any, events: Iterable[dict[str, Any]], *, ends: bool) -> None:
-    """Sends a comment and the events in chunks; `ends`: also what ends the stream."""
+    """Sends a comment and the events in chunks. If `ends`, also sends the end of the stream."""
 
     def send(text: str) -> None:
         handler.wfile.write(f"{len(text.encode()):x}\r\n{text}\r\n".encode())

@@ -16,7 +16,7 @@ FAKE = Path(__file__).parents[2] / "startup" / "vllm" / "fake"
 
 @pytest.fixture
 def wheel(tmp_path: Path) -> Path:
-    """The fake vLLM as an unpacked wheel; its libraries are those of the tests."""
+    """The fake vLLM as an unpacked wheel. It uses the libraries of the tests."""
     shutil.copytree(FAKE, tmp_path / "wheel", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "wheel" / "vllm-0.32.1.dev7+gabc.dist-info").mkdir()
     return tmp_path / "wheel"

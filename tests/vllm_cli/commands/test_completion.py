@@ -1,4 +1,4 @@
-"""Shell completion: its results, without imports of slow modules."""
+"""Shell completion has the right results, and imports no slow modules."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def _set_words(monkeypatch, *words):
 
 @pytest.fixture
 def complete(tmp_path, monkeypatch, capsys):
-    """The completions for bash; the last word is incomplete."""
+    """A function that returns bash's completions of words. The last word is incomplete."""
     hub = tmp_path / "hub"
     for name in ("models--org--llama", "models--org--qwen", "models--gpt2"):
         (hub / name / "snapshots").mkdir(parents=True)
@@ -112,12 +112,12 @@ _SHELLS = {
         "vllm-cli completion fish | source",
     ),
 }
-"""The command that starts each shell without the user's files, and the line that loads the script."""
+"""Shell -> the command that starts it without the user's files, and the line that loads the script."""
 
 
 @pytest.mark.parametrize("shell", _SHELLS)
 def test_a_real_shell_completes_a_command_line(shell, tmp_path):
-    """Types a TAB in a terminal."""
+    """The test presses Tab in a terminal."""
     require_tool(shell)
     program = tmp_path / "vllm-cli"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m vllm_cli "$@"\n')

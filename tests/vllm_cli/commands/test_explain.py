@@ -1,4 +1,4 @@
-"""`vllm-cli explain` shows what failed in a log."""
+"""`vllm-cli explain` shows the failure in a log."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`vllm-cli load` and `unload` against HTTP servers that answer as a router, or as another server."""
+"""`vllm-cli load` and `unload` with HTTP servers that answer like a router or like another server."""
 
 import json
 import re
@@ -17,7 +17,7 @@ _FAILED = {"error": {"message": "qwen failed: \x1b[2Jnot enough memory", "type":
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., ScriptedServer]]:
-    """Starts a server with the answer to each POST; what it says of itself tells whether it is a router."""
+    """A function that starts a server with an answer to each POST. Its status data is a router's or not."""
 
     def start_server(*answer: Any, is_router: bool = True) -> ScriptedServer:
         own = {"models": []} if is_router else {"model": "smol"}

@@ -1,4 +1,4 @@
-"""The table of `ps`, and what `stop` waits for; with running servers: `tests/e2e/test_ps_and_stop.py`."""
+"""The table of `ps`, and the waits of `stop`. `tests/e2e/test_ps_and_stop.py` has running servers."""
 
 import io
 import subprocess

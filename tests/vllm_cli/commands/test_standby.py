@@ -1,4 +1,4 @@
-"""`vllm-cli standby` and its commands, with real processes."""
+"""`vllm-cli standby` and its subcommands, with real processes."""
 
 import json
 import os
@@ -23,7 +23,7 @@ _MIB = 1 << 20
 
 @pytest.fixture
 def runtime_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for sockets, whose paths must be short; a standby that a test leaves in it is stopped."""
+    """A folder with a short path for sockets. A standby that a test leaves there is stopped at the end."""
     with tempfile.TemporaryDirectory(prefix="vs-", dir="/tmp") as path:
         for name, value in (OFF | {"XDG_RUNTIME_DIR": path}).items():
             monkeypatch.setenv(name, value)
@@ -134,7 +134,7 @@ def test_an_idle_standby_ends():
 
 
 def _state(standby: StandbyProcess) -> str:
-    """Of its template; empty while it does not listen."""
+    """The state of the standby's template. Empty while the standby does not listen."""
     try:
         return str(standby.status()["templates"][0]["state"])
     except (OSError, ValueError):

@@ -32,7 +32,7 @@ def test_a_report_on_standard_input_is_shown_as_json(before):
 
 
 def test_an_invalid_report_is_one_line_and_exit_code_2(invoke, tmp_path):
-    """See tests/startup/reports/timeline/test_report.py for all faults."""
+    """tests/startup/reports/timeline/test_report.py has all faults."""
     path = tmp_path / "report.json"
     for content, message in ((b"", "is not a start-up report"), (b"\xff\xfe", "it is not text")):
         path.write_bytes(content)

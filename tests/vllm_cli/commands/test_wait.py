@@ -1,4 +1,4 @@
-"""`vllm-cli wait` against real servers, and what commands show while they wait."""
+"""`vllm-cli wait` with real servers, and the output of commands while they wait."""
 
 import json
 import os
@@ -38,7 +38,7 @@ FAILED = STARTING | {"status": "failed", "error": {"message": "no such model"}}
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., ScriptedServer]]:
-    """Starts a server that sends its answers in turn, then repeats the last one."""
+    """A function that starts a server. It sends these answers in turn, then repeats the last one."""
 
     def start(*answers: Any, port: int = 0) -> ScriptedServer:
         left = list(answers)
@@ -99,7 +99,7 @@ def test_a_failed_start_or_a_dead_engine_ends_with_1_and_its_reason(status, serv
 
 @pytest.mark.thorough
 def test_a_last_request_cut_short_by_the_timeout_does_not_hide_the_phase(serve, invoke):
-    """The server reports its phase once and does not respond again."""
+    """The server reports its phase once, and does not respond to later requests."""
     is_over = threading.Event()
     server = serve((503, STARTING))
     server.decide = lambda _: (503, STARTING) if len(server.requests) == 1 or is_over.wait(120) else ()
@@ -182,7 +182,7 @@ def test_the_wait_continues_while_the_process_runs(free_port, invoke):
 
 @needs_openssl
 def test_https_works_with_the_servers_own_certificate_or_without_verification(serve, tmp_path, invoke):
-    """Whatever host the certificate names."""
+    """The certificate may name another host."""
     made = make_certificate(tmp_path, "server", names="DNS:somewhere-else")
     server = serve((200, b""))
     server.use_tls(made)
@@ -197,7 +197,7 @@ def test_https_works_with_the_servers_own_certificate_or_without_verification(se
 
 @needs_openssl
 def test_the_servers_own_certificate_or_its_authoritys_is_enough(serve, tmp_path, invoke):
-    """With each Python, also of an authority without the critical mark that RFC 5280 asks for."""
+    """With each Python, the authority may even lack the critical mark that RFC 5280 requires."""
     authority = make_certificate(tmp_path, "authority", "basicConstraints=CA:TRUE")
     made = make_certificate(tmp_path, "server", "basicConstraints=critical,CA:FALSE", signer=authority)
     server = serve((200, b""))

@@ -32,7 +32,7 @@ def values_of(*words: str) -> dict[str, list[str]]:
     ],
 )
 def test_a_flag_has_these_spellings_and_values(words, expected):
-    """Spellings, switches, lists, repetitions, values that may be left out or begin with a dash."""
+    """Spellings, switches, lists, repetitions, optional values, and values that begin with a dash."""
     assert values_of(*words.split()) == expected
 
 

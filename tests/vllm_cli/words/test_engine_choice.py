@@ -1,4 +1,4 @@
-"""The choice of the engine, and the flags that the embedded one ignores or rejects."""
+"""The choice of the engine, and the flags that the embedded engine ignores or rejects."""
 
 from pathlib import Path
 

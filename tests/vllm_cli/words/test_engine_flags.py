@@ -1,4 +1,4 @@
-"""Flags and variables for LoRA adapters, pooling and images, as in vLLM."""
+"""Flags and variables for LoRA adapters, pooling and images work as in vLLM."""
 
 import click
 import pytest

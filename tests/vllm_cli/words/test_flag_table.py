@@ -1,4 +1,4 @@
-"""The table of flags against vLLM's list of names, and against the dataclasses that hold the values."""
+"""The table of flags agrees with vLLM's list of names, and with the dataclasses that have the values."""
 
 import re
 from dataclasses import MISSING
@@ -18,7 +18,7 @@ from startup.words.table import FLAGS, find_flag, spellings
 from startup.words.unsupported import IGNORED, REJECTED
 
 VLLM_NAMES = {*(Path(__file__).parents[1] / "vllm_flags.txt").read_text().split(), "--omni"}
-"""vLLM looks for --omni before it parses."""
+"""All names of vLLM's flags. vLLM reads --omni before it parses, so the list lacks it."""
 HELP = {"-h", "--help"}
 OWN_PREFIXES = (
     *("--engine", "--http-", "--api-key-", "--startup-", "--prefetch", "--preflight", "--json", "--log-format"),
@@ -33,7 +33,7 @@ OWN_PREFIXES = (
     "--web-page",
     "--detach",
 )
-"""Beginnings of the names of flags that vLLM does not have."""
+"""Beginnings of the names of our own flags."""
 
 
 def test_every_flag_of_vllm_is_known():

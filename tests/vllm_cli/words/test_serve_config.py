@@ -1,4 +1,4 @@
-"""From the command line and --config to the typed configuration: names, precedence, limits, logs."""
+"""The command line and --config become a typed configuration: names, precedence, limits, logs."""
 
 import json
 import shlex
@@ -110,7 +110,7 @@ def test_an_empty_key_or_token_is_none(parse, monkeypatch):
     ],
 )
 def test_a_word_that_an_unset_variable_leaves_empty_is_no_default(parse, words, name):
-    """`${MODEL}` of a script or a manifest must not start the default model."""
+    """If MODEL is unset, `${MODEL}` in a script or manifest must not start the default model."""
     with pytest.raises(InputError, match=f"^{name} is empty: set the variable"):
         parse(*words)
 
@@ -296,7 +296,7 @@ def test_vllm_gets_no_empty_model(invoke):
 
 @pytest.mark.parametrize("text", ["api-key: ${NOT_SET}", "hf-token: [a, '${NOT_SET}']", "port: ${NOT_SET:?why}"])
 def test_vllm_gets_no_reference_as_a_secret_or_where_it_is_required(write, invoke, text):
-    """Whoever reads the file would know the key."""
+    """Otherwise, everybody who reads the file would know the key."""
     done = invoke("serve", "m", "--engine", "vllm", "--config", write(text))
     assert done.returncode == 2
     assert f"--config: {text.partition(':')[0]}: NOT_SET is not set" in done.stderr

@@ -1,4 +1,4 @@
-"""A plugin of vLLM that makes one of its processes fail where CRASH_AT says.
+"""A plugin of vLLM that makes one of vLLM's processes fail at a place that CRASH_AT names.
 
 `PROCESS MODULE:CLASS.FUNCTION HOW`, such as `EngineCore vllm.v1.engine.core:EngineCore.step SIGKILL`.
 HOW is a signal, `exit CODE`, or an exception as Python writes it: `ValueError: a text`.
@@ -15,7 +15,7 @@ VARIABLE: Final = "CRASH_AT"
 
 
 def install() -> None:
-    """Called by vLLM in each of its processes."""
+    """vLLM calls this function in each of its processes."""
     process, place, how = os.environ[VARIABLE].split(" ", 2)
     if multiprocessing.current_process().name.startswith(process):
         module, _, path = place.partition(":")

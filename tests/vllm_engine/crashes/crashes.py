@@ -1,4 +1,4 @@
-"""Crashes of real vLLM: how each is provoked, and what the digest must tell."""
+"""Crashes of real vLLM: how to provoke them, and the expected digests."""
 
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 Process = Literal["APIServer", "EngineCore", "Worker"]
 
 _NAMES: Final[dict[Process, str]] = {"APIServer": "MainProcess", "EngineCore": "EngineCore", "Worker": "VllmWorker"}
-"""multiprocessing's names."""
+"""Process -> its name in multiprocessing."""
 _CPU: Final = "vllm.v1.worker.cpu_worker:CPUWorker"
 _GPU: Final = "vllm.v1.worker.gpu_worker:Worker"
 _RUNNER: Final = "vllm.v1.worker.cpu_model_runner:CPUModelRunner"
@@ -28,43 +28,43 @@ _KILLED: Final = "SIGKILL, not by the kernel's OOM killer"
 
 @dataclass(frozen=True, kw_only=True)
 class Crash:
-    """One crash."""
+    """A crash of vLLM."""
 
     process: str
-    """How the digest's first line names the process."""
+    """The process's name in the first line of the digest."""
     phase: str = ""
     cause: str | None = None
-    """The id of the known cause; None if there is none."""
+    """The id of the known cause. None if the cause is not known."""
     text: str
-    """In the line of the cause."""
+    """A text in the line about the cause."""
     at: str = ""
-    """For `crash_plugin`."""
+    """The value of CRASH_AT for `crash_plugin`."""
     words: tuple[str, ...] = ()
     variables: dict[str, str] = field(default_factory=dict)
     model: str = "small"
-    """A name of `StartFolders`, or the small model."""
+    """The model: a name of `StartFolders`, or `small`."""
     is_serving: bool = False
-    """Whether it happens with a request, after the start."""
+    """Whether the crash happens during a request, after the start."""
     num_workers: int = 1
 
 
 def _raises(
     process: Process, place: str, error: str, *, phase: str = "", cause: str | None = None, **more: Any
 ) -> Crash:
-    """An exception, which vLLM's own code raises in a function."""
+    """A crash by an exception in a function of vLLM."""
     text = error.partition(": ")[2]
     return Crash(process=process, phase=phase, cause=cause, text=text, at=f"{_NAMES[process]} {place} {error}", **more)
 
 
 def _signal(process: Process, place: str, name: str, *, phase: str = "", **more: Any) -> Crash:
-    """A signal, which ends a process in a function."""
+    """A crash by a signal that ends a process in a function of vLLM."""
     cause = {"SIGKILL": "killed-from-outside", "SIGILL": "illegal-instruction"}.get(name, "native-crash")
     text = _KILLED if name == "SIGKILL" else f"crashed with {name}"
     return Crash(process=process, phase=phase, cause=cause, text=text, at=f"{_NAMES[process]} {place} {name}", **more)
 
 
 def _faulty(process: Process, *words: str, text: str, cause: str | None, phase: str = "", **more: Any) -> Crash:
-    """A fault of model, flags or machine that vLLM finds itself."""
+    """A crash by a fault of model, flags or machine that vLLM itself finds."""
     return Crash(process=process, phase=phase, cause=cause, text=text, words=words, **more)
 
 

@@ -1,8 +1,8 @@
-"""Starts of vLLM that fail, with the words that the preflight has to say about them.
+"""Starts of vLLM that fail, with the expected messages of the preflight.
 
-`stage` tells how far real vLLM comes: `parse` ends in its argument parser or in what it validates right
-after, `config` in the construction of its configuration, `later` there, in what it reads next, or in engine
-or server.
+`stage` is the stage in which real vLLM fails. `parse`: in its argument parser or the validation after it.
+`config`: while it makes its configuration. `later`: in `config`, while it reads further files, or in the
+engine or server.
 """
 
 from typing import Final, Literal, NamedTuple
@@ -11,11 +11,11 @@ Stage = Literal["parse", "config", "later"]
 
 
 class FaultyStart(NamedTuple):
-    """A command line with variables, and what is expected of the preflight."""
+    """A command line with variables, and the expected result of the preflight."""
 
     words: tuple[str, ...]
     message: str
-    """A part of the message, which has to name the value and the fix."""
+    """A part of the message. The message must name the value and the fix."""
     stage: Stage
     exit_code: int
     variables: dict[str, str]

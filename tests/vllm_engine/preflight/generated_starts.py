@@ -1,6 +1,7 @@
-"""Generates starts of vLLM near the borders of what its preflight refuses: configurations, flags, variables.
+"""Generates starts of vLLM with odd configurations, flags and variables, close to those that are refused.
 
-Most have one oddity, since vLLM refuses a start with two for either. The values are those of `odd_values`.
+Most starts have only one odd value. If there were two, vLLM might refuse the start for either of them. The
+values are in `odd_values`.
 """
 
 import json
@@ -23,10 +24,10 @@ class GeneratedStart:
     words: list[str] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
-    """Further files of the folder; an empty one is missing."""
+    """Name -> content of further files in the folder. Files with empty content are not written."""
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Writes the folder; the start as a question for the scripts."""
+        """Writes the model's folder. Returns the start as a question for the scripts."""
         folder.mkdir()
         for name in (name for name in odd.TOKENIZER if (MODEL / name).exists()):
             (folder / name).symlink_to((MODEL / name).resolve())
@@ -45,9 +46,9 @@ def generate(seed: int, number: int, facts: VllmFacts) -> list[GeneratedStart]:
     """Starts of all kinds in equal shares.
 
     Args:
-        seed: the same one gives the same starts for the same version of vLLM.
-        number: of starts.
-        facts: of the vLLM that is asked.
+        seed: the same seed gives the same starts for the same version of vLLM.
+        number: the number of starts.
+        facts: the facts of the vLLM that runs the starts.
     """
     kinds = _Generator(Random(seed), facts).kinds()
     return [kinds[index % len(kinds)]() for index in range(number)]
@@ -61,7 +62,7 @@ class _Generator:
         self._flags = [flag for flag in facts.flags if flag.name not in odd.NOT_GENERATED]
 
     def kinds(self) -> list[Callable[[], GeneratedStart]]:
-        """A method for each kind of start; twice for what has most values."""
+        """A method for each kind of start. Kinds with most values are in the list twice."""
         return [
             self._length, self._length, self._rope, self._heads, self._quantization, self._type, self._architecture,
             self._field, self._file, self._weights, self._flag, self._flag, self._flags_of_a_rule, self._spelling,
@@ -79,12 +80,12 @@ class _Generator:
         return found
 
     def _text_config(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Where the fields of the language model are; sometimes where they are not."""
+        """The object that has the language model's fields, or sometimes the other object."""
         found: dict[str, Any] = config.get("text_config", config) if self._is(0.7) else config
         return found
 
     def _length(self) -> GeneratedStart:
-        """A length above or below what some key says."""
+        """A length above or below the value of a key."""
         config = self._family()
         for key in filter(config.__contains__, ("max_position_embeddings", "n_positions", "seq_length")):
             if self._is(0.3):
@@ -127,7 +128,7 @@ class _Generator:
         return GeneratedStart(config, [self._pick("-tp", "-tp", "-pp", "-dp"), str(self._pick(1, 2, 3, 4, 8, 64))])
 
     def _quantization(self) -> GeneratedStart:
-        """The flag, the checkpoint's settings in config.json, and those in other files."""
+        """The flag for quantization, and the checkpoint's settings in config.json and in other files."""
         start = GeneratedStart(self._family())
         methods = (*self._names["--quantization"], *odd.FURTHER_METHODS)
         if self._is(0.8):
@@ -145,7 +146,7 @@ class _Generator:
         return start
 
     def _type(self) -> GeneratedStart:
-        """Any model_type with any architecture, with and without code."""
+        """Any model_type with any architecture, with or without code."""
         config = self._family()
         if self._is(0.7):
             own = self._pick(*odd.FAMILIES)["model_type"]
@@ -170,7 +171,7 @@ class _Generator:
         return str(self._pick(known, f"{known}X", *odd.ARCHITECTURES))
 
     def _field(self) -> GeneratedStart:
-        """A field that is missing, or of a type that it should not have."""
+        """A field that is missing or has a wrong type."""
         config = self._family()
         owner = self._text_config(config)
         key = self._pick(*owner, "dtype", "torch_dtype", "sliding_window", "tie_word_embeddings", "auto_map")
@@ -180,7 +181,7 @@ class _Generator:
         return GeneratedStart(config, self._pick([], ["--dtype", "half"], ["--max-model-len", "512"]))
 
     def _file(self) -> GeneratedStart:
-        """Files of the folder that are missing or odd, and files that flags name."""
+        """Missing or odd files in the folder, and files that flags name."""
         start, name = GeneratedStart(self._family()), self._pick(*odd.FILES)
         start.files[name] = self._pick(
             b"", b"", b"{}", b"[]", b"{", b"null", b'{"a": 1}', b"{{ a }}", b"\xef\xbb\xbf{}"
@@ -193,7 +194,7 @@ class _Generator:
         return start
 
     def _weights(self) -> GeneratedStart:
-        """Weights that are missing or broken, and more of them than vLLM reads."""
+        """Weights that are missing or broken, or more weights than vLLM reads."""
         start = GeneratedStart(self._family(), words=self._pick([], *odd.LOADS))
         for _ in range(self._pick(1, 1, 2, 3)):
             start.files[self._pick(*odd.WEIGHT_NAMES)] = self._pick(b"", *odd.ALL_WEIGHTS)
@@ -208,7 +209,7 @@ class _Generator:
         return GeneratedStart(odd.PLAIN, self._words_of(self._pick(*self._flags)))
 
     def _flags_of_a_rule(self) -> GeneratedStart:
-        """Two flags, of which one may limit, need or exclude the other."""
+        """Two flags. One of them may limit, need or exclude the other one."""
         names = self._random.sample(odd.LIMITED, 2)
         words = [word for flag in self._flags if flag.name in names for word in self._words_of(flag)]
         return GeneratedStart(odd.PLAIN, words)
@@ -222,7 +223,7 @@ class _Generator:
         return [f"{name}={value}"] if self._is(0.5) and name.startswith("--") else [name, value]
 
     def _spelling(self) -> GeneratedStart:
-        """Flags that are cut off, with underscores, with keys, or given twice."""
+        """Flags that are abbreviated, given twice, or have underscores or keys."""
         flag = self._pick(*self._flags)
         words = self._words_of(flag)
         if flag.fields and self._is(0.7):
@@ -237,7 +238,7 @@ class _Generator:
         return GeneratedStart(odd.PLAIN, words + more)
 
     def _name(self) -> GeneratedStart:
-        """Names of registries in another case, cut off, or none at all."""
+        """Names of registries in another case, cut off, or invalid."""
         flag = self._pick(*odd.NAMED)
         name = self._pick("x", *self._names.get(flag, ()))
         value = self._pick(name, name.upper(), name.lower(), name[:-1], "auto", "AUTO", "None", "none", "", f" {name}")
@@ -245,7 +246,7 @@ class _Generator:
         return GeneratedStart(odd.PLAIN, [flag, value, *(["--enable-auto-tool-choice"] if has_tools else [])])
 
     def _settings(self) -> GeneratedStart:
-        """The file of --config, with values of any type."""
+        """A file for --config, with values of any type."""
         settings = {}
         for flag in self._random.sample(self._flags, self._pick(1, 1, 2)):
             name = flag.name[2:]

@@ -1,6 +1,6 @@
-"""Starts of vLLM with one mistake each, collected before the checks for them were written.
+"""Starts of vLLM with one mistake each. They were collected before the checks for them were written.
 
-Each row has the words of the start; what it needs beside them is in `{}`: see `start_folders`.
+Each row has the words of a start. Files and folders that it needs are in `{}` (see `start_folders`).
 """
 
 import json
@@ -8,21 +8,21 @@ from typing import Final, NamedTuple
 
 
 class HeldOutFault(NamedTuple):
-    """A command line with variables, and what a line that tells the fault contains."""
+    """A command line with variables, and the expected text about the fault."""
 
     words: tuple[str, ...]
     told: str
-    """The faulty value, or the flag, variable or file that has it."""
+    """The text in the line about the fault: the faulty value, or the flag, variable or file that has it."""
     variables: dict[str, str]
 
 
 def _words(words: str, *more: str, told: str, **variables: str) -> HeldOutFault:
-    """Words without blanks, then words that have some."""
+    """A fault of a start. `words` is split at blanks. `more` are words that may have blanks."""
     return HeldOutFault((*words.split(), *more), told, variables)
 
 
 def _flag(words: str, *more: str, **variables: str) -> HeldOutFault:
-    """A fault that its first flag names."""
+    """A fault whose text names the first flag."""
     return _words(f"{{model}} {words}", *more, told=words.split(maxsplit=1)[0], **variables)
 
 

@@ -1,4 +1,4 @@
-"""Values for `generated_starts`: configurations of small models; oddities of fields, files and flags."""
+"""Values for `generated_starts`: configurations of small models, odd values of fields, files and flags."""
 
 import json
 from typing import Any, Final
@@ -58,12 +58,12 @@ FAMILIES: Final[tuple[dict[str, Any], ...]] = (
      "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_layers": 2, "decoder_layers": 2,
      "max_source_positions": 1500, "max_target_positions": 448, "num_mel_bins": 80},
 )  # fmt: skip
-"""What vLLM needs in config.json to make its configuration of these models."""
+"""The fields of config.json that vLLM needs to make its configuration for these models."""
 PLAIN: Final = FAMILIES[0]
 
 
 def as_json(content: Any) -> bytes:
-    """A file's content."""
+    """The content of a JSON file."""
     return json.dumps(content).encode()
 
 
@@ -122,7 +122,7 @@ ROPE_PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 256},
     "mrope": {"mrope_section": [2, 3, 3]},
 }
-"""Parameters without which these kinds are not accepted."""
+"""Kind of RoPE -> parameters that this kind requires."""
 FURTHER_METHODS: Final = ("compressed_tensors", "compressed-tensors", "nofp2", "autoround", "auto-round", "FP8", "")
 QUANTIZATIONS: Final[tuple[dict[str, Any], ...]] = (
     {"bits": 4, "group_size": 128, "desc_act": False, "sym": True},

@@ -1,7 +1,7 @@
-"""What the preflight of `serve --engine vllm` says about many starts; run by vLLM's own interpreter.
+"""A script for vLLM's Python: runs the preflight of `serve --engine vllm` for many starts.
 
-`python own_preflights.py QUESTION ANSWER`: the question is that of `vllm_starts.py`. The answer has the
-errors of each start, as lists of check and message.
+`python own_preflights.py QUESTION ANSWER`: the question is the same as for `vllm_starts.py`. The answer has
+the errors of each start, as lists of check and message.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""Model folders and other files that the starts of `valid_starts` and `faulty_starts` name.
+"""Builds the model folders and other files that the starts of `valid_starts` and `faulty_starts` name.
 
-`{model}` in a word is the real model. Every other name is built on demand; weights are linked, not copied.
+`{model}` in a word is the real model. All other names are built on demand. Weights are linked, not copied.
 """
 
 import json
@@ -17,20 +17,20 @@ _WEIGHTS: Final = "model.safetensors"
 
 
 class StartFolders:
-    """Builds each file or folder once, in one folder."""
+    """Builds each file or folder once, all of them in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def fill(self, text: str) -> str:
-        """The text with each `{name}` replaced by the path of what has that name."""
+        """Replaces each `{name}` in the text by the path of the file or folder with this name."""
         for name in sorted((*_BUILDERS, "model", "folder"), key=len, reverse=True):
             if "{" + name + "}" in text:
                 text = text.replace("{" + name + "}", str(self.path(name)))
         return text
 
     def path(self, name: str) -> Path:
-        """The file or folder of that name."""
+        """The file or folder with this name."""
         if name == "folder":
             return self._folder
         if name == "model":
@@ -42,7 +42,7 @@ class StartFolders:
 
 
 def _copy(path: Path, *, without: tuple[str, ...] = (), **changes: Any) -> None:
-    """The real model with linked weights, and other values in config.json; None removes one."""
+    """The real model with linked weights, and with changes in config.json. None removes a value."""
     path.mkdir(parents=True)
     for source in MODEL.iterdir():
         if source.name in without:
@@ -87,7 +87,7 @@ def _missing_shard(path: Path) -> None:
 
 
 def _junk(path: Path) -> None:
-    """Files that a training run, a Mac and an interrupted download leave behind."""
+    """A model with files that a training run, a Mac and an interrupted download leave behind."""
     _copy(path)
     (path / ".DS_Store").write_bytes(b"\0\0\0\1")
     (path / "optimizer.pt").write_bytes(b"no checkpoint")
@@ -103,7 +103,7 @@ def _odd_names(path: Path) -> None:
 
 
 def _index_of_one(path: Path) -> None:
-    """A set with an index, and another file of weights that is not in it."""
+    """Weights with an index, and another file of weights that is not in the index."""
     _copy(path, without=(_WEIGHTS,))
     shard = "model-00001-of-00001.safetensors"
     (path / shard).symlink_to((MODEL / _WEIGHTS).resolve())
@@ -134,7 +134,7 @@ def _broken_adapter(path: Path) -> None:
 
 
 def _cached(path: Path) -> None:
-    """The hub's cache with the model `someone/tiny`."""
+    """A cache of the hub with the model `someone/tiny`."""
     snapshot = path / "hub" / "models--someone--tiny" / "snapshots" / "a1b2"
     snapshot.parent.mkdir(parents=True)
     _copy(snapshot)

@@ -1,6 +1,6 @@
-"""Unusual starts of vLLM that are valid: a preflight that refuses one of them is worse than none.
+"""Unusual but valid starts of vLLM. The preflight must not refuse any of them.
 
-Spellings of flags are in `generated_starts`.
+`generated_starts` has spellings of flags.
 """
 
 import json
@@ -8,14 +8,14 @@ from typing import Final, NamedTuple
 
 
 class ValidStart(NamedTuple):
-    """A command line, with the variables that are set beside it."""
+    """A command line with variables."""
 
     words: tuple[str, ...]
     variables: dict[str, str] = {}
 
 
 def _start(words: str, *more: str, **variables: str) -> ValidStart:
-    """Words without blanks, then words that have some."""
+    """A start. `words` is split at blanks. `more` are words that may have blanks."""
     return ValidStart((*words.split(), *more), variables)
 
 

@@ -1,7 +1,7 @@
-"""The parser of vLLM: what is recorded of it, and how it reads words; run by vLLM's own interpreter.
+"""A script for vLLM's Python: records facts of vLLM's parser, and reads words with this parser.
 
 `python vllm_parser.py QUESTION ANSWER`: the question has `lines` of words. The answer has the recorded
-`facts`, and of each line the `readings` (`tests.support.reading`).
+`facts`, and `readings` with one `tests.support.reading.Reading` for each line.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main(question: str, answer: str) -> None:
 
 
 def record() -> VllmFacts:
-    """Records the facts of the installed vLLM in the cache folder, with an import of it."""
+    """Imports the installed vLLM, and records its facts in the cache folder."""
     kept = KeptFacts(require_vllm())
     importlib.import_module("vllm.entrypoints.cli.serve")
 
@@ -41,7 +41,7 @@ def record() -> VllmFacts:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """As `vllm serve` does."""
+    """Parses words as `vllm serve` does."""
     sys.argv = ["vllm", "serve", *words]
     return build_parser().parse_args()
 

@@ -1,9 +1,10 @@
-"""How far vLLM's own code comes with command lines; run by vLLM's own interpreter.
+"""A script for vLLM's Python: runs command lines with vLLM's own code, and reports where they fail.
 
 `python vllm_starts.py QUESTION ANSWER`: the question is a list of starts with `words` and `variables`. For
-each, the answer has the `stage` in which it ends, `parse`, `config` or `serving`, or else `done`, and the
-`error` that ends it. Each start runs in a fork of this process, which has imported vLLM, until vLLM has read
-everything that needs no model: configuration, weights, tokenizer, variables, settings of the HTTP server.
+each start, the answer has the `stage` in which it fails (`parse`, `config` or `serving`), or `done`, and
+the `error`. Each start runs in a fork of this process, which has imported vLLM. It runs until vLLM has read
+everything that needs no running model: configuration, weights, tokenizer, variables, settings of the HTTP
+server.
 """
 
 import contextlib
@@ -26,13 +27,13 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 from tests.vllm_engine.preflight.vllm_parser import parse
 
 _ABSENT = ("torchvision", "torchaudio", "terratorch")
-"""Packages that some models import, and that are not installed beside vLLM for CPU here."""
+"""Packages that some models import, and that this environment of vLLM for CPU does not have."""
 _TLS = ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers")
 _MAX_S = 400
 _VALIDATORS = (
     "vllm.entrypoints.common.cli_args", "vllm.entrypoints.launchers.launcher", "vllm.entrypoints.openai.api_server",
 )  # fmt: skip
-"""Where versions of vLLM have `validate_api_server_args`."""
+"""Modules that have `validate_api_server_args` in different versions of vLLM."""
 
 
 def main(question: str, answer: str) -> None:
@@ -52,7 +53,7 @@ def main(question: str, answer: str) -> None:
 
 
 class _Absent(MetaPathFinder, Loader):
-    """Finds packages that are not installed; they are empty."""
+    """A finder that replaces missing packages by mocks."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] in _ABSENT else None
@@ -65,7 +66,7 @@ class _Absent(MetaPathFinder, Loader):
 
 
 def _is_read_early(start: dict[str, Any]) -> bool:
-    """Whether a library has read one of the variables when it was imported."""
+    """Whether a library has read one of the start's variables during its import."""
     return any(name.startswith("HF_") for name in start["variables"])
 
 
@@ -146,7 +147,7 @@ def _find_validator() -> Any:
 
 
 class _AnyModel:
-    """A model with the defaults of all settings of its weights."""
+    """A fake model class whose settings of weights all have their defaults."""
 
 
 def _prepare_serving(args: Any, config: Any) -> None:

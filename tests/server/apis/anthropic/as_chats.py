@@ -1,4 +1,4 @@
-"""Requests of /v1/messages with the chat requests that they become, from the lines of as_chats.jsonl."""
+"""Reads as_chats.jsonl. Each line has a request of /v1/messages and the chat request that it becomes."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ def body_of(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def chat_of(body: dict[str, Any], *, kind: type[Any] = AnthropicRequest, merges_system: bool = False) -> dict[str, Any]:
-    """Our chat request without its nulls."""
+    """The chat request that the server makes of this body, without nulls."""
     request = RequestDecoder(kind).decode(msgspec.json.encode(body))
     chat = msgspec.to_builtins(to_chat_request(request, merges_system=merges_system))
     return dict(without_nulls(chat))

@@ -1,4 +1,4 @@
-"""The blocks of an answer of /v1/messages, and why it ends."""
+"""The blocks of an answer of /v1/messages, and its stop reason."""
 
 from typing import Any
 

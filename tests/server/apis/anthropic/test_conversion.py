@@ -1,4 +1,4 @@
-"""Requests of /v1/messages as chat requests; for those of vLLM see server/http/test_http_messages_vllm.py."""
+"""Requests of /v1/messages become chat requests. tests/server/http compares them with those of vLLM."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Pooling requests: the forms of `input`, the names of the two inputs of a score; vectors as JSON."""
+"""Pooling requests: the forms of `input`, the names of a score's two inputs, and vectors as JSON."""
 
 import base64
 from typing import Any

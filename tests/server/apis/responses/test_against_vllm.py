@@ -1,4 +1,4 @@
-"""Events, conversations and tools are those of vLLM's own code, which is given the same parts and items."""
+"""Events, conversations and tools equal those that vLLM's own code makes of the same parts and items."""
 
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def events_of(deltas: list[dict[str, Any]]) -> list[Any]:
 
 
 def without_nulls(value: Any, ids: dict[str, str]) -> Any:
-    """Ids are numbered in the order in which they appear; a field of vLLM's that is null may be missing."""
+    """Removes nulls, because fields that are null in vLLM may be missing here. Numbers ids by appearance."""
     if isinstance(value, list):
         return [without_nulls(member, ids) for member in value]
     if not isinstance(value, dict):
@@ -95,7 +95,7 @@ def test_messages_are_the_same(theirs, number):
 
 
 def _with_text(message: dict[str, Any]) -> dict[str, Any]:
-    """vLLM takes the first part of an assistant's message as its text."""
+    """Replaces a message's parts by the text of the first part, as vLLM does for an assistant's message."""
     content = message.get("content")
     return message | {"content": content[0]["text"]} if isinstance(content, list) else message
 

@@ -1,4 +1,4 @@
-"""Items of `input` as chat messages; the cases of merging are vLLM's."""
+"""Items of `input` become chat messages. The cases of merged items are vLLM's."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def build(*items, instructions=None, history=()):
 
 @pytest.mark.parametrize("line", [pytest.param(line, id=line["why"]) for _, line in read_lines(ITEMS)])
 def test_items_become_messages(line):
-    """(slow) those of vLLM: test_against_vllm.py."""
+    """`test_against_vllm.py` (slow) compares vLLM's messages."""
     assert build(*line["input"]) == line["messages"]
     assert continues_message(read(*line["input"])) == line.get("continues", False)
 

@@ -1,4 +1,4 @@
-"""Parts of a model's output as output items and events."""
+"""Parts of a model's output become output items and events."""
 
 import msgspec
 import pytest
@@ -17,7 +17,7 @@ SCHEMA = TypeAdapter(ResponseStreamEvent)
 
 
 def write(*deltas, logprobs=()):
-    """The events and items of an output that arrives as the given lists of parts."""
+    """The events and items of an output that arrives in these lists of parts."""
     writer = OutputWriter(ResponseTools(ResponsesRequest(input="a", tools=TOOLS)))
     events = [event for parts in deltas for event in writer.add(parts, list(logprobs))] + writer.finish()
     for event in events:

@@ -1,4 +1,4 @@
-"""The store of responses: its bounds, and the order of dropping."""
+"""The store of responses has bounds, and drops responses in a fixed order."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""Tools of /v1/responses as functions of a chat, the choice among them, and the text of custom ones."""
+"""Tools of /v1/responses become functions of a chat. Also the choice of a tool and inputs of custom tools."""
 
 import pytest
 
@@ -67,7 +67,7 @@ def test_without_tools_the_model_has_no_choice():
 
 
 def read_input(*pieces: str) -> tuple[list[str], str]:
-    """What is shown after each piece and at the end, and the whole text."""
+    """The texts that are shown after each piece and at the end, and the whole text."""
     reader = CustomInputReader()
     shown = [reader.read(piece) for piece in pieces]
     last, whole = reader.finish()

@@ -1,4 +1,4 @@
-"""Run by vLLM's Python: events of outputs, messages of inputs and functions of tools, as vLLM makes them."""
+"""A script for vLLM's Python: makes vLLM's events of outputs, messages of inputs and functions of tools."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ def to_message(delta: dict[str, Any]) -> DeltaMessage:
 
 
 def events_of(deltas: list[dict[str, Any]], tools: Any) -> list[Any]:
-    """As `OpenAIServingResponses._process_simple_streaming_events`."""
+    """Makes events in the same way as `OpenAIServingResponses._process_simple_streaming_events`."""
     processor = SimpleStreamingEventProcessor(tools=tools)
     events = []
     for delta in map(to_message, deltas):

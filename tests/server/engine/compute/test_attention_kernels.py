@@ -1,4 +1,4 @@
-"""Attention with grouped query heads equals attention with repeated keys; parts of the keys can be merged."""
+"""Attention with grouped query heads equals attention with repeated keys. Parts of the keys can be merged."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The packed row and its decode groups: token order, and which neighbours share an attention call."""
+"""A packed row has the right token order. Its decode groups are neighbours that share an attention call."""
 
 import pytest
 import torch
@@ -94,7 +94,7 @@ def _chunk(*, slot: int, computed: int, new: int) -> Chunk:
 
 
 def _pack(chunks: list[Chunk], prefixes: dict[int, tuple[str, int]] | None = None) -> PackedBatch:
-    """`prefixes`: name and length of what the slots begin with."""
+    """`prefixes`: slot -> name and length of its beginning. Slots with the same name share this beginning."""
 
     def count_shared(slots: list[int]) -> int:
         names, lengths = zip(*((prefixes or {}).get(slot, (slot, 0)) for slot in slots), strict=True)

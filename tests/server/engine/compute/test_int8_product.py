@@ -1,4 +1,4 @@
-"""int8 layers: near the plain ones, the same for a row in any batch, packed or not; weights are freed."""
+"""int8 layers are near plain layers, and compute a row equally in any batch. They free the weights."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ _HAS_VNNI = torch.cpu._is_vnni_supported()
 
 @pytest.fixture(params=[True, False] if _HAS_VNNI else [False], ids=lambda has_vnni: "8 bits" if has_vnni else "7 bits")
 def has_vnni(request, monkeypatch):
-    """A processor with VNNI computes as one without it, too."""
+    """Runs tests with VNNI if the processor has it, and without VNNI."""
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: request.param)
     int8_module._largest_activation.cache_clear()
     yield request.param
@@ -67,7 +67,7 @@ def test_a_row_has_the_same_bits_in_any_batch_packed_or_not(dtype, has_vnni):
 
 @torch.inference_mode()
 def test_the_largest_sums_are_exact(has_vnni):
-    """Pairs of products that would overflow int16 with eight bits."""
+    """With eight bits, sums of two products would overflow int16."""
     weight = torch.ones(64, 1024)
     product = Int8Product(weight, None)
     product.pack_next()

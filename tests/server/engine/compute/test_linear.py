@@ -1,4 +1,4 @@
-"""Packed layers give the results of plain ones: bit for bit in bfloat16 with oneDNN, else rounded once."""
+"""Packed layers equal plain layers bit for bit in bfloat16 with oneDNN. Otherwise they round sums once."""
 
 import gc
 
@@ -44,7 +44,7 @@ def test_packed_layer_is_bit_equal_for_every_batch_size(in_features, out_feature
 
 @pytest.fixture
 def fbgemm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packs for FBGEMM also where oneDNN has bfloat16 kernels."""
+    """Packs layers for FBGEMM even if oneDNN has bfloat16 kernels."""
     monkeypatch.setattr(linear_module, "choose_product", lambda model: FbgemmProduct)
 
 
@@ -56,7 +56,7 @@ def fbgemm(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 )
 def rounding(request: pytest.FixtureRequest) -> torch.dtype:
-    """A type whose sums are rounded once, packed by the product that is made for it."""
+    """A data type whose sums are rounded once, with the product that packs layers of this type."""
     if request.param is not torch.float32:
         request.getfixturevalue("fbgemm")
     return request.param  # type: ignore[no-any-return]
@@ -209,7 +209,7 @@ def test_packed_weights_lie_in_huge_pages():
 
 
 def _assert_one_rounding(layer: torch.nn.Linear, x: torch.Tensor) -> None:
-    """The layer's output is within the type's precision of the product in double precision."""
+    """Checks that the output differs from the double-precision product by the type's rounding only."""
     bias = layer.bias.double() if layer.bias is not None else None
     wanted = F.linear(x.double(), layer.weight.double(), bias)
     size = F.linear(x.double().abs(), layer.weight.double().abs())
@@ -221,7 +221,7 @@ def _assert_one_rounding(layer: torch.nn.Linear, x: torch.Tensor) -> None:
 
 
 def _own_bytes() -> int:
-    """The process's memory without mapped files, as the first call reads much of the library."""
+    """The process's memory without mapped files, because the first call reads large parts of a library."""
     memory = psutil.Process().memory_info()
     return memory.rss - memory.shared  # type: ignore[no-any-return]
 

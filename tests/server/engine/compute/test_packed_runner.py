@@ -31,7 +31,7 @@ def test_chunks_of_scattered_sequences_give_the_plain_models_logits(architecture
 
 @pytest.mark.parametrize("architecture", ["llama", "phi3", "gemma3_text"])
 def test_rope_computes_positions_beyond_the_models_own_length(architecture):
-    """What VLLM_ALLOW_LONG_MAX_MODEL_LEN permits."""
+    """VLLM_ALLOW_LONG_MAX_MODEL_LEN permits such positions."""
     model = build_model(architecture, PACKED[architecture] | {"max_position_embeddings": 64})
     prompts = random_prompts(100, 5, 150)
     references = reference_logits(model, prompts)

@@ -1,4 +1,4 @@
-"""Models with other state run one sequence at a time and give the output of their own `generate`."""
+"""Models with other state than keys and values run one sequence at a time, and equal their own `generate`."""
 
 import logging
 

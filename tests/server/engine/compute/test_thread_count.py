@@ -1,4 +1,4 @@
-"""The number of threads under loads as measured: how long steps take and what the kernel accounts."""
+"""The number of threads follows the load: the times of steps, and processor time as the kernel counts it."""
 
 import logging
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ _NS = 1_000_000_000
 
 
 class Pace(NamedTuple):
-    """A step, and processor time in processors."""
+    """The time of a step, and processor time per second in each state."""
 
     step_s: float
     running: float
@@ -23,7 +23,7 @@ class Pace(NamedTuple):
 
 
 Load = dict[int, Pace]
-"""By the number of threads."""
+"""Number of threads -> pace."""
 
 QUIET: Load = {1: Pace(0.036, 1.0, 0.0, 0.98), 2: Pace(0.026, 1.79, 0.05, 0.24)}
 BUSY_NEIGHBOUR: Load = {1: Pace(0.037, 0.98, 0.02), 2: Pace(0.094, 0.98, 0.75)}
@@ -40,7 +40,7 @@ NEIGHBOUR_OF_FOUR: Load = QUIET_FOUR | {3: Pace(0.033, 2.8, 0.1), 4: Pace(0.05, 
 
 @dataclass
 class Machine:
-    """Runs steps of an engine on a clock of its own."""
+    """Runs steps of an engine on a simulated clock."""
 
     load: Load
     num_threads: int = 0
@@ -77,7 +77,7 @@ class Machine:
             self._wait(gap_s)
 
     def _wait(self, gap_s: float) -> None:
-        """Only the neighbour computes."""
+        """Advances the clock while only the neighbour computes."""
         pace = self.load[self.num_threads]
         self.now_s += gap_s
         self._idle_s += (pace.idle + pace.running) * gap_s
@@ -151,7 +151,7 @@ def test_a_thread_without_which_steps_take_longer_comes_back_and_goes_ever_more_
 
 
 def test_steps_of_other_sizes_are_not_compared():
-    """The batch grows when the number changes: its steps take longer, as they would with two threads."""
+    """The batch grows just when the number of threads changes. Its steps take longer with any number."""
     machine = Machine(BUSY_NEIGHBOUR)
     count = machine.count(2)
     machine.run(count, 0.3)
@@ -162,7 +162,7 @@ def test_steps_of_other_sizes_are_not_compared():
 
 
 def test_a_prompt_is_no_time_to_try_fewer_threads():
-    """No later step would have as many tokens."""
+    """No later step would have as many tokens for a comparison."""
     machine = Machine(BESIDE_ITS_CLIENTS)
     count = machine.count(2)
     for num_tokens in range(2000, 2100):

@@ -1,4 +1,4 @@
-"""Layers that run as graphs give the tokens of the plain model; those that cannot keep their forward."""
+"""Layers that run as graphs give the plain model's tokens. Layers without a graph keep their `forward`."""
 
 from collections.abc import Callable
 
@@ -87,7 +87,7 @@ def test_layers_are_not_joined_if_an_output_between_them_has_another_use(llama):
 
 
 def _add_first_output(model: torch.nn.Module) -> Callable[..., torch.Tensor]:
-    """A hook for the last norm that adds the output of the first layer to its input."""
+    """Returns a hook for the last norm, which adds the first layer's output to the norm's input."""
     outputs: list[torch.Tensor] = []
     model.model.layers[0].register_forward_hook(lambda module, args, output: outputs.append(output))
     return lambda module, args: args[0] + outputs.pop()

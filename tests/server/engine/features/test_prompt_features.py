@@ -1,4 +1,4 @@
-"""Prompts of embeddings give the same output as the text they were made from, in any batch; row ids."""
+"""Prompts of embeddings give the same output as their text, in any batch. Ids identify their rows."""
 
 import copy
 import re
@@ -25,14 +25,14 @@ FAMILIES = ("llama", "qwen2", "gemma", "gemma3_text", "gpt2", "opt", "granite", 
 
 
 def as_inputs(rows: torch.Tensor) -> PromptInputs:
-    """Rows as the renderer sends them."""
+    """The rows in the form in which the renderer sends them."""
     data = memoryview(bytearray(rows.contiguous().view(torch.uint8).numpy().tobytes()))
     return PromptInputs(embeds=TensorData(str(rows.dtype).removeprefix("torch."), tuple(rows.shape), data))
 
 
 @torch.inference_mode()
 def rows_of(model: PreTrainedModel, prompt: list[int]) -> torch.Tensor:
-    """The prompt's embeddings, as a client reads them from the model."""
+    """The prompt's embeddings, which a client reads from the model."""
     return model.get_input_embeddings()(torch.tensor(prompt)).clone()
 
 
@@ -94,7 +94,7 @@ def test_rows_are_computed_in_chunks_and_again_after_a_preemption(plain_llama, l
 
 
 def test_placeholder_ids_match_nothing_in_the_prefix_cache(plain_llama, llama):
-    """All placeholder ids are equal, and equal to a text of that token."""
+    """All placeholder ids are 0. A text of token 0 has the same ids."""
     one, other = random_prompts(40, 40)
     zeros = [0] * 40
     expected = greedy_outputs(plain_llama, [one, other, zeros], NUM_TOKENS)
@@ -129,7 +129,7 @@ def test_prompts_with_equal_first_rows_share_them(plain_llama, llama):
 
 
 def test_placeholder_ids_are_not_penalised(plain_llama, llama):
-    """Token 0 is not in the prompt; a penalty that counts the placeholders would ban it here."""
+    """Token 0 is not in the prompt. A penalty that counts placeholders would ban token 0 here."""
     (prompt,) = random_prompts(20)
     engine = SmallEngine(llama)
     options = {"repetition_penalty": 1e6, "logit_bias": {0: 100.0}, "max_tokens": 1}

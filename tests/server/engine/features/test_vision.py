@@ -1,4 +1,4 @@
-"""Vision models give the greedy outputs of transformers, alone and in batches, whole and in chunks."""
+"""Vision models give transformers' greedy outputs, alone and in batches, whole and in chunks."""
 
 import asyncio
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class VisionCase:
         return SmallEngine(model, **({"max_model_len": 1024} | options))
 
     def prompt(self, *parts: Any) -> RenderedPrompt:
-        """Texts, and images as (width, height, seed)."""
+        """Renders a prompt of texts and of images given as (width, height, seed)."""
         content = [{"type": "text", "text": p} if isinstance(p, str) else _part(*p) for p in parts]
         messages = [{"role": "user", "content": content}]
         return asyncio.run(render_with_images(self.renderer, messages, ChatOptions()))
@@ -49,13 +49,13 @@ class VisionCase:
 
 @pytest.fixture(scope="module", params=thorough_but_for(FAMILIES, "llava", "smolvlm", "qwen2_vl"))
 def vision(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VisionCase:
-    """Each family, for what depends on the model."""
+    """A model of each family, for tests whose result depends on the model."""
     return _case(tmp_path_factory, request.param)
 
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> VisionCase:
-    """One whose positions have several axes, for what the engine does with any model."""
+    """A model whose positions have several axes, for tests that need only one model."""
     return _case(tmp_path_factory, "qwen2_vl")
 
 

@@ -1,4 +1,4 @@
-"""Vision models with random weights, in the real formats, a few megabytes each."""
+"""Writes vision models with random weights in the real formats, a few megabytes each."""
 
 import json
 from base64 import b64encode
@@ -17,7 +17,7 @@ from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrained
 
 MAX_TOKENS = 4096
 _SIZE = 56
-"""Pixels of an image's side, in patches of so many pixels."""
+"""The side of an image in pixels. `_PATCH` is the side of a patch."""
 _PATCH = 14
 _HIDDEN = 64
 _VISION = {"hidden_size": _HIDDEN, "intermediate_size": 2 * _HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -58,7 +58,7 @@ class Family:
     bos_token: str | None = None
     """The token that the tokenizer puts before every text."""
     named_tokens: dict[str, str] = field(default_factory=dict)
-    """Tokens that the processor reads from the tokenizer, by attribute."""
+    """Attribute of the tokenizer -> token that the processor reads from it."""
 
 
 Files = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
@@ -66,7 +66,7 @@ Files = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
 
 class Parts(NamedTuple):
-    """What depends on a model's tokenizer."""
+    """The parts of a configuration that depend on the model's tokenizer."""
 
     token_id: Callable[[str], int]
     text: dict[str, Any]
@@ -88,25 +88,25 @@ def save_vlm(path: Path, family: str) -> Path:
 
 
 def load_reference(path: Path) -> PreTrainedModel:
-    """The plain model, in float32."""
+    """Loads the plain model in float32."""
     return AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
 
 
 def image(width: int = 56, height: int = 56, *, seed: int = 0) -> Image.Image:
-    """Coloured noise, different for each seed."""
+    """An image of coloured noise, different for each seed."""
     noise = np.random.default_rng(seed).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def as_bytes(image: Image.Image, kind: str = "PNG") -> bytes:
-    """The image as a file's bytes."""
+    """The bytes of the image's file."""
     buffer = BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
 
 
 def as_url(image: Image.Image, kind: str = "PNG") -> str:
-    """The same as a `data:` URL."""
+    """The image's file as a `data:` URL."""
     return f"data:image/{kind.lower()};base64,{b64encode(as_bytes(image, kind)).decode()}"
 
 

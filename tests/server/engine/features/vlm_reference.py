@@ -19,18 +19,18 @@ from tests.server.inline_executor import InlineExecutor
 
 
 def image_url(seed: int, width: int = 60, height: int = 60, kind: str = "PNG") -> str:
-    """A different image for each seed, as a `data:` URL."""
+    """A `data:` URL with an image, different for each seed."""
     return as_url(image(width, height, seed=seed), kind)
 
 
 def image_messages(*urls: str) -> list[Any]:
-    """One message with a text and the images."""
+    """A conversation of one message, with a text and the images."""
     parts = [{"type": "image_url", "image_url": {"url": url, "detail": "auto"}} for url in urls]
     return [{"role": "user", "content": [{"type": "text", "text": "Look: "}, *parts]}]
 
 
 async def render_with_images(renderer: BaseRenderer, messages: list[Any], options: ChatOptions) -> RenderedPrompt:
-    """The prompt of a request."""
+    """Renders the prompt of a request."""
     images = await renderer.load_images(messages, Lease(Admission(LimitsConfig())))
     return await renderer.pools.run(renderer.render_chat, messages, options, images)
 
@@ -44,7 +44,7 @@ def expected_answer(folder: Path, messages: list[Any], num_tokens: int, *, devic
 
 
 def generate_answer(model: PreTrainedModel, prompt: RenderedPrompt, num_tokens: int) -> list[int]:
-    """Generates `num_tokens` greedily, ignoring the end of sequence."""
+    """Generates `num_tokens` tokens greedily, and ignores the end of sequence."""
     mm = prompt.inputs.mm or {} if prompt.inputs else {}
     ids = torch.tensor([prompt.token_ids], device=model.device)
     output = model.generate(
@@ -59,7 +59,7 @@ def generate_answer(model: PreTrainedModel, prompt: RenderedPrompt, num_tokens: 
 
 
 def writable(data: TensorData) -> TensorData:
-    """A writable copy for tensors; the renderer's bytes are read-only."""
+    """A writable copy, because the renderer's bytes are read-only and tensors need writable memory."""
     return TensorData(data.dtype, data.shape, memoryview(bytearray(data.data)))
 
 

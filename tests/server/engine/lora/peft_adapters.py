@@ -1,4 +1,4 @@
-"""LoRA adapters made by peft, with random weights that are not zero, and its outputs as the reference."""
+"""Makes LoRA adapters with peft, with random weights that are not zero. peft's outputs are the reference."""
 
 import copy
 import warnings
@@ -13,7 +13,7 @@ from tests.server.engine.tiny_models import greedy_outputs
 
 
 def save_adapter(model: PreTrainedModel, folder: Path, *, seed: int = 0, **config: Any) -> Path:
-    """An adapter as peft saves it: of rank 4 and for all linear layers unless `config` says otherwise."""
+    """Saves an adapter with peft. By default, it has rank 4 and adapts all linear layers."""
     settings = {"r": 4, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | config
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -30,7 +30,7 @@ def save_adapter(model: PreTrainedModel, folder: Path, *, seed: int = 0, **confi
 def adapted_outputs(
     model: PreTrainedModel, folder: Path | None, prompts: list[list[int]], num_tokens: int
 ) -> list[list[int]]:
-    """What `generate` returns for each prompt with the adapter as peft applies it; None is the base model."""
+    """The outputs of `generate` for each prompt, with the adapter applied by peft, or without an adapter."""
     if folder is None:
         return greedy_outputs(model, prompts, num_tokens)
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""LoRA adapters in the engine: equal to peft token for token, alone and in mixed batches."""
+"""LoRA adapters in the engine give peft's outputs token for token, alone and in mixed batches."""
 
 import copy
 import json
@@ -36,13 +36,13 @@ _TARGETS = {
     "mixtral": ["k_proj", "o_proj"],
     "deepseek_v3": ["q_a_proj", "kv_b_proj", "o_proj"],
 }
-"""Layers of models of which peft cannot adapt all linear layers, or adapts experts."""
+"""The layers to adapt of models of which peft cannot adapt all linear layers, or would adapt experts."""
 
 
 _ARCHITECTURES = {**PACKED, **SEQUENTIAL}
 _FAST = ("llama", "gpt2", "mamba")
 _THOROUGH = ("gemma2", "mixtral", "deepseek_v3", "falcon_h1")
-"""Those with other layers than these, or their own attention."""
+"""Architectures with other layers than those in `_FAST`, or with their own attention."""
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_mixed_batch_equals_peft(architecture, tmp_path):
 
 
 def test_prompt_logprobs_and_sampled_rows_see_the_adapter(engine, plain_llama, tmp_path):
-    """The head computes the rows of the whole prompt for one sequence, and one row for the other."""
+    """The head computes the rows of a whole prompt and a single sampled row in the same step."""
     folder = save_adapter(plain_llama, tmp_path, target_modules=["lm_head", "v_proj"])
     assert engine.load_adapter(1, folder) is None
     alone = engine.complete([PROMPTS[2]], max_tokens=3, adapter_id=1, prompt_logprobs=1)[0]

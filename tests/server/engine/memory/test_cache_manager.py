@@ -1,4 +1,4 @@
-"""The cache manager: which sequences get memory, and what is taken from the prefix cache for them."""
+"""The cache manager gives memory to sequences, and takes it from the prefix cache if needed."""
 
 import logging
 
@@ -12,7 +12,7 @@ from tests.server.engine.tiny_models import random_prompts
 
 
 class _SmallGpuSlots(CopiedSlots):
-    """Memory of a GPU that has no room left once `is_full`."""
+    """Fake memory of a GPU, without room once `is_full` is true."""
 
     is_full = False
 

@@ -1,4 +1,4 @@
-"""The KV cache stores, shares and frees tokens, and commits memory only for stored ones."""
+"""The KV cache stores, shares and frees tokens, and commits memory only for stored tokens."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(params=[SharedSlots, CopiedSlots], autouse=True)
 def slots_class(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[SharedSlots | CopiedSlots]:
-    """What caches of the test consist of: memory files may be forbidden, as in a sandbox."""
+    """The class of the caches' slots. For `CopiedSlots`, memory files are forbidden, as in a sandbox."""
 
     def forbid(name: str) -> int:
         raise OSError(errno.EPERM, "not permitted")
@@ -138,7 +138,7 @@ def _read(cache: KVCache, slot: int, length: int) -> list[torch.Tensor]:
 
 
 def _committed(cache: KVCache) -> int:
-    """Bytes of the cache's pages in memory or swapped out, without the rest of the process."""
+    """The bytes of the cache's pages that are in memory or in swap."""
     parts = [*cache.keys.values(), *cache.values.values()]
     begin, end = min(p.data_ptr() for p in parts), max(p.data_ptr() + p.nbytes for p in parts)
     return sum(num_bytes for first, last, num_bytes in _areas() if first < end and begin < last)

@@ -1,4 +1,4 @@
-"""The prefix cache saves computation and changes no output."""
+"""The prefix cache saves computation and does not change outputs."""
 
 from typing import Any
 
@@ -244,7 +244,7 @@ def _sequence(token_ids: list[int], num_computed: int = 0) -> Sequence:
 
 @pytest.mark.parametrize("is_running", [False, True], ids=["ended", "running"])
 def test_a_longer_common_beginning_shows_only_with_a_whole_block(llama, is_running):
-    """Otherwise a client could guess the prompts of others token by token."""
+    """If single tokens were shared, a client could guess prompts of others token by token."""
     engine = SmallEngine(llama, prefix_tokens=500)
     [secret, other] = random_prompts(64, 30)
     engine.add("secret", secret, max_tokens=20)

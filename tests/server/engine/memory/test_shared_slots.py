@@ -1,4 +1,4 @@
-"""Slots share memory: a common beginning is held once, freed when nothing holds it, and never changed."""
+"""Slots share memory. A common beginning is stored once, never changes, and is freed after its last use."""
 
 import os
 from dataclasses import dataclass, field
@@ -58,7 +58,7 @@ def test_memory_is_freed_up_to_what_others_hold():
 
 
 def test_reading_closed_slots_takes_no_memory():
-    """As steps do whose sequences have closed slots between them."""
+    """Steps read closed slots that lie between the slots of their sequences."""
     memory = _Memory(num_slots=4)
     for slot in range(4):
         memory.open(slot)
@@ -114,7 +114,7 @@ def test_beginnings_are_copied_when_too_many_mappings_are_in_use():
 
 @settings(max_examples=4, stateful_step_count=100)
 class _Calls(RuleBasedStateMachine):
-    """Calls that the cache manager could make; slots always contain what was written to them."""
+    """Makes calls as the cache manager does, and checks that slots contain what was written to them."""
 
     max_mappings = 1000
 
@@ -184,11 +184,11 @@ TestCallsOnFewMappings = _CallsOnFewMappings.TestCase
 
 @dataclass
 class _Memory:
-    """Slots, and what they should contain."""
+    """Slots, and their expected contents."""
 
     num_slots: int = 3
     written: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
-    """Of each open slot: one value per token, 0 where nothing is written."""
+    """Open slot -> its expected contents: one value per token, 0 if nothing is written."""
     lengths: dict[int, int] = field(default_factory=dict)
     kept: list[tuple[list[Reference], npt.NDArray[np.uint8]]] = field(default_factory=list)
 
@@ -232,7 +232,7 @@ class _Memory:
         del self.written[slot]
 
     def check(self) -> None:
-        """Reads no further than what was written, because reading commits memory too."""
+        """Checks the contents. Reads only what was written, because reading commits memory, too."""
         for slot, expected in self.written.items():
             length = self.lengths[slot]
             assert all((part[slot, :length] == expected[:length, None]).all() for part in self.parts)

@@ -1,4 +1,4 @@
-"""The KV cache fits into memory, or the start fails with the sizes."""
+"""The KV cache fits into memory, or the start fails with an error that names the sizes."""
 
 import logging
 
@@ -14,7 +14,7 @@ from server.terms.config import EngineConfig
 
 SHAPES = {layer: LayerShape(3, 64, 64) for layer in range(30)}
 BYTES_PER_TOKEN = 30 * 3 * 128 * 2
-"""Of SmolLM2-135M in bfloat16."""
+"""The size of a token in the KV cache of SmolLM2-135M in bfloat16."""
 CPU = torch.device("cpu")
 
 
@@ -108,7 +108,7 @@ def test_too_little_address_space_is_reported_in_one_line():
 
 
 def _size_on_gpu(config: EngineConfig, working: WorkingMemory = NO_WORKING_MEMORY) -> CacheSize:
-    """Sizes for a GPU that need not exist: free memory or the cache's bytes are given."""
+    """Computes sizes for a GPU that need not exist, given free memory or the cache's bytes."""
     return size_cache(
         SHAPES, config, max_model_len=8192, dtype=torch.bfloat16, device=torch.device("cuda"), working=working
     )

@@ -18,7 +18,7 @@ PROMPTS = [[2, 5, 6, 7, 8, 9, 10, 3], [2, 5, 3], [2, 11, 12, 13, 14, 3], [2, *ra
 
 
 class SmallPooling:
-    """Steps a pooling core that is built as in the engine process."""
+    """Runs the steps of a pooling core, which is built as in the engine process."""
 
     def __init__(self, folder: Path, **config: Any) -> None:
         files, engine = ModelFiles(folder, folder), EngineConfig(**config)
@@ -27,7 +27,7 @@ class SmallPooling:
         """The request ids of each step."""
 
     def run(self, prompts: list[list[int]], types: list[list[int]] | None = None, **params: Any) -> list[torch.Tensor]:
-        """The results in the prompts' order; the task is the model's default unless given."""
+        """The results in the order of the prompts. Without `task`, the model's default task is used."""
         outputs = self.outputs(prompts, types, **params)
         assert all(output.error is None for output in outputs), [output.error for output in outputs]
         return [tensor(output) for output in outputs]
@@ -53,14 +53,14 @@ def tensor(output: EngineOutput) -> torch.Tensor:
 
 
 def hidden_states(model: PreTrainedModel, prompt: list[int], types: list[int] | None = None) -> torch.Tensor:
-    """For one prompt alone, without padding."""
+    """The hidden states of one prompt alone, without padding."""
     inputs = {"input_ids": torch.tensor([prompt])} | ({"token_type_ids": torch.tensor([types])} if types else {})
     with torch.no_grad():
         return model(**inputs).last_hidden_state[0]  # type: ignore[no-any-return]
 
 
 def logits(model: PreTrainedModel, prompt: list[int], types: list[int] | None = None) -> torch.Tensor:
-    """For one prompt alone, without padding."""
+    """The logits of one prompt alone, without padding."""
     inputs = {"input_ids": torch.tensor([prompt])} | ({"token_type_ids": torch.tensor([types])} if types else {})
     with torch.no_grad():
         return model(**inputs).logits[0]  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Batched pooling gives the same results as plain transformers with each prompt alone, and as vLLM."""
+"""Batched pooling gives the results of vLLM, and of plain transformers with each prompt alone."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pooling models with random weights, a few kilobytes each, in the real formats."""
+"""Writes pooling models with random weights in the real formats, a few kilobytes each."""
 
 import json
 from pathlib import Path
@@ -110,7 +110,7 @@ def save_wordpiece(folder: Path) -> None:
 def save_sentence_files(
     folder: Path, *, mode: str = "mean", normalizes: bool = True, dense: bool = False, max_seq_length: int = 32
 ) -> None:
-    """Saves the files of sentence-transformers beside a model; the linear layer maps 32 numbers to 8."""
+    """Saves the files of sentence-transformers beside a model. The linear layer maps 32 numbers to 8."""
     kinds = ["Transformer", "Pooling", *(["Dense"] if dense else []), *(["Normalize"] if normalizes else [])]
     modules = [
         {"idx": index, "name": str(index), "path": "" if not index else f"{index}_{kind}",
@@ -138,7 +138,7 @@ def save_sentence_files(
 
 
 def save_colbert(folder: Path) -> tuple[PreTrainedModel, torch.Tensor]:
-    """Saves a BERT with ColBERT's linear layer in the same file; returns both."""
+    """Saves a BERT with ColBERT's linear layer in the same file. Returns model and layer."""
     model = save_pooler(folder, "bert")
     torch.manual_seed(2)
     linear = torch.randn(8, 32)
@@ -149,7 +149,7 @@ def save_colbert(folder: Path) -> tuple[PreTrainedModel, torch.Tensor]:
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
-    """Changes the saved config.json; None removes a key."""
+    """Changes keys of the saved config.json. None removes a key."""
     path = folder / "config.json"
     config = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))

@@ -1,4 +1,4 @@
-"""Runs in vLLM's interpreter: embeds texts or scores the first against the others; writes the results."""
+"""A script for vLLM's Python: embeds texts, or scores the first text against the others."""
 
 import json
 import os

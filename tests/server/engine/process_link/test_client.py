@@ -1,6 +1,6 @@
-"""The engine client: requests, pooling and commands; a fake engine answers on the socket.
+"""The engine client: requests, pooling and commands. A fake engine answers on the socket.
 
-A request reaches the engine once for all its sequences; its token ids and tensors follow the message.
+One message has all sequences of a request. The request's token ids and tensors follow the message.
 """
 
 import asyncio
@@ -53,9 +53,9 @@ def tensor(num_bytes: int, start: int = 0) -> TensorData:
 
 
 class FakeEngine:
-    """Answers every sequence with one token, all other messages as the test says.
+    """Answers every sequence with one token. A test answers all other messages.
 
-    Keeps received messages, requests and the number of bytes.
+    Keeps received messages and requests, and counts received bytes.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -69,7 +69,7 @@ class FakeEngine:
         self._thread.start()
 
     async def receive(self) -> ToEngine:
-        """The next message."""
+        """Waits for the next message."""
         return await asyncio.to_thread(self._unread.get, timeout=60)
 
     def answer(self, *outputs: EngineOutput) -> None:
@@ -119,7 +119,7 @@ async def end(client: EngineClient, engine: FakeEngine) -> None:
 
 @pytest.fixture
 def sockets() -> Iterator[Sockets]:
-    """A socket pair with small send buffers, so that large sends have to wait on any machine."""
+    """A socket pair with small send buffers, so that large sends wait on any machine."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         for side in (ours, theirs):

@@ -1,4 +1,4 @@
-"""A tokenizer with one token per byte and some special ones, for grammars with tiny models."""
+"""A tokenizer with one token per byte and some special tokens, for grammars with tiny models."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 EOS = 256
 VOCAB_SIZE = 300
-"""More than the tokenizer's tokens, as in most real models."""
+"""Larger than the number of the tokenizer's tokens, as in most real models."""
 
 
 def build_byte_tokenizer() -> Tokenizer:

@@ -1,4 +1,4 @@
-"""Which texts a grammar accepts, and vLLM's."""
+"""Finds which texts a grammar accepts, and compares with vLLM's grammars."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.support.peer_vllm import ask_vllm
 
 
 def build_grammar(guided: GuidedDecoding) -> str:
-    """The grammar in llguidance's format, known to compile.
+    """The grammar in llguidance's format. It compiles.
 
     Raises:
         GrammarError: the schema, expression or grammar is not valid.
@@ -22,13 +22,13 @@ def build_grammar(guided: GuidedDecoding) -> str:
 
 
 def accepted_texts(guided: GuidedDecoding, texts: list[str]) -> list[str]:
-    """Those of the texts that the grammar accepts as a whole; one token is one byte."""
+    """The texts that the grammar accepts as a whole. One token is one byte."""
     grammar = build_grammar(guided)
     return [text for text in texts if _is_whole(grammar, text)]
 
 
 def assert_vllm_accepts(cases: list[tuple[str, str, list[str] | None, list[str]]], folder: Path) -> None:
-    """vLLM accepts and rejects these texts; without a list of accepted ones, it rejects the specification."""
+    """Checks which texts vLLM accepts and rejects. If no list is accepted, it rejects the specification."""
     asked = [[kind, specification, (accepted or []) + rejected] for kind, specification, accepted, rejected in cases]
     answers = ask_vllm(Path(__file__).with_name("vllm_grammars.py"), asked, folder)
     for (_, specification, accepted, rejected), answer in zip(cases, answers, strict=True):

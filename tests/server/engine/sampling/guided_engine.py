@@ -1,4 +1,4 @@
-"""An engine whose tokens are bytes, for grammars; a schema of a person, and a check of texts against it."""
+"""An engine whose tokens are bytes, for tests of grammars. Also a schema of a person with a check."""
 
 import json
 import re
@@ -33,11 +33,11 @@ _PERSON = {
 }
 
 PERSON = GuidedDecoding("json_schema", json.dumps(_PERSON | {"x-guidance": {"whitespace_flexible": False}}))
-"""Without free whitespace: a random model would generate nothing else."""
+"""Allows no free whitespace, because a random model would generate nothing else."""
 
 
 def assert_is_person(text: str) -> None:
-    """Checks every rule of the schema by hand."""
+    """Checks each rule of the schema without a library."""
     person: dict[str, Any] = json.loads(text)
     assert list(person) == ["name", "age", "color", "tags", "home"]
     assert isinstance(person["name"], str)
@@ -57,12 +57,12 @@ def byte_model() -> PreTrainedModel:
 
 
 def byte_engine(folder: Path, **options: Any) -> SmallEngine:
-    """An engine whose tokens are bytes; its tokenizer is saved in the folder."""
+    """An engine whose tokens are bytes. Saves its tokenizer in the folder."""
     tokenizer_path = save_byte_tokenizer(folder)
     options = {"max_model_len": 500} | options
     return SmallEngine(byte_model(), eos_token_ids=(EOS,), tokenizer_path=tokenizer_path, **options)
 
 
 def text_of(completion: Completion) -> str:
-    """Without special tokens."""
+    """The generated text without special tokens."""
     return build_byte_tokenizer().decode(completion.token_ids, skip_special_tokens=True)

@@ -119,7 +119,7 @@ def random_logits(*shape: int, seed: int = 0, scale: float = 3.0) -> torch.Tenso
 
 
 def _shares(logits: torch.Tensor, limits: dict[str, Any], num_draws: int = 2000) -> torch.Tensor:
-    """Each token's share of draws with evenly spaced uniform numbers: its probability within one draw."""
+    """Each token's share of draws. It is nearly the probability, because draws are evenly spaced."""
     uniform = (torch.arange(num_draws, dtype=torch.float64) + 0.5) / num_draws
     drawn: list[int] = []
     for part in torch.split(uniform, 1000):

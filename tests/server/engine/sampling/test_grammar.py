@@ -1,6 +1,6 @@
-"""Each kind of grammar accepts exactly the texts it describes; regular expressions those of vLLM's backend.
+"""Each kind of grammar accepts exactly the texts that it describes.
 
-JSON schemas: test_json_schema.py.
+Regular expressions accept the same texts as in vLLM's backend. `test_json_schema.py` tests JSON schemas.
 """
 
 import json

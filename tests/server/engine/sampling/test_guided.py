@@ -1,4 +1,4 @@
-"""A grammar restricts its own request; it is compiled beside the engine's steps, once for all sequences."""
+"""A grammar restricts only its own request. It is compiled beside the steps, once for all sequences."""
 
 import json
 import re
@@ -107,7 +107,7 @@ def test_an_invalid_grammar_fails_only_its_request(tmp_path, guided):
 
 
 class Panic(BaseException):
-    """As a panic of Rust code is."""
+    """An error like a panic of Rust code, which is no Exception."""
 
 
 @pytest.mark.parametrize("error", [RecursionError("too deep"), Panic("too deep")], ids=["error", "panic"])
@@ -170,11 +170,11 @@ def test_an_aborted_requests_grammar_is_dropped(engine):
 YES = GuidedDecoding("regex", "yes")
 WORDS = GuidedDecoding("json_schema", json.dumps({"enum": [f"word{i}" for i in range(600)]}))
 AMBIGUOUS = GuidedDecoding("grammar", "start: " + " | ".join(f'"a{i}"' for i in range(2500)))
-"""After `a`, llguidance follows more alternatives than its limit."""
+"""A grammar that has more alternatives after `a` than llguidance's limit."""
 
 
 class HeldExecutor(Executor):
-    """Runs what was submitted when the test says so."""
+    """Runs submitted functions when the test calls `run`."""
 
     def __init__(self) -> None:
         self.jobs: list[tuple[Future[Any], Callable[[], Any]]] = []

@@ -1,4 +1,4 @@
-"""Schemas allow what they list, and nothing else, as with vLLM's backend."""
+"""Schemas allow exactly the values that they describe, as with vLLM's backend."""
 
 import json
 from typing import Any

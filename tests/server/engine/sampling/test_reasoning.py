@@ -1,4 +1,4 @@
-"""A grammar begins after the reasoning's end, and a used-up budget forces that end."""
+"""A grammar begins after the end of the reasoning. An exhausted budget forces this end."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.server.engine.small_engine import Completion, SmallEngine
 from tests.server.engine.tiny_models import random_prompts
 
 END = 257
-"""The tokenizer's second special token."""
+"""The marker that ends the reasoning: the tokenizer's second special token."""
 END_MARKER = ReasoningMarker("<other>", END)
 END_TEXT = b"</t>"
 START_TEXT = b"<t>"
@@ -224,7 +224,7 @@ def test_a_text_marker_without_a_tokenizer_file_is_the_requests_fault(tmp_path):
 
 
 def _forced(state: ReasoningState, token_ids: list[int]) -> list[int | None]:
-    """What is forced after each token."""
+    """For each token, the token that is forced after it, or None."""
     forced = []
     for token_id in token_ids:
         state.advance(token_id)

@@ -1,4 +1,4 @@
-"""Sampling parameters work as in vLLM and OpenAI, in vLLM's order, each for its own sequence only."""
+"""Sampling parameters work as in vLLM and OpenAI, in vLLM's order, and only for their own sequence."""
 
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def create_sequence(
 
 
 def processed_logits(sequence: Sequence, logits: torch.Tensor) -> torch.Tensor:
-    """The logits from which the sampler chooses; it overwrites float32 logits in place."""
+    """The logits from which the sampler chooses. The sampler overwrites float32 logits in place."""
     row = logits.clone()[None]
     create_sampler(vocab_size=logits.shape[-1]).sample([sequence], row)
     return row[0]
@@ -56,7 +56,7 @@ def random_logits(*shape: int, seed: int = 0, scale: float = 3.0) -> torch.Tenso
 
 VOCAB = 60
 CHI_SQUARE_1_IN_10000 = 25.0
-"""The exact value for 5 degrees of freedom is 25.7; a correct sampler exceeds it for 1 of 10000 seeds."""
+"""A limit that a correct sampler exceeds for about 1 of 10000 seeds (exactly 25.7, 5 degrees of freedom)."""
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-6])
@@ -216,7 +216,7 @@ def _sample(sampler: Sampler, sequences: list[Sequence], logits: torch.Tensor) -
 
 
 def _run(sampler: Sampler, sequences: list[Sequence], steps: torch.Tensor) -> list[list[int]]:
-    """The tokens of each step; `steps` has shape [steps, sequences, vocab]."""
+    """The tokens of each step. The shape of `steps` is [steps, sequences, vocab]."""
     return [_sample(sampler, sequences, logits) for logits in steps]
 
 

@@ -1,6 +1,6 @@
-"""Which texts vLLM's grammars accept: run by vLLM's own interpreter with the words QUESTION ANSWER.
+"""A script for vLLM's Python, with the words QUESTION ANSWER: finds which texts vLLM's grammars accept.
 
-The question has lists of [kind, specification, texts]; the answer a list of truth values for each, null if
+The question has lists of [kind, specification, texts]. The answer has a list of booleans for each, or null if
 vLLM rejects the specification.
 """
 
@@ -32,7 +32,7 @@ def _answer(kind: str, specification: str, texts: list[str]) -> list[bool] | Non
 
 
 def _answer_guidance(kind: str, specification: str, texts: list[str]) -> list[bool] | None:
-    """vLLM's second backend, for what the first one rejects."""
+    """Answers with vLLM's second backend, which gets the specifications that the first one rejects."""
     grammar = serialize_guidance_grammar(StructuredOutputOptions[kind.upper()], specification)
     if LLMatcher.validate_grammar(grammar):
         return None

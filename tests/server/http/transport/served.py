@@ -1,4 +1,4 @@
-"""A server in the test's process on a real socket, with or without TLS."""
+"""Runs a server in the test's process on a real socket, with or without TLS."""
 
 import asyncio
 import socket
@@ -20,7 +20,7 @@ HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01\x00"
 
 
 class Served:
-    """The server, and clients of it."""
+    """A server, and the clients that it has."""
 
     def __init__(self, server: GracefulServer, port: int, certificate: Certificate | None) -> None:
         self._server = server
@@ -28,12 +28,12 @@ class Served:
         self._context = None if certificate is None else certificate.client_context()
 
     async def connect(self, *, tls: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connects a client, with its handshake if `tls`."""
+        """Connects a client. With `tls`, the handshake is complete."""
         secured: dict[str, Any] = {"ssl": self._context, "server_hostname": "localhost"} if tls else {}
         return await asyncio.open_connection("127.0.0.1", self._port, **secured)
 
     async def exchange(self, data: bytes, *, tls: bool) -> bytes:
-        """Sends data and returns the server's response; the server closes the connection, not the client.
+        """Sends data, and returns the response up to the moment when the server closes the connection.
 
         Raises:
             ConnectionError: the handshake failed.
@@ -59,7 +59,7 @@ class Served:
 async def serve(
     limits: LimitsConfig, certificate: Certificate | None = None, application: Any = None
 ) -> AsyncIterator[Served]:
-    """Runs a server; without `application` it answers every request with its scheme."""
+    """Runs a server. Without `application`, it answers every request with the request's scheme."""
     tls = None
     if certificate is not None:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

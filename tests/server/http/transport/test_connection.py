@@ -1,7 +1,7 @@
-"""A closed connection leaves nothing in memory; on real sockets.
+"""A closed connection on a real socket leaves nothing in memory.
 
 OpenSSL holds 60 kB for each connection. Python's garbage collector counts objects, not bytes, so hundreds of
-megabytes would accumulate before it ran.
+megabytes would accumulate before a collection.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ KINDS = (BoundedConnection, TlsHandshake, SSLProtocol, RequestResponseCycle)
 
 
 class ClientCase(NamedTuple):
-    """What a client sends, and how much it reads before it disconnects."""
+    """The data that a client sends, and a function that reads before it disconnects."""
 
     data: bytes
     read: Callable[[asyncio.StreamReader], Any] | None = None
@@ -58,7 +58,7 @@ def certificate(tmp_path: Path) -> Certificate:
 
 @pytest.fixture(scope="module", autouse=True)
 def without_collector() -> Iterator[None]:
-    """Disables the collector, so that reference cycles stay in memory; objects that exist are not listed."""
+    """Disables the collector, so that reference cycles stay in memory. Freezes all existing objects."""
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -1,4 +1,4 @@
-"""Which connection is evicted when a new one exceeds the limit."""
+"""If a new connection exceeds the limit, the right connection is evicted."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from server.http.transport.connection_table import ConnectionTable
 
 
 class Client:
-    """A connection; with `is_sending` it cannot be evicted."""
+    """A fake connection. With `is_sending`, it cannot be evicted."""
 
     def __init__(self, *, is_sending: bool = False) -> None:
         self.is_sending = is_sending
@@ -39,7 +39,7 @@ def test_each_new_connection_evicts_one_before_earlier_ones_have_closed():
 
 
 def test_a_handshake_that_becomes_a_connection_evicts_no_second_one():
-    """Even if the first evicted connection has not closed by then."""
+    """No second connection is evicted, even if the first evicted connection is not closed yet."""
     table = ConnectionTable(3)
     clients, handshake = [Client() for _ in range(3)], Client()
     assert all(map(table.add, [*clients, handshake]))
@@ -50,7 +50,7 @@ def test_a_handshake_that_becomes_a_connection_evicts_no_second_one():
 
 @pytest.mark.parametrize("num_sending", [2, 200])
 def test_connections_with_unsent_bytes_are_not_evicted(num_sending):
-    """There may be many of them; each new connection asks only a few."""
+    """There may be many such connections. Each new connection checks only a few of them."""
     table = ConnectionTable(num_sending + 1)
     sending, idle = [Client(is_sending=True) for _ in range(num_sending)], Client()
     assert all(map(table.add, [*sending, idle]))
@@ -71,7 +71,7 @@ def test_busy_connections_are_not_evicted():
 
 
 def test_a_closed_connection_does_not_become_idle_again():
-    """Its last response may complete after the connection has closed."""
+    """A connection's last response may complete after the connection has closed."""
     table = ConnectionTable(1)
     gone, busy = Client(), Client()
     table.add(gone)

@@ -20,11 +20,11 @@ from tests.support.certificates import Certificate, make_certificate, needs_open
 
 POST = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
 LONG = bytes(range(256)) * 8192
-"""Two megabytes: more than a socket passes on at once, and than uvicorn accepts before a request reads it."""
+"""2 MiB: more than a socket sends at once, and more than uvicorn accepts before the request reads it."""
 
 
 class BodyReader:
-    """Answers with the number of bytes and keeps the pieces."""
+    """An application that answers with the number of received bytes, and keeps the pieces."""
 
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
@@ -85,7 +85,7 @@ def test_a_handshake_has_the_timeout_of_headers(certificate, data):
 
 @needs_openssl
 def test_headers_after_a_handshake_have_their_own_timeout(certificate):
-    """The handshake has the same limit, so the test retries with a longer one on a busy machine."""
+    """The handshake has the same time-out, so the test retries with a longer one on a busy machine."""
 
     async def run(limit_s: float) -> list[bytes]:
         async with serve(LimitsConfig(header_timeout_s=limit_s), certificate) as served:
@@ -138,9 +138,9 @@ async def nothing(scope: Any, receive: Any, send: Any) -> None:
 @needs_openssl
 @pytest.mark.parametrize("hello", [b"", HALF_A_HELLO], ids=["silent", "half a hello"])
 def test_handshakes_of_unaccepted_clients_do_not_delay_the_shutdown(tmp_path, hello):
-    """They are accepted when the port closes.
+    """The server accepts these clients when the port closes.
 
-    If served one after the other, each could take its whole timeout.
+    If it served them one after the other, each could take its whole time-out.
     """
     certificate = make_certificate(tmp_path, "server")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

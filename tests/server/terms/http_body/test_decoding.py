@@ -1,4 +1,4 @@
-"""Request bodies are decoded into structs, or into errors that name the field, or a limit and its flag."""
+"""Request bodies become structs, or errors that name the field, or a limit and its flag."""
 
 import json
 from collections.abc import Iterator
@@ -162,7 +162,7 @@ def test_values_are_counted_outside_of_texts_in_pieces_of_any_size(value, piece_
 
 
 def _sizes(value: Any) -> Iterator[int]:
-    """The members of each object and list in the value, itself included; 1 if there are none."""
+    """Yields the number of members (at least 1) of each object and list, including the value itself."""
     if isinstance(value, dict | list):
         yield max(len(value), 1)
         for member in value.values() if isinstance(value, dict) else value:
@@ -170,7 +170,7 @@ def _sizes(value: Any) -> Iterator[int]:
 
 
 def _num_texts(value: Any) -> int:
-    """Texts and names of members."""
+    """The number of texts and members' names. Other values count as texts."""
     if isinstance(value, dict):
         return len(value) + sum(map(_num_texts, value.values()))
     return sum(map(_num_texts, value)) if isinstance(value, list) else 1

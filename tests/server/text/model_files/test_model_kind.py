@@ -1,4 +1,4 @@
-"""A model's files determine whether it generates or pools, as in vLLM, and whether it accepts images."""
+"""A model's files determine whether it accepts images and, as in vLLM, whether it generates or pools."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Why a result may differ from vLLM's: in each case vLLM 0.32 loses text, or makes something else of it.
+"""Why a result may differ from vLLM's. In each case, vLLM 0.32 loses text or misreads it.
 
-All of these are truncated or damaged outputs, and text around calls in the formats that `formats.py` names.
+The outputs are truncated or damaged, or have text around calls in formats that `formats.py` names.
 """
 
 import json
@@ -12,17 +12,17 @@ from tests.server.text.parsers.parsed import Parsed, ParsedCall
 
 
 class Difference(NamedTuple):
-    """A kind of difference; the first that holds is the reason."""
+    """A kind of difference. The first kind in `DIFFERENCES` that holds is the reason."""
 
     reason: str
     holds: Callable[[Parsed, Parsed], bool]
-    """For our result and one of vLLM's, for the whole text or streamed."""
+    """Whether this kind explains our result and one of vLLM's, for the whole text or streamed."""
     formats: Sequence[str] = ()
-    """All if empty."""
+    """The formats with this kind. Empty means all formats."""
 
 
 def reason_of_difference(name: str, ours: Parsed, vllm: Sequence[Parsed]) -> str | None:
-    """None if no kind of difference explains this one."""
+    """The reason for a difference from vLLM's results. None if no kind explains it."""
     for difference in DIFFERENCES:
         applies = not difference.formats or name in difference.formats
         if applies and any(difference.holds(ours, theirs) for theirs in vllm):
@@ -139,11 +139,11 @@ def _has_all_arguments(ours: ParsedCall, theirs: ParsedCall) -> bool:
 
 
 def _members(arguments: str) -> list[tuple[str, object]]:
-    """Those of the object, also a name that is there twice."""
+    """The members of the object, including names that occur twice."""
     return list(json.loads(arguments, object_pairs_hook=lambda pairs: pairs))
 
 
 def _is_subsequence(parts: Iterable[object], whole: Iterable[object]) -> bool:
-    """Whether the parts are in the whole, in this order."""
+    """Whether the whole has all parts in this order."""
     rest = iter(whole)
     return all(part in rest for part in parts)

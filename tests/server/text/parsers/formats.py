@@ -1,4 +1,4 @@
-"""How the models of each format write their calls."""
+"""Writes calls in the format of each kind of model."""
 
 import json
 import random
@@ -19,7 +19,7 @@ _ALL_END: Final = "<｜tool▁calls▁end｜>"
 
 
 def _objects(start: str, end: str = "", *, between: str = "\n", key: str = "arguments", most: int = 9) -> Write:
-    """Each call between markers."""
+    """Writes each call as an object between markers."""
 
     def write(calls: Sequence[Call], choose: random.Random) -> str:
         line = choose.choice(("", "\n"))
@@ -29,7 +29,7 @@ def _objects(start: str, end: str = "", *, between: str = "\n", key: str = "argu
 
 
 def _array(start: str, end: str = "", *, key: str = "arguments") -> Write:
-    """All calls in one list."""
+    """Writes all calls in one list."""
 
     def write(calls: Sequence[Call], choose: random.Random) -> str:
         separator = choose.choice((", ", ",", ",\n"))
@@ -39,7 +39,7 @@ def _array(start: str, end: str = "", *, key: str = "arguments") -> Write:
 
 
 def _text_arguments(calls: Sequence[Call], choose: random.Random) -> str:
-    """Granite 4: the arguments are often a JSON text of JSON."""
+    """Writes calls as Granite 4, whose arguments are often JSON in a JSON text."""
     blocks = []
     for call in calls:
         arguments: Any = choose.choice((call.arguments, json_text(call.arguments)))
@@ -184,7 +184,7 @@ def _harmony(calls: Sequence[Call], choose: random.Random) -> str:
 
 
 def _harmony_messages(before: str, calls: str, after: str) -> str:
-    """Text is in messages of its own; the first begins without `<|start|>`."""
+    """Puts text around calls into separate messages. The first message begins without `<|start|>`."""
     messages = []
     if before:
         messages.append(f"<|channel|>commentary<|message|>{before}<|end|>")
@@ -237,7 +237,7 @@ FORMATS: Final = (
     Format(name="openai", write=_harmony, around=_harmony_messages, tokenize=_harmony_tokens),
     *JSON_FORMATS,
 )
-"""Names that mean the same parser are tested once."""
+"""All formats. If several names mean the same parser, only one is here."""
 
 LOSSES: Final = {
     "deepseek_v3": {LOSES_TEXT},
@@ -259,4 +259,4 @@ LOSSES: Final = {
     "pythonic": {LOSES_TEXT},
     "xlam": {LOSES_TEXT, LOSES_ARGUMENTS, LOSES_CALLS},
 }
-"""What vLLM loses of outputs that are neither truncated nor damaged: mostly the text behind calls."""
+"""Format -> what vLLM loses of outputs that are not truncated or damaged. Mostly, it is text after calls."""

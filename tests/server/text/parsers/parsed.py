@@ -1,4 +1,4 @@
-"""What a parser makes of a text, whole or in pieces, and how it is compared."""
+"""The results of parsers for a text, whole or in pieces, and their comparison."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -23,7 +23,7 @@ class ParsedCall:
 
     @property
     def meaning(self) -> tuple[str, str]:
-        """The same for arguments that are the same JSON."""
+        """Name and arguments in a form that is equal if the arguments are the same JSON."""
         try:
             return self.name, json.dumps(json.loads(self.arguments, parse_float=_number), sort_keys=True)
         except ValueError:
@@ -40,19 +40,19 @@ class Parsed:
 
     @property
     def meaning(self) -> tuple[str, str, list[tuple[str, str]]]:
-        """What must be equal: blanks around the content count only if there are no calls."""
+        """The parts that must be equal. If there are calls, blanks around the content do not count."""
         content = self.content.strip() if self.calls else self.content
         return self.reasoning, content, [call.meaning for call in self.calls]
 
 
 def _number(text: str) -> float | int:
-    """The same for 12.0 and 12."""
+    """Parses a JSON number. 12.0 becomes 12."""
     number = float(text)
     return int(number) if number.is_integer() else number
 
 
 def parsed_by_vllm(answer: dict[str, Any]) -> Parsed:
-    """One of the results that `vllm_parsers.py` writes; an error is a result without calls."""
+    """Converts a result of `vllm_parsers.py`. An error becomes a result without calls."""
     if "error" in answer:
         return Parsed(answer["error"])
     calls = [ParsedCall(call["name"] or "", call["arguments"] or "", call["id"]) for call in answer["calls"]]
@@ -60,14 +60,14 @@ def parsed_by_vllm(answer: dict[str, Any]) -> Parsed:
 
 
 def parse(form: Format, pieces: Iterable[str]) -> Parsed:
-    """The result of our parser for a text in pieces."""
+    """Parses a text in pieces with our parser."""
     parser = load_tool_parser(form.name)(DEFINITIONS)
     events = [event for piece in pieces for event in parser.feed(piece, form.tokenize(piece))]
     return join([*events, *parser.finish()])
 
 
 def join(events: Iterable[Event]) -> Parsed:
-    """The result that a client joins from the events."""
+    """Joins events to a result, as a client does."""
     parsed = Parsed()
     for event in events:
         if isinstance(event, Content):
@@ -82,7 +82,7 @@ def join(events: Iterable[Event]) -> Parsed:
 
 
 def joined_events(parser: OutputParser, pieces: list[str]) -> list[Event]:
-    """The events of a text, with adjacent events of a kind joined."""
+    """The parser's events for a text. Adjacent events of a kind are joined."""
     joined: list[Event] = []
     for event in [*(event for piece in pieces for event in parser.feed(piece, ())), *parser.finish()]:
         last = joined[-1] if joined else None
@@ -96,10 +96,10 @@ def joined_events(parser: OutputParser, pieces: list[str]) -> list[Event]:
 def parse_at_all_splits(
     create: Callable[[], OutputParser], text: str, cuts: Iterable[int] | None = None
 ) -> list[Event]:
-    """The events of the text, which must be the same for all splits in two and for all sizes of pieces.
+    """The events of the text. Checks that they are equal for all splits in two and for pieces of all sizes.
 
     Args:
-        cuts: the splits in two, if not all.
+        cuts: the positions of the splits in two. None means all positions.
     """
     events = joined_events(create(), [text])
     splits = [[text[:cut], text[cut:]] for cut in (range(len(text)) if cuts is None else cuts)]

@@ -1,4 +1,4 @@
-"""Outputs in the formats of tool calls: well-formed, truncated and damaged ones, the same in every run."""
+"""Makes well-formed, truncated and damaged outputs with tool calls. They are the same in every run."""
 
 import json
 import random
@@ -37,7 +37,7 @@ FUNCTIONS: Final[list[dict[str, Any]]] = [
     {"name": "now", "parameters": {"type": "object", "properties": {}}},
     {"name": "run_code", "parameters": {"type": "object", "properties": {"code": {"type": "string"}}}},
 ]
-"""The request's tools."""
+"""The tools of the request."""
 
 _STRINGS: Final = (
     "Paris", "", "São Paulo", "北京", "new york, NY", 'say "hi"', "it's", "a\nb", "x\n", "\ty", "C:\\dir\\n", "🙂🚀",
@@ -81,7 +81,7 @@ class Call(NamedTuple):
 
 
 class RawText(NamedTuple):
-    """One output; `kind` is plain, calls, truncated or damaged."""
+    """One output. `kind` is `plain`, `calls`, `truncated` or `damaged`."""
 
     kind: str
     text: str
@@ -89,20 +89,20 @@ class RawText(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How a model writes calls."""
+    """A format in which models write calls."""
 
     name: str
-    """Of vLLM's parser."""
+    """The name of vLLM's parser."""
     write: Callable[[Sequence[Call], random.Random], str]
     markers: tuple[str, ...] = ()
-    """Tokens of the real model."""
+    """Markers that are tokens of the real model."""
     around: Callable[[str, str, str], str] = staticmethod(lambda before, calls, after: before + calls + after)
     tokenize: Callable[[str], Sequence[int]] = staticmethod(lambda piece: ())
-    """For parsers that read tokens."""
+    """Returns the tokens of a piece, for parsers that read tokens."""
 
 
 def raw_texts(form: Format, num_calls: int = 130, num_truncated: int = 60, num_damaged: int = 60) -> list[RawText]:
-    """The texts of one format, each only once."""
+    """The texts of one format. Each text occurs only once."""
     choose = random.Random(form.name)
     calls = [_with_calls(form, choose) for _ in range(num_calls)]
     plain = [form.around("", "", text) for text in _PLAIN]
@@ -131,7 +131,7 @@ def _truncated(text: str, choose: random.Random) -> str:
 
 
 def _damaged(text: str, form: Format, choose: random.Random) -> str:
-    """Without, with twice, or with another one of its markers, or with other characters."""
+    """Removes, doubles or replaces a marker of the text, or changes other characters."""
     marks = [found.span() for found in re.finditer(r"<[^<>]*>|\[[A-Z_]+\]|[\[\]{}()\"':,=]", text)] or [(0, len(text))]
     start, end = choose.choice(marks)
     other = text[slice(*choose.choice(marks))]
@@ -142,10 +142,10 @@ def _damaged(text: str, form: Format, choose: random.Random) -> str:
 
 
 def json_text(value: Any) -> str:
-    """A value as models write JSON."""
+    """A value as JSON in the style of models."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def plain_text(value: Any) -> str:
-    """A value as formats without quotes write it."""
+    """A value in the style of formats without quotes."""
     return value if isinstance(value, str) else json_text(value)

@@ -1,4 +1,4 @@
-"""The same texts give the same results as vLLM's parsers; `-s` prints how many texts and differences."""
+"""Our parsers give the results of vLLM's parsers. `-s` prints the numbers of texts and differences."""
 
 import random
 from collections import Counter
@@ -126,7 +126,7 @@ def test_reasoning_equals_vllms(name, answers):
 
 
 def reason_of_other_reasoning(name: str, case: Case, ours: Parts, vllm: list[Parts]) -> str | None:
-    """What vLLM does wrong; None if it does none of these."""
+    """The fault of vLLM that explains the difference. None if no known fault explains it."""
     if name == "mistral" and case.prompt_end is PromptEnd.OPEN:
         return "vLLM does not see that the prompt has opened the reasoning"
     for theirs in vllm:

@@ -1,4 +1,4 @@
-"""Formats of tool calls, told from templates, model types and tokens."""
+"""Formats of tool calls are detected by templates, model types and tokens."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What Python takes for JSON and an answer cannot hold: halves of surrogates, NaN, infinity, deep nesting."""
+"""JSON that Python reads but answers cannot have: single surrogates, NaN, infinity, deep nesting."""
 
 import json
 from types import SimpleNamespace
@@ -75,7 +75,7 @@ def test_a_json_call_is_the_same_wherever_its_text_is_cut(value, is_ascii, data)
 
 
 DEEP = ["[" * levels + "]" * levels for levels in range(850, 1000)]
-"""Among them are values that Python can read and not write; which, depends on the stack."""
+"""Python can read but not write some of these values. Which ones depends on the stack."""
 
 
 @pytest.mark.parametrize("values", [["NaN"], ["-Infinity"], ["1e999"], DEEP], ids=lambda values: values[0][:9])

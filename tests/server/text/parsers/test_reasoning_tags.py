@@ -1,4 +1,4 @@
-"""Reasoning between tags, in texts that are cut everywhere."""
+"""Reasoning between tags is found in texts that are cut at any place."""
 
 import pytest
 
@@ -14,7 +14,7 @@ THOUGHTS = "I <th </thin é 🎉\n1 < 2 "
 
 
 def read(name, text, prompt_end=PromptEnd.SILENT):
-    """The reasoning and the answer."""
+    """Parses a text. Returns the reasoning and the answer."""
     events = parse_at_all_splits(lambda: load_reasoning_format(name).create_parser(prompt_end), text)
     assert [type(event) for event in events] in ([], [Reasoning], [Content], [Reasoning, Content])
     parts = {type(event): event.text for event in events}

@@ -1,4 +1,4 @@
-"""Tool calls in every format: however a text is cut, its events are the same, and no text is lost."""
+"""Tool calls in every format. The events are the same for all cuts of a text, and no text is lost."""
 
 import json
 import random
@@ -20,7 +20,7 @@ needs_harmony = pytest.mark.skipif(find_spec("openai_harmony") is None, reason="
 
 @pytest.fixture(autouse=True)
 def fixed_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ids of Mistral's calls are random."""
+    """Makes the ids of Mistral's calls constant, which are random otherwise."""
     monkeypatch.setattr(json_formats, "_make_id", lambda: "abcDEF123")
 
 
@@ -67,7 +67,7 @@ CALLS = [
 
 
 def read(name, text):
-    """Content as text, calls as pairs of name and arguments."""
+    """Parses a text. Returns the content as text, and calls as pairs of name and arguments."""
     read = []
     for event in parse_at_all_splits(lambda: load_tool_parser(name)([]), text):
         match event:
@@ -188,7 +188,7 @@ def test_other_values_are_reported_when_complete():
 
 @pytest.mark.parametrize("name", ["qwen3_xml", "glm45", "olmo3"])
 def test_little_text_is_held_back(name):
-    """What is held back, and so the cost of a piece, does not grow with the text."""
+    """The parser's unsent text does not grow with the text, and so the cost of a piece does not grow."""
     parser = load_tool_parser(name)(DEFINITIONS)
     reported = 0
     for index in range(3000):
@@ -272,7 +272,7 @@ def test_one_token_of_harmony_at_a_time_or_all_at_once():
 
 
 TEXT_FORMATS = [form for form in FORMATS if form.name != "openai"]
-"""openai is read from tokens."""
+"""All formats except `openai`, whose parser reads tokens."""
 
 every_format = pytest.mark.parametrize("form", TEXT_FORMATS, ids=lambda form: form.name)
 
@@ -280,7 +280,7 @@ every_format = pytest.mark.parametrize("form", TEXT_FORMATS, ids=lambda form: fo
 @pytest.mark.slow
 @every_format
 def test_every_cut(form):
-    """A cut whose surroundings are those of an earlier one is not made again."""
+    """Skips cuts with the same surroundings as an earlier cut."""
     seen: set[tuple[str, str]] = set()
     for raw in raw_texts(form):
         around = {(raw.text[max(0, cut - 24) : cut], raw.text[cut : cut + 12]): cut for cut in range(len(raw.text))}
@@ -313,7 +313,7 @@ def test_a_text_without_calls_is_content(form):
 
 @every_format
 def test_damage_loses_no_word(form):
-    """A word that is put anywhere is in the content, a name, or the arguments."""
+    """A word that is inserted anywhere ends up in the content, in a name, or in arguments."""
     choose = random.Random(form.name)
     texts = [raw.text for raw in raw_texts(form) if raw.kind == "calls"]
     for text in texts:

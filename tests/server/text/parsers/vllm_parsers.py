@@ -1,9 +1,10 @@
-"""Parses texts with vLLM's parsers; run by vLLM's own interpreter, for test_against_vllm.
+"""A script for vLLM's Python: parses texts with vLLM's parsers, for `test_against_vllm.py`.
 
-`python vllm_parsers.py QUESTION ANSWER`: the question has `tools` and `reasoning`, each with a task by the
-parser's name. A task has `tokens`, template `kwargs`, `functions` and `cases` of a text and the tokens that
-end its prompt. The answer has vLLM's results for each text as a `whole` (None behind a prompt) and,
-`streamed`, for one token after the other: `reasoning`, `content` and `calls`, or `error`.
+`python vllm_parsers.py QUESTION ANSWER`: the question has `tools` and `reasoning`. Each is an object with
+the name of a parser -> its task. A task has `tokens`, template `kwargs`, `functions` and `cases`. A case is
+a text and the last tokens of its prompt. The answer has two results of vLLM for each text: `whole` (None if
+there are tokens of a prompt), and `streamed` for one token after the other. A result has `reasoning`,
+`content` and `calls`, or `error`.
 
 The tokenizer has one token per character, and one per marker or tag as in the real models.
 """
@@ -21,7 +22,7 @@ from vllm.parser import ParserManager
 logging.disable(logging.WARNING)
 
 OLMO_TOKENS = ["Ġ</", "</", "think", ">"]
-"""Olmo's parser looks them up; the tokenizer never uses them."""
+"""Tokens that Olmo's parser needs in the vocabulary. The tokenizer never uses them."""
 
 
 def main(question: str, answer: str) -> None:
@@ -31,7 +32,7 @@ def main(question: str, answer: str) -> None:
 
 
 class Task:
-    """The texts of one parser."""
+    """The texts to parse with one parser."""
 
     def __init__(self, kind: str, name: str, tokens: list[str], kwargs: dict, functions: list, cases: list) -> None:
         self._cases = cases
@@ -119,7 +120,7 @@ def create_tokenizer(texts: list[str], tokens: list[str], *, are_special: bool):
 
 
 class HarmonyTokenizer:
-    """The vocabulary of gpt-oss, which openai_harmony has."""
+    """A tokenizer with the vocabulary of gpt-oss, which comes from openai_harmony."""
 
     def __init__(self) -> None:
         from vllm.entrypoints.openai.parser.harmony_utils import get_encoding

@@ -1,4 +1,4 @@
-"""Tiny tokenizers of all kinds, renderers for them without threads, texts that are hard to cut."""
+"""Fixtures: tiny tokenizers of all kinds, their renderers without threads, and texts that are hard to cut."""
 
 import json
 import math
@@ -71,7 +71,7 @@ def inline_executor() -> InlineExecutor:
 
 @pytest.fixture(scope="session")
 def tokenizer_folders(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> dict[str, Path]:
-    """Kind -> folder; the first three tokens of the tiny ones are <unk>, <s> and </s>."""
+    """Kind -> folder of a tokenizer. The first tokens of tiny tokenizers are <unk>, <s> and </s>."""
     root = tmp_path_factory.mktemp("tokenizers")
     builders = {"byte_level": _byte_level, "llama": _llama, "unigram": _unigram, "wordpiece": _wordpiece}
     folders = {kind: save_tokenizer(build(), root / kind) for kind, build in builders.items()}
@@ -89,13 +89,13 @@ def renderers(tokenizer_folders: dict[str, Path], inline_executor: InlineExecuto
 
 @pytest.fixture(params=KINDS)
 def renderer(request: pytest.FixtureRequest, renderers: dict[str, HfRenderer]) -> HfRenderer:
-    """Each of them."""
+    """The renderer of each kind."""
     return renderers[request.param]
 
 
 @pytest.fixture
 def build_inline(inline_executor: InlineExecutor) -> Iterator[Callable[..., HfRenderer]]:
-    """Builds a renderer for a folder, with the given settings."""
+    """A function that builds a renderer for a folder with these settings."""
     with ExitStack() as stack:
 
         def build(path: Path, **settings: Any) -> HfRenderer:
@@ -107,7 +107,7 @@ def build_inline(inline_executor: InlineExecutor) -> Iterator[Callable[..., HfRe
 
 @pytest.fixture(scope="session")
 def mistral_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Kind -> folder: mistral-common's files, and later tekken versions made from one of them."""
+    """Kind -> folder of mistral-common's files, and of later tekken versions made from one of them."""
     root, data = tmp_path_factory.mktemp("mistral"), Path(mistral_common.__file__).parent / "data"
     folders = {}
     for kind, name in MISTRAL_FILES.items():
@@ -124,7 +124,7 @@ def mistral_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 
 @pytest.fixture(params=MISTRAL_KINDS)
 def mistral_kind(request: pytest.FixtureRequest) -> str:
-    """Each format in each version."""
+    """The kind of each format in each version."""
     return str(request.param)
 
 
@@ -132,7 +132,7 @@ def mistral_kind(request: pytest.FixtureRequest) -> str:
 def build_mistral(
     mistral_folders: dict[str, Path], inline_executor: InlineExecutor
 ) -> Callable[[str], MistralRenderer]:
-    """Builds and caches the renderer of a kind."""
+    """A function that builds and caches the renderer of a kind."""
 
     @cache
     def build(kind: str) -> MistralRenderer:
@@ -144,7 +144,7 @@ def build_mistral(
 
 @pytest.fixture
 def mistral(build_mistral: Callable[[str], MistralRenderer], mistral_kind: str) -> MistralRenderer:
-    """Each of them."""
+    """The renderer of each of Mistral's kinds."""
     return build_mistral(mistral_kind)
 
 
@@ -157,7 +157,7 @@ def feed(detokenizer: IncrementalDetokenizer, token_ids: list[int]) -> str:
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path, **settings: Any) -> Path:
-    """Saves the tokenizer's files as in a checkpoint."""
+    """Saves the files of the tokenizer as in a checkpoint."""
     path.mkdir(parents=True)
     tokenizer.save(str(path / "tokenizer.json"))
     named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "chat_template": CHATML}
@@ -169,7 +169,7 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path, **settings: Any) -> Path:
 
 
 def _byte_level() -> Tokenizer:
-    """As in GPT-2, Llama 3 and Qwen."""
+    """A byte-level tokenizer, as in GPT-2, Llama 3 and Qwen."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -181,7 +181,7 @@ def _byte_level() -> Tokenizer:
 
 
 def _llama() -> Tokenizer:
-    """As in Llama 2 and Mistral: ▁ for spaces, a BOS token, and byte tokens for everything else."""
+    """A tokenizer as in Llama 2 and Mistral: ▁ for spaces, a BOS token, byte tokens for unknown text."""
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
     trained.train_from_iterator(CORPUS[:4], trainers.BpeTrainer(vocab_size=400, special_tokens=_specials()))
@@ -202,7 +202,7 @@ def _llama() -> Tokenizer:
 
 
 def _unigram() -> Tokenizer:
-    """As in T5 and XLM-R: SentencePiece's Unigram model, without its trainer, which is not deterministic."""
+    """SentencePiece's Unigram model, as in T5 and XLM-R. Its trainer is not used: it is random."""
     counts = _count_pieces(pre_tokenizers.Metaspace(), later="")
     vocab = [(piece, round(math.log(count / counts.total()), 4)) for piece, count in _most_frequent_first(counts)]
     tokenizer = Tokenizer(models.Unigram([*((name, 0.0) for name in _specials()), *vocab], unk_id=0))
@@ -213,7 +213,7 @@ def _unigram() -> Tokenizer:
 
 
 def _wordpiece() -> Tokenizer:
-    """As in BERT, built without the trainer, which is not deterministic."""
+    """A WordPiece tokenizer, as in BERT. The trainer is not used, because its results are random."""
     counts = _count_pieces(pre_tokenizers.BertPreTokenizer(), later="##")
     pieces = [*_specials(), *(piece for piece, _ in _most_frequent_first(counts))]
     tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))
@@ -224,7 +224,7 @@ def _wordpiece() -> Tokenizer:
 
 
 def _count_pieces(splitter: pre_tokenizers.PreTokenizer, *, later: str) -> Counter[str]:
-    """Words of the corpus, their prefixes, suffixes and letters.
+    """Counts words of the corpus, and their prefixes, suffixes and letters.
 
     `later` precedes pieces that do not begin a word.
     """
@@ -236,12 +236,12 @@ def _count_pieces(splitter: pre_tokenizers.PreTokenizer, *, later: str) -> Count
 
 
 def _most_frequent_first(counts: Counter[str]) -> list[tuple[str, int]]:
-    """Sorted deterministically."""
+    """Items in descending order of counts. The order of equal counts is deterministic."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def small_tekken(content: dict[str, Any], version: str) -> dict[str, Any]:
-    """The file with 2000 of its tokens, and with the special tokens of later versions."""
+    """The content of a tekken file with only 2000 tokens, and with the special tokens of later versions."""
     names = [token.value for token in SpecialTokens]
     special = [{"rank": rank, "token_str": name, "is_control": True} for rank, name in enumerate(names)]
     sizes = {"default_num_special_tokens": 100, "default_vocab_size": 2100}

@@ -1,18 +1,18 @@
-"""How long the turns of an event loop take: by a timer that runs beside some work, or measured."""
+"""Checks that work does not block an event loop: counts turns during the work, or measures turns."""
 
 import asyncio
 from collections.abc import Awaitable
 from time import thread_time
 
 FREE_TURNS = 10
-"""During 100 ms of work or more, a loop that is not blocked makes many more turns than this."""
+"""A loop that is not blocked makes many more turns than this during work of 100 ms or more."""
 BLOCKED_TURNS = 2
 
 
 async def count_turns(work: Awaitable[object], *, every_s: float = 0.001) -> int:
-    """Turns of the running loop until the work is done, at most one per `every_s` seconds.
+    """Counts turns of the running loop until the work is done, at most one per `every_s` seconds.
 
-    A loop that the work blocks makes at most one.
+    A loop that the work blocks makes at most one turn.
     """
     task = asyncio.ensure_future(work)
     num_turns = 0
@@ -24,14 +24,14 @@ async def count_turns(work: Awaitable[object], *, every_s: float = 0.001) -> int
 
 
 class MeasuredLoop(asyncio.SelectorEventLoop):
-    """Knows the processor time of its longest turn since `forget`; other threads do not count."""
+    """A loop that measures the processor time of its longest turn since `forget`, without other threads."""
 
     def __init__(self) -> None:
         super().__init__()
         self.longest_turn_s = 0.0
 
     def forget(self) -> None:
-        """Begins anew."""
+        """Starts the measurement again."""
         self.longest_turn_s = 0.0
 
     def _run_once(self) -> None:

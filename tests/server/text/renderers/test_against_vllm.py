@@ -1,4 +1,4 @@
-"""Prompts of random conversations, compared with vLLM's own renderer token for token."""
+"""Prompts of random conversations equal those of vLLM's own renderer token for token."""
 
 import json
 import random
@@ -31,7 +31,7 @@ MALFORMED = ["{oops", "[1, 2]", "7", "null"]
 
 
 class Conversations:
-    """Writes random conversations; the format cannot express a few of them."""
+    """Makes random conversations. The format cannot express a few of them."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -99,7 +99,7 @@ class Conversations:
         return self._text()
 
     def _answer(self) -> Any:
-        """The content may be null, which vLLM's HTTP API rejects for the other roles."""
+        """The content of an answer. It may be null, which vLLM's HTTP API rejects for other roles."""
         return None if self._chance(0.05) else self._content()
 
     def _text(self) -> str:
@@ -141,7 +141,7 @@ TEMPLATES = {
 
 
 def compare(cases: list[dict[str, Any]], renderers: dict[str | None, HfRenderer], folder: Path, work: Path) -> None:
-    """Renders each case with the renderer of its template."""
+    """Renders each case with the renderer for its template, and compares with vLLM."""
     num_equal = num_rejected = 0
     for case, answer in zip(cases, ask_vllm(SCRIPT, cases, work, folder), strict=True):
         options = ChatOptions(tools=case["tools"], chat_template_kwargs=case["kwargs"])

@@ -1,4 +1,4 @@
-"""Conversations rendered with chat templates, compared with transformers' own; hostile templates."""
+"""Chat templates render conversations as transformers does. Hostile templates have no effect."""
 
 import re
 from pathlib import Path

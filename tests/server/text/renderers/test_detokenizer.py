@@ -1,4 +1,4 @@
-"""Text decoded token by token equals the full decode; stop strings across pieces of text and tokens."""
+"""Text decoded token by token equals the full decode. Stop strings may span pieces of text and tokens."""
 
 import random
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def test_pieces_give_the_full_decode(renderer, monkeypatch):
 
 
 def test_no_call_of_the_tokenizer_decodes_many_tokens(renderer, monkeypatch):
-    """It keeps the interpreter, and the event loop waiting."""
+    """A call of the tokenizer holds the interpreter, so the event loop waits."""
     lengths = []
 
     def decode(token_ids: list[int], **_: object) -> str:
@@ -146,14 +146,15 @@ def test_special_tokens_are_written_or_skipped(renderers):
 
 
 def _withdraws_text(renderer: HfRenderer) -> bool:
-    """Whether the decoder replaces whole characters if broken bytes follow them."""
+    """Whether the decoder replaces complete characters if invalid bytes follow them."""
     return "ByteFallback" in renderer.tokenizer._token_bytes._steps
 
 
 def random_tokens(renderer: HfRenderer, rng: random.Random, *, length: int) -> list[int]:
-    """Random tokens, more often those of characters with many bytes and special ones.
+    """Random tokens. Tokens of characters with many bytes and special tokens are more frequent.
 
-    Bytes of a decoder that withdraws text form whole characters: broken ones have no stable full decode.
+    If the decoder withdraws text, all bytes form whole characters, because the full decode of other bytes is
+    not stable.
     """
     fallback = range(3, 3 + 256) if _withdraws_text(renderer) else range(0)
     named = {renderer.tokenizer.token_bytes(token_id): token_id for token_id in fallback}

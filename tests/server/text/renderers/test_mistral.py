@@ -1,4 +1,4 @@
-"""Mistral's tokenizers, compared with mistral-common, and conversations; with vLLM: test_against_vllm.py."""
+"""Mistral's tokenizers and conversations are as in mistral-common. `test_against_vllm.py` tests vLLM's."""
 
 import json
 import sys
@@ -355,7 +355,7 @@ def test_a_text_of_a_pooling_model_is_cut_on_either_side(build_mistral):
 
 
 async def test_images_are_processed_by_the_vision_part_and_written_by_mistral_common(mistral_folders, tmp_path):
-    """With LLaVA's processor: Mistral's own needs torchvision."""
+    """Uses LLaVA's processor, because Mistral's own processor needs torchvision."""
     save_vlm(tmp_path, "llava")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (tmp_path / name).unlink()

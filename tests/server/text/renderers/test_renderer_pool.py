@@ -1,4 +1,4 @@
-"""The pool of a renderer: work waits and is cancelled, threads import nothing, the event loop stays free."""
+"""A renderer's pool: work waits and is cancelled, threads import nothing, the event loop never waits."""
 
 import asyncio
 import os
@@ -120,7 +120,7 @@ def test_the_base_of_renderers_imports_no_tokenizer():
 
 @pytest.mark.thorough
 def test_many_clients_share_four_threads(model_path):
-    """A tokenizer that truncated by itself would fail here with "Already borrowed"."""
+    """If the tokenizer itself truncated texts, this would fail with "Already borrowed"."""
     with build_renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=4)) as renderer:
         renderer.warm_up()
         plain = TextOptions(add_special_tokens=False)
@@ -161,7 +161,7 @@ async def test_the_loop_turns_while_a_large_prompt_is_rendered(model_path):
 
 @pytest.mark.alone
 async def test_the_inline_executor_blocks_the_loop(model_path, build_inline):
-    """Shows that the test above would fail if the work ran on the loop."""
+    """This shows that the test above would fail if the work ran on the loop."""
     with build_inline(model_path) as renderer:
         renderer.warm_up()
         assert await count_turns(renderer.pools.run(renderer.render_chat, LARGE, ChatOptions())) <= BLOCKED_TURNS
@@ -193,14 +193,14 @@ LARGE_EMBEDS = EmbedsLimits(max_model_len=4096, width=4096, dtype="bfloat16")
 
 @pytest.fixture(scope="module")
 def large_prompts() -> list[EmbedsPrompt]:
-    """2048 rows of 4096 numbers: one prompt in the model's dtype, and two that must be cast."""
+    """Prompts of 2048 rows of 4096 numbers. One has the model's dtype, and two must be cast."""
     rows = torch.randn(2048, 4096, generator=torch.Generator().manual_seed(0))
     payloads = saved(rows.bfloat16()), saved(rows), saved(rows.half())
     return [EmbedsPrompt(pybase64.b64encode_as_string(payload)) for payload in payloads]
 
 
 async def test_prompts_of_a_request_are_rendered_at_once_and_never_on_the_loop(tiny_llama, monkeypatch):
-    """What https://github.com/vllm-project/vllm/pull/43792 has mended, and has no test for."""
+    """vLLM has fixed this without a test (https://github.com/vllm-project/vllm/pull/43792)."""
     both_begun = threading.Barrier(2, timeout=60)
     threads: list[str] = []
 
@@ -247,7 +247,7 @@ async def test_the_loop_turns_while_embeddings_are_loaded(tokenizer_folders, inl
 @pytest.mark.thorough
 @pytest.mark.alone
 async def test_the_loop_turns_while_images_are_decoded_and_processed(tmp_path, inline_executor):
-    """The inline renderer shows that the test would fail if the work ran on the loop."""
+    """With the inline renderer, the work runs on the loop, so the test can fail."""
     path = save_vlm(tmp_path, "llava")
     large = image_messages(*(image_url(seed, 2000, 2000, "JPEG") for seed in range(2)))
     turns = []
@@ -281,7 +281,7 @@ print([len(prompt.token_ids) for prompt in rendered], seen, 'torch' in sys.modul
 
 @pytest.mark.thorough
 def test_threads_that_load_images_import_no_modules_after_a_lean_start(tmp_path):
-    """Loads as a launcher does, where only the main thread imports; then renders images in every format."""
+    """Loads as a launcher does, where only the main thread imports. Then renders images of every format."""
     code = """
 from server.terms.config import ModelFiles, RendererConfig
 from server.text.renderers.base import build_renderer
@@ -317,5 +317,5 @@ sys.addaudithook(hook)
 
 
 def run_watched(code: str, *arguments: object) -> str:
-    """Runs code in a new process, in which `seen` lists these modules; returns its output."""
+    """Runs code in a new process, where `seen` lists imports of other threads. Returns its output."""
     return python_output(_WATCH + code, *arguments)

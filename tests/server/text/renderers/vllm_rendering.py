@@ -1,7 +1,7 @@
-"""Renders conversations with vLLM's own code; run by vLLM's own interpreter, for test_against_vllm.
+"""A script for vLLM's Python: renders conversations with vLLM's own code, for `test_against_vllm.py`.
 
-`python vllm_rendering.py CASES ANSWERS FOLDER`: each case holds `messages`, `tools`, `kwargs` and
-`chat_template`, each answer `token_ids`, or `error` if vLLM rejects the conversation.
+`python vllm_rendering.py CASES ANSWERS FOLDER`: each case has `messages`, `tools`, `kwargs` and
+`chat_template`. Each answer has `token_ids`, or `error` if vLLM rejects the conversation.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A cache, and downloads into it from the stand-in for the hub."""
+"""Fixtures: a cache, and downloads into it from the fake hub."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,14 +17,14 @@ MODEL: Final = {"config.json": b'{"model_type": "llama"}', "model.safetensors": 
 
 @pytest.fixture
 def hub_server(hub_server: HubServer) -> HubServer:
-    """With a small model."""
+    """The fake hub with a small model."""
     hub_server.add("org/model", MODEL, commit=COMMIT)
     return hub_server
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty one."""
+    """An empty cache of the hub."""
     for variable in (env.HF_HUB_OFFLINE, env.TRANSFORMERS_OFFLINE, env.HF_TOKEN, env.HF_ENDPOINT):
         monkeypatch.delenv(variable.name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
@@ -37,7 +37,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def downloads(
     hub_server: HubServer, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Downloads]:
-    """Of `org/model`, in this process; requests are repeated after a tenth of a second."""
+    """Downloads of `org/model` in this process. Requests are repeated after 0.1 s."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr("startup.files.download.hub_client._LONGEST_BACKOFF_S", 0.1)

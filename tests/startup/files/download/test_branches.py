@@ -1,4 +1,4 @@
-"""A branch whose files are on disk: the hub is asked once if it has moved; what has changed is fetched."""
+"""For a branch on disk, one request checks whether it has moved. Changed files are fetched."""
 
 import logging
 import threading
@@ -23,7 +23,7 @@ MODEL_REQUEST = ModelRequest(model="org/model")
 
 @pytest.fixture
 def on_disk(hub_server: HubServer, cache: Path) -> Path:
-    """The snapshot of `org/model`; the hub has forgotten its requests."""
+    """The snapshot of `org/model` on disk. The hub's list of requests is empty."""
     folder = resolve_model(MODEL_REQUEST).path
     hub_server.reset()
     return folder
@@ -106,7 +106,7 @@ def test_a_commit_and_a_folder_are_never_asked_for(hub_server, on_disk):
 
 
 def test_without_an_answer_the_start_takes_what_is_on_disk(hub_server, on_disk, caplog):
-    """Also one that it gets later."""
+    """The start uses the files on disk, even if the hub answers later."""
     hub_server.add("org/model", MODEL | TEMPLATE, commit=MOVED)
     hub_server.may_answer.clear()
     plan = plan_files(MODEL_REQUEST)
@@ -163,7 +163,7 @@ def test_a_file_that_cannot_be_had_leaves_what_is_on_disk(downloads, caplog):
 def ask(
     downloads: Downloads, folder: Path, *endpoints: str, token: str | None = None
 ) -> list[tuple[str | None, int | None]]:
-    """Starts a helper; tokens and statuses of the requests."""
+    """Runs a helper. Returns tokens and statuses of its requests."""
     downloads.hub.reset()
     hubs = endpoints or (downloads.hub.url,)
     with start_download([downloads.download(cached=folder, token=token)], endpoints=hubs) as handle:

@@ -1,4 +1,4 @@
-"""A download goes on after faults of the hub and of the network, and never keeps a wrong file."""
+"""A download continues after faults of hub and network, and never keeps a wrong file."""
 
 import errno
 import json
@@ -78,7 +78,7 @@ def test_a_mirror_that_lists_no_hashes_is_asked_for_each_until_it_answers(downlo
 
 
 def test_a_file_system_without_links_gets_every_file_once(downloads, monkeypatch):
-    """Two files are equal, as tokenizers of Mistral's repositories are."""
+    """Two files are equal, as the tokenizers in Mistral's repositories are."""
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
@@ -215,7 +215,7 @@ def test_a_renamed_model_is_downloaded_with_a_warning(downloads, caplog):
 
 
 def test_the_token_goes_to_the_hub_only(downloads):
-    """The stand-in's large files are on another host, as the hub's are."""
+    """Large files of the fake hub are on another host, as on the real hub."""
     downloads.hub.token = "hf_right"
     downloads.hub.private.add("org/model")
     assert downloads.content(downloads.run(token="hf_right")) == MODEL

@@ -1,4 +1,4 @@
-"""The helper process: killed at any time, ten at once, without room, without rights."""
+"""The helper process: kills at any time, ten helpers at once, a full disk, missing rights."""
 
 import os
 import random
@@ -69,7 +69,7 @@ def test_a_refusal_reaches_the_launcher_and_the_token_no_command_line(big):
 
 
 def _kill_and_start_again(downloads: Downloads, num_kills: int) -> int:
-    """Kills helpers at random times, each with a new cache; returns the bytes fetched more than once."""
+    """Kills helpers at random times, each with a new cache. Returns the bytes that were fetched twice."""
     generator = random.Random(24)
     num_wasted = 0
     for number in range(num_kills):
@@ -91,7 +91,7 @@ def _kill_and_start_again(downloads: Downloads, num_kills: int) -> int:
 
 
 def _assert_nothing_is_half(cache: Path) -> None:
-    """Each name that a later start, or the hub's client, would take for a file is complete."""
+    """Checks that each file that a later start or the hub's client would use is complete."""
     contents = {bytes(content) for content in BIG.values()}
     for blob in cache.glob("models--*/blobs/*"):
         assert blob.name.endswith(".incomplete") or blob.read_bytes() in contents
@@ -101,7 +101,7 @@ def _assert_nothing_is_half(cache: Path) -> None:
 
 @pytest.mark.thorough
 def test_ten_kills_leave_no_wrong_file_and_waste_little(big):
-    """Lost are bytes on their way: up to 512 KiB for each of four files."""
+    """A kill loses the bytes in transit, up to 512 KiB for each of four files."""
     assert _kill_and_start_again(big, 10) < 10 * 4 * (512 << 10)
 
 
@@ -146,7 +146,7 @@ def test_the_lock_of_a_dead_owner_is_free(big):
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    """A disk of 3 MiB on the folder `disk`."""
+    """A disk of 3 MiB, mounted on the folder `disk`."""
     (tmp_path / "disk").mkdir()
     with SmallDisk(tmp_path / "disk", 3 << 20) as disk:
         yield disk

@@ -1,6 +1,6 @@
-"""Models from object stores: their real clients against servers for S3 and Google Cloud Storage.
+"""Models from object stores: the stores' real clients with fake servers for S3 and Google Cloud Storage.
 
-Azure is tested in the same way if its emulator is installed (`npm install -g azurite`).
+Azure is tested, too, if its emulator is installed (`npm install -g azurite`).
 """
 
 import os
@@ -35,7 +35,7 @@ FILES = {
 }
 OTHERS = {"README.md": b"#", "pytorch_model.bin": b"x"}
 _AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-"""Of the account that every emulator has."""
+"""The key of the account that every emulator has."""
 
 Put = Callable[[dict[str, bytes]], None]
 """Writes objects into the bucket `models`."""
@@ -89,7 +89,7 @@ def put_az(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Put]:
 
 
 def _put_with_fsspec(protocol: str, objects: dict[str, bytes]) -> None:
-    """In a process of its own: fsspec's thread never ends."""
+    """Writes objects in a new process, because fsspec's thread never ends."""
     code = (
         "import fsspec, pickle, sys; fs = fsspec.filesystem(sys.argv[1]);"
         "sys.argv[1] == 'gs' or fs.mkdir('models');"

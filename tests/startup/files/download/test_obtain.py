@@ -1,4 +1,4 @@
-"""The model comes from a folder, the hub's cache, or the hub or its mirrors, for which a server stands in."""
+"""The model comes from a folder, the hub's cache, the hub, or the hub's mirrors. The hub is a fake."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def test_a_missing_folder_and_a_file_are_errors(tmp_path):
     ],
 )
 def test_the_fault_of_a_folder_is_reported(tmp_path, name, content, expected):
-    """See tests/startup/session/preflight/test_preflight_checkpoint.py for all faults."""
+    """tests/startup/session/preflight/test_preflight_checkpoint.py has all faults."""
     folder = write_model(tmp_path / "model", **{name: content})
     assert expected.format(folder) in problem(folder)
 

@@ -1,6 +1,6 @@
-"""`vllm-cli prefetch` downloads what serve with the same flags will read, and lists what is on disk.
+"""`vllm-cli prefetch` downloads the files that `serve` with the same flags reads, and lists files on disk.
 
-Its exit code for a full disk: tests/e2e/chaos/test_full_disk.py.
+tests/e2e/chaos/test_full_disk.py tests its exit code for a full disk.
 """
 
 import json
@@ -13,7 +13,7 @@ from tests.startup.files.download.conftest import COMMIT, MODEL
 from vllm_cli.commands.prefetch import prefetch
 
 Run = Callable[..., tuple[int, str, str]]
-"""Exit code, standard output, standard error."""
+"""Runs `prefetch`. Returns exit code, standard output and standard error."""
 
 
 @pytest.fixture

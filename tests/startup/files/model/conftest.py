@@ -1,4 +1,4 @@
-"""Empty caches."""
+"""Fixtures: empty caches."""
 
 from pathlib import Path
 

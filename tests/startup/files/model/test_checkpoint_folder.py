@@ -1,4 +1,4 @@
-"""Weight files are found in load order, and missing ones are listed."""
+"""Weight files are found in load order. Missing files are listed."""
 
 import json
 from pathlib import Path

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[4]
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """No cache, and a hub that refuses connections: its port is bound without listening."""
+    """Variables for empty caches, and for a hub that refuses connections, because nobody listens there."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         own = {
@@ -60,7 +60,7 @@ def test_the_folder_is_in_vllms_cache(tmp_path, monkeypatch):
 
 
 def test_an_unavailable_model_is_one_line_and_leaves_no_files(environment):
-    """What a killed start has left is removed too."""
+    """Files that a killed start has left are removed, too."""
     models = Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
     (models / ".preparing-abc" / "packages").mkdir(parents=True)
     process = prepare({**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""})

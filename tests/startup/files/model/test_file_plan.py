@@ -1,6 +1,6 @@
-"""A plan names the files that a start reads, in its order, and what is to be downloaded, by names.
+"""A file plan lists the files that a start reads, in this order, and the names of files to download.
 
-tests/vllm_engine/test_opened_files.py compares plans with what real vLLM opens.
+tests/vllm_engine/test_opened_files.py compares plans with the files that real vLLM opens.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Our reading of the hub's variables is that of its client, which reads them in a fresh interpreter."""
+"""We read the hub's variables as its client does. The client reads them in a new interpreter."""
 
 import json
 import re
@@ -83,7 +83,7 @@ CASES = [
 
 
 def _variables(case: str, home: Path) -> dict[str, str]:
-    """A case as an environment; a token is stored in `home/stored`."""
+    """The variables of a case. `home/stored` has a token."""
     given = dict(one.split("=", 1) for one in case.replace("STORED", str(home / "stored")).split(" ") if one)
     return {"HOME": str(home), "PLACE": "here", **given}
 
@@ -98,7 +98,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def answers(home: Path) -> dict[str, list[Any]]:
-    """The client's answer to each case."""
+    """Case -> the settings that the client reads."""
     cases = json.dumps([_variables(case, home) for case in CASES])
     return dict(zip(CASES, json.loads(python_output(_CLIENT, input=cases)), strict=True))
 

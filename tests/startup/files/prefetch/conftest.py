@@ -1,4 +1,4 @@
-"""Real files on a disk, evicted from the page cache if a test needs them cold."""
+"""Fixtures: real files on a disk. Files that a test needs cold are evicted from the page cache."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ MakeFile = Callable[..., Path]
 
 @pytest.fixture
 def make_file(tmp_path: Path) -> Iterator[MakeFile]:
-    """Writes a file of this many MiB, on disk and resident, and deletes it at the end."""
+    """A function that writes a file of so many MiB. It is on disk and resident, and is deleted at the end."""
     if tmp_path.stat().st_dev in memory_devices():
         pytest.skip("the folder for temporary files is in memory")
     made: list[Path] = []

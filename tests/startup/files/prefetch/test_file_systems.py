@@ -1,6 +1,6 @@
-"""Evicting, prefetching and recording pages on file systems as containers have them, in a mount namespace.
+"""Evicts, prefetches and records pages on the file systems of containers, in a mount namespace.
 
-As root; each program works on one file of 3 MiB, which is locked in memory before the second prefetch.
+Needs root. Each program works on one file of 3 MiB, which is locked in memory before the second prefetch.
 """
 
 import json
@@ -28,7 +28,7 @@ FILE_SYSTEMS: Final = {
     "tmpfs": "mount -t tmpfs tmpfs mnt; cp file mnt",
     "of-tmpfs": "mount -t tmpfs tmpfs low; cp file low; mount -t overlay overlay -o lowerdir=low:upper mnt",
 }
-"""By name: shell commands that mount `mnt` with `file` in it; `of-X` are overlays of X."""
+"""Name -> shell commands that mount `mnt` with `file` in it. `of-X` is an overlay on X."""
 
 WORK: Final = """
 import json, mmap, os, sys
@@ -57,7 +57,7 @@ print(json.dumps(found))
 
 
 def found_on(name: str, folder: Path, uid: int | None = None) -> Any:
-    """What the program has found out about the file on a file system."""
+    """Runs the program with the file on this file system. Returns the program's findings."""
     if folder.stat().st_dev in memory_devices():
         pytest.skip("the folder for temporary files is in memory")
     commands = FILE_SYSTEMS[name]

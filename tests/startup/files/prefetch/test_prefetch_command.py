@@ -30,7 +30,7 @@ RUN = "import sys; from vllm_cli.commands.prefetch import prefetch; sys.exit(pre
 
 @pytest.fixture
 def model(tmp_path: Path, make_file: MakeFile) -> Path:
-    """A model's folder with cold weights."""
+    """The folder of a model with cold weights."""
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "tokenizer.json").write_text("{}")
     make_file("model.safetensors", 4, is_cold=True)

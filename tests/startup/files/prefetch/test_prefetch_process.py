@@ -1,4 +1,4 @@
-"""The helper process on real files: cold files are resident afterwards, and the process always ends."""
+"""The helper process reads real files. Afterwards, cold files are resident. The process always ends."""
 
 import json
 import logging
@@ -22,15 +22,15 @@ from tests.support.page_cache import evict, expect_read, held, never_cached, res
 
 MIB = 1 << 20
 PLENTY = 1 << 50
-"""Bytes of memory, more than any file has."""
+"""A number of bytes of memory that is larger than any file."""
 SLOW_MIB = 4 << 20
-"""MiB of a sparse file, which is read page by page: this many take minutes on any machine."""
+"""The size of a sparse file in MiB. It is read page by page, which takes minutes on any machine."""
 CLOSED_WITHIN_S = 60.0
 HEAVY = {
     "argparse", "asyncio", "concurrent.futures", "dataclasses", "email", "http", "inspect", "logging",
     "multiprocessing", "socket", "ssl", "subprocess", "tempfile", "urllib.request",
 }  # fmt: skip
-"""Modules of the standard library that each take as long to import as all that the helper needs."""
+"""Modules of the standard library. The import of each takes as long as all imports of the helper."""
 
 MakeFile = Callable[..., Path]
 
@@ -43,7 +43,7 @@ def prefetch(files: list[Path], **options: Any) -> PrefetchReport:
 
 
 def small_steps(block_bytes: int = 1 << 16) -> dict[str, Any]:
-    """One thread, which reports its progress often."""
+    """Options for one thread that reports its progress often."""
     settings = {"num_threads": 1, "block_bytes": block_bytes, "memory_bytes": PLENTY, "progress_interval_s": 0.01}
     return {"mode": "on", **settings}
 

@@ -1,4 +1,4 @@
-"""The budget of a prefetch: missing pages that fit into memory, those that a record names first."""
+"""The budget of a prefetch: it reads missing pages that fit into memory, first those that a record names."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ _MIB = 1 << 20
 
 
 def job(*, room_mb: int | None, is_forced: bool = False) -> PrefetchJob:
-    """With so much memory besides the reserve."""
+    """A job with so much memory in addition to the reserve."""
     return PrefetchJob(
         paths=(),
         memory_bytes=None if room_mb is None else RESERVE_BYTES + room_mb * MB,

@@ -1,4 +1,4 @@
-"""A baked folder as `vllm-cli bake` writes it, and a cache folder on top."""
+"""Fixtures: a baked folder as `vllm-cli bake` writes it, and a cache folder that precedes it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from startup.ground.caches import CACHE, MANIFEST, OWN, _examine
 
 @pytest.fixture
 def baked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty baked folder, which VCLI_BAKED names; the cache folder is `cache` beside it."""
+    """An empty baked folder, which VCLI_BAKED names. The cache folder is `cache` beside it."""
     tmp_path.chmod(0o755)
     folder = tmp_path / "baked"
     (folder / CACHE / OWN).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Look-ups see the cache folder first, then the baked one, if nobody else can have changed that."""
+"""Files are looked up in the cache folder, then in a baked folder that no other user can have changed."""
 
 import os
 import sys

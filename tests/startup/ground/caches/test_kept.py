@@ -1,4 +1,4 @@
-"""What is kept is used while key, stamps and files are the same; no fault of a file or folder does harm."""
+"""A kept value is used while key, stamps and files are the same. Faults of files and folders do no harm."""
 
 import json
 import os
@@ -112,7 +112,7 @@ def test_where_no_file_can_be_written_nothing_is_kept(cache, obstacle):
 
 @pytest.mark.parametrize("mode", [0o664, 0o646], ids=["group", "others"])
 def test_a_file_that_others_can_write_to_is_not_used(mode, cache, caplog):
-    """It may name modules and libraries that a start loads."""
+    """A kept file may name modules and libraries that a start loads."""
     before = os.umask(0)
     try:
         _KEPT.write("value")
@@ -141,7 +141,7 @@ def test_a_value_of_the_user_ages_and_a_baked_one_does_not(cache, baked, monkeyp
 
 
 def test_files_that_get_another_owner_are_not_kept_and_the_user_is_told_once(cache, monkeypatch, caplog):
-    """As those of root on NFS, where they become those of `nobody`, whom others may be."""
+    """On NFS, root's files belong to `nobody`. Other users may act as `nobody`."""
     if os.geteuid():
         pytest.skip("needs another owner")
 

@@ -1,4 +1,4 @@
-"""Hooks are compared with files, and with modules once they are imported; the table of hooks is whole."""
+"""Hooks are compared with files, and after an import with modules. The table of hooks is complete."""
 
 import ast
 import importlib
@@ -85,7 +85,7 @@ CALL = _in_module("call", "first", "third")
 
 
 def _of(need: Need, package: str) -> Need:
-    """The need, about this package."""
+    """The same need, for this package."""
     return eval(repr(need).replace("PACKAGE", package))
 
 
@@ -226,7 +226,7 @@ def test_a_variable_leaves_hooks_out_with_their_parts(monkeypatch):
 
 
 def test_the_internals_of_multiprocessing_that_are_used_are_declared():
-    """But for names that `__all__` of their module has."""
+    """Names in `__all__` of their module need no declaration."""
     modules = {name: import_module(f"multiprocessing.{name}") for name in ("popen_spawn_posix", "popen_forkserver")}
     modules |= {name: import_module(f"multiprocessing.{name}") for name in ("spawn", "util", "resource_tracker")}
     declared = {part for need in forkserver.NEEDS if isinstance(need, Name) for part in need.path.split(".")}

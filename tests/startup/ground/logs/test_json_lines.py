@@ -1,4 +1,4 @@
-"""Logs as JSON: one object per line, whatever wrote it. Each test logs in a process of its own."""
+"""Logs as JSON have one object per line, also for other output. Each test logs in a new process."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ logger = logging.getLogger("server.run.api_process")
 
 
 def lines_of(code: str) -> list[dict[str, Any]]:
-    """The log of a program."""
+    """Runs a program. Returns the objects in its log."""
     run = run_python(_BEGIN + code)
     assert run.stdout == ""
     return [json.loads(line) for line in run.stderr.splitlines()]
@@ -84,7 +84,7 @@ def handle(logger, record, _handle=logging.Logger.handle, _state=threading.local
             _state.is_busy = False
 logging.Logger.handle = handle
 """
-"""As in Python 3.13.4: what is logged while a handler runs is ignored."""
+"""Code that ignores records logged while a handler runs, as Python 3.13.4 does."""
 
 
 @pytest.mark.parametrize("begin", ["", _IGNORES_NESTED], ids=["this Python", "Python 3.13.4"])

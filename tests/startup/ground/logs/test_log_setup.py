@@ -1,4 +1,4 @@
-"""Text in a record cannot forge a line or control a terminal; the file of `--log-config-file` is applied."""
+"""Text in a record cannot forge a line or control a terminal. `--log-config-file` is applied."""
 
 import io
 import json
@@ -76,7 +76,7 @@ except ValueError:
 
 
 class _Disk(io.StringIO):
-    """Raises on each write while it is full."""
+    """A file that raises an error on each write while the disk is full."""
 
     is_full = False
 

@@ -1,4 +1,4 @@
-"""Uses a forkserver as a launcher does; test_forkserver.py runs it as a separate program."""
+"""Uses a forkserver as a launcher does. `test_forkserver.py` runs this program."""
 
 import atexit
 import json
@@ -54,7 +54,7 @@ def ends() -> Any:
 
 
 def refused() -> Any:
-    """Whether a process is a fork of the forkserver."""
+    """After an import that refuses forks: for two threads, whether their processes are forks."""
     forkserver.ensure_forkserver("tests.startup.ground.processes.refuses_forks")
     with ThreadPoolExecutor(1) as thread:
         return {"on the main thread": _is_fork(), "on another thread": thread.submit(_is_fork).result()}
@@ -67,7 +67,7 @@ def _is_fork() -> bool:
 
 
 def exit_functions() -> Any:
-    """Which of them a process runs: its own, and not those of the forkserver."""
+    """The exit functions that a process runs. It runs its own, and not those of the forkserver."""
     forkserver.ensure_forkserver(_IMPORT)
     ours, theirs = multiprocessing.Pipe()
     process = _start(_register, theirs)
@@ -139,7 +139,7 @@ def _share(queue: Any, counter: Any, name: str) -> None:
 
 
 def file_numbers() -> Any:
-    """The number of the import's file, and what a child reads from one that has this number here."""
+    """The descriptor of the import's file, and the text that a child reads from our file with this number."""
     forkserver.ensure_forkserver(_IMPORT)
     ours, theirs = multiprocessing.Pipe()
     _start(_send_number, theirs)
@@ -161,7 +161,7 @@ def _read(pipe: Connection, sent: Connection) -> None:
 
 
 def dormant() -> Any:
-    """Of two starts, the second has a dormant forkserver that was killed: which process forks."""
+    """For two starts: whether the dormant forkserver forks. In the second start, it was killed."""
     found = []
     for is_killed in (False, True):
         new_program.fork_dormant(lambda: None, {})
@@ -205,7 +205,7 @@ def killed() -> Any:
 
 
 def does_not_answer() -> Any:
-    """Its first process finds it stopped, and the later one finds that it was killed."""
+    """Exit codes of two processes. The first finds the forkserver stopped, and the second finds it killed."""
     forkserver_watch._MOST_STOPPED_POLLS = 1  # type: ignore[misc]
     forkserver.ensure_forkserver("decimal")
     assert forkserver._server is not None

@@ -1,4 +1,4 @@
-"""The job of the tests of helper processes."""
+"""A job for the tests of helper processes."""
 
 from startup.ground.processes.helper import Send
 

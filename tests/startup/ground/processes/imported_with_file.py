@@ -1,4 +1,4 @@
-"""A module that keeps a file open, as a GPU's driver does, and has an exit function."""
+"""A module that keeps a file open, as the driver of a GPU does, and registers an exit function."""
 
 import atexit
 import os

@@ -1,4 +1,4 @@
-"""A module that the forkserver imports: its forks cannot use the GPU."""
+"""A module after whose import forks of the forkserver cannot use the GPU."""
 
 from startup.ground.processes.forkserver import refuse_forks
 

@@ -1,4 +1,4 @@
-"""A process ends with its logical parent; what fails is tried again after a pause."""
+"""A process ends with its logical parent. A failed step is tried again after a pause."""
 
 import os
 import signal
@@ -14,12 +14,12 @@ from startup.ground.processes.back_off import BackOff
 _SOON_S = 60
 
 _STUCK = "import ctypes; os.write(1, b'stuck\\n'); ctypes.PyDLL(None).sleep(600)"
-"""Holds the interpreter's lock inside C, so that no handler and no Python thread runs."""
+"""Code that holds the interpreter's lock inside C, so that no handler and no Python thread runs."""
 
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """Read end and write end; tests may close the write end."""
+    """The read end and the write end of a pipe. Tests may close the write end."""
     ends = os.pipe()
     yield ends
     for fd in ends:

@@ -1,4 +1,4 @@
-"""Processes of multiprocessing are forked from the forkserver, and behave as new programs do."""
+"""Processes of multiprocessing are forks of the forkserver, and behave like new programs."""
 
 import json
 import os
@@ -19,7 +19,7 @@ _PROGRAM = "tests.startup.ground.processes.forkserver_program"
 
 
 def _run(question: str) -> tuple[Any, str]:
-    """The answer of a function of the program, and the warnings."""
+    """Runs a function of the program. Returns its answer, and the warnings."""
     command = [sys.executable, "-m", _PROGRAM, question]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
@@ -47,7 +47,7 @@ def test_a_process_and_its_children_are_forks_of_one_forkserver():
 
 
 def test_every_context_but_fork_uses_the_forkserver():
-    """As `ProcessPoolExecutor` and `Pool`, whose default method is `forkserver` since Python 3.14."""
+    """Since Python 3.14, `forkserver` is the default method of `ProcessPoolExecutor` and `Pool`."""
     answer, errors = _run("contexts")
     assert answer["forkserver"] == answer["spawn"] == answer["pool"] == answer["server"]
     assert answer["programs"] == ["forkserver", "resource_tracker"]
@@ -80,7 +80,7 @@ def test_a_forkserver_that_does_not_answer_is_named_once():
 
 
 def test_processes_are_new_programs_where_forks_cannot_use_the_gpu():
-    """Unless they cannot be new programs: then they take the risk."""
+    """On other threads, they cannot be new programs, so they are forks in spite of the risk."""
     answer, errors = _run("refused")
     assert answer == {"on the main thread": False, "on another thread": True}
     assert errors.count("instead of forked: an import has initialized a driver") == 1
@@ -105,7 +105,7 @@ def test_an_untested_python_whose_trial_fails_has_no_forkserver():
 
 
 class _EndedPopen(ForkedPopen):
-    """Of a process that the forkserver has forked."""
+    """A fake process that has ended, and that the forkserver has forked."""
 
     def __init__(self, sentinel: int, connection: socket.socket) -> None:
         self.pid = os.getpid()
@@ -116,7 +116,7 @@ class _EndedPopen(ForkedPopen):
 
 
 def test_threads_that_ask_at_once_learn_the_same_exit_code():
-    """vLLM's shutdown joins its engine while its monitor looks at the same process."""
+    """vLLM's shutdown joins its engine while its monitor polls the same process."""
     switch_s = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -128,7 +128,7 @@ def test_threads_that_ask_at_once_learn_the_same_exit_code():
 
 
 def _poll_in(threads: ThreadPoolExecutor) -> list[int | None]:
-    """What both threads get; the process has ended."""
+    """Polls an ended process in both threads. Returns both exit codes."""
     ended, other_end = os.pipe()
     os.close(other_end)
     connection, forkserver = socket.socketpair()

@@ -1,4 +1,4 @@
-"""A helper process gets its job, sends events, and ends: by itself, killed, or with the launcher."""
+"""A helper process gets its job and sends events. It ends by itself, by a kill, or with the launcher."""
 
 import os
 import signal
@@ -59,7 +59,7 @@ def start() -> Iterator[Start]:
 
 
 def end_of(helper: Helper) -> str:
-    """How it ended; there are no more events."""
+    """How the helper has ended. Checks that it sends no more events."""
     with pytest.raises(HelperEndedError) as caught:
         helper.receive(FOREVER_S)
     return str(caught.value)
@@ -130,7 +130,7 @@ def test_a_silent_helper_delays_nobody_and_ends_although_it_is_stopped(start):
 
 
 def test_a_killed_helper_has_ended_for_its_receiver_although_its_output_is_open(start):
-    """As if the kernel kept the process."""
+    """Another process keeps the output open, as if the kernel had not ended the helper yet."""
     helper = start(LEAVES_ITS_OUTPUT_OPEN)
     pid = helper.receive(FOREVER_S)
     assert isinstance(pid, int)

@@ -1,4 +1,4 @@
-"""Process 1 of a container reaps orphans, forwards signals, and exits with the program's code; quick ends."""
+"""Process 1 of a container reaps orphans, forwards signals, and exits quickly with the program's code."""
 
 import os
 import signal
@@ -19,9 +19,9 @@ _SOON_S = 60
 
 _BECOME = "import os, signal, sys, time; from startup.ground.processes.init_process import become_init; become_init()\n"
 _SUBREAPER = "import ctypes; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)\n"
-"""PR_SET_CHILD_SUBREAPER: makes this process the parent of orphans, as process 1 is."""
+"""Makes this process the parent of orphans, like process 1 (PR_SET_CHILD_SUBREAPER)."""
 _STAY = "while True: time.sleep(0.05)"
-"""Instead of `signal.pause()`, which misses a signal that arrives just before it."""
+"""Replaces `signal.pause()`, which misses a signal that arrives just before the call."""
 
 
 @contextmanager

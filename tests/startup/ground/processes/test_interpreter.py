@@ -1,4 +1,4 @@
-"""Builds and releases of Python that are not tested: what is refused, and what is said."""
+"""Builds and releases of Python that are not tested are refused or reported."""
 
 import sys
 

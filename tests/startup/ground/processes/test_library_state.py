@@ -1,4 +1,4 @@
-"""Forks of one process draw different random numbers and use the variables of their own environment."""
+"""Forks of one process draw different random numbers, and use the variables of their own environment."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_fork_has_its_own_time_zone_and_folder_for_temporary_files(forks):
 
 
 def test_refreshing_starts_no_thread(forks):
-    """A fork of the fork follows."""
+    """Otherwise, a further fork would copy a process with several threads."""
     assert {fork["threads"] for fork in forks} == {1}
 
 
@@ -83,7 +83,7 @@ def test_the_hub_is_offline_after_its_import():
 @pytest.mark.slow
 @needs_vllm
 def test_the_log_of_older_vllm_follows_the_environment():
-    """They called on import what this script calls."""
+    """Older versions of vLLM call on import the function that this script calls."""
     code = (
         "import logging, os, vllm.logger\n"
         "from startup.ground.processes.library_state import refresh_libraries\n"

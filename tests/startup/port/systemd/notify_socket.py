@@ -1,4 +1,4 @@
-"""A service manager's end of NOTIFY_SOCKET: a real datagram socket."""
+"""The service manager's end of NOTIFY_SOCKET, which is a real datagram socket."""
 
 import socket
 import struct
@@ -8,13 +8,13 @@ from typing import Self
 
 
 class NotifySocket:
-    """Records each message it receives."""
+    """Records each message that it receives."""
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.messages: list[str] = []
         self.senders: set[int] = set()
-        """The processes that have sent messages; a manager accepts those of the main process only."""
+        """The processes that have sent messages. A manager accepts only messages of the main process."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._socket.bind(f"\0{address[1:]}" if address.startswith("@") else address)

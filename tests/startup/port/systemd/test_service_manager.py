@@ -1,4 +1,4 @@
-"""The service manager is notified of each phase, also through the relay; its sockets are used."""
+"""The service manager is notified of each phase, also by the relay. The manager's sockets are used."""
 
 import asyncio
 import json
@@ -150,7 +150,7 @@ for message in sys.argv[2:]:
 
 
 def _send(address: str, *messages: str) -> int:
-    """Sends from another process, which has ended afterwards; returns its process id."""
+    """Sends messages from another process, and waits for its end. Returns its process id."""
     process = subprocess.Popen([sys.executable, "-c", _SEND, address, *messages])
     assert process.wait(60) == 0
     return process.pid

@@ -1,4 +1,4 @@
-"""Every error that ends a start has a code, which `explain` and docs/causes.md know."""
+"""Every error that ends a start has a code, which is in `explain` and docs/causes.md."""
 
 import ast
 import re
@@ -46,7 +46,7 @@ def test_each_failure_of_a_download_has_a_known_cause(kind):
 
 
 def test_each_cause_that_the_code_names_is_known():
-    """Arguments `cause=…` of errors, values of the tables `_CAUSES`, and the constants `_CAUSE`."""
+    """Causes are in arguments `cause=…` of errors, in the tables `_CAUSES` and in constants `_CAUSE`."""
     named = [(path.name, name) for path in SOURCES for name in _named_causes(ast.parse(path.read_text()))]
     assert len(named) >= 25
     assert [each for each in named if each[1] not in NAMES] == []
@@ -65,7 +65,7 @@ def _named_causes(tree: ast.Module) -> Iterator[str]:
 
 
 def test_each_own_cause_is_used():
-    """A code that no error has would be a promise without an end."""
+    """A code that no error has should be removed."""
     texts = "".join(path.read_text() for path in SOURCES if path.name != "own.py")
     assert [known.name for known in OWN if f'"{known.name}"' not in texts] == []
 

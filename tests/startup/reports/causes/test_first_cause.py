@@ -1,4 +1,4 @@
-"""What failed first in logs of vLLM, written in the forms of its versions and of the programs around it."""
+"""Finds the first failure in logs of vLLM, in the forms of all versions and of programs that carry logs."""
 
 import logging
 import sys
@@ -46,7 +46,7 @@ _HEADS = "ValueError: Total number of attention heads (32) must be divisible by 
 
 
 def _quoted(error: str) -> str:
-    """What the engine core raises when a worker has reported an error."""
+    """The error that the engine core raises when a worker has reported an error."""
     return f"RuntimeError: Worker failed with error '{error}', please check the stack trace above for the root cause"
 
 
@@ -359,7 +359,7 @@ def test_an_engine_that_hung_is_told_with_its_process_and_not_with_what_ended_th
 
 
 def test_the_digest_of_a_served_engine_that_hung_tells_it_again():
-    """As a router reads it: the log of its model's server has no stacks."""
+    """A router reads the digest in the log of its model's server, which has no stacks."""
     lines = [
         "INFO:     Application startup complete.",
         "Error: EngineCore (pid 7) failed while it served.",
@@ -518,7 +518,7 @@ def test_the_cost_is_linear_in_the_length_of_a_line(part):
 
 
 def test_processes_without_end_take_bounded_memory():
-    """Labels of processes and messages of exceptions come from the log."""
+    """Labels of processes and messages of exceptions come from the log, which may have any number of them."""
     texts = ("Traceback (most recent call last):", f"ValueError: {'x' * 2_000}")
     tracemalloc.start()
     cause = find_cause(f"(Worker pid={number}) {text}" for number in range(2_000) for text in texts)
@@ -828,9 +828,9 @@ driver-too-old: f > RuntimeError: CUDA error: cudaErrorUnsupportedPtxVersion
 weights-damaged: f > ValidationError: 1 validation error for ModelConfig\n  Value error, Expecting value: line 1
   column 1 (char 0)
 """
-"""Each cause with the functions of a traceback and its error, which goes on in a line that is indented.
+"""Each cause with the functions of a traceback and its error. The error continues in an indented line.
 
-Errors that only one known text fits are not here: `test_known_causes.py` has all texts.
+Errors that only one known text matches are not here. `test_known_causes.py` has all texts.
 """
 
 
@@ -895,7 +895,7 @@ def test_a_kv_cache_without_room_beside_another_engine_of_the_log(first, second,
 
 
 def test_a_kv_cache_without_room_beside_a_server_that_this_log_shows_ready():
-    """As `docker compose logs` shows two servers; one that ended before leaves its memory."""
+    """`docker compose logs` shows two servers in one log. A server that has ended uses no memory."""
     failed = _log(_CORE, _traceback("run_engine_core", error=_NO_ROOM))
     assert _name(_find(_VERSION, _READY, _VERSION, failed)) == "kv-cache-beside-another"
     assert _name(_find(_VERSION, _READY, _SIGTERM, _VERSION, failed)) == "no-room-for-kv-cache"
@@ -1002,7 +1002,7 @@ def test_the_line_that_points_to_documentation_is_not_quoted():
 
 
 def test_states_of_a_progress_bar_cost_no_more_than_lines(monkeypatch):
-    """They have one number, and the more expensive search is for the first lines of a log."""
+    """A progress bar's states count as one line. Only a log's first lines have the more expensive search."""
     costs = []
     match = first_cause._match
     for end in ("\r", ""):

@@ -1,4 +1,4 @@
-"""The table of known causes: complete, without shadows, recognised in the forms in which logs have them."""
+"""The table of known causes is complete. Each cause is recognised in the forms in which logs have it."""
 
 import re
 
@@ -12,7 +12,7 @@ UNEXPLAINED = "WorkerError: something"
 
 
 def _sample(text: str) -> str:
-    """A line that has the text."""
+    """A line of a log that has the text."""
     sample = text.strip("^$").replace("…", "something")
     return f"deploy.sh: line 17: 11440{sample}" if sample.startswith(" ") else sample
 
@@ -35,7 +35,7 @@ def test_title_and_advice_are_short_and_have_one_thought_a_sentence(cause):
 
 @pytest.mark.parametrize("cause", KNOWN, ids=lambda cause: cause.name)
 def test_each_text_is_recognised_as_its_cause(cause):
-    """No cause that stands before it in the table takes its text."""
+    """No earlier cause in the table matches the text."""
     for text in cause.texts:
         _assert_recognised(cause, text)
 
@@ -65,5 +65,5 @@ def test_a_text_can_have_gaps_and_ends():
 
 
 def test_stopping_is_the_last_in_the_table():
-    """Else a shutdown with an error would be a stop."""
+    """If it came earlier, a shutdown with an error would count as a stop."""
     assert KNOWN[-1] is STOPPED

@@ -1,4 +1,4 @@
-"""Lines of vLLM's log, read in pieces, behind the prefixes of the programs that carry them."""
+"""Lines of vLLM's log are read in pieces, and after the prefixes of programs that carry logs."""
 
 import io
 import json
@@ -153,7 +153,7 @@ def test_windows_line_ends_and_progress_bars_do_not_change_the_number_of_a_line(
 
 def test_a_line_without_end_takes_bounded_memory():
     class Endless(io.RawIOBase):
-        """Sixty-four megabytes without a line break."""
+        """A stream of 64 MB without a line break."""
 
         left = 64 << 20
 

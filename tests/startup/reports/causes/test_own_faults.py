@@ -1,4 +1,4 @@
-"""Frames of ours are on every stack of a start: a failure is ours only if vLLM's code has not caused it."""
+"""Every stack of a start has frames of our code. A failure is our fault only if vLLM has not caused it."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ _FRAMES = {
 
 
 def _cause(words: str, error: str) -> str | None:
-    """Of a traceback with these frames, each as FILE or FILE:FUNCTION."""
+    """The cause of a traceback with these frames, which are given as FILE or FILE:FUNCTION."""
     frames = [word.partition(":") for word in words.split()]
     lines = [f'  File "{_FRAMES[file]}", line 7, in {function or "call"}' for file, _, function in frames]
     cause = find_cause(["Traceback (most recent call last):", *lines, error])

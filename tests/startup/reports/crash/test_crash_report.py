@@ -1,4 +1,4 @@
-"""What a crash leaves: its report, and the last lines of every process's output."""
+"""After a crash, there is a report with the last lines of each process's output."""
 
 import json
 import logging

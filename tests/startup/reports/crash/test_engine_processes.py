@@ -1,4 +1,4 @@
-"""What is told of processes that hang: real processes with a record, stopped, busy and waiting."""
+"""Reports on hung processes. They are real processes with a record: stopped, busy and waiting ones."""
 
 import asyncio
 import multiprocessing
@@ -27,7 +27,7 @@ _KINDS = ("EngineCore", "VllmWorker")
 
 
 def dequeue() -> None:
-    """As vLLM's worker that has nothing to do."""
+    """Waits, like an idle worker of vLLM."""
     time.sleep(600)
 
 
@@ -68,7 +68,7 @@ def _running(folder: Path, **works: Callable[[], Any]) -> Iterator[list[psutil.P
 
 
 def _wait_until_all(folder: Path, works: Mapping[str, Callable[[], Any]]) -> None:
-    """Waits until their stacks show that they work."""
+    """Waits until the stacks of all processes show that they run these functions."""
 
     def work() -> bool:
         told = asyncio.run(RecordedProcesses(OutputRecord(folder), tuple(works)).read_stacks())

@@ -10,7 +10,7 @@ NS = 1_000_000_000
 def report_of(
     *, import_s: float = 1.0, load_s: float = 0.5, resident_share: float | None = None, model: str = "tiny"
 ) -> StartReport:
-    """0.2 s of boot; then the engine imports and loads; the API process imports for 0.3 s, then waits."""
+    """A start with 0.2 s of boot. Then the engine imports and loads. The API process imports and waits."""
     timeline = PhaseTimeline(0)
     engine = [("import_torch", 0.2, 0.2 + import_s), ("load_weights", 0.2 + import_s, 0.2 + import_s + load_s)]
     end_s = 0.2 + import_s + load_s

@@ -1,4 +1,4 @@
-"""The critical path is a partition of the start, and follows the chain of causes across processes."""
+"""The critical path divides the start without gaps, and follows the chain of causes across processes."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""The newest starts with one key are kept, and their medians are told."""
+"""The history keeps the newest starts with one key, and reports their medians."""
 
 from importlib.metadata import version
 from pathlib import Path

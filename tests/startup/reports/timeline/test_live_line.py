@@ -1,4 +1,4 @@
-"""The live line is written to terminals only; without one, a phase that takes long is one line in the log."""
+"""Only terminals get the live line. Without a terminal, a long phase is one line in the log."""
 
 import io
 import logging
@@ -30,7 +30,7 @@ def terminal() -> Iterator[tuple[LiveLine, Callable[[], str]]]:
 
 
 def _read_all(ours: int, theirs: int) -> str:
-    """Everything written so far; the terminal passes it on asynchronously, in pieces and in order."""
+    """Reads all that was written so far. The terminal passes it on later, in pieces and in order."""
     os.write(theirs, _END)
     received = b""
     while not received.endswith(_END):

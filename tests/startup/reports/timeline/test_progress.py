@@ -1,4 +1,4 @@
-"""Progress never falls and stays below 1 until the start is ready; the ETA comes from earlier starts."""
+"""Progress never falls, and stays below 1 until the start is ready. The ETA comes from earlier starts."""
 
 import os
 import time
@@ -17,13 +17,13 @@ NOW_NS = 5_000 * NS
 
 
 class Clock:
-    """A clock that only tests advance, since estimates depend on the current time."""
+    """A clock that only tests advance, because estimates depend on the current time."""
 
     now_ns = NOW_NS
 
     @contextmanager
     def span(self, timeline: PhaseTimeline, name: str, *, since_s: float) -> Iterator[None]:
-        """A phase that is running, and began so many seconds after the start."""
+        """Runs a phase during the block. It begins so many seconds after the start."""
         self.now_ns = timeline.origin_ns + round(since_s * NS)
         with timeline.span(name):
             self.now_ns = NOW_NS
@@ -38,7 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def earlier_starts() -> EarlierStarts:
-    """Ready after 1.7 s: boot until 0.2, import_server until 0.5, wait_for_engine until 1.7."""
+    """Earlier starts: boot until 0.2 s, import_server until 0.5 s, wait_for_engine until ready at 1.7 s."""
     return EarlierStarts((StartRecord.from_report(report_of()),))
 
 
@@ -108,7 +108,7 @@ def test_progress_never_falls_and_stays_below_one_until_ready(clock):
 
 
 def test_progress_never_falls_below_the_value_that_the_responder_reported(clock):
-    """Its clients become clients of the HTTP server."""
+    """Clients of the responder become clients of the HTTP server."""
     timeline = timeline_at(1.6)
     meter = meter_of(timeline)
     read_fd, write_fd = os.pipe()

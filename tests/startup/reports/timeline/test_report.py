@@ -1,4 +1,4 @@
-"""The report has all data of the timeline, is read back unchanged, and is written as a trace."""
+"""The report has all data of the timeline. It can be read back unchanged, or written as a trace."""
 
 import json
 import time

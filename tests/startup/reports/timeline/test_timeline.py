@@ -22,7 +22,7 @@ from tests.support.ports import free_port
 
 SECOND = 1_000_000_000
 TICK = 20_000_000
-"""Tolerance: the kernel counts in ticks of 10 ms, and two clocks are read one after the other."""
+"""The tolerance: the kernel counts in ticks of 10 ms, and two clocks are read one after the other."""
 
 
 def test_process_start_is_before_the_first_line_of_python():
@@ -98,7 +98,7 @@ def test_elapsed_time_is_constant_once_the_start_is_finished():
 
 
 def _start(model: Path, folder: Path) -> tuple[list[dict[str, Any]], set[str]]:
-    """What one start of `vllm-cli serve` answers until it is ready, and the names of its spans."""
+    """Runs a start of `vllm-cli serve`. Returns its answers until it is ready, and the names of its spans."""
     port = free_port()
     report = folder / "report.json"
     words = ["serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--startup-report", str(report)]

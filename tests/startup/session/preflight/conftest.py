@@ -1,4 +1,4 @@
-"""Model folders of real files, which tests damage, and a function that runs the preflight on them."""
+"""Fixtures: model folders of real files, which tests damage, and a function that runs the preflight."""
 
 import json
 import struct
@@ -41,13 +41,13 @@ config = StartupConfig(
 )
 options = PreflightOptions(memory=MemoryState(64 << 30, 64 << 30))
 """
-"""The beginning of programs that run the preflight of the model they are given."""
+"""The beginning of programs that run the preflight of a given model."""
 Tensors = dict[str, tuple[str, list[int], int]]
-"""Names with type, shape and number of bytes."""
+"""Name of a tensor -> its type, shape and number of bytes."""
 
 
 def write_safetensors(path: Path, tensors: Tensors) -> None:
-    """Writes a file, which is valid if types, shapes and sizes agree."""
+    """Writes a file of safetensors. It is valid if types, shapes and sizes agree."""
     position = 0
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for name, (dtype, shape, size) in tensors.items():
@@ -82,7 +82,7 @@ class ModelFolder:
 
 @pytest.fixture
 def small_files(model_path: Path) -> Callable[[Path], None]:
-    """Copies configuration and tokenizer of the real model into a folder."""
+    """A function that copies configuration and tokenizer of the real model into a folder."""
 
     def copy(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def folder(tmp_path: Path, small_files: Callable[[Path], None]) -> ModelFolder:
 
 @pytest.fixture
 def make_config() -> Callable[..., StartupConfig]:
-    """Makes a configuration; each argument goes to the part that has a field of this name."""
+    """Makes a configuration. Each argument goes to the part that has a field with its name."""
 
     def make(model: Path | str | None = None, **given: Any) -> StartupConfig:
         model = str(model) if model is not None else None
@@ -125,7 +125,7 @@ def make_config() -> Callable[..., StartupConfig]:
 
 @pytest.fixture
 def preflight(make_config: Callable[..., StartupConfig]) -> Callable[..., PreflightReport]:
-    """Runs all checks; arguments named like a field of PreflightOptions are options, others configuration."""
+    """Runs all checks. Arguments with names of PreflightOptions are options, others are configuration."""
 
     def run(model: Path | str | None = None, **given: Any) -> PreflightReport:
         options = {"memory": ROOMY} | {

@@ -1,4 +1,4 @@
-"""API keys and TLS files are checked as the server will use them."""
+"""API keys and TLS files are checked in the way in which the server uses them."""
 
 import os
 from collections.abc import Callable

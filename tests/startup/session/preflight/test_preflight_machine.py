@@ -1,4 +1,4 @@
-"""Variables, limits, shared memory and the address of a start are checked; no socket is left behind."""
+"""Variables, limits, shared memory and the address of a start are checked. No socket is left behind."""
 
 import json
 import os
@@ -87,7 +87,7 @@ for name, value in json.loads(sys.argv[2]):
 
 
 def test_small_limits_of_the_process_are_reported_with_the_need(model_path):
-    """One process with one limit after the other."""
+    """Sets one limit after the other in the same process."""
     limits = [("RLIMIT_NOFILE", 256), ("RLIMIT_NOFILE", 32)]
     (some,), (few,) = map(json.loads, python_output(CONFIG + SCRIPT, model_path, json.dumps(limits)).splitlines())
     assert (some["check"], some["severity"]) == ("nofile", "warning")
@@ -124,7 +124,7 @@ sys.stdin.read()
 
 @contextmanager
 def holder(family: str, address: object, *words: str) -> Iterator[tuple[int, int]]:
-    """Runs another process with the socket; yields its pid and port."""
+    """Runs another process with the socket. Yields its process id and port."""
     command = [sys.executable, "-c", HOLDER, family, str(address), *words]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin

@@ -1,4 +1,4 @@
-"""Weights, one sequence and the program must fit into memory; a fault is reported with numbers and advice."""
+"""Weights, one sequence and the program must fit into memory. A fault has numbers and advice."""
 
 import json
 import re

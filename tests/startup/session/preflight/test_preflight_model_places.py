@@ -1,4 +1,4 @@
-"""A model is located as a folder, a snapshot, a download or nowhere; only a check alone asks the hub."""
+"""A model is in a folder, in a snapshot, a download or nowhere. Only a check without a start asks the hub."""
 
 import os
 from collections.abc import Callable
@@ -24,7 +24,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Snapshot:
-    """A cached model as stored by the hub's client: links to blobs."""
+    """A cached model as the hub's client stores it: links to blobs."""
 
     def __init__(self, cache: Path, files: Path) -> None:
         self.repository = cache / "models--team--model"
@@ -90,7 +90,7 @@ def test_a_file_instead_of_a_folder_is_an_error(model_path, preflight):
 
 
 def test_a_gguf_model_is_an_error_with_a_file_of_models_that_serves_it(tmp_path, preflight):
-    """A file, a folder with its parts, or a name on the hub."""
+    """The model is a file, a folder with several parts, or a name on the hub."""
     for name in ("qwen 3.gguf", "mmproj-big.gguf", "big-00001-of-00002.gguf", "big-00002-of-00002.gguf"):
         folder = tmp_path / "big" if "big" in name else tmp_path
         folder.mkdir(exist_ok=True)
@@ -120,7 +120,7 @@ def test_a_model_and_a_tokenizer_in_two_folders_are_both_checked(folder, preflig
 
 @pytest.fixture
 def hub(hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
-    """A repository, and an empty cache."""
+    """A hub with a repository, and an empty cache."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # read from the environment when first imported
@@ -130,7 +130,7 @@ def hub(hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def check(preflight: Preflight) -> Preflight:
-    """A check without a start."""
+    """Runs all checks as for a check without a start."""
     return partial(preflight, asks_hub=True)
 
 

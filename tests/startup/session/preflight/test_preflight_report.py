@@ -1,4 +1,4 @@
-"""The report contains all faults, as text and JSON, without heavy imports and without reading weights."""
+"""The report has all faults as text and JSON. The checks import nothing heavy and read no weights."""
 
 import json
 import re

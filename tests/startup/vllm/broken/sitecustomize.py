@@ -1,6 +1,6 @@
-"""Breaks one thing that plain vLLM does not use, in every process whose environment names it in BROKEN.
+"""Breaks one thing that plain vLLM does not use, in every process whose variable BROKEN names it.
 
-Python imports this when it starts, if its folder is on PYTHONPATH.
+Python imports this module at its start if the module's folder is on PYTHONPATH.
 """
 
 import errno
@@ -17,7 +17,7 @@ _IN_IMPORTS = "vllm.v1.engine.core"
 
 
 class _Imports:
-    """A finder that calls `actions` for a module's name: before its import, or after it with the module."""
+    """A finder that calls a function before the import of a module, or after the import with the module."""
 
     def __init__(self, before=None, after=None):
         self._before = before or {}
@@ -60,7 +60,7 @@ def _refuse(number):
 
 
 def _on_request(action):
-    """The forkserver acts when it receives the first request of a process."""
+    """Calls `action` in the forkserver when it receives the first request of a process."""
     import socket
     from multiprocessing import reduction
 
@@ -84,7 +84,7 @@ def _cannot_be_executed():
 
 
 def _without_phases(*known, in_forks=True):
-    """Our wrapper of vLLM's functions raises KeyError in forks or in the API server, but for these names."""
+    """Our wrapper of vLLM's functions raises KeyError except for these names, in forks or the API server."""
     phases = dict.fromkeys(known, nullcontext())
     record = SimpleNamespace(phase=phases.__getitem__)
 
@@ -101,7 +101,7 @@ def _without_phases(*known, in_forks=True):
 
 
 def _without_system_calls():
-    """As in a sandbox with a kernel older than they are."""
+    """New system calls fail, as in a sandbox with an older kernel."""
     import fcntl
 
     os.memfd_create = os.pidfd_open = signal.pidfd_send_signal = _refuse(errno.ENOSYS)
@@ -114,7 +114,7 @@ def _without_system_calls():
 
 
 def _without_proc():
-    """Files in /proc that only vllm-cli reads: a sandbox hides them."""
+    """Hides files in /proc that only vllm-cli reads, as a sandbox does."""
     import builtins
 
     opened, opened_fd = builtins.open, os.open

@@ -1,4 +1,4 @@
-"""Starts of a vLLM whose parser is that of `small_parser.py`."""
+"""Fixtures: starts of a vLLM whose parser is the one of `small_parser.py`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ VARIABLES = (FlagFact(("VLLM_PORT",), "int"), FlagFact(("VLLM_INTERVAL",), "floa
 
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the package vllm."""
+    """The folder of the package `vllm`."""
     folder = tmp_path_factory.mktemp("site") / "vllm"
     folder.mkdir()
     return folder
@@ -46,7 +46,7 @@ def facts() -> VllmFacts:
 
 @pytest.fixture
 def start(package: Path, facts: VllmFacts) -> CheckStart:
-    """A start of the small vLLM with some words, and with a plugin if there is one."""
+    """Checks a start of the small vLLM with these words, and with a plugin if one is given."""
 
     def create(
         *words: str, has_plugin: bool = False, is_first: bool = False, version: str = "0.32.0+cpu"

@@ -1,4 +1,4 @@
-"""From words to flags: what argparse gets in vLLM, and faults where this vLLM certainly rejects the words."""
+"""Words are read as vLLM's argparse reads them. Only words that vLLM certainly rejects are faults."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ from tests.startup.vllm_words.preflight.conftest import CheckStart
 
 
 def _read(facts: VllmFacts, *words: str) -> dict[str, tuple[str, ...]]:
-    """The values of flags, by the names that argparse completes."""
+    """Name of a flag, completed as by argparse -> its values."""
     line = CommandLine.of(words, facts)
     assert (line.problems, line.unknown, line.unexpected, line.model) == ((), (), (), "m")
     return {flag.option: flag.values for flag in line.flags}
@@ -52,7 +52,7 @@ def test_keys_become_an_object_at_the_end(facts, words, content):
 
 
 def test_a_setting_has_the_values_of_variables_and_is_named_by_its_place(tmp_path, monkeypatch, start):
-    """Each of these flags has a type that is checked."""
+    """Each of these flags has a type that the preflight checks."""
     monkeypatch.setenv("LEN", "16")
     path = tmp_path / "serve.yaml"
     path.write_text("max-num-seqs: ${LEN}\nport: ${NOT_SET:-3}\nenforce-eager: ${NOT_SET:-true}\n")

@@ -1,4 +1,4 @@
-"""The devices that vLLM needs, with a false libnvidia-ml.so in place of the driver's."""
+"""The devices that vLLM needs. A fake libnvidia-ml.so replaces the driver's library."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def set_gpus(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetGpus:
-    """A machine with the given lines of the false library, and a torch for CUDA 12.8."""
+    """A function that sets the GPUs of the fake library by lines. torch is built for CUDA 12.8."""
     state = tmp_path / "state"
     monkeypatch.setenv("FALSE_NVML", str(state))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -1,4 +1,4 @@
-"""Model and tokenizer: faults of folders that vLLM reads as they are; all else is left to vLLM."""
+"""Faults of model and tokenizer folders that vLLM itself reads. All other models are left to vLLM."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A model without faults."""
+    """The folder of a model without faults."""
     path = tmp_path / "model"
     path.mkdir()
     (path / "config.json").write_text(json.dumps(CONFIG))

@@ -1,4 +1,4 @@
-"""Length, heads and quantization: the flag against config.json, by vLLM's own rules."""
+"""Length, heads and quantization: vLLM's own rules compare the flag with config.json."""
 
 import json
 from pathlib import Path

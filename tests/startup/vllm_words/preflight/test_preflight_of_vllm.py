@@ -1,4 +1,4 @@
-"""`vllm-cli serve --engine vllm` with a faulty start: its exit code, and what it prints."""
+"""The exit code and the output of `vllm-cli serve --engine vllm` for faulty starts."""
 
 import json
 import subprocess
@@ -16,9 +16,9 @@ Serve = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def serve() -> "Iterator[Serve]":
-    """Starts with the fake vLLM, for CPUs: the torch of the tests may be built for GPUs that are not here.
+    """A function that starts the fake vLLM for CPUs, as the tests' torch may be built for missing GPUs.
 
-    The first one fails in vLLM's parser, which is recorded.
+    A first start fails in vLLM's parser, so that the facts of vLLM are recorded.
     """
     with short_folder() as folder:
 
@@ -53,7 +53,7 @@ def test_words_that_vllm_rejects_end_with_code_2(serve):
 
 
 def test_a_fault_of_the_config_file_names_its_place(serve, tmp_path):
-    """The file has been read with the values of variables, by each check."""
+    """Each check reads the file with the values of variables."""
     path = tmp_path / "serve.yaml"
     path.write_text("max-num-seqs: ${NUM}\nmax-model-len: ${LEN:-4k}\nenforce-eager: ${EAGER}\n")
     done = serve("m", "--config", str(path), "--preflight-only", HF_HUB_OFFLINE="1", NUM="many", EAGER="true")
@@ -83,7 +83,7 @@ def test_the_preflight_alone_reports_all(serve, tmp_path):
     ids=["off by flag", "warning by variable"],
 )
 def test_a_start_may_go_on(serve, tmp_path, words, variables, is_told):
-    """The start fails later."""
+    """The start continues after the preflight, and fails later."""
     done = serve(str(tmp_path), *words, "--chat-template", "no.jinja", "--raises", "ValueError", **variables)
     assert ("no.jinja: there is no" in done.stderr) == is_told
     assert "Error: 2 faults" not in done.stderr

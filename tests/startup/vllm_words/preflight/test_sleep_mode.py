@@ -1,4 +1,4 @@
-"""Which models of vLLM can sleep, and how deep."""
+"""The levels at which models of vLLM can sleep."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ _PLAIN: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "
 
 @pytest.fixture
 def vllm(package: Path, monkeypatch: pytest.MonkeyPatch) -> InstalledVllm:
-    """The installed vLLM, for CUDA."""
+    """A fake installed vLLM, which is built for CUDA."""
     found = InstalledVllm("0.33.0", package)
     monkeypatch.setattr(sleep_mode, "find_vllm", lambda: found)
     monkeypatch.setattr(installed, "read_torch_build", lambda: _CUDA)

@@ -1,4 +1,4 @@
-"""What a start needs beside model and devices: programs, and the files that flags name."""
+"""The programs that a start needs, and the files that its flags name."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def _found(start: CheckStart, *words: str, version: str = "0.32.0+cpu") -> list[
 
 @pytest.fixture
 def has_programs(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Only these programs are installed."""
+    """A function after which only these programs are installed."""
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv("CC", raising=False)
 

@@ -33,7 +33,7 @@ def to_torch(data: TensorData) -> torch.Tensor:
 
 
 def rejection(payload: bytes, limits: EmbedsLimits = LIMITS) -> str:
-    """The error message for a payload; it must be rejected with a RequestError about this field."""
+    """The error message for a payload. Checks that it is rejected with a RequestError about this field."""
     with pytest.raises(RequestError) as caught:
         load(payload, limits)
     assert caught.value.param == "prompt_embeds"
@@ -173,7 +173,7 @@ class HostileObject:
 
 
 def rewritten(change: Callable[[str, bytes], bytes | None], compression: int = zipfile.ZIP_STORED) -> bytes:
-    """A torch file with changed entries; None removes an entry."""
+    """A torch file in which `change` has changed entries. None removes an entry."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(saved(NORMAL))) as old, zipfile.ZipFile(out, "w", compression) as new:
         for name in old.namelist():
@@ -270,7 +270,7 @@ def test_a_tensor_cannot_reach_outside_its_storage(offset, size, stride):
 
 
 def test_a_tensor_is_no_storage_of_another_one():
-    """A view repeats its numbers: it is longer than the memory behind it."""
+    """A view may repeat its numbers, so that it is longer than its memory."""
     view = tensor_pickle(0, (2**40,), (0,))[2:-1]
     rest = pickle.dumps(0, 2)[2:-1] + b"(K\x05K\x10t(K\x10K\x01t\x89N"
     rejection(with_pickle(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + view + rest + b"tR."))

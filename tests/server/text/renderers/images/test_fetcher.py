@@ -1,4 +1,4 @@
-"""Fetching images: allowed hosts and public addresses on each hop, limits of time and size."""
+"""Fetches images only from allowed hosts and public addresses on each hop, with limits of time and size."""
 
 import asyncio
 import socket
@@ -17,7 +17,7 @@ Serve = Callable[[Handler], Awaitable[str]]
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Starts a server on 127.0.0.1 that answers all requests with the handler."""
+    """A function that starts a server on 127.0.0.1, which answers all requests with a handler."""
     runners = []
 
     async def start(handler: Handler) -> str:
@@ -42,12 +42,12 @@ class _Fetcher(MediaFetcher):
 
 
 def _fetcher(*domains: str, **bounds: Any) -> _Fetcher:
-    """A fetcher with a timeout that is long enough for a slow machine, unless `bounds` sets one."""
+    """A fetcher. Its default time-out is long enough for a slow machine."""
     return _Fetcher(RendererConfig(allowed_media_domains=domains, **({"image_fetch_timeout_s": 60} | bounds)))
 
 
 def _answers(**response: Any) -> Handler:
-    """Answers each request with this response."""
+    """A handler that answers each request with this response."""
 
     async def handler(request: web.Request) -> web.Response:
         return web.Response(**response)
@@ -113,7 +113,7 @@ PRIVATE = (
     *("64:ff9b:1::7f00:1", "2001:0:7f00:1::", "2606:4700::5efe:10.0.0.1", "2606:4700::200:5efe:10.0.0.1"),
     *("fec0::1", "2001:db8::1", "3fff::1", "5f00::1", "192.0.0.8", "192.88.99.1", "198.18.0.1", "240.0.0.1"),
 )
-"""Loopback, private, link-local, multicast and reserved addresses, and IPv6 addresses that contain such."""
+"""Loopback, private, link-local, multicast and reserved addresses, and IPv6 addresses with these in them."""
 
 
 @pytest.mark.parametrize("address", PRIVATE)
@@ -129,9 +129,9 @@ def test_public_addresses_are_accepted(address):
 
 @pytest.mark.parametrize("host", ["2130706433", "0x7f000001", "017700000001", "127.1", "0177.0.0.1", "①②⑦.⓪.⓪.①"])
 async def test_other_spellings_of_a_private_address_are_rejected_even_if_allowed(serve, host):
-    """The operator allowed such a name, but it is neither an address nor `localhost`.
+    """The operator has allowed a name that is neither an address nor `localhost`.
 
-    A resolver may accept it.
+    A resolver may accept such a name as a private address.
     """
     served = []
 
@@ -146,7 +146,7 @@ async def test_other_spellings_of_a_private_address_are_rejected_even_if_allowed
 
 
 async def test_a_name_is_resolved_and_checked_again_for_each_hop(serve, monkeypatch):
-    """DNS rebinding: the first address is public, the next one is not."""
+    """DNS rebinding: a name's first address is public, and its next address is private."""
 
     port = (await serve(_answers(status=302, headers={"Location": "/again"}))).rpartition(":")[2]
     addresses = iter(["8.8.8.8", "127.0.0.1"])
@@ -177,7 +177,7 @@ async def test_a_name_that_resolves_to_a_private_address_is_rejected(serve, monk
 
 
 async def test_the_connection_uses_the_checked_address(monkeypatch):
-    """There is no second look-up, for which an attacker could return another address."""
+    """The name is not looked up again, because an attacker could then return another address."""
     lookups = _resolve_to(monkeypatch, "8.8.8.8")
     connected: list[str] = []
 
@@ -243,7 +243,7 @@ async def test_an_http_error_of_the_other_server_is_reported(serve, status):
 
 
 async def test_fetching_from_a_slow_server_times_out(serve):
-    """The timeout applies to the whole response, however often the server sends data."""
+    """The time-out applies to the whole response, even if the server sends data often."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -310,7 +310,7 @@ async def test_a_refused_connection_is_an_error():
 
 
 def _resolve_to(monkeypatch: Any, *addresses: str) -> list[str]:
-    """Makes names resolve to these addresses; returns the list of names that are looked up."""
+    """Makes names resolve to these addresses. Returns the list of names that are looked up."""
     lookups: list[str] = []
 
     async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:

@@ -211,7 +211,7 @@ def test_an_image_of_the_largest_allowed_size_is_accepted_and_a_bomb_is_rejected
 
 
 def _png_header(width: int, height: int) -> bytes:
-    """A header with this size, without pixels."""
+    """The header of a PNG file with this size, without pixels."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     header = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     data = b"IDAT" + zlib.compress(b"\0" * 100)

@@ -1,4 +1,4 @@
-"""Conversations with images: tokens and tensors equal transformers' processors'; limits; the cache."""
+"""Conversations with images: tokens and tensors as from transformers' processors, limits, and the cache."""
 
 import asyncio
 import json
@@ -32,14 +32,14 @@ Build = Callable[..., BaseRenderer]
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Saves the model of a family once."""
+    """A function that saves the model of a family once."""
     root = tmp_path_factory.mktemp("vlm")
     return cache(lambda family: save_vlm(root / family, family))
 
 
 @pytest.fixture
 def build(folder_of: Callable[[str], Path]) -> Build:
-    """Builds renderers, without threads unless an executor is given."""
+    """A function that builds renderers, without threads unless an executor is given."""
 
     def build_one(family: str = "qwen2_vl", executor: Executor | None = None, **settings: Any) -> BaseRenderer:
         path = folder_of(family)
@@ -205,7 +205,7 @@ async def test_images_are_held_bytes_until_they_are_processed(build):
 
 
 def test_images_that_are_processed_together_are_limited_together(build):
-    """Those of different sizes; all of their pixels are in memory."""
+    """Images of different sizes are processed together, with all their pixels in memory."""
     images = [image(100, 60), image(30, 300, seed=1)]
     with pytest.raises(RequestError, match="30x300 pixels, more than 4000 in all"):
         _render(build("llava_next", max_image_pixels=10_000), _message(*images))

@@ -1,4 +1,4 @@
-"""Hugging Face tokenizers: how they cut texts, the bytes of tokens; one without the tokenizers library."""
+"""Hugging Face tokenizers: token boundaries, bytes of tokens, a tokenizer without the tokenizers library."""
 
 import json
 import tracemalloc
@@ -78,7 +78,7 @@ def test_the_text_of_a_special_token_is_its_name(renderers):
 
 
 def test_an_id_beyond_the_vocabulary_has_no_text(renderer):
-    """A model's last layer may be larger than the vocabulary."""
+    """A model's last layer may have more rows than the vocabulary has tokens."""
     unknown = renderer.tokenizer.vocab_size + 5
     first, *others = encode(renderer, "the of")
     assert renderer.tokenizer.token_bytes(unknown) == b""

@@ -1,4 +1,4 @@
-"""Loading without torch gives AutoTokenizer's tokenizer; kept tokenizers."""
+"""Tokenizers load without torch, and equal AutoTokenizer's. Tokenizers are kept between starts."""
 
 import json
 import os
@@ -37,7 +37,7 @@ TEXT = "  The quick\n\nbrown fox: 'jumps' over 12345 dogs, 你好 😀 Größe <
 
 
 def checkpoint(source: Path, path: Path, config: dict[str, Any] | None, **named: Any) -> Path:
-    """A folder with the tokenizer of `source` and another class or model type."""
+    """A folder with the tokenizer of `source`, but with another class or model type."""
     path.mkdir(exist_ok=True)
     (path / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
     settings = json.loads((source / "tokenizer_config.json").read_text()) | named
@@ -178,7 +178,7 @@ def test_untrusted_remote_code_is_rejected(tokenizer_folders, tmp_path):
 
 
 def test_trusted_remote_code_is_loaded(tokenizer_folders, tmp_path, monkeypatch):
-    """Uses its own module cache: the default one below HOME is shared with other test runs."""
+    """Uses its own module cache, because other test runs share the default cache below HOME."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     source = tokenizer_folders["byte_level"]
     path = checkpoint(source, tmp_path, {"model_type": "llama"}, auto_map={"AutoTokenizer": ["code.Mine", None]})

@@ -1,6 +1,6 @@
-"""A fake vLLM for tests: modules of the same names start the same processes in the same way.
+"""A fake vLLM for tests. Modules with vLLM's names start the same processes in the same way.
 
-Folders without code are namespace packages. Some modules record who imported them, as `IMPORTED_IN`.
+Folders without code are namespace packages. Some modules record in `IMPORTED_IN` which process imported them.
 """
 
 import os

@@ -1,3 +1,3 @@
-"""Downloads; the fake vLLM has none."""
+"""vLLM's module for downloads. The fake vLLM downloads nothing."""
 
 import aiohttp  # noqa: F401

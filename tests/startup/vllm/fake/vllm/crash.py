@@ -1,4 +1,4 @@
-"""Lets a process of this fake end as FAKE_VLLM_CRASH says: `PLACE:HOW`, such as `worker 0:SIGKILL`."""
+"""Ends a process of this fake as FAKE_VLLM_CRASH says: `PLACE:HOW`, such as `worker 0:SIGKILL`."""
 
 import os
 import signal

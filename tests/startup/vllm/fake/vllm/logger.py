@@ -1,4 +1,4 @@
-"""Configures the log by vLLM's variable on import, with the process's name in each record."""
+"""Configures the log by vLLM's variable when it is imported. Each record has the process's name."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Loads plugins, of which there are none."""
+"""vLLM's module that loads plugins. The fake vLLM has none."""
 
 
 def load_general_plugins() -> None:

@@ -1,4 +1,4 @@
-"""Describes the state of a process for the tests."""
+"""Describes the state of a process for tests."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""What names a compiled model."""
+"""Computes the name of a compiled model."""
 
 from vllm import envs
 from vllm.config.utils import hash_factors

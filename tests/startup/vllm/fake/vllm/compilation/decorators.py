@@ -1,4 +1,4 @@
-"""Loads a compiled model, or compiles it: the fake's content is a word."""
+"""Loads a compiled model or compiles it. The content of a fake compiled model is a word."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ def use_kernel(folder: Path) -> None:
 
 
 def load_with_torch(path: str, vllm_config: Any) -> None:
-    """As vLLM does."""
+    """Loads a compiled model in the same way as vLLM."""
     import torch
 
     loaded = torch.compiler.load_compiled_function(path)

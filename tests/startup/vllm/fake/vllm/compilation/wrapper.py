@@ -1,4 +1,4 @@
-"""Compiles a model, which takes a moment."""
+"""Compiles a model, which takes a short time."""
 
 import time
 from types import SimpleNamespace

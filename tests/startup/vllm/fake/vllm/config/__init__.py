@@ -1,4 +1,4 @@
-"""Makes the configuration of engine and workers from the arguments; may change this process's own state."""
+"""Makes the configuration of engine and workers from arguments. May change this process's state."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ class EngineConfig:
     model_config: ModelConfig = field(default_factory=ModelConfig)
     parallel_config: ParallelConfig = field(default_factory=ParallelConfig)
     frontend_address: str | None = None
-    """Where an engine that is ready registers, if the server is a program."""
+    """The address at which a ready engine registers, if the server is a program."""
 
     @property
     def device_config(self) -> SimpleNamespace:

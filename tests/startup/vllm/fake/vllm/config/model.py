@@ -1,4 +1,4 @@
-"""What is set for the model."""
+"""The settings of the model."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""How many engines a node has, and whether they are repaired."""
+"""The number of engines of a node, and whether they are repaired."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""How parts of the configuration are hashed: by the names and values of their fields."""
+"""Hashes parts of the configuration by the names and values of their fields."""
 
 import hashlib
 import json

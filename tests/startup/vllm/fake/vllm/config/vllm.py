@@ -1,4 +1,4 @@
-"""What a worker compiles its model for."""
+"""The configuration for which a worker compiles its model."""
 
 from dataclasses import dataclass, field
 from typing import Any

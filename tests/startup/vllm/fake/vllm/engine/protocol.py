@@ -1,4 +1,4 @@
-"""What the HTTP server knows of an engine."""
+"""The interface of an engine for the HTTP server."""
 
 
 class EngineClient:

@@ -1,4 +1,4 @@
-"""Binds the port before the engine starts, and serves once it is ready."""
+"""Binds the port before the engine starts, and serves once the engine is ready."""
 
 import argparse
 import asyncio

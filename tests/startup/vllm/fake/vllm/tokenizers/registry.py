@@ -1,4 +1,4 @@
-"""Loads tokenizers, of which the fake vLLM has none."""
+"""vLLM's module that loads tokenizers. The fake vLLM has none."""
 
 from functools import lru_cache
 from typing import Any

@@ -1,4 +1,4 @@
-"""Loads processors of images, of which the fake vLLM has none."""
+"""vLLM's module that loads image processors. The fake vLLM has none."""
 
 from functools import lru_cache
 from typing import Any

@@ -5,7 +5,7 @@ import sys
 
 
 class FlexibleArgumentParser(argparse.ArgumentParser):
-    """`--help=TOPIC` prints a part of the help; flags may have underscores."""
+    """A parser whose `--help=TOPIC` prints a part of the help. Flags may have underscores."""
 
     def parse_args(self, args=None, namespace=None):
         topic = next((word for word in sys.argv if word.startswith("--help=")), None)

@@ -14,5 +14,5 @@ def get_file_store_init_method() -> str:
 
 
 def find_process_using_port(port: int) -> str:
-    """Real vLLM has a traceback if the process ends during the search."""
+    """Always finds a process. Real vLLM raises an error if the process ends during the search."""
     return f"a process that has port {port}"

@@ -30,7 +30,7 @@ class APIServerProcessManager:
 
 
 class RustFrontendProcessManager:
-    """Starts the program, to which engines connect by the listener once they are ready."""
+    """Starts the program. Engines connect to its listener once they are ready."""
 
     def __init__(
         self,

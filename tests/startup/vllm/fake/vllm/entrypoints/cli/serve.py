@@ -1,4 +1,4 @@
-"""`vllm serve`: one API server in this process, several in others, or none."""
+"""`vllm serve`: one API server in this process, several in other processes, or none."""
 
 import argparse
 import os
@@ -130,7 +130,7 @@ def _run_multi_api_server(args: argparse.Namespace) -> None:
 
 
 def _run_rust_frontend(args: argparse.Namespace) -> None:
-    """One program serves; this process waits for the first end of it or of the engine."""
+    """Starts a program that serves. Waits until the program or the engine ends."""
     is_stopped = _exit_at_signals()
     sock = setup_server(args, reuse_port=False)
     config = create_engine_config(args)
@@ -154,7 +154,7 @@ def _run_rust_frontend(args: argparse.Namespace) -> None:
 
 
 def _exit_at_signals() -> list[int]:
-    """The signals that came."""
+    """Sets signal handlers. Returns the list to which these append received signals."""
     came: list[int] = []
 
     def exit_at_first(number: int, frame: Any) -> None:

@@ -1,4 +1,4 @@
-"""Maps models to the modules of their classes, and inspects a class in another process, as vLLM does."""
+"""Maps models to the modules of their classes. Inspects a class in another process, as vLLM does."""
 
 import json
 import os

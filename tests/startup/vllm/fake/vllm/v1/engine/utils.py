@@ -1,4 +1,4 @@
-"""Starts the engine's process and waits for it."""
+"""Starts the engine process and waits for it."""
 
 from multiprocessing.connection import Connection, wait
 
@@ -7,7 +7,7 @@ from vllm.utils.system_utils import get_mp_context, kill_process_tree
 
 
 class EngineManager:
-    """Starts the engine's process, after importing the module of its main function."""
+    """Imports the module of the engine's main function, then starts the engine process."""
 
     def __init__(self, config: EngineConfig) -> None:
         from vllm.v1.engine.core import EngineCoreProc

@@ -49,7 +49,7 @@ class MultiprocExecutor:
                 raise RuntimeError(text) from None
 
     def _end_workers(self) -> None:
-        """As vLLM does: asks which have ended, and ends the others, before it ends itself."""
+        """Ends workers that still run before this process ends, as vLLM does."""
         for process in self.processes:
             if process.is_alive():
                 process.terminate()
@@ -61,13 +61,13 @@ class MultiprocExecutor:
             return [connection.recv() for connection in self.connections]
 
     def call_all(self, method: str, **arguments: object) -> None:
-        """Raises the first error of a worker."""
+        """Calls a method of all workers. Raises the first error of a worker."""
         for answer in self.ask_all({"what": method, **arguments}):
             if isinstance(answer, Exception):
                 raise answer
 
     def is_idle(self) -> bool:
-        """Answers between two requests."""
+        """Waits until no request runs."""
         with self._lock:
             return True
 

@@ -1,4 +1,4 @@
-"""Structured output, of which the fake vLLM has none."""
+"""vLLM's module for structured output. The fake vLLM has no structured output."""
 
 from typing import Any
 

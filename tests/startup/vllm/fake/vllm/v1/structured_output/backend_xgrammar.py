@@ -1,4 +1,4 @@
-"""A backend."""
+"""A backend of structured output."""
 
 
 class XgrammarBackend:

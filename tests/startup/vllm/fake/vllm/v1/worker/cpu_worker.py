@@ -32,7 +32,7 @@ class WorkerProc:
         self._rank = rank
         self.inspected: Inspected | None = None
         self._missing: set[str] = set()
-        """What it does not have on its device."""
+        """The data that is not on the worker's device."""
         self._level = 0
         self.load_model(config)
 
@@ -85,7 +85,7 @@ class WorkerProc:
             return err
 
     def sleep(self, level: int) -> None:
-        """Waits at the gate, and fails in its middle if FAKE_VLLM_SLEEP_FAILS exists."""
+        """Waits at the gate. Fails halfway if the file FAKE_VLLM_SLEEP_FAILS exists."""
         _wait_at_gate()
         self._level = level
         self._missing = {"weights", "kv_cache"}
@@ -93,7 +93,7 @@ class WorkerProc:
             raise RuntimeError("CUDA error: out of memory")
 
     def wake_up(self, tags: list[str] | None = None) -> None:
-        """Waits at the gate. After level 2, the weights are not those of the model."""
+        """Waits at the gate. After level 2, the worker does not have the model's weights."""
         _wait_at_gate()
         self._missing -= set(tags or ("weights", "kv_cache"))
         if self._level == 2 and "weights" not in self._missing:
@@ -113,6 +113,6 @@ class WorkerProc:
 
 
 def _wait_at_gate() -> None:
-    """Until FAKE_VLLM_SLEEP_GATE does not exist."""
+    """Waits until the file FAKE_VLLM_SLEEP_GATE does not exist."""
     while Path(os.environ.get("FAKE_VLLM_SLEEP_GATE", "")).is_file():
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Names what the memory of a start depends on."""
+"""Makes a name of all that determines the memory of a start."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Allocates a KV cache, as no other module of this package does: torch is imported here."""
+"""Allocates a KV cache. Only this module of the package imports torch."""
 
 from typing import Any
 

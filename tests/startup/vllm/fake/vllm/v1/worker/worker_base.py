@@ -8,4 +8,4 @@ class WorkerWrapperBase:
         self.vllm_config = vllm_config
 
     def init_device(self) -> None:
-        """The fake has no device."""
+        """Does nothing, because the fake has no device."""

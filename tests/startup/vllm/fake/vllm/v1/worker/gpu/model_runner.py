@@ -1,4 +1,4 @@
-"""Runs models on a GPU, with graphs that take the memory that a test says."""
+"""Runs models on a GPU. Its graphs take the memory that a test sets."""
 
 from typing import Any
 
