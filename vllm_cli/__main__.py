@@ -1,4 +1,4 @@
-"""Entry point of `vllm-cli` and `python -m vllm_cli`. Sets signals and import path before slow imports."""
+"""The entry point. Sets signal handlers and the import path before slow imports."""
 
 import _signal  # type: ignore[import-not-found]  # part of the interpreter's program, unlike `signal`
 
@@ -64,7 +64,7 @@ def _run() -> int:
 
 
 def _run_template(kind: str, standby_fd: str, *models: str) -> int:
-    """Runs a template process for the standby that started it. Returns only in the servers that it forks."""
+    """Runs a template process: imports modules, then forks servers. Returns only in the forked servers."""
     from base.machine.descriptors import low_numbers_taken
 
     with low_numbers_taken():  # keeps these numbers free: front processes have files there
@@ -92,7 +92,7 @@ def _raise_at_sigint() -> None:
 
 
 def _remove_working_folder_from_path() -> None:
-    """Removes the working folder, which `python -m` adds, because a user's `click.py` would hide click."""
+    """Removes the folder that `python -m` adds, so that a user's `click.py` cannot hide the package click."""
     if not sys.flags.safe_path and sys.path[0] == os.getcwd() != _ROOT:  # noqa: PTH109
         del sys.path[0]
 

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 _PREFIX: Final = "serve-"
 _MOST_LOGS: Final = 20
-"""How many logs a start keeps. It removes the oldest ones first, but never the log of a running server."""
+"""How many logs are kept. A start removes the oldest ones, but never the log of a running server."""
 _POLL_S: Final = 0.05
 _CLOSED_S: Final = 20.0
 """Seconds until a server that closes every connection counts as running.
@@ -39,10 +39,10 @@ _STOP_S: Final = 60.0
 
 
 def start_detached(words: Sequence[str]) -> int | None:
-    """Returns 0 once the server is ready, or the exit code of a failed start.
+    """Starts the server in a fork. Returns 0 once the server is ready, or the exit code of a failed start.
 
-    In the fork, returns None if the fork itself becomes the server. If a standby forks the server, returns
-    the server's exit code.
+    Also returns in the fork: None if the fork itself becomes the server, or the server's exit code if a
+    standby forks the server.
     """
     path, log = _create_log()
     return detach(partial(_begin_again, words), path, log, _wait)
@@ -51,8 +51,8 @@ def start_detached(words: Sequence[str]) -> int | None:
 def detach(run: Callable[[], T], path: Path, log: IO[bytes], wait: Callable[[int, Reporter], str | None]) -> int | T:
     """Runs a function in a fork with a session of its own. Ctrl-C and SIGTERM during the wait end the fork.
 
-    The calling process must have one thread. The function returns in both processes. It forks, because the
-    command line of a new program would show secrets that are hidden in this process.
+    The calling process must have only one thread. The function returns in both processes. It forks instead of
+    starting a new program, because a new command line would show secrets that this process hides.
 
     Args:
         run: runs in the fork. In the fork, this function returns the result of `run`.
@@ -99,7 +99,7 @@ def _begin_again(words: Sequence[str]) -> int | None:
 
 
 def _create_log() -> tuple[Path, IO[bytes]]:
-    """Creates a log that only this user can read. A lock lasts until the last process has closed the log."""
+    """Creates a log for this user only. A lock protects it from removal while a process has it open."""
     try:
         folder = record_folder()
         _remove_old(folder)

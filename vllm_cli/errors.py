@@ -25,7 +25,7 @@ class CommandGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Raises the error before click writes its own."""
+        """Raises the error before click raises its own."""
         known = self.list_commands(ctx)
         if args[0] not in known and not args[0].startswith("-"):
             whole = f"{self.name} {args[0]}"

@@ -85,11 +85,9 @@ class LazyGroup(CommandGroup):
         self._entries = {entry.name: entry for entry in COMMANDS}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order of the table."""
         return list(self._entries)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Imports the command."""
         entry = self._entries.get(cmd_name)
         return load_command(entry) if entry else None
 
@@ -100,7 +98,6 @@ class LazyGroup(CommandGroup):
         return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Prints the table."""
         further = COMMANDS[len(FIRST_COMMANDS) :]
         for title, entries in {"Commands": FIRST_COMMANDS, "Further commands": further}.items():
             with formatter.section(title):
@@ -157,7 +154,7 @@ def _show_versions(ctx: click.Context) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs a command and returns the exit code. An error of the user is one line without a traceback."""
+    """Runs a command and returns the exit code. Shows a user's error on one line, without a traceback."""
     if exit_code := _run(args):
         _discard_unwritten()
     return exit_code
@@ -225,7 +222,7 @@ def _exit_code_of(err: Exception) -> int | None:
 
 
 def _cause_of_uncaught(err: Exception, words: Sequence[str]) -> str | None:
-    """The cause of an uncaught error during a start. None for an error of vLLM itself."""
+    """The name of the cause of an uncaught error during a start. None for an error of vLLM itself."""
     from traceback import format_exception  # noqa: PLC0415 - only after a failure
 
     from startup.reports.causes.first_cause import find_cause  # noqa: PLC0415 - only after a failure

@@ -3,13 +3,13 @@
 `router`, `server`, `startup`, `base` and `envs` are common names, so they are not in site-packages. An
 installed wheel has these packages in `vllm_cli/packages`. A checkout has them beside `vllm_cli`. Therefore
 the console script, `python -m vllm_cli`, the forkserver and spawned processes import this module before any
-other package of this program. Forks inherit it. Helper processes run isolated (`python -I`), without the
-user's folders.
+other package of this program. Forks inherit the import finders. Helper processes run isolated (`python -I`),
+without the user's folders.
 
 If the user has a package with such a name, too, ours is imported. A submodule or attribute that is missing in
 ours is taken from the user's package, for example for `--middleware server.auth.check`.
 
-The finder of `startup.imports` cannot do this, because `startup` is importable only through this one.
+The import finder of `startup.imports` cannot do this, because this module makes `startup` importable.
 """
 
 import os
@@ -34,7 +34,7 @@ class OwnPackagesFinder:
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Implements `importlib.abc.MetaPathFinder`. None for every other module."""
+        """Returns None for all modules except this program's packages."""
         spec = PathFinder.find_spec(name, [_ROOT], target) if name in _PACKAGES else None
         if spec is not None and spec.origin is not None:
             spec.loader = _PackageLoader(name, spec.origin)
@@ -42,11 +42,11 @@ class OwnPackagesFinder:
 
 
 class UsersModulesFinder:
-    """The last meta-path finder. If our packages lack a submodule, it finds it in the user's folders."""
+    """The last meta-path finder. Searches the user's folders for submodules that our packages lack."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Implements `importlib.abc.MetaPathFinder`. None for every other module."""
+        """Returns None for all modules except submodules of this program's packages."""
         return next(_find_users(name), None) if path is not None and name.partition(".")[0] in _PACKAGES else None
 
 

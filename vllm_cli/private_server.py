@@ -1,4 +1,4 @@
-"""`vllm-cli serve` on a private socket, without keys, TLS or port, for `run-batch` and `bake`."""
+"""Runs `vllm-cli serve` on a private socket, without keys, TLS or port, for `run-batch` and `bake`."""
 
 import contextlib
 import sys

@@ -1,4 +1,4 @@
-"""Runs a command. All its processes end when this process ends, even if SIGKILL ends this process."""
+"""Runs a command. Its processes end when this process ends, even if SIGKILL ends this process."""
 
 import contextlib
 import shlex
@@ -34,7 +34,7 @@ class CommandEndedError(click.ClickException):
 
 
 class SupervisedCommand:
-    """A command, its descendants and its output. Its supervisor process outlives this process."""
+    """A command with its descendants and its output. Its supervisor process outlives this process."""
 
     def __init__(self, environment: Mapping[str, str] | None = None, *, keeps_log: bool = True) -> None:
         """
@@ -49,7 +49,6 @@ class SupervisedCommand:
         self._log_path: Path | None = None
 
     def run(self, words: Sequence[str]) -> None:
-        """Starts the command unless it runs already."""
         if self._supervisor is not None:
             return
         self._words = words
@@ -78,7 +77,6 @@ class SupervisedCommand:
         return self._supervisor.wait(timeout_s) if self._supervisor is not None else 0
 
     def describe_end(self) -> str:
-        """One line with the command and its exit status."""
         status = self._supervisor.returncode if self._supervisor else None
         words = hide_in_command(shlex.join(self._words))
         if status == CANNOT_RUN:
@@ -87,7 +85,6 @@ class SupervisedCommand:
 
     @property
     def log_tail(self) -> str:
-        """The last lines that the command wrote."""
         return "" if self._log_path is None else last_lines(self._log_path)
 
     @property

@@ -4,10 +4,10 @@ This module runs as a script (`python -I supervisor.py GRACE_S`), because only a
 after a crash or a SIGKILL of its parent (a benchmark or `run-batch`).
 
 The parent writes lines to the script's standard input. The first line is the command as a JSON list. It is
-not on the script's command line, which other users can read. The lines `pause` and `resume` freeze and
-resume the server, and are echoed when this is done. The line `poll` is echoed if the server runs. The end
-of the input stops the server. The script's exit status is the server's, or 128 + N after signal N. The
-server's output goes to the script's standard error.
+not on the script's command line, which other users can read. The lines `pause` and `resume` freeze and resume
+the server. Then the script echoes the line. The script echoes the line `poll` if the server runs. The end of
+the input stops the server. The script's exit status is the server's exit status, or 128 + N after signal N.
+The server's output goes to the script's standard error.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ import psutil
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.2
 EXIT_DELAY_S = 3 * _POLL_S
-"""Seconds from the server's exit to the supervisor's, unless the machine is very busy."""
+"""Seconds from the server's exit to the supervisor's exit, unless the machine is very busy."""
 CANNOT_RUN = 127
 """The exit status if the command cannot be executed, as in a shell."""
 
@@ -43,7 +43,7 @@ def start_supervisor(words: Sequence[str], *, grace_s: float, **options: Any) ->
 
 
 class Supervisor:
-    """Owns a server process, which has its own session and process group, and all its descendants."""
+    """Owns a server process and all its descendants. The server has its own session and process group."""
 
     def __init__(self, words: list[str], *, grace_s: float) -> None:
         self._grace_s = grace_s
@@ -52,7 +52,7 @@ class Supervisor:
         self._server = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True)
 
     def watch(self) -> int:
-        """Executes commands from standard input until the input or the server ends. Stops all descendants."""
+        """Executes commands from standard input until the input or the server ends. Stops all processes."""
         with selectors.DefaultSelector() as selector:
             selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
             while self._server.poll() is None and not self._is_stop_requested:

@@ -17,7 +17,7 @@ _REDRAW_S: Final = 0.1
 class Reporter:
     """Shows progress: on a terminal in one line that changes, elsewhere in new lines at intervals.
 
-    Used by one thread. Closed before the command prints its result.
+    Only one thread uses a reporter. The reporter is closed before the command prints its result.
     """
 
     def __init__(self, *, is_quiet: bool = False, interval_s: float = math.inf) -> None:
@@ -29,7 +29,7 @@ class Reporter:
         self._next_s = time.monotonic() + (0.0 if self.line.is_on else interval_s)
 
     def update(self, text: str, state: str = "") -> None:
-        """Replaces the line. Without a terminal, prints a line at a new `state` and after the interval."""
+        """Replaces the line. Without a terminal, prints a line for a new `state` or after the interval."""
         now_s = time.monotonic()
         if self._is_quiet or (state == self._state and now_s < self._next_s):
             return

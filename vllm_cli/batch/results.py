@@ -21,7 +21,7 @@ from vllm_cli.errors import ConnectionFailedError
 _NUM_SHOWN: Final = 3
 
 BEGINNING: Final = b'{"id":"vllm-'
-"""The beginning of every line of an output file, by which such a file is recognised."""
+"""The beginning of every line of an output file. An incomplete last line is recognised by it."""
 
 Ending = Literal["completed", "incomplete", "interrupted"]
 
@@ -43,7 +43,7 @@ class Result(NamedTuple):
 
 
 def answered(place: LinePlace, status: int, content: bytes) -> Result:
-    """The result for a response of the server, of any status."""
+    """The result for a response with any status."""
     try:
         body = read_json(content)
     except ValueError:
@@ -60,7 +60,7 @@ def answered(place: LinePlace, status: int, content: bytes) -> Result:
 
 
 def rejected(place: LinePlace, message: str, status: int = 400) -> Result:
-    """The result, in vLLM's format, for a request that is not sent or whose response cannot be read."""
+    """The result, in vLLM's format, for a request that is not sent, or for a response that cannot be read."""
     return _failed(place, _response(place, status, "null"), json.dumps(message))
 
 
@@ -146,7 +146,7 @@ class OutputFile:
         self._add(result.line, result.recorded)
 
     def sort(self, custom_ids: Iterable[str]) -> None:
-        """Atomically replaces the file by a file with the results in this order."""
+        """Puts the results into this order. Replaces the file atomically."""
         replacement = self.path.with_name(f".{self.path.name}.sorted")
         ranges = [self._ranges[custom_id] for custom_id in custom_ids if custom_id in self._ranges]
         if ranges == list(self._ranges.values()):
@@ -173,7 +173,7 @@ class OutputFile:
         self._num_bytes += len(line)
 
     def _read(self) -> None:
-        """Reads the lines and removes an incomplete last line. Raises InputError if a line is no result."""
+        """Reads all lines and removes an incomplete last line. Raises InputError if a line is no result."""
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 recorded = parse(line) if line.endswith(b"\n") else None
@@ -238,7 +238,6 @@ class Tally:
 
     @property
     def num_done(self) -> int:
-        """The number of results of this run."""
         return self.num_succeeded + self.num_failed
 
     @property
@@ -250,7 +249,6 @@ class Tally:
         return time.monotonic() - self.begin_s
 
     def describe(self) -> str:
-        """The progress of the run in words."""
         num_done = self.num_skipped + self.num_done
         failed = f", {self.num_failed} failed" if self.num_failed else ""
         rate = self.num_done / max(self.elapsed_s, 1e-9)

@@ -27,10 +27,10 @@ from vllm_cli.supervised_command import CommandEndedError
 from vllm_cli.terminal import Reporter
 
 SOME_FAILED: Final = 5
-"""The exit code if requests failed. Only with --fail-on-error, because scripts may use `set -e`."""
+"""The exit code if requests failed. Used only with --fail-on-error, because scripts may use `set -e`."""
 NOT_COMPLETE: Final = 1
 _OWN_SERVER_CONCURRENCY: Final = 256
-"""Most requests in flight to the server that the batch starts. Its engine runs fewer, so one always waits."""
+"""Most requests in flight to a server that the batch starts. The engine runs fewer, so that some wait."""
 _OTHER_SERVER_CONCURRENCY: Final = 32
 _CONNECT_TIMEOUT_S: Final = 30.0
 _UPLOAD_TIMEOUT_S: Final = 1000.0
@@ -57,14 +57,14 @@ class BatchConfig:
     output_tmp_dir: Path | None = None
     """Where results for an output URL are kept until they are uploaded."""
     server: Server | None = None
-    """The running server. None: the batch starts one."""
+    """The running server. If None, the batch starts a server."""
     serve_words: tuple[str, ...] = ()
     """MODEL and flags of the server that the batch starts."""
     model: str | None = None
-    """The model for requests that name none, on a running server."""
+    """The model of requests that name no model. Only for a running server."""
     max_concurrency: int | None = None
     retry_timeout_s: float = 600.0
-    """How long one request is retried, in seconds."""
+    """Seconds after which a request is no longer retried."""
     is_overwriting: bool = False
     fails_on_error: bool = False
     """Whether failed requests change the exit code."""
@@ -76,7 +76,6 @@ class BatchConfig:
 
     @property
     def num_in_flight(self) -> int:
-        """The maximum number of requests in flight."""
         if self.max_concurrency is not None:
             return self.max_concurrency
         return _OTHER_SERVER_CONCURRENCY if self.server else _OWN_SERVER_CONCURRENCY
@@ -106,7 +105,7 @@ def run_batch(config: BatchConfig) -> BatchOutcome:
 
 
 def _output_path(config: BatchConfig) -> Path:
-    """The file for the results. For an output URL, a file in a new folder, which is uploaded at the end."""
+    """The path for the results. For an output URL, the file is in a new folder until it is uploaded."""
     if config.has_output_url:
         return Path(mkdtemp(prefix="vllm-cli-batch-", dir=config.output_tmp_dir), "answers.jsonl")
     path = Path(config.output_file)
@@ -117,7 +116,7 @@ def _output_path(config: BatchConfig) -> Path:
 
 
 class _Run:
-    """One run, on the main thread."""
+    """One run of `run-batch`, on the main thread."""
 
     def __init__(self, config: BatchConfig, batch: InputFile, output: OutputFile) -> None:
         self._config = config
@@ -208,7 +207,7 @@ class _Run:
             self._reporter.update(self._tally.describe())
 
     def _finish(self) -> None:
-        """Sorts the results into the order of the requests, as vLLM does. Uploads them to an output URL."""
+        """Puts the results into the requests' order, as vLLM does. Uploads them if the output is a URL."""
         self._output.sort(place.custom_id for place in self._batch.places)
         if self._config.has_output_url:
             _upload(self._output.path, self._config.output_file)
@@ -245,7 +244,7 @@ def _upload(path: Path, url: str) -> None:
 
 
 def _check_reachable(server: Server) -> None:
-    """Raises an error if nothing accepts connections at the server's address, which is probably wrong."""
+    """Raises ConnectionFailedError if nothing accepts connections at the server's address."""
     with explain_failures(server.address), closing(server.address.connect(_CONNECT_TIMEOUT_S)) as connection:
         connection.connect()
 
@@ -261,7 +260,7 @@ async def _watch(ensure_server: Callable[[], None]) -> None:
 
 
 def _raise_first(outcomes: Sequence[object]) -> None:
-    """Raises the error that ended the run instead of the other task's cancellation."""
+    """Raises the error that ended one of the tasks. The other task's outcome is its cancellation."""
     for outcome in outcomes:
         if isinstance(outcome, Exception):
             raise outcome

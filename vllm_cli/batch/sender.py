@@ -24,7 +24,7 @@ RETRIED: Final = frozenset({408, 425, 429, 502, 503, 504})
 """Statuses that are not caused by the request: a time-out, too many requests, a server that is not ready."""
 
 MAX_SERVER_ERRORS: Final = 3
-"""After this many answers with status 500, a request has failed, because it may cause them itself."""
+"""After this many answers with status 500, a request counts as failed, because it may be the cause."""
 
 _FIRST_S: Final = 0.5
 _MIN_S: Final = 0.05
@@ -33,7 +33,7 @@ _MAX_RETRY_AFTER_S: Final = 600.0
 
 
 def pause_s(attempt: int, retry_after: str | None) -> float:
-    """Seconds until the next attempt: Retry-After if it is valid. `attempt` counts from 0."""
+    """Seconds until the next attempt, from a valid Retry-After, else from `attempt`, which counts from 0."""
     retry_after_s = _parse_retry_after(retry_after)
     if retry_after_s is not None:
         return min(max(retry_after_s, _MIN_S), _MAX_RETRY_AFTER_S)

@@ -26,14 +26,14 @@ PHASES: Final = (
     "server",
     "first token",
 )
-"""In order of time."""
+"""The phases, in order of time."""
 _API_SERVER: Final = ("(APIServer ", "(ApiServer_")
-"""The name of the API process, which vLLM puts before each line once it has imported its modules."""
+"""The prefixes of the API process's lines. vLLM adds them once this process has imported its modules."""
 _FIRST: Final = {
     "engine process": ("Initializing a V1 LLM engine",),
     "workers": ("Starting to load model", "Loading model from scratch"),
 }
-"""The first line with one of these texts ends the phase."""
+"""Phase -> texts. The first line with one of these texts ends the phase."""
 _LOADED: Final = ("Loading weights took", "Model loading took")
 """The last line with one of these texts ends the phase `weights`, because each worker writes such a line."""
 _CAPTURES: Final = "Capturing CUDA graphs"
@@ -47,7 +47,7 @@ _REPORTED: Final = {
     "server": ("listen", "load_tokenizer", "build_app"),
     "first token": ("first_token",),
 }
-"""Phase -> the phases of `/startupz` that are part of it. All others are part of `imports`."""
+"""Phase of `PHASES` -> phases of `/startupz` in it. All other phases of `/startupz` are in `imports`."""
 _POLL_S: Final = 0.01
 _BAR_WIDTH: Final = 60
 
@@ -56,7 +56,6 @@ class StartLog:
     """Reads the output of a start, and records when a line ends a phase."""
 
     def __init__(self, path: Path) -> None:
-        """`path` is the file that the server's processes write."""
         self.ends_ns: dict[str, int] = {}
         """When each phase ended, on the monotonic clock. Phases that no line has ended are missing."""
         self._captures_ns = 0
@@ -84,7 +83,7 @@ class StartLog:
         self._note_graphs(line, now_ns)
 
     def _note_graphs(self, line: str, now_ns: int) -> None:
-        """Adds up captures. Warm-up runs between captures, because vLLM first captures to measure memory."""
+        """Adds up the times of captures. The first captures only measure memory, and warm-up follows them."""
         if _CAPTURES in line:
             self._captures_since_ns = self._captures_since_ns or now_ns
         elif self._captures_since_ns and (_CAPTURED in line or _INITIALIZED in line):
@@ -100,7 +99,7 @@ class StartLog:
 
 @contextmanager
 def follow_log(path: Path) -> Iterator[StartLog]:
-    """Reads the log in a thread, every few milliseconds during the block and once at the block's end."""
+    """Yields a log that a thread reads every few milliseconds, and once at the end of the block."""
     log = StartLog(path)
     is_over = threading.Event()
     thread = threading.Thread(target=_read_until, args=(log, is_over), name="follow-log")
@@ -114,9 +113,9 @@ def follow_log(path: Path) -> Iterator[StartLog]:
 
 
 def ends_of_report(phases: Mapping[str, float], healthy_s: float) -> dict[str, float]:
-    """When each phase ended, in seconds since exec, for a server that reports its phases.
+    """Phase -> its end in seconds since exec, for a server that reports its phases.
 
-    `phases` are seconds by `process:phase`, as `/startupz` has them.
+    `phases`: `process:phase` of `/startupz` -> seconds.
     """
     took_s = dict.fromkeys(PHASES, 0.0)
     for key, seconds in phases.items():
@@ -129,7 +128,7 @@ def ends_of_report(phases: Mapping[str, float], healthy_s: float) -> dict[str, f
 
 
 def divide(ends_s: Mapping[str, float], first_token_s: float) -> dict[str, float]:
-    """Seconds by phase, which add up to `first_token_s`. A phase without an end is part of the next one."""
+    """Seconds by phase, which add up to `first_token_s`. A phase of unknown end is part of the next phase."""
     phases_s: dict[str, float] = {}
     begin_s = 0.0
     ends_s = {**ends_s, PHASES[-1]: first_token_s}
@@ -177,7 +176,7 @@ def _bar(phases_s: Mapping[str, float], scale: float) -> str:
 
 
 def _describe_missing(sides: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Lists which phases include earlier ones, because no line of the side's output ends the earlier ones."""
+    """Lists the phases that include earlier phases, because the output does not show the earlier ends."""
     lines = []
     for side, phases_s in sides.items():
         missing: list[str] = []

@@ -34,7 +34,6 @@ class ProbeSamples:
     num_errors: int = 0
     """Probes without the wanted response."""
     num_refused: int = 0
-    """Connections that were refused."""
     num_lost: int = 0
     """Probes that failed (refused, reset, timed out) after an earlier probe had succeeded."""
 
@@ -71,7 +70,6 @@ class HealthProbe:
         self._wait_for_line()
 
     def finish(self) -> ProbeSamples:
-        """Ends probing and returns the samples."""
         answer, _ = self._process.communicate(timeout=2 * TIMEOUT_S)
         return ProbeSamples(**json.loads(answer))
 
@@ -83,7 +81,7 @@ class HealthProbe:
 class _Client:
     """Sends the same request repeatedly, on one connection or on a new one each time.
 
-    It parses the answers itself, because `http.client` takes 0.2 ms for each, as long as a server takes.
+    It parses answers itself, because `http.client` takes 0.2 ms per answer, as long as a server takes.
     """
 
     def __init__(self, url: str, api_key: str | None, *, is_starting: bool) -> None:
@@ -96,7 +94,7 @@ class _Client:
         self._socket: socket.socket | None = None
 
     def probe(self) -> bool:
-        """Sends one probe. Returns whether the response was complete, with status 200 unless `is_starting`.
+        """Sends one probe. Returns whether it got status 200, or with `is_starting`, any complete response.
 
         Raises:
             ConnectionRefusedError: no server listens.

@@ -17,7 +17,7 @@ from vllm_cli.supervised_command import CommandEndedError
 _POLL_S = 0.1
 _ANSWER_S = 5.0
 _UNKNOWN_FIELD = (400, 422)
-"""Statuses with which servers reject a field of a request."""
+"""Statuses of servers that reject an unknown field of a request."""
 
 
 class NotReadyError(Exception):
@@ -36,7 +36,7 @@ class ReadyServer:
     counts_tokens: bool
     """Whether the server reports token counts. Otherwise the benchmark counts pieces of text."""
     version: str | None
-    """The server's answer to `/version`. None if it has no such route."""
+    """The server's answer to `/version`. None if the server has no such route."""
 
 
 async def wait_until_ready(target: Target, config: BenchConfig) -> ReadyServer:
@@ -107,7 +107,7 @@ async def _get(session: aiohttp.ClientSession, url: str, form: CompletionFormat)
 
 
 async def _find_fields(session: aiohttp.ClientSession, plain: CompletionFormat) -> tuple[CompletionFormat, bool]:
-    """Finds the best set of optional fields that the server accepts, and whether it counts tokens."""
+    """Finds the optional fields that the server accepts, and whether the server counts tokens."""
     usage, ignore_eos = {"stream_options": {"include_usage": True}}, {"ignore_eos": True}
     error: str | None = None
     for optional in (ignore_eos | usage, usage, ignore_eos, {}):

@@ -22,7 +22,7 @@ _SCHEMA_VERSION = 4
 
 
 Figures = Mapping[str, Any]
-"""Name of a figure -> its value in one round. None or missing if it could not be measured."""
+"""Name of a figure -> its value in one round. The value is None or missing if it could not be measured."""
 
 
 class Metric(NamedTuple):
@@ -45,7 +45,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """A measured server. Has the figures of its rounds by condition: a load, or a state of the caches."""
+    """A measured server. `rounds` has its figures by condition: a load, or a state of the caches."""
 
     name: str
     target: str
@@ -73,18 +73,18 @@ class Result:
     problems: Sequence[str]
     """Signs that the figures are unreliable."""
     details: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Further lines of the report, by condition."""
+    """Condition -> further lines of the report."""
     has_failed: bool = False
     """Whether the exit code is 1."""
 
     def compare(self, condition: str) -> list[dict[str, Spread]]:
-        """For each of the other sides: figure -> ratio of the first side's value to the other side's."""
+        """For each side except the first: figure -> the first side's value divided by this side's value."""
         first, *others = (side.rounds[condition] for side in self.sides)
         return [compare_rounds(self.metrics, first, other) for other in others]
 
 
 def run_and_publish(work: Coroutine[Any, Any, Result], json_path: Path | None) -> int:
-    """Measures, then writes report and JSON. Returns 0, 1 if requests failed, or 128 + signal."""
+    """Measures, then writes report and JSON. The exit code is 0, 1 if requests failed, or 128 + signal."""
     try:
         result = run_interruptibly(work)
     except Interrupted as interrupted:

@@ -33,10 +33,10 @@ _NUM_DIGITS = 6
 
 
 def build_prompt(num_tokens: int, *, seed: str) -> str:
-    """A prompt of about `num_tokens` tokens. The seed determines it. Prompts differ from the first word on.
+    """A prompt of about `num_tokens` tokens. Prompts of different seeds differ from the first word on.
 
-    No tokenizer is used: in most vocabularies each of the words is one token, and each digit of the number at
-    the front counts as one token.
+    No tokenizer is used. In most vocabularies, each of the words and each digit of the number at the
+    beginning is one token.
     """
     source = random.Random(seed)
     nouns, verbs = _NOUNS.split(), _VERBS.split()
@@ -85,7 +85,6 @@ class RequestSample:
     start_ns: int
     end_ns: int
     text_times_ns: tuple[int, ...] = ()
-    """Times at which pieces of text arrived."""
     usage: Usage | None = None
     error: str | None = None
     status: int | None = None
@@ -178,7 +177,7 @@ _decoder = msgspec.json.Decoder(_Chunk)
 class ChunkReader:
     """Reads the server-sent events of a stream with little work per token, and records when text arrives.
 
-    Only chunks with text count. The empty first delta of a chat and the chunk with the usage are no tokens.
+    Only chunks with text count as tokens, not the empty first delta of a chat or the chunk with the usage.
     """
 
     def __init__(self) -> None:
@@ -194,7 +193,7 @@ class ChunkReader:
             self._read_event(event, now_ns)
 
     def find_error(self) -> str | None:
-        """The message of an error event, or that the stream is incomplete. Called after the last byte."""
+        """The message of an error event, or that the stream is incomplete. Call this after the last byte."""
         return self.error or (None if self.is_finished else "the stream ended without a finish reason")
 
     def _read_event(self, payload: bytes, now_ns: int) -> None:

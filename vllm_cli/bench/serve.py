@@ -1,4 +1,4 @@
-"""`bench serve`: throughput and latency of completions, and the latency of `/health` under that load."""
+"""`bench serve` measures throughput and latency of completions, and of `/health` under that load."""
 
 import asyncio
 from collections import defaultdict
@@ -27,7 +27,7 @@ class LoadSamples:
     duration_ns: int
     """Time from the start of the first request to the end of the last request."""
     client_cpu_ns: int
-    """Processor time that this process took from the server during the round."""
+    """Processor time of this process during the round. The server may have lacked this time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +37,12 @@ class ServeConfig(BenchConfig):
     levels: tuple[int, ...]
     """The numbers of requests in flight. Each number is measured separately."""
     num_requests: int | None = None
-    """Requests per level and round. None: four times the requests in flight, but at least 8."""
+    """Requests per level and round. If None, four times the requests in flight, and at least 8."""
     max_tokens: int = 64
     prompt_tokens: int = 64
-    """Approximate length of the part of a prompt that is unique."""
+    """Approximate number of a prompt's tokens that differ from other prompts."""
     shared_prefix_tokens: int = 0
-    """Approximate length of the beginning that all prompts share."""
+    """Approximate number of tokens at the beginning that all prompts share."""
     idle: str = "pause"
     """`pause`: a started server is frozen while another one is measured. `run`: it continues to run."""
     seed: int = 0
@@ -82,7 +82,7 @@ async def measure_serving(config: ServeConfig) -> Result:
 
 
 async def _use(target: Target, targets: list[Target], config: ServeConfig) -> ReadyServer:
-    """Resumes this server, freezes the others, and checks that it is ready."""
+    """Starts or resumes this server, freezes the others, and waits until this server is ready."""
     for other in targets:
         if other is not target and config.idle == "pause":
             other.pause()
@@ -106,7 +106,7 @@ async def _measure_round(config: ServeConfig, target: Target, server: ReadyServe
 
 
 async def _load(config: ServeConfig, server: ReadyServer, level: int, num_requests: int, stage: str) -> LoadSamples:
-    """Sends the requests of one round. Prompts depend only on the seed, so all sides get the same ones."""
+    """Sends the requests of one round. Prompts depend only on the seed, so all sides get the same prompts."""
     shared = build_prompt(config.shared_prefix_tokens, seed=str(config.seed)) if config.shared_prefix_tokens else ""
     seeds = (f"{config.seed}/{level}/{stage}/{index}" for index in range(num_requests))
     prompts = (f"{shared} {build_prompt(config.prompt_tokens, seed=seed)}".lstrip() for seed in seeds)

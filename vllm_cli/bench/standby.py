@@ -1,4 +1,4 @@
-"""The standby for `bench startup --state standby`. It forks the servers that are measured."""
+"""The standby for `bench startup --state standby`: imports modules, and forks the servers to measure."""
 
 import asyncio
 import shlex
@@ -16,7 +16,7 @@ from vllm_cli.bench.target import TargetStartError
 from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
 
 NO_STANDBY: Final = {"VCLI_STANDBY": "off"}
-"""Variables of starts from other states, which a standby of the user must not make warm."""
+"""Variables for starts without a standby. Otherwise, a standby of the user could fork the server."""
 _POLL_S: Final = 0.1
 
 
@@ -32,7 +32,7 @@ class BenchStandby:
         self._place = {"XDG_RUNTIME_DIR": self._folder.name}
         self._process = SupervisedCommand(self._place)
         self.environment: Final = {**self._place, "VCLI_STANDBY": "require"}
-        """With these variables, a start that cannot be warm fails."""
+        """Variables with which a start fails unless the standby forks the server."""
 
     async def start(self, timeout_s: float) -> None:
         """Returns once the imports are done. Raises TargetStartError if they fail or take too long."""
@@ -72,9 +72,10 @@ class BenchStandby:
 
 
 def split_own_command(command: str) -> tuple[list[str], list[str]]:
-    """The words before `serve`, which also start the installation's other commands, and the words after it.
+    """Splits a command of this program into the words before `serve` and the words after it.
 
-    For a command of another program, the first list is empty and the second has all words.
+    The words before `serve` also start other commands of the same installation. For a command of another
+    program, the first list is empty and the second has all words.
     """
     words = shlex.split(command)
     words = ["env", *words] if "=" in words[0] else words
@@ -86,7 +87,7 @@ def split_own_command(command: str) -> tuple[list[str], list[str]]:
 
 
 def find_template_kind(prefix: list[str], words: list[str]) -> str | None:
-    """The kind of template for the command's engine. If None is returned, the standby chooses."""
+    """The kind of template process for the command's engine. If None, the standby chooses."""
     values = [word.partition("=")[2] for word in prefix if word.startswith("VCLI_ENGINE=")]
     given = ServeWords(words)
     engine = given.own.get("--engine") or (values or [foreign.text_of("VCLI_ENGINE")])[-1]

@@ -1,4 +1,4 @@
-"""`bench startup`: alternates starts of all sides from all states. Times run from exec to the first token."""
+"""`bench startup` starts servers in turn from each state of the caches, and times exec to the first token."""
 
 import asyncio
 import os
@@ -52,19 +52,17 @@ class StartupBenchConfig(BenchConfig):
     """The commands to start, and the states of the caches before a start."""
 
     states: tuple[str, ...]
-    """`warm` (caches of earlier starts), `cold-pages` (files evicted), `standby` (warm, from a standby)."""
+    """`warm`: caches stay. `cold-pages`: files are evicted. `standby`: as `warm`, forked by a standby."""
     evict_paths: tuple[Path, ...] = ()
     """Files and folders that are evicted from the page cache for `cold-pages`."""
     standby_model: str | None = None
-    """The standby's --model."""
     pause_s: float = 1.0
-    """Time between the end of one server and the start of the next."""
+    """Seconds between the end of one server and the start of the next server."""
     shows_phases: bool = False
-    """Whether the report has the phases of the starts."""
 
 
 async def measure_startup(config: StartupBenchConfig) -> Result:
-    """Starts the sides in turn, every other round in reverse, so that no side always follows the same one."""
+    """Starts all sides in each round. Every other round is in reverse, so that the order favours no side."""
     evicted = list_files(config.evict_paths)
     with ExitStack() as stack:
         reporter = stack.enter_context(closing(Reporter()))
@@ -104,13 +102,13 @@ class _StartedSide:
         self._config = config
         self._standby: BenchStandby | None = None
         self._server: ReadyServer
-        """The server as `prepare` has found it."""
+        """Model, version and request format, as `prepare` has found them."""
 
     async def prepare(self) -> None:
         """Starts the server without measuring, to check the command, warm caches and find the request format.
 
-        Then starts the standby, because the first start has recorded the modules that a template process
-        imports. The standby's first fork is not measured either.
+        Then starts the standby, which imports the modules that this start has recorded. The standby's first
+        fork is not measured either.
         """
         with self._started(NO_STANDBY) as (target, _):
             target.start()
@@ -149,7 +147,7 @@ class _StartedSide:
 
     @contextmanager
     def _started(self, environment: dict[str, str]) -> Iterator[tuple[Target, Path]]:
-        """Yields a server, not started yet, and the file for its moment of exec. Then stops the server."""
+        """Yields a server to start, and the file for the moment of its exec. Then stops the server."""
         with TemporaryDirectory(prefix="vllm-cli-bench-") as folder:
             stamp = Path(folder, "stamp")
             prefix = stamp_words(stamp)
@@ -194,8 +192,8 @@ class _StartedSide:
 async def _wait_healthy(host: str, port: int, ensure_alive: Callable[[], None]) -> tuple[int, int | None]:
     """The moments of the first accepted connection and of the first 200 from `/health`.
 
-    The second is None if there is no such route. Uses sockets, because polls compete with the start for
-    cores, and asyncio streams take five times the CPU time.
+    The second is None if the server has no such route. Uses plain sockets, because polls compete with the
+    start for cores, and asyncio streams would take five times the CPU time.
     """
     loop = asyncio.get_running_loop()
     request = f"GET /health HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode()
@@ -231,7 +229,7 @@ async def _wait_first_token(form: CompletionFormat, ensure_alive: Callable[[], N
 
 
 def _find_problems(side: Side) -> Iterator[str]:
-    """Yields problems: caches that were not cold, and starts that were warm or cold against expectation."""
+    """Yields problems: caches that were not cold, and starts that were unexpectedly warm or cold."""
     for condition, rounds in side.rounds.items():
         where = f"{side.name}, {condition}"
         if (stayed := max(figures.get("resident_share") or 0 for figures in rounds)) > _COLD_ENOUGH:
@@ -254,7 +252,7 @@ class Residency(NamedTuple):
     unknown_bytes: int = 0
     """Bytes whose residency cannot be measured."""
     fuse_bytes: int = 0
-    """Bytes on FUSE. The process that serves FUSE may have them in memory, where they are not evicted."""
+    """Bytes on FUSE. The process that serves FUSE may keep them in its own memory, which is not evicted."""
 
     @property
     def figures(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class TargetSpec:
     name: str
     url: str | None = None
     command: str | None = None
-    """Shell words. `{port}` is replaced by a free port. Without it, `--port N` is appended."""
+    """A command as for a shell. A free port replaces `{port}`, or is appended as `--port N`."""
     model: str | None = None
     """The name of the model to request. None means the first model in the server's list."""
 
@@ -40,7 +40,6 @@ class BenchConfig:
 
     @property
     def path(self) -> str:
-        """The route of the requests."""
         return "/v1/chat/completions" if self.endpoint == "chat" else "/v1/completions"
 
     @property
@@ -80,11 +79,10 @@ class Target(SupervisedCommand):
         self.send(b"pause\n")
 
     def resume(self) -> None:
-        """Resumes the frozen server."""
         self.send(b"resume\n")
 
     def poll(self) -> None:
-        """Checks now whether the started server has exited, without waiting for `EXIT_DELAY_S`."""
+        """Has the supervisor check now whether the server has exited, without waiting for `EXIT_DELAY_S`."""
         self.send(b"poll\n")
 
 

@@ -21,7 +21,7 @@ from vllm_cli.client.waiting import amount, poll_readiness
 _ANSWER_TIMEOUT_S: Final = 2.0
 _MAX_BODY_BYTES: Final = 4 << 20
 _Starts: TypeAlias = Mapping[int | None, Mapping[str, Any] | None]
-"""Id of the process that a user or router has started -> the fields of its start."""
+"""Id of a server's process -> the fields of its start, as in `RunningServer.start`."""
 _STATES: Final = {"ready": "ready", "starting": "not ready", "absent": "silent", "failed": "dead"}
 
 
@@ -63,9 +63,9 @@ class RunningServer:
     engine: str
     """`embedded`, `vllm` or `router`."""
     state: str
-    """`ready`, `silent`, or the `status` that the server reports.
+    """The `status` that the server reports, else `ready`, `not ready`, `silent`, `dead` or `not listening`.
 
-    A server reports `stopped` if its next request starts the model (`--idle-stop`).
+    A server whose next request starts its model (`--idle-stop`) reports `stopped`.
     """
     uptime_s: float
     memory_bytes: int
@@ -74,7 +74,7 @@ class RunningServer:
     """All processes, beginning with the process that the user started."""
 
     forked_pid: int | None
-    """The forked server of a warm start. None for a router."""
+    """The server's process, if a standby has forked it. None for a router, and after a cold start."""
 
     log: str | None = None
     """The file with the server's output, such as the log of `serve --detach`. None if it has no file."""
@@ -85,7 +85,7 @@ class RunningServer:
 
     @property
     def entry_pids(self) -> tuple[int, ...]:
-        """The processes by whose ids a user may name this server."""
+        """The process ids by which a user may name this server."""
         return (self.pid,) if self.forked_pid is None else (self.pid, self.forked_pid)
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,10 +101,10 @@ class RunningStandby:
 
     pid: int
     state: str
-    """`importing`, `ready` or `failed`, as the standby reports. `running` if it is of another environment."""
+    """`importing`, `ready` or `failed`, as reported. `running` for a standby of another environment."""
     uptime_s: float
     memory_bytes: int
-    """PSS, in which a page that is shared with servers counts in part."""
+    """PSS. A page that is shared with servers counts in part."""
     pids: tuple[int, ...]
     """All processes, beginning with the standby's own."""
     log: str | None = None
@@ -112,7 +112,7 @@ class RunningStandby:
     """The `vllm-cli serve` (`--idle-stop`, or with several models) to which the standby belongs."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The output of `ps --json`: the fields of a server, null where a standby has none."""
+        """The output of `ps --json`. It has a server's fields, and null where a standby has no value."""
         return {
             "kind": STANDBY,
             "pid": self.pid,
@@ -148,7 +148,7 @@ def find_standbys() -> list[RunningStandby]:
 
 
 def _members(record: RunRecord, records: list[RunRecord], standbys: set[int]) -> tuple[int, ...]:
-    """The process that the user started, then all processes that belong to it except for its own standby."""
+    """The process that the user started, then all other processes of the server. No standby is among them."""
     found = {record.front_pid or record.pid: None, record.pid: None} | dict.fromkeys(descendants(record.pid))
     for other in records:
         if other.front_pid in found:  # forked for a child of this server
@@ -179,7 +179,7 @@ def _describe(record: RunRecord, pids: tuple[int, ...], starts: _Starts, with_st
 
 
 def _log_of(pid: int) -> str | None:
-    """The file that is a process's standard error. None if it is no regular file, or was removed."""
+    """The file to which a process writes standard error. None if this is no regular file, or was removed."""
     with contextlib.suppress(OSError):
         path = Path(f"/proc/{pid}/fd/2").readlink()
         return str(path) if path.is_file() else None
@@ -187,7 +187,7 @@ def _log_of(pid: int) -> str | None:
 
 
 def address_of(record: RunRecord) -> ServerAddress | None:
-    """Where a server listens. None if it does not listen, or if its recorded address is not valid."""
+    """The address at which a server listens. None if it does not listen, or if its record is not valid."""
     if record.address is None:
         return None
     context = ssl.create_default_context()
@@ -264,7 +264,7 @@ def _describe_standby(record: RunRecord) -> RunningStandby:
 
 
 def _pids_of_standby(record: RunRecord) -> tuple[int, ...]:
-    """The standby and its template processes, but not the servers that these have forked."""
+    """The standby and its template processes, without the servers that template processes have forked."""
     return (record.pid, *child_pids(record.pid))
 
 

@@ -37,7 +37,7 @@ def server_options(command: F) -> F:
 
 
 def take_server(options: dict[str, Any]) -> "Server":
-    """Removes the options of the server from the parameters of a command. Raises InputError."""
+    """Takes the options of `server_options` out of a command's parameters. Raises InputError."""
     return Server(take_address(options), choose_key(options.pop("api_key")))
 
 
@@ -109,7 +109,7 @@ class Server:
     def _open(
         self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float | None = None
     ) -> Iterator[HTTPResponse]:
-        """Yields an answer with an unread body. The timeout applies to each operation on the connection."""
+        """Sends a request and yields the answer with its body unread. The timeout is for each operation."""
         content = None if body is None else json.dumps(body)
         headers = {"Content-Type": "application/json", "Connection": "close"}
         if self.api_key:
@@ -148,7 +148,7 @@ class EventReader:
 
 
 def error_message(data: bytes) -> str:
-    """The message in an error of OpenAI, vLLM or FastAPI, or the whole body if there is none, on one line."""
+    """The message of an error of OpenAI, vLLM or FastAPI, or the whole body of other errors, on one line."""
     body: Any = data.decode(errors="replace")
     with suppress(ValueError):
         body = read_json(body)

@@ -1,4 +1,4 @@
-"""The address of a server: from a URL, or from the address flags of `serve`."""
+"""Reads the address of a server from a URL or from the address flags of `serve`."""
 
 import os
 import socket
@@ -23,7 +23,7 @@ _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "localhost"}
 
 @dataclass(frozen=True, kw_only=True)
 class ServerAddress:
-    """A server's address. Each request opens a new connection."""
+    """A server's address."""
 
     host: str = "localhost"
     port: int = 8000
@@ -40,7 +40,7 @@ class ServerAddress:
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.path}"
 
     def connect(self, timeout_s: float) -> HTTPConnection:
-        """A connection that its first request opens. The timeout applies to each operation on it."""
+        """Returns a connection that opens at its first request. The timeout applies to each operation."""
         if self.uds is not None:
             return _UnixConnection(self.uds, timeout_s)
         if self.tls is not None:
@@ -81,7 +81,7 @@ def reachable_host(host: str | None) -> str:
 
 
 class _UnixConnection(HTTPConnection):
-    """Connects through /proc/self/fd, because the path of a UNIX socket has at most 107 bytes (unix(7))."""
+    """Connects through /proc/self/fd, so that the socket's path may be longer than 107 bytes (unix(7))."""
 
     def __init__(self, path: str, timeout_s: float) -> None:
         super().__init__("localhost", timeout=timeout_s)

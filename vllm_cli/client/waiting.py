@@ -33,16 +33,12 @@ class Readiness:
     state: State
     """`absent`: no response. `failed`: the server will never be ready."""
     reason: str = ""
-    """Why the server is not ready, as text."""
     phase: str | None = None
     progress: float | None = None
     """The completed share of the start, from 0 to 1."""
     eta_s: float | None = None
     status: str | None = None
-    """The `status` that the server reports: `starting`, `draining` or `dead`.
-
-    A ready server whose model does not run (`--idle-stop`) reports `stopped`.
-    """
+    """The `status` that the server reports: `starting`, `draining`, `dead` or `stopped` (`--idle-stop`)."""
     is_late: bool = False
     """Whether the request timed out."""
     is_closed: bool = False
@@ -55,7 +51,7 @@ class Readiness:
 
 
 def poll_readiness(address: ServerAddress, path: str, *, timeout_s: float) -> Readiness:
-    """Sends one GET. A failure is returned as a result and raises nothing."""
+    """Sends one GET. Returns a failure as a result, and raises no error."""
     try:
         answer = Server(address).request("GET", path, timeout_s=timeout_s, max_bytes=_MAX_BODY_BYTES)
     except ssl.SSLCertVerificationError as err:
@@ -100,7 +96,7 @@ def _read_body(body: dict[str, Any], otherwise: str) -> Readiness:
 
 
 def amount(value: Any, most: float = math.inf) -> float | None:
-    """The value, at most `most`, if it is a number of 0 or more. None for other values."""
+    """The value, limited to `most`, if it is a number of at least 0. None for other values."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return min(float(value), most) if is_number and value >= 0 else None
 

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
 def bake(*, words: tuple[str, ...], output: Path | None, is_json: bool, **options: Any) -> int:
-    """Start MODEL once while an image is built, and keep in one folder the caches that speed up later starts.
+    """Start MODEL once while an image is built, and keep caches that speed up later starts in one folder.
 
     Accepts every flag of `vllm-cli serve`. Give the flags of the later starts. The server gets a private
     socket, answers one request and is stopped. On a machine without the GPU that vLLM needs, vLLM is only

@@ -41,7 +41,7 @@ for _command_of_vllm in BENCHMARKS:
 
 
 def _command(value: str) -> str:
-    """Checks a command, which is written as for a shell."""
+    """Checks that a command can be split into words as by a shell."""
     with suppress(ValueError):
         if shlex.split(value):
             return value
@@ -94,7 +94,7 @@ def _shared_options(function: F) -> F:
 
 
 def _levels(value: str) -> tuple[int, ...]:
-    """Comma-separated numbers of 1 or more, sorted and without repeats."""
+    """Parses comma-separated numbers of at least 1. Returns each number once, sorted."""
     with suppress(ValueError):
         levels = tuple(sorted({int(part) for part in value.split(",")}))
         if levels[0] >= 1:
@@ -137,13 +137,13 @@ def _levels(value: str) -> tuple[int, ...]:
 def serve(**options: Any) -> int:
     """Measure a server with the OpenAI API, alone or against others.
 
-    A fixed number of requests is kept in flight, level by level. The report has throughput, time to first
-    token (TTFT), time per output token (TPOT), inter-token and end-to-end latency. A separate process
-    measures the latency of /health under that load.
+    The benchmark keeps a fixed number of requests in flight, for one number of --concurrency after another.
+    The report has throughput, time to first token (TTFT), time per output token (TPOT), inter-token and
+    end-to-end latency. A separate process measures the latency of /health under that load.
 
-    Servers given as commands are started on a free port ({port} in the command, else --port is appended) and
-    always stopped at the end. With several servers, rounds alternate (A, B, A, B, ...). An idle server still
-    uses processor time, so servers started here are frozen while another one is measured.
+    Servers given as commands are started on a free port, and always stopped at the end. The port replaces
+    {port} in the command, or is appended as --port. With several servers, rounds alternate (A, B, A, B, ...).
+    An idle server still uses processor time, so started servers are frozen while another one is measured.
 
     \b
     Examples:
@@ -209,14 +209,14 @@ def startup(**options: Any) -> int:
     that a separate process sends 20 times a second.
 
     With --phases, the report also divides the time to the first token into phases such as imports,
-    configuration, weights, compile and warm-up. For vLLM, also for plain `vllm serve`, lines of its log end
-    the phases. The embedded engine reports its phases on /startupz. Other servers have the phase `server`,
+    configuration, weights, compile and warm-up. For vLLM, even for plain `vllm serve`, a line of the log ends
+    each phase. The embedded engine reports its phases on /startupz. Other servers have the phase `server`,
     which lasts until /health answers 200, and the phase `first token`. The JSON always has the phases of each
     start.
 
-    Each command is started on a free port ({port} in the command, else --port is appended) and always
-    stopped with all its processes. The first start of each server is not measured. Then each round starts
-    all servers, in every other round in the opposite order.
+    Each command is started on a free port, and always stopped with all its processes. The port replaces
+    {port} in the command, or is appended as --port. The first start of each server is not measured. Then each
+    round starts all servers. Every other round has the opposite order.
 
     With the state warm, all caches stay. With cold-pages, the model's files are evicted from the page cache,
     and the report shows how much stayed. With standby, caches stay, and a `vllm-cli standby` runs from the
@@ -251,7 +251,7 @@ def startup(**options: Any) -> int:
 def _build_targets(
     ours: list[dict[str, str]], theirs: list[dict[str, str]], models: tuple[str | None, str | None]
 ) -> "tuple[TargetSpec, ...]":
-    """The sides, named A, B, ... `models`: names to request from our sides and from theirs."""
+    """Names the servers A, B, ... `models`: the model to request from `ours`, and the model for `theirs`."""
     from vllm_cli.bench.target import TargetSpec  # noqa: PLC0415 - slow to import for --help
 
     model, other_model = models
@@ -261,7 +261,7 @@ def _build_targets(
 
 
 def _own_command(model: str | None) -> str:
-    """A `serve` command of this installation. It uses the console script, as users do, else the module."""
+    """The `serve` command of this installation: its console script if there is one, else `python -m`."""
     script = Path(sys.executable).with_name("vllm-cli")
     words = [str(script)] if script.exists() else [sys.executable, "-m", "vllm_cli"]
     return shlex.join([*words, "serve", *([model] if model else [])])

@@ -1,4 +1,4 @@
-"""`vllm-cli caches`: lists compiled models, preload profiles and other files kept between starts."""
+"""`vllm-cli caches` lists and removes files that starts keep for later starts, such as compiled models."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,42 +41,40 @@ _OTHERS: Final = {
     "start history": ("history/*", "history.*"),
     "flags of vLLM": ("vllm-facts/*", "hooks/*"),
 }
-"""Name of other kept files -> their patterns in the cache folder."""
+"""Name of a group of other kept files -> the patterns of these files in the cache folder."""
 
 
 class _Kept(NamedTuple):
-    """A compiled model, kept on this machine or in a location, or other kept files."""
+    """A compiled model on this machine or in a shared location, or a group of other kept files."""
 
     name: str
-    """The name of the compiled model's archive in a location."""
+    """The name of the compiled model's archive, or of the group of other files."""
     num_bytes: int
     used_s: float | None = None
-    """When a start last used this, in seconds since 1970. None if unknown."""
+    """When a start last used this, or when a store received it, in seconds since 1970. None if unknown."""
     record: CompiledModel | None = None
     location: str | None = None
-    """The address of the location. None for this machine."""
+    """The address of the shared location. None for this machine."""
     problem: str = ""
     """Why the compiled model cannot be loaded here. Empty if it can."""
     files: tuple[Path, ...] = ()
-    """The files, if this is no compiled model."""
+    """The files of the group. Empty for a compiled model."""
 
     @property
     def title(self) -> str:
-        """The model's name if it is known, else the name of the archive or of the files."""
+        """The model's name if it is known, else `name`."""
         return self.record.model if self.record else self.name
 
     @property
     def age_s(self) -> float | None:
-        """Seconds since the last use. 0 if its time is in the future, because a clock was changed."""
+        """Seconds since the last use. 0 if the last use is in the future, because a clock was changed."""
         return None if self.used_s is None else max(datetime.now(UTC).timestamp() - self.used_s, 0.0)
 
     @property
     def last_use(self) -> str:
-        """The last use in words."""
         return "-" if self.age_s is None else _in_words(self.age_s)
 
     def to_fields(self) -> dict[str, Any]:
-        """The fields as JSON values."""
         facts = {field: getattr(self.record, field, None) for field in ("model", "key", "versions", "compile_s")}
         own = {"num_bytes": self.num_bytes, "age_s": self.age_s, "problem": self.problem}
         return {"name": self.name, "location": self.location, **facts, **own}
@@ -181,7 +179,7 @@ def _local_models() -> Iterator[_Kept]:
 
 
 def _archives(address: str) -> Iterator[_Kept]:
-    """The archives of a location, with their records. Raises LocationError."""
+    """The archives of a shared location, with their records. Raises LocationError."""
     location = open_location(address)
     for stored in location.list():
         record, problem = None, ""
@@ -218,7 +216,7 @@ def _why_not_here(record: CompiledModel, versions: Mapping[str, str] | None, har
 
 
 def _choose(models: Sequence[_Kept], older_s: float | None, keep_bytes: int | None) -> list[_Kept]:
-    """The compiled models to remove so that the rest is within the limits. Begins with the longest unused."""
+    """The compiled models to remove so that the rest is within the limits. The longest unused come first."""
     ordered = sorted(models, key=lambda model: model.used_s or 0.0)
     total, chosen = sum(model.num_bytes for model in ordered), []
     for model in ordered:
@@ -230,7 +228,7 @@ def _choose(models: Sequence[_Kept], older_s: float | None, keep_bytes: int | No
 
 
 def _other(name: str) -> _Kept:
-    """The files that this machine keeps under this name."""
+    """The group of kept files that has this name in `_OTHERS`."""
     files = tuple(path for pattern in _OTHERS[name] for path in cache_folder().glob(pattern) if path.is_file())
     return _Kept(name, sum(path.stat().st_size for path in files), files=files)
 
@@ -251,7 +249,7 @@ def _remove(chosen: Sequence[_Kept]) -> None:
 
 
 def kept_fields(models: Mapping[str | None, list[_Kept]] | None = None) -> dict[str, Any]:
-    """All that is kept between starts, as JSON. `models`: compiled models. None: those of this machine."""
+    """All files that starts keep, as JSON. `models`: compiled models by address. Default: this machine's."""
     from startup.vllm.fork.preload_profile import load_all_profiles, plain_states
 
     learned, models = read_learned(), models or _of_this_machine()
@@ -265,7 +263,7 @@ def kept_fields(models: Mapping[str | None, list[_Kept]] | None = None) -> dict[
 
 
 def describe_kept(models: Mapping[str | None, list[_Kept]] | None = None) -> str:
-    """All that is kept between starts, as text. `models`: compiled models. None: those of this machine."""
+    """All files that starts keep, as text. `models`: compiled models by address. Default: this machine's."""
     return "\n\n".join("\n".join(part) for part in _sections(models or _of_this_machine()))
 
 
@@ -274,7 +272,6 @@ def _of_this_machine() -> dict[str | None, list[_Kept]]:
 
 
 def _sections(models: Mapping[str | None, list[_Kept]]) -> Iterator[list[str]]:
-    """Yields the lines of each section."""
     from startup.vllm.fork.preload_profile import load_all_profiles, plain_states, profiles_folder
 
     for address, found in models.items():

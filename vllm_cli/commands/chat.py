@@ -128,7 +128,6 @@ class _Dialogue:
         self.model = options["model_name"] or self._server.first_model()
 
     def ask(self, path: str, body: dict[str, Any], answer: "_Answer") -> None:
-        """Sends one request and prints the answer."""
         with closing(self._server.stream(path, {"model": self.model, **self._parameters, **body})) as pieces:
             answer.write(pieces)
         if self._stats:
@@ -148,7 +147,7 @@ class _Dialogue:
 
 
 class _Answer:
-    """One streamed answer. `text` is what has been received so far."""
+    """One streamed answer. `text` is the part that has been received so far."""
 
     def __init__(self) -> None:
         self.text = ""

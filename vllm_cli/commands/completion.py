@@ -8,9 +8,9 @@ from click.shell_completion import get_completion_class
 _SHELLS: Final = ("bash", "zsh", "fish")
 _PROGRAM: Final = "vllm-cli"
 _VARIABLE: Final = "_VLLM_CLI_COMPLETE"
-"""The variable's name in click. If it is set, the program prints completions for the shell and exits."""
+"""The variable that click reads. If it is set, the program prints completions for the shell and exits."""
 _ZSH_BEGINNING: Final = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }"
-"""Enables completion. Click's script expects that ~/.zshrc has enabled it already."""
+"""Enables completion in zsh. Click's script expects that ~/.zshrc has enabled it already."""
 
 
 @click.command("completion")

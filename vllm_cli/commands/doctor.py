@@ -45,12 +45,11 @@ Exit codes: 0 a start can succeed; 1 an error, or a hook that does not fit; 2 us
 
 
 class _Examined(NamedTuple):
-    """What was checked."""
+    """The results of all checks."""
 
     subject: str
-    """What was checked, as text: the engine or the models."""
+    """The checked engine or models, as text."""
     preflight: PreflightReport
-    """All findings."""
     vllm: "InstalledVllm | None"
     """The installed vLLM, if the engine is vLLM."""
     models: Mapping[str, PreflightReport] = {}
@@ -95,7 +94,7 @@ def _examine_models(ctx: click.Context) -> _Examined:
 
 
 def _examine(ctx: click.Context) -> _Examined:
-    """Checks the engine. If the command line has words, also checks their start."""
+    """Checks the engine. If the command line has arguments, also checks a start with them."""
     start, vllm = start_of(ctx), None
     try:
         if isinstance(start, StartupConfig):
@@ -137,7 +136,7 @@ def _to_fields(report: PreflightReport) -> dict[str, Any]:
 
 
 def _parts(examined: _Examined, hooks: "HookReport | None") -> Iterator[str]:
-    """Yields the report's parts, which other commands print, too."""
+    """Yields the parts of the report. Other commands print the same parts."""
     import yaml
 
     for name, report in (examined.models or {"": examined.preflight}).items():

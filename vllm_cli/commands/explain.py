@@ -17,7 +17,7 @@ _CODE: Final = "VC-"
 
 
 class _LogOrCode(click.File):
-    """The file of a log, or a code."""
+    """A parameter that is the file of a log, or a code such as VC-PORT-IN-USE."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The open file, or the code in capitals. A name that begins like a code is always read as a code."""
@@ -38,8 +38,8 @@ def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
 
     FILE is the log of `vllm serve` or `vllm-cli serve`, of any size. Without FILE, standard input is read.
     Lines may have prefixes of Docker, Kubernetes, journald, Ray and others. If the log has several runs, the
-    last run is explained. CODE is the code in the last lines of a failed start. With CODE, the cause that it
-    stands for is shown.
+    last run is explained. CODE is the code in the last lines of a failed start. With CODE, the cause with
+    this code is shown.
 
     \b
     Examples:

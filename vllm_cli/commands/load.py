@@ -53,7 +53,7 @@ def _router_options(command: F) -> F:
 def load(*, model: str, **options: Any) -> int:
     """Start MODEL on a running router (`serve --models`, `serve A B`), and wait until it is ready.
 
-    The router stops the same models as for a request for MODEL. Ctrl-C ends the wait.
+    The router stops the same models that it stops for a request for MODEL. Ctrl-C ends the wait.
 
     \b
     Examples:
@@ -144,7 +144,7 @@ def _describe_state(server: Server, model: str) -> str:
 
 
 def _send(server: Server, verb: Verb, model: str, timeout_s: float) -> tuple[Ending, str]:
-    """Returns ending and reason of a failure. A router answers once the model has started or stopped."""
+    """Sends the request. Returns its ending, and the reason if it failed."""
     try:
         server.ask("POST", f"/v1/models/{quote(model, safe='/:@')}/{verb}", timeout_s=timeout_s)
     except ConnectionFailedError as err:
@@ -155,7 +155,7 @@ def _send(server: Server, verb: Verb, model: str, timeout_s: float) -> tuple[End
 
 
 def _explain(error: ConnectionFailedError, address: ServerAddress) -> str:
-    """The text of an error. A server with one model answers 404 or 405 to these requests."""
+    """The message for an error. A server with one model answers 404 or 405 to these requests."""
     if error.status not in (404, 405) or _is_router(address):
         return error.message
     return f"The server at {address} has one model. Only `serve` with several models loads and unloads them."

@@ -10,7 +10,7 @@ from startup.words.errors import InputError
 
 
 class VllmCommand(click.Command):
-    """Passes all following words, even `--help`, to the command of this name of the installed vLLM."""
+    """Passes all words that follow, even `--help`, to the installed vLLM's command of the same name."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keeps all words for `invoke`. Fails with a suggestion for a command that this program replaces."""

@@ -26,7 +26,7 @@ _PROGRESS_S: Final = 0.1
 _HEARTBEAT_S: Final = 5.0
 _NOT_READ: Final = 1
 _FAILURES: Final = {"refused": ("no_access", NO_ACCESS), "disk": ("no_space", NO_SPACE)}
-"""Kind of a `DownloadError` -> state and exit code. Other kinds are `incomplete`."""
+"""Kind of a `DownloadError` -> state and exit code. The state of other kinds is `incomplete`."""
 
 _HELP = """Download what MODEL lacks or what has changed on the hub, then read it into the page cache.
 

@@ -110,7 +110,7 @@ def _start(start: Mapping[str, Any] | None) -> str:
 
 
 def _reasons(servers: Iterable[RunningServer], *, has_standby: bool) -> Iterator[str]:
-    """Yields why starts were plain or compiled, and why starts that could have been warm were cold."""
+    """Yields the reasons of plain starts and compilations, and of cold starts that could have been warm."""
     entries: list[RunningServer | RouterModel] = []
     for server in servers:
         entries += [server, *(server.models or ())]

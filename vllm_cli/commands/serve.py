@@ -120,10 +120,10 @@ def _route(options: "RouterOptions") -> int:
 
 
 def _apply_standby_mode(mode: StandbyMode) -> None:
-    """Applies `standby:` of the `--config` file, which is read after a standby may have forked this process.
+    """Applies `standby:` of the `--config` file. A standby may have forked this process before that.
 
-    The mode `off` is also for a model with code of its own. Such code may use any module, so it cannot run
-    after lean imports (`startup.imports.lean`).
+    The mode is also `off` for a model with code of its own. Such code may use any module, but lean imports
+    (`startup.imports.lean`) leave modules out.
     """
     if mode == "off" and start_origin.start_again is not None:
         start_origin.start_again(env.VCLI_STANDBY.name, mode)

@@ -40,10 +40,10 @@ _AFTER_KILL_S: Final = 10.0
 )
 @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing. Only the exit code counts.")
 def stop(*, which: str | None, is_all: bool, is_confirmed: bool, timeout_s: float, is_quiet: bool) -> int:
-    """Stop the server that listens on PORT or whose process is PID. Without PORT and PID, stop the only one.
+    """Stop the server that listens on PORT, or that has process id PID. Without both, stop the only server.
 
     A number can mean two servers: servers on different hosts may have the same port, or a process id may
-    equal another server's port. Then give ADDRESS as `vllm-cli ps` shows it.
+    equal another server's port. In this case, give ADDRESS as `vllm-cli ps` shows it.
 
     The server gets SIGTERM. It rejects new requests, and finishes running requests within its
     --shutdown-timeout.
@@ -147,11 +147,9 @@ class _StoppingServer:
             pass
 
     def is_done(self) -> bool:
-        """Whether all processes have ended."""
         return not self._alive()
 
     def kill(self) -> None:
-        """Kills the remaining processes."""
         import psutil
 
         self.is_killed = True
@@ -165,7 +163,6 @@ class _StoppingServer:
             time.sleep(_POLL_S)
 
     def describe(self) -> str:
-        """The outcome as text."""
         if self.is_killed:
             return f"{self.name} did not stop in time and was killed"
         return f"{self.name} has stopped"

@@ -14,7 +14,7 @@ from startup.words.errors import InputError
 @click.argument("file", type=click.File("rb"))
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 def timeline(file: BinaryIO, is_json: bool) -> None:
-    """Show the phases of a start. FILE is a report of `serve --startup-report FILE`. - is standard input.
+    """Show the phases of a start. FILE is a report of `serve --startup-report`, or - for standard input.
 
     At each moment, the start waits for exactly one phase. So the phases add up to the whole time.
 

@@ -1,1 +1,1 @@
-"""The place of base, envs, router, server and startup in an installed wheel. See vllm_cli/own_packages.py."""
+"""In an installed wheel, contains base, envs, router, server and startup. See vllm_cli/own_packages.py."""
