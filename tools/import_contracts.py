@@ -1,11 +1,11 @@
-"""A contract for import-linter. It says which modules of a room other rooms may import."""
+"""A contract for import-linter: other packages may import only some modules of a package."""
 
 from grimp import ImportGraph
 from importlinter import Contract, ContractCheck, fields, output
 
 
 class InterfaceContract(Contract):
-    """Other rooms may import only the modules `public` of `room`. Each of these must be imported."""
+    """Outside of the package `room`, only its modules `public` may be imported, and each of them must be."""
 
     type_name = "interface"
 
@@ -13,7 +13,6 @@ class InterfaceContract(Contract):
     public = fields.ListField(subfield=fields.StringField())
 
     def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:
-        """Implements `Contract`."""
         room, public = str(self.room), {f"{self.room}.{name}" for name in self.public}
         inside = {room, *graph.find_descendants(room)}
         found = {
@@ -28,7 +27,6 @@ class InterfaceContract(Contract):
         )
 
     def render_broken_contract(self, check: ContractCheck) -> None:
-        """Implements `Contract`."""
         for importer, module in check.metadata["forbidden"]:
             output.print_error(f"{importer} imports {module}, which is not public in {self.room}")
         for module in check.metadata["needless"]:

@@ -107,7 +107,7 @@ def translate(settings: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
 
 
 def link_mode(uv: str) -> dict[str, str]:
-    """Makes uv copy files if its cache is on another file system, since links would fail with a warning."""
+    """Variables that make uv copy files if its cache is on another file system, where links would fail."""
     cache = Path(subprocess.run([uv, "cache", "dir"], capture_output=True, text=True).stdout.strip())
     existing = next(path for path in (cache, *cache.absolute().parents) if path.exists())
     return {} if existing.stat().st_dev == Path(sys.prefix).stat().st_dev else {"UV_LINK_MODE": "copy"}

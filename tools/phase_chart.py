@@ -44,11 +44,10 @@ line { stroke: #d1d9e0; }
 
 
 class Bar(NamedTuple):
-    """A start of one side."""
+    """The label of a bar, and phase -> seconds."""
 
     label: str
     phases_s: Mapping[str, float]
-    """Phase -> seconds."""
 
 
 class Group(NamedTuple):
@@ -113,7 +112,7 @@ class _Drawing:
         self._text(_MARGIN, text, "note")
 
     def finish(self, description: str) -> str:
-        """Returns the complete SVG file."""
+        """Returns the SVG file. `description` is for readers who cannot see the picture."""
         height = round(self._y + 16)
         size = f'viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
         return (
@@ -160,7 +159,7 @@ def _ticks(most_s: float) -> Iterator[float]:
 
 
 def _describe(groups: Sequence[Group]) -> str:
-    """A text with all totals, for readers who cannot see the picture."""
+    """A text with all totals."""
     parts = [
         f"{group.title}: "
         + ", ".join(f"{label} {format_seconds(math.fsum(phases_s.values()))}" for label, phases_s in group.bars)

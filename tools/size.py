@@ -1,4 +1,4 @@
-"""`make size` exits with 1 if a room has more lines, lines of code or files than in the table `size.txt`.
+"""`make size` fails if a room (a package or folder) has more lines, code or files than in `size.txt`.
 
 A line of code has more than a docstring or a comment. `--lower` writes smaller numbers into the table.
 
@@ -61,7 +61,7 @@ def read_table(text: str) -> dict[str, Size]:
 
 
 def write_table(sizes: dict[str, Size]) -> str:
-    """The text that `read_table` reads."""
+    """The text of the table, as `read_table` reads it."""
     rows = [["room", *Size._fields], *([name, *map(str, size)] for name, size in sizes.items())]
     return "\n".join(align(rows, are_figures=True)) + "\n"
 
@@ -79,11 +79,11 @@ class Growth(NamedTuple):
     lines: int
     """The lines by which the sum of the product has grown."""
     reasons: list[str]
-    """The lines of the message that name grown rooms, and the reasons."""
+    """The lines `Grows: …` of the commit's message."""
 
     @property
     def problem(self) -> str | None:
-        """Says that the message does not explain the growth. None if it does."""
+        """An error if the message does not explain the growth. Otherwise None."""
         named = sum(int(lines) for _, lines in _GROWS.findall("\n".join(self.reasons)))
         if self.lines <= named:
             return None

@@ -15,7 +15,7 @@ _NOTES = "import json, os, sys; json.dump([sys.argv[1:], dict(os.environ)], open
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Path]:
-    """Creates a program as the only one on PATH. It records words and variables, and ends with this code."""
+    """Creates the only program on PATH. It records its words and variables, and exits with the given code."""
     monkeypatch.setenv("PATH", str(tmp_path))
 
     def make(name: str, exit_code: int) -> Path:

@@ -13,7 +13,7 @@ GROUPS = [
 
 
 def _bars(svg: str) -> dict[str, list[tuple[float, float]]]:
-    """Tip -> begin and width of each part with this tip."""
+    """Tooltip -> begin and width of each part of a bar with this tooltip."""
     parts: dict[str, list[tuple[float, float]]] = {}
     for rect in ElementTree.fromstring(svg).iter(_RECT):
         for tip in rect:

@@ -1,8 +1,8 @@
-"""`make figures`: runs the headline benchmarks of this machine, and writes the pages that show them.
+"""`make figures`: runs the headline benchmarks on this machine, and writes the pages that show them.
 
-No other program may run on the machine. When a step ends, its result is written to today's JSON file of this
-machine. An interrupted run can be continued with `--only NAME` or `--missing`. At the end, the figures in
-README, docs/figures.md and docs/start.svg are written from all JSON files.
+No other program may run on the machine. When a benchmark (a step) ends, its result is written to today's JSON
+file of this machine. An interrupted run can be continued with `--only NAME` or `--missing`. At the end, the
+figures in README, docs/figures.md and docs/start.svg are written from all JSON files.
 """
 
 import shutil
@@ -41,7 +41,7 @@ def main(names: tuple[str, ...], is_missing: bool, minutes: float, is_write: boo
 
 
 def run_steps(names: tuple[str, ...], is_missing: bool, minutes: float, trial: Path | None) -> list[str]:
-    """Runs steps. Returns the names of the steps that did not pass."""
+    """Returns the names of the steps that did not pass."""
     end_s = time.monotonic() + minutes * 60
     failed = []
     if trial is not None:

@@ -12,7 +12,7 @@ from vllm_cli.bench.phases import PHASES, median_phases
 
 
 class _Start(NamedTuple):
-    """A bar of one side of a step."""
+    """A bar of the chart: the starts of vllm-cli or of its peer in one step."""
 
     label: str
     step: str
@@ -65,9 +65,9 @@ def _bars(figures: Figures, starts: tuple[_Start, ...]) -> Iterator[Bar]:
 
 
 def divide_median(rounds: list[Mapping[str, Any]]) -> dict[str, float]:
-    """The median time to the first token, divided in the proportions of the phases' medians.
+    """Divides the median time to the first token into phases, in proportion to the phases' medians.
 
-    If there are no phases, all of the time belongs to the last phase.
+    If the rounds have no phases, the last phase gets all of the time.
     """
     total_s = median(each.get("first_token_s") or each["answer"] for each in rounds)
     known = [each for each in rounds if each.get("phases_s")]

@@ -1,4 +1,4 @@
-"""A model of 1.5 billion parameters with random weights, for starts whose weights take time."""
+"""Makes a model of 1.5 billion parameters with random weights, so that starts spend time on weights."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ _DEVIATION: Final = 0.02
 
 
 def make_large_model(folder: Path, small: Path) -> None:
-    """Writes the model in bfloat16, with the tokenizer and the other settings of a small model."""
+    """Writes the model in bfloat16, with the tokenizer and the other settings of the model in `small`."""
     folder.mkdir()
     for file in small.iterdir():
         if file.suffix != ".safetensors":

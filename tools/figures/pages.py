@@ -1,7 +1,8 @@
 """Writes README's table of figures, docs/figures.md and docs/start.svg from the JSON files.
 
 `page.md` has the text of docs/figures.md. In this text, `{{rows}}` stands for a section's measured rows, and
-`{{tables}}` for its older tables. `{{machines}}` and `{{earlier}}` stand for the tables of these sections.
+`{{tables}}` for its older tables. `{{machines}}` stands for the table of machines, and `{{earlier}}` for the
+tables of earlier runs.
 """
 
 import re
@@ -30,7 +31,7 @@ def write_pages() -> None:
 
 
 def build_readme(figures: Figures) -> str:
-    """README with the table of the newest figures between its marks."""
+    """Returns README's text with a new table between the marks."""
     before, begin, rest = README.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     assert begin, BEGIN
@@ -39,14 +40,14 @@ def build_readme(figures: Figures) -> str:
 
 
 def build_readme_table(figures: Figures) -> str:
-    """The rows that README shows, in Markdown."""
+    """README's table of the newest headline figures, in Markdown."""
     shown = [each for section in ROWS for each in newest(figures, section) if each.row.is_headline]
     rows = [[row.label, row.describe_peer(run.result), *row.cells(run.result), run.machine] for row, run in shown]
     return draw_table((*_COLUMNS, "machine"), rows)
 
 
 def build_page(figures: Figures) -> str:
-    """docs/figures.md."""
+    """The text of docs/figures.md."""
     title, *sections = re.split(r"^(?=## )", TEMPLATE.read_text(), flags=re.MULTILINE)
     return title + "".join(_fill(figures, section) for section in sections)
 

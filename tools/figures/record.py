@@ -1,4 +1,8 @@
-"""The JSON files of `docs/figures`: a file for each machine and date, and a file with machines' letters."""
+"""Reads and writes the JSON files of `docs/figures`.
+
+A file has the benchmarks (steps) that ran on one machine on one date. `machines.json` gives each machine a
+letter.
+"""
 
 import json
 import os
@@ -19,9 +23,9 @@ ROOT: Final = Path(__file__).parents[2]
 FOLDER: Final = ROOT / "docs" / "figures"
 _MACHINES: Final = "machines.json"
 _INSTRUCTIONS: Final = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
-"""Flag of `lscpu` -> name of the instructions. A machine is described by the first that its processor has."""
+"""Flag of `lscpu` -> name of the instructions. A machine is described by its first flag in this order."""
 _DERIVED: Final = ("summary", "ratios", "phases", "num_probes", "errors", "client_cpu_share")
-"""Members of a benchmark's JSON that can be computed from its rounds, or that no page shows."""
+"""Members left out of a benchmark's JSON, because its rounds give them or because no page shows them."""
 _DIGITS: Final = 5
 _MARKS: Final = re.compile(r"( [*†‡‖§])+$")
 """Marks of footnotes in an earlier page."""
@@ -31,7 +35,7 @@ class Measured(NamedTuple):
     """One run of a step on one machine."""
 
     machine: str
-    """The machine's letter."""
+    """The machine's letter in `machines.json`."""
     moment: str
     """The date of the run, and its time if that is known."""
     result: Mapping[str, Any]
@@ -51,7 +55,7 @@ class Table(NamedTuple):
 
 
 class Figures:
-    """All JSON files of a folder."""
+    """The figures in all JSON files of a folder."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
         self.machines: dict[str, dict[str, Any]] = json.loads((folder / _MACHINES).read_text())
@@ -59,7 +63,7 @@ class Figures:
         self._records: list[dict[str, Any]] = [json.loads(path.read_text()) for path in files]
 
     def runs_of(self, name: str) -> list[Measured]:
-        """Each machine's newest run of a step that passed, the newest of them first."""
+        """Returns each machine's newest run of a step, without failed runs. The newest of all runs is first."""
         runs: dict[str, Measured] = {}
         for record in self._records:
             step = record.get("steps", {}).get(name)
@@ -69,7 +73,7 @@ class Figures:
         return sorted(runs.values(), key=lambda run: run.moment, reverse=True)
 
     def tables(self, section: str) -> Iterator[Table]:
-        """The tables of earlier pages that a section shows. Some rows and columns have new names."""
+        """Yields the tables of earlier pages that a section shows. Some rows and columns have new names."""
         for record in self._records:
             for table in record.get("tables", ()):
                 shown = table.get("shown", {})
@@ -83,7 +87,7 @@ class Figures:
 
 
 class Record:
-    """Today's file of this machine. Each step is added after its run."""
+    """Today's JSON file of this machine. Each step is added after its run."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
         date = time.strftime("%Y-%m-%d", time.gmtime())
@@ -97,7 +101,6 @@ class Record:
         self._known |= {"lscpu": _lscpu(), "described": describe_machine(python)}
 
     def has_passed(self, name: str) -> bool:
-        """Whether this step has passed today."""
         step = self._known["steps"].get(name)
         return step is not None and step["exit_code"] == 0
 
@@ -113,7 +116,7 @@ class Record:
         self._write({str(work): "WORK", str(ROOT): "ROOT", sys.executable: "PYTHON", platform.release(): _kernel()})
 
     def _write(self, names: Mapping[str, str]) -> None:
-        """Writes the file. Replaces texts that only this machine has, such as paths, by those in `names`."""
+        """Writes the file. `names`: a text that only this machine has, such as a path -> its replacement."""
         text = json.dumps(self._known)
         for own, name in names.items():
             text = text.replace(own, name)
@@ -154,7 +157,7 @@ def _commit() -> str:
 
 
 def _shorten(value: Any) -> Any:
-    """The value without derived members, and with numbers of five digits."""
+    """Removes the members `_DERIVED`, and rounds numbers to five digits."""
     if isinstance(value, dict):
         return {name: _shorten(member) for name, member in value.items() if name not in _DERIVED}
     if isinstance(value, list):

@@ -1,7 +1,7 @@
-"""`python -m tools.figures.renders`: the latency of `/health` while 300 clients have chats rendered.
+"""`python -m tools.figures.renders`: measures `/health` while 300 clients send chats to render.
 
 Each client sends requests with a chat of 60 messages to `/tokenize`, one after the other. The servers are
-measured in turns, and idle servers are frozen. The JSON file has the form of that of `vllm-cli bench`.
+measured in turns, and idle servers are frozen. The JSON file has the format of `vllm-cli bench`.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The rows of the tables of figures. Each row names the step and the figures that it shows."""
+"""The rows of the tables of figures. Each row names a step of `make figures` (a benchmark) and its figures."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _RENDERS: Final = "health beside renders"
 _RENDERED: Final = (("300 renders", "requests_per_s"),)
 _WAYS: Final = ("sleep", "by hand", "stop")
 _LEVELS: Final = ("level 1", "level 2")
-"""Levels of sleep. A swap by stopping has no level, and is compared with both levels."""
+"""Levels of vLLM's sleep. A swap that stops a model has no level, and is compared with both levels."""
 _LOADED: Final = tuple(("32 at once", f"health_{which}_ms") for which in ("p50", "p99", "max"))
 _LARGE: Final = "1.5 billion parameters"
 _STAND_IN: Final = "on a stand-in for the GPU (no kernel runs)"
@@ -29,7 +29,7 @@ _STAND_IN: Final = "on a stand-in for the GPU (no kernel runs)"
 
 @dataclass(frozen=True)
 class Row:
-    """A comparison of one side of a step with another side."""
+    """A comparison of two servers (sides) that one step measures."""
 
     label: str
     peer: str
@@ -44,12 +44,12 @@ class Row:
     """Whether README shows the row."""
 
     def describe_peer(self, result: Mapping[str, Any]) -> str:
-        """The peer with its version, if the server has reported one."""
+        """The command of the other side, with its version if the server has reported one."""
         version = result["sides"][self.theirs].get("version") if "sides" in result else None
         return f"{self.peer}, {version}" if version else self.peer
 
     def cells(self, result: Mapping[str, Any]) -> tuple[str, str, str]:
-        """The figures of vllm-cli and of its peer, and their ratio."""
+        """The figures of vllm-cli and of the other side, and their ratio."""
         ours, theirs = ([_values(result, side, *each) for each in self.series] for side in (self.ours, self.theirs))
         ratios = [find_ratios(*pair) for pair in zip(ours, theirs, strict=True)]
         return (
@@ -59,12 +59,12 @@ class Row:
         )
 
     def medians(self, result: Mapping[str, Any]) -> list[str]:
-        """The same figures without ranges."""
+        """The figures of `cells` without ranges."""
         return [cell.partition(" (")[0] for cell in self.cells(result)]
 
 
 def find_ratios(ours: list[float], theirs: list[float]) -> list[float]:
-    """The ratio in each round. If the sides have different numbers of rounds, the ratio of the medians."""
+    """The ratio in each round, or that of the medians if the sides have different numbers of rounds."""
     if len(ours) == len(theirs):
         return [one / other for one, other in zip(ours, theirs, strict=True)]
     return [median(ours) / median(theirs)]
@@ -78,13 +78,13 @@ def _describe(series: list[list[float]], format_value: Callable[[float], str], u
 
 
 def shorten(value: float) -> str:
-    """The value with three digits, at most two of them after the point."""
+    """The value with three digits, at most two of them after the decimal point."""
     decimals = 0 if value >= 100 else min(2, 2 - floor(log10(value))) if value > 0 else 0
     return f"{value:,.{decimals}f}"
 
 
 def conditions_of(result: Mapping[str, Any], side: int) -> dict[str, list[Mapping[str, Any]]]:
-    """The rounds of a side by condition, in the JSON of `bench` or of the tools for the stand-in."""
+    """Condition -> rounds of a side, from the JSON of `bench` or of tools/gpu_stub."""
     if "sides" in result:
         return {each["condition"]: each["rounds"] for each in result["sides"][side]["conditions"]}
     if "cases" in result:
@@ -156,7 +156,7 @@ ROWS: Final = {
         Row("renders/s, embedded engine", _EAGER, _RENDERS, _RENDERED, "", ours=1, theirs=2, is_headline=False),
     ),
 }
-"""Heading in docs/figures.md -> its rows."""
+"""Heading in docs/figures.md -> the rows below it."""
 
 
 class Shown(NamedTuple):
@@ -167,7 +167,7 @@ class Shown(NamedTuple):
 
 
 def newest(figures: Figures, section: str) -> Iterator[Shown]:
-    """Each row of a section that has been measured, with its newest run."""
+    """Yields each measured row of a section, with the newest run."""
     for row in ROWS[section]:
         runs = figures.runs_of(row.step)
         if runs:
@@ -175,7 +175,7 @@ def newest(figures: Figures, section: str) -> Iterator[Shown]:
 
 
 def earlier(figures: Figures) -> Iterator[Shown]:
-    """The runs of other machines that newer runs have replaced."""
+    """Yields older runs with their rows. Each is from another machine than the row's newest run."""
     for row in chain.from_iterable(ROWS.values()):
         for run in figures.runs_of(row.step)[1:]:
             yield Shown(row, run)

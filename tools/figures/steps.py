@@ -13,7 +13,7 @@ _EAGER: Final = " --enforce-eager"
 _SPIN: Final = f"{sys.executable} -c 'while True: pass' & spin=$!; \"$@\"; code=$?; kill $spin; exit $code"
 """A shell script. It runs its arguments as a command while another process keeps one core busy."""
 _EMPTY_CACHE: Final = 'export VLLM_CACHE_ROOT=$(mktemp -d -p "$0"); exec "$@"'
-"""A shell script. Its arguments are a folder and a command. The command gets an empty cache folder there."""
+"""A shell script. It runs its arguments as a command, with an empty cache folder inside the folder `$0`."""
 
 
 class Steps:
@@ -109,7 +109,7 @@ class Steps:
             yield self._startup(f"start, eager, vLLM {version}", 3, ours, plain, most_s=400)
 
     def _stand_in_starts(self) -> Iterator[Step]:
-        """Starts on a stand-in for a GPU, which runs no kernel."""
+        """Yields steps that measure starts on a stand-in for a GPU. The stand-in runs no kernel."""
         for kind in ("compiled", "eager"):
             words = (
                 "tools.gpu_stub.starts",
@@ -129,20 +129,20 @@ class Steps:
         return Step("stand-in, swaps", (*self._tool, *words, *paths, "--", *flags), 900)
 
     def _startup(self, name: str, rounds: int, ours: str, peer: str, *words: str, most_s: float) -> Step:
-        """Starts with caches that earlier starts have filled."""
+        """A step that measures starts with caches that earlier starts have filled."""
         return self._after_use(ours, self._first(name, rounds, ours, peer, *words, most_s=most_s, is_empty=False))
 
     def _first(
         self, name: str, rounds: int, ours: str, peer: str, *words: str, most_s: float, is_empty: bool = True
     ) -> Step:
-        """First starts. `is_empty`: whether each start has an empty folder of caches."""
+        """A step that measures starts. `is_empty`: whether each start has an empty folder of caches."""
         if is_empty:
             ours, peer = self._with_empty_cache(ours), self._with_empty_cache(peer)
         bench = (*shlex.split(self._own), "bench", "startup", "--json", "{result}", "--rounds", self._num(rounds))
         return Step(name, (*bench, "--cmd", ours, "--vs", peer, *words), most_s)
 
     def _after_use(self, command: str, step: Step) -> Step:
-        """A step that runs after one of our servers has served for a while and has written its caches."""
+        """Prepends a run to the step: one of our servers serves for a while and writes its caches."""
         use = f"{self._own} bench serve --cmd {shlex.quote(command)} --concurrency 1 --rounds 1 --requests 4"
         return Step(step.name, ("sh", "-c", f"{use} && {shlex.join(step.words)}"), step.most_s)
 
@@ -156,7 +156,7 @@ class Steps:
         return str(self._rounds or rounds)
 
     def _launcher(self, cache: str = "", *, model: str | None = None, vllm: str = "vllm") -> str:
-        """Our launcher in the environment of a vLLM."""
+        """The command of our launcher, in the Python environment of this vLLM."""
         python = f"PYTHONPATH={self._root} {self._root}/.peers/{vllm}/bin/python -m vllm_cli"
         return f"env {_VARIABLES}{self._cache(cache)} {python} serve {model or self._model} --engine vllm"
 

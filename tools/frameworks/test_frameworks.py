@@ -1,6 +1,6 @@
 """Client libraries, agents with two models of a router, and Claude Code, as users install them.
 
-They are installed below build/. The libraries are installed again when their requirements change.
+The tests install them below build/, and install the libraries again when their requirements change.
 """
 
 import hashlib

@@ -52,10 +52,10 @@ class _TimedServer(GpuServer):
 
 
 class Start(NamedTuple):
-    """Seconds since the beginning of the command. `stop` has the seconds since SIGTERM."""
+    """The times of a start, in seconds since its command began. `stop` has the seconds since SIGTERM."""
 
     cuda: float
-    """Until the last process had initialized CUDA."""
+    """When the last process had initialized CUDA."""
     healthy: float
     answer: float
     stop: float

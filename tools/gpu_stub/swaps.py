@@ -2,8 +2,8 @@
 
 The way `sleep` is `vllm-cli serve` with `on_swap: sleep`. The way `stop` is the same with `on_swap: stop`.
 The way `by hand` runs two servers of `vllm serve --enable-sleep-mode` and calls their development endpoints.
-A swap is timed from the request for the model that sleeps or is stopped until its first token. Afterwards,
-requests are sent in turns and at random, while NVML is read twenty times a second.
+The time of a swap begins with a request for the model that sleeps or is stopped, and ends with its first
+token. Then requests are sent in turns and at random, while NVML is read twenty times a second.
 
 On the stand-in **no kernel runs**. `--gpu` uses the machine's own GPU. The JSON file has all rounds.
 """
@@ -39,7 +39,7 @@ _NAMES: Final = ("a", "b")
 _START_S: Final = 1200.0
 _SEED: Final = 60
 _STAYS_S: Final = 4.0
-"""Seconds before a timed swap, because a router keeps a model for at least its scheduler's `min_stay_s`."""
+"""The pause before a timed swap. A router keeps a model for at least its scheduler's `min_stay_s`."""
 _HELD: Final = """
 import json
 from base.machine.nvml import read_gpus
@@ -61,7 +61,7 @@ class Machine(NamedTuple):
 
     @classmethod
     def of(cls, home: Path, vllm: Path, model: str, words: tuple[str, ...], *, is_real: bool) -> Self:
-        """The stand-in for a GPU, or the machine's own GPU."""
+        """A machine with its own GPU (`is_real`), or with the stand-in for a GPU."""
         variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)} if is_real else gpu_variables(home)
         words = (str(Path(model).absolute()), "--gpu-memory-utilization", "0.9", *words)
         return cls((vllm / "python").absolute(), variables, () if is_real else PREFIX, words)
@@ -73,7 +73,7 @@ class Machine(NamedTuple):
 
     @contextmanager
     def sampled(self, result: dict[str, Any]) -> Iterator[None]:
-        """Adds the highest use of a GPU's memory within the block to `result`."""
+        """Measures the use of the GPU's memory during the block. Adds the highest use to `result`."""
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         command = [self.python, "-c", SAMPLES]
         with subprocess.Popen(command, env=self.variables, cwd=ROOT, **pipes) as process:  # type: ignore[call-overload]

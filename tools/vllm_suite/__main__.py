@@ -55,7 +55,7 @@ def main(*, server: str, vllm_source: Path, words: Sequence[str]) -> None:
 
 
 def choose_tests(source: Path, words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits the words into tests, as paths from the source's root, and other words. No test: all tests."""
+    """Splits the words into tests (paths from the source's root) and others. No test stands for all tests."""
     names = {word: f"{_ENTRYPOINTS}/{word.removeprefix(f'{_ENTRYPOINTS}/')}" for word in words}
     tests = [name for name in names.values() if (source / name.partition("::")[0]).exists()]
     return tests or [_ENTRYPOINTS], [word for word, name in names.items() if name not in tests]
@@ -63,7 +63,7 @@ def choose_tests(source: Path, words: Sequence[str]) -> tuple[list[str], list[st
 
 @dataclass(frozen=True)
 class _Workspace:
-    """The paths of all files in build/vllm-suite."""
+    """The files in build/vllm-suite."""
 
     folder: Path
 
@@ -84,7 +84,6 @@ class _Workspace:
         return self.folder / f"hf-{digest[:8]}"
 
     def environment(self, server: str) -> dict[str, str]:
-        """The environment variables of the process that runs the tests."""
         programs = self.folder / "bin" if server == "ours" else _PEER / "bin"
         return {
             **os.environ,

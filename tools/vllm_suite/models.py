@@ -22,7 +22,7 @@ _BERT: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _XLM: Final = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 Build = Callable[[Path, Path], None]
-"""Writes a model into a folder. The second argument is the folder of SmolLM2-135M-Instruct."""
+"""A function that writes a model into a folder. Its second argument is SmolLM2-135M-Instruct's folder."""
 
 
 def prepare_models(hub: Path, smollm: Path) -> None:
@@ -64,7 +64,7 @@ def _chat(template: str, max_model_len: int = 40960, max_new_tokens: int = 512) 
 
 
 def _linkable(weights: Path, folder: Path) -> Path:
-    """A copy of the weights in the cache. The weights of SmolLM2's variants are hard links to it."""
+    """A copy of the weights in the cache. The weights of SmolLM2's variants are hard links to this copy."""
     copy = folder.parents[1] / "smollm.safetensors"
     if not copy.exists():
         unfinished = copy.with_suffix(".unfinished")
@@ -138,7 +138,7 @@ _LLAMA_SHAPE: Final[dict[str, Any]] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 8192,
 }
-"""The heads have 32 numbers, because vLLM's attention on CPUs has no kernel for smaller heads."""
+"""Each attention head has 32 numbers, because vLLM's attention on CPUs has no kernel for smaller heads."""
 
 
 def _classifier(folder: Path, smollm: Path) -> None:
@@ -203,7 +203,7 @@ def _lora(base: str, rank: int = 8, **shape: int) -> Build:
 
 
 def _save(folder: Path, auto: Any, model_type: str, options: dict[str, Any]) -> None:
-    """Saves the model in bfloat16, because a vocabulary as large as the original's makes most of its size."""
+    """Saves the model in bfloat16, because the original's large vocabulary makes even a small model large."""
     import torch
     from transformers import CONFIG_MAPPING
 
@@ -320,4 +320,4 @@ MODELS: Final[dict[str, Build]] = {
     "jekunz/smollm-135m-lora-fineweb-faroese": _lora("HuggingFaceTB/SmolLM2-135M-Instruct", rank=256),
     "peft-internal-testing/opt-125m-dummy-lora": _lora("facebook/opt-125m", hidden=128, keys=128, layers=2),
 }
-"""Name on the hub -> how the model is built."""
+"""Name on the hub -> the function that builds the model."""

@@ -1,4 +1,4 @@
-"""Features of openai-agents that do not depend on its model's API."""
+"""Uses features of openai-agents that every API for its models has."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ set_tracing_disabled(disabled=True)
 
 
 class Features:
-    """Agents that use one model. The model is a name for the library's default API, or an object."""
+    """Agents that use one model. `model` is an object, or a name for the library's default API."""
 
     def __init__(self, model: str | Model) -> None:
         self._text_agent = Agent(name="text", model=model)

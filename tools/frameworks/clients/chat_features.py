@@ -21,7 +21,7 @@ def ask(question: str) -> list[Any]:
 
 
 class Features:
-    """Uses the features with a function that sends messages and other fields."""
+    """Uses each feature through `complete`, a function that sends messages and other fields."""
 
     def __init__(self, complete: Callable[..., Any]) -> None:
         self._complete = complete

@@ -56,12 +56,12 @@ def base_url() -> str:
 
 
 def report_all(features: Any, **more: Callable[[], Any]) -> None:
-    """Calls `report` for an object that has a method for each feature that all clients have."""
+    """Calls `report` with the features that all clients have, and with `more` features."""
     report(**{name: getattr(features, name) for name in ("text", "stream", "structured", "tools", "loop")}, **more)
 
 
 def report(**features: Callable[[], Any]) -> None:
-    """Uses each feature, and prints the results as JSON. A failure is the result of its feature."""
+    """Uses each feature, and prints the results as JSON. The result of a failed feature is its traceback."""
     results: dict[str, Mapping[str, Any]] = {}
     for name, use in features.items():
         try:

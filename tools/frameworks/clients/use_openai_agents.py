@@ -1,4 +1,4 @@
-"""openai-agents with its defaults, which are the Responses API."""
+"""openai-agents with its defaults, which use the Responses API."""
 
 import asyncio
 from typing import Any

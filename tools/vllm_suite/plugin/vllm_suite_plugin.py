@@ -39,7 +39,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects and marks tests."""
+    """Deselects tests that do not apply, and marks known failures."""
     _prepare_servers()
     passed = {test for test, outcome in _read_vllm_results().items() if outcome == "passed"}
     chosen = [item for item in items if _reason("not_applicable", item.nodeid) is None]
@@ -67,7 +67,7 @@ def pytest_sessionfinish() -> None:
 
 
 def _reason(group: str, test: str) -> str | None:
-    """The reason that this list gives for a file or test. Patterns are fnmatch's, with ( ) instead of [ ]."""
+    """Why this list contains a file or test, or None. Patterns are fnmatch's, with ( ) instead of [ ]."""
     groups = _read_lists()[group] or {}
     name = test.removeprefix(_ENTRYPOINTS).replace("[", "(").replace("]", ")")
     found = (why for why, patterns in groups.items() if any(fnmatch.fnmatchcase(name, one) for one in patterns))
@@ -81,7 +81,7 @@ def _read_lists() -> dict[str, dict[str, list[str]] | None]:
 
 
 def _may_start_server(path: Path, root: Path) -> bool:
-    """Searches the file and each conftest.py between its folder and the folder of entrypoints."""
+    """Searches the file, and each conftest.py in its folders up to entrypoints, for `_SERVER_WORDS`."""
     folders = [folder for folder in path.parents if folder.is_relative_to(root / _ENTRYPOINTS)]
     files = [path, *(folder / "conftest.py" for folder in folders)]
     return any(word in file.read_text() for file in files if file.exists() for word in _SERVER_WORDS)
