@@ -37,7 +37,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def model_path() -> Path:
-    """SmolLM2-135M-Instruct as bf16 safetensors. `make test` or this fixture downloads this default model."""
+    """SmolLM2-135M-Instruct, the default model, as bf16 safetensors. Downloads it if `make test` has not."""
     from startup.files.download.obtain import resolve_model
     from startup.files.model.request import ModelRequest
 
@@ -120,7 +120,7 @@ def _has_child() -> bool:
 
 
 def _is_shared(process: psutil.Process) -> bool:
-    """Whether the process has exited, or is one of multiprocessing that lives as long as the test run."""
+    """Whether the process has exited, or is a multiprocessing helper that lives as long as the test run."""
     command = _command(process)
     return command is None or any(name in argument for argument in command for name in _SHARED_PROCESSES)
 

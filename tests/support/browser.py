@@ -40,14 +40,12 @@ class Tab:
         """Errors of scripts, violations of the content security policy and failed requests."""
 
     async def connect(self, session: aiohttp.ClientSession, address: str) -> None:
-        """Connects to the tab's DevTools, which listen at this address."""
         self._socket = await session.ws_connect(address, max_msg_size=0)
         self._reading = asyncio.create_task(self._read())
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self._call(f"{domain}.enable")
 
     async def disconnect(self) -> None:
-        """Closes the connection to the tab's DevTools."""
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
         await self._socket.close()
@@ -57,14 +55,13 @@ class Tab:
         await self._call("Page.navigate", url=url)
 
     async def evaluate(self, expression: str, *, is_promise: bool = False) -> Any:
-        """The value of a JavaScript expression in the page, or of its promise."""
+        """Evaluates a JavaScript expression in the page. With `is_promise`, returns the promise's value."""
         answer = await self._call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=is_promise
         )
         return answer["result"].get("value")
 
     async def wait_for(self, expression: str) -> None:
-        """Waits until the JavaScript expression is true."""
         async with asyncio.timeout(_PATIENT_S):
             while not await self.evaluate(expression):
                 await asyncio.sleep(0.05)
@@ -118,7 +115,6 @@ class Browser(Tab):
         self._folder.cleanup()
 
     async def open_tab(self) -> Tab:
-        """Opens another tab of the same browser."""
         async with self._session.put(f"{self._devtools}/json/new?about:blank") as response:
             page = await response.json(content_type=None)
         tab = Tab()

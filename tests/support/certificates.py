@@ -20,11 +20,10 @@ class Certificate(NamedTuple):
 
     @property
     def flags(self) -> list[str]:
-        """The flags with which a server uses this certificate."""
         return ["--ssl-certfile", str(self.certificate), "--ssl-keyfile", str(self.key)]
 
     def client_context(self, client: "Certificate | None" = None) -> ssl.SSLContext:
-        """The context of a client that trusts only this certificate. Presents `client`, if given."""
+        """The context of a client that trusts only this certificate, and presents `client` if it is given."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(self.certificate)
         if client is not None:
@@ -40,7 +39,7 @@ def make_certificate(
     days: int = 30,
     signer: Certificate | None = None,
 ) -> Certificate:
-    """Makes a certificate for these hosts. It is signed by `signer`, or else by itself."""
+    """Makes a certificate for the hosts `names`. Without a `signer`, the certificate signs itself."""
     made = Certificate(folder / f"{name}.crt", folder / f"{name}.key")
     words = ["req", "-x509", *_CURVE, "-subj", f"/CN={name}", "-days", str(days), "-keyout", str(made.key)]
     added = [word for extension in (f"subjectAltName={names}", *extensions) for word in ("-addext", extension)]

@@ -29,7 +29,7 @@ exec chroot "$0/root" env -C "$folder" "$@"
 
 
 def as_user(uid: int, gid: int, *must_read: Path) -> tuple[str, ...] | None:
-    """A launcher that runs a command as a user id without a name. The user can read these files."""
+    """A launcher that runs a command as a user id without a name. The user can read `must_read`."""
     user = ("setpriv", "--reuid", str(uid), "--regid", str(gid), "--clear-groups")
     for command in ((*user, *_MAY_READ_ALL), user):
         if all(_works(*command, "head", "-c1", str(path)) for path in must_read):
@@ -60,7 +60,7 @@ def own_mounts(script: str, folder: Path) -> tuple[str, ...] | None:
 
 
 def overlay_root(folder: Path, read_only: Path | None = None) -> tuple[str, ...] | None:
-    """A launcher whose programs see this machine's files. What they write goes to `folder/upper`.
+    """A launcher whose programs see this machine's files, but change only copies in `folder/upper`.
 
     Args:
         folder: an empty folder on a file system in memory.
@@ -81,7 +81,7 @@ def _works(*command: str) -> bool:
 
 @contextmanager
 def own_cgroup() -> Iterator[Path | None]:
-    """Yields the folder of a new cgroup, or None if there can be none. It must be empty at the end."""
+    """Yields the folder of a new cgroup, or None if none can be made. The cgroup must be empty at the end."""
     mount = next((mount for mount in cgroups.mounts() if mount.version == 2), None)
     paths = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
     parent = mount.folder_of(paths[""]) if mount and "" in paths else None

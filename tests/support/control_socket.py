@@ -1,4 +1,4 @@
-"""A client of the control socket of a model's server, in place of a router."""
+"""A client that sends a router's requests to the control socket of a model's server."""
 
 import json
 import socket

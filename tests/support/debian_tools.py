@@ -23,7 +23,7 @@ def needs_tool(program: str) -> pytest.MarkDecorator:
 
 
 def require_tool(program: str) -> str:
-    """The program's path. Skips the test if it is not installed."""
+    """The program's path. Skips the test if the program is not installed."""
     if (path := shutil.which(program)) is None:
         pytest.skip(how_to_install(program))
     return path

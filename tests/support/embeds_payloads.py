@@ -8,7 +8,7 @@ import torch
 
 
 def saved(value: object, **options: Any) -> bytes:
-    """The content of the file that `torch.save` writes."""
+    """The bytes that `torch.save` writes for this value."""
     file = io.BytesIO()
     torch.save(value, file, **options)
     return file.getvalue()

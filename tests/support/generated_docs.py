@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def build_cli_page() -> str:
-    """Every command with its options."""
+    """The text of docs/cli.md: every command with its options."""
     commands = {entry: load_command(entry) for entry in COMMANDS}
     small = {entry: command for entry, command in commands.items() if _is_small(command)}
     others = {entry: command for entry, command in commands.items() if entry not in small and entry.name != "serve"}
@@ -77,7 +77,7 @@ def build_cli_page() -> str:
 
 
 def build_flags_page() -> str:
-    """The flags of `serve` that have an effect, by group. Then vLLM's flags that have none, by reason."""
+    """The text of docs/flags.md: the flags of `serve` with an effect by group, all others by reason."""
     release = ".".join(map(str, NEWEST_TESTED))
     introduction = (
         f"`vllm-cli serve [MODEL] [FLAG]...` accepts every flag of `vllm serve` {release} and further ones.\n"
@@ -102,7 +102,7 @@ def build_flags_page() -> str:
 
 
 def build_environment_page() -> str:
-    """Every environment variable that users may set. Flags' variables are described on the flags' page."""
+    """The text of docs/environment.md: the variables that users may set. Those of flags are only listed."""
     introduction = (
         "The variables that configure this program. It also reads variables that other programs and libraries\n"
         "define, such as `HOME`, `LD_PRELOAD` and vLLM's own. An empty value counts as unset. `vllm-cli env` shows\n"
@@ -127,7 +127,7 @@ def build_environment_page() -> str:
 
 
 def build_internal_variables_page() -> str:
-    """Every declared environment variable that only this program sets."""
+    """The text of docs/dev/internal-variables.md: the variables that only this program sets."""
     introduction = (
         "The program sets these variables for its own processes. Users do not set them: `vllm-cli env` shows one of\n"
         "them only where it is set. `internal` in `envs/registry.py` marks them."
@@ -141,7 +141,7 @@ def _variables(*, is_internal: bool) -> Iterator[EnvVar[Any]]:
 
 
 def build_hooks_page() -> str:
-    """Every hook that the launcher places in other programs."""
+    """The text of docs/dev/vllm-hooks.md: every hook that the launcher places in other programs."""
     introduction = (
         "With `--engine vllm`, the launcher changes or uses internals of vLLM and its libraries while they run. A\n"
         "hook is checked where it is placed. Its declaration, `Hook(…)` below `startup`, lists in `needs` the names\n"
@@ -163,7 +163,7 @@ def build_hooks_page() -> str:
 
 
 def build_causes_page() -> str:
-    """Every known cause by its code."""
+    """The text of docs/causes.md: every known cause by its code."""
     introduction = (
         "The last lines of a failed start have its cause, the message of the error, what to do, and a code such as\n"
         "`VC-PORT-IN-USE`. With `--log-format json`, the last record has the code as its member `code`.\n"
@@ -214,7 +214,7 @@ _SHAPES: Final = (
         "`vllm_engine/test_own_faults.py`, `test_crash_digest.py`",
     ),
 )
-"""Our code, the foreign code on which it relies, the effect if this changes, and tests with real vLLM."""
+"""Rows: our code, the foreign code on which it relies, the effect of a change there, tests with real vLLM."""
 
 
 _OPEN_CHANGES: Final = (
@@ -267,7 +267,7 @@ _OPEN_CHANGES: Final = (
         "VLLM_USE_RUST_FRONTEND.",
     ),
 )
-"""Hooks, the open changes of vLLM that affect them (number -> text), and the effects."""
+"""Rows: hooks, the open changes of vLLM that affect these hooks (number -> text), and the effects."""
 
 
 PAGES: Final[dict[str, Callable[[], str]]] = {
@@ -338,7 +338,7 @@ def _arguments(command: click.Command) -> str:
 
 
 def _command_tables(commands: Mapping[str, click.Command]) -> Iterator[str]:
-    """A table of the commands with their help, then a table of their options. A shared option has one row."""
+    """A table of the commands with their help, then a table of their options. Shared options have one row."""
     owners: dict[tuple[str, ...], list[str]] = {}
     for name, command in commands.items():
         for row in _option_rows(command):
@@ -369,7 +369,7 @@ def _option_rows(command: click.Command) -> Iterator[tuple[str, ...]]:
 
 
 def _default_cell(default: str) -> str:
-    """A default as code. Descriptions of defaults, which click shows in parentheses, stay text."""
+    """A default as code. Where click shows a description of the default in parentheses, it stays text."""
     if default.startswith("("):
         return default.strip("()")
     return f"`{default}`" if default else ""

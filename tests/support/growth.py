@@ -5,21 +5,21 @@ from itertools import pairwise
 from time import monotonic, thread_time_ns
 
 PER_DOUBLING = 3.2
-"""Most growth of the cost if the input doubles. Growth is up to 3 at a cache's size, and 4 if quadratic."""
+"""The allowed growth for a doubled input. Linear cost grows by up to 3 at a cache's size, quadratic by 4."""
 _MEASURABLE_NS = 300_000
 _MOST = 1 << 16
 
 Prepare = Callable[[int], Callable[[], object]]
-"""Builds an input of this size, and returns the computation to measure."""
+"""A function that builds an input of this size, and returns the computation to measure."""
 
 
 def growth(prepare: Prepare, smallest: int = 256, patience_s: float = 2.5) -> str | None:
-    """Measures the cost of inputs of n, 2n and 4n. Returns None if it is linear, else the costs as text.
+    """Measures the cost of inputs of size n, 2n and 4n. Returns None for linear cost, else the costs as text.
 
     n is the first size whose cost can be measured. If the cost grows faster than the input, inputs of 4n, 8n
     and 16n decide, because the allocator's first requests for pages are a step in the cost. Each cost is the
-    least processor time of several rounds, which take at most `patience_s`, because a hypervisor or another
-    process may slow a thread down for seconds. Tests that call this function are marked `alone`.
+    least processor time of several rounds, because a hypervisor or another process may slow a thread down for
+    seconds. The rounds take at most `patience_s`. Tests that call this function are marked `alone`.
     """
     prepare(smallest)()  # what only a first call costs, such as imports
     n = smallest

@@ -1,4 +1,4 @@
-"""The tests' HTTP client: sends a request to a server that may be gone, or any bytes on a connection."""
+"""The tests' HTTP client: sends requests to servers that may be gone, or any bytes on a connection."""
 
 import json
 import socket
@@ -44,7 +44,7 @@ def ask(
     key: str | None = None,
     context: ssl.SSLContext | None = None,
 ) -> Answer:
-    """Sends POST with the body as JSON, or GET if there is no body, on a new connection."""
+    """Sends a POST with the body as JSON, or a GET if there is no body, on a new connection."""
     parts = urlsplit(url)
     headers = {"host": parts.netloc, "connection": "close", "authorization": f"Bearer {key}" if key else ""}
     path = urlunsplit(("", "", parts.path or "/", parts.query, ""))
@@ -66,7 +66,6 @@ class RawClient:
         context: ssl.SSLContext | None = None,
         timeout_s: float = _PATIENT_S,
     ) -> None:
-        """Connects, with TLS if a context is given."""
         target = ("127.0.0.1", address) if isinstance(address, int) else address
         is_ipv6 = not isinstance(target, str) and ":" in target[0]
         family = socket.AF_UNIX if isinstance(target, str) else socket.AF_INET6 if is_ipv6 else socket.AF_INET
@@ -90,11 +89,9 @@ class RawClient:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection."""
         self.socket.close()
 
     def send(self, data: bytes) -> Self:
-        """Sends the bytes unchanged."""
         self.socket.sendall(data)
         return self
 
@@ -111,11 +108,9 @@ class RawClient:
         self.socket.settimeout(patience_s)
 
     def get(self, path: str, **headers: str) -> Self:
-        """Sends a request without a body."""
         return self.send(request_bytes(path, method="GET", **headers))
 
     def post(self, path: str, body: Any, **headers: str) -> Self:
-        """Sends a complete request with the body as JSON."""
         return self.send(request_bytes(path, json.dumps(body).encode(), **headers))
 
     def read_head(self) -> Answer:
@@ -145,7 +140,6 @@ class RawClient:
             yield self.read_to_end()
 
     def read_to_end(self) -> bytes:
-        """Reads all data until the server closes the connection."""
         try:
             while data := self.socket.recv(1 << 16):
                 self._pending += data

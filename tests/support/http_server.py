@@ -41,7 +41,6 @@ class QuietHandler(BaseHTTPRequestHandler):
     """Writes no access log into the tests' output."""
 
     def read_json(self) -> Any:
-        """The parsed JSON of the request's body."""
         return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
 
     def answer(self, status: int, body: Any = b"", headers: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -68,7 +67,6 @@ class Request(NamedTuple):
 
     @property
     def json(self) -> Any:
-        """The parsed JSON of the body."""
         return json.loads(self.body)
 
 

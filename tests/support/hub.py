@@ -1,6 +1,6 @@
-"""A fake Hugging Face hub with real repositories and scripted faults, which the hub's own client uses.
+"""A fake Hugging Face hub with real repositories and scripted faults, for the hub's own client.
 
-As the real hub, it has two addresses. One serves the API and small files, the other serves files in LFS.
+Like the real hub, it has two addresses. One serves the API and small files, the other serves files in LFS.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ CDN_HOST: Final = "127.0.0.2"
 _LFS_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 _LFS_FROM_BYTES: Final = 10_000_000
 _SEND_BUFFER_BYTES: Final = 256 << 10
-"""Small, so that hardly any bytes count as sent that a killed client has not received."""
+"""The buffer is small, so that a killed client has received nearly all bytes that count as sent."""
 _PIECE_S: Final = 0.01
-"""The time that a piece takes at the link's rate. So connections alternate a hundred times a second."""
+"""Seconds that one piece of a file takes at the rate of `Link`. Connections take turns after each piece."""
 _PIECE_BYTES: Final = (1 << 10, 1 << 20)
-"""The smallest and the largest size of a piece."""
+"""The smallest and the largest size of a piece of a file."""
 _LATENESS_S: Final = 0.05
-"""A sender that wakes up late by up to this time may catch up. There are no other bursts."""
+"""A sender that wakes up late may catch up on at most this time. There are no other bursts."""
 
 
 class HubFile(NamedTuple):
@@ -66,7 +66,7 @@ class HubCommit:
     """The files of one commit."""
 
     def __init__(self, files: Mapping[str, bytes] | Path, commit: str | None = None) -> None:
-        """Takes files or a folder. Follows links in the folder, which snapshots of the hub's cache have."""
+        """`files` may be a folder. Its links are followed, because snapshots in a hub's cache have links."""
         if isinstance(files, Path):
             found = (path for path in files.rglob("*") if path.is_file() and ".git" not in path.parts)
             files = {str(path.relative_to(files)): path.read_bytes() for path in found}
@@ -75,7 +75,7 @@ class HubCommit:
 
     @cached_property
     def id(self) -> str:
-        """The commit's hash: the given hash, or else a function of the names and contents of all files."""
+        """The given hash, or else a hash of the names and contents of all files."""
         text = json.dumps([(file.name, file.etag) for file in self.files.values()])
         return self._commit or hashlib.sha1(text.encode()).hexdigest()
 
@@ -126,7 +126,7 @@ class Faults:
             self._faults.clear()
 
     def take(self, method: str, path: str, num_bytes: int | None = None) -> Fault | None:
-        """Takes the fault of a request, or of a response with `num_bytes` if these are more than `after`."""
+        """Takes a fault for a request. With `num_bytes`, takes one that occurs within this many bytes."""
         with self._lock:
             for fault in self._faults:
                 is_meant = (
@@ -180,7 +180,6 @@ class SeenRequest:
     token: str | None
     """The whole `Authorization` header."""
     status: int | None = None
-    """None until the request is answered."""
 
     @property
     def downloaded(self) -> str | None:
@@ -238,18 +237,17 @@ class HubServer:
         revision: str = "main",
         commit: str | None = None,
     ) -> HubCommit:
-        """Adds a repository, or a branch of a repository. Replaces an existing one."""
+        """Adds a repository, or a branch of a repository. Replaces an existing branch."""
         added = HubCommit(files, commit)
         self.revisions.setdefault(model_id, {})[revision] = added
         return added
 
     def find(self, model_id: str, revision: str) -> HubCommit | None:
-        """The commit with this branch or hash."""
         branches = self.revisions.get(model_id, {})
         return branches.get(revision) or next((one for one in branches.values() if one.id == revision), None)
 
     def find_content(self, sha256: str) -> HubFile | None:
-        """A file in LFS with this content."""
+        """The file in LFS whose content has this SHA-256."""
         commits = (commit for branches in self.revisions.values() for commit in branches.values())
         files = (file for commit in commits for file in commit.files.values())
         return next((file for file in files if file.is_lfs and file.sha256 == sha256), None)
@@ -272,7 +270,6 @@ class HubServer:
         return {host: {seen.token for seen in self.requests if seen.host == host} for host in ("hub", "cdn")}
 
     def reset(self) -> None:
-        """Clears the lists and counters of requests and bytes."""
         self.requests.clear()
         self.sent.clear()
 
@@ -325,8 +322,6 @@ class _Refusal(Exception):
 
 
 class _Handler(QuietHandler):
-    """Handles requests to both addresses."""
-
     server: _Listener
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -403,7 +398,7 @@ class _Handler(QuietHandler):
         self._answer(302, headers=headers)
 
     def _send_content(self, path: str) -> None:
-        """Sends a file from the second address, which rejects tokens, as the hub's second address does."""
+        """Sends a file from the second address. Like the real hub's second address, it rejects tokens."""
         if self._token:
             raise _Refusal(400, message="Only one auth mechanism allowed")
         sha256, _, key = unquote(path).strip("/").partition("/")

@@ -14,7 +14,6 @@ from tests.server.engine.sampling.byte_tokenizer import EOS, VOCAB_SIZE, save_by
 
 TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _SMOL_VOCAB_SIZE: Final = 49152
-"""The vocabulary size of SmolLM2."""
 _CHAT_TEMPLATE: Final = (
     "{% if tools %}tools: {{ tools | tojson }}\n{% endif %}"
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
@@ -50,9 +49,9 @@ def save_llama_without_tokenizer(folder: Path, vocab_size: int) -> Path:
 
 
 def save_small_llama(folder: Path, tokenizer: Path) -> Path:
-    """Writes a model of a few megabytes that can be split between two ranks, unlike SmolLM2's nine heads.
+    """Writes a model of a few megabytes that two ranks can share, unlike SmolLM2 with its nine heads.
 
-    Its logits are so far apart that rounding changes no greedy token.
+    The model's logits are so far apart that rounding changes no greedy token.
     """
     _save(
         folder,

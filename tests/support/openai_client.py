@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _STREAM_S = 200.0
 _BODY = {"prompt": "Once upon a time", "max_tokens": 12, "ignore_eos": True, "temperature": 0}
 SOON_REFUSALS = 30
-"""Most 503s of a server that exits soon. `count_refusals` counts 10 in half a second, 100 in five."""
+"""The most 503s from a server that exits soon. `count_refusals` sends up to 20 requests a second."""
 
 
 def openai_client(url: str, **options: Any) -> "OpenAI":
@@ -66,7 +66,7 @@ class StreamReader:
 
 
 class _Clients:
-    """A thread for each client, until the `with` block ends."""
+    """Runs a thread for each client until the `with` block ends."""
 
     def __init__(self, port: int, clients: Sequence[Any]) -> None:
         self._port = port
@@ -151,7 +151,7 @@ class LoadClients(_Clients):
 
 
 class RepeatingClients(_Clients):
-    """One client for each path. It sends one request after another, each on a new connection."""
+    """One client for each path. Each client sends one request after another, each on a new connection."""
 
     def __init__(self, port: int, *paths: str) -> None:
         self.statuses: list[list[int]] = [[] for _ in paths]

@@ -1,4 +1,4 @@
-"""Checks what the page cache has, although the kernel may drop pages at any time. Counts bytes read."""
+"""Checks which pages the page cache has, although the kernel may drop any page. Counts read bytes."""
 
 import os
 import time
@@ -36,7 +36,7 @@ def held(path: Path, offset: int = 0, length: int | None = None) -> Iterator[Non
 
 
 def expect_read(path: Path, num_bytes: int | None = None) -> None:
-    """Checks that nine tenths of the bytes, or of the file, are resident or were evicted by the kernel."""
+    """Checks that nine tenths of `num_bytes`, or of the file, are in memory or were evicted by the kernel."""
     with ResidencyProbe(str(path)) as probe:
         if probe.method is not by_cachestat:
             pytest.skip("this kernel does not tell pages of this file that it has evicted from those never read")

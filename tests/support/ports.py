@@ -14,7 +14,7 @@ from base.machine.server_ports import list_server_ports
 _SHARES = 8
 _ENOUGH = 100 * _SHARES
 _left: list[int] = []
-"""The ports of this worker's share that no call has returned yet."""
+"""The ports of this pytest worker that no call has returned yet."""
 
 
 def _has_ipv6() -> bool:
@@ -45,7 +45,7 @@ def free_port() -> int:
 def _server_ports() -> Sequence[int]:
     """The ports above those of clients, if there are enough. Otherwise the ports of `list_server_ports`.
 
-    Few machines have processes with such high ids. `vllm-cli stop` finds a server by port or process id.
+    Few processes have such high ids, so `vllm-cli stop` rarely finds a process id that equals a port.
     """
     with suppress(OSError):
         most = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[1])

@@ -18,7 +18,7 @@ GONE_S = 60.0
 def end_server(
     process: "subprocess.Popen[bytes]", family: Iterable[psutil.Process], *, left_s: float = GONE_S
 ) -> list[psutil.Process]:
-    """Terminates the process, or kills it after a time-out. Returns the others that had to be killed.
+    """Terminates the process, or kills it after a time-out. Returns the other processes that it had to kill.
 
     Args:
         process: the server's main process, which may have exited.

@@ -1,4 +1,4 @@
-"""A server that a test starts, with its output. The test fails if a process is left at its end."""
+"""A server that a test starts, with its output. The test fails if it leaves a process behind."""
 
 import os
 import signal
@@ -71,7 +71,7 @@ class Program:
         assert not left or not self.leaves_nothing, f"left behind: {left}"
 
     def start(self) -> None:
-        """Starts the process, also again after its end."""
+        """Starts the process, or starts it again after its end."""
         if self._output:
             self._output.close()
         self._output = self.log_path.open("w+b") if self.log_path else tempfile.TemporaryFile()  # noqa: SIM115
@@ -87,7 +87,6 @@ class Program:
 
     @property
     def log(self) -> str:
-        """The output of all processes so far."""
         if self._output is None or self._output.closed:
             return self._last_log
         fd = self._output.fileno()  # no seek: the processes share the file offset
@@ -105,15 +104,13 @@ class Program:
             time.sleep(self.poll_s)
 
     def wait_ready(self) -> Any:
-        """Waits until the program serves requests."""
         raise NotImplementedError
 
     def wait_logged(self, text: str) -> None:
-        """Waits until the log contains the text."""
         self.wait(lambda: text in self.log)
 
     def roots(self) -> list[psutil.Process]:
-        """The processes that belong to the program. Their descendants belong to it, too."""
+        """The first processes of the program. Their descendants belong to the program, too."""
         return [self.root]
 
     def family(self) -> list[psutil.Process]:
@@ -141,13 +138,12 @@ class Program:
             time.sleep(0.01)
 
     def terminate(self, signal_number: int = signal.SIGTERM, *, timeout_s: float = 120.0) -> int:
-        """Sends a signal and returns the exit code."""
         self.family()
         os.kill(self.process.pid, signal_number)
         return self.process.wait(timeout_s)
 
     def signal_again(self, signal_number: int = signal.SIGTERM) -> None:
-        """Sends a second signal to a draining server, so late that the server counts it as a second one."""
+        """Sends a second signal to a draining server, so late that the server sees two signals."""
         time.sleep(SAME_SIGNAL_S + 0.05)
         os.kill(self.process.pid, signal_number)
 
@@ -174,11 +170,9 @@ class Server(Program):
 
     @property
     def url(self) -> str:
-        """The server's address without a path."""
         return f"http://127.0.0.1:{self.port}"
 
     def ask(self, path: str, body: object = None, **options: Any) -> Answer:
-        """Sends one request with `http_client.ask`."""
         return ask(self.url + path, body, **options)
 
     def health(self) -> int:
@@ -186,7 +180,6 @@ class Server(Program):
         return self.ask("/health").status
 
     def wait_status(self, status: int) -> Self:
-        """Waits until /health answers with this status."""
         self.wait(lambda: self.health() == status)
         return self
 

@@ -20,7 +20,7 @@ settings.load_profile("fixed")
 
 
 def json_values(texts: st.SearchStrategy[str], others: st.SearchStrategy[Any] | None = None) -> st.SearchStrategy[Any]:
-    """Nested lists and objects of texts and of other values without members."""
+    """Nested lists and objects, with `texts` and `others` as their innermost values."""
     return st.recursive(
         texts if others is None else texts | others,
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),

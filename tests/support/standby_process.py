@@ -23,7 +23,7 @@ OFF: Final = {"VCLI_STANDBY": "off"}
 class StandbyProcess(Program):
     """A standby whose imports are done. The end of the `with` block stops it and checks for leftovers.
 
-    Its sockets are in a folder of `/tmp`, not in the test's, because their paths may have at most 107 bytes.
+    The sockets are in a folder of `/tmp`, because a socket's path may have at most 107 bytes.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class StandbyProcess(Program):
             words: options of `vllm-cli standby`. Without `--for`, the template is the embedded engine's.
             environment: variables in addition to those of the test.
             is_awaited: whether the `with` block begins only once the imports are done.
-            python: the interpreter, which servers must start in the same way as the standby.
+            python: the interpreter. Servers must start it by the same path as the standby.
             launcher: the words of a command that starts the standby, such as `nice`.
         """
         self.runtime_folder = Path(tempfile.mkdtemp(prefix="vs-", dir="/tmp"))
@@ -55,7 +55,7 @@ class StandbyProcess(Program):
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables with which a start must be warm."""
+        """Variables with which a start fails unless the standby forks the server."""
         return {"XDG_RUNTIME_DIR": str(self.runtime_folder), "VCLI_STANDBY": "require"}
 
     def socket_path(self, name: str = "embedded") -> Path:
@@ -73,7 +73,6 @@ class StandbyProcess(Program):
             return answer
 
     def template(self, kind: str = "embedded") -> psutil.Process:
-        """The running template process."""
         (pid,) = [template["pid"] for template in self.status()["templates"] if template["kind"] == kind]
         return psutil.Process(pid)
 
@@ -95,12 +94,11 @@ class StandbyProcess(Program):
         return found[0]
 
     def wait_no_server(self) -> None:
-        """Waits until all forked processes and their children have exited, and the template knows that."""
+        """Waits until all forked processes and their children have ended and the template has reaped them."""
         template = self.template()
         wait_until(lambda: not template.children(recursive=True))
 
     def templates(self) -> list[psutil.Process]:
-        """All running template processes."""
         found = []
         for template in self.status()["templates"]:
             with suppress(psutil.NoSuchProcess):  # the standby does not know yet that it has exited
@@ -108,7 +106,6 @@ class StandbyProcess(Program):
         return found
 
     def num_starts(self) -> int:
-        """The number of servers that were forked."""
         return sum(template["num_starts"] for template in self.status()["templates"])
 
     def wait_ready(self, *, after_kill: bool = False) -> None:

@@ -75,7 +75,7 @@ class Shell:
         os.write(self.terminal_fd, text.encode())
 
     def wait_for(self, pattern: str) -> str:
-        """Waits until the new output matches. Returns the match, after which the next search begins."""
+        """Waits until new output matches. Returns the match. The next search begins after it."""
         deadline = time.monotonic() + _TIMEOUT_S
         while not (match := re.compile(pattern).search(self.text, self._num_seen)):
             assert time.monotonic() < deadline, f"no {pattern!r} in {self.text!r}"
@@ -91,7 +91,6 @@ class Shell:
 
     @property
     def text(self) -> str:
-        """The output without escape sequences."""
         return _ESCAPES.sub("", self.output)
 
     def watch(self, pids: list[int]) -> None:

@@ -9,7 +9,6 @@ import pytest
 from tests.support.hub import HubServer
 
 WEIGHTS = bytes(range(256)) * 4096
-"""The content of the weights file, 1 MiB."""
 FILES = {"config.json": b"{}", "model.safetensors": WEIGHTS, "1_Pooling/config.json": b'{"a": 1}'}
 
 

@@ -7,10 +7,10 @@ import pytest
 
 
 def thorough_but_for(names: Iterable[str], *fast: str) -> list[Any]:
-    """The names as parameters. `make test` runs only with the names in `fast`."""
+    """The names as parameters of a test. `make test` runs the test only with the names in `fast`."""
     return [name if name in fast else pytest.param(name, marks=pytest.mark.thorough) for name in names]
 
 
 def slow_but_for(names: Iterable[str], *others: str) -> list[Any]:
-    """The names as parameters. `.ci/run` runs only with the names in `others`."""
+    """The names as parameters of a test. `.ci/run` runs the test only with the names in `others`."""
     return [name if name in others else pytest.param(name, marks=pytest.mark.slow) for name in names]

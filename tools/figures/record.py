@@ -63,7 +63,7 @@ class Figures:
         self._records: list[dict[str, Any]] = [json.loads(path.read_text()) for path in files]
 
     def runs_of(self, name: str) -> list[Measured]:
-        """Returns each machine's newest run of a step, without failed runs. The newest of all runs is first."""
+        """Returns each machine's newest run of a step, the newest run first. Failed runs are left out."""
         runs: dict[str, Measured] = {}
         for record in self._records:
             step = record.get("steps", {}).get(name)

@@ -1,4 +1,4 @@
-"""The rows of the tables of figures. Each row names a step of `make figures` (a benchmark) and its figures."""
+"""The rows of the tables of figures. Each row names a step (benchmark) of `make figures` and its figures."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
