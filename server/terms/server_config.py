@@ -1,4 +1,4 @@
-"""Settings of the embedded engine's HTTP server. Standard library only."""
+"""Settings of the embedded engine's HTTP server. Imports no third-party package."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
