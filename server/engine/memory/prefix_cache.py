@@ -38,9 +38,9 @@ class PrefixMatch:
 
 
 class PrefixCache:
-    """Evicts the least recently used entry, if possible one of which running sequences hold at most half.
+    """Evicts the least recently used entry, if possible an entry that running sequences do not use.
 
-    Used on the engine's thread.
+    Running sequences use an entry if they hold more than half of its tokens. One thread uses the cache.
     """
 
     def __init__(self, slots: Slots, *, max_tokens: int) -> None:

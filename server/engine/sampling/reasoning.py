@@ -76,7 +76,7 @@ class ReasoningState:
 
 
 class MarkerFinder:
-    """Finds markers in the output, by token id if a marker has its own token, and otherwise by text."""
+    """Finds markers in the output, by token id if a marker has its own token, or else by its text."""
 
     def __init__(self, markers: Sequence[ReasoningMarker], token_bytes: TokenBytes | None) -> None:
         self._token_bytes = token_bytes
