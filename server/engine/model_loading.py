@@ -241,7 +241,7 @@ def _views_without_reading() -> Iterator[None]:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Within the block, hides transformers' progress bar, and its table of keys (see `_check_complete`)."""
+    """Within the block, hides transformers' progress bar and its table of missing or unexpected keys."""
     before = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

@@ -254,10 +254,7 @@ class _EngineLoop:
         self._channel.send(self._encoder.encode(message))
 
     def _receive(self, *, until_s: float) -> Iterator[ToEngine]:
-        """Yields received messages. Waits for the first one until `until_s`, a time of the monotonic clock.
-
-        Raises the errors of the receiving thread.
-        """
+        """Yields messages, or raises the receiver's error. Waits for a first message until `until_s`."""
         wait_s = until_s - monotonic()
         while True:
             try:

@@ -90,7 +90,7 @@ class Scheduler:
         return step.chunks
 
     def reset_prefix_cache(self, *, interrupts: bool) -> bool:
-        """Empties the prefix cache. While sequences run, only returns False, unless `interrupts` is true.
+        """Empties the prefix cache, or returns False if sequences run and `interrupts` is false.
 
         With `interrupts`, running sequences are stopped, and computed again later.
         """

@@ -41,8 +41,8 @@ class Sequence:
         self.features: PromptFeatures | None = None
         """The features of a prompt with images or embeddings. None for other prompts."""
         self.token_ids = prompt_token_ids
-        """The tokens of prompt and output. Until the first output token, all sequences of the prompt share
-        this list."""
+        """The tokens of prompt and output. A prompt's sequences share the list until the first output
+        token."""
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed_tokens = 0
         """The number of tokens whose keys and values (or model state) are in the cache."""

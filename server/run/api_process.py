@@ -165,7 +165,7 @@ class ServerRun:
 
 
 async def _trim_heap_regularly() -> None:
-    """Returns free heap to the system. Bursts leave up to 25 MiB. Without free heap, it takes 0.3 ms."""
+    """Returns free heap to the system, up to 25 MiB after bursts. If nothing is free, this takes 0.3 ms."""
     while True:
         await asyncio.sleep(_TRIM_INTERVAL_S)
         trim_heap()

@@ -95,7 +95,7 @@ class PoolerConfig:
     """How a pooling model makes vectors or scores. If a field is None, the model's files set it."""
 
     task: PoolingTask | None = None
-    """The task of /pooling if a model supports several tasks. /score computes scores by the same task."""
+    """The task of /pooling if a model supports several tasks. Scores are computed with this task, too."""
     pooling_type: SeqPoolingType | Literal["ALL"] | None = None
     """Sets `seq_pooling_type` or `tok_pooling_type`, depending on the value."""
     seq_pooling_type: SeqPoolingType | None = None
@@ -176,7 +176,7 @@ class EngineConfig:
         syntax="token limit",
         minimum=1,
     )
-    """None means the model's own limit, or less if memory is too small for it."""
+    """A value of None means the model's own limit, or less if memory is too small for it."""
     allow_long_max_model_len: bool = from_variable(env.VLLM_ALLOW_LONG_MAX_MODEL_LEN)
     max_num_seqs: int = setting(128, "--max-num-seqs", "Most sequences that run at once.", minimum=1)
     max_num_batched_tokens: int | None = setting(
@@ -263,7 +263,6 @@ class RendererConfig:
         "Jinja chat template, as a file or inline. Without it, the tokenizer's own.",
         syntax="template",
     )
-    """The text of the template."""
     chat_template_content_format: Literal["auto", "string", "openai"] = setting(
         "auto",
         "--chat-template-content-format",
@@ -310,7 +309,7 @@ class RendererConfig:
         group="Images",
         minimum=0,
     )
-    """0 keeps no image in memory."""
+    """A size of 0 keeps no image in memory."""
     mm_processor_kwargs: dict[str, Any] = setting(
         {}, "--mm-processor-kwargs", "Settings of the model's image processor.", group="Images"
     )

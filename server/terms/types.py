@@ -68,7 +68,7 @@ _SEED_MODULUS = 2**63
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How one sequence is sampled. There are no stop strings, because the engine handles no text.
 
-    Names and meanings follow vLLM's `SamplingParams`. The protocol layer has checked the ranges.
+    Names and meanings follow vLLM's `SamplingParams`. The APIs have checked that values are in range.
     """
 
     max_tokens: int
@@ -76,13 +76,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     min_tokens: int = 0
     """End-of-sequence and stop tokens are forbidden before this many tokens."""
     temperature: float = 1.0
-    """0 means greedy sampling."""
+    """A temperature of 0 means greedy sampling."""
     top_p: float = 1.0
     top_k: int = 0
     """The number of most likely tokens to sample from. 0 means all tokens."""
     min_p: float = 0.0
     seed: int | None = None
-    """If set, the sequence has its own random generator, which does not depend on other sequences."""
+    """If a seed is set, the sequence has its own random generator, independent of other sequences."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     presence_penalty: float = 0.0
@@ -118,16 +118,15 @@ class TensorData(msgspec.Struct, frozen=True, array_like=True):
     """The name of torch's type without `torch.`, for example `bfloat16`."""
     shape: tuple[int, ...]
     data: memoryview
-    """The bytes must not change, because they are sent to the engine's socket without a copy. They are no
-    union of bytes and memoryview, because msgspec cannot decode such a union."""
+    """The tensor's bytes, which must not change, because they are sent to the engine's socket without a
+    copy. The type is memoryview only, because msgspec cannot decode a union of bytes and memoryview."""
 
 
 class PromptInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, eq=False, weakref=True):
     """The embeddings or images of a prompt. Its choices share one object, which identifies the prompt."""
 
     embeds: TensorData | None = None
-    """Rows that replace the embeddings of the prompt's tokens, of shape [num_prompt_tokens, width]. If a
-    row begins with NaN, the token keeps its own embedding."""
+    """Rows that replace the embeddings of the prompt's tokens, of shape [num_prompt_tokens, width]."""
     mm: dict[str, TensorData] | None = None
     """The outputs of Hugging Face's processor, except `input_ids`."""
 
@@ -180,20 +179,20 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True, omit_defaults=T
 
     request_id: str
     token_ids: list[int] = []
-    """New tokens, usually one. Includes a sampled end-of-sequence or stop token."""
+    """The new tokens, usually one. They include a sampled end-of-sequence or stop token."""
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     """The stop token or end-of-sequence token that ended the request. It is the last of `token_ids`."""
     logprobs: list[TokenLogprob] | None = None
     """One entry per new token. None if log-probabilities are not requested."""
     prompt_logprobs: list[TokenLogprob | None] | None = None
-    """One entry per prompt token. The first entry is None. Sent once, with the first token."""
+    """One entry per prompt token. The first entry is None. The list is sent once, with the first token."""
     num_cached_tokens: int = 0
-    """The number of prompt tokens found in the prefix cache. Sent with the first token."""
+    """The number of prompt tokens found in the prefix cache. It is sent with the first token."""
     queue_s: float = 0.0
-    """Seconds from the request's arrival in the engine until the request ran. Sent with the first token."""
+    """Seconds from the arrival in the engine until the request ran. They are sent with the first token."""
     prefill_s: float = 0.0
-    """Seconds from the end of `queue_s` to the first token. Sent with the first token."""
+    """Seconds from the end of `queue_s` to the first token. They are sent with the first token."""
     error: str | None = None
     """The message for the client, if `finish_reason` is "error"."""
     data: TensorData | None = None
@@ -230,7 +229,7 @@ class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The abilities of a pooling model."""
 
     task: PoolingTask
-    """The default task of /pooling. /score computes scores by the same task."""
+    """The default task of /pooling. Scores are computed with this task, too."""
     supported_tasks: tuple[PoolingTask, ...]
     embedding_size: int
     """The length of an embedding that is not truncated."""
@@ -241,9 +240,9 @@ class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
     is_matryoshka: bool = False
     """Whether embeddings may be truncated."""
     matryoshka_dimensions: tuple[int, ...] = ()
-    """Lengths to which embeddings may be truncated. Empty if any length is allowed."""
+    """Lengths to which embeddings may be truncated. An empty list means that any length is allowed."""
     uses_sep_token: bool = True
-    """Whether a cross-encoder's pairs are tokenized as pairs. Otherwise their texts are concatenated."""
+    """Whether a cross-encoder's pairs are tokenized as pairs. If not, a pair's texts are concatenated."""
     does_lower_case: bool = False
     """Whether texts are turned into lower case before tokenization."""
 
@@ -263,7 +262,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     """The number of tokens that fit into the KV cache."""
     kv_cache_bytes: int
     runner: str
-    """`packed` (continuous batching in one forward pass), or `sequential` (the model's own cache)."""
+    """`packed` (one forward pass for all sequences), `sequential` (the model's own cache) or `pooling`."""
     eos_token_ids: tuple[int, ...]
     spans: list[tuple[str, int, int]]
     """The engine's start-up phases: name, begin and end in monotonic nanoseconds."""

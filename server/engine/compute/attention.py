@@ -79,7 +79,7 @@ class PackedAttention:
 
     @contextmanager
     def detached(self) -> Iterator[None]:
-        """Within the block, tokens attend to tokens of the same call. The batch and cache are not used."""
+        """Within the block, tokens attend only to tokens of the same call. Batch and cache are not used."""
         self._is_detached = True
         try:
             yield
@@ -228,7 +228,7 @@ def _attend_to_shared(  # noqa: PLR0913
 
 
 def _count_parts(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> int:
-    """Returns the number of parts of a sequence's keys with which all threads read equally many keys."""
+    """Into how many parts one sequence's keys are split, so that all threads read equally many keys."""
     slots, kv_heads, length, _ = keys.shape
     num_parts = length // _MIN_PART_TOKENS
     if slots > 1 or num_parts < 2 or not can_attend_in_parts(query, values):

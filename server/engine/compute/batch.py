@@ -37,12 +37,11 @@ class DecodeGroup:
     row_slots: torch.Tensor | None
     """For each row, its slot relative to the first one. None if no free slots lie between the members."""
     mask: torch.Tensor | None
-    """An additive mask [slots, 1, 1, length]. None if all members have `length` keys."""
+    """An additive mask [slots, 1, 1, length]. None if all slots have `length` keys."""
     lengths: torch.Tensor
     """The number of keys in each slot, shape [slots]."""
     num_shared_tokens: int
-    """The number of first tokens that all members have in the same memory. 0 if these are too few for a
-    separate call."""
+    """How many first tokens all members have in the same memory. 0 if too few for a separate call."""
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @cache
 def _largest_activation() -> int:
-    """Returns 127, or 63 without VNNI, so that the int16 sums of two products do not overflow."""
+    """Returns 127. Without VNNI, returns 63, so that int16 sums of two products do not overflow."""
     return _LARGEST if torch.cpu._is_vnni_supported() else _LARGEST // 2
 
 
@@ -153,7 +153,7 @@ def _check_room(needed: int) -> None:
 
 
 def _quantize_group(layers: list[torch.nn.Linear], uses: Counter[int]) -> PackedGroup:
-    """Quantizes layers, and frees weights with no other user. `uses`: a weight's address -> its users.
+    """Quantizes layers. Frees weights with one user. `uses`: a weight's address -> its number of users.
 
     All weights of a mapped file share one storage, so the pages of each weight are freed separately.
     """

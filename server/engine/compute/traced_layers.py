@@ -243,7 +243,7 @@ class _Call(NamedTuple):
         return cls(args, kwargs, tensors, form)
 
     def follows(self, other: "_Call", output: Any) -> bool:
-        """Whether the first argument is `output` of the other call, and all other arguments are the same."""
+        """Whether the first argument is `output`, and all further arguments are those of the `other` call."""
         if not self.args or self.args[0] is not output or self.form != other.form:
             return False
         return all(mine is its for mine, its in zip(self.tensors[1:], other.tensors[1:], strict=True))

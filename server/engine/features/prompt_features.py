@@ -118,7 +118,7 @@ class FeatureBuilder:
 
 
 def identify_rows(embeds: torch.Tensor, positions: torch.Tensor | None, key: bytes) -> RowIds:
-    """Returns ids, which are equal for equal rows at equal positions, else with a chance of 1 to 2**63.
+    """Returns ids: equal rows at equal positions have the same id, others with a chance of 1 to 2**63.
 
     Args:
         embeds: shape [rows, width].

@@ -22,7 +22,7 @@ from server.text.model_files.model_kind import VISION_MODEL_TYPES
 logger = logging.getLogger(__name__)
 
 _EXPECTED = {"inputs_embeds", "position_ids", "cache_position", "use_cache", "return_dict"}
-"""Other arguments of the language model must be None. `PromptFeatures` keeps the values of these."""
+"""The only arguments of the language model that may have a value. `PromptFeatures` has these values."""
 _MAX_CACHED_BYTES = 128 << 20
 """The size of the cache. For comparison: a LLaVA image of 576 rows of 4096 bfloat16 numbers takes 4.7 MB."""
 

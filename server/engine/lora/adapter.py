@@ -258,7 +258,7 @@ class AdapterConfig(msgspec.Struct, frozen=True):
 
 
 def _find_by_pattern(patterns: dict[str, Any] | None, module: str) -> float | None:
-    """The value of the first pattern that matches the name, or the part of it after a dot, as in PEFT."""
+    """The value of the first pattern that matches the whole name, or its end after a dot, as in PEFT."""
     for pattern, value in (patterns or {}).items():
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):

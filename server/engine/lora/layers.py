@@ -61,10 +61,8 @@ class AdaptedLayers:
     ) -> Iterator[None]:
         """Within the block, a forward pass over the chunks includes the updates of their adapters.
 
-        Args:
-            rows: the rows of each chunk in the batch.
-            head_rows: the rows of each chunk in the output of the model's last layer, if this layer computes
-            fewer rows.
+        `rows` are each chunk's rows in the batch. `head_rows` are its rows in the output of the model's
+        last layer, if this layer computes fewer rows.
         """
         if any(chunk.sequence.adapter_id for chunk in chunks):
             self._rows = _StepRows(chunks, rows, self._model)

@@ -64,8 +64,7 @@ class SharedSlots:
         self._held: dict[int, list[Reference]] = {}
         """Open slot -> the references that it holds, in the order of its tokens."""
         self._held_before: dict[int, list[Reference]] = {}
-        """Closed slot -> its last references. They stay mapped, because mapping 2000 tokens again costs 10
-        ms."""
+        """Closed slot -> its last references. They stay mapped: mapping 2000 tokens again costs 10 ms."""
         self._num_slots = num_slots
         self._free_segments = set(range(num_slots))
         self._num_segments = num_slots

@@ -34,7 +34,7 @@ class CacheSize:
     num_slots: int
     slot_len: int
     num_tokens: int
-    """The most tokens held at once. Below `num_slots * slot_len` if memory is committed only on use."""
+    """The most tokens held at once, which may be below `num_slots * slot_len` (pages committed on use)."""
     num_bytes: int
 
 

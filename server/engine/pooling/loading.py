@@ -215,7 +215,7 @@ def _choose_task(head: PoolingHead, pooler: PoolerConfig, path: Path) -> Pooling
 def _max_model_len(
     files: ModelFiles, config: EngineConfig, model_config: PreTrainedConfig, sentence: SentenceFiles
 ) -> int:
-    """Returns the user's limit, or else the smallest of model, tokenizer and sentence-transformers' files."""
+    """The user's limit, or else the smallest one of model, tokenizer and sentence-transformers' files."""
     own = own_max_model_len(model_config) or DEFAULT_MAX_MODEL_LEN
     if model_config.model_type in _POSITIONS_BEHIND_PADDING:
         own -= (model_config.pad_token_id or 0) + 1

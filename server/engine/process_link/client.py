@@ -38,8 +38,7 @@ logger = logging.getLogger(__name__)
 _TOKENS_PER_TURN = 1 << 15
 """The most prompt tokens to convert to bytes in one turn of the event loop, in half a millisecond."""
 _OUTPUTS_PER_TURN = 16
-"""The most outputs of a request in one turn of the event loop. Each output takes 0.1 ms to detokenize,
-record and send."""
+"""The most outputs of a request in one turn of the event loop. Handling each output takes 0.1 ms."""
 
 
 @dataclass(eq=False)
@@ -72,7 +71,7 @@ class EngineClient:
         self._loaded: asyncio.Future[EngineInfo] | None = None
         self._closing = False
         self.dead = asyncio.Event()
-        """Set once the engine has ended unexpectedly, or has been given up."""
+        """Set once the engine has ended unexpectedly, or `give_up` has been called."""
         self.error: str | None = None
         """Why the engine is dead. None while it is alive."""
         self.ended_silently = False
@@ -175,7 +174,7 @@ class EngineClient:
         self._send(UnloadAdapter(next(self._command_ids), adapter_id))
 
     async def reset_prefix_cache(self, *, interrupts: bool) -> bool:
-        """Empties the prefix cache. While requests run, only returns False, unless `interrupts` is true.
+        """Empties the prefix cache, or returns False if requests run and `interrupts` is false.
 
         Raises:
             EngineDeadError: the engine was dead or died meanwhile.

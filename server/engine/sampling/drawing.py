@@ -14,7 +14,7 @@ import torch
 from server.terms.types import SamplingParams
 
 _NUM_BEST = 256
-"""Top-p first considers so many of the most likely tokens. Most rows need no more."""
+"""Top-p first considers this many of the most likely tokens. Most rows need no more."""
 _NUM_TIES = 64
 """How many tokens after the k-th are considered first. Many bfloat16 logits are equal, and top-k keeps all
 tokens that are as likely as the k-th."""

@@ -12,11 +12,11 @@ from server.terms.types import GuidedDecoding
 _ANY_OBJECT = {"type": "object"}
 
 _MOST_KEPT_CHARS = 1 << 20
-"""Characters of unused grammars to keep. A compiled grammar takes at most 40 bytes per character."""
+"""Unused grammars are kept up to so many characters. Compiled, a character takes at most 40 bytes."""
 _LEAST_CHARS = 1 << 12
 """Shorter grammars count as if they had so many characters."""
 _LIMITS = LLParserLimits(verbose_errors=False)
-"""llguidance's default limits, with which a mask takes at most 15 ms. Sequences that exceed one fail."""
+"""llguidance's default limits, with which a mask takes at most 15 ms. Sequences beyond a limit fail."""
 
 
 class GrammarError(ValueError):

@@ -38,7 +38,7 @@ _EMPTY = "(?:)"
 
 
 def prepare_schema(text: str) -> str:
-    """Closes all objects and tuples of a schema (no unlisted members), unless it allows further members.
+    """Closes a schema's objects and tuples (no unlisted members), unless the schema allows such members.
 
     If several schemas describe one object (`allOf`, or branches beside `properties`), all objects stay
     open, because a closed object would exclude the members that the other schemas describe.

@@ -162,7 +162,7 @@ _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class StatusEndpoints:
-    """Routes of the status page, in every state. They compute only quantiles of the loop lag, in 0.5 ms."""
+    """Routes of the status page, for every state. They compute only the loop lag's quantiles, in 0.5 ms."""
 
     def __init__(self, parts: AppParts) -> None:
         self._parts = parts

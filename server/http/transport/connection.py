@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 connection, with limits of size and speed for clients' sending and reading.
+"""uvicorn's HTTP/1.1 connection, with limits for the size and speed of requests and responses.
 
 The same limits apply to probes, except that the limit of connections does not reject probes.
 """
@@ -251,7 +251,7 @@ class BoundedConnection(HttpToolsProtocol):
         return None
 
     def _drop(self, num_bytes: int) -> None:
-        """Drops body bytes that arrive after the complete response. Closes the connection above the limit."""
+        """Drops body bytes that follow the complete response. If they are many, closes the connection."""
         self._num_dropped_bytes += num_bytes
         if self._num_dropped_bytes > self._limits.max_body_bytes:
             self._close()

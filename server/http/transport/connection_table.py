@@ -12,7 +12,7 @@ _OTHER_FILES = 256
 """The descriptors reserved for other files. An idle server has about 20 such files, and more under load
 (media, templates, logs)."""
 _LEAST_OTHER_FILES = 64
-"""If the limit of files is low, only a quarter of the descriptors is reserved, but at least this many."""
+"""With a low limit of files, a quarter of the descriptors is reserved instead, but at least this many."""
 _MAX_ASKED = 64
 """The most idle connections that the table tries to close for one new connection."""
 

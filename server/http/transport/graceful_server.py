@@ -17,7 +17,7 @@ class GracefulServer(uvicorn.Server):
     """A server on the event loop. It handles no signals, because uvicorn's handlers would end the process."""
 
     def announce_close(self) -> None:
-        """Adds `connection: close` to each further response, after which its connection is closed.
+        """Adds `connection: close` to each further response, and closes that response's connection.
 
         A connection whose response headers are already sent stays open, because its client may be sending
         another request.

@@ -65,7 +65,7 @@ class ReadWatch:
         is_reading: Callable[[], bool],
         on_timeout: Callable[[Rejection | None], None],
     ) -> None:
-        """`on_timeout` gets the rejection of a client that is too slow, or None if nothing was sent.
+        """`on_timeout` gets the rejection of a too slow client, or None if a new connection sent nothing.
 
         While `is_reading` returns false, the server has paused reading, and no timeout applies.
         """

@@ -223,7 +223,7 @@ def field_names(own: Mapping[str, str]) -> Iterator[None]:
 
 
 def _explain(error: str, model: type[msgspec.Struct], members: dict[str, msgspec.Raw]) -> RequestError:
-    """Turns msgspec's error into an error that names the field, and the range of a number outside of it."""
+    """Turns msgspec's error into a RequestError with the field's name and, for numbers, the allowed range."""
     what, _, place = error.rpartition(" - at ")
     located = _PLACE.fullmatch(place)
     what, path = (what, located[1]) if located else (error, "")

@@ -209,7 +209,7 @@ async def send_failure(send: Send, error: Exception, failures: FailureFormat = O
 
 
 async def send_unavailable(send: Send, problem: UnavailableResponse, failures: FailureFormat = OPENAI) -> None:
-    """Sends a 503, because the server accepts no requests. Clients may retry unless it is dead or hung."""
+    """Sends a 503, because the server accepts no requests. May ask clients to retry (`may_retry`)."""
     error = problem.error
     body = problem if failures is OPENAI else failures.to_body(error_response(error.message, type=error.type, code=503))
     await send_json(send, body, status=503, headers=_RETRY_AFTER if problem.may_retry else ())
