@@ -1,4 +1,4 @@
-"""The interface of a core, which the engine's loop calls. One core generates text, the other one pools."""
+"""The interface of a core, whose steps the engine's loop calls. A core generates text or pools prompts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from server.terms.types import EngineOutput, EnginePrompt, EngineStats, PoolingP
 
 
 class BaseCore(ABC):
-    """A core, used on the engine's thread. Its defaults reject requests for the other kind of model."""
+    """A core, used only on the engine's thread. By default, it rejects requests for another kind of model."""
 
     @property
     @abstractmethod
@@ -19,7 +19,7 @@ class BaseCore(ABC):
     @property
     @abstractmethod
     def stats(self) -> EngineStats:
-        """The state after the last step."""
+        """The engine's figures after the last step."""
 
     def add(self, request_ids: Iterable[str], prompt: EnginePrompt) -> list[EngineOutput]:
         """Queues a prompt's sequences. Returns outputs only for rejected sequences."""
@@ -28,7 +28,7 @@ class BaseCore(ABC):
     def pool(
         self, request_id: str, prompt_token_ids: list[int], token_type_ids: list[int] | None, params: PoolingParams
     ) -> EngineOutput | None:
-        """Queues a prompt to be pooled. Returns an output only if it is rejected."""
+        """Queues a prompt to be pooled. Returns an output only if the prompt is rejected."""
         return failed(request_id, "this model generates text")
 
     @abstractmethod
@@ -36,7 +36,7 @@ class BaseCore(ABC):
         """Ends requests without further output. Ignores unknown ids, because their requests have ended."""
 
     def execute(self, command: Command) -> Done:
-        """Executes a command immediately. The default suits a core without caches and adapters."""
+        """Executes a command immediately. This default is for cores without caches and adapters."""
         if isinstance(command, LoadAdapter):
             return Done(command.command_id, False, "LoRA adapters need a model that generates text")
         return Done(command.command_id)
@@ -67,5 +67,5 @@ class PromptLimits:
 
 
 def failed(request_id: str, message: str, *, is_request_fault: bool = False) -> EngineOutput:
-    """The last output of a request that has failed."""
+    """Returns the last output of a request that has failed."""
     return EngineOutput(request_id=request_id, finish_reason="error", error=message, is_request_fault=is_request_fault)

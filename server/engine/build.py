@@ -141,7 +141,7 @@ def _choose_runner(model: PreTrainedModel) -> tuple[Runner, dict[int, LayerShape
 
 
 def _quantize(runner: Runner, model: PreTrainedModel, phases: Phases) -> QuantizedLayers:
-    """Runs before the cache takes the other memory, and after choosing the runner, which reads no weights."""
+    """Quantizes the model before the cache takes memory. `_choose_runner` has not read the weights yet."""
     if model.device.type != "cpu":
         raise EngineStartError(INT8_ON_GPU)
     if not isinstance(runner, PackedRunner):
@@ -191,7 +191,7 @@ def _working_memory(model: PreTrainedModel, config: EngineConfig) -> WorkingMemo
 
 
 def _guess_shapes(model: PreTrainedModel) -> dict[int, LayerShape]:
-    """The largest possible shapes, for models that cannot be probed. Assumes keys and values of all heads."""
+    """Returns the largest possible shapes, for models without a probe: all heads have keys and values."""
     text = model.config.get_text_config(decoder=True)
     heads = getattr(text, "num_attention_heads", None) or 1
     dim = getattr(text, "head_dim", None) or text.hidden_size // heads

@@ -1,7 +1,4 @@
-"""The core for models that generate text. One step schedules, computes, samples and returns outputs.
-
-It handles token ids only, no text.
-"""
+"""The core for models that generate tokens. One step schedules, computes, samples and returns outputs."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -100,7 +97,7 @@ class EngineCore(BaseCore):
         self._sampler.prepare()
 
     def _load_adapter(self, command: LoadAdapter) -> Done:
-        """Reads an adapter. Blocks until it is in memory."""
+        """Reads an adapter, and blocks until the adapter is in memory."""
         if self._adapters is None:
             return Done(command.command_id, False, "LoRA is not enabled: start with --enable-lora")
         try:

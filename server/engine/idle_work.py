@@ -1,4 +1,4 @@
-"""Work for an idle engine: packs weights, imports the modules that stand-ins replaced, trims the heap."""
+"""Packs weights, imports the modules that stand-ins replaced, and trims the heap while the engine is idle."""
 
 import gc
 from math import inf
@@ -9,27 +9,27 @@ from base.machine.libc import HeapTrimmer
 from server.engine.base_core import BaseCore
 
 _DELAY_S = 0.5
-"""Seconds from the first request, which the API process sends itself, to the first idle work. One piece
-takes 0.4 s, and would delay a client that has waited for readiness."""
+"""The seconds from the first request, which the API process itself sends, until idle work begins. One piece
+of idle work takes 0.4 s, and would delay a client that has waited for readiness."""
 _STEP_SHARE = 0.5
-"""Idle work between steps takes this share of a step's time. An idle engine does one piece at a time. Packing
-the weights takes 1.4 s for 135 million parameters, in pieces of at most 20 ms. Later steps are up to three
-times as fast."""
+"""After a step, idle work takes this share of the step's time. Without steps, it is done one piece at a
+time. Packing the weights takes 1.4 s for 135 million parameters, in pieces of at most 20 ms. Afterwards,
+steps are up to three times as fast."""
 _TRIM_DELAY_S = 5.0
 """Seconds from the last step until the heap is trimmed, which takes 15 ms."""
 _TRIM_INTERVAL_S = 60.0
-"""Seconds between trims under load. Tensors of many sizes leave gaps in the heap, about 20 MiB in ten
+"""The seconds between trims under load. Tensors of many sizes leave gaps in the heap, about 20 MiB in ten
 minutes."""
 
 
 class Imports(Protocol):
-    """The stand-ins with which this process has imported torch and transformers."""
+    """The stand-ins, which replace modules of torch and transformers that most servers do not need."""
 
     def end(self) -> None:
         """Stops replacing modules by stand-ins. Later imports get the real modules."""
 
     def restore(self) -> bool:
-        """Imports modules of torch that stand-ins have replaced. Returns whether there were such modules."""
+        """Imports the modules of torch that stand-ins have replaced. Returns False if there are none."""
 
 
 class IdleWork:
@@ -42,7 +42,7 @@ class IdleWork:
         self._trimmer = HeapTrimmer(_TRIM_DELAY_S, _TRIM_INTERVAL_S)
         self._has_request = False
         self._work_due_s = inf
-        """The time at which work other than trimming continues. Infinite once all of it is done."""
+        """The time at which work other than trimming continues. Infinite once this work is done."""
 
     @property
     def due_s(self) -> float:
@@ -56,7 +56,7 @@ class IdleWork:
             self._work_due_s = monotonic() + _DELAY_S
 
     def run_if_due(self, step_s: float) -> None:
-        """Does a part of the work, after a step of `step_s` seconds. `step_s` is 0 if no step has run."""
+        """Does a part of the work, after a step that took `step_s` seconds (0 if no step has run)."""
         if step_s:
             self._trimmer.postpone()
         self._trimmer.trim_if_due()
@@ -65,7 +65,7 @@ class IdleWork:
             gc.freeze()  # otherwise a full collection traverses all objects: 50 ms in the middle of a step
 
     def _has_more(self, seconds: float) -> bool:
-        """Works for about `seconds`. Returns whether work is left. Imports (0.4 s) need an idle engine."""
+        """Works for about `seconds`. Returns whether work is left. Imports (0.4 s) need an idle core."""
         end_s = monotonic() + seconds
         for _ in self._preparation:
             if monotonic() >= end_s:

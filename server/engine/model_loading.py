@@ -52,7 +52,7 @@ class _AddedToken(msgspec.Struct):
 
 
 class _TokenizerFile(msgspec.Struct):
-    """The part of tokenizer.json that is needed. Decoding skips megabytes of vocabulary."""
+    """The needed part of tokenizer.json. The decoder skips megabytes of vocabulary."""
 
     added_tokens: list[_AddedToken] = []
 
@@ -61,7 +61,7 @@ def load_model(path: Path, config: EngineConfig) -> PreTrainedModel:
     """Loads the model in evaluation mode, on the GPU if there is one, else on the CPU.
 
     Raises:
-        EngineStartError: the folder has a fault. The message names it in one line.
+        EngineStartError: the folder has a fault, which the message names in one line.
     """
     model_config = load_config(path, config)
     _check_generates(model_config, path)
@@ -105,7 +105,7 @@ def load_weights(
 
 
 def load_config(path: Path, config: EngineConfig) -> PreTrainedConfig:
-    """The model's configuration, with the entries of `--hf-overrides`.
+    """Returns the model's configuration, changed by the entries of `--hf-overrides`.
 
     Raises:
         EngineStartError: config.json is unreadable or names an unknown architecture.
@@ -124,7 +124,7 @@ def load_config(path: Path, config: EngineConfig) -> PreTrainedConfig:
 
 
 def _override(model_config: PreTrainedConfig, entries: dict[str, Any]) -> None:
-    """Replaces entries. In an inner configuration or dictionary, replaces only the given entries."""
+    """Sets entries of a configuration. In inner configurations and dictionaries, other entries stay."""
     for key, value in entries.items():
         current = getattr(model_config, key, None)
         if isinstance(value, dict) and isinstance(current, PreTrainedConfig):
@@ -164,7 +164,7 @@ def own_max_model_len(model_config: PreTrainedConfig) -> int | None:
 
 
 def find_eos_token_ids(model: PreTrainedModel, path: Path, tokenizer_path: Path) -> tuple[int, ...]:
-    """The end-of-sequence tokens from the tokenizer, generation_config.json and config.json, in this order.
+    """Returns the end-of-sequence tokens of tokenizer, generation_config.json and config.json, in this order.
 
     Raises:
         EngineStartError: generation_config.json is unreadable.
@@ -200,7 +200,7 @@ def _tokenizer_eos(path: Path) -> int | None:
 
 
 def _check_generates(model_config: PreTrainedConfig, path: Path) -> None:
-    """Rejects encoders. transformers makes causal LMs of some encoders, but their output has no meaning."""
+    """Rejects encoders. transformers loads some encoders as causal LMs, but their output has no meaning."""
     names = model_config.architectures or []
     if model_config.is_encoder_decoder or (names and all(name.endswith(_NOT_GENERATIVE) for name in names)):
         what = ", ".join(names) or model_config.model_type
@@ -241,7 +241,7 @@ def _views_without_reading() -> Iterator[None]:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Turns off the progress bar and the logged table of keys. `_check_complete` checks the keys."""
+    """Within the block, hides transformers' progress bar and its table of missing or unexpected keys."""
     before = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -264,8 +264,8 @@ _GIB = 1 << 30
 def choose_device() -> torch.device:
     """Returns the GPU if there is one, or else the CPU.
 
-    Called only in the engine process, after the fork, because it creates the CUDA context. A forked child
-    could not use its parent's context.
+    Called only in the engine process, after the fork, because it creates the CUDA context, which a forked
+    child could not use.
 
     Raises:
         EngineStartError: there is a GPU, but CUDA cannot use it.

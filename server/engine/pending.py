@@ -21,7 +21,7 @@ class _Pending(NamedTuple):
 
 
 class PendingSequences:
-    """Holds grammar and adapter of each sequence until `release`. Used on the engine's thread."""
+    """Holds sequences until they are ready for the queue. Used only on the engine's thread."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class PendingSequences:
 
     @property
     def has_ready(self) -> bool:
-        """Whether a sequence waits for `admit_ready`, and no longer for its grammar."""
+        """Whether a waiting sequence has its grammar (or needs none), so that `admit_ready` can queue it."""
         return any(self._guided.is_ready(pending.sequence) for pending in self._waiting.values())
 
     def add(self, request_ids: Iterable[str], prompt: EnginePrompt) -> list[EngineOutput]:
@@ -69,9 +69,9 @@ class PendingSequences:
     def admit_ready(self) -> list[EngineOutput]:
         """Queues sequences whose grammar is ready, and encodes the images of one prompt.
 
-        Returns outputs of rejected sequences. Only one prompt is encoded per step, so that other requests
-        are not delayed. All choices of a prompt share its features. Small grammars do not overtake a large
-        grammar that waits for memory.
+        Returns outputs of rejected sequences. Each step encodes the images of only one prompt, so that
+        other requests are not delayed. All choices of a prompt share its features. Small grammars do not
+        overtake a large grammar that waits for memory.
         """
         rejected: list[EngineOutput] = []
         has_room = True
@@ -97,7 +97,7 @@ class PendingSequences:
         return rejected
 
     def withdraw(self, request_ids: Iterable[str]) -> None:
-        """Ends the sequences that have not reached the scheduler's queue yet."""
+        """Ends those of the sequences that are not in the scheduler's queue yet."""
         for request_id in request_ids:
             if (pending := self._waiting.pop(request_id, None)) is not None:
                 self.release(pending.sequence)

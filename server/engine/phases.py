@@ -1,4 +1,4 @@
-"""Records phases of the engine process's start as spans. All processes share their monotonic clock."""
+"""Times phases of the engine process's start, by the monotonic clock that all processes share."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,6 @@ class Phases:
     def __init__(self) -> None:
         self.spans: list[tuple[str, int, int]] = []
         self.current = "starting"
-        """The phase that is in progress."""
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:

@@ -56,8 +56,7 @@ _SIGNS_OF_MEMORY_FAILURE = (
     "bad_alloc",
     "out of memory",
 )
-"""Texts in the messages of torch's RuntimeErrors (on a CPU) and of C++ exceptions that report a lack of
-memory."""
+"""Texts by which torch's RuntimeErrors (on a CPU) and C++ exceptions report a lack of memory."""
 _ALLOCATOR = "DefaultCPUAllocator: "
 _MAX_REASON_CHARS = 200
 
@@ -92,7 +91,7 @@ def run_engine(
 
 
 def _describe(err: Exception) -> str:
-    """Returns one line for users. It has a remedy for a lack of memory, or else refers to the log."""
+    """Returns one line for users. Names a remedy if memory was lacking, or else refers to the log."""
     if not _is_memory_failure(err):
         return "the engine failed (its log has the traceback)"
     lines = str(err).partition(_ALLOCATOR)[2].splitlines() or str(err).splitlines() or [type(err).__name__]
@@ -164,7 +163,7 @@ def _find_build(
 
 
 class _WorkIsReady:
-    """An item of the inbox. The core has work that did not arrive as a message."""
+    """An item of the inbox that stands for work of the core that did not arrive as a message."""
 
 
 class _EngineLoop:
@@ -255,10 +254,7 @@ class _EngineLoop:
         self._channel.send(self._encoder.encode(message))
 
     def _receive(self, *, until_s: float) -> Iterator[ToEngine]:
-        """Yields received messages. Waits for the first until `until_s`, a time of the monotonic clock.
-
-        Raises the errors of the receiving thread.
-        """
+        """Yields messages, or raises the receiver's error. Waits for a first message until `until_s`."""
         wait_s = until_s - monotonic()
         while True:
             try:
@@ -289,7 +285,7 @@ class _EngineLoop:
 
 
 def attach(prompt: Prompt, parts: Iterator[memoryview]) -> Prompt:
-    """Adds a prompt's tokens and tensors to the prompt. They arrive in `parts` after the message."""
+    """Returns the prompt with its tokens and tensors, which arrive in `parts` after the message."""
     token_ids = next(parts).cast("q").tolist()
     inputs = prompt.inputs
     if inputs is not None:
@@ -317,12 +313,12 @@ class BlockingChannel:
             raise ChannelClosedError("the API process closed the connection") from err
 
     def receive(self) -> memoryview:
-        """The next message. Raises ChannelClosedError at the end of the stream."""
+        """Returns the next message. Raises ChannelClosedError at the end of the stream."""
         (num_bytes,) = LENGTH.unpack(self.receive_bytes(LENGTH.size))
         return self.receive_bytes(num_bytes)
 
     def receive_bytes(self, num_bytes: int) -> memoryview:
-        """The bytes that follow a message, in new memory: aligned for tensors, and writable for torch."""
+        """Returns the bytes that follow a message. Their memory is aligned for tensors, and writable."""
         data = memoryview(bytearray(num_bytes))
         try:
             is_complete = self._reader.readinto(data) == num_bytes

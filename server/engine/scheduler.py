@@ -1,8 +1,7 @@
 """Chooses the chunks of each step: first running sequences, then prompts in the order of arrival.
 
-A sequence waits until the cache manager has a slot and memory for it. When running sequences need more
-memory than the budget, the youngest sequence is preempted. It returns to the queue, and is computed again
-later.
+A sequence waits until the cache manager has a slot and memory for it. If running sequences need more memory
+than there is, the youngest sequence is preempted: it returns to the queue, and is computed again later.
 """
 
 from collections import deque
@@ -21,10 +20,7 @@ class Scheduler:
     def __init__(
         self, cache: CacheManager, *, max_num_batched_tokens: int, max_loras: int = 1, pace: StepPace | None = None
     ) -> None:
-        """Sets the limits of a step: tokens, different adapters, and prompt tokens (by `pace`).
-
-        Without `pace`, only `max_num_batched_tokens` limits prompts.
-        """
+        """`pace` limits a step's prompt tokens. Without it, only `max_num_batched_tokens` limits them."""
         self.cache = cache
         self._pace = pace
         self._max_num_batched_tokens = max_num_batched_tokens
@@ -61,7 +57,7 @@ class Scheduler:
         self._by_id[sequence.request_id] = sequence
 
     def find(self, request_id: str) -> Sequence | None:
-        """The sequence with this id. None once it has ended."""
+        """Returns the sequence with this id, or None once that sequence has ended."""
         return self._by_id.get(request_id)
 
     def finish(self, *sequences: Sequence) -> None:
@@ -94,9 +90,9 @@ class Scheduler:
         return step.chunks
 
     def reset_prefix_cache(self, *, interrupts: bool) -> bool:
-        """Empties the prefix cache. Returns False if sequences run, unless `interrupts` is True.
+        """Empties the prefix cache, or returns False if sequences run and `interrupts` is false.
 
-        Interrupted sequences are computed again.
+        With `interrupts`, running sequences are stopped, and computed again later.
         """
         if self._running and not interrupts:
             return False
@@ -106,14 +102,15 @@ class Scheduler:
         return True
 
     def measured(self, chunks: list[Chunk]) -> AbstractContextManager[None]:
-        """Measures how long the scheduled chunks take. The limits of later steps depend on this time."""
+        """Measures how long the chunks take in the block. The limits of later steps depend on this time."""
         return self._pace.measured(chunks) if self._pace is not None else nullcontext()
 
     def _admit(self, step: "_Step") -> None:
-        """Starts waiting sequences until slots, memory or the step's budget are used up.
+        """Starts waiting sequences until slots, memory or the step's limits are used up.
 
-        If a request has `n` > 1, the first sequence computes the prompt. The other sequences wait, and
-        reuse the prompt a step later. Skips a sequence whose adapter would exceed the step's maximum.
+        If a request has `n` > 1, its first sequence computes the prompt. The other sequences wait, and
+        reuse the prompt a step later. Skips a sequence whose adapter would exceed the step's number of
+        adapters.
         """
         held_back: list[Sequence] = []
         adapters = self.running_adapters if self._waiting else set()
@@ -131,7 +128,7 @@ class Scheduler:
         self._waiting.extendleft(reversed(held_back))
 
     def _computes_prompt_of(self, sequence: Sequence) -> bool:
-        """Whether a running sequence still computes the same prompt. Its result can be shared later."""
+        """Whether a running sequence still computes the same prompt, whose result can be shared later."""
         length = self.cache.max_prefix(sequence)
         return any(s.num_computed_tokens < length and s.has_prompt_of(sequence) for s in self._running)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 _ADAPTER_BIT = 40
-"""Token ids are smaller than 2**40. Higher bits of a token's key are for the adapter."""
+"""Token ids are below 2**40. Higher bits of a token's key in the prefix cache are for the adapter."""
 
 
 class SequenceState(Enum):
@@ -41,14 +41,13 @@ class Sequence:
         self.features: PromptFeatures | None = None
         """The features of a prompt with images or embeddings. None for other prompts."""
         self.token_ids = prompt_token_ids
-        """The tokens of prompt and output. Until the first output token, all sequences of the prompt share
-        this list."""
+        """The tokens of prompt and output. A prompt's sequences share the list until the first output
+        token."""
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed_tokens = 0
         """The number of tokens whose keys and values (or model state) are in the cache."""
         self.num_cached_tokens = 0
-        """The number of prompt tokens that came from the prefix cache when the sequence was first
-        admitted."""
+        """The prompt tokens that came from the prefix cache when the sequence was first admitted."""
         self.state = SequenceState.WAITING
         self.slot = -1
         """The slot of the KV cache that the sequence holds while it runs. -1 if it holds no slot."""
@@ -62,9 +61,10 @@ class Sequence:
         """The time of the monotonic clock at which the sequence was first admitted."""
         self.generator: torch.Generator | None = None
         self.reasoning: ReasoningState | None = None
-        """None unless the parameters have rules for reasoning."""
+        """The state of the rules for reasoning. None if the parameters have no such rules."""
         self.grammar: Grammar | None = None
-        """None unless the parameters have a grammar, or the reasoning needs the tokenizer."""
+        """The compiled grammar. None if the parameters have none, and no rule for reasoning needs a
+        tokenizer."""
         self.has_grammar_copy = False
         """Whether memory for a copy of the grammar is reserved."""
         self._salt_id = 0 if params.cache_salt is None else _hash_salt(params.cache_salt)
@@ -83,12 +83,12 @@ class Sequence:
 
     @property
     def num_unknown_tokens(self) -> int:
-        """The number of first tokens whose ids have no meaning, because the prompt consists of embeddings."""
+        """The number of tokens whose ids mean nothing: all tokens of a prompt of embeddings, otherwise 0."""
         return 0 if self.features is None or self.features.has_token_ids else self.num_prompt_tokens
 
     @property
     def is_private(self) -> bool:
-        """Whether the prefix cache must not keep this sequence, because it has rows without ids."""
+        """Whether the prefix cache must not keep this sequence, because rows of its features have no ids."""
         return self.features is not None and self.features.row_ids is None
 
     @property
@@ -110,7 +110,7 @@ class Sequence:
         self.prompt_logprobs = None
 
     def cache_ids(self, end: int) -> npt.NDArray[np.int64]:
-        """Keys of the first `end` tokens in the prefix cache: ids of tokens, or of rows replacing them.
+        """Keys of the first `end` tokens in the prefix cache: ids of tokens, or of rows that replace them.
 
         Keys differ between adapters, because an adapter changes the tokens' attention keys and values. A
         cache salt changes the first key, so only prompts with the same salt have a common prefix.
@@ -148,7 +148,7 @@ class Sequence:
 
 
 class Chunk(NamedTuple):
-    """`num_tokens` tokens of a sequence, from its first token that is not computed."""
+    """Consecutive tokens of a sequence for one step, from the first token that is not computed."""
 
     sequence: Sequence
     num_tokens: int

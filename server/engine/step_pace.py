@@ -18,14 +18,13 @@ _MAX_SLOWDOWN = 2.0
 _MIN_PROMPT_TOKENS = 32
 """The fewest prompt tokens that a step computes, however much they cost."""
 _MIN_SHARE = 1 / 4
-"""The least share of the waiting prompt tokens that a step computes. With a smaller share, the queue would
-grow."""
+"""A step computes at least this share of the waiting prompt tokens, so that the queue does not grow."""
 _MAX_STEP_S = 20.0
 """The most seconds that a step may take for its prompts, because new and cancelled requests wait for the
 end of the step. `_FEW_PROMPT_TOKENS` are always allowed."""
 _FEW_PROMPT_TOKENS = 512
 _LEAST_S = 1e-9
-"""The least cost of a prompt token in seconds. Measured costs may be negative."""
+"""The smallest assumed cost of a prompt token in seconds, because measured costs may be negative."""
 _NUM_MEASURED = 5
 """Each estimate is the median of this many steps, so that one slow step has no effect."""
 
@@ -36,19 +35,15 @@ class StepPace:
     def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
         self._clock = clock
         self._decode_s: dict[int, deque[float]] = {}
-        """Magnitude of the number of sequences -> seconds of steps without prompts."""
+        """`_magnitude` of the number of decoding sequences -> the seconds of steps without prompts."""
         self._prompt_token_s: deque[float] = deque(maxlen=_NUM_MEASURED)
-        """The added seconds per prompt token."""
+        """The seconds by which one prompt token made a step longer."""
 
     def max_prompt_tokens(self, num_decodes: int, prompt_lens: Sequence[int]) -> int:
-        """How many prompt tokens a step may compute beside `num_decodes` sequences.
+        """Returns how many prompt tokens a step may compute beside `num_decodes` decoding sequences.
 
-        Returns 0 if no step with about so many sequences has been measured. The step then runs without
-        prompts, and is measured.
-
-        Args:
-            num_decodes: the number of sequences that the step decodes.
-            prompt_lens: the tokens of each prompt that could be computed.
+        Returns 0 if no step with about so many sequences has been measured, so that this step is measured
+        without prompts. `prompt_lens` are the numbers of tokens of the prompts that could be computed.
         """
         most = max(_FEW_PROMPT_TOKENS, self._num_prompt_tokens_in(_MAX_STEP_S))
         if not num_decodes:
@@ -62,14 +57,14 @@ class StepPace:
         return min(most, max(fewest, self._num_prompt_tokens_in((_MAX_SLOWDOWN - 1) * median(steps))))
 
     def _num_prompt_tokens_in(self, seconds: float) -> int:
-        """How many prompt tokens take this time. 0 if no prompt token has been measured."""
+        """Returns how many prompt tokens take `seconds`, or 0 if no prompt token has been measured."""
         if not self._prompt_token_s:
             return 0
         return int(seconds / max(median(self._prompt_token_s), _LEAST_S))
 
     @contextmanager
     def measured(self, chunks: Sequence[Chunk]) -> Iterator[None]:
-        """Measures the step that computes these chunks within the block."""
+        """Measures the block, which computes these chunks in one step."""
         num_decodes = sum(c.is_decode for c in chunks)
         num_prompt_tokens = sum(c.num_tokens for c in chunks) - num_decodes
         begin = self._clock()

@@ -1,4 +1,4 @@
-"""The ASGI application of the API process: probes, turns, middleware, and errors outside of routes."""
+"""The ASGI application of the API process: probes, pacing, middleware, and errors outside of routes."""
 
 import asyncio
 from collections import deque
@@ -33,8 +33,8 @@ from server.terms.http_body.response_body import (
 from server.terms.server_config import ServerConfig
 
 _REQUESTS_PER_TURN = 4
-"""Requests per turn of the loop. Beginning a request takes about 0.5 ms, and reading a piece of a body (256
-KB) about 0.25 ms."""
+"""The most requests per turn of the loop. Beginning a request takes about 0.5 ms, and reading a piece of a
+body (256 KB) about 0.25 ms."""
 _UNKNOWN_PATH = "Not Found: the embedded engine has no such endpoint. `--engine vllm` has all of vLLM's."
 
 UNCOUNTED_PATHS = OPEN_PATHS | STATUS_PATHS - {"/openapi.json"}
@@ -103,9 +103,8 @@ class LoopTurns:
     """Spreads the work of requests over the loop's iterations, so that a burst does not delay probes.
 
     A turn is one iteration of the loop. In each turn, `_REQUESTS_PER_TURN` requests may begin or read more
-    of their body. Further requests wait for a later turn, in the order of arrival. The loop polls its
-    sockets between turns. So a probe that arrives together with 300 requests is answered after four of
-    them.
+    of their body. Further requests wait for later turns, in the order of arrival. The loop polls sockets
+    between turns, so a probe that arrives together with 300 requests is answered after four of them.
     """
 
     def __init__(self) -> None:
@@ -198,7 +197,7 @@ def build_middleware(config: ServerConfig, api_keys: ApiKeys, metrics: HttpMetri
 
 
 class ApiKeyMiddleware:
-    """Rejects requests that have none of the keys, except on open paths."""
+    """Rejects requests that have none of the keys, except on paths that need no key."""
 
     def __init__(self, app: ASGIApp, api_keys: ApiKeys, *, is_everywhere: bool) -> None:
         """`is_everywhere`: whether all paths except probes need a key."""
@@ -244,7 +243,7 @@ class RequestIdMiddleware:
 
 
 class HttpMetricsMiddleware:
-    """Counts and times requests by the route that they matched."""
+    """Counts and times requests, by the route that matched the request."""
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
         self._app = app
@@ -283,7 +282,7 @@ class HttpMetricsMiddleware:
 
 
 def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
-    """The Content-Length. 0 if the header is missing or not a number."""
+    """Returns the Content-Length, or 0 if the header is missing or not a number."""
     for name, value in headers:
         if name.lower() == b"content-length":
             return int(value) if value.isdigit() else 0
@@ -291,6 +290,6 @@ def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
 
 
 def route_path(scope: Scope) -> str:
-    """The path without the prefix under which a proxy publishes the server."""
+    """Returns the path without the prefix under which a proxy publishes the server."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))

@@ -1,4 +1,4 @@
-"""Runs the API process's event loop. Serves HTTP from the beginning, and is ready after the first token."""
+"""Runs the API process on an event loop. It serves HTTP at once, and is ready after the first token."""
 
 import asyncio
 import gc
@@ -26,18 +26,17 @@ logger = logging.getLogger(__name__)
 
 _TRIM_INTERVAL_S = 60.0
 _SWITCH_INTERVAL_S = 0.0005
-"""How long a pool's thread may hold the interpreter, in seconds. Python's default of 5 ms would delay
-probes."""
+"""How many seconds a thread may hold the interpreter. Python's default, 5 ms, would delay probes."""
 _YOUNG_OBJECTS = 20_000
 """The number of new objects after which Python collects garbage. With Python's default of 700, the chats of
-300 clients cause full collections. Each of them blocks the loop for 7 ms."""
+300 clients cause full collections, each of which blocks the loop for 7 ms."""
 
 
 class ServerRun:
-    """A server, built and run on the event loop."""
+    """Builds a server, and runs it on an event loop."""
 
     def __init__(self, renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> None:
-        """Builds the HTTP application."""
+        """Sets up thread switches and garbage collection in this process, and builds the HTTP application."""
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         gc.set_threshold(_YOUNG_OBJECTS)
         gc.freeze()  # collecting all imported objects later would delay the hand-over by 0.1 s
@@ -95,7 +94,7 @@ class ServerRun:
         bound_unsent_bytes(self._options.listener, self._options.limits.send_buffer_bytes)
 
     async def _serve(self) -> None:
-        """Accepts connections immediately, or as soon as this server listens."""
+        """Accepts connections as soon as the socket listens, which may be immediately."""
         await self._may_accept.wait()
         if self._server.http.should_exit:
             return
@@ -109,7 +108,7 @@ class ServerRun:
         await self._server.parts.engine.close()
 
     async def _follow_engine(self) -> None:
-        """Makes the server ready. Returns when the engine has ended.
+        """Makes the server ready. Returns once the engine has ended.
 
         Raises:
             EngineStartError: the engine did not become ready.
@@ -166,7 +165,7 @@ class ServerRun:
 
 
 async def _trim_heap_regularly() -> None:
-    """Returns free heap to the system. Bursts leave up to 25 MiB. If nothing is free, this takes 0.3 ms."""
+    """Returns free heap to the system, up to 25 MiB after bursts. If nothing is free, this takes 0.3 ms."""
     while True:
         await asyncio.sleep(_TRIM_INTERVAL_S)
         trim_heap()

@@ -1,4 +1,4 @@
-"""Wires the API process's objects. All other modules receive the objects that they use."""
+"""Creates the API process's objects. All other modules get the objects that they use as arguments."""
 
 import socket
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class RunOptions:
     """The objects and settings that the launcher passes to the server."""
 
     listener: socket.socket
-    """A bound socket. If it does not listen yet, the server makes it listen when it is ready."""
+    """A bound socket. If it does not listen yet, the server starts that when the server is ready."""
     limits: LimitsConfig
     engine: EngineHandle
     """The engine's process, with the interface for the server."""
@@ -48,7 +48,7 @@ class RunOptions:
     """The state of the server, which is `starting` at first. The launcher may subscribe to changes."""
     start: StartView
     span: Callable[..., AbstractContextManager[None]]
-    """Records a phase of the start."""
+    """Returns a `with` block that records a phase of the start."""
     on_serving: Callable[[], None]
     """Called once, when the server is about to accept connections on `listener`."""
     on_ready: Callable[[EngineInfo], None]

@@ -19,13 +19,13 @@ class BoundedCache(Generic[K, V]):
         self._max_entries = max_entries
         self._entries: OrderedDict[K, V] = OrderedDict()
         self.num_bytes = 0
-        """The size of all values together."""
+        """The bytes of all values together."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def get(self, key: K) -> V | None:
-        """The value of a key. None if the value was never added, or was dropped."""
+        """Returns the value of a key, or None if the value was never added or was dropped."""
         return self._entries.get(key)
 
     def use(self, key: K) -> V | None:
@@ -51,6 +51,5 @@ class BoundedCache(Generic[K, V]):
         return found
 
     def clear(self) -> None:
-        """Drops all values."""
         self._entries.clear()
         self.num_bytes = 0

@@ -18,7 +18,7 @@ async def take_turns(members: Iterable[T]) -> AsyncIterator[T]:
 
 
 async def run_concurrently(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Runs all coroutines. Returns their results in order. A failure or a disconnect cancels all."""
+    """Runs coroutines, and returns their results in order. A failure or cancellation cancels all of them."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work) async for work in take_turns(works)]

@@ -1,4 +1,4 @@
-"""Settings of engine and renderer, which the command line builds once. Standard library only."""
+"""Settings of engine and renderer, built once by the command line. Imports no third-party package."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ DTypeName = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 RunnerName = Literal["auto", "generate", "pooling"]
 ConvertName = Literal["auto", "none", "embed", "classify"]
 INT8_NAMES: Final = ("int8", "int8_per_channel_weight_only")
-"""Our name of int8 quantization, and vLLM's name."""
+"""This project's name of int8 quantization, and vLLM's name."""
 INT8_ON_GPU: Final = (
     "--quantization int8 computes on a CPU only, and there is a GPU: leave it out, or start with "
     "CUDA_VISIBLE_DEVICES set to nothing"
@@ -66,8 +66,7 @@ class LoraModule:
     name: str
     path: str
     base_model_name: str | None = None
-    """The adapter's `parent` in /v1/models. If it is None or not served, the parent is the first served
-    name."""
+    """The `parent` in /v1/models. If it is None or not served, the first served name is the parent."""
 
     @classmethod
     def parse(cls, text: str) -> "LoraModule":
@@ -96,7 +95,7 @@ class PoolerConfig:
     """How a pooling model makes vectors or scores. If a field is None, the model's files set it."""
 
     task: PoolingTask | None = None
-    """The task of /pooling if a model supports several tasks. Scores are computed from the same task."""
+    """The task of /pooling if a model supports several tasks. Scores are computed with this task, too."""
     pooling_type: SeqPoolingType | Literal["ALL"] | None = None
     """Sets `seq_pooling_type` or `tok_pooling_type`, depending on the value."""
     seq_pooling_type: SeqPoolingType | None = None
@@ -126,7 +125,7 @@ class PoolerConfig:
 
     @property
     def sequence_type(self) -> SeqPoolingType | None:
-        """How the vectors of all tokens become one vector. None if neither setting gives it."""
+        """How the vectors of all tokens become one vector. None if neither field sets this."""
         if self.pooling_type is None or self.pooling_type == "ALL":
             return self.seq_pooling_type
         return self.pooling_type
@@ -138,7 +137,7 @@ def _is_positive_int(value: object) -> bool:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The places of the model's files on disk. `startup.files.model.file_plan` has found them."""
+    """The folders of the model's files, as found by `startup.files.model.file_plan`."""
 
     path: Path
     """The folder with config.json and weights."""
@@ -177,7 +176,7 @@ class EngineConfig:
         syntax="token limit",
         minimum=1,
     )
-    """None: the model's own limit, or less if memory is too small for it."""
+    """A value of None means the model's own limit, or less if memory is too small for it."""
     allow_long_max_model_len: bool = from_variable(env.VLLM_ALLOW_LONG_MAX_MODEL_LEN)
     max_num_seqs: int = setting(128, "--max-num-seqs", "Most sequences that run at once.", minimum=1)
     max_num_batched_tokens: int | None = setting(
@@ -230,7 +229,7 @@ class EngineConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     max_logprobs: int = setting(20, filled_by="--max-logprobs")
     num_threads: int | None = from_variable(env.OMP_NUM_THREADS)
-    """The threads of the forward pass. None: one for each processor that other processes leave free."""
+    """The threads of the forward pass. None means one per processor that other processes leave free."""
     enable_prompt_embeds: bool = setting(False, filled_by="--enable-prompt-embeds")
     """If True, a model that cannot take embeddings as prompts fails at the start."""
 
@@ -264,7 +263,6 @@ class RendererConfig:
         "Jinja chat template, as a file or inline. Without it, the tokenizer's own.",
         syntax="template",
     )
-    """The text of the template."""
     chat_template_content_format: Literal["auto", "string", "openai"] = setting(
         "auto",
         "--chat-template-content-format",
@@ -311,14 +309,14 @@ class RendererConfig:
         group="Images",
         minimum=0,
     )
-    """0 keeps no image in memory."""
+    """A size of 0 keeps no image in memory."""
     mm_processor_kwargs: dict[str, Any] = setting(
         {}, "--mm-processor-kwargs", "Settings of the model's image processor.", group="Images"
     )
 
     @property
     def max_images(self) -> int:
-        """The most images in one prompt. By default vLLM's limit, unless `limit_mm_per_prompt` sets one."""
+        """The most images in one prompt: the limit in `limit_mm_per_prompt`, or else vLLM's default."""
         limit = self.limit_mm_per_prompt.get("image", _MAX_ITEMS)
         return int(limit.get("count", _MAX_ITEMS) if isinstance(limit, dict) else limit)
 

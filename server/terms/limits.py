@@ -1,4 +1,4 @@
-"""Limits for one client, for one request, and for all requests together. Standard library only."""
+"""Limits for one client, one request, and all requests together. Imports no third-party package."""
 
 from dataclasses import dataclass, fields
 from functools import cache
@@ -88,7 +88,6 @@ class LimitsConfig:
         minimum=0,
         role="port",
     )
-    """In bytes per second."""
     send_timeout_s: float = setting(
         60.0,
         "--http-send-timeout",
@@ -150,5 +149,5 @@ class LimitsConfig:
 
 @cache
 def flag_of(field: str) -> str:
-    """The flag or variable that sets a limit. Error messages name it."""
+    """Returns the flag or variable that sets a limit, for error messages."""
     return next(option_name(declared) for declared in fields(LimitsConfig) if declared.name == field)

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 
 class ParserPath(NamedTuple):
-    """Where the class of a parser, or a format of reasoning, is defined."""
+    """The module and the name of a parser's class, or of a format of reasoning."""
 
     module: str
     """The module below `server.text.parsers`."""

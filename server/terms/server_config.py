@@ -1,4 +1,4 @@
-"""Settings of the embedded engine's HTTP server. Standard library only."""
+"""Settings of the embedded engine's HTTP server. Imports no third-party package."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ DisabledThinkingEffort = Literal["auto", "none", "low", "medium", "high", "xhigh
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """Settings of answers: sampling defaults, limits and parsers."""
+    """Settings for generating answers: sampling defaults, limits and parsers."""
 
     help_group: ClassVar[Group] = "Requests and answers"
 

@@ -1,7 +1,7 @@
-"""Values that the renderer, the engine and the routes exchange. Standard library and msgspec only.
+"""Values that the renderer, the engine and the routes exchange, as msgspec structs.
 
-They are msgspec structs, because the API process sends them to the engine process as MessagePack (see
-`server.engine.process_link.messages`).
+The API process sends them to the engine process as MessagePack (`server.engine.process_link.messages`).
+This module imports no third-party package except msgspec.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class ReasoningMarker(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ReasoningRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the engine finds the reasoning before an answer. Needed for a grammar that waits, or a budget."""
+    """How the engine finds the reasoning before an answer, for a waiting grammar or a thinking budget."""
 
     starts: tuple[ReasoningMarker, ...] = ()
     ends: tuple[ReasoningMarker, ...] = ()
@@ -46,12 +46,11 @@ class ReasoningRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     delays_grammar: bool = False
     """Whether the grammar applies only after the end of the reasoning."""
     is_optional: bool = False
-    """Whether the output may begin with the answer. If the output begins with a start marker instead, the
-    grammar waits."""
+    """Whether the output may begin with the answer. If it begins with a start marker, the grammar waits."""
     is_open: bool = False
-    """Whether the prompt ends within reasoning. Matters only for the budget."""
+    """Whether the prompt ends within reasoning, which matters only for the budget."""
     budget: int | None = None
-    """The most tokens of reasoning. None: no limit."""
+    """The most tokens of reasoning. None means no limit."""
     num_spent_tokens: int = 0
     """The number of reasoning tokens at the end of the prompt. They count towards the budget."""
     forced_end: tuple[int, ...] = ()
@@ -69,21 +68,21 @@ _SEED_MODULUS = 2**63
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How one sequence is sampled. There are no stop strings, because the engine handles no text.
 
-    Names and meanings follow vLLM's `SamplingParams`. The protocol layer has checked the ranges.
+    Names and meanings follow vLLM's `SamplingParams`. The APIs have checked that values are in range.
     """
 
     max_tokens: int
-    """The most tokens to generate. At least 1."""
+    """The most tokens to generate, at least 1."""
     min_tokens: int = 0
     """End-of-sequence and stop tokens are forbidden before this many tokens."""
     temperature: float = 1.0
-    """0 means greedy sampling."""
+    """A temperature of 0 means greedy sampling."""
     top_p: float = 1.0
     top_k: int = 0
     """The number of most likely tokens to sample from. 0 means all tokens."""
     min_p: float = 0.0
     seed: int | None = None
-    """If set, the sequence has its own random generator, which does not depend on other sequences."""
+    """If a seed is set, the sequence has its own random generator, independent of other sequences."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     presence_penalty: float = 0.0
@@ -93,19 +92,19 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     allowed_token_ids: tuple[int, ...] = ()
     """If not empty, only these tokens may be sampled."""
     logprobs: int | None = None
-    """How many of the most likely tokens to report besides the sampled token. None: no log-probabilities."""
+    """How many most likely tokens to report besides the sampled token. None means no log-probabilities."""
     prompt_logprobs: int | None = None
     """Like `logprobs`, but for the tokens of the prompt except the first one."""
     guided: GuidedDecoding | None = None
     reasoning: ReasoningRules | None = None
-    """None unless a grammar waits for the end of the reasoning, or the reasoning has a budget."""
+    """The rules for reasoning. None unless a grammar waits for its end, or it has a budget."""
     adapter_id: int = 0
     """The id of the LoRA adapter. 0 is the base model."""
     cache_salt: str | None = None
     """Prompts with different salts do not share the prefix cache."""
 
     def of_choice(self, position: int) -> "SamplingParams":
-        """The parameters of one choice of a prompt. Choices differ only in the seed."""
+        """Returns the parameters of one choice of a prompt. Choices differ only in the seed."""
         if self.seed is None or not position:
             return self
         seed = (self.seed + position + _SEED_MODULUS) % (2 * _SEED_MODULUS) - _SEED_MODULUS
@@ -119,28 +118,20 @@ class TensorData(msgspec.Struct, frozen=True, array_like=True):
     """The name of torch's type without `torch.`, for example `bfloat16`."""
     shape: tuple[int, ...]
     data: memoryview
-    """The bytes. They are sent to the engine's socket without a copy, so they must not change.
-
-    (msgspec cannot decode a union of bytes and memoryview.)
-    """
+    """The tensor's bytes, which must not change, because they are sent to the engine's socket without a
+    copy. The type is memoryview only, because msgspec cannot decode a union of bytes and memoryview."""
 
 
 class PromptInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, eq=False, weakref=True):
-    """The embeddings or images of a prompt.
-
-    The choices of one prompt share one object, which identifies the prompt.
-    """
+    """The embeddings or images of a prompt. Its choices share one object, which identifies the prompt."""
 
     embeds: TensorData | None = None
-    """Rows that replace the embeddings of the prompt's tokens, of shape [num_prompt_tokens, width].
-
-    If a row begins with NaN, the token keeps its own embedding.
-    """
+    """Rows that replace the embeddings of the prompt's tokens, of shape [num_prompt_tokens, width]."""
     mm: dict[str, TensorData] | None = None
     """The outputs of Hugging Face's processor, except `input_ids`."""
 
     def replace_tensors(self, change: Callable[[TensorData], TensorData]) -> "PromptInputs":
-        """Returns a copy with the results of `change` in place of the tensors. Their order is fixed."""
+        """Returns a copy with `change` applied to each tensor, always in the same order."""
         return PromptInputs(
             embeds=None if self.embeds is None else change(self.embeds),
             mm=None if self.mm is None else {name: change(tensor) for name, tensor in self.mm.items()},
@@ -153,7 +144,7 @@ class PromptInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class EnginePrompt(msgspec.Struct, frozen=True, eq=False):
-    """One prompt of a request, in the form for the engine."""
+    """One prompt of a request, in the form that the engine needs."""
 
     token_ids: list[int]
     params: SamplingParams
@@ -178,8 +169,7 @@ class PoolingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     task: PoolingTask
     use_activation: bool | None = None
-    """Whether embeddings are normalized, or logits are turned into probabilities. None: the model's
-    default."""
+    """Whether embeddings are normalized, or logits become probabilities. None means the model's default."""
     dimensions: int | None = None
     """The length to which embeddings are truncated."""
 
@@ -189,20 +179,20 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True, omit_defaults=T
 
     request_id: str
     token_ids: list[int] = []
-    """New tokens, usually one. Includes a sampled end-of-sequence or stop token."""
+    """The new tokens, usually one. They include a sampled end-of-sequence or stop token."""
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     """The stop token or end-of-sequence token that ended the request. It is the last of `token_ids`."""
     logprobs: list[TokenLogprob] | None = None
     """One entry per new token. None if log-probabilities are not requested."""
     prompt_logprobs: list[TokenLogprob | None] | None = None
-    """One entry per prompt token. The first entry is None. Sent once, with the first token."""
+    """One entry per prompt token. The first entry is None. The list is sent once, with the first token."""
     num_cached_tokens: int = 0
-    """The number of prompt tokens found in the prefix cache. Sent with the first token."""
+    """The number of prompt tokens found in the prefix cache. It is sent with the first token."""
     queue_s: float = 0.0
-    """Seconds from the request's arrival in the engine until the request ran. Sent with the first token."""
+    """Seconds from the arrival in the engine until the request ran. They are sent with the first token."""
     prefill_s: float = 0.0
-    """Seconds from the end of `queue_s` to the first token. Sent with the first token."""
+    """Seconds from the end of `queue_s` to the first token. They are sent with the first token."""
     error: str | None = None
     """The message for the client, if `finish_reason` is "error"."""
     data: TensorData | None = None
@@ -215,7 +205,7 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True, omit_defaults=T
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
-    """The engine's state after a step. The engine's `vllm:` metrics are computed from it."""
+    """The engine's figures after a step, from which the engine's `vllm:` metrics are computed."""
 
     num_running: int = 0
     num_waiting: int = 0
@@ -239,7 +229,7 @@ class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The abilities of a pooling model."""
 
     task: PoolingTask
-    """The default task of /pooling. Scores are computed from the same task."""
+    """The default task of /pooling. Scores are computed with this task, too."""
     supported_tasks: tuple[PoolingTask, ...]
     embedding_size: int
     """The length of an embedding that is not truncated."""
@@ -250,9 +240,9 @@ class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
     is_matryoshka: bool = False
     """Whether embeddings may be truncated."""
     matryoshka_dimensions: tuple[int, ...] = ()
-    """Lengths to which embeddings may be truncated. Empty: any length."""
+    """Lengths to which embeddings may be truncated. An empty list means that any length is allowed."""
     uses_sep_token: bool = True
-    """Whether a cross-encoder's pairs are tokenized as pairs. Otherwise their texts are concatenated."""
+    """Whether a cross-encoder's pairs are tokenized as pairs. If not, a pair's texts are concatenated."""
     does_lower_case: bool = False
     """Whether texts are turned into lower case before tokenization."""
 
@@ -272,7 +262,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     """The number of tokens that fit into the KV cache."""
     kv_cache_bytes: int
     runner: str
-    """`packed` (continuous batching in one forward pass), or `sequential` (the model's own cache)."""
+    """`packed` (one forward pass for all sequences), `sequential` (the model's own cache) or `pooling`."""
     eos_token_ids: tuple[int, ...]
     spans: list[tuple[str, int, int]]
     """The engine's start-up phases: name, begin and end in monotonic nanoseconds."""

@@ -1,9 +1,9 @@
-"""Attention over a packed batch, called by the model's layers through transformers' attention interface.
+"""Computes attention over a packed batch. Layers call it through transformers' attention interface.
 
 Each layer writes the step's keys and values into the KV cache, and attends per sequence. Decoding sequences
-in neighbouring slots share one call. Each prompt chunk has a call of its own. For decoding sequences,
-grouped query heads are folded into the query length, so that each key is read once instead of once per
-query head.
+in neighbouring slots share one attention call. Each prompt chunk has a call of its own. For decoding
+sequences, grouped query heads are folded into the query length, so that each key is read only once for all
+query heads of its group.
 """
 
 import math
@@ -56,15 +56,15 @@ class AttentionOptions:
 
 _numbers = count()
 _attentions: "WeakValueDictionary[int, PackedAttention]" = WeakValueDictionary()
-"""Number -> object. Operators in graphs take the number, because they cannot take objects. A process has one
-object, and tests have many."""
+"""Number -> attention object. Operators in graphs take the number, because they cannot take objects. A
+server has one such object, and tests have many."""
 
 
 class PackedAttention:
-    """The attention function that is registered with transformers. One object per engine.
+    """The attention function that is registered with transformers. An engine has one such object.
 
-    The runner sets `batch` before a forward pass. Without a `batch`, a call records the layer's shape in
-    `shapes`, from which the KV cache's size is computed for any model.
+    The runner sets `batch` before a forward pass. Without a `batch`, a call only records the layer's shape
+    in `shapes`. The KV cache's size is computed from these shapes.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class PackedAttention:
         self.cache: KVCache | None = None
         self.shapes: dict[int, LayerShape] = {}
         self._options: dict[int, AttentionOptions] = {}
-        """Layer -> its options, for traced layers."""
+        """Traced layer -> the options that were recorded with its graph."""
         self._is_detached = False
         self._number = next(_numbers)
         _attentions[self._number] = self
@@ -90,7 +90,7 @@ class PackedAttention:
     def attend_in(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention: int, layer: int
     ) -> torch.Tensor:
-        """Called by a traced layer. `attention` is an object's number. Tracing has stored the options."""
+        """Called by a traced layer. Its options were recorded before. `attention`: a key of `_attentions`."""
         self = _attentions[attention]
         return self._attend(layer, query, key, value, self._options[layer])
 
@@ -228,7 +228,7 @@ def _attend_to_shared(  # noqa: PLR0913
 
 
 def _count_parts(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> int:
-    """Into how many parts to split a single sequence's keys, so that all threads read equally many keys."""
+    """Into how many parts one sequence's keys are split, so that all threads read equally many keys."""
     slots, kv_heads, length, _ = keys.shape
     num_parts = length // _MIN_PART_TOKENS
     if slots > 1 or num_parts < 2 or not can_attend_in_parts(query, values):
@@ -283,7 +283,7 @@ def _eager(  # noqa: PLR0913
 
 
 def _softmax_with_sinks(scores: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
-    """Softmax over keys and a sink. Drops the sink's weight. `scores`: [n, kv_heads, queries, keys]."""
+    """Softmax over keys and a sink, without the sink's weight. `scores`: [n, kv_heads, queries, keys]."""
     n, heads, queries, _ = scores.shape
     per_row = sinks.view(1, -1, 1, 1) if sinks.numel() == heads else sinks.view(1, heads, -1, 1)
     column = per_row.expand(n, heads, queries, 1).to(scores.dtype)

@@ -1,8 +1,8 @@
-"""Attention by torch's fast kernels, in one call or in parts that are merged. Also makes masks for them.
+"""Computes attention with torch's fast kernels, in one call or in parts that are merged. Also makes masks.
 
-On a GPU only FlashAttention supports grouped query heads, and it supports no masks. In other cases torch
-would use its plain kernel. That kernel stores the scores of all heads, which takes tens of gigabytes for a
-long prompt.
+On a GPU only FlashAttention supports grouped query heads, and it supports no masks. For all other calls
+with grouped heads, torch would use its plain kernel, which stores the scores of all heads. These take tens
+of gigabytes for a long prompt, so `attend` repeats keys and values instead.
 """
 
 from functools import cache
@@ -25,7 +25,7 @@ def attend(  # noqa: PLR0913
     mask: torch.Tensor | None = None,
     is_causal: bool = False,
 ) -> torch.Tensor:
-    """query [n, heads, tokens, dim], keys and values [n, kv_heads, length, dim] -> the query's shape."""
+    """Query [n, heads, tokens, dim], keys and values [n, kv_heads, length, dim] -> the query's shape."""
     is_grouped = query.shape[1] != keys.shape[1]
     if is_grouped and not _takes_groups(query, keys, values, mask):
         keys, values = repeat_heads(keys, query.shape[1]), repeat_heads(values, query.shape[1])
@@ -39,7 +39,7 @@ class AttentionPart(NamedTuple):
     """The attention to some of the keys, for `merge_attention`."""
 
     output: torch.Tensor
-    """Has the shape of the query: [n, heads, tokens, dim]."""
+    """The attention's output, with the query's shape [n, heads, tokens, dim]."""
     log_sum_exp: torch.Tensor
     """The log-sum-exp of each query's scaled scores of these keys, in float32: [n, heads, tokens]."""
 
@@ -60,8 +60,7 @@ def attend_to_part(  # noqa: PLR0913
 ) -> AttentionPart:
     """Like `attend`, but for a part of the keys. Each query must see at least one of these keys.
 
-    If all queries see the same keys, query heads that share keys are computed as queries of one head. This
-    is faster.
+    If all queries see the same keys, query heads that share keys are computed as one head, which is faster.
     """
     folded = query if is_causal or mask is not None else query.reshape(len(query), keys.shape[1], -1, query.shape[-1])
     output, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -91,18 +90,18 @@ def attend_in_parts(
 
 
 def merge_attention(first: AttentionPart, second: AttentionPart) -> torch.Tensor:
-    """The attention of the same queries to the keys of both parts together.
+    """Returns the attention of the same queries to the keys of both parts together.
 
     The result is the sum of both outputs, each times its part's share of all softmax weights. A part's
-    weights sum to exp(log_sum_exp), so the first part's share is the sigmoid of the difference. The sum is
-    computed in float32 and rounded once.
+    weights sum to exp(log_sum_exp), so the first part's share is the sigmoid of the difference of both
+    `log_sum_exp`. The sum is computed in float32 and rounded once.
     """
     share = torch.sigmoid(first.log_sum_exp - second.log_sum_exp).unsqueeze(-1)
     return torch.lerp(second.output.float(), first.output.float(), share).to(first.output.dtype)
 
 
 def repeat_heads(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Repeats each shared head for all query heads that use it. Some kernels do not support groups."""
+    """Repeats each shared head once per query head that uses it, for kernels without grouped heads."""
     return tensor.repeat_interleave(num_heads // tensor.shape[1], 1)
 
 

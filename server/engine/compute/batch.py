@@ -1,4 +1,4 @@
-"""The input of one step: chunks of sequences, packed into one row of tokens."""
+"""The input of one step: chunks (consecutive tokens) of sequences, packed into one row of tokens."""
 
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
@@ -16,8 +16,7 @@ _CALL_COST_TOKENS = 256
 """The cost of an attention call, in padded tokens. A call takes 10 us, and a padded token 0.05 us."""
 _MIN_SHARED_TOKENS = 512
 _MIN_SAVED_TOKENS = 1536
-"""The fewest key reads that a shared prefix must save. Reading it only once needs another call, which costs
-as much."""
+"""The fewest key reads that a separate call for a shared prefix must save. The call itself costs as much."""
 
 CountShared = Callable[[list[int]], int]
 """Slots -> the number of first tokens that these slots have in the same memory."""
@@ -25,12 +24,12 @@ CountShared = Callable[[list[int]], int]
 
 @dataclass(frozen=True)
 class DecodeGroup:
-    """Decoding sequences in neighbouring slots, which share one attention call."""
+    """Decoding sequences (members) in neighbouring slots of the KV cache, which share one attention call."""
 
     first_slot: int
     last_slot: int
     length: int
-    """The number of keys that the call reads in each slot. It is the number of keys of the longest member."""
+    """The number of keys that the call reads in each slot. The longest member has as many keys."""
     rows: slice
     """The members' rows in the packed batch, in the order of slots."""
     slot_rows: torch.Tensor | None
@@ -38,12 +37,11 @@ class DecodeGroup:
     row_slots: torch.Tensor | None
     """For each row, its slot relative to the first one. None if no free slots lie between the members."""
     mask: torch.Tensor | None
-    """An additive mask [slots, 1, 1, length]. None if all members have the full length."""
+    """An additive mask [slots, 1, 1, length]. None if all slots have `length` keys."""
     lengths: torch.Tensor
     """The number of keys in each slot, shape [slots]."""
     num_shared_tokens: int
-    """The number of first tokens that all members have in the same memory. 0 if these are too few for a
-    separate call."""
+    """How many first tokens all members have in the same memory. 0 if too few for a separate call."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +62,12 @@ class PackedBatch:
     input_ids: torch.Tensor
     """Shape [1, num_tokens]."""
     position_ids: torch.Tensor
-    """Shape [1, num_tokens], or [axes, 1, num_tokens] if a sequence's positions differ between axes."""
+    """Shape [1, num_tokens], or [axes, 1, num_tokens] if images have positions on several axes."""
     cache_index: torch.Tensor
     """The index of each token's keys and values in the cache, counted over all slots. Shape [num_tokens]."""
     decode_groups: list[DecodeGroup]
     prefills: list[PrefillChunk]
     chunk_rows: list[slice]
-    """The rows of each chunk."""
     placed_rows: list[PlacedRows]
     """Rows that replace the embeddings of tokens."""
     prefill_masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
@@ -124,7 +121,7 @@ def pack(
 
 
 def _positions(sequence: Sequence, begin: int, end: int) -> Iterable[int]:
-    """The tokens' positions. After the prompt, all axes have the same positions."""
+    """Yields the positions of tokens. After the prompt, a token has the same position on all axes."""
     if sequence.features is None or not sequence.features.position_delta:
         return range(begin, end)
     first, delta = sequence.num_prompt_tokens, sequence.features.position_delta
@@ -132,7 +129,7 @@ def _positions(sequence: Sequence, begin: int, end: int) -> Iterable[int]:
 
 
 def _spread_over_axes(positions: torch.Tensor, chunks: list[Chunk], rows: list[slice]) -> torch.Tensor:
-    """Spreads positions [1, num_tokens] over several axes, if a prompt has features with several axes."""
+    """Copies positions [1, num_tokens] to all axes, if a prompt's images have positions on several axes."""
     placed = [
         (r.start, features.positions[:, c.begin : c.begin + c.num_prompt_rows])
         for c, r in zip(chunks, rows, strict=True)
@@ -168,7 +165,7 @@ def _split_by_prefix(decodes: list[Chunk], count_shared: CountShared) -> Iterato
 
 
 def _split_by_length(decodes: list[Chunk], run: _Run) -> Iterator[_Run]:
-    """Splits decoding sequences where padding to the longest would cost more than another call."""
+    """Splits decoding sequences where padding to the longest sequence would cost more than another call."""
     begin = run.rows.start
     longest = 0
     call_cost = _CALL_COST_TOKENS + run.num_shared_tokens  # each call reads the shared tokens
@@ -235,7 +232,7 @@ class Runner(Protocol):
         """Sets the layers that LoRA adapters change. Until then, sequences must not name an adapter."""
 
     def step(self, chunks: Seq[Chunk]) -> StepLogits:
-        """The logits of each chunk's last token, or for prompt log-probabilities of all its tokens."""
+        """Returns logits of each chunk's last token, or of all its tokens (`Chunk.wants_all_logits`)."""
 
     def prepare(self) -> Iterator[None]:
-        """Makes later steps faster. Yields after each small piece of this work. Called once."""
+        """Makes later steps faster. Called once. Yields after each small piece of this work."""

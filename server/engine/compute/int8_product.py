@@ -1,7 +1,7 @@
-"""Linear layers in int8, computed by oneDNN. Weights are quantized per output channel, activations per row.
+"""Computes linear layers in int8 with oneDNN. Weights are quantized per output channel, activations per row.
 
-The result of a row does not depend on other rows of the batch. A row's scale is its own largest value. Sums
-in int32 are exact. Every further operation rounds each element by itself.
+A row's result does not depend on other rows of the batch, for three reasons. The row's scale is its own
+largest value, int32 sums are exact, and every other operation rounds each element by itself.
 """
 
 from collections import Counter
@@ -21,11 +21,11 @@ from server.engine.features.vision import language_model
 
 _LARGEST: Final = 127
 _PART_ELEMENTS: Final = 1 << 20
-"""How many weights are quantized together. A float32 copy of them fits into the third-level cache."""
+"""The number of weights that are quantized at once. A float32 copy fits into the third-level cache."""
 _SMALLEST: Final = 1e-30
-"""The scale of rows and channels that contain only zeros."""
+"""The smallest scale. Rows and channels that contain only zeros have this scale."""
 _TEMPORARY_BYTES: Final = 4
-"""Temporary bytes per weight while a group is quantized. They hold a joined copy of the siblings' weights."""
+"""Temporary bytes per weight, for a joined copy of the weights of layers that are quantized together."""
 _MATRIX: Final = 2
 """The number of dimensions of a linear layer's weight. A weight for all experts of a layer has three."""
 
@@ -44,7 +44,7 @@ class Int8Product:
         self._quantized, self._scales = _quantize(weight)
         self._zero_point = _largest_activation() + 1
         self._middle = torch.tensor(self._zero_point + 0.5)
-        """The zero point of the rows plus 0.5. A cast rounds down, and the added 0.5 makes it round to the
+        """The rows' zero point plus 0.5. Casts to integers round down, so adding 0.5 rounds to the
         nearest."""
         self._is_packed = False
         if not torch.cpu._is_vnni_supported():
@@ -66,7 +66,7 @@ class Int8Product:
         return packed_memory(self._quantized)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Divides each row by its largest value, then scales and rounds it and makes it unsigned."""
+        """Quantizes rows to unsigned integers by their largest values, and multiplies them by the weight."""
         rows = x.float()
         largest = rows.abs().amax(dim=-1, keepdim=True).clamp_min_(_SMALLEST)
         rows = torch.addcmul(self._middle, rows, largest.reciprocal(), value=_largest_activation())
@@ -88,7 +88,7 @@ class Int8Product:
 
 
 def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weight in int8, and the scale of the sums for each output channel."""
+    """Returns the weight in int8, and for each output channel the scale of its sums."""
     quantized, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
     num_rows = max(_PART_ELEMENTS // weight.shape[1], 1)
     for rows, into, scale in zip(*(torch.split(t, num_rows) for t in (weight, quantized, scales)), strict=True):
@@ -102,14 +102,14 @@ def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @cache
 def _largest_activation() -> int:
-    """127, or 63 without VNNI, because then sums of two products are in int16 and must not overflow."""
+    """Returns 127. Without VNNI, returns 63, so that int16 sums of two products do not overflow."""
     return _LARGEST if torch.cpu._is_vnni_supported() else _LARGEST // 2
 
 
 class QuantizedLayers:
-    """The linear layers that a model's tokens pass through, in int8. Their original weights are freed.
+    """The linear layers of a language model and of its head, in int8. Their original weights are freed.
 
-    An exception is the head's weight if an embedding shares it. This weight is not freed.
+    The head's weight is not freed if an embedding shares it.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -132,7 +132,7 @@ class QuantizedLayers:
         self._groups = [_quantize_group(group, uses) for group in todo]
 
     def pack(self) -> Iterator[None]:
-        """Packs the groups of layers, then moves packed weights into huge pages. Yields after each piece."""
+        """Packs all layers, then moves the packed weights into huge pages. Yields after each piece."""
         for group in self._groups:
             group.pack_next()
             yield
@@ -153,7 +153,7 @@ def _check_room(needed: int) -> None:
 
 
 def _quantize_group(layers: list[torch.nn.Linear], uses: Counter[int]) -> PackedGroup:
-    """Quantizes a group, and frees its weights. `uses`: a weight's address -> the number of its users.
+    """Quantizes layers. Frees weights with one user. `uses`: a weight's address -> its number of users.
 
     All weights of a mapped file share one storage, so the pages of each weight are freed separately.
     """

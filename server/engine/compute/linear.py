@@ -1,4 +1,4 @@
-"""Packs the weights of linear layers for faster products, while requests run.
+"""Packs the weights of linear layers into layouts that make products faster, while requests run.
 
 In bfloat16, layers packed with oneDNN give the same bits as `torch.nn.functional.linear`. All other packed
 layers sum in float32 and round once. tests/server/engine/compute/test_linear.py checks both.
@@ -15,21 +15,21 @@ from base.machine.libc import huge_page_parts, use_huge_pages
 from base.machine.memory import available_bytes
 
 _PART_ELEMENTS = 1 << 21
-"""The number of weights packed in one piece. A float16 piece takes 20 ms, which may delay a new request."""
+"""The number of weights packed at once. In float16 this takes 20 ms, which may delay a new request."""
 _PART_ALIGNMENT = 64
 _PART_BYTES = 1 << 23
-"""The bytes of packed weights moved into huge pages in one piece. A piece takes 2 ms, or 30 ms on a busy
+"""The bytes of packed weights that are moved into huge pages at once. This takes 2 ms, or 30 ms on a busy
 machine."""
 _LARGEST_EXPONENT = 15
 """Scaled weights stay below 2 ** 15, half of float16's range."""
 _MAX_SCALE_EXPONENT = 120
-"""The largest exponent of the scale, which must itself be a float32."""
+"""The scale is at most 2 ** 120, so that the scale itself is a float32 number."""
 _FBGEMM_ROWS, _FBGEMM_COLUMNS = 512, 16
 """FBGEMM pads a packed weight to multiples of 512 input features and 16 output features."""
 
 
 class PackedProduct(Protocol):
-    """A linear layer's function, with a packed copy of its weight [out_features, in_features]."""
+    """Computes a linear layer with a packed copy of the layer's weight [out_features, in_features]."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None: ...
 
@@ -42,10 +42,10 @@ class PackedProduct(Protocol):
 
     @property
     def memory(self) -> range:
-        """The addresses of the packed weight. Empty if they are unknown."""
+        """The addresses of the packed weight. The range is empty if they are unknown."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output for rows [..., in_features]. Needs the whole weight to be packed."""
+        """Returns the layer's output for rows [..., in_features]. The whole weight must have been packed."""
 
 
 def choose_product(model: torch.nn.Module) -> type[PackedProduct] | None:
@@ -65,10 +65,10 @@ def choose_product(model: torch.nn.Module) -> type[PackedProduct] | None:
 
 
 class OneDnnProduct:
-    """oneDNN's blocked layout, for float32, and for bfloat16 on processors with bfloat16 instructions.
+    """Packs weights into oneDNN's blocked layout: float32, and bfloat16 if the processor supports it.
 
     Products of few rows take half to two thirds of the time of `F.linear`. In bfloat16, results have the
-    same bits as those of `F.linear`. In float32 `F.linear` calls another library (MKL), which adds in
+    same bits as those of `F.linear`. In float32, `F.linear` calls another library (MKL), which adds in
     another order.
     """
 
@@ -100,11 +100,11 @@ def packed_memory(weight: torch.Tensor) -> range:
 
 
 class FbgemmProduct:
-    """FBGEMM's float16 weights, which AVX2 converts to float32 in registers. Inputs and sums are float32.
+    """Packs weights as float16 for FBGEMM. AVX2 converts them to float32. Inputs and sums are float32.
 
     Weights are scaled by a power of two, so that the largest weight is near the largest float16 number.
-    Then a bfloat16 weight is rounded only if it is below 2 ** -32 of the largest weight. The error is
-    smaller than the rounding error of a float32 sum.
+    After that, only a bfloat16 weight below 2 ** -32 of the largest weight is rounded. The error is smaller
+    than the rounding error of a float32 sum.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -155,7 +155,7 @@ def _round_up(number: int, multiple: int) -> int:
 
 
 def _scale(weight: torch.Tensor) -> float:
-    """A power of two. NaN if the layer has a weight that is not finite. FBGEMM would make it finite."""
+    """Returns a power of two, or NaN if a weight is not finite, because FBGEMM would make it finite."""
     largest = float(torch.stack(torch.aminmax(weight)).abs().max())
     if not math.isfinite(largest):
         return math.nan
@@ -163,15 +163,15 @@ def _scale(weight: torch.Tensor) -> float:
 
 
 _MIN_OUT_FEATURES = 32
-"""The fewest output features that are worth packing."""
+"""Layers with fewer output features are not packed, because that would save too little."""
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers of a module with the same input, in this order. Packed together, they need only one product."""
+"""Layers that a module calls with the same input, in this order. They can be packed as one product."""
 
 
 def pack_linear_layers(model: torch.nn.Module) -> Iterator[None]:
-    """Packs a model's linear layers, siblings together, then moves them into huge pages, piece by piece.
+    """Packs a model's linear layers, then moves the packed weights into huge pages. Yields after each piece.
 
-    Packed and unpacked layers give the same results except for rounding, so steps may run between two pieces.
+    Packed and unpacked layers give the same results except for rounding, so steps may run in between.
     """
     product = choose_product(model)
     groups = list(linear_groups(model)) if product is not None else []
@@ -189,9 +189,10 @@ def pack_linear_layers(model: torch.nn.Module) -> Iterator[None]:
 
 
 def move_into_huge_pages(packed: Iterable[range]) -> Iterator[None]:
-    """Called when all weights are packed, because the last page of a growing heap is incomplete.
+    """Moves packed weights into huge pages. Called when all weights are packed.
 
-    A step's products then take 26 % less time with one thread, and 15 % less with two, which share bandwidth.
+    While the heap grows, its last page is incomplete. In huge pages, a step's products take 26 % less time
+    with one thread, and 15 % less with two threads, which share the memory's bandwidth.
     """
     for part in huge_page_parts(packed, _PART_BYTES):
         use_huge_pages(part)
@@ -199,7 +200,7 @@ def move_into_huge_pages(packed: Iterable[range]) -> Iterator[None]:
 
 
 class PackedGroup:
-    """Replaces the forwards of layers with the same input. The caller frees the layers' own weights."""
+    """Layers with the same input, packed as one product. The caller frees the layers' own weights."""
 
     def __init__(self, linears: list[torch.nn.Linear], product: type[PackedProduct]) -> None:
         self._linears = linears
@@ -210,7 +211,6 @@ class PackedGroup:
         self._outputs: tuple[torch.Tensor, ...] = ()
 
     def pack_next(self) -> bool:
-        """Packs a part of the weights. Returns False when nothing is left to pack."""
         return self._compute.pack_next()
 
     @property
@@ -226,7 +226,7 @@ class PackedGroup:
             linear.forward = partial(self._compute_part, index)  # type: ignore[method-assign]
 
     def _compute_part(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """The first sibling that gets an input computes the outputs of all. The last one releases them."""
+        """The first layer that gets an input computes the outputs of all. The last layer releases them."""
         if x is not self._input:
             self._outputs = torch.split(self._compute(x), self._sizes, dim=-1)
             self._input = x
@@ -237,7 +237,7 @@ class PackedGroup:
 
 
 def linear_groups(model: torch.nn.Module) -> Iterator[list[torch.nn.Linear]]:
-    """Groups of layers that are worth packing, in the model's order. Siblings are in one group."""
+    """Yields groups of layers that are worth packing, in the model's order. `_SIBLINGS` are in one group."""
     dtype = next(model.parameters()).dtype
     grouped: set[torch.nn.Module] = set()
     for module in model.modules():
@@ -251,9 +251,9 @@ def linear_groups(model: torch.nn.Module) -> Iterator[list[torch.nn.Linear]]:
 
 
 def _is_packable(module: object, dtype: torch.dtype) -> TypeGuard[torch.nn.Linear]:
-    """Whether this is a plain, large enough layer in the model's type. Routers of experts have another type.
+    """Whether this is a plain, large enough linear layer with the model's data type.
 
-    A quantized layer has no weight, so it is not packable.
+    Routers of experts have another type. A quantized layer has no weight, so it is not packable.
     """
     if type(module) is not torch.nn.Linear or module.out_features < _MIN_OUT_FEATURES:
         return False

@@ -1,7 +1,7 @@
-"""Runs any attention-only causal LM of transformers on a packed batch: one forward pass for all sequences.
+"""Runs any causal LM of transformers whose only state is keys and values. One forward pass is a whole step.
 
-transformers' own continuous batching does the same with paged attention, but it supports only temperature,
-top-k and top-p per request, and repeats keys for grouped heads. docs/dev/decisions.md has measurements.
+transformers' own continuous batching does the same with paged attention. However, its requests can set only
+temperature, top-k and top-p, and it repeats keys for grouped heads. docs/dev/decisions.md has measurements.
 """
 
 import inspect
@@ -43,7 +43,7 @@ class PackedRunner:
         AttentionInterface.register(_ATTENTION_NAME, self._attention)
 
     def probe(self) -> dict[int, LayerShape]:
-        """Passes one token through the model, and returns the shapes of its layers.
+        """Passes one token through the model, and returns the shapes of the layers' keys and values.
 
         Raises:
             UnsupportedAttentionError: the model keeps state beyond keys and values, or its attention
@@ -74,7 +74,7 @@ class PackedRunner:
         return self._attention.shapes
 
     def use_cache(self, cache: KVCache) -> None:
-        """Sets the cache. Its size depends on the shapes that `probe` has found."""
+        """Sets the KV cache, whose size depends on the shapes that `probe` returns."""
         self._attention.cache = cache
 
     def use_quantized(self, quantized: QuantizedLayers) -> None:
@@ -82,12 +82,10 @@ class PackedRunner:
         self._quantized = quantized
 
     def use_adapters(self, adapted: AdaptedLayers) -> None:
-        """Sets the layers that LoRA adapters change."""
         self._adapted = adapted
 
     @property
     def cache(self) -> KVCache:
-        """The cache that `use_cache` has set."""
         assert self._attention.cache is not None
         return self._attention.cache
 
@@ -120,7 +118,7 @@ class PackedRunner:
         return StepLogits(batch.chunks, logits, rows)
 
     def prepare(self) -> Iterator[None]:
-        """Packs the model's linear layers, then traces its layers."""
+        """Packs the model's linear layers. On a CPU, also replaces layers by graphs (`traced_layers`)."""
         if self._quantized is not None:
             yield from self._quantized.pack()
         yield from pack_linear_layers(self._model)

@@ -1,7 +1,7 @@
 """Runs any causal LM with the model's own cache, one sequence after the other.
 
-It is for models that keep state beyond keys and values (Mamba, hybrids), or that implement attention
-themselves (ALiBi, some remote code). It is slower than the packed runner.
+This runner is for models that keep state beyond keys and values (Mamba, hybrid models), or that implement
+attention themselves (ALiBi, some remote code). It is slower than the packed runner.
 """
 
 import inspect
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 _CACHE_NAMES = ("past_key_values", "cache_params")
 _TOLERANCE = 0.1
-"""The allowed difference, relative to the largest logit. Half precision causes a smaller difference. A
-state that is continued wrongly causes a larger difference."""
+"""The largest allowed difference between logits, as a share of the largest logit. Rounding in half
+precision causes smaller differences. A model that continues wrongly from its cache causes larger ones."""
 
 
 class SequentialRunner:
-    """Keeps the cache object that the model returns with the sequence (`Sequence.model_cache`).
+    """A runner that stores the model's cache object for each sequence in `Sequence.model_cache`.
 
     If the model does not continue correctly from its own cache, every step computes each sequence from the
     first token.
@@ -48,7 +48,6 @@ class SequentialRunner:
             self._cache_name = None
 
     def use_adapters(self, adapted: AdaptedLayers) -> None:
-        """Sets the layers that LoRA adapters change."""
         self._adapted = adapted
 
     def step(self, chunks: Seq[Chunk]) -> StepLogits:
@@ -84,7 +83,7 @@ class SequentialRunner:
     def _forward(
         self, token_ids: list[int], *, begin: int = 0, cache: Any = None, embeds: torch.Tensor | None = None
     ) -> Any:
-        """Computes tokens. `embeds` replace the embeddings of the first tokens, a whole prompt."""
+        """Computes tokens. `embeds` are a prompt's embeddings, and replace those of the first tokens."""
         device = self._model.device
         kwargs: dict[str, Any] = {"use_cache": self._cache_name is not None}
         if self._cache_name is not None:
@@ -99,7 +98,7 @@ class SequentialRunner:
             return self._model(inputs_embeds=embed(self._model, input_ids, [PlacedRows(0, embeds)]), **kwargs)
 
     def _can_continue(self) -> bool:
-        """Whether a few tokens and then one more give the same logits as all tokens at once."""
+        """Whether the model's cache and one more token give the same logits as all tokens at once."""
         if self._cache_name is None:
             return False
         token_ids = list(range(6))

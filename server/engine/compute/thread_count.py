@@ -1,8 +1,8 @@
 """Chooses how many threads compute a step, by the processor time that other processes leave free.
 
-All threads of a matrix product wait for the slowest one, so a thread without a processor of its own costs
-more than it adds. The kernel reports how long threads waited, and what other processes used. The effect of
-each change is measured.
+All threads of a matrix product wait for the slowest thread, so a thread that must share a processor costs
+more time than it saves. The kernel reports how long threads waited for a processor, and how much processor
+time other processes used. The effect of each change is measured.
 """
 
 import logging
@@ -17,20 +17,20 @@ from base.machine.processors import ProcessorTime, ProcessorUse
 logger = logging.getLogger(__name__)
 
 _WINDOW_S = 0.25
-"""The length of a window. It covers two periods of a cgroup's quota, and dozens of the kernel's time
-slices."""
+"""The seconds of steps after which the number of threads is chosen again. They cover two periods of a
+cgroup's quota, and dozens of the kernel's time slices."""
 _MIN_GAIN = 0.03
-"""An added thread must make steps shorter by this share. Otherwise its processor is left to other
-processes."""
+"""An added thread stays only if steps become shorter by more than this share. A removed thread comes back
+unless steps become longer by less than this share."""
 _FIRST_DELAY_S = 0.5
-"""The delay after a wrong change until the next change in the same direction, in seconds of computing. Each
-further wrong change doubles the delay, up to the maximum."""
+"""The seconds of computing after a wrong change until the next change in the same direction. Each further
+wrong change doubles this delay, up to `_MAX_DELAY_S`."""
 _MAX_DELAY_S = 60.0
 _LOG_INTERVAL_S = 60.0
 
 
 class _Trial(NamedTuple):
-    """A change of the number of threads whose effect is not known until the next window has passed."""
+    """A change of the number of threads. The steps of the next window show whether the change was right."""
 
     num_before: int
     steps_before: dict[int, list[float]]
@@ -38,7 +38,7 @@ class _Trial(NamedTuple):
 
 
 class _Delay:
-    """The delay before a change that was wrong the last time, in seconds of computing."""
+    """Delays changes in one direction (more or fewer threads) after a wrong one, in seconds of computing."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -53,13 +53,14 @@ class _Delay:
 
 
 class ThreadCount:
-    """Times steps, and changes the number of threads between two steps. One thread calls it.
+    """Changes the number of threads between two steps, by the times of earlier steps. Used by one thread.
 
-    A thread is removed if all threads together wait as long as half a thread computes. It is added again if
-    other processes leave half a processor. Two threads together wait for 0.02 to 0.08 of one thread's time
-    on an idle machine, for 0.26 under a quota of 1.5 processors, and for 0.8 beside a busy process. Clients
-    on the same processors also make threads wait, but so briefly that removing a thread makes steps longer.
-    So a change is reverted if steps of the same size show that it was wrong.
+    A thread is removed if all threads together wait for a processor for more than half of the time in which
+    one thread has work. It is added again if other processes leave at least half a processor unused. On an
+    idle machine, two threads together wait for 0.02 to 0.08 of one thread's time. They wait for 0.26 of it
+    under a quota of 1.5 processors, and for 0.8 beside a busy process. Clients on the same processors also
+    make threads wait, but so briefly that removing a thread makes steps longer. So a change is reverted if
+    steps of the same size show that it was wrong.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class ThreadCount:
         read_time: Callable[[], ProcessorTime],
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """Begins with `maximum` threads. With `is_fixed`, their number never changes."""
+        """Begins with `maximum` threads. If `is_fixed` is true, the number of threads never changes."""
         self._maximum = maximum
         self._is_fixed = is_fixed or maximum == 1
         self._use_threads = use_threads
@@ -82,14 +83,13 @@ class ThreadCount:
         self._begin = read_time()
         self._window_s = 0.0
         self._computed_s = 0.0
-        """The seconds of all steps. Delays are measured in them, so that an idle server does not change
-        more often."""
+        """The seconds of all steps so far. Delays are measured in this time, so that an idle server does
+        not change the number of threads more often than a busy one."""
         self._steps: dict[int, list[float]] = {}
         """The size of a step in tokens -> the seconds of such steps in this window."""
         self._num_tokens = 0
         self._is_steady = False
-        """Whether the last two steps had the same size, so that later steps can probably be compared with
-        them."""
+        """Whether the last two steps had the same size. Later steps then probably have this size too."""
         self._trial: _Trial | None = None
         self._fewer, self._more = _Delay(), _Delay()
         self._logged_s = -math.inf
@@ -99,7 +99,7 @@ class ThreadCount:
         return self._num_threads
 
     def record(self, seconds: float, num_tokens: int) -> None:
-        """Records the seconds and the size of a step. Afterwards the number of threads may change."""
+        """Records a step's duration and its size in tokens. May then change the number of threads."""
         if self._is_fixed:
             return
         self._computed_s += seconds
@@ -129,7 +129,7 @@ class ThreadCount:
         self._change_to(num_threads, lost_share)
 
     def _end(self, trial: _Trial, steps: dict[int, list[float]]) -> bool:
-        """Returns whether the change was right. Without steps of the same size, it counts as right."""
+        """Whether the change was right. It counts as right if no steps of the same size can be compared."""
         is_more = self._num_threads > trial.num_before
         ratios = [median(steps[n]) / median(trial.steps_before[n]) for n in steps.keys() & trial.steps_before.keys()]
         was_right = not ratios or median(ratios) < (1 - _MIN_GAIN if is_more else 1 + _MIN_GAIN)
@@ -137,7 +137,7 @@ class ThreadCount:
         return was_right
 
     def _change_to(self, num_threads: int, lost_share: float) -> None:
-        """Changes the number of threads. Logs at most one line a minute."""
+        """Changes the number of threads. Logs at level INFO at most once a minute, otherwise at DEBUG."""
         before, self._num_threads = self._num_threads, num_threads
         self._use_threads(num_threads)
         now = self._clock()

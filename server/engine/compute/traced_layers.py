@@ -1,8 +1,7 @@
 """Records a model's layers as graphs of torch's operators, while requests run. Graphs run without Python.
 
-A graph has exactly the operators that the layer calls, so its outputs have the same bits. Each graph is
-compared with its layer before it is used. docs/dev/decisions.md has the share of time that Python takes
-without graphs.
+A graph calls the same operators as its layer, so its outputs have the same bits. Each graph is compared
+with its layer before it is used. docs/dev/decisions.md has the time that Python takes without graphs.
 """
 
 import logging
@@ -27,23 +26,24 @@ from server.engine.features.vision import language_model
 logger = logging.getLogger(__name__)
 
 _EXAMPLE_TOKENS = (11, 1, 6)
-"""The number of tokens of each recorded pass. The first pass is traced, and the graph is checked with the
-others. In a trace, every size of 11 counts as the number of tokens."""
+"""The numbers of tokens in the example passes. The first pass is traced, and the other passes check the
+graph. In a trace, every dimension of size 11 is taken for the number of tokens."""
 _MAX_JOINED_BYTES = 1 << 30
-"""The layers of larger models are not joined. Joining would save less than 1 % of a token's time, and its
-check takes long."""
+"""The layers of larger models are not joined into one graph. Joining would save less than 1 % of a token's
+time, and checking the joined graph takes long."""
 _CONSTANTS = (type(None), bool, int, float, str)
 
 
 class _OpaqueProduct:
-    """A product of oneDNN that no trace can contain. It takes an empty list of scalars and an opaque weight.
+    """A product of oneDNN that cannot be traced. It takes an empty list of scalars, and an opaque weight.
 
-    In a trace, an operator of our own stands for the product. The operator takes no such list, and the
-    weight is an input of the graph.
+    A weight is opaque if only oneDNN knows its layout in memory. In a trace, an operator of this project
+    (the stand-in) takes the product's place. The stand-in has no list of scalars, and the weight is an
+    input of the graph. `insert` then replaces the stand-in by the product.
     """
 
     def __init__(self, operator: str, *, weight: int, features: int) -> None:
-        """Takes the positions of two arguments: the weight, and a tensor with one entry per output feature.
+        """`weight` and `features` (a tensor with one entry per output feature) are positions of arguments.
 
         Raises:
             AttributeError: this torch lacks the operator.
@@ -60,23 +60,23 @@ class _OpaqueProduct:
         self._operator = operator
 
     def stand_in(self, *args: Any) -> torch.Tensor:
-        """Calls the operator that stands for the product, with the product's arguments."""
+        """Calls the stand-in. `args` are the arguments of the product."""
         operator = getattr(torch.ops.vllm_cli, self.name)
         output: torch.Tensor = operator(*args[: self._scalars], *args[self._scalars + 1 :])
         return output
 
     def compute(self, *args: Any) -> torch.Tensor:
-        """Computes the product, with the arguments of the operator that stands for it."""
+        """Computes the product. `args` are the arguments of the stand-in."""
         output: torch.Tensor = self.function(*args[: self._scalars], [], *args[self._scalars :])
         return output
 
     def zeros(self, x: torch.Tensor, *args: Any) -> torch.Tensor:
-        """Zeros with the shape and type of the output."""
+        """Returns zeros with the shape and type of the product's output."""
         dtype = next((value for value in args if isinstance(value, torch.dtype)), x.dtype)
         return x.new_zeros(*x.shape[:-1], args[self._features - 1].shape[0], dtype=dtype)
 
     def insert(self, graph: Any) -> None:
-        """Replaces our operator in the graph by the product."""
+        """Replaces the stand-in in the graph by the product."""
         inputs = [f"%{number}" for number in range(self.schema.count(",") + 1)]
         own, end = ", ".join(inputs), "return (%output)"
         head = f"graph({own}):"
@@ -91,7 +91,7 @@ class _OpaqueProduct:
 
 @cache
 def _opaque_products() -> list[_OpaqueProduct]:
-    """The opaque products that this torch has. A layer with any other opaque product is not traced."""
+    """Returns the products that this torch has. A layer with any other opaque weight is not traced."""
     products = []
     for operator, weight, features in (("mkldnn::_linear_pointwise", 1, 1), ("onednn::qlinear_pointwise", 3, 4)):
         with suppress(AttributeError, ValueError):
@@ -100,7 +100,7 @@ def _opaque_products() -> list[_OpaqueProduct]:
 
 
 def _num_bytes(model: PreTrainedModel) -> int:
-    """The bytes of the model's weights. Layers in int8 no longer have a weight of their own."""
+    """The bytes of the model's weights, including int8 weights, which are no longer parameters."""
     linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module.weight is None]
     num_bytes: int = sum(weight.nbytes for weight in model.parameters())
     num_bytes += sum(linear.in_features * linear.out_features for linear in linears)
@@ -108,25 +108,25 @@ def _num_bytes(model: PreTrainedModel) -> int:
 
 
 class LayerTracer:
-    """Replaces the forwards of a model's layers, one at a time, on the engine's thread.
+    """Replaces the `forward` of a model's layers by graphs, one layer at a time, on the engine's thread.
 
-    A layer keeps its forward if its graph would depend on values of its inputs. An example is a layer that
-    loops over the experts that its router has chosen. The original forward also runs if arguments other
-    than tensors differ from the recorded arguments.
+    A layer is not replaced if the operators that it calls depend on values of its inputs. An example is a
+    layer that loops over the experts that its router has chosen. A replaced layer still runs its original
+    `forward` in calls whose arguments other than tensors differ from the recorded arguments.
     """
 
     def __init__(self, model: PreTrainedModel, attention: PackedAttention, is_adapted: Callable[[], bool]) -> None:
-        """`is_adapted` returns whether hooks of LoRA adapters are in place. A graph would not call them."""
+        """`is_adapted`: whether LoRA adapters have hooks in the layers. A graph would not call the hooks."""
         self._model = model
         self._attention = attention
         self._is_adapted = is_adapted
         self._calls: dict[torch.nn.Module, list[_Call]] = {}
         self._outputs: dict[torch.nn.Module, Any] = {}
-        """The outputs of the last recorded calls."""
+        """Layer -> its output in the last recorded call."""
         self._num_traced = 0
 
     def trace(self) -> Iterator[None]:
-        """Records the inputs of all layers, traces each layer, and joins them, all piece by piece."""
+        """Records the inputs of all layers, traces the layers, then joins their graphs. Yields in between."""
         self._model.requires_grad_(requires_grad=False)  # otherwise weights could not be constants
         # This thread runs graphs as recorded. Optimizing takes 10 ms a layer, gains nothing and changes bits.
         torch._C._set_graph_executor_optimize(False)
@@ -145,7 +145,7 @@ class LayerTracer:
         yield from self._join()
 
     def _record_calls(self, num_tokens: int) -> None:
-        """Passes tokens through the model, without most products, and records the inputs of its layers."""
+        """Passes tokens through the model without most products. Records its layers' inputs and outputs."""
 
         def record(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._calls.setdefault(module, []).append(_Call.of(args, kwargs))
@@ -183,7 +183,7 @@ class LayerTracer:
             self._num_traced += 1
 
     def _join(self) -> Iterator[None]:
-        """Joins the graphs of successive layers, unless the model uses a layer's output elsewhere."""
+        """Joins the graphs of successive layers. Separates them again if this changes the model's output."""
         if _num_bytes(self._model) > _MAX_JOINED_BYTES:
             return
         chains: list[_Chain] = []
@@ -204,7 +204,7 @@ class LayerTracer:
                 chain.separate()
 
     def _find_successive(self) -> "list[tuple[list[_TracedForward], _Call]]":
-        """Layers that follow each other and have the same other arguments. Adds a call of the first layer."""
+        """Returns groups of successive layers (`_Call.follows`), each with a call of its first layer."""
         found: list[tuple[list[_TracedForward], _Call]] = []
         before: torch.nn.Module | None = None
         for layer, calls in self._calls.items():
@@ -243,7 +243,7 @@ class _Call(NamedTuple):
         return cls(args, kwargs, tensors, form)
 
     def follows(self, other: "_Call", output: Any) -> bool:
-        """Whether the first argument is the other call's output, and all further arguments are the same."""
+        """Whether the first argument is `output`, and all further arguments are those of the `other` call."""
         if not self.args or self.args[0] is not output or self.form != other.form:
             return False
         return all(mine is its for mine, its in zip(self.tensors[1:], other.tensors[1:], strict=True))
@@ -262,7 +262,7 @@ class _Call(NamedTuple):
 
 
 class _TracedForward:
-    """The forward of a layer. Runs the graph, or the original forward if the graph does not apply."""
+    """Replaces a layer's `forward`. Runs the graph, or the original `forward` if the graph does not apply."""
 
     def __init__(
         self,
@@ -278,7 +278,7 @@ class _TracedForward:
         self._forward = forward
         self._is_adapted = is_adapted
         self.chain: _Chain | None = None
-        """The layers that run together with this one. None until all layers are traced."""
+        """The joined layers to which this layer belongs. None if this layer is not joined."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.chain is not None and args and self.chain.has_computed(self, args[0]):
@@ -292,7 +292,7 @@ class _TracedForward:
 
 
 class _Chain:
-    """Successive layers as one graph. The first layer computes the output, and the others pass it on."""
+    """Successive layers as one graph. The first layer runs the graph, and the others return its output."""
 
     def __init__(self, forwards: list[_TracedForward], call: _Call) -> None:
         """Traces the layers' graphs together. `call` is an example of the first layer's arguments."""
@@ -321,12 +321,12 @@ class _Chain:
         return forward is self._forwards[0]
 
     def run(self, tensors: list[torch.Tensor]) -> torch.Tensor:
-        """The output of the last layer, for the arguments of the first one."""
+        """Returns the output of the last layer. `tensors` are the arguments of the first layer."""
         self._output = self._graph(*tensors, *self._weights)
         return self._output
 
     def has_computed(self, forward: _TracedForward, hidden: object) -> bool:
-        """Whether a layer's input is already the output of the chain. The layer then returns its input."""
+        """Whether `hidden`, a layer's input, is already the chain's output. If so, the layer returns it."""
         if self._output is None or hidden is not self._output:
             return False
         if forward is self._forwards[-1]:
@@ -335,7 +335,7 @@ class _Chain:
 
 
 def _trace(forward: Callable[..., Any], call: _Call, is_adapted: Callable[[], bool]) -> _TracedForward:
-    """Traces a layer. Packed weights are inputs of the graph, because constants cannot be opaque.
+    """Traces a layer. Opaque weights become inputs of the graph, because constants cannot be opaque.
 
     Raises:
         ValueError: the graph would be right only for some inputs.
@@ -362,10 +362,10 @@ def _trace(forward: Callable[..., Any], call: _Call, is_adapted: Callable[[], bo
 
 
 def _record(function: Callable[..., Any], inputs: list[torch.Tensor]) -> Any:
-    """Records the operators that a function calls for example inputs. Returns them as a function.
+    """Records the operators that a function calls for example inputs, and returns them as a function.
 
     Raises:
-        ValueError: which operators are called depends on values of the inputs.
+        ValueError: the called operators depend on values of the inputs.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -376,7 +376,7 @@ def _record(function: Callable[..., Any], inputs: list[torch.Tensor]) -> Any:
 
 
 def _sizes(x: torch.Tensor, *_: type) -> tuple[Any, ...]:
-    """A tensor's shape. All sizes except the number of tokens are constants, so a graph computes less."""
+    """Returns a tensor's shape. In a trace, only the number of tokens varies, so a graph computes less."""
     traced = x.shape
     state = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
@@ -389,7 +389,7 @@ def _sizes(x: torch.Tensor, *_: type) -> tuple[Any, ...]:
 
 @cache
 def define_operators() -> torch.library.Library:
-    """Defines our operators. A trace contains them in place of operators that cannot be traced."""
+    """Defines operators of this project. In a trace, they replace operators that cannot be traced."""
     library = torch.library.Library("vllm_cli", "FRAGMENT")  # type: ignore[no-untyped-call]
     attend = "attend(Tensor query, Tensor key, Tensor value, int attention, int layer) -> Tensor"
     functions = {each.schema: each.compute for each in _opaque_products()} | {attend: PackedAttention.attend_in}
@@ -400,7 +400,7 @@ def define_operators() -> torch.library.Library:
 
 
 class ReplacedFunctions(TorchFunctionMode):
-    """Within the block, replaces calls of some functions, if they have no keyword arguments."""
+    """Replaces some of torch's functions in a `with` block. Keeps calls that have keyword arguments."""
 
     def __init__(self, replacements: Mapping[Any, Callable[..., Any]]) -> None:
         super().__init__()
@@ -418,7 +418,7 @@ class ReplacedFunctions(TorchFunctionMode):
 
 
 def light_forward() -> ReplacedFunctions:
-    """Within the block, linear layers return zeros, so that most weights are not read from memory."""
+    """Makes linear layers return zeros in a `with` block, so that most weights are not read from memory."""
     return ReplacedFunctions({torch._C._nn.linear: _zeros} | {each.function: each.zeros for each in _opaque_products()})
 
 

@@ -18,8 +18,8 @@ from server.terms.types import PromptInputs, TensorData
 
 _PROBE_TOKENS = 4
 _TOLERANCE = 0.1
-"""The allowed difference of logits, relative to the largest logit. If a model uses more than the
-embeddings, the difference is larger."""
+"""The allowed difference of logits, as a share of the largest logit. A model that uses more than the
+embeddings exceeds it."""
 
 RowIds = npt.NDArray[np.int64]
 
@@ -59,7 +59,7 @@ class PlacedRows(NamedTuple):
 
 
 def embed(model: PreTrainedModel, input_ids: torch.Tensor, placed: Iterable[PlacedRows]) -> torch.Tensor:
-    """The embeddings of a batch [1, num_tokens]. Placed rows replace the embeddings of their tokens."""
+    """Returns embeddings of a batch [1, num_tokens]. Placed rows replace the embeddings of their tokens."""
     embeds: torch.Tensor = model.get_input_embeddings()(input_ids)
     for begin, rows in placed:
         embeds[0, begin : begin + len(rows)] = rows
@@ -70,7 +70,7 @@ class ImageEncoder(Protocol):
     """Builds features from a prompt's token ids and the processor's outputs for its images."""
 
     def encode(self, token_ids: list[int], mm: dict[str, TensorData]) -> PromptFeatures:
-        """The features of a prompt with images. Raises PromptFeaturesError."""
+        """Returns the features of a prompt with images. Raises PromptFeaturesError."""
 
 
 class FeatureBuilder:
@@ -86,7 +86,7 @@ class FeatureBuilder:
         self._built: WeakKeyDictionary[PromptInputs, PromptFeatures] = WeakKeyDictionary()
 
     def build(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
-        """The prompt's features. Calls with the same `inputs` object return the same features.
+        """Returns the prompt's features. Calls with the same `inputs` object return the same features.
 
         Raises:
             PromptFeaturesError: the model cannot compute the features.
@@ -118,12 +118,12 @@ class FeatureBuilder:
 
 
 def identify_rows(embeds: torch.Tensor, positions: torch.Tensor | None, key: bytes) -> RowIds:
-    """Ids of rows. Equal rows at equal positions have equal ids. Others collide with a chance of 1 to 2**63.
+    """Returns ids: equal rows at equal positions have the same id, others with a chance of 1 to 2**63.
 
     Args:
         embeds: shape [rows, width].
         positions: shape [axes, rows]. None if positions count from 0.
-        key: random and secret, so that no client can construct rows that collide.
+        key: random and secret, so that no client can construct rows with equal ids.
     """
     rows = embeds.cpu().contiguous().view(torch.uint8).numpy()
     if positions is not None:

@@ -22,18 +22,18 @@ from server.text.model_files.model_kind import VISION_MODEL_TYPES
 logger = logging.getLogger(__name__)
 
 _EXPECTED = {"inputs_embeds", "position_ids", "cache_position", "use_cache", "return_dict"}
-"""The arguments of the language model that need not be None. `PromptFeatures` holds the relevant values."""
+"""The only arguments of the language model that may have a value. `PromptFeatures` has these values."""
 _MAX_CACHED_BYTES = 128 << 20
 """The size of the cache. For comparison: a LLaVA image of 576 rows of 4096 bfloat16 numbers takes 4.7 MB."""
 
 
 def language_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The decoder of a vision model. For any other model, the whole model."""
+    """Returns the decoder of a vision model. Returns any other model unchanged."""
     return model.get_decoder() if model.config.model_type in VISION_MODEL_TYPES else model
 
 
 def image_encoder(model: PreTrainedModel) -> "VisionEncoder | None":
-    """The image encoder of a vision model. None for other models."""
+    """Returns the image encoder of a vision model, or None for any other model."""
     return VisionEncoder(model) if model.config.model_type in VISION_MODEL_TYPES else None
 
 
@@ -46,7 +46,7 @@ class VisionEncoder:
         self._cache = _ImageCache(model, max_cached_bytes)
 
     def encode(self, token_ids: list[int], mm: dict[str, TensorData]) -> PromptFeatures:
-        """The features of a prompt with images.
+        """Returns the features of a prompt with images.
 
         Raises:
             PromptFeaturesError: the tensors do not fit the prompt or the model.
@@ -127,7 +127,7 @@ class _ImageCache:
 
 
 def _digest(arguments: Iterable[tuple[int | str, Any]]) -> bytes:
-    """A cryptographic digest, so that no client can construct two images with the same digest."""
+    """Returns a cryptographic digest, so that no client can construct two images with the same digest."""
     digest = hashlib.blake2b(digest_size=32)
     for name, value in arguments:
         if isinstance(value, torch.Tensor):

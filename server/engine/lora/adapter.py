@@ -1,4 +1,4 @@
-"""The weights of one adapter, read from a PEFT folder and checked against the model."""
+"""Reads the weights of one LoRA adapter from a PEFT folder, and checks that they fit the model."""
 
 import math
 import re
@@ -25,7 +25,7 @@ _MOST_NAMES: Final = 3
 _DTYPES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 CONFIG_FILE: Final = "adapter_config.json"
 _PLAIN_INITS: Final = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-"""Methods that choose only an adapter's initial weights. Other methods change the base model's weights."""
+"""Values of `init_lora_weights` that leave the base model's weights unchanged. Other values change them."""
 
 
 class LowRank(NamedTuple):
@@ -34,7 +34,7 @@ class LowRank(NamedTuple):
     down: torch.Tensor
     """Shape [rank, inputs], or [vocabulary, rank] for an embedding."""
     up: torch.Tensor
-    """Shape [rank, outputs]. Includes the scaling."""
+    """Shape [rank, outputs]. The matrix is already multiplied by the adapter's scaling."""
 
 
 class _LayerSize(NamedTuple):
@@ -43,7 +43,7 @@ class _LayerSize(NamedTuple):
 
 
 def read_adapter(folder: Path, model: PreTrainedModel, limits: LoraConfig) -> dict[str, LowRank]:
-    """Reads an adapter. Returns the updates of modules, under the modules' names in the model.
+    """Reads an adapter. Returns name -> update, for each module of the model that the adapter changes.
 
     Raises:
         AdapterMissingError: the folder or its configuration does not exist.
@@ -107,7 +107,7 @@ def _pair(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, tuple[tor
 
 
 def _find_module(model: PreTrainedModel, name: str) -> str | None:
-    """The path of a module in the model. `name` lacks a prefix if the trained model had no head."""
+    """Returns a module's path in the model. `name` lacks a prefix if the trained model had no head."""
     for path in (name, f"{model.base_model_prefix}.{name}"):
         try:
             model.get_submodule(path)
@@ -221,12 +221,11 @@ class AdapterConfig(msgspec.Struct, frozen=True):
         return config
 
     def rank_of(self, module: str) -> int:
-        """The rank of a module's update."""
         rank = _find_by_pattern(self.rank_pattern, module)
         return self.r if rank is None else int(rank)
 
     def scaling_of(self, module: str) -> float:
-        """The factor of a module's update."""
+        """The factor by which a module's update is multiplied."""
         alpha = _find_by_pattern(self.alpha_pattern, module)
         rank = self.rank_of(module)
         return (self.lora_alpha if alpha is None else alpha) / (math.sqrt(rank) if self.use_rslora else rank)
@@ -259,7 +258,7 @@ class AdapterConfig(msgspec.Struct, frozen=True):
 
 
 def _find_by_pattern(patterns: dict[str, Any] | None, module: str) -> float | None:
-    """The value of the first pattern that matches the name, or the name's end after a dot, as in PEFT."""
+    """The value of the first pattern that matches the whole name, or its end after a dot, as in PEFT."""
     for pattern, value in (patterns or {}).items():
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):

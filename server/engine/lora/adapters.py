@@ -1,4 +1,4 @@
-"""The adapters that requests may use. An adapter is in memory until it is unloaded and no request uses it."""
+"""The adapters that requests may use. An unloaded adapter stays in memory until no request uses it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class _Registered:
 
 
 class Adapters:
-    """All loaded adapters, on the engine's thread."""
+    """All loaded adapters. Used only on the engine's thread."""
 
     def __init__(self, model: PreTrainedModel, layers: AdaptedLayers, config: LoraConfig) -> None:
         self._model = model
@@ -31,7 +31,7 @@ class Adapters:
         self._registered: dict[int, _Registered] = {}
 
     def add(self, adapter_id: int, name: str, folder: Path) -> None:
-        """Reads and registers an adapter. Another one with the same name may exist, and is unloaded later.
+        """Reads and registers an adapter. An older one with the same name may exist, and is unloaded later.
 
         Raises:
             AdapterMissingError: there is no adapter in the folder.

@@ -1,4 +1,4 @@
-"""Adds the updates of adapters to the outputs of a model's layers, in the rows of their sequences."""
+"""Adds adapters' updates to the outputs of a model's layers, in the rows of sequences with adapters."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,13 +39,11 @@ class AdaptedLayers:
         """The rows of the tokens whose logits are computed."""
 
     def add(self, adapter_id: int, updates: dict[str, LowRank]) -> None:
-        """Adds an adapter's weights."""
         for path, update in updates.items():
             self._updates.setdefault(path, {})[adapter_id] = update
         self._remove_hooks()
 
     def remove(self, adapter_id: int) -> None:
-        """Frees an adapter's weights."""
         for path, updates in list(self._updates.items()):
             updates.pop(adapter_id, None)
             if not updates:
@@ -63,10 +61,8 @@ class AdaptedLayers:
     ) -> Iterator[None]:
         """Within the block, a forward pass over the chunks includes the updates of their adapters.
 
-        Args:
-            rows: the rows of each chunk in the batch.
-            head_rows: the rows of each chunk in the output of the model's last layer, if this layer computes
-            fewer rows.
+        `rows` are each chunk's rows in the batch. `head_rows` are its rows in the output of the model's
+        last layer, if this layer computes fewer rows.
         """
         if any(chunk.sequence.adapter_id for chunk in chunks):
             self._rows = _StepRows(chunks, rows, self._model)
@@ -171,18 +167,16 @@ class _StepRows:
         """Adapter -> its rows. The base model has no entry."""
         self.adapter_ids = tuple(sorted(spans))
         self.is_masked = not self._is_one_block and self._num_rows <= _MASKED_ROWS
-        """Whether products are computed for all rows. `mask` then clears the values that belong to no
-        adapter."""
+        """Whether products cover all rows. `mask` then clears the values that belong to no adapter."""
 
     @property
     def _is_one_block(self) -> bool:
         return len(self.by_adapter) == 1 and isinstance(next(iter(self.by_adapter.values())), slice)
 
     def mask(self, columns: tuple[tuple[int, int], ...]) -> torch.Tensor:
-        """A matrix with 1 where a row belongs to the adapter of the column, and 0 elsewhere.
+        """Returns a matrix with 1 where a row belongs to the adapter of the column, and 0 elsewhere.
 
-        Args:
-            columns: each adapter and its number of columns.
+        `columns` has each adapter, and the adapter's number of columns.
         """
         if columns not in self._masks:
             mask = torch.zeros((self._num_rows, sum(count for _, count in columns)))

@@ -1,6 +1,6 @@
 """The memory of running sequences: slots of the KV cache, a budget in tokens, and the prefix cache.
 
-Scheduler and runners call this module. It imports neither the scheduler nor the runners.
+This module imports neither the scheduler nor the runners, which call it.
 """
 
 import logging
@@ -17,8 +17,7 @@ logger = logging.getLogger(__name__)
 class CacheManager:
     """Assigns cache memory to sequences and releases it. Every method runs on the engine's thread.
 
-    A sequence holds memory from `admit` to `release`. Cached prefixes use the memory that sequences leave
-    free.
+    A sequence holds memory from `admit` to `release`. Cached prefixes use memory that sequences leave free.
     """
 
     def __init__(
@@ -29,10 +28,9 @@ class CacheManager:
         kv_cache: KVCache | None = None,
         prefixes: PrefixCache | None = None,
     ) -> None:
-        """Without a `kv_cache`, each sequence keeps the model's own cache (`Sequence.model_cache`).
+        """`max_tokens` limits the tokens of running sequences and cached prefixes together.
 
-        Args:
-            max_tokens: the most tokens that running sequences and cached prefixes may hold together.
+        Without a `kv_cache`, each sequence keeps the model's own cache (`Sequence.model_cache`).
         """
         self.max_tokens = max_tokens
         self._kv_cache = kv_cache
@@ -74,7 +72,7 @@ class CacheManager:
         return num_missing <= 0 or num_missing <= self._count_running_tokens(sequence)
 
     def admit(self, sequence: Sequence) -> None:
-        """Assigns a slot to the sequence, and fills it with the longest cached prefix of its prompt."""
+        """Assigns a slot to the sequence, and fills the slot with the prompt's longest cached prefix."""
         sequence.slot = self._free_slots.pop(0)
         if self._kv_cache is not None:
             if self._kv_cache.slots.has_too_many_mappings:

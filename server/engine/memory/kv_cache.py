@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Slots(Protocol):
-    """The memory of slots. One implementation shares the memory of common prefixes, one copies it."""
+    """The memory of slots. Common prefixes share memory (`SharedSlots`) or are copied (`CopiedSlots`)."""
 
     slot_len: int
     """The most tokens of a slot."""
@@ -41,7 +41,7 @@ class Slots(Protocol):
         """Frees the memory of a slot with `length` tokens, except tokens that are also held elsewhere."""
 
     def hide_closed(self, slots: range) -> None:
-        """Called before a step reads a range of slots. Reading a closed slot would commit memory."""
+        """Called before a step reads a range of slots, because reading a closed slot would commit memory."""
 
     def keep(self, slot: int, length: int) -> Any:
         """Holds the first `length` tokens of an open slot, until `drop` is called with the result."""
@@ -50,10 +50,10 @@ class Slots(Protocol):
         """Releases the tokens that `keep` holds."""
 
     def count_running_tokens(self, source: Any, length: int) -> int:
-        """How many of the source's first `length` tokens could be shared with running sequences."""
+        """Returns how many of the source's first `length` tokens could be shared with running sequences."""
 
     def count_common_tokens(self, slots: list[int]) -> int:
-        """How many first tokens these open slots have in the same memory."""
+        """Returns how many first tokens of these open slots are in the same memory."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class KVCache:
         self.values[layer].index_copy_(0, index, values)
 
     def read(self, layer: int, first: int, last: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views of slots first..last-1, shape [slots, num_kv_heads, length, dim]. Nothing is copied."""
+        """Returns views of slots first..last-1, shape [slots, num_kv_heads, length, dim], without copying."""
         shape = self._shapes[layer]
         keys = self.keys[layer].view(self.num_slots, self.slot_len, shape.num_kv_heads, shape.key_dim)
         values = self.values[layer].view(self.num_slots, self.slot_len, shape.num_kv_heads, shape.value_dim)
@@ -141,8 +141,7 @@ class CopiedSlots:
     ) -> None:
         """Allocates the memory. On a CPU, the system commits a page when it is first written.
 
-        Args:
-            part_sizes: the elements per token of each part. A part is one layer's keys or values.
+        `part_sizes` are the elements per token of each part. A part is one layer's keys or values.
         """
         self.slot_len = slot_len
         self.num_kept_tokens = 0

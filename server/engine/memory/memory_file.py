@@ -66,7 +66,7 @@ class MemoryFile:
         self._mmap(0, len(self.pages), 0)
         self._max_mappings = _read_max_mappings() * _MAPPINGS_SHARE
         self._mapped: dict[int, list[MappedRange]] = {}
-        """Slot -> its mapped ranges. Only slots whose ranges have changed are in it."""
+        """Slot -> its mapped ranges. A slot that maps its own segment as a whole has no entry."""
         self.free(0, 0, slot_len)  # fails here if the system forbids it
 
     @property
@@ -80,7 +80,6 @@ class MemoryFile:
         return self.num_mappings + len(self._parts) * num_ranges <= self._max_mappings
 
     def ranges(self, slot: int) -> list[MappedRange]:
-        """The ranges that are mapped into a slot."""
         return self._mapped.get(slot, [MappedRange(slot, 0, self._slot_len)])
 
     def map(self, slot: int, ranges: list[MappedRange]) -> None:
@@ -120,7 +119,7 @@ class MemoryFile:
             check(result, "fallocate of the KV cache")
 
     def _places(self, slot: int, segment: int, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """For each part: the tokens' offsets in `pages` and in the file, and their number of bytes."""
+        """Yields for each part the tokens' offsets in `pages` and in the file, and their number of bytes."""
         for token_bytes, bytes_before in self._parts:
             part = self._num_slots * self._slot_len * bytes_before
             in_slot = part + (slot * self._slot_len + begin) * token_bytes

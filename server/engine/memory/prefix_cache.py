@@ -30,7 +30,7 @@ class CachedPrefix:
 
 @dataclass(frozen=True)
 class PrefixMatch:
-    """The beginning of a prompt that is cached."""
+    """The cached beginning of a prompt."""
 
     length: int
     source: Any
@@ -38,9 +38,9 @@ class PrefixMatch:
 
 
 class PrefixCache:
-    """Evicts the least recently used entry, if possible an entry that no running sequence holds.
+    """Evicts the least recently used entry, if possible an entry that running sequences do not use.
 
-    Used on the engine's thread.
+    Running sequences use an entry if they hold more than half of its tokens. One thread uses the cache.
     """
 
     def __init__(self, slots: Slots, *, max_tokens: int) -> None:
@@ -63,7 +63,7 @@ class PrefixCache:
         return length if length >= _MIN_TOKENS and sequence.can_reuse_prefix else 0
 
     def match(self, sequence: Sequence, running: Iterable[Sequence]) -> PrefixMatch | None:
-        """Finds the ended or running sequence that has the most first tokens in common with the sequence.
+        """Finds the ended or running sequence that shares the longest beginning with `sequence`.
 
         Only whole blocks match. The last token never matches, because its logits must be computed. The
         matching entry becomes the most recently used entry.
@@ -103,7 +103,7 @@ class PrefixCache:
         return not any(_have_same_prefix(token_ids, e.token_ids, len(token_ids)) for e in self._entries.values())
 
     def put(self, token_ids: TokenArray, kept: Any) -> None:
-        """Adds an ended sequence. Drops entries that the sequence continues."""
+        """Adds an ended sequence. Drops older entries that are a beginning of this sequence."""
         for entry_id, entry in list(self._entries.items()):
             if _have_same_prefix(token_ids, entry.token_ids, len(entry.token_ids)):
                 self._drop(entry_id)
@@ -111,7 +111,7 @@ class PrefixCache:
         self._next_id += 1
 
     def shrink_to(self, max_tokens: int) -> None:
-        """Drops entries until at most `max_tokens` remain, or the cache's own maximum if it is lower."""
+        """Drops entries until at most `max_tokens` remain, or the cache's own maximum if that is lower."""
         while self._entries and self.num_tokens > max(min(max_tokens, self._max_tokens), 0):
             self._drop(self._choose_evicted())
 

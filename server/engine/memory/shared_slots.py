@@ -1,7 +1,8 @@
 """Slots that share the memory of common prefixes. Records which segments a slot or the prefix cache holds.
 
-Each sequence writes into its own segment, behind the tokens that it shares. Memory that several slots map
-is never written, because a shared part ends on a block boundary. The rest of a common prefix is copied.
+Each sequence writes into its own segment of a memory file, behind the tokens that it shares. Memory that
+several slots map is never written, because a shared part ends on a block boundary. The rest of a common
+prefix is copied.
 """
 
 import math
@@ -42,12 +43,10 @@ class _Segment:
 
     @property
     def num_kept_tokens(self) -> int:
-        """The number of tokens that only the prefix cache holds."""
         return self.end - self.read_end
 
     @property
     def num_shared_tokens(self) -> int:
-        """The number of tokens that sharing saves: slots would hold so many more if they shared nothing."""
         return sum(end - self.begin for end in self.read_ends) - (self.read_end - self.begin)
 
 
@@ -65,8 +64,7 @@ class SharedSlots:
         self._held: dict[int, list[Reference]] = {}
         """Open slot -> the references that it holds, in the order of its tokens."""
         self._held_before: dict[int, list[Reference]] = {}
-        """Closed slot -> its last references. They stay mapped, because mapping 2000 tokens again costs 10
-        ms."""
+        """Closed slot -> its last references. They stay mapped: mapping 2000 tokens again costs 10 ms."""
         self._num_slots = num_slots
         self._free_segments = set(range(num_slots))
         self._num_segments = num_slots
@@ -136,7 +134,7 @@ class SharedSlots:
         return self._held[source] if isinstance(source, int) else source or []
 
     def _take_segment(self, slot: int) -> int:
-        """A free segment: if possible the last one mapped into the slot, or else segment number `slot`."""
+        """Returns a free segment: if possible the last one mapped into the slot, or else number `slot`."""
         present = [mapped.segment for mapped in self.memory.ranges(slot)[-1:]]
         number = next((n for n in (*present, slot) if n in self._free_segments), None)
         if number is None:
@@ -171,7 +169,7 @@ class SharedSlots:
 
 
 def _held_end(references: list[Reference]) -> int:
-    """The number of first tokens that references of slots or of the prefix cache still hold."""
+    """Returns how many first tokens of `references` are still held by a slot or by the prefix cache."""
     held = 0
     for segment, end in references:
         held = min(segment.end, end)
@@ -181,5 +179,5 @@ def _held_end(references: list[Reference]) -> int:
 
 
 def _cut(references: list[Reference], length: int) -> list[Reference]:
-    """The parts of the references that lie within the first `length` tokens."""
+    """Returns the parts of the references that lie within the first `length` tokens."""
     return [Reference(segment, min(end, length)) for segment, end in references if segment.begin < length]

@@ -21,12 +21,10 @@ PREFIX_SHARE = 0.25
 """The share of the KV cache's tokens that ended sequences may hold."""
 _GIB = 1 << 30
 _HIDDEN_COPIES = 12
-"""The rows of hidden size that a layer needs at once: residual, norms in float32, query, key, value,
-output."""
+"""Rows of hidden size that a layer needs at once: residual, float32 norms, query, key, value, output."""
 _MLP_COPIES = 4
 _LOGIT_BYTES = 32
-"""The bytes per sequence and vocabulary entry: logits, a float32 copy, weights, cumulative sums in
-float64."""
+"""Bytes per sequence and vocabulary entry: logits, a float32 copy, weights, float64 cumulative sums."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class CacheSize:
     num_slots: int
     slot_len: int
     num_tokens: int
-    """The most tokens held at once. May be below `num_slots * slot_len` if pages are committed on use."""
+    """The most tokens held at once, which may be below `num_slots * slot_len` (pages committed on use)."""
     num_bytes: int
 
 
@@ -53,7 +51,7 @@ NO_WORKING_MEMORY = WorkingMemory(0, 0)
 def estimate_working_memory(
     model_config: Any, *, num_tokens: int, num_sequences: int, dtype: torch.dtype
 ) -> WorkingMemory:
-    """The memory of a step of `num_tokens`. Each position of the prompt adds mask, keys and values."""
+    """Estimates a step's memory. Each position of the longest sequence adds mask, keys and values."""
     text = model_config.get_text_config(decoder=True)
     hidden = text.hidden_size
     inner = getattr(text, "intermediate_size", None)
@@ -78,8 +76,7 @@ def size_cache(  # noqa: PLR0913
 ) -> CacheSize:
     """Fits the cache into memory. Lowers the maximum length of sequences, unless the user has set it.
 
-    Args:
-        working: the memory that a GPU needs for the largest step.
+    `working` is the memory that a GPU needs for the largest step.
 
     Raises:
         EngineMemoryError: not even one sequence of the required length fits.
@@ -104,7 +101,7 @@ def size_cache(  # noqa: PLR0913
 
 
 def _held_bytes(bytes_per_token: int, config: EngineConfig, device: torch.device) -> int:
-    """Bytes per token. On a GPU they include a share of the prefix cache, which has memory of its own."""
+    """Returns the bytes per token. On a GPU, these include a share for the prefix cache's own memory."""
     if device.type == "cpu" or not config.enable_prefix_caching:
         return bytes_per_token
     return math.ceil(bytes_per_token * (1 + PREFIX_SHARE))

@@ -1,4 +1,4 @@
-"""The engine core for pooling models. A step batches, computes and reports, without KV cache or sampling."""
+"""The engine core for pooling models. A step computes one batch of prompts, without KV cache or sampling."""
 
 from collections.abc import Iterator
 from time import monotonic
@@ -19,7 +19,7 @@ from server.text.model_files.model_kind import ModelKind
 
 
 class PoolingCore(BaseCore):
-    """Pools prompts. Every method runs on the engine's thread."""
+    """Computes embeddings, scores or classes of prompts. Every method runs on the engine's thread."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class PoolingCore(BaseCore):
         defaults: PoolerConfig,
         preparation: Iterator[None],
     ) -> None:
-        """`defaults` apply if a request sets no value. The engine runs `preparation` while it is idle."""
+        """`defaults` are for values that requests do not set. The idle engine runs `preparation`."""
         self._head = head
         self._limits = limits
         self._prompt_limits = prompt_limits
@@ -67,7 +67,6 @@ class PoolingCore(BaseCore):
         return None
 
     def abort(self, request_ids: list[str]) -> None:
-        """Ends requests without further output."""
         aborted = set(request_ids)
         self._waiting = [sequence for sequence in self._waiting if sequence.request_id not in aborted]
 

@@ -21,7 +21,7 @@ class PoolingSequence:
     token_ids: list[int]
     params: PoolingParams
     token_type_ids: list[int] | None = None
-    """For each token, the number of its text in a pair of texts. None for a single text."""
+    """For each token of a pair of texts, the number of its text. None for a single text."""
     arrival_s: float = field(default_factory=monotonic)
 
     @property
@@ -35,11 +35,11 @@ class BatchLimits:
 
     max_num_seqs: int
     max_num_batched_tokens: int
-    """Includes padding. A single sequence may exceed this limit."""
+    """The most tokens in a batch, including padding. A single sequence may exceed this limit."""
 
 
 def choose_batch(waiting: list[PoolingSequence], limits: BatchLimits) -> list[PoolingSequence]:
-    """Chooses the sequence that has waited longest, and the sequences with the most similar lengths.
+    """Chooses the sequence that has waited longest, and sequences whose lengths are closest to its length.
 
     A batch is padded to its longest sequence, so similar lengths need the least padding. The oldest
     sequence is always chosen, so that no sequence waits for ever.
@@ -70,12 +70,12 @@ class HiddenStates(NamedTuple):
     """The number of tokens of each sequence."""
 
     def of(self, index: int) -> torch.Tensor:
-        """The rows of one sequence's tokens."""
+        """Returns the rows of one sequence's tokens."""
         return self.states[index, : int(self.lengths[index])]
 
 
 class Encoder:
-    """A transformers model, with or without a head, as a function of a batch."""
+    """Calls a transformers model, with or without a head, for a batch of sequences."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -85,13 +85,13 @@ class Encoder:
         self._options: dict[str, Any] = {"use_cache": False} if "use_cache" in self._parameters else {}
 
     def hidden_states(self, sequences: Seq[PoolingSequence]) -> HiddenStates:
-        """The output of the last layer."""
+        """Returns the output of the last layer."""
         lengths = torch.tensor([sequence.num_tokens for sequence in sequences])
         output = self.model(**self._inputs(sequences, lengths))
         return HiddenStates(output.last_hidden_state, lengths)
 
     def logits(self, sequences: Seq[PoolingSequence]) -> torch.Tensor:
-        """The output of the model's own head."""
+        """Returns the output of the model's own head."""
         lengths = torch.tensor([sequence.num_tokens for sequence in sequences])
         logits: torch.Tensor = self.model(**self._inputs(sequences, lengths)).logits
         return logits

@@ -1,6 +1,6 @@
 """Heads of pooling models compute embeddings, scores and classes from hidden states.
 
-They compute in float32, whatever type the transformer has, as in vLLM.
+As in vLLM, heads compute in float32, whatever data type the transformer has.
 """
 
 from collections.abc import Iterable
@@ -21,10 +21,10 @@ class PoolingHead(Protocol):
 
     @property
     def tasks(self) -> tuple[PoolingTask, ...]:
-        """The supported tasks, the default first."""
+        """The supported tasks, the default task first."""
 
     def pool(self, sequences: Seq[PoolingSequence]) -> list[Tensor]:
-        """One float32 tensor per sequence: a vector, or one row per token if the task is about tokens."""
+        """Returns a float32 tensor per sequence: a vector, or a row per token if the task is about tokens."""
 
 
 class EmbeddingHead:
@@ -100,7 +100,7 @@ class LinearClassifierHead:
 
 
 def _activated(logits: Iterable[Tensor], sequences: Seq[PoolingSequence], activation: Activation) -> list[Tensor]:
-    """Applies the activation to the logits of sequences whose parameters ask for it."""
+    """Applies the activation to the logits of sequences whose parameters have `use_activation`."""
     pairs = zip(logits, sequences, strict=True)
     return [activation(rows) if sequence.params.use_activation else rows for rows, sequence in pairs]
 

@@ -43,7 +43,7 @@ _POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta
 
 
 class PoolingModel(NamedTuple):
-    """A loaded model, with the data that engine core and API process need about it."""
+    """A loaded model, with the data about the model that the engine core and the API process need."""
 
     encoder: Encoder
     head: PoolingHead
@@ -53,11 +53,10 @@ class PoolingModel(NamedTuple):
 
 
 def load_pooling_model(files: ModelFiles, config: EngineConfig, kind: ModelKind) -> PoolingModel:
-    """Loads the model in evaluation mode.
+    """Loads the model in evaluation mode. The message of an error has one line.
 
     Raises:
-        EngineStartError: the folder has a fault, or the model does not support a setting. The message has
-        one line.
+        EngineStartError: the folder has a fault, or the model does not support a setting.
     """
     model_config = load_config(files.path, config)
     loader = _Loader(files, config, model_config)
@@ -153,7 +152,7 @@ class _Loader:
         return self._linear_head(model.score.weight)
 
     def _load_token_classifier(self, tokens: Seq[str]) -> PoolingHead:
-        """Makes a classifier of a language model that answers with a word, such as Qwen3-Reranker's yes."""
+        """Makes a classifier from a language model that answers with a word, such as yes (Qwen3-Reranker)."""
         self.uses_sep_token = bool(getattr(self._model_config, "use_sep_token", False))
         model = self._load(AutoModelForCausalLM).model
         rows = model.get_output_embeddings().weight[_token_ids(tokens, self._files.tokenizer_path)].float()
@@ -178,7 +177,7 @@ class _Loader:
         return Encoder(load_weights(auto_class, self._path, self._config, self._model_config, **options))
 
     def _sequence_type(self, sentence: SentenceFiles) -> SeqPoolingType:
-        """The user's setting, or else the setting in sentence-transformers' files, or else a default."""
+        """Returns the user's setting, or else that of sentence-transformers' files, or else a default."""
         given = self._config.pooler.sequence_type
         if given is not None:
             return given
@@ -216,7 +215,7 @@ def _choose_task(head: PoolingHead, pooler: PoolerConfig, path: Path) -> Pooling
 def _max_model_len(
     files: ModelFiles, config: EngineConfig, model_config: PreTrainedConfig, sentence: SentenceFiles
 ) -> int:
-    """The longest prompt that the model's positions, the tokenizer and sentence-transformers' files allow."""
+    """The user's limit, or else the smallest one of model, tokenizer and sentence-transformers' files."""
     own = own_max_model_len(model_config) or DEFAULT_MAX_MODEL_LEN
     if model_config.model_type in _POSITIONS_BEHIND_PADDING:
         own -= (model_config.pad_token_id or 0) + 1
@@ -245,7 +244,7 @@ def _token_ids(tokens: Seq[str], path: Path) -> list[int]:
 
 
 def _class_of(auto_class: Any, model_config: PreTrainedConfig) -> type | None:
-    """The class that an auto class selects. None if the model's own code defines it."""
+    """Returns the class that an auto class selects, or None if the model's own code defines the class."""
     try:
         found = auto_class._model_mapping[type(model_config)]
     except KeyError:

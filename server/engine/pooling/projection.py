@@ -15,7 +15,7 @@ from base.json_depth import read_json
 from server.engine.model_loading import describe_error
 
 Activation = Callable[[Tensor], Tensor]
-"""A function of logits. The logits' last dimension are the classes."""
+"""A function of logits. The last dimension of the logits has one entry per class."""
 _PREFIX = "torch.nn.modules."
 
 
@@ -24,12 +24,12 @@ def _identity(logits: Tensor) -> Tensor:
 
 
 def _probabilities(logits: Tensor) -> Tensor:
-    """Probabilities of the classes in the last dimension. For a single class, the sigmoid of its logit."""
+    """Returns the classes' probabilities in the last dimension: softmax, or sigmoid for a single class."""
     return logits.sigmoid() if logits.shape[-1] < 2 else logits.softmax(-1)
 
 
 def classifier_activation(config: Any) -> Activation:
-    """The function that `problem_type` or sentence-transformers' entries name. The default is probabilities.
+    """Returns the function that `problem_type` or sentence-transformers' entries name, or `_probabilities`.
 
     Raises:
         EngineStartError: the configuration names a function that torch lacks.
@@ -47,7 +47,7 @@ def classifier_activation(config: Any) -> Activation:
 
 
 def _named_activation(path: str) -> Activation:
-    """The activation of torch with this full name, such as `torch.nn.modules.activation.Tanh`.
+    """Returns torch's activation with this full name, such as `torch.nn.modules.activation.Tanh`.
 
     Raises:
         EngineStartError: torch has no such activation, or the name is outside torch's activation modules.
@@ -100,7 +100,7 @@ def load_dense(folders: Seq[Path], device: torch.device) -> Projection | None:
 
 
 def load_colbert(folder: Path, device: torch.device) -> Projection:
-    """Loads the layer `linear` from the folder's weights.
+    """Loads ColBERT's layer `linear` from the folder's weights.
 
     Raises:
         EngineStartError: the weights have no such layer.
@@ -123,7 +123,7 @@ def _load_layer(folder: Path, device: torch.device) -> _Layer:
 
 
 def _read_tensors(folder: Path, names: Seq[str]) -> dict[str, Tensor]:
-    """Reads the tensors with these names, as far as the folder's files contain them."""
+    """Returns the tensors with these names that the folder's files contain."""
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:

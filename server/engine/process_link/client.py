@@ -1,4 +1,4 @@
-"""The API process's end of the connection. Sends requests, receives tokens, and detects the engine's end."""
+"""The engine's client in the API process. Sends requests, receives tokens, and detects the engine's death."""
 
 import asyncio
 import logging
@@ -36,16 +36,14 @@ from server.terms.types import EngineInfo, EngineOutput, EnginePrompt, EngineSta
 logger = logging.getLogger(__name__)
 
 _TOKENS_PER_TURN = 1 << 15
-"""Tokens of prompts per turn of the event loop. Converting so many tokens to bytes takes half a
-millisecond."""
+"""The most prompt tokens to convert to bytes in one turn of the event loop, in half a millisecond."""
 _OUTPUTS_PER_TURN = 16
-"""Outputs of one request per turn of the event loop. Each output is detokenized, recorded and sent in 0.1
-ms."""
+"""The most outputs of a request in one turn of the event loop. Handling each output takes 0.1 ms."""
 
 
 @dataclass(eq=False)
 class _Stream:
-    """The stream of outputs of one request's sequences."""
+    """The outputs of one request's sequences."""
 
     running: dict[str, None]
     """The ids of the sequences that have not ended, in their order."""
@@ -73,18 +71,18 @@ class EngineClient:
         self._loaded: asyncio.Future[EngineInfo] | None = None
         self._closing = False
         self.dead = asyncio.Event()
-        """Set when the engine has ended unexpectedly, or counts as dead."""
+        """Set once the engine has ended unexpectedly, or `give_up` has been called."""
         self.error: str | None = None
         """Why the engine is dead. None while it is alive."""
         self.ended_silently = False
         """Whether the connection has closed without a report of an error."""
         self.has_received = False
-        """Each message of the engine sets this to True. The watchdog resets it."""
+        """Set to True by each message of the engine, and to False by the watchdog."""
         self.stats = EngineStats()
 
     @property
     def info(self) -> EngineInfo:
-        """The data that the engine has sent after it loaded the model."""
+        """The data that the engine sent when the model was loaded. Raises EngineStartError before that."""
         if self._loaded is not None and self._loaded.done():
             return self._loaded.result()
         raise EngineStartError("the engine is still starting")
@@ -119,7 +117,7 @@ class EngineClient:
             ) from err
 
     def subscribe_stats(self, callback: Callable[[EngineStats], None]) -> None:
-        """Calls `callback` with the engine's state after each of its steps."""
+        """Calls `callback` with the engine's figures after each of the engine's steps."""
         self._subscribers.append(callback)
 
     def generate(
@@ -176,7 +174,7 @@ class EngineClient:
         self._send(UnloadAdapter(next(self._command_ids), adapter_id))
 
     async def reset_prefix_cache(self, *, interrupts: bool) -> bool:
-        """Empties the prefix cache. Returns False if requests run, unless `interrupts` is True.
+        """Empties the prefix cache, or returns False if requests run and `interrupts` is false.
 
         Raises:
             EngineDeadError: the engine was dead or died meanwhile.
@@ -245,9 +243,9 @@ class EngineClient:
                 self._send(Abort(list(stream.running)))
 
     async def _send_request(self, message: Generate | Pool) -> None:
-        """Sends a request, and waits until most of it is written, which may take several turns of the loop.
+        """Sends a request in several turns of the event loop, and waits until most of it is written.
 
-        `_read_all` reports a closed connection.
+        A closed connection raises no error here, because `_read_all` reports it.
         """
         parts: list[memoryview] = []
         if isinstance(message, Generate):
@@ -328,7 +326,7 @@ class EngineClient:
 
 
 def detach(prompt: Prompt) -> tuple[Prompt, list[memoryview]]:
-    """Splits a prompt into a prompt without arrays for the message, and the arrays, which are not copied."""
+    """Returns a prompt without tokens and tensors, and the bytes of these. Does not copy the tensors."""
     parts = [memoryview(array("q", prompt.token_ids)).cast("B")]
 
     def take(tensor: TensorData) -> TensorData:

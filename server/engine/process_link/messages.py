@@ -1,6 +1,6 @@
 """Messages between API process and engine process. They are MessagePack, in frames on a stream socket.
 
-A frame has four bytes of length (little endian), then a tagged struct of msgspec.
+A frame has the message's length in four bytes (little endian), then a tagged struct of msgspec.
 """
 
 import struct
@@ -48,7 +48,7 @@ class Pool(msgspec.Struct, frozen=True, array_like=True, tag="pool"):
     request_id: str
     prompt_token_ids: list[int]
     token_type_ids: list[int] | None
-    """For each token, the number of its text in a pair of texts. None for a single text."""
+    """For each token of a pair of texts, the number of its text. None for a single text."""
     params: PoolingParams
 
 
@@ -71,7 +71,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
-    """From the engine after every step."""
+    """From the engine, after every step: the step's outputs, and the engine's figures."""
 
     outputs: list[EngineOutput]
     stats: EngineStats

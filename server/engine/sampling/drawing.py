@@ -14,16 +14,16 @@ import torch
 from server.terms.types import SamplingParams
 
 _NUM_BEST = 256
-"""How many of the most likely tokens top-p considers first. Most rows need no more."""
+"""Top-p first considers this many of the most likely tokens. Most rows need no more."""
 _NUM_TIES = 64
-"""How many tokens after the k-th are considered. Many bfloat16 logits are equal, and top-k keeps all tokens
-that are as likely as the k-th."""
+"""How many tokens after the k-th are considered first. Many bfloat16 logits are equal, and top-k keeps all
+tokens that are as likely as the k-th."""
 _GROWTH = 16
 _SEED_BITS = 0xFFFFFFFFFFFFFFFF
 
 
 def new_generator(device: torch.device, seed: int) -> torch.Generator:
-    """A generator of uniform random numbers. Any integer is a valid seed."""
+    """Returns a generator of uniform random numbers. Any integer is a valid seed."""
     # torch needs this module to create generators. With lean imports, torch does not import it itself.
     import torch._prims.rng_prims  # noqa: PLC0415
 
@@ -66,7 +66,7 @@ class _Draws:
     weights: torch.Tensor
     """The probability relative to the most likely token, or 0 below min-p. Shape [rows, vocab]."""
     top_k: torch.Tensor
-    """The number of tokens to keep. The size of the vocabulary if there is no limit."""
+    """The number of tokens that top-k keeps: the vocabulary's size if there is no limit."""
     top_p: torch.Tensor
     uniform: torch.Tensor
 
@@ -103,8 +103,8 @@ def _draw_from_all(draws: _Draws) -> torch.Tensor:
 def _draw_from_best(draws: _Draws, num_best: int) -> _Drawn:
     """Draws from the tokens that top-k and top-p keep, if these are among the `num_best` most likely.
 
-    Top-k keeps every token that is at least as likely as the k-th token. Then top-p keeps the smallest set
-    of the most likely of these tokens whose share reaches top-p (arXiv 1904.09751).
+    Top-k keeps every token that is at least as likely as the k-th token. From these tokens, top-p keeps as
+    few as possible, the most likely first, so that their share reaches top-p (arXiv 1904.09751).
     """
     values, indices = torch.topk(draws.weights, num_best)
     last = values[:, -1]
@@ -123,7 +123,7 @@ def _draw_from_best(draws: _Draws, num_best: int) -> _Drawn:
 
 
 def _pick(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The first position whose cumulative weight is above the uniform number times the total."""
+    """Returns the first position whose cumulative weight exceeds the uniform number times the total."""
     return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 

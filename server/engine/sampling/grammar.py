@@ -12,13 +12,11 @@ from server.terms.types import GuidedDecoding
 _ANY_OBJECT = {"type": "object"}
 
 _MOST_KEPT_CHARS = 1 << 20
-"""The most characters of unused grammars that are kept. A compiled grammar takes at most 40 bytes per
-character."""
+"""Unused grammars are kept up to so many characters. Compiled, a character takes at most 40 bytes."""
 _LEAST_CHARS = 1 << 12
 """Shorter grammars count as if they had so many characters."""
 _LIMITS = LLParserLimits(verbose_errors=False)
-"""llguidance's default limits. With them, a mask takes at most 15 ms. A sequence that exceeds a limit
-fails."""
+"""llguidance's default limits, with which a mask takes at most 15 ms. Sequences beyond a limit fail."""
 
 
 class GrammarError(ValueError):
@@ -79,10 +77,10 @@ class Grammar:
 
 
 class GrammarCompiler:
-    """Used on the engine's thread. `load_tokenizer` is called on a thread of the executor."""
+    """Compiles grammars on an executor, without holding the GIL. Its methods run on the engine's thread."""
 
     def __init__(self, executor: Executor, load_tokenizer: Callable[[], LLTokenizer], wake: Callable[[], None]) -> None:
-        """Calls `wake` on any thread when a grammar is ready. llguidance compiles without holding the GIL."""
+        """`load_tokenizer` runs on the executor. `wake` runs on any thread when a grammar is ready."""
         self._executor = executor
         self._load_tokenizer = load_tokenizer
         self._wake = wake
@@ -101,7 +99,7 @@ class GrammarCompiler:
         return grammar
 
     def release(self, grammar: Grammar) -> None:
-        """Ends a use. If there are no other users, cancels a compilation that has not begun."""
+        """Ends one use of a grammar. After the last one, cancels the compilation if it has not begun."""
         grammar.num_users -= 1
         if grammar.num_users:
             return

@@ -1,4 +1,4 @@
-"""Tracks grammar and reasoning of each constrained sequence, and masks tokens that may not come next."""
+"""Tracks grammar and reasoning of each constrained sequence, and masks tokens that must not come next."""
 
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -16,7 +16,7 @@ from server.terms.types import UNUSABLE_GRAMMAR
 from server.text.model_files.tokenizer_files import find_mistral_file
 
 _MOST_COPIED_CHARS = 1 << 26
-"""The most characters of all sequences' copies of grammars. Further sequences wait."""
+"""The most characters in all sequences' copies of grammars together. Further sequences wait."""
 
 
 class GuidedDecodingError(Exception):
@@ -24,7 +24,7 @@ class GuidedDecodingError(Exception):
 
 
 class GuidedStates:
-    """The grammars of an engine's sequences. Loads the tokenizer only at the first constrained request."""
+    """The grammars of an engine's sequences. Loads the tokenizer only when a first request needs it."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class GuidedStates:
         executor: Executor,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
-        """The executor compiles grammars. `wake` is called after each, because a sequence may be ready."""
+        """The executor compiles grammars. After each one, `wake` is called: a sequence may be ready."""
         self._tokenizer_path = tokenizer_path
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
@@ -82,7 +82,7 @@ class GuidedStates:
         sequence.has_grammar_copy = True
 
     def mask(self, sequence: Sequence, row: torch.Tensor) -> None:
-        """Sets the logits of tokens that may not come next to minus infinity, in place."""
+        """Sets the logits of tokens that must not come next to minus infinity, in place."""
         if self._waits(sequence):
             return
         matcher = self._matcher(sequence)
@@ -132,7 +132,7 @@ class GuidedStates:
         return sequence.reasoning is not None and sequence.reasoning.delays_grammar
 
     def _begin(self, matcher: LLMatcher, end: FoundMarker) -> None:
-        """Consumes the beginning of the answer, if the token that ends the reasoning contains it.
+        """Advances the grammar by the beginning of the answer, if the reasoning's last token contains any.
 
         Ignores a beginning that the grammar does not allow, such as line breaks before the grammar's text.
         """

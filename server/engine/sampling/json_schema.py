@@ -8,7 +8,7 @@ from typing import Any
 Schema = dict[str, Any]
 
 SCHEMA_OPTIONS = {"coerce_one_of": True}
-"""Options of llguidance. With them, `oneOf` with overlapping branches is read as `anyOf`."""
+"""Options of llguidance that make it read `oneOf` with overlapping branches as `anyOf`."""
 
 _MAPS = frozenset(["properties", "patternProperties", "$defs", "definitions"])
 _INSTANCES = frozenset(["enum", "const", "default", "examples"])
@@ -22,7 +22,7 @@ _IGNORED = ("not", "if", "then", "else", "dependentRequired", "dependentSchemas"
 _ESCAPE = r"\\(?:u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|c[A-Za-z]|.)"
 _OUTSIDE = re.compile(_ESCAPE + r"|\[\^?\]?|.", re.DOTALL)
 _INSIDE = re.compile(_ESCAPE + r"|\[:\^?[a-z]{1,8}:\]|--|.", re.DOTALL)
-"""The tokens of an expression outside and inside of a character class."""
+"""`_OUTSIDE` and `_INSIDE` match one token of an expression, outside or inside of a character class."""
 _CLASSES = {
     "d": "[0-9]",
     "D": "[^0-9]",
@@ -38,7 +38,7 @@ _EMPTY = "(?:)"
 
 
 def prepare_schema(text: str) -> str:
-    """Returns the schema with all objects and tuples closed, except where the schema allows further members.
+    """Closes a schema's objects and tuples (no unlisted members), unless the schema allows such members.
 
     If several schemas describe one object (`allOf`, or branches beside `properties`), all objects stay
     open, because a closed object would exclude the members that the other schemas describe.
@@ -97,7 +97,7 @@ def _prepare(node: Schema, *, is_closed: bool) -> None:
 
 
 def _restrict_names(node: Schema) -> None:
-    """Replaces `propertyNames` with a pattern or list by `patternProperties`, which llguidance supports."""
+    """Turns `propertyNames` with a pattern or list into `patternProperties`, which llguidance supports."""
     names = node.get("propertyNames")
     if not isinstance(names, dict) or "properties" in node or "patternProperties" in node:
         return
@@ -123,9 +123,7 @@ def _close(node: Schema, listed: tuple[str, ...], others: str, unevaluated: str,
 def translate_regex(pattern: str, *, is_whole: bool = True) -> str:
     """Translates an expression for llguidance.
 
-    Args:
-        pattern: the request's expression.
-        is_whole: whether the expression describes a whole text. A JSON schema's pattern may match anywhere.
+    `is_whole`: whether the expression describes a whole text. A JSON schema's pattern may match anywhere.
     """
     parts: list[str] = []
     position, is_in_class = 0, False

@@ -32,7 +32,7 @@ class ReasoningState:
         self._num_forced: int | None = None
         """How many tokens of the forced end are in the output. None while no end is forced."""
         self.delays_grammar = rules.delays_grammar
-        """Whether the grammar does not apply to the next token."""
+        """Whether the grammar does not apply to the next token yet."""
         self._is_undecided = rules.is_optional
         self._check_budget()
 
@@ -43,13 +43,13 @@ class ReasoningState:
 
     @property
     def optional_starts(self) -> list[int]:
-        """Tokens that begin reasoning, which may follow although the grammar excludes them."""
+        """Tokens that may begin reasoning now, although the grammar excludes them."""
         if not self._is_undecided:
             return []
         return [marker.token_id for marker in self._rules.starts if marker.token_id is not None]
 
     def advance(self, token_id: int) -> FoundMarker | None:
-        """Adds the output's next token. Returns the marker if the token ends the reasoning."""
+        """Adds the output's next token. If this token ends the reasoning, returns the completed marker."""
         end, start = self._ends.add(token_id), self._starts.add(token_id)
         if end is not None:
             self._is_open = self.delays_grammar = False
@@ -76,7 +76,7 @@ class ReasoningState:
 
 
 class MarkerFinder:
-    """Finds markers in the output. Compares ids if a marker has a token of its own, or else texts."""
+    """Finds markers in the output, by token id if a marker has its own token, or else by its text."""
 
     def __init__(self, markers: Sequence[ReasoningMarker], token_bytes: TokenBytes | None) -> None:
         self._token_bytes = token_bytes

@@ -31,8 +31,7 @@ class Sampled(NamedTuple):
     token_id: int
     logprob: TokenLogprob | None
     error: str | None = None
-    """Why the sequence cannot continue: its grammar has failed, or no token is allowed. None if it can
-    continue."""
+    """Why the sequence cannot continue: its grammar failed, or no token is allowed. None if it continues."""
 
     @property
     def is_request_fault(self) -> bool:
@@ -44,7 +43,7 @@ class Ending(NamedTuple):
     """Whether a sequence ends with its new token, and why."""
 
     reason: FinishReason | None = None
-    """None if the sequence continues."""
+    """Why the sequence ends. None if it continues."""
     stop_token_id: int | None = None
     """The new token, if it has ended the sequence."""
     error: str | None = None
@@ -96,7 +95,7 @@ class Sampler:
         return [Sampled(s, token_ids[i], logprobs.get(i), errors.get(i)) for i, s in enumerate(sequences)]
 
     def find_end(self, sequence: Sequence, token_id: int) -> Ending:
-        """Advances grammar and reasoning by the new token. Returns whether the sequence ends with it."""
+        """Advances grammar and reasoning by the new token. Returns whether this token ends the sequence."""
         params = sequence.params
         is_eos = token_id in self._eos_token_ids and not params.ignore_eos
         if is_eos or token_id in params.stop_token_ids:
@@ -155,7 +154,7 @@ class Sampler:
         return token_ids
 
     def _uniform(self, sequences: list[Sequence]) -> torch.Tensor:
-        """One uniform number per sequence. A request with a seed has its own generator."""
+        """Returns one uniform number per sequence. A request with a seed has its own generator."""
         uniform = torch.rand(len(sequences), dtype=torch.float64, device=self._device, generator=self._generator)
         for i, sequence in enumerate(sequences):
             if sequence.params.seed is not None:
@@ -166,7 +165,7 @@ class Sampler:
 
 
 def _argmax(logits: torch.Tensor) -> torch.Tensor:
-    """The first maximum of each row, or the first NaN. On a CPU, numpy is 13 times as fast as torch."""
+    """Returns each row's index of the first maximum or NaN. On a CPU, numpy is 13 times as fast as torch."""
     return torch.from_numpy(logits.numpy().argmax(axis=-1)) if logits.device.type == "cpu" else logits.argmax(dim=-1)
 
 
@@ -234,7 +233,7 @@ def _count_tokens(sequence: Sequence) -> _TokenCounts:
 
 
 _MAX_ROWS = 64
-"""The rows computed at once. All rows of a prompt would take gigabytes with a large vocabulary."""
+"""The most rows computed at once. All rows of a prompt would take gigabytes with a large vocabulary."""
 _LEAST = -9999.0
 """The log-probability that vLLM and OpenAI report for an impossible token, because JSON has no infinity."""
 
@@ -242,10 +241,7 @@ _LEAST = -9999.0
 def add_prompt_logprobs(chunk: Chunk, logits: torch.Tensor) -> None:
     """Adds, for each token of a chunk, the log-probability of the prompt token after it.
 
-    The first token of a prompt has no log-probability.
-
-    Args:
-        logits: the logits of all tokens of the chunk.
+    `logits` are those of all tokens of the chunk. A prompt's first token has no log-probability.
     """
     sequence, wanted = chunk.sequence, chunk.sequence.params.prompt_logprobs or 0
     following = sequence.token_ids[chunk.begin + 1 : min(chunk.end + 1, sequence.num_prompt_tokens)]
@@ -255,7 +251,7 @@ def add_prompt_logprobs(chunk: Chunk, logits: torch.Tensor) -> None:
 
 
 def describe(logits: torch.Tensor, token_ids: Seq[int], nums_top: Seq[int]) -> list[TokenLogprob]:
-    """The log-probabilities of one token in each row, and of the row's most likely tokens.
+    """Returns log-probabilities of one token in each row, and of the row's most likely tokens.
 
     Args:
         logits: shape [rows, vocab].

@@ -1,4 +1,4 @@
-"""The POST routes. Requests are JSON, and answers JSON or events. A disconnect cancels the request."""
+"""POST routes, which take JSON and answer with JSON or events. A disconnect cancels the request."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
@@ -40,7 +40,7 @@ _LARGE_BODY_BYTES = 32 << 10
 
 @dataclass(frozen=True, kw_only=True)
 class AppParts(Inference):
-    """The objects of one server that routes use. Tests replace some of them by fakes."""
+    """The objects of one server that routes use. Tests replace some of them with fakes."""
 
     lifecycle: Lifecycle
     start: StartView
@@ -57,7 +57,7 @@ class AppParts(Inference):
         return Availability(self.lifecycle, self.start)
 
     def max_body_bytes(self, *, takes_embeds: bool) -> int:
-        """The limit for bodies. How much `prompt_embeds` may add to the limit depends on the model."""
+        """The size limit of bodies. The model determines how much `prompt_embeds` may add to the limit."""
         embeds = self.renderer.prompts.embeds_limits if takes_embeds else None
         return self.admission.limits.max_body_bytes + (0 if embeds is None else embeds.max_base64_chars)
 
@@ -233,7 +233,7 @@ def _too_large(max_bytes: int, announced: str = "") -> RequestError:
 
 
 def read_header(scope: Scope, name: bytes) -> str | None:
-    """The value of a request header. `name` is in lower case."""
+    """Returns the value of a request header. `name` is in lower case."""
     for key, value in scope["headers"]:
         if key == name:
             return str(value.decode("latin-1"))
@@ -241,6 +241,6 @@ def read_header(scope: Scope, name: bytes) -> str | None:
 
 
 def read_request_id(scope: Scope) -> str | None:
-    """The client's X-Request-Id. None if it is missing or unfit for logs, headers and bodies."""
+    """Returns the client's X-Request-Id, or None if it is missing or unfit for logs, headers and bodies."""
     given = read_header(scope, b"x-request-id")
     return given if given is not None and is_valid(given) else None

@@ -45,7 +45,7 @@ class HealthEndpoint:
 
 
 class InfoEndpoints:
-    """Routes that answer in every state of the lifecycle. Routes for models and caches need the engine."""
+    """Routes with data about server and models. Only those for models and caches need a running engine."""
 
     def __init__(self, parts: AppParts) -> None:
         self._parts = parts
@@ -100,7 +100,7 @@ class InfoEndpoints:
 
 
 class ResponseEndpoints:
-    """Returns, streams, cancels and deletes kept responses. Needs no engine."""
+    """Returns, streams, cancels and deletes kept responses, without the engine."""
 
     def __init__(self, serving: ResponsesServing) -> None:
         self._serving = serving
@@ -134,12 +134,12 @@ class ResponseEndpoints:
 
 
 def json_response(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A response with a JSON body."""
+    """Builds a response with a JSON body."""
     return Response(msgspec.json.encode(body), status, headers, "application/json")
 
 
 def _read_boolean(request: Request, name: str) -> bool:
-    """A boolean parameter of the query, false by default. Raises RequestError."""
+    """Returns a boolean parameter of the query, false by default. Raises RequestError."""
     given = request.query_params.get(name, "false")
     if (value := _BOOLEANS.get(given.lower())) is None:
         raise _invalid_parameter(name, "true or false", given)
@@ -155,7 +155,6 @@ def _read_number(request: Request, name: str) -> int | None:
 
 
 def _invalid_parameter(name: str, expected: str, given: str) -> RequestError:
-    """The rejection of a parameter of the query."""
     return RequestError(f"Invalid value for `{name}`: expected {expected}, got {given[:_MAX_SHOWN]!r}.", param=name)
 
 
@@ -163,7 +162,7 @@ _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class StatusEndpoints:
-    """Routes that answer in every state. Their only computation is the loop lag's quantiles (0.5 ms)."""
+    """Routes of the status page, for every state. They compute only the loop lag's quantiles, in 0.5 ms."""
 
     def __init__(self, parts: AppParts) -> None:
         self._parts = parts
@@ -222,7 +221,7 @@ class StatusEndpoints:
 
 
 def _resident_bytes(pid: int | None) -> int | None:
-    """The resident memory of a process in bytes. None if the system does not report it."""
+    """Returns the resident memory of a process in bytes, or None if the system does not report it."""
     if pid is None:
         return None
     try:

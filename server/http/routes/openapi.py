@@ -16,7 +16,7 @@ _QUERIES = {
     "/v1/responses/{response_id}": {"stream": "boolean", "starting_after": "integer"},
     "/v1/responses/{response_id}/input_items": {"after": "string", "limit": "integer", "order": "string"},
 }
-"""Path -> the types of the query parameters of its GET route, by name."""
+"""Path of a GET route -> its query parameters, by name, with their types."""
 
 
 def build_openapi(routes: Sequence[BaseRoute], version: str) -> dict[str, Any]:

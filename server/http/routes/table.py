@@ -39,7 +39,7 @@ from server.terms.http_body.response_body import ANTHROPIC, OPENAI, FailureForma
 
 
 def build_routes(parts: AppParts) -> list[Route]:
-    """All routes."""
+    """Builds all routes of a server."""
     return [
         *(_adapter_routes(parts) if parts.config.allow_runtime_lora_updating else ()),
         *_text_routes(parts),
@@ -57,7 +57,7 @@ def _post(  # noqa: PLR0913 - what differs between routes
     takes_embeds: bool = False,
     failures: FailureFormat = OPENAI,
 ) -> Route:
-    """A route that decodes JSON into `model` and passes it to `handle`."""
+    """Builds a route that decodes JSON into `model` and passes the result to `handle`."""
     endpoint = JsonEndpoint(parts, model, handle, takes_embeds=takes_embeds, failures=failures)
     return Route(path, endpoint, methods=["POST"])
 

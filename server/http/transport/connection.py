@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 connection, with limits for the amount and speed of what a client sends and reads.
+"""uvicorn's HTTP/1.1 connection, with limits for the size and speed of requests and responses.
 
 The same limits apply to probes, except that the limit of connections does not reject probes.
 """
@@ -37,9 +37,7 @@ _MAX_PIPELINED = 32
 _UPGRADE_HEADERS = (b"connection", b"upgrade", b"http2-settings")
 _TOO_MANY_PIPELINED = Rejection(400, f"More than {_MAX_PIPELINED} requests wait on this connection.")
 """Only the log shows this error, because the connection ends after the responses to the waiting requests.
-
-The client may send the remaining requests on a new connection.
-"""
+The client may send the remaining requests on a new connection."""
 _MALFORMED = Rejection(400, "The request is not valid HTTP/1.1.")
 _ENCODED = Rejection(400, "The request has a Transfer-Encoding other than 'chunked': send the body as it is.")
 
@@ -197,7 +195,6 @@ class BoundedConnection(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def evict(self) -> bool:
-        """Closes the connection immediately. Returns False if bytes of the last response are unsent."""
         if self._transport.num_unsent_bytes:
             return False
         self._ignores_input = True
@@ -233,7 +230,7 @@ class BoundedConnection(HttpToolsProtocol):
             cycle.body = bytearray(cycle.body)  # the application has not taken the earlier piece
 
     def _find_head_error(self) -> Rejection | None:
-        """Why a request with complete headers must be rejected. None if the request is accepted."""
+        """Returns why a request with complete headers must be rejected, or None if it is accepted."""
         if self._watch.may_exceed_head_limit(self._num_piece_bytes):
             num_bytes = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
             if num_bytes > self._limits.max_head_bytes:
@@ -254,10 +251,7 @@ class BoundedConnection(HttpToolsProtocol):
         return None
 
     def _drop(self, num_bytes: int) -> None:
-        """Drops a part of a body that is no longer read, because its response is complete.
-
-        Closes the connection if the client sends too much.
-        """
+        """Drops body bytes that follow the complete response. If they are many, closes the connection."""
         self._num_dropped_bytes += num_bytes
         if self._num_dropped_bytes > self._limits.max_body_bytes:
             self._close()

@@ -9,10 +9,10 @@ from typing import Protocol
 logger = logging.getLogger(__name__)
 
 _OTHER_FILES = 256
-"""Descriptors reserved for other files. An idle server has about 20 of them, and more under load (media,
-templates, logs)."""
+"""The descriptors reserved for other files. An idle server has about 20 such files, and more under load
+(media, templates, logs)."""
 _LEAST_OTHER_FILES = 64
-"""If the limit of files is low, a quarter of the descriptors is reserved instead, but at least so many."""
+"""With a low limit of files, a quarter of the descriptors is reserved instead, but at least this many."""
 _MAX_ASKED = 64
 """The most idle connections that the table tries to close for one new connection."""
 
@@ -49,7 +49,6 @@ class ConnectionTable:
         return has_room
 
     def discard(self, connection: Evictable) -> None:
-        """Removes a closed connection."""
         self._open.discard(connection)
         self._idle.pop(connection, None)
 

@@ -9,15 +9,15 @@ from collections.abc import Generator
 import uvicorn
 
 _FIRST_REQUEST_S = 1.0
-"""Seconds within which a connection accepted during shutdown must send its first request."""
+"""The seconds that a connection accepted during shutdown has to send its first request."""
 _POLL_S = 0.01
 
 
 class GracefulServer(uvicorn.Server):
-    """Runs on the event loop. Does not handle signals, because uvicorn's handlers would end the process."""
+    """A server on the event loop. It handles no signals, because uvicorn's handlers would end the process."""
 
     def announce_close(self) -> None:
-        """Adds `connection: close` to each further response, and closes the connection after it.
+        """Adds `connection: close` to each further response, and closes that response's connection.
 
         A connection whose response headers are already sent stays open, because its client may be sending
         another request.
@@ -31,10 +31,7 @@ class GracefulServer(uvicorn.Server):
                 cycle.keep_alive = False
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Closes the port after serving the connections that wait to be accepted.
-
-        Closing the port alone would reset these connections.
-        """
+        """Closes the port, but serves connections waiting to be accepted. Closing alone would reset them."""
         last = [listener.dup() for listener in sockets or []]
         for server in self.servers:
             server.close()
@@ -58,7 +55,7 @@ class GracefulServer(uvicorn.Server):
         await asyncio.get_running_loop().connect_accepted_socket(create_protocol, client)
 
     async def _wait_first_requests(self) -> None:
-        """Waits for the first requests of new connections. After the shutdown they would get no responses."""
+        """Waits for the first requests of new connections. They would get no responses after the shutdown."""
         deadline_s = time.monotonic() + _FIRST_REQUEST_S
         while not self.force_exit and time.monotonic() < deadline_s:
             if all(getattr(c, "cycle", None) is not None for c in self.server_state.connections):
@@ -83,7 +80,8 @@ def _take_waiting(listener: socket.socket) -> list[socket.socket]:
 def bound_unsent_bytes(listener: socket.socket, num_bytes: int) -> None:
     """Limits the kernel's send buffer, which would hold megabytes for each client that does not read.
 
-    Applies to connections that the listener accepts. Bytes sent but not acknowledged do not count.
+    The limit applies to connections that the listener accepts. Sent bytes do not count, even if the client
+    has not acknowledged them.
     """
     if listener.family in (socket.AF_INET, socket.AF_INET6):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, num_bytes)

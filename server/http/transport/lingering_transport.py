@@ -61,8 +61,8 @@ class LingeringTransport:
         """Sends the unsent bytes, then closes. Takes at most `timeout_s`, even if the client does not read.
 
         Closing while the client still sends would reset the connection, and the response would be lost. So
-        the transport lingers until the client stops sending. With TLS, the transport lingers until the
-        client ends the TLS session. Input is read and dropped meanwhile.
+        the transport lingers until the client stops sending, or with TLS until the client ends the TLS
+        session. Input is read and dropped meanwhile.
         """
         self.is_closed = True
         if self._transport.is_closing():

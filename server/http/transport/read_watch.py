@@ -1,4 +1,4 @@
-"""Tracks which part of its request a client has sent. Rejects requests above a limit of time or size."""
+"""Tracks which part of a request a client has sent. Rejects requests above a limit of time or size."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,14 +12,10 @@ from server.terms.http_body.response_body import error_response
 from server.terms.limits import LimitsConfig, flag_of
 
 READ_GRACE_S = 0.05
-"""Seconds added to each timeout. In this time, the loop reads input that arrived while the process was
-stopped.
-
-When a stopped process continues, the loop runs timers before it reads sockets.
-"""
+"""The seconds added to each timeout, in which the loop reads input that arrived while the process was
+stopped. When a stopped process continues, the loop runs timers before it reads sockets."""
 _FRAMING_FACTOR = 8
-"""The most bytes of framing and trailers per byte of the body. A chunk of one byte has five bytes of
-framing."""
+"""The most bytes of framing and trailers per body byte. A chunk of one byte has five bytes of framing."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class Rejection:
     retry_after_s: int | None = None
 
     def encode(self, default_headers: list[tuple[bytes, bytes]]) -> bytes:
-        """The whole HTTP/1.1 response, with `connection: close`."""
+        """Returns the whole HTTP/1.1 response, with `connection: close`."""
         phrase = HTTPStatus(self.status).phrase
         body = msgspec.json.encode(error_response(self.message, type=phrase, code=self.status))
         lines = [b"HTTP/1.1 %d %s" % (self.status, phrase.encode())]
@@ -69,7 +65,7 @@ class ReadWatch:
         is_reading: Callable[[], bool],
         on_timeout: Callable[[Rejection | None], None],
     ) -> None:
-        """`on_timeout` gets the rejection of a client that is too slow, or None if nothing was sent.
+        """`on_timeout` gets the rejection of a too slow client, or None if a new connection sent nothing.
 
         While `is_reading` returns false, the server has paused reading, and no timeout applies.
         """
@@ -82,8 +78,7 @@ class ReadWatch:
         self._body_end_s = 0.0
         """The deadline for the next part of the body."""
         self._num_bytes = 0
-        """In a head, the bytes received so far. In a body, the received bytes of body, framing and
-        trailers."""
+        """The bytes received of the headers, or of the body with its framing and trailers."""
         self._num_body_bytes = 0
         self._num_heads = 0
         """The number of requests that begin in the piece that the parser is reading."""
@@ -131,7 +126,7 @@ class ReadWatch:
         return self._too_large()
 
     def may_exceed_head_limit(self, num_bytes: int) -> bool:
-        """Whether a head that ends in a piece of this size may be too large. It must then be measured."""
+        """Whether a head that ends in a piece of this size may be too large, so that it must be measured."""
         return self._num_bytes + num_bytes > self._limits.max_head_bytes
 
     def disarm(self) -> None:

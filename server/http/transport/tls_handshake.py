@@ -1,4 +1,4 @@
-"""The TLS handshake of a connection. It counts as a connection, and has the time limit of headers."""
+"""TLS handshakes of connections. A handshake counts as a connection, and has the time limit of headers."""
 
 import asyncio
 import ssl
@@ -12,7 +12,7 @@ from server.terms.limits import LimitsConfig
 
 
 class TlsHandshake(asyncio.Protocol):
-    """Stands for a connection in uvicorn's set until the handshake ends. Runs on the event loop.
+    """Represents a connection in uvicorn's set until the handshake ends. Runs on the event loop.
 
     With uvloop's own TLS listener, a connection reaches the server only after its handshake. Connections
     that never complete the handshake could not be counted, closed to make room, or closed at shutdown.
@@ -29,10 +29,7 @@ class TlsHandshake(asyncio.Protocol):
         connections: set[Any],
         create_connection: Callable[[asyncio.Transport], asyncio.Protocol],
     ) -> None:
-        """`connections` is uvicorn's set of connections.
-
-        `create_connection` creates the HTTP connection over the given carrier.
-        """
+        """`connections` is uvicorn's set. `create_connection` takes the transport below TLS."""
         self._context = context
         self._limits = limits
         self._table = table
@@ -86,7 +83,7 @@ class TlsHandshake(asyncio.Protocol):
 
 
 class _HandshakeDone(asyncio.Protocol):
-    """Reports the end of the handshake. Then the HTTP connection replaces it as the transport's protocol."""
+    """Reports the end of the handshake. After that, the HTTP connection becomes the transport's protocol."""
 
     def __init__(self, on_done: Callable[[asyncio.Transport], None]) -> None:
         self._on_done = on_done

@@ -1,4 +1,4 @@
-"""Bodies of requests: base class, ranges of fields, decoding, limits. Faults are 400s that name the field."""
+"""Decodes bodies of requests, and checks ranges and limits. A fault is a 400 that names the field."""
 
 import codecs
 import json
@@ -23,10 +23,8 @@ _EMPTY: tuple[Any, ...] = ([], {})
 _GUIDED = "guided_"
 
 Ignored = Annotated[Any, Meta(extra={"support": "ignored"})]
-"""A field that has no effect, as in vLLM, although clients may expect an effect. The first use is logged.
-
-Fields that are not declared have no effect, and are not logged.
-"""
+"""A field that has no effect, as in vLLM, although clients may expect one. Its first use is logged. Fields
+that are not declared have no effect either, and are not logged."""
 
 Unsupported = Annotated[Any, Meta(extra={"support": "unsupported"})]
 """A field that would change the answer. Any value except null, an empty value or the default is rejected
@@ -82,11 +80,11 @@ class RequestBody(msgspec.Struct):
 
     @property
     def num_sequences(self) -> int:
-        """How many sequences the engine runs for the request. At least 1."""
+        """The number of sequences that the engine runs for the request, at least 1."""
         return 1
 
     def counted(self) -> Iterable[Counted]:
-        """The numbers that the operator's limits of one request apply to."""
+        """Returns the numbers in the request that the operator limits."""
         return ()
 
 
@@ -125,7 +123,7 @@ def check_generation_prompt(add_generation_prompt: bool | None, continue_final_m
 
 
 def opens_message(add_generation_prompt: bool | None, continue_final_message: bool) -> bool:
-    """Whether the template opens a new message. The default is yes, unless the last message is continued."""
+    """Whether the template opens a new message. It does by default unless the last message is continued."""
     return not continue_final_message if add_generation_prompt is None else add_generation_prompt
 
 
@@ -162,7 +160,7 @@ class RequestDecoder(Generic[T]):
         return request
 
     def _decode_values(self, body: bytes) -> T:
-        """Decodes a body. If that fails, follows vLLM's rules, where a text or boolean may be a number."""
+        """Decodes a body. If that fails, follows vLLM's rules: a text or boolean may stand for a number."""
         members: dict[str, msgspec.Raw] = {}
         try:
             try:
@@ -176,7 +174,7 @@ class RequestDecoder(Generic[T]):
 
 
 def _to_utf8(body: bytes) -> bytes:
-    """The body in UTF-8, without a byte order mark."""
+    """Returns the body in UTF-8, without a byte order mark."""
     try:
         return body.decode(json.detect_encoding(body)).encode()
     except UnicodeError as err:
@@ -225,7 +223,7 @@ def field_names(own: Mapping[str, str]) -> Iterator[None]:
 
 
 def _explain(error: str, model: type[msgspec.Struct], members: dict[str, msgspec.Raw]) -> RequestError:
-    """Turns msgspec's error into an error that names the field, and the range if a number is outside."""
+    """Turns msgspec's error into a RequestError with the field's name and, for numbers, the allowed range."""
     what, _, place = error.rpartition(" - at ")
     located = _PLACE.fullmatch(place)
     what, path = (what, located[1]) if located else (error, "")

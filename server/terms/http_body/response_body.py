@@ -1,4 +1,4 @@
-"""Answers of all APIs: error bodies, events of streams, and sending them."""
+"""Builds and sends the answers of all APIs: bodies, error bodies, and events of streams."""
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
@@ -51,7 +51,7 @@ class BinaryResponse(NamedTuple):
 
 
 def encode_named_event(payload: dict[str, Any]) -> bytes:
-    """Encodes an event. Its name is the payload's member `type`."""
+    """Encodes an event, whose name is the payload's member `type`."""
     name: str = payload["type"]
     return b"event: " + name.encode() + b"\n" + encode_event(payload)
 
@@ -134,7 +134,7 @@ OPENAI = FailureFormat(to_body=lambda response: response, encode_event=encode_ev
 
 
 def describe_failure(error: Exception) -> ErrorResponse:
-    """The error body for any exception. Logs an unexpected exception. Its body has no details."""
+    """Returns the error body for an exception. Logs an unexpected exception, and returns no details of it."""
     if isinstance(error, UnsupportedApiError):
         body = error_response(error.message, type=error.type, code=error.status)
         return structs.replace(body, detail="Not Found")
@@ -152,7 +152,7 @@ def describe_failure(error: Exception) -> ErrorResponse:
 async def end_stream(
     events: AsyncGenerator[bytes, None], failures: FailureFormat = OPENAI
 ) -> AsyncGenerator[bytes, None]:
-    """Yields the stream and the API's end of streams. Turns an exception into an error event before the end.
+    """Yields the events, then the API's end of streams. An exception becomes an error event before the end.
 
     Raises:
         RequestError: the engine has rejected the request before the first event.
@@ -172,7 +172,7 @@ async def end_stream(
 
 
 def _to_anthropic_error(response: ErrorResponse) -> dict[str, Any]:
-    """Anthropic's error, which also has the fields of OpenAI's error."""
+    """Returns Anthropic's error, which also has the fields of OpenAI's error."""
     code = response.error.code
     default = "invalid_request_error" if code < HTTPStatus.INTERNAL_SERVER_ERROR else "api_error"
     return {"type": "error", "error": structs.replace(response.error, type=_ERROR_TYPES.get(code, default))}
@@ -182,7 +182,7 @@ ANTHROPIC = FailureFormat(to_body=_to_anthropic_error, encode_event=encode_named
 
 
 def failure_format(path: str) -> FailureFormat:
-    """The format of errors on this path that occur before its route runs."""
+    """Returns the format of errors that occur on this path before the path's route runs."""
     return ANTHROPIC if path in ("/v1/messages", "/v1/messages/count_tokens") else OPENAI
 
 
@@ -209,7 +209,7 @@ async def send_failure(send: Send, error: Exception, failures: FailureFormat = O
 
 
 async def send_unavailable(send: Send, problem: UnavailableResponse, failures: FailureFormat = OPENAI) -> None:
-    """Sends the 503 of a server that accepts no requests. Clients may retry unless it is dead or hung."""
+    """Sends a 503, because the server accepts no requests. May ask clients to retry (`may_retry`)."""
     error = problem.error
     body = problem if failures is OPENAI else failures.to_body(error_response(error.message, type=error.type, code=503))
     await send_json(send, body, status=503, headers=_RETRY_AFTER if problem.may_retry else ())
