@@ -68,11 +68,14 @@ Part = Reasoning | Content | ToolCallPart
 
 
 class ChoiceDelta(NamedTuple):
-    """The output that some tokens add to a choice."""
+    """The next part of a choice's output, from one or more tokens."""
 
     choice: int
     parts: list[Part]
-    """The parts in order. Adjacent parts of a kind are joined. Empty for markers and held-back tokens."""
+    """The parts in the order of the text. Adjacent parts of the same kind are joined.
+
+    The list is empty if the tokens are only markers or are held back.
+    """
     finish_reason: ChatFinishReason | None
     """Set only in a choice's last delta."""
     sequence: SequenceDelta

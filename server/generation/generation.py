@@ -31,7 +31,7 @@ from server.text.renderers.prompts import RenderedPrompt
 AnyRequest = CompletionRequest | ChatRequest
 
 _MIN_TEMPERATURE = 0.01
-"""Smaller positive temperatures are raised to this value, as in vLLM, because a division would overflow."""
+"""As in vLLM, smaller positive temperatures are raised to this value, because division by them overflows."""
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ class Generation:
     reasoning: Sequence[PromptReasoning | None]
     """The reasoning of each prompt. None for a prompt after which the model does not reason."""
     constraint_param: str | None
-    """The request's field that sets the constraint of guided decoding. None without a constraint."""
+    """The request's field that sets the constraint of guided decoding. None if there is no constraint."""
     context: RequestContext
     num_prompt_tokens: int = field(init=False)
     prompt_tails: tuple[PromptTail, ...] = field(init=False)

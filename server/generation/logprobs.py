@@ -62,7 +62,7 @@ class LogprobFormatter:
         asked, default = request.return_tokens_as_token_ids, inference.config.generation.return_tokens_as_token_ids
         self._renderer = inference.renderer
         self._num_top = None if request.num_logprobs == -1 else request.num_logprobs
-        """The number of candidates to return. None returns all candidates that the engine sends."""
+        """The number of candidates to return. If None, all candidates that the engine sends are returned."""
         self._shows_token_ids = default if asked is None else asked
 
     async def completion(

@@ -189,7 +189,7 @@ class PromptReasoning:
         return self.format.create_parser(self.prompt_end, drops_answer_starts=is_call_forced)
 
     def rules(self, request: CompletionRequest | ChatRequest, *, has_grammar: bool) -> ReasoningRules | None:
-        """Returns the rules for the engine. None if they would change nothing."""
+        """Returns the rules for the engine. None if the engine needs no rules for this request."""
         waits = has_grammar and self.prompt_end is not PromptEnd.ENDED
         budget = None if has_grammar and not waits else request.thinking_budget
         if budget is None and not waits:

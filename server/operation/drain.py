@@ -24,7 +24,7 @@ Otherwise, connections that are not accepted yet would be lost. A server of a ro
 wait, because the router sends no requests to a server that is ending.
 """
 _LONGEST_WAIT_FOR_QUIET_S = 0.3
-"""The longest wait for such a time, in seconds. Clients that retry must not keep the port open."""
+"""The longest wait, in seconds, for a time without requests. Retrying clients must not keep the port open."""
 _DEATH_GRACE_S = 1.0
 """How many seconds a server answers probes with 503 after its engine has died."""
 _POLL_S = 0.02

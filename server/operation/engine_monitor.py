@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_ID = "warm-up"
 _END_S = 1.0
-"""The longest wait, in seconds, for the kernel's report of how the process behind a closed socket ended."""
+"""The longest wait, in seconds, for the kernel to report how the engine's process ended."""
 _POLL_S = 0.01
 
 

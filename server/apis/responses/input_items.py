@@ -19,7 +19,7 @@ class ItemPage(NamedTuple):
     """The part of a list of items that a client requests."""
 
     after: str | None = None
-    """The id of the item after which the page begins. None begins at the first item."""
+    """The id of the item after which the page begins. If None, the page begins at the first item."""
     limit: int = 20
     is_ascending: bool = False
     """Whether the oldest item comes first."""

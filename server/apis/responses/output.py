@@ -112,7 +112,7 @@ class OutputWriter:
 
 
 class OpenItem:
-    """An item whose text still arrives. `begin`, `extend` and `end` return events."""
+    """An item whose text is not complete yet. `begin`, `extend` and `end` return events."""
 
     def __init__(self, kind: ItemKind, index: int, called: dict[str, Any]) -> None:
         """`index` is the position in the output. `called` has all fields of a call except its text."""

@@ -205,7 +205,10 @@ def _read(value: dict[str, Any], kind: type[T], path: str, *, param: str = "tool
 
 
 class CustomInputReader:
-    """Decodes the text in `{"input": "…"}` as it arrives. Arguments in any other form are the text."""
+    """Decodes the text in `{"input": "…"}` while it arrives.
+
+    Arguments of another form are passed to the tool unchanged.
+    """
 
     def __init__(self) -> None:
         self._arguments: list[str] = []

@@ -29,7 +29,7 @@ class SentenceFiles(NamedTuple):
 
     @property
     def pooling_type(self) -> str | None:
-        """The mode as CLS, MEAN or LAST. None if there is another mode, or not exactly one."""
+        """The mode as CLS, MEAN or LAST, if it is the only mode. Otherwise None."""
         return _POOLING_TYPES.get(self.pooling_modes[0]) if len(self.pooling_modes) == 1 else None
 
 

@@ -27,7 +27,7 @@ class CallStart(NamedTuple):
 
     name: str
     id: str | None = None
-    """The call's id, if the format has ids. Otherwise None, and the server creates an id."""
+    """The call's id. None if the format has no ids. The server then creates an id."""
 
 
 class CallArguments(NamedTuple):

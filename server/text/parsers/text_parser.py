@@ -86,7 +86,7 @@ class IncomingText:
             passed(text)
 
     def drop_incomplete(self, pattern: regex.Pattern[str]) -> None:
-        """Consumes the rest of the complete text if it begins with a match or the beginning of a match."""
+        """Once the text is complete, drops the rest if it begins with a match or is the start of one."""
         if self.is_complete and pattern.match(self._text, self._position, partial=True):
             self._position = len(self._text)
 

@@ -54,7 +54,7 @@ class MarkedCalls(TextReader):
         return body.has_started
 
     def pass_on(self, text: str) -> None:
-        """Adds text that is no call to the content."""
+        """Adds content, which is text that belongs to no call."""
         if text:
             self.add_text(Content(self._gap + text))
             self._gap = ""

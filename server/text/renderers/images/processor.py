@@ -33,7 +33,7 @@ _WHITE = (255, 255, 255)
 _CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 """Files that may name the processor's class."""
 _TILED = ("Idefics3Processor", "SmolVLMProcessor")
-"""Processors that return one row of tiles for a prompt, [1, tiles, ...]. Others return an entry per image."""
+"""Processors that return one row of tiles per prompt, [1, tiles, ...], instead of one entry per image."""
 
 
 def import_decoders() -> None:

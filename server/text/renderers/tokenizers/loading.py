@@ -55,7 +55,7 @@ _DEFAULT_CLASS = {
 """Model type -> the class for a checkpoint that names no class."""
 
 _VERSION_DEPENDENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32")
-"""For these model types, transformers 5.19 ignores the class that a checkpoint names. 5.23 uses this class.
+"""For these model types, transformers 5.19 ignores the class that a checkpoint names, but 5.23 uses it.
 
 Checkpoints of these types name LlamaTokenizer and have a byte-level tokenizer.json. With such a file, both
 versions choose the generic class.
@@ -71,7 +71,10 @@ _FIXED_CLASS: dict[str, str | None] = {
     **dict.fromkeys(("mistral", "mixtral", "ministral", "stablelm"), _GENERIC),
     "siglip2": None,
 }
-"""Model type -> the class, because many checkpoints name a wrong one. For None, AutoTokenizer chooses."""
+"""Model type -> the class to use. Many checkpoints of these types name a wrong class.
+
+None means that only AutoTokenizer can choose the class.
+"""
 
 _kept: dict[Path, tuple[FolderStamps, PreTrainedTokenizerBase]] = {}
 """Folder -> tokenizer that was loaded in advance. A forked server finds the tokenizer of its model here."""
