@@ -65,7 +65,7 @@ class TokenizationServing:
         self._engine = engine
 
     async def tokenize(self, request: TokenizeRequest, context: RequestContext) -> dict[str, Any]:
-        """Returns the token ids that a completion or chat has. Raises RequestError for invalid input."""
+        """Returns a prompt's token ids, as for a completion or chat. Raises RequestError for bad input."""
         self._models.check(request.model)
         with context.times.rendering():
             images = await self._renderer.load_images(request.messages or [], context.lease)
