@@ -239,7 +239,7 @@ class ReasoningCounter:
                 self.num_tokens += 1
 
     def _drop_marker(self) -> None:
-        """Subtracts a marker of ordinary tokens, all of which except the last were counted as reasoning."""
+        """Subtracts a marker of ordinary tokens. Its tokens were counted, except for the last token."""
         if self._is_open:
             self.num_tokens = max(0, self.num_tokens - self._num_extra_tokens)
 
