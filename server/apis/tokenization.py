@@ -65,22 +65,14 @@ class TokenizationServing:
         self._engine = engine
 
     async def tokenize(self, request: TokenizeRequest, context: RequestContext) -> dict[str, Any]:
-        """The token ids of a prompt. They are the same as in a request for a completion or chat.
-
-        Raises:
-            RequestError: the input cannot be rendered.
-        """
+        """Returns a prompt's token ids, as for a completion or chat. Raises RequestError for bad input."""
         self._models.check(request.model)
         with context.times.rendering():
             images = await self._renderer.load_images(request.messages or [], context.lease)
             return await self._renderer.pools.run(self._tokenize, request, images)
 
     async def detokenize(self, request: DetokenizeRequest, context: RequestContext) -> dict[str, Any]:
-        """The text of token ids.
-
-        Raises:
-            RequestError: an id is not a token.
-        """
+        """Returns the text of token ids. Raises RequestError if an id is not a token."""
         self._models.check(request.model)
         with context.times.rendering():
             return {"prompt": await self._renderer.pools.run(self._renderer.detokenize, request.tokens)}

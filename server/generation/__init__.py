@@ -1,4 +1,4 @@
-"""Code that all generating APIs share. Turns requests into a `Generation`, and its output into deltas.
+"""Code that all generating APIs share. Turns requests into a `Generation`, and engine output into deltas.
 
 Read `chat.py` first.
 """

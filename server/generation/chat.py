@@ -1,4 +1,4 @@
-"""Runs a chat request in the engine, and returns its output as typed deltas. All APIs for chats use this.
+"""Runs a chat request of any API in the engine, and returns its output as typed deltas.
 
     run = await runner.start(request, context)             # raises every fault of the request
     async with aclosing(run.stream()) as deltas:            # as the tokens arrive …
@@ -68,18 +68,18 @@ Part = Reasoning | Content | ToolCallPart
 
 
 class ChoiceDelta(NamedTuple):
-    """The output that some tokens add to a choice."""
+    """The next part of a choice's output, from one or more tokens."""
 
     choice: int
     parts: list[Part]
     """The parts in the order of the text. Adjacent parts of the same kind are joined.
 
-    Empty if the tokens are only markers or are held back.
+    The list is empty if the tokens are only markers or are held back.
     """
     finish_reason: ChatFinishReason | None
     """Set only in a choice's last delta."""
     sequence: SequenceDelta
-    """The tokens with ids, log-probabilities and `stop_reason`. Its text is not parsed."""
+    """The delta before parsing, with token ids, log-probabilities and `stop_reason`."""
 
     @property
     def reasoning(self) -> str:
@@ -95,7 +95,7 @@ class ChoiceDelta(NamedTuple):
 
 
 class ChatRunner:
-    """Starts chat requests. One per server."""
+    """Starts chat requests. A server has one such object."""
 
     def __init__(self, inference: Inference, builder: GenerationBuilder, parsing: "OutputParsing") -> None:
         self._inference = inference
@@ -103,7 +103,7 @@ class ChatRunner:
         self._parsing = parsing
 
     async def start(self, request: ChatRequest, context: RequestContext, *, id_prefix: str = "chatcmpl") -> "ChatRun":
-        """Renders and prepares a request. The engine receives it when the run is used first.
+        """Renders and prepares a request. The engine receives it when the run is first used.
 
         Raises:
             RequestError: the request is invalid.
@@ -128,7 +128,7 @@ class ChatRunner:
 
 
 class ChatRun:
-    """One chat request. Call either `stream` or `collect`, once, on the event loop."""
+    """One chat request. Call either `stream` or `collect`, and only once. Both run on the event loop."""
 
     def __init__(self, inference: Inference, generation: Generation, parsing: "OutputParsing") -> None:
         request = generation.request
@@ -154,7 +154,7 @@ class ChatRun:
                 yield self._read(delta, is_whole=False)
 
     async def collect(self) -> list[ChoiceDelta]:
-        """Runs the request to its end. Returns one delta per choice.
+        """Runs the request to its end. Returns one delta for each choice.
 
         Raises:
             EngineError: the engine failed.
@@ -163,7 +163,6 @@ class ChatRun:
         return [self._read(delta, is_whole=True) async for delta in take_turns(deltas)]
 
     def _read(self, delta: SequenceDelta, *, is_whole: bool) -> ChoiceDelta:
-        """Parses a delta and counts its tokens."""
         self.meter.add(delta)
         reader = self._readers.get(delta.choice)
         if reader is None:
@@ -174,11 +173,7 @@ class ChatRun:
 
 
 async def render_chat_request(inference: Inference, request: ChatRequest, context: RequestContext) -> RenderedPrompt:
-    """Renders the prompt of a request.
-
-    Raises:
-        RequestError: the conversation is invalid.
-    """
+    """Renders the prompt of a request. Raises RequestError if the conversation is invalid."""
     renderer = inference.renderer
     images = await renderer.load_images(request.messages, context.lease)
     return await renderer.pools.run(_render, inference, request, images)
@@ -190,7 +185,7 @@ def _render(inference: Inference, request: ChatRequest, images: ProcessedImages 
 
 
 def chat_options(request: ChatRequest, config: GenerationConfig) -> ChatOptions:
-    """The renderer's options for a chat request."""
+    """Returns the renderer's options for a chat request."""
     is_without_tools = config.exclude_tools_when_tool_choice_none and request.tool_choice == "none"
     return ChatOptions(
         add_generation_prompt=request.opens_message,
@@ -204,7 +199,7 @@ def chat_options(request: ChatRequest, config: GenerationConfig) -> ChatOptions:
 
 
 class OutputParsing:
-    """Creates the parsers of outputs. Imports their classes by the server's flags. One per server."""
+    """Creates the parsers that the server's flags name. A server has one such object."""
 
     def __init__(self, config: GenerationConfig, renderer: BaseRenderer, reasoning: ModelReasoning | None) -> None:
         """Raises ParserMissingError if the library that the parser's format needs is not installed."""
@@ -222,7 +217,7 @@ class OutputParsing:
     def check(self, request: ChatRequest) -> None:
         """Raises RequestError if the model may choose tools but no parser can read its calls.
 
-        As in vLLM, models whose library writes the prompt are not checked. Their calls become content.
+        As in vLLM, nothing is checked if a library writes the model's prompts. Calls then become content.
         """
         if request.tool_choice == "auto" and not self._accepts_auto:
             raise RequestError(
@@ -238,12 +233,12 @@ class OutputParsing:
         return parser is not None and parser.needs_special_tokens
 
     def hides_tokens(self, request: ChatRequest) -> bool:
-        """Whether ids and log-probabilities are left out, because they would reveal hidden reasoning."""
+        """Whether token ids and log-probabilities are left out, as they would reveal hidden reasoning."""
         has_parser = self._reasoning is not None or self._tool_parser is not None
         return not request.include_reasoning and has_parser
 
     def find_constraint(self, request: ChatRequest) -> Constraint | None:
-        """The grammar for calls that the model chooses, if a tool is strict and the format has a grammar."""
+        """Returns the grammar of calls. None if no tool is strict, or the format has no grammar."""
         parser = self._auto_parser(request)
         if parser is None or parser.call_format is None:
             return None
@@ -252,9 +247,9 @@ class OutputParsing:
     def create_parser(
         self, request: ChatRequest, reasoning: PromptReasoning | None, *, is_whole: bool
     ) -> OutputParser | None:
-        """Creates the parser of one choice. None if the whole text is content.
+        """Creates the parser of one choice. Returns None if the whole text is content.
 
-        With `is_whole`, the parser reads the whole choice as one piece. Malformed calls become content.
+        With `is_whole`, the parser reads the whole choice as one piece, and malformed calls become content.
         """
         tools = self._create_tool_parser(request, is_whole=is_whole)
         if reasoning is None or (reasoning.format.parses_calls and tools is not None and not request.forces_call):
@@ -274,7 +269,7 @@ class OutputParsing:
         return WholeCalls(parser) if is_whole else parser
 
     def _auto_parser(self, request: ChatRequest) -> type[ToolParser] | None:
-        """The parser of the model's own format. None if the model may not choose tools."""
+        """Returns the parser of the model's own format. None if the model may not choose tools."""
         return self._tool_parser if request.tools and request.tool_choice in ("auto", None) else None
 
 
@@ -288,7 +283,7 @@ def _detect(renderer: BaseRenderer) -> str:
 
 
 def _find_special_token(text: str, tokenizer: Tokenizer) -> int | None:
-    """The special token with this text. None if a grammar must match the text instead of a token."""
+    """Returns the special token with this text. None if the text is not a special token."""
     token_ids = [token_id for token_id, token in tokenizer.added_tokens.items() if token == text]
     is_special = bool(token_ids) and not tokenizer.decode(token_ids[:1], skip_special_tokens=True)
     return token_ids[0] if is_special else None
@@ -305,7 +300,7 @@ class ChoiceReader:
         self._num_calls = 0
 
     def read(self, delta: SequenceDelta) -> ChoiceDelta:
-        """The next parts of the choice."""
+        """Returns the next parts of the choice."""
         is_last = delta.finish_reason is not None
         if self._parser is None:
             parts: list[Part] = [Content(delta.text)]
@@ -333,7 +328,7 @@ class ChoiceReader:
         return parts
 
     def _finish_reason(self, delta: SequenceDelta) -> ChatFinishReason | None:
-        """The finish reason of the delta. If a call ends the output, follows OpenAI's API.
+        """Returns the delta's finish reason. It follows OpenAI's API if the output ends with a call.
 
         The reason is `tool_calls` if the model chose the tool, and `stop` if the request named the tool.
         """

@@ -44,10 +44,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     @property
     def prompts(self) -> list[Prompt]:
-        """The prompts. Embeddings come first. There is at least one prompt.
-
-        If the request has embeddings, an empty text is ignored.
-        """
+        """At least one prompt, with embeddings first. If there are embeddings, an empty text is ignored."""
         embeds = self.prompt_embeds
         members = () if embeds is None else (embeds,) if isinstance(embeds, str) else embeds
         prompts: list[Prompt] = [EmbedsPrompt(member) for member in members]

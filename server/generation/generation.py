@@ -1,4 +1,4 @@
-"""Prepares rendered requests for the engine, with sampling parameters, constraints and admission."""
+"""Prepares rendered requests for the engine: sampling parameters, constraints and admission."""
 
 import logging
 import reprlib
@@ -31,13 +31,13 @@ from server.text.renderers.prompts import RenderedPrompt
 AnyRequest = CompletionRequest | ChatRequest
 
 _MIN_TEMPERATURE = 0.01
-"""Smaller positive temperatures are raised to this value, as in vLLM, because a division would overflow."""
+"""As in vLLM, smaller positive temperatures are raised to this value, because division by them overflows."""
 
 logger = logging.getLogger(__name__)
 
 
 class SamplingValues(msgspec.Struct, frozen=True, kw_only=True):
-    """Sampling values of the server, for requests that omit them."""
+    """The server's sampling values, for requests that omit them."""
 
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
@@ -51,7 +51,7 @@ class SamplingValues(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingDefaults:
-    """The server's defaults and limits. They are combined with the values of each request. One per server."""
+    """Combines a request's values with the server's defaults and limits. A server has one such object."""
 
     values: SamplingValues = SamplingValues()
     """The values from `--generation-config`."""
@@ -92,7 +92,7 @@ class SamplingDefaults:
         guided: GuidedDecoding | None = None,
         reasoning: Sequence[PromptReasoning | None],
     ) -> list[SamplingParams]:
-        """The sampling parameters of each prompt. Only `max_tokens` and `reasoning` depend on the prompt.
+        """Returns each prompt's sampling parameters. Only `max_tokens` and `reasoning` depend on the prompt.
 
         Raises:
             RequestError: a value does not fit the model's vocabulary or context, or the server's limits.
@@ -109,7 +109,7 @@ class SamplingDefaults:
         ]
 
     def _shared_params(self, request: AnyRequest, vocab_size: int, guided: GuidedDecoding | None) -> SamplingParams:
-        """The parameters that all prompts share. Only `max_tokens` and `reasoning` are missing."""
+        """Returns the parameters that all prompts share: all except `max_tokens` and `reasoning`."""
         return SamplingParams(
             max_tokens=1,
             min_tokens=request.min_tokens or 0,
@@ -126,7 +126,7 @@ class SamplingDefaults:
         )
 
     def _num_logprobs(self, asked: int | None, vocab_size: int, param: str) -> int | None:
-        """Checks the number of candidates. -1 in request or server's limit means the whole vocabulary."""
+        """Checks the number of candidates. In a request or as the limit, -1 is the whole vocabulary."""
         if asked is None:
             return None
         number, most = (vocab_size if limit == -1 else limit for limit in (asked, self.max_logprobs))
@@ -156,7 +156,10 @@ def _given(value: Any, default: Any) -> Any:
 
 
 def _effective(request: AnyRequest, defaults: SamplingValues) -> dict[str, Any]:
-    """The request's values, or else the server's. Greedy sampling ignores `top_p`, `top_k` and `min_p`."""
+    """Returns the request's values, or else the server's.
+
+    Greedy sampling ignores `top_p`, `top_k` and `min_p`.
+    """
     names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
     values = {name: _given(getattr(request, name), getattr(defaults, name)) for name in names}
     values["top_k"] = max(values["top_k"], 0)
@@ -169,7 +172,7 @@ def _effective(request: AnyRequest, defaults: SamplingValues) -> dict[str, Any]:
 
 
 def _output_budget(request: AnyRequest, num_prompt_tokens: int, defaults: SamplingDefaults, max_model_len: int) -> int:
-    """The most tokens to generate, limited by the request, the server and the rest of the context."""
+    """Returns the most tokens to generate, by the limits of the request, the server and the context."""
     asked, param = request.output_limit, request.output_limit_param
     if asked is not None and asked > max_model_len:
         raise RequestError(
@@ -206,7 +209,7 @@ class SequenceDelta(NamedTuple):
     """The output of one engine step for one sequence."""
 
     choice: int
-    """The position among the request's choices."""
+    """The index of the choice in the request."""
     text: str
     token_ids: list[int]
     logprobs: list[TokenLogprob] | None = None
@@ -218,25 +221,22 @@ class SequenceDelta(NamedTuple):
 
 @dataclass(kw_only=True)
 class Generation:
-    """A request for the engine. It runs each prompt `n` times. Choices are in the order of the prompts."""
+    """A request that runs each of its prompts `n` times. The choices are in the order of the prompts."""
 
     request: CompletionRequest | ChatRequest
     request_id: str
     """The id in the response. The engine gets other, unique ids, because clients may choose this id."""
     prompts: Sequence[RenderedPrompt]
     params: Sequence[SamplingParams]
-    """The parameters of each prompt."""
     reasoning: Sequence[PromptReasoning | None]
     """The reasoning of each prompt. None for a prompt after which the model does not reason."""
     constraint_param: str | None
-    """The request's field that sets the constraint of guided decoding. None without a constraint."""
+    """The request's field that sets the constraint of guided decoding. None if there is no constraint."""
     context: RequestContext
     num_prompt_tokens: int = field(init=False)
-    """The number of tokens of all prompts together."""
     prompt_tails: tuple[PromptTail, ...] = field(init=False)
     """The end of each prompt, which all of the prompt's choices share."""
     engine_prompts: list[EnginePrompt] = field(init=False)
-    """The prompts in the form for the engine."""
 
     def __post_init__(self) -> None:
         """Runs in the renderer pool, because the time grows with the number of prompts."""
@@ -253,7 +253,6 @@ class Generation:
         return len(self.prompts) * self.request.num_choices
 
     def prompt_of(self, index: int) -> RenderedPrompt:
-        """The prompt that this choice continues."""
         return self.prompts[index // self.request.num_choices]
 
     def reasoning_of(self, index: int) -> PromptReasoning | None:
@@ -261,7 +260,7 @@ class Generation:
 
 
 class GenerationBuilder:
-    """Builds generations for chats and completions. One per server."""
+    """Builds the `Generation` of a chat or a completion. A server has one such object."""
 
     def __init__(self, inference: Inference, reasoning: ModelReasoning | None) -> None:
         """`reasoning` is None for a server without a reasoning parser."""
@@ -318,7 +317,7 @@ class GenerationBuilder:
         )
 
     def admit(self, generation: Generation) -> None:
-        """Adds the prompts to the request's lease, and logs them. Called on the event loop.
+        """Adds the prompts to the request's share of the limits, and logs them. Called on the event loop.
 
         Raises:
             OverloadedError: other requests already hold too many bytes.
@@ -339,7 +338,7 @@ class GenerationBuilder:
 
 
 def _show(params: SamplingParams) -> str:
-    """The parameters for the log. Leaves out the client's texts and secrets, and shortens lists."""
+    """Returns the parameters for the log, without the client's texts and secrets. Shortens lists."""
     shown: dict[str, Any] = {name: getattr(params, name) for name in params.__struct_fields__}
     if params.guided is not None:
         shown["guided"] = f"{params.guided.kind} of {len(params.guided.spec)} characters"

@@ -1,4 +1,4 @@
-"""Guided decoding. Finds the constraint that a request sets for its output. The engine compiles it."""
+"""Finds the constraint that a request sets for its output (guided decoding). The engine compiles it."""
 
 import json
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from server.text.parsers.base import CallFormat
 from server.text.parsers.json_text import is_nested_deeper
 
 _MAX_SCHEMA_NESTING = 64
-"""vLLM's limit of levels. The cost of compiling grows steeply with nesting."""
+"""vLLM's limit of levels in a schema. The time to compile a schema grows steeply with its levels."""
 
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 _COMPACT = {"x-guidance": SCHEMA_OPTIONS | {"whitespace_pattern": " "}}
-"""Allows a single blank only. Otherwise, small models fill their output with line breaks."""
+"""Allows only single blanks in JSON. Otherwise, small models fill their output with line breaks."""
 
 
 class Constraint(NamedTuple):
@@ -30,10 +30,10 @@ class Constraint(NamedTuple):
 
 
 def find_constraint(request: CompletionRequest | ChatRequest) -> Constraint | None:
-    """The constraint of a request that `is_guided`. The engine compiles it.
+    """Returns the constraint of a request that `is_guided`. The engine compiles it.
 
-    A forced call takes precedence over `response_format`. None if the request's fields require nothing, such
-    as a `response_format` of type `text`.
+    A forced call takes precedence over `response_format`. The result is None if the fields require nothing,
+    for example a `response_format` of type `text`.
 
     Raises:
         RequestError: there is more than one constraint, or the constraint is malformed.
@@ -61,7 +61,7 @@ def find_constraint(request: CompletionRequest | ChatRequest) -> Constraint | No
 def find_strict_constraint(
     request: ChatRequest, call_format: CallFormat, *, trigger_id: int | None
 ) -> Constraint | None:
-    """The constraint for calls that the model chooses (`_strict_grammar`). None if no tool is strict."""
+    """Returns the constraint for calls that the model chooses to make. None if no tool is strict."""
     functions = [tool.function for tool in request.tools or ()]
     strict = [function for function in functions if function.strict is True]
     if not strict:
@@ -119,10 +119,10 @@ def _json_schema(schema: str | dict[str, Any] | None, param: str) -> GuidedDecod
 
 
 def _forced_schema(request: ChatRequest) -> dict[str, Any]:
-    """The schema of the text of forced calls. `server.text.parsers.chain` parses this text.
+    """Returns the schema of the text of forced calls. `server.text.parsers.chain` parses this text.
 
-    For a named tool, the text is the tool's arguments. With `required`, it is an array of objects with `name`
-    and `parameters`.
+    For a named tool, the text is the tool's arguments. With `required`, the text is an array of objects with
+    `name` and `parameters`.
     """
     functions = [tool.function for tool in request.tools or ()]
     if request.tool_choice == "required":
@@ -132,10 +132,10 @@ def _forced_schema(request: ChatRequest) -> dict[str, Any]:
 
 
 def _strict_grammar(functions: Sequence[FunctionDefinition], call_format: CallFormat, trigger_id: int | None) -> str:
-    """The Lark grammar of a text in which calls name known functions.
+    """Returns the Lark grammar of a text in which calls name known functions.
 
-    The arguments of a strict function follow its schema. A call begins with the format's trigger, which is
-    the special token `trigger_id` or, if this is None, ordinary text.
+    The arguments of a strict function follow its schema. A call begins with the format's trigger. The trigger
+    is the special token `trigger_id`, or ordinary text if `trigger_id` is None.
     """
     trigger = json.dumps(call_format.trigger)
     rules = [
@@ -176,7 +176,7 @@ def _array_schema(functions: list[FunctionDefinition], *, is_single: bool) -> di
 
 
 def _call_schema(function: FunctionDefinition, definitions: dict[str, Any]) -> dict[str, Any]:
-    """The schema of one call. Moves the definitions of its parameters to the root, where references point."""
+    """Returns the schema of one call. Moves its parameters' `$defs` to the root, where references point."""
     parameters = _parameters(function)
     own = parameters.pop("$defs", {})
     if not isinstance(own, dict):
@@ -193,7 +193,7 @@ def _call_schema(function: FunctionDefinition, definitions: dict[str, Any]) -> d
 
 
 def _parameters(function: FunctionDefinition) -> dict[str, Any]:
-    """The schema of the arguments. It must be an object, because the parser can find an object's end."""
+    """Returns the schema of the arguments. It must be an object, whose end the parser can find."""
     parameters = {"type": "object"} | (function.parameters or _NO_PARAMETERS)
     if parameters["type"] != "object":
         raise RequestError(f"The parameters of tool '{function.name}' must be of type 'object'.", param="tools")

@@ -11,7 +11,7 @@ from server.terms.concurrency import take_turns
 from server.terms.types import TokenLogprob
 
 _LOWEST = -9999.0
-"""Stands for minus infinity, which JSON cannot express."""
+"""Replaces minus infinity, which JSON cannot express."""
 
 
 class CompletionLogprobs(msgspec.Struct):
@@ -55,20 +55,20 @@ PromptLogprobs = list[dict[int, PromptLogprob] | None]
 
 
 class LogprobFormatter:
-    """Formats log-probabilities. One per request, because requests set number and form of the candidates."""
+    """Formats the log-probabilities of one request, which sets the number and form of candidates."""
 
     def __init__(self, inference: Inference, request: CompletionRequest | ChatRequest) -> None:
         """The request's `return_tokens_as_token_ids` takes precedence over the server's setting."""
         asked, default = request.return_tokens_as_token_ids, inference.config.generation.return_tokens_as_token_ids
         self._renderer = inference.renderer
         self._num_top = None if request.num_logprobs == -1 else request.num_logprobs
-        """The number of candidates to return. None returns all candidates that the engine sends."""
+        """The number of candidates to return. If None, all candidates that the engine sends are returned."""
         self._shows_token_ids = default if asked is None else asked
 
     async def completion(
         self, entries: Iterable[tuple[int, TokenLogprob | None]], *, text_offset: int = 0
     ) -> CompletionLogprobs:
-        """The `logprobs` of a completion. The first token of a prompt has no log-probability."""
+        """Returns the `logprobs` of a completion. A prompt's first token has no log-probability."""
         body = CompletionLogprobs()
         async for token_id, entry in take_turns(entries):
             token = self._token(token_id)
@@ -80,15 +80,15 @@ class LogprobFormatter:
         return body
 
     async def chat(self, entries: Iterable[TokenLogprob]) -> ChatLogprobs:
-        """The `logprobs` of a chat completion."""
+        """Returns the `logprobs` of a chat completion."""
         return ChatLogprobs([self._chat_entry(entry) async for entry in take_turns(entries)])
 
     async def prompt(self, entries: Iterable[TokenLogprob | None]) -> PromptLogprobs:
-        """The `prompt_logprobs`. Each position has the prompt's token and the most likely tokens, by id."""
+        """Returns the `prompt_logprobs`. Each position has the prompt's token and the most likely tokens."""
         return [None if entry is None else self._prompt_entry(entry) async for entry in take_turns(entries)]
 
     def _completion_top(self, entry: TokenLogprob) -> dict[str, float]:
-        """The candidates by text. As in OpenAI's API, the token itself is always among them."""
+        """Returns the candidates by text. As in OpenAI's API, the token itself is always among them."""
         own = {self._token(entry.token_id): _finite(entry.logprob)}
         return own | {self._token(token_id): _finite(logprob) for token_id, logprob in entry.top[: self._num_top]}
 

@@ -1,4 +1,4 @@
-"""Finds the markers of reasoning as tokens, the state after a prompt, and the rules for the engine."""
+"""Reasoning in requests: its markers as tokens, its state after a prompt, and the rules for the engine."""
 
 import logging
 from collections.abc import Sequence
@@ -26,23 +26,20 @@ _TURN_BOUNDARIES = (
     *("<|start_of_role|>", "<|end_of_role|>", "<|extra_0|>", "<|eos|>", "<|turn>", "<|tool_response>", "<|start|>"),
     *("<｜User｜>", "<｜Assistant｜>", "<seed:bos>", "<seed:eos>"),
 )
-"""Tokens between the messages of a prompt. Reasoning before the last such token is of earlier messages."""
+"""Tokens between messages of a prompt. Reasoning before the last such token belongs to earlier messages."""
 
 _TAIL_CHARS, _TAIL_TOKENS = 50_000, 512
-"""Characters or tokens at a prompt's end that are searched for markers which consist of ordinary tokens."""
+"""How much of a prompt's end is searched for markers that consist of ordinary tokens."""
 
 
 def load_reasoning(config: GenerationConfig, renderer: BaseRenderer) -> "ModelReasoning | None":
-    """Loads the format of `--reasoning-parser`. None without this flag.
-
-    With `auto`, also None if the model's files name no format.
-    """
+    """Loads the format of `--reasoning-parser`. None without this flag, or if `auto` finds no format."""
     name = _detect(renderer) if config.reasoning_parser == AUTO else config.reasoning_parser
     return None if name is None else ModelReasoning(load_reasoning_format(name), config, renderer)
 
 
 class ModelReasoning:
-    """A format of reasoning, with its markers as tokens of the model. One per server."""
+    """The format of the server's model, with the format's markers as tokens."""
 
     def __init__(self, format: ReasoningFormat, config: GenerationConfig, renderer: BaseRenderer) -> None:
         self._format = format
@@ -52,7 +49,7 @@ class ModelReasoning:
 
     @property
     def has_end(self) -> bool:
-        """Whether the server can end the reasoning, which it needs to limit the reasoning's length."""
+        """Whether the server can end the reasoning, which a limit of its length requires."""
         return self._format.forced_end is not None
 
     @cached_property
@@ -64,10 +61,10 @@ class ModelReasoning:
     def of_prompt(
         self, request: CompletionRequest | ChatRequest, prompt: RenderedPrompt, *, has_grammar: bool
     ) -> "PromptReasoning | None":
-        """The reasoning in the outputs of a prompt. None if the request switches reasoning off.
+        """Returns the reasoning in the outputs of a prompt. None if the request switches reasoning off.
 
-        Also None for a chat with a grammar whose response leaves the reasoning out. As in vLLM, the grammar
-        then applies from the first token on.
+        The result is also None for a chat with a grammar whose response leaves the reasoning out. As in vLLM,
+        the grammar then applies from the first token on.
         """
         kwargs = self._renderer.config.default_chat_template_kwargs
         if isinstance(request, ChatRequest):
@@ -104,7 +101,7 @@ class ModelReasoning:
 
     @cached_property
     def _ends_of_prompt(self) -> dict[int, PromptEnd]:
-        """Token of a marker -> the state at a prompt's end, if this is the last marker in the prompt."""
+        """Token of a marker -> the state at a prompt's end, if this marker is the last one in the prompt."""
         found = {m.token_id: PromptEnd.ENDED for m in self._markers.ends}
         found |= {m.token_id: PromptEnd.OPEN for m in self._markers.starts}
         return {token_id: end for token_id, end in found.items() if token_id is not None}
@@ -115,7 +112,10 @@ class ModelReasoning:
         return frozenset(token_id for token_id, text in added if text in _TURN_BOUNDARIES)
 
     def _read_end(self, prompt: RenderedPrompt, *, counts_tokens: bool) -> tuple[PromptEnd, int]:
-        """The state at the prompt's end. If `counts_tokens`, also the number of tokens of open reasoning."""
+        """Returns the state at the prompt's end.
+
+        If `counts_tokens`, also returns the number of tokens of open reasoning.
+        """
         if self._markers.have_text:
             end, text = self._read_end_of_text(prompt)
             return end, len(self._encode(text)) if counts_tokens and end is PromptEnd.OPEN else 0
@@ -128,7 +128,7 @@ class ModelReasoning:
         return PromptEnd.SILENT, 0
 
     def _read_end_of_text(self, prompt: RenderedPrompt) -> tuple[PromptEnd, str]:
-        """The state after the last marker in the prompt, and the text after this marker."""
+        """Returns the state after the last marker in the prompt, and the text after this marker."""
         if prompt.text is not None:
             text = prompt.text[-_TAIL_CHARS:]
         else:
@@ -175,7 +175,7 @@ class _Markers:
 
 @dataclass(frozen=True)
 class PromptReasoning:
-    """The reasoning in the outputs of one prompt."""
+    """The format of reasoning, and the state of reasoning with which a prompt's outputs begin."""
 
     format: ReasoningFormat
     markers: _Markers
@@ -189,7 +189,7 @@ class PromptReasoning:
         return self.format.create_parser(self.prompt_end, drops_answer_starts=is_call_forced)
 
     def rules(self, request: CompletionRequest | ChatRequest, *, has_grammar: bool) -> ReasoningRules | None:
-        """The rules for the engine. None if they would change nothing in the engine."""
+        """Returns the rules for the engine. None if the engine needs no rules for this request."""
         waits = has_grammar and self.prompt_end is not PromptEnd.ENDED
         budget = None if has_grammar and not waits else request.thinking_budget
         if budget is None and not waits:
@@ -224,7 +224,6 @@ class ReasoningCounter:
         self.num_tokens = 0
 
     def add(self, token_ids: Sequence[int]) -> None:
-        """Counts the next tokens of the output."""
         for token_id in token_ids:
             if self._has_ended:
                 return
@@ -240,13 +239,13 @@ class ReasoningCounter:
                 self.num_tokens += 1
 
     def _drop_marker(self) -> None:
-        """Subtracts the tokens of a marker of ordinary tokens. All except its last token were counted."""
+        """Subtracts a marker of ordinary tokens. Its tokens were counted, except for the last token."""
         if self._is_open:
             self.num_tokens = max(0, self.num_tokens - self._num_extra_tokens)
 
 
 def read_model_facts(renderer: BaseRenderer) -> ModelFacts:
-    """The facts about the renderer's model that are needed to detect its formats."""
+    """Reads the properties by which the formats of the renderer's model are detected."""
     return ModelFacts(
         template=renderer.tool_template,
         model_type=read_model_type(renderer),
@@ -255,5 +254,5 @@ def read_model_facts(renderer: BaseRenderer) -> ModelFacts:
 
 
 def read_model_type(renderer: BaseRenderer) -> str | None:
-    """The model type in config.json, such as `llama`."""
+    """Returns the model type in config.json, such as `llama`."""
     return read_json_object(renderer.files.path / "config.json").get("model_type")

@@ -1,4 +1,4 @@
-"""Requests for generated text, with vLLM's names and ranges. Has shared fields, chats and their tools."""
+"""Requests for generated text, with vLLM's names and ranges: shared fields, chats, and the tools of chats."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -38,7 +38,7 @@ from server.text.renderers.detokenizer import MAX_STOP_CHARS
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
-    """The usage that a stream reports besides the text."""
+    """Whether a stream reports its token counts, at the end and in each chunk."""
 
     include_usage: bool | None = False
     continuous_usage_stats: bool | None = False
@@ -106,7 +106,7 @@ class SamplingFields(RequestBody, kw_only=True):
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     logit_bias: dict[int, float] | None = None
-    """Values are limited to -100 to 100 on use, as in vLLM."""
+    """Token id -> bias. As in vLLM, biases are limited to -100 to 100 when they are used."""
     skip_special_tokens: bool = True
     cache_salt: CacheSalt | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -236,7 +236,7 @@ class Tool(msgspec.Struct, kw_only=True):
 
 
 class NamedFunction(msgspec.Struct):
-    """The name of the function, if `tool_choice` requires one."""
+    """The function that `tool_choice` requires."""
 
     name: str
 
@@ -263,10 +263,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None | UnsetType = UNSET
-    """If unset, `__post_init__` sets `auto` for requests with tools, otherwise `none`.
-
-    With null, the model may choose tools.
-    """
+    """Null lets the model choose tools. An unset field becomes `auto` with tools, and `none` without."""
     parallel_tool_calls: bool | None = True
 
     echo: Unsupported = False
@@ -318,7 +315,6 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     @property
     def is_guided(self) -> bool:
-        """Whether a field or a forced call may constrain the text."""
         return super().is_guided or self.forces_call
 
     @property
@@ -328,7 +324,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     @property
     def template_kwargs(self) -> dict[str, Any]:
-        """Variables of the template. `reasoning_effort` sets `enable_thinking`, too, unless it is given."""
+        """Variables of the template. `reasoning_effort` sets `enable_thinking` if the client does not."""
         kwargs = dict(self.chat_template_kwargs or {})
         if self.reasoning_effort is not None:
             kwargs.setdefault("enable_thinking", self.reasoning_effort != "none")
@@ -337,25 +333,21 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     @property
     def output_limit(self) -> int | None:
-        """The most tokens to generate, as requested."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def output_limit_param(self) -> str:
-        """The name of the field that set `output_limit`."""
         return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
     @property
     def num_logprobs(self) -> int | None:
-        """The number of candidates to report for each generated token."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def num_prompt_logprobs(self) -> int | None:
-        """The number of candidates to report for each token of the prompt."""
         return self.prompt_logprobs
 
 
 def shown_tools(tools: list[Tool] | None) -> list[dict[str, Any]] | None:
-    """The tools in the form for a template. None if the request has no tools."""
+    """Returns the tools in the form for a template. None if the request has no tools."""
     return [msgspec.to_builtins(tool) for tool in tools] if tools else None

@@ -19,7 +19,7 @@ from server.terms.server_config import GenerationConfig
 from server.terms.types import UNUSABLE_GRAMMAR, EngineOutput, FinishReason
 
 _MANY_ENTRIES = 4096
-"""A number of tokens and candidates. Encoding a response with this many takes about a millisecond."""
+"""How many tokens and candidates of a response can be encoded in about a millisecond."""
 
 
 async def generate(inference: Inference, generation: Generation) -> AsyncGenerator[SequenceDelta, None]:
@@ -28,7 +28,7 @@ async def generate(inference: Inference, generation: Generation) -> AsyncGenerat
     Close the generator to abort the sequences that still run in the engine.
 
     Raises:
-        EngineError: the engine died or failed one of the sequences.
+        EngineError: the engine died, or could not finish one of the sequences.
         RequestError: the request caused the failure.
     """
     engine_id = f"{generation.request_id}-{uuid4().hex[:8]}"
@@ -68,7 +68,7 @@ async def generate(inference: Inference, generation: Generation) -> AsyncGenerat
 
 
 async def collect(inference: Inference, generation: Generation) -> list[SequenceDelta]:
-    """Runs all sequences to their end and returns one delta per choice."""
+    """Runs all sequences to their end, and returns one delta per choice."""
     parts: list[list[SequenceDelta]] = [[] for _ in range(generation.num_choices)]
     async with aclosing(generate(inference, generation)) as deltas:
         async for delta in deltas:
@@ -82,7 +82,7 @@ async def collect(inference: Inference, generation: Generation) -> list[Sequence
 
 
 def _join(deltas: list[SequenceDelta]) -> SequenceDelta:
-    """Joins deltas of one choice into one with all tokens and texts."""
+    """Joins the deltas of a choice into one delta with all tokens and texts."""
     first, last = deltas[0], deltas[-1]
     has_logprobs = any(delta.logprobs is not None for delta in deltas)
     return last._replace(
@@ -114,10 +114,10 @@ class _Sequence:
         )
 
     def read(self, output: EngineOutput) -> SequenceDelta:
-        """The delta for the output. Its finish reason is `stop` if a stop string was found.
+        """Returns the delta for the output. The finish reason is `stop` if a stop string was found.
 
         Raises:
-            EngineError: the engine failed the sequence.
+            EngineError: the engine could not finish the sequence.
             RequestError: the request caused the failure.
         """
         self.recorder.record(output)
@@ -145,7 +145,7 @@ class _Sequence:
         )
 
     def _stop_reason(self, stop_token_id: int | None) -> int | None:
-        """The stop token for the response. As in vLLM, None for the model's main end-of-sequence token."""
+        """Returns the stop token for the response. None for the main end-of-sequence token, as in vLLM."""
         return None if stop_token_id == self._eos_token_id and not self._ignores_eos else stop_token_id
 
 
@@ -211,7 +211,6 @@ class SequenceRecorder:
         self._metrics.count_prompt(self._num_prompt_tokens, num_cached=output.num_cached_tokens)
 
     def finish(self, reason: FinishReason) -> None:
-        """Records the end of the sequence."""
         metrics = self._metrics
         metrics.finished[reason].inc()
         metrics.e2e_latency.observe(perf_counter() - self._context.arrival_s)
@@ -255,7 +254,7 @@ class Usage(msgspec.Struct, kw_only=True):
 
     @classmethod
     def of(cls, num_prompt_tokens: int, num_tokens: int = 0) -> "Usage":
-        """The usage for these numbers of prompt tokens and generated tokens."""
+        """Returns the usage for these numbers of prompt tokens and generated tokens."""
         total = num_prompt_tokens + num_tokens
         return cls(prompt_tokens=num_prompt_tokens, total_tokens=total, completion_tokens=num_tokens)
 
@@ -290,7 +289,7 @@ class UsageMeter:
             self._num_cached_tokens += delta.num_cached_tokens
 
     def of_chunk(self, index: int) -> Usage | None:
-        """The usage of one choice so far. None unless the request has `continuous_usage_stats`."""
+        """Returns the usage of one choice so far. None if the chunks of this stream have no usage."""
         if not self._is_in_chunks:
             return None
         usage = Usage.of(len(self._generation.prompt_of(index).token_ids), self._num_tokens[index])
@@ -299,7 +298,7 @@ class UsageMeter:
         return usage
 
     def total(self) -> Usage:
-        """The usage of the whole request so far."""
+        """Returns the usage of the whole request so far."""
         usage = Usage.of(self._generation.num_prompt_tokens, sum(self._num_tokens))
         if self._has_prompt_details:
             usage.prompt_tokens_details = PromptTokensDetails(self._num_cached_tokens)

@@ -1,7 +1,7 @@
-"""Decides by lifecycle and limits which requests are accepted. Records running requests and their times.
+"""Decides by the server's state and limits which requests are accepted. Records running requests.
 
 Admission control rejects requests above the limits of sequences, prompt tokens and held bytes. It checks each
-request twice. The first check is before the body is read, the second after the body is decoded.
+request before its body is read, and again after the body is decoded.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class Admission:
 
     @contextmanager
     def hold(self, num_bytes: int) -> Iterator["Lease"]:
-        """Admits one request for the time of the block. Its headers announce a body of `num_bytes`.
+        """Admits one request until the block ends. The request's headers announce a body of `num_bytes`.
 
         Raises:
             OverloadedError: a limit is reached.
@@ -57,8 +57,8 @@ class Admission:
     def check_room(self, *, num_sequences: int = 0, num_bytes: int = 0, own: "Lease | None" = None) -> None:
         """Raises OverloadedError if a limit would be exceeded.
 
-        The limit of bytes does not apply if no other request holds bytes. `own` is the lease of the checked
-        request. Its bytes do not count as bytes of other requests.
+        The limit of bytes does not apply if no other request holds bytes. `own` is the lease of the request
+        that is checked. Its bytes do not count as bytes of other requests.
         """
         own_sequences, own_bytes = (own.num_sequences, own.num_bytes) if own is not None else (0, 0)
         limits = self.limits
@@ -79,7 +79,7 @@ class Admission:
 
     @cached_property
     def max_held_bytes(self) -> int:
-        """The limit. The default is computed at the first request, when the model is already in memory."""
+        """The limit of held bytes. The default is computed at the first request, with the model loaded."""
         given = self.limits.max_held_bytes
         return max(_LEAST_HELD_BYTES, available_bytes() // _MEMORY_SHARE) if given is None else given
 
@@ -146,7 +146,7 @@ class Lease:
         return other
 
     def release(self) -> None:
-        """Ends the lease: subtracts its share from the totals. Called when the request has ended."""
+        """Subtracts the lease's share from the totals. Called when the request has ended."""
         self.remove_bytes(self.num_bytes)
         self.finish_prefill(self._num_tokens)
         self._admission.num_sequences -= self.num_sequences
@@ -155,7 +155,7 @@ class Lease:
 
 @dataclass
 class RequestTimes:
-    """The seconds that the stages of a request took. With several sequences, the longest times count."""
+    """How many seconds the stages of a request took. For several sequences, the longest times are kept."""
 
     render_s: float | None = None
     """Time from decoding the body to the prompt's tokens, including the wait for a thread."""
@@ -198,21 +198,19 @@ class RequestTimes:
 
 @dataclass
 class RequestContext:
-    """The state of one request in routes and serving. Used on the event loop."""
+    """The state of one request, from its route to its response. Used on the event loop."""
 
     header_id: str | None
     """The client's X-Request-Id. None if the header is missing or not valid."""
     lease: Lease
-    """The request's share of the admission limits."""
     arrival_s: float = field(default_factory=time.perf_counter)
     """The time at which the headers had arrived, by `perf_counter`."""
     times: RequestTimes = field(default_factory=RequestTimes)
     has_response: bool = False
-    """Whether the response has begun."""
     is_small: bool = True
     """Whether work on body and response is small enough for the event loop, and needs no pool."""
     held: list[Any] = field(default_factory=list)
-    """Large objects of the request. The pool frees them afterwards, because freeing a million takes 30 ms."""
+    """Large objects of the request, which the pool frees, because freeing a million of them takes 30 ms."""
 
     def hold(self, *created: Any) -> None:
         """Keeps possibly large objects until the response has ended."""
@@ -221,7 +219,7 @@ class RequestContext:
 
 
 class UnavailableError(ServerError):
-    """No requests are accepted now. Becomes a 503 with `response` as its body."""
+    """No requests are accepted now. The response has status 503 and the attribute `body` as its body."""
 
     def __init__(self, body: UnavailableResponse) -> None:
         super().__init__(body.error.message)
@@ -229,7 +227,7 @@ class UnavailableError(ServerError):
 
 
 class Availability:
-    """Decides whether requests are accepted now. Every probe and request checks this."""
+    """Decides whether requests are accepted now. Every probe and every request is checked with this class."""
 
     def __init__(self, lifecycle: Lifecycle, start: StartView) -> None:
         self._lifecycle = lifecycle
@@ -242,7 +240,7 @@ class Availability:
 
     @property
     def problem(self) -> UnavailableResponse | None:
-        """The body of the 503. None if requests are accepted."""
+        """The body of a response with status 503. None if requests are accepted."""
         lifecycle = self._lifecycle
         match lifecycle.state:
             case "ready":
@@ -258,21 +256,18 @@ class Availability:
 
 
 def dead_response(lifecycle: Lifecycle) -> UnavailableResponse:
-    """The body of the 503 of a server whose engine has ended."""
+    """Returns the body of the 503 response of a server whose engine has died or hangs."""
     if lifecycle.is_hung:
         return UnavailableResponse(UnavailableInfo(message=f"The engine hangs: {lifecycle.reason}"), "hung")
     return UnavailableResponse(UnavailableInfo(message=f"The engine died: {lifecycle.reason}"), "dead")
 
 
 class RunningRequests:
-    """The requests that are being answered. /load reports their number. The drain waits for or cancels them.
-
-    One per server, on the event loop.
-    """
+    """Running requests, on the event loop. /load counts them. The drain waits for them or cancels them."""
 
     def __init__(self) -> None:
         self.is_cancelled = False
-        """Whether `cancel` was called. Later, a cancelled request does not mean that its client is gone."""
+        """Whether `cancel` was called. If so, a cancelled request does not mean that its client is gone."""
         self._running: set[asyncio.Task[Any]] = set()
         self._last_activity_s = -inf
         self._idle = asyncio.Event()
@@ -280,7 +275,6 @@ class RunningRequests:
 
     @property
     def num_running(self) -> int:
-        """The number of requests that are being answered."""
         return len(self._running)
 
     @property

@@ -14,31 +14,31 @@ from server.operation.admission import RunningRequests
 logger = logging.getLogger(__name__)
 
 ERROR_DELIVERY_S = 2
-"""Seconds that clients have to receive the error of a request that the drain has ended."""
+"""How many seconds clients have to receive the error of a request that the drain has ended."""
 _SHORT_DELIVERY_S = 0.25
 """The same time as `ERROR_DELIVERY_S`, but after a second signal and for cancelled requests."""
 _QUIET_S = 0.25
 """The port closes when no request has arrived for this time, in seconds.
 
 Otherwise, connections that are not accepted yet would be lost. A server of a router (VCLI_ROUTER) does not
-wait, because the router sends no requests to a server that ends.
+wait, because the router sends no requests to a server that is ending.
 """
 _LONGEST_WAIT_FOR_QUIET_S = 0.3
-"""The longest wait for such a quiet time, in seconds. Clients that retry must not keep the port open."""
+"""The longest wait, in seconds, for a time without requests. Retrying clients must not keep the port open."""
 _DEATH_GRACE_S = 1.0
 """How many seconds a server answers probes with 503 after its engine has died."""
 _POLL_S = 0.02
 
 
 class RunningWork(Protocol):
-    """Computes the running requests. This is the embedded engine's client or vLLM's application."""
+    """Computes the running requests. Implemented by the embedded engine's client and vLLM's application."""
 
     def fail_running(self, message: str) -> None:
         """Ends all running requests with this error."""
 
 
 class Drain:
-    """Used on the event loop. `run` is called once. `stop_waiting` may be called meanwhile."""
+    """Runs on the event loop. `run` is called once. `stop_waiting` may be called while `run` waits."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Drain:
         self._is_stopped = asyncio.Event()
 
     async def run(self) -> None:
-        """Drains. Returns when the port may be closed."""
+        """Drains the server. Returns when the port may be closed."""
         begin_s = time.monotonic()
         if self._lifecycle.state != "dead":
             self._lifecycle.drain()
@@ -69,7 +69,7 @@ class Drain:
         await self._reject_until_quiet(begin_s + self._grace_s)
 
     async def run_dead(self) -> None:
-        """Waits for `_DEATH_GRACE_S` after the engine's end. Behind a router, only until no request runs."""
+        """Waits `_DEATH_GRACE_S` after the engine's end. Behind a router, only waits for running requests."""
         if env.VCLI_ROUTER.get():
             await self._running.wait_idle(_DEATH_GRACE_S)
         else:

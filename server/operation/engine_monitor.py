@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_ID = "warm-up"
 _END_S = 1.0
-"""Seconds after the closing of the engine's socket in which the kernel reports how the process ended."""
+"""The longest wait, in seconds, for the kernel to report how the engine's process ended."""
 _POLL_S = 0.01
 
 
@@ -36,13 +36,13 @@ class EngineHandle(Protocol):
         """Whether the process has begun to end. Its socket may close much later. Does not block."""
 
     def describe_end(self) -> str | None:
-        """How the process was killed, as text. None if it still runs or exited by itself."""
+        """Returns how the process was killed. None if it still runs or exited by itself."""
 
 
 async def make_ready(
     parts: Inference, adapters: LoraAdapters, span: Callable[..., AbstractContextManager[None]], *, timeout_s: float
 ) -> EngineInfo:
-    """Waits until the engine has loaded the model. Then configures the server for the model, and warms it up.
+    """Waits until the engine has loaded the model. Then configures the server, and runs a first request.
 
     Raises:
         EngineStartError: the engine failed, died, exceeded the timeout or generated no token.
@@ -66,11 +66,7 @@ async def make_ready(
 
 
 async def warm_up(engine: EngineClient, renderer: BaseRenderer) -> None:
-    """Generates one token, or pools one prompt, as a request does.
-
-    Raises:
-        EngineStartError: the engine failed or died.
-    """
+    """Generates one token, or pools one prompt. Raises EngineStartError if the engine failed or died."""
     info = engine.info
     prompt = await renderer.pools.run(renderer.prompts.render, "Hello", TextOptions())
     if info.pooling is not None:
@@ -92,7 +88,7 @@ async def warm_up(engine: EngineClient, renderer: BaseRenderer) -> None:
 
 
 class PingedEngine:
-    """The embedded engine with the interfaces for the watchdog (`AskedEngine`, `WatchedServer`).
+    """The embedded engine with the interfaces that the watchdog needs (`AskedEngine`, `WatchedServer`).
 
     An engine that still loads counts as answering, because loading has its own time limit.
     """
@@ -125,7 +121,7 @@ class PingedEngine:
 
 
 class EngineMonitor:
-    """Runs on the event loop beside the HTTP server. `run` is its only task."""
+    """Watches the engine on the event loop, beside the HTTP server. `run` is its only task."""
 
     def __init__(
         self, engine: EngineClient, handle: EngineHandle, lifecycle: Lifecycle, watchdog: EngineWatchdog
@@ -156,7 +152,7 @@ class EngineMonitor:
             watching.cancel()
 
     async def _find_reason(self) -> str:
-        """The error that the engine has reported, or else the kernel's report, which may be a little late."""
+        """Returns the engine's last error, or else the kernel's report, which may arrive a little later."""
         reason = self._engine.error or "it is gone"
         if not self._engine.ended_silently:
             return reason

@@ -1,6 +1,7 @@
 """Detects that the engine hangs, logs once where it hangs, and ends it after a time limit.
 
-Watches the embedded engine and vLLM. The limit is shorter while a router needs the memory for another model.
+The engine is the embedded engine or vLLM. The limit is shorter while a router needs the memory for another
+model.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ _TELL_AFTER_S: Final = 30.0
 _LONGEST_CHECK_S: Final = 0.5
 _CHECKS_PER_TIMEOUT: Final = 10
 _ANSWERS_S: Final = 0.5
-"""Seconds before the engine is killed, in which clients and probes get a response with the reason."""
+"""How many seconds clients and probes get responses with the reason before the engine is killed."""
 _BUSY_SHARE: Final = 0.5
 """A silent engine that uses more than this share of one processor counts as computing a long step."""
 
@@ -35,7 +36,7 @@ class AskedEngine(Protocol):
         """Whether the engine computes on the processor. With a GPU, waiting also uses processor time."""
 
     def has_answered(self) -> bool:
-        """Whether the engine has answered. If so, sends the next ping. Called once per check."""
+        """Whether the engine has answered. If so, the next ping is sent. Called once per check."""
 
 
 class EngineProcesses(Protocol):
@@ -45,10 +46,10 @@ class EngineProcesses(Protocol):
         """The names of the processes that a signal such as SIGSTOP has stopped."""
 
     def computed_s(self, *, is_on_processor: bool) -> float:
-        """Processor seconds of the processes that compute. Unless `is_on_processor`, only of compilers."""
+        """Returns the processor seconds of the computing processes. With a GPU, only compilers count."""
 
     async def read_stacks(self) -> str:
-        """The stack of each process's main thread, as text for the log."""
+        """Returns the stack of each process's main thread, as text for the log."""
 
     async def end(self, reason: str) -> None:
         """Stores the reason and all stacks for the crash report, and kills the processes."""
@@ -62,11 +63,11 @@ class WatchedServer(Protocol):
         """The number of requests that the server is answering."""
 
     def engine_hangs(self, reason: str) -> None:
-        """Fails the running requests. All later requests get a 503."""
+        """Ends the running requests with an error. All later requests get a response with status 503."""
 
 
 class EngineWatchdog:
-    """Used on the event loop. `run` is its only task.
+    """Runs on the event loop. `run` is its only task.
 
     An engine is silent while it does not answer, or while one of its processes is stopped. Time in which the
     watchdog's own process did not run does not count.
@@ -81,11 +82,10 @@ class EngineWatchdog:
         timeout_s: float,
         is_first: bool = True,
     ) -> None:
-        """
-        Args:
-            timeout_s: the silence after which the engine is ended. With 0, the engine is not watched.
-            is_first: whether this process logs the hang and ends the engine. Other API processes only fail
-                their requests.
+        """The engine is ended after `timeout_s` of silence. With 0, the engine is not watched.
+
+        `is_first` is true in one API process, which logs the hang and ends the engine. All other API
+        processes only end their own requests.
         """
         self._engine = engine
         self._processes = processes
@@ -119,7 +119,7 @@ class EngineWatchdog:
             await self._processes.end(reason)
 
     def _find_hang(self) -> str:
-        """Why the engine must be ended. Empty if there is no reason."""
+        """Returns why the engine must be ended. Empty if there is no reason."""
         if self.silence_s >= self._timeout_s:
             return f"it was silent for {self._timeout_s:g} s (--engine-watchdog-timeout): {self._known()}"
         if self.silence_s >= GIVES_WAY_S and _do_others_wait() and not self._computes():
@@ -168,7 +168,7 @@ class EngineWatchdog:
         return self._processes.computed_s(is_on_processor=self._engine.is_on_processor)
 
     def _known(self) -> str:
-        """When the silence began, how many requests run, and which processes are stopped, if any."""
+        """Describes when the silence began, how many requests run, and which processes are stopped."""
         stopped = self._processes.stopped()
         running = f"since {self._since}, {self._server.num_running} requests run"
         return f"{running}; stopped by a signal: {list_some(stopped)}" if stopped else running

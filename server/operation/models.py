@@ -69,14 +69,15 @@ class LoraAdapters:
         return self._adapters.values()
 
     def find(self, name: str | None) -> ServedAdapter | None:
-        """The adapter with this name. None if `name` is None or unknown."""
+        """Returns the adapter with this name. None if `name` is None or unknown."""
         return self._adapters.get(name) if name else None
 
     async def load_static(self) -> None:
         """Loads the adapters of `--lora-modules`.
 
         Raises:
-            EngineStartError: an adapter of `--lora-modules` cannot be loaded, or the engine died.
+            EngineStartError: an adapter of `--lora-modules` cannot be loaded.
+            EngineDeadError: the engine died.
         """
         for module in self._config.lora_modules:
             try:
@@ -164,7 +165,7 @@ class LoraAdapters:
         return ServedAdapter(next(self._ids), name, path, self._folder(path), parent)
 
     def _folder(self, path: str) -> Path:
-        """The absolute path without links. If `--lora-adapter-root` is set, a relative path begins there."""
+        """Returns the absolute path without links. Relative paths begin at `--lora-adapter-root`, if set."""
         try:
             return Path(self._config.lora_adapter_root or ".", expand_home(path)).resolve()
         except (ValueError, OSError, RuntimeError) as err:  # a null byte, a circle of links, an unknown user
@@ -201,7 +202,7 @@ class ServedModels:
     def __init__(
         self, names: Sequence[str], engine: EngineClient, adapters: LoraAdapters, *, root: str | None = None
     ) -> None:
-        """`root` is the model in the operator's spelling."""
+        """`root` is the model as the operator wrote it."""
         self._names = names
         self._root = root or names[0]
         self._engine = engine
@@ -213,12 +214,12 @@ class ServedModels:
         return self._names[0]
 
     def response_name(self, name: str | None) -> str:
-        """The name in the response to a request with this `model`."""
+        """Returns the name in the response to a request with this `model`."""
         adapter = self._adapters.find(name)
         return self.default_name if adapter is None else adapter.name
 
     def adapter_id(self, name: str | None) -> int:
-        """The id of the LoRA adapter that `model` names. 0 for the base model."""
+        """Returns the id of the LoRA adapter with this name. 0 for the base model."""
         adapter = self._adapters.find(name)
         return 0 if adapter is None else adapter.adapter_id
 
@@ -234,11 +235,11 @@ class ServedModels:
         self.check(name)
 
     def list(self) -> ModelList:
-        """The cards of all names. The base model's names come first."""
+        """Returns the cards of all names. The base model's names come first."""
         return ModelList(data=[self._card(name) for name in (*self._names, *(a.name for a in self._adapters.served))])
 
     def get(self, name: str) -> ModelCard:
-        """The card of one name. Raises RequestError (404) if no model with this name is served."""
+        """Returns the card of one name. Raises RequestError (404) if no model with this name is served."""
         self._find(name)
         return self._card(name)
 
@@ -263,13 +264,13 @@ class ServedModels:
 
 
 def unix_time() -> int:
-    """Seconds since 1970, for the `created` of responses."""
+    """Returns the seconds since 1970, for the field `created` of responses."""
     return int(datetime.now(UTC).timestamp())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inference:
-    """The objects that routes need to run prompts. One per server, on the event loop."""
+    """The objects with which routes run prompts, on the event loop. A server has one such object."""
 
     config: ServerConfig
     models: ServedModels

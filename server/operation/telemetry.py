@@ -27,10 +27,7 @@ class StatsLine:
         self._was_idle = True
 
     def start(self) -> None:
-        """Starts logging, if it is enabled. The first line is logged after one interval.
-
-        Called when the engine is ready.
-        """
+        """Starts logging if it is enabled, with the first line after one interval. Needs a ready engine."""
         if self._config.disable_log_stats:
             return
         metrics = self._metrics.engine
@@ -40,7 +37,6 @@ class StatsLine:
         self._wait()
 
     def close(self) -> None:
-        """Stops logging."""
         if self._handle is not None:
             self._handle.cancel()
 

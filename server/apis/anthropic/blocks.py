@@ -9,14 +9,14 @@ StreamEvent = dict[str, Any]
 
 
 class BlockStream:
-    """The blocks of one message, one after the other. Each method returns the events that it adds.
+    """Writes the content blocks of one message. Each method returns the events that it adds to the stream.
 
     Text that arrives within a call is held back until the call ends, because more arguments may follow.
     """
 
     def __init__(self) -> None:
         self.blocks: list[dict[str, Any]] = []
-        """The blocks so far. The open block is empty until it ends."""
+        """The blocks so far. The last block has no content while it is open."""
         self._open: str | None = None
         """The type of the open block. None if no block is open."""
         self._texts: list[str] = []
@@ -26,12 +26,10 @@ class BlockStream:
         """Whether the last call that ended has complete arguments."""
 
     def add_thinking(self, text: str) -> list[StreamEvent]:
-        """Adds text to the reasoning."""
         events = self._open_block({"type": "thinking", "thinking": ""})
         return [*events, self._add({"type": "thinking_delta", "thinking": text}, text)]
 
     def add_text(self, text: str) -> list[StreamEvent]:
-        """Adds text to the answer."""
         if self._open == "tool_use":
             self._held.append(text)
             return []
@@ -45,7 +43,6 @@ class BlockStream:
         return events + self._open_block({"type": "tool_use", "id": call_id, "name": name, "input": {}})
 
     def add_arguments(self, text: str) -> list[StreamEvent]:
-        """Adds text to the latest call's arguments."""
         return [self._add({"type": "input_json_delta", "partial_json": text}, text)]
 
     def close(self) -> list[StreamEvent]:
@@ -88,7 +85,7 @@ class BlockStream:
 
 
 def _parse_arguments(text: str) -> dict[str, Any] | None:
-    """The arguments of a call. None if the text is not a complete JSON object."""
+    """Returns the arguments of a call. None if the text is not a complete JSON object."""
     try:
         arguments = read_json(text)
     except ValueError:
@@ -99,7 +96,7 @@ def _parse_arguments(text: str) -> dict[str, Any] | None:
 def create_stop(
     finish_reason: str | None, stop_reason: int | str | None, *, has_calls: bool, is_call_complete: bool
 ) -> dict[str, str | None]:
-    """Why a message ends. If a stop sequence has cut off a call, the stop sequence is the reason."""
+    """Returns why a message ends. If a stop sequence has cut off a call, the stop sequence is the reason."""
     if finish_reason == "length":
         return _stop("max_tokens")
     if finish_reason not in ("stop", "tool_calls"):

@@ -27,9 +27,9 @@ from server.generation.request import (
 )
 
 _ATTRIBUTION_HEADER = "x-anthropic-billing-header"
-"""Begins Claude Code's first system block. The block is dropped, because it differs in each request.
+"""The beginning of Claude Code's first system block, which differs in each request.
 
-With it, no prompt would share a prefix with a prompt in the prefix cache.
+This block is dropped, because no prompt could otherwise reuse a prefix from the prefix cache.
 """
 
 ChatMessage = dict[str, Any]
@@ -131,13 +131,13 @@ def _convert_messages(request: CountTokensRequest, *, merges_system: bool) -> li
 
 
 def _texts(blocks: list[ContentBlock]) -> list[str]:
-    """The texts of a system prompt, without Claude Code's attribution header."""
+    """Returns the texts of a system prompt, without Claude Code's attribution header."""
     texts = [block.text for block in blocks if block.type == "text" and block.text]
     return [text for text in texts if not text.startswith(_ATTRIBUTION_HEADER)]
 
 
 def _convert_message(message: AnthropicMessage) -> list[ChatMessage]:
-    """Converts a message of a user or assistant. Results of tools come first, then the rest."""
+    """Converts a message of a user or an assistant. The results of tools become the first messages."""
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]
     blocks = message.content
@@ -158,7 +158,7 @@ def _convert_message(message: AnthropicMessage) -> list[ChatMessage]:
 
 
 def _to_part(block: ContentBlock, *, is_user: bool) -> ChatMessage | None:
-    """The block as a part of a message's content. None for a block that cannot be such a part."""
+    """Returns the block as a part of a message's content. None for a block that cannot be such a part."""
     if block.type == "text" and block.text:
         return _text_part(block.text)
     if block.type == "image" and block.source is not None:
@@ -174,7 +174,7 @@ def _to_call(block: ContentBlock) -> ChatMessage:
 
 
 def _convert_result(block: ContentBlock) -> list[ChatMessage]:
-    """Converts a tool's result. Its text and loaded tools become tool messages, its images a user message."""
+    """Converts a tool's result. Text and loaded tools become tool messages. Images become a user message."""
     parts = [] if block.content is None or isinstance(block.content, str) else block.content
     call_id = block.tool_use_id or ""
     converted: list[ChatMessage] = [{"role": "tool", "tool_call_id": call_id, "content": _result_text(block)}]

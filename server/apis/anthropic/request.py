@@ -1,6 +1,6 @@
 """Requests to /v1/messages and /v1/messages/count_tokens.
 
-As in vLLM, fields that are not listed have no effect. Examples are `cache_control` and beta fields.
+As in vLLM, all other fields have no effect, such as `cache_control` and beta fields.
 """
 
 from collections.abc import Iterator
@@ -137,7 +137,7 @@ Thinking = ThinkingEnabled | ThinkingDisabled | ThinkingAdaptive
 
 
 class CountTokensRequest(RequestBody, kw_only=True):
-    """A conversation. The tokens of its prompt are counted."""
+    """A conversation whose prompt's tokens are counted."""
 
     model: Text
     messages: list[AnthropicMessage]
@@ -148,7 +148,7 @@ class CountTokensRequest(RequestBody, kw_only=True):
     output_config: OutputConfig | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     thread: Any = None
-    """Anthropic's SDK sets it to continue a conversation on the server. This is not supported here."""
+    """Set by Anthropic's SDK to continue a conversation on the server, which is not supported here."""
 
     def __post_init__(self) -> None:
         if self.thread is not None:
@@ -201,7 +201,7 @@ class AnthropicRequest(CountTokensRequest, kw_only=True):
 
 
 def blocks_of(content: Content | None) -> list[ContentBlock]:
-    """The content as blocks. A text becomes one block."""
+    """Returns the content as blocks. A text becomes one block."""
     if isinstance(content, str):
         return [ContentBlock(type="text", text=content)]
     return content or []

@@ -26,7 +26,7 @@ _TOOL: Final = {"type": "function", "function": {"name": "t", "parameters": {"ty
 
 
 class AnthropicServing:
-    """Serves Anthropic's API. One per server. Every method runs on the event loop."""
+    """Serves Anthropic's API. A server has one such object. Every method runs on the event loop."""
 
     def __init__(self, inference: Inference, runner: ChatRunner) -> None:
         self._inference = inference
@@ -60,11 +60,7 @@ class AnthropicServing:
         return {"input_tokens": num_tokens, "context_management": {"original_input_tokens": num_tokens}}
 
     async def _convert(self, request: CountTokensRequest, context: RequestContext) -> ChatRequest:
-        """Converts a request into a chat request with the same meaning.
-
-        Raises:
-            RequestError: the request is invalid, or the model does not generate.
-        """
+        """Converts a request into a chat request with the same meaning."""
         self._inference.models.check_generative("Messages", request.model)
         has_later_system = any(message.role == "system" for message in request.messages)
         merges_system = has_later_system and await self._probe.merges_system()
@@ -86,7 +82,7 @@ class _Message:
         self._has_prefix_cache = inference.engine.info.has_prefix_cache
 
     async def complete(self) -> dict[str, Any]:
-        """The complete message: reasoning, text and calls."""
+        """Returns the complete message: reasoning, text and calls."""
         (choice,) = await self._run.collect()
         blocks = BlockStream()
         parts: list[Part] = [Reasoning(choice.reasoning), Content(choice.content), *choice.tool_calls]
@@ -96,7 +92,7 @@ class _Message:
         return self._body(blocks.blocks or [{"type": "text", "text": ""}], _stop(blocks, choice), self._usage())
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The message as events. The first two are sent with the first token, in one write."""
+        """Yields the message as events. The opening events are sent together with the first token."""
         blocks = BlockStream()
         opening: list[StreamEvent] = [self._start()]
         last: ChoiceDelta | None = None
@@ -128,7 +124,7 @@ class _Message:
         return head | stop | {"usage": usage}
 
     def _usage(self) -> dict[str, int]:
-        """The token counts. As for chats, `--enable-prompt-tokens-details` adds the cached tokens."""
+        """Returns the token counts. `--enable-prompt-tokens-details` adds the cached tokens, as for chats."""
         total = self._run.meter.total()
         if (details := total.prompt_tokens_details) is None:
             return {"input_tokens": total.prompt_tokens, "output_tokens": total.completion_tokens}
@@ -169,7 +165,7 @@ _SYSTEM_TWICE: Final = [{"role": role, "content": "t"} for role in ("system", "u
 
 
 class TemplateProbe:
-    """Finds out what the chat template supports, by rendering test conversations. One per server."""
+    """Renders test conversations to find out what the chat template supports. A server has one probe."""
 
     def __init__(self, inference: Inference) -> None:
         self._config = inference.config
@@ -193,7 +189,10 @@ class TemplateProbe:
         return self._merges_system
 
     async def disabled_effort(self) -> ReasoningEffort:
-        """The `reasoning_effort` for disabled thinking: `low` if the template ignores or rejects `none`."""
+        """Returns the `reasoning_effort` for disabled thinking.
+
+        Unless the operator has set it, this is `low` if the template ignores or rejects `none`.
+        """
         if self._disabled_effort is None:
             self._disabled_effort = await self._find_disabled_effort()
             logger.info("disabled thinking in /v1/messages is reasoning_effort '%s'", self._disabled_effort)

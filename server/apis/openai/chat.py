@@ -50,7 +50,6 @@ class ChatBodies:
         return LogprobFormatter(self._inference, self._request)
 
     async def complete(self) -> dict[str, Any]:
-        """The complete response."""
         choices = await self._run.collect()
         prompt_logprobs = choices[0].sequence.prompt_logprobs
         return {
@@ -69,7 +68,7 @@ class ChatBodies:
         }
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The response as events. The opening chunks are sent with the first token, in one write."""
+        """Yields the response as events. The opening chunks are sent together with the first token."""
         opening: bytes | None = await self._opening()
         async with aclosing(self._run.stream()) as deltas:
             async for delta in deltas:
@@ -82,7 +81,7 @@ class ChatBodies:
             yield encode_event(self._chunk([], self._run.meter.total()))
 
     async def _opening(self) -> bytes:
-        """The opening chunks. Each has the role of one choice."""
+        """Returns the opening chunks. Each chunk has the role of one choice."""
         shown = {"prompt_token_ids": self._generation.prompts[0].token_ids} if self._request.return_token_ids else {}
         events = []
         async for index in take_turns(range(self._generation.num_choices)):
@@ -92,7 +91,7 @@ class ChatBodies:
         return b"".join(events)
 
     async def _event(self, delta: ChoiceDelta) -> bytes:
-        """The chunk for a delta. Empty if its tokens are only markers or are held back."""
+        """Returns the chunk for a delta. Empty if the delta's tokens are only markers, or are held back."""
         is_silent = not delta.parts and delta.finish_reason is None
         if is_silent and not self._shows_logprobs and not self._shows_token_ids:
             return b""
@@ -171,7 +170,7 @@ def _delta(delta: ChoiceDelta) -> dict[str, Any]:
 
 
 def _delta_call(part: ToolCallPart) -> dict[str, Any]:
-    """A part of a call. Only the first part has id, type and name."""
+    """Returns a part of a call. Only the first part of a call has id, type and name."""
     if part.name is None:
         return {"index": part.position, "function": {"arguments": part.arguments}}
     function = {"name": part.name, "arguments": part.arguments}

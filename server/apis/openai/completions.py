@@ -17,7 +17,7 @@ from server.text.renderers.prompts import RenderedPrompt, TextOptions
 
 
 class CompletionServing:
-    """Serves /v1/completions. One per server. Every method runs on the event loop."""
+    """Serves /v1/completions. A server has one such object. Every method runs on the event loop."""
 
     def __init__(self, inference: Inference, builder: GenerationBuilder) -> None:
         self._inference = inference
@@ -69,7 +69,7 @@ class CompletionServing:
         return CompletionBodies(self._inference, generation, [self._echo_text(prompt, request) for prompt in prompts])
 
     def _echo_text(self, prompt: RenderedPrompt, request: CompletionRequest) -> str:
-        """The prompt's text, which is detokenized if the prompt consists of token ids or was truncated."""
+        """Returns the text to echo. Detokenizes a prompt that consists of token ids or was truncated."""
         if not request.echo:
             return ""
         if prompt.text is None or request.truncate_prompt_tokens is not None:
@@ -96,7 +96,7 @@ class CompletionBodies:
         self._meter = UsageMeter(generation, inference.config.generation, counts_output=not request.is_echo_only)
 
     async def complete(self, deltas: Sequence[SequenceDelta]) -> dict[str, Any]:
-        """The complete response, from one delta per choice."""
+        """Builds the complete response from one delta per choice."""
         choices = []
         async for delta in take_turns(deltas):
             self._meter.add(delta)
@@ -120,7 +120,6 @@ class CompletionBodies:
             yield encode_event(self._body([]) | {"usage": self._meter.total()})
 
     def _body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        """The body of the response, or of a chunk of a stream."""
         return {
             "id": self.generation.request_id,
             "object": "text_completion",
@@ -139,7 +138,7 @@ class CompletionBodies:
         }
 
     async def _part(self, delta: SequenceDelta) -> dict[str, Any]:
-        """The fields of a choice, or of its next part in a stream. Token ids are included only on request."""
+        """Returns the fields of a choice, or of its next part in a stream, with token ids on request."""
         is_first = not self._has_begun[delta.choice]
         shown = self._show(delta)
         fields: dict[str, Any] = {
@@ -157,7 +156,7 @@ class CompletionBodies:
         return fields
 
     def _show(self, delta: SequenceDelta) -> SequenceDelta:
-        """The delta that the client gets. The first delta of a choice begins with the echoed prompt.
+        """Returns the delta for the client. A choice's first delta begins with the echoed prompt.
 
         If the request only echoes, the delta has no generated text.
         """
@@ -171,7 +170,7 @@ class CompletionBodies:
         return bool(self._request.echo) and not self._has_begun[delta.choice]
 
     async def _take_logprobs(self, delta: SequenceDelta) -> CompletionLogprobs | None:
-        """The log-probabilities of a delta. Advances the text offset for the next delta."""
+        """Returns a delta's log-probabilities. Advances the text offset for the next delta."""
         if self._request.logprobs is None:
             return None
         is_echo = self._begins_with_echo(delta)

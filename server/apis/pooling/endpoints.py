@@ -1,4 +1,4 @@
-"""The requests to /v1/embeddings, /pooling and /classify, and their responses from the model's output."""
+"""The requests to /v1/embeddings, /pooling and /classify, and the responses to them."""
 
 import base64
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ class EmbeddingRequest(VectorFields, kw_only=True):
     """Texts or token ids to embed."""
 
     dimensions: Dimensions | None = None
-    """The length to which embeddings are truncated. Only for models that were trained for this."""
+    """The length to which embeddings are truncated, for models that were trained for this."""
     use_activation: bool | None = None
     """Whether embeddings are normalized to length one. Null means the model's default."""
 
@@ -56,7 +56,7 @@ class EmbeddingServing(InputServing[EmbeddingRequest]):
         return info.task == "embed"
 
     def pooling_params(self, request: EmbeddingRequest, info: PoolingInfo) -> PoolingParams:
-        """The pooling parameters. Raises RequestError if embeddings cannot have the requested length."""
+        """Returns the parameters. Raises RequestError if embeddings cannot have the requested length."""
         dimensions, problem = request.dimensions, None
         if dimensions is None:
             pass
@@ -120,7 +120,7 @@ def _list_of_vectors(ctx: PoolingServeContext[Any], kind: str, *, member: str) -
 
 
 def _why_not(task: str | None, info: PoolingInfo) -> str:
-    """Why the server rejects this task. It runs the model for another task."""
+    """Returns why the server rejects this task. The model runs for another task."""
     if task in info.supported_tasks:
         return f"Try switching the model's pooling_task via --pooler-config.task {task}."
     return (
@@ -129,7 +129,7 @@ def _why_not(task: str | None, info: PoolingInfo) -> str:
 
 
 def to_json(output: EngineOutput, request: VectorFields) -> Any:
-    """A list of numbers, or base64. Encodes row by row, so that the event loop can run in between."""
+    """Returns a list of numbers, or base64. Encodes row by row, so that the event loop can run in between."""
     if request.encoding_format == "base64":
         return base64.b64encode(tensor_of(output).data).decode()
     values = values_of(output)

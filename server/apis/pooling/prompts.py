@@ -1,7 +1,4 @@
-"""Tokenizes the prompts of pooling requests: texts, token ids and pairs.
-
-This work blocks, so it runs in the renderer pool.
-"""
+"""Tokenizes the prompts of pooling requests in the renderer pool: texts, token ids and pairs of texts."""
 
 from typing import Any
 
@@ -46,7 +43,7 @@ class PromptReader:
         return self._checked(Encoded(prompt if self._cut is None else self._cut.apply(prompt)), param)
 
     def read_by_template(self, first: str, second: str, template_kwargs: dict[str, Any]) -> Encoded:
-        """Renders a pair with the operator's chat template. The two texts are query and document."""
+        """Renders a query and a document with the operator's chat template."""
         messages = [{"role": "query", "content": first}, {"role": "document", "content": second}]
         options = ChatOptions(add_generation_prompt=False, chat_template_kwargs=template_kwargs)
         text = self._renderer.render_messages(messages, options)
@@ -60,7 +57,7 @@ class PromptReader:
         return self._checked(self._tokenizer.encode_pair(*texts, add_special_tokens=True, cut=self._cut), param)
 
     def cut_text(self, text: str, num_tokens: int, *, param: str) -> str:
-        """The first `num_tokens` tokens of a text. 0 returns the whole text."""
+        """Cuts a text after `num_tokens` tokens. 0 returns the whole text."""
         if not num_tokens:
             return text
         if num_tokens >= self._max_tokens:

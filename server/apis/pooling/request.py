@@ -66,7 +66,6 @@ class InputFields(PoolingFields, kw_only=True):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """The prompts: texts and lists of token ids."""
         assert self.input is not None
         if isinstance(self.input, str) or isinstance(self.input[0], int):
             return [self.input]  # type: ignore[list-item]

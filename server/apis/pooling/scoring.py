@@ -1,7 +1,8 @@
-"""Answers /score and /rerank, which rate the relevance of texts to a query with three kinds of models.
+"""Answers /score and /rerank, which rate the relevance of texts to a query.
 
-A cross-encoder reads both texts at once and returns a score. A bi-encoder returns one vector per text, and a
-late-interaction model one vector per token. This module compares the vectors.
+Three kinds of models do this. A cross-encoder reads query and text at once and returns a score. A bi-encoder
+returns one vector per text. A late-interaction model returns one vector per token. This module compares the
+vectors.
 """
 
 import math
@@ -23,7 +24,7 @@ ScoreInputs = ScoreInput | list[ScoreInput]
 TokenLimit = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 _PAIRS = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
-"""The names that a request may use for its two inputs."""
+"""Pairs of names that a request may use for its two inputs."""
 
 
 class ScoringFields(PoolingFields, kw_only=True):
@@ -31,7 +32,7 @@ class ScoringFields(PoolingFields, kw_only=True):
 
     use_activation: bool | None = None
     max_tokens_per_query: TokenLimit = 0
-    """The number of tokens to which queries are truncated. 0 does not truncate."""
+    """The number of tokens to which queries are truncated. With 0, queries are not truncated."""
     max_tokens_per_doc: TokenLimit = 0
     instruction: str | None = None
     """The same as `chat_template_kwargs.instruction`, which takes precedence."""
@@ -74,7 +75,7 @@ class ScoringFields(PoolingFields, kw_only=True):
 
 
 class ScoreRequest(ScoringFields, kw_only=True):
-    """Texts to compare: one text with one or many, or each text of a list with its counterpart."""
+    """Texts to compare: one text with one or several texts, or the texts of two lists in pairs."""
 
     queries: ScoreInputs | None = None
     documents: ScoreInputs | None = None
@@ -105,7 +106,7 @@ class RerankRequest(ScoringFields, kw_only=True):
     query: ScoreInput
     documents: ScoreInputs
     top_n: Annotated[int, Meta(ge=0)] = 0
-    """The number of documents to return. 0 returns all."""
+    """The number of documents to return. 0 returns all documents."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,7 +151,10 @@ class ScoringServing(PoolingServingBase[S]):
         return PoolingParams(task=info.task, use_activation=request.use_activation)
 
     def _preprocess_cmpl_online(self, ctx: PoolingServeContext[S]) -> list[Encoded]:
-        """Tokenizes the pairs for a cross-encoder, or else all first texts and then all second texts."""
+        """Tokenizes the pairs for a cross-encoder.
+
+        For other models, tokenizes all first texts, and then all second texts.
+        """
         request, info, reader = ctx.request, ctx.info, self._reader(ctx)
         first, second = (
             [reader.cut_text(text, getattr(request, limit), param=limit) for text in texts]
@@ -163,7 +167,7 @@ class ScoringServing(PoolingServingBase[S]):
         return [reader.read(text, param=name) for name, texts in named for text in texts]
 
     def _scores(self, ctx: PoolingServeContext[S]) -> list[float]:
-        """One score per pair."""
+        """Returns one score per pair."""
         task, outputs = ctx.info.task, ctx.outputs
         if task == "classify":
             return [float(values_of(output)[0]) for output in outputs]
@@ -204,7 +208,7 @@ class RerankServing(ScoringServing[RerankRequest]):
 
 
 def _read_pair(request: ScoringFields, reader: PromptReader, info: PoolingInfo, first: str, second: str) -> Encoded:
-    """Tokenizes a pair, by the operator's chat template if it is set.
+    """Tokenizes a pair, with the operator's chat template if there is one.
 
     The model's own chat template is not used, because it often has another purpose.
     """
@@ -223,5 +227,5 @@ def _cosine(first: EngineOutput, second: EngineOutput) -> float:
 
 
 def _max_similarity(query: EngineOutput, document: EngineOutput) -> float:
-    """The sum of the highest similarities of each token of the query with any token of the document."""
+    """Returns the sum, over all tokens of the query, of the highest similarity to a token of the document."""
     return float((values_of(query) @ values_of(document).T).max(axis=-1).sum())

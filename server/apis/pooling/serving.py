@@ -1,4 +1,4 @@
-"""The base of all pooling endpoints. Defines the order of the steps, and the thread of each step."""
+"""The base class of all pooling endpoints. It defines the order of the steps, and each step's thread."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -28,7 +28,7 @@ T = TypeVar("T", bound=PoolingFields)
 
 @dataclass(kw_only=True)
 class PoolingServeContext(Generic[T]):
-    """One request, which is passed from step to step. Only one thread at a time uses it."""
+    """The state of one request, which is passed from step to step. Only one thread at a time uses it."""
 
     request: T
     request_id: str
@@ -36,7 +36,6 @@ class PoolingServeContext(Generic[T]):
     model_name: str
     info: PoolingInfo
     pooling_params: PoolingParams
-    """The parameters for all prompts."""
     prompts: list[Encoded] = field(default_factory=list)
     """Set by `_preprocess_cmpl_online`."""
     outputs: list[EngineOutput] = field(default_factory=list)
@@ -44,11 +43,10 @@ class PoolingServeContext(Generic[T]):
 
     @property
     def num_tokens(self) -> int:
-        """The number of tokens of all prompts together."""
         return sum(len(prompt.token_ids) for prompt in self.prompts)
 
     def list_of(self, data: list[dict[str, Any]]) -> dict[str, Any]:
-        """The response with one member per input, in the order of the inputs."""
+        """Returns the response. Its list `data` has one member per input, in the order of the inputs."""
         return {
             "id": self.request_id,
             "object": "list",
@@ -60,7 +58,7 @@ class PoolingServeContext(Generic[T]):
 
 
 class PoolingServingBase(ABC, Generic[T]):
-    """One endpoint. `create` runs on the event loop. Steps before and after the engine run in the pool."""
+    """An endpoint. `create` runs on the event loop. The steps before and after the engine run in the pool."""
 
     api_name: ClassVar[str]
     request_id_prefix: ClassVar[str]
@@ -94,7 +92,7 @@ class PoolingServingBase(ABC, Generic[T]):
 
     @abstractmethod
     def pooling_params(self, request: T, info: PoolingInfo) -> PoolingParams:
-        """The pooling parameters for all prompts. Raises RequestError."""
+        """Returns the pooling parameters for all prompts. Raises RequestError."""
 
     @abstractmethod
     def _preprocess_cmpl_online(self, ctx: PoolingServeContext[T]) -> list[Encoded]:
@@ -156,12 +154,12 @@ class PoolingServingBase(ABC, Generic[T]):
 
 
 def values_of(output: EngineOutput) -> npt.NDArray[np.float32]:
-    """The tensor of an engine's output as an array."""
+    """Returns the tensor of an engine's output as an array."""
     data = tensor_of(output)
     return np.frombuffer(data.data, np.float32).reshape(data.shape)
 
 
 def tensor_of(output: EngineOutput) -> TensorData:
-    """The tensor of an engine's output. Raises AssertionError if the output has no tensor."""
+    """Returns the tensor of an engine's output. Raises AssertionError if the output has no tensor."""
     assert output.data is not None, "the engine sent no numbers"
     return output.data

@@ -33,19 +33,18 @@ class StoredResponse(msgspec.Struct, frozen=True):
 
     @property
     def num_bytes(self) -> int:
-        """The size of all parts together."""
         return len(self.body) + len(self.history) + len(self.items) + sum(map(len, self.events or ()))
 
 
 ResponseStore = BoundedCache[str, StoredResponse]
-"""Response id -> response. Lasts as long as this process. Used only on the event loop."""
+"""Response id -> response. The store lasts as long as this process. Used only on the event loop."""
 
 LARGE_BYTES: Final = 32 << 10
 """Smaller JSON is decoded on the event loop, because passing it to a thread would take about as long."""
 
 
 def build_response_store(config: GenerationConfig, limits: LimitsConfig) -> ResponseStore | None:
-    """Builds the configured store, which drops the oldest responses. None if no responses are kept."""
+    """Builds the store, which drops the oldest responses. Returns None if no responses are to be kept."""
     most, max_bytes = limits.max_stored_responses, limits.max_stored_bytes
     if not (config.enable_responses_store and most and max_bytes):
         return None
@@ -53,7 +52,7 @@ def build_response_store(config: GenerationConfig, limits: LimitsConfig) -> Resp
 
 
 class ResponseArchive:
-    """The archive of one server, on the event loop. Encodes large conversations in the renderer pool."""
+    """The archive of a server, on the event loop. Encodes large conversations in the renderer pool."""
 
     def __init__(self, store: ResponseStore | None, renderer: BaseRenderer) -> None:
         """If `store` is None, no responses are kept."""
@@ -62,11 +61,10 @@ class ResponseArchive:
 
     @property
     def is_enabled(self) -> bool:
-        """Whether responses are kept."""
         return self._store is not None
 
     async def keep(self, run: ResponseRun, events: tuple[bytes, ...] | None = None) -> None:
-        """Keeps a response unless the request has `store: false`. `events` belong to a background response.
+        """Keeps a response unless its request has `store: false`. Only background responses have `events`.
 
         If the response cannot be encoded, the failure is logged and the response is not kept.
         """
@@ -87,7 +85,7 @@ class ResponseArchive:
         return await self._renderer.pools.run_unless(is_small, encode_named_event, event)
 
     def find(self, response_id: str) -> StoredResponse:
-        """A kept response. Raises RequestError (404) if it was never kept, or was dropped."""
+        """Returns a kept response. Raises RequestError (404) if it was never kept, or was dropped."""
         stored = None if self._store is None else self._store.get(response_id)
         if stored is None:
             raise _not_found(response_id)
@@ -99,7 +97,7 @@ class ResponseArchive:
             raise _not_found(response_id)
 
     async def input_items(self, stored: StoredResponse) -> list[msgspec.Raw]:
-        """The input items of a response, after all items of the responses that it continues.
+        """Returns the input items of a response, after all items of the responses that it continues.
 
         If an earlier response is no longer kept, its items and those of all responses before it are left out.
         """
@@ -118,7 +116,7 @@ class ResponseArchive:
 
 
 def invalid_response(message: str, param: str, *, status: int = 400) -> RequestError:
-    """Creates the error for responses that do not exist or are in the wrong state. Its type is vLLM's."""
+    """Creates vLLM's error for a response that does not exist, or is in the wrong state."""
     return RequestError(message, param=param, status=status, type="invalid_request_error")
 
 
@@ -127,14 +125,13 @@ def _not_found(response_id: str) -> RequestError:
 
 
 class _Body(msgspec.Struct):
-    """The parts of a response's body that are needed for the input of the next response."""
+    """The fields of a response's body that `ResponseArchive.input_items` needs."""
 
     output: list[msgspec.Raw]
     previous_response_id: str | None
 
 
 def _decode_items(stored: StoredResponse) -> tuple[list[msgspec.Raw], _Body]:
-    """The response's input items, and the parts of its body."""
     return msgspec.json.decode(stored.items, type=list[msgspec.Raw]), msgspec.json.decode(stored.body, type=_Body)
 
 

@@ -18,7 +18,7 @@ class BackgroundResponse:
         self.run = run
         self._queued = run.response
         self.events: list[bytes] | None = [] if keeps_events else None
-        """The encoded events so far, in the order of their sequence numbers. None if they are not kept."""
+        """The encoded events so far, in the order of their sequence numbers. None if events are not kept."""
         self._has_ended = False
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -30,7 +30,7 @@ class BackgroundResponse:
         return self._queued if current["status"] == "in_progress" else current
 
     async def start(self, generate: Callable[["BackgroundResponse"], Coroutine[Any, Any, None]]) -> None:
-        """Starts the task, and returns when it runs. A task that is cancelled before would not run."""
+        """Starts the task. Returns when it runs, because a task that is cancelled earlier would never run."""
         self._task = asyncio.create_task(generate(self), name="background-response")
         await asyncio.sleep(0)
 
@@ -73,17 +73,17 @@ class BackgroundResponses:
     """The running background responses of one server. Used on the event loop."""
 
     def __init__(self, running: RunningRequests, archive: ResponseArchive) -> None:
-        """`running` counts these responses, so that the drain waits for them."""
+        """`running` counts these responses, so that a server that shuts down waits for them."""
         self._running = running
         self._archive = archive
         self._responses: dict[str, BackgroundResponse] = {}
 
     def find(self, response_id: str) -> BackgroundResponse | None:
-        """The response with this id. None if the id is unknown or the response has ended."""
+        """Returns the running response with this id. None if the id is unknown or the response has ended."""
         return self._responses.get(response_id)
 
     async def start(self, run: ResponseRun, context: RequestContext, *, keeps_events: bool) -> BackgroundResponse:
-        """Begins to generate a response in a task. The task takes over the lease of `context`."""
+        """Starts a task that generates a response. The task takes over `context.lease`, and releases it."""
 
         async def generate(response: BackgroundResponse) -> None:
             with self._running.hold():

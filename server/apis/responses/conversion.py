@@ -25,7 +25,7 @@ _FIELDS = {
 
 
 def to_chat_request(request: ResponsesRequest, messages: list[Message], tools: ResponseTools) -> ChatRequest:
-    """The chat request with the same meaning. Values are not checked again after decoding."""
+    """Returns the chat request with the same meaning. Decoding has already checked the values."""
     continues = continues_message(request.items)
     shared = {name: getattr(request, name) for name in SamplingFields.__struct_fields__}
     return ChatRequest(
@@ -48,7 +48,7 @@ def to_chat_request(request: ResponsesRequest, messages: list[Message], tools: R
 
 
 def own_field_names() -> AbstractContextManager[None]:
-    """Inside this context, errors of the chat request name the fields of this API."""
+    """Returns a context in which errors of the chat request name the fields of this API."""
     return field_names(_FIELDS)
 
 
@@ -64,7 +64,7 @@ def _response_format(wanted: TextFormat | None) -> ResponseFormat | None:
 
 
 def build_conversation(instructions: str | None, history: list[Message], items: list[InputItem]) -> list[Message]:
-    """The messages of a request. `history` is the conversation up to the previous response.
+    """Returns the messages of a request. `history` is the conversation up to the previous response.
 
     Raises:
         RequestError: a tool's output belongs to no call.
@@ -76,9 +76,9 @@ def build_conversation(instructions: str | None, history: list[Message], items: 
 
 
 def extend_conversation(messages: list[Message], output: list[OutputItem]) -> list[Message]:
-    """The history for the next response. As in OpenAI's API, it contains no instructions.
+    """Returns the conversation for the next response. As in OpenAI's API, it has no instructions.
 
-    Reasoning is kept only if a tool call follows it.
+    Reasoning is kept only if the output has a tool call.
     """
     has_calls = any("call_id" in item for item in output)
     kept = [item for item in output if has_calls or item["type"] != "reasoning"]
@@ -138,7 +138,7 @@ def _part(part: InputPart) -> Message:
 
 
 def _merge(messages: Iterable[Message]) -> list[Message]:
-    """Joins adjacent messages with the reasoning, text and calls of one turn of the model."""
+    """Joins adjacent messages that are reasoning, text and calls of one turn of the model."""
     merged: list[Message] = []
     for message in messages:
         last = merged[-1] if merged else {}

@@ -1,4 +1,4 @@
-"""Lists the input items of a response as OpenAI's API does. Their ids are derived from the response's id."""
+"""Lists the input items of a response as OpenAI's API does. The response's id determines the items' ids."""
 
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -19,13 +19,13 @@ class ItemPage(NamedTuple):
     """The part of a list of items that a client requests."""
 
     after: str | None = None
-    """The id of the item after which the page begins. None begins at the first item."""
+    """The id of the item after which the page begins. If None, the page begins at the first item."""
     limit: int = 20
     is_ascending: bool = False
     """Whether the oldest item comes first."""
 
     def cut(self, items: Sequence[msgspec.Raw]) -> bytes:
-        """The items of this page, as a JSON list. Raises RequestError if no item has the id `after`."""
+        """Returns this page's items as a JSON list. Raises RequestError if no item has the id `after`."""
         ordered = items if self.is_ascending else items[::-1]
         ids = [msgspec.json.decode(item, type=_Item).id for item in ordered]
         if self.after is not None and self.after not in ids:
@@ -39,7 +39,7 @@ class ItemPage(NamedTuple):
 
 
 def show_items(items: Sequence[InputItem], response_id: str) -> list[dict[str, Any]]:
-    """The items of a request in the form for clients. Texts of messages become parts."""
+    """Returns a request's items in the form for clients. The text of a message becomes a part."""
     key = response_id.removeprefix("resp_")
     return [_show(item, f"item_{key}_{index}") for index, item in enumerate(items)]
 

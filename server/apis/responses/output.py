@@ -19,7 +19,7 @@ class ItemKind(NamedTuple):
     type: str
     id_prefix: str
     event: str
-    """The beginning of the names of the events that have the item's text."""
+    """The first part of the names of events that have the item's text."""
     text: str
     """The key that holds the item's whole text."""
     part: str | None = None
@@ -46,7 +46,7 @@ class OutputWriter:
         self._tools = tools
         self._open: OpenItem | None = None
         self._spaces: list[str] = []
-        """Spaces before a message. They are dropped if no other text follows, as around calls."""
+        """White space before a message, which is dropped if no other text follows, as around calls."""
         self._logprobs: list[ChatLogprob] = []
 
     def add(self, parts: Sequence[Part], logprobs: list[ChatLogprob]) -> list[ResponseEvent]:
@@ -112,10 +112,10 @@ class OutputWriter:
 
 
 class OpenItem:
-    """An item whose text still arrives. `begin`, `extend` and `end` return events."""
+    """An item whose text is not complete yet. `begin`, `extend` and `end` return events."""
 
     def __init__(self, kind: ItemKind, index: int, called: dict[str, Any]) -> None:
-        """`index` is the position in the output. `called` has the fields of a call besides its text."""
+        """`index` is the position in the output. `called` has all fields of a call except its text."""
         self.kind = kind
         self._index = index
         self._id = f"{kind.id_prefix}_{uuid4().hex}"
@@ -126,7 +126,7 @@ class OpenItem:
         self._logprobs: list[ChatLogprob] = []
 
     def begin(self) -> list[ResponseEvent]:
-        """The events before the first text."""
+        """Returns the events before the first text."""
         added = create_event("response.output_item.added", output_index=self._index, item=self._item("in_progress"))
         if self.kind.part is None:
             return [added]
@@ -139,7 +139,7 @@ class OpenItem:
         return self._add(text, logprobs)
 
     def end(self) -> list[ResponseEvent]:
-        """The events after the last text. The last event has the whole item."""
+        """Returns the events after the last text. The last event has the whole item."""
         events = []
         if self.kind is CUSTOM_CALL:
             rest, whole = self._input.finish()
@@ -168,7 +168,7 @@ class OpenItem:
         return "".join(self._texts)
 
     def _item(self, status: str) -> OutputItem:
-        """The item with its text so far."""
+        """Returns the item with its text so far."""
         head: OutputItem = {"type": self.kind.type, "id": self._id}
         if self.kind is not CUSTOM_CALL:
             head["status"] = status
@@ -184,7 +184,6 @@ class OpenItem:
         return part | {"annotations": [], "logprobs": logprobs} if self.kind is MESSAGE else part
 
     def _event(self, type: str, **fields: Any) -> ResponseEvent:
-        """Creates an event about a part or the text of the item."""
         place: dict[str, Any] = {"item_id": self._id, "output_index": self._index}
         if self.kind.part is not None:
             place["content_index"] = 0

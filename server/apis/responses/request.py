@@ -58,7 +58,7 @@ Content = str | list[InputPart]
 
 
 class InputItem(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A message, reasoning, a tool call or a tool's output. Fields of other types are ignored."""
+    """A message, reasoning, a tool call or a tool's output. Fields of other types of items are ignored."""
 
     type: Annotated[str, Meta(extra_json_schema={"enum": [*_REQUIRED]})] = "message"
     status: ItemStatus | None = None
@@ -150,7 +150,7 @@ class ResponsesRequest(SamplingFields, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
 
     tools: list[dict[str, Any]] | None = None
-    """Tools. `server.apis.responses.tools` converts them. The response repeats them as given."""
+    """The tools as the client wrote them, which the response repeats. `ResponseTools` converts them."""
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] = "auto"
     parallel_tool_calls: bool | None = True
     max_tool_calls: int | None = None
@@ -176,7 +176,7 @@ class ResponsesRequest(SamplingFields, kw_only=True):
 
     @property
     def items(self) -> list[InputItem]:
-        """The input as items. A text is a message of the user."""
+        """The input as items. A text becomes a message of the user."""
         return [InputItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
 
     @property

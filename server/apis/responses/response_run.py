@@ -21,7 +21,7 @@ ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "ca
 
 
 class ResponseRun:
-    """One response. Call either `events` or `complete`, once, on the event loop."""
+    """One response. Call either `events` or `complete`, and only once. Both run on the event loop."""
 
     def __init__(self, request: ResponsesRequest, chat: ChatRun, tools: ResponseTools, inference: Inference) -> None:
         self.request = request
@@ -31,7 +31,6 @@ class ResponseRun:
         self.response = empty_response(request, params, inference.models.response_name(chat.request.model))
         """The response so far."""
         self.chat = chat
-        """The running chat request."""
         self._writer = OutputWriter(tools)
         self._logprobs = LogprobFormatter(inference, chat.request)
         self._num_events = 0
@@ -42,24 +41,17 @@ class ResponseRun:
         return self.chat.generation.context.is_small
 
     async def complete(self) -> Response:
-        """Generates the response. Returns it when it is complete.
-
-        Raises:
-            EngineError: the engine failed.
-        """
+        """Generates and returns the complete response. Raises EngineError if the engine fails."""
         async with aclosing(self._output()) as events:
             async for _ in events:
                 pass
         return self.response
 
     async def events(self) -> AsyncGenerator[ResponseEvent, None]:
-        """Generates the response. Yields all events except the last. Store the response before `last_event`.
+        """Generates the response. Yields all events except the last. Raises EngineError if the engine fails.
 
-        The opening events are yielded with the first token, because until then the engine may reject the
-        request.
-
-        Raises:
-            EngineError: the engine failed.
+        Store the response before you send `last_event`. The opening events are yielded with the first token,
+        because until then the engine may reject the request.
         """
         self.set_status("in_progress")
         opening = [create_event(kind, response=self.response) for kind in ("response.created", "response.in_progress")]
@@ -68,7 +60,10 @@ class ResponseRun:
                 yield self._numbered(event)
 
     def last_event(self) -> ResponseEvent:
-        """The event with the final response. As in vLLM, `response.completed` also ends incomplete ones."""
+        """Returns the event with the final response.
+
+        As in vLLM, `response.completed` also ends an incomplete response.
+        """
         kind = "response.failed" if self.response["status"] == "failed" else "response.completed"
         return self._numbered(create_event(kind, response=self.response))
 
@@ -113,10 +108,7 @@ class ResponseRun:
         }
 
     def _usage(self) -> dict[str, Any]:
-        """The token counts.
-
-        vLLM's lists per turn are left out, because OpenAI's agents for JavaScript fail on empty lists.
-        """
+        """Leaves out vLLM's lists per turn, because OpenAI's agents for JavaScript fail on empty lists."""
         total = self.chat.meter.total()
         details, prompt_details = total.completion_tokens_details, total.prompt_tokens_details
         return {
@@ -140,7 +132,7 @@ class ResponseRun:
 
 
 def empty_response(request: ResponsesRequest, params: SamplingParams, model: str) -> Response:
-    """The response before the first token, with the sampling parameters that apply."""
+    """Returns the response before the first token, with the sampling parameters that apply."""
     return {
         "id": f"resp_{uuid4().hex}",
         "created_at": unix_time(),

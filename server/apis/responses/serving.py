@@ -23,7 +23,7 @@ from server.terms.limits import LimitsConfig
 
 
 class ResponsesServing:
-    """Serves the Responses API. One per server. Every method runs on the event loop."""
+    """Serves the Responses API. A server has one such object. Every method runs on the event loop."""
 
     def __init__(
         self,
@@ -60,18 +60,14 @@ class ResponsesServing:
         return run.response
 
     async def retrieve(self, response_id: str) -> bytes:
-        """A response as JSON. The response may still be running.
-
-        Raises:
-            RequestError: there is no such response.
-        """
+        """Returns a response as JSON, even if it still runs. Raises RequestError if there is none."""
         current = self._background.find(response_id)
         if current is not None:
             return msgspec.json.encode(current.response)
         return self._archive.find(response_id).body
 
     async def follow(self, response_id: str, starting_after: int | None) -> AsyncGenerator[bytes, None]:
-        """The events of a background response after event number `starting_after`, as they arrive.
+        """Returns the events of a background response after number `starting_after`, as they arrive.
 
         Raises:
             RequestError: there is no such response, or it was created without `stream`.
@@ -87,11 +83,7 @@ class ResponsesServing:
         return _replay(kept.events[first:]) if current is None else current.follow(first)
 
     async def cancel(self, response_id: str) -> bytes:
-        """Cancels a background response. Returns it as JSON.
-
-        Raises:
-            RequestError: there is no such response, or it has ended.
-        """
+        """Cancels a background response, and returns it as JSON. Raises RequestError if it does not run."""
         current = self._background.find(response_id)
         if current is None:
             self._archive.find(response_id)
@@ -101,18 +93,14 @@ class ResponsesServing:
         return msgspec.json.encode(current.response)
 
     async def delete(self, response_id: str) -> None:
-        """Drops a response. Cancels it first if it runs in the background.
-
-        Raises:
-            RequestError: there is no such response.
-        """
+        """Drops a response, which is cancelled first if it runs. Raises RequestError if there is none."""
         current = self._background.find(response_id)
         if current is not None:
             await current.cancel()
         self._archive.delete(response_id)
 
     async def input_items(self, response_id: str, page: ItemPage) -> bytes:
-        """The model's input items for a response, as a JSON list.
+        """Returns the model's input items for a response as a JSON list.
 
         Raises:
             RequestError: there is no such response, or no such page.
@@ -123,7 +111,7 @@ class ResponsesServing:
         return await self._inference.renderer.pools.run(page.cut, items)
 
     async def _prepare(self, request: ResponsesRequest, context: RequestContext) -> ResponseRun:
-        """Renders the request. The engine receives it when the run is used first.
+        """Renders the request. The engine receives it when the run is first used.
 
         Raises:
             RequestError: the request is invalid.
@@ -145,7 +133,7 @@ class ResponsesServing:
         return tools, chat_request
 
     async def _history(self, previous_id: str | None, context: RequestContext) -> list[Message]:
-        """The conversation up to the previous response. Adds its bytes to the request's lease."""
+        """Returns the conversation up to the previous response. Adds its bytes to the request's lease."""
         if previous_id is None:
             return []
         if self._background.find(previous_id) is not None:

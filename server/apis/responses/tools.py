@@ -15,7 +15,7 @@ from server.generation.request import FunctionDefinition, NamedFunction, NamedTo
 T = TypeVar("T")
 
 _SEPARATOR: Final = "__"
-"""Stands between namespace and name in the name that the model sees."""
+"""The text between namespace and name in the name that the model sees."""
 
 CUSTOM_INPUT: Final = "input"
 """The only parameter of the function that replaces a custom tool."""
@@ -32,7 +32,7 @@ _HEX: Final = "[0-9a-fA-F]"
 _COMPLETE: Final = re.compile(
     rf'[^"\\]*(?:(?:\\[^u]|\\u(?![dD][89abAB]){_HEX}{{4}}|\\u[dD][89abAB]{_HEX}{{2}}\\u{_HEX}{{4}})[^"\\]*)*'
 )
-"""Matches characters and complete escapes of a JSON text. Half of a surrogate pair waits for the rest.
+"""Matches all characters and complete escapes of a JSON text. Half of a surrogate pair is not complete.
 
 The match always succeeds, so the pattern never backtracks. Possessive groups would also prevent backtracking,
 but Python's `re` before 3.11.5 matches them wrongly.
@@ -43,7 +43,7 @@ _MOST_ESCAPE: Final = len(r"\ud83d\ude42")
 
 
 class CalledTool(NamedTuple):
-    """The tool in the response for a function that the model has called."""
+    """A tool that the model has called, as the response names it."""
 
     name: str
     namespace: str | None = None
@@ -106,7 +106,7 @@ class ResponseTools:
             )
 
     def called(self, name: str) -> CalledTool:
-        """The tool for the function that the model calls by this name."""
+        """Returns the tool for the function that the model calls by this name."""
         return self._called.get(name) or CalledTool(name)
 
     def _convert(self, tool: dict[str, Any], path: str) -> list[FunctionDefinition]:
@@ -148,10 +148,10 @@ class ResponseTools:
         )
 
     def _choose(self, request: ResponsesRequest) -> tuple[ToolChoice | None, set[str] | None]:
-        """The tool choice of the chat request, and the names of the functions that the model may call.
+        """Returns the chat request's tool choice, and the names of the functions that the model may call.
 
-        None as the choice lets the model choose. None as the names allows all functions. As in vLLM, the
-        server does not check whether a parser can read the model's calls.
+        If the choice is None, the model chooses. If the names are None, all functions are allowed. As in
+        vLLM, the server does not check whether a parser can read the model's calls.
         """
         given = request.tool_choice
         if not request.tools:
@@ -177,7 +177,7 @@ class ResponseTools:
         return NamedToolChoice(function=NamedFunction(self._find(choice.name or "")))
 
     def _find(self, name: str) -> str:
-        """The name under which the model sees a tool. `name` may omit the namespace if it is unique."""
+        """Returns the name under which the model sees a tool. `name` needs no namespace if it is unique."""
         if name in self._called:
             return name
         candidates = [flat for flat, tool in self._called.items() if tool.namespace and tool.name == name]
@@ -193,7 +193,7 @@ class ResponseTools:
 
 
 def flat_name(namespace: str | None, name: str) -> str:
-    """The name under which the model sees a function."""
+    """Returns the name under which the model sees a function."""
     return name if namespace is None else f"{namespace}{_SEPARATOR}{name}"
 
 
@@ -205,7 +205,10 @@ def _read(value: dict[str, Any], kind: type[T], path: str, *, param: str = "tool
 
 
 class CustomInputReader:
-    """Decodes `{"input": "…"}` as it arrives. Arguments of any other form are the text themselves."""
+    """Decodes the text in `{"input": "…"}` while it arrives.
+
+    Arguments of another form are passed to the tool unchanged.
+    """
 
     def __init__(self) -> None:
         self._arguments: list[str] = []
@@ -235,8 +238,8 @@ class CustomInputReader:
     def finish(self) -> tuple[str, str]:
         """Returns the last part of the text, and the whole text.
 
-        If malformed arguments result in a text that does not continue the earlier parts, the last part is the
-        whole text.
+        Malformed arguments may give a text that does not continue the earlier parts. The last part is then
+        the whole text.
         """
         whole, shown = _decode("".join(self._arguments)), "".join(self._shown)
         return (whole[len(shown) :] if whole.startswith(shown) else whole), whole

@@ -25,7 +25,7 @@ Values = Mapping[tuple[str, ...], float]
 
 
 class Collector:
-    """Calls a function that returns the metrics at each scrape."""
+    """At each scrape, calls a function that returns metrics."""
 
     def __init__(self, registry: CollectorRegistry, collect: Callable[[], Iterable[Metric]]) -> None:
         self.collect = collect
@@ -33,7 +33,7 @@ class Collector:
 
 
 def start_families(model_name: str, start: StartView) -> Iterator[Metric]:
-    """The durations of the start and its phases, and whether it was warm."""
+    """Yields the durations of the start and of its phases, and whether the start was warm."""
     total_s: Values = {(model_name, ENGINE): start.elapsed_s()}
     yield _gauge("vllm:engine_startup_time_seconds", "From the process's start to its first token.", total_s)
     phases: Values = {(phase,): seconds for phase, seconds in start.phase_seconds().items()}
@@ -42,7 +42,7 @@ def start_families(model_name: str, start: StartView) -> Iterator[Metric]:
 
 
 def pool_families(pools: Mapping[str, "RendererPool"]) -> Iterator[Metric]:
-    """The number of waiting work items in each of the renderer's pools."""
+    """Yields the number of waiting work items in each of the renderer's pools."""
     depths: Values = {(name,): pool.num_waiting for name, pool in pools.items()}
     yield _gauge(
         "vllm_cli:renderer_queue_depth", "Work that waits for a thread of the renderer's pool.", depths, ("pool",)
@@ -50,7 +50,7 @@ def pool_families(pools: Mapping[str, "RendererPool"]) -> Iterator[Metric]:
 
 
 def rejection_families(model_name: str, num_rejected: Mapping[str, int]) -> Iterator[Metric]:
-    """The number of requests that admission control has rejected."""
+    """Yields the number of requests that admission control has rejected."""
     numbers = dict.fromkeys(_REJECTIONS, 0) | dict(num_rejected)
     values: Values = {(model_name, reason): number for reason, number in numbers.items()}
     yield _counter(
@@ -59,7 +59,7 @@ def rejection_families(model_name: str, num_rejected: Mapping[str, int]) -> Iter
 
 
 def image_families(model_name: str, cache: ProcessorCache | None) -> Iterator[Metric]:
-    """The counters of the renderer's image cache. They are 0 if the model accepts no images."""
+    """Yields the counters of the renderer's image cache. They are 0 if the model accepts no images."""
     labels = (model_name, ENGINE)
     num_queries, num_hits = (0, 0) if cache is None else (cache.num_queries, cache.num_hits)
     yield _counter("vllm:mm_cache_queries", "Images looked up in the cache of processed ones.", {labels: num_queries})
@@ -70,7 +70,7 @@ def image_families(model_name: str, cache: ProcessorCache | None) -> Iterator[Me
 
 
 def engine_families(model_name: str, stats: EngineStats) -> Iterator[Metric]:
-    """The scheduler's latest state."""
+    """Yields the scheduler's latest state."""
     labels = (model_name, ENGINE)
     for name, documentation, value in (
         ("vllm:num_requests_running", "Number of requests in model execution batches.", stats.num_running),
@@ -89,7 +89,7 @@ def engine_families(model_name: str, stats: EngineStats) -> Iterator[Metric]:
 
 
 def adapter_families(max_loras: int, stats: EngineStats) -> Iterator[Metric]:
-    """The LoRA adapters of running and waiting requests. As in vLLM, the value is the current time."""
+    """Yields the LoRA adapters of running and waiting requests. As in vLLM, the value is the current time."""
     labels = (str(max_loras), ",".join(stats.waiting_adapters), ",".join(stats.running_adapters))
     yield _gauge(
         "vllm:lora_requests_info",

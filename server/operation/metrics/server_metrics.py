@@ -98,7 +98,6 @@ class ServerMetrics:
         is_up.set_function(lambda: lifecycle.has_engine)
         self._silence = Gauge(*SILENCE_METRIC, registry=registry)
         self.engine_silence_s: Callable[[], float] = lambda: 0.0
-        """Returns how many seconds the engine has been silent."""
         Collector(registry, lambda: pool_families(renderer.pools.owned))
         Collector(registry, lambda: image_families(model_name, renderer.mm_cache))
         Collector(registry, lambda: rejection_families(model_name, num_rejected))
@@ -131,7 +130,7 @@ class ServerMetrics:
         return self._engine
 
     def render(self) -> bytes:
-        """The body of /metrics, of type `CONTENT_TYPE`."""
+        """Returns the body of /metrics, of type `CONTENT_TYPE`."""
         body: bytes = generate_latest(self.registry)
         return body
 
@@ -182,7 +181,7 @@ class HttpMetrics:
         request_bytes: int,
         response_bytes: int,
     ) -> None:
-        """Records a finished request. The sizes are the announced sizes of request and response."""
+        """Records a finished request. The sizes are the content lengths of request and response headers."""
         self._requests.labels(handler, f"{status // 100}xx", method).inc()
         self._duration.labels(handler, method).observe(duration_s)
         self._fine_duration.observe(duration_s)

@@ -12,7 +12,7 @@ _BYTE_PIECE: Final = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def piece_bytes(raw: Any, token_id: int) -> bytes:
-    """The exact bytes of an ordinary token of a tekken or SentencePiece tokenizer."""
+    """Returns the exact bytes of a token that is not special, in a tekken or SentencePiece tokenizer."""
     if isinstance(raw, Tekkenizer):
         return raw.id_to_byte_piece(token_id, SpecialTokenPolicy.KEEP)
     piece: str = raw.id_to_piece(token_id)
@@ -22,7 +22,7 @@ def piece_bytes(raw: Any, token_id: int) -> bytes:
 
 
 class GrammarVocabulary:
-    """A vocabulary in the form for llguidance's TokenizerWrapper. Tokenizes without special tokens."""
+    """A Mistral vocabulary with the attributes and the call that llguidance's TokenizerWrapper needs."""
 
     def __init__(self, file: Path) -> None:
         self._raw: Any = MistralTokenizer.from_file(file).instruct_tokenizer.tokenizer
@@ -36,10 +36,10 @@ class GrammarVocabulary:
         ]
 
     def __call__(self, text: str) -> list[int]:
-        """Returns the tokens of the text.
+        """Returns the text's tokens, without special tokens.
 
-        SentencePiece adds a space to the beginning of a text, so the text is tokenized after a line break,
-        whose tokens are dropped.
+        SentencePiece adds a space before a text. So the text is tokenized after a line break, and the tokens
+        of the space and the line break are dropped.
         """
         begin = "" if isinstance(self._raw, Tekkenizer) else "\n"
         token_ids: list[int] = self._raw.encode(begin + text, bos=False, eos=False)

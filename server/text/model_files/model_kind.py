@@ -1,6 +1,6 @@
-"""Decides by a model's files whether the model generates or pools, and whether it accepts images.
+"""Decides from a model's files whether the model generates or pools, and whether it accepts images.
 
-Follows vLLM's rules. Standard library only.
+The rules are vLLM's. The module needs only the standard library.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ Head = Literal["none", "embed", "classify", "token_classify", "colbert"]
 
 
 class ModelKind(NamedTuple):
-    """How a model is run."""
+    """Whether a model generates text or pools, and the layers after its transformer."""
 
     runner: Runner
     head: Head
@@ -22,7 +22,7 @@ class ModelKind(NamedTuple):
 
     @property
     def is_pooling(self) -> bool:
-        """Whether the model pools: it returns numbers and needs no KV cache."""
+        """Whether the model returns numbers instead of text. Such a model needs no KV cache."""
         return self.runner == "pooling"
 
 
@@ -38,28 +38,29 @@ _SUFFIXES: Final = {
     "ClassificationModel": ModelKind("pooling", "classify"),
     "Model": ModelKind("pooling", "embed"),
 }
-"""Suffix of an architecture's name -> kind. The first match applies."""
+"""Suffix of an architecture's name -> kind. The first suffix that matches decides."""
 
 _BY_NAME: Final = {
     "HF_ColBERT": ModelKind("pooling", "colbert"),
     "RobertaForMaskedLM": ModelKind("pooling", "embed"),
     "XLMRobertaForMaskedLM": ModelKind("pooling", "embed"),
 }
-"""Architecture -> kind, for names without a known suffix or with a suffix of the wrong kind."""
+"""Name of an architecture -> kind, for names whose suffix is unknown or would give a wrong kind."""
 
 VISION_MODEL_TYPES: Final = frozenset(
     {"idefics3", "internvl", "llava", "llava_next", "qwen2_5_vl", "qwen2_vl", "smolvlm"}
 )
-"""Values of `model_type` that are served with images. Tests compare outputs with transformers' `generate`.
+"""Values of config.json's `model_type` for models that are served with images.
 
-In these models the vision tower's output replaces tokens, and the rest is an ordinary causal LM.
-Other models need more from their language model: bidirectional attention to images (Gemma 3, PaliGemma),
-features that enter deeper layers (Qwen3-VL), cross-attention (Mllama). These models are served for text only.
+Tests compare their outputs with those of transformers' `generate`. In these models, the vision tower's output
+replaces tokens, and the rest is an ordinary causal LM. Other models are served for text only, because their
+language models need more: bidirectional attention to images (Gemma 3, PaliGemma), features that enter deeper
+layers (Qwen3-VL), or cross-attention (Mllama).
 """
 
 
 def read_model_kind(folder: Path, config: EngineConfig) -> ModelKind:
-    """The kind that `--runner` and `--convert` set. For `auto`, config.json and modules.json decide.
+    """Returns the kind that `--runner` and `--convert` set. For `auto`, config.json and modules.json decide.
 
     Raises no error, because other code reports a folder that cannot be read.
     """

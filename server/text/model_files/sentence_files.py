@@ -14,10 +14,10 @@ _POOLING_TYPES: Final = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
 
 
 class SentenceFiles(NamedTuple):
-    """The modules after the encoder, and the preparation of texts for the model."""
+    """The settings of an embedding model: modules after its encoder, and the preparation of texts."""
 
     pooling_modes: tuple[str, ...] = ()
-    """Names as in the file, such as `mean`. With several modes, their vectors are concatenated."""
+    """The modes' names as in the file, such as `mean`. The vectors of several modes are concatenated."""
     has_pooling: bool = False
     """Whether the vectors of all tokens are pooled into one."""
     normalizes: bool = False
@@ -29,12 +29,12 @@ class SentenceFiles(NamedTuple):
 
     @property
     def pooling_type(self) -> str | None:
-        """CLS, MEAN or LAST. None for another mode or for several modes."""
+        """The mode as CLS, MEAN or LAST, if it is the only mode. Otherwise None."""
         return _POOLING_TYPES.get(self.pooling_modes[0]) if len(self.pooling_modes) == 1 else None
 
 
 def read_sentence_files(folder: Path) -> SentenceFiles:
-    """Reads modules.json and related files. The values of a missing file are the defaults."""
+    """Reads modules.json and related files. A setting whose file is missing keeps its default."""
     encoder = next(filter(None, (read_object(folder / name) for name in _ENCODER_FILES)), {})
     length = encoder.get("max_seq_length")
     files = SentenceFiles(
@@ -54,7 +54,7 @@ def read_sentence_files(folder: Path) -> SentenceFiles:
 
 
 def _module_name(module: Any) -> str:
-    """`sentence_transformers.models.Pooling` becomes `Pooling`.
+    """Shortens `sentence_transformers.models.Pooling` to `Pooling`.
 
     Modules of other packages keep their full name.
     """
@@ -84,7 +84,7 @@ def _bare_mode(name: str) -> str:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in the file. Empty if the file is missing or holds no object."""
+    """Returns the file's JSON object, or an empty dict if the file is missing or holds no object."""
     content = _read(path)
     return content if isinstance(content, dict) else {}
 

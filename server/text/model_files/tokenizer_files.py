@@ -18,7 +18,7 @@ class TokenizerLoadError(ServerError):
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in the file. Empty if there is no such file.
+    """Returns the file's JSON object, or an empty dict if there is no such file.
 
     Raises:
         TokenizerLoadError: the file is not JSON, or not an object.
@@ -35,17 +35,17 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def find_mistral_file(folder: Path) -> Path | None:
-    """The newest of the folder's files that mistral-common can read.
+    """Returns the newest of the folder's files that mistral-common can read.
 
-    Tekken files are preferred to SentencePiece files, and `tekken.json` to Tekken files with a date in the
-    name. `tokenizer.model` is the last choice.
+    The best file is tekken.json. Then come Tekken files with a date in the name, SentencePiece files with a
+    version, and finally tokenizer.model.
     """
     ranks = {file: rank for file in folder.glob("*") if (rank := _rank(file.name)) is not None}
     return max(ranks, key=ranks.__getitem__, default=None)
 
 
 def _rank(name: str) -> tuple[int, int, int, str] | None:
-    """A file's sort key, which is largest for the newest file. None if it is no Mistral tokenizer's file."""
+    """Returns a sort key that is largest for the best file. None if mistral-common cannot read the file."""
     if name == "tekken.json":
         return (3, 0, 0, "")
     if _TEKKEN.fullmatch(name):
@@ -56,7 +56,10 @@ def _rank(name: str) -> tuple[int, int, int, str] | None:
 
 
 def _is_for_mistral(folder: Path) -> bool:
-    """Whether vLLM's rule chooses Mistral's tokenizer, or the folder has no other tokenizer."""
+    """Whether to use the folder's Mistral tokenizer.
+
+    vLLM uses it if the folder has consolidated weights. Here, it is also used if there is no other tokenizer.
+    """
     if (file := find_mistral_file(folder)) is None or file.name == "tokenizer.model":
         return False
     has_other = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
@@ -64,7 +67,7 @@ def _is_for_mistral(folder: Path) -> bool:
 
 
 class RendererKind(NamedTuple):
-    """A kind of renderer, which belongs to a tokenizer's library."""
+    """A kind of renderer. Each kind uses its own library of tokenizers."""
 
     path: str
     """The module and class of the renderer."""
@@ -83,12 +86,12 @@ To add a kind, add its file and a row here.
 
 
 def find_tokenizer_mode(folder: Path, wanted: str) -> str:
-    """The tokenizer mode for a folder. For `auto`, it is chosen by file names and JSON files only."""
+    """Returns the tokenizer mode for a folder. For `auto`, only file names and JSON files are read."""
     return next(mode for mode, kind in RENDERERS.items() if kind.reads(folder)) if wanted == "auto" else wanted
 
 
 def foreign_problem(folder: Path, mode: str) -> str | None:
-    """Why only vLLM can use the folder's tokenizer. None if there is no such reason.
+    """Returns why only vLLM can use the folder's tokenizer. None if there is no such reason.
 
     Always None if the operator has chosen a mode.
     """

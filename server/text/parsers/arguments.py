@@ -1,6 +1,6 @@
-"""Writes the arguments of a call as a JSON object.
+"""Writes the arguments of a tool call as a JSON object.
 
-Models write arguments as text. This module gives each argument the type that its schema names.
+Some formats write every argument as text. This module converts an argument to the type in its schema.
 """
 
 import json
@@ -37,14 +37,13 @@ _TYPE_OF_PYTHON: Final[dict[type, str]] = {
 
 
 class SchemaValues:
-    """Gives values the types of their schemas. Each parser has one object, which reads each schema once."""
+    """Converts values to the types of their schemas. Each parser has one object, which caches the types."""
 
     def __init__(self) -> None:
         self._types: dict[int, frozenset[str]] = {}
         """`id` of a schema -> its types. The ids stay valid, because the request keeps the schemas."""
 
     def types(self, schema: dict[str, Any]) -> frozenset[str]:
-        """The names of the types that a schema allows. `string` if the schema names no type."""
         found = self._types.get(id(schema))
         if found is None:
             found = self._types[id(schema)] = schema_types(schema)
@@ -69,12 +68,12 @@ class SchemaValues:
 
 
 def schema_types(schema: Any) -> frozenset[str]:
-    """The names of the types that a schema allows. `string` if the schema names no type."""
+    """Returns the names of the types that a schema allows. This is `string` if the schema names no type."""
     return frozenset(_named_types(schema)) or frozenset(("string",))
 
 
 def text_to_value(text: str, types: frozenset[str]) -> Any:
-    """Converts a text to the first type that fits. Null is tried first, string last."""
+    """Converts a text to the first of the types that fits. Null is tried first, string last."""
     for name, read in _READERS.items():
         if name in types:
             with suppress(ValueError):
@@ -130,21 +129,21 @@ _READERS: Final[dict[str, Callable[[str], Any]]] = {
     "array": read_json,
     "string": str,
 }
-"""Name of a type -> the function that reads a value of this type. Types are tried in this order."""
+"""Name of a type -> the function that reads a value of this type. The types are tried in this order."""
 
 
 ONLY_TEXT: Final = frozenset(("string",))
 
 
 def argument_schemas(functions: Sequence[FunctionSignature], name: str) -> Mapping[str, Any]:
-    """Argument -> schema, for the function with this name. Empty for an unknown function."""
+    """Returns argument -> schema for the function with this name. Empty if there is no such function."""
     parameters = next((function.parameters for function in functions if function.name == name), None)
     properties = (parameters or {}).get("properties")
     return properties if isinstance(properties, dict) else {}
 
 
 class ArgumentsWriter:
-    """Writes strings as they arrive, and values of other types when they are complete."""
+    """Writes a call's arguments: strings as they arrive, and other values when they are complete."""
 
     def __init__(self, write: Callable[[str], None], schemas: Mapping[str, Any], values: SchemaValues) -> None:
         self._write = write
@@ -166,24 +165,21 @@ class ArgumentsWriter:
             self._write('"')
 
     def add_text(self, text: str) -> None:
-        """Adds text to the open value."""
         if self._is_text:
             self._write(write_json(text)[1:-1])
         else:
             self._parts.append(text)
 
     def close_text(self) -> None:
-        """Ends the open value."""
         self._write('"' if self._is_text else write_json(self._values.fit("".join(self._parts), self._schema)))
 
     def add_value(self, name: str, value: Any) -> None:
-        """Adds a value with the type that the model's output gave it. The schema's type takes precedence."""
+        """Adds a value that already has a type in the model's output. The schema's type takes precedence."""
         schema = self._schemas.get(name)
         self._write_name(name)
         self._write(write_json(self._values.fit(value, schema) if isinstance(schema, dict) else value))
 
     def close(self) -> None:
-        """Ends the object of arguments."""
         self._write("{}" if self._separator == "{" else "}")
 
     def _write_name(self, name: str) -> None:

@@ -1,8 +1,8 @@
 """The interface of parsers of a model's output.
 
-A parser reads the text of one choice while the model generates it. It holds back only text that may be the
-beginning of a marker. Its cost per piece does not grow with the text. Text that is no call becomes `Content`.
-Malformed calls become `Content`, too. No text is lost, and no text raises an error.
+A parser reads the text of one choice while the model generates it. The parser holds back only text that may
+be the beginning of a marker. The cost of a piece of text does not grow with the text before it. Text that is
+no call, or a malformed call, becomes `Content`. No text is lost, and no text raises an error.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class CallStart(NamedTuple):
 
     name: str
     id: str | None = None
-    """The call's id if the format has ids. Otherwise the server creates an id."""
+    """The call's id. None if the format has no ids. The server then creates an id."""
 
 
 class CallArguments(NamedTuple):
@@ -51,50 +51,50 @@ class FunctionSignature(Protocol):
 
 
 class OutputParser(Protocol):
-    """Parses one choice, on the event loop."""
+    """Parses the text of one choice. Runs on the event loop."""
 
     def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
-        """The events that the next piece of text completes. `token_ids` are the piece's tokens."""
+        """Returns the events that the next piece of text completes. `token_ids` are the piece's tokens."""
 
     def finish(self) -> list[Event]:
-        """The events of the text that was held back. Called once, after the last piece."""
+        """Returns the events of the text that was held back. Called once, after the last piece."""
 
 
 class CallFormat(NamedTuple):
-    """The text that a format writes around the JSON of a call's arguments. Grammars need it."""
+    """The texts that a format writes around the JSON of a call's arguments. Grammars are built from them."""
 
     trigger: str
-    """The text with which every call begins. No other text begins with it."""
+    """The text with which every call begins. Nothing else begins with this text."""
     begins: tuple[str, ...]
     """Texts that may follow the trigger. `NAME` stands for the function's name."""
     ends: tuple[str, ...]
 
 
 class ToolParser(OutputParser, Protocol):
-    """Finds the tool calls of one format. `server.text.parsers.tools` has one class per format."""
+    """Finds the tool calls of one format. `server.text.parsers.tools` has one class for each format."""
 
     needs_special_tokens: ClassVar[bool]
-    """Whether the format's markers may be special tokens. If so, the detokenizer must not skip these."""
+    """Whether markers may be special tokens. If so, the detokenizer must not skip special tokens."""
     call_format: ClassVar[CallFormat | None]
-    """None if no grammar can force a call's arguments to follow their schema."""
+    """The texts around arguments. None if no grammar can force a call's arguments to follow their schema."""
 
     def __init__(self, functions: Sequence[FunctionSignature]) -> None:
-        """`functions` has all functions of the request's `tools`. It must not be empty."""
+        """`functions` has all functions of the request's `tools`, and is not empty."""
 
 
 class PromptEnd(Enum):
-    """The state of the reasoning at the end of a prompt. It decides how the output is read."""
+    """Where a prompt ends: within or after reasoning. The parser reads the output accordingly."""
 
     OPEN = "open"
     """The prompt ends within reasoning."""
     ENDED = "ended"
     """The prompt ends after reasoning, so the output is the answer."""
     SILENT = "silent"
-    """The prompt has no marker of reasoning. The output begins as the format usually does."""
+    """The prompt has no marker of reasoning, so `is_open_at_start` decides how the output begins."""
 
 
 class ReasoningFormat(Protocol):
-    """How models of one kind mark their reasoning. One object per format."""
+    """The markers that some models write around their reasoning. There is one object per format."""
 
     @property
     def starts(self) -> tuple[str, ...]:
@@ -106,15 +106,15 @@ class ReasoningFormat(Protocol):
 
     @property
     def pauses(self) -> tuple[str, ...]:
-        """Texts that end a part of the reasoning. More reasoning may follow."""
+        """Texts that end a part of the reasoning, after which more reasoning may follow."""
 
     @property
     def forced_end(self) -> str | None:
-        """The text that ends the reasoning when its budget is used up. None if the format has no budget."""
+        """The text that ends the reasoning when its token budget is used up. None if no budget can be set."""
 
     @property
     def parses_calls(self) -> bool:
-        """Whether the format's parser also reads the tool calls of the model's format."""
+        """Whether the parser of this format also finds tool calls, so that no tool parser is needed."""
 
     @property
     def answer_starts(self) -> tuple[str, ...]:
@@ -125,11 +125,11 @@ class ReasoningFormat(Protocol):
         """Whether the output begins with reasoning if neither prompt nor output has a start marker."""
 
     def is_used(self, template_kwargs: Mapping[str, Any]) -> bool:
-        """Whether the model reasons when its chat template has these variables."""
+        """Whether the model reasons when its chat template is rendered with these variables."""
 
     def create_parser(self, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> OutputParser:
         """Creates the parser of one choice.
 
-        `drops_answer_starts` leaves the texts of `answer_starts` out of the answer. It is set for forced
+        `drops_answer_starts` leaves the texts of `answer_starts` out of the answer. This is needed for forced
         calls, whose text has the server's own format.
         """

@@ -1,4 +1,4 @@
-"""Parsers for forced calls, for reasoning before calls, and for the calls of a complete answer."""
+"""Parsers for calls that `tool_choice` forces, for reasoning before calls, and for complete answers."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from server.text.parsers.text_parser import TextReader, Waiting
 
 
 class ParserChain:
-    """Passes the first parser's content to the second parser, and its other events to the client."""
+    """Lets a second parser read the content that the first parser finds. Other events are passed on."""
 
     def __init__(self, first: OutputParser, second: OutputParser) -> None:
         self._first = first
@@ -31,7 +31,8 @@ class ParserChain:
 class WholeCalls:
     """Turns the whole text into content if the arguments of any call are not JSON.
 
-    It does so only if the parser finds no reasoning, because the user must not see the markup of reasoning.
+    A text in which the parser finds reasoning keeps its events, because users must not see reasoning's
+    markup.
     """
 
     def __init__(self, parser: OutputParser) -> None:
@@ -88,7 +89,7 @@ class NamedCallParser:
 
 
 class RequiredCallsParser(TextReader):
-    """Reads the text as an array of `{"name": …, "parameters": …}`."""
+    """Reads the text of forced calls, an array of `{"name": …, "parameters": …}`."""
 
     def read(self) -> Waiting[None]:
         yield from CallArray(self.text, CallStyle(argument_keys=("parameters",)), self.add_event).read()

@@ -4,10 +4,10 @@ from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 FALLBACK: Final = "hermes"
-"""The most common format. A prompt can describe it to any model."""
+"""The format if none is detected. It is the most common one, and a prompt can describe it to any model."""
 
 _Marks = tuple[tuple[str, tuple[str, ...]], ...]
-"""Format -> texts. A template that contains all of these texts is of this format. The first match applies."""
+"""Pairs of a format and texts. A model has the first format whose texts are all in its chat template."""
 
 _TOOL_MARKS: Final[_Marks] = (
     ("openai", ("<|channel|>", "<|constrain|>")),
@@ -75,10 +75,10 @@ _REASONING_TOKENS: Final = {"[THINK]": "mistral", "<seed:think>": "seed_oss"}
 
 
 class ModelFacts(NamedTuple):
-    """The properties of a model that show its formats of tool calls and reasoning."""
+    """The properties of a model from which its formats of tool calls and reasoning are detected."""
 
     template: str | None
-    """The template for conversations with tools, or for all conversations."""
+    """The chat template that is used for conversations with tools."""
     model_type: str | None
     tokens: Collection[str]
     """The added tokens of the vocabulary."""
@@ -92,12 +92,12 @@ class Detected(NamedTuple):
 
 
 def detect_tool_format(facts: ModelFacts) -> Detected | None:
-    """The format of tool calls, detected by the template, the model's type, or a token."""
+    """Detects the format of tool calls from the chat template, the model's type or a token, in this order."""
     return _detect(facts, _TOOL_MARKS, _TOOL_TYPES, _TOOL_TOKENS)
 
 
 def detect_reasoning_format(facts: ModelFacts) -> Detected | None:
-    """The format of reasoning, detected by the same properties. None if no property shows reasoning."""
+    """Detects the format of reasoning from the same properties. None if no property shows a format."""
     return _detect(facts, _REASONING_MARKS, _REASONING_TYPES, _REASONING_TOKENS)
 
 

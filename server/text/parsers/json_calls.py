@@ -20,17 +20,17 @@ _NEXT_CALL_OR_END: Final = regex.compile(r"(?=[{\]])")
 
 
 class CallStyle(NamedTuple):
-    """The properties of a format's JSON objects."""
+    """How a format's calls differ from `{"name": …, "arguments": …}`."""
 
     argument_keys: tuple[str, ...] = ("arguments",)
     unwraps_text: bool = False
-    """Whether arguments may be a JSON string that contains the JSON of the arguments."""
+    """Whether the arguments may be a JSON string that contains JSON."""
     may_omit_arguments: bool = False
     """Whether an object with only a name is a call."""
 
 
 class CallReader:
-    """The base of readers of one or several calls. Until a call starts, the text may still become content."""
+    """The base of `CallObject` and `CallArray`. Until a call starts, the text may still become content."""
 
     def __init__(self, text: IncomingText, style: CallStyle, add: Callable[[Event], None]) -> None:
         self._text = text
@@ -38,7 +38,6 @@ class CallReader:
         self._add = add
         self._raw: list[str] = []
         self.has_started = False
-        """Whether a call has started."""
 
     @property
     def raw_text(self) -> str:
@@ -62,9 +61,9 @@ class CallReader:
 
 
 class CallObject(CallReader):
-    """Reads one `{"name": …, "arguments": …}`. Its keys may be in any order, and further keys are ignored.
+    """Reads one `{"name": …, "arguments": …}`. Its keys may be in any order, and other keys are ignored.
 
-    A call starts once its name is known and its arguments begin.
+    The call starts as soon as its name is known and its arguments begin.
     """
 
     def __init__(self, text: IncomingText, style: CallStyle, add: Callable[[Event], None]) -> None:
@@ -112,7 +111,7 @@ class CallObject(CallReader):
             self._start(self._name, "{}")
 
     def _read_arguments(self) -> Waiting[str | None]:
-        """Reads arguments. Adds them to the events as they arrive, if the call's name is known.
+        """Reads arguments. If the call's name is known, adds them to the events as they arrive.
 
         Returns None if the text ends within the arguments.
         """
@@ -130,7 +129,10 @@ class CallObject(CallReader):
         return arguments
 
     def _read_value(self, passed: Callable[[str], None] | None = None) -> Waiting[str | None]:
-        """Reads a value, and passes its parts to `passed` as they arrive. None if the text ends within it."""
+        """Reads a value, and passes its parts to `passed` as they arrive.
+
+        Returns None if the text ends within the value.
+        """
         value, end, parts = JsonValueEnd(), None, []
         while end is None:
             text = yield from self._text.take()
@@ -147,12 +149,12 @@ class CallObject(CallReader):
 
 
 class CallArray(CallReader):
-    """Reads calls between `[` and `]`. If the list has a call, all other text in it becomes content."""
+    """Reads calls between `[` and `]`. If there is a call, all other text in the list becomes content."""
 
     def __init__(self, text: IncomingText, style: CallStyle, add: Callable[[Event], None]) -> None:
         super().__init__(text, style, add)
         self._damage: list[str] = []
-        """The objects before the first call. They are not calls."""
+        """Objects before the first call that are not calls themselves."""
 
     def read(self) -> Waiting[None]:
         if not (yield from self._expect(_LIST)):
@@ -177,7 +179,7 @@ class CallArray(CallReader):
             self._damage.append(call.raw_text)
 
     def _add_of_call(self, event: Event) -> None:
-        """Adds an event of a call. The first call turns damaged objects before it into content."""
+        """Adds an event of a call. If the call is the first, damaged objects before it become content."""
         if not self.has_started:
             self.has_started = True
             self._add_content("".join(self._damage))
@@ -189,7 +191,7 @@ class CallArray(CallReader):
 
 
 def _text(value: str) -> str | None:
-    """The text of a JSON string. None for other values, and for text that is not valid Unicode."""
+    """Returns the text of a JSON string. None if the value is no string, or the text is not valid Unicode."""
     try:
         text = read_json(value)
     except ValueError:
@@ -204,9 +206,9 @@ _AFTER_LITERAL: Final = re.compile(r"[\s,\]}<]")
 
 
 class JsonValueEnd:
-    """Finds the end of one JSON value. It counts brackets, and checks nothing else.
+    """Finds the end of one JSON value by counting brackets. Checks nothing else.
 
-    The value also ends before a `<` outside its strings. There, JSON has no `<`, so a marker has begun.
+    The value also ends before a `<` outside of strings. JSON has no `<` there, so a marker has begun.
     """
 
     def __init__(self) -> None:
@@ -214,7 +216,7 @@ class JsonValueEnd:
         self._depth = 0
 
     def find(self, text: str) -> int | None:
-        """Reads the next piece. Returns the index at which the value ends, or None if it continues."""
+        """Reads the next piece. Returns the index at which the value ends, or None if the value continues."""
         position = 0
         while position < len(text) and self._state != "done":
             if self._state == "before":
@@ -228,7 +230,6 @@ class JsonValueEnd:
         return position if self._state == "done" else None
 
     def _begin(self, text: str, position: int) -> int:
-        """Reads blanks and the first character of the value."""
         position += len(_SPACE.match(text, position)[0])  # type: ignore[index]
         first = text[position : position + 1]
         if first == '"':
@@ -251,7 +252,7 @@ class JsonValueEnd:
         return found.end()
 
     def _read_outside(self, text: str, position: int) -> int:
-        """Within a list, an object or a literal, reads up to the next character that may change the state."""
+        """Reads a list, an object or a literal, up to the next character that may change the state."""
         is_literal = self._state == "literal"
         found = (_AFTER_LITERAL if is_literal else _IN_CONTAINER).search(text, position)
         if found is None:

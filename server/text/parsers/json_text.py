@@ -1,6 +1,7 @@
-"""Reads and writes JSON that a response can contain. Python's own module accepts more.
+"""Reads and writes JSON that a response can contain.
 
-JSON has no NaN and no infinity. A text with half of a surrogate pair cannot be sent as UTF-8.
+Python's own module also accepts NaN and infinities, which JSON does not have, and text with half of a
+surrogate pair, which cannot be sent as UTF-8.
 """
 
 import json
@@ -11,7 +12,7 @@ from base.json_depth import check_depth
 
 
 def write_json(value: Any) -> str:
-    """The value as JSON. All non-ASCII characters are escaped if a text has half of a surrogate pair.
+    """Returns the value as JSON. Escapes non-ASCII characters if a text has half of a surrogate pair.
 
     Raises:
         ValueError: the value holds NaN, an infinity or an integer of thousands of digits.
@@ -21,7 +22,7 @@ def write_json(value: Any) -> str:
 
 
 def read_json(text: str) -> Any:
-    """The value of a JSON text. `write_json` can write this value.
+    """Returns the value of a JSON text. `write_json` can write every value that this function returns.
 
     Raises:
         ValueError: the text is not JSON, holds a number that is too large, or is nested too deeply.
@@ -40,7 +41,7 @@ def is_unicode(text: str) -> bool:
 
 
 def is_nested_deeper(value: Any, levels: int) -> bool:
-    """Whether a value has more than `levels` levels. Does not read deeper levels."""
+    """Whether objects and lists are nested more than `levels` deep. Deeper levels are not read."""
     layer = [value]
     for _ in range(levels):
         children = (node.values() if isinstance(node, dict) else node for node in layer)

@@ -24,15 +24,12 @@ class TagFormat:
     """A `ReasoningFormat` with a start tag and an end tag, and vLLM's rules for them."""
 
     starts: tuple[str, ...] = ("<think>",)
-    """The texts that begin the reasoning, the usual one first."""
     ends: tuple[str, ...] = ("</think>",)
-    """The texts that end the reasoning, the usual one first."""
     answer_starts: tuple[str, ...] = ()
-    """Tags of tool calls. They also end the reasoning, and belong to the answer."""
+    """Tags of tool calls, which also end the reasoning. They belong to the answer."""
     label: str = ""
-    """Text that may follow the start tag. It is dropped."""
+    """Text that is dropped if it follows the start tag."""
     is_open_at_start: bool = True
-    """Whether the output begins with reasoning if neither prompt nor output has the start tag."""
     must_begin_output: bool = False
     """Whether the start tag counts only at the beginning of the output."""
     strips_reasoning: bool = False
@@ -40,16 +37,15 @@ class TagFormat:
     strips_answer: bool = False
     """Whether line breaks at the beginning of the answer are dropped."""
     answer_tags: tuple[str, str] | None = None
-    """Tags around the answer. Both are dropped. The first tag is optional, and may be empty."""
+    """Tags around the answer, which are dropped. The first tag may be missing in a text, or may be empty."""
     switch: Callable[[TemplateKwargs], bool] = _always
-    """Whether the model reasons when its chat template has these variables."""
+    """Implements `is_used`."""
 
     pauses: ClassVar[tuple[str, ...]] = ()
     parses_calls: ClassVar[bool] = False
 
     @property
     def forced_end(self) -> str:
-        """The usual end tag."""
         return self.ends[0]
 
     def is_used(self, template_kwargs: TemplateKwargs) -> bool:
@@ -67,7 +63,7 @@ class TagParser(TextReader):
         self._prompt_end = prompt_end
         self._marks = marks(tags, drops_answer_starts=drops_answer_starts)
         self._spaces: list[str] = []
-        """White space in the reasoning. It is dropped if the reasoning ends after it."""
+        """White space that is dropped if the reasoning ends after it."""
         super().__init__()
 
     def read(self) -> Waiting[None]:
@@ -126,10 +122,10 @@ class TagParser(TextReader):
 
 @cache
 def marks(tags: TagFormat, *, drops_answer_starts: bool) -> regex.Pattern[str]:
-    """A pattern that finds the next tag within reasoning.
+    """Returns a pattern that finds the next tag within reasoning.
 
-    The group `end` matches an end tag, the group `answer` a tag that begins the answer. A start tag matches
-    without a group, and is dropped.
+    The group `end` matches an end tag. The group `answer` matches a tag that begins the answer. A start tag
+    matches without a group, and is dropped.
     """
     alternatives = [any_of(*tags.starts).pattern, f"(?P<end>{any_of(*tags.ends).pattern})"]
     if tags.answer_starts:

@@ -1,4 +1,4 @@
-"""Base classes of parsers. A parser reads text that arrives in pieces as if the text were complete."""
+"""Base classes of parsers. Text arrives in pieces, but a parser is written as if the text were complete."""
 
 from collections.abc import Callable, Generator, Sequence
 from functools import cache
@@ -10,7 +10,7 @@ from server.text.parsers.base import CallArguments, CallFormat, CallStart, Conte
 
 Result = TypeVar("Result")
 Waiting = Generator[None, None, Result]
-"""A step of a parser. It yields whenever it needs more text, and returns its result at the end."""
+"""A generator that yields whenever it needs more text, and returns its result at the end."""
 
 Found = regex.Match[str]
 
@@ -19,24 +19,23 @@ BLANKS: Final = regex.compile(r"\s{1,64}")
 
 @cache
 def any_of(*texts: str) -> regex.Pattern[str]:
-    """A pattern that matches any of these texts."""
+    """Returns a pattern that matches any of these texts."""
     return regex.compile("|".join(map(regex.escape, texts)))
 
 
 class IncomingText:
     """Text that is read from its beginning, while more text arrives at its end.
 
-    Text that may become a match is held back, so matches of a pattern must have a bounded length.
+    Text that may become a match is held back, so the length of a pattern's matches must be limited.
     """
 
     def __init__(self) -> None:
         self.is_complete = False
-        """Whether no more text follows. If so, held-back text can no longer become a match."""
+        """Whether no more text follows, so that text that was held back can no longer become a match."""
         self._text = ""
         self._position = 0
 
     def add(self, text: str) -> None:
-        """Adds the next piece."""
         behind = min(self._position, 1)  # some patterns look at the character before
         self._text = self._text[self._position - behind :] + text
         self._position = behind
@@ -44,10 +43,10 @@ class IncomingText:
     def find(
         self, pattern: regex.Pattern[str], passed: Callable[[str], None], *, keeps_incomplete: bool = True
     ) -> Waiting[Found | None]:
-        """Consumes the text up to and including the first match. Returns None if the text ends without one.
+        """Consumes the text up to and including the first match. Returns None if there is no match.
 
-        `passed` receives the text before the match as it arrives. If `keeps_incomplete` and the text ends
-        within a match, `passed` also receives this incomplete match. Otherwise this match is dropped.
+        `passed` receives the text before the match as it arrives. If the text ends within a match,
+        `keeps_incomplete` decides whether `passed` receives the incomplete match, or whether it is dropped.
         """
         while True:
             found = pattern.search(self._text, self._position, partial=True)
@@ -78,21 +77,21 @@ class IncomingText:
             yield
 
     def give_back(self, text: str) -> None:
-        """Puts back the end of the taken text, to be read again."""
+        """Puts the end of the taken text back, so that it is read again."""
         self._position -= len(text)
 
     def pass_rest(self, passed: Callable[[str], None]) -> Waiting[None]:
-        """Consumes all of the text."""
+        """Consumes the rest of the text, and calls `passed` with it."""
         while text := (yield from self.take()):
             passed(text)
 
     def drop_incomplete(self, pattern: regex.Pattern[str]) -> None:
-        """Consumes the rest of the complete text if a match of the pattern begins here."""
+        """Once the text is complete, drops the rest if it begins with a match or is the start of one."""
         if self.is_complete and pattern.match(self._text, self._position, partial=True):
             self._position = len(self._text)
 
     def expect(self, pattern: regex.Pattern[str]) -> Waiting[Found | None]:
-        """Consumes a match that begins here. Without a match, returns None and consumes nothing."""
+        """Consumes a match at the current position. If there is none, consumes nothing and returns None."""
         while True:
             found = pattern.match(self._text, self._position, partial=not self.is_complete)
             if found is None:
@@ -120,16 +119,13 @@ class TextReader:
         next(self._reading)
 
     def read(self) -> Waiting[None]:
-        """Consumes the whole text."""
         raise NotImplementedError
 
     def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
-        """The events that the next piece of text completes."""
         self.text.add(text)
         return self._go_on()
 
     def finish(self) -> list[Event]:
-        """The events of text that was held back."""
         self.text.is_complete = True
         return self._go_on()
 
@@ -139,11 +135,11 @@ class TextReader:
         return events
 
     def add_event(self, event: Event) -> None:
-        """Adds an event. Unlike text, it is not joined to an adjacent event."""
+        """Adds an event that is not joined to an adjacent event."""
         self._events.append(event)
 
     def add_text(self, event: Reasoning | Content | CallArguments) -> None:
-        """Adds text. Joins it to adjacent text of the same kind."""
+        """Adds text, joined to adjacent text of the same kind."""
         last = self._events[-1] if self._events else None
         if type(last) is type(event):
             self._events[-1] = type(event)(last.text + event.text)
@@ -152,11 +148,7 @@ class TextReader:
 
 
 class TextParser(TextReader):
-    """The base of parsers of formats.
-
-    A subclass reads `self.text` in `read`, and passes the content and the calls that it finds to the methods
-    below.
-    """
+    """The base of tool parsers. Their `read` passes content and calls to the methods below."""
 
     needs_special_tokens: ClassVar[bool] = True
     call_format: ClassVar[CallFormat | None] = None
@@ -166,11 +158,10 @@ class TextParser(TextReader):
         self._is_blank = True
         """Whether the content so far is only white space."""
         self._blanks: list[str] = []
-        """The white space that has arrived, if no call has begun."""
+        """White space before any other content. It is dropped if a call comes first."""
         super().__init__()
 
     def finish(self) -> list[Event]:
-        """The events of text that was held back."""
         events = super().finish()
         return [*events, Content(blanks)] if (blanks := "".join(self._blanks)) else events
 
@@ -192,12 +183,11 @@ class TextParser(TextReader):
         self.add_event(CallStart(name))
 
     def add_arguments(self, text: str) -> None:
-        """Adds JSON text to the arguments of the latest call."""
         self.add_text(CallArguments(text))
 
 
 class StrayText:
-    """Receives text where the format allows only white space. Other text becomes content."""
+    """Called with text where the format allows only white space. Any other text becomes content."""
 
     def __init__(self, parser: TextParser) -> None:
         self._parser = parser

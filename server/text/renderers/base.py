@@ -44,16 +44,15 @@ LoadVision = Callable[[ModelFiles, RendererConfig, Any, Executor], "VisionPart"]
 class BaseRenderer(ABC):
     """Renders conversations. `prompts` renders all other prompts. `pools` runs work that blocks.
 
-    Create a renderer on the main thread, because loading the tokenizer may import torch.
-
-    A conversation is rendered in a pool, in one call per request. `create_detokenizer`, `token_text` and the
-    properties are cheap, so they run on the event loop.
+    Create a renderer on the main thread, because loading the tokenizer may import torch. Each conversation is
+    rendered in one call in a pool. `create_detokenizer`, `token_text` and the properties are cheap, so they
+    run on the event loop.
     """
 
     has_own_tool_format: ClassVar[bool] = False
-    """Whether a library, instead of a template, writes the tools and calls of a conversation."""
+    """Whether a library writes the tools and calls of a conversation, instead of a chat template."""
     tokenizer: Tokenizer
-    """The tokenizer, which `_load` loads. All threads share it."""
+    """The tokenizer that `_load` sets. All threads share this object."""
     vision: "VisionPart | None" = None
     """Processes images. None if the model accepts no images."""
 
@@ -65,11 +64,7 @@ class BaseRenderer(ABC):
         executor: Executor | None = None,
         load_vision: LoadVision | None = None,
     ) -> None:
-        """See `build_renderer`. `executor` replaces both pools. The caller closes it.
-
-        Raises:
-            TokenizerLoadError: the tokenizer or the operator's chat template is missing or broken.
-        """
+        """See `build_renderer`."""
         self.files = files
         self.config = config
         self.pools = RendererPools(config.num_workers, executor)
@@ -122,12 +117,12 @@ class BaseRenderer(ABC):
     async def render_prompts_async(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
         """Renders all prompts of a request concurrently in the pool, so that nothing blocks the event loop.
 
-        The number of calls that run at once is at most the pool's number of threads, so that calls of other
-        requests can run in between.
+        At most as many calls run at once as the pool has threads, so that calls of other requests can run in
+        between.
 
         Raises:
             ValueError: `prompts` is empty.
-            RequestError: a prompt is invalid. The other calls are cancelled then.
+            RequestError: a prompt is invalid. All calls that have not ended are cancelled.
         """
         turns = asyncio.Semaphore(self.config.num_workers)
 
@@ -139,17 +134,13 @@ class BaseRenderer(ABC):
         return [prompt for batch in rendered for prompt in batch]
 
     def detokenize(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
-        """The text of a whole sequence.
-
-        Raises:
-            RequestError: an id is outside the vocabulary.
-        """
+        """Returns the text of a whole sequence. Raises RequestError for an id outside the vocabulary."""
         check_token_ids(token_ids, vocab_size=self.tokenizer.vocab_size, param="tokens")
         decode = partial(self.tokenizer.decode, skip_special_tokens=skip_special_tokens)
         return decode_in_pieces(decode, token_ids)
 
     def token_text(self, token_id: int) -> str:
-        """The text of one token, for log-probabilities. An incomplete character becomes U+FFFD."""
+        """Returns the text of one token, for log-probabilities. An incomplete character becomes U+FFFD."""
         return self.tokenizer.token_bytes(token_id).decode(errors="replace")
 
     def create_detokenizer(
@@ -161,7 +152,7 @@ class BaseRenderer(ABC):
         min_tokens: int = 0,
         prompt: PromptTail | None = None,
     ) -> IncrementalDetokenizer:
-        """Creates the detokenizer of one output. Stop strings apply after `min_tokens` tokens."""
+        """Creates the detokenizer of one output. Ignores stop strings in the first `min_tokens` tokens."""
         decode = self.tokenizer.loop_decoder(skip_special_tokens=skip_special_tokens)
         scanner = StopScanner(stop, include_stop_str_in_output) if stop else None
         return IncrementalDetokenizer(DecodeWindow(decode, prompt or PromptTail()), scanner, min_tokens)
@@ -202,12 +193,11 @@ class BaseRenderer(ABC):
             self.prompts.embeds_limits = EmbedsLimits(info.max_model_len, info.embeds_width, info.dtype)
 
     def warm_up(self) -> None:
-        """Does work in advance that would delay the first requests. May hold the GIL for 0.1 s."""
+        """Does in advance what would delay the first requests. May hold the GIL for 0.1 s."""
         if self.vision is not None:
             self.vision.warm_up()
 
     def close(self) -> None:
-        """Stops the pools. Work that has not begun is cancelled."""
         self.pools.close()
 
     def __enter__(self) -> Self:
@@ -225,7 +215,7 @@ class BaseRenderer(ABC):
 def build_renderer(files: ModelFiles, config: RendererConfig, *, executor: Executor | None = None) -> BaseRenderer:
     """Builds the renderer for these files. Call this on the main thread, because it may import torch.
 
-    `executor` replaces the renderer's pools. The caller closes it.
+    `executor` replaces the renderer's pools. The caller closes `executor`.
 
     Raises:
         TokenizerLoadError: the tokenizer or the operator's chat template is missing or broken.
@@ -239,11 +229,7 @@ def build_renderer(files: ModelFiles, config: RendererConfig, *, executor: Execu
 
 
 def import_renderer(mode: str) -> type[BaseRenderer]:
-    """Imports the class for a tokenizer mode.
-
-    Raises:
-        TokenizerLoadError: the library for this tokenizer mode is not installed.
-    """
+    """Imports the class for a tokenizer mode. Raises TokenizerLoadError if its library is not installed."""
     module, _, name = RENDERERS[mode].path.partition(":")
     try:
         found: type[BaseRenderer] = getattr(import_module(module), name)

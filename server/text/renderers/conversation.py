@@ -1,4 +1,4 @@
-"""Turns messages in OpenAI's form into the form that templates and libraries for prompts read."""
+"""Turns messages in OpenAI's form into the form that chat templates and mistral-common read."""
 
 import logging
 from functools import cache
@@ -20,7 +20,7 @@ TEXT_KEYS = {
     "refusal": "refusal",
     "thinking": "thinking",
 }
-"""Part type -> the key that holds its text."""
+"""Type of a content part -> the key of the part's text."""
 _IMAGE_TYPES = ("image_url", "input_image")
 _MAY_BE_NULL = ("assistant", "function")
 """Roles whose messages may have null as content, because they call a tool."""
@@ -44,8 +44,8 @@ def to_conversation(
     `image_token` on a line of its own before the message's text.
 
     Raises:
-        RequestError: a message is malformed, or has a part that is neither text nor, with `image_token`, an
-            image.
+        RequestError: a message is malformed, or has a part that is not text. Images are allowed if there is
+            an `image_token`.
     """
     if not messages:
         raise RequestError("messages must hold at least one message", param="messages")
@@ -114,7 +114,7 @@ def is_image(part: Any) -> bool:
 
 
 def _extra_fields(part: Any) -> Message:
-    """The fields of a part that only the model's template reads, such as a language code."""
+    """Returns the fields of a part that only the model's template reads, such as a language code."""
     if not isinstance(part, dict) or part.keys() <= _PART_FIELDS:
         return {}
     return {name: value for name, value in part.items() if name not in _PART_FIELDS}
@@ -166,7 +166,7 @@ def _to_tool_call(call: Any) -> Message:
 
 
 def _to_arguments(function: Message) -> Message:
-    """The function with its arguments as an object. Malformed arguments become {}.
+    """Returns the function's arguments as an object. Malformed arguments become {}.
 
     The model has written the arguments, so an error would make it impossible to continue the conversation.
     """
@@ -196,6 +196,6 @@ def has_few_parts(messages: list[dict[str, Any]]) -> bool:
 
 
 def parts_of(message: dict[str, Any]) -> list[Any]:
-    """The parts of a message's content. Empty if the content is a text."""
+    """Returns the parts of a message's content, or an empty list if the content is a text."""
     content = message.get("content")
     return content if isinstance(content, list) else []

@@ -1,9 +1,9 @@
 """Turns the tokens of one output into text as they arrive. Releases whole characters, up to a stop string.
 
-`tokenizers.decoders.DecodeStream` is not used. It cannot release held-back text at the end of an output. It
-raises an error if later tokens change decoded text (broken UTF-8 in byte-fallback vocabularies). It decodes
-the whole prompt first, and exists only for fast tokenizers. `DecodeWindow` works with any `decode`, and takes
-2 us per token.
+`DecodeWindow` works with any `decode`, and takes 2 us per token. `tokenizers.decoders.DecodeStream` is not
+used, because it cannot release held-back text at the end of an output, decodes the whole prompt first, and
+exists only for fast tokenizers. It also raises an error if later tokens change text that was already decoded,
+such as broken UTF-8 in byte-fallback vocabularies.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,13 +19,13 @@ MAX_HELD_TOKENS = 64
 """The most tokens that are held back. A character has at most four bytes, so more would not complete it."""
 
 _CONTEXT_TOKENS = 6
-"""Tokens of the prompt that are decoded with the first output tokens. Leading spaces depend on them."""
+"""How many tokens of the prompt are decoded with the first output tokens. Leading spaces depend on them."""
 _MAX_CONTEXT_TOKENS = 256
 """The most tokens at a prompt's end that are searched for text. A prompt may end with many special tokens."""
 
 
 _PIECE_TOKENS = 2048
-"""Tokens that are decoded in one piece. Other threads wait up to 2 ms for a piece."""
+"""How many tokens are decoded in one piece. Other threads wait up to 2 ms while a piece is decoded."""
 
 
 MAX_STOP_CHARS = 1024
@@ -50,7 +50,7 @@ def decode_in_pieces(decode: Decode, token_ids: Sequence[int]) -> str:
 
 
 def _whole_end(decode: Decode, token_ids: Sequence[int], end: int) -> int:
-    """The first index from `end` on at which no character is incomplete."""
+    """Returns the first index, `end` or later, that does not split a character."""
     last = min(end + MAX_HELD_TOKENS, len(token_ids))
     wholes = (n for n in range(end, last) if not decode(token_ids[n - _CONTEXT_TOKENS : n]).endswith(UNFINISHED))
     return next(wholes, last)
@@ -77,7 +77,7 @@ class StopScanner:
         """The end of the text, which is held back because it may begin a stop string."""
 
     def scan(self, piece: str, can_stop: bool = True) -> TextDelta:
-        """Scans the next piece. If `can_stop` is false, stop strings that end in it are ignored."""
+        """Scans the next piece. If `can_stop` is false, a stop string that ends in this piece is ignored."""
         num_begun = len(self._begun)
         start = num_begun if self._include else 0
         text = self._begun + piece
@@ -95,13 +95,13 @@ class StopScanner:
 
 
 def _end_of(stop: str, text: str, num_scanned: int) -> int:
-    """The end of the first match that ends after the scanned characters. -1 if there is no such match."""
+    """Returns the end of the first `stop` that ends after the scanned characters. -1 if there is none."""
     position = text.find(stop, max(0, num_scanned - len(stop) + 1))
     return position if position < 0 else position + len(stop)
 
 
 def _num_begun(stop: str, text: str) -> int:
-    """The number of characters at the end of the text that begin the stop string without completing it."""
+    """Returns how many characters at the text's end are the beginning of an incomplete stop string."""
     position = text.find(stop[0], max(0, len(text) - len(stop) + 1))
     while position >= 0 and not stop.startswith(text[position:]):
         position = text.find(stop[0], position + 1)
@@ -135,7 +135,7 @@ class IncrementalDetokenizer:
         return TextDelta("".join(pieces), stop)
 
     def finish(self) -> str:
-        """Returns the text that is still held back. Called last, if no stop string ended the output."""
+        """Returns the text that is still held back. Called last, unless a stop string ended the output."""
         held = self._scanner.release() if self._scanner else ""
         return held + self._stream.flush()
 
@@ -148,7 +148,7 @@ class PromptTail:
         self._found: tuple[list[int], str] | None = None
 
     def find(self, decode: Decode) -> tuple[list[int], str]:
-        """The last tokens of the prompt whose text begins with a whole character, and this text."""
+        """Returns the last tokens and their text, which begins with a whole character if possible."""
         if self._found is None:
             token_ids = _tail(decode, self._token_ids)
             self._found = token_ids, decode(token_ids) if token_ids else ""
@@ -158,9 +158,9 @@ class PromptTail:
 class DecodeWindow:
     """Decodes only the tokens since the last whole character, together with a few before them.
 
-    The text is the same as if prompt and output were decoded together and the prompt's text was cut off.
-    There is one exception. A byte-fallback decoder replaces a character if broken bytes follow it, but text
-    that was already released cannot be replaced.
+    The text is the same as if prompt and output were decoded together and the prompt's text were cut off. The
+    only exception is text after which broken bytes follow. A byte-fallback decoder would then replace the
+    last character, but released text cannot be replaced.
     """
 
     def __init__(self, decode: Decode, prompt: PromptTail) -> None:
@@ -169,7 +169,7 @@ class DecodeWindow:
         self._pending: list[int] = []
 
     def step(self, token_id: int) -> str:
-        """The text that this token completes."""
+        """Returns the text that this token completes."""
         self._pending.append(token_id)
         text = self._decode(self._context + self._pending)
         if len(self._pending) < MAX_HELD_TOKENS and (text == self._shown or text.endswith(UNFINISHED)):
@@ -183,7 +183,7 @@ class DecodeWindow:
         return new
 
     def flush(self) -> str:
-        """The text of the pending tokens. An incomplete character becomes U+FFFD."""
+        """Returns the text of the pending tokens. An incomplete character becomes U+FFFD."""
         new = self._unseen(self._decode(self._context + self._pending)) if self._pending else ""
         self._pending = []
         return new
@@ -198,7 +198,7 @@ class DecodeWindow:
 
 
 def _tail(decode: Decode, token_ids: Sequence[int]) -> list[int]:
-    """The last tokens of the prompt whose text begins with a whole character."""
+    """Returns enough of the last tokens that their text begins with a whole character, if possible."""
     size = _CONTEXT_TOKENS
     while size < min(len(token_ids), _MAX_CONTEXT_TOKENS):
         tail = list(token_ids[-size:])

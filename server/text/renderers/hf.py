@@ -1,4 +1,4 @@
-"""Renders with a Hugging Face tokenizer and a chat template, from the operator or else from the model."""
+"""Renders conversations with a Hugging Face tokenizer and the operator's or the model's chat template."""
 
 import inspect
 from dataclasses import replace
@@ -25,7 +25,7 @@ _RESERVED = {
 }
 """Names that `chat_template_kwargs` may not set."""
 _TEXT, _OTHER_FIELD = "zq-text", "zq-field"
-"""Contents of a test message. Its rendering shows how a template expects contents."""
+"""Contents of a test message. The rendered message shows the form of contents that a template expects."""
 
 
 class HfRenderer(BaseRenderer):
@@ -75,8 +75,8 @@ class HfRenderer(BaseRenderer):
     def _tokenize_chat(self, text: str, options: ChatOptions) -> RenderedPrompt:
         """Tokenizes the text of a conversation.
 
-        For models with images, adds special tokens unless the template has written the first special token.
-        transformers' image processors do the same.
+        For models with images, adds special tokens unless the text begins with the first of them. The image
+        processors of transformers do the same.
         """
         if self.vision is not None:
             bos = self._loaded.bos_token
@@ -100,7 +100,7 @@ def check_chat_template(template: str) -> None:
 def resolve_chat_template(
     tokenizer: PreTrainedTokenizerBase, given: str | None, tools: list[dict[str, Any]] | None
 ) -> str:
-    """The text of the template `given`, or else of the tokenizer's own template for these tools.
+    """Returns the template `given`, or else the tokenizer's own template for these tools.
 
     `given` may be the name of one of the tokenizer's own templates.
 
@@ -156,13 +156,13 @@ def _check_reserved(template_kwargs: dict[str, Any]) -> None:
 
 
 def _describe(err: Exception) -> str:
-    """The message, if the template raised the error with `raise_exception(...)`. Else type and message."""
+    """Returns the message of an error that the template raised itself. For other errors, adds the type."""
     return str(err) if isinstance(err, jinja2.TemplateError) and str(err) else f"{type(err).__name__}: {err}"
 
 
 @lru_cache(maxsize=32)
 def detect_content_format(tokenizer: PreTrainedTokenizerBase, template: str) -> ContentFormat:
-    """`openai` if the template writes the texts of a user message's parts, otherwise `string`.
+    """Returns `openai` if the template writes the texts of a user message's parts, otherwise `string`.
 
     vLLM looks for a loop over a message's content instead. The result is the same for models' templates.
     """

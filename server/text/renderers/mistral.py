@@ -1,4 +1,4 @@
-"""Renders with a tokenizer in Mistral's own format. mistral-common replaces the chat template."""
+"""Renders conversations with a tokenizer in Mistral's own format. mistral-common replaces chat templates."""
 
 import logging
 import re
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 _REQUEST_ERRORS = (MistralCommonException, ValueError, AssertionError)
 """The errors with which mistral-common rejects a conversation."""
 _CALL_ID_CHARS = 9
-"""The length of Mistral's call ids. Other ids are cut to their last characters, which are random."""
+"""The length of Mistral's call ids. Longer ids are cut to their last characters, which are random."""
 _ALWAYS_WRITTEN = frozenset({"[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"})
 """Special tokens that are never skipped, because they delimit calls and reasoning."""
 _SPECIAL_PIECE = re.compile(r"\[\w+\]")
@@ -84,7 +84,7 @@ class MistralRenderer(BaseRenderer):
     def _to_request(
         self, messages: list[Message], options: ChatOptions, placeholders: Iterator[str]
     ) -> ChatCompletionRequest[Any]:
-        """The request for mistral-common. Wrong messages raise RequestError or mistral-common's error."""
+        """Builds the request for mistral-common. Raises RequestError, or mistral-common's own errors."""
         checked = to_conversation(messages, "openai", self.image_token)
         _check_last(checked[-1]["role"], options)
         return ChatCompletionRequest.from_openai(
@@ -95,7 +95,7 @@ class MistralRenderer(BaseRenderer):
         )
 
     def _settings(self, options: ChatOptions) -> dict[str, Any]:
-        """The settings that the tokenizer can write into a prompt. Empty for older tokenizer versions."""
+        """Returns the settings that the tokenizer writes into a prompt. Old tokenizers write none."""
         if not self._mistral.has_reasoning_effort:
             return {}
         given = self.config.default_chat_template_kwargs | options.chat_template_kwargs
@@ -116,7 +116,7 @@ class MistralRenderer(BaseRenderer):
 
 
 class MistralTokenizer:
-    """Implements `Tokenizer`. tiktoken and SentencePiece keep no state between calls."""
+    """Implements `Tokenizer` without a lock, since tiktoken and SentencePiece keep no state between calls."""
 
     def __init__(self, loaded: LoadedTokenizer[Any, Any, Any, Any, Any]) -> None:
         self.loaded = loaded
@@ -145,16 +145,12 @@ class MistralTokenizer:
         instruct.image_encoder = _ProcessedImageEncoder({name: i for i, name in self.added_tokens.items()})
 
     def encode_chat(self, request: ChatCompletionRequest[Any]) -> list[int]:
-        """The prompt of a conversation. Raises mistral-common's errors for an invalid conversation."""
+        """Returns a conversation's tokens. Raises mistral-common's errors for an invalid conversation."""
         token_ids: list[int] = self.loaded.encode_chat_completion(request).tokens
         return token_ids
 
     def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
-        """See `Tokenizer`.
-
-        Raises:
-            RequestError: tekken's regular expression failed, as it does for a million spaces in a row.
-        """
+        """Raises RequestError if tekken's regular expression fails, as for a million spaces in a row."""
         text.encode()
         try:
             token_ids = self._raw.encode(text, bos=add_special_tokens, eos=False)
@@ -242,7 +238,7 @@ def _check_variables(options: ChatOptions) -> None:
 
 
 def _check_last(role: str, options: ChatOptions) -> None:
-    """Checks the last message's role. In Mistral's format, only this role decides who writes next."""
+    """Checks the last message's role, which decides in Mistral's format whether the message is continued."""
     if options.continue_final_message and role != "assistant":
         raise RequestError(
             f"continue_final_message needs a last message of role 'assistant', got {role!r}",
@@ -259,7 +255,7 @@ def _check_last(role: str, options: ChatOptions) -> None:
 def _to_message(message: Message, checked: Message, placeholders: Iterator[str]) -> Message:
     """Converts the parts and call ids of a message into the form for mistral-common.
 
-    `checked` is the same message as returned by `to_conversation`, which rejects malformed messages.
+    `checked` is the same message after `to_conversation`, which rejects malformed messages.
     """
     role, content = checked["role"], message.get("content")
     if content is None and role != "assistant":

@@ -24,12 +24,7 @@ class PlainPrompts:
         self._tokenizer = tokenizer
 
     def render_all(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
-        """Renders prompts in one call, which blocks.
-
-        Raises:
-            ValueError: `prompts` is empty.
-            RequestError: for the reasons that `render` names.
-        """
+        """Renders prompts one by one. Raises the errors of `render`, and ValueError if there is no prompt."""
         _check_prompts(prompts)
         return [self.render(prompt, options) for prompt in prompts]
 
@@ -56,7 +51,7 @@ class PlainPrompts:
         return RenderedPrompt([0] * rows.shape[0], text=None, inputs=PromptInputs(embeds=rows))
 
     def tokenize(self, text: str, options: ChatOptions | TextOptions, *, param: str) -> RenderedPrompt:
-        """Tokenizes a text, or the text of a conversation. Raises RequestError as `render` does."""
+        """Tokenizes a text, or the text of a conversation. Raises the same RequestErrors as `render`."""
         limit = self.token_limit(options)
         if limit is None:
             self.check_length(text)
@@ -73,7 +68,7 @@ class PlainPrompts:
         return kept
 
     def token_limit(self, options: ChatOptions | TextOptions) -> int | None:
-        """The number of prompt tokens to keep. None keeps all tokens.
+        """Returns how many prompt tokens to keep, or None to keep all of them.
 
         A request's -1 keeps as many tokens as leave room for one output token.
         """
@@ -94,10 +89,9 @@ class PlainPrompts:
 
 
 def split_prompts(prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
-    """Divides prompts among calls in the pool. Texts share calls. Embeddings are large, so each gets a call.
+    """Divides prompts among calls in the pool. Raises ValueError if there are no prompts.
 
-    Raises:
-        ValueError: there are no prompts.
+    Several texts share a call. Embeddings are large, so each prompt of embeddings has its own call.
     """
     _check_prompts(prompts)
     size = 1 if isinstance(prompts[0], EmbedsPrompt) else _PROMPTS_PER_CALL
@@ -110,10 +104,9 @@ def _check_prompts(prompts: Sequence[Prompt]) -> None:
 
 
 def check_text_length(text: str, *, max_model_len: int, max_token_chars: int) -> None:
-    """Rejects a text that is too long in any tokenization, before a thread spends seconds on tokenizing it.
+    """Raises RequestError for a text that is too long in any tokenization.
 
-    Raises:
-        RequestError: the text is too long.
+    Without this check, a thread might spend seconds on tokenizing the text.
     """
     if len(text) > (most_chars := max_model_len * max_token_chars):
         raise RequestError(

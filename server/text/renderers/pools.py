@@ -30,7 +30,7 @@ class RendererPool(ThreadPoolExecutor):
         return self._work_queue.qsize()
 
     def subscribe_waits(self, on_wait: Callable[[float], None]) -> None:
-        """Calls `on_wait` with the seconds that a work item has waited, on the thread that runs the item."""
+        """Sets the function that threads call with the time, in seconds, that their work item has waited."""
         self._on_wait = on_wait
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> "Future[R]":
@@ -57,7 +57,7 @@ class RendererPools:
     """
 
     def __init__(self, num_workers: int, executor: Executor | None = None) -> None:
-        """`executor` replaces both pools. The caller closes it."""
+        """`executor` replaces both pools. The caller closes `executor`."""
         self.owned: dict[str, RendererPool] = {}
         """Purpose (`text` or `mm`) -> pool."""
         if executor is None:
@@ -67,7 +67,7 @@ class RendererPools:
         self.images = executor or self.owned["mm"]
 
     def submit(self, func: Callable[..., object], *args: object) -> None:
-        """Queues a call in the pool, and returns at once. The result is dropped."""
+        """Queues a call in the pool for texts, and returns at once. The result is dropped."""
         self.text.submit(func, *args)
 
     async def run(self, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -75,7 +75,7 @@ class RendererPools:
         return await asyncio.get_running_loop().run_in_executor(self.text, partial(func, *args, **kwargs))
 
     async def run_unless(self, is_small: bool, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Calls a function in the pool, or at once if its work is small (`is_small`)."""
+        """Calls a function in the pool for texts, or at once if its work is small (`is_small`)."""
         return func(*args, **kwargs) if is_small else await self.run(func, *args, **kwargs)
 
     def close(self) -> None:

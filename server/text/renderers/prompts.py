@@ -66,7 +66,7 @@ class TextOptions:
 
     add_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None
-    """The number of last tokens to keep. Special tokens at the beginning are also kept.
+    """The number of last tokens to keep, among them the special tokens at the beginning.
 
     -1 keeps as many tokens as leave room for one output token.
     """

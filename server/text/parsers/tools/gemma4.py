@@ -15,7 +15,7 @@ _VALUE_START: Final = regex.compile(r'<\|"\|>|[{\[]')
 _BARE_END: Final = regex.compile(r"(?=[,}\]]|<tool_call\|>)")
 _KEY_CHARACTER: Final = r'[^\s<>{}\[\]:,|"]'
 _KEY: Final = rf'(?:<\|"\|>)?(?<!{_KEY_CHARACTER})(?P<key>{_KEY_CHARACTER}{{1,256}}+)(?:<\|"\|>)?:\s{{0,16}}'
-"""Begins only at the start of a word. Otherwise, a search would try each character of a long word."""
+"""Matches only at the start of a word. Otherwise, a search would try each character of a long word."""
 _ARGUMENT: Final = regex.compile(
     rf"[\s,]{{0,16}}+{_KEY}|\s{{0,16}}+[)}}]?\s{{0,16}}+(?:<tool_call\|>|(?=<\|tool_call>))"
 )
@@ -31,7 +31,7 @@ class _Damaged(Exception):  # noqa: N818 - it ends a value, and is no error
 
 
 class Gemma4Parser(TextParser):
-    """Reports text values as they arrive, and other values when they are complete."""
+    """Writes arguments that are text as they arrive, and other arguments when they are complete."""
 
     def __init__(self, functions: Sequence[FunctionSignature]) -> None:
         self._functions = functions

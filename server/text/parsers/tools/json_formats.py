@@ -14,7 +14,7 @@ from server.text.parsers.text_parser import BLANKS, TextReader, Waiting, any_of
 
 
 class MarkedCalls(TextReader):
-    """Reads the call after each marker: a JSON object in `style`, unless a subclass reads another form.
+    """Reads the call after each marker, as JSON in `style` unless a subclass overrides `read_calls`.
 
     Text around calls is content, except blanks after a call. The end marker of a call may be missing.
     """
@@ -22,11 +22,11 @@ class MarkedCalls(TextReader):
     needs_special_tokens: ClassVar[bool] = True
     call_format: ClassVar[CallFormat | None] = None
     markers: ClassVar[Mapping[str, str]]
-    """Start marker -> end marker. Empty if there is no end marker."""
+    """Start marker -> end marker, which is empty if the format has none."""
     bare_starts: ClassVar[str] = ""
     """Characters with which calls may begin without a marker."""
     separators: ClassVar[str] = ""
-    """Characters that are dropped after a call. Blanks are dropped, too."""
+    """Characters that are dropped after a call, in addition to blanks."""
     style: ClassVar[CallStyle] = CallStyle()
 
     def __init__(self, functions: Sequence[FunctionSignature]) -> None:
@@ -35,7 +35,6 @@ class MarkedCalls(TextReader):
         super().__init__()
 
     def read(self) -> Waiting[None]:
-        """Reads content, and the calls after each marker."""
         while opening := (yield from self.text.find(start_pattern(*self.markers, bare=self.bare_starts), self.pass_on)):
             start = yield from self._read_longer(opening[0])
             self._gap = ""
@@ -55,13 +54,13 @@ class MarkedCalls(TextReader):
         return body.has_started
 
     def pass_on(self, text: str) -> None:
-        """Adds text that is no call to the content."""
+        """Adds content, which is text that belongs to no call."""
         if text:
             self.add_text(Content(self._gap + text))
             self._gap = ""
 
     def _read_longer(self, start: str) -> Waiting[str]:
-        """Reads the rest of a longer marker that begins with `start`. Returns this marker, or `start`."""
+        """Reads the rest of a longer marker that begins with `start`. Returns this marker or `start`."""
         for longer in self.markers:
             is_longer = bool(start) and longer != start and longer.startswith(start)
             if is_longer and (yield from self.text.expect(any_of(longer[len(start) :]))):
@@ -69,7 +68,6 @@ class MarkedCalls(TextReader):
         return start
 
     def _read_gap(self, end: str) -> Waiting[None]:
-        """Reads blanks, the end marker and separators."""
         gap = yield from self.text.expect_all(BLANKS)
         if end and (yield from self.text.expect(any_of(end))):
             gap = ""
@@ -85,7 +83,7 @@ class MarkedArray(MarkedCalls):
 
 @cache
 def start_pattern(*starts: str, bare: str = "") -> regex.Pattern[str]:
-    """A pattern that finds the first marker, or one of the characters in `bare`, without consuming it."""
+    """Returns a pattern for the first marker, or for a character in `bare`, which is not consumed."""
     markers = any_of(*starts)
     return regex.compile(f"{markers.pattern}|(?=[{regex.escape(bare)}])") if bare else markers
 
@@ -170,7 +168,7 @@ class Phi4MiniParser(MarkedArray):
 
 
 class XlamParser(MarkedArray):
-    """A list of calls, bare or in one of several wrappings, anywhere in the text."""
+    """A list of calls anywhere in the text, bare or in one of several wrappings."""
 
     needs_special_tokens = False
     markers = {"```json": "```", "```": "```", "[TOOL_CALLS]": "", "<tool_call>": "</tool_call>"}
@@ -222,7 +220,7 @@ _MISTRAL_NEXT_CALL: Final = regex.compile(r"\[TOOL_CALLS\]")
 
 
 class MistralParser(MarkedCalls):
-    """Reads Mistral's formats of calls. The text after the marker shows which format it is.
+    """Reads all of Mistral's formats of calls. The text after the marker shows the format.
 
     Each call gets an id that mistral-common and Mistral's templates accept in a later request.
     """
@@ -244,7 +242,7 @@ class MistralParser(MarkedCalls):
         return True
 
     def _read_arguments(self) -> Waiting[None]:
-        """Reads up to the end of the value, or to the next call if the value is damaged."""
+        """Reads arguments up to their end, or up to the next call if the JSON is damaged."""
         value, end = JsonValueEnd(), None
         while end is None and (text := (yield from self.text.take(_MISTRAL_NEXT_CALL))):
             end = value.find(text)

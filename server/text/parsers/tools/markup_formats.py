@@ -14,21 +14,21 @@ from server.text.parsers.text_parser import Found, StrayText, TextParser, Waitin
 
 @dataclass(frozen=True, kw_only=True)
 class Markup:
-    """A format's markers as regular expressions. Matches have a bounded length and a fixed last character."""
+    """A format's markers as regular expressions. A match has a limited length and a fixed last character."""
 
     call: str
-    """Begins a call. Its group `name` is the function's name, with blanks around it."""
+    """The beginning of a call. The group `name` is the function's name, with blanks around it."""
     argument: str
-    """Begins an argument. Its group `key` is the argument's name, with blanks around it."""
+    """The beginning of an argument. The group `key` is the argument's name, with blanks around it."""
     argument_end: str
     call_end: str
     block: str | None = None
-    """Begins a group of calls."""
+    """The beginning of a group of calls."""
     block_end: str | None = None
     before_value: str | None = None
-    """White space in front of a value that is not part of the value."""
+    """White space that may precede a value and is not a part of it."""
     after_value: str = ""
-    """White space after a value that is not part of the value."""
+    """White space that may follow a value and is not a part of it."""
     has_only_known_functions: bool = False
     """Whether calls of functions that are not in the request's `tools` become content."""
 
@@ -44,7 +44,7 @@ class Markup:
 
     @cached_property
     def following(self) -> regex.Pattern[str]:
-        """Finds the next call of a group, or its end."""
+        """Finds the next call of a group, or the end of the group."""
         return regex.compile(rf"\s{{0,64}}(?:{_any_of(self.call, self.block_end).pattern})")
 
     @cached_property
@@ -54,21 +54,15 @@ class Markup:
 
     @cached_property
     def argument_or_end(self) -> regex.Pattern[str]:
-        """Finds the next argument, or the end of the call."""
         return _any_of(self.argument, self.call_end, self.block_end)
 
     @cached_property
     def value_begin(self) -> regex.Pattern[str] | None:
-        """Finds the beginning of a value."""
         return regex.compile(self.before_value) if self.before_value else None
 
     @cached_property
     def value_end(self) -> regex.Pattern[str]:
-        """Finds the end of a value.
-
-        If the end marker is missing, the marker of the next argument or of the call's end also ends the
-        value. Such a marker is not consumed.
-        """
+        """Finds the end of a value: its end marker, or else the next marker, which is not consumed."""
         following = _any_of(self.argument, self.call_end)
         return regex.compile(rf"{self.after_value}(?:{self.argument_end}|(?={following.pattern}))")
 
@@ -78,7 +72,7 @@ def _any_of(*patterns: str | None) -> regex.Pattern[str]:
 
 
 class MarkupParser(TextParser):
-    """The base of parsers of markup. A subclass sets the markup."""
+    """The base of parsers of markup. Each subclass sets `markup`."""
 
     markup: ClassVar[Markup]
 
@@ -89,7 +83,6 @@ class MarkupParser(TextParser):
         super().__init__()
 
     def read(self) -> Waiting[None]:
-        """Reads content, until a marker begins calls."""
         while opening := (yield from self.text.find(self.markup.opening, self.add_content)):
             marker = opening[0]
             call: Found | None = opening
@@ -130,7 +123,7 @@ class MarkupParser(TextParser):
                 return None
 
     def _read_value(self, opening: Found, arguments: ArgumentsWriter) -> Waiting[Found | None]:
-        """Reads a value. Returns None if the text ends within it. The arguments remain incomplete then."""
+        """Reads a value. If the text ends within it, returns None and leaves the arguments incomplete."""
         arguments.open_text(opening["key"].strip())
         if self.markup.value_begin:
             yield from self.text.expect(self.markup.value_begin)

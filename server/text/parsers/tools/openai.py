@@ -27,7 +27,7 @@ _MESSAGE: Final = 200008
 """The token `<|message|>`, which begins the text of a message."""
 
 _ENCODING: Final = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
-"""Loaded at import and not at a request, because loading the vocabulary takes half a second."""
+"""gpt-oss's vocabulary. Loading takes half a second, so this happens at import and not at a request."""
 
 _END_TOKENS: Final = frozenset(_ENCODING.stop_tokens())
 
@@ -37,7 +37,7 @@ _Text = Reasoning | Content | CallArguments
 
 
 class HarmonyParser:
-    """Finds reasoning, content and calls. Drops text for tools that are not functions."""
+    """Finds reasoning, content and calls. Drops text that is addressed to other tools than functions."""
 
     needs_special_tokens: ClassVar[bool] = True
     call_format: ClassVar[CallFormat | None] = None
@@ -48,10 +48,10 @@ class HarmonyParser:
         self._kind: type[_Text] | None = None
         """The kind of event for the open message's text. None if the text is dropped."""
         self._header: list[int] = []
-        """The tokens of a message that precede its text."""
+        """The tokens of the open message before its text."""
 
     def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
-        """The events of the tokens. The text itself is not used."""
+        """Returns the events that the tokens complete. Does not use `text`."""
         return [event for token_id in token_ids for event in self._read(token_id)]
 
     def finish(self) -> list[Event]:
@@ -99,7 +99,7 @@ def _is_function(recipient: str) -> bool:
 
 
 class GptOssFormat:
-    """A `ReasoningFormat`. As in vLLM, its reasoning has no budget, because calls may be a part of it."""
+    """A `ReasoningFormat`. Its reasoning has no budget, as in vLLM, because calls may be a part of it."""
 
     starts: ClassVar[tuple[str, ...]] = ("<|channel|>analysis<|message|>",)
     ends: ClassVar[tuple[str, ...]] = ("<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>")

@@ -17,9 +17,9 @@ _IN_STRING: Final = {quote: regex.compile(rf"\\[\s\S]|{quote}") for quote in "'\
 _LINES_START: Final = regex.compile("<function_calls>")
 
 _STRING: Final = regex.compile(r"""'(?:\\[\s\S]|[^'\\])*+(?:'|\\?\Z)|"(?:\\[\s\S]|[^"\\])*+(?:"|\\?\Z)""")
-"""A string literal. Without a closing quote, it extends to the end of the text.
+"""A string literal. A literal without a closing quote extends to the end of the text.
 
-Otherwise, the search would start again at each quote.
+Otherwise, a search would start again at each quote.
 """
 _ESCAPES: Final = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t", "\0": "\\x00"})
 
@@ -52,7 +52,7 @@ class PythonicParser(TextParser):
         yield from self.text.pass_rest(self.add_content)
 
     def read_calls(self, marks: regex.Pattern[str], *, start: str, ends: Sequence[str]) -> Waiting[None]:
-        """Reads calls up to one of the `ends`, or to an element that is no call and becomes content."""
+        """Reads calls up to one of the `ends`, or up to an element that is no call and becomes content."""
         skipped = [start]
         while True:
             element = yield from self._read_element(marks, ends)
@@ -101,14 +101,14 @@ class PythonicParser(TextParser):
 
 
 class Llama4PythonicParser(PythonicParser):
-    """The list may be between `<|python_start|>` and `<|python_end|>`."""
+    """A list of calls, which may be between `<|python_start|>` and `<|python_end|>`."""
 
     start: ClassVar = regex.compile(r"(?:<\|python_start\|>)?\[(?=\s{0,64}[A-Za-z_])")
     end: ClassVar = regex.compile(r"\s{0,64}<\|python_end\|>")
 
 
 class Lfm2Parser(PythonicParser):
-    """Lists between `<|tool_call_start|>` and `<|tool_call_end|>`, anywhere in the text."""
+    """Lists of calls between `<|tool_call_start|>` and `<|tool_call_end|>`, anywhere in the text."""
 
     start: ClassVar = regex.compile(r"<\|tool_call_start\|>\s{0,16}\[")
     end: ClassVar = regex.compile(r"\s{0,64}<\|tool_call_end\|>")

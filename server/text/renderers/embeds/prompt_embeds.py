@@ -1,7 +1,8 @@
 """Loads `prompt_embeds`, a tensor file in base64 with embeddings that an untrusted client has computed.
 
-Each expensive step is preceded by a check that limits its cost. The event loop must not wait for the GIL, so
-these steps run in the renderer's pool, and either release the GIL or work in small pieces. Needs only numpy.
+A check before each expensive step limits the step's cost. The event loop must not wait for the GIL, so these
+steps run in the renderer's pool, and either release the GIL or work in small pieces. The module needs only
+numpy.
 """
 
 import binascii
@@ -18,7 +19,7 @@ PARAM = "prompt_embeds"
 
 _BYTES_PER_NUMBER = 4
 _FILE_BYTES = 1 << 16
-"""The bytes that a file may have besides its numbers, which is more than it needs."""
+"""How many bytes a file may have besides its numbers. This is more than torch.save writes."""
 _MAX_FILE_BYTES = 768 << 20
 _BASE64_CHARS = 4
 _BASE64_BYTES = 3
@@ -31,13 +32,13 @@ class EmbedsLimits:
     max_model_len: int
     """The most tokens of a prompt and its output together."""
     width: int
-    """How many numbers a row has."""
+    """The number of columns of the matrix."""
     dtype: str
-    """torch's name of the model's type."""
+    """The type of the model's numbers, by torch's name."""
 
     @property
     def max_file_bytes(self) -> int:
-        """The size of the longest prompt in float32, limited to `_MAX_FILE_BYTES`."""
+        """The largest file: the longest prompt in float32, but at most `_MAX_FILE_BYTES`."""
         return min(self.max_model_len * self.width * _BYTES_PER_NUMBER + _FILE_BYTES, _MAX_FILE_BYTES)
 
     @property
@@ -47,12 +48,9 @@ class EmbedsLimits:
 
 
 def safe_load_prompt_embeds(embeds: str | bytes, limits: EmbedsLimits, *, truncate_to: int | None = None) -> TensorData:
-    """The rows of the embeddings in the model's type, at most the last `truncate_to` rows.
+    """Returns the rows of the embeddings in the model's type, at most the last `truncate_to` rows.
 
-    Args:
-        embeds: base64 of a `torch.save` file.
-        limits: the shape and type that the model accepts.
-        truncate_to: most rows to keep.
+    `embeds` is the base64 of a `torch.save` file.
 
     Raises:
         RequestError: `embeds` is not a matrix of finite numbers that fits the model.
@@ -92,7 +90,6 @@ def _read(payload: bytes) -> StoredTensor:
 
 
 def _select_rows(tensor: StoredTensor, limits: EmbedsLimits, truncate_to: int | None) -> StoredTensor:
-    """The rows to use."""
     shape = tensor.shape
     matrix = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
     if len(matrix) != 2:

@@ -1,4 +1,4 @@
-"""Reads a file's tensor with numpy, and converts its rows to another type, without torch.
+"""Converts the rows of a file's tensor to another type, with numpy and without torch.
 
 The numbers are views of the file's bytes. Rows are converted in pieces. Rows with numbers that are not finite
 are rejected.
@@ -21,11 +21,11 @@ NUMPY_TYPES = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64":
 
 _MAX_DIMENSIONS = 8
 _MAX_NUMBERS = 1 << 48
-"""Far more numbers than any file holds. numpy rejects shapes above 2**63 bytes, even for empty arrays."""
+"""The most numbers that a shape may have. numpy rejects shapes above 2**63 bytes, even for empty arrays."""
 _PIECE_NUMBERS = 1 << 18
 """Numbers per piece: a megabyte of float32, so that temporary arrays stay in the CPU's cache."""
 _EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}
-"""The bits that are all set in an infinity or NaN."""
+"""The bits of a number that are all set if the number is infinite or NaN."""
 _BITS: dict[str, Any] = {"float16": "<u2", "bfloat16": "<u2", "float32": "<u4"}
 
 
@@ -38,7 +38,7 @@ class StoredTensor:
     """A tensor. Its array holds bits for bfloat16, and numbers for every other type."""
 
     dtype: str
-    """torch's name of the type."""
+    """The type of the numbers, by torch's name."""
     array: Array
     """A view of the file's bytes, with any strides."""
 
@@ -61,7 +61,7 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def to_float32(tensor: StoredTensor) -> npt.NDArray[np.float32]:
-    """The numbers rounded to float32. A number that is too large becomes infinity."""
+    """Returns the numbers rounded to float32. A number that is too large for float32 becomes infinity."""
     if tensor.dtype == "bfloat16":
         return (tensor.array.astype("<u4") << np.uint32(16)).view("<f4")
     with np.errstate(over="ignore", invalid="ignore"):
@@ -79,7 +79,7 @@ class NotFiniteError(ValueError):
 
 
 def convert_rows(tensor: StoredTensor, dtype: str) -> Array:
-    """The matrix in `dtype`, with contiguous rows. Shares the input's memory if no conversion is needed.
+    """Returns the matrix in `dtype`, with contiguous rows. Copies nothing if the input has this form.
 
     Raises:
         NotFiniteError: a number is not finite.
@@ -117,7 +117,7 @@ def _convert(tensor: StoredTensor, dtype: str) -> Array:
 
 
 def to_bfloat16(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Keeps the upper 16 bits, rounded to nearest even. An infinity stays. A NaN becomes NaN or infinity."""
+    """Rounds to the upper 16 bits, to nearest even. An infinity stays. A NaN becomes NaN or infinity."""
     bits = np.ascontiguousarray(numbers).view("<u4")
     rounded = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
     is_finite = (bits & np.uint32(_EXPONENTS["float32"])) != _EXPONENTS["float32"]

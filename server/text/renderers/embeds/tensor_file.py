@@ -24,7 +24,7 @@ _PICKLE = "/data.pkl"
 _BYTE_ORDER = b"little"
 _ENCRYPTED = 1
 _LOCAL_HEADER = struct.Struct("<26x2H")
-"""Reads two lengths from an entry's header: of its name and of its extra field (APPNOTE.TXT 4.3.7)."""
+"""Reads the lengths of an entry's name and of its extra field from its header (APPNOTE.TXT 4.3.7)."""
 _MAX_DIRECTORY_BYTES = 1 << 14
 _MAX_PICKLE_BYTES = 1 << 14
 _SPARSE = "torch._utils._rebuild_sparse_tensor"
@@ -43,7 +43,7 @@ def is_torch_file(payload: bytes) -> bool:
 
 
 def read_torch_file(payload: bytes) -> StoredTensor:
-    """The tensor, as a view of the payload.
+    """Returns the tensor as a view of the payload.
 
     Raises:
         TensorFileError: the file is broken or does not hold exactly one tensor.
@@ -61,7 +61,7 @@ def read_torch_file(payload: bytes) -> StoredTensor:
 
 
 class _File(io.BytesIO):
-    """The payload as a file. Limits each read, so that zipfile reads a directory of only a few entries."""
+    """The payload as a file. Limits each read, so that zipfile reads only a directory of a few entries."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(_MAX_DIRECTORY_BYTES if size is None or size < 0 else min(size, _MAX_DIRECTORY_BYTES))
@@ -88,7 +88,6 @@ class _Archive:
 
     @property
     def pickle(self) -> memoryview:
-        """The pickle that describes the tensor."""
         found = self._view(self._entries[self._folder + _PICKLE])
         if len(found) > _MAX_PICKLE_BYTES:
             raise TensorFileError("holds more than one tensor: save the tensor itself, `torch.save(tensor, file)`")
@@ -102,7 +101,7 @@ class _Archive:
         return self._view(found)
 
     def _view(self, entry: zipfile.ZipInfo) -> memoryview:
-        """The bytes of an entry. Nothing is decompressed or copied."""
+        """Returns the bytes of an entry. Nothing is decompressed or copied."""
         is_stored = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size
         if not is_stored or entry.flag_bits & _ENCRYPTED:
             raise TensorFileError("is a compressed zip archive: send the file exactly as torch.save writes it")
@@ -142,8 +141,8 @@ class _Storage:
 class _TensorUnpickler(pickle._Unpickler):
     """Builds tensors as views of the archive's numbers. Names in the pickle are looked up, never imported.
 
-    The base class is written in Python. The unpickler in C is not used, because it reserves memory for the
-    largest index in a pickle.
+    The base class is the unpickler in pure Python, because the unpickler in C reserves memory for the largest
+    index in a pickle.
     """
 
     dispatch = {code: pickle._Unpickler.dispatch[code] for code in _INSTRUCTIONS}
@@ -153,7 +152,7 @@ class _TensorUnpickler(pickle._Unpickler):
         self._archive = archive
 
     def find_class(self, module: str, name: str) -> str | Callable[..., object]:
-        """Our replacement of the function with this name. For a storage type, returns the type's name."""
+        """Returns this module's replacement of the named function. Returns a storage type as its name."""
         known = f"{module}.{name}"
         if known == _SPARSE:
             raise TensorFileError("is sparse, which needs `--engine vllm`: send `tensor.to_dense()`")
@@ -182,11 +181,11 @@ _FUNCTIONS: Final[dict[str, Callable[..., object]]] = {
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     "collections.OrderedDict": lambda: None,
 }
-"""Function or class -> our replacement. The time of a call grows only with the length of its arguments."""
+"""Function or class -> its replacement. The time of a call grows only with the length of its arguments."""
 
 
 def _strided(numbers: Array, offset: Any, shape: tuple[int, ...], strides: Sequence[int]) -> Array:
-    """A strided view. Checks that it stays within the numbers."""
+    """Returns a strided view. Checks that the view stays within the numbers."""
     if len(strides) != len(shape) or min((_as_int(offset), *strides)) < 0:
         raise ValueError("strides")
     if 0 in shape:

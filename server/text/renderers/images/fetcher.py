@@ -1,4 +1,4 @@
-"""Fetches images over HTTP. The operator must allow their host, and its address must be public."""
+"""Fetches images over HTTP from hosts that the operator allows. Their addresses must usually be public."""
 
 import asyncio
 import socket
@@ -13,9 +13,9 @@ from base.errors import ServerError
 from server.terms.config import RendererConfig
 
 _IPV6_INTERNET = IPv6Network("2000::/3")
-"""The addresses that IANA has allocated to the internet. Not among them is IPv4 within IPv6 (NAT64, SIIT)."""
+"""The addresses that IANA has allocated to the internet. They exclude IPv4 within IPv6 (NAT64, SIIT)."""
 _SPECIAL = (IPv4Network("192.0.0.0/24"), IPv4Network("192.88.99.0/24"), IPv6Network("3fff::/20"))
-"""Networks for protocols, relays and documentation. `is_global` excludes them only in some Pythons."""
+"""Networks for protocols, relays and documentation. `is_global` is true for them in some Python versions."""
 _ISATAP = (0x0000_5EFE, 0x0200_5EFE)
 """Bits 32 to 63 of an ISATAP address. The last 32 bits are the IPv4 address of the tunnel's end."""
 TakeRoom = Callable[[int], None]
@@ -23,13 +23,13 @@ TakeRoom = Callable[[int], None]
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_URL_CHARS = 1 << 16
-"""The limit of a URL's length, because yarl keeps the last 128 URLs in memory. Servers accept far less."""
+"""The most characters of a URL, because yarl keeps the last 128 URLs in memory. Servers accept far fewer."""
 _CHUNK_BYTES = 1 << 16
 _HEADERS = {"Accept": "image/*, */*;q=0.5", "Accept-Encoding": "identity", "User-Agent": "vllm-cli"}
 
 
 class MediaError(ServerError):
-    """An image cannot be loaded or decoded. The client gets "messages[0]...: " and this message."""
+    """An image cannot be loaded or decoded. The client gets the image's position before this message."""
 
 
 class MediaTooLargeError(MediaError):
@@ -40,14 +40,13 @@ class MediaTooLargeError(MediaError):
 
 
 class PublicResolver(AbstractResolver):
-    """Resolves host names to public addresses. aiohttp connects to the returned addresses without resolving
-    again.
+    """Resolves host names to public addresses. Rejects a name if any of its addresses is private.
 
-    A name is rejected if any of its addresses is private.
+    aiohttp connects to the returned addresses without resolving the name again.
     """
 
     def __init__(self, private_hosts: frozenset[str]) -> None:
-        """`private_hosts` may have private addresses: the operator wrote them as addresses or localhost."""
+        """`private_hosts` may be private, because the operator named them by address or as localhost."""
         self._private_hosts = private_hosts
 
     async def resolve(
@@ -77,7 +76,7 @@ class PublicResolver(AbstractResolver):
 
 
 def check_public(address: str) -> None:
-    """Raises MediaError unless the address is public. Loopback, private and link-local addresses are not."""
+    """Raises MediaError for an address that is not public, such as a loopback, private or link-local one."""
     if not _is_public(ip_address(address.partition("%")[0])):
         raise MediaError(
             "the host is not on the public internet. The operator may allow such a host "
@@ -86,7 +85,7 @@ def check_public(address: str) -> None:
 
 
 def literal_address(host: str) -> str | None:
-    """The host as an IP address. None if the host is a name."""
+    """Returns the host if it is an IP address, and None if it is a name."""
     try:
         return str(ip_address(host.partition("%")[0]))
     except ValueError:
@@ -203,7 +202,7 @@ class MediaFetcher:
 
 
 def _media_errors(err: BaseException) -> Iterator[MediaError]:
-    """Yields the resolver's errors that aiohttp has wrapped."""
+    """Yields each MediaError that aiohttp has wrapped in another error."""
     cause: BaseException | None = err
     while cause is not None:
         if isinstance(cause, MediaError):

@@ -22,7 +22,7 @@ MAX_PROMPT_BYTES = 256 << 20
 
 @contextmanager
 def room_for_images(held: HeldBytes) -> Iterator[TakeRoom]:
-    """Yields a function that counts the bytes of a prompt's images. They count until the block ends."""
+    """Yields a function that counts the bytes of a prompt's images as held until the block ends."""
     num_bytes = 0
 
     def take_room(num_more: int) -> None:
@@ -67,7 +67,7 @@ class MediaLoader:
 
 
 def decode_data_url(url: str, *, max_bytes: int) -> bytes:
-    """Decodes a `data:` URL. Its base64 must have no blanks and complete padding.
+    """Decodes a `data:` URL. The base64 must be padded, and must contain no blanks.
 
     Raises:
         MediaError: the URL is malformed, or its data are larger than `max_bytes`.
@@ -93,11 +93,9 @@ class LocalFile(NamedTuple):
 
 
 def find_file(url: str, folder: Path | None) -> LocalFile:
-    """Finds the file that a URL names.
+    """Finds the file that a `file:///...` URL names, below `folder`.
 
-    Args:
-        url: `file:///...`.
-        folder: the real path of the folder. Symbolic links that lead out of it are rejected.
+    `folder` is a real path. A symbolic link that leads out of it is rejected.
 
     Raises:
         MediaError: the file is not below `folder`, or is not a file.
@@ -122,11 +120,7 @@ def find_file(url: str, folder: Path | None) -> LocalFile:
 
 
 def read_file(path: Path, *, max_bytes: int) -> bytes:
-    """The bytes of the file.
-
-    Raises:
-        MediaError: the file is larger than `max_bytes`, or cannot be read.
-    """
+    """Returns the file's bytes. Raises MediaError if they are more than `max_bytes`, or cannot be read."""
     try:
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)

@@ -33,14 +33,11 @@ _WHITE = (255, 255, 255)
 _CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 """Files that may name the processor's class."""
 _TILED = ("Idefics3Processor", "SmolVLMProcessor")
-"""Processors that return a row of tiles per prompt, [1, tiles, ...]. All others return an entry per image."""
+"""Processors that return one row of tiles per prompt, [1, tiles, ...], instead of one entry per image."""
 
 
 def import_decoders() -> None:
-    """Imports all decoders in advance. Otherwise, a thread would import a decoder for its first image.
-
-    Call it on the main thread.
-    """
+    """Imports all decoders. Otherwise, threads would import them. Call this function on the main thread."""
     for plugin in _PLUGINS:
         importlib.import_module(f"PIL.{plugin}ImagePlugin")
     Image.preinit()
@@ -112,11 +109,7 @@ class ImageProcessor:
         return str(self._processor.image_token)
 
     def process(self, file: ImageFile) -> ProcessedImages:
-        """Processes one image of a prompt.
-
-        Raises:
-            RequestError: the image is broken or too large.
-        """
+        """Processes one image. Raises RequestError if the image is broken or too large."""
         return self._cached([file])
 
     def join(self, images: Sequence[ProcessedImages], files: Sequence[ImageFile]) -> ProcessedImages:
@@ -128,11 +121,11 @@ class ImageProcessor:
         return _join(images, self._axis) or self._cached(files)
 
     def warm_up(self, image: Image.Image) -> None:
-        """Processes an image without caching it, because transformers imports modules for the first image."""
+        """Processes an image without caching it. transformers imports some modules at the first image."""
         self._compute([image])
 
     def token_types(self, token_ids: list[int]) -> TensorData | None:
-        """Marks the tokens that stand for images, for models whose positions depend on them."""
+        """Marks the tokens that stand for images. Returns None for models that take no such marks."""
         if not self._returns_token_types:
             return None
         types = self._processor.create_mm_token_type_ids([token_ids])
@@ -202,7 +195,7 @@ def _to_tensor(array: npt.NDArray[Any]) -> TensorData:
 
 
 def _join(parts: Sequence[ProcessedImages], axis: int) -> ProcessedImages | None:
-    """Concatenates the images along the axis. None if their other sizes differ."""
+    """Concatenates the images along the axis. Returns None if their sizes differ along another axis."""
     if len(parts) == 1:
         return parts[0]
     tensors: dict[str, TensorData] = {}
@@ -221,7 +214,7 @@ class ProcessorLoadError(TokenizerLoadError):
 
 
 def load_processor(path: Path, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
-    """Loads the folder's processor. Call this on the main thread. It may add tokens to the tokenizer.
+    """Loads the folder's processor, which may add tokens to the tokenizer. Call this on the main thread.
 
     Videos are not supported, because their processors need torchvision.
 

@@ -29,7 +29,6 @@ class ProcessorCache(BoundedCache[Hashable, ProcessedImages]):
     def __init__(self, max_bytes: int) -> None:
         super().__init__(max_bytes, lambda images: images.num_bytes)
         self.num_queries = 0
-        """The number of images that were looked up since the start."""
         self.num_hits = 0
 
     def use(self, key: Hashable) -> ProcessedImages | None:

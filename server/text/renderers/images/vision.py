@@ -1,7 +1,4 @@
-"""Loads and processes the images of conversations, for all kinds of renderers.
-
-A processor of Hugging Face's transformers does the processing.
-"""
+"""Loads and processes the images of conversations for all renderers, with a processor of transformers."""
 
 import asyncio
 from concurrent.futures import Executor
@@ -39,7 +36,7 @@ class ImagePart(NamedTuple):
 
 
 class VisionPart:
-    """Fetches images on the event loop. Processes them in the image thread, which is `executor`.
+    """Fetches images on the event loop, and processes them in the image thread, which is `executor`.
 
     The token ids of a prompt equal those of `processor.apply_chat_template(..., tokenize=True)`.
     """
@@ -47,14 +44,14 @@ class VisionPart:
     def __init__(
         self, files: ModelFiles, config: RendererConfig, tokenizer: PreTrainedTokenizerBase, executor: Executor
     ) -> None:
-        """Create it on the main thread. The processor may add tokens to the tokenizer.
+        """Create this object on the main thread. The processor may add tokens to the tokenizer.
 
         Raises:
             ProcessorLoadError: the processor is missing or broken.
         """
         processor = load_processor(files.path, tokenizer)
         self.chat_template: str | None = processor.chat_template
-        """The processor's own template, for a tokenizer without one."""
+        """The processor's own chat template, for a tokenizer that has none."""
         self.cache = ProcessorCache(_cache_bytes(config))
         self._images = ImageProcessor(
             processor, self.cache, max_pixels=config.max_image_pixels, settings=config.mm_processor_kwargs
@@ -63,7 +60,6 @@ class VisionPart:
         self._executor = executor
         self._max_images = config.max_images
         self.image_token = self._images.image_token
-        """The text that stands for an image in a prompt."""
 
     def find_images(self, messages: list[dict[str, Any]]) -> list[ImagePart]:
         """Finds the images of a conversation, without loading them.
@@ -121,7 +117,7 @@ class VisionPart:
     async def _process(self, files: list[ImageFile], max_tokens: int | None) -> ProcessedImages:
         """Processes one image after the other.
 
-        Images of other prompts can be processed in between, and a disconnect stops the processing.
+        In between, images of other prompts can be processed, and a disconnect ends the work.
         """
         run_in_executor = partial(asyncio.get_running_loop().run_in_executor, self._executor)
         images: list[ProcessedImages] = []

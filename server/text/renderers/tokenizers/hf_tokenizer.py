@@ -1,8 +1,9 @@
 """A Hugging Face tokenizer, as transformers loads it. All threads share one object.
 
 The tokenizers library can encode and decode in several threads at once, but raises "Already borrowed" if
-truncation or padding is changed meanwhile. Both are switched off after loading, and this module cuts prompts.
-A tokenizer class with its own encoder, for example in Python, may change its state, so a lock protects it.
+truncation or padding is changed meanwhile. So both are switched off after loading, and this module cuts
+prompts itself. A tokenizer class with its own encoder, for example in Python, may change its state, so a lock
+protects it.
 """
 
 import json
@@ -24,7 +25,7 @@ from server.text.renderers.tokenizers.tokenizer import Cut, Encoded
 _BYTE_OF_CHARACTER = {character: byte for byte, character in bytes_to_unicode().items()}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _NUM_CACHED = 4096
-"""The number of tokens whose bytes are cached. Texts use few other tokens. All would take 5 to 25 MiB."""
+"""The number of tokens whose bytes are cached. Most texts use fewer. All tokens would take 5 to 25 MiB."""
 
 
 class HfTokenizer:
@@ -42,7 +43,6 @@ class HfTokenizer:
         self.eos_token_id: int | None = loaded.eos_token_id
         self.vocab_size, self.max_token_chars = measure_vocabulary(loaded)
         self.added_tokens = {token_id: str(token) for token_id, token in loaded.added_tokens_decoder.items()}
-        """Token id -> text, for control tokens and other tokens that are matched literally."""
         self._token_bytes = TokenBytes(loaded, self.loop_decoder(skip_special_tokens=False), self.added_tokens)
 
     def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
@@ -101,7 +101,7 @@ class HfTokenizer:
         return text
 
     def loop_decoder(self, *, skip_special_tokens: bool) -> Decode:
-        """A decoder. If the tokenizer is fast, the decoder bypasses transformers."""
+        """Returns a decoder. If the tokenizer is fast, the decoder bypasses transformers."""
         decode = getattr(self.loaded, "backend_tokenizer", self.loaded).decode
         return partial(decode, skip_special_tokens=skip_special_tokens)
 
@@ -110,7 +110,7 @@ class HfTokenizer:
 
 
 class TokenBytes:
-    """Computes the bytes of tokens, and caches those of recent tokens. Used on the event loop only."""
+    """Computes the bytes of tokens, and caches the bytes of recent tokens. Used on the event loop only."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, decode: Decode, added: Mapping[int, str]) -> None:
         self._backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
@@ -125,7 +125,7 @@ class TokenBytes:
         return self._look_up_cached(token_id)
 
     def _look_up(self, token_id: int) -> bytes:
-        """The bytes of a token: from a table, or else the bytes that the token adds to the text `a`."""
+        """Returns a token's bytes from a table, or else the bytes that the token adds to the text `a`."""
         if (content := self._added.get(token_id)) is not None:
             return content.encode()
         token = self._backend.id_to_token(token_id) if self._backend else None
@@ -151,7 +151,7 @@ def _decoder_steps(backend: Tokenizer | None) -> frozenset[str]:
 
 
 def _plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
-    """The tokenizers library's object. None if the tokenizer's class has its own encoder."""
+    """Returns the tokenizers library's object. None if the tokenizer's class has its own encoder."""
     kind = type(tokenizer)
     is_plain = issubclass(kind, TokenizersBackend) and all(
         getattr(kind, name) is getattr(TokenizersBackend, name) for name in ("encode", "_encode_plus")

@@ -55,7 +55,7 @@ _DEFAULT_CLASS = {
 """Model type -> the class for a checkpoint that names no class."""
 
 _VERSION_DEPENDENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32")
-"""Model types whose named class transformers 5.19 ignores. transformers 5.23 uses the named class.
+"""For these model types, transformers 5.19 ignores the class that a checkpoint names, but 5.23 uses it.
 
 Checkpoints of these types name LlamaTokenizer and have a byte-level tokenizer.json. With such a file, both
 versions choose the generic class.
@@ -81,7 +81,7 @@ _kept: dict[Path, tuple[FolderStamps, PreTrainedTokenizerBase]] = {}
 
 
 class VocabularyFacts(NamedTuple):
-    """Limits of token ids, and of the length of a text."""
+    """The size of a vocabulary, and the length of its longest token."""
 
     size: int
     """The highest token id, plus one."""
@@ -89,7 +89,7 @@ class VocabularyFacts(NamedTuple):
 
 
 def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Returns the folder's kept tokenizer, or loads it. May import torch: call this on the main thread.
+    """Loads a folder's tokenizer, or returns the kept one. May import torch: call this on the main thread.
 
     Raises:
         TokenizerLoadError: the tokenizer is missing or broken.
@@ -135,10 +135,7 @@ def measure_vocabulary(tokenizer: PreTrainedTokenizerBase) -> VocabularyFacts:
 
 
 def _take_kept(path: Path) -> PreTrainedTokenizerBase | None:
-    """Removes and returns the kept tokenizer. None if its folder has changed.
-
-    The tokenizer is returned only once, because its user changes it.
-    """
+    """Removes and returns the kept tokenizer, which its user changes. None if the folder has changed."""
     stamps, tokenizer = _kept.pop(path.resolve(), (None, None)) if _kept else (None, None)
     return tokenizer if tokenizer is not None and stamps == read_folder(path) else None
 
@@ -160,10 +157,7 @@ def _class(name: str) -> type[PreTrainedTokenizerBase]:
 
 
 def _light_class(path: Path) -> str | None:
-    """The class that AutoTokenizer would choose for this folder, found without torch.
-
-    None if only AutoTokenizer can choose the class.
-    """
+    """Returns the class that AutoTokenizer would choose. None if only AutoTokenizer can choose the class."""
     if not (path / "tokenizer.json").is_file():
         return None
     named, config = read_json_object(path / "tokenizer_config.json"), read_json_object(path / "config.json")
@@ -211,7 +205,7 @@ class _WithoutCopy(TokenizersBackend):  # type: ignore[misc]
 
 
 class _Shared:
-    """Holds a backend tokenizer. A deep copy returns this tokenizer, so transformers copies nothing."""
+    """Holds a backend tokenizer. A deep copy is this tokenizer itself, so transformers copies nothing."""
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend

@@ -18,23 +18,19 @@ class Encoded(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """The number of tokens to keep, and the side on which the other tokens are cut off.
-
-    Special tokens count, but are never cut off.
-    """
+    """How many tokens to keep, and where others are cut off. Special tokens count, but are never cut off."""
 
     limit: int
     side: Side = "right"
 
     def apply(self, ids: list[int]) -> list[int]:
-        """The ids to keep."""
         return ids[: self.limit] if self.side == "right" else ids[max(0, len(ids) - self.limit) :]
 
 
 class Tokenizer(Protocol):
-    """`encode`, `encode_pair`, `cut_text` and `decode` may be called on any thread.
+    """All methods may run on any thread, except `loop_decoder` and `token_bytes`, which need the event loop.
 
-    `loop_decoder` and `token_bytes` are for the event loop.
+    `encode` and `encode_pair` raise UnicodeEncodeError for a text with half of a surrogate pair.
     """
 
     @property
@@ -54,27 +50,25 @@ class Tokenizer(Protocol):
         """Token id -> text, for control tokens and other tokens that are matched literally."""
 
     def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
-        """The text's tokens. With `limit`, about that many last tokens, plus begin- and end-of-text tokens.
+        """Returns the text's tokens.
 
-        Raises:
-            UnicodeEncodeError: the text holds a lone surrogate.
+        With `limit`, returns about that many last tokens, plus begin- and end-of-text tokens.
         """
 
     def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None) -> Encoded:
-        """The tokens of one or two texts, with special tokens between two. Cuts the longer text first.
+        """Returns the tokens of one text, or of two texts with special tokens between them.
 
-        Raises:
-            UnicodeEncodeError: a text holds a lone surrogate.
+        `cut` first shortens the longer text.
         """
 
     def cut_text(self, text: str, num_tokens: int) -> str:
-        """The text of the first `num_tokens` tokens."""
+        """Returns the text of the first `num_tokens` tokens."""
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
-        """The text of a whole sequence. The caller has checked the ids."""
+        """Returns the text of a whole sequence. The caller has checked the ids."""
 
     def loop_decoder(self, *, skip_special_tokens: bool) -> Decode:
-        """A decoder that is fast for a few tokens. It is called for every token of an output."""
+        """Returns a decoder that is called for every token of an output, so it is fast for a few tokens."""
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The exact bytes that one token adds to a text."""
+        """Returns the exact bytes that one token adds to a text."""
