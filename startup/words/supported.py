@@ -114,7 +114,7 @@ VARIABLES: Final[dict[str, EnvVar[Any]]] = {
 _FILLED_TOO: Final = {
     field.metadata["filled_by"]: (path,) for path, field, *_ in CONFIG_FIELDS if "filled_by" in field.metadata
 }
-"""For a flag, the path of the second field that its value fills."""
+"""A flag -> the path of the second field that gets the flag's value."""
 
 ENGINE: Final = SupportedFlag(
     "--engine",
