@@ -5,8 +5,8 @@ which imports torch and transformers on its main thread. Meanwhile this process 
 (preflight), finds the model, requests the engine process, imports the HTTP server and loads the tokenizer.
 Only main threads import heavy modules.
 
-In a warm start, this process was forked from a template process, and has all of these modules already. Its
-forkserver forks at once, so the engine loads the weights during all further steps.
+In a warm start, this process was forked from a template process, and has all of these modules already. The
+forkserver then forks at once, so the engine loads the weights during all further steps.
 """
 
 import logging

@@ -73,7 +73,7 @@ class AnsweredProbe(NamedTuple):
 
 
 class Leftover(Protocol):
-    """A connection that was accepted before vLLM served. It is the `data` of its key in the selector."""
+    """A connection that was accepted before vLLM served. The selector has this object as the key's `data`."""
 
     def advance(self) -> None: ...
     def is_done_by(self, now: float) -> bool: ...

@@ -31,7 +31,7 @@ _GIVE_UP_S = 5.0
 """Seconds that the HTTP server waits at most until the process stops accepting, usually for microseconds."""
 _POLL_S = 0.01
 _SEND_BUFFER_BYTES = 1
-"""Size of the send buffer. It holds few messages, so it is full half a second after the process hangs."""
+"""Size of the send buffer. With this size, the buffer is full half a second after the process hangs."""
 
 
 class StartupResponder:

@@ -75,7 +75,7 @@ class StartSession:
         self.stack = ExitStack()
         """Closes its contents in reverse order when the session ends."""
         self.phase_of_others: Callable[[], str] = str
-        """Returns the phase of another process, if this process waits for that process. Else empty."""
+        """Returns the phase of another process that this process awaits, or an empty text."""
         self._is_private = is_private
         self._has_page = has_page
         self._address = ""
@@ -163,7 +163,7 @@ class StartSession:
         return folder
 
     def limit_time(self, timeout_s: float | None) -> None:
-        """Ends this process if the start takes longer than `timeout_s`. With None, there is no limit."""
+        """Ends this process if the start takes longer than `timeout_s`, unless `timeout_s` is None."""
         if timeout_s is not None:
             self._deadline = start_deadline(timeout_s, self.phase)
             self.stack.callback(self._deadline.cancel)

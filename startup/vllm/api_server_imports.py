@@ -25,7 +25,7 @@ API_MODULES: Final = ("vllm.entrypoints.cli.main", "vllm.entrypoints.cli.serve",
 LATER_MODULES: Final = ("vllm.kernels",)
 """vLLM imports these modules once the engine is ready. The launcher does so while the model is loaded."""
 SERVING_MODULES: Final = ("vllm.entrypoints.launchers.app", "vllm.entrypoints.launchers.api_server.app_state")
-"""Further modules that the launcher imports while the model is loaded. They are new in vLLM 0.31 and 0.32."""
+"""Further modules that the launcher imports while the model is loaded. vLLM 0.31 and 0.32 have added them."""
 
 _ROOT: Final = "vllm.entrypoints.cli."
 _UNUSED: Final = {
@@ -47,9 +47,9 @@ def import_api_server(
     """Imports the API server and further modules.
 
     Args:
-        more: further modules, in the order of import. Their errors are ignored.
-        is_lean: whether to leave out torch's compiler and modules that the engine's start does not need. This
-            is allowed only if no model runs in this process.
+        more: further modules, in the order of import. Errors in these modules are ignored.
+        is_lean: whether to leave out torch's compiler and modules that the engine's start does not need. Must
+            be false if a model runs in this process.
         before_each: called before each import. An exception that it raises ends the imports.
 
     Returns:

@@ -1,8 +1,8 @@
 """Facts about the installed vLLM: its flags, the names that it has registered, and plugins of other packages.
 
 In a start, the API server's process loads vLLM's own parser and registries, and records them once for each
-installation (`KeptFacts.record`). `vllm-cli bake` and `check-hooks` do the same. The next start checks its
-words against the record before heavy imports. Without a record, it checks only flags that the launcher reads.
+installation (`KeptFacts.record`), as do `vllm-cli bake` and `check-hooks`. Later starts check their words
+against the record before heavy imports. Without a record, starts check only flags that the launcher reads.
 """
 
 import argparse
@@ -157,7 +157,7 @@ class VllmFacts(NamedTuple):
     names: dict[str, tuple[str, ...]] = {}
     """The registered values of flags, and the registered architectures, model types and connectors."""
     variables: tuple[FlagFact, ...] = ()
-    """Environment variables whose values are numbers. They are described like flags."""
+    """Environment variables with numbers as values, described like flags."""
     installed_plugins: tuple[Plugin, ...] = ()
 
     @property
@@ -223,7 +223,7 @@ def read_facts(vllm: InstalledVllm) -> VllmFacts:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    """Builds the parser with vLLM's own code. This takes some milliseconds."""
+    """Builds the parser with vLLM's own code, in some milliseconds."""
     parser = _PARSER.get(importlib.import_module(_PARSER.module))(add_help=False)
     built: argparse.ArgumentParser = _MAKE_PARSER.get()(parser)
     return built
@@ -356,7 +356,7 @@ def _read_names() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def default_utilization(facts: VllmFacts | None = None) -> float:
-    """The share of a GPU's memory that vLLM uses by default. Without GPUs, of the machine's memory."""
+    """The share of memory (of a GPU or, without GPUs, of the machine) that vLLM uses by default."""
     if facts is None:
         facts = read_facts(vllm) if (vllm := find_vllm()) else VllmFacts()
     found = (flag.default for flag in facts.flags if "--gpu-memory-utilization" in flag.names)

@@ -1,4 +1,4 @@
-"""The flags of the installed vLLM, as an earlier start has recorded them. Without a record, uses a table.
+"""The flags of the installed vLLM, from the record of an earlier start or, without a record, from a table.
 
 The table has only flags that the launcher reads, each with the decisions of the launcher that it changes.
 """

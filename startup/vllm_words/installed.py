@@ -59,7 +59,7 @@ class InstalledVllm(NamedTuple):
 
     @property
     def is_start_tested(self) -> bool:
-        """Whether starts of this release were tested on its device. Other starts may fail by our fault."""
+        """Whether starts of this release were tested on its device. If not, a failure may be our fault."""
         return self.release in _TESTED_STARTS.get(self.device, ())
 
     @property

@@ -147,7 +147,7 @@ _WITHOUT_FIELD: Final = (
         role="router",
     ),
 )
-"""Flags that decide what a command line starts. They are read before there is a configuration."""
+"""Flags that decide what a command line starts, and that are read before there is a configuration."""
 
 
 def _derive_group(title: Group) -> Iterator[SupportedFlag]:

@@ -42,7 +42,7 @@ class NotifyRelay:
         return f"@{name[1:].decode()}"
 
     def fileno(self) -> int:
-        """The socket's descriptor. It is readable when there are messages."""
+        """The socket's descriptor, which is readable when there are messages."""
         return self._receiver.fileno()
 
     def forward(self, server_pid: int) -> None:

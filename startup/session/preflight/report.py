@@ -87,7 +87,7 @@ class PreflightReport:
     checks: tuple[tuple[str, float], ...] = ()
     """The groups of checks that ran, with their durations in seconds."""
     way_round: str = ""
-    """Advice how the user can start in spite of the errors. It is shown after the errors."""
+    """Advice how the user can start in spite of the errors, shown after the errors."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:

@@ -66,8 +66,7 @@ def check_libraries() -> Iterator[Finding]:
 def _unknown_torch_log() -> str | None:
     """The first name in TORCH_LOGS that `import torch` rejects. None if torch accepts all names.
 
-    torch accepts modules, and names that are registered in one of its files. Also None if this file is
-    missing.
+    torch accepts modules, and names that are registered in one of its files. Without this file, returns None.
     """
     spec = find_spec("torch") if foreign.is_set("TORCH_LOGS") else None
     if spec is None or spec.origin is None:

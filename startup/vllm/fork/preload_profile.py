@@ -127,7 +127,7 @@ class PreloadProfile:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that vLLM sets for its children and that libraries read when they are loaded."""
     failed: Mapping[str, str] = field(default_factory=dict)
-    """Modules that could not be preloaded, with the error. They are tried again a day after `failed_s`."""
+    """Modules that could not be preloaded, with the error. A day after `failed_s`, they are forgotten."""
     failed_s: float = 0.0
     """When the first module of `failed` failed, in seconds since 1970."""
     num_starts: int = 0

@@ -35,7 +35,7 @@ _RANK_LAUNCHERS: Final = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK")
 _NUMA: Final = ("--numa-bind",)
 """With these flags, vLLM binds processes to NUMA nodes by replacing the program that `spawn` runs."""
 END_S: Final = 10.0
-"""Seconds in which the processes of a failed start must end. They may have to free a GPU's memory."""
+"""Seconds in which the processes of a failed start must end and, on a GPU, free its memory."""
 _POLL_S: Final = 0.005
 _NO_FAULTS: Final = (0, None, INTERRUPTED, 128 + signal.SIGTERM)
 """Exit codes of a server that was stopped."""

@@ -275,7 +275,7 @@ class _VllmStart:
             self._is_offline = forbid_requests(self._line, plan)
 
     def _finish_download(self) -> None:
-        """Waits for the download, because vLLM needs the files now. Their content is in the page cache."""
+        """Waits for the download, because vLLM needs the files now. The page cache has the files' content."""
         if self._download is None:
             self._line = with_folders(self._line, {})
             return

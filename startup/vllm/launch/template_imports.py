@@ -1,8 +1,8 @@
 """Imports the modules of vLLM's API server, engine and workers in a standby's template process.
 
-A template process forks a server for each warm start. It imports the modules of all preload profiles, which
-earlier starts have recorded, so that starts with any flags can use it. Only starts that compile need a
-template of their own, because they import torch's compiler at once.
+A template process forks a server for each warm start. The template imports the modules of all preload
+profiles, which earlier starts have recorded, so that starts with any flags can use it. Only starts that
+compile need a template of their own, because they import torch's compiler at once.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""Keeps the hashes of Inductor's and Triton's installed sources. Their caches' keys contain these hashes."""
+"""Keeps hashes of Inductor's and Triton's installed sources. The keys of both caches contain the hashes."""
 
 import functools
 import importlib

@@ -1,10 +1,10 @@
 """Populates the memory of vLLM's KV cache on CPU with several threads.
 
 vLLM itself writes zeros over the whole cache in one thread before it serves, which takes 0.7 s for each GiB.
-This is not necessary, because the kernel's new pages contain zeros. Threads only populate them. If twice the
-cache's size is free, the threads go on while vLLM serves. An early request then gets a page when it writes to
-the page. Otherwise vLLM waits for the threads, so that a cache that does not fit ends the start instead of a
-running server.
+Writing zeros is not necessary, because the kernel's new pages contain zeros. Threads only populate the pages.
+If twice the cache's size is free, the threads go on while vLLM serves. An early request then gets a page when
+it writes to the page. Otherwise vLLM waits for the threads, so that a cache that does not fit ends the start
+instead of a running server.
 """
 
 import mmap

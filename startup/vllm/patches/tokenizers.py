@@ -146,7 +146,7 @@ def _offline() -> Iterator[None]:
 
 
 class PreparedPool:
-    """Copies of one tokenizer, made in advance. Otherwise copying takes half of the API server's warm start.
+    """Copies of one tokenizer, made in advance. Later copying would take half of the API server's warm start.
 
     vLLM's renderer copies its cached tokenizer, and makes a pool of two more copies. This class makes the
     pool in advance with vLLM's own function. Only the renderer's call of `copy` returns the prepared pool.

@@ -107,7 +107,7 @@ def abort_connections(server: Any) -> None:
 class DrainedApp:
     """Wraps an ASGI application, counts its running requests, and rejects new requests during a drain.
 
-    Also answers `/livez`, and answers `/readyz` like `/health`, if no responder process answers probes.
+    If no responder process answers probes, this application answers `/livez`, and `/readyz` like `/health`.
     """
 
     def __init__(self, app: ASGIApp) -> None:

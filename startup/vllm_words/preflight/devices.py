@@ -158,7 +158,7 @@ def _describe_holders(gpu: Gpu) -> str:
 
 
 def _weight_findings(start: GivenStart, gpus: list[Gpu], model: ModelOnDisk) -> Iterator[Finding]:
-    """Reports weights that cannot fit into the GPUs. Other uses of memory cannot be computed here."""
+    """Reports weights that cannot fit into the GPUs. Memory for other purposes cannot be computed here."""
     if start.has("--cpu-offload-gb", "--offload-backend", "--quantization") or start.load_format == "dummy":
         return
     checkpoint = model.checkpoint

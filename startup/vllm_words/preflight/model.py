@@ -202,7 +202,7 @@ def _split_architecture(name: str) -> tuple[str, str]:
 
 
 def _is_in_transformers(name: str) -> bool:
-    """Whether transformers has a class of this name. Also true if its source cannot be read. Takes 50 ms."""
+    """Whether transformers has a class of this name, or its source cannot be read. Takes 50 ms."""
     texts = read_transformers("models/*/modeling_*.py")
     return not texts or any(f"class {name}(" in text for text in texts)
 

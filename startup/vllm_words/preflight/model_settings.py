@@ -128,7 +128,7 @@ def _check_quantization(start: GivenStart, model: ModelOnDisk) -> Iterator[Findi
 
 
 def _has_file(model: ModelOnDisk, *patterns: str) -> bool:
-    """Whether a file in the model's folder matches a pattern. Also true if the model is not on disk."""
+    """Whether a file in the model's folder matches a pattern, or the model is not on disk."""
     return model.folder is None or any(any(model.folder.glob(pattern)) for pattern in patterns)
 
 

@@ -111,7 +111,7 @@ def _check_adapter(folder: Path, most: int) -> Iterator[Finding]:
 
 
 def _check_log_config(start: GivenStart) -> Iterator[Finding]:
-    """Warns about a faulty file. This is no error, because vLLM before 0.31 does not read the file."""
+    """Warns about a faulty file. A faulty file is no error, because vLLM before 0.31 does not read it."""
     name = start.value("--log-config-file")
     if name and (problem := read_json_object(Path(name)).problem):
         yield warning("log_config", f"--log-config-file: {problem}")
