@@ -51,11 +51,11 @@ class EngineProcess:
         return self._process.exitcode
 
     def is_exiting(self) -> bool:
-        """Whether the process is exiting, though its socket may not be closed yet."""
+        """Whether the process is exiting, even if its socket is not closed yet."""
         return self._end_watch.is_exiting()
 
     def describe_end(self) -> str | None:
-        """How the process was killed or was lost with its forkserver. None if it runs or exited by itself."""
+        """How the process was killed, or lost with its forkserver. None if it runs or exited by itself."""
         code = self.exitcode
         if code == forkserver.LOST:
             how = ", and the forkserver does not answer" if forkserver.is_running() else " with the forkserver"
@@ -98,7 +98,7 @@ def prepare(context: BaseContext, files: ModelFiles | None) -> None:
 def blocks_on_imports(context: BaseContext) -> bool:
     """Whether `start_engine` waits for imports. A forkserver forks only after its imports (CPython #157216).
 
-    If so, call `start_engine` in a thread, so that this process can do its own imports at the same time.
+    If it waits, call it in a thread, so that this process can do its own imports at the same time.
     """
     return context.get_start_method() == "forkserver"
 
@@ -113,7 +113,7 @@ def start_engine(
 ) -> EngineProcess:
     """Starts the process, which loads the model at once and reports over the socket when the model is loaded.
 
-    Call this on the main thread unless a forkserver forks, because the process ends with its starting thread.
+    Unless a forkserver forks, call this on the main thread, because the process ends with the calling thread.
     """
     ours, theirs = socket.socketpair()
     method = context.get_start_method()

@@ -1,4 +1,4 @@
-"""Preloads the engine's modules when this module is imported. Only the forkserver imports it.
+"""Preloads the engine's modules when the forkserver imports this module. No other process imports it.
 
 The import itself does the work, because a forked child inherits imported modules. The forkserver imports this
 module on its main thread before it forks the engine, while the API process works on another core.
@@ -21,7 +21,7 @@ group_signals.ignore()
 if (api_process := env.VCLI_API_PROCESS.get()) is not None:
     death_pipe.follow_parent(api_process)
 PID = os.getpid()
-"""The forkserver's pid. Its children end with it, because no other process can report their exit code."""
+"""The forkserver's pid. Children end with the forkserver, because only it can report their exit codes."""
 
 
 def _follow_forkserver() -> None:
@@ -34,7 +34,7 @@ os.register_at_fork(after_in_child=_follow_forkserver)
 
 configure_logging(log_options_of_environment(), role="forkserver", phase=lambda: "preload_imports")
 LEFT_OUT = import_engine()
-"""Stand-ins for modules that serving never uses. The engine process ends them once the model is built."""
+"""Stand-ins for modules that serving never uses. The engine process removes them once the model is built."""
 importlib.import_module("startup.embedded.engine_process")  # has the child's main function
 if (model_class := env.VCLI_PRELOAD_MODULE.get()) is not None:
     with suppress(Exception):  # a faulty module is reported when the model is loaded

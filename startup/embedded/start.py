@@ -1,11 +1,12 @@
-"""The order of a start of the embedded engine.
+"""Starts the embedded engine and its HTTP server step by step.
 
-First, this process opens the port, on which the responder answers. Then it starts the forkserver, which
-imports torch and transformers on its main thread. Meanwhile this process runs the preflight, finds the model,
-requests the engine, imports the HTTP server and loads the tokenizer. Only main threads import heavy modules.
+First, this process opens the port, on which the responder process answers. Then it starts the forkserver,
+which imports torch and transformers on its main thread. Meanwhile this process checks the settings
+(preflight), finds the model, requests the engine process, imports the HTTP server and loads the tokenizer.
+Only main threads import heavy modules.
 
-A process that was forked from a template process has all of these modules already. Its forkserver forks at
-once, so the engine loads the weights during all further steps.
+In a warm start, this process was forked from a template process, and has all of these modules already. The
+forkserver then forks at once, so the engine loads the weights during all further steps.
 """
 
 import logging
@@ -158,7 +159,7 @@ class _EmbeddedStart:
         return self._build_server(listening, renderer, engine)
 
     def _prepare_cold(self, context: BaseContext, plan: FilePlan) -> "_Prepared":
-        """Prepares a cold start while the forkserver imports. Requests the engine after the preflight."""
+        """Prepares a cold start during the forkserver's imports. Requests the engine after the preflight."""
         self._session.prefetch(plan.prefetched, self._config.prefetch)
         self._check(plan)
         if plan.files is not None and self._download is not None and engine_process.blocks_on_imports(context):
@@ -172,7 +173,7 @@ class _EmbeddedStart:
             return _Prepared(self._prepare_renderer(files), engine)
 
     def _prepare_warm(self, context: BaseContext, plan: FilePlan) -> "_Prepared":
-        """Prepares a warm start. No imports are left, so it first forks the engine, which loads weights."""
+        """Prepares a warm start. All modules are imported, so the engine starts before the other steps."""
         files = plan.files
         assert files is not None
         engine = self._begin_engine(context, lambda: files)
@@ -192,7 +193,7 @@ class _EmbeddedStart:
             raise run_preflight(self._config).as_error() or err from err
 
     def _prepare_channels(self) -> OpenChannel:
-        """Called in the responder's process."""
+        """Prepares connections, with or without TLS. Called in the responder's process."""
         if self._config.server.tls.ssl_certfile is None:
             return open_plain()
         from startup.port.tls_channel import open_tls
@@ -257,7 +258,7 @@ class _EmbeddedStart:
         return engine
 
     def _prepare_renderer(self, files: ModelFiles) -> "BaseRenderer":
-        """Imports the HTTP server, then loads and runs the tokenizer once."""
+        """Imports the HTTP server, loads the tokenizer, and runs the tokenizer once."""
         if self._download is None:
             self._import_server(find_tokenizer_mode(files.tokenizer_path, self._config.renderer.tokenizer_mode))
         if self._config.renderer.max_images and accepts_images(files.path):
@@ -280,7 +281,7 @@ class _EmbeddedStart:
         end_stand_ins()
 
     def _build_server(self, listening: socket, renderer: "BaseRenderer", engine: EngineStarter) -> "ServerRun":
-        """The HTTP server, which takes the port from the responder and waits for the engine."""
+        """Builds the HTTP server, which takes the port from the responder and waits for the engine."""
         from server.run.api_process import ServerRun
         from server.run.build import RunOptions
         from startup.reports.crash.engine_processes import RecordedProcesses  # noqa: PLC0415 - imports asyncio

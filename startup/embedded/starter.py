@@ -27,7 +27,7 @@ thread needs the lock after each system call. With Python's default of 5 ms, its
 
 
 class EngineStarter:
-    """Implements `server.operation.engine_monitor.EngineHandle`. Used on the API process's main thread."""
+    """Starts and stops the engine (`server.operation.engine_monitor.EngineHandle`), on the main thread."""
 
     def __init__(
         self,
@@ -112,11 +112,10 @@ class EngineStarter:
 class BackgroundStart:
     """Starts the engine in a thread, because a forkserver forks only after its imports.
 
-    Only the thread that created the object uses it.
+    The object is used only on the thread that has created it.
     """
 
     def __init__(self, start: Callable[[], EngineProcess]) -> None:
-        """Calls `start` in a new thread."""
         self._start = start
         self._process: EngineProcess | None = None
         self._error: Exception | None = None

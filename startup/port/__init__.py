@@ -1,1 +1,1 @@
-"""Answers probes in a separate process. `responder` starts it, and `responder_process` runs in it."""
+"""Answers probes in a separate process. `responder` starts the process, which runs `responder_process`."""

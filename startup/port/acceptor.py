@@ -1,13 +1,13 @@
 """Accepts connections for vLLM's HTTP server in the responder's process, and answers probes.
 
-All other connections are passed on to vLLM. One request may block vLLM's event loop for a second. While
-the loop runs, vLLM regularly sends its answer to `/health` to this process. This process sends the same
-answer to probes of `/health` and `/readyz`, and closes their connections. Probes of `/livez` get 200.
+One request may block vLLM's event loop for a second. While the loop runs, vLLM regularly sends its answer to
+`/health` to this process. This process sends the same answer to probes of `/health` and `/readyz`, and closes
+their connections. Probes of `/livez` get 200. All other connections are passed on to vLLM.
 
-This process peeks at a connection's bytes (MSG_PEEK). It consumes only the bytes of a probe that it
-answers. vLLM reads all other bytes itself. While vLLM's loop is blocked, the kernel queues about 550
-messages to vLLM. Further connections are still accepted, because probes may be among them. They are
-passed on later.
+This process peeks at a connection's bytes (MSG_PEEK), and consumes only the bytes of a probe that it answers.
+vLLM reads all other bytes itself. Each connection is passed on in one message. While vLLM's loop is blocked,
+the kernel queues up to about 550 of these messages. Further connections are still accepted, because probes
+may be among them, and are passed on later.
 """
 
 import errno
@@ -27,36 +27,31 @@ from startup.port.probe_http import LIVE_PATH, MAX_HEAD_BYTES, Answer, Probe, pa
 
 _SHARE_PERIOD_S: Final = 1.0
 _MAX_SHARE: Final = 0.2
-"""Maximum share of one processor that this process may use with real-time priority. A larger share would slow
-down the server's other processes."""
+"""Maximum share of a processor at real-time priority. More would slow down the server's other processes."""
 SERVE: Final = b"serve"
-"""Message of the API process. From this message until the end of the stream, the responder accepts for
-vLLM."""
+"""Message of the API process. From then on, the responder accepts for vLLM until the stream ends."""
 BEAT: Final = b"beat "
-"""Message of the API process that its event loop runs. vLLM's answer to a probe follows, if the responder
-may send this answer to probes."""
+"""Message of the API process: its event loop runs. vLLM's answer follows, if probes may get this answer."""
 ACCEPTING: Final = b"accepting"
 """The reply to SERVE."""
 CONNECTION: Final = b"connection"
-"""Message to the API process with a connection to serve. All other messages are an `AnsweredProbe`."""
+"""Message to the API process with a connection. Any other message except ACCEPTING is an `AnsweredProbe`."""
 
 STALE_S: Final = 2.0
-"""Seconds without a heartbeat after which the answer is 503."""
+"""Seconds without a heartbeat after which probes get 503."""
 SILENT_S: Final = 0.05
 """Seconds after which a new connection that has sent nothing is passed on."""
 TURN_S: Final = 0.5
 """Maximum time in seconds to wait for events."""
 _RETRY_S: Final = 0.01
-"""Seconds until the next try to send or to accept, if the receiver's queue is full or no descriptor is
-free."""
+"""Seconds until the next try to send or accept, after the queue was full or no descriptor was free."""
 _MAX_ACCEPTS_PER_TURN: Final = 16
 _MAX_UNSENT: Final = 4096
 _MAX_UNLOGGED: Final = 8192
 """Maximum number of answered probes that are not in the access log yet."""
 _MAX_MESSAGE_BYTES: Final = 1 << 13
 _SEND_BUFFER_BYTES: Final = 1 << 20
-"""Size of the send buffer. It is more than the kernel allows, so the buffer gets the maximum size. Each
-connection that the API process has not received yet takes half a kilobyte."""
+"""Size of the send buffer. The kernel reduces it to its maximum. A waiting connection takes 0.5 KB."""
 _ALIVE: Final = Answer(200).encode()
 
 
@@ -78,14 +73,14 @@ class AnsweredProbe(NamedTuple):
 
 
 class Leftover(Protocol):
-    """A connection that was accepted before vLLM served. It is the `data` of its key in the selector."""
+    """A connection that was accepted before vLLM served. The selector has this object as the key's `data`."""
 
     def advance(self) -> None: ...
     def is_done_by(self, now: float) -> bool: ...
 
 
 class Acceptor:
-    """Owns the listener until the API process ends its stream."""
+    """Accepts on the listener until the API process ends its stream."""
 
     def __init__(self, listener: socket.socket, api_process: socket.socket, selector: selectors.BaseSelector) -> None:
         """The listener and the connection to the API process must be registered with the selector."""
@@ -203,7 +198,7 @@ class Acceptor:
             self._pass_on(connection)
 
     def _pass_on(self, connection: socket.socket) -> None:
-        """Sends the connection to vLLM, at once or, if vLLM's loop receives nothing now, later."""
+        """Sends the connection to vLLM. If earlier connections are still waiting, sends it after them."""
         self._unsent.append(connection)
         if len(self._unsent) == 1:
             self._send_unsent()
@@ -266,7 +261,7 @@ def _stale_answer(age_s: float) -> bytes:
 
 
 def _raise_file_limit() -> None:
-    """Raises the limit of open files. vLLM raises its own only after this process was forked."""
+    """Raises the limit of open files. vLLM raises only the limit of its own process, and later."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -275,8 +270,8 @@ def _raise_file_limit() -> None:
 class RealtimePriority:
     """Gives this process real-time priority while it needs little CPU time.
 
-    Then busy processes do not delay its answers. The priority needs CAP_SYS_NICE. Without this
-    capability, nothing changes. Processes that this process forks do not have the priority.
+    Busy processes then do not delay the answers to probes. Without the capability CAP_SYS_NICE, nothing
+    changes. Processes that this process forks do not have the priority.
     """
 
     def __init__(self, *, is_wanted: bool) -> None:

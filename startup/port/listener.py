@@ -18,10 +18,9 @@ _CAUSES: Final = {
 def listen(*, host: str | None, port: int, uds: str | None, when_ready: bool = False) -> socket.socket:
     """Returns a socket that listens on `uds`, or on `host` and `port`.
 
-    The socket listens at once, so that a second server on the same port fails. With SO_REUSEADDR, two
-    sockets may be bound to one port as long as neither socket listens (socket(7)). With `when_ready`, the
-    port is only bound, so that connections are refused. Then a second server fails only when it begins to
-    listen.
+    The socket listens at once, so that a second server on the same port fails. (With SO_REUSEADDR, two
+    sockets may be bound to one port as long as neither socket listens, see socket(7).) With `when_ready`, the
+    port is only bound, and refuses connections. A second server then fails only when it begins to listen.
 
     Raises:
         PortInUseError: another process listens on this address.
@@ -48,7 +47,7 @@ def is_listening(listener: socket.socket) -> bool:
 
 
 def describe(listener: socket.socket, *, is_tls: bool = False) -> str:
-    """The address as a client writes it, which is a URL, or `unix:` and the path."""
+    """The address as a client writes it: a URL, or `unix:` and the path."""
     if listener.family == socket.AF_UNIX:
         return f"unix:{os.path.abspath(listener.getsockname())}"  # noqa: PTH100 - links stay
     return describe_port(*listener.getsockname()[:2], is_tls=is_tls)

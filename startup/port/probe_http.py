@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 PATH = "/health"
 LIVE_PATH, READY_PATH = "/livez", "/readyz"
-"""`/livez` gets 200 while the server runs. `/readyz` gets the same answer as `PATH`. Plain vLLM has
-neither path."""
+"""`/livez` gets 200 while the server runs. `/readyz` is answered like `PATH`. Plain vLLM has neither path."""
 MAX_HEAD_BYTES = 4096
 MODEL_STATE_HEADER = "Model-State"
-"""Header with the model's state. It is in the 200 for a probe of a stopped model, which the next request
-starts (`--idle-stop`)."""
+"""Header with the model's state, in the 200 for a probe of a stopped model.
+
+The next request starts such a model (`--idle-stop`)."""
 
 _HEAD = re.compile(
     rb"GET (/(?:health|livez|readyz)) HTTP/(1\.[01])\r\n((?:[!#-'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n)*)\r\n"
@@ -39,10 +39,7 @@ class Probe(NamedTuple):
 
 
 def parse_probe(received: bytes) -> Probe | None:
-    """The probe in the bytes. None if the bytes are not a GET of a probe's path without a body.
-
-    Also None if a header may change the answer.
-    """
+    """The probe in the bytes. None for any other request, and if a body or header may change the answer."""
     match = _HEAD.fullmatch(received)
     if match is None:
         return None

@@ -1,10 +1,9 @@
 """Answers probes on the server's own socket from the start's first moment until the HTTP server accepts.
 
-The responder may stay longer and accept connections for vLLM (`keep`).
-
 The responder is a process that imports little code (standard library and msgspec). It is forked before
-anything else is imported. A thread of the API process would answer 60 ms later or more, because imports
-and tokenizers hold the interpreter lock for this long.
+anything else is imported. A thread of the API process would answer 60 ms later or more, because imports and
+tokenizers hold the interpreter lock for this long. While vLLM serves, the responder may go on, and accept
+connections for vLLM (`keep`).
 """
 
 import logging
@@ -29,12 +28,10 @@ logger = logging.getLogger(__name__)
 _END_S = 5.0
 """Seconds within which the responder's process must exit after it was killed or has finished its work."""
 _GIVE_UP_S = 5.0
-"""Maximum time in seconds that the HTTP server waits until the process stops accepting. This usually takes
-microseconds."""
+"""Seconds that the HTTP server waits at most until the process stops accepting, usually for microseconds."""
 _POLL_S = 0.01
 _SEND_BUFFER_BYTES = 1
-"""Size of the send buffer. With this size, the kernel queues few messages. So within half a second, a
-full queue shows that the process receives no messages."""
+"""Size of the send buffer. With this size, the buffer is full half a second after the process hangs."""
 
 
 class StartupResponder:
@@ -49,7 +46,7 @@ class StartupResponder:
         self._prepare_channels = prepare_channels
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._life_fd: int | None = None
-        """Write end of the process's death pipe."""
+        """Write end of the process's death pipe. The kernel kills the process when this end is closed."""
         self._pid: int | None = None
         self._is_handed_over = False
         self._is_lost = False
@@ -65,7 +62,7 @@ class StartupResponder:
         self.close()
 
     def start(self) -> None:
-        """Forks the process. Call this before the API process has a second thread, as forks copy only one."""
+        """Forks the process. Must be called before this process has a second thread: forks copy only one."""
         self._listener.setblocking(False)
         read_fd, self._life_fd = os.pipe()
         with group_signals.blocked():
@@ -99,8 +96,9 @@ class StartupResponder:
     def hand_over(self) -> None:
         """Makes the process stop accepting, answer the clients that it has accepted, and exit.
 
-        Returns once the process no longer accepts. So after an answer of the HTTP server, no client gets an
-        answer of the responder. Waits at most `_GIVE_UP_S`, because the process may be stopped (SIGSTOP).
+        Returns once the process no longer accepts. So once the HTTP server has answered a client, no client
+        gets an answer of the responder. Waits at most `_GIVE_UP_S`, because the process may be stopped
+        (SIGSTOP).
         """
         self._is_handed_over = True
         group_signals.start_thread(threading.Thread(target=self._end, name="startup-responder-end", daemon=True))
@@ -110,8 +108,7 @@ class StartupResponder:
         """Makes the responder's process accept for vLLM from now on. Call this instead of `hand_over`.
 
         Returns the API process's connection to the responder (`startup.port.acceptor`), or None if the
-        responder has exited. The responder ends when the API process ends the connection's stream, or
-        calls `kill`.
+        responder has exited. To end the responder, end the connection's stream, or call `kill`.
         """
         self._is_handed_over = True
         try:
@@ -132,7 +129,7 @@ class StartupResponder:
         self._wait(_END_S)
 
     def _end(self) -> None:
-        """Waits until the process exits. Kills it after a limit, as it would accept the server's clients."""
+        """Waits until the process exits. Kills it after a time limit, so that it does not go on accepting."""
         is_confirmed = False
         with suppress(OSError):
             self._ours.settimeout(responder_process.CONNECTION_S)

@@ -1,7 +1,6 @@
 """The responder's process accepts, reads and answers all connections in one thread, without blocking.
 
-So a slow client does not delay other clients. Once vLLM serves, `startup.port.acceptor` may continue in this
-process.
+So a slow client does not delay other clients. Once vLLM serves, `startup.port.acceptor` may go on here.
 """
 
 import logging
@@ -48,7 +47,7 @@ OpenChannel = Callable[[socket.socket], Channel]
 
 
 def open_plain() -> OpenChannel:
-    """Returns the sockets themselves as channels, without TLS."""
+    """Returns a function that uses an accepted socket itself as the channel, without TLS."""
     return lambda client: client
 
 
@@ -117,10 +116,7 @@ class _Loop:
         Acceptor(self._listener, self._api_process, self._selector).run(connections)
 
     def _process(self, message: bytes) -> None:
-        """Applies a message with the start's state.
-
-        An empty message is the end of the API process's stream. After it, this process no longer accepts.
-        """
+        """Applies a message with the start's state. An empty message (end of stream) ends the accepting."""
         if message:
             self._answers.follow(message)
             return
@@ -144,9 +140,9 @@ class _Loop:
 
 
 class ProbeConnection:
-    """The connection of one client. Reads the request, answers, and waits for the client's end of stream.
+    """The connection of one client. Reads the request, answers, and waits until the client closes its side.
 
-    An earlier close could reset the connection before the client has read the answer.
+    If the socket were closed earlier, this could reset the connection before the client has read the answer.
     """
 
     def __init__(self, client: Channel, selector: selectors.BaseSelector, answer: Callable[[str], Answer]) -> None:
@@ -181,7 +177,6 @@ class ProbeConnection:
         return self._is_closed
 
     def close(self) -> None:
-        """Closes the socket."""
         if not self._is_closed:
             self._is_closed = True
             self._selector.unregister(self._client)

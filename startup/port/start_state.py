@@ -1,4 +1,4 @@
-"""The state of one start (timeline, facts, progress). The responder makes its answers from this state."""
+"""Keeps the state of one start (timeline, facts, progress), from which the responder makes its answers."""
 
 import json
 import time
@@ -22,9 +22,9 @@ _LONGEST_REASON: Final = 200
 
 
 class StartState:
-    """Implements `base.lifecycle.StartView`. The main thread changes it. Any thread may read it.
+    """The state of one start (`base.lifecycle.StartView`). Only the main thread changes the state.
 
-    The responder's process has a copy of this state. Messages (`to_message`) keep the copy up to date.
+    Any thread may read the state. The responder's process has a copy, which messages (`to_message`) update.
     """
 
     def __init__(self, subject: StartSubject, timeline: PhaseTimeline) -> None:
@@ -49,7 +49,7 @@ class StartState:
                 return outcome
 
     def load_history(self) -> None:
-        """Reads the times of earlier starts. The remaining time is estimated from them."""
+        """Reads the times of earlier starts, from which the remaining time is estimated."""
         versions = installed_versions(self.subject.packages)
         self.facts = replace(self.facts, versions=versions)
         key = self.subject.history_key(versions)
@@ -62,7 +62,7 @@ class StartState:
         self._timeline.on_change()
 
     def expect_compilation(self, fields: Mapping[str, Any], *, detail: str, compile_s: float) -> None:
-        """Sets the forecast whether vLLM will compile its model. Adds the time of the compilation."""
+        """Sets the forecast whether vLLM will compile its model, and how long the compilation will take."""
         self.set_compiled_model(fields)
         self.meter.added_s = compile_s
         self.set_detail(detail)
@@ -89,7 +89,7 @@ class StartState:
         self._is_draining = True
 
     def to_message(self) -> bytes:
-        """This state as a message, with which a copy in another process can `follow` it."""
+        """Encodes this state as a message. A copy in another process applies the message with `follow`."""
         names = ("versions", "outcome", "error", "compiled_model")
         facts = {name: getattr(self.facts, name) for name in names}
         content = {
@@ -143,7 +143,7 @@ class StartState:
 def _why_compiled(compiled: Mapping[str, Any]) -> str:
     """The names of the values that differ, or the beginning of the reason.
 
-    The values themselves are only in the log, not in metrics and `ps`.
+    Metrics and `ps` show this text. The values themselves are only in the log.
     """
     names = [f"{change['kind']} {change['name']}" for change in compiled.get("changes", ())]
     return list_some(names, _MOST_NAMED) or str(compiled.get("reason", ""))[:_LONGEST_REASON]
@@ -159,7 +159,7 @@ class ProbeAnswers:
     """Chooses the answer to each path, in the responder's process, from its copy of the start's state."""
 
     def __init__(self, state: StartState, *, is_private: bool = False, has_page: bool = True) -> None:
-        """With `is_private`, only facts for probes are answered, because the responder has no API keys."""
+        """With `is_private`, answers contain only facts for probes, because the responder has no API keys."""
         self._state = state
         self._is_private = is_private
         self._has_page = has_page
@@ -208,7 +208,7 @@ def _format_status(state: StartState) -> bytes:
 
 
 def _format_metrics(state: StartState) -> str:
-    """The same metrics as in `collectors.start_families`. The library used there would be slow to import."""
+    """The metrics of `collectors.start_families`, without the library used there, which is slow to import."""
     info = ",".join(f'{name}="{_escaped(value)}"' for name, value in state.info()._asdict().items())
     labels = f'model_name="{_escaped(state.facts.model)}",engine="0"'
     lines = [

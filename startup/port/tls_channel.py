@@ -1,6 +1,6 @@
 """A client's TLS connection with the interface of a non-blocking socket.
 
-Imported only in the responder's process, and only if the server has a certificate.
+This module is imported only in the responder's process, and only if the server has a certificate.
 """
 
 import socket
@@ -37,15 +37,13 @@ class TlsChannel:
         self._is_handshake_done = False
 
     def fileno(self) -> int:
-        """The socket's descriptor, for selectors."""
         return self._tls.fileno()
 
     def setblocking(self, is_blocking: bool) -> None:
-        """Sets whether calls of the socket block."""
         self._tls.setblocking(is_blocking)
 
     def recv(self, num_bytes: int) -> bytes:
-        """Receives like a socket. Request 16 KiB or more, because selectors do not see decrypted data."""
+        """Receives like a socket. `num_bytes` must be 16 KiB or more: selectors do not see decrypted data."""
         try:
             if not self._is_handshake_done:
                 self._tls.do_handshake()
@@ -55,7 +53,7 @@ class TlsChannel:
             raise BlockingIOError from err
 
     def send(self, data: bytes) -> int:
-        """Encrypts and sends a part of the data. Returns its length."""
+        """Encrypts and sends a part of the data. Returns the length of this part."""
         try:
             return self._tls.send(data)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as err:

@@ -1,7 +1,6 @@
-"""The start session: listener, responder, service manager, prefetch, preflight, deadline and report.
+"""Owns the listener, responder, service manager, prefetch, preflight, deadline and report of a start.
 
-The two start strategies, `startup.embedded.start` and `startup.vllm.launch.start`, call the session's
-methods. Each strategy has its own order.
+`startup.embedded.start` and `startup.vllm.launch.start` call the session's methods in different orders.
 """
 
 import logging
@@ -74,9 +73,9 @@ class StartSession:
         self.timeline = timeline
         self.state = StartState(subject, timeline)
         self.stack = ExitStack()
-        """Its contents are closed in reverse order when the session ends."""
+        """Closes its contents in reverse order when the session ends."""
         self.phase_of_others: Callable[[], str] = str
-        """Returns the phase of the process that the current phase waits for. Empty if unknown."""
+        """Returns the phase of another process that this process awaits, or an empty text."""
         self._is_private = is_private
         self._has_page = has_page
         self._address = ""
@@ -84,7 +83,7 @@ class StartSession:
         """A note in the log for users whose scripts take any answer on the port as readiness."""
         self._manager: ServiceManager | None = None
         self.responder: StartupResponder | None = None
-        """None before `listen` is called."""
+        """Answers probes during the start. None until `listen` is called."""
         self.stop_signals = StopSignals(self._report_stop)
         self._deadline: threading.Timer | None = None
         self._live: LiveProgress | None = None
@@ -128,10 +127,7 @@ class StartSession:
     ) -> socket.socket:
         """Binds and listens, and starts the responder. Call it before this process has a second thread.
 
-        Args:
-            address: ignored if the service manager has passed a socket and `accepts_activation` is set.
-            prepare_channels: see `StartupResponder`.
-            accepts_activation: whether to use a socket that the service manager has passed.
+        With `accepts_activation`, a socket that the service manager has passed is used instead of `address`.
 
         Raises:
             PortInUseError: another process listens on this address.
@@ -167,7 +163,7 @@ class StartSession:
         return folder
 
     def limit_time(self, timeout_s: float | None) -> None:
-        """Ends this process if the start takes longer than the limit. None means no limit."""
+        """Ends this process if the start takes longer than `timeout_s`, unless `timeout_s` is None."""
         if timeout_s is not None:
             self._deadline = start_deadline(timeout_s, self.phase)
             self.stack.callback(self._deadline.cancel)
@@ -187,7 +183,7 @@ class StartSession:
         self._prefetch = self.stack.enter_context(start_prefetch(paths, mode, pages))
 
     def download(self, plan: FilePlan, timeout_s: float | None) -> "DownloadHandle | None":
-        """Downloads missing or changed files in a helper process. None if there is nothing to download now.
+        """Downloads missing or changed files in a helper process. Returns None if nothing is downloaded now.
 
         The running phase shows the download's progress. A warm start with all files on disk does not wait for
         the hub. In this case, `finish` downloads changed files for the next start.
@@ -259,12 +255,10 @@ class StartSession:
         self.notify_stopping("finishing running requests")
 
     def notify_stopping(self, status: str) -> None:
-        """Notifies the service manager that the server stops."""
         if self._manager is not None:
             self._manager.notify_stopping(status)
 
     def _end_waiting(self) -> None:
-        """Ends deadline and progress display, because the start is over."""
         if self._deadline is not None:
             self._deadline.cancel()
         if self._live is not None:
@@ -324,7 +318,6 @@ def _log_origin() -> None:
 
 
 def _take_socket() -> socket.socket | None:
-    """The listening socket that a service manager passed to this process. None if it passed no socket."""
     if env.LISTEN_PID.get() is None:
         return None
     from startup.port.systemd.service_manager import take_socket

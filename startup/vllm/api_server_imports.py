@@ -23,9 +23,9 @@ from startup.vllm.patches.late_imports import UNUSED_COMMANDS, late_imports
 API_MODULES: Final = ("vllm.entrypoints.cli.main", "vllm.entrypoints.cli.serve", "vllm.v1.engine.async_llm")
 
 LATER_MODULES: Final = ("vllm.kernels",)
-"""vLLM imports these when the engine is ready. The launcher imports them while the engine loads its model."""
+"""vLLM imports these modules once the engine is ready. The launcher does so while the model is loaded."""
 SERVING_MODULES: Final = ("vllm.entrypoints.launchers.app", "vllm.entrypoints.launchers.api_server.app_state")
-"""The launcher imports these modules, too, while the engine loads its model. New in vLLM 0.31 and 0.32."""
+"""Further modules that the launcher imports while the model is loaded. vLLM 0.31 and 0.32 have added them."""
 
 _ROOT: Final = "vllm.entrypoints.cli."
 _UNUSED: Final = {
@@ -38,7 +38,7 @@ _UNUSED: Final = {
     "run_batch": ("run-batch",),
     "snapshot": ("snapshot",),
 }
-"""Modules of vLLM's other subcommands, with the names that vLLM's message about unknown subcommands lists."""
+"""Modules of subcommands other than `serve` -> the subcommands' names, which vLLM lists in error messages."""
 
 
 def import_api_server(
@@ -47,13 +47,13 @@ def import_api_server(
     """Imports the API server and further modules.
 
     Args:
-        more: further modules, in order of import. A failure among them is ignored.
-        is_lean: whether to leave out torch's compiler and modules that the engine's start does not need. Only
-            valid if no model runs in this process.
+        more: further modules, in the order of import. Errors in these modules are ignored.
+        is_lean: whether to leave out torch's compiler and modules that the engine's start does not need. Must
+            be false if a model runs in this process.
         before_each: called before each import. An exception that it raises ends the imports.
 
     Returns:
-        The API server's own modules that could not be imported, with the error.
+        The API server's own modules that could not be imported, with their errors.
     """
     more = tuple(more)
     if all(name in sys.modules for name in (*API_MODULES, *more)):  # in a fork of a template process
@@ -70,7 +70,7 @@ def import_api_server(
 
 
 def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:
-    """Imports further modules while the engine starts. `is_lean` leaves torch's compiler out."""
+    """Imports further modules while the engine starts. If `is_lean`, leaves out torch's compiler."""
     with importing(), compiler_imported("deferred" if is_lean else "now"):
         import_leniently(modules)
 
@@ -78,8 +78,9 @@ def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:
 def import_leniently(modules: Iterable[str], before_each: Callable[[], None] = lambda: None) -> dict[str, str]:
     """Imports the modules. Returns the modules that fail, with their errors.
 
-    Code that needs a failed module imports it again, and gets the error then. A module that needs the GPU has
-    not failed, because forks import it. The imports end as soon as forks can no longer use the GPU.
+    Code that needs a failed module imports it again, and gets the error then. A module that needs the GPU
+    does not count as failed, because forks import it. The imports end as soon as forks can no longer use the
+    GPU.
     """
     failed = {}
     with cached_scans():
@@ -101,8 +102,9 @@ def import_leniently(modules: Iterable[str], before_each: Callable[[], None] = l
 def _forget_packages_of(err: BaseException) -> None:
     """Removes from `sys.modules` the subpackages of a package whose import has failed.
 
-    Python removes only the failed package. A later import of a module in one of its subpackages would not run
-    the removed package first. Such an import fails if package and subpackage import each other.
+    Python itself removes only the failed package. While a subpackage remains, an import of a module in it
+    does not import the failed package again. Such an import fails if package and subpackage import each
+    other.
     """
     names = {str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(err.__traceback__)}
     forgotten = tuple(f"{name}." for name in names if name not in sys.modules)
@@ -112,7 +114,7 @@ def _forget_packages_of(err: BaseException) -> None:
 
 
 def stub_unused_commands() -> None:
-    """From now on, imports of other subcommands' modules return stubs. A second call does nothing."""
+    """Makes imports of modules of subcommands other than `serve` return stubs. A second call does nothing."""
     if UNUSED_COMMANDS.applies:
         stop_replacing(_find_stub)
         _commands()  # its first call must not come while a module is searched for
@@ -126,7 +128,7 @@ def _find_stub(fullname: str) -> ModuleSpec | None:
 
 @functools.cache
 def _commands() -> str:
-    """The name of the subcommands' package, with a dot at the end."""
+    """The name of the package of vLLM's subcommands, with a dot at the end."""
     return place_of(f"{_ROOT}main").removesuffix("main")
 
 
@@ -140,7 +142,7 @@ class _StubLoader(Loader):
 
 class _StubModule(ModuleType):
     def cmd_init(self, **_: Any) -> list[Any]:
-        """The commands that vLLM adds to its parser. vLLM calls none of them."""
+        """Returns the commands that vLLM adds to its parser. vLLM runs none of these commands."""
         return list(map(_stub_command, _UNUSED[self.__name__.removeprefix(_commands())]))
 
     def maybe_exec_rust_bench(self) -> None:

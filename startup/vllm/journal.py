@@ -1,4 +1,4 @@
-"""Records of a vLLM start: each process writes a file of JSON lines, which the launcher reads at the end."""
+"""Records phases and modules of a vLLM start. Each process writes a file, which the launcher reads later."""
 
 import json
 import multiprocessing
@@ -19,9 +19,9 @@ _LOAD_VARIABLES: Final = ("LD_PRELOAD", "TORCHINDUCTOR_", "TORCH_", "PYTORCH_", 
 
 
 class Journal:
-    """Writes this process's records. A forked child writes to a file of its own.
+    """Writes this process's records as JSON lines. A forked child writes to a file of its own.
 
-    Writing never raises, because a start must not fail because of its records.
+    Writing never raises an exception, because a start must not fail because of its records.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -64,7 +64,7 @@ class Journal:
         self.write(environment={name: changed[name] for name in names})
 
     def write(self, **fields: Any) -> None:
-        """Appends a line with these members."""
+        """Appends a JSON line with these fields."""
         with suppress(OSError, ValueError), (self.folder / f"{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps(fields) + "\n")
 
@@ -88,13 +88,13 @@ _AWAITED: Final = {
 
 @dataclass
 class StartRecordings:
-    """The records of all processes of a start so far."""
+    """All records that the processes of a start have written so far."""
 
     spans: list[PhaseSpan] = field(default_factory=list)
     modules: dict[str, list[str]] = field(default_factory=dict)
     """The loaded modules of each process, in order of import."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Variables of children that had other values when the forkserver started."""
+    """Variables whose values in children differ from the values with which the forkserver started."""
     failed: dict[str, str] = field(default_factory=dict)
     """Modules that the forkserver could not preload, with the error."""
     unfit: set[str] = field(default_factory=set)
@@ -127,7 +127,7 @@ class StartRecordings:
 
 
 def _is_importable(name: str) -> bool:
-    """Whether another process can import a module by this name, because the module's file is on the path."""
+    """Whether another process can import the module by this name, because its file lies on `sys.path`."""
     spec = getattr(sys.modules.get(name), "__spec__", None)
     if spec is None or spec.name != name or not spec.has_location or name.startswith(_EXCLUDED):
         return False

@@ -1,4 +1,4 @@
-"""Runs vLLM's own `main` in this process, for `serve` with the launcher's words or for another command."""
+"""Runs vLLM's own `main` in this process, either for `serve` or for another command."""
 
 import importlib
 import logging
@@ -33,7 +33,7 @@ def run_plain(command: str, words: Sequence[str]) -> int:
 
 
 def without_click(run: Callable[[], int]) -> int:
-    """Runs vLLM. Prints vLLM's EOFError and BrokenPipeError. click would take them for a closed terminal."""
+    """Runs vLLM. Prints its EOFError and BrokenPipeError, which click would treat as a closed terminal."""
     try:
         return run()
     except (EOFError, BrokenPipeError) as err:
@@ -48,9 +48,10 @@ def _run(words: Sequence[str]) -> int:
 
 
 def words_with_copy(line: CommandLine, stack: ExitStack) -> Sequence[str]:
-    """The words, with a copy of the `--config` file if a value in it was replaced. `stack` removes the copy.
+    """Returns vLLM's words. If a value in the `--config` file was replaced, they name a copy of the file.
 
-    The copy is in memory, because values may be secrets. Its name has a suffix that vLLM accepts.
+    The copy is in memory, because values may be secrets. Its name has a suffix that vLLM accepts. `stack`
+    removes the copy.
     """
     words, file = line.words, line.config
     for reference in file.missing if file is not None else ():
@@ -73,7 +74,7 @@ def words_with_copy(line: CommandLine, stack: ExitStack) -> Sequence[str]:
 
 
 def run_other_command() -> int:
-    """Runs this process's words with the installed vLLM. Returns the exit code.
+    """Runs the installed vLLM with this process's command line. Returns the exit code.
 
     Calls vLLM's function instead of the program `vllm`, which may be a link to this program.
     """

@@ -1,1 +1,1 @@
-"""Reads the words of `vllm serve` and the file of `--config` once. Begin with `command_line.py`."""
+"""Reads the command line of `vllm serve` and the file of `--config` once. Begin with `command_line.py`."""

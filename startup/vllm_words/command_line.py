@@ -1,4 +1,4 @@
-"""Reads the command line of `vllm serve` once, for checks, for file plans and for vLLM's own words."""
+"""Reads the command line of `vllm serve` once, for the checks, for the list of model files, and for vLLM."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -37,7 +37,7 @@ _TAKES_LOG_SETTING: Final = Text(("vllm.config.logging",), r"^    pylogging_conf
 
 @dataclass(frozen=True)
 class CommandLine:
-    """The flags of a start of vLLM. Flags in the file of `--config` come before flags in the words."""
+    """The flags of a start of vLLM: first the flags in the file of `--config`, then those in the words."""
 
     flags: tuple[VllmFlag, ...]
     model: str | None
@@ -165,7 +165,8 @@ class CommandLine:
     def port(self) -> int | None:
         """The value of `--port`, or vLLM's default. None if the value is not a number or not known yet.
 
-        Until vLLM's flags are recorded, the port is not known if an abbreviated flag may change it.
+        Until vLLM's flags are recorded, the port is not known if a flag may abbreviate a flag that changes
+        it.
         """
         deciding = flags_that_change("no port", "address")
         unsure = [flag.option for flag in self.flags if len(flag.option) > 2 and flag.option not in deciding]
@@ -181,7 +182,7 @@ class CommandLine:
         return next(iter(self.values(_SERVED_NAME)), None) or self.model or "vLLM's default model"
 
     def with_drain(self) -> "CommandLine":
-        """The line with our default of `--shutdown-timeout`. vLLM's default, 0, would cut requests off."""
+        """Returns the line with our default of `--shutdown-timeout`. vLLM's default, 0, cuts requests off."""
         return self._with_default(_SHUTDOWN_TIMEOUT, f"{SHUTDOWN_TIMEOUT_S:g}")
 
     def with_served_name(self) -> "CommandLine":
@@ -190,15 +191,15 @@ class CommandLine:
         return self._with_default(_SERVED_NAME, self.model)
 
     def _with_default(self, name: str, value: str) -> "CommandLine":
-        """The line with this flag before all others, unless the flag is given."""
+        """Returns the line with this flag before all others, unless the flag is given."""
         return self if self.last(name) is not None else replace(self, _parts=(Given((name, value), name), *self._parts))
 
     def with_port(self, port: str) -> "CommandLine":
-        """The line with the port that the system has chosen for `--port 0`."""
+        """Returns the line with the port that the system has chosen for `--port 0`."""
         return self._with_last("--port", port)
 
     def with_paths(self, paths: Mapping[str, str]) -> "CommandLine":
-        """The line with names of model and tokenizer replaced by their paths in this mapping."""
+        """Returns the line with paths instead of the names of model and tokenizer. `paths`: name -> path."""
         tokenizer, model = paths.get(self.value(_TOKENIZER) or ""), paths.get(self.model or "")
         line = self if tokenizer is None else self._with_last(_TOKENIZER, tokenizer)
         if model is None:
@@ -207,7 +208,7 @@ class CommandLine:
         return replace(line, _parts=parts, _model_word=model)
 
     def _with_last(self, name: str, value: str) -> "CommandLine":
-        """The line with this flag after all others, so that it takes precedence."""
+        """Returns the line with this flag after all others, so that it takes precedence."""
         words = [part.words[0] for part in self._parts]
         place = words.index("--") if "--" in words else len(words)
         parts = (*self._parts[:place], Given((name, value), name), *self._parts[place:])
@@ -242,7 +243,7 @@ def _take_model(parts: list[Given], known: Flags, vllm: InstalledVllm | None) ->
 
 
 def _read_config(path: str) -> ConfigFile:
-    """Reads the file, with the flag names that the installed vLLM has."""
+    """Reads the file. Its settings get the names that the installed vLLM has for them."""
     file = ConfigFile.read(path)
     names = {name: _with_present_name(f"--{name}").removeprefix("--") for name in file.settings}
     if all(name == present for name, present in names.items()):

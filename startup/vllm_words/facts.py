@@ -1,8 +1,8 @@
 """Facts about the installed vLLM: its flags, the names that it has registered, and plugins of other packages.
 
-The API process of a start has vLLM's own parser and registries, and records them once for each installation
-(`KeptFacts.record`). `vllm-cli bake` and `check-hooks` do the same. The next start checks its words against
-the record before heavy imports. Without a record, it checks only flags that the launcher reads.
+In a start, the API server's process loads vLLM's own parser and registries, and records them once for each
+installation (`KeptFacts.record`), as do `vllm-cli bake` and `check-hooks`. Later starts check their words
+against the record before heavy imports. Without a record, starts check only flags that the launcher reads.
 """
 
 import argparse
@@ -57,16 +57,16 @@ _REGISTRIES: Final = {
     MODEL_TYPES[1]: Name("transformers.models.auto.configuration_auto", "CONFIG_MAPPING_NAMES"),
     CONNECTORS: Name("vllm.distributed.kv_transfer.kv_connector.factory", "KVConnectorFactory._registry"),
 }
-"""Objects in which vLLM keeps values of a flag, or names of models. Read only if vLLM has imported them."""
+"""Objects in which vLLM keeps a flag's values or the names of models. Only imported objects are read."""
 
 _CONFIGS: Final = ("ModelConfig", "CacheConfig", "ParallelConfig", "SchedulerConfig", "LoadConfig")
 """Classes of `vllm.config`. Each start makes an object of each class, from the flags for its fields."""
 _PASSES_NONE: Final = "_skip_none_validation"
-"""A validator of these classes that only lets None pass. Other values are checked against the range."""
+"""A validator of these classes that changes no value. It only exempts None from the check of the range."""
 _LIMITS: Final = {"ge", "gt", "le", "lt"}
 _VARIABLES: Final = Name("vllm.envs", "environment_variables")
 _SETTERS: Final = ("vllm.platforms.cpu", "vllm.config.vllm", "vllm.config.parallel", "vllm.transformers_utils.config")
-"""Modules of vLLM that set variables before vLLM reads all of them."""
+"""Modules of vLLM that set environment variables before vLLM reads them."""
 _SETS: Final = re.compile(r'\bos\.environ\["(\w+)"\] *=')
 _SOURCES: Final = (
     "vllm.config", "vllm.engine.arg_utils", "vllm.entrypoints", "vllm.envs", "vllm.platforms", "vllm.utils.argparse",
@@ -88,7 +88,7 @@ _METADATA: Final = (".dist-info", ".egg-info")
 ValueKind = Literal[
     "text", "int", "size", "size or auto", "float", "json", "json or text", "object", "folded", "unknown"
 ]
-"""How vLLM reads a value. `size` is an integer that may have a suffix such as 8k. `object` is JSON with known
+"""How vLLM reads a value. `size` is an integer, possibly with a suffix, as in 8k. `object` is JSON with known
 fields. `folded` is a choice that may have upper case and dashes. A value of kind `unknown` is not checked."""
 _KINDS: Final[dict[Any, ValueKind]] = {None: "text", str: "text", int: "int", float: "float", json.loads: "json"}
 _KINDS_BY_NAME: Final[dict[str, ValueKind]] = {
@@ -109,7 +109,7 @@ class FlagFact(NamedTuple):
     """A flag as argparse describes it."""
 
     names: tuple[str, ...]
-    """All names, in vLLM's order. A short name may come before or after the long one."""
+    """All names, in vLLM's order. A short name may come before or after the long name."""
     kind: ValueKind = "unknown"
     nargs: int | str | None = None
     """argparse's number of values. 0 for a switch."""
@@ -120,13 +120,13 @@ class FlagFact(NamedTuple):
     choices: tuple[Any, ...] | None = None
     limits: Limits = ()
     fields: dict[str, tuple[Any, ...] | None] | None = None
-    """The fields that an object may have, with their choices. None if it may have other fields."""
+    """The fields that an object may have, with their choices. None if it may have other fields, too."""
     default: float | None = None
     """vLLM's default if it is a float, else None."""
 
     @property
     def name(self) -> str:
-        """The first long name. For a variable, its name."""
+        """The flag's first long name, or the variable's name."""
         return next((name for name in self.names if name.startswith("--")), self.names[0])
 
     @property
@@ -146,7 +146,7 @@ class Plugin(NamedTuple):
     group: str
     name: str
     package: str
-    """The folder of the package's metadata, whose name contains the version."""
+    """The name of the folder with the package's metadata. This name contains the version."""
 
 
 class VllmFacts(NamedTuple):
@@ -155,14 +155,14 @@ class VllmFacts(NamedTuple):
     flags: tuple[FlagFact, ...] = ()
     """All flags of vLLM's parser, including those of plugins. Empty if nothing is recorded."""
     names: dict[str, tuple[str, ...]] = {}
-    """Registered values by flag, and the registered architectures, model types and connectors."""
+    """The registered values of flags, and the registered architectures, model types and connectors."""
     variables: tuple[FlagFact, ...] = ()
-    """Variables whose values are numbers, described like flags."""
+    """Environment variables with numbers as values, described like flags."""
     installed_plugins: tuple[Plugin, ...] = ()
 
     @property
     def plugins(self) -> tuple[Plugin, ...]:
-        """The plugins that vLLM will load. Their additions may depend on more than the installation."""
+        """The plugins that vLLM will load. A plugin may add different flags and names in each start."""
         if not foreign.is_set(_ALLOWED_PLUGINS):
             return self.installed_plugins
         allowed = foreign.text_of(_ALLOWED_PLUGINS).split(",")
@@ -175,7 +175,7 @@ class VllmFacts(NamedTuple):
 
 
 class KeptFacts:
-    """The record of one installation. Create it before vLLM's import, which may change `sys.path`."""
+    """The facts kept for one installation. Must be created before vLLM is imported and changes `sys.path`."""
 
     def __init__(self, vllm: InstalledVllm) -> None:
         plugins = read_plugins()
@@ -185,15 +185,15 @@ class KeptFacts:
         self._kept = Kept("vllm-facts", key, lasts_s=_LASTS_S)
 
     def read(self) -> VllmFacts:
-        """The recorded facts. Without a record, only the plugins."""
+        """Returns the recorded facts. If there is no record, the result has only plugins."""
         return (self._kept.read(of_type(VllmFacts)) or VllmFacts())._replace(installed_plugins=self._plugins)
 
     def record(self, *, imports_all: bool = False, is_doubted: bool = False) -> None:
-        """Records the facts that vLLM's modules in this process have, unless a record exists. Never raises.
+        """Records facts from vLLM's modules, unless a record of the last day exists. Raises no exception.
 
         Args:
             imports_all: also imports registries that the API process does not use, and replaces the record.
-            is_doubted: replaces the record, because vLLM has accepted a start with a fault by the preflight.
+            is_doubted: replaces the record, because vLLM has started although the preflight found a fault.
         """
         is_due = imports_all or is_doubted or (self._kept.age_s or 0.0) > _RENEWED_AFTER_S
         if not FACTS.applies or _MAKE_PARSER.loaded is None or (self.read().flags and not is_due):
@@ -208,7 +208,7 @@ class KeptFacts:
             logger.debug("vLLM's flags are not recorded: %s", err)
 
     def forget(self) -> None:
-        """Removes the record after a plain start's preflight finds a fault. Such a start cannot record."""
+        """Removes the record. Called if a start that itself records nothing has a fault by the record."""
         self._kept.remove()
 
     def _write(self, facts: VllmFacts) -> None:
@@ -218,19 +218,19 @@ class KeptFacts:
 
 
 def read_facts(vllm: InstalledVllm) -> VllmFacts:
-    """The recorded facts about an installed vLLM. Empty without a record."""
+    """The recorded facts about an installed vLLM. If there is no record, the result has only plugins."""
     return KeptFacts(vllm).read()
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    """Builds the parser with vLLM's own code, which takes some milliseconds."""
+    """Builds the parser with vLLM's own code, in some milliseconds."""
     parser = _PARSER.get(importlib.import_module(_PARSER.module))(add_help=False)
     built: argparse.ArgumentParser = _MAKE_PARSER.get()(parser)
     return built
 
 
 def facts_of_flags(parser: argparse.ArgumentParser, limits: Mapping[str, Limits] = {}) -> Iterator[FlagFact]:
-    """The flags of vLLM's parser. `limits` has the ranges of numbers by parameter."""
+    """Yields the flags of vLLM's parser. `limits`: `FlagFact.parameter` -> the range of the number."""
     options: dict[argparse.Action, list[str]] = {}
     for option, action in parser._option_string_actions.items():
         options.setdefault(action, []).append(option)
@@ -292,7 +292,7 @@ def _fields_of(convert: Any) -> dict[str, tuple[Any, ...] | None] | None:
 
 
 def _changed_fields(owner: Any) -> set[str]:
-    """The fields of a configuration class whose values its validators may change before they are checked."""
+    """The fields of a configuration class whose values may be changed by a validator before their check."""
     validators = owner.__pydantic_decorators__.field_validators.items()
     others = (each.info for name, each in validators if each.info.mode != "after" and name != _PASSES_NONE)
     return {field for info in others for field in info.fields}
@@ -307,7 +307,7 @@ def _literals_in(annotation: Any) -> tuple[Any, ...] | None:
 
 
 def _read_limits() -> dict[str, Limits]:
-    """The ranges of numbers in vLLM's configuration, by parameter. Empty if vLLM has other classes."""
+    """Field of vLLM's configuration -> the range of its number. Empty if vLLM has other classes."""
     found: dict[str, Limits] = {}
     with suppress(Exception):
         for owner in (getattr(sys.modules["vllm.config"], name) for name in _CONFIGS):
@@ -329,7 +329,7 @@ def _read_variables() -> Iterator[FlagFact]:
 
 
 def _variable(name: str, read: Any) -> FlagFact | None:
-    """Finds out how vLLM reads a number from the variable, by trying values. None for other variables."""
+    """Finds out by trying values which numbers vLLM accepts. None if the variable's value is no number."""
 
     def is_accepted(text: str) -> bool:
         variables = {name: text}
@@ -356,7 +356,7 @@ def _read_names() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def default_utilization(facts: VllmFacts | None = None) -> float:
-    """The share of memory that vLLM uses by default, of a GPU or, without GPUs, of the machine."""
+    """The share of memory (of a GPU or, without GPUs, of the machine) that vLLM uses by default."""
     if facts is None:
         facts = read_facts(vllm) if (vllm := find_vllm()) else VllmFacts()
     found = (flag.default for flag in facts.flags if "--gpu-memory-utilization" in flag.names)
@@ -364,17 +364,17 @@ def default_utilization(facts: VllmFacts | None = None) -> float:
 
 
 def is_named_now(registry: str, name: str) -> bool:
-    """Whether a registry's source contains a name now. The source may have changed since it was recorded."""
+    """Whether a registry's source contains a name now. The source may be newer than the recorded registry."""
     pattern = rf"[\"']{re.escape(name)}[\"']|^ +{re.escape(name)} = "
     return Text((_REGISTRIES[registry].module,), pattern, "a registered name").is_found()
 
 
 def read_plugins() -> dict[str, tuple[Plugin, ...]]:
-    """The folders in which packages are installed, each with its plugins except vLLM's own plugins.
+    """Folder in which packages are installed -> its plugins, except vLLM's own.
 
-    Plugins may add flags, parsers and models. This function reads a folder's lists of entry points once for
-    each state of the folder, because a start calls it several times. `importlib.metadata` would parse the
-    lists of all packages.
+    Plugins may add flags, parsers and models. The lists of entry points in a folder are read again only if
+    the folder has changed, because a start calls this function several times. `importlib.metadata` would
+    parse the lists of all packages.
     """
     found = {folder: _plugins_in(folder, read_stamp(folder)) for folder in map(Path, filter(None, sys.path))}
     return {str(folder): plugins for folder, plugins in found.items() if plugins is not None}
@@ -382,7 +382,7 @@ def read_plugins() -> dict[str, tuple[Plugin, ...]]:
 
 @cache
 def _plugins_in(folder: Path, _stamp: FileStamp) -> tuple[Plugin, ...] | None:
-    """The plugins in the folder. None if it contains no packages. `_stamp` changes with each installation."""
+    """The plugins in the folder. None if it contains no packages. `_stamp` changes if a package is added."""
     try:
         packages = sorted(path for path in folder.iterdir() if path.name.endswith(_METADATA))
     except OSError:

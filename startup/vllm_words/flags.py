@@ -1,6 +1,6 @@
-"""The flags of a vLLM, from its record. Before vLLM's first start, a table replaces the record.
+"""The flags of the installed vLLM, from the record of an earlier start or, without a record, from a table.
 
-The table has only flags that the launcher reads, with the decisions of the launcher that a flag changes.
+The table has only flags that the launcher reads, each with the decisions of the launcher that it changes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,14 +10,14 @@ from typing import Final, Literal, NamedTuple
 from startup.vllm_words.facts import FlagFact, ValueKind
 
 Change = Literal["modules", "API servers", "no port", "elsewhere", "address"]
-"""`modules`: which modules are imported. `API servers`: whether these are separate processes. `no port`: this
-process listens on no port, or with another protocol than HTTP. `elsewhere`: the server also runs on other
-machines or behind other sockets. `address`: where the server listens."""
+"""What a flag changes. `modules`: which modules are imported. `API servers`: whether these are separate
+processes. `no port`: this process listens on no port, or with another protocol than HTTP. `elsewhere`: the
+server also runs on other machines or behind other sockets. `address`: where the server listens."""
 
 
 class _Row(NamedTuple):
     names: str
-    """Names of flags. Short names follow a comma. `|` ends the shortest abbreviation in vLLM 0.29 to 0.33."""
+    """Names of flags. A comma precedes short names. `|` ends the shortest abbreviation in vLLM 0.29–0.33."""
     changes: tuple[Change, ...] = ()
     nargs: int | str | None = None
     kind: ValueKind = "text"
@@ -51,7 +51,7 @@ _TABLE: Final = (
     _Row("--hf-overrides", kind="json or text"),
 )
 _SWITCHES: Final = ("--no-", "--enable-", "--disable-", "--skip-", "--trust-", "--use-")
-"""Prefixes of the other switches of tested releases."""
+"""Prefixes of the switches in tested releases that are not in the table."""
 
 
 class Flags:
@@ -76,7 +76,7 @@ class Flags:
         return [option for option in least if option.startswith(name) and len(name) >= least[option]]
 
     def num_values(self, name: str) -> int | str | None:
-        """The number of this flag's values, as argparse's `nargs`. None for an unknown flag."""
+        """The number of the flag's values in the form of argparse's `nargs`. None for an unknown flag."""
         if (fact := self.find(name)) is not None:
             return 1 if fact.nargs is None else fact.nargs
         if self.is_recorded:
@@ -92,7 +92,7 @@ def flags_that_change(*what: Change) -> frozenset[str]:
 
 @cache
 def _least_lengths() -> dict[str, int]:
-    """For each flag, the length of its shortest abbreviation, or of its name if it has none."""
+    """Name of a flag -> the length of its shortest abbreviation, or of the name if there is none."""
     texts = [text.partition(",")[0] for row in _TABLE for text in row.names.split()]
     return {text.replace("|", ""): len(text.partition("|")[0]) for text in texts}
 

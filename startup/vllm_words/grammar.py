@@ -28,7 +28,7 @@ class VllmFlag(NamedTuple):
     values: tuple[str, ...]
     """The flag's values. Empty for a switch."""
     option: str
-    """The full name, as argparse completes it. For a switch turned off, one of `fact.opposites`."""
+    """The full name, as argparse completes it. If a switch is turned off, one of `fact.opposites`."""
     where: str = ""
     """The setting's place in the file, such as `serve.yaml: port`. Empty on the command line."""
 
@@ -68,11 +68,11 @@ class Reading:
                 self._add_flag(flag, part)
 
     def add_setting(self, name: str, value: Any, where: str) -> None:
-        """Adds a setting of the file as words, as vLLM does. For `false`, adds no word."""
+        """Adds a setting of the file as words, as vLLM does. A setting that is `false` adds no word."""
         self.add(split(_words_of_setting(name, value), self.known.num_values), where)
 
     def join_keys(self) -> None:
-        """Joins `--flag.a.b 1 --flag.c 2` to `--flag {"a": {"b": 1}, "c": 2}`, after all other flags."""
+        """Adds `--flag {"a": {"b": 1}, "c": 2}` for `--flag.a.b 1 --flag.c 2`, after all other flags."""
         self.flags += [flag._replace(values=(json.dumps(content),)) for flag, content in self._keyed.values()]
 
     def _find(self, part: Given, where: str) -> VllmFlag | None:

@@ -16,7 +16,7 @@ OLDEST: Final = (0, 29)
 """The first supported release. Older releases start their processes in another way."""
 
 NEWEST_TESTED: Final = (0, 33)
-"""The newest tested release. Its flags, bodies and metrics are the specification."""
+"""The newest tested release. Its flags, HTTP bodies and metrics are this project's specification."""
 
 Device: TypeAlias = Literal["cuda", "rocm", "xpu", "cpu", "other"]
 """The device that a vLLM was built for, whatever devices the machine has."""
@@ -59,7 +59,7 @@ class InstalledVllm(NamedTuple):
 
     @property
     def is_start_tested(self) -> bool:
-        """Whether starts of this release were tested on its device. Other starts may fail by our fault."""
+        """Whether starts of this release were tested on its device. If not, a failure may be our fault."""
         return self.release in _TESTED_STARTS.get(self.device, ())
 
     @property
@@ -87,7 +87,7 @@ class TorchBuild(NamedTuple):
 
 
 def read_torch_build() -> TorchBuild | None:
-    """The build of torch, read from its source because importing torch takes seconds. None without torch."""
+    """The build of torch, read from a file because torch's import takes seconds. None if torch is missing."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -110,7 +110,7 @@ def require_vllm() -> InstalledVllm:
 
 
 def vllm_in(folder: Path) -> InstalledVllm:
-    """The vLLM in a folder such as site-packages or an unpacked wheel. Raises StartupError without vLLM."""
+    """The vLLM in a folder such as site-packages or an unpacked wheel. Raises StartupError if it has none."""
     package = folder / "vllm"
     if not (package / "__init__.py").exists():
         raise StartupError(f"{folder} contains no package vllm", cause="package-missing")
@@ -159,7 +159,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _version_in_source(folder: Path) -> str:
-    """The version of a checkout, which is no distribution. Its build writes the version to `_version.py`."""
+    """The version of a source checkout without package metadata. The build of vLLM writes `_version.py`."""
     try:
         found = re.search(r"__version__\s*(?::\s*str\s*)?=.*?['\"]([^'\"]+)['\"]", (folder / "_version.py").read_text())
     except OSError:

@@ -1,4 +1,4 @@
-"""Finds out from the flags of a start of vLLM which files vLLM will read."""
+"""Finds out from the flags of `vllm serve` which files vLLM will read."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -15,7 +15,7 @@ _NO_DRAFTS: Final = ("ngram", "ngram_gpu", "[ngram]", "suffix", "extract_hidden_
 
 
 def read_model_request(line: "CommandLine") -> ModelRequest:
-    """The request for the files of a start of vLLM."""
+    """Returns the settings that decide which files vLLM reads."""
     value = line.value
     return ModelRequest(
         engine="vllm",
@@ -36,7 +36,7 @@ def read_model_request(line: "CommandLine") -> ModelRequest:
 
 
 def parse_adapter(text: str) -> tuple[str | None, str | None]:
-    """Name and path in a value of --lora-modules, which is NAME=PATH or JSON. None for a missing part."""
+    """The name and the path in a value of --lora-modules (NAME=PATH or JSON). A missing part is None."""
     if "=" in text and "," not in text:
         name, _, path = text.partition("=")
         return name, path

@@ -1,6 +1,6 @@
 """Reads a command line or a `--config` file of the embedded engine by vLLM's rules, not by click's.
 
-`ground.serve_words.split` implements the rules. A flag's name may be abbreviated if this is unambiguous.
+`ground.serve_words.split` implements the rules. A flag's name may be replaced by an unambiguous abbreviation.
 """
 
 import json
@@ -83,7 +83,7 @@ class Arguments:
         given.values = [*given.values, *values] if flag.shape is Shape.LIST else list(values)
 
     def over(self, in_file: "Arguments") -> "Arguments":
-        """These flags, and settings of the `--config` file that they do not replace, without `--config`."""
+        """Returns these flags and the file's settings that they do not replace. Leaves out `--config`."""
         flags = {name: given for name, given in {**in_file.flags, **self.flags}.items() if name != CONFIG.name}
         return Arguments(flags, self.positionals)
 
@@ -143,7 +143,7 @@ class Arguments:
 
 
 def read_config_file(path: str) -> Arguments:
-    """Reads the file's settings like flags. Raises InputError if the file is not valid."""
+    """Reads a file of settings that are named like flags. Raises InputError if the file is not valid."""
     file = ConfigFile.read(path)
     try:
         if file.problem is not None:

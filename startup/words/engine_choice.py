@@ -19,7 +19,7 @@ _FLAGS: Final = tuple(
 
 
 def choose_engine(words: Sequence[str]) -> str:
-    """`embedded` or `vllm`. Raises InputError if another engine is named."""
+    """Returns `embedded` or `vllm`. Raises InputError if another engine is named."""
     given = _split(words)
     wanted = given.own.get(ENGINE.name) or env.VCLI_ENGINE.get()
     if wanted not in ENGINES:
@@ -28,7 +28,7 @@ def choose_engine(words: Sequence[str]) -> str:
 
 
 def vllm_options(ctx: click.Context, words: Sequence[str]) -> VllmOptions:
-    """Settings for `startup.vllm.launch.start`. Raises InputError for an invalid value of a launcher flag."""
+    """Returns the settings of a start of vLLM. Raises InputError for an invalid value of a launcher flag."""
     split = _split(words)
     by_variable = {f.name: f.variable.get() for f in _FLAGS if f.variable is not None and f.variable.raw is not None}
     given = {**split.own, **{name: split.own.get(name) or value for name, value in by_variable.items()}}

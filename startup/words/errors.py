@@ -6,6 +6,6 @@ from base.exit_codes import USAGE
 
 
 class InputError(click.ClickException):
-    """The user's input is not valid. Exit code 2."""
+    """The user's input is not valid. The command exits with code 2."""
 
     exit_code = USAGE

@@ -12,7 +12,7 @@ from envs.variable import EnvVar
 
 
 class Shape(Enum):
-    """The number of values that follow a flag, as argparse's `nargs`."""
+    """The number of values that follow a flag, in the form of argparse's `nargs`."""
 
     VALUE = 1
     SWITCH = 0
@@ -23,7 +23,7 @@ class Shape(Enum):
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag's names and shape, which suffice to find where the next flag begins."""
+    """A flag's names and number of values. These suffice to find where the next flag begins."""
 
     name: str
     aliases: tuple[str, ...] = ()
@@ -36,12 +36,12 @@ class Flag:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names, the long one first."""
+        """All names. The long name comes first."""
         return (self.name, *self.aliases)
 
     @property
     def num_values(self) -> int | str:
-        """The number of values that follow the flag, as argparse's `nargs`."""
+        """The value of `shape`, in the form of argparse's `nargs`."""
         number: int | str = self.shape.value
         return number
 
@@ -68,11 +68,11 @@ class SupportedFlag(Flag):
     _: KW_ONLY
     help: str
     fields: tuple[str, ...] = ()
-    """The fields that get the value. `server.port` is the field `port` of `StartupConfig.server`."""
+    """The fields of `StartupConfig` that get the value, such as `server.port`."""
     default: Any = None
     """The default value of the first field."""
     type: click.ParamType | None = None
-    """The type that click converts to. None keeps the text."""
+    """The type to which click converts the value. None keeps the text."""
     metavar: str | None = None
     variable: EnvVar[Any] | None = None
     """The variable that is read if the flag is not given."""

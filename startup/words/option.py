@@ -1,4 +1,4 @@
-"""Makes click options of the flags of `serve`, also for other commands that accept these flags."""
+"""Turns the flags of `serve` into click's options, also for other commands that accept these flags."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -17,11 +17,11 @@ from startup.words.supported import SUPPORTED
 
 _MODELS: Final = ("--model", "--tokenizer")
 _KINDS: Final = {"FILE": "file", "PATH": "file", "FOLDER": "dir"}
-"""The kind of files that a shell completes for a flag, by the flag's metavar."""
+"""A flag's metavar -> the kind of files that a shell completes for the flag."""
 
 
 class FlagOption(click.Option):
-    """A flag as click's option, with its type, help and completion."""
+    """A flag as click's option."""
 
     def __init__(self, flag: SupportedFlag) -> None:
         name = flag.name.removeprefix("--")
@@ -45,7 +45,7 @@ class FlagOption(click.Option):
         return super().shell_complete(ctx, incomplete)
 
     def find_value(self, given: Arguments, in_file: Arguments) -> Any:
-        """The value from the flag, else from the variable, else from the file. None if none has a value."""
+        """The value from the flag, else from the variable, else from the file. None if there is no value."""
         name, variable = self.flag.name, self.flag.variable
         if name in given.flags:
             return given.flags[name].value
@@ -56,7 +56,7 @@ class FlagOption(click.Option):
 
 
 class ServeFlagsCommand(click.Command):
-    """A command that accepts its own options at any position. All other words, in order, become `words`.
+    """A command that accepts its own options at any position. All other words become its parameter `words`.
 
     click's own parser would find the option `-h` among the letters of `-cc.cudagraph_mode=NONE`.
     """
@@ -101,7 +101,7 @@ _PREFIX: Final = "models--"
 
 
 def complete_model(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes names of models. If none matches, the shell completes folders."""
+    """Completes names of models. If no name matches, the shell completes folders."""
     download_dir = ctx.params.get("download_dir")
     names = [name for name in sorted(cached_models(download_dir)) if name.startswith(incomplete)]
     return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="dir")]

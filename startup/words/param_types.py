@@ -41,12 +41,12 @@ def _why_no_integer(text: str) -> str:
 
 
 class TokenLimit(click.ParamType):
-    """Like HumanInt. `auto` and -1 stand for the model's own limit."""
+    """A whole number as in HumanInt. `auto` and -1 stand for the model's own limit."""
 
     name = "integer|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        """None stands for the model's own limit."""
+        """Returns None for the model's own limit."""
         if str(value).strip().lower() in ("auto", "-1"):
             return None
         return HumanInt().convert(value, param, ctx)
@@ -87,7 +87,6 @@ class JsonStrings(click.ParamType):
     name = "json list"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """Parses the text. An error contains the position of a fault in the JSON."""
         parsed = _load_json(self, value, param, ctx)
         if not isinstance(parsed, list | tuple) or not all(isinstance(item, str) for item in parsed):
             self.fail(f"""{value!r} is not a JSON list of strings such as '["*"]'.""", param, ctx)
@@ -241,7 +240,7 @@ _UNSUPPORTED: Final = (
     *("step_tag_id", "returned_token_ids", "enable_chunked_processing", "max_embed_len"),
     *("logit_mean", "logit_sigma"),
 )
-"""Keys that only vLLM supports. `null` and `false` are accepted, because they change nothing."""
+"""Keys that only vLLM supports. The values `null` and `false` are accepted, because they change nothing."""
 
 
 class PoolerOptions(click.ParamType):

@@ -9,21 +9,21 @@ from startup.words.table import split_flags
 
 
 def without_flags(words: Iterable[str], names: Collection[str]) -> list[str]:
-    """The words without these flags and their values. Finds all spellings of the flags."""
+    """Returns the words without the flags `names` and their values. Finds all spellings of the flags."""
     kept = (given for flag, given in split_flags(words) if flag is None or flag.name not in names)
     return [word for given in kept for word in given.words]
 
 
 def find_values(words: Iterable[str], name: str) -> list[Sequence[str]]:
-    """The values of a flag in any of its spellings, with one entry for each time that it is given."""
+    """The values of a flag, with one entry for each occurrence of the flag in any spelling."""
     return [given.values for flag, given in split_flags(words) if flag is not None and flag.name == name]
 
 
 def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     """Moves secrets from the words to variables. Returns the other words, and the variables for a child.
 
-    Every user can see the child's command line until the child has masked it. Several keys of one flag stay
-    in the words, because the variable cannot hold them.
+    Every user can see a child's command line until the child has masked it. Several keys of one flag stay in
+    the words, because the variable cannot hold them.
     """
     kept: list[str] = []
     variables: dict[str, str] = {}
@@ -36,7 +36,7 @@ def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str
 
 
 def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]:
-    """A line per flag whose secret other users can see. `has_key_file`: whether to name --api-key-file."""
+    """Yields a line for each flag with a secret. `has_key_file`: whether lines may suggest --api-key-file."""
     values: dict[SupportedFlag, list[str]] = {}
     for flag, given in split_flags(words):
         if isinstance(flag, SupportedFlag) and flag.is_secret and any(given.values):
@@ -49,7 +49,7 @@ def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]
 
 
 def empty_key_notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
-    """A line for an empty --api-key. Requests then need no key, perhaps because a script's variable is unset.
+    """Yields a line if --api-key is empty, because requests then need no key. A variable may be unset.
 
     Yields no line if --api-key-file is empty, too. Programs that need a server without keys give both flags.
     """

@@ -37,13 +37,13 @@ from startup.words.supported import CONFIG, GROUPS, LOG_FORMAT, SUPPORTED, VARIA
 from startup.words.table import split_flags
 
 VLLM: Final = "vllm_cli.vllm_options"
-"""Key in the metadata of click's context. Its value is the settings of a start of vLLM."""
+"""Key of the settings of a vLLM start in click's `Context.meta`."""
 CONFIG_OF_START: Final = "vllm_cli.startup_config"
-"""Key in the same metadata. Its value is the configuration of a start of the embedded engine."""
+"""Key of the configuration of an embedded engine's start in click's `Context.meta`."""
 WORDS: Final = "vllm_cli.words"
-"""Key in the same metadata for the words after `serve`. For llama-server: MODEL first, and no `--config`."""
+"""Key of the words after `serve` in click's `Context.meta`. For llama-server: MODEL first, no `--config`."""
 LLAMA_SERVER: Final = "vllm_cli.llama_server"
-"""Key in the same metadata. Its value is True if llama-server serves the GGUF model behind a router."""
+"""Key in click's `Context.meta`. Its value is True if llama-server serves the GGUF model behind a router."""
 
 _READ_FOR_VLLM: Final = "VLLM_WORKER_MULTIPROC_METHOD"
 
@@ -57,7 +57,7 @@ class ServeCommand(click.Command):
     """Whether llama-server may serve a GGUF model."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Reads all settings. A flag has precedence over its variable, then `--config`, then the default."""
+        """Reads all settings. Flags have precedence over variables, and both over the `--config` file."""
         if ctx.resilient_parsing:  # shell completion: no checks, no output
             return super().parse_args(ctx, args)
         ctx.meta[WORDS] = tuple(args)
@@ -135,7 +135,7 @@ def serve_parameters() -> list[click.Parameter]:
 
 
 def parse_start(words: Sequence[str], name: str = "serve", *, is_quiet: bool = False) -> VllmOptions | StartupConfig:
-    """The settings of a start with these words. Raises ClickException if `serve` rejects them.
+    """Returns the settings of a start with these words. Raises ClickException if `serve` rejects the words.
 
     `name` is the command's name in usage errors. With `is_quiet`, no notices are shown.
     """
@@ -160,7 +160,7 @@ def start_of(ctx: click.Context) -> VllmOptions | StartupConfig:
 
 
 def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
-    """The request for the files of `vllm-cli serve` with these words, for commands with serve's flags."""
+    """The settings that decide which files `serve` with these words reads. Errors name the `command`."""
     start = parse_start(words, command)
     if isinstance(start, StartupConfig):
         return ModelRequest.of_start(start)
@@ -215,7 +215,7 @@ def _raise_all(errors: Iterable[EnvError]) -> None:
 
 
 def _reject_references(words: Sequence[str]) -> None:
-    """Rejects a `--config` file with references that vLLM must not read as plain texts."""
+    """Rejects a `--config` file with references to variables that vLLM would wrongly read as plain text."""
     if CONFIG.name not in words:
         return
     from startup.vllm_words.command_line import CommandLine
@@ -230,12 +230,12 @@ def _is_read_for_vllm(name: str) -> bool:
 
 
 def unknown_variable_notices() -> Iterator[str]:
-    """A line for each unknown variable with our prefix."""
+    """Yields a line for each unknown variable with our prefix."""
     return (f"{unknown}." for unknown in unknown_variables())
 
 
 def _reject_flags_of_several(words: Sequence[str]) -> None:
-    """Rejects a router's flags if there is no router, and rejects several models after flags."""
+    """Rejects flags of a router if there is no router, and several models that are named after flags."""
     several = {flag.name for flag in GROUPS["Several models"]}
     if is_behind_router(words):
         several -= _OF_ONE_MODEL

@@ -114,7 +114,7 @@ VARIABLES: Final[dict[str, EnvVar[Any]]] = {
 _FILLED_TOO: Final = {
     field.metadata["filled_by"]: (path,) for path, field, *_ in CONFIG_FIELDS if "filled_by" in field.metadata
 }
-"""For a flag, the path of the second field that its value fills."""
+"""A flag -> the path of the second field that gets the flag's value."""
 
 ENGINE: Final = SupportedFlag(
     "--engine",
@@ -147,7 +147,7 @@ _WITHOUT_FIELD: Final = (
         role="router",
     ),
 )
-"""Flags that decide what a command line starts. They are read before there is a configuration."""
+"""Flags that decide what a command line starts, and that are read before there is a configuration."""
 
 
 def _derive_group(title: Group) -> Iterator[SupportedFlag]:

@@ -24,7 +24,8 @@ class Spelling(NamedTuple):
 def spellings(flag: Flag) -> dict[str, Spelling]:
     """All spellings of a flag.
 
-    Opposites of `--enable-x` are `--no-enable-x` and, since vLLM 0.33, `--disable-x`, and vice versa.
+    Opposites of `--enable-x` are `--no-enable-x` and, since vLLM 0.33, `--disable-x`. `--enable-x` is also an
+    opposite of `--disable-x`.
     """
     plain = {name: Spelling(flag) for name in flag.names}
     if flag.shape is not Shape.SWITCH:
@@ -37,10 +38,10 @@ def spellings(flag: Flag) -> dict[str, Spelling]:
 
 
 IGNORE_REASONS: Final = {flag: reason for reason, flags in IGNORED.items() for flag in flags}
-"""The reason why an ignored flag changes nothing, by flag."""
+"""An ignored flag -> the reason why it changes nothing."""
 
 REJECTED_FEATURES: Final = {flag: feature for feature, flags in REJECTED.items() for flag in flags}
-"""The feature that a rejected flag requests, by flag."""
+"""A rejected flag -> the feature that it requests."""
 
 FLAGS: Final[tuple[Flag, ...]] = (*SUPPORTED, *IGNORE_REASONS, *REJECTED_FEATURES)
 
@@ -63,7 +64,7 @@ def find_known_flag(name: str) -> Flag | None:
 
 
 def split_flags(words: Iterable[str]) -> Iterator[tuple[Flag | None, Given]]:
-    """The flags of a command line, each with its words. None for other words and unknown flags."""
+    """Yields the parts of a command line, each with its flag, or with None if it is no known flag."""
 
     find = cache(find_known_flag)
 

@@ -6,7 +6,7 @@ from startup.words.flag import Flag, Shape
 
 
 def _flags(table: str) -> tuple[Flag, ...]:
-    """The flags in a table. An entry looks like a word of a command line: `--name,-alias=neutral`.
+    """Reads the flags from a table. An entry looks like a word of a command line: `--name,-alias=neutral`.
 
     The values after `=`, separated by `|`, change nothing. A flag with `+=` takes several values. A flag
     without `=` is a switch that is off by default. A flag with `=on` is a switch that is on by default.
@@ -74,7 +74,7 @@ IGNORED: Final[dict[str, tuple[Flag, ...]]] = {
         --mm-device-do-normalize --ec-manager-config=
     """),
 }
-"""The flags that change nothing in the embedded engine, by the reason for it."""
+"""A reason -> the flags that change nothing in the embedded engine for this reason."""
 
 
 REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
@@ -143,4 +143,4 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         --logging-config=
     """),
 }
-"""The flags that request a feature that the embedded engine lacks, by feature."""
+"""A feature that the embedded engine lacks -> the flags that request the feature."""

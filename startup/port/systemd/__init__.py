@@ -1,1 +1,1 @@
-"""Notifies a service manager, and takes sockets that it has opened."""
+"""Notifies a service manager, and takes sockets that the manager has opened."""

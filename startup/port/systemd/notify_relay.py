@@ -1,7 +1,7 @@
 """Relays a forked server's messages to the service manager, from the process that the manager has started.
 
-A manager accepts only messages of its unit's main process (systemd.service(5), NotifyAccess=). A warm
-start waits while this module is imported, so it imports little.
+A manager accepts only messages of its unit's main process (systemd.service(5), NotifyAccess=). This module
+imports little, because a warm start waits for its import.
 """
 
 import socket
@@ -12,21 +12,17 @@ _CREDENTIALS_BYTES = struct.calcsize("3i")
 _MAX_BYTES = 1 << 16
 _URGENT = (b"READY=1", b"STOPPING=1")
 _URGENT_TIMEOUT_S = 5.0
-"""Seconds that an essential message waits for a busy manager. Other messages are not sent to a busy
-manager."""
+"""Seconds that an essential message waits for a busy manager. Any other message is dropped instead."""
 
 
 class NotifyRelay:
-    """A socket of the front process for the server's messages. Used on the main thread."""
+    """The front process's socket for the server's messages. The manager has started the front process.
+
+    Used on the main thread.
+    """
 
     def __init__(self, manager: str) -> None:
-        """
-        Args:
-            manager: the address in NOTIFY_SOCKET.
-
-        Raises:
-            OSError: no process receives messages at this address.
-        """
+        """Raises OSError if no process receives messages at `manager`, the address in NOTIFY_SOCKET."""
         self._manager = socket_address(manager)
         self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -46,7 +42,7 @@ class NotifyRelay:
         return f"@{name[1:].decode()}"
 
     def fileno(self) -> int:
-        """The socket's descriptor. It is readable when there are messages."""
+        """The socket's descriptor, which is readable when there are messages."""
         return self._receiver.fileno()
 
     def forward(self, server_pid: int) -> None:
@@ -73,7 +69,7 @@ class NotifyRelay:
 
 
 def socket_address(manager: str) -> str:
-    """The address in NOTIFY_SOCKET in the kernel's form. A leading `@` stands for an abstract address."""
+    """Converts an address in NOTIFY_SOCKET to the kernel's form. A leading `@` marks an abstract address."""
     return f"\0{manager[1:]}" if manager.startswith("@") else manager
 
 

@@ -1,6 +1,6 @@
-"""Notifies the service manager (systemd, or one with its protocol) of start and stop. Takes its sockets.
+"""Notifies the service manager (systemd, or one with its protocol) of start and stop.
 
-See sd_notify(3) and sd_listen_fds(3).
+Also takes a socket that the manager has opened. See sd_notify(3) and sd_listen_fds(3).
 """
 
 import logging
@@ -27,10 +27,7 @@ _US: Final = 1_000_000
 
 
 class ServiceManager:
-    """Sends datagrams to the socket in NOTIFY_SOCKET. Does nothing if the variable is not set.
-
-    Used in the API process. An address that begins with `@` is an abstract address.
-    """
+    """Sends messages to the socket in NOTIFY_SOCKET, if this variable is set. Used in the API process."""
 
     def __init__(self, address: str | None, watchdog_s: float | None = None) -> None:
         self._address = address
@@ -41,7 +38,7 @@ class ServiceManager:
 
     @classmethod
     def from_environment(cls) -> "ServiceManager":
-        """The manager at NOTIFY_SOCKET. It has a watchdog if the manager requests one for this process."""
+        """The manager at NOTIFY_SOCKET, with a heartbeat if the manager watches this process."""
         address = env.NOTIFY_SOCKET.get()
         if address is not None and address[:1] not in ("/", "@"):
             logger.warning(
@@ -125,8 +122,7 @@ def _on_one_line(text: str) -> str:
 def take_socket() -> socket.socket | None:
     """The first socket that the service manager passed to this process. None if it passed no socket.
 
-    Removes the variables and makes the descriptors non-inheritable, so that no child process takes the
-    socket.
+    Removes the variables and makes the descriptors non-inheritable, so that no child takes the socket.
 
     Raises:
         StartupError: the first descriptor is not a socket that listens for connections.

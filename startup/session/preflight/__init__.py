@@ -1,1 +1,1 @@
-"""Checks before a start. Each check is a function that yields findings. `run` lists them in order."""
+"""Checks before a start. Each check is a function that yields findings. `all_checks` has the order."""

@@ -1,6 +1,6 @@
 """Runs all checks, so that all faults of a start are reported at once, before heavy imports.
 
-Imports only the standard library and msgspec, except with `asks_hub`.
+This module imports only the standard library and msgspec, except for requests to the hub (`asks_hub`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +43,7 @@ from startup.session.preflight.resources import (
 
 @dataclass(frozen=True, kw_only=True)
 class PreflightOptions:
-    """The facts that the checks need not find out themselves. By default, the checks examine the machine."""
+    """Facts that the checks need not find out themselves. By default, the checks examine the machine."""
 
     is_listening: bool = False
     """Whether the launcher listens already. If it does, the address is not checked."""
@@ -53,7 +53,7 @@ class PreflightOptions:
     """The memory of the machine. If it is None, the checks read it from the kernel."""
     shm: Path = SHM
     asks_hub: bool = False
-    """Whether the checks send requests to the hub about a download. If not, the download reports faults."""
+    """Whether the checks send requests to the hub. If not, only the download itself reports its faults."""
 
 
 def run_preflight(config: StartupConfig, *, options: PreflightOptions | None = None) -> PreflightReport:
@@ -64,7 +64,7 @@ def run_preflight(config: StartupConfig, *, options: PreflightOptions | None = N
 def download_checks(
     places: Callable[[], Iterable[ModelPlace]], token: str | None, options: PreflightOptions
 ) -> Iterator[CheckGroup]:
-    """Checks of a download. They find a folder that is not writable, or a hub that refuses the files."""
+    """Yields checks that find a folder that is not writable, or a hub that refuses the files."""
     yield "disk", lambda: chain.from_iterable(map(check_disk, places()))
     if options.asks_hub:
         yield "hub", lambda: chain.from_iterable(check_hub(place, token) for place in places())

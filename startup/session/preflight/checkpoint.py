@@ -60,7 +60,7 @@ class SafetensorsFile(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """The facts about a model's folder, and its faults."""
+    """The facts about a model's folder, and the folder's faults."""
 
     folder: Path
     config: dict[str, Any]
@@ -69,12 +69,12 @@ class Checkpoint(NamedTuple):
     tensors: tuple[TensorEntry, ...]
     """The tensors of all safetensors files whose header could be read."""
     weight_bytes: int
-    """Size of the weights on disk."""
+    """Size of the weights on disk, in bytes."""
     findings: tuple[Finding, ...]
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Reads and checks the folder. Faults become findings. No exception is raised."""
+    """Reads and checks the folder. Faults become findings instead of exceptions."""
     try:
         weights = find_weight_files(folder)
     except OSError as err:

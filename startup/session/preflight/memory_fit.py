@@ -1,6 +1,6 @@
 """Checks whether weights, one sequence's KV cache and the program fit into memory.
 
-Their sizes come from config.json and the headers of the weights.
+The sizes of weights and KV cache come from config.json and the headers of the weights' files.
 """
 
 from collections.abc import Iterator
@@ -17,8 +17,7 @@ from startup.session.preflight.checkpoint import Checkpoint
 from startup.session.preflight.report import Finding, Severity, error, warning
 
 PROGRAM_BYTES: Final = 500 << 20
-"""Memory of all processes after their imports of torch and transformers. 260 MB were measured in the
-engine."""
+"""Memory of all processes after their imports of torch and transformers. The engine's share was 260 MB."""
 LENGTH_KEYS: Final = (
     "max_position_embeddings",
     "n_positions",
@@ -41,8 +40,7 @@ class ModelShape(NamedTuple):
     weight_bytes: int
     """Size of the weights in memory, after conversion and quantization."""
     loading_bytes: int
-    """Maximum memory of the weights while they load. Layers of another type are first converted, then
-    quantized."""
+    """Maximum memory of the weights during loading, when layers are converted before they are quantized."""
     kv_bytes_per_token: int
     """Size of one token's keys and values in all layers. 0 if it is unknown or the model has no KV cache."""
     own_max_len: int | None
@@ -85,7 +83,7 @@ def read_model_shape(checkpoint: Checkpoint, config: EngineConfig) -> ModelShape
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration. A multimodal model's part for the language model is merged into it."""
+    """The configuration. If the model is multimodal, its language model's settings are merged into it."""
     nested = config.get("text_config")
     return {**config, **nested} if isinstance(nested, dict) else config
 

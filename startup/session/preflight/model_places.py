@@ -23,8 +23,7 @@ from startup.session.preflight.report import Finding, error, info, warning
 def check_model_place(place: ModelPlace) -> Iterator[Finding]:
     """Reports a name that is neither a folder nor a hub name, and a download that offline mode forbids.
 
-    If only a part of the model is in the hub's cache, this is no error with vLLM, because vLLM starts
-    with it.
+    With vLLM, a part of the model in the hub's cache is enough, because vLLM starts with this part.
     """
     option = "--tokenizer" if place.is_tokenizer else "MODEL"
     is_vllm = place.wanted.engine == "vllm"

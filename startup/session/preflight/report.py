@@ -33,8 +33,7 @@ _CAUSES: Final = {
     "shm": "shm-too-small",
     "tls": "keys-or-certificates",
 }
-"""The cause of each check's errors, by the check's id. Errors of all other checks have the cause
-`preflight`."""
+"""A check's id -> the cause of its errors. Errors of all other checks have the cause `preflight`."""
 _ORDER: Final[tuple[Severity, ...]] = ("error", "warning", "info")
 
 
@@ -44,8 +43,7 @@ class Finding(NamedTuple):
     check: str
     """The check's stable id, such as `port` or `weights`."""
     severity: Severity
-    """With `error`, the start would fail. With `warning`, it may fail or be slow. With `info`, there is
-    no fault."""
+    """`error`: the start would fail. `warning`: the start may fail or be slow. `info`: there is no fault."""
     message: str
     cause: str = ""
     """The name of an error's cause. Empty if the check determines the cause."""
@@ -89,7 +87,7 @@ class PreflightReport:
     checks: tuple[tuple[str, float], ...] = ()
     """The groups of checks that ran, with their durations in seconds."""
     way_round: str = ""
-    """Advice how the user can start in spite of the errors. It is shown after the errors."""
+    """Advice how the user can start in spite of the errors, shown after the errors."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -107,7 +105,7 @@ class PreflightReport:
         return any(finding.check == USAGE for finding in self.errors)
 
     def as_error(self) -> StartupError | None:
-        """All errors in one exception, or None. It shows the first few errors and has the first's cause."""
+        """One exception with the first few errors and the first error's cause. None without errors."""
         messages = [finding.message for finding in self.errors]
         if not messages:
             return None
@@ -176,5 +174,5 @@ def _run_group(name: str, check: Callable[[], Iterable[Finding]]) -> list[Findin
 
 
 def describe_count(number: int, noun: str) -> str:
-    """Counts in words, such as `2 errors` or `no warnings`."""
+    """A count in words, such as `2 errors` or `no warnings`."""
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""Checks open files, shared memory and disks. A lack of them would end a start late, or a running server."""
+"""Checks open files, shared memory and disks. If they are too few, a start or a running server fails late."""
 
 import mmap
 import os
@@ -20,12 +20,10 @@ from startup.session.preflight.report import Finding, error, warning
 SHM: Final = Path("/dev/shm")
 
 _MIN_NUM_FILES: Final = 96
-"""Minimum limit of open files. A start opens about 40 files: libraries, sockets between processes, the
-event loop and a few shards."""
+"""Minimum limit of open files. A start opens about 40: libraries, sockets, event loop, and a few shards."""
 _GOOD_NUM_FILES: Final = 1024
 _MIN_SHM_BYTES: Final = 16 << 20
-"""Minimum size of the shared memory. It is enough for multiprocessing's semaphores and OpenMP's
-registrations."""
+"""Minimum of shared memory. It is enough for multiprocessing's semaphores and OpenMP's registrations."""
 _REGISTERED_LOG: Final = re.compile(r'register_(?:log|artifact)\(\s*"(\w+)"')
 
 
@@ -68,8 +66,7 @@ def check_libraries() -> Iterator[Finding]:
 def _unknown_torch_log() -> str | None:
     """The first name in TORCH_LOGS that `import torch` rejects. None if torch accepts all names.
 
-    torch accepts names of modules, and names that are registered in one of its files. None if this file
-    is not found.
+    torch accepts modules, and names that are registered in one of its files. Without this file, returns None.
     """
     spec = find_spec("torch") if foreign.is_set("TORCH_LOGS") else None
     if spec is None or spec.origin is None:

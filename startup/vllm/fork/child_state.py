@@ -1,9 +1,9 @@
-"""Gives the forkserver's children the process state that they would inherit from their parent by `exec`.
+"""Gives a fork of the forkserver the process state that a new program would inherit from its parent.
 
-A forkserver's children have the environment, standard streams and limits that the forkserver started with.
-vLLM changes these before it starts children. For example, it sets OpenMP variables around each worker's start
-and raises the limit of open files. The forkserver passes on variables and streams
-(`startup.ground.processes.new_program.run_program`). This module sets the rest.
+A fork has the environment, standard streams and limits with which the forkserver started. vLLM changes them
+before it starts a process. For example, vLLM sets OpenMP variables around each worker's start and raises the
+limit of open files. The forkserver passes on variables and streams
+(`startup.ground.processes.new_program.run_program`). This module sets the rest of the state.
 """
 
 import os
@@ -33,13 +33,13 @@ _SEPARATORS: Final = str.maketrans("{},", "   ")
 
 
 def record_environment_at_exec() -> None:
-    """Called when a forkserver starts. Records the environment that the forkserver's libraries read."""
+    """Records the environment that the forkserver's libraries read. Called when the forkserver starts."""
     _at_exec.update(foreign.snapshot())
     record_openmp()
 
 
 def environment_at_exec() -> Mapping[str, str]:
-    """The environment with which the forkserver started. Available in the forkserver and its children."""
+    """The environment with which the forkserver started. Empty except in the forkserver and its children."""
     return _at_exec
 
 
@@ -64,9 +64,9 @@ class ChildState(NamedTuple):
         )
 
     def apply(self) -> dict[str, str]:
-        """Sets this process's state. Returns the variables that have changed since the forkserver started.
+        """Sets the state of this fork. Returns the variables that have changed since the forkserver started.
 
-        Removed variables have an empty value.
+        A removed variable is returned with an empty value.
         """
         changed = foreign.changes(_at_exec, foreign.snapshot())
         for limit, (soft, hard) in zip(_LIMITS, self.limits, strict=True):
@@ -105,7 +105,7 @@ _at_import: _State | None = None
 
 
 def record_openmp() -> None:
-    """Records state for `update_openmp` in forks. Called before torch is imported. Later calls do nothing."""
+    """Records the state for `update_openmp`. Called before torch's import. Later calls do nothing."""
     global _at_import
     _at_import = _at_import or _State.of_this_process()
 
@@ -113,7 +113,7 @@ def record_openmp() -> None:
 def update_openmp() -> None:
     """Sets torch's number of threads, and the CPUs that OpenMP's threads will inherit from this thread.
 
-    Only processes that do not fork later may call this, because torch starts a thread if the number changes.
+    A process that forks later must not call this, because torch starts a thread if the number changes.
     """
     now = _State.of_this_process()
     if _at_import is None or now == _at_import:
@@ -139,7 +139,7 @@ def num_threads_at_import(cpus: Collection[int], *, has_mkl: bool) -> int:
     """The number of threads that torch would choose if it were imported now.
 
     With MKL, torch uses one thread per core that the process may use, and MKL_NUM_THREADS has precedence over
-    OMP_NUM_THREADS. Unless MKL_DYNAMIC is false, the number in a variable is limited to the machine's cores.
+    OMP_NUM_THREADS. Unless MKL_DYNAMIC is false, a variable's number is limited to the number of cores.
     Without MKL, torch uses one thread per CPU, and OMP_NUM_THREADS has precedence.
     """
     numbers = [_first_number(foreign.text_of(name)) for name in (_NUMBERS if has_mkl else reversed(_NUMBERS))]
@@ -157,13 +157,13 @@ def _num_cores(cpus: Collection[int]) -> int:
 
 
 def _first_number(text: str) -> int | None:
-    """The first number in a list that has a number for each level of nesting. None for any other text."""
+    """The first number of a list such as `4,2`, with a number per nesting level. None if it is no number."""
     first = text.partition(",")[0].strip()
     return int(first) if first.isdigit() else None
 
 
 def _siblings(cpu: int) -> str:
-    """The CPUs of the same core, as text. Only this CPU if the kernel does not report the core's CPUs."""
+    """The CPUs on the same core as `cpu`, as text. Only `cpu` itself if the kernel does not report them."""
     try:
         return (_CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text(encoding="ascii").strip()
     except OSError:
@@ -171,7 +171,10 @@ def _siblings(cpu: int) -> str:
 
 
 def parse_cpus(text: str) -> set[int]:
-    """Reads CPUs from an OpenMP variable: `0 2-5`, `{0},{1}`, `...proclist=[0,1]`. Empty for other text."""
+    """The CPUs that an OpenMP variable names, as in `0 2-5`, `{0},{1}` or `...proclist=[0,1]`.
+
+    Returns an empty set for any other text.
+    """
     _, found, listed = text.partition("proclist=[")
     words = (listed.partition("]")[0] if found else text).translate(_SEPARATORS).split()
     cpus: set[int] = set()

@@ -1,9 +1,10 @@
 """Forks the processes that vLLM starts with `spawn` from a forkserver that has imported vLLM already.
 
-vLLM's CPU platform requires `spawn`, and vLLM rejects `forkserver` as a setting. So vLLM keeps `spawn`, but
-forks replace its new programs (`startup.ground.processes.forkserver`). The forks get their parent's current
-state (`child_state`), end with the process that requested them (`startup.ground.processes.death_pipe`), and
-survive the end of the forkserver. Children of these forks are forked from the same forkserver.
+vLLM's CPU platform requires `spawn`, and vLLM rejects `forkserver` as a setting. So vLLM keeps the setting
+`spawn`, but its processes are forks instead of new programs (`startup.ground.processes.forkserver`). A fork
+gets the current state of the process that requested it (`child_state`), ends with that process
+(`startup.ground.processes.death_pipe`), and survives the end of the forkserver. Children of these forks are
+forked from the same forkserver.
 """
 
 import json
@@ -57,7 +58,7 @@ def redirect_spawn(
     environment: Mapping[str, str],
     pipes: ChildLink | None = None,
 ) -> None:
-    """Makes `spawn` fork from the forkserver, in this process and in its forks.
+    """Makes `spawn` request forks from the forkserver, in this process and in its forks.
 
     `environment` is the environment with which the forkserver started. Each child writes its own journal.
     """
@@ -70,16 +71,16 @@ def redirect_spawn(
 
 
 class _Start:
-    """The state of this start. Each process has a copy."""
+    """The journal, record and pipes of one start of a server. Each process has its own copy."""
 
     journal: Journal | None = None
     record: OutputRecord | None = None
-    """The output record of this process and its children. None before `redirect_spawn`."""
+    """The output record of this process and its children. None until `redirect_spawn` is called."""
     environment: Mapping[str, str] = {}
     pipes: ChildLink | None = None
-    """Connects a process that serves the port to the launcher. None if vLLM opens the port itself."""
+    """Connects a process that serves the port to the launcher. None in the forkserver itself."""
     death_pipe: tuple[int, int, int] | None = None
-    """Owner's pid, read end and write end. This process's children end when the write end closes."""
+    """The owner's pid, the read end and the write end. The owner's children end when the write end closes."""
 
 
 _start = _Start()
@@ -95,7 +96,7 @@ class _ForkedPopen(ForkedPopen):
         return _why_not_forked() if reason is None else reason
 
     def may_be_new_program(self) -> bool:
-        """True on any thread, except for a process that takes the port from the launcher through pipes."""
+        """Whether a new program may replace the fork. False if the process takes the port through pipes."""
         return _start.pipes is None or not self.name.startswith(_port_takers())
 
     def start_program(self, path: Any, words: Any, fds: Any) -> int:
@@ -121,7 +122,7 @@ def _port_takers() -> tuple[str, ...]:
 
 
 def _recorded(child: str) -> AbstractContextManager[None]:
-    """Records a span that waits for the forkserver, which forks only after all of its imports."""
+    """Records the start of `child` as a span. The start waits for all imports of the forkserver."""
     return _start.journal.span(f"start_{child}", waits_for=FORKSERVER) if _start.journal else nullcontext()
 
 
@@ -149,7 +150,7 @@ def _death_pipe() -> int:
 
 
 def _close_inherited_pipe() -> None:
-    """Closes a fork's copy of the death pipe, which would keep the parent's other children running."""
+    """Closes a fork's copy of its parent's pipe. The copy would keep the parent's other children running."""
     if _start.death_pipe is not None and _start.death_pipe[0] != os.getpid():
         for fd in _start.death_pipe[1:]:
             with suppress(OSError):
@@ -158,7 +159,7 @@ def _close_inherited_pipe() -> None:
 
 
 def _begin(program: Program) -> None:
-    """Sets a fork's state before its process object is unpickled, which may import and read variables."""
+    """Sets a fork's state before its process object is unpickled, because unpickling may read variables."""
     begin_ns = time.monotonic_ns()
     watched, *pipes = program.fds
     arm(watched)

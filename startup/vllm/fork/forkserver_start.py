@@ -51,7 +51,7 @@ def start_forkserver(
 
 
 def _discard_unsuitable_dormant(names: Iterable[str]) -> None:
-    """Discards a dormant forkserver whose libraries were loaded with other values of these variables."""
+    """Discards a dormant forkserver if its libraries were loaded with other values of these variables."""
     loaded = (name for name in names if not name.startswith(OWN_PREFIX))
     differing = new_program.differing_variable(loaded)
     if differing is not None:
@@ -60,10 +60,10 @@ def _discard_unsuitable_dormant(names: Iterable[str]) -> None:
 
 
 def forkserver_environment(vllm: InstalledVllm, profile: PreloadProfile) -> dict[str, str]:
-    """Variables that vLLM will set for its children and that libraries read when they are loaded.
+    """Returns variables that vLLM will set for its children and that libraries read when they are loaded.
 
-    The platform and the preload profile determine the variables. Without PYTORCH_NVML_BASED_CUDA_CHECK,
-    torch's check for a GPU may initialise CUDA, and then forked children cannot use the GPU.
+    The platform and the record of earlier starts (`profile`) determine the variables. Without
+    PYTORCH_NVML_BASED_CUDA_CHECK, torch's check for a GPU may initialise CUDA. Forks could then not use it.
     """
     environment = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     if vllm.is_for_cpu and CHILD_VARIABLES.applies:
@@ -76,7 +76,7 @@ def forkserver_environment(vllm: InstalledVllm, profile: PreloadProfile) -> dict
 
 
 def _preloaded_libraries(vllm: InstalledVllm) -> dict[str, str]:
-    """LD_PRELOAD with torch's OpenMP and vLLM's allocator, in the order of vLLM's CPU platform."""
+    """LD_PRELOAD with torch's OpenMP and vLLM's allocator, in the order that vLLM's CPU platform uses."""
     given = foreign.text_of(_LD_PRELOAD)
     words = [given] if given else []
     if not any(name in given for name in ("libomp", "libgomp", "libiomp")):

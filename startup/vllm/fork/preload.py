@@ -1,6 +1,6 @@
-"""Preloads vLLM's modules when a forkserver of vLLM imports this module.
+"""Preloads vLLM's modules when the forkserver imports this module.
 
-The import itself does the work, because a forkserver accepts only names of modules. It runs on the
+The import itself does the work, because a forkserver accepts only names of modules. The work runs on the
 forkserver's main thread, with the garbage collector paused. The forkserver then forks engine and workers,
 which inherit the imported modules.
 """
@@ -89,7 +89,7 @@ def _preload(plan: PreloadPlan) -> None:
 
 
 def _read_plan() -> PreloadPlan | None:
-    """The preload plan. None if this process is not a start's forkserver, or if the start has ended."""
+    """The preload plan. None if this process is not the forkserver of a start, or if the start has ended."""
     path = env.VCLI_PRELOAD_PLAN.get()
     with suppress(FileNotFoundError):
         return PreloadPlan.read(Path(path)) if path is not None else None

@@ -1,6 +1,7 @@
-"""Preload profiles: the modules and variables of vLLM's processes, recorded in earlier starts.
+"""Keeps preload profiles: the modules and variables that vLLM's processes used in earlier starts.
 
-Each kind of start has a profile. The first start of a kind preloads a fixed list (`plan_preload`).
+The forkserver imports these modules in later starts of the same kind (`StartKind`). The first start of a kind
+preloads a fixed list (`plan_preload`).
 """
 
 import errno
@@ -34,12 +35,12 @@ if TYPE_CHECKING:
 _FORMAT: Final = 7
 _FOLDER: Final = "preload"
 PLAIN: Final = "plain"
-"""The cache's folder for plain states."""
+"""The cache's folder for instances of `PlainState`."""
 ENABLE: Final = "vllm-cli caches prune --plain-starts"
 _FIRST_S: Final = 3600.0
 _NEXT_S: Final = 86400.0
 _REMEMBERED_S: Final = 7 * 86400.0
-"""Seconds after which a failure no longer counts."""
+"""Seconds after which a failure of preloading is forgotten."""
 _REFUSALS: Final = (
     errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE,
     errno.ENOMEM, errno.EAGAIN, errno.EACCES, errno.EPERM, errno.EIO,
@@ -83,10 +84,10 @@ _IMPORTED_LATER_ON_GPUS: Final = (
     "vllm.model_executor.kernels.linear.cute_dsl.ll_bf16",
     "vllm.v1.core.sched.async_scheduler",
 )
-"""Modules that every engine of vLLM 0.33 imports later, whatever its model. Other releases may lack some."""
+"""Every engine of vLLM 0.33 imports these modules after `_GPU_MODULES`. Other releases may lack some."""
 _FIRST_COMPILING_MODULES: Final = ("vllm.compilation.backends", "vllm.compilation.piecewise_backend")
 _FORMER_GPU_MODULES: Final = ("vllm.v1.worker.gpu_model_runner",)
-"""Model Runner V1, the default until vLLM 0.32. vLLM uses it where V2 lacks a feature, and will remove it."""
+"""Model Runner V1, the default until vLLM 0.32. vLLM uses V1 if V2 lacks a feature, and will remove V1."""
 _LAST_WITH_V1: Final = (0, 32)
 
 _API_SERVER: Final = ("vllm.entrypoints.cli.serve",)
@@ -105,12 +106,12 @@ class StartKind:
 
     @classmethod
     def of(cls, vllm: InstalledVllm, flags: Iterable[str], model: Path | None) -> "StartKind":
-        """The kind of a start with these `CommandLine.flags_of_modules` and a model in this folder."""
+        """The kind of a start with the flags `CommandLine.flags_of_modules` and this model's folder."""
         return cls(vllm.version, _architecture(model), tuple(hide_in_words(flags)))
 
     @property
     def key(self) -> str:
-        """The name of the kind's file."""
+        """The name of the file that keeps this kind's profile."""
         return digest((_FORMAT, self))
 
 
@@ -126,17 +127,17 @@ class PreloadProfile:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that vLLM sets for its children and that libraries read when they are loaded."""
     failed: Mapping[str, str] = field(default_factory=dict)
-    """Modules that could not be preloaded, with the error. They are tried again a day after `failed_s`."""
+    """Modules that could not be preloaded, with the error. A day after `failed_s`, they are forgotten."""
     failed_s: float = 0.0
     """When the first module of `failed` failed, in seconds since 1970."""
     num_starts: int = 0
     model: str | None = None
     """The folder of the model in the last start. None for a model that was not on disk."""
     is_complete: bool = True
-    """Whether the lists have all modules. A warm start records only modules that its template lacked."""
+    """Whether the lists have all modules. A warm start records only modules new to its template process."""
 
     def updated_with(self, recordings: StartRecordings, *, is_warm: bool = False) -> "PreloadProfile":
-        """The profile after one more start. New modules follow the known modules."""
+        """Returns the profile with the recordings of one more start. New modules follow the known modules."""
         engine = list(self.engine_modules)
         api = list(self.api_modules)
         for process, names in recordings.modules.items():
@@ -160,7 +161,7 @@ class PreloadProfile:
 
 
 def load_profile(kind: StartKind) -> PreloadProfile:
-    """The profile of this kind of start. An empty profile if none was saved."""
+    """The profile of this kind of start. If no profile was saved, returns an empty profile."""
     profile = _kept(kind).read(of_type(PreloadProfile)) or PreloadProfile(kind)
     return profile if abs(time.time() - profile.failed_s) < _NEXT_S else replace(profile, failed={})
 
@@ -180,7 +181,7 @@ def profiles_folder() -> Path:
 
 @dataclass(frozen=True)
 class PlainState:
-    """Why starts of one kind on one host do not preload after a failure in code of this package."""
+    """Records that starts of one kind on one host do not preload, because code of this package has failed."""
 
     kind: StartKind
     host: str
@@ -190,13 +191,13 @@ class PlainState:
 
     @property
     def end(self) -> str:
-        """When starts preload again, and how the user ends the state earlier."""
+        """Says when starts preload again, and how the user ends the state earlier."""
         end = datetime.fromtimestamp(self.end_s, UTC)
         return f"it preloads again from {end:%Y-%m-%d %H:%M} UTC on, or after `{ENABLE}`"
 
     @property
     def holds(self) -> bool:
-        """Whether the state still holds. False if it was written with a clock that was ahead."""
+        """Whether the state still holds. A state that was written while the clock was ahead does not hold."""
         return 0 < self.end_s - time.time() <= _NEXT_S
 
     def __str__(self) -> str:
@@ -204,20 +205,23 @@ class PlainState:
 
 
 def plain_state(kind: StartKind) -> PlainState | None:
-    """Why this kind of start does not preload with this Python, vLLM and package. None if it preloads."""
+    """The state that keeps this kind of start from preloading. None if the start preloads.
+
+    The state applies only to this Python, vLLM and package.
+    """
     state = _kept_plain(kind).read(of_type(PlainState), is_own=True)
     return state if state is not None and state.holds else None
 
 
 def plain_states() -> list[PlainState]:
-    """The plain states of all hosts that share the cache folder."""
+    """The states that hold, of all hosts that share the cache folder."""
     return [state for state in read_all(PLAIN, of_type(PlainState)) if state.holds]
 
 
 def disable_preloading(kind: StartKind, reason: str) -> PlainState | None:
-    """Turns preloading off after our code has failed: for an hour, and after a further failure for a day.
+    """Turns preloading off for an hour after our code has failed, and for a day after a further failure.
 
-    Returns None and changes nothing if the machine lacked a resource, which the next start may get.
+    Returns None and changes nothing if the machine lacked a resource that the next start may get.
     """
     if _is_of_machine(reason):
         return None
@@ -229,7 +233,7 @@ def disable_preloading(kind: StartKind, reason: str) -> PlainState | None:
 
 
 def forget_failure(kind: StartKind) -> None:
-    """Makes the next start preload again, after a ready start with preloading or a failure of plain vLLM."""
+    """Makes the next start preload. Called if preloading has worked, or if a start without it has failed."""
     _kept_plain(kind).remove()
 
 
@@ -247,7 +251,7 @@ def _kept_plain(kind: StartKind) -> Kept:
 
 
 def _architecture(model: Path | None) -> str:
-    """The model's first architecture in config.json. Empty if that file is not on disk."""
+    """The model's first architecture in config.json. Empty if the file cannot be read."""
     if model is None:
         return ""
     with suppress(OSError, ValueError, TypeError, LookupError):
@@ -257,17 +261,15 @@ def _architecture(model: Path | None) -> str:
 
 @dataclass(frozen=True)
 class PreloadPlan:
-    """The forkserver's imports, passed in a file because a forkserver accepts only names of modules."""
+    """The imports that a forkserver does, passed in a file because it accepts only names of modules."""
 
     folder: str
     """The folder to which the processes of this start write their journals."""
     modules: tuple[str, ...]
     model: str | None
-    """The folder of the model, whose class is imported, too. None if the profile has the class's modules."""
+    """The folder of a model whose class is imported, too. None if the profile has the class's modules."""
     compiler: CompilerTime
-    """When torch's compiler is imported."""
     release: Release
-    """vLLM's release."""
 
     def write(self) -> Path:
         """Writes the plan into its folder. Returns the file."""
@@ -284,7 +286,7 @@ class PreloadPlan:
 def plan_preload(
     folder: Path, vllm: InstalledVllm, line: "CommandLine", profile: PreloadProfile, model: Path | None
 ) -> PreloadPlan:
-    """Plans the platform's modules, then the profile's modules. Without a profile, adds the model's class."""
+    """Plans the platform's modules, then the profile's. Adds the model's class to an incomplete profile."""
     roots = (*platform_modules(vllm), *(_API_SERVER if line.has(*flags_that_change("API servers")) else ()))
     known = profile.engine_modules if PROFILE.applies else ()
     is_known = bool(known) and profile.is_complete
@@ -307,5 +309,5 @@ def platform_modules(vllm: InstalledVllm) -> tuple[str, ...]:
 
 
 def compiler_time(known: Sequence[str], *, is_eager: bool) -> CompilerTime:
-    """When to import the compiler. Deferred if the start is eager and `known` lacks the compiler."""
+    """When to import the compiler: later if the start is eager and the `known` modules lack the compiler."""
     return "now" if not is_eager or COMPILER in known else "deferred"

@@ -1,4 +1,4 @@
-"""Records how vLLM's processes end. A process records its exception, and its parent records a signal."""
+"""Records how vLLM's processes end: a process records its exception, its parent a signal that ended it."""
 
 import atexit
 import io
@@ -16,7 +16,7 @@ _of_fork: OutputRecord | None = None
 
 
 def record_spawns(record: OutputRecord) -> None:
-    """From now on, records exceptions that end `spawn` processes, and signals that end new programs."""
+    """From now on, records exceptions that end processes of `spawn`, and signals that end new programs."""
     ends = ProcessEnds(record)
     poll = popen_fork.Popen.poll
 
@@ -37,7 +37,7 @@ def record_spawns(record: OutputRecord) -> None:
 
 
 def begin_fork(record: OutputRecord, name: str, parent_pid: int) -> None:
-    """Called in a fork of the forkserver, before the process object is unpickled."""
+    """Begins the fork's part of the record. Called in a fork before the process object is unpickled."""
     global _of_fork
     record.begin_process(name, parent_pid=parent_pid)
     _of_fork = record

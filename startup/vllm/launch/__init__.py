@@ -1,1 +1,1 @@
-"""The order of a start, and the decisions before it. Begin with `start.py`."""
+"""The steps of a start, and the decisions before them. Begin with `start.py`."""

@@ -1,4 +1,4 @@
-"""Runs vLLM and turns a failure into the digest of the crash, the last output of this program."""
+"""Runs vLLM. If vLLM fails, builds the digest of the crash, which is this program's last output."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ _NO_MESSAGE: Final = "the engine died, and left no message"
 
 
 class CrashDigest:
-    """Explains how one start failed. Used on the launcher's main thread, which becomes vLLM's API server."""
+    """Explains how one start failed. Used on the main thread of the process that becomes the API server."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class CrashDigest:
         is_ready: Callable[[], bool],
         on_failed_start: Callable[["Cause"], None],
     ) -> None:
-        """`on_failed_start` is called before a failed start is reported. It may start vLLM again."""
+        """`on_failed_start` is called before a failed start is reported, and may start vLLM again."""
         self._record = record
         self._log_format = log_format
         self._is_ready = is_ready
@@ -42,16 +42,16 @@ class CrashDigest:
         record.begin_process(_API_SERVER, is_watched=False)
 
     def note_engine_death(self) -> None:
-        """Called when vLLM's engine has died. vLLM will then return exit code 0."""
+        """Called when vLLM's engine has died, after which vLLM itself returns exit code 0."""
         self._has_engine_died = True
 
     def run(self, run_vllm: Callable[[], int], *, has_api_server: bool) -> int:
         """Runs vLLM. Returns vLLM's exit code if vLLM was stopped or its command line is wrong.
 
-        If this node has no API server, `run_vllm` returns only after the engine has ended.
+        On a node without an API server, `run_vllm` returns only after the engine has ended.
 
         Raises:
-            CrashError: a process has failed. The exit code is 3 before readiness, and vLLM's code after it.
+            CrashError: a process has failed. The exit code is 3 before readiness, and vLLM's own afterwards.
         """
         try:
             code = run_vllm()
@@ -90,8 +90,8 @@ class CrashDigest:
 
         Args:
             code: the exit code for a server that was ready.
-            message: this process's own message.
-            phase: what this process did when it failed.
+            message: this process's own message about the failure.
+            phase: the phase in which this process failed.
             shown: text about the failure that this process has not shown yet.
             is_ready: treats vLLM as ready, even if its readiness is not known.
         """

@@ -1,6 +1,7 @@
-"""The log line that names differences between a start and `vllm serve`. docs/vllm-engine.md has all of them.
+"""Builds the log line about differences from `vllm serve`. docs/vllm-engine.md lists all differences.
 
-The line has only differences in force that an operator sees: port, signals, exit codes, requests to the hub.
+The line names only differences that apply to this start and that an operator sees: port, signals, exit codes,
+requests to the hub.
 """
 
 from collections.abc import Iterator
@@ -21,13 +22,13 @@ class Difference(NamedTuple):
 
 
 def describe_differences(line: CommandLine, options: VllmOptions, *, is_offline: bool) -> str:
-    """The differences of a start in one line."""
+    """Returns the differences of a start in one line."""
     found = (f"{each.text} [{each.restored_by}]" for each in find_differences(line, options, is_offline=is_offline))
     return f"differs from vllm serve [undo]: {', '.join(found)} (see docs/vllm-engine.md)"
 
 
 def find_differences(line: CommandLine, options: VllmOptions, *, is_offline: bool) -> Iterator[Difference]:
-    """The differences in force. `is_offline`: whether the launcher, not the user, has set HF_HUB_OFFLINE."""
+    """Yields differences that apply. `is_offline`: whether the launcher, not the user, set HF_HUB_OFFLINE."""
     if line.listens and line.uds is None and not options.listen_when_ready:
         yield Difference("port answers during the start", "--listen-when-ready")
     if DRAIN.applies and line.last("--shutdown-timeout") is None:

@@ -1,4 +1,4 @@
-"""All hooks, and which of them fit the installed vLLM.
+"""Lists all hooks, and checks which of them fit the installed vLLM. A hook changes or uses vLLM's internals.
 
 To add a hook, declare it in the module that places it, and place it only if it `applies`. Add a new module
 with hooks to `_PLACED_IN`. Then run `make docs`.
@@ -49,13 +49,13 @@ _PLACED_IN: Final = (
 HOOKS: Final = tuple(hook for module in _PLACED_IN for hook in vars(module).values() if isinstance(hook, Hook))
 """Each hook, followed by its parts, which have the same name."""
 PARTS: Final = {name: tuple(parts) for name, parts in groupby(HOOKS, key=lambda hook: hook.name)}
-"""Each hook with its parts, by name."""
+"""The name of a hook -> the hook and its parts."""
 
 _COMMAND: Final = "`vllm-cli check-hooks` shows all"
 
 
 HookState: TypeAlias = Literal["applies", "does not fit", "not needed", "not checked"]
-"""`not needed`: this vLLM release does not need the hook. `not checked`: packages are missing or broken."""
+"""A hook is `not needed` in some releases of vLLM, and `not checked` if packages are missing or broken."""
 
 
 class HookFinding(NamedTuple):
@@ -76,12 +76,12 @@ def leave_out_unfit(vllm: InstalledVllm) -> None:
 
 
 def names_that_cannot_be_left_out(names: Iterable[str]) -> list[str]:
-    """The unknown names, and the names of essential hooks. Preloading is impossible without these hooks."""
+    """Returns unknown names, and names of essential hooks, without which preloading is impossible."""
     return sorted(set(names) - {hook.name for hook in HOOKS if not hook.is_essential} - set(get_args(StartPart)))
 
 
 def find_obstacle() -> str | None:
-    """Why vLLM must start without preloading. None unless an essential hook does not fit."""
+    """Why vLLM must start without preloading: one essential hook does not fit. None if all of them fit."""
     for hook in HOOKS:
         if hook.is_essential and (problem := next(hook.problems(), None)) is not None:
             return f"the hook {hook.name!r} does not fit this version ({problem}). {_COMMAND}"
@@ -89,14 +89,14 @@ def find_obstacle() -> str | None:
 
 
 class HookReport(NamedTuple):
-    """The findings for one vLLM."""
+    """The findings about all hooks for one installed vLLM."""
 
     vllm: InstalledVllm
     findings: Sequence[HookFinding]
 
     @property
     def all_fit(self) -> bool:
-        """Whether all hooks that this version needs fit. Ignores hooks that could not be checked."""
+        """Whether each hook that this version needs fits. Hooks that could not be checked are ignored."""
         return all(finding.state != "does not fit" for finding in self.findings)
 
     def to_fields(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class HookReport(NamedTuple):
 
 
 def report_hooks(vllm: InstalledVllm) -> HookReport:
-    """Imports the modules that hooks need, checks all hooks, and records the facts of this vLLM."""
+    """Imports the modules that hooks need, checks all hooks, and keeps facts about vLLM (`KeptFacts`)."""
     facts = KeptFacts(vllm)
     with redirect_stdout(sys.stderr):
         failed = import_leniently({module: None for hook in HOOKS for module in _imported(hook)})

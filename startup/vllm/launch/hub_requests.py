@@ -1,8 +1,8 @@
-"""Prevents vLLM's requests to the hub if all files that vLLM reads are on disk.
+"""Prevents vLLM's requests to the Hugging Face hub if all files that vLLM reads are on disk.
 
-vLLM sends a dozen requests to the hub in each start, even for files on disk. With HF_HUB_OFFLINE, it uses the
-snapshot's folder instead of the model's name. The launcher sets the variable only if vLLM cannot need other
-things, such as code of other repositories, adapters that clients name, or parts that only some models have.
+vLLM sends a dozen requests to the hub in each start, even for files on disk. With HF_HUB_OFFLINE, vLLM uses
+the folder of the downloaded snapshot instead of the model's name. The launcher sets the variable only if vLLM
+needs nothing else from the hub, such as code of other repositories or adapters that clients name.
 """
 
 import logging
@@ -53,7 +53,7 @@ _ERRORS: Final = ("OfflineModeIsEnabled", "LocalEntryNotFoundError", "Incomplete
 
 
 def forbid_requests(line: CommandLine, plan: FilePlan) -> bool:
-    """Sets HF_HUB_OFFLINE if vLLM's processes need nothing from the hub. Returns whether it is set."""
+    """Sets HF_HUB_OFFLINE if vLLM's processes need nothing from the hub. Returns whether it has done so."""
     if not uses("offline hub") or env.HF_HUB_OFFLINE.get() or not _has_all(line, plan):
         return False
     forbid_hub_requests()
@@ -88,13 +88,13 @@ def _is_plain(config: Mapping[str, Any]) -> bool:
 
 
 def with_folders(line: CommandLine, folders: Mapping[Download, Path]) -> CommandLine:
-    """The line with folders instead of addresses of model and tokenizer. The served name does not change."""
+    """Replaces addresses of model and tokenizer in the line by folders. The served name does not change."""
     paths = dict(_find_paths(line.file_plan, folders)) if line.file_plan is not None else {}
     return (line.with_served_name() if line.model in paths else line).with_paths(paths)
 
 
 def fetch_before_start(line: CommandLine, timeout_s: float | None) -> CommandLine:
-    """Downloads models from object stores before a plain start of vLLM. Returns the line with their folders.
+    """Downloads models from object stores before a plain start. Returns the line with the models' folders.
 
     Raises:
         ModelNotFoundError: a download has failed.

@@ -1,4 +1,4 @@
-"""Decides whether vLLM starts without preloading (a plain start), and restarts the launcher for it."""
+"""Decides whether vLLM starts without preloading (a plain start). Restarts the launcher for a plain start."""
 
 import logging
 import os
@@ -33,9 +33,9 @@ PLAIN_START: Final = "plain-start"
 _RANK_LAUNCHERS: Final = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK")
 """Variables that torchrun and mpirun set. These launchers start one process for each rank."""
 _NUMA: Final = ("--numa-bind",)
-"""Flags for NUMA. With them, vLLM binds processes by replacing the program that `spawn` runs."""
+"""With these flags, vLLM binds processes to NUMA nodes by replacing the program that `spawn` runs."""
 END_S: Final = 10.0
-"""Seconds that processes of a failed start have to end, because they may have to free a GPU's memory."""
+"""Seconds in which the processes of a failed start must end and, on a GPU, free its memory."""
 _POLL_S: Final = 0.005
 _NO_FAULTS: Final = (0, None, INTERRUPTED, 128 + signal.SIGTERM)
 """Exit codes of a server that was stopped."""
@@ -88,7 +88,7 @@ def log_reason(vllm: InstalledVllm, reason: PlainReason) -> None:
 
 
 def report_plain_start(log_format: str) -> None:
-    """Reports readiness at once, because plain vLLM does not. Warns if `log_format` cannot apply to vLLM."""
+    """Reports readiness at once, because vLLM itself does not. Warns if vLLM cannot use `log_format`."""
     if log_format != "text":
         reason = "vLLM starts without preloading"
         logger.warning("--log-format %s applies only to vllm-cli's own lines: %s", log_format, reason)
@@ -97,7 +97,7 @@ def report_plain_start(log_format: str) -> None:
 
 
 def run_plainly(kind: StartKind, line: CommandLine) -> int:
-    """Runs vLLM without preloading. If this fails, too, preloading was not the cause, and is used again."""
+    """Runs vLLM without preloading. If vLLM fails, preloading was not at fault, and is used next time."""
     try:
         code = without_click(lambda: run_serve(line))
     except SystemExit as err:
@@ -113,9 +113,10 @@ def run_plainly(kind: StartKind, line: CommandLine) -> int:
 
 
 def end_children(pids: Iterable[int]) -> None:
-    """Kills the processes of `pids`, and waits until these and all children of this process have ended.
+    """Kills the processes `pids`, and waits until they and all children of this process have ended.
 
-    The processes of `pids` need not be children. The resource tracker ends because its pipe is closed here.
+    The processes need not be children of this process. This function closes the pipe of multiprocessing's
+    resource tracker, so that the tracker ends.
     """
     with suppress(OSError):
         os.close(resource_tracker.getfd() or -1)
@@ -139,10 +140,10 @@ def _has_children() -> bool:
 
 
 def exec_again(variable: str, value: str, environment: Mapping[str, str], words: Sequence[str] = ()) -> NoReturn:
-    """Executes this process's command again with one changed variable, and with `words` at the end.
+    """Executes this process's command again with `words` at the end and a changed environment variable.
 
     The command's words come from `sys.orig_argv`, because /proc/self/cmdline may be masked. In a warm start,
-    the front process executes the command instead of this process.
+    the process that the user has started executes the command instead of this fork.
     """
     if start_origin.start_again is not None:
         start_origin.start_again(variable, value, *words)

@@ -1,9 +1,9 @@
-"""The order of a start of an installed vLLM, whose files stay unchanged.
+"""Starts an installed vLLM step by step. The installed files stay unchanged.
 
-This process becomes vLLM's API server. Before, it listens on the port and starts a forkserver. The forkserver
-imports the modules of engine and workers on another core, while this process imports the modules of the API
-server. No module is imported twice, and a start takes a third of the time. If preloading is impossible, vLLM
-starts without it.
+This process becomes vLLM's API server. Before that, it listens on the port and starts a forkserver. The
+forkserver imports (preloads) the modules of engine and workers on another core, while this process imports
+the modules of the API server. No module is imported twice, and a start takes a third of the time. If
+preloading is impossible, vLLM starts without it.
 """
 
 import functools
@@ -153,7 +153,7 @@ def _address_of(line: CommandLine) -> str | None:
 
 
 class _VllmStart:
-    """One start. Everything except `_finish` runs on the main thread of the API server's process."""
+    """One start of vLLM. Everything except `_finish` runs on the main thread of the API server's process."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class _VllmStart:
         self._is_offline = False
         self._is_ready = False
         self._chosen_port: tuple[str, ...] = ()
-        """The words for the port that the system has chosen for `--port 0`."""
+        """The flag `--port` with the port that the system has chosen. Empty unless the user gave port 0."""
 
     def run(self) -> int:
         with self._session as session:
@@ -221,7 +221,7 @@ class _VllmStart:
             session.notify_stopping("vLLM has exited")
 
     def _prepare_vllm(self, session: StartSession) -> None:
-        """Takes all steps that the journal records before vLLM's own start."""
+        """Takes the last steps before vLLM itself starts, from the log format to the watch for its events."""
         events = ServingEvents(
             on_serving=session.hand_over,
             on_ready=self._on_ready,
@@ -268,14 +268,14 @@ class _VllmStart:
             self._session.keep_run_record(_address_of(line))
 
     def _begin_download(self) -> None:
-        """Downloads files that are missing or have changed, while this process and the forkserver import."""
+        """Begins to download files that are missing or have changed. Imports run during the download."""
         plan = self._line.file_plan
         if plan is not None:
             self._download = self._session.download(plan, self._options.download_timeout_s)
             self._is_offline = forbid_requests(self._line, plan)
 
     def _finish_download(self) -> None:
-        """Waits for the download, because vLLM needs the files now. The page cache has their content."""
+        """Waits for the download, because vLLM needs the files now. The page cache has the files' content."""
         if self._download is None:
             self._line = with_folders(self._line, {})
             return
@@ -330,7 +330,7 @@ class _VllmStart:
         keep_temp_files(folder)
 
     def _phase_of_others(self) -> str:
-        """The phase and name of vLLM's newest process that has recorded a phase. Empty if there is none."""
+        """The phase and name of vLLM's newest process that has recorded a phase. Empty if no process has."""
         states = map(self._record.read_state, (*sorted(descendants(os.getpid()), reverse=True), os.getpid()))
         return next((f"{state.phase} of {state.name}" for state in states if state.phase), "")
 
@@ -353,7 +353,7 @@ class _VllmStart:
         return self._report
 
     def _import_api_server(self) -> None:
-        """Imports the API server on the main thread, while the forkserver imports on another core."""
+        """Imports the API server on the main thread, while the forkserver imports other modules."""
         record_spans(self._journal, self._record)
         omit_prefixes_in_json()
         is_lean = may_defer_compiler(self._line, self._options.start_method)
@@ -389,7 +389,7 @@ class _VllmStart:
             self._start_online(err)
 
     def _on_ready(self) -> None:
-        """Called when vLLM accepts. Runs on vLLM's event loop, or on a thread if other processes serve."""
+        """Called when vLLM accepts connections, on vLLM's event loop, or on a thread if children serve."""
         self._is_ready = True
         self._record.keeps_only_errors = True
         self._session.notify_ready()
@@ -419,7 +419,7 @@ class _VllmStart:
                 self._compile_cache.note_failure()
 
     def _learn(self) -> StartRecordings:
-        """Adds this start's modules to the preload profile. Records the facts of this vLLM."""
+        """Adds this start's modules to the preload profile. Keeps facts about this vLLM (`KeptFacts`)."""
         self._journal.record_modules()
         self._journal.is_open = False
         recordings = StartRecordings.read(self._journal.folder)
@@ -442,8 +442,9 @@ class _VllmStart:
         """Starts vLLM again without preloading if code of this package may have caused the failure.
 
         An unexplained failure may be our fault if this vLLM is not tested with this package on this device. A
-        library that cannot be imported may be our fault, too, because of stand-ins. A GPU that cannot be used
-        in a fork is our fault unless the user has chosen `fork`, because plain vLLM does not fork then.
+        failed import of a library may be our fault, too, because we replace some modules by stand-ins. A GPU
+        that cannot be used in a fork is our fault unless the user has chosen the start method `fork`, because
+        plain vLLM forks only with this method.
         """
         is_explained = cause.known is not None and not cause.known.is_general
         may_be_ours = not self._vllm.is_start_tested or cause.is_of_library_import
@@ -473,7 +474,7 @@ class _VllmStart:
 
     @property
     def _is_headless(self) -> bool:
-        """Whether this is a node without an API server, whose readiness is not known."""
+        """Whether this node has no API server. The readiness of such a node is not known."""
         return self._line.has("--headless")
 
     def _subject(self) -> StartSubject:

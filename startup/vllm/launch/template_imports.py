@@ -1,7 +1,8 @@
 """Imports the modules of vLLM's API server, engine and workers in a standby's template process.
 
-A template imports the modules of all preload profiles, so that starts with any flags can use it. Only eager
-starts and starts that compile need different templates, because the latter import the compiler at once.
+A template process forks a server for each warm start. The template imports the modules of all preload
+profiles, which earlier starts have recorded, so that starts with any flags can use it. Only starts that
+compile need a template of their own, because they import torch's compiler at once.
 """
 
 import gc
@@ -51,7 +52,7 @@ from startup.vllm_words.installed import InstalledVllm, require_vllm
 _LAUNCHER: Final = ("startup.vllm.launch.start",)
 _CHANGING_TOKENIZERS: Final = ("--enable-prompt-embeds", "--renderer-num-workers")
 _MAX_STARTED_MODELS: Final = 2
-"""The number of recently started models whose tokenizers are kept, in addition to the named models."""
+"""Tokenizers are kept for this many recently started models, and for all models that the user names."""
 
 _FORKSERVER: Final = "forkserver"
 _API: Final = "api"
@@ -68,7 +69,7 @@ class TemplateImports:
         *,
         is_eager: bool,
     ) -> None:
-        """The classes of `models` are imported, too. `is_eager` is for starts that compile nothing."""
+        """The classes of `models` are imported, too. An eager template is for starts that compile nothing."""
         self._vllm = vllm
         self._models = models
         self._is_eager = is_eager
@@ -79,9 +80,9 @@ class TemplateImports:
 
     @property
     def variables(self) -> Mapping[str, str]:
-        """The variables of a forkserver, which libraries read when they are loaded.
+        """Variables that a forkserver would get, because libraries read them when they are loaded.
 
-        Leaves out variables that vLLM sets on import, because a new program does not have them, either.
+        Variables that vLLM sets on import are left out, because a new program starts without them, too.
         """
         variables: dict[str, str] = {}
         for profile in self._profiles or [PreloadProfile(StartKind.of(self._vllm, (), None))]:
@@ -91,7 +92,7 @@ class TemplateImports:
         return {name: value for name, value in variables.items() if f'"{name}"' not in source}
 
     def run(self) -> None:
-        """Imports everything, on the main thread.
+        """Imports all modules on the main thread.
 
         Raises:
             StartupError: the API server cannot be imported.
@@ -128,7 +129,7 @@ class TemplateImports:
             gc.enable()
 
     def why_cold(self, words: Sequence[str]) -> str | None:
-        """Why a server with these words after `serve` cannot use the template. None if it can.
+        """Why a server with these words after `serve` cannot use the template. None if it can use it.
 
         Called in each fork.
         """
@@ -140,7 +141,7 @@ class TemplateImports:
             return f"the settings are not understood: {err}"
 
     def why_renew(self) -> str | None:
-        """Why the template is out of date: new modules, new models or changed files. None if it is valid."""
+        """Why the template is out of date: new modules, new models or changed files. None if it is not."""
         profiles = self._usable_profiles()
         before, now = map(_modules_of, (self._profiles, profiles))
         if num_missing := len({*now.api, *now.engine}.difference(before.api, before.engine, sys.modules)):
@@ -174,7 +175,7 @@ class TemplateImports:
         return [*given, *started[:_MAX_STARTED_MODELS]]
 
     def _usable_profiles(self) -> list[PreloadProfile]:
-        """This installation's profiles of eager starts, or of starts that compile. The latest comes first."""
+        """This installation's profiles of starts that can use the template. The latest one comes first."""
         this = StartKind.of(self._vllm, (), None)
         return [
             profile
@@ -201,7 +202,7 @@ def _modules_of(profiles: Iterable[PreloadProfile]) -> _Modules:
 
 
 def learn_imports(vllm: InstalledVllm, line: CommandLine, *, folder: Path, environment: Mapping[str, str]) -> None:
-    """Runs the imports of forkserver and API server in two programs. Also inspects a model that is on disk.
+    """Runs the imports of forkserver and API server in two programs. Makes vLLM inspect a model on disk, too.
 
     Raises CalledProcessError if vLLM cannot be imported here. `folder` is for temporary files.
     """
@@ -215,7 +216,7 @@ def learn_imports(vllm: InstalledVllm, line: CommandLine, *, folder: Path, envir
 
 
 def main(role: str, model: str) -> None:
-    """The program that `learn_imports` runs, in one of two roles."""
+    """The program that `learn_imports` runs once with the role `_FORKSERVER` and once with `_API`."""
     if role == _FORKSERVER:
         importlib.import_module("startup.vllm.fork.preload")  # its import does the work
         if model:

@@ -1,11 +1,11 @@
-"""Decides when torch's compiler is imported, which takes half of the API server's import time.
+"""Decides when torch's compiler is imported. This import takes half of the API server's import time.
 
 vLLM imports `torch._dynamo` and `torch._inductor` in every process, to patch them and to decorate functions
-that only some workers run. A process that compiles nothing imports the compiler on its first use
-(`deferred`).
+that only some workers run. In a process that will probably compile nothing, this module defers the import
+until the compiler is used.
 
-vLLM stores a compiled model as a file (AOT). On CPU, vLLM 0.32 writes the file but cannot load it. It calls
-the method `finalize_loading` of the compiled function, which only functions of vLLM's own backend have.
+vLLM stores a compiled model as a file (AOT). On CPU, vLLM 0.32 writes the file but cannot load it, because
+vLLM calls the compiled function's method `finalize_loading`, which only its own backend's functions have.
 """
 
 import functools
@@ -22,7 +22,7 @@ from startup.imports.stand_ins import StandIns
 from startup.vllm_words.command_line import CommandLine
 
 CompilerTime = Literal["now", "deferred"]
-"""`now`: together with vLLM's imports. `deferred`: when the compiler is used."""
+"""`now`: the compiler is imported together with vLLM. `deferred`: it is imported when it is first used."""
 
 COMPILER: Final = "torch._inductor.lowering"
 """vLLM imports this module (0.6 s) to patch it and to decorate helpers, even if vLLM compiles nothing."""
@@ -70,14 +70,14 @@ AOT_LOADING: Final = Hook(
 
 
 def may_defer_compiler(line: CommandLine, start_method: str) -> bool:
-    """Whether lean imports are on, and no model will run in the API server's process or in a fork of it."""
+    """Whether `lean imports` are on, and no model will run in the API server's process or a fork of it."""
     runs_here = foreign.text_of("VLLM_ENABLE_V1_MULTIPROCESSING") not in ("", "1") or line.has("--headless")
     return uses("lean imports") and not runs_here and start_method != "fork"
 
 
 @contextmanager
 def compiler_imported(when: CompilerTime) -> Iterator[None]:
-    """While open, imports of vLLM leave out torch's compiler if `when` is `deferred` and it is not loaded."""
+    """If `when` is `deferred`, vLLM's imports inside this context do not load torch's compiler."""
     if when == "now" or not DEFERRED_COMPILER.applies:
         yield
         return
@@ -118,7 +118,7 @@ def _add_finalize_loading(decorators: ModuleType) -> None:
 
 
 def _make_compile_lazy(torch: Any) -> None:
-    """Makes `torch.compile` compile a function at its first call, because the decorator imports Inductor."""
+    """Makes `torch.compile` compile a function only at its first call, because compiling imports Inductor."""
     compile_now = _COMPILE.get(torch)
     if hasattr(compile_now, _IS_LAZY):
         return
@@ -139,7 +139,7 @@ def _hide_from_loaded_compiler(torch: Any) -> None:
     """Makes torch hide functions from its compiler only once the compiler is imported.
 
     Otherwise vLLM would import the compiler (0.75 s) when it reloads weights after sleep. Each later sleep or
-    wake-up would take 30 ms more, because vLLM collects garbage then.
+    wake-up would take 30 ms more, because vLLM collects garbage each time.
     """
     hide = _HIDE.get(torch)
     if hasattr(hide, _IS_LAZY):

@@ -1,4 +1,4 @@
-"""Keeps hashes of the compilers' installed sources. The keys of the compilers' caches contain them."""
+"""Keeps hashes of Inductor's and Triton's installed sources. The keys of both caches contain the hashes."""
 
 import functools
 import importlib
@@ -27,7 +27,7 @@ _TRITON_KEY: Final = Name("triton.runtime.cache", "triton_key", ())
 TRITON_KEY: Final = COMPILER_KEYS.part(_TRITON_KEY)
 
 _HASHED: Final = ("_C", "backends", "compiler", "language", "runtime")
-"""The folders of Triton's package that Triton's hash includes."""
+"""The folders of Triton's package whose files Triton hashes."""
 
 
 def keep_triton_key() -> None:

@@ -3,13 +3,13 @@
 vLLM captures the graphs once to measure their memory, subtracts it from the memory for the KV cache, and
 captures them again. The measurement takes about half as long as the capture. The measured memory depends on
 model, settings, GPU and driver. If these are the same as in an earlier start, the start skips the measurement
-and uses the earlier result. After the capture, it compares the graphs' memory with the earlier start's. If
-they differ, the next start measures again.
+and uses the earlier result. After the capture, the start compares the memory that the graphs take with the
+memory in the earlier start. If the two differ, the next start measures again.
 
 The forkserver has frozen its objects, so that a garbage collection in a fork visits none of them. vLLM
-freezes the heap around each capture and unfreezes it afterwards. From then on, a collection would visit a
-million objects, take a second, and copy the pages that forks share. vLLM freezes the heap for good at the end
-of its start.
+freezes the heap before each capture and unfreezes all objects afterwards. Each collection would then visit a
+million objects, take a second, and copy the pages that forks share. So `keep_heap_frozen` turns off the
+unfreezing. At the end of the start, vLLM itself freezes the heap for good.
 """
 
 import logging
@@ -64,16 +64,16 @@ class _Memory(NamedTuple):
 
 
 class _State:
-    """The state of this worker's start."""
+    """The measurements in this worker's start, and those of an earlier start."""
 
     kept: Kept | None = None
     estimate = 0
     known: _Memory | None = None
-    """Measurements of an earlier start. None unless this start uses them."""
+    """The measurements of an earlier start. None if this start measures the graphs itself."""
 
 
 def remember_graph_memory() -> None:
-    """From now on, vLLM's workers in this process and its forks measure only graphs of unknown size."""
+    """From now on, this process and its forks measure the graphs only if no earlier result applies."""
     if GRAPH_MEMORY.applies:
         wrap_after_import(_MEASURE, _measured_once, GRAPH_MEMORY)
         wrap_after_import(_CAPTURE, _checked, GRAPH_MEMORY)
@@ -122,7 +122,7 @@ def _to_memory(content: Any) -> _Memory:
 
 
 def _key(config: Any) -> object:
-    """Everything on which the memory depends: vLLM's fingerprint, and factors that the fingerprint lacks."""
+    """All values on which the graphs' memory depends: vLLM's fingerprint, and values that are not in it."""
     state = read_gpus()
     graphs, scheduler = config.compilation_config, config.scheduler_config
     return (

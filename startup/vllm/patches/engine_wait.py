@@ -19,13 +19,13 @@ ENGINE_WAIT: Final = Hook(
 )
 
 _END_S: Final = 30.0
-"""Seconds that vLLM's wait has to end after the engine was stopped."""
+"""Seconds in which vLLM's wait must end after the engine was stopped."""
 
 
 class EngineWait:
-    """Work for the time from the start of the engine's process until the engine is ready.
+    """A queue of work that is done from the start of the engine's process until the engine is ready.
 
-    Used on the main thread. If vLLM does not wait, the work is not done.
+    Used on the main thread. If vLLM does not wait for its engine, the work is not done.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class EngineWait:
         return self._waiting is not None and self._waiting.error is not None
 
     def hook(self) -> None:
-        """From now on, the work is done during vLLM's wait."""
+        """From now on, the main thread does the work while vLLM waits for its engine."""
         if ENGINE_WAIT.applies:
             wrap_after_import(_WAIT_FOR_ENGINE, self._with_work, ENGINE_WAIT)
 
@@ -83,7 +83,7 @@ class _Waiting:
             raise self.error
 
     def end(self, arguments: tuple[Any, ...]) -> None:
-        """Stops the engine to end the wait, whose socket must not be closed while the thread reads it."""
+        """Ends the thread by stopping the engine. A socket must not be closed while a thread reads it."""
         if not self._thread.is_alive():
             return
         for argument in arguments:

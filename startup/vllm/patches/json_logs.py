@@ -1,8 +1,9 @@
 """Makes vLLM's processes log in the format of `--log-format`, through VLLM_LOGGING_CONFIG_PATH.
 
-Every process of vLLM applies this configuration when it imports vLLM, and uvicorn applies it at its start.
-JSON lines have the launcher's fields. Other output on standard error (tracebacks of an exiting process,
-warnings, progress bars) becomes JSON lines, too. `text-utc` changes only the date in vLLM's layout.
+The variable names a configuration file. Every process of vLLM applies the file when it imports vLLM, and
+uvicorn applies it at its start. JSON lines have the same fields as the launcher's lines. Other output on
+standard error (tracebacks of an exiting process, warnings, progress bars) becomes JSON lines, too. The format
+`text-utc` changes only the date in vLLM's layout.
 """
 
 import json
@@ -49,14 +50,14 @@ _RAY_SETTINGS: Final = ("--distributed-executor-backend", "--data-parallel-backe
 
 
 class VllmJsonFormatter(JsonFormatter):
-    """Formats records as JSON. The role is vLLM's name for the process, such as `APIServer` or `Worker`."""
+    """Formats records as JSON. The `role` is vLLM's name for the process, such as `APIServer` or `Worker`."""
 
     def __init__(self) -> None:
         super().__init__("", None)
         self._role: dict[int, str] = {}
 
     def role_of(self, record: logging.LogRecord) -> str:
-        """The name that vLLM's text format writes before each line."""
+        """vLLM's name for the process, which the text format writes before each line."""
         return str(getattr(record, "vllm_process_name", None) or self._role.get(os.getpid(), record.processName))
 
     def name_role(self, role: str) -> None:
@@ -65,7 +66,7 @@ class VllmJsonFormatter(JsonFormatter):
 
 
 class VllmUtcFormatter(logging.Formatter):
-    """Formats records in vLLM's layout, with the prefix before each line. Adds year and time zone."""
+    """Formats records in vLLM's layout, with year and time zone in the date."""
 
     def __init__(self, *, has_process: bool) -> None:
         """Without `has_process`, vLLM itself writes the process before each line."""
@@ -74,7 +75,7 @@ class VllmUtcFormatter(logging.Formatter):
         self.converter = time.gmtime
 
     def format(self, record: logging.LogRecord) -> str:
-        """Formats one record, with the prefix before each of its lines."""
+        """Formats one record. Each of its lines begins with vLLM's prefix."""
         record.vllm_process_name = getattr(record, "vllm_process_name", None) or record.processName
         text = super().format(record)
         prefix = self.formatMessage(record).removesuffix(record.message)
@@ -82,23 +83,16 @@ class VllmUtcFormatter(logging.Formatter):
 
 
 def create_error_handler() -> logging.Handler:
-    """Turns all output on standard error into JSON lines. The handler writes to the original stream."""
+    """Turns all output on standard error into JSON lines. The returned handler uses the original stream."""
     handler = logging.StreamHandler(real_stderr())
     log_everything_as_json(handler)
     return handler
 
 
 def set_log_format(log_format: LogFormat, vllm: InstalledVllm, line: CommandLine, folder: Path) -> str | None:
-    """Makes vLLM's processes log in this format. `text` is vLLM's own format.
+    """Makes vLLM's processes log in this format. Returns a warning for the user if they cannot.
 
-    Args:
-        log_format: the value of `--log-format`.
-        vllm: the installed vLLM.
-        line: vLLM's command line, with its settings for the log.
-        folder: where the configuration is written. The folder must exist as long as vLLM runs.
-
-    Returns:
-        A warning for the user. None if vLLM logs in this format.
+    `text` is vLLM's own format. The configuration is written to `folder`, which must exist while vLLM runs.
     """
     if log_format == "text":
         return None
@@ -111,7 +105,7 @@ def set_log_format(log_format: LogFormat, vllm: InstalledVllm, line: CommandLine
 
 
 def _obstacle(vllm: InstalledVllm, line: CommandLine, *, is_json: bool) -> str | None:
-    """Why vLLM cannot log in another format. None if another format is possible."""
+    """Why vLLM cannot log in a format other than its own. None if it can."""
     if env.VLLM_LOGGING_CONFIG_PATH.raw or line.has(*_OWN_SETTINGS):
         return "vLLM's log has a configuration of its own"
     if foreign.text_of("VLLM_CONFIGURE_LOGGING") not in ("", "1"):
@@ -155,7 +149,7 @@ def _configuration(line: CommandLine, *, is_json: bool) -> dict[str, Any]:
 
 
 def omit_prefixes_in_json() -> None:
-    """From now on, JSON records of this process and its forks name the process, and have no prefix."""
+    """From now on, JSON lines of this process and its forks name the process in a member, not in a prefix."""
     if STREAM_PREFIXES.applies:
         wrap_after_import(_DECORATE_LOGS, _decorate_text_only, STREAM_PREFIXES)
 

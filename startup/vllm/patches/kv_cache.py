@@ -1,9 +1,10 @@
 """Populates the memory of vLLM's KV cache on CPU with several threads.
 
 vLLM itself writes zeros over the whole cache in one thread before it serves, which takes 0.7 s for each GiB.
-New pages of the kernel have zeros already, and several threads can populate them. If twice the memory is
-free, the threads run while vLLM serves, and an early request gets its pages when it writes to them. Otherwise
-vLLM waits for the threads. A cache that does not fit then ends the start instead of a running server.
+Writing zeros is not necessary, because the kernel's new pages contain zeros. Threads only populate the pages.
+If twice the cache's size is free, the threads go on while vLLM serves. An early request then gets a page when
+it writes to the page. Otherwise vLLM waits for the threads, so that a cache that does not fit ends the start
+instead of a running server.
 """
 
 import mmap
@@ -34,14 +35,14 @@ KV_CACHE: Final = Hook(
 
 _LEAST_BYTES: Final = 64 << 20
 _PART_BYTES: Final = 2 << 20
-"""Bytes that a thread populates at once. During that time, 1 to 2 ms, no other thread can map memory."""
+"""Bytes that a thread populates at once. For this time, 1 to 2 ms, no other thread can map memory."""
 _NICE: Final = 10
 """Added to the threads' nice value (setpriority(2)) if vLLM does not wait for them, to favour the start."""
 _MOST_THREADS: Final = 8
 
 
 def populate_kv_cache() -> None:
-    """Makes vLLM populate KV caches in this process and its forks. Called before vLLM is imported."""
+    """Makes vLLM populate KV caches with threads, also in forks. Called before vLLM is imported."""
     if KV_CACHE.applies:
         after_import(_ALLOCATION, lambda module: place_variant(module, "torch", zeros=_zeros), KV_CACHE)
 
@@ -68,7 +69,7 @@ def _map(torch: Any, num_bytes: int) -> "Tensor":
 
 
 def _populate(memory: range, *, num_workers: int) -> None:
-    """Populates the memory. Returns before it is done if twice the memory of all workers is available."""
+    """Populates the memory. Waits for the threads unless twice the caches of all workers fit into memory."""
     is_ample = available_bytes() > 2 * len(memory) * num_workers
     parts = iter([memory[i : i + _PART_BYTES] for i in range(0, len(memory), _PART_BYTES)])
     processors = os.sched_getaffinity(os.getppid())  # OpenMP has bound this thread to those on which it computes

@@ -31,12 +31,12 @@ UNUSED_COMMANDS: Final = LATE_NAMES.part(Text(("vllm.entrypoints.cli.main",), r"
 
 
 class LateImport(NamedTuple):
-    """An import statement at module level, whose names `importer` does not use during its own import."""
+    """An import statement of the module `importer`, which uses the names only after its own import."""
 
     importer: str
     module: str
     requires: str | None = None
-    """For a statement in a `try`: without this package, the statement is executed and raises ImportError."""
+    """A package that a statement in a `try` needs. Without it, the statement runs and raises ImportError."""
 
 
 _OTEL: Final = "vllm.tracing.otel"
@@ -62,15 +62,15 @@ _EVERYWHERE: Final = (
     LateImport(_OTEL, "opentelemetry.sdk.trace", requires="opentelemetry.sdk"),
     LateImport(_OTEL, "opentelemetry.sdk.trace.export", requires="opentelemetry.sdk"),
 )
-"""Statements in vLLM 0.29 to 0.33. A statement that a version lacks has no effect."""
+"""Import statements in vLLM 0.29 to 0.33. If a version lacks a statement, the entry has no effect."""
 
 _IN_ENGINES: Final = (LateImport("vllm.reasoning.abs_reasoning_parsers", "vllm.entrypoints.mcp.tool_server"),)
-"""Delayed only in engines. The API server needs the module, and its schemas depend on the import order."""
+"""Statements that are delayed only in engines. The API server's schemas depend on the order of imports."""
 
 
 @contextmanager
 def late_imports(*, in_engine: bool = False) -> Iterator[None]:
-    """While open, vLLM's imports of rarely used names give stand-ins, unless their module is loaded."""
+    """Inside this context, vLLM's imports of rarely used names return stand-ins for unloaded modules."""
     if not LATE_NAMES.applies:
         yield
         return
@@ -80,7 +80,7 @@ def late_imports(*, in_engine: bool = False) -> Iterator[None]:
 
 @contextmanager
 def late_names(late: Iterable[LateImport]) -> Iterator[None]:
-    """While open, these import statements give stand-ins, unless their module is loaded already."""
+    """Inside this context, the import statements in `late` return stand-ins for unloaded modules."""
     statements: dict[str, dict[str, str | None]] = defaultdict(dict)
     for entry in late:
         statements[entry.importer][entry.module] = entry.requires
@@ -95,7 +95,7 @@ def late_names(late: Iterable[LateImport]) -> Iterator[None]:
 
 
 def _delay_imports(late: Mapping[str, str | None], importer: ModuleType) -> None:
-    """Gives the code of module `importer` an `__import__` that returns stand-ins, until the code has run.
+    """Gives the module `importer` an `__import__` that returns stand-ins while the module's code is run.
 
     When Python begins to run code, it takes the built-in names, such as `__import__`, from the module's
     `__builtins__`. Functions that the module's code defines get the usual built-in names.
@@ -115,17 +115,17 @@ def _delay_imports(late: Mapping[str, str | None], importer: ModuleType) -> None
 
 
 class LateName:
-    """Stands for a module or for one of its objects. Any use of it imports the module.
+    """Stands for a module or for one of its objects. Using a LateName imports the module.
 
-    An instance check needs no import, because classes of a module that is not loaded have no instances. A
-    union with a LateName occurs only in a function's annotation, and is therefore `Any`.
+    Only an instance check does not, because classes of a module that is not loaded have no instances. A union
+    with a LateName occurs only in a function's annotation, and is therefore `Any`.
     """
 
     def __init__(self, module: str, name: str | None, importer: dict[str, Any]) -> None:
         self.__late = (module, name, importer)
 
     def real(self) -> Any:
-        """The real object. Also replaces the LateName by this object in the importing module."""
+        """Returns the real object, which also replaces the LateName in the importing module."""
         module, name, importer = self.__late
         value: Any = importlib.import_module(module)
         if name is not None:

@@ -1,7 +1,7 @@
 """Makes vLLM inspect a model's class in a forked process, because a new program would import all of vLLM.
 
-vLLM inspects each model once per version, in a separate process, so that the caller does not initialise CUDA.
-With a new program, the inspection takes some seconds of the first start.
+Each version of vLLM inspects a model once, in a separate process, so that the calling process does not
+initialise CUDA. In a new program, the inspection takes some seconds of the model's first start.
 """
 
 import importlib

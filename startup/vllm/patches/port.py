@@ -14,7 +14,7 @@ from typing import Any
 
 @contextmanager
 def reuse_listener(listener: socket.socket) -> Iterator[None]:
-    """While open, a socket that binds the listener's address becomes a duplicate of the listener."""
+    """Inside this context, a socket that is bound to the listener's address duplicates the listener."""
     address = listener.getsockname()
     original_bind = socket.socket.bind
 
@@ -44,7 +44,7 @@ def _is_at(wanted: Any, address: Any, family: int) -> bool:
 
 
 def _addresses(host: str, family: int) -> list[str]:
-    """The addresses of a host name. Empty for an unknown name, which the original `bind` rejects."""
+    """The first address of a host name. Empty for an unknown name, which the original `bind` rejects."""
     try:
         found = socket.getaddrinfo(host or None, None, family, socket.SOCK_STREAM)
     except OSError:

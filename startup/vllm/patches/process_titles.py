@@ -28,15 +28,15 @@ def find_title_memory() -> None:
     """Makes `setproctitle`, if installed, find the command line in memory. Called before other imports.
 
     At its first call, `setproctitle` searches for the command line in front of the first environment variable
-    in memory. An import that sets this variable moves it, as cv2 does with LD_LIBRARY_PATH. Titles then have
-    no effect in this process and its forks.
+    in memory. If an import has set this variable before, as cv2 does with LD_LIBRARY_PATH, the variable has
+    moved. Titles then have no effect in this process and its forks.
     """
     with suppress(ImportError):
         importlib.import_module("setproctitle").getproctitle()
 
 
 def show_titles() -> None:
-    """From now on, a title that this process or one of its forks sets also replaces its command line."""
+    """From now on, this process or a fork also replaces its own command line when it sets its title."""
     if PROCESS_TITLES.applies:
         wrap_after_import(_SET_TITLE, _show_title, PROCESS_TITLES)
 

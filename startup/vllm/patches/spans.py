@@ -25,7 +25,7 @@ class _Recorder:
     """The files in which this process and its later forks record spans."""
 
     journal: Journal | None = None
-    """None in a template process."""
+    """The journal of the start. None in a template process, which is part of no start."""
     record: OutputRecord | None = None
     is_prepared = False
 

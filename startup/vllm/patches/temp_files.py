@@ -30,14 +30,14 @@ _MOST_ADDRESS_BYTES: Final = 107
 
 
 class _Place:
-    """The folder for this start's files. None in a template process."""
+    """Holds the folder for this start's files. In a template process, there is no such folder."""
 
     folder: Path | None = None
     is_prepared = False
 
 
 def keep_temp_files(folder: Path) -> None:
-    """From now on, this process and its forks create the files in `folder`."""
+    """From now on, this process and its forks create sockets and rendezvous files in `folder`."""
     _Place.folder = folder
     prepare_temp_files()
 
@@ -51,7 +51,7 @@ def prepare_temp_files() -> None:
 
 
 def variables_of_new_programs() -> dict[str, str]:
-    """Variables that make a new program, which has no hooks, put its files into the same folder."""
+    """Variables that make a new program put its files into the same folder, because it has no hooks."""
     folder = _Place.folder
     is_kept = folder is None or len(os.fsencode(folder)) > MAX_BYTES
     return {} if is_kept else {env.TMPDIR.name: str(folder)}

@@ -1,4 +1,4 @@
-"""Loads a model's tokenizer only once, or late. A standby loads it into vLLM's caches for all forks.
+"""Loads a tokenizer only once, or only when it is needed. A standby loads it once for all its forks.
 
 vLLM loads a model's tokenizer in the API server and in the engine, and once more for the chat template. Each
 process caches the results. The keys of these caches contain the model's folder.
@@ -26,7 +26,7 @@ _READ: Final = (
     "skip_tokenizer_init", "hf_config", "tokenizer", "model", "runner_type", "tokenizer_mode", "tokenizer_revision",
     "code_revision", "trust_remote_code",
 )  # fmt: skip
-"""The attributes of `model_config` that vLLM reads in any supported release."""
+"""The attributes of `model_config` that any supported release of vLLM reads to load a tokenizer."""
 _READS_NO_OTHER: Final = Text(
     (_CACHED_TOKENIZER.module,),
     rf"^def {_CACHED_TOKENIZER.path}\((?:(?!^def |model_config\.(?!(?:{'|'.join(_READ)})\b)).)*(?:^def |\Z)",
@@ -104,7 +104,7 @@ class KeptTokenizers:
                 self._stamps[model] = stamps
 
     def drop_pools(self) -> None:
-        """Drops the pools in a start whose renderer changes its copy or needs another number of copies."""
+        """Drops prepared copies. Called if the renderer changes its copy or needs more or fewer copies."""
         for pool in self._pools:
             pool.drop()
 
@@ -114,7 +114,7 @@ class KeptTokenizers:
 
 
 def _load_tokenizer(model: Path) -> Any:
-    """Loads a tokenizer with the arguments that vLLM uses if no flag is about the tokenizer."""
+    """Loads a tokenizer with the arguments that vLLM uses if no flag concerns the tokenizer."""
     given = {
         "skip_tokenizer_init": False,
         "tokenizer": str(model),
@@ -133,7 +133,7 @@ def _load_tokenizer(model: Path) -> Any:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """While open, the hub's client sends no requests."""
+    """Inside this context, the hub's client sends no requests."""
     constants: Any = sys.modules.get("huggingface_hub.constants")
     before = getattr(constants, "HF_HUB_OFFLINE", None)
     if constants is not None:
@@ -146,7 +146,7 @@ def _offline() -> Iterator[None]:
 
 
 class PreparedPool:
-    """Prepared copies of one tokenizer. Copying takes half of the API server's time in a warm start.
+    """Copies of one tokenizer, made in advance. Later copying would take half of the API server's warm start.
 
     vLLM's renderer copies its cached tokenizer, and makes a pool of two more copies. This class makes the
     pool in advance with vLLM's own function. Only the renderer's call of `copy` returns the prepared pool.

@@ -1,7 +1,7 @@
 """Puts vLLM's engine to sleep and wakes it up, at the request of the router that has started this server.
 
-The router uses a Unix socket next to the server's own socket. Clients cannot reach it, and vLLM's endpoints
-for sleeping stay closed. A connection has one request and one answer, each a line of JSON.
+The router uses a Unix socket next to the server's own socket. Clients cannot reach this socket, and vLLM's
+endpoints for sleeping stay closed. A connection has one request and one answer. Both are lines of JSON.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _SENT_S: Final = 10.0
 
 
 def open_control(client: Any, lifecycle: Lifecycle) -> None:
-    """Opens the socket if this server listens at its router's path, and vLLM's sleep mode is on.
+    """Opens the socket if this server listens at a path that a router has set, and vLLM's sleep mode is on.
 
     If there are several API servers, only the first server opens the socket, because calls of its client
     reach all engines.
@@ -54,7 +54,7 @@ def is_changing() -> bool:
 
 
 def _mark(path: Path) -> Path:
-    """The file that exists while a request is carried out."""
+    """The file that exists while the engines fall asleep or wake up."""
     return path.with_name(f"{path.name}.busy")
 
 
@@ -115,7 +115,7 @@ class _Control:
             return {"ok": True, "took_s": round(time.perf_counter() - begin_s, 3)}
 
     async def _sleep(self, level: int) -> None:
-        """Puts the engines to sleep. If vLLM fails, wakes them up, because they may have released memory."""
+        """Puts the engines to sleep. If this fails, wakes them up, because they may have released memory."""
         if self._level:
             return
         self._level = level

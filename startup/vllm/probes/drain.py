@@ -1,8 +1,8 @@
 """Drains vLLM's API server: after SIGTERM, running requests finish before vLLM stops its engine.
 
-vLLM itself stops its engine first, and then waits for connections whose streams get no more tokens. This
+Without this module, vLLM stops its engine first, and then waits for streams that get no more tokens. The
 module wraps uvicorn's application to track running requests. It also replaces the engine client's `shutdown`,
-which vLLM calls after a signal. The replacement first waits for the same drain as the embedded engine.
+which vLLM calls after a signal. The replacement first drains in the same way as the embedded engine.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from server.operation.engine_watchdog import EngineWatchdog
 
 _REJECTED_GETS: Final = ("/health", "/ping", "/load")
-"""GETs that a draining server rejects, for load balancers. Other GETs are answered until the end."""
+"""GETs of load balancers, which a draining server rejects. Other GETs are answered until the end."""
 _CLOSE: Final = (b"connection", b"close")
 _LAST_ACCEPTS_S: Final = 0.02
-"""Seconds from the responder's end to the end of accepting."""
+"""Seconds in which uvicorn still accepts after the responder has ended."""
 _SILENT_S: Final = 1.0
 """Seconds of silence after which an engine that must stop is killed at once."""
 _ABORT_AFTER_S: Final = 0.25
@@ -51,10 +51,9 @@ def drain_before_shutdown(
     on_draining: Callable[[], None],
     parts: ServingParts,
 ) -> None:
-    """Called on the event loop before uvicorn's `server` accepts from the listeners.
+    """Makes vLLM drain before its shutdown. Called on the event loop before uvicorn's `server` accepts.
 
     Args:
-        server: uvicorn's server.
         listeners: the server's listening sockets. Several API servers may share them.
         probes: if given, the responder accepts instead of uvicorn.
         on_draining: called on the event loop when the drain begins.
@@ -106,9 +105,9 @@ def abort_connections(server: Any) -> None:
 
 
 class DrainedApp:
-    """An ASGI application that knows its running requests, and rejects new ones while it drains.
+    """Wraps an ASGI application, counts its running requests, and rejects new requests during a drain.
 
-    Without a responder, it also answers `/livez`, and answers `/readyz` like `/health`.
+    If no responder process answers probes, this application answers `/livez`, and `/readyz` like `/health`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -164,7 +163,7 @@ class DrainedApp:
 
 
 class _Request:
-    """One request, and how much of its response was sent."""
+    """One request, with the progress of its response."""
 
     def __init__(self, scope: Scope, send: Send, lifecycle: Lifecycle) -> None:
         self.scope = scope
@@ -209,7 +208,7 @@ class _Request:
 
 
 class _Shutdown:
-    """Replaces `shutdown` of one engine client, to drain before the shutdown."""
+    """Replaces the method `shutdown` of one engine client, and drains before the original method runs."""
 
     def __init__(
         self,
@@ -234,7 +233,7 @@ class _Shutdown:
         client.shutdown = self
 
     def __call__(self, timeout: float | None = None) -> None:
-        """Called by vLLM on a thread after the first signal, and on the event loop at the process's end."""
+        """Called by vLLM on a thread after the first signal, and on the event loop when the process ends."""
         if threading.get_ident() != self._loop_thread and self._lifecycle.state == "ready":
             asyncio.run_coroutine_threadsafe(self._run(), self._loop).result()
         if self._watching is not None and not self._lifecycle.is_hung:

@@ -1,4 +1,4 @@
-"""Detects hanging engines. Each EngineCore of vLLM gets a call that it answers only between two steps."""
+"""Detects hanging engines. Sends each EngineCore of vLLM a call that it answers only between two steps."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from startup.vllm.probes.serving_parts import ServingParts
 logger = logging.getLogger(__name__)
 
 _QUESTION: Final = "is_sleeping"
-"""A call that only reads two attributes, without the workers. A sleeping engine answers it, too."""
+"""A method that only reads two attributes, without the workers. A sleeping engine answers the call, too."""
 _KINDS: Final = ("EngineCore", "VllmWorker")
 """Prefixes of the names of the engine's processes."""
 
@@ -59,7 +59,7 @@ async def watch(watchdog: EngineWatchdog, lifecycle: Lifecycle, client: Any) -> 
 
 
 class AskedCores:
-    """Implements `server.operation.engine_watchdog.AskedEngine`. Used on the event loop."""
+    """Calls vLLM's engines (`server.operation.engine_watchdog.AskedEngine`). Used on the event loop."""
 
     def __init__(self, client: Any) -> None:
         """`client` is vLLM's AsyncMPClient."""

@@ -1,4 +1,4 @@
-"""Requests `/health` from vLLM's application, so that the responder can repeat the answer."""
+"""Requests `/health` from vLLM's application, so that the responder process can repeat the answer."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ class AppAnswer(NamedTuple):
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
-    """Names, in lower case, and values."""
+    """Pairs of a header's name, in lower case, and its value."""
     body: bytes
 
     def header(self, name: bytes) -> bytes | None:
@@ -38,7 +38,7 @@ class HealthSampler:
         self._server = server
         self._config = server.config
         self.root_path: str = self._config.root_path
-        """uvicorn logs this before the path."""
+        """The prefix that uvicorn logs before the path."""
         self._sample: AppAnswer | None = None
         """The last sample. None if two consecutive answers of the application differ."""
         self._sampled_s = float("-inf")
@@ -47,7 +47,7 @@ class HealthSampler:
         self._has_logged = False
 
     async def current(self) -> bytes:
-        """The answer, which closes the connection. Empty if uvicorn must answer each probe itself."""
+        """The complete answer, with `connection: close`. Empty if uvicorn must answer each probe itself."""
         state = self._state()
         if state != self._sampled_in or time.monotonic() - self._sampled_s >= _SAMPLE_S:
             self._sampled_in = state

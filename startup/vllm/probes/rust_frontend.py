@@ -1,8 +1,9 @@
 """Gives the port to vLLM's Rust frontend, the program `vllm-rs` (`VLLM_USE_RUST_FRONTEND=1`).
 
-The program has the listening socket when it starts, and accepts as soon as all engines have registered. So an
-engine registers only after the responder has stopped accepting. Clients wait some milliseconds. Then the
-program answers all requests on the port. It is ready when it first answers `/health` with 200.
+The program has the listening socket when it starts, and accepts as soon as all engines have registered. So
+this module lets an engine register only after the responder, which answers probes on the port during the
+start, has stopped accepting. New connections wait some milliseconds until the program accepts them. The
+program is ready when it first answers `/health` with 200.
 """
 
 import functools
@@ -61,7 +62,7 @@ def follows_rust_frontend() -> bool:
 
 
 def obstacle_to_rust_frontend(vllm: InstalledVllm, line: CommandLine) -> str | None:
-    """Why the Rust frontend cannot get the port from the responder. None if it can, or is not used."""
+    """Why the Rust frontend cannot get the port from the responder. None if it can get it, or is not used."""
     if not RUST_FRONTEND.is_for(vllm.release) or not uses_rust_frontend() or line.has("--headless", "--grpc"):
         return None
     if line.has("--data-parallel-multi-port-external-lb"):
@@ -78,7 +79,7 @@ def obstacle_to_rust_frontend(vllm: InstalledVllm, line: CommandLine) -> str | N
 
 
 def misfit_of_rust_frontend(vllm: InstalledVllm) -> str | None:
-    """Why the hook does not fit. None if no reason is known, or the hook is not used."""
+    """Why the hook does not fit this vLLM. None if the hook fits or is not used."""
     if not RUST_FRONTEND.is_for(vllm.release) or not uses_rust_frontend():
         return None
     problem = next(RUST_FRONTEND.problems(), None)
@@ -88,7 +89,7 @@ def misfit_of_rust_frontend(vllm: InstalledVllm) -> str | None:
 def register_once_port_is_free(take_port: Callable[[int], None]) -> None:
     """Makes this process, if it is an engine, call `take_port` before it registers with the Rust frontend.
 
-    Every engine calls `take_port`, with the number of engines on this node.
+    The engine passes the number of engines on this node to `take_port`.
     """
 
     def wrap_registration(register: Callable[..., None]) -> Callable[..., None]:
@@ -188,7 +189,7 @@ def _asks_for_health(connection: socket.socket) -> bool:
 
 @contextmanager
 def _ended_with_this_process() -> Iterator[None]:
-    """While open, started programs are set to end with this process, because they would keep the port.
+    """Makes programs that are started inside this context end with this process, so that none keeps the port.
 
     Used on the main thread, because the kernel kills a program when the thread that started it ends.
     """

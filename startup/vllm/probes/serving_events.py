@@ -29,7 +29,7 @@ _LAUNCHER: Final = (
     "vllm.entrypoints.openai.api_server",
     "vllm.entrypoints.launcher",
 )
-"""The modules in which vLLM binds its port and serves. vLLM 0.29 and later have the first one."""
+"""The modules in which vLLM binds its port and serves. vLLM 0.29 and later have the first module."""
 
 _STARTUP: Final = Name("uvicorn.server", "Server.startup", ("sockets",))
 _SHUTDOWN: Final = Name("uvicorn.server", "Server.shutdown")
@@ -123,11 +123,11 @@ _HAND_OVER_S: Final = 8.0
 
 
 class ServingEvents:
-    """The launcher's side. Calls `on_serving` before vLLM accepts connections, and `on_ready` afterwards.
+    """Calls the launcher's function `on_serving` before vLLM accepts connections, and `on_ready` afterwards.
 
-    Each of these functions is called once. The call runs on the event loop of the main thread or, if other
-    processes serve, on a separate thread. `on_stopping` is called only on the event loop, because one of
-    several API servers may stop while others run.
+    Both are called once, on the main thread's event loop or, if child processes serve, on a separate thread.
+    `on_stopping` is called on the main thread before the server stops. With several API servers, it is not
+    called, because one of them may stop while the others run.
     """
 
     def __init__(
@@ -149,14 +149,14 @@ class ServingEvents:
         self.child_link = ChildLink(event_fd, released_fd, parts.watchdog_timeout_s)
 
     def watch(self) -> None:
-        """Begins to watch for the events. Call this after vLLM's imports, because it starts a thread."""
+        """Begins to watch for events. Must be called after vLLM's imports, because it starts a thread."""
         _hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping, self._parts)
         follow_rust_frontend(self._is_released, self._on_ready, self._on_stopping)
         thread = threading.Thread(target=self._follow_children, name="vllm-serving-events", daemon=True)
         group_signals.start_thread(thread)
 
     def _follow_children(self) -> None:
-        """Reads events until a child is ready. No end of file occurs, because this process can write, too."""
+        """Reads events until a child is ready. The pipe has no end, because this process holds both ends."""
         num_waiting = 0
         release_port = _once(lambda: os.close(self._held_fd))
         with suppress(OSError):
@@ -174,7 +174,7 @@ class ServingEvents:
 def report_serving(pipes: ChildLink, record: OutputRecord | None) -> None:
     """Makes a child that runs uvicorn notify the launcher, and wait for the port, before uvicorn accepts.
 
-    An engine does this before it registers with the Rust frontend.
+    An engine does the same before it registers with the Rust frontend.
     """
 
     def send(event: bytes, num_processes: int = 1) -> None:
@@ -241,10 +241,7 @@ def _hook_uvicorn(
 
 
 async def _startup_and_release(startup: Awaitable[None], signals: StopSignals | None) -> None:
-    """Runs uvicorn's startup, then leaves the signals to uvicorn.
-
-    Afterwards the responder passes connections on.
-    """
+    """Runs uvicorn's startup, then leaves the signals to uvicorn. Connections are passed on afterwards."""
     await startup
     if signals is not None:
         signals.release()

@@ -13,13 +13,12 @@ class ChildLink(NamedTuple):
     event_fd: Any
     """The end to which the child writes its events."""
     released_fd: Any
-    """The launcher closes the other end once it no longer accepts on the port."""
+    """The end at which the child waits. The launcher closes the other end once it has released the port."""
     watchdog_timeout_s: float
-    """The same setting as in `ServingParts`."""
 
 
 class ServingParts(NamedTuple):
-    """The launcher's objects and settings for the server. A child process gets only the first two."""
+    """The launcher's objects and settings for the server. A child process gets only the first two of them."""
 
     record: OutputRecord | None
     """The record of the engine's processes."""
@@ -28,7 +27,7 @@ class ServingParts(NamedTuple):
     signals: StopSignals | None = None
     """Handles the signals of this process until vLLM accepts."""
     responder: StartupResponder | None = None
-    """Where possible, answers probes also while vLLM serves. Then `on_serving` is not called."""
+    """Answers probes also while vLLM serves, if this is possible. `on_serving` is then not called."""
     kills_engine: bool = False
     """Whether the engine is killed after the drain, as plain vLLM does without --shutdown-timeout."""
     can_sleep: bool = False

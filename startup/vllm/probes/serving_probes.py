@@ -26,13 +26,13 @@ Startup = Callable[[], Awaitable[None]]
 
 _BEAT_S: Final = 0.1
 _MAX_REFUSED: Final = 24
-"""The responder is killed when the kernel refuses this many heartbeats in a row, because none was read.
+"""The responder is killed when it has read so few heartbeats that the kernel refuses this many in a row.
 
 On a busy machine, up to eight heartbeats were unread although the responder did not hang.
 """
 _END_S: Final = 1.0
 _MAX_MESSAGES_PER_TURN: Final = 64
-"""Most messages that are read per turn. A busy event loop is slower than the responder's log of probes."""
+"""Most messages that are read per turn of the event loop. A busy loop might otherwise read without end."""
 _MAX_MESSAGE_BYTES: Final = 1 << 12
 
 
@@ -63,7 +63,7 @@ class ServingProbes:
     def can_serve(self, server: Any, sockets: Sequence[socket.socket] | None) -> bool:
         """Whether the responder may accept for this uvicorn server.
 
-        False with TLS, with several API servers, or if vLLM must see each probe.
+        Returns False with TLS, with several API servers, or if vLLM must see each probe.
         """
         return (
             sockets is not None
@@ -75,12 +75,9 @@ class ServingProbes:
         )
 
     async def start(self, server: Any, startup: Startup, accept_without: Callable[[], None]) -> None:
-        """Runs uvicorn's own startup. Returns when connections are accepted.
+        """Runs the `startup` of uvicorn's `server`. Returns when connections are accepted.
 
-        Args:
-            server: uvicorn's server.
-            startup: the server's own startup.
-            accept_without: called before uvicorn itself accepts, if the responder has exited.
+        If the responder has exited, `accept_without` is called before uvicorn itself accepts.
         """
         loop = asyncio.get_running_loop()
         with _created_by(loop) as created:
@@ -98,7 +95,7 @@ class ServingProbes:
         server.main_loop = self._ending_after(server.main_loop)
 
     async def end(self) -> None:
-        """Returns once uvicorn has all connections and itself accepts new connections."""
+        """Ends the responder. Returns once uvicorn has all connections and itself accepts new connections."""
         self._is_ending = True
         if not self._has_ended.is_set():
             with suppress(OSError):
@@ -111,7 +108,7 @@ class ServingProbes:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def forget_answer(self) -> None:
-        """Called when the answer to `/health` changes. uvicorn answers until the new answer is known."""
+        """Called when the answer to `/health` changes. uvicorn answers probes until a new answer is known."""
         if self._is_accepted_for.is_set():
             self._send_beat(b"")
 
@@ -127,7 +124,7 @@ class ServingProbes:
         return run
 
     async def _beat(self) -> None:
-        """Sends heartbeats without end, except while a request of `/health` does not return."""
+        """Sends heartbeats forever. Sends none while vLLM's application does not answer `/health`."""
         while True:
             self._send_beat(await self._find_answer())
             await asyncio.sleep(_BEAT_S)
@@ -219,7 +216,7 @@ class ServingProbes:
 
 @contextmanager
 def _created_by(loop: Any) -> Iterator[list[CreatedServer]]:
-    """The servers that the loop creates from a socket in this block. They do not accept yet."""
+    """Yields a list to which the loop's new servers are added. A server in the list does not accept yet."""
     created: list[CreatedServer] = []
     original = loop.create_server
 

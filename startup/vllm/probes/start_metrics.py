@@ -14,7 +14,7 @@ _LONGEST_LABEL: Final = 200
 
 
 def export_start(info: StartInfo, phase_seconds: Mapping[str, float]) -> None:
-    """Registers the values with vLLM's metrics library. Does nothing if the library is missing.
+    """Registers the values with vLLM's metrics library. If this fails, only logs a warning.
 
     Called in the launcher's process. Several API servers keep their metrics in files of one folder, to which
     this process adds a file. vLLM's Rust frontend has metrics of its own.

@@ -1,10 +1,11 @@
 """Runs all checks of a start of vLLM before heavy imports, so that all faults are reported at once.
 
-A finding is an error only if this vLLM certainly fails with it. If a plugin, an override or another machine
-may change the result, the finding is a warning. The checks use flags and names that earlier starts of the
-installed vLLM have recorded (`startup.vllm_words.facts`). They also repeat some rules of vLLM. A fault by
-these rules is an error for releases with which the rules were compared, and a warning for newer releases.
-`startup.reports.causes` explains faults that vLLM itself reports later. vllm-omni (--omni) is not checked.
+A finding is an error only if this vLLM certainly fails because of it. If a plugin, an override or another
+machine may change the result, the finding is a warning. The checks use flags and names that earlier starts of
+the installed vLLM have recorded (`startup.vllm_words.facts`). The checks also repeat some rules of vLLM. If a
+start breaks such a rule, this is an error for the releases with which the rules were compared, and a warning
+for newer releases. `startup.reports.causes` explains faults that vLLM itself reports later. Starts of
+vllm-omni (--omni) are not checked.
 """
 
 from collections.abc import Iterator

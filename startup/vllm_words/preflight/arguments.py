@@ -1,4 +1,4 @@
-"""Describes the start that is checked, and finds the faults of its words.
+"""Describes the start that is checked, and finds faults in its command line.
 
 `flag_values` checks each value. Until this vLLM's flags are recorded, only the values of flags that the
 launcher reads are checked.
@@ -28,13 +28,13 @@ _REGISTERED: Final[dict[str, tuple[str, Callable[[str], str]]]] = {
     "--config-format": ("", str),
     EXECUTOR: ("", str),
 }
-"""Flags whose value is a registered name. Each has the flag of a plugin that may add names, and a function
-that converts the value to vLLM's spelling."""
+"""Flag whose value is a registered name -> the flag for a plugin that may add names, and a function that
+converts the value to vLLM's spelling."""
 _ANY: Final = ("AUTO", "auto")
 """Values of --attention-backend and --config-format that leave the choice to vLLM."""
 _NEEDED: Final = {"--enable-auto-tool-choice": "--tool-call-parser", "--enable-log-outputs": "--enable-log-requests"}
 _LEAST: Final = {"--max-num-batched-tokens": "--max-num-seqs", "--max-cpu-loras": "--max-loras"}
-"""Flags with a number, each with the flag whose number is its minimum."""
+"""Flag with a number -> the flag whose number is the minimum."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class GivenStart:
 
 
 def argument_findings(start: GivenStart) -> Iterator[Finding]:
-    """Yields every fault of the words."""
+    """Yields every fault in the words of the command line."""
     for problem in start.line.problems:
         yield error(USAGE, problem)
     for problem in describe_unknown(start.line):
@@ -116,10 +116,10 @@ def _with_place(given: VllmFlag, text: str) -> str:
 
 
 def _name_findings(start: GivenStart, flag: str) -> Iterator[Finding]:
-    """Reports a flag's value that vLLM has not registered, unless the value is a class with its module.
+    """Reports a flag's value that vLLM has not registered, unless the value is the import path of a class.
 
-    For a tool parser without --enable-auto-tool-choice, the finding is a warning, because vLLM does not look
-    up the parser. For an executor, it is a warning, because a platform may use another executor.
+    Without --enable-auto-tool-choice, an unknown tool parser is a warning, because vLLM does not look it up.
+    An unknown executor is a warning, because a platform may use another executor.
     """
     plugin, fold = _REGISTERED[flag]
     given = start.value(flag)
@@ -131,7 +131,7 @@ def _name_findings(start: GivenStart, flag: str) -> Iterator[Finding]:
 
 
 def name_problem(facts: VllmFacts, flag: str, name: str, given: str) -> str | None:
-    """Why this vLLM lacks the name that a flag gives. None if vLLM has it, or if nothing is recorded."""
+    """A message if this vLLM lacks the name that a flag gives. None if it has it, or nothing is recorded."""
     names = facts.names.get(flag, ())
     if not names or name in names or is_named_now(flag, name):
         return None
@@ -140,7 +140,7 @@ def name_problem(facts: VllmFacts, flag: str, name: str, given: str) -> str | No
 
 
 def describe_unknown(line: CommandLine) -> Iterator[str]:
-    """A line for each unknown flag, each stray word and, without unknown flags, each unexpected word."""
+    """Yields a line for each unknown flag or stray word, or if all flags are known, each unexpected word."""
     options = [option for fact in line.facts.flags for option in fact.options]
     for name, where in line.unknown:
         yield f"{where}: vLLM has no flag {name}{did_you_mean(name, options)}".removeprefix(": ")
@@ -152,7 +152,7 @@ def describe_unknown(line: CommandLine) -> Iterator[str]:
 
 
 def rule_findings(start: GivenStart) -> Iterator[Finding]:
-    """Reports flags that need or exclude another flag, as errors only if this release's rules are known."""
+    """Reports flags that need or exclude other flags, as warnings if this release's rules are not known."""
     for problem in _rule_problems(start) if start.facts.flags else ():
         yield (error if start.is_known else warning)("flags", problem)
 

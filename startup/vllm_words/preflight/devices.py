@@ -1,4 +1,4 @@
-"""Checks the GPUs that vLLM will use (number, memory, driver), or the machine's memory for a CPU."""
+"""Checks the GPUs that vLLM will use (number, memory, driver), or the memory for a vLLM on CPU."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +81,7 @@ def _has_compatibility() -> bool:
 
 
 def _visible(gpus: tuple[Gpu, ...], start: GivenStart) -> list[Gpu] | None:
-    """The GPUs that vLLM may use. None if a flag or a name in CUDA_VISIBLE_DEVICES may select others."""
+    """The GPUs that vLLM may use. None if a flag or an unknown name in CUDA_VISIBLE_DEVICES selects them."""
     if start.has("--device-ids"):
         return None
     if not foreign.is_set(_VISIBLE):
@@ -158,7 +158,7 @@ def _describe_holders(gpu: Gpu) -> str:
 
 
 def _weight_findings(start: GivenStart, gpus: list[Gpu], model: ModelOnDisk) -> Iterator[Finding]:
-    """Reports weights that cannot fit into the GPUs. Other uses of memory cannot be computed here."""
+    """Reports weights that cannot fit into the GPUs. Memory for other purposes cannot be computed here."""
     if start.has("--cpu-offload-gb", "--offload-backend", "--quantization") or start.load_format == "dummy":
         return
     checkpoint = model.checkpoint
@@ -175,7 +175,7 @@ def _weight_findings(start: GivenStart, gpus: list[Gpu], model: ModelOnDisk) -> 
 
 
 def _memory_findings(start: GivenStart, memory: MemoryState | None) -> Iterator[Finding]:
-    """Checks that memory has room for the KV cache on a CPU, which vLLM allocates at once."""
+    """Checks that the KV cache on a CPU fits into memory, because vLLM allocates it at once."""
     size, name = start.value("--kv-cache-memory-bytes"), "--kv-cache-memory-bytes"
     space = foreign.text_of("VLLM_CPU_KVCACHE_SPACE")
     if space.isdigit():

@@ -1,7 +1,7 @@
 """Checks the files of model and tokenizer. vLLM reads more formats than the embedded engine.
 
-Reports errors only for folders and snapshots whose formats are known here. Leaves other formats of weights or
-configuration, object stores and overrides of the configuration to vLLM.
+Only folders and snapshots in formats that are known here can have errors. Other formats of weights or
+configuration, object stores and overrides of the configuration are left to vLLM.
 """
 
 import re
@@ -75,7 +75,7 @@ class ModelOnDisk:
 
     @cached_property
     def is_whole(self) -> bool:
-        """Whether vLLM will download no further files of the model."""
+        """Whether vLLM will use only files of the model that are on disk now."""
         plan = self._start.line.file_plan
         has_one_cache = not self._start.has("--download-dir")  # otherwise the configuration may be in the hub's cache
         return plan is not None and (plan.model.kind == "folder" or (is_offline() and has_one_cache))
@@ -119,7 +119,7 @@ class ModelOnDisk:
             yield warning("config", f"{path} names neither model_type nor architectures")
 
     def _code_findings(self, folder: Path) -> Iterator[Finding]:
-        """Reports a model type that neither vLLM nor transformers has. The model's code may define it."""
+        """Reports a model type that neither vLLM nor transformers has, unless the model's code is trusted."""
         model_type, auto_map = self.config.get("model_type"), self.config.get("auto_map")
         known = [self._start.facts.names.get(each, ()) for each in MODEL_TYPES]
         if not isinstance(model_type, str) or not all(known) or any(model_type in names for names in known):
@@ -202,7 +202,7 @@ def _split_architecture(name: str) -> tuple[str, str]:
 
 
 def _is_in_transformers(name: str) -> bool:
-    """Whether transformers has a class of this name. True if its source cannot be read. Takes 50 ms."""
+    """Whether transformers has a class of this name, or its source cannot be read. Takes 50 ms."""
     texts = read_transformers("models/*/modeling_*.py")
     return not texts or any(f"class {name}(" in text for text in texts)
 

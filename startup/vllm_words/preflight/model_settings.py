@@ -1,6 +1,7 @@
 """Checks flags for length, heads and quantization against config.json, by vLLM's own rules.
 
-A fault is an error only if no override, plugin, class or other file can change it. Others are warnings.
+A fault is an error only if no override, plugin, model class or file besides config.json can make the flag's
+value valid. Other faults are warnings.
 """
 
 from collections.abc import Iterator
@@ -14,35 +15,35 @@ from startup.vllm_words.preflight.model import ModelOnDisk, read_transformers
 
 _LONG: Final = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 _LENGTH: Final = "max_position_embeddings"
-"""Every model class reads this key as the limit. If it is missing, a class may have another default."""
+"""Every model class reads its longest sequence from this key. Without the key, a class may have a default."""
 _OTHER_LENGTHS: Final = ("model_max_length", "max_target_positions", "max_source_positions")
-"""Further keys for the limit, which some models have. With one of them, a fault is only a warning."""
+"""Further keys for the longest sequence. If config.json has one of them, a fault is only a warning."""
 _LENGTH_FLAGS: Final = ("--tokenizer", "--runner", "--convert")
 _OTHER_CONFIGS: Final = ("--hf-overrides", "--speculative-config")
 """With one of these flags, vLLM uses another configuration than config.json."""
 _ON: Final = ("1", "true")
 _SENTENCES: Final = ("modules.json", "sentence_*_config.json")
-"""Files of sentence-transformers, which may set another limit."""
+"""Files of sentence-transformers, which may set another longest sequence."""
 _SCALINGS: Final = ("rope_scaling", "rope_parameters")
 _UNSCALED: Final = ("llama3", "longrope", "su")
-"""RoPE kinds whose factor never raises the limit. Whether other kinds raise it depends on vLLM's version."""
+"""RoPE kinds whose factor never allows longer sequences. For other kinds, this depends on vLLM's version."""
 _HEADS: Final = ("num_attention_heads", "n_head")
 
 _METHOD: Final = "--quantization"
 _FAMILIES: Final = {"awq_marlin": "awq", "auto_awq": "awq", "gptq_marlin": "gptq", "auto_gptq": "gptq"}
-"""Methods that read the checkpoints of another method."""
+"""Quantization method -> the method whose checkpoints it reads."""
 _REPLACED: Final = ("", "auto-round", "mxfp4", "gpt_oss_mxfp4", "deepseek_v4_fp8", "modelopt")
-"""vLLM replaces these methods of a checkpoint by a method of its own, whatever the flag's value is."""
+"""vLLM replaces these quantization methods of a checkpoint by its own, whatever `--quantization` is."""
 _FOR_ANY: Final = ("", "humming", "moe_wna16", "inc", "marlin")
-"""Values of the flag that fit several kinds of checkpoints."""
+"""Values of `--quantization` that fit several kinds of checkpoints."""
 _SETTINGS: Final = {"awq": ("*quantize_config.json", "*quant_config.json"), "gptq": ("*quantize_config.json",)}
-"""Families that need one of these files if config.json does not mention quantization."""
+"""If config.json does not mention quantization, these methods need one of their files."""
 _OTHER_SETTINGS: Final = "hf_quant_config.json"
 """A file that vLLM may read instead of config.json."""
 
 
 def setting_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
-    """Findings about settings. Length and heads are checked only if vLLM uses config.json unchanged."""
+    """Yields findings about flags. Length and heads are checked only if vLLM uses config.json unchanged."""
     if model.config and not start.has(*_OTHER_CONFIGS) and not start.facts.plugins:
         yield from _check_length(start, model)
         yield from _check_heads(start, model.config)
@@ -64,7 +65,7 @@ def _check_length(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
 
 
 def _own_length(text: dict[str, Any]) -> int | None:
-    """The longest sequence according to config.json. None if vLLM may allow more."""
+    """The longest sequence according to config.json. None if config.json has no limit."""
     lengths = [text[key] for key in LENGTH_KEYS if isinstance(text.get(key), int) and text[key] > 0]
     kinds = ((scaling, scaling.get("rope_type") or scaling.get("type")) for scaling in _scalings(text))
     factors = [float(scaling.get("factor") or 1.0) for scaling, kind in kinds if kind not in _UNSCALED]
@@ -72,7 +73,7 @@ def _own_length(text: dict[str, Any]) -> int | None:
 
 
 def _scalings(text: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The RoPE parameters, of the whole model and of each kind of layer."""
+    """Yields the RoPE parameters of the whole model and of each kind of layer."""
     for found in map(text.get, _SCALINGS):
         if isinstance(found, dict):
             yield found
@@ -110,7 +111,7 @@ def _text_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_quantization(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
-    """Checks the method and the checkpoint. A mismatch is a warning, because vLLM may replace the method."""
+    """Checks that vLLM has the method, and that it fits the checkpoint. A mismatch is only a warning."""
     given, method = str(start.value(_METHOD) or "").lower(), _method_of(model.config)
     family = _family(given)
     if given and not method and (problem := name_problem(start.facts, _METHOD, given, given)):
@@ -127,7 +128,7 @@ def _check_quantization(start: GivenStart, model: ModelOnDisk) -> Iterator[Findi
 
 
 def _has_file(model: ModelOnDisk, *patterns: str) -> bool:
-    """Whether the model's folder has such a file. True if the model is not on disk."""
+    """Whether a file in the model's folder matches a pattern, or the model is not on disk."""
     return model.folder is None or any(any(model.folder.glob(pattern)) for pattern in patterns)
 
 

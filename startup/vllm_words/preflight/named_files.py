@@ -16,7 +16,7 @@ from startup.vllm_words.preflight.arguments import GivenStart
 _TEMPLATE_CHARACTERS: Final = "{}\n"
 """If --chat-template contains one of these, its value is the template itself."""
 _LEAST_PLUGIN: Final = 4
-"""vLLM ignores shorter values of the flags for plugins."""
+"""The least length of a plugin's path. vLLM ignores shorter values."""
 _NO_ADAPTER: Final = ("", "None")
 """Values of --lora-modules that vLLM skips."""
 _ADAPTER: Final = "adapter_config.json"
@@ -111,7 +111,7 @@ def _check_adapter(folder: Path, most: int) -> Iterator[Finding]:
 
 
 def _check_log_config(start: GivenStart) -> Iterator[Finding]:
-    """Warns about a faulty file. It is no error, because vLLM before 0.31 starts without reading the file."""
+    """Warns about a faulty file. A faulty file is no error, because vLLM before 0.31 does not read it."""
     name = start.value("--log-config-file")
     if name and (problem := read_json_object(Path(name)).problem):
         yield warning("log_config", f"--log-config-file: {problem}")

@@ -1,4 +1,4 @@
-"""Finds out, before a model of vLLM is started, whether it can sleep and at which level."""
+"""Finds out, before vLLM starts, whether the model can sleep (release GPU memory), and at which level."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -22,10 +22,11 @@ _NOT_RELOADED: Final = (
 _PLAIN: Final = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3")
 """Model types that have only parameters and buffers on the GPU. vLLM reloads parameters and keeps buffers.
 
-Other types would lose further tensors: slopes of ALiBi, products of MLA, maps and workspaces of experts.
+Other model types would lose further tensors: slopes of ALiBi, products of MLA, maps and workspaces of
+experts.
 """
 _OTHER: Final = ("quantization_config", "compression_config", "auto_map")
-"""A config.json with one of these keys does not count as plain."""
+"""A model whose config.json has one of these keys is not plain."""
 
 
 def can_sleep(variables: Mapping[str, str]) -> str:
@@ -44,11 +45,8 @@ def can_sleep(variables: Mapping[str, str]) -> str:
 def deepest_level(words: Sequence[str]) -> int:
     """The deepest level of sleep from which the model wakes unchanged. 0 if sleep mode must stay off.
 
-    Level 2 drops the weights, and vLLM's `reload_weights` reads them again. For a plain text model, this
-    restores everything.
-
-    Args:
-        words: the words after `vllm serve`.
+    `words` are the words after `vllm serve`. Level 2 drops the weights, and vLLM's `reload_weights` reads
+    them again. This restores a plain text model completely.
     """
     vllm, line = find_vllm(), CommandLine.of(words)
     if line.has(*flags_that_change("elsewhere"), "--kv-transfer-config") and not line.has("--enable-sleep-mode"):

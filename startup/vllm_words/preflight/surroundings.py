@@ -36,20 +36,20 @@ _PACKAGES: Final = (
     ("--distributed-executor-backend", "ray", "ray", "ray"),
     ("--data-parallel-backend", "ray", "ray", "ray"),
 )
-"""Values of flags, the module that vLLM imports for each, and the package that provides it."""
+"""A flag, its value, the module that vLLM imports for the value, and the package with this module."""
 _CACHES: Final = {"TRITON_CACHE_DIR": "~/.triton", "TORCHINDUCTOR_CACHE_DIR": ""}
-"""Variables of folders to which vLLM's libraries for GPUs write, with defaults. Empty for no default."""
+"""Variable for a folder to which vLLM's libraries for GPUs write -> the default folder, or empty."""
 _PORT: Final = "VLLM_PORT"
 _LEVEL: Final = "VLLM_LOGGING_LEVEL"
 _LOG_FILE: Final = "VLLM_LOGGING_CONFIG_PATH"
 _LOG_SETTINGS: Final = ("VLLM_CONFIGURE_LOGGING", _LOG_FILE)
-"""If one of these is set, vLLM may not use the log level."""
+"""If one of these variables is set, vLLM may ignore VLLM_LOGGING_LEVEL."""
 _FOLDER_OF_SOCKETS: Final = "VLLM_RPC_BASE_PATH"
 _SHM_PER_RANK: Final = 1 << 30
 
 
 def surroundings_findings(start: GivenStart) -> Iterator[Finding]:
-    """Reports missing packages and invalid variables as errors, and most uncertain faults as warnings."""
+    """Reports missing packages and invalid variables as errors, and most other faults as warnings."""
     yield from _check_packages(start)
     yield from _check_variables(start)
     for finding in check_libraries():  # not every vLLM for GPUs compiles kernels for the processor
@@ -71,7 +71,7 @@ def _check_packages(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_variables(start: GivenStart) -> Iterator[Finding]:
-    """Checks variables of vLLM and the hub's client. Kubernetes sets VLLM_PORT for a Service named vllm."""
+    """Checks the environment variables of vLLM and of the hub's client."""
     if "://" in (port := foreign.text_of(_PORT)):
         yield error(
             "port_variable",
@@ -116,7 +116,7 @@ def _check_compiler(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_shm(start: GivenStart) -> Iterator[Finding]:
-    """Checks /dev/shm, in which the ranks exchange data."""
+    """Checks /dev/shm, through which the processes of the model's parts exchange data."""
     for finding in check_shared_memory():
         yield finding._replace(severity="warning")
     ranks = start.number("--tensor-parallel-size", 1) * start.number("--pipeline-parallel-size", 1)
@@ -129,7 +129,7 @@ def _check_shm(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_caches(start: GivenStart) -> Iterator[Finding]:
-    """Checks cache folders in the home folder, to which a container's random user may be unable to write."""
+    """Checks that cache folders can be written to. A container's random user may lack the permission."""
     if start.vllm.device != "cuda":
         return
     for name, default in _CACHES.items():
