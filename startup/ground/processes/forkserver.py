@@ -288,7 +288,7 @@ def main(fd: int, preload_module: str) -> None:
     """The forkserver's program.
 
     Args:
-        fd: the socket for requests. It ends once no process is left that could send a request.
+        fd: the socket for requests. It reaches its end of file when no process is left to send requests.
         preload_module: the module whose import prepares the forks.
     """
     link = move_socket_up(socket.socket(fileno=fd))
