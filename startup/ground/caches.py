@@ -1,10 +1,9 @@
 """The folders kept between starts: the user's cache folder, and the baked folder of `vllm-cli bake`.
 
 A file is looked up in the cache folder first, then in the baked folder. A file is written to the cache folder
-only. The baked folder holds bytecode and pickles. Somebody who can change them could run code as the user of
-a start, so the folder is used only if nobody else can change it.
-
-docs/operations.md lists what is kept, and when it becomes invalid.
+only. The baked folder holds bytecode and pickles. Somebody who can change these files could run code as the
+user of a start, so the baked folder is used only if nobody else can change it. docs/operations.md lists what
+is kept, and when it becomes invalid.
 """
 
 import functools
@@ -37,7 +36,7 @@ MANIFEST: Final = "manifest.json"
 CACHE: Final = "cache"
 """A cache folder in the form of VLLM_CACHE_ROOT, with this program's folder inside."""
 INSPECTIONS: Final = "modelinfos"
-"""A folder in vLLM's cache folder. In it, vLLM stores facts about model classes."""
+"""The folder in vLLM's cache folder in which vLLM stores facts about model classes."""
 COMPILED: Final = "compiled"
 """Archives of compiled models, in the form of a location (`startup.compiled_models.location`)."""
 BYTECODE: Final = "bytecode"
@@ -58,11 +57,11 @@ class BakedFolder(NamedTuple):
 
     folder: Path | None = None
     problem: str | None = None
-    """Why an existing folder, or a folder that the user has named, is not used. None otherwise."""
+    """Why a folder that exists, or that the user has named, is not used. None in all other cases."""
 
 
 def find_baked() -> BakedFolder:
-    """Looks for the folder that VCLI_BAKED names, or for the one at the fixed path."""
+    """Looks for the folder that VCLI_BAKED names, or else for the folder at `FIXED_PATH`."""
     named = env.VCLI_BAKED.get()
     if named == OFF:
         return BakedFolder()
@@ -70,11 +69,11 @@ def find_baked() -> BakedFolder:
 
 
 def use_baked_bytecode() -> bool:
-    """Uses baked bytecode in this process and later programs, unless a cache is set. Returns whether it does.
+    """Makes this process and its later programs use baked bytecode. Returns whether they use it.
 
-    The baked folder has bytecode if the image's packages came without any. Python compares each bytecode
-    file with its source. If the folder lacks a module, Python compiles the module in memory, since nothing
-    may be written to the folder.
+    A bytecode cache that is set already takes precedence. The baked folder has bytecode if the image's
+    packages came without it. Python compares each bytecode file with its source. If the folder lacks a
+    module, Python compiles the module in memory, since nothing may be written to the folder.
     """
     baked = find_baked().folder
     if baked is None or sys.pycache_prefix is not None or not (baked / BYTECODE).is_dir():
@@ -136,7 +135,7 @@ def why_not_trusted(folder: Path, user: int, *, parts: Iterable[str] = ()) -> st
 
 
 def _links(path: Path) -> Iterator[Path]:
-    """The symbolic links on the way to a file, including links to which other links point."""
+    """The symbolic links on the way to a file, including links to which these links point."""
     for _ in range(_MOST_LINKS):
         link = next((each for each in (*reversed(path.parents), path) if each.is_symlink()), None)
         if link is None:
@@ -156,7 +155,6 @@ def _why_changeable(path: Path, user: int, *, allows_sticky: bool = False) -> st
 
 
 OWN: Final = "vllm_cli"
-"""This program's folder inside of vLLM's cache folder."""
 
 
 def cache_folder() -> Path:
@@ -180,24 +178,21 @@ class Kept:
     """A value that a start keeps for later starts, as JSON in a file of its own.
 
     The key names the subject of the value. Stamps and files are the sources of the value. `read` finds no
-    value once a stamp or file has changed, or once the user's value is too old. A start that finds the
-    value wrong replaces or removes the value.
-
-    `read` tries the user's value first, then the baked value. `read` ignores a file that is damaged, that
-    other users could change, or that another version of this package has written in another form.
+    value once a stamp or file has changed, or once the user's value is too old. A start that finds the value
+    wrong replaces or removes the value. `read` tries the value in the user's cache folder first, then the
+    baked value. It ignores a file that is damaged, that other users could change, or that another version of
+    this package has written in another form.
     """
 
     folder: str
     key: object
     """Each key has its own value. Keys and stamps are compared by their `repr`."""
     stamps: object = None
-    """A value with other stamps counts as missing, and the next `write` replaces it."""
     lasts_s: float | None = None
     """Seconds until the user's value expires. None: it does not expire. A baked value never expires."""
 
     @property
     def path(self) -> Path:
-        """The user's file."""
         return cache_folder() / self._name
 
     def read(self, convert: Callable[[Any], Value], *, is_own: bool = False) -> Value | None:
@@ -215,7 +210,8 @@ class Kept:
     def write(self, value: object, files: Iterable[str] = ()) -> None:
         """Replaces the user's value. Does nothing where no file can be written.
 
-        `value` consists of JSON types and was made from `files`. It becomes invalid when one of them changes.
+        `value` consists of JSON types and was made from `files`. A change of one of these files makes it
+        invalid.
         """
         path = self.path
         was_told = read_stamp(path).size == 0
@@ -251,7 +247,7 @@ class Kept:
 
 
 def of_type(kind: type[Value]) -> Callable[[Any], Value]:
-    """Returns a function for `Kept.read` that reads values of this type and checks each member."""
+    """Returns a function for `Kept.read` that reads values of this type and checks each of their members."""
 
     def convert(content: Any) -> Value:
         import msgspec  # noqa: PLC0415 - many processes read nothing, or lists of names
@@ -262,7 +258,7 @@ def of_type(kind: type[Value]) -> Callable[[Any], Value]:
 
 
 def read_all(folder: str, convert: Callable[[Any], Value]) -> Iterator[Value]:
-    """The values of all keys, with any stamps: the user's values, newest first, then the baked values."""
+    """Returns the values of all keys and stamps: first the user's, newest first, then the baked ones."""
     paths = [path for layer in layers(folder) for path in _newest_first(layer)]
     return (value for path in paths if (value := _read(path, convert)) is not None)
 

@@ -1,4 +1,4 @@
-"""Typed configuration of one start. Standard library only."""
+"""The typed settings of one start. This module imports no third-party package."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -47,11 +47,10 @@ class ModelConfig:
     help_group: ClassVar[Group] = "Model"
 
     model: str | None = setting(None, "--model", "The same as MODEL, which takes precedence.")
-    """A folder or a hub id. None is the default model, SmolLM2-135M-Instruct."""
+    """A folder or a hub id. None stands for `DEFAULT_MODEL_ID`."""
     tokenizer: str | None = setting(
         None, "--tokenizer", "Folder or hub id of the tokenizer, by default the model's own."
     )
-    """None is the model's own tokenizer."""
     revision: str | None = setting(None, "--revision", "Branch, tag or commit of the model on the hub.")
     download_dir: str | None = setting(
         None, "--download-dir", "Cache folder for models from the hub, by default HF_HUB_CACHE."
@@ -66,7 +65,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SeveralModelsConfig:
-    """Several models behind one port (`router`). These settings have no effect with a single model."""
+    """Settings for several models behind one port (`router`). They have no effect with a single model."""
 
     help_group: ClassVar[Group] = "Several models"
     role: ClassVar[Role] = "router"
@@ -138,7 +137,7 @@ class StartOptions:
         "Warm starts, forked from a running `vllm-cli standby`: if possible, never, or else fail with an error.",
         variable=env.VCLI_STANDBY,
     )
-    """Read before the command line is parsed (`startup.standby.front_process`)."""
+    """`startup.standby.front_process` reads this flag before the command line is parsed."""
     idle_stop_s: float | None = setting(
         None,
         "--idle-stop",
@@ -168,7 +167,7 @@ class StartOptions:
         syntax="restart policy",
         metavar="on-failure[:N]",
     )
-    """After this many failures in a row, the model is not started again. None: it is never started again."""
+    """The model is not started again after this many failures in a row. None: it is never started again."""
     idle_warm: IdleWarmMode = setting(
         "auto",
         "--idle-warm",
@@ -235,7 +234,7 @@ class StartOptions:
 
     @property
     def is_behind_router(self) -> bool:
-        """Whether this process is a router (`router`), which starts the model's server as another process."""
+        """Whether this process is a router, which starts the model's server as another process."""
         return self.idle_stop_s is not None or self.idle_sleep_s is not None or self.restart_limit is not None
 
 
@@ -244,9 +243,8 @@ class StartupConfig(StartOptions):
     """All settings of a start with the embedded engine (`startup.embedded.start`)."""
 
     start_method: str = from_variable(env.VLLM_WORKER_MULTIPROC_METHOD)
-    """`spawn`, `fork` or `forkserver` (envs.registry.START_METHODS): how the engine process is started."""
+    """How the engine process is started: `spawn`, `fork` or `forkserver` (`envs.registry.START_METHODS`)."""
     engine_ready_timeout_s: float = from_variable(env.VLLM_ENGINE_READY_TIMEOUT_S)
-    """Seconds that the engine process may take to become ready."""
     logging_level: str = from_variable(
         env.VLLM_LOGGING_LEVEL,
         "--log-level",
@@ -265,7 +263,6 @@ class StartupConfig(StartOptions):
         syntax="log config",
         metavar="FILE",
     )
-    """Argument of `logging.config.dictConfig`."""
     several: SeveralModelsConfig = field(default_factory=SeveralModelsConfig)
     model: ModelConfig
     engine: EngineConfig
@@ -275,7 +272,6 @@ class StartupConfig(StartOptions):
 
     @property
     def logs(self) -> LogOptions:
-        """The log settings of every process."""
         return LogOptions(level=self.logging_level, format=self.log_format, config=self.log_config)
 
     def __post_init__(self) -> None:
@@ -286,7 +282,7 @@ class StartupConfig(StartOptions):
 
 @cache
 def flags_with_role(*roles: Role) -> frozenset[str]:
-    """The flags of settings with one of these roles. vLLM's flags of the same names mean the same."""
+    """Returns the flags of settings with one of these roles. vLLM's flags with these names mean the same."""
     fields = (each.field.metadata for each in walk_settings(StartupConfig) if each.role in roles)
     return frozenset(metadata["flag"] for metadata in fields if "flag" in metadata)
 
@@ -296,8 +292,7 @@ class VllmOptions(StartOptions):
     """The launcher's settings for a start of vLLM. All other words of the command go to vLLM unchanged."""
 
     words: tuple[str, ...]
-    """The command line for `vllm serve`, unchanged and in order."""
     start_method: str = "forkserver"
-    """`forkserver` replaces the `spawn` that vLLM would use. Other start methods are left to vLLM."""
+    """With `forkserver`, our forkserver forks the processes that vLLM would spawn."""
     is_preflight_only: bool = False
     is_json: bool = False

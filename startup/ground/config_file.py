@@ -16,7 +16,7 @@ from envs.redaction import is_secret_flag
 _REFERENCE: Final = re.compile(r"\$(\$)?\{([A-Za-z_][A-Za-z0-9_]*)(?:(:?)([-?])([^{}]*))?\}")
 
 _HIDDEN: Final = str.maketrans("${}", "\ud800\ud801\ud802")
-"""Inserted values contain these characters instead of `$`, `{` and `}`, so that nothing is replaced twice.
+"""Characters that stand for `$`, `{` and `}` in inserted values, so that nothing is replaced twice.
 
 Neither YAML nor environment variables can contain these characters.
 """
@@ -32,14 +32,10 @@ class ConfigFile(NamedTuple):
     is_changed: bool = False
     """Whether any reference was replaced."""
     problem: str | None = None
-    """Why the file cannot be used. None if it can."""
     missing: tuple[str, ...] = ()
     """A line for each reference that was not replaced: its variable is not set, and it has no default."""
     refused: tuple[str, ...] = ()
-    """The lines of `missing` for references with `?` and for references in secrets.
-
-    No engine may use such a reference as plain text.
-    """
+    """The lines of `missing` for references with `?` or in secrets. No engine may use these as plain text."""
 
     @classmethod
     def read(cls, path: str) -> "ConfigFile":
@@ -80,7 +76,6 @@ class ConfigFile(NamedTuple):
         return {} if self.problem else {str(name): value for name, value in (self.content or {}).items()}
 
     def place(self, name: str) -> str:
-        """The place of a setting in the file, for messages."""
         return f"{Path(self.path).name}: {name}"
 
 

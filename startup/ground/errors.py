@@ -1,38 +1,40 @@
-"""Errors of a start. The command line exits with code 3 for most of them."""
+"""Errors of a start. For most of them, `vllm-cli` exits with code 3.
+
+An error has a cause, which is a name such as `port-in-use`. `startup.reports.causes.known` lists causes.
+"""
 
 from collections.abc import Callable
 from typing import Final
 
 USAGE_CAUSE: Final = "usage"
-"""The cause of errors with exit code 2."""
 UNKNOWN_CAUSE: Final = "unknown"
-"""The cause of errors whose cause has no name."""
+"""The cause of an error if no other cause is known."""
 NOT_STARTED_CAUSE: Final = "program-not-started"
 """The cause of a model's start that failed before its program ran."""
 TIMEOUT_CAUSE: Final = "startup-timeout"
 """The cause of a start or download that took longer than its limit."""
 CODE_LINE: Final = "Code: "
-"""The beginning of the line with a code."""
+"""The text before the code in an error message."""
 
 
 def code_of(cause: str) -> str:
-    """The code of a cause in logs, digests and the documentation: `VC-PORT-IN-USE` of `port-in-use`."""
+    """Returns the code for logs, crash digests and the documentation, such as `VC-PORT-IN-USE`."""
     return f"VC-{cause.upper()}"
 
 
 def code_line(cause: str) -> str:
-    """The line of an error message that contains the code of the cause."""
+    """Returns the line of an error message that contains the code of the cause."""
     return f"{CODE_LINE}{code_of(cause)}"
 
 
 def with_code(message: str, cause: str) -> str:
-    """Appends the line with the code to an error message, unless it is there, as in a crash digest."""
+    """Appends the line with the code to an error message. A crash digest with this line is unchanged."""
     line = code_line(cause)
     return message if line in message else f"{message}\n{line}"
 
 
 def log_with_code(log: Callable[..., None], message: str, cause: str) -> None:
-    """Logs the message with the code of its cause. `log` is a method of a logger."""
+    """Logs the message with the code of its cause. `log` is a logger's method, such as `logger.error`."""
     log("%s", with_code(message, cause), extra={"code": code_of(cause)})
 
 
@@ -40,7 +42,6 @@ class StartupError(Exception):
     """The server cannot start. The message names the value at fault and the fix."""
 
     cause: str = UNKNOWN_CAUSE
-    """The name of a cause, as in the tables of `startup.reports.causes.known`."""
 
     def __init__(self, message: str, *, cause: str | None = None) -> None:
         super().__init__(message)
@@ -48,7 +49,7 @@ class StartupError(Exception):
 
 
 class CommandLineError(StartupError):
-    """The engine rejects words of its command line, or does not support this Python. Exit code 2."""
+    """The engine rejects words of its command line, or does not support this Python. The exit code is 2."""
 
     cause = USAGE_CAUSE
 

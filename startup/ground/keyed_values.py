@@ -23,7 +23,7 @@ def parse_size(text: str) -> int:
 
 
 def nest(keys: str, text: str) -> dict[str, Any]:
-    """`nest("a.b", "1")` is `{"a": {"b": 1}}`. If `keys` ends with `+`, the text's items become a list."""
+    """`nest("a.b", "1")` is `{"a": {"b": 1}}`, and `nest("a+", "1,2")` is `{"a": [1, 2]}`."""
     if keys.endswith("+"):
         keys = keys.removesuffix("+")
         nested: Any = [_parse(item) for item in text.split(",")]

@@ -1,8 +1,8 @@
 """Records of this user's running servers and standbys, which `vllm-cli ps` and `stop` read.
 
-A record is a locked file. The kernel releases the lock when the process ends, and a file without a lock
-does not count as a record. So a killed process has no record. The folder's path depends on no environment
-variable, because a service may have other variables than the shell in which `ps` runs.
+A record is a locked file. The kernel releases the lock when the process ends, and a file without a lock is no
+record. The folder's path depends on no environment variable, because a service may have other variables than
+the shell in which `ps` runs.
 """
 
 import fcntl
@@ -28,32 +28,29 @@ ROUTER: Final = "router"
 STANDBY: Final = "standby"
 """The value of `engine` in a standby's record."""
 _FOLDERS: Final = ("/tmp/vllm-cli-{user}", "/run/user/{user}/vllm-cli", "/dev/shm/vllm-cli-{user}")
-"""The first usable folder is used. Another user may have created a folder with the first name."""
+"""Records are kept in the first usable folder. Another user may have created a folder with the first name."""
 _NETWORK: Final = Path("/proc/self/ns/net")
 MODE: Final = 0o1600
-"""Has the sticky bit, because systemd-tmpfiles removes old files that do not have this bit."""
+"""Records' files have the sticky bit, because systemd-tmpfiles removes old files without this bit."""
 _LOCK: Final = "hhqqi0q"
 """`struct flock` (fcntl(2)): type, whence, start, length, holder."""
 _RECORD: Final = ".json"
 _NOTE: Final = ".start"
-"""The ending of the file with facts about the start, beside the record.
-
-The facts have their own file, because other releases would reject a record with further fields.
-"""
+"""The ending of the file with facts about a start. Inside a record, other releases would reject them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """One running process."""
+    """The record of one running process."""
 
     engine: str
     model: str | None = None
     address: str | None = None
     """The address from `listener.describe`. None if the server listens nowhere."""
     front_pid: int | None = None
-    """The front process, which the user started. None if this server was not started warm."""
+    """The pid of the front process, which the user started. None if this server was not started warm."""
     owner_pid: int | None = None
-    """The only process that uses this standby. None if any process may use it."""
+    """The pid of the only process that may use this standby. None if any process may use it."""
     pid: int = 0
     start: Mapping[str, Any] | None = None
     """Facts about the start that the process has added through `run_recorded`. None if there are none."""
@@ -94,8 +91,7 @@ def read_run_records() -> list[RunRecord]:
 def read_start(pids: Iterable[int]) -> Mapping[str, Any]:
     """The newest facts that one of these processes has added about its start. Empty if there are none.
 
-    A process that has a record uses this function, because `read_run_records` would release the lock on the
-    process's own record.
+    Use this in a process with a record, because `read_run_records` would release the lock on that record.
     """
     with suppress(OSError):
         notes = [note for pid in pids for note in Path(record_folder()).glob(f"{pid}-*{_NOTE}")]
@@ -130,14 +126,13 @@ def _note(path: str, start: Mapping[str, Any]) -> None:
 
 
 def _remove(path: str) -> None:
-    """Removes a record and its file with facts about the start."""
     for name in (path, f"{path}{_NOTE}"):
         with suppress(OSError):
             os.unlink(name)  # noqa: PTH108
 
 
 def _read(path: str) -> RunRecord | None:
-    """The record of a running process, with its pid in this process's pid namespace. None if it has ended."""
+    """The record with the pid in this process's pid namespace. None if the recorded process has ended."""
     if not path.endswith(_RECORD):
         return None
     with suppress(OSError, ValueError, TypeError), open(path, "rb") as file:  # noqa: PTH123

@@ -28,8 +28,7 @@ LAUNCHER_FLAGS = {
 }  # fmt: skip
 """The launcher's flags, with the number of their values. If vLLM is the engine, all other words go to vLLM.
 
-The settings declare these flags, too, but the import of the settings would delay a warm start. A test
-compares both lists.
+The settings declare these flags, too, but importing them would delay a warm start. A test compares both.
 """
 
 OMNI = "--omni"
@@ -74,11 +73,9 @@ class Given:
 def split(words: "Iterable[str]", num_values: "NumValues" = lambda _: None) -> "Iterator[Given]":
     """Splits a command line as argparse does.
 
-    Args:
-        words: the command line.
-        num_values: returns the number of a flag's values, like argparse's `nargs`: 0, 1, `?` or `+`.
-            Returns None for an unknown flag, which gets no values. A required value may begin with a dash
-            if it is not a known flag.
+    `num_values` returns the number of a flag's values, like argparse's `nargs`: 0, 1, `?` or `+`. It returns
+    None for an unknown flag, which gets no values. A required value may begin with a dash if it is not a
+    known flag.
     """
     words = list(words)
     begin = 0
@@ -111,7 +108,7 @@ def normalise(name: str) -> str:
 
 
 def help_topic(words: "Iterable[str]") -> str | None:
-    """The topic in `--help=TOPIC`. Empty for a plain `--help`. None if the words do not ask for help."""
+    """The topic in `--help=TOPIC`. Empty for a plain `--help`. None if the words have no flag for help."""
     for given in split(words):
         if given.flag in _HELP:
             return given.values[0] if given.values else ""
@@ -119,7 +116,7 @@ def help_topic(words: "Iterable[str]") -> str | None:
 
 
 def is_for_information(words: "Iterable[str]") -> bool:
-    """Whether the words ask for help or a version, so that no server starts."""
+    """Whether the words have a flag for help or the version, so that no server starts."""
     return any(given.flag in (*_HELP, "-v", "--version") for given in split(words))
 
 
@@ -138,7 +135,7 @@ def has_several_models(words: "Sequence[str]") -> bool:
 
 
 def is_behind_router(words: "Sequence[str]") -> bool:
-    """Whether words or variables ask for a router in front of a single model."""
+    """Whether words or variables request a router in front of a single model."""
     own = ServeWords(words).own
     return any(own.get(flag) or foreign.text_of(variable) for flag, variable in _OF_ROUTER)
 
@@ -173,8 +170,7 @@ class ServeWords:
     def engine(self, variable: str | None = None) -> str:
         """`embedded` or `vllm`. Any other value of --engine or VCLI_ENGINE counts as `auto`.
 
-        Args:
-            variable: the value of VCLI_ENGINE. None reads it from this process's environment.
+        `variable` is the value of VCLI_ENGINE, by default from this process's environment.
         """
         wanted = self.own.get("--engine") or (foreign.text_of("VCLI_ENGINE") if variable is None else variable)
         if wanted in _ENGINES:

@@ -5,12 +5,11 @@ from typing import NamedTuple, NoReturn
 
 
 class WarmOrigin(NamedTuple):
-    """The origin of a warm start. Times are in monotonic nanoseconds."""
+    """The origin of a warm start. The front process requested it. Times are in monotonic nanoseconds."""
 
     front_pid: int
-    """Pid of the process that the user started."""
+    """Pid of the front process, which is the process that the user has started."""
     front_begin_ns: int
-    """When the kernel started the front process."""
     request_ns: int
     """When the front process requested the fork."""
     forked_ns: int
@@ -21,7 +20,7 @@ class WarmOrigin(NamedTuple):
 
 
 warm: WarmOrigin | None = None
-"""None if the start is cold."""
+"""The origin of this process if its start is warm. None if the start is cold."""
 
 cold_reason = ""
 """Why a start that could have been warm is cold. Empty if no warm start was wanted."""

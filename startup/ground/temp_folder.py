@@ -21,9 +21,8 @@ _PREFIX: Final = "vcli-"
 MAX_BYTES: Final = 107 - len("/12345678-1234-1234-1234-123456789012")
 """The longest usable path of the folder, in bytes.
 
-A socket's address has at most 107 bytes (unix(7), `sun_path`), and vLLM's file names take 37 of them. The
-file names of multiprocessing's sockets are shorter, even together with the name of a folder of
-`own_folder`.
+A socket's address has at most 107 bytes (unix(7), `sun_path`), and vLLM's file names take 37 of them.
+multiprocessing's sockets in a folder of `own_folder` need fewer bytes.
 """
 
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -33,11 +32,11 @@ def ensure_temp_folder() -> None:
     """Sets TMPDIR if no usual folder is writable, or if the folder's path is too long for a socket.
 
     If no usual folder is writable, TMPDIR becomes /dev/shm or else the working folder. If the path is too
-    long, TMPDIR becomes a usual folder or /dev/shm. Both changes log a warning. Call this function before
-    any child process exists.
+    long, TMPDIR becomes a usual folder or /dev/shm. Both changes log a warning. Call this function before any
+    child process exists.
 
-    It does not use `tempfile`, which takes 10 ms to import. `tempfile` would also prefer the working folder
-    to /dev/shm, and the working folder may be a volume or a folder of the user.
+    This function does not use `tempfile`, which takes 10 ms to import and prefers the working folder to
+    /dev/shm. The working folder may be a volume or a folder of the user.
 
     Raises:
         StartupError: no folder is writable, or the path of each writable folder is too long.
@@ -57,10 +56,9 @@ def ensure_temp_folder() -> None:
 
 @contextmanager
 def own_folder(parent: str | None = None) -> Iterator[Path]:
-    """A new folder, which is removed after the block. First removes folders that killed processes have left.
+    """Creates a folder and removes it after the block. First removes folders that killed processes have left.
 
-    This process and its forks hold a lock on the folder. The kernel releases the lock when the last of these
-    processes ends.
+    This process and its forks hold a lock on the folder. The kernel releases it when the last of them ends.
     """
     import shutil  # noqa: PLC0415 - at the top, they would delay each command
     import tempfile  # noqa: PLC0415
@@ -103,7 +101,6 @@ def _is_own(entry: "os.DirEntry[str]") -> bool:
 
 
 def _ensure_short(folder: str) -> None:
-    """Sets TMPDIR to another folder if this folder's path is too long for a socket's address."""
     num_bytes = len(os.fsencode(Path(folder).absolute()))
     if num_bytes <= MAX_BYTES:
         return

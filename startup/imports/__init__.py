@@ -1,1 +1,1 @@
-"""Everything that changes how modules are imported. Begin reading with `finder.py`."""
+"""Changes how modules are imported. Begin reading with `finder.py`."""

@@ -1,4 +1,4 @@
-"""Makes functions faster that torch and vLLM call thousands of times while they are imported."""
+"""Speeds up functions that torch and vLLM call thousands of times while they are imported."""
 
 import functools
 import logging
@@ -28,7 +28,7 @@ CHEAP_CALLS: Final = Hook(
 
 
 def make_calls_cheap() -> None:
-    """Replaces the functions in this process. A second call does nothing."""
+    """Replaces these functions in this process. A second call does nothing."""
     if not CHEAP_CALLS.applies:
         return
     after_import(_GET_SOURCE.module, lambda utils: _GET_SOURCE.replace(utils, _get_source), CHEAP_CALLS)
@@ -40,13 +40,13 @@ def make_calls_cheap() -> None:
 
 
 def _get_source(stacklevel: int) -> str:
-    """The file and line of a torch operator. torch's way, `inspect`, would resolve all modules' paths."""
+    """Returns the file and line of a torch operator. `inspect`, which torch uses, would resolve all paths."""
     frame = sys._getframe(stacklevel)
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def _get_module(inspect: Any, object: Any) -> ModuleType | None:
-    """A frame's module. torch's way, `inspect`, would resolve all modules' paths."""
+    """Returns a frame's module. `inspect`, which torch uses, would resolve the paths of all modules."""
     if not isinstance(object, FrameType):
         module: ModuleType | None = inspect.getmodule(object)
         return module
@@ -54,7 +54,7 @@ def _get_module(inspect: Any, object: Any) -> ModuleType | None:
 
 
 def _with_one_clearing(configure: Any) -> Any:
-    """Wraps `dictConfig`, so that it clears all loggers' caches once, not once per configured logger."""
+    """Wraps `dictConfig`, which then clears all loggers' caches once, not once per configured logger."""
 
     @functools.wraps(configure)
     def configure_and_clear_once(config: Any) -> None:

@@ -1,4 +1,4 @@
-"""Identifies the installed distributions, so that cached facts are used for the same distributions only."""
+"""Identifies the installed distributions, so that cached facts are used only for the same distributions."""
 
 import os
 import sys
@@ -15,16 +15,16 @@ _PATH_FILE: Final = ".pth"
 
 @cache
 def distribution_stamps() -> tuple[tuple[str, int, int], ...]:
-    """A stamp (path, time in seconds, size) of each distribution's list of files, and of each `.pth` file.
+    """Returns path, time in seconds and size of each distribution's list of files, and of each `.pth` file.
 
-    The time has whole seconds, because image layers store no fractions. This process keeps the result of
-    the first call, because some imports, such as setuptools, add folders to the path.
+    The time has whole seconds, because image layers store no fractions. This process keeps the result of the
+    first call, because some imports, such as setuptools, add folders to the path.
     """
     return tuple(sorted((path, *read_stamp(path).stored) for path in distribution_files(sys.path)))
 
 
 def distribution_files(folders: Iterable[str]) -> Iterator[str]:
-    """The files that installers replace with each version: lists of files, and `.pth` files.
+    """Yields the files that installers replace with each version: lists of files, and `.pth` files.
 
     A list may not exist, because some installers write none.
     """

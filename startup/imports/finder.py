@@ -1,9 +1,9 @@
-"""The only finder that this program adds to `sys.meta_path`: changes how certain modules are imported.
+"""The only finder that this program adds to `sys.meta_path`. It changes how certain modules are imported.
 
 A module can be replaced (`replace`), be changed right before or after its code runs (`before_import`,
 `after_import`), or come from a file with the code of many modules (`serve`). A watcher is called before and
-after the code of each module (`watch`). Python's own finders find all other modules. The name of a shim
-stands for the module that the shim imports.
+after the code of each module (`watch`). Python's own finders find all other modules. A shim is a small module
+that only imports another module. The name of a shim stands for that module.
 """
 
 import functools
@@ -20,13 +20,12 @@ from startup.ground.hooks.hook import Hook, Name, UnfitHookError, note_executed,
 logger = logging.getLogger(__name__)
 
 Action: TypeAlias = Callable[[ModuleType], None]
-"""Called with the module."""
 Replacement: TypeAlias = Callable[[str], ModuleSpec | None]
 """Returns the spec of the module that replaces the named module. None if the named module is not replaced."""
 
 
 class Watch(Protocol):
-    """A watcher is called with the name of each module. An exception from it ends the module's import."""
+    """A watcher of imports. An exception from its methods ends the import of the module `name`."""
 
     def begin(self, name: str) -> None:
         """Called before the module's code runs."""
@@ -53,7 +52,7 @@ def after_import(name: str, action: Action, hook: Hook | None = None) -> None:
 
 
 def wrap_after_import(name: Name, wrap: Callable[[Any], Callable[..., Any]], hook: Hook) -> None:
-    """Replaces a function by the result of `wrap`, once the function's module has been imported."""
+    """Replaces a function with the result of `wrap`, once the function's module has been imported."""
 
     def replace_function(module: ModuleType) -> None:
         function = name.get(module)
@@ -93,8 +92,8 @@ def place_variant(owner: ModuleType, name: str, **functions: Callable[..., Any])
     Args:
         owner: the other module.
         name: the name of the changed module in `owner`.
-        functions: the replacements, by the names of the replaced functions. Each replacement gets the changed
-            module as its first argument.
+        functions: the replacements, by the names of the replaced functions. The first argument of each
+            replacement is the changed module.
     """
     module = getattr(owner, name)
     if not isinstance(module, _Variant):  # a standby's template has placed it for its forks
@@ -103,7 +102,7 @@ def place_variant(owner: ModuleType, name: str, **functions: Callable[..., Any])
 
 
 class _Variant(ModuleType):
-    """A module in which some names have other values."""
+    """A copy of a module in which some names have other values."""
 
     def __init__(self, module: ModuleType, names: Mapping[str, Any]) -> None:
         super().__init__(module.__name__)
@@ -121,7 +120,7 @@ def before_import(name: str, action: Action) -> None:
 
 
 def cancel(name: str, action: Action) -> None:
-    """From now on, `action` is no longer called. Does nothing if `action` was not registered."""
+    """Cancels the calls of `action`. Does nothing if `action` was not registered."""
     name = place_of(name)
     for actions in (_finder.before, _finder.after):
         if action in actions.get(name, ()):
@@ -132,55 +131,50 @@ def cancel(name: str, action: Action) -> None:
 
 
 def replace(replacement: Replacement) -> None:
-    """From now on, until `stop_replacing`, `replacement` is called first for each imported module."""
+    """Makes the finder call `replacement` first for each imported module, until `stop_replacing`."""
     _finder.replacements.insert(0, replacement)
     _finder.settle()
 
 
 def stop_replacing(replacement: Replacement) -> None:
-    """From now on, `replacement` is no longer called. A second call does nothing."""
+    """Makes the finder no longer call `replacement`. A second call does nothing."""
     if replacement in _finder.replacements:
         _finder.replacements.remove(replacement)
         _finder.settle()
 
 
 def serve(file: Any) -> None:
-    """From now on, modules are looked for in an `ImportFile` right before Python's path finder is called."""
+    """Makes the finder search an `ImportFile` for each module, right before Python's path finder."""
     _finder.files.append(file)
     _finder.settle()
 
 
 def stop_serving() -> list[Any]:
-    """From now on, takes modules from no file. Returns the files that were used."""
+    """Makes the finder search no more files. Returns the files that were used."""
     files, _finder.files = _finder.files, []
     _finder.settle()
     return files
 
 
 def watch(watcher: Watch | None) -> None:
-    """From now on, calls this watcher for each module that is imported. None ends the watching."""
+    """Makes the finder call this watcher for each imported module. None ends the calls."""
     _finder.watcher = watcher
     _finder.settle()
 
 
 class _Finder:
-    """Stands first in `sys.meta_path` while it has something to do."""
+    """The finder, which stands first in `sys.meta_path` while it has something to do."""
 
     def __init__(self) -> None:
         self.replacements: list[Replacement] = []
-        """In the order in which they are called."""
         self.before: dict[str, list[Action]] = {}
         """Actions before imports, by module. They stay until they are cancelled."""
         self.after: dict[str, list[Action]] = {}
-        """Actions after imports, by module.
-
-        They stay until the import, because `find_spec` may be called without an import.
-        """
+        """Actions after imports, by module. They stay until the import, as `find_spec` may not cause it."""
         self.files: list[Any] = []
         self.watcher: Watch | None = None
 
     def settle(self) -> None:
-        """Adds the finder to `sys.meta_path` if it has something to do, else removes it."""
         is_needed = bool(self.replacements or self.before or self.after or self.files or self.watcher)
         if is_needed and sys.meta_path[:1] == [self]:
             return
@@ -204,7 +198,7 @@ class _Finder:
         return spec
 
     def _specs(self, name: str, path: Sequence[str] | None, target: ModuleType | None) -> Iterator[ModuleSpec]:
-        """Yields the specs that the files and the other finders find, in the order of `sys.meta_path`."""
+        """Yields the specs from the files and the other finders, in the order of `sys.meta_path`."""
         others: list[Any] = sys.meta_path[sys.meta_path.index(self) + 1 :] if self in sys.meta_path else []
         for other in others:
             for file in self.files if other is PathFinder else ():

@@ -9,8 +9,7 @@ initialize the driver while they are imported, to learn the GPU's architecture. 
 3. After each module, it checks whether the driver is initialized nevertheless. If it is, no fork of this
 process can be an engine, and the guard reports the module.
 
-The names of the modules from steps 2 and 3 are kept on disk, so that later starts leave these modules to the
-forks from the beginning.
+The modules of steps 2 and 3 are recorded on disk. Later starts import these modules only in the forks.
 """
 
 import functools
@@ -48,7 +47,7 @@ GPU_GUARD: Final = Hook(
 _CUTE_DSL_ARCH: Final = "CUTE_DSL_ARCH"
 """CUTLASS reads this variable on import. Without it, CUTLASS calls `cuInit` to learn the architecture."""
 _ACCELERATED: Final = 9
-"""From this major compute capability on, the name of the full architecture ends with `a`, as in `sm_90a`."""
+"""From this major compute capability on, the name of the full architecture ends with `a`: `sm_90a`."""
 _MODULE_CODE: Final = "<module>"
 _OWN: Final = ("__main__", "server", "startup", "vllm_cli")
 """Packages of this project whose modules begin the imports."""
@@ -81,18 +80,16 @@ class GpuGuard:
         return self._reason
 
     def leave(self, err: NeedsGpuError) -> None:
-        """Called by `leave_to_forks`."""
         if err in self._raised:
             self._raised.remove(err)
 
     def begin(self, name: str) -> None:
-        """See `Watch`. Raises NeedsGpuError for a module that is left to the forks."""
+        """Called before a module's code. Raises NeedsGpuError for a module that is left to the forks."""
         if name in self._to_forks:
             self._refuse(f"{name} uses the GPU while it is imported")
         self._check(lambda: next(iter(_importing_modules()), name))
 
     def end(self, name: str) -> None:
-        """See `Watch`."""
         self._check(lambda: name)
 
     def _check(self, culprit: Callable[[], str]) -> None:
@@ -132,7 +129,7 @@ def why_unforkable() -> str | None:
 
 
 def has_failed() -> bool:
-    """Whether this process cannot fork an engine although the guard is open."""
+    """Whether this process cannot fork an engine, although the guard is in use."""
     return _open and why_unforkable() is not None
 
 
@@ -205,13 +202,13 @@ def _importing_modules() -> list[str]:
 
 @functools.cache
 def _capabilities() -> tuple[tuple[int, int] | None, ...]:
-    """Compute capabilities of this machine's GPUs, in the driver's order. Empty without NVIDIA's driver."""
+    """The compute capabilities of NVIDIA's GPUs, in the driver's order. Empty without NVIDIA's driver."""
     state = read_gpus()
     return tuple(gpu.capability for gpu in state.gpus) if state is not None else ()
 
 
 def _common_capability() -> tuple[int, int] | None:
-    """The compute capability of all GPUs. None if it differs, since CUDA may then number GPUs differently."""
+    """The compute capability of all GPUs. None if it differs, since CUDA may then number them differently."""
     found = set(_capabilities())
     return found.pop() if len(found) == 1 else None
 

@@ -42,7 +42,7 @@ def import_engine() -> "LeftOut":
 
 
 def end_stand_ins() -> None:
-    """Ends the stand-ins in the API process. Only the engine needs them. Call it after the engine's fork."""
+    """Ends the stand-ins in the API process, after the engine's fork. Only the engine needs stand-ins."""
     if import_engine.cache_info().currsize:
         import_engine().end()
 
@@ -62,7 +62,7 @@ def import_vision() -> None:
 def importing() -> Iterator[None]:
     """During the block, the garbage collector is paused, and modules come from the import file.
 
-    At the end, all objects that exist are excluded from garbage collection.
+    After the block, all objects that exist then are excluded from garbage collection.
 
     Raises:
         RuntimeError: this is not the main thread.

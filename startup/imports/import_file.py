@@ -1,15 +1,15 @@
 """Imports many modules from one import file, without a search of folders for each module.
 
-    head    format, place and checksum of the index, size of the file (always of the same length)
+    head    format, position and checksum of the index, size of the file (always of the same length)
     code    the modules' marshalled code in order of import, then the code of the dataclasses' methods
-    index   interpreter, distributions, and each module's stamp and place (marshalled)
+    index   interpreter, distributions, each module's stamp (time and size) and position (marshalled)
 
-A file is used until the installed distributions change. A module comes from the file if its source has the
-same time and size as in the index. Also, no folder that is searched earlier may offer a module of this
-name. Python's own finders find all other modules. All modules get Python's own loader.
+An import file is used until the installed distributions change. A module comes from the file if its source
+has the same time and size as in the index. Also, no folder that is searched earlier may offer a module of
+this name. Python's own finders find all other modules. All modules get Python's own loader.
 
-Imports little, and only from the standard library and this project, because a start reads the file before its
-other imports.
+A start reads the import file before its other imports. So this module itself imports little, and only from
+the standard library and this project.
 """
 
 import _imp
@@ -44,11 +44,10 @@ Part: TypeAlias = tuple[int, int, bytes]
 
 
 class ModuleEntry(NamedTuple):
-    """A module in the file."""
+    """A module in the import file."""
 
     is_package: bool
     origin: str
-    """Path of the source file."""
     stamp: StoredStamp
     code: Part
 
@@ -60,12 +59,11 @@ class Index(NamedTuple):
     distributions: tuple[tuple[str, int, int], ...]
     """The result of `distribution_stamps` when the file was written."""
     modules: dict[str, tuple[object, ...]]
-    """Fields of a `ModuleEntry` by the module's name, in order of import."""
+    """The fields of a `ModuleEntry` by the module's name, in order of import."""
     refused: tuple[str, ...]
-    """Modules that cannot be in a file.
+    """Modules that cannot be in the file.
 
-    Either Python's path finder does not find the module's source, or no installer has written it, or it
-    cannot be compiled.
+    Python's path finder does not find their source, or no installer has written it, or it cannot be compiled.
     """
     methods: Part
     """The compiled methods of dataclasses, by their source text."""
@@ -76,14 +74,10 @@ class UnusableFileError(Exception):
 
 
 class ImportFile:
-    """One open file. Its modules can be imported until it is closed."""
+    """An open import file. Its modules can be imported until it is closed."""
 
     def __init__(self, path: str) -> None:
-        """Opens the file.
-
-        Raises:
-            OSError, UnusableFileError: the file cannot be used.
-        """
+        """Opens the file. Raises OSError or UnusableFileError if it cannot be used."""
         self.path = path
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -103,7 +97,7 @@ class ImportFile:
         return name in self._modules
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None) -> ModuleSpec | None:
-        """The module's spec. None if the module is not in the file, or if Python's finder must find it."""
+        """The module's spec. None if the file lacks the module or if Python's finder must find it."""
         fields = self._modules.get(fullname)
         if fields is None or len(sys.path_hooks) != self._num_path_hooks:
             return None
@@ -126,7 +120,7 @@ class ImportFile:
         return spec
 
     def load_methods(self) -> dict[str, CodeType]:
-        """The compiled methods of dataclasses by their source text. Empty if they are damaged."""
+        """The compiled methods of dataclasses by their source text. Empty if this part is damaged."""
         try:
             return dict(_read_part(self._fd, self.index.methods))
         except (OSError, ValueError, EOFError, TypeError) as err:
@@ -134,7 +128,6 @@ class ImportFile:
             return {}
 
     def close(self) -> None:
-        """Closes the file. A second call does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -164,7 +157,7 @@ class ImportFile:
         return False
 
     def _names_in(self, folder: str) -> frozenset[str] | None:
-        """Names that a folder on the import path may offer. None for an archive or an unreadable folder."""
+        """The names that a folder may offer. None for an archive or an unreadable folder."""
         if folder not in self._names:
             try:
                 entries = os.listdir(folder or os.curdir)  # noqa: PTH208
@@ -178,7 +171,7 @@ class ImportFile:
 
 
 def install(path: str | os.PathLike[str]) -> ImportFile | None:
-    """From now on, imports use this file. Returns None if the file cannot be used."""
+    """Starts the use of this import file. Returns None if the file cannot be used."""
     file = open_file(path)
     if file is not None:
         serve(file)
@@ -186,7 +179,7 @@ def install(path: str | os.PathLike[str]) -> ImportFile | None:
 
 
 def open_file(path: str | os.PathLike[str]) -> ImportFile | None:
-    """Opens the file, which the caller closes. None if it cannot be used."""
+    """Opens the file, which the caller must close. Returns None if the file cannot be used."""
     try:
         return ImportFile(os.fspath(path))
     except FileNotFoundError:
@@ -197,7 +190,7 @@ def open_file(path: str | os.PathLike[str]) -> ImportFile | None:
 
 
 def uninstall() -> list[str]:
-    """Closes all files, because forks would inherit their descriptors. Imports no longer use the files.
+    """Ends the use of all import files. Closes them, because forks would inherit their descriptors.
 
     Returns:
         The modules that this process has imported, but that the files lack or have in an old version.
@@ -212,7 +205,7 @@ def uninstall() -> list[str]:
 
 
 def _read_part(fd: int, part: Part) -> Any:
-    """The unmarshalled part. Raises OSError, ValueError, EOFError or TypeError if the part is damaged."""
+    """Returns the unmarshalled part. Raises OSError, ValueError, EOFError or TypeError if it is damaged."""
     offset, length, expected = part
     data = os.pread(fd, length, offset)
     if checksum(data) != expected:
@@ -231,13 +224,13 @@ def checksum(data: bytes) -> bytes:
 
 
 def pack_head(index_offset: int, index: bytes) -> bytes:
-    """The first bytes of the file. The index begins at the offset and reaches to the end of the file."""
+    """The first bytes of the file. `index_offset` is the position of the index, the last part of the file."""
     size = index_offset + len(index)
     return _HEAD.pack(_MARK, _FORMAT, index_offset, len(index), size, checksum(index))
 
 
 def pack_index(index: Index) -> bytes:
-    """The index in its stored form."""
+    """Returns the index in the form in which the file stores it."""
     return marshal.dumps(tuple[Any, ...](index))
 
 

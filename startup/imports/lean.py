@@ -1,8 +1,8 @@
-"""Imports transformers with stand-ins for modules that serving never uses. It saves a third of the time.
+"""Imports transformers with stand-ins for modules that serving never uses. This saves a third of the time.
 
 For tensor parallelism, transformers imports `torch.distributed.tensor`, which imports `torch._dynamo` and
-sympy. The GGUF reader of transformers reads the sources of all models. torch uses symbolic shapes whenever
-a model is created on the meta device. An engine on one device needs only names for annotations, false
+sympy. The GGUF reader of transformers reads the sources of all models. torch uses symbolic shapes whenever a
+model is created on the meta device. An engine on one device needs only names for annotations, false
 `isinstance` checks, decorators that affect only torch.compile, and conditions on plain numbers. Stand-ins
 provide all of these.
 """
@@ -23,8 +23,8 @@ from startup.imports.stand_ins import StandIns
 _LEFT_OUT_OF_TORCH: Final = ("torch._meta_registrations", "torch.export")
 """Modules of torch that serving does not use.
 
-The first has rules in Python for tensors without data, but the meta device uses the rules in C++. The second
-exports models, and copies torch's operators into Python for this purpose.
+The first module has rules in Python for tensors without data, but the meta device uses rules in C++. The
+second module exports models, and copies torch's operators into Python for this purpose.
 """
 _LEFT_OUT_OF_IMPORTS: Final = ("accelerate",)
 """transformers uses names of accelerate only to distribute a model over several devices."""
@@ -43,13 +43,13 @@ LEFT_OUT: Final = (
 
 
 class LeftOut:
-    """The modules that this process has replaced by stand-ins so far."""
+    """The stand-ins that this process has installed so far."""
 
     def __init__(self, stand_ins: Sequence[StandIns] = ()) -> None:
         self._stand_ins = list(stand_ins)
 
     def end(self) -> None:
-        """From now on, imports give the real modules.
+        """Removes the stand-ins, so that imports give the real modules.
 
         Call it once the model is built, because torch's own initialisers import the replaced modules, too.
         """
@@ -67,7 +67,7 @@ class LeftOut:
 
 
 def import_lean(modules: Sequence[str]) -> LeftOut:
-    """Imports torch and the modules with stand-ins, which stay installed.
+    """Imports torch and `modules`, with stand-ins that stay installed.
 
     If an import fails, repeats it without stand-ins. Another version of transformers may use more of a
     replaced module than its stand-in supports.

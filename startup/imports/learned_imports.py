@@ -1,7 +1,7 @@
-"""The import file: starts write it when they are ready, and later starts import from it.
+"""The import file holds the bytecode of many modules. Starts write it when they are ready, for later starts.
 
-Each virtual environment has one file for all processes of both engines. In an image,
-`vllm-cli bake` may have written another one, which is read after the user's.
+Each virtual environment has one file for all processes of both engines. In an image, `vllm-cli bake` may have
+written another import file, which is searched after the user's file.
 """
 
 import builtins
@@ -33,28 +33,27 @@ logger = logging.getLogger(__name__)
 
 _PYC_HEAD_BYTES: Final = 16
 _BY_TIME: Final = bytes(4)
-"""This flag marks bytecode that is valid for the time and size of its source."""
+"""Marks bytecode that is valid for one time and size of its source."""
 _SETTLED_NS: Final = 2_000_000_000
-"""The least age of a source, by its time. A younger source may have changed since its bytecode was made."""
+"""The least age of a source file. A younger one may have changed since its bytecode was made."""
 _FEW_METHODS: Final = 50
-"""If a start misses no module and at most this many methods of dataclasses, the file is not written.
+"""If a start misses no module, and at most this many methods of dataclasses, it does not write the file.
 
 Each start has some methods of its own.
 """
 _missed_texts: Final[dict[str, None]] = {}
-"""Source texts of dataclasses' methods that no file had. Compiling them takes a tenth of the import time."""
+"""The source texts of dataclasses' methods that no file had. Compiling takes a tenth of the import time."""
 
 
 class _State:
     is_open = False
-    """Whether imports use the import files now."""
 
 
 _state = _State()
 
 
 class LearnedImports(NamedTuple):
-    """The user's import file."""
+    """The user's import file, and its size."""
 
     path: Path
     num_modules: int
@@ -90,7 +89,7 @@ def learned_imports() -> Iterator[None]:
 def learn(more: Iterable[str] = ()) -> None:
     """Adds modules and methods to the user's import file.
 
-    These are the `more` modules, and all that this start's processes have recorded as missing. Takes up to
+    These are the modules in `more`, and all that this start's processes have recorded as missing. Takes up to
     half a second. Failures are logged for debugging only.
     """
     if not uses("import file"):
@@ -118,7 +117,7 @@ def read_learned() -> LearnedImports | None:
 
 
 def _note(missed: Sequence[str]) -> None:
-    """Records names of modules, and texts of methods. Each becomes one line of JSON."""
+    """Records names of modules, and texts of methods. Each name or text becomes one line of JSON."""
     if missed:
         notes = _notes(import_file_paths()[0])
         with suppress(OSError):
@@ -128,7 +127,6 @@ def _note(missed: Sequence[str]) -> None:
 
 
 def _take_noted() -> tuple[list[str], list[str]]:
-    """Returns and removes the recorded names and texts."""
     notes = _notes(import_file_paths()[0])
     noted: list[str] = []
     with suppress(OSError):
@@ -159,7 +157,7 @@ def _use_code(known: Mapping[str, CodeType]) -> None:
 
 
 def _end_use() -> list[str]:
-    """From now on, all methods of dataclasses are compiled. Returns the texts that were not known."""
+    """Ends the effect of `_use_code`. Returns the texts that were not known."""
     vars(dataclasses).pop("exec", None)
     missed = [*_missed_texts]
     _missed_texts.clear()
@@ -167,16 +165,12 @@ def _end_use() -> list[str]:
 
 
 def _compile_text(text: str) -> CodeType:
-    """Compiles the text as `exec` would in a module without `__future__` imports.
-
-    Raises:
-        SyntaxError, ValueError: the text is not Python.
-    """
+    """Compiles a text as in a module without `__future__` imports. Raises SyntaxError or ValueError."""
     return compile(text, "<string>", "exec", dont_inherit=True)
 
 
 def _compile_texts(texts: Iterable[str], known: Mapping[str, CodeType]) -> dict[str, CodeType]:
-    """The known code, plus the compiled code of the other texts. A text that is not Python is skipped."""
+    """Returns the known code, plus the compiled code of the other texts. Skips texts that are not Python."""
     codes = dict(known)
     for text in texts:
         if text not in codes:

@@ -1,4 +1,4 @@
-"""Caches on disk the results that transformers computes at each import from unchanged files.
+"""Caches results on disk that transformers would compute from the same files at each import.
 
 transformers reads the sources of all its models to find the names they export (0.2 s), and maps every
 installed package to its distribution (0.05 s). Both results depend only on the installed packages.
@@ -28,7 +28,7 @@ CACHED_SCANS: Final = Hook(
 )
 
 Structure: TypeAlias = dict[frozenset[str], dict[str, set[str]]]
-"""Exported names by required backends and module, in the form that transformers uses."""
+"""The exported names by required backends and module, in the form that transformers uses."""
 _Group: TypeAlias = tuple[list[str], dict[str, list[str]]]
 """One entry of a `Structure`, in a form that JSON can hold."""
 
@@ -53,10 +53,7 @@ def cached_scans() -> Iterator[None]:
 
 
 def _kept_or_new(name: str, convert: Callable[[Any], Value], compute: Callable[[], Value]) -> Value:
-    """The value from the cache, or a new value, which is added to the cache.
-
-    A cached value is valid until a package is installed, upgraded or removed.
-    """
+    """Returns the cached value, or computes and caches it. Any change of packages makes it invalid."""
     kept = Kept("imports", (sys.prefix, name), (sys.version, distribution_stamps()))
     if (value := kept.read(convert)) is None:
         kept.write(value := compute())
@@ -77,7 +74,7 @@ def _replace_scan(module: ModuleType) -> None:
         return _kept_or_new("structure", list, lambda: _to_json(scan(str(models))))
 
     def cached_scan(module_path: str | Path, prefix: str | None = None) -> Structure:
-        """Returns a new object per call, because transformers modifies it."""
+        """Returns a new object for each call, because transformers modifies it."""
         if Path(module_path) not in (models, models / "__init__.py"):
             found: Structure = scan(module_path, prefix)
             return found

@@ -1,7 +1,7 @@
 """Stand-ins for modules that a process does not use, or does not use yet. Importing stand-ins takes no time.
 
 A stand-in has every attribute. An attribute has no effect as a decorator, and no instances as a class. A
-stand-in that becomes real passes each later use on to the real object.
+stand-in that has become real passes each later use on to the real object.
 """
 
 import importlib
@@ -17,7 +17,7 @@ Functions = Mapping[str, Callable[..., Any]]
 
 
 class StandIns:
-    """While installed, makes imports of these modules, and of all modules below them, give stand-ins.
+    """From `install` to `remove`, an import of one of `names`, or of a submodule, gives a stand-in.
 
     Modules that are loaded already are not replaced. After `remove`, imports give the real modules. Names
     that were imported before keep their stand-ins.
@@ -40,11 +40,10 @@ class StandIns:
         """Whether the stand-ins pass each use on to the real object."""
 
     def install(self) -> None:
-        """From now on, imports give stand-ins."""
         replace(self._find)
 
     def remove(self) -> None:
-        """From now on, imports give the real modules. May be called again."""
+        """Removes the stand-ins, so that imports give the real modules. May be called again."""
         stop_replacing(self._find)
         self.are_real = self._become_real
         for name, module in list(sys.modules.items()):
@@ -87,13 +86,12 @@ class _StandInModule(ModuleType):
 
 
 class StandIn(type):
-    """Stands for an attribute of a module: a decorator without effect, or a class without instances."""
+    """Stands for an attribute of a module, as a decorator without effect or a class without instances."""
 
     _stand_ins: StandIns
     _path: tuple[str, ...]
 
     def real(cls) -> Any:
-        """The real object that the stand-in replaces."""
         value: Any = importlib.import_module(cls.__module__)
         for name in cls._path:
             value = _real_attribute(value, name)
@@ -125,7 +123,6 @@ class StandIn(type):
 
 
 def _forget(name: str, module: ModuleType) -> None:
-    """From now on, importing this name gives the real module."""
     del sys.modules[name]
     parent, _, child = name.rpartition(".")
     package = sys.modules.get(parent)

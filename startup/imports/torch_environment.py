@@ -1,6 +1,6 @@
 """Sets variables that torch reads when it is loaded, and finds out whether torch will use a GPU.
 
-Standard library only.
+This module imports no third-party package.
 """
 
 import os
@@ -28,9 +28,8 @@ _KERNELS: Final = "128"
 """How many compiled kernels oneDNN keeps in its cache. torch uses oneDNN to multiply matrices on a CPU.
 
 Kernels are compiled for each shape, four or five for each number of tokens in a step. By default, 1024
-kernels are cached twice: by oneDNN and by ideep, torch's layer above it. With half a megabyte per kernel,
-the caches slowly grow to half a gigabyte beside a model of 135M parameters. This growth looks like a memory
-leak.
+kernels are cached twice: by oneDNN and by ideep, torch's layer above it. With half a megabyte per kernel, the
+caches slowly grow to half a gigabyte beside a model of 135M parameters. This growth looks like a memory leak.
 
 The kernels of frequent steps (one token for each running sequence) fit into a cache of 128. A step with a
 number of tokens that was not used recently compiles its kernel again, in 0.6 ms.
@@ -40,9 +39,9 @@ number of tokens that was not used recently compiles its kernel again, in 0.6 ms
 def set_torch_variables() -> None:
     """Sets variables for this process and its children, unless the user has set them.
 
-    Call it before torch is loaded. It makes torch detect GPUs through the driver's management library
-    (NVML). Otherwise a library that looks for a GPU while it is imported would initialise CUDA, and forked
-    children could not use the GPU.
+    Call this function before torch is loaded. It makes torch detect GPUs through the driver's management
+    library (NVML). Otherwise a library that looks for a GPU while it is imported would initialise CUDA, and
+    forked children could not use the GPU.
     """
     if env.PYTORCH_NVML_BASED_CUDA_CHECK.raw is None:
         os.environ[env.PYTORCH_NVML_BASED_CUDA_CHECK.name] = "1"
@@ -55,7 +54,7 @@ def set_torch_variables() -> None:
 
 
 def has_gpu() -> bool:
-    """Whether a driver provides a GPU on this machine, even if it is hidden from this process."""
+    """Whether a driver provides a GPU on this machine, even if the GPU is hidden from this process."""
     return any(device.exists() for device in _GPU_DEVICES)
 
 

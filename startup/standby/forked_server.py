@@ -1,8 +1,9 @@
 """The process that a template process forks. It takes over the front process's state, then runs its command.
 
-The forked process reads the front process's request itself, so that arguments and variables of the
-request are never in the template process's memory. It first sends `ready` and waits until the front
-process answers `go`. Before this answer, nothing that it does is visible outside.
+The front process is the process that the user has started. The template process has imported the server's
+modules. The forked process reads the front process's request itself, so that arguments and variables of the
+request are never in the template process's memory. It first sends `ready` and waits until the front process
+answers `go`. Before this answer, nothing that it does is visible outside.
 """
 
 import locale
@@ -28,48 +29,44 @@ from startup.standby.front_process import interpreter_state
 from startup.standby.import_state import ImportEnvironment, InstalledFiles
 
 _REQUEST_S = 5.0
-"""Seconds within which the front process must send its request. It sends the request at once."""
+"""The limit for the front process's request, in seconds. The front process sends it at once."""
 _STANDARD: Final = (0, 1, 2)
 _STREAMS: Final = ("stdin", "stdout", "stderr")
 _SO_PEERPIDFD: Final = 77
-"""Socket option that returns a pidfd of the connected process, since Linux 6.5 (unix(7)). Python's
-`socket` has no name for this option."""
+"""The socket option for a pidfd of the connected process (unix(7), Linux 6.5). Python has no name for it."""
 
 
 class TemplateFacts(NamedTuple):
-    """Properties of the template process."""
+    """Facts about the template process."""
 
     pid: int
     at_import: Mapping[str, str]
-    """The template's environment variables after its imports. A dormant forkserver is used only with
-    equal ones."""
+    """The template's variables after its imports. A dormant forkserver is used only if they are equal."""
     environment: ImportEnvironment
     why_cold: Callable[[Sequence[str]], str | None]
-    """Returns the reason why a server with these words after `serve` cannot use the imports, or None."""
+    """Returns why a server with these words after `serve` cannot use the imports, or None."""
     files: InstalledFiles
     import_s: float
 
 
 class Request(NamedTuple):
-    """The request of the front process."""
+    """The front process's request for a server."""
 
     argv: list[str]
     orig_argv: list[str]
     path: list[str]
     environment: dict[str, str]
     interpreter: dict[str, str]
-    """Properties of the front process's interpreter. They must be equal to those of this interpreter."""
+    """Properties of the front process's interpreter, which this process's interpreter must have, too."""
     locale: str
     streams: list[str]
-    """For each standard stream, its error handler, and whether it flushes each line. Empty if it is
-    closed."""
+    """Error handler and line buffering of each standard stream. Empty for a closed stream."""
     begin_ns: int
     life_fd: int
     """The read end of the front process's death pipe."""
     folder_fd: int
     open_fds: dict[int, int]
-    """The front process's descriptors that `exec` keeps. Maps a number in the front process to the number
-    here."""
+    """Descriptors that `exec` keeps: the number in the front process -> the number in this process."""
 
 
 class _ColdStartError(Exception):
@@ -102,7 +99,7 @@ class FrontLink:
 def take_over(
     connection: socket.socket, front_pid: int, template: TemplateFacts, on_stale: Callable[[str], None]
 ) -> FrontLink:
-    """Returns once this process is the server. Exits if this process cannot become the server.
+    """Makes this process the server, then returns. Exits if the process cannot become the server.
 
     Call this before anything is read from the connection to the front process. `on_stale` is called with a
     reason if the template process must be replaced.

@@ -1,7 +1,8 @@
-"""Runs in the front process after its server is forked. Forwards signals to the server and ends like it.
+"""Forwards signals from the front process to its forked server, and ends the front process like the server.
 
-The server has its own session, because a process cannot join another process's session. So the front process
-forwards the signals that the terminal or a service manager sends.
+The front process is the process that the user has started. The server has its own session, because a process
+cannot join another process's session. So the front process forwards the signals that the terminal or a
+service manager sends.
 """
 
 import os
@@ -29,18 +30,16 @@ _TO_MAIN = (
     signal.SIGALRM,
     signal.SIGIO,
 )
-"""Signals that are forwarded to the server's main process. A service manager sends them to the main
-process, too."""
+"""Signals for the server's main process. A service manager would send them to the main process, too."""
 _STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
-"""Signals of job control. They stop all processes of the server first, and then the front process."""
+"""Job control signals. Such a signal stops all processes of the server, and then the front process."""
 _HANDLED = (*_TO_MAIN, *_STOPS, signal.SIGCONT)
 _ENDS = (signal.SIGINT, signal.SIGTERM)
-"""Signals that end the server even if it was started with these signals ignored. For example, `&` in a script
-makes a program ignore SIGINT."""
+"""Signals that end the server even if it was started with these signals ignored, as after `&` in a script."""
 _COLD = ("VCLI_STANDBY", "off")
 _OF_ROUTER = ("VCLI_IDLE_STOP", "VCLI_IDLE_SLEEP", "VCLI_RESTART")
 _STATUS_S = 1.0
-"""Seconds within which the template process must report how the server ended."""
+"""The limit for the template process's report of how the server ended, in seconds."""
 _KILLED = 128 + signal.SIGKILL
 
 
@@ -72,8 +71,6 @@ def follow_server(
 
 
 class _Server:
-    """The forked server, as the front process sees it."""
-
     def __init__(self, connection: socket.socket, pid: int, pidfd: int, relay: "NotifyRelay | None") -> None:
         self._connection = connection
         self._pid = pid
@@ -82,9 +79,9 @@ class _Server:
         self._code: int | None = None
         """The exit code that the server itself has reported."""
         self._status: int | None = None
-        """The server's exit code, or -N after signal N, as reported by its parent, the template process."""
+        """The server's exit code, or -N after signal N, from its parent, the template process."""
         self._again: tuple[str, str] | None = None
-        """The name and value of a variable with which the server must be started again by a cold start."""
+        """A variable and its value, with which the server must be started again by a cold start."""
         self._added: list[str] = []
         """Words to add to the server's command when it is started again."""
         self._forwarded: set[int] = set()
@@ -136,7 +133,7 @@ class _Server:
             os.kill(os.getpid(), received)
 
     def _read_message(self) -> bool:
-        """Reads a message. Returns False if no more messages can follow."""
+        """Reads a message. Returns False if no further message can follow."""
         try:
             sections, fds = messages.receive(self._connection)
         except (OSError, messages.MessageError):

@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from startup.port.systemd.notify_relay import NotifyRelay
 
 _ACK_S = 0.04
-"""Seconds within which a standby must answer. A running standby answers in a millisecond."""
+"""The limit for a standby's answer, in seconds. A running standby answers in a millisecond."""
 _VERDICT_S = 0.5
-"""Seconds within which the forked process must then agree. The process takes 50 ms, or 250 ms with eight busy
-processes per processor. If the process exits, the wait ends at once."""
+"""Seconds for the forked process's answer, which takes 50 ms, or 250 ms with 8 busy processes per CPU."""
 _REQUIRED_S = 10.0
 """Seconds that the front process waits with `--standby require`, instead of `_ACK_S`."""
 
@@ -95,7 +94,7 @@ def _connect(connection: socket.socket, kind: str, *, timeout_s: float) -> None:
 
 
 def _notify_relay() -> "NotifyRelay | None":
-    """A relay for the server's messages to the service manager. None without a service manager."""
+    """Returns a relay for the server's messages to the service manager. None without a service manager."""
     address = foreign.text_of("NOTIFY_SOCKET")
     if address[:1] not in ("/", "@"):
         return None
@@ -108,7 +107,7 @@ def _notify_relay() -> "NotifyRelay | None":
 
 
 def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int, int, int]:
-    """Sends the request for a server. Returns its pid, its pidfd, and the write end of its death pipe.
+    """Requests a server. Returns the server's pid, its pidfd, and the write end of its death pipe.
 
     `variables` are environment variables that have other values in the server than in this process.
 
@@ -157,10 +156,9 @@ def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int,
 
 
 def interpreter_state() -> dict[str, str]:
-    """The settings that Python reads once, at its start. A forked server's interpreter needs the same ones.
+    """The settings that Python reads once, at its start. A forked server must have the same settings.
 
-    UTF-8 mode is left out. Python turns this mode on if LANG is not set. If the locale's encoding is
-    UTF-8, the mode makes no difference.
+    UTF-8 mode is left out. Python turns it on if LANG is not set. It makes no difference in a UTF-8 locale.
     """
     encodings = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors(), _locale.nl_langinfo(_locale.CODESET))
     return {
@@ -186,7 +184,7 @@ def _personality() -> str:
 
 
 def _text_state() -> list[bytes]:
-    """The locale LC_CTYPE. For each standard stream, its error handler and whether it flushes each line."""
+    """The locale LC_CTYPE, and error handler and line buffering of each standard stream."""
     streams = (sys.stdin, sys.stdout, sys.stderr)
     layers = [f"{stream.errors} {stream.line_buffering:d}" if stream is not None else "" for stream in streams]
     return [os.fsencode(text) for text in (_locale.setlocale(_locale.LC_CTYPE, None), *layers)]

@@ -1,8 +1,8 @@
-"""The variables and files on which a template's imports depend. They must be equal for a warm start.
+"""The variables and files on which the imports of a template process depend.
 
-A forked server has the environment of the process that the user started. But a module that reads a
-variable on import keeps the variable's value. C libraries and the interpreter keep such values when they
-are loaded. So a start is cold if its environment differs in such a variable.
+A server that is forked from the template process has these imports, but the environment of the process that
+the user started. A module keeps the values of variables that it has read on import, as do C libraries and the
+interpreter. So a start is cold if such a variable has another value, or if a file has changed.
 """
 
 import json
@@ -28,8 +28,7 @@ _OF_C_LIBRARIES: Final = (
     "OPENCV_", "OPENSSL_", "PYTHON", "PYTORCH_", "RUST_LOG", "TCMALLOC", "THP_MEM_ALLOC_ENABLE", "TOKENIZERS_LOG",
     "TORCH_", "TQDM_", "TRITON_", "XGRAMMAR_",
 )  # fmt: skip
-"""Beginnings of the names of some variables. The loader, the interpreter or C libraries read them, or
-Python code finds them by listing all variables."""
+"""Prefixes of variables that libraries or the interpreter read, or that code finds by listing variables."""
 
 _READ_LATER: Final = frozenset({
     "CI", "COLUMNS", "FORCE_COLOR", "LANG", "LANGUAGE", "LINES", "LNAME", "LOGNAME", "NO_COLOR", "PATH", "TZ", "USER",
@@ -38,9 +37,11 @@ _READ_LATER: Final = frozenset({
     "VLLM_CACHE_ROOT", "VLLM_LOGGING_COLOR", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_STREAM",
     "HF_HUB_OFFLINE", "HF_TOKEN", "PROMETHEUS_MULTIPROC_DIR", "TRANSFORMERS_OFFLINE",
 })  # fmt: skip
-"""Variables that are read on import, but may differ. Some of them are read again at each use. Some are
-set in the library again (`startup.ground.processes.library_state`). Some have an effect only in an
-interactive interpreter."""
+"""Variables that are read on import, but may differ.
+
+They are read again at each use, or set again (`startup.ground.processes.library_state`), or have an effect
+only in an interactive interpreter.
+"""
 _DELETED: Final = " (deleted)"
 
 
@@ -50,15 +51,12 @@ class ImportEnvironment(NamedTuple):
     given: Mapping[str, str]
     """The variables that the user gave to the standby."""
     read: frozenset[str]
-    """Variables that Python code read on import. They need not have been set."""
+    """Variables that Python code read on import, even if they were not set."""
     written: Mapping[str, str | None]
     """The variables that the imports have set, with their values, or None for a removed variable."""
 
     def why_cold(self, environment: Mapping[str, str]) -> str | None:
-        """The reason why a start with this environment must be cold, or None.
-
-        The reason names the first variable that makes a difference, without its value, which may be secret.
-        """
+        """Returns why a start must be cold, or None. The reason names a variable, but never its value."""
         for name in foreign.changes(self.given, environment):
             if name in self.written:
                 return f"{name} differs, which the standby's imports have set"
@@ -74,7 +72,7 @@ class ImportEnvironment(NamedTuple):
         return None
 
     def applied_to(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """A start's environment with the changes that the imports make to it."""
+        """Returns a start's environment with the changes that the imports make to it."""
         result = {**environment, **self.written}
         return {name: value for name, value in result.items() if value is not None}
 
@@ -92,7 +90,7 @@ def recorded_reads() -> Iterator[set[str]]:
 
 
 def written_since(before: Mapping[str, str]) -> dict[str, str | None]:
-    """Variables that have changed in this process since `before`, with their values (None if removed)."""
+    """Returns the variables that have changed since `before`, with their values (None if removed)."""
     now = foreign.snapshot()
     return {name: now.get(name) for name in foreign.changes(before, now)}
 
@@ -100,10 +98,8 @@ def written_since(before: Mapping[str, str]) -> dict[str, str | None]:
 def execute_with(wanted: Mapping[str, str]) -> dict[str, str]:
     """Executes this program again with the variables `wanted`, unless this process has them already.
 
-    Libraries read these variables when they are loaded, so this process cannot set them later.
-
-    Returns:
-        The user's environment without these variables. Starts are compared with it.
+    Libraries read these variables when they are loaded, so this process cannot set them later. Returns the
+    user's environment without these variables. Starts are compared with it.
     """
     marker = env.VCLI_GIVEN_VARIABLES.name
     if (before := env.VCLI_GIVEN_VARIABLES.raw) is not None:
@@ -118,7 +114,7 @@ def execute_with(wanted: Mapping[str, str]) -> dict[str, str]:
 
 
 def _recording_class(names: set[str]) -> type:
-    """A class to assign to the existing `os.environ`, so that reads by any reference to it are recorded.
+    """Returns a class for the existing `os.environ`, so that reads by any reference to it are recorded.
 
     `dict(os.environ)` and `os.environ.copy()` list the names and then read each variable. These reads are not
     recorded. They pass the same object that the listing returned. A read by name passes another object.
@@ -142,9 +138,9 @@ def _recording_class(names: set[str]) -> type:
 class InstalledFiles:
     """The files of all loaded modules and libraries, and of the installed distributions.
 
-    The template creates this object before its imports, and calls `record_loaded` after them. Each fork
-    then looks for changes. A new file that no installer has written is no change, even if the file would
-    hide a loaded module.
+    The template creates this object before its imports, and calls `record_loaded` after them. Each fork then
+    looks for changes. A new file that no installer has written is no change, even if the file would hide a
+    loaded module.
     """
 
     def __init__(self) -> None:
@@ -167,7 +163,7 @@ class InstalledFiles:
         self._files = _Files(stamps)
 
     def find_change(self) -> str | None:
-        """A reason that names a file that has changed. None if no file has changed."""
+        """Returns a reason that names a file that has changed. None if no file has changed."""
         installed = self._distributions.symmetric_difference(distribution_files(self._path))
         path = self._changed_early or min(installed, default=None) or self._files.find_changed()
         return None if path is None else f"{path} was changed"
@@ -203,7 +199,7 @@ def _loaded_files() -> Iterator[str]:
 
 
 def _attribute(module: ModuleType | object, name: str) -> Any:
-    """Gets an attribute without calling `__getattr__`. A lazy module would be imported by this call."""
+    """Gets an attribute without `__getattr__`, because this call would import a lazy module."""
     try:
         return object.__getattribute__(module, "__dict__").get(name)
     except AttributeError:

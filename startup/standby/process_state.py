@@ -1,8 +1,8 @@
 """The process properties that `exec` keeps. A forked server must have those of the front process.
 
-Some properties are taken over. If another property differs, the start is cold. This code runs in the fork
-while the fork has one thread. It reads the front process's state from /proc, so that a process in a
-sandbox cannot claim to be outside of it.
+The front process is the process that the user has started. Some properties are taken over. If another
+property differs, the start is cold. This code runs in the fork while the fork has one thread. It reads the
+front process's state from /proc, so that a process in a sandbox cannot claim to be outside of it.
 
 Some properties are not in /proc, so this code does not compare them: the programs of seccomp filters,
 Landlock rules, securebits, and the session keyring. But the number of seccomp filters is compared.
@@ -47,9 +47,10 @@ _LIMITS: Final = {
     name: getattr(resource, name) for name in vars(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
 }
 _LIMITS_AT_EXEC: Final = ("RLIMIT_STACK", "RLIMIT_AS", "RLIMIT_DATA")
-"""Soft limits that cannot be set later. The C library reads the limit of the stack at `exec`. The other
-limits would also count the memory of modules that the template has imported and the front process has
-not."""
+"""Soft limits that cannot be set later.
+
+The C library reads RLIMIT_STACK at `exec`. The others would also count the memory of the template's modules.
+"""
 
 _CGROUP_LIMITS: Final = (
     "cpu.idle",
@@ -63,8 +64,7 @@ _CGROUP_LIMITS: Final = (
     "memory.min",
     "memory.swap.max",
 )
-"""Files with a cgroup's limits. `pids.max` is left out, because systemd sets it for services, but not for
-sessions."""
+"""Files with a cgroup's limits, except `pids.max`, which systemd sets for services, but not for sessions."""
 _UNLIMITED: Final = frozenset({"", "0", "100", "default 100", "max", "max 100000"})
 """Contents of these files in a cgroup without limits."""
 
@@ -72,12 +72,12 @@ _UNCHANGEABLE: Final = frozenset({signal.SIGKILL, signal.SIGSTOP})
 
 
 def why_not_equal(pid: int) -> str | None:
-    """The first property of another process that differs here and is not taken over, as a reason, or None."""
+    """Names the first property that differs from process `pid` and is not taken over, or returns None."""
     return first_difference(_properties(pid), _properties(os.getpid()))
 
 
 def first_difference(theirs: Mapping[str, str], own: Mapping[str, str]) -> str | None:
-    """A reason for a cold start that names the first property that differs. None if all are equal."""
+    """Returns a reason that names the first property that differs. None if all properties are equal."""
     for name in {**own, **theirs}:
         there, here = theirs.get(name, ""), own.get(name, "")
         if there != here:
@@ -145,8 +145,8 @@ def _set_limits(pid: int) -> str | None:
 def _enter_cgroup(pid: int) -> str | None:
     """Moves this process into the other process's cgroup. If this fails, equal limits are enough.
 
-    Returns the reason if limits differ or are not visible, else None. With cgroups of version 1, the
-    cgroups of all controllers must be the same.
+    Returns the reason if limits differ or are not visible, or None. With cgroups of version 1, the cgroups of
+    all controllers must be the same.
     """
     theirs, own = _cgroups(pid), _cgroups(os.getpid())
     path, own_path = theirs.pop("", ""), own.pop("", "")

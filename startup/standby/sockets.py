@@ -1,7 +1,7 @@
-"""The standby's sockets. They are in a folder that only this user can enter, named by interpreter and kind.
+"""The standby's sockets, in a folder that only this user can enter.
 
-Each start waits while the front process imports this module, so it imports only modules that a connection
-needs.
+Each template process has a socket, named by its kind, which is the set of modules that it has imported. Each
+start waits for the import of this module, so the module imports only modules that a connection needs.
 """
 
 import os
@@ -18,11 +18,10 @@ from startup.ground.processes import messages
 from startup.ground.serve_words import ServeWords, is_eager, is_for_information
 
 CONTROL = "standby"
-"""Name of the socket on which the standby itself answers. The socket of a template is named by its kind."""
+"""The name of the socket on which the standby itself answers."""
 
 ACK = b"\x06"
-"""The byte that a template process sends first on a connection. The forked process sends all further
-bytes."""
+"""The first byte on a connection. The template process sends it, and the forked process sends all others."""
 
 EMBEDDED = "embedded"
 VLLM_EAGER = "vllm-eager"
@@ -31,7 +30,7 @@ TEMPLATE_KINDS = (EMBEDDED, VLLM_EAGER, VLLM_COMPILED)
 
 
 def socket_folder() -> str:
-    """`$XDG_RUNTIME_DIR/vllm-cli`. If this variable is not set, a folder in vLLM's cache folder.
+    """Returns `$XDG_RUNTIME_DIR/vllm-cli`, or a folder in vLLM's cache folder if this variable is not set.
 
     The standby of a router uses another folder, which VCLI_STANDBY_FOLDER names.
     """
@@ -45,11 +44,7 @@ def socket_folder() -> str:
 
 
 def open_folder() -> int:
-    """Opens the folder and returns its descriptor, for `socket_path`.
-
-    Raises:
-        OSError: there is no folder at this path, or another user owns the folder or may enter it.
-    """
+    """Opens the folder for `socket_path`. Raises OSError if it is missing or another user can access it."""
     fd = os.open(socket_folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     status = os.fstat(fd)
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
@@ -59,7 +54,7 @@ def open_folder() -> int:
 
 
 def create_folder() -> int:
-    """Like `open_folder`, but creates the folder first if necessary."""
+    """Creates the folder if necessary, and opens it like `open_folder`."""
     folder = socket_folder()
     os.makedirs(os.path.dirname(folder), exist_ok=True)  # noqa: PTH103, PTH120
     with suppress(FileExistsError):
@@ -79,7 +74,7 @@ def connect(connection: socket.socket, name: str) -> None:
 
 
 def socket_path(folder_fd: int, name: str) -> str:
-    """A path for bind(2) and connect(2). It fits into a socket address even if the folder's path is long."""
+    """Returns a path for bind(2) and connect(2) that is short enough even if the folder's path is long."""
     return f"/proc/self/fd/{folder_fd}/{file_name(name)}"
 
 
@@ -92,8 +87,7 @@ def file_name(name: str) -> str:
 def module_folder() -> str | None:
     """The working folder for `python -m vllm_cli`. None if the present folder is the program's own folder.
 
-    Python prefers modules in the working folder, so a source tree in the present folder could otherwise
-    replace the installed program.
+    Python prefers modules in the working folder, which could otherwise replace the installed program.
     """
     try:
         is_own = os.getcwd() == os.path.realpath(f"{__file__}/../../..")  # noqa: PTH109
@@ -103,7 +97,7 @@ def module_folder() -> str | None:
 
 
 def peer_of(connection: socket.socket) -> tuple[int, int]:
-    """Pid and user id at the other end, at the time of its connect or listen (unix(7), SO_PEERCRED)."""
+    """Pid and user id of the other end, at the time of its connect or listen (unix(7), SO_PEERCRED)."""
     pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return pid, uid
 

@@ -41,12 +41,11 @@ class StandbyOptions:
     kinds: tuple[str, ...]
     """The kinds of template processes (`startup.standby.sockets`)."""
     models: tuple[str, ...] = ()
-    """Folders or hub ids of models. Their classes are imported, their tokenizers are loaded, and their
-    weights are kept in the page cache."""
+    """Folders or hub ids of models: classes and tokenizers are loaded, weights are kept in the page cache."""
     idle_exit_s: float | None = None
-    """The standby ends after this many seconds without a forked server. None if it never ends."""
+    """The standby ends after this many seconds without a forked server. None: it never ends by itself."""
     max_memory_bytes: int | None = None
-    """Maximum PSS of standby and template processes together, in bytes. None for no limit."""
+    """The limit for the PSS of standby and template processes together, in bytes. None sets no limit."""
 
 
 def run_standby(options: StandbyOptions) -> int:
@@ -72,8 +71,6 @@ def run_standby(options: StandbyOptions) -> int:
 
 
 class _Standby:
-    """One run of a standby."""
-
     def __init__(self, options: StandbyOptions, folder_fd: int, stack: ExitStack) -> None:
         self._options = options
         self._folder_fd = folder_fd

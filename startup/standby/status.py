@@ -9,7 +9,7 @@ from startup.standby import sockets
 
 STATUS: Final = b"status"
 STOP: Final = b"stop"
-"""The requests on the control socket. The standby answers each request with its status as JSON."""
+"""The requests on the control socket. The standby answers with its status as JSON, and ends after STOP."""
 
 _TIMEOUT_S: Final = 5.0
 _MAX_BYTES: Final = 1 << 18
@@ -25,11 +25,11 @@ class TemplateStatus:
     state: TemplateState
     pid: int | None
     import_s: float | None
-    """Seconds that the imports took. Each warm start saves this time. None until the imports are done."""
+    """Seconds that the imports took, which each warm start saves. None until the imports are done."""
     num_starts: int
-    """Number of servers that template processes of this kind have forked."""
+    """The number of servers that template processes of this kind have forked."""
     memory_bytes: int
-    """PSS in bytes. A page that is shared with servers counts in part."""
+    """The PSS in bytes. A page that is shared with servers counts in part."""
     error: str | None
 
 
@@ -40,7 +40,7 @@ class StandbyStatus:
     pid: int
     uptime_s: float
     memory_bytes: int
-    """PSS of the standby and its template processes, in bytes."""
+    """The PSS of the standby and its template processes, in bytes."""
     models: tuple[str, ...]
     templates: tuple[TemplateStatus, ...]
 
@@ -50,7 +50,6 @@ class StandbyStatus:
         return all(template.state != "importing" for template in self.templates)
 
     def to_json(self) -> str:
-        """The status as JSON, for the answer to a request and for `standby status --json`."""
         return json.dumps(asdict(self), indent=2)
 
     @classmethod
@@ -66,11 +65,7 @@ class NoStandbyError(Exception):
 
 
 def ask(request: bytes) -> StandbyStatus:
-    """Sends a request to the running standby and returns its status. After STOP, the standby ends.
-
-    Raises:
-        NoStandbyError: no standby runs, or it does not answer.
-    """
+    """Sends a request to the running standby. Returns its status. Raises NoStandbyError if none answers."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             connection.settimeout(_TIMEOUT_S)

@@ -42,8 +42,7 @@ STALE: Final = b"stale"
 INCOMPLETE: Final = b"incomplete"
 STARTED: Final = b"started"
 ENDED: Final = b"ended"
-"""Messages to the standby. The first three say that imports are done, out of date, or incomplete. The
-others say that a server was forked, or has ended."""
+"""Messages to the standby: imports are ready, outdated or incomplete, or a server was forked or has ended."""
 
 _BACKLOG: Final = 128
 _HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -55,8 +54,8 @@ _MADV_COLLAPSE: Final = 25
 def wait_for_start(kind: str, models: Sequence[str], standby_fd: int) -> FrontLink:
     """Runs the template process. Returns only in the processes that it forks. Each of them is a server.
 
-    Also imports the classes of the models and loads their tokenizers. `standby_fd` is a SEQPACKET socket
-    to the standby. Raises StartupError if this process cannot fork servers.
+    Also imports the classes of the models and loads their tokenizers. `standby_fd` is a SEQPACKET socket to
+    the standby. Raises StartupError if this process cannot fork servers.
     """
     with low_numbers_taken():
         death_pipe.follow_parent(os.getppid())
@@ -176,7 +175,7 @@ class _Template:
             self._standby.send(message, socket.MSG_DONTWAIT)
 
     def _reap(self) -> None:
-        """For each server that has ended, reports the exit status to its front process."""
+        """Reports the exit status of each server that has ended to its front process."""
         for pid, code in self._watch.reap(self._connections):
             with self._connections.pop(pid) as connection, suppress(OSError):
                 connection.send(messages.encode([b"status", str(code).encode()]), socket.MSG_DONTWAIT)
@@ -213,10 +212,10 @@ def _check_can_fork() -> None:
 def use_huge_pages() -> int:
     """Moves this process's memory into huge pages, if the administrator allows it. Returns their number.
 
-    Forks are then several times as fast, because a fork copies one entry per page. For 250 MB, these are
-    130 entries instead of 64,000. A server needs four forks. When a fork writes to a huge page, the
-    kernel splits the page and copies only the 4 KiB that are written to. Memory that the server allocates
-    later is not affected.
+    Forks are then several times as fast, because a fork copies one entry per page. For 250 MB, these are 130
+    entries instead of 64,000. A server needs four forks. When a fork writes to a huge page, the kernel splits
+    the page and copies only the 4 KiB that are written to. Memory that the server allocates later is not
+    affected.
     """
     if not _may_use_huge_pages():
         return 0
@@ -262,12 +261,11 @@ _EMBEDDED: Final = (
     "startup.ground.processes.forkserver",
     "torch._prims.rng_prims",
 )
-"""Modules of the API process, and the engine's module for random numbers. `import_engine` imports the
-engine's other modules."""
+"""The API process's modules, and the engine's module for random numbers (for others: `import_engine`)."""
 
 
 def choose_imports(kind: str, models: Sequence[str]) -> "EmbeddedImports | TemplateImports":
-    """The imports of a template of this kind."""
+    """Returns the imports of a template of this kind."""
     if kind == EMBEDDED:
         return EmbeddedImports(models)
     from startup.vllm.launch.template_imports import TemplateImports
@@ -302,9 +300,7 @@ class EmbeddedImports:
                 importlib.import_module("server.text.renderers.tokenizers.loading").keep_tokenizer(files.tokenizer_path)
 
     def why_cold(self, words: Sequence[str]) -> str | None:
-        """Always None, because every start can use these imports."""
         return None
 
     def why_renew(self) -> str | None:
-        """Always None, because these imports need not be renewed."""
         return None

@@ -1,4 +1,4 @@
-"""The standby's handle of a template process."""
+"""The standby's handle of the template process of one kind."""
 
 import logging
 import os
@@ -21,21 +21,20 @@ _MAX_MESSAGE_BYTES: Final = 4096
 
 
 class TemplateProcess:
-    """One kind of template. Its process is started again when it has ended or its imports are out of date."""
+    """One kind of template. Its process is started again if it has ended or its imports are out of date."""
 
     def __init__(self, kind: str, models: tuple[str, ...]) -> None:
         self.kind = kind
         self.num_starts = 0
         self._servers: set[int] = set()
-        """Pids of running servers that were forked from the current process."""
+        """The pids of running servers that the current process has forked."""
         self.used_s = time.monotonic()
         """The time when a server was last forked, in monotonic seconds."""
         self.channel = socket.socket()
         self._models = models
         self._process: subprocess.Popen[bytes] | None = None
         self._predecessor: tuple[subprocess.Popen[bytes], socket.socket] | None = None
-        """An earlier process with incomplete imports, and its channel. It forks servers until the new
-        process is ready."""
+        """The earlier process and its channel. It forks servers until its successor has all imports."""
         self._retired: list[subprocess.Popen[bytes]] = []
         """Replaced processes that still report how their servers end."""
         self.state: TemplateState = "importing"
@@ -56,7 +55,7 @@ class TemplateProcess:
         return self._process is not None and self._process.poll() is not None
 
     def start_if_due(self) -> socket.socket | None:
-        """Starts the process if it is due. Then returns the channel on which the process sends messages."""
+        """Starts the process if it is due. Returns the channel on which a new process sends messages."""
         self._retired = [process for process in self._retired if process.poll() is None]
         if self._process is not None or self.state == "over the memory limit" or time.monotonic() < self._due_s:
             return None
@@ -107,14 +106,14 @@ class TemplateProcess:
                 self._process_ended()
 
     def give_up(self, state: TemplateState) -> None:
-        """Ends the process, which is not started again. `state` says why."""
+        """Ends the process, which is not started again. `state` is the reason."""
         self.close()
         self.state = state
 
     def close(self) -> None:
-        """Ends the process, or only its forking if some of its servers run.
+        """Ends the process. If some of its servers run, ends only its forking.
 
-        In this case, the process stays to report how these servers end.
+        In the second case, the process stays to report how these servers end.
         """
         self._retire_predecessor()
         self.channel.close()
@@ -155,7 +154,7 @@ class TemplateProcess:
         logger.warning("%s: %s. It is started again in %g s", self.kind, self._error, pause_s)
 
     def _retire_predecessor(self) -> None:
-        """Stops the predecessor's forking. It reports how its servers end, and ends after the last one."""
+        """Stops the predecessor's forking. The predecessor reports how its servers end, then ends itself."""
         if self._predecessor is not None:
             process, channel = self._predecessor
             channel.close()

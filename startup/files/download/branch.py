@@ -1,4 +1,4 @@
-"""The helper's job if all files are on disk: asks whether a branch has moved, and then downloads the branch.
+"""The helper's job if all files are on disk: finds out whether a branch has moved, and if so, downloads it.
 
 Before a download, the helper imports only a part of the standard library, because the start's imports run at
 the same time.
@@ -12,31 +12,30 @@ from base.json_depth import read_json
 from startup.ground.processes.helper import Send
 
 _MOST_BYTES: Final = 1 << 26
-"""The longest answer, in bytes. An answer lists all files, with a few hundred bytes for each file."""
+"""The longest response of the hub, in bytes. It lists all files, with a few hundred bytes for each file."""
 
 
 class Question(NamedTuple):
-    """Asks which commit a branch has."""
+    """A branch whose commit is requested from the hub."""
 
     urls: tuple[str, ...]
-    """The URLs to ask, at the hub and its mirrors."""
+    """The URLs that return the commit, at the hub and its mirrors."""
     token: str | None
     commit: str
-    """The commit that is on disk."""
 
 
 class AskJob(NamedTuple):
-    """The launcher's message to the helper."""
+    """The job that the launcher sends to the helper."""
 
     questions: tuple[Question, ...]
     timeout_s: float
-    """Seconds for each step of a request."""
+    """The limit for each step of a request, in seconds."""
     download: bytes
-    """The pickled job of a download, for a branch that has moved."""
+    """The pickled `DownloadJob` that is run if a branch has moved."""
 
 
 def run(job: AskJob, send: Send) -> None:
-    """Sends whether a branch has moved, or why this is not known. Downloads a branch that has moved.
+    """Sends whether a branch has moved, or why this is not known. If a branch has moved, runs the download.
 
     A branch counts as moved if only the hub's client can find out its commit.
     """
@@ -58,10 +57,10 @@ def is_worth_a_retry(status: int) -> bool:
 
 
 def _find_commit(question: Question, timeout_s: float) -> str | None:
-    """The commit from the first address that answers. None if only the hub's client can find it out.
+    """Returns the commit from the first URL that responds. None if only the hub's client can request it.
 
     Raises:
-        OSError: no address answers. The message has the reason of the first address.
+        OSError: no URL responds. The message names the reason of the first URL.
     """
     failures: list[str] = []
     for url in question.urls:

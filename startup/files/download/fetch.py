@@ -19,7 +19,7 @@ _SHOWN_EVERY_S: Final = 0.25
 
 
 class Fetch:
-    """Fetches file contents of one repository. Call `run` on the main thread of the helper."""
+    """Fetches files of one repository. Call `run` on the main thread of the helper."""
 
     def __init__(
         self, source: Source, repository: CachedRepository, on_progress: Callable[[DownloadProgress], None]
@@ -34,11 +34,11 @@ class Fetch:
 
     @property
     def fetched_bytes(self) -> int:
-        """Bytes received. A byte that was received twice counts twice."""
+        """Bytes received. Bytes that were received twice count twice."""
         return self._finished_bytes + sum(transfer.fetched_bytes for transfer in self._transfers)
 
     def run(self, files: Sequence[HubFile]) -> list[HubFile]:
-        """Fetches the contents that are not on disk. Returns the files as the hub describes them.
+        """Fetches the contents that are not on disk. Returns the files with all sizes and hashes.
 
         Raises:
             DownloadError: a content cannot be obtained, or does not fit on the disk.
@@ -58,7 +58,7 @@ class Fetch:
         return files
 
     def _described(self, file: HubFile) -> HubFile:
-        """The file with its size and hash. Requests them if a mirror's list lacks them."""
+        """Returns the file with its size and hash. Requests both if a mirror's list does not have them."""
         if file.oid and file.size is not None:
             return file
         failure = ""
@@ -104,7 +104,6 @@ class Fetch:
                 self._source.stopping.set()
 
     def _watch(self, threads: Sequence[threading.Thread], failures: Sequence[Exception]) -> None:
-        """Waits until the threads end or one of them fails."""
         total_bytes = total_size(transfer.file for transfer in self._transfers)
         shown_s = 0.0
         while not failures and any(thread.is_alive() for thread in threads):

@@ -1,7 +1,7 @@
-"""Requests to the Hugging Face hub and its mirrors: the list of a repository's files, and their bytes.
+"""Requests the list of a repository's files, and the files, from the Hugging Face hub and its mirrors.
 
-Runs in the download helper. The hub's client library supplies session, headers and token, so that proxies and
-certificates are the same as for the library's own downloads.
+This module runs in the download helper. The hub's client library supplies session, headers and token, so
+proxies and certificates are the same as for the library's own downloads.
 """
 
 import logging
@@ -24,22 +24,22 @@ from startup.files.model.model_place import is_commit
 logger = logging.getLogger(__name__)
 
 _NUM_LISTINGS: Final = 8
-"""The most requests to one address for the list of files, while it answers with temporary errors."""
+"""The most attempts to get the list of files from one address. Only temporary errors cause a new attempt."""
 _CONNECT_S: Final = 4.0
 
 T = TypeVar("T")
 
 _GIVE_TOKEN: Final = "give a token by --hf-token or HF_TOKEN"
 _LONGEST_WAIT_S: Final = 120.0
-"""The longest wait, in seconds, that a Retry-After header can cause."""
+"""The longest wait in seconds that a header Retry-After or RateLimit can cause."""
 _LONGEST_BACKOFF_S: Final = 4.0
 
 
 class ByteStream(NamedTuple):
-    """An answer with bytes of a file."""
+    """A response with bytes of a file."""
 
     begin: int
-    """Offset of the first byte in the file."""
+    """The offset of the first byte in the file."""
     chunks: Iterator[bytes]
 
 
@@ -56,7 +56,7 @@ class FileAddress(NamedTuple):
         return f"{self.endpoint}/{quote(self.repo_id)}/resolve/{self.commit}/{quote(self.name)}"
 
     def __str__(self) -> str:
-        """The address without a login, for messages."""
+        """Returns a text for messages, without a login in the address."""
         return f"{self.name} of {self.repo_id} at {without_login(self.endpoint)}"
 
 
@@ -68,14 +68,14 @@ class Wait(NamedTuple):
 
 
 def wait_of(status: int, headers: Mapping[str, str], attempt: int) -> Wait:
-    """The wait that the header Retry-After or RateLimit demands, else a wait that grows with each attempt."""
+    """Returns the wait that Retry-After or RateLimit demands, or else `backoff_s`."""
     asked_s = _asked_seconds(headers)
     seconds = backoff_s(attempt) if asked_s is None else min(asked_s, _LONGEST_WAIT_S)
     return Wait(seconds, f"the hub answers {status}, waiting {seconds:.0f} s")
 
 
 def backoff_s(attempt: int) -> float:
-    """The wait in seconds: 0.5 after the first failure, doubled by each further failure, at most 4."""
+    """Returns the wait in seconds: 0.5 after the first failure, doubled by each further one, at most 4."""
     return min(0.5 * 2.0 ** min(attempt - 1, 8), _LONGEST_BACKOFF_S)
 
 
@@ -91,7 +91,7 @@ def _asked_seconds(headers: Mapping[str, str]) -> float | None:
 
 
 class Asked(NamedTuple):
-    """What was requested, for messages."""
+    """Describes a request in messages."""
 
     repo_id: str
     revision: str | None
@@ -101,7 +101,7 @@ class Asked(NamedTuple):
 
 
 def refusal(status: int, code: str, asked: Asked) -> str:
-    """Explains an error answer in one line. `code` is the hub's X-Error-Code."""
+    """Explains an error response in one line. `code` is the hub's X-Error-Code."""
     name, page = asked.repo_id, f"{asked.endpoint}/{asked.repo_id}"
     if code == "GatedRepo" or (status == 403 and not code):
         how = f"ask for access at {page}"
@@ -146,23 +146,21 @@ class HubClient:
 
     @property
     def has_token(self) -> bool:
-        """Whether requests carry a token."""
         return "Authorization" in self._headers
 
     def list_files(
         self, repo_id: str, revision: str | None, endpoints: tuple[str, ...], pause: Callable[[float, str], None]
     ) -> Listing:
-        """The files of a revision, from the first address that answers.
+        """Returns the files of a revision, from the first address that responds.
 
         Args:
             repo_id: the repository.
-            revision: a branch, tag or commit. None is the main branch.
+            revision: a branch, tag or commit. None stands for the main branch.
             endpoints: the addresses to try.
             pause: called with the seconds to wait, and with the reason for the wait.
 
         Raises:
-            DownloadError: no address has the files. It is the error of the first address that refuses the
-                request, or else of the first address.
+            DownloadError: no address has listed the files. It is the first refusal, or else the first error.
         """
         failures: list[DownloadError] = []
         for number, endpoint in enumerate(endpoints):
@@ -222,10 +220,10 @@ class HubClient:
         return Listing(commit, {file.name: file for file in files if is_safe_name(file.name)}, (endpoint,))
 
     def describe(self, address: FileAddress, file: HubFile) -> HubFile:
-        """The file with the size and hash from the headers of its address. Some mirrors do not list them.
+        """Returns the file with its size and hash from response headers. Some mirrors do not list them.
 
         Raises:
-            RetryableError: the address cannot be reached, or answers with a temporary error.
+            RetryableError: the address cannot be reached, or responds with a temporary error.
             DownloadError: the address refuses the request, or does not report the hash.
         """
         try:
@@ -245,13 +243,12 @@ class HubClient:
 
     @contextmanager
     def stream(self, address: FileAddress, begin: int) -> Iterator[ByteStream]:
-        """A file's bytes from this offset, or from its beginning if the server ignores offsets.
+        """Yields a file's bytes from this offset, or all its bytes if the server ignores offsets.
 
-        After a redirect to another host, no token is sent. A connection without a byte for `stall_s` is an
-        error.
+        A redirect to another host gets no token. A connection without a byte for `stall_s` is an error.
 
         Raises:
-            RetryableError: the request failed, or its answer broke off.
+            RetryableError: the request failed, or its response broke off.
             DownloadError: the server refuses the request.
         """
         headers = {**self._headers, **({"Range": f"bytes={begin}-"} if begin else {})}
@@ -279,7 +276,7 @@ class HubClient:
 
 
 def _first_byte(answer: Any, begin: int) -> int:
-    """The offset of the answer in the file: 0 if the server has ignored the requested range."""
+    """Returns the response's offset in the file: 0 if the server has ignored the requested range."""
     if answer.status_code == 200:
         return 0
     first = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
@@ -289,7 +286,7 @@ def _first_byte(answer: Any, begin: int) -> int:
 
 
 def _within_deadline(request: Callable[[], T], seconds: float) -> T:
-    """Runs a request on a thread and abandons it after this time. The library's own limits exclude DNS."""
+    """Runs a request on a thread, and abandons it after this time. The library's own limits exclude DNS."""
     outcome: Future[T] = Future()
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""Messages between launcher and download helper: the job, the hub's addresses, progress, report."""
+"""Messages between the launcher and the download helper: the job, progress and the report."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ from startup.files.model.hub_settings import hub_endpoints
 from startup.ground.errors import TIMEOUT_CAUSE, ModelNotFoundError
 
 FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wrong", "failed"]
-"""The kind of reason why a download failed.
+"""The kind of reason for a failed download.
 
 `refused`: the hub does not deliver the files. `disk`: the disk has no room. `cache`: the cache's folder
 cannot be written to. `wrong`: the files differ from the hub's list.
@@ -24,9 +24,9 @@ class DownloadJob:
 
     downloads: tuple[Download, ...]
     endpoints: tuple[str, ...] = field(default_factory=hub_endpoints)
-    """Addresses of the hub and of mirrors, in the order in which they are tried."""
+    """The addresses of the hub and its mirrors, in the order in which they are tried."""
     timeout_s: float | None = None
-    """Seconds for all files together. None sets no limit."""
+    """The limit for all files together, in seconds. None sets no limit."""
     stall_s: float = field(default_factory=env.HF_HUB_DOWNLOAD_TIMEOUT.get)
     begin_ns: int
     """When the launcher began to start the helper, in monotonic nanoseconds."""
@@ -48,7 +48,7 @@ class DownloadProgress(NamedTuple):
     bytes_per_s: float = 0.0
     """The average rate since the download began."""
     note: str = ""
-    """The event that the download waits for. Empty if it does not wait."""
+    """Why the download waits. Empty if it does not wait."""
 
     @property
     def eta_s(self) -> float | None:
@@ -56,7 +56,7 @@ class DownloadProgress(NamedTuple):
         return max(self.total_bytes - self.done_bytes, 0) / self.bytes_per_s if self.bytes_per_s > 0 else None
 
     def __str__(self) -> str:
-        """The progress as text, such as `downloading 1.2 GiB of 3.4 GiB, 25.0 MiB/s, about 90 s left`."""
+        """Returns a text such as `downloading 1.2 GiB of 3.4 GiB, 25.0 MiB/s, about 90 s left`."""
         if not self.total_bytes:
             return f"downloading{f': {self.note}' if self.note else ''}"
         parts = [f"downloading {format_bytes(self.done_bytes)} of {format_bytes(self.total_bytes)}"]
@@ -77,7 +77,6 @@ class DownloadReport(NamedTuple):
     reason: str = ""
     """Why the downloads failed, in one line. Empty after a success."""
     fetched_bytes: int = 0
-    """Bytes that this helper has received."""
     took_s: float = 0.0
     spans: tuple[tuple[str, int, int], ...] = ()
     """Phases of the helper: name, begin and end in monotonic nanoseconds."""

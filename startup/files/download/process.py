@@ -30,14 +30,14 @@ _LOGGED_EVERY_S: Final = 10.0
 
 
 class DownloadHandle:
-    """The launcher's handle of running downloads. Its owner must close it, and closing kills the helper."""
+    """The launcher's handle of running downloads. Its owner must close it, which kills the helper."""
 
     def __init__(self, helper: Helper, downloads: Sequence[Download], show: Callable[[str], None]) -> None:
         self.downloads = tuple(downloads)
         self._helper = helper
         self._show = show
         self.report: DownloadReport | None = None
-        """Set once the downloads have ended."""
+        """None until the downloads have ended."""
         self._are_updates = all(download.is_update for download in downloads)
         self._has_moved = False
         self._logged_s = time.monotonic()
@@ -49,7 +49,7 @@ class DownloadHandle:
         return ", ".join(download.repo_id for download in self.downloads)
 
     def stop_asking(self) -> None:
-        """Takes the files on disk, unless they are known to be outdated. Called after the start's imports."""
+        """Uses the files on disk if they are not known to be outdated. Called after the start's imports."""
         if self.report is None and not self._has_moved and self._are_updates:
             self.report = self._take_cached("the hub has not answered whether the branch has moved")
             self._helper.kill()
@@ -75,7 +75,6 @@ class DownloadHandle:
         return DownloadError(report.failure, without_login(report.reason)) if report and report.failure else None
 
     def close(self) -> None:
-        """Kills the helper if it runs."""
         self.report = self.report or DownloadReport(failure="failed", reason=f"{self.names}: it was ended")
         self._helper.kill()
         self._thread.join()
@@ -88,7 +87,6 @@ class DownloadHandle:
         self.close()
 
     def _receive(self) -> None:
-        """Handles the helper's events on the thread, until a report arrives or the helper has ended."""
         try:
             while self.report is None:
                 self._take(self._helper.receive())
@@ -98,7 +96,7 @@ class DownloadHandle:
             self._show("")
 
     def _take_cached(self, reason: str) -> DownloadReport:
-        """Returns a report in place of the helper's. It is a failure if not all files are on disk."""
+        """Returns a report in place of the helper's. It reports a failure if not all files are on disk."""
         if not self._are_updates:
             return DownloadReport(failure="failed", reason=reason)
         found = ", ".join(f"{download.repo_id}: {download.cached_text}" for download in self.downloads)
@@ -144,7 +142,7 @@ def start_download(
     """Downloads in a helper process while the launcher imports. Returns within a few milliseconds.
 
     Call it on the main thread, because the helper ends with the thread that started it. `show` is called on
-    another thread. `settings` are those of `DownloadJob`. Raises DownloadError if the helper cannot be
+    another thread. `settings` are fields of `DownloadJob`. Raises DownloadError if the helper cannot be
     started.
     """
     job = DownloadJob(downloads=tuple(downloads), begin_ns=time.monotonic_ns(), **settings)

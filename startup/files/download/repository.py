@@ -1,7 +1,7 @@
-"""The files of a repository on the hub, and their places in the hub's cache on disk.
+"""The files of a repository on the hub, and their paths in the hub's cache on disk.
 
-The layout is that of the hub's client. `blobs/` has the contents, named by hash. `snapshots/<commit>/` has
-links to the contents, named like the files. `refs/` has the commit of each branch.
+The layout is that of the hub's client. `blobs/` has the contents of files, named by hash.
+`snapshots/<commit>/` has links to the contents, named like the files. `refs/` has the commit of each branch.
 
 A content has a temporary name until it is complete and its hash is verified. Links are made last. So no
 process finds an incomplete file, however this process ends.
@@ -27,12 +27,9 @@ PART_ENDING: Final = ".vllm-cli.incomplete"
 """The ending of an incomplete content's name. The hub's own tools remove files that end in `.incomplete`."""
 
 _ETAG: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
-"""The form of a content's name if a mirror uses no hashes. Only the size of such a content is verified."""
+"""The form of a content's name if a mirror reports no hash. Then only the content's size is verified."""
 VERSION_PREFIX: Final = "version-"
-"""The beginning of a content's name that has an object's version instead of a hash.
-
-The size and the version of such a content are verified.
-"""
+"""A name with this beginning has an object's version instead of a hash. Size and version are verified."""
 MD5_PREFIX: Final = "md5-"
 _SHA256_LENGTH: Final = 64
 _SHA1_LENGTH: Final = 40
@@ -41,24 +38,24 @@ _NO_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file in a repository."""
+    """A file in a repository. Files with the same bytes share one content in the cache."""
 
     name: str
     size: int | None
-    """Bytes. None if the hub does not report the size."""
+    """The size in bytes. None if the hub does not report it."""
     oid: str
-    """The content's name: SHA-256 for a large file, git's SHA-1 for a small file. Empty if unknown."""
+    """The content's name: the SHA-256 of a large file, git's SHA-1 of a small one. Empty if it is unknown."""
 
     @classmethod
     def from_sibling(cls, fields: Mapping[str, Any]) -> "HubFile":
-        """The file from an entry of the hub's list."""
+        """Reads an entry of the hub's list."""
         lfs = fields.get("lfs") or {}
         oid = lfs.get("sha256") or lfs.get("oid") or fields.get("blobId") or ""
         size = lfs.get("size") if lfs.get("size") is not None else fields.get("size")
         return cls(str(fields["rfilename"]), size if isinstance(size, int) else None, _checked_oid(str(oid)))
 
     def described(self, etag: str, size: int | None) -> "HubFile":
-        """The file with the hash and size from the headers of its own address."""
+        """Returns the file with the hash and size from the headers of its own address."""
         oid = _checked_oid(etag) or (etag if _ETAG.fullmatch(etag) else "")
         return replace(self, oid=oid, size=self.size if self.size is not None else size)
 
@@ -68,7 +65,7 @@ class HubFile:
         return self.digest() is not None or self.oid.startswith(VERSION_PREFIX)
 
     def digest(self) -> "hashlib._Hash | None":
-        """A new hash object for the content. None if the content's name is not a known kind of hash."""
+        """Returns a new hash object for the content. None if the content's name is no known kind of hash."""
         if self.oid.startswith(VERSION_PREFIX):
             return None
         if len(self.oid) == _SHA256_LENGTH:
@@ -80,18 +77,16 @@ class HubFile:
         return None
 
     def has_hash(self, digest: "hashlib._Hash") -> bool:
-        """Whether the content's hash is the hash in its name."""
         return digest.hexdigest() == self.oid.removeprefix(MD5_PREFIX)
 
 
 class Listing(NamedTuple):
-    """The files of one commit."""
+    """The files of one commit, as a hub lists them."""
 
     commit: str
     files: Mapping[str, HubFile]
-    """The files by name."""
     endpoints: tuple[str, ...]
-    """The addresses that have the files. The first address has listed the files."""
+    """The addresses that have the files. The first address has listed them."""
 
 
 class CachedRepository:
@@ -103,38 +98,32 @@ class CachedRepository:
         self.lock_path = cache_dir / ".locks" / self._name / "vllm-cli.lock"
 
     def snapshot(self, commit: str) -> Path:
-        """The folder that links a commit's files by name."""
         return self.folder / "snapshots" / commit
 
     def blob(self, file: HubFile) -> Path:
-        """The path of the complete content."""
         return self.folder / "blobs" / file.oid
 
     def part(self, file: HubFile) -> Path:
-        """The path of the content while it is downloaded."""
         return self.folder / "blobs" / f"{file.oid}{PART_ENDING}"
 
     def part_bytes(self, file: HubFile) -> int:
-        """Bytes of the content that an interrupted download has left."""
+        """Returns the number of bytes that an interrupted download of the content has left."""
         try:
             return self.part(file).lstat().st_size
         except OSError:
             return 0
 
     def has_content(self, file: HubFile) -> bool:
-        """Whether the complete content is on disk."""
         return _has_size(self.blob(file), file.size)
 
     def is_linked(self, commit: str, file: HubFile) -> bool:
-        """Whether the snapshot has the complete file."""
         return _has_size(self.snapshot(commit) / file.name, file.size)
 
     def is_unfinished(self, commit: str) -> bool:
-        """Whether a download into the snapshot was begun and not finished."""
         return unfinished_marker(self.snapshot(commit)).exists()
 
     def commit_of(self, revision: str) -> str | None:
-        """The commit that is recorded for a branch or tag. None if no commit is recorded."""
+        """Returns the recorded commit of a branch or tag. None if no commit is recorded."""
         try:
             return (self.folder / "refs" / revision).read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError):
@@ -159,7 +148,7 @@ class CachedRepository:
             unfinished_marker(self.snapshot(commit)).touch()
 
     def finish(self, commit: str, files: Sequence[HubFile]) -> None:
-        """Adds the files, whose contents are complete, to the snapshot. A new snapshot appears as a whole."""
+        """Adds the files to the snapshot. Their contents are complete. A new snapshot appears as a whole."""
         snapshot = self.snapshot(commit)
         if snapshot.exists() or not self._link_new(snapshot, files):
             present = {file.oid: snapshot / file.name for file in files if self.is_linked(commit, file)}
@@ -173,7 +162,6 @@ class CachedRepository:
         unfinished_marker(snapshot).unlink(missing_ok=True)
 
     def write_ref(self, revision: str, commit: str) -> None:
-        """Records the commit of a branch or tag."""
         path = self.folder / "refs" / revision
         with suppress(OSError):
             if path.read_text(encoding="ascii") == commit:
@@ -186,8 +174,8 @@ class CachedRepository:
     def _link_new(self, snapshot: Path, files: Sequence[HubFile]) -> bool:
         """Builds the snapshot in a temporary folder, then renames the folder.
 
-        Returns False if another process has created the snapshot, or if the file system has no links. In the
-        second case, the snapshot is marked as unfinished, because its files appear one after the other.
+        Returns False if another process has created the snapshot, or if the file system has no links. Without
+        links, the snapshot is marked as unfinished, because its files appear one after the other.
         """
         work = self.folder / f"snapshot{PART_ENDING}"
         shutil.rmtree(work, ignore_errors=True)  # left by a killed process: this one has the lock
@@ -206,7 +194,7 @@ class CachedRepository:
         return True
 
     def _link_one(self, path: Path, file: HubFile) -> bool:
-        """Links the file, replacing any file of its name. Returns False if the file system has no links."""
+        """Links the file, in place of any file of its name. Returns False if the file system has no links."""
         target = "/".join([*[".."] * (2 + file.name.count("/")), "blobs", file.oid])
         work = path.with_name(f"{path.name}{PART_ENDING}")
         try:
@@ -220,7 +208,7 @@ class CachedRepository:
         return True
 
     def _move_content(self, path: Path, file: HubFile, twin: Path | None) -> None:
-        """Moves the content to the file's name, or copies it from `twin`, which has the same content."""
+        """Moves the content to the file's name, or copies it from `twin`, a file with the same content."""
         if twin is not None and not self.has_content(file):
             shutil.copyfile(twin, self.blob(file))
         os.replace(self.blob(file), path)  # noqa: PTH105
@@ -249,18 +237,18 @@ def check_room(folder: Path, needed_bytes: int, repo_id: str) -> None:
 
 
 def no_room(repo_id: str, lack: str) -> DownloadError:
-    """The error for a disk that is too small."""
+    """Returns the error for a disk that is too small."""
     advice = f"free space, or give another {setting_of(repo_id)}. Received parts are kept"
     return DownloadError("disk", f"{repo_id} could not be downloaded: {lack}: {advice}")
 
 
 def setting_of(repo_id: str) -> str:
-    """The setting that names the cache of a repository."""
+    """Returns the setting that names the cache of a repository."""
     return "VLLM_CACHE_ROOT" if is_object_address(repo_id) else "--download-dir"
 
 
 def total_size(files: Iterable[HubFile]) -> int:
-    """The sum of all sizes that are known."""
+    """Returns the sum of all known sizes."""
     return sum(file.size or 0 for file in files)
 
 
@@ -273,7 +261,7 @@ def _has_size(path: Path, size: int | None) -> bool:
 
 
 def _checked_oid(oid: str) -> str:
-    """A content's hash in lower case. Empty if it is not a hash, because it becomes a file's name."""
+    """Returns a hash in lower case, or an empty text if it is no hash. The result becomes a file's name."""
     oid = oid.lower()
     is_hash = len(oid) in (_SHA1_LENGTH, _SHA256_LENGTH) and set(oid) <= set("0123456789abcdef")
     return oid if is_hash else ""

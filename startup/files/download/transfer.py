@@ -1,4 +1,4 @@
-"""Transfers one file's content: resumes an earlier transfer, repeats after failures, and verifies."""
+"""Transfers one file's content: resumes an earlier transfer, repeats failed requests, verifies the hash."""
 
 import os
 import threading
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from startup.files.download.object_store import ObjectStoreClient
 
 MAX_FAILURES: Final = 8
-"""The most attempts in a row without a byte, for each address. After them, the download fails."""
+"""The most attempts in a row without a byte, for each address. Then the download fails."""
 _FAILURES_PER_ENDPOINT: Final = 2
 """After this many attempts in a row without a byte, the next address is tried if there is one."""
 _MAX_WRONG: Final = 2
@@ -24,7 +24,7 @@ _READ_BYTES: Final = 1 << 20
 
 
 class Source:
-    """The client and the addresses for the files of one commit. All threads share it."""
+    """The client and the addresses for the files of one commit. All threads share this object."""
 
     def __init__(
         self, client: "HubClient | ObjectStoreClient", endpoints: Sequence[str], repo_id: str, commit: str
@@ -37,17 +37,16 @@ class Source:
         """Set when the download has failed or ended."""
 
     def address(self, file: HubFile, number: int = 0) -> FileAddress:
-        """The file's address at mirror `number`. After the last mirror, the first one is used again."""
+        """Returns the file's address at mirror `number`. The first mirror comes again after the last one."""
         endpoint = self.endpoints[number % len(self.endpoints)]
         return FileAddress(endpoint, self.repo_id, self.commit, file.name)
 
     def pause(self, seconds: float) -> None:
-        """Waits for some seconds, or until the download ends."""
         self.stopping.wait(seconds)
 
 
 class Transfer:
-    """Fetches the content of one file. `run` is called on one thread. Any thread may read the numbers."""
+    """Fetches the content of one file. One thread calls `run`. Any thread may read the attributes."""
 
     def __init__(self, source: Source, repository: CachedRepository, file: HubFile) -> None:
         self.file = file
@@ -57,15 +56,14 @@ class Transfer:
         self._num_failures = 0
         self._num_wrong = 0
         self.done_bytes = 0
-        """Bytes on disk, including those of an earlier download."""
+        """The bytes on disk, including those of an earlier download."""
         self.fetched_bytes = 0
-        """Bytes received. A byte that was received twice counts twice."""
+        """The bytes received. Bytes that were received twice count twice."""
         self.note = ""
-        """The event that this transfer waits for. Empty while bytes arrive."""
+        """Why this transfer waits. Empty while bytes arrive."""
 
     @property
     def remaining_bytes(self) -> int:
-        """Bytes that are still to be written to the disk."""
         return max((self.file.size or 0) - self.done_bytes, 0)
 
     def run(self) -> None:
@@ -148,7 +146,7 @@ class Transfer:
         self.done_bytes = 0
 
     def _try_next_address(self, err: DownloadError) -> None:
-        """Continues with the next address. Raises `err` again if no address is left."""
+        """Continues with the next address. Raises `err` if no address is left."""
         self._num_failures += _FAILURES_PER_ENDPOINT
         if err.kind != "refused" or self._num_failures >= _FAILURES_PER_ENDPOINT * len(self._source.endpoints):
             raise err
@@ -189,17 +187,15 @@ class _PartFile:
         os.close(self._fd)
 
     def read(self) -> Iterator[bytes]:
-        """The bytes that the file contains."""
         while chunk := os.read(self._fd, _READ_BYTES):
             yield chunk
 
     def write(self, chunk: bytes) -> None:
-        """Appends bytes. They reach the kernel at once, so that they survive this process."""
+        """Appends bytes. They are passed to the kernel at once, so that they survive this process."""
         rest = memoryview(chunk)
         while rest:
             rest = rest[os.write(self._fd, rest) :]
 
     def clear(self) -> None:
-        """Drops the content."""
         os.ftruncate(self._fd, 0)
         os.lseek(self._fd, 0, os.SEEK_SET)

@@ -71,8 +71,6 @@ def _acquire(fd: int, on_wait: Callable[[], None]) -> None:
 
 
 class _Plan(NamedTuple):
-    """A repository of the job, and its files on the hub."""
-
     download: Download
     repository: CachedRepository
     listing: Listing
@@ -80,7 +78,7 @@ class _Plan(NamedTuple):
 
 
 class DownloadRun:
-    """All downloads of a job, one repository after the other. Runs on the main thread of the helper."""
+    """Runs all downloads of a job, one repository after the other, on the main thread of the helper."""
 
     def __init__(self, job: DownloadJob, send: Send) -> None:
         self._job = job
@@ -89,7 +87,7 @@ class DownloadRun:
         self._fetched_bytes = 0
 
     def run(self) -> DownloadReport:
-        """Runs the downloads. A failure is part of the report and is not raised."""
+        """Returns a report in any case. A failed download is part of the report, not an exception."""
         try:
             report = self._run()
         except DownloadError as err:
@@ -114,7 +112,7 @@ class DownloadRun:
         return ", ".join(download.repo_id for download in self._job.downloads)
 
     def _list(self, download: Download) -> _Plan | None:
-        """Lists the files of the repository. None if no hub answers, so that the files on disk are used."""
+        """Lists the repository's files. None if no hub responds, so that the files on disk are used."""
         try:
             client = self._create_client(download)
             listing = client.list_files(download.repo_id, download.revision, self._job.endpoints, self._pause)
@@ -127,10 +125,7 @@ class DownloadRun:
         return _Plan(download, CachedRepository(download.cache_dir, download.repo_id), listing, client)
 
     def _fall_back(self, download: Download, err: DownloadError) -> Path:
-        """The folder of the last download. Raises `err` if there is none.
-
-        Also raises `err` for an object store that is reachable.
-        """
+        """The last download's folder. Raises `err` if there is none, or if an object store has responded."""
         if download.cached is None or (download.hub == "object_store" and err.kind != "unreachable"):
             raise err
         logger.warning("%s. Using the files on disk of %s: %s", err, download.repo_id, download.cached_text)
@@ -169,7 +164,7 @@ class DownloadRun:
         return repository.snapshot(commit)
 
     def _is_complete(self, plan: _Plan) -> bool:
-        """Whether nothing must be written: the snapshot has all files, and the revision is recorded."""
+        """Whether there is nothing to write: the snapshot has all files, and the revision is recorded."""
         commit, revision = plan.listing.commit, plan.download.revision or "main"
         try:
             names = self._choose(plan)
@@ -204,7 +199,7 @@ class DownloadRun:
         self._send(progress)
 
     def _choose(self, plan: _Plan) -> list[str]:
-        """The names of the wanted files. Raises LookupError until the index is on disk."""
+        """Returns the names of the wanted files. Raises LookupError until the index is on disk."""
         wanted, files = plan.download.wanted, plan.listing.files
         index = wanted.index_of(files)
         if index is None:
@@ -212,7 +207,7 @@ class DownloadRun:
         return wanted.choose(files, plan.repository.read_index(plan.listing.commit, files[index]))
 
     def _disk_error(self, err: OSError, plan: _Plan) -> DownloadError:
-        """The error for the user after a write to the disk has failed."""
+        """Returns the error for the user after a write to the disk has failed."""
         repo_id, folder = plan.download.repo_id, plan.download.cache_dir
         if err.errno in NO_ROOM:
             needed = total_size(plan.listing.files[name] for name in self._choose_or_nothing(plan))

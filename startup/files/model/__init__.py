@@ -1,1 +1,1 @@
-"""The model's files. `request` has the settings that name them, and `file_plan` finds them."""
+"""The model's files. `request` has the settings that name these files, and `file_plan` finds the files."""

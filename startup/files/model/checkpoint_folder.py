@@ -1,6 +1,6 @@
 """The files of a model's folder: its weights in the order of loading, and whether the model can be served.
 
-Reads file names and small JSON files only.
+This module reads only file names and small JSON files.
 """
 
 import os
@@ -47,23 +47,23 @@ ADAPTER_WEIGHTS: Final[tuple[str, ...]] = ("adapter_model.safetensors", "adapter
 
 
 class WeightFiles(NamedTuple):
-    """The weights of a folder in one format. Copies in other formats are ignored."""
+    """The weight files of a folder in one format. Copies of the weights in other formats are ignored."""
 
     index_path: Path | None
     """The file that maps tensors to shards."""
     shard_of: Mapping[str, str]
     """The file of each tensor, from the index. Empty if there is no readable index."""
     present: tuple[Path, ...]
-    """Existing files in the order in which transformers loads them. A dangling link does not count."""
+    """Existing weight files in the order in which transformers loads them. Dangling links do not count."""
     missing: tuple[str, ...]
-    """Shards that do not exist, although the index or the numbers of other shards require them."""
+    """Shards that do not exist, although the index or the other shards' numbers require them."""
 
 
 class FolderProblem(NamedTuple):
     """Why the folder's model cannot be served."""
 
     check: str
-    """Id of the preflight's check."""
+    """The id of the check that the preflight reports with this problem."""
     text: str
 
 
@@ -71,19 +71,16 @@ class ChosenNames(NamedTuple):
     """The names of the weight files in one format."""
 
     index_name: str | None
-    """The name of the index. None if there is no index."""
     shard_of: Mapping[str, str]
-    """See `WeightFiles`."""
     names: frozenset[str]
-    """All files that the index or the shards' numbers require, whether they exist or not."""
+    """All names that the index or the shards' numbers require, whether the files exist or not."""
 
 
 def choose_names(names: Collection[str], read_index: Callable[[str], Mapping[str, str]]) -> ChosenNames:
-    """Chooses one format as transformers does.
+    """Chooses the weight files of one format as transformers does.
 
-    Args:
-        names: all files of the folder or repository.
-        read_index: returns the file of each tensor in an index. Empty if the files are not known.
+    `read_index` gets the name of an index, and returns the file of each tensor. Its result is empty if the
+    files are not known.
     """
     for pattern, index in _CHOICES:
         found = [name for name in names if re.fullmatch(pattern, name)]
@@ -96,11 +93,11 @@ def choose_names(names: Collection[str], read_index: Callable[[str], Mapping[str
 
 
 def find_weight_files(folder: Path, *, with_tensors: bool = True) -> WeightFiles:
-    """Finds the weights. Reads only file names and the index.
+    """Finds the weight files. Reads only file names and the index.
 
     Args:
         folder: the model's folder.
-        with_tensors: whether `shard_of` must name the tensors. If not, a large index is not parsed.
+        with_tensors: whether `shard_of` must name the tensors. If False, a large index is not parsed.
 
     Raises:
         OSError: the folder cannot be read.
@@ -118,7 +115,7 @@ def find_weight_files(folder: Path, *, with_tensors: bool = True) -> WeightFiles
 
 
 def model_problem(folder: Path) -> str | None:
-    """Why the folder's model cannot be served. None if it can."""
+    """Why the folder's model cannot be served. None if it can be served."""
     try:
         weights = find_weight_files(folder, with_tensors=False)
     except OSError as err:
@@ -127,7 +124,7 @@ def model_problem(folder: Path) -> str | None:
 
 
 def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProblem]:
-    """Yields missing files, and a configuration or an index that cannot be read."""
+    """Yields a problem for missing files, and for a configuration or an index that cannot be read."""
     has_config = (folder / "config.json").exists()
     if not has_config and not weights.present and (model := first_gguf(folder)) is not None:
         yield FolderProblem("gguf", f"{folder} has GGUF files, {model.advice}")
@@ -147,7 +144,7 @@ def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProble
 
 
 def tokenizer_problem(folder: Path) -> str | None:
-    """Why the folder's tokenizer cannot be used. None if it can."""
+    """Why the folder's tokenizer cannot be used. None if it can be used."""
     if not folder.is_dir():
         return f"{folder} is not a folder"
     if not any(True for pattern in _TOKENIZERS for _ in folder.glob(pattern)):
@@ -156,7 +153,7 @@ def tokenizer_problem(folder: Path) -> str | None:
 
 
 def adapter_problem(folder: Path) -> str | None:
-    """Why the folder's LoRA adapter cannot be used. None if it can."""
+    """Why the folder's LoRA adapter cannot be used. None if it can be used."""
     if not (folder / ADAPTER_CONFIG).exists():
         return f"{folder} has no {ADAPTER_CONFIG}, so it is not an adapter"
     if not any((folder / name).exists() for name in ADAPTER_WEIGHTS):
@@ -165,7 +162,7 @@ def adapter_problem(folder: Path) -> str | None:
 
 
 def modeling_module(folder: Path) -> str | None:
-    """transformers' module with the model's class, such as `transformers.models.llama.modeling_llama`.
+    """The module of transformers with the model's class, such as `transformers.models.llama.modeling_llama`.
 
     None if config.json has no usable model type. Nearly all modules are named after their model type. For
     other model types, the returned module does not exist, so callers must expect that its import fails.
@@ -202,13 +199,13 @@ def read_shard_names(index: Path, names: Collection[str]) -> Mapping[str, str]:
 
 
 def is_numbered(name: str) -> bool:
-    """Whether this is the name of one of several shards."""
+    """Whether the name belongs to one of several numbered shards."""
     match = _NUMBERED.fullmatch(name)
     return match is not None and int(match[3]) > 1
 
 
 def with_siblings(names: Iterable[str]) -> set[str]:
-    """These names, and all shards of the numbered sets to which the names belong."""
+    """Returns the names, and all shards of the numbered sets to which the names belong."""
     found: set[str] = set()
     for name in names:
         if name not in found:
@@ -217,7 +214,7 @@ def with_siblings(names: Iterable[str]) -> set[str]:
 
 
 def _siblings(name: str) -> set[str]:
-    """All shards of the set to which a numbered shard belongs. For any other file, only this file."""
+    """Returns all shards of a numbered shard's set. For any other file, returns only this file."""
     match = _NUMBERED.fullmatch(name)
     if not match or int(match[3]) > _MAX_SHARDS:
         return {name}

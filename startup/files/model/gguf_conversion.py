@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def convert(source: Path, target: Path) -> None:
-    """Writes the model and its tokenizer into the folder `target`."""
+    """Writes the GGUF model of the file `source`, and its tokenizer, into the folder `target`."""
     import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig

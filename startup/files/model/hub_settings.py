@@ -1,7 +1,7 @@
 """The hub's settings in the environment, with the names and precedence of huggingface_hub's own client.
 
-An empty variable counts as unset, and HF_ENDPOINT may contain several addresses. `tests/startup/files/model/
-test_hub_settings.py` compares the results with the client's.
+An empty variable counts as unset, and HF_ENDPOINT may contain several addresses.
+`tests/startup/files/model/test_hub_settings.py` compares the settings with the client's.
 """
 
 import os
@@ -26,7 +26,7 @@ def hub_endpoints() -> tuple[str, ...]:
 
 
 def use_first_endpoint() -> None:
-    """Leaves only the first address in HF_ENDPOINT, which libraries in this process and its children read."""
+    """Keeps only the first address in HF_ENDPOINT, which libraries in this process and its children read."""
     listed = _split(env.HF_ENDPOINT.get())
     if len(listed) > 1:
         os.environ[env.VCLI_HUB_ENDPOINTS.name] = ",".join(listed)
@@ -38,7 +38,7 @@ def _split(text: str | None) -> tuple[str, ...]:
 
 
 def hub_token(given: str | None = None) -> str | None:
-    """The token for requests: `given`, else a variable's value, else the token stored by `hf auth login`."""
+    """The token for requests: `given`, or else a variable's value, or else the token of `hf auth login`."""
     if given or env.HF_HUB_DISABLE_IMPLICIT_TOKEN.get():
         return _clean(given)
     if token := _clean(env.HF_TOKEN.get() or env.HUGGING_FACE_HUB_TOKEN.get()):
@@ -53,5 +53,5 @@ def _clean(token: str | None) -> str | None:
 
 
 def listing_url(endpoint: str, repo_id: str, revision: str | None) -> str:
-    """The URL at which a hub lists the commit and the files of a revision."""
+    """The URL that lists the commit and the files of a revision."""
     return f"{endpoint}/api/models/{quote(repo_id)}/revision/{quote(revision or 'main', safe='')}"

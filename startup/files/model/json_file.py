@@ -11,7 +11,7 @@ from base.json_depth import JsonDepthError, check_depth, read_json
 _MAX_PARSED_BYTES: Final = 16_000_000
 """The largest file that is parsed, in bytes. Parsing takes about 7 ms per MB.
 
-Only the first and the last character of larger files are checked.
+Only the first and the last character of a larger file are checked.
 """
 
 _PIECE_BYTES: Final = 1 << 16
@@ -24,7 +24,7 @@ class JsonFile(NamedTuple):
     """A file's content, or its fault."""
 
     content: dict[str, Any]
-    """Empty if the file is faulty, or if it is too long to be parsed."""
+    """The parsed object. Empty if the file is faulty, or too large to be parsed."""
     problem: str | None = None
 
 
@@ -53,7 +53,7 @@ def read_json_object(path: Path) -> JsonFile:
 
 
 def json_problem(path: Path) -> str | None:
-    """The fault of a file, for callers that do not need its content. Takes a fifth of the time of parsing."""
+    """Returns the fault of a file. Takes a fifth of the time of `read_json_object`, which parses the file."""
     import msgspec  # noqa: PLC0415 - only the preflight needs it; other users of this module stay light
 
     with suppress(OSError, ValueError):
@@ -67,7 +67,7 @@ def json_problem(path: Path) -> str | None:
 
 
 def _check_encoding(raw: bytes) -> None:
-    """Raises UnicodeDecodeError for faulty text. Decodes the text in pieces, to save memory."""
+    """Raises UnicodeDecodeError for text that is not UTF-8. Decodes the text in pieces, to save memory."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     view = memoryview(raw)
     for begin in range(0, len(raw), _PIECE_BYTES):
@@ -76,7 +76,7 @@ def _check_encoding(raw: bytes) -> None:
 
 
 def _lfs_pointer_problem(path: Path, head: bytes) -> str | None:
-    """The fault of a file that begins like a Git LFS pointer, which is the placeholder of a real file."""
+    """Returns the fault of a file that begins like a Git LFS pointer, a placeholder of the real file."""
     if not head.startswith(_LFS_MAGIC):
         return None
     size = next((line[5:] for line in head.decode(errors="replace").splitlines() if line.startswith("size ")), "?")
@@ -84,7 +84,7 @@ def _lfs_pointer_problem(path: Path, head: bytes) -> str | None:
 
 
 def unread_lfs_problem(path: Path) -> str | None:
-    """The fault of a file that begins like a Git LFS pointer. None for any other file."""
+    """Returns the fault of a file that begins like a Git LFS pointer. None for any other file."""
     try:
         with path.open("rb") as file:
             return _lfs_pointer_problem(path, file.read(_LFS_MAX_BYTES))

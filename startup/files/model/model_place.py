@@ -22,10 +22,10 @@ _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT: Final = re.compile("[0-9a-f]{40}")
 _LISTED_FOLDERS: Final = re.compile(r"\d+_[A-Za-z]+|additional_chat_templates")
 _LONGEST_NAME: Final = 200
-"""The longest name of a folder, in characters. File systems allow 255."""
+"""The longest name of a folder in the cache, in characters. File systems allow 255."""
 _UNFINISHED: Final = ".vllm-cli-unfinished"
 PACKAGES: Final = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
-"""Schemes of object stores, and the packages that read them. The extra `objectstore` has all packages."""
+"""The schemes of object stores, each with the package that reads it. The extra is called `objectstore`."""
 
 
 class ModelPlace(NamedTuple):
@@ -35,43 +35,37 @@ class ModelPlace(NamedTuple):
     """The kind of the place.
 
     `folder`: a local folder. `snapshot`: a complete snapshot in the hub's cache. `hub`: a repository whose
-    files must be downloaded. `object_store`: an address in an object store. `vllm`: a name that only vLLM
-    can resolve. `nowhere`: a name that is neither a folder nor a possible name on the hub.
+    files must be downloaded. `object_store`: an address in an object store. `vllm`: a name that only vLLM can
+    resolve. `nowhere`: a name that is neither a folder nor a possible name on the hub.
     """
     name: str
-    """The name that the user gave."""
     folder: Path | None = None
     """The folder of the files. None if there is no folder yet.
 
-    Before a download from the hub, this is the incomplete snapshot, if there is one. For an object store,
-    it is the complete snapshot of the last download, if there is one.
+    For a repository that must be downloaded, this is the incomplete snapshot, if there is one. For an object
+    store, it is the complete snapshot of the last download, if there is one.
     """
     revision: str | None = None
     is_default: bool = False
-    """Whether this is the default model, which can also be obtained without the hub."""
     wanted: WantedFiles = WantedFiles(role="model")
-    """Which files of the place the start reads."""
     cache_dir: Path | None = None
     """The cache that was searched. None for a folder."""
 
     @property
     def role(self) -> Role:
-        """The start's purpose in reading the place."""
         return self.wanted.role
 
     @property
     def is_tokenizer(self) -> bool:
-        """Whether the start reads only the tokenizer from the place."""
         return self.role == "tokenizer"
 
     @property
     def is_local(self) -> bool:
-        """Whether all files are on disk."""
         return self.kind in ("folder", "snapshot")
 
     @property
     def is_of_branch(self) -> bool:
-        """Whether all files are on disk, but the branch or tag from which they come may have moved since."""
+        """Whether all files are on disk, but come from a branch or tag that may have moved since."""
         return self.kind == "snapshot" and not is_commit(self.revision or _DEFAULT_REVISION)
 
 
@@ -83,9 +77,9 @@ class FolderListing:
 
     @cached_property
     def names(self) -> list[str]:
-        """Names of existing files. Empty if the folder cannot be read.
+        """The names of the existing files. Empty if the folder cannot be read.
 
-        Files in subfolders are included if a start may read them. Their names are paths with `/`.
+        A file in a subfolder is included if a start may read it. Its name is a path with `/`.
         """
         found: list[str] = []
         with suppress(OSError), os.scandir(self.folder) as entries:
@@ -97,7 +91,7 @@ class FolderListing:
         return sorted(found)
 
     def weight_map_of(self, wanted: WantedFiles) -> Mapping[str, str]:
-        """Maps tensors to files, by the index that the start reads. Empty if there is no index."""
+        """Maps tensors to files, by the index of the wanted weights. Empty if there is no index."""
         index = wanted.index_of(self.names)
         return read_shard_names(self.folder / index, self.names) if index is not None else {}
 
@@ -133,7 +127,7 @@ def find_place(
 
 
 def find_in_cache(place: ModelPlace, *, needs_tokenizer: bool = False) -> ModelPlace:
-    """Adds the cache's snapshot to the place. The kind becomes `snapshot` if the snapshot is complete."""
+    """Adds the snapshot in the cache to the place. The kind becomes `snapshot` if no file is missing."""
     assert place.cache_dir is not None
     snapshot = find_snapshot(place.name, revision=place.revision, cache_dir=place.cache_dir)
     if snapshot is None:
@@ -148,7 +142,7 @@ def find_in_cache(place: ModelPlace, *, needs_tokenizer: bool = False) -> ModelP
 
 
 def place_problem(wanted: WantedFiles, folder: Path) -> str | None:
-    """Why the wanted files cannot be read from the folder. None if they can."""
+    """Why the wanted files cannot be read from the folder. None if they can be read."""
     if wanted.role == "tokenizer":
         return tokenizer_problem(folder)
     if wanted.role == "adapter":
@@ -169,7 +163,7 @@ def _config_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
 
 
 def _weights_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
-    """Why the weights are incomplete, by the index or the shards' numbers. None if they are complete."""
+    """Describes a missing weight file, by the index or the shards' numbers. None if no file is missing."""
     required = wanted.required_weights(listing.names, listing.weight_map_of(wanted))
     if not required:
         return f"{listing.folder} has no weights for --load-format {wanted.load_format}"
@@ -188,7 +182,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def find_snapshot(model_id: str, *, revision: str | None, cache_dir: Path) -> Path | None:
-    """The folder of a cached revision, whose files may be incomplete. None if it was never downloaded."""
+    """The folder of a cached revision, in which files may be missing. None if it was never downloaded."""
     folder = cache_dir / repository_name(model_id)
     commit = _commit_of(folder, revision or _DEFAULT_REVISION)
     snapshot = folder / "snapshots" / commit
@@ -198,7 +192,7 @@ def find_snapshot(model_id: str, *, revision: str | None, cache_dir: Path) -> Pa
 def repository_name(name: str) -> str:
     """The name of a repository's folder in a cache, as the hub's client forms it.
 
-    For an address in an object store, the name is the quoted address, or its hash if the address is too long.
+    For an object store, it is the quoted address, or the hash of an address that is too long.
     """
     if not is_object_address(name):
         return f"models--{name.replace('/', '--')}"
@@ -209,13 +203,13 @@ def repository_name(name: str) -> str:
 def unfinished_marker(snapshot: Path) -> Path:
     """The file that exists while a download into the snapshot is unfinished.
 
-    The folder alone cannot show that a file is missing if only the repository's list names this file.
+    Without this marker, a missing file that only the repository's list names would not be noticed.
     """
     return snapshot.parent.parent / f"{_UNFINISHED}-{snapshot.name}"
 
 
 def dangling_links(snapshot: Path) -> list[str]:
-    """The links in the snapshot whose target, a blob, does not exist."""
+    """The names of links in the snapshot whose targets do not exist."""
     try:
         with os.scandir(snapshot) as entries:
             return sorted(entry.name for entry in entries if entry.is_symlink() and not entry.is_file())
@@ -241,19 +235,19 @@ def is_object_address(name: str) -> bool:
 
 
 def without_file_scheme(name: str) -> str:
-    """The path in `file:///path`. Any other name is left unchanged."""
+    """Returns the path in `file:///path`. Returns any other name unchanged."""
     if not name.lower().startswith("file://"):
         return name
     return unquote(urlsplit(name).path)
 
 
 def objects_cache() -> Path:
-    """The folder of models from object stores, in the layout of the hub's cache."""
+    """The cache folder of models from object stores, in the layout of the hub's cache."""
     return cache_folder() / "objects"
 
 
 def missing_package(address: str) -> str | None:
-    """Why this installation cannot read the address, in one line. None if it can."""
+    """Why this installation cannot read the address, in one line. None if it can be read."""
     package = PACKAGES[address.partition("://")[0].lower()]
     if find_spec("fsspec") is not None and find_spec(package) is not None:
         return None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EngineName = Literal["embedded", "vllm"]
 
 LLAMA_ORIGINALS = "original/**/*"
-"""vLLM's default of --ignore-patterns."""
+"""vLLM's default for --ignore-patterns."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class DraftModel:
     """A folder, or a name on the hub."""
     revision: str | None = None
     load_format: str | None = None
-    """The format in `draft_load_config`. None is the model's format."""
+    """The format in `draft_load_config`. None stands for the model's format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,26 +45,26 @@ class ModelRequest:
     """All settings that decide which files a start reads."""
 
     model: str | None = None
-    """A folder, a name on the hub, or an address of an object store. None is the default model."""
+    """A folder, a name on the hub, or an address of an object store. None stands for the default model."""
     engine: EngineName = "embedded"
     revision: str | None = None
-    """Branch, tag or commit of the model on the hub. None is the hub's main branch."""
+    """The model's branch, tag or commit on the hub. None stands for the main branch."""
     tokenizer: str | None = None
-    """A folder or a name on the hub. None is the model's own tokenizer."""
+    """A folder or a name on the hub. None stands for the model's own tokenizer."""
     tokenizer_revision: str | None = None
     has_tokenizer: bool = True
     """Whether the start reads a tokenizer. False with --skip-tokenizer-init."""
     hf_config_path: str | None = None
-    """The place of config.json, if it is not with the model."""
+    """The folder of config.json, or its name on the hub, if it is not with the model."""
     generation_config: str = "auto"
-    """The place of generation_config.json, a folder or a name on the hub.
+    """The folder of generation_config.json, or its name on the hub.
 
-    `auto` is the model's place. With `vllm`, no such file is read.
+    `auto` stands for the model's folder or name. With `vllm`, no such file is read.
     """
     download_dir: str | None = None
-    """The cache folder for models from the hub. None is HF_HUB_CACHE. See `cache_dir`."""
+    """The cache folder for models from the hub. None stands for HF_HUB_CACHE (`cache_dir`)."""
     hf_token: str | None = field(default=None, repr=False)
-    """The hub's token. None: the hub's client uses HF_TOKEN, or the token stored by `hf auth login`."""
+    """The hub's token. None: the hub's client uses HF_TOKEN or the token of `hf auth login`."""
     load_format: str = "auto"
     """The value of --load-format, in lower case."""
     ignore_patterns: tuple[str, ...] = (LLAMA_ORIGINALS,)
@@ -74,7 +74,7 @@ class ModelRequest:
 
     @classmethod
     def of_start(cls, config: "StartupConfig") -> "ModelRequest":
-        """The request of a start of the embedded engine."""
+        """Returns the request for a start of the embedded engine."""
         model = config.model
         return cls(
             model=model.model,
@@ -87,12 +87,11 @@ class ModelRequest:
 
     @property
     def cache_dir(self) -> Path:
-        """The folder for models from the hub."""
         return Path(expand_home(self.download_dir)) if self.download_dir else env.HF_HUB_CACHE.get()
 
     @property
     def has_own_tokenizer_place(self) -> bool:
-        """Whether the tokenizer has another place or another revision than the model."""
+        """Whether the tokenizer has another name or another revision than the model."""
         if not self.has_tokenizer:
             return False
         is_other = self.tokenizer is not None and self.tokenizer != self.model
@@ -100,10 +99,10 @@ class ModelRequest:
 
     @property
     def revision_of_tokenizer(self) -> str | None:
-        """The tokenizer's revision. None is the hub's main branch.
+        """The tokenizer's revision. None stands for the main branch.
 
-        If none is set, vLLM uses the model's revision for any tokenizer. The embedded engine uses the model's
-        revision only for the model's own tokenizer.
+        Without --tokenizer-revision, vLLM uses the model's revision for any tokenizer. The embedded engine
+        uses it only for the model's own tokenizer.
         """
         if self.tokenizer_revision is not None or self.engine == "vllm":
             return self.tokenizer_revision or self.revision

@@ -20,7 +20,7 @@ from startup.files.model.checkpoint_folder import (
 from startup.files.model.request import LLAMA_ORIGINALS, EngineName, ModelRequest
 
 Role = Literal["model", "draft", "tokenizer", "config", "generation_config", "adapter"]
-"""The start's purpose in reading a repository or folder."""
+"""Why a start reads a repository or folder."""
 
 MISTRAL_WEIGHTS: Final = "consolidated*.safetensors"
 
@@ -39,7 +39,7 @@ _SMALL_FILES: Final = (
 """Patterns for configuration, tokenizer and the model's own code."""
 _NOT_READ: Final = re.compile(r"(readme|license|notice|requirements|training_args|trainer_state)\b.*", re.IGNORECASE)
 _MODULE: Final = re.compile(r"\d+_[A-Za-z]+/[^/]+")
-"""Files of sentence-transformers' modules, such as 1_Pooling and 2_Dense."""
+"""Files of sentence-transformers' modules, such as 1_Pooling/config.json."""
 _TEMPLATES: Final = "additional_chat_templates/*.jinja"
 _CONFIGS: Final = ("config.json", "params.json", "generation_config.json")
 
@@ -52,9 +52,9 @@ class LoadFormat(NamedTuple):
     index_name: str = ""
     """The name of the index. If this file exists, vLLM reads only the files that the index names."""
     is_cached: bool = True
-    """Whether vLLM reads weights through the page cache. False if vLLM reads no weights."""
+    """Whether vLLM reads the weights through the page cache. False if vLLM reads no weights."""
     is_streamed: bool = False
-    """Whether vLLM itself reads from the address of an object store."""
+    """Whether vLLM itself reads the weights from an address in an object store."""
 
 
 _SAFETENSORS: Final = ("*.safetensors",)
@@ -78,12 +78,12 @@ _FORMATS: Final[Mapping[str, LoadFormat]] = {
     "tensorizer": LoadFormat((), is_cached=False, is_streamed=True),
 }
 _AUTOMATIC: Final = ("auto", "ipc_cache", "modelexpress")
-"""Values of --load-format with which vLLM reads the same files as with `auto`, or falls back to them."""
+"""With these values of --load-format, vLLM reads the files of `auto`, at least as a fallback."""
 _NOT_FOR_INFERENCE: Final = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
 
 
 def format_of(load_format: str) -> LoadFormat:
-    """The weights that vLLM reads with this value. All kinds for an unknown value, such as a plugin's."""
+    """Returns the weights for this value, or all kinds for an unknown value, such as a plugin's."""
     return _FORMATS.get(load_format, LoadFormat())
 
 
@@ -94,12 +94,11 @@ class WantedFiles:
     role: Role
     engine: EngineName = "embedded"
     load_format: str = "auto"
-    """See `ModelRequest.load_format`."""
     ignore_patterns: tuple[str, ...] = (LLAMA_ORIGINALS,)
 
     @classmethod
     def of(cls, role: Role, request: ModelRequest) -> "WantedFiles":
-        """Which files a start with this request reads from a repository in this role."""
+        """Returns which files a start with this request reads from a repository in this role."""
         load_format = request.load_format
         if role == "draft" and request.draft is not None:
             load_format = request.draft.load_format or load_format
@@ -112,7 +111,7 @@ class WantedFiles:
 
     @property
     def has_weights(self) -> bool:
-        """Whether weights are read, in any format."""
+        """Whether the start reads weights of any format."""
         is_read = self.role in ("model", "draft") and format_of(self.load_format).patterns != ()
         return is_read or self.role == "adapter"
 
@@ -120,7 +119,7 @@ class WantedFiles:
     def is_streamed(self) -> bool:
         """Whether vLLM itself reads from the address of an object store, with a streaming loader.
 
-        With `auto`, vLLM does so if runai_model_streamer is installed.
+        For `auto`, vLLM does so if runai_model_streamer is installed.
         """
         if self.load_format == "auto":
             return self.engine == "vllm" and find_spec("runai_model_streamer") is not None
@@ -128,26 +127,26 @@ class WantedFiles:
 
     @property
     def without_ignored(self) -> "WantedFiles":
-        """A copy without ignore patterns, for a folder. vLLM ignores no file in a folder."""
+        """Returns a copy without ignore patterns, for a folder, because vLLM ignores no files in a folder."""
         return replace(self, ignore_patterns=())
 
     def choose(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> list[str]:
-        """The names of the files that the start will read, in order: small files first, then the weights.
+        """Returns the names of the files that the start reads, in order: small files first, then weights.
 
         Args:
             names: all files of the repository or folder, with `/` after the names of subfolders.
-            weight_map: maps tensors to files. It comes from the index that `index_of` names. Without the
-                map, the shards are found by their numbers.
+            weight_map: maps tensors to files, by the index (`index_of`). Without the map, shards are found by
+                their numbers.
         """
         names = list(names)
         return [*self.choose_small(names), *self.choose_weights(names, weight_map)]
 
     def choose_small(self, names: Iterable[str]) -> list[str]:
-        """The names of the files of configuration, tokenizer and code. The configuration is the first."""
+        """Returns the names of the files of configuration (first), tokenizer and code."""
         return sorted(filter(self._is_small, names), key=_small_file_order)
 
     def choose_weights(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> list[str]:
-        """The names of the weight files only. The arguments are those of `choose`."""
+        """Returns the names of the weight files only. The arguments are those of `choose`."""
         if not self.has_weights:
             return []
         names = [name for name in names if not any(fnmatchcase(name, ignored) for ignored in self.ignore_patterns)]
@@ -157,7 +156,7 @@ class WantedFiles:
         return [*sorted(found, key=natural_order), *self._module_weights(names)]
 
     def required_weights(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> set[str]:
-        """The model's weight files: existing files, and all that the index or the shards' numbers require."""
+        """Returns the existing weight files, and all that the index or the shards' numbers require."""
         names = list(names)
         top = [name for name in names if "/" not in name and not name.startswith(".")]
         if self.engine == "embedded":
@@ -165,7 +164,7 @@ class WantedFiles:
         return self._required_by_vllm(self._format_of(names), top, weight_map)
 
     def index_of(self, names: Iterable[str]) -> str | None:
-        """The name of the file that maps tensors to weight files. None if the start reads no such file."""
+        """The name of the index, which maps tensors to weight files. None if the start reads no index."""
         names = list(names)
         if not self.has_weights:
             return None
@@ -187,7 +186,7 @@ class WantedFiles:
         return set()
 
     def _format_of(self, names: Iterable[str]) -> str:
-        """The format that `auto` stands for. vLLM prefers Mistral's own files, in any folder."""
+        """Returns the format that `auto` means. vLLM prefers Mistral's own files, even in subfolders."""
         if self.load_format not in _AUTOMATIC:
             return self.load_format
         has_mistral = any(fnmatchcase(name.rpartition("/")[2], MISTRAL_WEIGHTS) for name in names)
@@ -206,7 +205,7 @@ class WantedFiles:
         return any(fnmatchcase(name, pattern) for pattern in _SMALL_FILES)
 
     def _module_weights(self, names: Iterable[str]) -> list[str]:
-        """Weights of sentence-transformers' modules, such as 2_Dense/model.safetensors."""
+        """Returns weights of sentence-transformers' modules, such as 2_Dense/model.safetensors."""
         if self.role != "model" or not self.has_weights:
             return []
         folders: dict[str, list[str]] = {}
@@ -222,15 +221,15 @@ class WantedFiles:
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
-    """The key by which vLLM sorts weight files, with `shard-10` after `shard-9`."""
+    """Returns the key by which vLLM sorts weight files, so that `shard-10` comes after `shard-9`."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _numbered(names: set[str]) -> set[str]:
-    """The numbered shards, or all names if no name has a number. Used until the index's content is known."""
+    """Returns the numbered shards, or else all names. Used until the content of the index is known."""
     return set(filter(is_numbered, names)) or names
 
 
 def _small_file_order(name: str) -> tuple[bool, bool, str]:
-    """A sort key. config.json comes first, then the other files of the top folder, then all other files."""
+    """A sort key: config.json comes first, then other files of the top folder, then all other files."""
     return "/" in name, name != "config.json", name

@@ -1,11 +1,10 @@
-"""Messages between launcher and helper process: the job, progress and the report."""
+"""Messages between the launcher and the prefetch's helper process: the job, progress and the report."""
 
 from typing import Final, Literal, NamedTuple
 
 MAX_PROBLEMS: Final = 8
-"""The most problems in a report. A report must fit into the pipe."""
+"""The most problems in a report, which must fit into the pipe."""
 NUM_THREADS: Final = 8
-"""The number of reading threads, unless the job sets another number."""
 
 PrefetchState = Literal["done", "off", "stopped", "failed"]
 
@@ -21,17 +20,17 @@ class PrefetchJob(NamedTuple):
     """Whether to read even if reading helps little."""
     num_threads: int = NUM_THREADS
     block_bytes: int = 16 << 20
-    """Bytes that a thread reads at once, before it continues with the next block that is not resident."""
+    """The bytes of one block. A thread reads one block after the other, except blocks in the page cache."""
     memory_bytes: int | None = None
-    """The available memory to assume, in bytes. None: it is read from the kernel and the cgroup."""
+    """The available memory to assume, in bytes. None: the available memory is measured."""
     progress_interval_s: float | None = None
-    """Seconds between progress messages. None: no progress messages are sent."""
+    """Seconds between progress messages. None: there are no progress messages."""
     begin_ns: int = 0
     """When the launcher began to start the helper, in monotonic nanoseconds."""
 
 
 class PrefetchProgress(NamedTuple):
-    """Progress of a prefetch in bytes."""
+    """The progress of a prefetch. Resident bytes are bytes in the page cache."""
 
     done_bytes: int
     """Bytes that were missing and have become resident."""
@@ -46,7 +45,7 @@ class PrefetchProgress(NamedTuple):
 
     @property
     def gb_per_s(self) -> float:
-        """Rate so far in 10**9 bytes per second."""
+        """The rate so far in 10**9 bytes per second."""
         return self.done_bytes / self.elapsed_s / 1e9 if self.elapsed_s else 0.0
 
     @property
@@ -60,7 +59,7 @@ class PrefetchReport(NamedTuple):
     """The result of a prefetch, in bytes and seconds."""
 
     state: PrefetchState
-    """`off`: nothing to read, or no benefit. `stopped`: it ended early. `failed`: it could not run."""
+    """`off`: there was nothing to read, or no benefit. `stopped`: the prefetch ended early."""
     reason: str | None = None
     """Why the state is not `done`, or why only a part was read."""
     num_files: int = 0
@@ -73,20 +72,20 @@ class PrefetchReport(NamedTuple):
     problems: tuple[str, ...] = ()
     """Problems with the first files that could not be read."""
     unknown_bytes: int = 0
-    """Bytes whose residency in the page cache cannot be measured here. They count as not resident."""
+    """Bytes of files whose share in the page cache cannot be measured. They count as not resident."""
     spans: tuple[tuple[str, int, int], ...] = ()
     """Phases of the helper: name, begin and end in monotonic nanoseconds."""
 
     @property
     def resident_share(self) -> float | None:
-        """The share of the bytes that was in the page cache before, 0 to 1. None if it is unknown."""
+        """The share of the bytes that were in the page cache before, 0 to 1. None if it is unknown."""
         if self.unknown_bytes:
             return None
         return self.resident_bytes / self.total_bytes if self.total_bytes else 0.0
 
     @property
     def gb_per_s(self) -> float:
-        """Rate of reading in 10**9 bytes per second. 0 if nothing was read."""
+        """The rate in 10**9 bytes per second. 0 if nothing was read."""
         return self.read_bytes / self.read_s / 1e9 if self.read_s else 0.0
 
     def __str__(self) -> str:

@@ -27,7 +27,7 @@ _TORCH_LIBRARIES: Final = (
 
 
 class PrefetchHandle:
-    """The launcher's handle of a prefetch. One thread uses it, and its owner closes it."""
+    """The launcher's handle of a prefetch. Only one thread may use it. Its owner must close it."""
 
     def __init__(self, helper: Helper | None, report: PrefetchReport | None = None) -> None:
         self._helper = helper
@@ -35,11 +35,11 @@ class PrefetchHandle:
 
     @property
     def pid(self) -> int | None:
-        """Pid of the helper process. None if it was not started or has ended."""
+        """The pid of the helper process. None if it was not started or has ended."""
         return self._helper.pid if self._helper else None
 
     def result(self, timeout_s: float = 0.0) -> PrefetchReport | None:
-        """Waits for the report. None if the prefetch has not ended within the timeout."""
+        """Waits for the report. Returns None if the prefetch has not ended within the timeout."""
         deadline = time.monotonic() + timeout_s
         while self._helper is not None and self._receive(self._helper, deadline - time.monotonic()) is not None:
             pass
@@ -52,7 +52,6 @@ class PrefetchHandle:
                 yield event
 
     def close(self) -> None:
-        """Stops a running prefetch."""
         if self._helper is not None:
             self._helper.close()
             self._helper = None
@@ -64,7 +63,7 @@ class PrefetchHandle:
         self.close()
 
     def _receive(self, helper: Helper, timeout_s: float = math.inf) -> object | None:
-        """The next event. None after the timeout. The report is the last event."""
+        """Returns the next event, or None after the timeout. The report is the last event."""
         try:
             event = helper.receive(timeout_s)
         except HelperEndedError as err:
@@ -82,7 +81,7 @@ def start_prefetch(
     """Reads files into the page cache in a helper process, while the launcher imports.
 
     Returns within a few milliseconds. Never raises, because a start works without a prefetch. `pages` is a
-    record of parts of files (`startup.files.prefetch.survey`). Further settings are those of `PrefetchJob`.
+    file that lists parts of files (`startup.files.prefetch.survey`). `settings` are fields of `PrefetchJob`.
     """
     if mode == "off":
         return PrefetchHandle(None, PrefetchReport("off", "it is switched off"))
@@ -102,7 +101,7 @@ def start_prefetch(
 
 
 def _report_nothing_to_read(job: PrefetchJob) -> PrefetchReport | None:
-    """The report if a quick survey finds nothing to read, else None. A helper's start would take 50 ms."""
+    """Returns a report if a quick survey finds nothing to read. This saves the 50 ms of a helper's start."""
     survey = survey_files(job, is_quick=True)
     reason = reason_to_skip(survey, is_forced=False)
     if reason is None or survey.problems:
@@ -118,7 +117,7 @@ def _warn(report: PrefetchReport) -> None:
 
 
 def plan_libraries() -> tuple[Path, ...]:
-    """torch's large shared libraries, found without an import. They matter if the page cache is cold."""
+    """Finds torch's large shared libraries without an import. Reading them helps if they are not resident."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return ()

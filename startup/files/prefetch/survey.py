@@ -1,6 +1,7 @@
 """Finds the parts of files that are missing in the page cache, and decides which of them to read.
 
-Mostly runs in the helper process.
+A record is a file that lists the parts of files that earlier starts have read. Bytes in the page cache are
+called resident. Most functions run in the helper process.
 """
 
 import json
@@ -14,7 +15,7 @@ from base.machine.page_cache import ResidencyProbe, memory_devices
 from startup.files.prefetch.messages import PrefetchJob
 
 RESERVE_BYTES = 1 << 30
-"""Memory, in bytes, that is left to the imports and the engine."""
+"""Memory in bytes that is left for the imports and the engine."""
 
 _RESIDENT_ENOUGH = 0.99
 _MIN_BYTES = 64 << 20
@@ -26,19 +27,19 @@ class FileRanges(NamedTuple):
 
     path: str
     size: int
-    """The file's size in bytes. A file with another size has other content, and is not read."""
+    """The file's size in bytes. A file of another size has other content, and is not read."""
     ranges: tuple[tuple[int, int], ...]
-    """Offset and length of each part."""
+    """The offset and length of each part."""
 
 
 def whole_file(path: str) -> FileRanges:
-    """The whole file as one part. Raises OSError."""
+    """Returns the whole file as one part. Raises OSError."""
     size = os.stat(path).st_size  # noqa: PTH116
     return FileRanges(path, size, ((0, size),))
 
 
 def write_pages(path: str, files: Iterable[FileRanges]) -> None:
-    """Writes the record of the parts. The paths of files in the record's folder are relative to it."""
+    """Writes a record of these parts. Paths below the record's folder are stored relative to this folder."""
     folder = f"{os.path.dirname(path)}/"  # noqa: PTH120
     content = [(name.removeprefix(folder), size, ranges) for name, size, ranges in files]
     with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123
@@ -46,10 +47,7 @@ def write_pages(path: str, files: Iterable[FileRanges]) -> None:
 
 
 def read_pages(path: str) -> list[FileRanges]:
-    """The files that the record at `path` lists, without files that are gone or have another size.
-
-    Empty if the record is damaged.
-    """
+    """Returns the record's files that exist with the same size. Empty if the record is damaged."""
     folder = os.path.dirname(path)  # noqa: PTH120
     try:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123
@@ -82,18 +80,17 @@ class Block(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """How much of the files was resident before anything was read, and the blocks that are to be read."""
+    """How many bytes of the files were resident before the prefetch, and which blocks are to be read."""
 
     num_files: int
     total_bytes: int
     resident_bytes: int
     in_memory_bytes: int = 0
-    """Bytes on file systems in memory."""
+    """Bytes of files on file systems in memory."""
     blocks: tuple[Block, ...] = ()
-    """The blocks to read, in the order of the files."""
     problems: tuple[str, ...] = ()
     unknown_bytes: int = 0
-    """Bytes whose residency cannot be measured. All of them are read."""
+    """Bytes of files whose share in the page cache cannot be measured. All of them are read."""
     dropped_bytes: int = 0
     """Bytes that are not read, because their file system would drop them from the page cache before use."""
 
@@ -112,7 +109,7 @@ class Survey(NamedTuple):
         return "; ".join(notes) or None
 
     def limited_to(self, num_bytes: int) -> "Survey":
-        """The survey with only its first blocks, up to this many bytes."""
+        """Returns the survey with only its first blocks, up to this many missing bytes."""
         kept: list[Block] = []
         for block in self.blocks:
             num_bytes -= block.missing_bytes
@@ -128,15 +125,15 @@ class Decision(NamedTuple):
     survey: Survey
     is_off: bool
     reason: str | None = None
-    """Why nothing or only a part is read, or else the survey's note. None if there is neither."""
+    """Why nothing or only a part is read, or else `Survey.note`."""
 
 
 def survey_files(job: PrefetchJob, *, is_quick: bool = False) -> Survey:
-    """Surveys the parts that the job's record names, then the files as a whole.
+    """Surveys the parts in the job's record, then the files as a whole.
 
     Never raises. A file that cannot be read becomes a problem in the survey. With `is_quick`, the survey
-    takes microseconds per block. Then residency that takes longer to measure is estimated, or counts as
-    missing.
+    takes microseconds per block. Measurements that take longer are replaced by estimates, or the bytes count
+    as missing.
     """
     devices = memory_devices()
     surveys: list[Survey] = []
@@ -198,7 +195,7 @@ def decide(survey: Survey, job: PrefetchJob) -> Decision:
 
 
 def available_bytes(job: PrefetchJob) -> int | None:
-    """Available memory, including the page cache of the files. None if the system does not report it."""
+    """The available memory, including the page cache of the files. None if the system does not report it."""
     if job.memory_bytes is not None:
         return job.memory_bytes
     state = read_memory()
@@ -206,7 +203,7 @@ def available_bytes(job: PrefetchJob) -> int | None:
 
 
 def reason_to_skip(survey: Survey, *, is_forced: bool) -> str | None:
-    """Why nothing is to be read. None if bytes are to be read."""
+    """Why nothing is to be read. None if something is to be read."""
     if not survey.num_files:
         return "none of the files can be read"
     if survey.in_memory_bytes == survey.total_bytes:

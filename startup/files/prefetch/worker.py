@@ -1,6 +1,6 @@
 """The job of the prefetch's helper process: surveys the files, reads missing blocks, and reports.
 
-It imports only parts of the standard library that load in a few milliseconds.
+This module imports only parts of the standard library that load in a few milliseconds.
 """
 
 import os
@@ -15,7 +15,7 @@ from startup.ground.processes.helper import Send
 
 _TICK_S = 0.05
 _NICENESS = 10
-"""Gives priority to the launcher's imports over this process, also for disk accesses (ioprio_set(2))."""
+"""Gives the launcher's imports priority over this process, also for disk accesses (ioprio_set(2))."""
 
 _FALLBACK_BYTES = 256 << 10
 _KEPT_SHARE = 0.5
@@ -28,7 +28,7 @@ def run(job: PrefetchJob, send: Send) -> None:
 
 
 class BlockReader:
-    """Reads blocks on several threads, in the given order. Skips blocks that have become resident.
+    """Reads blocks on several threads, in the given order. Skips blocks that have become resident meanwhile.
 
     Each thread has its own descriptors, so that the kernel reads ahead for each thread.
     """
@@ -43,7 +43,7 @@ class BlockReader:
         """Bytes that were missing and have become resident, including the kernel's read-ahead."""
         self.problems: list[str] = []
         self.keeps_pages = True
-        """False once most of a block was evicted right after it was read."""
+        """False once the kernel has evicted most of a block right after the block was read."""
         for number in range(num_threads):
             threading.Thread(target=self._run, name=f"prefetch-{number}", daemon=True).start()
 
@@ -91,8 +91,6 @@ class BlockReader:
 
 
 class _OpenFile:
-    """The file that a thread is reading."""
-
     def __init__(self) -> None:
         self._path: str | None = None
         self._fd = -1

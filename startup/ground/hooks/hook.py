@@ -1,8 +1,9 @@
-"""Hooks: changes that the launcher makes in other programs' modules, and the names and texts they rely on.
+"""Hooks: changes that the launcher makes in modules of vLLM and of other libraries.
 
-A module that places a hook declares the hook, and takes the names it uses from the declaration. So the
-checks cover exactly the names in use. Texts are checked in the modules' files. Names are checked once the
-modules are imported. `startup.vllm.launch.hooks` lists all hooks.
+A hook lists its needs: the names (`Name`) and the source text (`Text`) in these modules on which it relies.
+Texts are searched in the modules' files. Names are checked once the modules are imported. The code that
+places a hook takes names from the hook's needs, so the checks cover exactly the names in use.
+`startup.vllm.launch.hooks` lists all hooks.
 """
 
 import inspect
@@ -25,11 +26,10 @@ Release: TypeAlias = tuple[int, int]
 """Major and minor number of a version."""
 
 StartPart: TypeAlias = Literal["import file", "lean imports", "offline hub", "real-time probes"]
-"""Parts of a start, besides hooks, that VCLI_LEAVE_OUT can name.
+"""Parts of a start, besides hooks, that VCLI_LEAVE_OUT can switch off.
 
 `import file`: modules are imported from one file. `lean imports`: stand-ins and delayed imports. `offline
-hub`: no hub requests if all files are on disk. `real-time probes`: high priority for the process that
-answers probes.
+hub`: no hub requests if all files are on disk. `real-time probes`: high priority for the probes' process.
 """
 
 
@@ -39,38 +39,35 @@ class Name:
 
     module: str
     path: str = ""
-    """The name in the module, such as `Server.startup` for a method. Empty for the module itself."""
+    """The name in the module, such as `Server.startup` for a method. Empty if the hook needs no name."""
     parameters: tuple[str, ...] | None = None
-    """The arguments that the hook passes. All other parameters need defaults. None: any signature fits."""
+    """The arguments that the hook passes. Other parameters must have defaults. None: any signature fits."""
 
     def __str__(self) -> str:
         called = "" if self.parameters is None else f"({', '.join(self.parameters)})"
         return f"{self.module}.{self.path}{called}" if self.path else self.module
 
     def get(self, module: ModuleType | None = None) -> Any:
-        """The present value in the loaded module."""
+        """Returns the value that the name has now. `module` is by default the loaded module."""
         value: Any = self.loaded if module is None else module
         for name in self.path.split("."):
             value = getattr(value, name)
         return value
 
     def replace(self, module: ModuleType, value: Any) -> None:
-        """Sets the value in the loaded module."""
         owner, _, name = self.path.rpartition(".")
         setattr(Name(self.module, owner).get(module) if owner else module, name, value)
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The module, as a tuple, like `Text.modules`."""
         return (self.module,)
 
     @property
     def loaded(self) -> ModuleType | None:
-        """The module, if it is loaded."""
         return sys.modules.get(place_of(self.module))
 
     def problems(self, module: ModuleType) -> Iterator[str]:
-        """Yields why the loaded module does not have what the hook needs."""
+        """Yields a text if the loaded module lacks the name, or if its signature does not fit the hook."""
         if not self.path:
             return
         value = self._find(module)
@@ -80,7 +77,7 @@ class Name:
             yield from self._differences(value)
 
     def _find(self, module: ModuleType) -> Any:
-        """The value, or `_MISSING`. None for an attribute that only a class's instances have (`_is_set`)."""
+        """Returns `_MISSING` if there is no value, or None if only instances have the attribute."""
         value: Any = module
         for part in self.path.split("."):
             owner, value = value, getattr(value, part, _MISSING)
@@ -107,20 +104,19 @@ class Name:
 
 @dataclass(frozen=True)
 class Text:
-    """A pattern in a module's source. If it is there, the module works as the hook expects."""
+    """A pattern in a module's source. If the source contains it, the module works as the hook expects."""
 
     modules: tuple[str, ...]
-    """Modules that may have the source. In each supported version, one of them has it."""
+    """The modules to search. In each supported version of vLLM, one of them contains the pattern."""
     pattern: str
     """A regular expression. `.` matches line breaks too."""
     meaning: str
-    """What the pattern shows, in words."""
 
     def __str__(self) -> str:
         return f"{self.modules[0]}: {self.meaning}"
 
     def is_found(self) -> bool:
-        """Whether the source of one of the modules has the text. No module is imported."""
+        """Whether the source of one of the modules contains the pattern. Imports no module."""
         texts = (path.read_text(encoding="utf-8", errors="replace") for path in map(_source, self.modules) if path)
         return any(re.search(self.pattern, text, re.DOTALL | re.MULTILINE) for text in texts)
 
@@ -136,7 +132,7 @@ class UnfitHookError(Exception):
 
 @dataclass(frozen=True)
 class Hook:
-    """One change in other programs' modules, or one use of their internals."""
+    """One change in modules of vLLM or another library, or one use of their internals."""
 
     name: str
     does: str
@@ -159,19 +155,18 @@ class Hook:
             raise ValueError(f"the hook {self.name!r} has no measured gain and keeps no promise")
 
     def part(self, *needs: Need, since: Release | None = None, until: Release | None = None) -> "Hook":
-        """Returns a hook for one more change. If only its needs are unmet, only it is left out."""
+        """Returns this hook with other needs. If these are unmet, only the returned hook is left out."""
         return replace(self, needs=needs, since=since, until=until)
 
     def is_for(self, release: Release) -> bool:
-        """Whether this release of vLLM needs the hook."""
         return (self.since is None or release >= self.since) and (self.until is None or release <= self.until)
 
     @property
     def applies(self) -> bool:
         """Whether to place the hook: VCLI_LEAVE_OUT does not name it, this release needs it, and it fits.
 
-        The hook fits as long as no unmet need is known. If it does not fit, it is left out from now on, and a
-        warning is logged.
+        A hook fits until an unmet need is found. Then a warning is logged, and the hook is left out from now
+        on.
 
         Raises:
             UnfitHookError: the hook does not fit and is essential.
@@ -191,10 +186,7 @@ class Hook:
         return False
 
     def problems(self) -> Iterator[str]:
-        """Yields why the hook does not fit the modules' files or the loaded modules.
-
-        A need that was met in an earlier call is not checked again.
-        """
+        """Yields a text for each unmet need. A need that was met in an earlier call is not checked again."""
         for need in self.needs:
             if need not in _met and _is_package(need.modules[0]):
                 found = list(_problems(need))
@@ -214,7 +206,7 @@ def uses(part: StartPart) -> bool:
 
 
 def names_without(part: StartPart) -> str:
-    """A value for VCLI_LEAVE_OUT that names this part in addition to the present ones."""
+    """Returns a value for VCLI_LEAVE_OUT that adds this part to the parts that it names now."""
     return ",".join(sorted({*env.VCLI_LEAVE_OUT.get(), part}))
 
 
@@ -229,24 +221,24 @@ class _State:
 
 
 def place_only_for(release: Release) -> None:
-    """From now on, this process and its forks place no hooks for other releases of vLLM."""
+    """Makes this process and its forks place only hooks for this release of vLLM."""
     _State.release = release
 
 
 def leave_out_misfits(hooks: Iterable[Hook]) -> None:
-    """Leaves out the hooks that do not fit the files and the modules loaded so far. Logs their names."""
+    """Leaves out hooks that do not fit the modules' files or the modules loaded so far. Logs their names."""
     _unfit.update(dict.fromkeys(hook for hook in hooks if next(hook.problems(), None) is not None))
     if _unfit:
         log_unfit(unfit())
 
 
 def unfit() -> tuple[str, ...]:
-    """The names of hooks that do not fit as a whole or in a part."""
+    """The names of hooks that do not fit, or that have a part that does not fit."""
     return tuple(sorted({hook.name for hook in _unfit}))
 
 
 def find_unfit_silently() -> None:
-    """From now on, this process and its forks log no warnings about hooks. The launcher logs them."""
+    """Makes this process and its forks log no warnings about hooks. The launcher logs them."""
     _State.is_silent = True
 
 
@@ -286,13 +278,12 @@ def _root(module: str) -> str:
 
 
 def _is_package(module: str) -> bool:
-    """Whether the package that contains the module is installed here."""
     return _package(_root(module)) is not None
 
 
 @cache
 def _package(root: str) -> Path | None:
-    """The folder of a package, or the file of a module. Nothing is imported."""
+    """Returns the folder of a package, or the file of a module that is no package. Imports nothing."""
     try:
         spec = find_spec(root)
     except (ImportError, ValueError):
@@ -308,10 +299,9 @@ _SHIM: Final = re.compile(r"""^\w+ = \w+\.import_module\(["']([\w.]+)["']\)$""",
 
 @cache
 def place_of(module: str) -> str:
-    """The name under which to import a module. For a shim, this is the module that the shim imports.
+    """Returns the name under which to import a module. It differs from `module` if vLLM has moved the module.
 
-    When vLLM moves a module, it may leave a shim at the old name: a small module that only imports the new
-    one.
+    vLLM may leave a shim at the old name: a small module that only imports the module from its new place.
     """
     file = _file(module)
     if file is None or file.stat().st_size > _SHIM_BYTES:
@@ -321,7 +311,7 @@ def place_of(module: str) -> str:
 
 
 def _source(module: str) -> Path | None:
-    """The source file of a module, or of the module that a shim imports. None if there is no source file."""
+    """Returns the source file of a module, or of the module that a shim imports (`place_of`)."""
     return _file(place_of(module))
 
 
@@ -334,7 +324,7 @@ def _file(module: str) -> Path | None:
 
 
 def _is_set(owner: type, name: str) -> bool:
-    """Whether instances have the attribute: as a dataclass field, or as `self.NAME` in the class's module."""
+    """Whether instances of the class have the attribute, as a dataclass field or as `self.NAME`."""
     if name in getattr(owner, "__dataclass_fields__", ()):
         return True
     source = _source(owner.__module__)

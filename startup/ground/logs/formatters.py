@@ -1,4 +1,4 @@
-"""Formats log lines as text, with the role of their process."""
+"""Formats log lines as text. Each line names its process by its role, such as `engine`."""
 
 import logging
 import re
@@ -18,7 +18,7 @@ UTC: Final = "%Y-%m-%dT%H:%M:%SZ"
 
 
 class RoleFormatter(logging.Formatter):
-    """Adds the role of this process, which log records do not contain."""
+    """Formats log records of the process with this role. Log records themselves contain no role."""
 
     def __init__(self, role: str, layout: str | None = None, *, datefmt: str | None = None) -> None:
         super().__init__(layout, datefmt=datefmt)
@@ -38,15 +38,13 @@ class TextFormatter(RoleFormatter):
             self.converter = time.gmtime
 
     def format(self, record: logging.LogRecord) -> str:
-        """Formats one record. Only its first line begins at the left margin."""
         return _LINE_BREAK.sub(_CONTINUATION, escape_controls(super().format(record)))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
-        """Adds the role."""
         record.role = self.role
         return super().formatMessage(record)
 
 
 def escape_controls(text: str) -> str:
-    """Replaces control characters by Python's escapes, such as `\\x1b`."""
+    """Replaces control characters with Python's escapes, such as `\\x1b`."""
     return CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], text)

@@ -1,4 +1,4 @@
-"""Logs as JSON, one object per line: records of all loggers, warnings and uncaught exceptions.
+"""Writes logs as JSON, one object per line: records of all loggers, warnings and uncaught exceptions.
 
 Output that does not pass through Python, such as the message of a crashing C library, is unchanged.
 """
@@ -26,14 +26,14 @@ _LEVELS: Final = {"Error": logging.ERROR, "Warning": logging.WARNING, "Notice": 
 
 
 class JsonFormatter(RoleFormatter):
-    """Formats a record as a JSON object.
+    """Formats a record as a JSON object on one line.
 
-    Members are time, level, logger, message, phase, pid and role. Request id, fields of the access log,
+    Each object has time, level, logger, message, phase, pid and role. Request id, fields of the access log,
     traceback, code and digest are added if the record has them.
     """
 
     def __init__(self, role: str, phase: Callable[[], str] | None) -> None:
-        """`phase` returns the current phase. Without it, lines have no member `phase`."""
+        """`phase` returns the current phase of the start. If it is None, lines have no member `phase`."""
         super().__init__(role)
         self._phase = phase
 
@@ -42,7 +42,6 @@ class JsonFormatter(RoleFormatter):
         return self.role
 
     def format(self, record: logging.LogRecord) -> str:
-        """Formats a record as one line. Line breaks of messages and tracebacks are escaped."""
         when = datetime.fromtimestamp(record.created, UTC)
         fields: dict[str, Any] = {
             "time": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -68,7 +67,7 @@ class JsonFormatter(RoleFormatter):
 
 
 def format_warning(message: str) -> str:
-    """A warning of the command line as one JSON line, for the time before logging is configured."""
+    """Formats a warning of the command line as one JSON line, before logging is configured."""
     record = logging.LogRecord("vllm_cli", logging.WARNING, "", 0, "%s", (message,), None)
     return JsonFormatter("api", lambda: "command_line").format(record)
 
@@ -76,9 +75,9 @@ def format_warning(message: str) -> str:
 class LineStream(io.TextIOBase):
     """Replaces `sys.stderr`. Text written to it becomes log records named `stderr`, which `handler` writes.
 
-    A record ends where the text of a `write` ends with a line break, so that a message of several lines
-    stays together. Records do not pass through a logger. The reason is that handlers of libraries write to
-    this stream, and Python 3.13.4 and 3.13.5 ignore records that are logged while a handler runs.
+    A record ends where the text of a `write` ends with a line break, so a message of several lines stays
+    together. Records do not pass through a logger, because handlers of libraries write to this stream. Python
+    3.13.4 and 3.13.5 ignore records that are logged while a handler runs.
     """
 
     encoding = "utf-8"
@@ -105,11 +104,9 @@ class LineStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Flushes the stream `below`. Complete lines were logged at once."""
         self.below.flush()
 
     def fileno(self) -> int:
-        """The stream's descriptor, for C code."""
         return self.below.fileno()
 
     def isatty(self) -> bool:
@@ -117,7 +114,6 @@ class LineStream(io.TextIOBase):
         return False
 
     def writable(self) -> bool:
-        """Always True."""
         return True
 
     def _hand_over(self) -> None:

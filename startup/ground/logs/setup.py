@@ -1,6 +1,6 @@
 """Sets up the log of a process: one format on standard error, or the settings of a configuration file.
 
-Imports nothing heavy. `formatters` makes lines of text, `json_lines` lines of JSON.
+This module imports nothing heavy. `formatters` makes lines of text, and `json_lines` makes lines of JSON.
 """
 
 import copy
@@ -23,9 +23,9 @@ PACKAGES: Final = ("vllm_cli", "router", "startup", "server", "base", "envs")
 
 
 def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str] = lambda: "") -> None:
-    """Logs this project's records from the given level on, and libraries' records from WARNING on.
+    """Makes this process log to standard error, or as `options.config` says.
 
-    They are logged to standard error. A configuration file replaces these settings.
+    Logs records of this project and uvicorn from the given level on, and other records from WARNING on.
 
     Args:
         role: the role of this process: `api`, `engine`, `responder`, ...
@@ -53,7 +53,7 @@ def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str
 
 
 def configure_own_loggers(role: str, log_format: str, phase: Callable[[], str] = lambda: "") -> None:
-    """Logs this project's records to standard error, in vLLM's launcher. Does not change other loggers."""
+    """Makes vLLM's launcher log this project's records to standard error. Does not change other loggers."""
     handler = logging.StreamHandler(real_stderr())
     if log_format == "json":
         from startup.ground.logs.json_lines import JsonFormatter
@@ -105,7 +105,6 @@ class SteadyHandler(logging.StreamHandler[TextIO]):
         self._reason = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes the record. The caller holds the handler's lock."""
         if self._num_dropped:
             self._log_dropped(record)
         super().emit(record)
@@ -130,11 +129,7 @@ class SteadyHandler(logging.StreamHandler[TextIO]):
 
 
 def _apply_config_file(config: dict[str, Any]) -> None:
-    """Applies the content of `--log-config-file`, as vLLM does.
-
-    Raises:
-        ConfigError: the configuration is invalid, or names a class or level that does not exist.
-    """
+    """Applies the configuration as vLLM does. Raises ConfigError if it is invalid or a name is unknown."""
     from logging.config import dictConfig  # noqa: PLC0415 - needed only for such a file
 
     try:
@@ -145,7 +140,7 @@ def _apply_config_file(config: dict[str, Any]) -> None:
 
 
 def translate(config: dict[str, Any]) -> dict[str, Any]:
-    """Adapts a configuration for vLLM: the settings of vLLM's logger also apply to this project's loggers."""
+    """Adapts a configuration for vLLM. Its settings of vLLM's logger also apply to this project's loggers."""
     config = copy.deepcopy(config)
     loggers = config.setdefault("loggers", {})
     if _VLLM in loggers:

@@ -1,4 +1,4 @@
-"""Pauses that grow with each failure, before something is tried again. Standard library only."""
+"""Pauses between attempts, which grow with each failure. Imports only the standard library."""
 
 from typing import Final
 
@@ -17,7 +17,7 @@ class BackOff:
         self._next_s = _FIRST_S
 
     def take_s(self, worked_s: float = 0.0) -> float:
-        """The pause after a failure, in seconds. `worked_s` is the time that the program worked before it."""
+        """Returns the pause after a failure. Before the failure, the program worked for `worked_s`."""
         if worked_s >= _STABLE_S:
             self.reset()
         self.num_failures += 1
@@ -27,6 +27,5 @@ class BackOff:
         return pause_s
 
     def reset(self) -> None:
-        """Forgets all earlier failures."""
         self.num_failures = 0
         self._next_s = _FIRST_S

@@ -1,4 +1,4 @@
-"""Reports which forked processes have ended. The parent's event loop can wait for its file descriptor."""
+"""Reports which forked processes have ended, through a file descriptor for the parent's event loop."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ class ChildWatch:
                 yield pid, os.waitstatus_to_exitcode(status)
 
     def close(self) -> None:
-        """Releases SIGCHLD. Called in a fork, which has no children."""
+        """Restores the default handling of SIGCHLD. Called in a fork, which has no children."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for fd in self._fds:

@@ -1,6 +1,6 @@
-"""Makes the kernel end this process with its parent, even if the interpreter hangs in C code or is stopped.
+"""Makes the kernel end this process when its parent ends, even if this process hangs in C code or is stopped.
 
-Imports little, so that a process can use this module before all others.
+This module imports little, so that a process can use it before all other modules.
 """
 
 import fcntl
@@ -16,8 +16,8 @@ _PR_SET_PDEATHSIG = 1
 def arm(fd: int) -> None:
     """Makes the kernel kill this process once all write ends of a pipe are closed.
 
-    Only the logical parent holds the write end. The kernel closes the write end, however the parent ends. The
-    parent need not be the process that forked this one.
+    Only the process that this one must not outlive holds the write end. The kernel closes the write end,
+    however that process ends. That process need not have forked this one.
 
     Args:
         fd: the pipe's read end. Several processes may share it, and each of them calls this function. Nothing

@@ -55,7 +55,7 @@ NEEDS: Final = (
     Name("multiprocessing.popen_forkserver", "Popen"),
     Name("multiprocessing.popen_fork", "Popen.poll", ("flag",)),
 )
-"""The parts of multiprocessing needed to run `spawn` programs in forks and report their ends."""
+"""The parts of multiprocessing that are needed to run `spawn` programs in forks and to report their ends."""
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +71,11 @@ _STATUS_S: Final = 1.0
 """Seconds to wait for the exit code of a process that has ended."""
 _TRIAL_S: Final = 10.0
 LOST: Final = 255
-"""The exit code of a process if the forkserver does not answer."""
+"""The reported exit code of a process if its real exit code cannot be found out."""
 _start_program: Final = START_PROGRAM.get(util)
 
 
 class _Server(NamedTuple):
-    """The forkserver, as the processes of its start see it."""
-
     pid: int
     link: socket.socket
 
@@ -114,7 +112,7 @@ class ForkedPopen(popen_spawn_posix.Popen):
             _starting.popen = None
 
     def why_not_forked(self) -> str | None:
-        """Why the process must be a new program. Empty: nothing is to be logged. None: it may be forked."""
+        """Why the process must be a new program. Empty: no reason is to be logged. None: it may be forked."""
         return None if _server else ""
 
     def may_be_new_program(self) -> bool:
@@ -129,7 +127,7 @@ class ForkedPopen(popen_spawn_posix.Popen):
         return (), ()
 
     def start(self, path: Any, words: Any, fds: Any) -> int:
-        """Forks the program with these words, or starts it as a new program. Returns its pid."""
+        """Runs the command line `words` in a fork, or else in a new program. Returns the pid."""
         try:
             if (reason := self.why_not_forked()) is not None:
                 raise ForkError(reason)
@@ -147,7 +145,7 @@ class ForkedPopen(popen_spawn_posix.Popen):
         return pid
 
     def start_program(self, path: Any, words: Any, fds: Any) -> int:
-        """Starts a new program instead of a fork. Returns its pid."""
+        """Runs the command line `words` in a new program. Returns the pid."""
         return int(_start_program(path, words, fds))
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
@@ -160,10 +158,7 @@ class ForkedPopen(popen_spawn_posix.Popen):
         return self.returncode
 
     def _exit_code(self, connection: socket.socket) -> int:
-        """The exit code from the forkserver, or from the kernel if this process is the parent by now.
-
-        `LOST` if neither knows the exit code.
-        """
+        """Returns the exit code from the forkserver, or from the kernel if this process is the parent now."""
         connection.settimeout(_STATUS_S)
         with connection, suppress(OSError, MessageError, ValueError):
             (_, code), *_ = receive(connection)[0]
@@ -179,10 +174,10 @@ def install(
     begin: Callable[[Program], None] | None = None,
     on_end: Callable[[int, int], None] | None = None,
 ) -> None:
-    """From now on, this process and its forks start `spawn` and `forkserver` processes with this class.
+    """Makes this process and its forks start all `spawn` and `forkserver` processes with the class `popen`.
 
     Args:
-        popen: the class.
+        popen: replaces the classes that multiprocessing has for these two start methods.
         begin: called in a fork before it runs its program.
         on_end: called in the forkserver when a fork has ended, with its pid and exit code.
     """
@@ -193,22 +188,19 @@ def install(
 
 
 def _start_or_fork(path: Any, words: Any, fds: Any) -> Any:
-    """Replaces `spawnv_passfds` of multiprocessing. Passes programs of a `ForkedPopen` to its `start`.
-
-    Any other program starts with the original function.
-    """
+    """Replaces multiprocessing's `spawnv_passfds`. Passes only programs of a `ForkedPopen` to its `start`."""
     popen = getattr(_starting, "popen", None)
     start = _start_program if popen is None or words[-1] != _UNPICKLES else popen.start
     return start(path, words, fds)
 
 
 def ensure_forkserver(preload_module: str) -> None:
-    """Starts the forkserver, which imports `preload_module`, unless it was started before.
+    """Starts the forkserver unless it was started before. The forkserver imports `preload_module`.
 
-    Call it on the main thread, because the forkserver ends with the thread that started it.
+    Call this function on the main thread, because the forkserver ends with the thread that started it.
 
     Raises:
-        OSError: the forkserver cannot be started, or forks of an untested Python fail.
+        OSError: the forkserver cannot be started, or the trial fork of an untested Python fails.
     """
     if _server is None:
         install()
@@ -218,7 +210,7 @@ def ensure_forkserver(preload_module: str) -> None:
 
 
 def _try_fork() -> None:
-    """Tries a forkserver without imports and one fork of it. Raises OSError if that fails."""
+    """Starts a forkserver without imports for one trial fork. Raises OSError if the trial fails."""
     global _server
     _start_forkserver(interpreter.__name__)
     try:
@@ -254,7 +246,7 @@ def is_running() -> bool:
 
 
 def kill() -> None:
-    """Kills the forkserver, even if it is stopped. Then no process waits for its answers any longer."""
+    """Kills the forkserver, even if it is stopped, so that no process waits for its answers any longer."""
     if _server is not None and is_running():
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(_server.pid, signal.SIGKILL)
@@ -287,7 +279,7 @@ def _fork(
 
 
 def refuse_forks(reason: str) -> None:
-    """From now on, this forkserver refuses to fork processes that could also be new programs."""
+    """Makes this forkserver refuse to fork processes that could also be new programs."""
     global _refusal
     _refusal = reason
 
@@ -296,7 +288,7 @@ def main(fd: int, preload_module: str) -> None:
     """The forkserver's program.
 
     Args:
-        fd: the socket for requests. At its end of file, no process is left that could send a request.
+        fd: the socket for requests. It reaches its end of file when no process is left to send requests.
         preload_module: the module whose import prepares the forks.
     """
     link = move_socket_up(socket.socket(fileno=fd))
@@ -349,7 +341,6 @@ def _serve(link: socket.socket) -> socket.socket:
 
 
 def _take_over(program: Program, connection: socket.socket, server_pid: int) -> None:
-    """Prepares a fork before it runs its program."""
     global _server
     link, *fds = program.fds
     may_refuse, *texts = program.texts

@@ -14,10 +14,7 @@ _POLL_S: Final = 0.5
 _MOST_IDLE_POLLS: Final = 120
 """The most polls in a row without progress. The limit is high, because a network disk can delay an import."""
 _MOST_STOPPED_POLLS: Final = 20
-"""The most polls in a row that find the forkserver stopped, for example by a debugger.
-
-Job control stops all processes of a start, so that no polls happen meanwhile.
-"""
+"""The most polls in a row that find the forkserver stopped. Job control stops the polling process, too."""
 _STOPPED: Final = ("T", "t")
 
 
@@ -43,7 +40,7 @@ class _Watch(threading.Thread):
         super().__init__(name="forkserver-watch", daemon=True)
         self.has_ended = threading.Event()
         self.reason = ""
-        """Why the forkserver was killed. Empty if it was not."""
+        """Why the forkserver was killed. Empty if it was not killed."""
         self._pid = pid
 
     def run(self) -> None:

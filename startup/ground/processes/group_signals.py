@@ -1,6 +1,7 @@
 """Signals that whole process groups get: Ctrl-C, Ctrl-\\, a service manager's stop, a closed terminal.
 
-The API process acts on them. All other processes ignore them. Standard library only.
+The API process handles these group signals. All other processes of the server ignore them. This module
+imports only the standard library.
 """
 
 import os
@@ -17,7 +18,7 @@ set_handler: Final = signal.signal
 
 @contextmanager
 def blocked() -> Iterator[None]:
-    """Blocks the signals. In a process started meanwhile, they stay blocked until it calls `ignore`."""
+    """Blocks the group signals. Processes started in the block keep them blocked until they call `ignore`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
         yield
@@ -26,10 +27,9 @@ def blocked() -> Iterator[None]:
 
 
 def start_thread(thread: threading.Thread) -> None:
-    """Starts a thread that never receives these signals.
+    """Starts a thread that never receives group signals.
 
-    The kernel may deliver a signal to any thread that does not block it. A main thread that waits in a system
-    call would then not be interrupted.
+    Otherwise, a signal could go to this thread and would not interrupt a system call of the main thread.
     """
     with blocked():
         thread.start()
@@ -37,7 +37,7 @@ def start_thread(thread: threading.Thread) -> None:
 
 @contextmanager
 def ignored() -> Iterator[None]:
-    """Ignores the signals during the block, in a new process that cannot act on them yet."""
+    """Ignores the group signals during the block, in a new process that cannot handle them yet."""
     before = {number: signal.getsignal(number) for number in GROUP_SIGNALS}
     ignore()
     try:
@@ -53,10 +53,9 @@ class _EndedError(BaseException):
 
 @contextmanager
 def cleaning_up() -> Iterator[None]:
-    """Turns a signal into an exception that leaves the block. Afterwards, the signal has its usual effect.
+    """Turns a group signal into an exception that leaves the block. Then the signal has its usual effect.
 
-    Does nothing outside the main thread. Does not change ignored signals, or Ctrl-C if it raises
-    KeyboardInterrupt anyway.
+    Does nothing outside the main thread, for ignored signals, and for Ctrl-C if it raises KeyboardInterrupt.
     """
     is_main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in GROUP_SIGNALS if is_main}
@@ -86,14 +85,13 @@ def cleaning_up() -> Iterator[None]:
 def leave_ctrl_c_to_parent() -> None:
     """Makes Ctrl-C do nothing in this process, and in its forks until they set a handler.
 
-    Programs that these processes start do not inherit the handler, so Ctrl-C interrupts the programs as
-    usual.
+    Ctrl-C still interrupts programs that these processes start, because programs do not inherit the handler.
     """
     signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
 def ignore() -> None:
-    """Ignores the signals and drops pending ones. Called on the main thread of a new process."""
+    """Ignores the group signals and drops pending ones. Called on the main thread of a new process."""
     for number in GROUP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)

@@ -1,7 +1,7 @@
 """Runs a job in a helper process: prefetch, downloads, archives of compiled models.
 
-A helper is a new interpreter without the site module, so its import path has no folder of a user. The helper
-does not share the launcher's interpreter lock. The launcher stops a helper by killing it.
+A helper process is a new interpreter without the module `site`, so no folder of the user is on its import
+path. The helper does not share the launcher's interpreter lock. The launcher stops a helper by killing it.
 
 The helper reads its job from standard input, because the job may contain a token. It writes events to a pipe,
 each with its length in front. The job and the events are pickled, because both ends run the same code.
@@ -38,9 +38,9 @@ class HelperEndedError(Exception):
 
 
 class Helper:
-    """The launcher's handle of a helper. The helper ends with the thread that started it.
+    """The launcher's handle of a helper process. The process ends with the thread that created the handle.
 
-    Only one thread receives events. Any thread may kill the helper.
+    Only one thread may call `receive`. Any thread may call `kill`.
     """
 
     def __init__(self, name: str, function: str, job: object, *, is_idle: bool = False) -> None:
@@ -71,7 +71,7 @@ class Helper:
             pickle.dump(job, stdin)
 
     def receive(self, timeout_s: float = math.inf) -> object | None:
-        """The next event. None if no event came within this time.
+        """Waits for the next event and returns it. Returns None if no event has come after this time.
 
         Raises:
             HelperEndedError: the helper has ended and all its events were received, or it was killed.
@@ -91,18 +91,17 @@ class Helper:
         return event
 
     def kill(self) -> None:
-        """Kills the helper if it runs."""
         self._is_killed = True
         self._process.kill()
 
     def close(self) -> None:
-        """Kills the helper and returns once it has ended. Call it when no thread receives."""
+        """Kills the helper and returns once it has ended. Call it when no thread calls `receive`."""
         self.kill()
         self._wait()
         self._events.close()
 
     def _take(self) -> object | None:
-        """Takes the next event from the bytes read so far. None if it is incomplete."""
+        """Takes the next event from the bytes read so far. Returns None if the event is incomplete."""
         end = _LENGTH_BYTES + int.from_bytes(self._received[:_LENGTH_BYTES], "big")
         if len(self._received) < max(end, _LENGTH_BYTES + 1):
             return None

@@ -1,4 +1,4 @@
-"""Process 1 of a container: reaps children, forwards signals, and exits with the program's code.
+"""Process 1 of a container: reaps children, forwards signals, and exits with the program's exit code.
 
 The kernel drops a signal to process 1 if there is no handler for it, and makes process 1 the parent of all
 orphans. So the program runs in a child, where signals have their usual effect. This module imports as little
@@ -25,7 +25,7 @@ _WATCHED = (*_FORWARDED, signal.SIGCHLD)
 
 
 def become_init() -> None:
-    """Forks. This process becomes the child's init, and only the child returns and runs the program."""
+    """Forks this process. The parent becomes the child's init. The child returns and runs the program."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     init_pid = os.getpid()
     pid = os.fork()
@@ -38,10 +38,7 @@ def become_init() -> None:
 
 
 def _supervise(program_pid: int) -> int:
-    """Forwards signals and reaps children until the program exits. Returns its exit code.
-
-    If signal n has ended the program, returns 128 + n.
-    """
+    """Forwards signals and reaps children. Returns the program's exit code, or 128 + n after signal n."""
     while True:
         number = signal.sigwait(_WATCHED)
         if number != signal.SIGCHLD:
@@ -70,8 +67,7 @@ def _reap_all(program_pid: int) -> int | None:
 def _take_terminal() -> None:
     """Creates a process group for this process, in the terminal's foreground.
 
-    Ctrl-C then reaches this process only from the terminal. In init's group, it would also be forwarded by
-    init.
+    In init's process group, this process would get each Ctrl-C twice: from the terminal and from init.
     """
     os.setpgid(0, 0)
     with suppress(OSError):

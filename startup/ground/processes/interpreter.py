@@ -7,7 +7,7 @@ NEWEST_TESTED: Final = (3, 14)
 
 
 def name() -> str:
-    """The name that people use for this interpreter."""
+    """The interpreter's name for messages, such as `Python 3.13.5 (free-threaded)`."""
     return f"Python {sys.version.split()[0]}{' (free-threaded)' if is_free_threaded() else ''}"
 
 

@@ -1,8 +1,7 @@
-"""Repeats in a fork some steps of libraries' imports: reading variables and CPUs, drawing random numbers.
+"""Updates imported libraries in a fork, because they have read variables and drawn random numbers earlier.
 
-A program that `exec` starts imports the libraries with its own environment. A fork inherits the libraries
-with the parent's environment, so the libraries must be updated. Python's `random`, `ssl` and the names of
-`tempfile` handle a fork by themselves.
+The libraries of a new program read its environment when they are imported. A fork inherits libraries that
+have read its parent's environment. Python's `random`, `ssl` and the names of `tempfile` update themselves.
 """
 
 import logging
@@ -79,10 +78,7 @@ def _update_inductor(changed: Mapping[str, str]) -> None:
 
 
 def update_hub(changed: Mapping[str, str]) -> None:
-    """Applies a changed offline mode or token to the hub's client, which has read both on import.
-
-    Does nothing if the client is not imported.
-    """
+    """Applies a changed offline mode or token to the hub's client if it is imported."""
     constants: Any = sys.modules.get("huggingface_hub.constants")
     if constants is not None and not changed.keys().isdisjoint(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")):
         offline = foreign.text_of("HF_HUB_OFFLINE") or foreign.text_of("TRANSFORMERS_OFFLINE")
@@ -92,23 +88,20 @@ def update_hub(changed: Mapping[str, str]) -> None:
 
 
 def forbid_hub_requests() -> None:
-    """Makes the hub's client send no requests, in this process and its children, even if imported already."""
+    """Makes the hub's client send no requests in this process and its children, even if imported already."""
     os.environ[env.HF_HUB_OFFLINE.name] = "1"
     update_hub({env.HF_HUB_OFFLINE.name: "1"})
 
 
 def update_prometheus(changed: Mapping[str, str]) -> None:
-    """Applies a changed folder for metrics, which prometheus_client has read on import.
-
-    Several API servers share metrics in the folder's files.
-    """
+    """Makes prometheus_client use a changed folder, in whose files several API servers share metrics."""
     values: Any = sys.modules.get("prometheus_client.values")
     if values is not None and "PROMETHEUS_MULTIPROC_DIR" in changed:
         values.ValueClass = values.get_value_class()
 
 
 def _update_vllm_log() -> None:
-    """Configures vLLM's log again in this process. Older versions of vLLM do so on import, in the parent."""
+    """Configures vLLM's log again in this process. Older versions of vLLM have done so in the parent."""
     configure = getattr(sys.modules.get("vllm.logger"), "_configure_vllm_root_logger", None)
     if configure is not None and logging.getLogger("vllm").handlers:
         configure()

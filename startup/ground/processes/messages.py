@@ -2,7 +2,7 @@
 
 A message is a version, a length and its sections. A section is a length and byte strings that each end with
 NUL. Neither arguments nor variables can contain NUL. Reading a message executes no code, unlike unpickling. A
-warm start waits for the import of this module, so it imports little.
+warm start waits for the import of this module, so the module imports little.
 """
 
 import os
@@ -13,11 +13,7 @@ MAX_FDS = 250
 """The most file descriptors of one message. The kernel's limit is 253 (unix(7), SCM_MAX_FD)."""
 
 _MAX_BYTES = 16 << 20
-"""The longest message, in bytes.
-
-All arguments and variables of a program fit, because `exec` accepts less: a quarter of the stack's limit, and
-at most 6 MiB.
-"""
+"""The longest message, in bytes. All arguments and variables fit, because `exec` accepts at most 6 MiB."""
 _MAX_SECTIONS = 16
 _LENGTH_BYTES = 4
 
@@ -42,7 +38,7 @@ def encode(*sections: list[bytes]) -> bytes:
 
 
 def receive(connection: socket.socket) -> tuple[list[list[bytes]], list[int]]:
-    """Receives one message: its sections and file descriptors.
+    """Receives one message. Returns its sections and file descriptors.
 
     Raises:
         MessageError: the message is not valid. Its descriptors are closed.
@@ -74,12 +70,12 @@ def close_all(fds: list[int]) -> None:
 
 
 def pairs(items: dict[str, str]) -> list[bytes]:
-    """A section that holds a dictionary of texts."""
+    """Returns a section that holds the dictionary."""
     return [f"{name}={value}".encode(errors="surrogateescape") for name, value in items.items()]
 
 
 def dictionary(section: list[bytes]) -> dict[str, str]:
-    """The dictionary in a section that `pairs` has made. Raises MessageError for an item without `=`."""
+    """Returns the dictionary in a section of `pairs`. Raises MessageError for an item without `=`."""
     items = {}
     for item in section:
         name, separator, value = item.decode(errors="surrogateescape").partition("=")

@@ -1,6 +1,6 @@
 """Starts new programs, or runs programs in forks. Decides what multiprocessing's programs inherit.
 
-The forkserver of a warm start, and of the embedded engine, is a fork that stays dormant until it is needed.
+The dormant process is a fork of the launcher that waits for one program, normally the forkserver's program.
 """
 
 import atexit
@@ -26,7 +26,7 @@ from startup.ground.processes.messages import MessageError, dictionary, pairs, r
 from startup.ground.processes.quick_end import end_now
 
 OWN_PACKAGES_MODULE: Final = "vllm_cli.own_packages"
-"""Imported first in every new program, so that a user's `server.py` cannot replace the package `server`."""
+"""Every new program imports this module first, so a user's `server.py` cannot replace our `server`."""
 
 _NO_LEAK_WARNINGS: Final = "ignore::UserWarning:multiprocessing.resource_tracker"
 
@@ -55,14 +55,14 @@ def without_main_module() -> Iterator[None]:
 def be_own_main_module() -> None:
     """Declares `vllm_cli.own_packages` as this process's main module.
 
-    If `multiprocessing.spawn.prepare` gets the same name, it keeps the main module.
+    A fork that gets this name in `multiprocessing.spawn.prepare` imports no other main module.
     """
     sys.modules["__main__"].__spec__ = ModuleSpec(OWN_PACKAGES_MODULE, None)
 
 
 @contextmanager
 def without_group_signals() -> Iterator[None]:
-    """During the block, processes start with the group signals blocked.
+    """Blocks the group signals in all processes that the block starts.
 
     Starts multiprocessing's resource tracker first, because its start unblocks SIGINT and SIGTERM in this
     process, even if they were blocked before (`ResourceTracker.ensure_running`).
@@ -73,7 +73,7 @@ def without_group_signals() -> Iterator[None]:
 
 
 def start_resource_tracker() -> None:
-    """Starts multiprocessing's resource tracker, which cleans up after other processes, unless it runs.
+    """Starts multiprocessing's resource tracker unless it runs. It cleans up after processes that have ended.
 
     The tracker logs no warnings, because these would be the last lines of the output after a crash.
     """
@@ -86,8 +86,6 @@ def start_resource_tracker() -> None:
 
 
 class _Dormant(NamedTuple):
-    """The dormant process. It runs one program."""
-
     pid: int
     connection: socket.socket
     at_import: Mapping[str, str]
@@ -97,6 +95,7 @@ def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str
     """Forks the dormant process. Call it while this process has only its main thread.
 
     The fork calls `close_in_child`, which closes the files that only this process should have open.
+    `at_import` has the environment variables that were set during the imports.
     """
     global _dormant
     load_libc()  # libffi 3.8 opens a file on import: otherwise only the fork would, at one of our numbers
@@ -116,7 +115,7 @@ def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str
 
 
 def dormant_pid() -> int | None:
-    """The pid of the dormant process. None before its fork, and once it was woken or discarded."""
+    """The pid of the dormant process. None if it is not forked yet, has got a program, or was discarded."""
     return None if _dormant is None else _dormant.pid
 
 
@@ -147,7 +146,7 @@ def _become(program: "Program", connection: socket.socket) -> None:
 
 
 def start_program(words: list[bytes], fds: list[int]) -> int:
-    """Starts a Python program with these open files, in the dormant process if any. Returns the pid."""
+    """Runs a Python program with these open files, if possible in the dormant process. Returns the pid."""
     global _dormant
     dormant, _dormant = _dormant, None
     if dormant is not None:

@@ -1,6 +1,6 @@
-"""Ends this process quickly, without freeing its modules and objects, or by a signal.
+"""Ends this process, either quickly, without freeing its modules and objects, or by a signal.
 
-Freeing modules and objects takes up to a second, and some libraries report leaks when it happens.
+Freeing modules and objects takes up to a second, and some libraries then report leaks.
 """
 
 import atexit
@@ -22,7 +22,7 @@ class _End:
 
 
 def call_last(function: Callable[[], None]) -> None:
-    """Makes the functions below call `function` after all exit functions. Forks inherit this."""
+    """Makes the other functions of this module call `function` after all exit functions, also in forks."""
     _End.last = function
 
 
@@ -58,7 +58,7 @@ def flush_output() -> None:
 
 
 def end_like(status: int) -> int:
-    """Returns an exit code unchanged. For -N, ends this process with signal N and without a core dump."""
+    """Returns an exit code unchanged. A status -N ends this process with signal N and without a core dump."""
     if status >= 0:
         return status
     with suppress(ValueError, OSError):

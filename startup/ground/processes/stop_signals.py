@@ -1,9 +1,7 @@
 """Ends a start after a signal: all its processes end within a second, and no files are left behind.
 
-The processes are killed instead of shut down in order. An engine that loads its model does not respond, and
-vLLM would wait for it. Standard library only.
-
-`end_with_this_process` starts a process that kills the remaining programs, however this process ends.
+The processes are killed, because an orderly shutdown takes too long: an engine that loads its model does not
+respond, and vLLM would wait for it. This module imports no third-party package.
 """
 
 import os
@@ -35,13 +33,13 @@ class StopSignals:
     """Handles the group signals of the API process from `__enter__` until `release`.
 
     Handlers that other code (vLLM, asyncio) sets meanwhile take effect after `release`. Signals that are
-    ignored stay ignored. Enter it on the main thread.
+    ignored stay ignored. `__enter__` must run on the main thread.
     """
 
     def __init__(self, on_stop: Callable[[str], None]) -> None:
-        """`on_stop` is called with the signal's name, on the main thread. It may interrupt any code there."""
+        """`on_stop` is called with the signal's name on the main thread, where it may interrupt any code."""
         self.mark: str | None = None
-        """An environment variable, `NAME=value`, of all programs of this start."""
+        """An environment variable, `NAME=value`, that all programs of this start have."""
         self._on_stop = on_stop
         self._owner_pid = os.getpid()
         self._inherited = set(child_pids(self._owner_pid)) - {new_program.dormant_pid()}
@@ -63,20 +61,16 @@ class StopSignals:
         self._give_back()
 
     def take(self) -> None:
-        """Sets this object's handlers, even if other code has set its own without `signal.signal`.
-
-        A compiled library may set handlers in this way.
-        """
+        """Sets this object's handlers, even where compiled code has set others without `signal.signal`."""
         for number in GROUP_SIGNALS:
             if signal.getsignal(number) not in (signal.SIG_IGN, self._handle):
                 self._others[number] = set_handler(number, self._handle)
 
     def release(self) -> None:
-        """From now on, the server is ready, and handlers of other code get the signals.
+        """Lets the handlers of other code handle the signals, because the server is ready.
 
-        Any thread may call this method. On the main thread, the handlers of other code are set again.
-        Python cannot set handlers on other threads. After a call there, this object's handler passes the
-        signals on.
+        Any thread may call this method. Python can set the other handlers only on the main thread. After a
+        call on another thread, this object's handler passes the signals on to them.
         """
         self._is_released = True
         if threading.current_thread() is threading.main_thread():
@@ -99,10 +93,7 @@ class StopSignals:
             shutil.rmtree(folder, ignore_errors=True)
 
     def end_soon(self) -> None:
-        """After a second signal, ends this process with exit code 0.
-
-        Before the end, clients have time to receive an error.
-        """
+        """Ends this process with exit code 0 after a second signal. First lets clients receive an error."""
         if self._is_ending.acquire(blocking=False):
             timer = threading.Timer(_LAST_ANSWERS_S, self._end)
             timer.daemon = True
@@ -157,9 +148,8 @@ class StopSignals:
 def end_with_this_process(mark: str) -> None:
     """Forks a process that kills all programs with the variable `mark` once this process has ended.
 
-    A death pipe ends only forks. Without the forked process, programs that an engine has started (compilers,
-    checks of an import) would outlive a killed launcher. `mark` has the form `NAME=value`. Call this function
-    while this process has one thread.
+    A death pipe ends only forks. Programs that an engine has started (compilers, checks of an import) would
+    outlive a killed launcher. `mark` has the form `NAME=value`. This process must have only one thread.
     """
     parent_pid = os.getpid()
     with group_signals.blocked():
