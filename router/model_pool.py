@@ -247,7 +247,7 @@ class ModelPool:
         return START_FAILED if self.entries[name].foreign else self._exit_codes.get(name, START_FAILED)
 
     def progress(self, name: str) -> str:
-        """Describes the step for which a request to this model waits."""
+        """Describes the step that a request for this model waits for."""
         child, model = self.process_of(name), self._scheduler.models.get(name)
         if child is None or model is None or model.state == "asleep":
             return "waiting for room"

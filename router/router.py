@@ -55,7 +55,7 @@ _KEEP_ALIVE_S: Final = 75.0
 """The router's default of VLLM_HTTP_TIMEOUT_KEEP_ALIVE. Load balancers close idle connections earlier."""
 _TEND_S: Final = 1.0
 _SWITCH_INTERVAL_S: Final = 0.0005
-"""Seconds for which a thread may hold the interpreter. With Python's 5 ms, probes would be answered late."""
+"""Seconds that a thread may hold the interpreter. With Python's 5 ms, probes would be answered late."""
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _IGNORED: Final = (signal.SIGUSR1, signal.SIGUSR2)
 _STOPS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)

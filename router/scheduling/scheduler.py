@@ -71,7 +71,7 @@ class ModelScheduler:
         self._leases: dict[int, Generation] = {}
         """Ticket of a request -> the generation on which the request has a lease."""
         self._waiting: dict[int, Model] = {}
-        """Ticket of a request -> the model for which the request waits."""
+        """Ticket of a request -> the model that the request waits for."""
         self._read_free = read_free
         self._settled_s = -math.inf
         """The time at which the memory of ended processes should be free."""

@@ -59,9 +59,9 @@ class SchedulerLimits(SeveralModelsConfig):
     """Limits for all models of a router together. Flags set the limits of the base class."""
 
     min_stay_s: float = 2.0
-    """Seconds for which a model that has become ready is not stopped for another model."""
+    """Seconds that a model stays ready before it can be stopped for another model."""
     memory_wait_s: float = 10.0
-    """Seconds for which a start waits for memory that other programs hold."""
+    """How long a start waits for memory that other programs hold, in seconds."""
 
     @property
     def budget(self) -> Need:
