@@ -32,7 +32,7 @@ class RequestRecord:
     model: str | None = None
     """The model's name. None if the router answers the request itself. Such a request is not counted."""
     final_status: int = 0
-    """The status of an error that ends a stream, or 101 for a WebSocket. If 0, the response's status counts."""
+    """The status to count if a stream ends with an error, or for a WebSocket. 0: the response's status."""
 
 
 class Durations:
