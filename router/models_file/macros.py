@@ -1,4 +1,4 @@
-"""Replaces macros and environment variables in the file, drops empty keys, and keeps some values as strings."""
+"""Replaces macros and environment variables in the file, drops empty keys, and keeps some strings."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
