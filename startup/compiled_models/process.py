@@ -15,13 +15,13 @@ _LEAST_LIMIT_S: Final = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class FetchJob:
-    """The facts by which compiled models are chosen, and the locations from which they are fetched."""
+    """Where compiled models are to be fetched from, and the facts by which they are chosen."""
 
     locations: tuple[str, ...]
     model: str
     versions: Mapping[str, str]
     start_id: str
-    """Used to choose archives if `digest` is empty."""
+    """The hash of the flags of this start. It chooses archives if `digest` is empty."""
     digest: str = ""
     found_folder: str
     """The folder for the records of all archives that were found."""
@@ -29,13 +29,13 @@ class FetchJob:
 
 @dataclass(frozen=True, kw_only=True)
 class AddJob:
-    """The compiled models that this start has loaded or compiled, to be recorded and shared."""
+    """The compiled models that this start has loaded or compiled, which are to be recorded and shared."""
 
     records: tuple[CompiledModel, ...]
     more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Further folders of each compiled model, by the model's key."""
+    """Key of a compiled model -> its further folders."""
     began_s: float
-    """The time when this start began, in seconds since 1970. Older kernels are not of this start."""
+    """When this start began, in seconds since 1970. Older kernels do not belong to this start."""
     location: str | None
 
 
@@ -52,7 +52,7 @@ class SharingReport:
 
 
 class SharingProcess:
-    """The launcher's handle of a helper process. The helper ends with the thread that started it."""
+    """The launcher's handle of a helper process. The helper ends with the thread that has started it."""
 
     def __init__(self, job: FetchJob | AddJob) -> None:
         """Starts the helper. Raises OSError if it cannot be started."""
