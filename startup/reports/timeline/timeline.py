@@ -62,8 +62,7 @@ class PhaseTimeline:
     def add(self, process: str, spans: Iterable[tuple[str, int, int]]) -> None:
         """Adds finished spans of a process on this machine.
 
-        A name may contain the span's process, as in `forkserver:preload_imports`, because an engine process
-        also reports the spans of the forkserver that has forked it.
+        If another process reports a span, its name contains its process, as in `forkserver:preload_imports`.
         """
         for name, begin_ns, end_ns in spans:
             owner, _, phase = name.rpartition(":")
