@@ -33,7 +33,7 @@ class _Followed:
     pids: Collection[int]
     measured_s: float = -math.inf
     is_used: bool = True
-    """Whether the model has had a request since its last measurement."""
+    """Whether the model had a request since its last measurement."""
     last: Need = NOTHING
     is_settled: bool = False
     """Whether the memory grew little between two measurements, so that the process has all of its memory."""

@@ -239,7 +239,7 @@ def reserved(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> Need:
     """The memory that a model's settings reserve. A running model may not have taken all of it yet.
 
     A given size of the KV cache is reserved. Without this size, vLLM reserves a share of each GPU's memory,
-    or of the machine's memory if there is no GPU. vLLM starts only if the share is free, and ignores a
+    or of the machine's memory without a GPU. vLLM starts only if the share is free, and ignores a
     container's limit.
     """
     has_gpu = bool(gpus) and _may_use_gpus(entry)

@@ -75,7 +75,7 @@ class SleepFigures:
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(`sleep` or `wake`, reason) -> the number of failures. A reason is `error`, `timeout` or `refused`."""
     refusal: str = ""
-    """Why the model's server last refused to sleep. Empty if it has never refused."""
+    """Why the model's server last refused to sleep. Empty if it never refused."""
 
 
 @dataclass(frozen=True, kw_only=True)

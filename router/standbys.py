@@ -99,7 +99,7 @@ class OwnStandby:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The variables that make a start use this standby. Empty if the standby does not run."""
+        """The environment variables that make a start use this standby. Empty if the standby does not run."""
         return {} if self._process is None else {env.VCLI_STANDBY_FOLDER.name: str(self._folder)}
 
     async def tend(self) -> None:

@@ -352,7 +352,7 @@ class Child:
             self._processes.add(descendants(pid))
 
     async def _ask_to_end(self, process: ChildProcess) -> None:
-        """Sends SIGTERM to our server, which ends its processes, or to all processes of a command."""
+        """Sends SIGTERM to our server, which ends its own processes, or to all processes of a command."""
         is_running = self._processes.is_running(process.pid)
         if not self._server.is_foreign:
             if is_running:

@@ -29,7 +29,7 @@ from startup.standby.sockets import peer_of
 STOP_S: Final = SHUTDOWN_TIMEOUT_S
 """Seconds from SIGTERM to SIGKILL for a user's command, and for our server without --shutdown-timeout."""
 ERRORS_S: Final = 5.0
-"""Seconds that our server may take to end, in addition to the time for its running requests."""
+"""Seconds that our server may take to end, in addition to the time for running requests."""
 _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
 _WATCHDOG_TIMEOUT: Final = "--engine-watchdog-timeout"
 _KEEP_ALIVE_S: Final = 2.0
@@ -50,7 +50,7 @@ _PID: Final = "${PID}"
 
 
 class ChildProgress(NamedTuple):
-    """How far a server's start has come, as the server reports it."""
+    """How far a start has come, as the server reports it."""
 
     phase: str
     fraction: float | None = None

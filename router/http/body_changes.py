@@ -82,7 +82,7 @@ def _parts(body: "bytes | mmap", members: Members, steps: Sequence[_Step]) -> Se
 
 
 def _changed(body: "bytes | mmap", member: Member | None, steps: Sequence[_Step]) -> bytes | None:
-    """The new value of a member. None if the member is missing or is removed."""
+    """The new value of a member. None if the member is missing or removed."""
     text: bytes | None = None
     if member is not None and any(step.key for step in steps):
         if member.end - member.value > _MOST_NESTED_BYTES:

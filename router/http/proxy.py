@@ -267,7 +267,7 @@ class Proxy:
         """Sends the request, and returns once the head of the response has arrived.
 
         Args:
-            has_begun: whether the response to the client has begun. Then its body must not be compressed.
+            has_begun: whether the response to the client has begun. Then the body must not be compressed.
 
         Raises:
             _NotSentError: the server has not read the whole request, so the request may be sent again.
@@ -420,7 +420,7 @@ def _status_of(body: bytes) -> str:
 
 
 class _Copy:
-    """Copies the body of a response from the model's server to the client."""
+    """Copies the body of a response from the server to the client."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Reads which models exclude each other (`groups`, or llama-swap's `matrix`), and which are preloaded."""
+"""Reads which models exclude each other (`groups`, llama-swap's `matrix`), and which are preloaded."""
 
 import ast
 import re

@@ -292,7 +292,7 @@ class ModelScheduler:
         return {**{each.name: each.model for each in self.generations.values()}, **self.models}
 
     def _in_state(self, number: int, state: State) -> Generation | None:
-        """The generation with this number, if it is in this state. None otherwise."""
+        """The generation with this number, if it is still in this state. None otherwise."""
         generation = self.generations.get(number)
         return generation if generation is not None and generation.state == state else None
 

@@ -70,7 +70,7 @@ class StartPlan:
             settled_s: when memory of ended processes is free. Before this time, only the budget counts.
         """
         self.due_s: float | None = None
-        """The time at which the plan may change without an event. None if there is no such time."""
+        """The next time at which the plan may change without an event. None if there is no such time."""
         self._limits = limits
         self._free = free
         self._now = now

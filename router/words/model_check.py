@@ -83,7 +83,7 @@ class ModelCheck:
         self._file = file
 
     def run(self, entry: ModelEntry) -> CheckedModel:
-        """Completes and checks one model. Returns its faults instead of raising them."""
+        """Completes and checks one model. Returns faults instead of raising them."""
         if entry.foreign is not None:
             return CheckedModel(entry, tuple(self._check_program(entry)))
         return self._guarded(lambda: self._complete_and_check(entry), entry)

@@ -78,7 +78,7 @@ class ModelsReader:
         """Name -> the entry as the file has it, before defaults are added."""
 
     def read(self) -> CheckedModels:
-        """Reads and checks all models. Returns their faults instead of raising them."""
+        """Reads and checks all models. Returns faults instead of raising them."""
         content, faults = self._content()
         checked = self._check(content, faults)
         if not checked.faults:

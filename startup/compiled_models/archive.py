@@ -49,8 +49,8 @@ class DamagedError(ArchiveError):
 def write_archive(path: Path, record: CompiledModel, sources: Mapping[str, Path]) -> CompiledModel:
     """Packs files into a new archive. Returns the record with the facts about these files.
 
-    `sources` maps names in the archive to files. The file `path` must not exist. Links, files that are not
-    regular and files that no longer exist are left out.
+    `sources` maps names in the archive to files. `path` must not exist yet. Links, files that are not regular
+    and files that no longer exist are left out.
 
     Raises:
         OSError: a file cannot be read, or the archive cannot be written. A partly written archive remains.
@@ -194,7 +194,7 @@ def _read_record(archive: ZipFile) -> CompiledModel:
 
 
 def _read_member(archive: ZipFile, name: str, most_bytes: int) -> Iterator[bytes]:
-    """Yields the content of a member in chunks. Raises ArchiveError if it has more than `most_bytes`."""
+    """Yields the member's content in chunks. Raises ArchiveError if it has more than `most_bytes`."""
     try:
         member = archive.getinfo(name)
     except KeyError:

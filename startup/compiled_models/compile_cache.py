@@ -62,7 +62,7 @@ class CompileCache:
         """Key of a compiled model -> why the model was removed before this start could load it."""
         self._expected: Reason | None = None
         self._job: AddJob | None = None
-        """The models to record and share after the start. None if there are none."""
+        """The models to record and share after the start. None if there are no such models."""
         self._helper: SharingProcess | None = None
         self._problems: list[str] = []
         """The problems with locations that were logged. Each problem is logged only once."""
@@ -88,7 +88,7 @@ class CompileCache:
             self._thread.join()
 
     def note_failure(self) -> None:
-        """Called when the start has failed. Counts a failure for each model that was loaded, but not used."""
+        """Called when the start has failed. Counts a failure of each model that was loaded, but not used."""
         suspected = {event.key for event in self._exchange.events() if event.loaded_s is not None and not event.is_used}
         for record in self._records:
             if record.key in suspected:

@@ -31,7 +31,7 @@ class CompiledEvent:
     damaged: str | None = None
     """A file that differs from its record although vLLM needs it to load the model. None if there is none."""
     more: str = ""
-    """A further folder that vLLM has chosen for files of the model. Empty if there is none."""
+    """A further folder that vLLM has chosen for files of the model. Empty if there is no such folder."""
     sources: dict[str, str] = field(default_factory=dict)
     """Module -> SHA-256 of its source file, for all traced modules."""
 

@@ -39,7 +39,7 @@ _KERNEL_BYTES: Final = 1 << 30
 _LEFT_OUT: Final = (".lock", ".tmp", ".aside", ".log", "/cache_key_factors.json")
 """Ends of paths that are left out: temporary files, logs, and values of variables for vLLM's developers."""
 _TRITON_GROUP: Final = "__grp__"
-"""The beginning of the name of a file in which Triton lists a kernel's files by their absolute paths."""
+"""Beginning of the name of a file in which Triton lists a kernel's files by their absolute paths."""
 _INCOMING: Final = "incoming-"
 _LEFT_S: Final = 60.0
 """Seconds after which a folder without a lock counts as left by a killed helper."""
@@ -73,10 +73,10 @@ def records_folder() -> Path:
 
 
 def claim_keys(hardware: Hardware) -> str:
-    """The text that is added to vLLM's keys for this hardware. Empty for the first hardware in the folder.
+    """The text to add to vLLM's keys for this hardware. Empty for the first hardware in the folder.
 
-    Machines with different hardware may share a folder, but vLLM's key does not depend on the instruction
-    sets and, in some releases, not on the GPUs.
+    Machines with different hardware may share a folder, but vLLM's key does not include the instruction sets
+    and, in some releases, the GPUs.
     """
     first = records_folder() / _HARDWARE
     with suppress(OSError):
@@ -127,8 +127,8 @@ def files_of(record: CompiledModel, more: Iterable[str] = (), since_s: float = 0
 
     Args:
         record: the record of the compiled model.
-        more: further folders that vLLM has chosen for files of the model.
-        since_s: a time in seconds since 1970. Kernels that have changed since then belong to this start.
+        more: further folders that vLLM has chosen for the model's files.
+        since_s: a time in seconds since 1970. Kernels that have changed since this time belong to this start.
     """
     folders = caches()
     root = folders.pop(VLLM)
@@ -142,13 +142,13 @@ def files_of(record: CompiledModel, more: Iterable[str] = (), since_s: float = 0
 
 
 def install(unpacked: Path) -> list[str]:
-    """Moves the files of an unpacked archive to the folders of compilers. Existing files stay.
+    """Moves the files of an unpacked archive to the compilers' folders. Replaces no existing file.
 
     For each rank, the file that vLLM looks for is moved last, so that vLLM finds either all files or no
     model. Files for any other folder, such as vllm-cli's own, are left out.
 
     Returns:
-        Why kernels of other caches could not be written. There is at most one reason for each cache.
+        The reasons why kernels of other caches could not be written, at most one for each cache.
 
     Raises:
         OSError: vLLM's folder cannot be written to.
@@ -169,7 +169,7 @@ def install(unpacked: Path) -> list[str]:
 
 
 def remove(record: CompiledModel) -> None:
-    """Removes a compiled model with its record, except files that other compiled models use."""
+    """Removes a compiled model and its record, except files that other compiled models use."""
     base = _key_folder(record.key)
     others = [_further_folders(other) for other in read_records() if record_path(other) != record_path(record)]
     for folder in (*(base / rank for rank in record.ranks), base, *_further_folders(record).difference(*others)):
@@ -190,7 +190,7 @@ def remove_all() -> None:
 
 
 def num_bytes(record: CompiledModel) -> int:
-    """The size of the model's files without kernels, which several models use. 0 if the files are gone."""
+    """The size of the model's files, except kernels, which several models use. 0 if the files are gone."""
     own = (facts.size for name, facts in record.files.items() if name.startswith(f"{VLLM}/{_COMPILED}/"))
     return sum(own) if is_installed(record) else 0
 

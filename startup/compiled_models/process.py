@@ -29,7 +29,7 @@ class FetchJob:
 
 @dataclass(frozen=True, kw_only=True)
 class AddJob:
-    """The compiled models that this start has loaded or compiled, which are to be recorded and shared."""
+    """The compiled models that this start has loaded or compiled, to be recorded and shared."""
 
     records: tuple[CompiledModel, ...]
     more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class SharingReport:
 
 
 class SharingProcess:
-    """The launcher's handle of a helper process. The helper ends with the thread that has started it."""
+    """The launcher's handle of a helper process. The helper ends with the thread that started it."""
 
     def __init__(self, job: FetchJob | AddJob) -> None:
         """Starts the helper. Raises OSError if it cannot be started."""

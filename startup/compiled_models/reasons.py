@@ -119,7 +119,7 @@ def _name(record: CompiledModel) -> str:
 
 
 def _distance(reason: Reason) -> tuple[int, ...]:
-    """A sort key: how much a record differs. Versions count most, then hardware, then the model."""
+    """A sort key for how much a record differs. Versions count most, then hardware, then the model."""
     kinds = [change.kind for change in reason.changes]
     return (kinds.count("versions"), kinds.count("hardware"), kinds.count("model"), len(kinds))
 
@@ -204,7 +204,7 @@ def _shown(value: Any) -> str:
 
 
 def _source_of(module: str) -> Path | None:
-    """The source file of a module, which need not be imported. None if there is no source file."""
+    """The source file of a module. The module need not be imported. None if there is no source file."""
     package, *parts = module.split(".")
     imported = getattr(sys.modules.get(package), "__path__", None)
     folder = imported or getattr(find_spec(package), "submodule_search_locations", None)

@@ -65,7 +65,7 @@ class CompiledModel:
     model: str
     """The name of the model on the command line."""
     start_id: str
-    """A hash of the flags of the start that has compiled the model."""
+    """A hash of the flags of the start that compiled the model."""
     digest: str
     """The digest of all factors at the time when vLLM looked for the compiled model."""
     early_digest: str
@@ -100,7 +100,7 @@ class CompiledModel:
 
     @property
     def file_name(self) -> str:
-        """The name of the record's file on this machine. Each key has a file for each node."""
+        """The name of the record's file on a machine. Each key has one file for each node."""
         return f"{self.key[:32]}-{_digest(self.ranks)[:8]}.json"
 
     @property

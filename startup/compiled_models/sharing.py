@@ -95,7 +95,7 @@ def _choose(listed: Sequence[StoredArchive], job: FetchJob) -> list[tuple[Stored
 
 
 def _read(location: Location, archive: StoredArchive, job: FetchJob) -> CompiledModel:
-    """Reads a record, and saves it for the launcher. Raises ArchiveError."""
+    """Reads a record and saves it for the launcher. Raises ArchiveError."""
     if archive.size > _MOST_BYTES:
         raise ArchiveError(f"it has {archive.size} bytes, more than {_MOST_BYTES}")
     with location.open(archive.name) as file:

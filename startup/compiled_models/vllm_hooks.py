@@ -172,7 +172,7 @@ def _named(text: str, code: CodeType | None) -> Iterator[tuple[str, Any]]:
 
 @functools.cache
 def _appended(code: CodeType) -> list[str]:
-    """The expressions that a function appends to a list. Raises OSError if the source is not available."""
+    """The expressions that a function appends to a list. Raises OSError if its source is not available."""
     lines = linecache.getlines(code.co_filename)[code.co_firstlineno - 1 :]  # `getsource` would visit all modules
     if not lines:
         raise OSError(f"{code.co_filename} has no source of {code.co_name}")
@@ -220,7 +220,7 @@ def _note_text(hash_text: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Failures(logging.Filter):
-    """Collects the reasons in vLLM's warnings that a compiled model could not be loaded."""
+    """Collects the reasons from vLLM's warnings that a compiled model could not be loaded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -279,7 +279,7 @@ def _replace_load(decorators: ModuleType) -> None:
 def _keep_kernels_beside(path: str) -> None:
     """Makes Triton keep its kernels in the compiled model's folder, unless the user has named a folder.
 
-    Otherwise, the kernels are in this folder or in Triton's own folder, depending on which of torch's
+    Otherwise, the kernels are in this folder or in Triton's own folder. This depends on which of torch's
     processes loads a kernel first.
     """
     if not foreign.text_of("TRITON_CACHE_DIR"):
@@ -287,7 +287,7 @@ def _keep_kernels_beside(path: str) -> None:
 
 
 def _noting_use(model: Any, path: str, loaded: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps the loaded model. The first call records the use. Later calls go to the loaded model directly."""
+    """Wraps the loaded model. The first call records the use. Later calls go to the loaded model itself."""
 
     def use_first(*args: Any, **kwargs: Any) -> Any:
         result = loaded(*args, **kwargs)
@@ -300,7 +300,7 @@ def _noting_use(model: Any, path: str, loaded: Callable[..., Any]) -> Callable[.
 
 
 def _damaged(path: str) -> str | None:
-    """A file of this compiled model that differs from its record. Called before vLLM compiles again."""
+    """A file of this compiled model that differs from its record. Call this before vLLM compiles again."""
     from startup.compiled_models import local  # noqa: PLC0415 - only after a failure
 
     same = (record for record in local.read_records() if f"/{record.key}/" in path)

@@ -29,7 +29,7 @@ _LLAMA_CPP_ADVICE: Final = (
 )
 """Advice that replaces advice with vLLM's flags if llama.cpp has failed."""
 _NAMES: Final = re.compile(r"--[a-z][\w-]{1,60}|\b[A-Z]{2,20}_[A-Z0-9_]{2,60}|\b[a-z]{2,30}_[a-z0-9_]{2,60}(?==| \()")
-"""Matches the name of a flag, of an environment variable, or of a Python option with its value."""
+"""Matches the name of a flag, of an environment variable, or of a Python option that has a value."""
 _ROLES: Final = {
     "worker": "A worker",
     "engine core": "The engine core",

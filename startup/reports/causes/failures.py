@@ -75,7 +75,7 @@ _REFERENCES: Final = (
 )
 """Messages of exceptions that report another failure, or follow from one."""
 _PROCESS_HEADER: Final = re.compile(r"Process \S{1,80}:$")
-"""Matches the line that multiprocessing prints before the traceback that ends a process."""
+"""The line that multiprocessing prints before the traceback that ends a process."""
 _REQUEST_PLACES: Final = re.compile(r"serving\w{0,60}\.py|protocol\.py|chat_utils\.py|api_router\.py|basic\.py")
 HARMLESS_LEVELS: Final = ("DEBUG", "INFO", "WARNING")
 _QUOTES: Final = ("raised:", "TorchScript interpreter.")
@@ -167,7 +167,7 @@ class Failure:
         return [text for text in ordered if not any(part in text for part in _REFERENCES)]
 
     def raised_in(self, text: str) -> str:
-        """The function that raised this exception. Empty if it is unknown."""
+        """The function that raised this exception. Empty if unknown."""
         return self._find(text).function
 
     def raised_at(self, text: str) -> str:
@@ -176,7 +176,7 @@ class Failure:
         return f" in {found.function}() of {found.file}" if found.function else ""
 
     def package_of(self, text: str) -> str:
-        """The installed package whose code raised this exception. Empty if it is unknown."""
+        """The installed package whose code raised this exception. Empty if unknown."""
         file = self._find(text).file
         return file.rpartition("-packages/")[2].partition("/")[0] if "-packages/" in file else ""
 
@@ -212,7 +212,7 @@ class _Reading:
     lines: int = 0
     """In the state `message`, the number of the message's further lines. Otherwise of unexpected lines."""
     indent: int = 0
-    """The columns by which the whole traceback is indented, for example inside a longer message."""
+    """Columns by which the whole traceback is indented, for example inside a longer message."""
     function: str = ""
     file: str = ""
     """The file of the innermost frame, whose function is `function`."""

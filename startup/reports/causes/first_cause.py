@@ -1,4 +1,4 @@
-"""Finds the first failure in a log of vLLM, of any size, and the known cause that matches it."""
+"""Finds the first failure in a log of vLLM, of any size, and the known cause that matches the failure."""
 
 import re
 from collections.abc import Iterable
@@ -219,13 +219,13 @@ class Cause:
     is_mention: bool = False
     """Whether the cause is only named by this line, and no line shows that a process ended because of it."""
     is_of_library_import: bool = False
-    """Whether an installed module raised the exception while it was imported."""
+    """Whether an installed module raised an exception while it was imported."""
     origin: str = ""
-    """The package whose code raised the exception, or `LLAMA_CPP_NAME`. Empty if it is unknown."""
+    """The package whose code raised the exception, or `LLAMA_CPP_NAME`. Empty if unknown."""
 
 
 def find_cause(lines: Iterable[str]) -> Cause | None:
-    """Finds why the last run of vLLM in a log has ended. None if the log shows no failure.
+    """The cause that ended the last run of vLLM in a log. None if the log shows no failure.
 
     Takes time linear in the log's length, and constant memory. Lines of several processes may alternate, and
     may have the prefixes of other programs.
@@ -244,10 +244,10 @@ class CauseFinder:
         self._num_texts = 0
         """The number of texts that were read. Each state of a progress bar is a text."""
         self._is_next_new = True
-        """Whether the next text begins a line of the file. Otherwise, it continues a progress bar."""
+        """Whether the next text begins a line of the file. If not, it continues a progress bar."""
         self._run = Run()
         self._before: Cause | None = None
-        """The cause that ended the previous run. None if the log shows no failure of this run."""
+        """The cause that ended the previous run. None if the log shows no failure of that run."""
 
     def read(self, raw: str) -> None:
         """Takes the next line. A line that ends with a carriage return continues in the next call."""
@@ -312,7 +312,7 @@ def _best_sign(run: Run) -> Sign | None:
 
 
 def _named_line(run: Run, first: int, last: int = 0) -> Sign | None:
-    """A line with a cause that is not general, between line `first` and a few lines after line `last`."""
+    """A line with a cause that is not general, between line `first` and some lines after line `last`."""
     last = (last or first) + _MOST_LINES_OF_AN_END
     named = (each for each in (run.error, run.mention) if each and each.known in _SPECIAL)
     return next((each for each in named if first <= each.number <= last), None)

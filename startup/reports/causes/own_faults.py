@@ -47,7 +47,7 @@ _DRIVEN: Final = (
     "multiprocessing/resource_tracker.py",
     "multiprocessing/spawn.py",
 )
-"""Modules of the standard library that vllm-cli uses in another way than plain vLLM does."""
+"""Modules of the standard library that vllm-cli uses in another way than plain vLLM."""
 _ADDED: Final = (
     "startup/imports/stand_ins.py",
     "startup/ground/processes/",

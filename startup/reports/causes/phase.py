@@ -24,10 +24,10 @@ COMPUTING: Final = (MEMORY, COMPILING, WARM_UP, GRAPHS, SERVING)
 """The phases in which vLLM runs the model."""
 
 BANNER: Final = "█  version "
-"""A text in the first lines of a start. vLLM up to 0.13 writes `OLD_BANNER` instead."""
+"""Text in the first lines of a start. vLLM up to 0.13 writes `OLD_BANNER` instead."""
 OLD_BANNER: Final = "vLLM API server version"
 LAST_PHASE: Final = "its last phase was "
-"""The beginning of a message about a process that has ended. The name of one of vLLM's spans follows."""
+"""Beginning of a message about a process that has ended. The name of one of vLLM's spans follows."""
 KV_CACHE_SIZE: Final = "GPU KV cache size"
 FATAL_ERROR: Final = "EngineCore encountered a fatal error"
 """vLLM's message about an engine that fails after its start."""
@@ -103,7 +103,7 @@ def phase_of_message(text: str) -> str:
 
 
 def phase_of_functions(functions: Iterable[str]) -> str:
-    """The phase of a traceback with these functions, outermost first. Empty if it is unknown.
+    """The phase of a traceback with these functions, outermost first. Empty if unknown.
 
     An empty name separates the tracebacks of a chain. The first traceback with a phase counts.
     """

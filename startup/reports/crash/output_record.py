@@ -32,7 +32,7 @@ _MOST_MESSAGE_LINES: Final = 2
 _MOST_BYTES: Final = 8 << 20
 _PHASE: Final = "Phase: "
 _PROCESS: Final = "Process "
-"""The beginning of the line before the traceback of an exception that ends a process."""
+"""Beginning of the line before the traceback of an exception that ends a process."""
 _TRACEBACK: Final = "Traceback (most recent call last)"
 _OF_ERRORS: Final = ("ERROR", "CRITICAL", "Traceback", "rror:", "xception")
 """Texts of errors. Once the server is ready, only output that contains one of them is recorded."""
@@ -44,7 +44,7 @@ ANY_STACK: Final = (_STACK, "Thread ")
 STACK_SIGNAL: Final = signal.SIGRTMIN + 5
 """The signal on which a process writes the stacks of all its threads. vLLM's programs do not use it."""
 _POLITE: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""The signals with which the launcher and vLLM end processes on purpose."""
+"""Signals with which the launcher and vLLM end processes on purpose."""
 _BY_WHOM: Final = {True: ", by the kernel's OOM killer", False: ", not by the kernel's OOM killer", None: ""}
 
 
@@ -56,7 +56,7 @@ class ProcessState(NamedTuple):
     phase: str
     """The innermost running function of vLLM's timed functions, such as `loading_cpu`. May be empty."""
     stack: list[str]
-    """The lines of the stacks that Python wrote when the process got a signal."""
+    """Lines of the stacks that Python wrote when the process got a signal."""
 
 
 class OutputRecord:
@@ -136,7 +136,7 @@ class OutputRecord:
         return False
 
     def add_output(self, text: str, is_terminal: Callable[[], bool] = bool) -> str:
-        """Records output of this process. Returns the text to show, which may have a shortened traceback."""
+        """Adds output of this process. Returns the text to show, which may have a shortened traceback."""
         is_kept = (not self.keeps_only_errors or any(part in text for part in _OF_ERRORS)) and self.append(text)
         if _TRACEBACK in text:
             self._last_traceback = text
@@ -165,12 +165,12 @@ class OutputRecord:
         return False
 
     def describe_exception(self, err: BaseException, name: str) -> str:
-        """The traceback of an exception that ends a process. Empty if this process has already logged it."""
+        """The traceback of an exception that ends a process. Empty if this process has logged it already."""
         lines = "".join(traceback.format_exception(err)).splitlines()
         return "" if lines[-1] in self._last_traceback else labelled([f"{_PROCESS}{name}:", *lines], name)
 
     def add_reason(self, err: BaseException, name: str) -> None:
-        """Adds the exception that makes this process end other processes. Call this before they end."""
+        """Adds the exception that makes this process end other processes. Call this before they are ended."""
         lines = "".join(traceback.format_exception(err)).splitlines()
         if lines[-1] not in self._last_traceback:
             self.append(labelled(lines, name))
@@ -249,7 +249,7 @@ class ProcessEnds:
     """Records how other processes end. It must be created before them, in the process that reaps them."""
 
     def __init__(self, record: OutputRecord, *, are_forks: bool = False) -> None:
-        """`are_forks`: whether this process forks the other processes after its own imports."""
+        """`are_forks`: whether this process forks the other processes after its imports."""
         self._record = record
         self._are_forks = are_forks
         self._oom_watch = OomWatch()

@@ -80,7 +80,7 @@ def _kept(key: str) -> Kept:
 
 
 def _median(values: Iterable[float]) -> float:
-    """The middle value, or the mean of the two middle values. Importing `statistics` would take 8 ms."""
+    """The middle value, or the mean of the two middle ones. Importing `statistics` would take 8 ms."""
     ordered = sorted(values)
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -75,6 +75,6 @@ class LiveLine:
 
 
 def draw_bar(progress: float) -> str:
-    """Draws a bar for a share (0 to 1), for example `[#####---------------] 25 %`."""
+    """Draws a bar for the share `progress` (0 to 1), for example `[#####---------------]  25 %`."""
     full = round(progress * _BAR_WIDTH)
     return f"[{'#' * full}{'-' * (_BAR_WIDTH - full)}] {progress:4.0%}"

@@ -32,7 +32,7 @@ class StartProgress:
 
     phase: str
     progress: float | None
-    """The completed share, 0 to 1, which never decreases. None if there are no earlier starts."""
+    """The completed share, 0 to 1. It never decreases. None if there are no earlier starts."""
     elapsed_s: float
     eta_s: float | None
     """The remaining seconds. None if there are no earlier starts."""
@@ -161,7 +161,7 @@ class LiveProgress:
 
 
 class _HighestShare:
-    """The highest share that this process or its fork, the responder, has reported.
+    """The highest share that this process or the responder, a fork of this process, has reported so far.
 
     Clients of the responder later become clients of this process, so they must not see a smaller share then.
     Each process writes only its own number to the shared memory, so that no update is lost.

@@ -46,7 +46,7 @@ class StartFacts:
     error: str | None = None
     """The error that has ended the start. None if the start has not failed."""
     compiled_model: Mapping[str, Any] | None = None
-    """Whether vLLM loads or compiles its model, and why. None if this is unknown."""
+    """Whether vLLM loads or compiles its model, and why. None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 API: Final = "api"
-"""The process that the user has started. All other processes are its children."""
+"""The process that the user started. All other processes are its children."""
 
 FORKSERVER: Final = "forkserver"
 """The process that imports modules and then forks engine and workers."""
@@ -16,7 +16,7 @@ BACKGROUND: Final = frozenset({"prefetch"})
 """Processes that no other process waits for."""
 
 UNEXPLAINED: Final = "unexplained"
-"""The name of time that no span covers."""
+"""The name for time that no span covers."""
 
 _SHORT_GAP_NS: Final = 200_000
 """A gap that is shorter than this lies only between two spans. It is counted as part of the earlier span."""
@@ -69,7 +69,7 @@ class Stretch(Phase):
 
 @dataclass(frozen=True)
 class PhaseTotal(Phase):
-    """The total time of all spans of a phase."""
+    """The total time of all stretches of a phase."""
 
     begin_s: float
     took_s: float
@@ -99,7 +99,7 @@ def find_critical_path(spans: Iterable[PhaseSpan], *, begin_ns: int, end_ns: int
 
 
 class _Segment(NamedTuple):
-    """A part of a span in which no inner span of the same process runs."""
+    """A part of a span during which no inner span of the same process runs."""
 
     begin_ns: int
     end_ns: int
@@ -193,7 +193,7 @@ class _Walk:
             self._find_cause(before.end_ns)
 
     def _explain_api_gap(self, gap_begin_ns: int) -> None:
-        """Covers a gap between the API process's spans by another process's work during the gap, if any."""
+        """Explains a gap in the API process's spans by another process's work during the gap, if any."""
         busy = {name: found for name in self._lanes if (found := self._busy_after(name, gap_begin_ns))}
         working = [name for name in sorted(busy) if name != API and busy[name].span.waits_for is None]
         if not working:

@@ -122,7 +122,7 @@ class PhaseTimeline:
 
     @property
     def elapsed_s(self) -> float:
-        """The seconds from the origin to the end of the start, or to the present time."""
+        """Seconds from the origin to the end of the start, or to the present time."""
         return self.offset_s(self.end_ns or time.monotonic_ns())
 
     def stretch(self, span: PhaseSpan) -> Stretch:

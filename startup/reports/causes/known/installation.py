@@ -1,4 +1,4 @@
-"""Causes about the installation: libraries, compilers, caches, versions and the command line."""
+"""Causes about the installation: libraries, compilers, caches, versions, the command line."""
 
 from typing import Final
 

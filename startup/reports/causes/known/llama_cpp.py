@@ -1,4 +1,4 @@
-"""Causes in lines of llama.cpp's server, which has no exceptions."""
+"""Causes in the lines of llama.cpp's server, which has no exceptions."""
 
 from typing import Final
 
