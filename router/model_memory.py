@@ -238,9 +238,9 @@ def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> 
 def reserved(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> Need:
     """The memory that a model's settings reserve. A running model may not have taken all of it yet.
 
-    A given size of the KV cache is reserved. Without this size, vLLM reserves a share of each GPU's memory,
-    or of the machine's memory without a GPU. vLLM starts only if the share is free, and ignores a
-    container's limit.
+    A given size of the KV cache is reserved. Without this size, vLLM reserves a share of each GPU's memory.
+    If there is no GPU, it reserves a share of the machine's memory. vLLM starts only if the share is free. It
+    ignores a container's limit.
     """
     has_gpu = bool(gpus) and _may_use_gpus(entry)
     given, state = _read_flags(entry, has_gpu=has_gpu), read_memory()

@@ -57,7 +57,7 @@ class ModelRefused(Exception):  # noqa: N818 - as an answer to a request
     """A model cannot answer a request."""
 
     def __init__(self, status: int, message: str, retry_after_s: float | None = None, kind: str = "") -> None:
-        """`kind` is the scheduler's reason for the refusal. It is empty for all other refusals."""
+        """`kind` is the scheduler's reason for the refusal. It is empty if the scheduler refused nothing."""
         super().__init__(message)
         self.status = status
         self.message = message

@@ -10,7 +10,7 @@ StoredStamp: TypeAlias = tuple[int, int]
 
 
 class FileStamp(NamedTuple):
-    """The properties that a write or a replacement changes. Hard links change ctime, so it is left out."""
+    """Properties that change when a file is written or replaced. (New hard links would also change ctime.)"""
 
     mtime_ns: int
     size: int

@@ -76,7 +76,7 @@ def nearest_existing(folder: "Path") -> "Path":
 
 
 def write_problem(folder: str) -> str | None:
-    """Why no file can be written in a folder. None if a file was written to test it, as `tempfile` does.
+    """Why no file can be written in a folder. None if files can be written. Tries it, as `tempfile` does.
 
     The folder's mode is not enough: root may write with any mode, but not on a full disk or in /proc.
     """

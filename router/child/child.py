@@ -85,7 +85,7 @@ class Child:
         """Seconds since the last answer of the server. They are counted once the server has been ready."""
         self._is_hung = False
         self._is_silent = False
-        """Whether the server left the poll before its stop unanswered."""
+        """Whether the server did not answer the poll before its stop."""
         self._started_s = time.monotonic()
         self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -334,7 +334,7 @@ class Child:
         return code
 
     def _find_stop_s(self) -> float:
-        """Seconds that the process has to end. A silent server has few: it cannot complete requests."""
+        """Seconds that the process has to end. A silent server has fewer, as it cannot complete requests."""
         if not self._is_silent:
             return self._server.stop_s
         logger.warning("%s does not answer. It is killed after %g s", self.entry.name, ERRORS_S)

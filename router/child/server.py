@@ -118,7 +118,7 @@ class OwnServer:
         return 0.0
 
     async def find_obstacle(self) -> str | None:
-        """Why the server cannot start now. None if it can."""
+        """Why the server cannot start now. None if there is no reason."""
         return None
 
     def execute(self, environment: Mapping[str, str]) -> NoReturn:

@@ -33,7 +33,7 @@ from server.terms.limits import LimitsConfig, flag_of
 logger = logging.getLogger(__name__)
 
 _STORED: Final = f"{RESPONSES}resp_"
-"""The beginning of the path of a stored response. Requests for other paths below it name a model."""
+"""The beginning of a stored response's path. Requests for other paths below `/v1/responses/` name a model."""
 _UPSTREAM: Final = "/upstream/"
 _ASSETS: Final = (".js", ".json", ".css", ".png", ".gif", ".jpg", ".jpeg", ".ico", ".svg", ".txt", ".woff2", ".map")
 _ALLOWED: Final = "DELETE, GET, HEAD, PATCH, POST, PUT"

@@ -25,7 +25,7 @@ _SILENT: Final = {
 
 
 class OnlyModelAnswers(OwnAnswers):
-    """The answers of a router with one model. Only `load` starts the model. No answer counts as its use."""
+    """The answers of a router with one model. Only `load` starts it. No answer counts as a request to it."""
 
     def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, *, version: str, needs_key: bool) -> None:
         super().__init__(pool, proxy, choice, version=version, needs_key=needs_key)
@@ -87,7 +87,7 @@ class OnlyModelAnswers(OwnAnswers):
         return json_answer({**self._list.status(), "status": state}) if answer is None else _as_response(answer)
 
     async def _find(self, path: str) -> Fetched | None:
-        """The server's answer with status 200, now or else the last one. None if there was none."""
+        """The server's answer if its status is 200. If not, its last answer with status 200, or None."""
         answer = await self._fetch(path)
         if answer is not None and answer.status == 200:
             self._last[path] = answer

@@ -23,7 +23,7 @@ LONGEST_NAME: Final = 4096
 
 
 class RequestedModel(NamedTuple):
-    """What a body requests: a model, a kind of response. Also the fault of a body that cannot be read."""
+    """The model and the kind of response that a body requests, and why the body cannot be read."""
 
     name: str | None = None
     is_other_type: bool = False
@@ -103,7 +103,7 @@ class BodyRoom:
         self.limits = limits
         self.num_bytes = 0
         self.searching = {is_in_memory: asyncio.Semaphore(2) for is_in_memory in (True, False)}
-        """At most two threads search bodies in memory, and two search files. More would delay the loop."""
+        """At most two threads search bodies in memory, and two more in files. More would delay the loop."""
 
 
 def _create_file() -> "tempfile.SpooledTemporaryFile[bytes]":

@@ -83,7 +83,7 @@ class Findings:
         self._noticed: dict[tuple[Key, str], list[KeyPath]] = {}
         """(key, text) of a notice -> the places that the notice concerns."""
         self.is_lenient = False
-        """Whether the file is one of llama-swap, in which unknown keys are notices instead of faults."""
+        """Whether the file is for llama-swap. In such a file, unknown keys are notices instead of faults."""
         self.anchored: set[str] = set()
         """Top-level keys whose values other keys use through YAML anchors."""
 
@@ -107,7 +107,7 @@ class Findings:
         return tuple(sorted(found, key=lambda notice: notice.line or 0))
 
     def oddity(self, path: KeyPath, text: str) -> None:
-        """Reports a fault, or only a notice if the file is one of llama-swap."""
+        """Reports a fault. In a file for llama-swap, reports only a notice."""
         (self.notice if self.is_lenient else self.fault)(path, text)
 
     def line_of(self, path: KeyPath) -> int | None:

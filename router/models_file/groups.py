@@ -54,7 +54,7 @@ def apply_groups(
 ) -> dict[str, ModelEntry]:
     """Sets `excludes` of all models by the groups. Returns the models.
 
-    As in llama-swap, of all commands of other servers that are in no group, only one can run at a time. Only
+    As in llama-swap, only one of the commands of other servers that are in no group runs at a time. Only
     memory limits our own models without a group.
     """
     known = list(_checked_groups(groups, path, entries, findings))

@@ -24,7 +24,7 @@ _TEXTS: Final = frozenset(
 _LISTS_OF_TEXTS: Final = frozenset(("aliases", "apiKeys", "members", "preload"))
 """Keys whose lists contain strings, even if YAML would read an item as a number."""
 _FREE: Final = frozenset(("args", "env", "metadata", "setParams", "setParamsByID"))
-"""Keys of a model whose members the user names."""
+"""Keys of a model below which the user chooses the names."""
 
 
 class MacroError(Exception):

@@ -65,7 +65,7 @@ def check_structure(document: Any, findings: Findings) -> set[KeyPath]:
 
 
 def _report_unknown(err: Any, path: KeyPath, findings: Findings) -> None:
-    """Reports unknown keys, or in a file of llama-swap, only notices. Keys with used anchors are allowed."""
+    """Reports unknown keys, as notices in a file for llama-swap. Keys used through anchors are allowed."""
     known = err.schema.get("properties", {})
     for key in err.instance:
         if key in known or key.startswith("x-") or (not path and key in findings.anchored):

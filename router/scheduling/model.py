@@ -56,7 +56,7 @@ class Generation:
         self.level = 0
         """The sleep level, set when the process begins to fall asleep. 0 once the process is awake."""
         self.is_asleep = False
-        """Whether the process holds only the memory that it needs asleep. A stop does not change this."""
+        """Whether the process holds only the memory that it needs asleep, even while it is being stopped."""
         self.idle_since_s = now
         """When the last lease ended, or when the process became ready or woke."""
         self._memory = model.memory

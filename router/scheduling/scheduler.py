@@ -242,7 +242,7 @@ class ModelScheduler:
     # Events: memory and time
 
     def measured(self, number: int, memory: Need, now: float, *, is_settled: bool = True) -> list[Action]:
-        """Notes the memory of a generation. The largest measurement while ready becomes its model's need.
+        """Notes a generation's memory. The largest measurement while it is ready becomes its model's need.
 
         Args:
             is_settled: False if the processes may take more memory. Then the need is at least the estimate.

@@ -212,7 +212,7 @@ class StartPlan:
         return not other.model.num_waiting or other.claimed_by is not None
 
     def _claim_s(self, other: Generation, model: Model) -> float:
-        """When `other` stops admitting requests: `max_wait_s` after it is ready and `model` waits."""
+        """When `other` stops admitting requests, that is `max_wait_s` after it is ready and `model` waits."""
         return max(model.hungry_since_s, other.since_s) + self._limits.max_wait_s
 
     def _choose(self, model: Model, candidates: Sequence[Generation]) -> list[Victim] | None:
@@ -306,7 +306,7 @@ class StartPlan:
         return other.model.rules.pinned and other.state != "draining"
 
     def _lasting_conflict(self, model: Model) -> str:
-        """The reason why the model could not start even if only pinned models ran. Empty if it could."""
+        """The reason why the model cannot start even if only pinned models run. Empty if there is none."""
         pinned = [other for other in self._processes if self._stays_for_good(other)]
         beside = f" beside the pinned {_list_needs(pinned)}" if pinned else ""
         if excluded := [other.name for other in pinned if _excludes(model, other)]:

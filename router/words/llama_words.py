@@ -60,7 +60,7 @@ def _changes_nothing(given: GivenFlag) -> bool:
 
 
 def _llama_words(given: Mapping[str, GivenFlag], config: StartupConfig) -> Iterator[str]:
-    """Yields the flags of llama-server, which divides its context among its slots without --kv-unified."""
+    """Yields the flags of llama-server. Without --kv-unified, it would divide its context among its slots."""
     engine, renderer = config.engine, config.renderer
     num_slots = engine.max_num_seqs if "--max-num-seqs" in given else None
     if engine.max_model_len is not None:

@@ -122,7 +122,7 @@ def without_ours(words: Iterable[str]) -> list[str]:
 
 
 def fault_of_model(flag: Flag) -> str | None:
-    """Why a model of a router cannot have this flag. None if it can."""
+    """Why a model of a router cannot have this flag. None if the flag is allowed."""
     match flag.role:
         case "address":
             return "requests for all models come to the port of the command line"

@@ -135,7 +135,7 @@ def _pack(archive: ZipFile, name: str, source: Path) -> FileFacts | None:
 
 
 def _why_wrong_names(names: Mapping[str, object]) -> str | None:
-    """Why an archive cannot have files with these names. None if it can."""
+    """Why an archive cannot have files with these names. None if all names are allowed."""
     if len(names) > MOST_FILES:
         return f"it has {len(names)} files, more than {MOST_FILES}"
     wrong = next((name for name in names if name == MANIFEST or not _is_safe(name)), None)

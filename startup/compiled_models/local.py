@@ -37,7 +37,7 @@ _LEAST_PARTS: Final = {
 _KERNEL_BYTES: Final = 1 << 30
 """The most bytes of kernels in one archive. If there are more, the newest files are taken."""
 _LEFT_OUT: Final = (".lock", ".tmp", ".aside", ".log", "/cache_key_factors.json")
-"""Ends of paths that are left out: temporary files, logs, and values of variables for vLLM's developers."""
+"""Endings of paths that are left out: temporary files, logs, and variables' values for vLLM's developers."""
 _TRITON_GROUP: Final = "__grp__"
 """Beginning of the name of a file in which Triton lists a kernel's files by their absolute paths."""
 _INCOMING: Final = "incoming-"
@@ -46,7 +46,7 @@ _LEFT_S: Final = 60.0
 _FAILED: Final = ".failed"
 _EXCLUDED: Final = ".excluded"
 _HARDWARE: Final = "hardware"
-"""The file with the name of the folder's first hardware. Nothing is added to its keys in vLLM's cache."""
+"""The file that names the first hardware in this folder. For this hardware, vLLM's keys do not change."""
 
 
 def vllm_root() -> Path:
@@ -316,7 +316,7 @@ def _further_folders(record: CompiledModel) -> set[Path]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yields the regular files below a folder, except files with ends in `_LEFT_OUT`."""
+    """Yields the regular files below a folder, except files with endings in `_LEFT_OUT`."""
     for path, _, names in os.walk(folder):
         for name in names:
             file = Path(path, name)

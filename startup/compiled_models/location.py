@@ -50,7 +50,7 @@ _PUT_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "gs": {"mode": "create", "chunksize": 8 << 20},
     "az": {"overwrite": False, "max_concurrency": 2},
 }
-"""Store -> options with which it refuses an existing object, and an upload needs little memory."""
+"""Store -> options with which the store refuses objects that exist, and uploads need little memory."""
 _EXISTS: Final = ("PreconditionFailed", "ConditionalRequestConflict")
 """S3's codes for an object that exists or that another client is writing. s3fs does not handle both."""
 
@@ -92,7 +92,7 @@ class Location(ABC):
 
     @abstractmethod
     def add(self, name: str, path: Path) -> bool:
-        """Adds the file `path` as an archive. Returns False if there is an archive of this name."""
+        """Adds the file `path` as an archive. Returns False if the location already has this archive."""
 
     @abstractmethod
     def remove(self, name: str) -> None:

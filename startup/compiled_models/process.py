@@ -15,7 +15,7 @@ _LEAST_LIMIT_S: Final = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class FetchJob:
-    """Where compiled models are to be fetched from, and the facts by which they are chosen."""
+    """The facts by which compiled models are chosen, and the locations from which they are fetched."""
 
     locations: tuple[str, ...]
     model: str

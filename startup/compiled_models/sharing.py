@@ -83,9 +83,9 @@ def _fetch(location: Location, job: FetchJob, report: SharingReport, note_compil
 
 
 def _choose(listed: Sequence[StoredArchive], job: FetchJob) -> list[tuple[StoredArchive, ArchiveName]]:
-    """The archives with the job's digest. If it has none, archives of starts with equal flags.
+    """The archives with the job's digest. If the job has no digest, archives of starts with equal flags.
 
-    If there are none, the archives with the flags of the newest start.
+    If there are no such archives, the archives with the flags of the newest start.
     """
     named = [(each, name) for each in listed if (name := ArchiveName.parse(each.name)) is not None]
     if job.digest:

@@ -88,12 +88,12 @@ class _Watch:
 
 class _State:
     exchange: "Exchange | None" = None
-    """For this process and for processes that it forks later. None in a template process."""
+    """Used by this process and by processes that it forks later. None in a template process."""
     is_prepared = False
 
 
 def report_compiled_models(exchange: "Exchange") -> None:
-    """Makes this process and its forks report the models that they load or compile if they are workers."""
+    """Makes this process and its forks, if they are workers, report the models that they load or compile."""
     _State.exchange = exchange
     prepare_compiled_models()
 

@@ -59,7 +59,7 @@ def write_digest(cause: Cause) -> list[str]:
 
 
 def digest_to_dict(cause: Cause) -> dict[str, Any]:
-    """The members of a cause's JSON object. `cause`, `title` and `advice` are None if it is unknown."""
+    """The cause as members of a JSON object. For an unknown cause, `cause`, `title`, `advice` are None."""
     known = cause.known
     return {
         "process": shown(cause.process) or None,

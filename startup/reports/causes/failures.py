@@ -79,7 +79,7 @@ _PROCESS_HEADER: Final = re.compile(r"Process \S{1,80}:$")
 _REQUEST_PLACES: Final = re.compile(r"serving\w{0,60}\.py|protocol\.py|chat_utils\.py|api_router\.py|basic\.py")
 HARMLESS_LEVELS: Final = ("DEBUG", "INFO", "WARNING")
 _QUOTES: Final = ("raised:", "TorchScript interpreter.")
-"""Ends of a message's first line after which torch's compiler or TorchScript quotes an exception."""
+"""Endings of a message's first line, if torch's compiler or TorchScript quotes an exception below."""
 _REQUEST_FILES: Final = re.compile(r"/(?:starlette|fastapi|uvicorn/protocols|entrypoints/openai/serving)")
 _ROLE_PLACES: Final[dict[str, Role]] = {
     "core.py": "engine core",
@@ -306,7 +306,7 @@ class FailureReader:
             kept[:] = [reading.failure]
 
     def _begin_inside(self, line: LogLine, number: int, phase: str) -> None:
-        """Begins an exception without a traceback, or whose traceback has lost its first lines."""
+        """Begins an exception that has no traceback, or whose traceback's first lines are cut off."""
         if line.level in HARMLESS_LEVELS:
             return
         if _ERROR_NAME.match(line.text):

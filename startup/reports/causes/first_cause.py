@@ -53,7 +53,7 @@ _POINTER: Final = "Search for `cuda"
 """The beginning of torch's line that refers to CUDA's documentation."""
 _OF_CPP: Final = "  what():"
 _GOES_ON: Final = ("raised:", _OUTPUT, "TorchScript interpreter.")
-"""Ends of an exception's first line after which the next line is more informative."""
+"""Endings of an exception's first line, if the next line is more informative."""
 _INNER: Final = ("worker", "engine core")
 _MODEL_INSPECTION: Final = "registry.py"
 """vLLM's module that imports a model's code in another process, and quotes the exceptions of this process."""
@@ -380,7 +380,7 @@ def _last_resort(text: str, failure: Failure) -> KnownCause | None:
 
 
 def _inner_first(text: str) -> list[str]:
-    """Puts an exception that torch's compiler quotes before the quoting text, which is less informative."""
+    """If torch's compiler quotes another exception, puts the more informative quoted exception first."""
     first, _, inner = text.partition("\n")
     return [inner, text] if inner and first.endswith("raised:") else [text]
 

@@ -21,8 +21,8 @@ class KnownCause:
     texts: tuple[str, ...]
     advice: str
     where: Literal["exception", "hint", "end"] = "exception"
-    """The lines in which the texts are searched for. With `exception`, these are exceptions. With
-    `hint`, also lines that explain an exception. With `end`, also lines that report the end of a process."""
+    """The lines in which the texts are searched for. For `exception`, these are exceptions. `hint` adds lines
+    that explain an exception. `end` also adds lines that report the end of a process."""
     is_general: bool = False
     """Whether a hint, or another exception of the chain, is more informative than this cause."""
     phase: str = ""

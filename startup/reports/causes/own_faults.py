@@ -85,7 +85,7 @@ class TracebackOrigin:
 
     def __init__(self) -> None:
         self._is_in_ours = False
-        """Whether the innermost frame outside the standard library is vllm-cli's, or one is in `_DRIVEN`."""
+        """Whether the innermost frame is vllm-cli's or in `_DRIVEN`. The standard library is skipped."""
         self._is_below_added = False
         self._is_embedded = False
         self.is_of_library_import = False

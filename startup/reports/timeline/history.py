@@ -117,7 +117,7 @@ class StartSubject:
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of installed packages, from folders' names. Reading the metadata would take 30 ms."""
+    """The versions of installed packages, read from the names of their metadata folders to save 30 ms."""
     wanted = {package.replace("-", "_").lower(): package for package in packages}
     found: dict[str, str] = {}
     for folder in map(Path, sys.path):

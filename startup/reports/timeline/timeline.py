@@ -47,7 +47,7 @@ class PhaseTimeline:
 
     @contextmanager
     def span(self, name: str, *, waits_for: str | None = None) -> Iterator[None]:
-        """Records the block as a span, even if it raises. `waits_for`: a process that it only waits for."""
+        """Records the block as a span, even if it raises. `waits_for`: the process it waits for, if any."""
         begin = time.monotonic_ns()
         opened = PhaseSpan(API, name, begin, begin, waits_for)
         self._open = (*self._open, opened)

@@ -47,7 +47,7 @@ SETTING_REFUSED: Final = KnownCause(
 """Used for an exception that recommends or refuses a setting, which the digest names. It has no texts."""
 
 LOADED_FROM_DISK: Final = "Directly load AOT compilation"
-"""vLLM's message that it has loaded a compiled model. Causes also match it with a later exception."""
+"""vLLM's message about a loaded compiled model. Later exceptions are also compared with it in front."""
 
 INSTALLATION: Final = (
     KnownCause(
