@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 class ProcessSet:
-    """A set of processes. Used on the event loop. Signals use pidfds, so a reused id never gets one."""
+    """A set of processes. Used on the event loop. Signals go through pidfds, never to a reused process id."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -43,7 +43,7 @@ def fetch(job: FetchJob, note_compile_s: Callable[[float], None] = lambda _: Non
 
 
 def add(job: AddJob) -> SharingReport:
-    """Writes this machine's records, and adds missing archives to the location, whose problems it reports."""
+    """Writes this machine's records and missing archives. Problems of the location are only reported."""
     begin_s = time.monotonic()
     report = SharingReport()
     local.remove_left()

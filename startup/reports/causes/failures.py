@@ -1,7 +1,7 @@
 """Collects the exceptions of a log, each with its chain, its process and the phase of the start.
 
 Lines of several processes alternate in a log, so the exceptions of several processes are read at the same
-time. To limit memory, only two of each process are kept: the first that ended the process, and the last.
+time. To limit memory, only two exceptions of each process are kept: the first that ended it, and the last.
 """
 
 import re

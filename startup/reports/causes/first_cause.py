@@ -327,7 +327,7 @@ def _counts(failure: Failure, run: Run) -> bool:
 
 
 def _first(failures: list[Failure]) -> Failure | None:
-    """The first failure of the engine or of a worker. If there is none, the last failure ended the server."""
+    """The first failure of the engine or of a worker, or else the last failure, which ended the server."""
     if inner := [failure for failure in failures if failure.role in _INNER]:
         return next((failure for failure in inner if failure.is_ending), inner[0])
     if models := [failure for failure in failures if failure.place == _MODEL_INSPECTION]:

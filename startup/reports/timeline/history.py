@@ -24,7 +24,7 @@ class SpanTimes(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StartRecord:
-    """A finished start, in seconds. A span is one phase in one process, named `process:phase`."""
+    """The times of a finished start in seconds. A span is one phase in one process: `process:phase`."""
 
     total_s: float
     spans: Mapping[str, SpanTimes]
