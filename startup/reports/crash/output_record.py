@@ -123,10 +123,7 @@ class OutputRecord:
                 os.write(self._state_fd, f"{_PHASE}{name}\n".encode())
 
     def append(self, text: str) -> bool:
-        """Appends text to the file, which is emptied first if it is too long.
-
-        Returns False if text is lost.
-        """
+        """Appends text to the file, which is emptied first if it is too long. Returns False on a failure."""
         if self._fd is None:
             return False
         with suppress(OSError):
