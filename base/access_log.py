@@ -1,4 +1,4 @@
-"""Filters for uvicorn's access log. They exclude paths and mask secrets. Standard library only."""
+"""Filters for uvicorn's access log: one excludes paths, the other masks secrets. Standard library only."""
 
 import logging
 import re
@@ -11,29 +11,26 @@ ACCESS_LOGGER: Final = "uvicorn.access"
 _PATH: Final = 2
 """Index of the path in the arguments of uvicorn's log record: client, method, path, version, status."""
 _SECRET: Final = re.compile(f"key|token|secret|passw|auth|sig|(?:{'|'.join(SECRET_ENDINGS)})(?==)", re.IGNORECASE)
-"""Finds a query parameter that may be secret.
-
-The list is longer than in `envs.redaction`, because clients choose the names of parameters.
-"""
+"""Matches the name of a query parameter that may be secret. Clients choose names, so this is longer than the
+list in `envs.redaction`."""
 _MOST_LOGGED: Final = 2048
-"""The most characters of a path with its query that are logged. A client may send 64 KB."""
+"""The most characters that are logged of a path with its query. A client may send 64 KB."""
 
 
 class PathFilter(logging.Filter):
-    """Drops lines about the given paths, whatever their query."""
+    """Drops log lines about the given paths, with any query."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         super().__init__()
         self._paths = frozenset(paths)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Returns whether the line is logged."""
         args = _arguments(record)
         return args is None or str(args[_PATH]).partition("?")[0] not in self._paths
 
 
 class QueryMask(logging.Filter):
-    """Masks secrets in the query of a request, and shortens a long path."""
+    """Masks secrets in the query of a logged request, and shortens a long path."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Changes the path in the record. Returns True, because every record is logged."""
@@ -44,7 +41,7 @@ class QueryMask(logging.Filter):
 
 
 def set_up_access_log(excluded_paths: Iterable[str] = ()) -> None:
-    """Installs both filters. Replaces the filters of an earlier call."""
+    """Installs both filters, in place of the filters of an earlier call."""
     logger = logging.getLogger(ACCESS_LOGGER)
     logger.filters[:] = [kept for kept in logger.filters if not isinstance(kept, PathFilter | QueryMask)]
     logger.addFilter(PathFilter(excluded_paths))
@@ -64,6 +61,6 @@ def _masked(parameter: str) -> str:
 
 
 def _arguments(record: logging.LogRecord) -> tuple[Any, ...] | None:
-    """The arguments of an access line. None if the record has another format."""
+    """The arguments of a record of the access log. None if the record has another form."""
     args = record.args
     return args if isinstance(args, tuple) and len(args) > _PATH else None

@@ -1,8 +1,8 @@
-"""Errors that several packages share. Each class stands for one reaction of the caller."""
+"""Errors that several packages share. The caller reacts to each class in a different way."""
 
 
 class ServerError(Exception):
-    """Root of the server's errors."""
+    """The base class of the server's errors."""
 
 
 class ConfigError(ValueError):
@@ -15,11 +15,11 @@ class ConfigError(ValueError):
 
 
 class RequestError(ServerError):
-    """The request cannot be served as it stands. Becomes an OpenAI error body.
+    """A request cannot be served in its present form. Becomes the error body of an OpenAI response.
 
     Args:
         message: the problem, the value and a remedy.
-        param: the request field at fault, as a client would write it.
+        param: the field of the request that has the fault, in the client's spelling.
         status: the HTTP status, which is 4xx, 503 if the server is overloaded, or 504 after a timeout.
         type: vLLM's error type, e.g. `BadRequestError`, `NotFoundError`.
     """
@@ -35,14 +35,14 @@ class RequestError(ServerError):
 
 
 class UnsupportedApiError(RequestError):
-    """The model does not support the endpoint. As in vLLM, becomes the 404 of a route that does not exist."""
+    """The model does not support the endpoint. As in vLLM, the answer is 404, as for an unknown endpoint."""
 
     def __init__(self, api_name: str, hint: str = "") -> None:
         super().__init__(f"The model does not support {api_name} API{hint}", status=404, type="NotFoundError")
 
 
 class CodedRequestError(RequestError):
-    """An error that the client's library handles. The library reads `error_code` in the error's `details`."""
+    """An error that client libraries handle. They read `error_code` in the error's `details`."""
 
     def __init__(self, message: str, *, param: str, error_code: str) -> None:
         super().__init__(message, param=param)
@@ -67,10 +67,7 @@ class EngineError(ServerError):
 
 
 class EngineStartError(EngineError):
-    """The engine process did not become ready, because of a bad model, missing memory or a crash.
-
-    The start fails with exit code 3.
-    """
+    """The engine did not become ready: bad model, missing memory or a crash. The start exits with code 3."""
 
 
 class EngineMemoryError(EngineStartError):
@@ -78,14 +75,14 @@ class EngineMemoryError(EngineStartError):
 
 
 class EngineDeadError(EngineError):
-    """The engine process has exited, so it generates nothing more."""
+    """The engine process has exited, so no request is processed any more."""
 
 
 class PromptTooLongError(RequestError):
     """The prompt does not fit into the context. The message is vLLM's, because clients parse it."""
 
     def __init__(self, num_tokens: int, most: int) -> None:
-        """`num_tokens` is at least `most`. A prompt of `most` tokens leaves no room for the answer."""
+        """`num_tokens` may equal `most`, because a prompt of `most` tokens leaves no room for the answer."""
         if num_tokens > most:
             text = (
                 f"This model's maximum context length is {most} tokens. However, your prompt contains at least "

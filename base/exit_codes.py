@@ -8,10 +8,10 @@ ENGINE_DIED: Final = 1
 USAGE: Final = 2
 START_FAILED: Final = 3
 ENGINE_FAILED: Final = 4
-"""The exit code of an engine process that fails after it has become ready."""
+"""An engine process failed after it had become ready. This is the exit code of the engine process."""
 NO_ACCESS: Final = 5
-"""`prefetch` failed, because the hub denies access to the model or has no such model or revision."""
+"""`prefetch` failed, because the hub denies access to the model, or lacks the model or revision."""
 NO_SPACE: Final = 6
-"""`prefetch` failed, because the model does not fit on the disk."""
+"""`prefetch` failed, because the disk has no space for the model."""
 INTERRUPTED: Final = 130
 """Ctrl-C ended the program. The code is 128 plus the number of SIGINT."""

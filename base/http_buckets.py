@@ -1,8 +1,8 @@
-"""The buckets of histograms about HTTP requests. Standard library only."""
+"""The bucket bounds of histograms about HTTP requests. Standard library only."""
 
 from typing import Final
 
 HTTP_BUCKETS: Final = (
     0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 7.5, 10, 30, 60,
 )  # fmt: skip
-"""Seconds, as in `http_request_duration_highr_seconds` of vLLM."""
+"""Bounds in seconds, as in vLLM's `http_request_duration_highr_seconds`."""

@@ -1,7 +1,7 @@
-"""Limits the nesting of JSON that other programs have written, before a parser reads it.
+"""Limits how deeply JSON of other programs is nested, before a parser reads it.
 
-Parsers call themselves for each level. The most levels that they can read depend on the interpreter, the
-thread's stack and the caller. Python 3.11 allows less than 1,000 levels, Python 3.14 tens of thousands.
+Parsers call themselves for each level. How many levels they can read depends on the interpreter, the thread's
+stack and the caller: less than 1,000 in Python 3.11, and tens of thousands in Python 3.14.
 """
 
 import json
@@ -13,14 +13,11 @@ if TYPE_CHECKING:
     from mmap import mmap
 
 MOST_LEVELS: Final = 200
-"""The most levels of objects and arrays inside one another. Pydantic's parser has the same limit.
-
-With this limit, Python functions that call themselves two or three times per level stay below the
-interpreter's limit of 1,000 calls.
-"""
+"""The most nested levels of objects and arrays. Pydantic's parser has the same limit. With it, functions that
+call themselves two or three times per level stay below Python's limit of 1,000 calls."""
 
 _PIECE_BYTES: Final = 1 << 17
-"""The number of bytes that are read at a time. Other threads may run between two pieces."""
+"""The bytes that are read at a time. Other threads can run between two reads."""
 _BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _STEPS: Final = bytes.maketrans(b"[]", b"\x01\xff")
 _NO_MARKS: Final = bytes(set(range(256)) - set(b'",[]{}'))
@@ -34,10 +31,10 @@ class JsonDepthError(ValueError):
 
 
 class JsonPiece(NamedTuple):
-    """A piece of JSON."""
+    """The structure of a part of a JSON text."""
 
     marks: bytes
-    """The commas and brackets outside of strings, in order. Braces are written as brackets."""
+    """The commas and brackets outside of strings, in order. Braces are converted to brackets."""
     num_quotes: int
 
 
@@ -69,13 +66,13 @@ def check_depth(text: "str | bytes | mmap") -> None:
 
 
 def count(text: "bytes | mmap", marks: bytes) -> int:
-    """Counts these ASCII characters, inside and outside of strings."""
+    """Counts how often these ASCII characters occur, both inside and outside of strings."""
     pieces = (text[at : at + _PIECE_BYTES] for at in range(0, len(text), _PIECE_BYTES))
     return sum(piece.count(mark) for piece in pieces for mark in marks)
 
 
 def split_json(text: "bytes | mmap") -> Iterator[JsonPiece]:
-    """Yields the structure of a JSON text in pieces. Skips pieces that are completely inside a string."""
+    """Yields the structure of a JSON text in pieces. Pieces that lie wholly in a string are skipped."""
     begin, is_in_text = 0, False
     while begin < len(text):
         piece = text[begin : begin + _PIECE_BYTES]

@@ -11,7 +11,7 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
     "draining": frozenset({"dead"}),
     "dead": frozenset(),
 }
-"""The states that may follow each state."""
+"""State -> the states that may follow it."""
 
 
 START_INFO: Final = ("vllm_cli:start_info", "How the server was started: cold, warm or plain, and why.")
@@ -26,16 +26,13 @@ class StartInfo(NamedTuple):
     reason: str = ""
     """Why the start is plain, or not warm."""
     compile: str = ""
-    """`loads` or `compiles` during the start, then `loaded` or `compiled`.
-
-    Empty if vLLM compiles nothing.
-    """
+    """During the start `loads` or `compiles`, then `loaded` or `compiled`. Empty if vLLM compiles nothing."""
     compile_reason: str = ""
-    """Why the model is compiled. Has the kinds and names of the settings that differ, without values."""
+    """Why the model is compiled: kinds and names of the settings that differ, without their values."""
 
     @classmethod
     def from_notes(cls, notes: Mapping[str, Any]) -> Self:
-        """Creates the object from notes that a process has made about its start. Ignores other notes."""
+        """Creates the object from a process's notes about its start. Ignores unknown notes."""
         return cls(*(str(notes.get(name, "")) for name in cls._fields))
 
     def __str__(self) -> str:
@@ -46,7 +43,7 @@ class StartInfo(NamedTuple):
 
 
 class StartView(Protocol):
-    """The progress and the timeline of the start. Every method is cheap and may be called at any time."""
+    """The progress and the timeline of a start. Each method is fast and may be called at any time."""
 
     def progress(self) -> dict[str, Any]:
         """Members of a 503 body: `phase`, `progress` (0 to 1), `elapsed_s`, `eta_s` (None if unknown).
@@ -55,7 +52,7 @@ class StartView(Protocol):
         """
 
     def report(self) -> bytes:
-        """The timeline so far as JSON, which is the body of /startupz."""
+        """The timeline up to now as JSON, for the body of /startupz."""
 
     def elapsed_s(self) -> float:
         """Seconds from the start of the process to readiness, or until now if the server is not ready."""
@@ -64,27 +61,27 @@ class StartView(Protocol):
         """Seconds since the kernel has started the process."""
 
     def info(self) -> StartInfo:
-        """How the server was started. Facts that are not known yet are empty."""
+        """How the server was started. Fields that are not known yet are empty."""
 
     def phase_seconds(self) -> Mapping[str, float]:
-        """How many seconds the start has waited for each phase so far, by `process:phase`."""
+        """`process:phase` -> the seconds that the start has waited for this phase so far."""
 
 
 class IllegalTransitionError(RuntimeError):
-    """The current state does not allow the event. This is a defect of the caller."""
+    """The current state does not allow the event. The caller has a bug."""
 
 
 class Lifecycle:
-    """The state of one server. Changed on the event loop only. Its attributes may be read on any thread."""
+    """The state of one server. Changed only on the event loop. Any thread may read the attributes."""
 
     def __init__(self) -> None:
         self.state: State = "starting"
         self.reason: str | None = None
-        """Why the engine ended. None until it ends."""
+        """Why the engine has ended. None while it runs."""
         self.is_hung = False
-        """Whether the engine has ended because it hung."""
+        """Whether the engine was ended because it hung."""
         self.has_engine = False
-        """Whether the engine is ready. Stays True while the server drains."""
+        """Whether the engine has been ready and has not ended. Stays True while the server drains."""
         self._subscribers: list[Callable[[State], None]] = []
 
     def subscribe(self, callback: Callable[[State], None]) -> None:
@@ -92,7 +89,7 @@ class Lifecycle:
         self._subscribers.append(callback)
 
     def engine_ready(self) -> None:
-        """Called when the engine has generated its first token. A draining server stays in this state."""
+        """Called when the engine has generated its first token. A draining server keeps draining."""
         if self.state == "draining":
             self.has_engine = True
             return
@@ -108,7 +105,7 @@ class Lifecycle:
             self._enter("dead")
 
     def engine_hangs(self, reason: str) -> None:
-        """Called when the watchdog ends a hung engine."""
+        """Called when the watchdog ends an engine that hangs."""
         self.is_hung = True
         self.engine_ended(reason)
 

@@ -11,15 +11,15 @@ from base.setting import Group, Role, check_ranges, from_variable, setting
 from envs.registry import env
 
 SHUTDOWN_TIMEOUT_S: Final = 25.0
-"""The default time to drain. By default, Kubernetes kills a pod 30 s after SIGTERM."""
+"""The default time to drain. Kubernetes kills a pod 30 s after SIGTERM by default."""
 SAME_SIGNAL_S: Final = 0.5
-"""Two signals within this time count as one signal. A server may receive the same signal from the service
-manager and, forwarded, from the front process or the router."""
+"""Equal signals within this time count as one signal. A server may get a signal from the service manager, and
+again from the front process or the router."""
 GIVES_WAY_S: Final = 45.0
-"""A router stops a model that has not answered for this many seconds while others wait for its memory.
+"""Seconds without an answer after which a router stops a model that others wait for.
 
-After this time, a server ends an engine that is silent and computes nothing. Earlier, the router disconnects
-clients that do not read, and silent WebSockets.
+After this time, a server also ends an engine that is silent and computes nothing. Earlier, the router
+disconnects clients that do not read, and silent WebSockets.
 """
 _ROOT_PATH = re.compile(r"/[!-~]*")
 
@@ -30,7 +30,7 @@ def waiting_mark(socket_path: str) -> Path:
 
 
 def control_socket(socket_path: str) -> Path:
-    """The socket on which a model's server receives the router's commands to sleep and to wake up."""
+    """The socket on which a model's server gets the router's commands to sleep and to wake."""
     return Path(f"{socket_path}.control")
 
 
@@ -86,7 +86,7 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TlsConfig:
-    """Settings of HTTPS, which needs a certificate."""
+    """The settings of HTTPS, which needs a certificate."""
 
     help_group: ClassVar[Group] = "HTTP server"
     role: ClassVar[Role] = "tls"
@@ -103,7 +103,7 @@ class TlsConfig:
         maximum=2,
         expected="0 (none), 1 (optional) or 2 (required)",
     )
-    """Values of `ssl.CERT_*`."""
+    """One of the numbers `ssl.CERT_*`."""
     ssl_ciphers: str | None = setting(
         None, "--ssl-ciphers", "Ciphers of TLS 1.2 in OpenSSL's syntax, by default Python's."
     )

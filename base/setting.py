@@ -42,33 +42,33 @@ Syntax = Literal[
     "tokenizer mode",
     "quantization",
 ]
-"""The form of a value whose field's type allows several forms. `count` and `size` accept units."""
+"""The form of a value, if the type of the field allows several forms. `count` and `size` accept units."""
 
 
 Role = Literal["address", "keys", "tls", "port", "both", "router", "program", "run"]
-"""Decides which processes use a setting when a router is in front of a model's server.
+"""Decides which process uses a setting if a router is in front of a model's server.
 
-A setting without a role is used only by the model's server. `address`, `keys`, `tls` and `port` are for the
-port for clients, and `router` is for the router itself. A model's server gets no setting with these roles.
-`program` applies to each server separately. `both` applies to the port for clients and to all servers behind
-it. `run` is for one run of a model, which reads or writes the place that the setting names.
+Without a role, only the model's server uses the setting. `address`, `keys`, `tls` and `port` are for the port
+for clients, and `router` is for the router itself. A model's server gets no setting with these five roles.
+`program` is for each server separately. `both` is for the port for clients and for all servers behind it.
+`run` is for one run of a model, which reads or writes the place that the setting names.
 """
 
 
 class Setting(TypedDict, total=False):
-    """Metadata of a field. A field with `variable` but without `flag` is set only by the variable."""
+    """The metadata of a field. If it has `variable` but no `flag`, only the variable sets the field."""
 
     flag: str
     aliases: tuple[str, ...]
     help: str
     group: Group
-    """The flag's section in the help. The default is the dataclass's `help_group`."""
+    """The section of the flag in the help. The default is `help_group` of the dataclass."""
     role: Role
-    """The setting's role. The default is the dataclass's `role`, if it is set."""
+    """The default is the role of the dataclass, if it has one."""
     after: str
-    """The flag before this flag in the help. The default is the order of the fields."""
+    """The flag that comes before this flag in the help. The default is the order of the fields."""
     filled_by: str
-    """A flag of another field. This field gets the value of this flag, too."""
+    """The flag of another field whose value this field also gets."""
     variable: EnvVar[Any]
     metavar: str
     choices: tuple[str, ...]
@@ -95,7 +95,7 @@ def setting(default: T, flag: str = "", help: str = "", /, **metadata: Unpack[Se
 
 
 def from_variable(variable: EnvVar[T], flag: str = "", help: str = "", /, **metadata: Unpack[Setting]) -> T:
-    """A field with an environment variable. The variable's default is the field's default."""
+    """A field that an environment variable sets. The default of the variable is the default of the field."""
     metadata["variable"] = variable
     return setting(variable.default, flag, help, **metadata)
 
@@ -123,7 +123,7 @@ def walk_settings(config: Any, prefix: str = "") -> Iterator[ConfigField]:
 
 
 def is_section(field: Field[Any]) -> bool:
-    """Whether the field's value is a dataclass with settings."""
+    """Whether the value of the field is a dataclass with settings."""
     return is_dataclass(field.type) and "flag" not in field.metadata
 
 
@@ -139,7 +139,7 @@ def check_ranges(config: Any) -> None:
 
 
 def option_name(declared: Field[Any]) -> str:
-    """The flag that sets the field, or else its environment variable."""
+    """The flag that sets the field. If there is none, its environment variable."""
     return str(declared.metadata.get("flag") or declared.metadata["variable"].name)
 
 

@@ -8,7 +8,7 @@ _UNITS: Final = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1
 
 
 def format_bytes(count: float) -> str:
-    """For example `1.5 GiB`. Numbers below 1 KiB are written in whole bytes."""
+    """Returns text such as `1.5 GiB`. Numbers below 1 KiB are written in whole bytes."""
     for unit, size in _UNITS:
         if count >= size:
             return f"{count / size:.1f} {unit}"
@@ -16,7 +16,7 @@ def format_bytes(count: float) -> str:
 
 
 def signal_name(number: int) -> str:
-    """For example `SIGKILL`, or `signal 40` for a real-time signal."""
+    """Returns text such as `SIGKILL`, or `signal 40` for a real-time signal."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -1,1 +1,1 @@
-"""Reads environment variables. Only this package reads `os.environ`. `registry` declares our variables."""
+"""Reads environment variables. No other package reads `os.environ`. `registry` declares our own variables."""

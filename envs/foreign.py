@@ -1,8 +1,7 @@
 """Reads variables of other programs by name, and a few of our own variables that a warm start needs early.
 
-`registry` also declares these own variables (VCLI_STANDBY, VCLI_ENGINE and folders), but importing `registry`
-takes too long for a warm start. The command that runs next reads them through `registry`, and reports wrong
-values.
+`registry` also declares these few variables (VCLI_STANDBY, VCLI_ENGINE and folders), but a warm start has no
+time to import `registry`. The command that runs next reads them through `registry`, and reports wrong values.
 """
 
 import os
@@ -16,17 +15,17 @@ def snapshot() -> dict[str, str]:
 
 
 def text_of(name: str) -> str:
-    """The variable's value. Empty if the variable is not set."""
+    """The value of a variable. Empty if the variable is not set."""
     return os.environ.get(name, "")
 
 
 def is_set(name: str) -> bool:
-    """Whether the variable exists, even if it is empty."""
+    """Whether the variable is set, even if it is empty."""
     return name in os.environ
 
 
 def replace_all(wanted: Mapping[str, str]) -> dict[str, str]:
-    """Replaces the whole environment. Returns the changed variables. Removed variables are empty."""
+    """Replaces the whole environment. Returns the changed variables, with empty values for removed ones."""
     before = snapshot()
     for name in before.keys() - wanted.keys():
         del os.environ[name]
@@ -37,7 +36,7 @@ def replace_all(wanted: Mapping[str, str]) -> dict[str, str]:
 
 
 def changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
-    """The variables that differ, with their values in `after`. Removed variables are empty."""
+    """The variables that differ, with their values in `after`. The value of a removed variable is empty."""
     names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     return {name: after.get(name, "") for name in names}
 
@@ -51,7 +50,7 @@ def readdress(old_pid: int, new_pid: int) -> None:
 
 @contextmanager
 def overlaid(extra: Mapping[str, str]) -> Iterator[None]:
-    """Sets variables for a block and the processes started in it, then restores the previous values."""
+    """Sets variables for the block and for processes that it starts. Then restores the previous values."""
     before = {name: os.environ.get(name) for name in extra}
     os.environ.update(extra)
     try:

@@ -1,7 +1,6 @@
-"""Finds secrets, and hides them in words and addresses before the words are shown or stored.
+"""Finds secrets, and hides them in words and addresses before these are shown or stored.
 
-Every command runs this code first (`base.machine.command_line`), so functions import `re` only when they need
-it.
+Every command runs this code first (`base.machine.command_line`), so only functions that need `re` import it.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
 
 MASK = "********"
 _LEAST_QUOTED = 4
-"""The least length of a secret that is searched for in texts. Shorter texts occur in ordinary words."""
+"""The least length of a secret that is searched for in texts. Shorter secrets may occur in ordinary words."""
 
 SECRET_ENDINGS = (
     "key", "key_id", "keyid", "token", "secret", "password", "passwd", "passphrase", "_pass", "_pat", "auth",
@@ -57,7 +56,7 @@ def hide_in_words(words: Iterable[str], hide: Callable[[str], str] = _mask) -> l
     """
     shown = []
     num_secrets = 0
-    """How many of the next words are secret. 2 means all words up to the next flag."""
+    """The number of next words that are secret. 2 means all words up to the next flag."""
     is_list = False
     for word in words:
         name, is_attached, value = word.partition("=")
@@ -75,7 +74,7 @@ def hide_in_words(words: Iterable[str], hide: Callable[[str], str] = _mask) -> l
 
 
 def hide_in_command(text: str, hide: Callable[[str], str] = _mask) -> str:
-    """Replaces the secrets in a command line with the syntax of a shell. Keeps its blanks and quotes."""
+    """Replaces the secrets in a command line that a shell would split. Its blanks and quotes stay."""
     if "earer " in text:
         text = _replace(_BEARER, lambda token: hide(token[0]), text)
     if not _may_name_secret(text):
@@ -127,7 +126,7 @@ def _hide_members(text: str, hide: Callable[[str], str]) -> str:
 
 
 def _may_name_secret(text: str) -> bool:
-    """Whether the text may contain the name of a secret. Searches without `re`."""
+    """Whether the text may contain the name of a secret. Needs no `re`."""
     folded = text.lower().replace("-", "_")
     for ending in SECRET_ENDINGS:
         begin = folded.find(ending)

@@ -36,13 +36,13 @@ START_METHODS: Final = ("spawn", "fork", "forkserver")
 """The start methods of the engine process."""
 
 ENGINES: Final = ("auto", "embedded", "vllm")
-"""The engines are the embedded engine and an installed vLLM. `auto` prefers vLLM."""
+"""The embedded engine and an installed vLLM. `auto` prefers vLLM."""
 
 PREFLIGHT_MODES: Final = ("auto", "warn", "off")
-"""`auto` ends the start if the preflight finds faults. `warn` only logs faults. `off` skips the checks."""
+"""`auto`: faults end the start. `warn`: faults are only logged. `off`: the preflight is skipped."""
 
 STANDBY_MODES: Final = ("auto", "off", "require")
-"""Whether a start is forked from a standby process."""
+"""Whether a start is forked from the template process of a standby."""
 
 IDLE_WARM_MODES: Final = ("auto", "off")
 """Whether a router keeps standbys of its own."""
@@ -188,7 +188,7 @@ def validate_all() -> list[EnvError]:
 
 
 def unknown_variables() -> list[str]:
-    """A line for each variable with our prefix that is not declared, and for each former variable of vLLM."""
+    """A line for each unknown variable with our prefix, and for each former variable of vLLM."""
     declared = [variable.name for variable in variables()]
     unknown = undeclared_names(OWN_PREFIX)
     lines = [f"{name} is not a variable of vllm-cli{did_you_mean(name, declared)}" for name in unknown]
@@ -197,7 +197,7 @@ def unknown_variables() -> list[str]:
 
 
 def undeclared_names(prefix: str) -> list[str]:
-    """Variables with this prefix that are set but not declared here. For `VLLM_`, these are vLLM's own."""
+    """Names with this prefix that are set, but not declared here. For `VLLM_`, these are vLLM's own."""
     declared = {variable.name for variable in variables()}
     return sorted(name for name in os.environ if name.startswith(prefix) and name not in declared)
 

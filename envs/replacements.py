@@ -1,8 +1,8 @@
 """The replacements of former flags, commands and variables of vLLM and of this program.
 
-`envs.suggestion` adds the replacement to errors and notices. A name is looked up only if it is unknown to the
-installed version, because an older vLLM still has some of the flags. A key `FLAG VALUE` is for a flag that
-still exists, but whose value had another form.
+`envs.suggestion` adds the replacement to errors and notices. A name is looked up only if the installed
+version does not know it, because an older vLLM still has some of the flags. A key `FLAG VALUE` stands for a
+flag that still exists, but whose value had another form.
 """
 
 from typing import Final
@@ -11,7 +11,7 @@ LIMITS: Final = {
     "VCLI_MAX_RUNNING": "--max-running", "VCLI_MAX_WAIT": "--max-wait", "VCLI_MAX_WAITING": "--max-waiting",
     "VCLI_MEMORY_BUDGET": "--memory-budget",
 }  # fmt: skip
-"""Former variables for limits. A start fails if one is set, because the server would have no such limit."""
+"""Former variables for limits. If one is set, the start fails, because the server would lack this limit."""
 
 _USELESS: Final = (
     "--calculate-kv-scales", "--disable-async-output-proc", "--disable-frontend-multiprocessing",

@@ -7,10 +7,10 @@ from envs.replacements import REPLACEMENTS
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """` (did you mean 'x'?)`, or ` (removed: …)` for a known former word. Empty if no choice is similar.
+    """` (did you mean 'x'?)`, or ` (removed: …)` for a former word. Empty if no choice is similar.
 
-    If `--port 80` is one word, as may happen in lists of arguments, the advice is to write two words. Ignores
-    case and the dashes before a flag's name, because dashes would make any two flags similar.
+    If `--port 80` is a single word, as in lists of arguments, the advice is to write two words. Case is
+    ignored, and so are the dashes before a flag's name, because they would make any two flags similar.
     """
     name = word.partition(" ")[0] if word.startswith("-") else word
     if name in REPLACEMENTS:

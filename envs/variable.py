@@ -37,7 +37,7 @@ class EnvError(ValueError):
 
 
 class InvalidValueError(ValueError):
-    """Raised by a variable's parser. Has the expected form of the value, and a suggestion as hint."""
+    """Raised by the parser of a variable, with the expected form of the value and a suggestion as hint."""
 
     def __init__(self, expected: str, *, hint: str = "") -> None:
         super().__init__(expected)
@@ -47,7 +47,7 @@ class InvalidValueError(ValueError):
 
 @dataclass(eq=False)
 class EnvVar(Generic[T]):
-    """A declared variable. Its name is the name of the attribute to which it is assigned.
+    """A declared variable. It is named like the attribute to which it is assigned.
 
     An empty value counts as unset, because container files often leave variables empty.
     """
@@ -72,7 +72,7 @@ class EnvVar(Generic[T]):
 
     @property
     def default(self) -> T:
-        """The value if the variable is not set."""
+        """The value that counts if the variable is not set."""
         return self.default_factory()
 
     @property
@@ -96,16 +96,13 @@ class EnvVar(Generic[T]):
             raise EnvError(self.name, self.show(raw), err.expected, hint=err.hint) from err
 
     def show(self, value: object) -> str:
-        """The value for output. Masks secrets, and logins in URLs. Empty for None."""
+        """The value as text for output, without secrets and logins in URLs. Empty for None."""
         text = "" if value is None else ",".join(sorted(value)) if isinstance(value, frozenset) else str(value)
         return MASK if self.is_secret and text else without_login(text)
 
     @contextmanager
     def override(self, value: str | None) -> Iterator[None]:
-        """Sets the variable for a block and the processes started in it. None removes it.
-
-        Restores the variable at the end of the block.
-        """
+        """Sets the variable for the block and processes started in it. None removes it. Then restores it."""
         before = os.environ.get(self.name)
         self._write(value)
         try:
@@ -121,7 +118,7 @@ class EnvVar(Generic[T]):
 
 
 def text(description: str) -> EnvVar[str | None]:
-    """Any text. None if the variable is unset."""
+    """Any text. None if the variable is not set."""
     return EnvVar[str | None]("text", str, lambda: None, description)
 
 
@@ -142,7 +139,7 @@ def path(default_factory: Callable[[], Path], description: str) -> EnvVar[Path]:
 
 
 def hub_path(default_factory: Callable[[], Path | str], description: str) -> EnvVar[Path]:
-    """Expands `~` and `$VARIABLE`, also in the default, as the Hugging Face hub's client does."""
+    """A folder or file. Like the hub's client, expands `~` and `$VARIABLE`, also in the default."""
 
     def parse(raw: Path | str) -> Path:
         return Path(os.path.expandvars(expand_home(str(raw))))
@@ -156,7 +153,7 @@ def hub_seconds(default: int, description: str) -> EnvVar[int]:
 
 
 def boolean(default: bool, description: str) -> EnvVar[bool]:
-    """`1/true/yes/on` or `0/false/no/off`."""
+    """True for `1/true/yes/on`, False for `0/false/no/off`."""
     return EnvVar("boolean", _parse_boolean, lambda: default, description, choices=_TRUE + _FALSE)
 
 
@@ -188,7 +185,7 @@ def seconds(default: float, description: str) -> EnvVar[float]:
 
 
 def optional_duration(description: str) -> EnvVar[float | None]:
-    """Seconds, or a number with a unit. None if the variable is unset."""
+    """A duration in seconds. Its text may have a unit. None if the variable is not set."""
     return EnvVar[float | None]("duration", _parse_duration, lambda: None, description)
 
 
@@ -198,12 +195,12 @@ def optional_integer(description: str, *, minimum: int) -> EnvVar[int | None]:
 
 
 def choice(default: str, choices: tuple[str, ...], description: str) -> EnvVar[str]:
-    """One of a list of words."""
+    """One of these words."""
     return EnvVar("choice", _choice_parser(choices), lambda: default, description, choices=choices)
 
 
 def choice_in_capitals(default: str, choices: tuple[str, ...], description: str) -> EnvVar[str]:
-    """One of a list of words in capitals, accepted in any case."""
+    """One of these words in capitals, accepted in any case."""
     parse = _choice_parser(choices)
     return EnvVar("choice", lambda raw: parse(raw.upper()), lambda: default, description, choices=choices)
 

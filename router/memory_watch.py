@@ -18,16 +18,16 @@ logger = logging.getLogger(__name__)
 
 _LOOK_S: Final = 1.0
 _NEW_S: Final = 10.0
-"""Seconds between measurements of a new model, until it stops growing. vLLM fills the KV cache late."""
+"""Seconds between measurements of a new process until it stops growing. vLLM fills its KV cache late."""
 _MODEL_S: Final = 60.0
-"""Seconds between later measurements of a model that is in use. A measurement costs processor time."""
+"""Seconds between later measurements of a model that is in use. Each measurement takes processor time."""
 _GROWTH: Final = Need(16 << 20, 16 << 20)
 _ROUTER_S: Final = 10.0
 
 
 @dataclass
 class _Followed:
-    """A model that is ready or asleep, with its latest process."""
+    """The latest process of a model that is ready or asleep. A generation is the number of such a process."""
 
     generation: int
     pids: Collection[int]
@@ -35,9 +35,8 @@ class _Followed:
     is_used: bool = True
     """Whether the model had a request since its last measurement."""
     last: Need = NOTHING
-    """The last measurement."""
     is_settled: bool = False
-    """Whether the memory grew little between two measurements. The model has then taken all of its memory."""
+    """Whether the memory grew little between two measurements, so that the process has all of its memory."""
 
     def is_due(self, now: float) -> bool:
         wait_s = _MODEL_S if self.is_settled else _NEW_S
@@ -49,12 +48,12 @@ class _Followed:
 
 
 class MemoryWatch:
-    """Measures memory at intervals. Used on the event loop. Slow work runs in threads."""
+    """Measures memory at intervals. Its methods run on the event loop, and slow work runs in threads."""
 
     def __init__(self, meter: MemoryMeter, scheduler: ModelScheduler, apply: Callable[[list[Action]], None]) -> None:
         """
         Args:
-            apply: carries out the scheduler's actions.
+            apply: carries out actions that the scheduler returns.
         """
         self.router_bytes = 0
         self.standby_bytes = 0
@@ -65,26 +64,24 @@ class MemoryWatch:
         self._measuring: asyncio.Task[None] | None = None
 
     def begin(self, standby_bytes: Callable[[], int]) -> None:
-        """Starts measuring. `standby_bytes` returns the memory of the standbys."""
+        """Starts measuring. `standby_bytes` returns the memory of all standbys."""
         self._measuring = asyncio.create_task(self._run(standby_bytes), name="memory")
 
     def close(self) -> None:
-        """Stops measuring."""
         if self._measuring is not None:
             self._measuring.cancel()
 
     def follow(self, generation: int, name: str, pids: Collection[int]) -> None:
-        """Measures these processes from now on, after the generation became ready or fell asleep."""
+        """Measures these processes regularly from now on. Called when the generation is ready or asleep."""
         self._followed[name] = _Followed(generation, pids)
 
     def forget(self, generation: int, name: str) -> None:
-        """Stops measuring a generation that has ended."""
+        """Stops measuring the generation, because it has ended."""
         if name in self._followed and self._followed[name].generation == generation:
             del self._followed[name]
             self._meter.forget(name)
 
     def note_use(self, name: str) -> None:
-        """Notes that the model gets a request."""
         if (followed := self._followed.get(name)) is not None:
             followed.is_used = True
 

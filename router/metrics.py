@@ -14,11 +14,11 @@ from base.http_buckets import HTTP_BUCKETS
 from base.lifecycle import StartInfo
 
 UNKNOWN: Final = "unknown"
-"""The model's label for requests that were passed to no model. A client's text never becomes a label."""
+"""The label `model` for requests that were passed to no model, so that clients' texts never become labels."""
 CLIENT_GONE: Final = 499
-"""The status of a request whose client has left."""
+"""The status that is counted if the client leaves before its response is complete."""
 _MOST_REASONS: Final = 20
-"""The most reasons of starts that become labels. All others share one label, so that memory is bounded."""
+"""The most reasons of failed starts that become labels. Further reasons share one label, to bound memory."""
 _LONGEST_REASON: Final = 200
 
 
@@ -28,15 +28,15 @@ class RequestRecord:
 
     begin_s: float = field(default_factory=time.perf_counter)
     first_byte_s: float | None = None
-    """When the first byte of the model's answer arrived."""
+    """When the first byte of the model's answer arrived. None before that."""
     model: str | None = None
-    """None for a request that the router answers itself. Such a request is not counted."""
+    """The model's name. None if the router answers the request itself. Such a request is not counted."""
     final_status: int = 0
-    """The status of an error that ends a stream, or 101 for a WebSocket. 0: the response's status counts."""
+    """The status to count if a stream ends with an error, or for a WebSocket. 0: the response's status."""
 
 
 class Durations:
-    """A histogram of durations. It takes a quarter of the time that the library's histogram takes."""
+    """A histogram of durations. The Prometheus library's histogram takes four times as long."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(HTTP_BUCKETS) + 1)
@@ -47,7 +47,7 @@ class Durations:
         self.sum_s += seconds
 
     def buckets(self) -> list[tuple[str, int]]:
-        """Each upper bound, and the number of durations up to it."""
+        """Returns pairs of an upper bound and the number of durations up to it."""
         bounds = [*map(str, map(float, HTTP_BUCKETS)), "+Inf"]
         return [*zip(bounds, itertools.accumulate(self._counts), strict=True)]
 
@@ -65,7 +65,7 @@ class RouterMetrics:
         self._reasons: set[str] = set()
 
     def note_request(self, record: RequestRecord, status: int) -> None:
-        """Counts a request that has ended with this status. `CLIENT_GONE`: the client has left."""
+        """Counts a request that has ended with this status, or with CLIENT_GONE if its client has left."""
         if (model := record.model) is None:
             return
         status = record.final_status or status
@@ -76,13 +76,13 @@ class RouterMetrics:
             self._first_bytes[model].add(record.first_byte_s - record.begin_s)
 
     def note_wait(self, model: str, took_s: float, refusal: str = "") -> None:
-        """Counts the wait of a request that was admitted to a model, or refused for the reason `refusal`."""
+        """Counts the wait of a request for its model. `refusal` is the reason for refusing the request."""
         self._waits[model].add(took_s)
         if refusal:
             self._refusals[model, refusal] += 1
 
     def note_start(self, model: str, outcome: str, info: StartInfo) -> None:
-        """Counts a start that has succeeded, has failed or was stopped. A failure's reason is a code."""
+        """Counts a start. `outcome` is `ready`, `failed` or `stopped`. `info` has the code of a failure."""
         reason = info.reason[:_LONGEST_REASON]
         if reason not in self._reasons and len(self._reasons) >= _MOST_REASONS:
             reason = "other"
@@ -90,7 +90,7 @@ class RouterMetrics:
         self._starts[model, outcome, info.start_mode, reason] += 1
 
     def collect(self) -> Iterator[Metric]:
-        """Yields the metric families. The library's registry calls this method."""
+        """Yields the metric families. The Prometheus library's registry calls this method."""
         yield _counter("requests", "Ended requests to models, by class of status.", self._requests, "status")
         yield _histogram("request_duration", "From a request's head to the end of its response.", self._durations)
         text = "From a request's head to the first byte of the model's answer."

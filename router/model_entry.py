@@ -1,4 +1,4 @@
-"""The models of a router, as its file or command line describes them, and the faults of that file."""
+"""The models of a router as its file or command line describes them, and the faults of that description."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
 
 
 class ServerCall(NamedTuple):
-    """A request that the router sends to a command's server."""
+    """A request by which the router puts a command's server to sleep or wakes it."""
 
     method: str
     path: str
@@ -22,65 +22,66 @@ class ServerCall(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignCommand:
-    """A server that is not ours. Its `cmd` is neither `vllm serve` nor `vllm-cli serve`."""
+    """A server that is not ours. The command that starts it is neither `vllm serve` nor `vllm-cli serve`."""
 
     words: tuple[str, ...]
-    """The command with `${PORT}` not yet replaced. Empty: the server already runs."""
+    """The command, in which `${PORT}` is not yet replaced. Empty if the server already runs."""
     address: str
     """The server's address from the key `proxy`, for example "http://127.0.0.1:${PORT}"."""
     port: int | None
-    """The port that the file names. None: each start replaces `${PORT}` by a free port."""
+    """The port that the file names. If it names none (None), each start replaces `${PORT}` by a free port."""
     check_endpoint: str = "/health"
     """The path that answers 200 once the server is ready. "none": the server is ready once it listens."""
     stop_words: tuple[str, ...] = ()
-    """The command that stops the server, with `${PID}` not yet replaced. Empty: SIGTERM stops it."""
+    """The command that stops the server, with `${PID}` not yet replaced. If empty, SIGTERM stops it."""
     sleep_calls: tuple[ServerCall, ...] = ()
-    """The calls that put the server to sleep, in order. Given only together with `wake_calls`."""
+    """The requests that put the server to sleep, in order. They are given only together with `wake_calls`."""
     wake_calls: tuple[ServerCall, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class BodyChanges:
-    """How the router changes a request's body for the model. The key `a.b` is the key b in the object a.
+    """How the router changes a request's body before the model gets it.
 
-    A key that ends in `?` is set only if the body lacks it after the earlier changes.
+    A key `a.b` means the key b in the object a. A key that ends in `?` is set only in a body that still lacks
+    it after the earlier changes.
     """
 
     model: str | None = None
-    """The value of `model` that the model's server gets. None: the client's value."""
+    """The new value of the body's member `model`. None: the client's value stays."""
     strip: tuple[str, ...] = ()
-    """Keys that are removed first."""
+    """The keys that are removed first."""
     set: Mapping[str, Any] = field(default_factory=dict)
-    """Keys that get these values next."""
+    """Key -> its new value. These keys are set after `strip`."""
     set_by_name: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Name of the model -> keys that get these values last, in requests for this name."""
+    """Name of the model -> keys and their values, which are set last in requests with this name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelEntry:
-    """One model. If an entry equals another entry, a process of the first can continue for the second."""
+    """One model of a router, as the router runs it."""
 
     name: str
     aliases: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
-    """The words after `vllm-cli serve`: MODEL and all flags except the address. Empty with `foreign`."""
+    """The words after `vllm-cli serve`: MODEL and all flags except the address. Empty for `foreign`."""
     foreign: ForeignCommand | None = None
     engine: str = "auto"
-    """`embedded`, `vllm` or `auto`. `other` with `foreign`."""
+    """`embedded`, `vllm` or `auto`. `other` for a `foreign` command."""
     env: Mapping[str, str] = field(default_factory=lambda: NO_ENVIRONMENT, repr=False)
     ttl_s: float | None = None
-    """Seconds without a request until the model is stopped. None: it stays until its memory is needed."""
+    """Seconds without a request until the model is stopped. None: it runs until its memory is needed."""
     on_swap: Literal["stop", "sleep"] = "stop"
     """How the model makes room when another model needs its memory."""
     idle_sleep_s: float | None = None
     """Seconds without a request until the model falls asleep. None: it stays awake."""
     sleep_levels: tuple[int, ...] = (1, 2)
-    """The levels at which the model may sleep, best first. `with_sleep_words` removes unsupported levels."""
+    """vLLM's sleep levels for this model, best first. `with_sleep_words` removes unsupported levels."""
     restart_limit: int | None = None
-    """Failures in a row until the router stops restarting the model. None: only requests restart it."""
+    """Failures in a row after which the router stops restarting the model. None: only requests do."""
     preload: bool = False
     pinned: bool = False
-    """Whether the model keeps running when another model needs memory, and when it is idle."""
+    """Whether the model is never stopped, neither when another model needs memory nor when it is idle."""
     concurrency: int | None = None
     """The most requests that the model's server gets at once. None: no limit."""
     refuses_excess: bool = False
@@ -91,9 +92,9 @@ class ModelEntry:
     """Further members of the model's entry in /v1/models."""
     start_timeout_s: float | None = None
     excludes: frozenset[str] = frozenset()
-    """Models that must not run when this model starts."""
+    """Names of models that must not run when this model starts."""
     adapters: tuple[str, ...] = ()
-    """The names of LoRA adapters, which requests may also use. The model's own server lists them."""
+    """The names of the model's LoRA adapters. Requests may name an adapter instead of the model."""
     line: int | None = field(default=None, compare=False)
 
     @property
@@ -102,7 +103,7 @@ class ModelEntry:
 
     @property
     def request_names(self) -> tuple[str, ...]:
-        """Every value of `model` in a request that this entry answers."""
+        """Every name by which a request can select this model."""
         return (self.name, *self.aliases, *self.adapters)
 
 
@@ -115,9 +116,9 @@ class Fault:
     key: str = ""
     """The path of the key: `models.qwen.ttl`."""
     file: str = "models.yaml"
-    """The file as the user named it. Empty: the fault is on the command line."""
+    """The file's name as the user gave it. Empty if the fault is on the command line."""
     check: str = USAGE
-    """The preflight's check that found the fault. `usage`: a key or value that is never accepted."""
+    """The preflight's check that found the fault. `usage` means a key or value that is never accepted."""
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
@@ -125,7 +126,7 @@ class Fault:
 
 
 class Notice(Fault):
-    """A message about an accepted key that has no effect, or a different effect than expected."""
+    """A message about a key that is accepted, but has no effect or not the usual effect."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class ModelsFile:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     notices: tuple[Notice, ...] = ()
     log_level: str | None = None
-    """The router's log level, if the command line gives none."""
+    """The router's log level. It counts only if the command line gives none."""
 
 
 _MAX_SHOWN: Final = 100
@@ -156,5 +157,5 @@ class ModelsFileError(StartupError):
 
     @property
     def has_usage_error(self) -> bool:
-        """Whether a fault is a key, value or flag that is never accepted."""
+        """Whether one of the faults is a key, value or flag that is never accepted."""
         return any(fault.check == USAGE for fault in self.faults)

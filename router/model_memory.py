@@ -1,4 +1,8 @@
-"""Reads free memory, measures the memory of models' processes, and estimates it for unmeasured models."""
+"""Reads free memory, and measures or estimates the memory of models.
+
+A model sleeps at one of vLLM's two levels. At level 1 its weights are in the machine's memory. At level 2
+they are dropped. Level 0 means that the model is awake.
+"""
 
 import threading
 from collections import defaultdict
@@ -22,13 +26,13 @@ from startup.session.preflight.checkpoint import read_checkpoint
 from startup.session.preflight.memory_fit import PROGRAM_BYTES, loaded_bytes
 
 _VLLM_BYTES: Final = 1700 << 20
-"""vLLM's memory apart from weights and KV cache. Measured without GPUs: 1.7 GiB."""
+"""vLLM's memory without weights and KV cache: 1.7 GiB, measured without GPUs."""
 _FOREIGN_BYTES: Final = 256 << 20
-"""The memory that the program of a user's command takes, apart from weights."""
+"""The memory of a program that a user's command starts, without weights."""
 _WEIGHTS_SHARE: Final = 1.1
-"""Bytes in memory for each byte of weights on disk. Buffers of the computation take about a tenth."""
+"""Bytes in memory for each byte of weights on disk. Buffers for the computation need about a tenth more."""
 _GPU_BYTES: Final = 1 << 30
-"""GPU memory for CUDA's context, captured graphs and activations. Weights and KV cache are added to it."""
+"""Bytes on each GPU for CUDA's context, captured graphs and activations, besides weights and KV cache."""
 _GIB: Final = 1 << 30
 _SPACE: Final = "VLLM_CPU_KVCACHE_SPACE"
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
@@ -36,11 +40,11 @@ _NOTHING: Final = ("", "auto", "None")
 """Values of a flag that mean the same as its absence."""
 _QUANTIZED: Final = "quantization_config"
 _QUANTIZED_SHARE: Final = 0.25
-"""Bytes for each byte of half-precision weights that vLLM quantizes (to 4 bits) while it loads them."""
+"""The size of weights that vLLM quantizes (to 4 bits) during loading, relative to half precision."""
 
 
 def default_budget() -> int | None:
-    """The memory of the machine or container. None if it is unknown."""
+    """The memory of the machine or of this process's container. None if it is unknown."""
     state = read_memory()
     return state.total_bytes if state else None
 
@@ -48,15 +52,16 @@ def default_budget() -> int | None:
 class MemoryMeter:
     """Measures models and remembers the results. Each method may run on any thread.
 
-    `measure` reads the memory of every process of a model: 25 ms for each GiB, 80 ms for a small model of
-    vLLM (November 2026, two cores). `free` takes less than 1 ms without GPUs. The other methods read sizes of
-    files once for each model, and also the headers of weight files that are converted while they are loaded.
+    `measure` reads the memory of every process of a model. This takes 25 ms for each GiB, and 80 ms for a
+    small model of vLLM (November 2026, two cores). `free` takes less than 1 ms without GPUs. The other
+    methods read the sizes of a model's files once. They also read the headers of weights that are converted
+    during loading.
     """
 
     def __init__(self, find_model: Callable[[str], str | None]) -> None:
         """
         Args:
-            find_model: returns a model's folder or file on disk. The argument is the name of its entry.
+            find_model: returns a model's folder or file on disk. The argument is the model's name.
         """
         self._find_model = find_model
         self._lock = threading.Lock()
@@ -64,7 +69,7 @@ class MemoryMeter:
         self._sizes: dict[str, _Size] = {}
         self._now: dict[str, Need] = {}
         self._estimates = defaultdict[str, dict[int, Need]](dict)
-        """Name of a model -> level of sleep (0: awake) -> the estimated need."""
+        """Model's name -> sleep level -> the estimated need."""
         self._reserved: dict[str, Need] = {}
         self._gpus = tuple(read_gpus_here())
         if self._gpus:
@@ -75,7 +80,7 @@ class MemoryMeter:
         return bool(self._gpus)
 
     def free(self) -> Need | None:
-        """The memory that is free now. GPU memory is the sum over all GPUs. None if memory is unknown."""
+        """The memory that is free now. Its GPU memory is the sum over all GPUs. None if it is unknown."""
         state = read_memory()
         if state is None:
             return None
@@ -83,13 +88,14 @@ class MemoryMeter:
         return Need(state.available_bytes, sum(gpu.free_bytes for gpu in gpus))
 
     def measure(self, name: str, pids: Collection[int], level: int = 0) -> Need:
-        """The memory that a model's processes use, together with their descendants.
+        """Measures the memory that these processes of a model and their descendants use.
 
-        The result is at least the memory that the settings reserve, or the size of the weights at sleep level
-        1. If the driver lists no processes on a GPU, as in a container, the estimate of GPU memory is used.
+        For a model that is awake, the result is at least the memory that its settings reserve. At sleep level
+        1, it is at least the size of the weights. If the driver lists no process of the model, as in a
+        container, the estimate of GPU memory is used.
 
         Args:
-            level: the level at which the model sleeps. 0: it is awake.
+            level: the level at which the model sleeps.
         """
         tree = set(pids).union(*(descendants(pid) for pid in pids))
         gpus = read_gpus_here() if self._gpus else ()
@@ -106,13 +112,13 @@ class MemoryMeter:
             return memory.at_least(self._reserved.get(name, memory))
 
     def measured_bytes(self, name: str) -> int | None:
-        """The memory of the model's processes at the last measurement. None if they were not measured."""
+        """The memory of the model's processes at the last measurement. None if there was no measurement."""
         with self._lock:
             memory = self._now.get(name)
         return None if memory is None else memory.ram_bytes + memory.gpu_bytes
 
     def forget(self, name: str) -> None:
-        """Called when the model's processes have ended."""
+        """Forgets the measurement of a model whose processes have ended."""
         with self._lock:
             self._now.pop(name, None)
 
@@ -121,7 +127,7 @@ class MemoryMeter:
         return self._size_of(name).on_disk or None
 
     def need_of(self, entry: ModelEntry) -> Need:
-        """The estimate for a model that was never measured. Reads the disk if the entry has changed."""
+        """The estimate for a model before its first measurement. Reads the disk if the entry has changed."""
         with self._lock:
             if self._entries.get(entry.name) != entry:
                 self._entries[entry.name] = entry
@@ -133,9 +139,9 @@ class MemoryMeter:
         return need
 
     def asleep_needs_of(self, entry: ModelEntry) -> dict[int, Need]:
-        """Level of sleep -> the estimated memory there, best level first.
+        """Sleep level -> the estimated need, for each level of the model. The best level comes first.
 
-        At level 1 the weights are in the machine's memory. CUDA's context and the graphs stay on the GPUs.
+        At both levels, CUDA's context and the graphs stay on the GPUs.
         """
         awake, weights = self.need_of(entry), int(self._size_of(entry.name).loaded * _WEIGHTS_SHARE)
         if entry.foreign is not None:
@@ -162,7 +168,7 @@ class MemoryMeter:
 
 
 class _Size(NamedTuple):
-    """Bytes of a model's weights, on disk and in memory."""
+    """The size of a model's weights in bytes, on disk and in memory."""
 
     on_disk: int
     loaded: int
@@ -177,7 +183,7 @@ def _read_size(place: Path, entry: ModelEntry | None) -> _Size:
 
 
 def read_gpus_here() -> tuple[Gpu, ...]:
-    """The machine's GPUs. Empty if models cannot use them, for example because variables hide them."""
+    """The machine's GPUs. Empty if the models cannot use any, for example because a variable hides them."""
     state = read_gpus() if expects_gpu() else None
     return state.gpus if state else ()
 
@@ -191,7 +197,7 @@ def weight_bytes(place: Path) -> int:
 
 
 def converted_bytes(entry: ModelEntry, place: Path) -> int | None:
-    """The size in memory of weights that are converted to another type during loading, otherwise None.
+    """The size in memory of weights that are converted during loading. None for other weights.
 
     If no type is given, vLLM converts float32 weights to half precision.
     """
@@ -209,10 +215,11 @@ def converted_bytes(entry: ModelEntry, place: Path) -> int | None:
 
 
 def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> Need:
-    """Estimates the need of a model that was never measured.
+    """Estimates the memory that a model needs before its first measurement.
 
-    The need is the sum of the program, the weights and a tenth of them, and a KV cache of given size. If the
-    size is not given, both engines take a share of the GPU's memory. This share is the need. See `reserved`.
+    The estimate is the sum of the program, the weights, a tenth of the weights, and the KV cache. If the size
+    of the KV cache is not given, both engines take a share of the GPU's memory, as `reserved` describes. Then
+    the estimate is this share.
 
     Args:
         size_bytes: the size of the weights as they are loaded.
@@ -229,10 +236,11 @@ def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> 
 
 
 def reserved(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> Need:
-    """The memory that a model's settings reserve. The model may not have taken all of it when it is measured.
+    """The memory that a model's settings reserve. A running model may not have taken all of it yet.
 
-    A given size of the KV cache is reserved. Otherwise vLLM reserves a share of each GPU's memory, or of the
-    machine's if there is no GPU. It starts only if the share is free. It ignores a container's limit.
+    A given size of the KV cache is reserved. Without this size, vLLM reserves a share of each GPU's memory.
+    If there is no GPU, it reserves a share of the machine's memory. vLLM starts only if the share is free. It
+    ignores a container's limit.
     """
     has_gpu = bool(gpus) and _may_use_gpus(entry)
     given, state = _read_flags(entry, has_gpu=has_gpu), read_memory()
@@ -248,7 +256,7 @@ def reserved(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> Need:
 
 
 class _Given(NamedTuple):
-    """The values of a model's flags and variables that determine its memory. None: not given."""
+    """The values of a model's flags and variables that determine its memory. None if a value is not given."""
 
     utilization: float | None
     kv_cache_bytes: int | None
@@ -257,7 +265,7 @@ class _Given(NamedTuple):
     """The number of data-parallel engines on these GPUs. Each has all weights, but maybe not all experts."""
     dtype: str
     quantization: str
-    """The method of quantization. Empty if none is given."""
+    """The method of quantization. Empty if no method is given."""
 
 
 def _read_flags(entry: ModelEntry, *, has_gpu: bool = False) -> _Given:
@@ -307,7 +315,7 @@ def _may_use_gpus(entry: ModelEntry) -> bool:
 
 
 def _gguf_bytes(words: Iterable[str]) -> int:
-    """Memory for the GGUF files that a user's command names, including all parts of a divided file."""
+    """The memory for the GGUF files that a user's command names. All parts of a divided file count."""
     files = (part for word in words if word.endswith(".gguf") for part in parts_of(Path(word)))
     return int(_WEIGHTS_SHARE * sum(map(_size, files)))
 

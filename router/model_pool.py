@@ -1,4 +1,8 @@
-"""Carries out the scheduler's decisions on a router's models, and reports events to the scheduler."""
+"""Carries out the scheduler's decisions about a router's models, and reports events to the scheduler.
+
+A generation is one process of a model from its start to its end. Generations have numbers. A ticket is the
+number of a request, from its arrival until the request leaves.
+"""
 
 import asyncio
 import difflib
@@ -63,13 +67,13 @@ class ModelRefused(Exception):  # noqa: N818 - as an answer to a request
 
 @dataclass
 class SleepFigures:
-    """Counts and durations of one model's orders. The verbs in keys are `sleep` and `wake`."""
+    """How often one model was put to sleep or woken, how long that took, and why it failed."""
 
     counts: Counter[str] = field(default_factory=Counter)
     last_s: dict[str, float] = field(default_factory=dict)
-    """Verb -> the seconds that the last successful order took."""
+    """`sleep` or `wake` -> the seconds that it took when it last succeeded."""
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """(Verb, reason) -> the number of failed orders. The reasons are `error`, `timeout` and `refused`."""
+    """(`sleep` or `wake`, reason) -> the number of failures. A reason is `error`, `timeout` or `refused`."""
     refusal: str = ""
     """Why the model's server last refused to sleep. Empty if it never refused."""
 
@@ -81,10 +85,10 @@ class ModelStatus(ModelView):
     entry: ModelEntry
     since_unix_s: float
     progress: ChildProgress | None
-    """The progress of the start. None unless the model is starting."""
+    """How far the model's start has come. None unless the model is starting."""
     memory_bytes: int | None
     size_bytes: int | None
-    """The size of the model's weights on disk. None if they are not on disk."""
+    """The size of the model's weights on disk. None if the weights are not on disk."""
     retry_after_s: float | None
     pid: int | None
     sleep: SleepFigures = field(default_factory=SleepFigures)
@@ -95,7 +99,7 @@ class _Life(NamedTuple):
 
     child: Child
     task: asyncio.Task[None]
-    """The task runs until all of the generation's processes have ended."""
+    """Runs until all of the generation's processes have ended."""
 
 
 class ModelPool:
@@ -111,21 +115,20 @@ class ModelPool:
     ) -> None:
         """
         Args:
-            place: returns the place of a new child, from its entry and the number of its generation.
-            only: the name of the only model, to which no limit of memory applies. None for several models.
+            place: returns the socket, environment and log of a new process, from its entry and generation.
+            only: the name of the router's only model, whose memory is not limited. None for several models.
         """
         self.entries: Mapping[str, ModelEntry] = {}
-        """Name -> entry, in the order of the file."""
         self.starts: deque[dict[str, Any]] = deque(maxlen=_NUM_STARTS)
-        """The last starts, the oldest first."""
+        """The last starts of models. The oldest start is first."""
         self.metrics = RouterMetrics()
         self.is_draining = False
         self.before_stop: Callable[[Child], Awaitable[None]] | None = None
-        """A callback that is awaited before a ready process without requests is asked to end."""
+        """An async callback for a ready process without requests. The process is stopped once it returns."""
         self.on_give_up: Callable[[str], None] = lambda _: None
         """A callback that gets the name of a model that has failed too often (`ModelEntry.restart_limit`)."""
         self.keeps_imports: Callable[[ModelEntry], bool] = lambda _: False
-        """Whether a standby makes a model's next start as fast as waking it."""
+        """Returns whether a standby makes the model's next start as fast as waking the model."""
         self._only = only
         self._limits = limits
         self._meter = meter
@@ -137,10 +140,10 @@ class ModelPool:
         self._exit_codes: dict[str, int] = {}
         self._sleep = defaultdict[str, SleepFigures](SleepFigures)
         self._orders: set[asyncio.Task[None]] = set()
-        """Running orders to fall asleep or to wake."""
+        """The running tasks that put models to sleep or wake them."""
         self._has_named_sleep = False
         self._waiters: dict[int, asyncio.Future[Child | ModelRefused]] = {}
-        """Ticket -> future, for each request from its arrival to its admission or refusal."""
+        """Ticket -> a future, from the request's arrival to its admission or refusal."""
         self._tickets = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
         self._begin_s = time.monotonic()
@@ -153,19 +156,20 @@ class ModelPool:
         return self._names.get(requested)
 
     def near_names(self, requested: str) -> list[str]:
-        """The names of models that resemble this name most. A long name costs no more than a short one."""
+        """The models' names that are most similar to this name. Long names take no longer than short ones."""
         names = [name for name, entry in self._names.items() if not entry.unlisted]
         return difflib.get_close_matches(requested[:_LONGEST_NAME], names, _NUM_NEAR)
 
     def read_sizes(self, entries: Mapping[str, ModelEntry]) -> None:
-        """Reads models' sizes from disk before `set_entries` needs them. May run on any thread."""
+        """Reads the sizes of models from disk before `set_entries` uses them. May run on any thread."""
         for entry in entries.values():
             self._meter.need_of(entry)
 
     def set_entries(self, entries: Mapping[str, ModelEntry]) -> list[str]:
         """Replaces the models. Processes of unchanged models continue.
 
-        Returns the models with `preload` that are new, need a new process, or had no `preload` before.
+        Returns the names of the models to preload. These models are new, need a new process, or had no
+        `preload`.
         """
         before, self.entries = self.entries, dict(entries)
         self._names = {name: entry for entry in entries.values() for name in entry.request_names}
@@ -179,7 +183,7 @@ class ModelPool:
 
     @asynccontextmanager
     async def lease(self, name: str) -> AsyncIterator[Child]:
-        """Waits until the model's process is ready. The process stays ready until the block is left.
+        """Yields the model's process once it is ready. It stays ready until the block is left.
 
         Raises:
             ModelRefused: the scheduler refuses the request, for example because the model's start has failed.
@@ -208,7 +212,7 @@ class ModelPool:
 
     @contextmanager
     def hold(self, child: Child) -> Iterator[None]:
-        """Keeps the process from being stopped within the block. The process must already have a lease."""
+        """Keeps the process from being stopped within the block. At the beginning, a lease must exist."""
         ticket = next(self._tickets)
         for number, life in self._lives.items():
             if life.child is child:
@@ -219,18 +223,18 @@ class ModelPool:
             self._apply(self._scheduler.leave(ticket, time.monotonic()))
 
     def is_ready(self, name: str) -> bool:
-        """Whether the model's process is ready, and is not about to be stopped."""
+        """Whether the model's process is ready and admits requests."""
         model = self._scheduler.models.get(name)
         return model is not None and model.is_admitting
 
     def child_of(self, name: str) -> Child | None:
-        """The model's process if it is ready or sleeps. Without a lease, it may be stopped at any time."""
+        """The model's process if it is ready or asleep. Without a lease, it may be stopped at any time."""
         model = self._scheduler.models.get(name)
         answers = model is not None and (model.is_admitting or model.sleeper is not None)
         return self.process_of(name) if answers else None
 
     def process_of(self, name: str) -> Child | None:
-        """The model's process in any state. Even a starting process may answer some requests."""
+        """The model's process in any state. Some servers answer some requests even during their start."""
         life = self._lives.get(self._current_of(name))
         return None if life is None else life.child
 
@@ -239,7 +243,7 @@ class ModelPool:
         return child in self._children
 
     def exit_code(self, name: str) -> int:
-        """The exit code of the last process, or -N after signal N. For a user's command, START_FAILED."""
+        """The exit code of the last process, or -N after signal N. START_FAILED for a user's command."""
         return START_FAILED if self.entries[name].foreign else self._exit_codes.get(name, START_FAILED)
 
     def progress(self, name: str) -> str:
@@ -261,7 +265,7 @@ class ModelPool:
             pass
 
     async def sleep(self, name: str) -> None:
-        """Puts the model to sleep after its running requests, and returns then. Raises ModelRefused."""
+        """Puts the model to sleep after its running requests. Returns when it sleeps. Raises ModelRefused."""
         model = self._scheduler.models[name]
         if self.entries[name].engine == "embedded":
             await self.unload(name)
@@ -288,7 +292,7 @@ class ModelPool:
     # Status
 
     def view(self) -> list[ModelStatus]:
-        """All models, in the order of the file."""
+        """The status of all models, in the order of the file."""
         found = self._scheduler.view()
         now, unix_s = time.monotonic(), time.time()
         statuses = []
@@ -310,12 +314,12 @@ class ModelPool:
         return statuses
 
     def _shown(self, entry: ModelEntry, view: ModelView) -> ModelView:
-        """Shows a stopped model as asleep if a standby keeps the imports of its embedded engine."""
+        """Shows a stopped model of the embedded engine as asleep if a standby keeps its imports."""
         is_left = view.state == "stopped" and view.num_starts > 0 and entry.engine == "embedded"
         return replace(view, state="asleep") if is_left and entry.should_sleep and self.keeps_imports(entry) else view
 
     def router_status(self) -> dict[str, Any]:
-        """The router's own state."""
+        """The router's own part of its status."""
         views = self._scheduler.view().values()
         running = [view for view in views if view.state not in ("stopped", "failed")]
         return {
@@ -330,11 +334,11 @@ class ModelPool:
     # Life of the pool
 
     def begin(self, standby_bytes: Callable[[], int]) -> None:
-        """Starts measuring memory."""
+        """Starts measuring the memory of models and standbys."""
         self._memory.begin(standby_bytes)
 
     async def drain(self) -> None:
-        """Refuses waiting requests, and ends all processes after their running requests."""
+        """Refuses all waiting requests, and stops each process once its running requests have ended."""
         self.is_draining = True
         self._apply(self._scheduler.drain(time.monotonic()))
         for child in self._children:
@@ -346,12 +350,10 @@ class ModelPool:
             self._timer.cancel()
 
     def signal_groups(self, number: int) -> None:
-        """Sends a signal to the process groups of all models."""
         for child in self._children:
             child.signal_group(number)
 
     def kill(self) -> None:
-        """Kills all processes."""
         for child in self._children:
             child.kill()
 
@@ -406,7 +408,7 @@ class ModelPool:
         task.add_done_callback(self._orders.discard)
 
     def _level_of_only(self, levels: Mapping[int, Need]) -> int:
-        """Chooses the level of sleep for the only model. The scheduler does not count this model's memory."""
+        """Chooses the sleep level for a router's only model, whose memory the scheduler does not count."""
         free = self._meter.free()
         has_room = free is None or 2 not in levels or levels[1].minus(levels[2]).fits_in(free)
         return 1 if has_room else 2
@@ -432,7 +434,7 @@ class ModelPool:
     def _give_up_order(self, number: int, child: Child, verb: str, err: SleepError) -> None:
         """Stops or kills a process that did not fall asleep or wake. The next request starts the model again.
 
-        If a model is stopped at each swap for the same reason, only the first stop is logged.
+        If the server refuses to sleep repeatedly for the same reason, only the first refusal is logged.
         """
         reason = f"It did not {'fall asleep' if verb == 'sleep' else 'wake'}: {err}"
         if verb == "wake" or err.kind != "refused":
@@ -473,7 +475,7 @@ class ModelPool:
     # A model's process
 
     async def _run(self, number: int, child: Child) -> None:
-        """Follows a process from its start to its end."""
+        """Follows a process of a model from its start to its end."""
         begin_s, name = time.monotonic(), child.entry.name
         record: dict[str, Any] = {"model": name, "begin_s": time.time(), "took_s": None, "outcome": "starting"}
         self.starts.append(record)
@@ -507,7 +509,7 @@ class ModelPool:
             self._note_end(number, name, reason, code)
 
     def _note_end(self, number: int, name: str, reason: str | None, code: str) -> None:
-        """`code` names the cause of a failed start. It is empty if no start failed."""
+        """Logs and reports the end of a process. `code` names the cause of a failed start, or is empty."""
         is_lasting = self._exit_codes.get(name) in (USAGE, START_FAILED) and not self._has_run(name)
         process = name if self._current_of(name) == number else f"a process of {name}"
         if reason is None:
@@ -517,7 +519,7 @@ class ModelPool:
         self._apply(self._scheduler.ended(number, reason, time.monotonic(), is_lasting=is_lasting))
 
     def _ends_router(self, name: str, *, is_lasting: bool) -> bool:
-        """Whether the router ends with its only model. Then the model's own log says why the model ended."""
+        """Whether the router ends with its only model. If it does, the model's own log gives the reason."""
         return is_lasting or (self.entries[name].restart_limit is None and not self._has_run(name))
 
     def _has_run(self, name: str) -> bool:
@@ -525,7 +527,7 @@ class ModelPool:
         return model is not None and model.last_start_s is not None
 
     def _current_of(self, name: str) -> int:
-        """The generation that gets the model's requests. 0 if there is none."""
+        """The number of the generation that gets the model's requests. 0 if there is none."""
         model = self._scheduler.models.get(name)
         return 0 if model is None or model.current is None else model.current.number
 
@@ -546,5 +548,5 @@ class ModelPool:
 
 
 def _needs_restart(before: ModelEntry, after: ModelEntry) -> bool:
-    """Whether a changed entry needs a new process. Values that only the router uses do not count."""
+    """Whether a changed entry needs a new process. Changes that concern only the router need none."""
     return (before.words, before.foreign, before.env) != (after.words, after.foreign, after.env)

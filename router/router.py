@@ -55,7 +55,7 @@ _KEEP_ALIVE_S: Final = 75.0
 """The router's default of VLLM_HTTP_TIMEOUT_KEEP_ALIVE. Load balancers close idle connections earlier."""
 _TEND_S: Final = 1.0
 _SWITCH_INTERVAL_S: Final = 0.0005
-"""How long a thread may hold the interpreter, in seconds. Python's 5 ms would delay probes."""
+"""Seconds that a thread may hold the interpreter. With Python's 5 ms, probes would be answered late."""
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _IGNORED: Final = (signal.SIGUSR1, signal.SIGUSR2)
 _STOPS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
@@ -66,22 +66,23 @@ class RouterOptions:
     """The settings of a router."""
 
     config: StartupConfig
-    """The values of the router's own flags. The API keys include those of the file of models."""
+    """The values of the router's own flags. The file's API keys are added to those of the flags."""
     entries: Mapping[str, ModelEntry]
     """Name -> entry, in the order of the file or of the command line."""
     reload: Callable[[], Mapping[str, ModelEntry]] | None
-    """Reads and checks the file of models again, on a thread. Raises ModelsFileError. None: no file."""
+    """Reads and checks the file again, on a thread. Raises ModelsFileError. None if there is no file."""
     path: Path | None
-    """The file of models, which the router watches. None if there is no file."""
+    """The file of models. The router watches it for changes. None if there is no file."""
     limits: SchedulerLimits
     find_template_kinds: Callable[[], tuple[str, ...]]
-    """Returns the kinds of standbys that the present models need. Empty if models are to start cold."""
+    """Returns the kinds of standbys that the present models need. Empty if all models start cold."""
     find_model: Callable[[str], str | None]
     """Returns a model's folder on disk. The argument is the name of the model's entry."""
     only: str | None = None
     """The name of the only model, which gets all requests. None if the router serves several models.
 
-    It comes from `serve MODEL --idle-stop` or is for llama-server. The router ends if its first start fails.
+    The router has an only model after `serve MODEL --idle-stop`, and if llama-server runs the model. If the
+    first start of this model fails, the router ends.
     """
     model_has_keys: bool = False
     """Whether the model's server checks the API keys itself, because its --config file contains them."""
@@ -165,7 +166,7 @@ class _Router:
         self._status = ""
 
     async def run(self) -> int:
-        """Serves until a signal arrives. Returns the exit code, or -N if the process must end by signal N."""
+        """Serves until a signal arrives. Returns the exit code, or -N if signal N must end this process."""
         self._handle_signals()
         preloaded = await self._follow(self._options.entries)
         async with AsyncExitStack() as stack:
@@ -230,7 +231,7 @@ class _Router:
         )
 
     async def _become_ready(self, preloaded: list[str]) -> None:
-        """Waits for the starts of these models, then starts the standbys and reports the router as ready."""
+        """Starts the standbys and reports the router as ready once the models `preloaded` have started."""
         await asyncio.gather(*map(self._preload, preloaded))
         if not self._stopped.is_set():
             self._is_ready = True
@@ -247,7 +248,6 @@ class _Router:
                 self._end_without(name)
 
     def _end_without(self, name: str) -> None:
-        """Ends the router, because its only model has failed for good."""
         if self._stopped.is_set():
             return
         (status,) = self._pool.view()
@@ -260,7 +260,7 @@ class _Router:
         self._stopped.set()
 
     async def _tend_regularly(self) -> None:
-        """Starts standbys only after preloaded models, with which they would compete for the processor."""
+        """Starts standbys, but only after the preloaded models. Both would compete for the processor."""
         while True:
             await asyncio.sleep(_TEND_S)
             if self._is_ready:
@@ -272,7 +272,7 @@ class _Router:
                 self._manager.notify_status(status)
 
     async def _follow(self, entries: Mapping[str, ModelEntry]) -> list[str]:
-        """Adopts changed entries. Returns the models to preload."""
+        """Replaces the models by these entries. Returns the names of the models to preload."""
         unneeded = self._standbys.follow(self._options.find_template_kinds(), entries.values())
         preloaded = self._pool.set_entries(entries)
         for standby in unneeded:
@@ -282,7 +282,7 @@ class _Router:
     # Signals
 
     def _handle_signals(self) -> None:
-        """On SIGHUP, the router reads the file of models again. Without a file, SIGHUP ends the router."""
+        """Registers handlers. On SIGHUP, the router reads the file again, or ends if there is no file."""
         loop = asyncio.get_running_loop()
         has_file = self._options.reload is not None
         for number in _ENDING if has_file else (*_ENDING, signal.SIGHUP):
@@ -297,7 +297,7 @@ class _Router:
                 loop.add_signal_handler(number, self._suspend, number)
 
     def _suspend(self, number: int) -> None:
-        """Stops the models' process groups and this process (job control), until this process continues."""
+        """Stops the models' process groups and this process for job control, until this process continues."""
         loop = asyncio.get_running_loop()
         self._pool.signal_groups(number)
         loop.remove_signal_handler(number)
@@ -321,7 +321,7 @@ class _Router:
     # The file of models
 
     def _request_reload(self) -> None:
-        """Reads the file of models again, and once more if the file changes meanwhile."""
+        """Reads the file of models again. If the file changes during this, reads it once more."""
         assert self._options.reload is not None
         self._wants_reload = True
         if self._reloading is None or self._reloading.done():

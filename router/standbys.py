@@ -1,4 +1,4 @@
-"""The router's own standbys for warm starts, one for each kind of server among its models."""
+"""The router's own standbys. A standby keeps a process from which servers of one kind start faster."""
 
 import asyncio
 import logging
@@ -35,7 +35,7 @@ class Standbys:
     def __init__(self, find_model: Callable[[str], str | None], folder: str) -> None:
         """
         Args:
-            find_model: returns a model's folder on disk. The argument is the name of its entry.
+            find_model: returns a model's folder on disk. The argument is the model's name.
             folder: the router's folder.
         """
         self._find_model = find_model
@@ -43,10 +43,10 @@ class Standbys:
         self._standbys: dict[str, OwnStandby] = {}
 
     def follow(self, kinds: Collection[str], entries: Iterable[ModelEntry]) -> "list[OwnStandby]":
-        """Adds missing standbys, which `tend` starts. Returns the unneeded ones, which the caller closes.
+        """Sets the kinds of standbys. Returns standbys that are no longer needed. The caller closes them.
 
         Args:
-            entries: the models. A standby also keeps the class and tokenizer of the first model of its kind.
+            entries: the models. Each standby also keeps the class and tokenizer of its kind's first model.
         """
         names: dict[str, str] = {}
         for entry in entries:
@@ -59,34 +59,34 @@ class Standbys:
         return unneeded
 
     async def tend(self) -> None:
-        """Starts the standbys that are due. Called regularly."""
+        """Starts each standby that is due to start. Called regularly."""
         for standby in [*self._standbys.values()]:
             await standby.tend()
 
     def variables_for(self, entry: ModelEntry) -> dict[str, str]:
-        """The environment variables that make this model's start warm. Empty if the start is cold."""
+        """The variables that make the model's start warm. Empty if no standby can fork its server."""
         standby = self._standbys.get(template_kind_of_entry(entry))
         return {} if standby is None else standby.variables
 
     def memory_bytes(self) -> int:
-        """The PSS of all standbys in bytes. Takes some milliseconds."""
+        """The memory (PSS) of all standbys in bytes. Reading it takes some milliseconds."""
         return sum(standby.memory_bytes() for standby in self._standbys.values())
 
     def close(self) -> None:
-        """Ends all standbys."""
         for standby in self._standbys.values():
             standby.close()
 
 
 class OwnStandby:
-    """A `vllm-cli standby` process for one kind of server, with its own folder. It ends with the router."""
+    """A `vllm-cli standby` process for one kind of server. It ends with the router."""
 
     def __init__(self, kind: str, find_model: Callable[[], str | None], folder: Path) -> None:
         """
         Args:
             kind: the kind of template process (`startup.standby.sockets`).
-            find_model: returns the folder of the model whose class and tokenizer the standby also keeps.
-            folder: the folder for the standby's sockets, which is created.
+            find_model: returns the folder of a model. The standby also keeps this model's class and
+                tokenizer.
+            folder: the standby's folder with its sockets. It is created.
         """
         self._kind = kind
         self._find_model = find_model
@@ -103,7 +103,7 @@ class OwnStandby:
         return {} if self._process is None else {env.VCLI_STANDBY_FOLDER.name: str(self._folder)}
 
     async def tend(self) -> None:
-        """Starts the standby if it is due, unless a standby of the user has its kind. Called regularly."""
+        """Starts the standby if it is due, unless a standby that the user has started has the same kind."""
         now = time.monotonic()
         if self._process is not None:
             if (code := self._process.poll()) is not None:
@@ -115,7 +115,7 @@ class OwnStandby:
                 self._try_start(folder, now)  # on this thread: the kernel ends the process with the thread
 
     def memory_bytes(self) -> int:
-        """The PSS of the standby and its template process, in bytes."""
+        """The memory (PSS) of the standby and its template process, in bytes."""
         process = self._process
         return 0 if process is None else sum(map(pss_bytes, (process.pid, *child_pids(process.pid))))
 
@@ -138,7 +138,7 @@ class OwnStandby:
             logger.warning("the standby of --idle-warm cannot be started, starts are cold: %s", err)
 
     def _start(self, folder: str | None, now: float) -> None:
-        """Starts the process. If the router is killed, the standby gets SIGTERM, so that it can clean up."""
+        """Starts the process. If the router is killed, the process gets SIGTERM, so that it can clean up."""
         model = () if folder is None else ("--model", folder)
         router_pid = os.getpid()
         environment = inherited_environment() | {env.VCLI_STANDBY_FOLDER.name: str(self._folder)}
@@ -162,7 +162,7 @@ class OwnStandby:
 
 
 def _is_served(kind: str) -> bool:
-    """Whether a standby of the user forks servers of this kind."""
+    """Whether a standby that the user has started forks servers of this kind."""
     try:
         folder_fd = sockets.open_folder()
     except OSError:
@@ -179,7 +179,7 @@ def _is_served(kind: str) -> bool:
 
 
 def template_kind_of_entry(entry: ModelEntry) -> str:
-    """The kind of template process for the model's start. Empty for a user's command."""
+    """The kind of template process that the model's server can be forked from. Empty for a user's command."""
     if entry.foreign is not None:
         return ""
     words = ServeWords(entry.words)

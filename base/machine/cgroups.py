@@ -1,6 +1,6 @@
-"""Finds the cgroups that contain this process. They have the limits of a container, a service or a job.
+"""Finds the cgroups of this process, which have the limits of a container, a service or a job.
 
-Standard library only, because the prefetch's helper process imports this module, too.
+Standard library only, because the helper process of the prefetch also imports this module.
 """
 
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def own_cgroups(controller: str, proc: Path = PROC) -> Iterator[Cgroup]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """A file's lines. An empty list if the file cannot be read."""
+    """The lines of a file. Empty if the file cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from envs.redaction import hide_in_words
 
 _ARG_START = 48
-"""The number of the field `arg_start` in /proc/PID/stat, according to proc(5). The state is number 3."""
+"""The number of the field `arg_start` in /proc/PID/stat (proc(5)), where the state is number 3."""
 
 
 def mask_command_line() -> None:
-    """Overwrites the secrets in the command line with stars, for this process and later forks.
+    """Overwrites the secrets in the command line with stars, for this process and its later forks.
 
     Until this call, every user of the machine can read the secrets. They stay readable if the kernel does not
-    allow the process to overwrite them. `is_visible` shows whether they do.
+    let the process overwrite them. `is_visible` then returns True.
     """
     if masked_words(sys.orig_argv) == b"".join(os.fsencode(word) + b"\0" for word in sys.orig_argv):
         return
@@ -26,20 +26,20 @@ def mask_command_line() -> None:
 
 
 def masked_words(words: Iterable[str]) -> bytes:
-    """The words with stars in place of secrets, each followed by NUL."""
+    """The words with stars in place of secrets. NUL follows each word."""
     hidden = hide_in_words(words, lambda secret: "*" * len(os.fsencode(secret)))
     return b"".join(os.fsencode(word) + b"\0" for word in hidden)
 
 
 def is_visible(secrets: Iterable[str]) -> bool:
-    """Whether one of the secrets can be read in the command line."""
+    """Whether one of these secrets can be read in the command line."""
     hidden = tuple(os.fsencode(secret) for secret in secrets if secret)
     shown = read_command_line().split(b"\0")
     return any(word == secret or word.endswith(b"=" + secret) for word in shown for secret in hidden)
 
 
 def read_command_line() -> bytes:
-    """The words of this process's command line, each followed by NUL."""
+    """The words of this process's command line. NUL follows each word."""
     with open("/proc/self/cmdline", "rb") as file:  # noqa: PTH123 - pathlib would delay a client's start
         return file.read()
 
@@ -57,8 +57,8 @@ def overwrite_command_line(content: bytes) -> None:
 def replace_command_line(content: bytes) -> None:
     """Replaces this process's command line by `content`, which may have any length.
 
-    Copies `content` into new memory, and passes the memory's address to the kernel (prctl(2), PR_SET_MM_MAP).
-    The old command line stays if the kernel lacks this call (CONFIG_CHECKPOINT_RESTORE).
+    Copies `content` into new memory, and passes the address to the kernel (prctl(2), PR_SET_MM_MAP). If the
+    kernel lacks this call (CONFIG_CHECKPOINT_RESTORE), the old command line stays.
     """
     try:
         _refer_kernel_to(content)

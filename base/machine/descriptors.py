@@ -1,4 +1,4 @@
-"""Moves open files of a forked process to high descriptors. Low descriptors stay free for another process."""
+"""Moves open files of a forked process to high descriptors, because another process will use low ones."""
 
 import fcntl
 import os
@@ -23,7 +23,7 @@ def is_open(fd: int) -> bool:
 
 
 def move_up(fd: int) -> int:
-    """Moves an open file to a high descriptor, and returns this descriptor. Closes the old one."""
+    """Moves an open file to a high descriptor, which is returned. Closes the old descriptor."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = _LOWEST if soft == resource.RLIM_INFINITY else min(_LOWEST, soft // 2)
     moved: int = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest)
@@ -38,7 +38,7 @@ def move_socket_up(connection: socket.socket) -> socket.socket:
 
 @contextmanager
 def low_numbers_taken() -> Iterator[None]:
-    """Inside this context, files that imports open get high descriptors.
+    """Makes files that are opened by imports in the block get high descriptors.
 
     Some imports leave a file open, for example ctypes with libffi 3.8 or newer.
     """

@@ -1,4 +1,4 @@
-"""Detects changed files and folders by their sizes, times and other facts from the file system."""
+"""Detects changes of files and folders by their sizes, times and inode numbers."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
 StoredStamp: TypeAlias = tuple[int, int]
-"""Modification time in whole seconds, and size. Both stay the same in the layers of a container image."""
+"""Modification time in whole seconds, and size. The layers of a container image preserve both."""
 
 
 class FileStamp(NamedTuple):
-    """The properties of a file that change when the file is written or replaced.
-
-    The ctime is left out, because a new hard link changes it, too.
-    """
+    """Properties that change when a file is written or replaced. (New hard links would also change ctime.)"""
 
     mtime_ns: int
     size: int
@@ -51,6 +48,6 @@ def are_unchanged(stamps: Mapping[str, Sequence[int]]) -> bool:
 
 
 def read_folder(folder: Path) -> FolderStamps:
-    """The stamps of all files in a folder and its subfolders, by path."""
+    """The stamps of all files below a folder, by path."""
     paths = (os.path.join(parent, name) for parent, _, names in os.walk(folder.resolve()) for name in names)  # noqa: PTH118
     return {path: read_stamp(path) for path in paths}

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MODE = 0o644
-"""Permissions of a file that this program trusts later. The umask does not change them."""
+"""The permissions of a file that this program will trust. The umask does not change them."""
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -21,8 +21,8 @@ def why_changeable(
     Args:
         status: the status of the file, best read from its open descriptor.
         name: the file's name in the reason.
-        user: the user's id. The default is this process's user.
-        allows_sticky: accepts a folder in which others can add files but cannot replace the user's files.
+        user: the user's id, by default of this process's user.
+        allows_sticky: accepts a folder in which others can add files, but not replace the user's files.
     """
     if status.st_uid not in (0, os.geteuid() if user is None else user):
         return f"{name} belongs to another user ({status.st_uid})"
@@ -32,11 +32,11 @@ def why_changeable(
 
 
 _MOST_BYTES = 16 << 20
-"""The size of the largest file that is read as a whole. This program writes no larger file."""
+"""The most bytes of a file that is read as a whole. This program writes no larger file."""
 
 
 def read_own(path: str | os.PathLike[str]) -> bytes:
-    """The content of a regular file that only root and this user can change. Else raises OSError."""
+    """The content of a regular file that only root and this user can change. Otherwise raises OSError."""
     with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
         status = os.fstat(file.fileno())
         reason = why_changeable(status) if stat.S_ISREG(status.st_mode) else "it is not a regular file"
@@ -48,12 +48,10 @@ def read_own(path: str | os.PathLike[str]) -> bytes:
 
 
 def write_whole(path: "Path", text: str, *, mode: int | None = None) -> None:
-    """Replaces the file atomically, so that readers never see half of a file.
+    """Replaces the file atomically, so that readers never see a part of a file.
 
-    The file gets the permissions `mode`. By default, it gets the permissions of a new file.
-
-    If the path is a link, its target is replaced. If the path is not a regular file but, for example, a pipe,
-    the text is written into it.
+    The file gets the permissions `mode`, or by default those of a new file. If the path is a link, its target
+    is replaced. If it is not a regular file but, for example, a pipe, the text is written into it.
 
     Raises:
         OSError: the file cannot be written. An old file is unchanged.
@@ -73,14 +71,14 @@ def write_whole(path: "Path", text: str, *, mode: int | None = None) -> None:
 
 
 def nearest_existing(folder: "Path") -> "Path":
-    """The folder, or its nearest parent that exists."""
+    """The folder itself, or its nearest parent that exists."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def write_problem(folder: str) -> str | None:
     """Why no file can be written in a folder. None if files can be written. Tries it, as `tempfile` does.
 
-    The folder's mode does not show this. Root may write with any mode, but not on a full disk or in /proc.
+    The folder's mode is not enough: root may write with any mode, but not on a full disk or in /proc.
     """
     path = f"{folder}/vllm-cli-{os.urandom(8).hex()}-probe"
     try:

@@ -46,7 +46,7 @@ def initialized_driver() -> Driver | None:
 
 
 def _loaded(library: str) -> int | None:
-    """The handle of a library that this process has already loaded, else None. Loads nothing."""
+    """The handle of a library that this process has already loaded. None if it is not loaded."""
     with suppress(OSError):
         return int(ctypes._dlopen(library, os.RTLD_NOLOAD | os.RTLD_LAZY))  # type: ignore[attr-defined]
     return None
@@ -58,7 +58,7 @@ def _cuda(handle: int) -> ctypes.CDLL:
 
 
 def _has_open(device: str) -> bool:
-    """Whether this process has a file open whose path begins with `device`."""
+    """Whether this process has an open file whose path begins with `device`."""
     for number in os.listdir(_OPEN_FILES):  # noqa: PTH208
         with suppress(OSError):
             if os.readlink(f"{_OPEN_FILES}/{number}").startswith(device):  # noqa: PTH115

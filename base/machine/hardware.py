@@ -12,7 +12,7 @@ _CPUINFO_BYTES: Final = 16 << 10
 """The number of bytes that are read from /proc/cpuinfo. The entry of the first processor is enough."""
 _GPUS: Final = Path("/proc/driver/nvidia/gpus")
 _AMD_GPUS: Final = Path("/sys/class/kfd/kfd/topology/nodes")
-"""This folder has a folder for each processor and GPU."""
+"""AMD's folder, which has a folder for each processor and GPU."""
 _INSTRUCTION_SETS: Final = re.compile(
     r"abm|adx|aes|amx|avx|bmi|cldemote|clwb|clzero|cmpccxadd|enqcmd|f16c|fma|gfni|kl$|lzcnt|mov|pclmul|pku|popcnt|"
     r"prefetch|raoint|rd(pid|rnd|seed)|sha|sm[34]|sse|ssse|tsxldtrk|uintr|vaes|vpclmul|waitpkg|xop|xsave"
@@ -28,7 +28,7 @@ def instruction_sets(proc: Path = PROC) -> tuple[str, ...]:
 
 
 def cpu_model(proc: Path = PROC) -> str:
-    """The processor's name, as the kernel reports it."""
+    """The name of the processor, as the kernel reports it."""
     return _of_first_processor(proc, "model name") or platform.processor() or platform.machine()
 
 
@@ -42,7 +42,7 @@ def _of_first_processor(proc: Path, *names: str) -> str | None:
 
 
 def gpu_kinds(folder: Path = _GPUS, amd: Path = _AMD_GPUS) -> tuple[str, ...]:
-    """The names of the GPUs that the driver provides here. Each kind of GPU is listed once.
+    """The names of the GPUs that the driver provides here. Several equal GPUs are listed once.
 
     If NVIDIA's driver has no folder in /proc, as in WSL, the names come from the driver's library. The name
     of an AMD GPU is its instruction set.
@@ -58,7 +58,7 @@ def gpu_kinds(folder: Path = _GPUS, amd: Path = _AMD_GPUS) -> tuple[str, ...]:
 
 
 def _field(path: Path, name: str) -> str | None:
-    """The text after the name in the line that begins with it."""
+    """The text after `name` in the line that begins with it."""
     with suppress(OSError):
         for line in path.read_text(errors="replace").splitlines():
             if line.startswith(name):

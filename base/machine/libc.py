@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def load_libc() -> "CDLL":
     """The C library. Types are declared for arguments and results that are not plain numbers.
 
-    Imports ctypes only in this call, because a front process and the prefetch's helper process must start
+    ctypes is imported only in this call, because front processes and the helper of the prefetch must start
     fast.
     """
     import ctypes as c  # noqa: PLC0415
@@ -58,7 +58,7 @@ _HUGE_PAGE_BYTES = 1 << 21
 
 
 def huge_page_parts(used: Iterable[range], most_bytes: int) -> Iterator[range]:
-    """Joins used address ranges with small gaps, and cuts the result into parts for `use_huge_pages`."""
+    """Joins used address ranges over small gaps, and cuts the result into parts for `use_huge_pages`."""
     begin = end = -_HUGE_PAGE_BYTES
     for part in [*sorted(used, key=lambda r: r.start), range(1 << 62, 1 << 62)]:
         if part.start >= end + _HUGE_PAGE_BYTES:
@@ -69,9 +69,9 @@ def huge_page_parts(used: Iterable[range], most_bytes: int) -> Iterator[range]:
 
 
 def use_huge_pages(part: range) -> None:
-    """Moves memory into pages of 2 MiB, in 0.3 milliseconds per page.
+    """Moves memory into pages of 2 MiB, in 0.3 ms per page. Before Linux 6.1, the kernel does this later.
 
-    Before Linux 6.1, the kernel does this later. Without such pages in the system, nothing happens.
+    If the system has no such pages, nothing happens.
     """
     for advice in (mmap.MADV_HUGEPAGE, _MADV_COLLAPSE):
         load_libc().madvise(part.start, len(part), advice)
@@ -81,9 +81,9 @@ _MADV_POPULATE_WRITE = 23
 
 
 def populate_pages(mapped: range) -> None:
-    """Makes the kernel provide the pages of mapped addresses now (madvise(2)). Does not change their content.
+    """Makes the kernel provide the pages of mapped addresses now (madvise(2)). Their content stays.
 
-    Other threads can run meanwhile. Raises OSError if the call fails, as it always does before Linux 5.14.
+    Other threads can run meanwhile. Raises OSError if the call fails. Before Linux 5.14, it always fails.
     """
     check(load_libc().madvise(mapped.start, len(mapped), _MADV_POPULATE_WRITE), "madvise")
 
@@ -111,18 +111,18 @@ class HeapTrimmer:
         self._delay_s = delay_s
         self._interval_s = interval_s
         self._latest_s = inf
-        """The latest monotonic time for the next trimming. More work cannot postpone it further."""
+        """The latest monotonic time of the next trimming. More work does not delay it further."""
         self.due_s = inf
         """Monotonic time of the next trimming. Infinite if there is nothing to trim."""
 
     def postpone(self) -> None:
-        """Called after work. Postpones the next trimming."""
+        """Called after work. Delays the next trimming."""
         now_s = monotonic()
         self._latest_s = min(self._latest_s, now_s + self._interval_s)
         self.due_s = min(now_s + self._delay_s, self._latest_s)
 
     def trim_if_due(self) -> None:
-        """Trims the heap if the trimming is due. Blocks meanwhile."""
+        """Trims the heap if the time for it has come. Blocks until the end."""
         if monotonic() >= self.due_s:
             trim_heap()
             self.due_s = self._latest_s = inf

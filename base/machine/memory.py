@@ -1,6 +1,6 @@
 """Reads the available memory of the machine and of cgroups, and counts kills because memory ran out.
 
-Standard library only, because the prefetch's helper process imports this module, too.
+Standard library only, because the helper process of the prefetch also imports this module.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from base.machine.cgroups import PROC, own_cgroups, read_lines
 from base.wording import format_bytes
 
 _NO_LIMIT: Final = 1 << 60
-"""Larger numbers mean no limit. Version 1 of cgroups writes a number near 2**63 then."""
+"""Numbers above this mean no limit. Version 1 of cgroups then writes a number near 2**63."""
 
 
 _KILLS_FILES: Final[dict[Literal[1, 2], str]] = {1: "memory.oom_control", 2: "memory.events"}
@@ -19,17 +19,17 @@ _KILLS_FIELD: Final = "oom_kill"
 
 
 class MemoryState(NamedTuple):
-    """Memory under one limit, in bytes."""
+    """The memory under one limit, in bytes."""
 
     available_bytes: int
-    """Bytes that can be allocated without swapping. Includes clean page cache, which the kernel evicts."""
+    """The memory that can be allocated without swapping. The kernel evicts clean page cache for it."""
     total_bytes: int
     is_cgroup: bool = False
     """Whether the limit comes from a container or another cgroup instead of the machine."""
 
     @property
     def owner(self) -> str:
-        """The owner of the limit, for messages."""
+        """The owner of the limit, as messages name it."""
         return "the container" if self.is_cgroup else "the machine"
 
 
@@ -40,15 +40,15 @@ def read_memory(proc: Path = PROC) -> MemoryState | None:
 
 
 def available_bytes() -> int:
-    """Bytes that are available under the tightest limit. 0 if the system reports no limit."""
+    """The available bytes under the tightest limit. 0 if the system reports no limit."""
     state = read_memory()
     return state.available_bytes if state else 0
 
 
 class OomWatch:
-    """Detects whether the kernel killed a process because memory ran out, by the cgroup's counter of kills.
+    """Detects by the cgroup's counter whether the kernel has killed a process because memory ran out.
 
-    Create the object when the watched process starts, in a process of the same cgroup.
+    Must be created at the start of the watched process, in a process of the same cgroup.
     """
 
     def __init__(self, proc: Path = PROC) -> None:
@@ -74,7 +74,7 @@ class OomWatch:
 
 
 class _Version(NamedTuple):
-    """File names and keys in one version of cgroups."""
+    """The names of files and keys in one version of cgroups."""
 
     limits: tuple[str, ...]
     usage: str

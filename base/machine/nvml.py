@@ -1,7 +1,7 @@
 """Lists this machine's GPUs through NVIDIA's management library (NVML), without CUDA and in about 10 ms.
 
 Calls the library's C functions, which are the same in all drivers. vLLM installs nvidia-ml-py for these
-calls, but importing it takes longer than the calls.
+calls, but importing this package takes longer than the calls.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ _OK: Final = 0
 _TEXT_BYTES: Final = 96
 _MAX_PROCESSES: Final = 64
 _UNKNOWN_BYTES: Final = (1 << 64) - 1
-"""NVML reports this number if it does not know the memory, as in a container."""
+"""NVML reports this number if it does not know a process's memory, as in a container."""
 
 
 class GpuProcess(NamedTuple):
@@ -22,11 +22,11 @@ class GpuProcess(NamedTuple):
 
     pid: int
     used_bytes: int | None
-    """Bytes of the GPU's memory that the process holds. None if the driver does not report it."""
+    """The bytes of the GPU's memory that the process holds. None if the driver does not report them."""
 
 
 class Gpu(NamedTuple):
-    """One GPU, with the driver's number of it."""
+    """One GPU. `number` is the driver's number of it."""
 
     number: int
     uuid: str
@@ -64,7 +64,7 @@ class _Process(ctypes.Structure):
 
 
 def read_gpus() -> GpuState | None:
-    """The GPUs. None if there is no driver."""
+    """The state of NVIDIA's driver. None if there is no driver."""
     library = _load()
     if library is None:
         return None

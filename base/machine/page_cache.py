@@ -1,14 +1,13 @@
 """Measures how much of a file is in the page cache, with the cheapest system call that sees its pages.
 
 For 3.2 GB in 4 files, cachestat(2) (Linux 6.5 and later) takes 0.3 ms, and mincore(2) takes 48 ms. Files of
-overlayfs have no pages of their own. For such files, cachestat finds no pages, and mincore finds the pages of
-the underlying file. If this user neither owns a file nor may write to it, mincore reports every page as
-resident, and the kernel may deny cachestat. In this case, page faults (Linux 5.14) test samples of the file.
-A sample takes 14 microseconds, or a disk access.
+overlayfs have no pages of their own: cachestat finds no pages, and mincore finds the pages of the underlying
+file. If this user neither owns a file nor may write to it, mincore reports every page as resident, and the
+kernel may deny cachestat. In this case, page faults (Linux 5.14) test samples of the file. A sample takes 14
+microseconds, or a disk access.
 
-A method is used on a file system only if it has seen a page there that was just read.
-
-The prefetch's helper process imports this module, so it imports few modules.
+A method is used on a file system only after a test in which it saw a page that had just been read. The helper
+process of the prefetch imports this module, so it imports few modules.
 """
 
 import ctypes
@@ -44,7 +43,7 @@ class _Sight(NamedTuple):
 
 
 _sights: dict[tuple[int, Method], _Sight] = {}
-"""Results by device number (see stat(2)) and method."""
+"""(device number (see stat(2)), method) -> the result of its test."""
 
 
 def memory_devices() -> set[int]:
@@ -82,7 +81,7 @@ class ResidencyProbe:
         return self.method(self._fd, offset, end - offset) if self.method and end > offset else 0
 
     def estimated_bytes(self, offset: int, length: int) -> int:
-        """Like `resident_bytes`, but fast. Tests one page with mincore. Returns 0 with slower methods."""
+        """Like `resident_bytes`, but fast: tests one page with mincore. Returns 0 with slower methods."""
         if self.method is by_mincore:
             return length if by_mincore(self._fd, offset + length // 2, 1) else 0
         return self.resident_bytes(offset, length) if self.method is by_cachestat else 0
@@ -100,8 +99,8 @@ class ResidencyProbe:
 def _choose_method(path: str, fd: int) -> tuple[Method | None, bool]:
     """The cheapest method that sees the file's pages, and whether pages stay when the file is opened again.
 
-    The allowed methods depend on the file's owner. The pages that a method sees depend only on the file
-    system, so results are cached by file system. In Linux 6.18, all files of an overlay behave in the same
+    The owner of the file decides which methods are allowed. The file system decides which pages a method
+    sees, so test results are cached by file system. In Linux 6.18, all files of an overlay behave in the same
     way, whatever their layer and its file system.
     """
     device = os.fstat(fd).st_dev
@@ -150,7 +149,7 @@ def by_cachestat(fd: int, offset: int, length: int) -> int:
 
 
 def read_cachestat(fd: int, offset: int, length: int) -> "CacheStat":
-    """The numbers of the range's pages in each state."""
+    """The kernel's counts of a range's pages in each state."""
     answer = CacheStat()
     wanted = _Range(offset, length)
     check(load_libc().syscall(_SYS_CACHESTAT, fd, ctypes.byref(wanted), ctypes.byref(answer), 0), "cachestat")
@@ -164,7 +163,7 @@ def by_mincore(fd: int, offset: int, length: int) -> int:
 
 
 def by_faults(fd: int, offset: int, length: int) -> int:
-    """Estimates resident bytes by page faults. Tests a page in the middle of each 16 MiB."""
+    """Estimates resident bytes by page faults on one page in the middle of each 16 MiB."""
     samples = range(offset + min(length, _SAMPLE_BYTES) // 2, offset + length, _SAMPLE_BYTES)
     return length * sum(_is_resident(fd, sample) for sample in samples) // len(samples)
 
@@ -197,7 +196,7 @@ def _kernel_reports() -> bool:
 
 
 class FileMapping:
-    """A context manager that maps the pages of a file's range, without accessing them."""
+    """A context manager that maps the pages of a range of a file, without accessing them."""
 
     def __init__(self, fd: int, offset: int, length: int, flags: int = _MAP_SHARED) -> None:
         begin = offset - offset % _PAGE_BYTES
@@ -227,7 +226,7 @@ class _Range(ctypes.Structure):
 
 
 class CacheStat(ctypes.Structure):
-    """struct cachestat of the kernel."""
+    """The kernel's struct cachestat."""
 
     _fields_ = tuple(
         (name, ctypes.c_uint64)

@@ -11,11 +11,11 @@ _NS = 1_000_000_000
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _READINGS = 5
 KILL_S = 0.5
-"""Seconds that killed processes have to end. They free their memory before they end."""
+"""Seconds that killed processes have to end. They first have to free their memory."""
 _KILL_POLL_S = 0.002
 _TRACKER = b"multiprocessing.resource_tracker"
 ENDED = ("Z", "X")
-"""States of a process that has ended but is not reaped (proc(5))."""
+"""The states of a process that has ended, but is not reaped (proc(5))."""
 
 
 def stat_fields(pid: int | str) -> list[str]:
@@ -64,7 +64,7 @@ def process_start_ns(pid: int | str = "self") -> int:
 
 
 def process_age_s(pid: int | str) -> float | None:
-    """Seconds since a process was started. None if /proc cannot be read."""
+    """Seconds since the start of a process. None if /proc cannot be read."""
     try:
         return time.clock_gettime(time.CLOCK_BOOTTIME) - _started_s(pid)
     except (OSError, ValueError, AttributeError, IndexError):
@@ -89,22 +89,21 @@ def _exists(pid: int) -> bool:
 def _suspended_ns() -> int:
     """How long the machine was suspended. The monotonic clock does not count this time.
 
-    The result is the difference of two clocks, which are read one after the other. If this process is
-    descheduled between the readings, the difference is too large, never too small. The smallest of several
-    differences is returned.
+    It is the difference of two clocks that are read one after the other. A pause between the readings makes
+    the difference too large, never too small, so the smallest of several differences is returned.
     """
     return min(-time.monotonic_ns() + time.clock_gettime_ns(time.CLOCK_BOOTTIME) for _ in range(_READINGS))
 
 
 class EndWatch:
-    """Detects that a process exits. Its memory size (proc(5), `statm`) becomes zero at this moment.
+    """Detects that a process exits: its memory size (proc(5), `statm`) becomes zero then.
 
     The kernel frees the memory before it closes the process's files and notifies the parent and holders of a
     pidfd. Freeing takes a tenth of a second or more for each GB.
     """
 
     def __init__(self, pid: int) -> None:
-        """Create it before the process is reaped. Later, or without /proc, it detects no exit."""
+        """Must be called before the process is reaped. Otherwise, or without /proc, no exit is detected."""
         self._fd: int | None = None
         with suppress(OSError):
             self._fd = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
@@ -126,9 +125,9 @@ class EndWatch:
 
 
 def descendants(pid: int, but: Collection[int] = ()) -> set[int]:
-    """The children of a process, their children, and so on, without `but` and the descendants of `but`.
+    """The children of a process, their children and so on, except `but` and the descendants of `but`.
 
-    The result does not include processes whose parent has ended.
+    Processes whose parent has ended are not found.
     """
     found: set[int] = set()
     new = [pid]
@@ -163,9 +162,9 @@ def kill_descendants(*, spared: Collection[int] = (), mark: str | None = None, t
 
 
 def _marked(mark: str) -> set[int]:
-    """Processes whose program was started with this variable, without multiprocessing's resource trackers.
+    """The processes that were started with this variable, except multiprocessing's resource trackers.
 
-    A tracker exits by itself when it has removed the resources that other processes have not released.
+    A tracker exits by itself after it has removed the resources that other processes have not released.
     """
     found, line = set(), os.fsencode(mark) + b"\0"
     for folder in Path("/proc").glob("[1-9]*"):

@@ -1,7 +1,7 @@
 """Reads the processors that this process may use, and the times of processors and threads from the kernel.
 
 A thread that is ready to run but has no processor waits for another process, or for the next period of a
-cgroup's quota. Time that a hypervisor takes is counted in /proc/stat, but not in a thread's times.
+cgroup's quota. /proc/stat counts the time that a hypervisor takes, but a thread's times do not contain it.
 """
 
 import os
@@ -17,7 +17,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _IDLE, _IOWAIT, _STEAL = 3, 4, 7
 """Columns of a processor's line in /proc/stat."""
 _NUM_COLUMNS = 8
-"""The number of columns that are read. Later columns repeat time that these columns already contain."""
+"""The number of columns that are read. Later columns repeat time of these columns."""
 
 
 def affinity_count() -> int:
@@ -28,34 +28,34 @@ def affinity_count() -> int:
 def usable_count(proc: Path = PROC) -> int:
     """The number of processors that this process may use fully, at least 1. A quota of 1.5 counts as 2.
 
-    A larger number of threads would use up the quota early in each period, and all threads would wait until
-    the period ends.
+    More threads would use up the quota early in each period, and then all of them would wait for the next
+    period.
     """
     quotas = [quota for cgroup in own_cgroups("cpu", proc) for quota in _quota(cgroup)]
     return max(1, min([affinity_count(), *map(ceil, quotas)]))
 
 
 class ThreadTime(NamedTuple):
-    """A thread's times since its start, in nanoseconds."""
+    """The times of a thread since its start, in nanoseconds."""
 
     running: int
     waiting: int
 
 
 class ProcessorTime(NamedTuple):
-    """Totals at one moment. Only the difference between two moments has a meaning."""
+    """Totals at one moment. Only their differences between two moments have a meaning."""
 
     threads: dict[str, ThreadTime]
     """Thread id -> times. Empty if the kernel does not count these times."""
     num_processors: int
-    """Processors that this process may use, 0 if unknown. The fields below are sums over these processors."""
+    """Processors that this process may use. 0 if unknown. The next fields are sums over them."""
     idle_s: float
     busy_s: float
     stolen_s: float
     """The time in which processors of this virtual machine had work but the host ran something else."""
 
     def since(self, earlier: "ProcessorTime") -> "ProcessorUse":
-        """The use of processors since `earlier`. Ignores threads that began or ended meanwhile."""
+        """The use of processors since `earlier`. Threads that began or ended meanwhile do not count."""
         pairs = [(now, earlier.threads[i]) for i, now in self.threads.items() if i in earlier.threads]
         running_s = sum(now.running - before.running for now, before in pairs) / _NS_PER_S
         wanted_s = running_s + sum(now.waiting - before.waiting for now, before in pairs) / _NS_PER_S
@@ -76,11 +76,11 @@ class ProcessorUse(NamedTuple):
     num_left: float
     """The average number of processors that other processes have left free. 0 if unknown."""
     lost_share: float
-    """The share (0 to 1) of the time in which threads of this process were ready to run but did not run."""
+    """The share (0 to 1) of the time in which this process's threads were ready to run, but did not run."""
 
 
 def read_processor_time(proc: Path = PROC) -> ProcessorTime:
-    """Reads the totals, in about 0.3 milliseconds for two threads on four processors."""
+    """Reads the totals. Takes about 0.3 ms for two threads on four processors."""
     rows = list(_usable_processors(proc))
     idle_s = sum(row[_IDLE] + row[_IOWAIT] for row in rows) / _TICKS_PER_S
     stolen_s = sum(row[_STEAL] for row in rows) / _TICKS_PER_S

@@ -1,4 +1,4 @@
-"""Finds free ports for servers in other processes, if these servers cannot use port 0."""
+"""Finds free ports for servers in other processes, which cannot use port 0."""
 
 import contextlib
 import random

@@ -16,9 +16,9 @@ READINESS_PATHS: Final = ("/health", "/ping", "/readyz")
 PROBE_PATHS: Final = (*READINESS_PATHS, "/livez")
 """Paths of probes. While the server is ready, all of them return the same response."""
 OPEN_PATHS: Final = frozenset(PROBE_PATHS)
-"""Paths that never need a key, because probes send no key."""
+"""The paths that never need a key, because probes send none."""
 STATUS_PATHS: Final = frozenset({"/", "/status.json", "/startupz", "/metrics", "/load", "/version", "/openapi.json"})
-"""Paths with facts about the server. As in vLLM, they need no key, unless `--api-key-everywhere` is set."""
+"""Paths with facts about the server. As in vLLM, they need a key only with `--api-key-everywhere`."""
 
 
 def find_open_paths(*, is_key_everywhere: bool) -> frozenset[str]:
@@ -69,13 +69,13 @@ class ApiKeys:
         return _KEY_WRONG if any(given) else _KEY_NEEDED
 
     def is_valid(self, key: bytes) -> bool:
-        """Whether this is a valid key. The check takes the same time for every key."""
+        """Whether the key is valid. The check takes the same time for every key."""
         digest = _digest(key)
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return any(matches)
 
     def reload(self) -> None:
-        """Reloads the file. If it cannot be used, the keys do not change."""
+        """Reads the file again. If it cannot be used, the old keys stay valid."""
         try:
             self._digests = [*self._given, *self._read_file()]
         except KeyFileError as err:
@@ -88,10 +88,10 @@ class ApiKeys:
 
 
 def read_key_file(path: Path) -> list[bytes]:
-    """One key per line. Blank lines and lines that begin with # are ignored.
+    """The keys in the file, one per line. Blank lines and lines that begin with # are ignored.
 
     Raises:
-        KeyFileError: the file cannot be read, or holds no key.
+        KeyFileError: the file cannot be read, or has no key.
     """
     if path.exists() and not path.is_file():
         raise KeyFileError(f"--api-key-file {path} is not a regular file, so it could not be reloaded")

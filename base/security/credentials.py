@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _INTERVAL_S = 1.0
 _END_S = 0.1
-"""The most seconds that `close` waits for a poll in progress."""
+"""Seconds that `close` waits at most for a poll that is running."""
 
 
 class Credentials:
@@ -24,7 +24,7 @@ class Credentials:
     def __init__(self, network: NetworkConfig, tls: TlsConfig, api_keys: ApiKeys) -> None:
         """Raises TlsError if the TLS files cannot be used."""
         self.tls_context: Callable[[], ssl.SSLContext] | None = None
-        """A function that returns the context for a new handshake. None if the server uses plain HTTP."""
+        """Returns the context for a new handshake. None if the server uses plain HTTP."""
         self._watches: list[FileWatch] = []
         if network.api_key_file:
             self._watches.append(FileWatch([network.api_key_file], api_keys.reload))
@@ -44,10 +44,10 @@ class Credentials:
 
 
 class FileWatch:
-    """Polls files once a second in a separate thread, so that a hanging file system blocks nothing else.
+    """Polls files once a second in a thread of its own, so that a hanging file system blocks nothing else.
 
-    Reports a change when two polls in a row find the same new state. The change may be made in place, by a
-    rename, or behind a symbolic link.
+    Reports a change when two polls in a row find the same new state, whether the file was changed in place,
+    by a rename, or behind a symbolic link.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class FileWatch:
         self._thread = threading.Thread(target=self._poll, name="watch files", daemon=True)
 
     def start(self) -> None:
-        """Starts polling. Also reports changes that were made since this object was created."""
+        """Starts polling. Changes since the creation of this object are also reported."""
         self._thread.start()
 
     def close(self) -> None:

@@ -60,12 +60,12 @@ class RenewableTls:
     """
 
     def __init__(self, config: TlsConfig) -> None:
-        """Raises TlsError if `create_tls_context` does."""
+        """Raises TlsError if a file or setting cannot be used."""
         self._config = config
         self.context = create_tls_context(config)
 
     def reload(self) -> None:
-        """Reloads the files. If they cannot be used, the context does not change."""
+        """Reads the files again. If they cannot be used, the old context stays."""
         try:
             self.context = create_tls_context(self._config)
         except TlsError as err:

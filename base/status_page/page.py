@@ -25,7 +25,7 @@ class StatusPage(NamedTuple):
 
 @cache
 def read_page() -> StatusPage:
-    """Builds the document with inline style and script. The policy has their hashes, and allows no others."""
+    """Builds the document with inline style and script. The policy allows only these two, by their hashes."""
     style, script = _read("page.css"), "\n".join(map(_read, _SCRIPTS))
     document = _read("page.html").replace("/*style*/", style).replace("/*script*/", script)
     policy = {

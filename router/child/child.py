@@ -28,34 +28,34 @@ from startup.ground.temp_folder import remove_left_behind
 logger = logging.getLogger(__name__)
 
 _AFTER_CRASH_S: Final = 2.0
-"""Seconds from the unexpected end of the first process until the model's other processes are killed."""
+"""Seconds after an unexpected end of the first process until the model's other processes are killed."""
 _KILL_S: Final = 10.0
 _OUTPUT_S: Final = 0.5
-"""Seconds that the router waits, after the end of the last process, for its last output in the pipe."""
+"""Seconds in which the router reads the rest of the output after the last process has ended."""
 _LEAST_POLL_S: Final = 0.02
 _MOST_POLL_S: Final = 0.25
 _POLL_SHARE: Final = 0.01
-"""The pause between two polls, as a share of the time since the start."""
+"""The pause between two polls of a starting server, as a share of the time since the start."""
 _ANSWER_S: Final = 2.0
 _CHECK_S: Final = 2.0
 _LONGEST_CHECK_S: Final = 5.0
-"""The most seconds that one check adds to `_silent_s`, because the router itself may have been paused."""
+"""The most seconds that one check adds to `_silent_s`. A longer check means that the router was paused."""
 _SHOWN_S: Final = 5.0
 _REASON_S: Final = 2.0
 
 
 class ChildPlace(NamedTuple):
-    """The socket, environment and log relay that the router gives to a child."""
+    """The socket, environment and log relay of a child."""
 
     socket_path: str
-    """The UNIX socket of our server. Its path also marks the server's processes (`child/place.py`)."""
+    """The UNIX socket of our server. The path also marks the server's processes (`child/place.py`)."""
     environment: Mapping[str, str]
-    """The environment of the child, without the variables of `ModelEntry.env`, which are added later."""
+    """The child's environment. The variables of `ModelEntry.env` are added to it."""
     relay: LogRelay
 
 
 class Child:
-    """Runs one process of a model. Used on the event loop of the main thread."""
+    """Runs one process of a model with its descendants. Used on the event loop of the main thread."""
 
     def __init__(self, entry: ModelEntry, place: ChildPlace) -> None:
         """Raises OSError if no port is free."""
@@ -63,7 +63,7 @@ class Child:
         self.progress = ChildProgress("starting")
         self.has_served = False
         self.cause = UNKNOWN_CAUSE
-        """The cause of a start that has failed."""
+        """The cause of the failure if the start has failed."""
         self.process: ChildProcess | None = None
         self.exit_code: int | None = None
         """The first process's exit code, or -N after signal N. None while it runs, or if none was started."""
@@ -71,18 +71,18 @@ class Child:
         self._environment = {**place.environment, **entry.env}
         self._server = _server_of(entry, place.socket_path, self._environment)
         self.headers = self._server.headers
-        """Headers with the server's API key, for the router's own requests and in place of clients' keys."""
+        """Headers with the server's API key. They are sent with all requests, in place of clients' keys."""
         self._log = ChildLog(entry.name, place.relay)
         self._processes = ProcessSet()
         self._listener_pid = 0
         self._wants_stop = asyncio.Event()
         self._is_killed = False
         self.is_end_awaited: Callable[[], bool] = lambda: False
-        """Whether only requests keep the process from ending, or from giving its memory to another model."""
+        """Returns whether the process is to end or to release its memory once it has no requests."""
         self._failure = ""
-        """Why the child's server failed to carry out an order. Empty if no order failed."""
+        """Why the server could not carry out an order. Empty if no order has failed."""
         self._silent_s = 0.0
-        """The seconds since the server last answered. Counted only after its first readiness."""
+        """Seconds since the last answer of the server. They are counted once the server has been ready."""
         self._is_hung = False
         self._is_silent = False
         """Whether the server did not answer the poll before its stop."""
@@ -91,22 +91,21 @@ class Child:
 
     @property
     def base_url(self) -> str:
-        """The address of the child's server."""
         return self._server.base_url
 
     @property
     def fault(self) -> str:
-        """The known fault of a server that was ready. Empty if there is none."""
+        """The fault that was found in a server after it was ready. Empty if there is none."""
         return f"It has not answered for {self._silent_s:.0f} s" if self._silent_s >= _SHOWN_S else ""
 
     @property
     def connector(self) -> aiohttp.BaseConnector:
-        """Connections to the child's server, without a limit. Closed when its processes have ended."""
+        """Connections to the child's server. They are unlimited, and are closed once its processes end."""
         return self._server.connector
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The first process, and the listening process if the first is the front process of a warm start."""
+        """The ids of the first process and of the process that listens. In a warm start, these differ."""
         first = 0 if self.process is None else self.process.pid
         return tuple(pid for pid in dict.fromkeys((first, self._listener_pid)) if pid)
 
@@ -118,7 +117,7 @@ class Child:
     ) -> str | None:
         """Starts the process. Returns when it and all processes that belong to it have ended.
 
-        Must not be cancelled. Call `stop` or `kill` to end the process.
+        The task must not be cancelled. To end the process, call `stop` or `kill`.
 
         Args:
             on_ready: called once the server answers requests.
@@ -126,7 +125,7 @@ class Child:
             on_crash: called when the first process has ended by itself. Its descendants may still run.
 
         Returns:
-            Why the process has failed. None if it was asked to end and did so without a hang.
+            Why the process has failed. None if it was asked to end and did not hang.
         """
         try:
             reason = await self._until_it_ends(on_ready, before_stop)
@@ -138,29 +137,29 @@ class Child:
         return None if self._wants_stop.is_set() and not self._is_hung else self._reason.result()
 
     async def end_reason(self) -> str:
-        """Waits up to 2 s for the process to end. Returns why it ended, or empty if it still runs."""
+        """Waits up to 2 s for the end of the process. Returns the reason, or "" if the process still runs."""
         await asyncio.wait({self._reason}, timeout=_REASON_S)
         return self._reason.result() if self._reason.done() else ""
 
     async def sleep(self, level: int) -> None:
-        """Puts the server to sleep. It must have no requests. Returns when it sleeps. Raises SleepError."""
+        """Puts the server to sleep, and returns when it sleeps. No request may run. Raises SleepError."""
         await self._server.sleep(level)
 
     async def wake(self, size_bytes: int) -> None:
-        """Wakes the server, whose weights have this size. Returns when it is ready. Raises SleepError."""
+        """Wakes the server, and returns when it is ready. `size_bytes`: its weights. Raises SleepError."""
         await self._server.wake(size_bytes)
 
     def fail(self, reason: str) -> None:
-        """Ends the process at once, like a hanging process. `reason` says why it has failed."""
+        """Ends the process at once, as if it hung. `reason` says why the process has failed."""
         self._failure = reason
         self._wants_stop.set()
 
     def stop(self) -> None:
-        """Asks the process to end. A server of ours answers its running requests first."""
+        """Asks the process to end. Our own servers complete their running requests first."""
         self._wants_stop.set()
 
     def drain(self) -> None:
-        """Called when the router ends. Our server finishes its requests. A user's command runs until `stop`.
+        """The router ends. Our own server ends after its requests. A user's command runs until `stop`.
 
         If nothing calls `stop`, the command is stopped after `STOP_S`, and killed `ERRORS_S` later.
         """
@@ -172,12 +171,11 @@ class Child:
         loop.call_later(STOP_S + ERRORS_S, self.kill)
 
     def signal_group(self, number: int) -> None:
-        """Sends a signal to the process group of the child's first process."""
         if self.process is not None and self._processes.is_running(self.process.pid):
             self.process.signal_group(number)
 
     def kill(self) -> None:
-        """Kills the process at once."""
+        """Kills all processes of the child at once."""
         self._is_killed = True
         self._wants_stop.set()
         self.signal_group(signal.SIGKILL)
@@ -228,10 +226,10 @@ class Child:
             await asyncio.gather(ended, stopped, found, return_exceptions=True)
 
     async def _find_hang(self) -> str:
-        """Waits until the server counts as hung. Returns the watchdog's report, or that it does not answer.
+        """Waits until the server hangs. Returns the watchdog's report, or that the server does not answer.
 
-        The watchdog runs on the server's event loop, so it cannot notice that this loop hangs. A user's
-        command is not polled, because it may have no such report.
+        A server that stays silent counts as hung, because its watchdog runs on its event loop, and this loop
+        may hang. A user's command is not polled, because it may have no watchdog.
         """
         if self._server.is_foreign:
             await asyncio.Event().wait()
@@ -256,12 +254,12 @@ class Child:
                     return f"{self.fault}, and others wait for its memory"
 
     async def _describe_hang(self, finding_hang: "asyncio.Task[str | None]") -> str:
-        """Why the process must be ended because it hangs. Empty if it can be asked to end."""
+        """Why the process hangs and must be killed. Empty if it does not hang, so that it can end itself."""
         hang = finding_hang.result() if finding_hang.done() else await self._ask_before_stop()
         return f"The server hangs. {hang}" if hang else ""
 
     async def _ask_before_stop(self) -> str:
-        """Returns why the server hangs, or empty. A hang may be the reason why the server has no requests."""
+        """Polls the server once more before its stop. Returns why the server hangs, or ""."""
         if self._server.is_foreign:
             return ""
         async with self._session() as session:
@@ -275,7 +273,6 @@ class Child:
         return aiohttp.ClientSession(connector=connector, connector_owner=False, timeout=timeout, headers=headers)
 
     def _launch(self) -> None:
-        """Starts the process. Raises OSError."""
         with self._log.open() as output_fd:
             become = partial(_become, self._server.execute, self._environment, output_fd)
             self.process = ChildProcess.fork(become)
@@ -286,14 +283,13 @@ class Child:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     async def _wait_end(self) -> None:
-        """Returns when the first process has ended. Never returns for a server that was already running."""
+        """Returns when the first process has ended. Never returns if the server was already running."""
         if self.process is None:
             await asyncio.Event().wait()
         else:
             await self._processes.wait(self.process.pid, None)
 
     async def _wait_ready(self) -> None:
-        """Returns once the server answers requests."""
         async with self._session() as session:
             while not await self._is_ready(session):
                 elapsed_s = time.monotonic() - self._started_s
@@ -308,7 +304,7 @@ class Child:
         return found.is_ready
 
     async def _poll(self, session: aiohttp.ClientSession) -> ChildReadiness | None:
-        """The server's answer. None if the server does not answer."""
+        """The server's answer to a poll. None if there is no answer."""
         with suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
             return await self._server.poll(session)
         return None
@@ -316,7 +312,7 @@ class Child:
     # Its end
 
     async def _finish(self) -> int | None:
-        """Waits until all processes have ended. Returns the first one's exit code. None if there is none."""
+        """Waits until all processes have ended. Returns the first one's exit code, or None without it."""
         code = None
         if self.process is not None:
             has_crashed = self._is_hung or not self._processes.is_running(self.process.pid)
@@ -338,7 +334,7 @@ class Child:
         return code
 
     def _find_stop_s(self) -> float:
-        """Seconds that the process may take to end. A silent server gets few: it cannot finish requests."""
+        """Seconds that the process has to end. A silent server has fewer, as it cannot complete requests."""
         if not self._is_silent:
             return self._server.stop_s
         logger.warning("%s does not answer. It is killed after %g s", self.entry.name, ERRORS_S)
@@ -347,8 +343,8 @@ class Child:
     def _note_processes(self) -> None:
         """Notes the descendants of the first process. Called when the server is ready, and before its stop.
 
-        After the end of the first process, its orphans cannot be found in this way. Orphans of a crashed
-        start are ended through their process group, their death pipes or their mark (`router.child.place`).
+        Once the first process has ended, its descendants can no longer be found. Descendants of a crashed
+        start end through their process group, their death pipes or their mark (`router.child.place`).
         """
         self._listener_pid = self._server.find_listener() or self._listener_pid
         self._processes.add(self.pids)
@@ -394,9 +390,9 @@ class Child:
             logger.warning("processes of %s do not end after SIGKILL", self.entry.name)
 
     def _describe(self, reason: str | None, code: int | None) -> str:
-        """Describes why the process has ended. If the process was never ready, the text contains a code.
+        """Describes why the process has ended, with a code if it was never ready.
 
-        After a signal, log lines that do not explain the end are ignored.
+        After a signal, log lines count only if they have a known cause.
         """
         text = reason or ("The process was stopped" if code is None else describe_end(code))
         is_signal = reason is None and code is not None and code < 0
@@ -419,7 +415,7 @@ def _server_of(entry: ModelEntry, socket_path: str, environment: Mapping[str, st
 def _become(
     execute: Callable[[Mapping[str, str]], NoReturn], environment: Mapping[str, str], output_fd: int
 ) -> NoReturn:
-    """Redirects the standard streams, and executes the program. Runs in the new process."""
+    """Redirects the standard streams, and executes the program. Called in the new process."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(output_fd, 1)

@@ -22,24 +22,24 @@ _CHUNK: Final = 1 << 16
 _LONGEST_LINE: Final = 1 << 14
 _MOST_KEPT: Final = 1 << 16
 _MOST_WAITING: Final = 1 << 22
-"""The most bytes that are queued while no program reads standard error. Further lines are dropped."""
+"""The most bytes that are queued while standard error is blocked. Further lines are dropped."""
 _NUM_LAST_LINES: Final = 3
 _LAST_LINES_CHARACTERS: Final = 600
 
 
 class Explanation(NamedTuple):
-    """Why a process failed."""
+    """Why a process has failed."""
 
     text: str = ""
-    """The explanation. Empty if the log does not contain the reason."""
+    """The explanation for the user. Empty if the log contains no reason."""
     cause: str = UNKNOWN_CAUSE
 
 
 class LogRelay:
-    """Writes lines of all models on its own thread, so that a blocked standard error delays no event loop."""
+    """Writes the lines of all models on its own thread, so that no event loop waits for standard error."""
 
     def __init__(self, log_format: LogFormat, fd: int = 2, *, has_names: bool = True) -> None:
-        """`has_names` is False for the only model, whose lines need no name."""
+        """`has_names`: whether lines get the name of their model. False for a router's only model."""
         self.log_format = log_format
         self.has_names = has_names
         self._fd = fd
@@ -52,7 +52,7 @@ class LogRelay:
         self._thread.start()
 
     def write(self, lines: Sequence[bytes]) -> None:
-        """Queues these lines for writing. Called on the event loop."""
+        """Queues these lines. Called on the event loop."""
         block = b"".join(lines)
         with self._changed:
             if self._num_bytes + len(block) > _MOST_WAITING:
@@ -63,7 +63,7 @@ class LogRelay:
             self._changed.notify()
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Waits until the queued lines have reached standard error, at most `timeout_s`."""
+        """Waits at most `timeout_s` until the queued lines are written."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
@@ -93,7 +93,7 @@ class LogRelay:
 
 
 class ChildLog:
-    """Reads the output of one process from a pipe on the event loop. Owns the read end of the pipe."""
+    """Reads the output of one process from a pipe, whose read end it owns. Used on the event loop."""
 
     def __init__(self, model: str, relay: LogRelay) -> None:
         self._model = escape_controls(model) if relay.has_names else ""
@@ -107,7 +107,7 @@ class ChildLog:
 
     @contextmanager
     def open(self) -> Iterator[int]:
-        """Yields the descriptor for the output of a process that is started in the block. Raises OSError."""
+        """Yields the write end of the pipe, for a process that is started in the block. Raises OSError."""
         self._read_fd, write_fd = os.pipe()
         os.set_blocking(self._read_fd, False)
         self._loop.add_reader(self._read_fd, self._read)
@@ -117,7 +117,7 @@ class ChildLog:
             os.close(write_fd)
 
     async def close(self, timeout_s: float) -> None:
-        """Waits until all processes that write to the pipe have ended, at most `timeout_s`."""
+        """Waits at most `timeout_s` until all processes that write to the pipe have ended."""
         if self._read_fd < 0:
             return
         with suppress(TimeoutError):
@@ -131,7 +131,7 @@ class ChildLog:
         """Explains a failure by the text of `vllm-cli explain`, otherwise by the exception or the last lines.
 
         Args:
-            words: the process's command line. Its secrets are hidden where lines quote them.
+            words: the command line of the process. Secrets in it are hidden in lines that quote them.
             is_known_only: whether only a known cause counts, for example after a signal.
             has_served: whether the lines may contain clients' texts, which no other client must see.
         """
@@ -146,7 +146,7 @@ class ChildLog:
         return Explanation(hide_quoted(text, words))
 
     def _read(self) -> None:
-        """Reads one chunk in each turn of the event loop, however much output there is."""
+        """Reads one chunk in each turn of the event loop, even if more output is in the pipe."""
         try:
             chunk = os.read(self._read_fd, _CHUNK)
         except BlockingIOError:
@@ -162,7 +162,7 @@ class ChildLog:
         self._take(lines)
 
     def _take(self, lines: Sequence[bytes]) -> None:
-        """Keeps and relays lines. If a line has several states of a progress bar, keeps only the last one."""
+        """Keeps and relays lines. If a progress bar has several states in a line, only the last one stays."""
         relayed = []
         for line in lines:
             shown = line.rstrip(b"\r").rpartition(b"\r")[2][:_LONGEST_LINE]
@@ -187,7 +187,7 @@ class ChildLog:
 
 
 def encode_line(line: str, model: str, log_format: LogFormat) -> bytes:
-    """Puts the name of the model, if any, before a line of output. In JSON, it is the member `model`."""
+    """Puts the model's name before a line of output. In JSON, the name is the member `model`."""
     if log_format != "json":
         return (f"[{model}] {line}\n" if model else f"{line}\n").encode(errors="replace")
     record = _parse(line)

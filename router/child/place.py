@@ -1,8 +1,8 @@
-"""Sockets and environment of the models' processes, and how these processes end after the router.
+"""Sockets and environment of the models' processes, and the end of these processes after the router.
 
-When the router ends, the kernel ends the servers and commands that it has started. A user's command may
-have started further processes. They inherit the variable VCLI_ROUTER, by which the router finds them. If the
-router was killed, a guard process finds and ends them.
+When the router ends, the kernel ends the servers and commands that the router has started. A user's command
+may have started further processes, which inherit the variable VCLI_ROUTER. The router finds these processes
+by the variable. If the router was killed, a guard process finds and ends them.
 """
 
 import os
@@ -25,12 +25,12 @@ _NUM_SCANS: Final = 50
 _BETWEEN_SCANS_S: Final = 0.02
 _FIRST_FD: Final = 3
 _MOST_FDS: Final = 1024
-"""The guard closes descriptors up to this number. A router that starts has fewer open."""
+"""The guard closes descriptors up to this number. A router has fewer open when it starts the guard."""
 _TITLE: Final = b"vllm-cli router's guard"
 
 
 class ChildPlaces:
-    """The folder of one router with the sockets of its children."""
+    """The folder with the sockets of a router's children."""
 
     def __init__(self, logs: LogOptions) -> None:
         self._stack = ExitStack()
@@ -41,11 +41,9 @@ class ChildPlaces:
 
     @property
     def folder(self) -> str:
-        """The folder of the sockets."""
         return str(self._folder)
 
     def socket_path(self, number: int) -> str:
-        """The socket of the child with this number."""
         return str(self._folder / f"{number}.sock")
 
     def environment(self, number: int, variables: Mapping[str, str]) -> dict[str, str]:
@@ -53,12 +51,11 @@ class ChildPlaces:
         return {**self._base, **variables, env.VCLI_ROUTER.name: self.socket_path(number)}
 
     def close(self) -> None:
-        """Removes the folder."""
         self._stack.close()
 
 
 def find_marked(place: str) -> list[int]:
-    """The ids of this user's processes whose VCLI_ROUTER is the path `place`, or a path in this folder."""
+    """The ids of this user's processes whose VCLI_ROUTER is the path `place`, or a path below it."""
     itself, within = (f"\0{env.VCLI_ROUTER.name}={place}{end}".encode() for end in ("\0", "/"))
     found = []
     for folder in Path("/proc").iterdir():
@@ -71,7 +68,7 @@ def find_marked(place: str) -> list[int]:
 
 
 class Guard:
-    """A process that outlives the router, ends the router's marked processes, and removes its folder."""
+    """A process that ends the router's marked processes and removes its folder once the router has ended."""
 
     def __init__(self, pid: int, life_fd: int) -> None:
         self._pid = pid
@@ -99,7 +96,7 @@ class Guard:
 
 
 def _guard(read_fd: int, folder: str) -> NoReturn:
-    """Runs in the guard process. Begins its work when the router's end of the pipe is closed."""
+    """Runs in the guard process. Waits until the router's end of the pipe is closed, then does its work."""
     os.setsid()
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""A child process that runs a server or another program. It ends with its parent, however the parent ends."""
+"""A child process that runs a server or another program, and ends whenever its parent ends."""
 
 import os
 import resource
@@ -26,15 +26,15 @@ _OWN: Final = (
     env.VCLI_RESTART,
     env.VCLI_MODELS,
 )
-"""Variables of the router that neither its standbys nor its models' processes get."""
+"""The router's variables that neither its standbys nor its models' processes inherit."""
 _RESET: Final = (signal.SIGPIPE, signal.SIGXFSZ)
-"""Signals that Python ignores. The executed program gets their default actions, as from a shell."""
+"""Signals that Python ignores. An executed program gets their default actions back, as from a shell."""
 _CANNOT_EXECUTE: Final = 127
-"""The exit code of a process that cannot execute its program, as in shells."""
+"""The exit code of a process that could not execute its program. Shells use the same code."""
 
 
 class ChildProcess:
-    """A process that leads its own process group, so that Ctrl-C in the terminal reaches only its parent."""
+    """A process with a process group of its own, so that Ctrl-C in the terminal reaches only its parent."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -69,41 +69,41 @@ class ChildProcess:
         return cls(pid)
 
     def signal(self, number: int) -> None:
-        """Sends a signal to this process alone."""
+        """Sends a signal to this process, but not to its descendants."""
         with suppress(ProcessLookupError, PermissionError):  # for example of `sudo`
             os.kill(self.pid, number)
 
     def signal_group(self, number: int) -> None:
-        """Sends a signal to the process and to its descendants in its group."""
+        """Sends a signal to the process, and to its descendants in its process group."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
     def kill(self) -> None:
-        """Kills the process and its group, and waits for the end of the process."""
+        """Kills the process and its process group, and waits until the process has ended."""
         self.signal_group(signal.SIGKILL)
         os.waitpid(self.pid, 0)
 
     def poll(self) -> int | None:
-        """The exit code of the process, or -N after signal N. None while it runs."""
+        """The exit code of the process, or -N after signal N. None while the process runs."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if pid else None
 
 
 _FILES_LIMIT: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
-"""The limit of open files with which this process was started. New processes get it back."""
+"""The limit of open files with which this process was started. New processes get this limit back."""
 
 
 def inherited_environment() -> dict[str, str]:
-    """This process's environment without the router's own variables."""
+    """The environment of this process without the router's own variables."""
     own = {variable.name for variable in _OWN}
     return {name: value for name, value in foreign.snapshot().items() if name not in own}
 
 
 def _restore_signals(mask: set[int]) -> None:
-    """Gives the new process the signal handling of a program that has just been executed.
+    """Gives the new process the signal handling of a newly executed program.
 
-    Signals are blocked until then. The new process shares the wake-up descriptor of its parent's event loop.
-    If a handler ran here, the parent would handle the signal as if it had received the signal itself.
+    Signals are blocked until then, because the new process shares the wake-up descriptor of its parent's
+    event loop. If a handler ran in the new process, the parent would take the signal for one of its own.
     """
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
@@ -113,11 +113,11 @@ def _restore_signals(mask: set[int]) -> None:
 
 
 def execute_serve(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
-    """Executes `serve` of this program, with the same interpreter and interpreter options as this process."""
+    """Executes `serve` of this program, with this process's interpreter and interpreter options."""
     program = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv[1:])]
     os.execve(sys.executable, [*program, "serve", *words], environment)
 
 
 def describe_end(code: int) -> str:
-    """Says how a process has ended."""
+    """Describes how a process has ended."""
     return f"The server ended with exit code {code}" if code >= 0 else f"The server was ended by {signal_name(-code)}"

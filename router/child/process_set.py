@@ -1,4 +1,4 @@
-"""Waits for the end of a set of processes, and sends them signals."""
+"""Waits until processes of a set have ended, and sends signals to them."""
 
 import asyncio
 import os
@@ -8,12 +8,12 @@ from contextlib import suppress
 
 
 class ProcessSet:
-    """A set of processes. Used on the event loop. Signals are sent by pidfd, never to a reused process id."""
+    """A set of processes. Used on the event loop. Signals go through pidfds, never to a reused process id."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._fds: dict[int, int] = {}
-        """Process id -> pidfd, for each added process until it has ended."""
+        """Process id -> pidfd, for each added process that has not ended."""
         self._known: set[int] = set()
         """The ids of all processes that were ever added."""
         self._change = asyncio.Event()
@@ -29,11 +29,11 @@ class ProcessSet:
 
     @property
     def pids(self) -> list[int]:
-        """The added processes that have not ended."""
+        """The ids of the added processes that have not ended."""
         return list(self._fds)
 
     def is_running(self, pid: int) -> bool:
-        """Whether this process was added and has not ended."""
+        """Whether the process was added and has not ended."""
         return pid in self._fds
 
     async def wait_all(self, timeout_s: float) -> bool:
@@ -42,17 +42,16 @@ class ProcessSet:
         return not self._fds
 
     async def wait(self, pid: int, timeout_s: float | None) -> None:
-        """Waits until this process has ended, at most `timeout_s`."""
+        """Waits at most `timeout_s` until this process has ended."""
         await self._wait(lambda: pid not in self._fds, timeout_s)
 
     def signal(self, number: int) -> None:
-        """Sends a signal to all added processes that still run."""
+        """Sends a signal to each added process that still runs."""
         for fd in self._fds.values():
             with suppress(OSError):
                 signal.pidfd_send_signal(fd, number)
 
     def close(self) -> None:
-        """Closes the pidfds."""
         for pid in list(self._fds):
             self._end(pid)
 

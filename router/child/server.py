@@ -1,4 +1,4 @@
-"""The servers that a child can run: our own on a UNIX socket, or a user's command on a port."""
+"""The servers that a child can run: our own server on a UNIX socket, or a user's command on a port."""
 
 import asyncio
 import json
@@ -27,20 +27,20 @@ from startup.ground.serve_words import split
 from startup.standby.sockets import peer_of
 
 STOP_S: Final = SHUTDOWN_TIMEOUT_S
-"""Seconds from SIGTERM until a user's command, or our server without --shutdown-timeout, is killed."""
+"""Seconds from SIGTERM to SIGKILL for a user's command, and for our server without --shutdown-timeout."""
 ERRORS_S: Final = 5.0
 """Seconds that our server may take to end, in addition to the time for running requests."""
 _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
 _WATCHDOG_TIMEOUT: Final = "--engine-watchdog-timeout"
 _KEEP_ALIVE_S: Final = 2.0
-"""Seconds until an idle connection is closed. uvicorn would close the connection after 5 s."""
+"""Seconds after which the router closes an idle connection. uvicorn would close it after 5 s."""
 _NO_ENDPOINT: Final = "none"
 _LOCAL: Final = ("127.0.0.1", "localhost", "::1")
 _SLEEP_S: Final = 60.0
-"""The most seconds that a server may take to fall asleep."""
+"""Seconds after which a server that does not fall asleep counts as failed."""
 _WAKE_S: Final = 120.0
 _WAKE_GIB_S: Final = 10.0
-"""A server gets `_WAKE_S` to wake, plus these seconds per GiB of weights. Level 2 reads the weights again."""
+"""Seconds per GiB of weights that a server may take to wake, besides `_WAKE_S`. Level 2 reads the weights."""
 _ANSWER_BYTES: Final = 4096
 _GIB: Final = 1 << 30
 _OK: Final = 200
@@ -63,19 +63,19 @@ class ChildProgress(NamedTuple):
 
 
 class ChildReadiness(NamedTuple):
-    """A server's answer to a poll for its readiness."""
+    """A server's answer to the question whether it is ready."""
 
     is_ready: bool
     progress: ChildProgress | None = None
     hang: str = ""
-    """The report of the server's watchdog about an engine that hangs. Empty if it does not hang."""
+    """The watchdog's report that the server's engine hangs. Empty if it does not hang."""
 
 
 class SleepError(Exception):
     """A server did not fall asleep or did not wake. The message says why."""
 
     def __init__(self, message: str, kind: Literal["error", "timeout", "refused"] = "error") -> None:
-        """`refused`: the server rejected this order or all such orders, and its state has not changed."""
+        """`kind` is "refused" if the server has rejected the order, and is still in the same state."""
         super().__init__(message)
         self.kind = kind
 
@@ -87,7 +87,7 @@ class OwnServer:
     headers: Final[Mapping[str, str]] = MappingProxyType({})
 
     def __init__(self, words: Sequence[str], socket_path: str, environment: Mapping[str, str]) -> None:
-        """`environment` has all variables of the server's process."""
+        """`environment` is the whole environment of the server's process."""
         self.words = words
         self.base_url = "http://localhost"
         self.connector = aiohttp.UnixConnector(socket_path, limit=0, keepalive_timeout=_KEEP_ALIVE_S)
@@ -97,20 +97,20 @@ class OwnServer:
 
     @property
     def stop_s(self) -> float:
-        """The seconds that the server may take to end. They include --shutdown-timeout for its requests."""
+        """Seconds that the server may take to end, including --shutdown-timeout for its requests."""
         if not self._has_been_ready:
             return ERRORS_S
         return self._seconds_of(_SHUTDOWN_TIMEOUT, STOP_S) + ERRORS_S
 
     @property
     def longest_silence_s(self) -> float:
-        """The seconds without an answer after which the server counts as hung (--engine-watchdog-timeout)."""
+        """Seconds without an answer after which the server counts as hung (--engine-watchdog-timeout)."""
         variable = env.VCLI_ENGINE_WATCHDOG_TIMEOUT
         given = self._environment.get(variable.name, "")
         return self._seconds_of(_WATCHDOG_TIMEOUT, given, variable.default) or math.inf
 
     def _seconds_of(self, flag: str, *otherwise: str | float) -> float:
-        """The flag's last value, else the first number in `otherwise`. The server rejects wrong values."""
+        """The flag's last value if it is a number, else the first number in `otherwise`."""
         given = [each.values[0] for each in split(self.words, {flag: 1}.get) if each.flag == flag and each.values]
         for value in (*given[-1:], *otherwise):
             with suppress(ValueError):
@@ -118,15 +118,14 @@ class OwnServer:
         return 0.0
 
     async def find_obstacle(self) -> str | None:
-        """Why the server cannot start here. None if it can."""
+        """Why the server cannot start now. None if there is no reason."""
         return None
 
     def execute(self, environment: Mapping[str, str]) -> NoReturn:
-        """Executes the server. Runs in the new process."""
         execute_serve([*self.words, "--uds", self._socket_path], environment)
 
     async def poll(self, session: aiohttp.ClientSession) -> ChildReadiness:
-        """Polls the server for its readiness. Raises an error if the server does not answer."""
+        """Requests the server's readiness. Raises an error if the server does not answer."""
         async with session.get(f"{self.base_url}/health") as answer:
             if answer.status == _OK:
                 self._has_been_ready = True
@@ -136,7 +135,7 @@ class OwnServer:
         return ChildReadiness(is_ready=False)
 
     def find_listener(self) -> int:
-        """The id of the process that listens on the socket. 0 if there is none, or its id is unknown."""
+        """The id of the process that listens on the socket. 0 if there is none, or if its id is unknown."""
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.setblocking(False)
             connection.connect(self._socket_path)
@@ -144,23 +143,23 @@ class OwnServer:
         return 0
 
     def stop_words(self, pid: int) -> list[str]:
-        """The command that stops the server. Empty: SIGTERM stops it."""
+        """The command that stops the server. If it is empty, SIGTERM stops the server."""
         return []
 
     async def sleep(self, level: int) -> None:
-        """Puts the server to sleep. Returns when it sleeps. Raises SleepError."""
+        """Puts the server to sleep, and returns when it sleeps. Raises SleepError."""
         await self._order({"do": "sleep", "level": level}, _SLEEP_S)
 
     async def wake(self, size_bytes: int) -> None:
-        """Wakes the server. Returns when it answers requests again. Raises SleepError.
+        """Wakes the server, and returns when it answers requests again. Raises SleepError.
 
         Args:
-            size_bytes: the size of its weights.
+            size_bytes: the size of the server's weights.
         """
         await self._order({"do": "wake"}, _WAKE_S + _WAKE_GIB_S * size_bytes / _GIB)
 
     async def _order(self, order: Mapping[str, Any], limit_s: float) -> None:
-        """Sends a line of JSON to the control socket, which no client can reach. Reads one line as answer."""
+        """Sends a line of JSON to the control socket, and reads a line. Clients cannot reach this socket."""
         try:
             reader, writer = await asyncio.open_unix_connection(control_socket(self._socket_path), limit=_ANSWER_BYTES)
         except OSError as err:
@@ -198,21 +197,20 @@ class ForeignServer:
         is_llama_server = Path(next(iter(command.words), "")).name == LLAMA_SERVER
         key = environment.get(KEY_VARIABLE, "").partition(",")[0] if is_llama_server else ""
         self.headers: Mapping[str, str] = {"authorization": f"Bearer {key}"} if key else {}
-        """Headers of the router's own requests. They contain llama-server's API key if it has one."""
+        """The headers of the router's own requests, with the API key of llama-server if it has one."""
 
     async def find_obstacle(self) -> str | None:
-        """Says that another process listens on the command's port and would answer instead. None if not."""
+        """Describes another process that listens on the command's port. None if no process does."""
         is_local = bool(self.words) and urlsplit(self.base_url).hostname in _LOCAL
         text = f"Another process listens on {self.base_url}: end it, or leave out cmd to use it"
         return text if is_local and await _accepts(self.base_url) else None
 
     def execute(self, environment: Mapping[str, str]) -> NoReturn:
-        """Executes the command. Runs in the new process."""
         port = str(self._command.port)
         execute_words(self.words, {name: value.replace(_PORT, port) for name, value in environment.items()})
 
     async def poll(self, session: aiohttp.ClientSession) -> ChildReadiness:
-        """The server is ready once `checkEndpoint` answers 200."""
+        """Requests `checkEndpoint`. The server is ready once the answer is 200."""
         if self._command.check_endpoint == _NO_ENDPOINT:
             return ChildReadiness(await _accepts(self.base_url))
         async with session.get(f"{self.base_url}{self._command.check_endpoint}") as answer:
@@ -222,20 +220,20 @@ class ForeignServer:
             return ChildReadiness(is_ready, None if is_ready else ChildProgress(phase))
 
     def find_listener(self) -> int:
-        """Always 0, because only a process that listens on a UNIX socket can be found."""
+        """Returns 0, because only a process that listens on a UNIX socket can be found."""
         return 0
 
     def stop_words(self, pid: int) -> list[str]:
-        """The words of the user's key `cmdStop`."""
+        """The command in the user's key `cmdStop`."""
         return [word.replace(_PID, str(pid)) for word in self._command.stop_words]
 
     async def sleep(self, level: int) -> None:
-        """Sends the calls of the user's key `sleep`."""
+        """Sends the requests of the user's key `sleep`."""
         async with self._session() as session:
             await self._send(session, self._command.sleep_calls)
 
     async def wake(self, size_bytes: int) -> None:
-        """Sends the calls of the user's key `wake`, and waits until the server is ready."""
+        """Sends the requests of the user's key `wake`, and waits until the server is ready."""
         async with self._session() as session:
             await self._send(session, self._command.wake_calls)
             try:
@@ -264,7 +262,7 @@ class ForeignServer:
 
 
 async def _read_short(answer: aiohttp.ClientResponse) -> None:
-    """Reads the body unless it is long or a stream. Closing a connection with unread data would reset it."""
+    """Reads a body that is not long and not a stream, because unread data would reset the connection."""
     if answer.content_length is not None and answer.content_length <= _ANSWER_BYTES:
         await answer.read()
 

@@ -16,11 +16,11 @@ from router.http.own_answers import OwnAnswer
 
 _PORTS: Final = {"http": 80, "https": 443}
 _ASKED: Final = (hdrs.ORIGIN, hdrs.ACCESS_CONTROL_REQUEST_METHOD)
-"""Headers of a browser's CORS preflight request."""
+"""The headers that identify a browser's CORS preflight request."""
 
 
 class CorsPolicy:
-    """Applies Starlette's rules of CORS to the flags of the embedded engine's server.
+    """Decides which cross-origin requests browsers may send, by Starlette's rules and the flags of `serve`.
 
     Without --allowed-origins, no cross-origin request is allowed.
     """
@@ -40,12 +40,11 @@ class CorsPolicy:
             )
 
     def is_preflight(self, request: web.BaseRequest) -> bool:
-        """Whether the request is a browser's preflight, which asks whether a page may send a request."""
+        """Whether the request is a preflight, by which a browser asks whether a page may send a request."""
         is_asked = request.method == hdrs.METH_OPTIONS and all(name in request.headers for name in _ASKED)
         return self.is_on and is_asked
 
     def answer_preflight(self, request: web.BaseRequest) -> web.Response:
-        """The answer to a preflight request."""
         from starlette.datastructures import Headers  # noqa: PLC0415
 
         answer = self._rules.preflight_response(Headers(dict(request.headers)))
@@ -66,7 +65,7 @@ class CorsPolicy:
 
 
 class Access:
-    """Checks whether requests are allowed, before they are processed."""
+    """Checks whether a request is allowed, before anything else is done with it."""
 
     def __init__(self, api_keys: ApiKeys, cors: CorsPolicy, *, is_key_everywhere: bool) -> None:
         """`is_key_everywhere`: whether all paths except probes need a key."""
@@ -74,18 +73,18 @@ class Access:
         self._cors = cors
         self._open_paths = find_open_paths(is_key_everywhere=is_key_everywhere)
         self.key_headers = frozenset({"authorization", "x-api-key"} if self.needs_key else ())
-        """Headers, in lower case, that may contain the router's key. Models' servers do not get them."""
+        """Lower-case names of headers that may contain the router's key. Models' servers do not get them."""
 
     @property
     def needs_key(self) -> bool:
-        """Whether the router has API keys."""
         return bool(len(self._keys))
 
     def check(self, request: web.Request, path: str, own: OwnAnswer | None) -> None:
         """Raises FailedRequestError for a request that is not allowed.
 
-        If the router has keys, only some of its own answers need no key. A request that reaches, starts or
-        stops a model needs a key. Pages of other sites may not send such a request, whatever its method.
+        If the router has keys, a request without a key can reach only some of the router's own answers. A
+        request that reaches, starts or stops a model may not come from a page of another site, whatever its
+        method.
 
         Args:
             own: how the router answers the request itself. None if a model has to answer.
@@ -107,8 +106,9 @@ class Access:
     def _check_site(self, request: web.Request) -> None:
         """Rejects requests from pages of other sites. Browsers send some of these without a preflight.
 
-        Sec-Fetch-Site says whether the page is of the same site. Browsers send it to https addresses and to
-        this machine. Other servers get only Origin, except with some GETs. Programs send neither header.
+        The header Sec-Fetch-Site says whether the page is of the same site. Browsers send it to https
+        addresses and to this machine. Other servers get only Origin, except with some GETs. Programs send
+        neither header.
         """
         site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get(hdrs.ORIGIN)
         if site == "same-origin" or self._cors.allows(origin):  # also behind a proxy that changes Host
@@ -119,14 +119,14 @@ class Access:
 
 
 def _bearer_of(basic: bytes) -> bytes:
-    """The password of `Authorization: Basic …` as a bearer token. Some tools send keys only in this way."""
+    """Converts `Authorization: Basic …` to a bearer token with its password. Some tools send keys only so."""
     with suppress(binascii.Error):
         return b"Bearer " + base64.b64decode(basic[6:]).partition(b":")[2]
     return b""
 
 
 def _is_of_host(origin: str, host: str) -> bool:
-    """Whether the origin has this host. Their schemes may differ, because a proxy may terminate TLS."""
+    """Whether the origin has this host. The schemes may differ, because a proxy may terminate TLS."""
     try:
         page, asked = urlsplit(origin), urlsplit(f"//{host}")
         default = _PORTS[page.scheme]

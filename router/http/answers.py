@@ -33,11 +33,11 @@ _TYPES: Final = {
 }
 _MOST_SHOWN: Final = 200
 SERVER: Final = "vllm-cli"
-"""The value of the header `Server`. aiohttp's own value would show its version."""
+"""The value of the header `Server`. The value that aiohttp sets would show aiohttp's version."""
 
 
 class FailedRequestError(Exception):
-    """An error with which the router answers a request."""
+    """Is raised for a request that the router answers with an error."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class FailedRequestError(Exception):
 
     @classmethod
     def from_refused(cls, refused: ModelRefused) -> "FailedRequestError":
-        """The error for a request that its model cannot answer."""
+        """The error for a request that the model pool has refused."""
         after_s = refused.retry_after_s
         headers = None if after_s is None else {"Retry-After": str(max(1, math.ceil(after_s)))}
         param = "model" if refused.status == 404 else None
@@ -80,13 +80,13 @@ def error_answer(failed: FailedRequestError, path: str) -> web.Response:
 
 
 def error_events(body: ErrorResponse, path: str) -> bytes:
-    """The error as the last events of a stream that has already begun."""
+    """The events with which a stream that has begun ends after an error."""
     failures = failure_format(path)
     return failures.encode_event(failures.to_body(body)) + failures.end
 
 
 def relayed_error_events(status: int, body: bytes, path: str) -> bytes:
-    """The error response of a model's server as the last events of a stream that has already begun."""
+    """The events with which a stream that has begun ends after an error response of the model's server."""
     failures = failure_format(path)
     try:
         check_depth(body)
@@ -100,7 +100,7 @@ def relayed_error_events(status: int, body: bytes, path: str) -> bytes:
 
 
 def shown(name: str) -> str:
-    """A name that a client has sent, shortened and quoted for a message."""
+    """A name that a client has sent, as error messages show it: shortened and quoted."""
     text = name.encode("utf-8", "replace").decode()
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 

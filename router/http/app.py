@@ -1,4 +1,4 @@
-"""The router's HTTP server. It answers some requests itself, and passes all others to a model."""
+"""The router's HTTP server. It answers some requests itself, and passes all other requests to a model."""
 
 import logging
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ _STORED: Final = f"{RESPONSES}resp_"
 _UPSTREAM: Final = "/upstream/"
 _ASSETS: Final = (".js", ".json", ".css", ".png", ".gif", ".jpg", ".jpeg", ".ico", ".svg", ".txt", ".woff2", ".map")
 _ALLOWED: Final = "DELETE, GET, HEAD, PATCH, POST, PUT"
-"""The methods that a model's server may support, for the header Allow."""
+"""The value of the header Allow: the methods that a model's server may support."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +51,11 @@ class AppOptions:
     tls: RenewableTls | None
     version: str
     keep_alive_s: float
-    """Seconds that a connection without a request stays open."""
+    """Seconds after which a connection without a request is closed."""
     has_only_model: bool = False
-    """Whether the router can only have one model. This model gets all requests, whatever model they name."""
+    """Whether the router has one model, which gets all requests, whatever model they name."""
     model_has_keys: bool = False
-    """Whether the models' servers check the router's keys. Then the router passes keys on to them."""
+    """Whether the model's server checks API keys itself, so that the router passes them on."""
     patience: Patience = Patience()
 
 
@@ -77,22 +77,21 @@ def create_runner(pool: ModelPool, options: AppOptions) -> web.ServerRunner:
 
 
 def _quiet_logger() -> logging.Logger:
-    """A logger that drops aiohttp's connection errors, which are logged for each input that is not HTTP."""
+    """A logger that drops aiohttp's errors. aiohttp logs such an error for each input that is not HTTP."""
     quiet = logging.getLogger(f"{__name__}.connections")
     quiet.setLevel(logging.CRITICAL)
     return quiet
 
 
 class AccessLog(AbstractAccessLogger):
-    """Logs requests in the form of uvicorn's log records, which our log formats and filters expect."""
+    """Logs requests in the form of uvicorn's log records, which our log formats and filters need."""
 
     @property
     def enabled(self) -> bool:
-        """Whether the access log is enabled."""
         return self.logger.isEnabledFor(logging.INFO)
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
-        """Writes one line for a response."""
+        """Logs one line for a request and its response."""
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None
         client = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
         version = f"{request.version.major}.{request.version.minor}"
@@ -101,7 +100,7 @@ class AccessLog(AbstractAccessLogger):
 
 
 class _Handler:
-    """Answers every request, on the event loop."""
+    """Answers every request. Used on the event loop."""
 
     def __init__(self, pool: ModelPool, options: AppOptions) -> None:
         network = options.network
@@ -158,7 +157,7 @@ class _Handler:
         return error_answer(failed, path)
 
     def complete_headers(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
-        """Called before the head of a response is sent."""
+        """Adds headers. Called before the head of a response is sent."""
         if response.headers[hdrs.SERVER] == SERVER_SOFTWARE:  # set by neither the router nor a model's server
             response.headers[hdrs.SERVER] = SERVER
         if self.cors.is_on and not self.cors.is_preflight(request):
@@ -182,7 +181,7 @@ class _Handler:
         return await self._relay(request, raw_path, None)
 
     async def _relay_upstream(self, request: ClientRequest, raw_path: str) -> web.StreamResponse:
-        """Passes any path to a model's server. Requests for icons, scripts and images start no model."""
+        """Passes a request below /upstream/ to a model's server. Icons, scripts and images start no model."""
         is_read = request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
         entry, path = self._choice.by_path(raw_path.removeprefix(_UPSTREAM))
         if is_read and path == "/" and not raw_path.endswith("/"):  # the page's relative addresses need the slash
@@ -193,13 +192,13 @@ class _Handler:
         return await self._relay(request, path, entry)
 
     def _answer_options(self, request: web.Request) -> web.Response:
-        """Answers OPTIONS, which no model gets. Without CORS, the answer is the same as from our servers."""
+        """Answers OPTIONS itself. If CORS is off, the answer is the same as from our servers."""
         if not self.cors.is_preflight(request):
             raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": _ALLOWED})
         return self.cors.answer_preflight(request)
 
     async def _relay(self, request: ClientRequest, path: str, entry: ModelEntry | None) -> web.StreamResponse:
-        """Passes the request to `entry`, or to the model that the request names."""
+        """Passes the request to the model `entry`, or if it is None, to the model that the request names."""
         if request.method == "GET" and request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
             if entry is None:
                 entry = self._choice.by_query(request, path)
@@ -233,7 +232,7 @@ class _Handler:
             body.close()
 
     async def _model_of_response(self, path: str) -> ModelEntry:
-        """The model that has stored the response. The model must run, because only its process has it."""
+        """The model that has stored the response. It must run, because only its process has the response."""
         if (made := self._proxy.background.find(path)) is not None:
             return made.entry
         response_id = path.removeprefix(RESPONSES).partition("/")[0]

@@ -1,4 +1,4 @@
-"""Polls background responses of models, and keeps a model's process until clients have read them."""
+"""Polls background responses, and keeps the model's process until the client has read the response."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -14,12 +14,12 @@ from router.model_entry import ModelEntry
 from router.model_pool import ModelPool
 
 RESPONSES: Final = "/v1/responses/"
-"""The beginning of a stored response's path."""
+"""The beginning of the path of a stored response."""
 
 
 @dataclass(eq=False)
 class FollowedResponse:
-    """A background response, running or complete."""
+    """A background response. The model may still be generating it."""
 
     entry: ModelEntry
     child: Child
@@ -33,7 +33,7 @@ class FollowedResponses:
     """The background responses that clients may still request. Used on the event loop."""
 
     def __init__(self, pool: ModelPool, goes_on: Callable[[Child, str], Awaitable[bool]], patience: Patience) -> None:
-        """`goes_on` returns whether a server's response with this path is still incomplete."""
+        """`goes_on` returns whether the server is still generating the response with this path."""
         self._pool = pool
         self._goes_on = goes_on
         self._patience = patience
@@ -41,15 +41,15 @@ class FollowedResponses:
         """Response id -> the response."""
 
     def find(self, path: str) -> FollowedResponse | None:
-        """The followed response that the path of a request names. None if there is none."""
+        """The background response that the path names. None if there is none."""
         return self._kept.get(path.removeprefix(RESPONSES).partition("/")[0])
 
     async def is_last_use(self, made: FollowedResponse, method: str, path: str) -> bool:
-        """Whether the client no longer needs the response once this request has succeeded."""
+        """Whether the client no longer needs the response once this request for it has succeeded."""
         return method == hdrs.METH_DELETE or (path == made.path and not await self._goes_on(made.child, path))
 
     def keep(self, response_id: str, entry: ModelEntry, child: Child, lease: AsyncExitStack, *, is_read: bool) -> None:
-        """Keeps the lease until the response is complete. Keeps the process until the client has read it."""
+        """Keeps the lease until the response is complete, and the process until the client has read it."""
         made = self._kept[response_id] = FollowedResponse(entry, child, RESPONSES + response_id, is_read)
         made.following = asyncio.create_task(self._follow(response_id, made, lease), name=f"follow {response_id}")
 
@@ -70,6 +70,6 @@ class FollowedResponses:
                         await asyncio.sleep(self._patience.follow_s)
 
     def _forget(self, response_id: str, made: FollowedResponse) -> None:
-        """Forgets the response, unless a newer response has the same id. Clients of vLLM can choose ids."""
+        """Forgets the response, unless its id has been used again. Clients of vLLM can choose ids."""
         if self._kept.get(response_id) is made:
             del self._kept[response_id]

@@ -1,4 +1,4 @@
-"""Changes the model's name, and keys of the JSON, in a request's body before the model gets the body."""
+"""Changes the name of the model and other keys in a request's body, before the model's server gets it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
@@ -12,30 +12,30 @@ if TYPE_CHECKING:
     from mmap import mmap
 
 _MOST_NESTED_BYTES: Final = 1 << 20
-"""The most bytes of a member in which the router changes a nested key."""
+"""The most bytes of a member's value in which the router changes a nested key."""
 _REMOVED: Final = object()
 
 
 class _Step(NamedTuple):
-    """One change of a key. Changes are made in order."""
+    """One change of a key. The changes of a body are made in order."""
 
     key: str
-    """The part of the key after the member's name, such as b in `a.b`. Empty for the member itself."""
+    """The key without its first part, such as b for `a.b`. Empty if the whole member changes."""
     value: Any
     """The new value, or _REMOVED."""
     is_default: bool = False
-    """Whether the value is set only in a body that lacks the key."""
+    """Whether the value is set only if the body lacks the key."""
 
 
 Part: TypeAlias = bytes | slice
-"""New text, or an unchanged slice of the body."""
+"""A part of the changed body: new text, or an unchanged slice of the old body."""
 
 
 def json_parts(body: "bytes | mmap", members: Members, changes: BodyChanges, requested: str | None) -> Sequence[Part]:
-    """The parts of the changed JSON object. `requested` is the model's name in the request.
+    """Returns the parts of the changed JSON object. `requested` is the model's name in the request.
 
     Raises:
-        BodyFaultError: a member in which a key is to be changed is too large.
+        BodyFaultError: a member in which a key must change is too large.
     """
     steps: list[_Step] = []
     if changes.model is not None and members.last("model") is not None:
@@ -47,7 +47,7 @@ def json_parts(body: "bytes | mmap", members: Members, changes: BodyChanges, req
 
 
 def form_parts(body: "bytes | mmap", members: Members, changes: BodyChanges) -> Sequence[Part]:
-    """The parts of the changed multipart form. Only the name of the model changes."""
+    """Returns the parts of the multipart form. In a form, only the name of the model can change."""
     parts: list[Part] = []
     at = 0
     for field in members.all:
@@ -100,7 +100,7 @@ def _changed(body: "bytes | mmap", member: Member | None, steps: Sequence[_Step]
 
 
 def _changed_inside(text: bytes | None, step: _Step) -> bytes | None:
-    """Changes a key within the text of a member. If the text is no object, a new object replaces it."""
+    """Changes a key in the text of a member. If the text is not an object, a new object replaces it."""
     before = text or b""
     try:
         members = json_members(before)

@@ -1,6 +1,6 @@
-"""Finds the members of a JSON object, or the fields of a form, in a body.
+"""Finds the members of a JSON object, or the fields of a form, in a request's body.
 
-The module scans a body in pieces, so that other threads run in between. It decodes only keys.
+The module scans the body in pieces, so that other threads can run in between. It decodes only keys.
 """
 
 import codecs
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from mmap import mmap
 
 MOST_MEMBERS: Final = 1000
-"""The most members of an object, or parts of a form. Starlette has the same limit."""
+"""The most members of an object or parts of a form. Starlette has the same limit for forms."""
 _LONGEST_KEY: Final = 4096
-"""The most bytes of a key. A longer key is ignored, because no known key is so long."""
+"""The most bytes of a key. Longer keys are ignored, because no known key is so long."""
 _LONGEST_HEAD: Final = 16 << 10
-"""The most bytes of a form part's headers. A field's value is read up to the same number."""
+"""The most bytes of the headers of a form's part. A field's value is also read only up to this number."""
 _LONGEST_OPTIONS: Final = 1024
-"""The most characters of a header with parameters, because parsing them takes quadratic time."""
+"""The most characters of a header with parameters, because the time to parse it grows quadratically."""
 _PIECE_BYTES: Final = 8 << 10
 NOT_JSON: Final = "is not valid JSON, or not an object"
 _MARK: Final = re.compile(rb"[\[\]{}:,]|[^ \t\r\n\[\]{}:,]+")
 _OTHER: Final = "other"
-"""The kind of numbers, true, false, null, and of any text that is not JSON."""
+"""The kind of a number, of true, false and null, and of text that is not JSON."""
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NEXT: Final = {
@@ -40,35 +40,35 @@ _NEXT: Final = {
     ("comma", ","): "key",
     ("comma", "}"): "end",
 }
-"""(expected, found) -> the next expectation."""
+"""(expected token, found token) -> the token that is expected next."""
 
 
 class BodyFaultError(ValueError):
-    """The body cannot be read. The message completes a sentence that begins with "The request body"."""
+    """The body cannot be read. The message is the end of a sentence that begins with "The request body"."""
 
 
 class Member(NamedTuple):
-    """A member of an object, or a field of a form, as positions in the body."""
+    """A member of a JSON object or a field of a form. Its numbers are positions in the body."""
 
     key: str
     begin: int
-    """Where the key begins. In a form, where the headers of the part begin."""
+    """The position of the key, or in a form, of the part's headers."""
     value: int
     end: int
 
 
 class Members(NamedTuple):
-    """All members in the order of the body. Keys may repeat."""
+    """All members, in the order of the body. A key may occur several times."""
 
     all: tuple[Member, ...] = ()
 
     def last(self, key: str) -> Member | None:
-        """The last member with this key. Earlier members with the same key are ignored."""
+        """The last member with this key, which counts if the key occurs several times."""
         return next((member for member in reversed(self.all) if member.key == key), None)
 
 
 def json_members(body: "bytes | mmap") -> Members:
-    """The members of the outermost object. Nested values are not checked. Raises BodyFaultError."""
+    """The members of the outermost object. Values inside it are not checked. Raises BodyFaultError."""
     members: list[Member] = []
     expected, key, begin, last_end = "object", "", 0, 0
     for kind, at, end in _Scan().tokens(body):
@@ -91,7 +91,7 @@ def json_members(body: "bytes | mmap") -> Members:
 
 
 def form_fields(body: "bytes | mmap", boundary: bytes) -> Members:
-    """The fields of a multipart form without its files. A long value is cut. Raises BodyFaultError."""
+    """The fields of a multipart form, without files. Long values are cut. Raises BodyFaultError."""
     fields: list[Member] = []
     delimiter = b"\r\n--" + boundary
     is_first = body[: len(delimiter)] == delimiter[2:] + b"\r\n"
@@ -112,25 +112,25 @@ def form_fields(body: "bytes | mmap", boundary: bytes) -> Members:
 
 
 def parse_options(header: str | bytes) -> tuple[bytes, dict[bytes, bytes]]:
-    """The value and the parameters of a header. Both are empty if the header is too long or not ASCII."""
+    """Splits a header into its value and its parameters. Both are empty if it is too long or not ASCII."""
     if len(header) > _LONGEST_OPTIONS or not header.isascii():
         return b"", {}
     return parse_options_header(header)
 
 
 class _Scan:
-    """One pass over the outermost object of a body."""
+    """One pass over the outermost object in a body."""
 
     def __init__(self) -> None:
         self._depth = 0
         self._is_in_text = False
         self._value = 0
-        """The position at which the text, list or object that is being read begins."""
+        """The position of the string, list or object that is being read."""
 
     def tokens(self, body: "bytes | mmap") -> Iterator[tuple[str, int, int]]:
-        """Yields the object's tokens: kind, begin and end.
+        """Yields the kind, begin and end of each token of the object.
 
-        The kinds are the object's punctuation, `"` for a text, `[` for a whole list or object, and `other`.
+        The kinds are the object's punctuation, `"` for a string, `[` for a whole list or object, and `other`.
         """
         begin = len(codecs.BOM_UTF8) if body[:3] == codecs.BOM_UTF8 else 0
         while begin < len(body):
@@ -148,7 +148,7 @@ class _Scan:
                 yield from self._split(parts, at)
 
     def _skips(self, parts: list[bytes]) -> bool:
-        """Whether a piece lies wholly within a nested value. `parts` is the piece, split at its quotes."""
+        """Whether the piece lies wholly within a nested value. `parts` is the piece, split at its quotes."""
         if self._depth < 2:
             return False
         steps = memoryview(b"".join(parts[self._is_in_text :: 2]).translate(_STEPS, _NO_BRACKETS)).cast("b")
@@ -195,7 +195,7 @@ def _key(body: "bytes | mmap", begin: int, end: int) -> str:
 
 
 def _field_name(head: bytes) -> str | None:
-    """The name of a form's field. None for a file."""
+    """The name of a form's field. None if the part is a file."""
     for line in head.split(b"\r\n"):
         name, _, value = line.partition(b":")
         if name.strip().lower() == b"content-disposition":
@@ -206,7 +206,7 @@ def _field_name(head: bytes) -> str | None:
 
 
 def _find(body: "bytes | mmap", text: bytes, begin: int) -> int:
-    """The position after the next occurrence of `text`, or -1."""
+    """The position after the next occurrence of `text`, or -1 if there is none."""
     for at in range(begin, len(body), _PIECE_BYTES):
         found = body[at : at + _PIECE_BYTES + len(text) - 1].find(text)
         if found >= 0:

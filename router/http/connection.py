@@ -1,4 +1,4 @@
-"""Clients' connections. They are aiohttp's connections with the limits of the embedded engine's server."""
+"""The connections of clients: aiohttp's connections with the limits of the embedded engine's server."""
 
 import asyncio
 import resource
@@ -18,20 +18,20 @@ from server.http.transport.tls_handshake import TlsHandshake
 from server.terms.limits import LimitsConfig
 
 _LINGER_S: Final = 1.0
-"""Seconds in which the router still reads from a refused client, so that the client can read the error."""
+"""Seconds in which the router still reads from a rejected client, so that the client can read the error."""
 _READ_BYTES: Final = 64 << 10
 _TOO_MANY_HEADERS: Final = "Too many headers received"
-"""The text of aiohttp's error for too many headers. The error can be recognised only by this text."""
+"""The text of aiohttp's error for too many headers. Nothing else identifies this error."""
 _MALFORMED: Final = "The request is not valid HTTP/1.1."
 
 _SINGLE: Final = (hdrs.HOST, hdrs.CONTENT_TYPE, hdrs.TRANSFER_ENCODING)
-"""Headers that aiohttp 3.13 lets a client send twice."""
+"""Headers that may occur only once, although aiohttp 3.13 accepts them twice."""
 
 CompleteHeaders = Callable[["ClientRequest", web.StreamResponse], None]
 
 
 class ClientServer(web.Server):
-    """Creates the connections. Counts each connection from the moment at which it is accepted."""
+    """Creates and counts the connections. A connection counts from the moment at which it is accepted."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class ClientServer(web.Server):
         tls: RenewableTls | None,
         **kwargs: Any,
     ) -> None:
-        """`complete_headers` is called before the head of a response is sent. `kwargs` are aiohttp's."""
+        """`complete_headers` is called before the head of a response is sent. `kwargs` go to aiohttp."""
         super().__init__(
             handle,  # type: ignore[arg-type]
             request_factory=self._create_request,
@@ -95,11 +95,11 @@ class ClientRequest(web.Request):
 
     @property
     def version(self) -> HttpVersion:
-        """The HTTP version with which the router answers."""
+        """The HTTP version that the response has."""
         return HttpVersion10 if self._version == HttpVersion10 else HttpVersion11
 
     def check_head(self) -> None:
-        """Raises FailedRequestError for faults of the head that aiohttp's parser accepts."""
+        """Raises FailedRequestError if the head has a fault that aiohttp's parser accepts."""
         limits = self.protocol.server.limits
         length = len(self.raw_path) + sum(len(name) + len(value) for name, value in self.raw_headers)
         if length > limits.max_head_bytes:
@@ -122,7 +122,7 @@ class ClientRequest(web.Request):
 
     @property
     def _has_body_before_upgrade(self) -> bool:
-        """Whether the request has a body and an Upgrade. aiohttp 3.13 treats such a body as upgraded data."""
+        """Whether the request has a body and an Upgrade. aiohttp 3.13 takes this body for upgraded data."""
         has_body = self._message.chunked or self.headers.get(hdrs.CONTENT_LENGTH, "0").strip("0")
         is_websocket = self.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
         return bool(has_body and is_websocket and self._message.upgrade)
@@ -132,7 +132,7 @@ class ClientRequest(web.Request):
 
 
 class Connection(web.RequestHandler):
-    """A client's connection."""
+    """The connection of one client."""
 
     __slots__ = (
         "_client",
@@ -149,16 +149,16 @@ class Connection(web.RequestHandler):
         super().__init__(server, **kwargs)
         self.server = server
         self.has_room = True
-        """Whether the connection is within the limit of connections."""
+        """Whether the limit of connections allows this connection."""
         self._client: asyncio.Transport
         self._payload: StreamReader = EMPTY_PAYLOAD
-        """The body of the last request."""
+        """The body of the last request on this connection."""
         self._is_refused = False
         self._is_upgraded = False
         """Whether the connection has been upgraded to WebSocket or another protocol."""
         limits, loop = server.limits, asyncio.get_running_loop()
         self._watch = ReadWatch(limits, loop, is_reading=lambda: True, on_timeout=self._time_out)
-        """Limits the time for the head of a request. The time for a body is limited where it is read."""
+        """Limits the time for a request's head. The time for a body is limited where the body is read."""
         self._stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -194,12 +194,12 @@ class Connection(web.RequestHandler):
                 self._refuse(rejection)
 
     def drop_rest(self) -> None:
-        """Stops reading. Called before a response after which the connection is closed."""
+        """Stops reading. Called before a response with which the connection ends."""
         self._is_refused = True
         self._message_tail = b""
 
     async def finish_response(self, *args: Any) -> tuple[web.StreamResponse, bool]:
-        """Called for each response, even if the input was not HTTP."""
+        """Called for each response, even to input that is not HTTP."""
         done = await super().finish_response(*args)
         if self._is_refused and self.transport is not None:
             self._end_writing()
@@ -215,7 +215,7 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answers input that is not HTTP with a JSON error, which quotes nothing of the input."""
+        """Answers input that is not HTTP with a JSON error. The error does not repeat the input."""
         super().handle_error(request, status, exc, message)
         limits = self.server.limits
         if isinstance(exc, LineTooLong):
@@ -239,7 +239,7 @@ class Connection(web.RequestHandler):
         self._stop_stall()
 
     def evict(self) -> bool:
-        """Closes an idle connection to make room. Returns False while its last response is not fully sent."""
+        """Closes this connection if it is idle. Returns False while its last response is not fully sent."""
         if self.transport is not None and self._client.get_write_buffer_size():
             return False
         self._client.abort()
@@ -257,7 +257,7 @@ class Connection(web.RequestHandler):
             self._refuse(rejection)
 
     def _refuse(self, rejection: Rejection) -> None:
-        """Rejects a head that is too slow or too long. Ends the connection after the running request."""
+        """Rejects a head that is too slow or too long. A running request is completed first."""
         self._watch.disarm()
         self._is_refused = True
         if self.transport is None or self._messages or self._request_in_progress:

@@ -12,17 +12,17 @@ from router.model_entry import ModelEntry
 from router.model_pool import ModelPool
 
 _WITHOUT_NAME: Final = ("/v1/", "/tokenizer_info")
-"""GETs of these paths name no model, but may start the only model. Other GETs do not start it."""
+"""GETs of these paths name no model, but may start the router's only model. Other GETs do not start it."""
 STREAM_PATHS: Final = frozenset((
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/audio/transcriptions",
     "/v1/audio/translations",
 ))  # fmt: skip
-"""Endpoints whose parameter `stream` requests a stream of events."""
+"""Endpoints that answer with a stream of events if the body has `stream`."""
 _POSTED: Final = STREAM_PATHS | frozenset((
     "/v1/messages/count_tokens", "/v1/embeddings", "/pooling", "/classify", "/score", "/v1/score", "/rerank",
     "/v1/rerank", "/v2/rerank", "/tokenize", "/detokenize",
 ))  # fmt: skip
-"""Paths whose bodies name a model. Other paths of models' servers are unknown to the router."""
+"""Paths of POSTs whose bodies name a model. Models' servers have more paths, unknown to the router."""
 _SERVED: Final = _POSTED | frozenset((
     "/v1/realtime", "/v1/systemone", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/reranking", "/v2/embed",
     "/reranking", "/generative_scoring", "/invocations", "/tokenizer_info", "/completion", "/infill",
@@ -31,22 +31,22 @@ _SERVED_BELOW: Final = (
     "/v1/chat/completions/", "/v1/completions/", "/v1/messages/", "/v1/responses/", "/v1/audio/", "/v1/images/",
     "/v1/videos", "/inference/v1/", "/cohere/v2/", "/sdapi/v1/", "/audioapi/v1/",
 )  # fmt: skip
-"""Requests below these paths start a model. vLLM, the embedded engine and llama-swap's servers serve them."""
+"""Requests below these paths start a model. vLLM, the embedded engine or llama-swap's servers have them."""
 _MOST_OFFERED: Final = 20
 """The most models that an error message names."""
 _MOST_SEGMENTS: Final = 8
-"""The most leading segments of a path that may form the name of a model."""
+"""The most segments at the beginning of a path that are tried as the name of a model."""
 
 
 class Upstream(NamedTuple):
-    """A model, and the path that its server gets."""
+    """A model, and the path that the model's server gets."""
 
     entry: ModelEntry
     path: str
 
 
 class ModelChoice:
-    """Finds models. Raises FailedRequestError with vLLM's texts and with similar names."""
+    """Finds models. Raises FailedRequestError with vLLM's text and the most similar names."""
 
     def __init__(self, pool: ModelPool) -> None:
         self._pool = pool
@@ -57,7 +57,7 @@ class ModelChoice:
         return entry
 
     def by_path(self, raw_rest: str) -> Upstream:
-        """The model whose name is the beginning of the path after /upstream/. Names may contain slashes."""
+        """The model whose name begins the path after /upstream/. The name may contain slashes."""
         segments = raw_rest.split("/")
         for number in range(min(len(segments), _MOST_SEGMENTS), 0, -1):  # tries `org/name` before `org`
             if (entry := self._pool.resolve(unquote("/".join(segments[:number])))) is not None:
@@ -65,12 +65,12 @@ class ModelChoice:
         raise self._not_found(unquote(segments[0]))
 
     def by_query(self, request: web.Request, path: str) -> ModelEntry:
-        """The model that the query names, or the only model."""
+        """The model that the query names. If it names none, the router's only model."""
         requested = request.query.get("model")
         return self.by_name(requested) if requested else self._only(request, path)
 
     def by_body(self, request: web.Request, path: str, requested: RequestedModel) -> ModelEntry:
-        """The model that the body or else the query names. If neither names a model, the only model."""
+        """The model that the body names, or else the query. If neither names one, the router's only model."""
         if requested.is_other_type:
             raise FailedRequestError(400, "Invalid value for `model`: expected `str`.", param="model")
         if requested.name:  # an empty name counts as missing, as in vLLM
@@ -80,7 +80,7 @@ class ModelChoice:
         return self.by_query(request, path)
 
     def check_path(self, path: str, entry: ModelEntry) -> None:
-        """Raises FailedRequestError for a path that no engine serves, unless the model already runs."""
+        """Raises FailedRequestError if no engine has this path. A running model's server gets every path."""
         path = unquote(path)
         if path in _SERVED or path.startswith(_SERVED_BELOW) or self._pool.is_ready(entry.name):
             return

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 STATES: Final = get_args(State)
 _SLEEPING: Final = ("falling asleep", "asleep", "waking")
-"""States in which a request only has to wait until the model is awake. Probes report the model as ready."""
+"""States in which a request need not wait for a start. Probes report such a model as ready."""
 _OWNER: Final = "vllm-cli"
 
 
 class Exposition(NamedTuple):
-    """The metrics as text, with their content type."""
+    """The text of the metrics, and its content type."""
 
     body: bytes
     content_type: str
@@ -44,13 +44,13 @@ class PoolListing:
         self._needs_key = needs_key
         self._created = int(time.time())
         self._lengths: dict[str, tuple[ModelEntry, int | None]] = {}
-        """Name -> the entry of the model's last process, and the `max_model_len` of that process."""
+        """Model's name -> the entry and the `max_model_len` of the model's last process."""
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_PoolCollector(pool))
         self._registry.register(pool.metrics)
 
     async def learn_lengths(self, ask: "Callable[[Child, str], Awaitable[bytes | None]]") -> None:
-        """Requests the unknown `max_model_len` of running models from their servers."""
+        """Requests each running model's `max_model_len` from its server, unless it is known."""
         running = [(entry, self._pool.child_of(name)) for name, entry in self._pool.entries.items()]
         unknown = [(entry, child) for entry, child in running if child is not None and not self._knows(entry)]
         answers = await asyncio.gather(*(ask(child, "/v1/models") for _, child in unknown))
@@ -59,12 +59,12 @@ class PoolListing:
                 self._lengths[entry.name] = entry, _read_length(answer)
 
     def models(self) -> dict[str, Any]:
-        """The body of GET /v1/models. It contains all models that are not hidden, whatever their state."""
+        """The body of GET /v1/models. It contains all models in all states, except hidden models."""
         cards = [card for status in self._pool.view() if not status.entry.unlisted for card in self._cards(status)]
         return {"object": "list", "data": cards}
 
     def model(self, entry: ModelEntry, requested: str) -> dict[str, Any]:
-        """The body of GET /v1/models/{id}. The id can be any name of the model."""
+        """The body of GET /v1/models/{id}. The id may be any name of the model."""
         cards = self._cards(self.status_of(entry.name))
         return next((card for card in cards if card["id"] == requested), cards[0])
 
@@ -90,7 +90,6 @@ class PoolListing:
         return body
 
     def status(self) -> dict[str, Any]:
-        """The body of GET /status.json."""
         now = time.time()
         return {
             "status": "draining" if self._pool.is_draining else "ready",
@@ -102,7 +101,6 @@ class PoolListing:
         }
 
     def metrics(self, accept: str | None) -> Exposition:
-        """The body of GET /metrics."""
         encode, content_type = choose_encoder(accept or "")
         return Exposition(encode(self._registry), content_type)
 
@@ -113,7 +111,7 @@ class PoolListing:
         return entry.name in self._lengths and self._lengths[entry.name][0] == entry
 
     def _cards(self, status: ModelStatus) -> list[dict[str, Any]]:
-        """The entries in /v1/models for the model itself and for its adapters."""
+        """The members of /v1/models for this model and its adapters."""
         entry = status.entry
         root = entry.name if not entry.words or is_flag_like(entry.words[0]) else entry.words[0]
         card = {
@@ -139,7 +137,7 @@ class PoolListing:
 
 
 def _read_length(body: bytes) -> int | None:
-    """The `max_model_len` of the first model in a server's list."""
+    """The `max_model_len` of the first model in a server's answer to /v1/models."""
     try:
         check_depth(body)
         return msgspec.json.decode(body, type=_Listed).data[0].max_model_len
@@ -200,7 +198,7 @@ def _page_row(status: ModelStatus, now: float) -> dict[str, Any]:
 
 
 class _PoolCollector(Collector):  # type: ignore[misc]
-    """Reads metrics from the pool's state when they are requested, so that nothing is counted twice."""
+    """Reads metrics from the pool's state at each request for them. Nothing has to be counted twice."""
 
     def __init__(self, pool: ModelPool) -> None:
         self._pool = pool

@@ -1,4 +1,4 @@
-"""Answers of a router with one model (`serve MODEL --idle-stop`), also while the model is stopped."""
+"""Answers requests to a router with one model (`serve MODEL --idle-stop`), also while it is stopped."""
 
 import asyncio
 import math
@@ -16,7 +16,7 @@ from router.model_pool import ModelPool, ModelStatus
 from startup.port.probe_http import MODEL_STATE_HEADER
 
 _KEPT: Final = ("/metrics", "/startupz", "/v1/models", "/version")
-"""Paths whose last answer the router repeats while the model does not run."""
+"""Paths at which the router repeats the server's last answer while the model does not run."""
 
 _SILENT: Final = {
     "error": {"code": 503, "message": "The model's server does not answer /health.", "type": "unavailable_error"},
@@ -37,9 +37,9 @@ class OnlyModelAnswers(OwnAnswers):
         pool.before_stop = self._keep_answers
 
     async def health(self, request: web.Request) -> web.StreamResponse:
-        """Answers 200 if the model would answer, because it runs, or ran before and can be started.
+        """Answers 200 if the model runs, or if it has run before and a request can start it.
 
-        With --restart, a failed model is unhealthy until it is ready again.
+        With --restart, the answer is 503 from a failure of the model until the model is ready again.
         """
         status = self._list.status_of(self._name)
         if self._pool.is_draining:
@@ -64,7 +64,6 @@ class OnlyModelAnswers(OwnAnswers):
         return await super().readyz(request)
 
     async def metrics(self, request: web.Request) -> web.StreamResponse:
-        """The router's own metrics, then those of the model's server."""
         own, answer = self._list.metrics(None), await self._find("/metrics")
         body = own.body if answer is None else own.body + answer.body
         return web.Response(body=body, headers={hdrs.CONTENT_TYPE: own.content_type})
@@ -88,7 +87,7 @@ class OnlyModelAnswers(OwnAnswers):
         return json_answer({**self._list.status(), "status": state}) if answer is None else _as_response(answer)
 
     async def _find(self, path: str) -> Fetched | None:
-        """The answer of the model's server. If the server does not answer with 200, its last such answer."""
+        """The server's answer if its status is 200. If not, its last answer with status 200, or None."""
         answer = await self._fetch(path)
         if answer is not None and answer.status == 200:
             self._last[path] = answer

@@ -19,24 +19,24 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _MODELS: Final = "/v1/models/"
 _UNLOAD: Final = "/api/models/unload/"
 _UNLOAD_ALL: Final = "/unload"
-"""A path of llama-swap. This is the only GET that changes the state of models."""
+"""A path of llama-swap. It is the only path at which a GET changes the state of models."""
 _DONE: Final = {"load": "ready", "sleep": "asleep", "unload": "stopped"}
-"""Verb -> the state of the model after it."""
+"""Verb -> the state of the model after a successful request."""
 
 
 class OwnAnswer(NamedTuple):
-    """How the router answers a request itself."""
+    """The router's own answer to a request."""
 
     handler: Handler
     is_read: bool
-    """Whether the request only reads, so that it neither starts nor stops a model."""
+    """Whether the request changes nothing, so that it neither starts nor stops a model."""
 
 
 class OwnAnswers:
     """The router's own answers. Used on the event loop. Only `load` starts a model."""
 
     def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, *, version: str, needs_key: bool) -> None:
-        """`proxy` requests facts that only models' servers have."""
+        """`proxy` requests facts from models' servers that only these servers have."""
         self._pool = pool
         self._proxy = proxy
         self._choice = choice
@@ -63,14 +63,13 @@ class OwnAnswers:
             "/models/load": partial(self._change, "load"),
             "/models/unload": partial(self._change, "unload"),
         }
-        """Paths of llama-server's router. The body of the POST names the model."""
+        """Path of llama-server's router -> its handler. The body of the POST names the model."""
 
     def close_page(self) -> None:
-        """Removes the page at `/`."""
         del self._handlers["/"]
 
     def find(self, method: str, path: str) -> OwnAnswer | None:
-        """How the router answers. None if a model must answer. A wrong method raises FailedRequestError."""
+        """The router's own answer. None if a model must answer. A wrong method raises FailedRequestError."""
         handlers = self._handlers.get(path) or self._find_by_prefix(path)
         if handlers is None:
             return None
@@ -80,7 +79,7 @@ class OwnAnswers:
         return OwnAnswer(handler, is_read)
 
     def _find_by_prefix(self, path: str) -> Mapping[str, Handler] | None:
-        """The handlers of a path that ends with a model's name. Names may contain slashes."""
+        """The handlers of a path that ends with the name of a model, which may contain slashes."""
         if path.startswith(_UNLOAD):
             return {"POST": partial(self._change, "unload", path.removeprefix(_UNLOAD))}
         if not path.startswith(_MODELS):
@@ -146,7 +145,7 @@ class OwnAnswers:
         return json_answer(self._list.status())
 
     async def _change(self, verb: str, name: str, request: web.Request) -> web.StreamResponse:
-        """Loads, puts to sleep or unloads a model. The answer's `success` is as in llama-server's router."""
+        """Loads the model, puts it to sleep or unloads it. The member `success` is llama-server's."""
         entry = self._choice.by_name(name)
         change = {"load": self._pool.load, "sleep": self._pool.sleep, "unload": self._pool.unload}[verb]
         await change(entry.name)
@@ -156,6 +155,6 @@ class OwnAnswers:
         return json_answer(answer)
 
     async def _unload_all(self, request: web.Request) -> web.StreamResponse:
-        """Answers with the text OK, as llama-swap does."""
+        """Unloads all models. The answer is the text OK, as from llama-swap."""
         await asyncio.gather(*map(self._pool.unload, self._pool.entries))
         return web.Response(text="OK")

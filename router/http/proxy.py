@@ -1,4 +1,4 @@
-"""Passes a request to a model's server, and the response to the client at the speed of the client."""
+"""Passes requests to a model's server, and the responses to the client as fast as the client reads."""
 
 import asyncio
 import logging
@@ -45,7 +45,7 @@ _HOP_BY_HOP: Final = frozenset(
         "upgrade",
     }
 )
-"""Headers about a single connection (RFC 9110)."""
+"""Headers that concern a single connection (RFC 9110) and are not passed on."""
 _NOT_REQUESTED: Final = _HOP_BY_HOP | {"host", "expect"}
 _HANDSHAKE: Final = "sec-websocket-"
 _OF_BODY: Final = frozenset({"content-length", "content-type", "content-encoding"})
@@ -54,14 +54,14 @@ _SESSION_ADDS: Final = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs
 """Headers that aiohttp's client adds to a request unless they are skipped."""
 _BEGIN_BYTES: Final = 4096
 _WHOLE_BYTES: Final = 64 << 10
-"""A body whose announced length is at most this number is written together with the head."""
+"""The longest body, by its announced length, that is written together with the head."""
 _MOST_ERROR_BYTES: Final = 1 << 20
 _MOST_MESSAGE_BYTES: Final = 64 << 20
-"""The longest message of a WebSocket."""
+"""The most bytes of a message of a WebSocket."""
 _ANSWER_S: Final = 2.0
-"""Seconds in which a server must answer the router's own requests."""
+"""Seconds that a server has to answer a request of the router itself."""
 _MOST_TRIES: Final = 3
-"""The most tries of a request. The first connection may be closed, and the first process may have ended."""
+"""The most tries of a request. A reused connection may be closed, and the process may have ended."""
 _RESPONSE_ID: Final = re.compile(rb'"id" ?: ?"(resp_[A-Za-z0-9_-]{1,200})"')
 _ENDS_OF_EVENT: Final = (b"\n\n", b"\r\n\r\n")
 _MOST_HEADER_BYTES: Final = 64 << 10
@@ -70,21 +70,21 @@ _WebSocket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
 
 def headers_to_server(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
-    """A request's headers in lower case. aiohttp's client drops duplicates that differ in spelling."""
+    """A request's headers, in lower case. aiohttp's client drops headers that differ only in case."""
     dropped = _NOT_REQUESTED | dropped | _named_by_connection(headers)
     names = ((name.lower(), _in_utf8(value)) for name, value in headers.items())
     return CIMultiDict((name, value) for name, value in names if name not in dropped)
 
 
 def headers_to_client(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """A response's headers without those of CORS. The router adds its own headers of CORS (`access.py`)."""
+    """A response's headers without the server's CORS headers. The router sets its own (`access.py`)."""
     dropped = _HOP_BY_HOP | _named_by_connection(headers)
     names = ((name, name.lower(), _in_utf8(value)) for name, value in headers.items())
     return CIMultiDict((name, value) for name, low, value in names if low not in dropped and not low.startswith(_CORS))
 
 
 def _in_utf8(value: str) -> str:
-    """Encodes bytes that are not UTF-8 as if they were Latin-1. aiohttp would not send them otherwise."""
+    """Decodes bytes that are not UTF-8 as Latin-1. aiohttp's client could not send them otherwise."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -93,13 +93,13 @@ def _in_utf8(value: str) -> str:
 
 
 def headers_of_websocket(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
-    """The headers of a WebSocket's handshake, except headers that aiohttp's client adds itself."""
+    """The headers of a WebSocket's handshake, without the headers that aiohttp's client adds itself."""
     handshake = frozenset(name.lower() for name in headers if name.lower().startswith(_HANDSHAKE))
     return headers_to_server(headers, dropped | handshake | _OF_BODY)  # a handshake has no body
 
 
 def _named_by_connection(headers: CIMultiDictProxy[str]) -> frozenset[str]:
-    """The headers that the header Connection names. They concern a single connection."""
+    """The headers that the header Connection names, which concern only this connection."""
     if hdrs.CONNECTION not in headers:
         return frozenset()
     return frozenset(name.strip().lower() for name in ",".join(headers.getall(hdrs.CONNECTION)).split(","))
@@ -107,23 +107,23 @@ def _named_by_connection(headers: CIMultiDictProxy[str]) -> frozenset[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A request whose body has been read, and its model."""
+    """A request whose body has been read, and the model that answers it."""
 
     request: ClientRequest
     entry: ModelEntry
     path: str
-    """The path in the client's spelling, without the router's own prefixes."""
+    """The path as the client has spelled it, without the router's own prefixes."""
     body: ForwardedBody
     may_wait_visibly: bool
-    """Whether comments may be sent during the wait, because the response will be a stream of events."""
+    """Whether comments may be sent while the request waits. The response must be a stream of events."""
     is_background: bool
-    """Whether the model continues the response after the client has got an answer or has left."""
+    """Whether the request is for a background response, which the model continues without the client."""
     dropped: frozenset[str]
-    """Headers, in lower case, that are not passed on because they contain the router's own keys."""
+    """Lower-case names of headers that are not passed on, because they contain the router's keys."""
 
 
 class Fetched(NamedTuple):
-    """A model server's answer to the router's own request."""
+    """The answer of a model's server to a request of the router itself."""
 
     status: int
     content_type: str
@@ -140,7 +140,7 @@ class Proxy:
         self._sessions: WeakKeyDictionary[Child, aiohttp.ClientSession] = WeakKeyDictionary()
 
     async def relay(self, call: Call) -> web.StreamResponse:
-        """Passes the request on, and returns the server's response once it has been sent.
+        """Passes the request on, and returns the response of the model's server once it is sent.
 
         Raises:
             ModelRefused: the model cannot be started, or its process has ended before the response.
@@ -166,7 +166,7 @@ class Proxy:
     async def relay_websocket(
         self, request: ClientRequest, entry: ModelEntry, path: str, dropped: frozenset[str]
     ) -> web.StreamResponse:
-        """Passes a WebSocket's messages on in both directions, until one side closes it."""
+        """Passes messages on in both directions, until one side closes its WebSocket."""
         request.record.model = entry.name
         protocols = [name.strip() for name in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
         async with self._pool.lease(entry.name) as child:
@@ -203,12 +203,12 @@ class Proxy:
             return downstream
 
     async def ask(self, child: Child, path: str) -> bytes | None:
-        """The body of a server's short answer to the router's own GET. None if the status is not 200."""
+        """The body of a server's short answer to a GET of the router. None if the status is not 200."""
         answer = await self.fetch(child, path)
         return answer.body if answer is not None and answer.status == 200 else None
 
     async def fetch(self, child: Child, path: str) -> Fetched | None:
-        """A server's short answer to the router's own GET, without a lease. None if it does not answer."""
+        """A server's short answer to a GET of the router, without a lease. None if there is no answer."""
         headers = {hdrs.ACCEPT_ENCODING: "identity", **child.headers}
         try:
             async with (
@@ -221,7 +221,7 @@ class Proxy:
             return None
 
     async def _relay(self, call: Call, comments: WaitingComments) -> web.StreamResponse:
-        """Sends the request. Sends it again if the server has ended the connection before reading it."""
+        """Sends the request, and repeats it if the server has closed the connection without reading it."""
         reason = ""
         for _ in range(_MOST_TRIES):
             try:
@@ -308,16 +308,16 @@ class Proxy:
             raise await _ended(child, err) from err
 
     def _is_room_wanted(self, entry: ModelEntry) -> bool:
-        """Whether other models wait for this model to be stopped."""
+        """Whether other models wait until this model is stopped."""
         return not self._pool.is_ready(entry.name)
 
     async def _goes_on(self, child: Child, path: str) -> bool:
-        """Whether a stored response is still incomplete. True if the server does not answer."""
+        """Whether the server is still generating a stored response. True if the server does not answer."""
         answer = await self.fetch(child, path)
         return answer is None or _status_of(answer.body) in ("queued", "in_progress")
 
     async def _find_end(self, child: Child) -> str:
-        """Why a server that has refused a request is ending. Empty if it is not ending, or hangs."""
+        """Why the server that has refused a request is ending. Empty if it is not ending, or if it hangs."""
         health = await self.fetch(child, "/health")
         if health is not None and (health.status == HTTPStatus.OK or _status_of(health.body) == "hung"):
             return ""
@@ -342,11 +342,11 @@ class Proxy:
 
 
 class _NotSentError(Exception):
-    """The model's server has not read the whole request."""
+    """The model's server has not read the whole request, so the request can be sent again."""
 
 
 def _noting_reuse() -> aiohttp.TraceConfig:
-    """A trace that adds an item to a request's list if the request reuses a connection."""
+    """A trace that adds an item to the list of a request that reuses a connection."""
 
     async def note(_: aiohttp.ClientSession, context: Any, parameters: object) -> None:
         if context.trace_request_ctx is not None:
@@ -359,7 +359,7 @@ def _noting_reuse() -> aiohttp.TraceConfig:
 
 @contextmanager
 def _closing(upstream: aiohttp.ClientResponse) -> Iterator[None]:
-    """Ends the request to the model's server, unless its response was read completely."""
+    """Closes the connection to the model's server, unless the response was read completely."""
     try:
         yield
     finally:
@@ -374,7 +374,7 @@ def _closing(upstream: aiohttp.ClientResponse) -> Iterator[None]:
 async def _answer(
     request: web.Request, upstream: aiohttp.ClientResponse, child: Child, copy: "_Copy"
 ) -> web.StreamResponse:
-    """Sends the response to the client as it arrives."""
+    """Sends the response to the client while it arrives from the server."""
     headers = headers_to_client(upstream.headers)
     length = upstream.content_length
     if length is not None and length <= _WHOLE_BYTES and request.method != hdrs.METH_HEAD:
@@ -393,7 +393,7 @@ async def _answer(
 async def _continue(
     begun: web.StreamResponse, upstream: aiohttp.ClientResponse, call: Call, copy: "_Copy"
 ) -> web.StreamResponse:
-    """Sends the body after the comments. If the body is no stream of events, sends it as an error event."""
+    """Sends the body after the comments. A body that is not a stream of events becomes an error event."""
     if upstream.status == 200 and upstream.content_type == "text/event-stream":
         await copy.run(begun)
         return begun
@@ -412,7 +412,7 @@ class _WithStatus(msgspec.Struct):
 
 
 def _status_of(body: bytes) -> str:
-    """The member `status` of a stored response or of a server's answer. Empty if there is none."""
+    """The member `status` of a server's JSON answer. Empty if there is none."""
     with suppress(ValueError):
         check_depth(body)
         return msgspec.json.decode(body, type=_WithStatus).status
@@ -431,9 +431,9 @@ class _Copy:
         is_room_wanted: Callable[[], bool],
         stall_s: float,
     ) -> None:
-        """`is_room_wanted` returns whether other models wait for this model to be stopped."""
+        """`is_room_wanted` returns whether other models wait until this model is stopped."""
         self.begin = b""
-        """The first bytes of the body. They contain the id of a stored response."""
+        """The beginning of the body. It contains the id if the response is stored."""
         self._upstream = upstream
         self._child = child
         self._request = call.request
@@ -447,18 +447,18 @@ class _Copy:
 
     @property
     def response_id(self) -> str | None:
-        """The id of the response if it is stored. A stored response's body begins with its id."""
+        """The id of a stored response, which is at the beginning of its body. None for other responses."""
         found = _RESPONSE_ID.search(self.begin)
         return None if found is None else found[1].decode()
 
     def keep(self, part: bytes) -> None:
-        """Keeps the first bytes of the body, and the time of the first byte."""
+        """Notes the beginning of the body, and when its first byte has arrived."""
         if not self.begin:
             self._request.record.first_byte_s = perf_counter()
         self.begin += part[:_BEGIN_BYTES]
 
     async def run(self, response: web.StreamResponse) -> None:
-        """Copies the body. If the server breaks off, a stream gets an error event. Other bodies are cut."""
+        """Copies the body. If the server breaks off, a stream gets an error event, another body is cut."""
         is_stream = self._is_between_events
         read, write, time = self._upstream.content.readany, response.write, self._loop.time
         while True:
@@ -488,11 +488,11 @@ class _Copy:
         await response.write_eof()
 
     def close(self) -> None:
-        """Stops the timer once the copy has ended."""
+        """Stops the timer. Called when the copy has ended."""
         self._timer.cancel()
 
     def _check(self) -> None:
-        """Disconnects a client that does not read while other models wait for memory."""
+        """Disconnects the client if it does not read while other models wait for memory."""
         since_s = self._writing_since_s
         is_stalled = since_s is not None and self._loop.time() - since_s >= self._stall_s
         if is_stalled and self._is_room_wanted() and self._request.transport is not None:
@@ -502,7 +502,7 @@ class _Copy:
 
 
 def _break_off(request: web.Request) -> None:
-    """Closes the client's connection so that the client can detect that the response is incomplete."""
+    """Closes the client's connection so that the client can detect the incomplete response."""
     transport = request.transport
     if transport is None:
         return
@@ -515,14 +515,14 @@ def _break_off(request: web.Request) -> None:
 
 
 async def _ended(child: Child, err: Exception) -> ModelRefused:
-    """The error for the client. It says why the model's server has not answered."""
+    """The error for the client when the server has not answered. The error says why."""
     reason = await child.end_reason()
     text = f"The model's server has ended: {reason}" if reason else f"The model's server broke off: {err}"
     return ModelRefused(503, text, 1.0)
 
 
 def _target(child: Child, path: str, query: str) -> URL:
-    """The address at the model's server, with path and query in the client's spelling."""
+    """The URL at the model's server. Path and query are spelled as the client has spelled them."""
     base = URL(child.base_url)
     prefix = base.raw_path.rstrip("/")
     return URL.build(
@@ -538,8 +538,8 @@ async def relay_messages(
 ) -> bool:
     """Passes messages on until one side closes its WebSocket. Then closes the WebSocket of the other side.
 
-    A silent connection is closed if other models wait for its model to be stopped (`is_room_wanted`).
-    Returns whether both sides have closed in time.
+    If both sides are silent while other models wait (`is_room_wanted`), the router closes both WebSockets.
+    Returns whether both have closed in time.
     """
     time = asyncio.get_running_loop().time
     last_s = time()
@@ -572,7 +572,7 @@ async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 async def _pump(source: _WebSocket, drain: _WebSocket, note_content: Callable[[], None]) -> None:
-    """Passes the messages of one direction on, including the close message."""
+    """Passes messages on in one direction, including the close message."""
     while True:
         message = await source.receive()
         match message.type:

@@ -1,4 +1,4 @@
-"""The body of a request. The router reads it completely, because the model's name may be anywhere in it."""
+"""Reads the body of a request. All of it is read, because the model's name may be anywhere in it."""
 
 import asyncio
 import json
@@ -19,33 +19,34 @@ if TYPE_CHECKING:
 
 
 LONGEST_NAME: Final = 4096
-"""The most characters of a model's name that are kept. No model has a longer name."""
+"""The most characters that are kept of a model's name. No model has a longer name."""
 
 
 class RequestedModel(NamedTuple):
-    """The model that a body names, the kind of response that the body requests, and the body's faults."""
+    """The model and the kind of response that a body requests, and why the body cannot be read."""
 
     name: str | None = None
     is_other_type: bool = False
-    """Whether the value of `model` is not a string."""
+    """Whether the body's `model` is not a string."""
     is_stream: bool = False
     is_background: bool = False
-    """Whether the body asks for a background response, which continues without the client."""
+    """Whether the body requests a background response, which continues without the client."""
     fault: str = ""
-    """Why the body cannot be read. The text completes a sentence that begins with "The request body"."""
+    """Why the body cannot be read. The text is the end of a sentence that begins with "The request body"."""
     members: Members = Members()
 
 
 def boundary_of(media_type: str) -> bytes | None:
-    """The boundary of a multipart form. None for other types of content, whose bodies are read as JSON."""
+    """The boundary of a multipart form. None for other content types, whose bodies are read as JSON."""
     kind, options = parse_options(media_type)
     return options.get(b"boundary") or None if kind == b"multipart/form-data" else None
 
 
 def find_in_json(body: "bytes | mmap") -> RequestedModel:
-    """Finds the model in a JSON body. Faults of the body are returned, not raised.
+    """Finds the model's name in a JSON body. A fault of the body is returned, not raised.
 
-    NaN, single surrogates and a byte order mark are not JSON. The router accepts them, because vLLM does.
+    NaN, single surrogates and a byte order mark are not valid JSON. They are accepted, because vLLM accepts
+    them.
     """
     try:
         members = json_members(body)
@@ -59,7 +60,7 @@ def find_in_json(body: "bytes | mmap") -> RequestedModel:
 
 
 def find_in_form(body: "bytes | mmap", boundary: bytes) -> RequestedModel:
-    """Finds the model in a multipart form. Faults of the body are returned, not raised."""
+    """Finds the model's name in a multipart form. A fault of the body is returned, not raised."""
     try:
         fields = form_fields(body, boundary)
     except BodyFaultError as err:
@@ -71,7 +72,7 @@ def find_in_form(body: "bytes | mmap", boundary: bytes) -> RequestedModel:
 
 
 def _name_in(body: "bytes | mmap", member: Member | None) -> tuple[str | None, bool]:
-    """The model's name, and whether the member has a value of another type."""
+    """The model's name, and whether the member has a value that is not a string."""
     if (begin := _begin_of(body, member)) in (b"", b"null"):
         return None, False
     if member is None or begin[:1] != b'"':
@@ -90,13 +91,13 @@ _MOST_IN_MEMORY: Final = 1 << 20
 """The most bytes of a body in memory. A longer body is in an unlinked temporary file, which threads read."""
 _READ_BACK_BYTES: Final = 256 << 10
 _MOST_ON_LOOP: Final = 4 << 10
-"""The most bytes of a body that the event loop searches. More bytes would take it longer than 2 ms."""
+"""The most bytes of a body that are searched on the event loop. Longer bodies would take more than 2 ms."""
 _LOOSE_BYTES: Final = 256 << 10
-"""The most bytes of a body that is not in UTF-8. vLLM accepts all encodings of JSON."""
+"""The most bytes of a body in another encoding than UTF-8. vLLM accepts all encodings of JSON."""
 
 
 class BodyRoom:
-    """The limits of memory and threads that all bodies share."""
+    """The limits for the memory and threads of all bodies together."""
 
     def __init__(self, limits: LimitsConfig) -> None:
         self.limits = limits
@@ -110,7 +111,7 @@ def _create_file() -> "tempfile.SpooledTemporaryFile[bytes]":
 
 
 class ForwardedBody:
-    """The body of one request. It must be closed."""
+    """The body of one request. The caller must close it."""
 
     def __init__(self, room: BodyRoom) -> None:
         self._room = room
@@ -118,7 +119,7 @@ class ForwardedBody:
         self.num_bytes = 0
 
     def check_length(self, announced: int) -> None:
-        """Raises FailedRequestError if the announced length is above the limit."""
+        """Raises FailedRequestError if the length in the request's head is above the limit."""
         most = self._room.limits.max_body_bytes
         if announced > most:
             raise FailedRequestError(
@@ -162,7 +163,7 @@ class ForwardedBody:
             await asyncio.to_thread(self._file.write, part)
 
     async def find_model(self, media_type: str) -> RequestedModel:
-        """Finds the model and the faults of the body."""
+        """Finds the model's name and the body's fault."""
         boundary = boundary_of(media_type)
         if self.num_bytes <= _MOST_ON_LOOP:
             return self._find(boundary)
@@ -170,7 +171,7 @@ class ForwardedBody:
             return await asyncio.to_thread(self._find, boundary)
 
     async def change(self, changes: BodyChanges, requested: RequestedModel, media_type: str) -> None:
-        """Changes the body before the model gets it. Raises FailedRequestError."""
+        """Changes the body before the model's server gets it. Raises FailedRequestError."""
         is_form = boundary_of(media_type) is not None
 
         def run() -> None:
@@ -191,13 +192,12 @@ class ForwardedBody:
             raise _not_kept(err) from err
 
     def close(self) -> None:
-        """Frees the body's memory or file."""
         self._room.num_bytes -= self.num_bytes
         self.num_bytes = 0
         self._file.close()
 
     def data(self) -> "bytes | AsyncIterator[bytes] | None":
-        """The body for the client session. None if it is empty. Can be called again for the next try."""
+        """The body for aiohttp's client. None if it is empty. Each try of the request calls this method."""
         if not self.num_bytes:
             return None
         return self._bytes() if self._is_in_memory else self._stream()

@@ -12,18 +12,19 @@ if TYPE_CHECKING:
 
 
 class Patience(NamedTuple):
-    """Intervals and limits in seconds. Tests shorten them."""
+    """Times in seconds. Tests shorten them."""
 
     comment_s: float = 1.0
-    """The time between two comments while a model starts."""
+    """The interval of comments while a model starts."""
     stall_s: float = 30.0
-    """How long a client may not read, or a WebSocket may be silent, while other models wait for memory."""
+    """If other models wait, a client that does not read, or a silent WebSocket, is disconnected after
+    this."""
     close_s: float = 2.0
-    """How long a WebSocket's closing handshake may take."""
+    """The longest time for the closing handshake of a WebSocket."""
     follow_s: float = 1.0
-    """The time between two checks of a background response."""
+    """The interval in which a background response is polled."""
     unread_s: float = 120.0
-    """How long the router keeps a process until a client has read its complete background response."""
+    """How long a complete background response keeps its process if no client reads the response."""
 
 
 _HEADERS: Final = {
@@ -37,7 +38,7 @@ class WaitingComments:
     """Begins the response after one interval, and sends a comment after each further interval."""
 
     def __init__(self, request: web.Request, progress: Callable[[], str], interval_s: float) -> None:
-        """`progress` names the step that the request waits for."""
+        """`progress` describes what the request waits for."""
         self._request = request
         self._progress = progress
         self._interval_s = interval_s
@@ -45,16 +46,15 @@ class WaitingComments:
         self._ended = asyncio.Event()
 
     def start(self) -> None:
-        """Called when the request begins to wait."""
         self._task = asyncio.create_task(self._write(), name="comments while a request waits")
 
     async def end(self) -> "StreamResponse | None":
-        """Called when the wait is over. Returns the response if it has begun."""
+        """Ends the comments, because the wait is over. Returns the response if it has begun."""
         self._ended.set()
         return None if self._task is None else await self._task
 
     def close(self) -> None:
-        """Called when the request has ended, with or without an error."""
+        """Stops the comments. Called when the request has ended, with or without an error."""
         if self._task is None:
             return
         if not self._task.done():
@@ -74,7 +74,7 @@ class WaitingComments:
                 return response
 
     async def _ends_soon(self) -> bool:
-        """Waits for `end`, at most until the next comment is due."""
+        """Waits for the call of `end`, at most until the next comment is due."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._interval_s):
                 await self._ended.wait()

@@ -1,1 +1,1 @@
-"""Reads the file of `vllm-cli serve --models` and finds its faults. Begin with `reader.py`."""
+"""Reads the file of `vllm-cli serve --models` and finds its faults. `reader.py` is the entry point."""

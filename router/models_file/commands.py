@@ -1,4 +1,4 @@
-"""Reads the key `cmd`. Recognises commands of our own engines, and describes commands of other servers."""
+"""Reads the key `cmd`: recognises commands that start our own engines, and describes all other commands."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from startup.ground.serve_words import is_vllm_installed, split
 
 PORT: Final = "${PORT}"
 SLEEP_KEYS: Final = ("sleep", "wake", "sleepEndpoints", "wakeEndpoints")
-"""Keys for the calls that put a command's server to sleep and wake it. The last two are those of llmsnap."""
+"""Keys for the requests that put a command's server to sleep and wake it. The last two are llmsnap's."""
 
 _ASSIGNMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _API_SERVER: Final = "vllm.entrypoints.openai.api_server"
@@ -30,16 +30,16 @@ _LOCAL: Final = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
 class RecognisedCommand(NamedTuple):
-    """A `cmd` that starts one of our own engines."""
+    """A command that starts one of our own engines."""
 
     engine: str
     words: list[str]
-    """MODEL and flags, without the flags of the address."""
+    """MODEL and the flags, without --host, --port and --uds."""
     env: dict[str, str]
 
 
 def split_command(text: str) -> list[str]:
-    """The words of a `cmd`. Its lines may end in a backslash. Lines that begin with # are comments.
+    """Splits a `cmd` into words. A line may end in a backslash, and a line that begins with # is a comment.
 
     Raises:
         ValueError: a quote is not closed.
@@ -48,7 +48,7 @@ def split_command(text: str) -> list[str]:
 
 
 def read_command(text: str, path: KeyPath, findings: Findings) -> list[str] | None:
-    """The words of a command in the file. If the text is no command, reports a fault and returns None."""
+    """The words of a command in the file. If the text is not a command, reports a fault and returns None."""
     try:
         return split_command(text)
     except ValueError as err:
@@ -62,9 +62,9 @@ def without_comments(text: str) -> str:
 
 
 def recognise(words: Iterable[str]) -> RecognisedCommand | None:
-    """Describes a command that starts one of our engines. None for any other command.
+    """Describes a command that starts one of our own engines. None for any other command.
 
-    A program of another Python environment, named by its path or found only there, is another command.
+    A program of another Python environment, named by its path or found only there, is not one of our engines.
     """
     rest = list(words)
     env: dict[str, str] = {}
@@ -96,12 +96,12 @@ def _is_of_this_environment(program: str) -> bool:
 
 
 def _is_only_elsewhere(program: str) -> bool:
-    """Whether PATH has vLLM, but this Python environment does not."""
+    """Whether vLLM is only in another Python environment, whose program is in PATH."""
     return not is_vllm_installed() and shutil.which(program) is not None
 
 
 def _with_model_first(words: list[str]) -> list[str]:
-    """Puts the model of `--model X` first, as the word MODEL."""
+    """Puts the model of the flag `--model` before all flags, as the word MODEL."""
     parts = list(split(words, {"--model": 1}.get))
     model = next((given for given in reversed(parts) if given.flag == "--model" and given.values), None)
     if model is None or not words[0].startswith("-"):
@@ -116,7 +116,7 @@ def without_address(words: Iterable[str]) -> list[str]:
 
 
 def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, findings: Findings) -> ForeignCommand:
-    """The command of another server. Reports faults of its address."""
+    """Describes the command of another server. Reports faults of its address."""
     address = keys.get("proxy") or f"http://127.0.0.1:{PORT}"
     names_port = any(PORT in word for word in words)
     if PORT in address and not names_port:
@@ -136,7 +136,7 @@ def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, fi
 
 
 def _sleep_calls(keys: Mapping[str, Any], path: KeyPath, findings: Findings) -> dict[str, tuple[ServerCall, ...]]:
-    """The calls to sleep and the calls to wake. Empty unless both are given."""
+    """The requests that put the server to sleep and wake it. Empty unless the file gives both."""
     sleep, wake = (
         [_call(each) for each in keys.get(key) or keys.get(f"{key}Endpoints") or ()] for key in ("sleep", "wake")
     )
@@ -180,7 +180,7 @@ def _port_of(address: str, path: KeyPath, findings: Findings) -> int | None:
 
 
 def exclude_equal_ports(entries: Mapping[str, ModelEntry], findings: Findings) -> dict[str, ModelEntry]:
-    """Returns all models. Two commands with the same fixed port exclude each other."""
+    """Returns all models. Commands that use the same fixed port are set to exclude each other."""
     result = dict(entries)
     by_address: dict[tuple[str, int], list[str]] = {}
     for name, entry in entries.items():

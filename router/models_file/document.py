@@ -1,4 +1,4 @@
-"""Reads a YAML document within limits, keeps the line of each key, and collects the faults."""
+"""Reads a YAML document within limits, notes the line of each key, and collects the document's faults."""
 
 import functools
 import stat
@@ -15,17 +15,17 @@ KeyPath: TypeAlias = tuple[Key, ...]
 
 MAX_BYTES: Final = 1 << 20
 _MAX_VALUES: Final = 100_000
-"""The most values of a document. Each use of an alias counts its values again."""
+"""The most values of a document. If an alias is used several times, its values count each time."""
 _MAX_DEPTH: Final = 40
 _MAX_SHOWN: Final = 60
-"""The most characters of a value in a message."""
+"""The most characters of a value that a message shows."""
 
 _TAG: Final = "tag:yaml.org,2002:"
 _COLLECTIONS: Final = (f"{_TAG}map", f"{_TAG}seq")
 
 
 class DocumentError(Exception):
-    """The file cannot be read, or is not YAML."""
+    """The file cannot be read, or its text is not YAML."""
 
     def __init__(self, text: str, line: int | None = None) -> None:
         super().__init__(text)
@@ -34,19 +34,19 @@ class DocumentError(Exception):
 
 @dataclass
 class Node:
-    """A value of the document."""
+    """A value of the document, and its line."""
 
     value: Any
     """A scalar, a list of nodes, or a dictionary of nodes."""
     line: int
     key_lines: dict[str, int] = field(default_factory=dict)
-    """The keys of a mapping -> the line of each key."""
+    """Key -> its line, for a mapping."""
     text: str | None = None
-    """The text of a scalar as the file has it, before its type is determined."""
+    """The text of a scalar as the file has it. None for lists and mappings."""
     is_quoted: bool = False
 
     def plain(self) -> Any:
-        """The value as plain Python objects, without lines."""
+        """The value as plain Python objects, without its lines."""
         match self.value:
             case dict():
                 return {key: node.plain() for key, node in self.value.items()}
@@ -55,7 +55,7 @@ class Node:
         return self.value
 
     def line_of(self, path: KeyPath) -> int:
-        """The line of the key. If the document lacks the key, the line of the nearest parent key."""
+        """The line of the key with this path. If it is missing, the line of the nearest key above it."""
         node, line = self, self.line
         for key in path:
             match node.value:
@@ -81,24 +81,24 @@ class Findings:
         self.faults: list[Fault] = []
         self.fault_paths: set[KeyPath] = set()
         self._noticed: dict[tuple[Key, str], list[KeyPath]] = {}
-        """(key, text) of each notice -> the places where it applies."""
+        """(key, text) of a notice -> the places that the notice concerns."""
         self.is_lenient = False
-        """Whether the file is one for llama-swap. Unknown keys in such a file are only notices."""
+        """Whether the file is for llama-swap. In such a file, unknown keys are notices instead of faults."""
         self.anchored: set[str] = set()
-        """Top-level keys with values that other keys use through YAML anchors."""
+        """Top-level keys whose values other keys use through YAML anchors."""
 
     def fault(self, path: KeyPath, text: str) -> None:
-        """Reports a value that must be changed."""
+        """Reports a value that the user must change."""
         self.fault_paths.add(path)
         self.faults.append(Fault(text, self.line_of(path), spell_path(path), self.file))
 
     def notice(self, path: KeyPath, text: str) -> None:
-        """Reports a key that has no effect or another effect than expected. Equal notices are merged."""
+        """Reports a key that has no effect, or not the usual effect. Equal notices are merged."""
         self._noticed.setdefault((path[-1], text), []).append(path)
 
     @property
     def notices(self) -> tuple[Notice, ...]:
-        """The notices in the order of the file."""
+        """The notices in the order in which the file has their keys."""
         found = []
         for (_, text), paths in self._noticed.items():
             first = min(paths, key=lambda path: self.line_of(path) or 0)
@@ -115,13 +115,13 @@ class Findings:
 
 
 def spell_path(path: Iterable[Key]) -> str:
-    """Writes a path as `models.qwen.aliases[0]`."""
+    """Writes a path as text, such as `models.qwen.aliases[0]`."""
     parts = [f"[{key}]" if isinstance(key, int) else f".{key if key.isprintable() else repr(key)}" for key in path]
     return "".join(parts).removeprefix(".")
 
 
 def show(value: object, path: KeyPath = ()) -> str:
-    """A value for a message, shortened and without secrets."""
+    """The text of a value in a message. It is shortened, and contains no secrets."""
     if any(is_secret_name(str(key)) or key == "apiKeys" for key in path):
         return MASK
     text = hide_in_command(value) if isinstance(value, str) else str(value)
@@ -133,7 +133,7 @@ def show(value: object, path: KeyPath = ()) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Reads the file. Raises DocumentError."""
+    """The text of the file. Raises DocumentError."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -152,10 +152,10 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str, findings: Findings) -> Node | None:
-    """The document's root. None if the document is empty. Repeated keys are reported as faults.
+    """The root of the document. None if the document is empty. Repeated keys are reported as faults.
 
     Raises:
-        DocumentError: the text is not YAML, is nested too deeply, or is too large.
+        DocumentError: the text is not YAML, is nested too deeply, or has too many values.
     """
     import yaml
 
@@ -178,7 +178,7 @@ def parse(text: str, findings: Findings) -> Node | None:
 
 @functools.cache
 def _loader() -> Any:
-    """A loader that reads `{top_p?: 0.5}` as YAML 1.2 does. PyYAML's own loader rejects a `?` in braces."""
+    """PyYAML's loader with a change: it accepts the `?` in `{top_p?: 0.5}`, as YAML 1.2 requires."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -198,7 +198,7 @@ def _loader() -> Any:
 
 
 def value_of(text: str) -> Any:
-    """The value that YAML reads from a text without quotes. If YAML rejects the text, the text itself."""
+    """The value that YAML reads from an unquoted text. The text itself if it is not valid YAML."""
     import yaml
 
     loader: Any = yaml.SafeLoader("")
@@ -210,7 +210,7 @@ def value_of(text: str) -> Any:
 
 
 class _Reader:
-    """Converts YAML's nodes to ours. Each use of an alias counts its values again."""
+    """Converts PyYAML's nodes to ours. The values of an alias count at each use."""
 
     def __init__(self, findings: Findings) -> None:
         import yaml
@@ -220,7 +220,7 @@ class _Reader:
         self._findings = findings
         self._num_values = 0
         self._top_keys: dict[int, str] = {}
-        """The id of a YAML node -> the top-level key below which the node occurs first."""
+        """The id of a YAML node -> the top-level key below which the node was found first."""
 
     def read(self, node: Any, path: KeyPath) -> Node:
         line = node.start_mark.line + 1
@@ -247,7 +247,7 @@ class _Reader:
             raise DocumentError(f"{show(node.value)} is no value: {err}. Put a text in quotes", line) from err
 
     def _read_mapping(self, node: Any, path: KeyPath, line: int) -> Node:
-        """Reads keys as strings. The key `no`, for example, names a model `no`."""
+        """Reads all keys as strings. For example, the key `no` is a model's name, not the value false."""
         read = Node({}, line)
         merged: list[Node] = []
         for key, value in node.value:
@@ -273,7 +273,7 @@ class _Reader:
 
 
 def _mappings_of(node: Node, line: int) -> Sequence[Node]:
-    """The mappings that the key `<<` merges."""
+    """The mappings that the key `<<` merges into the mapping."""
     nodes = node.value if isinstance(node.value, list) else [node]
     if not all(isinstance(each.value, dict) for each in nodes):
         raise DocumentError("<< must be followed by mappings such as *defaults", line)

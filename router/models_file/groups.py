@@ -22,7 +22,7 @@ class _Group:
 
 
 class Exclusions(NamedTuple):
-    """The part of the file that says which models must not run together."""
+    """The part of the file that decides which models must not run together."""
 
     kind: str
     """`groups` or `matrix`."""
@@ -31,7 +31,7 @@ class Exclusions(NamedTuple):
 
 
 def find_exclusions(document: Mapping[str, Any], findings: Findings) -> Exclusions:
-    """Finds this part at the top level or below `routing`. The key `use` in `routing` chooses the kind."""
+    """Finds this part at the top level or below `routing`, in which the key `use` can choose the kind."""
     router = (document.get("routing") or {}).get("router") or {}
     settings = router.get("settings") or {}
     given = [Exclusions(kind, (kind,), document[kind]) for kind in _KINDS if document.get(kind)]
@@ -52,10 +52,10 @@ _SETTINGS: Final = ("routing", "router", "settings")
 def apply_groups(
     groups: Mapping[str, Mapping[str, Any]], path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings
 ) -> dict[str, ModelEntry]:
-    """The models, with `excludes` set from the groups.
+    """Sets `excludes` of all models by the groups. Returns the models.
 
-    As in llama-swap, if commands of other servers are in no group, only one of them runs at a time. Our own
-    models without a group are limited only by memory.
+    As in llama-swap, only one of the commands of other servers that are in no group runs at a time. Only
+    memory limits our own models without a group.
     """
     known = list(_checked_groups(groups, path, entries, findings))
     grouped = {member for group in known for member in group.members}
@@ -99,7 +99,7 @@ def _checked_groups(
 
 
 def _named(name: str, path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings) -> str | None:
-    """The model with this name or alias. An unknown name is only a notice, because llama-swap ignores it."""
+    """The model with this name or alias. Unknown names cause only notices. llama-swap ignores them."""
     entry = entries.get(name) or next((each for each in entries.values() if name in each.aliases), None)
     if entry is None:
         findings.oddity(path, f"{show(name)} is not a model of this file{did_you_mean(name, entries)}")
@@ -107,7 +107,7 @@ def _named(name: str, path: KeyPath, entries: Mapping[str, ModelEntry], findings
 
 
 def _check_pinned(groups: Iterable[_Group], entries: Mapping[str, ModelEntry], findings: Findings) -> None:
-    """Reports a pinned model that keeps the other models of its group from ever starting."""
+    """Reports a pinned model whose group contains other models. These models could never start."""
     for group in groups:
         pinned = next((name for name in group.members if entries[name].pinned), None)
         if pinned is not None and group.swap and len(group.members) > 1:
@@ -119,7 +119,7 @@ def _check_pinned(groups: Iterable[_Group], entries: Mapping[str, ModelEntry], f
 
 
 def check_preload(names: Iterable[str], entries: Mapping[str, ModelEntry], findings: Findings) -> set[str]:
-    """The names in `hooks.on_startup.preload` that belong to models."""
+    """The names in `hooks.on_startup.preload` that are names of models."""
     place = ("hooks", "on_startup", "preload")
     found = (_named(name.strip(), (*place, number), entries, findings) for number, name in enumerate(names))
     return {name for name in found if name is not None}
@@ -131,9 +131,10 @@ _TERM: Final = re.compile(r"\+?[\w.-]+")
 def apply_matrix(
     matrix: Mapping[str, Any], path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings
 ) -> dict[str, ModelEntry]:
-    """The models, with `excludes` set from the matrix. A model excludes all models that share no set with it.
+    """Sets `excludes` of all models by the matrix. Returns the models.
 
-    Pinned models are never excluded. If three models share sets only in pairs, all three may run together.
+    A model excludes all models that share no set with it. Pinned models are never excluded. If each two of
+    three models share a set, all three may run together.
     """
     expressions = _Expressions(matrix.get("sets") or {}, matrix.get("vars") or {}, entries)
     together: _Family = frozenset()
@@ -150,15 +151,15 @@ def apply_matrix(
 
 
 _Family: TypeAlias = frozenset[frozenset[str]]
-"""The meaning of an expression. Each set has one model, or two models that may run at the same time."""
+"""The models that an expression allows together. Each set has one model, or two that may run together."""
 
 
 class _ExpressionError(Exception):
-    """An expression of the matrix is wrong."""
+    """An expression of the matrix cannot be evaluated."""
 
 
 class _Expressions:
-    """Evaluates expressions such as `(a | b) & c`. Names stand for models, `+name` for another expression."""
+    """Evaluates expressions such as `(a | b) & c`. A name is a model, and `+name` is another expression."""
 
     def __init__(self, texts: Mapping[str, str], names: Mapping[str, str], entries: Mapping[str, ModelEntry]) -> None:
         self._texts = texts
@@ -167,7 +168,7 @@ class _Expressions:
         self._found: dict[str, _Family] = {}
 
     def family(self, name: str, within: tuple[str, ...] = ()) -> _Family:
-        """The sets of an expression, to which the expressions `within` refer. Raises _ExpressionError."""
+        """Evaluates the expression `name`, which the expressions `within` use. Raises _ExpressionError."""
         if name in within:
             raise _ExpressionError(f"must not contain itself: {' -> '.join([*within, name])}")
         if name not in self._found:
@@ -186,7 +187,7 @@ class _Expressions:
         return self._found[name]
 
     def _combine(self, tree: ast.AST, terms: list[str], within: tuple[str, ...]) -> _Family:
-        """Evaluates a parsed expression. Operators have the precedence that they have in Python."""
+        """Evaluates a parsed expression. Its operators have the same precedence as in Python."""
         match tree:
             case ast.BinOp(left, ast.BitOr() | ast.BitAnd() as operator, right):
                 one, two = (self._combine(side, terms, within) for side in (left, right))
@@ -206,5 +207,5 @@ class _Expressions:
 
 
 def _crossed(one: _Family, two: _Family) -> _Family:
-    """All pairs of a model of `one` and a model of `two`."""
+    """The pairs of a model of `one` and a model of `two`."""
     return frozenset(a | b for a in one for b in two if len(a) == len(b) == 1)

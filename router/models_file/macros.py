@@ -1,4 +1,4 @@
-"""Replaces the file's macros and variables, drops keys without a value, and keeps some values as strings."""
+"""Replaces macros and environment variables in the file, drops empty keys, and keeps some strings."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -14,15 +14,15 @@ from router.models_file.schema import load_schema
 _MACRO: Final = re.compile(r"\$\{(env\.[A-Za-z_][A-Za-z0-9_]*|[A-Za-z0-9_-]+)\}")
 _ENVIRONMENT: Final = "env."
 _MAX_TEXT: Final = 1 << 16
-"""The most characters of a text after its macros are replaced. Each level of macros can double the length."""
+"""The most characters of a text with its macros replaced, because nested macros can grow exponentially."""
 _COMMANDS: Final = ("cmd", "cmdStop")
 _WITHOUT_PORT: Final = ("model", "args", "aliases", "useModelName", "filters")
-"""Keys of a model whose values cannot contain `${PORT}`."""
+"""Keys of a model in which `${PORT}` is not allowed."""
 _TEXTS: Final = frozenset(
     ("model", "cmd", "cmdStop", "proxy", "checkEndpoint", "name", "description", "useModelName", "stripParams", "id")
 )
 _LISTS_OF_TEXTS: Final = frozenset(("aliases", "apiKeys", "members", "preload"))
-"""Keys whose values stay strings, even if YAML would read them as numbers."""
+"""Keys whose lists contain strings, even if YAML would read an item as a number."""
 _FREE: Final = frozenset(("args", "env", "metadata", "setParams", "setParamsByID"))
 """Keys of a model below which the user chooses the names."""
 
@@ -32,15 +32,15 @@ class MacroError(Exception):
 
 
 class Macros:
-    """The macros. A macro is a name and the text that replaces `${NAME}`."""
+    """The macros of the file. A macro has a name and a value, which replaces `${NAME}`."""
 
     def __init__(self, texts: Mapping[str, object], kept: Collection[str] = ()) -> None:
-        """`texts`: name -> text. `kept`: names, such as PORT, that are replaced only when a model starts."""
+        """`texts`: name -> value. `kept`: names, such as PORT, that are replaced only when a model starts."""
         self._texts = texts
         self._kept = kept
 
     def expand(self, text: str) -> Any:
-        """Replaces a text's macros. A text that is only a macro becomes the macro's value."""
+        """Replaces the macros in a text. If the text is a single macro, the result is the macro's value."""
         return self._expand(text, ())
 
     def _expand(self, text: str, within: tuple[str, ...]) -> Any:
@@ -76,7 +76,7 @@ def _as_text(value: object) -> str:
 
 
 def complete(root: Node, findings: Findings) -> Node:
-    """The document with its macros replaced. Unknown macros are faults. Unknown keys stay unchanged."""
+    """The document with all macros replaced. An unknown macro is a fault. Unknown keys stay unchanged."""
     if not isinstance(root.value, dict):
         return root
     schema = load_schema()
@@ -107,7 +107,7 @@ def complete(root: Node, findings: Findings) -> Node:
 
 
 def _texts_of(node: Node) -> dict[str, Any]:
-    """The macros that the mapping `macros` defines."""
+    """The macros that the mapping `macros` of this node defines."""
     defined = node.value.get("macros")
     return defined.plain() if defined is not None and isinstance(defined.value, dict) else {}
 
@@ -117,15 +117,15 @@ def _kept_at(key: Key) -> Collection[str]:
 
 
 class _Completion:
-    """Replaces the macros of a part of the document."""
+    """Replaces macros in one part of the document."""
 
     def __init__(self, findings: Findings, macros_at: Callable[[KeyPath], Macros]) -> None:
-        """`macros_at` returns the macros that a path of the document may use."""
+        """`macros_at` returns the macros that may be used at a path of the document."""
         self._findings = findings
         self._macros_at = macros_at
 
     def read(self, path: KeyPath, node: Node) -> Node:
-        """The value of a known key, with its macros replaced."""
+        """The node with all macros in its values replaced."""
         match node.value:
             case dict():
                 return self.mapping(path, node, lambda key, child: self.read((*path, key), child))
@@ -134,7 +134,7 @@ class _Completion:
         return replace(node, value=self._scalar(path, node))
 
     def mapping(self, path: KeyPath, node: Node, complete_value: Callable[[str, Node], Node]) -> Node:
-        """Replaces the macros in a mapping's values. Drops keys without a value, unless they name models."""
+        """Replaces macros in the values of a mapping. Drops keys without a value, except names of models."""
         result = Node({}, node.line)
         keeps_empty = path == ("models",) or not _FREE.isdisjoint(path[2:])
         for key, child in node.value.items():

@@ -1,7 +1,7 @@
 """Reads and checks the file of `vllm-cli serve --models`. Reports all faults at once, with line and key.
 
-`models.schema.json` defines the keys and their types. This module checks that the keys fit together.
-`router.words` checks the flags in the file with the parsers of both engines.
+`models.schema.json` defines the keys and their types. This module checks whether the keys fit together.
+`router.words` checks the flags with the parsers of both engines.
 """
 
 import json
@@ -24,7 +24,7 @@ _OUR_KEYS: Final = "VLLM_API_KEY"
 
 
 class Defaults(NamedTuple):
-    """Values for keys that the file does not give for a model."""
+    """Values for keys that the file may leave out."""
 
     ttl_s: float | None = None
     start_timeout_s: float | None = None
@@ -33,11 +33,11 @@ class Defaults(NamedTuple):
 
 
 def read_models_file(path: Path, defaults: Defaults, name: str | None = None) -> tuple[ModelsFile, tuple[Fault, ...]]:
-    """Returns the models without faults, and all faults of the file.
+    """Returns the models that have no faults, and all faults of the file.
 
     Args:
         path: the file.
-        defaults: values for keys that the file does not give.
+        defaults: values for keys that the file leaves out.
         name: the name of the file in messages. None: its path.
     """
     findings = Findings(name or str(path))
@@ -58,7 +58,7 @@ def read_models_file(path: Path, defaults: Defaults, name: str | None = None) ->
 
 
 def _is_of_llama_swap(document: Any) -> bool:
-    """Whether the file has a `cmd`. Only then, unknown keys may be keys of llama-swap."""
+    """Whether a model of the file has the key `cmd`. If so, unknown keys may be keys of llama-swap."""
     models = document.get("models") if isinstance(document, dict) else None
     models = models.values() if isinstance(models, dict) else ()
     return any("cmd" in model or "proxy" in model for model in models if isinstance(model, dict))
@@ -66,7 +66,7 @@ def _is_of_llama_swap(document: Any) -> bool:
 
 @dataclass
 class _Reader:
-    """Creates the models' entries from a document. Drops values with structural faults."""
+    """Creates the models' entries from a document. Ignores values that have faults."""
 
     document: dict[str, Any]
     defaults: Defaults
@@ -94,7 +94,7 @@ class _Reader:
         return ModelsFile(entries, self._api_keys(), log_level=self._log_level())
 
     def _with_exclusions(self, entries: Mapping[str, ModelEntry]) -> Mapping[str, ModelEntry]:
-        """Sets `excludes` of each model, from `groups` or `matrix`."""
+        """Sets `excludes` of all models by `groups` or `matrix`."""
         if self._is_wrong("routing") or self._is_wrong("matrix") or ("groups",) in self.wrong:
             return entries
         kind, path, content = find_exclusions(self.document, self.findings)
@@ -107,7 +107,7 @@ class _Reader:
         return any(each[: len(path)] == path for each in self.wrong)
 
     def _duration(self, path: KeyPath, default: float | None, node: Any = None) -> float | None:
-        """The duration in seconds. None for 0, which means no limit."""
+        """A duration of the file in seconds. None if it is 0, which means no limit."""
         value = (self.document if node is None else node).get(str(path[-1]))
         if value is None or self._is_wrong(*map(str, path)) or value == -1:
             return default
@@ -219,7 +219,7 @@ class _Reader:
         return None if level is None or self._is_wrong("logLevel") else {"warn": "WARNING"}.get(level, level.upper())
 
     def _check_names(self, entries: Mapping[str, ModelEntry]) -> None:
-        """Reports names that two models have."""
+        """Reports names that belong to two models."""
         models = self.document.get("models")
         owners = {name: name for name in models} if isinstance(models, dict) else {}
         for entry in entries.values():
@@ -232,17 +232,17 @@ class _Reader:
 
 
 def _foreign(entry: ModelEntry, command: ForeignCommand) -> ModelEntry:
-    """The entry of a command's server, which has a single level of sleep."""
+    """The entry of a model that a command's server has. Such a server has one sleep level."""
     return replace(entry, foreign=command, engine="other", sleep_levels=(1,) if command.sleep_calls else ())
 
 
 def _is_elsewhere(keys: Mapping[str, Any]) -> bool:
-    """Whether another server serves the model (a `peer` of llama-swap). This router does not serve it."""
+    """Whether the model belongs to another server (a `peer` of llama-swap), so that this router skips it."""
     return "peer" in keys and not {"cmd", "proxy", "model"} & keys.keys()
 
 
 def _changes(keys: Mapping[str, Any]) -> BodyChanges:
-    """The changes of request bodies. `filters` may not change `model`, because this key selects the model."""
+    """The changes of request bodies. `filters` may not change `model`, which selects the model."""
     filters = keys.get("filters") or {}
     names = (filters.get("stripParams") or filters.get("strip_params") or "").split(",")
     by_name = filters.get("setParamsByID") or {}
@@ -259,13 +259,13 @@ def _without_model(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _card(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The members of the model's entry in /v1/models that the file gives, as in llama-swap."""
+    """The members that the file adds to the model in /v1/models, as in llama-swap."""
     card = {key: keys[key].strip() for key in ("name", "description") if keys.get(key)}
     return {**card, "meta": {"llamaswap": keys["metadata"]}} if keys.get("metadata") else card
 
 
 def _flag_words(key: str, value: Any) -> Iterable[str]:
-    """The words for a key such as `max-model-len: 8k`, by the rules of a --config file."""
+    """The words of a flag that is given as a key, such as `max-model-len: 8k`, by the rules of --config."""
     flag = f"--{key.lstrip('-')}" if not key.startswith("-") or key.startswith("--") else key
     match value:
         case None:

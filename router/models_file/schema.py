@@ -1,4 +1,4 @@
-"""Checks keys and types of the file of models by `models.schema.json`, and reports keys without effect."""
+"""Checks the keys and types of the file of models by `models.schema.json`. Reports keys without effect."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -36,7 +36,7 @@ _LIKELY: Final = {
     "unload": "`ttl` of a model, `globalTTL` of all",
     "unloadAfter": "`ttl` of a model, `globalTTL` of all",
 }
-"""Likely wrong name of a key -> the hint for a message."""
+"""A wrong name that users may write -> the hint about the right name."""
 
 
 @cache
@@ -47,7 +47,7 @@ def load_schema() -> dict[str, Any]:
 
 
 def check_structure(document: Any, findings: Findings) -> set[KeyPath]:
-    """Reports values that do not fit the schema, and keys without effect. Returns the paths of the values."""
+    """Reports values that do not fit the schema, and keys without effect. Returns the wrong values' paths."""
     wrong: set[KeyPath] = set()
     faulty = tuple(findings.fault_paths)  # faults of macros: such a text need not fit
     for err in Draft202012Validator(load_schema()).iter_errors(document):
@@ -65,7 +65,7 @@ def check_structure(document: Any, findings: Findings) -> set[KeyPath]:
 
 
 def _report_unknown(err: Any, path: KeyPath, findings: Findings) -> None:
-    """Reports unknown keys. In a file for llama-swap they are notices. Keys of used anchors are allowed."""
+    """Reports unknown keys, as notices in a file for llama-swap. Keys used through anchors are allowed."""
     known = err.schema.get("properties", {})
     for key in err.instance:
         if key in known or key.startswith("x-") or (not path and key in findings.anchored):
@@ -81,7 +81,7 @@ def _report_unknown(err: Any, path: KeyPath, findings: Findings) -> None:
 
 
 def _describe(err: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    """Yields the path and the text of each fault in one error of the schema."""
+    """Yields the path and the text of each fault that an error of the schema contains."""
     schema, value = err.schema, err.instance
     expected = schema.get("errorMessage") if isinstance(schema, dict) else None
     if "propertyNames" in err.absolute_schema_path:
@@ -118,14 +118,14 @@ def _expectation(err: Any) -> str:
 
 
 def _shown(value: Any, path: KeyPath) -> str:
-    """The value for a message. Only the type of a collection is shown, because it may contain secrets."""
+    """The text of a value in a message. Only the type of a collection is shown, which may have secrets."""
     if isinstance(value, dict | list):
         return _TYPES["object" if isinstance(value, dict) else "array"]
     return show(value, path)
 
 
 def _report_ignored(document: Any, schema: Mapping[str, Any], path: KeyPath, findings: Findings) -> None:
-    """Reports llama-swap's keys that have no effect here. The schema marks them as deprecated."""
+    """Reports keys of llama-swap that have no effect here. The schema marks these keys as deprecated."""
     while "$ref" in schema:
         schema = load_schema()["$defs"][schema["$ref"].rpartition("/")[2]]
     if schema.get("deprecated"):

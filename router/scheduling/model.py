@@ -1,6 +1,7 @@
 """The scheduler's state: models, and their generations. A generation is one process from start to end.
 
-Imports only the standard library. No model decides about others. Times are seconds of the caller's clock.
+This module imports only the standard library. Times are seconds of the caller's clock. A process sleeps at
+level 1 or 2. Level 0 means that the process is awake.
 """
 
 import math
@@ -13,54 +14,54 @@ from startup.ground.processes.back_off import BackOff
 
 
 class EntryMemory:
-    """The memory that one entry of a model needs. All generations of the entry share it."""
+    """The memory that one entry of a model needs. All processes of the entry share this object."""
 
     def __init__(self, rules: ModelRules) -> None:
         self.rules = rules
-        """The rules of the entry, which contain the estimates."""
+        """The rules of the entry. They contain the estimates of its memory."""
         self._peaks: dict[int, Need] = {}
-        """Level of sleep (0: ready) -> the most memory that was measured there, capped at the budget."""
+        """Sleep level -> the most memory that was measured there, limited by the budget."""
 
     @property
     def expected(self) -> Need:
-        """The need of a process that is awake."""
+        """The memory that a process needs while it is awake."""
         return self._peaks.get(0) or self.rules.need
 
     def asleep(self, level: int) -> Need:
         return self._peaks.get(level) or self.rules.asleep.get(level, self.expected)
 
     def note(self, memory: Need, budget: Need, level: int = 0) -> None:
-        """Notes a measurement, capped at the budget. So a model above the budget can still start alone."""
+        """Notes a measurement, limited by the budget. So a model above the budget can still start alone."""
         self._peaks[level] = self._peaks.get(level, memory).at_least(memory).at_most(budget)
 
 
 class Generation:
-    """One process of one entry of a model, from its start until all its processes have ended."""
+    """One process of a model's entry, from its start to its end. Leases are known by their tickets."""
 
     def __init__(self, number: int, model: "Model", now: float) -> None:
         self.number = number
         self.model = model
         self.state: _ProcessState = "starting"
         self.since_s = now
-        """When the present state began."""
+        """When the process entered its present state."""
         self.leases: set[int] = set()
         self.holds: set[int] = set()
-        """The tickets of leases that belong to no request."""
+        """The tickets of leases without a request. They keep the process from being stopped."""
         self.is_stopping = False
-        """Whether the process was asked to stop. A draining process with leases has not been asked yet."""
+        """Whether the process was asked to stop. This happens only after the last lease has ended."""
         self.has_crashed = False
-        """Whether the first process has ended by itself, while some of its descendants still run."""
+        """Whether the first process has ended by itself while some of its descendants still run."""
         self.claimed_by: str | None = None
-        """The model that needs this process's memory. From then on the process admits no request."""
+        """The name of the model that waits for this process's memory. If set, no requests are admitted."""
         self.level = 0
-        """The level of sleep, from the order to fall asleep until the process is awake again. 0: awake."""
+        """The sleep level, set when the process begins to fall asleep. 0 once the process is awake."""
         self.is_asleep = False
-        """Whether the process holds only the memory that it needs asleep. Stays True during a stop."""
+        """Whether the process holds only the memory that it needs asleep, even while it is being stopped."""
         self.idle_since_s = now
-        """When the last lease ended, or when the process became ready or awake."""
+        """When the last lease ended, or when the process became ready or woke."""
         self._memory = model.memory
         self._used: Need | None = None
-        """The last measurement. None before the first measurement in the present state."""
+        """The last measurement. None if there was none in the present state."""
         self._has_been_ready = False
 
     @property
@@ -77,26 +78,26 @@ class Generation:
 
     @property
     def is_end_awaited(self) -> bool:
-        """Whether only requests keep this process from stopping, or from giving its memory to a model."""
+        """Whether the process is to stop or to sleep, and only its running requests delay this."""
         return self.num_requests > 0 and (self.claimed_by is not None or self.state in ("draining", "falling asleep"))
 
     @property
     def will_rest(self) -> bool:
-        """Whether the process sleeps, or is falling asleep."""
+        """Whether the process is asleep or is falling asleep."""
         return self.is_asleep or (self.state == "falling asleep" and self.level > 0)
 
     @property
     def levels(self) -> Mapping[int, Need]:
-        """Level of sleep -> memory there, for each level at which the process can sleep, best level first.
+        """Sleep level -> the memory needed there, for each level of the model. The best level comes first.
 
-        Empty for a process of an earlier entry.
+        Empty if the model's entry has changed since the start of the process.
         """
         if self.model.current is not self or self._memory is not self.model.memory:
             return {}
         return {level: self._memory.asleep(level) for level in self.model.rules.asleep}
 
     def restart_cost(self, now: float) -> float:
-        """The cost of stopping this process: the seconds of the last start, less after a long idle time."""
+        """The cost of stopping this process: the seconds of its model's last start, less if it is idle."""
         idle_s = 0.0 if self.leases else now - self.idle_since_s
         return (self.model.last_start_s or 0.0) / (1.0 + max(0.0, idle_s))
 
@@ -106,7 +107,7 @@ class Generation:
     def need(self) -> Need:
         """The most memory that was measured, or the estimate before the first measurement.
 
-        While the process falls asleep or wakes, the larger of its needs awake and asleep counts.
+        While the process falls asleep or wakes, this is the larger of its needs awake and asleep.
         """
         if self.is_asleep:
             return self.rest_need
@@ -115,24 +116,24 @@ class Generation:
 
     @property
     def rest_need(self) -> Need:
-        """The need after the present change: `need`, or the need asleep if the process is falling asleep."""
+        """The need after the present change: for a process that falls asleep, the need asleep."""
         if not self.will_rest:
             return self.need
         return self._memory.asleep(self.level).at_least((self.is_asleep and self._used) or NOTHING)
 
     @property
     def held(self) -> Need:
-        """The known memory that the process has taken. It is at most `need`.
+        """The memory that the process is known to have taken. It is at most `need`.
 
-        It is zero during a start, even after the process was asked to stop, because the process may still
-        take all of its need.
+        It is zero until the process was ready once, because a starting process may still take all of its
+        need. This also applies if the process is asked to stop during its start.
         """
         if not self._has_been_ready:
             return NOTHING
         return self.need if self._used is None else self._used
 
     def note_memory(self, memory: Need, budget: Need, *, is_settled: bool) -> None:
-        """Notes a measurement. Ignores it before the first readiness and during changes to and from sleep."""
+        """Notes a measurement. Measurements of a process that starts, falls asleep or wakes are ignored."""
         if not self._has_been_ready or (self.level and not self.is_asleep):
             return
         self._used = memory
@@ -148,7 +149,7 @@ class Generation:
         self._enter("ready", now)
 
     def begin_rest(self, now: float, level: int = 0) -> None:
-        """Stops admitting requests. The process falls asleep now at `level`, or after its leases if 0."""
+        """Stops admitting requests. `level` is 0 if the process can fall asleep only after its leases."""
         self._used, self.level = self.held, level
         self._enter("falling asleep", now)
 
@@ -174,32 +175,32 @@ _ProcessState = Literal["starting", "ready", "falling asleep", "asleep", "waking
 
 
 class Model:
-    """A model: its name, its present entry, its processes, and its waiting requests."""
+    """A model with its rules, its processes and its waiting requests."""
 
     def __init__(self, name: str, rules: ModelRules, now: float) -> None:
         self.name = name
         self.rules = rules
         self.memory = EntryMemory(rules)
         self.current: Generation | None = None
-        """The generation that gets the requests. A draining generation stays here until it has ended."""
+        """The process that gets the requests. A process that drains stays here until it has ended."""
         self.next: Generation | None = None
-        """The first generation of a changed entry. It starts beside `current`, and replaces it once ready."""
+        """The first process of a changed entry. It starts beside `current`, and replaces it once ready."""
         self.waiting: OrderedDict[int, float] = OrderedDict()
-        """Ticket of each waiting request -> its time of arrival, in the order of arrival."""
+        """Ticket of each waiting request -> its time of arrival. The oldest request is first."""
         self.loads: OrderedDict[int, float] = OrderedDict()
-        """Ticket of each load by hand -> its time of arrival. A load ends at readiness and has no limit."""
+        """Ticket of each load by hand -> its time of arrival. A load waits until the model is ready."""
         self.last_start_s: float | None = None
         self.num_starts = 0
         self.short_since_s: float | None = None
         """Since when other programs leave too little memory for the model, although the budget is enough."""
         self.reason = ""
         self.retry_s = -math.inf
-        """The earliest time of the next start after a failure."""
+        """The earliest time at which the model may start again after a failure."""
         self.is_given_up = False
-        """Whether the model has failed too often, so that only a request starts it again."""
+        """Whether the model has failed so often that only a request starts it again."""
         self._has_failed = False
         self._ended_s = now
-        """Since when the model has no current generation, or only a sleeping one."""
+        """Since when the model has no current process, or only a sleeping one."""
         self._back_off = BackOff()
 
     # Questions
@@ -212,18 +213,18 @@ class Model:
 
     @property
     def excludes(self) -> frozenset[str]:
-        """Models that must have no process when this model starts."""
+        """Names of models that must have no process when this model starts."""
         return self.rules.excludes if self.rules.may_overlap else self.rules.excludes | {self.name}
 
     @property
     def need(self) -> Need:
-        """The need of the next process, or of the sleeping process while it wakes."""
+        """The memory that the model needs when it starts or wakes next."""
         expected = self.memory.expected
         return expected if self.sleeper is None else expected.at_least(self.sleeper.need)
 
     @property
     def sleeper(self) -> Generation | None:
-        """The model's process, if it sleeps and can be woken."""
+        """The model's process if it is asleep and can be woken. None otherwise."""
         current = self.current
         return current if current is not None and current.state == "asleep" and not current.has_crashed else None
 
@@ -233,39 +234,39 @@ class Model:
 
     @property
     def is_hungry(self) -> bool:
-        """Whether a request waits for the model's start or waking, or the model restarts by itself."""
+        """Whether the model waits to start or wake, for a request or because it restarts by itself."""
         has_none = self.current is None or self.sleeper is not None
         return has_none and bool(self.waiting or self.loads or self.will_restart)
 
     @property
     def will_restart(self) -> bool:
-        """Whether the model has failed and is started again without a request."""
+        """Whether the model has failed and will be started again without a request."""
         return self.state == "failed" and self.rules.restart_limit is not None and not self.is_given_up
 
     @property
     def hungry_since_s(self) -> float:
-        """Since when the oldest request waits for this start.
+        """When the request that has waited longest for this start began to wait.
 
-        After the model was stopped for another model, its waiting requests count as new. Otherwise this model
-        would start again before the other model.
+        When a model is stopped for another model, its waiting requests begin to wait again. Otherwise the
+        model would start again before the other model.
         """
         oldest = min((next(iter(queue.values())) for queue in (self.waiting, self.loads) if queue), default=-math.inf)
         return max(oldest, self._ended_s, self.retry_s)
 
     @property
     def has_free_lease(self) -> bool:
-        """Whether the limit of concurrency allows one more request."""
+        """Whether the limit `concurrency` allows one more request."""
         limit = self.rules.concurrency
         return self.is_admitting and (limit is None or self._num_requests < limit)
 
     @property
     def is_admitting(self) -> bool:
-        """Whether the model's process admits requests now, if the limit of concurrency is ignored."""
+        """Whether the model's process admits requests, apart from the limit `concurrency`."""
         return self.current is not None and self.current.is_admitting
 
     @property
     def is_full(self) -> bool:
-        """Whether the model refuses one more request."""
+        """Whether the model refuses a further request because of the limit `concurrency`."""
         limit = self.rules.concurrency if self.rules.refuses_excess else None
         return limit is not None and self._num_requests + len(self.waiting) >= limit
 
@@ -277,20 +278,20 @@ class Model:
         return self.state == "failed" and now < self.retry_s
 
     def patience_end_s(self, max_wait_s: float) -> float | None:
-        """When the oldest request has waited too long. None if no request waits, or waits have no limit."""
+        """When the oldest request has waited too long. None if no request waits, or the wait has no limit."""
         if self.rules.restart_limit is None or not self.waiting:
             return None
         return next(iter(self.waiting.values())) + max_wait_s
 
     def retry_after_s(self, now: float) -> int:
-        """Whole seconds, at least 1, until a request may start the model again."""
+        """Seconds until a request may start the model again. A whole number of at least 1."""
         return max(1, math.ceil(self.retry_s - now)) if self.state == "failed" else 1
 
     def is_first_waiter(self, ticket: int) -> bool:
         return any(queue and next(iter(queue)) == ticket for queue in (self.waiting, self.loads))
 
     def ttl_end_s(self) -> float | None:
-        """When the model is stopped because it is idle. None while it is in use, or if `ttl_s` is None."""
+        """When the idle model is stopped. None while it is in use, or if `ttl_s` is None."""
         return self._idle_end_s(self.rules.ttl_s, "ready", "asleep")
 
     def idle_sleep_end_s(self) -> float | None:
@@ -308,23 +309,23 @@ class Model:
     # Changes
 
     def note_start(self) -> None:
-        """Called when a generation starts."""
+        """Called when a process of the model starts."""
         self.num_starts += 1
         self.is_given_up = False
         self.short_since_s = None
 
     def note_ready(self, took_s: float) -> None:
-        """Called when a generation is ready, `took_s` after its start."""
+        """Called when a process is ready. `took_s` is the duration of its start."""
         self.last_start_s = took_s
         self.reason = ""
         self.retry_s = -math.inf
 
     def note_sleep(self, now: float) -> None:
-        """Called when the generation has fallen asleep. From then on, waiting requests count as new."""
+        """Called when the process has fallen asleep. Its waiting requests begin to wait again."""
         self._ended_s = now
 
     def note_end(self, last: Generation, reason: str | None, now: float, *, is_lasting: bool) -> None:
-        """Called after the end of `current` if there is no `next`. An end without a stop is a failure."""
+        """Called when `current` has ended and there is no `next`. An end without a request is a failure."""
         self._ended_s = now
         self._has_failed = last.state in ("starting", "ready")
         if last.state != "draining":
@@ -336,7 +337,7 @@ class Model:
         self.is_given_up = limit is not None and (is_lasting or self._back_off.num_failures >= limit)
 
     def update(self, rules: ModelRules) -> None:
-        """Takes new rules. The processes continue."""
+        """Replaces the rules. The processes continue."""
         self.rules = self.memory.rules = rules
 
     def replace(self, rules: ModelRules, now: float) -> None:
@@ -351,7 +352,7 @@ class Model:
             self._ended_s = now
 
     def view(self, generations: Sequence[Generation]) -> ModelView:
-        """Describes the model. `generations` are its generations that have not ended."""
+        """The state of the model for lists. `generations` are its processes that have not ended."""
         current = self.current
         needs = [each.need for each in generations]
         return ModelView(

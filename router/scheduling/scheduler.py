@@ -4,17 +4,20 @@ The scheduler uses no clock, process or event loop. Each event is a method that 
 actions. Free memory is read only while a model waits for its start. `start_plan.py` decides which models are
 stopped for others. This module imports only the standard library.
 
-A request holds a lease on its model from its admission until it leaves. L is the longest time of a lease, S
-that of a start and a stop together, and W is max(max_wait_s, min_stay_s). With room for one model:
+A generation is one process of a model from its start to its end. A ticket is the number of a request. A
+request has a lease on its model from its admission until it leaves.
+
+Let L be the longest time of a lease, S the longest time of a start and a stop together, and W the larger of
+max_wait_s and min_stay_s. If there is room for one model:
 
 - A model that became ready is stopped for another model after min_stay_s at the earliest. So there are at
-  most T / min_stay_s + 1 swaps in T seconds (T / W + 1 if the models' requests leave no gap).
+  most T / min_stay_s + 1 swaps in T seconds. There are at most T / W + 1 if requests follow without a gap.
 - A model stops admitting requests at most W after another model began to wait and its own start is complete.
 - The same bounds hold for models that sleep instead. S is also the longest time to fall asleep and to wake.
   min_stay_s begins when a model is awake again. A sleeping model can be stopped at any time.
 - If n models are in use, a request is admitted or refused within n * (W + L + S), whatever the number of
   requests. Models start in the order in which they began to wait. A model that was stopped for another model
-  goes to the end of this order. Waits for a limit of concurrency and for the back-off are additional.
+  goes to the end of this order. The waits for `concurrency` and for the back-off come in addition.
 """
 
 import itertools
@@ -44,33 +47,34 @@ from router.scheduling.terms import (
 )
 
 _SETTLE_S: Final = 2.0
-"""Seconds after a process's end in which its memory may become free. Meanwhile no model is stopped for it."""
+"""Seconds after a process's end until its memory is free. Until then, no model is stopped to gain memory."""
 
 
 class ModelScheduler:
-    """Each method with `now` (seconds of any clock) handles an event, and returns the actions, in order.
+    """Decides about all models. Each method with `now`, in seconds of any clock, handles an event.
 
-    The caller numbers tickets, one for each request. The scheduler numbers generations.
+    The methods return actions, which the caller must carry out in order. The caller gives each request a
+    number, its ticket. The scheduler numbers the generations.
     """
 
     def __init__(self, limits: SchedulerLimits, read_free: Callable[[], Need | None] = lambda: None) -> None:
         """
         Args:
-            read_free: returns the memory that is free now. If it returns None, only the budget is a limit.
+            read_free: returns the memory that is free now. If it returns None, only the budget limits memory.
         """
         self._limits = limits
         self.models: Mapping[str, Model] = {}
-        """Name -> model. Only the scheduler changes this."""
+        """Name -> model. Only the scheduler changes this mapping."""
         self.generations: dict[int, Generation] = {}
-        """Number -> generation that has not ended, even of a removed model. Only the scheduler changes it."""
+        """Number -> generation that has not ended. Generations of removed models are included."""
         self._numbers = itertools.count(1)
         self._leases: dict[int, Generation] = {}
-        """Ticket -> the generation that it holds."""
+        """Ticket of a request -> the generation on which the request has a lease."""
         self._waiting: dict[int, Model] = {}
-        """Ticket -> the model that it waits for."""
+        """Ticket of a request -> the model that the request waits for."""
         self._read_free = read_free
         self._settled_s = -math.inf
-        """The time from which the memory of ended processes is expected to be free."""
+        """The time at which the memory of ended processes should be free."""
         self._actions: list[Action] = []
         self._is_ending = False
         self._due_s: float | None = None
@@ -81,8 +85,9 @@ class ModelScheduler:
         """Replaces the models.
 
         Args:
-            restart: models that need a new process. If there is room for both processes, the new one starts
-                now and takes over. Otherwise it starts after the old one, which admits no more requests.
+            restart: names of models that need a new process. If there is room for two processes, the new
+                process starts now and takes over. Otherwise the old process admits no more requests, and the
+                new process starts after it.
         """
         before, known = self.models, self._known()
         self.models = {name: known.get(name) or Model(name, rule, now) for name, rule in rules.items()}
@@ -101,7 +106,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def became_ready(self, number: int, now: float) -> list[Action]:
-        """The generation answers requests. If it runs a changed entry, it gets all further requests."""
+        """The generation answers requests. The first one of a changed entry gets all further requests."""
         if (generation := self._in_state(number, "starting")) is None:
             return []
         model = generation.model
@@ -115,7 +120,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def fell_asleep(self, number: int, now: float) -> list[Action]:
-        """The generation sleeps. (The pool ends a generation that does not fall asleep in time.)"""
+        """The generation is asleep. (If it does not fall asleep in time, the pool ends it.)"""
         if (generation := self._in_state(number, "falling asleep")) is None:
             return []
         generation.become_asleep(now)
@@ -124,7 +129,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def stayed_awake(self, number: int, reason: str, now: float) -> list[Action]:
-        """The generation cannot fall asleep, so it is stopped."""
+        """The generation cannot fall asleep. It is stopped instead."""
         if (generation := self._in_state(number, "falling asleep")) is None:
             return []
         generation.model.reason = reason
@@ -132,7 +137,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def woke(self, number: int, now: float) -> list[Action]:
-        """The generation is awake and answers requests. (The pool ends it if it does not wake in time.)"""
+        """The generation is awake and answers requests. (If it does not wake in time, the pool ends it.)"""
         if (generation := self._in_state(number, "waking")) is None:
             return []
         generation.become_ready(now)
@@ -145,10 +150,10 @@ class ModelScheduler:
             generation.has_crashed = generation.state not in ("starting", "draining")
 
     def ended(self, number: int, reason: str | None, now: float, *, is_lasting: bool = False) -> list[Action]:
-        """The generation has ended, with all of its processes.
+        """All processes of the generation have ended.
 
-        If the process ended asleep, or did not fall asleep or wake, this does not count as a failed start. A
-        waiting request, or else the next request, then starts the model at once.
+        A process that ended asleep, or that did not fall asleep or wake, does not count as a failed start.
+        The next request, or a request that already waits, then starts the model at once.
 
         Args:
             reason: why the generation has failed. None if it was asked to stop.
@@ -170,7 +175,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def sleep(self, model: str, now: float) -> list[Action]:
-        """Puts a ready model to sleep by hand, after its leases. Waiting and later requests wake it."""
+        """The user puts a ready model to sleep. It sleeps after its leases, until the next request."""
         found = self.models.get(model)
         if found is not None and found.current is not None and found.state == "ready" and found.next is None:
             found.current.begin_rest(now)
@@ -179,7 +184,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def unload(self, model: str, now: float) -> list[Action]:
-        """Stops the model by hand, after its leases. Waiting and later requests start it again."""
+        """The user stops the model. It stops after its leases. The next request starts it again."""
         if (found := self.models.get(model)) is not None:
             self._drain(found, now)
         return self._decide(now)
@@ -187,7 +192,7 @@ class ModelScheduler:
     # Events: requests
 
     def arrive(self, ticket: int, name: str, now: float) -> list[Action]:
-        """A request arrives, and is admitted or refused. If neither is possible yet, it waits."""
+        """A request arrives, and is admitted or refused. If neither is possible yet, the request waits."""
         model = self._model_for(ticket, name)
         if model is None:
             return self._take_actions()
@@ -202,9 +207,9 @@ class ModelScheduler:
         return self._take_actions()
 
     def load(self, ticket: int, name: str, now: float) -> list[Action]:
-        """A load by hand arrives. A failed model starts at once, and no limit of requests applies.
+        """The user starts the model, even if it has failed. No limit of requests applies.
 
-        `Admit` means that the model is ready. The ticket should then leave at once.
+        `Admit` means that the model is ready. The caller should then call `leave` at once.
         """
         model = self._model_for(ticket, name)
         if model is None:
@@ -216,14 +221,14 @@ class ModelScheduler:
         return self._enqueue(ticket, model, model.loads, now)
 
     def hold(self, ticket: int, number: int) -> None:
-        """Gives a ticket a lease to which no limit applies. Does nothing if the generation has ended."""
+        """Gives the ticket a lease without any limit. Does nothing if the generation has ended."""
         if (generation := self.generations.get(number)) is not None:
             generation.leases.add(ticket)
             generation.holds.add(ticket)
             self._leases[ticket] = generation
 
     def leave(self, ticket: int, now: float) -> list[Action]:
-        """A request leaves: its lease or its place in the queue ends. Unknown tickets are ignored."""
+        """A request leaves. Its lease or its place in the queue ends. Unknown tickets are ignored."""
         if (generation := self._leases.pop(ticket, None)) is not None:
             return self._end_lease(ticket, generation, now)
         model = self._waiting.pop(ticket, None)
@@ -237,10 +242,10 @@ class ModelScheduler:
     # Events: memory and time
 
     def measured(self, number: int, memory: Need, now: float, *, is_settled: bool = True) -> list[Action]:
-        """Notes the memory of a generation. The most that it uses while it is ready becomes its model's need.
+        """Notes a generation's memory. The largest measurement while it is ready becomes its model's need.
 
         Args:
-            is_settled: False while the processes may take more. Then the need is at least the estimate.
+            is_settled: False if the processes may take more memory. Then the need is at least the estimate.
         """
         generation = self.generations.get(number)
         if generation is None:
@@ -249,7 +254,7 @@ class ModelScheduler:
         return self._decide(now)
 
     def tick(self, now: float) -> list[Action]:
-        """Some time has passed."""
+        """Time has passed. Stops idle models, or puts them to sleep, and refuses requests at their limit."""
         for model in self.models.values():
             self._refuse_late(model, now)
             if (end_s := model.ttl_end_s()) is not None and end_s <= now:
@@ -259,14 +264,14 @@ class ModelScheduler:
         return self._decide(now)
 
     def next_tick_s(self, now: float) -> float | None:
-        """Seconds until `tick` will have something to do. None if only another event can change anything."""
+        """Seconds until `tick` must be called. None if only another event can change something."""
         models, max_wait_s = self.models.values(), self._limits.max_wait_s
         ends = ((m.ttl_end_s(), m.idle_sleep_end_s(), m.patience_end_s(max_wait_s)) for m in models)
         dues = [due_s for due_s in (self._due_s, *itertools.chain(*ends)) if due_s is not None]
         return max(0.0, min(dues) - now) if dues else None
 
     def drain(self, now: float) -> list[Action]:
-        """Refuses all waiting and new requests, and stops each model after its leases. The router ends."""
+        """The router ends. Refuses all waiting and new requests, and stops each model after its leases."""
         self._is_ending = True
         for model in self.models.values():
             self._refuse_waiting(model, "shutting_down", _ENDING)
@@ -276,7 +281,7 @@ class ModelScheduler:
     # View
 
     def view(self) -> dict[str, ModelView]:
-        """All models. A removed model is included while it still has a process."""
+        """The state of all models. Removed models are included while they have a process."""
         generations = self.generations.values()
         return {
             name: model.view([each for each in generations if each.model is model])
@@ -294,7 +299,7 @@ class ModelScheduler:
     # Requests
 
     def _model_for(self, ticket: int, name: str) -> Model | None:
-        """The model for a new ticket. Refuses the ticket if there is no such model."""
+        """The model for a new request. If there is no such model, refuses the request and returns None."""
         if ticket in self._leases or ticket in self._waiting:
             raise ValueError(f"ticket {ticket} is in use")
         model = self.models.get(name)
@@ -364,7 +369,7 @@ class ModelScheduler:
     # Processes
 
     def _change(self, model: Model, rules: ModelRules, now: float) -> None:
-        """Handles a changed entry."""
+        """Handles a changed entry that needs a new process."""
         model.replace(rules, now)
         if model.next is not None:
             self._drain_generation(model.next, now)
@@ -375,7 +380,7 @@ class ModelScheduler:
             self._drain_generation(model.current, now)
 
     def _can_start_beside(self, model: Model, now: float) -> bool:
-        """Whether a process of the changed model has room beside the current one, and no model waits."""
+        """Whether the new process of a changed model can start beside the old one, and no model waits."""
         if self._is_ending or model.current is None or model.current.state != "ready" or model.current.has_crashed:
             return False
         if any(other.is_hungry for other in self.models.values()):
@@ -390,7 +395,7 @@ class ModelScheduler:
         return generation
 
     def _drain(self, model: Model, now: float) -> None:
-        """Stops the model's generations after their leases. From now on they admit no requests."""
+        """Stops the model's processes after their leases. From now on they admit no requests."""
         model.next = None
         for generation in self.generations.values():
             if generation.model is model:
@@ -403,7 +408,7 @@ class ModelScheduler:
             self._actions.append(Stop(generation.number))
 
     def _fall_asleep(self, generation: Generation, now: float) -> None:
-        """Puts a generation without leases to sleep, after its idle time or on an order by hand."""
+        """Puts a process without leases to sleep, because it is idle or the user has requested it."""
         self._make_room(Victim(generation, self._plan(self._read_free(), now).level_for(generation)), now)
 
     def _make_room(self, victim: Victim, now: float) -> None:
@@ -418,7 +423,7 @@ class ModelScheduler:
         self._settled_s = now + min(_SETTLE_S, self._limits.memory_wait_s)
 
     def _note_end(self, last: Generation, reason: str | None, now: float, *, is_lasting: bool) -> None:
-        """Notes that the model's last process for requests has ended."""
+        """Notes that the model's current process has ended, and that no other process replaces it."""
         model = last.model
         model.note_end(last, reason, now, is_lasting=is_lasting)
         if model.is_given_up:
@@ -440,7 +445,7 @@ class ModelScheduler:
         return self._take_actions()
 
     def _collect_hungry(self, now: float) -> list[Model]:
-        """The models that wait for a start, longest wait first. Notes when models in back-off may start."""
+        """The models that wait for a start. The longest wait comes first. Notes when a back-off ends."""
         hungry = []
         for model in self.models.values():
             if model.is_hungry:
@@ -459,7 +464,7 @@ class ModelScheduler:
                 self._admit_waiting(generation.model)
 
     def _place(self, hungry: Iterable[Model], free: Need | None, now: float) -> bool:
-        """Places all hungry models in one plan. Returns whether a model was started, stopped or refused."""
+        """Places all waiting models in one plan. Returns whether a model was started, stopped or refused."""
         plan, has_changed = self._plan(free, now), False
         for model in hungry:
             if not model.is_hungry:  # its sleeping process was stopped for an earlier model

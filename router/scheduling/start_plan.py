@@ -1,13 +1,14 @@
 """Decides which models start now, and which are stopped for them, in one plan for all waiting models.
 
-This module imports only the standard library. The plan changes no model. Models are placed in the order in
-which they began to wait. Each placed model reserves its memory and its victims, and later models get neither.
+This module imports only the standard library, and the plan itself changes no model. Models are placed in the
+order in which they began to wait. Each placed model reserves its memory, and the processes that make room for
+it. Models that are placed later get neither.
 
-All models together may use the free memory plus the memory that their processes hold, up to the budget. Each
-process counts with its whole need, so that memory that a start has not taken yet is not given away twice.
+All models together may use the free memory and the memory that their processes hold, up to the budget. Each
+process counts with its whole need. Otherwise memory that a start has not taken yet would be given away twice.
 
-A model whose process sleeps is woken instead of started. While the plan places such a model, it ignores the
-sleeping process. A sleeping process takes no slot, excludes no model, and is stopped for others first.
+A model whose process sleeps is woken instead of started. When the plan places this model, it ignores the
+sleeping process. A sleeping process takes no slot, excludes no model, and is the first to be stopped.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,9 +21,9 @@ from router.scheduling.model import Generation, Model
 from router.scheduling.terms import NOTHING, UNLIMITED, Need, SchedulerLimits
 
 _POLL_S: Final = 0.1
-"""Seconds between two plans while a start waits only for memory."""
+"""Seconds between two plans if a start waits only for memory."""
 _SLOW_POLL_S: Final = 1.0
-"""Seconds between two plans while other models must be stopped for a start. Memory may become free before."""
+"""Seconds between two plans if processes must be stopped for a start. Memory may become free before."""
 
 
 class Victim(NamedTuple):
@@ -30,11 +31,11 @@ class Victim(NamedTuple):
 
     process: Generation
     level: int = 0
-    """The level at which the process is to sleep. 0: it is stopped."""
+    """The level at which the process is to sleep. If it is 0, the process is stopped."""
 
     @property
     def part(self) -> "_Room":
-        """The room that becomes free."""
+        """The room that becomes free when the process has stopped or is asleep."""
         part = _Room.of_staying(self.process)
         return part.without(_Room(0, self.process.levels[self.level])) if self.level else part
 
@@ -44,16 +45,16 @@ class Placement:
     """The decision about one waiting model."""
 
     kind: Literal["start", "stop", "wait", "short", "blocked", "refuse"]
-    """`start`: start or wake the model. `stop`: stop the victims now, or put them to sleep.
-    `short`: other programs leave too little memory, although the budget is enough.
-    `blocked`: the model must not start before a model that has waited longer."""
+    """`start`: the model is started or woken. `stop`: the victims are stopped or put to sleep now. `short`:
+    other programs leave too little memory, although the budget is large enough. `blocked`: the model must not
+    start before a model that has waited longer."""
     victims: tuple[Victim, ...] = ()
-    """With `stop`: the processes to stop. With `wait`: the processes that admit no requests from now on."""
+    """For `stop`: the processes to stop. For `wait`: the processes that admit no requests from now on."""
     text: str = ""
 
 
 class StartPlan:
-    """A plan for one moment. `place` is called for each waiting model, longest wait first."""
+    """A plan for one moment. `place` is called for each waiting model, for the longest wait first."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class StartPlan:
         """
         Args:
             free: the memory that is free now. None if it is unknown.
-            settled_s: until then, memory of ended processes may become free, so that only the budget counts.
+            settled_s: when memory of ended processes is free. Before this time, only the budget counts.
         """
         self.due_s: float | None = None
         """The next time at which the plan may change without an event. None if there is no such time."""
@@ -78,9 +79,9 @@ class StartPlan:
         self._staying = [each for each in self._processes if not each.is_stopping]
         """The processes that will run once the plan so far is carried out."""
         self._excluded: set[str] = set()
-        """Models that must not start before the models that were placed so far."""
+        """Names of models that must not start before the models that were placed so far."""
         self._is_closed = False
-        """Whether an earlier model waits for memory. Then no model is stopped for models placed later."""
+        """Whether a model waits for memory. If so, no process is stopped for models that are placed later."""
         held = Need.sum(each.held for each in self._processes)
         self._memory = limits.budget if free is None else limits.budget.at_most(free.plus(held))
         """All memory that models may use now."""
@@ -96,10 +97,10 @@ class StartPlan:
         return not self._has_conflict(model) and self._present.holds(model.need)
 
     def level_for(self, other: Generation, spare_bytes: int | None = None) -> int:
-        """The best level at which a process can sleep now. 0 if it cannot sleep or its weights do not fit.
+        """The best level at which the process can sleep now. 0 if it cannot, or its weights have no room.
 
         Args:
-            spare_bytes: the machine's memory that the sleep may take. None: all free memory.
+            spare_bytes: the machine's memory that the sleeping process may take. None: all free memory.
         """
         if other.state not in ("starting", "ready", "falling asleep", "waking"):
             return 0
@@ -158,7 +159,7 @@ class StartPlan:
     # With room
 
     def _start(self, model: Model) -> Placement:
-        """Starts the model, or waits until ending processes are gone and their memory is free."""
+        """Starts the model at once, or waits until processes have ended and their memory is free."""
         if self._has_conflict(model):
             return Placement("wait")
         if self._present.holds(model.need):
@@ -181,7 +182,7 @@ class StartPlan:
     # Without room
 
     def _replace(self, model: Model) -> Placement:
-        """Chooses the processes to stop for this model. Chooses only idle processes if they suffice.
+        """Chooses the processes to stop for this model. If idle processes suffice, chooses only these.
 
         Processes that are starting, or whose models have waiting requests, are chosen last. They are stopped
         only after they have been ready.
@@ -203,7 +204,7 @@ class StartPlan:
         return Placement("wait", tuple(each for each in ready if self._claim_s(each.process, model) <= self._now))
 
     def _is_idle(self, other: Generation) -> bool:
-        """Whether the process can be stopped now."""
+        """Whether the process can be stopped now without waiting."""
         if other.state == "asleep":
             return True
         if other.state != "ready" or other.leases or self._now < other.since_s + self._limits.min_stay_s:
@@ -211,14 +212,14 @@ class StartPlan:
         return not other.model.num_waiting or other.claimed_by is not None
 
     def _claim_s(self, other: Generation, model: Model) -> float:
-        """When `other` stops admitting requests, `max_wait_s` after it is ready and `model` has to wait."""
+        """When `other` stops admitting requests, that is `max_wait_s` after it is ready and `model` waits."""
         return max(model.hungry_since_s, other.since_s) + self._limits.max_wait_s
 
     def _choose(self, model: Model, candidates: Sequence[Generation]) -> list[Victim] | None:
         """Chooses the candidates that the model excludes, then the cheapest others until there is room.
 
-        Models that should sleep fall asleep if that makes enough room. Otherwise they are stopped.
-        Returns None if there is not enough room even without all candidates.
+        Candidates that should sleep fall asleep if that makes enough room. Otherwise they are stopped.
+        Returns None if stopping all candidates does not make enough room.
         """
 
         def order(other: Generation) -> tuple[bool, _Rank, float, float]:
@@ -233,7 +234,7 @@ class StartPlan:
         return self._choose_first(model, map(Victim, ordered)) if chosen is None else chosen
 
     def _with_levels(self, model: Model, ordered: Iterable[Generation]) -> Iterator[Victim]:
-        """Gives each candidate a level of sleep, so that the weights of all fit into the machine's memory."""
+        """Gives each candidate a sleep level, so that all weights fit into the machine's memory."""
         aside = NOTHING if model.sleeper is None else model.sleeper.need  # the sleeper has it until it wakes
         present = self._present.memory.minus(aside)
         spare_bytes = min(self._planned.memory.minus(model.need).ram_bytes, present.ram_bytes)
@@ -274,7 +275,7 @@ class StartPlan:
             self._staying.remove(victim.process)
 
     def _wait(self) -> Placement:
-        """Waits for a change. No model is stopped for models that are placed later."""
+        """Lets the model wait for an event. No process is stopped for models that are placed later."""
         self._is_closed = True
         return Placement("wait")
 
@@ -293,7 +294,7 @@ class StartPlan:
         return self._now < self._settled_s
 
     def _can_suffice(self, model: Model) -> bool:
-        """Whether memory suffices beside pinned models. True also while starts and ends may change this."""
+        """Whether memory beside pinned models suffices, or may suffice after present starts and ends."""
         steady = ("ready", "asleep", "draining")
         is_clear = not self._is_settling and all(other.state in steady for other in self._processes)
         return not is_clear or model.need.fits_in(self._beside_pinned(self._memory))
@@ -305,7 +306,7 @@ class StartPlan:
         return other.model.rules.pinned and other.state != "draining"
 
     def _lasting_conflict(self, model: Model) -> str:
-        """Why budget, number of models or exclusions forbid the start even beside pinned models alone."""
+        """The reason why the model cannot start even if only pinned models run. Empty if there is none."""
         pinned = [other for other in self._processes if self._stays_for_good(other)]
         beside = f" beside the pinned {_list_needs(pinned)}" if pinned else ""
         if excluded := [other.name for other in pinned if _excludes(model, other)]:
@@ -332,22 +333,22 @@ class StartPlan:
 
 
 class _Rank(IntEnum):
-    """Candidates with a lower rank are stopped first."""
+    """How early a candidate is stopped. The candidates with the lowest rank come first."""
 
     ASLEEP = 0
     CLAIMED = 1
-    """The process admits no requests, because its memory is already promised to another model."""
+    """The process admits no requests, because its memory is reserved for another model."""
     DRAINING = 2
     """The process drains or falls asleep."""
     CLAIMABLE = 3
-    """The process is ready, and has been so for long enough."""
+    """The process has been ready for `max_wait_s`, so it may stop admitting requests."""
     IN_ITS_TIME = 4
     NOT_READY = 5
 
 
 @dataclass
 class _Room:
-    """Slots and memory that are left, or that one process takes."""
+    """Slots and memory that are free, or that one process takes."""
 
     slots: float
     memory: Need
@@ -359,7 +360,7 @@ class _Room:
 
     @classmethod
     def of_staying(cls, process: Generation) -> Self:
-        """The room that the process takes after its present change. Less if it is falling asleep."""
+        """The room that the process will take after its present change, for example once it is asleep."""
         return cls(not process.will_rest, process.rest_need)
 
     def holds(self, need: Need) -> bool:
@@ -392,7 +393,7 @@ def _list_needs(processes: Iterable[Generation]) -> str:
 
 
 def _text(need: Need) -> str:
-    """`2.0 GiB`, or `2.0 GiB and 10.0 GiB of GPU memory`."""
+    """The memory as text, such as `2.0 GiB` or `2.0 GiB and 10.0 GiB of GPU memory`."""
     ram = "any amount" if need.ram_bytes >= UNLIMITED else format_bytes(max(0, need.ram_bytes))
     if need.gpu_bytes <= 0 or need.gpu_bytes >= UNLIMITED:
         return ram

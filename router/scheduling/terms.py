@@ -1,6 +1,7 @@
 """The scheduler's types: memory, limits, rules of a model, actions, and the view of a model.
 
-This module imports only the standard library.
+A generation is one process of a model from its start to its end. This module imports only the standard
+library.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,11 +34,11 @@ class Need(NamedTuple):
         return Need(self.ram_bytes + other.ram_bytes, self.gpu_bytes + other.gpu_bytes)
 
     def minus(self, other: "Need") -> "Need":
-        """The difference. Negative where the other is larger."""
+        """Subtracts `other`. A part of the result is negative if that part of `other` is larger."""
         return Need(self.ram_bytes - other.ram_bytes, self.gpu_bytes - other.gpu_bytes)
 
     def fits_in(self, room: "Need") -> bool:
-        """Whether the room is large enough. A need of zero fits even into a negative room."""
+        """Whether `room` is large enough for this need. A need of zero fits even into negative room."""
         return (self.ram_bytes <= 0 or self.ram_bytes <= room.ram_bytes) and (
             self.gpu_bytes <= 0 or self.gpu_bytes <= room.gpu_bytes
         )
@@ -55,10 +56,10 @@ UNLIMITED = 1 << 62
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerLimits(SeveralModelsConfig):
-    """Limits that all models of a router share. Flags set the limits of the base class."""
+    """Limits for all models of a router together. Flags set the limits of the base class."""
 
     min_stay_s: float = 2.0
-    """Seconds after a model became ready in which it is not stopped for another one."""
+    """Seconds that a model stays ready before it can be stopped for another model."""
     memory_wait_s: float = 10.0
     """How long a start waits for memory that other programs hold, in seconds."""
 
@@ -72,25 +73,24 @@ class ModelRules:
     """The properties of one model that the scheduler uses."""
 
     ttl_s: float | None = None
-    """Seconds without a request until the model is stopped. None: it stays. A pinned model always stays."""
+    """Seconds without a request until the model is stopped, unless it is pinned. None: it is not stopped."""
     pinned: bool = False
     """Whether the model is never stopped for another model."""
     concurrency: int | None = None
-    """The most leases at once. Further requests wait."""
+    """The most leases at once. None: no limit."""
     refuses_excess: bool = False
-    """Whether further requests are refused instead of waiting, as in llama-swap."""
+    """Whether requests above `concurrency` are refused, as in llama-swap. Otherwise they wait."""
     excludes: frozenset[str] = frozenset()
     """Models that must have no process when this model starts."""
     restart_limit: int | None = None
-    """Failures in a row until the model stops restarting by itself. If set, waits end after `max_wait_s`."""
+    """Failures in a row until the model stops restarting by itself. None: it never restarts by itself. If a
+    number is given, requests wait at most `max_wait_s`."""
     on_swap: Literal["stop", "sleep"] = "stop"
     """How the model makes room when another model needs its memory."""
     idle_sleep_s: float | None = None
     """Seconds without a request until the model falls asleep. None: it stays awake."""
     asleep: Mapping[int, Need] = field(default_factory=dict)
-    """Level of sleep -> estimated memory there, best level first.
-
-    Empty: the model is stopped instead of sleeping."""
+    """Sleep level -> estimated memory there, best level first. If empty, the model is stopped instead."""
     may_overlap: bool = False
     """Whether a new process of the model may start while an old one still runs."""
     need: Need = NOTHING
@@ -140,7 +140,7 @@ class GiveUp:
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """The ticket has a lease: the process is ready, and stays ready until the ticket leaves."""
+    """The request gets a lease on the process, which stays ready until the request leaves."""
 
     ticket: int
     generation: int
@@ -148,7 +148,7 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """The ticket is refused. The caller need not report that it leaves."""
+    """The request is refused. The caller need not call `leave` for it."""
 
     ticket: int
     kind: RefusalKind

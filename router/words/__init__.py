@@ -1,1 +1,1 @@
-"""Reads the words of `serve` for a router: the router's flags, the models, and each model's words."""
+"""Reads the words of `serve` for a router: the router's own flags, the models, and the models' flags."""

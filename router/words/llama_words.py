@@ -25,19 +25,19 @@ _NOTHING: Final = {
     "--quantization": ("gguf",),
     "--standby": ("off",),
 }
-"""Flag -> values that change nothing here, in addition to the neutral values that the flag itself has."""
+"""Flag -> values without effect for llama-server, in addition to the flag's own neutral values."""
 
 
 def as_llama_server(entry: ModelEntry, model: GgufModel, words: Sequence[str]) -> ModelEntry:
-    """The entry with llama-server's command.
+    """The entry with a command that starts llama-server for the model.
 
     Args:
         entry: the model's entry with all its names and variables.
         model: the model that llama-server loads.
-        words: MODEL and flags of `serve`, without those of the engine and of names.
+        words: MODEL and flags of `serve`, without the flags of the engine and of names.
 
     Raises:
-        ClickException: llama-server has no counterpart of a flag, or a value is not valid.
+        ClickException: a flag has no counterpart in llama-server, or a value is not valid.
     """
     given = {name: flag for name, flag in Arguments.parse(words).flags.items() if flag.flag.role != "both"}
     refused = [name for name, flag in given.items() if name not in _COUNTERPARTS and not _changes_nothing(flag)]
@@ -60,7 +60,7 @@ def _changes_nothing(given: GivenFlag) -> bool:
 
 
 def _llama_words(given: Mapping[str, GivenFlag], config: StartupConfig) -> Iterator[str]:
-    """Yields llama-server's flags. It divides its context among its slots, unless --kv-unified shares it."""
+    """Yields the flags of llama-server. Without --kv-unified, it would divide its context among its slots."""
     engine, renderer = config.engine, config.renderer
     num_slots = engine.max_num_seqs if "--max-num-seqs" in given else None
     if engine.max_model_len is not None:

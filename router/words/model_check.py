@@ -1,6 +1,6 @@
-"""Completes the command line of a router's model, and checks it by its engine's parser and preflight.
+"""Completes the command line of a router's model, and checks it with its engine's parser and preflight.
 
-If a model has its own variables, it is checked in a process that has these variables, because parsers,
+A model with variables of its own is checked in a separate process that has these variables, because parsers,
 preflight and libraries read the environment of their process.
 """
 
@@ -58,23 +58,23 @@ _CODE: Final = (
     f"import sys; sys.path.append(sys.argv[1]); import {OWN_PACKAGES_MODULE}; from {__name__} import main; main()"
 )
 _CHECK_S: Final = 120
-"""The most seconds for a check in a separate process. Such a check usually takes a quarter of a second."""
+"""The most seconds for a check in a separate process. It usually takes a quarter of a second."""
 
 
 class CheckedModel(NamedTuple):
-    """An entry with its completed command line, and the results of the checks."""
+    """An entry with its complete command line, and the results of its checks."""
 
     entry: ModelEntry
     faults: tuple[Fault, ...] = ()
     findings: tuple[Finding, ...] = ()
-    """The preflight's findings. Errors among them are also in `faults`."""
+    """The findings of the preflight. Its errors are also in `faults`."""
     request: ModelRequest | None = None
     template_kind: str | None = None
     notices: tuple[Notice, ...] = ()
 
 
 class ModelCheck:
-    """Completes and checks the command lines of models. Used on any thread."""
+    """Completes and checks the command lines of models. May be used on any thread."""
 
     def __init__(self, config: StartupConfig, words: RouterWords, file: str) -> None:
         self._config = config
@@ -95,11 +95,11 @@ class ModelCheck:
         return checked._replace(notices=notices)
 
     def run_here(self, entry: ModelEntry) -> CheckedModel:
-        """Checks a completed entry in this process, whose environment must be the entry's."""
+        """Checks a completed entry in this process, which must have the variables of the entry."""
         return self._guarded(lambda: self._check(entry), entry)
 
     def _guarded(self, check: Callable[[], CheckedModel], entry: ModelEntry) -> CheckedModel:
-        """Runs a check. An error that it raises becomes a fault of the entry."""
+        """Runs a check. Converts an error that the check raises to a fault of the entry."""
         try:
             return check()
         except click.ClickException as err:
@@ -123,7 +123,7 @@ class ModelCheck:
             yield self._fault(entry, text, "program")
 
     def _completed(self, entry: ModelEntry) -> ModelEntry:
-        """The entry with defaults, engine and names, and without secrets. Raises InputError."""
+        """The entry with its defaults, engine and names, but without secrets. Raises InputError."""
         own = list(entry.words)
         _reject_flags(own)
         engine = _last_value(own, _ENGINE) or (entry.engine if entry.engine != "auto" else None) or self._engine
@@ -146,7 +146,7 @@ class ModelCheck:
         return replace(entry, words=tuple(words))
 
     def _check_as_started(self, entry: ModelEntry) -> CheckedModel:
-        """Checks the entry in a process with the entry's variables, which appear on no command line."""
+        """Checks the entry in a separate process with its variables, which appear on no command line."""
         if not entry.env:
             return self._check(entry)
         command = [sys.executable, "-P", "-c", _CODE, _root_folder()]
@@ -214,7 +214,7 @@ def _reject_flags(words: Sequence[str]) -> None:
 
 
 def _reject_keys(flags: Iterable[str]) -> None:
-    """Rejects API keys in the model's --config file. Its command line was checked before."""
+    """Rejects API keys in the --config file of a model. The command line was checked before."""
     for flag in sorted(flags_with_role("keys").intersection(flags)):
         text = f"its --config must not have {flag.removeprefix('--')}"
         raise InputError(f"{text}: give keys on the command line, for all models")
@@ -226,7 +226,7 @@ def _last_value(words: Sequence[str], name: str) -> str | None:
 
 
 def served_names(words: Sequence[str]) -> list[str]:
-    """The names in the last --served-model-name. vLLM also uses only the last use of this flag."""
+    """The names in the last --served-model-name. vLLM ignores all earlier uses of this flag."""
     given = find_values(words, _SERVED_NAME)
     return [name for name in given[-1] if name] if given else []
 
@@ -240,7 +240,7 @@ def _adapters(values: Iterable[str]) -> tuple[str, ...]:
 
 
 def _root_folder() -> str:
-    """The folder from which the other process imports this program."""
+    """The folder from which a separate process imports this program."""
     own_packages = find_spec(OWN_PACKAGES_MODULE)
     assert own_packages is not None
     assert own_packages.origin is not None
@@ -248,7 +248,7 @@ def _root_folder() -> str:
 
 
 def folder_of(request: ModelRequest | None) -> str | None:
-    """The model's folder, if it is on disk."""
+    """The folder of the model. None if the model is not on disk."""
     with suppress(StartupError, OSError, ValueError):
         folder = None if request is None else plan_files(request).model_folder
         return None if folder is None else str(folder)
@@ -256,12 +256,12 @@ def folder_of(request: ModelRequest | None) -> str | None:
 
 
 def key_of(entry: ModelEntry, file: str) -> str:
-    """The path of the model's key, as faults name it."""
+    """The path of the key of a model, as faults show it."""
     return f"models.{entry.name}" if file else entry.name
 
 
 def main() -> None:
-    """Reads an entry from standard input, checks it, and writes the result to standard output."""
+    """The separate process: reads an entry from standard input, and writes its result to standard output."""
     check: ModelCheck
     check, entry = pickle.load(sys.stdin.buffer)
     with redirect_stdout(sys.stderr):

@@ -28,7 +28,7 @@ _MIDDLEWARE: Final = "--middleware"
 
 
 def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOptions:
-    """The settings for a model of the embedded engine."""
+    """The settings of a router for one model of the embedded engine."""
     words = _without_config_file(words)
     entry = _entry(config, words, "embedded", config.server.served_model_names)
     has_standby = not config.engine.trust_remote_code
@@ -36,7 +36,7 @@ def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOption
 
 
 def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
-    """The settings for a model of vLLM. Raises InputError for a flag that the router does not support."""
+    """The settings of a router for one model of vLLM. Raises InputError for flags that it cannot have."""
     line = CommandLine.of(options.words)
     _reject_vllm_flags(options, words, line)
     names = line.values("--served-model-name") or (line.served_name,)
@@ -47,7 +47,7 @@ def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
 
 
 def _words_of_file(line: CommandLine) -> list[str]:
-    """The settings in the --config file that the router needs, as flags. vLLM reads the file itself."""
+    """The settings that the router needs from the --config file, as flags. vLLM reads the file itself."""
     names = flags_with_role("address", "keys", "port", "both", "program")
     settings = line.config.settings if line.config is not None else {}
     known = {key: find_known_flag(f"--{key}") for key in settings}
@@ -56,7 +56,7 @@ def _words_of_file(line: CommandLine) -> list[str]:
 
 
 def _reject_vllm_flags(options: VllmOptions, words: Sequence[str], line: CommandLine) -> None:
-    """Raises InputError for a flag that would have no effect on the router's port."""
+    """Raises InputError for a flag that would have no effect on the port of the router."""
     if line.has(_MIDDLEWARE):
         text = "because middleware would not see what the router answers itself: leave one of them out"
         raise InputError(f"{_flag(options)} does not go with {_MIDDLEWARE}, {text}.")
@@ -73,7 +73,7 @@ def _reject_vllm_flags(options: VllmOptions, words: Sequence[str], line: Command
 
 
 def _read_port(words: Sequence[str], in_file: Sequence[str] = ()) -> StartupConfig:
-    """The values of the router's own flags and of variables, by the embedded engine's rules."""
+    """The values of the router's own flags and variables, read by the embedded engine's rules."""
     own = [word for flag, given in split_flags(words) if is_own(flag) for word in given.words]
     config = parse_start(
         ["model", *_DEFAULTS, *in_file, *own, "--engine=embedded", "--restart=on-failure"], is_quiet=True
@@ -83,7 +83,7 @@ def _read_port(words: Sequence[str], in_file: Sequence[str] = ()) -> StartupConf
 
 
 def _without_config_file(words: Sequence[str]) -> Sequence[str]:
-    """The words, with the --config file's settings as flags. Some of these flags are those of the router."""
+    """The words with the settings of the --config file as flags, because the router needs some of them."""
     given = Arguments.parse(words)
     if (path := given.last_value(CONFIG.name)) is None:
         return words
@@ -91,7 +91,7 @@ def _without_config_file(words: Sequence[str]) -> Sequence[str]:
 
 
 def _entry(options: StartOptions, words: Sequence[str], engine: str, names: Sequence[str]) -> ModelEntry:
-    """The model with its command line. API keys are left out, because other users could read them there."""
+    """The model's entry. Its command line has no API keys, because other users could read them there."""
     kept: list[str] = []
     for flag, given in split_flags(words):
         name = given.flag if flag is None else flag.name
@@ -120,7 +120,7 @@ def _entry(options: StartOptions, words: Sequence[str], engine: str, names: Sequ
 
 
 def _flag(options: StartOptions) -> str:
-    """The flag that makes this process a router."""
+    """The flag that makes this process a router: --idle-stop or --restart."""
     if options.restart_limit is not None:
         return "--restart"
     return "--idle-sleep" if options.idle_stop_s is None else "--idle-stop"

@@ -1,4 +1,4 @@
-"""The settings of a router (`serve --models FILE`, `serve A B`). Collects all faults of its models."""
+"""The settings of a router for several models (`serve --models FILE`, `serve A B`). Collects all faults."""
 
 import logging
 import os
@@ -26,14 +26,14 @@ from startup.words.errors import InputError
 logger = logging.getLogger(__name__)
 
 _MAX_AT_ONCE: Final = 8
-"""The most preflights that run at once. For models that are not on disk, preflights wait for the hub."""
+"""The most preflights at once. For models that are not on disk, preflights wait for the hub."""
 _OF_MACHINE: Final = ("environment", "cache", "shm")
-"""Checks with the same findings for all models, because they concern the machine."""
+"""Checks of the machine, whose findings are the same for all models."""
 
 
 @dataclass(frozen=True)
 class CheckedModels:
-    """All models, and all of their faults and notices."""
+    """All models with their faults and notices."""
 
     models: Mapping[str, CheckedModel]
     faults: tuple[Fault, ...] = ()
@@ -43,7 +43,6 @@ class CheckedModels:
 
     @property
     def entries(self) -> dict[str, ModelEntry]:
-        """Name -> entry."""
         return {name: model.entry for name, model in self.models.items()}
 
     def report(self, duration_s: float) -> PreflightReport:
@@ -52,7 +51,7 @@ class CheckedModels:
         return PreflightReport(tuple(dict.fromkeys(found)), duration_s)
 
     def reports(self) -> dict[str, PreflightReport]:
-        """Name of a model -> its report. The empty name stands for the file and for several models."""
+        """Name of a model -> its report. The name "" stands for the file and for faults of several models."""
         found: dict[str, list[Finding]] = {name: [] for name in ("", *self.models)}
         owners = {fault: name for name, model in self.models.items() for fault in model.faults}
         for fault in self.faults:
@@ -74,9 +73,9 @@ class ModelsReader:
         self.path = Path(file) if file is not None and not several.words.models else None
         """The file of models. None if the command line names the models."""
         self.last = CheckedModels({})
-        """The result of the last check that found no faults."""
+        """The result of the last check without faults."""
         self._given: Mapping[str, ModelEntry] = {}
-        """Name -> the entry in the file, before defaults are added."""
+        """Name -> the entry as the file has it, before defaults are added."""
 
     def read(self) -> CheckedModels:
         """Reads and checks all models. Returns faults instead of raising them."""
@@ -105,7 +104,7 @@ class ModelsReader:
         return read.entries
 
     def find_model(self, name: str) -> str | None:
-        """The folder of a model on disk. None if it is not on disk."""
+        """The folder of a model. None if the model is not on disk."""
         model = self.last.models.get(name)
         return None if model is None else folder_of(model.request)
 
@@ -137,7 +136,7 @@ class ModelsReader:
         return entries
 
     def _check(self, content: ModelsFile, faults_of_file: Sequence[Fault]) -> CheckedModels:
-        """Completes and checks the models. Skips unchanged models that were free of faults."""
+        """Completes and checks models. Models that are unchanged and had no faults are not checked again."""
         file = "" if self.path is None else str(self.path)
         check = ModelCheck(self._config, self._words, file)
         entries = list(content.entries.values())
@@ -160,7 +159,7 @@ class ModelsReader:
         return CheckedModels(models, tuple(faults), notices, content.api_keys, content.log_level)
 
     def _without_room(self, models: Sequence[CheckedModel], file: str) -> Iterator[Fault]:
-        """Yields a fault for each model that could never start."""
+        """Yields a fault for each model that the limits would never let start."""
         limits = self._config.several
         requests = {model.entry.name: model.request for model in models}
         meter = MemoryMeter(lambda name: folder_of(requests[name]))
@@ -180,11 +179,11 @@ class ModelsReader:
 
 
 def router_options(several: SeveralModels, reader: ModelsReader, checked: CheckedModels) -> RouterOptions:
-    """The settings of a router.
+    """The settings of a router for the models that `reader` has read and checked.
 
     Raises:
         CommandLineError: a key, a value or a flag is not accepted. The message lists all faults.
-        ModelsFileError: the preflights found faults.
+        ModelsFileError: the preflights have found faults.
     """
     if checked.faults:
         err = ModelsFileError(checked.faults)
@@ -215,7 +214,7 @@ def _template_kinds(config: StartupConfig, models: Iterable[CheckedModel]) -> tu
 
 
 def _name_of(word: str) -> str:
-    """The last part of a folder's path or an address. A link's own name counts. A hub id stays whole."""
+    """The last part of a path or an address. A link is not followed. A hub id stays whole."""
     if "://" in word:
         return urlsplit(word).path.strip("/").rpartition("/")[2] or word
     path = Path(word).expanduser()
@@ -224,7 +223,7 @@ def _name_of(word: str) -> str:
 
 
 def _once(faults: Iterable[Fault]) -> list[Fault]:
-    """Removes repetitions of faults that concern the machine, or a program that several models lack."""
+    """Merges equal faults that concern the machine, or a program that several models lack."""
     faults = [replace(f, line=None, key="") if f.check in _OF_MACHINE else f for f in faults]
     lacking: dict[str, list[str]] = {}
     for fault in faults:
@@ -235,7 +234,7 @@ def _once(faults: Iterable[Fault]) -> list[Fault]:
 
 
 def _double_names(models: Sequence[CheckedModel], file: str) -> Iterator[Fault]:
-    """Reports names that two models get from adapters or --served-model-name. The file does not show them."""
+    """Reports names that two models have through adapters or --served-model-name, not through the file."""
     owners: dict[str, str] = {}
     for entry in (model.entry for model in models):
         for name in dict.fromkeys(entry.request_names):

@@ -19,11 +19,11 @@ from startup.words.serve_command import WORDS, build_startup_config, read_settin
 from startup.words.table import split_flags
 
 _NOT_OF_MODELS: Final = frozenset(("address", "keys", "tls", "port", "router"))
-"""The roles of flags that a model behind a router must not have."""
+"""The roles of flags that a model of a router must not have."""
 PORT_DEFAULTS: Final = ("--http-max-body-size=256MiB", "--http-max-held-size=4GiB")
-"""Defaults for the router's port. The router keeps long bodies on disk. Models' limits are unknown to it."""
+"""Defaults for the router's port. The router keeps long bodies on disk, and does not know models' limits."""
 QUIET_FLAG: Final = "--disable-uvicorn-access-log"
-"""A flag that each model's server gets. The router logs requests instead, because it knows the client."""
+"""A flag for each model's server. The router logs the requests, because only it knows the clients."""
 
 _OF_ONE_MODEL: Final = {
     "--config": "write its flags here, or `config:` into the args of each model",
@@ -35,42 +35,42 @@ _OF_ONE_MODEL: Final = {
     "--lora-modules": "write it into the args of its model",
     "--startup-report": "write it into the args of a model",
 }
-"""Flag that several models cannot share -> the advice in the error message."""
+"""A flag that several models cannot share -> the advice in the error message."""
 _KEYS: Final = {
     "--idle-stop": "ttl is its time without requests",
     "--idle-sleep": "idle_sleep is its time awake without requests",
     "--on-swap": "on_swap is that of one model",
 }
-"""Flag -> a hint that names the key for it in the file of models."""
+"""Flag -> a hint at the corresponding key in the file of models."""
 _ONE_SERVER: Final = "its processes are on this machine, behind one socket"
 
 
 class RouterWords(NamedTuple):
-    """The words after `serve`, split into groups."""
+    """The words after `serve`, divided into groups."""
 
     models: tuple[str, ...]
-    """The words before the first flag."""
+    """The words before the first flag, which name models."""
     own: list[str]
     defaults: list[str]
-    """The flags that come before each model's own flags."""
+    """The flags that are put before each model's own flags."""
 
     @property
     def is_one_model(self) -> bool:
-        """Whether the words name a single model, which llama-server serves."""
+        """Whether the words name a single model. Such a model is served by llama-server."""
         return len(self.models) == 1
 
 
 class SeveralModels(NamedTuple):
-    """A command line that names several models."""
+    """A command line with several models."""
 
     config: StartupConfig
-    """The values of the router's own flags. Flags of models have their defaults here."""
+    """The values of the router's own flags. Models' flags have their default values here."""
     words: RouterWords
     has_log_level: bool
 
 
 def read_several(ctx: click.Context, *, is_quiet: bool = False) -> SeveralModels:
-    """Reads the router's own flags. Models' flags are checked with each model. Raises ClickException."""
+    """Reads the router's own flags. Models' flags are checked later for each model. Raises ClickException."""
     words = split_router_words(ctx.meta[WORDS])
     given = Arguments.parse((*PORT_DEFAULTS, *words.own))
     ctx.params = read_settings(ctx, given, Arguments())
@@ -88,7 +88,7 @@ def read_several(ctx: click.Context, *, is_quiet: bool = False) -> SeveralModels
 
 
 def split_router_words(words: Sequence[str]) -> RouterWords:
-    """Splits the words. Raises InputError for a flag that a router with several models cannot have."""
+    """Splits the words into groups. Raises InputError for flags that several models cannot have."""
     models = tuple(takewhile(lambda word: not is_flag_like(word), words))
     own: list[str] = []
     defaults: list[str] = []
@@ -107,22 +107,22 @@ def split_router_words(words: Sequence[str]) -> RouterWords:
 
 
 def is_own(flag: Flag | None) -> TypeGuard[Flag]:
-    """Whether the router itself reads a flag."""
+    """Whether the router itself uses the flag."""
     return flag is not None and flag.role not in (None, "run")
 
 
 def is_of_models(flag: Flag | None) -> bool:
-    """Whether a model behind a router can have this flag."""
+    """Whether a model of a router can have this flag."""
     return flag is None or flag.role not in _NOT_OF_MODELS
 
 
 def without_ours(words: Iterable[str]) -> list[str]:
-    """The words without the limits that vLLM does not support. The router itself applies these limits."""
+    """The words without the limits that vLLM does not have. The router enforces these limits itself."""
     return without_flags(words, [name for name in flags_with_role("both") if name.startswith("--http-")])
 
 
 def fault_of_model(flag: Flag) -> str | None:
-    """Why a model behind a router cannot have this flag. None if it can."""
+    """Why a model of a router cannot have this flag. None if the flag is allowed."""
     match flag.role:
         case "address":
             return "requests for all models come to the port of the command line"

@@ -1,4 +1,4 @@
-"""Finds the levels at which a model can sleep, and adds the flag that vLLM needs for it."""
+"""Finds the levels at which a model can sleep, and adds the flag that vLLM needs to sleep."""
 
 from dataclasses import replace
 from typing import Final, NamedTuple
@@ -13,14 +13,14 @@ _NEEDS_OTHERS: Final = "its engines are on several machines, or give their KV ca
 
 
 class SleepWords(NamedTuple):
-    """An entry with the levels at which its model can sleep, and a notice for the user."""
+    """An entry with its sleep flag and levels, and a notice for the user, which may be empty."""
 
     entry: ModelEntry
     notice: str = ""
 
 
 def with_sleep_words(entry: ModelEntry) -> SleepWords:
-    """Sets the flag and levels of sleep in a complete entry. A model without levels is stopped instead."""
+    """Sets the sleep flag and the sleep levels of a complete entry. Without levels, the model is stopped."""
     has_flag = bool(find_values(entry.words, _FLAG))
     if entry.engine != "vllm" or not (has_flag or entry.should_sleep):
         return SleepWords(replace(entry, sleep_levels=()))

@@ -1,8 +1,8 @@
 """An archive of one compiled model: a zip file with its files and, as the last member, its record.
 
-The content is executable code. Each file is compared with the record's SHA-256 before it can be loaded. These
-checks only find damage: anyone who can write an archive can run code on every machine that reads the archive
-(docs/security.md). The record limits the sizes and names of the files.
+The record has the sizes, names and SHA-256 of the files, which are checked before vLLM can load them. The
+checks only find damage. The files are executable code, so anyone who can write an archive can run code on
+every machine that reads it (docs/security.md).
 """
 
 import calendar
@@ -23,19 +23,19 @@ from startup.compiled_models.record import CompiledModel, FileFacts
 
 MANIFEST: Final = "manifest.json"
 MOST_FILES: Final = 60_000
-"""Maximum number of files in an archive. Without ZIP64, a zip file counts its members in 16 bits."""
+"""The most files in an archive. Without ZIP64, a zip file counts its members in 16 bits."""
 
 _LEVEL: Final = 1
 _CHUNK_BYTES: Final = 1 << 20
 _MOST_MANIFEST_BYTES: Final = 32 << 20
 _LONGEST_NAME: Final = 1024
 _LONGEST_PART: Final = 255
-"""Maximum length in bytes of each part of a file's path. File systems do not accept longer parts."""
+"""The most bytes of each part of a file's path. File systems accept no longer parts."""
 _NO_DATE: Final = (1980, 1, 1, 0, 0, 0)
-"""The date of the member with the record, and of files in archives that earlier releases have written."""
+"""The date of the record's member, and of all members in archives of earlier releases."""
 _LAST_DATE: Final = (2107, 12, 31, 23, 59, 58)
 _DAMAGE: Final = (BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error)
-"""Exceptions that `zipfile` raises for a file that is not an archive, or is damaged."""
+"""Exceptions of `zipfile` for a file that is damaged or is not an archive."""
 
 
 class ArchiveError(ValueError):
@@ -75,7 +75,7 @@ def write_archive(path: Path, record: CompiledModel, sources: Mapping[str, Path]
 
 
 def read_record(file: BinaryIO) -> CompiledModel:
-    """The record in an archive. Reads only the archive's directory and the member with the record.
+    """The record in an archive. Only the archive's directory and this member are read.
 
     Raises:
         ArchiveError: the file is not an archive of this format.
@@ -88,8 +88,8 @@ def read_record(file: BinaryIO) -> CompiledModel:
 def unpack(file: BinaryIO, folder: Path, *, max_bytes: int) -> CompiledModel:
     """Unpacks the files into an empty folder, compares each file with the record, and returns the record.
 
-    After an error, the caller removes the folder. Files get mode 0600 and folders 0700. Files keep their
-    modification times, in steps of 2 s, because ninja compares these times when FlashInfer compiles. The
+    If an error is raised, the caller removes the folder. Files get mode 0600 and folders 0700. Files keep
+    their modification times, rounded to 2 s, because ninja compares these times when FlashInfer compiles. The
     files are not synced to the disk.
 
     Raises:
@@ -112,7 +112,7 @@ def unpack(file: BinaryIO, folder: Path, *, max_bytes: int) -> CompiledModel:
 
 
 def _pack(archive: ZipFile, name: str, source: Path) -> FileFacts | None:
-    """Adds a file to the archive, up to the size that the file has now. None if the file is left out."""
+    """Adds a file with its present size to the archive. Returns None if the file is left out."""
     try:
         status = source.lstat()
         if not stat.S_ISREG(status.st_mode):
@@ -135,7 +135,7 @@ def _pack(archive: ZipFile, name: str, source: Path) -> FileFacts | None:
 
 
 def _why_wrong_names(names: Mapping[str, object]) -> str | None:
-    """The reason why these cannot be the names of an archive's files. None if they are valid names."""
+    """Why an archive cannot have files with these names. None if all names are allowed."""
     if len(names) > MOST_FILES:
         return f"it has {len(names)} files, more than {MOST_FILES}"
     wrong = next((name for name in names if name == MANIFEST or not _is_safe(name)), None)
@@ -146,14 +146,13 @@ def _why_wrong_names(names: Mapping[str, object]) -> str | None:
 
 
 def _is_safe(name: str) -> bool:
-    """Whether the name can be a file's name, and leads to a file inside the folder."""
+    """Whether the name is the name of a file inside the folder."""
     if not name.isprintable() or "\\" in name or len(name.encode()) > _LONGEST_NAME:
         return False
     return all(part not in ("", ".", "..") and len(part.encode()) <= _LONGEST_PART for part in name.split("/"))
 
 
 def _parents(names: Mapping[str, object]) -> set[str]:
-    """The folders that contain these files."""
     found: set[str] = set()
     for name in names:
         parent = name.rpartition("/")[0]
@@ -208,7 +207,6 @@ def _read_member(archive: ZipFile, name: str, most_bytes: int) -> Iterator[bytes
 
 
 def _write_file(content: Iterator[bytes], path: Path) -> str:
-    """Writes a new file and returns its SHA-256."""
     digest = sha256()
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as target:  # noqa: PTH123 - a descriptor

@@ -1,7 +1,7 @@
-"""The compiled model of one start. Fetches and shares it, and forecasts and explains whether vLLM compiles.
+"""The compiled model of one start: fetches and shares it, and forecasts whether vLLM compiles, and why.
 
-A worker reports its configuration once it has its device (`startup.compiled_models.vllm_hooks`). From
-this report, the launcher computes whether vLLM will compile the model, long before vLLM compiles it.
+A worker reports its configuration once it has its device (`startup.compiled_models.vllm_hooks`). The launcher
+then computes whether vLLM will compile the model, long before vLLM compiles it.
 """
 
 import json
@@ -42,7 +42,7 @@ _POLLED_EVERY_S: Final = 0.05
 
 
 def present_versions(vllm: InstalledVllm) -> dict[str, str]:
-    """The versions of Python and of the packages that compile, by name. A compiled model fits only these."""
+    """The versions of Python and of the packages that compile. A compiled model fits only these versions."""
     return {"python": platform.python_version(), "vllm": vllm.version, **installed_versions(_PACKAGES)}
 
 
@@ -50,7 +50,7 @@ class CompileCache:
     """The compiled model of one start. The launcher creates this object before it starts the forkserver."""
 
     def __init__(self, vllm: InstalledVllm, line: CommandLine, option: CompileCacheOption | None, folder: Path) -> None:
-        """`folder` is for the files through which the processes of the start exchange facts."""
+        """In `folder`, the processes of the start exchange facts."""
         self._vllm = vllm
         self._model = line.model or ""
         self._start_id = _start_id(line)
@@ -59,15 +59,15 @@ class CompileCache:
         self._records: list[CompiledModel] = []
         self._began_s = time.time()
         self._removed: dict[str, Reason] = {}
-        """The reasons why compiled models were removed before this start could load them, by key."""
+        """Key of a compiled model -> why the model was removed before this start could load it."""
         self._expected: Reason | None = None
         self._job: AddJob | None = None
         """The models to record and share after the start. None if there are no such models."""
         self._helper: SharingProcess | None = None
         self._problems: list[str] = []
-        """The problems with locations that were logged so far. Each problem is logged once."""
+        """The problems with locations that were logged. Each problem is logged only once."""
         self._is_late = False
-        """Whether a fetch took too long, so that nothing more is fetched."""
+        """Whether a fetch has taken so long that nothing more is fetched."""
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
         if self._option.is_required:
@@ -80,7 +80,7 @@ class CompileCache:
         group_signals.start_thread(self._thread)
 
     def close(self) -> None:
-        """Stops the thread and the helper, because the start has ended."""
+        """Stops the thread and the helper process. Called at the end of the start."""
         self._is_over.set()
         if self._helper is not None:
             self._helper.close()
@@ -116,7 +116,7 @@ class CompileCache:
         )
 
     def share(self) -> None:
-        """Records and shares the models that vLLM has compiled. Takes seconds. Call it after `describe`."""
+        """Records and shares the models that vLLM has compiled. Called after `describe`. Takes seconds."""
         if self._job is not None and self._job.records:
             self._add(self._job)
 
@@ -152,10 +152,7 @@ class CompileCache:
             self._fetch()
 
     def _why_unusable(self, record: CompiledModel) -> Reason | None:
-        """The reason why vLLM must not load a model that failed before. None if vLLM may load the model.
-
-        vLLM itself does not check the model's files.
-        """
+        """Why vLLM must not load a model that has failed. None if vLLM may load it. vLLM checks no files."""
         if not (failures := local.num_failures(record)):
             return None
         if (damaged := local.damaged_file(record)) is not None:
@@ -170,7 +167,7 @@ class CompileCache:
         return fits and record.key not in self._removed and local.is_installed(record)
 
     def _fetch(self, digest: str = "") -> None:
-        """Fetches models in a helper process, and waits for the helper's report."""
+        """Fetches models in a helper process, and waits for the report of this process."""
         baked = find_baked().folder
         places = [str(baked / COMPILED)] if baked is not None and (baked / COMPILED).is_dir() else []
         places += [self._option.location] if self._option.location else []
@@ -228,12 +225,12 @@ class CompileCache:
         return next(filter(None, map(self._why_not_used, fitting)), gone)
 
     def _why_not_used(self, record: CompiledModel) -> Reason | None:
-        """The reason why a compiled model that fits was removed or not fetched. None if it is unknown."""
+        """Why a compiled model that fits was removed or not fetched. None if this is unknown."""
         excluded = _FAILED if local.is_excluded(record) else None
         return self._removed.get(record.key) or excluded or _why_outdated(record)
 
     def _why_compiled(self, events: Iterable[CompiledEvent]) -> Reason | None:
-        """The reason why vLLM compiled a model. None if vLLM loaded all models."""
+        """Why vLLM has compiled a model. None if vLLM has loaded all models."""
         compiled = [event for event in events if event.loaded_s is None]
         if not compiled:
             return None
@@ -246,7 +243,7 @@ class CompileCache:
         return why_not_loaded(record, failed.error, failed.damaged)
 
     def _to_add(self, events: Iterable[CompiledEvent], known: Mapping[str, CompiledModel]) -> Iterable[CompiledModel]:
-        """Yields the records of compiled models, and of loaded models that may have to be shared again."""
+        """Yields the records of compiled models, and of loaded models that a location may no longer have."""
         by_key: dict[str, list[CompiledEvent]] = {}
         for event in events:
             by_key.setdefault(event.key, []).append(event)
@@ -285,17 +282,14 @@ def forbid_compiling() -> None:
 
 
 def _why_outdated(record: CompiledModel) -> Reason | None:
-    """The reason why the sources no longer fit the record. None if they fit.
-
-    vLLM itself compares the sources only after it has loaded the model.
-    """
+    """Why the record does not fit the sources, which vLLM compares only after loading. None if it fits."""
     return why_not_loaded(record, "", None) if changed_sources(record) else None
 
 
 def _start_id(line: CommandLine) -> str:
-    """A hash of the flags, except flags about addresses, keys and TLS.
+    """A hash of the flags without those for addresses, keys and TLS. It finds archives that may fit.
 
-    It finds archives that may fit. Then vLLM's hashes show whether an archive fits.
+    vLLM's own hashes then show whether such an archive fits.
     """
     of_port = flags_with_role("address", "keys", "tls", "port", "both") | {"--served-model-name"}
     values = sorted((flag.option, flag.values) for flag in line.flags if flag.fact.name not in of_port)

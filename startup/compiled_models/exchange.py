@@ -1,4 +1,4 @@
-"""Files in the start's folder, through which a start's processes exchange facts about the compiled model."""
+"""Files through which the processes of a start exchange facts about the compiled model."""
 
 import fcntl
 import json
@@ -15,29 +15,29 @@ _POLLED_EVERY_S: Final = 0.02
 
 @dataclass
 class CompiledEvent:
-    """A worker's facts about one compiled model: whether it loaded, used or compiled the model, and why."""
+    """A worker's facts about a compiled model: whether the worker loaded, used or compiled it, and why."""
 
     key: str
     rank: str
-    """The name of the rank's folder in vLLM's cache."""
+    """The name of the rank's folder in vLLM's cache. A rank is the position of a worker among all workers."""
     digest: str = ""
-    """The digest of all values that vLLM hashed when it looked for the model."""
+    """A digest of all values that vLLM hashed when it looked for the compiled model."""
     loaded_s: float | None = None
     is_used: bool = False
     """Whether the loaded model has run once. Later failures do not count against the model."""
     compiled_s: float | None = None
     error: str = ""
-    """vLLM's reason for not loading the model. Empty if vLLM has not tried to load it, or has loaded it."""
+    """vLLM's reason for not loading the model. Empty if it has loaded the model or has not tried to."""
     damaged: str | None = None
     """A file that differs from its record, if vLLM could not load the model. None if no file differs."""
     more: str = ""
     """A further folder that vLLM has chosen for files of the model. Empty if there is no such folder."""
     sources: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of the traced source files, by module."""
+    """Module -> SHA-256 of its source file, for all traced modules."""
 
 
 class Exchange:
-    """Reads and writes the files of the exchange. The launcher and each worker create their own object."""
+    """Reads and writes the exchanged files. The launcher and each worker have an object of their own."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -49,10 +49,10 @@ class Exchange:
         self._answer = folder / "compiled.answer"
 
     def hold_load(self, hardware: str, *, is_required: bool) -> int:
-        """Called by the launcher. Workers load no compiled model until it closes the returned descriptor.
+        """The launcher calls this. Until it closes the returned descriptor, no worker loads a compiled model.
 
-        The text `hardware` (`local.claim_keys`) is added to vLLM's keys. With `is_required`, workers also
-        wait until the launcher calls `answer`.
+        `hardware` (`local.claim_keys`) is added to vLLM's keys. If `is_required`, workers also wait for
+        `answer`.
         """
         if is_required:
             self._required.touch()
@@ -62,19 +62,18 @@ class Exchange:
         return fd
 
     def wait_for_load(self) -> None:
-        """Called by a worker. If a compiled model is being fetched, waits until the fetch is complete."""
+        """A worker calls this. While a compiled model is being fetched, waits until the fetch is complete."""
         with suppress(OSError), self._lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH)
 
     def read_hardware(self) -> str:
-        """Called by a worker. Returns the text `hardware` that the launcher passed to `hold_load`."""
+        """A worker calls this. Returns the text `hardware` of the call of `hold_load`."""
         return self._lock.read_text() if self._lock.exists() else ""
 
     def report_early(self, *, compiles: bool, digest: str, factors: Mapping[str, Any]) -> str | None:
-        """Called by each worker before it loads the model. Only the first worker's report is kept.
+        """Each worker calls this before it loads the model. The first worker's report is kept.
 
-        Returns:
-            The reason why the start must end here. None if the start goes on.
+        Returns why the start must end here, or None if the start goes on.
         """
         beside = self._early.with_suffix(f".{os.getpid()}")
         with suppress(OSError):
@@ -85,30 +84,29 @@ class Exchange:
         return self._answer.read_text() or None if self._answer.exists() else None
 
     def has_early(self) -> bool:
-        """Whether a worker has reported its configuration."""
         return self._early.exists()
 
     def read_early(self) -> dict[str, Any] | None:
-        """The first worker's report. None if no worker has reported yet."""
+        """The first report of a worker. None if no worker has reported."""
         with suppress(OSError, ValueError):
             content: dict[str, Any] = json.loads(self._early.read_bytes())
             return content
         return None
 
     def answer(self, refusal: str) -> None:
-        """Called by the launcher. `refusal` says why the start must end. It is empty if the start goes on."""
+        """The launcher calls this. `refusal` says why the start must end. It is empty if it goes on."""
         beside = self._answer.with_suffix(".new")
         beside.write_text(refusal)
         beside.replace(self._answer)
 
     def note(self, path: str, **fields: Any) -> None:
-        """Called by a worker. Adds facts about the compiled model with this path, `.../KEY/RANK/model`."""
+        """A worker calls this. Adds facts about the compiled model with the path `.../KEY/RANK/model`."""
         line = json.dumps({"path": path, **fields})
         with suppress(OSError), (self._folder / f"compiled.{os.getpid()}.events").open("a") as file:
             file.write(f"{line}\n")
 
     def events(self) -> list[CompiledEvent]:
-        """The workers' facts, as one event for each compiled model and worker."""
+        """The workers' facts. There is one event for each compiled model and worker."""
         found: dict[str, CompiledEvent] = {}
         for file in sorted(self._folder.glob("compiled.*.events")):
             for line in file.read_text().splitlines():

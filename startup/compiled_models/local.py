@@ -21,34 +21,32 @@ from startup.ground.caches import cache_folder
 
 _RECORDS: Final = "compiled"
 _COMPILED: Final = "torch_compile_cache"
-"""Folder of compiled models, inside vLLM's cache folder."""
+"""The folder of compiled models in vLLM's cache folder."""
 AOT: Final = f"{_COMPILED}/torch_aot_compile"
-"""Folder inside vLLM's cache folder. It contains a folder for each key, with a folder for each rank."""
+"""A folder in vLLM's cache folder. It has a folder for each key, which has a folder for each rank."""
 ENTRY: Final = "model"
 """The file that vLLM looks for in a rank's folder."""
 VLLM: Final = "vllm"
 _BESIDE: Final = ("deep_gemm", "flashinfer_autotune_cache")
-"""Folders inside vLLM's cache folder, with GPU kernels and their tuning. Several models use the same
-kernels."""
+"""Folders in vLLM's cache folder with GPU kernels and their tuning, which several models use."""
 _LEAST_PARTS: Final = {
     **{"triton": 1, "flashinfer": 1, "humming": 1, "tilelang": 1, f"{VLLM}/{_COMPILED}": 3},
     **dict.fromkeys((f"{VLLM}/{name}" for name in _BESIDE), 2),
 }
-"""The minimum number of parts of a file's path in each folder. A shorter path would replace a folder."""
+"""Folder -> the fewest parts of a file's path in it. A file with a shorter path would replace a folder."""
 _KERNEL_BYTES: Final = 1 << 30
-"""Maximum size in bytes of the kernels in one archive. The newest files are included."""
+"""The most bytes of kernels in one archive. If there are more, the newest files are taken."""
 _LEFT_OUT: Final = (".lock", ".tmp", ".aside", ".log", "/cache_key_factors.json")
 """Endings of paths that are left out: temporary files, logs, and variables' values for vLLM's developers."""
 _TRITON_GROUP: Final = "__grp__"
 """Beginning of the name of a file in which Triton lists a kernel's files by their absolute paths."""
 _INCOMING: Final = "incoming-"
 _LEFT_S: Final = 60.0
-"""A folder that is older than this many seconds and has no lock was left by a killed helper."""
+"""Seconds after which a folder without a lock counts as left by a killed helper."""
 _FAILED: Final = ".failed"
 _EXCLUDED: Final = ".excluded"
 _HARDWARE: Final = "hardware"
-"""File with the name of the first hardware in this folder. For this hardware, nothing is added to vLLM's
-keys."""
+"""The file that names the first hardware in this folder. For this hardware, vLLM's keys do not change."""
 
 
 def vllm_root() -> Path:
@@ -57,7 +55,7 @@ def vllm_root() -> Path:
 
 
 def caches() -> dict[str, Path]:
-    """The folders to which compilers write, by the folders' names in a record."""
+    """Name of a folder in a record -> the folder to which a compiler writes."""
     home = expand_home("~")
     triton = Path(foreign.text_of("TRITON_HOME") or home) / ".triton/cache"
     return {
@@ -93,7 +91,7 @@ def claim_keys(hardware: Hardware) -> str:
 
 
 def read_records(folder: Path | None = None) -> list[CompiledModel]:
-    """All valid records in a folder, the newest first. By default, the folder of this machine's records."""
+    """All valid records in a folder, by default this machine's records. The newest record is first."""
     found = []
     for path in (folder or records_folder()).glob("*.json"):
         with suppress(OSError, ValueError):
@@ -102,7 +100,7 @@ def read_records(folder: Path | None = None) -> list[CompiledModel]:
 
 
 def record_path(record: CompiledModel, folder: Path | None = None) -> Path:
-    """The file of a record. The file's modification time is the time of the model's last use."""
+    """The file of a record. Its modification time is the time of the last use of the compiled model."""
     return (folder or records_folder()) / record.file_name
 
 
@@ -114,12 +112,12 @@ def save_record(record: CompiledModel, folder: Path | None = None) -> None:
 
 
 def is_installed(record: CompiledModel) -> bool:
-    """Whether vLLM would find the compiled model, for every rank of the record."""
+    """Whether vLLM would find the compiled model for every rank in the record."""
     return all((_key_folder(record.key) / rank / ENTRY).is_file() for rank in record.ranks)
 
 
 def unrecorded_keys() -> set[str]:
-    """Keys of compiled models that have no record."""
+    """The keys of compiled models without a record."""
     known = {record.key for record in read_records()}
     return {path.parts[-3] for path in _key_folder("*").parent.glob(f"*/*/{ENTRY}")} - known
 
@@ -185,7 +183,7 @@ def remove(record: CompiledModel) -> None:
 
 
 def remove_all() -> None:
-    """Removes all compiled models, with and without a record. Raises OSError."""
+    """Removes all compiled models, even without a record. Raises OSError."""
     for folder in (compiled_folder(), records_folder()):
         with suppress(FileNotFoundError):
             shutil.rmtree(folder)
@@ -208,7 +206,7 @@ def num_bytes_of_all() -> int:
 
 
 def damaged_file(record: CompiledModel) -> str | None:
-    """The first file that is missing or has changed since it was recorded. None if there is no such file."""
+    """The first file of the model that is missing or has changed since it was recorded. None if none has."""
     for name, facts in record.files.items():
         cache, _, path = name.partition("/")
         if cache != VLLM or f"/{record.key}/" not in name or name.endswith(_LEFT_OUT) or f"/{_TRITON_GROUP}" in name:
@@ -241,13 +239,13 @@ def note_use(record: CompiledModel) -> None:
 
 
 def exclude(record: CompiledModel) -> None:
-    """Prevents later fetches of this compiled model from a location."""
+    """Keeps this compilation of the model from being fetched from a location again."""
     with suppress(OSError), record_path(record).with_suffix(_EXCLUDED).open("a") as file:
         file.write(f"{record.created_at}\n")
 
 
 def is_excluded(record: CompiledModel) -> bool:
-    """Whether starts with exactly this compilation have failed, so that it must not be fetched."""
+    """Whether `exclude` was called for this compilation (`created_at`), because starts with it failed."""
     with suppress(OSError):
         return record.created_at in record_path(record).with_suffix(_EXCLUDED).read_text().splitlines()
     return False
@@ -255,7 +253,7 @@ def is_excluded(record: CompiledModel) -> bool:
 
 @contextmanager
 def incoming() -> Iterator[Path]:
-    """Yields a new folder beside the records, and removes the folder afterwards."""
+    """Yields a new folder beside the records, and removes the folder at the end."""
     records_folder().mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=records_folder()))
     try:
@@ -267,7 +265,7 @@ def incoming() -> Iterator[Path]:
 
 
 def remove_left() -> None:
-    """Removes the folders of killed helpers. The kernel has released the locks of these folders."""
+    """Removes folders that killed helpers have left. The kernel has released the locks of these folders."""
     for folder in records_folder().glob(f"{_INCOMING}*"):
         with suppress(OSError):
             if folder.stat().st_mtime < time.time() - _LEFT_S:
@@ -285,14 +283,14 @@ def _place(path: Path, target: Path) -> None:
 
 
 def _readdress(group: Path, folder: Path) -> None:
-    """Rewrites Triton's list of files with paths in `folder`. With other paths, Triton compiles again."""
+    """Rewrites Triton's list of files with paths in `folder`. With wrong paths, Triton would compile."""
     with suppress(ValueError, LookupError, TypeError, AttributeError):  # Triton ignores such a list, too
         names = read_json(group.read_bytes())["child_paths"].keys()
         group.write_text(json.dumps({"child_paths": {name: str(folder / Path(name).name) for name in names}}))
 
 
 def _move(path: Path, target: Path) -> None:
-    """Moves a file, even to another file system. At any time, the target is either complete or missing."""
+    """Moves a file, even to another file system. The target is complete whenever it exists."""
     beside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         shutil.move(path, beside)
@@ -311,14 +309,14 @@ def _key_folder(key: str) -> Path:
 
 
 def _further_folders(record: CompiledModel) -> set[Path]:
-    """Folders that vLLM has chosen for the model's files, outside of the folders of keys."""
+    """The folders, besides those of keys, that vLLM has chosen for files of the model."""
     root, aot = vllm_root(), _key_folder(".")
     paths = (root / name.removeprefix(f"{VLLM}/") for name in record.files if name.startswith(f"{VLLM}/{_COMPILED}/"))
     return {folder for path in paths for folder in path.parents if folder.parent == aot.parent and folder != aot}
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yields the regular files in a folder and its subfolders, except those with endings in `_LEFT_OUT`."""
+    """Yields the regular files below a folder, except files with endings in `_LEFT_OUT`."""
     for path, _, names in os.walk(folder):
         for name in names:
             file = Path(path, name)
@@ -327,7 +325,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _newest(folders: Mapping[str, Iterable[Path]], known: set[str], since_s: float) -> dict[str, Path]:
-    """The newest files of these folders, up to `_KERNEL_BYTES`, without files of other programs."""
+    """The newest files of these folders, up to `_KERNEL_BYTES`, but only files that belong to this start."""
     roots = caches()
     found = [(name, path, path.stat()) for name, paths in folders.items() for path in paths for path in _files(path)]
     chosen, left = {}, _KERNEL_BYTES

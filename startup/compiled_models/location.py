@@ -1,8 +1,8 @@
-"""A place where machines share archives of compiled models: a folder, or an address of an object store.
+"""A location, in which machines share archives of compiled models: a folder, or a part of an object store.
 
-An archive is written once and never changed. If several machines write the same archive, the first
-archive stays. There are no locks. The content is executable code, so a folder is used only if nobody
-except this user and root can change its content.
+An archive is written once and never changed. If several machines write the same archive, the first archive
+stays, so no locks are needed. The archives have executable code, so a folder is used only if nobody except
+this user and root can change its content.
 """
 
 import errno
@@ -28,7 +28,7 @@ from startup.ground.caches import why_not_trusted
 
 MOST_LISTED: Final = 200
 MOST_EXAMINED: Final = 1_000_000
-"""Maximum number of archives in a location that are considered. Each is known by its name, size and time."""
+"""The most archives of a location that are considered. For each, its name, size and time are in memory."""
 _PART: Final = r"[A-Za-z0-9][\w.+-]{0,199}"
 _NAME: Final = re.compile(rf"({_PART})/({_PART}{re.escape(ARCHIVE_SUFFIX)})", re.ASCII)
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{16}\.part", re.ASCII)
@@ -38,24 +38,21 @@ _REMEDIES: Final = {errno.ENOSPC: "remove archives", errno.EDQUOT: "remove archi
 _CHUNK_BYTES: Final = 1 << 20
 
 _STALL_S: Final = 15.0
-"""Maximum time in seconds without a byte from a store."""
+"""The most seconds in which a store may send no byte."""
 _LONGEST_REQUEST_S: Final = 20.0
 _LONGEST_RANGE_S: Final = 60.0
 _SLOWEST_UPLOAD: Final = 250_000
-"""Bytes per second. A slower upload is aborted."""
+"""The least bytes per second of an upload. A slower upload is aborted."""
 _TAIL_BYTES: Final = 128 << 10
-"""Number of bytes that the first request reads from the end of an archive. The archive's directory and record
-are there."""
+"""The bytes at an archive's end that the first request reads. The directory and the record are there."""
 _PUT_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "s3": {"mode": "create", "chunksize": 8 << 20, "max_concurrency": 2},
     "gs": {"mode": "create", "chunksize": 8 << 20},
     "az": {"overwrite": False, "max_concurrency": 2},
 }
-"""Options for each store. With these options, the store refuses an object that exists already, and an upload
-needs limited memory."""
+"""Store -> options with which the store refuses objects that exist, and uploads need little memory."""
 _EXISTS: Final = ("PreconditionFailed", "ConditionalRequestConflict")
-"""S3's codes for an object that exists already, or that another client is writing. s3fs does not handle
-all of these codes."""
+"""S3's codes for an object that exists or that another client is writing. s3fs does not handle both."""
 
 
 class LocationError(OSError):
@@ -63,14 +60,13 @@ class LocationError(OSError):
 
 
 class StoredArchive(NamedTuple):
-    """An archive as a location lists it."""
+    """An archive in the list of a location."""
 
     name: str
-    """The archive's name: `KIND/FILE.zip`."""
+    """The name of the archive: `KIND/FILE.zip`."""
     size: int
     modified_s: float
-    """The time when the archive was added or last marked as used, in seconds since 1970 by the location's
-    clock."""
+    """When the archive was added or last used, in seconds since 1970 by the clock of the location."""
 
 
 class Location(ABC):
@@ -84,32 +80,28 @@ class Location(ABC):
 
     @abstractmethod
     def list(self, family: str = "", *, most: int = MOST_LISTED) -> list[StoredArchive]:
-        """The newest archives of a family, or of all families, newest first. Returns at most `most` archives.
-
-        Other files in the location are left out.
-        """
+        """The newest archives of a family or of all families, newest first. Other files are left out."""
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO:
-        """Opens an archive to read a part of it. For the record, a store then needs one or two requests."""
+        """Opens an archive to read a part of it. A store needs one or two requests for the record."""
 
     @abstractmethod
     def open_whole(self, name: str, scratch: Path) -> BinaryIO:
-        """Opens an archive to read all of it. Downloads an object into a nameless file in `scratch`."""
+        """Opens an archive to read all of it. An object is downloaded into a nameless file in `scratch`."""
 
     @abstractmethod
     def add(self, name: str, path: Path) -> bool:
-        """Adds this file as an archive. Returns False if an archive of this name exists already."""
+        """Adds the file `path` as an archive. Returns False if the location already has this archive."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Removes an archive. Does nothing if the archive does not exist."""
+        """Removes an archive. Does nothing if there is no such archive."""
 
     def touch(self, name: str) -> None:  # noqa: B027 - stores do nothing
-        """Marks an archive as used now, if the folder permits it. Does nothing in an object store."""
+        """Marks an archive as used now, if the folder permits it. Object stores have no such mark."""
 
     def _split(self, name: str) -> tuple[str, str]:
-        """Splits a name into family and file."""
         if (match := _NAME.fullmatch(name)) is None:
             raise LocationError(f"{name!r} cannot be the name of an archive in {self.address}")
         return match[1], match[2]
@@ -252,7 +244,6 @@ def _remove_abandoned(folder: Path, now_s: float) -> None:
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Yields the entries of a folder. Yields nothing if the folder does not exist."""
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         yield from entries
 
@@ -269,7 +260,7 @@ class _StoreLocation(Location):
         from startup.files.download.object_store import file_system, root_of
 
         self._sizes: dict[str, int] = {}
-        """Sizes of archives, by name. A size stays valid, because archives do not change."""
+        """Name of an archive -> its size. Archives do not change, so neither does the size."""
         with self._explained("read"):
             self._system = file_system(address, stall_s=_STALL_S)
             self._root = root_of(self._system, address)
@@ -357,7 +348,7 @@ class _StoreLocation(Location):
 
 
 class _StoredObject(io.RawIOBase):
-    """An object that is read in ranges. Keeps the last range in memory."""
+    """An object that is read in ranges. The last range stays in memory."""
 
     def __init__(self, size: int, read: Callable[[int, int], bytes]) -> None:
         self._size = size

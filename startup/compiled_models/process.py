@@ -21,7 +21,7 @@ class FetchJob:
     model: str
     versions: Mapping[str, str]
     start_id: str
-    """Used to choose archives if `digest` is empty."""
+    """The hash of the flags of this start. It chooses archives if `digest` is empty."""
     digest: str = ""
     found_folder: str
     """The folder for the records of all archives that were found."""
@@ -33,9 +33,9 @@ class AddJob:
 
     records: tuple[CompiledModel, ...]
     more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Further folders of each compiled model, by the model's key."""
+    """Key of a compiled model -> its further folders."""
     began_s: float
-    """The time when this start began, in seconds since 1970. Older kernels are not of this start."""
+    """When this start began, in seconds since 1970. Older kernels do not belong to this start."""
     location: str | None
 
 

@@ -17,11 +17,10 @@ FactorKind = Literal["variables", "flags", "model", "versions", "hardware", "sou
 ENVIRONMENT: Final = "environment"
 _WHOLE: Final = "hf_config"
 _TEXT: Final = "hf_text_config"
-"""For a model without images, vLLM hashes the model's configuration a second time under this name."""
+"""The name under which vLLM hashes the configuration again if the model has no images."""
 _MODEL_FACTORS: Final = (_WHOLE, _TEXT, "hf_image_processor_config", "model_arch_config")
 _SWITCHES: Final = {"VLLM_DISABLE_COMPILE_CACHE": True, "VLLM_USE_AOT_COMPILE": False}
-"""Variables that switch vLLM's cache off, with the values that do so. The first variable also determines the
-default of the second one."""
+"""Variable -> the value that switches vLLM's cache off. The first variable also sets the second's default."""
 _PER_CONTAINER: Final = re.compile(r"(^|_)(IP|HOST|HOSTNAME|ADDR|ADDRESS|PORT|POD|NODE|URL|UUID|ID)(_|$)")
 """Matches names of variables whose values may differ between containers."""
 _ADDRESS: Final = re.compile(r"\d{1,3}(\.\d{1,3}){3}|[0-9a-f]*:[0-9a-f:]+:[0-9a-f]+|.+-[0-9a-z]{5,10}-[0-9a-z]{5}")
@@ -31,7 +30,7 @@ _MOST_NAMED: Final = 4
 
 
 class Change(NamedTuple):
-    """A factor of vLLM's hash that differs between two compiled models."""
+    """A factor of vLLM's hash, that is a hashed value, that differs between two compiled models."""
 
     kind: FactorKind
     name: str
@@ -45,7 +44,7 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Reason:
-    """A reason why a model is compiled."""
+    """Why a model is compiled."""
 
     text: str
     """A clause that continues a sentence after `because`."""
@@ -56,13 +55,12 @@ class Reason:
         return f"{self.text}; {self.remedy}" if self.remedy else self.text
 
     def to_fields(self) -> dict[str, Any]:
-        """The reason as JSON values."""
         return {"reason": self.text, "remedy": self.remedy, "changes": [change._asdict() for change in self.changes]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """The properties that a compiled model must have for this start to load it."""
+    """The properties that a compiled model must have so that this start can load it."""
 
     digest: str
     """The digest of all factors (`startup.compiled_models.vllm_hooks.HashedFactors`)."""
@@ -72,10 +70,7 @@ class Wanted:
 
 
 def why_no_fit(wanted: Wanted, record: CompiledModel) -> Reason | None:
-    """The reason why the compiled model of this record cannot be loaded. None if the record shows no reason.
-
-    Does not read the model's files.
-    """
+    """Why a start cannot load the model of this record. None if it can, apart from the model's files."""
     if changes := tuple(_changes(wanted, record)):
         return Reason(_describe(changes, record), changes, _remedy(changes))
     if wanted.digest not in (record.digest, record.early_digest):
@@ -84,7 +79,7 @@ def why_no_fit(wanted: Wanted, record: CompiledModel) -> Reason | None:
 
 
 def explain(wanted: Wanted, records: Iterable[CompiledModel], root: Path) -> Reason:
-    """The reason why none of this model's records fits, by the record that differs least.
+    """Why none of this model's records fits, according to the record that differs least.
 
     `records` has the newest record first. `root` is vLLM's cache folder.
     """
@@ -97,7 +92,7 @@ def explain(wanted: Wanted, records: Iterable[CompiledModel], root: Path) -> Rea
 
 
 def changed_sources(record: CompiledModel) -> tuple[Change, ...]:
-    """The traced sources that have changed since the compilation. Leaves out modules that no longer exist."""
+    """The traced sources that have changed since the compilation, except modules that no longer exist."""
     changes = []
     for module, digest in record.sources.items():
         path = _source_of(module)
@@ -107,9 +102,9 @@ def changed_sources(record: CompiledModel) -> tuple[Change, ...]:
 
 
 def why_not_loaded(record: CompiledModel, error: str, damaged: str | None) -> Reason:
-    """The reason why vLLM could not load the files of a record that fits.
+    """Why vLLM could not load the files of a record that fits.
 
-    `error` is vLLM's own message. `damaged` is a file whose content has changed since the file was recorded.
+    `error` is vLLM's own message. `damaged` is a file that has changed since it was recorded.
     """
     if changes := changed_sources(record):
         return Reason(_describe(changes, record), changes)

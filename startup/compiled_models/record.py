@@ -1,8 +1,7 @@
 """The record of one compiled model: its files, and the values, versions and hardware that it depends on.
 
-vLLM names a compiled model by a hash, its key. The record contains the hashed values by name. A machine
-keeps one record for each compiled model in its cache folder. Each archive in a shared location also
-contains one record.
+vLLM names a compiled model by a hash, the key. The hashed values are called factors. A machine keeps the
+record of each compiled model in its cache folder. Each archive in a shared location also has a record.
 """
 
 import hashlib
@@ -18,8 +17,7 @@ from base.json_depth import check_depth
 from base.machine.hardware import gpu_kinds, instruction_sets
 
 FORMAT: Final = 2
-"""The format's number, which is part of each family's name. This release only reads records of this
-format."""
+"""The number of the format. It is part of the names of families. Only records of this format are read."""
 ARCHIVE_SUFFIX: Final = ".zip"
 _KEY: Final = re.compile(r"[0-9a-f]{10,64}")
 _RANK: Final = re.compile(r"rank_\d{1,6}_\d{1,6}")
@@ -50,7 +48,7 @@ class Hardware:
 
     @property
     def name(self) -> str:
-        """A short name for this hardware, made of hexadecimal digits."""
+        """A short name of the hardware, made of hexadecimal digits."""
         return _digest(asdict(self))[:_NUM_DIGITS]
 
     @classmethod
@@ -60,48 +58,43 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledModel:
-    """One compiled model."""
+    """The record of one compiled model."""
 
     key: str
-    """vLLM's name for the model: the hash of its factors, in hexadecimal digits."""
+    """vLLM's name of the compiled model: the hash of its factors, in hexadecimal digits."""
     model: str
-    """The model's name on the command line."""
+    """The name of the model on the command line."""
     start_id: str
     """A hash of the flags of the start that compiled the model."""
     digest: str
-    """The digest of all factors when vLLM looked for the compiled model."""
+    """The digest of all factors at the time when vLLM looked for the compiled model."""
     early_digest: str
     """The digest of all factors before the model was loaded. vLLM may change some factors later."""
     factors: Mapping[str, Mapping[str, Any]]
-    """The values that vLLM hashed before it loaded the model, as JSON values by group and name."""
+    """Group -> name -> the value that vLLM hashed before it loaded the model, as a JSON value."""
     sources: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of the source files that were traced, by module."""
+    """Module -> SHA-256 of its source file, for all traced modules."""
     versions: Mapping[str, str]
     """The versions of Python and of the packages that compile."""
     hardware: Hardware
     ranks: tuple[str, ...]
-    """The ranks of this node whose code is in the compiled model, named like vLLM's folders for these
-    ranks."""
+    """The ranks (workers) of this node whose code is in the compiled model, named like vLLM's folders."""
     compile_s: float
     """Seconds that the compilation took."""
     created_at: str
     """The time of the compilation, in ISO 8601 and UTC."""
     files: Mapping[str, FileFacts] = field(default_factory=dict)
-    """The files by name. A name is the cache (`vllm`, `triton`, ...) and the path in this cache, with
-    slashes."""
+    """Name -> file. A name is the cache (`vllm`, `triton`, ...) and the path in this cache, with slashes."""
     format: int = FORMAT
 
     @property
     def family(self) -> str:
-        """The name of the family, which is a folder in a location."""
+        """The name of the family, which is also the name of a folder in a location."""
         return self.family_of(self.model, self.versions, self.hardware)
 
     @staticmethod
     def family_of(model: str, versions: Mapping[str, str], hardware: Hardware) -> str:
-        """The name of the family of all compiled models for this model, these versions and this hardware.
-
-        Starts with different flags have the same family. The name begins with vLLM's version.
-        """
+        """The name that all compiled models of this model, these versions and this hardware share."""
         facts = [FORMAT, model, dict(sorted(versions.items())), asdict(hardware)]
         return f"{versions.get('vllm', 'unknown')}-{_digest(facts)[:12]}"
 
@@ -112,32 +105,29 @@ class CompiledModel:
 
     @property
     def name(self) -> "ArchiveName":
-        """The archive's name within its family."""
         digests = (self.early_digest[:_NUM_DIGITS], self.digest[:_NUM_DIGITS])
         sources = _digest(sorted(self.sources.items()))[:8]  # vLLM's key does not include the sources
         return ArchiveName(self.start_id, *digests, self.key[:32], _digest(self.ranks)[:8], sources)
 
     @property
     def archive_name(self) -> str:
-        """The archive's path in a location."""
+        """The path of the archive in a location."""
         return f"{self.family}/{'-'.join(self.name)}{ARCHIVE_SUFFIX}"
 
     @property
     def num_bytes(self) -> int:
-        """The size of all files of the model."""
         return sum(facts.size for facts in self.files.values())
 
     def with_files(self, files: Mapping[str, FileFacts]) -> Self:
-        """The record of the same compiled model with these files."""
+        """A record of the same compiled model, but with these files."""
         return replace(self, files=files)
 
     def to_json(self) -> bytes:
-        """The record as a JSON object."""
         return json.dumps(asdict(self), indent=1).encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> Self:
-        """The record in a JSON object. Raises ValueError if the object is not a record of this format."""
+        """Reads a record from a JSON object. Raises ValueError if it is not a record of this format."""
         import msgspec  # noqa: PLC0415 - few starts read a record
 
         try:
@@ -166,12 +156,12 @@ class ArchiveName(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
-        """The parts of a name. None if it is not the name of an archive."""
+        """Splits a name into its parts. None if it is not the name of an archive."""
         parts = name.rpartition("/")[2].removesuffix(ARCHIVE_SUFFIX).split("-")
         return cls(*parts) if len(parts) == len(cls._fields) else None
 
     def has_digest(self, digest: str) -> bool:
-        """Whether vLLM would look for this archive's model if its factors have this digest."""
+        """Whether vLLM would look for the model of this archive if its factors had this digest."""
         return digest[:_NUM_DIGITS] in (self.early_digest, self.digest)
 
 

@@ -15,25 +15,22 @@ from startup.compiled_models.record import ARCHIVE_SUFFIX, ArchiveName, Compiled
 from startup.ground.processes.helper import Send
 
 _MOST_BYTES: Final = 16 << 30
-"""Maximum size of an archive in bytes, both packed and unpacked."""
+"""The most bytes of an archive, both packed and unpacked."""
 _MOST_READ: Final = 10
-"""Maximum number of records, newest first, that are read to explain why no archive fits."""
+"""The most records, newest first, that are read to explain why no archive fits."""
 _LONGEST_READ_S: Final = 5.0
 
 
 def share(job: FetchJob | AddJob, send: Send) -> None:
-    """Runs a job in the helper process, and sends its report.
-
-    Before a model is fetched, sends the seconds that its compilation took.
-    """
+    """Runs a job, and sends its report. Before a fetch, sends the seconds that the compilation took."""
     send(fetch(job, send) if isinstance(job, FetchJob) else add(job))
 
 
 def fetch(job: FetchJob, note_compile_s: Callable[[float], None] = lambda _: None) -> SharingReport:
-    """Installs compiled models that fit and are not on this machine yet.
+    """Installs compiled models that fit and that this machine does not have.
 
-    Problems of a location are reported, not raised. Before an archive is fetched, `note_compile_s` is called
-    with the seconds that its compilation took.
+    Problems of a location are reported, not raised. Before an archive is fetched, `note_compile_s` gets the
+    seconds that its compilation took.
     """
     begin_s = time.monotonic()
     report = SharingReport()
@@ -46,10 +43,7 @@ def fetch(job: FetchJob, note_compile_s: Callable[[float], None] = lambda _: Non
 
 
 def add(job: AddJob) -> SharingReport:
-    """Writes this machine's records, and adds archives that the location does not have yet.
-
-    Problems of the location are reported, not raised.
-    """
+    """Writes this machine's records and missing archives. Problems of the location are only reported."""
     begin_s = time.monotonic()
     report = SharingReport()
     local.remove_left()
@@ -89,10 +83,9 @@ def _fetch(location: Location, job: FetchJob, report: SharingReport, note_compil
 
 
 def _choose(listed: Sequence[StoredArchive], job: FetchJob) -> list[tuple[StoredArchive, ArchiveName]]:
-    """The archives with the job's digest.
+    """The archives with the job's digest. If the job has no digest, archives of starts with equal flags.
 
-    If the job has no digest, the archives of starts with equal flags. If there are no such archives, those of
-    the newest start.
+    If there are no such archives, the archives with the flags of the newest start.
     """
     named = [(each, name) for each in listed if (name := ArchiveName.parse(each.name)) is not None]
     if job.digest:
@@ -138,7 +131,7 @@ def _install(location: Location, archive: StoredArchive, report: SharingReport) 
 
 @contextmanager
 def _unpacked(location: Location, archive: StoredArchive) -> Iterator[tuple[Path, CompiledModel]]:
-    """Yields a folder with the archive's files, and their record."""
+    """Yields a folder with the files of the archive, and the record."""
     with local.incoming() as folder:
         files = folder / "files"
         files.mkdir(mode=0o700)
@@ -148,7 +141,7 @@ def _unpacked(location: Location, archive: StoredArchive) -> Iterator[tuple[Path
 
 
 def _find(location: Location, record: CompiledModel) -> StoredArchive | None:
-    """Finds an archive of the same compiled code, even from a start with other flags."""
+    """Finds an archive of the same compiled code, even if it comes from a start with other flags."""
     code = f"-{'-'.join(record.name[3:])}{ARCHIVE_SUFFIX}"
     listed = location.list(record.family, most=MOST_EXAMINED)
     return next((archive for archive in listed if archive.name.endswith(code)), None)

@@ -1,9 +1,8 @@
 """Records the values that vLLM hashes to name a compiled model, and whether vLLM loads or compiles the model.
 
-vLLM looks for a compiled model in a folder whose name is a hash of its environment and configuration.
-Each part of the configuration hashes the relevant values. It hashes them by name (`get_hash_factors`) or,
-in older code, as the text of a list (`safe_hash`). While vLLM computes the hash, the arguments of both
-functions are recorded.
+vLLM looks for a compiled model in a folder whose name is a hash of its environment and configuration. Each
+part of the configuration hashes its values by name (`get_hash_factors`) or, in older code, as the text of a
+list (`safe_hash`). While vLLM computes the hash, the arguments of both functions are recorded.
 """
 
 import ast
@@ -65,28 +64,24 @@ COMPILED_MODELS: Final = Hook(
 SECRET: Final = "(set)"
 REFUSED: Final = "--compile-cache require: vLLM would compile the model"
 _OWN_HASH: Final = "VllmConfig"
-"""The class whose hash consists of its parts' hashes and of `additional_config`. The parts' hashes are
-recorded on their own."""
+"""The class that hashes only its parts' hashes and `additional_config`. The parts are recorded alone."""
 _NOT_CACHED: Final = (0, 1)
-"""Compilation modes without vLLM's cache: no compilation, and torch's own compilation."""
+"""Compilation modes in which vLLM has no cache: no compilation, and torch's own compilation."""
 _FAILURE: Final = "due to a load failure"
-"""Part of vLLM's warning that a compiled model could not be loaded. The warning's last argument is the
-reason."""
+"""A part of vLLM's warning that a compiled model could not be loaded. The last argument is the reason."""
 
 
 class HashedFactors(NamedTuple):
     """The values of vLLM's environment and configuration that vLLM hashes."""
 
     digest: str
-    """A digest of the hashes of environment and configuration. vLLM looks for the same compiled model if two
-    digests are equal."""
+    """A digest of the hashes of environment and configuration. Equal digests mean the same compiled model."""
     groups: dict[str, dict[str, Any]]
-    """The hashed values as JSON values, by group and name. A group is `environment` or a configuration
-    class."""
+    """Group -> name -> the hashed value as JSON. A group is `environment` or a configuration class."""
 
 
 class _Watch:
-    """The arguments that vLLM's hash functions get while a hash is computed. Otherwise, `noted` is None."""
+    """The arguments that vLLM's hash functions got while a hash is computed. At other times, None."""
 
     noted: list[tuple[str, Mapping[str, Any] | str, CodeType | None]] | None = None
 
@@ -132,7 +127,7 @@ def factors_of(config: Any) -> HashedFactors:
 
 
 def _factors_if_known(config: Any) -> HashedFactors | None:
-    """The factors. If this vLLM hashes in an unexpected way, logs a warning and returns None."""
+    """The factors. If this version of vLLM hashes in an unknown way, logs a warning and returns None."""
     try:
         return factors_of(config)
     except Exception as err:  # noqa: BLE001 - another version of vLLM
@@ -252,7 +247,7 @@ def _report_early(init_device: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _replace_load(decorators: ModuleType) -> None:
-    """Replaces the function with which vLLM loads a compiled model, once per model and process."""
+    """Replaces vLLM's function that loads a compiled model. vLLM calls it once per model and process."""
     load = _LOAD.get(decorators)
 
     @functools.wraps(load)
@@ -327,7 +322,7 @@ def _with_record(compile_now: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _sources(compiled: Any) -> dict[str, str]:
-    """SHA-256 of the traced sources, by module. Empty if this version of torch does not list the sources."""
+    """Module -> SHA-256 of its traced source. Empty if this version of torch does not list the sources."""
     with contextlib.suppress(AttributeError, TypeError):
         inlined = compiled.source_info().inlined_sources
         return {source.module: hashlib.sha256(source.content.encode()).hexdigest() for source in inlined}

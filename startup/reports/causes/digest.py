@@ -1,4 +1,4 @@
-"""Writes a cause in four lines at most, or as the members of a JSON object."""
+"""Writes a cause as at most four lines, or as members of a JSON object."""
 
 import re
 from typing import Any, Final
@@ -19,16 +19,15 @@ _ROCM_NAMES: Final = (
     ("CUDA_LAUNCH_BLOCKING=1", "AMD_SERIALIZE_KERNEL=3"),
     ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
 )
-"""Names of NVIDIA's tools and variables that advice mentions, each with the name of AMD's counterpart."""
+"""The names of NVIDIA's tools and variables in advice, and of AMD's counterparts."""
 _PROGRAMS: Final = {"": "vLLM", "vllm": "vLLM", LLAMA_CPP_NAME: LLAMA_CPP_NAME}
-"""Maps an unknown error's origin to the program whose issues may explain the error. Other origins are
-packages."""
+"""Origin of an unknown error -> the program whose issues may explain it. Other origins are packages."""
 _OF_VLLM: Final = re.compile(r"--[a-z]|VLLM_|vLLM")
 _LLAMA_CPP_ADVICE: Final = (
     "Try the newest llama.cpp, its build for another backend (Vulkan, CPU), fewer layers on the GPU (-ngl), a smaller "
     "-c, no -fa, and a newer driver."
 )
-"""If llama.cpp failed, replaces advice that names flags of vLLM."""
+"""Advice that replaces advice with vLLM's flags if llama.cpp has failed."""
 _NAMES: Final = re.compile(r"--[a-z][\w-]{1,60}|\b[A-Z]{2,20}_[A-Z0-9_]{2,60}|\b[a-z]{2,30}_[a-z0-9_]{2,60}(?==| \()")
 """Matches the name of a flag, of an environment variable, or of a Python option that has a value."""
 _ROLES: Final = {
@@ -39,14 +38,11 @@ _ROLES: Final = {
     "API process": "The API process",
     "": "The server",
 }
-"""Names for the roles of vLLM's and the embedded engine's processes. llama.cpp's server has no roles."""
+"""Role of a process of vLLM or the embedded engine -> its name in the digest. llama.cpp has no roles."""
 
 
 def write_digest(cause: Cause) -> list[str]:
-    """The lines say which process failed in which phase, the cause, the advice, and the cause's code.
-
-    The advice for an unknown cause is left out if the cause's text itself gives advice.
-    """
+    """The lines of the digest. Its advice is left out if the cause is unknown and its text has advice."""
     happened = "was stopped" if cause.known is STOPPED else "failed"
     first = " ".join(part for part in (_name(cause.process), happened, cause.phase) if part)
     if cause.is_mention:
@@ -63,7 +59,7 @@ def write_digest(cause: Cause) -> list[str]:
 
 
 def digest_to_dict(cause: Cause) -> dict[str, Any]:
-    """The cause as members of a JSON object. `cause`, `title` and `advice` are None for an unknown cause."""
+    """The cause as members of a JSON object. For an unknown cause, `cause`, `title`, `advice` are None."""
     known = cause.known
     return {
         "process": shown(cause.process) or None,
@@ -92,7 +88,7 @@ def _advice(cause: Cause) -> str:
 
 
 def shown(text: str) -> str:
-    """A log's text without secrets and control characters."""
+    """A text of a log without secrets and control characters."""
     return escape_controls(hide_in_command(text))
 
 

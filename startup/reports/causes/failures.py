@@ -1,7 +1,7 @@
-"""Collects the exceptions of a log, each with its causes, its process and the phase of the start.
+"""Collects the exceptions of a log, each with its chain, its process and the phase of the start.
 
-Lines of several processes alternate in a log, so exceptions of several processes are read at the same time.
-To limit memory, only two exceptions of each process are kept: the first one to end the process, and the last.
+Lines of several processes alternate in a log, so the exceptions of several processes are read at the same
+time. To limit memory, only two exceptions of each process are kept: the first that ended it, and the last.
 """
 
 import re
@@ -21,7 +21,7 @@ _MOST_FUNCTIONS: Final = 200
 _LONGEST_TEXT: Final = 2_000
 
 _Key = tuple[str, str]
-"""A process's label and its logger's file. Lines with other keys may come between an exception's lines."""
+"""A process's label and the file that logged the line. An exception's lines have the same key."""
 
 _TRACEBACK: Final = "Traceback (most recent call last):"
 _DIRECT: Final = "The above exception was the direct cause of the following exception:"
@@ -32,8 +32,7 @@ _ERROR_NAME: Final = re.compile(
     r"(?!Error: )(?:[A-Za-z_]\w{0,80}\.){0,8}\w{0,80}"
     r"(?:Error|Exception|Interrupt|Exit|Failed|Failure|Timeout|IsEnabled|NotFound)(?=: |:?$)"
 )
-"""Matches an exception's name, even without a traceback before the name. Does not match `Error: `, with which
-programs begin their own messages."""
+"""Matches the name of an exception, even without a traceback. `Error: ` begins messages of other programs."""
 
 ENDINGS: Final = (
     "EngineCore failed to start",
@@ -55,7 +54,7 @@ REPEATS: Final = (
     "initialization failed due to an exception in a background process",
     "EngineDeadError",
 )
-"""Messages of exceptions that only report the failure of another process."""
+"""Messages of exceptions that only report that another process has failed."""
 _REFERENCES: Final = (
     *REPEATS,
     "EngineCore encountered an issue",
@@ -74,14 +73,13 @@ _REFERENCES: Final = (
     "Worker failed with error ''",
     "Error: ', please check the stack trace",
 )
-"""Messages of exceptions that only report another failure, or are a consequence of it."""
+"""Messages of exceptions that report another failure, or follow from one."""
 _PROCESS_HEADER: Final = re.compile(r"Process \S{1,80}:$")
 """The line that multiprocessing prints before the traceback that ends a process."""
 _REQUEST_PLACES: Final = re.compile(r"serving\w{0,60}\.py|protocol\.py|chat_utils\.py|api_router\.py|basic\.py")
 HARMLESS_LEVELS: Final = ("DEBUG", "INFO", "WARNING")
 _QUOTES: Final = ("raised:", "TorchScript interpreter.")
-"""If a message's first line ends with one of these, torch's compiler or TorchScript quotes an exception
-below."""
+"""Endings of a message's first line, if torch's compiler or TorchScript quotes an exception below."""
 _REQUEST_FILES: Final = re.compile(r"/(?:starlette|fastapi|uvicorn/protocols|entrypoints/openai/serving)")
 _ROLE_PLACES: Final[dict[str, Role]] = {
     "core.py": "engine core",
@@ -112,20 +110,19 @@ _ROLE_LABELS: Final[tuple[tuple[str, Role], ...]] = (
 
 
 def is_place_of_requests(place: str) -> bool:
-    """Whether this file logs errors that concern only one request of a client."""
+    """Whether this source file logs errors that concern only one request of a client."""
     return bool(_REQUEST_PLACES.fullmatch(place))
 
 
 class Raised(NamedTuple):
-    """One exception in a chain."""
+    """One exception of a chain."""
 
     text: str
     """`Type: message`. The message may have several lines."""
     is_direct: bool
-    """Whether the previous exception caused this one. If not, this one was raised while Python handled the
-    previous one."""
+    """Whether the previous exception caused this one. If not, this one was raised while it was handled."""
     function: str
-    """The function that raised this exception. `function`, `file` and `source` are empty if unknown."""
+    """The function that raised the exception. Like `file` and `source`, it is empty if it is unknown."""
     file: str
     source: str
 
@@ -135,13 +132,13 @@ _UNKNOWN: Final = Raised("", is_direct=False, function="", file="", source="")
 
 @dataclass
 class Failure:
-    """An exception with the exceptions that led to it."""
+    """An exception, and the exceptions that led to it (its chain)."""
 
     process: str
-    """The process's label in the log. Empty if the lines have no label."""
+    """The label of the process in the log. Empty if its lines have no label."""
     place: str
     line: int
-    """Number of the line in which the exception was first written."""
+    """The number of the line with which the exception begins."""
     raised: list[Raised] = field(default_factory=list)
     """The exceptions of the chain, in the order of the log."""
     functions: list[str] = field(default_factory=list)
@@ -151,13 +148,13 @@ class Failure:
     is_of_request: bool = False
     """Whether the exception concerns only one request of a client."""
     own_fault: str = ""
-    """The text of the chain's first exception that is vllm-cli's fault. Empty if vllm-cli is not at fault."""
+    """The chain's first exception that is vllm-cli's fault, as text. Empty if there is none."""
     is_of_library_import: bool = False
-    """Whether an installed module raised one of these exceptions while it was imported."""
+    """Whether an installed module raised an exception of the chain while it was imported."""
     phase: str = ""
 
     def informative_texts(self) -> list[str]:
-        """The texts of exceptions that do not merely refer to another failure, the most informative first.
+        """The texts of the chain's exceptions, the most informative first. Mere references are left out.
 
         A direct cause is more informative than the exception that it caused. An exception that was raised
         while Python handled another one is usually more informative than the handled exception.
@@ -184,10 +181,7 @@ class Failure:
         return file.rpartition("-packages/")[2].partition("/")[0] if "-packages/" in file else ""
 
     def is_of_called_code(self, text: str) -> bool:
-        """Whether the innermost Python line called code that raised this exception, as in a C++ extension.
-
-        False if the line itself is a `raise` or `assert` statement, or is unknown.
-        """
+        """Whether the innermost Python line is known and called other code that raised this exception."""
         source = self._find(text).source
         return source != "" and not source.startswith(("raise", "assert"))
 
@@ -196,7 +190,6 @@ class Failure:
 
     @property
     def role(self) -> Role:
-        """The kind of process that failed. Empty if unknown."""
         for start, role in _ROLE_LABELS:
             if self.process.startswith(start):
                 return role
@@ -208,53 +201,49 @@ class Failure:
 
 @dataclass
 class _Reading:
-    """An exception that is being read."""
-
     failure: Failure
     origin: TracebackOrigin = field(default_factory=TracebackOrigin)
-    """Decides whether the current traceback is a fault of vllm-cli."""
+    """Decides whether the traceback that is being read is a fault of vllm-cli."""
     state: Literal["frames", "message", "linked"] = "message"
-    """The reader's position: in a traceback (`frames`), in an exception's message after its first line
-    (`message`), or between two exceptions of the chain (`linked`)."""
+    """The place of the next line: a traceback (`frames`), an exception's message after its first line
+    (`message`), or the text between two exceptions of the chain (`linked`)."""
     is_direct: bool = False
-    """Whether the text between two exceptions says that the first one caused the second one."""
+    """Whether the text between two exceptions says that the first caused the second."""
     lines: int = 0
-    """Number of unexpected lines in the traceback. In the state `message`, number of the message's further
-    lines."""
+    """In the state `message`, the number of the message's further lines. Otherwise of unexpected lines."""
     indent: int = 0
     """Columns by which the whole traceback is indented, for example inside a longer message."""
     function: str = ""
     file: str = ""
-    """File of the innermost frame. `function` belongs to the same frame."""
+    """The file of the innermost frame, whose function is `function`."""
     source: str = ""
     """The first line of code in the innermost frame."""
     is_source_next: bool = False
-    """Whether the next line is a frame's source code, in a log that has lost its indentation."""
+    """Whether the next line is the source code of a frame, if the log has lost its indentation."""
 
 
 class FailureReader:
-    """Takes the lines of a run one by one. `failures` then returns the exceptions in these lines."""
+    """Takes the lines of a run one by one. At the end, `failures` returns the exceptions in them."""
 
     def __init__(self) -> None:
         self._readings: dict[_Key, _Reading] = {}
         self._endings: set[_Key] = set()
         self._kept: dict[_Key, list[Failure]] = {}
         self.reference: Failure | None = None
-        """The first exception that only refers to another one. None if there is no such exception."""
+        """The first exception that only reports another one. None if there is none."""
         self.cut: Failure | None = None
-        """The start's first traceback that breaks off before its exception. None if no traceback does."""
+        """The first traceback of the start that breaks off before its exception. None if there is none."""
         self._wrapped: _Key | None = None
-        """Key of the last line, if this line is an exception that may continue in lines without a label."""
+        """The key of the last line if it is an exception that may continue in lines without a label."""
 
     def failures(self) -> list[Failure]:
-        """The exceptions that do not merely refer to another one, in order. Call this at the log's end."""
+        """The exceptions in order, except mere reports of another one. Call this after the last line."""
         for key in [*self._readings]:
             self._end(key)
         found = [failure for kept in self._kept.values() for failure in kept]
         return sorted(found, key=lambda failure: failure.line)
 
     def read(self, line: LogLine, number: int, phase: str) -> None:
-        """Takes the next line of the log."""
         key = (line.process, line.place)
         text = line.text
         if self._wrapped and key == ("", "") and key not in self._readings and text[:2] == "  ":
@@ -389,7 +378,7 @@ class FailureReader:
 
 
 def _is_quoted(reading: _Reading) -> bool:
-    """Whether the exception's message quotes another exception in its later lines."""
+    """Whether the message of the exception quotes another exception in its later lines."""
     return reading.failure.raised[-1].text.endswith(_QUOTES)
 
 

@@ -31,9 +31,9 @@ from startup.reports.causes.phase import (
 )
 
 KNOWN: Final = (OWN_FAULT, *MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *LLAMA_CPP, *FAILED_PARTS, *PROCESSES)
-"""All causes with texts, in the order of comparison. A cause stands before more general causes."""
+"""All causes with texts, in the order of comparison. More general causes come later."""
 BY_CODE: Final = {known.code: known for known in (*OWN, *KNOWN)}
-"""All known causes."""
+"""Code -> known cause."""
 
 LLAMA_CPP_NAME: Final = "llama.cpp"
 _OF_LLAMA_CPP: Final = ("llama_", "llama-server", "srv  ", "slot ", "load_tensors:", "common_")
@@ -41,23 +41,22 @@ _OF_LLAMA_CPP: Final = ("llama_", "llama-server", "srv  ", "slot ", "load_tensor
 _EARLIER: Final = "an earlier run"
 
 _OF_WORKER: Final = "Worker failed with error"
-"""Beginning of the message in which the engine core quotes the error of a worker that had already started."""
+"""The beginning of the engine core's message that quotes the error of a worker after its start."""
 _QUOTED: Final = re.compile(rf"{_OF_WORKER} '(.{{1,600}})', please check the stack trace", re.DOTALL)
 _PYDANTIC: Final = re.compile(r"\d{1,4} validation errors? for \w")
 _TYPE: Final = " [type="
-"""The text after the message of a pydantic error."""
+"""The text after the message in an error of pydantic."""
 _OF_PYDANTIC: Final = "Value error, "
 _OUTPUT: Final = "output:"
 _OF_COMPILER: Final = re.compile(r"\b(?:error|fatal|not found)\b")
 _POINTER: Final = "Search for `cuda"
-"""Beginning of torch's line that refers to CUDA's documentation."""
+"""The beginning of torch's line that refers to CUDA's documentation."""
 _OF_CPP: Final = "  what():"
-"""Beginning of the message of a C++ exception."""
 _GOES_ON: Final = ("raised:", _OUTPUT, "TorchScript interpreter.")
 """Endings of an exception's first line, if the next line is more informative."""
 _INNER: Final = ("worker", "engine core")
 _MODEL_INSPECTION: Final = "registry.py"
-"""vLLM's module that imports the model's code in another process, and quotes this process's exceptions."""
+"""vLLM's module that imports a model's code in another process, and quotes the exceptions of this process."""
 _OF_SCRIPTS: Final = ("subprocess.CalledProcessError", "CalledProcessError")
 """Exceptions that scripts around vLLM raise when vLLM has exited."""
 _LONGEST_QUOTE: Final = 400
@@ -65,14 +64,14 @@ _OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_
 
 _MOST_PHASES: Final = 1_000
 _LONGEST_EXCERPT: Final = 500
-"""Number of lines at the beginning of a log that may be a pasted excerpt. In an excerpt, a line of any form
-may name the cause. In later lines, only vLLM's line forms count."""
+"""The number of lines of a log that may be a pasted excerpt. In these lines, text of any form may name the
+cause. In later lines, only vLLM's own forms count."""
 _CODE: Final = re.compile(
     r"(?:class|def|raise|return|from|except|elif|if|for|with|assert|async) .*[:(,]$|@|frame #\d|Exception raised from "
 )
-"""Matches source code in tracebacks without indentation, and C++ frames. Such lines report no event."""
+"""Matches source code in tracebacks without indentation, and C++ frames, which report no event."""
 _COMPLAINT: Final = re.compile(r".{0,80}?(?:\b[Ee]rror|\bERROR|\b[Ff]atal|\b[Ff]ailed to|\b[Cc]ould ?n[o']t)\b")
-"""Matches the error message of any program."""
+"""Matches an error message of any program."""
 _RECOMMENDS: Final = re.compile(
     r"(?i:\b(?:please|try|consider) (?:to )?(?:set|us[ei]|specif|disabl|enabl|pass|increas|reduc|decreas|lower|rais)"
     r"|\b(?:use|set|setting|pass|add|via|with) `?(?:--[a-z]|VLLM_)|\bbe one of\b)"
@@ -85,15 +84,14 @@ _REFUSES: Final = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _OF_VALUES: Final = ("RuntimeError", "ValueError")
-"""Types of the exceptions that operators of torch and NumPy raise for tensors that they cannot process."""
+"""Types of the exceptions that operators of torch and NumPy raise for wrong tensors."""
 _QUOTED_ERROR: Final = re.compile(r"\b[A-Z]\w{1,60}(?:Error|Exception): .{1,400}")
 _MOST_LINES_OF_AN_END: Final = 5
-"""Number of lines after an exception's first line, or after the report of an end, that may name the cause."""
+"""The number of lines after an exception's first line, or a process's end, that may name the cause."""
 _ENGINE_DEAD: Final = ("EngineDeadError", "EngineCore encountered an issue", "Engine loop is not running")
 _OWN_ERROR: Final = "Error: "
-"""Beginning of the last line that `vllm-cli` writes when a start fails, and of a crash's digest."""
+"""The beginning of the last line of `vllm-cli` after a failed start, and of a digest."""
 _OWN_CAUSE: Final = "Cause: "
-"""Begins the digest's second line."""
 
 _HINTS: Final = tuple(known for known in KNOWN if known.where == "hint")
 _ENDS: Final = tuple(known for known in KNOWN if known.where == "end")
@@ -121,29 +119,26 @@ class Run:
     hint: Sign | None = None
     """A line that explains an exception."""
     error: Sign | None = None
-    """An error message with a known cause. The error may not have ended anything."""
+    """An error message with a known cause, even if the error ended nothing."""
     mention: Sign | None = None
-    """A line of any form that names a known cause. A pasted excerpt may have nothing else."""
+    """A line of any form that names a known cause. A pasted excerpt may have no better line."""
     complaint: Sign | None = None
     """A line that looks like an error message."""
     own_error: Sign | None = None
     """The last error message of `vllm-cli` itself."""
     was_ready: bool = False
-    """Whether the server accepted requests."""
     is_engine_dead: bool = False
-    """Whether the API server has reported that its engine is gone."""
+    """Whether the API server has reported that its engine has ended."""
     is_loaded_from_disk: bool = False
     """Whether vLLM has loaded a model that was compiled before."""
     engine: str = ""
-    """Label of the first process that had room for its KV cache. `_EARLIER` if the server of an earlier
-    run in this log still serves."""
+    """The label of the first process whose KV cache had room. `_EARLIER`: an earlier run's still serves."""
     is_of_llama_cpp: bool = False
     _phases: dict[str, str] = field(default_factory=dict)
-    """The latest phase of each process, by the process's label. The empty label has the log's latest
-    phase."""
+    """Label of a process -> its latest phase. The empty label has the latest phase of the log."""
 
     def read(self, line: LogLine, number: int, *, is_excerpt: bool) -> None:
-        """Takes line `number` of the log. The log may be only an excerpt if `is_excerpt` is set."""
+        """Takes the line with this number. `is_excerpt`: whether the log may be only an excerpt."""
         phase = self._follow_phase(line)
         self.is_engine_dead |= any(part in line.text for part in _ENGINE_DEAD)
         self.is_loaded_from_disk |= LOADED_FROM_DISK in line.text
@@ -192,7 +187,7 @@ class Run:
             self.own_error = replace(self.own_error, known=coded)
 
     def _find_complaint(self, line: LogLine, number: int, phase: str) -> None:
-        """Keeps the first error message. A message that quotes an exception replaces it."""
+        """Keeps the first error message, or a later message if it quotes an exception."""
         if self.complaint is None or not _QUOTED_ERROR.search(self.complaint.line.text):
             found = _QUOTED_ERROR.search(line.text)
             if found or (self.complaint is None and (line.level or _COMPLAINT.match(line.text))):
@@ -210,19 +205,19 @@ def _match(line: LogLine, causes: tuple[KnownCause, ...]) -> KnownCause | None:
 
 @dataclass(frozen=True)
 class Cause:
-    """The reason why vLLM ended."""
+    """Why vLLM has ended."""
 
     process: str
     """The process's label in the log, such as `EngineCore_DP0 pid=123`, or its role. Empty if unknown."""
     phase: str
-    """What the process did, such as `while it loaded the model`. Empty if unknown."""
+    """The activity of the process, such as `while it loaded the model`. Empty if it is unknown."""
     text: str
-    """The shortened exception, or the shortened line that reports the end."""
+    """The exception or the line that reports the end, shortened."""
     known: KnownCause | None
     line: int
-    """Number of the text's line in the log, from 1. 0 if the text itself gives advice."""
+    """The number of the text's line in the log, from 1. 0 if the text itself contains advice."""
     is_mention: bool = False
-    """Whether only this line names the cause, and no line shows that a process ended because of it."""
+    """Whether the cause is only named by this line, and no line shows that a process ended because of it."""
     is_of_library_import: bool = False
     """Whether an installed module raised an exception while it was imported."""
     origin: str = ""
@@ -242,12 +237,12 @@ def find_cause(lines: Iterable[str]) -> Cause | None:
 
 
 class CauseFinder:
-    """Reads a log line by line, and then returns the cause."""
+    """Reads a log line by line. At the end, returns the cause."""
 
     def __init__(self) -> None:
         self._number = 0
         self._num_texts = 0
-        """The number of texts so far. Each state of a progress bar is one text."""
+        """The number of texts that were read. Each state of a progress bar is a text."""
         self._is_next_new = True
         """Whether the next text begins a line of the file. If not, it continues a progress bar."""
         self._run = Run()
@@ -263,7 +258,7 @@ class CauseFinder:
             self._read(line)
 
     def cause(self) -> Cause | None:
-        """The cause that ended the last run. If the last run has only begun, the previous run's cause."""
+        """Why the last run has ended. If the last run has only begun, why the previous run has ended."""
         found = _cause_of(self._run)
         if found and self._run.is_of_llama_cpp and not found.origin:
             found = replace(found, origin=LLAMA_CPP_NAME)
@@ -307,7 +302,7 @@ def _cause_of(run: Run) -> Cause | None:
 
 
 def _best_sign(run: Run) -> Sign | None:
-    """The line that reports an end without an exception, or a line that names the cause of this end."""
+    """The line that reports an end without an exception, or else a line that names the cause of this end."""
     sign = run.end or run.error or run.own_error
     if sign is None or sign.known is None or not sign.known.is_general:
         return sign
@@ -332,11 +327,7 @@ def _counts(failure: Failure, run: Run) -> bool:
 
 
 def _first(failures: list[Failure]) -> Failure | None:
-    """The failure that caused the others.
-
-    This is the first failure of the engine or of a worker. If there is none, the last failure counts, because
-    it ended the server.
-    """
+    """The first failure of the engine or of a worker, or else the last failure, which ended the server."""
     if inner := [failure for failure in failures if failure.role in _INNER]:
         return next((failure for failure in inner if failure.is_ending), inner[0])
     if models := [failure for failure in failures if failure.place == _MODEL_INSPECTION]:
@@ -346,7 +337,7 @@ def _first(failures: list[Failure]) -> Failure | None:
 
 
 def _is_before(cause: Cause, end: Sign) -> bool:
-    """Whether `cause` explains more than `end`, because `cause` is earlier in the log or `end` is general."""
+    """Whether `cause` explains more than `end`: it is earlier in the log, or `end` is general."""
     is_general = end.known is not None and end.known.is_general
     return cause.line <= end.number or (is_general and cause.known is not STOPPED)
 
@@ -373,13 +364,13 @@ def _describe(failure: Failure, run: Run) -> Cause:
 
 
 def _is_beside(process: str, engine: str) -> bool:
-    """Whether the failed `process` is another engine than `engine`, not only another data parallel rank."""
+    """Whether the process belongs to another engine than `engine`, not to another data parallel rank."""
     names = [label.partition(" pid=")[0] for label in (process, engine)]
     return engine == _EARLIER or (engine not in ("", process) and names[0] == names[1])
 
 
 def _last_resort(text: str, failure: Failure) -> KnownCause | None:
-    """The general cause of an unknown exception, or None. vLLM refuses settings, or vLLM's code failed."""
+    """The cause of an exception that matches no other: a refused setting, vLLM's code, or None."""
     if _RECOMMENDS.search(text) or _REFUSES.match(text):
         return SETTING_REFUSED
     phase = phase_of_functions(failure.functions) or failure.phase
@@ -410,7 +401,7 @@ def _describe_mention(sign: Sign) -> Cause:
 
 
 def _known(text: str, failure: Failure, before: str, *, is_general: bool) -> KnownCause | None:
-    """The known cause that matches an exception's text, or the place that raised the exception."""
+    """The known cause whose texts match the exception's text, alone or with the place that raised it."""
     if before and (found := _known_text(before + text, is_general=is_general)):
         return found
     if (place := failure.raised_at(text)) and (found := _known_text(text + place, is_general=is_general)):
@@ -419,7 +410,7 @@ def _known(text: str, failure: Failure, before: str, *, is_general: bool) -> Kno
 
 
 def _known_text(text: str, *, is_general: bool) -> KnownCause | None:
-    """The known cause of a text. Causes with `where="end"` are compared only with the text's first line."""
+    """The known cause that matches a text. If `where` is "end", only the text's first line must match."""
     flat, first = text.replace("\n", " "), text.partition("\n")[0]
     joined = text.replace("\n", "")  # if a terminal has wrapped the line
     for known in _OF_EXCEPTIONS:
@@ -431,7 +422,7 @@ def _known_text(text: str, *, is_general: bool) -> KnownCause | None:
 
 
 def _quote(text: str, known: KnownCause | None, failure: Failure) -> str:
-    """The most informative line of an exception."""
+    """The most informative line of an exception, shortened."""
     if quoted := _QUOTED.search(text):
         return _shorten(quoted[1])
     lines = text.splitlines()

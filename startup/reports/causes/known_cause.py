@@ -1,4 +1,4 @@
-"""A known cause: the texts by which it is recognized, and what to do."""
+"""A known cause of a failure: the texts by which it is recognized, and the advice."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,7 +7,7 @@ from typing import Final, Literal
 from startup.ground.errors import code_of
 
 ANYTHING: Final = "…"
-"""Stands for any characters in a text. A leading `^` matches the start of a line, a final `$` its end."""
+"""Stands for any characters in a text. A leading `^` matches the start of a line, and a final `$` the end."""
 
 
 @dataclass(frozen=True)
@@ -17,26 +17,24 @@ class KnownCause:
     name: str
     """The name in `vllm-cli explain --json` and `--list`."""
     title: str
-    """Says what is wrong, without a period at the end."""
+    """A clause that says what is wrong, without a final period."""
     texts: tuple[str, ...]
     advice: str
     where: Literal["exception", "hint", "end"] = "exception"
-    """The lines in which the texts are searched. With `exception`, these are only exceptions. With
-    `hint`, they are also lines that explain an exception. With `end`, they are also lines that report the
-    end of a process without an exception."""
+    """The lines in which the texts are searched for. For `exception`, these are exceptions. `hint` adds lines
+    that explain an exception. `end` also adds lines that report the end of a process."""
     is_general: bool = False
     """Whether a hint, or another exception of the chain, is more informative than this cause."""
     phase: str = ""
-    """The phase of the start in which this happens. Empty if the phase varies. It is then read from the
-    log."""
+    """The phase of the start in which the cause occurs. Empty if it varies. It is then read from the log."""
 
     @property
     def code(self) -> str:
-        """The code at the end of the error message, if this cause has ended a start."""
+        """The code at the end of the message of a start that failed for this cause."""
         return code_of(self.name)
 
     def matches(self, text: str) -> bool:
-        """Whether `text` contains one of the texts, in time linear in its length."""
+        """Whether `text` contains one of the texts. The time is linear in its length."""
         return any(parts[0] in text and _contains(text, parts, ends) for parts, ends in self._patterns)
 
     @cached_property

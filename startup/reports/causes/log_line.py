@@ -1,7 +1,7 @@
-"""Reads a line of a log of vLLM: which process wrote it, its level, and the text after all prefixes.
+"""Reads a line of a log of vLLM: the process that wrote it, its level, and its text without prefixes.
 
-Docker, Kubernetes, journald, Ray, torch and terminals put their own prefixes before vLLM's. The indentation
-after the last prefix is kept, because it separates the frames of a traceback from its exception.
+Docker, Kubernetes, journald, Ray, torch and terminals put prefixes before vLLM's own. The indentation after
+the last prefix stays, because it distinguishes a traceback's frames from its exception.
 """
 
 import codecs
@@ -14,21 +14,21 @@ from base.json_depth import read_json
 
 _CHUNK: Final = 1 << 18
 LONGEST_LINE: Final = 16_384
-"""Maximum number of characters that are read of each line."""
+"""The most characters of a line that are read."""
 _HEAD: Final = 300
 """vLLM's own prefixes begin within this many characters."""
 _MOST_PREFIXES: Final = 8
 _MOST_JSON_LINES: Final = 400
 
 _COLOUR: Final = re.compile(r"(?:\x1b|\^\[|\ufffd)?\[[0-9;]{1,16}m|\x1b\[[0-9;?]{0,16}[A-Za-z]")
-"""Matches control sequences. Matches colours even if a copy has lost or changed their escape character."""
+"""Matches control sequences. Matches colors even if a copy has changed or lost their escape character."""
 _PROCESS: Final = re.compile(
     r"\(([A-Za-z][^()=]{0,80}\bpid=\d{1,12}|(?:EngineCore|Worker|APIServer)\w{0,40}(?=\)))[^()]{0,80}\) ?"
 )
-"""Matches `(EngineCore_DP0 pid=123)`, `(Worker_TP1 pid=5)`, `(RayWorkerWrapper pid=7, ip=10.0.0.2)` and
-`(x, pid=9)`. Some older and newer versions of vLLM write `(EngineCore)` without a pid."""
+"""Matches `(EngineCore_DP0 pid=123)`, `(Worker_TP1 pid=5)`, `(RayWorkerWrapper pid=7, ip=10.0.0.2)` and `(x,
+pid=9)`. Some older and newer versions of vLLM write `(EngineCore)` without a pid."""
 _DATE: Final = r"(?:\d\d-\d\d |\d{4}-\d\d-\d\dT)\d\d:\d\d:\d\dZ? "
-"""Matches `09-03 11:03:37 `, or `2026-09-03T11:03:37Z ` as written with `--log-format text-utc`."""
+"""Matches `09-03 11:03:37 `, or `2026-09-03T11:03:37Z ` of `--log-format text-utc`."""
 _RECORD: Final = re.compile(
     rf"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL) (?:{_DATE}|\d{{1,7}} )?"
     r"\[?([\w./\\-]{1,80}\.pyx?):\d{1,6}\] ?"
@@ -37,13 +37,12 @@ _RECORD: Final = re.compile(
 _GLUED: Final = re.compile(
     rf"(?:\([^()]{{1,80}}\) ){{0,2}}(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) {_DATE}\[[\w./]{{1,80}}:\d"
 )
-"""Matches the beginning of a record, which may be in the middle of a line if a log has lost its line ends."""
+"""Matches the beginning of a record in the middle of a line, because a log may have lost its line breaks."""
 _OWN_RECORD: Final = re.compile(rf"(DEBUG|INFO|WARNING|ERROR|CRITICAL) {_DATE}\(([\w -]{{1,40}})\) [\w.-]{{1,120}}: ")
 """Matches prefixes of `vllm-cli`, such as `ERROR 09-03 11:03:37 (engine) server.engine.process: `."""
 _UVICORN: Final = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL): {1,8}")
 _GLOG: Final = re.compile(r"\[?([WEF])\d{3,4} \d\d:\d\d:\d\d\.\d{1,9} (?:\d{1,10} )?[\w./-]{1,80}:\d{1,6}\] ?")
-"""Matches prefixes of C++ code in torch and other libraries, such as `[E716 19:47:26.324586583
-Pool.cpp:523] `."""
+"""Matches prefixes of C++ code, for example of torch: `[E716 19:47:26.324586583 Pool.cpp:523] `."""
 _GLOG_LEVELS: Final = {"W": "WARNING", "E": "ERROR", "F": "CRITICAL"}
 _PLACE: Final = re.compile(r"\[([\w./-]{1,80}\.py):\d{1,6}\] ?")
 _PREFIXES: Final = (
@@ -59,9 +58,9 @@ _PREFIXES: Final = (
     re.compile(r"\((?:Process|raylet)\) "),
     re.compile(r"(?:vLLM )?(?:STDOUT|STDERR|stdout|stderr)(?: \||:) ?"),
 )
-"""The first patterns match ISO times and the prefixes of containerd, journald, syslog, plain times,
-notebooks and Docker compose. The others match brackets such as `[rank0]:` and `[pod/name/container]`, log
-formats with bars, frames of terminals, Ray, and supervisors."""
+"""The first patterns match ISO times and the prefixes of containerd, journald, syslog, plain times, notebooks
+and Docker compose. The others match brackets such as `[rank0]:` and `[pod/name/container]`, log formats with
+bars, frames of terminals, Ray, and supervisors."""
 _PYTHON: Final = ("Traceback (most recent call last):", '  File "')
 
 _JSON_MESSAGES: Final = ("log", "message", "msg", "MESSAGE", "textPayload", "event", "line")
@@ -70,19 +69,19 @@ _JSON_LEVELS: Final = ("level", "levelname", "severity")
 
 
 class LogLine(NamedTuple):
-    """A line without its prefixes, and the facts that the prefixes contained."""
+    """A line without its prefixes, and the facts in the prefixes."""
 
     process: str
-    """vLLM's label for the process, such as `EngineCore_DP0 pid=123`. Empty if the line has none."""
+    """vLLM's label of the process, such as `EngineCore_DP0 pid=123`. Empty if the line has no label."""
     level: str
-    """The level, such as `ERROR`. Empty for printed text."""
+    """The level, such as `ERROR`. Empty if the line was printed instead of logged."""
     place: str
     """The source file that logged the line, such as `core.py`. Empty if unknown."""
     text: str
 
 
 def read_line(raw: str) -> Iterator[LogLine]:
-    """Parses a line of a log. Yields several for a JSON record with a traceback, or if line ends are lost."""
+    """Parses a line. Yields several lines for a JSON record with a traceback, or if line breaks were lost."""
     raw = raw[:LONGEST_LINE].rstrip("\r\n")
     if "[" in raw:
         raw = _COLOUR.sub("", raw)
@@ -123,7 +122,7 @@ def _read_text(raw: str) -> Iterator[LogLine]:
 
 
 def _without_prefixes(text: str) -> tuple[str, str]:
-    """The level in the prefixes, or an empty text, and the text after the prefixes."""
+    """The level in the prefixes, which may be empty, and the text after the prefixes."""
     if text.startswith(_PYTHON):
         return "", text
     if glog := _GLOG.search(text, 0, _HEAD):
@@ -143,7 +142,7 @@ def _strip_prefixes(text: str) -> str:
 
 
 def _read_json(raw: str) -> Iterator[LogLine]:
-    """The lines of a JSON record: first its message, then its traceback."""
+    """Yields the lines of a JSON record. The lines of its message come before those of its traceback."""
     try:
         record = read_json(raw)
     except ValueError:
@@ -187,7 +186,7 @@ def read_lines(stream: BinaryIO) -> Iterator[str]:
 
 
 def _utf8_chunks(stream: BinaryIO) -> Iterator[bytes]:
-    """Yields the stream's content in UTF-8. Converts UTF-16, which PowerShell writes."""
+    """Yields the content of a stream in UTF-8. Converts UTF-16, which PowerShell writes."""
     chunk = stream.read(_CHUNK)
     if not chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         yield chunk.removeprefix(codecs.BOM_UTF8)

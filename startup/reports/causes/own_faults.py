@@ -1,8 +1,7 @@
 """Decides from a traceback whether vllm-cli or vLLM has failed.
 
-Most stacks contain frames of vllm-cli, because vllm-cli calls vLLM and wraps vLLM's functions. A frame of
-vllm-cli counts only if it called no code of vLLM or another package, or if plain vLLM would not have run this
-code (`_ADDED`).
+Most stacks contain frames of vllm-cli, because vllm-cli calls vLLM and wraps vLLM's functions. Such a frame
+counts only if it called no code of vLLM or a package, or if plain vLLM does not run such code (`_ADDED`).
 """
 
 import re
@@ -39,8 +38,7 @@ FORKED_DRIVER: Final = KnownCause(
     ),
     "Set VLLM_WORKER_MULTIPROC_METHOD=spawn. In Python code, call LLM below `if __name__ == '__main__'`.",
 )
-"""Counts as a fault of vllm-cli, unless the user has chosen the start method `fork`. With any other start
-method, plain vLLM does not fork."""
+"""A fault of vllm-cli, unless the user has chosen the start method `fork`. vLLM's others do not fork."""
 
 _DRIVEN: Final = (
     "multiprocessing/forkserver.py",
@@ -56,8 +54,7 @@ _ADDED: Final = (
     "startup/vllm/fork/",
     "startup/vllm/patches/late_imports.py",
 )
-"""Code of vllm-cli that makes calls to libraries which plain vLLM does not make. An exception in such a
-call is vllm-cli's fault."""
+"""Code of vllm-cli that calls libraries where plain vLLM does not call them. Its failures are vllm-cli's."""
 _BEGINS: Final = (
     ("startup/vllm/fork/recorded_ends.py", "run_and_record"),
     ("multiprocessing/process.py", "run"),
@@ -66,18 +63,16 @@ _BEGINS: Final = (
 )
 """Functions that call the main function of a vLLM process, or import the program that started it."""
 _PASSES_ON: Final = (("startup/vllm/patches/late_imports.py", "import_late"),)
-"""Functions in `_ADDED` that make only calls which plain vLLM makes as well."""
+"""Functions in `_ADDED` whose calls plain vLLM also makes."""
 _IN_PLACE: Final = (("startup/vllm/patches/port.py", "bind"),)
-"""vllm-cli's functions that vLLM calls in place of a library's. Errors of the machine in them, such as a
-taken port, are not vllm-cli's fault."""
+"""Functions that replace a library's. Errors of the machine in them, such as a taken port, are no faults."""
 _EMBEDDED: Final = ("server/", "startup/embedded/")
-"""Folders whose frames show that a stack is the embedded engine's. All code of this engine is vllm-cli's."""
+"""Folders of the embedded engine. All code of this engine belongs to vllm-cli."""
 _INTENDED: Final = re.compile(
     r"(?!startup\.ground\.processes\.forkserver\.)(?:base|envs|router|server|startup|vllm_cli)\.|KeyboardInterrupt|"
     "SystemExit|RuntimeError: --compile-cache require"
 )
-"""Beginnings of exceptions with which vllm-cli or a signal ends a start on purpose. A failed fork is a
-fault, so it does not match."""
+"""Beginnings of exceptions with which vllm-cli or a signal ends a start on purpose. No failed forks."""
 
 _ROOT: Final = f"{Path(__file__).parents[3]}/"
 _OWN: Final = re.compile(r"(?:base|envs|router|server|startup|vllm_cli)/.*")
@@ -90,15 +85,13 @@ class TracebackOrigin:
 
     def __init__(self) -> None:
         self._is_in_ours = False
-        """Whether the innermost frame is vllm-cli's or in `_DRIVEN`. Other frames of the standard library do
-        not count."""
+        """Whether the innermost frame is vllm-cli's or in `_DRIVEN`. The standard library is skipped."""
         self._is_below_added = False
         self._is_embedded = False
         self.is_of_library_import = False
         """Whether the innermost frame belongs to an installed module that is being imported."""
 
     def add_frame(self, file: str, function: str) -> None:
-        """Takes the next frame."""
         self.is_of_library_import = function == "<module>" and "-packages/" in file
         library = _LIBRARY.fullmatch(file)
         own = None if library else _OWN.fullmatch(_in_root(file))
@@ -128,7 +121,7 @@ class TracebackOrigin:
 
 
 def _in_root(file: str) -> str:
-    """The path inside vllm-cli's folder. For a file of an installed wheel, the file's path in a checkout."""
+    """The file's path inside a checkout of vllm-cli, even if the file is in an installed wheel."""
     _, is_installed, path = file.rpartition("-packages/")
     if not is_installed:
         return file.removeprefix(_ROOT)

@@ -1,4 +1,4 @@
-"""Finds the phase of a start in a log's messages and in a traceback's functions."""
+"""Finds the phase of a start in the messages of a log and in the functions of a traceback."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -21,7 +21,7 @@ RESERVING: Final = "while it reserved the KV cache"
 SERVING: Final = "while it served"
 
 COMPUTING: Final = (MEMORY, COMPILING, WARM_UP, GRAPHS, SERVING)
-"""Phases in which vLLM runs the model."""
+"""The phases in which vLLM runs the model."""
 
 BANNER: Final = "█  version "
 """Text in the first lines of a start. vLLM up to 0.13 writes `OLD_BANNER` instead."""
@@ -30,7 +30,7 @@ LAST_PHASE: Final = "its last phase was "
 """Beginning of a message about a process that has ended. The name of one of vLLM's spans follows."""
 KV_CACHE_SIZE: Final = "GPU KV cache size"
 FATAL_ERROR: Final = "EngineCore encountered a fatal error"
-"""vLLM's message when an engine fails that had already started."""
+"""vLLM's message about an engine that fails after its start."""
 _MESSAGES: Final = (
     (f"{LAST_PHASE}init_device", DEVICE),
     (f"{LAST_PHASE}load", LOADING),
@@ -61,7 +61,7 @@ _MESSAGES: Final = (
     ("server is listening on", SERVING),
     (FATAL_ERROR, SERVING),
 )
-"""Texts in log messages, each with the phase that begins with the message."""
+"""Pairs of a text in a log message and the phase that begins with this message."""
 
 _FUNCTIONS: Final = {
     "parse_args": COMMAND_LINE,
@@ -94,11 +94,11 @@ _FUNCTIONS: Final = {
     "execute_model": SERVING,
     "execute_dummy_batch": SERVING,
 }
-"""Names of functions, each with the phase in which the function runs. The innermost function counts."""
+"""Name of a function -> the phase in which it runs. In a traceback, the innermost function counts."""
 
 
 def phase_of_message(text: str) -> str:
-    """The phase that begins with this message. Empty if the message begins no phase."""
+    """The phase that begins with this message. Empty if no phase begins."""
     return next((phase for part, phase in _MESSAGES if part in text), "")
 
 

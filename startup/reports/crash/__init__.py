@@ -1,1 +1,1 @@
-"""The records that explain a crash, and the digest of a crash. Begin reading with `crash_report.py`."""
+"""Records the output of a server's processes, and explains a crash. Start reading at `crash_report.py`."""

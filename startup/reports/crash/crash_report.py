@@ -1,6 +1,6 @@
-"""The digest of a crash: which process failed in which phase, the cause, what to do, and the complete log.
+"""The digest of a crash: which process failed in which phase, the cause, the advice, and the complete log.
 
-The digest is the server's last output. Probes, the service manager and Kubernetes receive the digest as well.
+The digest is the last output of the server. Probes, the service manager and Kubernetes also get it.
 """
 
 import logging
@@ -32,16 +32,13 @@ logger = logging.getLogger(__name__)
 _FOLDER: Final = "failed"
 _MOST_LOGS: Final = 10
 _MOST_CHARS: Final = 1 << 20
-"""Maximum number of characters that are kept of a log's beginning. The same number is kept of its end."""
+"""The most characters that are kept of the beginning of a log, and of its end."""
 _MOST_TERMINATION_BYTES: Final = 4096
-"""Maximum size in bytes of the file that Kubernetes shows (terminationMessagePath)."""
+"""The most bytes of the file that Kubernetes shows (terminationMessagePath)."""
 
 
 def keep_log(record: OutputRecord) -> Path | None:
-    """Writes the record without secrets to a file in the cache folder, and removes old files.
-
-    Only this user can read the file. Returns None if it cannot be written.
-    """
+    """Writes the output without secrets to a file for this user, and removes old files. None on errors."""
     text = ""
     with suppress(OSError):
         text = record.file.read_bytes().decode("utf-8", "replace")
@@ -62,9 +59,9 @@ def keep_log(record: OutputRecord) -> Path | None:
 
 
 def name_log(record: OutputRecord) -> None:
-    """Logs the path of the complete log, because the terminal got shortened tracebacks.
+    """Logs the path of the complete log, because the terminal has shown tracebacks without their frames.
 
-    If the log cannot be kept in a file, writes it to standard error.
+    If no file can be written, writes the complete log to standard error.
     """
     if (log := keep_log(record)) is not None:
         logger.warning("tracebacks above are shortened. Complete log: %s", log)
@@ -74,7 +71,7 @@ def name_log(record: OutputRecord) -> None:
 
 
 def write_termination_message(text: str) -> None:
-    """Writes why the server ended into the file that Kubernetes reads. Does nothing outside of Kubernetes."""
+    """Writes why the server has ended to the file that Kubernetes reads. Elsewhere, it does nothing."""
     path = env.VCLI_TERMINATION_LOG.get()
     shown = hide_quoted(text, sys.argv).encode()[:_MOST_TERMINATION_BYTES]
     with suppress(OSError):
@@ -84,10 +81,7 @@ def write_termination_message(text: str) -> None:
 
 
 def find_crash(record: OutputRecord, more: str = "") -> Cause | None:
-    """The cause of the server's end, from its output and the lines `more`. None if no cause is found.
-
-    If a signal stopped the server, the known cause is `STOPPED`.
-    """
+    """Finds why the server has ended, in its output and the lines `more`. `STOPPED` if by a signal."""
     with suppress(OSError), record.file.open("rb") as stream:
         cause = find_cause(chain(read_lines(stream), more.splitlines()))
         return None if cause and cause.is_mention and cause.known is None else cause
@@ -95,19 +89,19 @@ def find_crash(record: OutputRecord, more: str = "") -> Cause | None:
 
 
 def was_stopped(cause: Cause) -> bool:
-    """Whether a signal stopped the server and nothing failed before."""
+    """Whether a signal stopped the server, and nothing had failed before."""
     return cause.known is STOPPED
 
 
 def describe_crash(record: OutputRecord, process: str, phase: str, message: str, *, has_advice: bool = False) -> Cause:
-    """The cause of the server's end, from its output. Without a cause there, `message` is the cause.
+    """Finds why the server has ended. If its output shows no cause, the error `message` is the cause.
 
     Args:
-        record: the server's output.
-        process: the process that `message` is about.
-        phase: the phase in which this process failed.
-        message: the error message about this process.
-        has_advice: whether `message` says what to do.
+        record: the output of the server.
+        process: the process that the message is about.
+        phase: the phase of the start in which this process failed.
+        message: an error message about this process.
+        has_advice: whether the message contains advice.
     """
     found = find_crash(record)
     if record.is_cut_off:  # an error in it may be only a consequence
@@ -119,7 +113,7 @@ def describe_crash(record: OutputRecord, process: str, phase: str, message: str,
 
 
 def build_error(cause: Cause, record: OutputRecord, *, exit_code: int, log_format: LogFormat) -> CrashError:
-    """The error that ends the program, with at most five lines of text. Also writes the log to a file."""
+    """Returns the error that ends the program, with at most five lines. Also writes the log to a file."""
     log = keep_log(record)
     text = "\n".join([*write_digest(cause), *([f"Log: {log}"] if log else [])])
     fields = {**digest_to_dict(cause), "log": str(log) if log else None}

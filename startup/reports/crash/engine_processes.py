@@ -1,4 +1,4 @@
-"""The processes of an engine that may hang. Reports which are stopped, their processor time and stacks."""
+"""The processes of an engine that may hang: which ones are stopped, their processor time and their stacks."""
 
 import asyncio
 import os
@@ -15,16 +15,16 @@ from startup.reports.crash.output_record import ANY_STACK, STACK_SIGNAL, OutputR
 
 _STOPPED: Final = "T"
 _WRITE_S: Final = 1.0
-"""Seconds within which processes must write their stacks."""
+"""Seconds that processes have to write their stacks."""
 _RESUME_S: Final = 0.2
-"""Seconds between SIGCONT and the signal for the stacks. Without this pause, any thread could get the
-signal and read the stacks of threads that are waking up. This sometimes crashes Python."""
+"""Seconds between SIGCONT and the signal for the stacks. Without this pause, the signal may reach any thread,
+which then reads the stacks of threads that are waking up. This sometimes crashes Python."""
 _POLL_S: Final = 0.05
 _MOST_SHOWN: Final = 12
 _OUTERMOST: Final = " in <module>"
-"""Ending of the last line, once a process has written all its stacks."""
+"""The end of the last line of a process that has written all of its stacks."""
 _WAITS_FOR_WORK: Final = "dequeue"
-"""vLLM's function in which a worker waits for work."""
+"""vLLM's function in which an idle worker waits."""
 _PLACE: Final = re.compile(r'  File "(?:[^"]*/)?([^"/]+)", line (\d+), in (\S+)')
 
 
@@ -32,9 +32,9 @@ class _Process(NamedTuple):
     pid: int
     name: str
     kind: int
-    """Index of the process's kind in the list `kinds`."""
+    """The index of the beginning of the process's name in the list `kinds`."""
     begin: str
-    """The process's start time. A later process with the same pid has another start time."""
+    """The start time. It differs for a later process with the same pid."""
 
     @property
     def label(self) -> str:
@@ -42,14 +42,14 @@ class _Process(NamedTuple):
 
 
 class RecordedProcesses:
-    """Implements `server.operation.engine_watchdog.EngineProcesses` for processes with a record."""
+    """Implements `server.operation.engine_watchdog.EngineProcesses` for processes with an output record."""
 
     def __init__(self, record: OutputRecord, kinds: Sequence[str]) -> None:
         """
         Args:
-            record: the record to which all of these processes write.
-            kinds: beginnings of the processes' names. Each beginning is a kind. Of the kinds that have a
-                process, the last one runs the model.
+            record: the output record to which all of these processes write.
+            kinds: beginnings of processes' names. Each beginning is one kind. Processes of the last kind
+                that exists run the model.
         """
         self._record = record
         self._kinds = kinds
@@ -97,7 +97,7 @@ class RecordedProcesses:
                 os.kill(process.pid, signal.SIGKILL)
 
     async def _take_stacks(self, *, resumes: bool) -> Mapping[_Process, Sequence[str]]:
-        """The stacks of all threads, by process. Leaves stopped processes out, unless it `resumes` them."""
+        """The stacks of all threads, by process. Stopped processes are resumed first, or else left out."""
         stopped = [process for process, stat in self._alive() if stat[0] == _STOPPED]
         if resumes and stopped:
             for process in stopped:
@@ -119,7 +119,7 @@ class RecordedProcesses:
         return stacks
 
     def _alive(self) -> Iterator[tuple[_Process, list[str]]]:
-        """The running processes in the order of their kinds, each with its fields of /proc/PID/stat."""
+        """Yields the running processes in the order of their kinds, with their fields of /proc/PID/stat."""
         found: list[tuple[_Process, list[str]]] = []
         for pid in self._record.begun_pids():
             with suppress(OSError, IndexError):
@@ -147,7 +147,7 @@ def _begin(stat: Sequence[str]) -> str:
 
 
 def _catches(pid: int) -> bool:
-    """Whether the process handles `STACK_SIGNAL`, which would otherwise end the process."""
+    """Whether the process handles `STACK_SIGNAL`. If it does not, this signal would end it."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("SigCgt:"):
             return bool(int(line.split()[1], 16) >> (STACK_SIGNAL - 1) & 1)
@@ -155,7 +155,7 @@ def _catches(pid: int) -> bool:
 
 
 def _frames(stack: Sequence[str]) -> list[str]:
-    """The frames of the main thread's stack, outermost first."""
+    """The frames of the main thread's stack. The outermost frame is first."""
     return frames_of(stack, *ANY_STACK)
 
 
@@ -164,7 +164,6 @@ def _waits(stack: Sequence[str]) -> bool:
 
 
 def _describe(process: _Process, stack: Sequence[str]) -> str:
-    """Names the process and its innermost call."""
     frames = _frames(stack)
     place = _PLACE.match(frames[-1]) if frames else None
     return f"{process.label} in {place[3]}() of {place[1]}:{place[2]}" if place else process.label

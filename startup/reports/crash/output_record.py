@@ -1,8 +1,8 @@
-"""Records the standard output and standard error of a server's processes, and how the processes end.
+"""Records standard output and standard error of a server's processes, and how the processes end.
 
-All processes append to one file, so that this file has their lines in order. The cause of a crash is
-later found in this file. The file lacks the output of compiled code, because such output does not pass
-through Python.
+All processes append to one file, the output record, which has their lines in order. If the server crashes,
+the cause is searched for in this file. The file lacks output of compiled code, which does not pass through
+Python.
 """
 
 import faulthandler
@@ -27,8 +27,7 @@ from startup.reports.causes.phase import LAST_PHASE
 
 _FILE: Final = "output.log"
 _SHORTENED: Final = "shortened"
-"""Name of a file that exists while terminals get short tracebacks. Each shortened traceback adds a byte
-to it."""
+"""The file that exists while terminals get short tracebacks. Each short traceback adds a byte to it."""
 _MOST_MESSAGE_LINES: Final = 2
 _MOST_BYTES: Final = 8 << 20
 _PHASE: Final = "Phase: "
@@ -36,35 +35,34 @@ _PROCESS: Final = "Process "
 """Beginning of the line before the traceback of an exception that ends a process."""
 _TRACEBACK: Final = "Traceback (most recent call last)"
 _OF_ERRORS: Final = ("ERROR", "CRITICAL", "Traceback", "rror:", "xception")
-"""Once the server is ready, only output that contains one of these texts is recorded."""
+"""Texts of errors. Once the server is ready, only output that contains one of them is recorded."""
 _FRAME: Final = re.compile(r'(  File "[^"]{1,400}", line \d{1,8}) in (\S{1,120})')
 _STACK: Final = "Current thread "
-"""Beginning of the stack of the thread that got the signal. Python writes a stack's innermost call first."""
+"""The first words of the stack of the thread that got the signal. A stack begins with the innermost call."""
 ANY_STACK: Final = (_STACK, "Thread ")
-"""Beginnings of the stack of any thread. Python writes the main thread's stack last."""
+"""The first words of any thread's stack. Python writes the main thread's stack last."""
 STACK_SIGNAL: Final = signal.SIGRTMIN + 5
-"""Signal that makes a process write the stacks of all its threads. No known program in vLLM uses this
-signal."""
+"""The signal on which a process writes the stacks of all its threads. vLLM's programs do not use it."""
 _POLITE: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals with which the launcher and vLLM end processes on purpose."""
 _BY_WHOM: Final = {True: ", by the kernel's OOM killer", False: ", not by the kernel's OOM killer", None: ""}
 
 
 class ProcessState(NamedTuple):
-    """The facts that a process has recorded about itself."""
+    """Facts that a process has recorded about itself."""
 
     name: str
     parent_pid: int
     phase: str
-    """The innermost function among those of vLLM that are timed, such as `loading_cpu`. May be empty."""
+    """The innermost running function of vLLM's timed functions, such as `loading_cpu`. May be empty."""
     stack: list[str]
     """Lines of the stacks that Python wrote when the process got a signal."""
 
 
 class OutputRecord:
-    """The output record of one server. Each process of the server has its own object for the same folder.
+    """The output record of one server. Each of its processes has an object of its own for the same folder.
 
-    No method raises OSError, because a server must not fail because of its record.
+    The methods raise no OSError, because problems of the record must not end the server.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -72,26 +70,26 @@ class OutputRecord:
         self.process_name = ""
         """The name of this process in the record. Empty before `begin_process`."""
         self.keeps_only_errors = False
-        """Set once the server is ready, so that a log line for each request takes no time."""
+        """Set once the server is ready, because recording a line for each request would take time."""
         self._fd: int | None = None
         self._state_fd: int | None = None
         self._phase = ""
         self._last_traceback = ""
         self.is_cut_off = False
-        """Whether this process could not write to the record, because the disk is full."""
+        """Whether this process could not write all of its output to the record, because the disk was full."""
         with suppress(OSError):
             self._fd = move_up(os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     def begin_process(self, name: str, *, parent_pid: int = 0, is_watched: bool = True) -> None:
-        """From now on, copies this process's output to the record.
+        """Copies this process's output to the record from now on.
 
         If a signal such as SIGSEGV ends this process, Python also writes the stacks of all threads to the
-        record. If no other process would read the record, Python writes this thread's stack to standard
-        error.
+        record. If no process would read the record, Python writes this thread's stack to standard error
+        instead.
 
         Args:
             name: the process's name in the digest.
-            parent_pid: the kernel ends this process when this parent ends. 0 if there is no such parent.
+            parent_pid: the parent with which the kernel ends this process. 0 if there is no such parent.
             is_watched: whether another process records how this process ends.
         """
         self.process_name = name
@@ -110,7 +108,7 @@ class OutputRecord:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Records the name of the phase that runs in the block, in case a signal ends this process."""
+        """Records the phase that runs in the block, so that it is known if a signal ends this process."""
         outer, self._phase = self._phase, name
         self._note_phase(name)
         try:
@@ -125,10 +123,7 @@ class OutputRecord:
                 os.write(self._state_fd, f"{_PHASE}{name}\n".encode())
 
     def append(self, text: str) -> bool:
-        """Appends text to the file, without showing the text. Returns whether all of it was written.
-
-        A file that is too long is emptied first.
-        """
+        """Appends text to the file, which is emptied first if it is too long. Returns False on a failure."""
         if self._fd is None:
             return False
         with suppress(OSError):
@@ -150,12 +145,12 @@ class OutputRecord:
         return text
 
     def shorten_tracebacks(self) -> None:
-        """From now on, terminals get all processes' tracebacks without frames. The record has the frames."""
+        """Makes all processes show tracebacks on terminals without frames. The record keeps the frames."""
         with suppress(OSError):
             (self.folder / _SHORTENED).touch(mode=0o600)
 
     def end_shortening(self) -> bool:
-        """From now on, terminals get whole tracebacks. Returns whether a traceback was shortened before."""
+        """Makes all processes show whole tracebacks again. Returns whether a traceback was shortened."""
         path = self.folder / _SHORTENED
         with suppress(OSError):
             has_shortened = path.stat().st_size > 0
@@ -164,7 +159,7 @@ class OutputRecord:
         return False
 
     def _note_shortened(self) -> bool:
-        """Records that a traceback is shortened. Returns False if tracebacks must not be shortened."""
+        """Counts a shortened traceback. Returns False if tracebacks must not be shortened."""
         with suppress(OSError), (self.folder / _SHORTENED).open("r+b", buffering=0) as file:
             return file.write(b"x") == 1
         return False
@@ -182,11 +177,10 @@ class OutputRecord:
 
     @property
     def file(self) -> Path:
-        """The file with the output of all processes."""
         return self.folder / _FILE
 
     def read_state(self, pid: int) -> "ProcessState":
-        """The facts that a process has recorded about itself. Their `name` is empty if there are no facts."""
+        """The facts that a process has recorded about itself. `name` is empty if there are none."""
         lines: list[str] = []
         with suppress(OSError):
             lines = self._state_file(pid).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -195,19 +189,19 @@ class OutputRecord:
         return ProcessState(name, int(parent), phases[-1] if phases else "", stack)
 
     def state_size(self, pid: int) -> int:
-        """Size of the process's file of facts, in bytes. Pass it to `read_stacks` to read what follows."""
+        """The size in bytes of the file with the process's facts, for `begin` in `read_stacks`."""
         with suppress(OSError):
             return self._state_file(pid).stat().st_size
         return 0
 
     def read_stacks(self, pid: int, begin: int) -> list[str]:
-        """The lines that a process has added to its file of facts after the byte `begin`."""
+        """The lines that the process has added to the file with its facts after the byte `begin`."""
         with suppress(OSError):
             return self._state_file(pid).read_bytes()[begin:].decode("utf-8", "replace").splitlines()
         return []
 
     def begun_pids(self) -> list[int]:
-        """Pids of the processes that have called `begin_process`. Some of these processes may have ended."""
+        """The ids of all processes that have called `begin_process`. Some of them may have ended."""
         return [int(path.stem) for path in self.folder.glob("*.state")]
 
     def _state_file(self, pid: int) -> Path:
@@ -215,7 +209,7 @@ class OutputRecord:
 
 
 def _copy_writes(stream: Any, record: OutputRecord) -> None:
-    """Replaces the stream's `write`. The stream remains, because log handlers hold references to it."""
+    """Replaces the method `write` of a stream. Log handlers keep the stream itself, so it must stay."""
     below = getattr(stream, "below", stream)
     write: Callable[[str], int] = getattr(below.write, "without_record", below.write)
     is_terminal: Callable[[], bool] = getattr(stream, "isatty", bool)
@@ -228,7 +222,7 @@ def _copy_writes(stream: Any, record: OutputRecord) -> None:
 
 
 def _without_frames(text: str) -> str:
-    """Replaces a chain of tracebacks in the text by the first lines of the chain's last exception."""
+    """Replaces a chain of tracebacks in the text by the message of its last exception."""
     shown: list[str] = []
     begin, prefix, num_message_lines = 0, "", -1
     for line in text.splitlines(keepends=True):
@@ -247,12 +241,12 @@ def _without_frames(text: str) -> str:
 
 
 def labelled(lines: Iterable[str], name: str, pid: int | None = None) -> str:
-    """The lines as text, each with a label in vLLM's form for this process, or for the process `pid`."""
+    """Joins the lines and puts a label in vLLM's form before each, for this process or the process `pid`."""
     return "".join(f"({name} pid={os.getpid() if pid is None else pid}) {line}\n" for line in lines)
 
 
 class ProcessEnds:
-    """Records how other processes end. Create it before they start, in the process that waits for them."""
+    """Records how other processes end. It must be created before them, in the process that reaps them."""
 
     def __init__(self, record: OutputRecord, *, are_forks: bool = False) -> None:
         """`are_forks`: whether this process forks the other processes after its imports."""
@@ -261,7 +255,7 @@ class ProcessEnds:
         self._oom_watch = OomWatch()
 
     def add(self, pid: int, code: int) -> None:
-        """Records that a process has ended. `code` is its exit code, or the negative number of a signal."""
+        """Records the end of a process. `code` is its exit code, or -N after signal N."""
         state = self._record.read_state(pid)
         if code and state.name:
             self._record.append(labelled(self._describe(code, state), state.name, pid))
@@ -297,17 +291,17 @@ def _is_ending(pid: int) -> bool:
 
 
 def _num_threads() -> int:
-    """The number of this process's threads, including threads of compiled code."""
+    """The number of threads of this process, including threads of compiled code."""
     with suppress(OSError):
         return len(os.listdir("/proc/self/task"))  # noqa: PTH208
     return 1
 
 
 def frames_of(stack: Sequence[str], *begins: str) -> list[str]:
-    """The calls in a stack, outermost first. `stack` has the lines of the stacks of several threads.
+    """The calls in one of several threads' stacks, outermost first. `stack` has the lines of all stacks.
 
-    Without `begins`, this is the last stack of a thread that got a signal. With `begins`, it is the last
-    stack whose first line begins with one of these texts.
+    It is the last stack whose first line begins with one of `begins`. Without `begins`, it is the last stack
+    of a thread that got a signal.
     """
     heads = [position for position, line in enumerate(stack) if line.startswith(begins or _STACK)]
     begin = heads[-1] if heads else len(stack)

@@ -1,4 +1,4 @@
-"""Keeps the times of earlier starts. The remaining time of a start is estimated from these times."""
+"""Keeps the times of earlier starts, from which the remaining time of a start is estimated."""
 
 import re
 import sys
@@ -24,11 +24,11 @@ class SpanTimes(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StartRecord:
-    """A finished start. Times are in seconds. Spans are named `process:phase`."""
+    """The times of a finished start in seconds. A span is one phase in one process: `process:phase`."""
 
     total_s: float
     spans: Mapping[str, SpanTimes]
-    """The times of each span, including spans beside the critical path."""
+    """The times of all spans, even of spans that did not delay the start."""
 
     def __post_init__(self) -> None:
         if self.total_s < 0:
@@ -41,18 +41,18 @@ class StartRecord:
 
 @dataclass(frozen=True)
 class EarlierStarts:
-    """Starts with the same key, oldest first. There is at least one."""
+    """Starts with the same key. There is at least one, and the oldest is first."""
 
     records: tuple[StartRecord, ...]
 
     @cached_property
     def total_s(self) -> float:
-        """The median of the starts' total times, in seconds."""
+        """The median duration of these starts, in seconds."""
         return _median(record.total_s for record in self.records)
 
     @cached_property
     def spans(self) -> Mapping[str, SpanTimes]:
-        """The median times of each span, over the starts that had it."""
+        """The median times of each span. Only starts with this span count."""
         names = {name for record in self.records for name in record.spans}
         return {name: _median_times([r.spans[name] for r in self.records if name in r.spans]) for name in names}
 
@@ -61,16 +61,16 @@ _RECORDS: Final = of_type(tuple[StartRecord, ...])
 
 
 def read_history(key: str) -> EarlierStarts | None:
-    """The earlier starts with this key (`StartSubject.history_key`). None if no start is kept.
+    """The earlier starts with this key (`StartSubject.history_key`). None if there are none.
 
-    Starts that were recorded while an image was built count until the user's own first start is kept.
+    Starts during the build of an image count only until the user's first start is recorded.
     """
     records = _kept(key).read(_RECORDS)
     return EarlierStarts(records) if records else None
 
 
 def record_start(key: str, record: StartRecord) -> None:
-    """Adds a start to this key, and keeps only the newest starts of the key. Takes about a millisecond."""
+    """Adds a start to this key, and drops the key's oldest starts. Takes about a millisecond."""
     earlier = _kept(key).read(_RECORDS, is_own=True) or ()
     _kept(key).write([vars(each) for each in (*earlier, record)[-MAX_PER_KEY:]])
 
@@ -104,23 +104,20 @@ def _round(time_s: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class StartSubject:
-    """The model, engine and packages of a start, and the key under which its times are kept."""
+    """The model, engine and packages of a start, and the key under which the times of the start are kept."""
 
     model: str
     engine: str = "embedded"
     start_method: str
     packages: tuple[str, ...]
-    """Distributions whose versions influence the start's duration."""
+    """The packages whose versions influence the duration of the start."""
     history_key: Callable[[Mapping[str, str]], str]
-    """Computes a name from the versions of `packages`. All comparable starts have the same name."""
+    """Returns the key for these versions of the packages. Only comparable starts have the same key."""
     report_file: Path | None = None
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of these packages, if installed. If there are several, the first in `sys.path` counts.
-
-    The versions come from the names of metadata folders, because reading the metadata takes 30 ms.
-    """
+    """The versions of installed packages, read from the names of their metadata folders to save 30 ms."""
     wanted = {package.replace("-", "_").lower(): package for package in packages}
     found: dict[str, str] = {}
     for folder in map(Path, sys.path):

@@ -1,4 +1,4 @@
-"""One line on a terminal that shows progress and is rewritten in place. Does nothing without a terminal."""
+"""A line on a terminal that shows progress and is rewritten in place. Other streams get no such line."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ class LiveLine:
         os.register_at_fork(after_in_child=self._forget)
 
     def show(self, text: str) -> None:
-        """Replaces the line. Text that is wider than the terminal is cut off."""
+        """Replaces the text of the line. A text that is wider than the terminal is cut."""
         with self._lock:
             if self.is_on:
                 self._write(_ERASE + text[: self._width - 1])
@@ -54,7 +54,7 @@ class LiveLine:
             self._is_shown = False
 
     def _forget(self) -> None:
-        """Called in a forked process, where threads that held the lock are gone. The parent owns the line."""
+        """Called in a forked process, in which no thread can release the lock. The parent owns the line."""
         self._lock = RLock()
         self._is_shown = False
 
@@ -66,7 +66,7 @@ class LiveLine:
             return _USUAL_WIDTH
 
     def _write(self, text: str) -> None:
-        """Writes to the terminal. Turns the line off if the terminal was closed."""
+        """Writes to the terminal. If the terminal was closed, nothing is shown from now on."""
         try:
             self._stream.write(text)
             self._stream.flush()

@@ -1,7 +1,6 @@
-"""Progress of a start: its phase, the completed share and the remaining time.
+"""The progress of a start: its phase, the completed share and the remaining time.
 
-Share and time are estimated from earlier starts. A terminal shows the progress on one line. Without a
-terminal, the log shows the progress.
+Share and time are estimated from earlier starts, and shown on one line of a terminal or else in the log.
 """
 
 import logging
@@ -20,26 +19,25 @@ from startup.reports.timeline.timeline import PhaseTimeline
 logger = logging.getLogger(__name__)
 
 _MAX_WHILE_RUNNING: Final = 0.99
-"""Maximum share that is shown while the start is running, even if the start takes longer than earlier
-ones."""
+"""The largest share that is shown during the start, even if the start takes longer than earlier starts."""
 _BETWEEN_PHASES: Final = "starting"
 READY: Final = "ready"
 LONG_PHASE_S: Final = 2.0
-"""A phase that takes longer than this many seconds is logged while it runs."""
+"""Seconds after which a phase that still runs is logged."""
 
 
 @dataclass(frozen=True)
 class StartProgress:
-    """The progress at one moment."""
+    """The progress of a start at one moment."""
 
     phase: str
     progress: float | None
     """The completed share, 0 to 1. It never decreases. None if there are no earlier starts."""
     elapsed_s: float
     eta_s: float | None
-    """Remaining seconds. None if there are no earlier starts."""
+    """The remaining seconds. None if there are no earlier starts."""
     detail: str = ""
-    """The phase's own progress, if it reports any."""
+    """The progress within the phase. Empty if the phase reports no progress."""
 
     def to_dict(self) -> dict[str, Any]:
         """The progress as members of the JSON body of a 503 response."""
@@ -53,11 +51,10 @@ class StartProgress:
 
     @property
     def activity(self) -> str:
-        """The phase in words, with its own progress."""
+        """The phase in words, with the progress within the phase."""
         return self.phase.replace("_", " ") + (f": {self.detail}" if self.detail else "")
 
     def __str__(self) -> str:
-        """One line for a terminal."""
         parts = [f"{self.elapsed_s:5.1f} s"]
         if self.progress is not None:
             parts.append(draw_bar(self.progress))
@@ -74,9 +71,9 @@ class ProgressMeter:
         self._timeline = timeline
         self._earlier: EarlierStarts | None = None
         self.detail = ""
-        """The current phase's progress as text. The code that sets it also removes it."""
+        """The progress within the current phase as text. The code that sets it also removes it."""
         self.added_s = 0.0
-        """Seconds by which this start takes longer than earlier starts, because only this start compiles."""
+        """Seconds that this start takes longer than earlier starts, because it compiles the model."""
         self._highest = _HighestShare()
 
     def expect(self, earlier: EarlierStarts | None) -> None:
@@ -110,12 +107,12 @@ class ProgressMeter:
 
 
 class LiveProgress:
-    """A thread that reads the meter, ten times a second for a terminal or four times a second for the log."""
+    """A thread that shows the progress: on a terminal 10 times a second, or in the log 4 times a second."""
 
     def __init__(
         self, meter: ProgressMeter, log_note: str = "", *, only_logs: bool = False, long_phase_s: float = LONG_PHASE_S
     ) -> None:
-        """`log_note` is appended to the first line in the log. With `only_logs`, no terminal is used."""
+        """`log_note` is appended to the first line in the log. `only_logs`: whether a terminal is ignored."""
         self._meter = meter
         self._line = LiveLine(sys.stderr)
         self._is_live = self._line.is_on and not only_logs
@@ -141,7 +138,7 @@ class LiveProgress:
         self._line.close()
 
     def erase(self) -> None:
-        """Like `close`, but does not wait for the thread's end, as a signal's handler must not wait."""
+        """Erases the line and stops the thread, but does not wait for the thread. Used in signal handlers."""
         self._stop.set()
         self._line.close()
 

@@ -15,7 +15,7 @@ SCHEMA_VERSION: Final = 1
 
 _BAR_WIDTH: Final = 24
 _MIN_SHARE: Final = 0.01
-"""Spans beside the critical path are left out if their share of the total time is smaller than this."""
+"""Spans that are not on the critical path are shown only from this share of the total time on."""
 _FACTS: Final = ("outcome", "error", "model", "start_method", "versions", "page_cache", "compiled_model")
 _HEADER: Final = "     at s   took s  share  process     phase"
 
@@ -24,7 +24,7 @@ Outcome = Literal["starting", "ready", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class PageCacheFacts:
-    """The size of the weights, and how much of it was in the page cache when the start began."""
+    """The size of the weights, and how much of the weights was in the page cache when the start began."""
 
     total_bytes: int
     resident_bytes: int
@@ -36,7 +36,7 @@ class PageCacheFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class StartFacts:
-    """Facts about a start besides its timeline."""
+    """Facts about a start besides its times."""
 
     model: str
     start_method: str
@@ -44,7 +44,7 @@ class StartFacts:
     page_cache: PageCacheFacts | None = None
     outcome: Outcome = "ready"
     error: str | None = None
-    """The error that ended the start. None if the start did not fail."""
+    """The error that has ended the start. None if the start has not failed."""
     compiled_model: Mapping[str, Any] | None = None
     """Whether vLLM loads or compiles its model, and why. None if unknown."""
 
@@ -54,37 +54,36 @@ class _Times:
     """The times of a start, in seconds since the kernel started the API process."""
 
     created_at: str
-    """Time of the report, in ISO 8601 and UTC."""
+    """The time of the report, in ISO 8601 and UTC."""
     total_s: float
     critical_path: tuple[Stretch, ...]
-    """Stretches that cover the time from 0 to `total_s` without gaps."""
+    """The spans, or parts of spans, that cover the time from 0 to `total_s` without gaps."""
     spans: tuple[Stretch, ...]
-    """All recorded spans, ordered by their begin. Spans may overlap."""
+    """All recorded spans in the order of their begin. They may overlap."""
     marks: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartReport(_Times):
-    """The report of one start: facts and times."""
+    """The report of one start, with its facts and times."""
 
     facts: StartFacts
 
     @property
     def phases(self) -> list[PhaseTotal]:
-        """The total of each phase on the critical path."""
+        """The total time of each phase on the critical path, which has the spans that delayed the start."""
         return sum_phases(self.critical_path)
 
     @property
     def explained_share(self) -> float:
-        """The share of the start that spans cover, 0 to 1."""
+        """The share of the start's time that spans cover, 0 to 1."""
         return 1.0 - sum(phase.share for phase in self.phases if phase.name == UNEXPLAINED)
 
     def table(self) -> str:
-        """A line for each phase, ordered by begin. Columns are begin, duration, share, process and name."""
+        """A line for each phase, in the order of their begin: begin, duration, share, process and name."""
         return format_phases(self.critical_path, [span for span in self.spans if span.waits_for is None])
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as a JSON object."""
         facts = asdict(self.facts)
         return {
             "schema": SCHEMA,
@@ -100,12 +99,11 @@ class StartReport(_Times):
         }
 
     def to_json(self) -> str:
-        """The report as indented JSON, with a line break at the end."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
 def build_report(timeline: PhaseTimeline, facts: StartFacts) -> StartReport:
-    """The report of the start so far, or of the whole start if the timeline is finished."""
+    """The report of the start up to now, or of the whole start if it has finished."""
     spans = sorted(timeline.spans_so_far, key=lambda span: (span.begin_ns, -span.end_ns))
     path = timeline.critical_path
     return StartReport(
@@ -119,7 +117,7 @@ def build_report(timeline: PhaseTimeline, facts: StartFacts) -> StartReport:
 
 
 class ReportError(ValueError):
-    """The text is not a start-up report of this schema. The message is one line."""
+    """The text is not a report that this version reads. The message is one line."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def read_report(text: str) -> StartReport:
     """Reads a report that `StartReport.to_json` has written. Ignores unknown members.
 
     Raises:
-        ReportError: the text is not a valid report, for example after an edit. Names the invalid member.
+        ReportError: the text is not a valid report. The message names the first invalid member.
     """
     import msgspec  # noqa: PLC0415 - a start only writes reports
 
@@ -149,7 +147,7 @@ def read_report(text: str) -> StartReport:
 
 
 def format_phases(path: Sequence[Stretch], spans: Iterable[Stretch] = ()) -> str:
-    """A table of the critical path with bars, then a table of spans that ran without delaying the start."""
+    """A table of the critical path with bars, then a table of spans that did not delay the start."""
     phases = sum_phases(path)
     lines = [_HEADER, *map(_format_phase, phases)]
     hidden = _find_hidden(phases, spans)
@@ -166,7 +164,7 @@ def _format_phase(phase: PhaseTotal) -> str:
 
 
 def _find_hidden(phases: list[PhaseTotal], spans: Iterable[Stretch]) -> list[Stretch]:
-    """Spans that ran mostly (more than half of their time) beside the critical path."""
+    """The spans that ran for more than half of their time without being on the critical path."""
     shown_s = {phase.key: phase.took_s for phase in phases}
     least_s = _MIN_SHARE * sum(shown_s.values())
     hidden = [span for span in spans if span.took_s - 2 * shown_s.get(span.key, 0.0) >= least_s]
@@ -174,7 +172,6 @@ def _find_hidden(phases: list[PhaseTotal], spans: Iterable[Stretch]) -> list[Str
 
 
 def _rounded(value: Any) -> Any:
-    """Rounds seconds to microseconds."""
     return round(value, 6) if isinstance(value, float) else value
 
 

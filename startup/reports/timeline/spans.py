@@ -1,4 +1,4 @@
-"""Phases of a start, as spans on the clock that all processes share or in seconds since the start began."""
+"""Spans of a start, and its critical path: the spans that delayed it. A span is one phase in one process."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ API: Final = "api"
 """The process that the user started. All other processes are its children."""
 
 FORKSERVER: Final = "forkserver"
-"""The process that forks engine and workers after it has imported their modules."""
+"""The process that imports modules and then forks engine and workers."""
 
 BACKGROUND: Final = frozenset({"prefetch"})
 """Processes that no other process waits for."""
@@ -19,12 +19,10 @@ UNEXPLAINED: Final = "unexplained"
 """The name for time that no span covers."""
 
 _SHORT_GAP_NS: Final = 200_000
-"""A shorter gap is only the time between the end of a span and the begin of the next. Such a gap is
-counted as part of the earlier span."""
+"""A gap that is shorter than this lies only between two spans. It is counted as part of the earlier span."""
 
 _START_TIME_NS: Final = 20_000_000
-"""A process's first span may begin this much too early, because the kernel reports the start of processes in
-ticks of 10 ms."""
+"""A first span may begin this much too early, because the kernel reports starts in ticks of 10 ms."""
 
 
 @dataclass(frozen=True)
@@ -37,28 +35,28 @@ class Phase:
 
     @property
     def key(self) -> str:
-        """Identifies the phase in every start. Phases of different processes have different keys."""
+        """Identifies the phase in every start. The same phase of two processes has two keys."""
         return f"{self.process}:{self.name}"
 
 
 @dataclass(frozen=True)
 class PhaseSpan(Phase):
-    """The time in which a phase ran in one process, in monotonic nanoseconds."""
+    """A span in monotonic nanoseconds, which all processes share."""
 
     begin_ns: int
     end_ns: int
     waits_for: str | None = None
-    """The process that this span only waits for. None if the span is work."""
+    """The process that this span only waits for. None if the span contains work."""
 
 
 @dataclass(frozen=True)
 class Stretch(Phase):
-    """A span, or a piece of the critical path, in seconds since the start began."""
+    """A span, or a piece of the critical path, in seconds since the begin of the start."""
 
     begin_s: float
     end_s: float
     waits_for: str | None = None
-    """The process that this span only waits for. None if the span is work."""
+    """The process that this span only waits for. None if the span contains work."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.begin_s <= self.end_s:
@@ -76,11 +74,11 @@ class PhaseTotal(Phase):
     begin_s: float
     took_s: float
     share: float
-    """Share of the whole start, 0 to 1."""
+    """The share of the whole start, 0 to 1."""
 
 
 def sum_phases(path: Sequence[Stretch]) -> list[PhaseTotal]:
-    """One total for each process and name, ordered by begin. The shares of a critical path add up to 1."""
+    """One total for each phase, in the order of their begin. The shares of a critical path add up to 1."""
     total_s = sum(stretch.took_s for stretch in path)
     totals: dict[str, PhaseTotal] = {}
     for stretch in path:
@@ -93,7 +91,7 @@ def sum_phases(path: Sequence[Stretch]) -> list[PhaseTotal]:
 
 
 def find_critical_path(spans: Iterable[PhaseSpan], *, begin_ns: int, end_ns: int) -> list[PhaseSpan]:
-    """The spans that cover `begin_ns` to `end_ns`, in order of time. Gaps become `unexplained` spans."""
+    """The spans that cover `begin_ns` to `end_ns`, in order. Gaps become spans named `unexplained`."""
     walk = _Walk(_build_lanes(spans, begin_ns, end_ns), begin_ns, end_ns)
     while walk.time_ns > begin_ns:
         walk.step()
@@ -125,16 +123,13 @@ class _Lane:
         return self.segments[index - 1] if index else None
 
     def last_finished_before(self, time_ns: int, *, except_waits_for: str) -> _Segment | None:
-        """The last segment that ended before a time. Ignores segments that wait for `except_waits_for`."""
+        """The last segment that ended before a time, except segments that wait for `except_waits_for`."""
         over = (s for s in reversed(self.segments) if s.end_ns <= time_ns and s.span.waits_for != except_waits_for)
         return next(over, None)
 
 
 class _Walk:
-    """Goes back in time along the critical path.
-
-    Its position is a time, and the process that the start waited for at that time.
-    """
+    """Follows the critical path back in time. The position is a time, and the process waited for then."""
 
     def __init__(self, lanes: dict[str, _Lane], begin_ns: int, end_ns: int) -> None:
         self._lanes = lanes
@@ -142,12 +137,11 @@ class _Walk:
         self.time_ns = end_ns
         self._process = API
         self._seen_now: set[str] = set()
-        """Processes visited at this time, so that two processes which wait for each other cause no
-        endless loop."""
+        """The processes visited at this time, because two of them may wait for each other."""
         self.pieces: list[PhaseSpan] = []
 
     def step(self) -> None:
-        """Explains a piece of time by a span, or changes to another process."""
+        """Covers the time before the position by a span, or changes to another process."""
         lane = self._lanes.get(self._process)
         segment = lane.last_before(self.time_ns) if lane else None
         if segment is None:
@@ -158,10 +152,10 @@ class _Walk:
             self._follow(segment)
 
     def _leave_first_span(self) -> None:
-        """Changes to the parent of a process that did not exist before its first span.
+        """Changes to the parent of a process that had not begun before its first span.
 
-        The parent is the API process. But if the API process requested the process early and did not
-        wait, the process began when the forkserver had finished its imports, so the path continues in the
+        The parent is the API process. If the API process requested the process early and did not wait, the
+        process began when the forkserver had finished its imports. In this case, the path continues in the
         forkserver.
         """
         if self._process != FORKSERVER and (before := self._forked_after()) is not None:
@@ -173,7 +167,7 @@ class _Walk:
             self._explain(UNEXPLAINED, API, self._begin_ns)
 
     def _forked_after(self) -> _Segment | None:
-        """The forkserver's last work before this time. None if the API process did no work at this time."""
+        """The forkserver's last work before this time. None if the API process was idle at this time."""
         api = self._busy_after(API, self.time_ns - 1)
         if api is None or api.span.waits_for is not None:
             return None
@@ -212,10 +206,7 @@ class _Walk:
         self._explain(segment.span.name, latest, max(segment.begin_ns, gap_begin_ns))
 
     def _find_cause(self, gap_begin_ns: int) -> None:
-        """Explains a gap in a child's spans by work that the API process finished during the gap, if any.
-
-        The child waited for this work.
-        """
+        """Covers a gap between a child's spans by work that the API process finished then, if any."""
         api = self._lanes.get(API)
         finished = api.last_finished_before(self.time_ns, except_waits_for=self._process) if api else None
         if finished is None or finished.end_ns <= gap_begin_ns:

@@ -1,4 +1,4 @@
-"""The timeline has the phases of a start in all processes, from the kernel's start of this process on."""
+"""The timeline of a start has its phases as spans. Its origin is the kernel's start of this process."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,25 +14,25 @@ _NS = 1_000_000_000
 
 
 class PhaseTimeline:
-    """Collects spans in monotonic nanoseconds. The API process owns it and adds the other processes' spans.
+    """Collects spans in monotonic nanoseconds. The API process owns it, and adds other processes' spans.
 
-    One thread writes. Any thread may read while the start is running.
+    Only one thread writes. Any thread may read while the start runs.
     """
 
     def __init__(self, origin_ns: int) -> None:
         self.origin_ns = origin_ns
         self.spans: list[PhaseSpan] = []
         self.marks: dict[str, int] = {}
-        """Named moments, such as `listening`, in monotonic nanoseconds."""
+        """Name of a moment, such as `listening` -> monotonic nanoseconds."""
         self.end_ns: int | None = None
-        """The time at which the start ended. None while the start is running."""
+        """When the start ended. None while it runs."""
         self.on_change: Callable[[], None] = lambda: None
         """Called after every change, on the thread that made the change."""
         self._open: tuple[PhaseSpan, ...] = ()
 
     @classmethod
     def from_process_start(cls) -> "PhaseTimeline":
-        """A timeline from the begin of the process that the user started, with its interpreter's start."""
+        """A timeline from the kernel's start of this process, with a span for the interpreter's start."""
         now = time.monotonic_ns()
         warm = start_origin.warm
         if warm is None:
@@ -47,10 +47,7 @@ class PhaseTimeline:
 
     @contextmanager
     def span(self, name: str, *, waits_for: str | None = None) -> Iterator[None]:
-        """Records the block as a span, even if the block raises.
-
-        If the block only waits for another process, `waits_for` is the other process's name.
-        """
+        """Records the block as a span, even if it raises. `waits_for`: the process it waits for, if any."""
         begin = time.monotonic_ns()
         opened = PhaseSpan(API, name, begin, begin, waits_for)
         self._open = (*self._open, opened)
@@ -65,8 +62,7 @@ class PhaseTimeline:
     def add(self, process: str, spans: Iterable[tuple[str, int, int]]) -> None:
         """Adds finished spans of a process on this machine.
 
-        A name such as `forkserver:preload_imports` contains the span's process, because an engine process
-        also reports the spans of the forkserver that has forked it.
+        If another process reports a span, its name contains its process, as in `forkserver:preload_imports`.
         """
         for name, begin_ns, end_ns in spans:
             owner, _, phase = name.rpartition(":")
@@ -74,22 +70,20 @@ class PhaseTimeline:
         self.on_change()
 
     def add_spans(self, spans: Iterable[PhaseSpan]) -> None:
-        """Adds finished spans of any processes."""
         self.spans.extend(spans)
         self.on_change()
 
     def mark(self, name: str) -> None:
-        """Records this moment under a name. A second call with the same name has no effect."""
+        """Records the present time under a name, unless the name has been used."""
         self.marks.setdefault(name, time.monotonic_ns())
         self.on_change()
 
     def finish(self) -> None:
-        """Ends the timeline, both after a success and after a failure."""
         self.end_ns = self.end_ns or time.monotonic_ns()
         self.on_change()
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole content, from which another process can make a copy with `copy_from`."""
+        """The content of the timeline, for `copy_from` in another process."""
         return {
             "spans": [astuple(span) for span in self.spans],
             "open": [astuple(span) for span in self._open],
@@ -98,7 +92,7 @@ class PhaseTimeline:
         }
 
     def copy_from(self, content: dict[str, Any]) -> None:
-        """Copies the content of another process's timeline. All processes share the clock of its times."""
+        """Copies the content of another process's timeline. All processes use the same clock."""
         self.spans = [PhaseSpan(*fields) for fields in content["spans"]]
         self._open = tuple(PhaseSpan(*fields) for fields in content["open"])
         self.marks = content["marks"]
@@ -106,12 +100,12 @@ class PhaseTimeline:
 
     @property
     def running(self) -> PhaseSpan | None:
-        """The current phase, as a span whose end is not set. None between two phases."""
+        """The current phase, as a span without an end. None between two phases."""
         return self._open[-1] if self._open else None
 
     @property
     def spans_so_far(self) -> list[PhaseSpan]:
-        """The finished spans, and the open spans with the present time as their end."""
+        """The finished spans, and the running spans with the present time as their end."""
         now = time.monotonic_ns()
         running = [] if self.end_ns else self._open
         return [*self.spans, *(replace(span, end_ns=now) for span in running)]
@@ -123,7 +117,7 @@ class PhaseTimeline:
         return find_critical_path(self.spans_so_far, begin_ns=self.origin_ns, end_ns=end_ns)
 
     def offset_s(self, time_ns: int) -> float:
-        """Seconds from the origin to a monotonic time."""
+        """The seconds from the origin to a monotonic time."""
         return (time_ns - self.origin_ns) / _NS
 
     @property
@@ -132,6 +126,5 @@ class PhaseTimeline:
         return self.offset_s(self.end_ns or time.monotonic_ns())
 
     def stretch(self, span: PhaseSpan) -> Stretch:
-        """The span in seconds since the origin."""
         begin_s, end_s = self.offset_s(span.begin_ns), self.offset_s(span.end_ns)
         return Stretch(span.process, span.name, begin_s, end_s, span.waits_for)

@@ -1,4 +1,4 @@
-"""Causes about GPUs, their drivers and what they can compute, and about memory."""
+"""Causes about memory, and about GPUs, their drivers and the computations that they support."""
 
 from string import ascii_uppercase
 from typing import Final
@@ -320,8 +320,7 @@ KV_CACHE_BESIDE: Final = KnownCause(
     "its own GPU (CUDA_VISIBLE_DEVICES).",
     phase=KV_CACHE,
 )
-"""Used for an engine whose KV cache has no room, if another engine in the log has a KV cache. Has no
-texts."""
+"""Used if an engine has no room for its KV cache and the log has another engine with one. It has no texts."""
 
 MEMORY: Final = (
     KV_CACHE_BESIDE,

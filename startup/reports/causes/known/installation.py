@@ -44,11 +44,10 @@ SETTING_REFUSED: Final = KnownCause(
     "Search vLLM's issues for the message. Leave out the flags in question, or try a newer vLLM.",
     is_general=True,
 )
-"""Used for an exception that recommends or refuses a setting. The digest names this setting. Has no texts."""
+"""Used for an exception that recommends or refuses a setting, which the digest names. It has no texts."""
 
 LOADED_FROM_DISK: Final = "Directly load AOT compilation"
-"""vLLM's message that it has loaded a compiled model. If the log has this message before an exception,
-the text of the exception is also compared with the message in front of it."""
+"""vLLM's message about a loaded compiled model. Later exceptions are also compared with it in front."""
 
 INSTALLATION: Final = (
     KnownCause(

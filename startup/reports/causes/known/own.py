@@ -1,4 +1,4 @@
-"""Causes that vllm-cli itself reports. No log is searched for these causes, so they have no texts."""
+"""Causes that vllm-cli itself reports. They have no texts, because they are not searched for in logs."""
 
 from typing import Final
 
@@ -74,4 +74,4 @@ OWN: Final = (
     ),
     UNKNOWN,
 )
-"""The names are those of `StartupError.cause`."""
+"""The causes that are named in `StartupError.cause`."""

@@ -12,7 +12,7 @@ STOPPED: Final = KnownCause(
     "start or a node was drained (`kubectl describe pod`). docs/containers.md has fitting probes.",
     where="end",
 )
-"""Counts only if nothing failed before the signal, so the text alone does not show this cause."""
+"""Counts only if nothing failed before the signal. Therefore the text alone does not show this cause."""
 
 NOT_IN_LOG: Final = KnownCause(
     "cause-not-in-log",
