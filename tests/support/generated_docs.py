@@ -144,12 +144,12 @@ def build_hooks_page() -> str:
     """Every hook that the launcher places in other programs."""
     introduction = (
         "With `--engine vllm`, the launcher changes or uses internals of vLLM and its libraries while they run. A\n"
-        "hook is checked where it is placed. Its declaration, `Hook(…)` below `startup`, lists in `needs` the names\n"
-        "and texts that it relies on. A hook that does not fit is left out, with a warning. If only some of its\n"
-        "changes fit, these stay. If a hook in **bold** does not fit, vLLM starts without preloading, as `vllm serve`\n"
-        "does. If only an import shows it, this start begins again, and later starts are plain at once. `vllm-cli\n"
-        "check-hooks` checks all hooks. VCLI_LEAVE_OUT leaves out hooks that are not in bold. Gains are times with\n"
-        "the hook, divided by times without it ([figures](../figures.md))."
+        "hook's declaration, `Hook(…)` below `startup`, lists in `needs` the names and texts that it relies on. A hook\n"
+        "that does not fit is left out, with a warning. If only some of its changes fit, these stay. If a hook in\n"
+        "**bold** does not fit, vLLM starts without preloading. If only an import shows it, this start begins again,\n"
+        "and later starts are plain at once. `vllm-cli check-hooks` checks all hooks. VCLI_LEAVE_OUT leaves out hooks\n"
+        "that are not in bold. Gains are times with the hook, divided by times without it\n"
+        "([figures](../figures.md))."
     )
     head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Why it is there")
     sections = [*_table(head, map(_hook_row, PARTS.values())), ""]
@@ -179,7 +179,7 @@ def build_causes_page() -> str:
 _SHAPES: Final = (
     (
         "`compiled_models/vllm_hooks.py:_note_text`",
-        "the caller of `safe_hash` has `self`, and its source appends each hashed expression to a list",
+        "the caller of `safe_hash` has `self`, and appends each hashed expression to a list",
         "`explain` shows the hashed text as a whole, without names",
         "`vllm_engine/test_compile_reasons.py`",
     ),
@@ -191,26 +191,26 @@ _SHAPES: Final = (
     ),
     (
         "`patches/late_imports.py`",
-        "import statements outside of functions, whose names are used only in calls and annotations",
-        "a statement that is not there has no effect; another use of a name imports its module",
+        "import statements outside of functions, with names used only in calls and annotations",
+        "a missing statement has no effect; another use imports the module",
         "`vllm_engine/test_same_as_plain.py`",
     ),
     (
         "`vllm_words/facts.py:_kind_of`",
-        "the names of vLLM's functions that convert values, and of the function that they wrap",
+        "the names of vLLM's functions that convert values",
         "the values of such flags are not checked before vLLM",
         "`vllm_engine/test_vllm_facts.py`",
     ),
     (
         "`imports/cheap_calls.py:_get_source`",
-        "torch counts the frames up to the code that defines an operator, as `inspect.stack` does",
+        "torch counts the frames up to the code that defines an operator",
         "the hook does not fit, or an operator's error names another line",
         "`vllm_engine/test_same_as_plain.py`",
     ),
     (
         "`causes/own_faults.py`, `causes/known/failed_parts.py`",
         "the functions of vLLM and multiprocessing in tracebacks",
-        "`explain` shows a more general cause; a fault of ours may be taken for one of vLLM's",
+        "`explain` is less specific, or blames vLLM for a fault of ours",
         "`vllm_engine/test_own_faults.py`, `test_crash_digest.py`",
     ),
 )
@@ -220,51 +220,48 @@ _SHAPES: Final = (
 _OPEN_CHANGES: Final = (
     (
         ("preloading", "unused imports", "port", "drain", "engine's death"),
-        {"54653": "`vllm.entrypoints` moves to `vllm.frontend`, like other packages by domain"},
-        "A hook follows a shim at the old place to its module (`place_of` in `hook.py`), and nothing is lost. Without "
-        "shims: a plain start.",
+        {"54653": "`vllm.entrypoints` moves to `vllm.frontend`"},
+        "Hooks follow shims at the old places (`place_of` in `hook.py`). Without shims: a plain start.",
     ),
     (
         ("port", "probes while serving"),
         {"50282": "uvicorn starts before the engine"},
-        "READY=1, `ps` and the report of the start would come before the engine is ready: `uvicorn.Server.startup` "
-        "is no sign of readiness then.",
+        "READY=1, `ps` and the start's report come before the engine is ready.",
     ),
     (
         ("port",),
         {"57637": "vLLM sends READY=1"},
-        "vLLM does not see NOTIFY_SOCKET: the launcher sends it once. In a plain start, both do.",
+        "The launcher sends it once. In a plain start, both do.",
     ),
     (
         ("engine's death",),
         {"52125": "sleep level 3 ends the engine's process", "56373": "CUDA state is moved out in sleep"},
-        "vLLM's `errored` decides alone: the server lives as long as vLLM does not count the engine as dead.",
+        "Only vLLM's `errored` decides whether the engine is dead.",
     ),
     (
         ("forks",),
         {"58183": "an executor that checkpoints workers"},
-        "Workers that it starts with `get_mp_context` are forked; others are new programs, as in plain vLLM.",
+        "Workers are forked if `get_mp_context` starts them, else new programs, as in plain vLLM.",
     ),
     (
         ("preload profile",),
         {"41286": "Model Runner V1 goes"},
-        "The built-in list has V2 since 0.29; the hook does not need V1.",
+        "Nothing: the built-in list has V2.",
     ),
     (
         ("unused imports",),
         {"57310": "vLLM itself imports `torch._inductor` late", "40328": "imports of the API server"},
-        "An import that is gone cannot be delayed: the hook does not fit or has no effect, and nothing is lost.",
+        "The hook does not fit or has no effect, and nothing is lost.",
     ),
     (
         ("records of compiled models",),
         {"39479": "`compute_hash` becomes `compile_factors`"},
-        "The hook does not fit: a start does not log why it compiles, and `--compile-cache` has no effect.",
+        "The hook does not fit.",
     ),
     (
         ("Rust frontend",),
-        {"40846": "the Rust frontend, which is an experiment"},
-        "If an engine registers in another way or the program is started by other code, vLLM starts plainly with "
-        "VLLM_USE_RUST_FRONTEND.",
+        {"40846": "its changes"},
+        "If engines register in another way or other code starts the program, such starts are plain.",
     ),
 )
 """Hooks, changes by number and in words, and their effect."""

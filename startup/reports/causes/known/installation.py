@@ -31,7 +31,7 @@ ERROR_IN_CODE: Final = KnownCause(
         "values to unpack",
         "Failed to apply … on data=",
     ),
-    "Search vLLM's issues for the message. Try the newest vLLM with the transformers that it requires. Leave out the "
+    "Search vLLM's issues for the message. Try the newest vLLM with the transformers that it requires, without the "
     "feature or plugin in the traceback.",
     is_general=True,
 )
@@ -61,8 +61,8 @@ INSTALLATION: Final = (
         "flash-attention-required",
         "a feature of the flags or of the model needs FlashAttention",
         ("requires FlashAttention", "requires flash_attn", "requires flash-attn", "FlashAttention2 has been toggled"),
-        "On an NVIDIA GPU from Ampere on (for version 3, Hopper), set --attention-backend FLASH_ATTN. On others, leave "
-        "out that feature. If the package flash_attn is missing, install its build for this torch.",
+        "On an NVIDIA GPU from Ampere on (version 3: Hopper), set --attention-backend FLASH_ATTN. On others, leave out "
+        "that feature. If flash_attn is missing, install its build for this torch.",
     ),
     KnownCause(
         "libraries-do-not-fit",
@@ -79,15 +79,15 @@ INSTALLATION: Final = (
             "numpy.dtype size changed",
             "operator torchvision::nms does not exist",
         ),
-        "Install vLLM into a new environment without other packages that pin torch. Rebuild flash-attn and other "
-        "extensions for the torch that vLLM installs.",
+        "Install vLLM into a new environment without packages that pin torch. Rebuild flash-attn and other extensions "
+        "for vLLM's torch.",
     ),
     KnownCause(
         "library-missing",
         "a shared library is missing",
         ("cannot open shared object file", "error while loading shared libraries"),
-        "Read the library's name. libcudart.so.12 or .13 shows the CUDA version that vLLM was built for. Install the "
-        "vLLM for your CUDA into a new environment.",
+        "Read the library's name. libcudart.so.12 or .13 shows vLLM's CUDA version. Install the vLLM for your CUDA "
+        "into a new environment.",
     ),
     KnownCause(
         "versions-do-not-fit",
@@ -101,8 +101,8 @@ INSTALLATION: Final = (
             "got multiple values for argument",
             "No module named '….…'",
         ),
-        "Install vLLM into a new environment, so that it chooses torch, transformers and FlashInfer. For a program "
-        "that calls vLLM, install the release that the program was written for.",
+        "Install vLLM into a new environment, so that it chooses torch, transformers and FlashInfer. A program that "
+        "calls vLLM needs the release that it was written for.",
     ),
     KnownCause(
         "package-of-model-missing",
@@ -121,7 +121,7 @@ INSTALLATION: Final = (
         "compiler-misses-files",
         "Triton's C compiler finds no Python.h or no libcuda.so",
         ("fatal error: Python.h", "cannot find -lcuda"),
-        "For Python.h, install python3-dev of vLLM's Python version. For -lcuda, set LIBRARY_PATH to a folder in which "
+        "For Python.h, install python3-dev of vLLM's Python version. For -lcuda, set LIBRARY_PATH to a folder where "
         "libcuda.so links to the driver's libcuda.so.1. Or use the vllm/vllm-openai image.",
         where="hint",
     ),
@@ -130,7 +130,7 @@ INSTALLATION: Final = (
         "the C compiler failed for Triton or torch.compile",
         tuple(f"CalledProcessError: Command '['…{name}'" for name in ("cc", "++", "clang")),
         "Read the compiler's message before the traceback. Often Python's header files (python3-dev), libcuda.so or "
-        "room in /tmp are missing. A compiler in CC must be for this system.",
+        "room in /tmp are missing. CC must name a compiler for this system.",
         is_general=True,
     ),
     KnownCause(
@@ -164,15 +164,15 @@ INSTALLATION: Final = (
         "Triton's assembler does not know this GPU",
         ("is not defined for option 'gpu-name'", "ptxas fatal", "PTXASError", "CalledProcessError: …bin/ptxas'"),
         "Set TRITON_PTXAS_PATH to the ptxas of a CUDA toolkit that knows this GPU (13 for sm_121), or use a vLLM built "
-        "for this GPU.",
+        "for it.",
         where="hint",
     ),
     KnownCause(
         "torch-without-gpu",
         "the installed torch cannot use GPUs",
         ("Torch not compiled with CUDA enabled", "Torch not compiled with XPU enabled"),
-        "Install vLLM into a new environment, with the torch for this machine's GPUs. Without GPUs, install vLLM's "
-        "build for the CPU.",
+        "Install vLLM into a new environment, with the torch for these GPUs. Without GPUs, install vLLM's build for "
+        "the CPU.",
     ),
     KnownCause(
         "kernel-build-failed",
@@ -185,8 +185,8 @@ INSTALLATION: Final = (
         "compiled-model-required",
         "no compiled model fits, and --compile-cache require forbids compiling",
         ("--compile-cache require: vLLM would compile the model",),
-        "Undo the difference. Or start once with the same LOCATION but without `require`, to compile the model. "
-        "`vllm-cli caches` shows compiled models.",
+        "Undo the difference, or start once with the same LOCATION and without `require`. `vllm-cli caches` shows "
+        "compiled models.",
     ),
     KnownCause(
         "compile-cache-damaged",
@@ -217,16 +217,16 @@ INSTALLATION: Final = (
             "Constraints violated (",
             "ConstraintViolationError",
         ),
-        "Set --enforce-eager to start without torch.compile. For Triton's errors, try another --attention-backend, and "
-        "check that this vLLM still supports this GPU.",
+        "Set --enforce-eager. For Triton's errors, try another --attention-backend, and check that this vLLM still "
+        "supports this GPU.",
         is_general=True,
     ),
     KnownCause(
         "container-command-missing",
         "the image lacks the program that the container's command names",
         ("executable file not found in $PATH",),
-        "Correct the name, or use an image that has the program. Kubernetes' `command` replaces the image's program, "
-        "and `args` its arguments. In compose, these are `entrypoint` and `command`.",
+        "Correct the name or the image. Kubernetes' `command` replaces the image's program, and `args` its arguments. "
+        "In compose, these are `entrypoint` and `command`.",
         where="end",
     ),
     KnownCause(
@@ -261,8 +261,7 @@ INSTALLATION: Final = (
             "error: invalid argument: ",
             "error while handling argument ",
         ),
-        "Correct the flag that the message names. Quote JSON for the shell or YAML. Another version may have other "
-        "flags.",
+        "Correct the flag that the message names. Quote JSON for the shell or YAML.",
         where="end",
         phase=COMMAND_LINE,
     ),

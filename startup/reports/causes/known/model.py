@@ -49,8 +49,7 @@ MODEL: Final = (
         "transformers-too-old",
         "the installed transformers does not know this model type",
         ("Transformers does not recognize this architecture",),
-        "Update vLLM and transformers together. For a model type of your own, set --trust-remote-code or "
-        "--hf-overrides.",
+        "Update vLLM and transformers together. For your own model type, set --trust-remote-code or --hf-overrides.",
     ),
     KnownCause(
         "model-type-missing",
@@ -79,8 +78,7 @@ MODEL: Final = (
         "model-code-broken",
         "vLLM's code for this model cannot be imported",
         ("failed to be inspected", "Error in inspecting model architecture"),
-        "Read the reason in the traceback above, often a missing or old package. Install vLLM again into a new "
-        "environment.",
+        "Read the reason in the traceback above, often a missing or old package. Install vLLM into a new environment.",
         is_general=True,
     ),
     KnownCause(
@@ -169,28 +167,28 @@ MODEL: Final = (
             "data did not match any variant of untagged enum",
             "not recognize the tokenizer",
         ),
-        "Copy tokenizer.json or tokenizer.model from the original model into the folder, or name that model with "
-        "--tokenizer. For Mistral's format, set --tokenizer-mode mistral. For new formats, update transformers.",
+        "Copy tokenizer.json or tokenizer.model from the original model, or name that model with --tokenizer. For "
+        "Mistral's format, set --tokenizer-mode mistral. For new formats, update transformers.",
     ),
     KnownCause(
         "processor-missing",
         "the processor of images, video or audio cannot be loaded",
         ("Can't load image processor for", "Can't load feature extractor for", "Can't load video processor for"),
-        "Copy preprocessor_config.json and processor_config.json from the original model into the folder. To serve "
-        "only text without them, set --language-model-only.",
+        "Copy preprocessor_config.json and processor_config.json from the original model. To serve only text, set "
+        "--language-model-only.",
     ),
     KnownCause(
         "vocabulary-not-downloaded",
         "the vocabulary of gpt-oss cannot be downloaded",
         ("openai_harmony.HarmonyError", "error downloading or loading vocab file"),
-        "Delete the cached file (in TIKTOKEN_RS_CACHE_DIR or /tmp/tiktoken-rs-cache). Or download the vocabularies, "
-        "and set TIKTOKEN_ENCODINGS_BASE to their folder.",
+        "Delete the cached file (in TIKTOKEN_RS_CACHE_DIR or /tmp/tiktoken-rs-cache). Or set TIKTOKEN_ENCODINGS_BASE "
+        "to a folder with the downloaded vocabularies.",
     ),
     KnownCause(
         "chat-template-missing",
         "--chat-template names neither a file nor a template",
         ("The supplied chat template", "appears path-like, but doesn't exist"),
-        "Give the file's path inside the container, or mount the file.",
+        "Give the path inside the container, or mount the file.",
     ),
     KnownCause(
         "processor-cache-too-small",
@@ -209,8 +207,8 @@ MODEL: Final = (
         "placeholders-do-not-match",
         "a prompt has another number of image tokens than its images need",
         ("Attempted to assign",),
-        "If the prompt was cut, raise --max-model-len above the longest prompt with its images. If not, use the "
-        "versions of vLLM and transformers on the model's page.",
+        "Raise --max-model-len above the longest prompt with its images. If the prompt was not cut, use the versions "
+        "of vLLM and transformers on the model's page.",
     ),
     KnownCause(
         "lora-rank",
@@ -222,7 +220,7 @@ MODEL: Final = (
         "lora-unsupported",
         "the adapter changes parts of the model that vLLM does not serve",
         ("is unsupported LoRA weight", "vLLM only supports modules_to_save being None", "expected target modules in"),
-        "Merge the adapter into the model, or train the adapter without modules_to_save, lm_head and embed_tokens.",
+        "Merge the adapter into the model, or train it without modules_to_save, lm_head and embed_tokens.",
     ),
     KnownCause(
         "lora-missing",
