@@ -144,11 +144,11 @@ def build_hooks_page() -> str:
     """Every hook that the launcher places in other programs."""
     introduction = (
         "With `--engine vllm`, the launcher changes or uses internals of vLLM and its libraries while they run. A\n"
-        "hook's declaration, `Hook(…)` below `startup`, lists in `needs` the names and texts that it relies on. A hook\n"
-        "that does not fit is left out, with a warning. If only some of its changes fit, these stay. If a hook in\n"
-        "**bold** does not fit, vLLM starts without preloading. If only an import shows it, this start begins again,\n"
-        "and later starts are plain at once. `vllm-cli check-hooks` checks all hooks. VCLI_LEAVE_OUT leaves out hooks\n"
-        "that are not in bold. Gains are times with the hook, divided by times without it\n"
+        "hook's declaration, `Hook(…)` below `startup`, lists in `needs` the names and texts that it relies on. A\n"
+        "hook that does not fit is left out, with a warning. If only some of its changes fit, these stay. If a\n"
+        "hook in **bold** does not fit, vLLM starts without preloading. If only an import shows it, this start\n"
+        "begins again, and later starts are plain at once. `vllm-cli check-hooks` checks all hooks. VCLI_LEAVE_OUT\n"
+        "leaves out hooks that are not in bold. Gains are times with the hook, divided by times without it\n"
         "([figures](../figures.md))."
     )
     head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Why it is there")
@@ -292,9 +292,11 @@ def _page(title: str, introduction: str, lines: Iterable[str]) -> str:
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    for cells in (head, tuple("-" * 3 for _ in head), *rows):
+    for number, cells in enumerate((head, *rows)):
         escaped = [cell.replace("|", r"\|") for cell in cells]
         yield f"| {' | '.join(escaped)} |"
+        if number == 0:
+            yield f"|{'---|' * len(head)}"
 
 
 def _is_small(command: click.Command) -> bool:

@@ -40,8 +40,8 @@ DEVICES: Final = (
         "unknown-device",
         "vLLM cannot read a GPU's or MIG instance's name in CUDA_VISIBLE_DEVICES",
         ("invalid literal for int() with base 10: 'MIG-", "invalid literal for int() with base 10: 'GPU-"),
-        "Set CUDA_VISIBLE_DEVICES to numbers, such as 0. Slurm and Kubernetes set names, which only some vLLM versions "
-        "read. A name must be in the container's `nvidia-smi -L`. A recreated MIG instance has a new name.",
+        "Set CUDA_VISIBLE_DEVICES to numbers, such as 0. Only some vLLM versions read the names that Slurm and "
+        "Kubernetes set. A name must be in the container's `nvidia-smi -L`. A recreated MIG instance has a new one.",
     ),
     KnownCause(
         "driver-library-unfit",
@@ -174,7 +174,7 @@ DEVICES: Final = (
         "no attention kernel computes this model on this GPU",
         ("No valid attention backend found",),
         "Read the reasons in the message. `compute capability` is about this GPU, `sparse` and `MLA` about the model, "
-        "which may need a newer vLLM. Leave out the flags that other reasons name.",
+        "which may need a newer vLLM. Leave out flags that others name.",
     ),
     KnownCause(
         "nvcc-too-old",
@@ -203,8 +203,8 @@ DEVICES: Final = (
             "does not support the deployment configuration",
             "explicitly requested moe_backend",
         ),
-        "Leave out --attention-backend, --moe-backend and similar flags, also those in the message's reasons, such as "
-        "--kv-cache-dtype for kv_cache_dtype.",
+        "Leave out --attention-backend, --moe-backend and similar flags, also those in the message's reasons "
+        "(kv_cache_dtype is --kv-cache-dtype).",
     ),
     KnownCause(
         "moe-backend-missing",
@@ -231,7 +231,7 @@ DEVICES: Final = (
         "the driver has lost the GPU",
         ("_ERROR_DEVICE_LOST", "DeviceLost", "ggml_vulkan: device lost", "because the context is lost"),
         "Read the reason in `dmesg`. Use smaller batches and less memory (--max-num-batched-tokens and "
-        "--gpu-memory-utilization, or llama.cpp's -ub and -c). Update kernel and driver. Try a single GPU.",
+        "--gpu-memory-utilization, llama.cpp's -ub and -c). Update kernel and driver. Try a single GPU.",
     ),
     KnownCause(
         "driver-does-not-answer",
@@ -269,15 +269,15 @@ DEVICES: Final = (
             "Memory access fault by GPU",
             "gfxhub] page fault",
         ),
-        "Try a newer vLLM, then --enforce-eager, then another --attention-backend, then no speculative decoding. For a "
+        "Try a newer vLLM, --enforce-eager, another --attention-backend, no speculative decoding, in this order. For a "
         "bug report, set CUDA_LAUNCH_BLOCKING=1, which names the kernel.",
     ),
     KnownCause(
         "graph-capture-failed",
         "vLLM cannot capture this model's CUDA graphs",
         ("not permitted when stream is capturing", "StreamCaptureUnsupported'", "depend on a capturing blocking"),
-        "Set --enforce-eager. To keep graphs, try another vLLM release, or leave out --speculative-config and other "
-        "features in the traceback.",
+        "Set --enforce-eager. For graphs, try another vLLM, without --speculative-config and other features in the "
+        "traceback.",
         phase=GRAPHS,
     ),
     KnownCause(
@@ -346,8 +346,8 @@ MEMORY: Final = (
         "kv-cache-not-uniform",
         "the model needs several kinds of KV cache, and only one is allowed",
         ("Hybrid KV cache manager is disabled but failed to convert",),
-        "Leave out --disable-hybrid-kv-cache-manager. With --kv-transfer-config, use a connector for hybrid models, "
-        "often a newer version.",
+        "Leave out --disable-hybrid-kv-cache-manager. With --kv-transfer-config, use a (newer) connector for hybrid "
+        "models.",
     ),
     KnownCause(
         "gpu-memory-taken",
@@ -356,7 +356,7 @@ MEMORY: Final = (
             "Free memory on device … less than desired GPU memory utilization",
             "Free memory on device … less than the engine's budget",
         ),
-        "End other processes that `nvidia-smi` shows, also workers of a dead vLLM. If nearly all memory is free, lower "
+        "End other processes (`nvidia-smi`), also workers of a dead vLLM. If nearly all memory is free, lower "
         "--gpu-memory-utilization, because vLLM's context needs 0.5 GiB.",
     ),
     KnownCause(
@@ -400,8 +400,8 @@ MEMORY: Final = (
         "gpu-memory-query-failed",
         "the GPU's memory is exhausted, or the container's driver does not answer",
         ("NVML_SUCCESS == r INTERNAL ASSERT FAILED",),
-        "End processes that hold GPU memory (`nvidia-smi`). If `nvidia-smi` fails too, restart the container: its "
-        "driver does not fit the host's.",
+        "End processes that hold GPU memory (`nvidia-smi`). If `nvidia-smi` fails too, restart the container, because "
+        "its driver does not fit the host's.",
     ),
     KnownCause(
         "cpu-memory-too-small",

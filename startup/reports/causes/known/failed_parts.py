@@ -18,7 +18,7 @@ FAILED_PARTS: Final = (
         "the connector that moves KV caches failed",
         ("/kv_transfer/", "/kv_offload", "/lmcache/", "/nixl", "/mooncake"),
         "Start without --kv-transfer-config and --kv-offloading-size. If that works, use matching versions of vLLM and "
-        "connector (for hybrid models, newer ones). For NIXL, set UCX_LOG_LEVEL=info, and check RDMA and `ulimit -l`.",
+        "connector (newer for hybrid models). For NIXL, set UCX_LOG_LEVEL=info, and check RDMA and `ulimit -l`.",
         "NIXL_ERR_",
         " in _update_from_kv_xfer",
         "KV connector",
@@ -27,7 +27,7 @@ FAILED_PARTS: Final = (
         "lora-failed",
         "an adapter does not fit the model, or vLLM's adapter code failed",
         ("/vllm/lora/",),
-        "Start without --enable-lora. If that works, compare the adapter's base model and target modules with this "
+        "Start without --enable-lora. If that works, compare the adapter's base model and target modules with the "
         "model, merge the adapter, or use a newer vLLM.",
     ),
     _failed(

@@ -59,7 +59,7 @@ FILES: Final = (
             "ConnectTimeout",
         ),
         "For the hub, check the network, HTTPS_PROXY and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 with the model on disk. "
-        "Otherwise check --host, --master-addr and the address in the traceback.",
+        "Otherwise check --host, --master-addr and the traceback's address.",
     ),
     KnownCause(
         "hub-error",
@@ -73,7 +73,7 @@ FILES: Final = (
             "Too Many Requests",
             "CAS service error : Reqwest",
         ),
-        "Try again later. If the model is on disk, set HF_HUB_OFFLINE=1. HF_TOKEN raises the limit of requests. If "
+        "Try again later, or set HF_HUB_OFFLINE=1 with the model on disk. HF_TOKEN raises the limit of requests. If "
         "large files fail, set HF_HUB_DISABLE_XET=1.",
     ),
     KnownCause(
@@ -125,7 +125,7 @@ FILES: Final = (
         "a file or folder cannot be read or written",
         ("[Errno 13] Permission denied:", "Check cache directory permissions", "Read-only file system"),
         "Check the path's owner and mode. For caches, set HOME, HF_HOME, VLLM_CACHE_ROOT, TRITON_CACHE_DIR or "
-        "XDG_CONFIG_HOME to a folder that the container's user may write, such as an emptyDir.",
+        "XDG_CONFIG_HOME to a folder that the container's user may write (emptyDir).",
     ),
     KnownCause(
         "too-many-open-files",
@@ -151,8 +151,8 @@ FILES: Final = (
         "file-missing",
         "a file or a program is missing",
         ("^FileNotFoundError: [Errno 2] No such file or directory: '",),
-        "If the name has no folder, install the program, or activate its environment. If the file is in the hub's "
-        "cache, delete the model's folder and download it again. Mount other files into the container.",
+        "If the name has no folder, install the program, or activate its environment. If it is in the hub's cache, "
+        "delete the model's folder and download it again. Mount other files into the container.",
         is_general=True,
     ),
     KnownCause(

@@ -54,14 +54,14 @@ INSTALLATION: Final = (
         "packages-replaced",
         "packages were replaced while this process ran, or only in part",
         ("(deleted): cannot open shared object file", "-packages/~"),
-        "Start the server again. Install into an environment only while nothing runs from it. If the start fails "
-        "again, delete site-packages/~*, which an interrupted pip leaves, and reinstall that package.",
+        "Start again. Install into an environment only while nothing runs from it. If the start fails again, delete "
+        "site-packages/~*, which an interrupted pip leaves, and reinstall that package.",
     ),
     KnownCause(
         "flash-attention-required",
         "a feature of the flags or of the model needs FlashAttention",
         ("requires FlashAttention", "requires flash_attn", "requires flash-attn", "FlashAttention2 has been toggled"),
-        "On an NVIDIA GPU from Ampere on (version 3: Hopper), set --attention-backend FLASH_ATTN. On others, leave out "
+        "On NVIDIA GPUs from Ampere on (for version 3, Hopper), set --attention-backend FLASH_ATTN, else leave out "
         "that feature. If flash_attn is missing, install its build for this torch.",
     ),
     KnownCause(
@@ -129,8 +129,8 @@ INSTALLATION: Final = (
         "compiler-failed",
         "the C compiler failed for Triton or torch.compile",
         tuple(f"CalledProcessError: Command '['…{name}'" for name in ("cc", "++", "clang")),
-        "Read the compiler's message before the traceback. Often Python's header files (python3-dev), libcuda.so or "
-        "room in /tmp are missing. CC must name a compiler for this system.",
+        "Read the compiler's message before the traceback. Often python3-dev, libcuda.so or room in /tmp is missing. "
+        "CC must name a compiler for this system.",
         is_general=True,
     ),
     KnownCause(
@@ -217,24 +217,24 @@ INSTALLATION: Final = (
             "Constraints violated (",
             "ConstraintViolationError",
         ),
-        "Set --enforce-eager. For Triton's errors, try another --attention-backend, and check that this vLLM still "
-        "supports this GPU.",
+        "Set --enforce-eager. For Triton's errors, try another --attention-backend, and check that vLLM still supports "
+        "this GPU.",
         is_general=True,
     ),
     KnownCause(
         "container-command-missing",
         "the image lacks the program that the container's command names",
         ("executable file not found in $PATH",),
-        "Correct the name or the image. Kubernetes' `command` replaces the image's program, and `args` its arguments. "
-        "In compose, these are `entrypoint` and `command`.",
+        "Correct the name or the image. Kubernetes' `command` and compose's `entrypoint` replace the image's program, "
+        "`args` and `command` its arguments.",
         where="end",
     ),
     KnownCause(
         "unknown-argument",
         "this vLLM does not know a word of the command line",
         (": error: unrecognized arguments:",),
-        "Compare the word with this version's `vllm serve --help`. The vllm/vllm-openai image already begins with "
-        "`vllm serve`. Give it only MODEL and flags, each word as a separate item.",
+        "Compare the word with this version's `vllm serve --help`. Give the vllm/vllm-openai image, which already "
+        "begins with `vllm serve`, only MODEL and flags, each word as a separate item.",
         where="end",
         phase=COMMAND_LINE,
     ),

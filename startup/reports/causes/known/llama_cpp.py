@@ -17,8 +17,8 @@ LLAMA_CPP: Final = (
             ": failed to allocate … buffer of size",
             "error loading model: unable to allocate … buffer",
         ),
-        "Use fewer layers on the GPU (-ngl, --n-cpu-moe), a smaller -c, a quantized KV cache (-ctk q8_0 -ctv q8_0) or "
-        "a smaller quantization. Or end other programs on the GPU.",
+        "Use fewer layers on the GPU (-ngl, --n-cpu-moe), a smaller -c or quantization, a quantized KV cache (-ctk "
+        "q8_0 -ctv q8_0), or end other programs on the GPU.",
         where="end",
     ),
     KnownCause(
@@ -71,7 +71,7 @@ LLAMA_CPP: Final = (
         "llama.cpp cannot load the model's file",
         ("error loading model", "failed to load model", "load_model: failed to load", "exiting due to"),
         "Read the reason in the message or the lines before it. Use the newest llama.cpp. Download or convert the file "
-        "again, to a local disk and a path of plain letters. Draft model and mmproj must be of this model.",
+        "again, to a local disk and a path of plain letters. Draft model and mmproj must be this model's.",
         where="end",
         is_general=True,
     ),

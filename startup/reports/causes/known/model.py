@@ -36,8 +36,8 @@ MODEL: Final = (
             "not divisible by weight quantization",
             "heads is not divisible by",
         ),
-        "Choose a --tensor-parallel-size that divides the model's attention heads, often 1, 2, 4 or 8. Use the other "
-        "GPUs with --pipeline-parallel-size or --data-parallel-size.",
+        "Choose a --tensor-parallel-size that divides the attention heads, often 1, 2, 4 or 8. Use the other GPUs with "
+        "--pipeline-parallel-size or --data-parallel-size.",
     ),
     KnownCause(
         "transformers-too-new",
@@ -71,14 +71,14 @@ MODEL: Final = (
             "Cannot find model module",
             "has no vLLM implementation and the Transformers implementation is not compatible",
         ),
-        "Use a newer vLLM, a converted checkpoint (names ending in -hf), or --model-impl transformers.",
+        "Use a newer vLLM, a converted checkpoint (-hf), or --model-impl transformers.",
         is_general=True,
     ),
     KnownCause(
         "model-code-broken",
         "vLLM's code for this model cannot be imported",
         ("failed to be inspected", "Error in inspecting model architecture"),
-        "Read the reason in the traceback above, often a missing or old package. Install vLLM into a new environment.",
+        "Read the traceback's reason, often a missing or old package. Install vLLM into a new environment.",
         is_general=True,
     ),
     KnownCause(
@@ -137,7 +137,7 @@ MODEL: Final = (
             " in …weight_loader()",
             " in load_…_weight()",
         ),
-        "For a new model, use a newer vLLM. For a quantized or fine-tuned model, check config.json (architectures, "
+        "For a new model, use a newer vLLM. For a quantized or fine-tuned one, check config.json (architectures, "
         "quantization_config, tie_word_embeddings) against the files.",
     ),
     KnownCause(
@@ -200,8 +200,7 @@ MODEL: Final = (
         "encoder-cache-too-small",
         "an image, video or audio does not fit into the encoder's cache",
         ("exceeds the pre-allocated encoder cache size",),
-        "Raise --max-num-batched-tokens, or limit the input's size with --mm-processor-kwargs and "
-        "--limit-mm-per-prompt.",
+        "Raise --max-num-batched-tokens, or limit the input with --mm-processor-kwargs and --limit-mm-per-prompt.",
     ),
     KnownCause(
         "placeholders-do-not-match",

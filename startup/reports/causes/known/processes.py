@@ -8,8 +8,8 @@ STOPPED: Final = KnownCause(
     "stopped",
     "a signal stopped the process",
     ("KeyboardInterrupt", "SystemExit: 15", "received signal=SIG", "Received SIGTERM", "Received signal 15"),
-    "Nothing failed before. If nobody stopped the server, Kubernetes may have, because probes failed during a long "
-    "start or a node was drained (`kubectl describe pod`). docs/containers.md has fitting probes.",
+    "Nothing failed before. If nobody stopped the server, see `kubectl describe pod`. Often probes failed during a "
+    "long start, or a node was drained. docs/containers.md has fitting probes.",
     where="end",
 )
 """Recognized by what comes before it, not by its text alone."""
@@ -25,8 +25,8 @@ NOT_IN_LOG: Final = KnownCause(
         "WorkerProc hit an exception",
         "torch_call_dispatcher(…) API call failed",
     ),
-    "Give the complete log, with standard error (`kubectl logs --previous`). The failed process wrote the cause above "
-    "this line. If it did not, it was killed, so look into `dmesg`.",
+    "Give the complete log, with standard error (`kubectl logs --previous`). If the failed process wrote no cause "
+    "above this line, it was killed, so look into `dmesg`.",
     where="end",
     is_general=True,
 )
@@ -102,7 +102,7 @@ PROCESSES: Final = (
             "torch.distributed.DistStoreError",
             "Unable to find address for",
         ),
-        "Give all nodes the same --master-addr and open port. On machines with several networks, set VLLM_HOST_IP, "
+        "Give all nodes the same --master-addr and open port. With several networks, set VLLM_HOST_IP, "
         "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME. If a process failed before, read its log.",
     ),
     KnownCause(
@@ -114,8 +114,8 @@ PROCESSES: Final = (
             "Cannot provide a placement group of",
             "Current node has no GPU available",
         ),
-        "Check `ray status`. End programs that hold GPUs, join the missing nodes, or lower the parallel sizes. Start "
-        "vLLM on a node with a GPU.",
+        "Check `ray status`. End programs that hold GPUs, join missing nodes, or lower the parallel sizes. Start vLLM "
+        "on a node with a GPU.",
     ),
     KnownCause(
         "ray-not-running",
@@ -141,7 +141,7 @@ PROCESSES: Final = (
         "ray-worker-died",
         "a Ray worker died",
         ("ActorDiedError", "The actor died unexpectedly", "WorkerCrashedError", "The actor is dead because"),
-        "Read the worker's log in /tmp/ray/session_latest/logs on its node. Without a reason there, check `dmesg`: "
+        "Read its log in /tmp/ray/session_latest/logs on its node. Without a reason there, check `dmesg`, because "
         "memory probably ran out.",
         is_general=True,
     ),
@@ -149,16 +149,16 @@ PROCESSES: Final = (
         "engine-hangs",
         "the engine hung",
         ("s (--engine-watchdog-timeout): since", "s while others wait for its memory: since"),
-        "Read the stacks of all threads in the log. If a process is stopped, look for a debugger, a freezer or "
-        "SIGSTOP. If a kernel or connection hangs, try NCCL_DEBUG=INFO and --disable-custom-all-reduce. If a step "
-        "takes longer, raise --engine-watchdog-timeout.",
+        "Read the threads' stacks in the log. If a process is stopped, look for a debugger, a freezer or SIGSTOP. If a "
+        "kernel or connection hangs, try NCCL_DEBUG=INFO and --disable-custom-all-reduce. If steps take longer, raise "
+        "--engine-watchdog-timeout.",
     ),
     KnownCause(
         "worker-hangs",
         "a worker did not answer in time",
         ("RPC call to … timed out", "RayChannelTimeoutError"),
-        "Find out with `py-spy dump` where it hangs. Try --disable-custom-all-reduce and NCCL_P2P_DISABLE=1. For more "
-        "time, raise VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS and Ray's RAY_CGRAPH_get_timeout.",
+        "Find out with `py-spy dump` where it hangs. Try --disable-custom-all-reduce and NCCL_P2P_DISABLE=1, or raise "
+        "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS and Ray's RAY_CGRAPH_get_timeout.",
     ),
     KnownCause(
         "start-took-too-long",
@@ -209,8 +209,8 @@ PROCESSES: Final = (
             "exit code 136",
             "exited with code 139",
         ),
-        "Set PYTHONFAULTHANDLER=1, which logs the place. Often libraries of different versions are in one environment. "
-        "Try vLLM's image, a newer version, or --enforce-eager.",
+        "Set PYTHONFAULTHANDLER=1, which logs the place. Often libraries have different versions. Try vLLM's image, a "
+        "newer version, or --enforce-eager.",
         where="end",
         is_general=True,
     ),
