@@ -260,7 +260,7 @@ _OPEN_CHANGES: Final = (
     ),
     (
         ("Rust frontend",),
-        {"40846": "its changes"},
+        {"40846": "the Rust frontend changes"},
         "If engines register in another way or other code starts the program, such starts are plain.",
     ),
 )

@@ -125,7 +125,7 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
 @click.option("--older", "older_s", type=Duration(), metavar="AGE", help="Remove models unused for so long: 30d.")
 @click.option(
     "--keep", "keep_bytes", type=ByteSize(), metavar="SIZE",
-    help="Remove models used longest ago beyond this size: 5GiB.",
+    help="Remove the models used longest ago until the rest has at most this size: 5GiB.",
 )  # fmt: skip
 @click.option(
     "--all", "is_all", is_flag=True,

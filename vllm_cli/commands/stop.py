@@ -26,7 +26,7 @@ _AFTER_KILL_S: Final = 10.0
     "--all",
     "is_all",
     is_flag=True,
-    help="Stop every server of this user here, but no standby.",
+    help="Stop every server of this user on this machine, but no standby.",
 )
 @click.option("-y", "--yes", "is_confirmed", is_flag=True, help="Stop all without asking on a terminal.")
 @click.option(

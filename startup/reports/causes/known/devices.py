@@ -276,8 +276,8 @@ DEVICES: Final = (
         "graph-capture-failed",
         "vLLM cannot capture this model's CUDA graphs",
         ("not permitted when stream is capturing", "StreamCaptureUnsupported'", "depend on a capturing blocking"),
-        "Set --enforce-eager. For graphs, try another vLLM, without --speculative-config and other features in the "
-        "traceback.",
+        "Set --enforce-eager. To keep graphs, try another vLLM release, or leave out --speculative-config and other "
+        "features in the traceback.",
         phase=GRAPHS,
     ),
     KnownCause(

@@ -151,8 +151,8 @@ FILES: Final = (
         "file-missing",
         "a file or a program is missing",
         ("^FileNotFoundError: [Errno 2] No such file or directory: '",),
-        "If the name has no folder, install the program, or activate its environment. If it is in the hub's cache, "
-        "delete the model's folder and download it again. Mount other files into the container.",
+        "If the name has no folder, install the program, or activate its environment. If the file is in the hub's "
+        "cache, delete the model's folder and download it again. Mount other files into the container.",
         is_general=True,
     ),
     KnownCause(

@@ -25,8 +25,8 @@ LLAMA_CPP: Final = (
         "llama-no-device",
         "llama.cpp sees fewer GPUs than its options ask for",
         ("invalid value for main_gpu", "available devices: 0"),
-        "If it sees no GPU, check the driver, the container's GPUs (--gpus all, --device) and whether this build "
-        "supports them, or leave out -sm and -mg. With fewer GPUs, lower -mg (--main-gpu).",
+        "If llama.cpp sees no GPU, check the driver, the container's GPUs (--gpus all, --device) and whether this "
+        "build supports them, or leave out -sm and -mg. With fewer GPUs, lower -mg (--main-gpu).",
         where="end",
     ),
     KnownCause(

@@ -141,8 +141,8 @@ PROCESSES: Final = (
         "ray-worker-died",
         "a Ray worker died",
         ("ActorDiedError", "The actor died unexpectedly", "WorkerCrashedError", "The actor is dead because"),
-        "Read its log in /tmp/ray/session_latest/logs on its node. Without a reason there, check `dmesg`, because "
-        "memory probably ran out.",
+        "Read the worker's log in /tmp/ray/session_latest/logs on its node. Without a reason there, check `dmesg`, "
+        "because memory probably ran out.",
         is_general=True,
     ),
     KnownCause(
@@ -157,8 +157,8 @@ PROCESSES: Final = (
         "worker-hangs",
         "a worker did not answer in time",
         ("RPC call to … timed out", "RayChannelTimeoutError"),
-        "Find out with `py-spy dump` where it hangs. Try --disable-custom-all-reduce and NCCL_P2P_DISABLE=1, or raise "
-        "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS and Ray's RAY_CGRAPH_get_timeout.",
+        "Find out with `py-spy dump` where the worker hangs. Try --disable-custom-all-reduce and NCCL_P2P_DISABLE=1, "
+        "or raise VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS and Ray's RAY_CGRAPH_get_timeout.",
     ),
     KnownCause(
         "start-took-too-long",
