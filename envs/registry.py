@@ -60,7 +60,7 @@ class Environment:
 
     VCLI_LEAVE_OUT = names("Hooks and parts of docs/vllm-engine.md to leave out.")
     VCLI_LOG_FORMAT = choice("text", LOG_FORMATS, "Format of log lines if --log-format is not given.")
-    VCLI_PRELOAD_MODULE = internal(text("Module of the model's class, for the forkserver. The launcher sets it."))
+    VCLI_PRELOAD_MODULE = internal(text("Module of the model's class, for the forkserver."))
     VCLI_ENGINE = choice("auto", ENGINES, "Engine of `serve` if --engine is not given.")
     VCLI_STANDBY = choice("auto", STANDBY_MODES, "Whether a running standby is used if --standby is not given.")
     VCLI_IDLE_STOP = optional_duration("After how long without a request `serve` stops the model (--idle-stop).")
@@ -70,27 +70,19 @@ class Environment:
         False, "Refuse connections until the server is ready if --listen-when-ready is not given."
     )
     VCLI_MODELS = text("File of the models of `serve` if the command line names no model (--models).")
-    VCLI_ROUTER = internal(text("Socket of a server that a router has started. The router sets it."))
-    VCLI_STANDBY_FOLDER = internal(text("Folder of the sockets of a router's own standby. The router sets it."))
+    VCLI_ROUTER = internal(text("Socket of a router's model."))
+    VCLI_STANDBY_FOLDER = internal(text("Folder of the sockets of a router's own standby."))
     VCLI_PREFLIGHT = choice("auto", PREFLIGHT_MODES, "Mode of the preflight if --preflight is not given.")
     VCLI_PLAIN_VLLM = boolean(False, "Start vLLM as `vllm serve` does, without preloading.")
     VCLI_ENGINE_WATCHDOG_TIMEOUT = seconds(
         300.0, "Seconds after which a silent engine is ended, without --engine-watchdog-timeout. 0 never ends it."
     )
     VCLI_PROBE_PROCESS = boolean(True, "Answer `/health` in a process of its own while vLLM serves.")
-    VCLI_PRELOAD_PLAN = internal(text("File with the modules that vLLM's forkserver imports. The launcher sets it."))
-    VCLI_START_FOLDER = internal(
-        text("Folder of one start. The launcher sets it. Programs of vLLM that have it end with the start.")
-    )
-    VCLI_API_PROCESS = internal(
-        optional_integer("Id of the API process. The launcher sets it, and the forkserver exits with it.", minimum=1)
-    )
-    VCLI_GIVEN_VARIABLES = internal(
-        text("A template process's variables before it changed them, as JSON. The process itself sets it.")
-    )
-    VCLI_HUB_ENDPOINTS = internal(
-        text("All mirrors of HF_ENDPOINT. The launcher sets it, because HF_ENDPOINT keeps only the first one.")
-    )
+    VCLI_PRELOAD_PLAN = internal(text("File with the modules that vLLM's forkserver imports."))
+    VCLI_START_FOLDER = internal(text("Folder of one start. Programs of vLLM that have it end with the start."))
+    VCLI_API_PROCESS = internal(optional_integer("Id of the API process, with which the forkserver exits.", minimum=1))
+    VCLI_GIVEN_VARIABLES = internal(text("A template process's variables before it changed them, as JSON."))
+    VCLI_HUB_ENDPOINTS = internal(text("All mirrors of HF_ENDPOINT, which keeps only the first one."))
     VCLI_BAKED = text("Folder that `vllm-cli bake` has written, by default /opt/vllm-cli/baked. `off` uses none.")
     VCLI_COMPILE_CACHE = text("Where vLLM's compiled models are shared if --compile-cache is not given.")
     VCLI_TERMINATION_LOG = path(

@@ -70,8 +70,8 @@ def build_cli_page() -> str:
         sections += _describe_commands([*alike], shared)
     sections += ["## Further commands", "", *_command_tables({entry.name: each for entry, each in small.items()})]
     introduction = (
-        "Every command has `--help`; the flags of `vllm-cli serve [MODEL]` are listed in [flags](flags.md), the\n"
-        "variables in [environment](environment.md). A cell without a default means that nothing is preset."
+        "Every command has `--help`. Other pages list the [flags](flags.md) of `vllm-cli serve [MODEL]` and the\n"
+        "[variables](environment.md)."
     )
     return _page("Commands", introduction, sections)
 
@@ -83,8 +83,7 @@ def build_flags_page() -> str:
         f"`vllm-cli serve [MODEL] [FLAG]...` accepts every flag of `vllm serve` {release} and further ones.\n"
         "Precedence: flag, variable (named below the flag), `--config` file, default. `_` and `-` are the same in a\n"
         "flag's name, and `--help=WORD` shows the flags that contain WORD. With `--engine vllm`, vLLM gets all flags\n"
-        "but those of the groups Start (without `--config`) and Several models, and `--log-format`. The last two\n"
-        "sections have the flags of vLLM that have no effect in the embedded engine, or that it rejects."
+        "but those of the groups Start (without `--config`) and Several models, and `--log-format`."
     )
     sections: list[str] = []
     for title, flags in GROUPS.items():
@@ -104,9 +103,9 @@ def build_flags_page() -> str:
 def build_environment_page() -> str:
     """Every declared environment variable that users may set; the flags' page describes those of flags."""
     introduction = (
-        "The variables that configure this program. It also reads variables that other programs and libraries\n"
-        "define, such as `HOME`, `LD_PRELOAD` and vLLM's own. An empty value counts as unset. `vllm-cli env` shows\n"
-        "the present values, with secrets masked. Booleans are 1, true, yes, on or 0, false, no, off."
+        "These variables configure this program, which also reads some of other programs, such as `HOME`,\n"
+        "`LD_PRELOAD` and vLLM's own. An empty value counts as unset. `vllm-cli env` shows the present values, with\n"
+        "secrets masked. Booleans are 1, true, yes, on or 0, false, no, off."
     )
     flags = {flag.variable.name: flag.name for group in GROUPS.values() for flag in group if flag.variable}
     names = ", ".join(f"`{variable}` (`{flag}`)" for variable, flag in sorted(flags.items()))
@@ -129,8 +128,8 @@ def build_environment_page() -> str:
 def build_internal_variables_page() -> str:
     """Every declared environment variable that only this program sets."""
     introduction = (
-        "The program sets these variables for its own processes. Users do not set them: `vllm-cli env` shows one of\n"
-        "them only where it is set. `internal` in `envs/registry.py` marks them."
+        "The program sets these variables for its own processes. `vllm-cli env` shows one only where it is set.\n"
+        "`internal` in `envs/registry.py` marks them."
     )
     rows = map(_variable_row, _variables(is_internal=True))
     return _page("Internal variables", introduction, _table(("Variable", "Type", "Meaning"), rows))
@@ -151,7 +150,7 @@ def build_hooks_page() -> str:
         "leaves out hooks that are not in bold. Gains are times with the hook, divided by times without it\n"
         "([figures](../figures.md))."
     )
-    head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Why it is there")
+    head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Gain or promise")
     sections = [*_table(head, map(_hook_row, PARTS.values())), ""]
     sections += ["## Open changes of vLLM that will break a hook", ""]
     sections += ["Issues and pull requests of vLLM that were open in November 2026.", ""]
@@ -166,9 +165,9 @@ def build_causes_page() -> str:
     """Every known cause by its code."""
     introduction = (
         "The last lines of a failed start have its cause, the message of the error, what to do, and a code such as\n"
-        "`VC-PORT-IN-USE`. With `--log-format json`, the last record has the code as its member `code`.\n"
-        "`vllm-cli explain CODE` shows the code's lines of this page. `vllm-cli explain FILE` finds the cause in the\n"
-        "log of any vLLM. A code never changes its meaning."
+        "`VC-PORT-IN-USE`. In JSON, the code is the last record's member `code`. `vllm-cli explain CODE` shows the\n"
+        "code's lines of this page, `vllm-cli explain FILE` finds the cause in the log of any vLLM. A code never\n"
+        "changes its meaning."
     )
     sections: list[str] = []
     for code, known in sorted(BY_CODE.items()):
@@ -406,7 +405,7 @@ def _variable_row(variable: EnvVar[Any]) -> tuple[str, ...]:
 def _hook_row(parts: Sequence[Hook]) -> tuple[str, ...]:
     hook = parts[0]
     name = f"**{hook.name}**" if hook.is_essential else hook.name
-    why = [text for text in (hook.gain and f"gain: {hook.gain}", hook.promise and f"promise: {hook.promise}") if text]
+    why = filter(None, (hook.gain, hook.promise))
     releases = dict.fromkeys(map(_releases, parts))
     name += f"<br>{', in part '.join(releases)}" if {*releases} != {_ALL_RELEASES} else ""
     return name, hook.does, hook.without, "; ".join(why)
