@@ -49,7 +49,7 @@ class NetworkConfig:
     api_keys: tuple[str, ...] = setting(
         (),
         "--api-key",
-        "A request must contain one of these keys. Other users cannot read the variable or --api-key-file.",
+        "Keys, one of which a request must contain. Other users cannot read the variable or --api-key-file.",
         role="keys",
         variable=env.VLLM_API_KEY,
         metavar="KEY...",
@@ -64,10 +64,10 @@ class NetworkConfig:
     api_key_everywhere: bool = setting(
         False,
         "--api-key-everywhere",
-        "Also require a key for /metrics, /status.json and all other routes except probes.",
+        "Require a key for all routes except probes, also /metrics and /status.json.",
         role="keys",
     )
-    web_page: bool = setting(True, "--web-page", "Serve a page at / to chat with the model and to see its state.")
+    web_page: bool = setting(True, "--web-page", "Serve a page at / with a chat and the model's state.")
     root_path: str = setting("", "--root-path", "Path under which a proxy exposes the server.")
     allowed_origins: tuple[str, ...] = setting((), "--allowed-origins", "Origins allowed by CORS.", syntax="JSON list")
     allowed_methods: tuple[str, ...] = setting(
@@ -97,7 +97,7 @@ class TlsConfig:
     ssl_cert_reqs: int = setting(
         0,
         "--ssl-cert-reqs",
-        "Whether clients present a certificate: 0 no, 1 optional, 2 required.",
+        "Whether clients need a certificate: 0 no, 1 optional, 2 required.",
         metavar="0|1|2",
         minimum=0,
         maximum=2,
@@ -133,7 +133,7 @@ class LifecycleConfig:
     drain_grace_s: float = setting(
         0.0,
         "--drain-grace",
-        "After SIGTERM, keep the port open for at least this time, for load balancers. Requests get 503.",
+        "After SIGTERM, keep the port open at least this long, for load balancers. Requests get 503.",
         minimum=0,
         below=inf,
     )

@@ -58,9 +58,9 @@ OWN_PREFIX: Final = "VCLI_"
 class Environment:
     """The variables. An attribute's name is the variable's name."""
 
-    VCLI_LEAVE_OUT = names("Hooks and parts of docs/vllm-engine.md to leave out, to measure or isolate them.")
+    VCLI_LEAVE_OUT = names("Hooks and parts of docs/vllm-engine.md to leave out.")
     VCLI_LOG_FORMAT = choice("text", LOG_FORMATS, "Format of log lines if --log-format is not given.")
-    VCLI_PRELOAD_MODULE = internal(text("Module of the model's class, for the forkserver. The launcher sets it."))
+    VCLI_PRELOAD_MODULE = internal(text("Module of the model's class, for the forkserver."))
     VCLI_ENGINE = choice("auto", ENGINES, "Engine of `serve` if --engine is not given.")
     VCLI_STANDBY = choice("auto", STANDBY_MODES, "Whether a running standby is used if --standby is not given.")
     VCLI_IDLE_STOP = optional_duration("After how long without a request `serve` stops the model (--idle-stop).")
@@ -70,32 +70,24 @@ class Environment:
         False, "Refuse connections until the server is ready if --listen-when-ready is not given."
     )
     VCLI_MODELS = text("File of the models of `serve` if the command line names no model (--models).")
-    VCLI_ROUTER = internal(text("Socket of a server that a router has started. The router sets it."))
-    VCLI_STANDBY_FOLDER = internal(text("Folder of the sockets of a router's own standby. The router sets it."))
+    VCLI_ROUTER = internal(text("Socket of a router's model."))
+    VCLI_STANDBY_FOLDER = internal(text("Folder of the sockets of a router's own standby."))
     VCLI_PREFLIGHT = choice("auto", PREFLIGHT_MODES, "Mode of the preflight if --preflight is not given.")
-    VCLI_PLAIN_VLLM = boolean(False, "Start vLLM exactly as `vllm serve` does, without preloading or any other change.")
+    VCLI_PLAIN_VLLM = boolean(False, "Start vLLM as `vllm serve` does, without preloading.")
     VCLI_ENGINE_WATCHDOG_TIMEOUT = seconds(
         300.0, "Seconds after which a silent engine is ended, without --engine-watchdog-timeout. 0 never ends it."
     )
     VCLI_PROBE_PROCESS = boolean(True, "Answer `/health` in a process of its own while vLLM serves.")
-    VCLI_PRELOAD_PLAN = internal(text("File with the modules that vLLM's forkserver imports. The launcher sets it."))
-    VCLI_START_FOLDER = internal(
-        text("Folder of one start. The launcher sets it. Programs of vLLM that have it end with the start.")
-    )
-    VCLI_API_PROCESS = internal(
-        optional_integer("Id of the API process. The launcher sets it, and the forkserver exits with it.", minimum=1)
-    )
-    VCLI_GIVEN_VARIABLES = internal(
-        text("A template process's variables before it changed them, as JSON. The process itself sets it.")
-    )
-    VCLI_HUB_ENDPOINTS = internal(
-        text("All mirrors of HF_ENDPOINT. The launcher sets it, because HF_ENDPOINT keeps only the first one.")
-    )
+    VCLI_PRELOAD_PLAN = internal(text("File with the modules that vLLM's forkserver imports."))
+    VCLI_START_FOLDER = internal(text("Folder of one start. Programs of vLLM that have it end with the start."))
+    VCLI_API_PROCESS = internal(optional_integer("Id of the API process, with which the forkserver exits.", minimum=1))
+    VCLI_GIVEN_VARIABLES = internal(text("A template process's variables before it changed them, as JSON."))
+    VCLI_HUB_ENDPOINTS = internal(text("All mirrors of HF_ENDPOINT, which keeps only the first one."))
     VCLI_BAKED = text("Folder that `vllm-cli bake` has written, by default /opt/vllm-cli/baked. `off` uses none.")
     VCLI_COMPILE_CACHE = text("Where vLLM's compiled models are shared if --compile-cache is not given.")
     VCLI_TERMINATION_LOG = path(
         lambda: Path("/dev/termination-log"),
-        "File that gets the reason of a failed start or crash, if the file exists. Kubernetes shows the reason.",
+        "File, if it exists, that gets the reason of a failed start or crash, for Kubernetes.",
     )
     XDG_RUNTIME_DIR = text("Folder for the sockets of this user's programs, by default vLLM's cache folder.")
     XDG_CACHE_HOME = path(lambda: Path(expand_home("~/.cache")), "The user's cache folder.")
@@ -104,7 +96,7 @@ class Environment:
     VLLM_ENGINE_READY_TIMEOUT_S = integer(600, "Seconds that the engine may take to become ready.", minimum=1)
     VLLM_API_KEY = text("Key that requests must contain if --api-key is not given.")
     VLLM_HTTP_TIMEOUT_KEEP_ALIVE = integer(
-        5, "Seconds that an idle HTTP connection is kept open. A router's default is 75.", minimum=0
+        5, "Seconds that an idle HTTP connection stays open (a router's: 75).", minimum=0
     )
     VLLM_LOGGING_LEVEL = choice_in_capitals(
         "INFO", LOGGING_LEVELS, "Least severe level that is logged if --log-level is not given."
@@ -116,24 +108,22 @@ class Environment:
     VLLM_MAX_N_SEQUENCES = integer(16384, "Largest `n` of a request, and most prompts times n.", minimum=1)
     VLLM_MAX_COMPLETION_PROMPTS = integer(2048, "Most prompts of a request without --http-max-prompts.", minimum=1)
     VLLM_MAX_STOP_STRINGS = integer(64, "Most stop strings of a request without --http-max-stop-strings.", minimum=1)
-    VLLM_IMAGE_FETCH_TIMEOUT = integer(5, "Seconds that fetching an image may take, redirects included.", minimum=1)
+    VLLM_IMAGE_FETCH_TIMEOUT = integer(5, "Seconds to fetch an image, with redirects.", minimum=1)
     VLLM_MEDIA_URL_ALLOW_REDIRECTS = boolean(True, "Follow redirects of an image's URL to other allowed hosts.")
     VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB = integer(64, "Largest image as downloaded, in MiB.", minimum=1)
     VLLM_MAX_IMAGE_PIXELS = integer(89_478_485, "Most pixels of an image.", minimum=1)
     VLLM_ENABLE_RESPONSES_API_STORE = boolean(
-        True, "Keep responses of /v1/responses, in bounded memory. 0 ignores `store`, as vLLM does by default."
+        True, "Keep responses of /v1/responses. 0 ignores `store`, as vLLM does by default."
     )
     VLLM_SERVER_DEV_MODE = boolean(False, "Offer /reset_mm_cache and /reset_prefix_cache, for development.")
-    VLLM_ALLOW_RUNTIME_LORA_UPDATING = boolean(
-        False, "Offer /v1/load_lora_adapter and /v1/unload_lora_adapter, with which clients change the adapters."
-    )
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING = boolean(False, "Offer /v1/load_lora_adapter and /v1/unload_lora_adapter.")
     VLLM_ALLOW_LONG_MAX_MODEL_LEN = boolean(
-        False, "Accept a --max-model-len above the model's own limit if the model has RoPE. Its answers may get worse."
+        False, "Accept a --max-model-len above the limit of a model with RoPE. Its answers may get worse."
     )
-    VLLM_FORCE_AOT_LOAD = boolean(False, "Whether vLLM fails instead of compiling. --compile-cache require sets it.")
+    VLLM_FORCE_AOT_LOAD = boolean(False, "Fail instead of compiling, as --compile-cache require does.")
     VLLM_CACHE_ROOT = path(lambda: env.XDG_CACHE_HOME.get() / "vllm", "Folder for files kept between starts.")
 
-    HF_HUB_OFFLINE = hub_boolean("Take models from the cache only, and never contact the Hugging Face hub.")
+    HF_HUB_OFFLINE = hub_boolean("Take models from the cache only.")
     TRANSFORMERS_OFFLINE = hub_boolean("Same as HF_HUB_OFFLINE, if that is not set.")
     HF_HOME = hub_path(lambda: f"{env.XDG_CACHE_HOME.get()}/huggingface", "Folder of Hugging Face's caches.")
     HUGGINGFACE_HUB_CACHE = hub_path(lambda: env.HF_HOME.get() / "hub", "Former name of HF_HUB_CACHE.")
@@ -142,34 +132,34 @@ class Environment:
     HUGGING_FACE_HUB_TOKEN = text("Former name of HF_TOKEN.")
     HF_TOKEN_PATH = hub_path(lambda: env.HF_HOME.get() / "token", "File with the token that `hf auth login` stored.")
     HF_HUB_DISABLE_IMPLICIT_TOKEN = hub_boolean("Send no token to the hub but that of --hf-token.")
-    HF_HUB_ETAG_TIMEOUT = hub_seconds(8, "Longest time until the hub has listed a repository's files.")
-    HF_HUB_DOWNLOAD_TIMEOUT = hub_seconds(15, "Time without a byte after which a connection of a download is replaced.")
+    HF_HUB_ETAG_TIMEOUT = hub_seconds(8, "Longest time for a list of a repository's files.")
+    HF_HUB_DOWNLOAD_TIMEOUT = hub_seconds(15, "Time without a byte until a download's connection is replaced.")
     HF_ENDPOINT = text(
-        "Address of a mirror to use instead of the Hugging Face hub. Several, with commas between them, are tried in "
-        "this order, and each gets the token."
+        "Address of a mirror of the Hugging Face hub. Several, with commas between them, are tried in this order. Each "
+        "gets the token."
     )
 
     OPENAI_API_KEY = text("Key that clients such as `chat` and `bench` send if --api-key is not given.")
     OMP_NUM_THREADS = optional_integer(
-        "Threads of the forward pass on a CPU, by default as many as other processes leave processors free.", minimum=1
+        "Threads of the forward pass on a CPU, by default the processors that others leave free.", minimum=1
     )
     OMP_WAIT_POLICY = text("Whether OpenMP's waiting threads spin (active) or sleep (passive).")
     GOMP_SPINCOUNT = text("How long OpenMP's threads spin before they sleep, by default 10000.")
-    ONEDNN_PRIMITIVE_CACHE_CAPACITY = text("Compiled kernels that oneDNN keeps on a CPU, by default 128.")
+    ONEDNN_PRIMITIVE_CACHE_CAPACITY = text("Kernels that oneDNN keeps on a CPU, by default 128.")
     DNNL_PRIMITIVE_CACHE_CAPACITY = text("Former name of ONEDNN_PRIMITIVE_CACHE_CAPACITY.")
-    LRU_CACHE_CAPACITY = text("Compiled kernels that ideep, torch's layer above oneDNN, keeps, by default 128.")
+    LRU_CACHE_CAPACITY = text("Kernels that ideep, torch's layer above oneDNN, keeps, by default 128.")
     CUDA_VISIBLE_DEVICES = text("GPUs that may be used, by number or id. Empty or -1 is none.")
     PYTORCH_NVML_BASED_CUDA_CHECK = text("How torch detects a GPU, by default 1: without initializing CUDA.")
     TMPDIR = text("Folder for temporary files.")
     TEMP = text("Folder for temporary files if TMPDIR is not set.")
     TMP = text("Folder for temporary files if TMPDIR and TEMP are not set.")
-    NOTIFY_SOCKET = text("Socket for notifications to the service manager, set by systemd.")
+    NOTIFY_SOCKET = text("Socket of the service manager, set by systemd.")
     WATCHDOG_USEC = optional_integer("Longest pause between watchdog notifications in µs, set by systemd.", minimum=1)
     WATCHDOG_PID = optional_integer("Process that sends the watchdog notifications, set by systemd.", minimum=1)
     LISTEN_FDS = optional_integer("Number of sockets passed from descriptor 3 on, set by systemd.", minimum=0)
     LISTEN_PID = optional_integer("Process that gets the sockets of LISTEN_FDS, set by systemd.", minimum=1)
     LISTEN_FDNAMES = text("Names of the sockets of LISTEN_FDS, set by systemd.")
-    NO_COLOR = presence("Disable colours in the output, whatever the value.")
+    NO_COLOR = presence("Disable colours, whatever the value.")
 
 
 env: Final[Environment] = Environment()

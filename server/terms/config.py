@@ -46,7 +46,7 @@ class LoraConfig:
     max_cpu_loras: int | None = setting(
         None,
         "--max-cpu-loras",
-        "Most adapters in memory. A further one is refused. Without it, there is no limit.",
+        "Most adapters in memory, by default unlimited. A further one is refused.",
         minimum=1,
     )
     lora_dtype: LoraDtype = setting("auto", "--lora-dtype", "Type of adapters' weights. auto is the model's.")
@@ -163,7 +163,7 @@ class EngineConfig:
     quantization: Literal["int8"] | None = setting(
         None,
         "--quantization",
-        "On CPUs, int8 quantizes linear layers while the model is loaded, to half of their memory.",
+        "On CPUs, int8 quantizes linear layers, to half of their memory.",
         group="Model",
         aliases=("-q",),
         syntax="quantization",
@@ -182,7 +182,7 @@ class EngineConfig:
     max_num_batched_tokens: int | None = setting(
         None,
         "--max-num-batched-tokens",
-        "Most tokens that one step computes. Without it, 2048.",
+        "Most tokens that one step computes, by default 2048.",
         syntax="count",
         minimum=1,
     )
@@ -190,7 +190,7 @@ class EngineConfig:
     kv_cache_memory_bytes: int | None = setting(
         None,
         "--kv-cache-memory-bytes",
-        "Size of the KV cache, such as 2G. Without it, free memory decides.",
+        "Size of the KV cache, such as 2G, by default what free memory allows.",
         syntax="count",
         minimum=1,
     )
@@ -222,7 +222,8 @@ class EngineConfig:
         metadata=Setting(
             flag="--pooler-config",
             group="Model",
-            help="How hidden states are pooled, e.g. --pooler-config.pooling_type MEAN, if not by the model's files.",
+            help="How hidden states are pooled, e.g. --pooler-config.pooling_type MEAN, by default as the model's "
+            "files say.",
         ),
     )
     seed: int = setting(0, "--seed", "Seed of all random numbers.", group="Model")
@@ -246,7 +247,7 @@ class RendererConfig:
     num_workers: int = setting(
         2,
         "--renderer-num-workers",
-        "Threads of the renderer pool, which turn text into tokens and back.",
+        "Threads that turn text into tokens and back.",
         group="Memory and scheduling",
     )
     tokenizer_mode: str = setting(
@@ -260,13 +261,13 @@ class RendererConfig:
     chat_template: str | None = setting(
         None,
         "--chat-template",
-        "Jinja chat template, as a file or inline. Without it, the tokenizer's own.",
+        "Jinja chat template, as a file or inline, by default the tokenizer's.",
         syntax="template",
     )
     chat_template_content_format: Literal["auto", "string", "openai"] = setting(
         "auto",
         "--chat-template-content-format",
-        "Whether the template gets a message's content as text or as parts. auto decides by the template.",
+        "Whether the template gets content as text or as parts. auto decides by the template.",
     )
     default_chat_template_kwargs: dict[str, Any] = setting(
         {}, "--default-chat-template-kwargs", "Template variables that a request may override."
@@ -275,26 +276,26 @@ class RendererConfig:
     enable_prompt_embeds: bool = setting(
         False,
         "--enable-prompt-embeds",
-        "Accept `prompt_embeds` in completions: a prompt's embeddings, computed by the client.",
+        "Accept a prompt's embeddings in completions (`prompt_embeds`).",
     )
     limit_mm_per_prompt: dict[str, Any] = setting(
         {},
         "--limit-mm-per-prompt",
-        'Most images in one prompt, such as {"image": 4}. Without it, 999.',
+        'Most images in one prompt, such as {"image": 4}, by default 999.',
         group="Images",
     )
     """Kind of input -> limit: `{"image": 4}` or `{"image": {"count": 4}}`."""
     allowed_media_domains: tuple[str, ...] = setting(
         (),
         "--allowed-media-domains",
-        "Hosts that images may be fetched from, by default none. A private host must be an IP address or localhost.",
+        "Hosts that images may be fetched from, by default none. Write a private host as IP address or localhost.",
         group="Images",
         metavar="HOST...",
     )
     allowed_local_media_path: str | None = setting(
         None,
         "--allowed-local-media-path",
-        "Folder below which file:// URLs of images may point, by default none.",
+        "Folder for file:// URLs of images, by default none.",
         group="Images",
         metavar="FOLDER",
     )

@@ -17,21 +17,21 @@ class LimitsConfig:
     max_queued_requests: int | None = setting(
         4096,
         "--max-num-queued-reqs",
-        "Most requests that wait or run, counting every prompt n times. Further ones get 503 and Retry-After.",
+        "Most requests that wait or run, counting every prompt n times, then 503 and Retry-After.",
         syntax="count",
         minimum=0,
     )
     max_queued_tokens: int | None = setting(
         None,
         "--max-num-queued-tokens",
-        "Most prompt tokens that wait for their first token, then 503 and Retry-After. Without it, no limit.",
+        "Most prompt tokens that wait for their first token, by default unlimited, then 503 and Retry-After.",
         syntax="count",
         minimum=0,
     )
     max_head_bytes: int = setting(
         65_536,
         "--h11-max-incomplete-event-size",
-        "Largest request line and headers together. Larger requests get 431.",
+        "Largest request line and headers together, else 431.",
         syntax="size",
         minimum=1,
         role="both",
@@ -43,7 +43,7 @@ class LimitsConfig:
     max_connections: int = setting(
         16_384,
         "--http-max-connections",
-        "Most connections, within the limit of open files. Then an idle one is closed, or a new one gets 503.",
+        "Most connections, within the limit of open files. Then an idle one closes, or a new one gets 503.",
         syntax="count",
         minimum=1,
         role="port",
@@ -51,7 +51,7 @@ class LimitsConfig:
     max_body_bytes: int = setting(
         32 << 20,
         "--http-max-body-size",
-        "Largest body without prompt_embeds. Larger bodies get 413.",
+        "Largest body without prompt_embeds, else 413.",
         syntax="size",
         minimum=1,
         role="both",
@@ -60,7 +60,7 @@ class LimitsConfig:
     max_held_bytes: int | None = setting(
         None,
         "--http-max-held-size",
-        "Most bytes of bodies and tensors in all requests, then 503. Without it, an eighth of free memory.",
+        "Most bytes of bodies and tensors in all requests, by default an eighth of free memory, then 503.",
         syntax="size",
         minimum=1,
         role="both",
@@ -76,7 +76,7 @@ class LimitsConfig:
     body_timeout_s: float = setting(
         30.0,
         "--http-body-timeout",
-        "Time for a body, extended by --http-min-body-rate. After that, the request gets 408.",
+        "Time for a body, extended by --http-min-body-rate, then 408.",
         above=0,
         role="port",
     )
@@ -91,7 +91,7 @@ class LimitsConfig:
     send_timeout_s: float = setting(
         60.0,
         "--http-send-timeout",
-        "Time for a client to read buffered data. After that, the connection is closed.",
+        "Time for a client to read buffered data, then the connection closes.",
         above=0,
         role="both",
     )
@@ -99,7 +99,7 @@ class LimitsConfig:
     send_buffer_bytes: int = setting(
         65_536,
         "--http-send-buffer-size",
-        "Bytes buffered for a slow client. Beyond them, the response waits until the client reads.",
+        "Bytes buffered for a slow client. Then the response waits until the client reads.",
         syntax="size",
         minimum=1,
         role="both",
@@ -107,7 +107,7 @@ class LimitsConfig:
     max_json_values: int = setting(
         1_000_000,
         "--http-max-json-values",
-        "Most objects, lists, texts and numbers in a body. Larger bodies get 400.",
+        "Most objects, lists, texts and numbers in a body, else 400.",
         syntax="count",
         minimum=1,
     )
@@ -116,14 +116,14 @@ class LimitsConfig:
     max_prompts: int = from_variable(
         env.VLLM_MAX_COMPLETION_PROMPTS,
         "--http-max-prompts",
-        "Most prompts, inputs or documents. A request with more gets 400.",
+        "Most prompts, inputs or documents, else 400.",
         syntax="count",
         minimum=1,
     )
     max_stop_strings: int = from_variable(
         env.VLLM_MAX_STOP_STRINGS,
         "--http-max-stop-strings",
-        "Most stop strings. A request with more gets 400.",
+        "Most stop strings, else 400.",
         syntax="count",
         minimum=1,
     )
@@ -131,14 +131,14 @@ class LimitsConfig:
     max_stored_responses: int = setting(
         1024,
         "--http-max-stored-responses",
-        "Most responses of /v1/responses that are kept. Beyond them, the oldest is dropped. 0 keeps none.",
+        "Most responses of /v1/responses that are kept, the newest. 0 keeps none.",
         syntax="count",
         minimum=0,
     )
     max_stored_bytes: int = setting(
         64 << 20,
         "--http-max-stored-size",
-        "Most bytes of kept responses and their conversations. Beyond them, the oldest is dropped. 0 keeps none.",
+        "Most bytes of kept responses and their conversations. 0 keeps none.",
         syntax="size",
         minimum=0,
     )

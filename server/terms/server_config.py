@@ -41,7 +41,7 @@ class GenerationConfig:
     anthropic_disabled_thinking_effort: DisabledThinkingEffort = setting(
         "auto",
         "--anthropic-disabled-thinking-effort",
-        "reasoning_effort for disabled thinking in /v1/messages. auto is none, or low if the template ignores none.",
+        "reasoning_effort for disabled thinking in /v1/messages. auto is none, or low if the template ignores that.",
     )
     enable_auto_tool_choice: bool = setting(
         False, "--enable-auto-tool-choice", "Let the model choose tools. Needs --tool-call-parser."
@@ -49,20 +49,20 @@ class GenerationConfig:
     tool_call_parser: str | None = setting(
         None,
         "--tool-call-parser",
-        "Format in which the model writes tool calls, by vLLM's name. auto detects it from the model's files.",
+        "Format of the model's tool calls, by vLLM's name. auto detects it from the model's files.",
         metavar="NAME",
     )
     reasoning_parser: str | None = setting(
         None,
         "--reasoning-parser",
-        "Format in which the model writes its reasoning, by vLLM's name. auto detects it from the model's files.",
+        "Format of the model's reasoning, by vLLM's name. auto detects it from the model's files.",
         metavar="NAME",
     )
     reasoning_config: dict[str, Any] = setting(
         {},
         "--reasoning-config",
-        "For `thinking_token_budget`, instead of the tags of --reasoning-parser: tokens count from the text "
-        "`reasoning_start_str`, and `reasoning_end_str` ends the reasoning after the budget.",
+        "For `thinking_token_budget`, instead of --reasoning-parser's tags: `reasoning_start_str` begins the count, "
+        "and `reasoning_end_str` ends the reasoning after the budget.",
     )
     exclude_tools_when_tool_choice_none: bool = setting(
         False, "--exclude-tools-when-tool-choice-none", 'Leave tools out of the prompt when `tool_choice` is "none".'
@@ -111,7 +111,7 @@ class ServerConfig:
             group="Model",
             after="--model",
             metavar="NAME...",
-            help="Names that requests may use. Responses contain the first. Without it, MODEL.",
+            help="Names that requests may use, by default MODEL. Responses contain the first.",
         )
     )
     lora_modules: tuple[LoraModule, ...] = setting(
@@ -124,7 +124,7 @@ class ServerConfig:
     lora_adapter_root: str | None = setting(
         None,
         "--lora-adapter-root",
-        "Folder below which the adapters of /v1/load_lora_adapter must be. Without it, any folder.",
+        "Folder for the adapters of /v1/load_lora_adapter, by default any.",
         group="LoRA adapters",
         metavar="FOLDER",
     )

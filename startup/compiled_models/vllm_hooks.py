@@ -43,10 +43,10 @@ _COMPILE: Final = Name("vllm.compilation.wrapper", "TorchCompileWithNoGuardsWrap
 _INIT_DEVICE: Final = Name("vllm.v1.worker.worker_base", "WorkerWrapperBase.init_device", ())
 COMPILED_MODELS: Final = Hook(
     "records of compiled models",
-    does="records what vLLM hashes to name a compiled model, and whether it is loaded or compiled. In a folder of "
-    "unlike machines, adds the hardware to the name. Keeps Triton's kernels in the model's folder",
-    without="a start does not log why it compiles, and --compile-cache has no effect",
-    promise="`--compile-cache`, and why a start compiles",
+    does="records what vLLM hashes to name a compiled model, and whether it is loaded. For unlike machines, adds the "
+    "hardware to the name. Keeps Triton's kernels in the model's folder",
+    without="no log of why a start compiles, no --compile-cache",
+    promise="both of these",
     needs=(
         _GET_FACTORS,
         _HASH_TEXT,

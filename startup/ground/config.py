@@ -58,7 +58,7 @@ class ModelConfig:
     hf_token: str | None = from_variable(
         env.HF_TOKEN,
         "--hf-token",
-        "Token for gated and private models. Without a value, the token of `hf auth login` is used.",
+        "Token for gated and private models, by default that of `hf auth login`.",
         syntax="optional text",
     )
 
@@ -80,7 +80,7 @@ class SeveralModelsConfig:
     memory_budget_bytes: int | None = setting(
         None,
         "--memory-budget",
-        "The most memory of all models together, such as 48GiB, by default the machine's.",
+        "The most memory of all models, such as 48GiB, by default the machine's.",
         syntax="size",
         above=0,
     )
@@ -94,15 +94,15 @@ class SeveralModelsConfig:
     on_swap: Literal["stop", "sleep"] = setting(
         "stop",
         "--on-swap",
-        "How a model makes room for another one: it is stopped or, with vLLM on a GPU, sleeps. A sleeping model's "
-        "process stays, and wakes in a second or a few.",
+        "How a model makes room for another one: it is stopped or, with vLLM on a GPU, sleeps and wakes in a second or "
+        "a few.",
         choices=("stop", "sleep"),
     )
     max_wait_s: float = setting(
         10.0,
         "--max-wait",
-        "How long a request for a model without room waits for others to become idle. Then these get no new "
-        "requests. With --restart, how long a request waits for its model.",
+        "How long a request without room waits for other models to become idle. Then these get no new requests. With "
+        "--restart, how long it waits for its model.",
         above=0,
     )
     max_waiting: int = setting(
@@ -126,7 +126,7 @@ class StartOptions:
     log_format: LogFormat = setting(
         "text",
         "--log-format",
-        "Format of log lines. text-utc has date, year and zone. json makes every line of every process a JSON object.",
+        "Format of log lines. text-utc has year and zone. json makes every line of every process a JSON object.",
         group="Logging",
         role="program",
         variable=env.VCLI_LOG_FORMAT,
@@ -134,7 +134,7 @@ class StartOptions:
     standby: StandbyMode = setting(
         "auto",
         "--standby",
-        "Warm starts, forked from a running `vllm-cli standby`: if possible, never, or else fail with an error.",
+        "Warm starts, forked from a running `vllm-cli standby`: if possible, never, or else fail.",
         variable=env.VCLI_STANDBY,
     )
     """`startup.standby.front_process` reads this flag before the command line is parsed."""
@@ -150,8 +150,8 @@ class StartOptions:
     idle_sleep_s: float | None = setting(
         None,
         "--idle-sleep",
-        "Have vLLM on a GPU give the GPU's memory back when no request came for this long. The next request wakes it. "
-        "Other models are stopped.",
+        "Let vLLM on a GPU free the GPU's memory when no request came for this long. The next request wakes it. Other "
+        "models are stopped.",
         role="router",
         variable=env.VCLI_IDLE_SLEEP,
         syntax="duration",
@@ -160,8 +160,8 @@ class StartOptions:
     restart_limit: int | None = setting(
         None,
         "--restart",
-        "Start the model again behind the same port when its engine or server has ended by itself. After N failures "
-        "in a row (5), exit with code 1.",
+        "Start the model again when its engine or server has ended by itself. After N failures in a row (5), exit with "
+        "code 1.",
         role="router",
         variable=env.VCLI_RESTART,
         syntax="restart policy",
@@ -171,48 +171,48 @@ class StartOptions:
     idle_warm: IdleWarmMode = setting(
         "auto",
         "--idle-warm",
-        "With --idle-stop, --restart or several models, keep a standby for this server alone: its starts are warm.",
+        "With --idle-stop, --restart or several models, keep a standby, so that starts are warm.",
         role="router",
     )
     preflight: PreflightMode = setting(
         "auto",
         "--preflight",
-        "Check before the start what would make it fail: end with all faults, only log them, or do not check.",
+        "Before the start, check what would make it fail: end with all faults, only log them, or do not check.",
         role="both",
         variable=env.VCLI_PREFLIGHT,
     )
     listen_when_ready: bool = setting(
         False,
         "--listen-when-ready",
-        "Bind the port at once, but refuse connections until the server is ready, as `tcpSocket` probes need it. "
-        "Has no effect with --uds or a socket that systemd passes.",
+        "Refuse connections until the server is ready, as `tcpSocket` probes need it. Has no effect with --uds or "
+        "systemd's socket.",
         variable=env.VCLI_LISTEN_WHEN_READY,
     )
     startup_timeout_s: float | None = setting(
         None,
         "--startup-timeout",
-        "End a start that takes longer, naming the phase and the position of every thread.",
+        "End a start that takes longer, and log the phase and each thread's position.",
         role="program",
         above=0,
     )
     engine_watchdog_timeout_s: float = from_variable(
         env.VCLI_ENGINE_WATCHDOG_TIMEOUT,
         "--engine-watchdog-timeout",
-        "End the server when its engine has been silent for this time, and log where each thread is. 0 never ends it.",
+        "End the server when its engine is silent for this time, and log where each thread is. 0 never ends it.",
         minimum=0,
         below=inf,
     )
     download_timeout_s: float | None = setting(
         None,
         "--download-timeout",
-        "End a start whose download takes longer. A connection that delivers nothing is replaced in any case.",
+        "End a start whose download takes longer.",
         above=0,
     )
     compile_cache: CompileCacheOption | None = setting(
         None,
         "--compile-cache",
-        "Share vLLM's compiled models in a folder or object store (s3://, gs://, az://). `require` fails instead of "
-        "compiling. A comma separates the two.",
+        "Share vLLM's compiled models in a folder or object store (s3://, gs://, az://). `require`, alone or after a "
+        "comma, fails instead of compiling.",
         role="run",
         variable=env.VCLI_COMPILE_CACHE,
         syntax="compile cache",
@@ -221,14 +221,14 @@ class StartOptions:
     startup_report: Path | None = setting(
         None,
         "--startup-report",
-        "Write the start's timeline as JSON to this file. `vllm-cli timeline FILE` shows it.",
+        "Write the start's timeline as JSON, which `vllm-cli timeline FILE` shows.",
         role="run",
         metavar="FILE",
     )
     prefetch: PrefetchMode = setting(
         "auto",
         "--prefetch",
-        "Read the weights into the page cache during the imports. auto does so if it can help.",
+        "Read the weights into the page cache during the imports (auto: if it can help).",
     )
     """`on` reads all weights that fit into memory, even if only a few fit. `off` reads nothing."""
 
@@ -256,7 +256,7 @@ class StartupConfig(StartOptions):
     log_config: dict[str, Any] | None = setting(
         None,
         "--log-config-file",
-        "JSON file with a configuration of Python's logging. It overrides level and format.",
+        "JSON file with a configuration of Python's logging, which overrides level and format.",
         group="Logging",
         role="program",
         variable=env.VLLM_LOGGING_CONFIG_PATH,

@@ -38,9 +38,9 @@ _INITIALIZE: Final = {
 """Functions that initialize a driver, each with a check for a GPU. Without a GPU, they initialize nothing."""
 GPU_GUARD: Final = Hook(
     "GPU guard",
-    does="answers for the GPU's architecture, and keeps its driver uninitialized, in processes that are forked",
+    does="keeps the GPU's driver uninitialized, and answers for its architecture, in processes that are forked",
     without="if an import initializes the driver, engines and workers are new programs",
-    promise="no process that will be forked has initialized a GPU's driver",
+    promise="engines and workers can be forked",
     needs=(_CAPABILITY, *(name for name in _INITIALIZE if name.module.startswith("torch."))),
 )
 

@@ -35,8 +35,8 @@ _PARSER: Final = Name("vllm.utils.argparse_utils", "FlexibleArgumentParser")
 FACTS: Final = Hook(
     "flags of vLLM",
     does="records vLLM's flags and registered names, with which the next start checks its words",
-    without="vLLM itself reports a misspelt flag, after its imports",
-    promise="mistakes in words are reported before the imports: 63 of 69 within 0.64 s",
+    without="vLLM itself reports misspelt flags, after its imports",
+    promise="63 of 69 mistakes in words are reported within 0.64 s",
     needs=(_MAKE_PARSER, _PARSER),
 )
 

@@ -121,13 +121,13 @@ ENGINE: Final = SupportedFlag(
     type=click.Choice(ENGINES),
     variable=env.VCLI_ENGINE,
     default=env.VCLI_ENGINE.default,
-    help="The installed vLLM with its flags (vllm), this package's engine (embedded), or vLLM if installed (auto).",
+    help="The installed vLLM (vllm), this package's engine (embedded), or vLLM if installed (auto).",
     role="program",
 )
 CONFIG: Final = SupportedFlag(
     "--config",
     metavar="FILE",
-    help="YAML file of settings, named like the flags. Flags and variables take precedence.",
+    help="YAML file of settings, named like the flags.",
 )
 _WITHOUT_FIELD: Final = (
     ENGINE,
@@ -135,15 +135,15 @@ _WITHOUT_FIELD: Final = (
     SupportedFlag(
         "--preflight-only",
         shape=Shape.SWITCH,
-        help="Check everything that could make the start fail, report, and exit with 0, 2 or 3, as the start would.",
+        help="Only check what could make the start fail, and exit with 0, 2 or 3, as the start would.",
         role="router",
     ),
     SupportedFlag("--json", shape=Shape.SWITCH, help="With --preflight-only: report as JSON.", role="router"),
     SupportedFlag(
         "--detach",
         shape=Shape.SWITCH,
-        help="Run in the background. Returns when the server is ready, or with the exit code of a start that fails. "
-        "`vllm-cli ps` names its log.",
+        help="Run in the background. Returns when the server is ready, or with a failed start's exit code. `vllm-cli "
+        "ps` names its log.",
         role="router",
     ),
 )

@@ -70,8 +70,8 @@ def build_cli_page() -> str:
         sections += _describe_commands([*alike], shared)
     sections += ["## Further commands", "", *_command_tables({entry.name: each for entry, each in small.items()})]
     introduction = (
-        "Every command has `--help`; the flags of `vllm-cli serve [MODEL]` are listed in [flags](flags.md), the\n"
-        "variables in [environment](environment.md). A cell without a default means that nothing is preset."
+        "Every command has `--help`. Other pages list the [flags](flags.md) of `vllm-cli serve [MODEL]` and the\n"
+        "[variables](environment.md)."
     )
     return _page("Commands", introduction, sections)
 
@@ -83,8 +83,7 @@ def build_flags_page() -> str:
         f"`vllm-cli serve [MODEL] [FLAG]...` accepts every flag of `vllm serve` {release} and further ones.\n"
         "Precedence: flag, variable (named below the flag), `--config` file, default. `_` and `-` are the same in a\n"
         "flag's name, and `--help=WORD` shows the flags that contain WORD. With `--engine vllm`, vLLM gets all flags\n"
-        "but those of the groups Start (without `--config`) and Several models, and `--log-format`. The last two\n"
-        "sections have the flags of vLLM that have no effect in the embedded engine, or that it rejects."
+        "but those of the groups Start (without `--config`) and Several models, and `--log-format`."
     )
     sections: list[str] = []
     for title, flags in GROUPS.items():
@@ -104,9 +103,9 @@ def build_flags_page() -> str:
 def build_environment_page() -> str:
     """The text of docs/environment.md: the variables that users may set. Those of flags are only listed."""
     introduction = (
-        "The variables that configure this program. It also reads variables that other programs and libraries\n"
-        "define, such as `HOME`, `LD_PRELOAD` and vLLM's own. An empty value counts as unset. `vllm-cli env` shows\n"
-        "the present values, with secrets masked. Booleans are 1, true, yes, on or 0, false, no, off."
+        "These variables configure this program, which also reads some of other programs, such as `HOME`,\n"
+        "`LD_PRELOAD` and vLLM's own. An empty value counts as unset. `vllm-cli env` shows the present values, with\n"
+        "secrets masked. Booleans are 1, true, yes, on or 0, false, no, off."
     )
     flags = {flag.variable.name: flag.name for group in GROUPS.values() for flag in group if flag.variable}
     names = ", ".join(f"`{variable}` (`{flag}`)" for variable, flag in sorted(flags.items()))
@@ -129,8 +128,8 @@ def build_environment_page() -> str:
 def build_internal_variables_page() -> str:
     """The text of docs/dev/internal-variables.md: the variables that only this program sets."""
     introduction = (
-        "The program sets these variables for its own processes. Users do not set them: `vllm-cli env` shows one of\n"
-        "them only where it is set. `internal` in `envs/registry.py` marks them."
+        "The program sets these variables for its own processes. `vllm-cli env` shows one only where it is set.\n"
+        "`internal` in `envs/registry.py` marks them."
     )
     rows = map(_variable_row, _variables(is_internal=True))
     return _page("Internal variables", introduction, _table(("Variable", "Type", "Meaning"), rows))
@@ -144,14 +143,14 @@ def build_hooks_page() -> str:
     """The text of docs/dev/vllm-hooks.md: every hook that the launcher places in other programs."""
     introduction = (
         "With `--engine vllm`, the launcher changes or uses internals of vLLM and its libraries while they run. A\n"
-        "hook is checked where it is placed. Its declaration, `Hook(…)` below `startup`, lists in `needs` the names\n"
-        "and texts that it relies on. A hook that does not fit is left out, with a warning. If only some of its\n"
-        "changes fit, these stay. If a hook in **bold** does not fit, vLLM starts without preloading, as `vllm serve`\n"
-        "does. If only an import shows it, this start begins again, and later starts are plain at once. `vllm-cli\n"
-        "check-hooks` checks all hooks. VCLI_LEAVE_OUT leaves out hooks that are not in bold. Gains are times with\n"
-        "the hook, divided by times without it ([figures](../figures.md))."
+        "hook's declaration, `Hook(…)` below `startup`, lists in `needs` the names and texts that it relies on. A\n"
+        "hook that does not fit is left out, with a warning. If only some of its changes fit, these stay. If a\n"
+        "hook in **bold** does not fit, vLLM starts without preloading. If only an import shows it, this start\n"
+        "begins again, and later starts are plain at once. `vllm-cli check-hooks` checks all hooks. VCLI_LEAVE_OUT\n"
+        "leaves out hooks that are not in bold. Gains are times with the hook, divided by times without it\n"
+        "([figures](../figures.md))."
     )
-    head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Why it is there")
+    head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Gain or promise")
     sections = [*_table(head, map(_hook_row, PARTS.values())), ""]
     sections += ["## Open changes of vLLM that will break a hook", ""]
     sections += ["Issues and pull requests of vLLM that were open in November 2026.", ""]
@@ -166,9 +165,9 @@ def build_causes_page() -> str:
     """The text of docs/causes.md: every known cause by its code."""
     introduction = (
         "The last lines of a failed start have its cause, the message of the error, what to do, and a code such as\n"
-        "`VC-PORT-IN-USE`. With `--log-format json`, the last record has the code as its member `code`.\n"
-        "`vllm-cli explain CODE` shows the code's lines of this page. `vllm-cli explain FILE` finds the cause in the\n"
-        "log of any vLLM. A code never changes its meaning."
+        "`VC-PORT-IN-USE`. In JSON, the code is the last record's member `code`. `vllm-cli explain CODE` shows the\n"
+        "code's lines of this page, `vllm-cli explain FILE` finds the cause in the log of any vLLM. A code never\n"
+        "changes its meaning."
     )
     sections: list[str] = []
     for code, known in sorted(BY_CODE.items()):
@@ -179,7 +178,7 @@ def build_causes_page() -> str:
 _SHAPES: Final = (
     (
         "`compiled_models/vllm_hooks.py:_note_text`",
-        "the caller of `safe_hash` has `self`, and its source appends each hashed expression to a list",
+        "the caller of `safe_hash` has `self`, and appends each hashed expression to a list",
         "`explain` shows the hashed text as a whole, without names",
         "`vllm_engine/test_compile_reasons.py`",
     ),
@@ -191,26 +190,26 @@ _SHAPES: Final = (
     ),
     (
         "`patches/late_imports.py`",
-        "import statements outside of functions, whose names are used only in calls and annotations",
-        "a statement that is not there has no effect; another use of a name imports its module",
+        "import statements outside of functions, with names used only in calls and annotations",
+        "a missing statement has no effect; another use imports the module",
         "`vllm_engine/test_same_as_plain.py`",
     ),
     (
         "`vllm_words/facts.py:_kind_of`",
-        "the names of vLLM's functions that convert values, and of the function that they wrap",
+        "the names of vLLM's functions that convert values",
         "the values of such flags are not checked before vLLM",
         "`vllm_engine/test_vllm_facts.py`",
     ),
     (
         "`imports/cheap_calls.py:_get_source`",
-        "torch counts the frames up to the code that defines an operator, as `inspect.stack` does",
+        "torch counts the frames up to the code that defines an operator",
         "the hook does not fit, or an operator's error names another line",
         "`vllm_engine/test_same_as_plain.py`",
     ),
     (
         "`causes/own_faults.py`, `causes/known/failed_parts.py`",
         "the functions of vLLM and multiprocessing in tracebacks",
-        "`explain` shows a more general cause; a fault of ours may be taken for one of vLLM's",
+        "`explain` is less specific, or blames vLLM for a fault of ours",
         "`vllm_engine/test_own_faults.py`, `test_crash_digest.py`",
     ),
 )
@@ -220,51 +219,48 @@ _SHAPES: Final = (
 _OPEN_CHANGES: Final = (
     (
         ("preloading", "unused imports", "port", "drain", "engine's death"),
-        {"54653": "`vllm.entrypoints` moves to `vllm.frontend`, like other packages by domain"},
-        "A hook follows a shim at the old place to its module (`place_of` in `hook.py`), and nothing is lost. Without "
-        "shims: a plain start.",
+        {"54653": "`vllm.entrypoints` moves to `vllm.frontend`"},
+        "Hooks follow shims at the old places (`place_of` in `hook.py`). Without shims: a plain start.",
     ),
     (
         ("port", "probes while serving"),
         {"50282": "uvicorn starts before the engine"},
-        "READY=1, `ps` and the report of the start would come before the engine is ready: `uvicorn.Server.startup` "
-        "is no sign of readiness then.",
+        "READY=1, `ps` and the start's report come before the engine is ready.",
     ),
     (
         ("port",),
         {"57637": "vLLM sends READY=1"},
-        "vLLM does not see NOTIFY_SOCKET: the launcher sends it once. In a plain start, both do.",
+        "The launcher sends it once. In a plain start, both do.",
     ),
     (
         ("engine's death",),
         {"52125": "sleep level 3 ends the engine's process", "56373": "CUDA state is moved out in sleep"},
-        "vLLM's `errored` decides alone: the server lives as long as vLLM does not count the engine as dead.",
+        "Only vLLM's `errored` decides whether the engine is dead.",
     ),
     (
         ("forks",),
         {"58183": "an executor that checkpoints workers"},
-        "Workers that it starts with `get_mp_context` are forked; others are new programs, as in plain vLLM.",
+        "Workers are forked if `get_mp_context` starts them, else new programs, as in plain vLLM.",
     ),
     (
         ("preload profile",),
         {"41286": "Model Runner V1 goes"},
-        "The built-in list has V2 since 0.29; the hook does not need V1.",
+        "Nothing: the built-in list has V2.",
     ),
     (
         ("unused imports",),
         {"57310": "vLLM itself imports `torch._inductor` late", "40328": "imports of the API server"},
-        "An import that is gone cannot be delayed: the hook does not fit or has no effect, and nothing is lost.",
+        "The hook does not fit or has no effect, and nothing is lost.",
     ),
     (
         ("records of compiled models",),
         {"39479": "`compute_hash` becomes `compile_factors`"},
-        "The hook does not fit: a start does not log why it compiles, and `--compile-cache` has no effect.",
+        "The hook does not fit.",
     ),
     (
         ("Rust frontend",),
-        {"40846": "the Rust frontend, which is an experiment"},
-        "If an engine registers in another way or the program is started by other code, vLLM starts plainly with "
-        "VLLM_USE_RUST_FRONTEND.",
+        {"40846": "the Rust frontend changes"},
+        "If engines register in another way or other code starts the program, such starts are plain.",
     ),
 )
 """Rows: hooks, the open changes of vLLM that affect these hooks (number -> text), and the effects."""
@@ -295,9 +291,11 @@ def _page(title: str, introduction: str, lines: Iterable[str]) -> str:
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    for cells in (head, tuple("-" * 3 for _ in head), *rows):
+    for number, cells in enumerate((head, *rows)):
         escaped = [cell.replace("|", r"\|") for cell in cells]
         yield f"| {' | '.join(escaped)} |"
+        if number == 0:
+            yield f"|{'---|' * len(head)}"
 
 
 def _is_small(command: click.Command) -> bool:
@@ -407,7 +405,7 @@ def _variable_row(variable: EnvVar[Any]) -> tuple[str, ...]:
 def _hook_row(parts: Sequence[Hook]) -> tuple[str, ...]:
     hook = parts[0]
     name = f"**{hook.name}**" if hook.is_essential else hook.name
-    why = [text for text in (hook.gain and f"gain: {hook.gain}", hook.promise and f"promise: {hook.promise}") if text]
+    why = filter(None, (hook.gain, hook.promise))
     releases = dict.fromkeys(map(_releases, parts))
     name += f"<br>{', in part '.join(releases)}" if {*releases} != {_ALL_RELEASES} else ""
     return name, hook.does, hook.without, "; ".join(why)

@@ -40,13 +40,13 @@ if TYPE_CHECKING:
     default=1800,
     show_default=True,
     metavar="SECONDS",
-    help="How long the start may take, and installing vLLM's kernels.",
+    help="Longest time of the start, and of installing vLLM's kernels.",
 )
-@click.option("--no-start", is_flag=True, help="Run no model, only import vLLM: for a machine without the GPU.")
+@click.option("--no-start", is_flag=True, help="Only import vLLM, on a machine without the GPU.")
 @click.option(
     "--download-kernels",
     is_flag=True,
-    help="First have vLLM install its kernels (pip install flashinfer-jit-cache) into its environment.",
+    help="First install vLLM's kernels (pip install flashinfer-jit-cache) into its environment.",
 )
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
 def bake(*, words: tuple[str, ...], output: Path | None, is_json: bool, **options: Any) -> int:

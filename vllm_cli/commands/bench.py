@@ -123,14 +123,14 @@ def _levels(value: str) -> tuple[int, ...]:
     "--shared-prefix-tokens",
     type=click.IntRange(0),
     default=0,
-    help="Approximate length of a text that is put before all prompts, as a system prompt would be.",
+    help="Approximate length of a common beginning of all prompts.",
 )
 @click.option("--max-tokens", type=_COUNT, default=64, help="Tokens to generate.")
 @click.option(
     "--idle",
     type=click.Choice(["pause", "run"]),
     default="pause",
-    help="Freeze started servers while another one is measured, or leave them running.",
+    help="Freeze started servers while another one is measured, or not.",
 )
 @click.option("--seed", type=int, default=0, help="Seed of the prompts.")
 @_shared_options
@@ -173,7 +173,7 @@ def serve(**options: Any) -> int:
     "startup", epilog=vllms_own("bench startup"), context_settings={"max_content_width": 110, "show_default": True}
 )
 @click.option("--cmd", "command", type=_command, show_default="vllm-cli serve", help="Command that starts a server.")
-@click.option("--model", help="Folder or hub id of the model of the default command. Its files are evicted.")
+@click.option("--model", help="Folder or hub id of the default command's model. Its files are evicted.")
 @click.option("--request-model", show_default="the first that the server lists", help="Model to request.")
 @click.option(
     "--vs-request-model", show_default="--request-model", help="Model to request from the servers to compare with."
@@ -185,9 +185,9 @@ def serve(**options: Any) -> int:
     multiple=True,
     type=click.Choice(_STATES),
     default=("warm",),
-    help="State before a start: of the caches, or with a standby that has the imports.",
+    help="State before a start: of the caches, or with a standby.",
 )
-@click.option("--standby-model", metavar="MODEL", help="Model for the standby's --model, which it keeps too.")
+@click.option("--standby-model", metavar="MODEL", help="The standby's --model.")
 @click.option(
     "--evict",
     "evict_paths",
@@ -199,7 +199,7 @@ def serve(**options: Any) -> int:
 @click.option(
     "--pause", "pause_s", type=click.FloatRange(0), default=1, metavar="SECONDS", help="Pause between two starts."
 )
-@click.option("--phases", "shows_phases", is_flag=True, help="Show the phases of the starts as bars and in a table.")
+@click.option("--phases", "shows_phases", is_flag=True, help="Show the phases as bars and in a table.")
 @_shared_options
 def startup(**options: Any) -> int:
     """Time the start of a server, from the exec of its command to the first token at a client.

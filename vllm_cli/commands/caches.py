@@ -85,7 +85,7 @@ class _Kept(NamedTuple):
     "--compile-cache", "option", type=COMPILE_CACHE, metavar="LOCATION", show_default="VCLI_COMPILE_CACHE",
     help="Also list the compiled models of this folder or object store, at most 200.",
 )  # fmt: skip
-@click.option("--json", "is_json", is_flag=True, help="Print a JSON object, with all modules of the profiles.")
+@click.option("--json", "is_json", is_flag=True, help="Print a JSON object, with the profiles' modules.")
 @click.pass_context
 def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bool) -> None:
     """List compiled models, preload profiles and the import file, which are kept between starts of vLLM.
@@ -128,11 +128,11 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
 )  # fmt: skip
 @click.option(
     "--all", "is_all", is_flag=True,
-    help="Remove everything that this machine keeps: compiled models, profiles, the import file, the history.",
+    help="Remove all that this machine keeps: compiled models, profiles, import file, history.",
 )  # fmt: skip
 @click.option(
     "--plain-starts", "is_plain", is_flag=True,
-    help="Remove only the notes that keep starts of vLLM from preloading, so that the next starts preload again.",
+    help="Remove only the notes that keep starts of vLLM from preloading.",
 )  # fmt: skip
 @click.option("--dry-run", "is_dry_run", is_flag=True, help="Only show what would be removed.")
 def prune(*, older_s: float | None, keep_bytes: int | None, is_all: bool, is_plain: bool, is_dry_run: bool) -> None:

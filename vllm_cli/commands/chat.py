@@ -30,17 +30,15 @@ def _dialogue_options(command: F) -> F:
     """Adds the options for server, model and sampling. The model's option is named as in `vllm chat`."""
     for option in (
         click.option(
-            "--max-tokens", type=click.IntRange(min=1), help="Most tokens to generate. Without it, the server decides."
+            "--max-tokens", type=click.IntRange(min=1), help="Most tokens to generate. By default, the server decides."
         ),
         click.option(
             "--temperature",
             type=click.FloatRange(min=0, max=2),
-            help="0 always takes the likeliest token, more is more random. Without it, the server decides.",
+            help="0 takes the likeliest token, more is more random. By default, the server decides.",
         ),
         click.option("--stats", is_flag=True, help="Show time to first token and tokens per second of each answer."),
-        click.option(
-            *("--model-name", "--model"), help="Model that answers. Without it, the first in the server's list."
-        ),
+        click.option(*("--model-name", "--model"), help="Model that answers, by default the server's first."),
         server_options,
     ):
         command = option(command)

@@ -58,10 +58,10 @@ full, run it again to continue; 2 usage, or a file that is not a batch; 3 the se
 @click.option(
     "--model", shell_complete=complete_model, help="Model to serve. With --url, the model of requests without one."
 )
-@click.option("--url", help="Address of a running server: http(s)://… or unix:/path. Without it, a server is started.")
-@click.option("--api-key", help="With --url: the key to send. Without it, that of OPENAI_API_KEY or VLLM_API_KEY.")
+@click.option("--url", help="Address of a running server: http(s)://… or unix:/path. By default, a server is started.")
+@click.option("--api-key", help="With --url: the key to send, by default OPENAI_API_KEY or VLLM_API_KEY.")
 @click.option(
-    "--max-concurrency", type=click.IntRange(1), help="Most requests at once. Without it, 256, or 32 with --url."
+    "--max-concurrency", type=click.IntRange(1), help="Most requests at once, by default 256, or 32 with --url."
 )
 @click.option(
     "--retry-timeout",
@@ -70,7 +70,7 @@ full, run it again to continue; 2 usage, or a file that is not a batch; 3 the se
     default=600,
     show_default=True,
     metavar="SECONDS",
-    help="How long a request is repeated after 408, 425, 429, 502, 503, 504 or a lost connection.",
+    help="How long to repeat a request after 408, 425, 429, 502, 503, 504 or a lost connection.",
 )
 @click.option(
     "--fail-on-error", "fails_on_error", is_flag=True, help="Exit with code 5 if OUTPUT lists a failed request."

@@ -39,7 +39,7 @@ _POLL_S: Final = 0.1
     "models",
     multiple=True,
     metavar="MODEL",
-    help="Also keep this model's class imported, its tokenizer loaded and its weights in the page cache. Repeatable.",
+    help="Also keep this model's class, tokenizer and, in the page cache, weights. Repeatable.",
 )
 @click.option(
     "--idle-exit", "idle_exit_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
@@ -47,7 +47,7 @@ _POLL_S: Final = 0.1
 )  # fmt: skip
 @click.option(
     "--max-memory", "max_memory_bytes", type=ByteSize(), metavar="SIZE",
-    help="Drop the imports used longest ago when the standby's memory (PSS) exceeds this, such as 2G or 900M.",
+    help="Drop the imports used longest ago when its memory (PSS) exceeds this, such as 2G or 900M.",
 )  # fmt: skip
 @click.option("--detach", "is_detached", is_flag=True, help="Run in the background. Return once the imports are done.")
 @click.pass_context

@@ -19,9 +19,9 @@ from startup.ground.hooks.hook import Hook, Name
 
 FORKED_LIBRARIES: Final = Hook(
     "libraries in forks",
-    does="renews what libraries read on import: random state, settings of Inductor, the hub and metrics",
-    without="a fork has the settings of its template",
-    promise="random numbers are new in each process, and variables apply as in a new program",
+    does="renews what libraries read on import: random state, settings of Inductor, the hub, metrics",
+    without="a fork has its template's state and settings",
+    promise="forks are like new programs",
     needs=(
         Name("torch._inductor.config", "compile_threads"),
         Name("transformers.utils.hub", "SESSION_ID"),

@@ -22,8 +22,7 @@ OWN_FAULT: Final = KnownCause(
         "'_LazilyCompiled' object",
         "'_StandInModule' object",
     ),
-    "Set VCLI_PLAIN_VLLM=1 to start vLLM without the failed code. Report the failure, with the complete log and the "
-    "output of `vllm-cli collect-env`.",
+    "Set VCLI_PLAIN_VLLM=1 to start vLLM without the failed code. Report the complete log and `vllm-cli collect-env`.",
     where="end",
 )
 

@@ -32,7 +32,7 @@ from startup.vllm.probes.serving_parts import ChildLink
 
 FORKS: Final = Hook(
     "forks",
-    does="forks engines, workers and API servers from the forkserver where vLLM uses multiprocessing's `spawn`",
+    does="forks engines, workers and API servers where vLLM uses multiprocessing's `spawn`",
     without="every process imports vLLM itself",
     gain="0.16 (0.15–0.18) of a start of `vllm serve`, with all other hooks",
     needs=(

@@ -20,9 +20,9 @@ from startup.vllm_words.installed import InstalledVllm
 _CPU: Final = "vllm.platforms.cpu"
 CHILD_VARIABLES: Final = Hook(
     "variables of children",
-    does="starts the forkserver with variables that vLLM sets for its workers (OpenMP, allocator, Inductor)",
-    without="workers on CPU are slower, or are started as new programs",
-    promise="workers on CPU compute as fast as those of `vllm serve`: 1.01 (0.98–1.02) of its tokens/s",
+    does="starts the forkserver with vLLM's variables for workers (OpenMP, allocator, Inductor)",
+    without="workers on CPU are slower, or new programs",
+    promise="workers on CPU make 1.01 (0.98–1.02) of the tokens/s of `vllm serve`",
     needs=(
         Text((_CPU,), r'os\.environ\["LD_PRELOAD"\]', "LD_PRELOAD"),
         Text((_CPU,), r'os\.environ\["TORCHINDUCTOR_COMPILE_THREADS"\]', "TORCHINDUCTOR_COMPILE_THREADS"),

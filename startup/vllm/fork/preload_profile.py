@@ -52,8 +52,7 @@ _API_PROCESSES: Final = ("MainProcess", API_SERVER)
 _ENGINE_MODULES: Final = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor")
 PRELOADING: Final = Hook(
     "preloading",
-    does="imports the API server's modules while the forkserver imports the engine's, and runs `vllm serve` in the "
-    "launcher's process",
+    does="imports the API server beside the forkserver's imports, and runs `vllm serve` in the launcher's process",
     without="vLLM runs as a new program",
     gain="0.16 (0.15–0.18) of a start of `vllm serve`, with all other hooks",
     needs=(MAIN, *map(Name, (*API_MODULES[1:], *_ENGINE_MODULES))),
@@ -62,10 +61,10 @@ PRELOADING: Final = Hook(
 
 PROFILE: Final = Hook(
     "preload profile",
-    does="imports in the forkserver, after a fixed list, what engines and workers of earlier starts have imported; "
-    "distinguishes them from API servers by their names",
+    does="imports in the forkserver, after a fixed list, what engines and workers (by their names) of earlier starts "
+    "have imported",
     without="engines and workers import it themselves",
-    promise="what a model, its code and plugins import is imported once, before the forks",
+    promise="imports of model and plugins happen once, before the forks",
     needs=(Text(("vllm.v1.utils",), r'f"ApiServer_', "ApiServer_"),),
 )
 

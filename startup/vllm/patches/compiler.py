@@ -46,7 +46,7 @@ _DEFERRED_MODULES: Final = (
 _INNER_KERNELS: Final = Name("torch._library.triton", "get_inner_triton_kernels", ("fn",))
 DEFERRED_COMPILER: Final = Hook(
     "deferred compiler",
-    does="imports torch's compiler only when it is used: a decorated function is compiled at its first call",
+    does="imports torch's compiler when a decorated function is first called",
     without="an eager start imports torch's compiler in the API server and on CPU",
     gain="0.79 (0.72–0.91) of a cold start; 0.75 (0.64–0.85) where functions are compiled late",
     needs=(_COMPILE, _INNER_KERNELS, Name("torch._dynamo"), Name("torch._inductor")),
@@ -61,7 +61,7 @@ AOT_LOADING: Final = Hook(
     "loading of compiled models",
     does="adds `finalize_loading`, which vLLM calls on every compiled function, to Inductor's functions",
     without="vLLM for CPU compiles the model in every start",
-    promise="a model that was compiled is loaded by later starts",
+    promise="later starts load the compiled model",
     needs=(
         Text((_DECORATORS,), r"torch\.compiler\.load_compiled_function\(", "torch.compiler.load_compiled_function()"),
         Text((_DECORATORS,), r"\._artifacts\.compiled_fn\.finalize_loading\(", "finalize_loading()"),

@@ -30,9 +30,9 @@ from startup.vllm_words.installed import InstalledVllm
 _DECORATE_LOGS: Final = Name("vllm.utils.system_utils", "decorate_logs", ("process_name", "skip_if_decorated"))
 JSON_LOGS: Final = Hook(
     "JSON logs",
-    does="configures vLLM's log, with the processes' names in its records and not before its lines",
-    without="`--log-format` applies only to the launcher's own lines, or processes have multiprocessing's names",
-    promise="with `--log-format json`, each line of each process is JSON",
+    does="configures vLLM's log, with processes' names in its records",
+    without="only the launcher's lines are JSON, or names are multiprocessing's",
+    promise="`--log-format json` applies to every line",
     needs=(Text(("vllm.logger",), r"envs\.VLLM_LOGGING_CONFIG_PATH", "VLLM_LOGGING_CONFIG_PATH"),),
 )
 STREAM_PREFIXES: Final = JSON_LOGS.part(_DECORATE_LOGS, until=(0, 30))

@@ -16,9 +16,9 @@ from startup.imports.finder import before_import, cancel
 
 LATE_NAMES: Final = Hook(
     "unused imports",
-    does="delays imports whose names are used only in calls and annotations (`startup.vllm.patches.late_imports`); "
-    "leaves out the modules of vLLM's other subcommands",
-    without="every process imports what few requests use, and `vllm preload`, which imports torch's compiler",
+    does="delays imports of names used only in calls and annotations (`startup.vllm.patches.late_imports`); leaves out "
+    "vLLM's other subcommands",
+    without="every process imports what few requests use, and torch's compiler for `vllm preload`",
     gain="0.89 (0.86–0.99) of a cold start; the subcommands 0.82 (0.79–0.94)",
     needs=(
         Text(("vllm.connections",), r"^import aiohttp\b", "import aiohttp"),

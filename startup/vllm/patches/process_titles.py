@@ -17,9 +17,9 @@ from startup.imports.finder import wrap_after_import
 _SET_TITLE: Final = Name("setproctitle", "setproctitle")
 PROCESS_TITLES: Final = Hook(
     "process titles",
-    does="shows the titles of vLLM's processes in forks of a standby",
+    does="shows vLLM's titles in forks of a standby",
     without="`ps` shows the command line of the standby",
-    promise="`ps` shows the titles that vLLM gives its processes, in warm starts, too",
+    promise="`ps` shows the same in warm starts",
     needs=(_SET_TITLE,),
 )
 

@@ -15,8 +15,8 @@ _INSTRUMENT: Final = Name("vllm.tracing", "instrument", ("obj", "span_name"))
 SPANS: Final = Hook(
     "spans",
     does="times the functions that vLLM marks with `@instrument`",
-    without="the report of the start has no phases inside vLLM, and modules are recorded at readiness only",
-    promise="the report of a start, `/startupz` and `explain` name phases inside of vLLM",
+    without="no phases inside vLLM, and modules are recorded at readiness only",
+    promise="the start's report, `/startupz` and `explain` name vLLM's phases",
     needs=(_INSTRUMENT,),
 )
 

@@ -11,9 +11,9 @@ _TERMINATE: Final = Name(_LAUNCHER, "terminate_if_errored", ("server", "engine")
 _WATCH: Final = Name(_LAUNCHER, "watchdog_loop", ("server", "engine"))
 ENGINE_DEATH: Final = Hook(
     "engine's death",
-    does="ends the API server half a second after its engine has died, with the exit code for that",
+    does="ends the API server half a second after its engine",
     without="the server ends up to five seconds later, with exit code 0",
-    promise="a server whose engine has died ends with exit code 1, so that it is started again",
+    promise="exit code 1 when the engine dies",
     needs=(_TERMINATE, _WATCH),
 )
 _INTERVAL_S: Final = 0.25

@@ -37,10 +37,9 @@ _APP: Final = Name("uvicorn.config", "Config.loaded_app")
 _END_CLIENT: Final = Name("vllm.v1.engine.async_llm", "AsyncLLM.shutdown", ("timeout",))
 PORT: Final = Hook(
     "port",
-    does="gives vLLM the launcher's listening socket when it binds its address; reports when its HTTP server accepts "
-    "and stops",
-    without="probes cannot be answered before vLLM serves, and readiness is not known",
-    promise="the port answers probes from the first 0.2 s on, and READY=1 is sent when vLLM serves",
+    does="gives vLLM the launcher's listening socket; reports when its HTTP server accepts and stops",
+    without="no probes before vLLM serves; readiness is not known",
+    promise="probes from the first 0.2 s on, READY=1 when vLLM serves",
     needs=(
         _STARTUP,
         _SHUTDOWN,
@@ -53,9 +52,9 @@ PORT: Final = Hook(
 
 SERVING_PROBES: Final = Hook(
     "probes while serving",
-    does="lets the responder's process answer `/health` while vLLM serves",
-    without="`/health` waits while vLLM's event loop is blocked",
-    promise="while vLLM serves 300 requests, the p99 of `/health` is 2.5 instead of 89 ms",
+    does="lets the responder answer `/health`",
+    without="`/health` waits for vLLM's event loop",
+    promise="beside 300 requests, the p99 of `/health` is 2.5 instead of 89 ms",
     needs=(
         Name("uvicorn.server", "Server.main_loop", ()),
         Name("uvicorn.server", "Server.lifespan"),
@@ -69,11 +68,10 @@ SERVING_PROBES: Final = Hook(
 
 DRAIN: Final = Hook(
     "drain",
-    does="finishes running requests after SIGTERM, before vLLM stops its engine; leaves out vLLM's search for "
-    "processes at its port, which only finds vLLM's own",
-    without="SIGTERM breaks running requests off, and vLLM waits endlessly for their connections; a traceback appears "
-    "if a process ends during the search",
-    promise="SIGTERM loses no request, and a stop leaves no traceback",
+    does="finishes running requests before vLLM stops its engine; leaves out vLLM's search for processes at its port",
+    without="SIGTERM breaks requests off, and vLLM waits endlessly for their connections; its search may end with a "
+    "traceback",
+    promise="SIGTERM loses no request and leaves no traceback",
     needs=(
         _APP,
         _END_CLIENT,
@@ -86,9 +84,9 @@ PORT_USER: Final = DRAIN.part(_FIND_PORT_USER)
 _CORE_CLIENT: Final = "vllm.v1.engine.core_client"
 WATCHDOG: Final = Hook(
     "engine watchdog",
-    does="asks each EngineCore a question between two steps; logs where one hangs, and ends the server",
+    does="asks each EngineCore between two steps; if one hangs, logs where, and ends the server",
     without="an engine that hangs is not noticed",
-    promise="with `--engine-watchdog-timeout`, a server whose engine hangs answers 503, and ends with its stacks",
+    promise="`--engine-watchdog-timeout`",
     needs=(
         Name(_CORE_CLIENT, "AsyncMPClient._call_utility_async", ("method", "engine")),
         Name(_CORE_CLIENT, "AsyncMPClient.core_engines"),
@@ -103,9 +101,9 @@ WATCHDOG: Final = Hook(
 _CLIENT: Final = "vllm.v1.engine.async_llm"
 SLEEP: Final = Hook(
     "sleep",
-    does="lets the router put the engines to sleep and wake them up, without vLLM's endpoints for it",
+    does="lets the router put engines to sleep and wake them, without vLLM's endpoints",
     without="the router stops a model instead",
-    promise="with `--on-swap sleep`, models change places in a second, and no client can reach vLLM's endpoints",
+    promise="models change places in a second, and clients cannot reach the endpoints",
     needs=(
         Name(_CLIENT, "AsyncLLM.sleep", ("level", "mode")),
         Name(_CLIENT, "AsyncLLM.wake_up", ("tags",)),

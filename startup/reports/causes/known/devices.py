@@ -28,7 +28,7 @@ DEVICES: Final = (
         "driver-library-mismatch",
         "the NVIDIA driver and its library have different versions",
         ("Driver/library version mismatch", "NVMLError_LibRmVersionMismatch"),
-        "Reboot, or reload the driver's kernel modules. The driver was updated while it was in use.",
+        "Reboot, or reload the driver's kernel modules, because the driver was updated.",
     ),
     KnownCause(
         "fabric-manager-missing",
@@ -40,16 +40,15 @@ DEVICES: Final = (
         "unknown-device",
         "vLLM cannot read a GPU's or MIG instance's name in CUDA_VISIBLE_DEVICES",
         ("invalid literal for int() with base 10: 'MIG-", "invalid literal for int() with base 10: 'GPU-"),
-        "Set CUDA_VISIBLE_DEVICES to numbers, such as 0. Slurm and Kubernetes set names, which only some vLLM versions "
-        "read. A name must be in the container's `nvidia-smi -L`. A recreated MIG instance has a new name.",
+        "Set CUDA_VISIBLE_DEVICES to numbers, such as 0. Only some vLLM versions read the names that Slurm and "
+        "Kubernetes set. A name must be in the container's `nvidia-smi -L`. A recreated MIG instance has a new one.",
     ),
     KnownCause(
         "driver-library-unfit",
         "the GPU driver's library (libcuda.so.1) is a stub or too old",
         tuple(f"undefined symbol: cu{letter}" for letter in ascii_uppercase),
         "Remove CUDA toolkit stubs and cuda-compat from LD_LIBRARY_PATH, so that the driver's own library is found "
-        "(`ldconfig -p`). In a container, let the runtime mount that library (--gpus all). Otherwise update the "
-        "driver.",
+        "(`ldconfig -p`). In a container, let the runtime mount it (--gpus all). Otherwise update the driver.",
     ),
     KnownCause(
         "no-device",
@@ -99,14 +98,14 @@ DEVICES: Final = (
             "HIP error: invalid device ordinal",
             "local_rank … is out of bounds for",
         ),
-        "Lower --tensor-parallel-size, --pipeline-parallel-size or --data-parallel-size. Or show more GPUs in "
+        "Lower --tensor-parallel-size, --pipeline-parallel-size or --data-parallel-size, or show more GPUs in "
         "CUDA_VISIBLE_DEVICES or the container's limits.",
     ),
     KnownCause(
         "ranks-without-processors",
         "on a CPU, each rank needs processors of its own",
         ("Not enough allowed NUMA nodes to bind threads of", "doesn't match local world size"),
-        "Set VLLM_CPU_OMP_THREADS_BIND to the processors of each rank, such as '0-3|4-7' for two. Or lower "
+        "Set VLLM_CPU_OMP_THREADS_BIND to each rank's processors, such as '0-3|4-7' for two. Or lower "
         "--tensor-parallel-size, --pipeline-parallel-size and --data-parallel-size.",
     ),
     KnownCause(
@@ -123,21 +122,21 @@ DEVICES: Final = (
             "No compiled …kernel",
             "cutlass…, Error Internal",
         ),
-        "For a new GPU, use a newer vLLM and torch. For an old GPU, use older ones. Or build vLLM from source for this "
-        "GPU (TORCH_CUDA_ARCH_LIST).",
+        "For a new GPU, use a newer vLLM and torch, for an old GPU older ones. Or build vLLM from source for this GPU "
+        "(TORCH_CUDA_ARCH_LIST).",
     ),
     KnownCause(
         "kernel-too-large",
         "a Triton kernel needs more shared memory than this GPU has",
         ("out of resource: shared memory",),
-        "Use another --attention-backend, --kv-cache-dtype auto or a newer vLLM. The kernel is tuned for another GPU.",
+        "Use another --attention-backend, --kv-cache-dtype auto or a newer vLLM.",
     ),
     KnownCause(
         "kernel-image-invalid",
         "the compiled code is for another GPU or a newer driver",
         ("device kernel image is invalid",),
-        "Use a build for this GPU (on AMD, its gfx number). If the build is right, update the driver, or set "
-        "TRITON_PTXAS_PATH to the ptxas of a CUDA version that the driver supports.",
+        "Use a build for this GPU (on AMD, its gfx number). Or update the driver, or set TRITON_PTXAS_PATH to the "
+        "ptxas of a CUDA version that the driver supports.",
     ),
     KnownCause(
         "bfloat16-unsupported",
@@ -174,8 +173,8 @@ DEVICES: Final = (
         "attention-backend-missing",
         "no attention kernel computes this model on this GPU",
         ("No valid attention backend found",),
-        "Read each kernel's reasons in the message. `compute capability` is about this GPU. `sparse` and `MLA` are "
-        "about the model, which may need a newer vLLM. Leave out the flags that other reasons name.",
+        "Read the reasons in the message. `compute capability` is about this GPU, `sparse` and `MLA` about the model, "
+        "which may need a newer vLLM. Leave out flags that others name.",
     ),
     KnownCause(
         "nvcc-too-old",
@@ -185,8 +184,8 @@ DEVICES: Final = (
             "No supported CUDA architectures",
             "Unsupported gpu architecture",
         ),
-        "Install the CUDA toolkit of this torch (12.8 or newer for Blackwell), and set CUDA_HOME to it. Or avoid nvcc, "
-        "also on GPUs before Turing, with VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
+        "Install torch's CUDA toolkit (12.8 or newer for Blackwell), and set CUDA_HOME to it. Or avoid nvcc, also on "
+        "GPUs before Turing, with VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
     ),
     KnownCause(
         "gpu-too-old",
@@ -204,15 +203,15 @@ DEVICES: Final = (
             "does not support the deployment configuration",
             "explicitly requested moe_backend",
         ),
-        "Leave out --attention-backend, --moe-backend and similar flags, so that vLLM chooses a backend. Also leave "
-        "out flags that the message's reasons name, such as --kv-cache-dtype for kv_cache_dtype.",
+        "Leave out --attention-backend, --moe-backend and similar flags, also those in the message's reasons "
+        "(kv_cache_dtype is --kv-cache-dtype).",
     ),
     KnownCause(
         "moe-backend-missing",
         "no mixture-of-experts kernel computes this model on this GPU",
         ("MoE backend supports the deployment configuration",),
         "Leave out --moe-backend, --enable-expert-parallel and VLLM_BATCH_INVARIANT. Or use a newer vLLM or another "
-        "quantization. The message may have the reasons.",
+        "quantization.",
     ),
     KnownCause(
         "deep-gemm-failed",
@@ -224,22 +223,22 @@ DEVICES: Final = (
         "flashinfer-failed",
         "FlashInfer cannot compute this model on this GPU",
         ("BatchPrefillWithPagedKVCache failed", "BatchDecodeWithPagedKVCache failed"),
-        "Use another --attention-backend (TRITON_ATTN), leave out --kv-cache-dtype fp8, and set "
-        "VLLM_USE_FLASHINFER_SAMPLER=0. Or install the FlashInfer that vLLM requires, with torch's CUDA toolkit.",
+        "Set --attention-backend TRITON_ATTN and VLLM_USE_FLASHINFER_SAMPLER=0, without --kv-cache-dtype fp8. Or "
+        "install the FlashInfer that vLLM requires, with torch's CUDA toolkit.",
     ),
     KnownCause(
         "gpu-device-lost",
         "the driver has lost the GPU",
         ("_ERROR_DEVICE_LOST", "DeviceLost", "ggml_vulkan: device lost", "because the context is lost"),
-        "Read the driver's reason in `dmesg`. Use less memory and smaller batches (--gpu-memory-utilization and "
-        "--max-num-batched-tokens, or llama.cpp's -c and -ub). Update kernel and driver. Try a single GPU.",
+        "Read the reason in `dmesg`. Use smaller batches and less memory (--max-num-batched-tokens and "
+        "--gpu-memory-utilization, llama.cpp's -ub and -c). Update kernel and driver. Try a single GPU.",
     ),
     KnownCause(
         "driver-does-not-answer",
         "the GPU's driver does not answer, as in WSL2 after a GPU error",
         ("dxgkio_", "CUDA error: device not ready"),
-        "In WSL2, run `wsl --shutdown` and `wsl --update`, and install the newest GPU driver. Elsewhere, read the "
-        "reason in `dmesg`, and reset the GPU or reboot.",
+        "In WSL2, run `wsl --shutdown` and `wsl --update`, and install the newest GPU driver. Elsewhere, read `dmesg`, "
+        "and reset the GPU or reboot.",
         where="hint",
     ),
     KnownCause(
@@ -254,7 +253,7 @@ DEVICES: Final = (
         "not-spawnable",
         "a process cannot be spawned from this Python program",
         ("No such file or directory: '…<stdin>'", "finished its bootstrapping phase"),
-        "Put the program into a file, and start vLLM below `if __name__ == '__main__'`.",
+        "Start vLLM in a file, below `if __name__ == '__main__'`.",
     ),
     KnownCause(
         "illegal-memory-access",
@@ -270,15 +269,15 @@ DEVICES: Final = (
             "Memory access fault by GPU",
             "gfxhub] page fault",
         ),
-        "Try a newer vLLM, then --enforce-eager, then another --attention-backend, then no speculative decoding. For a "
+        "Try a newer vLLM, --enforce-eager, another --attention-backend, no speculative decoding, in this order. For a "
         "bug report, set CUDA_LAUNCH_BLOCKING=1, which names the kernel.",
     ),
     KnownCause(
         "graph-capture-failed",
         "vLLM cannot capture this model's CUDA graphs",
         ("not permitted when stream is capturing", "StreamCaptureUnsupported'", "depend on a capturing blocking"),
-        "Set --enforce-eager to start without graphs. To keep graphs, try another vLLM release, or leave out "
-        "--speculative-config and other features in the traceback.",
+        "Set --enforce-eager. To keep graphs, try another vLLM release, or leave out --speculative-config and other "
+        "features in the traceback.",
         phase=GRAPHS,
     ),
     KnownCause(
@@ -290,7 +289,7 @@ DEVICES: Final = (
             "GPU is lost",
             "uncorrectable NVLink error",
         ),
-        "Read `nvidia-smi -q` and the Xid lines of `dmesg`. Drain the node, then reset or replace the GPU.",
+        "Read `nvidia-smi -q` and `dmesg` (Xid). Drain the node, then reset or replace the GPU.",
     ),
     KnownCause(
         "gpu-error",
@@ -306,8 +305,8 @@ DEVICES: Final = (
             "CUBLAS_STATUS_",
             "CUDNN_STATUS_",
         ),
-        "Set CUDA_LAUNCH_BLOCKING=1, which names the call. Check the GPU with `nvidia-smi` and `dmesg`. Then try a "
-        "newer driver or vLLM.",
+        "Set CUDA_LAUNCH_BLOCKING=1, which names the call. Check the GPU with `nvidia-smi` and `dmesg`. Try a newer "
+        "driver or vLLM.",
         is_general=True,
     ),
 )
@@ -316,8 +315,8 @@ KV_CACHE_BESIDE: Final = KnownCause(
     "kv-cache-beside-another",
     "the KV cache has no room beside another engine in this log",
     (),
-    "Keep the sum of the engines' --gpu-memory-utilization below 1, and start one after the other. Or give each engine "
-    "its own GPU (CUDA_VISIBLE_DEVICES).",
+    "Keep the sum of the engines' --gpu-memory-utilization below 1, and start one after the other. Or give each its "
+    "own GPU (CUDA_VISIBLE_DEVICES).",
     phase=KV_CACHE,
 )
 """Used if an engine has no room for its KV cache and the log has another engine with one. It has no texts."""
@@ -332,23 +331,23 @@ MEMORY: Final = (
             "is larger than the maximum number of tokens that can be stored in KV cache",
         ),
         "Lower --max-model-len (auto takes the longest that fits), raise --gpu-memory-utilization, set "
-        "--kv-cache-dtype fp8, or spread the model over more GPUs with --tensor-parallel-size.",
+        "--kv-cache-dtype fp8, or use more GPUs (--tensor-parallel-size).",
         phase=KV_CACHE,
     ),
     KnownCause(
         "no-room-for-kv-cache",
         "weights and activations leave no memory for the KV cache",
         ("No available memory for the cache blocks", "Cannot auto-fit max_model_len: not enough"),
-        "Raise --gpu-memory-utilization, lower --max-num-batched-tokens or --max-num-seqs, or use a quantized model "
-        "or more GPUs.",
+        "Raise --gpu-memory-utilization, lower --max-num-batched-tokens or --max-num-seqs, quantize the model, or use "
+        "more GPUs.",
         phase=KV_CACHE,
     ),
     KnownCause(
         "kv-cache-not-uniform",
         "the model needs several kinds of KV cache, and only one is allowed",
         ("Hybrid KV cache manager is disabled but failed to convert",),
-        "Leave out --disable-hybrid-kv-cache-manager. With --kv-transfer-config, use a connector that supports hybrid "
-        "models, often a newer version.",
+        "Leave out --disable-hybrid-kv-cache-manager. With --kv-transfer-config, use a (newer) connector for hybrid "
+        "models.",
     ),
     KnownCause(
         "gpu-memory-taken",
@@ -357,14 +356,14 @@ MEMORY: Final = (
             "Free memory on device … less than desired GPU memory utilization",
             "Free memory on device … less than the engine's budget",
         ),
-        "End other processes that `nvidia-smi` shows, also workers of a dead vLLM. If nearly all memory is free, lower "
-        "--gpu-memory-utilization, because vLLM's own context needs 0.5 GiB.",
+        "End other processes (`nvidia-smi`), also workers of a dead vLLM. If nearly all memory is free, lower "
+        "--gpu-memory-utilization, because vLLM's context needs 0.5 GiB.",
     ),
     KnownCause(
         "gpu-memory-changed",
         "the GPU's memory use changed while vLLM measured it",
         ("Error in memory profiling",),
-        "Start the servers of a GPU one after the other. Wait until ended processes have freed their memory.",
+        "Start a GPU's servers one after the other, once ended processes have freed their memory.",
     ),
     KnownCause(
         "gpu-out-of-memory",
@@ -388,14 +387,13 @@ MEMORY: Final = (
             "nrt_tensor_allocate…Allocation Failure",
         ),
         "If graphs, compilation or requests fail, lower --gpu-memory-utilization. Otherwise lower --max-model-len, "
-        "--max-num-seqs or --max-num-batched-tokens. Or use a quantized model, or more GPUs with "
-        "--tensor-parallel-size.",
+        "--max-num-seqs or --max-num-batched-tokens, quantize the model, or use more GPUs (--tensor-parallel-size).",
     ),
     KnownCause(
         "nccl-out-of-memory",
         "the GPU has no memory left for NCCL",
         ("Cuda failure … 'out of memory'", "HIP failure… 'out of memory'"),
-        "End other processes on the GPU, which `nvidia-smi` shows, or lower --gpu-memory-utilization.",
+        "End other processes on the GPU (`nvidia-smi`), or lower --gpu-memory-utilization.",
         where="hint",
     ),
     KnownCause(
@@ -425,7 +423,7 @@ MEMORY: Final = (
             "ray.exceptions.OutOfMemoryError",
         ),
         "Raise the memory limit of the container or pod, lower --swap-space or --cpu-offload-gb, or run fewer "
-        "processes on this machine.",
+        "processes here.",
     ),
     KnownCause(
         "killed-from-outside",
@@ -440,7 +438,7 @@ MEMORY: Final = (
         "the kernel killed a process because memory ran out",
         ("SIGKILL, by the kernel's OOM killer",),
         "Raise the memory limit of the container or pod, lower VLLM_CPU_KVCACHE_SPACE, --cpu-offload-gb or "
-        "--max-model-len, or run fewer processes on this machine.",
+        "--max-model-len, or run fewer processes here.",
         where="end",
     ),
     KnownCause(
@@ -463,7 +461,7 @@ MEMORY: Final = (
             "is killed by signal: Killed",
         ),
         "Check with `kubectl describe pod`, `docker inspect` or `dmesg` whether it was the OOM killer. If so, raise "
-        "the memory limit. Besides the server itself, loading needs memory for the largest weights file.",
+        "the memory limit. Loading also needs memory for the largest weights file.",
         where="end",
     ),
     KnownCause(

@@ -19,8 +19,7 @@ FAILED_PARTS: Final = (
         "the connector that moves KV caches failed",
         ("/kv_transfer/", "/kv_offload", "/lmcache/", "/nixl", "/mooncake"),
         "Start without --kv-transfer-config and --kv-offloading-size. If that works, use matching versions of vLLM and "
-        "the connector (for hybrid models, newer ones). For NIXL, set UCX_LOG_LEVEL=info, and check RDMA and `ulimit "
-        "-l`.",
+        "connector (newer for hybrid models). For NIXL, set UCX_LOG_LEVEL=info, and check RDMA and `ulimit -l`.",
         "NIXL_ERR_",
         " in _update_from_kv_xfer",
         "KV connector",
@@ -29,22 +28,21 @@ FAILED_PARTS: Final = (
         "lora-failed",
         "an adapter does not fit the model, or vLLM's adapter code failed",
         ("/vllm/lora/",),
-        "Start without --enable-lora. If that works, compare the adapter's base model and target modules with this "
+        "Start without --enable-lora. If that works, compare the adapter's base model and target modules with the "
         "model, merge the adapter, or use a newer vLLM.",
     ),
     _failed(
         "attention-failed",
         "vLLM's attention code failed",
         ("/attention/", "/flash_attn", "/vllm_flash_attn/", "/flashinfer/"),
-        "Search vLLM's issues for the message. Test the kernel with another --attention-backend (TRITON_ATTN) and "
-        "--kv-cache-dtype auto. If the error stays, try a newer vLLM.",
+        "Search vLLM's issues for the message. Try --attention-backend TRITON_ATTN with --kv-cache-dtype auto, then a "
+        "newer vLLM.",
     ),
     _failed(
         "quantization-failed",
         "vLLM's quantization code failed",
         ("/quantization/", "/compressed_tensors/", "/bitsandbytes"),
-        "Search vLLM's issues for the message. Try a newer vLLM, or the model with another quantization or without "
-        "one.",
+        "Search vLLM's issues for the message. Try a newer vLLM, or the model with another quantization or none.",
     ),
     _failed(
         "speculative-decoding-failed",
@@ -62,20 +60,19 @@ FAILED_PARTS: Final = (
         "moe-failed",
         "vLLM's mixture-of-experts code failed",
         ("/fused_moe/",),
-        "Search vLLM's issues for the message. Test the kernel with another --moe-backend. If the error stays, try a "
-        "newer vLLM.",
+        "Search vLLM's issues for the message. Try another --moe-backend, then a newer vLLM.",
     ),
     _failed(
         "model-failed",
         "vLLM's code for this model failed",
         ("/vllm/model_executor/", "/vllm/models/"),
-        "Search vLLM's issues for the message and the model's name. Then try a newer vLLM.",
+        "Search vLLM's issues for the message and the model's name. Try a newer vLLM.",
     ),
     _failed(
         "transformers-failed",
         "code of transformers or of the model failed",
         ("/transformers/", "/transformers_modules/", "/transformers_utils/"),
-        "Search the issues of transformers and vLLM for the message. Install the transformers version that this vLLM "
-        "needs or the model's page names.",
+        "Search the issues of transformers and vLLM for the message. Install the transformers that this vLLM or the "
+        "model's page names.",
     ),
 )

@@ -14,7 +14,7 @@ FILES: Final = (
             "GatedRepoError",
             "is restricted. You must have access to it and be authenticated",
         ),
-        "Accept the licence on the model's page. Set HF_TOKEN to a token of that account with read access.",
+        "Accept the licence on the model's page. Set HF_TOKEN to that account's token with read access.",
     ),
     KnownCause(
         "token-refused",
@@ -59,7 +59,7 @@ FILES: Final = (
             "ConnectTimeout",
         ),
         "For the hub, check the network, HTTPS_PROXY and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 with the model on disk. "
-        "Otherwise check --host, --master-addr and the address in the traceback.",
+        "Otherwise check --host, --master-addr and the traceback's address.",
     ),
     KnownCause(
         "hub-error",
@@ -73,15 +73,15 @@ FILES: Final = (
             "Too Many Requests",
             "CAS service error : Reqwest",
         ),
-        "Try again later. If the model is on disk, set HF_HUB_OFFLINE=1. For a higher limit of requests, set HF_TOKEN. "
-        "If downloads of large files fail, set HF_HUB_DISABLE_XET=1.",
+        "Try again later, or set HF_HUB_OFFLINE=1 with the model on disk. HF_TOKEN raises the limit of requests. If "
+        "large files fail, set HF_HUB_DISABLE_XET=1.",
     ),
     KnownCause(
         "revision-not-found",
         "the model has no such revision",
         ("RevisionNotFoundError", "is not a valid git identifier"),
-        "Check --revision against the branches and commits on the model's page. If you set none, vLLM chose the "
-        "commit. Then start again, or try another release of vLLM and huggingface_hub.",
+        "Check --revision against the branches and commits on the model's page. If you set none, start again, or try "
+        "another release of vLLM and huggingface_hub.",
     ),
     KnownCause(
         "model-not-found",
@@ -98,8 +98,8 @@ FILES: Final = (
             "No config file found in the model directory",
             "No supported config format found in",
         ),
-        "Give an absolute path in the container to a folder with config.json, and mount the folder. Or give "
-        "OWNER/MODEL as on the hub. For a private model, set HF_TOKEN.",
+        "Give OWNER/MODEL as on the hub, or an absolute path in the container to a folder with config.json, and mount "
+        "it. For a private model, set HF_TOKEN.",
     ),
     KnownCause(
         "cache-missing",
@@ -111,21 +111,21 @@ FILES: Final = (
         "disk-full",
         "a disk is full",
         ("No space left on device", "Disk quota exceeded"),
-        "Find the full disk with `df -h` for HF_HOME, VLLM_CACHE_ROOT, /tmp and /dev/shm. In Kubernetes, raise the "
-        "volume's size or ephemeral-storage.",
+        "Check `df -h` for HF_HOME, VLLM_CACHE_ROOT, /tmp and /dev/shm. In Kubernetes, raise the volume's size or "
+        "ephemeral-storage.",
     ),
     KnownCause(
         "port-not-permitted",
         "this user may not listen on a port below 1024",
         ("PermissionError: [Errno 13] Permission denied$", "bind on address…ermission denied"),
-        "Set --port to 1024 or more. Map the lower port to this port in the container's settings.",
+        "Set --port to 1024 or more, and map the lower port to it in the container's settings.",
     ),
     KnownCause(
         "folder-not-writable",
         "a file or folder cannot be read or written",
         ("[Errno 13] Permission denied:", "Check cache directory permissions", "Read-only file system"),
         "Check the path's owner and mode. For caches, set HOME, HF_HOME, VLLM_CACHE_ROOT, TRITON_CACHE_DIR or "
-        "XDG_CONFIG_HOME to a folder that the container's user may write, such as an emptyDir.",
+        "XDG_CONFIG_HOME to a folder that the container's user may write (emptyDir).",
     ),
     KnownCause(
         "too-many-open-files",
@@ -145,15 +145,14 @@ FILES: Final = (
             "ThreadPoolBuildError",
             "pthread_create failed",
         ),
-        "Raise `ulimit -u` or the container's pids limit (`docker run --pids-limit`), or start fewer threads with "
-        "OMP_NUM_THREADS=1.",
+        "Raise `ulimit -u` or the container's pids limit (`docker run --pids-limit`), or set OMP_NUM_THREADS=1.",
     ),
     KnownCause(
         "file-missing",
         "a file or a program is missing",
         ("^FileNotFoundError: [Errno 2] No such file or directory: '",),
-        "If the name has no folder, install the program, or activate the environment that has it. If the file is in "
-        "the hub's cache, delete the model's folder and download it again. Mount other files into the container.",
+        "If the name has no folder, install the program, or activate its environment. If the file is in the hub's "
+        "cache, delete the model's folder and download it again. Mount other files into the container.",
         is_general=True,
     ),
     KnownCause(
@@ -175,6 +174,6 @@ FILES: Final = (
         "address-not-local",
         "the address does not belong to this machine",
         ("Cannot assign requested address",),
-        "Set --host 0.0.0.0. For several nodes, set VLLM_HOST_IP to an address of this node.",
+        "Set --host 0.0.0.0. For several nodes, set VLLM_HOST_IP to this node's address.",
     ),
 )

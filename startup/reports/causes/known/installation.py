@@ -31,7 +31,7 @@ ERROR_IN_CODE: Final = KnownCause(
         "values to unpack",
         "Failed to apply … on data=",
     ),
-    "Search vLLM's issues for the message. Try the newest vLLM with the transformers that it requires. Leave out the "
+    "Search vLLM's issues for the message. Try the newest vLLM with the transformers that it requires, without the "
     "feature or plugin in the traceback.",
     is_general=True,
 )
@@ -54,15 +54,15 @@ INSTALLATION: Final = (
         "packages-replaced",
         "packages were replaced while this process ran, or only in part",
         ("(deleted): cannot open shared object file", "-packages/~"),
-        "Start the server again. Install into an environment only while nothing runs from it. If the start fails "
-        "again, delete site-packages/~*, which an interrupted pip leaves, and reinstall that package.",
+        "Start again. Install into an environment only while nothing runs from it. If the start fails again, delete "
+        "site-packages/~*, which an interrupted pip leaves, and reinstall that package.",
     ),
     KnownCause(
         "flash-attention-required",
         "a feature of the flags or of the model needs FlashAttention",
         ("requires FlashAttention", "requires flash_attn", "requires flash-attn", "FlashAttention2 has been toggled"),
-        "On an NVIDIA GPU from Ampere on (for version 3, Hopper), set --attention-backend FLASH_ATTN. On others, leave "
-        "out that feature. If the package flash_attn is missing, install its build for this torch.",
+        "On NVIDIA GPUs from Ampere on (for version 3, Hopper), set --attention-backend FLASH_ATTN, else leave out "
+        "that feature. If flash_attn is missing, install its build for this torch.",
     ),
     KnownCause(
         "libraries-do-not-fit",
@@ -79,15 +79,15 @@ INSTALLATION: Final = (
             "numpy.dtype size changed",
             "operator torchvision::nms does not exist",
         ),
-        "Install vLLM into a new environment without other packages that pin torch. Rebuild flash-attn and other "
-        "extensions for the torch that vLLM installs.",
+        "Install vLLM into a new environment without packages that pin torch. Rebuild flash-attn and other extensions "
+        "for vLLM's torch.",
     ),
     KnownCause(
         "library-missing",
         "a shared library is missing",
         ("cannot open shared object file", "error while loading shared libraries"),
-        "Read the library's name. libcudart.so.12 or .13 shows the CUDA version that vLLM was built for. Install the "
-        "vLLM for your CUDA into a new environment.",
+        "Read the library's name. libcudart.so.12 or .13 shows vLLM's CUDA version. Install the vLLM for your CUDA "
+        "into a new environment.",
     ),
     KnownCause(
         "versions-do-not-fit",
@@ -101,8 +101,8 @@ INSTALLATION: Final = (
             "got multiple values for argument",
             "No module named '….…'",
         ),
-        "Install vLLM into a new environment, so that it chooses torch, transformers and FlashInfer. For a program "
-        "that calls vLLM, install the release that the program was written for.",
+        "Install vLLM into a new environment, so that it chooses torch, transformers and FlashInfer. A program that "
+        "calls vLLM needs the release that it was written for.",
     ),
     KnownCause(
         "package-of-model-missing",
@@ -121,7 +121,7 @@ INSTALLATION: Final = (
         "compiler-misses-files",
         "Triton's C compiler finds no Python.h or no libcuda.so",
         ("fatal error: Python.h", "cannot find -lcuda"),
-        "For Python.h, install python3-dev of vLLM's Python version. For -lcuda, set LIBRARY_PATH to a folder in which "
+        "For Python.h, install python3-dev of vLLM's Python version. For -lcuda, set LIBRARY_PATH to a folder where "
         "libcuda.so links to the driver's libcuda.so.1. Or use the vllm/vllm-openai image.",
         where="hint",
     ),
@@ -129,8 +129,8 @@ INSTALLATION: Final = (
         "compiler-failed",
         "the C compiler failed for Triton or torch.compile",
         tuple(f"CalledProcessError: Command '['…{name}'" for name in ("cc", "++", "clang")),
-        "Read the compiler's message before the traceback. Often Python's header files (python3-dev), libcuda.so or "
-        "room in /tmp are missing. A compiler in CC must be for this system.",
+        "Read the compiler's message before the traceback. Often python3-dev, libcuda.so or room in /tmp is missing. "
+        "CC must name a compiler for this system.",
         is_general=True,
     ),
     KnownCause(
@@ -164,15 +164,15 @@ INSTALLATION: Final = (
         "Triton's assembler does not know this GPU",
         ("is not defined for option 'gpu-name'", "ptxas fatal", "PTXASError", "CalledProcessError: …bin/ptxas'"),
         "Set TRITON_PTXAS_PATH to the ptxas of a CUDA toolkit that knows this GPU (13 for sm_121), or use a vLLM built "
-        "for this GPU.",
+        "for it.",
         where="hint",
     ),
     KnownCause(
         "torch-without-gpu",
         "the installed torch cannot use GPUs",
         ("Torch not compiled with CUDA enabled", "Torch not compiled with XPU enabled"),
-        "Install vLLM into a new environment, with the torch for this machine's GPUs. Without GPUs, install vLLM's "
-        "build for the CPU.",
+        "Install vLLM into a new environment, with the torch for these GPUs. Without GPUs, install vLLM's build for "
+        "the CPU.",
     ),
     KnownCause(
         "kernel-build-failed",
@@ -185,8 +185,8 @@ INSTALLATION: Final = (
         "compiled-model-required",
         "no compiled model fits, and --compile-cache require forbids compiling",
         ("--compile-cache require: vLLM would compile the model",),
-        "Undo the difference. Or start once with the same LOCATION but without `require`, to compile the model. "
-        "`vllm-cli caches` shows compiled models.",
+        "Undo the difference, or start once with the same LOCATION and without `require`. `vllm-cli caches` shows "
+        "compiled models.",
     ),
     KnownCause(
         "compile-cache-damaged",
@@ -217,24 +217,24 @@ INSTALLATION: Final = (
             "Constraints violated (",
             "ConstraintViolationError",
         ),
-        "Set --enforce-eager to start without torch.compile. For Triton's errors, try another --attention-backend, and "
-        "check that this vLLM still supports this GPU.",
+        "Set --enforce-eager. For Triton's errors, try another --attention-backend, and check that vLLM still supports "
+        "this GPU.",
         is_general=True,
     ),
     KnownCause(
         "container-command-missing",
         "the image lacks the program that the container's command names",
         ("executable file not found in $PATH",),
-        "Correct the name, or use an image that has the program. Kubernetes' `command` replaces the image's program, "
-        "and `args` its arguments. In compose, these are `entrypoint` and `command`.",
+        "Correct the name or the image. Kubernetes' `command` and compose's `entrypoint` replace the image's program, "
+        "`args` and `command` its arguments.",
         where="end",
     ),
     KnownCause(
         "unknown-argument",
         "this vLLM does not know a word of the command line",
         (": error: unrecognized arguments:",),
-        "Compare the word with this version's `vllm serve --help`. The vllm/vllm-openai image already begins with "
-        "`vllm serve`. Give it only MODEL and flags, each word as a separate item.",
+        "Compare the word with this version's `vllm serve --help`. Give the vllm/vllm-openai image, which already "
+        "begins with `vllm serve`, only MODEL and flags, each word as a separate item.",
         where="end",
         phase=COMMAND_LINE,
     ),
@@ -261,8 +261,7 @@ INSTALLATION: Final = (
             "error: invalid argument: ",
             "error while handling argument ",
         ),
-        "Correct the flag that the message names. Quote JSON for the shell or YAML. Another version may have other "
-        "flags.",
+        "Correct the flag that the message names. Quote JSON for the shell or YAML.",
         where="end",
         phase=COMMAND_LINE,
     ),

@@ -17,8 +17,8 @@ LLAMA_CPP: Final = (
             ": failed to allocate … buffer of size",
             "error loading model: unable to allocate … buffer",
         ),
-        "Use fewer layers on the GPU (-ngl, --n-cpu-moe), a smaller -c, a quantized KV cache (-ctk q8_0 -ctv q8_0) or "
-        "a smaller quantization. Or end other programs on the GPU.",
+        "Use fewer layers on the GPU (-ngl, --n-cpu-moe), a smaller -c or quantization, a quantized KV cache (-ctk "
+        "q8_0 -ctv q8_0), or end other programs on the GPU.",
         where="end",
     ),
     KnownCause(
@@ -26,7 +26,7 @@ LLAMA_CPP: Final = (
         "llama.cpp sees fewer GPUs than its options ask for",
         ("invalid value for main_gpu", "available devices: 0"),
         "If llama.cpp sees no GPU, check the driver, the container's GPUs (--gpus all, --device) and whether this "
-        "build supports them. Without a GPU, leave out -sm and -mg. With fewer GPUs, lower -mg (--main-gpu).",
+        "build supports them, or leave out -sm and -mg. With fewer GPUs, lower -mg (--main-gpu).",
         where="end",
     ),
     KnownCause(
@@ -42,7 +42,7 @@ LLAMA_CPP: Final = (
             "has invalid ggml type",
             "error loading model: check_tensor_dims",
         ),
-        "Use a newer llama.cpp. If that does not help, use a GGUF file that this release has converted.",
+        "Use a newer llama.cpp, or a GGUF file that this release has converted.",
         where="end",
     ),
     KnownCause(
@@ -55,8 +55,8 @@ LLAMA_CPP: Final = (
             "invalid split file",
             "failed to open GGUF file",
         ),
-        "Check the path. Compare the file's size with the hub's, and download the file again. Keep all parts of a "
-        "split model in one folder, and name the first.",
+        "Check the path. Compare the file's size with the hub's, and download it again. Keep all parts of a split "
+        "model in one folder, and name the first.",
         where="end",
     ),
     KnownCause(
@@ -71,7 +71,7 @@ LLAMA_CPP: Final = (
         "llama.cpp cannot load the model's file",
         ("error loading model", "failed to load model", "load_model: failed to load", "exiting due to"),
         "Read the reason in the message or the lines before it. Use the newest llama.cpp. Download or convert the file "
-        "again, to a local disk and a path of plain letters. Draft model and mmproj must be of this model.",
+        "again, to a local disk and a path of plain letters. Draft model and mmproj must be this model's.",
         where="end",
         is_general=True,
     ),
@@ -79,8 +79,8 @@ LLAMA_CPP: Final = (
         "llama-context-failed",
         "llama.cpp cannot set up the model's context",
         ("llama_init_from_model: failed to",),
-        "Correct the option that the message names (-fa, -ctv, -np, -c). If it names none, read the GPU driver's "
-        "reason in the lines before.",
+        "Correct the option that the message names (-fa, -ctv, -np, -c). If it names none, read the driver's reason in "
+        "the lines before.",
         is_general=True,
     ),
     KnownCause(
@@ -95,8 +95,7 @@ LLAMA_CPP: Final = (
             "ggml-cuda.cu…CUDA error",
             "ggml-cuda.cu…ROCm error",
         ),
-        "Read the reason in the lines before the message. If there is none, try the newest llama.cpp, then -ngl 0 "
-        "without -fa.",
+        "Read the lines before the message. If they have no reason, try the newest llama.cpp, then -ngl 0 without -fa.",
         where="end",
         is_general=True,
     ),

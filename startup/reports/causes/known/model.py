@@ -36,8 +36,8 @@ MODEL: Final = (
             "not divisible by weight quantization",
             "heads is not divisible by",
         ),
-        "Choose a --tensor-parallel-size that divides the model's attention heads, often 1, 2, 4 or 8. Use the other "
-        "GPUs with --pipeline-parallel-size or --data-parallel-size.",
+        "Choose a --tensor-parallel-size that divides the attention heads, often 1, 2, 4 or 8. Use the other GPUs with "
+        "--pipeline-parallel-size or --data-parallel-size.",
     ),
     KnownCause(
         "transformers-too-new",
@@ -49,8 +49,7 @@ MODEL: Final = (
         "transformers-too-old",
         "the installed transformers does not know this model type",
         ("Transformers does not recognize this architecture",),
-        "Update vLLM and transformers together. For a model type of your own, set --trust-remote-code or "
-        "--hf-overrides.",
+        "Update vLLM and transformers together. For your own model type, set --trust-remote-code or --hf-overrides.",
     ),
     KnownCause(
         "model-type-missing",
@@ -72,15 +71,14 @@ MODEL: Final = (
             "Cannot find model module",
             "has no vLLM implementation and the Transformers implementation is not compatible",
         ),
-        "Use a newer vLLM, a converted checkpoint (names ending in -hf), or --model-impl transformers.",
+        "Use a newer vLLM, a converted checkpoint (-hf), or --model-impl transformers.",
         is_general=True,
     ),
     KnownCause(
         "model-code-broken",
         "vLLM's code for this model cannot be imported",
         ("failed to be inspected", "Error in inspecting model architecture"),
-        "Read the reason in the traceback above, often a missing or old package. Install vLLM again into a new "
-        "environment.",
+        "Read the traceback's reason, often a missing or old package. Install vLLM into a new environment.",
         is_general=True,
     ),
     KnownCause(
@@ -139,7 +137,7 @@ MODEL: Final = (
             " in …weight_loader()",
             " in load_…_weight()",
         ),
-        "For a new model, use a newer vLLM. For a quantized or fine-tuned model, check config.json (architectures, "
+        "For a new model, use a newer vLLM. For a quantized or fine-tuned one, check config.json (architectures, "
         "quantization_config, tie_word_embeddings) against the files.",
     ),
     KnownCause(
@@ -169,28 +167,28 @@ MODEL: Final = (
             "data did not match any variant of untagged enum",
             "not recognize the tokenizer",
         ),
-        "Copy tokenizer.json or tokenizer.model from the original model into the folder, or name that model with "
-        "--tokenizer. For Mistral's format, set --tokenizer-mode mistral. For new formats, update transformers.",
+        "Copy tokenizer.json or tokenizer.model from the original model, or name that model with --tokenizer. For "
+        "Mistral's format, set --tokenizer-mode mistral. For new formats, update transformers.",
     ),
     KnownCause(
         "processor-missing",
         "the processor of images, video or audio cannot be loaded",
         ("Can't load image processor for", "Can't load feature extractor for", "Can't load video processor for"),
-        "Copy preprocessor_config.json and processor_config.json from the original model into the folder. To serve "
-        "only text without them, set --language-model-only.",
+        "Copy preprocessor_config.json and processor_config.json from the original model. To serve only text, set "
+        "--language-model-only.",
     ),
     KnownCause(
         "vocabulary-not-downloaded",
         "the vocabulary of gpt-oss cannot be downloaded",
         ("openai_harmony.HarmonyError", "error downloading or loading vocab file"),
-        "Delete the cached file (in TIKTOKEN_RS_CACHE_DIR or /tmp/tiktoken-rs-cache). Or download the vocabularies, "
-        "and set TIKTOKEN_ENCODINGS_BASE to their folder.",
+        "Delete the cached file (in TIKTOKEN_RS_CACHE_DIR or /tmp/tiktoken-rs-cache). Or set TIKTOKEN_ENCODINGS_BASE "
+        "to a folder with the downloaded vocabularies.",
     ),
     KnownCause(
         "chat-template-missing",
         "--chat-template names neither a file nor a template",
         ("The supplied chat template", "appears path-like, but doesn't exist"),
-        "Give the file's path inside the container, or mount the file.",
+        "Give the path inside the container, or mount the file.",
     ),
     KnownCause(
         "processor-cache-too-small",
@@ -202,15 +200,14 @@ MODEL: Final = (
         "encoder-cache-too-small",
         "an image, video or audio does not fit into the encoder's cache",
         ("exceeds the pre-allocated encoder cache size",),
-        "Raise --max-num-batched-tokens, or limit the input's size with --mm-processor-kwargs and "
-        "--limit-mm-per-prompt.",
+        "Raise --max-num-batched-tokens, or limit the input with --mm-processor-kwargs and --limit-mm-per-prompt.",
     ),
     KnownCause(
         "placeholders-do-not-match",
         "a prompt has another number of image tokens than its images need",
         ("Attempted to assign",),
-        "If the prompt was cut, raise --max-model-len above the longest prompt with its images. If not, use the "
-        "versions of vLLM and transformers on the model's page.",
+        "Raise --max-model-len above the longest prompt with its images. If the prompt was not cut, use the versions "
+        "of vLLM and transformers on the model's page.",
     ),
     KnownCause(
         "lora-rank",
@@ -222,7 +219,7 @@ MODEL: Final = (
         "lora-unsupported",
         "the adapter changes parts of the model that vLLM does not serve",
         ("is unsupported LoRA weight", "vLLM only supports modules_to_save being None", "expected target modules in"),
-        "Merge the adapter into the model, or train the adapter without modules_to_save, lm_head and embed_tokens.",
+        "Merge the adapter into the model, or train it without modules_to_save, lm_head and embed_tokens.",
     ),
     KnownCause(
         "lora-missing",

@@ -12,8 +12,7 @@ def _own(name: str, title: str, advice: str, *, is_general: bool = False) -> Kno
 UNKNOWN: Final = _own(
     "unknown",
     "no known cause fits",
-    "Read the message, and the log that `Log:` names. If vllm-cli is at fault, report it with the output of `vllm-cli "
-    "collect-env`.",
+    "Read the message, and the log that `Log:` names. If vllm-cli is at fault, report it with `vllm-cli collect-env`.",
     is_general=True,
 )
 OWN: Final = (
@@ -41,13 +40,12 @@ OWN: Final = (
     _own(
         "program-not-started",
         "a model's program cannot be started",
-        "Name a program in `cmd` that can be executed. If the message names a limit, raise it (`ulimit -n`, "
-        "`ulimit -u`).",
+        "Name an executable program in `cmd`. If the message names a limit, raise it (`ulimit -n`, `ulimit -u`).",
     ),
     _own(
         "standby-unusable",
         "no standby can run or fork a server",
-        "Start a standby with `vllm-cli standby`. `vllm-cli standby status` shows the running standby.",
+        "Start `vllm-cli standby`. `vllm-cli standby status` shows the running standby.",
     ),
     _own(
         "socket-activation",
@@ -68,8 +66,8 @@ OWN: Final = (
         "plain-start",
         "vLLM starts without preloading, and so more slowly",
         "Remove the reason that the message names. `vllm-cli check-hooks` shows hooks that do not fit. If vllm-cli "
-        "failed, report it with the log and the output of `vllm-cli collect-env`. `vllm-cli caches prune "
-        "--plain-starts` makes the next start preload again.",
+        "failed, report the log and `vllm-cli collect-env`. After `vllm-cli caches prune --plain-starts`, starts "
+        "preload again.",
         is_general=True,
     ),
     UNKNOWN,

@@ -8,8 +8,8 @@ STOPPED: Final = KnownCause(
     "stopped",
     "a signal stopped the process",
     ("KeyboardInterrupt", "SystemExit: 15", "received signal=SIG", "Received SIGTERM", "Received signal 15"),
-    "Nothing failed before. If nobody stopped the server, Kubernetes may have, because probes failed during a long "
-    "start or a node was drained (`kubectl describe pod`). docs/containers.md has fitting probes.",
+    "Nothing failed before. If nobody stopped the server, see `kubectl describe pod`. Often probes failed during a "
+    "long start, or a node was drained. docs/containers.md has fitting probes.",
     where="end",
 )
 """Counts only if nothing failed before the signal. Therefore the text alone does not show this cause."""
@@ -25,8 +25,8 @@ NOT_IN_LOG: Final = KnownCause(
         "WorkerProc hit an exception",
         "torch_call_dispatcher(…) API call failed",
     ),
-    "Give the complete log, with standard error (`kubectl logs --previous`). The process that failed has written "
-    "the cause above this line. If the log is complete, the process was killed, so look into `dmesg`.",
+    "Give the complete log, with standard error (`kubectl logs --previous`). If the failed process wrote no cause "
+    "above this line, it was killed, so look into `dmesg`.",
     where="end",
     is_general=True,
 )
@@ -37,22 +37,22 @@ PROCESSES: Final = (
         "gpu-used-twice",
         "two ranks were given the same GPU",
         ("Duplicate GPU detected",),
-        "Give each rank a GPU of its own. Check CUDA_VISIBLE_DEVICES, the ranks' numbers and Ray's version.",
+        "Give each rank its own GPU. Check CUDA_VISIBLE_DEVICES, the ranks' numbers and Ray's version.",
     ),
     KnownCause(
         "nccl-invalid-usage",
         "NCCL reports invalid usage",
         ("NCCL error: invalid usage", "NCCL error … invalid usage", "ncclInvalidUsage"),
-        "Set NCCL_DEBUG=WARN, which logs the reason. Often two ranks use one GPU, or different NCCL versions are "
-        "loaded (LD_PRELOAD, VLLM_NCCL_SO_PATH).",
+        "Set NCCL_DEBUG=WARN, which logs the reason. Often two ranks use one GPU, or two NCCL versions are loaded "
+        "(LD_PRELOAD, VLLM_NCCL_SO_PATH).",
         is_general=True,
     ),
     KnownCause(
         "nccl-timeout",
         "a GPU waited too long for the others",
         ("Watchdog caught collective operation timeout", "ncclRemoteError", "NCCL communicator was aborted"),
-        "One rank failed or hangs. Find the first error of any rank, with NCCL_DEBUG=INFO. Test the connection with "
-        "NCCL_P2P_DISABLE=1 or NCCL_IB_DISABLE=1.",
+        "One rank failed or hangs. Find the first error of any rank, with NCCL_DEBUG=INFO. Test NCCL_P2P_DISABLE=1 or "
+        "NCCL_IB_DISABLE=1.",
     ),
     KnownCause(
         "nccl-failed",
@@ -66,8 +66,8 @@ PROCESSES: Final = (
             "DistBackendError",
             "() of …/device_communicators/",
         ),
-        "Set NCCL_DEBUG=INFO, which logs the reason. Often /dev/shm is too small (--ipc=host), the interface is the "
-        "wrong one (NCCL_SOCKET_IFNAME), or the GPUs have no P2P (NCCL_P2P_DISABLE=1).",
+        "Set NCCL_DEBUG=INFO, which logs the reason. Often /dev/shm is too small (--ipc=host), the interface is wrong "
+        "(NCCL_SOCKET_IFNAME), or the GPUs have no P2P (NCCL_P2P_DISABLE=1).",
         is_general=True,
     ),
     KnownCause(
@@ -81,14 +81,14 @@ PROCESSES: Final = (
         "custom-all-reduce-failed",
         "vLLM's own all-reduce failed, because the GPUs cannot share memory for it",
         ("Cuda error …custom_all_reduce.cuh",),
-        "Set --disable-custom-all-reduce. Remove expandable_segments:True from PYTORCH_CUDA_ALLOC_CONF.",
+        "Set --disable-custom-all-reduce, and remove expandable_segments:True from PYTORCH_CUDA_ALLOC_CONF.",
         where="end",
     ),
     KnownCause(
         "peer-lost",
         "the connection to another process of the group was lost",
         ("gloo…Connection reset by peer", "gloo…Connection closed by peer", "gloo…Timed out waiting"),
-        "That process ended or hangs. Find its error in the logs of all nodes. If there is none, check the network.",
+        "Find that process's error in the logs of all nodes. If there is none, check the network.",
         is_general=True,
     ),
     KnownCause(
@@ -102,8 +102,8 @@ PROCESSES: Final = (
             "torch.distributed.DistStoreError",
             "Unable to find address for",
         ),
-        "Give all nodes the same --master-addr and the same open port. On machines with several networks, set "
-        "VLLM_HOST_IP, GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME. If a process failed before, read its log.",
+        "Give all nodes the same --master-addr and open port. With several networks, set VLLM_HOST_IP, "
+        "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME. If a process failed before, read its log.",
     ),
     KnownCause(
         "ray-has-too-few-gpus",
@@ -114,22 +114,21 @@ PROCESSES: Final = (
             "Cannot provide a placement group of",
             "Current node has no GPU available",
         ),
-        "Check `ray status`. End programs that hold GPUs, join the missing nodes, or lower the parallel sizes. Start "
-        "vLLM on a node with a GPU.",
+        "Check `ray status`. End programs that hold GPUs, join missing nodes, or lower the parallel sizes. Start vLLM "
+        "on a node with a GPU.",
     ),
     KnownCause(
         "ray-not-running",
         "no Ray cluster was found",
         ("Could not find any running Ray instance", "Failed to connect to Ray cluster", "Failed to start GCS"),
-        "Run `ray start` on all nodes, and set RAY_ADDRESS. On one machine, set --distributed-executor-backend mp "
-        "instead.",
+        "Run `ray start` on all nodes, and set RAY_ADDRESS. On one machine, set --distributed-executor-backend mp.",
     ),
     KnownCause(
         "ray-not-starting",
         "Ray could not start its processes",
         ("Failed to register worker … to Raylet",),
-        "Run `ray stop --force`, and delete /tmp/ray of an earlier Ray. Check memory, /dev/shm and the limit of "
-        "processes. On one machine, set --distributed-executor-backend mp instead.",
+        "Run `ray stop --force`, and delete /tmp/ray. Check memory, /dev/shm and the limit of processes. On one "
+        "machine, set --distributed-executor-backend mp.",
         where="end",
     ),
     KnownCause(
@@ -142,24 +141,24 @@ PROCESSES: Final = (
         "ray-worker-died",
         "a Ray worker died",
         ("ActorDiedError", "The actor died unexpectedly", "WorkerCrashedError", "The actor is dead because"),
-        "Read the worker's own log in /tmp/ray/session_latest/logs on its node. If it has no reason, check that node's "
-        "`dmesg`, because memory probably ran out.",
+        "Read the worker's log in /tmp/ray/session_latest/logs on its node. Without a reason there, check `dmesg`, "
+        "because memory probably ran out.",
         is_general=True,
     ),
     KnownCause(
         "engine-hangs",
         "the engine hung",
         ("s (--engine-watchdog-timeout): since", "s while others wait for its memory: since"),
-        "Read the stacks of all threads in the log. If a process is stopped, look for a debugger, a freezer or "
-        "SIGSTOP. If a kernel or connection hangs, try NCCL_DEBUG=INFO and --disable-custom-all-reduce. If a step "
-        "takes longer, raise --engine-watchdog-timeout.",
+        "Read the threads' stacks in the log. If a process is stopped, look for a debugger, a freezer or SIGSTOP. If a "
+        "kernel or connection hangs, try NCCL_DEBUG=INFO and --disable-custom-all-reduce. If steps take longer, raise "
+        "--engine-watchdog-timeout.",
     ),
     KnownCause(
         "worker-hangs",
         "a worker did not answer in time",
         ("RPC call to … timed out", "RayChannelTimeoutError"),
-        "Find out with `py-spy dump` where the worker hangs. Try --disable-custom-all-reduce and NCCL_P2P_DISABLE=1. "
-        "For more time, raise VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS and Ray's RAY_CGRAPH_get_timeout.",
+        "Find out with `py-spy dump` where the worker hangs. Try --disable-custom-all-reduce and NCCL_P2P_DISABLE=1, "
+        "or raise VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS and Ray's RAY_CGRAPH_get_timeout.",
     ),
     KnownCause(
         "start-took-too-long",
@@ -184,7 +183,7 @@ PROCESSES: Final = (
         "native-assertion",
         "an assertion failed in the program or library that the message names",
         ("Assertion `…' failed", "Assertion '…' failed", "Assertion failed: …, f"),
-        "Search that program's issues for the message. Try its newest release. Start without the option or model that "
+        "Search that program's issues for the message. Try its newest release, or leave out the option or model that "
         "caused it.",
         where="end",
         is_general=True,
@@ -210,8 +209,8 @@ PROCESSES: Final = (
             "exit code 136",
             "exited with code 139",
         ),
-        "Set PYTHONFAULTHANDLER=1, which logs the place. Often libraries of different versions are in one environment. "
-        "Try vLLM's image, a newer version, or --enforce-eager.",
+        "Set PYTHONFAULTHANDLER=1, which logs the place. Often libraries have different versions. Try vLLM's image, a "
+        "newer version, or --enforce-eager.",
         where="end",
         is_general=True,
     ),
@@ -219,7 +218,7 @@ PROCESSES: Final = (
         "job-cancelled",
         "the job scheduler ended the job",
         ("slurmstepd: error: *** … CANCELLED", "DUE TO TIME LIMIT", "job killed: walltime"),
-        "Ask for more time or memory (sbatch --time, --mem). Nothing was wrong with vLLM.",
+        "Ask for more time or memory (sbatch --time, --mem).",
         where="end",
     ),
     KnownCause(
