@@ -58,8 +58,7 @@ def draw_chart(figures: Figures) -> str:
 
 def _bars(figures: Figures, starts: tuple[_Start, ...]) -> Iterator[Bar]:
     for start in starts:
-        runs = figures.runs_of(start.step)
-        if runs:
+        if runs := figures.runs_of(start.step):
             [rounds] = conditions_of(runs[0].result, int(start.is_peer)).values()
             yield Bar(start.label, divide_median(rounds))
 
