@@ -139,7 +139,7 @@ def path(default_factory: Callable[[], Path], description: str) -> EnvVar[Path]:
 
 
 def hub_path(default_factory: Callable[[], Path | str], description: str) -> EnvVar[Path]:
-    """A folder or file. Like the hub's client, expands `~` and `$VARIABLE`, also in the default."""
+    """A folder or file. `~` and `$VARIABLE` are expanded as in the hub's client, also in the default."""
 
     def parse(raw: Path | str) -> Path:
         return Path(os.path.expandvars(expand_home(str(raw))))

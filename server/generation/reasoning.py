@@ -63,7 +63,7 @@ class ModelReasoning:
     ) -> "PromptReasoning | None":
         """Returns the reasoning in the outputs of a prompt. None if the request switches reasoning off.
 
-        The result is also None for a chat with a grammar whose response leaves the reasoning out. As in vLLM,
+        The result is also None for a chat request with a grammar if `include_reasoning` is false. As in vLLM,
         the grammar then applies from the first token on.
         """
         kwargs = self._renderer.config.default_chat_template_kwargs

@@ -152,7 +152,7 @@ class CompileCache:
             self._fetch()
 
     def _why_unusable(self, record: CompiledModel) -> Reason | None:
-        """Why vLLM must not load a model that has failed. None if vLLM may load it. vLLM checks no files."""
+        """Why vLLM must not load a failed model, or None. Checks the files, because vLLM does not."""
         if not (failures := local.num_failures(record)):
             return None
         if (damaged := local.damaged_file(record)) is not None:

@@ -156,7 +156,7 @@ def _opened(item: tuple[str, Any]) -> tuple[str, Any]:
 
 
 def _named(text: str, code: CodeType | None) -> Iterator[tuple[str, Any]]:
-    """Yields the values of a hashed list. Their names are the expressions that the code appends to it."""
+    """Yields the items of a list that vLLM has hashed. Names are the expressions that `code` appends."""
     try:
         values = ast.literal_eval(text)
         names = _appended(code) if code is not None else []

@@ -1,8 +1,8 @@
 """Imports many modules from one import file, without a search of folders for each module.
 
-    head    format, position and checksum of the index, size of the file (always of the same length)
+    head    of fixed length: format, position and checksum of the index, size of the file
     code    the modules' marshalled code in order of import, then the code of the dataclasses' methods
-    index   interpreter, distributions, each module's stamp (time and size) and position (marshalled)
+    index   marshalled: interpreter, distributions, each module's stamp (time and size) and position
 
 An import file is used until the installed distributions change. A module comes from the file if its source
 has the same time and size as in the index. Also, no folder that is searched earlier may offer a module of

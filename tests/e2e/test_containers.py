@@ -89,7 +89,7 @@ def container() -> Iterator[_Container]:
 
 
 def test_servers_that_are_started_in_the_container_are_warm_and_end_alone_and_with_it(container, tiny_llama):
-    """One server is stopped. The front process of the next is killed. The last ends with the container."""
+    """One server is stopped. The second server's `serve` is killed. The last ends with the container."""
     with ServerProcess([str(tiny_llama)], launcher=container.exec, environment=container.variables) as server:
         assert "warm start: forked from the standby's process" in server.log
         entries = container.entries()

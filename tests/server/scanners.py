@@ -68,7 +68,7 @@ class Scanner(NamedTuple):
 
     name: str
     modules: tuple[str, ...]
-    """The modules that read the text, and the modules of the functions that these call."""
+    """The modules that read the text, and the modules whose functions they call for it."""
     read: Callable[[str], object]
     texts: Sequence[Text]
     smallest: int = 512

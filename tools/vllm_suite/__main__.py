@@ -44,7 +44,7 @@ def main(*, server: str, vllm_source: Path, words: Sequence[str]) -> None:
     """Run the tests in tests/entrypoints of VLLM_SOURCE, or only the ones named by WORDS (`pooling/embed`).
 
     Other WORDS are options of pytest. With `--server vllm`, plain vLLM is tested instead, and its results are
-    kept in the repository. This program is tested with the tests that plain vLLM passes.
+    kept in the repository. By default, vllm-cli runs the tests that plain vLLM passes.
     """
     workspace = _prepare_workspace(vllm_source.resolve())
     tests, options = choose_tests(workspace.source, words)

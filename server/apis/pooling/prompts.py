@@ -76,7 +76,7 @@ class PromptReader:
         return tuple(text.lower() for text in texts) if self._does_lower_case else texts
 
     def _check_text(self, text: str, param: str) -> None:
-        """Rejects a text that is too long in any tokenization. Tokenizing such a text could take seconds."""
+        """Rejects a text too long for any tokenization to fit. Tokenizing the text could take seconds."""
         check_unicode(text, param)
         if self._cut is None:
             most_chars = self._tokenizer.max_token_chars

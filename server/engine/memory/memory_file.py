@@ -95,7 +95,7 @@ class MemoryFile:
             del self._mapped[slot]
 
     def unmap(self, slot: int, begin: int) -> None:
-        """Unmaps the tokens of a slot from `begin` on. Their addresses then read as zeros, without memory.
+        """Unmaps the tokens of a slot from `begin` on. Their addresses then read as zeros and take no memory.
 
         Reading a mapped page would commit it. Does nothing if the system permits no more mappings.
         """

@@ -159,7 +159,7 @@ class DecodeWindow:
     """Decodes only the tokens since the last whole character, together with a few before them.
 
     The text is the same as if prompt and output were decoded together and the prompt's text were cut off. The
-    only exception is text after which broken bytes follow. A byte-fallback decoder would then replace the
+    only exception is text directly before broken bytes. A byte-fallback decoder would then replace the
     last character, but released text cannot be replaced.
     """
 

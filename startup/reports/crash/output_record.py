@@ -300,8 +300,8 @@ def _num_threads() -> int:
 def frames_of(stack: Sequence[str], *begins: str) -> list[str]:
     """The calls in one of several threads' stacks, outermost first. `stack` has the lines of all stacks.
 
-    It is the last stack whose first line begins with one of `begins`. Without `begins`, it is the last stack
-    of a thread that got a signal.
+    The calls are those of the last stack whose first line begins with one of `begins`. Without `begins`, they
+    are those of the last stack of a thread that got a signal.
     """
     heads = [position for position, line in enumerate(stack) if line.startswith(begins or _STACK)]
     begin = heads[-1] if heads else len(stack)

@@ -30,7 +30,7 @@ COMPILER: Final = "torch._inductor.lowering"
 _COMPILE: Final = Name("torch", "compile", ("model",))
 _IS_LAZY: Final = "_vllm_cli_is_lazy"
 _TRACER: Final = "torch._dynamo"
-"""The part of the compiler from which torch hides functions."""
+"""The part of the compiler that traces functions. Torch marks functions that it must not trace."""
 
 _DEFERRED_MODULES: Final = (
     "functorch.compile",

@@ -1,4 +1,4 @@
-"""Loads a tokenizer only once, or only when it is needed. A standby loads it once for all its forks.
+"""Avoids loads of a tokenizer that are repeated or not needed. A standby loads it once for all its forks.
 
 vLLM loads a model's tokenizer in the API server and in the engine, and once more for the chat template. Each
 process caches the results. The keys of these caches contain the model's folder.

@@ -87,7 +87,7 @@ def test_a_signal_stops_a_serving_vllm_in_order(number, folder, model):
 
 @pytest.mark.thorough
 def test_signal_reaches_a_main_thread_that_only_waits(folder):
-    """The kernel may deliver a signal to another thread, as in a stopped process. No handler runs there."""
+    """The kernel may deliver a stopped process's signal to another thread, which runs no handler."""
     with FakeStart(folder, "--headless") as start:
         start.wait_logged("headless engine")
         others = []

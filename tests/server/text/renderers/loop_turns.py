@@ -10,7 +10,7 @@ BLOCKED_TURNS = 2
 
 
 async def count_turns(work: Awaitable[object], *, every_s: float = 0.001) -> int:
-    """Counts turns of the running loop until the work is done, at most one per `every_s` seconds.
+    """Counts the running loop's turns until the work is done. Counts one turn per `every_s` seconds at most.
 
     A loop that the work blocks makes at most one turn.
     """
