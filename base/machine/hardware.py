@@ -17,7 +17,7 @@ _INSTRUCTION_SETS: Final = re.compile(
     r"abm|adx|aes|amx|avx|bmi|cldemote|clwb|clzero|cmpccxadd|enqcmd|f16c|fma|gfni|kl$|lzcnt|mov|pclmul|pku|popcnt|"
     r"prefetch|raoint|rd(pid|rnd|seed)|sha|sm[34]|sse|ssse|tsxldtrk|uintr|vaes|vpclmul|waitpkg|xop|xsave"
 )
-"""Matches the beginnings of x86 processor flags for instructions. Other flags also depend on the kernel."""
+"""Matches x86 processor flags for instructions. The other flags differ between kernels on one processor."""
 
 
 def instruction_sets(proc: Path = PROC) -> tuple[str, ...]:

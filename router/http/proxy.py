@@ -203,12 +203,12 @@ class Proxy:
             return downstream
 
     async def ask(self, child: Child, path: str) -> bytes | None:
-        """The body of a server's short answer to a GET of the router. None if the status is not 200."""
+        """The body of a server's short answer to the router's own GET. None if the status is not 200."""
         answer = await self.fetch(child, path)
         return answer.body if answer is not None and answer.status == 200 else None
 
     async def fetch(self, child: Child, path: str) -> Fetched | None:
-        """A server's short answer to a GET of the router, without a lease. None if there is no answer."""
+        """A server's short answer to the router's own GET, without a lease. None if there is no answer."""
         headers = {hdrs.ACCEPT_ENCODING: "identity", **child.headers}
         try:
             async with (

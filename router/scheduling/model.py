@@ -125,8 +125,8 @@ class Generation:
     def held(self) -> Need:
         """The memory that the process is known to have taken. It is at most `need`.
 
-        It is zero until the process was ready once, because a starting process may still take all of its
-        need. This also applies if the process is asked to stop during its start.
+        It is zero until the process has been ready once, because a starting process may not have taken any of
+        its need yet. This also applies if the process is asked to stop during its start.
         """
         if not self._has_been_ready:
             return NOTHING

@@ -7,8 +7,8 @@ it. Models that are placed later get neither.
 All models together may use the free memory and the memory that their processes hold, up to the budget. Each
 process counts with its whole need. Otherwise memory that a start has not taken yet would be given away twice.
 
-A model whose process sleeps is woken instead of started. When the plan places this model, it ignores the
-sleeping process. A sleeping process takes no slot, excludes no model, and is the first to be stopped.
+A model whose process sleeps is woken instead of started. When the plan places this model, its need
+replaces that of the sleeping process. Sleeping processes take no slot, exclude no model, and stop first.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

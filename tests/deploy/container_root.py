@@ -97,7 +97,7 @@ class ContainerRoot:
         return (*launcher, *user)
 
     def prepare(self, start: Start) -> tuple[list[str], dict[str, str]]:
-        """Writes a start's files. Returns its words after `serve` without the port, and its variables."""
+        """Writes a start's files. Returns the start's words after `serve` (no port) and its variables."""
         self.write(start.files)
         own_words = [word for word in start.serve_words if not word.startswith("--port=")]
         variables = {name: self._locally(value) for name, value in start.variables.items()}

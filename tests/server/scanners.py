@@ -171,7 +171,7 @@ def _grammar(kind: str, text: str) -> None:
 
 
 def _members(text: str) -> None:
-    """A schema whose properties and alternatives grow together."""
+    """Prepares a schema with many properties and one with many alternatives: more for a longer text."""
     members = {text[:3] + str(number): {"type": "integer"} for number in range(len(text) // 8)}
     either = [{"type": "object", "properties": {"a": {"pattern": text[:8]}}}] * (len(text) // 8)
     prepare_schema(json.dumps({"type": "object", "properties": members}))

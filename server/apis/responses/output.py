@@ -46,7 +46,7 @@ class OutputWriter:
         self._tools = tools
         self._open: OpenItem | None = None
         self._spaces: list[str] = []
-        """White space before a message, which is dropped if no other text follows, as around calls."""
+        """White space outside a message. The next text begins a message with it. A call drops it."""
         self._logprobs: list[ChatLogprob] = []
 
     def add(self, parts: Sequence[Part], logprobs: list[ChatLogprob]) -> list[ResponseEvent]:

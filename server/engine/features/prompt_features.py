@@ -18,8 +18,8 @@ from server.terms.types import PromptInputs, TensorData
 
 _PROBE_TOKENS = 4
 _TOLERANCE = 0.1
-"""The allowed difference of logits, as a share of the largest logit. A model that uses more than the
-embeddings exceeds it."""
+"""The allowed difference between logits from token ids and logits from their embeddings, as a share of the
+largest logit. A model that uses more than the embeddings exceeds this difference."""
 
 RowIds = npt.NDArray[np.int64]
 

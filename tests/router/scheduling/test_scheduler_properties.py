@@ -9,7 +9,7 @@ file changes. Time passes. After every event, these rules hold:
 - No process gets two orders to stop or two orders to sleep, and none while it has a lease.
 - A model is stopped or put to sleep for others only if it is ready, is not pinned and has had its minimum
   stay. A sleeping model may be stopped.
-- A process that falls asleep or wakes has room for its memory in both states, on the machine and on the GPU.
+- While a process falls asleep or wakes, the machine and the GPU have room for it both awake and asleep.
 - A changed model that is ready may get a second process if there is room. The second process takes over when
   it is ready. The old process ends after its leases.
 - Any other start needs a model without a process, and a waiting request or a failure with a restart limit.

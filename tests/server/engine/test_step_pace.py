@@ -30,7 +30,7 @@ class _Steps:
             self._now += seconds
 
     def limit(self, *, num_decodes: int) -> int:
-        """The limit for a short prompt."""
+        """The most prompt tokens that a step may have if one prompt of one token waits."""
         return self.pace.max_prompt_tokens(num_decodes, [1])
 
 

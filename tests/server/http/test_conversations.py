@@ -153,7 +153,7 @@ class Replay:
         )
 
     def _asked(self) -> list[dict[str, Any]]:
-        """The requests that the engine has received, in the order of the sequences."""
+        """The requests that the engine has received, sorted by the number at the end of their ids."""
         by_number = sorted(self._engine.requests.items(), key=lambda item: int(item[0].rpartition("-")[2]))
         decode = self._renderer.tokenizer.decode
         return [

@@ -61,7 +61,7 @@ def archive(
         content: name of a file -> its content.
         files: the files in the record. The default is the files in `content`.
         method: the compression method.
-        others: other fields of the record with different values.
+        others: values that replace those of other fields in `RECORD`.
     """
     content = {"vllm/a": b"content"} if content is None else content
     record = asdict(RECORD.with_files(facts(content) if files is None else files)) | others

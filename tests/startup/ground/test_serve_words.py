@@ -1,4 +1,4 @@
-"""The words of `serve` are split between launcher and engine. `test_grammar.py` compares with argparse."""
+"""The words of `serve` are split between launcher and engine."""
 
 from pathlib import Path
 

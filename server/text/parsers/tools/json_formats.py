@@ -83,7 +83,7 @@ class MarkedArray(MarkedCalls):
 
 @cache
 def start_pattern(*starts: str, bare: str = "") -> regex.Pattern[str]:
-    """Returns a pattern for the first marker, or for a character in `bare`, which is not consumed."""
+    """Returns a pattern that matches any marker, or the empty text before a character in `bare`."""
     markers = any_of(*starts)
     return regex.compile(f"{markers.pattern}|(?=[{regex.escape(bare)}])") if bare else markers
 
