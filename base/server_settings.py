@@ -49,7 +49,7 @@ class NetworkConfig:
     api_keys: tuple[str, ...] = setting(
         (),
         "--api-key",
-        "Keys, one of which a request must contain. Other users cannot read the variable or --api-key-file.",
+        "A request must contain one of these keys. Other users cannot read the variable or --api-key-file.",
         role="keys",
         variable=env.VLLM_API_KEY,
         metavar="KEY...",

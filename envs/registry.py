@@ -87,7 +87,7 @@ class Environment:
     VCLI_COMPILE_CACHE = text("Where vLLM's compiled models are shared if --compile-cache is not given.")
     VCLI_TERMINATION_LOG = path(
         lambda: Path("/dev/termination-log"),
-        "File, if it exists, that gets the reason of a failed start or crash, for Kubernetes.",
+        "File that gets the reason of a failed start or crash, if the file exists. Kubernetes shows it.",
     )
     XDG_RUNTIME_DIR = text("Folder for the sockets of this user's programs, by default vLLM's cache folder.")
     XDG_CACHE_HOME = path(lambda: Path(expand_home("~/.cache")), "The user's cache folder.")
@@ -96,7 +96,7 @@ class Environment:
     VLLM_ENGINE_READY_TIMEOUT_S = integer(600, "Seconds that the engine may take to become ready.", minimum=1)
     VLLM_API_KEY = text("Key that requests must contain if --api-key is not given.")
     VLLM_HTTP_TIMEOUT_KEEP_ALIVE = integer(
-        5, "Seconds that an idle HTTP connection stays open (a router's: 75).", minimum=0
+        5, "Seconds that an idle HTTP connection stays open. A router's default is 75.", minimum=0
     )
     VLLM_LOGGING_LEVEL = choice_in_capitals(
         "INFO", LOGGING_LEVELS, "Least severe level that is logged if --log-level is not given."

@@ -49,21 +49,26 @@ class Bar(NamedTuple):
     label: str
     phases_s: Mapping[str, float]
 
+    @property
+    def total_s(self) -> float:
+        """The sum of the phases. `fsum` gives the same with each Python, but `sum` does not since 3.12."""
+        return math.fsum(self.phases_s.values())
+
 
 class Group(NamedTuple):
     """Starts that are compared with each other. The group has its own axis."""
 
     title: str
-    bars: Sequence[Bar | tuple[str, Mapping[str, float]]]
+    bars: Sequence[Bar]
 
 
 def draw_phases(groups: Sequence[Group], *, notes: Sequence[str] = ()) -> str:
     """Returns the SVG. `notes` are lines of small text below the legend."""
     drawing = _Drawing()
     for group in groups:
-        drawing.add_group(group.title, [Bar(*bar) for bar in group.bars])
-    bars = [phases_s for group in groups for _, phases_s in group.bars]
-    drawing.add_legend({name for phases_s in bars for name, seconds in phases_s.items() if seconds})
+        drawing.add_group(group.title, group.bars)
+    bars = [bar for group in groups for bar in group.bars]
+    drawing.add_legend({name for bar in bars for name, seconds in bar.phases_s.items() if seconds})
     for note in notes:
         drawing.add_note(note)
     return drawing.finish(_describe(groups))
@@ -82,7 +87,7 @@ class _Drawing:
         self._text(_MARGIN, title, "title")
         self._y += 10
         top = self._y
-        most_s = max((math.fsum(bar.phases_s.values()) for bar in bars), default=0.0) or 1.0
+        most_s = max((bar.total_s for bar in bars), default=0.0) or 1.0
         scale = (_RIGHT - _LEFT) / most_s
         ticks = list(_ticks(most_s))
         bottom = top + _STEP * len(bars)
@@ -133,7 +138,7 @@ class _Drawing:
         self._y += _STEP
         middle = self._y - _STEP / 2 + 4
         self._text(_LEFT - 10, bar.label, anchor="end", y=middle)
-        self._text(x + 8, format_seconds(math.fsum(bar.phases_s.values())), y=middle)
+        self._text(x + 8, format_seconds(bar.total_s), y=middle)
 
     def _rect(self, x: float, y: float, width: float, height: float, phase: str, tip: str = "") -> None:
         box = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height}" fill="{_COLORS[phase]}"'
@@ -161,8 +166,7 @@ def _ticks(most_s: float) -> Iterator[float]:
 def _describe(groups: Sequence[Group]) -> str:
     """A text with all totals."""
     parts = [
-        f"{group.title}: "
-        + ", ".join(f"{label} {format_seconds(math.fsum(phases_s.values()))}" for label, phases_s in group.bars)
+        f"{group.title}: " + ", ".join(f"{bar.label} {format_seconds(bar.total_s)}" for bar in group.bars)
         for group in groups
     ]
     return "Time from exec to the first token by phase. " + "; ".join(parts)

@@ -7,8 +7,8 @@ from tools.phase_chart import Bar, Group, draw_phases
 _RECT = "{http://www.w3.org/2000/svg}rect"
 _TEXT = "{http://www.w3.org/2000/svg}text"
 GROUPS = [
-    Group("a < b", [Bar("plain", {"imports": 6.0, "weights": 3.0, "first token": 1.0}), ("ours", {"imports": 2.5})]),
-    Group("no kernel runs", [("plain", {"CUDA graphs": 0.0, "server": 0.25})]),
+    Group("a < b", [Bar("plain", {"imports": 6.0, "weights": 3.0, "first token": 1.0}), Bar("ours", {"imports": 2.5})]),
+    Group("no kernel runs", [Bar("plain", {"CUDA graphs": 0.0, "server": 0.25})]),
 ]
 
 

@@ -1,7 +1,7 @@
 """Reads the processors that this process may use, and the times of processors and threads from the kernel.
 
-A thread that is ready to run but has no processor waits for another process, or for the next period of a
-cgroup's quota. /proc/stat counts the time that a hypervisor takes, but a thread's times do not contain it.
+A thread without a processor waits for another process, or for the next period of a cgroup's quota. /proc/stat
+counts the time that a hypervisor takes. A thread's own times do not contain that time.
 """
 
 import os

@@ -29,7 +29,7 @@ _SWITCH_INTERVAL_S = 0.0005
 """How many seconds a thread may hold the interpreter. Python's default, 5 ms, would delay probes."""
 _YOUNG_OBJECTS = 20_000
 """The number of new objects after which Python collects garbage. With Python's default of 700, the chats of
-300 clients cause full collections, each of which blocks the loop for 7 ms."""
+300 clients cause full collections. Each blocks the loop for 7 ms."""
 
 
 class ServerRun:

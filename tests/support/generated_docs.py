@@ -291,11 +291,11 @@ def _page(title: str, introduction: str, lines: Iterable[str]) -> str:
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    for number, cells in enumerate((head, *rows)):
-        escaped = [cell.replace("|", r"\|") for cell in cells]
-        yield f"| {' | '.join(escaped)} |"
-        if number == 0:
-            yield f"|{'---|' * len(head)}"
+    first, *others = ([cell.replace("|", r"\|") for cell in cells] for cells in (head, *rows))
+    yield f"| {' | '.join(first)} |"
+    yield f"|{'---|' * len(head)}"
+    for cells in others:
+        yield f"| {' | '.join(cells)} |"
 
 
 def _is_small(command: click.Command) -> bool:

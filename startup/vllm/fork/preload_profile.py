@@ -61,8 +61,8 @@ PRELOADING: Final = Hook(
 
 PROFILE: Final = Hook(
     "preload profile",
-    does="imports in the forkserver, after a fixed list, what engines and workers (by their names) of earlier starts "
-    "have imported",
+    does="imports a fixed list in the forkserver, then the modules that engines and workers of the same names have "
+    "imported in earlier starts",
     without="engines and workers import it themselves",
     promise="imports of model and plugins happen once, before the forks",
     needs=(Text(("vllm.v1.utils",), r'f"ApiServer_', "ApiServer_"),),
