@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -28,6 +29,9 @@ from envs.registry import env
 logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
+
+_CONVERTING: Final = threading.Lock()
+"""Held while msgspec converts: a thread that meets a class at its first use in another thread crashes."""
 
 FIXED_PATH: Final = Path("/opt/vllm-cli/baked")
 OFF: Final = "off"
@@ -252,7 +256,8 @@ def of_type(kind: type[Value]) -> Callable[[Any], Value]:
     def convert(content: Any) -> Value:
         import msgspec  # noqa: PLC0415 - many processes read nothing, or lists of names
 
-        return msgspec.convert(content, kind)
+        with _CONVERTING:
+            return msgspec.convert(content, kind)
 
     return convert
 

@@ -22,6 +22,22 @@ for number in range(50):
     Kept("things", ("key", 1), "stamp").write([sys.argv[1], number] * 1000)
 """
 
+_FIRST_USES = """
+import sys, threading
+from dataclasses import make_dataclass
+from startup.ground.caches import of_type
+sys.setswitchinterval(1e-6)
+for _ in range(400):
+    inner = make_dataclass("Inner", [(f"f{n}", dict[str, list[int]]) for n in range(12)])
+    read, start = of_type(make_dataclass("Outer", [("items", list[inner])])), threading.Barrier(4)
+    def run():
+        start.wait()
+        assert read({"items": [{f"f{n}": {} for n in range(12)}]}).items[0].f1 == {}
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+"""
+
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -186,3 +202,9 @@ def test_readers_see_whole_values_while_others_write(cache):
         assert _KEPT.read(list) is not None
     assert [writer.returncode for writer in writers] == [0, 0, 0]
     assert [path.name for path in _KEPT.path.parent.iterdir()] == [_KEPT.path.name]
+
+
+def test_threads_may_read_values_of_a_type_at_the_same_time():
+    """msgspec examines a class when it is first used. Threads that check several models do so at once."""
+    done = subprocess.run((sys.executable, "-c", _FIRST_USES), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
