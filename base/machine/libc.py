@@ -69,7 +69,7 @@ def huge_page_parts(used: Iterable[range], most_bytes: int) -> Iterator[range]:
 
 
 def use_huge_pages(part: range) -> None:
-    """Moves memory into pages of 2 MiB, in 0.3 ms per page. Before Linux 6.1, the kernel does this later.
+    """Moves memory into pages of 2 MiB, in 0.3 ms per page. Before Linux 6.1, the kernel moves it later.
 
     If the system has no such pages, nothing happens.
     """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 STATES: Final = get_args(State)
 _SLEEPING: Final = ("falling asleep", "asleep", "waking")
-"""States in which a request need not wait for a start. Probes report such a model as ready."""
+"""A model in one of these states has started already, so probes report it as ready."""
 _OWNER: Final = "vllm-cli"
 
 

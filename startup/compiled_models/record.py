@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from base.json_depth import check_depth
 from base.machine.hardware import gpu_kinds, instruction_sets
+from startup.ground.caches import CONVERTING
 
 FORMAT: Final = 2
 """The number of the format. It is part of the names of families. Only records of this format are read."""
@@ -132,7 +133,8 @@ class CompiledModel:
 
         try:
             check_depth(content)
-            record = msgspec.json.decode(content, type=cls)
+            with CONVERTING:
+                record = msgspec.json.decode(content, type=cls)
         except ValueError as err:
             raise ValueError(f"the record of a compiled model is not valid: {err}") from err
         if not _KEY.fullmatch(record.key) or not all(map(_RANK.fullmatch, record.ranks)):

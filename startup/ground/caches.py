@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
-_CONVERTING: Final = threading.Lock()
+CONVERTING: Final = threading.Lock()
 """Held while msgspec converts: a thread that meets a class at its first use in another thread crashes."""
 
 FIXED_PATH: Final = Path("/opt/vllm-cli/baked")
@@ -256,7 +256,7 @@ def of_type(kind: type[Value]) -> Callable[[Any], Value]:
     def convert(content: Any) -> Value:
         import msgspec  # noqa: PLC0415 - many processes read nothing, or lists of names
 
-        with _CONVERTING:
+        with CONVERTING:
             return msgspec.convert(content, kind)
 
     return convert

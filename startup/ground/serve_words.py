@@ -135,7 +135,7 @@ def has_several_models(words: "Sequence[str]") -> bool:
 
 
 def is_behind_router(words: "Sequence[str]") -> bool:
-    """Whether words or variables request a router in front of a single model."""
+    """Whether the command line or the environment requests a router in front of a single model."""
     own = ServeWords(words).own
     return any(own.get(flag) or foreign.text_of(variable) for flag, variable in _OF_ROUTER)
 

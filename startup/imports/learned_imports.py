@@ -117,7 +117,7 @@ def read_learned() -> LearnedImports | None:
 
 
 def _note(missed: Sequence[str]) -> None:
-    """Records names of modules, and texts of methods. Each name or text becomes one line of JSON."""
+    """Appends names of modules or source code of methods to the record, each as one line of JSON."""
     if missed:
         notes = _notes(import_file_paths()[0])
         with suppress(OSError):

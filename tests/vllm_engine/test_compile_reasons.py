@@ -112,7 +112,7 @@ SOURCE: Final = SITE / "vllm/model_executor/models/llama.py"
 
 
 def _set_source(record: Any) -> None:
-    """Changes the record as if the traced module had been different. The installed module must not change."""
+    """Changes a digest in the record, so that the traced module seems to have changed since."""
     record["sources"]["vllm.model_executor.models.llama"] = "0" * 64
 
 

@@ -131,8 +131,12 @@ class _Body(msgspec.Struct):
     previous_response_id: str | None
 
 
+_BODIES: Final = msgspec.json.Decoder(_Body)
+"""Made once, because msgspec crashes if two threads of the pool meet the class at its first use."""
+
+
 def _decode_items(stored: StoredResponse) -> tuple[list[msgspec.Raw], _Body]:
-    return msgspec.json.decode(stored.items, type=list[msgspec.Raw]), msgspec.json.decode(stored.body, type=_Body)
+    return msgspec.json.decode(stored.items, type=list[msgspec.Raw]), _BODIES.decode(stored.body)
 
 
 def _encode(run: ResponseRun, events: tuple[bytes, ...] | None) -> StoredResponse:

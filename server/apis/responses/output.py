@@ -46,7 +46,7 @@ class OutputWriter:
         self._tools = tools
         self._open: OpenItem | None = None
         self._spaces: list[str] = []
-        """White space outside a message. The next text begins a message with it. A call drops it."""
+        """White space outside a message. The next text begins a message with it. A tool call drops it."""
         self._logprobs: list[ChatLogprob] = []
 
     def add(self, parts: Sequence[Part], logprobs: list[ChatLogprob]) -> list[ResponseEvent]:

@@ -81,6 +81,10 @@ class _Choice(msgspec.Struct, kw_only=True):
     tools: list[dict[str, Any]] = []
 
 
+msgspec.json.Decoder(tuple[_Typed, _Function, _Custom, _Namespace, _Choice])
+"""Prepares the classes, because msgspec crashes if two threads of the pool meet one at its first use."""
+
+
 class ResponseTools:
     """The tools of one request.
 

@@ -455,7 +455,7 @@ class World:
         assert len(awake) < (self.limits.max_running or math.inf), "too many run"
 
     def _check_room(self, need: Need, process: Process | None = None) -> None:
-        """Checks the room for a new process, or for the need of a process that falls asleep or wakes."""
+        """Checks that memory suffices for a new process, or for one that falls asleep or wakes."""
         others = [other for other in self.processes.values() if other is not process]
         more = need if process is None else need.minus(process.need).at_least(NOTHING)
         if (budget := self.limits.memory_budget_bytes) is not None and more.ram_bytes:

@@ -99,7 +99,7 @@ SEQUENTIAL: dict[str, dict[str, object]] = {
 def build_model(
     model_type: str, options: dict[str, object], *, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """A model whose weights all affect the output. Greedy outputs vary, and a wrong key changes logits."""
+    """A model whose weights all affect the output. Greedy decoding does not repeat one token."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**(_COMMON | options)), dtype=torch.float32)
     with torch.no_grad():

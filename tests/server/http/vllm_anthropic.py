@@ -1,4 +1,4 @@
-"""A script for vLLM's Python: makes vLLM's chat requests of messages, and its messages of chat answers."""
+"""A script for vLLM's Python: vLLM converts Anthropic requests to chat requests, and answers back."""
 
 import asyncio
 import json

@@ -43,7 +43,7 @@ class GeneratedStart:
 
 
 def generate(seed: int, number: int, facts: VllmFacts) -> list[GeneratedStart]:
-    """Starts of all kinds in equal shares.
+    """Returns generated starts, equally many of each kind.
 
     Args:
         seed: the same seed gives the same starts for the same version of vLLM.

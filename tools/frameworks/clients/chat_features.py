@@ -21,7 +21,7 @@ def ask(question: str) -> list[Any]:
 
 
 class Features:
-    """Uses each feature through `complete`, a function that sends messages and other fields."""
+    """Tests the features of a chat API, each with a request that `complete` sends."""
 
     def __init__(self, complete: Callable[..., Any]) -> None:
         self._complete = complete

@@ -132,7 +132,7 @@ All other opcodes are rejected, because some of them set attributes, fill contai
 
 @dataclass(frozen=True)
 class _Storage:
-    """All numbers of an entry. A tensor is a view of them."""
+    """The memory that one or more tensors are views of."""
 
     dtype: str
     numbers: Array

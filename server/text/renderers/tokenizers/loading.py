@@ -8,7 +8,7 @@ every row with AutoTokenizer.
 import importlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from tokenizers import AddedToken, Tokenizer
@@ -183,6 +183,10 @@ class _TokenizerFile(msgspec.Struct):
     added_tokens: list[dict[str, Any]]
 
 
+_TOKENIZER_FILES: Final = msgspec.json.Decoder(_TokenizerFile)
+"""Made once, because msgspec crashes if two renderer threads meet the class at its first use."""
+
+
 def _load_generic_tokenizer(path: Path) -> TokenizersBackend:
     """Loads the tokenizer in half of the time of `from_pretrained`. Raises transformers' errors.
 
@@ -220,5 +224,5 @@ def _has_other_added_tokens(path: Path) -> bool:
 
 
 def _added_tokens(path: Path) -> dict[int, AddedToken]:
-    file = msgspec.json.decode((path / "tokenizer.json").read_bytes(), type=_TokenizerFile)
+    file = _TOKENIZER_FILES.decode((path / "tokenizer.json").read_bytes())
     return {token.pop("id"): AddedToken(**token) for token in file.added_tokens}

@@ -1,4 +1,4 @@
-"""A model is in a folder, in a snapshot, a download or nowhere. Only a check without a start asks the hub."""
+"""A model is in a folder, a snapshot, a download or nowhere. `preflight` asks the hub, a start does not."""
 
 import os
 from collections.abc import Callable
