@@ -69,7 +69,13 @@ if hasattr(model.config, "quantization_config"):
 AutoTokenizer.from_pretrained(source, **words).save_pretrained(root / "model")
 model.save_pretrained(root / "model")
 """
-_MAIN: Final = "#!{python}\nimport sys\nfrom vllm.entrypoints.cli.main import main\n\nsys.exit(main())\n"
+_MAIN: Final = """#!{python}
+import sys
+from vllm.entrypoints.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())
+"""
 
 
 class Environment:
