@@ -67,7 +67,7 @@ class NetworkConfig:
         "Require a key for all routes but probes, also /metrics and /status.json.",
         role="keys",
     )
-    web_page: bool = setting(True, "--web-page", "Serve a page at / with chat and the model's state.")
+    web_page: bool = setting(True, "--web-page", "Serve a page at / with a chat and the model's state.")
     root_path: str = setting("", "--root-path", "Path under which a proxy exposes the server.")
     allowed_origins: tuple[str, ...] = setting((), "--allowed-origins", "Origins allowed by CORS.", syntax="JSON list")
     allowed_methods: tuple[str, ...] = setting(

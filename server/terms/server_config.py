@@ -35,7 +35,7 @@ class GenerationConfig:
         False, "--return-tokens-as-token-ids", "Show tokens in log-probabilities as `token_id:123`."
     )
     enable_prompt_tokens_details: bool = setting(
-        False, "--enable-prompt-tokens-details", "Report the cached prompt tokens in `usage`."
+        False, "--enable-prompt-tokens-details", "Report the number of cached prompt tokens in `usage`."
     )
     enable_force_include_usage: bool = setting(False, "--enable-force-include-usage", "Send `usage` with every stream.")
     anthropic_disabled_thinking_effort: DisabledThinkingEffort = setting(

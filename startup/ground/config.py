@@ -123,7 +123,7 @@ class StartOptions:
     log_format: LogFormat = setting(
         "text",
         "--log-format",
-        "Format of log lines. text-utc has year and zone. With json, every line of every process is a JSON object.",
+        "Format of log lines. text-utc has year and zone. json makes every line of every process a JSON object.",
         group="Logging",
         role="program",
         variable=env.VCLI_LOG_FORMAT,
@@ -253,7 +253,7 @@ class StartupConfig(StartOptions):
     log_config: dict[str, Any] | None = setting(
         None,
         "--log-config-file",
-        "JSON file that configures Python's logging, and overrides level and format.",
+        "JSON file that configures Python's logging, overriding level and format.",
         group="Logging",
         role="program",
         variable=env.VLLM_LOGGING_CONFIG_PATH,

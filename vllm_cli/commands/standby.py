@@ -39,7 +39,7 @@ _POLL_S: Final = 0.1
     "models",
     multiple=True,
     metavar="MODEL",
-    help="Also keep this model's class, tokenizer, and weights in the page cache. Repeatable.",
+    help="Also keep this model's class and tokenizer, and its weights in the page cache. Repeatable.",
 )
 @click.option(
     "--idle-exit", "idle_exit_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
