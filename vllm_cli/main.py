@@ -45,9 +45,7 @@ FIRST_COMMANDS: Final = (
     CommandEntry("chat", "vllm_cli.commands.chat:chat", "Chat with a model on a running server."),
     CommandEntry("ps", "vllm_cli.commands.ps:ps", "Show the servers that run on this machine."),
     CommandEntry("stop", "vllm_cli.commands.stop:stop", "Stop a server, as a service manager does."),
-    CommandEntry(
-        "standby", "vllm_cli.commands.standby:standby", "Keep imports in memory, so that later starts are warm."
-    ),
+    CommandEntry("standby", "vllm_cli.commands.standby:standby", "Keep imports in memory for warm starts."),
     CommandEntry("bench", "vllm_cli.commands.bench:bench", "Measure servers and their starts."),
     CommandEntry("explain", "vllm_cli.commands.explain:explain", "Find in a log why vLLM failed, and what to do."),
 )
@@ -57,11 +55,11 @@ COMMANDS: Final = (
     CommandEntry("doctor", "vllm_cli.commands.doctor:doctor", "Report whether a server can be started here."),
     CommandEntry("complete", "vllm_cli.commands.chat:complete", "Complete a text with a model on a running server."),
     CommandEntry("run-batch", "vllm_cli.commands.run_batch:run_batch", "Answer a file of requests, or continue it."),
-    CommandEntry("load", "vllm_cli.commands.load:load", "Start one model of a server that has several."),
-    CommandEntry("sleep", "vllm_cli.commands.load:sleep", "Put one model to sleep, to free the GPU's memory."),
-    CommandEntry("unload", "vllm_cli.commands.load:unload", "Stop one model of a server that has several."),
+    CommandEntry("load", "vllm_cli.commands.load:load", "Start one model of several."),
+    CommandEntry("sleep", "vllm_cli.commands.load:sleep", "Put a model to sleep, to free the GPU's memory."),
+    CommandEntry("unload", "vllm_cli.commands.load:unload", "Stop one model of several."),
     CommandEntry("timeline", "vllm_cli.commands.timeline:timeline", "Show the phases of a start."),
-    CommandEntry("caches", "vllm_cli.commands.caches:caches", "Show and remove what is kept between starts of vLLM."),
+    CommandEntry("caches", "vllm_cli.commands.caches:caches", "Show and remove what vLLM's starts keep."),
     CommandEntry("check-hooks", "vllm_cli.commands.check_hooks:check_hooks", "Check which hooks fit the vLLM here."),
     CommandEntry("prefetch", "vllm_cli.commands.prefetch:prefetch", "Read a model into the page cache."),
     CommandEntry("bake", "vllm_cli.commands.bake:bake", "Keep in an image what makes its first start fast."),

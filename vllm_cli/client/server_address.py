@@ -105,9 +105,9 @@ def address_options(command: F) -> F:
             "--ssl-certfile", type=_CERTIFICATE, help="Use HTTPS and trust this certificate, as given to `serve`."
         ),
         click.option("--ssl", "is_tls", is_flag=True, help="The server speaks HTTPS."),
-        click.option("--uds", metavar="PATH", help="UNIX domain socket of the server."),
+        click.option("--uds", metavar="PATH", help="The server's UNIX socket."),
         click.option("--port", type=click.IntRange(1, 65535), show_default="8000", help="Port of the server."),
-        click.option("--host", show_default="localhost", help="Host of the server, as given to `serve`."),
+        click.option("--host", show_default="localhost", help="Host, as given to `serve`."),
     ):
         command = option(command)
     return command

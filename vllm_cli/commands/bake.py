@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     default=1800,
     show_default=True,
     metavar="SECONDS",
-    help="Longest time of the start, and of installing vLLM's kernels.",
+    help="Longest time to start, and to install vLLM's kernels.",
 )
 @click.option("--no-start", is_flag=True, help="Only import vLLM, on a machine without the GPU.")
 @click.option(

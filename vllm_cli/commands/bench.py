@@ -109,7 +109,7 @@ def _levels(value: str) -> tuple[int, ...]:
 @click.option("--url", "urls", multiple=True, type=_url, help="Address of a running server to measure.")
 @click.option("--vs-url", "other_urls", multiple=True, type=_url, help="Address of a running server to compare with.")
 @click.option("--model", show_default="the first that the server lists", help="Model to request.")
-@click.option("--vs-model", show_default="--model", help="Model to request from the servers to compare with.")
+@click.option("--vs-model", show_default="--model", help="Model to request from the other servers.")
 @click.option("--concurrency", "levels", type=_levels, default="1,8,32", metavar="N,N,...", help="Requests in flight.")
 @click.option(
     *("--requests", "--num-prompts", "num_requests"),
@@ -123,14 +123,14 @@ def _levels(value: str) -> tuple[int, ...]:
     "--shared-prefix-tokens",
     type=click.IntRange(0),
     default=0,
-    help="Approximate length of a common beginning of all prompts.",
+    help="Approximate length of all prompts' common beginning.",
 )
 @click.option("--max-tokens", type=_COUNT, default=64, help="Tokens to generate.")
 @click.option(
     "--idle",
     type=click.Choice(["pause", "run"]),
     default="pause",
-    help="Freeze started servers while another one is measured, or not.",
+    help="Freeze started servers while another is measured, or not.",
 )
 @click.option("--seed", type=int, default=0, help="Seed of the prompts.")
 @_shared_options
@@ -173,19 +173,17 @@ def serve(**options: Any) -> int:
     "startup", epilog=vllms_own("bench startup"), context_settings={"max_content_width": 110, "show_default": True}
 )
 @click.option("--cmd", "command", type=_command, show_default="vllm-cli serve", help="Command that starts a server.")
-@click.option("--model", help="Folder or hub id of the default command's model. Its files are evicted.")
+@click.option("--model", help="Folder or hub id of the default command's model, whose files are evicted.")
 @click.option("--request-model", show_default="the first that the server lists", help="Model to request.")
-@click.option(
-    "--vs-request-model", show_default="--request-model", help="Model to request from the servers to compare with."
-)
-@click.option("--rounds", "num_rounds", type=_COUNT, default=5, help="Measured starts of each server from each state.")
+@click.option("--vs-request-model", show_default="--request-model", help="Model to request from the other servers.")
+@click.option("--rounds", "num_rounds", type=_COUNT, default=5, help="Measured starts of each server and state.")
 @click.option(
     "--state",
     "states",
     multiple=True,
     type=click.Choice(_STATES),
     default=("warm",),
-    help="State before a start: of the caches, or with a standby.",
+    help="State before a start: the caches', or with a standby.",
 )
 @click.option("--standby-model", metavar="MODEL", help="The standby's --model.")
 @click.option(

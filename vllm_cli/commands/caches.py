@@ -83,7 +83,7 @@ class _Kept(NamedTuple):
 @click.group("caches", invoke_without_command=True)
 @click.option(
     "--compile-cache", "option", type=COMPILE_CACHE, metavar="LOCATION", show_default="VCLI_COMPILE_CACHE",
-    help="Also list the compiled models of this folder or object store, at most 200.",
+    help="Also list this folder's or object store's compiled models, at most 200.",
 )  # fmt: skip
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object, with the profiles' modules.")
 @click.pass_context
@@ -124,15 +124,15 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
 @click.option("--older", "older_s", type=Duration(), metavar="AGE", help="Remove models unused for so long: 30d.")
 @click.option(
     "--keep", "keep_bytes", type=ByteSize(), metavar="SIZE",
-    help="Remove the models used longest ago until the rest has at most this size: 5GiB.",
+    help="Remove the models used longest ago until at most this size is left: 5GiB.",
 )  # fmt: skip
 @click.option(
     "--all", "is_all", is_flag=True,
-    help="Remove all that this machine keeps: compiled models, profiles, import file, history.",
+    help="Remove all of this machine's: compiled models, profiles, import file, history.",
 )  # fmt: skip
 @click.option(
     "--plain-starts", "is_plain", is_flag=True,
-    help="Remove only the notes that keep starts of vLLM from preloading.",
+    help="Remove only the notes that keep vLLM from preloading.",
 )  # fmt: skip
 @click.option("--dry-run", "is_dry_run", is_flag=True, help="Only show what would be removed.")
 def prune(*, older_s: float | None, keep_bytes: int | None, is_all: bool, is_plain: bool, is_dry_run: bool) -> None:

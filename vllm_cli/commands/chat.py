@@ -37,8 +37,8 @@ def _dialogue_options(command: F) -> F:
             type=click.FloatRange(min=0, max=2),
             help="0 takes the likeliest token, more is more random. By default, the server decides.",
         ),
-        click.option("--stats", is_flag=True, help="Show time to first token and tokens per second of each answer."),
-        click.option(*("--model-name", "--model"), help="Model that answers, by default the server's first."),
+        click.option("--stats", is_flag=True, help="Show each answer's time to first token and tokens per second."),
+        click.option(*("--model-name", "--model"), help="Model that answers, by default the first."),
         server_options,
     ):
         command = option(command)

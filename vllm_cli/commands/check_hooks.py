@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 @click.command("check-hooks")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object with version and hooks.")
+@click.option("--json", "as_json", is_flag=True, help="Print version and hooks as JSON.")
 @click.option(
     "--vllm",
     "path",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A folder with vLLM, such as an unpacked wheel, and its libraries, if not installed.",
+    help="Folder with vLLM, such as an unpacked wheel, and its libraries, if not installed.",
     show_default="the installed vLLM",
 )
 def check_hooks(*, as_json: bool, path: "Path | None") -> None:

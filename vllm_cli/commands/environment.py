@@ -17,7 +17,7 @@ from vllm_cli.version import VERSION
 
 
 @click.command(name="env")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object per variable.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of variables.")
 def env_command(*, as_json: bool) -> None:
     """Show every environment variable: type, default, value and source. Secrets are masked.
 

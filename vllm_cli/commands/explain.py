@@ -32,7 +32,7 @@ class _LogOrCode(click.File):
 @click.command("explain")
 @click.argument("log", metavar="[FILE|CODE]", type=_LogOrCode("rb"), default="-")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
-@click.option("--list", "lists_causes", is_flag=True, help="Print all known causes, with what to do.")
+@click.option("--list", "lists_causes", is_flag=True, help="Print all known causes, and what to do.")
 def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
     """Find the first failure in the log of a failed vLLM, and show what to do.
 

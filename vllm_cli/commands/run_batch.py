@@ -56,9 +56,9 @@ full, run it again to continue; 2 usage, or a file that is not a batch; 3 the se
     "--output-tmp-dir", type=_FOLDER, metavar="FOLDER", help="Folder for answers until they are uploaded to a URL."
 )
 @click.option(
-    "--model", shell_complete=complete_model, help="Model to serve. With --url, the model of requests without one."
+    "--model", shell_complete=complete_model, help="Model to serve. With --url, that of requests without one."
 )
-@click.option("--url", help="Address of a running server: http(s)://… or unix:/path. By default, a server is started.")
+@click.option("--url", help="Address of a running server: http(s)://… or unix:/path. By default, one is started.")
 @click.option("--api-key", help="With --url: the key to send, by default OPENAI_API_KEY or VLLM_API_KEY.")
 @click.option(
     "--max-concurrency", type=click.IntRange(1), help="Most requests at once, by default 256, or 32 with --url."
@@ -70,12 +70,12 @@ full, run it again to continue; 2 usage, or a file that is not a batch; 3 the se
     default=600,
     show_default=True,
     metavar="SECONDS",
-    help="How long to repeat a request after 408, 425, 429, 502, 503, 504 or a lost connection.",
+    help="How long to repeat requests after 408, 425, 429, 502, 503, 504 or a lost connection.",
 )
 @click.option(
     "--fail-on-error", "fails_on_error", is_flag=True, help="Exit with code 5 if OUTPUT lists a failed request."
 )
-@click.option("--overwrite", "is_overwriting", is_flag=True, help="Start from the beginning and discard OUTPUT.")
+@click.option("--overwrite", "is_overwriting", is_flag=True, help="Discard OUTPUT and start anew.")
 @click.option("--quiet", "is_quiet", is_flag=True, help="Show no progress.")
 @click.option("--json", "is_json", is_flag=True, help="Print a summary as JSON on standard output.")
 def run_batch(*, is_json: bool, **options: Any) -> int:

@@ -43,11 +43,11 @@ _POLL_S: Final = 0.1
 )
 @click.option(
     "--idle-exit", "idle_exit_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
-    help="End after this time without a start of a server.",
+    help="End after this time without a start.",
 )  # fmt: skip
 @click.option(
     "--max-memory", "max_memory_bytes", type=ByteSize(), metavar="SIZE",
-    help="Drop the imports used longest ago when its memory (PSS) exceeds this, such as 2G or 900M.",
+    help="Drop the imports used longest ago if memory (PSS) exceeds this, such as 2G or 900M.",
 )  # fmt: skip
 @click.option("--detach", "is_detached", is_flag=True, help="Run in the background. Return once the imports are done.")
 @click.pass_context

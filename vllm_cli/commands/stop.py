@@ -26,7 +26,7 @@ _AFTER_KILL_S: Final = 10.0
     "--all",
     "is_all",
     is_flag=True,
-    help="Stop every server of this user on this machine, but no standby.",
+    help="Stop all of this user's servers on this machine, but no standby.",
 )
 @click.option("-y", "--yes", "is_confirmed", is_flag=True, help="Stop all without asking on a terminal.")
 @click.option(
@@ -36,7 +36,7 @@ _AFTER_KILL_S: Final = 10.0
     default=60,
     show_default=True,
     metavar="SECONDS",
-    help="Kill processes that still run after this time.",
+    help="Kill what still runs after this time.",
 )
 @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing. Only the exit code counts.")
 def stop(*, which: str | None, is_all: bool, is_confirmed: bool, timeout_s: float, is_quiet: bool) -> int:

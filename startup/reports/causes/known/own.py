@@ -12,7 +12,7 @@ def _own(name: str, title: str, advice: str, *, is_general: bool = False) -> Kno
 UNKNOWN: Final = _own(
     "unknown",
     "no known cause fits",
-    "Read the message, and the log that `Log:` names. If vllm-cli is at fault, report it with `vllm-cli collect-env`.",
+    "Read the message and the log after `Log:`. If vllm-cli is at fault, report it with `vllm-cli collect-env`.",
     is_general=True,
 )
 OWN: Final = (
@@ -24,23 +24,23 @@ OWN: Final = (
     _own(
         "preflight",
         "the preflight has found a fault",
-        "Correct the fault that the message names. `--preflight-only` shows all faults. `--preflight warn` starts in "
-        "spite of them.",
+        "Correct the fault in the message. `--preflight-only` shows all faults. `--preflight warn` starts in spite of "
+        "them.",
     ),
     _own(
         "models-file",
         "the file of models has faults",
-        "Correct the fault that the message names. `vllm-cli serve --models FILE --preflight-only` shows all faults.",
+        "Correct the fault in the message. `vllm-cli serve --models FILE --preflight-only` shows all.",
     ),
     _own(
         "package-missing",
         "a package that the engine needs is not installed",
-        "Install the package that the message names into the environment of vllm-cli.",
+        "Install the package in the message into vllm-cli's environment.",
     ),
     _own(
         "program-not-started",
         "a model's program cannot be started",
-        "Name an executable program in `cmd`. If the message names a limit, raise it (`ulimit -n`, `ulimit -u`).",
+        "Name an executable in `cmd`. If the message names a limit, raise it (`ulimit -n`, `ulimit -u`).",
     ),
     _own(
         "standby-unusable",
@@ -65,9 +65,9 @@ OWN: Final = (
     _own(
         "plain-start",
         "vLLM starts without preloading, and so more slowly",
-        "Remove the reason that the message names. `vllm-cli check-hooks` shows hooks that do not fit. If vllm-cli "
-        "failed, report the log and `vllm-cli collect-env`. After `vllm-cli caches prune --plain-starts`, starts "
-        "preload again.",
+        "Remove the reason in the message. `vllm-cli check-hooks` shows hooks that do not fit. If vllm-cli failed, "
+        "report the log and `vllm-cli collect-env`. After `vllm-cli caches prune --plain-starts`, starts preload "
+        "again.",
         is_general=True,
     ),
     UNKNOWN,
