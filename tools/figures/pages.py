@@ -99,15 +99,15 @@ def _earlier(figures: Figures) -> Iterator[str]:
         for table in figures.tables(_EARLIER):
             if table.machine == letter:
                 assert tuple(table.columns) == _EARLIER_COLUMNS, table
-                rows += [[*(_RANGE.sub("", cell) for cell in row), table.date] for row in table.rows]
+                rows += [[label, *(_RANGE.sub("", cell) for cell in cells), table.date] for label, *cells in table.rows]
         if rows:
             yield draw_table((f"machine {letter}", *_EARLIER_COLUMNS[1:], "date"), rows)
 
 
 def draw_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join("|" + "".join(f" {cell} |" if cell else " |" for cell in line) + "\n" for line in lines)
+    head, *lines = ("|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in (columns, *rows))
+    return "\n".join((head, "|" + "---|" * len(columns), *lines, ""))
 
 
 SHOWS_FIGURES: Final[dict[Path, Callable[[Figures], str]]] = {
