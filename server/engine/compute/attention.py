@@ -18,6 +18,7 @@ import torch
 
 from server.engine.compute.attention_kernels import (
     AttentionPart,
+    KeyValueCopies,
     additive_mask,
     attend,
     attend_in_parts,
@@ -73,6 +74,7 @@ class PackedAttention:
         self.shapes: dict[int, LayerShape] = {}
         self._options: dict[int, AttentionOptions] = {}
         """Traced layer -> the options that were recorded with its graph."""
+        self._copies = KeyValueCopies()
         self._is_detached = False
         self._number = next(_numbers)
         _attentions[self._number] = self
@@ -142,10 +144,14 @@ class PackedAttention:
             output = _eager(folded, keys, values, mask, options, heads_folded=True)
         elif group.num_shared_tokens and options.sliding_window is None and can_attend_in_parts(folded, values):
             output = _attend_to_shared(folded, keys, values, mask, group.num_shared_tokens, scale=options.scale)
-        elif mask is None and (num_parts := _count_parts(folded, keys, values)) > 1:
-            output = attend_in_parts(folded, keys, values, scale=options.scale, num_parts=num_parts)
         else:
-            output = attend(folded, keys, values, mask=mask, scale=options.scale)
+            outputs = [
+                _attend_to_piece(
+                    folded[piece], copied_keys, copied_values, mask if mask is None else mask[piece], options
+                )
+                for piece, copied_keys, copied_values in self._copies.pieces(keys, values)
+            ]
+            output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         output = output.reshape(slots, query.shape[1], values.shape[3])
         return output if group.row_slots is None else output.index_select(0, group.row_slots)
 
@@ -225,6 +231,19 @@ def _attend_to_shared(  # noqa: PLR0913
     own_mask = None if mask is None else mask[..., num_shared:]
     own = attend_to_part(query, keys[:, :, num_shared:], values[:, :, num_shared:], mask=own_mask, scale=scale)
     return merge_attention(by_slot, own)
+
+
+def _attend_to_piece(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    options: AttentionOptions,
+) -> torch.Tensor:
+    """The attention of some slots of a group."""
+    if mask is None and (num_parts := _count_parts(query, keys, values)) > 1:
+        return attend_in_parts(query, keys, values, scale=options.scale, num_parts=num_parts)
+    return attend(query, keys, values, mask=mask, scale=options.scale)
 
 
 def _count_parts(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> int:

@@ -5,6 +5,7 @@ with grouped heads, torch would use its plain kernel, which stores the scores of
 of gigabytes for a long prompt, so `attend` repeats keys and values instead.
 """
 
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -14,6 +15,10 @@ import torch.nn.functional as F  # noqa: N812
 _FLASH_DTYPES = (torch.float16, torch.bfloat16)
 _FLASH_MAX_DIM = 256
 _FLASH_CAPABILITY = (8, 0)
+_PIECE_BYTES = 1 << 22
+"""The bytes of keys and values that are copied at once. They are small enough for the processor's caches."""
+_FEWEST_BYTES, _MOST_SLOT_BYTES = 1 << 18, 1 << 24
+"""Fewer bytes of all sequences, or more bytes of each sequence, are not copied."""
 
 
 def attend(  # noqa: PLR0913
@@ -98,6 +103,44 @@ def merge_attention(first: AttentionPart, second: AttentionPart) -> torch.Tensor
     """
     share = torch.sigmoid(first.log_sum_exp - second.log_sum_exp).unsqueeze(-1)
     return torch.lerp(second.output.float(), first.output.float(), share).to(first.output.dtype)
+
+
+class KeyValueCopies:
+    """Copies keys and values of decoding sequences into a small buffer, from which attention reads them.
+
+    From the cache, torch's kernel reads one head after the other in short rows: 4 GB/s, if the processor's
+    caches do not have them. A copy reads memory in order: 20 GB/s. With copies, attention gives the same
+    bits in up to a third less time.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+
+    def pieces(self, keys: torch.Tensor, values: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Yields the slots, keys and values of some sequences at a time. The next ones overwrite the copies.
+
+        Args:
+            keys: shape [slots, kv_heads, length, key_dim], a view of the cache.
+            values: shape [slots, kv_heads, length, value_dim].
+        """
+        num_slots, slot_bytes = len(keys), keys[0].nbytes + values[0].nbytes
+        if keys.device.type != "cpu" or num_slots * slot_bytes < _FEWEST_BYTES or slot_bytes > _MOST_SLOT_BYTES:
+            yield slice(num_slots), keys, values
+            return
+        step = max(1, _PIECE_BYTES // slot_bytes)
+        if self._buffer.nbytes < step * slot_bytes:
+            self._buffer = torch.empty(max(_PIECE_BYTES, slot_bytes), dtype=torch.uint8)
+        for first in range(0, num_slots, step):
+            slots = slice(first, min(first + step, num_slots))
+            end = keys[slots].nbytes
+            yield slots, _copy(keys[slots], self._buffer), _copy(values[slots], self._buffer[end:])
+
+
+def _copy(cached: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+    """Copies keys or values to the begin of the buffer. As in the cache, a token's heads are adjacent."""
+    slots, heads, length, dim = cached.shape
+    copied = buffer[: cached.nbytes].view(cached.dtype).view(slots, length, heads, dim)
+    return copied.transpose(1, 2).copy_(cached)
 
 
 def repeat_heads(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from server.engine.compute import attention_kernels
-from server.engine.compute.attention_kernels import attend, attend_in_parts, attend_to_part, merge_attention
+from server.engine.compute.attention_kernels import (
+    KeyValueCopies,
+    attend,
+    attend_in_parts,
+    attend_to_part,
+    merge_attention,
+)
 
 
 @pytest.mark.parametrize("has_mask", [True, False])
@@ -64,3 +70,29 @@ def test_attention_in_parts_is_the_attention_to_all_keys(dtype, num_parts):
     assert torch.allclose(
         output, attend(query, keys, values, scale=0.3), atol=1e-5 if dtype == torch.float32 else 2**-6
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_attention_to_copies_has_the_same_bits(dtype, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(attention_kernels, "_FEWEST_BYTES", 1)
+    monkeypatch.setattr(attention_kernels, "_PIECE_BYTES", 3 * 40 * 2 * 128 * dtype.itemsize)
+    query = torch.randn(7, 2, 3, 64, dtype=dtype)
+    keys, values = (torch.randn(9, 50, 2, 64, dtype=dtype)[1:8, :40].transpose(1, 2) for _ in range(2))
+    copies, found = KeyValueCopies(), []
+    for slots, some_keys, some_values in copies.pieces(keys, values):
+        assert some_keys.data_ptr() != keys[slots].data_ptr()
+        found.append((slots, attend(query[slots], some_keys, some_values, scale=0.3)))
+    assert [slots for slots, _ in found] == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert torch.equal(torch.cat([output for _, output in found]), attend(query, keys, values, scale=0.3))
+
+
+@pytest.mark.parametrize("limit", [{"_FEWEST_BYTES": 1 << 20}, {"_MOST_SLOT_BYTES": 1 << 10}], ids=["few", "many"])
+def test_few_keys_and_long_sequences_are_not_copied(limit, monkeypatch):
+    for name, num_bytes in limit.items():
+        monkeypatch.setattr(attention_kernels, name, num_bytes)
+    keys, values = torch.zeros(2, 3, 50, 2, 16).transpose(2, 3)
+    ((slots, *same),) = KeyValueCopies().pieces(keys, values)
+    assert slots == slice(3)
+    assert same[0] is keys
+    assert same[1] is values
