@@ -56,7 +56,7 @@ class ModelConfig:
     hf_token: str | None = from_variable(
         env.HF_TOKEN,
         "--hf-token",
-        "Token for gated and private models, by default `hf auth login`'s.",
+        "Token for gated and private models, by default that of `hf auth login`.",
         syntax="optional text",
     )
 

@@ -184,7 +184,7 @@ DEVICES: Final = (
             "No supported CUDA architectures",
             "Unsupported gpu architecture",
         ),
-        "Set CUDA_HOME to torch's CUDA toolkit (12.8 or newer for Blackwell). Or avoid nvcc, also on GPUs before "
+        "Install torch's CUDA toolkit (12.8 or newer for Blackwell), and set CUDA_HOME. Or avoid nvcc, also on GPUs before "
         "Turing, with VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
     ),
     KnownCause(
@@ -224,7 +224,7 @@ DEVICES: Final = (
         "FlashInfer cannot compute this model on this GPU",
         ("BatchPrefillWithPagedKVCache failed", "BatchDecodeWithPagedKVCache failed"),
         "Set --attention-backend TRITON_ATTN and VLLM_USE_FLASHINFER_SAMPLER=0, without --kv-cache-dtype fp8. Or "
-        "install vLLM's FlashInfer, with torch's CUDA toolkit.",
+        "install the FlashInfer that vLLM requires, with torch's CUDA toolkit.",
     ),
     KnownCause(
         "gpu-device-lost",

@@ -165,7 +165,7 @@ FILES: Final = (
             "EADDRINUSE",
             "couldn't bind HTTP server socket",
         ),
-        "Find it with `ss -ltnp`, and stop it (`vllm-cli stop PORT`). Or choose another --port, --master-port or "
+        "Find the process with `ss -ltnp`, and stop it (`vllm-cli stop PORT`). Or choose another --port, --master-port or "
         "VLLM_PORT.",
         where="end",
     ),

@@ -115,7 +115,7 @@ INSTALLATION: Final = (
             "NIXL is not available",
             "DeepGEMM backend is not available",
         ),
-        "Install it into vLLM's environment. For audio and video models, install vllm[audio] or vllm[video].",
+        "Install the package into vLLM's environment. For audio and video models, install vllm[audio] or vllm[video].",
     ),
     KnownCause(
         "compiler-misses-files",

@@ -90,7 +90,7 @@ MODEL: Final = (
             "requires you to execute custom code",
             "set the option `trust_remote_code=True`",
         ),
-        "Read it, then set --trust-remote-code. Pin --revision and --code-revision.",
+        "Read that code, then set --trust-remote-code. Pin --revision and --code-revision.",
     ),
     KnownCause(
         "weights-damaged",
@@ -107,7 +107,7 @@ MODEL: Final = (
             "is not a valid JSON file",
             "Consistency check failed: file should be",
         ),
-        "Delete it and download again. A file of about 130 bytes is a Git LFS pointer, which `git lfs pull` replaces.",
+        "Delete the file and download it again. A file of about 130 bytes is a Git LFS pointer, which `git lfs pull` replaces.",
     ),
     KnownCause(
         "weights-missing",
