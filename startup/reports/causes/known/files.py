@@ -49,7 +49,7 @@ FILES: Final = (
     ),
     KnownCause(
         "host-unreachable",
-        "a host cannot be reached, or its name not resolved",
+        "a host cannot be reached, or its name cannot be resolved",
         (
             "Max retries exceeded with url",
             "Failed to resolve",

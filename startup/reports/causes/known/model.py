@@ -205,8 +205,8 @@ MODEL: Final = (
         "placeholders-do-not-match",
         "a prompt's number of image tokens does not fit its images",
         ("Attempted to assign",),
-        "Raise --max-model-len above the longest prompt with its images. If the prompt was not cut, use the model "
-        "page's versions of vLLM and transformers.",
+        "Raise --max-model-len above the longest prompt with its images. If the prompt was not cut, use the "
+        "versions of vLLM and transformers that the model's page names.",
     ),
     KnownCause(
         "lora-rank",
