@@ -184,8 +184,8 @@ DEVICES: Final = (
             "No supported CUDA architectures",
             "Unsupported gpu architecture",
         ),
-        "Install torch's CUDA toolkit (12.8 or newer for Blackwell), and set CUDA_HOME. Or avoid nvcc, also on GPUs before "
-        "Turing, with VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
+        "Install torch's CUDA toolkit (12.8 or newer for Blackwell), and set CUDA_HOME. Or avoid nvcc, also on GPUs "
+        "before Turing, with VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
     ),
     KnownCause(
         "gpu-too-old",

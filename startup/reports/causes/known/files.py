@@ -165,8 +165,8 @@ FILES: Final = (
             "EADDRINUSE",
             "couldn't bind HTTP server socket",
         ),
-        "Find the process with `ss -ltnp`, and stop it (`vllm-cli stop PORT`). Or choose another --port, --master-port or "
-        "VLLM_PORT.",
+        "Find the process with `ss -ltnp`, and stop it (`vllm-cli stop PORT`). Or choose another --port, --master-port "
+        "or VLLM_PORT.",
         where="end",
     ),
     KnownCause(

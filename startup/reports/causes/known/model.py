@@ -107,7 +107,8 @@ MODEL: Final = (
             "is not a valid JSON file",
             "Consistency check failed: file should be",
         ),
-        "Delete the file and download it again. A file of about 130 bytes is a Git LFS pointer, which `git lfs pull` replaces.",
+        "Delete the file and download it again. A file of about 130 bytes is a Git LFS pointer, which "
+        "`git lfs pull` replaces.",
     ),
     KnownCause(
         "weights-missing",
