@@ -113,7 +113,7 @@ class Environment:
     VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB = integer(64, "Largest image as downloaded, in MiB.", minimum=1)
     VLLM_MAX_IMAGE_PIXELS = integer(89_478_485, "Most pixels of an image.", minimum=1)
     VLLM_ENABLE_RESPONSES_API_STORE = boolean(
-        True, "Keep responses of /v1/responses. 0 ignores `store`, vLLM's default."
+        True, "Keep responses of /v1/responses. 0, vLLM's default, ignores `store`."
     )
     VLLM_SERVER_DEV_MODE = boolean(False, "Offer /reset_mm_cache and /reset_prefix_cache, for development.")
     VLLM_ALLOW_RUNTIME_LORA_UPDATING = boolean(False, "Offer /v1/load_lora_adapter and /v1/unload_lora_adapter.")
@@ -141,7 +141,7 @@ class Environment:
 
     OPENAI_API_KEY = text("Key that clients such as `chat` and `bench` send without --api-key.")
     OMP_NUM_THREADS = optional_integer(
-        "Threads of the forward pass on a CPU, by default the processors that others leave.", minimum=1
+        "Threads of the forward pass on a CPU, by default the processors that others leave free.", minimum=1
     )
     OMP_WAIT_POLICY = text("Whether OpenMP's waiting threads spin (active) or sleep (passive).")
     GOMP_SPINCOUNT = text("How long OpenMP's threads spin before they sleep, by default 10000.")

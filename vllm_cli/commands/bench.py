@@ -123,7 +123,7 @@ def _levels(value: str) -> tuple[int, ...]:
     "--shared-prefix-tokens",
     type=click.IntRange(0),
     default=0,
-    help="Approximate length of all prompts' common beginning.",
+    help="Approximate length of the beginning that all prompts share.",
 )
 @click.option("--max-tokens", type=_COUNT, default=64, help="Tokens to generate.")
 @click.option(
@@ -183,7 +183,7 @@ def serve(**options: Any) -> int:
     multiple=True,
     type=click.Choice(_STATES),
     default=("warm",),
-    help="State before a start: the caches', or with a standby.",
+    help="State before a start: of the caches, or with a standby.",
 )
 @click.option("--standby-model", metavar="MODEL", help="The standby's --model.")
 @click.option(

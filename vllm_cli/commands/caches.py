@@ -128,7 +128,7 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
 )  # fmt: skip
 @click.option(
     "--all", "is_all", is_flag=True,
-    help="Remove all of this machine's: compiled models, profiles, import file, history.",
+    help="Remove all that this machine keeps: compiled models, profiles, import file, history.",
 )  # fmt: skip
 @click.option(
     "--plain-starts", "is_plain", is_flag=True,

@@ -56,9 +56,9 @@ full, run it again to continue; 2 usage, or a file that is not a batch; 3 the se
     "--output-tmp-dir", type=_FOLDER, metavar="FOLDER", help="Folder for answers until they are uploaded to a URL."
 )
 @click.option(
-    "--model", shell_complete=complete_model, help="Model to serve. With --url, that of requests without one."
+    "--model", shell_complete=complete_model, help="Model to serve. With --url, the model of requests that name none."
 )
-@click.option("--url", help="Address of a running server: http(s)://… or unix:/path. By default, one is started.")
+@click.option("--url", help="Address of a running server: http(s)://… or unix:/path. By default, a server is started.")
 @click.option("--api-key", help="With --url: the key to send, by default OPENAI_API_KEY or VLLM_API_KEY.")
 @click.option(
     "--max-concurrency", type=click.IntRange(1), help="Most requests at once, by default 256, or 32 with --url."

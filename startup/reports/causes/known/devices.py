@@ -122,8 +122,8 @@ DEVICES: Final = (
             "No compiled …kernel",
             "cutlass…, Error Internal",
         ),
-        "For a new GPU, use newer vLLM and torch, for an old one older. Or build vLLM from source for this GPU "
-        "(TORCH_CUDA_ARCH_LIST).",
+        "For a new GPU, use newer vLLM and torch, for an old one older ones. Or build vLLM from source for this "
+        "GPU (TORCH_CUDA_ARCH_LIST).",
     ),
     KnownCause(
         "kernel-too-large",
@@ -184,8 +184,8 @@ DEVICES: Final = (
             "No supported CUDA architectures",
             "Unsupported gpu architecture",
         ),
-        "Install torch's CUDA toolkit (12.8 or newer for Blackwell), and set CUDA_HOME. Or avoid nvcc, also on GPUs before "
-        "Turing, with VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
+        "Install torch's CUDA toolkit (12.8 or newer for Blackwell), and set CUDA_HOME. Or avoid nvcc, also on GPUs "
+        "before Turing, with VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
     ),
     KnownCause(
         "gpu-too-old",
@@ -203,8 +203,8 @@ DEVICES: Final = (
             "does not support the deployment configuration",
             "explicitly requested moe_backend",
         ),
-        "Leave out --attention-backend, --moe-backend and similar flags, also in the message's reasons (kv_cache_dtype "
-        "is --kv-cache-dtype).",
+        "Leave out --attention-backend, --moe-backend and similar flags, also those in the message's reasons "
+        "(kv_cache_dtype is --kv-cache-dtype).",
     ),
     KnownCause(
         "moe-backend-missing",
@@ -459,8 +459,8 @@ MEMORY: Final = (
             "exitcode=-9",
             "is killed by signal: Killed",
         ),
-        "`kubectl describe pod`, `docker inspect` or `dmesg` shows whether the OOM killer did it. If so, raise the "
-        "memory limit. Loading also needs memory for the largest weights file.",
+        "`kubectl describe pod`, `docker inspect` or `dmesg` shows whether the OOM killer ended the process. If so, "
+        "raise the memory limit. Loading also needs memory for the largest weights file.",
         where="end",
     ),
     KnownCause(

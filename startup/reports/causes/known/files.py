@@ -49,7 +49,7 @@ FILES: Final = (
     ),
     KnownCause(
         "host-unreachable",
-        "a host cannot be reached, or its name not resolved",
+        "a host cannot be reached, or its name cannot be resolved",
         (
             "Max retries exceeded with url",
             "Failed to resolve",
@@ -165,8 +165,8 @@ FILES: Final = (
             "EADDRINUSE",
             "couldn't bind HTTP server socket",
         ),
-        "Find the process with `ss -ltnp`, and stop it (`vllm-cli stop PORT`). Or choose another --port, --master-port or "
-        "VLLM_PORT.",
+        "Find the process with `ss -ltnp`, and stop it (`vllm-cli stop PORT`). Or choose another --port, --master-port "
+        "or VLLM_PORT.",
         where="end",
     ),
     KnownCause(

@@ -7,7 +7,7 @@ from startup.reports.causes.phase import COMMAND_LINE, CONFIGURATION
 
 ERROR_IN_CODE: Final = KnownCause(
     "error-in-code",
-    "vLLM's code failed, because of a bug or unfit packages",
+    "vLLM's code failed, because of a bug or of packages that do not fit",
     (
         "^AssertionError",
         "^AttributeError",
@@ -31,8 +31,8 @@ ERROR_IN_CODE: Final = KnownCause(
         "values to unpack",
         "Failed to apply … on data=",
     ),
-    "Search vLLM's issues for the message. Try the newest vLLM with its transformers, without the feature or plugin in "
-    "the traceback.",
+    "Search vLLM's issues for the message. Try the newest vLLM with the transformers that it requires, without the "
+    "feature or plugin in the traceback.",
     is_general=True,
 )
 """Used for an exception that matches no other cause."""
@@ -171,7 +171,7 @@ INSTALLATION: Final = (
         "torch-without-gpu",
         "the installed torch cannot use GPUs",
         ("Torch not compiled with CUDA enabled", "Torch not compiled with XPU enabled"),
-        "Install vLLM into a new environment, with these GPUs' torch. Without GPUs, install vLLM's CPU build.",
+        "Install vLLM into a new environment, with the torch for these GPUs. Without GPUs, install vLLM's CPU build.",
     ),
     KnownCause(
         "kernel-build-failed",

@@ -79,8 +79,8 @@ LLAMA_CPP: Final = (
         "llama-context-failed",
         "llama.cpp cannot set up the model's context",
         ("llama_init_from_model: failed to",),
-        "Correct the option in the message (-fa, -ctv, -np, -c). Without one, read the driver's reason in the lines "
-        "before.",
+        "Correct the option that the message names (-fa, -ctv, -np, -c). If it names none, read the driver's reason in "
+        "the lines before.",
         is_general=True,
     ),
     KnownCause(

@@ -107,7 +107,8 @@ MODEL: Final = (
             "is not a valid JSON file",
             "Consistency check failed: file should be",
         ),
-        "Delete the file and download it again. A file of about 130 bytes is a Git LFS pointer, which `git lfs pull` replaces.",
+        "Delete the file and download it again. A file of about 130 bytes is a Git LFS pointer, which "
+        "`git lfs pull` replaces.",
     ),
     KnownCause(
         "weights-missing",
@@ -205,8 +206,8 @@ MODEL: Final = (
         "placeholders-do-not-match",
         "a prompt's number of image tokens does not fit its images",
         ("Attempted to assign",),
-        "Raise --max-model-len above the longest prompt with its images. If the prompt was not cut, use the model "
-        "page's versions of vLLM and transformers.",
+        "Raise --max-model-len above the longest prompt with its images. If the prompt was not cut, use the "
+        "versions of vLLM and transformers that the model's page names.",
     ),
     KnownCause(
         "lora-rank",

@@ -24,18 +24,18 @@ OWN: Final = (
     _own(
         "preflight",
         "the preflight has found a fault",
-        "Correct the fault in the message. `--preflight-only` shows all faults. `--preflight warn` starts in spite of "
-        "them.",
+        "Correct the fault that the message names. `--preflight-only` shows all faults. `--preflight warn` starts in "
+        "spite of them.",
     ),
     _own(
         "models-file",
         "the file of models has faults",
-        "Correct the fault in the message. `vllm-cli serve --models FILE --preflight-only` shows all.",
+        "Correct the fault that the message names. `vllm-cli serve --models FILE --preflight-only` shows all.",
     ),
     _own(
         "package-missing",
         "a package that the engine needs is not installed",
-        "Install the package in the message into vllm-cli's environment.",
+        "Install the package that the message names into vllm-cli's environment.",
     ),
     _own(
         "program-not-started",
@@ -65,9 +65,9 @@ OWN: Final = (
     _own(
         "plain-start",
         "vLLM starts without preloading, and so more slowly",
-        "Remove the reason in the message. `vllm-cli check-hooks` shows hooks that do not fit. If vllm-cli failed, "
-        "report the log and `vllm-cli collect-env`. After `vllm-cli caches prune --plain-starts`, starts preload "
-        "again.",
+        "Remove the reason that the message names. `vllm-cli check-hooks` shows hooks that do not fit. If vllm-cli "
+        "failed, report the log and `vllm-cli collect-env`. After `vllm-cli caches prune --plain-starts`, starts "
+        "preload again.",
         is_general=True,
     ),
     UNKNOWN,
