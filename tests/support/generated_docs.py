@@ -1,4 +1,4 @@
-"""Generates docs/{cli,flags,environment,causes}.md and docs/dev/{vllm-hooks,internal-variables}.md.
+"""Generates docs/{cli,flags,environment,causes}.md and docs/dev/vllm-hooks.md.
 
 The sources are the click commands, the flags of `serve`, the declared environment variables, the hooks and
 the causes of failures. Tests check that the pages are up to date, and that docs/cli.md has every option that
@@ -114,7 +114,7 @@ def build_environment_page() -> str:
     with ExitStack() as unset:
         for variable in variables():
             unset.enter_context(variable.override(None))
-        for variable in _variables(is_internal=False):
+        for variable in (each for each in variables() if not each.is_internal):
             if variable.name in flags:
                 continue
             title = next(title for prefix, title in titles.items() if variable.name.startswith(prefix))
@@ -122,20 +122,6 @@ def build_environment_page() -> str:
     for title, of_title in rows.items():
         sections += [f"## {title}", "", *_table(("Variable", "Type (default)", "Meaning"), of_title), ""]
     return _page("Environment variables", introduction, sections)
-
-
-def build_internal_variables_page() -> str:
-    """The text of docs/dev/internal-variables.md: the variables that only this program sets."""
-    introduction = (
-        "The program sets these variables for its own processes. `internal` in `envs/registry.py` marks them.\n"
-        "`vllm-cli env` shows only those that are set."
-    )
-    rows = map(_variable_row, _variables(is_internal=True))
-    return _page("Internal variables", introduction, _table(("Variable", "Type", "Meaning"), rows))
-
-
-def _variables(*, is_internal: bool) -> Iterator[EnvVar[Any]]:
-    return (variable for variable in variables() if variable.is_internal == is_internal)
 
 
 def build_hooks_page() -> str:
@@ -268,7 +254,6 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
     "flags.md": build_flags_page,
     "environment.md": build_environment_page,
     "causes.md": build_causes_page,
-    "dev/internal-variables.md": build_internal_variables_page,
     "dev/vllm-hooks.md": build_hooks_page,
 }
 

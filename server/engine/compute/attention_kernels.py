@@ -123,8 +123,9 @@ class KeyValueCopies:
             keys: shape [slots, kv_heads, length, key_dim], a view of the cache.
             values: shape [slots, kv_heads, length, value_dim].
         """
-        num_slots, slot_bytes = len(keys), keys[0].nbytes + values[0].nbytes
-        if keys.device.type != "cpu" or num_slots * slot_bytes < _FEWEST_BYTES or slot_bytes > _MOST_SLOT_BYTES:
+        num_slots, num_bytes = len(keys), keys.nbytes + values.nbytes
+        slot_bytes = num_bytes // num_slots
+        if keys.device.type != "cpu" or num_bytes < _FEWEST_BYTES or slot_bytes > _MOST_SLOT_BYTES:
             yield slice(num_slots), keys, values
             return
         step = max(1, _PIECE_BYTES // slot_bytes)
