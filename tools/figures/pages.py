@@ -22,7 +22,7 @@ END: Final = "<!-- end -->"
 _COLUMNS: Final = ("figure", "peer", "vllm-cli", "peer's", "ratio")
 _EARLIER_COLUMNS: Final = ("figure", "vllm-cli", "peer", "ratio")
 _RANGE: Final = re.compile(r" \([^)]*\)$")
-"""The least and the most of a figure. They stay in the JSON files."""
+"""The least and the most of a figure."""
 
 
 def write_pages() -> None:
@@ -99,7 +99,8 @@ def _earlier(figures: Figures) -> Iterator[str]:
         for table in figures.tables(_EARLIER):
             if table.machine == letter:
                 assert tuple(table.columns) == _EARLIER_COLUMNS, table
-                rows += [[label, *(_RANGE.sub("", cell) for cell in cells), table.date] for label, *cells in table.rows]
+                for label, ours, theirs, ratio in table.rows:
+                    rows.append([label, _RANGE.sub("", ours), _RANGE.sub("", theirs), ratio, table.date])
         if rows:
             yield draw_table((f"machine {letter}", *_EARLIER_COLUMNS[1:], "date"), rows)
 
