@@ -10,6 +10,7 @@ import pytest
 from tests.deploy.shipped import DEPLOY, SECRETS
 from tests.deploy.systemd import Systemd
 from tests.startup.vllm.fake_start import short_folder
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
 _UNITS = {path.name: path.read_text() for path in (DEPLOY / "systemd").iterdir()}
@@ -64,7 +65,7 @@ def test_the_isolated_unit_serves_and_stops(activation, tiny_llama):
         log = manager.run("cat", "/run/vllm-cli.log").stdout
         assert started.returncode == 0, started.stderr + log
         _assert_serves(manager)
-        assert "(cold: " in log
+        wait_until(lambda: "(cold: " in manager.run("cat", "/run/vllm-cli.log").stdout)  # logged after READY=1
         assert Path(f"/proc/{manager.main_pid('vllm-cli')}").stat().st_uid >= 61184  # a user of systemd's own
         manager.run("systemctl", "stop", f"vllm-cli.{activation}", "vllm-cli.service")
         assert (manager.show("vllm-cli", "Result"), manager.show("vllm-cli", "ActiveState")) == ("success", "inactive")
