@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_a_start_with_a_fault_has_it_in_the_first_line(invoke, tmp_path):
-    done = invoke("doctor", tmp_path / "no", "--engine", "embedded")
+    done = invoke("doctor", tmp_path / "no", "--engine", "embedded", "--port", "0")
     verdict, *rest = done.stdout.splitlines()
     assert (done.returncode, done.stderr) == (1, "")
     assert verdict.startswith("1 error")
