@@ -39,7 +39,11 @@ _OPTIONS_BY_COMMAND: Final = ("Command", *_OPTIONS)
 _MANY: Final = 2
 """An option that at least this many commands have is described only once."""
 _ALL_RELEASES: Final = "all"
-_VARIABLES_OF_FLAGS: Final = "Each gives the value of a [flag](flags.md) that the command line lacks:"
+_VARIABLES_OF_FLAGS: Final = "If the command line lacks a [flag](flags.md), the variable of the flag sets its value:"
+_IGNORED_NOTE: Final = (
+    "The embedded engine accepts these flags, and prints a notice that they have no effect. Each item begins with\n"
+    "the reason."
+)
 
 
 def walk_commands(group: click.Group = cli, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
@@ -70,7 +74,8 @@ def build_cli_page() -> str:
         sections += _describe_commands([*alike], shared)
     sections += ["## Further commands", "", *_command_tables({entry.name: each for entry, each in small.items()})]
     introduction = (
-        "Every command has `--help`. `vllm-cli serve [MODEL]` has [flags](flags.md) and [variables](environment.md)."
+        "Every command describes its options with `--help`. The flags of `vllm-cli serve [MODEL]` are in\n"
+        "[flags.md](flags.md), and the environment variables are in [environment.md](environment.md)."
     )
     return _page("Commands", introduction, sections)
 
@@ -79,20 +84,23 @@ def build_flags_page() -> str:
     """The text of docs/flags.md: the flags of `serve` with an effect by group, all others by reason."""
     release = ".".join(map(str, NEWEST_TESTED))
     introduction = (
-        f"`vllm-cli serve [MODEL] [FLAG]...` accepts every flag of `vllm serve` {release} and further ones.\n"
-        "Precedence: flag, variable (named below the flag), `--config` file, default. In flags' names, `_`\n"
-        "equals `-`. `--help=WORD` shows the flags with WORD. With `--engine vllm`, vLLM gets all flags but\n"
-        "`--log-format` and those of the groups Start (without `--config`) and Several models."
+        f"`vllm-cli serve [MODEL] [FLAG]...` accepts every flag of `vllm serve` {release}, and flags of its own. A\n"
+        "flag takes precedence over its environment variable (named below the flag), the variable over the\n"
+        "`--config` file, and the file over the default. In the names of flags, `_` means the same as `-`.\n"
+        "`--help=WORD` shows the flags that contain WORD.\n\n"
+        "With `--engine vllm`, vLLM receives all flags except `--log-format` and the flags of the groups Start and\n"
+        "Several models. Of the group Start, vLLM receives `--config`."
     )
     sections: list[str] = []
     for title, flags in GROUPS.items():
         sections += [f"## {title}", "", *_table(("Flag (default)", "Meaning"), map(_flag_row, flags)), ""]
-    sections += ["## Flags of vLLM without effect", "", "The embedded engine accepts these with a notice.", ""]
+    sections += ["## Flags of vLLM without effect", "", _IGNORED_NOTE, ""]
     sections += [*_flags_by_reason(IGNORED), ""]
     sections += [
         "## Flags of vLLM only with --engine vllm",
         "",
-        "The embedded engine rejects these unless their value changes nothing, such as vLLM's default.",
+        "The embedded engine rejects these flags, unless the given value has no effect (for example vLLM's default).",
+        "Each item begins with the feature that the engine lacks.",
         "",
     ]
     sections += _flags_by_reason(REJECTED)
@@ -102,9 +110,10 @@ def build_flags_page() -> str:
 def build_environment_page() -> str:
     """The text of docs/environment.md: the variables that users may set. Those of flags are only listed."""
     introduction = (
-        "These variables configure this program, which also reads others, such as `HOME`, `LD_PRELOAD` and vLLM's\n"
-        "own. An empty value counts as unset. `vllm-cli env` shows the present values, with secrets masked. Booleans\n"
-        "are 1, true, yes, on or 0, false, no, off."
+        "The variables on this page configure vllm-cli. The program also reads other variables, for example `HOME`,\n"
+        "`LD_PRELOAD` and vLLM's own variables. A variable with an empty value counts as unset. `vllm-cli env` shows\n"
+        "the present values, and masks secrets. A boolean variable is on if its value is 1, true, yes or on, and off\n"
+        "if its value is 0, false, no or off."
     )
     flags = {flag.variable.name: flag.name for group in GROUPS.values() for flag in group if flag.variable}
     names = ", ".join(f"`{variable}` (`{flag}`)" for variable, flag in sorted(flags.items()))
@@ -309,7 +318,9 @@ def _describe_commands(entries: Sequence[CommandEntry], shared: Sequence[tuple[s
         if own := [row for row in rows if row not in shared]:
             yield from (*_table(_OPTIONS, own), "")
         if names := [f"`{name}`" for row in rows if row in shared for name in re.findall(r"--[a-z-]+", row[0])]:
-            yield from _paragraph(f"Options [above](#options-of-several-commands): {', '.join(names)}.")
+            them = "This command also accepts" if len(entries) == 1 else "These commands accept"
+            title = "the following [options of several commands](#options-of-several-commands)"
+            yield from _paragraph(f"{them} {title}: {', '.join(names)}.")
     yield ""
 
 
