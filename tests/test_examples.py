@@ -41,7 +41,7 @@ _LIMIT_S = 300
 def commands(page: str) -> Iterator[list[str]]:
     """Yields the words of each call of this program in a page's examples, also in quotes (`--cmd "…"`)."""
     for block in _BLOCK.findall(page):
-        yield from _calls(_LEFT_OUT.sub("", block.replace("\\\n", " ")))
+        yield from _calls(_LEFT_OUT.sub("", block.replace("\\\n", " ").replace("$!", "1")))
 
 
 def _calls(text: str) -> Iterator[list[str]]:
