@@ -136,12 +136,14 @@ def build_environment_page() -> str:
 def build_hooks_page() -> str:
     """The text of docs/dev/vllm-hooks.md: every hook that the launcher places in other programs."""
     introduction = (
-        "With `--engine vllm`, the launcher changes or uses internals of vLLM and its libraries while they run. A\n"
-        "hook's declaration, `Hook(…)` below `startup`, lists in `needs` the names and texts on which it relies. A\n"
-        "hook, or one of its changes, that does not fit is left out, with a warning. If a hook in **bold** does not\n"
-        "fit, vLLM starts without preloading. If only an import shows this, the start begins again, and later starts\n"
-        "are plain at once. `vllm-cli check-hooks` checks all hooks. VCLI_LEAVE_OUT leaves out hooks that are not in\n"
-        "bold. Gains are times with the hook, divided by times without it ([figures](../figures.md))."
+        "With `--engine vllm`, the launcher changes or uses internals of vLLM and its libraries at run time. The\n"
+        "declaration of a hook, `Hook(…)` below `startup`, lists in `needs` the names and texts on which the hook\n"
+        "relies. If a hook or one of its changes does not fit the installed code, the launcher leaves out that hook\n"
+        "or change, with a warning. If a hook in **bold** does not fit, vLLM starts without preloading (a *plain*\n"
+        "start). If only an import shows that the hook does not fit, the launcher starts again, and later starts are\n"
+        "plain from the beginning. `vllm-cli check-hooks` checks all hooks. The variable VCLI_LEAVE_OUT leaves out\n"
+        "hooks that are not in bold. A gain is the time with the hook, divided by the time without the hook\n"
+        "([figures](../figures.md))."
     )
     head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Gain or promise")
     sections = [*_table(head, map(_hook_row, PARTS.values())), ""]
