@@ -163,7 +163,7 @@ def test_the_exposure_that_systemd_computes_is_the_documented_one(units):
     _with_drop_in(units)
     levels += [_exposure(units / name) for name in (SERVICE.name, STANDBY.name)]
     [(isolated, warm)] = re.findall(
-        r"rates the unit ([\d.]+) of 10 \(with `warm.conf` ([\d.]+)", _CONTAINERS.read_text()
+        r"rates the unit ([\d.]+) of 10, and ([\d.]+) with `warm.conf`", _CONTAINERS.read_text()
     )
     assert levels == [pytest.approx(float(level), abs=0.5) for level in (isolated, warm, warm)]
 
