@@ -49,7 +49,7 @@ class NetworkConfig:
     api_keys: tuple[str, ...] = setting(
         (),
         "--api-key",
-        "Requests need one of these keys. Other users cannot read the variable or --api-key-file.",
+        "A request must contain one of these keys. Other users cannot read the variable or --api-key-file.",
         role="keys",
         variable=env.VLLM_API_KEY,
         metavar="KEY...",
@@ -64,7 +64,7 @@ class NetworkConfig:
     api_key_everywhere: bool = setting(
         False,
         "--api-key-everywhere",
-        "Require a key for all routes but probes, also /metrics and /status.json.",
+        "Require a key for all routes except probes, also /metrics and /status.json.",
         role="keys",
     )
     web_page: bool = setting(True, "--web-page", "Serve a page at / with a chat and the model's state.")
@@ -108,7 +108,7 @@ class TlsConfig:
         None, "--ssl-ciphers", "Ciphers of TLS 1.2 in OpenSSL's syntax, by default Python's."
     )
     enable_ssl_refresh: bool = setting(
-        False, "--enable-ssl-refresh", "Reload changed certificate files within two seconds."
+        False, "--enable-ssl-refresh", "Reload changed certificate files within two seconds, without a restart."
     )
 
     def __post_init__(self) -> None:
@@ -162,7 +162,7 @@ class LoggingConfig:
     disable_access_log_for_endpoints: tuple[str, ...] = setting(
         (),
         "--disable-access-log-for-endpoints",
-        "Paths that are not logged, such as /health,/metrics.",
+        "Paths whose requests are not logged, such as /health,/metrics.",
         role="port",
         syntax="comma list",
         metavar="PATH,...",

@@ -77,26 +77,26 @@ class Environment:
     VCLI_ENGINE_WATCHDOG_TIMEOUT = seconds(
         300.0, "Seconds after which a silent engine is ended, without --engine-watchdog-timeout. 0 never ends it."
     )
-    VCLI_PROBE_PROCESS = boolean(True, "Answer `/health` in a separate process while vLLM serves.")
+    VCLI_PROBE_PROCESS = boolean(True, "Answer `/health` in a process of its own while vLLM serves.")
     VCLI_PRELOAD_PLAN = internal(text("File with the modules that vLLM's forkserver imports."))
     VCLI_START_FOLDER = internal(text("Folder of one start. Programs of vLLM that have it end with the start."))
     VCLI_API_PROCESS = internal(optional_integer("Id of the API process, with which the forkserver exits.", minimum=1))
     VCLI_GIVEN_VARIABLES = internal(text("A template process's variables before it changed them, as JSON."))
     VCLI_HUB_ENDPOINTS = internal(text("All mirrors of HF_ENDPOINT, which keeps only the first one."))
-    VCLI_BAKED = text("Folder written by `vllm-cli bake`, by default /opt/vllm-cli/baked. `off` uses none.")
+    VCLI_BAKED = text("Folder that `vllm-cli bake` has written, by default /opt/vllm-cli/baked. `off` uses none.")
     VCLI_COMPILE_CACHE = text("Where vLLM's compiled models are shared if --compile-cache is not given.")
     VCLI_TERMINATION_LOG = path(
         lambda: Path("/dev/termination-log"),
-        "File, if it exists, for the reason of a failed start or crash. Kubernetes shows it.",
+        "File that gets the reason of a failed start or crash, if the file exists. Kubernetes shows it.",
     )
-    XDG_RUNTIME_DIR = text("Folder for sockets of this user's programs, by default vLLM's cache folder.")
+    XDG_RUNTIME_DIR = text("Folder for the sockets of this user's programs, by default vLLM's cache folder.")
     XDG_CACHE_HOME = path(lambda: Path(expand_home("~/.cache")), "The user's cache folder.")
 
     VLLM_WORKER_MULTIPROC_METHOD = choice("forkserver", START_METHODS, "How the engine process is started.")
-    VLLM_ENGINE_READY_TIMEOUT_S = integer(600, "Seconds until the engine must be ready.", minimum=1)
+    VLLM_ENGINE_READY_TIMEOUT_S = integer(600, "Seconds that the engine may take to become ready.", minimum=1)
     VLLM_API_KEY = text("Key that requests must contain if --api-key is not given.")
     VLLM_HTTP_TIMEOUT_KEEP_ALIVE = integer(
-        5, "Seconds that idle HTTP connections stay open. A router's default is 75.", minimum=0
+        5, "Seconds that an idle HTTP connection stays open. A router's default is 75.", minimum=0
     )
     VLLM_LOGGING_LEVEL = choice_in_capitals(
         "INFO", LOGGING_LEVELS, "Least severe level that is logged if --log-level is not given."
@@ -109,37 +109,37 @@ class Environment:
     VLLM_MAX_COMPLETION_PROMPTS = integer(2048, "Most prompts of a request without --http-max-prompts.", minimum=1)
     VLLM_MAX_STOP_STRINGS = integer(64, "Most stop strings of a request without --http-max-stop-strings.", minimum=1)
     VLLM_IMAGE_FETCH_TIMEOUT = integer(5, "Seconds to fetch an image, with redirects.", minimum=1)
-    VLLM_MEDIA_URL_ALLOW_REDIRECTS = boolean(True, "Follow redirects of images' URLs to other allowed hosts.")
+    VLLM_MEDIA_URL_ALLOW_REDIRECTS = boolean(True, "Follow redirects of an image's URL to other allowed hosts.")
     VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB = integer(64, "Largest image as downloaded, in MiB.", minimum=1)
     VLLM_MAX_IMAGE_PIXELS = integer(89_478_485, "Most pixels of an image.", minimum=1)
     VLLM_ENABLE_RESPONSES_API_STORE = boolean(
-        True, "Keep responses of /v1/responses. 0, vLLM's default, ignores `store`."
+        True, "Keep responses of /v1/responses. 0 ignores `store`, as vLLM does by default."
     )
     VLLM_SERVER_DEV_MODE = boolean(False, "Offer /reset_mm_cache and /reset_prefix_cache, for development.")
     VLLM_ALLOW_RUNTIME_LORA_UPDATING = boolean(False, "Offer /v1/load_lora_adapter and /v1/unload_lora_adapter.")
     VLLM_ALLOW_LONG_MAX_MODEL_LEN = boolean(
-        False, "Accept a --max-model-len above a RoPE model's limit. Answers may get worse."
+        False, "Accept a --max-model-len above the limit of a model with RoPE. Its answers may get worse."
     )
-    VLLM_FORCE_AOT_LOAD = boolean(False, "Fail instead of compiling, like --compile-cache require.")
+    VLLM_FORCE_AOT_LOAD = boolean(False, "Fail instead of compiling, as --compile-cache require does.")
     VLLM_CACHE_ROOT = path(lambda: env.XDG_CACHE_HOME.get() / "vllm", "Folder for files kept between starts.")
 
-    HF_HUB_OFFLINE = hub_boolean("Take models only from the cache.")
-    TRANSFORMERS_OFFLINE = hub_boolean("Like HF_HUB_OFFLINE, if that is not set.")
+    HF_HUB_OFFLINE = hub_boolean("Take models from the cache only.")
+    TRANSFORMERS_OFFLINE = hub_boolean("Same as HF_HUB_OFFLINE, if that is not set.")
     HF_HOME = hub_path(lambda: f"{env.XDG_CACHE_HOME.get()}/huggingface", "Folder of Hugging Face's caches.")
     HUGGINGFACE_HUB_CACHE = hub_path(lambda: env.HF_HOME.get() / "hub", "Former name of HF_HUB_CACHE.")
     HF_HUB_CACHE = hub_path(lambda: env.HUGGINGFACE_HUB_CACHE.get(), "Folder of models downloaded from the hub.")
     HF_TOKEN = text("Token for gated and private models if --hf-token is not given.")
     HUGGING_FACE_HUB_TOKEN = text("Former name of HF_TOKEN.")
-    HF_TOKEN_PATH = hub_path(lambda: env.HF_HOME.get() / "token", "File with the token of `hf auth login`.")
+    HF_TOKEN_PATH = hub_path(lambda: env.HF_HOME.get() / "token", "File with the token that `hf auth login` stored.")
     HF_HUB_DISABLE_IMPLICIT_TOKEN = hub_boolean("Send no token to the hub but that of --hf-token.")
     HF_HUB_ETAG_TIMEOUT = hub_seconds(8, "Longest time for a list of a repository's files.")
     HF_HUB_DOWNLOAD_TIMEOUT = hub_seconds(15, "Time without a byte until a download's connection is replaced.")
     HF_ENDPOINT = text(
-        "Address of a mirror of the Hugging Face hub. Several, separated by commas, are tried in order. Each gets the "
-        "token."
+        "Address of a mirror of the Hugging Face hub. Several, with commas between them, are tried in this order. Each "
+        "gets the token."
     )
 
-    OPENAI_API_KEY = text("Key that clients such as `chat` and `bench` send without --api-key.")
+    OPENAI_API_KEY = text("Key that clients such as `chat` and `bench` send if --api-key is not given.")
     OMP_NUM_THREADS = optional_integer(
         "Threads of the forward pass on a CPU, by default the processors that others leave free.", minimum=1
     )
@@ -151,8 +151,8 @@ class Environment:
     CUDA_VISIBLE_DEVICES = text("GPUs that may be used, by number or id. Empty or -1 is none.")
     PYTORCH_NVML_BASED_CUDA_CHECK = text("How torch detects a GPU, by default 1: without initializing CUDA.")
     TMPDIR = text("Folder for temporary files.")
-    TEMP = text("Folder for temporary files without TMPDIR.")
-    TMP = text("Folder for temporary files without TMPDIR and TEMP.")
+    TEMP = text("Folder for temporary files if TMPDIR is not set.")
+    TMP = text("Folder for temporary files if TMPDIR and TEMP are not set.")
     NOTIFY_SOCKET = text("Socket of the service manager, set by systemd.")
     WATCHDOG_USEC = optional_integer("Longest pause between watchdog notifications in µs, set by systemd.", minimum=1)
     WATCHDOG_PID = optional_integer("Process that sends the watchdog notifications, set by systemd.", minimum=1)

@@ -41,11 +41,11 @@ _LIMIT_S = 300
 def commands(page: str) -> Iterator[list[str]]:
     """Yields the words of each call of this program in a page's examples, also in quotes (`--cmd "…"`)."""
     for block in _BLOCK.findall(page):
-        yield from _calls(_LEFT_OUT.sub("", block.replace("\\\n", " ").replace("$!", "1")))
+        yield from _calls(_LEFT_OUT.sub("", block.replace("\\\n", " ")))
 
 
 def _calls(text: str) -> Iterator[list[str]]:
-    lexer = shlex.shlex(text, posix=True, punctuation_chars=_SEPARATORS)
+    lexer = shlex.shlex(text.replace("$!", "1"), posix=True, punctuation_chars=_SEPARATORS)
     lexer.whitespace, lexer.whitespace_split = " \t", True
     for is_separator, words in groupby(lexer, lambda word: set(word) <= set(_SEPARATORS)):
         statement = list(words)
@@ -61,7 +61,7 @@ def _calls(text: str) -> Iterator[list[str]]:
 def _examples_of(command: click.Command) -> list[list[str]]:
     """The calls under `Examples:` in a command's help."""
     text = (command.help or "").partition("Example")[2].split("\n\n")[0]
-    return list(_calls("\n".join(line.strip() for line in text.splitlines()[1:]).replace("$!", "1")))
+    return list(_calls("\n".join(line.strip() for line in text.splitlines()[1:])))
 
 
 _IN_HELP = {words: _examples_of(command) for words, command in walk_commands()}

@@ -36,7 +36,9 @@ class LoraConfig:
 
     help_group: ClassVar[Group] = "LoRA adapters"
 
-    enable_lora: bool = setting(False, "--enable-lora", "Serve LoRA adapters, which requests name in `model`.")
+    enable_lora: bool = setting(
+        False, "--enable-lora", "Serve LoRA adapters: a request selects one by its name in `model`."
+    )
     max_loras: int = setting(1, "--max-loras", "Most different adapters in one batch.", minimum=1)
     max_lora_rank: int = setting(
         16, "--max-lora-rank", "Highest rank of an adapter: 1, 8, 16, 32, 64, 128, 256, 320 or 512."
@@ -44,7 +46,7 @@ class LoraConfig:
     max_cpu_loras: int | None = setting(
         None,
         "--max-cpu-loras",
-        "Most adapters in memory, by default unlimited. Further ones are refused.",
+        "Most adapters in memory, by default unlimited. A further one is refused.",
         minimum=1,
     )
     lora_dtype: LoraDtype = setting("auto", "--lora-dtype", "Type of adapters' weights. auto is the model's.")
@@ -150,18 +152,18 @@ class EngineConfig:
     help_group: ClassVar[Group] = "Memory and scheduling"
 
     hf_overrides: dict[str, Any] = setting(
-        {}, "--hf-overrides", "Entries that replace those of config.json.", group="Model"
+        {}, "--hf-overrides", "Entries that replace those of the model's config.json.", group="Model"
     )
     trust_remote_code: bool = setting(
         False, "--trust-remote-code", "Run Python code that comes with the model.", group="Model"
     )
     dtype: DTypeName = setting(
-        "auto", "--dtype", "Type of weights and activations. auto is the checkpoint's.", group="Model"
+        "auto", "--dtype", "Type of weights and activations. auto is the checkpoint's own.", group="Model"
     )
     quantization: Literal["int8"] | None = setting(
         None,
         "--quantization",
-        "On CPUs, int8 halves the memory of linear layers.",
+        "On CPUs, int8 quantizes linear layers, to half of their memory.",
         group="Model",
         aliases=("-q",),
         syntax="quantization",
@@ -170,7 +172,7 @@ class EngineConfig:
     max_model_len: int | None = setting(
         None,
         "--max-model-len",
-        "Most tokens of prompt and answer together: 4096, 4k, 4K, or auto for the model's limit.",
+        "Most tokens of prompt and answer together: 4096, 4k, 4K, or auto for the model's own limit.",
         syntax="token limit",
         minimum=1,
     )
@@ -188,7 +190,7 @@ class EngineConfig:
     kv_cache_memory_bytes: int | None = setting(
         None,
         "--kv-cache-memory-bytes",
-        "Size of the KV cache, such as 2G, by default as free memory allows.",
+        "Size of the KV cache, such as 2G, by default what free memory allows.",
         syntax="count",
         minimum=1,
     )
@@ -201,18 +203,18 @@ class EngineConfig:
         maximum=1,
     )
     enable_prefix_caching: bool = setting(
-        True, "--enable-prefix-caching", "Reuse the KV cache of prompts that begin alike."
+        True, "--enable-prefix-caching", "Reuse the KV cache of earlier prompts that begin alike."
     )
     runner: RunnerName = setting(
         "auto",
         "--runner",
-        "Generate text, or pool it into embeddings, classes and scores. auto decides by the files.",
+        "Generate text, or pool it into embeddings, classes and scores. auto decides by the model's files.",
         group="Model",
     )
     convert: ConvertName = setting(
         "auto",
         "--convert",
-        "Convert a model into one that embeds or classifies.",
+        "Convert a model for another task into a pooling model that embeds or classifies.",
         group="Model",
     )
     pooler: PoolerConfig = field(
@@ -220,8 +222,8 @@ class EngineConfig:
         metadata=Setting(
             flag="--pooler-config",
             group="Model",
-            help="How hidden states are pooled, e.g. --pooler-config.pooling_type MEAN, by default as in the model's "
-            "files.",
+            help="How hidden states are pooled, e.g. --pooler-config.pooling_type MEAN, by default as the model's "
+            "files say.",
         ),
     )
     seed: int = setting(0, "--seed", "Seed of all random numbers.", group="Model")
@@ -251,7 +253,7 @@ class RendererConfig:
     tokenizer_mode: str = setting(
         "auto",
         "--tokenizer-mode",
-        "Format of tokenizer and conversations. auto decides by the files.",
+        "Format of tokenizer files and conversations. auto decides by the files.",
         group="Model",
         syntax="tokenizer mode",
         after="--tokenizer",
@@ -279,7 +281,7 @@ class RendererConfig:
     limit_mm_per_prompt: dict[str, Any] = setting(
         {},
         "--limit-mm-per-prompt",
-        'Most images in a prompt, such as {"image": 4}, by default 999.',
+        'Most images in one prompt, such as {"image": 4}, by default 999.',
         group="Images",
     )
     """Kind of input -> limit: `{"image": 4}` or `{"image": {"count": 4}}`."""

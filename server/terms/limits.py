@@ -17,7 +17,7 @@ class LimitsConfig:
     max_queued_requests: int | None = setting(
         4096,
         "--max-num-queued-reqs",
-        "Most requests that wait or run, each prompt counted n times, then 503 and Retry-After.",
+        "Most requests that wait or run, counting every prompt n times, then 503 and Retry-After.",
         syntax="count",
         minimum=0,
     )
@@ -31,7 +31,7 @@ class LimitsConfig:
     max_head_bytes: int = setting(
         65_536,
         "--h11-max-incomplete-event-size",
-        "Largest request line with headers, else 431.",
+        "Largest request line and headers together, else 431.",
         syntax="size",
         minimum=1,
         role="both",
@@ -43,7 +43,7 @@ class LimitsConfig:
     max_connections: int = setting(
         16_384,
         "--http-max-connections",
-        "Most connections, within the limit of open files. Then an idle one closes, or the new one gets 503.",
+        "Most connections, within the limit of open files. Then an idle one closes, or a new one gets 503.",
         syntax="count",
         minimum=1,
         role="port",
@@ -60,7 +60,7 @@ class LimitsConfig:
     max_held_bytes: int | None = setting(
         None,
         "--http-max-held-size",
-        "Most bytes of bodies and tensors of all requests, by default an eighth of free memory, then 503.",
+        "Most bytes of bodies and tensors in all requests, by default an eighth of free memory, then 503.",
         syntax="size",
         minimum=1,
         role="both",
@@ -83,7 +83,7 @@ class LimitsConfig:
     min_body_rate: int = setting(
         4096,
         "--http-min-body-rate",
-        "Bytes of a body that extend its time by a second. 0 never extends it.",
+        "Bytes of a body that extend its time by one second. 0 never extends it.",
         syntax="size",
         minimum=0,
         role="port",
@@ -99,7 +99,7 @@ class LimitsConfig:
     send_buffer_bytes: int = setting(
         65_536,
         "--http-send-buffer-size",
-        "Bytes buffered for a slow client. Then the response waits for the client.",
+        "Bytes buffered for a slow client. Then the response waits until the client reads.",
         syntax="size",
         minimum=1,
         role="both",

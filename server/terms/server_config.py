@@ -23,7 +23,7 @@ class GenerationConfig:
     generation_config: str = setting(
         "auto",
         "--generation-config",
-        "Sampling defaults of the model (auto), none (vllm), or a folder's.",
+        "Sampling defaults from the model (auto), none (vllm), or those of a folder.",
         metavar="auto|vllm|FOLDER",
     )
     """`auto` reads the model's generation_config.json."""
@@ -41,7 +41,7 @@ class GenerationConfig:
     anthropic_disabled_thinking_effort: DisabledThinkingEffort = setting(
         "auto",
         "--anthropic-disabled-thinking-effort",
-        "reasoning_effort for disabled thinking in /v1/messages. auto is none, or low if the template ignores it.",
+        "reasoning_effort for disabled thinking in /v1/messages. auto is none, or low if the template ignores that.",
     )
     enable_auto_tool_choice: bool = setting(
         False, "--enable-auto-tool-choice", "Let the model choose tools. Needs --tool-call-parser."
@@ -49,20 +49,20 @@ class GenerationConfig:
     tool_call_parser: str | None = setting(
         None,
         "--tool-call-parser",
-        "Format of tool calls, by vLLM's name. auto detects it from the model's files.",
+        "Format of the model's tool calls, by vLLM's name. auto detects it from the model's files.",
         metavar="NAME",
     )
     reasoning_parser: str | None = setting(
         None,
         "--reasoning-parser",
-        "Format of reasoning, by vLLM's name. auto detects it from the model's files.",
+        "Format of the model's reasoning, by vLLM's name. auto detects it from the model's files.",
         metavar="NAME",
     )
     reasoning_config: dict[str, Any] = setting(
         {},
         "--reasoning-config",
         "For `thinking_token_budget`, instead of --reasoning-parser's tags: `reasoning_start_str` begins the count, "
-        "`reasoning_end_str` ends the reasoning after the budget.",
+        "and `reasoning_end_str` ends the reasoning after the budget.",
     )
     exclude_tools_when_tool_choice_none: bool = setting(
         False, "--exclude-tools-when-tool-choice-none", 'Leave tools out of the prompt when `tool_choice` is "none".'
@@ -117,14 +117,14 @@ class ServerConfig:
     lora_modules: tuple[LoraModule, ...] = setting(
         (),
         "--lora-modules",
-        "Adapters to load at the start: NAME=FOLDER, or JSON with name, path and base_model_name.",
+        "Adapters to load at the start: NAME=FOLDER, or a JSON object with name, path and base_model_name.",
         group="LoRA adapters",
         metavar="NAME=FOLDER...",
     )
     lora_adapter_root: str | None = setting(
         None,
         "--lora-adapter-root",
-        "Folder for /v1/load_lora_adapter, by default any.",
+        "Folder for the adapters of /v1/load_lora_adapter, by default any.",
         group="LoRA adapters",
         metavar="FOLDER",
     )
@@ -133,7 +133,7 @@ class ServerConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
     enable_request_id_headers: bool = setting(
-        False, "--enable-request-id-headers", "Send X-Request-Id with every response."
+        False, "--enable-request-id-headers", "Send an X-Request-Id header with every response."
     )
     timeout_keep_alive_s: int = from_variable(env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE)
     lifecycle: LifecycleConfig = field(default_factory=LifecycleConfig)

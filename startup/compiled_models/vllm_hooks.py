@@ -43,8 +43,8 @@ _COMPILE: Final = Name("vllm.compilation.wrapper", "TorchCompileWithNoGuardsWrap
 _INIT_DEVICE: Final = Name("vllm.v1.worker.worker_base", "WorkerWrapperBase.init_device", ())
 COMPILED_MODELS: Final = Hook(
     "records of compiled models",
-    does="records what vLLM hashes for a compiled model's name, and whether it is loaded. For unlike machines, adds "
-    "the hardware to the name. Keeps Triton's kernels in the model's folder",
+    does="records what vLLM hashes to name a compiled model, and whether it is loaded. For machines with different "
+    "hardware, adds the hardware to the name. Keeps Triton's kernels in the model's folder",
     without="no log of why a start compiles, no --compile-cache",
     promise="both of these",
     needs=(

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
 
 CONVERTING: Final = threading.Lock()
-"""Held while msgspec converts: a thread that meets a class at its first use in another thread crashes."""
+"""Held while msgspec converts, because msgspec crashes if two threads meet a class at its first use."""
 
 FIXED_PATH: Final = Path("/opt/vllm-cli/baked")
 OFF: Final = "off"

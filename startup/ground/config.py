@@ -48,7 +48,9 @@ class ModelConfig:
 
     model: str | None = setting(None, "--model", "The same as MODEL, which takes precedence.")
     """A folder or a hub id. None stands for `DEFAULT_MODEL_ID`."""
-    tokenizer: str | None = setting(None, "--tokenizer", "Folder or hub id of the tokenizer, by default the model's.")
+    tokenizer: str | None = setting(
+        None, "--tokenizer", "Folder or hub id of the tokenizer, by default the model's own."
+    )
     revision: str | None = setting(None, "--revision", "Branch, tag or commit of the model on the hub.")
     download_dir: str | None = setting(
         None, "--download-dir", "Cache folder for models from the hub, by default HF_HUB_CACHE."
@@ -71,41 +73,42 @@ class SeveralModelsConfig:
     models: str | None = setting(
         None,
         "--models",
-        "Serve this YAML file's models, or those of `serve A B`, behind one port. A model's first request starts it.",
+        "Serve the models of this YAML file, or of `serve A B`, behind one port. A model's first request starts it.",
         variable=env.VCLI_MODELS,
         metavar="FILE",
     )
     memory_budget_bytes: int | None = setting(
         None,
         "--memory-budget",
-        "Most memory of all models, such as 48GiB, by default the machine's.",
+        "The most memory of all models, such as 48GiB, by default the machine's.",
         syntax="size",
         above=0,
     )
     max_running: int | None = setting(
         None,
         "--max-running",
-        "Most models that run at once, by default as many as fit into memory.",
+        "The most models that run at once, by default as many as fit into memory.",
         metavar="N",
         minimum=1,
     )
     on_swap: Literal["stop", "sleep"] = setting(
         "stop",
         "--on-swap",
-        "How a model makes room for another: it is stopped or, with vLLM on a GPU, sleeps and wakes within seconds.",
+        "How a model makes room for another one: it is stopped or, with vLLM on a GPU, sleeps and wakes in a second or "
+        "a few.",
         choices=("stop", "sleep"),
     )
     max_wait_s: float = setting(
         10.0,
         "--max-wait",
-        "How long a request without room waits until other models are idle. Then these get no new requests. With "
+        "How long a request without room waits for other models to become idle. Then these get no new requests. With "
         "--restart, how long it waits for its model.",
         above=0,
     )
     max_waiting: int = setting(
         256,
         "--max-waiting",
-        "Most requests that wait for one model, then 429.",
+        "The most requests that wait for one model. Further requests get 429.",
         metavar="N",
         minimum=1,
     )
@@ -138,7 +141,7 @@ class StartOptions:
     idle_stop_s: float | None = setting(
         None,
         "--idle-stop",
-        "Stop the model after this time without a request (90s, 10m, 1h). The next request starts it again.",
+        "Stop the model when no request came for this long (90s, 10m, 1h). The next request starts it again.",
         role="router",
         variable=env.VCLI_IDLE_STOP,
         syntax="duration",
@@ -147,8 +150,8 @@ class StartOptions:
     idle_sleep_s: float | None = setting(
         None,
         "--idle-sleep",
-        "Let vLLM on a GPU free GPU memory after this time without a request. The next request wakes it. Other models "
-        "are stopped.",
+        "Let vLLM on a GPU free the GPU's memory when no request came for this long. The next request wakes it. Other "
+        "models are stopped.",
         role="router",
         variable=env.VCLI_IDLE_SLEEP,
         syntax="duration",
@@ -157,8 +160,8 @@ class StartOptions:
     restart_limit: int | None = setting(
         None,
         "--restart",
-        "Start the model again when its engine or server ends by itself. After N failures in a row (5), exit with code "
-        "1.",
+        "Start the model again when its engine or server has ended by itself. After N failures in a row (5), exit with "
+        "code 1.",
         role="router",
         variable=env.VCLI_RESTART,
         syntax="restart policy",
@@ -174,28 +177,28 @@ class StartOptions:
     preflight: PreflightMode = setting(
         "auto",
         "--preflight",
-        "Before the start, check what would make it fail: end with all faults, only log them, or skip the check.",
+        "Before the start, check what would make it fail: end with all faults, only log them, or do not check.",
         role="both",
         variable=env.VCLI_PREFLIGHT,
     )
     listen_when_ready: bool = setting(
         False,
         "--listen-when-ready",
-        "Refuse connections until the server is ready, for `tcpSocket` probes. Has no effect with --uds or systemd's "
-        "socket.",
+        "Refuse connections until the server is ready, as `tcpSocket` probes need it. Has no effect with --uds or "
+        "systemd's socket.",
         variable=env.VCLI_LISTEN_WHEN_READY,
     )
     startup_timeout_s: float | None = setting(
         None,
         "--startup-timeout",
-        "End a start that takes longer, and log its phase and each thread's position.",
+        "End a start that takes longer, and log the phase and each thread's position.",
         role="program",
         above=0,
     )
     engine_watchdog_timeout_s: float = from_variable(
         env.VCLI_ENGINE_WATCHDOG_TIMEOUT,
         "--engine-watchdog-timeout",
-        "End the server when its engine is silent this long, and log where each thread is. 0 never ends it.",
+        "End the server when its engine is silent for this time, and log where each thread is. 0 never ends it.",
         minimum=0,
         below=inf,
     )
@@ -218,14 +221,14 @@ class StartOptions:
     startup_report: Path | None = setting(
         None,
         "--startup-report",
-        "Write the start's timeline as JSON, for `vllm-cli timeline FILE`.",
+        "Write the start's timeline as JSON, which `vllm-cli timeline FILE` shows.",
         role="run",
         metavar="FILE",
     )
     prefetch: PrefetchMode = setting(
         "auto",
         "--prefetch",
-        "Read the weights into the page cache during the imports (auto: if this can help).",
+        "Read the weights into the page cache during the imports (auto: if it can help).",
     )
     """`on` reads all weights that fit into memory, even if only a few fit. `off` reads nothing."""
 
@@ -253,7 +256,7 @@ class StartupConfig(StartOptions):
     log_config: dict[str, Any] | None = setting(
         None,
         "--log-config-file",
-        "JSON file that configures Python's logging, overriding level and format.",
+        "JSON file with a configuration of Python's logging, which overrides level and format.",
         group="Logging",
         role="program",
         variable=env.VLLM_LOGGING_CONFIG_PATH,

@@ -143,7 +143,7 @@ _WITHOUT_FIELD: Final = (
         "--detach",
         shape=Shape.SWITCH,
         help="Run in the background. Returns when the server is ready, or with a failed start's exit code. `vllm-cli "
-        "ps` names the log.",
+        "ps` names its log.",
         role="router",
     ),
 )

@@ -89,7 +89,7 @@ def build_flags_page() -> str:
         "`--config` file, and the file over the default. In the names of flags, `_` means the same as `-`.\n"
         "`--help=WORD` shows the flags that contain WORD.\n\n"
         "With `--engine vllm`, vLLM receives all flags except `--log-format` and the flags of the groups Start and\n"
-        "Several models. Of the group Start, vLLM receives `--config`."
+        "Several models. vLLM also receives `--config`, which is in the group Start."
     )
     sections: list[str] = []
     for title, flags in GROUPS.items():
@@ -159,9 +159,10 @@ def build_hooks_page() -> str:
 def build_causes_page() -> str:
     """The text of docs/causes.md: every known cause by its code."""
     introduction = (
-        "A failed start ends with its cause, the error's message, what to do, and a code such as `VC-PORT-IN-USE` (in\n"
-        "JSON, the last record's member `code`). `vllm-cli explain CODE` shows the code's lines of this page,\n"
-        "`vllm-cli explain FILE` finds the cause in the log of any vLLM. Codes never change their meaning."
+        "The last lines of a failed start have its cause, the message of the error, what to do, and a code such as\n"
+        "`VC-PORT-IN-USE`. In JSON, the code is the last record's member `code`. `vllm-cli explain CODE` shows the\n"
+        "code's lines of this page. `vllm-cli explain FILE` finds the cause in the log of any vLLM. A code never\n"
+        "changes its meaning."
     )
     sections: list[str] = []
     for code, known in sorted(BY_CODE.items()):
@@ -172,7 +173,7 @@ def build_causes_page() -> str:
 _SHAPES: Final = (
     (
         "`compiled_models/vllm_hooks.py:_note_text`",
-        "the caller of `safe_hash` has `self`, and appends hashed expressions to a list",
+        "the caller of `safe_hash` has `self`, and appends each hashed expression to a list",
         "`explain` shows the hashed text as a whole, without names",
         "`vllm_engine/test_compile_reasons.py`",
     ),
@@ -184,26 +185,26 @@ _SHAPES: Final = (
     ),
     (
         "`patches/late_imports.py`",
-        "import statements outside of functions, whose names only calls and annotations use",
-        "a missing statement has no effect; other uses import the module",
+        "import statements outside of functions, with names used only in calls and annotations",
+        "a missing statement has no effect; another use imports the module",
         "`vllm_engine/test_same_as_plain.py`",
     ),
     (
         "`vllm_words/facts.py:_kind_of`",
-        "names of vLLM's functions that convert values",
-        "vLLM alone checks such flags' values",
+        "the names of vLLM's functions that convert values",
+        "the values of such flags are not checked before vLLM",
         "`vllm_engine/test_vllm_facts.py`",
     ),
     (
         "`imports/cheap_calls.py:_get_source`",
-        "torch counts frames up to the code that defines an operator",
+        "torch counts the frames up to the code that defines an operator",
         "the hook does not fit, or an operator's error names another line",
         "`vllm_engine/test_same_as_plain.py`",
     ),
     (
         "`causes/own_faults.py`, `causes/known/failed_parts.py`",
-        "functions of vLLM and multiprocessing in tracebacks",
-        "`explain` is less specific, or blames vLLM for our fault",
+        "the functions of vLLM and multiprocessing in tracebacks",
+        "`explain` is less specific, or blames vLLM for a fault of ours",
         "`vllm_engine/test_own_faults.py`, `test_crash_digest.py`",
     ),
 )
@@ -234,7 +235,7 @@ _OPEN_CHANGES: Final = (
     (
         ("forks",),
         {"58183": "an executor that checkpoints workers"},
-        "Workers that `get_mp_context` starts are forked, all others new programs, as in plain vLLM.",
+        "Workers are forked if `get_mp_context` starts them, else new programs, as in plain vLLM.",
     ),
     (
         ("preload profile",),
@@ -254,7 +255,7 @@ _OPEN_CHANGES: Final = (
     (
         ("Rust frontend",),
         {"40846": "the Rust frontend changes"},
-        "If engines register otherwise, or other code starts the program, such starts are plain.",
+        "If engines register in another way or other code starts the program, such starts are plain.",
     ),
 )
 """Rows: hooks, the open changes of vLLM that affect these hooks (number -> text), and the effects."""

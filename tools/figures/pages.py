@@ -22,7 +22,7 @@ END: Final = "<!-- end -->"
 _COLUMNS: Final = ("figure", "peer", "vllm-cli", "peer's", "ratio")
 _EARLIER_COLUMNS: Final = ("figure", "vllm-cli", "peer", "ratio")
 _RANGE: Final = re.compile(r" \([^)]*\)$")
-"""The least and the most of a figure."""
+"""Matches the least and the most of a figure, behind the figure itself."""
 
 
 def write_pages() -> None:

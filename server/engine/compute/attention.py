@@ -146,10 +146,8 @@ class PackedAttention:
             output = _attend_to_shared(folded, keys, values, mask, group.num_shared_tokens, scale=options.scale)
         else:
             outputs = [
-                _attend_to_piece(
-                    folded[piece], copied_keys, copied_values, mask if mask is None else mask[piece], options
-                )
-                for piece, copied_keys, copied_values in self._copies.pieces(keys, values)
+                _attend_to_piece(folded[piece], some_keys, some_values, None if mask is None else mask[piece], options)
+                for piece, some_keys, some_values in self._copies.pieces(keys, values)
             ]
             output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         output = output.reshape(slots, query.shape[1], values.shape[3])
@@ -240,7 +238,7 @@ def _attend_to_piece(
     mask: torch.Tensor | None,
     options: AttentionOptions,
 ) -> torch.Tensor:
-    """The attention of some slots of a group."""
+    """Computes the attention of some slots of a group."""
     if mask is None and (num_parts := _count_parts(query, keys, values)) > 1:
         return attend_in_parts(query, keys, values, scale=options.scale, num_parts=num_parts)
     return attend(query, keys, values, mask=mask, scale=options.scale)

@@ -108,16 +108,16 @@ def merge_attention(first: AttentionPart, second: AttentionPart) -> torch.Tensor
 class KeyValueCopies:
     """Copies keys and values of decoding sequences into a small buffer, from which attention reads them.
 
-    From the cache, torch's kernel reads one head after the other in short rows: 4 GB/s, if the processor's
-    caches do not have them. A copy reads memory in order: 20 GB/s. With copies, attention gives the same
-    bits in up to a third less time.
+    torch's kernel reads one head after the other, in short rows. If it reads the KV cache from memory, it
+    reads 4 GB/s. Copying reads the memory in order, at 20 GB/s. Attention to copies gives the same bits in up
+    to a third less time.
     """
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0, dtype=torch.uint8)
 
     def pieces(self, keys: torch.Tensor, values: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-        """Yields the slots, keys and values of some sequences at a time. The next ones overwrite the copies.
+        """Yields slots with their keys and values, a few slots at a time. A yield overwrites earlier copies.
 
         Args:
             keys: shape [slots, kv_heads, length, key_dim], a view of the cache.
@@ -138,7 +138,7 @@ class KeyValueCopies:
 
 
 def _copy(cached: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
-    """Copies keys or values to the begin of the buffer. As in the cache, a token's heads are adjacent."""
+    """Copies keys or values to the buffer's beginning. As in the cache, a token's heads are adjacent."""
     slots, heads, length, dim = cached.shape
     copied = buffer[: cached.nbytes].view(cached.dtype).view(slots, length, heads, dim)
     return copied.transpose(1, 2).copy_(cached)

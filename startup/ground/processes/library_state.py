@@ -19,7 +19,7 @@ from startup.ground.hooks.hook import Hook, Name
 
 FORKED_LIBRARIES: Final = Hook(
     "libraries in forks",
-    does="renews what libraries read on import: random state, Inductor's settings, the hub, metrics",
+    does="renews what libraries read on import: random state, settings of Inductor, the hub, metrics",
     without="a fork has its template's state and settings",
     promise="forks are like new programs",
     needs=(

@@ -28,7 +28,7 @@ OWN_FAULT: Final = KnownCause(
 
 FORKED_DRIVER: Final = KnownCause(
     "cuda-fork",
-    "a process that uses the GPU was forked",
+    "a process that already uses the GPU was forked",
     (
         f"Cannot re-initialize {ANYTHING} in forked subprocess",  # for CUDA and HIP, XPU, other devices
         "CUDA error: initialization error",

@@ -52,8 +52,8 @@ _API_PROCESSES: Final = ("MainProcess", API_SERVER)
 _ENGINE_MODULES: Final = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor")
 PRELOADING: Final = Hook(
     "preloading",
-    does="imports the API server beside the forkserver's imports, and runs `vllm serve` in the launcher",
-    without="vLLM is a new program",
+    does="imports the API server beside the forkserver's imports, and runs `vllm serve` in the launcher's process",
+    without="vLLM runs as a new program",
     gain="0.16 (0.15–0.18) of a start of `vllm serve`, with all other hooks",
     needs=(MAIN, *map(Name, (*API_MODULES[1:], *_ENGINE_MODULES))),
     is_essential=True,
@@ -61,10 +61,10 @@ PRELOADING: Final = Hook(
 
 PROFILE: Final = Hook(
     "preload profile",
-    does="imports a fixed list in the forkserver, then what engines and workers of the same names have imported in "
-    "earlier starts",
+    does="imports a fixed list in the forkserver, then the modules that engines and workers of the same names have "
+    "imported in earlier starts",
     without="engines and workers import it themselves",
-    promise="model and plugins are imported once, before the forks",
+    promise="imports of model and plugins happen once, before the forks",
     needs=(Text(("vllm.v1.utils",), r'f"ApiServer_', "ApiServer_"),),
 )
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _ALLOCATION: Final = "vllm.v1.worker.utils"
 KV_CACHE: Final = Hook(
     "memory of the KV cache",
-    does="on CPU, threads populate it; if memory is ample, while vLLM serves",
+    does="populates it on CPU by threads; if memory is ample, while vLLM serves",
     without="one thread populates it before vLLM serves",
     gain="0.79 (0.57–0.83) of a cold start with a cache of 4 GiB",
     needs=(

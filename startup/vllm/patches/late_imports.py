@@ -18,7 +18,7 @@ LATE_NAMES: Final = Hook(
     "unused imports",
     does="delays imports of names used only in calls and annotations (`startup.vllm.patches.late_imports`); leaves out "
     "vLLM's other subcommands",
-    without="each process imports what few requests use, and torch's compiler for `vllm preload`",
+    without="every process imports what few requests use, and torch's compiler for `vllm preload`",
     gain="0.89 (0.86–0.99) of a cold start; the subcommands 0.82 (0.79–0.94)",
     needs=(
         Text(("vllm.connections",), r"^import aiohttp\b", "import aiohttp"),

@@ -17,8 +17,8 @@ from startup.imports.finder import wrap_after_import
 _SET_TITLE: Final = Name("setproctitle", "setproctitle")
 PROCESS_TITLES: Final = Hook(
     "process titles",
-    does="shows vLLM's titles in a standby's forks",
-    without="`ps` shows the standby's command line",
+    does="shows vLLM's titles in forks of a standby",
+    without="`ps` shows the command line of the standby",
     promise="`ps` shows the same in warm starts",
     needs=(_SET_TITLE,),
 )

@@ -39,7 +39,7 @@ CHAT_TEMPLATE: Final = Name(
 )
 KEPT_TOKENIZERS: Final = Hook(
     "kept tokenizers",
-    does="loads and copies a model's tokenizer and template once in a standby, into vLLM's caches",
+    does="loads and copies a model's tokenizer and template once in a standby, into vLLM's own caches",
     without="a warm start loads them again, or copies them twice",
     gain="0.38 (0.31–0.62) of a warm start with a tokenizer of 151,000 tokens; the copies 0.54 (0.47–0.66)",
     needs=(_CACHED_TOKENIZER, _READS_NO_OTHER, CHAT_TEMPLATE),
@@ -63,9 +63,9 @@ _OUTPUT_MANAGER: Final = Name(_OUTPUT, "StructuredOutputManager")
 _PROCESSOR_LOADER: Final = Name("transformers.models.auto.processing_auto", "AutoTokenizer")
 PROCESSOR_LOOKUP: Final = Hook(
     "tokenizer loaded once",
-    does="gives the search for a processor the loaded tokenizer; loads the engine's, for structured output, when a "
-    "request needs it",
-    without="models without a processor load it again, and the engine before it is ready",
+    does="gives the search for a model's processor the loaded tokenizer; loads the engine's for structured output when "
+    "a request needs it",
+    without="a model without a processor loads it once more, and the engine before it is ready",
     gain="0.91 (0.89–0.95) of a cold start",
     needs=(CHAT_TEMPLATE, _PROCESSOR_LOADER),
 )

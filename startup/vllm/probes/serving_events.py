@@ -37,7 +37,7 @@ _APP: Final = Name("uvicorn.config", "Config.loaded_app")
 _END_CLIENT: Final = Name("vllm.v1.engine.async_llm", "AsyncLLM.shutdown", ("timeout",))
 PORT: Final = Hook(
     "port",
-    does="gives vLLM the launcher's socket; reports when its HTTP server accepts and stops",
+    does="gives vLLM the launcher's listening socket; reports when its HTTP server accepts and stops",
     without="no probes before vLLM serves; readiness is not known",
     promise="probes from the first 0.2 s on, READY=1 when vLLM serves",
     needs=(
@@ -68,8 +68,8 @@ SERVING_PROBES: Final = Hook(
 
 DRAIN: Final = Hook(
     "drain",
-    does="finishes requests before vLLM stops its engine; leaves out vLLM's search for processes at its port",
-    without="SIGTERM breaks off requests, and vLLM waits endlessly for their connections; its search may end with a "
+    does="finishes running requests before vLLM stops its engine; leaves out vLLM's search for processes at its port",
+    without="SIGTERM breaks requests off, and vLLM waits endlessly for their connections; its search may end with a "
     "traceback",
     promise="SIGTERM loses no request and leaves no traceback",
     needs=(
@@ -84,8 +84,8 @@ PORT_USER: Final = DRAIN.part(_FIND_PORT_USER)
 _CORE_CLIENT: Final = "vllm.v1.engine.core_client"
 WATCHDOG: Final = Hook(
     "engine watchdog",
-    does="asks each EngineCore between steps; if one hangs, logs where, and ends the server",
-    without="a hung engine is not noticed",
+    does="asks each EngineCore between two steps; if one hangs, logs where, and ends the server",
+    without="an engine that hangs is not noticed",
     promise="`--engine-watchdog-timeout`",
     needs=(
         Name(_CORE_CLIENT, "AsyncMPClient._call_utility_async", ("method", "engine")),
@@ -103,7 +103,7 @@ SLEEP: Final = Hook(
     "sleep",
     does="lets the router put engines to sleep and wake them, without vLLM's endpoints",
     without="the router stops a model instead",
-    promise="models change places in a second; clients cannot reach the endpoints",
+    promise="models change places in a second, and clients cannot reach the endpoints",
     needs=(
         Name(_CLIENT, "AsyncLLM.sleep", ("level", "mode")),
         Name(_CLIENT, "AsyncLLM.wake_up", ("tags",)),

@@ -21,7 +21,7 @@ AFTER_THE_DOWNLOAD = """import threading, time
 while any(thread.name == "download-progress" for thread in threading.enumerate()):
     time.sleep(0.01)
 """
-"""Code for a module of the fake vLLM. Without it, its imports often end before the hub's answer."""
+"""Code for a module of the fake vLLM. With this code, the fake's imports end after the download."""
 NAMED = ("--served-model-name", MODEL)
 
 

@@ -28,7 +28,7 @@ DEVICES: Final = (
         "driver-library-mismatch",
         "the NVIDIA driver and its library have different versions",
         ("Driver/library version mismatch", "NVMLError_LibRmVersionMismatch"),
-        "The driver was updated. Reboot, or reload its kernel modules.",
+        "Reboot, or reload the driver's kernel modules, because the driver was updated.",
     ),
     KnownCause(
         "fabric-manager-missing",
@@ -47,8 +47,8 @@ DEVICES: Final = (
         "driver-library-unfit",
         "the GPU driver's library (libcuda.so.1) is a stub or too old",
         tuple(f"undefined symbol: cu{letter}" for letter in ascii_uppercase),
-        "Remove CUDA toolkit stubs and cuda-compat from LD_LIBRARY_PATH, so that the driver's library is found "
-        "(`ldconfig -p`). In a container, let the runtime mount it (--gpus all). Else update the driver.",
+        "Remove CUDA toolkit stubs and cuda-compat from LD_LIBRARY_PATH, so that the driver's own library is found "
+        "(`ldconfig -p`). In a container, let the runtime mount it (--gpus all). Otherwise update the driver.",
     ),
     KnownCause(
         "no-device",
@@ -85,8 +85,8 @@ DEVICES: Final = (
             "unknown or invalid runtime name: nvidia",
             "unresolvable CDI devices",
         ),
-        "On the host, install nvidia-container-toolkit, run `nvidia-ctk runtime configure`, restart Docker. For CDI, "
-        "run `nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`.",
+        "Install nvidia-container-toolkit on the host, run `nvidia-ctk runtime configure`, and restart Docker. For "
+        "CDI, run `nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`.",
         where="end",
     ),
     KnownCause(
@@ -105,8 +105,8 @@ DEVICES: Final = (
         "ranks-without-processors",
         "on a CPU, each rank needs processors of its own",
         ("Not enough allowed NUMA nodes to bind threads of", "doesn't match local world size"),
-        "Set VLLM_CPU_OMP_THREADS_BIND to each rank's processors, such as '0-3|4-7', or lower --tensor-parallel-size, "
-        "--pipeline-parallel-size and --data-parallel-size.",
+        "Set VLLM_CPU_OMP_THREADS_BIND to each rank's processors, such as '0-3|4-7' for two. Or lower "
+        "--tensor-parallel-size, --pipeline-parallel-size and --data-parallel-size.",
     ),
     KnownCause(
         "no-kernel-for-this-gpu",
@@ -122,8 +122,8 @@ DEVICES: Final = (
             "No compiled …kernel",
             "cutlass…, Error Internal",
         ),
-        "For a new GPU, use newer vLLM and torch, for an old one older ones. Or build vLLM from source for this "
-        "GPU (TORCH_CUDA_ARCH_LIST).",
+        "For a new GPU, use a newer vLLM and torch, for an old GPU older ones. Or build vLLM from source for this GPU "
+        "(TORCH_CUDA_ARCH_LIST).",
     ),
     KnownCause(
         "kernel-too-large",
@@ -135,8 +135,8 @@ DEVICES: Final = (
         "kernel-image-invalid",
         "the compiled code is for another GPU or a newer driver",
         ("device kernel image is invalid",),
-        "Use a build for this GPU (on AMD, its gfx number), update the driver, or set TRITON_PTXAS_PATH to the ptxas "
-        "of a CUDA that the driver supports.",
+        "Use a build for this GPU (on AMD, its gfx number). Or update the driver, or set TRITON_PTXAS_PATH to the "
+        "ptxas of a CUDA version that the driver supports.",
     ),
     KnownCause(
         "bfloat16-unsupported",
@@ -159,13 +159,13 @@ DEVICES: Final = (
     ),
     KnownCause(
         "attention-sinks-unsupported",
-        "no attention kernel for this GPU has attention sinks",
+        "no attention kernel for this GPU has the model's attention sinks",
         ("No valid attention backend found…has_sink=True",),
         "Leave out --attention-backend. For gpt-oss, use a Hopper or Blackwell GPU, or a newer vLLM.",
     ),
     KnownCause(
         "kv-cache-dtype-unsupported",
-        "no attention kernel for this GPU reads this KV cache",
+        "no attention kernel for this GPU reads this kind of KV cache",
         ("No valid attention backend found…kv_cache_dtype not supported",),
         "Set --kv-cache-dtype auto.",
     ),
@@ -173,8 +173,8 @@ DEVICES: Final = (
         "attention-backend-missing",
         "no attention kernel computes this model on this GPU",
         ("No valid attention backend found",),
-        "Read the message's reasons. `compute capability` concerns this GPU, `sparse` and `MLA` the model, which may "
-        "need a newer vLLM. Leave out flags that other reasons name.",
+        "Read the reasons in the message. `compute capability` is about this GPU, `sparse` and `MLA` about the model, "
+        "which may need a newer vLLM. Leave out flags that others name.",
     ),
     KnownCause(
         "nvcc-too-old",
@@ -184,8 +184,8 @@ DEVICES: Final = (
             "No supported CUDA architectures",
             "Unsupported gpu architecture",
         ),
-        "Install torch's CUDA toolkit (12.8 or newer for Blackwell), and set CUDA_HOME. Or avoid nvcc, also on GPUs "
-        "before Turing, with VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
+        "Install torch's CUDA toolkit (12.8 or newer for Blackwell), and set CUDA_HOME to it. Or avoid nvcc, also on "
+        "GPUs before Turing, with VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
     ),
     KnownCause(
         "gpu-too-old",
@@ -195,7 +195,7 @@ DEVICES: Final = (
     ),
     KnownCause(
         "backend-unsupported",
-        "a flag's backend does not compute this model",
+        "the backend that a flag chooses does not compute this model",
         (
             "_backend=… is not supported for",
             "is not valid for this configuration. Reason",
@@ -231,22 +231,22 @@ DEVICES: Final = (
         "the driver has lost the GPU",
         ("_ERROR_DEVICE_LOST", "DeviceLost", "ggml_vulkan: device lost", "because the context is lost"),
         "Read the reason in `dmesg`. Use smaller batches and less memory (--max-num-batched-tokens and "
-        "--gpu-memory-utilization, llama.cpp's -ub and -c). Update kernel and driver. Try one GPU.",
+        "--gpu-memory-utilization, llama.cpp's -ub and -c). Update kernel and driver. Try a single GPU.",
     ),
     KnownCause(
         "driver-does-not-answer",
         "the GPU's driver does not answer, as in WSL2 after a GPU error",
         ("dxgkio_", "CUDA error: device not ready"),
-        "In WSL2, run `wsl --shutdown` and `wsl --update`, and install the newest driver. Elsewhere, read `dmesg`, "
-        "then reset the GPU or reboot.",
+        "In WSL2, run `wsl --shutdown` and `wsl --update`, and install the newest GPU driver. Elsewhere, read `dmesg`, "
+        "and reset the GPU or reboot.",
         where="hint",
     ),
     KnownCause(
         "no-pinned-memory",
-        "vLLM gets no pinned memory, because of WSL or a limit",
+        "the system gives vLLM no pinned memory, because of WSL or a limit",
         ("UVA is not available", "OS call failed or operation not supported on this OS"),
-        "In WSL, update WSL and driver, and set VLLM_WSL2_ENABLE_PIN_MEMORY=1. Elsewhere, raise `ulimit -l` and free "
-        "memory. Or set VLLM_USE_V2_MODEL_RUNNER=0.",
+        "In WSL, update WSL and the driver, and set VLLM_WSL2_ENABLE_PIN_MEMORY=1. Elsewhere, raise `ulimit -l` and "
+        "free memory. Or set VLLM_USE_V2_MODEL_RUNNER=0.",
     ),
     FORKED_DRIVER,
     KnownCause(
@@ -270,14 +270,14 @@ DEVICES: Final = (
             "gfxhub] page fault",
         ),
         "Try a newer vLLM, --enforce-eager, another --attention-backend, no speculative decoding, in this order. For a "
-        "bug report, set CUDA_LAUNCH_BLOCKING=1 to see the kernel.",
+        "bug report, set CUDA_LAUNCH_BLOCKING=1, which names the kernel.",
     ),
     KnownCause(
         "graph-capture-failed",
         "vLLM cannot capture this model's CUDA graphs",
         ("not permitted when stream is capturing", "StreamCaptureUnsupported'", "depend on a capturing blocking"),
-        "Set --enforce-eager. To keep graphs, try another vLLM, or leave out --speculative-config and other features "
-        "in the traceback.",
+        "Set --enforce-eager. To keep graphs, try another vLLM release, or leave out --speculative-config and other "
+        "features in the traceback.",
         phase=GRAPHS,
     ),
     KnownCause(
@@ -305,8 +305,8 @@ DEVICES: Final = (
             "CUBLAS_STATUS_",
             "CUDNN_STATUS_",
         ),
-        "Set CUDA_LAUNCH_BLOCKING=1 to see the call. Check the GPU with `nvidia-smi` and `dmesg`. Try a newer driver "
-        "or vLLM.",
+        "Set CUDA_LAUNCH_BLOCKING=1, which names the call. Check the GPU with `nvidia-smi` and `dmesg`. Try a newer "
+        "driver or vLLM.",
         is_general=True,
     ),
 )
@@ -315,8 +315,8 @@ KV_CACHE_BESIDE: Final = KnownCause(
     "kv-cache-beside-another",
     "the KV cache has no room beside another engine in this log",
     (),
-    "Keep the sum of the engines' --gpu-memory-utilization below 1, and start one by one. Or give each its own GPU "
-    "(CUDA_VISIBLE_DEVICES).",
+    "Keep the sum of the engines' --gpu-memory-utilization below 1, and start one after the other. Or give each its "
+    "own GPU (CUDA_VISIBLE_DEVICES).",
     phase=KV_CACHE,
 )
 """Used if an engine has no room for its KV cache and the log has another engine with one. It has no texts."""
@@ -344,14 +344,14 @@ MEMORY: Final = (
     ),
     KnownCause(
         "kv-cache-not-uniform",
-        "the model needs several kinds of KV cache, but only one is allowed",
+        "the model needs several kinds of KV cache, and only one is allowed",
         ("Hybrid KV cache manager is disabled but failed to convert",),
-        "Leave out --disable-hybrid-kv-cache-manager. With --kv-transfer-config, use a connector for hybrid models, or "
-        "a newer one.",
+        "Leave out --disable-hybrid-kv-cache-manager. With --kv-transfer-config, use a (newer) connector for hybrid "
+        "models.",
     ),
     KnownCause(
         "gpu-memory-taken",
-        "free GPU memory is less than --gpu-memory-utilization asks for",
+        "the GPU has less free memory than --gpu-memory-utilization asks for",
         (
             "Free memory on device … less than desired GPU memory utilization",
             "Free memory on device … less than the engine's budget",
@@ -361,9 +361,9 @@ MEMORY: Final = (
     ),
     KnownCause(
         "gpu-memory-changed",
-        "GPU memory use changed while vLLM measured it",
+        "the GPU's memory use changed while vLLM measured it",
         ("Error in memory profiling",),
-        "Start a GPU's servers one by one, once ended processes have freed their memory.",
+        "Start a GPU's servers one after the other, once ended processes have freed their memory.",
     ),
     KnownCause(
         "gpu-out-of-memory",
@@ -400,12 +400,12 @@ MEMORY: Final = (
         "gpu-memory-query-failed",
         "the GPU's memory is exhausted, or the container's driver does not answer",
         ("NVML_SUCCESS == r INTERNAL ASSERT FAILED",),
-        "End processes that hold GPU memory (`nvidia-smi`). If `nvidia-smi` fails, too, restart the container, whose "
-        "driver does not fit the host's.",
+        "End processes that hold GPU memory (`nvidia-smi`). If `nvidia-smi` fails too, restart the container, because "
+        "its driver does not fit the host's.",
     ),
     KnownCause(
         "cpu-memory-too-small",
-        "free memory is less than vLLM's share for the CPU",
+        "the machine has less free memory than vLLM's share for the CPU",
         ("Available memory on node … is less than", "Not enough memory for CPU KV cache"),
         "Lower VLLM_CPU_KVCACHE_SPACE or --gpu-memory-utilization, or free memory.",
     ),
@@ -422,13 +422,14 @@ MEMORY: Final = (
             "Task was killed due to the node running low on memory",
             "ray.exceptions.OutOfMemoryError",
         ),
-        "Raise the container's or pod's memory limit, lower --swap-space or --cpu-offload-gb, or run fewer processes.",
+        "Raise the memory limit of the container or pod, lower --swap-space or --cpu-offload-gb, or run fewer "
+        "processes here.",
     ),
     KnownCause(
         "killed-from-outside",
         "another program or person killed a process",
         ("SIGKILL, not by the kernel's OOM killer",),
-        "Find out who sent SIGKILL, such as an operator (`kill -9`), job scheduler, earlyoom or systemd-oomd. Memory "
+        "Find out who sent SIGKILL, such as an operator (`kill -9`), a job scheduler, earlyoom or systemd-oomd. Memory "
         "did not run out.",
         where="end",
     ),
@@ -436,8 +437,8 @@ MEMORY: Final = (
         "oom-killed",
         "the kernel killed a process because memory ran out",
         ("SIGKILL, by the kernel's OOM killer",),
-        "Raise the container's or pod's memory limit, lower VLLM_CPU_KVCACHE_SPACE, --cpu-offload-gb or "
-        "--max-model-len, or run fewer processes.",
+        "Raise the memory limit of the container or pod, lower VLLM_CPU_KVCACHE_SPACE, --cpu-offload-gb or "
+        "--max-model-len, or run fewer processes here.",
         where="end",
     ),
     KnownCause(
@@ -459,8 +460,8 @@ MEMORY: Final = (
             "exitcode=-9",
             "is killed by signal: Killed",
         ),
-        "`kubectl describe pod`, `docker inspect` or `dmesg` shows whether the OOM killer ended the process. If so, "
-        "raise the memory limit. Loading also needs memory for the largest weights file.",
+        "Check with `kubectl describe pod`, `docker inspect` or `dmesg` whether it was the OOM killer. If so, raise "
+        "the memory limit. Loading also needs memory for the largest weights file.",
         where="end",
     ),
     KnownCause(

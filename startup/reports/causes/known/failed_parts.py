@@ -18,7 +18,7 @@ FAILED_PARTS: Final = (
         "kv-connector-failed",
         "the connector that moves KV caches failed",
         ("/kv_transfer/", "/kv_offload", "/lmcache/", "/nixl", "/mooncake"),
-        "Start without --kv-transfer-config and --kv-offloading-size. If that works, match the versions of vLLM and "
+        "Start without --kv-transfer-config and --kv-offloading-size. If that works, use matching versions of vLLM and "
         "connector (newer for hybrid models). For NIXL, set UCX_LOG_LEVEL=info, and check RDMA and `ulimit -l`.",
         "NIXL_ERR_",
         " in _update_from_kv_xfer",
@@ -48,7 +48,7 @@ FAILED_PARTS: Final = (
         "speculative-decoding-failed",
         "speculative decoding failed",
         ("/spec_decode/", "speculative"),
-        "If it starts without --speculative-config, try fewer num_speculative_tokens or a newer vLLM.",
+        "Start without --speculative-config. If that works, try fewer num_speculative_tokens or a newer vLLM.",
     ),
     _failed(
         "structured-outputs-failed",
@@ -72,7 +72,7 @@ FAILED_PARTS: Final = (
         "transformers-failed",
         "code of transformers or of the model failed",
         ("/transformers/", "/transformers_modules/", "/transformers_utils/"),
-        "Search transformers' and vLLM's issues for the message. Install the transformers that this vLLM or the "
+        "Search the issues of transformers and vLLM for the message. Install the transformers that this vLLM or the "
         "model's page names.",
     ),
 )

@@ -7,14 +7,14 @@ from startup.reports.causes.known_cause import KnownCause
 FILES: Final = (
     KnownCause(
         "gated-repo",
-        "the model's licence is not accepted, or the token may not read it",
+        "the model's licence is not accepted, or the token may not read the model",
         (
             "You are trying to access a gated repo",
             "Cannot access gated repo",
             "GatedRepoError",
             "is restricted. You must have access to it and be authenticated",
         ),
-        "Accept the licence on the model's page. Set HF_TOKEN to that account's token, with read access.",
+        "Accept the licence on the model's page. Set HF_TOKEN to that account's token with read access.",
     ),
     KnownCause(
         "token-refused",
@@ -26,12 +26,12 @@ FILES: Final = (
         "hub-unauthorized",
         "the hub does not let this user read the model",
         ("401 Client Error", "403 Client Error"),
-        "Set HF_TOKEN to the token of an account that has accepted the licence. Check the model's name.",
+        "Set HF_TOKEN to a token of an account that has accepted the licence. Check the model's name.",
         is_general=True,
     ),
     KnownCause(
         "hub-offline",
-        "the model is not on disk, and HF_HUB_OFFLINE forbids downloads",
+        "the model is not on disk, and HF_HUB_OFFLINE forbids the download",
         ("offline mode is enabled", "OfflineModeIsEnabled", "outgoing traffic has been disabled"),
         "Unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, or download the model into HF_HOME first.",
     ),
@@ -45,7 +45,8 @@ FILES: Final = (
             "Failed to resolve 'huggingface.co'",
             "SSLCertVerificationError",
         ),
-        "Check network, HTTPS_PROXY and HF_ENDPOINT. If the model is on disk, name its folder or set HF_HUB_OFFLINE=1.",
+        "Check the network, HTTPS_PROXY and HF_ENDPOINT. If the model is on disk, name its folder or set "
+        "HF_HUB_OFFLINE=1.",
     ),
     KnownCause(
         "host-unreachable",
@@ -57,8 +58,8 @@ FILES: Final = (
             "Name or service not known",
             "ConnectTimeout",
         ),
-        "For the hub, check network, HTTPS_PROXY and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 with the model on disk. Else "
-        "check --host, --master-addr and the traceback's address.",
+        "For the hub, check the network, HTTPS_PROXY and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 with the model on disk. "
+        "Otherwise check --host, --master-addr and the traceback's address.",
     ),
     KnownCause(
         "hub-error",
@@ -72,15 +73,15 @@ FILES: Final = (
             "Too Many Requests",
             "CAS service error : Reqwest",
         ),
-        "Try again later, or set HF_HUB_OFFLINE=1 with the model on disk. HF_TOKEN raises the request limit. If large "
-        "files fail, set HF_HUB_DISABLE_XET=1.",
+        "Try again later, or set HF_HUB_OFFLINE=1 with the model on disk. HF_TOKEN raises the limit of requests. If "
+        "large files fail, set HF_HUB_DISABLE_XET=1.",
     ),
     KnownCause(
         "revision-not-found",
         "the model has no such revision",
         ("RevisionNotFoundError", "is not a valid git identifier"),
-        "Compare --revision with branches and commits on the model's page. If you set none, start again, or try other "
-        "releases of vLLM and huggingface_hub.",
+        "Check --revision against the branches and commits on the model's page. If you set none, start again, or try "
+        "another release of vLLM and huggingface_hub.",
     ),
     KnownCause(
         "model-not-found",
@@ -97,8 +98,8 @@ FILES: Final = (
             "No config file found in the model directory",
             "No supported config format found in",
         ),
-        "Give OWNER/MODEL as on the hub, or the absolute path of a folder with config.json, mounted into the "
-        "container. For a private model, set HF_TOKEN.",
+        "Give OWNER/MODEL as on the hub, or an absolute path in the container to a folder with config.json, and mount "
+        "it. For a private model, set HF_TOKEN.",
     ),
     KnownCause(
         "cache-missing",
@@ -124,7 +125,7 @@ FILES: Final = (
         "a file or folder cannot be read or written",
         ("[Errno 13] Permission denied:", "Check cache directory permissions", "Read-only file system"),
         "Check the path's owner and mode. For caches, set HOME, HF_HOME, VLLM_CACHE_ROOT, TRITON_CACHE_DIR or "
-        "XDG_CONFIG_HOME to a folder writable for the container's user (emptyDir).",
+        "XDG_CONFIG_HOME to a folder that the container's user may write (emptyDir).",
     ),
     KnownCause(
         "too-many-open-files",
@@ -150,8 +151,8 @@ FILES: Final = (
         "file-missing",
         "a file or a program is missing",
         ("^FileNotFoundError: [Errno 2] No such file or directory: '",),
-        "If the name has no folder, install the program or activate its environment. If the file is in the hub's "
-        "cache, delete the model's folder and download again. Mount other files into the container.",
+        "If the name has no folder, install the program, or activate its environment. If the file is in the hub's "
+        "cache, delete the model's folder and download it again. Mount other files into the container.",
         is_general=True,
     ),
     KnownCause(
@@ -171,7 +172,7 @@ FILES: Final = (
     ),
     KnownCause(
         "address-not-local",
-        "the address is not this machine's",
+        "the address does not belong to this machine",
         ("Cannot assign requested address",),
         "Set --host 0.0.0.0. For several nodes, set VLLM_HOST_IP to this node's address.",
     ),

@@ -7,7 +7,7 @@ from startup.reports.causes.phase import COMMAND_LINE, CONFIGURATION
 
 ERROR_IN_CODE: Final = KnownCause(
     "error-in-code",
-    "vLLM's code failed, because of a bug or of packages that do not fit",
+    "vLLM's own code failed, because of a bug or of packages that do not fit",
     (
         "^AssertionError",
         "^AttributeError",
@@ -54,19 +54,19 @@ INSTALLATION: Final = (
         "packages-replaced",
         "packages were replaced while this process ran, or only in part",
         ("(deleted): cannot open shared object file", "-packages/~"),
-        "Start again. Install only while nothing runs from the environment. If the start fails again, delete "
+        "Start again. Install into an environment only while nothing runs from it. If the start fails again, delete "
         "site-packages/~*, which an interrupted pip leaves, and reinstall that package.",
     ),
     KnownCause(
         "flash-attention-required",
-        "a feature of flags or model needs FlashAttention",
+        "a feature of the flags or of the model needs FlashAttention",
         ("requires FlashAttention", "requires flash_attn", "requires flash-attn", "FlashAttention2 has been toggled"),
-        "On NVIDIA GPUs from Ampere on (for version 3, Hopper), set --attention-backend FLASH_ATTN. Else leave out "
+        "On NVIDIA GPUs from Ampere on (for version 3, Hopper), set --attention-backend FLASH_ATTN, else leave out "
         "that feature. If flash_attn is missing, install its build for this torch.",
     ),
     KnownCause(
         "libraries-do-not-fit",
-        "compiled libraries were built for another torch",
+        "compiled libraries were built for another version of torch",
         (
             "undefined symbol",
             "Tried to instantiate class '_core_C",
@@ -79,14 +79,14 @@ INSTALLATION: Final = (
             "numpy.dtype size changed",
             "operator torchvision::nms does not exist",
         ),
-        "Install vLLM into a new environment, without packages that pin torch. Rebuild flash-attn and other extensions "
-        "for its torch.",
+        "Install vLLM into a new environment without packages that pin torch. Rebuild flash-attn and other extensions "
+        "for vLLM's torch.",
     ),
     KnownCause(
         "library-missing",
         "a shared library is missing",
         ("cannot open shared object file", "error while loading shared libraries"),
-        "The library's name, such as libcudart.so.12 or .13, shows vLLM's CUDA version. Install the vLLM for your CUDA "
+        "Read the library's name. libcudart.so.12 or .13 shows vLLM's CUDA version. Install the vLLM for your CUDA "
         "into a new environment.",
     ),
     KnownCause(
@@ -101,7 +101,7 @@ INSTALLATION: Final = (
             "got multiple values for argument",
             "No module named '….…'",
         ),
-        "Install vLLM into a new environment, where it chooses torch, transformers and FlashInfer. A program that "
+        "Install vLLM into a new environment, so that it chooses torch, transformers and FlashInfer. A program that "
         "calls vLLM needs the release that it was written for.",
     ),
     KnownCause(
@@ -121,28 +121,28 @@ INSTALLATION: Final = (
         "compiler-misses-files",
         "Triton's C compiler finds no Python.h or no libcuda.so",
         ("fatal error: Python.h", "cannot find -lcuda"),
-        "For Python.h, install python3-dev of vLLM's Python. For -lcuda, set LIBRARY_PATH to a folder where libcuda.so "
-        "links to the driver's libcuda.so.1. Or use the vllm/vllm-openai image.",
+        "For Python.h, install python3-dev of vLLM's Python version. For -lcuda, set LIBRARY_PATH to a folder where "
+        "libcuda.so links to the driver's libcuda.so.1. Or use the vllm/vllm-openai image.",
         where="hint",
     ),
     KnownCause(
         "compiler-failed",
         "the C compiler failed for Triton or torch.compile",
         tuple(f"CalledProcessError: Command '['…{name}'" for name in ("cc", "++", "clang")),
-        "Read the compiler's message above the traceback. Often python3-dev, libcuda.so or room in /tmp is missing. CC "
-        "must name this system's compiler.",
+        "Read the compiler's message before the traceback. Often python3-dev, libcuda.so or room in /tmp is missing. "
+        "CC must name a compiler for this system.",
         is_general=True,
     ),
     KnownCause(
         "no-compiler",
-        "torch.compile and Triton find no C compiler",
+        "torch.compile and Triton need a C compiler, and there is none",
         (
             "Failed to find C compiler",
             "InvalidCxxCompiler",
             "No working C++ compiler found",
             "No such file or directory: 'gcc'",
         ),
-        "Install gcc and g++ (build-essential), or set CC. --enforce-eager avoids torch.compile, not Triton.",
+        "Install gcc and g++ (build-essential), or set CC. --enforce-eager avoids torch.compile but not Triton.",
     ),
     KnownCause(
         "nvcc-missing",
@@ -156,7 +156,7 @@ INSTALLATION: Final = (
             "CUDA_HOME environment variable is not set",
             "Ninja is required to load C++ extensions",
         ),
-        "Install CUDA toolkit and ninja, and set CUDA_HOME. Or avoid nvcc with VLLM_USE_FLASHINFER_SAMPLER=0 and "
+        "Install the CUDA toolkit and ninja, and set CUDA_HOME. Or avoid nvcc with VLLM_USE_FLASHINFER_SAMPLER=0 and "
         "another --attention-backend.",
     ),
     KnownCause(
@@ -171,21 +171,22 @@ INSTALLATION: Final = (
         "torch-without-gpu",
         "the installed torch cannot use GPUs",
         ("Torch not compiled with CUDA enabled", "Torch not compiled with XPU enabled"),
-        "Install vLLM into a new environment, with the torch for these GPUs. Without GPUs, install vLLM's CPU build.",
+        "Install vLLM into a new environment, with the torch for these GPUs. Without GPUs, install vLLM's build for "
+        "the CPU.",
     ),
     KnownCause(
         "kernel-build-failed",
         "a kernel could not be compiled",
         ("Ninja build failed", "Error building extension", "Command '['ninja'", "Command '['…nvcc'", "nvcc fatal"),
-        "Use an nvcc at least as new as torch's CUDA. Delete ~/.cache/flashinfer and retry. Or avoid nvcc with "
+        "Use an nvcc at least as new as torch's CUDA. Delete ~/.cache/flashinfer and try again. Or avoid nvcc with "
         "VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
     ),
     KnownCause(
         "compiled-model-required",
         "no compiled model fits, and --compile-cache require forbids compiling",
         ("--compile-cache require: vLLM would compile the model",),
-        "Undo the difference, or start once with this LOCATION, without `require`. `vllm-cli caches` shows compiled "
-        "models.",
+        "Undo the difference, or start once with the same LOCATION and without `require`. `vllm-cli caches` shows "
+        "compiled models.",
     ),
     KnownCause(
         "compile-cache-damaged",
@@ -198,8 +199,8 @@ INSTALLATION: Final = (
             "No such file or directory: …/.triton/cache/",
             "No such file or directory: …/torchinductor_",
         ),
-        "Delete torch_compile_cache in VLLM_CACHE_ROOT (~/.cache/vllm), and ~/.triton/cache. On network disks, each "
-        "server needs its own TRITON_CACHE_DIR. For a test, set VLLM_DISABLE_COMPILE_CACHE=1.",
+        "Delete torch_compile_cache in VLLM_CACHE_ROOT (~/.cache/vllm), and ~/.triton/cache. On a network disk, give "
+        "each server its own TRITON_CACHE_DIR. For a test, set VLLM_DISABLE_COMPILE_CACHE=1.",
     ),
     KnownCause(
         "compilation-failed",
@@ -216,24 +217,24 @@ INSTALLATION: Final = (
             "Constraints violated (",
             "ConstraintViolationError",
         ),
-        "Set --enforce-eager. For Triton's errors, try another --attention-backend. Check that vLLM still supports "
+        "Set --enforce-eager. For Triton's errors, try another --attention-backend, and check that vLLM still supports "
         "this GPU.",
         is_general=True,
     ),
     KnownCause(
         "container-command-missing",
-        "the image lacks the program of the container's command",
+        "the image lacks the program that the container's command names",
         ("executable file not found in $PATH",),
-        "Correct name or image. Kubernetes' `command` and compose's `entrypoint` replace the program, `args` and "
-        "`command` its arguments.",
+        "Correct the name or the image. Kubernetes' `command` and compose's `entrypoint` replace the image's program, "
+        "`args` and `command` its arguments.",
         where="end",
     ),
     KnownCause(
         "unknown-argument",
         "this vLLM does not know a word of the command line",
         (": error: unrecognized arguments:",),
-        "Compare the word with this version's `vllm serve --help`. Give the vllm/vllm-openai image, which begins with "
-        "`vllm serve`, only MODEL and flags, each word as an item of its own.",
+        "Compare the word with this version's `vllm serve --help`. Give the vllm/vllm-openai image, which already "
+        "begins with `vllm serve`, only MODEL and flags, each word as a separate item.",
         where="end",
         phase=COMMAND_LINE,
     ),
@@ -247,7 +248,7 @@ INSTALLATION: Final = (
             "No tokenizer registered for",
             "Unsupported connector type",
         ),
-        "Choose a name from the message or `vllm serve --help`, or try a newer vLLM.",
+        "Choose a name from the message or from `vllm serve --help`, or try a newer vLLM.",
         phase=CONFIGURATION,
     ),
     KnownCause(

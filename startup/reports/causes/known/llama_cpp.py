@@ -17,16 +17,16 @@ LLAMA_CPP: Final = (
             ": failed to allocate … buffer of size",
             "error loading model: unable to allocate … buffer",
         ),
-        "Use fewer layers on the GPU (-ngl, --n-cpu-moe), a smaller -c or quantization, or a quantized KV cache (-ctk "
-        "q8_0 -ctv q8_0). Or end other programs on the GPU.",
+        "Use fewer layers on the GPU (-ngl, --n-cpu-moe), a smaller -c or quantization, a quantized KV cache (-ctk "
+        "q8_0 -ctv q8_0), or end other programs on the GPU.",
         where="end",
     ),
     KnownCause(
         "llama-no-device",
         "llama.cpp sees fewer GPUs than its options ask for",
         ("invalid value for main_gpu", "available devices: 0"),
-        "If llama.cpp sees no GPU, check the driver, the container's GPUs (--gpus all, --device) and the build's "
-        "support for them, or leave out -sm and -mg. With fewer GPUs, lower -mg (--main-gpu).",
+        "If llama.cpp sees no GPU, check the driver, the container's GPUs (--gpus all, --device) and whether this "
+        "build supports them, or leave out -sm and -mg. With fewer GPUs, lower -mg (--main-gpu).",
         where="end",
     ),
     KnownCause(
@@ -55,23 +55,23 @@ LLAMA_CPP: Final = (
             "invalid split file",
             "failed to open GGUF file",
         ),
-        "Check the path, compare the size with the hub's, download again. Keep all parts of a split model in one "
-        "folder, and name the first.",
+        "Check the path. Compare the file's size with the hub's, and download it again. Keep all parts of a split "
+        "model in one folder, and name the first.",
         where="end",
     ),
     KnownCause(
         "llama-download-failed",
         "llama.cpp cannot download the model",
         ("get_repo_commit: error", "failed to download model from Hugging Face", "error from HF API"),
-        "Check the name (-hf OWNER/MODEL:QUANTIZATION), HF_TOKEN, HF_ENDPOINT, the network. Or name a file with -m.",
+        "Check the name (-hf OWNER/MODEL:QUANTIZATION), HF_TOKEN, HF_ENDPOINT and the network. Or name a file with -m.",
         where="end",
     ),
     KnownCause(
         "llama-load-failed",
         "llama.cpp cannot load the model's file",
         ("error loading model", "failed to load model", "load_model: failed to load", "exiting due to"),
-        "Read the reason in the message or before it. Use the newest llama.cpp. Download or convert the file again, to "
-        "a local disk and a path of plain letters. Draft model and mmproj must be this model's.",
+        "Read the reason in the message or the lines before it. Use the newest llama.cpp. Download or convert the file "
+        "again, to a local disk and a path of plain letters. Draft model and mmproj must be this model's.",
         where="end",
         is_general=True,
     ),
@@ -95,7 +95,7 @@ LLAMA_CPP: Final = (
             "ggml-cuda.cu…CUDA error",
             "ggml-cuda.cu…ROCm error",
         ),
-        "Read the lines before the message. If they give no reason, try the newest llama.cpp, then -ngl 0 without -fa.",
+        "Read the lines before the message. If they have no reason, try the newest llama.cpp, then -ngl 0 without -fa.",
         where="end",
         is_general=True,
     ),

@@ -24,7 +24,7 @@ MODEL: Final = (
     ),
     KnownCause(
         "not-divisible",
-        "the model cannot be split over that many GPUs",
+        "the model cannot be split over so many GPUs",
         (
             "must be divisible by tensor parallel size",
             "must be divisible by tensor model parallel size",
@@ -36,8 +36,8 @@ MODEL: Final = (
             "not divisible by weight quantization",
             "heads is not divisible by",
         ),
-        "Choose a --tensor-parallel-size that divides the attention heads, often 1, 2, 4 or 8. "
-        "--pipeline-parallel-size or --data-parallel-size uses the other GPUs.",
+        "Choose a --tensor-parallel-size that divides the attention heads, often 1, 2, 4 or 8. Use the other GPUs with "
+        "--pipeline-parallel-size or --data-parallel-size.",
     ),
     KnownCause(
         "transformers-too-new",
@@ -53,13 +53,13 @@ MODEL: Final = (
     ),
     KnownCause(
         "model-type-missing",
-        "config.json does not say what the model is",
+        "the model's config.json does not say what the model is",
         ("Should have a `model_type` key in its config.json", "No model architectures are specified"),
-        "Serve adapters with --lora-modules and the base model. Give other models a complete config.json.",
+        "Serve an adapter with --lora-modules and its base model. Give other models a complete config.json.",
     ),
     KnownCause(
         "remote-code-not-importable",
-        "the model's Python code cannot be imported, often for a dot in its folder's name",
+        "the model's own Python code cannot be imported, often for a dot in its folder's name",
         ("No module named 'transformers_modules",),
         "Remove dots from the folder's name, delete HF_HOME/modules, and start again.",
     ),
@@ -71,19 +71,19 @@ MODEL: Final = (
             "Cannot find model module",
             "has no vLLM implementation and the Transformers implementation is not compatible",
         ),
-        "Use a newer vLLM, a converted checkpoint (-hf) or --model-impl transformers.",
+        "Use a newer vLLM, a converted checkpoint (-hf), or --model-impl transformers.",
         is_general=True,
     ),
     KnownCause(
         "model-code-broken",
         "vLLM's code for this model cannot be imported",
         ("failed to be inspected", "Error in inspecting model architecture"),
-        "Read the traceback's reason, often a missing or old package, or install vLLM into a new environment.",
+        "Read the traceback's reason, often a missing or old package. Install vLLM into a new environment.",
         is_general=True,
     ),
     KnownCause(
         "remote-code-not-trusted",
-        "the model brings Python code",
+        "the model brings Python code of its own",
         (
             "requires you to execute the configuration file",
             "contains custom code which must be executed",
@@ -107,8 +107,8 @@ MODEL: Final = (
             "is not a valid JSON file",
             "Consistency check failed: file should be",
         ),
-        "Delete the file and download it again. A file of about 130 bytes is a Git LFS pointer, which "
-        "`git lfs pull` replaces.",
+        "Delete the file and download it again. A file of about 130 bytes is a Git LFS pointer, which `git lfs pull` "
+        "replaces.",
     ),
     KnownCause(
         "weights-missing",
@@ -118,11 +118,11 @@ MODEL: Final = (
             "No such file or directory: ….safetensors",
             "Weight files referenced in index but missing",
         ),
-        "Download the complete model. For other formats, set --load-format. For GGUF, name the file.",
+        "Download the complete model. For other formats, set --load-format. For GGUF, name the file itself.",
     ),
     KnownCause(
         "weights-do-not-match",
-        "weights' names or shapes do not fit the model's code",
+        "names or shapes of the weights do not fit the model's code",
         (
             "weights were not initialized from checkpoint",
             "There is no module or parameter named",
@@ -137,7 +137,7 @@ MODEL: Final = (
             " in …weight_loader()",
             " in load_…_weight()",
         ),
-        "For new models, use a newer vLLM. For quantized or fine-tuned ones, check config.json (architectures, "
+        "For a new model, use a newer vLLM. For a quantized or fine-tuned one, check config.json (architectures, "
         "quantization_config, tie_word_embeddings) against the files.",
     ),
     KnownCause(
@@ -179,10 +179,10 @@ MODEL: Final = (
     ),
     KnownCause(
         "vocabulary-not-downloaded",
-        "gpt-oss's vocabulary cannot be downloaded",
+        "the vocabulary of gpt-oss cannot be downloaded",
         ("openai_harmony.HarmonyError", "error downloading or loading vocab file"),
-        "Delete the cached file (in TIKTOKEN_RS_CACHE_DIR or /tmp/tiktoken-rs-cache), or set TIKTOKEN_ENCODINGS_BASE "
-        "to a folder of downloaded vocabularies.",
+        "Delete the cached file (in TIKTOKEN_RS_CACHE_DIR or /tmp/tiktoken-rs-cache). Or set TIKTOKEN_ENCODINGS_BASE "
+        "to a folder with the downloaded vocabularies.",
     ),
     KnownCause(
         "chat-template-missing",
@@ -192,9 +192,9 @@ MODEL: Final = (
     ),
     KnownCause(
         "processor-cache-too-small",
-        "a processed image or video is larger than the multimodal processor cache",
+        "a processed image or video is larger than the whole multimodal processor cache",
         ("ValueError: value too large",),
-        "Raise --mm-processor-cache-gb, set it to 0, or limit inputs with --mm-processor-kwargs.",
+        "Raise --mm-processor-cache-gb or set it to 0, or limit the input's size with --mm-processor-kwargs.",
     ),
     KnownCause(
         "encoder-cache-too-small",
@@ -204,20 +204,20 @@ MODEL: Final = (
     ),
     KnownCause(
         "placeholders-do-not-match",
-        "a prompt's number of image tokens does not fit its images",
+        "a prompt has another number of image tokens than its images need",
         ("Attempted to assign",),
-        "Raise --max-model-len above the longest prompt with its images. If the prompt was not cut, use the "
-        "versions of vLLM and transformers that the model's page names.",
+        "Raise --max-model-len above the longest prompt with its images. If the prompt was not cut, use the versions "
+        "of vLLM and transformers on the model's page.",
     ),
     KnownCause(
         "lora-rank",
         "an adapter's rank is more than --max-lora-rank",
         ("is greater than max_lora_rank",),
-        "Set --max-lora-rank to the rank (r) in adapter_config.json.",
+        "Set --max-lora-rank to the rank (r) in the adapter's adapter_config.json.",
     ),
     KnownCause(
         "lora-unsupported",
-        "the adapter changes parts that vLLM does not serve",
+        "the adapter changes parts of the model that vLLM does not serve",
         ("is unsupported LoRA weight", "vLLM only supports modules_to_save being None", "expected target modules in"),
         "Merge the adapter into the model, or train it without modules_to_save, lm_head and embed_tokens.",
     ),
@@ -225,7 +225,7 @@ MODEL: Final = (
         "lora-missing",
         "an adapter was not found",
         ("No adapter found for", "Loading lora … failed", "No such file or directory: '…adapter_config.json'"),
-        "Give --lora-modules a folder with adapter_config.json, or a readable repository.",
+        "Give --lora-modules a folder with adapter_config.json, or a repository that you may read.",
     ),
     KnownCause(
         "configuration-refused",

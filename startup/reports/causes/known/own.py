@@ -12,7 +12,7 @@ def _own(name: str, title: str, advice: str, *, is_general: bool = False) -> Kno
 UNKNOWN: Final = _own(
     "unknown",
     "no known cause fits",
-    "Read the message and the log after `Log:`. If vllm-cli is at fault, report it with `vllm-cli collect-env`.",
+    "Read the message, and the log that `Log:` names. If vllm-cli is at fault, report it with `vllm-cli collect-env`.",
     is_general=True,
 )
 OWN: Final = (
@@ -30,17 +30,17 @@ OWN: Final = (
     _own(
         "models-file",
         "the file of models has faults",
-        "Correct the fault that the message names. `vllm-cli serve --models FILE --preflight-only` shows all.",
+        "Correct the fault that the message names. `vllm-cli serve --models FILE --preflight-only` shows all faults.",
     ),
     _own(
         "package-missing",
         "a package that the engine needs is not installed",
-        "Install the package that the message names into vllm-cli's environment.",
+        "Install the package that the message names into the environment of vllm-cli.",
     ),
     _own(
         "program-not-started",
         "a model's program cannot be started",
-        "Name an executable in `cmd`. If the message names a limit, raise it (`ulimit -n`, `ulimit -u`).",
+        "Name an executable program in `cmd`. If the message names a limit, raise it (`ulimit -n`, `ulimit -u`).",
     ),
     _own(
         "standby-unusable",

@@ -25,8 +25,8 @@ NOT_IN_LOG: Final = KnownCause(
         "WorkerProc hit an exception",
         "torch_call_dispatcher(…) API call failed",
     ),
-    "Give the complete log, with standard error (`kubectl logs --previous`). A process that wrote no cause above this "
-    "line was killed, so read `dmesg`.",
+    "Give the complete log, with standard error (`kubectl logs --previous`). If the failed process wrote no cause "
+    "above this line, it was killed, so look into `dmesg`.",
     where="end",
     is_general=True,
 )
@@ -37,19 +37,19 @@ PROCESSES: Final = (
         "gpu-used-twice",
         "two ranks were given the same GPU",
         ("Duplicate GPU detected",),
-        "Give each rank its own GPU. Check CUDA_VISIBLE_DEVICES, ranks' numbers, Ray's version.",
+        "Give each rank its own GPU. Check CUDA_VISIBLE_DEVICES, the ranks' numbers and Ray's version.",
     ),
     KnownCause(
         "nccl-invalid-usage",
         "NCCL reports invalid usage",
         ("NCCL error: invalid usage", "NCCL error … invalid usage", "ncclInvalidUsage"),
-        "Set NCCL_DEBUG=WARN to log the reason. Often two ranks use one GPU, or two NCCL versions are loaded "
+        "Set NCCL_DEBUG=WARN, which logs the reason. Often two ranks use one GPU, or two NCCL versions are loaded "
         "(LD_PRELOAD, VLLM_NCCL_SO_PATH).",
         is_general=True,
     ),
     KnownCause(
         "nccl-timeout",
-        "a GPU waited too long for others",
+        "a GPU waited too long for the others",
         ("Watchdog caught collective operation timeout", "ncclRemoteError", "NCCL communicator was aborted"),
         "One rank failed or hangs. Find the first error of any rank, with NCCL_DEBUG=INFO. Test NCCL_P2P_DISABLE=1 or "
         "NCCL_IB_DISABLE=1.",
@@ -66,8 +66,8 @@ PROCESSES: Final = (
             "DistBackendError",
             "() of …/device_communicators/",
         ),
-        "Set NCCL_DEBUG=INFO to log the reason. Often /dev/shm is too small (--ipc=host), the interface is wrong "
-        "(NCCL_SOCKET_IFNAME), or the GPUs lack P2P (NCCL_P2P_DISABLE=1).",
+        "Set NCCL_DEBUG=INFO, which logs the reason. Often /dev/shm is too small (--ipc=host), the interface is wrong "
+        "(NCCL_SOCKET_IFNAME), or the GPUs have no P2P (NCCL_P2P_DISABLE=1).",
         is_general=True,
     ),
     KnownCause(
@@ -79,21 +79,21 @@ PROCESSES: Final = (
     ),
     KnownCause(
         "custom-all-reduce-failed",
-        "vLLM's all-reduce failed, because the GPUs cannot share memory for it",
+        "vLLM's own all-reduce failed, because the GPUs cannot share memory for it",
         ("Cuda error …custom_all_reduce.cuh",),
         "Set --disable-custom-all-reduce, and remove expandable_segments:True from PYTORCH_CUDA_ALLOC_CONF.",
         where="end",
     ),
     KnownCause(
         "peer-lost",
-        "the connection to another process was lost",
+        "the connection to another process of the group was lost",
         ("gloo…Connection reset by peer", "gloo…Connection closed by peer", "gloo…Timed out waiting"),
-        "Find that process's error in all nodes' logs. If there is none, check the network.",
+        "Find that process's error in the logs of all nodes. If there is none, check the network.",
         is_general=True,
     ),
     KnownCause(
         "nodes-do-not-meet",
-        "a group's processes did not find each other",
+        "the processes of a group did not find each other",
         (
             "client socket has timed out",
             "waiting for clients",
@@ -103,7 +103,7 @@ PROCESSES: Final = (
             "Unable to find address for",
         ),
         "Give all nodes the same --master-addr and open port. With several networks, set VLLM_HOST_IP, "
-        "GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME. If a process failed before, read its log.",
+        "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME. If a process failed before, read its log.",
     ),
     KnownCause(
         "ray-has-too-few-gpus",
@@ -114,8 +114,8 @@ PROCESSES: Final = (
             "Cannot provide a placement group of",
             "Current node has no GPU available",
         ),
-        "Check `ray status`. End programs that hold GPUs, join missing nodes, or lower parallel sizes. Start vLLM on a "
-        "node with a GPU.",
+        "Check `ray status`. End programs that hold GPUs, join missing nodes, or lower the parallel sizes. Start vLLM "
+        "on a node with a GPU.",
     ),
     KnownCause(
         "ray-not-running",
@@ -127,8 +127,8 @@ PROCESSES: Final = (
         "ray-not-starting",
         "Ray could not start its processes",
         ("Failed to register worker … to Raylet",),
-        "Run `ray stop --force`, and delete /tmp/ray. Check memory, /dev/shm, the limit of processes. On one machine, "
-        "set --distributed-executor-backend mp.",
+        "Run `ray stop --force`, and delete /tmp/ray. Check memory, /dev/shm and the limit of processes. On one "
+        "machine, set --distributed-executor-backend mp.",
         where="end",
     ),
     KnownCause(
@@ -141,24 +141,24 @@ PROCESSES: Final = (
         "ray-worker-died",
         "a Ray worker died",
         ("ActorDiedError", "The actor died unexpectedly", "WorkerCrashedError", "The actor is dead because"),
-        "Read its log in /tmp/ray/session_latest/logs on its node. Without a reason there, check `dmesg`, because "
-        "memory probably ran out.",
+        "Read the worker's log in /tmp/ray/session_latest/logs on its node. Without a reason there, check `dmesg`, "
+        "because memory probably ran out.",
         is_general=True,
     ),
     KnownCause(
         "engine-hangs",
         "the engine hung",
         ("s (--engine-watchdog-timeout): since", "s while others wait for its memory: since"),
-        "Read the threads' stacks in the log. If a process is stopped, look for a debugger, freezer or SIGSTOP. If a "
-        "kernel or connection hangs, try NCCL_DEBUG=INFO and --disable-custom-all-reduce. If steps are slow, raise "
+        "Read the threads' stacks in the log. If a process is stopped, look for a debugger, a freezer or SIGSTOP. If a "
+        "kernel or connection hangs, try NCCL_DEBUG=INFO and --disable-custom-all-reduce. If steps take longer, raise "
         "--engine-watchdog-timeout.",
     ),
     KnownCause(
         "worker-hangs",
         "a worker did not answer in time",
         ("RPC call to … timed out", "RayChannelTimeoutError"),
-        "See with `py-spy dump` where it hangs. Try --disable-custom-all-reduce and NCCL_P2P_DISABLE=1, or raise "
-        "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS and Ray's RAY_CGRAPH_get_timeout.",
+        "Find out with `py-spy dump` where the worker hangs. Try --disable-custom-all-reduce and NCCL_P2P_DISABLE=1, "
+        "or raise VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS and Ray's RAY_CGRAPH_get_timeout.",
     ),
     KnownCause(
         "start-took-too-long",
@@ -169,14 +169,14 @@ PROCESSES: Final = (
             "Did not receive response from front-end process",
             "failed to start within",
         ),
-        "Raise VLLM_ENGINE_READY_TIMEOUT_S. Downloads, network disks and uncached compilation take long.",
+        "Raise VLLM_ENGINE_READY_TIMEOUT_S. Downloads, network disks and compilation without a cache take long.",
         is_general=True,
     ),
     KnownCause(
         "illegal-instruction",
         "this processor lacks instructions that the build needs",
         ("Illegal instruction", "SIGILL", "exit code: -4", "exit code 132"),
-        "Use a build for this processor, or build on it. vLLM's CPU wheels need AVX2 or AVX512.",
+        "Use a build for this processor, or build from source on it. vLLM's CPU wheels need AVX2 or AVX512.",
         where="end",
     ),
     KnownCause(
@@ -209,8 +209,8 @@ PROCESSES: Final = (
             "exit code 136",
             "exited with code 139",
         ),
-        "Set PYTHONFAULTHANDLER=1 to log the place. Often libraries' versions differ. Try vLLM's image, a newer "
-        "version, or --enforce-eager.",
+        "Set PYTHONFAULTHANDLER=1, which logs the place. Often libraries have different versions. Try vLLM's image, a "
+        "newer version, or --enforce-eager.",
         where="end",
         is_general=True,
     ),
@@ -225,7 +225,8 @@ PROCESSES: Final = (
         "worker-terminated",
         "a worker ended",
         ("died, exit code: -15", "died, exit code: ", "died with <Signals."),
-        "If the exit code is -15 (SIGTERM), somebody ended the server or container. Else read the lines above.",
+        "If the exit code is -15 (SIGTERM), somebody ended the server or its container. Otherwise read the lines above "
+        "it.",
         where="end",
         is_general=True,
     ),
@@ -233,8 +234,8 @@ PROCESSES: Final = (
         "process-vanished",
         "a process ended without a message",
         ("died unexpectedly", "Engine process … died"),
-        "`kubectl describe pod`, `docker inspect` or `dmesg` shows whether the OOM killer ended it. If not, compiled "
-        "code crashed. Set PYTHONFAULTHANDLER=1 to log the place.",
+        "Check with `kubectl describe pod`, `docker inspect` or `dmesg` whether the OOM killer ended it. If not, "
+        "compiled code crashed. Set PYTHONFAULTHANDLER=1, which logs the place.",
         where="end",
         is_general=True,
     ),
