@@ -1,5 +1,6 @@
-"""Speeds up functions that torch and vLLM call thousands of times while they are imported."""
+"""Speeds up functions that torch and vLLM call many times during a start."""
 
+import copy
 import functools
 import logging
 import logging.config
@@ -16,8 +17,8 @@ _GET_MODULE: Final = Name("torch.library", "inspect.getmodule", ("object",))
 _GET_SOURCE: Final = Name("torch._library.utils", "get_source", ("stacklevel",))
 CHEAP_CALLS: Final = Hook(
     "cheap calls",
-    does="records source and module of torch's operators, and configures logs, in less time",
-    without="both take a tenth of the import time",
+    does="records source and module of torch's operators, configures logs, and copies tokenizers, in less time",
+    without="records and logs take a tenth of the import time, and vLLM parses a vocabulary for each of three copies",
     gain="0.95 (0.90–0.96) of a cold start",
     needs=(
         _GET_SOURCE,
@@ -25,6 +26,14 @@ CHEAP_CALLS: Final = Hook(
         Name("logging", "Manager._clear_cache", ()),
     ),
 )
+_TOKENIZER: Final = Name("tokenizers", "Tokenizer")
+CHEAP_COPIES: Final = CHEAP_CALLS.part(
+    Name("tokenizers", "Tokenizer.model"),
+    Name("tokenizers", "Tokenizer.get_added_tokens_decoder"),
+    Name("tokenizers", "Tokenizer.add_tokens"),
+)
+_PARTS: Final = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+"""The parts of a tokenizer that are small. They are copied, because their users may change them."""
 
 
 def make_calls_cheap() -> None:
@@ -37,6 +46,8 @@ def make_calls_cheap() -> None:
     )
     if not hasattr(logging.config.dictConfig, "__wrapped__"):
         logging.config.dictConfig = _with_one_clearing(logging.config.dictConfig)
+    if CHEAP_COPIES.applies:
+        after_import(_TOKENIZER.module, _share_models, CHEAP_COPIES)
 
 
 def _get_source(stacklevel: int) -> str:
@@ -73,3 +84,25 @@ def _clearing_once() -> Iterator[None]:
     finally:
         del manager._clear_cache
         manager._clear_cache()
+
+
+def _share_models(tokenizers: ModuleType) -> None:
+    """Makes deep copies of a tokenizer share its model, which has the vocabulary and is never changed."""
+    _TOKENIZER.get(tokenizers).__deepcopy__ = _copy_tokenizer
+
+
+def _copy_tokenizer(tokenizer: Any, memo: dict[int, Any]) -> Any:
+    """Copies a tokenizer in less than a millisecond. `copy.deepcopy` would write it as JSON and parse the JSON."""
+    added = tokenizer.get_added_tokens_decoder()
+    copied = type(tokenizer)(tokenizer.model)
+    for part in _PARTS:
+        if (value := getattr(tokenizer, part)) is not None:
+            setattr(copied, part, copy.deepcopy(value))
+    copied.add_tokens([added[number] for number in sorted(added)])
+    if tokenizer.truncation is not None:
+        copied.enable_truncation(**tokenizer.truncation)
+    if tokenizer.padding is not None:
+        copied.enable_padding(**tokenizer.padding)
+    if copied.get_added_tokens_decoder() == added:
+        return copied
+    return copy._reconstruct(tokenizer, memo, *tokenizer.__reduce_ex__(4))  # type: ignore[attr-defined]

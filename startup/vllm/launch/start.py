@@ -76,6 +76,7 @@ from startup.vllm.launch.plain_start import (
 from startup.vllm.patches import port
 from startup.vllm.patches.compiler import may_defer_compiler
 from startup.vllm.patches.engine_wait import EngineWait
+from startup.vllm.patches.late_renderer import create_renderer_in
 from startup.vllm.patches.json_logs import omit_prefixes_in_json, set_log_format
 from startup.vllm.patches.model_registry import inspect_models_in_forks
 from startup.vllm.patches.spans import record_spans
@@ -370,6 +371,7 @@ class _VllmStart:
         wait = EngineWait()
         wait.add(functools.partial(self._import_rest, wait, is_lean=is_lean))
         wait.hook()
+        create_renderer_in(wait, functools.partial(self._journal.span, "create_renderer"))
         reuse_tokenizer()
 
     def _import_rest(self, wait: EngineWait, *, is_lean: bool) -> None:

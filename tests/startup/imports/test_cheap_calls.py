@@ -1,5 +1,6 @@
 """Replaced functions return the results of the original functions."""
 
+import copy
 import importlib
 import inspect
 import logging
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from startup.imports.cheap_calls import make_calls_cheap
 
@@ -63,6 +65,57 @@ def test_loggers_are_configured_as_before():
     assert parent.level == logging.INFO
     assert child.isEnabledFor(logging.INFO), "the cached level was cleared"
     assert "_clear_cache" not in vars(logging.root.manager)
+
+
+_LETTERS = {"[UNK]": 0, "a": 1, "b": 2, "c": 3, "ab": 4, "\u2581": 5, "##b": 6}
+_MODELS = {
+    "BPE": lambda: models.BPE(_LETTERS, [("a", "b")], unk_token="[UNK]", byte_fallback=True),
+    "Unigram": lambda: models.Unigram([(letter, -1.0) for letter in _LETTERS], unk_id=0),
+    "WordPiece": lambda: models.WordPiece(_LETTERS, unk_token="[UNK]"),
+    "WordLevel": lambda: models.WordLevel(_LETTERS, unk_token="[UNK]"),
+}
+
+
+@pytest.fixture(params=_MODELS)
+def tokenizer(request: pytest.FixtureRequest) -> Iterator[Tokenizer]:
+    """A tokenizer with all parts and with each kind of token. Its copies are cheap."""
+    tokenizer = Tokenizer(_MODELS[request.param]())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing("[UNK] $A", special_tokens=[("[UNK]", 0)])
+    kinds = {"special": True}, {"lstrip": True}, {"single_word": True}, {"special": True, "normalized": True}
+    tokenizer.add_tokens([AddedToken(f"<{number}>", **kind) for number, kind in enumerate(kinds)])
+    tokenizer.enable_truncation(7, stride=2)
+    tokenizer.enable_padding(pad_id=3, length=9)
+    make_calls_cheap()
+    yield tokenizer
+    del Tokenizer.__deepcopy__
+
+
+def test_a_copied_tokenizer_is_the_same(tokenizer):
+    copied = copy.deepcopy(tokenizer)
+    assert copied.to_str() == tokenizer.to_str()
+    for text in ("a <0> <1> <2>x<3> b", "AB c", "", "\N{SNOWMAN}"):
+        numbers = tokenizer.encode(text).ids
+        assert copied.encode(text).ids == numbers
+        assert copied.decode(numbers) == tokenizer.decode(numbers)
+
+
+def test_changes_of_a_copied_tokenizer_leave_the_original_alone(tokenizer):
+    before = tokenizer.to_str()
+    copied = copy.deepcopy(tokenizer)
+    copied.add_tokens(["<new>"])
+    copied.no_truncation()
+    copied.no_padding()
+    copied.pre_tokenizer.replacement = "_"
+    copied.normalizer = None
+    assert tokenizer.to_str() == before
+
+
+def test_a_tokenizer_whose_numbers_have_gaps_is_copied_as_text(tokenizer):
+    tokenizer.model = models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>")
+    assert copy.deepcopy(tokenizer).to_str() == Tokenizer.from_str(tokenizer.to_str()).to_str()
 
 
 def test_a_configuration_that_fails_leaves_logging_as_it_was():
