@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any, Final, NamedTuple
 
 from tools.figures.record import Figures, Measured
+from tools.figures.steps import HOOKS
 
 _EAGER: Final = "`vllm serve --enforce-eager`"
 _DEFAULT: Final = "`vllm serve`"
@@ -148,6 +149,10 @@ ROWS: Final = {
         Row("tok/s at 1; 8; 32, embedded engine", _EAGER, "tokens, embedded", _TOKENS, "", theirs=2),
         Row("tok/s beside a busy process", _DEFAULT, "tokens beside a busy process", _TOKENS, ""),
         Row("tok/s at 8; 32, vLLM engine", _DEFAULT, "tokens, vLLM engine", _TOKENS[1:], ""),
+    ),
+    "What each trick of a start gains": tuple(
+        Row(f"{hook}, vLLM engine, eager", f"`VCLI_LEAVE_OUT='{hook}'`", f"hook, {hook}", is_headline=False)
+        for hook in HOOKS
     ),
     "/health while a server is busy": (
         Row("`/health` p50; p99; max, vLLM engine", _EAGER, _RENDERS, _HEALTH, " ms", theirs=2),

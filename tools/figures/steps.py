@@ -10,6 +10,8 @@ from tools.gpu_figures import Step
 
 _VARIABLES: Final = "HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1"
 _EAGER: Final = " --enforce-eager"
+HOOKS: Final = ("wait for the engine", "cheap calls")
+"""The hooks whose gain is measured. The gains of other hooks are older than `make figures`."""
 _SPIN: Final = f"{sys.executable} -c 'while True: pass' & spin=$!; \"$@\"; code=$?; kill $spin; exit $code"
 """A shell script. It runs its arguments as a command while another process keeps one core busy."""
 _EMPTY_CACHE: Final = 'export VLLM_CACHE_ROOT=$(mktemp -d -p "$0"); exec "$@"'
@@ -40,6 +42,7 @@ class Steps:
         yield self._renders()
         yield from self._large_model()
         yield from self._stand_in_starts()
+        yield from self._hooks()
         yield from self._further_tokens()
         yield from self._versions()
         yield self._stand_in_swaps()
@@ -100,6 +103,13 @@ class Steps:
             model,
             most_s=300,
         )
+
+    def _hooks(self) -> Iterator[Step]:
+        """Yields steps that measure starts of vLLM with and without one of our hooks."""
+        for hook in HOOKS:
+            start = self._launcher(f"without-{hook.replace(' ', '-')}") + _EAGER
+            without = shlex.join(("env", f"VCLI_LEAVE_OUT={hook}", *shlex.split(start)))
+            yield self._startup(f"hook, {hook}", 5, self._launcher("eager-ours") + _EAGER, without, most_s=300)
 
     def _versions(self) -> Iterator[Step]:
         for version in ("0.29.0", "0.33.0"):
