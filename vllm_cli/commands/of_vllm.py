@@ -32,7 +32,7 @@ class VllmCommand(click.Command):
         return run_plain(command, [*words, *ctx.args])
 
 
-launch: Final = VllmCommand("launch", help="vLLM's command: start one component alone, such as its renderer.")
+launch: Final = VllmCommand("launch", help="vLLM's command: start one component alone.")
 snapshot: Final = VllmCommand("snapshot", help="vLLM's command: keep an initialized engine, and restore it.")
 download_kernels: Final = VllmCommand("download-kernels", help="vLLM's command: install kernels that it would compile.")
 preload: Final = VllmCommand("preload", help="vLLM's command: hold weights in GPU memory for restarting engines.")

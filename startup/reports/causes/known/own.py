@@ -19,13 +19,12 @@ OWN: Final = (
     _own(
         "usage",
         "a flag, value, variable or file of settings is not accepted",
-        "Correct the setting that the message names. `vllm-cli serve --help=WORD` shows the flags that contain WORD.",
+        "Correct the setting that the message names.",
     ),
     _own(
         "preflight",
         "the preflight has found a fault",
-        "Correct the fault that the message names. `--preflight-only` shows all faults. `--preflight warn` starts in "
-        "spite of them.",
+        "Correct the fault that the message names. `--preflight warn` starts in spite of it.",
     ),
     _own(
         "models-file",
@@ -65,9 +64,8 @@ OWN: Final = (
     _own(
         "plain-start",
         "vLLM starts without preloading, and so more slowly",
-        "Remove the reason that the message names. `vllm-cli check-hooks` shows hooks that do not fit. If vllm-cli "
-        "failed, report the log and `vllm-cli collect-env`. After `vllm-cli caches prune --plain-starts`, starts "
-        "preload again.",
+        "Remove the reason that the message names. If vllm-cli failed, report the log and `vllm-cli collect-env`. "
+        "After `vllm-cli caches prune --plain-starts`, starts preload again.",
         is_general=True,
     ),
     UNKNOWN,
