@@ -99,7 +99,7 @@ class LimitsConfig:
     send_buffer_bytes: int = setting(
         65_536,
         "--http-send-buffer-size",
-        "Bytes buffered for a slow client.",
+        "Bytes buffered for a slow client. Then the response waits until the client reads.",
         syntax="size",
         minimum=1,
         role="both",

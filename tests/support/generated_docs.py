@@ -71,8 +71,8 @@ def build_cli_page() -> str:
         sections += _describe_commands([*alike], shared)
     sections += ["## Further commands", "", *_command_tables({entry.name: each for entry, each in small.items()})]
     introduction = (
-        "Every command describes its options with `--help`. The flags of `vllm-cli serve [MODEL]` are in\n"
-        "[flags.md](flags.md), and the environment variables are in [environment.md](environment.md)."
+        "The flags of `vllm-cli serve [MODEL]` are in [flags.md](flags.md), and the environment variables are in\n"
+        "[environment.md](environment.md)."
     )
     return _page("Commands", introduction, sections)
 
@@ -106,9 +106,8 @@ def build_flags_page() -> str:
 def build_environment_page() -> str:
     """The text of docs/environment.md: the variables that users may set. Those of flags are only listed."""
     introduction = (
-        "The variables on this page configure vllm-cli. A variable with an empty value counts as unset. `vllm-cli\n"
-        "env` shows the present values, and masks secrets. A boolean variable is on if its value is 1, true, yes or\n"
-        "on, and off if its value is 0, false, no or off."
+        "A variable with an empty value counts as unset. `vllm-cli env` shows the present values, and masks secrets. A\n"
+        "boolean variable is on if its value is 1, true, yes or on, and off if its value is 0, false, no or off."
     )
     flags = {flag.variable.name: flag.name for group in GROUPS.values() for flag in group if flag.variable}
     names = ", ".join(f"`{variable}` (`{flag}`)" for variable, flag in sorted(flags.items()))

@@ -180,7 +180,7 @@ INSTALLATION: Final = (
         "compiled-model-required",
         "no compiled model fits, and --compile-cache require forbids compiling",
         ("--compile-cache require: vLLM would compile the model",),
-        "Undo the difference, or start once with the same LOCATION and without `require`.",
+        "Undo the difference that the message names, or start once with the same LOCATION and without `require`.",
     ),
     KnownCause(
         "compile-cache-damaged",
