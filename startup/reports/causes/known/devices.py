@@ -28,7 +28,7 @@ DEVICES: Final = (
         "driver-library-mismatch",
         "the NVIDIA driver and its library have different versions",
         ("Driver/library version mismatch", "NVMLError_LibRmVersionMismatch"),
-        "Reboot, or reload the driver's kernel modules.",
+        "Reboot, or reload the driver's kernel modules, because the driver was updated.",
     ),
     KnownCause(
         "fabric-manager-missing",
@@ -40,14 +40,15 @@ DEVICES: Final = (
         "unknown-device",
         "vLLM cannot read a GPU's or MIG instance's name in CUDA_VISIBLE_DEVICES",
         ("invalid literal for int() with base 10: 'MIG-", "invalid literal for int() with base 10: 'GPU-"),
-        "Set CUDA_VISIBLE_DEVICES to numbers, such as 0, or to names that the container's `nvidia-smi -L` shows.",
+        "Set CUDA_VISIBLE_DEVICES to numbers, such as 0, or to names that the container's `nvidia-smi -L` shows. A "
+        "recreated MIG instance has a new name.",
     ),
     KnownCause(
         "driver-library-unfit",
         "the GPU driver's library (libcuda.so.1) is a stub or too old",
         tuple(f"undefined symbol: cu{letter}" for letter in ascii_uppercase),
-        "Remove CUDA toolkit stubs and cuda-compat from LD_LIBRARY_PATH. In a container, let the runtime mount the "
-        "driver's library (--gpus all). Otherwise update the driver.",
+        "Remove CUDA toolkit stubs and cuda-compat from LD_LIBRARY_PATH, so that the driver's own library is found "
+        "(`ldconfig -p`). In a container, let the runtime mount it (--gpus all). Otherwise update the driver.",
     ),
     KnownCause(
         "no-device",
@@ -121,7 +122,8 @@ DEVICES: Final = (
             "No compiled …kernel",
             "cutlass…, Error Internal",
         ),
-        "For a new GPU, use a newer vLLM and torch. For an old GPU, use older ones.",
+        "For a new GPU, use a newer vLLM and torch, for an old GPU older ones. Or build vLLM from source for this GPU "
+        "(TORCH_CUDA_ARCH_LIST).",
     ),
     KnownCause(
         "kernel-too-large",
@@ -133,7 +135,8 @@ DEVICES: Final = (
         "kernel-image-invalid",
         "the compiled code is for another GPU or a newer driver",
         ("device kernel image is invalid",),
-        "Use a build for this GPU (on AMD, its gfx number), or update the driver.",
+        "Use a build for this GPU (on AMD, its gfx number). Or update the driver, or set TRITON_PTXAS_PATH to the "
+        "ptxas of a CUDA version that the driver supports.",
     ),
     KnownCause(
         "bfloat16-unsupported",
@@ -151,8 +154,8 @@ DEVICES: Final = (
             "fp8e4nv not supported in this architecture",
             "Failed to find a kernel that can implement the",
         ),
-        "Use a newer GPU or another quantization, such as AWQ or GPTQ. Leave out --kv-cache-dtype. If the message "
-        "names a dtype, set --dtype half.",
+        "Use a newer GPU or another quantization. AWQ and GPTQ run on older GPUs than FP8 and NVFP4. Leave out "
+        "--kv-cache-dtype. If the message names a dtype, set --dtype half.",
     ),
     KnownCause(
         "attention-sinks-unsupported",
@@ -170,7 +173,8 @@ DEVICES: Final = (
         "attention-backend-missing",
         "no attention kernel computes this model on this GPU",
         ("No valid attention backend found",),
-        "Leave out the flags that the message's reasons name, or try a newer vLLM.",
+        "Read the reasons in the message. `compute capability` is about this GPU, `sparse` and `MLA` about the model, "
+        "which may need a newer vLLM. Leave out flags that others name.",
     ),
     KnownCause(
         "nvcc-too-old",
@@ -199,7 +203,8 @@ DEVICES: Final = (
             "does not support the deployment configuration",
             "explicitly requested moe_backend",
         ),
-        "Leave out --attention-backend, --moe-backend and similar flags, also those in the message's reasons.",
+        "Leave out --attention-backend, --moe-backend and similar flags, also those in the message's reasons "
+        "(kv_cache_dtype is --kv-cache-dtype).",
     ),
     KnownCause(
         "moe-backend-missing",
@@ -218,14 +223,15 @@ DEVICES: Final = (
         "flashinfer-failed",
         "FlashInfer cannot compute this model on this GPU",
         ("BatchPrefillWithPagedKVCache failed", "BatchDecodeWithPagedKVCache failed"),
-        "Set --attention-backend TRITON_ATTN and VLLM_USE_FLASHINFER_SAMPLER=0, without --kv-cache-dtype fp8.",
+        "Set --attention-backend TRITON_ATTN and VLLM_USE_FLASHINFER_SAMPLER=0, without --kv-cache-dtype fp8. Or "
+        "install the FlashInfer that vLLM requires, with torch's CUDA toolkit.",
     ),
     KnownCause(
         "gpu-device-lost",
         "the driver has lost the GPU",
         ("_ERROR_DEVICE_LOST", "DeviceLost", "ggml_vulkan: device lost", "because the context is lost"),
         "Read the reason in `dmesg`. Use smaller batches and less memory (--max-num-batched-tokens and "
-        "--gpu-memory-utilization, llama.cpp's -ub and -c). Update kernel and driver.",
+        "--gpu-memory-utilization, llama.cpp's -ub and -c). Update kernel and driver. Try a single GPU.",
     ),
     KnownCause(
         "driver-does-not-answer",
@@ -263,13 +269,15 @@ DEVICES: Final = (
             "Memory access fault by GPU",
             "gfxhub] page fault",
         ),
-        "Try a newer vLLM, --enforce-eager, another --attention-backend, no speculative decoding, in this order.",
+        "Try a newer vLLM, --enforce-eager, another --attention-backend, no speculative decoding, in this order. For a "
+        "bug report, set CUDA_LAUNCH_BLOCKING=1, which names the kernel.",
     ),
     KnownCause(
         "graph-capture-failed",
         "vLLM cannot capture this model's CUDA graphs",
         ("not permitted when stream is capturing", "StreamCaptureUnsupported'", "depend on a capturing blocking"),
-        "Set --enforce-eager. To keep graphs, try another vLLM release.",
+        "Set --enforce-eager. To keep graphs, try another vLLM release, or leave out --speculative-config and other "
+        "features in the traceback.",
         phase=GRAPHS,
     ),
     KnownCause(
@@ -307,7 +315,8 @@ KV_CACHE_BESIDE: Final = KnownCause(
     "kv-cache-beside-another",
     "the KV cache has no room beside another engine in this log",
     (),
-    "Keep the sum of the engines' --gpu-memory-utilization below 1, and start one after the other.",
+    "Keep the sum of the engines' --gpu-memory-utilization below 1, and start one after the other. Or give each its "
+    "own GPU (CUDA_VISIBLE_DEVICES).",
     phase=KV_CACHE,
 )
 """Used if an engine has no room for its KV cache and the log has another engine with one. It has no texts."""
@@ -348,7 +357,7 @@ MEMORY: Final = (
             "Free memory on device … less than the engine's budget",
         ),
         "End other processes (`nvidia-smi`), also workers of a dead vLLM. If nearly all memory is free, lower "
-        "--gpu-memory-utilization.",
+        "--gpu-memory-utilization, because vLLM's context needs 0.5 GiB.",
     ),
     KnownCause(
         "gpu-memory-changed",
@@ -391,7 +400,8 @@ MEMORY: Final = (
         "gpu-memory-query-failed",
         "the GPU's memory is exhausted, or the container's driver does not answer",
         ("NVML_SUCCESS == r INTERNAL ASSERT FAILED",),
-        "End processes that hold GPU memory (`nvidia-smi`). If `nvidia-smi` fails too, restart the container.",
+        "End processes that hold GPU memory (`nvidia-smi`). If `nvidia-smi` fails too, restart the container, because "
+        "its driver does not fit the host's.",
     ),
     KnownCause(
         "cpu-memory-too-small",
@@ -412,7 +422,8 @@ MEMORY: Final = (
             "Task was killed due to the node running low on memory",
             "ray.exceptions.OutOfMemoryError",
         ),
-        "Raise the memory limit of the container or pod, or lower --swap-space or --cpu-offload-gb.",
+        "Raise the memory limit of the container or pod, lower --swap-space or --cpu-offload-gb, or run fewer "
+        "processes here.",
     ),
     KnownCause(
         "killed-from-outside",
@@ -425,8 +436,8 @@ MEMORY: Final = (
         "oom-killed",
         "the kernel killed a process because memory ran out",
         ("SIGKILL, by the kernel's OOM killer",),
-        "Raise the memory limit of the container or pod, or lower VLLM_CPU_KVCACHE_SPACE, --cpu-offload-gb or "
-        "--max-model-len.",
+        "Raise the memory limit of the container or pod, lower VLLM_CPU_KVCACHE_SPACE, --cpu-offload-gb or "
+        "--max-model-len, or run fewer processes here.",
         where="end",
     ),
     KnownCause(
@@ -449,7 +460,7 @@ MEMORY: Final = (
             "is killed by signal: Killed",
         ),
         "Check with `kubectl describe pod`, `docker inspect` or `dmesg` whether it was the OOM killer. If so, raise "
-        "the memory limit.",
+        "the memory limit. Loading also needs memory for the largest weights file.",
         where="end",
     ),
     KnownCause(

@@ -1,7 +1,7 @@
 """Causes that say which part of vLLM failed, by the file of the frame that raised the exception.
 
-The exception's message names no cause. If a flag turns the failed part on, the advice is to start without
-this flag. Otherwise the advice is to choose another part, or to search for the message.
+The exception's message names no cause, so the advice is to search vLLM's issues for the message. If a flag
+turns the failed part on, the advice is to start without this flag.
 """
 
 from typing import Final
@@ -18,8 +18,8 @@ FAILED_PARTS: Final = (
         "kv-connector-failed",
         "the connector that moves KV caches failed",
         ("/kv_transfer/", "/kv_offload", "/lmcache/", "/nixl", "/mooncake"),
-        "Start without --kv-transfer-config and --kv-offloading-size. If that works, use matching versions of vLLM "
-        "and connector. For NIXL, set UCX_LOG_LEVEL=info, and check RDMA and `ulimit -l`.",
+        "Start without --kv-transfer-config and --kv-offloading-size. If that works, use matching versions of vLLM and "
+        "connector (newer for hybrid models). For NIXL, set UCX_LOG_LEVEL=info, and check RDMA and `ulimit -l`.",
         "NIXL_ERR_",
         " in _update_from_kv_xfer",
         "KV connector",
@@ -35,13 +35,14 @@ FAILED_PARTS: Final = (
         "attention-failed",
         "vLLM's attention code failed",
         ("/attention/", "/flash_attn", "/vllm_flash_attn/", "/flashinfer/"),
-        "Try --attention-backend TRITON_ATTN with --kv-cache-dtype auto, then a newer vLLM.",
+        "Search vLLM's issues for the message. Try --attention-backend TRITON_ATTN with --kv-cache-dtype auto, then a "
+        "newer vLLM.",
     ),
     _failed(
         "quantization-failed",
         "vLLM's quantization code failed",
         ("/quantization/", "/compressed_tensors/", "/bitsandbytes"),
-        "Try a newer vLLM, or the model with another quantization or none.",
+        "Search vLLM's issues for the message. Try a newer vLLM, or the model with another quantization or none.",
     ),
     _failed(
         "speculative-decoding-failed",
@@ -59,7 +60,7 @@ FAILED_PARTS: Final = (
         "moe-failed",
         "vLLM's mixture-of-experts code failed",
         ("/fused_moe/",),
-        "Try another --moe-backend, then a newer vLLM.",
+        "Search vLLM's issues for the message. Try another --moe-backend, then a newer vLLM.",
     ),
     _failed(
         "model-failed",

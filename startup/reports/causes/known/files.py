@@ -20,7 +20,7 @@ FILES: Final = (
         "token-refused",
         "the hub refuses the token",
         ("Invalid user token", "Invalid credentials in Authorization header"),
-        "Set HF_TOKEN to a valid token, without quotes or line breaks.",
+        "Set HF_TOKEN to a valid token, without quotes or line breaks. `hf auth whoami` checks it.",
     ),
     KnownCause(
         "hub-unauthorized",
@@ -80,7 +80,8 @@ FILES: Final = (
         "revision-not-found",
         "the model has no such revision",
         ("RevisionNotFoundError", "is not a valid git identifier"),
-        "Check --revision against the branches and commits on the model's page. If you set none, start again.",
+        "Check --revision against the branches and commits on the model's page. If you set none, start again, or try "
+        "another release of vLLM and huggingface_hub.",
     ),
     KnownCause(
         "model-not-found",
@@ -150,8 +151,8 @@ FILES: Final = (
         "file-missing",
         "a file or a program is missing",
         ("^FileNotFoundError: [Errno 2] No such file or directory: '",),
-        "If the name has no folder, install the program. If the file is in the hub's cache, delete the model's folder "
-        "and download it again. Mount other files into the container.",
+        "If the name has no folder, install the program, or activate its environment. If the file is in the hub's "
+        "cache, delete the model's folder and download it again. Mount other files into the container.",
         is_general=True,
     ),
     KnownCause(

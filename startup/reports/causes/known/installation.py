@@ -54,8 +54,8 @@ INSTALLATION: Final = (
         "packages-replaced",
         "packages were replaced while this process ran, or only in part",
         ("(deleted): cannot open shared object file", "-packages/~"),
-        "Start again. If the start fails again, delete site-packages/~*, which an interrupted pip leaves, and "
-        "reinstall that package.",
+        "Start again. Install into an environment only while nothing runs from it. If the start fails again, delete "
+        "site-packages/~*, which an interrupted pip leaves, and reinstall that package.",
     ),
     KnownCause(
         "flash-attention-required",
@@ -86,7 +86,8 @@ INSTALLATION: Final = (
         "library-missing",
         "a shared library is missing",
         ("cannot open shared object file", "error while loading shared libraries"),
-        "Install the library. If it is libcudart.so.12 or .13, install the vLLM for your CUDA into a new environment.",
+        "Read the library's name. libcudart.so.12 or .13 shows vLLM's CUDA version. Install the vLLM for your CUDA "
+        "into a new environment.",
     ),
     KnownCause(
         "versions-do-not-fit",
@@ -100,7 +101,8 @@ INSTALLATION: Final = (
             "got multiple values for argument",
             "No module named '….…'",
         ),
-        "Install vLLM into a new environment, so that it chooses torch, transformers and FlashInfer.",
+        "Install vLLM into a new environment, so that it chooses torch, transformers and FlashInfer. A program that "
+        "calls vLLM needs the release that it was written for.",
     ),
     KnownCause(
         "package-of-model-missing",
@@ -120,14 +122,15 @@ INSTALLATION: Final = (
         "Triton's C compiler finds no Python.h or no libcuda.so",
         ("fatal error: Python.h", "cannot find -lcuda"),
         "For Python.h, install python3-dev of vLLM's Python version. For -lcuda, set LIBRARY_PATH to a folder where "
-        "libcuda.so links to the driver's libcuda.so.1.",
+        "libcuda.so links to the driver's libcuda.so.1. Or use the vllm/vllm-openai image.",
         where="hint",
     ),
     KnownCause(
         "compiler-failed",
         "the C compiler failed for Triton or torch.compile",
         tuple(f"CalledProcessError: Command '['…{name}'" for name in ("cc", "++", "clang")),
-        "Read the compiler's message before the traceback. Often python3-dev, libcuda.so or room in /tmp is missing.",
+        "Read the compiler's message before the traceback. Often python3-dev, libcuda.so or room in /tmp is missing. "
+        "CC must name a compiler for this system.",
         is_general=True,
     ),
     KnownCause(
@@ -139,7 +142,7 @@ INSTALLATION: Final = (
             "No working C++ compiler found",
             "No such file or directory: 'gcc'",
         ),
-        "Install gcc and g++ (build-essential), or set CC.",
+        "Install gcc and g++ (build-essential), or set CC. --enforce-eager avoids torch.compile but not Triton.",
     ),
     KnownCause(
         "nvcc-missing",
@@ -160,14 +163,16 @@ INSTALLATION: Final = (
         "ptxas-too-old",
         "Triton's assembler does not know this GPU",
         ("is not defined for option 'gpu-name'", "ptxas fatal", "PTXASError", "CalledProcessError: …bin/ptxas'"),
-        "Set TRITON_PTXAS_PATH to the ptxas of a CUDA toolkit that knows this GPU (13 for sm_121).",
+        "Set TRITON_PTXAS_PATH to the ptxas of a CUDA toolkit that knows this GPU (13 for sm_121), or use a vLLM built "
+        "for it.",
         where="hint",
     ),
     KnownCause(
         "torch-without-gpu",
         "the installed torch cannot use GPUs",
         ("Torch not compiled with CUDA enabled", "Torch not compiled with XPU enabled"),
-        "Install vLLM into a new environment, with the torch for these GPUs.",
+        "Install vLLM into a new environment, with the torch for these GPUs. Without GPUs, install vLLM's build for "
+        "the CPU.",
     ),
     KnownCause(
         "kernel-build-failed",
@@ -180,7 +185,8 @@ INSTALLATION: Final = (
         "compiled-model-required",
         "no compiled model fits, and --compile-cache require forbids compiling",
         ("--compile-cache require: vLLM would compile the model",),
-        "Undo the difference that the message names, or start once with the same LOCATION and without `require`.",
+        "Undo the difference, or start once with the same LOCATION and without `require`. `vllm-cli caches` shows "
+        "compiled models.",
     ),
     KnownCause(
         "compile-cache-damaged",
@@ -194,7 +200,7 @@ INSTALLATION: Final = (
             "No such file or directory: …/torchinductor_",
         ),
         "Delete torch_compile_cache in VLLM_CACHE_ROOT (~/.cache/vllm), and ~/.triton/cache. On a network disk, give "
-        "each server its own TRITON_CACHE_DIR.",
+        "each server its own TRITON_CACHE_DIR. For a test, set VLLM_DISABLE_COMPILE_CACHE=1.",
     ),
     KnownCause(
         "compilation-failed",
@@ -211,22 +217,24 @@ INSTALLATION: Final = (
             "Constraints violated (",
             "ConstraintViolationError",
         ),
-        "Set --enforce-eager. For Triton's errors, try another --attention-backend.",
+        "Set --enforce-eager. For Triton's errors, try another --attention-backend, and check that vLLM still supports "
+        "this GPU.",
         is_general=True,
     ),
     KnownCause(
         "container-command-missing",
         "the image lacks the program that the container's command names",
         ("executable file not found in $PATH",),
-        "Correct the name or the image. Give flags in Kubernetes' `args` or compose's `command`.",
+        "Correct the name or the image. Kubernetes' `command` and compose's `entrypoint` replace the image's program, "
+        "`args` and `command` its arguments.",
         where="end",
     ),
     KnownCause(
         "unknown-argument",
         "this vLLM does not know a word of the command line",
         (": error: unrecognized arguments:",),
-        "Compare the word with this version's `vllm serve --help`. Give the vllm/vllm-openai image only MODEL and "
-        "flags, each word as a separate item.",
+        "Compare the word with this version's `vllm serve --help`. Give the vllm/vllm-openai image, which already "
+        "begins with `vllm serve`, only MODEL and flags, each word as a separate item.",
         where="end",
         phase=COMMAND_LINE,
     ),

@@ -36,7 +36,8 @@ MODEL: Final = (
             "not divisible by weight quantization",
             "heads is not divisible by",
         ),
-        "Choose a --tensor-parallel-size that divides the attention heads, often 1, 2, 4 or 8.",
+        "Choose a --tensor-parallel-size that divides the attention heads, often 1, 2, 4 or 8. Use the other GPUs with "
+        "--pipeline-parallel-size or --data-parallel-size.",
     ),
     KnownCause(
         "transformers-too-new",

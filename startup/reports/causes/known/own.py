@@ -19,12 +19,13 @@ OWN: Final = (
     _own(
         "usage",
         "a flag, value, variable or file of settings is not accepted",
-        "Correct the setting that the message names.",
+        "Correct the setting that the message names. `vllm-cli serve --help=WORD` shows the flags that contain WORD.",
     ),
     _own(
         "preflight",
         "the preflight has found a fault",
-        "Correct the fault that the message names. `--preflight warn` starts in spite of it.",
+        "Correct the fault that the message names. `--preflight-only` shows all faults. `--preflight warn` starts in "
+        "spite of them.",
     ),
     _own(
         "models-file",
@@ -64,8 +65,9 @@ OWN: Final = (
     _own(
         "plain-start",
         "vLLM starts without preloading, and so more slowly",
-        "Remove the reason that the message names. If vllm-cli failed, report the log and `vllm-cli collect-env`. "
-        "After `vllm-cli caches prune --plain-starts`, starts preload again.",
+        "Remove the reason that the message names. `vllm-cli check-hooks` shows hooks that do not fit. If vllm-cli "
+        "failed, report the log and `vllm-cli collect-env`. After `vllm-cli caches prune --plain-starts`, starts "
+        "preload again.",
         is_general=True,
     ),
     UNKNOWN,

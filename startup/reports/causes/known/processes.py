@@ -8,8 +8,8 @@ STOPPED: Final = KnownCause(
     "stopped",
     "a signal stopped the process",
     ("KeyboardInterrupt", "SystemExit: 15", "received signal=SIG", "Received SIGTERM", "Received signal 15"),
-    "If nobody stopped the server, see `kubectl describe pod`. Often probes failed during a long start, or a node was "
-    "drained. docs/containers.md has fitting probes.",
+    "Nothing failed before. If nobody stopped the server, see `kubectl describe pod`. Often probes failed during a "
+    "long start, or a node was drained. docs/containers.md has fitting probes.",
     where="end",
 )
 """Counts only if nothing failed before the signal. Therefore the text alone does not show this cause."""
@@ -37,7 +37,7 @@ PROCESSES: Final = (
         "gpu-used-twice",
         "two ranks were given the same GPU",
         ("Duplicate GPU detected",),
-        "Check CUDA_VISIBLE_DEVICES, the ranks' numbers and Ray's version.",
+        "Give each rank its own GPU. Check CUDA_VISIBLE_DEVICES, the ranks' numbers and Ray's version.",
     ),
     KnownCause(
         "nccl-invalid-usage",
@@ -51,7 +51,8 @@ PROCESSES: Final = (
         "nccl-timeout",
         "a GPU waited too long for the others",
         ("Watchdog caught collective operation timeout", "ncclRemoteError", "NCCL communicator was aborted"),
-        "Find the first error of any rank, with NCCL_DEBUG=INFO. Test NCCL_P2P_DISABLE=1 or NCCL_IB_DISABLE=1.",
+        "One rank failed or hangs. Find the first error of any rank, with NCCL_DEBUG=INFO. Test NCCL_P2P_DISABLE=1 or "
+        "NCCL_IB_DISABLE=1.",
     ),
     KnownCause(
         "nccl-failed",
@@ -74,7 +75,7 @@ PROCESSES: Final = (
         "the connection between the Intel GPUs failed",
         ("oneCCL: … EXCEPTION", "|CCL_ERROR|"),
         "Run the container with -v /dev/dri:/dev/dri (not only --device), --ipc=host and --cap-add SYS_PTRACE. Show "
-        "all ranks the same GPUs.",
+        "all ranks the same GPUs. CCL_ZE_IPC_EXCHANGE chooses how memory is shared.",
     ),
     KnownCause(
         "custom-all-reduce-failed",
@@ -102,7 +103,7 @@ PROCESSES: Final = (
             "Unable to find address for",
         ),
         "Give all nodes the same --master-addr and open port. With several networks, set VLLM_HOST_IP, "
-        "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME.",
+        "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME. If a process failed before, read its log.",
     ),
     KnownCause(
         "ray-has-too-few-gpus",
@@ -126,7 +127,8 @@ PROCESSES: Final = (
         "ray-not-starting",
         "Ray could not start its processes",
         ("Failed to register worker … to Raylet",),
-        "Run `ray stop --force`, and delete /tmp/ray. On one machine, set --distributed-executor-backend mp.",
+        "Run `ray stop --force`, and delete /tmp/ray. Check memory, /dev/shm and the limit of processes. On one "
+        "machine, set --distributed-executor-backend mp.",
         where="end",
     ),
     KnownCause(
@@ -147,8 +149,9 @@ PROCESSES: Final = (
         "engine-hangs",
         "the engine hung",
         ("s (--engine-watchdog-timeout): since", "s while others wait for its memory: since"),
-        "Read the threads' stacks in the log. If a kernel or connection hangs, try NCCL_DEBUG=INFO and "
-        "--disable-custom-all-reduce. If steps take longer, raise --engine-watchdog-timeout.",
+        "Read the threads' stacks in the log. If a process is stopped, look for a debugger, a freezer or SIGSTOP. If a "
+        "kernel or connection hangs, try NCCL_DEBUG=INFO and --disable-custom-all-reduce. If steps take longer, raise "
+        "--engine-watchdog-timeout.",
     ),
     KnownCause(
         "worker-hangs",
@@ -166,7 +169,7 @@ PROCESSES: Final = (
             "Did not receive response from front-end process",
             "failed to start within",
         ),
-        "Raise VLLM_ENGINE_READY_TIMEOUT_S.",
+        "Raise VLLM_ENGINE_READY_TIMEOUT_S. Downloads, network disks and compilation without a cache take long.",
         is_general=True,
     ),
     KnownCause(
@@ -180,7 +183,8 @@ PROCESSES: Final = (
         "native-assertion",
         "an assertion failed in the program or library that the message names",
         ("Assertion `…' failed", "Assertion '…' failed", "Assertion failed: …, f"),
-        "Search that program's issues for the message, and try its newest release.",
+        "Search that program's issues for the message. Try its newest release, or leave out the option or model that "
+        "caused it.",
         where="end",
         is_general=True,
     ),
@@ -205,7 +209,8 @@ PROCESSES: Final = (
             "exit code 136",
             "exited with code 139",
         ),
-        "Set PYTHONFAULTHANDLER=1, which logs the place. Try vLLM's image, a newer version, or --enforce-eager.",
+        "Set PYTHONFAULTHANDLER=1, which logs the place. Often libraries have different versions. Try vLLM's image, a "
+        "newer version, or --enforce-eager.",
         where="end",
         is_general=True,
     ),
