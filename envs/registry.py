@@ -87,7 +87,7 @@ class Environment:
     VCLI_COMPILE_CACHE = text("Where vLLM's compiled models are shared if --compile-cache is not given.")
     VCLI_TERMINATION_LOG = path(
         lambda: Path("/dev/termination-log"),
-        "File that gets the reason of a failed start or crash, if the file exists. Kubernetes shows it.",
+        "File that gets the reason of a failed start or crash, if the file exists.",
     )
     XDG_RUNTIME_DIR = text("Folder for the sockets of this user's programs, by default vLLM's cache folder.")
     XDG_CACHE_HOME = path(lambda: Path(expand_home("~/.cache")), "The user's cache folder.")
@@ -115,7 +115,7 @@ class Environment:
     VLLM_ENABLE_RESPONSES_API_STORE = boolean(
         True, "Keep responses of /v1/responses. 0 ignores `store`, as vLLM does by default."
     )
-    VLLM_SERVER_DEV_MODE = boolean(False, "Offer /reset_mm_cache and /reset_prefix_cache, for development.")
+    VLLM_SERVER_DEV_MODE = boolean(False, "Offer /reset_mm_cache and /reset_prefix_cache.")
     VLLM_ALLOW_RUNTIME_LORA_UPDATING = boolean(False, "Offer /v1/load_lora_adapter and /v1/unload_lora_adapter.")
     VLLM_ALLOW_LONG_MAX_MODEL_LEN = boolean(
         False, "Accept a --max-model-len above the limit of a model with RoPE. Its answers may get worse."
@@ -153,12 +153,12 @@ class Environment:
     TMPDIR = text("Folder for temporary files.")
     TEMP = text("Folder for temporary files if TMPDIR is not set.")
     TMP = text("Folder for temporary files if TMPDIR and TEMP are not set.")
-    NOTIFY_SOCKET = text("Socket of the service manager, set by systemd.")
-    WATCHDOG_USEC = optional_integer("Longest pause between watchdog notifications in µs, set by systemd.", minimum=1)
-    WATCHDOG_PID = optional_integer("Process that sends the watchdog notifications, set by systemd.", minimum=1)
-    LISTEN_FDS = optional_integer("Number of sockets passed from descriptor 3 on, set by systemd.", minimum=0)
-    LISTEN_PID = optional_integer("Process that gets the sockets of LISTEN_FDS, set by systemd.", minimum=1)
-    LISTEN_FDNAMES = text("Names of the sockets of LISTEN_FDS, set by systemd.")
+    NOTIFY_SOCKET = text("Set by systemd.")
+    WATCHDOG_USEC = optional_integer("Set by systemd.", minimum=1)
+    WATCHDOG_PID = optional_integer("Set by systemd.", minimum=1)
+    LISTEN_FDS = optional_integer("Set by systemd.", minimum=0)
+    LISTEN_PID = optional_integer("Set by systemd.", minimum=1)
+    LISTEN_FDNAMES = text("Set by systemd.")
     NO_COLOR = presence("Disable colours, whatever the value.")
 
 

@@ -36,9 +36,7 @@ class LoraConfig:
 
     help_group: ClassVar[Group] = "LoRA adapters"
 
-    enable_lora: bool = setting(
-        False, "--enable-lora", "Serve LoRA adapters: a request selects one by its name in `model`."
-    )
+    enable_lora: bool = setting(False, "--enable-lora", "Serve LoRA adapters.")
     max_loras: int = setting(1, "--max-loras", "Most different adapters in one batch.", minimum=1)
     max_lora_rank: int = setting(
         16, "--max-lora-rank", "Highest rank of an adapter: 1, 8, 16, 32, 64, 128, 256, 320 or 512."
@@ -208,7 +206,7 @@ class EngineConfig:
     runner: RunnerName = setting(
         "auto",
         "--runner",
-        "Generate text, or pool it into embeddings, classes and scores. auto decides by the model's files.",
+        "Generate text, or pool it into embeddings, classes and scores.",
         group="Model",
     )
     convert: ConvertName = setting(
@@ -253,7 +251,7 @@ class RendererConfig:
     tokenizer_mode: str = setting(
         "auto",
         "--tokenizer-mode",
-        "Format of tokenizer files and conversations. auto decides by the files.",
+        "Format of tokenizer files and conversations.",
         group="Model",
         syntax="tokenizer mode",
         after="--tokenizer",
@@ -267,7 +265,7 @@ class RendererConfig:
     chat_template_content_format: Literal["auto", "string", "openai"] = setting(
         "auto",
         "--chat-template-content-format",
-        "Whether the template gets content as text or as parts. auto decides by the template.",
+        "Whether the template gets content as text or as parts.",
     )
     default_chat_template_kwargs: dict[str, Any] = setting(
         {}, "--default-chat-template-kwargs", "Template variables that a request may override."

@@ -73,7 +73,7 @@ class SeveralModelsConfig:
     models: str | None = setting(
         None,
         "--models",
-        "Serve the models of this YAML file, or of `serve A B`, behind one port. A model's first request starts it.",
+        "Serve the models of this YAML file, or of `serve A B`, behind one port.",
         variable=env.VCLI_MODELS,
         metavar="FILE",
     )
@@ -94,15 +94,14 @@ class SeveralModelsConfig:
     on_swap: Literal["stop", "sleep"] = setting(
         "stop",
         "--on-swap",
-        "How a model makes room for another one: it is stopped or, with vLLM on a GPU, sleeps and wakes in a second or "
-        "a few.",
+        "How a model makes room for another one. Only vLLM on a GPU can sleep.",
         choices=("stop", "sleep"),
     )
     max_wait_s: float = setting(
         10.0,
         "--max-wait",
-        "How long a request without room waits for other models to become idle. Then these get no new requests. With "
-        "--restart, how long it waits for its model.",
+        "How long a request without room waits for other models to become idle. With --restart, how long a request "
+        "waits for its model.",
         above=0,
     )
     max_waiting: int = setting(

@@ -142,8 +142,7 @@ _WITHOUT_FIELD: Final = (
     SupportedFlag(
         "--detach",
         shape=Shape.SWITCH,
-        help="Run in the background. Returns when the server is ready, or with a failed start's exit code. `vllm-cli "
-        "ps` names its log.",
+        help="Run in the background. Returns when the server is ready, or with a failed start's exit code.",
         role="router",
     ),
 )

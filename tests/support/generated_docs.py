@@ -40,10 +40,7 @@ _MANY: Final = 2
 """An option that at least this many commands have is described only once."""
 _ALL_RELEASES: Final = "all"
 _VARIABLES_OF_FLAGS: Final = "If the command line lacks a [flag](flags.md), the variable of the flag sets its value:"
-_IGNORED_NOTE: Final = (
-    "The embedded engine accepts these flags, and prints a notice that they have no effect. Each item begins with\n"
-    "the reason."
-)
+_IGNORED_NOTE: Final = "The embedded engine accepts these flags, and prints a notice that they have no effect."
 
 
 def walk_commands(group: click.Group = cli, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
@@ -74,8 +71,8 @@ def build_cli_page() -> str:
         sections += _describe_commands([*alike], shared)
     sections += ["## Further commands", "", *_command_tables({entry.name: each for entry, each in small.items()})]
     introduction = (
-        "Every command describes its options with `--help`. The flags of `vllm-cli serve [MODEL]` are in\n"
-        "[flags.md](flags.md), and the environment variables are in [environment.md](environment.md)."
+        "The flags of `vllm-cli serve [MODEL]` are in [flags.md](flags.md), and the environment variables are in\n"
+        "[environment.md](environment.md)."
     )
     return _page("Commands", introduction, sections)
 
@@ -100,7 +97,6 @@ def build_flags_page() -> str:
         "## Flags of vLLM only with --engine vllm",
         "",
         "The embedded engine rejects these flags, unless the given value has no effect (for example vLLM's default).",
-        "Each item begins with the feature that the engine lacks.",
         "",
     ]
     sections += _flags_by_reason(REJECTED)
@@ -110,10 +106,8 @@ def build_flags_page() -> str:
 def build_environment_page() -> str:
     """The text of docs/environment.md: the variables that users may set. Those of flags are only listed."""
     introduction = (
-        "The variables on this page configure vllm-cli. The program also reads other variables, for example `HOME`,\n"
-        "`LD_PRELOAD` and vLLM's own variables. A variable with an empty value counts as unset. `vllm-cli env` shows\n"
-        "the present values, and masks secrets. A boolean variable is on if its value is 1, true, yes or on, and off\n"
-        "if its value is 0, false, no or off."
+        "A variable with an empty value counts as unset. `vllm-cli env` shows the present values, and masks secrets. A\n"
+        "boolean variable is on if its value is 1, true, yes or on, and off if its value is 0, false, no or off."
     )
     flags = {flag.variable.name: flag.name for group in GROUPS.values() for flag in group if flag.variable}
     names = ", ".join(f"`{variable}` (`{flag}`)" for variable, flag in sorted(flags.items()))
@@ -140,10 +134,8 @@ def build_hooks_page() -> str:
         "declaration of a hook, `Hook(…)` below `startup`, lists in `needs` the names and texts on which the hook\n"
         "relies. If a hook or one of its changes does not fit the installed code, the launcher leaves out that hook\n"
         "or change, with a warning. If a hook in **bold** does not fit, vLLM starts without preloading (a *plain*\n"
-        "start). If only an import shows that the hook does not fit, the launcher starts again, and later starts are\n"
-        "plain from the beginning. `vllm-cli check-hooks` checks all hooks. The variable VCLI_LEAVE_OUT leaves out\n"
-        "hooks that are not in bold. A gain is the time with the hook, divided by the time without the hook\n"
-        "([figures](../figures.md))."
+        "start). `vllm-cli check-hooks` checks all hooks. A gain is the time with the hook, divided by the time\n"
+        "without the hook ([figures](../figures.md))."
     )
     head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Gain or promise")
     sections = [*_table(head, map(_hook_row, PARTS.values())), ""]
@@ -181,12 +173,6 @@ _SHAPES: Final = (
         "`patches/tokenizers.py:PreparedPool`",
         "vLLM's renderer calls `copy.copy`: its module is two frames above `__copy__`",
         "the tokenizer is copied again: a slower warm start",
-        "`vllm_engine/test_same_as_plain.py`",
-    ),
-    (
-        "`patches/late_imports.py`",
-        "import statements outside of functions, with names used only in calls and annotations",
-        "a missing statement has no effect; another use imports the module",
         "`vllm_engine/test_same_as_plain.py`",
     ),
     (
@@ -236,16 +222,6 @@ _OPEN_CHANGES: Final = (
         ("forks",),
         {"58183": "an executor that checkpoints workers"},
         "Workers are forked if `get_mp_context` starts them, else new programs, as in plain vLLM.",
-    ),
-    (
-        ("preload profile",),
-        {"41286": "Model Runner V1 goes"},
-        "Nothing: the built-in list has V2.",
-    ),
-    (
-        ("unused imports",),
-        {"57310": "vLLM itself imports `torch._inductor` late", "40328": "imports of the API server"},
-        "The hook does not fit or has no effect, and nothing is lost.",
     ),
     (
         ("records of compiled models",),
@@ -322,7 +298,7 @@ def _describe_commands(entries: Sequence[CommandEntry], shared: Sequence[tuple[s
             yield from (*_table(_OPTIONS, own), "")
         if names := [f"`{name}`" for row in rows if row in shared for name in re.findall(r"--[a-z-]+", row[0])]:
             them = "This command also accepts" if len(entries) == 1 else "These commands accept"
-            title = "the following [options of several commands](#options-of-several-commands)"
+            title = "these [options of several commands](#options-of-several-commands)"
             yield from _paragraph(f"{them} {title}: {', '.join(names)}.")
     yield ""
 
