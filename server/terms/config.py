@@ -44,7 +44,7 @@ class LoraConfig:
     max_cpu_loras: int | None = setting(
         None,
         "--max-cpu-loras",
-        "Most adapters in memory, by default unlimited. A further one is refused.",
+        "Most adapters in memory, by default unlimited. Further adapters are refused.",
         minimum=1,
     )
     lora_dtype: LoraDtype = setting("auto", "--lora-dtype", "Type of adapters' weights. auto is the model's.")
@@ -161,7 +161,7 @@ class EngineConfig:
     quantization: Literal["int8"] | None = setting(
         None,
         "--quantization",
-        "On CPUs, int8 quantizes linear layers, to half of their memory.",
+        "On CPUs, int8 quantizes linear layers, which halves their memory.",
         group="Model",
         aliases=("-q",),
         syntax="quantization",
@@ -265,7 +265,7 @@ class RendererConfig:
     chat_template_content_format: Literal["auto", "string", "openai"] = setting(
         "auto",
         "--chat-template-content-format",
-        "Whether the template gets content as text or as parts.",
+        "Whether the chat template gets messages' content as text (string) or as a list of parts (openai).",
     )
     default_chat_template_kwargs: dict[str, Any] = setting(
         {}, "--default-chat-template-kwargs", "Template variables that a request may override."

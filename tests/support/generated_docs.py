@@ -106,8 +106,9 @@ def build_flags_page() -> str:
 def build_environment_page() -> str:
     """The text of docs/environment.md: the variables that users may set. Those of flags are only listed."""
     introduction = (
-        "A variable with an empty value counts as unset. `vllm-cli env` shows the present values, and masks secrets. A\n"
-        "boolean variable is on if its value is 1, true, yes or on, and off if its value is 0, false, no or off."
+        "An empty value counts as unset, except for CUDA_VISIBLE_DEVICES. `vllm-cli env` shows the present values,\n"
+        "and masks secrets. A boolean variable is on if its value is 1, true, yes or on, and off if its value is 0,\n"
+        "false, no or off."
     )
     flags = {flag.variable.name: flag.name for group in GROUPS.values() for flag in group if flag.variable}
     names = ", ".join(f"`{variable}` (`{flag}`)" for variable, flag in sorted(flags.items()))
@@ -131,19 +132,21 @@ def build_hooks_page() -> str:
     """The text of docs/dev/vllm-hooks.md: every hook that the launcher places in other programs."""
     introduction = (
         "With `--engine vllm`, the launcher changes or uses internals of vLLM and its libraries at run time. The\n"
-        "declaration of a hook, `Hook(…)` below `startup`, lists in `needs` the names and texts on which the hook\n"
-        "relies. If a hook or one of its changes does not fit the installed code, the launcher leaves out that hook\n"
-        "or change, with a warning. If a hook in **bold** does not fit, vLLM starts without preloading (a *plain*\n"
-        "start). `vllm-cli check-hooks` checks all hooks. A gain is the time with the hook, divided by the time\n"
-        "without the hook ([figures](../figures.md))."
+        "launcher *preloads* vLLM: one process, the *forkserver*, imports modules, and vLLM's other processes are\n"
+        "forked from the forkserver. The declaration of a hook, `Hook(…)` below `startup`, lists in `needs` the names\n"
+        "and texts on which the hook relies. If a hook or one of its changes does not fit the installed code, the\n"
+        "launcher leaves out that hook or change, with a warning. If a hook in **bold** does not fit, vLLM starts\n"
+        "without preloading (a *plain* start). `vllm-cli check-hooks` checks all hooks. A gain is the time with the\n"
+        "hook, divided by the time without the hook ([figures](../figures.md)). A *warm* start is forked from a\n"
+        "standby. Any other start is *cold*."
     )
     head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Gain or promise")
     sections = [*_table(head, map(_hook_row, PARTS.values())), ""]
     sections += ["## Open changes of vLLM that will break a hook", ""]
-    sections += ["Issues and pull requests that were open in November 2026.", ""]
+    sections += ["These issues and pull requests were open in November 2026.", ""]
     rows = ((_hook_names(hooks), _links(changes), effect) for hooks, changes, effect in _OPEN_CHANGES)
     sections += _table(("Hook", "Change", "What happens then"), rows)
-    sections += ["", "## Code that lives by the shape of other code", ""]
+    sections += ["", "## Code that depends on internals of other code", ""]
     sections += _table(("Code", "Assumption", "Otherwise", "Test"), _SHAPES)
     return _page("Hooks in vLLM and its libraries", introduction, sections)
 
@@ -172,13 +175,13 @@ _SHAPES: Final = (
     (
         "`patches/tokenizers.py:PreparedPool`",
         "vLLM's renderer calls `copy.copy`: its module is two frames above `__copy__`",
-        "the tokenizer is copied again: a slower warm start",
+        "the tokenizer is copied again, which makes warm starts slower",
         "`vllm_engine/test_same_as_plain.py`",
     ),
     (
         "`vllm_words/facts.py:_kind_of`",
-        "the names of vLLM's functions that convert values",
-        "the values of such flags are not checked before vLLM",
+        "vLLM's functions that convert values keep their names",
+        "the preflight does not check the values of such flags",
         "`vllm_engine/test_vllm_facts.py`",
     ),
     (
@@ -189,7 +192,7 @@ _SHAPES: Final = (
     ),
     (
         "`causes/own_faults.py`, `causes/known/failed_parts.py`",
-        "the functions of vLLM and multiprocessing in tracebacks",
+        "tracebacks contain certain functions of vLLM and multiprocessing",
         "`explain` is less specific, or blames vLLM for a fault of ours",
         "`vllm_engine/test_own_faults.py`, `test_crash_digest.py`",
     ),
@@ -201,7 +204,7 @@ _OPEN_CHANGES: Final = (
     (
         ("preloading", "unused imports", "port", "drain", "engine's death"),
         {"54653": "`vllm.entrypoints` moves to `vllm.frontend`"},
-        "Hooks follow shims at the old places (`place_of` in `hook.py`). Without shims: a plain start.",
+        "Hooks follow shims at the old places (`place_of` in `hook.py`). Without shims, starts are plain.",
     ),
     (
         ("port", "probes while serving"),
@@ -211,7 +214,7 @@ _OPEN_CHANGES: Final = (
     (
         ("port",),
         {"57637": "vLLM sends READY=1"},
-        "The launcher sends it once. In a plain start, both do.",
+        "The launcher sends READY=1 once. In a plain start, vLLM and the launcher both send it.",
     ),
     (
         ("engine's death",),
@@ -221,7 +224,8 @@ _OPEN_CHANGES: Final = (
     (
         ("forks",),
         {"58183": "an executor that checkpoints workers"},
-        "Workers are forked if `get_mp_context` starts them, else new programs, as in plain vLLM.",
+        "If `get_mp_context` starts the workers, they are forked. Otherwise, workers are new programs, as in plain "
+        "vLLM.",
     ),
     (
         ("records of compiled models",),
@@ -231,7 +235,8 @@ _OPEN_CHANGES: Final = (
     (
         ("Rust frontend",),
         {"40846": "the Rust frontend changes"},
-        "If engines register in another way or other code starts the program, such starts are plain.",
+        "If engines register in another way, or if other code starts the frontend, starts with the Rust frontend are "
+        "plain.",
     ),
 )
 """Rows: hooks, the open changes of vLLM that affect these hooks (number -> text), and the effects."""

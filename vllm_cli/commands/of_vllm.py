@@ -34,8 +34,8 @@ class VllmCommand(click.Command):
 
 launch: Final = VllmCommand("launch", help="vLLM's command: start one component alone.")
 snapshot: Final = VllmCommand("snapshot", help="vLLM's command: keep an initialized engine, and restore it.")
-download_kernels: Final = VllmCommand("download-kernels", help="vLLM's command: install kernels that it would compile.")
-preload: Final = VllmCommand("preload", help="vLLM's command: hold weights in GPU memory for restarting engines.")
+download_kernels: Final = VllmCommand("download-kernels", help="vLLM's command: install precompiled kernels.")
+preload: Final = VllmCommand("preload", help="vLLM's command: hold weights in GPU memory while engines restart.")
 BENCHMARKS: Final = (
     VllmCommand("latency", help="vLLM's command."),
     VllmCommand("throughput", help="vLLM's command."),
