@@ -49,7 +49,7 @@ class NetworkConfig:
     api_keys: tuple[str, ...] = setting(
         (),
         "--api-key",
-        "A request must contain one of these keys. Other users cannot read the variable or --api-key-file.",
+        "A request must contain one of these keys. To hide keys from other users, use the variable or --api-key-file.",
         role="keys",
         variable=env.VLLM_API_KEY,
         metavar="KEY...",
@@ -64,7 +64,7 @@ class NetworkConfig:
     api_key_everywhere: bool = setting(
         False,
         "--api-key-everywhere",
-        "Require a key for all routes except probes, also /metrics and /status.json.",
+        "Require a key for all routes (even /metrics and /status.json) except probes.",
         role="keys",
     )
     web_page: bool = setting(True, "--web-page", "Serve a page at / with a chat and the model's state.")
@@ -93,7 +93,9 @@ class TlsConfig:
 
     ssl_keyfile: str | None = setting(None, "--ssl-keyfile", "Private key for HTTPS.", metavar="FILE")
     ssl_certfile: str | None = setting(None, "--ssl-certfile", "Certificate for HTTPS.", metavar="FILE")
-    ssl_ca_certs: str | None = setting(None, "--ssl-ca-certs", "CAs of client certificates.", metavar="FILE")
+    ssl_ca_certs: str | None = setting(
+        None, "--ssl-ca-certs", "Certificates of the CAs that sign client certificates.", metavar="FILE"
+    )
     ssl_cert_reqs: int = setting(
         0,
         "--ssl-cert-reqs",

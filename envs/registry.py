@@ -58,7 +58,7 @@ OWN_PREFIX: Final = "VCLI_"
 class Environment:
     """The variables. An attribute's name is the variable's name."""
 
-    VCLI_LEAVE_OUT = names("Hooks and parts of docs/vllm-engine.md to leave out.")
+    VCLI_LEAVE_OUT = names("Hooks and parts that a start leaves out. docs/vllm-engine.md lists them.")
     VCLI_LOG_FORMAT = choice("text", LOG_FORMATS, "Format of log lines if --log-format is not given.")
     VCLI_PRELOAD_MODULE = internal(text("Module of the model's class, for the forkserver."))
     VCLI_ENGINE = choice("auto", ENGINES, "Engine of `serve` if --engine is not given.")
@@ -77,7 +77,7 @@ class Environment:
     VCLI_ENGINE_WATCHDOG_TIMEOUT = seconds(
         300.0, "Seconds after which a silent engine is ended, without --engine-watchdog-timeout. 0 never ends it."
     )
-    VCLI_PROBE_PROCESS = boolean(True, "Answer `/health` in a process of its own while vLLM serves.")
+    VCLI_PROBE_PROCESS = boolean(True, "While vLLM serves, answer `/health` in a separate process.")
     VCLI_PRELOAD_PLAN = internal(text("File with the modules that vLLM's forkserver imports."))
     VCLI_START_FOLDER = internal(text("Folder of one start. Programs of vLLM that have it end with the start."))
     VCLI_API_PROCESS = internal(optional_integer("Id of the API process, with which the forkserver exits.", minimum=1))
@@ -87,9 +87,9 @@ class Environment:
     VCLI_COMPILE_CACHE = text("Where vLLM's compiled models are shared if --compile-cache is not given.")
     VCLI_TERMINATION_LOG = path(
         lambda: Path("/dev/termination-log"),
-        "File that gets the reason of a failed start or crash, if the file exists. Kubernetes shows it.",
+        "File that gets the reason of a failed start or crash, if the file exists.",
     )
-    XDG_RUNTIME_DIR = text("Folder for the sockets of this user's programs, by default vLLM's cache folder.")
+    XDG_RUNTIME_DIR = text("Folder for sockets, by default vLLM's cache folder.")
     XDG_CACHE_HOME = path(lambda: Path(expand_home("~/.cache")), "The user's cache folder.")
 
     VLLM_WORKER_MULTIPROC_METHOD = choice("forkserver", START_METHODS, "How the engine process is started.")
@@ -105,61 +105,62 @@ class Environment:
         "JSON file with a configuration of Python's logging if --log-config-file is not given."
     )
     VLLM_LOG_STATS_INTERVAL = number(10.0, "Seconds between two log lines with statistics.", above=0)
-    VLLM_MAX_N_SEQUENCES = integer(16384, "Largest `n` of a request, and most prompts times n.", minimum=1)
+    VLLM_MAX_N_SEQUENCES = integer(16384, "Largest `n`, and largest product of prompts and `n`.", minimum=1)
     VLLM_MAX_COMPLETION_PROMPTS = integer(2048, "Most prompts of a request without --http-max-prompts.", minimum=1)
     VLLM_MAX_STOP_STRINGS = integer(64, "Most stop strings of a request without --http-max-stop-strings.", minimum=1)
-    VLLM_IMAGE_FETCH_TIMEOUT = integer(5, "Seconds to fetch an image, with redirects.", minimum=1)
+    VLLM_IMAGE_FETCH_TIMEOUT = integer(5, "Most seconds to fetch an image, including redirects.", minimum=1)
     VLLM_MEDIA_URL_ALLOW_REDIRECTS = boolean(True, "Follow redirects of an image's URL to other allowed hosts.")
     VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB = integer(64, "Largest image as downloaded, in MiB.", minimum=1)
     VLLM_MAX_IMAGE_PIXELS = integer(89_478_485, "Most pixels of an image.", minimum=1)
     VLLM_ENABLE_RESPONSES_API_STORE = boolean(
-        True, "Keep responses of /v1/responses. 0 ignores `store`, as vLLM does by default."
+        True, "Keep responses of /v1/responses. With 0, requests' `store` has no effect, as in vLLM by default."
     )
-    VLLM_SERVER_DEV_MODE = boolean(False, "Offer /reset_mm_cache and /reset_prefix_cache, for development.")
+    VLLM_SERVER_DEV_MODE = boolean(False, "Offer /reset_mm_cache and /reset_prefix_cache.")
     VLLM_ALLOW_RUNTIME_LORA_UPDATING = boolean(False, "Offer /v1/load_lora_adapter and /v1/unload_lora_adapter.")
     VLLM_ALLOW_LONG_MAX_MODEL_LEN = boolean(
-        False, "Accept a --max-model-len above the limit of a model with RoPE. Its answers may get worse."
+        False, "Accept a --max-model-len above the limit of a model with RoPE. The model's answers may get worse."
     )
-    VLLM_FORCE_AOT_LOAD = boolean(False, "Fail instead of compiling, as --compile-cache require does.")
+    VLLM_FORCE_AOT_LOAD = boolean(False, "A start that would compile fails, as with --compile-cache require.")
     VLLM_CACHE_ROOT = path(lambda: env.XDG_CACHE_HOME.get() / "vllm", "Folder for files kept between starts.")
 
     HF_HUB_OFFLINE = hub_boolean("Take models from the cache only.")
-    TRANSFORMERS_OFFLINE = hub_boolean("Same as HF_HUB_OFFLINE, if that is not set.")
+    TRANSFORMERS_OFFLINE = hub_boolean("Used in place of HF_HUB_OFFLINE if HF_HUB_OFFLINE is not set.")
     HF_HOME = hub_path(lambda: f"{env.XDG_CACHE_HOME.get()}/huggingface", "Folder of Hugging Face's caches.")
     HUGGINGFACE_HUB_CACHE = hub_path(lambda: env.HF_HOME.get() / "hub", "Former name of HF_HUB_CACHE.")
     HF_HUB_CACHE = hub_path(lambda: env.HUGGINGFACE_HUB_CACHE.get(), "Folder of models downloaded from the hub.")
     HF_TOKEN = text("Token for gated and private models if --hf-token is not given.")
     HUGGING_FACE_HUB_TOKEN = text("Former name of HF_TOKEN.")
     HF_TOKEN_PATH = hub_path(lambda: env.HF_HOME.get() / "token", "File with the token that `hf auth login` stored.")
-    HF_HUB_DISABLE_IMPLICIT_TOKEN = hub_boolean("Send no token to the hub but that of --hf-token.")
-    HF_HUB_ETAG_TIMEOUT = hub_seconds(8, "Longest time for a list of a repository's files.")
-    HF_HUB_DOWNLOAD_TIMEOUT = hub_seconds(15, "Time without a byte until a download's connection is replaced.")
+    HF_HUB_DISABLE_IMPLICIT_TOKEN = hub_boolean("Send only the token of --hf-token to the hub.")
+    HF_HUB_ETAG_TIMEOUT = hub_seconds(8, "Most seconds that the hub may take to list a repository's files.")
+    HF_HUB_DOWNLOAD_TIMEOUT = hub_seconds(15, "Seconds without data after which a download opens a new connection.")
     HF_ENDPOINT = text(
-        "Address of a mirror of the Hugging Face hub. Several, with commas between them, are tried in this order. Each "
-        "gets the token."
+        "Address of a mirror of the Hugging Face hub, or several addresses separated by commas. Mirrors are tried in "
+        "this order, and each gets the token."
     )
 
     OPENAI_API_KEY = text("Key that clients such as `chat` and `bench` send if --api-key is not given.")
     OMP_NUM_THREADS = optional_integer(
-        "Threads of the forward pass on a CPU, by default the processors that others leave free.", minimum=1
+        "Number of threads that compute on a CPU, by default the number of processors that other processes leave free.",
+        minimum=1,
     )
     OMP_WAIT_POLICY = text("Whether OpenMP's waiting threads spin (active) or sleep (passive).")
-    GOMP_SPINCOUNT = text("How long OpenMP's threads spin before they sleep, by default 10000.")
-    ONEDNN_PRIMITIVE_CACHE_CAPACITY = text("Kernels that oneDNN keeps on a CPU, by default 128.")
+    GOMP_SPINCOUNT = text("How often OpenMP's waiting threads spin before they sleep, by default 10000.")
+    ONEDNN_PRIMITIVE_CACHE_CAPACITY = text("Number of kernels that oneDNN keeps on a CPU, by default 128.")
     DNNL_PRIMITIVE_CACHE_CAPACITY = text("Former name of ONEDNN_PRIMITIVE_CACHE_CAPACITY.")
-    LRU_CACHE_CAPACITY = text("Kernels that ideep, torch's layer above oneDNN, keeps, by default 128.")
-    CUDA_VISIBLE_DEVICES = text("GPUs that may be used, by number or id. Empty or -1 is none.")
-    PYTORCH_NVML_BASED_CUDA_CHECK = text("How torch detects a GPU, by default 1: without initializing CUDA.")
+    LRU_CACHE_CAPACITY = text("Number of kernels that ideep (torch's layer above oneDNN) keeps, by default 128.")
+    CUDA_VISIBLE_DEVICES = text("GPUs that may be used, by number or id. An empty value or -1 means no GPU.")
+    PYTORCH_NVML_BASED_CUDA_CHECK = text("With 1 (default), torch detects a GPU without initializing CUDA.")
     TMPDIR = text("Folder for temporary files.")
     TEMP = text("Folder for temporary files if TMPDIR is not set.")
     TMP = text("Folder for temporary files if TMPDIR and TEMP are not set.")
-    NOTIFY_SOCKET = text("Socket of the service manager, set by systemd.")
-    WATCHDOG_USEC = optional_integer("Longest pause between watchdog notifications in µs, set by systemd.", minimum=1)
-    WATCHDOG_PID = optional_integer("Process that sends the watchdog notifications, set by systemd.", minimum=1)
-    LISTEN_FDS = optional_integer("Number of sockets passed from descriptor 3 on, set by systemd.", minimum=0)
-    LISTEN_PID = optional_integer("Process that gets the sockets of LISTEN_FDS, set by systemd.", minimum=1)
-    LISTEN_FDNAMES = text("Names of the sockets of LISTEN_FDS, set by systemd.")
-    NO_COLOR = presence("Disable colours, whatever the value.")
+    NOTIFY_SOCKET = text("Set by systemd.")
+    WATCHDOG_USEC = optional_integer("Set by systemd.", minimum=1)
+    WATCHDOG_PID = optional_integer("Set by systemd.", minimum=1)
+    LISTEN_FDS = optional_integer("Set by systemd.", minimum=0)
+    LISTEN_PID = optional_integer("Set by systemd.", minimum=1)
+    LISTEN_FDNAMES = text("Set by systemd.")
+    NO_COLOR = presence("If this variable is set, the output has no colours.")
 
 
 env: Final[Environment] = Environment()

@@ -36,9 +36,7 @@ class LoraConfig:
 
     help_group: ClassVar[Group] = "LoRA adapters"
 
-    enable_lora: bool = setting(
-        False, "--enable-lora", "Serve LoRA adapters: a request selects one by its name in `model`."
-    )
+    enable_lora: bool = setting(False, "--enable-lora", "Serve LoRA adapters.")
     max_loras: int = setting(1, "--max-loras", "Most different adapters in one batch.", minimum=1)
     max_lora_rank: int = setting(
         16, "--max-lora-rank", "Highest rank of an adapter: 1, 8, 16, 32, 64, 128, 256, 320 or 512."
@@ -46,7 +44,7 @@ class LoraConfig:
     max_cpu_loras: int | None = setting(
         None,
         "--max-cpu-loras",
-        "Most adapters in memory, by default unlimited. A further one is refused.",
+        "Most adapters in memory, by default unlimited. Further adapters are refused.",
         minimum=1,
     )
     lora_dtype: LoraDtype = setting("auto", "--lora-dtype", "Type of adapters' weights. auto is the model's.")
@@ -163,7 +161,7 @@ class EngineConfig:
     quantization: Literal["int8"] | None = setting(
         None,
         "--quantization",
-        "On CPUs, int8 quantizes linear layers, to half of their memory.",
+        "On CPUs, int8 quantizes linear layers, which halves their memory.",
         group="Model",
         aliases=("-q",),
         syntax="quantization",
@@ -208,7 +206,7 @@ class EngineConfig:
     runner: RunnerName = setting(
         "auto",
         "--runner",
-        "Generate text, or pool it into embeddings, classes and scores. auto decides by the model's files.",
+        "Generate text, or pool it into embeddings, classes and scores.",
         group="Model",
     )
     convert: ConvertName = setting(
@@ -253,7 +251,7 @@ class RendererConfig:
     tokenizer_mode: str = setting(
         "auto",
         "--tokenizer-mode",
-        "Format of tokenizer files and conversations. auto decides by the files.",
+        "Format of tokenizer files and conversations.",
         group="Model",
         syntax="tokenizer mode",
         after="--tokenizer",
@@ -267,7 +265,7 @@ class RendererConfig:
     chat_template_content_format: Literal["auto", "string", "openai"] = setting(
         "auto",
         "--chat-template-content-format",
-        "Whether the template gets content as text or as parts. auto decides by the template.",
+        "Whether the chat template gets messages' content as text (string) or as a list of parts (openai).",
     )
     default_chat_template_kwargs: dict[str, Any] = setting(
         {}, "--default-chat-template-kwargs", "Template variables that a request may override."

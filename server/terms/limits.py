@@ -17,33 +17,40 @@ class LimitsConfig:
     max_queued_requests: int | None = setting(
         4096,
         "--max-num-queued-reqs",
-        "Most requests that wait or run, counting every prompt n times, then 503 and Retry-After.",
+        "Most requests that wait or run. Each prompt counts `n` times. Further requests get 503 and Retry-After.",
         syntax="count",
         minimum=0,
     )
     max_queued_tokens: int | None = setting(
         None,
         "--max-num-queued-tokens",
-        "Most prompt tokens that wait for their first token, by default unlimited, then 503 and Retry-After.",
+        "Most prompt tokens of requests that wait for their first token, by default unlimited. Further requests get "
+        "503 and Retry-After.",
         syntax="count",
         minimum=0,
     )
     max_head_bytes: int = setting(
         65_536,
         "--h11-max-incomplete-event-size",
-        "Largest request line and headers together, else 431.",
+        "Largest request line and headers together. Larger ones get 431.",
         syntax="size",
         minimum=1,
         role="both",
     )
     """Trailers and the framing of a chunked body have the same limit."""
     max_headers: int = setting(
-        256, "--h11-max-header-count", "Most headers of a request, then 431.", syntax="count", minimum=1, role="both"
+        256,
+        "--h11-max-header-count",
+        "Most headers of a request. A request with more headers gets 431.",
+        syntax="count",
+        minimum=1,
+        role="both",
     )
     max_connections: int = setting(
         16_384,
         "--http-max-connections",
-        "Most connections, within the limit of open files. Then an idle one closes, or a new one gets 503.",
+        "Most connections, within the limit of open files. Above it, the server closes an idle connection, or "
+        "answers a new one with 503.",
         syntax="count",
         minimum=1,
         role="port",
@@ -51,7 +58,7 @@ class LimitsConfig:
     max_body_bytes: int = setting(
         32 << 20,
         "--http-max-body-size",
-        "Largest body without prompt_embeds, else 413.",
+        "Largest body of a request without prompt_embeds. A larger body gets 413.",
         syntax="size",
         minimum=1,
         role="both",
@@ -60,7 +67,8 @@ class LimitsConfig:
     max_held_bytes: int | None = setting(
         None,
         "--http-max-held-size",
-        "Most bytes of bodies and tensors in all requests, by default an eighth of free memory, then 503.",
+        "Most bytes of bodies and tensors in all requests, by default an eighth of free memory. Further requests get "
+        "503.",
         syntax="size",
         minimum=1,
         role="both",
@@ -68,7 +76,7 @@ class LimitsConfig:
     header_timeout_s: float = setting(
         20.0,
         "--http-header-timeout",
-        "Time for a request's headers, then 408. A TLS handshake may take as long.",
+        "Time in which a request's headers must arrive. Then the client gets 408. A TLS handshake may take as long.",
         above=0,
         role="port",
     )
@@ -76,7 +84,7 @@ class LimitsConfig:
     body_timeout_s: float = setting(
         30.0,
         "--http-body-timeout",
-        "Time for a body, extended by --http-min-body-rate, then 408.",
+        "Time in which a body must arrive. Then the client gets 408. --http-min-body-rate extends this time.",
         above=0,
         role="port",
     )
@@ -91,7 +99,7 @@ class LimitsConfig:
     send_timeout_s: float = setting(
         60.0,
         "--http-send-timeout",
-        "Time for a client to read buffered data, then the connection closes.",
+        "Time in which a client must read buffered data. Then the connection closes.",
         above=0,
         role="both",
     )
@@ -99,7 +107,7 @@ class LimitsConfig:
     send_buffer_bytes: int = setting(
         65_536,
         "--http-send-buffer-size",
-        "Bytes buffered for a slow client. Then the response waits until the client reads.",
+        "Most bytes buffered for a slow client. While the buffer is full, the response waits for the client.",
         syntax="size",
         minimum=1,
         role="both",
@@ -107,7 +115,7 @@ class LimitsConfig:
     max_json_values: int = setting(
         1_000_000,
         "--http-max-json-values",
-        "Most objects, lists, texts and numbers in a body, else 400.",
+        "Most objects, lists, texts and numbers in a body. Above it, the request gets 400.",
         syntax="count",
         minimum=1,
     )
@@ -116,14 +124,14 @@ class LimitsConfig:
     max_prompts: int = from_variable(
         env.VLLM_MAX_COMPLETION_PROMPTS,
         "--http-max-prompts",
-        "Most prompts, inputs or documents, else 400.",
+        "Most prompts, inputs or documents of a request. Above it, the request gets 400.",
         syntax="count",
         minimum=1,
     )
     max_stop_strings: int = from_variable(
         env.VLLM_MAX_STOP_STRINGS,
         "--http-max-stop-strings",
-        "Most stop strings, else 400.",
+        "Most stop strings of a request. Above it, the request gets 400.",
         syntax="count",
         minimum=1,
     )
@@ -131,7 +139,7 @@ class LimitsConfig:
     max_stored_responses: int = setting(
         1024,
         "--http-max-stored-responses",
-        "Most responses of /v1/responses that are kept, the newest. 0 keeps none.",
+        "How many of the newest responses of /v1/responses are kept. 0 keeps none.",
         syntax="count",
         minimum=0,
     )

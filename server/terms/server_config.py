@@ -41,7 +41,8 @@ class GenerationConfig:
     anthropic_disabled_thinking_effort: DisabledThinkingEffort = setting(
         "auto",
         "--anthropic-disabled-thinking-effort",
-        "reasoning_effort for disabled thinking in /v1/messages. auto is none, or low if the template ignores that.",
+        "reasoning_effort of requests to /v1/messages that disable thinking. auto means none, or low if the chat "
+        "template ignores none.",
     )
     enable_auto_tool_choice: bool = setting(
         False, "--enable-auto-tool-choice", "Let the model choose tools. Needs --tool-call-parser."
@@ -61,8 +62,8 @@ class GenerationConfig:
     reasoning_config: dict[str, Any] = setting(
         {},
         "--reasoning-config",
-        "For `thinking_token_budget`, instead of --reasoning-parser's tags: `reasoning_start_str` begins the count, "
-        "and `reasoning_end_str` ends the reasoning after the budget.",
+        "Tags for `thinking_token_budget`, in place of --reasoning-parser's: the count begins at "
+        "`reasoning_start_str`, and after the budget, `reasoning_end_str` ends the reasoning.",
     )
     exclude_tools_when_tool_choice_none: bool = setting(
         False, "--exclude-tools-when-tool-choice-none", 'Leave tools out of the prompt when `tool_choice` is "none".'
@@ -124,7 +125,7 @@ class ServerConfig:
     lora_adapter_root: str | None = setting(
         None,
         "--lora-adapter-root",
-        "Folder for the adapters of /v1/load_lora_adapter, by default any.",
+        "Folder from which /v1/load_lora_adapter may load adapters, by default any folder.",
         group="LoRA adapters",
         metavar="FOLDER",
     )

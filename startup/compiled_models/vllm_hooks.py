@@ -45,8 +45,8 @@ COMPILED_MODELS: Final = Hook(
     "records of compiled models",
     does="records what vLLM hashes to name a compiled model, and whether it is loaded. For machines with different "
     "hardware, adds the hardware to the name. Keeps Triton's kernels in the model's folder",
-    without="no log of why a start compiles, no --compile-cache",
-    promise="both of these",
+    without="the log does not say why a start compiles, and --compile-cache does not work",
+    promise="the log says why a start compiles, and --compile-cache works",
     needs=(
         _GET_FACTORS,
         _HASH_TEXT,

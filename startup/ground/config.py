@@ -46,7 +46,7 @@ class ModelConfig:
 
     help_group: ClassVar[Group] = "Model"
 
-    model: str | None = setting(None, "--model", "The same as MODEL, which takes precedence.")
+    model: str | None = setting(None, "--model", "The model, if the argument MODEL is not given.")
     """A folder or a hub id. None stands for `DEFAULT_MODEL_ID`."""
     tokenizer: str | None = setting(
         None, "--tokenizer", "Folder or hub id of the tokenizer, by default the model's own."
@@ -73,7 +73,7 @@ class SeveralModelsConfig:
     models: str | None = setting(
         None,
         "--models",
-        "Serve the models of this YAML file, or of `serve A B`, behind one port. A model's first request starts it.",
+        "Serve the models of this YAML file, or of `serve A B`, behind one port.",
         variable=env.VCLI_MODELS,
         metavar="FILE",
     )
@@ -94,15 +94,14 @@ class SeveralModelsConfig:
     on_swap: Literal["stop", "sleep"] = setting(
         "stop",
         "--on-swap",
-        "How a model makes room for another one: it is stopped or, with vLLM on a GPU, sleeps and wakes in a second or "
-        "a few.",
+        "How a model makes room for another one. Only vLLM on a GPU can sleep.",
         choices=("stop", "sleep"),
     )
     max_wait_s: float = setting(
         10.0,
         "--max-wait",
-        "How long a request without room waits for other models to become idle. Then these get no new requests. With "
-        "--restart, how long it waits for its model.",
+        "How long a request whose model has no room waits for other models to become idle. With --restart, how long "
+        "a request waits for its model.",
         above=0,
     )
     max_waiting: int = setting(
@@ -126,7 +125,8 @@ class StartOptions:
     log_format: LogFormat = setting(
         "text",
         "--log-format",
-        "Format of log lines. text-utc has year and zone. json makes every line of every process a JSON object.",
+        "Format of log lines. text-utc adds the year and the time zone. json makes every line of every process a "
+        "JSON object.",
         group="Logging",
         role="program",
         variable=env.VCLI_LOG_FORMAT,
@@ -134,7 +134,8 @@ class StartOptions:
     standby: StandbyMode = setting(
         "auto",
         "--standby",
-        "Warm starts, forked from a running `vllm-cli standby`: if possible, never, or else fail.",
+        "Whether to fork the server from a running `vllm-cli standby`: if possible (auto), never (off), or fail if "
+        "impossible (require).",
         variable=env.VCLI_STANDBY,
     )
     """`startup.standby.front_process` reads this flag before the command line is parsed."""
@@ -150,8 +151,8 @@ class StartOptions:
     idle_sleep_s: float | None = setting(
         None,
         "--idle-sleep",
-        "Let vLLM on a GPU free the GPU's memory when no request came for this long. The next request wakes it. Other "
-        "models are stopped.",
+        "When no request came for this long, vLLM frees the GPU's memory. The next request wakes the model. Models "
+        "that do not run in vLLM on a GPU are stopped instead.",
         role="router",
         variable=env.VCLI_IDLE_SLEEP,
         syntax="duration",
@@ -177,14 +178,15 @@ class StartOptions:
     preflight: PreflightMode = setting(
         "auto",
         "--preflight",
-        "Before the start, check what would make it fail: end with all faults, only log them, or do not check.",
+        "Check before the start for faults that would make it fail: report all and exit (auto), only log them "
+        "(warn), or do not check (off).",
         role="both",
         variable=env.VCLI_PREFLIGHT,
     )
     listen_when_ready: bool = setting(
         False,
         "--listen-when-ready",
-        "Refuse connections until the server is ready, as `tcpSocket` probes need it. Has no effect with --uds or "
+        "Refuse connections until the server is ready, for `tcpSocket` probes. This flag has no effect with --uds or "
         "systemd's socket.",
         variable=env.VCLI_LISTEN_WHEN_READY,
     )
@@ -198,7 +200,7 @@ class StartOptions:
     engine_watchdog_timeout_s: float = from_variable(
         env.VCLI_ENGINE_WATCHDOG_TIMEOUT,
         "--engine-watchdog-timeout",
-        "End the server when its engine is silent for this time, and log where each thread is. 0 never ends it.",
+        "End the server when its engine is silent for this time, and log where each thread is. 0 turns this off.",
         minimum=0,
         below=inf,
     )
@@ -211,8 +213,8 @@ class StartOptions:
     compile_cache: CompileCacheOption | None = setting(
         None,
         "--compile-cache",
-        "Share vLLM's compiled models in a folder or object store (s3://, gs://, az://). `require`, alone or after a "
-        "comma, fails instead of compiling.",
+        "Share vLLM's compiled models in a folder or object store (s3://, gs://, az://). With `require`, alone or "
+        "after LOCATION and a comma, a start that would compile fails.",
         role="run",
         variable=env.VCLI_COMPILE_CACHE,
         syntax="compile cache",
@@ -228,7 +230,7 @@ class StartOptions:
     prefetch: PrefetchMode = setting(
         "auto",
         "--prefetch",
-        "Read the weights into the page cache during the imports (auto: if it can help).",
+        "Read the weights into the page cache during the imports (auto: only if this can make the start faster).",
     )
     """`on` reads all weights that fit into memory, even if only a few fit. `off` reads nothing."""
 

@@ -121,7 +121,8 @@ ENGINE: Final = SupportedFlag(
     type=click.Choice(ENGINES),
     variable=env.VCLI_ENGINE,
     default=env.VCLI_ENGINE.default,
-    help="The installed vLLM (vllm), this package's engine (embedded), or vLLM if installed (auto).",
+    help="The engine: the installed vLLM (vllm), this package's own (embedded), or vLLM if it is installed, else "
+    "embedded (auto).",
     role="program",
 )
 CONFIG: Final = SupportedFlag(
@@ -142,8 +143,8 @@ _WITHOUT_FIELD: Final = (
     SupportedFlag(
         "--detach",
         shape=Shape.SWITCH,
-        help="Run in the background. Returns when the server is ready, or with a failed start's exit code. `vllm-cli "
-        "ps` names its log.",
+        help="Run the server in the background. The command returns when the server is ready, or when the start has "
+        "failed, with its exit code.",
         role="router",
     ),
 )

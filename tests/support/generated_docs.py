@@ -40,10 +40,7 @@ _MANY: Final = 2
 """An option that at least this many commands have is described only once."""
 _ALL_RELEASES: Final = "all"
 _VARIABLES_OF_FLAGS: Final = "If the command line lacks a [flag](flags.md), the variable of the flag sets its value:"
-_IGNORED_NOTE: Final = (
-    "The embedded engine accepts these flags, and prints a notice that they have no effect. Each item begins with\n"
-    "the reason."
-)
+_IGNORED_NOTE: Final = "The embedded engine accepts these flags, and prints a notice that they have no effect."
 
 
 def walk_commands(group: click.Group = cli, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
@@ -74,8 +71,8 @@ def build_cli_page() -> str:
         sections += _describe_commands([*alike], shared)
     sections += ["## Further commands", "", *_command_tables({entry.name: each for entry, each in small.items()})]
     introduction = (
-        "Every command describes its options with `--help`. The flags of `vllm-cli serve [MODEL]` are in\n"
-        "[flags.md](flags.md), and the environment variables are in [environment.md](environment.md)."
+        "The flags of `vllm-cli serve [MODEL]` are in [flags.md](flags.md), and the environment variables are in\n"
+        "[environment.md](environment.md)."
     )
     return _page("Commands", introduction, sections)
 
@@ -100,7 +97,6 @@ def build_flags_page() -> str:
         "## Flags of vLLM only with --engine vllm",
         "",
         "The embedded engine rejects these flags, unless the given value has no effect (for example vLLM's default).",
-        "Each item begins with the feature that the engine lacks.",
         "",
     ]
     sections += _flags_by_reason(REJECTED)
@@ -110,10 +106,9 @@ def build_flags_page() -> str:
 def build_environment_page() -> str:
     """The text of docs/environment.md: the variables that users may set. Those of flags are only listed."""
     introduction = (
-        "The variables on this page configure vllm-cli. The program also reads other variables, for example `HOME`,\n"
-        "`LD_PRELOAD` and vLLM's own variables. A variable with an empty value counts as unset. `vllm-cli env` shows\n"
-        "the present values, and masks secrets. A boolean variable is on if its value is 1, true, yes or on, and off\n"
-        "if its value is 0, false, no or off."
+        "An empty value counts as unset, except for CUDA_VISIBLE_DEVICES. `vllm-cli env` shows the present values,\n"
+        "and masks secrets. A boolean variable is on if its value is 1, true, yes or on, and off if its value is 0,\n"
+        "false, no or off."
     )
     flags = {flag.variable.name: flag.name for group in GROUPS.values() for flag in group if flag.variable}
     names = ", ".join(f"`{variable}` (`{flag}`)" for variable, flag in sorted(flags.items()))
@@ -137,21 +132,21 @@ def build_hooks_page() -> str:
     """The text of docs/dev/vllm-hooks.md: every hook that the launcher places in other programs."""
     introduction = (
         "With `--engine vllm`, the launcher changes or uses internals of vLLM and its libraries at run time. The\n"
-        "declaration of a hook, `Hook(…)` below `startup`, lists in `needs` the names and texts on which the hook\n"
-        "relies. If a hook or one of its changes does not fit the installed code, the launcher leaves out that hook\n"
-        "or change, with a warning. If a hook in **bold** does not fit, vLLM starts without preloading (a *plain*\n"
-        "start). If only an import shows that the hook does not fit, the launcher starts again, and later starts are\n"
-        "plain from the beginning. `vllm-cli check-hooks` checks all hooks. The variable VCLI_LEAVE_OUT leaves out\n"
-        "hooks that are not in bold. A gain is the time with the hook, divided by the time without the hook\n"
-        "([figures](../figures.md))."
+        "launcher *preloads* vLLM: one process, the *forkserver*, imports modules, and vLLM's other processes are\n"
+        "forked from the forkserver. The declaration of a hook, `Hook(…)` below `startup`, lists in `needs` the names\n"
+        "and texts on which the hook relies. If a hook or one of its changes does not fit the installed code, the\n"
+        "launcher leaves out that hook or change, with a warning. If a hook in **bold** does not fit, vLLM starts\n"
+        "without preloading (a *plain* start). `vllm-cli check-hooks` checks all hooks. A gain is the time with the\n"
+        "hook, divided by the time without the hook ([figures](../figures.md)). A *warm* start is forked from a\n"
+        "standby. Any other start is *cold*."
     )
     head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Gain or promise")
     sections = [*_table(head, map(_hook_row, PARTS.values())), ""]
     sections += ["## Open changes of vLLM that will break a hook", ""]
-    sections += ["Issues and pull requests that were open in November 2026.", ""]
+    sections += ["These issues and pull requests were open in November 2026.", ""]
     rows = ((_hook_names(hooks), _links(changes), effect) for hooks, changes, effect in _OPEN_CHANGES)
     sections += _table(("Hook", "Change", "What happens then"), rows)
-    sections += ["", "## Code that lives by the shape of other code", ""]
+    sections += ["", "## Code that depends on internals of other code", ""]
     sections += _table(("Code", "Assumption", "Otherwise", "Test"), _SHAPES)
     return _page("Hooks in vLLM and its libraries", introduction, sections)
 
@@ -180,19 +175,13 @@ _SHAPES: Final = (
     (
         "`patches/tokenizers.py:PreparedPool`",
         "vLLM's renderer calls `copy.copy`: its module is two frames above `__copy__`",
-        "the tokenizer is copied again: a slower warm start",
-        "`vllm_engine/test_same_as_plain.py`",
-    ),
-    (
-        "`patches/late_imports.py`",
-        "import statements outside of functions, with names used only in calls and annotations",
-        "a missing statement has no effect; another use imports the module",
+        "the tokenizer is copied again, which makes warm starts slower",
         "`vllm_engine/test_same_as_plain.py`",
     ),
     (
         "`vllm_words/facts.py:_kind_of`",
-        "the names of vLLM's functions that convert values",
-        "the values of such flags are not checked before vLLM",
+        "vLLM's functions that convert values keep their names",
+        "the preflight does not check the values of such flags",
         "`vllm_engine/test_vllm_facts.py`",
     ),
     (
@@ -203,7 +192,7 @@ _SHAPES: Final = (
     ),
     (
         "`causes/own_faults.py`, `causes/known/failed_parts.py`",
-        "the functions of vLLM and multiprocessing in tracebacks",
+        "tracebacks contain certain functions of vLLM and multiprocessing",
         "`explain` is less specific, or blames vLLM for a fault of ours",
         "`vllm_engine/test_own_faults.py`, `test_crash_digest.py`",
     ),
@@ -215,7 +204,7 @@ _OPEN_CHANGES: Final = (
     (
         ("preloading", "unused imports", "port", "drain", "engine's death"),
         {"54653": "`vllm.entrypoints` moves to `vllm.frontend`"},
-        "Hooks follow shims at the old places (`place_of` in `hook.py`). Without shims: a plain start.",
+        "Hooks follow shims at the old places (`place_of` in `hook.py`). Without shims, starts are plain.",
     ),
     (
         ("port", "probes while serving"),
@@ -225,7 +214,7 @@ _OPEN_CHANGES: Final = (
     (
         ("port",),
         {"57637": "vLLM sends READY=1"},
-        "The launcher sends it once. In a plain start, both do.",
+        "The launcher sends READY=1 once. In a plain start, vLLM and the launcher both send it.",
     ),
     (
         ("engine's death",),
@@ -235,17 +224,8 @@ _OPEN_CHANGES: Final = (
     (
         ("forks",),
         {"58183": "an executor that checkpoints workers"},
-        "Workers are forked if `get_mp_context` starts them, else new programs, as in plain vLLM.",
-    ),
-    (
-        ("preload profile",),
-        {"41286": "Model Runner V1 goes"},
-        "Nothing: the built-in list has V2.",
-    ),
-    (
-        ("unused imports",),
-        {"57310": "vLLM itself imports `torch._inductor` late", "40328": "imports of the API server"},
-        "The hook does not fit or has no effect, and nothing is lost.",
+        "If `get_mp_context` starts the workers, they are forked. Otherwise, workers are new programs, as in plain "
+        "vLLM.",
     ),
     (
         ("records of compiled models",),
@@ -255,7 +235,8 @@ _OPEN_CHANGES: Final = (
     (
         ("Rust frontend",),
         {"40846": "the Rust frontend changes"},
-        "If engines register in another way or other code starts the program, such starts are plain.",
+        "If engines register in another way, or if other code starts the frontend, starts with the Rust frontend are "
+        "plain.",
     ),
 )
 """Rows: hooks, the open changes of vLLM that affect these hooks (number -> text), and the effects."""
@@ -322,7 +303,7 @@ def _describe_commands(entries: Sequence[CommandEntry], shared: Sequence[tuple[s
             yield from (*_table(_OPTIONS, own), "")
         if names := [f"`{name}`" for row in rows if row in shared for name in re.findall(r"--[a-z-]+", row[0])]:
             them = "This command also accepts" if len(entries) == 1 else "These commands accept"
-            title = "the following [options of several commands](#options-of-several-commands)"
+            title = "these [options of several commands](#options-of-several-commands)"
             yield from _paragraph(f"{them} {title}: {', '.join(names)}.")
     yield ""
 

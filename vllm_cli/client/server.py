@@ -30,7 +30,7 @@ def server_options(command: F) -> F:
     for option in (
         click.option("--api-key", help="Key to send, by default OPENAI_API_KEY or VLLM_API_KEY."),
         address_options,
-        click.option("--url", help="Address of the server: http(s)://… or unix:/path; /v1 at its end is optional."),
+        click.option("--url", help="Address of the server: http(s)://… or unix:/path."),
     ):
         command = option(command)
     return command

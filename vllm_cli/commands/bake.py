@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
     show_default=f"{env.VCLI_BAKED.name}, else {FIXED_PATH}",
-    help="Folder to write. An earlier one is replaced.",
+    help="Folder to write. An existing folder is replaced.",
 )
 @click.option(
     "--timeout",
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="Longest time to start, and to install vLLM's kernels.",
 )
-@click.option("--no-start", is_flag=True, help="Only import vLLM, on a machine without the GPU.")
+@click.option("--no-start", is_flag=True, help="Only import vLLM, for example on a machine without a GPU.")
 @click.option(
     "--download-kernels",
     is_flag=True,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
 def bake(*, words: tuple[str, ...], output: Path | None, is_json: bool, **options: Any) -> int:
-    """Start MODEL once while an image is built, and keep caches that speed up later starts in one folder.
+    """While an image is built, start MODEL once, and keep caches that speed up later starts in one folder.
 
     Accepts every flag of `vllm-cli serve`. Give the flags of the later starts. The server gets a private
     socket, answers one request and is stopped. On a machine without the GPU that vLLM needs, vLLM is only

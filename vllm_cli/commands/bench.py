@@ -130,7 +130,7 @@ def _levels(value: str) -> tuple[int, ...]:
     "--idle",
     type=click.Choice(["pause", "run"]),
     default="pause",
-    help="Freeze started servers while another is measured, or not.",
+    help="Whether started servers pause or run while another server is measured.",
 )
 @click.option("--seed", type=int, default=0, help="Seed of the prompts.")
 @_shared_options
@@ -173,7 +173,10 @@ def serve(**options: Any) -> int:
     "startup", epilog=vllms_own("bench startup"), context_settings={"max_content_width": 110, "show_default": True}
 )
 @click.option("--cmd", "command", type=_command, show_default="vllm-cli serve", help="Command that starts a server.")
-@click.option("--model", help="Folder or hub id of the default command's model, whose files are evicted.")
+@click.option(
+    "--model",
+    help="Folder or hub id of the model that the default command serves. For cold-pages, its files are evicted.",
+)
 @click.option("--request-model", show_default="the first that the server lists", help="Model to request.")
 @click.option("--vs-request-model", show_default="--request-model", help="Model to request from the other servers.")
 @click.option("--rounds", "num_rounds", type=_COUNT, default=5, help="Measured starts of each server and state.")
@@ -183,7 +186,7 @@ def serve(**options: Any) -> int:
     multiple=True,
     type=click.Choice(_STATES),
     default=("warm",),
-    help="State before a start: of the caches, or with a standby.",
+    help="State before each start: warm caches, an evicted page cache, or a running standby.",
 )
 @click.option("--standby-model", metavar="MODEL", help="The standby's --model.")
 @click.option(

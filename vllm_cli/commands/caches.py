@@ -83,9 +83,11 @@ class _Kept(NamedTuple):
 @click.group("caches", invoke_without_command=True)
 @click.option(
     "--compile-cache", "option", type=COMPILE_CACHE, metavar="LOCATION", show_default="VCLI_COMPILE_CACHE",
-    help="Also list this folder's or object store's compiled models, at most 200.",
+    help="Also list the compiled models in this folder or object store, at most 200.",
 )  # fmt: skip
-@click.option("--json", "is_json", is_flag=True, help="Print a JSON object, with the profiles' modules.")
+@click.option(
+    "--json", "is_json", is_flag=True, help="Print a JSON object, which also lists the modules of the profiles."
+)
 @click.pass_context
 def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bool) -> None:
     """List compiled models, preload profiles and the import file, which are kept between starts of vLLM.
@@ -121,10 +123,16 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
 
 
 @caches.command("prune")
-@click.option("--older", "older_s", type=Duration(), metavar="AGE", help="Remove models unused for so long: 30d.")
+@click.option(
+    "--older",
+    "older_s",
+    type=Duration(),
+    metavar="AGE",
+    help="Remove models that no start has used for this time, such as 30d.",
+)
 @click.option(
     "--keep", "keep_bytes", type=ByteSize(), metavar="SIZE",
-    help="Remove the models used longest ago until at most this size is left: 5GiB.",
+    help="Remove the models used longest ago until at most this size is left, such as 5GiB.",
 )  # fmt: skip
 @click.option(
     "--all", "is_all", is_flag=True,
@@ -132,7 +140,7 @@ def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bo
 )  # fmt: skip
 @click.option(
     "--plain-starts", "is_plain", is_flag=True,
-    help="Remove only the notes that keep vLLM from preloading.",
+    help="Remove only the notes of failures that keep later starts from preloading.",
 )  # fmt: skip
 @click.option("--dry-run", "is_dry_run", is_flag=True, help="Only show what would be removed.")
 def prune(*, older_s: float | None, keep_bytes: int | None, is_all: bool, is_plain: bool, is_dry_run: bool) -> None:

@@ -35,10 +35,12 @@ def _dialogue_options(command: F) -> F:
         click.option(
             "--temperature",
             type=click.FloatRange(min=0, max=2),
-            help="0 takes the likeliest token, more is more random. By default, the server decides.",
+            help="Sampling temperature. By default, the server decides.",
         ),
         click.option("--stats", is_flag=True, help="Show each answer's time to first token and tokens per second."),
-        click.option(*("--model-name", "--model"), help="Model that answers, by default the first."),
+        click.option(
+            *("--model-name", "--model"), help="Model that answers, by default the first that the server lists."
+        ),
         server_options,
     ):
         command = option(command)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     "--vllm",
     "path",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder with vLLM, such as an unpacked wheel, and its libraries, if not installed.",
+    help="Folder with vLLM (for example an unpacked wheel), and with those of vLLM's libraries that are not installed.",
     show_default="the installed vLLM",
 )
 def check_hooks(*, as_json: bool, path: "Path | None") -> None:

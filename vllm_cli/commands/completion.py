@@ -17,7 +17,7 @@ _ZSH_BEGINNING: Final = "(( $+functions[compdef] )) || { autoload -Uz compinit &
 @click.argument("shell", type=click.Choice(_SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print a script with which SHELL completes commands, flags, choices, and models in the cache folder.
+    """Print a script with which a shell completes commands, flags, choices, and models in the cache folder.
 
     \b
     Examples:

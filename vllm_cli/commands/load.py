@@ -31,7 +31,7 @@ _TEXTS: Final = {"ready": "is ready", "asleep": "sleeps", "stopped": "has stoppe
 
 def _router_options(command: F) -> F:
     for option in (
-        click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing. Only the exit code counts."),
+        click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing."),
         click.option("--json", "is_json", is_flag=True, help="Print the outcome as JSON."),
         click.option(
             *("--timeout", "timeout_s"),

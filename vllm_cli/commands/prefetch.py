@@ -28,7 +28,7 @@ _NOT_READ: Final = 1
 _FAILURES: Final = {"refused": ("no_access", NO_ACCESS), "disk": ("no_space", NO_SPACE)}
 """Kind of a `DownloadError` -> state and exit code. The state of other kinds is `incomplete`."""
 
-_HELP = """Download what MODEL lacks or what has changed on the hub, then read it into the page cache.
+_HELP = """Download the files of MODEL that are missing or have changed, then read MODEL into the page cache.
 
 Accepts every flag of `vllm-cli serve`. Give the flags of the later start, also `--engine vllm`. The files are those
 that this start will read, with its tokenizer, adapters and draft model. Skips resident pages, and reads no more

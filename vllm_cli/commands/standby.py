@@ -32,14 +32,14 @@ _POLL_S: Final = 0.1
     "wanted",
     metavar="ENGINES",
     show_default="vllm if it is installed, else embedded",
-    help=f"Engines to keep imported, separated by commas: {', '.join(_GROUPS)}.",
+    help=f"Engines whose modules are kept imported, separated by commas: {', '.join(_GROUPS)}.",
 )
 @click.option(
     "--model",
     "models",
     multiple=True,
     metavar="MODEL",
-    help="Also keep this model's class and tokenizer, and its weights in the page cache. Repeatable.",
+    help="Also keep this model's class and tokenizer in memory, and its weights in the page cache. Repeatable.",
 )
 @click.option(
     "--idle-exit", "idle_exit_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
@@ -47,7 +47,7 @@ _POLL_S: Final = 0.1
 )  # fmt: skip
 @click.option(
     "--max-memory", "max_memory_bytes", type=ByteSize(), metavar="SIZE",
-    help="Drop the imports used longest ago if memory (PSS) exceeds this, such as 2G or 900M.",
+    help="Most memory (PSS), such as 2G or 900M. Above it, the standby drops the imports used longest ago.",
 )  # fmt: skip
 @click.option("--detach", "is_detached", is_flag=True, help="Run in the background. Return once the imports are done.")
 @click.pass_context
@@ -94,7 +94,7 @@ def standby(  # noqa: PLR0913 - one argument per option
 @standby.command("status")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 def status(*, is_json: bool) -> int:
-    """Show the running standby: its template processes, with state, starts and memory.
+    """Show state, starts and memory of the running standby's template processes.
 
     Exit codes: 0 a standby runs, 1 no standby runs.
     """

@@ -36,9 +36,9 @@ _AFTER_KILL_S: Final = 10.0
     default=60,
     show_default=True,
     metavar="SECONDS",
-    help="Kill what still runs after this time.",
+    help="Kill servers that still run after this time.",
 )
-@click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing. Only the exit code counts.")
+@click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing.")
 def stop(*, which: str | None, is_all: bool, is_confirmed: bool, timeout_s: float, is_quiet: bool) -> int:
     """Stop the server that listens on PORT, or that has process id PID. Without both, stop the only server.
 

@@ -33,9 +33,9 @@ _SECONDS: Final = click.FloatRange(0, min_open=True)
     metavar="SECONDS",
     help="Pause between two polls.",
 )
-@click.option("--pid", type=click.IntRange(1), help="The server's process id. The wait ends with it.")
+@click.option("--pid", type=click.IntRange(1), help="The server's process id. The wait ends when this process ends.")
 @click.option("--json", "is_json", is_flag=True, help="Print the outcome as JSON.")
-@click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing. Only the exit code counts.")
+@click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing.")
 def wait(*, is_json: bool, is_quiet: bool, **options: Any) -> int:
     """Wait until the server at URL is ready to answer requests, and show its phase meanwhile.
 

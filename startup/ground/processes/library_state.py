@@ -20,7 +20,7 @@ from startup.ground.hooks.hook import Hook, Name
 FORKED_LIBRARIES: Final = Hook(
     "libraries in forks",
     does="renews what libraries read on import: random state, settings of Inductor, the hub, metrics",
-    without="a fork has its template's state and settings",
+    without="a fork has the state and settings of the process from which it was forked",
     promise="forks are like new programs",
     needs=(
         Name("torch._inductor.config", "compile_threads"),

@@ -21,8 +21,8 @@ _CPU: Final = "vllm.platforms.cpu"
 CHILD_VARIABLES: Final = Hook(
     "variables of children",
     does="starts the forkserver with vLLM's variables for workers (OpenMP, allocator, Inductor)",
-    without="workers on CPU are slower, or new programs",
-    promise="workers on CPU make 1.01 (0.98–1.02) of the tokens/s of `vllm serve`",
+    without="workers on CPU are slower, or are not forked",
+    promise="workers on CPU generate 1.01 (0.98–1.02) times the tokens/s of `vllm serve`",
     needs=(
         Text((_CPU,), r'os\.environ\["LD_PRELOAD"\]', "LD_PRELOAD"),
         Text((_CPU,), r'os\.environ\["TORCHINDUCTOR_COMPILE_THREADS"\]', "TORCHINDUCTOR_COMPILE_THREADS"),

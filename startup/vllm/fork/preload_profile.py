@@ -63,7 +63,7 @@ PROFILE: Final = Hook(
     "preload profile",
     does="imports a fixed list in the forkserver, then the modules that engines and workers of the same names have "
     "imported in earlier starts",
-    without="engines and workers import it themselves",
+    without="engines and workers import these modules themselves",
     promise="imports of model and plugins happen once, before the forks",
     needs=(Text(("vllm.v1.utils",), r'f"ApiServer_', "ApiServer_"),),
 )

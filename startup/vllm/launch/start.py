@@ -76,8 +76,8 @@ from startup.vllm.launch.plain_start import (
 from startup.vllm.patches import port
 from startup.vllm.patches.compiler import may_defer_compiler
 from startup.vllm.patches.engine_wait import EngineWait
-from startup.vllm.patches.late_renderer import create_renderer_in
 from startup.vllm.patches.json_logs import omit_prefixes_in_json, set_log_format
+from startup.vllm.patches.late_renderer import create_renderer_in
 from startup.vllm.patches.model_registry import inspect_models_in_forks
 from startup.vllm.patches.spans import record_spans
 from startup.vllm.patches.temp_files import keep_temp_files

@@ -30,8 +30,8 @@ from startup.vllm_words.installed import InstalledVllm
 _DECORATE_LOGS: Final = Name("vllm.utils.system_utils", "decorate_logs", ("process_name", "skip_if_decorated"))
 JSON_LOGS: Final = Hook(
     "JSON logs",
-    does="configures vLLM's log, with processes' names in its records",
-    without="only the launcher's lines are JSON, or names are multiprocessing's",
+    does="configures vLLM's log, and puts the names of processes into its records",
+    without="only the launcher's lines are JSON, or the lines contain multiprocessing's names of the processes",
     promise="`--log-format json` applies to every line",
     needs=(Text(("vllm.logger",), r"envs\.VLLM_LOGGING_CONFIG_PATH", "VLLM_LOGGING_CONFIG_PATH"),),
 )

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _ALLOCATION: Final = "vllm.v1.worker.utils"
 KV_CACHE: Final = Hook(
     "memory of the KV cache",
-    does="populates it on CPU by threads; if memory is ample, while vLLM serves",
-    without="one thread populates it before vLLM serves",
+    does="on CPU, populates the memory with several threads; if memory is ample, vLLM already serves meanwhile",
+    without="one thread populates the memory before vLLM serves",
     gain="0.79 (0.57–0.83) of a cold start with a cache of 4 GiB",
     needs=(
         Text((_ALLOCATION,), r"= torch\.zeros\(buf_size, dtype=torch\.int8, device=device\)", "zeros for the cache"),

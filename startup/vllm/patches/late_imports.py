@@ -16,9 +16,8 @@ from startup.imports.finder import before_import, cancel
 
 LATE_NAMES: Final = Hook(
     "unused imports",
-    does="delays imports of names used only in calls and annotations (`startup.vllm.patches.late_imports`); leaves out "
-    "vLLM's other subcommands",
-    without="every process imports what few requests use, and torch's compiler for `vllm preload`",
+    does="delays imports of names used only in calls and annotations; leaves out vLLM's other subcommands",
+    without="every process imports what few requests use",
     gain="0.89 (0.86–0.99) of a cold start; the subcommands 0.82 (0.79–0.94)",
     needs=(
         Text(("vllm.connections",), r"^import aiohttp\b", "import aiohttp"),

@@ -102,6 +102,10 @@ class _LateObject:
         if self._is_created:
             self._value.shutdown()
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # so that `isinstance` answers as for the object itself
+        return type(self.create())
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.create(), name)
 

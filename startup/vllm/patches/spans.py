@@ -15,7 +15,7 @@ _INSTRUMENT: Final = Name("vllm.tracing", "instrument", ("obj", "span_name"))
 SPANS: Final = Hook(
     "spans",
     does="times the functions that vLLM marks with `@instrument`",
-    without="no phases inside vLLM, and modules are recorded at readiness only",
+    without="reports of a start lack the phases inside vLLM",
     promise="the start's report, `/startupz` and `explain` name vLLM's phases",
     needs=(_INSTRUMENT,),
 )

@@ -20,8 +20,8 @@ _RENDEZVOUS: Final = Name(_MODULE, "get_file_store_init_method", ())
 TEMP_FILES: Final = Hook(
     "temporary files",
     does="puts sockets and rendezvous files of vLLM's processes into a folder that is removed",
-    without="they stay in TMPDIR",
-    promise="none is left",
+    without="the files stay in TMPDIR",
+    promise="no file is left",
     needs=(_SOCKET, _RENDEZVOUS),
 )
 _FOLDER_OF_SOCKETS: Final = "VLLM_RPC_BASE_PATH"

@@ -31,8 +31,8 @@ _ENGINE: Final = "vllm.v1.engine.core"
 _REGISTER: Final = Name(_ENGINE, "EngineCoreProc.process_input_sockets")
 RUST_FRONTEND: Final = Hook(
     "Rust frontend",
-    does="lets engines register with it once the responder accepts no more, reports its readiness, and ends it with "
-    "the launcher",
+    does="lets engines register with the frontend once the responder accepts no more connections, reports when the "
+    "frontend is ready, and ends the frontend with the launcher",
     without="with VLLM_USE_RUST_FRONTEND, starts are plain",
     gain="0.16 (0.16–0.23) of a start of `vllm serve` with its Rust frontend, with all other hooks",
     needs=(

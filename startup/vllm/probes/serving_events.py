@@ -37,9 +37,10 @@ _APP: Final = Name("uvicorn.config", "Config.loaded_app")
 _END_CLIENT: Final = Name("vllm.v1.engine.async_llm", "AsyncLLM.shutdown", ("timeout",))
 PORT: Final = Hook(
     "port",
-    does="gives vLLM the launcher's listening socket; reports when its HTTP server accepts and stops",
-    without="no probes before vLLM serves; readiness is not known",
-    promise="probes from the first 0.2 s on, READY=1 when vLLM serves",
+    does="gives vLLM the launcher's listening socket; reports when vLLM's HTTP server accepts connections and when "
+    "it stops",
+    without="probes get no answer before vLLM serves; readiness is not known",
+    promise="probes get answers from the first 0.2 s on, and READY=1 is sent when vLLM serves",
     needs=(
         _STARTUP,
         _SHUTDOWN,
@@ -69,8 +70,7 @@ SERVING_PROBES: Final = Hook(
 DRAIN: Final = Hook(
     "drain",
     does="finishes running requests before vLLM stops its engine; leaves out vLLM's search for processes at its port",
-    without="SIGTERM breaks requests off, and vLLM waits endlessly for their connections; its search may end with a "
-    "traceback",
+    without="SIGTERM breaks requests off, and vLLM waits endlessly for their connections",
     promise="SIGTERM loses no request and leaves no traceback",
     needs=(
         _APP,
@@ -84,7 +84,7 @@ PORT_USER: Final = DRAIN.part(_FIND_PORT_USER)
 _CORE_CLIENT: Final = "vllm.v1.engine.core_client"
 WATCHDOG: Final = Hook(
     "engine watchdog",
-    does="asks each EngineCore between two steps; if one hangs, logs where, and ends the server",
+    does="checks each EngineCore between two steps; if an EngineCore hangs, logs where, and ends the server",
     without="an engine that hangs is not noticed",
     promise="`--engine-watchdog-timeout`",
     needs=(
@@ -102,7 +102,7 @@ _CLIENT: Final = "vllm.v1.engine.async_llm"
 SLEEP: Final = Hook(
     "sleep",
     does="lets the router put engines to sleep and wake them, without vLLM's endpoints",
-    without="the router stops a model instead",
+    without="the router stops a model instead of putting it to sleep",
     promise="models change places in a second, and clients cannot reach the endpoints",
     needs=(
         Name(_CLIENT, "AsyncLLM.sleep", ("level", "mode")),

@@ -76,7 +76,7 @@ def test_defaults_are_those_of_the_fields(help_of):
 
 def test_defaults_are_written_with_their_units(help_of):
     text = " ".join(help_of("--help").split())
-    assert "Largest body without prompt_embeds, else 413. [32MiB]" in text
+    assert "Largest body of a request without prompt_embeds. A larger body gets 413. [32MiB]" in text
     assert "How long running requests may take to finish after SIGTERM. [25]" in text
     sizes = [flag.default for flag in SUPPORTED if isinstance(flag.type, ByteSize)]
     assert len([size for size in sizes if size]) >= 4

@@ -40,8 +40,8 @@ DEVICES: Final = (
         "unknown-device",
         "vLLM cannot read a GPU's or MIG instance's name in CUDA_VISIBLE_DEVICES",
         ("invalid literal for int() with base 10: 'MIG-", "invalid literal for int() with base 10: 'GPU-"),
-        "Set CUDA_VISIBLE_DEVICES to numbers, such as 0. Only some vLLM versions read the names that Slurm and "
-        "Kubernetes set. A name must be in the container's `nvidia-smi -L`. A recreated MIG instance has a new one.",
+        "Set CUDA_VISIBLE_DEVICES to numbers, such as 0, or to names that the container's `nvidia-smi -L` shows. A "
+        "recreated MIG instance has a new name.",
     ),
     KnownCause(
         "driver-library-unfit",
@@ -429,8 +429,7 @@ MEMORY: Final = (
         "killed-from-outside",
         "another program or person killed a process",
         ("SIGKILL, not by the kernel's OOM killer",),
-        "Find out who sent SIGKILL, such as an operator (`kill -9`), a job scheduler, earlyoom or systemd-oomd. Memory "
-        "did not run out.",
+        "Find out who sent SIGKILL, such as an operator (`kill -9`), a job scheduler, earlyoom or systemd-oomd.",
         where="end",
     ),
     KnownCause(
