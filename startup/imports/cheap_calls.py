@@ -92,7 +92,7 @@ def _share_models(tokenizers: ModuleType) -> None:
 
 
 def _copy_tokenizer(tokenizer: Any, memo: dict[int, Any]) -> Any:
-    """Copies a tokenizer in less than a millisecond. Without this, a deep copy is written as JSON and parsed."""
+    """Copies a tokenizer in less than a millisecond. `copy` itself would write and parse JSON."""
     added = tokenizer.get_added_tokens_decoder()
     copied = type(tokenizer)(tokenizer.model)
     for part in _PARTS:

@@ -9,6 +9,27 @@ from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
 
+def renderer_from_config(config: EngineConfig | None) -> "Renderer":
+    return Renderer()
+
+
+class Renderer:
+    tokenizer = None
+
+    def shutdown(self) -> None:
+        """Ends nothing, because this renderer has no threads."""
+
+
+class InputProcessor:
+    def __init__(self, vllm_config: EngineConfig | None, renderer: Renderer) -> None:
+        self.renderer = renderer
+
+
+class OutputProcessor:
+    def __init__(self, tokenizer: object) -> None:
+        self.tokenizer = tokenizer
+
+
 class AsyncLLM:
     def __init__(
         self,
@@ -21,6 +42,9 @@ class AsyncLLM:
     ) -> None:
         self.log_stats = log_stats
         self.vllm_config = vllm_config
+        self.renderer = renderer = renderer_from_config(vllm_config)
+        self.input_processor = InputProcessor(vllm_config, renderer)
+        self.output_processor = OutputProcessor(renderer.tokenizer)
         self.engine_core = EngineCoreClient.make_async_mp_client(
             vllm_config=vllm_config,
             executor_class=executor_class,
@@ -31,6 +55,7 @@ class AsyncLLM:
         )
 
     def shutdown(self, timeout: float | None = None) -> None:
+        self.renderer.shutdown()
         self.engine_core.shutdown(timeout)
 
     async def sleep(self, level: int = 1, mode: str = "abort") -> None:
