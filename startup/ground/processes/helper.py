@@ -58,7 +58,12 @@ class Helper:
 
         words = (function, name, str(os.getpid()), "idle" if is_idle else "", *_import_path())
         with group_signals.blocked():  # until the helper ignores them
-            self._process = Popen([sys.executable, "-I", "-S", "-c", _CODE, *words], stdin=PIPE, stdout=PIPE)
+            self._process = Popen(
+                [sys.executable, "-I", "-S", "-c", _CODE, *words],
+                env=dict(os.environ),  # without a copy, the start fails if another thread changes a variable meanwhile
+                stdin=PIPE,
+                stdout=PIPE,
+            )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self.pid = self._process.pid

@@ -551,7 +551,7 @@ async def test_keys_protect_the_same_paths_as_one_server(router, ask, is_everywh
 @pytest.mark.parametrize("has_only_model", [False, True])
 async def test_the_router_opens_what_the_page_of_security_says(router, ask, has_only_model):
     page = (Path(__file__).parents[3] / "docs" / "security.md").read_text()
-    [closed] = re.findall(r"serves\s+all\s+of\s+these\s+paths\s+except\s+(.*?)\s+without\s+a\s+key", page, re.DOTALL)
+    [closed] = re.findall(r"On the router of \S+\s+\S+, (.*?)\s+needs? a key", page, re.DOTALL)
     await router.serve("m", running=echo, keys=("secret",), has_only_model=has_only_model)
     refused = set()
     for path in STATUS_PATHS:

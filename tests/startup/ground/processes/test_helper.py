@@ -1,9 +1,11 @@
 """A helper process gets its job and sends events. It ends by itself, by a kill, or with the launcher."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -56,6 +58,33 @@ def start() -> Iterator[Start]:
     yield start
     for helper in helpers:
         helper.close()
+
+
+@pytest.fixture
+def changing_variables() -> Iterator[None]:
+    """Variables of this process that a thread changes all the time."""
+    names = [f"VCLI_TEST_{number}" for number in range(400)]
+    has_ended = threading.Event()
+
+    def change() -> None:
+        for number in itertools.count():
+            if has_ended.is_set():
+                return
+            os.environ[names[number % 400]] = "x" * (number % 3000)
+            os.environ.pop(names[number * 7 % 400], None)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    yield
+    has_ended.set()
+    thread.join()
+    for name in names:
+        os.environ.pop(name, None)
+
+
+def test_a_helper_starts_while_a_thread_changes_variables(start, changing_variables):
+    for number in range(20):
+        assert start(f"send({number})").receive() == number
 
 
 def end_of(helper: Helper) -> str:
