@@ -13,8 +13,8 @@ from envs.registry import env
 SHUTDOWN_TIMEOUT_S: Final = 25.0
 """The default time to drain. Kubernetes kills a pod 30 s after SIGTERM by default."""
 SAME_SIGNAL_S: Final = 0.5
-"""Equal signals within this time count as one signal. A server may get a signal from the service manager, and
-again from the front process or the router."""
+"""A second stop signal within this time is ignored. A server may get one stop signal twice: from the service
+manager, and from the front process or the router."""
 GIVES_WAY_S: Final = 45.0
 """Seconds without an answer after which a router stops a model that others wait for.
 

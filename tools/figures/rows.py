@@ -150,8 +150,8 @@ ROWS: Final = {
         Row("tok/s at 8; 32, vLLM engine", _DEFAULT, "tokens, vLLM engine", _TOKENS[1:], ""),
     ),
     "What each trick of a start gains": tuple(
-        Row(f"{hook}, vLLM engine, eager", f"`VCLI_LEAVE_OUT='{hook}'`", f"hook, {hook}", is_headline=False)
-        for hook in HOOKS
+        Row(f"{hook}, vLLM engine, {kind}", f"`VCLI_LEAVE_OUT='{hook}'`", f"hook, {hook}", is_headline=False)
+        for hook, kind in HOOKS.items()
     ),
     "/health while a server is busy": (
         Row("`/health` p50; p99; max, vLLM engine", _EAGER, _RENDERS, _HEALTH, " ms", theirs=2),

@@ -10,8 +10,8 @@ from tools.gpu_figures import Step
 
 _VARIABLES: Final = "HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1"
 _EAGER: Final = " --enforce-eager"
-HOOKS: Final = ("wait for the engine", "cheap calls")
-"""The hooks whose gain is measured. The gains of other hooks are older than `make figures`."""
+HOOKS: Final = {"wait for the engine": "eager", "cheap calls": "eager", "vector probes": "compiled"}
+"""The hooks whose gain is measured, and by which starts. The gains of other hooks are older figures."""
 _SPIN: Final = f"{sys.executable} -c 'while True: pass' & spin=$!; \"$@\"; code=$?; kill $spin; exit $code"
 """A shell script. It runs its arguments as a command while another process keeps one core busy."""
 _EMPTY_CACHE: Final = 'export VLLM_CACHE_ROOT=$(mktemp -d -p "$0"); exec "$@"'
@@ -106,10 +106,11 @@ class Steps:
 
     def _hooks(self) -> Iterator[Step]:
         """Yields steps that measure starts of vLLM with and without one of our hooks."""
-        for hook in HOOKS:
-            start = self._launcher(f"without-{hook.replace(' ', '-')}") + _EAGER
+        for hook, kind in HOOKS.items():
+            flags, rounds = (_EAGER, 5) if kind == "eager" else ("", 3)
+            start = self._launcher(f"without-{hook.replace(' ', '-')}") + flags
             without = shlex.join(("env", f"VCLI_LEAVE_OUT={hook}", *shlex.split(start)))
-            yield self._startup(f"hook, {hook}", 5, self._launcher("eager-ours") + _EAGER, without, most_s=300)
+            yield self._startup(f"hook, {hook}", rounds, self._launcher(f"{kind}-ours") + flags, without, most_s=500)
 
     def _versions(self) -> Iterator[Step]:
         for version in ("0.29.0", "0.33.0"):

@@ -36,7 +36,7 @@ from startup.vllm.fork.forkserver import redirect_spawn  # noqa: E402
 from startup.vllm.fork.preload_profile import PreloadPlan  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
 from startup.vllm.patches.compiler import compiler_imported, repair_loading  # noqa: E402
-from startup.vllm.patches.compiler_keys import keep_triton_key  # noqa: E402
+from startup.vllm.patches.compiler_keys import keep_triton_key, keep_vector_probes  # noqa: E402
 from startup.vllm.patches.cuda_graphs import keep_heap_frozen, remember_graph_memory  # noqa: E402
 from startup.vllm.patches.json_logs import omit_prefixes_in_json  # noqa: E402
 from startup.vllm.patches.kv_cache import populate_kv_cache  # noqa: E402
@@ -67,6 +67,7 @@ def _preload(plan: PreloadPlan) -> None:
     keep_heap_frozen()
     remember_graph_memory()
     keep_triton_key()
+    keep_vector_probes()
     make_calls_cheap()
     with ExitStack() as stack:
         stack.enter_context(learned_imports())

@@ -36,7 +36,7 @@ from startup.vllm.fork.preload_profile import (
 )
 from startup.vllm.launch.plain_start import plain_start_reason
 from startup.vllm.patches.compiler import CompilerTime, compiler_imported, may_defer_compiler
-from startup.vllm.patches.compiler_keys import fill_compiler_keys, keep_triton_key
+from startup.vllm.patches.compiler_keys import fill_compiler_keys, keep_triton_key, keep_vector_probes
 from startup.vllm.patches.cuda_graphs import keep_heap_frozen, remember_graph_memory
 from startup.vllm.patches.json_logs import omit_prefixes_in_json
 from startup.vllm.patches.kv_cache import populate_kv_cache
@@ -107,6 +107,7 @@ class TemplateImports:
         keep_heap_frozen()
         remember_graph_memory()
         keep_triton_key()
+        keep_vector_probes()
         find_title_memory()
         show_titles()
         omit_prefixes_in_json()

@@ -1,4 +1,8 @@
-"""Keeps hashes of Inductor's and Triton's installed sources. The keys of both caches contain the hashes."""
+"""Keeps what torch's and Triton's compilers find out about this installation and its processor.
+
+The keys of both caches contain hashes of the installed sources. For CPUs, Inductor compiles test libraries
+for sets of vector instructions, and loads each library in a new program.
+"""
 
 import functools
 import importlib
@@ -6,7 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from startup.ground.caches import Kept
 from startup.ground.hooks.hook import Hook, Name
@@ -25,6 +29,17 @@ COMPILER_KEYS: Final = Hook(
 )
 _TRITON_KEY: Final = Name("triton.runtime.cache", "triton_key", ())
 TRITON_KEY: Final = COMPILER_KEYS.part(_TRITON_KEY)
+
+_PROBE: Final = Name("torch._inductor.cpu_vec_isa", "VecISA._probe_load", ("output_path",))
+VECTOR_PROBES: Final = Hook(
+    "vector probes",
+    does="remembers which of Inductor's test libraries for vector instructions can be loaded",
+    without="a start that loads a compiled model for CPU loads six of them again, each in a new program",
+    gain="0.87 of a compiled start",
+    needs=(_PROBE,),
+)
+_LOADED: Final = ".load_ok"
+"""Torch 2.14 itself writes a file with this ending beside a library that it has loaded."""
 
 _HASHED: Final = ("_C", "backends", "compiler", "language", "runtime")
 """The folders of Triton's package whose files Triton hashes."""
@@ -49,6 +64,26 @@ def _kept_key(compute: Callable[[], str]) -> Callable[[], str]:
         return value
 
     return key
+
+
+def keep_vector_probes() -> None:
+    """From now on, this process and its forks load each of Inductor's test libraries only once."""
+    if VECTOR_PROBES.applies:
+        wrap_after_import(_PROBE, _kept_probe, VECTOR_PROBES)
+
+
+def _kept_probe(probe: Callable[[Any, str], bool]) -> Callable[[Any, str], bool]:
+    def probe_once(isa: Any, output_path: str) -> bool:
+        mark = Path(output_path + _LOADED)
+        if mark.exists():
+            return True
+        is_loaded = probe(isa, output_path)
+        if is_loaded:
+            with suppress(OSError):
+                mark.touch()
+        return is_loaded
+
+    return probe_once
 
 
 def fill_compiler_keys() -> None:

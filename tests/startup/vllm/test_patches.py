@@ -22,6 +22,7 @@ from startup.ground.hooks.hook import Text
 from startup.port.acceptor import ACCEPTING, AnsweredProbe
 from startup.vllm.patches import compiler
 from startup.vllm.patches.compiler import compiler_imported
+from startup.vllm.patches.compiler_keys import keep_vector_probes
 from startup.vllm.patches.port import reuse_listener
 from startup.vllm.patches.tokenizers import KEPT_TOKENIZERS, KeptTokenizers, load_tokenizer_late, reuse_tokenizer
 from startup.vllm.probes.drain import DrainedApp
@@ -440,6 +441,28 @@ def test_the_hash_of_tritons_files_is_computed_again_only_if_one_has_changed(fol
     assert [keys(), keys()] == ["first first 1", "first first 0"]
     (triton / "language" / "core.py").write_text("second")
     assert [keys(), keys()] == ["second second 1", "second second 0"]
+
+
+_PROBES = """
+num_probes = 0
+class VecISA:
+    def _probe_load(self, output_path):
+        global num_probes
+        num_probes += 1
+        return "bad" not in output_path
+"""
+
+
+@pytest.mark.parametrize(
+    ("library", "is_loaded", "num_probes"), [("good.so", True, 1), ("bad.so", False, 2), ("no/folder.so", True, 2)]
+)
+def test_a_test_library_that_was_loaded_is_not_loaded_again(toys, tmp_path, library, is_loaded, num_probes):
+    toys.write("torch._inductor.cpu_vec_isa", _PROBES)
+    keep_vector_probes()
+    module: Any = importlib.import_module("torch._inductor.cpu_vec_isa")
+    path = str(tmp_path / library)
+    assert [module.VecISA()._probe_load(path) for _ in range(2)] == [is_loaded, is_loaded]
+    assert module.num_probes == num_probes
 
 
 @pytest.mark.parametrize("root", ["", "/base"])
