@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Final
 
 from startup.ground.hooks.hook import Name
-from startup.imports.finder import wrap_after_import
+from startup.imports.finder import replaced, wrap_after_import
 from startup.vllm.patches.engine_wait import ENGINE_WAIT, EngineWait
 
 _MODULE: Final = "vllm.v1.engine.async_llm"
@@ -36,7 +36,8 @@ def create_renderer_in(wait: EngineWait, span: Callable[[], AbstractContextManag
         def create_with_late_renderer(client: Any, *args: Any, **options: Any) -> None:
             wait.add(functools.partial(complete, client))
             with ExitStack() as stack:
-                _delay(stack)
+                for name in _LATE:
+                    stack.enter_context(replaced(name, _LateObject.creator))
                 create(client, *args, **options)
             _complete(client)  # if vLLM did not wait
 
@@ -44,17 +45,6 @@ def create_renderer_in(wait: EngineWait, span: Callable[[], AbstractContextManag
 
     if LATE_RENDERER.applies:
         wrap_after_import(_CREATE, with_late_renderer, LATE_RENDERER)
-
-
-def _delay(stack: ExitStack) -> None:
-    """Replaces the functions in `_LATE` until the stack is closed. A call then returns a `_LateObject`."""
-    module = _CREATE.loaded
-    if module is None:
-        return
-    for name in _LATE:
-        function = name.get(module)
-        name.replace(module, _LateObject.creator(function))
-        stack.callback(name.replace, module, function)
 
 
 def _complete(client: Any) -> None:
@@ -76,7 +66,12 @@ class _LateObject:
 
     @classmethod
     def creator(cls, function: Callable[..., Any]) -> Callable[..., "_LateObject"]:
-        return lambda *args, **options: cls(lambda: function(*map(_value_of, args), **options))
+        def create_late(*args: Any, **options: Any) -> "_LateObject":
+            return cls(
+                lambda: function(*map(_value_of, args), **{name: _value_of(value) for name, value in options.items()})
+            )
+
+        return create_late
 
     def create(self) -> Any:
         """Returns the object. Creates it in the first call."""
