@@ -14,7 +14,7 @@ ENGINE_WAIT: Final = Hook(
     "wait for the engine",
     does="imports the rest of the API server, and creates the renderer with its tokenizer, during the wait",
     without="the API server does so before or after the wait",
-    gain="0.89 (0.77–0.92) of a cold start",
+    gain="0.70 (0.62–0.76) of a cold start",
     needs=(_WAIT_FOR_ENGINE,),
 )
 
