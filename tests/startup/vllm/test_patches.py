@@ -22,7 +22,6 @@ from startup.ground.hooks.hook import Text
 from startup.port.acceptor import ACCEPTING, AnsweredProbe
 from startup.vllm.patches import compiler
 from startup.vllm.patches.compiler import compiler_imported
-from startup.vllm.patches.compiler_keys import keep_vector_probes
 from startup.vllm.patches.port import reuse_listener
 from startup.vllm.patches.tokenizers import KEPT_TOKENIZERS, KeptTokenizers, load_tokenizer_late, reuse_tokenizer
 from startup.vllm.probes.drain import DrainedApp
@@ -443,6 +442,13 @@ def test_the_hash_of_tritons_files_is_computed_again_only_if_one_has_changed(fol
     assert [keys(), keys()] == ["second second 1", "second second 0"]
 
 
+_WITH_PROBES = """
+import sys
+from startup.vllm.patches.compiler_keys import keep_vector_probes
+keep_vector_probes()
+import torch._inductor.cpu_vec_isa as isa
+print([isa.VecISA()._probe_load(sys.argv[1]) for _ in range(2)], isa.num_probes)
+"""
 _PROBES = """
 num_probes = 0
 class VecISA:
@@ -453,16 +459,20 @@ class VecISA:
 """
 
 
-@pytest.mark.parametrize(
-    ("library", "is_loaded", "num_probes"), [("good.so", True, 1), ("bad.so", False, 2), ("no/folder.so", True, 2)]
-)
-def test_a_test_library_that_was_loaded_is_not_loaded_again(toys, tmp_path, library, is_loaded, num_probes):
-    toys.write("torch._inductor.cpu_vec_isa", _PROBES)
-    keep_vector_probes()
-    module: Any = importlib.import_module("torch._inductor.cpu_vec_isa")
-    path = str(tmp_path / library)
-    assert [module.VecISA()._probe_load(path) for _ in range(2)] == [is_loaded, is_loaded]
-    assert module.num_probes == num_probes
+def test_a_test_library_that_was_loaded_is_not_loaded_again(folder):
+    inductor = folder / "packages" / "torch" / "_inductor"
+    inductor.mkdir(parents=True)
+    for file in (inductor.parent / "__init__.py", inductor / "__init__.py"):
+        file.touch()
+    (inductor / "cpu_vec_isa.py").write_text(_PROBES)
+    env = environment(folder, PYTHONPATH=f"{inductor.parents[1]}:{_ROOT}")
+
+    def probe(library: str) -> str:
+        return python_output(_WITH_PROBES, str(folder / library), environment=env).strip()
+
+    assert [probe("good.so"), probe("good.so")] == ["[True, True] 1", "[True, True] 0"]
+    assert [probe("bad.so"), probe("bad.so")] == ["[False, False] 2"] * 2
+    assert probe("absent/good.so") == "[True, True] 2", "no mark can be written there"
 
 
 @pytest.mark.parametrize("root", ["", "/base"])
