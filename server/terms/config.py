@@ -206,7 +206,7 @@ class EngineConfig:
     runner: RunnerName = setting(
         "auto",
         "--runner",
-        "Generate text, or pool it into embeddings, classes and scores.",
+        "Generate text, or pool it into embeddings, classes and scores. auto decides by the model's files.",
         group="Model",
     )
     convert: ConvertName = setting(
@@ -251,7 +251,7 @@ class RendererConfig:
     tokenizer_mode: str = setting(
         "auto",
         "--tokenizer-mode",
-        "Format of tokenizer files and conversations.",
+        "Format of tokenizer files and conversations. auto decides by the files.",
         group="Model",
         syntax="tokenizer mode",
         after="--tokenizer",
@@ -265,7 +265,8 @@ class RendererConfig:
     chat_template_content_format: Literal["auto", "string", "openai"] = setting(
         "auto",
         "--chat-template-content-format",
-        "Whether the chat template gets messages' content as text (string) or as a list of parts (openai).",
+        "Whether the chat template gets messages' content as text (string) or as a list of parts (openai). auto "
+        "decides by the template.",
     )
     default_chat_template_kwargs: dict[str, Any] = setting(
         {}, "--default-chat-template-kwargs", "Template variables that a request may override."
