@@ -115,7 +115,7 @@ class Environment:
     VLLM_ENABLE_RESPONSES_API_STORE = boolean(
         True, "Keep responses of /v1/responses. With 0, requests' `store` has no effect, as in vLLM by default."
     )
-    VLLM_SERVER_DEV_MODE = boolean(False, "Offer /reset_mm_cache and /reset_prefix_cache.")
+    VLLM_SERVER_DEV_MODE = boolean(False, "Offer /reset_mm_cache and /reset_prefix_cache, for development.")
     VLLM_ALLOW_RUNTIME_LORA_UPDATING = boolean(False, "Offer /v1/load_lora_adapter and /v1/unload_lora_adapter.")
     VLLM_ALLOW_LONG_MAX_MODEL_LEN = boolean(
         False, "Accept a --max-model-len above the limit of a model with RoPE. The model's answers may get worse."
@@ -154,12 +154,12 @@ class Environment:
     TMPDIR = text("Folder for temporary files.")
     TEMP = text("Folder for temporary files if TMPDIR is not set.")
     TMP = text("Folder for temporary files if TMPDIR and TEMP are not set.")
-    NOTIFY_SOCKET = text("Set by systemd.")
-    WATCHDOG_USEC = optional_integer("Set by systemd.", minimum=1)
-    WATCHDOG_PID = optional_integer("Set by systemd.", minimum=1)
-    LISTEN_FDS = optional_integer("Set by systemd.", minimum=0)
-    LISTEN_PID = optional_integer("Set by systemd.", minimum=1)
-    LISTEN_FDNAMES = text("Set by systemd.")
+    NOTIFY_SOCKET = text("Socket of the service manager, set by systemd.")
+    WATCHDOG_USEC = optional_integer("Longest pause between watchdog notifications in µs, set by systemd.", minimum=1)
+    WATCHDOG_PID = optional_integer("Process that sends the watchdog notifications, set by systemd.", minimum=1)
+    LISTEN_FDS = optional_integer("Number of sockets passed from descriptor 3 on, set by systemd.", minimum=0)
+    LISTEN_PID = optional_integer("Process that gets the sockets of LISTEN_FDS, set by systemd.", minimum=1)
+    LISTEN_FDNAMES = text("Names of the sockets of LISTEN_FDS, set by systemd.")
     NO_COLOR = presence("If this variable is set, the output has no colours.")
 
 

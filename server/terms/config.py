@@ -36,7 +36,9 @@ class LoraConfig:
 
     help_group: ClassVar[Group] = "LoRA adapters"
 
-    enable_lora: bool = setting(False, "--enable-lora", "Serve LoRA adapters.")
+    enable_lora: bool = setting(
+        False, "--enable-lora", "Serve LoRA adapters. A request selects an adapter by its name in `model`."
+    )
     max_loras: int = setting(1, "--max-loras", "Most different adapters in one batch.", minimum=1)
     max_lora_rank: int = setting(
         16, "--max-lora-rank", "Highest rank of an adapter: 1, 8, 16, 32, 64, 128, 256, 320 or 512."

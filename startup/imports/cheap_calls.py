@@ -105,4 +105,4 @@ def _copy_tokenizer(tokenizer: Any, memo: dict[int, Any]) -> Any:
         copied.enable_padding(**tokenizer.padding)
     if copied.get_added_tokens_decoder() == added:
         return copied
-    return copy._reconstruct(tokenizer, memo, *tokenizer.__reduce_ex__(4))  # type: ignore[attr-defined]
+    return type(tokenizer).from_str(tokenizer.to_str())

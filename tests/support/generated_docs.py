@@ -179,6 +179,12 @@ _SHAPES: Final = (
         "`vllm_engine/test_same_as_plain.py`",
     ),
     (
+        "`patches/late_renderer.py:_LateObject`",
+        "before the engine's start, `AsyncLLM` only passes its renderer on, and calls the methods of `_LateObject`",
+        "the renderer is created before the engine starts, which makes cold starts slower",
+        "`vllm_engine/test_same_as_plain.py`",
+    ),
+    (
         "`vllm_words/facts.py:_kind_of`",
         "vLLM's functions that convert values keep their names",
         "the preflight does not check the values of such flags",

@@ -133,6 +133,7 @@ ROWS: Final = {
         Row("swap, level 1, on an H200", "`--on-swap stop`", "H200, swaps", (("level 1", "swap_s"),), theirs=2),
         Row("swap, level 2, on an H200", _BY_HAND, "H200, swaps", (("level 2", "swap_s"),), is_headline=False),
         Row(f"swap, level 1, {_STAND_IN}", _BY_HAND, "stand-in, swaps", (("level 1", "swap_s"),), is_headline=False),
+        Row(f"swap, level 2, {_STAND_IN}", _BY_HAND, "stand-in, swaps", (("level 2", "swap_s"),), is_headline=False),
     ),
     "Start of the embedded engine": (
         Row("first token, embedded engine", _TRANSFORMERS, "start, embedded"),
@@ -157,6 +158,7 @@ ROWS: Final = {
         Row("`/health` p50; p99; max, vLLM engine", _EAGER, _RENDERS, _HEALTH, " ms", theirs=2),
         Row("`/health` p50; p99; max, embedded engine", _EAGER, _RENDERS, _HEALTH, " ms", ours=1, theirs=2),
         Row("renders/s, vLLM engine", _EAGER, _RENDERS, _RENDERED, "", theirs=2, is_headline=False),
+        Row("renders/s, embedded engine", _EAGER, _RENDERS, _RENDERED, "", ours=1, theirs=2, is_headline=False),
     ),
 }
 """Heading in docs/figures.md -> the rows below it."""

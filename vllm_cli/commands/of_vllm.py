@@ -32,16 +32,16 @@ class VllmCommand(click.Command):
         return run_plain(command, [*words, *ctx.args])
 
 
-launch: Final = VllmCommand("launch", help="vLLM's command: start one component alone.")
+launch: Final = VllmCommand("launch", help="vLLM's command: start one component alone, such as its renderer.")
 snapshot: Final = VllmCommand("snapshot", help="vLLM's command: keep an initialized engine, and restore it.")
 download_kernels: Final = VllmCommand("download-kernels", help="vLLM's command: install precompiled kernels.")
 preload: Final = VllmCommand("preload", help="vLLM's command: hold weights in GPU memory while engines restart.")
 BENCHMARKS: Final = (
-    VllmCommand("latency", help="vLLM's command."),
-    VllmCommand("throughput", help="vLLM's command."),
-    VllmCommand("forward", help="vLLM's command."),
-    VllmCommand("mm-processor", help="vLLM's command."),
-    VllmCommand("sweep", help="vLLM's command."),
+    VllmCommand("latency", help="vLLM's command: the latency of one batch."),
+    VllmCommand("throughput", help="vLLM's command: the throughput of an engine without a server."),
+    VllmCommand("forward", help="vLLM's command: the forward pass of exact batches."),
+    VllmCommand("mm-processor", help="vLLM's command: the preprocessing of images and other media."),
+    VllmCommand("sweep", help="vLLM's command: benchmarks with many combinations of settings."),
 )
 
 

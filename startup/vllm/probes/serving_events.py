@@ -70,7 +70,8 @@ SERVING_PROBES: Final = Hook(
 DRAIN: Final = Hook(
     "drain",
     does="finishes running requests before vLLM stops its engine; leaves out vLLM's search for processes at its port",
-    without="SIGTERM breaks requests off, and vLLM waits endlessly for their connections",
+    without="SIGTERM breaks requests off, and vLLM waits endlessly for their connections; vLLM's "
+    "search may end with a traceback",
     promise="SIGTERM loses no request and leaves no traceback",
     needs=(
         _APP,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from startup.vllm.patches.engine_wait import EngineWait
-from startup.vllm.patches.late_renderer import create_renderer_in
+from startup.vllm.patches.late_renderer import _LateObject, create_renderer_in
 from tests.startup.conftest import ToyPackages
 from tests.support.waiting import wait_until
 
@@ -42,7 +42,7 @@ class OutputProcessor:
 class AsyncLLM:
     def __init__(self, config, waits=True, fails=False):
         self.renderer = renderer = renderer_from_config(config)
-        self.input_processor = InputProcessor(config, renderer)
+        self.input_processor = InputProcessor(config, renderer=renderer)
         self.output_processor = OutputProcessor(renderer.tokenizer, log_stats=True)
         events.append("engine")
         renderer.start_mm_warmup_in_background()
@@ -86,6 +86,16 @@ def test_after_the_wait_vllm_uses_the_created_objects(module):
     assert client.handler is client.output_processor
     client.shutdown()
     assert module.events[-1] == "shutdown"
+
+
+def test_a_late_object_counts_as_an_instance_of_its_class():
+    created: list[str] = []
+    late = _LateObject(lambda: created.append("object") or "text")
+    assert isinstance(late, _LateObject)
+    assert not created
+    assert isinstance(late, str)
+    assert late.upper() == "TEXT"
+    assert created == ["object"]
 
 
 def test_an_error_of_the_renderer_ends_the_start(module):
