@@ -6,7 +6,7 @@
 #   make test-slow                         tests that need vLLM, a browser or minutes
 #   make figures [ARGS="--missing"]        every headline benchmark, alone on the machine: 90 minutes; writes the pages
 #   make test-gpu                          on a GPU: its tests and all figures, as one JSON file, in 25 minutes
-#   make size [ARGS=--lower]               lines and files of each room against the table in tools/size.txt
+#   make size [ARGS=--lower]               size of the project against the limits in tools/size.txt
 #   make lint | format                     the linters; corrects order of imports and layout
 #   make bench [ARGS="..."]
 #   make docs                              writes the generated pages docs/{cli,flags,environment}.md, docs/dev/vllm-hooks.md

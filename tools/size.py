@@ -1,106 +1,72 @@
-"""`make size` fails if a room (a package or folder) has more lines, code or files than in `size.txt`.
+"""`make size` fails if the project is larger than the limits in `size.txt`. Prints the lines of each room.
 
-A line of code has more than a docstring or a comment. `--lower` writes smaller numbers into the table.
-
-A room may grow if another room shrinks. A commit that raises the sum of the product's rooms needs a line
-`Grows: ROOM +N, because …` in its message. The line is printed until the next release.
+`--lower` writes what was reached into `size.txt`. Limits only fall: a commit that raises a limit fails, too.
 """
 
-import ast
-import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
-from operator import gt
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Final
 
 import click
 
 from vllm_cli.terminal import align
 
-TABLE: Final = Path(__file__).with_name("size.txt")
-_NO_PRODUCT: Final = ("tests", "docs")
-_GROWS: Final = re.compile(r"^Grows: (\S+) \+(\d+), because .+", re.MULTILINE)
+LIMITS: Final = Path(__file__).with_name("size.txt")
+_PRODUCT: Final = ("vllm_cli", "router", "startup", "server", "base", "envs", "tools")
+_ROOMS_WITHIN: Final = ("startup", "server")
+"""Packages in which each folder is a room."""
+_OTHER: Final = (".js", ".css", ".html", ".c", ".h", ".sh")
 
 
-class Size(NamedTuple):
-    """The size of a room."""
-
-    lines: int
-    code: int
-    files: int
-
-    @classmethod
-    def of(cls, root: Path, room: str) -> Self:
-        """The size of a room's files in git. Markdown files count in `docs`, Python files in other rooms."""
-        pattern = f"{room}/*.md" if room == "docs" else f"{room}/*.py"
-        paths = [root / name for name in _git(root, "ls-files", "-z", pattern).split("\0") if name]
-        texts = [path.read_text(encoding="utf-8") for path in paths if path.exists()]
-        code = 0 if room == "docs" else sum(map(_count_code, texts))
-        return cls(sum(text.count("\n") for text in texts), code, len(texts))
-
-
-def _count_code(text: str) -> int:
-    strings = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Expr) and _is_text(node.value))
-    docs = {line for node in strings for line in range(node.lineno, (node.end_lineno or 0) + 1)}
-    lines = enumerate(map(str.strip, text.splitlines()), start=1)
-    return sum(bool(line) and not line.startswith("#") and number not in docs for number, line in lines)
+def measure(root: Path) -> tuple[dict[str, int], Counter[str]]:
+    """The size of each kind of file in git, and the lines of Python in each room of the product."""
+    sizes = {"python": 0, "other-languages": 0, "tests": 0, "words-of-docs": 0}
+    rooms: Counter[str] = Counter()
+    for name in filter(None, _git(root, "ls-files", "-z").split("\0")):
+        path = Path(name)
+        kind = _kind(path)
+        if kind is None or not (root / path).exists():
+            continue
+        text = (root / path).read_text(encoding="utf-8")
+        sizes[kind] += len(text.split()) if kind == "words-of-docs" else text.count("\n")
+        if kind == "python":
+            rooms["/".join(path.parts[: 2 if path.parts[0] in _ROOMS_WITHIN else 1])] += text.count("\n")
+    return sizes, rooms
 
 
-def _is_text(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-
-def read_table(text: str) -> dict[str, Size]:
-    """Room -> its largest allowed size. Empty if the table has another form."""
-    rows = [line.split() for line in text.splitlines()]
-    if not rows or rows[0][1:] != [*Size._fields]:
-        return {}
-    return {name: Size(*map(int, numbers)) for name, *numbers in rows[1:]}
-
-
-def write_table(sizes: dict[str, Size]) -> str:
-    """The text of the table, as `read_table` reads it."""
-    rows = [["room", *Size._fields], *([name, *map(str, size)] for name, size in sizes.items())]
-    return "\n".join(align(rows, are_figures=True)) + "\n"
-
-
-def total(sizes: dict[str, Size]) -> Size:
-    """The sum of the product's rooms, including tools."""
-    rooms = [size for name, size in sizes.items() if name not in _NO_PRODUCT]
-    return Size(sum(each.lines for each in rooms), sum(each.code for each in rooms), sum(each.files for each in rooms))
-
-
-class Growth(NamedTuple):
-    """A commit since the last release that has changed the table."""
-
-    commit: str
-    lines: int
-    """The lines by which the sum of the product has grown."""
-    reasons: list[str]
-    """The lines `Grows: …` of the commit's message."""
-
-    @property
-    def problem(self) -> str | None:
-        """An error if the message does not explain the growth. Otherwise None."""
-        named = sum(int(lines) for _, lines in _GROWS.findall("\n".join(self.reasons)))
-        if self.lines <= named:
+def _kind(path: Path) -> str | None:
+    match path.parts[0], path.suffix:
+        case "docs", ".md":
+            return "words-of-docs"
+        case "tests", ".py":
+            return "tests"
+        case top, ".py" if top in _PRODUCT:
+            return "python"
+        case top, suffix if top in _PRODUCT and suffix in _OTHER:
+            return "other-languages"
+        case _:
             return None
-        return (
-            f"{self.commit[:8]} raises the sum by {self.lines} lines, and its message names {named} (Grows: ROOM +N, …)"
-        )
 
 
-def growth(root: Path, table: str) -> Iterator[Growth]:
-    """Commits that have changed the table, the newest first."""
-    release = _git(root, "log", "-1", "--format=%H", "-G", r"^## \[[0-9]", "--", "CHANGELOG.md").strip()
-    commits = _git(root, "log", "--format=%H", *([f"{release}.."] if release else []), "--", table)
-    for commit in commits.split():
-        before, after = (read_table(_git(root, "show", f"{place}:{table}")) for place in (f"{commit}^", commit))
-        lines = total(after).lines - total(before).lines if before and after else 0
-        message = _git(root, "show", "-s", "--format=%B", commit)
-        yield Growth(commit, lines, [line for line in message.splitlines() if _GROWS.match(line)])
+def read_limits(text: str) -> dict[str, int]:
+    """Kind of file -> its limit. Empty if the text has another form, as in commits before the limits."""
+    rows = [line.split() for line in text.splitlines()]
+    is_table = all(len(row) == 2 and row[1].isdecimal() for row in rows)
+    return {kind: int(limit) for kind, limit in rows} if is_table else {}
+
+
+def raised(root: Path, limits: str) -> Iterator[str]:
+    """Problems: a commit that raises a limit, or a limit that is higher than in the last commit."""
+    commits = _git(root, "log", "--format=%h", "--", limits).split()
+    texts = [(root / limits).read_text(), *(_git(root, "show", f"{commit}:{limits}") for commit in commits)]
+    names = ["The working tree", *commits]
+    for name, after, before in zip(names, map(read_limits, texts), map(read_limits, texts[1:]), strict=False):
+        for kind in before.keys() & after.keys():
+            if after[kind] > before[kind]:
+                yield f"{name} raises the limit of {kind} from {before[kind]} to {after[kind]}."
 
 
 def _git(root: Path, *words: str) -> str:
@@ -109,30 +75,24 @@ def _git(root: Path, *words: str) -> str:
 
 
 @click.command()
-@click.option("--lower", is_flag=True, help="Write smaller numbers into the table.")
+@click.option("--lower", is_flag=True, help="Write smaller limits.")
 def main(*, lower: bool) -> None:
-    """Compares lines and files of each room with the table."""
-    root, table = TABLE.parents[1], str(TABLE.relative_to(TABLE.parents[1]))
-    allowed = read_table(TABLE.read_text())
-    sizes = {name: Size.of(root, name) for name in allowed}
+    """Compares the size of the project with its limits."""
+    root = LIMITS.parents[1]
+    limits = read_limits(LIMITS.read_text())
+    sizes, rooms = measure(root)
     if lower:
-        allowed = {name: Size(*map(min, size, allowed[name])) for name, size in sizes.items()}
-        TABLE.write_text(write_table(allowed))
-    rows = [["room", *(f"{field} of allowed" for field in Size._fields)]]
-    for name, size in [*sizes.items(), ("product", total(sizes))]:
-        of = allowed.get(name) or total(allowed)
-        rows.append([name, *(f"{now} of {most}" for now, most in zip(size, of, strict=True))])
+        limits = {kind: min(limit, sizes[kind]) for kind, limit in limits.items()}
+        LIMITS.write_text("".join(f"{kind} {limit}\n" for kind, limit in limits.items()))
+    click.echo("\n".join(align([[room, str(lines)] for room, lines in rooms.items()], are_figures=True)))
+    rows = [[kind, f"{sizes[kind]} of {limit}"] for kind, limit in limits.items()]
     click.echo("\n".join(align(rows, are_figures=True)))
-    grown = list(growth(root, table))
-    for each in grown:
-        for reason in each.reasons:
-            click.echo(reason)
-    larger = [name for name, size in sizes.items() if any(map(gt, size, allowed[name]))]
-    problems = [each.problem for each in grown if each.problem is not None]
-    if larger:
-        problems.append(
-            f"too large: {', '.join(larger)}. Remove lines there; raise a row only as another one is lowered."
-        )
+    problems = [
+        f"too large: {kind} has {sizes[kind]}, at most {limit}. Remove something else."
+        for kind, limit in limits.items()
+        if sizes[kind] > limit
+    ]
+    problems += raised(root, str(LIMITS.relative_to(root)))
     for problem in problems:
         click.echo(problem)
     sys.exit(1 if problems else 0)

@@ -1,4 +1,4 @@
-"""`make size` fails above the table, only lowers the table, and requires a reason for a larger sum."""
+"""`make size` fails above its limits, and no commit may raise a limit."""
 
 import os
 import subprocess
@@ -9,36 +9,35 @@ from click.testing import CliRunner, Result
 
 from tools import size
 
-_SOURCE = '''"""Three lines of this file
-are code."""
-
-# No code.
-A = """
-text"""
-def b(): ...
-'''
+_FILES = {
+    "envs/a.py": "1\n2\n",
+    "startup/port/b.py": "3\n",
+    "tests/c.py": "4\n",
+    "docs/d.md": "five words\nin two lines",
+    "base/e.css": "6\n7\n8\n",
+}
 _NAMES = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")
+_REACHED = "python 3\nother-languages 3\ntests 1\nwords-of-docs 5\n"
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs `make size` in a repository with two Python files in `envs` and one Markdown file in `docs`."""
-    for path, text in {"envs/a.py": _SOURCE, "envs/b/c.py": "3\n", "docs/d.md": "4\n5\n", "docs/e.svg": "6\n"}.items():
+    """Runs `make size` in a repository with one file of each kind. A message commits the limits first."""
+    for path, text in {**_FILES, "tools/size.txt": ""}.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
-    (tmp_path / "envs" / "untracked.py").write_text("")
-    table = tmp_path / "tools" / "size.txt"
-    table.parent.mkdir()
     _git(tmp_path, "init", "-q")
-    _git(tmp_path, "add", "envs/a.py", "envs/b", "docs")
-    monkeypatch.setattr(size, "TABLE", table)
+    _git(tmp_path, "add", "envs", "startup", "tests", "docs", "base")
+    (tmp_path / "envs" / "untracked.py").write_text("9\n")
+    limits = tmp_path / "tools" / "size.txt"
+    monkeypatch.setattr(size, "LIMITS", limits)
 
-    def run(allowed: str, *words: str, message: str = "") -> tuple[Result, str]:
-        table.write_text(f"room lines code files\n{allowed}")
+    def run(text: str, *words: str, message: str = "") -> tuple[Result, str]:
+        limits.write_text(text)
         if message:
-            _git(tmp_path, "add", "tools", "CHANGELOG.md") if message == "release" else _git(tmp_path, "add", "tools")
+            _git(tmp_path, "add", "tools")
             _git(tmp_path, "commit", "-q", "-m", message)
-        return CliRunner().invoke(size.main, words), table.read_text()
+        return CliRunner().invoke(size.main, words), limits.read_text()
 
     return run
 
@@ -47,28 +46,32 @@ def _git(folder: Path, *words: str) -> None:
     subprocess.run(["git", *words], cwd=folder, check=True, env={**os.environ, **dict.fromkeys(_NAMES, "a@b")})
 
 
-@pytest.mark.parametrize(("allowed", "code"), [("8 4 2", 0), ("7 4 2", 1), ("8 3 2", 1), ("8 4 1", 1), ("9 9 9", 0)])
-def test_more_lines_code_or_files_than_in_the_table_fail(run, allowed, code):
-    done, _ = run(f"envs {allowed}\ndocs 2 0 1\n")
-    assert done.exit_code == code, done.output
-    assert ("too large: envs" in done.output) == bool(code)
-
-
-def test_the_table_is_only_lowered(run):
-    done, written = run("envs 9 9 1\ndocs 9 9 9\n", "--lower")
-    assert done.exit_code == 1
-    assert size.read_table(written) == {"envs": (8, 4, 1), "docs": (2, 0, 1)}
-
-
-def test_a_larger_sum_needs_its_reason_until_the_next_release(run, tmp_path):
-    run("envs 8 4 2\nbase 9 9 9\n", message="first")
-    done, _ = run("envs 11 4 2\nbase 6 9 9\n", message="moved")
+def test_what_is_within_the_limits_passes(run):
+    done, _ = run(_REACHED)
     assert done.exit_code == 0, done.output
-    reason = "Grows: envs +3, because of a test"
-    done, _ = run("envs 14 4 2\nbase 6 9 9\n", message=f"more\n\n{reason}")
-    assert (done.exit_code, reason in done.output) == (0, True)
-    done, _ = run("envs 16 4 2\nbase 6 9 9\n", message="even more\n\nGrows: envs +1, because of a test")
-    assert (done.exit_code, "raises the sum by 2 lines, and its message names 1" in done.output) == (1, True)
-    (tmp_path / "CHANGELOG.md").write_text("## [1.0.0]\n")
-    done, _ = run("envs 16 4 2\nbase 6 9 9\ndocs 2 0 1\n", message="release")
-    assert (done.exit_code, "Grows" in done.output) == (0, False)
+    assert "startup/port  1" in done.output
+
+
+@pytest.mark.parametrize("kind", ["python", "other-languages", "tests", "words-of-docs"])
+def test_each_kind_has_a_limit(run, kind):
+    limits = size.read_limits(_REACHED)
+    done, _ = run("".join(f"{name} {most - (name == kind)}\n" for name, most in limits.items()))
+    assert done.exit_code == 1
+    assert f"too large: {kind} has {limits[kind]}, at most {limits[kind] - 1}." in done.output
+
+
+def test_limits_are_only_lowered(run):
+    done, written = run("python 9\nother-languages 9\ntests 0\nwords-of-docs 9\n", "--lower")
+    assert done.exit_code == 1
+    assert written == _REACHED.replace("tests 1", "tests 0")
+
+
+def test_a_raised_limit_is_found_in_the_working_tree_and_in_each_commit(run):
+    run("room lines code files\nenvs 3 3 3\n", message="a table of another form")
+    assert run(_REACHED, message="first")[0].exit_code == 0
+    raised = _REACHED.replace("python 3", "python 4")
+    done, _ = run(raised)
+    assert (done.exit_code, "The working tree raises the limit of python from 3 to 4." in done.output) == (1, True)
+    run(raised, message="raised")
+    done, _ = run(_REACHED, message="lowered again")
+    assert (done.exit_code, "raises the limit of python from 3 to 4." in done.output) == (1, True)
