@@ -13,6 +13,12 @@ LIMITS: Final = {
 }  # fmt: skip
 """Former variables for limits. If one is set, the start fails, because the server would lack this limit."""
 
+RETIRED: Final = {
+    "--detach": "write `vllm-cli serve ... &`, then `vllm-cli wait --pid $!`",
+    "--engine-restarts": "give --restart on-failure",
+}
+"""Former flags of `serve` that vLLM never had. Both engines refuse them, also in a `--config` file."""
+
 _USELESS: Final = (
     "--calculate-kv-scales", "--disable-async-output-proc", "--disable-frontend-multiprocessing",
     "--disable-logprobs-during-spec-decoding", "--enable-lora-bias", "--enable-prompt-adapter", "--engine-use-ray",
@@ -51,6 +57,7 @@ _PARTS: Final = {
 }  # fmt: skip
 
 REPLACEMENTS: Final[dict[str, str]] = {
+    **RETIRED,
     **dict.fromkeys(_USELESS, "leave it out"),
     **{old: f"give {new}" for old, new in _RENAMED.items()},
     **{variable: f'set VCLI_LEAVE_OUT="{part}" instead of 0' for variable, part in _PARTS.items()},
@@ -65,7 +72,6 @@ REPLACEMENTS: Final[dict[str, str]] = {
     "--device": "leave it out, vLLM runs on the device that it was built for",
     "--disable-log-requests": "leave it out, requests are logged only with --enable-log-requests",
     "--enable-reasoning": "leave it out, --reasoning-parser is enough",
-    "--engine-restarts": "give --restart on-failure",
     "--fail-over": "judge the `ratios` of --json",
     "--html": "the server's status page draws its start",
     "--limit-mm-per-prompt VALUE": """write image=4 as '{"image": 4}'""",

@@ -13,13 +13,18 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     ignored, and so are the dashes before a flag's name, because they would make any two flags similar.
     """
     name = word.partition(" ")[0] if word.startswith("-") else word
-    if name in REPLACEMENTS:
-        return f" (removed: {REPLACEMENTS[name]})"
+    if (former := positive(name)) in REPLACEMENTS:
+        return f" (removed: {REPLACEMENTS[former]})"
     by_folded = {_fold(choice): choice for choice in choices}
     if name != word and _fold(name) in by_folded:
         return f" (write {name} and its value as two words)"
     matches = get_close_matches(_fold(word), by_folded, n=1)
     return f" (did you mean {by_folded[matches[0]]!r}?)" if matches else ""
+
+
+def positive(flag: str) -> str:
+    """The name of the flag that `--no-x` negates. Other words are returned unchanged."""
+    return flag.replace("--no-", "--", 1)
 
 
 def former_form(flag: str) -> str:

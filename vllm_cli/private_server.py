@@ -49,8 +49,6 @@ def start_private_server(
         flags: defaults, which `words` override.
         keeps_log: whether the server's output is kept instead of shown.
     """
-    if len(without_flags(words, ("--detach",))) < len(words):
-        raise InputError("--detach is for `vllm-cli serve` only: leave it out.")
     given, secrets = secrets_as_variables(without_flags(words, flags_with_role("tls")))
     variables = {**environment, env.VLLM_API_KEY.name: "", **secrets}
     with (

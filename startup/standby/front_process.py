@@ -41,8 +41,6 @@ def serve_warm(words: list[str]) -> int | None:
     own = ServeWords(words).own
     if has_several_models(words) or is_behind_router(words):
         return None  # a router imports little; its servers may be forked
-    if "--detach" in own:
-        return None  # the process that this one starts may have its server forked
     mode = own.get("--standby") or foreign.text_of("VCLI_STANDBY") or "auto"
     kind = template_kind(words) if mode in ("auto", "require") else None
     if kind is None:

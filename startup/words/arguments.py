@@ -100,8 +100,6 @@ class Arguments:
         flag, is_negated = find_flag(name.partition(".")[0])
         if flag is CONFIG:
             raise InputError("a config file cannot name another one.")
-        if flag.name == "--detach":
-            raise InputError("--detach is for the command line only.")
         if isinstance(value, bool) and flag.shape is Shape.SWITCH:
             self._add(flag, [json.dumps(value is not is_negated)])
         elif isinstance(value, list) and flag.shape is Shape.LIST:

@@ -34,7 +34,7 @@ from startup.words.option import FlagOption, complete_model
 from startup.words.screening import notices, reject_unsupported, show_notices
 from startup.words.secret_flags import empty_key_notices, secret_notices
 from startup.words.supported import CONFIG, GROUPS, LOG_FORMAT, SUPPORTED, VARIABLES
-from startup.words.table import split_flags
+from startup.words.table import reject_retired, split_flags
 
 VLLM: Final = "vllm_cli.vllm_options"
 """Key of the settings of a vLLM start in click's `Context.meta`."""
@@ -63,6 +63,7 @@ class ServeCommand(click.Command):
         ctx.meta[WORDS] = tuple(args)
         if args and not args[0].strip():
             raise InputError(f"MODEL is empty: {_EMPTY_REMEDY}.")
+        reject_retired(given.flag for given in split(args, LAUNCHER_FLAGS.get))
         is_router = has_several_models(args)  # `router.words` reads the words of a router
         if not is_router:
             _reject_flags_of_several(args)
@@ -93,7 +94,7 @@ class ServeCommand(click.Command):
     def _read_for_vllm(self, ctx: click.Context, args: list[str]) -> VllmOptions:
         _raise_all(error for error in validate_all() if _is_read_for_vllm(error.name))
         options = vllm_options(ctx, args)
-        _reject_references(options.words)
+        _reject_faults_of_file(options.words)
         if not self.is_quiet:
             secrets = secret_notices(options.words, has_key_file=False)
             show_notices((*unknown_variable_notices(), *secrets), options.log_format)
@@ -214,14 +215,15 @@ def _raise_all(errors: Iterable[EnvError]) -> None:
         raise InputError("\nError: ".join(lines))
 
 
-def _reject_references(words: Sequence[str]) -> None:
-    """Rejects a `--config` file with references to variables that vLLM would wrongly read as plain text."""
+def _reject_faults_of_file(words: Sequence[str]) -> None:
+    """Rejects former flags in a `--config` file, and references that vLLM would read as plain text."""
     if CONFIG.name not in words:
         return
     from startup.vllm_words.command_line import CommandLine
 
     if (file := CommandLine.of(words).config) is not None:
         reject_references(file.refused, f"{CONFIG.name}: ")
+        reject_retired((f"--{name}" for name in file.settings), f"{CONFIG.name} {file.path}: ")
 
 
 def _is_read_for_vllm(name: str) -> bool:

@@ -140,13 +140,6 @@ _WITHOUT_FIELD: Final = (
         role="router",
     ),
     SupportedFlag("--json", shape=Shape.SWITCH, help="With --preflight-only: report as JSON.", role="router"),
-    SupportedFlag(
-        "--detach",
-        shape=Shape.SWITCH,
-        help="Run the server in the background. The command returns when the server is ready, or when the start has "
-        "failed, with its exit code.",
-        role="router",
-    ),
 )
 """Flags that decide what a command line starts, and that are read before there is a configuration."""
 

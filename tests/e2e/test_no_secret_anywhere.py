@@ -51,7 +51,6 @@ RUNS: dict[str, list[str]] = {
         "nowhere --api-key KEY --hf-token WRONG --port 0 --engine embedded --idle-stop 5m",
         "MODEL SECRETS --preflight-only",
         "nowhere none SECRETS --port 0 --engine embedded",
-        "nowhere SECRETS --port 0 --engine embedded --detach",
     ],
     "chat": ["--url URL --api-key KEY --quick Hello", "--url LOGIN --api-key KEY --quick Hello"],
     "complete": ["--url URL --api-key KEY --quick Hello --max-tokens 2", "--url URL --api-key WRONG --quick Hello"],

@@ -77,7 +77,7 @@ class RunningServer:
     """The server's process, if a standby has forked it. None for a router, and after a cold start."""
 
     log: str | None = None
-    """The file with the server's output, such as the log of `serve --detach`. None if it has no file."""
+    """The file with the server's output, as after `2> FILE`. None if it has no file."""
     start: Mapping[str, Any] | None = None
     """The fields of `base.lifecycle.StartInfo`, with `ready_s` and `phases` once the server was ready."""
     models: tuple[RouterModel, ...] | None = None

@@ -41,8 +41,6 @@ class Readiness:
     """The `status` that the server reports: `starting`, `draining`, `dead` or `stopped` (`--idle-stop`)."""
     is_late: bool = False
     """Whether the request timed out."""
-    is_closed: bool = False
-    """Whether the server accepted the connection and closed it without an answer."""
 
     def describe_rest(self) -> str:
         """The progress bar and the remaining time, if known."""
@@ -59,12 +57,11 @@ def poll_readiness(address: ServerAddress, path: str, *, timeout_s: float) -> Re
     except TimeoutError:
         return Readiness("absent", f"no answer within {timeout_s:.3g} s", is_late=True)
     except HTTPException as err:
-        return Readiness("absent", f"it does not speak HTTP ({type(err).__name__})", is_closed=True)
+        return Readiness("absent", f"it does not speak HTTP ({type(err).__name__})")
     except OSError as err:
         if any(alert in str(err) for alert in _WANTS_CERTIFICATE):
             return Readiness("failed", "it wants a certificate of its clients")
-        is_closed = isinstance(err, ssl.SSLError | ConnectionResetError)
-        return Readiness("absent", (err.strerror or str(err)).lower(), is_closed=is_closed)
+        return Readiness("absent", (err.strerror or str(err)).lower())
     return _read_answer(answer, address.path + path)
 
 

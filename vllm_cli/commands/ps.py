@@ -23,7 +23,7 @@ def ps(*, is_json: bool) -> int:
 
     A server with several models (`serve --models`, `serve A B`) has one line for all its processes, and one
     line for each model. In a model's line, UP is how long the model has been in its STATE. LOG is the file to
-    which a process writes its errors, if there is such a file (`serve --detach`, `2> FILE`).
+    which a process writes its errors, if there is such a file (`2> FILE`).
 
     START is `warm` (forked from a standby), `cold` or `plain` (vLLM without preloading), with the seconds
     until the server was ready. Lines below the table give the reasons for plain and cold starts and for

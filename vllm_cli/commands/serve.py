@@ -12,10 +12,8 @@ from startup.embedded.installed import require_embedded_engine
 from startup.ground import start_origin
 from startup.ground.config import StandbyMode, StartupConfig, VllmOptions
 from startup.ground.errors import StartupError
-from startup.ground.serve_words import ServeWords, has_several_models, is_for_information
-from startup.words.errors import InputError
+from startup.ground.serve_words import has_several_models
 from startup.words.screening import show_notices
-from startup.words.secret_flags import without_flags
 from startup.words.serve_command import CONFIG_OF_START, LLAMA_SERVER, VLLM, WORDS, ServeCommand, serve_parameters
 from vllm_cli.commands.of_vllm import vllms_own
 
@@ -52,16 +50,7 @@ _EPILOG = f"{vllms_own('serve')} `--engine vllm` starts it faster, and unchanged
 @click.pass_context
 def serve(ctx: click.Context, /, **_: object) -> int:
     """Runs the server and returns its exit code. Imports nothing heavy before all settings are checked."""
-    own = ServeWords(words := ctx.meta[WORDS]).own
-    if ctx.params.get("detach") and "--detach" not in own:  # a standby may have forked this process already
-        raise InputError("Write --detach in full.")
-    if "--detach" in own and "--preflight-only" not in own and not is_for_information(words):
-        from vllm_cli.detached_start import start_detached  # noqa: PLC0415 - slow to import for --help
-
-        words = ctx.meta[WORDS] = tuple(without_flags(words, ("--detach",)))
-        if (code := start_detached(words)) is not None:
-            return code
-    if has_several_models(words) or ctx.meta.get(LLAMA_SERVER):
+    if has_several_models(ctx.meta[WORDS]) or ctx.meta.get(LLAMA_SERVER):
         return _serve_several(ctx)
     if (options := ctx.meta.get(VLLM)) is not None:
         if options.is_behind_router and not options.is_preflight_only:

@@ -1,14 +1,17 @@
 """`vllm-cli standby`: runs, shows or stops the process that has modules in memory for later starts."""
 
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import click
 
+from base.exit_codes import OK, START_FAILED
 from base.machine.processes import is_alive
 from startup.ground.errors import StartupError
 from startup.ground.logs.setup import configure_logging, log_options_of_environment
@@ -24,6 +27,8 @@ NOT_RUNNING: Final = 1
 
 _GROUPS: Final = {"vllm": (VLLM_EAGER, VLLM_COMPILED), **{kind: (kind,) for kind in TEMPLATE_KINDS}}
 _POLL_S: Final = 0.1
+_STOP_S: Final = 60.0
+"""Seconds after which a cancelled start is killed."""
 
 
 @click.group("standby", invoke_without_command=True, context_settings={"max_content_width": 110})
@@ -133,9 +138,10 @@ def _parse_kinds(wanted: str | None) -> tuple[str, ...]:
 
 
 def _detach(run: Callable[[], int]) -> int:
-    """Runs the standby in the background, and waits until its imports are done."""
-    from vllm_cli.detached_start import detach  # noqa: PLC0415 - slow to import for --help
+    """Runs the standby in a fork with a session of its own, and waits until its imports are done.
 
+    Also returns in the fork, with the result of `run`. Ctrl-C and SIGTERM during the wait end the fork.
+    """
     try:
         os.close(sockets.create_folder())
     except OSError as err:
@@ -143,7 +149,36 @@ def _detach(run: Callable[[], int]) -> int:
         raise StartupError(message, cause="standby-unusable") from err
     path = Path(sockets.socket_folder(), "standby.log")
     log = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb")
-    return detach(run, path, log, _wait)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
+    pid = os.fork()  # a new program would import everything again
+    if pid == 0:
+        _enter_session(log)
+        return run()
+    log.close()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        with closing(Reporter()) as reporter:
+            outcome = _wait(pid, reporter)
+    except BaseException:
+        _end(pid)
+        raise
+    if outcome is None:
+        from vllm_cli.supervised_command import last_lines  # noqa: PLC0415 - slow to import for --help
+
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        code = 128 - code if code < 0 else code or START_FAILED
+        click.echo(f"{last_lines(path)}\nError: the start ended with exit code {code}. Its log is {path}", err=True)
+        return code
+    click.echo(f"{outcome}. Its log is {path}")
+    return OK
+
+
+def _enter_session(log: IO[bytes]) -> None:
+    os.setsid()
+    with log, open(os.devnull, "rb") as nothing:  # noqa: PTH123
+        for source, number in ((nothing, 0), (log, 1), (log, 2)):
+            os.dup2(source.fileno(), number)
 
 
 def _wait(pid: int, reporter: Reporter) -> str | None:
@@ -157,6 +192,20 @@ def _wait(pid: int, reporter: Reporter) -> str | None:
         reporter.update(f"{time.monotonic() - begin_s:5.1f} s  importing")
         time.sleep(_POLL_S)
     return None
+
+
+def _end(pid: int) -> None:
+    """Stops the standby. A second Ctrl-C kills its processes."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+        end_s = time.monotonic() + _STOP_S
+        try:
+            while is_alive(pid) and time.monotonic() < end_s:
+                time.sleep(_POLL_S)
+        except KeyboardInterrupt:
+            pass
+        if is_alive(pid):
+            os.killpg(pid, signal.SIGKILL)
 
 
 def _ask(request: bytes) -> StandbyStatus | None:

@@ -31,7 +31,6 @@ OWN_PREFIXES = (
     "--listen-when-ready",
     "--restart",
     "--web-page",
-    "--detach",
 )
 """Beginnings of the names of our own flags."""
 
@@ -71,7 +70,7 @@ def test_every_flag_is_of_one_kind():
 
 def test_every_declared_flag_is_derived_once():
     declared = [field.metadata["flag"] for _, field, *_ in CONFIG_FIELDS if "flag" in field.metadata]
-    without_field = {"--engine", "--config", "--preflight-only", "--json", "--detach"}
+    without_field = {"--engine", "--config", "--preflight-only", "--json"}
     assert {flag.name for flag in SUPPORTED if not flag.fields} == without_field
     assert sorted(flag.name for flag in SUPPORTED) == sorted([*declared, *without_field])
 
@@ -162,7 +161,7 @@ def test_a_former_flag_is_refused_with_what_replaces_it_even_if_it_begins_anothe
 
 def test_what_replaces_former_names_exists():
     names = {name for flag in FLAGS for name in spellings(flag)} - {"--disable-log-requests"}  # again since 0.33
-    of_other_commands = {"--vs", "--vs-url", "--all"}
+    of_other_commands = {"--vs", "--vs-url", "--all", "--pid"}
     for former, text in REPLACEMENTS.items():
         assert former not in names | {variable.name for variable in variables()}
         assert set(re.findall(r"--[a-z][a-z0-9-]+", text)) <= names | of_other_commands

@@ -317,7 +317,6 @@ def test_a_rejected_flag_in_a_file_is_an_error(parse, write):
         ("config: other.yaml\n", "cannot name another one"),
         (b"\xff\xfe\x00", "is not a text file"),
         ("enforce-eager: 3\n", "--enforce-eager takes no value"),
-        ("detach: true\n", "--detach is for the command line only"),
         ("a: 1\nport: ${VCLI_UNSET}\n", r"port: VCLI_UNSET is not set: set it, or write a default"),
     ],
 )
