@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import suppress
 from functools import cache, partial
-from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -28,9 +27,6 @@ logger = logging.getLogger(__name__)
 _EXAMPLE_TOKENS = (11, 1, 6)
 """The numbers of tokens in the example passes. The first pass is traced, and the other passes check the
 graph. In a trace, every dimension of size 11 is taken for the number of tokens."""
-_MAX_JOINED_BYTES = 1 << 30
-"""The layers of larger models are not joined into one graph. Joining would save less than 1 % of a token's
-time, and checking the joined graph takes long."""
 _CONSTANTS = (type(None), bool, int, float, str)
 
 
@@ -99,14 +95,6 @@ def _opaque_products() -> list[_OpaqueProduct]:
     return products
 
 
-def _num_bytes(model: PreTrainedModel) -> int:
-    """The bytes of the model's weights, including int8 weights, which are no longer parameters."""
-    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module.weight is None]
-    num_bytes: int = sum(weight.nbytes for weight in model.parameters())
-    num_bytes += sum(linear.in_features * linear.out_features for linear in linears)
-    return num_bytes
-
-
 class LayerTracer:
     """Replaces the `forward` of a model's layers by graphs, one layer at a time, on the engine's thread.
 
@@ -121,12 +109,10 @@ class LayerTracer:
         self._attention = attention
         self._is_adapted = is_adapted
         self._calls: dict[torch.nn.Module, list[_Call]] = {}
-        self._outputs: dict[torch.nn.Module, Any] = {}
-        """Layer -> its output in the last recorded call."""
         self._num_traced = 0
 
     def trace(self) -> Iterator[None]:
-        """Records the inputs of all layers, traces the layers, then joins their graphs. Yields in between."""
+        """Records the inputs of all layers, then traces the layers. Yields in between."""
         self._model.requires_grad_(requires_grad=False)  # otherwise weights could not be constants
         # This thread runs graphs as recorded. Optimizing takes 10 ms a layer, gains nothing and changes bits.
         torch._C._set_graph_executor_optimize(False)
@@ -142,20 +128,15 @@ class LayerTracer:
                 self._replace(layer, calls)
                 yield
         logger.debug("%d of %d layers run as graphs", self._num_traced, len(self._calls))
-        yield from self._join()
 
     def _record_calls(self, num_tokens: int) -> None:
-        """Passes tokens through the model without most products. Records its layers' inputs and outputs."""
+        """Passes tokens through the model without most products. Records its layers' inputs."""
 
         def record(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._calls.setdefault(module, []).append(_Call.of(args, kwargs))
 
-        def record_output(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._outputs[module] = output
-
         layers = [m for m in language_model(self._model).modules() if isinstance(m, GradientCheckpointingLayer)]
         hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
-        hooks += [layer.register_forward_hook(record_output) for layer in layers]
         try:
             with light_forward():
                 self._compute(num_tokens)
@@ -182,43 +163,6 @@ class LayerTracer:
             layer.forward = traced
             self._num_traced += 1
 
-    def _join(self) -> Iterator[None]:
-        """Joins the graphs of successive layers. Separates them again if this changes the model's output."""
-        if _num_bytes(self._model) > _MAX_JOINED_BYTES:
-            return
-        chains: list[_Chain] = []
-        try:
-            for forwards, call in self._find_successive():
-                with torch.inference_mode(), self._attention.detached():
-                    chains.append(_Chain(forwards, call))
-                yield
-            wanted = self._compute(1)
-            for chain in chains:
-                chain.join()
-            is_equal = torch.equal(self._compute(1), wanted)
-        except Exception as err:  # noqa: BLE001 - as a layer that is not traced
-            logger.debug("layers are not joined: %s", err)
-            is_equal = False
-        if not is_equal:
-            for chain in chains:
-                chain.separate()
-
-    def _find_successive(self) -> "list[tuple[list[_TracedForward], _Call]]":
-        """Returns groups of successive layers (`_Call.follows`), each with a call of its first layer."""
-        found: list[tuple[list[_TracedForward], _Call]] = []
-        before: torch.nn.Module | None = None
-        for layer, calls in self._calls.items():
-            forward: object = layer.forward
-            if not isinstance(forward, _TracedForward):
-                before = None
-                continue
-            if before is not None and calls[-1].follows(self._calls[before][-1], self._outputs[before]):
-                found[-1][0].append(forward)
-            else:
-                found.append(([forward], calls[1]))
-            before = layer
-        return [each for each in found if len(each[0]) > 1]
-
 
 class _Call(NamedTuple):
     """The arguments of a layer's call: tensors, and values that must be the same in every call."""
@@ -241,12 +185,6 @@ class _Call(NamedTuple):
                 else:
                     form.append(part)
         return cls(args, kwargs, tensors, form)
-
-    def follows(self, other: "_Call", output: Any) -> bool:
-        """Whether the first argument is `output`, and all further arguments are those of the `other` call."""
-        if not self.args or self.args[0] is not output or self.form != other.form:
-            return False
-        return all(mine is its for mine, its in zip(self.tensors[1:], other.tensors[1:], strict=True))
 
     def run(self, forward: Callable[..., Any], tensors: Seq[torch.Tensor] | None = None) -> Any:
         """Calls a function with these arguments. `tensors`, if given, replace the recorded tensors."""
@@ -277,61 +215,12 @@ class _TracedForward:
         self._form = form
         self._forward = forward
         self._is_adapted = is_adapted
-        self.chain: _Chain | None = None
-        """The joined layers to which this layer belongs. None if this layer is not joined."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.chain is not None and args and self.chain.has_computed(self, args[0]):
-            return args[0]
         call = _Call.of(args, kwargs)
         if self._is_adapted() or call.form != self._form:
             return self._forward(*args, **kwargs)
-        if self.chain is not None and self.chain.is_first(self):
-            return self.chain.run(call.tensors)
         return self.graph(*call.tensors, *self.weights)
-
-
-class _Chain:
-    """Successive layers as one graph. The first layer runs the graph, and the others return its output."""
-
-    def __init__(self, forwards: list[_TracedForward], call: _Call) -> None:
-        """Traces the layers' graphs together. `call` is an example of the first layer's arguments."""
-        num_others = len(call.tensors) - 1
-        self._weights = [weight for forward in forwards for weight in forward.weights]
-
-        def run(hidden: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
-            others, weights = inputs[:num_others], iter(inputs[num_others:])
-            for forward in forwards:
-                hidden = forward.graph(hidden, *others, *islice(weights, len(forward.weights)))
-            return hidden
-
-        self._graph = _record(run, [*call.tensors, *self._weights])
-        self._forwards = forwards
-        self._output: torch.Tensor | None = None
-
-    def join(self) -> None:
-        for forward in self._forwards:
-            forward.chain = self
-
-    def separate(self) -> None:
-        for forward in self._forwards:
-            forward.chain = None
-
-    def is_first(self, forward: _TracedForward) -> bool:
-        return forward is self._forwards[0]
-
-    def run(self, tensors: list[torch.Tensor]) -> torch.Tensor:
-        """Returns the output of the last layer. `tensors` are the arguments of the first layer."""
-        self._output = self._graph(*tensors, *self._weights)
-        return self._output
-
-    def has_computed(self, forward: _TracedForward, hidden: object) -> bool:
-        """Whether `hidden`, a layer's input, is already the chain's output. If so, the layer returns it."""
-        if self._output is None or hidden is not self._output:
-            return False
-        if forward is self._forwards[-1]:
-            self._output = None
-        return True
 
 
 def _trace(forward: Callable[..., Any], call: _Call, is_adapted: Callable[[], bool]) -> _TracedForward:

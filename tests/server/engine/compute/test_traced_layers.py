@@ -1,7 +1,5 @@
 """Layers that run as graphs give the plain model's tokens. Layers without a graph keep their `forward`."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -64,30 +62,3 @@ def _double_if_positive(module: torch.nn.Module, args: tuple[torch.Tensor]) -> t
 def _logprobs(engine: SmallEngine) -> list[list[float]]:
     completions = engine.complete(PROMPTS, max_tokens=8, logprobs=0)
     return [[logprob.logprob for logprob in each.logprobs] for each in completions]
-
-
-def test_a_step_runs_successive_layers_as_one_graph(llama):
-    wanted = greedy_outputs(llama, PROMPTS, 12)
-    engine = SmallEngine(llama)
-    finish_idle_work(engine)
-    first, *others = [layer.forward for layer in llama.model.layers]
-    for other in others:
-        other.graph = None  # would fail if it were called
-    assert first.chain is not None
-    assert engine.generate(PROMPTS, max_tokens=12) == wanted
-
-
-def test_layers_are_not_joined_if_an_output_between_them_has_another_use(llama):
-    llama.model.norm.register_forward_pre_hook(_add_first_output(llama))
-    wanted = greedy_outputs(llama, PROMPTS, 12)
-    engine = SmallEngine(llama)
-    finish_idle_work(engine)
-    assert count_traced(llama) == (3, 3)
-    assert [engine.generate([p], max_tokens=12)[0] for p in PROMPTS] == wanted
-
-
-def _add_first_output(model: torch.nn.Module) -> Callable[..., torch.Tensor]:
-    """Returns a hook for the last norm, which adds the first layer's output to the norm's input."""
-    outputs: list[torch.Tensor] = []
-    model.model.layers[0].register_forward_hook(lambda module, args, output: outputs.append(output))
-    return lambda module, args: args[0] + outputs.pop()
