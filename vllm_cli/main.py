@@ -19,6 +19,7 @@ from base.errors import ConfigError
 from base.exit_codes import INTERRUPTED, START_FAILED, USAGE
 from envs.redaction import hide_quoted
 from envs.registry import env
+from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
 from envs.variable import EnvError
 from startup.embedded.installed import INSTALL_COMMAND, MODULES
@@ -200,7 +201,8 @@ def _discard_unwritten() -> None:
 
 def _show(err: click.ClickException, *, is_of_start: bool) -> int:
     if isinstance(err, click.NoSuchOption):
-        guess = did_you_mean(err.option_name, err.possibilities or ())
+        whole = f"{err.ctx.info_name} {err.option_name}" if err.ctx else ""
+        guess = did_you_mean(whole if whole in REPLACEMENTS else err.option_name, err.possibilities or ())
         err = click.UsageError(f"No such option: {err.option_name}{guess}", err.ctx)
     shown = io.StringIO()
     err.show(shown)

@@ -19,7 +19,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
 from types import CodeType, MappingProxyType
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final
 
 from base.machine.file_stamps import StoredStamp, read_stamp
 from base.machine.files import MODE
@@ -50,14 +50,6 @@ class _State:
 
 
 _state = _State()
-
-
-class LearnedImports(NamedTuple):
-    """The user's import file, and its size."""
-
-    path: Path
-    num_modules: int
-    num_bytes: int
 
 
 def import_file_paths() -> tuple[Path, ...]:
@@ -107,13 +99,6 @@ def learn(more: Iterable[str] = ()) -> None:
         write(path, (*kept, *modules), _compile_texts(texts, _read_methods(path)))
     except OSError as err:
         logger.debug("the import file was not written: %s", err)
-
-
-def read_learned() -> LearnedImports | None:
-    """The user's import file. None if there is no file that this Python can use."""
-    path = import_file_paths()[0]
-    index = _read(path)
-    return None if index is None else LearnedImports(path, len(index.modules), path.stat().st_size)
 
 
 def _note(missed: Sequence[str]) -> None:

@@ -164,6 +164,7 @@ def test_every_suggestion_is_worded_alike(words, suggested, capsys):
         ("preload check", "No such command 'check' (removed: `vllm-cli check-hooks`)."),
         ("bench nonsense", "No such command 'nonsense'."),
         ("prefetch --list", "No such option: --list (removed: `hf cache ls` lists the models on disk)"),
+        ("caches --compile-cache /c", "No such option: --compile-cache (removed: list the location itself"),
         ("bake --check m", "No such option: --check (removed: bake again"),
         ("serve --engine embedded --engine-restarts 2", "--engine-restarts (removed: give --restart on-failure"),
         ("serve --engine embedded --limit-mm-per-prompt image=4", """JSON: write image=4 as '{"image": 4}'."""),

@@ -1,36 +1,25 @@
 """`vllm-cli caches` lists and removes files that starts keep for later starts, such as compiled models."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import click
 
 from base.wording import format_bytes
-from envs.registry import env
 from startup.compiled_models import local
-from startup.compiled_models.archive import ArchiveError, read_record
-from startup.compiled_models.location import LocationError, open_location
-from startup.compiled_models.reasons import other_place
-from startup.compiled_models.record import CompiledModel, Hardware
+from startup.compiled_models.record import CompiledModel
 from startup.ground.caches import cache_folder
-from startup.ground.config import CompileCacheOption
 from startup.ground.logs.formatters import escape_controls
-from startup.imports.learned_imports import read_learned
-from startup.words.param_types import COMPILE_CACHE, ByteSize, Duration
+from startup.words.param_types import ByteSize, Duration
 from vllm_cli.terminal import align, printable
 
-if TYPE_CHECKING:
-    from startup.vllm.fork.preload_profile import PreloadProfile
-
 _UNITS: Final = (("day", 86400), ("hour", 3600), ("minute", 60))
-_HEAD: Final = ("MODEL", "VLLM", "TORCH", "SIZE", "COMPILED IN", "LAST USE", "HERE")
-_HEAD_OF_PROFILES: Final = ("VLLM", "ARCHITECTURE", "MODULES", "STARTS", "FLAGS", "STATE")
-
+_HEAD: Final = ("NAME", "SIZE", "LAST USE")
 
 _PLAIN: Final = "reasons of plain starts"
 _OTHERS: Final = {
@@ -45,25 +34,16 @@ _OTHERS: Final = {
 
 
 class _Kept(NamedTuple):
-    """A compiled model on this machine or in a shared location, or a group of other kept files."""
+    """A compiled model of this machine, or a group of other kept files."""
 
     name: str
-    """The name of the compiled model's archive, or of the group of other files."""
     num_bytes: int
     used_s: float | None = None
-    """When a start last used this, or when a store received it, in seconds since 1970. None if unknown."""
+    """When a start last used the compiled model, in seconds since 1970. None for a group."""
     record: CompiledModel | None = None
-    location: str | None = None
-    """The address of the shared location. None for this machine."""
-    problem: str = ""
-    """Why the compiled model cannot be loaded here. Empty if it can."""
+    """The record of the compiled model. None for a group."""
     files: tuple[Path, ...] = ()
     """The files of the group. Empty for a compiled model."""
-
-    @property
-    def title(self) -> str:
-        """The model's name if it is known, else `name`."""
-        return self.record.model if self.record else self.name
 
     @property
     def age_s(self) -> float | None:
@@ -71,55 +51,34 @@ class _Kept(NamedTuple):
         return None if self.used_s is None else max(datetime.now(UTC).timestamp() - self.used_s, 0.0)
 
     @property
-    def last_use(self) -> str:
-        return "-" if self.age_s is None else _in_words(self.age_s)
+    def row(self) -> tuple[str, ...]:
+        last_use = "-" if self.age_s is None else _in_words(self.age_s)
+        return printable((self.name, format_bytes(self.num_bytes), last_use))
 
     def to_fields(self) -> dict[str, Any]:
-        facts = {field: getattr(self.record, field, None) for field in ("model", "key", "versions", "compile_s")}
-        own = {"num_bytes": self.num_bytes, "age_s": self.age_s, "problem": self.problem}
-        return {"name": self.name, "location": self.location, **facts, **own}
+        key = self.record and self.record.key
+        return {"name": self.name, "key": key, "num_bytes": self.num_bytes, "age_s": self.age_s}
 
 
 @click.group("caches", invoke_without_command=True)
-@click.option(
-    "--compile-cache", "option", type=COMPILE_CACHE, metavar="LOCATION", show_default="VCLI_COMPILE_CACHE",
-    help="Also list the compiled models in this folder or object store, at most 200.",
-)  # fmt: skip
-@click.option(
-    "--json", "is_json", is_flag=True, help="Print a JSON object, which also lists the modules of the profiles."
-)
+@click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
 @click.pass_context
-def caches(ctx: click.Context, *, option: CompileCacheOption | None, is_json: bool) -> None:
-    """List compiled models, preload profiles and the import file, which are kept between starts of vLLM.
+def caches(ctx: click.Context, *, is_json: bool) -> None:
+    """List the compiled models and other files that are kept between starts of vLLM.
 
-    HERE shows whether a compiled model fits this machine's versions and hardware. The log of a start shows
-    whether vLLM has compiled the model, and why. For an object in a store, LAST USE is the time when it was
-    added. A start imports the modules of its preload profile once for all processes. The import file has the
-    bytecode of these modules.
+    The log of a start shows whether vLLM has compiled the model, and why.
 
     \b
     Examples:
       vllm-cli caches
-      vllm-cli caches --compile-cache s3://bucket/compiled
-      vllm-cli caches --json | jq '.preload_profiles[0].engine_modules'
+      vllm-cli caches prune --older 30d --keep 5GiB
 
-    Exit codes: 0 done; 1 LOCATION cannot be used; 2 usage.
+    Exit codes: 0 done; 2 usage.
     """
-    if ctx.invoked_subcommand is not None:
-        if option is not None or is_json:
-            raise click.UsageError(f"give options after `{ctx.invoked_subcommand}`.")
-        return
-    address = (option or CompileCacheOption.of(env.VCLI_COMPILE_CACHE.get() or "")).location
-    models = _of_this_machine()
-    failure = None
-    if address is not None:
-        try:
-            models[address] = _examine(_archives(address))
-        except LocationError as err:
-            failure = str(err)
-    click.echo(json.dumps(kept_fields(models), indent=2) if is_json else describe_kept(models))
-    if failure is not None:
-        raise click.ClickException(failure)
+    if ctx.invoked_subcommand is None:
+        click.echo(json.dumps(kept_fields(), indent=2) if is_json else describe_kept())
+    elif is_json:
+        raise click.UsageError(f"give options after `{ctx.invoked_subcommand}`.")
 
 
 @caches.command("prune")
@@ -159,13 +118,9 @@ def prune(*, older_s: float | None, keep_bytes: int | None, is_all: bool, is_pla
     """
     if older_s is None and keep_bytes is None and not is_all and not is_plain:
         raise click.UsageError("give --older, --keep, --plain-starts or --all.")
-    models = list(_local_models())
     try:
-        if is_all:
-            chosen = [*models, _Kept("compiled without a record", _num_unrecorded_bytes(models))]
-        else:
-            chosen = _choose(models, older_s, keep_bytes)
-        chosen += map(_other, _OTHERS if is_all else (_PLAIN,) if is_plain else ())
+        chosen = _find_all() if is_all else _choose(list(_local_models()), older_s, keep_bytes)
+        chosen += [_other(_PLAIN)] if is_plain and not is_all else []
         if not is_dry_run:
             _remove(chosen)
             if is_all:
@@ -174,8 +129,8 @@ def prune(*, older_s: float | None, keep_bytes: int | None, is_all: bool, is_pla
         raise click.ClickException(str(err)) from err
     shown = [each for each in chosen if each.record or each.num_bytes]
     verb, size = "Would remove" if is_dry_run else "Removed", format_bytes(sum(each.num_bytes for each in shown))
-    rows = [printable((each.title, format_bytes(each.num_bytes), each.last_use)) for each in shown]
-    click.echo("\n".join([f"{verb} {size}:", *align(rows)] if shown else [f"{verb} nothing."]))
+    rows = align([each.row for each in shown])
+    click.echo("\n".join([f"{verb} {size}:", *rows] if shown else [f"{verb} nothing."]))
 
 
 def _local_models() -> Iterator[_Kept]:
@@ -183,44 +138,14 @@ def _local_models() -> Iterator[_Kept]:
     for record in local.read_records():
         with suppress(FileNotFoundError):  # another process has removed the file
             used_s = local.record_path(record).stat().st_mtime
-            yield _Kept(record.archive_name, local.num_bytes(record), used_s, record)
+            yield _Kept(record.model, local.num_bytes(record), used_s, record)
 
 
-def _archives(address: str) -> Iterator[_Kept]:
-    """The archives of a shared location, with their records. Raises LocationError."""
-    location = open_location(address)
-    for stored in location.list():
-        record, problem = None, ""
-        try:
-            with location.open(stored.name) as file:
-                record = read_record(file)
-        except (ArchiveError, OSError) as err:
-            problem = str(err)
-        yield _Kept(stored.name, stored.size, stored.modified_s, record, address, problem)
-
-
-def _examine(models: Iterator[_Kept]) -> list[_Kept]:
-    """Adds to each compiled model the reason why it cannot be loaded here, if there is a reason."""
-    from startup.compiled_models.compile_cache import present_versions  # noqa: PLC0415 - slow to import for --help
-    from startup.vllm_words.installed import find_vllm
-
-    vllm, hardware = find_vllm(), Hardware.present()
-    versions = present_versions(vllm) if vllm else None
-
-    def problem(model: _Kept) -> str:
-        if model.record is None:
-            return model.problem
-        is_missing = model.location is None and not local.is_installed(model.record)
-        return "its files are missing" if is_missing else _why_not_here(model.record, versions, hardware)
-
-    return [model._replace(problem=problem(model)) for model in models]
-
-
-def _why_not_here(record: CompiledModel, versions: Mapping[str, str] | None, hardware: Hardware) -> str:
-    if versions is None:
-        return "vLLM is not installed here"
-    changes = other_place(record, versions, hardware)
-    return "; ".join(f"{each.name} {each.before or 'none'}, here {each.now or 'none'}" for each in changes)
+def _find_all() -> list[_Kept]:
+    """All that this machine keeps: compiled models with a record, those without one, and the other groups."""
+    models = list(_local_models())
+    num_unrecorded = max(local.num_bytes_of_all() - sum(model.num_bytes for model in models), 0)
+    return [*models, _Kept("compiled without a record", num_unrecorded), *map(_other, _OTHERS)]
 
 
 def _choose(models: Sequence[_Kept], older_s: float | None, keep_bytes: int | None) -> list[_Kept]:
@@ -241,10 +166,6 @@ def _other(name: str) -> _Kept:
     return _Kept(name, sum(path.stat().st_size for path in files), files=files)
 
 
-def _num_unrecorded_bytes(models: Sequence[_Kept]) -> int:
-    return max(local.num_bytes_of_all() - sum(model.num_bytes for model in models), 0)
-
-
 def _remove(chosen: Sequence[_Kept]) -> None:
     """Removes compiled models and other files. Raises OSError if one cannot be removed."""
     records = [kept.record for kept in chosen if kept.record is not None]
@@ -256,77 +177,26 @@ def _remove(chosen: Sequence[_Kept]) -> None:
         raise OSError(f"not all can be removed from {local.compiled_folder()}: check its permissions")
 
 
-def kept_fields(models: Mapping[str | None, list[_Kept]] | None = None) -> dict[str, Any]:
-    """All files that starts keep, as JSON. `models`: compiled models by address. Default: this machine's."""
-    from startup.vllm.fork.preload_profile import load_all_profiles, plain_states
+def kept_fields() -> dict[str, Any]:
+    """What starts keep on this machine, as JSON."""
+    from startup.vllm.fork.preload_profile import plain_states
 
-    learned, models = read_learned(), models or _of_this_machine()
     return {
-        "compiled_models": [model.to_fields() for found in models.values() for model in found],
-        "unrecorded": {"keys": sorted(local.unrecorded_keys()), "num_bytes": _num_unrecorded_bytes(models[None])},
-        "preload_profiles": [{"key": each.kind.key, **asdict(each)} for each in load_all_profiles()],
+        "kept": [kept.to_fields() for kept in _find_all() if kept.record or kept.num_bytes],
         "preloading_disabled": [asdict(state) for state in plain_states()],
-        "import_file": None if learned is None else {**learned._asdict(), "path": str(learned.path)},
     }
 
 
-def describe_kept(models: Mapping[str | None, list[_Kept]] | None = None) -> str:
-    """All files that starts keep, as text. `models`: compiled models by address. Default: this machine's."""
-    return "\n\n".join("\n".join(part) for part in _sections(models or _of_this_machine()))
+def describe_kept() -> str:
+    """What starts keep on this machine, as text."""
+    from startup.vllm.fork.preload_profile import plain_states
 
-
-def _of_this_machine() -> dict[str | None, list[_Kept]]:
-    return {None: _examine(_local_models())}
-
-
-def _sections(models: Mapping[str | None, list[_Kept]]) -> Iterator[list[str]]:
-    from startup.vllm.fork.preload_profile import load_all_profiles, plain_states, profiles_folder
-
-    for address, found in models.items():
-        place = escape_controls(address or str(local.compiled_folder()))
-        if not found:
-            yield [f"No compiled model is in {place}."]
-            continue
-        rows = list(map(_row, sorted(found, key=lambda model: model.age_s or 0.0)))
-        size = format_bytes(sum(model.num_bytes for model in found))
-        yield [f"Compiled models in {place}: {len(found)}, {size}", *align([_HEAD, *rows])]
-    if num_bytes := _num_unrecorded_bytes(models[None]):
-        keys = len(local.unrecorded_keys())
-        yield [f"Without a record: {keys} compiled models (with other files of vLLM {format_bytes(num_bytes)})"]
-    if rows := list(map(_profile_row, load_all_profiles())):
-        yield [f"Preload profiles in {profiles_folder()}: {len(rows)}", *align([_HEAD_OF_PROFILES, *rows])]
-    else:
-        yield [f"No preload profile is in {profiles_folder()}. The first start uses the built-in list."]
+    rows = [kept.row for kept in _find_all() if kept.record or kept.num_bytes]
+    lines = align([_HEAD, *rows]) if rows else ["Nothing is kept."]
     for state in plain_states():
         kind = f"vLLM {state.kind.version}, {state.kind.architecture or 'any model'} {' '.join(state.kind.flags)}"
-        yield [escape_controls(f"Not preloaded on {state.host}: {kind.strip()}: {state}")]
-    if (learned := read_learned()) is not None:
-        yield [f"Import file {learned.path}: {learned.num_modules} modules, {format_bytes(learned.num_bytes)}"]
-
-
-def _row(model: _Kept) -> tuple[str, ...]:
-    record, versions = model.record, model.record.versions if model.record else {}
-    return printable(
-        (
-            model.title,
-            versions.get("vllm", "-"),
-            versions.get("torch", "-"),
-            format_bytes(model.num_bytes),
-            f"{record.compile_s:.1f} s" if record else "-",
-            model.last_use,
-            model.problem or "fits",
-        )
-    )
-
-
-def _profile_row(profile: "PreloadProfile") -> tuple[str, ...]:
-    kind = profile.kind
-    num_modules = len(profile.engine_modules) + len(profile.api_modules)
-    state = f"used, without {len(profile.failed)} that cannot be imported" if profile.failed else "used"
-    flags = " ".join(kind.flags) or "(none that matter)"
-    return printable(
-        (kind.version, kind.architecture or "any", str(num_modules), str(profile.num_starts), flags, state)
-    )
+        lines.append(escape_controls(f"Not preloaded on {state.host}: {kind.strip()}: {state}"))
+    return "\n".join(lines)
 
 
 def _in_words(age_s: float) -> str:

@@ -51,12 +51,10 @@ def test_the_second_start_preloads_what_the_first_imported_late_and_drops_what_i
     assert "vllm.is_not_there_any_more" not in _profile(folder)["engine_modules"]
     assert "ModuleNotFoundError" in _profile(folder)["failed"]["vllm.is_not_there_any_more"]
 
-    assert "0.32.0+cpu" in _caches(folder)
-    (shown,) = json.loads(_caches(folder, "--json"))["preload_profiles"]
-    assert shown["engine_modules"] == _profile(folder)["engine_modules"]
+    assert "preload profiles" in _caches(folder)
     assert "import file" in _caches(folder, "prune", "--all")
     assert _profiles(folder) == []
-    assert "No preload profile" in _caches(folder)
+    assert "preload profiles" not in _caches(folder)
 
 
 @pytest.mark.parametrize("value", [[], {"kind": 1}, {"engine_modules": [1]}], ids=repr)

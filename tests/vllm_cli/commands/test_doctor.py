@@ -28,7 +28,7 @@ def test_a_good_model_is_ok_for_programs_too(invoke, model_path):
     assert report["verdict"].startswith("ok")
     assert report["verdict"].endswith(": the embedded engine can be started here")
     assert report["machine"]["cpu"]["cores"] == os.cpu_count()
-    assert "preload_profiles" in report["kept"]
+    assert "preloading_disabled" in report["kept"]
 
 
 def test_words_that_serve_rejects_are_a_usage_error(invoke):
