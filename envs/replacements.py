@@ -91,5 +91,12 @@ REPLACEMENTS: Final[dict[str, str]] = {
     "preload check": "`vllm-cli check-hooks`",
     "preload reset": "`vllm-cli caches prune --all`",
     "preload show": "`vllm-cli caches`",
+    "run-batch --fail-on-error": "look for `error` in the lines of the output",
+    "run-batch --json": "count the lines of the output",
+    "run-batch --max-concurrency": "give --max-inflight",
+    "run-batch --overwrite": "leave it out, vLLM replaces the output",
+    "run-batch --quiet": "leave it out",
+    "run-batch --retry-timeout": "leave it out",
+    **{f"run-batch --url {scheme}": "leave it out, vLLM starts a server" for scheme in ("http", "https", "unix")},
     "probes": "docs/containers.md has the probes",
 }

@@ -55,11 +55,6 @@ COMMANDS: Final = (
     *FIRST_COMMANDS,
     CommandEntry("doctor", "vllm_cli.commands.doctor:doctor", "Report whether a server can be started here."),
     CommandEntry("complete", "vllm_cli.commands.chat:complete", "Complete a text with a model on a running server."),
-    CommandEntry(
-        "run-batch",
-        "vllm_cli.commands.run_batch:run_batch",
-        "Answer the requests in a file, or resume an interrupted run.",
-    ),
     CommandEntry("load", "vllm_cli.commands.load:load", "Start one model of several."),
     CommandEntry("sleep", "vllm_cli.commands.load:sleep", "Put a model to sleep, to free the GPU's memory."),
     CommandEntry("unload", "vllm_cli.commands.load:unload", "Stop one model of several."),
@@ -73,6 +68,7 @@ COMMANDS: Final = (
         "completion", "vllm_cli.commands.completion:completion", "Print shell completion of commands and flags."
     ),
     CommandEntry("collect-env", "vllm_cli.commands.environment:collect_env", "Describe this machine for a bug report."),
+    CommandEntry("run-batch", "vllm_cli.commands.of_vllm:run_batch", "vLLM's command: answer the requests of a file."),
     CommandEntry("launch", "vllm_cli.commands.of_vllm:launch", "vLLM's command: start one of its components."),
     CommandEntry("snapshot", "vllm_cli.commands.of_vllm:snapshot", "vLLM's command: keep an initialized engine."),
     CommandEntry("download-kernels", "vllm_cli.commands.of_vllm:download_kernels", "vLLM's command: install kernels."),

@@ -1,4 +1,4 @@
-"""Runs `vllm-cli serve` on a private socket, without keys, TLS or port, for `run-batch` and `bake`."""
+"""Runs `vllm-cli serve` on a private socket, without keys, TLS or port, for `bake`."""
 
 import contextlib
 import sys
@@ -38,27 +38,23 @@ class PrivateServer:
 
 
 @contextlib.contextmanager
-def start_private_server(
-    words: Sequence[str], environment: Mapping[str, str], *, flags: Sequence[str] = (), keeps_log: bool = True
-) -> Iterator[PrivateServer]:
+def start_private_server(words: Sequence[str], environment: Mapping[str, str]) -> Iterator[PrivateServer]:
     """Starts a server. After the block, stops it and waits until all its processes have exited.
 
     Args:
         words: the user's words after `serve`.
         environment: variables in addition to those of this process.
-        flags: defaults, which `words` override.
-        keeps_log: whether the server's output is kept instead of shown.
     """
     given, secrets = secrets_as_variables(without_flags(words, flags_with_role("tls")))
     variables = {**environment, env.VLLM_API_KEY.name: "", **secrets}
     with (
         own_folder(_socket_folder()) as folder,
-        contextlib.closing(SupervisedCommand(variables, keeps_log=keeps_log)) as command,
+        contextlib.closing(SupervisedCommand(variables)) as command,
     ):
         path = str(folder / _SOCKET)
         model = given[:1] if given and not given[0].startswith("-") else []  # the word that vLLM expects first
         # Then our flags: after a list flag of the user, all words would belong to the list.
-        own = ["--uds", path, *flags, *_overrides(words)]
+        own = ["--uds", path, *_overrides(words)]
         command.run([sys.executable, "-m", "vllm_cli", "serve", *model, *own, *given[len(model) :]])
         yield PrivateServer(command, ServerAddress(uds=path))
 

@@ -1,7 +1,7 @@
 """Runs a server command. Stops it with all descendants when the parent process exits or closes the pipe.
 
 This module runs as a script (`python -I supervisor.py GRACE_S`), because only a separate process can clean up
-after a crash or a SIGKILL of its parent (a benchmark or `run-batch`).
+after a crash or a SIGKILL of its parent (a benchmark or `bake`).
 
 The parent writes lines to the script's standard input. The first line is the command as a JSON list. It is
 not on the script's command line, which other users can read. The lines `pause` and `resume` freeze and resume

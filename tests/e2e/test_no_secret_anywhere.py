@@ -54,10 +54,6 @@ RUNS: dict[str, list[str]] = {
     ],
     "chat": ["--url URL --api-key KEY --quick Hello", "--url LOGIN --api-key KEY --quick Hello"],
     "complete": ["--url URL --api-key KEY --quick Hello --max-tokens 2", "--url URL --api-key WRONG --quick Hello"],
-    "run-batch": [
-        f"-i requests.jsonl -o answers.jsonl --model MODEL --hf-token KEY {EMBEDDED} --json",
-        "-i requests.jsonl -o others.jsonl --url URL --api-key KEY --json",
-    ],
     "wait": ["URL --json", "LOGIN --timeout 1"],
     "load": ["MODEL --url URL --api-key KEY --json", "MODEL --url LOGIN --api-key WRONG"],
     "unload": ["MODEL --url URL --api-key WRONG --json"],
@@ -208,9 +204,6 @@ def server(sandbox: _Sandbox, watch: SecretWatch, tiny_llama: Path) -> Iterator[
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_command_shows_no_secret(name, sandbox, watch, server, tiny_llama):
-    body = {"model": ask(f"{server.url}/v1/models", key=KEYS[0]).json["data"][0]["id"], "prompt": "a", "max_tokens": 2}
-    request = {"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": body}
-    (sandbox.work / "requests.jsonl").write_text(json.dumps(request) + "\n")
     measured = [str(tiny_llama), *EMBEDDED.split(), *SECRETS]
     values = {
         "MODEL": [str(tiny_llama)],

@@ -115,7 +115,7 @@ def _versions(packages):
     return done.returncode, done.stdout.splitlines()
 
 
-SHARED = ("serve", "chat", "complete", "run-batch", "collect-env", "bench serve", "bench startup")
+SHARED = ("serve", "chat", "complete", "collect-env", "bench serve", "bench startup")
 
 
 @pytest.mark.parametrize("path", SHARED)
@@ -124,7 +124,10 @@ def test_the_help_of_a_command_that_vllm_has_too_names_vllms(path, invoke):
     assert f"This is vllm-cli's own command. `vllm {path}` is the installed vLLM's." in text
 
 
-@pytest.mark.parametrize("words", [("launch", "render", "x"), ("snapshot",), ("bench", "latency", "--help")])
+@pytest.mark.parametrize(
+    "words",
+    [("launch", "render", "x"), ("snapshot",), ("bench", "latency", "--help"), ("run-batch", "-i", "x", "-o", "y")],
+)
 def test_a_command_of_vllm_without_vllm_is_one_sentence_and_exit_code_2(words, invoke):
     done = invoke(*words)
     path = " ".join(words[: 2 if words[0] == "bench" else 1])
@@ -165,6 +168,11 @@ def test_every_suggestion_is_worded_alike(words, suggested, capsys):
         ("bench nonsense", "No such command 'nonsense'."),
         ("prefetch --list", "No such option: --list (removed: `hf cache ls` lists the models on disk)"),
         ("caches --compile-cache /c", "No such option: --compile-cache (removed: list the location itself"),
+        (
+            "run-batch -i a --url=https://x/v1 -o b",
+            "'--url https' (removed: leave it out, vLLM starts a server",
+        ),
+        ("run-batch -i a -o b --max-concurrency 8", "'--max-concurrency' (removed: give --max-inflight)"),
         ("bake --check m", "No such option: --check (removed: bake again"),
         ("serve --engine embedded --engine-restarts 2", "--engine-restarts (removed: give --restart on-failure"),
         ("serve --engine embedded --limit-mm-per-prompt image=4", """JSON: write image=4 as '{"image": 4}'."""),

@@ -15,7 +15,7 @@ from vllm_cli.main import COMMANDS
 pytestmark = pytest.mark.versions
 
 OF_VLLM: Final = {entry.name for entry in COMMANDS if "of_vllm" in entry.target}
-SHARED: Final = {"serve", "chat", "complete", "run-batch", "collect-env", "bench"}
+SHARED: Final = {"serve", "chat", "complete", "collect-env", "bench"}
 SHARED_BENCHMARKS: Final = {"serve", "startup"}
 _LINK: Final = "import sys; sys.argv[0] = 'vllm'; from vllm_cli.__main__ import main; sys.exit(main())"
 _LINE: Final = r"^(\(\S+ pid=\d+\) )?(INFO|WARNING|ERROR|DEBUG) \S+ \S+ .*\n"
@@ -50,6 +50,7 @@ def test_every_command_of_vllm_has_a_name_here():
         ("launch",),
         ("snapshot", "inspect", "/missing"),
         ("snapshot", "nonsense"),
+        ("run-batch", "-i", "/missing", "-o", "/missing"),
         ("download-kernels", "--dry-run"),
         ("preload", "--nonsense"),
         *(("bench", command.name, "--help") for command in BENCHMARKS),

@@ -1,11 +1,13 @@
 """The commands that only the installed vLLM has. They run in this process, as `vllm` would run them."""
 
+from collections.abc import Iterator
 from typing import Final
 
 import click
 
 from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
+from startup.ground.serve_words import split
 from startup.words.errors import InputError
 
 
@@ -13,12 +15,21 @@ class VllmCommand(click.Command):
     """Passes all words that follow, even `--help`, to the installed vLLM's command of the same name."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Keeps all words for `invoke`. Fails with a suggestion for a command that this program replaces."""
-        former = " ".join((ctx.info_name or "", *args[:1]))
-        if former in REPLACEMENTS and not ctx.resilient_parsing:
-            ctx.fail(f"No such command {args[0]!r}{did_you_mean(former, ())}.")
+        """Keeps all words for `invoke`. Fails with a suggestion for former words of this program."""
+        for former in filter(REPLACEMENTS.get, self._names(ctx, args)):
+            if not ctx.resilient_parsing:
+                word = former.partition(" ")[2]
+                ctx.fail(f"No such {'option' if word[:1] == '-' else 'command'} {word!r}{did_you_mean(former, ())}.")
         ctx.args = args
         return []
+
+    @staticmethod
+    def _names(ctx: click.Context, args: list[str]) -> Iterator[str]:
+        """Yields the names that a word, a flag or a flag's value may have in the table of replacements."""
+        yield " ".join((ctx.info_name or "", *args[:1]))
+        for given in split(args, lambda _: "?"):
+            yield f"{ctx.info_name} {given.flag}"
+            yield from (f"{ctx.info_name} {given.flag} {value.partition(':')[0]}" for value in given.values)
 
     def invoke(self, ctx: click.Context) -> int:
         """Runs vLLM's command. Returns the exit code, unless vLLM ends the process itself."""
@@ -32,6 +43,7 @@ class VllmCommand(click.Command):
         return run_plain(command, [*words, *ctx.args])
 
 
+run_batch: Final = VllmCommand("run-batch", help="vLLM's command: answer the requests of a file.")
 launch: Final = VllmCommand("launch", help="vLLM's command: start one component alone, such as its renderer.")
 snapshot: Final = VllmCommand("snapshot", help="vLLM's command: keep an initialized engine, and restore it.")
 download_kernels: Final = VllmCommand("download-kernels", help="vLLM's command: install precompiled kernels.")

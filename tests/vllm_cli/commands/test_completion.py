@@ -54,7 +54,7 @@ def complete(tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("words", [("serve", ""), ("run-batch", "--po")], ids=" ".join)
+@pytest.mark.parametrize("words", [("serve", ""), ("prefetch", "--po")], ids=" ".join)
 def test_completion_imports_no_slow_module(words, monkeypatch):
     _set_words(monkeypatch, *words)
     assert set(json.loads(python_output(_SCRIPT, cwd=ROOT).splitlines()[-1])) & STRANGERS == set()
@@ -85,16 +85,7 @@ def test_models_in_the_cache_folder_are_completed_or_else_folders(complete):
     assert complete("serve", "org/l") == ["plain,org/llama"]
     assert complete("serve", "--model", "g") == ["plain,gpt2"]
     assert complete("prefetch", "org/q") == ["plain,org/qwen"]
-    assert complete("run-batch", "-i", "x", "--model", "org/") == ["plain,org/llama", "plain,org/qwen"]
     assert complete("serve", "./mod") == ["dir,./mod"]
-
-
-def test_run_batch_completes_its_own_options_and_those_of_the_server(complete):
-    found = complete("run-batch", "--max-")
-    assert "plain,--max-concurrency" in found
-    assert "plain,--max-model-len" in found
-    assert len(found) == len(set(found))
-    assert complete("run-batch", "--po") == ["plain,--pooler-config"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -161,7 +161,7 @@ def test_a_former_flag_is_refused_with_what_replaces_it_even_if_it_begins_anothe
 
 def test_what_replaces_former_names_exists():
     names = {name for flag in FLAGS for name in spellings(flag)} - {"--disable-log-requests"}  # again since 0.33
-    of_other_commands = {"--vs", "--vs-url", "--all", "--pid"}
+    of_other_commands = {"--vs", "--vs-url", "--all", "--pid", "--max-inflight"}
     for former, text in REPLACEMENTS.items():
         assert former not in names | {variable.name for variable in variables()}
         assert set(re.findall(r"--[a-z][a-z0-9-]+", text)) <= names | of_other_commands

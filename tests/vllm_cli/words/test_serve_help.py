@@ -7,7 +7,6 @@ from startup.words.supported import GROUPS, SUPPORTED
 from startup.words.table import FLAGS
 from vllm_cli.commands.bake import bake
 from vllm_cli.commands.prefetch import prefetch
-from vllm_cli.commands.run_batch import run_batch
 from vllm_cli.main import main
 
 
@@ -92,10 +91,9 @@ def test_sizes_are_spelt_in_the_largest_unit_that_divides_them(num_bytes, spelli
     assert spell_size(num_bytes) == spelling
 
 
-@pytest.mark.parametrize("command", [bake, prefetch, run_batch], ids=lambda command: command.name)
+@pytest.mark.parametrize("command", [bake, prefetch], ids=lambda command: command.name)
 def test_commands_with_options_of_their_own_take_the_flags_of_the_server_as_they_are(command, capsys):
     words = ["model", "-cc.cudagraph_mode=NONE", "--max_model_len", "8k"]
-    own = ["-i", "in", "-o", "out"] if command is run_batch else []
-    assert command.make_context("", [*own, *words, "--json"]).params["words"] == tuple(words)
+    assert command.make_context("", [*words, "--json"]).params["words"] == tuple(words)
     assert main([str(command.name), "--help=cudagraph"]) == 0
     assert "--max-cudagraph-capture-size" in capsys.readouterr().out

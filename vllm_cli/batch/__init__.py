@@ -1,1 +1,0 @@
-"""Implements `run-batch`. Begin with `run_batch.py`."""
