@@ -40,7 +40,6 @@ Syntax = Literal[
     "template",
     "log config",
     "tokenizer mode",
-    "quantization",
 ]
 """The form of a value, if the type of the field allows several forms. `count` and `size` accept units."""
 

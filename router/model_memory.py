@@ -16,7 +16,7 @@ from base.machine.processes import descendants, pss_bytes
 from envs import foreign
 from router.model_entry import ModelEntry
 from router.scheduling.terms import NOTHING, Need
-from server.terms.config import INT8_NAMES, EngineConfig
+from server.terms.config import EngineConfig
 from startup.files.model.checkpoint_folder import find_weight_files
 from startup.files.model.gguf import parts_of
 from startup.files.model.json_file import read_json_object
@@ -207,8 +207,6 @@ def converted_bytes(entry: ModelEntry, place: Path) -> int | None:
     given = _read_flags(entry)
     own = config.get("dtype") or config.get("torch_dtype") or "float32"
     dtype = "half" if given.dtype == "auto" and entry.engine == "vllm" and own == "float32" else given.dtype
-    if given.quantization in INT8_NAMES:
-        return loaded_bytes(read_checkpoint(place), dtype, is_int8=True)
     if given.quantization and _QUANTIZED not in config:
         return int(loaded_bytes(read_checkpoint(place), "half") * _QUANTIZED_SHARE)
     return None if dtype == "auto" else loaded_bytes(read_checkpoint(place), dtype)

@@ -7,12 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from transformers import PreTrainedModel
 
-from base.errors import EngineStartError
 from base.machine.processors import usable_count
 from server.engine.base_core import PromptLimits
 from server.engine.compute.attention import UnsupportedAttentionError
 from server.engine.compute.batch import Runner
-from server.engine.compute.int8_product import QuantizedLayers
 from server.engine.compute.packed_runner import PackedRunner
 from server.engine.compute.sequential_runner import SequentialRunner
 from server.engine.core import EngineCore
@@ -38,7 +36,7 @@ from server.engine.sampling.guided import GuidedStates
 from server.engine.sampling.sampler import Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.step_pace import StepPace
-from server.terms.config import INT8_ON_GPU, EngineConfig, ModelFiles
+from server.terms.config import EngineConfig, ModelFiles
 from server.terms.types import EngineInfo
 
 logger = logging.getLogger(__name__)
@@ -64,7 +62,6 @@ def build_core(
             check_takes_embeds(model)
     with phases.span("choose_runner"):
         runner, shapes = _choose_runner(model)
-    quantized = _quantize(runner, model, phases) if config.quantization else None
     with phases.span("allocate_kv_cache"):
         size = size_cache(
             shapes,
@@ -125,7 +122,6 @@ def build_core(
         max_loras=config.lora.max_loras if config.lora.enable_lora else None,
         embeds_width=embeds_width(model) if config.enable_prompt_embeds else None,
         has_prefix_cache=cache.has_prefixes,
-        quantized=str(quantized) if quantized else None,
     )
     return core, info
 
@@ -138,21 +134,6 @@ def _choose_runner(model: PreTrainedModel) -> tuple[Runner, dict[int, LayerShape
     except UnsupportedAttentionError as err:
         logger.warning("running one sequence at a time: %s", err)
     return SequentialRunner(model), _guess_shapes(model)
-
-
-def _quantize(runner: Runner, model: PreTrainedModel, phases: Phases) -> QuantizedLayers:
-    """Quantizes the model before the cache takes memory. `_choose_runner` has not read the weights yet."""
-    if model.device.type != "cpu":
-        raise EngineStartError(INT8_ON_GPU)
-    if not isinstance(runner, PackedRunner):
-        raise EngineStartError(
-            f"--quantization int8 does not support {type(model).__name__}, which runs one sequence at a time: leave "
-            "it out"
-        )
-    with phases.span("quantize"):
-        quantized = QuantizedLayers(model)
-    runner.use_quantized(quantized)
-    return quantized
 
 
 def _build_adapters(runner: Runner, model: PreTrainedModel, config: EngineConfig) -> Adapters:

@@ -21,12 +21,6 @@ PoolingTask = Literal["embed", "classify", "token_embed", "token_classify"]
 DTypeName = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 RunnerName = Literal["auto", "generate", "pooling"]
 ConvertName = Literal["auto", "none", "embed", "classify"]
-INT8_NAMES: Final = ("int8", "int8_per_channel_weight_only")
-"""This project's name of int8 quantization, and vLLM's name."""
-INT8_ON_GPU: Final = (
-    "--quantization int8 computes on a CPU only, and there is a GPU: leave it out, or start with "
-    "CUDA_VISIBLE_DEVICES set to nothing"
-)
 _MAX_ITEMS = 999
 
 
@@ -159,15 +153,6 @@ class EngineConfig:
     )
     dtype: DTypeName = setting(
         "auto", "--dtype", "Type of weights and activations. auto is the checkpoint's own.", group="Model"
-    )
-    quantization: Literal["int8"] | None = setting(
-        None,
-        "--quantization",
-        "On CPUs, int8 quantizes linear layers, which halves their memory.",
-        group="Model",
-        aliases=("-q",),
-        syntax="quantization",
-        metavar="int8",
     )
     max_model_len: int | None = setting(
         None,

@@ -274,7 +274,5 @@ class EngineInfo(msgspec.Struct, frozen=True):
     """The abilities of a pooling model. None if the model generates text."""
     max_loras: int | None = None
     """The most LoRA adapters in one batch. None without `--enable-lora`."""
-    quantized: str | None = None
-    """A description of the layers that were quantized at the start. None if no layer was quantized."""
     pid: int | None = None
     """The process id of the engine."""

@@ -61,7 +61,7 @@ def _log_engine(info: EngineInfo) -> None:
     logger.info(
         "%s in %s on %s: %d sequences at once of %d tokens, KV cache of %d tokens (%.1f GiB), %s runner",
         info.model_type,
-        f"{info.dtype}, {info.quantized}" if info.quantized else info.dtype,
+        info.dtype,
         info.device,
         info.num_slots,
         info.max_model_len,

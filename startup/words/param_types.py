@@ -14,7 +14,7 @@ from base.json_depth import read_json
 from envs.home import expand_home
 from envs.suggestion import did_you_mean, former_form
 from envs.variable import EXPECTED_DURATION, parse_duration
-from server.terms.config import INT8_NAMES, LoraModule, PoolerConfig
+from server.terms.config import LoraModule, PoolerConfig
 from startup.ground.config import CompileCacheOption
 from startup.ground.keyed_values import parse_size
 
@@ -50,22 +50,6 @@ class TokenLimit(click.ParamType):
         if str(value).strip().lower() in ("auto", "-1"):
             return None
         return HumanInt().convert(value, param, ctx)
-
-
-class Quantization(click.ParamType):
-    """`int8`, or vLLM's name for it. `None` and an empty text mean that the flag is not given."""
-
-    name = "int8"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | None:
-        if value not in (*INT8_NAMES, "", "None"):
-            self.fail(
-                f"{value!r} is not possible with the embedded engine, which quantizes plain weights to int8: give "
-                "int8, or use --engine vllm.",
-                param,
-                ctx,
-            )
-        return self.name if value in INT8_NAMES else None
 
 
 class JsonObject(click.ParamType):

@@ -27,7 +27,6 @@ from startup.words.param_types import (
     JsonStrings,
     LogConfigFile,
     PoolerOptions,
-    Quantization,
     RestartPolicy,
     TokenizerModes,
     TokenLimit,
@@ -45,7 +44,6 @@ _BY_SYNTAX: Final[dict[Syntax, click.ParamType | None]] = {
     "comma list": CommaList(),
     "template": ChatTemplate(),
     "log config": LogConfigFile(),
-    "quantization": Quantization(),
     "tokenizer mode": TokenizerModes(("auto", *sorted(RENDERERS))),
 }
 

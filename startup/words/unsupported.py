@@ -102,6 +102,7 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
     "speculative or diffusion decoding": _flags("""
         --speculative-config,-sc= --spec-method= --spec-model= --spec-tokens= --diffusion-config,-dc=
     """),
+    "quantized weights, which `llama-server` has for GGUF files": _flags("--quantization,-q="),
     "quantized weights or caches": _flags("""
         --quantization-config= --allow-deprecated-quantization --kv-cache-dtype=auto --kv-cache-dtype-skip-layers+=
     """),

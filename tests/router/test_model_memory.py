@@ -142,7 +142,6 @@ def test_a_changed_entry_may_be_another_model(tmp_path):
         ("--quantization fp8", "vllm", {"dtype": "bfloat16"}, 6),
         ("-q gptq", "vllm", {"dtype": "bfloat16", "quantization_config": {"quant_method": "gptq"}}, None),
         ("-q None", "vllm", {"dtype": "bfloat16"}, None),
-        ("-q int8", "embedded", {"dtype": "bfloat16"}, 24),
         ("--config {folder}/settings.yaml", "vllm", {"dtype": "float32"}, 40),
     ],
 )
@@ -159,13 +158,6 @@ def test_weights_are_converted_while_they_are_loaded(tmp_path, words, engine, co
     meter = MemoryMeter(lambda name: str(tmp_path))
     assert meter.need_of(model) == estimate(model, size or weight_bytes(tmp_path))
     assert meter.size_bytes("m") == weight_bytes(tmp_path)
-
-
-def test_linear_layers_in_int8_take_half(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "dtype": "bfloat16"}))
-    tensors = {"model.layers.0.o_proj.weight": ("BF16", [8, 4], 64), "model.embed_tokens.weight": ("BF16", [8, 4], 64)}
-    write_safetensors(tmp_path / "model.safetensors", tensors)
-    assert converted_bytes(entry("-q", "int8", engine="embedded"), tmp_path) == 32 + 64
 
 
 # Estimates

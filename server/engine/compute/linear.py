@@ -253,11 +253,11 @@ def linear_groups(model: torch.nn.Module) -> Iterator[list[torch.nn.Linear]]:
 def _is_packable(module: object, dtype: torch.dtype) -> TypeGuard[torch.nn.Linear]:
     """Whether this is a plain, large enough linear layer with the model's data type.
 
-    Routers of experts have another type. A quantized layer has no weight, so it is not packable.
+    Routers of experts have another type.
     """
     if type(module) is not torch.nn.Linear or module.out_features < _MIN_OUT_FEATURES:
         return False
-    return isinstance(module.weight, torch.Tensor) and module.weight.dtype == dtype
+    return module.weight.dtype == dtype
 
 
 def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:

@@ -15,7 +15,6 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from server.engine.compute.attention import PackedAttention, UnsupportedAttentionError
 from server.engine.compute.batch import StepLogits, pack
-from server.engine.compute.int8_product import QuantizedLayers
 from server.engine.compute.linear import pack_linear_layers
 from server.engine.compute.traced_layers import LayerTracer, light_forward
 from server.engine.features.prompt_features import PlacedRows, embed
@@ -37,7 +36,6 @@ class PackedRunner:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._attention = PackedAttention()
-        self._quantized: QuantizedLayers | None = None
         self._adapted: AdaptedLayers | None = None
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         AttentionInterface.register(_ATTENTION_NAME, self._attention)
@@ -77,10 +75,6 @@ class PackedRunner:
         """Sets the KV cache, whose size depends on the shapes that `probe` returns."""
         self._attention.cache = cache
 
-    def use_quantized(self, quantized: QuantizedLayers) -> None:
-        """Sets the quantized layers. `prepare` packs them before other layers."""
-        self._quantized = quantized
-
     def use_adapters(self, adapted: AdaptedLayers) -> None:
         self._adapted = adapted
 
@@ -119,8 +113,6 @@ class PackedRunner:
 
     def prepare(self) -> Iterator[None]:
         """Packs the model's linear layers. On a CPU, also replaces layers by graphs (`traced_layers`)."""
-        if self._quantized is not None:
-            yield from self._quantized.pack()
         yield from pack_linear_layers(self._model)
         if self._model.device.type == "cpu":
             yield from LayerTracer(self._model, self._attention, self._is_adapted).trace()

@@ -88,11 +88,9 @@ class _OpaqueProduct:
 @cache
 def _opaque_products() -> list[_OpaqueProduct]:
     """Returns the products that this torch has. A layer with any other opaque weight is not traced."""
-    products = []
-    for operator, weight, features in (("mkldnn::_linear_pointwise", 1, 1), ("onednn::qlinear_pointwise", 3, 4)):
-        with suppress(AttributeError, ValueError):
-            products.append(_OpaqueProduct(operator, weight=weight, features=features))
-    return products
+    with suppress(AttributeError, ValueError):
+        return [_OpaqueProduct("mkldnn::_linear_pointwise", weight=1, features=1)]
+    return []
 
 
 class LayerTracer:

@@ -117,8 +117,6 @@ def build_pooling_core(
     Raises:
         EngineStartError: the model cannot be loaded or does not support the configuration.
     """
-    if config.quantization:
-        raise EngineStartError("--quantization int8 needs a model that generates text. Leave it out")
     if config.lora.enable_lora:
         raise EngineStartError("--enable-lora needs a model that generates text")
     with phases.span("load_weights"):

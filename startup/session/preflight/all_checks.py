@@ -9,14 +9,11 @@ from functools import cached_property
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from platform import machine
 
 from base.machine.memory import MemoryState, read_memory
 from base.wording import list_some
 from envs.home import expand_home
 from envs.registry import undeclared_names, unknown_variables, validate_all
-from server.terms.config import INT8_ON_GPU
-from server.text.model_files.model_kind import read_model_kind
 from server.text.model_files.tokenizer_files import foreign_problem
 from startup.files.model.checkpoint_folder import adapter_problem, tokenizer_problem
 from startup.files.model.file_plan import FilePlan, plan_files
@@ -25,7 +22,6 @@ from startup.files.model.json_file import read_json_object
 from startup.files.model.model_place import ModelPlace
 from startup.files.model.request import ModelRequest
 from startup.ground.config import StartupConfig
-from startup.imports.torch_environment import expects_gpu
 from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.session.preflight.memory_fit import ModelShape, check_memory, read_model_shape
 from startup.session.preflight.model_places import check_hub, check_model_place, snapshot_findings
@@ -109,7 +105,6 @@ class _Preflight:
         yield "tokenizer", self._check_tokenizer
         yield "generation_config", self._check_generation_config
         yield "lora", self._check_adapters
-        yield "quantization", self._check_quantization
         yield "memory", self._check_memory
         yield "limits", check_num_files
         yield "shm", lambda: check_shared_memory(self._options.shm)
@@ -177,25 +172,6 @@ class _Preflight:
             problem = adapter_problem(folder) if folder.is_dir() else f"there is no folder {folder}"
             if problem:
                 yield error("lora", f"--lora-modules {module.name}={module.path}: {problem}")
-
-    def _check_quantization(self) -> Iterator[Finding]:
-        if self._config.engine.quantization is None:
-            return
-        if expects_gpu():
-            yield error("quantization", INT8_ON_GPU)
-        elif machine() not in ("x86_64", "AMD64"):
-            yield error("quantization", f"--quantization int8 needs an x86-64 processor, not {machine()}: leave it out")
-        if self._checkpoint is None:
-            return
-        if quantized := self._checkpoint.config.get("quantization_config"):
-            method = quantized.get("quant_method") if isinstance(quantized, dict) else None
-            yield error(
-                "quantization",
-                f"--quantization int8 quantizes plain weights, and those in {self._checkpoint.folder} are quantized "
-                f"already, with {method or 'another method'} (config.json): leave it out, or take the original model",
-            )
-        if read_model_kind(self._checkpoint.folder, self._config.engine).is_pooling:
-            yield error("quantization", "--quantization int8 needs a model that generates text: leave it out")
 
     def _check_memory(self) -> Iterable[Finding]:
         memory = self._options.memory or read_memory()

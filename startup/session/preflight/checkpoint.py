@@ -30,8 +30,6 @@ _UNREADABLE: Final = "cannot be read"
 _ZIP_MAGIC: Final = b"PK\x03\x04"
 _PICKLE_MAGIC: Final = b"\x80"
 _LENGTH_BYTES: Final = 8
-_OTHER_MATRICES: Final = ("emb", "wte", "wpe", ".experts.", "norm", "conv", "vision", "visual")
-"""Parts of the names of matrices that are not weights of linear layers for tokens."""
 _MAX_HEADER_BYTES: Final = 100_000_000
 """Maximum size in bytes of a header that the safetensors library accepts."""
 
@@ -43,8 +41,6 @@ class TensorEntry(NamedTuple):
     num_elements: int
     begin: int
     end: int
-    is_linear: bool = False
-    """Whether the tensor's name and dimensions are those of a linear layer's weight."""
 
     @property
     def num_bytes(self) -> int:
@@ -229,8 +225,7 @@ def _entry(name: str, value: Any) -> TensorEntry:
     try:
         begin, end = value["data_offsets"]
         shape = value["shape"]
-        is_linear = len(shape) == 2 and name.endswith(".weight") and not any(x in name for x in _OTHER_MATRICES)
-        entry = TensorEntry(str(value["dtype"]), math.prod(shape), begin, end, is_linear)
+        entry = TensorEntry(str(value["dtype"]), math.prod(shape), begin, end)
     except (TypeError, KeyError, ValueError) as err:
         raise _HeaderError(f"has a corrupt header: tensor {name!r} lacks dtype, shape or data_offsets") from err
     if not all(isinstance(number, int) and number >= 0 for number in entry[1:4]) or begin > end:

@@ -28,7 +28,6 @@ LENGTH_KEYS: Final = (
 )
 _DEFAULT_LENGTH: Final = 2048
 _ITEM_BYTES: Final = {"float64": 8, "float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
-_SAME: Final = {"half": "float16", "float": "float32"}
 _CONVERTED: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Types of the checkpoint that are converted to the configured type. Quantized weights are not converted."""
 
@@ -38,9 +37,7 @@ class ModelShape(NamedTuple):
 
     dtype: str
     weight_bytes: int
-    """Size of the weights in memory, after conversion and quantization."""
-    loading_bytes: int
-    """Maximum memory of the weights during loading, when layers are converted before they are quantized."""
+    """Size of the weights in memory, after conversion."""
     kv_bytes_per_token: int
     """Size of one token's keys and values in all layers. 0 if it is unknown or the model has no KV cache."""
     own_max_len: int | None
@@ -51,12 +48,11 @@ class ModelShape(NamedTuple):
         return wanted or self.own_max_len or _DEFAULT_LENGTH
 
 
-def loaded_bytes(checkpoint: Checkpoint, dtype: str, *, is_int8: bool = False) -> int:
+def loaded_bytes(checkpoint: Checkpoint, dtype: str) -> int:
     """Size of the weights in memory after conversion. `auto` stands for the checkpoint's own type."""
     text = _text_config(checkpoint.config)
     own = dtype if dtype != "auto" else _own_dtype(checkpoint, text)
-    num_bytes = _weight_bytes(checkpoint, _ITEM_BYTES.get(own, 2))
-    return num_bytes - _saved_bytes(checkpoint, text, _ITEM_BYTES.get(own, 2)) if is_int8 else num_bytes
+    return _weight_bytes(checkpoint, _ITEM_BYTES.get(own, 2))
 
 
 def read_model_shape(checkpoint: Checkpoint, config: EngineConfig) -> ModelShape:
@@ -66,17 +62,9 @@ def read_model_shape(checkpoint: Checkpoint, config: EngineConfig) -> ModelShape
     item_bytes = _ITEM_BYTES.get(dtype, 2)
     is_pooling = read_model_kind(checkpoint.folder, config).is_pooling
     lengths = [length for key in LENGTH_KEYS if (length := _count(text, key))]
-    plain_bytes = weight_bytes = loading_bytes = _weight_bytes(checkpoint, item_bytes)
-    if config.quantization:
-        weight_bytes -= _saved_bytes(checkpoint, text, item_bytes)
-        name = _SAME.get(dtype, dtype)
-        converted = sum(t.num_elements for t in checkpoint.tensors if t.is_linear and _CONVERTED.get(t.dtype) != name)
-        most = min(plain_bytes, weight_bytes + converted * (item_bytes - 1))
-        loading_bytes = max(weight_bytes, most)
     return ModelShape(
         dtype=dtype,
-        weight_bytes=weight_bytes,
-        loading_bytes=loading_bytes,
+        weight_bytes=_weight_bytes(checkpoint, item_bytes),
         kv_bytes_per_token=0 if is_pooling else _kv_elements(text) * item_bytes,
         own_max_len=min(lengths, default=None),
     )
@@ -106,14 +94,6 @@ def _weight_bytes(checkpoint: Checkpoint, item_bytes: int) -> int:
         tensor.num_elements * item_bytes if tensor.dtype in _CONVERTED else tensor.num_bytes
         for tensor in checkpoint.tensors
     )
-
-
-def _saved_bytes(checkpoint: Checkpoint, text: dict[str, Any], item_bytes: int) -> int:
-    """Bytes that int8 saves in linear layers. A head that shares the embedding's weight needs a copy."""
-    linear = sum(tensor.num_elements for tensor in checkpoint.tensors if tensor.is_linear)
-    has_shared_head = text.get("tie_word_embeddings", False)
-    head = _count(text, "vocab_size") * _count(text, "hidden_size", "n_embd", "d_model") if has_shared_head else 0
-    return linear * (item_bytes - 1) - head
 
 
 def _kv_elements(text: dict[str, Any]) -> int:
@@ -174,14 +154,6 @@ def _check_fit(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> 
     tokens = shape.sequence_tokens(config.max_model_len)
     kv_bytes = tokens * shape.kv_bytes_per_token
     fixed = shape.weight_bytes + PROGRAM_BYTES
-    if (needed := shape.loading_bytes + PROGRAM_BYTES) > memory.available_bytes >= fixed:
-        yield error(
-            "memory",
-            f"--quantization {config.quantization} needs {format_bytes(needed)} for a moment, because the weights are "
-            f"converted to {shape.dtype} first, and {format_bytes(memory.available_bytes)} are available: free memory, "
-            "or save the model in this type",
-        )
-        return
     if fixed + kv_bytes <= memory.available_bytes:
         yield from _check_wanted_cache(fixed, config, memory)
         return
@@ -205,8 +177,7 @@ def _check_wanted_cache(fixed: int, config: EngineConfig, memory: MemoryState) -
 def _no_room(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> str:
     tokens = shape.sequence_tokens(config.max_model_len)
     kv_bytes = tokens * shape.kv_bytes_per_token
-    what = f"{shape.dtype} and {config.quantization}" if config.quantization else shape.dtype
-    parts = [f"{format_bytes(shape.weight_bytes)} for the weights in {what}"]
+    parts = [f"{format_bytes(shape.weight_bytes)} for the weights in {shape.dtype}"]
     if kv_bytes:
         parts.append(f"{format_bytes(kv_bytes)} for the KV cache of one sequence of {tokens} tokens")
     parts.append(f"{format_bytes(PROGRAM_BYTES)} for the program")

@@ -117,17 +117,11 @@ def test_a_tokenizer_mode_that_only_vllm_has_is_rejected(mode, parse):
         parse("m", "--tokenizer-mode", mode)
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("int8", "int8"), ("int8_per_channel_weight_only", "int8"), ("None", None), ("", None)],
-)
-def test_quantization_has_our_word_and_that_of_vllm(text, value, parse):
-    assert parse("m", "-q", text).engine.quantization == value
-
-
-def test_a_quantization_that_only_vllm_has_is_rejected(parse):
-    with pytest.raises(click.BadParameter, match="'awq' is not possible with the embedded engine.*--engine vllm"):
-        parse("m", "--quantization", "awq")
+@pytest.mark.parametrize("value", ["int8", "int8_per_channel_weight_only", "awq"])
+def test_quantization_needs_vllm_or_llama_server(value, parse):
+    with pytest.raises(InputError, match=f"--quantization {value} requests quantized.*llama-server.*--engine vllm"):
+        parse("m", "-q", value)
+    assert parse("m", "-q", "None").model.model == "m"
 
 
 def test_json_must_have_the_expected_type():

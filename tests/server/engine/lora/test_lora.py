@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from server.engine.compute.int8_product import QuantizedLayers
 from server.terms.config import LoraConfig
 from tests.server.engine.lora.peft_adapters import adapted_outputs, save_adapter
 from tests.server.engine.small_engine import SmallEngine
@@ -103,13 +102,10 @@ def test_prompt_logprobs_and_sampled_rows_see_the_adapter(engine, plain_llama, t
     assert base.token_ids == adapted_outputs(plain_llama, None, [PROMPTS[0]], 3)[0]
 
 
-@pytest.mark.parametrize("is_quantized", [False, True], ids=["plain", "int8"])
-def test_an_adapter_changes_packed_layers(is_quantized, tmp_path):
+def test_an_adapter_changes_packed_layers(tmp_path):
     model = build_model("llama", PACKED["llama"], dtype=torch.bfloat16)
     folder = save_adapter(model, tmp_path)
     engine = SmallEngine(model, lora=_LIMITS)
-    if is_quantized:
-        engine.runner.use_quantized(QuantizedLayers(model))
     assert engine.load_adapter(1, folder) is None
 
     def logprobs(adapter_id: int) -> list[float]:
