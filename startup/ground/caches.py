@@ -211,6 +211,15 @@ class Kept:
         found = (_read(path, convert, self.stamps) for path in paths)
         return next((value for value in found if value is not None), None)
 
+    def take(self, convert: Callable[[Any], Value]) -> Value | None:
+        """Reads the user's value and removes it, because its use may make this start fail.
+
+        A start that succeeds with it writes it again. Ignores the baked value, which cannot be removed.
+        """
+        value = self.read(convert, is_own=True)
+        self.remove()
+        return value
+
     def write(self, value: object, files: Iterable[str] = ()) -> None:
         """Replaces the user's value. Does nothing where no file can be written.
 

@@ -3,8 +3,9 @@
 vLLM captures the graphs once to measure their memory, subtracts it from the memory for the KV cache, and
 captures them again. The measurement takes about half as long as the capture. The measured memory depends on
 model, settings, GPU and driver. If these are the same as in an earlier start, the start skips the measurement
-and uses the earlier result. After the capture, the start compares the memory that the graphs take with the
-memory in the earlier start. If the two differ, the next start measures again.
+and uses the earlier result, which it removes until the capture has succeeded. It then compares the memory
+that the graphs take with the memory in the earlier start. If the two differ, or if the start has failed in
+between, the next start measures again.
 
 The forkserver has frozen its objects, so that a garbage collection in a fork visits none of them. vLLM
 freezes the heap before each capture and unfreezes all objects afterwards. Each collection would then visit a
@@ -50,7 +51,11 @@ _FOLDER: Final = "graph-memory"
 _LASTS_S: Final = 30 * 86400.0
 _TOLERANCE: Final = 0.05
 _SMALL_BYTES: Final = 16 << 20
-_NOT_RELEVANT: Final = ("_PORT", "_IP", "_KEY", "_ROOT", "_PATH", "_DIR", "_ID")
+_RELEVANT: Final = (
+    "VLLM_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_", "TRITON_", "CUDA_", "CUBLAS_", "NCCL_", "RCCL_", "HIP_", "HSA_",
+)  # fmt: skip
+"""Prefixes of variables that may affect graphs, or the allocators of their memory."""
+_NOT_RELEVANT: Final = ("_PORT", "_IP", "_KEY", "_ROOT", "_PATH", "_DIR", "_ID", "_VISIBLE_DEVICES")
 """Suffixes of variables that differ between starts or machines but do not affect graphs."""
 
 
@@ -87,7 +92,7 @@ def keep_heap_frozen() -> None:
 def _measured_once(measure: Callable[..., int]) -> Callable[..., int]:
     def measure_once(runner: Any) -> int:
         _State.kept = Kept(_FOLDER, _key(runner.vllm_config), distribution_stamps(), _LASTS_S)
-        _State.known = _State.kept.read(_to_memory)
+        _State.known = _State.kept.take(_to_memory)
         if _State.known is not None:
             logger.debug("CUDA graphs need %d bytes, as in an earlier start", _State.known.estimate)
             return _State.known.estimate
@@ -109,11 +114,9 @@ def _checked(capture: Callable[..., int]) -> Callable[..., int]:
 
 
 def _compare(kept: Kept, captured: int) -> None:
-    known = _State.known
-    if known is None:
-        kept.write(_Memory(_State.estimate, captured)._asdict())
-    elif abs(captured - known.captured) > max(_SMALL_BYTES, _TOLERANCE * known.captured):
-        kept.remove()
+    known = _State.known or _Memory(_State.estimate, captured)
+    if abs(captured - known.captured) <= max(_SMALL_BYTES, _TOLERANCE * known.captured):
+        kept.write(known._asdict())
 
 
 def _to_memory(content: Any) -> _Memory:
@@ -123,9 +126,10 @@ def _to_memory(content: Any) -> _Memory:
 def _key(config: Any) -> object:
     """All values on which the graphs' memory depends: vLLM's fingerprint, and values that are not in it."""
     state = read_gpus()
-    graphs, scheduler = config.compilation_config, config.scheduler_config
+    graphs, scheduler, ranks = config.compilation_config, config.scheduler_config, config.parallel_config
     return (
-        _FINGERPRINT.get()(config, config.parallel_config.rank, config.parallel_config.world_size),
+        _FINGERPRINT.get()(config, ranks.rank, ranks.world_size),
+        (ranks.data_parallel_index, ranks.disable_custom_all_reduce),
         state.driver if state is not None else "",
         (str(graphs.cudagraph_mode), graphs.cudagraph_capture_sizes, graphs.cudagraph_num_of_warmups),
         (scheduler.max_num_seqs, scheduler.max_num_batched_tokens),
@@ -133,6 +137,6 @@ def _key(config: Any) -> object:
         sorted(
             (name, value)
             for name, value in foreign.snapshot().items()
-            if name.startswith("VLLM_") and not name.endswith(_NOT_RELEVANT)
+            if name.startswith(_RELEVANT) and not name.endswith(_NOT_RELEVANT)
         ),
     )

@@ -1,10 +1,12 @@
 """Our changes of vLLM: the port's listener, torch's compiler, tokenizers, and answers to `/health`."""
 
 import asyncio
+import functools
 import importlib
 import json
 import select
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -375,40 +377,72 @@ def test_after_a_capture_of_graphs_the_collector_still_does_not_visit_imported_o
 
 
 _WITH_GRAPHS = """
-import json, sys
+import json, os, signal, sys
 from types import SimpleNamespace as Config
 from startup.vllm.patches.cuda_graphs import remember_graph_memory
 remember_graph_memory()
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 import vllm.v1.worker.startup_plan
+captured, rank, end = json.loads(sys.argv[1])
+ranks = Config(rank=rank, world_size=2, data_parallel_index=0, disable_custom_all_reduce=False)
 runner = GPUModelRunner(Config(
-    parallel_config=Config(rank=int(sys.argv[2]), world_size=2), lora_config=None, speculative_config=None,
+    parallel_config=ranks, lora_config=None, speculative_config=None,
     compilation_config=Config(cudagraph_mode="FULL", cudagraph_capture_sizes=[1, 2], cudagraph_num_of_warmups=1),
     scheduler_config=Config(max_num_seqs=8, max_num_batched_tokens=64), cache_config=Config(cache_dtype="auto"),
 ))
-runner.captured_bytes = int(sys.argv[1])
 estimate = runner.profile_cudagraph_memory()
+print(json.dumps([estimate, runner.num_measured]), flush=True)
+if end == "no KV cache":
+    raise ValueError("no memory for the KV cache")
+if end == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+runner.captured_bytes = captured
 runner.capture_model()
-print(json.dumps([estimate, runner.num_measured]))
 """
+
+
+def _start_with_graphs(env: dict[str, str], captured: int, rank: int = 0, end: str = "") -> list[int]:
+    """Starts once. Returns the memory that the start has assumed, and how often it has measured."""
+    words = [sys.executable, "-c", _WITH_GRAPHS, json.dumps([captured, rank, end])]
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    assert (done.returncode == 0) == (not end), done.stderr
+    found: list[int] = json.loads(done.stdout)
+    return found
 
 
 def test_the_memory_of_graphs_is_measured_once_and_again_if_they_take_other_memory(folder):
     env = environment(folder)
-
-    def start(captured: int, rank: int = 0) -> list[int]:
-        found: list[int] = json.loads(python_output(_WITH_GRAPHS, captured, rank, environment=env))
-        return found
-
-    size = 1 << 30
+    start, size = functools.partial(_start_with_graphs, env), 1 << 30
     assert start(size) == [1000, 1]
     assert start(size) == [1000, 0]
     assert start(size, rank=1) == [1000, 1], "each rank has its own"
     assert start(2 * size) == [1000, 0]
     assert start(2 * size) == [1000, 1], "the start before has noticed the difference"
     assert start(2 * size) == [1000, 0]
-    env["VLLM_USE_TRITON_AWQ"] = "1"
-    assert start(2 * size) == [1000, 1], "a variable that can change graphs"
+
+
+@pytest.mark.parametrize("end", ["no KV cache", "killed", "out of memory"])
+def test_a_start_that_fails_with_a_remembered_memory_of_graphs_makes_the_next_start_measure(end, folder):
+    env = environment(folder)
+    start = functools.partial(_start_with_graphs, env)
+    assert [start(1 << 30), start(1 << 30)] == [[1000, 1], [1000, 0]]
+    assert start(-1, end=end) == [1000, 0]
+    assert [start(1 << 30), start(1 << 30)] == [[1000, 1], [1000, 0]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "VLLM_USE_TRITON_AWQ", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "TORCH_NCCL_USE_COMM_NONBLOCKING",
+        "NCCL_CUMEM_ENABLE", "NCCL_BUFFSIZE", "CUDA_MODULE_LOADING", "CUDA_DEVICE_MAX_CONNECTIONS",
+        "CUBLAS_WORKSPACE_CONFIG", "HSA_ENABLE_SDMA",
+    ],
+)  # fmt: skip
+def test_the_memory_of_graphs_is_measured_again_with_a_variable_that_can_change_it(name, folder):
+    env = environment(folder)
+    assert _start_with_graphs(env, 1 << 30) == [1000, 1]
+    assert _start_with_graphs(env | {name: "1"}, 1 << 30) == [1000, 1]
+    assert _start_with_graphs(env | {"CUDA_VISIBLE_DEVICES": "3", "VLLM_PORT": "99"}, 1 << 30) == [1000, 0]
 
 
 _WITH_TRITON = """

@@ -1,4 +1,4 @@
-"""Runs models on a GPU. Its graphs take the memory that a test sets."""
+"""Runs models on a GPU. Its graphs take the memory that a test sets. A negative size: more than there is."""
 
 from typing import Any
 
@@ -16,4 +16,6 @@ class GPUModelRunner:
         return _profile_cudagraph_memory(self)
 
     def capture_model(self, *, profile_only: bool = False) -> int:
+        if self.captured_bytes < 0:
+            raise MemoryError("CUDA out of memory")
         return self.captured_bytes
