@@ -173,12 +173,6 @@ _SHAPES: Final = (
         "`vllm_engine/test_compile_reasons.py`",
     ),
     (
-        "`patches/tokenizers.py:PreparedPool`",
-        "vLLM's renderer calls `copy.copy`: its module is two frames above `__copy__`",
-        "the tokenizer is copied again, which makes warm starts slower",
-        "`vllm_engine/test_same_as_plain.py`",
-    ),
-    (
         "`patches/late_renderer.py:_LateObject`",
         "before the engine's start, `AsyncLLM` only passes its renderer on, and calls the methods of `_LateObject`",
         "the renderer is created before the engine starts, which makes cold starts slower",

@@ -1,9 +1,12 @@
 """Tracks grammar and reasoning of each constrained sequence, and masks tokens that must not come next."""
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +18,9 @@ from server.engine.sequence import Sequence
 from server.terms.types import UNUSABLE_GRAMMAR
 from server.text.model_files.tokenizer_files import find_mistral_file
 
+logger = logging.getLogger(__name__)
+
+_TOKENIZER_FILE = "tokenizer.json"
 _MOST_COPIED_CHARS = 1 << 26
 """The most characters in all sequences' copies of grammars together. Further sequences wait."""
 
@@ -24,7 +30,10 @@ class GuidedDecodingError(Exception):
 
 
 class GuidedStates:
-    """The grammars of an engine's sequences. Loads the tokenizer only when a first request needs it."""
+    """The grammars of an engine's sequences. Reads the tokenizer's file, which may change later, at once.
+
+    Makes a tokenizer of it only when a first request needs one.
+    """
 
     def __init__(
         self,
@@ -36,7 +45,7 @@ class GuidedStates:
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         """The executor compiles grammars. After each one, `wake` is called: a sequence may be ready."""
-        self._tokenizer_path = tokenizer_path
+        self._vocabulary = _VocabularyFile.read(tokenizer_path)
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
         self._tokenizer: LLTokenizer | None = None
@@ -150,18 +159,43 @@ class GuidedStates:
     def _load_tokenizer(self) -> LLTokenizer:
         with self._loading:
             if self._tokenizer is None:
+                if self._vocabulary is None:
+                    raise ValueError("the model has no tokenizer.json, which llguidance needs")
                 eos = list(self._eos_token_ids) or None
-                self._tokenizer = LLTokenizer(self._read_vocabulary(), n_vocab=self._vocab_size, eos_token=eos)
+                self._tokenizer = LLTokenizer(self._vocabulary.load(), n_vocab=self._vocab_size, eos_token=eos)
+                self._vocabulary = None
             return self._tokenizer
-
-    def _read_vocabulary(self) -> str | TokenizerWrapper:
-        file = self._tokenizer_path / "tokenizer.json"
-        if not file.exists() and (mistral_file := find_mistral_file(self._tokenizer_path)) is not None:
-            from server.text.model_files.mistral_tokens import GrammarVocabulary  # noqa: PLC0415 - few models need it
-
-            return TokenizerWrapper(GrammarVocabulary(mistral_file))
-        return file.read_text(encoding="utf-8")
 
     def _check(self, matcher: LLMatcher) -> None:
         if matcher.is_error():
             raise GuidedDecodingError(matcher.get_error())
+
+
+class _VocabularyFile(NamedTuple):
+    """The content of a tokenizer's file: tokenizer.json, or else a file of mistral-common."""
+
+    name: str
+    content: bytes
+
+    @classmethod
+    def read(cls, folder: Path) -> "_VocabularyFile | None":
+        """Reads the file from the model's folder. None if there is no file that can be read."""
+        file: Path | None = folder / _TOKENIZER_FILE
+        if not (folder / _TOKENIZER_FILE).exists():
+            file = find_mistral_file(folder)
+        try:
+            return None if file is None else cls(file.name, file.read_bytes())
+        except OSError as err:
+            logger.warning("requests with a grammar are rejected, because %s cannot be read: %s", file, err)
+            return None
+
+    def load(self) -> str | TokenizerWrapper:
+        """The vocabulary in a form that llguidance takes."""
+        if self.name == _TOKENIZER_FILE:
+            return self.content.decode()
+        from server.text.model_files.mistral_tokens import GrammarVocabulary  # noqa: PLC0415 - few models need it
+
+        with TemporaryDirectory() as folder:
+            file = Path(folder, self.name)  # mistral-common reads the format from the name
+            file.write_bytes(self.content)
+            return TokenizerWrapper(GrammarVocabulary(file))

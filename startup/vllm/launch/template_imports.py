@@ -50,7 +50,6 @@ from startup.vllm_words.facts import KeptFacts
 from startup.vllm_words.installed import InstalledVllm, require_vllm
 
 _LAUNCHER: Final = ("startup.vllm.launch.start",)
-_CHANGING_TOKENIZERS: Final = ("--enable-prompt-embeds", "--renderer-num-workers")
 _MAX_STARTED_MODELS: Final = 2
 """Tokenizers are kept for this many recently started models, and for all models that the user names."""
 
@@ -156,8 +155,6 @@ class TemplateImports:
         return None
 
     def _why_cold(self, line: CommandLine) -> str | None:
-        if line.has(*_CHANGING_TOKENIZERS):
-            self._tokenizers.drop_pools()
         if (plain := plain_start_reason(self._vllm, line)) is not None:
             return f"vLLM starts without preloading: {plain.text}"
         method = env.VLLM_WORKER_MULTIPROC_METHOD.get()

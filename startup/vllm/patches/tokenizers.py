@@ -8,7 +8,9 @@ import copy
 import functools
 import importlib
 import logging
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from base.machine.file_stamps import FolderStamps, read_folder
+from envs.registry import env
 from startup.ground.hooks.hook import Hook, Name, Text
 from startup.imports.finder import after_import, wrap_after_import
 
@@ -39,23 +42,11 @@ CHAT_TEMPLATE: Final = Name(
 )
 KEPT_TOKENIZERS: Final = Hook(
     "kept tokenizers",
-    does="loads and copies a model's tokenizer and template once in a standby, into vLLM's own caches",
-    without="a warm start loads them again, or copies them twice",
+    does="loads a model's tokenizer and template once in a standby, into vLLM's own caches",
+    without="a warm start loads them again",
     gain="0.38 (0.31–0.62) of a warm start with a tokenizer of 151,000 tokens",
     needs=(_CACHED_TOKENIZER, _READS_NO_OTHER, CHAT_TEMPLATE),
 )
-
-_MAKE_POOL: Final = Name("vllm.tokenizers.hf", "maybe_make_thread_pool", ("tokenizer", "copies"))
-_RENDERER: Final = "vllm.renderers.hf"
-TOKENIZER_POOL: Final = KEPT_TOKENIZERS.part(
-    _MAKE_POOL,
-    Text((_RENDERER,), r"tokenizer = copy\.copy\(tokenizer\)", "copy.copy(tokenizer)"),
-    Text((_RENDERER,), r"make_thread_pool\([^)]*renderer_num_workers \+ 1", "a pool of renderer_num_workers + 1"),
-)
-
-_NUM_COPIES: Final = 2
-"""vLLM's default number of copies: one for each renderer thread and one more."""
-_COPY: Final = "__copy__"
 
 _OUTPUT: Final = "vllm.v1.structured_output"
 _OUTPUT_TOKENIZER: Final = Name(_OUTPUT, "cached_tokenizer_from_config")
@@ -63,8 +54,8 @@ _OUTPUT_MANAGER: Final = Name(_OUTPUT, "StructuredOutputManager")
 _PROCESSOR_LOADER: Final = Name("transformers.models.auto.processing_auto", "AutoTokenizer")
 PROCESSOR_LOOKUP: Final = Hook(
     "tokenizer loaded once",
-    does="passes the loaded tokenizer to the search for a model's processor; loads the engine's tokenizer for "
-    "structured output when a request needs it",
+    does="passes the loaded tokenizer to the search for a model's processor; copies the engine's tokenizer "
+    "for structured output, and loads the copy when a request needs it",
     without="a model without a processor loads the tokenizer once more, and the engine loads a tokenizer before it "
     "is ready",
     gain="0.91 (0.89–0.95) of a cold start",
@@ -78,6 +69,9 @@ LATE_TOKENIZER: Final = PROCESSOR_LOOKUP.part(
 )
 
 _ATTRIBUTE: Final = "tokenizer"
+_WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
+_MOST_COPIED_BYTES: Final = 64 << 20
+"""Twice the largest known tokenizer. Larger files are not read by tokenizers."""
 
 
 class KeptTokenizers:
@@ -86,7 +80,6 @@ class KeptTokenizers:
     def __init__(self) -> None:
         self.models: list[Path] = []
         self._stamps: dict[Path, FolderStamps] = {}
-        self._pools: list[PreparedPool] = []
 
     def fill(self, models: Sequence[Path]) -> None:
         """Loads the tokenizers of models in absolute folders. Skips a tokenizer that cannot be loaded."""
@@ -94,36 +87,32 @@ class KeptTokenizers:
             for model in models if KEPT_TOKENIZERS.applies else ():
                 stamps = read_folder(model)
                 try:
-                    tokenizer = _load_tokenizer(model)
-                    has_images = any(model.glob("*processor_config.json"))  # its renderer copies in another way
-                    if TOKENIZER_POOL.applies and not has_images:
-                        self._pools.append(PreparedPool(tokenizer))
+                    _load_tokenizer(model)
+                    _kept.add(str(model))
                 except Exception as err:  # noqa: BLE001 - a start reports faults of its model
                     logger.debug("the tokenizer of %s is not kept: %s", model, err)
                 self.models.append(model)
                 self._stamps[model] = stamps
-
-    def drop_pools(self) -> None:
-        """Drops prepared copies. Called if the renderer changes its copy or needs more or fewer copies."""
-        for pool in self._pools:
-            pool.drop()
 
     def changed(self) -> Path | None:
         """A model whose files have changed since they were read. None if no files have changed."""
         return next((model for model, stamps in self._stamps.items() if read_folder(model) != stamps), None)
 
 
+_PLAIN: Final = {
+    "skip_tokenizer_init": False,
+    "runner_type": "generate",
+    "tokenizer_mode": "auto",
+    "tokenizer_revision": None,
+    "trust_remote_code": False,
+}
+"""The arguments with which vLLM loads a tokenizer if no flag concerns the tokenizer."""
+_kept: Final[set[str]] = set()
+"""The folders whose tokenizers are in vLLM's cache, in this process and its forks."""
+
+
 def _load_tokenizer(model: Path) -> Any:
-    """Loads a tokenizer with the arguments that vLLM uses if no flag concerns the tokenizer."""
-    given = {
-        "skip_tokenizer_init": False,
-        "tokenizer": str(model),
-        "model": str(model),
-        "runner_type": "generate",
-        "tokenizer_mode": "auto",
-        "trust_remote_code": False,
-    }
-    config = SimpleNamespace(**{**dict.fromkeys(_READ), **given})
+    config = SimpleNamespace(**{**dict.fromkeys(_READ), **_PLAIN, "tokenizer": str(model), "model": str(model)})
     tokenizer = _CACHED_TOKENIZER.get(importlib.import_module(_CACHED_TOKENIZER.module))(config)
     renderer = CHAT_TEMPLATE.loaded
     if renderer is not None:
@@ -145,38 +134,12 @@ def _offline() -> Iterator[None]:
             constants.HF_HUB_OFFLINE = before
 
 
-class PreparedPool:
-    """Copies of one tokenizer, made in advance. Later copying would take half of the API server's warm start.
-
-    vLLM's renderer copies its cached tokenizer, and makes a pool of two more copies. This class makes the
-    pool in advance with vLLM's own function. Only the renderer's call of `copy` returns the prepared pool.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._class = type(tokenizer)
-        make_pool = _MAKE_POOL.get()
-        pooled = make_pool(copy.copy(tokenizer), _NUM_COPIES)
-        if self._class.__module__ == _MAKE_POOL.module and not hasattr(self._class, _COPY):
-            setattr(self._class, _COPY, self._copier(tokenizer, pooled))
-
-    def drop(self) -> None:
-        """From now on, vLLM's renderer makes its own copies."""
-        if _COPY in vars(self._class):
-            delattr(self._class, _COPY)
-
-    def _copier(self, tokenizer: Any, pooled: Any) -> Any:
-        def copy_for_renderer(original: Any) -> Any:
-            caller = sys._getframe(2).f_globals.get("__name__")  # frame 1 is `copy.copy`
-            if original is tokenizer and caller == _RENDERER:
-                self.drop()
-                return pooled
-            return copy._reconstruct(original, None, *original.__reduce_ex__(4))  # type: ignore[attr-defined]
-
-        return copy_for_renderer
-
-
 def load_tokenizer_late() -> None:
-    """From now on, the engine's manager of structured output loads its tokenizer on first use."""
+    """From now on, the engine's manager of structured output loads its tokenizer on first use.
+
+    When vLLM itself would load the tokenizer, its files are copied. The first use may be weeks later, when
+    the folder has been removed, or replaced by the model's next version.
+    """
     if LATE_TOKENIZER.applies:
         after_import(_OUTPUT_MANAGER.module, _replace_tokenizer, LATE_TOKENIZER)
 
@@ -186,8 +149,40 @@ def _replace_tokenizer(module: Any) -> None:
     manager = _OUTPUT_MANAGER.get(module)
     if hasattr(manager, _ATTRIBUTE):
         raise AttributeError(f"{manager.__name__} has an attribute {_ATTRIBUTE} of its own")
-    _OUTPUT_TOKENIZER.replace(module, functools.wraps(load)(functools.partial(_Loading, load)))
+    _OUTPUT_TOKENIZER.replace(module, functools.wraps(load)(functools.partial(_load_later, load)))
     setattr(manager, _ATTRIBUTE, _LateAttribute())
+
+
+def _load_later(load: Callable[..., Any], model_config: Any) -> Any:
+    """Returns a call that loads the tokenizer. Loads it now if it is kept, or if its files cannot be copied."""
+    is_plain = all(getattr(model_config, name, value) == value for name, value in _PLAIN.items())
+    folder = Path(model_config.tokenizer)
+    if not folder.is_dir() or (str(folder) in _kept and is_plain):
+        return load(model_config=model_config)
+    try:
+        copied = str(_copy_small_files(folder))
+    except OSError as err:
+        logger.debug("the tokenizer in %s is loaded now: its files cannot be copied: %s", folder, err)
+        return load(model_config=model_config)
+    config = copy.copy(model_config)
+    config.tokenizer = copied
+    if model_config.model == model_config.tokenizer:
+        config.model = copied
+    return _Loading(load, model_config=config)
+
+
+def _copy_small_files(folder: Path) -> Path:
+    """Copies a model's files except its weights, for which the copy has links. Raises OSError.
+
+    The copy is in the start's folder, which is removed when the server ends.
+    """
+    copied = Path(tempfile.mkdtemp(prefix="tokenizer-", dir=env.VCLI_START_FOLDER.get()))
+    for path in folder.iterdir():
+        if path.is_file() and path.suffix not in _WEIGHTS and path.stat().st_size <= _MOST_COPIED_BYTES:
+            shutil.copyfile(path, copied / path.name)
+        else:
+            (copied / path.name).symlink_to(path.resolve())
+    return copied
 
 
 class _Loading(functools.partial[Any]):

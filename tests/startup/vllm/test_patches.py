@@ -5,6 +5,7 @@ import functools
 import importlib
 import json
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -174,11 +175,13 @@ def test_the_stand_ins_are_removed_if_the_imports_fail(toys, monkeypatch):
 
 
 _MODULE = """
+from pathlib import Path
 calls = []
 
 def cached_tokenizer_from_config(model_config):
-    calls.append(model_config)
-    return f"the tokenizer of {model_config}"
+    calls.append(model_config.tokenizer)
+    file = Path(model_config.tokenizer) / "tokenizer.json"
+    return file.read_text() if file.exists() else f"the tokenizer {model_config.tokenizer}"
 
 class StructuredOutputManager:
     def __init__(self, model_config):
@@ -188,25 +191,77 @@ class StructuredOutputManager:
 
 
 @pytest.fixture
-def module(toys: ToyPackages) -> Any:
+def module(toys: ToyPackages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    start = tmp_path / "start"
+    start.mkdir()
+    monkeypatch.setenv("VCLI_START_FOLDER", str(start))
     toys.write("vllm.v1.structured_output", _MODULE)
     load_tokenizer_late()
     return importlib.import_module("vllm.v1.structured_output")
 
 
-def test_the_tokenizer_is_loaded_once_when_it_is_used(module):
-    manager = module.StructuredOutputManager("a model")
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A link to a version of a model."""
+    for version in ("one", "two"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "tokenizer.json").write_text(version)
+        (tmp_path / version / "model.safetensors").write_bytes(bytes(1000))
+    (tmp_path / "model").symlink_to("one")
+    return tmp_path / "model"
+
+
+def _config(tokenizer: Path | str) -> Any:
+    return SimpleNamespace(tokenizer=str(tokenizer), model=str(tokenizer))
+
+
+def test_the_tokenizer_is_loaded_once_when_it_is_used(module, model):
+    manager = module.StructuredOutputManager(_config(model))
     assert module.calls == []
-    assert [manager.tokenizer, manager.tokenizer] == ["the tokenizer of a model"] * 2
-    assert module.calls == ["a model"]
+    assert [manager.tokenizer, manager.tokenizer] == ["one"] * 2
+    (folder,) = map(Path, module.calls)
+    assert (folder / "model.safetensors").readlink() == model.resolve() / "model.safetensors", "weights are not copied"
+
+
+def _flip(model: Path) -> None:
+    model.unlink()
+    model.symlink_to("two")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(_flip, id="flipped link"),
+        pytest.param(lambda model: shutil.rmtree(model.resolve()), id="removed"),
+        pytest.param(lambda model: model.resolve().rename(model.with_name("elsewhere")), id="moved"),
+        pytest.param(lambda model: (model / "tokenizer.json").write_text("two"), id="written in place"),
+        pytest.param(lambda model: (model.with_name("two") / "tokenizer.json").rename(model / "tokenizer.json"), id="file"),
+    ],
+)
+def test_a_tokenizer_that_is_loaded_after_a_change_of_its_folder_is_that_of_the_start(change, module, model):
+    manager = module.StructuredOutputManager(_config(model))
+    change(model)
+    assert manager.tokenizer == "one"
+
+
+def test_a_tokenizer_whose_files_cannot_be_copied_is_loaded_at_once(module, model, monkeypatch):
+    monkeypatch.setenv("VCLI_START_FOLDER", "/dev/null/missing")
+    manager = module.StructuredOutputManager(_config(model))
+    _flip(model)
+    assert manager.tokenizer == "one"
+
+
+def test_a_tokenizer_that_is_not_in_a_folder_is_loaded_at_once(module):
+    module.StructuredOutputManager(_config("org/name"))
+    assert module.calls == ["org/name"]
 
 
 def test_a_manager_without_a_tokenizer_has_none(module):
     assert not hasattr(module.StructuredOutputManager(None), "tokenizer")
 
 
-def test_another_tokenizer_can_be_set(module):
-    manager = module.StructuredOutputManager("a model")
+def test_another_tokenizer_can_be_set(module, model):
+    manager = module.StructuredOutputManager(_config(model))
     manager.tokenizer = "another"
     assert manager.tokenizer == "another"
     assert module.calls == []

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -15,12 +16,13 @@ from server.engine.sampling import grammar, guided
 from server.engine.sampling.grammar import GrammarCompiler
 from server.engine.sampling.guided import GuidedStates
 from server.engine.sequence import Sequence
-from server.terms.types import GuidedDecoding, SamplingParams
+from server.terms.types import GuidedDecoding, ReasoningMarker, ReasoningRules, SamplingParams
 from tests.server.engine.sampling.byte_tokenizer import EOS, VOCAB_SIZE, save_byte_tokenizer
 from tests.server.engine.sampling.guided_engine import PERSON, byte_engine, byte_model, text_of
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.inline_executor import InlineExecutor
 
+_TEXT = (ReasoningMarker("<t>"), ReasoningMarker("</t>"))
 CHOICES = ["yes", 'say "hi"', "naïve", "日本", "😀"]
 
 
@@ -144,6 +146,34 @@ def test_a_model_without_a_tokenizer_file_rejects_only_grammars(tmp_path):
     assert refused.finish_reason == "error"
     assert "tokenizer.json" in (refused.error or "")
     assert free.finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param({"guided": GuidedDecoding("regex", "[xy]{4}")}, id="grammar"),
+        pytest.param(
+            {"reasoning": ReasoningRules(starts=_TEXT[:1], ends=_TEXT[1:], is_open=True, budget=2, forced_end=(120,))},
+            id="thinking budget",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda folder: shutil.rmtree(folder.resolve()), id="removed"),
+        pytest.param(lambda folder: (folder.unlink(), folder.symlink_to("other")), id="flipped link"),
+        pytest.param(lambda folder: (folder / "tokenizer.json").write_text("{}"), id="written in place"),
+    ],
+)
+def test_a_tokenizer_file_that_changes_after_the_start_is_not_read_again(tmp_path, use, change):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "model").symlink_to("first")
+    expected = byte_engine(tmp_path / "model").complete([[40]], max_tokens=8, **use)
+    engine = byte_engine(tmp_path / "model")
+    change(tmp_path / "model")
+    found = engine.complete([[40]], max_tokens=8, **use)
+    assert [(c.token_ids, c.error) for c in found] == [(c.token_ids, None) for c in expected]
 
 
 def test_logits_beyond_the_vocabulary_are_excluded(tmp_path):
