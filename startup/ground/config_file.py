@@ -36,6 +36,8 @@ class ConfigFile(NamedTuple):
     """A line for each reference that was not replaced: its variable is not set, and it has no default."""
     refused: tuple[str, ...] = ()
     """The lines of `missing` for references with `?` or in secrets. No engine may use these as plain text."""
+    may_refer: bool = False
+    """Whether the file has a problem, and may have references that were not replaced."""
 
     @classmethod
     def read(cls, path: str) -> "ConfigFile":
@@ -43,9 +45,9 @@ class ConfigFile(NamedTuple):
         try:
             text = Path(path).read_text(encoding="utf-8")
         except OSError as err:
-            return cls(path, problem=f"cannot be read: {err.strerror}")
-        except UnicodeDecodeError:
-            return cls(path, problem="is not a text file")
+            return cls(path, problem=f"cannot be read: {err.strerror}", may_refer=True)
+        except UnicodeDecodeError as err:
+            return cls(path, problem="is not a text file in UTF-8", may_refer=b"${" in err.object)
         import yaml
 
         try:
@@ -65,7 +67,7 @@ class ConfigFile(NamedTuple):
             replaced = _replace(content, "", missing)
             is_changed = replaced != content
         except RecursionError:
-            return cls(path, content, problem="is nested too deeply")
+            return cls(path, content, problem="is nested too deeply", may_refer=True)
         problem = None if isinstance(content, dict | None) else "must be a mapping of flag names to values"
         lines, refused = (each.line for each in missing), (each.line for each in missing if each.is_refused)
         return cls(path, replaced, is_changed, problem, tuple(lines), tuple(refused))

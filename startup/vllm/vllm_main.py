@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from base.exit_codes import INTERRUPTED, USAGE
-from startup.ground.errors import with_code
+from startup.ground.errors import StartupError, with_code
 from startup.ground.hooks.hook import Name
 from startup.ground.temp_folder import own_folder
 from startup.vllm_words.command_line import CONFIG, CommandLine
@@ -52,11 +52,18 @@ def words_with_copy(line: CommandLine, stack: ExitStack) -> Sequence[str]:
 
     The copy is in memory, because values may be secrets. Its name has a suffix that vLLM accepts. `stack`
     removes the copy.
+
+    Raises:
+        StartupError: a reference stays, or no copy can be made. vLLM would take `${KEY}` for the key.
     """
     words, file = line.words, line.config
-    for reference in file.missing if file is not None else ():
+    if file is None:
+        return words
+    if file.refused or file.may_refer:
+        raise StartupError(f"{CONFIG} {file.path}: {'; '.join(file.refused) or file.problem}")
+    for reference in file.missing:
         logger.warning("%s: %s: vLLM gets the text as it is", CONFIG, reference)
-    if file is None or not file.is_changed:
+    if not file.is_changed:
         return words
     import yaml
 
@@ -68,8 +75,9 @@ def words_with_copy(line: CommandLine, stack: ExitStack) -> Sequence[str]:
         copy.flush()
         name.symlink_to(f"/proc/{os.getpid()}/fd/{copy.fileno()}")
     except OSError as err:
-        logger.warning("%s: vLLM gets %s as it is: %s", CONFIG, file.path, err)
-        return words
+        problem = f"no copy with the values of variables can be made: {err}"
+        remedy = "Free disk space, inodes and descriptors, or set TMPDIR"
+        raise StartupError(f"{CONFIG} {file.path}: {problem}. {remedy}") from err
     return [*words[:place], str(name), *words[place + 1 :]]
 
 

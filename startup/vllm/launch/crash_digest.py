@@ -8,7 +8,7 @@ from traceback import extract_tb
 from typing import TYPE_CHECKING, Final, Literal
 
 from base.exit_codes import ENGINE_DIED, START_FAILED, USAGE
-from startup.ground.errors import CrashError
+from startup.ground.errors import CrashError, StartupError
 from startup.ground.logs.options import LogFormat
 from startup.ground.processes.quick_end import end_without_finalizing
 from startup.reports.causes.phase import phase_of_functions
@@ -51,12 +51,15 @@ class CrashDigest:
         On a node without an API server, `run_vllm` returns only after the engine has ended.
 
         Raises:
+            StartupError: this program has refused the start.
             CrashError: a process has failed. The exit code is 3 before readiness, and vLLM's own afterwards.
         """
         try:
             code = run_vllm()
         except SystemExit as err:
             return self._exit(err.code)
+        except StartupError:
+            raise
         except Exception as err:
             phase = phase_of_functions(frame.name for frame in extract_tb(err.__traceback__))
             shown = self._record.describe_exception(err, _API_SERVER)

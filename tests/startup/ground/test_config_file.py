@@ -88,7 +88,7 @@ def test_a_file_in_which_nothing_is_replaced_is_the_same(text):
         (b"- a", "must be a mapping of flag names to values"),
         (b"a: [\n# ${HOST}", "is not YAML: while parsing"),
         (b"- &a [*a, '${HOST}']\n", "is nested too deeply"),
-        (b"\xff\xfe\x00", "is not a text file"),
+        (b"\xff\xfe\x00", "is not a text file in UTF-8"),
         (None, "cannot be read: No such file or directory"),
     ],
 )

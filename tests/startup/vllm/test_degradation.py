@@ -219,3 +219,20 @@ def test_modules_that_are_moved_behind_shims_are_hooked_at_their_new_places(fold
         assert start.kind_of(start.state()["engine"]["pid"]) == "forkserver"
         assert start.terminate() == 0
         assert start.lines_with("WARNING") == []
+
+
+@pytest.mark.parametrize("variables", [{}, {"VCLI_PLAIN_VLLM": "1"}], ids=["preloaded", "plain"])
+def test_a_start_ends_if_the_values_of_its_config_file_cannot_reach_vllm(variables, folder):
+    """vLLM would read the file itself, and take `${MYKEY}` for the API key."""
+    fake = variant(folder)
+    no_memory_files = "import errno, os\n\n\ndef _refuse(name, *_):\n    raise OSError(errno.ENOSYS, name)\n\n\n"
+    (fake / "sitecustomize.py").write_text(no_memory_files + "os.memfd_create = _refuse\n")
+    file = folder / "serve.yaml"
+    file.write_text("api-key: ${MYKEY}\n")
+    env = environment(folder, fake, MYKEY="sk-right", **variables)
+    done = run_fake(folder, "model", "--config", str(file), "--port", "0", env=env)
+    error = done.stderr.splitlines()[-2:]
+    assert done.returncode == 3
+    assert error[0].startswith(f"Error: --config {file}: no copy with the values of variables can be made")
+    assert error[1].startswith("Code: VC-")
+    assert "Traceback" not in done.stderr

@@ -1,12 +1,16 @@
 """The launcher reads from vLLM's command line the model, the address, and whether vLLM listens on a port."""
 
 import argparse
+import errno
+import os
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Final
 
 import pytest
 import yaml
 
+from startup.ground.errors import StartupError
 from startup.vllm.vllm_main import words_with_copy
 from startup.vllm_words import command_line, installed
 from startup.vllm_words.command_line import CommandLine
@@ -233,12 +237,11 @@ def test_vllm_gets_another_file_if_variables_are_replaced(tmp_path, monkeypatch)
     assert not replaced.parent.exists()
 
 
-@pytest.mark.parametrize("text", ["model: org/model\n", "model: ${WHERE}\n", "model: [${\n", None])
+@pytest.mark.parametrize("text", ["model: org/model\n", "model: ${WHERE}\n", "model: [${\n"])
 def test_vllm_gets_the_users_file_if_nothing_is_replaced(text, tmp_path, monkeypatch, caplog):
     monkeypatch.delenv("WHERE", raising=False)
     path = tmp_path / "serve.yaml"
-    if text is not None:
-        path.write_text(text)
+    path.write_text(text)
     given = ["--config", str(path)]
     with ExitStack() as stack:
         assert [*words_with_copy(CommandLine.of(given), stack)] == given
@@ -246,14 +249,52 @@ def test_vllm_gets_the_users_file_if_nothing_is_replaced(text, tmp_path, monkeyp
     assert caplog.messages == (["--config: model: WHERE is not set: vLLM gets the text as it is"] * is_missing)
 
 
-def test_without_a_folder_for_temporary_files_vllm_gets_the_users_file(tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("WHERE", "org")
+def _no_memory_file(*_: object) -> int:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+def _no_link(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+_KEY: Final = "api-key: ${MYKEY}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "is_set", "broken", "reason"),
+    [
+        (_KEY.encode(), True, ("tempfile.tempdir", "/missing/folder"), "no copy .* No such file"),
+        (_KEY.encode(), True, ("os.memfd_create", _no_memory_file), "no copy .* Function not implemented"),
+        (_KEY.encode(), True, ("pathlib.Path.symlink_to", _no_link), "no copy .* No space left"),
+        (_KEY.encode(), False, None, "api-key: MYKEY is not set"),
+        (b"port: ${MYKEY:?a port}\n", False, None, r"MYKEY is not set \(a port\)"),
+        ("# caf\xe9\n".encode("latin-1") + _KEY.encode(), True, None, "is not a text file in UTF-8"),
+        (b"a: &a [*a]\n" + _KEY.encode(), True, None, "is nested too deeply"),
+        (None, True, None, "cannot be read: No such file"),
+    ],
+    ids=["no-folder", "no-memory-file", "no-link", "secret-unset", "required-unset", "latin-1", "circle", "unreadable"],
+)
+def test_vllm_never_gets_a_reference_for_a_key(content, is_set, broken, reason, tmp_path, monkeypatch):
+    """Otherwise vLLM would accept `${MYKEY}` as the API key."""
+    monkeypatch.delenv("MYKEY", raising=False)
+    if is_set:
+        monkeypatch.setenv("MYKEY", "sk-right")
     path = tmp_path / "serve.yaml"
-    path.write_text("model: ${WHERE}/model\n")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    if content is not None:
+        path.write_bytes(content)
+    line = CommandLine.of(["m", "--config", str(path)])
+    if broken is not None:
+        monkeypatch.setattr(*broken)
+    with ExitStack() as stack, pytest.raises(StartupError, match=reason) as error:
+        words_with_copy(line, stack)
+    assert "sk-right" not in str(error.value)
+
+
+def test_a_file_in_another_encoding_without_references_is_vllms(tmp_path):
+    path = tmp_path / "serve.yaml"
+    path.write_bytes("# caf\xe9\nport: 9000\n".encode("latin-1"))
     with ExitStack() as stack:
-        assert words_with_copy(CommandLine.of(["--config", str(path)]), stack) == ("--config", str(path))
-    assert "serve.yaml as it is: " in caplog.text
+        assert words_with_copy(CommandLine.of(["m", "--config", str(path)]), stack) == ("m", "--config", str(path))
 
 
 @pytest.mark.parametrize(
