@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
-from base.exit_codes import START_FAILED, USAGE
+from base.exit_codes import ENGINE_DIED, START_FAILED, USAGE
 from base.lifecycle import StartInfo
 from router.child.child import Child, ChildPlace
 from router.child.server import ChildProgress, SleepError
@@ -245,6 +245,11 @@ class ModelPool:
     def exit_code(self, name: str) -> int:
         """The exit code of the last process, or -N after signal N. START_FAILED for a user's command."""
         return START_FAILED if self.entries[name].foreign else self._exit_codes.get(name, START_FAILED)
+
+    def has_failed(self, name: str) -> bool:
+        """Whether the model's last process has failed, perhaps while it was asked to stop."""
+        has_died = not self.entries[name].foreign and self._exit_codes.get(name) == ENGINE_DIED
+        return has_died or self._scheduler.models[name].state == "failed"
 
     def progress(self, name: str) -> str:
         """Describes the step that a request for this model waits for."""

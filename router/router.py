@@ -177,6 +177,8 @@ class _Router:
             await self._stopped.wait()
             self._manager.notify_stopping("stopping")
             await self._pool.drain()
+            if self._exit_code == OK and self._options.only is not None and self._pool.has_failed(self._options.only):
+                self._exit_code = ENGINE_DIED
             for task in (tending, starting):
                 task.cancel()
             await asyncio.gather(tending, starting, return_exceptions=True)

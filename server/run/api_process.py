@@ -69,11 +69,15 @@ class ServerRun:
         stopping = asyncio.create_task(self._is_stopped.wait(), name="stop")
         trimming = asyncio.create_task(_trim_heap_regularly(), name="trim-heap")
         await asyncio.wait([stopping, serving, engine], return_when=asyncio.FIRST_COMPLETED)
-        if not engine.done():
+        was_stopped = not engine.done()
+        if was_stopped:
             await server.drain.run()
-        elif engine.exception() is None:
+            if server.parts.engine.dead.is_set():
+                await asyncio.wait([engine])  # it finds the reason of the engine's end
+        if engine.done() and engine.exception() is None:
             logger.error("the engine died: %s", self._lifecycle.reason)
-            await server.drain.run_dead()
+            if not was_stopped:
+                await server.drain.run_dead()
         exit_code = exit_codes.ENGINE_DIED if self._lifecycle.state == "dead" else exit_codes.OK
         for task in (engine, stopping, trimming):
             task.cancel()

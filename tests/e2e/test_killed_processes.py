@@ -19,10 +19,10 @@ from tests.e2e.stop_point import API_READS_TOKENIZER, FORKSERVER_FORKS, StopPoin
 from tests.startup.vllm.fake_start import short_folder
 from tests.support.http_client import ask
 from tests.support.openai_client import StreamReader
-from tests.support.processes import GONE_S
+from tests.support.processes import GONE_S, stopped
 from tests.support.program import READY_S
 from tests.support.tiers import slow_but_for
-from tests.support.waiting import wait_until
+from tests.support.waiting import is_gone, wait_until
 
 _INTERRUPT_DECODER = """
 import os, signal, sys, typing
@@ -153,3 +153,16 @@ def test_a_dead_engine_ends_the_server_with_the_reason(start_tiny_server, method
         assert events[-1] is None
         assert server.process.wait(GONE_S) == 1
         assert "killed by SIGKILL" in server.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_after_the_engine_has_died_hides_no_failure(start_tiny_server, number, tmp_path):
+    """Behind a router, a drain takes no time, and would end before the reason of the death is known."""
+    with start_tiny_server(environment={"VCLI_ROUTER": str(tmp_path / "socket")}) as server:
+        engine = wait_process(server, "engine")
+        with stopped(find_process(server, "api").pid):
+            engine.kill()
+            wait_until(lambda: is_gone(engine.pid))
+            server.process.send_signal(number)
+        assert server.process.wait(GONE_S) == 1
+        assert "the engine died: " in server.log

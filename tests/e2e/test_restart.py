@@ -88,6 +88,22 @@ def test_so_many_failures_in_a_row_end_the_server_with_exit_code_1(tiny_llama):
         assert "not started again after 2 failures in a row (--restart)" in server.log
 
 
+@pytest.mark.parametrize("flag", [("--restart", "on-failure:99"), ("--idle-stop", "1h")], ids=" ".join)
+def test_a_signal_while_the_model_has_failed_is_no_success(flag, tiny_llama):
+    with _Server(tiny_llama, *flag, "--idle-warm", "off") as server:
+        for _ in range(2 if "--restart" in flag else 1):  # only the second failure has a pause before the restart
+            server.kill(server.child())
+        server.wait(lambda: ask(f"{server.url}/status.json").json["status"] == "failed")
+        assert server.terminate() == 1
+
+
+def test_a_signal_after_a_failure_that_was_mended_is_a_success(tiny_llama):
+    with _Server(tiny_llama, "--restart", "on-failure:99", "--idle-warm", "off") as server:
+        server.kill(server.child())
+        server.child()
+        assert server.terminate() == 0
+
+
 def test_a_first_start_that_fails_is_not_repeated(tmp_path):
     with _Server(tmp_path / "nowhere", "--restart", "on-failure", wait=False) as server:
         assert server.process.wait(60) == 3

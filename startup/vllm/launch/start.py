@@ -233,6 +233,7 @@ class _VllmStart:
                 session.stop_signals,
                 session.responder if env.VCLI_PROBE_PROCESS.get() else None,
                 kills_engine=not self._line.has("--shutdown-timeout"),
+                note_engine_death=self._crash_digest.note_engine_death,
             ),
         )
         notice = set_log_format(self._options.log_format, self._vllm, self._line, self._journal.folder)

@@ -40,6 +40,8 @@ _LAST_ACCEPTS_S: Final = 0.02
 """Seconds in which uvicorn still accepts after the responder has ended."""
 _SILENT_S: Final = 1.0
 """Seconds of silence after which an engine that must stop is killed at once."""
+_STOPPED: Final = (0, -signal.SIGTERM, -signal.SIGINT)
+"""Exit codes of an engine that was stopped by a signal."""
 _ABORT_AFTER_S: Final = 0.25
 """Seconds from uvicorn's shutdown until connections of clients that do not read are cut."""
 
@@ -224,6 +226,8 @@ class _Shutdown:
         self._close_port = close_port
         self._signals = parts.signals
         self._kills_engine = parts.kills_engine
+        self._client = client
+        self._note_engine_death = parts.note_engine_death
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._watchdog = app.watchdog
@@ -235,6 +239,8 @@ class _Shutdown:
     def __call__(self, timeout: float | None = None) -> None:
         """Called by vLLM on a thread after the first signal, and on the event loop when the process ends."""
         if threading.get_ident() != self._loop_thread and self._lifecycle.state == "ready":
+            if self._note_engine_death is not None and _has_died(self._client):
+                self._note_engine_death()  # vLLM would end with exit code 0
             asyncio.run_coroutine_threadsafe(self._run(), self._loop).result()
         if self._watching is not None and not self._lifecycle.is_hung:
             self._loop.call_soon_threadsafe(self._watching.cancel)
@@ -257,6 +263,13 @@ class _Shutdown:
             self._loop.add_signal_handler(number, stop_waiting)
         await self._drain.run()
         await self._close_port()
+
+
+def _has_died(client: Any) -> bool:
+    """Whether the engine has failed. A stop signal for all processes may have ended it, too."""
+    manager = getattr(getattr(getattr(client, "engine_core", None), "resources", None), "engine_manager", None)
+    codes = [getattr(process, "exitcode", None) for process in getattr(manager, "processes", ())]
+    return bool(client.errored) and not any(code in _STOPPED for code in codes)
 
 
 def _path_of(scope: Scope) -> str:

@@ -1,5 +1,6 @@
 """The objects and settings that the launcher gives to the serving process, which may be a child."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from startup.ground.processes.stop_signals import StopSignals
@@ -32,3 +33,5 @@ class ServingParts(NamedTuple):
     """Whether the engine is killed after the drain, as plain vLLM does without --shutdown-timeout."""
     can_sleep: bool = False
     """Whether vLLM has the calls that put its engines to sleep and wake them up."""
+    note_engine_death: Callable[[], None] | None = None
+    """Called if the engine was already dead when the server was stopped."""

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.startup.vllm.fake_start import ROOT, FakeStart, command, environment, rewrite, run_fake, variant
+from tests.startup.vllm.fake_start import (
+    ROOT,
+    FakeStart,
+    changed_program,
+    command,
+    environment,
+    rewrite,
+    run_fake,
+    variant,
+)
 from tests.support.cli import run_python
 from tests.support.ports import free_port
 from tests.support.terminal import read_terminal
@@ -71,6 +80,26 @@ def test_an_engine_that_dies_later_ends_the_server_with_the_digest(crash, cause,
         assert first.startswith("Error: EngineCore (pid ")
         assert first.endswith("failed while it served.")
         assert cause in second
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", ["killed", "no such key"])
+def test_a_signal_after_the_engine_has_died_hides_no_failure(number, how, folder):
+    """The watch, which looks four times a second, has not noticed the death. vLLM itself returns 0."""
+    root, env = changed_program(folder, "startup/vllm/probes", "_INTERVAL_S: Final = 0.25", "_INTERVAL_S: Final = 600")
+    with FakeStart(folder, env={**env, _CRASH: f"request:{how}"}, cwd=root) as start:
+        start.wait_ready()
+        engine = start.named("VLLM::EngineCor")
+        if how == "killed":
+            engine.kill()
+        else:
+            with suppress(OSError):
+                start.complete("A text")
+        wait_until(lambda: is_gone(engine.pid))
+        assert start.terminate(number) == 1
+        first, second, *_ = _digest(start.log)
+        assert first.startswith("Error: EngineCore (pid ")
+        assert (_KILLED if how == "killed" else how) in second
 
 
 def _run_on_terminal(folder: Path, crash: str, *words: str, **variables: str) -> tuple[int, list[str]]:
