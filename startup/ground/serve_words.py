@@ -42,6 +42,9 @@ _OF_ROUTER = (
     ("--restart", "VCLI_RESTART"),
 )
 _ENGINES = ("embedded", "vllm")
+_PROGRAMS = ("vllm", "vllm-cli")
+_MODULES = ("vllm_cli", "vllm.entrypoints.")
+_SHELLS = ("sh", "bash", "dash", "ash")
 _LEVEL = "-O"
 _EAGER = ("--enforce-eager", "-O0", "-O.mode=0")
 
@@ -134,6 +137,15 @@ def has_several_models(words: "Sequence[str]") -> bool:
     return (not words or is_flag_like(words[0])) and given.isdisjoint(("--model", "--config"))
 
 
+def repeated_words(words: "Sequence[str]") -> "Sequence[str]":
+    """The first words if they run a server's command again, as behind the entrypoint of an image.
+
+    They are models if there are folders of these names.
+    """
+    given = words[: _count_command_words(words)]
+    return () if all(map(os.path.isdir, given)) else given
+
+
 def is_behind_router(words: "Sequence[str]") -> bool:
     """Whether the command line or the environment requests a router in front of a single model."""
     own = ServeWords(words).own
@@ -210,6 +222,17 @@ def _attached_value(word: str) -> str | None:
         return word.removeprefix(_LEVEL).removeprefix("=") if word != _LEVEL else None
     _, is_attached, value = word.partition("=")
     return value if is_attached else None
+
+
+def _count_command_words(words: "Sequence[str]") -> int:
+    folder, name = os.path.split(words[0] if words else "")
+    is_program = not folder or folder.startswith(("/", ".")) or os.path.isfile(words[0])  # noqa: PTH113 - not org/vllm
+    if is_program and name in _SHELLS and any(word.startswith("-") and word.endswith("c") for word in words[1:2]):
+        return 2
+    num = int(is_program and name in _PROGRAMS)
+    if is_program and name.startswith("python") and words[1:2] == ["-m"] and words[2:3]:
+        num = 3 * words[2].startswith(_MODULES)
+    return num + (list(words[num : num + 1]) == ["serve"])
 
 
 def _count_values(words: "Sequence[str]", begin: int, wanted: int | str | None, num_values: "NumValues") -> int:

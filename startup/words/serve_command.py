@@ -23,6 +23,7 @@ from startup.ground.serve_words import (
     is_behind_router,
     is_flag_like,
     is_stray,
+    repeated_words,
     split,
 )
 from startup.words.arguments import Arguments, read_config_file, reject_references
@@ -61,6 +62,7 @@ class ServeCommand(click.Command):
         if ctx.resilient_parsing:  # shell completion: no checks, no output
             return super().parse_args(ctx, args)
         ctx.meta[WORDS] = tuple(args)
+        reject_repetition(args)
         if args and not args[0].strip():
             raise InputError(f"MODEL is empty: {_EMPTY_REMEDY}.")
         reject_retired(given.flag for given in split(args, LAUNCHER_FLAGS.get))
@@ -140,6 +142,7 @@ def parse_start(words: Sequence[str], name: str = "serve", *, is_quiet: bool = F
 
     `name` is the command's name in usage errors. With `is_quiet`, no notices are shown.
     """
+    reject_repetition(words)
     if has_several_models(words):
         raise InputError(f"{name} is for one model: name one of them.")
     with read_words(words, name, is_quiet=is_quiet, may_be_llama_servers=False) as ctx:
@@ -249,6 +252,18 @@ def _reject_flags_of_several(words: Sequence[str]) -> None:
     has_unknown = any(each.flag and flag is None for flag, each in given)  # the word after it may be its value
     if len(models) > 1 and not has_unknown:
         raise InputError(f"several models must be named before all flags: vllm-cli serve {' '.join(models)} ...")
+
+
+def reject_repetition(words: Sequence[str]) -> None:
+    """Rejects the words of a server's command where MODEL belongs: first, or after flags that are known."""
+    begin = 0
+    for flag, given in split_flags(words) if words and is_flag_like(words[0]) else ():
+        if flag is None:
+            break
+        begin += len(given.words)
+    if repeated := repeated_words(list(words[begin:])):
+        why = "the entrypoint of an image has them, too"
+        raise InputError(f"the words `{' '.join(repeated)}` stand twice ({why}): leave them out.")
 
 
 def _screen(words: Sequence[str], given: Arguments, in_file: Arguments, *, is_quiet: bool) -> str:
