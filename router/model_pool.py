@@ -36,6 +36,7 @@ from router.scheduling.terms import (
     SchedulerLimits,
     Sleep,
     Start,
+    State,
     Stop,
     Wake,
 )
@@ -264,35 +265,46 @@ class ModelPool:
 
     # By hand
 
-    async def load(self, name: str) -> None:
-        """Starts the model, even after a failure, and waits until it is ready. Raises ModelRefused."""
-        async with self._ticket(name, self._scheduler.load):
-            pass
+    async def load(self, name: str) -> State:
+        """Starts the model, even after a failure, and waits until it is ready. Raises ModelRefused.
 
-    async def sleep(self, name: str) -> None:
+        Like `sleep` and `unload`, returns the state that was reached, which the model may have left again.
+        """
+        async with self._ticket(name, self._scheduler.load):
+            return "ready"
+
+    async def sleep(self, name: str) -> State:
         """Puts the model to sleep after its running requests. Returns when it sleeps. Raises ModelRefused."""
-        model = self._scheduler.models[name]
-        if self.entries[name].engine == "embedded":
-            await self.unload(name)
-            return
+        model, entry = self._scheduler.models[name], self.entries[name]
+        if entry.engine == "embedded":
+            state = await self.unload(name)
+            return "asleep" if entry.should_sleep and self.keeps_imports(entry) else state
         if not model.rules.asleep:
             text = f"{name} cannot sleep. vLLM's models on a GPU can, with `on_swap: sleep` or `idle_sleep`"
             raise ModelRefused(_CONFLICT, f"{text}, and so can commands with `sleep` and `wake`")
+        process = model.current
+        if process is None or not (model.can_sleep or process.state in ("falling asleep", "asleep")):
+            why = "" if model.state != "ready" else ", and requests or another process wait to take its place"
+            raise ModelRefused(_CONFLICT, f"{name} is {model.state}{why}: only a ready model falls asleep.")
+        num_sleeps = process.num_sleeps - (process.state == "asleep")
         self._apply(self._scheduler.sleep(name, time.monotonic()))
-        if model.state not in ("falling asleep", "asleep"):
-            raise ModelRefused(_CONFLICT, f"{name} is {model.state}: only a ready model falls asleep.")
-        while model.state == "falling asleep":
+        while process.state == "falling asleep" and process.number in self._scheduler.generations:
             await asyncio.sleep(_POLL_S)
-        if model.state in ("draining", "stopped", "failed"):
-            raise ModelRefused(_UNAVAILABLE, f"{name} did not fall asleep, and is stopped. {model.reason}".strip())
+        if process.num_sleeps > num_sleeps:
+            return "asleep"
+        if process.state == "ready":
+            raise ModelRefused(_CONFLICT, f"{name} stays awake: a request came before it fell asleep.")
+        text = f"{name} did not fall asleep, and is stopped. {process.outcome.text}"
+        raise ModelRefused(_UNAVAILABLE, text.strip())
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str) -> State:
         """Stops the model after its running requests, or cancels its start. Returns when it has stopped."""
         self._apply(self._scheduler.unload(name, time.monotonic()))
         if (view := self._scheduler.view().get(name)) is not None and view.num_running:
             logger.info("%s is to stop after %d requests", name, view.num_running)
         if tasks := {life.task for life in self._lives.values() if life.child.entry.name == name}:
             await asyncio.wait(tasks)
+        return "stopped"
 
     # Status
 

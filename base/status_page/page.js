@@ -167,8 +167,6 @@
     return [element("div", { className: "track", hidden: fraction === null }, bar), element("small", {}, text.join(", "))];
   }
 
-  const DONE = { load: "ready", sleep: "asleep", unload: "stopped" };
-
   // The answer comes when the model has started, sleeps or has stopped.
   async function change(id, verb) {
     asked.set(id, verb);
@@ -176,7 +174,7 @@
     try {
       const answer = await fetch(`v1/models/${id.split("/").map(encodeURIComponent).join("/")}/${verb}`, { method: "POST", headers: apiKey.headers() });
       if (answer.status === 401) chat.askForKey();
-      $("outcome").textContent = answer.ok ? `${id}: ${DONE[verb]}` : `${id}: ${await errorText(answer)}`;
+      $("outcome").textContent = answer.ok ? `${id}: ${(await answer.json()).status}` : `${id}: ${await errorText(answer)}`;
     } catch {
       $("outcome").textContent = `${id}: no answer`;
     }

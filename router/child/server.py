@@ -163,7 +163,8 @@ class OwnServer:
         try:
             reader, writer = await asyncio.open_unix_connection(control_socket(self._socket_path), limit=_ANSWER_BYTES)
         except OSError as err:
-            raise SleepError(f"its server has no socket for it ({err.strerror})", "refused") from err
+            kind: Literal["error", "refused"] = "refused" if isinstance(err, FileNotFoundError) else "error"
+            raise SleepError(f"its server has no socket for it ({err.strerror})", kind) from err
         with closing(writer):
             try:
                 async with asyncio.timeout(limit_s):

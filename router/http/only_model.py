@@ -37,17 +37,17 @@ class OnlyModelAnswers(OwnAnswers):
         pool.before_stop = self._keep_answers
 
     async def health(self, request: web.Request) -> web.StreamResponse:
-        """Answers 200 if the model runs, or if it has run before and a request can start it.
+        """Answers 200 if the model runs, or if it has run before and a request can start it now.
 
-        With --restart, the answer is 503 from a failure of the model until the model is ready again.
+        After a failure, a request cannot start the model during the pause. With --restart, the answer is 503
+        from a failure until the model is ready again.
         """
         status = self._list.status_of(self._name)
         if self._pool.is_draining:
             return await super().health(request)
-        has_failed = status.entry.restart_limit is not None and status.reason
-        if has_failed:
+        if status.outcome.has_failed and (status.entry.restart_limit is not None or status.retry_after_s):
             return self._report_unready(status)
-        if status.state != "ready" and status.last_start_s is not None and not status.retry_after_s:
+        if status.state != "ready" and status.last_start_s is not None:
             return web.Response(headers={MODEL_STATE_HEADER: status.state})
         if (answer := await self._fetch("/health")) is not None:
             return _as_response(answer)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from aiohttp import hdrs, web
 
@@ -20,8 +20,7 @@ _MODELS: Final = "/v1/models/"
 _UNLOAD: Final = "/api/models/unload/"
 _UNLOAD_ALL: Final = "/unload"
 """A path of llama-swap. It is the only path at which a GET changes the state of models."""
-_DONE: Final = {"load": "ready", "sleep": "asleep", "unload": "stopped"}
-"""Verb -> the state of the model after a successful request."""
+_VERBS: Final = ("load", "sleep", "unload")
 
 
 class OwnAnswer(NamedTuple):
@@ -87,7 +86,7 @@ class OwnAnswers:
         rest = path.removeprefix(_MODELS)
         handlers: dict[str, Handler] = {"GET": partial(self._show_model, rest)}
         name, _, verb = rest.rpartition("/")
-        if name and verb in _DONE:
+        if name and verb in _VERBS:
             handlers["POST"] = partial(self._change, verb, name)
         return handlers
 
@@ -148,10 +147,10 @@ class OwnAnswers:
         """Loads the model, puts it to sleep or unloads it. The member `success` is llama-server's."""
         entry = self._choice.by_name(name)
         change = {"load": self._pool.load, "sleep": self._pool.sleep, "unload": self._pool.unload}[verb]
-        await change(entry.name)
-        answer = {"success": True, "id": entry.name, "status": _DONE[verb]}
+        answer: dict[str, Any] = {"success": True, "id": entry.name, "status": await change(entry.name)}
         if verb == "load":
-            answer["start_s"] = self._list.status_of(entry.name).last_start_s
+            starts = (each.last_start_s for each in self._pool.view() if each.entry.name == entry.name)
+            answer["start_s"] = next(starts, None)  # None if the model was removed meanwhile
         return json_answer(answer)
 
     async def _unload_all(self, request: web.Request) -> web.StreamResponse:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from router.scheduling.terms import NOTHING, ModelRules, ModelView, Need, State
+from router.scheduling.terms import NOTHING, ModelRules, ModelView, Need, Outcome, State
 from startup.ground.processes.back_off import BackOff
 
 
@@ -47,6 +47,8 @@ class Generation:
         self.leases: set[int] = set()
         self.holds: set[int] = set()
         """The tickets of leases without a request. They keep the process from being stopped."""
+        self.is_unloaded = False
+        """Whether the user has unloaded the model."""
         self.is_stopping = False
         """Whether the process was asked to stop. This happens only after the last lease has ended."""
         self.has_crashed = False
@@ -62,7 +64,11 @@ class Generation:
         self._memory = model.memory
         self._used: Need | None = None
         """The last measurement. None if there was none in the present state."""
-        self._has_been_ready = False
+        self.ready_s: float | None = None
+        """When the process last became ready or woke. None if it has never been ready."""
+        self.num_sleeps = 0
+        self.outcome = Outcome()
+        """How the process has ended, or why it is being stopped instead of sleeping."""
 
     @property
     def name(self) -> str:
@@ -75,6 +81,20 @@ class Generation:
     @property
     def is_admitting(self) -> bool:
         return self.state == "ready" and self.claimed_by is None and not self.has_crashed
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether a lease keeps the process from being stopped.
+
+        A hold does so only until the user unloads the model, or until a request waits for the model.
+        """
+        is_waited_for = self.model.current is self and self.model.num_waiting > 0 and not self.is_admitting
+        return self.num_requests > 0 or bool(self.holds and not self.is_unloaded and not is_waited_for)
+
+    @property
+    def has_sleep_pending(self) -> bool:
+        """Whether the process is to sleep, but has not begun to, because requests still run."""
+        return self.state == "falling asleep" and not self.level and not self.has_crashed
 
     @property
     def is_end_awaited(self) -> bool:
@@ -128,13 +148,13 @@ class Generation:
         It is zero until the process has been ready once, because a starting process may not have taken any of
         its need yet. This also applies if the process is asked to stop during its start.
         """
-        if not self._has_been_ready:
+        if self.ready_s is None:
             return NOTHING
         return self.need if self._used is None else self._used
 
     def note_memory(self, memory: Need, budget: Need, *, is_settled: bool) -> None:
         """Notes a measurement. Measurements of a process that starts, falls asleep or wakes are ignored."""
-        if not self._has_been_ready or (self.level and not self.is_asleep):
+        if self.ready_s is None or (self.level and not self.is_asleep):
             return
         self._used = memory
         if self.state == "asleep" or (is_settled and self.state == "ready"):
@@ -143,8 +163,7 @@ class Generation:
     # Changes
 
     def become_ready(self, now: float) -> None:
-        self._has_been_ready = True
-        self.idle_since_s = now
+        self.ready_s = self.idle_since_s = now
         self.level, self._used = 0, None
         self._enter("ready", now)
 
@@ -153,8 +172,14 @@ class Generation:
         self._used, self.level = self.held, level
         self._enter("falling asleep", now)
 
+    def cancel_rest(self) -> None:
+        """Admits requests again. Called only while `has_sleep_pending`."""
+        assert self.ready_s is not None
+        self._enter("ready", self.ready_s)
+
     def become_asleep(self, now: float) -> None:
         self.is_asleep, self._used = True, None
+        self.num_sleeps += 1
         self._enter("asleep", now)
 
     def begin_wake(self, now: float) -> None:
@@ -193,12 +218,10 @@ class Model:
         self.num_starts = 0
         self.short_since_s: float | None = None
         """Since when other programs leave too little memory for the model, although the budget is enough."""
-        self.reason = ""
+        self.outcome = Outcome()
+        """How the last start or process has ended. Only a process that becomes ready resets it."""
         self.retry_s = -math.inf
         """The earliest time at which the model may start again after a failure."""
-        self.is_given_up = False
-        """Whether the model has failed so often that only a request starts it again."""
-        self._has_failed = False
         self._ended_s = now
         """Since when the model has no current process, or only a sleeping one."""
         self._back_off = BackOff()
@@ -209,7 +232,7 @@ class Model:
     def state(self) -> State:
         if self.current is not None:
             return self.current.state
-        return "failed" if self._has_failed else "stopped"
+        return "failed" if self.outcome.has_failed else "stopped"
 
     @property
     def excludes(self) -> frozenset[str]:
@@ -239,9 +262,15 @@ class Model:
         return has_none and bool(self.waiting or self.loads or self.will_restart)
 
     @property
+    def can_sleep(self) -> bool:
+        """Whether the user can put the model to sleep now. A request that waits would wake it at once."""
+        is_ready = self.current is not None and self.current.state == "ready" and not self.current.has_crashed
+        return is_ready and self.next is None and not self.num_waiting
+
+    @property
     def will_restart(self) -> bool:
         """Whether the model has failed and will be started again without a request."""
-        return self.state == "failed" and self.rules.restart_limit is not None and not self.is_given_up
+        return self.current is None and self.outcome.kind == "failed" and self.rules.restart_limit is not None
 
     @property
     def hungry_since_s(self) -> float:
@@ -300,7 +329,7 @@ class Model:
 
     def _idle_end_s(self, limit_s: float | None, *states: State) -> float | None:
         current = self.current
-        if limit_s is None or self.rules.pinned or current is None or self.next is not None:
+        if limit_s is None or self.rules.pinned or current is None or current.has_crashed or self.next is not None:
             return None
         if current.state not in states or current.leases or self.num_waiting:
             return None
@@ -311,30 +340,45 @@ class Model:
     def note_start(self) -> None:
         """Called when a process of the model starts."""
         self.num_starts += 1
-        self.is_given_up = False
         self.short_since_s = None
 
     def note_ready(self, took_s: float) -> None:
         """Called when a process is ready. `took_s` is the duration of its start."""
         self.last_start_s = took_s
-        self.reason = ""
+        self.outcome = Outcome()
         self.retry_s = -math.inf
 
     def note_sleep(self, now: float) -> None:
         """Called when the process has fallen asleep. Its waiting requests begin to wait again."""
         self._ended_s = now
 
+    def forget_failure(self, now: float) -> None:
+        """Called when the user stops the model or changes its entry. The model does not restart by itself."""
+        if self.state == "failed":
+            self._ended_s = now
+        self.outcome = Outcome()
+
+    def give_up(self) -> None:
+        """Leaves the next start to a request."""
+        if self.outcome.has_failed:
+            self.outcome = self.outcome._replace(kind="given up")
+
     def note_end(self, last: Generation, reason: str | None, now: float, *, is_lasting: bool) -> None:
-        """Called when `current` has ended and there is no `next`. An end without a request is a failure."""
+        """Called when `current` has ended and there is no `next`.
+
+        Each end is a failure unless the process was stopped on purpose, whatever it did at that time. After
+        the failure of a process that slept, fell asleep or woke, the model may start without a pause.
+        """
         self._ended_s = now
-        self._has_failed = last.state in ("starting", "ready")
-        if last.state != "draining":
-            self.reason = reason or "Its process has ended without being asked to."
-        if not self._has_failed:
+        if last.state == "draining":
+            self.outcome = last.outcome
             return
-        self.retry_s = now + self._back_off.take_s(now - last.since_s if last.state == "ready" else 0.0)
+        last.outcome = self.outcome = Outcome("failed", reason or "Its process has ended without being asked to.")
+        pause_s = self._back_off.take_s(0.0 if last.ready_s is None else now - last.ready_s)
+        self.retry_s = now + (pause_s if last.state in ("starting", "ready") else 0.0)
         limit = self.rules.restart_limit
-        self.is_given_up = limit is not None and (is_lasting or self._back_off.num_failures >= limit)
+        if limit is not None and (is_lasting or self._back_off.num_failures >= limit):
+            self.give_up()
 
     def update(self, rules: ModelRules) -> None:
         """Replaces the rules. The processes continue."""
@@ -344,12 +388,9 @@ class Model:
         """Takes the rules of a changed entry. Forgets the failures and measurements of the old entry."""
         self.rules = rules
         self.memory = EntryMemory(rules)
-        self.reason = ""
         self.retry_s = -math.inf
         self._back_off.reset()
-        if self._has_failed:
-            self._has_failed = False
-            self._ended_s = now
+        self.forget_failure(now)
 
     def view(self, generations: Sequence[Generation]) -> ModelView:
         """The state of the model for lists. `generations` are its processes that have not ended."""
@@ -361,7 +402,7 @@ class Model:
             num_running=sum(len(each.leases) for each in generations),
             num_waiting=self.num_waiting,
             need=Need.sum(needs) if needs else self.need,
-            reason=self.reason,
+            outcome=self.outcome,
             retry_at_s=self.retry_s if self.state == "failed" else None,
             num_starts=self.num_starts,
             last_start_s=self.last_start_s,

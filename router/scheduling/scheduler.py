@@ -36,6 +36,7 @@ from router.scheduling.terms import (
     ModelRules,
     ModelView,
     Need,
+    Outcome,
     RefusalKind,
     Refuse,
     SchedulerLimits,
@@ -130,9 +131,10 @@ class ModelScheduler:
 
     def stayed_awake(self, number: int, reason: str, now: float) -> list[Action]:
         """The generation cannot fall asleep. It is stopped instead."""
-        if (generation := self._in_state(number, "falling asleep")) is None:
+        generation = self._in_state(number, "falling asleep")
+        if generation is None or generation.has_crashed:
             return []
-        generation.model.reason = reason
+        generation.outcome = Outcome("stayed awake", reason)
         self._drain_generation(generation, now)
         return self._decide(now)
 
@@ -152,9 +154,6 @@ class ModelScheduler:
     def ended(self, number: int, reason: str | None, now: float, *, is_lasting: bool = False) -> list[Action]:
         """All processes of the generation have ended.
 
-        A process that ended asleep, or that did not fall asleep or wake, does not count as a failed start.
-        The next request, or a request that already waits, then starts the model at once.
-
         Args:
             reason: why the generation has failed. None if it was asked to stop.
             is_lasting: whether the same start would fail again.
@@ -166,7 +165,7 @@ class ModelScheduler:
             del self._leases[ticket]
         model = generation.model
         if generation is model.next:
-            model.next, model.reason = None, reason or ""
+            model.next, model.outcome = None, Outcome("failed", reason) if reason else Outcome()
         elif generation is model.current:
             model.current, model.next = model.next, None
             if model.current is None:
@@ -175,17 +174,22 @@ class ModelScheduler:
         return self._decide(now)
 
     def sleep(self, model: str, now: float) -> list[Action]:
-        """The user puts a ready model to sleep. It sleeps after its leases, until the next request."""
+        """The user puts a ready model to sleep. It sleeps after its requests, until the next one.
+
+        A request that arrives before the sleep begins cancels it.
+        """
         found = self.models.get(model)
-        if found is not None and found.current is not None and found.state == "ready" and found.next is None:
+        if found is not None and found.current is not None and found.can_sleep:
             found.current.begin_rest(now)
-            if not found.current.leases:
-                self._fall_asleep(found.current, now)
+            self._rest_if_idle(found.current, now)
         return self._decide(now)
 
     def unload(self, model: str, now: float) -> list[Action]:
         """The user stops the model. It stops after its leases. The next request starts it again."""
         if (found := self.models.get(model)) is not None:
+            found.forget_failure(now)
+            for generation in self.generations.values():
+                generation.is_unloaded |= generation.model is found
             self._drain(found, now)
         return self._decide(now)
 
@@ -196,8 +200,10 @@ class ModelScheduler:
         model = self._model_for(ticket, name)
         if model is None:
             return self._take_actions()
+        if not model.is_full:
+            self._cancel_sleep(model)
         if model.is_backing_off(now) and not model.will_restart:
-            self._refuse(ticket, "failed", model.reason, model.retry_after_s(now))
+            self._refuse(ticket, "failed", model.outcome.failure, model.retry_after_s(now))
         elif model.has_free_lease:
             self._admit(ticket, model)
         elif model.is_full or len(model.waiting) >= self._limits.max_waiting:
@@ -214,6 +220,7 @@ class ModelScheduler:
         model = self._model_for(ticket, name)
         if model is None:
             return self._take_actions()
+        self._cancel_sleep(model)
         if model.is_admitting:
             self._admit(ticket, model)
             return self._take_actions()
@@ -315,20 +322,29 @@ class ModelScheduler:
         was_waited_for = model.num_waiting > 0
         queue[ticket] = now
         self._waiting[ticket] = model
-        return [] if was_waited_for and queue is model.waiting else self._decide(now)
+        if model.current is not None and model.current.state == "draining":
+            self._drain_generation(model.current, now)
+        return self._take_actions() if was_waited_for and queue is model.waiting else self._decide(now)
 
     def _end_lease(self, ticket: int, generation: Generation, now: float) -> list[Action]:
         generation.leases.remove(ticket)
         generation.holds.discard(ticket)
         generation.idle_since_s = now
         self._admit_waiting(generation.model)
-        if generation.leases:
-            return self._take_actions()
         if generation.state == "draining":
             self._drain_generation(generation, now)
-        elif generation.state == "falling asleep":
+        self._rest_if_idle(generation, now)
+        return self._take_actions() if generation.is_kept else self._decide(now)
+
+    def _cancel_sleep(self, model: Model) -> None:
+        """Keeps the model awake for a new request if its sleep has not begun."""
+        if model.current is not None and model.current.has_sleep_pending:
+            model.current.cancel_rest()
+            self._admit_waiting(model)
+
+    def _rest_if_idle(self, generation: Generation, now: float) -> None:
+        if generation.has_sleep_pending and not generation.num_requests:
             self._fall_asleep(generation, now)
-        return self._decide(now)
 
     def _admit_waiting(self, model: Model) -> None:
         while model.loads and model.is_admitting:
@@ -360,7 +376,7 @@ class ModelScheduler:
             ticket, _ = model.waiting.popitem(last=False)
             del self._waiting[ticket]
             text = f"{model.name} was not ready within {max_wait_s:g} s (--max-wait)"
-            reason = f"{text}: {model.reason}" if model.reason else f"{text}."
+            reason = f"{text}: {model.outcome.failure}" if model.outcome.has_failed else f"{text}."
             self._refuse(ticket, "failed", reason, model.retry_after_s(now))
 
     def _refuse(self, ticket: int, kind: RefusalKind, reason: str, retry_after_s: int | None = None) -> None:
@@ -403,13 +419,16 @@ class ModelScheduler:
 
     def _drain_generation(self, generation: Generation, now: float) -> None:
         generation.begin_drain(now)
-        if not generation.leases and not generation.is_stopping:
+        if not generation.is_kept and not generation.is_stopping:
             generation.is_stopping = True
             self._actions.append(Stop(generation.number))
 
     def _fall_asleep(self, generation: Generation, now: float) -> None:
-        """Puts a process without leases to sleep, because it is idle or the user has requested it."""
-        self._make_room(Victim(generation, self._plan(self._read_free(), now).level_for(generation)), now)
+        """Puts a process without requests to sleep, because it is idle or the user has requested it."""
+        level = self._plan(self._read_free(), now).level_for(generation)
+        if generation.levels and not level:
+            generation.outcome = Outcome("stayed awake", "The machine's memory has no room for its weights.")
+        self._make_room(Victim(generation, level), now)
 
     def _make_room(self, victim: Victim, now: float) -> None:
         process, level = victim
@@ -426,10 +445,11 @@ class ModelScheduler:
         """Notes that the model's current process has ended, and that no other process replaces it."""
         model = last.model
         model.note_end(last, reason, now, is_lasting=is_lasting)
-        if model.is_given_up:
+        is_given_up = model.outcome.kind == "given up"
+        if is_given_up:
             self._actions.append(GiveUp(model.name))
-        if model.is_given_up or (last.state == "starting" and not model.will_restart):
-            self._refuse_waiting(model, "failed", model.reason, model.retry_after_s(now))
+        if is_given_up or (last.state == "starting" and not model.will_restart):
+            self._refuse_waiting(model, "failed", model.outcome.failure, model.retry_after_s(now))
 
     # Decision
 
@@ -499,7 +519,7 @@ class ModelScheduler:
                 if model.sleeper is not None:
                     model.sleeper.idle_since_s = now
                 else:
-                    model.is_given_up = True  # from now on only a request starts the model
+                    model.give_up()
                 retry_after_s = max(1, round(self._limits.memory_wait_s))
                 self._refuse_waiting(model, "no_room", placement.text, retry_after_s)
 

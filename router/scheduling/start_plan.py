@@ -207,7 +207,7 @@ class StartPlan:
         """Whether the process can be stopped now without waiting."""
         if other.state == "asleep":
             return True
-        if other.state != "ready" or other.leases or self._now < other.since_s + self._limits.min_stay_s:
+        if other.state != "ready" or other.is_kept or self._now < other.since_s + self._limits.min_stay_s:
             return False
         return not other.model.num_waiting or other.claimed_by is not None
 

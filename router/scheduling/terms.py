@@ -16,6 +16,26 @@ State = Literal["stopped", "starting", "ready", "falling asleep", "asleep", "wak
 `falling asleep`: the process stops admitting requests, and frees the GPU's memory. A later request wakes it.
 `failed`: the model has no process, and its last process failed to start or ended by itself."""
 
+
+class Outcome(NamedTuple):
+    """How a model's last start or process has ended. Only this value says whether the model has failed."""
+
+    kind: Literal["stopped", "stayed awake", "failed", "given up"] = "stopped"
+    """`stayed awake`: the process could not fall asleep, and was stopped instead, which is no failure.
+    `given up`: the model has failed so often, or for good, that only a request starts it again."""
+    text: str = ""
+    """Why. Empty if the process was stopped on purpose."""
+
+    @property
+    def has_failed(self) -> bool:
+        return self.kind in ("failed", "given up")
+
+    @property
+    def failure(self) -> str:
+        """Why the model has failed. Empty if it has not failed."""
+        return self.text if self.has_failed else ""
+
+
 RefusalKind = Literal["failed", "overloaded", "no_room", "removed", "shutting_down"]
 
 
@@ -170,10 +190,15 @@ class ModelView:
     num_waiting: int
     need: Need
     """The need of all of the model's processes together, or of the next process if there is none."""
-    reason: str
-    """Why the last start failed, or the last process ended by itself. Empty once a start has succeeded."""
+    outcome: Outcome
+    """How the last start or process has ended. A start that succeeds resets it."""
     retry_at_s: float | None
     """When a request may start the model again. None if it has not failed."""
     num_starts: int
     last_start_s: float | None
     """The seconds of the last complete start. None before the first one."""
+
+    @property
+    def reason(self) -> str:
+        """Why the model has failed. Empty if it has not failed."""
+        return self.outcome.failure

@@ -2,7 +2,7 @@
 
 It answers GET /health with 200, GET /env with its variables, and POST with its process id, its words and the
 request's key. With `waits FILE`, it answers a POST only once this file exists. With `sleeps`, POST /sleep and
-/wake_up change the state `asleep` in its answers.
+/wake_up change the state `asleep` in its answers, unless their body `fails` or `hangs`.
 """
 
 import json
@@ -29,6 +29,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if "sleeps" in WORDS and self.path.partition("?")[0] in ("/sleep", "/wake_up"):
             STATE["asleep"] = self.path != "/wake_up"
+            if b"hangs" in body:
+                time.sleep(600)
             self._answer({}, 500 if b"fails" in body else 200)
             return
         while "waits" in WORDS and not Path(WORDS[-1]).exists():

@@ -6,7 +6,7 @@ import os
 import random
 import sys
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -50,6 +50,12 @@ def by_name(*entries: ModelEntry) -> dict[str, ModelEntry]:
 
 @pytest.fixture
 async def pool(tmp_path: Path) -> AsyncIterator[ModelPool]:
+    async with open_pool(tmp_path) as pool:
+        yield pool
+
+
+@asynccontextmanager
+async def open_pool(tmp_path: Path, *, only: str | None = None) -> AsyncIterator[ModelPool]:
     """A pool with room for two models."""
     fd = os.open(tmp_path / "output", os.O_WRONLY | os.O_CREAT)
     places, relay = ChildPlaces(LogOptions(level="INFO")), LogRelay("text", fd)
@@ -58,7 +64,7 @@ async def pool(tmp_path: Path) -> AsyncIterator[ModelPool]:
         return ChildPlace(places.socket_path(number), places.environment(number, {}), relay)
 
     limits = SchedulerLimits(max_running=2, max_waiting=30, max_wait_s=0.1, min_stay_s=0.0)
-    pool = ModelPool(limits, MemoryMeter(lambda _: None), place)
+    pool = ModelPool(limits, MemoryMeter(lambda _: None), place, only=only)
     pool.begin(lambda: 0)
     yield pool
     await pool.drain()
@@ -280,7 +286,8 @@ async def test_a_model_that_does_not_fall_asleep_is_stopped_instead_which_is_log
         await _use(pool, "b")
         assert is_gone(pid)
     (status, _) = pool.view()
-    assert (status.state, status.reason) == ("stopped", "It did not fall asleep: POST /sleep answers 500")
+    assert (status.state, status.reason) == ("stopped", "")
+    assert status.outcome == ("stayed awake", "It did not fall asleep: POST /sleep answers 500")
     assert status.sleep.failures == {("sleep", "refused"): 2}
     assert caplog.text.count("a is stopped instead of sleeping. It did not fall asleep") == 1
 
@@ -310,7 +317,7 @@ async def test_a_model_that_dies_asleep_is_started_by_the_next_request(pool):
     assert _states(pool)["a"] == "asleep"
     os.kill(pid, 9)
     async with asyncio.timeout(30):
-        while _states(pool)["a"] != "stopped":
+        while _states(pool)["a"] != "failed":
             await asyncio.sleep(0.01)
     assert "The server was ended by SIGKILL" in pool.view()[0].reason
     assert await _use(pool, "a") != pid

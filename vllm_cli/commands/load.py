@@ -144,14 +144,14 @@ def _describe_state(server: Server, model: str) -> str:
 
 
 def _send(server: Server, verb: Verb, model: str, timeout_s: float) -> tuple[Ending, str]:
-    """Sends the request. Returns its ending, and the reason if it failed."""
+    """Sends the request. Returns the state that the model reached, or an error's ending and reason."""
     try:
-        server.ask("POST", f"/v1/models/{quote(model, safe='/:@')}/{verb}", timeout_s=timeout_s)
+        answer = server.ask("POST", f"/v1/models/{quote(model, safe='/:@')}/{verb}", timeout_s=timeout_s)
     except ConnectionFailedError as err:
         if isinstance(err.__cause__, TimeoutError):
             return "timed out", ""
         return "failed", _explain(err, server.address)
-    return _DONE[verb], ""
+    return answer.get("status", _DONE[verb]), ""
 
 
 def _explain(error: ConnectionFailedError, address: ServerAddress) -> str:

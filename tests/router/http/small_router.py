@@ -19,8 +19,8 @@ from router.http.app import AppOptions, create_runner
 from router.http.waiting import Patience
 from router.metrics import RouterMetrics
 from router.model_entry import ModelEntry
-from router.model_pool import ModelRefused, ModelStatus
-from router.scheduling.terms import NOTHING, State
+from router.model_pool import ModelPool, ModelRefused, ModelStatus
+from router.scheduling.terms import NOTHING, Outcome, State
 from server.terms.limits import LimitsConfig
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -128,16 +128,18 @@ class SmallPool:
             self.refused = refused
             self.changed.notify_all()
 
-    async def load(self, name: str) -> None:
+    async def load(self, name: str) -> State:
         async with self.lease(name):
-            pass
+            return "ready"
 
-    async def sleep(self, name: str) -> None:
+    async def sleep(self, name: str) -> State:
         if name not in _STATES:
             raise ModelRefused(409, f"{name} cannot sleep")
+        return "asleep"
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str) -> State:
         self.children.pop(name, None)
+        return "stopped"
 
     def view(self) -> list[ModelStatus]:
         return [
@@ -150,7 +152,7 @@ class SmallPool:
                 size_bytes=1 << 21,
                 since_s=0.0,
                 need=NOTHING,
-                reason="",
+                outcome=Outcome(),
                 retry_at_s=None,
                 num_running=self.num_leases,
                 num_waiting=self.num_waiting,
@@ -198,9 +200,10 @@ class SmallRouter:
         unlogged: Sequence[str] = (),
         keep_alive_s: float = 75.0,
         patience: Patience = PATIENCE,
+        pool: ModelPool | None = None,
         **network: Any,
     ) -> None:
-        """Serves models with these names. If `running` is given, the first model runs with this handler."""
+        """Serves models with these names, or those of `pool`. The first one runs if `running` is given."""
         self.pool = SmallPool([*entries, *(ModelEntry(name=name) for name in names)])
         options = AppOptions(
             network=NetworkConfig(**network),
@@ -213,7 +216,7 @@ class SmallRouter:
             has_only_model=has_only_model,
             patience=patience,
         )
-        runner = create_runner(self.pool, options)  # type: ignore[arg-type]
+        runner = create_runner(pool or self.pool, options)  # type: ignore[arg-type]
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -205,8 +205,25 @@ arrive 1 a; arrive 2 a; arrive 3 a; arrive 4 a; ready a > admit 1, admit 2; leav
 a hold keeps the process from its end and counts for no limit of requests
 max_running=1 | a concurrency=1 ttl_s=10 | b
 run a 1; arrive 2 a; hold 3 a; leave 1 > admit 2; leave 2; wait 60 > nothing; arrive 4 b > nothing; wait 60 > nothing
-arrive 5 a > nothing; leave 3 > stop a; hold 6 a; ended a > start b; hold 7 a; ready b > admit 4; leave 4 > nothing
-leave 6 > nothing; leave 7 > nothing; wait 2 > stop b
+leave 3 > stop a; hold 6 a; ended a > start b; hold 7 a; ready b > admit 4; leave 4 > nothing
+leave 6 > nothing; leave 7 > nothing
+
+a request ends a mere hold of its model's process, which another model waits for
+max_running=1 | a | b
+run a 1; hold 2 a; leave 1; arrive 3 b > nothing; wait 60 > nothing; arrive 4 a > stop a; ended a > start b
+
+a request ends a mere hold of a process that drains, and a hold beside a request only with the request
+| a
+run a 1; hold 2 a; reload a > nothing; arrive 3 a > nothing; leave 1 > stop a; ended a > start a; ready a > admit 3
+hold 4 a; leave 3; reload a > nothing; wait 60 > nothing; load 5 a > stop a
+
+unload by hand ends a mere hold, and waits for a request
+| a
+run a 1; hold 2 a; unload a > nothing; leave 1 > stop a; ended a; run a 3; hold 4 a; leave 3; unload a > stop a
+
+a hold keeps no model awake
+| a asleep=1:1
+run a 1; hold 2 a; sleep a > nothing; leave 1 > sleep a at 1; leave 2 > nothing; asleep a; arrive 3 a > wake a
 
 requests beyond a concurrency that refuses get no place
 | a concurrency=2 refuses_excess=1
@@ -513,6 +530,12 @@ a request that comes while a model falls asleep wakes it
 | a idle_sleep_s=5 asleep=1:1
 run a 1; leave 1; wait 5 > sleep a at 1; arrive 2 a > nothing; asleep a > wake a; woke a > admit 2
 
+a request or a load cancels a sleep that has not begun
+max_running=1 | a asleep=1:1 concurrency=2 | b
+run a 1; sleep a > nothing; arrive 2 a > admit 2; view a > ready 2 leases 0 waiting 0 GiB; sleep a > nothing
+load 3 a > admit 3; leave 3; arrive 4 a > nothing; sleep a > nothing; view a > ready 2 leases 1 waiting 0 GiB
+leave 1 > admit 4; sleep a; leave 2; unload a; arrive 5 a > nothing; leave 4 > stop a; ended a > start a
+
 sleep by hand waits for leases; load wakes, unload stops also a sleeping one
 | a asleep=1:1
 run a 1; sleep a > nothing; view a > falling asleep 1 leases 0 waiting 0 GiB; leave 1 > sleep a at 1; asleep a
@@ -527,10 +550,19 @@ a model that cannot fall asleep is stopped instead
 max_running=1 | a on_swap=sleep asleep=1:1 | b
 run a 1; leave 1; wait 5; arrive 2 b > sleep a at 1; stays_awake a > stop a; ended a > start b
 
-a model that dies asleep is started by the next request alone
-| a restart_limit=2 asleep=1:1
-run a 1; leave 1; sleep a; asleep a; ended a killed > nothing; view a > stopped 0 leases 0 waiting 0 GiB
+a model that dies asleep is started by the next request alone, without a pause
+| a asleep=1:1
+run a 1; leave 1; sleep a; asleep a; ended a killed > nothing; view a > failed 0 leases 0 waiting 0 GiB
 wait 60 > nothing; arrive 2 a > start a
+
+a model with a restart limit that was unloaded after its failure starts at a request alone
+| a restart_limit=9
+load 1 a; leave 1; ended a broken; view a > failed 0 leases 0 waiting 0 GiB; unload a > nothing
+view a > stopped 0 leases 0 waiting 0 GiB; wait 600 > nothing; arrive 2 a > start a
+
+a model that dies soon after each time that it wakes is given up
+| a restart_limit=2 asleep=1:1
+run a 1; leave 1; sleep a; asleep a; ended a killed > start a; ready a; sleep a; ended a killed > give up a
 
 a sleeping model whose entry changed is stopped; one that stays sleeps on
 | a asleep=1:1 may_overlap=1 | b asleep=1:1

@@ -201,6 +201,9 @@ class World:
     def _ask(self, model: str, *, is_load: bool = False) -> None:
         ticket = next(self._numbers)
         self.clients[ticket] = Client(model, is_load)
+        process = self.current.get(model)
+        if process is not None and process.phase == "falling asleep" and not (process.level or process.must_end):
+            process.by_hand, process.phase = False, ""  # its sleep has not begun
         event = self.scheduler.load if is_load else self.scheduler.arrive
         self._apply(event(ticket, model, self.now))
 
@@ -212,12 +215,14 @@ class World:
         name = self.rng.choice(self.names)
         if name in self.rules:
             self._must_end(name)
+            self.failed.discard(name)
         self._apply(self.scheduler.unload(name, self.now))
 
     def _sleep(self) -> None:
         name = self.rng.choice(self.names)
         process = self.current.get(name)
         is_ready = process is not None and process.ready_s is not None and not self._next_of(name)
+        is_ready = is_ready and not self._waiting(name)
         if process is not None and is_ready and not (process.phase or process.must_end or process.is_asked_to_stop):
             process.by_hand, process.phase = True, "falling asleep"
         self._apply(self.scheduler.sleep(name, self.now))
@@ -370,9 +375,9 @@ class World:
         self._apply(self.scheduler.ended(process.number, reason, self.now))
 
     def _restarts(self, process: Process, reason: str | None) -> bool:
-        """Whether the model restarts without a request. A model that was asleep does not."""
+        """Whether the model restarts without a request."""
         rules = self.rules.get(process.model)
-        has_failed = reason is not None and not process.must_end and not process.phase
+        has_failed = reason is not None and not process.must_end
         return has_failed and rules is not None and rules.restart_limit is not None
 
     def _next_of(self, name: str) -> Process | None:
