@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from functools import partial
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -33,7 +34,10 @@ class OnlyModelAnswers(OwnAnswers):
         self._is_foreign = entry.foreign is not None
         self._last: dict[str, Fetched] = {}
         self._handlers["/startupz"] = {"GET": self._report_start}
-        del self._handlers["/models"]
+        if self._is_foreign:
+            del self._handlers["/models"]  # llama-server has its own
+        for path, verb in (("/models/load", "load"), ("/models/unload", "unload")):
+            self._handlers[path] = {"POST": partial(self._change, verb, self._name)}
         pool.before_stop = self._keep_answers
 
     async def health(self, request: web.Request) -> web.StreamResponse:
@@ -81,16 +85,24 @@ class OnlyModelAnswers(OwnAnswers):
         return await self.health(request) if answer is None else _as_response(answer)
 
     async def status(self, request: web.Request) -> web.StreamResponse:
+        """The page's data from a server that has them: the embedded engine, and any server of ours that starts."""
         state = self._list.status_of(self._name).state
         has_own = state != "asleep" and not self._is_foreign
         answer = await self._fetch(DATA_PATH) if has_own else None
-        return json_answer({**self._list.status(), "status": state}) if answer is None else _as_response(answer)
+        if answer is None or answer.status != 200:
+            return json_answer({**self._list.status(), "status": state})
+        return _as_response(answer)
 
     async def _find(self, path: str) -> Fetched | None:
-        """The server's answer if its status is 200. If not, its last answer with status 200, or None."""
+        """The server's answer if its status is 200. If not, its last answer with status 200, or None.
+
+        vLLM has some paths only while it starts, and their last answers are not those of a server that runs.
+        """
         answer = await self._fetch(path)
         if answer is not None and answer.status == 200:
             self._last[path] = answer
+        elif answer is not None and answer.status == 404:
+            self._last.pop(path, None)
         return self._last.get(path)
 
     async def _fetch(self, path: str) -> Fetched | None:

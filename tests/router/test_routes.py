@@ -1,0 +1,127 @@
+"""The routes that only some of our servers have: an engine alone, a router, and a router with one model.
+
+A router with one model answers in each state of the model as one with several models does. Only /readyz?model
+reports the model itself, and only the embedded engine has a page and facts of its own.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from router.http.own_answers import OwnAnswers
+from tests.e2e.server_process import ServerProcess
+from tests.router.router_process import RouterProcess
+from tests.router.sleeping_router import _SMALL, FLAGS
+from tests.startup.vllm.fake_start import environment, short_folder
+from vllm_cli.client.running_servers import find_servers
+
+pytestmark = pytest.mark.thorough
+
+_TABLE: Final = """
+path                          embedded vllm several one stopped asleep
+GET /                         200      404  200     200 200     200
+GET /status.json              200      404  200     200 200     200
+GET /health                   200      200  200     200 200     200
+GET /readyz                   200      200  200     200 200     200
+GET /readyz?model             200      200  200     200 503     200
+GET /livez                    200      200  200     200 200     200
+GET /startupz                 200      404  200     200 200     200
+GET /metrics                  200      200  200     200 200     200
+GET /v1/models                200      200  200     200 200     200
+GET /v1/models/m              200      -    200     200 200     200
+GET /ping                     200      -    200     200 200     200
+GET /version                  200      -    200     200 200     200
+GET /load                     200      -    200     200 200     200
+GET /models                   404      404  200     200 200     200
+GET /running                  404      404  200     200 200     200
+GET /models/load              404      404  404     405 405     405
+POST /v1/models/m/sleep       405      404  200     200 409     200
+POST /v1/models/m/load        405      404  200     200 200     200
+POST /v1/models/m/unload      405      404  200     200 200     200
+POST /models/load             404      404  200     200 200     200
+POST /models/unload           404      404  200     200 200     200
+POST /api/models/unload       404      404  200     200 200     200
+GET /unload                   404      404  200     200 200     200
+"""
+"""`-`: the fake vLLM lacks this path of vLLM. The orders stand last, and each begins in the state of its column."""
+_HEAD, *_ROWS = [line.split() for line in _TABLE.strip().splitlines()]
+_KINDS: Final = _HEAD[1:]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with short_folder() as path:
+        yield path
+
+
+def _words(kind: str, folder: Path, tiny_llama: Path) -> tuple[list[str], dict[str, str]]:
+    if kind == "embedded":
+        return [str(tiny_llama), "--engine", "embedded", "--served-model-name", "m"], {}
+    words = ["fake", "--engine", "vllm", "--served-model-name", "m", *FLAGS]
+    more = {"vllm": [], "asleep": ["--idle-sleep", "1s"]}.get(kind, ["--idle-stop", "600s"])
+    quiet = [] if kind == "vllm" else ["--idle-warm", "off", "--standby", "off"]
+    return [*words, *more, *quiet], environment(folder, **_SMALL)
+
+
+def _start(kind: str, folder: Path, tiny_llama: Path) -> ServerProcess:
+    words, variables = _words(kind, folder, tiny_llama)
+    if kind != "several":
+        return ServerProcess(words, environment=variables)
+    entry = {"model": "fake", "engine": "vllm", "args": FLAGS}
+    return RouterProcess(
+        folder, {"m": entry, "other": entry}, "--idle-warm", "off", environment=environment(folder, **_SMALL)
+    )
+
+
+def _bring(server: ServerProcess, kind: str) -> None:
+    """Brings the model into the state of the kind."""
+    if kind in ("several", "one"):
+        assert server.ask("/v1/models/m/load", {}).status == 200
+    elif kind == "stopped":
+        assert server.ask("/v1/models/m/unload", {}).status == 200
+    elif kind == "asleep":
+        assert server.ask("/v1/models/m/load", {}).status == 200
+        server.wait(lambda: server.ask("/health").headers.get("model-state") == "asleep")
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_each_route_of_each_kind_of_server(folder, tiny_llama, kind):
+    with ExitStack() as stack:
+        server = stack.enter_context(_start(kind, folder, tiny_llama))
+        found: dict[str, str] = {}
+        for method, path, *_ in _ROWS:
+            if method == "POST" or path in ("/", "/unload"):
+                _bring(server, kind)
+            answer = server.ask(path, {"model": "m"} if method == "POST" else None)
+            found[f"{method} {path}"] = str(answer.status)
+        expected = {f"{method} {path}": values[_KINDS.index(kind)] for method, path, *values in _ROWS}
+        assert {path: status for path, status in found.items() if expected[path] != "-"} == {
+            path: status for path, status in expected.items() if status != "-"
+        }
+        server.terminate()
+
+
+@pytest.mark.parametrize("kind", ["several", "one", "stopped", "asleep"])
+def test_page_and_ps_show_the_model_in_each_state(folder, tiny_llama, kind, monkeypatch):
+    with ExitStack() as stack:
+        server = stack.enter_context(_start(kind, folder, tiny_llama))
+        _bring(server, kind)
+        state = {"several": "ready", "one": "ready"}.get(kind, kind)
+        status: dict[str, Any] = server.ask("/status.json").json
+        assert {row["id"]: row["status"] for row in status["models"]}["m"] == state
+        assert {"router", "starts", "time_s"} <= status.keys(), "what page.js draws"
+        monkeypatch.setattr(os, "environ", {**os.environ, "TMPDIR": str(folder)})
+        (found,) = (each for each in find_servers() if each.port == server.port)
+        assert {model.model: model.state for model in found.models or ()}["m"] == state
+        server.terminate()
+
+
+def test_the_table_has_each_route_of_the_routers():
+    named = {path.removesuffix("?model") for _, path, *_ in _ROWS}
+    source = Path(OwnAnswers.__init__.__code__.co_filename).read_text()
+    quoted = {line.split('"')[1] for line in source.splitlines() if line.strip().startswith('"/') and '": {"' in line}
+    assert quoted <= named
