@@ -1,5 +1,8 @@
 """The wheel is complete, and works with only the base dependencies and beside modules with our names."""
 
+import ast
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +12,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 from packaging.requirements import Requirement
@@ -16,6 +20,9 @@ from packaging.utils import canonicalize_name
 
 from startup.embedded.installed import MODULES
 from tests.e2e.server_process import ServerProcess
+from tests.router.router_process import foreign
+from tests.support.ports import free_port
+from tests.support.program import Server
 from vllm_cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -228,6 +235,73 @@ def test_another_distribution_with_a_package_of_our_name_is_reported_in_one_line
     assert done.returncode == 0
     [line] = done.stderr.splitlines()
     assert line.startswith("Warning: the unrelated distribution vllm-cli 0.2.5 has installed a package vllm_cli")
+
+
+_NEEDS_MORE = {
+    "startup.files.download.hub_client": {"huggingface_hub"},
+    "startup.files.download.object_store": {"fsspec"},
+    "startup.compiled_models.location": {"fsspec"},
+}
+"""Module of the base -> packages of extras, without which its command names the extra."""
+_NOT_BASE = ("startup.embedded.", "startup.vllm.", "server.run")
+"""Modules that run only beside the embedded engine or vLLM."""
+
+
+def test_nothing_that_a_base_installation_reaches_imports_an_extra():
+    """Follows all imports, also those within functions, from the commands and the router."""
+    modules = {_module_of(path): path for top in ("vllm_cli", *_INSIDE) for path in (ROOT / top).rglob("*.py")}
+    imported = {name: _imports_of(path) for name, path in modules.items() if not name.startswith(_NOT_BASE)}
+    waiting = [name for name in imported if name.startswith(("vllm_cli", "router", "base", "envs"))]
+    reached = set[str]()
+    while waiting:
+        if (name := waiting.pop()) not in reached:
+            reached.add(name)
+            waiting += imported[name] & imported.keys()
+    assert {"startup.session.preflight.all_checks", "server.terms.limits"} <= reached
+    allowed = {path.name.removesuffix(".py") for path in _top_level_paths(_closure(_base_requirements()))}
+    allowed |= sys.stdlib_module_names | {"vllm_cli", *_INSIDE}
+    needed = {name: {each.partition(".")[0] for each in imported[name]} - allowed for name in reached}
+    assert {name: packages for name, packages in needed.items() if packages} == _NEEDS_MORE
+
+
+def _module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _imports_of(path: Path) -> set[str]:
+    """The modules that the file imports, unless only for types. `from a import b` counts as `a` and `a.b`."""
+    tree, found = ast.parse(path.read_text()), set[str]()
+    typing = (node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+    ignored = {id(each) for node in typing for each in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and id(node) not in ignored:
+            found |= {node.module, *(f"{node.module}.{each.name}" for each in node.names)}
+        elif isinstance(node, ast.Import) and id(node) not in ignored:
+            found |= {each.name for each in node.names}
+    return found
+
+
+class _BaseRouter(Server):
+    """A router of one command that runs in a base installation."""
+
+    def __init__(self, base: BaseEnvironment, folder: Path) -> None:
+        (folder / "models.yaml").write_text(json.dumps({"models": {"a": foreign()}}))
+        self.port = free_port()
+        address = ("--host", "127.0.0.1", "--port", self.port, "--models", folder / "models.yaml")
+        policy = ("--allowed-origins", '["https://a"]', "--allowed-headers", '["X-Own"]', "--allow-credentials")
+        command = [base.python, "-P", "-m", "vllm_cli", "serve", *address, *policy, "--log-format", "json"]
+        super().__init__(command, os.environ, is_awaited=True)
+
+
+@pytest.mark.thorough
+def test_without_the_extra_a_router_of_commands_has_cors(base, tmp_path):
+    with _BaseRouter(base, tmp_path) as server:
+        asked = {"Origin": "https://a", "Access-Control-Request-Method": "POST"}
+        preflight = Request(f"{server.url}/v1/chat/completions", headers=asked, method="OPTIONS")
+        with urlopen(preflight, timeout=60) as answer:
+            assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (200, "https://a")
+        assert server.ask("/v1/completions", {"model": "a", "prompt": "Once"}).status == 200
+        server.terminate()
 
 
 @pytest.fixture

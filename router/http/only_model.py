@@ -85,7 +85,7 @@ class OnlyModelAnswers(OwnAnswers):
         return await self.health(request) if answer is None else _as_response(answer)
 
     async def status(self, request: web.Request) -> web.StreamResponse:
-        """The page's data from a server that has them: the embedded engine, and any server of ours that starts."""
+        """The page's data, from the embedded engine and from each server of ours that starts itself."""
         state = self._list.status_of(self._name).state
         has_own = state != "asleep" and not self._is_foreign
         answer = await self._fetch(DATA_PATH) if has_own else None

@@ -47,7 +47,7 @@ POST /models/unload           404      404  200     200 200     200
 POST /api/models/unload       404      404  200     200 200     200
 GET /unload                   404      404  200     200 200     200
 """
-"""`-`: the fake vLLM lacks this path of vLLM. The orders stand last, and each begins in the state of its column."""
+"""`-`: the fake vLLM lacks this path of vLLM. Each order begins in the state of its column."""
 _HEAD, *_ROWS = [line.split() for line in _TABLE.strip().splitlines()]
 _KINDS: Final = _HEAD[1:]
 

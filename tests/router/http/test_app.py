@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import itertools
 import json
 import logging
 import re
@@ -11,9 +12,15 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 
 from base.access_log import ACCESS_LOGGER
 from base.security.api_keys import STATUS_PATHS
+from base.server_settings import NetworkConfig
+from router.http.access import CorsPolicy
 from router.http.model_choice import _SERVED, _SERVED_BELOW
 from router.model_entry import ForeignCommand, ModelEntry
 from router.model_pool import ModelRefused
@@ -611,6 +618,42 @@ async def test_cors_as_one_server_does_it(router, ask):
         response = await ask("POST", path, data=body_of(), headers={**KEY, **preflight})
         assert response.headers["access-control-allow-origin"] == "https://a.example"
         assert "Origin" in response.headers["vary"]
+
+
+_ORIGINS = (("*",), ("https://a.example", "https://b.example"))
+_HEADER_RULES = (("*",), ("X-Own",), ())
+
+
+@pytest.mark.parametrize("has_credentials", [False, True])
+@pytest.mark.parametrize("methods", [("*",), ("POST",)])
+@pytest.mark.parametrize("headers", _HEADER_RULES, ids=str)
+@pytest.mark.parametrize("origins", _ORIGINS, ids=str)
+async def test_cors_has_starlettes_answers(origins, headers, methods, has_credentials):
+    """The router does not use Starlette, which a base installation lacks."""
+    rules = {"allow_origins": origins, "allow_methods": methods, "allow_headers": headers}
+    theirs = CORSMiddleware(Response(), **rules, allow_credentials=has_credentials)
+    ours = CorsPolicy(
+        NetworkConfig(
+            allowed_origins=origins,
+            allowed_methods=methods,
+            allowed_headers=headers,
+            allow_credentials=has_credentials,
+        )
+    )
+    for origin, method, asked, more in itertools.product(
+        ("https://a.example", "https://c.example", "null"),
+        ("POST", "GET", "QUERY", "post"),
+        (None, "", "x-own", "x-own, Content-Type", "x-other"),
+        ({}, {"Access-Control-Request-Private-Network": "true"}),
+    ):
+        sent = {"Origin": origin, "Access-Control-Request-Method": method, **more}
+        sent |= {} if asked is None else {"Access-Control-Request-Headers": asked}
+        expected = theirs.preflight_response(Headers(sent))
+        answer = ours.answer_preflight(make_mocked_request("OPTIONS", "/", headers=sent))
+        assert (answer.status, answer.text) == (expected.status_code, expected.body.decode()), sent
+        expected_headers = {name: value for name, value in expected.headers.items() if not name.startswith("content-")}
+        found = {name.lower(): value for name, value in answer.headers.items() if name != "Content-Type"}
+        assert found == expected_headers, sent
 
 
 @pytest.mark.parametrize("origins", [(), ("https://a.example",)])
