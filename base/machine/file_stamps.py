@@ -28,8 +28,8 @@ MISSING: Final = FileStamp(-1, -1, 0)
 FolderStamps: TypeAlias = dict[str, FileStamp]
 
 
-def read_stamp(path: str | os.PathLike[str]) -> FileStamp:
-    """The file's current stamp. A link has the stamp of its target."""
+def read_stamp(path: str | os.PathLike[str] | int) -> FileStamp:
+    """The current stamp of a file, or of an open file by its descriptor. A link has the stamp of its target."""
     try:
         found = os.stat(path)  # noqa: PTH116 - called for thousands of paths
     except (OSError, ValueError):

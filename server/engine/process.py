@@ -13,9 +13,11 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import count, islice
 from math import inf
+from pathlib import Path
 from time import monotonic
 from typing import NoReturn
 
@@ -23,6 +25,7 @@ import msgspec
 
 from base import exit_codes
 from base.errors import EngineMemoryError, EngineStartError
+from base.machine.file_stamps import FileStamp, read_stamp
 from base.machine.processors import affinity_count, read_processor_time, usable_count
 from server.engine.base_core import BaseCore
 from server.engine.compute.thread_count import ThreadCount
@@ -79,6 +82,9 @@ def run_engine(
     except EngineStartError as err:
         loop.fail(str(err))
         code = exit_codes.START_FAILED
+    except ModelFilesChangedError as err:
+        loop.fail(str(err))
+        code = exit_codes.ENGINE_FAILED
     except Exception as err:
         logger.exception("the engine failed")
         loop.fail(_describe(err))
@@ -88,6 +94,39 @@ def run_engine(
     sys.stderr.flush()
     # Does not join the threads of torch and of the receiver, and does not free the KV cache.
     os._exit(code)
+
+
+class ModelFilesChangedError(Exception):
+    """A file with weights that this process uses was written to. The weights are no longer the model's."""
+
+
+class MappedFiles:
+    """The model's files that this process has mapped: on a CPU, the weights are the pages of their files.
+
+    If the folder is removed, or a file is replaced by another one, the mapped file stays as it is.
+    """
+
+    def __init__(self) -> None:
+        self._stamps: dict[int, tuple[str, FileStamp]] = {}
+        """Descriptor of an open file -> its path and its stamp."""
+
+    def watch(self, folder: Path) -> None:
+        """Notes the stamps of the mapped files. Called once, when the model is loaded."""
+        own = {str(path.resolve()) for path in folder.rglob("*")}
+        with suppress(OSError), open("/proc/self/maps") as maps:  # noqa: PTH123
+            mapped = {line.split(None, 5)[-1].rstrip("\n") for line in maps}
+            for path in own & mapped:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self._stamps[fd] = (path, read_stamp(fd))
+
+    def check(self) -> None:
+        """Raises ModelFilesChangedError if a file has been written to. Takes a microsecond per file."""
+        for fd, (path, stamp) in self._stamps.items():
+            if read_stamp(fd) != stamp:
+                raise ModelFilesChangedError(
+                    f"{Path(path).name} was written to while the server was using it: start it again. To replace a "
+                    "model below a running server, write new files and rename them"
+                )
 
 
 def _describe(err: Exception) -> str:
@@ -174,6 +213,7 @@ class _EngineLoop:
         self._encoder = msgspec.msgpack.Encoder()
         self._inbox: queue.SimpleQueue[ToEngine | Exception | _WorkIsReady] = queue.SimpleQueue()
         self._is_loaded = False
+        self._mapped = MappedFiles()
 
     def run(self, files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports) -> NoReturn:
         """Loads the model, then serves requests.
@@ -190,6 +230,7 @@ class _EngineLoop:
         use_threads(config.num_threads or affinity_count())
         core, info = _build(files, config, phases, imports, lambda: self._inbox.put(_WorkIsReady()))
         imports.end()
+        self._mapped.watch(files.path)
         threads = ThreadCount(
             config.num_threads or usable_count(),
             is_fixed=config.num_threads is not None or info.device != "cpu",
@@ -217,6 +258,7 @@ class _EngineLoop:
         """Computes a step and sends its outputs. Returns the seconds that the step took."""
         begin_s = monotonic()
         outputs = core.step()
+        self._mapped.check()
         step_s = monotonic() - begin_s
         stats = core.stats
         self._send(Step(outputs, stats))

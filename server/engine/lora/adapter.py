@@ -72,7 +72,8 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     try:
         if path.is_file():
             with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+                # Copies, because the file is mapped and may be overwritten later.
+                return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
         for path in (folder / name for name in _TORCH_FILES):
             if path.is_file():
                 return dict(torch.load(path, map_location="cpu", weights_only=True))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from base.lifecycle import StartInfo
+from base.machine.file_stamps import FolderStamps, read_folder
 from base.machine.processes import descendants
 from envs import foreign
 from envs.registry import env
@@ -180,6 +181,7 @@ class _VllmStart:
         self._crash_digest: CrashDigest
         self._compile_cache: CompileCache
         self._download: DownloadHandle | None = None
+        self._model_files: FolderStamps = {}
         self._is_offline = False
         self._is_ready = False
         self._chosen_port: tuple[str, ...] = ()
@@ -234,6 +236,7 @@ class _VllmStart:
                 session.responder if env.VCLI_PROBE_PROCESS.get() else None,
                 kills_engine=not self._line.has("--shutdown-timeout"),
                 note_engine_death=self._crash_digest.note_engine_death,
+                model_files=self._model_files,
             ),
         )
         notice = set_log_format(self._options.log_format, self._vllm, self._line, self._journal.folder)
@@ -252,6 +255,8 @@ class _VllmStart:
         session.check(self._run_preflight, self._options.preflight)
         self._import_api_server()
         self._finish_download()
+        if env.VCLI_ROUTER.get() is not None and self._line.model_folder is not None:
+            self._model_files.update(read_folder(self._line.model_folder))
         events.watch()
         notice_engine_death(self._crash_digest.note_engine_death)
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from base.json_depth import read_json
 from base.lifecycle import Lifecycle
+from base.machine.file_stamps import FolderStamps, read_folder
 from base.server_settings import control_socket
 from envs.registry import env
 
@@ -26,7 +27,7 @@ _SENT_S: Final = 10.0
 """Seconds in which a request must arrive."""
 
 
-def open_control(client: Any, lifecycle: Lifecycle) -> None:
+def open_control(client: Any, lifecycle: Lifecycle, model_files: FolderStamps) -> None:
     """Opens the socket if this server listens at a path that a router has set, and vLLM's sleep mode is on.
 
     If there are several API servers, only the first server opens the socket, because calls of its client
@@ -35,13 +36,15 @@ def open_control(client: Any, lifecycle: Lifecycle) -> None:
     Args:
         client: vLLM's AsyncLLM.
         lifecycle: the server's states. The socket is removed when the state is no longer `ready`.
+        model_files: the stamps of the model's files when the engines have read them. Empty: take the current ones.
     """
     path = env.VCLI_ROUTER.get()
     if path is None or not Path(path).is_socket():
         return
     try:
         if client.vllm_config.model_config.enable_sleep_mode and client.engine_core.client_index == 0:
-            control = _Control(client, control_socket(path))
+            folder = Path(client.vllm_config.model_config.model)
+            control = _Control(client, control_socket(path), folder, model_files or read_folder(folder))
             lifecycle.subscribe(lambda _: control.close())
     except (AttributeError, OSError) as err:
         logger.debug("no control socket: the router stops this model instead of putting it to sleep: %s", err)
@@ -61,9 +64,11 @@ def _mark(path: Path) -> Path:
 class _Control:
     """The open socket. Used on the event loop."""
 
-    def __init__(self, client: Any, path: Path) -> None:
+    def __init__(self, client: Any, path: Path, model: Path, model_files: FolderStamps) -> None:
         self._client = client
         self._path = path
+        self._model = model
+        self._model_files = model_files
         self._level = 0
         """The level at which the engines sleep. 0 while they are awake."""
         self._turn = asyncio.Lock()
@@ -118,6 +123,8 @@ class _Control:
         """Puts the engines to sleep. If this fails, wakes them up, because they may have released memory."""
         if self._level:
             return
+        if level == 2:
+            await self._check_files()
         self._level = level
         try:
             await self._client.sleep(level, mode="wait")
@@ -128,9 +135,15 @@ class _Control:
 
     async def _wake_up(self) -> None:
         if self._level == 2:
+            await self._check_files()
             await self._client.wake_up(["weights"])
             await self._client.collective_rpc("reload_weights")
             await self._client.wake_up(["kv_cache"])
         elif self._level:
             await self._client.wake_up()
         self._level = 0
+
+    async def _check_files(self) -> None:
+        """Raises ValueError if the weights that a wake from level 2 reads are no longer those of the start."""
+        if not self._model.is_dir() or await asyncio.to_thread(read_folder, self._model) != self._model_files:
+            raise ValueError(f"the files of {self._model} have changed since the start, so they cannot be read again")

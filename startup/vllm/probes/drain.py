@@ -79,7 +79,7 @@ def drain_before_shutdown(
             app.lifecycle.subscribe(lambda _: probes.forget_answer())
         _Shutdown(client, app, drain, close_port, parts)
         if parts.can_sleep:
-            open_control(client, app.lifecycle)
+            open_control(client, app.lifecycle, parts.model_files)
 
 
 async def _close_port(server: Any, listeners: Sequence[socket.socket], probes: ServingProbes | None) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from base.machine.file_stamps import FolderStamps
 from startup.ground.processes.stop_signals import StopSignals
 from startup.port.responder import StartupResponder
 from startup.reports.crash.output_record import OutputRecord
@@ -31,6 +32,8 @@ class ServingParts(NamedTuple):
     """Answers probes also while vLLM serves, if this is possible. `on_serving` is then not called."""
     kills_engine: bool = False
     """Whether the engine is killed after the drain, as plain vLLM does without --shutdown-timeout."""
+    model_files: FolderStamps = {}
+    """The stamps of the model's files before the engine has read them. Empty if they are not known."""
     can_sleep: bool = False
     """Whether vLLM has the calls that put its engines to sleep and wake them up."""
     note_engine_death: Callable[[], None] | None = None

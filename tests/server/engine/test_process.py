@@ -1,11 +1,13 @@
 """The engine's loop on a real socket, in a thread of the test. Models load with lean imports."""
 
 import gc
+import os
 import queue
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ import torch
 from base.errors import EngineStartError
 from base.machine import libc
 from server.engine import build, idle_work, process
+from server.engine.model_loading import load_model
 from server.engine.phases import Phases
-from server.engine.process import BlockingChannel, ChannelClosedError
+from server.engine.process import BlockingChannel, ChannelClosedError, MappedFiles, ModelFilesChangedError
 from server.engine.process_link.client import detach
 from server.engine.process_link.messages import (
     FromEngine,
@@ -93,6 +96,43 @@ def engine(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine
     theirs.close()
     gc.unfreeze()
     gc.collect()  # ends the threads that compile grammars
+
+
+def _overwrite(model: Path) -> None:
+    data = (model / "model.safetensors").read_bytes()
+    with (model / "model.safetensors").open("r+b") as file:
+        file.seek(len(data) // 2)
+        file.write(data[: len(data) // 2])
+
+
+def _replace(model: Path) -> None:
+    shutil.copy(model / "model.safetensors", model / "new")
+    (model / "new").rename(model / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "is_safe"),
+    [
+        pytest.param(_overwrite, False, id="overwritten in place"),
+        pytest.param(lambda model: os.truncate(model / "model.safetensors", 0), False, id="truncated"),
+        pytest.param(_replace, True, id="replaced"),
+        pytest.param(lambda model: shutil.rmtree(model.resolve()), True, id="removed"),
+        pytest.param(lambda model: model.resolve().rename(model.with_name("moved")), True, id="moved"),
+        pytest.param(lambda model: model.unlink(), True, id="flipped link"),
+        pytest.param(lambda model: (model / "config.json").write_text("{}"), True, id="another file"),
+    ],
+)
+def test_weights_that_were_written_to_are_noticed(change, is_safe, tmp_path, tiny_llama):
+    shutil.copytree(tiny_llama, tmp_path / "one")
+    (tmp_path / "model").symlink_to("one")
+    loaded = load_model(tmp_path / "model", EngineConfig())
+    mapped = MappedFiles()
+    mapped.watch(tmp_path / "model")
+    mapped.check()
+    change(tmp_path / "model")
+    with nullcontext() if is_safe else pytest.raises(ModelFilesChangedError, match=r"^model.safetensors was written"):
+        mapped.check()
+    del loaded
 
 
 def test_idle_work_begins_after_the_first_request_though_pings_come_before(engine):

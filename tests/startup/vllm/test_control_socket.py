@@ -1,6 +1,7 @@
 """A router puts the fake vLLM to sleep and wakes it up through the control socket."""
 
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -37,7 +38,12 @@ class _Model(FakeStart):
             **variables,
         }
         changed = environment(folder, **variables) if fake is None else environment(folder, fake, **variables)
-        words = ("--enforce-eager", "--enable-sleep-mode", "--uds", str(self.path), *words)
+        self.model = folder / "model"
+        if not self.model.exists():
+            (folder / "one").mkdir()
+            (folder / "one" / "model.safetensors").write_text("one")
+            self.model.symlink_to("one")
+        words = (str(self.model), "--enforce-eager", "--enable-sleep-mode", "--uds", str(self.path), *words)
         super().__init__(folder, *words, host=None, env=changed)
 
     def ask(self, path: str, body: object = None, **_: object) -> Answer:
@@ -78,6 +84,36 @@ def test_an_engine_sleeps_and_wakes_up_as_it_was(folder, level, words):
         assert model.terminate() == 0
         assert list(folder.glob("1.sock.*")) == []
         assert not model.lines_with("WARNING")
+
+
+def _flip(model: Path) -> None:
+    shutil.copytree(model, model.with_name("two"))
+    model.unlink()
+    model.symlink_to("two")
+
+
+@pytest.mark.parametrize("is_asleep", [True, False], ids=["asleep", "awake"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(_flip, id="flipped link"),
+        pytest.param(lambda model: shutil.rmtree(model.resolve()), id="removed"),
+        pytest.param(lambda model: (model / "model.safetensors").write_text("two"), id="written"),
+    ],
+)
+def test_weights_are_not_read_again_from_files_that_have_changed(folder, is_asleep, change):
+    """The router then stops the server, and the next request starts it with the new files."""
+    with _served(folder) as model:
+        if is_asleep:
+            assert tell(model.path, do="sleep", level=2)["ok"]
+        change(model.model)
+        answer = tell(model.path, do="wake") if is_asleep else tell(model.path, do="sleep", level=2)
+        assert not answer["ok"]
+        assert "have changed since the start" in answer["error"]
+        assert model.complete("one") == (_ASLEEP if is_asleep else _AWAKE)
+        if not is_asleep:
+            assert tell(model.path, do="sleep", level=1)["ok"], "it does not read the files again"
+            assert tell(model.path, do="wake")["ok"]
 
 
 @pytest.mark.parametrize("level", [1, 2])

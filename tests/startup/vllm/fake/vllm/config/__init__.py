@@ -53,7 +53,7 @@ def create_engine_config(args: argparse.Namespace) -> EngineConfig:
         prints_error=args.worker_prints_error,
         imports=args.worker_imports,
         shutdown_timeout=args.shutdown_timeout,
-        model_config=ModelConfig(args.enable_sleep_mode),
+        model_config=ModelConfig(args.enable_sleep_mode, args.model or "fake"),
     )
 
 

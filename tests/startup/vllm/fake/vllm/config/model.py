@@ -6,3 +6,4 @@ from dataclasses import dataclass
 @dataclass
 class ModelConfig:
     enable_sleep_mode: bool = False
+    model: str = ""
