@@ -29,7 +29,7 @@ FolderStamps: TypeAlias = dict[str, FileStamp]
 
 
 def read_stamp(path: str | os.PathLike[str] | int) -> FileStamp:
-    """The current stamp of a file, or of an open file by its descriptor. A link has the stamp of its target."""
+    """The current stamp of a file, also of an open file by its descriptor. A link has its target's stamp."""
     try:
         found = os.stat(path)  # noqa: PTH116 - called for thousands of paths
     except (OSError, ValueError):

@@ -1,12 +1,15 @@
 """Identifies the installed distributions, so that cached facts are used only for the same distributions."""
 
+import importlib
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib.machinery import PathFinder
+from types import ModuleType
 from typing import Final
 
-from base.machine.file_stamps import read_stamp
+from base.machine.file_stamps import FileStamp, read_stamp
 
 _METADATA: Final = ".dist-info"
 _RECORD: Final = "RECORD"
@@ -52,3 +55,32 @@ def _site_folders(folders: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
             continue
         if any(name.endswith(_METADATA) for name in names):
             yield folder, names
+
+
+_noted: Final[dict[str, FileStamp]] = {}
+"""The packages with modules whose import is delayed -> the stamp of each package's own file."""
+
+
+def note_package(module: str) -> None:
+    """Notes the package of a module that will be imported later, perhaps after the server is ready."""
+    package = module.partition(".")[0]
+    if package not in _noted:
+        _noted[package] = _stamp(package)
+
+
+def import_later(module: str) -> ModuleType:
+    """Imports a module whose import was delayed.
+
+    Raises:
+        ImportError: another version of the package was installed meanwhile. It would not fit the modules that
+            this process has imported.
+    """
+    package = module.partition(".")[0]
+    if module not in sys.modules and package in _noted and _stamp(package) != _noted[package]:
+        raise ImportError(f"{package} was installed anew while this server was running: start the server again")
+    return importlib.import_module(module)
+
+
+def _stamp(package: str) -> FileStamp:
+    spec = getattr(sys.modules.get(package), "__spec__", None) or PathFinder.find_spec(package)
+    return read_stamp(spec.origin if spec is not None and spec.origin is not None else "")

@@ -4,13 +4,13 @@ A stand-in has every attribute. An attribute has no effect as a decorator, and n
 stand-in that has become real passes each later use on to the real object.
 """
 
-import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from startup.imports.distributions import import_later, note_package
 from startup.imports.finder import replace, stop_replacing
 
 Functions = Mapping[str, Callable[..., Any]]
@@ -34,6 +34,8 @@ class StandIns:
                 such a module, the stand-ins are removed.
         """
         self._names = tuple(name for name in names if name not in sys.modules)
+        for name in self._names:
+            note_package(name)
         self._functions = functions or {}
         self._become_real = become_real
         self.are_real = False
@@ -57,7 +59,7 @@ class StandIns:
         if functions is not None:
             self.remove()
         if functions is not None or self.are_real:
-            return _real_attribute(importlib.import_module(module), name)
+            return _real_attribute(import_later(module), name)
         return StandIn(name, (), {"__module__": module, "_path": (name,), "_stand_ins": self})
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
@@ -92,7 +94,7 @@ class StandIn(type):
     _path: tuple[str, ...]
 
     def real(cls) -> Any:
-        value: Any = importlib.import_module(cls.__module__)
+        value: Any = import_later(cls.__module__)
         for name in cls._path:
             value = _real_attribute(value, name)
         return value
@@ -138,6 +140,6 @@ def _real_attribute(owner: Any, name: str) -> Any:
         if not hasattr(owner, "__path__"):
             raise
     try:
-        return importlib.import_module(f"{owner.__name__}.{name}")
+        return import_later(f"{owner.__name__}.{name}")
     except ModuleNotFoundError as err:
         raise AttributeError(f"module {owner.__name__!r} has no attribute {name!r}") from err

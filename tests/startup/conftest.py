@@ -9,7 +9,7 @@ import pytest
 
 from envs.registry import env
 from startup.ground.hooks import hook
-from startup.imports import finder
+from startup.imports import distributions, finder
 from tests.support.hub import HubServer
 
 
@@ -41,6 +41,7 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ToyPackage
     monkeypatch.setattr(finder, "_finder", finder._Finder())
     for name in ("_unfit", "_met", "_executed"):
         monkeypatch.setattr(hook, name, type(getattr(hook, name))())
+    monkeypatch.setattr(distributions, "_noted", {})
     monkeypatch.setattr(hook, "_package", hook._package.__wrapped__)
     modules, finders, path = set(sys.modules), list(sys.meta_path), list(sys.path)
     sys.path.insert(0, str(tmp_path))

@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 from startup.ground.hooks.hook import Hook, Text
+from startup.imports.distributions import import_later, note_package
 from startup.imports.finder import before_import, cancel
 
 LATE_NAMES: Final = Hook(
@@ -122,11 +123,12 @@ class LateName:
 
     def __init__(self, module: str, name: str | None, importer: dict[str, Any]) -> None:
         self.__late = (module, name, importer)
+        note_package(module)
 
     def real(self) -> Any:
         """Returns the real object, which also replaces the LateName in the importing module."""
         module, name, importer = self.__late
-        value: Any = importlib.import_module(module)
+        value: Any = import_later(module)
         if name is not None:
             value = getattr(value, name)
         for key in [key for key, current in importer.items() if current is self]:

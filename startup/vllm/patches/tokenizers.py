@@ -154,7 +154,7 @@ def _replace_tokenizer(module: Any) -> None:
 
 
 def _load_later(load: Callable[..., Any], model_config: Any) -> Any:
-    """Returns a call that loads the tokenizer. Loads it now if it is kept, or if its files cannot be copied."""
+    """Returns a call that loads the tokenizer. Loads it now if it is kept, or its files cannot be copied."""
     is_plain = all(getattr(model_config, name, value) == value for name, value in _PLAIN.items())
     folder = Path(model_config.tokenizer)
     if not folder.is_dir() or (str(folder) in _kept and is_plain):

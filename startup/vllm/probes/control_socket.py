@@ -36,7 +36,7 @@ def open_control(client: Any, lifecycle: Lifecycle, model_files: FolderStamps) -
     Args:
         client: vLLM's AsyncLLM.
         lifecycle: the server's states. The socket is removed when the state is no longer `ready`.
-        model_files: the stamps of the model's files when the engines have read them. Empty: take the current ones.
+        model_files: the stamps of the model's files when engines have read them. Empty: the current stamps.
     """
     path = env.VCLI_ROUTER.get()
     if path is None or not Path(path).is_socket():
@@ -144,6 +144,6 @@ class _Control:
         self._level = 0
 
     async def _check_files(self) -> None:
-        """Raises ValueError if the weights that a wake from level 2 reads are no longer those of the start."""
+        """Raises ValueError if the files that a wake from level 2 reads are no longer those of the start."""
         if not self._model.is_dir() or await asyncio.to_thread(read_folder, self._model) != self._model_files:
             raise ValueError(f"the files of {self._model} have changed since the start, so they cannot be read again")

@@ -158,6 +158,24 @@ def test_a_listed_import_is_delayed_until_a_name_is_used(late_packages):
     assert "heavy.part" in sys.modules
 
 
+def _install_anew(late_packages: ToyPackages) -> None:
+    late_packages.write("heavy.__init__", "version = 'another one'\n")
+
+
+def test_a_delayed_import_of_a_package_that_was_installed_anew_meanwhile_is_refused(late_packages):
+    light = _import_light()
+    _install_anew(late_packages)
+    with pytest.raises(ImportError, match="heavy was installed anew while this server was running"):
+        light.build(1, 2)
+
+
+def test_a_delayed_name_of_a_module_that_is_loaded_does_not_depend_on_its_file(late_packages):
+    light = _import_light()
+    importlib.import_module("heavy.part")
+    _install_anew(late_packages)
+    assert light.build(1, 2) == (1, 2)
+
+
 def test_the_real_object_takes_the_name_once_it_is_used(late_packages):
     light = _import_light()
     assert light.new().name == "new"

@@ -71,6 +71,12 @@ def test_deferred_decorators_change_nothing(user):
     assert (user.one(), user.two(), user.four()) == (1, 2, 4)
 
 
+def test_a_stand_in_of_a_package_that_was_installed_anew_meanwhile_is_refused(user, toys):
+    toys.write("heavy.__init__", "version = 'another one'\n")
+    with pytest.raises(ImportError, match="heavy was installed anew while this server was running"):
+        user.takes(user.Thing())
+
+
 def test_only_using_a_name_imports_the_module(user):
     assert not user.is_thing(1), "no instance of a class can exist before its module"
     assert "heavy.part" not in sys.modules
