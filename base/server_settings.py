@@ -136,6 +136,7 @@ class LifecycleConfig:
         0.0,
         "--drain-grace",
         "After SIGTERM, keep the port open at least this long, for load balancers. New requests get 503.",
+        role="port",
         minimum=0,
         below=inf,
     )

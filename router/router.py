@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack, ExitStack, closing
+from contextlib import AsyncExitStack, ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, Self
@@ -155,6 +155,7 @@ class _Router:
         self._pool.on_give_up = self._end_without
         self._manager = ServiceManager.from_environment()
         self._stopped = asyncio.Event()
+        self._killed = asyncio.Event()
         self._stopped_s = 0.0
         self._exit_code = OK
         self._is_ready = False
@@ -179,12 +180,19 @@ class _Router:
             await self._pool.drain()
             if self._exit_code == OK and self._options.only is not None and self._pool.has_failed(self._options.only):
                 self._exit_code = ENGINE_DIED
+            await self._linger()
             for task in (tending, starting):
                 task.cancel()
             await asyncio.gather(tending, starting, return_exceptions=True)
         self._manager.close()
         self._relay.close()
         return self._exit_code
+
+    async def _linger(self) -> None:
+        """Keeps the port open until --drain-grace is over. A second signal ends this."""
+        left_s = self._options.config.server.lifecycle.drain_grace_s - (time.monotonic() - self._stopped_s)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._killed.wait(), max(0.0, left_s))
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         options, (api_keys, tls) = self._options, self._secrets
@@ -198,6 +206,7 @@ class _Router:
             keep_alive_s=_KEEP_ALIVE_S if is_default else server.timeout_keep_alive_s,
             version=program_version(),
             has_only_model=options.only is not None,
+            adds_request_ids=server.enable_request_id_headers,
             model_has_keys=options.model_has_keys,
         )
         runner = create_runner(self._pool, app_options)
@@ -318,6 +327,7 @@ class _Router:
         elif now - self._stopped_s > SAME_SIGNAL_S:
             logger.info("stopping at once")
             self._exit_code = -number
+            self._killed.set()
             self._pool.kill()
 
     # The file of models

@@ -51,7 +51,7 @@ class CorsPolicy:
             "private-network": _PRIVATE not in request.headers,
         }
         refused = [name for name, is_allowed in checks.items() if not is_allowed]
-        headers = {
+        headers: dict[str, str] = {
             hdrs.VARY: ", ".join((*_ASKED, hdrs.ACCESS_CONTROL_REQUEST_HEADERS, _PRIVATE)),
             hdrs.ACCESS_CONTROL_ALLOW_METHODS: ", ".join(self._methods),
             hdrs.ACCESS_CONTROL_MAX_AGE: "600",
@@ -74,7 +74,7 @@ class CorsPolicy:
 
     def _headers_for(self, origin: str) -> dict[str, str]:
         has_credentials = self._config.allow_credentials
-        headers = {hdrs.ACCESS_CONTROL_ALLOW_CREDENTIALS: "true"} if has_credentials else {}
+        headers: dict[str, str] = {hdrs.ACCESS_CONTROL_ALLOW_CREDENTIALS: "true"} if has_credentials else {}
         if self.allows(origin):
             is_for_all = _ANY in self._config.allowed_origins and not has_credentials
             headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = _ANY if is_for_all else origin

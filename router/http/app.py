@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
+from uuid import uuid4
 
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractAccessLogger
@@ -38,6 +39,8 @@ _UPSTREAM: Final = "/upstream/"
 _ASSETS: Final = (".js", ".json", ".css", ".png", ".gif", ".jpg", ".jpeg", ".ico", ".svg", ".txt", ".woff2", ".map")
 _ALLOWED: Final = "DELETE, GET, HEAD, PATCH, POST, PUT"
 """The value of the header Allow: the methods that a model's server may support."""
+_REQUEST_ID: Final = "X-Request-Id"
+_UVICORN_LEVELS: Final = {"trace": 5, "debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,8 @@ class AppOptions:
     version: str
     keep_alive_s: float
     """Seconds after which a connection without a request is closed."""
+    adds_request_ids: bool = False
+    """Whether each response has the header X-Request-Id, also if the router answers itself."""
     has_only_model: bool = False
     """Whether the router has one model, which gets all requests, whatever model they name."""
     model_has_keys: bool = False
@@ -62,6 +67,8 @@ class AppOptions:
 def create_runner(pool: ModelPool, options: AppOptions) -> web.ServerRunner:
     """Creates the application and the runner that serves it."""
     set_up_access_log(options.logging.disable_access_log_for_endpoints)
+    access_log = logging.getLogger(ACCESS_LOGGER)
+    access_log.setLevel(_UVICORN_LEVELS[options.logging.uvicorn_log_level])
     handler = _Handler(pool, options)
     server = ClientServer(
         handler.handle,
@@ -70,7 +77,7 @@ def create_runner(pool: ModelPool, options: AppOptions) -> web.ServerRunner:
         options.tls,
         keepalive_timeout=options.keep_alive_s,
         access_log_class=AccessLog,
-        access_log=None if options.logging.disable_access_log else logging.getLogger(ACCESS_LOGGER),
+        access_log=None if options.logging.disable_access_log else access_log,
         logger=_quiet_logger(),
     )
     return web.ServerRunner(server, shutdown_timeout=1.0)
@@ -113,6 +120,7 @@ class _Handler:
         self._proxy = Proxy(pool, options.patience)
         self._bodies = BodyRoom(options.limits)
         self._has_only_model = options.has_only_model
+        self._adds_request_ids = options.adds_request_ids
         create_own = OnlyModelAnswers if options.has_only_model else OwnAnswers
         needs_key = self._access.needs_key
         self._own = create_own(pool, self._proxy, self._choice, version=options.version, needs_key=needs_key)
@@ -131,7 +139,7 @@ class _Handler:
     async def _respond(self, request: ClientRequest) -> web.StreamResponse:
         raw_path = self._without_root(request.rel_url.raw_path)
         path = unquote(raw_path) if "%" in raw_path else raw_path
-        request_id = request.headers.get("X-Request-Id")
+        request_id = request.headers.get(_REQUEST_ID)
         if request_id is not None and is_valid(request_id):
             REQUEST_ID.set(request_id)
         try:
@@ -160,6 +168,9 @@ class _Handler:
         """Adds headers. Called before the head of a response is sent."""
         if response.headers[hdrs.SERVER] == SERVER_SOFTWARE:  # set by neither the router nor a model's server
             response.headers[hdrs.SERVER] = SERVER
+        if self._adds_request_ids and _REQUEST_ID not in response.headers:
+            given = request.headers.get(_REQUEST_ID, "")
+            response.headers[_REQUEST_ID] = given if is_valid(given) else uuid4().hex
         if self.cors.is_on and not self.cors.is_preflight(request):
             self.cors.add_headers(request.headers.get(hdrs.ORIGIN), response.headers)
 

@@ -65,7 +65,8 @@ class OwnAnswers:
         """Path of llama-server's router -> its handler. The body of the POST names the model."""
 
     def close_page(self) -> None:
-        del self._handlers["/"]
+        """Turns the page off, also that of the only model's server."""
+        self._handlers["/"] = {"GET": self._refuse_page}
 
     def find(self, method: str, path: str) -> OwnAnswer | None:
         """The router's own answer. None if a model must answer. A wrong method raises FailedRequestError."""
@@ -139,6 +140,9 @@ class OwnAnswers:
         page = read_page()
         headers = {"Content-Type": "text/html; charset=utf-8", **dict(page.headers)}
         return web.Response(body=page.body, headers=headers)
+
+    async def _refuse_page(self, request: web.Request) -> web.StreamResponse:
+        raise FailedRequestError(404, "Not Found")
 
     async def status(self, request: web.Request) -> web.StreamResponse:
         return json_answer(self._list.status())

@@ -1,8 +1,9 @@
 """The settings of a router with one model (`serve MODEL` with --idle-stop or --restart), for both engines."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from envs.registry import env
 from router.model_entry import ModelEntry
@@ -25,6 +26,7 @@ from startup.words.table import find_known_flag, split_flags
 
 _DEFAULTS: Final = (*PORT_DEFAULTS, "--max-waiting=1024")
 _MIDDLEWARE: Final = "--middleware"
+_TIMES: Final = ("--shutdown-timeout", "--engine-watchdog-timeout")
 
 
 def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOptions:
@@ -40,7 +42,7 @@ def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
     line = CommandLine.of(options.words)
     _reject_vllm_flags(options, words, line)
     names = line.values("--served-model-name") or (line.served_name,)
-    entry = _entry(options, without_ours(words), "vllm", names)
+    entry = _entry(options, without_ours(words), "vllm", names, _settings_of_file(line, _TIMES))
     config = _read_port(words, _words_of_file(line))
     router = _router(config, options, entry, line.request, has_standby=not env.VCLI_PLAIN_VLLM.get())
     return replace(router, model_has_keys=any(flag.fact.name in flags_with_role("keys") for flag in line.in_file))
@@ -49,10 +51,15 @@ def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
 def _words_of_file(line: CommandLine) -> list[str]:
     """The settings that the router needs from the --config file, as flags. vLLM reads the file itself."""
     names = flags_with_role("address", "keys", "port", "both", "program")
+    needed = _settings_of_file(line, names)
+    return Arguments.of_settings({name.removeprefix("--"): value for name, value in needed.items()}).flag_words()
+
+
+def _settings_of_file(line: CommandLine, names: Collection[str]) -> dict[str, Any]:
+    """Name of a flag -> its value in the --config file, for these flags."""
     settings = line.config.settings if line.config is not None else {}
     known = {key: find_known_flag(f"--{key}") for key in settings}
-    needed = {key: settings[key] for key, flag in known.items() if flag is not None and flag.name in names}
-    return Arguments.of_settings(needed).flag_words()
+    return {flag.name: settings[key] for key, flag in known.items() if flag is not None and flag.name in names}
 
 
 def _reject_vllm_flags(options: VllmOptions, words: Sequence[str], line: CommandLine) -> None:
@@ -90,18 +97,33 @@ def _without_config_file(words: Sequence[str]) -> Sequence[str]:
     return [*given.over(read_config_file(path)).flag_words(), "--", *given.positionals]
 
 
-def _entry(options: StartOptions, words: Sequence[str], engine: str, names: Sequence[str]) -> ModelEntry:
-    """The model's entry. Its command line has no API keys, because other users could read them there."""
+def _entry(
+    options: StartOptions,
+    words: Sequence[str],
+    engine: str,
+    names: Sequence[str],
+    times_in_file: Mapping[str, Any] = MappingProxyType({}),
+) -> ModelEntry:
+    """The model's entry. Its command line has no API keys, because other users could read them there.
+
+    The router, too, reads the times after which the server ends or is killed (`child/server.py`), so they
+    have their whole names. `times_in_file` are those of the --config file that vLLM itself reads.
+    """
     kept: list[str] = []
+    if options.listen_when_ready:
+        text = "whose port is always open: leave one of them out"
+        raise InputError(f"--listen-when-ready does not go with {_flag(options)}, {text}.")
+    times = dict(times_in_file)
     for flag, given in split_flags(words):
         name = given.flag if flag is None else flag.name
+        times.pop(name, None)
         if is_elsewhere(name, given.values):
             raise InputError(f"{name} does not go with {_flag(options)}: all its processes are on this machine.")
-        if name == "--listen-when-ready":
-            text = "whose port is always open: leave one of them out"
-            raise InputError(f"{name} does not go with {_flag(options)}, {text}.")
-        if is_of_models(flag):
+        if name in _TIMES:
+            kept += (name, *given.values)
+        elif is_of_models(flag):
             kept += given.words[1:] if given.words[0] == "--" else given.words
+    kept += [str(word) for time in times.items() for word in time]
     kept, variables = secrets_as_variables(kept)
     entry = ModelEntry(
         name=names[0],

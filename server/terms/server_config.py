@@ -134,7 +134,7 @@ class ServerConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
     enable_request_id_headers: bool = setting(
-        False, "--enable-request-id-headers", "Send an X-Request-Id header with every response."
+        False, "--enable-request-id-headers", "Send an X-Request-Id header with every response.", role="both"
     )
     timeout_keep_alive_s: int = from_variable(env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE)
     lifecycle: LifecycleConfig = field(default_factory=LifecycleConfig)

@@ -139,3 +139,15 @@ def _is_of(process: psutil.Process, folder: Path) -> bool:
         return process.environ().get(env.VCLI_ROUTER.name, "").startswith(f"{folder}/")
     except psutil.Error:
         return False
+
+
+def test_the_port_stays_open_for_the_drain_grace_also_without_a_process(tmp_path):
+    with RouterProcess(tmp_path, {"a": foreign()}, "--drain-grace", "600") as router:
+        assert router.post("a").status == 200
+        family = router.tree("a")
+        router.process.send_signal(signal.SIGTERM)
+        assert_gone(family)
+        assert (router.ask("/health").status, router.post("a").status) == (503, 503)
+        assert router.process.poll() is None
+        wait_until(lambda: "stopping at once" in router.log or router.process.send_signal(signal.SIGTERM))
+        assert router.process.wait(GONE_S) == -signal.SIGTERM

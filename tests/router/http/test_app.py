@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from base.access_log import ACCESS_LOGGER
 from base.security.api_keys import STATUS_PATHS
-from base.server_settings import NetworkConfig
+from base.server_settings import LoggingConfig, NetworkConfig
 from router.http.access import CorsPolicy
 from router.http.model_choice import _SERVED, _SERVED_BELOW
 from router.model_entry import ForeignCommand, ModelEntry
@@ -101,8 +101,10 @@ async def test_a_page_of_a_server_has_an_address_that_ends_with_a_slash(router, 
     assert server_of(await ask("POST", "/upstream/second")) == "second"
 
 
-async def test_no_web_page_turns_the_page_off(router, ask):
-    await router.serve("m", web_page=False)
+@pytest.mark.parametrize("has_only_model", [False, True])
+async def test_no_web_page_turns_the_page_off(router, ask, has_only_model):
+    """The only model's server has a page of its own, which is behind the same port."""
+    await router.serve("m", running=echo, web_page=False, has_only_model=has_only_model)
     assert (await ask("GET", "/")).status == 404
     assert (await ask("GET", "/status.json")).status == 200
 
@@ -718,7 +720,7 @@ async def test_request_ids_pass(router, ask):
 
 async def test_the_access_log_has_uvicorns_lines(router, ask, caplog):
     caplog.set_level(logging.INFO, logger=ACCESS_LOGGER)
-    await router.serve("m", unlogged=("/health",))
+    await router.serve("m", logging=LoggingConfig(disable_access_log_for_endpoints=("/health",)))
     for path in ("/health", "/v1/models?a=%20&api_key=secret"):
         await ask("GET", path)
     (record,) = [record for record in caplog.records if record.name == ACCESS_LOGGER]
@@ -736,3 +738,19 @@ async def test_an_absolute_target_and_a_long_one(router):
     assert b'"/v1/x?a=1"' in await reader.readuntil(b"}")
     writer.write(post("/v1/x?a=" + "1" * 40_000, body_of()))
     assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "critical"])
+async def test_uvicorns_level_counts_for_the_access_log(router, ask, caplog, level):
+    await router.serve("m", logging=LoggingConfig(uvicorn_log_level=level))
+    await ask("GET", "/health")
+    lines = [record for record in caplog.records if record.name == ACCESS_LOGGER]
+    assert bool(lines) == (level in ("debug", "info"))
+
+
+async def test_each_answer_has_the_id_of_its_request(router, ask):
+    await router.serve("m", running=echo, adds_request_ids=True)
+    for path in ("/health", "/nothing", "/v1/models", "/upstream/m/x"):
+        assert (await ask("GET", path, headers={"X-Request-Id": "mine"})).headers["x-request-id"] == "mine"
+        given = {(await ask("GET", path)).headers["x-request-id"] for _ in range(2)}
+        assert len(given) == 2

@@ -1,18 +1,22 @@
 """`serve MODEL --idle-stop` and `--restart`: flags of the router, flags of its model, and refused flags."""
 
 import json
+import re
 
 import click
 import pytest
 import yaml
 
+from router.child.server import ERRORS_S, OwnServer
 from router.model_entry import ModelEntry
 from router.router import RouterOptions
 from router.words.one_model import embedded_router, vllm_router
 from startup.ground.config import flags_with_role
 from startup.words.engine_choice import vllm_options
 from startup.words.errors import InputError
+from startup.words.flag import Shape
 from startup.words.serve_command import CONFIG_OF_START, ServeCommand, serve_parameters
+from startup.words.supported import SUPPORTED
 from tests.support.peer_vllm import ROOT
 
 _END = ("--engine", "embedded", "--disable-uvicorn-access-log")
@@ -95,7 +99,7 @@ _OF_PORT = {
     "--allow-credentials": "true", "--allowed-origins": "['http://a']", "--allowed-methods": "[GET]",
     "--allowed-headers": "[X-A]", "--root-path": "/api", "--disable-access-log-for-endpoints": "/a,/b",
     "--h11-max-header-count": "9", "--h11-max-incomplete-event-size": "70000", "--disable-uvicorn-access-log": "true",
-    "--uvicorn-log-level": "error", "--log-level": "ERROR",
+    "--uvicorn-log-level": "error", "--log-level": "ERROR", "--enable-request-id-headers": "true",
 }  # fmt: skip
 """vLLM's flags that are the router's own, with values as in a --config file."""
 _REFUSED = {
@@ -185,3 +189,51 @@ def test_a_model_on_disk_is_found_for_the_standby(tiny_llama):
     options = _embedded(str(tiny_llama))
     assert options.find_model(str(options.only)) == str(tiny_llama)
     assert _embedded("nowhere").find_model("nowhere") is None
+
+
+_SAMPLES = {Shape.SWITCH: (), Shape.VALUE: ("1",), Shape.LIST: ("1",), Shape.OPTIONAL: ("1",)}
+_OF_THE_ROUTER = ("address", "keys", "tls", "port", "both", "program")
+_READ_ELSEWHERE = {
+    "startup_timeout_s": "the model's server ends its own start, which the router sees",
+    "log_config": "a part of StartupConfig.logs",
+}
+_REFUSED_BY_NAME = {"--listen-when-ready", "--models"}
+_READERS = ("router/**/*.py", "server/http/transport/*.py", "startup/ground/logs/*.py", "base/security/*.py")
+
+
+@pytest.mark.parametrize("flag", SUPPORTED, ids=lambda flag: flag.name)
+def test_each_flag_is_used_by_the_router_or_passed_to_the_model_or_refused(flag, tmp_path):
+    """A flag that the router reads, and whose value nothing in the router uses, would be ignored."""
+    if flag.name in _REFUSED_BY_NAME:
+        return
+    if flag.role in _OF_THE_ROUTER:
+        text = "".join(path.read_text() for pattern in _READERS for path in ROOT.glob(pattern))
+        names = {field.rpartition(".")[2] for field in flag.fields} - _READ_ELSEWHERE.keys()
+        assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []
+    if flag.role in (None, "both", "program", "run") and flag.name not in ("--config", "--engine"):
+        (tmp_path / "log.json").write_text('{"version": 1}')
+        sample = _SAMPLES[flag.shape] if flag.name != "--log-config-file" else (str(tmp_path / "log.json"),)
+        sample = (flag.type.choices[0],) if isinstance(flag.type, click.Choice) else sample
+        with click.Context(click.Command("serve")) as ctx:
+            words = ("m", "--restart", "on-failure", flag.name, *sample)
+            entry = _only(vllm_router(vllm_options(ctx, ("m", "--restart", "on-failure")), words))
+        is_ours = flag.role == "both" and flag.name.startswith("--http-")
+        assert (flag.name in entry.words or bool(entry.env)) is not is_ours, "vLLM has no such limits"
+
+
+@pytest.mark.parametrize("run", [_embedded, _vllm], ids=["embedded", "vllm"])
+async def test_the_router_kills_a_server_no_earlier_than_the_server_may_end(run, tmp_path):
+    """The time may be abbreviated or in a file, where vLLM and the embedded engine read it."""
+    file = tmp_path / "serve.yaml"
+    file.write_text("shutdown-timeout: 100\n")
+    for words in (["--shutdown-timeo", "100"], ["--config", str(file)], ["--shutdown-timeout=100"]):
+        entry = _only(run(*words) if run is _vllm else run("m", *words))
+        server = OwnServer(entry.words, "", {})
+        server._has_been_ready = True
+        assert server.stop_s == 100 + ERRORS_S, words
+
+
+def test_the_variable_of_a_flag_is_refused_as_the_flag(monkeypatch):
+    monkeypatch.setenv("VCLI_LISTEN_WHEN_READY", "1")
+    with pytest.raises(InputError, match="--listen-when-ready does not go with --idle-stop"):
+        _vllm()
