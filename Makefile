@@ -4,7 +4,7 @@
 #   make test [ARGS="..."]                 the fast tests: two minutes
 #   make test-all | test-thorough          all tests that are not slow; those of them that `make test` leaves out
 #   make test-slow                         tests that need vLLM, a browser or minutes
-#   make figures [ARGS="--missing"]        every headline benchmark, alone on the machine: 90 minutes; writes the pages
+#   make figures [ARGS="--missing"]        every headline benchmark, alone on the machine; writes the pages
 #   make test-gpu                          on a GPU: its tests and all figures, as one JSON file, in 25 minutes
 #   make size [ARGS=--lower]               size of the project against the limits in tools/size.txt
 #   make lint | format                     the linters; corrects order of imports and layout
@@ -91,7 +91,7 @@ test-slow: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 test-gpu: $(INSTALLED_DEV)
 	$(BIN)/python -m tools.gpu_figures $(ARGS)
 
-# Needs the peers, vLLM 0.29.0 and 0.33.0 among them, and `make gpu-env`.
+# Needs the peers and `make gpu-env`.
 figures: $(INSTALLED_DEV)
 	$(BIN)/python -m tools.figures $(ARGS)
 

@@ -8,7 +8,6 @@ from statistics import median
 from typing import Any, Final, NamedTuple
 
 from tools.figures.record import Figures, Measured
-from tools.figures.steps import HOOKS
 
 _EAGER: Final = "`vllm serve --enforce-eager`"
 _DEFAULT: Final = "`vllm serve`"
@@ -19,7 +18,6 @@ _TOKENS: Final = tuple((f"{level} at once", "output_tokens_per_s") for level in 
 _HEALTH: Final = tuple(("300 renders", f"health_{which}_ms") for which in ("p50", "p99", "max"))
 _BY_HAND: Final = "vLLM's endpoints, called by hand"
 _RENDERS: Final = "health beside renders"
-_RENDERED: Final = (("300 renders", "requests_per_s"),)
 _WAYS: Final = ("sleep", "by hand", "stop")
 _LEVELS: Final = ("level 1", "level 2")
 """Levels of vLLM's sleep. A swap that stops a model has no level, and is compared with both levels."""
@@ -110,8 +108,6 @@ ROWS: Final = {
         Row("first start ever, vLLM engine", _EAGER, "first start, eager"),
         Row("other caches empty, `--compile-cache`", f"{_DEFAULT}, empty caches", "first start, compiled, shared"),
         Row(f"{_LARGE}, vLLM engine", _EAGER, f"start, eager, {_LARGE}"),
-        Row("first token, vLLM 0.29.0", _EAGER, "start, eager, vLLM 0.29.0", is_headline=False),
-        Row("first token, vLLM 0.33.0", _EAGER, "start, eager, vLLM 0.33.0", is_headline=False),
     ),
     "Start of vLLM's CUDA build on a GPU": (
         Row("first token on an H200", _DEFAULT, "H200, compiled, later"),
@@ -132,8 +128,6 @@ ROWS: Final = {
         Row("swap, level 1, on an H200", _BY_HAND, "H200, swaps", (("level 1", "swap_s"),)),
         Row("swap, level 1, on an H200", "`--on-swap stop`", "H200, swaps", (("level 1", "swap_s"),), theirs=2),
         Row("swap, level 2, on an H200", _BY_HAND, "H200, swaps", (("level 2", "swap_s"),), is_headline=False),
-        Row(f"swap, level 1, {_STAND_IN}", _BY_HAND, "stand-in, swaps", (("level 1", "swap_s"),), is_headline=False),
-        Row(f"swap, level 2, {_STAND_IN}", _BY_HAND, "stand-in, swaps", (("level 2", "swap_s"),), is_headline=False),
     ),
     "Start of the embedded engine": (
         Row("first token, embedded engine", _TRANSFORMERS, "start, embedded"),
@@ -150,15 +144,9 @@ ROWS: Final = {
         Row("tok/s beside a busy process", _DEFAULT, "tokens beside a busy process", _TOKENS, ""),
         Row("tok/s at 8; 32, vLLM engine", _DEFAULT, "tokens, vLLM engine", _TOKENS[1:], ""),
     ),
-    "What each trick of a start gains": tuple(
-        Row(f"{hook}, vLLM engine, {kind}", f"`VCLI_LEAVE_OUT='{hook}'`", f"hook, {hook}", is_headline=False)
-        for hook, kind in HOOKS.items()
-    ),
     "/health while a server is busy": (
         Row("`/health` p50; p99; max, vLLM engine", _EAGER, _RENDERS, _HEALTH, " ms", theirs=2),
         Row("`/health` p50; p99; max, embedded engine", _EAGER, _RENDERS, _HEALTH, " ms", ours=1, theirs=2),
-        Row("renders/s, vLLM engine", _EAGER, _RENDERS, _RENDERED, "", theirs=2, is_headline=False),
-        Row("renders/s, embedded engine", _EAGER, _RENDERS, _RENDERED, "", ours=1, theirs=2, is_headline=False),
     ),
 }
 """Heading in docs/figures.md -> the rows below it."""

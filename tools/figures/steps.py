@@ -10,8 +10,6 @@ from tools.gpu_figures import Step
 
 _VARIABLES: Final = "HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1"
 _EAGER: Final = " --enforce-eager"
-HOOKS: Final = {"wait for the engine": "eager", "cheap calls": "eager", "vector probes": "compiled"}
-"""The hooks whose gain is measured, and by which starts. The gains of other hooks are older figures."""
 _SPIN: Final = f"{sys.executable} -c 'while True: pass' & spin=$!; \"$@\"; code=$?; kill $spin; exit $code"
 """A shell script. It runs its arguments as a command while another process keeps one core busy."""
 _EMPTY_CACHE: Final = 'export VLLM_CACHE_ROOT=$(mktemp -d -p "$0"); exec "$@"'
@@ -42,10 +40,7 @@ class Steps:
         yield self._renders()
         yield from self._large_model()
         yield from self._stand_in_starts()
-        yield from self._hooks()
         yield from self._further_tokens()
-        yield from self._versions()
-        yield self._stand_in_swaps()
 
     def _starts(self) -> Iterator[Step]:
         compiled = (self._launcher("compiled-ours"), self._vllm("compiled-plain"))
@@ -104,21 +99,6 @@ class Steps:
             most_s=300,
         )
 
-    def _hooks(self) -> Iterator[Step]:
-        """Yields steps that measure starts of vLLM with and without one of our hooks."""
-        for hook, kind in HOOKS.items():
-            flags, rounds = (_EAGER, 5) if kind == "eager" else ("", 3)
-            start = self._launcher(f"without-{hook.replace(' ', '-')}") + flags
-            without = shlex.join(("env", f"VCLI_LEAVE_OUT={hook}", *shlex.split(start)))
-            yield self._startup(f"hook, {hook}", rounds, self._launcher(f"{kind}-ours") + flags, without, most_s=500)
-
-    def _versions(self) -> Iterator[Step]:
-        for version in ("0.29.0", "0.33.0"):
-            vllm = f"vllm-{version}"
-            ours = self._launcher(f"{vllm}-ours", vllm=vllm) + _EAGER
-            plain = self._vllm(f"{vllm}-plain", vllm=vllm) + _EAGER
-            yield self._startup(f"start, eager, vLLM {version}", 3, ours, plain, most_s=400)
-
     def _stand_in_starts(self) -> Iterator[Step]:
         """Yields steps that measure starts on a stand-in for a GPU. The stand-in runs no kernel."""
         for kind in ("compiled", "eager"):
@@ -132,12 +112,6 @@ class Steps:
                 f"{kind}, later",
             )
             yield Step(f"stand-in, start, {kind}", (*self._tool, *words), 900)
-
-    def _stand_in_swaps(self) -> Step:
-        words = ("tools.gpu_stub.swaps", "--json", "{result}", "--rounds", self._num(3), "--requests", "50")
-        paths = ("--vllm", f"{self._root}/.peers/cuda/bin", "--model", self._model)
-        flags = ("--enforce-eager", "--max-model-len", "2048")
-        return Step("stand-in, swaps", (*self._tool, *words, *paths, "--", *flags), 900)
 
     def _startup(self, name: str, rounds: int, ours: str, peer: str, *words: str, most_s: float) -> Step:
         """A step that measures starts with caches that earlier starts have filled."""
