@@ -47,6 +47,9 @@ STANDBY_MODES: Final = ("auto", "off", "require")
 IDLE_WARM_MODES: Final = ("auto", "off")
 """Whether a router keeps standbys of its own."""
 
+CUDA_GRAPHS: Final = ("auto", "before-ready", "after-ready")
+"""When vLLM's CUDA graphs are captured. `auto`: after readiness where this is proven."""
+
 LOGGING_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 LOG_FORMATS: Final = ("text", "text-utc", "json")
@@ -77,6 +80,7 @@ class Environment:
     VCLI_ENGINE_WATCHDOG_TIMEOUT = seconds(
         300.0, "Seconds after which a silent engine is ended, without --engine-watchdog-timeout. 0 never ends it."
     )
+    VCLI_CUDA_GRAPHS = choice("auto", CUDA_GRAPHS, "When CUDA graphs are captured if --cuda-graphs is not given.")
     VCLI_PROBE_PROCESS = boolean(True, "While vLLM serves, answer `/health` in a separate process.")
     VCLI_PRELOAD_PLAN = internal(text("File with the modules that vLLM's forkserver imports."))
     VCLI_START_FOLDER = internal(text("Folder of one start. Programs of vLLM that have it end with the start."))

@@ -20,6 +20,7 @@ DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 StandbyMode = Literal["auto", "off", "require"]
 PreflightMode = Literal["auto", "warn", "off"]
 IdleWarmMode = Literal["auto", "off"]
+CudaGraphs = Literal["auto", "before-ready", "after-ready"]
 PrefetchMode = Literal["auto", "on", "off"]
 
 
@@ -203,6 +204,12 @@ class StartOptions:
         "End the server when its engine is silent for this time, and log where each thread is. 0 turns this off.",
         minimum=0,
         below=inf,
+    )
+    cuda_graphs: CudaGraphs = setting(
+        "auto",
+        "--cuda-graphs",
+        "Whether vLLM captures its CUDA graphs before it is ready, or afterwards, between the steps of requests.",
+        variable=env.VCLI_CUDA_GRAPHS,
     )
     download_timeout_s: float | None = setting(
         None,

@@ -24,7 +24,7 @@ LAUNCHER_FLAGS = {
     "--startup-timeout": 1, "--download-timeout": 1, "--startup-report": 1, "--compile-cache": 1,
     "--idle-stop": 1, "--idle-sleep": 1, "--restart": 1, "--idle-warm": 1, "--listen-when-ready": 0, "--models": 1,
     "--memory-budget": 1, "--on-swap": 1, "--max-running": 1, "--max-wait": 1, "--max-waiting": 1, "--prefetch": 1,
-    "--engine-watchdog-timeout": 1,
+    "--engine-watchdog-timeout": 1, "--cuda-graphs": 1,
 }  # fmt: skip
 """The launcher's flags, with the number of their values. If vLLM is the engine, all other words go to vLLM.
 

@@ -40,6 +40,7 @@ from startup.vllm.patches.compiler_keys import keep_triton_key, keep_vector_prob
 from startup.vllm.patches.cuda_graphs import keep_heap_frozen, remember_graph_memory  # noqa: E402
 from startup.vllm.patches.json_logs import omit_prefixes_in_json  # noqa: E402
 from startup.vllm.patches.kv_cache import populate_kv_cache  # noqa: E402
+from startup.vllm.patches.late_graphs import capture_graphs_late  # noqa: E402
 from startup.vllm.patches.late_imports import late_imports  # noqa: E402
 from startup.vllm.patches.model_registry import inspect_models_in_forks, model_modules  # noqa: E402
 from startup.vllm.patches.process_titles import find_title_memory  # noqa: E402
@@ -66,6 +67,7 @@ def _preload(plan: PreloadPlan) -> None:
     populate_kv_cache()
     keep_heap_frozen()
     remember_graph_memory()
+    capture_graphs_late()
     keep_triton_key()
     keep_vector_probes()
     make_calls_cheap()

@@ -25,6 +25,7 @@ from startup.vllm.patches import (
     engine_wait,
     json_logs,
     kv_cache,
+    late_graphs,
     late_imports,
     late_renderer,
     model_registry,
@@ -43,7 +44,8 @@ logger = logging.getLogger(__name__)
 _PLACED_IN: Final = (
     preload_profile, forkserver, serving_events, rust_frontend, engine_death, gpu_guard, late_imports, cheap_calls,
     scan_cache, engine_wait, late_renderer, tokenizers, compiler_keys, compiler, vllm_hooks, model_registry, kv_cache,
-    cuda_graphs, json_logs, spans, forkserver_start, library_state, temp_files, process_titles, facts, lean,
+    cuda_graphs, late_graphs, json_logs, spans, forkserver_start, library_state, temp_files, process_titles, facts,
+    lean,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""
 

@@ -346,6 +346,7 @@ class _VllmStart:
             plan = plan_preload(self._journal.folder, self._vllm, self._line, self._profile, self._model)
             environment = forkserver_environment(self._vllm, self._profile)
             environment[env.VCLI_LOG_FORMAT.name] = self._options.log_format
+            environment[env.VCLI_CUDA_GRAPHS.name] = self._options.cuda_graphs
             try:
                 start_forkserver(plan, self._journal, self._record, environment=environment, pipes=events.child_link)
                 inspect_models_in_forks()

@@ -40,6 +40,7 @@ from startup.vllm.patches.compiler_keys import fill_compiler_keys, keep_triton_k
 from startup.vllm.patches.cuda_graphs import keep_heap_frozen, remember_graph_memory
 from startup.vllm.patches.json_logs import omit_prefixes_in_json
 from startup.vllm.patches.kv_cache import populate_kv_cache
+from startup.vllm.patches.late_graphs import capture_graphs_late
 from startup.vllm.patches.model_registry import inspect_models, model_modules
 from startup.vllm.patches.process_titles import find_title_memory, show_titles
 from startup.vllm.patches.spans import prepare_spans
@@ -105,6 +106,7 @@ class TemplateImports:
         populate_kv_cache()
         keep_heap_frozen()
         remember_graph_memory()
+        capture_graphs_late()
         keep_triton_key()
         keep_vector_probes()
         find_title_memory()

@@ -14,7 +14,8 @@ unfreezing. At the end of the start, vLLM itself freezes the heap for good.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from base.machine.nvml import read_gpus
@@ -74,6 +75,8 @@ class _State:
     estimate = 0
     known: _Memory | None = None
     """The measurements of an earlier start. None if this start measures the graphs itself."""
+    is_late = False
+    """Whether `compare` is called once all graphs are captured."""
 
 
 def remember_graph_memory() -> None:
@@ -105,18 +108,50 @@ def _measured_once(measure: Callable[..., int]) -> Callable[..., int]:
 def _checked(capture: Callable[..., int]) -> Callable[..., int]:
     def capture_and_check(runner: Any, **options: Any) -> int:
         captured = capture(runner, **options)
-        if _State.kept is not None and not options.get("profile_only"):
-            _compare(_State.kept, captured)
-            _State.kept = None
+        if not options.get("profile_only") and not _State.is_late:
+            compare(captured)
         return captured
 
     return capture_and_check
 
 
-def _compare(kept: Kept, captured: int) -> None:
+@contextmanager
+def compared_later() -> Iterator[None]:
+    """During the block, a capture is only a part of all. The caller calls `compare` or `forget` after the last one.
+
+    The server is ready before that and may end at any moment. Therefore the record is written again after the block.
+    """
+    _State.is_late = True
+    try:
+        yield
+    finally:
+        _State.is_late = False
+    if _State.kept is not None and _State.known is not None:
+        _State.kept.write(_State.known._asdict())
+
+
+def expected_bytes() -> int:
+    """The memory that the graphs took in an earlier start. 0 if it is not known."""
+    return _State.known.captured if _State.known is not None else 0
+
+
+def compare(captured: int) -> None:
+    """Keeps the memory that all graphs take for later starts, unless it differs from an earlier start's."""
+    if _State.kept is None:
+        return
     known = _State.known or _Memory(_State.estimate, captured)
     if abs(captured - known.captured) <= max(_SMALL_BYTES, _TOLERANCE * known.captured):
-        kept.write(known._asdict())
+        _State.kept.write(known._asdict())
+        _State.kept = None
+    else:
+        forget()
+
+
+def forget() -> None:
+    """Lets the next start measure the memory again, for example because a capture has failed."""
+    if _State.kept is not None:
+        _State.kept.remove()
+    _State.kept = None
 
 
 def _to_memory(content: Any) -> _Memory:

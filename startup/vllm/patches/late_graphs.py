@@ -1,0 +1,577 @@
+"""Lets vLLM serve before its CUDA graphs are captured. They are captured afterwards, between two steps.
+
+vLLM captures about a hundred graphs before it is ready, although its model answers without graphs, too. With
+this module, vLLM captures only the largest graph of each mode before it is ready. Later captures then reuse
+the memory and the buffers of the largest ones. A batch whose graph is not captured yet runs as vLLM runs it
+without graphs.
+
+The workers (`_Worker`) capture, and the loop of EngineCore (`_Pace`) decides when. Each capture is a call to
+all workers between the same two steps, so all ranks capture the same graph. No rank uses the graph before all
+ranks have captured it.
+
+- While no request runs, graphs are captured one after the other, until a request arrives.
+- While requests run, a capture follows `_SHARE` times its duration, and at least `_GAP_S`, after the one
+  before. So a token waits for one capture at most, and captures take at most a tenth of the time.
+- The graphs for the latest batches come first, then those for few tokens.
+- vLLM's estimate of the graphs' memory is taken off before the KV cache is sized. Where vLLM makes no
+  estimate, and with features that `_why_before_ready` lists, graphs are captured before vLLM is ready.
+- If a capture fails, the engine keeps the graphs that it has, and captures no more.
+
+vLLM locks its workspace after the last capture, because graphs contain its address. Here, the workspace stays
+unlocked in between. If it grows, the older memory stays allocated for the graphs that contain its address.
+"""
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias
+
+from envs.registry import env
+from startup.ground.hooks.hook import Hook, Name, Text
+from startup.imports.finder import wrap_after_import
+from startup.vllm.patches import cuda_graphs
+from startup.vllm.probes.graph_progress import GraphProgress, is_stopped
+
+logger = logging.getLogger(__name__)
+
+_RUNNERS: Final = ("vllm.v1.worker.gpu.model_runner", "vllm.v1.worker.gpu_model_runner")
+_MANAGER: Final = "vllm.v1.worker.gpu.cudagraph_utils"
+_DISPATCHER: Final = "vllm.v1.cudagraph_dispatcher"
+_CORE: Final = "vllm.v1.engine.core"
+_WORKSPACE: Final = "vllm.v1.worker.workspace"
+_CAPTURES: Final = tuple(Name(runner, "GPUModelRunner.capture_model", ()) for runner in _RUNNERS)
+_ESTIMATES: Final = tuple(Name(runner, "GPUModelRunner.profile_cudagraph_memory", ()) for runner in _RUNNERS)
+_LOOP: Final = Name(_CORE, "EngineCoreProc.run_busy_loop", ())
+_STREAM: Final = Name("vllm.distributed.parallel_state", "GraphCaptureContext", ("stream",))
+_GRAPH_CAPTURE: Final = Name("vllm.distributed.parallel_state", "graph_capture", ("device",))
+_ENABLE: Final = Name("vllm.compilation.monitor", "set_cudagraph_capturing_enabled", ("enabled",))
+_ENVS: Final = Name("vllm.envs", "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS")
+_PLATFORM: Final = Name("vllm.platforms", "current_platform")
+_WORKSPACE_MANAGER: Final = Name(_WORKSPACE, "current_workspace_manager", ())
+_WORKSPACES: Final = Name(_WORKSPACE, "WorkspaceManager._current_workspaces")
+LATE_GRAPHS: Final = Hook(
+    "late CUDA graphs",
+    does="captures most CUDA graphs while vLLM serves, between two steps of an engine",
+    without="vLLM captures all graphs before it is ready",
+    gain="to be measured",
+    needs=(
+        *_CAPTURES,
+        *_ESTIMATES,
+        _LOOP,
+        _STREAM,
+        _GRAPH_CAPTURE,
+        _ENABLE,
+        _ENVS,
+        _PLATFORM,
+        _WORKSPACE_MANAGER,
+        _WORKSPACES,
+        Name(_WORKSPACE, "WorkspaceManager.lock", ()),
+        Name(_WORKSPACE, "WorkspaceManager.unlock", ()),
+        Name(_MANAGER, "CudaGraphManager._capture_descs"),
+        Name(_MANAGER, "CudaGraphManager._candidates"),
+        Name(_MANAGER, "CudaGraphManager.graphs"),
+        Name(_MANAGER, "ModelCudaGraphManager.capture"),
+        Name(_DISPATCHER, "CudagraphDispatcher.cudagraph_keys"),
+        Name(_DISPATCHER, "CudagraphDispatcher.get_capture_descs", ()),
+        Name(_CORE, "EngineCoreProc._process_input_queue", ()),
+        Name(_CORE, "EngineCoreProc._handle_client_request"),
+        Name(_CORE, "EngineCoreProc.has_work", ()),
+        Name(_CORE, "EngineCoreProc.is_running", ()),
+        Name(_CORE, "EngineCore.is_sleeping", ()),
+        Name(_CORE, "EngineCore.batch_queue"),
+        Text((_CORE,), r"block = self\.process_input_queue_block\n", "process_input_queue_block"),
+        Text((_WORKSPACE,), r"self\._current_workspaces\[workspace_id\] = None", "growth of the workspace"),
+    ),
+    since=(0, 32),
+)
+
+_SHARE: Final = 10.0
+_GAP_S: Final = 0.5
+_MOST_BATCHES: Final = 8
+_SPARE_BYTES: Final = 64 << 20
+_BACKENDS: Final = ("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN")
+"""The attention backends whose buffers for graphs and for batches without graphs are known to be separate."""
+
+Graph: TypeAlias = tuple[Any, Any]
+"""vLLM's mode (PIECEWISE or FULL) and descriptor of the batches that can use the graph."""
+
+
+class Batch(NamedTuple):
+    """The size of a batch for which a graph is wanted."""
+
+    num_tokens: int
+    is_decode: bool
+    """Whether each request has one token."""
+
+
+class _Reply(NamedTuple):
+    """A worker's answer to a call."""
+
+    captured: int
+    total: int
+    error: str = ""
+
+
+def capture_graphs_late() -> None:
+    """From now on, engines in this process and its forks capture graphs late. Precedes vLLM's imports."""
+    if LATE_GRAPHS.applies:
+        for name in _CAPTURES:
+            wrap_after_import(name, _capture_largest, LATE_GRAPHS)
+        for name in _ESTIMATES:
+            wrap_after_import(name, _noting_estimate, LATE_GRAPHS)
+        wrap_after_import(_LOOP, _paced, LATE_GRAPHS)
+
+
+# In the workers
+
+
+class _Runner(Protocol):
+    """A model runner's graphs."""
+
+    module: str
+
+    def find(self) -> list[Graph]:
+        """All graphs that vLLM would capture, in vLLM's order: the largest of each mode comes first."""
+
+    @contextmanager
+    def only(self, graphs: Sequence[Graph]) -> Iterator[None]:
+        """During the block, the runner's own `capture_model` captures only these graphs."""
+
+    def capture(self, graph: Graph) -> None:
+        """Captures one graph."""
+
+    def use(self, graphs: Sequence[Graph]) -> None:
+        """From now on, batches use exactly these graphs."""
+
+
+class _NewRunner:
+    """The graphs of vLLM's newer model runner, which has its captured graphs in a CudaGraphManager."""
+
+    module = _MANAGER
+
+    def __init__(self, runner: Any) -> None:
+        self._manager = runner.cudagraph_manager
+        self._descs = dict(self._manager._capture_descs)
+        self._candidates = dict(self._manager._candidates)
+        self._capture: Callable[[], None]
+
+    def find(self) -> list[Graph]:
+        return [(mode, desc) for mode, descs in self._descs.items() for desc in descs]
+
+    @contextmanager
+    def only(self, graphs: Sequence[Graph]) -> Iterator[None]:
+        capture = self._manager.capture
+
+        def capture_only(*words: Any, **options: Any) -> None:
+            self._capture = lambda: capture(*words, **options)
+            self._capture_only(graphs)
+
+        self._manager.capture = capture_only
+        try:
+            yield
+        finally:
+            del self._manager.capture
+
+    def capture(self, graph: Graph) -> None:
+        self._capture_only([graph])
+
+    def _capture_only(self, graphs: Sequence[Graph]) -> None:
+        self._manager._capture_descs = {mode: [desc for other, desc in graphs if other == mode] for mode, _ in graphs}
+        try:
+            self._capture()
+        finally:
+            self._manager._capture_descs = self._descs
+
+    def use(self, graphs: Sequence[Graph]) -> None:
+        usable = {desc for _, desc in graphs}
+        self._manager._candidates = {
+            key: [desc for desc in descs if desc in usable] for key, descs in self._candidates.items()
+        }
+
+
+class _OldRunner:
+    """The graphs of vLLM's older model runner, whose dispatcher has a key for each usable graph."""
+
+    module = _RUNNERS[1]
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+        self._graphs = [
+            (mode, desc) for mode, descs in runner.cudagraph_dispatcher.get_capture_descs() for desc in descs
+        ]
+
+    def find(self) -> list[Graph]:
+        return self._graphs
+
+    @contextmanager
+    def only(self, graphs: Sequence[Graph]) -> Iterator[None]:
+        self.use(graphs)
+        yield
+
+    def capture(self, graph: Graph) -> None:
+        mode, desc = graph
+        keys = self._runner.cudagraph_dispatcher.cudagraph_keys[mode]
+        keys.add(desc)
+        _ENABLE.get()(True)
+        try:
+            with _GRAPH_CAPTURE.get()(device=self._runner.device):
+                self._runner._capture_cudagraphs([desc], cudagraph_runtime_mode=mode)
+        finally:
+            _ENABLE.get()(False)
+            keys.discard(desc)
+
+    def use(self, graphs: Sequence[Graph]) -> None:
+        keys = self._runner.cudagraph_dispatcher.cudagraph_keys
+        for mode, usable in keys.items():
+            usable.clear()
+            usable.update(desc for other, desc in graphs if other == mode)
+
+
+class _Worker:
+    """The graphs of this worker's process."""
+
+    current: ClassVar["_Worker | None"] = None
+    """None unless this process captures graphs late."""
+
+    def __init__(self, runner: Any, graphs: _Runner) -> None:
+        self._runner = runner
+        self._graphs = graphs
+        every = graphs.find()
+        self._captured: list[Graph] = list(dict(reversed(every)).items())
+        self._missing = [graph for graph in every if graph not in self._captured]
+        self._missing.sort(key=lambda graph: (not _is_decode(graph), graph[1].num_tokens))
+        self._bytes = 0
+        self._most_bytes = 0
+
+    def capture_largest(self, capture: Callable[[], int]) -> int:
+        """Captures the largest graph of each mode. Returns the memory that all graphs may need."""
+        _keep_one_stream()
+        with self._graphs.only(self._captured), _without_bars(self._graphs.module):
+            self._bytes = capture()
+        self._graphs.use(self._captured)
+        manager = _WORKSPACE_MANAGER.get()()
+        manager.unlock()
+        manager._current_workspaces = _KeptMemory(manager._current_workspaces)
+        return max(self._bytes, cuda_graphs.expected_bytes() or self._runner.vcli_estimate)
+
+    def capture_next(self, batches: Sequence[Batch]) -> _Reply:
+        """Captures the graph that these batches need most. It is used after `use_captured`."""
+        graph = next(filter(None, map(self._find_missing, batches)), None) or self._missing[0]
+        try:
+            self._capture(graph)
+        except Exception as err:  # noqa: BLE001 - the engine goes on without this graph
+            cuda_graphs.forget()
+            return self.reply(f"{type(err).__name__}: {err}".partition("\n")[0])
+        self._missing.remove(graph)
+        self._captured.append(graph)
+        return self.reply()
+
+    def use_captured(self) -> None:
+        self._graphs.use(self._captured)
+
+    def finish(self) -> None:
+        """Does what vLLM does after its last capture."""
+        _WORKSPACE_MANAGER.get()().lock()
+        cuda_graphs.compare(self._bytes)
+
+    def reply(self, error: str = "") -> _Reply:
+        return _Reply(len(self._captured), len(self._captured) + len(self._missing), error)
+
+    def _find_missing(self, batch: Batch) -> Graph | None:
+        """The graph that the batch would use, unless it is captured."""
+        every = [graph for graph in (*self._captured, *self._missing) if graph[1].num_tokens >= batch.num_tokens]
+        is_decode = batch.is_decode and any(map(_is_decode, every))
+        kind = [graph for graph in every if _is_decode(graph) == is_decode]
+        graph = min(kind, key=lambda graph: graph[1].num_tokens, default=None)
+        return graph if graph in self._missing else None
+
+    def _capture(self, graph: Graph) -> None:
+        import torch  # noqa: PLC0415 - vLLM has imported it
+
+        torch.accelerator.synchronize()
+        torch.accelerator.empty_cache()
+        free_bytes = torch.accelerator.get_memory_info()[0]
+        if free_bytes < _SPARE_BYTES + 2 * self._most_bytes:
+            raise MemoryError(f"only {free_bytes >> 20} MiB of the device's memory are free")
+        was_enabled = gc.isenabled()
+        gc.disable()  # a collection may invalidate the capture
+        try:
+            with torch.inference_mode(), _without_bars(self._graphs.module):
+                self._graphs.capture(graph)
+            torch.accelerator.synchronize()
+        finally:
+            if was_enabled:
+                gc.enable()
+        taken = max(0, free_bytes - torch.accelerator.get_memory_info()[0])
+        self._bytes += taken
+        self._most_bytes = max(self._most_bytes, taken)
+
+
+class _KeptMemory(list[Any]):
+    """vLLM's list of workspaces. Keeps replaced ones, whose addresses captured graphs contain."""
+
+    def __init__(self, workspaces: Sequence[Any]) -> None:
+        super().__init__(workspaces)
+        self._kept: list[Any] = []
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._kept.append(self[index])
+        super().__setitem__(index, value)
+
+
+def _is_decode(graph: Graph) -> bool:
+    """Whether only batches with the same number of tokens in each request can use the graph."""
+    desc = graph[1]
+    return bool(getattr(desc, "uniform_token_count", None) or getattr(desc, "uniform", False))
+
+
+def _noting_estimate(profile: Callable[..., int]) -> Callable[..., int]:
+    def profile_and_note(runner: Any) -> int:
+        runner.vcli_estimate = profile(runner)
+        return int(runner.vcli_estimate)
+
+    return profile_and_note
+
+
+def _capture_largest(capture: Callable[..., int]) -> Callable[..., int]:
+    def capture_largest(runner: Any, **options: Any) -> int:
+        if options.get("profile_only"):
+            return capture(runner, **options)
+        graphs = _graphs_of(runner)
+        reason = _why_before_ready(runner, graphs)
+        if graphs is None or reason is not None:
+            logger.debug("CUDA graphs are captured before vLLM is ready: %s", reason)
+            captured = capture(runner, **options)
+            if graphs is not None:
+                _note(runner.vllm_config, len(graphs.find()), len(graphs.find()))
+            return captured
+        worker = _Worker(runner, graphs)
+        with cuda_graphs.compared_later():
+            expected = worker.capture_largest(lambda: capture(runner, **options))
+        _Worker.current = worker
+        _note(runner.vllm_config, *worker.reply()[:2])
+        return expected
+
+    return capture_largest
+
+
+def _graphs_of(runner: Any) -> _Runner | None:
+    with suppress(AttributeError):
+        return _NewRunner(runner) if hasattr(runner, "cudagraph_manager") else _OldRunner(runner)
+    return None
+
+
+def _note(config: Any, captured: int, total: int, failure: str = "") -> None:
+    if config.parallel_config.rank == 0 and total:
+        GraphProgress(captured, total, failure).write(config.parallel_config.data_parallel_index)
+
+
+@contextmanager
+def _without_bars(module: str) -> Iterator[None]:
+    """Shows no progress bars for single graphs during the block."""
+    owner = Name(module).loaded
+    bars = owner.tqdm  # type: ignore[union-attr]
+    owner.tqdm = lambda items, **_: items  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        owner.tqdm = bars  # type: ignore[union-attr]
+
+
+def _keep_one_stream() -> None:
+    """From now on, captures use the same stream, because libraries keep memory for each stream."""
+    context = _STREAM.get()
+    streams: list[Any] = []
+
+    def with_one_stream(stream: Any) -> Any:
+        streams.append(stream)
+        return context(streams[0])
+
+    _STREAM.replace(_STREAM.loaded, with_one_stream)  # type: ignore[arg-type]
+
+
+def _why_before_ready(runner: Any, graphs: _Runner | None) -> str | None:
+    """Why all graphs are captured before vLLM is ready. None if they may be captured late.
+
+    All ranks must come to the same result, so only the configuration decides.
+    """
+    reason = _why_config(runner.vllm_config)
+    if reason is not None or graphs is None:
+        return reason or "the model runner is unknown"
+    if not hasattr(runner, "vcli_estimate"):
+        return "vLLM does not estimate the graphs' memory"
+    if (manager := getattr(runner, "cudagraph_manager", None)) is not None:
+        if manager.use_breakable_cg:
+            return "breakable graphs"
+        state = type(runner.model_state)
+        if state.capture_inner_cudagraphs.__qualname__.partition(".")[0] != "ModelState":
+            return "graphs inside of the model"
+    backends = {group.backend.get_name() for groups in runner.attn_groups for group in groups}
+    if unknown := backends.difference(_BACKENDS):
+        return f"attention backend {min(unknown)}"
+    return None if len(graphs.find()) > len({mode for mode, _ in graphs.find()}) else "few graphs"
+
+
+def _why_config(config: Any) -> str | None:
+    """Why a configuration needs all graphs before vLLM is ready. None if it does not."""
+    try:
+        return next((reason for reason, applies in _features(config).items() if applies), None)
+    except AttributeError as err:  # another version
+        return str(err)
+
+
+def _features(config: Any) -> dict[str, bool]:
+    """What makes vLLM capture all graphs before it is ready -> whether the configuration has it."""
+    envs: Any = _ENVS.loaded
+    model, parallel, compilation = config.model_config, config.parallel_config, config.compilation_config
+    return {
+        "--cuda-graphs before-ready": env.VCLI_CUDA_GRAPHS.get() == "before-ready",
+        "not NVIDIA's CUDA": not _PLATFORM.get().is_cuda(),
+        "speculative decoding": config.speculative_config is not None,
+        "LoRA": config.lora_config is not None,
+        "ranks of data parallelism that compute together": parallel.data_parallel_size > 1,
+        "an executor with workers of other programs": parallel.distributed_executor_backend not in ("uni", "mp", None),
+        "elastic experts": parallel.enable_elastic_ep or parallel.enable_eplb,
+        "microbatches": parallel.use_ubatching,
+        "context parallelism": max(parallel.prefill_context_parallel_size, parallel.decode_context_parallel_size) > 1,
+        "fault tolerance": getattr(parallel, "enable_fault_tolerance", False),
+        "KV or encoder transfer": config.kv_transfer_config is not None or config.ec_transfer_config is not None,
+        "images or other media": model.is_multimodal_model or compilation.cudagraph_mm_encoder,
+        "not a text generator": model.runner_type != "generate" or model.is_encoder_decoder,
+        "states besides the KV cache": model.is_hybrid or model.is_attention_free,
+        "graphs of Inductor's partitions": compilation.use_inductor_graph_partition,
+        "breakable graphs": envs.VLLM_USE_BREAKABLE_CUDAGRAPH,
+        "offloaded weights": config.offload_config.uva.cpu_offload_gb > 0
+        or config.offload_config.prefetch.offload_group_size > 0,
+        "fast prefill": config.cache_config.kv_sharing_fast_prefill,
+        "weight transfer": config.weight_transfer_config is not None,
+        "a monitor of late compilation": getattr(config.observability_config, "jit_monitor_mode", "") == "error",
+        "a profile of captures": bool(config.profiler_config.profiler),
+        "memory that vLLM does not measure": not envs.VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
+        or getattr(envs, "VLLM_ENABLE_STARTUP_PLAN", False)
+        or config.cache_config.kv_cache_memory_bytes is not None,
+    }
+
+
+def _capture_next(_: Any, batches: Sequence[Batch]) -> _Reply:
+    return _current().capture_next(batches)
+
+
+def _use_captured(_: Any) -> None:
+    _current().use_captured()
+
+
+def _finish(_: Any) -> None:
+    _current().finish()
+
+
+def _count(_: Any) -> _Reply:
+    return _Worker.current.reply() if _Worker.current is not None else _Reply(0, 0)
+
+
+def _current() -> _Worker:
+    assert _Worker.current is not None
+    return _Worker.current
+
+
+# In EngineCore
+
+
+def _paced(run: Callable[[Any], None]) -> Callable[[Any], None]:
+    def run_paced(engine: Any) -> None:
+        if _why_config(engine.vllm_config) is None:
+            _Pace(engine).begin()
+        run(engine)
+
+    return run_paced
+
+
+class _Pace:
+    """Decides in the loop of an EngineCore when the next graph is captured."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._begin_s = time.monotonic()
+        self._next_s = 0.0
+        self._batches: dict[Batch, None] = {}
+        """The latest batches. The newest one comes last."""
+
+    def begin(self) -> None:
+        """Replaces methods of the engine until all graphs are captured."""
+        replies = self._call(_count)
+        if not any(reply.total for reply in replies):
+            return
+        engine, executor = self._engine, self._engine.model_executor
+        poll, handle, execute = engine._process_input_queue, engine._handle_client_request, executor.execute_model
+
+        def poll_and_capture() -> None:
+            engine.process_input_queue_block = not self._step()
+            poll()
+
+        def handle_and_return(*words: Any) -> None:
+            handle(*words)
+            engine.process_input_queue_block = False  # so that `poll_and_capture` decides again
+
+        def execute_and_note(output: Any, **options: Any) -> Any:
+            self._note_batch(output)
+            return execute(output, **options)
+
+        engine._process_input_queue, engine._handle_client_request = poll_and_capture, handle_and_return
+        executor.execute_model = execute_and_note
+
+    def _end(self) -> None:
+        engine = self._engine
+        del engine._process_input_queue, engine._handle_client_request, engine.model_executor.execute_model
+
+    def _note_batch(self, output: Any) -> None:
+        num_tokens = output.total_num_scheduled_tokens
+        if num_tokens:
+            batch = Batch(num_tokens, num_tokens == len(output.num_scheduled_tokens))
+            self._batches.pop(batch, None)
+            self._batches[batch] = None
+            if len(self._batches) > _MOST_BATCHES:
+                del self._batches[next(iter(self._batches))]
+
+    def _step(self) -> bool:
+        """Captures a graph if it is time. Returns whether the engine's loop must come back at once."""
+        engine = self._engine
+        if not engine.is_running() or engine.is_sleeping():
+            return False
+        is_due = time.monotonic() >= self._next_s if engine.has_work() else engine.input_queue.empty()
+        if not is_due:
+            return True
+        return not is_stopped() and self._capture()
+
+    def _capture(self) -> bool:
+        """Captures the next graph on all ranks. Returns whether graphs are left."""
+        begin_s = time.monotonic()
+        for entry in self._engine.batch_queue or ():
+            with suppress(Exception):  # which the engine's next step raises
+                entry[0].result()  # no other thread may use the device during a capture
+        replies = self._call(_capture_next, list(reversed(self._batches)))
+        end_s = time.monotonic()
+        self._next_s = end_s + max(_GAP_S, _SHARE * (end_s - begin_s))
+        if error := next((reply.error for reply in replies if reply.error), ""):
+            self._fail(replies[0], error)
+            return False
+        self._call(_use_captured)
+        _note(self._engine.vllm_config, *replies[0][:2])
+        if replies[0].captured < replies[0].total:
+            return True
+        self._call(_finish)
+        self._end()
+        text = "CUDA graphs: all %d are captured, %.1f s after the engine's start"
+        logger.info(text, replies[0].total, end_s - self._begin_s)
+        return False
+
+    def _fail(self, reply: _Reply, error: str) -> None:
+        text = "CUDA graphs: %d of %d are captured, and the others are not, because a capture failed (%s)"
+        logger.warning(text, reply.captured, reply.total, error)
+        _note(self._engine.vllm_config, reply.captured, reply.total, error)
+        self._end()
+
+    def _call(self, function: Callable[..., Any], *words: Any) -> list[Any]:
+        replies: list[Any] = self._engine.model_executor.collective_rpc(function, args=words)
+        return replies

@@ -1,0 +1,70 @@
+"""How many CUDA graphs the engines of a start have captured. Each engine writes a file for it."""
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+
+from base.machine.files import write_whole
+from envs.registry import env
+
+_NAME: Final = "cuda-graphs-{}.json"
+_STOPPING: Final = "cuda-graphs.stop"
+"""The file that exists once the server drains."""
+
+
+class GraphProgress(NamedTuple):
+    """The graphs of one engine, or of all engines of a start."""
+
+    captured: int
+    total: int
+    failure: str = ""
+    """Why the other graphs are not captured. Empty if there is no such reason."""
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether graphs are still to be captured."""
+        return self.captured < self.total and not self.failure
+
+    @classmethod
+    def of(cls, engines: Iterable["GraphProgress"]) -> Self:
+        """The sum of several engines."""
+        every = list(engines)
+        failure = next((each.failure for each in every if each.failure), "")
+        is_pending = any(each.is_pending for each in every)
+        return cls(
+            sum(each.captured for each in every), sum(each.total for each in every), "" if is_pending else failure
+        )
+
+    def write(self, engine: int) -> None:
+        """Replaces the progress of the engine with this number, if this process belongs to a start."""
+        folder = env.VCLI_START_FOLDER.get()
+        if folder is not None:
+            with suppress(OSError):
+                write_whole(Path(folder) / _NAME.format(engine), json.dumps(self._asdict()))
+
+
+def read_progress(folder: Path) -> GraphProgress | None:
+    """The progress of all engines of a start. None if none of them captures graphs."""
+    found = [each for path in folder.glob(_NAME.format("*")) if (each := _read(path)) is not None]
+    return GraphProgress.of(found) if found else None
+
+
+def stop_capturing(folder: Path) -> None:
+    """Makes the engines of this start capture no more graphs."""
+    with suppress(OSError):
+        (folder / _STOPPING).touch(mode=0o600)
+
+
+def is_stopped() -> bool:
+    """Whether this engine's server drains."""
+    folder = env.VCLI_START_FOLDER.get()
+    return folder is not None and (Path(folder) / _STOPPING).exists()
+
+
+def _read(path: Path) -> GraphProgress | None:
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        content: Any = json.loads(path.read_text())
+        return GraphProgress(**content)
+    return None
