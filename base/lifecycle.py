@@ -16,6 +16,8 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
 
 START_INFO: Final = ("vllm_cli:start_info", "How the server was started: cold, warm or plain, and why.")
 START_PHASES: Final = ("vllm_cli:start_phase_seconds", "What the start waited for, by phase.")
+GRAPHS_CAPTURED: Final = ("vllm_cli:cuda_graphs_captured", "CUDA graphs that the engines have captured.")
+GRAPHS_TOTAL: Final = ("vllm_cli:cuda_graphs_total", "CUDA graphs that are or will be captured.")
 
 
 class StartInfo(NamedTuple):

@@ -93,6 +93,7 @@ class StartSession:
         self._is_ready = False
         self._note_start: Callable[[Mapping[str, Any]], None] = lambda start: None
         """Adds facts about the start to the record for `vllm-cli ps`."""
+        self._notes: Mapping[str, Any] = {}
         self._publishing = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -154,7 +155,12 @@ class StartSession:
         subject = self.state.subject
         record = RunRecord(engine=subject.engine, model=subject.model, address=address)
         self._note_start = self.stack.enter_context(run_recorded(record))
-        self._note_start(self.state.info()._asdict())
+        self.note(self.state.info()._asdict())
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Adds facts about the start for `vllm-cli ps`. May be called on any thread, one at a time."""
+        self._notes = {**self._notes, **facts}
+        self._note_start(self._notes)
 
     def create_folder(self) -> Path:
         """Creates a folder for all files of this start's processes. multiprocessing also uses this folder."""
@@ -224,7 +230,7 @@ class StartSession:
         self.state.finish(prefetch)
         self._publish()
         ready = {"ready_s": self.state.elapsed_s(), "phases": self.state.phase_seconds()}
-        self._note_start(self.state.info()._asdict() | ready)
+        self.note(self.state.info()._asdict() | ready)
         save_ready_start(self.state, self._address, info=info, prefetch=prefetch)
         if self._asks_later:
             group_signals.start_thread(threading.Thread(target=self._download_later, name="update", daemon=True))

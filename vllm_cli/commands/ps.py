@@ -26,8 +26,8 @@ def ps(*, is_json: bool) -> int:
     which a process writes its errors, if there is such a file (`2> FILE`).
 
     START is `warm` (forked from a standby), `cold` or `plain` (vLLM without preloading), with the seconds
-    until the server was ready. Lines below the table give the reasons for plain and cold starts and for
-    compilations.
+    until the server was ready, and how many CUDA graphs vLLM has captured until it has captured all. Lines
+    below the table give the reasons for plain and cold starts and for compilations.
 
     \b
     Examples:
@@ -105,8 +105,11 @@ def _start(start: Mapping[str, Any] | None) -> str:
     """Text such as `warm, 1.2 s`. Before the server is ready, only the mode."""
     if start is None:
         return "-"
-    mode, ready_s = str(start.get("start_mode")), start.get("ready_s")
-    return f"{mode}, {ready_s:.1f} s" if isinstance(ready_s, int | float) else mode
+    mode, ready_s, graphs = str(start.get("start_mode")), start.get("ready_s"), start.get("cuda_graphs")
+    text = f"{mode}, {ready_s:.1f} s" if isinstance(ready_s, int | float) else mode
+    if isinstance(graphs, Mapping) and graphs.get("captured") != graphs.get("total"):
+        text += f", {graphs.get('captured')} of {graphs.get('total')} CUDA graphs"
+    return text
 
 
 def _reasons(servers: Iterable[RunningServer], *, has_standby: bool) -> Iterator[str]:

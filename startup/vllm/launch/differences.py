@@ -21,14 +21,24 @@ class Difference(NamedTuple):
     restored_by: str
 
 
-def describe_differences(line: CommandLine, options: VllmOptions, *, is_offline: bool) -> str:
+def describe_differences(
+    line: CommandLine, options: VllmOptions, *, is_offline: bool, has_late_graphs: bool = False
+) -> str:
     """Returns the differences of a start in one line."""
-    found = (f"{each.text} [{each.restored_by}]" for each in find_differences(line, options, is_offline=is_offline))
+    differences = find_differences(line, options, is_offline=is_offline, has_late_graphs=has_late_graphs)
+    found = (f"{each.text} [{each.restored_by}]" for each in differences)
     return f"differs from vllm serve [undo]: {', '.join(found)} (see docs/vllm-engine.md)"
 
 
-def find_differences(line: CommandLine, options: VllmOptions, *, is_offline: bool) -> Iterator[Difference]:
-    """Yields differences that apply. `is_offline`: whether the launcher, not the user, set HF_HUB_OFFLINE."""
+def find_differences(
+    line: CommandLine, options: VllmOptions, *, is_offline: bool, has_late_graphs: bool = False
+) -> Iterator[Difference]:
+    """Yields differences that apply.
+
+    Args:
+        is_offline: whether the launcher, not the user, set HF_HUB_OFFLINE.
+        has_late_graphs: whether engines capture CUDA graphs after readiness.
+    """
     if line.listens and line.uds is None and not options.listen_when_ready:
         yield Difference("port answers during the start", "--listen-when-ready")
     if DRAIN.applies and line.last("--shutdown-timeout") is None:
@@ -36,6 +46,8 @@ def find_differences(line: CommandLine, options: VllmOptions, *, is_offline: boo
     timeout_s = options.engine_watchdog_timeout_s
     if timeout_s and WATCHDOG.applies and not follows_rust_frontend():
         yield Difference(f"engine silent for {timeout_s:g} s is killed", "--engine-watchdog-timeout 0")
+    if has_late_graphs:
+        yield Difference("CUDA graphs are captured after readiness", "--cuda-graphs before-ready")
     if is_offline:
         yield Difference("no requests to the hub", 'VCLI_LEAVE_OUT="offline hub"')
     yield Difference("failures exit with 3 or 1", "VCLI_PLAIN_VLLM=1")

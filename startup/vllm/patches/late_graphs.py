@@ -345,7 +345,8 @@ def _capture_largest(capture: Callable[..., int]) -> Callable[..., int]:
             logger.debug("CUDA graphs are captured before vLLM is ready: %s", reason)
             captured = capture(runner, **options)
             if graphs is not None:
-                _note(runner.vllm_config, len(graphs.find()), len(graphs.find()))
+                num_graphs = len(graphs.find())
+                _note(runner.vllm_config, num_graphs, num_graphs, is_late=False)
             return captured
         worker = _Worker(runner, graphs)
         with cuda_graphs.compared_later():
@@ -363,9 +364,9 @@ def _graphs_of(runner: Any) -> _Runner | None:
     return None
 
 
-def _note(config: Any, captured: int, total: int, failure: str = "") -> None:
+def _note(config: Any, captured: int, total: int, *, is_late: bool = True) -> None:
     if config.parallel_config.rank == 0 and total:
-        GraphProgress(captured, total, failure).write(config.parallel_config.data_parallel_index)
+        GraphProgress(captured, total, is_late).write(config.parallel_config.data_parallel_index)
 
 
 @contextmanager
@@ -433,6 +434,7 @@ def _features(config: Any) -> dict[str, bool]:
         "LoRA": config.lora_config is not None,
         "ranks of data parallelism that compute together": parallel.data_parallel_size > 1,
         "an executor with workers of other programs": parallel.distributed_executor_backend not in ("uni", "mp", None),
+        "several nodes": parallel.nnodes > 1,
         "elastic experts": parallel.enable_elastic_ep or parallel.enable_eplb,
         "microbatches": parallel.use_ubatching,
         "context parallelism": max(parallel.prefill_context_parallel_size, parallel.decode_context_parallel_size) > 1,
@@ -569,7 +571,7 @@ class _Pace:
     def _fail(self, reply: _Reply, error: str) -> None:
         text = "CUDA graphs: %d of %d are captured, and the others are not, because a capture failed (%s)"
         logger.warning(text, reply.captured, reply.total, error)
-        _note(self._engine.vllm_config, reply.captured, reply.total, error)
+        _note(self._engine.vllm_config, reply.captured, reply.captured)
         self._end()
 
     def _call(self, function: Callable[..., Any], *words: Any) -> list[Any]:

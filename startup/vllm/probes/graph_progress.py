@@ -1,10 +1,9 @@
 """How many CUDA graphs the engines of a start have captured. Each engine writes a file for it."""
 
 import json
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 from base.machine.files import write_whole
 from envs.registry import env
@@ -19,23 +18,14 @@ class GraphProgress(NamedTuple):
 
     captured: int
     total: int
-    failure: str = ""
-    """Why the other graphs are not captured. Empty if there is no such reason."""
+    """The captured graphs and those that will be captured. After a failed capture, only the captured ones."""
+    is_late: bool = False
+    """Whether graphs are captured after readiness."""
 
     @property
     def is_pending(self) -> bool:
         """Whether graphs are still to be captured."""
-        return self.captured < self.total and not self.failure
-
-    @classmethod
-    def of(cls, engines: Iterable["GraphProgress"]) -> Self:
-        """The sum of several engines."""
-        every = list(engines)
-        failure = next((each.failure for each in every if each.failure), "")
-        is_pending = any(each.is_pending for each in every)
-        return cls(
-            sum(each.captured for each in every), sum(each.total for each in every), "" if is_pending else failure
-        )
+        return self.captured < self.total
 
     def write(self, engine: int) -> None:
         """Replaces the progress of the engine with this number, if this process belongs to a start."""
@@ -46,9 +36,12 @@ class GraphProgress(NamedTuple):
 
 
 def read_progress(folder: Path) -> GraphProgress | None:
-    """The progress of all engines of a start. None if none of them captures graphs."""
+    """The progress of all engines of a start. None if none of them has graphs."""
     found = [each for path in folder.glob(_NAME.format("*")) if (each := _read(path)) is not None]
-    return GraphProgress.of(found) if found else None
+    if not found:
+        return None
+    captured, total, num_late = map(sum, zip(*found, strict=True))
+    return GraphProgress(captured, total, num_late > 0)
 
 
 def stop_capturing(folder: Path) -> None:

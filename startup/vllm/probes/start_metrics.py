@@ -1,16 +1,20 @@
 """Adds metrics about the start to vLLM's metrics."""
 
 import logging
-from collections.abc import Mapping
-from typing import Final
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
 
-from base.lifecycle import START_INFO, START_PHASES, StartInfo
+from base.lifecycle import GRAPHS_CAPTURED, GRAPHS_TOTAL, START_INFO, START_PHASES, StartInfo
 from envs import foreign
 from startup.ground.processes.library_state import update_prometheus
+from startup.vllm.probes.graph_progress import read_progress
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_LABEL: Final = 200
+_GRAPHS_INTERVAL_S: Final = 0.5
 
 
 def export_start(info: StartInfo, phase_seconds: Mapping[str, float]) -> None:
@@ -29,4 +33,40 @@ def export_start(info: StartInfo, phase_seconds: Mapping[str, float]) -> None:
         for phase, seconds in phase_seconds.items():
             phases.labels(phase).set(seconds)
     except Exception as err:  # noqa: BLE001 - vLLM serves all the same
-        logger.warning("/metrics does not show how vLLM was started: %s: %s", type(err).__name__, err)
+        _log_failure(err)
+
+
+def export_graphs(folder: Path, note: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
+    """Exports the progress of the engines' CUDA graphs, and passes it to `note`.
+
+    Returns a function that goes on with this until all graphs are captured.
+    """
+    gauges: list[Any] = []
+
+    def update() -> bool:
+        """Returns whether graphs are missing."""
+        progress = read_progress(folder)
+        if progress is None:
+            return False
+        try:
+            if not gauges:
+                from prometheus_client import Gauge  # noqa: PLC0415 - not in each environment of this package
+
+                gauges.extend(Gauge(*metric, multiprocess_mode="max") for metric in (GRAPHS_CAPTURED, GRAPHS_TOTAL))
+            for gauge, value in zip(gauges, progress[:2], strict=True):
+                gauge.set(value)
+        except Exception as err:  # noqa: BLE001 - vLLM serves all the same
+            _log_failure(err)
+        note({"cuda_graphs": {"captured": progress.captured, "total": progress.total}})
+        return progress.is_pending
+
+    def follow() -> None:
+        while update():
+            time.sleep(_GRAPHS_INTERVAL_S)
+
+    update()
+    return follow
+
+
+def _log_failure(err: Exception) -> None:
+    logger.warning("/metrics does not show how vLLM was started: %s: %s", type(err).__name__, err)
