@@ -1,6 +1,7 @@
 """Waits until a server answers completions. Finds its model, its version and the fields that it accepts."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
@@ -12,6 +13,7 @@ from base.json_depth import check_depth
 from startup.words.errors import InputError
 from vllm_cli.bench.request import CompletionFormat, build_prompt, open_session, send_request
 from vllm_cli.bench.target import BenchConfig, Target, TargetStartError
+from vllm_cli.client.waiting import Graphs, parse_graphs
 from vllm_cli.supervised_command import CommandEndedError
 
 _POLL_S = 0.1
@@ -37,6 +39,8 @@ class ReadyServer:
     """Whether the server reports token counts. Otherwise the benchmark counts pieces of text."""
     version: str | None
     """The server's answer to `/version`. None if the server has no such route."""
+    missing_graphs: Graphs | None = None
+    """The CUDA graphs, if the server still captures some of them."""
 
 
 async def wait_until_ready(target: Target, config: BenchConfig) -> ReadyServer:
@@ -55,7 +59,8 @@ async def wait_until_ready(target: Target, config: BenchConfig) -> ReadyServer:
                 await asyncio.sleep(_POLL_S)
                 continue
             version = (await _ask_json(session, form, "/version")).get("version")
-            return ReadyServer(form=form, counts_tokens=counts_tokens, version=version)
+            graphs = await _ask_graphs(session, form)
+            return ReadyServer(form=form, counts_tokens=counts_tokens, version=version, missing_graphs=graphs)
 
 
 async def ask_phases(form: CompletionFormat) -> dict[str, float]:
@@ -73,6 +78,14 @@ async def _ask_json(session: aiohttp.ClientSession, form: CompletionFormat, path
         return msgspec.json.decode(body, type=dict[str, Any]) if status == 200 else {}
     except (NotReadyError, ValueError):
         return {}
+
+
+async def _ask_graphs(session: aiohttp.ClientSession, form: CompletionFormat) -> Graphs | None:
+    """The server's CUDA graphs, if some of them are not captured yet."""
+    with suppress(NotReadyError):
+        status, body = await _get(session, form.base_url + "/metrics", form)
+        return parse_graphs(body.decode(errors="replace")) if status == 200 else None
+    return None
 
 
 async def _find_model(session: aiohttp.ClientSession, target: Target, config: BenchConfig) -> CompletionFormat:

@@ -67,7 +67,11 @@ async def measure_serving(config: ServeConfig) -> Result:
         servers = []
         for target in targets:
             reporter.note(f"{target.spec.name}: waiting for {describe(target.spec)}")
-            servers.append(await _use(target, targets, config))
+            server = await _use(target, targets, config)
+            servers.append(server)
+            if server.missing_graphs is not None:
+                text = f"warning: {target.spec.name}: {server.missing_graphs}, which makes it slower"
+                reporter.note(f"{text}. Wait with `vllm-cli wait --graphs`")
         rounds: list[defaultdict[str, list[Figures]]] = [defaultdict(list) for _ in targets]
         order = [(level, number) for level in config.levels for number in range(config.num_rounds)]
         for step, (level, number) in enumerate(order):

@@ -1,14 +1,16 @@
 """Waits until a server is ready or has failed, or until the timeout."""
 
 import math
+import re
 import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from base.json_depth import read_json
+from base.lifecycle import GRAPHS_CAPTURED, GRAPHS_TOTAL, START_INFO
 from base.machine.processes import is_alive
 from startup.port.probe_http import MODEL_STATE_HEADER
 from startup.reports.timeline.live_line import draw_bar
@@ -18,10 +20,12 @@ from vllm_cli.client.server_address import ServerAddress
 State = Literal["ready", "starting", "absent", "failed"]
 
 _MAX_BODY_BYTES: Final = 1 << 16
+_MAX_METRICS_BYTES: Final = 16 << 20
 _FAILED: Final = ("failed", "dead")
 """Values of `status` from a server that will never be ready."""
 _NOT_YET: Final = (408, 425, 429)
 """HTTP statuses below 500 after which the server may still become ready."""
+_OWN_METRICS: Final = "vllm_cli:"
 _WANTS_CERTIFICATE: Final = ("CERTIFICATE_REQUIRED", "ALERT_HANDSHAKE_FAILURE")
 """The alerts with which TLS 1.3 and 1.2 reject a client without a certificate."""
 
@@ -98,6 +102,39 @@ def amount(value: Any, most: float = math.inf) -> float | None:
     return min(float(value), most) if is_number and value >= 0 else None
 
 
+class Graphs(NamedTuple):
+    """How many CUDA graphs a server has captured, and how many there will be."""
+
+    captured: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"{self.captured} of {self.total} CUDA graphs are captured"
+
+
+def parse_graphs(metrics: str) -> Graphs | None:
+    """The CUDA graphs in the text of `/metrics`, if some of them are not captured yet, else None."""
+    names = (GRAPHS_CAPTURED[0], GRAPHS_TOTAL[0])
+    graphs = Graphs(*(int(sum(map(float, re.findall(_SAMPLE.format(name), metrics, re.MULTILINE)))) for name in names))
+    return graphs if graphs.captured < graphs.total else None
+
+
+_SAMPLE: Final = r"^{}(?:\{{[^}}\n]*\}})? ([\d.]+)$"
+
+
+def _poll_graphs(address: ServerAddress, ready: Readiness, *, timeout_s: float) -> Readiness:
+    """`ready`, unless the server still captures CUDA graphs, or does not report them yet."""
+    try:
+        answer = Server(address).request("GET", "/metrics", timeout_s=timeout_s, max_bytes=_MAX_METRICS_BYTES)
+    except (OSError, HTTPException) as err:
+        return Readiness("starting", f"/metrics: {err}")
+    metrics = answer.content.decode(errors="replace")
+    if graphs := parse_graphs(metrics):
+        return Readiness("starting", str(graphs), progress=graphs.captured / graphs.total)
+    is_reported = START_INFO[0] in metrics or _OWN_METRICS not in metrics
+    return ready if is_reported else Readiness("starting", "its CUDA graphs are not known yet")
+
+
 _ANSWER_TIMEOUT_S: Final = 5.0
 """The timeout of one request. A server may not respond for a while during its imports."""
 _LEAST_TIMEOUT_S: Final = 0.05
@@ -116,6 +153,8 @@ class WaitOptions:
     """Seconds between a response and the next request."""
     pid: int | None = None
     """The server's process. When it exits, the wait ends."""
+    with_graphs: bool = False
+    """Whether to wait until the server has captured its CUDA graphs, too."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +190,8 @@ def wait_for_server(options: WaitOptions, on_poll: Callable[[Readiness, float], 
         result = poll_readiness(options.address, options.path, timeout_s=min(left_s, _ANSWER_TIMEOUT_S))
         if result.is_late and left_s < _ANSWER_TIMEOUT_S and last is not None:
             result = last  # the deadline has cut this request short, so its result says nothing
+        if result.state == "ready" and options.with_graphs:
+            result = _poll_graphs(options.address, result, timeout_s=_ANSWER_TIMEOUT_S)
         last = result
         num_requests += 1
         waited_s = time.monotonic() - begin_s

@@ -34,6 +34,7 @@ _SECONDS: Final = click.FloatRange(0, min_open=True)
     help="Pause between two polls.",
 )
 @click.option("--pid", type=click.IntRange(1), help="The server's process id. The wait ends when this process ends.")
+@click.option("--graphs", "with_graphs", is_flag=True, help="Also wait until vLLM has captured its CUDA graphs.")
 @click.option("--json", "is_json", is_flag=True, help="Print the outcome as JSON.")
 @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing.")
 def wait(*, is_json: bool, is_quiet: bool, **options: Any) -> int:

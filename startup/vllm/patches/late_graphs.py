@@ -364,9 +364,9 @@ def _graphs_of(runner: Any) -> _Runner | None:
     return None
 
 
-def _note(config: Any, captured: int, total: int, *, is_late: bool = True) -> None:
+def _note(config: Any, captured: int, total: int, failure: str = "", *, is_late: bool = True) -> None:
     if config.parallel_config.rank == 0 and total:
-        GraphProgress(captured, total, is_late).write(config.parallel_config.data_parallel_index)
+        GraphProgress(captured, total, is_late, failure).write(config.parallel_config.data_parallel_index)
 
 
 @contextmanager
@@ -443,6 +443,7 @@ def _features(config: Any) -> dict[str, bool]:
         "images or other media": model.is_multimodal_model or compilation.cudagraph_mm_encoder,
         "not a text generator": model.runner_type != "generate" or model.is_encoder_decoder,
         "states besides the KV cache": model.is_hybrid or model.is_attention_free,
+        "graphs that a sleep moves": getattr(config, "use_cumem_cudagraph_pool", False),
         "graphs of Inductor's partitions": compilation.use_inductor_graph_partition,
         "breakable graphs": envs.VLLM_USE_BREAKABLE_CUDAGRAPH,
         "offloaded weights": config.offload_config.uva.cpu_offload_gb > 0
@@ -495,7 +496,6 @@ class _Pace:
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
-        self._begin_s = time.monotonic()
         self._next_s = 0.0
         self._batches: dict[Batch, None] = {}
         """The latest batches. The newest one comes last."""
@@ -564,14 +564,11 @@ class _Pace:
             return True
         self._call(_finish)
         self._end()
-        text = "CUDA graphs: all %d are captured, %.1f s after the engine's start"
-        logger.info(text, replies[0].total, end_s - self._begin_s)
         return False
 
     def _fail(self, reply: _Reply, error: str) -> None:
-        text = "CUDA graphs: %d of %d are captured, and the others are not, because a capture failed (%s)"
-        logger.warning(text, reply.captured, reply.total, error)
-        _note(self._engine.vllm_config, reply.captured, reply.captured)
+        logger.debug("a capture failed: %s", error)
+        _note(self._engine.vllm_config, reply.captured, reply.captured, error)
         self._end()
 
     def _call(self, function: Callable[..., Any], *words: Any) -> list[Any]:

@@ -21,6 +21,8 @@ class GraphProgress(NamedTuple):
     """The captured graphs and those that will be captured. After a failed capture, only the captured ones."""
     is_late: bool = False
     """Whether graphs are captured after readiness."""
+    failure: str = ""
+    """Why the other graphs are not captured. Empty if no capture has failed."""
 
     @property
     def is_pending(self) -> bool:
@@ -40,8 +42,9 @@ def read_progress(folder: Path) -> GraphProgress | None:
     found = [each for path in folder.glob(_NAME.format("*")) if (each := _read(path)) is not None]
     if not found:
         return None
-    captured, total, num_late = map(sum, zip(*found, strict=True))
-    return GraphProgress(captured, total, num_late > 0)
+    failure = next((each.failure for each in found if each.failure), "")
+    is_late = any(each.is_late for each in found)
+    return GraphProgress(sum(each.captured for each in found), sum(each.total for each in found), is_late, failure)
 
 
 def stop_capturing(folder: Path) -> None:

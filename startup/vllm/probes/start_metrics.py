@@ -9,7 +9,7 @@ from typing import Any, Final
 from base.lifecycle import GRAPHS_CAPTURED, GRAPHS_TOTAL, START_INFO, START_PHASES, StartInfo
 from envs import foreign
 from startup.ground.processes.library_state import update_prometheus
-from startup.vllm.probes.graph_progress import read_progress
+from startup.vllm.probes.graph_progress import GraphProgress, read_progress
 
 logger = logging.getLogger(__name__)
 
@@ -39,15 +39,15 @@ def export_start(info: StartInfo, phase_seconds: Mapping[str, float]) -> None:
 def export_graphs(folder: Path, note: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
     """Exports the progress of the engines' CUDA graphs, and passes it to `note`.
 
-    Returns a function that goes on with this until all graphs are captured.
+    Returns a function that goes on with this until all graphs are captured, and logs the end.
     """
+    begin_s = time.monotonic()
     gauges: list[Any] = []
 
-    def update() -> bool:
-        """Returns whether graphs are missing."""
+    def update() -> GraphProgress | None:
         progress = read_progress(folder)
         if progress is None:
-            return False
+            return None
         try:
             if not gauges:
                 from prometheus_client import Gauge  # noqa: PLC0415 - not in each environment of this package
@@ -58,11 +58,17 @@ def export_graphs(folder: Path, note: Callable[[Mapping[str, Any]], None]) -> Ca
         except Exception as err:  # noqa: BLE001 - vLLM serves all the same
             _log_failure(err)
         note({"cuda_graphs": {"captured": progress.captured, "total": progress.total}})
-        return progress.is_pending
+        return progress
 
     def follow() -> None:
-        while update():
+        while (progress := update()) is not None and progress.is_pending:
             time.sleep(_GRAPHS_INTERVAL_S)
+        if progress is not None and progress.failure:
+            text = "only %d CUDA graphs are captured, and batches of other sizes run without: a capture failed (%s)"
+            logger.warning(text, progress.captured, progress.failure)
+        elif progress is not None and progress.is_late:
+            text = "all %d CUDA graphs are captured, %.1f s after readiness"
+            logger.info(text, progress.captured, time.monotonic() - begin_s)
 
     update()
     return follow
