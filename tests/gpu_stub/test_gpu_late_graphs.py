@@ -1,0 +1,233 @@
+"""vLLM serves before its CUDA graphs are captured, and has all of them in the end. No kernel runs.
+
+With requests that never pause, a graph is captured each half second, so that tests can act in the middle.
+"""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from startup.vllm.patches import late_graphs
+from tests.gpu_stub.gpu_server import EAGER, PYTHON, GpuServer, gpu_variables
+from tests.gpu_stub.sleeper import Sleeper
+from tests.support.cli import run_cli
+from tests.support.openai_client import LoadClients, StreamReader
+from tests.support.peer_vllm import ROOT
+
+_WORDS = EAGER[1:]
+_SIZES = (1, 2, 4, 8, 16, 32, 48, 64)
+_FEW = json.dumps({"cudagraph_capture_sizes": _SIZES})
+_OLD = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
+_VALUE = r"^vllm_cli:cuda_graphs_{} ([\d.]+)$"
+_NUM_REQUESTS = 2000
+_LATE = "--cuda-graphs before-ready"
+"""The flag in the log line of differences, if graphs are captured late."""
+
+
+def _mode(name: str) -> tuple[str, ...]:
+    return ("--compilation-config", json.dumps({"cudagraph_capture_sizes": _SIZES, "cudagraph_mode": name}))
+
+
+def _graphs(server: GpuServer) -> tuple[int, int]:
+    """The captured graphs and all graphs, from the server's metrics. -1 if the metrics lack them."""
+    metrics = server.text("/metrics")
+    found = [re.search(_VALUE.format(name), metrics, re.M) for name in ("captured", "total")]
+    captured, total = (int(float(match[1])) if match else -1 for match in found)
+    return captured, total
+
+
+def _wait_for_all(server: GpuServer) -> int:
+    """Waits as a user does. Returns the number of graphs."""
+    assert run_cli("wait", "--graphs", server.url).returncode == 0
+    captured, total = _graphs(server)
+    assert captured == total > 0
+    return total
+
+
+@contextmanager
+def _load(server: GpuServer) -> Iterator[LoadClients]:
+    """Requests that never pause during the block. Afterwards, none of them is lost."""
+    with LoadClients(server.port, num_clients=8) as clients:
+        yield clients
+    assert set(clients.endings) == {"answered"}, (clients.endings, clients.losses)
+
+
+@contextmanager
+def _in_the_middle(home: Path, *words: str, **variables: str) -> Iterator[tuple[GpuServer, LoadClients]]:
+    """A server under load that has captured some of its graphs."""
+    with GpuServer("ours", *_WORDS, *words, folder=home, environment=variables) as server:
+        server.wait_ready()
+        with LoadClients(server.port, num_clients=8) as clients:
+            server.wait(lambda: clients.endings["answered"] > 20 and _graphs(server)[0] > 2)
+            assert _graphs(server)[0] < _graphs(server)[1]
+            yield server, clients
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "num_graphs"),
+    [
+        pytest.param(_mode("FULL_AND_PIECEWISE"), {}, 16, id="both modes"),
+        pytest.param(_mode("PIECEWISE"), {}, 8, id="piecewise"),
+        pytest.param(_mode("FULL_DECODE_ONLY"), {}, 8, id="full for decode"),
+        pytest.param(_mode("FULL"), {}, 8, id="full"),
+        pytest.param(_mode("FULL_AND_PIECEWISE"), _OLD, 16, id="both modes, old runner"),
+        pytest.param(_mode("PIECEWISE"), _OLD, 8, id="piecewise, old runner"),
+        pytest.param(_mode("FULL_DECODE_ONLY"), _OLD, 8, id="full for decode, old runner"),
+        pytest.param(_mode("FULL"), _OLD, 8, id="full, old runner"),
+    ],
+)
+def test_all_graphs_that_vllm_captures_are_captured_after_readiness(home, words, variables, num_graphs):
+    texts = []
+    for when in ("before-ready", "auto"):
+        with GpuServer("ours", *_WORDS, *words, "--cuda-graphs", when, folder=home, environment=variables) as server:
+            texts.append(server.wait_ready().generate())
+            assert _wait_for_all(server) == num_graphs
+            texts.append(server.generate())
+            assert (_LATE in server.log) == (when == "auto")
+            assert server.terminate(signal.SIGTERM) == 0
+        assert "ERROR" not in server.log
+    assert f"all {num_graphs} CUDA graphs are captured" in server.log
+    assert set(texts) == {texts[0]}
+
+
+_TP, _PP, _DP = "--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size"
+
+
+@pytest.mark.parametrize(
+    ("words", "num_engines"), [((_TP, "3"), 1), ((_PP, "2"), 1), ((_DP, "2"), 2)], ids=["TP 3", "PP 2", "DP 2"]
+)
+def test_all_ranks_capture_all_graphs_under_load(tmp_path, words, num_engines):
+    environment = {"STUB_GPUS": words[1]}
+    few = _mode("FULL_AND_PIECEWISE")
+    with GpuServer("ours", *_WORDS, *few, *words, folder=tmp_path, environment=environment) as server:
+        server.wait_ready()
+        with _load(server):
+            assert _wait_for_all(server) == 16 * num_engines
+        assert _LATE in server.log
+        assert server.terminate(signal.SIGTERM) == 0
+
+
+def test_no_request_is_lost_while_graphs_are_captured(home):
+    with GpuServer("ours", *_WORDS, folder=home) as server:
+        server.wait_ready()
+        with _load(server) as clients:
+            server.wait(lambda: clients.endings["answered"] >= _NUM_REQUESTS)
+            assert _wait_for_all(server) > 50
+        assert server.terminate(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("variables", [{}, _OLD], ids=["new runner", "old runner"])
+def test_after_a_failed_capture_the_engine_goes_on_and_captures_no_more(home, tmp_path, variables):
+    broken = tmp_path / "broken"
+    with GpuServer("ours", *_WORDS, folder=home, environment={"STUB_FAIL": str(broken), **variables}) as server:
+        server.wait_ready()
+        broken.touch()
+        server.wait_logged("a capture failed")
+        broken.unlink()
+        captured, total = _graphs(server)
+        assert captured == total
+        with _load(server) as clients:
+            server.wait(lambda: clients.endings["answered"] >= 100)
+        assert _graphs(server) == (captured, total)
+        assert server.log.count("a capture failed") == 1
+        assert server.terminate(signal.SIGTERM) == 0
+
+
+def test_a_drain_ends_the_capture_and_finishes_the_requests(home):
+    with _in_the_middle(home) as (server, clients):
+        stream = StreamReader(server.url, 400)
+        server.process.send_signal(signal.SIGTERM)
+        *_, last, end = stream.finish()
+        assert last["choices"][0]["finish_reason"] == "length"
+        assert end is None
+        assert server.process.wait(60) == 0
+    assert set(clients.endings) <= {"answered", "rejected", "not accepted"}, clients.losses
+    assert "CUDA graphs are captured," not in server.log
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_stop_at_a_random_moment_of_the_capture_ends_all(home, seed):
+    choose = random.Random(seed)
+    with GpuServer("ours", *_WORDS, folder=home) as server:
+        server.wait_ready()
+        wanted = choose.randrange(2, 100)
+        server.wait(lambda: _graphs(server)[0] >= wanted)
+        if choose.random() < 0.5:
+            server.titled("EngineCore")[0].kill()
+            assert server.process.wait(60) == 1
+        else:
+            assert server.terminate(signal.SIGTERM) == 0
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    """A folder with a path short enough for Unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="gs", dir="/tmp") as name:
+        yield Path(name)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_model_that_sleeps_in_the_middle_captures_the_rest_when_it_is_awake(tmp_path, sockets, level):
+    with Sleeper(*_WORDS, folder=tmp_path, socket_folder=sockets) as server:
+        text = server.wait_ready().generate()
+        server.sleep(level)
+        asleep = _graphs(server)
+        assert asleep[0] < asleep[1]
+        server.weights()  # wakes up the loop of the engine
+        assert _graphs(server) == asleep
+        server.wake()
+        server.wait(lambda: _graphs(server) == (asleep[1], asleep[1]))
+        assert server.generate() == text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(("--cuda-graphs", "before-ready"), id="flag"),
+        pytest.param(("--kv-cache-memory-bytes", "2G"), id="size of the KV cache"),
+        pytest.param(("--enable-lora",), id="LoRA"),
+        pytest.param(
+            ("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}'), id="speculative decoding"
+        ),
+    ],
+)
+def test_where_late_graphs_are_not_proven_all_are_captured_before_readiness(home, words):
+    with GpuServer("ours", *_WORDS, *_mode("FULL_AND_PIECEWISE"), *words, folder=home) as server:
+        server.wait_ready()
+        server.wait_logged("differs from vllm serve")
+        captured, total = _graphs(server)
+        assert captured == total > 0
+        assert _LATE not in server.log
+        assert server.generate()
+
+
+def test_an_eager_start_has_no_graphs(home):
+    with GpuServer("ours", *EAGER, folder=home) as server:
+        server.wait_ready()
+        assert run_cli("wait", "--graphs", server.url).returncode == 0
+        assert _graphs(server) == (-1, -1)
+
+
+_GROWS = f"""
+import torch
+from vllm.v1.worker.workspace import WorkspaceManager
+from {late_graphs.__name__} import _KeptMemory
+manager = WorkspaceManager(torch.device("cuda"))
+manager._current_workspaces = _KeptMemory(manager._current_workspaces)
+blocks = [manager.get_simultaneous(((size,), torch.uint8))[0].data_ptr() for size in (1 << 20, 1 << 22, 1 << 24)]
+taken = [torch.empty(1 << 20, dtype=torch.uint8, device="cuda").data_ptr() for _ in range(64)]
+assert len(set(blocks)) == 3
+assert not set(blocks).intersection(taken), "a captured graph would write into memory of others"
+"""
+
+
+def test_a_workspace_that_grows_between_captures_stays_allocated(home):
+    subprocess.run([PYTHON, "-c", _GROWS], env=gpu_variables(home), cwd=ROOT, check=True)
