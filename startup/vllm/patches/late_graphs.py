@@ -9,12 +9,12 @@ The workers (`_Worker`) capture, and the loop of EngineCore (`_Pace`) decides wh
 all workers between the same two steps, so all ranks capture the same graph. No rank uses the graph before all
 ranks have captured it.
 
-- While no request runs, graphs are captured one after the other, until a request arrives.
-- While requests run, a capture follows `_SHARE` times its duration, and at least `_GAP_S`, after the one
+- While no request runs for `_IDLE_S`, graphs are captured one after the other, until a request arrives.
+- Otherwise, a capture follows `_SHARE` times its duration, and at least `_GAP_S`, after the one
   before. So a token waits for one capture at most, and captures take at most a tenth of the time.
 - The graphs for the latest batches come first, then those for few tokens.
 - vLLM's estimate of the graphs' memory is taken off before the KV cache is sized. Where vLLM makes no
-  estimate, and with features that `_why_before_ready` lists, graphs are captured before vLLM is ready.
+  estimate, and with the features that `early_graphs` lists, graphs are captured before vLLM is ready.
 - If a capture fails, the engine keeps the graphs that it has, and captures no more.
 
 vLLM locks its workspace after the last capture, because graphs contain its address. Here, the workspace stays
@@ -25,13 +25,13 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
-from envs.registry import env
 from startup.ground.hooks.hook import Hook, Name, Text
-from startup.imports.finder import wrap_after_import
+from startup.imports.finder import replaced, wrap_after_import
 from startup.vllm.patches import cuda_graphs
+from startup.vllm.patches.early_graphs import ENVS, ESTIMATE, PLATFORM, why_config, why_runner
 from startup.vllm.probes.graph_progress import GraphProgress, is_stopped
 
 logger = logging.getLogger(__name__)
@@ -47,8 +47,6 @@ _LOOP: Final = Name(_CORE, "EngineCoreProc.run_busy_loop", ())
 _STREAM: Final = Name("vllm.distributed.parallel_state", "GraphCaptureContext", ("stream",))
 _GRAPH_CAPTURE: Final = Name("vllm.distributed.parallel_state", "graph_capture", ("device",))
 _ENABLE: Final = Name("vllm.compilation.monitor", "set_cudagraph_capturing_enabled", ("enabled",))
-_ENVS: Final = Name("vllm.envs", "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS")
-_PLATFORM: Final = Name("vllm.platforms", "current_platform")
 _WORKSPACE_MANAGER: Final = Name(_WORKSPACE, "current_workspace_manager", ())
 _WORKSPACES: Final = Name(_WORKSPACE, "WorkspaceManager._current_workspaces")
 LATE_GRAPHS: Final = Hook(
@@ -63,8 +61,8 @@ LATE_GRAPHS: Final = Hook(
         _STREAM,
         _GRAPH_CAPTURE,
         _ENABLE,
-        _ENVS,
-        _PLATFORM,
+        ENVS,
+        PLATFORM,
         _WORKSPACE_MANAGER,
         _WORKSPACES,
         Name(_WORKSPACE, "WorkspaceManager.lock", ()),
@@ -84,26 +82,21 @@ LATE_GRAPHS: Final = Hook(
         Text((_CORE,), r"block = self\.process_input_queue_block\n", "process_input_queue_block"),
         Text((_WORKSPACE,), r"self\._current_workspaces\[workspace_id\] = None", "growth of the workspace"),
     ),
-    since=(0, 32),
+    since=(0, 33),
 )
 
 _SHARE: Final = 10.0
 _GAP_S: Final = 0.5
+_IDLE_S: Final = 0.1
 _MOST_BATCHES: Final = 8
+_FEWEST: Final = 3
+"""If there are fewer graphs, none is captured late."""
 _SPARE_BYTES: Final = 64 << 20
-_BACKENDS: Final = ("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN")
-"""The attention backends whose buffers for graphs and for batches without graphs are known to be separate."""
 
 Graph: TypeAlias = tuple[Any, Any]
-"""vLLM's mode (PIECEWISE or FULL) and descriptor of the batches that can use the graph."""
-
-
-class Batch(NamedTuple):
-    """The size of a batch for which a graph is wanted."""
-
-    num_tokens: int
-    is_decode: bool
-    """Whether each request has one token."""
+"""vLLM's mode (PIECEWISE or FULL), and the descriptor of the batches that can use the graph."""
+_Batch: TypeAlias = tuple[int, bool]
+"""The number of a batch's tokens, and whether each request has one token."""
 
 
 class _Reply(NamedTuple):
@@ -125,25 +118,6 @@ def capture_graphs_late() -> None:
 
 
 # In the workers
-
-
-class _Runner(Protocol):
-    """A model runner's graphs."""
-
-    module: str
-
-    def find(self) -> list[Graph]:
-        """All graphs that vLLM would capture, in vLLM's order: the largest of each mode comes first."""
-
-    @contextmanager
-    def only(self, graphs: Sequence[Graph]) -> Iterator[None]:
-        """During the block, the runner's own `capture_model` captures only these graphs."""
-
-    def capture(self, graph: Graph) -> None:
-        """Captures one graph."""
-
-    def use(self, graphs: Sequence[Graph]) -> None:
-        """From now on, batches use exactly these graphs."""
 
 
 class _NewRunner:
@@ -229,6 +203,9 @@ class _OldRunner:
             usable.update(desc for other, desc in graphs if other == mode)
 
 
+_Runner: TypeAlias = _NewRunner | _OldRunner
+
+
 class _Worker:
     """The graphs of this worker's process."""
 
@@ -254,14 +231,15 @@ class _Worker:
         manager = _WORKSPACE_MANAGER.get()()
         manager.unlock()
         manager._current_workspaces = _KeptMemory(manager._current_workspaces)
-        return max(self._bytes, cuda_graphs.expected_bytes() or self._runner.vcli_estimate)
+        return max(self._bytes, cuda_graphs.expected_bytes() or getattr(self._runner, ESTIMATE))
 
-    def capture_next(self, batches: Sequence[Batch]) -> _Reply:
+    def capture_next(self, batches: Sequence[_Batch]) -> _Reply:
         """Captures the graph that these batches need most. It is used after `use_captured`."""
         graph = next(filter(None, map(self._find_missing, batches)), None) or self._missing[0]
         try:
             self._capture(graph)
-        except Exception as err:  # noqa: BLE001 - the engine goes on without this graph
+        except Exception as err:
+            logger.debug("a capture failed", exc_info=True)
             cuda_graphs.forget()
             return self.reply(f"{type(err).__name__}: {err}".partition("\n")[0])
         self._missing.remove(graph)
@@ -279,10 +257,11 @@ class _Worker:
     def reply(self, error: str = "") -> _Reply:
         return _Reply(len(self._captured), len(self._captured) + len(self._missing), error)
 
-    def _find_missing(self, batch: Batch) -> Graph | None:
+    def _find_missing(self, batch: _Batch) -> Graph | None:
         """The graph that the batch would use, unless it is captured."""
-        every = [graph for graph in (*self._captured, *self._missing) if graph[1].num_tokens >= batch.num_tokens]
-        is_decode = batch.is_decode and any(map(_is_decode, every))
+        num_tokens, is_decode = batch
+        every = [graph for graph in (*self._captured, *self._missing) if graph[1].num_tokens >= num_tokens]
+        is_decode = is_decode and any(map(_is_decode, every))
         kind = [graph for graph in every if _is_decode(graph) == is_decode]
         graph = min(kind, key=lambda graph: graph[1].num_tokens, default=None)
         return graph if graph in self._missing else None
@@ -329,8 +308,9 @@ def _is_decode(graph: Graph) -> bool:
 
 def _noting_estimate(profile: Callable[..., int]) -> Callable[..., int]:
     def profile_and_note(runner: Any) -> int:
-        runner.vcli_estimate = profile(runner)
-        return int(runner.vcli_estimate)
+        estimate = profile(runner)
+        setattr(runner, ESTIMATE, estimate)
+        return estimate
 
     return profile_and_note
 
@@ -339,14 +319,12 @@ def _capture_largest(capture: Callable[..., int]) -> Callable[..., int]:
     def capture_largest(runner: Any, **options: Any) -> int:
         if options.get("profile_only"):
             return capture(runner, **options)
-        graphs = _graphs_of(runner)
-        reason = _why_before_ready(runner, graphs)
-        if graphs is None or reason is not None:
+        graphs = _NewRunner(runner) if hasattr(runner, "cudagraph_manager") else _OldRunner(runner)
+        num_graphs = len(graphs.find())
+        if (reason := why_runner(runner)) is not None or num_graphs < _FEWEST:
             logger.debug("CUDA graphs are captured before vLLM is ready: %s", reason)
             captured = capture(runner, **options)
-            if graphs is not None:
-                num_graphs = len(graphs.find())
-                _note(runner.vllm_config, num_graphs, num_graphs, is_late=False)
+            _note(runner.vllm_config, num_graphs, num_graphs, is_late=False)
             return captured
         worker = _Worker(runner, graphs)
         with cuda_graphs.compared_later():
@@ -358,27 +336,14 @@ def _capture_largest(capture: Callable[..., int]) -> Callable[..., int]:
     return capture_largest
 
 
-def _graphs_of(runner: Any) -> _Runner | None:
-    with suppress(AttributeError):
-        return _NewRunner(runner) if hasattr(runner, "cudagraph_manager") else _OldRunner(runner)
-    return None
-
-
 def _note(config: Any, captured: int, total: int, failure: str = "", *, is_late: bool = True) -> None:
     if config.parallel_config.rank == 0 and total:
         GraphProgress(captured, total, is_late, failure).write(config.parallel_config.data_parallel_index)
 
 
-@contextmanager
-def _without_bars(module: str) -> Iterator[None]:
+def _without_bars(module: str) -> AbstractContextManager[None]:
     """Shows no progress bars for single graphs during the block."""
-    owner = Name(module).loaded
-    bars = owner.tqdm  # type: ignore[union-attr]
-    owner.tqdm = lambda items, **_: items  # type: ignore[union-attr]
-    try:
-        yield
-    finally:
-        owner.tqdm = bars  # type: ignore[union-attr]
+    return replaced(Name(module, "tqdm"), lambda _: lambda items, **options: items)
 
 
 def _keep_one_stream() -> None:
@@ -393,90 +358,9 @@ def _keep_one_stream() -> None:
     _STREAM.replace(_STREAM.loaded, with_one_stream)  # type: ignore[arg-type]
 
 
-def _why_before_ready(runner: Any, graphs: _Runner | None) -> str | None:
-    """Why all graphs are captured before vLLM is ready. None if they may be captured late.
-
-    All ranks must come to the same result, so only the configuration decides.
-    """
-    reason = _why_config(runner.vllm_config)
-    if reason is not None or graphs is None:
-        return reason or "the model runner is unknown"
-    if not hasattr(runner, "vcli_estimate"):
-        return "vLLM does not estimate the graphs' memory"
-    if (manager := getattr(runner, "cudagraph_manager", None)) is not None:
-        if manager.use_breakable_cg:
-            return "breakable graphs"
-        state = type(runner.model_state)
-        if state.capture_inner_cudagraphs.__qualname__.partition(".")[0] != "ModelState":
-            return "graphs inside of the model"
-    backends = {group.backend.get_name() for groups in runner.attn_groups for group in groups}
-    if unknown := backends.difference(_BACKENDS):
-        return f"attention backend {min(unknown)}"
-    return None if len(graphs.find()) > len({mode for mode, _ in graphs.find()}) else "few graphs"
-
-
-def _why_config(config: Any) -> str | None:
-    """Why a configuration needs all graphs before vLLM is ready. None if it does not."""
-    try:
-        return next((reason for reason, applies in _features(config).items() if applies), None)
-    except AttributeError as err:  # another version
-        return str(err)
-
-
-def _features(config: Any) -> dict[str, bool]:
-    """What makes vLLM capture all graphs before it is ready -> whether the configuration has it."""
-    envs: Any = _ENVS.loaded
-    model, parallel, compilation = config.model_config, config.parallel_config, config.compilation_config
-    return {
-        "--cuda-graphs before-ready": env.VCLI_CUDA_GRAPHS.get() == "before-ready",
-        "not NVIDIA's CUDA": not _PLATFORM.get().is_cuda(),
-        "speculative decoding": config.speculative_config is not None,
-        "LoRA": config.lora_config is not None,
-        "ranks of data parallelism that compute together": parallel.data_parallel_size > 1,
-        "an executor with workers of other programs": parallel.distributed_executor_backend not in ("uni", "mp", None),
-        "several nodes": parallel.nnodes > 1,
-        "elastic experts": parallel.enable_elastic_ep or parallel.enable_eplb,
-        "microbatches": parallel.use_ubatching,
-        "context parallelism": max(parallel.prefill_context_parallel_size, parallel.decode_context_parallel_size) > 1,
-        "fault tolerance": getattr(parallel, "enable_fault_tolerance", False),
-        "KV or encoder transfer": config.kv_transfer_config is not None or config.ec_transfer_config is not None,
-        "images or other media": model.is_multimodal_model or compilation.cudagraph_mm_encoder,
-        "not a text generator": model.runner_type != "generate" or model.is_encoder_decoder,
-        "states besides the KV cache": model.is_hybrid or model.is_attention_free,
-        "graphs that a sleep moves": getattr(config, "use_cumem_cudagraph_pool", False),
-        "graphs of Inductor's partitions": compilation.use_inductor_graph_partition,
-        "breakable graphs": envs.VLLM_USE_BREAKABLE_CUDAGRAPH,
-        "offloaded weights": config.offload_config.uva.cpu_offload_gb > 0
-        or config.offload_config.prefetch.offload_group_size > 0,
-        "fast prefill": config.cache_config.kv_sharing_fast_prefill,
-        "weight transfer": config.weight_transfer_config is not None,
-        "a monitor of late compilation": getattr(config.observability_config, "jit_monitor_mode", "") == "error",
-        "a profile of captures": bool(config.profiler_config.profiler),
-        "memory that vLLM does not measure": not envs.VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS
-        or getattr(envs, "VLLM_ENABLE_STARTUP_PLAN", False)
-        or config.cache_config.kv_cache_memory_bytes is not None,
-    }
-
-
-def _capture_next(_: Any, batches: Sequence[Batch]) -> _Reply:
-    return _current().capture_next(batches)
-
-
-def _use_captured(_: Any) -> None:
-    _current().use_captured()
-
-
-def _finish(_: Any) -> None:
-    _current().finish()
-
-
-def _count(_: Any) -> _Reply:
-    return _Worker.current.reply() if _Worker.current is not None else _Reply(0, 0)
-
-
-def _current() -> _Worker:
-    assert _Worker.current is not None
-    return _Worker.current
+def _tell(_: Any, method: str, *words: Any) -> Any:
+    """Calls a method of the `_Worker` in a worker's process. Returns None if there is none."""
+    return getattr(_Worker.current, method)(*words) if _Worker.current is not None else None
 
 
 # In EngineCore
@@ -484,7 +368,7 @@ def _current() -> _Worker:
 
 def _paced(run: Callable[[Any], None]) -> Callable[[Any], None]:
     def run_paced(engine: Any) -> None:
-        if _why_config(engine.vllm_config) is None:
+        if why_config(engine.vllm_config) is None:
             _Pace(engine).begin()
         run(engine)
 
@@ -497,13 +381,14 @@ class _Pace:
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self._next_s = 0.0
-        self._batches: dict[Batch, None] = {}
+        self._idle_s = time.monotonic()
+        """When the engine was last found to have work."""
+        self._batches: dict[_Batch, None] = {}
         """The latest batches. The newest one comes last."""
 
     def begin(self) -> None:
         """Replaces methods of the engine until all graphs are captured."""
-        replies = self._call(_count)
-        if not any(reply.total for reply in replies):
+        if None in self._call("reply"):
             return
         engine, executor = self._engine, self._engine.model_executor
         poll, handle, execute = engine._process_input_queue, engine._handle_client_request, executor.execute_model
@@ -530,7 +415,7 @@ class _Pace:
     def _note_batch(self, output: Any) -> None:
         num_tokens = output.total_num_scheduled_tokens
         if num_tokens:
-            batch = Batch(num_tokens, num_tokens == len(output.num_scheduled_tokens))
+            batch = (num_tokens, num_tokens == len(output.num_scheduled_tokens))
             self._batches.pop(batch, None)
             self._batches[batch] = None
             if len(self._batches) > _MOST_BATCHES:
@@ -541,10 +426,23 @@ class _Pace:
         engine = self._engine
         if not engine.is_running() or engine.is_sleeping():
             return False
-        is_due = time.monotonic() >= self._next_s if engine.has_work() else engine.input_queue.empty()
+        now_s = time.monotonic()
+        if engine.has_work():
+            self._idle_s = now_s
+            is_due = now_s >= self._next_s
+        else:
+            is_due = self._stays_idle(min(self._idle_s + _IDLE_S, self._next_s) - now_s)
         if not is_due:
             return True
         return not is_stopped() and self._capture()
+
+    def _stays_idle(self, wait_s: float) -> bool:
+        """Whether no request arrives for this time."""
+        requests = self._engine.input_queue
+        with requests.not_empty:
+            if wait_s > 0 and not requests._qsize():
+                requests.not_empty.wait(wait_s)
+            return not requests._qsize()
 
     def _capture(self) -> bool:
         """Captures the next graph on all ranks. Returns whether graphs are left."""
@@ -552,25 +450,20 @@ class _Pace:
         for entry in self._engine.batch_queue or ():
             with suppress(Exception):  # which the engine's next step raises
                 entry[0].result()  # no other thread may use the device during a capture
-        replies = self._call(_capture_next, list(reversed(self._batches)))
+        replies = self._call("capture_next", list(reversed(self._batches)))
         end_s = time.monotonic()
         self._next_s = end_s + max(_GAP_S, _SHARE * (end_s - begin_s))
-        if error := next((reply.error for reply in replies if reply.error), ""):
-            self._fail(replies[0], error)
-            return False
-        self._call(_use_captured)
-        _note(self._engine.vllm_config, *replies[0][:2])
-        if replies[0].captured < replies[0].total:
+        captured, total, error = max(replies, key=lambda reply: bool(reply.error))
+        if not error:
+            self._call("use_captured")
+        _note(self._engine.vllm_config, captured, captured if error else total, error)
+        if not error and captured < total:
             return True
-        self._call(_finish)
+        if not error:
+            self._call("finish")
         self._end()
         return False
 
-    def _fail(self, reply: _Reply, error: str) -> None:
-        logger.debug("a capture failed: %s", error)
-        _note(self._engine.vllm_config, reply.captured, reply.captured, error)
-        self._end()
-
-    def _call(self, function: Callable[..., Any], *words: Any) -> list[Any]:
-        replies: list[Any] = self._engine.model_executor.collective_rpc(function, args=words)
+    def _call(self, *words: Any) -> list[Any]:
+        replies: list[Any] = self._engine.model_executor.collective_rpc(_tell, args=words)
         return replies

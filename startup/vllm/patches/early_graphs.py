@@ -1,0 +1,106 @@
+"""Lists the features with which vLLM captures all CUDA graphs before it is ready (docs/dev/vllm-hooks.md).
+
+All ranks must come to the same result, or some would wait for others. So no feature depends on free memory.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from envs.registry import env
+from startup.ground.hooks.hook import Name
+
+ENVS: Final = Name("vllm.envs", "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS")
+PLATFORM: Final = Name("vllm.platforms", "current_platform")
+ESTIMATE: Final = "vcli_graph_bytes"
+"""The attribute of a model runner with vLLM's estimate of the graphs' memory."""
+_BACKENDS: Final = ("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN")
+_UNTRIED: Final = "not tried"
+_NO_ROOM: Final = "no room for the graphs is taken off before the KV cache is sized"
+_STATE: Final = "a capture runs batches, whose effect on this state is not proven"
+
+
+class Feature(NamedTuple):
+    """A feature, why it excludes late graphs, and whether a configuration or a model runner has it."""
+
+    name: str
+    why: str
+    applies: Callable[[Any], object]
+
+
+def _has_unmeasured_memory(config: Any) -> object:
+    envs: Any = ENVS.loaded
+    has_plan = getattr(envs, "VLLM_ENABLE_STARTUP_PLAN", False)
+    is_measured = envs.VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS and not has_plan
+    return not is_measured or config.cache_config.kv_cache_memory_bytes is not None
+
+
+def _has_other_workers(config: Any) -> object:
+    parallel = config.parallel_config
+    return parallel.nnodes > 1 or parallel.distributed_executor_backend not in ("uni", "mp", None)
+
+
+def _has_other_backend(runner: Any) -> object:
+    return {group.backend.get_name() for groups in runner.attn_groups for group in groups}.difference(_BACKENDS)
+
+
+def _has_inner_graphs(runner: Any) -> object:
+    capture = getattr(type(getattr(runner, "model_state", None)), "capture_inner_cudagraphs", None)
+    return capture is not None and not capture.__qualname__.startswith("ModelState.")
+
+
+OF_CONFIG: Final = (
+    Feature("`--cuda-graphs before-ready`", "asked for", lambda _: env.VCLI_CUDA_GRAPHS.get() == "before-ready"),
+    Feature("other GPUs than NVIDIA's", _UNTRIED, lambda _: not PLATFORM.get().is_cuda()),
+    Feature("`--kv-cache-memory-bytes`, a plan of the start, no estimate", _NO_ROOM, _has_unmeasured_memory),
+    Feature("speculative decoding", "the drafter's graphs read the model's", lambda c: c.speculative_config),
+    Feature("LoRA", "a capture activates dummy adapters", lambda c: c.lora_config),
+    Feature("data parallelism of MoE models", "all engines would have to capture between the same two steps",
+            lambda c: c.parallel_config.data_parallel_size > 1),
+    Feature("elastic or balanced experts", "vLLM drops graphs when it moves experts",
+            lambda c: c.parallel_config.enable_elastic_ep or c.parallel_config.enable_eplb),
+    Feature("microbatches", _UNTRIED, lambda c: c.parallel_config.use_ubatching),
+    Feature("context parallelism", _UNTRIED, lambda c: c.parallel_config.prefill_context_parallel_size > 1
+            or c.parallel_config.decode_context_parallel_size > 1),
+    Feature("several nodes, Ray, other executors", "workers may lack this hook", _has_other_workers),
+    Feature("fault tolerance", _UNTRIED, lambda c: getattr(c.parallel_config, "enable_fault_tolerance", False)),
+    Feature("transfer of KV caches, encoder outputs or weights", "a capture forbids other threads to use the GPU",
+            lambda c: c.kv_transfer_config or c.ec_transfer_config or c.weight_transfer_config),
+    Feature("offloaded weights", "weights are copied beside the steps",
+            lambda c: c.offload_config.uva.cpu_offload_gb or c.offload_config.prefetch.offload_group_size),
+    Feature("models for images or other media", _UNTRIED,
+            lambda c: c.model_config.is_multimodal_model or c.compilation_config.cudagraph_mm_encoder),
+    Feature("pooling models, encoder-decoder models", _UNTRIED,
+            lambda c: c.model_config.runner_type != "generate" or c.model_config.is_encoder_decoder),
+    Feature("models with Mamba layers or other states", _STATE,
+            lambda c: c.model_config.is_hybrid or c.model_config.is_attention_free),
+    Feature("Inductor's graph partitions", "a capture reuses the memory of earlier graphs",
+            lambda c: c.compilation_config.use_inductor_graph_partition),
+    Feature("breakable graphs", _UNTRIED, lambda _: ENVS.loaded.VLLM_USE_BREAKABLE_CUDAGRAPH),  # type: ignore[union-attr]
+    Feature("`--sleep-mode-offload-cudagraph`", _UNTRIED, lambda c: getattr(c, "use_cumem_cudagraph_pool", False)),
+    Feature("fast prefill", _STATE, lambda c: c.cache_config.kv_sharing_fast_prefill),
+    Feature("an error for each late compilation", "a capture may compile kernels",
+            lambda c: getattr(c.observability_config, "jit_monitor_mode", "") == "error"),
+    Feature("a profiler", "it observes the captures", lambda c: c.profiler_config.profiler),
+)  # fmt: skip
+OF_RUNNER: Final = (
+    Feature("no estimate of the graphs' memory", _NO_ROOM, lambda runner: not hasattr(runner, ESTIMATE)),
+    Feature("graphs inside of a model", "vLLM captures them after all others", _has_inner_graphs),
+    Feature(f"attention backends except {', '.join(_BACKENDS)}", _UNTRIED, _has_other_backend),
+)
+
+
+def why_config(config: Any) -> str | None:
+    """The feature of this configuration that excludes late graphs. None if there is none."""
+    return _first(OF_CONFIG, config)
+
+
+def why_runner(runner: Any) -> str | None:
+    """The feature of this model runner that excludes late graphs. None if there is none."""
+    return why_config(runner.vllm_config) or _first(OF_RUNNER, runner)
+
+
+def _first(features: tuple[Feature, ...], owner: Any) -> str | None:
+    try:
+        return next((feature.name for feature in features if feature.applies(owner)), None)
+    except AttributeError as err:  # another version of vLLM
+        return str(err)
