@@ -117,9 +117,9 @@ def _checked(capture: Callable[..., int]) -> Callable[..., int]:
 
 @contextmanager
 def compared_later() -> Iterator[None]:
-    """During the block, a capture is only a part of all. The caller calls `compare` or `forget` after the last one.
+    """During the block, a capture is only a part of all. After the last one, the caller calls `compare` or `forget`.
 
-    The server is ready before that and may end at any moment. Therefore the record is written again after the block.
+    The server is ready before that, and may end at any moment. Therefore the record is written after the block.
     """
     _State.is_late = True
     try:
