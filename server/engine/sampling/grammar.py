@@ -15,8 +15,11 @@ _MOST_KEPT_CHARS = 1 << 20
 """Unused grammars are kept up to so many characters. Compiled, a character takes at most 40 bytes."""
 _LEAST_CHARS = 1 << 12
 """Shorter grammars count as if they had so many characters."""
-_LIMITS = LLParserLimits(verbose_errors=False)
-"""llguidance's default limits, with which a mask takes at most 15 ms. Sequences beyond a limit fail."""
+_LIMITS = LLParserLimits(step_max_items=10_000, verbose_errors=False)
+"""llguidance's default limits, but 50,000 items for a mask, which an ambiguous grammar reaches, take 0.5 s.
+
+Grammars that are not ambiguous need at most a few thousand items. Sequences beyond a limit fail.
+"""
 
 
 class GrammarError(ValueError):

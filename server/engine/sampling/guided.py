@@ -1,11 +1,13 @@
 """Tracks grammar and reasoning of each constrained sequence, and masks tokens that must not come next."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
+from time import thread_time
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +22,9 @@ from server.text.model_files.tokenizer_files import find_mistral_file
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_S = 0.1
+"""The most processor time of one token in a grammar, for which all sequences wait. Most grammars take at most
+20 ms. If a grammar is ambiguous, the time grows with the length of the text."""
 _TOKENIZER_FILE = "tokenizer.json"
 _MOST_COPIED_CHARS = 1 << 26
 """The most characters in all sequences' copies of grammars together. Further sequences wait."""
@@ -95,8 +100,8 @@ class GuidedStates:
         if self._waits(sequence):
             return
         matcher = self._matcher(sequence)
-        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
-        self._check(matcher)
+        with _bounded(matcher):
+            bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
         starts = [] if sequence.reasoning is None else sequence.reasoning.optional_starts
         kept = row[starts] if starts else None
         allowed = torch.from_numpy(np.unpackbits(bits, bitorder="little")[: row.shape[-1]]).to(row.device)
@@ -117,8 +122,8 @@ class GuidedStates:
             if end is not None:
                 self._begin(matcher, end)
             return False
-        matcher.consume_token(token_id)
-        self._check(matcher)
+        with _bounded(matcher):
+            matcher.consume_token(token_id)
         return bool(matcher.is_stopped())
 
     def drop(self, sequence: Sequence) -> None:
@@ -166,9 +171,19 @@ class GuidedStates:
                 self._vocabulary = None
             return self._tokenizer
 
-    def _check(self, matcher: LLMatcher) -> None:
-        if matcher.is_error():
-            raise GuidedDecodingError(matcher.get_error())
+
+@contextmanager
+def _bounded(matcher: LLMatcher) -> Iterator[None]:
+    """Raises GuidedDecodingError if the block's use fails, or takes longer than `_LONGEST_S`."""
+    begin_s = thread_time()
+    yield
+    if matcher.is_error():
+        raise GuidedDecodingError(matcher.get_error())
+    if thread_time() - begin_s > _LONGEST_S:
+        raise GuidedDecodingError(
+            f"the grammar is too ambiguous: one token has taken more than {_LONGEST_S} s of processor time. Write "
+            "rules that match a text in only one way"
+        )
 
 
 class _VocabularyFile(NamedTuple):

@@ -1,5 +1,6 @@
 """A grammar restricts only its own request. It is compiled beside the steps, once for all sequences."""
 
+import itertools
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from llguidance import LLTokenizer, TokenizerWrapper
 
 from server.engine.sampling import grammar, guided
 from server.engine.sampling.grammar import GrammarCompiler
@@ -194,6 +196,58 @@ def test_an_aborted_requests_grammar_is_dropped(engine):
     engine.add("a", [40], guided=PERSON)
     engine.step()
     engine.core.abort(["a"])
+    engine.assert_nothing_leaked()
+
+
+class LongTokens:
+    """A vocabulary with all texts of up to six letters a, b and blanks, as llguidance needs it."""
+
+    tokens = [bytes([byte]) for byte in range(256)] + [
+        "".join(letters).encode() for length in range(2, 7) for letters in itertools.product("ab ", repeat=length)
+    ]
+    tokens.append(b"<end>")
+    eos_token_id = bos_token_id = len(tokens) - 1
+    special_token_ids = (eos_token_id,)
+
+    def __call__(self, text: str) -> list[int]:
+        return list(text.encode())
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        's: s s | s s s | "a" | "b" | " "',
+        's: s s | "a" | "b" | /[a-z ]/',
+        's: s | t s | t s t | " "\nt: t t | "a" | "b" | " "',
+    ],
+)
+def test_an_ambiguous_grammar_is_refused_before_its_first_token(rules):
+    compiler = GrammarCompiler(InlineExecutor(), lambda: LLTokenizer(TokenizerWrapper(LongTokens())), lambda: None)
+    found = compiler.acquire(GuidedDecoding("grammar", f"start: s\n{rules}")).compiled.exception()
+    assert isinstance(found, grammar.GrammarError)
+    assert "Too many items" in str(found)
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        PERSON,
+        GuidedDecoding("json_object"),
+        GuidedDecoding("regex", "[ab]+"),
+        GuidedDecoding("choice", json.dumps(CHOICES)),
+        GuidedDecoding("grammar", 'start: a\na: a b | b a | "x"\nb: a a | "x" | "y"'),
+    ],
+    ids=lambda guided: guided.kind,
+)
+@pytest.mark.parametrize("slow", ["compute_bitmask", "consume_token"])
+def test_a_constraint_whose_token_takes_too_long_fails_only_its_request(engine, monkeypatch, constraint, slow):
+    spent_s = iter(range(1000))
+    is_first = iter([slow == "consume_token"])
+    monkeypatch.setattr(guided, "thread_time", lambda: 0 if next(is_first, False) else next(spent_s))
+    neighbour = engine.add("free", [40], max_tokens=2)
+    [refused] = engine.complete([[60]], guided=constraint)
+    assert (refused.error or "").startswith("the grammar is too ambiguous: ")
+    assert neighbour.finish_reason == "length"
     engine.assert_nothing_leaked()
 
 
