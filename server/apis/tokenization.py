@@ -1,8 +1,6 @@
 """Answers /tokenize and /detokenize."""
 
-from typing import Annotated, Any
-
-from msgspec import Meta
+from typing import Any
 
 from base.errors import RequestError
 from server.engine.process_link.client import EngineClient
@@ -21,9 +19,6 @@ from server.terms.http_body.request_body import (
 from server.text.renderers.base import BaseRenderer
 from server.text.renderers.images.processor_cache import ProcessedImages
 from server.text.renderers.prompts import ChatOptions, TextOptions
-
-MAX_TOKENS = 1 << 20
-"""The most tokens that /detokenize accepts. No model has a longer context."""
 
 
 class TokenizeRequest(RequestBody, kw_only=True):
@@ -53,7 +48,7 @@ class DetokenizeRequest(RequestBody, kw_only=True):
     """Token ids to turn back into text."""
 
     model: str | None = None
-    tokens: Annotated[list[TokenId], Meta(max_length=MAX_TOKENS)]
+    tokens: list[TokenId]
 
 
 class TokenizationServing:

@@ -1,5 +1,6 @@
 """Request bodies become structs, or errors that name the field, or a limit and its flag."""
 
+import functools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from server.apis.anthropic.request import AnthropicRequest
 from server.apis.pooling.endpoints import EmbeddingRequest
 from server.apis.pooling.scoring import RerankRequest
 from server.apis.responses.request import ResponsesRequest
-from server.apis.tokenization import TokenizeRequest
+from server.apis.tokenization import DetokenizeRequest, TokenizeRequest
 from server.generation.completion_request import CompletionRequest
 from server.generation.request import ChatRequest
 from server.terms.http_body.request_body import RequestDecoder, check_num_values
@@ -140,6 +141,30 @@ def test_nesting_is_limited_not_by_the_parser(levels):
 def test_the_deepest_body_is_read():
     deepest = b'{"prompt": "a", "kv_transfer_params": ' + b'{"a":' * 198 + b"[1]" + b"}" * 198 + b"}"
     assert RequestDecoder(CompletionRequest).decode(deepest).prompts == ["a"]
+
+
+_NESTED = functools.reduce(lambda inner, _: {"a": inner}, range(62), {"type": "object"})
+_DEFAULTS = LimitsConfig()
+
+
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [
+        pytest.param(DetokenizeRequest, {"tokens": [1] * (_DEFAULTS.max_json_values - 3)}, id="values, detokenize"),
+        pytest.param(CompletionRequest, {"prompt": [1] * (_DEFAULTS.max_json_values - 3)}, id="values, prompt"),
+        pytest.param(CompletionRequest, {"prompt": ["a"] * _DEFAULTS.max_prompts}, id="prompts"),
+        pytest.param(CompletionRequest, {"prompt": "a", "n": _DEFAULTS.max_queued_requests}, id="n"),
+        pytest.param(CompletionRequest, {"prompt": "a", "stop": ["x" * 16] * _DEFAULTS.max_stop_strings}, id="stop"),
+        pytest.param(
+            CompletionRequest, {"prompt": "a", "structured_outputs": {"json": _NESTED}}, id="nesting of a schema"
+        ),
+    ],
+)
+def test_a_request_at_a_documented_limit_is_below_all_other_limits(model, body):
+    RequestDecoder(model).decode(json.dumps(body).encode())
+    assert _DEFAULTS.max_queued_requests is not None
+    assert _DEFAULTS.max_prompts <= _DEFAULTS.max_queued_requests <= _DEFAULTS.max_choices
+    assert len(json.dumps(body)) < _DEFAULTS.max_body_bytes
 
 
 def has_at_most(body: bytes, most: int) -> bool:
