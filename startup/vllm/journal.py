@@ -14,8 +14,10 @@ from typing import Any, Final
 from envs.redaction import is_secret_name
 from startup.reports.timeline.spans import API, PhaseSpan
 
-_LOAD_VARIABLES: Final = ("LD_PRELOAD", "TORCHINDUCTOR_", "TORCH_", "PYTORCH_", "TRITON_", "NUMEXPR_")
+_LOAD_VARIABLES: Final = ("LD_PRELOAD", "TORCHINDUCTOR_", "TORCH_", "PYTORCH_", "TRITON_")
 """Prefixes of variables that contain no secrets and that libraries read when they are loaded."""
+_COUNTS: Final = "_THREADS"
+"""The end of the names of variables whose values fit only machines with as many processors."""
 
 
 class Journal:
@@ -59,9 +61,14 @@ class Journal:
                 self.write(process=multiprocessing.current_process().name, modules=names)
 
     def record_environment(self, changed: Mapping[str, str]) -> None:
-        """Records the changed variables that libraries read when they are loaded, except secrets."""
+        """Records the changed variables that libraries read when they are loaded, except secrets.
+
+        A profile may be used by other users and on other machines. So no paths are recorded, except those of
+        installed libraries, and no numbers of threads.
+        """
         names = (name for name in changed if name.startswith(_LOAD_VARIABLES) and not is_secret_name(name))
-        self.write(environment={name: changed[name] for name in names})
+        values = {name: _portable(changed[name]) for name in names if not name.endswith(_COUNTS)}
+        self.write(environment={name: value for name, value in values.items() if value or not changed[name]})
 
     def write(self, **fields: Any) -> None:
         """Appends a JSON line with these fields."""
@@ -124,6 +131,12 @@ class StartRecordings:
         self.failed.update(line.get("failed", {}))
         self.unfit.update(line.get("unfit", ()))
         self.num_threads = max(self.num_threads, line.get("num_threads", 1))
+
+
+def _portable(value: str) -> str:
+    """The value without paths outside of this Python environment. Empty if nothing is left."""
+    parts = value.split(":")
+    return ":".join(part for part in parts if "/" not in part or part.startswith(f"{sys.prefix}/"))
 
 
 def _is_importable(name: str) -> bool:

@@ -59,7 +59,8 @@ _PARTS: Final = {
     READ_PAGES: PAGES,
 }
 """Part of a baked folder -> pattern of its files."""
-_TEMPORARY: Final = ("standby", "imports/*.missed", COMPILED)
+_NOT_KEPT: Final = ("standby", "imports/*.missed", COMPILED, "graph-memory", "triton-key", "plain", "failed")
+"""Files of the cache that only a running server needs, or that hold only on the machine of the build."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +246,7 @@ def _make_readable(folder: Path) -> None:
 
 
 def _clean(cache: Path) -> None:
-    """Removes files that only a running server needs, and compiled models that are also in archives."""
+    """Removes files that are not kept, and compiled models that are also in archives."""
     others = [path for path in cache.glob("*") if path.name not in (OWN, INSPECTIONS)]
-    for path in (*others, *(path for pattern in _TEMPORARY for path in (cache / OWN).glob(pattern))):
+    for path in (*others, *(path for pattern in _NOT_KEPT for path in (cache / OWN).glob(pattern))):
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -69,9 +69,11 @@ def forkserver_environment(vllm: InstalledVllm, profile: PreloadProfile) -> dict
     if vllm.is_for_cpu and CHILD_VARIABLES.applies:
         environment |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
         environment |= _preloaded_libraries(vllm)
-    learned = {
-        name: value for name, value in profile.environment.items() if not foreign.is_set(name) or name == _LD_PRELOAD
-    }
+    learned = {name: value for name, value in profile.environment.items() if not foreign.is_set(name)}
+    if _LD_PRELOAD in profile.environment:
+        others = environment.get(_LD_PRELOAD) or foreign.text_of(_LD_PRELOAD)
+        libraries = f"{others}:{profile.environment[_LD_PRELOAD]}".split(":")
+        learned[_LD_PRELOAD] = ":".join(dict.fromkeys(filter(None, libraries)))
     return environment | learned
 
 

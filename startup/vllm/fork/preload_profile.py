@@ -32,7 +32,7 @@ from startup.vllm_words.installed import InstalledVllm
 if TYPE_CHECKING:
     from startup.vllm_words.command_line import CommandLine
 
-_FORMAT: Final = 7
+_FORMAT: Final = 8
 _FOLDER: Final = "preload"
 PLAIN: Final = "plain"
 """The cache's folder for instances of `PlainState`."""
@@ -220,6 +220,7 @@ def plain_states() -> list[PlainState]:
 def disable_preloading(kind: StartKind, reason: str) -> PlainState | None:
     """Turns preloading off for an hour after our code has failed, and for a day after a further failure.
 
+    The profile may have caused the failure, so the next start that preloads begins with an empty profile.
     Returns None and changes nothing if the machine lacked a resource that the next start may get.
     """
     if _is_of_machine(reason):
@@ -228,6 +229,7 @@ def disable_preloading(kind: StartKind, reason: str) -> PlainState | None:
     lasts_s = _FIRST_S if kept.read(of_type(PlainState), is_own=True) is None else _NEXT_S
     state = PlainState(kind, platform.node(), reason, time.time() + lasts_s)
     kept.write(asdict(state))
+    PreloadProfile(kind).save()
     return state
 
 

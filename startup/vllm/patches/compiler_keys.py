@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from startup.ground.caches import Kept
 from startup.ground.hooks.hook import Hook, Name
+from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import wrap_after_import
 
 _COMPUTED: Final = (
@@ -55,7 +56,7 @@ def _kept_key(compute: Callable[[], str]) -> Callable[[], str]:
     @functools.cache
     def key() -> str:
         package = Path(sys.modules["triton"].__file__ or "").parent
-        kept = Kept("triton-key", str(package))
+        kept = Kept("triton-key", str(package), distribution_stamps())
         if (known := kept.read(str, is_own=True)) is not None:
             return known
         files = [str(file) for name in _HASHED for file in (package / name).rglob("*") if file.suffix in (".py", ".so")]

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import platform
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -196,6 +197,44 @@ def test_a_first_start_that_compiles_preloads_vllms_backend_of_the_compiler():
     assert backend in _plan("").modules
     assert backend not in _plan("--enforce-eager").modules
     assert backend not in _plan("", _CPU, "a").modules, "the profile would have it"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "recorded"),
+    [
+        ("TORCHINDUCTOR_CACHE_DIR", "/tmp/torchinductor_ann", None),
+        ("TRITON_CACHE_DIR", "/home/ann/.triton", None),
+        ("TRITON_HOME", "/home/ann", None),
+        ("TORCH_HOME", "~/torch", None),
+        ("TORCH_EXTENSIONS_DIR", "relative/folder", None),
+        ("NUMEXPR_MAX_THREADS", "2", None),
+        ("TORCHINDUCTOR_COMPILE_THREADS", "64", None),
+        ("LD_PRELOAD", "/home/ann/libmine.so", None),
+        ("LD_PRELOAD", f"/home/ann/libmine.so:{sys.prefix}/lib/libiomp5.so", f"{sys.prefix}/lib/libiomp5.so"),
+        ("PYTORCH_ALLOC_CONF", "expandable_segments:True", "expandable_segments:True"),
+        ("TORCH_NCCL_AVOID_RECORD_STREAMS", "1", "1"),
+        ("TORCH_GONE", "", ""),
+    ],
+)
+def test_a_journal_records_only_values_that_hold_for_other_users_and_machines(name, value, recorded, tmp_path):
+    journal = Journal(tmp_path)
+    journal.record_environment({name: value})
+    assert StartRecordings.read(tmp_path).environment.get(name) == recorded
+
+
+def test_learned_libraries_are_loaded_besides_those_of_the_user(monkeypatch):
+    monkeypatch.setenv("LD_PRELOAD", "/my/libmine.so")
+    profile = replace(_profile(_GPU), environment={"LD_PRELOAD": f"{sys.prefix}/lib/libiomp5.so"})
+    assert forkserver_environment(_GPU, profile)["LD_PRELOAD"] == f"/my/libmine.so:{sys.prefix}/lib/libiomp5.so"
+
+
+def test_after_a_failure_of_preloading_the_profile_is_learned_anew():
+    kind = StartKind.of(_VLLM, (), None)
+    replace(_profile(), kind=kind, engine_modules=("a",)).save()
+    assert disable_preloading(kind, "OSError: No space left on device") is None
+    assert load_profile(kind).engine_modules == ("a",), "the machine was the cause"
+    assert disable_preloading(kind, "our code has failed") is not None
+    assert load_profile(kind) == PreloadProfile(kind)
 
 
 def test_a_written_plan_is_read_unchanged(tmp_path):
