@@ -89,6 +89,17 @@ def test_the_baked_value_is_read_until_the_user_has_a_valid_one(baked, monkeypat
     assert json.loads(file.read_text())["value"] == "baked"
 
 
+def test_a_value_that_is_taken_is_gone_until_it_is_written_again(baked, cache, monkeypatch):
+    with monkeypatch.context() as build:
+        build.setenv("VLLM_CACHE_ROOT", str(baked / CACHE))
+        _KEPT.write("baked")
+    assert _KEPT.take(str) is None, "a baked value cannot be removed"
+    _KEPT.write("own")
+    assert (_KEPT.take(str), _KEPT.take(str)) == ("own", None)
+    _KEPT.write("own")
+    assert _KEPT.take(str) == "own"
+
+
 @pytest.mark.parametrize(
     "damage",
     [
