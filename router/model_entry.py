@@ -102,6 +102,11 @@ class ModelEntry:
         return self.on_swap == "sleep" or self.idle_sleep_s is not None
 
     @property
+    def has_files(self) -> bool:
+        """Whether the router knows files of the model, such as GGUF files that a command names."""
+        return self.foreign is None or any(word.endswith(".gguf") for word in self.foreign.words)
+
+    @property
     def request_names(self) -> tuple[str, ...]:
         """Every name by which a request can select this model."""
         return (self.name, *self.aliases, *self.adapters)

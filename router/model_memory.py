@@ -6,10 +6,12 @@ they are dropped. Level 0 means that the model is awake.
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from base.machine.file_stamps import FileStamp, FolderStamps, read_folder, read_stamp
 from base.machine.memory import read_memory
 from base.machine.nvml import Gpu, keep_driver_open, read_gpus
 from base.machine.processes import descendants, pss_bytes
@@ -126,6 +128,19 @@ class MemoryMeter:
         """The size of the model's weights on disk. None if they are not on disk."""
         return self._size_of(name).on_disk or None
 
+    def forget_replaced(self, entry: ModelEntry) -> bool:
+        """Forgets what was read from the model's files if they were replaced. Returns whether they were.
+
+        Reads the stamps of all of the model's files.
+        """
+        with self._lock:
+            size = self._sizes.get(entry.name)
+        if size is None or size.stamps == _read_stamps(self._find_model(entry.name), entry):
+            return False
+        with self._lock:
+            self._sizes.pop(entry.name, None)
+        return True
+
     def need_of(self, entry: ModelEntry) -> Need:
         """The estimate for a model before its first measurement. Reads the disk if the entry has changed."""
         with self._lock:
@@ -161,7 +176,8 @@ class MemoryMeter:
             size, entry = self._sizes.get(name), self._entries.get(name)
         if size is None:
             place = self._find_model(name)
-            size = _NO_SIZE if place is None else _read_size(Path(place), entry)
+            stamps = _read_stamps(place, entry)
+            size = (_NO_SIZE if place is None else _read_size(Path(place), entry))._replace(stamps=stamps)
             with self._lock:
                 self._sizes[name] = size
         return size
@@ -172,6 +188,8 @@ class _Size(NamedTuple):
 
     on_disk: int
     loaded: int
+    stamps: Mapping[str, FileStamp] = MappingProxyType({})
+    """The stamps of the model's files when their sizes were read."""
 
 
 _NO_SIZE: Final = _Size(0, 0)
@@ -180,6 +198,14 @@ _NO_SIZE: Final = _Size(0, 0)
 def _read_size(place: Path, entry: ModelEntry | None) -> _Size:
     on_disk = weight_bytes(place)
     return _Size(on_disk, (entry and converted_bytes(entry, place)) or on_disk)
+
+
+def _read_stamps(place: str | None, entry: ModelEntry | None) -> FolderStamps:
+    """The stamps of the files in the model's folder, or beside the GGUF files that a command names."""
+    words = entry.foreign.words if entry is not None and entry.foreign is not None else ()
+    places = [Path(place)] if place is not None else [Path(word).parent for word in words if word.endswith(".gguf")]
+    stamps = {str(each): read_stamp(each) for each in places if not each.is_dir()}
+    return stamps | dict(pair for each in places if each.is_dir() for pair in read_folder(each).items())
 
 
 def read_gpus_here() -> tuple[Gpu, ...]:

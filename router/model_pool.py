@@ -128,6 +128,8 @@ class ModelPool:
         """An async callback for a ready process without requests. The process is stopped once it returns."""
         self.on_give_up: Callable[[str], None] = lambda _: None
         """A callback that gets the name of a model that has failed too often (`ModelEntry.restart_limit`)."""
+        self.check_again: Callable[[ModelEntry], ModelEntry] = lambda entry: entry
+        """Returns the new entry of a model whose files were replaced. Called on a thread."""
         self.keeps_imports: Callable[[ModelEntry], bool] = lambda _: False
         """Returns whether a standby makes the model's next start as fast as waking the model."""
         self._only = only
@@ -195,10 +197,11 @@ class ModelPool:
     @asynccontextmanager
     async def _ticket(self, name: str, arrive: Callable[[int, str, float], list[Action]]) -> AsyncIterator[Child]:
         ticket = next(self._tickets)
-        waiter = self._waiters[ticket] = asyncio.get_running_loop().create_future()
         begin_s = time.monotonic()
+        await self._renew(name)
+        waiter = self._waiters[ticket] = asyncio.get_running_loop().create_future()
         try:
-            self._apply(arrive(ticket, name, begin_s))
+            self._apply(arrive(ticket, name, time.monotonic()))
             outcome = await waiter
             took_s = time.monotonic() - begin_s
             if isinstance(outcome, ModelRefused):
@@ -210,6 +213,21 @@ class ModelPool:
         finally:
             self._waiters.pop(ticket, None)
             self._apply(self._scheduler.leave(ticket, time.monotonic()))
+
+    async def _renew(self, name: str) -> None:
+        """Before a start, reads again what the router knows from the model's files, if they were replaced."""
+        entry, model = self.entries.get(name), self._scheduler.models.get(name)
+        is_next_start = model is not None and (model.current is None or model.current.state == "draining")
+        if entry is None or not is_next_start or not entry.has_files:
+            return
+        if not await asyncio.to_thread(self._meter.forget_replaced, entry):
+            return
+        renewed = await asyncio.to_thread(self.check_again, entry)
+        await asyncio.to_thread(self.read_sizes, {name: renewed})
+        if self.entries.get(name) is entry:
+            self.entries = {**self.entries, name: renewed}
+            self._names |= dict.fromkeys(renewed.request_names, renewed)
+            self._scheduler.renew(name, self._rules_of(renewed))
 
     @contextmanager
     def hold(self, child: Child) -> Iterator[None]:

@@ -78,6 +78,8 @@ class RouterOptions:
     """Returns the kinds of standbys that the present models need. Empty if all models start cold."""
     find_model: Callable[[str], str | None]
     """Returns a model's folder on disk. The argument is the name of the model's entry."""
+    check_again: Callable[[ModelEntry], ModelEntry]
+    """Checks an entry whose files were replaced. Returns the entry as it is now. Called on a thread."""
     only: str | None = None
     """The name of the only model, which gets all requests. None if the router serves several models.
 
@@ -153,6 +155,7 @@ class _Router:
         self._relay = LogRelay(options.config.log_format, has_names=options.only is None)
         self._pool = ModelPool(options.limits, MemoryMeter(options.find_model), self._place, only=options.only)
         self._pool.on_give_up = self._end_without
+        self._pool.check_again = options.check_again
         self._manager = ServiceManager.from_environment()
         self._stopped = asyncio.Event()
         self._killed = asyncio.Event()

@@ -5,6 +5,7 @@ import shlex
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
+from weakref import ref
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -35,6 +36,14 @@ class Exposition(NamedTuple):
     content_type: str
 
 
+class _KnownLength(NamedTuple):
+    """The `max_model_len` that a process of an entry has reported."""
+
+    entry: ModelEntry
+    child: "ref[Child]"
+    length: int | None
+
+
 class PoolListing:
     """Describes the models of a pool. Used on the event loop."""
 
@@ -43,8 +52,8 @@ class PoolListing:
         self._version = version
         self._needs_key = needs_key
         self._created = int(time.time())
-        self._lengths: dict[str, tuple[ModelEntry, int | None]] = {}
-        """Model's name -> the entry and the `max_model_len` of the model's last process."""
+        self._lengths: dict[str, _KnownLength] = {}
+        """Model's name -> the `max_model_len` of the model's last process."""
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_PoolCollector(pool))
         self._registry.register(pool.metrics)
@@ -52,11 +61,11 @@ class PoolListing:
     async def learn_lengths(self, ask: "Callable[[Child, str], Awaitable[bytes | None]]") -> None:
         """Requests each running model's `max_model_len` from its server, unless it is known."""
         running = [(entry, self._pool.child_of(name)) for name, entry in self._pool.entries.items()]
-        unknown = [(entry, child) for entry, child in running if child is not None and not self._knows(entry)]
+        unknown = [(entry, child) for entry, child in running if child is not None and not self._knows(entry, child)]
         answers = await asyncio.gather(*(ask(child, "/v1/models") for _, child in unknown))
-        for (entry, _), answer in zip(unknown, answers, strict=True):
+        for (entry, child), answer in zip(unknown, answers, strict=True):
             if answer is not None:
-                self._lengths[entry.name] = entry, _read_length(answer)
+                self._lengths[entry.name] = _KnownLength(entry, ref(child), _read_length(answer))
 
     def models(self) -> dict[str, Any]:
         """The body of GET /v1/models. It contains all models in all states, except hidden models."""
@@ -107,12 +116,14 @@ class PoolListing:
     def status_of(self, name: str) -> ModelStatus:
         return next(status for status in self._pool.view() if status.entry.name == name)
 
-    def _knows(self, entry: ModelEntry) -> bool:
-        return entry.name in self._lengths and self._lengths[entry.name][0] == entry
+    def _knows(self, entry: ModelEntry, child: "Child | None") -> bool:
+        """Whether the length is that of the entry's present process, or without one, of its last process."""
+        known = self._lengths.get(entry.name)
+        return known is not None and known.entry == entry and (child is None or known.child() is child)
 
     def _cards(self, status: ModelStatus) -> list[dict[str, Any]]:
         """The members of /v1/models for this model and its adapters."""
-        entry = status.entry
+        entry, child = status.entry, self._pool.child_of(status.entry.name)
         root = entry.name if not entry.words or is_flag_like(entry.words[0]) else entry.words[0]
         card = {
             "id": entry.name,
@@ -121,7 +132,7 @@ class PoolListing:
             "owned_by": _OWNER,
             "root": root,
             "parent": None,
-            "max_model_len": self._lengths[entry.name][1] if self._knows(entry) else None,
+            "max_model_len": self._lengths[entry.name].length if self._knows(entry, child) else None,
             "status": status.state,
             "since": round(status.since_unix_s, 3),
             "size_bytes": status.size_bytes,

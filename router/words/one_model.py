@@ -171,5 +171,6 @@ def _router(
         limits=SchedulerLimits(**asdict(config.several)),
         find_template_kinds=lambda: kinds,
         find_model=lambda _: folder_of(request),
+        check_again=lambda entry: with_sleep_words(replace(entry, sleep_levels=ModelEntry.sleep_levels)).entry,
         only=entry.name,
     )

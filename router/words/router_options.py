@@ -103,6 +103,18 @@ class ModelsReader:
             logger.warning("%s: apiKeys has changed, which takes effect at the next start of the server", self.path)
         return read.entries
 
+    def check_again(self, entry: ModelEntry) -> ModelEntry:
+        """The entry after a further check without preflight. The former entry if the check finds faults."""
+        given = self._given.get(entry.name)
+        if given is None:
+            return entry
+        file = "" if self.path is None else str(self.path)
+        checked = ModelCheck(replace(self._config, preflight="off"), self._words, file).run(given)
+        if checked.faults:
+            return entry
+        self.last = replace(self.last, models={**self.last.models, entry.name: checked})
+        return checked.entry
+
     def find_model(self, name: str) -> str | None:
         """The folder of a model. None if the model is not on disk."""
         model = self.last.models.get(name)
@@ -202,6 +214,7 @@ def router_options(several: SeveralModels, reader: ModelsReader, checked: Checke
         limits=SchedulerLimits(**asdict(config.several)),
         find_template_kinds=lambda: _template_kinds(config, reader.last.models.values()),
         find_model=reader.find_model,
+        check_again=reader.check_again,
         only=next(iter(checked.entries)) if several.words.is_one_model else None,
     )
 

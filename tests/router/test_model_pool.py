@@ -5,7 +5,7 @@ import errno
 import os
 import random
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -55,7 +55,9 @@ async def pool(tmp_path: Path) -> AsyncIterator[ModelPool]:
 
 
 @asynccontextmanager
-async def open_pool(tmp_path: Path, *, only: str | None = None) -> AsyncIterator[ModelPool]:
+async def open_pool(
+    tmp_path: Path, *, only: str | None = None, find_model: Callable[[str], str | None] = lambda _: None
+) -> AsyncIterator[ModelPool]:
     """A pool with room for two models."""
     fd = os.open(tmp_path / "output", os.O_WRONLY | os.O_CREAT)
     places, relay = ChildPlaces(LogOptions(level="INFO")), LogRelay("text", fd)
@@ -64,7 +66,7 @@ async def open_pool(tmp_path: Path, *, only: str | None = None) -> AsyncIterator
         return ChildPlace(places.socket_path(number), places.environment(number, {}), relay)
 
     limits = SchedulerLimits(max_running=2, max_waiting=30, max_wait_s=0.1, min_stay_s=0.0)
-    pool = ModelPool(limits, MemoryMeter(lambda _: None), place, only=only)
+    pool = ModelPool(limits, MemoryMeter(find_model), place, only=only)
     pool.begin(lambda: 0)
     yield pool
     await pool.drain()

@@ -24,7 +24,7 @@ from router.http.access import CorsPolicy
 from router.http.model_choice import _SERVED, _SERVED_BELOW
 from router.model_entry import ForeignCommand, ModelEntry
 from router.model_pool import ModelRefused
-from tests.router.http.small_router import SmallChild, SmallRouter, post
+from tests.router.http.small_router import Handler, SmallChild, SmallRouter, post
 from tests.router.http.test_proxy import CHAT, body_of, echo, headers_of
 from tests.support.http_client import Answer
 from tests.support.ports import free_port
@@ -319,6 +319,25 @@ async def test_the_context_length_of_a_model_that_has_run_is_listed(router, ask)
         assert [card["max_model_len"] for card in listed] == [4096, None, None]
         router.pool.children.pop("m", None)
     assert asked == 1
+
+
+async def test_the_context_length_is_that_of_the_models_last_process(router, ask):
+    """The model's files may have been replaced."""
+
+    def server_of(length: int) -> Handler:
+        async def list_one(request: web.BaseRequest) -> web.StreamResponse:
+            return web.json_response({"data": [{"id": "x", "max_model_len": length}]})
+
+        return list_one
+
+    await router.serve("m", running=server_of(8192))
+    for length in (8192, 1024, 2048):
+        await router.start_model("m", server_of(length))
+        for path in ("/v1/models", "/v1/models/m"):
+            answer = (await ask("GET", path)).json
+            assert (answer["data"][0] if "data" in answer else answer)["max_model_len"] == length
+    await router.pool.unload("m")
+    assert (await ask("GET", "/v1/models/m")).json["max_model_len"] == 2048
 
 
 async def test_models_are_loaded_and_unloaded(router, client, ask):
