@@ -10,7 +10,7 @@ import itertools
 import logging
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
@@ -143,7 +143,7 @@ class ModelPool:
         self._exit_codes: dict[str, int] = {}
         self._sleep = defaultdict[str, SleepFigures](SleepFigures)
         self._orders: set[asyncio.Task[None]] = set()
-        """The running tasks that put models to sleep or wake them."""
+        """The running tasks that put models to sleep, wake them, or read their files again."""
         self._has_named_sleep = False
         self._waiters: dict[int, asyncio.Future[Child | ModelRefused]] = {}
         """Ticket -> a future, from the request's arrival to its admission or refusal."""
@@ -198,7 +198,8 @@ class ModelPool:
     async def _ticket(self, name: str, arrive: Callable[[int, str, float], list[Action]]) -> AsyncIterator[Child]:
         ticket = next(self._tickets)
         begin_s = time.monotonic()
-        await self._renew(name)
+        if (model := self._scheduler.models.get(name)) and (model.current is None or model.current.state == "draining"):
+            await self._renew(name)
         waiter = self._waiters[ticket] = asyncio.get_running_loop().create_future()
         try:
             self._apply(arrive(ticket, name, time.monotonic()))
@@ -215,10 +216,11 @@ class ModelPool:
             self._apply(self._scheduler.leave(ticket, time.monotonic()))
 
     async def _renew(self, name: str) -> None:
-        """Before a start, reads again what the router knows from the model's files, if they were replaced."""
-        entry, model = self.entries.get(name), self._scheduler.models.get(name)
-        is_next_start = model is not None and (model.current is None or model.current.state == "draining")
-        if entry is None or not is_next_start or not entry.has_files:
+        """Reads again what the router knows from the model's files, if they were replaced.
+
+        Called before a start that a request needs, and after each start, which may have downloaded them.
+        """
+        if (entry := self.entries.get(name)) is None or not entry.has_files:
             return
         if not await asyncio.to_thread(self._meter.forget_replaced, entry):
             return
@@ -438,7 +440,10 @@ class ModelPool:
         if self._only is not None and level == 1:
             level = self._level_of_only(self._scheduler.generations[number].levels)
         child = self._lives[number].child
-        task = asyncio.create_task(self._follow_order(number, child, level), name="sleep" if level else "wake")
+        self._begin(self._follow_order(number, child, level))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._orders.add(task)
         task.add_done_callback(self._orders.discard)
 
@@ -521,6 +526,7 @@ class ModelPool:
             logger.info("%s is ready after %.2f s", name, took_s)
             self.metrics.note_start(name, "ready", StartInfo.from_notes(read_start(child.pids)))
             self._memory.follow(number, name, child.pids)
+            self._begin(self._renew(name))
             self._apply(self._scheduler.became_ready(number, time.monotonic()))
 
         reason: str | None = "The router failed to start it"

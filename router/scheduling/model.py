@@ -34,6 +34,9 @@ class EntryMemory:
         """Notes a measurement, limited by the budget. So a model above the budget can still start alone."""
         self._peaks[level] = self._peaks.get(level, memory).at_least(memory).at_most(budget)
 
+    def forget_peaks(self) -> None:
+        self._peaks.clear()
+
 
 class Generation:
     """One process of a model's entry, from its start to its end. Leases are known by their tickets."""

@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from typing import Final
 
-from router.scheduling.model import EntryMemory, Generation, Model
+from router.scheduling.model import Generation, Model
 from router.scheduling.start_plan import Placement, StartPlan, Victim
 from router.scheduling.terms import (
     Action,
@@ -109,7 +109,8 @@ class ModelScheduler:
     def renew(self, name: str, rules: ModelRules) -> None:
         """The model's files were replaced, so earlier measurements of its memory are worthless."""
         if (model := self.models.get(name)) is not None:
-            model.rules, model.memory = rules, EntryMemory(rules)
+            model.update(rules)
+            model.memory.forget_peaks()
 
     def became_ready(self, number: int, now: float) -> list[Action]:
         """The generation answers requests. The first one of a changed entry gets all further requests."""

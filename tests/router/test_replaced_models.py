@@ -1,5 +1,6 @@
 """A model whose files are replaced in place is known anew at its next start. Its entry is unchanged."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from router.model_entry import ServerCall
 from router.model_pool import ModelPool
 from router.scheduling.terms import Need
 from router.words import sleep_words
+from tests.router.http.small_router import eventually
 from tests.router.test_model_pool import by_name, entry_of, open_pool
 from tests.router.words.test_llama_words import llama_server, options_of  # noqa: F401 - a fixture
 from tests.router.words.test_one_model import _vllm
@@ -64,6 +66,16 @@ async def test_each_fact_is_known_anew(tmp_path, change):
         assert after["need"].ram_bytes > 320 * MIB
         await pool.unload("a")
         assert pool.view()[0].need.ram_bytes > 320 * MIB
+
+
+async def test_a_model_that_restarts_by_itself_is_known_anew(tmp_path):
+    _write(tmp_path / "m.gguf", MIB)
+    async with open_pool(tmp_path, only="a", find_model=lambda _: str(tmp_path / "m.gguf")) as pool:
+        pool.set_entries(by_name(entry_of("a", "sleeps", str(tmp_path / "m.gguf"), restart_limit=9)))
+        await pool.load("a")
+        _write(tmp_path / "m.gguf", 64 * MIB)
+        pool.process_of("a").process.signal(signal.SIGKILL)  # type: ignore[union-attr]
+        await eventually(lambda: pool.view()[0].num_starts == 2 and pool.view()[0].size_bytes == 64 * MIB)
 
 
 def _write(path: Path, num_bytes: int) -> None:
