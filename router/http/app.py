@@ -40,7 +40,8 @@ _ASSETS: Final = (".js", ".json", ".css", ".png", ".gif", ".jpg", ".jpeg", ".ico
 _ALLOWED: Final = "DELETE, GET, HEAD, PATCH, POST, PUT"
 """The value of the header Allow: the methods that a model's server may support."""
 _REQUEST_ID: Final = "X-Request-Id"
-_UVICORN_LEVELS: Final = {"trace": 5, "debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+_UVICORN_LEVELS: Final = {"trace": 5, "debug": 10, "info": 0, "warning": 30, "error": 40, "critical": 50}
+"""Value of --uvicorn-log-level -> the access log's level. With the default, `--log-level` decides."""
 
 
 @dataclass(frozen=True, kw_only=True)

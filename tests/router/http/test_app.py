@@ -738,7 +738,7 @@ async def test_request_ids_pass(router, ask):
 
 
 async def test_the_access_log_has_uvicorns_lines(router, ask, caplog):
-    caplog.set_level(logging.INFO, logger=ACCESS_LOGGER)
+    caplog.set_level(logging.INFO, logger="uvicorn")
     await router.serve("m", logging=LoggingConfig(disable_access_log_for_endpoints=("/health",)))
     for path in ("/health", "/v1/models?a=%20&api_key=secret"):
         await ask("GET", path)
@@ -761,6 +761,7 @@ async def test_an_absolute_target_and_a_long_one(router):
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "critical"])
 async def test_uvicorns_level_counts_for_the_access_log(router, ask, caplog, level):
+    caplog.set_level(logging.INFO, logger="uvicorn")
     await router.serve("m", logging=LoggingConfig(uvicorn_log_level=level))
     await ask("GET", "/health")
     lines = [record for record in caplog.records if record.name == ACCESS_LOGGER]
