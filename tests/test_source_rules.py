@@ -117,3 +117,85 @@ def test_machines_do_not_tell():
     ]
     word = re.compile(r"(?<!\.)\b(?:tells?|told|telling)\b")
     assert [str(file.relative_to(ROOT)) for file in files if word.search(file.read_text())] == []
+
+
+_CLOCKS: Final = r"\b(monotonic|perf_counter|thread_time|process_time|time)(_ns)?\(\)|\.cpu_times\(\)"
+_LEAST_LIMIT_S: Final = 30
+
+
+def test_no_test_has_a_short_limit_of_a_measured_time():
+    """On a busy machine, everything takes longer."""
+    short = []
+    for file in sorted((ROOT / "tests").rglob("*.py")):
+        short += [f"{file.relative_to(ROOT)}:{line}" for line in _short_limits(ast.parse(file.read_text()))]
+    assert short == [], "count steps, or wait for an event"
+
+
+def test_a_short_limit_is_found():
+    texts = (
+        "assert time.monotonic() - begin_s < 5",
+        "_S = 2.0\nassert 2 * _S > perf_counter() - begin",
+        "took_s = time.thread_time() - begin_s\nassert took_s < 0.005",
+        "costs.append(thread_time_ns() - begin)\nassert 0 < min(costs) <= 5_000_000",
+        "longest = max(longest, time.process_time() - begin)\nassert longest < 1",
+    )
+    assert [len([*_short_limits(ast.parse(text))]) for text in texts] == [1] * len(texts)
+    fine = ("assert time.monotonic() - begin_s < 60", "assert time.monotonic() - begin_s >= 1", "assert len(x) < 5")
+    assert [[*_short_limits(ast.parse(text))] for text in fine] == [[], [], []]
+
+
+def _short_limits(tree: ast.Module) -> Iterator[int]:
+    """Yields the lines of asserts that compare a measured time with a shorter limit than 30 s."""
+    constants = {
+        ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target): node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+    }
+    measured = {name: text for node in ast.walk(tree) for name, text in _measured_names(node)}
+    for node in ast.walk(tree):
+        for compared in ast.walk(node.test) if isinstance(node, ast.Assert) else ():
+            if isinstance(compared, ast.Compare) and _has_short_limit(compared, measured, constants):
+                yield node.lineno
+
+
+def _measured_names(node: ast.AST) -> Iterator[tuple[str, str]]:
+    """Yields names that get a difference of times in this statement, with the statement."""
+    is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "append"
+    if not isinstance(node, ast.Assign) and not is_call:
+        return
+    given = node.value if isinstance(node, ast.Assign) else node
+    if any(isinstance(each, ast.BinOp) and _reads_clock(each) for each in ast.walk(given)):
+        yield ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.func.value), ast.unparse(node)
+
+
+def _reads_clock(node: ast.AST) -> bool:
+    return isinstance(node.op, ast.Sub) and re.search(_CLOCKS, ast.unparse(node.left)) is not None
+
+
+def _has_short_limit(node: ast.Compare, measured: dict[str, str], constants: dict[str, ast.expr]) -> bool:
+    sides = [node.left, *node.comparators]
+    for before, operator, after in zip(sides, node.ops, sides[1:], strict=False):
+        is_less = isinstance(operator, ast.Lt | ast.LtE)
+        if not is_less and not isinstance(operator, ast.Gt | ast.GtE):
+            continue
+        time_side, limit = (before, after) if is_less else (after, before)
+        parts = list(ast.walk(time_side))
+        sources = [measured[name] for name in map(ast.unparse, parts) if name in measured]
+        sources += [ast.unparse(part) for part in parts if isinstance(part, ast.BinOp) and _reads_clock(part)]
+        value = _value_of(limit, constants)
+        if sources and value is not None and value < _LEAST_LIMIT_S * (1e9 if "_ns()" in sources[0] else 1):
+            return True
+    return False
+
+
+def _value_of(node: ast.expr, constants: dict[str, ast.expr]) -> float | None:
+    """The number that the expression stands for. None if it does not depend on constants alone."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return float(node.value)
+    if isinstance(node, ast.Name) and node.id in constants:
+        return _value_of(constants[node.id], constants)
+    if isinstance(node, ast.BinOp):
+        sides = [_value_of(side, constants) for side in (node.left, node.right)]
+        if None not in sides and isinstance(node.op, ast.Add | ast.Mult):
+            return sides[0] + sides[1] if isinstance(node.op, ast.Add) else sides[0] * sides[1]
+    return None

@@ -1,12 +1,9 @@
 """GPUs are missing, hidden or have an unusable driver. The preflight reports it, or the start fails."""
 
-import time
-
 import pytest
 
 from tests.gpu_stub.gpu_server import EAGER, UUID, GpuServer, run_preflight
 
-_SOON_S = 5.0
 _TP3 = ("--tensor-parallel-size", "3")
 _MIG = "MIG-00000000-0000-0000-0000-000000000000"
 _NO_DEVICE = "Failed to infer device type"
@@ -42,11 +39,9 @@ def test_a_start_that_fits_is_accepted_and_another_one_refused(tmp_path, words, 
     ],
 )
 def test_a_start_without_its_gpus_ends_at_once_with_one_line(tmp_path, words, environment, told):
-    begin_s = time.monotonic()
     with GpuServer("ours", *EAGER, *words, folder=tmp_path, environment=environment) as server:
         assert server.process.wait(60) == 3
-        took_s = time.monotonic() - begin_s
-    assert took_s < _SOON_S
+    assert "non-default args" not in server.log, "vLLM has not begun"
     assert server.log.count(told) == 1
     assert len([line for line in server.log.splitlines() if "GPU" in line]) == 1, server.log
 

@@ -1,9 +1,9 @@
-"""After a signal to real vLLM, a start ends within a second. In a drain, new requests get a 503."""
+"""After a signal to real vLLM, a start ends with all processes. In a drain, new requests get a 503."""
 
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +14,11 @@ from tests.startup.vllm.fake_start import short_folder
 from tests.support.http_client import ask
 from tests.support.hub import HubServer
 from tests.support.openai_client import StreamReader
-from tests.support.processes import shared_memory
-from tests.support.waiting import is_gone, wait_until
+from tests.support.processes import GONE_S, assert_gone, shared_memory
+from tests.support.waiting import wait_until
 from tests.vllm_engine.conftest import PEER_MODEL
 from tests.vllm_engine.vllm_server import VllmServer
 
-_GONE_S = 1.0
 _READY_S = 600.0
 _NO_REPEAT_S = 0.6
 """An earlier second signal would count as a repetition of the first signal."""
@@ -85,8 +84,8 @@ def test_a_stopped_start_is_gone_within_a_second(start_vllm, small_model, two_ra
             family = server.family()
             memory, log = shared_memory(family), server.log
             (os.killpg if to == "group" else os.kill)(server.process.pid, number)
-            _assert_gone(server, family)
-            assert server.process.wait() == code
+            assert server.process.wait(GONE_S) == code
+            assert_gone(family)
             told = server.log.removeprefix(log)
         name = signal.Signals(number).name
         assert told.count(f"stopped by {name} during the start, in phase ") == 1, told
@@ -109,8 +108,8 @@ def test_a_second_signal_ends_the_drain_within_a_second(start_vllm, words):
         time.sleep(_NO_REPEAT_S)
         family = server.family()
         server.process.send_signal(signal.SIGTERM)
-        _assert_gone(server, family)
-        assert server.process.wait() == 0
+        assert server.process.wait(GONE_S) == 0
+        assert_gone(family)
         for stream in streams:
             stream.finish()
 
@@ -118,14 +117,6 @@ def test_a_second_signal_ends_the_drain_within_a_second(start_vllm, words):
 def _wait_logged(server: VllmServer, line: str) -> None:
     """Waits for a line. Polls often, because readiness comes some tenths of a second after the last phase."""
     wait_until(lambda: line in server.log or server.process.poll() is not None, _READY_S)
-
-
-def _assert_gone(server: VllmServer, family: Iterable[psutil.Process]) -> None:
-    """Checks that the processes end in time."""
-    begin_s = time.monotonic()
-    while server.process.poll() is None or any(not is_gone(process.pid) for process in family):
-        assert time.monotonic() - begin_s < _GONE_S, [p for p in family if not is_gone(p.pid)]
-        time.sleep(0.005)
 
 
 _NUM_STREAMS = 20

@@ -8,13 +8,14 @@ from typing import Any
 import aiohttp
 import pytest
 
+from router.http import request_body
 from router.http.answers import FailedRequestError
 from router.http.body_changes import json_parts
 from router.http.request_body import BodyRoom, ForwardedBody
 from router.model_entry import BodyChanges, ModelEntry
 from server.terms.limits import LimitsConfig
 from tests.router.http.test_proxy import CHAT, MB, body_of, echo
-from tests.router.http.test_requested_model import TURN_S, costly, longest_call_s
+from tests.router.http.test_requested_model import MOST_AT_ONCE, Pieces, costly
 
 CHANGES = BodyChanges(
     model="upstream",
@@ -81,15 +82,32 @@ async def test_only_a_member_that_is_small_is_changed_inside():
         await change(b'{"a":{"c":"%b"}}' % (b"x" * MB), CHANGES)
 
 
+class _ReadFile:
+    """A file that notes the most bytes of a call."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.seek, self.close = file.seek, file.close
+        self.most_at_once = 0
+
+    def read(self, num_bytes: int) -> bytes:
+        self.most_at_once = max(self.most_at_once, num_bytes)
+        found: bytes = self._file.read(num_bytes)
+        return found
+
+
 @pytest.mark.parametrize("name", ["lists", "a text", "other keys"])
 async def test_the_event_loop_is_free_while_a_long_body_is_changed(name):
     body = ForwardedBody(BodyRoom(LimitsConfig()))
     await body._keep(costly(2 << 20)[name])
     found = await body.find_model("")
     with body._content() as content:
-        assert longest_call_s(lambda: json_parts(content, found.members, CHANGES, "m")) < TURN_S
-        parts = json_parts(content, found.members, CHANGES, "m")
-    assert longest_call_s(lambda: body._rewrite(parts)) < TURN_S
+        pieces = Pieces(content[:])
+        parts = json_parts(pieces, found.members, CHANGES, "m")
+        assert pieces.most_at_once <= MOST_AT_ONCE
+    file = body._file = _ReadFile(body._file)
+    body._rewrite(parts)
+    assert 0 < file.most_at_once <= request_body._READ_BACK_BYTES
     body.close()
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import tempfile
-import time
 from contextlib import suppress
 from io import BytesIO
 from typing import Any
@@ -137,20 +136,23 @@ async def test_a_broken_chunked_body_is_a_400(router):
     assert b" 400 " in await reader.readline()
 
 
+_MANY_ANSWERS = 20
+"""More answers come while a long body is sent, unless the loop handles the body in few long turns."""
+
+
 @pytest.mark.thorough
 async def test_nobody_waits_for_a_long_body(router, client):
     await router.serve("m", "n", running=echo, limits=LimitsConfig(max_body_bytes=64 * MB))
     body = body_of(size=50 * MB)
     sending = asyncio.create_task(client.post(router.url + CHAT, data=body))
-    longest_s = 0.0
+    num_answers = 0
     while not sending.done():
-        begin_s = time.thread_time()  # of the loop of client, router and model, on which other processes have no effect
         async with client.get(router.url + "/health") as response:
             assert response.status == 200
-        longest_s = max(longest_s, time.thread_time() - begin_s)
+        num_answers += 1
     async with await sending as response:
         assert (await response.json())["size"] == len(body)
-    assert longest_s < 1
+    assert num_answers > _MANY_ANSWERS
 
 
 @pytest.mark.parametrize("way", ["announced", "chunked"])

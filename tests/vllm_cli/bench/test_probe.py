@@ -69,7 +69,7 @@ def test_probes_are_sent_at_the_interval_and_none_is_faster_than_the_server(is_s
 def test_probes_that_were_due_while_the_server_was_blocked_count_from_their_due_times():
     with serving(health_server(0.21)) as server:
         samples = probe_until(lambda: len(server.requests) > 4, server.url)
-    assert min(samples.latencies_ns) < 60 * MS
+    assert min(samples.latencies_ns) < max(samples.latencies_ns) - 100 * MS  # due at different times, answered together
     assert len(samples.latencies_ns) >= 20
     assert sum(latency >= 100 * MS for latency in samples.latencies_ns) >= len(samples.latencies_ns) // 3
 

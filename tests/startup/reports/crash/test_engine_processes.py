@@ -143,10 +143,9 @@ def test_processor_time_of_those_that_compute_or_of_their_compilers_counts(recor
         (child,) = worker.children()
         stack.callback(child.kill)
         wait_until(lambda: min(sum(process.cpu_times()[:2]) for process in (engine, child)) > 1)
-        own_s = sum(worker.cpu_times()[:2])
         with_own, without = (processes.computed_s(is_on_processor=is_on) for is_on in (True, False))
         assert 1 <= without <= with_own
-        assert with_own < sum(child.cpu_times()[:2]) + own_s + 1
+        assert with_own <= sum(child.cpu_times()[:2]) + sum(worker.cpu_times()[:4])  # without the engine's
 
 
 def with_busy_child() -> None:
