@@ -11,6 +11,7 @@ from base.security.api_keys import KeyFileError, read_key_file
 from base.server_settings import NetworkConfig, TlsConfig
 from envs.redaction import hide_in_words
 from startup.ground.errors import PortInUseError, StartupError
+from startup.ground.logs.formatters import escape_controls
 from startup.port.listener import is_listened_on, listen
 from startup.session.preflight.report import Finding, error, info, warning
 
@@ -82,14 +83,19 @@ def _holders(kind: str, is_wanted: Callable[[Any], bool]) -> str:
 
 
 def describe_process(pid: int) -> str:
-    """Names a process by its pid and, if it is visible from here, by its command line without secrets."""
+    """Names a process by its pid and, if it is visible from here, by its command line without secrets.
+
+    A process may have written any bytes over its command line. `setproctitle` leaves blanks behind a title.
+    """
     import psutil
 
     try:
-        words = psutil.Process(pid).cmdline()
+        process = psutil.Process(pid)
+        words = process.cmdline() or [process.name()]
     except (psutil.Error, OSError):
         return f"pid {pid}"
-    text = " ".join(" ".join(word.split()) for word in hide_in_words(words))
+    text = " ".join(" ".join(hide_in_words(words)).replace("\0", " ").split())
+    text = escape_controls(text.encode(errors="backslashreplace").decode())
     shown = text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 1]}…"
     return f"pid {pid} ({shown})"
 

@@ -22,6 +22,18 @@ _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 _AMD: Final = (Path("/dev/kfd"), Path("/dev/dxg"))
 """Devices of AMD's driver on Linux, and in Windows' subsystem for Linux."""
 _GIB: Final = 1 << 30
+_IDS: Final = "--device-ids"
+_KV_BYTES: Final = "--kv-cache-memory-bytes"
+_GPUS: Final = ("cuda", "rocm", "xpu")
+_ONLY_ON: Final = (
+    ("--enable-sleep-mode", None, _GPUS),
+    ("--enable-cumem-allocator", None, _GPUS),
+    ("--enable-eplb", None, _GPUS),
+    ("--enable-mamba-cache-stochastic-rounding", None, ("cuda",)),
+    ("--kda-prefill-backend", "flashkda", ("cuda",)),
+    ("--kda-prefill-backend", "fused", ("rocm",)),
+)
+"""A flag, its value if not every value counts, and the devices on which vLLM's configuration accepts it."""
 
 
 def device_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
@@ -29,6 +41,11 @@ def device_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
     if start.facts.has_other_platform:
         return
     device = start.vllm.device
+    for flag, value, accepting in _ONLY_ON if device != "other" and start.is_known else ():
+        if device not in accepting and (start.has(flag) if value is None else start.value(flag) == value):
+            given = flag if value is None else f"{flag} {value}"
+            wanted = ", ".join(accepting)
+            yield error("device", f"{given} needs vLLM for {wanted}, and this vLLM is built for {device}: leave it out")
     if device == "cuda":
         yield from _gpu_findings(start, model)
     elif device == "rocm" and not any(path.exists() for path in _AMD):
@@ -53,6 +70,7 @@ def _gpu_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
         yield error("gpu", f"no GPU can be used: {reason}. Check `nvidia-smi`")
         return
     yield from _driver_findings(state)
+    yield from _id_findings(start, len(state.gpus))
     visible = _visible(state.gpus, start)
     if visible is None:
         return
@@ -82,7 +100,7 @@ def _has_compatibility() -> bool:
 
 def _visible(gpus: tuple[Gpu, ...], start: GivenStart) -> list[Gpu] | None:
     """The GPUs that vLLM may use. None if a flag or an unknown name in CUDA_VISIBLE_DEVICES selects them."""
-    if start.has("--device-ids"):
+    if start.has(_IDS):
         return None
     if not foreign.is_set(_VISIBLE):
         return list(gpus)
@@ -93,6 +111,20 @@ def _visible(gpus: tuple[Gpu, ...], start: GivenStart) -> list[Gpu] | None:
             return None if name.strip().startswith(("GPU-", "MIG-")) else found
         found.append(gpu)
     return found
+
+
+def _id_findings(start: GivenStart, num_gpus: int) -> Iterator[Finding]:
+    """Checks the numbers of GPUs. They count within CUDA_VISIBLE_DEVICES, if it is set."""
+    ids = (start.line.value(_IDS) or "").split(",")
+    if not all(each.strip().isdigit() for each in ids) or start.value("--distributed-executor-backend") == "ray":
+        return
+    names = foreign.text_of(_VISIBLE)
+    where, num = (f"{_VISIBLE}={names}", len(names.split(","))) if names else ("this machine", num_gpus)
+    if missing := [each.strip() for each in ids if int(each) >= num]:
+        last = f"0 to {num - 1}" if num > 1 else "only 0"
+        yield error("gpu", f"{_IDS}: {where} has no GPU {', '.join(missing)}: take {last}")
+    elif len(set(map(int, ids))) < len(ids):
+        yield error("gpu", f"{_IDS} {','.join(ids)} names a GPU twice")
 
 
 def _number_findings(start: GivenStart, visible: list[Gpu]) -> Iterator[Finding]:
@@ -132,6 +164,10 @@ def _gpu_memory_findings(start: GivenStart, visible: list[Gpu], model: ModelOnDi
     given = start.value("--gpu-memory-utilization")
     utilization = given if isinstance(given, float) else default_utilization(start.facts)
     needed = _gpus_needed(start) or 1
+    cache_bytes, least = start.value(_KV_BYTES), min(gpu.total_bytes for gpu in visible[:needed])
+    if isinstance(cache_bytes, int) and cache_bytes > least > 0 and not start.has("--num-gpu-blocks-override"):
+        asked, there = format_bytes(cache_bytes), format_bytes(least)
+        yield error("gpu_memory", f"{_KV_BYTES} asks for {asked} of each GPU, and a GPU has {there}: give less")
     for gpu in visible[:needed]:
         wanted = utilization * gpu.total_bytes
         if gpu.free_bytes >= wanted:
@@ -176,7 +212,7 @@ def _weight_findings(start: GivenStart, gpus: list[Gpu], model: ModelOnDisk) -> 
 
 def _memory_findings(start: GivenStart, memory: MemoryState | None) -> Iterator[Finding]:
     """Checks that the KV cache on a CPU fits into memory, because vLLM allocates it at once."""
-    size, name = start.value("--kv-cache-memory-bytes"), "--kv-cache-memory-bytes"
+    size, name = start.value(_KV_BYTES), _KV_BYTES
     space = foreign.text_of("VLLM_CPU_KVCACHE_SPACE")
     if space.isdigit():
         size, name = int(space) * _GIB, f"VLLM_CPU_KVCACHE_SPACE={space}"

@@ -93,6 +93,13 @@ def build() -> argparse.ArgumentParser:
         add(f"--{name}", action="store_true")
     for name in ("enable-log-requests", "enable-log-outputs"):
         add(f"--{name}", action=argparse.BooleanOptionalAction)
+    for name in (
+        "enable-sleep-mode",
+        "enable-eplb",
+        "enable-cumem-allocator",
+        "enable-mamba-cache-stochastic-rounding",
+    ):
+        add(f"--{name}", action=argparse.BooleanOptionalAction)
     for name in ("enforce-eager", "enable-prefix-caching", "skip-tokenizer-init", "trust-remote-code"):
         add(f"--{name}", action=argparse.BooleanOptionalAction)
     add("--enable-auto-tool-choice", action=argparse.BooleanOptionalAction)
@@ -102,7 +109,7 @@ def build() -> argparse.ArgumentParser:
         "chat-template", "config", "config-format", "data-parallel-backend", "device-ids", "download-dir",
         "hf-config-path", "io-processor-plugin", "load-format", "log-config-file", "model-impl", "offload-backend",
         "reasoning-parser", "reasoning-parser-plugin", "ssl-ca-certs", "ssl-certfile", "ssl-keyfile", "tokenizer",
-        "tokenizer-mode", "tool-parser-plugin", "uds", "master-addr",
+        "tokenizer-mode", "tool-parser-plugin", "uds", "master-addr", "kda-prefill-backend",
     )  # fmt: skip
     for name in texts:
         add(f"--{name}")

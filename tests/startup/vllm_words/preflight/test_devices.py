@@ -13,7 +13,7 @@ from base.machine.memory import MemoryState
 from base.machine.nvml import read_gpus
 from startup.session.preflight.report import Finding
 from startup.vllm_words import installed
-from startup.vllm_words.installed import TorchBuild
+from startup.vllm_words.installed import InstalledVllm, TorchBuild
 from startup.vllm_words.preflight import devices
 from startup.vllm_words.preflight.devices import device_findings
 from startup.vllm_words.preflight.model import ModelOnDisk
@@ -165,3 +165,64 @@ def test_the_variable_for_the_cache_counts_first(start, monkeypatch):
     checked = start("m", "--kv-cache-memory-bytes", "1")
     (finding,) = device_findings(checked, ModelOnDisk(checked))
     assert "VLLM_CPU_KVCACHE_SPACE=40 asks for 40.0 GiB" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("ids", "visible", "told"),
+    [
+        ("5", None, "--device-ids: this machine has no GPU 5: take 0 to 1"),
+        ("0,2,3", None, "has no GPU 2, 3: take 0 to 1"),
+        ("1", "1", "CUDA_VISIBLE_DEVICES=1 has no GPU 1: take only 0"),
+        ("0,0", None, "--device-ids 0,0 names a GPU twice"),
+        ("0,1", None, ""),
+        ("1", "0,1", ""),
+        ("1", "", ""),
+        ("GPU-7", None, ""),
+    ],
+)
+def test_numbers_of_gpus_that_are_not_there(start, set_gpus, monkeypatch, ids, visible, told):
+    set_gpus(H200.format(0, 139 * GIB), H200.format(1, 139 * GIB))
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = [finding for finding in _findings(start, "--device-ids", ids) if "--device-ids" in finding.message]
+    assert [finding.severity for finding in found] == ["error"] * bool(told)
+    assert told in "".join(finding.message for finding in found)
+    assert not [each for each in _findings(start, "--device-ids", ids, "--distributed-executor-backend", "ray")]
+
+
+@pytest.mark.parametrize(
+    ("words", "is_told"),
+    [("--kv-cache-memory-bytes 150G", True), ("--kv-cache-memory-bytes 139G", False), ("--max-num-seqs 2", False)],
+)
+def test_a_kv_cache_larger_than_a_gpu(start, set_gpus, words, is_told):
+    set_gpus(H200.format(0, 139 * GIB))
+    found = _findings(start, *words.split())
+    assert [(each.severity, "give less" in each.message) for each in found] == [("error", True)] * is_told
+
+
+@pytest.mark.parametrize(
+    ("device", "words", "is_told"),
+    [
+        *((device, "--enable-sleep-mode", device == "cpu") for device in ("cpu", "cuda", "rocm", "xpu", "other")),
+        ("cpu", "--no-enable-sleep-mode", False),
+        ("cpu", "--enable-eplb", True),
+        ("cpu", "--enable-cumem-allocator", True),
+        ("rocm", "--enable-mamba-cache-stochastic-rounding", True),
+        ("cuda", "--enable-mamba-cache-stochastic-rounding", False),
+        ("rocm", "--kda-prefill-backend flashkda", True),
+        ("rocm", "--kda-prefill-backend fused", False),
+        ("cuda", "--kda-prefill-backend fused", True),
+        ("cpu", "--kda-prefill-backend triton", False),
+    ],
+)
+def test_what_the_configuration_refuses_on_this_device(start, set_gpus, monkeypatch, device, words, is_told):
+    set_gpus(H200.format(0, 139 * GIB))
+    monkeypatch.setattr(InstalledVllm, "device", device)
+    found = [each for each in _findings(start, *words.split()) if each.check == "device"]
+    assert [(each.severity, words in each.message) for each in found] == [("error", True)] * is_told
+
+
+def test_a_plugin_may_accept_what_the_configuration_refuses(start, monkeypatch):
+    monkeypatch.setattr(InstalledVllm, "device", "cpu")
+    checked = start("m", "--enable-sleep-mode", has_plugin=True)
+    assert [each for each in device_findings(checked, ModelOnDisk(checked)) if each.check == "device"] == []
