@@ -44,6 +44,10 @@ def ensure_temp_folder() -> None:
     named = [folder for variable in _VARIABLES if (folder := variable.get())]
     usual = (*named, *_FOLDERS)
     found = next(filter(_is_usable, (*usual, str(SHM), os.curdir)), None)
+    for folder in named:
+        if folder != found and (fault := write_problem(folder)) is not None:
+            logger.warning("TMPDIR, TEMP or TMP is %s, which cannot be written to (%s): using %s", folder, fault, found)
+            break
     problem, remedy = f"no temporary file can be created in {', '.join(usual)}", "mount a tmpfs on /tmp, or set TMPDIR"
     if found is None:
         raise StartupError(f"{problem}: {remedy}", cause="folder-not-writable")

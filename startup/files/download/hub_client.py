@@ -7,7 +7,7 @@ proxies and certificates are the same as for the library's own downloads.
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar
@@ -18,6 +18,7 @@ from envs.registry import env
 from startup.files.download.branch import is_worth_a_retry
 from startup.files.download.messages import DownloadError, FailureKind
 from startup.files.download.repository import HubFile, Listing, is_safe_name
+from startup.files.model import hub_settings
 from startup.files.model.hub_settings import listing_url
 from startup.files.model.model_place import is_commit
 
@@ -134,15 +135,24 @@ class HubClient:
         from huggingface_hub import constants
 
         library: Any = huggingface_hub.utils  # its function for headers sends requests of its own
-        self._session = library.get_session()
-        token = token or (None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else library.get_token())
+        try:
+            self._session = library.get_session()
+        except Exception as err:
+            names = dict(hub_settings.unusable_certificates()) if isinstance(err, OSError) else hub_settings.PROXIES
+            raise _impossible(err, (*names, env.HF_ENDPOINT.name)) from err
+        try:
+            token = token or (None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else library.get_token())
+        except (OSError, ValueError) as err:
+            raise _impossible(err, (env.HF_TOKEN_PATH.name,)) from err
         self._headers = {"User-Agent": "vllm-cli", "Accept-Encoding": "identity"}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         httpx: Any = sys.modules[type(self._session).__module__.partition(".")[0]]  # or httpx2, by the version
         connect_s = min(_CONNECT_S, stall_s) if env.HF_HUB_DOWNLOAD_TIMEOUT.source == "default" else stall_s
         self._timeout = httpx.Timeout(stall_s, connect=connect_s)
-        self._network_errors: tuple[type[Exception], ...] = (httpx.TransportError, httpx.TooManyRedirects, TimeoutError)
+        self._network_errors: tuple[type[Exception], ...] = (
+            httpx.TransportError, httpx.TooManyRedirects, httpx.InvalidURL, TimeoutError
+        )  # fmt: skip
 
     @property
     def has_token(self) -> bool:
@@ -182,7 +192,8 @@ class HubClient:
             try:
                 answer = _within_deadline(lambda: self._get(url), env.HF_HUB_ETAG_TIMEOUT.get())
             except self._network_errors as err:
-                unreachable = f"{repo_id} is not cached, and the hub at {host} cannot be reached ({_line(err)})"
+                reason = f"{_line(err)}{_with_variables(endpoint, err)}"
+                unreachable = f"{repo_id} is not cached, and the hub at {host} cannot be reached ({reason})"
                 raise DownloadError("unreachable", unreachable) from err
             if answer.status_code == 200:
                 return self._read_listing(answer, endpoint, repo_id)
@@ -231,7 +242,8 @@ class HubClient:
                 "HEAD", address.url, headers=self._headers, timeout=self._timeout, follow_redirects=True
             )
         except self._network_errors as err:
-            raise RetryableError(f"{address} cannot be reached ({_line(err)})") from err
+            reason = f"{_line(err)}{_with_variables(address.endpoint, err)}"
+            raise RetryableError(f"{address} cannot be reached ({reason})") from err
         self._check(answer, address)
         first = (answer.history or [answer])[0].headers
         etag = first.get("X-Linked-Etag") or first.get("ETag") or ""
@@ -259,7 +271,8 @@ class HubClient:
                 self._check(answer, address)
                 yield ByteStream(begin=_first_byte(answer, begin), chunks=answer.iter_bytes())
         except self._network_errors as err:
-            raise RetryableError(f"the connection failed ({_line(err)})") from err
+            reason = f"{_line(err)}{_with_variables(address.endpoint, err)}"
+            raise RetryableError(f"the connection failed ({reason})") from err
 
     def _check(self, answer: Any, address: FileAddress) -> None:
         status = answer.status_code
@@ -300,6 +313,21 @@ def _within_deadline(request: Callable[[], T], seconds: float) -> T:
         return outcome.result(timeout=seconds)
     except TimeoutError as err:
         raise TimeoutError(f"no answer within {seconds:g} s") from err
+
+
+def _impossible(err: Exception, names: Iterable[str]) -> DownloadError:
+    """The error for variables with which the hub's client cannot be created."""
+    given = hub_settings.describe_variables(names)
+    remedy = f": correct or unset {given}" if given else ""
+    return DownloadError("settings", f"no request to the hub is possible ({_line(err)}){remedy}")
+
+
+def _with_variables(endpoint: str, err: BaseException) -> str:
+    """The variables to which a failed request may be due, with their values but without logins."""
+    is_certificate = "CERTIFICATE" in str(err)
+    names = hub_settings.CERTIFICATES if is_certificate else hub_settings.proxies_of(endpoint)
+    given = hub_settings.describe_variables((*names, env.HF_ENDPOINT.name))
+    return f"; {given}" if given else ""
 
 
 def _line(err: BaseException) -> str:

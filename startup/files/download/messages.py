@@ -10,11 +10,11 @@ from startup.files.model.file_plan import Download
 from startup.files.model.hub_settings import hub_endpoints
 from startup.ground.errors import TIMEOUT_CAUSE, ModelNotFoundError
 
-FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wrong", "failed"]
+FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wrong", "settings", "failed"]
 """The kind of reason for a failed download.
 
 `refused`: the hub does not deliver the files. `disk`: the disk has no room. `cache`: the cache's folder
-cannot be written to. `wrong`: the files differ from the hub's list.
+cannot be written to. `wrong`: the files differ from the hub's list. `settings`: variables allow no request.
 """
 
 
@@ -85,6 +85,7 @@ class DownloadReport(NamedTuple):
 _CAUSES: Final[dict[FailureKind, str]] = {
     "refused": "hub-unauthorized",
     "unreachable": "hub-unreachable",
+    "settings": "hub-unreachable",
     "disk": "disk-full",
     "cache": "folder-not-writable",
     "timeout": TIMEOUT_CAUSE,

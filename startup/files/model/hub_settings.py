@@ -5,13 +5,21 @@ An empty variable counts as unset, and HF_ENDPOINT may contain several addresses
 """
 
 import os
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final
 from urllib.parse import quote
 
+from envs import foreign
+from envs.redaction import without_login
 from envs.registry import env
 
 _HUB: Final = "https://huggingface.co"
+CERTIFICATES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+"""Variables with certificates of authorities. Which of them counts depends on the client's version."""
+PROXIES: Final = (
+    "https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"
+)  # fmt: skip
 
 
 def is_offline() -> bool:
@@ -50,6 +58,47 @@ def hub_token(given: str | None = None) -> str | None:
 
 def _clean(token: str | None) -> str | None:
     return (token or "").replace("\r", "").replace("\n", "").strip() or None
+
+
+def describe_variables(names: Iterable[str]) -> str:
+    """The variables that are set, with their values but without logins."""
+    given = {name: foreign.text_of(name) for name in names}
+    return ", ".join(f"{name}={_without_login(value)}" for name, value in given.items() if value)
+
+
+def _without_login(address: str) -> str:
+    if "://" in address or "@" not in address:
+        return without_login(address)
+    return without_login(f"//{address}").removeprefix("//")
+
+
+def unusable_certificates() -> Iterator[tuple[str, str]]:
+    """Yields variables for certificates of authorities that name nothing usable, each with the reason."""
+    import ssl  # noqa: PLC0415 - only before a download
+
+    for name in CERTIFICATES:
+        if not (path := foreign.text_of(name)):
+            continue
+        try:
+            if os.path.isdir(path):  # noqa: PTH112
+                os.listdir(path)  # noqa: PTH208
+            else:
+                ssl.create_default_context(cafile=path)
+        except ssl.SSLError:
+            yield name, "holds no certificate in PEM format"
+        except OSError as err:
+            yield name, f"cannot be read: {err.strerror}"
+
+
+def proxies_of(url: str) -> Iterable[str]:
+    """The variables that name the proxy for an address."""
+    from urllib.parse import urlsplit  # noqa: PLC0415 - only after a failure
+    from urllib.request import proxy_bypass  # noqa: PLC0415
+
+    scheme, host = urlsplit(url).scheme, urlsplit(url).hostname or ""
+    kinds = (f"{scheme}_proxy", "all_proxy") if not proxy_bypass(host) else ()
+    given = [name for kind in kinds for name in (kind, kind.upper()) if foreign.text_of(name)]
+    return given[:1]
 
 
 def listing_url(endpoint: str, repo_id: str, revision: str | None) -> str:

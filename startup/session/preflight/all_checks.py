@@ -13,11 +13,11 @@ from pathlib import Path
 from base.machine.memory import MemoryState, read_memory
 from base.wording import list_some
 from envs.home import expand_home
-from envs.registry import undeclared_names, unknown_variables, validate_all
+from envs.registry import env, undeclared_names, unknown_variables, validate_all
 from server.text.model_files.tokenizer_files import foreign_problem
 from startup.files.model.checkpoint_folder import adapter_problem, tokenizer_problem
 from startup.files.model.file_plan import FilePlan, plan_files
-from startup.files.model.hub_settings import is_offline
+from startup.files.model.hub_settings import describe_variables, hub_endpoints, is_offline, unusable_certificates
 from startup.files.model.json_file import read_json_object
 from startup.files.model.model_place import ModelPlace
 from startup.files.model.request import ModelRequest
@@ -62,8 +62,25 @@ def download_checks(
 ) -> Iterator[CheckGroup]:
     """Yields checks that find a folder that is not writable, or a hub that refuses the files."""
     yield "disk", lambda: chain.from_iterable(map(check_disk, places()))
+    yield "environment", lambda: _hub_findings(has_download=bool(list(places())))
     if options.asks_hub:
         yield "hub", lambda: chain.from_iterable(check_hub(place, token) for place in places())
+
+
+def _hub_findings(*, has_download: bool) -> Iterator[Finding]:
+    """Checks variables of the hub's client, which cannot even be imported if the port is no number.
+
+    Certificates cause warnings, because the client's version decides which variables it reads.
+    """
+    from urllib.parse import urlsplit  # noqa: PLC0415 - slow to import
+
+    for endpoint in hub_endpoints():
+        try:
+            urlsplit(endpoint).port  # noqa: B018 - raises an error
+        except ValueError as err:
+            yield error("environment", f"{describe_variables([env.HF_ENDPOINT.name])}: {err}. Correct it, or unset it")
+    for name, reason in unusable_certificates() if has_download else ():
+        yield warning("environment", f"{describe_variables([name])} {reason}. Correct it, or unset it")
 
 
 def _check_environment() -> Iterator[Finding]:

@@ -78,7 +78,7 @@ def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:
             with client.stream(FileAddress(listing.endpoints[0], place.name, listing.commit, name), begin=0):
                 pass
     except DownloadError as err:
-        is_final = err.kind == "refused" or (err.kind == "unreachable" and place.wanted.engine == "embedded")
+        is_final = err.kind in ("refused", "settings", "unreachable" if place.wanted.engine == "embedded" else "")
         yield (error if is_final and not place.is_default else warning)("hub", str(err))
     except RetryableError as err:
         yield warning("hub", f"{place.name} is to be downloaded: {err}")

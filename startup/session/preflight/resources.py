@@ -13,6 +13,7 @@ from base.machine.files import nearest_existing, write_problem
 from base.wording import format_bytes
 from envs import foreign
 from envs.registry import env
+from startup.files.model.hub_settings import describe_variables
 from startup.files.model.model_place import ModelPlace
 from startup.ground.caches import cache_folder
 from startup.session.preflight.report import Finding, error, warning
@@ -104,8 +105,12 @@ def check_disk(place: ModelPlace) -> Iterator[Finding]:
     """Checks that the cache folder can be written to. The download itself checks for free space."""
     folder = nearest_existing(place.cache_dir or env.HF_HUB_CACHE.get())
     if problem := write_problem(str(folder)):
+        names = (env.HF_HUB_CACHE.name, env.HUGGINGFACE_HUB_CACHE.name, env.HF_HOME.name, env.XDG_CACHE_HOME.name)
+        is_default = place.cache_dir in (None, env.HF_HUB_CACHE.get())
+        given = next(filter(None, (describe_variables([name]) for name in names if is_default)), "")
         reason = f"{folder} cannot be written to ({problem})"
-        yield error("disk", f"{place.name} is to be downloaded, but {reason}: give --download-dir")
+        remedy = f"correct {given}, or give --download-dir" if given else "give --download-dir"
+        yield error("disk", f"{place.name} is to be downloaded, but {reason}: {remedy}")
 
 
 def check_cache_folder() -> Iterator[Finding]:
