@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,8 @@ _TYPES: Final = {
     "object": "a mapping", "array": "a list", "string": "a text", "boolean": "true or false", "null": "nothing",
     "integer": "a whole number", "number": "a number",
 }  # fmt: skip
+_SLIP: Final = 0.85
+"""The least similarity of two keys of which one is a slip."""
 _LIKELY: Final = {
     "bind": "--host and --port",
     "healthCheckTimeout": "`start_timeout`",
@@ -65,12 +68,16 @@ def check_structure(document: Any, findings: Findings) -> set[KeyPath]:
 
 
 def _report_unknown(err: Any, path: KeyPath, findings: Findings) -> None:
-    """Reports unknown keys, as notices in a file for llama-swap. Keys used through anchors are allowed."""
+    """Reports unknown keys, as notices in a file for llama-swap. Keys used through anchors are allowed.
+
+    In a file for llama-swap, a similar key may mean something else, so only a key with a slip is suggested.
+    """
     known = err.schema.get("properties", {})
     for key in err.instance:
         if key in known or key.startswith("x-") or (not path and key in findings.anchored):
             continue
-        hint = f": see {_LIKELY[key]}" if key in _LIKELY else did_you_mean(key, known)
+        similar = [name for name in known if not findings.is_lenient or _is_slip(key, name)]
+        hint = f": see {_LIKELY[key]}" if key in _LIKELY else did_you_mean(key, similar)
         if findings.is_lenient:
             findings.notice(
                 (*path, key), f"is not known here, and has no effect{hint or '; there is no key for it here'}"
@@ -78,6 +85,12 @@ def _report_unknown(err: Any, path: KeyPath, findings: Findings) -> None:
         else:
             hint = hint or f"; known are {', '.join(known)}"
             findings.fault((*path, key), f"is not known here{hint}")
+
+
+def _is_slip(given: str, name: str) -> bool:
+    """Whether both are the same but for a letter, case or underscores."""
+    first, second = (each.replace("_", "").replace("-", "").lower() for each in (given, name))
+    return SequenceMatcher(None, first, second).ratio() > _SLIP
 
 
 def _describe(err: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:

@@ -502,3 +502,18 @@ def test_each_new_key_of_llama_swap_is_named_with_its_remedy(read):
         "unheard": "there is no key for it here",
     }
     assert {key for key, remedy in remedies.items() if remedy in found.get(key, "")} == set(remedies), found
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("check_endpoint", "did you mean 'checkEndpoint'?"), ("UseModelName", "did you mean 'useModelName'?"),
+        ("aliasses", "did you mean 'aliases'?"), ("cmdStart", "there is no key for it here"),
+        ("proxies", "there is no key for it here"), ("aliasGroups", "there is no key for it here"),
+    ],
+)  # fmt: skip
+def test_a_similar_key_of_llama_swap_is_no_guess(key, hint, read):
+    """llama-swap may have the key, and it may mean something else there."""
+    content, faults = read(f"models:\n  m:\n    cmd: server --port ${{PORT}}\n    {key}: x\n")
+    told = [str(notice) for notice in content.notices] + faults
+    assert [hint in text for text in told if key in text] == [True]

@@ -32,6 +32,12 @@ _REGISTERED: Final[dict[str, tuple[str, Callable[[str], str]]]] = {
 converts the value to vLLM's spelling."""
 _ANY: Final = ("AUTO", "auto")
 """Values of --attention-backend and --config-format that leave the choice to vLLM."""
+_NEVER_EMPTY: Final = frozenset((
+    "--model", "--tokenizer", "--served-model-name", "--allowed-media-domains", "--config-format", "--hf-overrides",
+    "--logits-processors", "--mamba-backend", "--numa-bind-nodes", "--numa-bind-cpus", "--device-ids",
+    "--data-parallel-backend", "--additional-config", "--optimization-level",
+))  # fmt: skip
+"""Flags that vLLM rejects if they are empty, but only after it has read the command line."""
 _NEEDED: Final = {"--enable-auto-tool-choice": "--tool-call-parser", "--enable-log-outputs": "--enable-log-requests"}
 _LEAST: Final = {"--max-num-batched-tokens": "--max-num-seqs", "--max-cpu-loras": "--max-loras"}
 """Flag with a number -> the flag whose number is the minimum."""
@@ -97,6 +103,12 @@ def argument_findings(start: GivenStart) -> Iterator[Finding]:
 
 
 def _value_findings(start: GivenStart, given: VllmFlag) -> Iterator[Finding]:
+    name, is_last = given.fact.name, given is start.line.last(given.fact.name)
+    has_model = name == "--model" and start.line.model  # MODEL takes precedence
+    if name in _NEVER_EMPTY and "" in given.values and is_last and not has_model:
+        text = f"{name} is empty: set the variable that stands in its place, or leave the word out for the default"
+        yield (error if start.is_known else warning)(USAGE, _with_place(given, text))
+        return
     for text in given.values:
         try:
             problem = range_problem(given.fact, parse_value(given.fact, text))
@@ -106,7 +118,6 @@ def _value_findings(start: GivenStart, given: VllmFlag) -> Iterator[Finding]:
             yield (error if is_certain else warning)(USAGE, _with_place(given, str(err)))
             continue
         if problem is not None:
-            is_last = given is start.line.last(given.fact.name)
             yield (error if is_last and start.is_known else warning)("range", _with_place(given, problem))
 
 

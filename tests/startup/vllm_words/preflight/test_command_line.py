@@ -358,3 +358,29 @@ def test_before_the_flags_are_recorded_only_values_that_checks_need_are_read(sta
     assert checked.all_values("--lora-modules") == ["a=b", "c=d"]
     ((_, severity, text),) = _found(start, "m --tensor-parallel-size two", is_first=True)
     assert (severity, "'two' is not a whole number" in text) == ("error", True)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--model", "--tokenizer", "--served-model-name", "--config-format", "--hf-overrides", "--logits-processors",
+     "--device-ids", "--data-parallel-backend", "--optimization-level"],
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["two words", "one word"])
+def test_a_flag_that_vllm_cannot_take_empty(flag, form, start):
+    words = [flag, ""] if form == "two words" else [f"{flag}="]
+    checked = start(*([] if flag == "--model" else ["m"]), *words)
+    found = [(each.severity, each.check, each.message.partition(":")[0]) for each in argument_findings(checked)]
+    assert ("error", "usage", f"{flag} is empty") in found
+    assert [each for each in found if each[0] == "error"] == [("error", "usage", f"{flag} is empty")]
+
+
+@pytest.mark.parametrize(
+    "flag", ["--host", "--uds", "--quantization", "--reasoning-parser", "--download-dir", "--ssl-keyfile", "--api-key"]
+)
+def test_a_flag_that_vllm_takes_empty(flag, start):
+    assert [each for each in argument_findings(start("m", flag, "")) if "is empty" in each.message] == []
+
+
+def test_model_before_an_empty_flag_is_the_model(start):
+    assert [each for each in argument_findings(start("m", "--model", "")) if "is empty" in each.message] == []
+    assert list(argument_findings(start("m", "--tokenizer", "", "--tokenizer", "t"))) == []
