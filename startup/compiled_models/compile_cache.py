@@ -1,7 +1,7 @@
-"""The compiled model of one start: fetches and shares it, and forecasts whether vLLM compiles, and why.
+"""The compiled model of one start: fetches and shares it, and reports why vLLM has compiled it.
 
 A worker reports its configuration once it has its device (`startup.compiled_models.vllm_hooks`). The launcher
-then computes whether vLLM will compile the model, long before vLLM compiles it.
+then fetches a model that fits. If none fits, the launcher remembers why, or ends a start with `require`.
 """
 
 import json
@@ -74,7 +74,7 @@ class CompileCache:
             forbid_compiling()
 
     def begin(self, state: StartState) -> None:
-        """Starts a thread that looks for the compiled model, fetches it and logs a forecast."""
+        """Starts a thread that fetches the compiled model. With `require`, the thread may end the start."""
         lock = self._exchange.hold_load(local.claim_keys(self._hardware), is_required=self._option.is_required)
         self._thread = threading.Thread(target=self._run, args=(state, lock), name="compile-cache", daemon=True)
         group_signals.start_thread(self._thread)
@@ -134,7 +134,7 @@ class CompileCache:
             while not self._exchange.has_early() and not self._is_over.wait(_POLLED_EVERY_S):
                 pass
             if (early := self._exchange.read_early()) is not None and early["compiles"]:
-                self._forecast(state, early)
+                self._examine(state, early)
         except Exception as err:  # noqa: BLE001 - a start without `require` goes on after any error
             logger.warning("the cache of compiled models cannot be examined: %s", err)
             self._exchange.answer(f"the cache cannot be examined: {err}" if self._option.is_required else "")
@@ -193,7 +193,7 @@ class CompileCache:
         found = local.read_records(self._exchange.found_folder)
         self._records += [record for record in found if record.archive_name not in known]
 
-    def _forecast(self, state: StartState, early: Mapping[str, Any]) -> None:
+    def _examine(self, state: StartState, early: Mapping[str, Any]) -> None:
         wanted = Wanted(
             digest=early["digest"], factors=early["factors"], versions=self._versions, hardware=self._hardware
         )
@@ -206,16 +206,11 @@ class CompileCache:
         if not usable and local.unrecorded_keys():
             self._exchange.answer("")  # compiled by a start without this program, so only vLLM knows whether it fits
             return
-        if reason is None:
-            text = "loads the compiled model"
-            state.expect_compilation({"state": "loads", "text": text}, detail="", compile_s=0.0)
-        else:
-            text = f"compiles the model, because {reason}"
-            fields = {"state": "compiles", "text": text, **reason.to_fields()}
-            nearest_s = next((record.compile_s for record in self._records), 0.0)
-            state.expect_compilation(fields, detail=text, compile_s=nearest_s)
-        logger.info("this start %s", text)
-        self._exchange.answer("" if reason is None or not self._option.is_required else str(reason))
+        if reason is None or not self._option.is_required:
+            self._exchange.answer("")
+            return
+        state.set_compiled_model({"state": "refused", "text": f"refused, because {reason}", **reason.to_fields()})
+        self._exchange.answer(str(reason))
 
     def _why_none_usable(self, wanted: Wanted, fitting: list[CompiledModel]) -> Reason:
         root = local.vllm_root()

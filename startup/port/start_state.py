@@ -61,16 +61,9 @@ class StartState:
         self.meter.detail = detail
         self._timeline.on_change()
 
-    def expect_compilation(self, fields: Mapping[str, Any], *, detail: str, compile_s: float) -> None:
-        """Sets the forecast whether vLLM will compile its model, and how long the compilation will take."""
-        self.set_compiled_model(fields)
-        self.meter.added_s = compile_s
-        self.set_detail(detail)
-
     def set_compiled_model(self, fields: Mapping[str, Any]) -> None:
-        """Sets whether vLLM loads or compiles its model, and why."""
+        """Sets whether vLLM has loaded or compiled its model, and why."""
         self.facts = replace(self.facts, compiled_model=fields)
-        self.meter.detail = ""
 
     def finish(self, prefetch: PrefetchReport | None) -> None:
         """Called when the start has succeeded and the server is ready."""
@@ -97,7 +90,6 @@ class StartState:
             "facts": facts,
             "key": self.history_key,
             "detail": self.meter.detail,
-            "added_s": self.meter.added_s,
         }
         return json.dumps(content).encode()
 
@@ -107,7 +99,6 @@ class StartState:
         self._timeline.copy_from(content["timeline"])
         self.facts = replace(self.facts, **content["facts"])
         self.meter.detail = content["detail"]
-        self.meter.added_s = content["added_s"]
         if content["key"] != self.history_key:
             self._read_history(content["key"])
 

@@ -51,5 +51,5 @@ def _assert_loads(home: Path, *words: str, environment: dict[str, str] | None = 
     with GpuServer("ours", *_WORDS, *words, folder=home, environment=environment) as server:
         assert server.wait_ready().generate()
         assert server.terminate(signal.SIGTERM) == 0
-    assert "this start loads the compiled model" in server.log
+    assert "compiled model: loaded" in server.log
     assert [path for path in home.rglob(_KERNELS) if path.stat().st_mtime >= began_s] == []

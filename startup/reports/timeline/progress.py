@@ -72,8 +72,6 @@ class ProgressMeter:
         self._earlier: EarlierStarts | None = None
         self.detail = ""
         """The progress within the current phase as text. The code that sets it also removes it."""
-        self.added_s = 0.0
-        """Seconds that this start takes longer than earlier starts, because it compiles the model."""
         self._highest = _HighestShare()
 
     def expect(self, earlier: EarlierStarts | None) -> None:
@@ -93,13 +91,12 @@ class ProgressMeter:
 
     def _estimate(self, earlier: EarlierStarts, elapsed_s: float, running: PhaseSpan | None) -> float:
         """Estimates the remaining seconds of this and later phases, from medians of earlier starts."""
-        total_s = earlier.total_s + self.added_s
         usual = earlier.spans.get(running.key) if running else None
         if usual is None or running is None:
-            return max(total_s - elapsed_s, 0.0)
+            return max(earlier.total_s - elapsed_s, 0.0)
         spent_s = elapsed_s - self._timeline.offset_s(running.begin_ns)
         left_s = max(usual.end_s - usual.begin_s - spent_s, 0.0)
-        return left_s + max(total_s - usual.end_s, 0.0)
+        return left_s + max(earlier.total_s - usual.end_s, 0.0)
 
     def _advance(self, elapsed_s: float, eta_s: float) -> float:
         done = elapsed_s / (elapsed_s + eta_s) if elapsed_s + eta_s else 0.0
