@@ -17,7 +17,6 @@ Group = Literal[
     "Start",
     "Several models",
     "Model",
-    "LoRA adapters",
     "Memory and scheduling",
     "Requests and answers",
     "Images",

@@ -120,7 +120,6 @@ class Environment:
         True, "Keep responses of /v1/responses. With 0, requests' `store` has no effect, as in vLLM by default."
     )
     VLLM_SERVER_DEV_MODE = boolean(False, "Offer /reset_mm_cache and /reset_prefix_cache, for development.")
-    VLLM_ALLOW_RUNTIME_LORA_UPDATING = boolean(False, "Offer /v1/load_lora_adapter and /v1/unload_lora_adapter.")
     VLLM_ALLOW_LONG_MAX_MODEL_LEN = boolean(
         False, "Accept a --max-model-len above the limit of a model with RoPE. The model's answers may get worse."
     )

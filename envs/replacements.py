@@ -16,6 +16,7 @@ LIMITS: Final = {
 RETIRED: Final = {
     "--detach": "write `vllm-cli serve ... &`, then `vllm-cli wait --pid $!`",
     "--engine-restarts": "give --restart on-failure",
+    "--lora-adapter-root": "leave it out, only --engine vllm has LoRA adapters, of any folder",
 }
 """Former flags of `serve` that vLLM never had. Both engines refuse them, also in a `--config` file."""
 

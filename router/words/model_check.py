@@ -29,7 +29,6 @@ from router.standbys import template_kind_of_entry
 from router.words.llama_words import as_llama_server
 from router.words.router_words import QUIET_FLAG, RouterWords, fault_of_model, without_ours
 from router.words.sleep_words import with_sleep_words
-from server.terms.config import LoraModule
 from startup.embedded.installed import require_embedded_engine
 from startup.files.model.file_plan import plan_files
 from startup.files.model.gguf import find_gguf, has_llama_server
@@ -42,6 +41,7 @@ from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 from startup.session.preflight.report import USAGE, Finding, PreflightReport
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import require_vllm
+from startup.vllm_words.model_request import parse_adapter
 from startup.vllm_words.preflight.all_checks import run_preflight as run_vllm_preflight
 from startup.words.arguments import read_config_file
 from startup.words.engine_choice import choose_engine
@@ -170,7 +170,8 @@ class ModelCheck:
         vllm = require_vllm()
         line = CommandLine.of(words)
         _reject_keys(flag.fact.name for flag in line.flags)
-        entry = replace(entry, adapters=_adapters(line.values(_LORA_MODULES)))
+        adapters = (name for name, path in map(parse_adapter, line.values(_LORA_MODULES)) if name and path)
+        entry = replace(entry, adapters=tuple(adapters))
         kind = template_kind_of_entry(entry) if has_standby and not env.VCLI_PLAIN_VLLM.get() else None
         check = partial(run_vllm_preflight, vllm, line, PreflightOptions(is_listening=True, asks_hub=True))
         return self._checked(entry, check, line.request, kind)
@@ -184,7 +185,6 @@ class ModelCheck:
         options = PreflightOptions(
             is_listening=True, memory=memory and memory._replace(available_bytes=memory.total_bytes), asks_hub=True
         )
-        entry = replace(entry, adapters=tuple(module.name for module in config.server.lora_modules))
         has_standby = config.standby != "off" and not config.engine.trust_remote_code
         kind = template_kind_of_entry(entry) if has_standby else None
         request = ModelRequest.of_start(config)
@@ -229,14 +229,6 @@ def served_names(words: Sequence[str]) -> list[str]:
     """The names in the last --served-model-name. vLLM ignores all earlier uses of this flag."""
     given = find_values(words, _SERVED_NAME)
     return [name for name in given[-1] if name] if given else []
-
-
-def _adapters(values: Iterable[str]) -> tuple[str, ...]:
-    names = []
-    for value in values:
-        with suppress(ConfigError):  # vLLM reports it itself
-            names.append(LoraModule.parse(value).name)
-    return tuple(names)
 
 
 def _root_folder() -> str:

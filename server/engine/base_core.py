@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from server.engine.process_link.messages import Command, Done, LoadAdapter
+from server.engine.process_link.messages import Command, Done
 from server.terms.types import EngineOutput, EnginePrompt, EngineStats, PoolingParams
 
 
@@ -36,9 +36,7 @@ class BaseCore(ABC):
         """Ends requests without further output. Ignores unknown ids, because their requests have ended."""
 
     def execute(self, command: Command) -> Done:
-        """Executes a command immediately. This default is for cores without caches and adapters."""
-        if isinstance(command, LoadAdapter):
-            return Done(command.command_id, False, "LoRA adapters need a model that generates text")
+        """Executes a command immediately. This default is for cores without caches."""
         return Done(command.command_id)
 
     @abstractmethod

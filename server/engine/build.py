@@ -16,8 +16,6 @@ from server.engine.compute.sequential_runner import SequentialRunner
 from server.engine.core import EngineCore
 from server.engine.features.prompt_features import FeatureBuilder, check_takes_embeds, embeds_width
 from server.engine.features.vision import image_encoder
-from server.engine.lora.adapters import Adapters
-from server.engine.lora.layers import AdaptedLayers
 from server.engine.memory.cache_manager import CacheManager
 from server.engine.memory.kv_cache import KVCache, LayerShape
 from server.engine.memory.prefix_cache import PrefixCache
@@ -81,11 +79,9 @@ def build_core(
         wake=wake,
     )
     batched = _batched_tokens(config) if runner.can_split_prompts else size.slot_len
-    adapters = _build_adapters(runner, model, config) if config.lora.enable_lora else None
     scheduler = Scheduler(
         cache,
         max_num_batched_tokens=batched,
-        max_loras=config.lora.max_loras,
         pace=StepPace() if runner.can_split_prompts else None,
     )
     limits = PromptLimits(min(size.slot_len, cache.max_tokens), vocab_size)
@@ -96,7 +92,7 @@ def build_core(
     )
     core = EngineCore(
         runner,
-        pending=PendingSequences(scheduler, limits=limits, guided=guided, features=features, adapters=adapters),
+        pending=PendingSequences(scheduler, limits=limits, guided=guided, features=features),
         scheduler=scheduler,
         sampler=Sampler(
             eos_token_ids=eos_token_ids,
@@ -105,7 +101,6 @@ def build_core(
             device=model.device,
             guided=guided,
         ),
-        adapters=adapters,
     )
     info = EngineInfo(
         model_type=model.config.model_type,
@@ -119,7 +114,6 @@ def build_core(
         runner=runner.name,
         eos_token_ids=eos_token_ids,
         spans=phases.spans,
-        max_loras=config.lora.max_loras if config.lora.enable_lora else None,
         embeds_width=embeds_width(model) if config.enable_prompt_embeds else None,
         has_prefix_cache=cache.has_prefixes,
     )
@@ -134,12 +128,6 @@ def _choose_runner(model: PreTrainedModel) -> tuple[Runner, dict[int, LayerShape
     except UnsupportedAttentionError as err:
         logger.warning("running one sequence at a time: %s", err)
     return SequentialRunner(model), _guess_shapes(model)
-
-
-def _build_adapters(runner: Runner, model: PreTrainedModel, config: EngineConfig) -> Adapters:
-    layers = AdaptedLayers(model)
-    runner.use_adapters(layers)
-    return Adapters(model, layers, config.lora)
 
 
 def _build_cache(

@@ -1,23 +1,14 @@
 """The core for models that generate tokens. One step schedules, computes, samples and returns outputs."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from time import monotonic
 
 import torch
 
 from server.engine.base_core import BaseCore, failed
 from server.engine.compute.batch import Runner
-from server.engine.lora.adapter import AdapterError, AdapterMissingError
-from server.engine.lora.adapters import Adapters
 from server.engine.pending import PendingSequences
-from server.engine.process_link.messages import (
-    Command,
-    Done,
-    LoadAdapter,
-    ResetPrefixCache,
-    UnloadAdapter,
-)
+from server.engine.process_link.messages import Command, Done
 from server.engine.sampling.sampler import Sampled, Sampler, add_prompt_logprobs
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Chunk, Sequence
@@ -34,14 +25,11 @@ class EngineCore(BaseCore):
         pending: PendingSequences,
         scheduler: Scheduler,
         sampler: Sampler,
-        adapters: Adapters | None,
     ) -> None:
-        """`adapters` is None without `--enable-lora`."""
         self._runner = runner
         self._pending = pending
         self._scheduler = scheduler
         self._sampler = sampler
-        self._adapters = adapters
         self._num_iteration_tokens = 0
 
     @property
@@ -50,7 +38,7 @@ class EngineCore(BaseCore):
 
     @property
     def stats(self) -> EngineStats:
-        cache, adapters = self._scheduler.cache, self._adapters
+        cache = self._scheduler.cache
         return EngineStats(
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting + self._pending.num_sequences,
@@ -59,8 +47,6 @@ class EngineCore(BaseCore):
             prefix_cache_hits=cache.num_hit_tokens,
             num_iteration_tokens=self._num_iteration_tokens,
             num_preemptions=self._scheduler.num_preemptions,
-            running_adapters=() if adapters is None else adapters.names_of(self._scheduler.running_adapters),
-            waiting_adapters=() if adapters is None else adapters.names_of(self._scheduler.waiting_adapters),
             num_threads=torch.get_num_threads(),
         )
 
@@ -72,15 +58,7 @@ class EngineCore(BaseCore):
         self._end(*(sequence for each in request_ids if (sequence := self._scheduler.find(each)) is not None))
 
     def execute(self, command: Command) -> Done:
-        match command:
-            case LoadAdapter():
-                return self._load_adapter(command)
-            case UnloadAdapter(adapter_id=adapter_id):
-                if self._adapters is not None:
-                    self._adapters.unload(adapter_id)
-            case ResetPrefixCache(command_id, interrupts):
-                return Done(command_id, self._scheduler.reset_prefix_cache(interrupts=interrupts))
-        return Done(command.command_id)
+        return Done(command.command_id, self._scheduler.reset_prefix_cache(interrupts=command.interrupts))
 
     def step(self) -> list[EngineOutput]:
         """Queues the sequences that have become ready, computes one batch, and returns its outputs."""
@@ -95,16 +73,6 @@ class EngineCore(BaseCore):
     def prepare(self) -> Iterator[None]:
         yield from self._runner.prepare()
         self._sampler.prepare()
-
-    def _load_adapter(self, command: LoadAdapter) -> Done:
-        """Reads an adapter, and blocks until the adapter is in memory."""
-        if self._adapters is None:
-            return Done(command.command_id, False, "LoRA is not enabled: start with --enable-lora")
-        try:
-            self._adapters.add(command.adapter_id, command.name, Path(command.path))
-        except AdapterError as err:
-            return Done(command.command_id, False, str(err), is_missing=isinstance(err, AdapterMissingError))
-        return Done(command.command_id)
 
     def _compute(self, chunks: list[Chunk]) -> list[EngineOutput]:
         result = self._runner.step(chunks)

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from server.engine.base_core import PromptLimits, failed
 from server.engine.features.prompt_features import FeatureBuilder, PromptFeatures, PromptFeaturesError
-from server.engine.lora.adapters import Adapters
 from server.engine.sampling.guided import GuidedDecodingError, GuidedStates
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
@@ -30,14 +29,11 @@ class PendingSequences:
         limits: PromptLimits,
         guided: GuidedStates,
         features: FeatureBuilder,
-        adapters: Adapters | None = None,
     ) -> None:
-        """`adapters` is None without `--enable-lora`."""
         self._scheduler = scheduler
         self._limits = limits
         self._guided = guided
         self._features = features
-        self._adapters = adapters
         self._waiting: dict[str, _Pending] = {}
         """Request id -> waiting sequence, in the order of arrival."""
 
@@ -52,7 +48,7 @@ class PendingSequences:
 
     def add(self, request_ids: Iterable[str], prompt: EnginePrompt) -> list[EngineOutput]:
         """Adds a prompt's sequences. Returns outputs only for rejected sequences."""
-        fault, features = self._find_fault(prompt), None
+        fault, features = self._limits.find_fault(prompt.token_ids, num_new_tokens=1), None
         if fault is None and prompt.inputs is not None and prompt.inputs.mm is None:
             try:
                 features = self._build_embeds(prompt, prompt.inputs)
@@ -103,16 +99,8 @@ class PendingSequences:
                 self.release(pending.sequence)
 
     def release(self, sequence: Sequence) -> None:
-        """Releases the grammar and adapter of a sequence that has ended."""
+        """Releases the grammar of a sequence that has ended."""
         self._guided.drop(sequence)
-        if self._adapters is not None:
-            self._adapters.release(sequence.adapter_id)
-
-    def _find_fault(self, prompt: EnginePrompt) -> str | None:
-        adapter_id = prompt.params.adapter_id
-        if adapter_id and (self._adapters is None or not self._adapters.accepts(adapter_id)):
-            return "its LoRA adapter has been unloaded"
-        return self._limits.find_fault(prompt.token_ids, num_new_tokens=1)
 
     def _build_embeds(self, prompt: EnginePrompt, inputs: PromptInputs) -> PromptFeatures:
         features = self._features.build(prompt.token_ids, inputs)
@@ -121,8 +109,6 @@ class PendingSequences:
         return features
 
     def _queue(self, sequence: Sequence, images: PromptInputs | None) -> None:
-        if self._adapters is not None:
-            self._adapters.acquire(sequence.adapter_id)
         if sequence.params.guided is not None or sequence.params.reasoning is not None:
             self._guided.start(sequence)
         if images is not None or sequence.grammar is not None:

@@ -156,7 +156,7 @@ def _is_plain(message: ToEngine) -> bool:
     match message:
         case Generate(prompts=prompts, params=params):
             has_inputs = any(prompt.inputs is not None for prompt in prompts)
-            return not has_inputs and params.guided is None and not params.adapter_id
+            return not has_inputs and params.guided is None
         case Pool() | Ping() | Abort():
             return True
     return False

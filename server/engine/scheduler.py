@@ -17,14 +17,11 @@ from server.engine.step_pace import StepPace
 class Scheduler:
     """Owns the queue. Every method runs on the engine's thread."""
 
-    def __init__(
-        self, cache: CacheManager, *, max_num_batched_tokens: int, max_loras: int = 1, pace: StepPace | None = None
-    ) -> None:
+    def __init__(self, cache: CacheManager, *, max_num_batched_tokens: int, pace: StepPace | None = None) -> None:
         """`pace` limits a step's prompt tokens. Without it, only `max_num_batched_tokens` limits them."""
         self.cache = cache
         self._pace = pace
         self._max_num_batched_tokens = max_num_batched_tokens
-        self._max_loras = max_loras
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         """The running sequences, the oldest first."""
@@ -42,14 +39,6 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
-
-    @property
-    def running_adapters(self) -> set[int]:
-        return {s.adapter_id for s in self._running if s.adapter_id}
-
-    @property
-    def waiting_adapters(self) -> set[int]:
-        return {s.adapter_id for s in self._waiting if s.adapter_id}
 
     def add(self, sequence: Sequence) -> None:
         """Appends a new sequence to the queue."""
@@ -109,20 +98,15 @@ class Scheduler:
         """Starts waiting sequences until slots, memory or the step's limits are used up.
 
         If a request has `n` > 1, its first sequence computes the prompt. The other sequences wait, and
-        reuse the prompt a step later. Skips a sequence whose adapter would exceed the step's number of
-        adapters.
+        reuse the prompt a step later.
         """
         held_back: list[Sequence] = []
-        adapters = self.running_adapters if self._waiting else set()
         while self._waiting and not step.is_full and self.cache.can_admit(self._waiting[0]):
             sequence = self._waiting.popleft()
-            has_adapter = not sequence.adapter_id or sequence.adapter_id in adapters or len(adapters) < self._max_loras
-            if not has_adapter or self._computes_prompt_of(sequence):
+            if self._computes_prompt_of(sequence):
                 held_back.append(sequence)
                 continue
             self._start(sequence)
-            if sequence.adapter_id:
-                adapters.add(sequence.adapter_id)
             if not step.add(sequence):
                 break
         self._waiting.extendleft(reversed(held_back))

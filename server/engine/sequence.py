@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from server.engine.sampling.reasoning import ReasoningState
 
 
-_ADAPTER_BIT = 40
-"""Token ids are below 2**40. Higher bits of a token's key in the prefix cache are for the adapter."""
-
-
 class SequenceState(Enum):
     """A sequence's state in the scheduler."""
 
@@ -70,10 +66,6 @@ class Sequence:
         self._salt_id = 0 if params.cache_salt is None else _hash_salt(params.cache_salt)
 
     @property
-    def adapter_id(self) -> int:
-        return self.params.adapter_id
-
-    @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
 
@@ -112,23 +104,20 @@ class Sequence:
     def cache_ids(self, end: int) -> npt.NDArray[np.int64]:
         """Keys of the first `end` tokens in the prefix cache: ids of tokens, or of rows that replace them.
 
-        Keys differ between adapters, because an adapter changes the tokens' attention keys and values. A
-        cache salt changes the first key, so only prompts with the same salt have a common prefix.
+        A cache salt changes the first key, so only prompts with the same salt have a common prefix.
         """
         rows = None if self.features is None else self.features.row_ids
         if rows is None:
             ids = np.asarray(self.token_ids[:end], dtype=np.int64)
         else:
             ids = np.concatenate((rows[:end], np.asarray(self.token_ids[len(rows) : end], dtype=np.int64)))
-        if self.adapter_id:
-            ids = ids ^ (self.adapter_id << _ADAPTER_BIT)
         if self._salt_id and end:
             ids[0] ^= self._salt_id
         return ids
 
     def has_prompt_of(self, other: "Sequence") -> bool:
-        """Whether both sequences have the same prompt: tokens, features, adapter and salt are equal."""
-        if (self.adapter_id, self._salt_id) != (other.adapter_id, other._salt_id):
+        """Whether both sequences have the same prompt: tokens, features and salt are equal."""
+        if self._salt_id != other._salt_id:
             return False
         if self.features is other.features:
             return self.token_ids is other.token_ids or self.token_ids == other.token_ids

@@ -304,8 +304,6 @@ class GenerationBuilder:
             guided=None if constraint is None else constraint.guided,
             reasoning=reasoning,
         )
-        if adapter_id := self._models.adapter_id(request.model):
-            params = [msgspec.structs.replace(each, adapter_id=adapter_id) for each in params]
         return Generation(
             request=request,
             request_id=f"{id_prefix}-{context.header_id or request.request_id or uuid4().hex}",

@@ -12,7 +12,7 @@ from base.lifecycle import Lifecycle
 from server.engine.process_link.client import EngineClient
 from server.operation.admission import RunningRequests
 from server.operation.engine_watchdog import EngineWatchdog
-from server.operation.models import Inference, LoraAdapters
+from server.operation.models import Inference
 from server.terms.types import EngineInfo, EnginePrompt, PoolingParams, SamplingParams
 from server.text.renderers.base import BaseRenderer
 from server.text.renderers.prompts import TextOptions
@@ -40,7 +40,7 @@ class EngineHandle(Protocol):
 
 
 async def make_ready(
-    parts: Inference, adapters: LoraAdapters, span: Callable[..., AbstractContextManager[None]], *, timeout_s: float
+    parts: Inference, span: Callable[..., AbstractContextManager[None]], *, timeout_s: float
 ) -> EngineInfo:
     """Waits until the engine has loaded the model. Then configures the server, and runs a first request.
 
@@ -54,12 +54,6 @@ async def make_ready(
     parts.metrics.register_engine(info, lambda: engine.stats)
     with span("first_token"):
         await warm_up(engine, parts.renderer)
-    if info.max_loras is not None:
-        try:
-            with span("load_adapters"):
-                await adapters.load_static()
-        except EngineDeadError as err:
-            raise EngineStartError(str(err)) from err
     if engine.error is not None:  # the engine died right after its token
         raise EngineStartError(engine.error)
     return info

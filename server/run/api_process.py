@@ -119,9 +119,7 @@ class ServerRun:
         """
         lifecycle, monitor, parts = self._lifecycle, self._server.monitor, self._server.parts
         try:
-            info = await make_ready(
-                parts, parts.adapters, self._options.span, timeout_s=self._options.engine_ready_timeout_s
-            )
+            info = await make_ready(parts, self._options.span, timeout_s=self._options.engine_ready_timeout_s)
             if lifecycle.state == "dead":  # the engine's process is ending, although it sent the token
                 raise EngineStartError(lifecycle.reason)
         except EngineStartError as err:

@@ -23,7 +23,7 @@ from server.operation.drain import ERROR_DELIVERY_S, Drain
 from server.operation.engine_monitor import EngineHandle, EngineMonitor, PingedEngine
 from server.operation.engine_watchdog import EngineProcesses, EngineWatchdog
 from server.operation.metrics.server_metrics import ServerMetrics
-from server.operation.models import LoraAdapters, ServedModels
+from server.operation.models import ServedModels
 from server.operation.telemetry import StatsLine
 from server.terms.limits import LimitsConfig
 from server.terms.server_config import ServerConfig
@@ -74,17 +74,15 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
     admission = Admission(options.limits)
     metrics = ServerMetrics(config.served_model_names[0], options.start, renderer, lifecycle, admission.num_rejected)
     engine = EngineClient(options.engine.connection, on_death=lifecycle.engine_ended)
-    adapters = LoraAdapters(config, engine)
     parts = AppParts(
         config=config,
-        models=ServedModels(config.served_model_names, engine, adapters, root=config.model),
+        models=ServedModels(config.served_model_names, engine, root=config.model),
         renderer=renderer,
         engine=engine,
         metrics=metrics,
         lifecycle=lifecycle,
         start=options.start,
         admission=admission,
-        adapters=adapters,
         api_keys=ApiKeys.from_config(config.network),
         response_store=build_response_store(config.generation, options.limits),
         version=program_version(),

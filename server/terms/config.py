@@ -2,19 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from base.errors import ConfigError
-from base.json_depth import read_json
 from base.machine.processors import usable_count
 from base.setting import Group, Setting, check_ranges, from_variable, setting
 from envs.registry import env
-
-LoraDtype = Literal["auto", "float16", "bfloat16"]
-
-_MAX_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The ranks that vLLM allows."""
-_MODULE_FIELDS: Final = {"name", "path", "base_model_name", "is_3d_lora_weight"}
 
 SeqPoolingType = Literal["CLS", "LAST", "MEAN"]
 PoolingTask = Literal["embed", "classify", "token_embed", "token_classify"]
@@ -22,66 +15,6 @@ DTypeName = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 RunnerName = Literal["auto", "generate", "pooling"]
 ConvertName = Literal["auto", "none", "embed", "classify"]
 _MAX_ITEMS = 999
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraConfig:
-    """Limits the number and the size of the LoRA adapters in the engine."""
-
-    help_group: ClassVar[Group] = "LoRA adapters"
-
-    enable_lora: bool = setting(
-        False, "--enable-lora", "Serve LoRA adapters. A request selects an adapter by its name in `model`."
-    )
-    max_loras: int = setting(1, "--max-loras", "Most different adapters in one batch.", minimum=1)
-    max_lora_rank: int = setting(
-        16, "--max-lora-rank", "Highest rank of an adapter: 1, 8, 16, 32, 64, 128, 256, 320 or 512."
-    )
-    max_cpu_loras: int | None = setting(
-        None,
-        "--max-cpu-loras",
-        "Most adapters in memory, by default unlimited. Further adapters are refused.",
-        minimum=1,
-    )
-    lora_dtype: LoraDtype = setting("auto", "--lora-dtype", "Type of adapters' weights. auto is the model's.")
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        if self.max_lora_rank not in _MAX_RANKS:
-            raise ConfigError("--max-lora-rank", self.max_lora_rank, f"one of {', '.join(map(str, _MAX_RANKS))}")
-        if self.max_cpu_loras is not None and self.max_cpu_loras < self.max_loras:
-            raise ConfigError("--max-cpu-loras", self.max_cpu_loras, f"--max-loras ({self.max_loras}) or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraModule:
-    """An adapter that is loaded at the start."""
-
-    name: str
-    path: str
-    base_model_name: str | None = None
-    """The `parent` in /v1/models. If it is None or not served, the first served name is the parent."""
-
-    @classmethod
-    def parse(cls, text: str) -> "LoraModule":
-        """Reads `NAME=PATH`, or the JSON object that vLLM takes. Raises ConfigError."""
-        if "=" in text and "," not in text:
-            name, _, path = text.partition("=")
-            fields: Any = {"name": name, "path": path}
-        else:
-            try:
-                fields = read_json(text)
-            except ValueError:
-                fields = None
-        if (
-            not isinstance(fields, dict)
-            or not {"name", "path"} <= fields.keys() <= _MODULE_FIELDS
-            or not all(isinstance(fields[key], str) and fields[key] for key in ("name", "path"))
-            or not isinstance(fields.get("base_model_name"), str | None)
-        ):
-            expected = 'NAME=PATH or {"name": "…", "path": "…", "base_model_name": "…"}'
-            raise ConfigError("--lora-modules", text, expected)
-        return cls(name=fields["name"], path=fields["path"], base_model_name=fields.get("base_model_name"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +145,6 @@ class EngineConfig:
         ),
     )
     seed: int = setting(0, "--seed", "Seed of all random numbers.", group="Model")
-    lora: LoraConfig = field(default_factory=LoraConfig)
     max_logprobs: int = setting(20, filled_by="--max-logprobs")
     num_threads: int | None = from_variable(env.OMP_NUM_THREADS)
     """The threads of the forward pass. None means one per processor that other processes leave free."""

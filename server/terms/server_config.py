@@ -1,14 +1,12 @@
 """Settings of the embedded engine's HTTP server. Imports no third-party package."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from base.errors import ConfigError
 from base.server_settings import LifecycleConfig, LoggingConfig, NetworkConfig, TlsConfig
 from base.setting import Group, Setting, check_ranges, from_variable, setting
 from envs.registry import env
-from server.terms.config import LoraModule
 from server.terms.parser_paths import AUTO, REASONING_FORMATS, TOOL_PARSERS
 
 DisabledThinkingEffort = Literal["auto", "none", "low", "medium", "high", "xhigh", "max"]
@@ -115,22 +113,7 @@ class ServerConfig:
             help="Names that requests may use, by default MODEL. Responses contain the first.",
         )
     )
-    lora_modules: tuple[LoraModule, ...] = setting(
-        (),
-        "--lora-modules",
-        "Adapters to load at the start: NAME=FOLDER, or a JSON object with name, path and base_model_name.",
-        group="LoRA adapters",
-        metavar="NAME=FOLDER...",
-    )
-    lora_adapter_root: str | None = setting(
-        None,
-        "--lora-adapter-root",
-        "Folder from which /v1/load_lora_adapter may load adapters, by default any folder.",
-        group="LoRA adapters",
-        metavar="FOLDER",
-    )
     server_dev_mode: bool = from_variable(env.VLLM_SERVER_DEV_MODE)
-    allow_runtime_lora_updating: bool = from_variable(env.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
     enable_request_id_headers: bool = setting(
@@ -139,13 +122,3 @@ class ServerConfig:
     timeout_keep_alive_s: int = from_variable(env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE)
     lifecycle: LifecycleConfig = field(default_factory=LifecycleConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-
-    def __post_init__(self) -> None:
-        taken = set(self.served_model_names)
-        for module in self.lora_modules:
-            if module.name in taken:
-                raise ConfigError("--lora-modules", module.name, "a name that no other model or adapter has")
-            taken.add(module.name)
-        root = self.lora_adapter_root
-        if root is not None and not Path(root).is_dir():
-            raise ConfigError("--lora-adapter-root", root, "a folder that exists")

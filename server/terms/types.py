@@ -98,8 +98,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     guided: GuidedDecoding | None = None
     reasoning: ReasoningRules | None = None
     """The rules for reasoning. None unless a grammar waits for its end, or it has a budget."""
-    adapter_id: int = 0
-    """The id of the LoRA adapter. 0 is the base model."""
     cache_salt: str | None = None
     """Prompts with different salts do not share the prefix cache."""
 
@@ -218,9 +216,6 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     """The number of tokens that the step computed, in chunks of prompts and decoded sequences."""
     num_preemptions: int = 0
     """The number of preemptions since the start."""
-    running_adapters: tuple[str, ...] = ()
-    """Names of the LoRA adapters that running requests use."""
-    waiting_adapters: tuple[str, ...] = ()
     num_threads: int = 0
     """The number of threads that compute a step."""
 
@@ -272,7 +267,5 @@ class EngineInfo(msgspec.Struct, frozen=True):
     """Whether prompts stay in the KV cache for later prompts that begin with the same tokens."""
     pooling: PoolingInfo | None = None
     """The abilities of a pooling model. None if the model generates text."""
-    max_loras: int | None = None
-    """The most LoRA adapters in one batch. None without `--enable-lora`."""
     pid: int | None = None
     """The process id of the engine."""

@@ -285,8 +285,6 @@ class StartupConfig(StartOptions):
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.server.lora_modules and not self.engine.lora.enable_lora:
-            raise ConfigError("--lora-modules", self.server.lora_modules[0].name, "given with --enable-lora")
 
 
 @cache

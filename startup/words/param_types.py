@@ -14,7 +14,7 @@ from base.json_depth import read_json
 from envs.home import expand_home
 from envs.suggestion import did_you_mean, former_form
 from envs.variable import EXPECTED_DURATION, parse_duration
-from server.terms.config import LoraModule, PoolerConfig
+from server.terms.config import PoolerConfig
 from startup.ground.config import CompileCacheOption
 from startup.ground.keyed_values import parse_size
 
@@ -195,7 +195,6 @@ class Parsed(click.ParamType):
 
 
 COMPILE_CACHE: Final = Parsed("location", CompileCacheOption.of)
-LORA_MODULE: Final = Parsed("name=path", LoraModule.parse)
 
 
 class LogConfigFile(click.ParamType):

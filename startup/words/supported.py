@@ -11,13 +11,12 @@ import click
 from base.setting import ConfigField, Group, Syntax, walk_settings
 from envs.registry import ENGINES, env
 from envs.variable import EnvVar
-from server.terms.config import LoraModule, PoolerConfig
+from server.terms.config import PoolerConfig
 from server.text.model_files.tokenizer_files import RENDERERS
 from startup.ground.config import StartupConfig
 from startup.words.flag import Shape, SupportedFlag
 from startup.words.param_types import (
     COMPILE_CACHE,
-    LORA_MODULE,
     ByteSize,
     ChatTemplate,
     CommaList,
@@ -50,7 +49,6 @@ _BY_SYNTAX: Final[dict[Syntax, click.ParamType | None]] = {
 _BY_PYTHON_TYPE: Final[dict[Any, click.ParamType | None]] = {
     bool: None,
     str: None,
-    LoraModule: LORA_MODULE,
     int: click.INT,
     float: click.FLOAT,
     dict: JsonObject(),

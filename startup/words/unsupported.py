@@ -95,7 +95,8 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         --ray-workers-use-nsight --enable-fault-tolerance --fault-tolerance-config={} --enable-nccl-comm-suspend
         --headless
     """),
-    "LoRA adapters of other layers": _flags("""
+    "LoRA adapters": _flags("""
+        --enable-lora --max-loras=1 --max-lora-rank=16 --max-cpu-loras= --lora-dtype=auto --lora-modules+=
         --enable-tower-connector-lora --lora-target-modules+= --default-mm-loras= --enable-mixed-moe-lora-format
         --enable-moe-shared-loras --max-lora-cls-labels=
     """),

@@ -49,12 +49,7 @@ def test_what_an_example_starts_passes_the_preflight(name, root):
     example = EXAMPLES[name]
     for certificate in re.findall(r"([\w-]+)\.crt", example.script):
         make_certificate(root.home, certificate)
-    adapters = {
-        f"{folder}/{file}": "{}"
-        for folder in re.findall(r"/adapters/\w+", example.script)
-        for file in ("adapter_config.json", "adapter_model.safetensors")
-    }
-    root.write({"keys.txt": SECRETS["api-key"], **adapters, **example.files})
+    root.write({"keys.txt": SECRETS["api-key"], **example.files})
     checked = root.run(example.script)
     assert [one for one in checked if one.exit_code] == []
     assert len(checked) == example.script.count("vllm-cli serve")

@@ -64,8 +64,8 @@ def test_a_logging_level_may_be_in_lower_case(monkeypatch, level):
 )
 def test_a_boolean_has_four_spellings(words, value):
     for word in words:
-        with env.VLLM_ALLOW_RUNTIME_LORA_UPDATING.override(word):
-            assert env.VLLM_ALLOW_RUNTIME_LORA_UPDATING.get() is value
+        with env.VLLM_SERVER_DEV_MODE.override(word):
+            assert env.VLLM_SERVER_DEV_MODE.get() is value
 
 
 @pytest.mark.parametrize(("raw", "value"), [("On", True), ("y", False), ("enabled", False), (" 1", False)])
@@ -96,7 +96,7 @@ def test_a_former_variable_for_a_limit_is_an_error(name, monkeypatch):
     ("variable", "raw", "message"),
     [
         *((env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE, raw, "whole number, 0 or more") for raw in ("soon", "-1", "1.5")),
-        (env.VLLM_ALLOW_RUNTIME_LORA_UPDATING, "maybe", "one of 1, true, yes, on, 0, false"),
+        (env.VLLM_SERVER_DEV_MODE, "maybe", "one of 1, true, yes, on, 0, false"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_an_error(variable, raw, message):

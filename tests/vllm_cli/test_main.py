@@ -193,12 +193,12 @@ def test_a_former_variable_for_a_limit_ends_the_start(engine, monkeypatch, capsy
 
 def test_all_errors_of_the_environment_are_printed_with_exit_code_2(monkeypatch, capsys):
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "frok")
-    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "maybe")
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "maybe")
     assert main(["serve"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[:2] for line in lines] == [
         ["Error:", "VLLM_WORKER_MULTIPROC_METHOD"],
-        ["Error:", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"],
+        ["Error:", "VLLM_SERVER_DEV_MODE"],
         ["Code:", "VC-USAGE"],
     ]
     assert "did you mean 'fork'?" in lines[0]

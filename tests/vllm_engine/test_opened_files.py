@@ -9,7 +9,6 @@ from typing import NamedTuple
 import pytest
 
 from startup.vllm_words.command_line import CommandLine
-from tests.server.engine.lora.peft_adapters import save_adapter
 from tests.support.debian_tools import needs_tool
 from tests.vllm_engine.conftest import SMALL
 from tests.vllm_engine.vllm_server import VllmServer
@@ -36,6 +35,7 @@ class Layout(NamedTuple):
 def formats(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small model as one file, as shards, for torch, and with Mistral's file names. Also an adapter."""
     import torch
+    from peft import LoraConfig, get_peft_model
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
@@ -45,7 +45,8 @@ def formats(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.save(tensors, folder / "pytorch_model.bin")
     save_file(tensors, folder / "consolidated.safetensors", metadata={"format": "pt"})
-    save_adapter(model, folder / "adapter")
+    settings = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    get_peft_model(model, settings).save_pretrained(folder / "adapter")
     _put(folder, small_model, *_SMALL_FILES, "model.safetensors")
     assert len(list((folder / "shards").glob("model-*.safetensors"))) > 1
     return folder

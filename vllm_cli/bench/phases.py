@@ -42,7 +42,7 @@ _INITIALIZED: Final = "init engine (profile, create kv cache, warmup model) took
 _REPORTED: Final = {
     "configuration": ("locate_model", "resolve_model", "preflight", "read_limits"),
     "engine process": ("start_engine_process", "start_process", "take_over", "wait_for_engine"),
-    "weights": ("load_weights", "load_adapters"),
+    "weights": ("load_weights",),
     "compile and warm-up": ("choose_runner", "check_prompt_embeds", "allocate_kv_cache", "warm_up_renderer"),
     "server": ("listen", "load_tokenizer", "build_app"),
     "first token": ("first_token",),

@@ -78,7 +78,7 @@ class _Message:
 
     def __init__(self, inference: Inference, run: ChatRun) -> None:
         self._run = run
-        self._model = inference.models.response_name(run.request.model)
+        self._model = inference.models.default_name
         self._has_prefix_cache = inference.engine.info.has_prefix_cache
 
     async def complete(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class ChatBodies:
     def __init__(self, inference: Inference, run: ChatRun) -> None:
         request = run.request
         self._inference = inference
-        self._model = inference.models.response_name(request.model)
+        self._model = inference.models.default_name
         self._request = request
         self._run = run
         self._generation = run.generation

@@ -85,7 +85,7 @@ class CompletionBodies:
         request = generation.request
         assert isinstance(request, CompletionRequest)
         self._inference = inference
-        self._model = inference.models.response_name(request.model)
+        self._model = inference.models.default_name
         self._request = request
         self.generation = generation
         self._echoes = echoes

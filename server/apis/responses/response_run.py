@@ -28,7 +28,7 @@ class ResponseRun:
         self.messages = chat.request.messages
         """The conversation that the response continues."""
         (params,) = chat.generation.params
-        self.response = empty_response(request, params, inference.models.response_name(chat.request.model))
+        self.response = empty_response(request, params, inference.models.default_name)
         """The response so far."""
         self.chat = chat
         self._writer = OutputWriter(tools)

@@ -9,7 +9,6 @@ import torch
 
 from server.engine.compute.attention_kernels import additive_mask
 from server.engine.features.prompt_features import PlacedRows
-from server.engine.lora.layers import AdaptedLayers
 from server.engine.sequence import Chunk, Sequence
 
 _CALL_COST_TOKENS = 256
@@ -227,9 +226,6 @@ class Runner(Protocol):
     name: str
     can_split_prompts: bool
     """Whether a prompt may be computed in several chunks."""
-
-    def use_adapters(self, adapted: AdaptedLayers) -> None:
-        """Sets the layers that LoRA adapters change. Until then, sequences must not name an adapter."""
 
     def step(self, chunks: Seq[Chunk]) -> StepLogits:
         """Returns logits of each chunk's last token, or of all its tokens (`Chunk.wants_all_logits`)."""

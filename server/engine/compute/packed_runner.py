@@ -19,7 +19,6 @@ from server.engine.compute.linear import pack_linear_layers
 from server.engine.compute.traced_layers import LayerTracer, light_forward
 from server.engine.features.prompt_features import PlacedRows, embed
 from server.engine.features.vision import language_model
-from server.engine.lora.layers import AdaptedLayers
 from server.engine.memory.kv_cache import KVCache, LayerShape
 from server.engine.sequence import Chunk
 
@@ -36,7 +35,6 @@ class PackedRunner:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._attention = PackedAttention()
-        self._adapted: AdaptedLayers | None = None
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         AttentionInterface.register(_ATTENTION_NAME, self._attention)
 
@@ -75,9 +73,6 @@ class PackedRunner:
         """Sets the KV cache, whose size depends on the shapes that `probe` returns."""
         self._attention.cache = cache
 
-    def use_adapters(self, adapted: AdaptedLayers) -> None:
-        self._adapted = adapted
-
     @property
     def cache(self) -> KVCache:
         assert self._attention.cache is not None
@@ -101,12 +96,9 @@ class PackedRunner:
             rows.append(slice(len(keep), len(keep) + span.stop - first))
             keep.extend(range(first, span.stop))
         self._attention.batch = batch
-        head_rows = rows if self._keeps_logits else batch.chunk_rows
-        applied = self._adapted.applied(batch.chunks, batch.chunk_rows, head_rows) if self._adapted else nullcontext()
         try:
             kept = torch.tensor(keep, dtype=torch.long, device=self._model.device)
-            with applied:
-                logits = self._forward(batch.input_ids, batch.position_ids, kept, batch.placed_rows)
+            logits = self._forward(batch.input_ids, batch.position_ids, kept, batch.placed_rows)
         finally:
             self._attention.batch = None
         return StepLogits(batch.chunks, logits, rows)
@@ -115,10 +107,7 @@ class PackedRunner:
         """Packs the model's linear layers. On a CPU, also replaces layers by graphs (`traced_layers`)."""
         yield from pack_linear_layers(self._model)
         if self._model.device.type == "cpu":
-            yield from LayerTracer(self._model, self._attention, self._is_adapted).trace()
-
-    def _is_adapted(self) -> bool:
-        return self._adapted is not None and self._adapted.has_hooks
+            yield from LayerTracer(self._model, self._attention).trace()
 
     def _forward(
         self,

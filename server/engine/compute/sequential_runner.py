@@ -8,7 +8,6 @@ import inspect
 import logging
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from transformers import PreTrainedModel
 
 from server.engine.compute.batch import StepLogits
 from server.engine.features.prompt_features import PlacedRows, embed
-from server.engine.lora.layers import AdaptedLayers
 from server.engine.sequence import Chunk
 
 logger = logging.getLogger(__name__)
@@ -39,7 +37,6 @@ class SequentialRunner:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._adapted: AdaptedLayers | None = None
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._cache_name = next((name for name in _CACHE_NAMES if name in parameters), None)
@@ -47,16 +44,12 @@ class SequentialRunner:
             logger.warning("%s is computed from the first token in every step", type(model).__name__)
             self._cache_name = None
 
-    def use_adapters(self, adapted: AdaptedLayers) -> None:
-        self._adapted = adapted
-
     def step(self, chunks: Seq[Chunk]) -> StepLogits:
         rows: list[slice] = []
         parts: list[torch.Tensor] = []
         num_rows = 0
         for chunk in chunks:
-            with self._adapted.applied([chunk], [slice(None)]) if self._adapted else nullcontext():
-                logits = self._compute(chunk)
+            logits = self._compute(chunk)
             kept = logits if chunk.wants_all_logits else logits[-1:]
             parts.append(kept)
             rows.append(slice(num_rows, num_rows + kept.shape[0]))

@@ -101,11 +101,9 @@ class LayerTracer:
     `forward` in calls whose arguments other than tensors differ from the recorded arguments.
     """
 
-    def __init__(self, model: PreTrainedModel, attention: PackedAttention, is_adapted: Callable[[], bool]) -> None:
-        """`is_adapted`: whether LoRA adapters have hooks in the layers. A graph would not call the hooks."""
+    def __init__(self, model: PreTrainedModel, attention: PackedAttention) -> None:
         self._model = model
         self._attention = attention
-        self._is_adapted = is_adapted
         self._calls: dict[torch.nn.Module, list[_Call]] = {}
         self._num_traced = 0
 
@@ -152,7 +150,7 @@ class LayerTracer:
         forward = layer.forward
         try:
             with torch.inference_mode(), self._attention.detached():
-                traced = _trace(forward, calls[0], self._is_adapted)
+                traced = _trace(forward, calls[0])
                 is_equal = all(torch.equal(traced(*call.args, **call.kwargs), call.run(forward)) for call in calls[1:])
         except Exception as err:  # noqa: BLE001 - whatever a tracer cannot do, the layer can
             logger.debug("%s is not traced: %s", type(layer).__name__, err)
@@ -206,22 +204,20 @@ class _TracedForward:
         weights: list[torch.Tensor],
         form: list[Any],
         forward: Callable[..., Any],
-        is_adapted: Callable[[], bool],
     ) -> None:
         self.graph = graph
         self.weights = weights
         self._form = form
         self._forward = forward
-        self._is_adapted = is_adapted
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = _Call.of(args, kwargs)
-        if self._is_adapted() or call.form != self._form:
+        if call.form != self._form:
             return self._forward(*args, **kwargs)
         return self.graph(*call.tensors, *self.weights)
 
 
-def _trace(forward: Callable[..., Any], call: _Call, is_adapted: Callable[[], bool]) -> _TracedForward:
+def _trace(forward: Callable[..., Any], call: _Call) -> _TracedForward:
     """Traces a layer. Opaque weights become inputs of the graph, because constants cannot be opaque.
 
     Raises:
@@ -245,7 +241,7 @@ def _trace(forward: Callable[..., Any], call: _Call, is_adapted: Callable[[], bo
         graph = _record(lambda *inputs: call.run(forward, inputs[:num_tensors]), [*call.tensors, *weights])
     for product in _opaque_products():
         product.insert(graph.graph)
-    return _TracedForward(graph, weights, call.form, forward, is_adapted)
+    return _TracedForward(graph, weights, call.form, forward)
 
 
 def _record(function: Callable[..., Any], inputs: list[torch.Tensor]) -> Any:

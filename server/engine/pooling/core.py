@@ -6,7 +6,6 @@ from time import monotonic
 import torch
 from msgspec.structs import replace
 
-from base.errors import EngineStartError
 from server.engine.base_core import BaseCore, PromptLimits, failed
 from server.engine.compute.linear import pack_linear_layers
 from server.engine.phases import Phases
@@ -117,8 +116,6 @@ def build_pooling_core(
     Raises:
         EngineStartError: the model cannot be loaded or does not support the configuration.
     """
-    if config.lora.enable_lora:
-        raise EngineStartError("--enable-lora needs a model that generates text")
     with phases.span("load_weights"):
         pooling = load_pooling_model(files, config, kind)
     model = pooling.encoder.model

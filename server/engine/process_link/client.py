@@ -20,7 +20,6 @@ from server.engine.process_link.messages import (
     Failed,
     FromEngine,
     Generate,
-    LoadAdapter,
     Ping,
     Pong,
     Pool,
@@ -29,7 +28,6 @@ from server.engine.process_link.messages import (
     ResetPrefixCache,
     Step,
     ToEngine,
-    UnloadAdapter,
 )
 from server.terms.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, PoolingParams, TensorData
 
@@ -156,22 +154,6 @@ class EngineClient:
         if output.finish_reason in ("error", "abort"):
             raise EngineError(output.error or "The engine aborted the request.")
         return output
-
-    async def load_adapter(self, adapter_id: int, name: str, path: str) -> Done:
-        """Loads a LoRA adapter. If that fails, the result has the error. Cancelling unloads the adapter.
-
-        Raises:
-            EngineDeadError: the engine was dead or died meanwhile.
-        """
-        try:
-            return await self._run_command(LoadAdapter(next(self._command_ids), adapter_id, name, path))
-        except asyncio.CancelledError:
-            self.unload_adapter(adapter_id)
-            raise
-
-    def unload_adapter(self, adapter_id: int) -> None:
-        """Frees an adapter once the last request that uses it has ended."""
-        self._send(UnloadAdapter(next(self._command_ids), adapter_id))
 
     async def reset_prefix_cache(self, *, interrupts: bool) -> bool:
         """Empties the prefix cache, or returns False if requests run and `interrupts` is false.

@@ -77,23 +77,6 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
     stats: EngineStats
 
 
-class LoadAdapter(msgspec.Struct, frozen=True, array_like=True, tag="load_adapter"):
-    """To the engine: read a LoRA adapter."""
-
-    command_id: int
-    adapter_id: int
-    name: str
-    path: str
-    """The absolute path of a PEFT folder."""
-
-
-class UnloadAdapter(msgspec.Struct, frozen=True, array_like=True, tag="unload_adapter"):
-    """To the engine: accept no further requests for the adapter, and free it after the last one."""
-
-    command_id: int
-    adapter_id: int
-
-
 class ResetPrefixCache(msgspec.Struct, frozen=True, array_like=True, tag="reset_prefix_cache"):
     """To the engine: empty the prefix cache. Without `interrupts`, running requests prevent this."""
 
@@ -108,10 +91,6 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     command_id: int
     is_done: bool = True
     """For `ResetPrefixCache`: whether the cache was reset."""
-    error: str | None = None
-    """For `LoadAdapter`: why the adapter was not loaded. None if it was loaded."""
-    is_missing: bool = False
-    """For `LoadAdapter`: whether the error is that there is no adapter at the path."""
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag="ping"):
@@ -122,7 +101,7 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
     """From the engine: the answer to a ping."""
 
 
-Command = LoadAdapter | UnloadAdapter | ResetPrefixCache
+Command = ResetPrefixCache
 """A message that the engine answers with a `Done` with the same `command_id`."""
 ToEngine = Generate | Pool | Abort | Command | Ping
 FromEngine = Ready | Failed | Step | Done | Pong

@@ -15,7 +15,7 @@ from base.request_ids import REQUEST_ID, is_valid
 from base.security.api_keys import ApiKeys
 from server.apis.responses.archive import ResponseStore
 from server.operation.admission import Admission, Availability, Lease, RequestContext, RunningRequests
-from server.operation.models import Inference, LoraAdapters
+from server.operation.models import Inference
 from server.terms.http_body.request_body import RequestBody, RequestDecoder
 from server.terms.http_body.response_body import (
     OPENAI,
@@ -45,7 +45,6 @@ class AppParts(Inference):
     lifecycle: Lifecycle
     start: StartView
     admission: Admission
-    adapters: LoraAdapters
     running: RunningRequests = field(default_factory=RunningRequests)
     api_keys: ApiKeys
     response_store: ResponseStore | None

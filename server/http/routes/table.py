@@ -34,14 +34,12 @@ from server.http.routes.info import (
     ResponseEndpoints,
     StatusEndpoints,
 )
-from server.operation.models import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
 from server.terms.http_body.response_body import ANTHROPIC, OPENAI, FailureFormat
 
 
 def build_routes(parts: AppParts) -> list[Route]:
     """Builds all routes of a server."""
     return [
-        *(_adapter_routes(parts) if parts.config.allow_runtime_lora_updating else ()),
         *_text_routes(parts),
         *_pooling_routes(parts),
         *_info_routes(parts),
@@ -60,14 +58,6 @@ def _post(  # noqa: PLR0913 - what differs between routes
     """Builds a route that decodes JSON into `model` and passes the result to `handle`."""
     endpoint = JsonEndpoint(parts, model, handle, takes_embeds=takes_embeds, failures=failures)
     return Route(path, endpoint, methods=["POST"])
-
-
-def _adapter_routes(parts: AppParts) -> list[Route]:
-    post, adapters = partial(_post, parts), parts.adapters
-    return [
-        post("/v1/load_lora_adapter", LoadLoraAdapterRequest, adapters.load),
-        post("/v1/unload_lora_adapter", UnloadLoraAdapterRequest, adapters.unload),
-    ]
 
 
 def _text_routes(parts: AppParts) -> list[Route]:

@@ -1,7 +1,6 @@
 """Metrics whose values are in other objects. Each scrape of /metrics reads the values, on any thread."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -86,17 +85,6 @@ def engine_families(model_name: str, stats: EngineStats) -> Iterator[Metric]:
         ("vllm:num_preemptions", "Number of preemptions.", stats.num_preemptions),
     ):
         yield _counter(name, documentation, {labels: value})
-
-
-def adapter_families(max_loras: int, stats: EngineStats) -> Iterator[Metric]:
-    """Yields the LoRA adapters of running and waiting requests. As in vLLM, the value is the current time."""
-    labels = (str(max_loras), ",".join(stats.waiting_adapters), ",".join(stats.running_adapters))
-    yield _gauge(
-        "vllm:lora_requests_info",
-        "Running stats on lora requests.",
-        {labels: datetime.now(UTC).timestamp()},
-        ("max_lora", "waiting_lora_adapters", "running_lora_adapters"),
-    )
 
 
 def _gauge(name: str, documentation: str, values: Values, labels: tuple[str, ...] = LABELS) -> Metric:

@@ -26,7 +26,6 @@ from server.operation.metrics.collectors import (
     ENGINE,
     LABELS,
     Collector,
-    adapter_families,
     engine_families,
     image_families,
     pool_families,
@@ -120,8 +119,6 @@ class ServerMetrics:
         """Adds the engine's metrics. Their buckets depend on the length of the model's context."""
         self._engine = EngineMetrics(self.registry, self.model_name, info)
         Collector(self.registry, lambda: engine_families(self.model_name, read_stats()))
-        if (max_loras := info.max_loras) is not None:
-            Collector(self.registry, lambda: adapter_families(max_loras, read_stats()))
 
     @property
     def engine(self) -> "EngineMetrics":

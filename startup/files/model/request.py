@@ -82,7 +82,6 @@ class ModelRequest:
             tokenizer=model.tokenizer,
             download_dir=model.download_dir,
             hf_token=None if model.hf_token == env.HF_TOKEN.get() else model.hf_token,  # the client reads it, too
-            adapters=tuple(Adapter(module.name, module.path) for module in config.server.lora_modules),
         )
 
     @property

@@ -15,7 +15,7 @@ from base.wording import list_some
 from envs.home import expand_home
 from envs.registry import env, undeclared_names, unknown_variables, validate_all
 from server.text.model_files.tokenizer_files import foreign_problem
-from startup.files.model.checkpoint_folder import adapter_problem, tokenizer_problem
+from startup.files.model.checkpoint_folder import tokenizer_problem
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.hub_settings import describe_variables, hub_endpoints, is_offline, unusable_certificates
 from startup.files.model.json_file import read_json_object
@@ -121,7 +121,6 @@ class _Preflight:
         yield "checkpoint", self._check_checkpoint
         yield "tokenizer", self._check_tokenizer
         yield "generation_config", self._check_generation_config
-        yield "lora", self._check_adapters
         yield "memory", self._check_memory
         yield "limits", check_num_files
         yield "shm", lambda: check_shared_memory(self._options.shm)
@@ -181,14 +180,6 @@ class _Preflight:
         file = Path(expand_home(source), "generation_config.json")
         if source not in ("auto", "vllm") and (problem := read_json_object(file).problem):
             yield error("generation_config", f"--generation-config {source}: {problem}")
-
-    def _check_adapters(self) -> Iterator[Finding]:
-        """Checks the folders of adapters. Only vLLM also accepts the name of an adapter on the hub."""
-        for module in self._config.server.lora_modules:
-            folder = Path(self._config.server.lora_adapter_root or ".", expand_home(module.path))
-            problem = adapter_problem(folder) if folder.is_dir() else f"there is no folder {folder}"
-            if problem:
-                yield error("lora", f"--lora-modules {module.name}={module.path}: {problem}")
 
     def _check_memory(self) -> Iterable[Finding]:
         memory = self._options.memory or read_memory()

@@ -204,12 +204,6 @@ def test_the_served_names_are_the_users_and_those_of_the_file(entry, args, names
     assert found.name == "m"
 
 
-def test_adapters_are_names_for_requests(entry, tmp_path):
-    modules = [f"one={tmp_path}", json.dumps({"name": "two", "path": str(tmp_path)})]
-    found = entry({"args": {"enable-lora": True, "lora-modules": modules}}, "--preflight", "off")
-    assert found.adapters == ("one", "two")
-
-
 def test_secrets_are_variables_of_the_process_and_not_words(entry):
     found = entry({"args": "--hf-token inner"}, "--hf-token", "outer")
     assert not {"inner", "outer"} & set(found.words)
@@ -358,12 +352,13 @@ def test_without_a_preflight_only_the_words_are_checked(read):
 def test_the_flags_of_vllm_are_checked_with_the_installed_one(read, monkeypatch):
     monkeypatch.syspath_prepend(FAKE)
     command = {"cmd": "vllm serve org/model --port ${PORT} --enforce-eager --served-model-name other"}
-    models = {"m": command, "n": {"model": "org/n", "engine": "vllm", "args": "--lora-modules a=/b"}}
+    modules = ["a=/b", '{"name": "c", "path": "/d"}', "no-path"]
+    models = {"m": command, "n": {"model": "org/n", "engine": "vllm", "args": {"lora-modules": modules}}}
     checked = read(models, *OFFLINE, "--http-send-timeout", "5")  # vLLM has no such flag
     assert checked.faults == ()
     m, n = (checked.models[name] for name in "mn")
     assert (m.template_kind, n.template_kind) == ("vllm-eager", "vllm-compiled")
-    assert (m.entry.engine, m.entry.aliases, n.entry.adapters) == ("vllm", ("other",), ("a",))
+    assert (m.entry.engine, m.entry.aliases, n.entry.adapters) == ("vllm", ("other",), ("a", "c"))
     assert m.entry.words[:4] == ("org/model", "--preflight", "off", "--enforce-eager")
 
 

@@ -16,19 +16,15 @@ from server.engine.compute.sequential_runner import SequentialRunner
 from server.engine.core import EngineCore
 from server.engine.features.prompt_features import FeatureBuilder
 from server.engine.features.vision import image_encoder
-from server.engine.lora.adapters import Adapters
-from server.engine.lora.layers import AdaptedLayers
 from server.engine.memory.cache_manager import CacheManager
 from server.engine.memory.kv_cache import KVCache
 from server.engine.memory.prefix_cache import PrefixCache
 from server.engine.pending import PendingSequences
-from server.engine.process_link.messages import LoadAdapter, UnloadAdapter
 from server.engine.sampling.guided import GuidedStates
 from server.engine.sampling.sampler import Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Chunk
 from server.engine.step_pace import StepPace
-from server.terms.config import LoraConfig
 from server.terms.types import (
     EngineOutput,
     EnginePrompt,
@@ -84,7 +80,6 @@ class SmallEngine:
         eos_token_ids: tuple[int, ...] = (),
         tokenizer_path: Path = Path("nowhere"),
         sequential: bool = False,
-        lora: LoraConfig | None = None,
         pace: StepPace | None = None,
         executor: Executor | None = None,
     ) -> None:
@@ -116,12 +111,8 @@ class SmallEngine:
             kv_cache=kv_cache,
             prefixes=self.prefixes,
         )
-        self.adapted = AdaptedLayers(model)
-        self.adapters = Adapters(model, self.adapted, lora) if lora is not None else None
-        self.runner.use_adapters(self.adapted)
         self.scheduler = Scheduler(
             self.cache,
-            max_loras=lora.max_loras if lora is not None else 1,
             max_num_batched_tokens=max_num_batched_tokens if self.runner.can_split_prompts else max_model_len,
             pace=pace,
         )
@@ -129,9 +120,7 @@ class SmallEngine:
         self.features = FeatureBuilder(model, image_encoder(model))
         self.core = EngineCore(
             self.runner,
-            pending=PendingSequences(
-                self.scheduler, limits=limits, guided=self.guided, features=self.features, adapters=self.adapters
-            ),
+            pending=PendingSequences(self.scheduler, limits=limits, guided=self.guided, features=self.features),
             scheduler=self.scheduler,
             sampler=Sampler(
                 eos_token_ids=eos_token_ids,
@@ -140,7 +129,6 @@ class SmallEngine:
                 device=model.device,
                 guided=self.guided,
             ),
-            adapters=self.adapters,
         )
         self.completions: dict[str, Completion] = {}
         self.steps: list[dict[str, int]] = []
@@ -159,13 +147,6 @@ class SmallEngine:
         for rejection in self.core.add([request_id], EnginePrompt(prompt, sampling, inputs)):
             completion.take(rejection)
         return completion
-
-    def load_adapter(self, adapter_id: int, folder: Path) -> str | None:
-        """Loads an adapter. Returns the error, or None."""
-        return self.core.execute(LoadAdapter(1, adapter_id, f"adapter-{adapter_id}", str(folder))).error
-
-    def unload_adapter(self, adapter_id: int) -> None:
-        self.core.execute(UnloadAdapter(1, adapter_id))
 
     def step(self) -> list[EngineOutput]:
         outputs = self.core.step()

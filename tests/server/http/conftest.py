@@ -26,7 +26,7 @@ from server.http.routes.endpoint import AppParts
 from server.http.transport.connection import bounded_connections
 from server.operation.admission import Admission
 from server.operation.metrics.server_metrics import ServerMetrics
-from server.operation.models import LoraAdapters, ServedModels
+from server.operation.models import ServedModels
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.limits import LimitsConfig
 from server.terms.server_config import ServerConfig
@@ -403,17 +403,15 @@ def run_app(
     lifecycle, admission = lifecycle or ready_lifecycle(), Admission(limits or LimitsConfig())
     metrics = ServerMetrics(config.served_model_names[0], FinishedStart(), renderer, lifecycle, admission.num_rejected)
     metrics.register_engine(engine.info, lambda: engine.stats)
-    adapters = LoraAdapters(config, engine)
     parts = AppParts(
         config=config,
-        models=ServedModels(config.served_model_names, engine, adapters, root=config.model),
+        models=ServedModels(config.served_model_names, engine, root=config.model),
         renderer=renderer,
         engine=engine,
         metrics=metrics,
         lifecycle=lifecycle,
         start=FinishedStart(),
         admission=admission,
-        adapters=adapters,
         api_keys=ApiKeys.from_config(config.network),
         response_store=build_response_store(config.generation, limits or LimitsConfig()),
         version="1.2.3",

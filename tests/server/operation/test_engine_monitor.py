@@ -136,11 +136,11 @@ async def test_watchdog_does_not_bound_the_loading():
 
 
 class Recorded:
-    """Fakes of engine, renderer, metrics and adapters that record the order of calls."""
+    """Fakes of engine, renderer and metrics that record the order of calls."""
 
     def __init__(self, *, error: str | None = None, dies: bool = False) -> None:
         self.calls: list[str] = []
-        self.info = SimpleNamespace(pooling=None, max_model_len=8, max_loras=None)
+        self.info = SimpleNamespace(pooling=None, max_model_len=8)
         self.error: str | None = None
         self.pools = SimpleNamespace(run=self._run_in_pool)
         self.prompts = SimpleNamespace(render=self._render)
@@ -186,7 +186,7 @@ class Recorded:
 
 async def _make_ready(recorded: Any) -> EngineInfo:
     parts: Any = SimpleNamespace(engine=recorded, renderer=recorded, metrics=recorded)
-    return await make_ready(parts, recorded, recorded.span, timeout_s=5)
+    return await make_ready(parts, recorded.span, timeout_s=5)
 
 
 async def test_renderer_and_metrics_are_configured_before_the_first_token():

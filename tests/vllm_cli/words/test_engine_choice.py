@@ -86,6 +86,8 @@ NEUTRAL = [
     "--cpu-offload-gb 0.0",
     "--distributed-executor-backend mp",
     "--no-enable-tower-connector-lora",
+    "--no-enable-lora",
+    "--max-lora-rank 16",
     "--load-format safetensors",
     "--kv-cache-dtype auto",
     "--hf-overrides {}",
@@ -125,6 +127,9 @@ def test_an_ignored_flag_is_accepted_with_one_notice(words, notice):
     [
         ("--tensor-parallel-size 2", "--tensor-parallel-size 2 requests several devices"),
         ("--lora-target-modules a b", "--lora-target-modules a b requests LoRA adapters"),
+        ("--enable-lora", "--enable-lora requests LoRA adapters. Use --engine vllm."),
+        ("--lora-modules a=/a b=/b", "--lora-modules a=/a b=/b requests LoRA adapters"),
+        ("--max-loras 4 --max-lora-rank 16", "--max-loras 4 requests LoRA adapters. Use"),
         ("--kv-cache-dtype fp8", "--kv-cache-dtype fp8 requests quantized weights"),
         ("-sc.model x", "requests speculative"),
         ("--tool-server demo", "--tool-server demo requests parsers of tool calls"),

@@ -27,7 +27,6 @@ OWN_PREFIXES = (
     "--download-timeout",
     "--idle-",
     *("--models", "--memory-budget", "--max-running", "--max-wait", "--on-swap"),
-    "--lora-adapter-root",
     "--listen-when-ready",
     "--restart",
     "--web-page",

@@ -22,12 +22,11 @@ from server.engine.process_link.messages import (
     Done,
     FromEngine,
     Generate,
-    LoadAdapter,
     Pool,
     Prompt,
+    ResetPrefixCache,
     Step,
     ToEngine,
-    UnloadAdapter,
 )
 from server.terms.types import (
     EngineOutput,
@@ -325,28 +324,18 @@ async def test_the_engines_exit_ends_the_wait(client, engine, sockets):
 
 
 async def test_a_commands_result_is_returned(client, engine):
-    loading = asyncio.create_task(client.load_adapter(3, "sql", "/adapters/sql"))
-    assert await engine.receive() == LoadAdapter(1, 3, "sql", "/adapters/sql")
-    engine.send(Done(1, False, "it is broken", is_missing=True))
-    assert await loading == Done(1, False, "it is broken", is_missing=True)
-
-
-async def test_an_adapter_whose_request_is_cancelled_is_unloaded(client, engine):
-    loading = asyncio.create_task(client.load_adapter(3, "sql", "/adapters/sql"))
-    await engine.receive()
-    loading.cancel()
-    assert await engine.receive() == UnloadAdapter(2, 3)
-    engine.send(Done(1))
-    with pytest.raises(asyncio.CancelledError):
-        await loading
+    resetting = asyncio.create_task(client.reset_prefix_cache(interrupts=True))
+    assert await engine.receive() == ResetPrefixCache(1, True)
+    engine.send(Done(1, False))
+    assert await resetting is False
 
 
 async def test_commands_fail_when_the_engine_ends(client, engine):
-    loading = asyncio.create_task(client.load_adapter(3, "a", "/a"))
-    other = asyncio.create_task(client.load_adapter(4, "b", "/b"))
+    first = asyncio.create_task(client.reset_prefix_cache(interrupts=True))
+    other = asyncio.create_task(client.reset_prefix_cache(interrupts=False))
     for _ in range(2):
         await engine.receive()
     client.give_up("it is gone")
-    for task in (loading, other):
+    for task in (first, other):
         with pytest.raises(EngineDeadError, match="it is gone"):
             await task

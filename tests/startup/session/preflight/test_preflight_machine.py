@@ -33,7 +33,7 @@ def test_all_wrong_variables_are_reported_at_once(preflight, monkeypatch):
 
 
 def test_a_wrong_variable_that_other_checks_need_is_reported_once(preflight, monkeypatch):
-    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "maybe")
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "maybe")
     report = preflight("some/model")
     assert [f.check for f in report.findings] == ["environment"]
 

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from router.models_file.reader import Defaults, read_models_file
-from server.terms.config import LoraConfig, LoraModule, ModelFiles
+from server.terms.config import ModelFiles
 from startup.files.download.obtain import resolve_model
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.request import ModelRequest
@@ -193,19 +193,3 @@ def test_offline_mode_sends_no_request(hub, check, monkeypatch):
     (finding,) = check("team/model").errors
     assert "HF_HUB_OFFLINE forbids the download" in finding.message
     assert hub.requests == []
-
-
-def test_an_adapter_that_is_no_folder_or_incomplete_is_an_error(folder, tmp_path, preflight):
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    paths = {"a": f"{tmp_path}/nowhere", "b": "org/name", "c": "adapter"}
-    modules = tuple(LoraModule(name=name, path=path) for name, path in paths.items())
-    given = {"lora": LoraConfig(enable_lora=True), "lora_modules": modules, "lora_adapter_root": str(tmp_path)}
-    assert [f.message for f in preflight(folder.path, **given).errors] == [
-        f"--lora-modules a={tmp_path}/nowhere: there is no folder {tmp_path}/nowhere",
-        f"--lora-modules b=org/name: there is no folder {tmp_path}/org/name",
-        f"--lora-modules c=adapter: {adapter} has no adapter_config.json, so it is not an adapter",
-    ]
-    (adapter / "adapter_config.json").write_text("{}")
-    (adapter / "adapter_model.safetensors").touch()
-    assert preflight(folder.path, **given | {"lora_modules": modules[2:]}).errors == ()
