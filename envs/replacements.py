@@ -88,6 +88,7 @@ REPLACEMENTS: Final[dict[str, str]] = {
     "VCLI_FRONT": "unset it",
     "VLLM_USE_V1": "unset it, vLLM has no other engine",
     "bench liveness": "`vllm-cli bench serve` measures /health beside its load",
+    "caches list": "`vllm-cli caches`",
     "caches --compile-cache": "list the location itself, such as `ls LOCATION` or `aws s3 ls LOCATION`",
     "preload check": "`vllm-cli check-hooks`",
     "preload reset": "`vllm-cli caches prune --all`",

@@ -167,6 +167,7 @@ def test_every_suggestion_is_worded_alike(words, suggested, capsys):
         ("preload check", "No such command 'check' (removed: `vllm-cli check-hooks`)."),
         ("bench nonsense", "No such command 'nonsense'."),
         ("prefetch --list", "No such option: --list (removed: `hf cache ls` lists the models on disk)"),
+        ("caches list", "No such command 'list' (removed: `vllm-cli caches`)."),
         ("caches --compile-cache /c", "No such option: --compile-cache (removed: list the location itself"),
         (
             "run-batch -i a --url=https://x/v1 -o b",

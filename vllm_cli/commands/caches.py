@@ -16,6 +16,7 @@ from startup.compiled_models.record import CompiledModel
 from startup.ground.caches import cache_folder
 from startup.ground.logs.formatters import escape_controls
 from startup.words.param_types import ByteSize, Duration
+from vllm_cli.errors import CommandGroup
 from vllm_cli.terminal import align, printable
 
 _UNITS: Final = (("day", 86400), ("hour", 3600), ("minute", 60))
@@ -60,7 +61,7 @@ class _Kept(NamedTuple):
         return {"name": self.name, "key": key, "num_bytes": self.num_bytes, "age_s": self.age_s}
 
 
-@click.group("caches", invoke_without_command=True)
+@click.group("caches", cls=CommandGroup, invoke_without_command=True)
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
 @click.pass_context
 def caches(ctx: click.Context, *, is_json: bool) -> None:
