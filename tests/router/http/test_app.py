@@ -238,7 +238,7 @@ def test_each_path_of_the_engines_starts_a_model():
     """The paths of the embedded engine, and those of vLLM if it is installed."""
     source = (Path(__file__).parents[3] / "server" / "http" / "routes" / "table.py").read_text()
     embedded = {*re.findall(r'post\("(/[^"{]+)"', source)}
-    assert len(embedded) > 10
+    assert len(embedded) > 5
     for folder in Path(__file__).parents[3].glob(".peers/vllm/lib/python*/site-packages/vllm/entrypoints"):
         for module in folder.rglob("api_router.py"):
             found = re.findall(r'\.(?:post|websocket)\(\s*"(/(?:v1|v2|inference|cohere)/[^"{]+)"', module.read_text())
