@@ -69,7 +69,6 @@ LATE_GRAPHS: Final = Hook(
         Name(_WORKSPACE, "WorkspaceManager.unlock", ()),
         Name(_MANAGER, "CudaGraphManager._capture_descs"),
         Name(_MANAGER, "CudaGraphManager._candidates"),
-        Name(_MANAGER, "CudaGraphManager.graphs"),
         Name(_MANAGER, "ModelCudaGraphManager.capture"),
         Name(_DISPATCHER, "CudagraphDispatcher.cudagraph_keys"),
         Name(_DISPATCHER, "CudagraphDispatcher.get_capture_descs", ()),

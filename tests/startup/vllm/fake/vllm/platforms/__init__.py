@@ -3,6 +3,8 @@
 from vllm._version import __version__
 from vllm.platforms import cpu
 
+current_platform = None
+
 
 def is_cpu() -> bool:
     return "cpu" in __version__

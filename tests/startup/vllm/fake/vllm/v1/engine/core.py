@@ -27,6 +27,7 @@ IMPORTED_IN = os.getpid()
 class EngineCore:
     def __init__(self, executor: MultiprocExecutor) -> None:
         self._executor = executor
+        self.batch_queue = None
 
     def is_sleeping(self) -> bool:
         return self._executor.is_idle()
@@ -49,6 +50,21 @@ class EngineCoreProc(EngineCore):
     def __init__(self, executor: MultiprocExecutor, config: EngineConfig) -> None:
         super().__init__(executor)
         self.vllm_config = config
+        self.process_input_queue_block = True
+
+    def has_work(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return True
+
+    def run_busy_loop(self) -> None: ...
+
+    def _process_input_queue(self) -> None:
+        block = self.process_input_queue_block
+        assert block
+
+    def _handle_client_request(self, kind: bytes, request: object) -> None: ...
 
     def process_input_sockets(self, input_address: str, ready_payload: bytes) -> None:
         with socket.socket(socket.AF_UNIX) as input_socket:
