@@ -22,6 +22,7 @@ from envs.variable import EnvVar
 from startup.ground.hooks.hook import Hook
 from startup.reports.causes.first_cause import BY_CODE
 from startup.vllm.launch.hooks import PARTS
+from startup.vllm.patches.early_graphs import OF_CONFIG, OF_RUNNER
 from startup.vllm_words.installed import NEWEST_TESTED
 from startup.words.flag import Flag, SupportedFlag
 from startup.words.help import spell, spell_default
@@ -142,6 +143,10 @@ def build_hooks_page() -> str:
     )
     head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Gain or promise")
     sections = [*_table(head, map(_hook_row, PARTS.values())), ""]
+    sections += ["## CUDA graphs that are captured before vLLM is ready", ""]
+    sections += _wrap("The hook `late CUDA graphs` changes nothing with these features.", indent="") + [""]
+    features = ((feature.name, feature.why) for feature in (*OF_CONFIG, *OF_RUNNER))
+    sections += [*_table(("Feature", "Why"), features), ""]
     sections += ["## Open changes of vLLM that will break a hook", ""]
     sections += ["These issues and pull requests were open in November 2026.", ""]
     rows = ((_hook_names(hooks), _links(changes), effect) for hooks, changes, effect in _OPEN_CHANGES)
@@ -177,6 +182,13 @@ _SHAPES: Final = (
         "before the engine's start, `AsyncLLM` only passes its renderer on, and calls the methods of `_LateObject`",
         "the renderer is created before the engine starts, which makes cold starts slower",
         "`vllm_engine/test_same_as_plain.py`",
+    ),
+    (
+        "`patches/late_graphs.py`",
+        "between two steps of an engine, no batch depends on buffers that a dummy batch writes, because ranks of data "
+        "parallelism run dummy batches there",
+        "a token may be wrong while graphs are captured",
+        "`gpu_stub/test_gpu_late_graphs.py`; on a GPU, `make test-gpu`",
     ),
     (
         "`vllm_words/facts.py:_kind_of`",
