@@ -135,6 +135,13 @@ def expected_bytes() -> int:
     return _State.known.captured if _State.known is not None else 0
 
 
+def forget() -> None:
+    """Makes the next start measure the graphs, because a capture has failed."""
+    if _State.kept is not None:
+        _State.kept.remove()
+        _State.kept = None
+
+
 def compare(captured: int) -> None:
     """Keeps the memory that all graphs take for later starts, unless it differs from an earlier start's."""
     if _State.kept is None:

@@ -48,36 +48,20 @@ _STREAM: Final = Name("vllm.distributed.parallel_state", "GraphCaptureContext", 
 _GRAPH_CAPTURE: Final = Name("vllm.distributed.parallel_state", "graph_capture", ("device",))
 _ENABLE: Final = Name("vllm.compilation.monitor", "set_cudagraph_capturing_enabled", ("enabled",))
 _WORKSPACE_MANAGER: Final = Name(_WORKSPACE, "current_workspace_manager", ())
-_WORKSPACES: Final = Name(_WORKSPACE, "WorkspaceManager._current_workspaces")
+_OF_LOOP: Final = (
+    "_process_input_queue", "_handle_client_request", "has_work", "is_running", "is_sleeping", "batch_queue",
+)  # fmt: skip
 LATE_GRAPHS: Final = Hook(
     "late CUDA graphs",
     does="captures most CUDA graphs while vLLM serves, between two steps of an engine",
     without="vLLM captures all graphs before it is ready",
     gain="to be measured",
     needs=(
-        *_CAPTURES,
-        *_ESTIMATES,
-        _LOOP,
-        _STREAM,
-        _GRAPH_CAPTURE,
-        _ENABLE,
-        ENVS,
-        PLATFORM,
-        _WORKSPACE_MANAGER,
-        _WORKSPACES,
-        Name(_WORKSPACE, "WorkspaceManager.lock", ()),
-        Name(_WORKSPACE, "WorkspaceManager.unlock", ()),
-        Name(_MANAGER, "CudaGraphManager._capture_descs"),
-        Name(_MANAGER, "CudaGraphManager._candidates"),
-        Name(_MANAGER, "ModelCudaGraphManager.capture"),
-        Name(_DISPATCHER, "CudagraphDispatcher.cudagraph_keys"),
-        Name(_DISPATCHER, "CudagraphDispatcher.get_capture_descs", ()),
-        Name(_CORE, "EngineCoreProc._process_input_queue", ()),
-        Name(_CORE, "EngineCoreProc._handle_client_request"),
-        Name(_CORE, "EngineCoreProc.has_work", ()),
-        Name(_CORE, "EngineCoreProc.is_running", ()),
-        Name(_CORE, "EngineCore.is_sleeping", ()),
-        Name(_CORE, "EngineCore.batch_queue"),
+        *(*_CAPTURES, *_ESTIMATES, _LOOP, _STREAM, _GRAPH_CAPTURE, _ENABLE, _WORKSPACE_MANAGER, ENVS, PLATFORM),
+        *(Name(_WORKSPACE, f"WorkspaceManager.{name}") for name in ("lock", "unlock", "_current_workspaces")),
+        *(Name(_MANAGER, f"CudaGraphManager.{name}") for name in ("_capture_descs", "_candidates", "capture")),
+        *(Name(_DISPATCHER, f"CudagraphDispatcher.{name}") for name in ("cudagraph_keys", "get_capture_descs")),
+        *(Name(_CORE, f"EngineCoreProc.{name}") for name in _OF_LOOP),
         Text((_CORE,), r"block = self\.process_input_queue_block\n", "process_input_queue_block"),
         Text((_WORKSPACE,), r"self\._current_workspaces\[workspace_id\] = None", "growth of the workspace"),
     ),
@@ -400,9 +384,9 @@ class _Pace:
             handle(*words)
             engine.process_input_queue_block = False  # so that `poll_and_capture` decides again
 
-        def execute_and_note(output: Any, **options: Any) -> Any:
+        def execute_and_note(output: Any, *words: Any, **options: Any) -> Any:
             self._note_batch(output)
-            return execute(output, **options)
+            return execute(output, *words, **options)
 
         engine._process_input_queue, engine._handle_client_request = poll_and_capture, handle_and_return
         executor.execute_model = execute_and_note
