@@ -15,9 +15,10 @@ from tests.support.generated_docs import DOCS
 _ALL = ["--listen-when-ready", "--shutdown-timeout 0", "--engine-watchdog-timeout 0", "VCLI_PLAIN_VLLM=1"]
 
 
-def _undone_by(*words, is_offline=False, **options):
+def _undone_by(*words, is_offline=False, has_late_graphs=False, **options):
     line = CommandLine.of(("model", *words), VllmFacts())
-    found = find_differences(line, VllmOptions(words=line.words, **options), is_offline=is_offline)
+    options = VllmOptions(words=line.words, **options)
+    found = find_differences(line, options, is_offline=is_offline, has_late_graphs=has_late_graphs)
     return [difference.restored_by for difference in found]
 
 
@@ -40,11 +41,15 @@ def test_requests_to_the_hub_are_named_where_the_launcher_forbids_them():
     assert set(_undone_by(is_offline=True)) - set(_ALL) == {'VCLI_LEAVE_OUT="offline hub"'}
 
 
+def test_graphs_that_are_captured_after_readiness_are_named():
+    assert set(_undone_by(has_late_graphs=True)) - set(_ALL) == {"--cuda-graphs before-ready"}
+
+
 def test_the_page_of_vllm_lists_each_difference():
     table = (DOCS / "vllm-engine.md").read_text().partition("## What differs from")[2].partition("\n## ")[0]
     last_cells = " ".join(row.split(" | ")[-1] for row in table.splitlines() if row.startswith("|"))
     listed = re.findall(r"`([^`]+)`", last_cells)
-    assert [each for each in _undone_by(is_offline=True) if each not in listed] == []
+    assert [each for each in _undone_by(is_offline=True, has_late_graphs=True) if each not in listed] == []
 
 
 @pytest.mark.thorough

@@ -18,7 +18,7 @@ MODEL = "tiny"
 STUBBORN_CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 FLAGS = (
     *("never-ready", "has-no-health", "reports-phases", "has-broken-list", "lists-no-model", "crashes"),
-    *("sends-no-text", "counts-nothing", "aborts-streams", "ignores-sigterm"),
+    *("misses-graphs", "sends-no-text", "counts-nothing", "aborts-streams", "ignores-sigterm"),
 )
 
 
@@ -56,6 +56,11 @@ class Handler(BaseHTTPRequestHandler):
         options = self.server.options
         if self.path == "/health":
             self.answer_health()
+        elif self.path == "/metrics" and options.misses_graphs:
+            self.send_response(200)
+            self.close_connection = True
+            self.end_headers()
+            self.wfile.write(b"vllm_cli:cuda_graphs_captured 2.0\nvllm_cli:cuda_graphs_total 102.0\n")
         elif self.path == "/startupz" and options.reports_phases:
             phases = [{"process": "api", "name": "listen", "took_s": 0.25, "share": 0.5, "begin_s": 0}]
             self.answer(200, {"schema_version": 1, "phases": phases})

@@ -118,6 +118,16 @@ def test_nothing_is_measured_if_the_other_side_crashes_and_its_output_is_shown(
     assert len(server.seen["bodies"]) == 1
 
 
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_side_that_still_captures_cuda_graphs_is_named(side, fake_server, run_bench_serve):
+    servers = [fake_server(*(["--misses-graphs"] if number == side else [])) for number in range(2)]
+    done = run_bench_serve("--url", servers[0].url, "--vs-url", servers[1].url, *QUICK)
+    assert done.returncode == 0
+    [line] = [line for line in done.stderr.splitlines() if "CUDA graphs" in line]
+    assert "2 of 102 CUDA graphs are captured" in line
+    assert "wait --graphs" in line
+
+
 def test_an_address_without_a_server_exits_with_3_at_once(run_bench_serve):
     done = run_bench_serve("--url", "http://127.0.0.1:9", "--ready-timeout", 10_000, *QUICK)
     assert done.returncode == 3

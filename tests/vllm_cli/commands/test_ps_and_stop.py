@@ -40,6 +40,21 @@ def test_control_characters_in_names_of_servers_are_escaped():
     assert row.isprintable()
 
 
+@pytest.mark.parametrize(
+    ("graphs", "shown"),
+    [
+        ({"captured": 20, "total": 102}, "cold, 3.5 s, 20 of 102 CUDA graphs"),
+        ({"captured": 102, "total": 102}, "cold, 3.5 s"),
+        (None, "cold, 3.5 s"),
+        ("of another release", "cold, 3.5 s"),
+    ],
+)
+def test_cuda_graphs_are_shown_until_all_are_captured(graphs, shown):
+    start = {"start_mode": "cold", "ready_s": 3.5, "cuda_graphs": graphs}
+    _, row = _table([replace(_SERVER, start=start)], [])
+    assert f"  {shown}  embedded" in row
+
+
 def test_the_models_of_a_router_follow_it_one_line_each():
     data = {
         "models": [

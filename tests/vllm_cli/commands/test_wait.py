@@ -71,6 +71,50 @@ def test_a_ready_server_ends_the_wait_at_once(serve, invoke):
     assert server.paths == ["/health"]
 
 
+_SOME = b"vllm_cli:cuda_graphs_captured 20.0\nvllm_cli:cuda_graphs_total 40.0\n"
+_ALL = _SOME.replace(b" 20", b" 40")
+_OF_ROUTER = b'vllm_cli:cuda_graphs_captured{model="a"} 1.0\nvllm_cli:cuda_graphs_total{model="a"} 2.0\n'
+_OURS = b"vllm_cli:engine_silence_seconds 0.0\n"
+_STARTED = b'vllm_cli:start_info{start_mode="cold"} 1.0\n'
+
+
+@pytest.mark.parametrize(
+    ("metrics", "shown"),
+    [
+        ((_SOME, _ALL + _STARTED), "20 of 40 CUDA graphs are captured  [##########----------]  50%"),
+        ((_OF_ROUTER, _STARTED), "1 of 2 CUDA graphs are captured"),
+        ((_OURS, _OURS + _STARTED), "its CUDA graphs are not known yet"),
+        ((_OURS, _OURS, _SOME, _ALL + _STARTED), "its CUDA graphs are not known yet"),
+        ((_ALL + _STARTED,), None),
+        ((_STARTED,), None),
+        ((b"vllm:num_requests_running 0.0\n",), None),
+        ((b"",), None),
+    ],
+    ids=["some", "labels", "not exported yet", "exported later", "all", "eager", "plain vLLM", "no metrics"],
+)
+def test_the_wait_for_graphs_ends_with_the_last_one(serve, invoke, metrics, shown):
+    answers = [answer for text in metrics for answer in ((200, b""), (200, text))]
+    server = serve(*answers)
+    done = invoke("wait", server.url, "--graphs", "--interval", "0.01")
+    assert done.returncode == 0
+    assert server.paths == ["/health", "/metrics"] * len(metrics)
+    first = done.stderr.splitlines()[0]
+    assert shown in first if shown else "is ready after" in first
+
+
+def test_without_the_flag_nobody_waits_for_graphs(serve, invoke):
+    server = serve((200, b""), (200, _SOME))
+    assert invoke("wait", server.url).returncode == 0
+    assert server.paths == ["/health"]
+
+
+def test_a_wait_for_graphs_ends_at_the_time_out(serve, invoke):
+    server = serve(*[(200, b""), (200, _SOME)] * 40)
+    done = invoke("wait", server.url, "--graphs", "--interval", "0.01", "--timeout", "0.1")
+    assert done.returncode == 4
+    assert "20 of 40 CUDA graphs are captured" in done.stderr.splitlines()[-1]
+
+
 def test_the_phase_is_shown_until_the_server_is_ready(serve, invoke):
     server = serve((503, STARTING), (503, STARTING | {"phase": "load_weights"}), (200, b""))
     done = invoke("wait", server.url, "--interval", "0.01")
