@@ -84,11 +84,11 @@ from startup.vllm.patches.spans import record_spans
 from startup.vllm.patches.temp_files import keep_temp_files
 from startup.vllm.patches.tokenizers import reuse_tokenizer
 from startup.vllm.probes.engine_death import notice_engine_death
-from startup.vllm.probes.graph_progress import read_progress, stop_capturing
+from startup.vllm.probes.graph_progress import stop_capturing
 from startup.vllm.probes.rust_frontend import follows_rust_frontend, misfit_of_rust_frontend
 from startup.vllm.probes.serving_events import DRAIN, ServingEvents
 from startup.vllm.probes.serving_parts import ServingParts
-from startup.vllm.probes.start_metrics import export_graphs, export_start
+from startup.vllm.probes.start_metrics import GraphFigures, export_start
 from startup.vllm.vllm_main import run_serve, without_click
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import KeptFacts
@@ -422,14 +422,14 @@ class _VllmStart:
         self._session.timeline.add_spans(recordings.spans)
         self._compile_cache.describe(self._session.state)
         self._session.finish()
-        graphs = read_progress(self._record.folder)
+        figures = GraphFigures(self._record.folder, self._session.note)
+        graphs = figures.update()
         is_late = graphs is not None and graphs.is_late
         text = describe_differences(self._line, self._options, is_offline=self._is_offline, has_late_graphs=is_late)
         logger.info("%s", text)
-        follow_graphs = export_graphs(self._record.folder, self._session.note)
         export_start(self._session.state.info(), self._session.state.phase_seconds())
         self._compile_cache.share()
-        follow_graphs()
+        figures.follow()
 
     def _note_failure(self) -> None:
         if not self._is_ready:

@@ -36,42 +36,46 @@ def export_start(info: StartInfo, phase_seconds: Mapping[str, float]) -> None:
         _log_failure(err)
 
 
-def export_graphs(folder: Path, note: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
-    """Exports the progress of the engines' CUDA graphs, and passes it to `note`.
+class GraphFigures:
+    """Shows the progress of the engines' CUDA graphs in vLLM's metrics, in `vllm-cli ps` and in the log."""
 
-    Returns a function that goes on with this until all graphs are captured, and logs the end.
-    """
-    begin_s = time.monotonic()
-    gauges: list[Any] = []
+    def __init__(self, folder: Path, note: Callable[[Mapping[str, Any]], None]) -> None:
+        """`note` adds facts for `vllm-cli ps`."""
+        self._folder = folder
+        self._note = note
+        self._begin_s = time.monotonic()
+        self._gauges: list[Any] = []
 
-    def update() -> GraphProgress | None:
-        progress = read_progress(folder)
-        if progress is None:
-            return None
-        try:
-            if not gauges:
-                from prometheus_client import Gauge  # noqa: PLC0415 - not in each environment of this package
-
-                gauges.extend(Gauge(*metric, multiprocess_mode="max") for metric in (GRAPHS_CAPTURED, GRAPHS_TOTAL))
-            for gauge, value in zip(gauges, progress[:2], strict=True):
-                gauge.set(value)
-        except Exception as err:  # noqa: BLE001 - vLLM serves all the same
-            _log_failure(err)
-        note({"cuda_graphs": {"captured": progress.captured, "total": progress.total}})
+    def update(self) -> GraphProgress | None:
+        """Shows the progress up to now. Returns None if there are no graphs."""
+        progress = read_progress(self._folder)
+        if progress is not None:
+            try:
+                self._export(progress)
+            except Exception as err:  # noqa: BLE001 - vLLM serves all the same
+                _log_failure(err)
+            self._note({"cuda_graphs": {"captured": progress.captured, "total": progress.total}})
         return progress
 
-    def follow() -> None:
-        while (progress := update()) is not None and progress.is_pending:
+    def follow(self) -> None:
+        """Shows the progress until all graphs are captured, and logs the end."""
+        while (progress := self.update()) is not None and progress.is_pending:
             time.sleep(_GRAPHS_INTERVAL_S)
         if progress is not None and progress.failure:
             text = "only %d CUDA graphs are captured, and batches of other sizes run without: a capture failed (%s)"
             logger.warning(text, progress.captured, progress.failure)
         elif progress is not None and progress.is_late:
-            text = "all %d CUDA graphs are captured, %.1f s after readiness"
-            logger.info(text, progress.captured, time.monotonic() - begin_s)
+            took_s = time.monotonic() - self._begin_s
+            logger.info("all %d CUDA graphs are captured, %.1f s after readiness", progress.captured, took_s)
 
-    update()
-    return follow
+    def _export(self, progress: GraphProgress) -> None:
+        if not self._gauges:
+            from prometheus_client import Gauge  # noqa: PLC0415 - not in each environment of this package
+
+            update_prometheus(foreign.snapshot())
+            self._gauges += [Gauge(*metric, multiprocess_mode="max") for metric in (GRAPHS_CAPTURED, GRAPHS_TOTAL)]
+        for gauge, value in zip(self._gauges, progress[:2], strict=True):
+            gauge.set(value)
 
 
 def _log_failure(err: Exception) -> None:
