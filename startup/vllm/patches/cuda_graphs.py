@@ -117,9 +117,9 @@ def _checked(capture: Callable[..., int]) -> Callable[..., int]:
 
 @contextmanager
 def compared_later() -> Iterator[None]:
-    """During the block, a capture is only a part of all. After the last one, the caller calls `compare` or `forget`.
+    """During the block, a capture is only a part of all. After the last one, call `compare` or `forget`.
 
-    The server is ready before that, and may end at any moment. Therefore the record is written after the block.
+    The server is ready before that, and may end at any moment. So the record is written after the block.
     """
     _State.is_late = True
     try:
@@ -133,13 +133,6 @@ def compared_later() -> Iterator[None]:
 def expected_bytes() -> int:
     """The memory that the graphs took in an earlier start. 0 if it is not known."""
     return _State.known.captured if _State.known is not None else 0
-
-
-def forget() -> None:
-    """Makes the next start measure the graphs, because a capture has failed."""
-    if _State.kept is not None:
-        _State.kept.remove()
-        _State.kept = None
 
 
 def compare(captured: int) -> None:
