@@ -4,6 +4,7 @@ All ranks must come to the same result, or some would wait for others. So no fea
 """
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from envs.registry import env
@@ -27,23 +28,25 @@ class Feature(NamedTuple):
     applies: Callable[[Any], object]
 
 
-def _has_unmeasured_memory(config: Any) -> object:
+def _any(*paths: str) -> Callable[[Any], bool]:
+    return lambda config: any(attrgetter(path)(config) for path in paths)
+
+
+def _more_than_one(*paths: str) -> Callable[[Any], bool]:
+    return lambda config: any(attrgetter(path)(config) > 1 for path in paths)
+
+
+def _has_unmeasured_memory(config: Any) -> bool:
     envs: Any = ENVS.loaded
-    has_plan = getattr(envs, "VLLM_ENABLE_STARTUP_PLAN", False)
-    is_measured = envs.VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS and not has_plan
+    is_measured = envs.VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS and not envs.VLLM_ENABLE_STARTUP_PLAN
     return not is_measured or config.cache_config.kv_cache_memory_bytes is not None
-
-
-def _has_other_workers(config: Any) -> object:
-    parallel = config.parallel_config
-    return parallel.nnodes > 1 or parallel.distributed_executor_backend not in ("uni", "mp", None)
 
 
 def _has_other_backend(runner: Any) -> object:
     return {group.backend.get_name() for groups in runner.attn_groups for group in groups}.difference(_BACKENDS)
 
 
-def _has_inner_graphs(runner: Any) -> object:
+def _has_inner_graphs(runner: Any) -> bool:
     capture = getattr(type(getattr(runner, "model_state", None)), "capture_inner_cudagraphs", None)
     return capture is not None and not capture.__qualname__.startswith("ModelState.")
 
@@ -52,35 +55,36 @@ OF_CONFIG: Final = (
     Feature("`--cuda-graphs before-ready`", "asked for", lambda _: env.VCLI_CUDA_GRAPHS.get() == "before-ready"),
     Feature("other GPUs than NVIDIA's", _UNTRIED, lambda _: not PLATFORM.get().is_cuda()),
     Feature("`--kv-cache-memory-bytes`, a plan of the start, no estimate", _NO_ROOM, _has_unmeasured_memory),
-    Feature("speculative decoding", "the drafter's graphs read the model's", lambda c: c.speculative_config),
-    Feature("LoRA", "a capture activates dummy adapters", lambda c: c.lora_config),
+    Feature("speculative decoding", "the drafter's graphs read the model's", _any("speculative_config")),
+    Feature("LoRA", "a capture activates dummy adapters", _any("lora_config")),
     Feature("data parallelism of MoE models", "all engines would have to capture between the same two steps",
-            lambda c: c.parallel_config.data_parallel_size > 1),
+            _more_than_one("parallel_config.data_parallel_size")),
     Feature("elastic or balanced experts", "vLLM drops graphs when it moves experts",
-            lambda c: c.parallel_config.enable_elastic_ep or c.parallel_config.enable_eplb),
-    Feature("microbatches", _UNTRIED, lambda c: c.parallel_config.use_ubatching),
-    Feature("context parallelism", _UNTRIED, lambda c: c.parallel_config.prefill_context_parallel_size > 1
-            or c.parallel_config.decode_context_parallel_size > 1),
-    Feature("several nodes, Ray, other executors", "workers may lack this hook", _has_other_workers),
-    Feature("fault tolerance", _UNTRIED, lambda c: getattr(c.parallel_config, "enable_fault_tolerance", False)),
+            _any("parallel_config.enable_elastic_ep", "parallel_config.enable_eplb")),
+    Feature("microbatches", _UNTRIED, _any("parallel_config.use_ubatching")),
+    Feature("context parallelism", _UNTRIED, _more_than_one(
+            "parallel_config.prefill_context_parallel_size", "parallel_config.decode_context_parallel_size")),
+    Feature("several nodes", "their workers may lack this hook", _more_than_one("parallel_config.nnodes")),
+    Feature("Ray, other executors", "their workers lack this hook",
+            lambda config: config.parallel_config.distributed_executor_backend not in ("uni", "mp", None)),
+    Feature("fault tolerance", _UNTRIED, _any("parallel_config.enable_fault_tolerance")),
     Feature("transfer of KV caches, encoder outputs or weights", "a capture forbids other threads to use the GPU",
-            lambda c: c.kv_transfer_config or c.ec_transfer_config or c.weight_transfer_config),
+            _any("kv_transfer_config", "ec_transfer_config", "weight_transfer_config")),
     Feature("offloaded weights", "weights are copied beside the steps",
-            lambda c: c.offload_config.uva.cpu_offload_gb or c.offload_config.prefetch.offload_group_size),
+            _any("offload_config.uva.cpu_offload_gb", "offload_config.prefetch.offload_group_size")),
     Feature("models for images or other media", _UNTRIED,
-            lambda c: c.model_config.is_multimodal_model or c.compilation_config.cudagraph_mm_encoder),
-    Feature("pooling models, encoder-decoder models", _UNTRIED,
-            lambda c: c.model_config.runner_type != "generate" or c.model_config.is_encoder_decoder),
-    Feature("models with Mamba layers or other states", _STATE,
-            lambda c: c.model_config.is_hybrid or c.model_config.is_attention_free),
+            _any("model_config.is_multimodal_model", "compilation_config.cudagraph_mm_encoder")),
+    Feature("pooling models", _UNTRIED, lambda config: config.model_config.runner_type != "generate"),
+    Feature("encoder-decoder models", _UNTRIED, _any("model_config.is_encoder_decoder")),
+    Feature("Mamba layers or other states", _STATE, _any("model_config.is_hybrid", "model_config.is_attention_free")),
     Feature("Inductor's graph partitions", "a capture reuses the memory of earlier graphs",
-            lambda c: c.compilation_config.use_inductor_graph_partition),
-    Feature("breakable graphs", _UNTRIED, lambda _: ENVS.loaded.VLLM_USE_BREAKABLE_CUDAGRAPH),  # type: ignore[union-attr]
-    Feature("`--sleep-mode-offload-cudagraph`", _UNTRIED, lambda c: getattr(c, "use_cumem_cudagraph_pool", False)),
-    Feature("fast prefill", _STATE, lambda c: c.cache_config.kv_sharing_fast_prefill),
+            _any("compilation_config.use_inductor_graph_partition")),
+    Feature("breakable graphs", _UNTRIED, lambda _: attrgetter("VLLM_USE_BREAKABLE_CUDAGRAPH")(ENVS.loaded)),
+    Feature("`--sleep-mode-offload-cudagraph`", _UNTRIED, _any("use_cumem_cudagraph_pool")),
+    Feature("fast prefill", _STATE, _any("cache_config.kv_sharing_fast_prefill")),
     Feature("an error for each late compilation", "a capture may compile kernels",
-            lambda c: getattr(c.observability_config, "jit_monitor_mode", "") == "error"),
-    Feature("a profiler", "it observes the captures", lambda c: c.profiler_config.profiler),
+            lambda config: config.observability_config.jit_monitor_mode == "error"),
+    Feature("a profiler", "it observes the captures", _any("profiler_config.profiler")),
 )  # fmt: skip
 OF_RUNNER: Final = (
     Feature("no estimate of the graphs' memory", _NO_ROOM, lambda runner: not hasattr(runner, ESTIMATE)),
