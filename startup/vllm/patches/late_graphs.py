@@ -21,6 +21,7 @@ vLLM locks its workspace after the last capture, because graphs contain its addr
 unlocked in between. If it grows, the older memory stays allocated for the graphs that contain its address.
 """
 
+import functools
 import gc
 import logging
 import time
@@ -90,8 +91,12 @@ class _Reply(NamedTuple):
     error: str = ""
 
 
+@functools.cache
 def capture_graphs_late() -> None:
-    """From now on, engines in this process and its forks capture graphs late. Precedes vLLM's imports."""
+    """From now on, engines in this process and its forks capture graphs late. Precedes vLLM's imports.
+
+    A second call does nothing, also in a fork.
+    """
     if LATE_GRAPHS.applies:
         for name in _CAPTURES:
             wrap_after_import(name, _capture_largest, LATE_GRAPHS)
@@ -230,6 +235,7 @@ class _Worker:
         return self.reply()
 
     def use_captured(self) -> None:
+        """Makes batches use all captured graphs."""
         self._graphs.use(self._captured)
 
     def finish(self) -> None:
@@ -274,12 +280,10 @@ class _Worker:
 class _KeptMemory(list[Any]):
     """vLLM's list of workspaces. Keeps replaced ones, whose addresses captured graphs contain."""
 
-    def __init__(self, workspaces: Sequence[Any]) -> None:
-        super().__init__(workspaces)
-        self._kept: list[Any] = []
+    kept: ClassVar[list[Any]] = []
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._kept.append(self[index])
+        self.kept.append(self[index])
         super().__setitem__(index, value)
 
 

@@ -3,16 +3,19 @@
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
+from base.lifecycle import GRAPHS_CAPTURED, GRAPHS_TOTAL
 from startup.vllm.patches import late_graphs
 from startup.vllm.patches.late_graphs import _KeptMemory, _Pace, _Reply, _Worker
-from startup.vllm.probes.graph_progress import read_progress, stop_capturing
+from startup.vllm.probes.graph_progress import GraphProgress, read_progress, stop_capturing
+from startup.vllm.probes.start_metrics import GraphFigures
 
 
 class _Graphs:
@@ -218,9 +221,62 @@ def test_a_replaced_workspace_is_kept():
     old, new = object(), object()
     for value in (old, None, new):
         workspaces[0] = value
-    assert (list(workspaces), old in workspaces._kept) == ([new, None], True)
+    assert (list(workspaces), old in workspaces.kept) == ([new, None], True)
 
 
 def test_replies_are_tuples_that_workers_can_send():
     assert tuple(_Reply(1, 2)) == (1, 2, "")
     assert late_graphs._tell(None, "reply") is None
+
+
+@pytest.fixture
+def exported() -> Iterator[Callable[[], list[float | None]]]:
+    """A function that reads the exported numbers of captured and of all graphs."""
+    before = {*REGISTRY._names_to_collectors.values()}
+    yield lambda: [REGISTRY.get_sample_value(metric[0]) for metric in (GRAPHS_CAPTURED, GRAPHS_TOTAL)]
+    for collector in {*REGISTRY._names_to_collectors.values()} - before:
+        REGISTRY.unregister(collector)
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        ("", "all 8 CUDA graphs are captured, "),
+        ("OutOfMemoryError: no memory", "only 8 CUDA graphs are captured, and batches of other sizes run without: a "),
+    ],
+)
+def test_metrics_ps_and_log_follow_all_engines(exported, monkeypatch, tmp_path, caplog, failure, message):
+    monkeypatch.setenv("VCLI_START_FOLDER", str(tmp_path))
+    caplog.set_level("INFO")
+    notes: list[Any] = []
+    figures = GraphFigures(tmp_path, notes.append)
+    assert figures.update() is None
+    for engine in range(2):
+        GraphProgress(engine, 5, is_late=True).write(engine)
+    assert figures.update() == (1, 10, True, "")
+    assert exported() == [1, 10]
+    following = threading.Thread(target=figures.follow)
+    following.start()
+    GraphProgress(5, 5, is_late=True).write(0)
+    GraphProgress(3, 3, is_late=True, failure=failure).write(1)
+    following.join()
+    assert exported() == [8, 8]
+    assert notes[-1] == {"cuda_graphs": {"captured": 8, "total": 8}}
+    [record] = caplog.records
+    assert record.getMessage().startswith(message)
+    assert failure in record.getMessage()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"captured": 1}', '{"captured": 1, "total": 2, "more": 3}'])
+def test_a_damaged_file_is_no_progress(tmp_path, content):
+    (tmp_path / "cuda-graphs-0.json").write_text(content)
+    assert read_progress(tmp_path) is None
+
+
+def test_graphs_that_are_captured_before_readiness_are_not_logged(exported, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("VCLI_START_FOLDER", str(tmp_path))
+    caplog.set_level("INFO")
+    GraphProgress(102, 102).write(0)
+    GraphFigures(tmp_path, lambda _: None).follow()
+    assert exported() == [102, 102]
+    assert caplog.records == []
