@@ -98,6 +98,17 @@ def test_all_graphs_that_vllm_captures_are_captured_after_readiness(home, words,
     assert set(texts) == {texts[0]}
 
 
+def test_a_warm_start_captures_each_graph_once(tmp_path):
+    words = (*_WORDS, *_mode("FULL_AND_PIECEWISE"))
+    for launcher in ("ours", "warm"):
+        with GpuServer(launcher, *words, folder=tmp_path) as server:
+            assert server.wait_ready().generate()
+            assert _wait_for_all(server) == 16
+            assert server.terminate(signal.SIGTERM) == 0
+        assert "all 16 CUDA graphs are captured" in server.log
+        assert _LATE in server.log
+
+
 _TP, _PP, _DP = "--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size"
 
 
