@@ -25,6 +25,8 @@ from server.text.renderers.base import BaseRenderer
 logger = logging.getLogger(__name__)
 
 _TRIM_INTERVAL_S = 60.0
+_REASON_S = 2.0
+"""How many seconds the reason of the engine's end may take, if a signal stops the server at that moment."""
 _SWITCH_INTERVAL_S = 0.0005
 """How many seconds a thread may hold the interpreter. Python's default, 5 ms, would delay probes."""
 _YOUNG_OBJECTS = 20_000
@@ -72,8 +74,9 @@ class ServerRun:
         was_stopped = not engine.done()
         if was_stopped:
             await server.drain.run()
-            if server.parts.engine.dead.is_set():
-                await asyncio.wait([engine])  # it finds the reason of the engine's end
+            server.monitor.poll()
+            if server.parts.engine.dead.is_set() or self._lifecycle.state == "dead":
+                await asyncio.wait([engine], timeout=_REASON_S)
         if engine.done() and engine.exception() is None:
             logger.error("the engine died: %s", self._lifecycle.reason)
             if not was_stopped:

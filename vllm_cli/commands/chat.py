@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from base.exit_codes import OK
 from startup.ground.logs.formatters import escape_controls
 from vllm_cli.client.server import Piece, server_options, take_server
 from vllm_cli.commands.of_vllm import vllms_own
@@ -21,6 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _CHAT: Final = "/v1/chat/completions"
 _COMPLETIONS: Final = "/v1/completions"
 _CLEAR: Final = "/clear"
+_NO_RESPONSE: Final = 1
 _EXIT: Final = "/exit"
 
 Message = dict[str, str]
@@ -51,7 +53,7 @@ def _dialogue_options(command: F) -> F:
 @_dialogue_options
 @click.option("--system-prompt", "--system", help="System message before the first message.")
 @click.option("-q", "--quick", metavar="MESSAGE", help="Send one message, print the answer and exit.")
-def chat(*, system_prompt: str | None, quick: str | None, **options: Any) -> None:
+def chat(*, system_prompt: str | None, quick: str | None, **options: Any) -> int:
     """Chat with a model on a running server.
 
     /clear starts a new conversation, /exit exits. During an answer, Ctrl-C stops the answer. Otherwise,
@@ -72,12 +74,13 @@ def chat(*, system_prompt: str | None, quick: str | None, **options: Any) -> Non
         _converse(dialogue, beginning)
     else:
         dialogue.ask(_CHAT, {"messages": [*beginning, _message("user", quick)]}, _Answer())
+    return dialogue.exit_code
 
 
 @click.command(epilog=vllms_own("complete"))
 @_dialogue_options
 @click.option("-q", "--quick", metavar="PROMPT", help="Complete one prompt, print the text and exit.")
-def complete(*, quick: str | None, **options: Any) -> None:
+def complete(*, quick: str | None, **options: Any) -> int:
     """Complete a text with a model on a running server.
 
     /exit exits. While a text is generated, Ctrl-C stops the text. Otherwise, Ctrl-C exits.
@@ -93,9 +96,10 @@ def complete(*, quick: str | None, **options: Any) -> None:
     dialogue = _Dialogue(options)
     if quick is not None:
         dialogue.ask(_COMPLETIONS, {"prompt": quick}, _Answer())
-        return
+        return OK
     for line in _input_lines(f"Completing with {dialogue.model}. {_EXIT} exits, Ctrl-C stops a text."):
         dialogue.ask_interruptibly(_COMPLETIONS, {"prompt": line})
+    return dialogue.exit_code
 
 
 def _converse(dialogue: "_Dialogue", beginning: list[Message]) -> None:
@@ -126,6 +130,12 @@ class _Dialogue:
         wanted = {name: options[name] for name in ("temperature", "max_tokens")}
         self._parameters = {name: value for name, value in wanted.items() if value is not None}
         self.model = options["model_name"] or self._server.first_model()
+        self._has_failed = False
+
+    @property
+    def exit_code(self) -> int:
+        """A person has seen that a request failed. A script that reads from a pipe needs the exit code."""
+        return _NO_RESPONSE if self._has_failed and not sys.stdin.isatty() else OK
 
     def ask(self, path: str, body: dict[str, Any], answer: "_Answer") -> None:
         with closing(self._server.stream(path, {"model": self.model, **self._parameters, **body})) as pieces:
@@ -141,6 +151,7 @@ class _Dialogue:
         except KeyboardInterrupt:
             click.echo("(stopped)", err=True)
         except ConnectionFailedError as err:
+            self._has_failed = True
             err.show()
             return None
         return answer

@@ -170,9 +170,20 @@ def test_after_an_error_the_conversation_continues_without_the_failed_turn(fake_
     fake_server.replies.append((400, {"error": {"message": "too long", "type": "BadRequestError"}}))
     fake_server.queue_chat("Hello!")
     done = run_cli("chat", "--url", fake_server.url, input="hi\nhello\n", cwd=ROOT)
-    assert (done.returncode, done.stdout) == (0, "Hello!\n")
+    assert (done.returncode, done.stdout) == (1, "Hello!\n"), "a script sees that a request failed"
     assert done.stderr == "Error: The server answered 400: too long\n"
     assert [message["content"] for message in fake_server.posts[1]["messages"]] == ["hello"]
+
+
+@pytest.mark.parametrize("replies", [[400], [200, 400], [400, 200]], ids=str)
+def test_a_failed_completion_of_a_script_is_no_success(fake_server, replies):
+    for status in replies:
+        if status == 200:
+            fake_server.queue_stream({"choices": [{"text": "Hi"}]})
+        else:
+            fake_server.replies.append((status, {"error": {"message": "too long", "type": "BadRequestError"}}))
+    done = run_cli("complete", "--url", fake_server.url, input="a\n" * len(replies), cwd=ROOT)
+    assert (done.returncode, done.stdout) == (1, "Hi\n" * replies.count(200))
 
 
 def test_no_server_is_one_line_and_exit_code_1(capfd):
