@@ -104,6 +104,21 @@ def trim_heap() -> None:
         load_libc().malloc_trim(0)
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_NEVER, _MOST_MMAP_THRESHOLD = (1 << 31) - 1, 1 << 25
+
+
+def keep_freed_memory() -> None:
+    """Keeps freed memory until `trim_heap`, except blocks above 32 MiB. Does nothing without glibc.
+
+    By default, glibc returns the memory of large tensors to the system. The next tensors then cause page
+    faults: 190,000 in a step of 2048 tokens of a model of 135M parameters, a quarter of the step's time.
+    """
+    with suppress(AttributeError):
+        load_libc().mallopt(_M_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD)
+        load_libc().mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
 class HeapTrimmer:
     """Trims the heap `delay_s` after the last work, and every `interval_s` while work continues."""
 

@@ -5,7 +5,7 @@ from math import inf
 from time import monotonic
 from typing import Protocol
 
-from base.machine.libc import HeapTrimmer
+from base.machine.libc import HeapTrimmer, keep_freed_memory
 from server.engine.base_core import BaseCore
 
 _DELAY_S = 0.5
@@ -62,6 +62,7 @@ class IdleWork:
         self._trimmer.trim_if_due()
         if monotonic() >= self._work_due_s and not self._has_more(step_s * _STEP_SHARE):
             self._work_due_s = inf
+            keep_freed_memory()
             gc.freeze()  # otherwise a full collection traverses all objects: 50 ms in the middle of a step
 
     def _has_more(self, seconds: float) -> bool:

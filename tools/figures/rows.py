@@ -1,7 +1,7 @@
 """The rows of the tables of figures. Each row names a step (benchmark) of `make figures` and its figures."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from math import floor, log10
 from statistics import median
@@ -22,6 +22,8 @@ _WAYS: Final = ("sleep", "by hand", "stop")
 _LEVELS: Final = ("level 1", "level 2")
 """Levels of vLLM's sleep. A swap that stops a model has no level, and is compared with both levels."""
 _LOADED: Final = tuple(("32 at once", f"health_{which}_ms") for which in ("p50", "p99", "max"))
+_EMBEDDED: Final = "tok/s at 1; 8; 32, embedded engine"
+_BESIDE: Final = "tokens beside a busy process"
 _LARGE: Final = "1.5 billion parameters"
 _STAND_IN: Final = "on a stand-in for the GPU (no kernel runs)"
 
@@ -41,6 +43,8 @@ class Row:
     theirs: int = 1
     is_headline: bool = True
     """Whether README shows the row."""
+    is_by_instructions: bool = False
+    """Whether the newest run for each kind of the processor's instructions is shown, in a row of its own."""
 
     def describe_peer(self, result: Mapping[str, Any]) -> str:
         """The command of the other side, with its version if the server has reported one."""
@@ -139,9 +143,9 @@ ROWS: Final = {
         Row("beside a standby, embedded engine", _TRANSFORMERS, "warm start, embedded", _WARM),
     ),
     "Under load": (
-        Row("tok/s at 1; 8; 32, embedded engine", _DEFAULT, "tokens, embedded", _TOKENS, ""),
-        Row("tok/s at 1; 8; 32, embedded engine", _EAGER, "tokens, embedded", _TOKENS, "", theirs=2),
-        Row("tok/s beside a busy process", _DEFAULT, "tokens beside a busy process", _TOKENS, ""),
+        Row(_EMBEDDED, _DEFAULT, "tokens, embedded", _TOKENS, "", is_by_instructions=True),
+        Row(_EMBEDDED, _EAGER, "tokens, embedded", _TOKENS, "", theirs=2, is_by_instructions=True),
+        Row("tok/s beside a busy process", _DEFAULT, _BESIDE, _TOKENS, "", is_by_instructions=True),
         Row("tok/s at 8; 32, vLLM engine", _DEFAULT, "tokens, vLLM engine", _TOKENS[1:], ""),
     ),
     "/health while a server is busy": (
@@ -162,13 +166,22 @@ class Shown(NamedTuple):
 def newest(figures: Figures, section: str) -> Iterator[Shown]:
     """Yields each measured row of a section, with the newest run."""
     for row in ROWS[section]:
-        runs = figures.runs_of(row.step)
-        if runs:
-            yield Shown(row, runs[0])
+        yield from _newest_of(figures, row)
 
 
 def earlier(figures: Figures) -> Iterator[Shown]:
     """Yields older runs with their rows. Each is from another machine than the row's newest run."""
     for row in chain.from_iterable(ROWS.values()):
-        for run in figures.runs_of(row.step)[1:]:
-            yield Shown(row, run)
+        newer = [shown.run for shown in _newest_of(figures, row)]
+        for run in figures.runs_of(row.step):
+            if run not in newer:
+                yield Shown(row, run)
+
+
+def _newest_of(figures: Figures, row: Row) -> list[Shown]:
+    """The newest run. A row by instructions has a run for each kind of instructions, which its label names."""
+    runs = figures.runs_of(row.step)
+    if not row.is_by_instructions:
+        return [Shown(row, run) for run in runs[:1]]
+    kinds = {figures.machines[run.machine]["instructions"]: run for run in reversed(runs)}
+    return [Shown(replace(row, label=f"{row.label}, {kind}"), run) for kind, run in sorted(kinds.items())]

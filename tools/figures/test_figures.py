@@ -72,6 +72,17 @@ def test_the_newest_run_that_passed_is_shown_and_others_are_earlier(folder, monk
     assert [(run.machine, run.date) for _, run in earlier(figures)] == [("A", "2026-01-02")]
 
 
+def test_a_row_by_instructions_shows_the_newest_run_of_each_kind(folder, monkeypatch):
+    row = Row("tok/s", "`vllm serve`", "start", is_by_instructions=True)
+    monkeypatch.setitem(ROWS, "Start of vLLM", (row,))
+    for machine, date in (("A", "2026-01-02"), ("E", "2026-01-03"), ("C", "2026-01-01")):
+        (folder / f"{machine}-{date}.json").write_text(json.dumps(_record(machine, date, _bench([1.0], [2.0]), 0)))
+    figures = Figures(folder)
+    shown = {shown.row.label: shown.run.machine for shown in newest(figures, "Start of vLLM")}
+    assert shown == {"tok/s, AMX": "C", "tok/s, AVX512-BF16": "E"}
+    assert [run.machine for row, run in earlier(figures) if row.step == "start"] == ["A"]
+
+
 def test_a_bar_is_as_long_as_the_figure_of_the_table():
     phases = [{"imports": 1.0, "first token": 1.0}, {"imports": 2.0, "first token": 1.0}, {"imports": 3.0}]
     rounds = [{"first_token_s": total, "phases_s": each} for total, each in zip((2.0, 3.0, 5.0), phases, strict=True)]
