@@ -179,7 +179,7 @@ def earlier(figures: Figures) -> Iterator[Shown]:
 
 
 def _newest_of(figures: Figures, row: Row) -> list[Shown]:
-    """The newest run. A row by instructions has a run for each kind of instructions, which its label names."""
+    """The newest run. A row by instructions has one run for each kind, and its label names the kind."""
     runs = figures.runs_of(row.step)
     if not row.is_by_instructions:
         return [Shown(row, run) for run in runs[:1]]
