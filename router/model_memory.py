@@ -340,7 +340,7 @@ def _may_use_gpus(entry: ModelEntry) -> bool:
 
 def _gguf_bytes(words: Iterable[str]) -> int:
     """The memory for the GGUF files that a user's command names. All parts of a divided file count."""
-    files = (part for word in words if word.endswith(".gguf") for part in parts_of(Path(word)))
+    files = (part for word in words if word.lower().endswith(".gguf") for part in parts_of(Path(word)))
     return int(_WEIGHTS_SHARE * sum(map(_size, files)))
 
 

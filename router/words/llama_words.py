@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from base.wording import list_some
 from router.model_entry import ForeignCommand, ModelEntry
 from router.models_file.commands import PORT
 from startup.files.model.gguf import LLAMA_SERVER, GgufModel
@@ -43,11 +44,15 @@ def as_llama_server(entry: ModelEntry, model: GgufModel, words: Sequence[str]) -
     refused = [name for name, flag in given.items() if name not in _COUNTERPARTS and not _changes_nothing(flag)]
     if refused:
         raise InputError(f"is served by llama-server, which has no counterpart of {', '.join(refused)}: leave them out")
+    if model.missing:
+        raise InputError(f"lacks {list_some(model.missing)}: copy them beside {Path(model.words[1]).name}")
     used = [word for name in _COUNTERPARTS & given.keys() for word in given[name].words]
     config = parse_start([*words[:1], *used, "--engine=embedded"], is_quiet=True)
     assert isinstance(config, StartupConfig)
     command = [LLAMA_SERVER, *model.words, "--host", "127.0.0.1", "--port", PORT, "--metrics", "--jinja"]
     command += ["--alias", entry.name, *_llama_words(given, config)]
+    if model.projector is not None:
+        command += ["--mmproj", str(model.projector)]
     if model.is_on_hub and is_offline():
         command.append("--offline")
     server = ForeignCommand(words=tuple(command), address=f"http://127.0.0.1:{PORT}", port=None)

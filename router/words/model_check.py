@@ -89,9 +89,11 @@ class ModelCheck:
         return self._guarded(lambda: self._complete_and_check(entry), entry)
 
     def _complete_and_check(self, entry: ModelEntry) -> CheckedModel:
-        entry, notice = with_sleep_words(self._completed(entry))
+        completed, choice = self._completed(entry)
+        entry, notice = with_sleep_words(completed)
         checked = self._check_as_started(entry) if entry.foreign is None else self.run(entry)
-        notices = (Notice(notice, entry.line, key_of(entry, self._file), self._file),) if notice else ()
+        key = key_of(entry, self._file)
+        notices = tuple(Notice(text, entry.line, key, self._file) for text in (choice, notice) if text)
         return checked._replace(notices=notices)
 
     def run_here(self, entry: ModelEntry) -> CheckedModel:
@@ -122,13 +124,17 @@ class ModelCheck:
             text = f"the program {program!r} of cmd is not found: install it, or give its path"
             yield self._fault(entry, text, "program")
 
-    def _completed(self, entry: ModelEntry) -> ModelEntry:
-        """The entry with its defaults, engine and names, but without secrets. Raises InputError."""
+    def _completed(self, entry: ModelEntry) -> tuple[ModelEntry, str]:
+        """The entry with its defaults, engine and names, but without secrets. Raises InputError.
+
+        The second result names the file of a GGUF model that was chosen among several.
+        """
         own = list(entry.words)
         _reject_flags(own)
         engine = _last_value(own, _ENGINE) or (entry.engine if entry.engine != "auto" else None) or self._engine
-        engine = choose_engine((_ENGINE, engine) if engine else ())
         begin = int(bool(own) and not is_flag_like(own[0]))
+        model = find_gguf(own[0]) if begin and has_llama_server(entry.env.get("PATH")) else None
+        engine = choose_engine((_ENGINE, engine) if engine else (), is_gguf=model is not None)
         defaults = without_ours(self._defaults) if engine == "vllm" else self._defaults
         words = [*own[:begin], *defaults, *own[begin:]]
         words, variables = secrets_as_variables(words)
@@ -139,11 +145,10 @@ class ModelCheck:
         all_names = dict.fromkeys((*names, entry.name, *entry.aliases))
         aliases = tuple(name for name in all_names if name != entry.name)
         entry = replace(entry, engine=engine, env={**variables, **entry.env}, aliases=aliases)
-        model = find_gguf(own[0]) if engine == "embedded" and begin else None
-        if model is not None and has_llama_server(entry.env.get("PATH")):
-            return as_llama_server(entry, model, words)
+        if model is not None and engine == "embedded":
+            return as_llama_server(entry, model, words), model.choice
         words += [_ENGINE, engine, QUIET_FLAG, _SERVED_NAME, *all_names]
-        return replace(entry, words=tuple(words))
+        return replace(entry, words=tuple(words)), ""
 
     def _check_as_started(self, entry: ModelEntry) -> CheckedModel:
         """Checks the entry in a separate process with its variables, which appear on no command line."""

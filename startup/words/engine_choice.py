@@ -7,6 +7,7 @@ import click
 
 from envs.registry import ENGINES, env
 from envs.suggestion import did_you_mean
+from startup.files.model.gguf import is_read_by_vllm
 from startup.ground.config import VllmOptions
 from startup.ground.serve_words import LAUNCHER_FLAGS, ServeWords
 from startup.words.errors import InputError
@@ -18,12 +19,17 @@ _FLAGS: Final = tuple(
 )
 
 
-def choose_engine(words: Sequence[str]) -> str:
-    """Returns `embedded` or `vllm`. Raises InputError if another engine is named."""
+def choose_engine(words: Sequence[str], *, is_gguf: bool = False) -> str:
+    """Returns `embedded` or `vllm`. Raises InputError if another engine is named.
+
+    With `is_gguf`, llama-server can serve the model. `auto` then stands for vLLM only if vLLM can read it.
+    """
     given = _split(words)
     wanted = given.own.get(ENGINE.name) or env.VCLI_ENGINE.get()
     if wanted not in ENGINES:
         raise InputError(f"--engine {wanted!r} is not one of {', '.join(ENGINES)}{did_you_mean(wanted, ENGINES)}.")
+    if is_gguf and wanted not in ("embedded", "vllm") and not is_read_by_vllm():
+        return "embedded"
     return given.engine(wanted)
 
 

@@ -1,7 +1,7 @@
 """The click command of `serve`, which parses words by vLLM's rules and checks all settings."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import Any, Final
 
@@ -69,7 +69,7 @@ class ServeCommand(click.Command):
         is_router = has_several_models(args)  # `router.words` reads the words of a router
         if not is_router:
             _reject_flags_of_several(args)
-        if not is_router and choose_engine(args) == "vllm":
+        if not is_router and choose_engine(args, is_gguf=self._is_gguf(args)) == "vllm":
             ctx.meta[VLLM] = self._read_for_vllm(ctx, args)
             return []
         if (topic := help_topic(args)) is not None:
@@ -81,9 +81,10 @@ class ServeCommand(click.Command):
         if OMNI in args:  # before the flags of vllm-omni, which are not known here
             reject_unsupported(Arguments.parse((OMNI,)).flags.values())
         given = Arguments.parse(args)
-        config_path = given.last_value(CONFIG.name)
-        in_file = read_config_file(config_path) if config_path else Arguments()
-        if self._is_for_llama_server(ctx, given.over(in_file)):
+        in_file = _read_file(given)
+        if (model := self._gguf_of(merged := given.over(in_file))) is not None:
+            merged.flags.pop("--model", None)
+            ctx.meta.update({WORDS: (model, *merged.flag_words()), LLAMA_SERVER: True})
             return []
         log_format = _screen(args, given, in_file, is_quiet=self.is_quiet)
         with _naming_places(given, in_file):
@@ -102,14 +103,21 @@ class ServeCommand(click.Command):
             show_notices((*unknown_variable_notices(), *secrets), options.log_format)
         return options
 
-    def _is_for_llama_server(self, ctx: click.Context, given: Arguments) -> bool:
-        """Whether llama-server serves MODEL. If so, puts MODEL before the flags in the context's `WORDS`."""
+    def _is_gguf(self, args: Sequence[str]) -> bool:
+        """Whether llama-server can serve MODEL. False for words that only vLLM knows."""
+        if not has_llama_server():
+            return False
+        with suppress(InputError):
+            given = Arguments.parse(args)
+            return self._gguf_of(given.over(_read_file(given))) is not None
+        return False
+
+    def _gguf_of(self, given: Arguments) -> str | None:
+        """MODEL if llama-server can serve it, else None."""
         model = given.positionals[0] if given.positionals else given.last_value("--model")
         if not self.may_be_llama_servers or model is None or find_gguf(model) is None or not has_llama_server():
-            return False
-        given.flags.pop("--model", None)
-        ctx.meta.update({WORDS: (model, *given.flag_words()), LLAMA_SERVER: True})
-        return True
+            return None
+        return model
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the supported flags. `--help=all` shows all other flags, too."""
@@ -211,6 +219,12 @@ def _naming_places(given: Arguments, in_file: Arguments) -> Iterator[None]:
         if (place := place_of(err.option)) is None:
             raise
         raise InputError(f"{place}{str(err).removeprefix(err.option)}") from err
+
+
+def _read_file(given: Arguments) -> Arguments:
+    """The settings of the `--config` file. Raises InputError if it is not valid."""
+    path = given.last_value(CONFIG.name)
+    return read_config_file(path) if path else Arguments()
 
 
 def _raise_all(errors: Iterable[EnvError]) -> None:

@@ -191,7 +191,7 @@ class _Loader:
         if not sentence.pooling_modes:
             raise EngineStartError(
                 f"{self._path / 'modules.json'} names a pooling module whose config.json is missing or sets no mode: "
-                "download the model again, or set a pooling_type in --pooler-config"
+                "copy the folder's files from the model's source, or set a pooling_type in --pooler-config"
             )
         if sentence.pooling_type is None:
             raise EngineStartError(

@@ -11,6 +11,7 @@ from startup.files.download.messages import DownloadError
 from startup.files.model.checkpoint_folder import tokenizer_problem
 from startup.files.model.file_plan import Download, FilePlan, plan_files
 from startup.files.model.hub_settings import is_offline
+from startup.files.model.model_name import other_form
 from startup.files.model.model_place import ModelPlace, missing_package, place_problem
 from startup.files.model.request import ModelRequest
 from startup.ground.errors import ModelNotFoundError
@@ -109,5 +110,6 @@ def _folder(place: ModelPlace) -> Path:
         raise ModelNotFoundError(f"{place.name} is read by vLLM itself: there is nothing to download")
     folder = place.folder or Path(expand_home(place.name))
     if place.folder is None and not folder.exists():
-        raise ModelNotFoundError(f"{place.name} is neither a folder nor a model of the Hugging Face hub")
+        problem = other_form(place.name) or "is neither a folder nor a model of the Hugging Face hub"
+        raise ModelNotFoundError(f"{place.name} {problem}")
     return folder

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from base.json_depth import read_json
 from base.wording import list_some
-from startup.files.model.gguf import first_gguf
+from startup.files.model.gguf import advice_for, model_in
 from startup.files.model.json_file import read_json_object
 
 _CHOICES: Final = (
@@ -110,8 +110,20 @@ def find_weight_files(folder: Path, *, with_tensors: bool = True) -> WeightFiles
 
     chosen = choose_names(names, read)
     index_path = folder / chosen.index_name if chosen.index_name else None
+    names |= files_below(folder, chosen.names)
     present = tuple(folder / name for name in sorted(chosen.names & names))
     return WeightFiles(index_path, chosen.shard_of, present, tuple(sorted(chosen.names - names)))
+
+
+def files_below(folder: Path, names: Iterable[str]) -> set[str]:
+    """Returns the names of existing files in subfolders. A name or a link may not lead to another folder."""
+    inside = [name for name in names if "/" in name and ".." not in name.split("/") and not name.startswith("/")]
+    root = folder.resolve() if inside else folder
+    return {name for name in inside if (folder / name).is_file() and _is_in((folder / name).parent, root)}
+
+
+def _is_in(folder: Path, root: Path) -> bool:
+    return folder.resolve().is_relative_to(root)
 
 
 def model_problem(folder: Path) -> str | None:
@@ -126,8 +138,8 @@ def model_problem(folder: Path) -> str | None:
 def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProblem]:
     """Yields a problem for missing files, and for a configuration or an index that cannot be read."""
     has_config = (folder / "config.json").exists()
-    if not has_config and not weights.present and (model := first_gguf(folder)) is not None:
-        yield FolderProblem("gguf", f"{folder} has GGUF files, {model.advice}")
+    if not weights.present and not weights.missing and model_in(folder) is not None:
+        yield FolderProblem("gguf", f"{folder} has GGUF files, {advice_for(str(folder))}")
         return
     if not has_config:
         yield FolderProblem("config", f"{folder} has no config.json, so it is not a model folder")
@@ -138,7 +150,8 @@ def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProble
     if weights.missing:
         total = len(weights.missing) + len(weights.present)
         lacks = f"{folder} lacks {len(weights.missing)} of {total} shards: {list_some(weights.missing)}"
-        yield FolderProblem("shards", f"{lacks}. Download them again")
+        source = f", or correct {weights.index_path.name}" if weights.index_path else ""
+        yield FolderProblem("shards", f"{lacks}. Copy them there from the model's source{source}")
     elif not weights.present:
         yield FolderProblem("no_weights", f"{folder} has no weights: no *.safetensors and no pytorch_model*.bin")
 

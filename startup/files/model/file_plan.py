@@ -158,7 +158,11 @@ def plan_files(request: ModelRequest) -> FilePlan:
 
 
 def _find_places(request: ModelRequest) -> Iterator[ModelPlace]:
-    yield _find(request, request.model, "model", request.revision) if request.model else _find_default(request)
+    is_default = request.model is None or (request.model == DEFAULT_MODEL_ID and request.engine == "embedded")
+    if request.model is None or (is_default and request.revision is None):
+        yield _find_default(request)
+    else:
+        yield _find(request, request.model, "model", request.revision)
     if request.has_own_tokenizer_place:
         tokenizer = request.tokenizer or request.model or DEFAULT_MODEL_ID
         yield _find(request, tokenizer, "tokenizer", request.revision_of_tokenizer)

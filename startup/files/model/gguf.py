@@ -1,20 +1,39 @@
-"""Models in the GGUF format. llama.cpp's server serves these models instead of the embedded engine."""
+"""Models in the GGUF format, which llama.cpp's server serves. Reads names and the beginnings of files."""
 
-import json
 import re
-import shlex
 import shutil
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from base.wording import list_some
 from envs.home import expand_home
+from startup.files.model.model_name import is_gguf_id
 
 LLAMA_SERVER: Final = "llama-server"
 KEY_VARIABLE: Final = "LLAMA_API_KEY"
-_QUANTIZED: Final = re.compile(r"[\w.-]+/[\w.-]+:\w+")
-"""A name by which llama.cpp loads a model from the hub: repository and quantization."""
-_PART: Final = re.compile(r"(.+-)\d+(-of-\d+\.gguf)")
+VLLM_PLUGIN: Final = "vllm-gguf-plugin"
+"""The package without which no supported release of vLLM reads GGUF."""
+_PART: Final = re.compile(r"(.+-)(\d+)(-of-(\d+)\.gguf)", re.IGNORECASE)
+_MAX_PARTS: Final = 10_000
+_MAGIC: Final = b"GGUF"
+_HEADER_BYTES: Final = 64 << 10
+"""How much of a file is read for its header. The facts come before the vocabulary, which is long."""
+_SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""The numbers of a header's scalar types, with their formats for `struct`."""
+_STRING: Final = 8
+_LIST: Final = 9
+_PROJECTOR: Final = "clip"
+_NOT_MODELS: Final = ("adapter", "imatrix", "mmproj", "projector", _PROJECTOR, "eagle3", "dflash", "dspark")
+"""Values of `general.type` or `general.architecture` in files that no server serves on their own."""
+_NAMES_OF_OTHERS: Final = re.compile(r"mtp-|(?i:^mtp-|mmproj|imatrix|eagle3-|dflash-|dspark-)")
+"""Parts of the names of files that are no models. Headers decide first, but not about `mtp-`."""
+_PREFERRED: Final = ("q4_k_m", "q8_0")
+"""The quantizations that llama.cpp itself prefers if no one is named."""
 
 
 class GgufModel(NamedTuple):
@@ -23,49 +42,59 @@ class GgufModel(NamedTuple):
     name: str
     words: tuple[str, ...]
     """The words of llama-server's command line that name the model."""
+    projector: Path | None = None
+    """The file that turns images or sound into input for the model."""
+    missing: tuple[str, ...] = ()
+    """Names of files of a divided model that do not exist."""
+    choice: str = ""
+    """Which file was chosen, and which others there are. Empty if there was no choice."""
 
     @property
     def is_on_hub(self) -> bool:
         """Whether llama-server downloads the model."""
         return self.words[0] == "-hf"
 
-    @property
-    def advice(self) -> str:
-        """A part of a message that explains how a models file of the router serves this model."""
-        command = shlex.join([LLAMA_SERVER, *self.words]).replace(LLAMA_SERVER, f"{LLAMA_SERVER} --port ${{PORT}}", 1)
-        models = json.dumps({"models": {self.name: {"cmd": command, "checkEndpoint": "/health"}}})
-        return (
-            f"which llama.cpp serves behind the router: write `{models}` into models.yaml, and start `vllm-cli serve "
-            "--models models.yaml`"
-        )
-
 
 def find_gguf(name: str) -> GgufModel | None:
-    """Finds a GGUF model by its file, by a folder without config.json, or by `repository:quantization`."""
+    """Finds a GGUF model by its file, by a folder without other weights, or by `repository:quantization`."""
     path = Path(expand_home(name))
-    if path.suffix == ".gguf" and path.is_file():
-        return _of_file(path)
+    if path.is_file():
+        return _of_file(path) if path.suffix.lower() == ".gguf" or _begins(path) == _MAGIC else None
     if path.is_dir():
-        return None if (path / "config.json").exists() else first_gguf(path)
-    if _QUANTIZED.fullmatch(name) and not path.exists():
-        return GgufModel(name.rpartition("/")[2], ("-hf", name))
-    return None
+        return None if _has_other_weights(path) else model_in(path)
+    return GgufModel(name.partition("/")[2], ("-hf", name)) if is_gguf_id(name) else None
 
 
-def first_gguf(folder: Path) -> GgufModel | None:
-    """Returns the model of the folder's first GGUF file. llama-server finds the model's other files itself.
+def advice_for(name: str) -> str:
+    """A part of a message that says how the GGUF model of this name is served."""
+    return f"which llama.cpp serves: put its `{LLAMA_SERVER}` on PATH, and start `vllm-cli serve {name}`"
 
-    Files of image encoders (`mmproj`) are skipped.
+
+def model_in(folder: Path) -> GgufModel | None:
+    """Returns the model of a folder, or of its subfolders. None if no GGUF file is a model.
+
+    If there are several, llama.cpp's preferences decide, then the files' names.
     """
-    files = sorted(path for path in folder.glob("*.gguf") if not path.name.startswith("mmproj"))
-    return _of_file(files[0]) if files else None
+    files = sorted(_gguf_files(folder.glob("*"))) or sorted(_gguf_files(folder.glob("*/*")))
+    models = [file for file in files if not _is_other(file) and _is_first(file)]
+    if not models:
+        return None
+    chosen = min(models, key=_preference)
+    others = [str(file.relative_to(folder)) for file in models if file != chosen]
+    model = _of_file(chosen)
+    if not others:
+        return model
+    text = f"{chosen.relative_to(folder)} of {folder} is served, not {list_some(others)}: name the file for another"
+    return model._replace(choice="; ".join(filter(None, (text, model.choice))))
 
 
 def parts_of(file: Path) -> Iterable[Path]:
     """Returns all files of the split model to which `file` belongs, or only `file` if no model is split."""
-    if (found := _PART.fullmatch(file.name)) is None:
+    found = _PART.fullmatch(file.name)
+    if found is None or int(found[4]) > _MAX_PARTS:
         return (file,)
-    return (path for path in file.parent.glob(f"*{found[2]}") if path.name.startswith(found[1]))
+    numbers = range(1, int(found[4]) + 1)
+    return tuple(file.with_name(f"{found[1]}{number:0{len(found[2])}}{found[3]}") for number in numbers)
 
 
 def has_llama_server(search_path: str | None = None) -> bool:
@@ -73,5 +102,122 @@ def has_llama_server(search_path: str | None = None) -> bool:
     return shutil.which(LLAMA_SERVER, path=search_path) is not None
 
 
+def is_read_by_vllm() -> bool:
+    """Whether the installed vLLM has the plugin that reads GGUF."""
+    return find_spec(VLLM_PLUGIN.replace("-", "_")) is not None
+
+
 def _of_file(path: Path) -> GgufModel:
-    return GgufModel(path.stem, ("-m", str(path.absolute())))
+    """The model of a file, or of all files that belong to it. llama-server gets the first of them."""
+    parts = tuple(parts_of(path))
+    path = parts[0].absolute()
+    missing = tuple(part.name for part in parts if not part.exists())
+    projectors = sorted(file for file in _gguf_files(path.parent.glob("*")) if file != path and _is_projector(file))
+    used = next((file for file in projectors if _fits(file, path)), None)
+    others = [file.name for file in projectors if file != used]
+    choice = ""
+    if others:
+        choice = f"{path.name} has {used.name if used else 'none'} as its projector (--mmproj), not {list_some(others)}"
+    return GgufModel(path.stem, ("-m", str(path)), used, missing, choice)
+
+
+def _has_other_weights(folder: Path) -> bool:
+    """Whether the folder is a model in another format. A configuration alone is no sign of one."""
+    if not any((folder / name).exists() for name in ("config.json", "params.json")):
+        return False
+    return any(True for pattern in ("*.safetensors", "*.bin", "*.pt", "*.index.json") for _ in folder.glob(pattern))
+
+
+def _gguf_files(paths: Iterable[Path]) -> Iterator[Path]:
+    return (path for path in paths if path.suffix.lower() == ".gguf" and path.is_file())
+
+
+def _is_first(file: Path) -> bool:
+    """Whether the file is a whole model, or the first existing part of one."""
+    return next(part for part in parts_of(file) if part.exists()) == file
+
+
+def _preference(file: Path) -> tuple[bool, int, str]:
+    name = file.name.lower()
+    rank = next((place for place, each in enumerate(_PREFERRED) if each in name), len(_PREFERRED))
+    return _NAMES_OF_OTHERS.search(file.name) is not None, rank, file.name
+
+
+def _is_other(file: Path) -> bool:
+    """Whether the file is no model of its own, but a projector, a draft model, an adapter or statistics."""
+    header = read_header(file)
+    kinds = [str(header.get(f"general.{key}")) for key in ("type", "architecture")]
+    if any(kind in _NOT_MODELS for kind in kinds):
+        return True
+    has_name = _NAMES_OF_OTHERS.search(file.name)
+    return has_name is not None and ("general.architecture" not in header or has_name[0].lower() == "mtp-")
+
+
+def _is_projector(file: Path) -> bool:
+    header = read_header(file)
+    return header["general.architecture"] == _PROJECTOR if "general.architecture" in header else "mmproj" in file.name
+
+
+def _fits(projector: Path, model: Path) -> bool:
+    """Whether the projector's output has the size of the model's input. True if a header lacks the size."""
+    header, header_of_model = read_header(projector), read_header(model)
+    size = header_of_model.get(f"{header_of_model.get('general.architecture')}.embedding_length")
+    sizes = {value for key, value in header.items() if key.endswith(".projection_dim")}
+    return size is None or not sizes or size in sizes
+
+
+def read_header(file: Path) -> Mapping[str, str | int | float]:
+    """Returns the facts at the beginning of a GGUF file. Empty if the file has another format.
+
+    Reads at most 64 KiB, and leaves out lists.
+    """
+    return _read_header(file, file.stat().st_mtime_ns) if file.exists() else {}
+
+
+@lru_cache(maxsize=256)
+def _read_header(file: Path, _time_ns: int) -> Mapping[str, str | int | float]:
+    content = _begins(file, _HEADER_BYTES)
+    facts: dict[str, str | int | float] = {}
+    if not content.startswith(_MAGIC):
+        return facts
+    with suppress(struct.error, KeyError, OverflowError):
+        (number,) = struct.unpack_from("<Q", content, 16)
+        place = 24
+        for _ in range(number):  # ends at the end of the content
+            key, place = _read_string(content, place)
+            (kind,) = struct.unpack_from("<I", content, place)
+            if kind == _LIST:
+                place = _after_list(content, place + 4)
+            elif kind == _STRING:
+                facts[key], place = _read_string(content, place + 4)
+            else:
+                (facts[key],) = struct.unpack_from(f"<{_SCALARS[kind]}", content, place + 4)
+                place += 4 + struct.calcsize(_SCALARS[kind])
+    return facts
+
+
+def _read_string(content: bytes, place: int) -> tuple[str, int]:
+    """Returns a text and the place after it. Raises struct.error if the text is cut off."""
+    (length,) = struct.unpack_from("<Q", content, place)
+    end = place + 8 + length
+    if end > len(content):
+        raise struct.error
+    return content[place + 8 : end].decode("utf-8", "replace"), end
+
+
+def _after_list(content: bytes, place: int) -> int:
+    """Returns the place after a list. Raises KeyError for a list of lists."""
+    kind, number = struct.unpack_from("<IQ", content, place)
+    place += 12
+    if kind != _STRING:
+        return int(place + number * struct.calcsize(_SCALARS[kind]))
+    for _ in range(number):  # ends at the end of the content
+        _, place = _read_string(content, place)
+    return place
+
+
+def _begins(file: Path, num_bytes: int = len(_MAGIC)) -> bytes:
+    """The file's first bytes. Empty if it cannot be read."""
+    with suppress(OSError), file.open("rb") as opened:
+        return opened.read(num_bytes)
+    return b""

@@ -13,12 +13,19 @@ from urllib.parse import quote, unquote, urlsplit
 
 from envs import foreign
 from envs.home import expand_home
-from startup.files.model.checkpoint_folder import adapter_problem, model_problem, read_shard_names, tokenizer_problem
+from startup.files.model.checkpoint_folder import (
+    adapter_problem,
+    files_below,
+    model_problem,
+    read_shard_names,
+    tokenizer_problem,
+)
+from startup.files.model.model_name import is_hub_id, other_form
 from startup.files.model.wanted_files import Role, WantedFiles
 from startup.ground.caches import cache_folder
 
 _DEFAULT_REVISION: Final = "main"
-_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_REDIRECT: Final = "VLLM_MODEL_REDIRECT_PATH"
 _COMMIT: Final = re.compile("[0-9a-f]{40}")
 _LISTED_FOLDERS: Final = re.compile(r"\d+_[A-Za-z]+|additional_chat_templates")
 _LONGEST_NAME: Final = 200
@@ -82,13 +89,18 @@ class FolderListing:
         A file in a subfolder is included if a start may read it. Its name is a path with `/`.
         """
         found: list[str] = []
+        has_folders = False
         with suppress(OSError), os.scandir(self.folder) as entries:
             for entry in entries:
                 if entry.is_file():
                     found.append(entry.name)
                 elif _LISTED_FOLDERS.fullmatch(entry.name):
                     found += [f"{entry.name}/{path.name}" for path in Path(entry.path).iterdir() if path.is_file()]
-        return sorted(found)
+                else:
+                    has_folders = True
+        indexes = [name for name in found if name.endswith(".index.json")] if has_folders else []
+        named = (name for index in indexes for name in read_shard_names(self.folder / index, found).values())
+        return sorted({*found, *files_below(self.folder, set(named))})
 
     def weight_map_of(self, wanted: WantedFiles) -> Mapping[str, str]:
         """Maps tensors to files, by the index of the wanted weights. Empty if there is no index."""
@@ -109,7 +121,7 @@ def find_place(
         needs_tokenizer: whether a snapshot without a tokenizer is incomplete.
     """
     is_vllm = wanted.engine == "vllm"
-    if is_vllm and foreign.text_of("VLLM_MODEL_REDIRECT_PATH"):  # any name may stand for another folder
+    if is_vllm and foreign.text_of(_REDIRECT):
         return ModelPlace("vllm", name, wanted=wanted)
     if is_object_address(name):
         place = ModelPlace("object_store", name, wanted=wanted, cache_dir=objects_cache())
@@ -118,7 +130,7 @@ def find_place(
     path = Path(expand_home(without_file_scheme(name)))
     if path.is_dir():
         return ModelPlace("folder", name, path.absolute(), wanted=wanted.without_ignored)
-    if is_vllm and (":" in name or ".gguf" in name or _uses_modelscope()):
+    if is_vllm and (may_be_renamed() or ((":" in name or ".gguf" in name) and other_form(name) is None)):
         return ModelPlace("vllm", name, wanted=wanted)
     if path.exists() or not is_hub_id(name):
         return ModelPlace("nowhere", name, wanted=wanted)
@@ -176,11 +188,6 @@ def is_commit(revision: str) -> bool:
     return _COMMIT.fullmatch(revision) is not None
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether the name has the form of a model id on the hub."""
-    return _HUB_ID.fullmatch(name) is not None
-
-
 def find_snapshot(model_id: str, *, revision: str | None, cache_dir: Path) -> Path | None:
     """The folder of a cached revision, in which files may be missing. None if it was never downloaded."""
     folder = cache_dir / repository_name(model_id)
@@ -217,8 +224,10 @@ def dangling_links(snapshot: Path) -> list[str]:
         return []
 
 
-def _uses_modelscope() -> bool:
-    return foreign.text_of("VLLM_USE_MODELSCOPE").strip().lower() not in ("", "0", "false")
+def may_be_renamed() -> bool:
+    """Whether a name for vLLM may stand for a folder that a file maps it to, or for a model of ModelScope."""
+    uses_modelscope = foreign.text_of("VLLM_USE_MODELSCOPE").strip().lower() not in ("", "0", "false")
+    return uses_modelscope or bool(foreign.text_of(_REDIRECT))
 
 
 def _commit_of(folder: Path, revision: str) -> str:

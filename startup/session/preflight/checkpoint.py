@@ -27,6 +27,8 @@ CONTENT_CHECKS: Final = ("weights", "lfs")
 """Ids of the checks of files that exist. The other checks are about missing files."""
 
 _UNREADABLE: Final = "cannot be read"
+_OTHER_FORMAT: Final = "is not a "
+"""The beginning of problems of files that may be sound, but have another format than their name says."""
 _ZIP_MAGIC: Final = b"PK\x03\x04"
 _PICKLE_MAGIC: Final = b"\x80"
 _LENGTH_BYTES: Final = 8
@@ -159,15 +161,20 @@ def _torch_file_problem(path: Path) -> str | None:
 
 
 def _broken(path: Path, problem: str) -> Finding:
-    advice = "download it again, or delete it if it came from the hub and start again"
+    advice = "copy it again from its source. If it came from the hub, delete it, and the start downloads it"
     if problem.startswith(_UNREADABLE):
         advice = "give this user the right to read it"
+    elif problem.startswith(_OTHER_FORMAT):
+        advice = "correct its name, or copy the right file"
     return error("weights", f"{path} {problem}: {advice}")
 
 
 def _index_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Iterator[Finding]:
     """Reports tensors that the index assigns to a shard, but that the shard's header does not have."""
-    held = {file.path.name: file.tensors for file in files if file.tensors}
+    if weights.index_path is None:
+        return
+    folder = weights.index_path.parent
+    held = {file.path.relative_to(folder).as_posix(): file.tensors for file in files if file.tensors}
     lost: dict[str, list[str]] = {}
     for tensor, shard in weights.shard_of.items():
         if shard in held and tensor not in held[shard]:

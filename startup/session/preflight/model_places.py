@@ -9,8 +9,9 @@ from envs.redaction import without_login
 from envs.registry import env
 from envs.suggestion import did_you_mean
 from startup.files.download.messages import DownloadError
-from startup.files.model.gguf import find_gguf
+from startup.files.model.gguf import advice_for, find_gguf
 from startup.files.model.hub_settings import hub_endpoints, is_offline
+from startup.files.model.model_name import other_form
 from startup.files.model.model_place import (
     ModelPlace,
     dangling_links,
@@ -52,7 +53,7 @@ def snapshot_findings(snapshot: Path, *, will_download: bool) -> Iterator[Findin
     """Reports faults of a cached snapshot. A fault that a download will fix has the severity `info`."""
     report = info if will_download else error
     if links := dangling_links(snapshot):
-        advice = "they are downloaded now" if will_download else "download the model again"
+        advice = "they are downloaded now" if will_download else "`vllm-cli prefetch` downloads them"
         yield report("download", f"{snapshot} lacks the content of {list_some(links)}: {advice}")
 
 
@@ -89,9 +90,11 @@ def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:
 def _problem(name: str) -> str:
     path = Path(expand_home(name))
     if (model := find_gguf(name)) is not None:
-        return f"is a GGUF file{' on the hub' if model.is_on_hub else ''}, {model.advice}"
+        return f"is a GGUF file{' on the hub' if model.is_on_hub else ''}, {advice_for(name)}"
     if path.exists():
         return "is a file: give the folder that holds config.json and the weights"
+    if advice := other_form(name):
+        return advice
     return f"is neither a folder nor a name on the Hugging Face hub{did_you_mean(path.name, _siblings(path))}"
 
 

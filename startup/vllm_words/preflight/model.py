@@ -11,11 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from base.wording import list_some
 from envs.suggestion import did_you_mean
 from startup.files.model.checkpoint_folder import folder_problems
+from startup.files.model.gguf import LLAMA_SERVER, VLLM_PLUGIN, find_gguf
 from startup.files.model.hub_settings import is_offline
 from startup.files.model.json_file import read_json_object
-from startup.files.model.model_place import ModelPlace
+from startup.files.model.model_place import ModelPlace, may_be_renamed
 from startup.files.model.wanted_files import MISTRAL_WEIGHTS
 from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.session.preflight.model_places import check_model_place
@@ -49,8 +51,10 @@ class ModelOnDisk:
         if self._start.line.file_plan is None:
             return
         for place in self._start.line.file_plan.main_places:
-            yield from check_model_place(place)
-        if self.folder is None:
+            yield from map(self._unless_plugin, check_model_place(place))
+        faults = list(self._gguf_findings())
+        yield from faults
+        if self.folder is None or any(finding.severity == "error" for finding in faults):
             return
         faults = list(self._config_findings(self.folder))
         yield from faults
@@ -105,6 +109,23 @@ class ModelOnDisk:
         if self._start.load_format not in _SAFETENSORS_FORMATS or self._start.has("--ignore-patterns"):
             return False
         return self.folder is not None and next(self.folder.glob(MISTRAL_WEIGHTS), None) is None
+
+    def _unless_plugin(self, finding: Finding) -> Finding:
+        """The finding, but as a warning if a plugin may read names of other forms."""
+        return finding._replace(severity="warning") if self._start.facts.plugins else finding
+
+    def _gguf_findings(self) -> Iterator[Finding]:
+        """Reports a GGUF model. vLLM itself reads this format only for one architecture (Flint)."""
+        start, plan = self._start, self._start.line.file_plan
+        is_other = start.facts.plugins or start.has("--hf-config-path") or start.load_format not in ("auto", "gguf")
+        if plan is None or is_other or may_be_renamed() or find_gguf(name := plan.model.name) is None:
+            return
+        is_certain = plan.model.kind != "hub" and (self.folder is None or not (self.folder / _CONFIG).exists())
+        text = (
+            f"MODEL {name} is in the GGUF format, which vLLM does not read itself: pip install {VLLM_PLUGIN}, or put "
+            f"`{LLAMA_SERVER}` of llama.cpp on PATH and give --engine embedded"
+        )
+        yield error("gguf", text, "gguf-unsupported") if is_certain else warning("gguf", text)
 
     def _config_findings(self, folder: Path) -> Iterator[Finding]:
         if not self._reads_config_here:
@@ -172,6 +193,13 @@ class ModelOnDisk:
                 yield finding if is_read else finding._replace(severity="warning")
         if not self.is_whole or self._start.facts.plugins:
             return
+        below = [str(path.relative_to(folder)) for path in checkpoint.weights.present if path.parent != folder]
+        if is_read and below:
+            yield (error if self._is_certain else warning)(
+                "weights",
+                f"{checkpoint.weights.index_path} names {list_some(below)}, but vLLM reads no weights in subfolders: "
+                "move them beside the index and correct it, or give --engine embedded",
+            )
         for check, text in folder_problems(folder, checkpoint.weights):
             if check == "no_weights" and not _has_other_weights(folder):
                 yield error("weights", text)

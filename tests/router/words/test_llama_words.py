@@ -1,7 +1,7 @@
 """The flags of `serve` that llama-server gets for a GGUF model, and the flags that are refused."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from router.router import RouterOptions
 from router.words.router_options import ModelsReader, router_options
 from router.words.router_words import read_several
-from startup.words.serve_command import LLAMA_SERVER, parse_start
+from startup.words.serve_command import LLAMA_SERVER, VLLM, parse_start
 from vllm_cli.commands.serve import serve
 
 HUB = "team/Model-GGUF:Q4_K_M"
@@ -22,7 +22,7 @@ def llama_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.parent.mkdir()
     program.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(program.parent))
-    monkeypatch.setenv("VCLI_ENGINE", "embedded")
+    monkeypatch.delenv("VCLI_ENGINE", raising=False)
     return program
 
 
@@ -61,7 +61,8 @@ def test_the_model_of_a_file_a_folder_or_the_hub(model, tmp_path):
     folder.mkdir()
     for name in ("mmproj-big.gguf", "big-00002-of-00002.gguf", "big-00001-of-00002.gguf"):
         (folder / name).touch()
-    assert command_of(folder) == ("-m", str(folder / "big-00001-of-00002.gguf"), "big")
+    projector = ("--mmproj", str(folder / "mmproj-big.gguf"))
+    assert command_of(folder) == ("-m", str(folder / "big-00001-of-00002.gguf"), "big", *projector)
     assert command_of(HUB) == ("-hf", HUB, HUB)
 
 
@@ -164,11 +165,65 @@ def test_beside_other_models_it_is_started_by_a_request(model, tiny_llama, tmp_p
     assert entry.foreign.words[10:] == ("q", "--parallel", "2", "--kv-unified")
 
 
-def test_without_llama_server_the_error_has_the_file_of_models(model, llama_server, invoke):
+def test_without_llama_server_the_error_says_what_is_missing(model, llama_server, invoke):
     llama_server.unlink()
     done = invoke("serve", str(model), "--preflight-only")
     assert done.returncode == 3
-    assert "is a GGUF file, which llama.cpp serves behind the router: write `{" in done.stdout
+    assert "is a GGUF file, which llama.cpp serves: put its `llama-server` on PATH" in done.stdout
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Installs an empty package of this name."""
+
+    def install(name: str) -> None:
+        folder = tmp_path / "packages" / name
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+        monkeypatch.syspath_prepend(folder.parent)
+
+    return install
+
+
+@pytest.mark.parametrize("form", ["file", "folder", "hub", "--model", "--config", "models file"])
+def test_beside_a_vllm_that_reads_no_gguf_auto_is_llama_server(form, model, package, tmp_path):
+    """vLLM has left GGUF to a plugin. With it, the model is vLLM's."""
+    file = tmp_path / "file.yaml"
+    file.write_text(
+        json.dumps({"models": {"q": {"model": str(model)}}} if form == "models file" else {"model": str(model)})
+    )
+    words = {"file": [model], "folder": [tmp_path], "hub": [HUB], "--model": ["--model", model]}
+    given = list(map(str, words.get(form, [f"--{form.removeprefix('--').replace(' file', '')}", file])))
+    package("vllm")
+    assert _engine_of(*given) == "other"
+    assert _engine_of(*given, "--engine", "auto") == "other"
+    assert _engine_of(*given, "--engine", "vllm") == "vllm"
+    package("vllm_gguf_plugin")
+    assert _engine_of(*given) == "vllm"
+
+
+def _engine_of(*words: str) -> str:
+    """The engine that serves the only model."""
+    with serve.make_context("serve", list(words)) as ctx:
+        if VLLM in ctx.meta:
+            return "vllm"
+        reader = ModelsReader(read_several(ctx))
+        (entry,) = reader.read().entries.values()
+        return entry.engine
+
+
+def test_of_several_models_in_a_folder_the_log_names_the_others(model, tmp_path):
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    with serve.make_context("serve", [str(tmp_path)]) as ctx:
+        (notice,) = ModelsReader(read_several(ctx)).read().notices
+    assert f"other.gguf of {tmp_path} is served, not qwen.gguf: name the file for another" in str(notice)
+
+
+def test_a_part_that_is_missing_is_named_before_the_start(llama_server, tmp_path, invoke):
+    (tmp_path / "m-00001-of-00002.gguf").write_bytes(b"GGUF")
+    done = invoke("serve", str(tmp_path), "--preflight-only")
+    assert done.returncode == 2
+    assert "lacks m-00002-of-00002.gguf: copy them beside m-00001-of-00002.gguf" in done.stdout
 
 
 def test_with_vllm_the_model_is_vllm_s(model, monkeypatch):
@@ -177,7 +232,7 @@ def test_with_vllm_the_model_is_vllm_s(model, monkeypatch):
         assert LLAMA_SERVER not in ctx.meta
 
 
-@pytest.mark.parametrize("names", [["config.json", "model.gguf"], ["model.safetensors"]])
+@pytest.mark.parametrize("names", [["config.json", "model.safetensors", "model.gguf"], ["model.safetensors"]])
 def test_other_folders_are_not_llama_server_s(names, llama_server, tmp_path):
     for name in names:
         (tmp_path / name).touch()

@@ -25,6 +25,7 @@ from server.engine.model_loading import (
     load_model,
 )
 from server.terms.config import EngineConfig
+from startup.files.model.checkpoint_folder import model_problem
 from tests.server.engine.tiny_models import PACKED, build_model
 
 WEIGHTS = "model.safetensors"
@@ -95,10 +96,21 @@ def _add_tensor(folder: Path) -> None:
     _change_weights(folder, lambda tensors: tensors | {"model.rotary.inv_freq": torch.ones(3)})
 
 
+def _shard_below(folder: Path) -> None:
+    """Moves a shard to a subfolder, which the index names."""
+    _shard(folder)
+    index = folder / "model.safetensors.index.json"
+    shard = min(folder.glob("model-*.safetensors"))
+    (folder / "sub").mkdir()
+    shard.rename(folder / "sub" / shard.name)
+    index.write_text(index.read_text().replace(shard.name, f"sub/{shard.name}"))
+    assert model_problem(folder) is None
+
+
 @pytest.mark.parametrize(
     ("change", "num_files"),
-    [(lambda folder: _shard(folder), 4), (_pickle, 0), (_add_tensor, 1)],
-    ids=["sharded", "pickled", "an unknown tensor"],
+    [(lambda folder: _shard(folder), 4), (_shard_below, 3), (_pickle, 0), (_add_tensor, 1)],
+    ids=["sharded", "sharded in a subfolder", "pickled", "an unknown tensor"],
 )
 def test_weights_load_in_every_form(llama_copy, plain_llama, change, num_files):
     change(llama_copy)

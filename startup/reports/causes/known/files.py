@@ -152,7 +152,7 @@ FILES: Final = (
         "a file or a program is missing",
         ("^FileNotFoundError: [Errno 2] No such file or directory: '",),
         "If the name has no folder, install the program, or activate its environment. If the file is in the hub's "
-        "cache, delete the model's folder and download it again. Mount other files into the container.",
+        "cache, `vllm-cli prefetch MODEL` downloads what is missing. Mount other files into the container.",
         is_general=True,
     ),
     KnownCause(

@@ -199,8 +199,8 @@ INSTALLATION: Final = (
             "No such file or directory: …/.triton/cache/",
             "No such file or directory: …/torchinductor_",
         ),
-        "Delete torch_compile_cache in VLLM_CACHE_ROOT (~/.cache/vllm), and ~/.triton/cache. On a network disk, give "
-        "each server its own TRITON_CACHE_DIR. For a test, set VLLM_DISABLE_COMPILE_CACHE=1.",
+        "For a test, set VLLM_DISABLE_COMPILE_CACHE=1. If it starts so, delete torch_compile_cache in VLLM_CACHE_ROOT "
+        "(~/.cache/vllm), and ~/.triton/cache. On a network disk, give each server its own TRITON_CACHE_DIR.",
     ),
     KnownCause(
         "compilation-failed",

@@ -55,8 +55,8 @@ LLAMA_CPP: Final = (
             "invalid split file",
             "failed to open GGUF file",
         ),
-        "Check the path. Compare the file's size with the hub's, and download it again. Keep all parts of a split "
-        "model in one folder, and name the first.",
+        "Check the path. Compare the file's size with the hub's, and copy it again if they differ. Keep all parts of a "
+        "split model in one folder, and name the first.",
         where="end",
     ),
     KnownCause(
@@ -70,8 +70,8 @@ LLAMA_CPP: Final = (
         "llama-load-failed",
         "llama.cpp cannot load the model's file",
         ("error loading model", "failed to load model", "load_model: failed to load", "exiting due to"),
-        "Read the reason in the message or the lines before it. Use the newest llama.cpp. Download or convert the file "
-        "again, to a local disk and a path of plain letters. Draft model and mmproj must be this model's.",
+        "Read the reason in the message or the lines before it. Use the newest llama.cpp, a local disk and a path of "
+        "plain letters. Compare the file's size with the hub's. Draft model and mmproj must be this model's.",
         where="end",
         is_general=True,
     ),

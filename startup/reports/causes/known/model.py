@@ -93,6 +93,20 @@ MODEL: Final = (
         "Read that code, then set --trust-remote-code. Pin --revision and --code-revision.",
     ),
     KnownCause(
+        "gguf-unsupported",
+        "this vLLM does not read GGUF, or does not know the GGUF file's model",
+        (
+            ".gguf' is not a valid JSON file",
+            "Invalid repository ID or local directory specified: '….gguf'",
+            "Repo id must be in the form…-GGUF:",
+            "GGUF model with architecture … is not supported",
+            "Unknown gguf model_type",
+            "ailed to map GGUF parameters",
+        ),
+        "Install vLLM's plugin (pip install vllm-gguf-plugin), or serve the file with `llama-server` on PATH and "
+        "--engine embedded. For an unknown model, set --hf-config-path to the original model, or use its safetensors.",
+    ),
+    KnownCause(
         "weights-damaged",
         "a file of the model is incomplete or damaged",
         (
@@ -107,8 +121,8 @@ MODEL: Final = (
             "is not a valid JSON file",
             "Consistency check failed: file should be",
         ),
-        "Delete the file and download it again. A file of about 130 bytes is a Git LFS pointer, which `git lfs pull` "
-        "replaces.",
+        "Compare the file that the message names with its source (size, SHA-256). If they differ, copy it again. A "
+        "file of about 130 bytes is a Git LFS pointer, which `git lfs pull` replaces.",
     ),
     KnownCause(
         "weights-missing",
@@ -118,7 +132,8 @@ MODEL: Final = (
             "No such file or directory: ….safetensors",
             "Weight files referenced in index but missing",
         ),
-        "Download the complete model. For other formats, set --load-format. For GGUF, name the file itself.",
+        "Compare the folder's files with the index and with the model's source, and copy what is missing. For other "
+        "formats, set --load-format. For GGUF, install vllm-gguf-plugin, or give --engine embedded.",
     ),
     KnownCause(
         "weights-do-not-match",
@@ -139,12 +154,6 @@ MODEL: Final = (
         ),
         "For a new model, use a newer vLLM. For a quantized or fine-tuned one, check config.json (architectures, "
         "quantization_config, tie_word_embeddings) against the files.",
-    ),
-    KnownCause(
-        "gguf-unsupported",
-        "this vLLM does not know the GGUF file's model",
-        ("GGUF model with architecture … is not supported", "Unknown gguf model_type", "ailed to map GGUF parameters"),
-        "Use a newer vLLM or its GGUF plugin, set --hf-config-path to the original model, or use its safetensors.",
     ),
     KnownCause(
         "quantization-mismatch",
@@ -181,8 +190,8 @@ MODEL: Final = (
         "vocabulary-not-downloaded",
         "the vocabulary of gpt-oss cannot be downloaded",
         ("openai_harmony.HarmonyError", "error downloading or loading vocab file"),
-        "Delete the cached file (in TIKTOKEN_RS_CACHE_DIR or /tmp/tiktoken-rs-cache). Or set TIKTOKEN_ENCODINGS_BASE "
-        "to a folder with the downloaded vocabularies.",
+        "Check the network. Without one, set TIKTOKEN_ENCODINGS_BASE to a folder with the downloaded vocabularies. "
+        "Only if the message speaks of a hash, delete the file (in TIKTOKEN_RS_CACHE_DIR or /tmp/tiktoken-rs-cache).",
     ),
     KnownCause(
         "chat-template-missing",

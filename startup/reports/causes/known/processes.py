@@ -127,8 +127,8 @@ PROCESSES: Final = (
         "ray-not-starting",
         "Ray could not start its processes",
         ("Failed to register worker … to Raylet",),
-        "Run `ray stop --force`, and delete /tmp/ray. Check memory, /dev/shm and the limit of processes. On one "
-        "machine, set --distributed-executor-backend mp.",
+        "Check memory, /dev/shm and the limit of processes. On one machine, set --distributed-executor-backend mp. If "
+        "no other program uses Ray here, `ray stop --force` ends what is left of it.",
         where="end",
     ),
     KnownCause(

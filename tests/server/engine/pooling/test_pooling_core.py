@@ -126,7 +126,7 @@ def test_a_missing_pooling_module_fails_the_start(tmp_path):
     save_pooler(tmp_path, "bert")
     save_sentence_files(tmp_path)
     (tmp_path / "1_Pooling" / "config.json").unlink()
-    with pytest.raises(EngineStartError, match="download the model again"):
+    with pytest.raises(EngineStartError, match="copy the folder's files"):
         SmallPooling(tmp_path)
 
 

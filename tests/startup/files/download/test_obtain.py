@@ -10,6 +10,7 @@ import pytest
 
 from startup.files.download import hub_client
 from startup.files.download.obtain import resolve_model
+from startup.files.model.file_plan import plan_files
 from startup.files.model.hub_settings import hub_endpoints, use_first_endpoint
 from startup.files.model.request import ModelRequest
 from startup.ground.config import DEFAULT_MODEL_ID
@@ -105,6 +106,20 @@ def test_the_prepared_default_model_takes_precedence(tmp_path, cache):
     write_snapshot(cache, DEFAULT_MODEL_ID)
     prepared = write_model(tmp_path / "vllm" / "vllm_cli" / "models" / "SmolLM2-135M-Instruct")
     assert resolve_model(ModelRequest()).path == prepared
+
+
+@pytest.mark.parametrize("is_prepared", [True, False], ids=["prepared", "in the cache"])
+def test_the_default_model_is_the_same_by_its_name(is_prepared, tmp_path, cache, hub_server):
+    """Its files are in one place, and may be obtained in the same ways. A revision is the hub's."""
+    hub_server.add(DEFAULT_MODEL_ID, MODEL, commit=COMMIT)
+    snapshot = write_snapshot(cache, DEFAULT_MODEL_ID)
+    if is_prepared:
+        write_model(tmp_path / "vllm" / "vllm_cli" / "models" / "SmolLM2-135M-Instruct")
+    unnamed, named = (plan_files(ModelRequest(model=model)).model for model in (None, DEFAULT_MODEL_ID))
+    assert (unnamed, named.is_default, named.folder == snapshot) == (named, not is_prepared, not is_prepared)
+    at_revision = plan_files(ModelRequest(model=DEFAULT_MODEL_ID, revision=COMMIT)).model
+    assert (at_revision.folder, at_revision.is_default) == (snapshot, False)
+    assert plan_files(ModelRequest(model=DEFAULT_MODEL_ID, engine="vllm")).model.folder == snapshot
 
 
 @pytest.mark.parametrize(

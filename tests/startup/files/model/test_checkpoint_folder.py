@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from startup.files.model.checkpoint_folder import find_weight_files
+from startup.files.model.model_place import FolderListing
 
 
 def make(folder: Path, *names: str) -> None:
@@ -82,3 +83,48 @@ def test_an_invalid_index_counts_as_none(tmp_path, text):
 def test_an_absurd_number_of_shards_is_not_enumerated(tmp_path):
     make(tmp_path, "model-1-of-99999999999.safetensors")
     assert find_weight_files(tmp_path).missing == ()
+
+
+def below(folder: Path) -> tuple[list[str], tuple[str, ...]]:
+    """The existing weights with their subfolders, and the missing weights."""
+    files = find_weight_files(folder)
+    return [str(path.relative_to(folder)) for path in files.present], files.missing
+
+
+@pytest.mark.parametrize(
+    ("index", "end"), [("model.safetensors.index.json", ".safetensors"), ("pytorch_model.bin.index.json", ".bin")]
+)
+@pytest.mark.parametrize("names", [["a", "sub/b"], ["sub/a", "sub/b"], ["x/y/a"], ["model-00001-of-00002", "s/b"]])
+def test_the_index_says_where_the_shards_lie(names, index, end, tmp_path):
+    shards = [f"{name}{end}" for name in names]
+    for shard in shards:
+        (tmp_path / shard).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / shard).touch()
+    (tmp_path / index).write_text(json.dumps({"weight_map": {name: name for name in shards}}))
+    assert below(tmp_path) == (sorted(shards), ())
+    assert {*FolderListing(tmp_path).names} == {index, *shards}
+    (tmp_path / shards[-1]).unlink()
+    assert below(tmp_path) == (sorted(shards[:-1]), (shards[-1],))
+
+
+@pytest.mark.parametrize(
+    "shard", ["../out.safetensors", "{}/out.safetensors", "sub/../../out.safetensors", "link/out.safetensors"]
+)
+def test_an_index_does_not_lead_out_of_the_folder(shard, tmp_path):
+    (tmp_path / "out.safetensors").touch()
+    folder = tmp_path / "model"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "link").symlink_to(tmp_path)
+    shard = shard.format(tmp_path)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    assert below(folder) == ([], (shard,))
+    assert FolderListing(folder).names == ["model.safetensors.index.json"]
+
+
+def test_a_shard_in_a_subfolder_may_be_a_link_as_in_the_hub_s_cache(tmp_path):
+    (tmp_path / "blob").touch()
+    folder = tmp_path / "snapshot"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "a.safetensors").symlink_to("../../blob")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"t": "sub/a.safetensors"}}')
+    assert below(folder) == (["sub/a.safetensors"], ())

@@ -825,6 +825,10 @@ kv-connector-failed: _update_from_kv_xfer_finished > AssertionError
 kv-connector-failed: f > AssertionError: External KV connector is not verified yet
 moe-failed: vllm/model_executor/layers/fused_moe/x > RuntimeError: Error in function 'x': Got CUDA error
 driver-too-old: f > RuntimeError: CUDA error: cudaErrorUnsupportedPtxVersion
+gguf-unsupported: f > OSError: It looks like the config file at '/m/a.gguf' is not a valid JSON file.
+gguf-unsupported: f > ValueError: Invalid repository ID or local directory specified: '/m/a.gguf'.
+gguf-unsupported: f > HFValidationError: Repo id must be in the form 'namespace/repo_name': 't/M-GGUF:Q4_K_M'.
+weights-damaged: f > OSError: It looks like the config file at '/m/config.json' is not a valid JSON file.
 weights-damaged: f > ValidationError: 1 validation error for ModelConfig\n  Value error, Expecting value: line 1
   column 1 (char 0)
 """

@@ -9,12 +9,12 @@ from shutil import copyfile
 import pytest
 from huggingface_hub import constants
 
-from router.models_file.reader import Defaults, read_models_file
 from server.terms.config import ModelFiles
 from startup.files.download.obtain import resolve_model
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.request import ModelRequest
 from startup.ground.config import StartupConfig
+from startup.ground.errors import ModelNotFoundError
 from startup.session.preflight.report import Finding, PreflightReport
 from tests.support.hub import Fault, HubServer
 
@@ -89,25 +89,23 @@ def test_a_file_instead_of_a_folder_is_an_error(model_path, preflight):
     assert "is a file: give the folder" in finding.message
 
 
-def test_a_gguf_model_is_an_error_with_a_file_of_models_that_serves_it(tmp_path, preflight):
+def test_a_gguf_model_is_an_error_that_names_the_program_that_serves_it(tmp_path, preflight):
     """The model is a file, a folder with several parts, or a name on the hub."""
     for name in ("qwen 3.gguf", "mmproj-big.gguf", "big-00001-of-00002.gguf", "big-00002-of-00002.gguf"):
         folder = tmp_path / "big" if "big" in name else tmp_path
         folder.mkdir(exist_ok=True)
         (folder / name).touch()
-    hub = "team/Model-1.5B-GGUF:Q4_K_M"
-    first = tmp_path / "big" / "big-00001-of-00002.gguf"
-    for model, name, words in (
-        (tmp_path / "qwen 3.gguf", "qwen 3", ("-m", str(tmp_path / "qwen 3.gguf"))),
-        (tmp_path / "big", first.stem, ("-m", str(first))),
-        (hub, "Model-1.5B-GGUF:Q4_K_M", ("-hf", hub)),
-    ):
+    for model in (tmp_path / "qwen 3.gguf", tmp_path / "big", "team/Model-1.5B-GGUF:Q4_K_M"):
         (finding,) = (found for found in preflight(model).errors if found.check != "tokenizer")
-        models = finding.message.partition("`")[2].partition("`")[0]
-        (tmp_path / "models.yaml").write_text(models)
-        content, faults = read_models_file(tmp_path / "models.yaml", Defaults())
-        assert not faults
-        assert content.entries[name].foreign.words[-2:] == words
+        assert f"put its `llama-server` on PATH, and start `vllm-cli serve {model}`" in finding.message
+
+
+@pytest.mark.parametrize("name", ["hf.co/team/model:Q4_K_M", "https://huggingface.co/team/model", "team/model@main"])
+def test_a_name_of_another_tool_is_an_error_with_the_name_to_write(name, make_config, preflight):
+    (finding,) = preflight(name).errors
+    assert finding.message.startswith(f"MODEL {name} is written in the form of another tool: write team/model")
+    with pytest.raises(ModelNotFoundError, match="write team/model"):
+        resolve_model(ModelRequest.of_start(make_config(name)))
 
 
 def test_a_model_and_a_tokenizer_in_two_folders_are_both_checked(folder, preflight, tmp_path):

@@ -10,6 +10,7 @@ from startup.session.preflight.report import Finding
 from startup.vllm_words.preflight.model import ModelOnDisk
 from tests.startup.session.preflight.conftest import write_safetensors
 from tests.startup.vllm_words.preflight.conftest import CheckStart
+from tests.support.gguf_file import write_model
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
@@ -44,9 +45,38 @@ def test_a_folder_that_does_not_exist(start, folder):
     assert "did you mean 'model'" in message
 
 
-@pytest.mark.parametrize("name", ["s3://bucket/model", "repo/name:Q4_K_M", "/models/file.gguf", "gs://b/m"])
+@pytest.mark.parametrize("name", ["s3://bucket/model", "instance://host/m", "/models/file.gguf", "gs://b/m"])
 def test_other_places_are_left_to_vllm(start, name):
     assert _findings(start, name) == []
+
+
+@pytest.mark.parametrize("form", ["file", "folder", "repo/name-GGUF:UD-Q4_K_XL"])
+def test_gguf_needs_a_plugin(start, tmp_path, form):
+    """The message names the plugin and the other engine. It does not call the file damaged."""
+    write_model(tmp_path / "m" / "a.gguf")
+    name = {"file": tmp_path / "m" / "a.gguf", "folder": tmp_path / "m"}.get(form, form)
+    (message,) = _errors(start, name)
+    assert "pip install vllm-gguf-plugin" in message
+    assert "--engine embedded" in message
+    for words in ((), ("--hf-config-path", tmp_path), ("--load-format", "dummy")):
+        assert _errors(start, name, *words, has_plugin=not words) == []
+
+
+def test_gguf_beside_a_configuration_is_only_a_warning(start, folder):
+    """vLLM 0.33 reads the GGUF files of one architecture itself."""
+    (folder / "model.safetensors").unlink()
+    write_model(folder / "a.gguf")
+    assert [finding.severity for finding in _findings(start, folder) if finding.check == "gguf"] == ["warning"]
+
+
+@pytest.mark.parametrize(
+    "name", ["hf.co/team/model:Q4_K_M", "https://hf.co/team/model", "team/model@main", "team/model:main"]
+)
+def test_a_name_of_another_tool_is_an_error_unless_a_plugin_may_read_it(start, name):
+    (finding,) = _findings(start, name)
+    assert (finding.severity, "write team/model" in finding.message) == ("error", True)
+    (finding,) = _findings(start, name, has_plugin=True)
+    assert finding.severity == "warning"
 
 
 @pytest.mark.parametrize("variable", ["VLLM_MODEL_REDIRECT_PATH", "VLLM_USE_MODELSCOPE"])
