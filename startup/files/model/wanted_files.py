@@ -79,6 +79,7 @@ _FORMATS: Final[Mapping[str, LoadFormat]] = {
 }
 _AUTOMATIC: Final = ("auto", "ipc_cache", "modelexpress")
 """With these values of --load-format, vLLM reads the files of `auto`, at least as a fallback."""
+_WEIGHT_ENDINGS: Final = (".safetensors", ".bin", ".pt", ".gguf")
 _NOT_FOR_INFERENCE: Final = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
 
 
@@ -154,6 +155,13 @@ class WantedFiles:
             return [name for name in ADAPTER_WEIGHTS if name in names][:1]
         found = self.required_weights(names, weight_map).intersection(names)
         return [*sorted(found, key=natural_order), *self._module_weights(names)]
+
+    def choose_no_weights(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> list[str]:
+        """Returns the names of weight files that the start leaves out, as in other formats."""
+        names = list(names)
+        known = {*self.choose_weights(names, weight_map), *ADAPTER_WEIGHTS, *_NOT_FOR_INFERENCE}
+        others = [name for name in names if "/" not in name and name.endswith(_WEIGHT_ENDINGS)]
+        return [name for name in others if name not in known]
 
     def required_weights(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> set[str]:
         """Returns the existing weight files, and all that the index or the shards' numbers require."""

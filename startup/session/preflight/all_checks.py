@@ -14,7 +14,7 @@ from base.machine.memory import MemoryState, read_memory
 from base.wording import list_some
 from envs.home import expand_home
 from envs.registry import env, undeclared_names, unknown_variables, validate_all
-from server.text.model_files.tokenizer_files import foreign_problem
+from server.text.model_files.tokenizer_files import find_mistral_file, find_tokenizer_mode, foreign_problem
 from startup.files.model.checkpoint_folder import tokenizer_problem
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.hub_settings import describe_variables, hub_endpoints, is_offline, unusable_certificates
@@ -24,7 +24,13 @@ from startup.files.model.request import ModelRequest
 from startup.ground.config import StartupConfig
 from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.session.preflight.memory_fit import ModelShape, check_memory, read_model_shape
-from startup.session.preflight.model_places import check_hub, check_model_place, snapshot_findings
+from startup.session.preflight.model_places import (
+    check_hub,
+    check_model_place,
+    choice_findings,
+    file_choice,
+    snapshot_findings,
+)
 from startup.session.preflight.network import check_address, check_api_keys, check_tls
 from startup.session.preflight.report import CheckGroup, Finding, PreflightReport, error, info, run_checks, warning
 from startup.session.preflight.resources import (
@@ -159,6 +165,7 @@ class _Preflight:
     def _check_checkpoint(self) -> Iterator[Finding]:
         if self._checkpoint is None:
             return
+        yield from choice_findings(self._model, has_template=self._config.renderer.chat_template is not None)
         if self._model.is_local:
             yield from self._checkpoint.findings
         else:  # a download replaces missing files, but not a broken one
@@ -172,6 +179,10 @@ class _Preflight:
             return
         if problem := tokenizer_problem(folder) or foreign_problem(folder, self._config.renderer.tokenizer_mode):
             yield error("tokenizer", problem)
+        if (mistral := find_mistral_file(folder)) is not None and mistral.name != "tokenizer.model":
+            files = (mistral.name, "tokenizer.json")
+            mode = find_tokenizer_mode(folder, self._config.renderer.tokenizer_mode)
+            yield from file_choice(folder, "the tokenizer is", files if mode == "mistral" else files[::-1])
         for path in dict.fromkeys((self._model.folder, folder)):
             yield from small_file_findings(path) if path else ()
 

@@ -1,7 +1,9 @@
 """Checks that model and tokenizer exist or may be downloaded, and whether a cached snapshot is complete."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Final
 
 from base.wording import list_some
 from envs.home import expand_home
@@ -11,14 +13,20 @@ from envs.suggestion import did_you_mean
 from startup.files.download.messages import DownloadError
 from startup.files.model.gguf import advice_for, find_gguf
 from startup.files.model.hub_settings import hub_endpoints, is_offline
+from startup.files.model.json_file import read_json_object
 from startup.files.model.model_name import other_form
 from startup.files.model.model_place import (
+    FolderListing,
     ModelPlace,
     dangling_links,
     find_snapshot,
     missing_package,
 )
-from startup.session.preflight.report import Finding, error, info, warning
+from startup.files.model.wanted_files import MISTRAL_WEIGHTS
+from startup.session.preflight.report import CHOICE, Finding, error, info, warning
+
+_TEMPLATE: Final = "chat_template.jinja"
+_OTHER_TEMPLATES: Final = ("tokenizer_config.json", "chat_template.json")
 
 
 def check_model_place(place: ModelPlace) -> Iterator[Finding]:
@@ -47,6 +55,38 @@ def _is_cached(place: ModelPlace) -> bool:
     """Whether any part of the model is in vLLM's download folder or in the hub's cache."""
     folder = place.folder or find_snapshot(place.name, revision=place.revision, cache_dir=env.HF_HUB_CACHE.get())
     return folder is not None
+
+
+def choice_findings(place: ModelPlace, *, has_template: bool) -> Iterator[Finding]:
+    """Says which files of the model are read if others have the same purpose. A start logs this.
+
+    `has_template`: whether the start has a chat template of its own.
+    """
+    if place.folder is None or not place.is_local:
+        return
+    listing = FolderListing(place.folder)
+    names, weight_map = listing.names, listing.weight_map_of(place.wanted)
+    weights = place.wanted.choose_weights(names, weight_map)
+    yield from _choice(place.folder, "weights are", weights, place.wanted.choose_no_weights(names, weight_map))
+    configs = [name for name in ("config.json", "params.json") if name in names]
+    if place.wanted.engine == "vllm" and any(fnmatchcase(name, MISTRAL_WEIGHTS) for name in names):
+        configs.reverse()
+    yield from _choice(place.folder, "the configuration is", configs[:1], configs[1:])
+    if not has_template and _TEMPLATE in names:
+        content = {name: read_json_object(place.folder / name).content for name in _OTHER_TEMPLATES if name in names}
+        others = [name for name, each in content.items() if "chat_template" in each]
+        yield from _choice(place.folder, "the chat template is", [_TEMPLATE], others)
+
+
+def _choice(folder: Path, what: str, read: Sequence[str], others: Sequence[str]) -> Iterator[Finding]:
+    if read and others:
+        yield info(CHOICE, f"{folder}: {what} read from {list_some(read, 2)}, not from {list_some(others)}")
+
+
+def file_choice(folder: Path, what: str, files: Sequence[str]) -> Iterator[Finding]:
+    """Says that the first of these files is read, if others of them exist."""
+    present = [name for name in files if (folder / name).exists()]
+    return _choice(folder, what, present[:1], present[1:])
 
 
 def snapshot_findings(snapshot: Path, *, will_download: bool) -> Iterator[Finding]:

@@ -19,6 +19,9 @@ Severity = Literal["error", "warning", "info"]
 USAGE: Final = "usage"
 """Id of the check that finds words which the command line does not accept."""
 
+CHOICE: Final = "choice"
+"""Id of the check that says which of several files is read. A start logs its information, too."""
+
 _SCHEMA: Final = 1
 _MAX_SHOWN: Final = 5
 """Maximum number of faults that an error shows."""
@@ -123,6 +126,9 @@ class PreflightReport:
             raise err
         for finding in (*self.errors, *self.warnings):
             logger.warning("%s", finding.message)
+        for finding in self._of("info"):
+            if finding.check == CHOICE:
+                logger.info("%s", finding.message)
 
     def to_json(self) -> str:
         """The report as a JSON object. `schema` gets a new number when the meaning of a field changes."""

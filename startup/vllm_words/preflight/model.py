@@ -20,7 +20,7 @@ from startup.files.model.json_file import read_json_object
 from startup.files.model.model_place import ModelPlace, may_be_renamed
 from startup.files.model.wanted_files import MISTRAL_WEIGHTS
 from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
-from startup.session.preflight.model_places import check_model_place
+from startup.session.preflight.model_places import check_model_place, choice_findings
 from startup.session.preflight.report import Finding, error, warning
 from startup.vllm_words.facts import ARCHITECTURES, MODEL_TYPES, is_named_now
 from startup.vllm_words.preflight.arguments import GivenStart
@@ -56,6 +56,9 @@ class ModelOnDisk:
         yield from faults
         if self.folder is None or any(finding.severity == "error" for finding in faults):
             return
+        if not self._start.has("--config-format", "--ignore-patterns") and self._start.load_format == "auto":
+            has_template = self._start.has("--chat-template")
+            yield from choice_findings(self._start.line.file_plan.model, has_template=has_template)
         faults = list(self._config_findings(self.folder))
         yield from faults
         if any(finding.severity == "error" for finding in faults):

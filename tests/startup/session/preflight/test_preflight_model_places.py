@@ -108,6 +108,40 @@ def test_a_name_of_another_tool_is_an_error_with_the_name_to_write(name, make_co
         resolve_model(ModelRequest.of_start(make_config(name)))
 
 
+def _write(path: Path, content: str = "") -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("others", "text"),
+    [
+        (
+            ["pytorch_model.bin"],
+            "weights are read from model-00001-of-00003.safetensors, model-00002-of-00003.safetensors and "
+            "1 more, not from pytorch_model.bin",
+        ),
+        (["consolidated.safetensors"], "not from consolidated.safetensors"),
+        (["m-Q4_K_M.gguf"], "not from m-Q4_K_M.gguf"),
+        (["params.json"], "the configuration is read from config.json, not from params.json"),
+        (["tekken.json"], "the tokenizer is read from tokenizer.json, not from tekken.json"),
+        (["chat_template.jinja", "chat_template.json"], "is read from chat_template.jinja, not from "),
+        (["training_args.bin", "adapter_model.bin", "notes.txt"], None),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_of_several_files_for_one_purpose_the_log_says_which_is_read(others, text, folder, preflight, caplog):
+    for name in others:
+        _write(folder.path / name, '{"chat_template": "x"}' if name.endswith(".json") else "x")
+    report = preflight(folder.path)
+    (*_, message) = [f.message for f in report.findings if f.check == "choice"] or [""]
+    assert (text or "") in message
+    assert bool(message) == (text is not None)
+    with caplog.at_level("INFO", "startup.session.preflight.report"):
+        report.apply("warn")
+    assert [record.message for record in caplog.records] == ([message] if text else [])
+
+
 def test_a_model_and_a_tokenizer_in_two_folders_are_both_checked(folder, preflight, tmp_path):
     folder.shards[0].unlink()
     words = tmp_path / "words"

@@ -141,9 +141,43 @@ def test_shards_of_the_index(start, folder):
 def test_files_that_vllm_does_not_read(start, folder):
     (folder / "pytorch_model.bin").write_bytes(b"x")
     (folder / "optimizer.pt").write_bytes(b"x")
-    assert _findings(start, folder) == []
+    (finding,) = _findings(start, folder)
+    text = "weights are read from model.safetensors, not from pytorch_model.bin"
+    assert (finding.severity, finding.message) == ("info", f"{folder}: {text}")
+
     (folder / "model.safetensors").rename(folder / "weights.safetensors")
     assert _errors(start, folder) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["consolidated.safetensors"], "weights are read from consolidated.safetensors, not from model.safetensors"),
+        (
+            ["consolidated.safetensors", "params.json"],
+            "the configuration is read from params.json, not from config.json",
+        ),
+        (["params.json"], "the configuration is read from config.json, not from params.json"),
+    ],
+)
+def test_the_choice_among_several_formats_is_told(start, folder, names, text):
+    for name in names:
+        (folder / name).touch()
+    messages = [finding.message for finding in _findings(start, folder) if finding.check == "choice"]
+    assert f"{folder}: {text}" in messages
+    assert not [f for f in _findings(start, folder, "--config-format", "hf") if f.check == "choice"]
+
+
+@pytest.mark.parametrize("version", ["0.32.0+cpu", "9.9.0"])
+def test_shards_in_a_subfolder_are_not_vllm_s(start, folder, version):
+    (folder / "sub").mkdir()
+    (folder / "model.safetensors").rename(folder / "sub" / "b.safetensors")
+    write_safetensors(folder / "a.safetensors", {"other": ("F32", [4], 16)})
+    weight_map = {"weight": "sub/b.safetensors", "other": "a.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (finding,) = [found for found in _findings(start, folder, version=version) if found.check == "weights"]
+    assert "names sub/b.safetensors, but vLLM reads no weights in subfolders" in finding.message
+    assert finding.severity == ("error" if version.startswith("0.32") else "warning")
 
 
 def test_tokenizer(start, folder, tmp_path):
