@@ -10,6 +10,7 @@ from server.terms.config import ModelFiles
 from startup.files.download.messages import DownloadError
 from startup.files.model.checkpoint_folder import tokenizer_problem
 from startup.files.model.file_plan import Download, FilePlan, plan_files
+from startup.files.model.gguf import advice_for, find_gguf
 from startup.files.model.hub_settings import is_offline
 from startup.files.model.model_name import other_form
 from startup.files.model.model_place import ModelPlace, missing_package, place_problem
@@ -108,6 +109,8 @@ def _folder(place: ModelPlace) -> Path:
         raise ModelNotFoundError(f"{state}, and HF_HUB_OFFLINE forbids the download")
     if place.kind in ("object_store", "vllm"):
         raise ModelNotFoundError(f"{place.name} is read by vLLM itself: there is nothing to download")
+    if place.kind == "nowhere" and find_gguf(place.name) is not None:
+        raise ModelNotFoundError(f"{place.name} is a GGUF model, {advice_for(place.name)}")
     folder = place.folder or Path(expand_home(place.name))
     if place.folder is None and not folder.exists():
         problem = other_form(place.name) or "is neither a folder nor a model of the Hugging Face hub"

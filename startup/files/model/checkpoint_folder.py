@@ -142,7 +142,9 @@ def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProble
         yield FolderProblem("gguf", f"{folder} has GGUF files, {advice_for(str(folder))}")
         return
     if not has_config:
-        yield FolderProblem("config", f"{folder} has no config.json, so it is not a model folder")
+        adapter = f"{folder} is an adapter: give its base model, and --enable-lora --lora-modules NAME={folder}"
+        no_config = f"{folder} has no config.json, so it is not a model folder"
+        yield FolderProblem("config", adapter if (folder / ADAPTER_CONFIG).exists() else no_config)
     elif problem := read_json_object(folder / "config.json").problem:
         yield FolderProblem("config", problem)
     if weights.index_path and not weights.shard_of and (problem := read_json_object(weights.index_path).problem):

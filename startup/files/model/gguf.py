@@ -1,6 +1,7 @@
 """Models in the GGUF format, which llama.cpp's server serves. Reads names and the beginnings of files."""
 
 import re
+import shlex
 import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -67,7 +68,8 @@ def find_gguf(name: str) -> GgufModel | None:
 
 def advice_for(name: str) -> str:
     """A part of a message that says how the GGUF model of this name is served."""
-    return f"which llama.cpp serves: put its `{LLAMA_SERVER}` on PATH, and start `vllm-cli serve {name}`"
+    command = f"vllm-cli serve {shlex.quote(name)}"
+    return f"which llama.cpp serves: put its `{LLAMA_SERVER}` on PATH, and start `{command}`"
 
 
 def model_in(folder: Path) -> GgufModel | None:

@@ -177,7 +177,7 @@ class WantedFiles:
         if not self.has_weights:
             return None
         if self.engine == "embedded":
-            return choose_names(names, lambda _: {}).index_name
+            return choose_names(names, lambda index: {"": index}).index_name  # its shards may be in subfolders
         index = format_of(self._format_of(names)).index_name
         return index if index in names else None
 

@@ -67,7 +67,7 @@ def _gpu_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
         return
     if state.problem or not state.gpus:
         reason = state.problem or "the driver reports no GPU"
-        yield error("gpu", f"no GPU can be used: {reason}. Check `nvidia-smi`")
+        yield error("gpu", f"no GPU can be used: {reason}. Check `nvidia-smi`, or give --engine embedded")
         return
     yield from _driver_findings(state)
     yield from _id_findings(start, len(state.gpus))

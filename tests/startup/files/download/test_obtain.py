@@ -196,3 +196,31 @@ def test_a_variable_that_was_changed_since_is_obeyed(monkeypatch):
     use_first_endpoint()
     monkeypatch.setenv("HF_ENDPOINT", "https://c.example")
     assert hub_endpoints() == ("https://c.example",)
+
+
+@pytest.mark.parametrize("form", ["file", "team/model-GGUF:UD-Q4_K_XL", "folder"])
+def test_the_files_of_a_gguf_model_are_llama_servers(form, tmp_path):
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    name = {"file": str(tmp_path / "a.gguf"), "folder": str(tmp_path)}.get(form, form)
+    with pytest.raises(ModelNotFoundError, match=r"put its `llama-server` on PATH, and start `vllm-cli serve "):
+        resolve_model(ModelRequest(model=name))
+
+
+def test_an_adapter_s_folder_is_no_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(ModelNotFoundError, match=r"is an adapter: give its base model, and .* --lora-modules NAME="):
+        resolve_model(ModelRequest(model=str(tmp_path)))
+
+
+def test_shards_in_a_subfolder_of_a_repository_are_downloaded(cache, hub_server):
+    files = {name: content for name, content in MODEL.items() if not name.endswith(".safetensors")}
+    index = json.dumps({"weight_map": {"a": "sub/a.safetensors", "b": "sub/b.safetensors"}}).encode()
+    weights = {"sub/a.safetensors": b"a", "sub/b.safetensors": b"b", "other/c.safetensors": b"c"}
+    hub_server.add("org/model", {**files, "model.safetensors.index.json": index, **weights}, commit=COMMIT)
+    folder = resolve_model(ModelRequest(model="org/model")).path
+    assert sorted(str(path.relative_to(folder)) for path in folder.glob("*/*")) == [
+        "sub/a.safetensors",
+        "sub/b.safetensors",
+    ]
+    assert plan_files(ModelRequest(model="org/model")).model.kind == "snapshot"

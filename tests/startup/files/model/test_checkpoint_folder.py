@@ -7,6 +7,7 @@ import pytest
 
 from startup.files.model.checkpoint_folder import find_weight_files
 from startup.files.model.model_place import FolderListing
+from startup.files.model.wanted_files import WantedFiles
 
 
 def make(folder: Path, *names: str) -> None:
@@ -102,7 +103,9 @@ def test_the_index_says_where_the_shards_lie(names, index, end, tmp_path):
         (tmp_path / shard).touch()
     (tmp_path / index).write_text(json.dumps({"weight_map": {name: name for name in shards}}))
     assert below(tmp_path) == (sorted(shards), ())
-    assert {*FolderListing(tmp_path).names} == {index, *shards}
+    listing, wanted = FolderListing(tmp_path), WantedFiles(role="model")
+    assert {*listing.names} == {index, *shards}
+    assert wanted.choose_weights(listing.names, listing.weight_map_of(wanted)) == sorted(shards)
     (tmp_path / shards[-1]).unlink()
     assert below(tmp_path) == (sorted(shards[:-1]), (shards[-1],))
 

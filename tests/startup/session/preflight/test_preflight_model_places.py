@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from shutil import copyfile
 
 import pytest
@@ -97,7 +98,7 @@ def test_a_gguf_model_is_an_error_that_names_the_program_that_serves_it(tmp_path
         (folder / name).touch()
     for model in (tmp_path / "qwen 3.gguf", tmp_path / "big", "team/Model-1.5B-GGUF:Q4_K_M"):
         (finding,) = (found for found in preflight(model).errors if found.check != "tokenizer")
-        assert f"put its `llama-server` on PATH, and start `vllm-cli serve {model}`" in finding.message
+        assert f"put its `llama-server` on PATH, and start `vllm-cli serve {quote(str(model))}`" in finding.message
 
 
 @pytest.mark.parametrize("name", ["hf.co/team/model:Q4_K_M", "https://huggingface.co/team/model", "team/model@main"])
