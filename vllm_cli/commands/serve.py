@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _HELP = """Serve MODEL with the OpenAI API of `vllm serve`.
 
-MODEL is a name on the Hugging Face hub or a folder. With `llama-server` on PATH and the embedded engine, it may also
+MODEL is a name on the Hugging Face hub or a folder. With `llama-server` on PATH and no `--engine vllm`, it may also
 be a .gguf file, a folder of them, or a name with its quantization, such as `team/Model-GGUF:Q4_K_M`.
 
 Without MODEL, SmolLM2-135M-Instruct is served; with several, or with --models FILE, all of them behind one port,

@@ -123,6 +123,8 @@ class ModelOnDisk:
         is_other = start.facts.plugins or start.has("--hf-config-path") or start.load_format not in ("auto", "gguf")
         if plan is None or is_other or may_be_renamed() or find_gguf(name := plan.model.name) is None:
             return
+        if self.folder is not None and any(self.folder.glob("*.safetensors")):
+            return
         is_certain = plan.model.kind != "hub" and (self.folder is None or not (self.folder / _CONFIG).exists())
         text = (
             f"MODEL {name} is in the GGUF format, which vLLM does not read itself: pip install {VLLM_PLUGIN}, or put "
