@@ -66,10 +66,10 @@ def test_the_tokenizer_may_be_in_another_folder(folder, tmp_path):
 
 
 def test_a_missing_folder_and_a_file_are_errors(tmp_path):
-    (tmp_path / "model.gguf").touch()
+    (tmp_path / "model.bin").touch()
     for name, told in (
         ("missing", "is neither a folder nor a model of the Hugging Face hub"),
-        ("model.gguf", "cannot be read: Not a directory"),
+        ("model.bin", "cannot be read: Not a directory"),
     ):
         assert problem(tmp_path / name) == f"{tmp_path}/{name} {told}"
 
