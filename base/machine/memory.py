@@ -45,6 +45,9 @@ def available_bytes() -> int:
     return state.available_bytes if state else 0
 
 
+NOT_BY_OOM_KILLER: Final = ", not by the kernel's OOM killer"
+
+
 class OomWatch:
     """Detects by the cgroup's counter whether the kernel has killed a process because memory ran out.
 
@@ -63,7 +66,7 @@ class OomWatch:
     def describe_kill(self) -> str:
         """The end of a message about a SIGKILL, with the cause and advice."""
         if not self.has_killed:
-            return ", as the kernel does when memory runs out"
+            return ", as the kernel does when memory runs out" if self.has_killed is None else NOT_BY_OOM_KILLER
         memory = read_memory(self._proc)
         whose = "this container" if memory and memory.is_cgroup else "this machine"
         limit = f" ({format_bytes(memory.total_bytes)})" if memory else ""

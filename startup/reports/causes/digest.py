@@ -13,13 +13,18 @@ from startup.reports.causes.known.own import UNKNOWN
 from startup.reports.causes.known.processes import STOPPED
 
 _LABEL: Final = re.compile(r"(.{1,90}?),? pid=(\d{1,12})")
-_OF_ROCM: Final = re.compile(r"\bhip|\bHIP\b|ROCm|HSA_")
+_ROCM: Final = "rocm"
+_OF_ROCM: Final = re.compile(r"\bhip|\bHIP\b|ROCm|HSA_|gfx\d")
 _ROCM_NAMES: Final = (
     ("nvidia-smi", "rocm-smi"),
     ("CUDA_LAUNCH_BLOCKING=1", "AMD_SERIALIZE_KERNEL=3"),
     ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
+    ("TORCH_CUDA_ARCH_LIST", "PYTORCH_ROCM_ARCH"),
+    ("--gpus all", "--device /dev/kfd --device /dev/dri"),
+    ("nvidia.com/gpu", "amd.com/gpu"),
+    ("CUDA toolkit", "ROCm"),
 )
-"""The names of NVIDIA's tools and variables in advice, and of AMD's counterparts."""
+"""The names of NVIDIA's tools, flags and variables in advice, and of AMD's counterparts."""
 _PROGRAMS: Final = {"": "vLLM", "vllm": "vLLM", LLAMA_CPP_NAME: LLAMA_CPP_NAME}
 """Origin of an unknown error -> the program whose issues may explain it. Other origins are packages."""
 _OF_VLLM: Final = re.compile(r"--[a-z]|VLLM_|vLLM")
@@ -43,7 +48,7 @@ _ROLES: Final = {
 
 def write_digest(cause: Cause) -> list[str]:
     """The lines of the digest. Its advice is left out if the cause is unknown and its text has advice."""
-    happened = "was stopped" if cause.known is STOPPED else "failed"
+    happened = "was stopped" if cause.known is STOPPED else "waits" if cause.is_waiting else "failed"
     first = " ".join(part for part in (_name(cause.process), happened, cause.phase) if part)
     if cause.is_mention:
         kind = "names a cause" if cause.known else "is the message of an error"
@@ -52,6 +57,7 @@ def write_digest(cause: Cause) -> list[str]:
         programs = shown(_PROGRAMS.get(cause.origin, f"vLLM and {cause.origin}"))
         search = f"Search the issues of {programs} for the message."
         advice = f"{search} Read the log around it (line {cause.line}). Try the newest release."
+        advice = _for_this_log(advice, cause)
         lines = [f"{first}.", f"Cause: {shown(cause.text)}", *([f"Do: {advice}"] if cause.line else [])]
     else:
         lines = [f"{first}.", f"Cause: {cause.known.title}: {shown(cause.text)}", f"Do: {_advice(cause)}"]
@@ -76,14 +82,25 @@ def digest_to_dict(cause: Cause) -> dict[str, Any]:
 def _advice(cause: Cause) -> str:
     advice = cause.known.advice if cause.known else ""
     if cause.known is SETTING_REFUSED and (named := dict.fromkeys(_NAMES.findall(shown(cause.text)))):
-        return f"Change {', '.join([*named][:3])} as the message says, or try a newer vLLM."
+        advice = f"Change {', '.join([*named][:3])} as the message says, or try a newer vLLM."
     is_of_llama_cpp = cause.known in LLAMA_CPP or LLAMA_CPP_NAME in advice
     if cause.origin == LLAMA_CPP_NAME and not is_of_llama_cpp and _OF_VLLM.search(advice):
         return _LLAMA_CPP_ADVICE
-    if not _OF_ROCM.search(cause.text):
-        return advice
-    for of_cuda, of_rocm in _ROCM_NAMES:
-        advice = advice.replace(of_cuda, of_rocm)
+    return _for_this_log(advice, cause)
+
+
+def _for_this_log(advice: str, cause: Cause) -> str:
+    """Advice with this log's settings and the names of its platform."""
+    for name in cause.settings:
+        advice = advice.replace(name, f"{name} (it is set)", 1)
+    if others := [name for name in cause.settings if f"{name} (" not in advice]:
+        advice = f"Leave out {' or '.join(others)} (set in this log). {advice}"
+    advice = f"{cause.first_step} {advice}".lstrip()
+    if cause.version:
+        advice = advice.replace("a newer vLLM", f"a vLLM newer than {cause.version}")
+    if cause.platform == _ROCM or (not cause.platform and _OF_ROCM.search(cause.text)):
+        for of_cuda, of_rocm in _ROCM_NAMES:
+            advice = advice.replace(of_cuda, of_rocm)
     return advice
 
 

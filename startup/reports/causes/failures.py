@@ -27,6 +27,8 @@ _TRACEBACK: Final = "Traceback (most recent call last):"
 _DIRECT: Final = "The above exception was the direct cause of the following exception:"
 _HANDLING: Final = "During handling of the above exception, another exception occurred:"
 _FRAME: Final = re.compile(r'\s{0,8}File ["“]([^"”]{1,400})["”], line \d{1,8}, in (\S{1,120})')
+_RAISING: Final = re.compile(r"(?:assert|raise (\w{1,80}))\b\(?(.{0,400})")
+"""Matches the line that raises an exception, which shows it if the log breaks off there."""
 _ANY_NAME: Final = re.compile(r"(?!File$)[A-Za-z_][\w.]{0,160}(?=: |:?$)")
 _ERROR_NAME: Final = re.compile(
     r"(?!Error: )(?:[A-Za-z_]\w{0,80}\.){0,8}\w{0,80}"
@@ -125,9 +127,11 @@ class Raised(NamedTuple):
     """The function that raised the exception. Like `file` and `source`, it is empty if it is unknown."""
     file: str
     source: str
+    files: tuple[str, ...]
+    """The files of its traceback, outermost first."""
 
 
-_UNKNOWN: Final = Raised("", is_direct=False, function="", file="", source="")
+_UNKNOWN: Final = Raised("", is_direct=False, function="", file="", source="", files=())
 
 
 @dataclass
@@ -175,6 +179,10 @@ class Failure:
         found = self._find(text)
         return f" in {found.function}() of {found.file}" if found.function else ""
 
+    def files_of(self, text: str) -> tuple[str, ...]:
+        """The files of this exception's traceback, outermost first. Empty if unknown."""
+        return self._find(text).files
+
     def package_of(self, text: str) -> str:
         """The installed package whose code raised this exception. Empty if unknown."""
         file = self._find(text).file
@@ -218,6 +226,8 @@ class _Reading:
     """The file of the innermost frame, whose function is `function`."""
     source: str = ""
     """The first line of code in the innermost frame."""
+    files: list[str] = field(default_factory=list)
+    """The files of the traceback that is being read."""
     is_source_next: bool = False
     """Whether the next line is the source code of a frame, if the log has lost its indentation."""
 
@@ -265,7 +275,7 @@ class FailureReader:
                 self._end(key)
                 reading = self._open(line, number, phase)
             reading.state, reading.lines, reading.origin = "frames", 0, TracebackOrigin()
-            reading.function = ""
+            reading.function, reading.files = "", []
             reading.indent = len(text) - len(text.lstrip())
         elif reading is None:
             self._begin_inside(line, number, phase)
@@ -287,6 +297,8 @@ class FailureReader:
         reading = self._readings.pop(key, None)
         if reading is None:
             return
+        if not reading.failure.raised and (found := _RAISING.match(reading.source)):
+            self._add(reading, f"{found[1] or 'AssertionError'}: {found[2]}", reading.failure.line)
         if not reading.failure.raised:
             if not reading.failure.is_of_request or is_place_of_requests(reading.failure.place):
                 self.cut = self.cut or reading.failure
@@ -324,6 +336,7 @@ class FailureReader:
             reading.function, reading.file, reading.source = found[2], found[1], ""
             if len(reading.failure.functions) < _MOST_FUNCTIONS:
                 reading.failure.functions.append(found[2])
+                reading.files.append(found[1])
             # While such a file is imported, no request is being served.
             if found[2] != "<module>" and _REQUEST_FILES.search(found[1]):
                 reading.failure.is_of_request = True
@@ -367,7 +380,14 @@ class FailureReader:
             failure.raised.pop()
         text = text.strip()
         failure.raised.append(
-            Raised(text[:_LONGEST_TEXT], reading.is_direct, reading.function, reading.file, reading.source)
+            Raised(
+                text[:_LONGEST_TEXT],
+                reading.is_direct,
+                reading.function,
+                reading.file,
+                reading.source,
+                tuple(reading.files),
+            )
         )
         failure.is_of_library_import |= reading.origin.is_of_library_import
         if not failure.own_fault and reading.origin.is_own(text):

@@ -1,7 +1,7 @@
 """Finds the first failure in a log of vLLM, of any size, and the known cause that matches the failure."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -17,6 +17,7 @@ from startup.reports.causes.known.own import OWN
 from startup.reports.causes.known.processes import NOT_IN_LOG, PROCESSES, STOPPED
 from startup.reports.causes.known_cause import KnownCause
 from startup.reports.causes.log_line import LogLine, read_line
+from startup.reports.causes.log_settings import LogSettings
 from startup.reports.causes.own_faults import OWN_FAULT
 from startup.reports.causes.phase import (
     BANNER,
@@ -89,12 +90,38 @@ _QUOTED_ERROR: Final = re.compile(r"\b[A-Z]\w{1,60}(?:Error|Exception): .{1,400}
 _MOST_LINES_OF_AN_END: Final = 5
 """The number of lines after an exception's first line, or a process's end, that may name the cause."""
 _ENGINE_DEAD: Final = ("EngineDeadError", "EngineCore encountered an issue", "Engine loop is not running")
+_NO_CLASS: Final = ("alling back to Transformers", "Resolved architecture: Transformers")
+"""Beginnings of vLLM's messages about a model for which it has no class."""
+_VERSION: Final = re.compile(r"(?:server version v?|LLM engine \(v|█  version )(\d[\w.]{1,20})")
+_PLATFORM: Final = "detected platform "
+_CRASH_FRAME: Final = re.compile(r' {0,4}File "([^"]{1,400})", line \d{1,8} in ')
+_MOST_FRAMES: Final = 60
 _OWN_ERROR: Final = "Error: "
 """The beginning of the last line of `vllm-cli` after a failed start, and of a digest."""
 _OWN_CAUSE: Final = "Cause: "
 
+_NOT_DIVISIBLE: Final = "not-divisible"
+_VERSIONS: Final = "versions-do-not-fit"
+_NO_CLASS_CAUSE: Final = "model-class-missing"
+_OF_MANY_CAUSES: Final = ("weights-do-not-match", "illegal-memory-access", "graph-capture-failed")
+"""Special causes that a part of vLLM may have, which the traceback then names."""
+_OF_SETTINGS: Final = (
+    "attention-backend-missing",
+    "attention-sinks-unsupported",
+    "backend-unsupported",
+    "deep-gemm-failed",
+    "flashinfer-failed",
+    "gpu-too-old",
+    "kernel-too-large",
+    "moe-backend-missing",
+    "quantization-unsupported",
+)
+"""Special causes whose advice is about settings, some of which the log may show."""
+_BY_NAME: Final = {known.name: known for known in KNOWN}
+
 _HINTS: Final = tuple(known for known in KNOWN if known.where == "hint")
 _ENDS: Final = tuple(known for known in KNOWN if known.where == "end")
+_WAITS: Final = tuple(known for known in KNOWN if known.where == "wait")
 _SPECIAL: Final = tuple(known for known in KNOWN if not known.is_general)
 _NAMED: Final = tuple(known for known in KNOWN if known is not NOT_IN_LOG)
 
@@ -126,6 +153,16 @@ class Run:
     """A line that looks like an error message."""
     own_error: Sign | None = None
     """The last error message of `vllm-cli` itself."""
+    wait: Sign | None = None
+    """A line that reports that a process still waits. None once a process has gone on."""
+    settings: LogSettings = field(default_factory=LogSettings)
+    version: str = ""
+    """The version of vLLM, such as `0.11.0`. Empty if it is unknown, like `platform`, such as `rocm`."""
+    platform: str = ""
+    has_no_class: bool = False
+    """Whether vLLM has no class of its own for the model, so that it uses the one of transformers."""
+    stack: list[str] = field(default_factory=list)
+    """Files of the stack that Python writes when a process crashes, innermost first."""
     was_ready: bool = False
     is_engine_dead: bool = False
     """Whether the API server has reported that its engine has ended."""
@@ -139,13 +176,28 @@ class Run:
 
     def read(self, line: LogLine, number: int, *, is_excerpt: bool) -> None:
         """Takes the line with this number. `is_excerpt`: whether the log may be only an excerpt."""
+        if not line.text.strip():
+            self.exceptions.read(line, number, "")
+            return
         phase = self._follow_phase(line)
         self.is_engine_dead |= any(part in line.text for part in _ENGINE_DEAD)
         self.is_loaded_from_disk |= LOADED_FROM_DISK in line.text
         self.is_of_llama_cpp |= line.text.startswith(_OF_LLAMA_CPP) or "ggml" in line.text[:200]
+        self.has_no_class |= any(part in line.text for part in _NO_CLASS)
+        self.settings.read(line.text)
+        if found := _VERSION.search(line.text):
+            self.version = found[1]
+        if _PLATFORM in line.text:
+            self.platform = line.text.partition(_PLATFORM)[2].split()[0].rstrip(".")
+        if len(self.stack) < _MOST_FRAMES and (found := _CRASH_FRAME.match(line.text)):
+            self.stack.append(found[1])
         self.exceptions.read(line, number, phase)
         if _CODE.match(line.text):
             return
+        if known := _match(line, _WAITS):
+            self.wait = Sign(line, number, phase, known)
+        elif line.level == "INFO":
+            self.wait = None
         if line.text[:1] not in (" ", "\t") or _OF_PYDANTIC in line.text or _OF_CPP in line.text:
             self._find_signs(line, number, phase, is_excerpt=is_excerpt)
 
@@ -179,7 +231,9 @@ class Run:
             self.mention = Sign(line, number, phase, known) if known else self.mention
             self._find_complaint(line, number, phase)
         if not line.level and line.text.startswith(_OWN_ERROR):
-            self.own_error = Sign(line, number, phase, _match(line, KNOWN))
+            known = _match(line, KNOWN)
+            if self.own_error is None or not (known and known.is_general):
+                self.own_error = Sign(line, number, phase, known)
         elif self.own_error and line.text.startswith(_OWN_CAUSE) and (known := _match(line, KNOWN)):
             text = line.text.removeprefix(_OWN_CAUSE).removeprefix(f"{known.title}: ")
             self.own_error = Sign(line._replace(text=text), number, phase, known)
@@ -218,10 +272,19 @@ class Cause:
     """The number of the text's line in the log, from 1. 0 if the text itself contains advice."""
     is_mention: bool = False
     """Whether the cause is only named by this line, and no line shows that a process ended because of it."""
+    is_waiting: bool = False
+    """Whether this line reports that the process waits, and nothing in the log has ended it."""
     is_of_library_import: bool = False
     """Whether an installed module raised an exception while it was imported."""
     origin: str = ""
     """The package whose code raised the exception, or `LLAMA_CPP_NAME`. Empty if unknown."""
+    settings: tuple[str, ...] = ()
+    """Flags and variables that this log sets, and without which the failure may not occur."""
+    first_step: str = ""
+    """Advice for this log alone. The cause's advice follows."""
+    version: str = ""
+    """The version of vLLM. Empty if it is unknown, like `platform`, such as `rocm`."""
+    platform: str = ""
 
 
 def find_cause(lines: Iterable[str]) -> Cause | None:
@@ -260,8 +323,9 @@ class CauseFinder:
     def cause(self) -> Cause | None:
         """Why the last run has ended. If the last run has only begun, why the previous run has ended."""
         found = _cause_of(self._run)
-        if found and self._run.is_of_llama_cpp and not found.origin:
-            found = replace(found, origin=LLAMA_CPP_NAME)
+        if found:
+            origin = found.origin or (LLAMA_CPP_NAME if self._run.is_of_llama_cpp else "")
+            found = replace(found, origin=origin, version=self._run.version, platform=self._run.platform)
         return found if found or self._run.was_ready else self._before
 
     def _read(self, line: LogLine) -> None:
@@ -273,9 +337,19 @@ class CauseFinder:
 
 
 def _cause_of(run: Run) -> Cause | None:
-    failure = _first([each for each in run.exceptions.failures() if _counts(each, run)])
+    found = _ended_by(run)
+    if run.wait and (found is None or found.known is STOPPED or found.is_mention):
+        return replace(_describe_sign(run.wait, run), is_waiting=True)
+    return found
+
+
+def _ended_by(run: Run) -> Cause | None:
+    failures = [each for each in run.exceptions.failures() if _counts(each, run)]
+    failure = _first(failures)
     if failure is not None:
         cause = _describe(failure, run)
+        if cause.known is None and (quoting := _quoting_another(failures, failure)):
+            cause = _describe(quoting, run)
         sign = _named_line(run, cause.line) if cause.known is None else None
         if cause.known is NOT_IN_LOG and run.error and run.error.known in _SPECIAL:
             sign = run.error
@@ -306,6 +380,8 @@ def _best_sign(run: Run) -> Sign | None:
     sign = run.end or run.error or run.own_error
     if sign is None or sign.known is None or not sign.known.is_general:
         return sign
+    if run.own_error and run.own_error.known and not run.own_error.known.is_general:
+        return run.own_error
     if sign.known is NOT_IN_LOG:
         return run.error or run.mention or sign
     return _named_line(run, 0, sign.number) or sign
@@ -336,6 +412,15 @@ def _first(failures: list[Failure]) -> Failure | None:
     return (own or failures)[-1] if failures else None
 
 
+def _quoting_another(failures: list[Failure], failure: Failure) -> Failure | None:
+    """The engine core's exception that quotes a worker's exception, if it is not `failure`'s."""
+    for each in failures:
+        found = _QUOTED.search(each.raised[-1].text)
+        if found and found[1].partition("\n")[0] not in failure.raised[-1].text:
+            return each
+    return None
+
+
 def _is_before(cause: Cause, end: Sign) -> bool:
     """Whether `cause` explains more than `end`: it is earlier in the log, or `end` is general."""
     is_general = end.known is not None and end.known.is_general
@@ -350,9 +435,11 @@ def _describe(failure: Failure, run: Run) -> Cause:
     before = f"{LOADED_FROM_DISK}: " if run.is_loaded_from_disk else ""
     special = [(text, known) for text in texts if (known := _known(text, failure, before, is_general=False))]
     general = [(text, known) for text in texts if (known := _known(text, failure, "", is_general=True))]
-    if general and general[0][1] in FAILED_PARTS and _RECOMMENDS.search(general[0][0]):
+    if general and general[0][1] in FAILED_PARTS and _is_refusal(general[0][0]):
         general = [(general[0][0], SETTING_REFUSED)]
     last_resort = _last_resort(texts[0], failure)
+    if last_resort is ERROR_IN_CODE and failure.is_of_library_import:
+        last_resort = _BY_NAME[_VERSIONS]
     text, known = [*special, *general, (texts[0], last_resort)][0]
     if run.hint and not special:
         text, known = run.hint.line.text, run.hint.known
@@ -360,7 +447,26 @@ def _describe(failure: Failure, run: Run) -> Cause:
         known = KV_CACHE_BESIDE
     phase, quote = _phase_of(failure, known), _quote(text, known, failure)
     cause = Cause(failure.process or failure.role, phase, quote, known, failure.line, origin=failure.package_of(text))
+    files = failure.files_of(text) or failure.raised[-1].files
+    cause = _with_context(cause, run, files, is_inner=failure.role in _INNER)
     return replace(cause, is_of_library_import=failure.is_of_library_import)
+
+
+def _with_context(cause: Cause, run: Run, files: Sequence[str], *, is_inner: bool) -> Cause:
+    """Adds what the rest of the log says: the settings in question, a size that fits, the model's class."""
+    known = cause.known
+    if known and known.name == _NOT_DIVISIBLE:
+        return replace(cause, first_step=run.settings.fitting_size(cause.text))
+    is_unclear = known in (None, ERROR_IN_CODE)
+    if known and not known.is_general and known.name not in (*_OF_MANY_CAUSES, *_OF_SETTINGS):
+        return cause
+    if is_unclear or known in FAILED_PARTS or (known and known.name in _OF_MANY_CAUSES):
+        part = run.settings.part_of(files)
+        known = part.known if part and part.known else known
+        if run.has_no_class and part is None:
+            return replace(cause, known=_BY_NAME[_NO_CLASS_CAUSE])
+    settings = run.settings.blamed(files, cause.text, is_unclear=is_inner and known in (None, ERROR_IN_CODE))
+    return replace(cause, known=known, settings=tuple(settings))
 
 
 def _is_beside(process: str, engine: str) -> bool:
@@ -371,12 +477,17 @@ def _is_beside(process: str, engine: str) -> bool:
 
 def _last_resort(text: str, failure: Failure) -> KnownCause | None:
     """The cause of an exception that matches no other: a refused setting, vLLM's code, or None."""
-    if _RECOMMENDS.search(text) or _REFUSES.match(text):
+    if _is_refusal(text):
         return SETTING_REFUSED
     phase = phase_of_functions(failure.functions) or failure.phase
     is_computed = phase in COMPUTING and text.startswith(_OF_VALUES) and failure.is_of_called_code(text)
     is_computed |= _OF_WORKER in text
     return ERROR_IN_CODE if is_computed or SERVING in (phase, failure.phase) or ERROR_IN_CODE.matches(text) else None
+
+
+def _is_refusal(text: str) -> bool:
+    """Whether an exception recommends or refuses a setting. This says more than the place that raised it."""
+    return bool(_RECOMMENDS.search(text) or _REFUSES.match(text))
 
 
 def _inner_first(text: str) -> list[str]:
@@ -393,7 +504,8 @@ def _describe_sign(sign: Sign, run: Run) -> Cause:
     if run.hint and (sign.known is None or sign.known.is_general):
         sign = run.hint
     phase = (sign.known and sign.known.phase) or sign.phase
-    return Cause(sign.line.process, phase, _shorten(sign.line.text), sign.known, sign.number)
+    cause = Cause(sign.line.process, phase, _shorten(sign.line.text), sign.known, sign.number)
+    return _with_context(cause, run, run.stack[::-1], is_inner=False) if run.stack and sign.known else cause
 
 
 def _describe_mention(sign: Sign) -> Cause:

@@ -20,9 +20,10 @@ class KnownCause:
     """A clause that says what is wrong, without a final period."""
     texts: tuple[str, ...]
     advice: str
-    where: Literal["exception", "hint", "end"] = "exception"
+    where: Literal["exception", "hint", "end", "wait"] = "exception"
     """The lines in which the texts are searched for. For `exception`, these are exceptions. `hint` adds lines
-    that explain an exception. `end` also adds lines that report the end of a process."""
+    that explain an exception, `end` lines that report the end of a process, `wait` lines that report that a
+    process still waits."""
     is_general: bool = False
     """Whether a hint, or another exception of the chain, is more informative than this cause."""
     phase: str = ""

@@ -54,13 +54,14 @@ _PREFIXES: Final = (
     re.compile(r"[\w.-]{1,80} {0,40}\| ?"),
     re.compile(r"\[(?!Errno)[\w ./:=,+-]{1,80}\]:? ?"),
     re.compile(r" {0,4}\| ?"),
+    re.compile(r">{1,3} "),
     re.compile(r"│ ?"),
     re.compile(r"\((?:Process|raylet)\) "),
     re.compile(r"(?:vLLM )?(?:STDOUT|STDERR|stdout|stderr)(?: \||:) ?"),
 )
 """The first patterns match ISO times and the prefixes of containerd, journald, syslog, plain times, notebooks
 and Docker compose. The others match brackets such as `[rank0]:` and `[pod/name/container]`, log formats with
-bars, frames of terminals, Ray, and supervisors."""
+bars, frames of terminals, quotations, Ray, and supervisors."""
 _PYTHON: Final = ("Traceback (most recent call last):", '  File "')
 
 _JSON_MESSAGES: Final = ("log", "message", "msg", "MESSAGE", "textPayload", "event", "line")
@@ -173,11 +174,12 @@ def read_lines(stream: BinaryIO) -> Iterator[str]:
     r"""The lines of a stream, without their ends, cut to `LONGEST_LINE` bytes.
 
     The states of a progress bar end with \r. Each becomes a line that still ends with \r, so that
-    `CauseFinder` can count the file's lines.
+    `CauseFinder` can count the file's lines. NULs, which a log has where it was truncated, are left out.
     """
     rest = b""
     for chunk in _utf8_chunks(stream):
-        lines = (rest + chunk).replace(b"\r\n", b"\n").replace(b"\r", b"\r\n").split(b"\n")
+        text = (rest + chunk.replace(b"\0", b"")).replace(b"\r\n", b"\n")
+        lines = text.replace(b"\r", b"\r\n").split(b"\n")
         rest = lines.pop()[:LONGEST_LINE]
         for line in lines:
             yield _decode(line)

@@ -46,7 +46,8 @@ _DRIVEN: Final = (
     "multiprocessing/resource_tracker.py",
     "multiprocessing/spawn.py",
 )
-"""Modules of the standard library that vllm-cli uses in another way than plain vLLM."""
+"""Modules of the standard library that vllm-cli uses in another way than plain vLLM. Plain vLLM does not use
+those of the forkserver. It uses the others, so they count only below a frame of vllm-cli."""
 _ADDED: Final = (
     "startup/imports/stand_ins.py",
     "startup/ground/processes/",
@@ -101,7 +102,7 @@ class TracebackOrigin:
         elif library and (library[1], function) in _BEGINS:
             self._is_in_ours = self._is_below_added = False
         elif library and library[1] in _DRIVEN:
-            self._is_in_ours = True
+            self._is_in_ours = self._is_in_ours or "forkserver" in library[1]
 
     def is_own(self, error: str) -> bool:
         """Whether this exception, written as `Type: message`, is a fault of vllm-cli."""

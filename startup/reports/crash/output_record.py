@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from base.machine.descriptors import move_up
-from base.machine.memory import OomWatch
+from base.machine.memory import NOT_BY_OOM_KILLER, OomWatch
 from base.machine.processes import EndWatch, is_alive
 from base.wording import signal_name
 from startup.reports.causes.own_faults import WITH_THREADS
@@ -45,7 +45,7 @@ STACK_SIGNAL: Final = signal.SIGRTMIN + 5
 """The signal on which a process writes the stacks of all its threads. vLLM's programs do not use it."""
 _POLITE: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals with which the launcher and vLLM end processes on purpose."""
-_BY_WHOM: Final = {True: ", by the kernel's OOM killer", False: ", not by the kernel's OOM killer", None: ""}
+_BY_WHOM: Final = {True: ", by the kernel's OOM killer", False: NOT_BY_OOM_KILLER, None: ""}
 
 
 class ProcessState(NamedTuple):

@@ -9,20 +9,32 @@ from startup.reports.causes.phase import GRAPHS, KV_CACHE
 
 DEVICES: Final = (
     KnownCause(
-        "driver-too-old",
-        "the GPU's driver does not fit the CUDA version of this vLLM",
+        "ptx-too-new",
+        "a kernel's code (PTX) is newer than the GPU's driver",
+        ("the provided PTX was compiled with an unsupported toolchain", "ErrorUnsupportedPtxVersion"),
+        "Update the driver. On data center GPUs, set VLLM_ENABLE_CUDA_COMPATIBILITY=1 in vLLM's image, or put "
+        "cuda-compat (/usr/local/cuda/compat) first in LD_LIBRARY_PATH. Or use a vLLM built for an older CUDA.",
+    ),
+    KnownCause(
+        "cuda-compat-in-the-way",
+        "cuda-compat's driver library is loaded, and does not fit the driver or this GPU",
         (
-            "The NVIDIA driver on your system is too old",
-            "CUDA driver version is insufficient for CUDA runtime version",
             "forward compatibility was attempted on non supported HW",
             "system has unsupported display driver / cuda driver combination",
-            "the provided PTX was compiled with an unsupported toolchain",
-            "ErrorUnsupportedPtxVersion",
             "Error 803",
             "Error 804",
         ),
-        "Update the driver, or use a vLLM built for an older CUDA. In a container, remove cuda-compat from "
-        "LD_LIBRARY_PATH.",
+        "Remove cuda-compat (/usr/local/cuda/compat) from LD_LIBRARY_PATH and /etc/ld.so.conf.d, so that the driver's "
+        "own libcuda.so.1 is found, and unset VLLM_ENABLE_CUDA_COMPATIBILITY. If it fails again, update the driver.",
+    ),
+    KnownCause(
+        "driver-too-old",
+        "the GPU's driver is older than the CUDA version of this vLLM",
+        (
+            "The NVIDIA driver on your system is too old",
+            "CUDA driver version is insufficient for CUDA runtime version",
+        ),
+        "Update the driver, or use a vLLM built for an older CUDA. On data center GPUs, cuda-compat also helps.",
     ),
     KnownCause(
         "driver-library-mismatch",
@@ -39,9 +51,15 @@ DEVICES: Final = (
     KnownCause(
         "unknown-device",
         "vLLM cannot read a GPU's or MIG instance's name in CUDA_VISIBLE_DEVICES",
-        ("invalid literal for int() with base 10: 'MIG-", "invalid literal for int() with base 10: 'GPU-"),
-        "Set CUDA_VISIBLE_DEVICES to numbers, such as 0, or to names that the container's `nvidia-smi -L` shows. A "
-        "recreated MIG instance has a new name.",
+        (
+            "invalid literal for int() with base 10: 'MIG-",
+            "invalid literal for int() with base 10: 'GPU-",
+            "NVMLError_NoPermission",
+            "NVMLError_InvalidArgument",
+            "NVMLError_NotFound",
+        ),
+        "Set CUDA_VISIBLE_DEVICES to numbers, such as 0, or use a newer vLLM. The container must see the slice "
+        "(`nvidia-smi -L`). A recreated MIG instance has a new name.",
     ),
     KnownCause(
         "driver-library-unfit",
@@ -62,6 +80,7 @@ DEVICES: Final = (
             "no CUDA-capable device is detected",
             "libcuda.so.1: cannot open",
             "Can't initialize NVML",
+            "NotImplementedError in …() of …/platforms/interface.py",
             "NVML Shared Library Not Found",
             "Device acquire failed",
         ),
@@ -97,6 +116,7 @@ DEVICES: Final = (
             "CUDA error: invalid device ordinal",
             "HIP error: invalid device ordinal",
             "local_rank … is out of bounds for",
+            "device < num_gpus INTERNAL ASSERT FAILED",
         ),
         "Lower --tensor-parallel-size, --pipeline-parallel-size or --data-parallel-size, or show more GPUs in "
         "CUDA_VISIBLE_DEVICES or the container's limits.",
@@ -356,8 +376,8 @@ MEMORY: Final = (
             "Free memory on device … less than desired GPU memory utilization",
             "Free memory on device … less than the engine's budget",
         ),
-        "End other processes (`nvidia-smi`), also workers of a dead vLLM. If nearly all memory is free, lower "
-        "--gpu-memory-utilization, because vLLM's context needs 0.5 GiB.",
+        "End other processes (`nvidia-smi`), also workers of a dead vLLM, or lower --gpu-memory-utilization. If CPU "
+        "and GPU share memory (GB10, Jetson), free the page cache first (`sync; echo 3 > /proc/sys/vm/drop_caches`).",
     ),
     KnownCause(
         "gpu-memory-changed",
@@ -399,9 +419,9 @@ MEMORY: Final = (
     KnownCause(
         "gpu-memory-query-failed",
         "the GPU's memory is exhausted, or the container's driver does not answer",
-        ("NVML_SUCCESS == r INTERNAL ASSERT FAILED",),
-        "End processes that hold GPU memory (`nvidia-smi`). If `nvidia-smi` fails too, restart the container, because "
-        "its driver does not fit the host's.",
+        ("NVML_SUCCESS == r INTERNAL ASSERT FAILED", "NvMapMemAlloc", "NV_ERR_NO_MEMORY"),
+        "End processes that hold GPU memory (`nvidia-smi`). If CPU and GPU share memory, lower "
+        "--gpu-memory-utilization and free the page cache. If `nvidia-smi` fails too, restart the container.",
     ),
     KnownCause(
         "cpu-memory-too-small",
@@ -421,6 +441,7 @@ MEMORY: Final = (
             "^MemoryError:",
             "Task was killed due to the node running low on memory",
             "ray.exceptions.OutOfMemoryError",
+            "the engine ran out of memory (",
         ),
         "Raise the memory limit of the container or pod, lower --swap-space or --cpu-offload-gb, or run fewer "
         "processes here.",
@@ -435,7 +456,7 @@ MEMORY: Final = (
     KnownCause(
         "oom-killed",
         "the kernel killed a process because memory ran out",
-        ("SIGKILL, by the kernel's OOM killer",),
+        ("SIGKILL, by the kernel's OOM killer", "the kernel killed it because the memory of"),
         "Raise the memory limit of the container or pod, lower VLLM_CPU_KVCACHE_SPACE, --cpu-offload-gb or "
         "--max-model-len, or run fewer processes here.",
         where="end",
@@ -458,6 +479,9 @@ MEMORY: Final = (
             "exited with code 137",
             "exitcode=-9",
             "is killed by signal: Killed",
+            "killed by SIGKILL",
+            "ended by SIGKILL",
+            "killed by signal 9",
         ),
         "Check with `kubectl describe pod`, `docker inspect` or `dmesg` whether it was the OOM killer. If so, raise "
         "the memory limit. Loading also needs memory for the largest weights file.",
@@ -476,6 +500,8 @@ MEMORY: Final = (
             "/dev/shm…[Errno 14]",
             "^OSError: [Errno 14] Bad address",
             "died with <Signals.SIGBUS",
+            "killed by SIGBUS",
+            "crashed with SIGBUS",
         ),
         "Run `docker run` with --ipc=host or --shm-size 8g. In Kubernetes, mount an emptyDir with `medium: Memory` at "
         "/dev/shm.",

@@ -77,6 +77,14 @@ FILES: Final = (
         "large files fail, set HF_HUB_DISABLE_XET=1.",
     ),
     KnownCause(
+        "download-locked",
+        "another process holds the lock of the same download",
+        ("waiting to acquire lock on",),
+        "Wait for that download, or end it. If there is none, delete the .lock file that the message names, which a "
+        "killed process left on a network disk.",
+        where="wait",
+    ),
+    KnownCause(
         "revision-not-found",
         "the model has no such revision",
         ("RevisionNotFoundError", "is not a valid git identifier"),
@@ -126,6 +134,13 @@ FILES: Final = (
         ("[Errno 13] Permission denied:", "Check cache directory permissions", "Read-only file system"),
         "Check the path's owner and mode. For caches, set HOME, HF_HOME, VLLM_CACHE_ROOT, TRITON_CACHE_DIR or "
         "XDG_CONFIG_HOME to a folder that the container's user may write (emptyDir).",
+    ),
+    KnownCause(
+        "user-without-name",
+        "this user has no entry in /etc/passwd, as in containers with a user of their own",
+        ("getpwuid(): uid not found",),
+        "Set USER and LOGNAME to any name, HOME to a folder that the user may write, and TORCHINDUCTOR_CACHE_DIR to a "
+        "folder in it. Or add the user to the image's /etc/passwd.",
     ),
     KnownCause(
         "too-many-open-files",

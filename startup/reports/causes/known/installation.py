@@ -65,6 +65,30 @@ INSTALLATION: Final = (
         "that feature. If flash_attn is missing, install its build for this torch.",
     ),
     KnownCause(
+        "nvidia-library-in-the-way",
+        "another copy of an NVIDIA library is loaded than the one that torch needs",
+        (
+            "undefined symbol: nccl",
+            "undefined symbol: __nvJitLink",
+            "undefined symbol: cublas",
+            "undefined symbol: cudnn",
+            "undefined symbol: cusparse",
+            "undefined symbol: nvshmem",
+            "Cannot load symbol cudnn",
+            "CUDNN_STATUS_SUBLIBRARY_VERSION_MISMATCH",
+            "cuDNN version incompatibility",
+        ),
+        "Remove the folder of that library (such as NCCL) from LD_LIBRARY_PATH, LD_PRELOAD and VLLM_NCCL_SO_PATH. If "
+        "that does not help, install torch's own version again, such as nvidia-nccl-cu12 (`--force-reinstall`).",
+    ),
+    KnownCause(
+        "operator-not-in-build",
+        "this build has no kernel for the model's quantization",
+        tuple(f"'_OpNamespace' '_C' object has no attribute '{name}" for name in ("awq", "gptq", "ggml", "marlin")),
+        "On ROCm and CPUs, choose another quantization, or none (on ROCm, VLLM_USE_TRITON_AWQ=1 serves AWQ). On NVIDIA "
+        "GPUs, install vLLM into a new environment, with the torch that it requires.",
+    ),
+    KnownCause(
         "libraries-do-not-fit",
         "compiled libraries were built for another version of torch",
         (
@@ -78,6 +102,7 @@ INSTALLATION: Final = (
             "A module that was compiled using NumPy 1",
             "numpy.dtype size changed",
             "operator torchvision::nms does not exist",
+            "NameError: name 'vllm_",
         ),
         "Install vLLM into a new environment without packages that pin torch. Rebuild flash-attn and other extensions "
         "for vLLM's torch.",
@@ -100,6 +125,8 @@ INSTALLATION: Final = (
             "got an unexpected keyword argument",
             "got multiple values for argument",
             "No module named '….…'",
+            "partially initialized module",
+            "AttributeError: module 'triton",
         ),
         "Install vLLM into a new environment, so that it chooses torch, transformers and FlashInfer. A program that "
         "calls vLLM needs the release that it was written for.",

@@ -60,6 +60,19 @@ LLAMA_CPP: Final = (
         where="end",
     ),
     KnownCause(
+        "gguf-quantization-missing",
+        "the repository has no GGUF file of this quantization",
+        (
+            "tag is not available in the repository",
+            "no GGUF files found in repository",
+            "GGUF files not found in",
+            "Could not find GGUF file",
+        ),
+        "Name a quantization that the repository's page lists among its files, such as OWNER/MODEL-GGUF:Q4_K_M, "
+        "spelled as there. vLLM serves a repository without .gguf files, by its name without `:`.",
+        where="end",
+    ),
+    KnownCause(
         "llama-download-failed",
         "llama.cpp cannot download the model",
         ("get_repo_commit: error", "failed to download model from Hugging Face", "error from HF API"),

@@ -31,13 +31,16 @@ MODEL: Final = (
             "must be divisible by ep_size",
             "is not aligned with the quantized weight shape",
             "^AssertionError: … is not divisible by",
+            "is not divisible by …block_",
+            "is not divisible by …min_thread_",
+            "must divisible by BLOCK_SIZE",
             "partition… not divisible by",
             "not divisible by tp_size",
             "not divisible by weight quantization",
             "heads is not divisible by",
         ),
-        "Choose a --tensor-parallel-size that divides the attention heads, often 1, 2, 4 or 8. Use the other GPUs with "
-        "--pipeline-parallel-size or --data-parallel-size.",
+        "The --tensor-parallel-size must divide the heads, and split weights into whole blocks of the quantization. "
+        "Often 1, 2 or 4 do. Use the other GPUs with --pipeline-parallel-size or --data-parallel-size.",
     ),
     KnownCause(
         "transformers-too-new",
@@ -69,10 +72,16 @@ MODEL: Final = (
         (
             "Model architectures … are not supported for now",
             "Cannot find model module",
-            "has no vLLM implementation and the Transformers implementation is not compatible",
         ),
         "Use a newer vLLM, a converted checkpoint (-hf), or --model-impl transformers.",
         is_general=True,
+    ),
+    KnownCause(
+        "model-class-missing",
+        "vLLM has no class for this model, and the one of transformers does not work in vLLM",
+        ("has no vLLM implementation and the Transformers implementation is not compatible",),
+        "Use a newer vLLM, which may have a class for it, with the transformers that the model's page names. If the "
+        "page names a plugin or image of vLLM, use that.",
     ),
     KnownCause(
         "model-code-broken",

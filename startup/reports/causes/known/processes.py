@@ -7,7 +7,14 @@ from startup.reports.causes.known_cause import KnownCause
 STOPPED: Final = KnownCause(
     "stopped",
     "a signal stopped the process",
-    ("KeyboardInterrupt", "SystemExit: 15", "received signal=SIG", "Received SIGTERM", "Received signal 15"),
+    (
+        "KeyboardInterrupt",
+        "SystemExit: 15",
+        "received signal=SIG",
+        "Received SIGTERM",
+        "Received signal 15",
+        "server was ended by SIGTERM",
+    ),
     "Nothing failed before. If nobody stopped the server, see `kubectl describe pod`. Often probes failed during a "
     "long start, or a node was drained. docs/containers.md has fitting probes.",
     where="end",
@@ -37,7 +44,8 @@ PROCESSES: Final = (
         "gpu-used-twice",
         "two ranks were given the same GPU",
         ("Duplicate GPU detected",),
-        "Give each rank its own GPU. Check CUDA_VISIBLE_DEVICES, the ranks' numbers and Ray's version.",
+        "Give each rank its own GPU. Check CUDA_VISIBLE_DEVICES, the ranks' numbers and Ray's version. Slices of a GPU "
+        "(MIG) cannot work together, so start a server on each.",
     ),
     KnownCause(
         "nccl-invalid-usage",
@@ -64,7 +72,6 @@ PROCESSES: Final = (
             "NCCL error",
             "NCCL Error",
             "DistBackendError",
-            "() of …/device_communicators/",
         ),
         "Set NCCL_DEBUG=INFO, which logs the reason. Often /dev/shm is too small (--ipc=host), the interface is wrong "
         "(NCCL_SOCKET_IFNAME), or the GPUs have no P2P (NCCL_P2P_DISABLE=1).",
@@ -101,21 +108,35 @@ PROCESSES: Final = (
             "torch.distributed.DistNetworkError",
             "torch.distributed.DistStoreError",
             "Unable to find address for",
+            "The client socket has failed to connect",
         ),
         "Give all nodes the same --master-addr and open port. With several networks, set VLLM_HOST_IP, "
         "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME. If a process failed before, read its log.",
+        where="wait",
+    ),
+    KnownCause(
+        "nccl-hangs",
+        "the processes of a group wait for each other in NCCL",
+        ("vLLM is using nccl==", "generating GPU P2P access cache"),
+        "If nothing follows, set NCCL_DEBUG=INFO, which logs the step. On one machine, test NCCL_P2P_DISABLE=1 (IOMMU, "
+        "virtual machines) and --disable-custom-all-reduce. On several, set NCCL_SOCKET_IFNAME and open the ports.",
+        where="wait",
     ),
     KnownCause(
         "ray-has-too-few-gpus",
-        "Ray has fewer GPUs than the flags ask for",
+        "Ray has fewer free GPUs than the flags ask for",
         (
             "Ray does not allocate any GPUs on the driver node",
-            "The number of required GPUs exceeds the total number of available GPUs",
+            "The number of required … exceeds the total number of available",
             "Cannot provide a placement group of",
             "Current node has no GPU available",
+            "Waiting for creating a placement group",
+            "No available node types can fulfill resource request",
+            "exceeds available GPUs (",
         ),
-        "Check `ray status`. End programs that hold GPUs, join missing nodes, or lower the parallel sizes. Start vLLM "
-        "on a node with a GPU.",
+        "Check `ray status`. End programs that hold GPUs, join missing nodes, or lower the parallel sizes. Give each "
+        "node its own VLLM_HOST_IP, which is its address in `ray status`. Start vLLM on a node with a GPU.",
+        where="wait",
     ),
     KnownCause(
         "ray-not-running",
@@ -148,17 +169,23 @@ PROCESSES: Final = (
     KnownCause(
         "engine-hangs",
         "the engine hung",
-        ("s (--engine-watchdog-timeout): since", "s while others wait for its memory: since"),
+        (
+            "s (--engine-watchdog-timeout): since",
+            "s while others wait for its memory: since",
+            "The engine hangs",
+            "The server hangs.",
+        ),
         "Read the threads' stacks in the log. If a process is stopped, look for a debugger, a freezer or SIGSTOP. If a "
         "kernel or connection hangs, try NCCL_DEBUG=INFO and --disable-custom-all-reduce. If steps take longer, raise "
         "--engine-watchdog-timeout.",
     ),
     KnownCause(
         "worker-hangs",
-        "a worker did not answer in time",
-        ("RPC call to … timed out", "RayChannelTimeoutError"),
+        "a worker does not answer",
+        ("RPC call to … timed out", "RayChannelTimeoutError", "No available shared memory broadcast block found"),
         "Find out with `py-spy dump` where the worker hangs. Try --disable-custom-all-reduce and NCCL_P2P_DISABLE=1, "
         "or raise VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS and Ray's RAY_CGRAPH_get_timeout.",
+        where="wait",
     ),
     KnownCause(
         "start-took-too-long",
@@ -208,6 +235,10 @@ PROCESSES: Final = (
             "exit code 134",
             "exit code 136",
             "exited with code 139",
+            "the process crashed with SIG",
+            "was killed by SIG",
+            "was ended by SIG",
+            "killed by signal",
         ),
         "Set PYTHONFAULTHANDLER=1, which logs the place. Often libraries have different versions. Try vLLM's image, a "
         "newer version, or --enforce-eager.",
@@ -233,7 +264,20 @@ PROCESSES: Final = (
     KnownCause(
         "process-vanished",
         "a process ended without a message",
-        ("died unexpectedly", "Engine process … died"),
+        (
+            "died unexpectedly",
+            "Engine process … died",
+            "ended unexpectedly",
+            "with exit code",
+            "with exit status",
+            "(exit code ",
+            "left no message",
+            "ended with the forkserver",
+            ", and the forkserver does not answer",
+            "was …, and was killed",
+            "process…has ended",
+            "server has ended: ",
+        ),
         "Check with `kubectl describe pod`, `docker inspect` or `dmesg` whether the OOM killer ended it. If not, "
         "compiled code crashed. Set PYTHONFAULTHANDLER=1, which logs the place.",
         where="end",

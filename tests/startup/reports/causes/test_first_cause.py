@@ -824,11 +824,11 @@ error-in-code: f > RuntimeError: a and b must have same reduction dim, but got [
 kv-connector-failed: _update_from_kv_xfer_finished > AssertionError
 kv-connector-failed: f > AssertionError: External KV connector is not verified yet
 moe-failed: vllm/model_executor/layers/fused_moe/x > RuntimeError: Error in function 'x': Got CUDA error
-driver-too-old: f > RuntimeError: CUDA error: cudaErrorUnsupportedPtxVersion
 gguf-unsupported: f > OSError: It looks like the config file at '/m/a.gguf' is not a valid JSON file.
 gguf-unsupported: f > ValueError: Invalid repository ID or local directory specified: '/m/a.gguf'.
 gguf-unsupported: f > HFValidationError: Repo id must be in the form 'namespace/repo_name': 't/M-GGUF:Q4_K_M'.
 weights-damaged: f > OSError: It looks like the config file at '/m/config.json' is not a valid JSON file.
+ptx-too-new: f > RuntimeError: CUDA error: cudaErrorUnsupportedPtxVersion
 weights-damaged: f > ValidationError: 1 validation error for ModelConfig\n  Value error, Expecting value: line 1
   column 1 (char 0)
 """
@@ -863,7 +863,10 @@ def test_the_function_the_file_and_the_error_of_an_exception_tell_its_cause(text
         ("llama-server: error while loading shared libraries: libcuda.so.1: cannot open", "no-device"),
         ("AttributeError: '_C' object has no attribute 'rms_norm'", "libraries-do-not-fit"),
         ("terminate called after throwing an instance of 'X'|  what():  submit: ErrorDeviceLost", "gpu-device-lost"),
-        ("No platform detected, vLLM is running on UnspecifiedPlatform|x: UserWarning: Error 803: x", "driver-too-old"),
+        (
+            "No platform detected, vLLM is running on UnspecifiedPlatform|x: UserWarning: Error 803: x",
+            "cuda-compat-in-the-way",
+        ),
         ("2.0.1 E get_repo_commit: error: GET failed (404)|srv: failed to load model", "llama-download-failed"),
         ("common: init|/x/ggml/src/ggml-impl.h:319: fatal error", "llama-failed"),
         ("RuntimeError: CUDA error: OS call failed or operation not supported on this OS", "no-pinned-memory"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tracemalloc
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from startup.reports.causes import log_line
 from startup.reports.causes.first_cause import find_cause
 from startup.reports.causes.log_line import LONGEST_LINE, LogLine, read_line, read_lines
+from tests.support.growth import growth
 
 VLLM = "(EngineCore_DP0 pid=123) ERROR 09-03 11:03:37 [core.py:712]     raise ValueError("
 READ = LogLine("EngineCore_DP0 pid=123", "ERROR", "core.py", "    raise ValueError(")
@@ -175,3 +177,76 @@ def test_a_log_can_have_the_encodings_of_powershell(encoding, monkeypatch):
     monkeypatch.setattr(log_line, "_CHUNK", 3)
     stream = io.BytesIO("Zeile 1: ä€😀\nZeile 2\n".encode(encoding))
     assert list(read_lines(stream)) == ["Zeile 1: ä€😀", "Zeile 2"]
+
+
+_LINE_ENDS = {
+    "LF": "\n",
+    "CR": "\r",
+    "CRLF": "\r\n",
+    "CR CR LF": "\r\r\n",
+    "LF CR": "\n\r",
+    "NEL": "\x85",
+    "VT": "\v",
+    "FF": "\f",
+    "LS": "\u2028",
+    "NUL": "\0",
+    "colours": "\x1b[0m\n",
+    "a progress bar": "\x1b[A\r",
+    "none": "",
+}
+_LINES = {
+    "text": "x" * 50,
+    "error": "ERROR 09-03 11:03:37 [core.py:712] ValueError: No",
+    "bar": "50%|####  | 1/2 [00:01]",
+}
+
+
+def _num_calls(log: str) -> int:
+    """How many Python functions are called to explain a log. Unlike time, it is always the same."""
+    count = 0
+
+    def note(frame: object, event: str, arg: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(note)
+    try:
+        find_cause(read_lines(io.BytesIO(log.encode())))
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("line", _LINES)
+@pytest.mark.parametrize("end", _LINE_ENDS)
+def test_a_line_costs_the_same_with_each_line_end(end, line):
+    """A text between CR and LF, which is empty, may cost a few calls more."""
+    num, text = 1_000, _LINES[line]
+    assert _num_calls((text + _LINE_ENDS[end]) * num) <= _num_calls(f"{text}\n" * num) + 10 * num
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("end", _LINE_ENDS)
+def test_the_cost_is_linear_with_each_line_end(end):
+    line = ("50%|####  | 1/2 [00:01]" + _LINE_ENDS[end]).encode()
+    assert growth(lambda lines: lambda: find_cause(read_lines(io.BytesIO(line * lines)))) is None
+
+
+@pytest.mark.parametrize("end", ["LF", "CR", "CRLF", "CR CR LF", "LF CR", "colours", "a progress bar"])
+def test_a_cause_is_found_with_each_line_end(end):
+    lines = [
+        "x" * 50_000,
+        "Traceback (most recent call last):",
+        "ValueError: max_lora_rank",
+        "",
+        "\0" * 50_000 + "Killed",
+    ]
+    cause = find_cause(read_lines(io.BytesIO("".join(line + _LINE_ENDS[end] for line in lines).encode())))
+    assert cause is not None and cause.text in ("Killed", "ValueError: max_lora_rank")
+
+
+def test_an_error_after_the_nuls_of_a_truncated_log_is_found():
+    cause = find_cause(
+        read_lines(io.BytesIO(b"\0" * (4 * LONGEST_LINE) + b"RuntimeError: Failed to infer device type\n"))
+    )
+    assert cause is not None and cause.known is not None and cause.known.name == "no-device"

@@ -1,0 +1,107 @@
+"""Each sentence of ours about the end of a process has a cause, whichever engine's log it is in."""
+
+import ast
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from base.machine.memory import OomWatch
+from startup.embedded.engine_process import EngineProcess
+from startup.reports.causes.first_cause import find_cause
+from startup.reports.causes.known.own import UNKNOWN
+from startup.reports.crash.output_record import OutputRecord, ProcessEnds
+
+_ROOT = Path(__file__).parents[4]
+_END = re.compile(
+    r"\b(?:ended (?:with|by|before|unexpectedly)|has ended|was (?:killed|ended)|killed by|died|crashed|exit code|hangs|"
+    r"ran out of memory|no message)\b"
+)
+_NO_ENDS = (
+    # Help texts and what plain vLLM does.
+    "Start the model again when",
+    "Run the server in the background.",
+    "Serve MODEL with the OpenAI API",
+    "checks each EngineCore",
+    "an engine that hangs is not noticed",
+    "the server ends up to five seconds later",
+    "exit code 1 when the engine dies",
+    "exit code {}",
+    # What follows from another message, which has the cause, or contains the reason.
+    "ended by {",
+    "ended with the process {",
+    "{}: it was ended",
+    "%d requests are ended with an error",
+    "The engine died: {}",
+    "the engine died: %s",
+    # The server goes on without this process, or a command reports about requests.
+    "the responder process",
+    "{} was left behind by a server",
+    "{} did not stop in time",
+    "{}: {} answers ended before",
+)
+"""Beginnings of texts that report no end, by the reason why."""
+_ENGINES = {
+    "vllm": "(EngineCore_DP0 pid=40) ERROR 09-03 11:03:37 [core.py:712] ",
+    "embedded": "ERROR 09-03 11:03:37 (engine) server.engine.process: ",
+    "none": "",
+}
+
+
+def _sentences() -> Iterator[str]:
+    for package in ("startup", "server", "router", "vllm_cli"):
+        for path in sorted((_ROOT / package).rglob("*.py")):
+            if "reports/causes" not in str(path):
+                yield from _sentences_of(ast.parse(path.read_text()))
+
+
+def _sentences_of(tree: ast.Module) -> Iterator[str]:
+    parts = {id(part) for each in ast.walk(tree) if isinstance(each, ast.JoinedStr) for part in ast.walk(each)}
+    parts |= {id(each.value) for each in ast.walk(tree) if isinstance(each, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            text = "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
+            text = node.value
+        else:
+            continue
+        if _END.search(text) and not text.startswith(_NO_ENDS) and " " in text.replace("out of memory", ""):
+            yield text
+
+
+@pytest.mark.parametrize("engine", _ENGINES)
+@pytest.mark.parametrize("sentence", sorted({*_sentences()}))
+def test_each_sentence_about_an_end_has_a_cause(sentence, engine):
+    text = re.sub(r"(by|with) \{\}", r"\1 SIGSEGV", sentence)
+    text = text.replace("code SIGSEGV", "code 1").replace("%s", "x").replace("%d", "7").replace("{}", "9")
+    cause = find_cause([f"{_ENGINES[engine]}{text}"])
+    assert cause is not None and cause.known not in (None, UNKNOWN)
+
+
+def test_there_are_such_sentences():
+    assert len({*_sentences()}) >= 25
+
+
+_SIGNALS = [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE]
+
+
+@pytest.mark.parametrize("number", _SIGNALS)
+def test_each_signal_has_the_same_cause_with_both_engines(number, tmp_path):
+    record = OutputRecord(tmp_path)
+    (tmp_path / "40.state").write_text("EngineCore_DP0\n0\n")
+    ProcessEnds(record).add(40, -number)
+    of_vllm = find_cause(record.file.read_text().splitlines())
+    of_embedded = find_cause([f"{_ENGINES['embedded']}the engine died: {_describe_end(number)}"])
+    assert of_vllm is not None and of_embedded is not None
+    assert of_vllm.known is not None and of_vllm.known == of_embedded.known
+
+
+def _describe_end(number: int) -> str | None:
+    class Ended:
+        pid, exitcode = 40, -number
+
+    process = EngineProcess.__new__(EngineProcess)
+    process._process, process._oom_watch = Ended(), OomWatch()
+    return process.describe_end()
