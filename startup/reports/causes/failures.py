@@ -188,9 +188,13 @@ class Failure:
         file = self._find(text).file
         return file.rpartition("-packages/")[2].partition("/")[0] if "-packages/" in file else ""
 
+    def source_of(self, text: str) -> str:
+        """The innermost Python line of this exception's traceback. Empty if unknown."""
+        return self._find(text).source
+
     def is_of_called_code(self, text: str) -> bool:
         """Whether the innermost Python line is known and called other code that raised this exception."""
-        source = self._find(text).source
+        source = self.source_of(text)
         return source != "" and not source.startswith(("raise", "assert"))
 
     def _find(self, text: str) -> Raised:
@@ -256,7 +260,8 @@ class FailureReader:
     def read(self, line: LogLine, number: int, phase: str) -> None:
         key = (line.process, line.place)
         text = line.text
-        if self._wrapped and key == ("", "") and key not in self._readings and text[:2] == "  ":
+        is_wrapped = self._wrapped is not None and ("", "") in (key, self._wrapped)
+        if self._wrapped and is_wrapped and key not in self._readings and text[:2] == "  ":
             key = self._wrapped
             line = line._replace(process=key[0], place=key[1])
         else:

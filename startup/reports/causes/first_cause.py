@@ -17,7 +17,7 @@ from startup.reports.causes.known.own import OWN
 from startup.reports.causes.known.processes import NOT_IN_LOG, PROCESSES, STOPPED
 from startup.reports.causes.known_cause import KnownCause
 from startup.reports.causes.log_line import LogLine, read_line
-from startup.reports.causes.log_settings import LogSettings
+from startup.reports.causes.log_settings import LogSettings, part_shown, shown_setting
 from startup.reports.causes.own_faults import OWN_FAULT
 from startup.reports.causes.phase import (
     BANNER,
@@ -78,7 +78,7 @@ _RECOMMENDS: Final = re.compile(
     r"|\b(?:use|set|setting|pass|add|via|with) `?(?:--[a-z]|VLLM_)|\bbe one of\b)"
 )
 _REFUSES: Final = re.compile(
-    r"(?!Assertion|Attribute|Index|Key|Name|Type).{0,2000}?"
+    r"(?!Assertion|Attribute|Index|Key|Name|Type|RuntimeError: view ).{0,2000}?"
     r"(?:not (?:yet )?supported|unsupported|not support |only supports?\b|incompatible|not compatible"
     r"|mutually exclusive|cannot be (?:used|combined|set|enabled)|\brequires? "
     r"|\bmust be (?:set|used|one of|greater|less|at least|a |an ))",
@@ -448,25 +448,33 @@ def _describe(failure: Failure, run: Run) -> Cause:
     phase, quote = _phase_of(failure, known), _quote(text, known, failure)
     cause = Cause(failure.process or failure.role, phase, quote, known, failure.line, origin=failure.package_of(text))
     files = failure.files_of(text) or failure.raised[-1].files
-    cause = _with_context(cause, run, files, is_inner=failure.role in _INNER)
+    words = f"{text} {failure.source_of(text)}"
+    cause = _with_context(cause, run, files, words, is_inner=failure.role in _INNER)
     return replace(cause, is_of_library_import=failure.is_of_library_import)
 
 
-def _with_context(cause: Cause, run: Run, files: Sequence[str], *, is_inner: bool) -> Cause:
-    """Adds what the rest of the log says: the settings in question, a size that fits, the model's class."""
+def _with_context(cause: Cause, run: Run, files: Sequence[str], words: str, *, is_inner: bool) -> Cause:
+    """Adds what the rest of the log says: the settings in question, a size that fits, the model's class.
+
+    `words` is the exception and the line that raised it.
+    """
     known = cause.known
     if known and known.name == _NOT_DIVISIBLE:
         return replace(cause, first_step=run.settings.fitting_size(cause.text))
-    is_unclear = known in (None, ERROR_IN_CODE)
     if known and not known.is_general and known.name not in (*_OF_MANY_CAUSES, *_OF_SETTINGS):
         return cause
+    is_unclear, first_step = known in (None, ERROR_IN_CODE), ""
     if is_unclear or known in FAILED_PARTS or (known and known.name in _OF_MANY_CAUSES):
         part = run.settings.part_of(files)
         known = part.known if part and part.known else known
         if run.has_no_class and part is None:
             return replace(cause, known=_BY_NAME[_NO_CLASS_CAUSE])
-    settings = run.settings.blamed(files, cause.text, is_unclear=is_inner and known in (None, ERROR_IN_CODE))
-    return replace(cause, known=known, settings=tuple(settings))
+    if run.settings.is_empty and (part := part_shown(files, words, is_unclear=is_unclear)):
+        known = part.known if part.known and (is_unclear or known in FAILED_PARTS) else known
+        flag = shown_setting(part.settings[0])
+        first_step = "" if known is part.known or flag in cause.text else f"Leave out {flag} if it is set."
+    settings = run.settings.blamed(files, words, is_unclear=is_inner and known in (None, ERROR_IN_CODE))
+    return replace(cause, known=known, settings=tuple(settings), first_step=first_step)
 
 
 def _is_beside(process: str, engine: str) -> bool:
@@ -505,7 +513,7 @@ def _describe_sign(sign: Sign, run: Run) -> Cause:
         sign = run.hint
     phase = (sign.known and sign.known.phase) or sign.phase
     cause = Cause(sign.line.process, phase, _shorten(sign.line.text), sign.known, sign.number)
-    return _with_context(cause, run, run.stack[::-1], is_inner=False) if run.stack and sign.known else cause
+    return _with_context(cause, run, run.stack[::-1], "", is_inner=False) if run.stack and sign.known else cause
 
 
 def _describe_mention(sign: Sign) -> Cause:

@@ -27,8 +27,8 @@ _CHOICES: Final = ("mode", "format", "backend", "parser", "dtype", "quantization
 _UNSET: Final = ("", "0", "none", "false", "auto", "[]", "{}")
 _MOST_SETTINGS: Final = 300
 _MOST_NAMED: Final = 2
-_NUM_OPTIONAL: Final = 3
-"""The number of parts at the beginning of `PARTS` without which vLLM serves the same model."""
+_NUM_OPTIONAL: Final = 4
+"""The number of parts at the beginning of `PARTS` without which vLLM often serves the same model."""
 
 
 class LogSettings:
@@ -51,6 +51,11 @@ class LogSettings:
         for name, value in found:
             if len(self._values) < _MOST_SETTINGS:
                 self._values[name] = value.strip("'\"<>:") or ("…" if "'" not in value else "")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the log shows no settings at all, for example because it is cut."""
+        return not self._values
 
     def part_of(self, files: Sequence[str]) -> Part | None:
         """The part of vLLM with the innermost of the files that belongs to a part which is turned on."""
@@ -77,15 +82,16 @@ class LogSettings:
 
         Args:
             files: the files of the traceback, outermost first.
-            text: the exception. It may name a setting.
+            text: the exception and the line that raised it. They may name a setting or a part.
             is_unclear: whether nothing else says what failed. Then an optional part may have.
         """
         words = text.lower().replace("-", "_").replace(" ", "_")
         named = (name for name, value in self._values.items() if _is_named(name, value.lower(), words))
+        spoken = (name for part in PARTS if any(word in text.lower() for word in part.words) for name in part.settings)
         below = (name for file in reversed(files) for part in PARTS if part.has(file) for name in part.settings)
         all_parts = chain.from_iterable(part.settings for part in PARTS[:_NUM_OPTIONAL] if is_unclear)
-        found = dict.fromkeys(each for name in (*named, *below, *all_parts) for each in self._set(name))
-        return [_shown(name) for name in [*found][:_MOST_NAMED]]
+        found = dict.fromkeys(each for name in (*named, *spoken, *below, *all_parts) for each in self._set(name))
+        return [shown_setting(name) for name in [*found][:_MOST_NAMED]]
 
     def _set(self, name: str) -> list[str]:
         """The set settings with this name, or the set variables whose names begin with it."""
@@ -99,5 +105,15 @@ def _is_named(name: str, value: str, words: str) -> bool:
     return is_word or (name.endswith(_CHOICES) and len(value) > 2 and value in words)
 
 
-def _shown(name: str) -> str:
+def part_shown(files: Sequence[str], text: str, *, is_unclear: bool) -> Part | None:
+    """The part that the text names, or else, if `is_unclear`, the nameless part with the innermost file."""
+    words = text.lower()
+    named = next((part for part in PARTS if any(word in words for word in part.words)), None)
+    return named or next(
+        (part for part in PARTS if is_unclear and not part.known and part.has("".join(files[-1:]))), None
+    )
+
+
+def shown_setting(name: str) -> str:
+    """A setting as its flag, or a variable."""
     return name if name.isupper() else f"--{name.replace('_', '-')}"

@@ -113,8 +113,7 @@ DEVICES: Final = (
         "the flags ask for more GPUs than are visible",
         (
             "is larger than the number of available GPUs",
-            "CUDA error: invalid device ordinal",
-            "HIP error: invalid device ordinal",
+            "invalid device ordinal",
             "local_rank … is out of bounds for",
             "device < num_gpus INTERNAL ASSERT FAILED",
         ),
@@ -141,9 +140,10 @@ DEVICES: Final = (
             "No compiled …capability",
             "No compiled …kernel",
             "cutlass…, Error Internal",
+            "RuntimeError: Error Internal",
         ),
         "For a new GPU, use a newer vLLM and torch, for an old GPU older ones. Or build vLLM from source for this GPU "
-        "(TORCH_CUDA_ARCH_LIST).",
+        "(TORCH_CUDA_ARCH_LIST). With a quantization, try another one, or leave out --quantization.",
     ),
     KnownCause(
         "kernel-too-large",

@@ -25,6 +25,7 @@ ERROR_IN_CODE: Final = KnownCause(
         "must match the existing size",
         "shape mismatch:",
         "is invalid for input of size",
+        "view size is not compatible",
         "shapes cannot be multiplied",
         "have the same dtype",
         "expected scalar type",
@@ -98,7 +99,6 @@ INSTALLATION: Final = (
             "'_C' object has no attribute",
             "'_OpNamespace' '_",
             "Could not run '_C::",
-            "version `GLIBC",
             "A module that was compiled using NumPy 1",
             "numpy.dtype size changed",
             "operator torchvision::nms does not exist",
@@ -106,6 +106,13 @@ INSTALLATION: Final = (
         ),
         "Install vLLM into a new environment without packages that pin torch. Rebuild flash-attn and other extensions "
         "for vLLM's torch.",
+    ),
+    KnownCause(
+        "system-too-old",
+        "the system's C or C++ library is older than this build needs",
+        ("version `GLIBC", "version `CXXABI"),
+        "Use vLLM's image or a newer system. For GLIBCXX and CXXABI, a newer libstdc++ is enough (conda-forge's "
+        "libstdcxx-ng, whose folder must come first in LD_LIBRARY_PATH).",
     ),
     KnownCause(
         "library-missing",
@@ -146,10 +153,11 @@ INSTALLATION: Final = (
     ),
     KnownCause(
         "compiler-misses-files",
-        "Triton's C compiler finds no Python.h or no libcuda.so",
-        ("fatal error: Python.h", "cannot find -lcuda"),
-        "For Python.h, install python3-dev of vLLM's Python version. For -lcuda, set LIBRARY_PATH to a folder where "
-        "libcuda.so links to the driver's libcuda.so.1. Or use the vllm/vllm-openai image.",
+        "the C compiler of Triton or torch.compile finds no Python.h, another header or libcuda.so",
+        ("fatal error: …: No such file or directory", "cannot find -lcuda"),
+        "Install the header's package (python3-dev of vLLM's Python for Python.h, else gcc and libc6-dev). For -lcuda, "
+        "set LIBRARY_PATH to a folder where libcuda.so links to the driver's libcuda.so.1. Or use the vllm/vllm-openai "
+        "image.",
         where="hint",
     ),
     KnownCause(
@@ -236,6 +244,7 @@ INSTALLATION: Final = (
             "InductorError",
             "BackendCompilerFailed",
             "PassManager::run failed",
+            "Mosaic failed to compile",
             "TritonError",
             "Triton Error",
             "torch._dynamo.exc.Unsupported",

@@ -204,13 +204,13 @@ def test_pydantics_message_about_a_field_names_the_field(kind):
 def test_an_unknown_cause_still_has_process_phase_and_exception():
     cause = _find(
         "(EngineCore_DP0 pid=40) INFO 09-03 11:03:30 [gpu_model_runner.py:2] Starting to load model x",
-        _log(_CORE, _traceback("run_engine_core", error="RuntimeError: Error Internal")),
+        _log(_CORE, _traceback("run_engine_core", error="RuntimeError: something odd")),
         _log(_API, _traceback("main", error=_SEE_ABOVE)),
     )
     assert cause.known is None
     assert write_digest(cause) == [
         "EngineCore_DP0 (pid 40) failed while it loaded the model.",
-        "Cause: RuntimeError: Error Internal",
+        "Cause: RuntimeError: something odd",
         "Do: Search the issues of vLLM for the message. Read the log around it (line 5). Try the newest release.",
         "Code: VC-UNKNOWN",
     ]

@@ -256,3 +256,52 @@ def test_the_process_of_plain_vllm_that_fails_in_spawn_is_no_fault_of_vllm_cli()
     lines = ['  File "/usr/lib/python3.11/multiprocessing/spawn.py", line 122, in spawn_main', "    x",
              "ModuleNotFoundError: No module named 'transformers_modules.a.Phi-3'"]  # fmt: skip
     assert _name(_explain("Traceback (most recent call last):", *lines)[0]) == "remote-code-not-importable"
+
+
+@pytest.mark.parametrize(
+    ("error", "files", "name", "flag"),
+    [
+        ("AssertionError: num_spec_decodes: 4", ["vllm/x.py"], "speculative-decoding-failed", "--speculative-config"),
+        ("AttributeError: no 'bnb_shard_offsets'", ["vllm/x.py"], "quantization-failed", "quantization"),
+        (
+            "ValueError: this kv-cache is not supported",
+            ["vllm/x.py"],
+            "setting-refused",
+            "--kv-cache-dtype if it is set",
+        ),
+        (
+            "IndexError: x",
+            ["vllm/v1/core/kv_cache_utils.py"],
+            "error-in-code",
+            "--disable-hybrid-kv-cache-manager if it",
+        ),
+        ("AssertionError: x", ["vllm/v1/attention/x.py"], "attention-failed", "--attention-backend"),
+    ],
+)
+def test_the_words_of_an_exception_show_the_part_if_the_log_has_no_settings(error, files, name, flag):
+    cause = find_cause(_failure(error, *files))
+    assert cause is not None
+    assert _name(cause) == name and flag in write_digest(cause)[-2]
+
+
+@pytest.mark.parametrize("labels", [("", "(APIServer pid=1) "), ("(APIServer pid=1) ", "")])
+def test_a_message_whose_lines_have_lost_their_label_is_one_message(labels):
+    error = "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig"
+    second = "  Value error, Model architectures ['X'] are not supported for now. Supported: a"
+    cause, _ = _explain(f"{labels[0]}{error}", f"{labels[1]}{second}")
+    assert _name(cause) == "architecture-unsupported"
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        ("ImportError: /lib64/libc.so.6: version `GLIBC_2.32' not found", "system-too-old"),
+        ("ImportError: /lib/libstdc++.so.6: version `GLIBCXX_3.4.30' not found", "system-too-old"),
+        ("RuntimeError: Triton Error [HIP]: Code: 101, Messsage: invalid device ordinal", "too-few-gpus"),
+        ("RuntimeError: view size is not compatible with input tensor's size and stride", "error-in-code"),
+        ("KeyError: 'getpwuid(): uid not found: 1001'", "user-without-name"),
+        ("AttributeError: '_OpNamespace' '_C' object has no attribute 'awq_dequantize'", "operator-not-in-build"),
+    ],
+)
+def test_causes_that_logs_of_others_have_shown(error, name):
+    assert _name(_explain(*_failure(error, "vllm/x.py"))[0]) == name
