@@ -23,7 +23,10 @@ _LONGEST_TEXT: Final = 2_000
 _Key = tuple[str, str]
 """A process's label and the file that logged the line. An exception's lines have the same key."""
 
-_TRACEBACK: Final = "Traceback (most recent call last):"
+_TRACEBACK: Final = ("Traceback (most recent call last):", "Traceback (most recent call last)")
+"""Ends of the line before a traceback. Notebooks leave out the colon."""
+_IGNORED: Final = "Exception ignored "
+"""The beginning of the line before a traceback that Python only reports, such as the one of a destructor."""
 _DIRECT: Final = "The above exception was the direct cause of the following exception:"
 _HANDLING: Final = "During handling of the above exception, another exception occurred:"
 _FRAME: Final = re.compile(r'\s{0,8}File ["“]([^"”]{1,400})["”], line \d{1,8}, in (\S{1,120})')
@@ -232,6 +235,8 @@ class _Reading:
     """The first line of code in the innermost frame."""
     files: list[str] = field(default_factory=list)
     """The files of the traceback that is being read."""
+    is_ignored: bool = False
+    """Whether Python only reports the exception, which ended nothing."""
     is_source_next: bool = False
     """Whether the next line is the source code of a frame, if the log has lost its indentation."""
 
@@ -247,6 +252,8 @@ class FailureReader:
         """The first exception that only reports another one. None if there is none."""
         self.cut: Failure | None = None
         """The first traceback of the start that breaks off before its exception. None if there is none."""
+        self._ignored: _Key | None = None
+        """The key of the last line if Python ignores the exception that follows."""
         self._wrapped: _Key | None = None
         """The key of the last line if it is an exception that may continue in lines without a label."""
 
@@ -279,6 +286,7 @@ class FailureReader:
             if reading is None or reading.state != "linked":
                 self._end(key)
                 reading = self._open(line, number, phase)
+                reading.is_ignored = self._ignored == key
             reading.state, reading.lines, reading.origin = "frames", 0, TracebackOrigin()
             reading.function, reading.files = "", []
             reading.indent = len(text) - len(text.lstrip())
@@ -288,6 +296,7 @@ class FailureReader:
             self._read_frame(reading, _outdent(line, reading.indent), number)
         else:
             self._read_message(reading, _outdent(line, reading.indent), number, phase)
+        self._ignored = key if text.startswith(_IGNORED) else None
 
     def _open(self, line: LogLine, number: int, phase: str) -> _Reading:
         if len(self._readings) >= _MOST_PROCESSES:
@@ -300,7 +309,7 @@ class FailureReader:
 
     def _end(self, key: _Key) -> None:
         reading = self._readings.pop(key, None)
-        if reading is None:
+        if reading is None or reading.is_ignored:
             return
         if not reading.failure.raised and (found := _RAISING.match(reading.source)):
             self._add(reading, f"{found[1] or 'AssertionError'}: {found[2]}", reading.failure.line)

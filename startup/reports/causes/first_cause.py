@@ -17,7 +17,7 @@ from startup.reports.causes.known.own import OWN
 from startup.reports.causes.known.processes import NOT_IN_LOG, PROCESSES, STOPPED
 from startup.reports.causes.known_cause import KnownCause
 from startup.reports.causes.log_line import LogLine, read_line
-from startup.reports.causes.log_settings import LogSettings, part_shown, shown_setting
+from startup.reports.causes.log_settings import LogSettings, part_called, part_shown, shown_setting
 from startup.reports.causes.own_faults import OWN_FAULT
 from startup.reports.causes.phase import (
     BANNER,
@@ -119,6 +119,8 @@ _OF_SETTINGS: Final = (
 """Special causes whose advice is about settings, some of which the log may show."""
 _BY_NAME: Final = {known.name: known for known in KNOWN}
 
+_CRASH, _KILL = _BY_NAME["native-crash"], _BY_NAME["process-killed"]
+
 _HINTS: Final = tuple(known for known in KNOWN if known.where == "hint")
 _ENDS: Final = tuple(known for known in KNOWN if known.where == "end")
 _WAITS: Final = tuple(known for known in KNOWN if known.where == "wait")
@@ -215,7 +217,8 @@ class Run:
         if self.hint is None and (known := _match(line, _HINTS)):
             self.hint = Sign(line, number, phase, known)
         if self._may_end_better() and (known := _match(line, _ENDS)):
-            if self.end is None or self.end.known is NOT_IN_LOG or not known.is_general:
+            is_later_kill = self.end is not None and self.end.known is _CRASH and known is _KILL
+            if self.end is None or self.end.known is NOT_IN_LOG or not (known.is_general or is_later_kill):
                 self.end = Sign(line, number, phase, known)
         elif self.error is None and line.level in ("ERROR", "CRITICAL") and not is_place_of_requests(line.place):
             known = _match(line, KNOWN)
@@ -384,7 +387,8 @@ def _best_sign(run: Run) -> Sign | None:
         return run.own_error
     if sign.known is NOT_IN_LOG:
         return run.error or run.mention or sign
-    return _named_line(run, 0, sign.number) or sign
+    named = _named_line(run, 0, sign.number)
+    return sign if named is None or (sign.known is _CRASH and named.known is _KILL) else named
 
 
 def _named_line(run: Run, first: int, last: int = 0) -> Sign | None:
@@ -422,8 +426,12 @@ def _quoting_another(failures: list[Failure], failure: Failure) -> Failure | Non
 
 
 def _is_before(cause: Cause, end: Sign) -> bool:
-    """Whether `cause` explains more than `end`: it is earlier in the log, or `end` is general."""
-    is_general = end.known is not None and end.known.is_general
+    """Whether `cause` explains more than `end`: it is earlier in the log, or `end` is general.
+
+    A general exception after a crash, such as Ray's, only reports that crash.
+    """
+    is_report = end.known is _CRASH and cause.known is not None and cause.known.is_general
+    is_general = end.known is not None and end.known.is_general and not is_report
     return cause.line <= end.number or (is_general and cause.known is not STOPPED)
 
 
@@ -466,7 +474,7 @@ def _with_context(cause: Cause, run: Run, files: Sequence[str], words: str, *, i
     is_unclear, first_step = known in (None, ERROR_IN_CODE), ""
     if is_unclear or known in FAILED_PARTS or (known and known.name in _OF_MANY_CAUSES):
         part = run.settings.part_of(files)
-        known = part.known if part and part.known else known
+        known = (part and part.known) or (is_unclear and part_called(files)) or known
         if run.has_no_class and part is None:
             return replace(cause, known=_BY_NAME[_NO_CLASS_CAUSE])
     if run.settings.is_empty and (part := part_shown(files, words, is_unclear=is_unclear)):

@@ -6,6 +6,7 @@ from itertools import chain
 from typing import Final
 
 from startup.reports.causes.known.failed_parts import PARTS, Part
+from startup.reports.causes.known_cause import KnownCause
 
 _TENSOR_PARALLEL: Final = "tensor_parallel_size"
 _ARGUMENTS: Final = ("non-default args: ", "args: Namespace(")
@@ -24,6 +25,8 @@ _BLOCKS: Final = re.compile(r"= ?(\d{1,9}) is not divisible by .{0,60}?= ?(\d{1,
 _LARGEST_SIZE: Final = 1_024
 _CHOICES: Final = ("mode", "format", "backend", "parser", "dtype", "quantization", "runner", "task", "executor")
 """Endings of the names of arguments whose values an exception may name instead of them."""
+_WRAPPERS: Final = ("/_custom_ops.py", "/_aiter_ops.py", "/custom_op.py", "/vllm/utils.py")
+"""Files of vLLM that call kernels for all its parts."""
 _UNSET: Final = ("", "0", "none", "false", "auto", "[]", "{}")
 _MOST_SETTINGS: Final = 300
 _MOST_NAMED: Final = 2
@@ -112,6 +115,14 @@ def part_shown(files: Sequence[str], text: str, *, is_unclear: bool) -> Part | N
     return named or next(
         (part for part in PARTS if is_unclear and not part.known and part.has("".join(files[-1:]))), None
     )
+
+
+def part_called(files: Sequence[str]) -> KnownCause | None:
+    """The cause of the part of vLLM whose file is innermost, apart from files of libraries and wrappers."""
+    inner = (file for file in reversed(files) if not file.endswith(_WRAPPERS))
+    own = (file for file in inner if "/vllm/" in f"/{file.rpartition('-packages/')[2]}")
+    file = next(own, "")
+    return next((part.known for part in PARTS if part.has(file)), None)
 
 
 def shown_setting(name: str) -> str:

@@ -115,6 +115,7 @@ DEVICES: Final = (
             "is larger than the number of available GPUs",
             "invalid device ordinal",
             "local_rank … is out of bounds for",
+            "local rank … is out of bounds for",
             "device < num_gpus INTERNAL ASSERT FAILED",
         ),
         "Lower --tensor-parallel-size, --pipeline-parallel-size or --data-parallel-size, or show more GPUs in "
@@ -277,7 +278,7 @@ DEVICES: Final = (
     ),
     KnownCause(
         "illegal-memory-access",
-        "a kernel accessed memory that is not its own",
+        "a kernel accessed memory that is not its own, or failed its own check",
         (
             "an illegal memory access was encountered",
             "device-side assert triggered",

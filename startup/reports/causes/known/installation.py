@@ -90,6 +90,13 @@ INSTALLATION: Final = (
         "GPUs, install vLLM into a new environment, with the torch that it requires.",
     ),
     KnownCause(
+        "kernels-not-built",
+        "vLLM's own library lacks a kernel, because it was built for other GPUs",
+        tuple(f"undefined symbol: …{name}" for name in ("cutlass_", "_mm_sm", "marlin", "scaled_mm", "mxfp4", "nvfp4")),
+        "Install a wheel or image of vLLM for this GPU and CUDA. A build from source needs an empty build folder, and "
+        "a CUDA toolkit that knows the whole TORCH_CUDA_ARCH_LIST.",
+    ),
+    KnownCause(
         "libraries-do-not-fit",
         "compiled libraries were built for another version of torch",
         (

@@ -129,7 +129,7 @@ PROCESSES: Final = (
             "Ray does not allocate any GPUs on the driver node",
             "The number of required … exceeds the total number of available",
             "Cannot provide a placement group of",
-            "Current node has no GPU available",
+            "Current node has no … available",
             "Waiting for creating a placement group",
             "No available node types can fulfill resource request",
             "exceeds available GPUs (",

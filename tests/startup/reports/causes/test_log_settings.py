@@ -252,6 +252,72 @@ def test_the_stack_of_a_crash_names_the_part():
     assert "--speculative-config (set" in _explain(_arguments(_SPECULATIVE), *stack)[1]
 
 
+_RAY = "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task."
+
+
+@pytest.mark.parametrize("label", ["", "(RayWorkerWrapper pid=7, ip=10.0.0.1) "])
+@pytest.mark.parametrize(
+    "report",
+    [_failure(_RAY, "vllm/x.py"), [_RAY], ["Killed"], ["exit code: -9"], [*_failure(_RAY, "vllm/x.py"), "Killed"]],
+)
+def test_a_crash_is_the_cause_of_what_is_reported_or_killed_after_it(label, report):
+    crash = [f"{label}*** SIGSEGV received at time=1746566409 on cpu 131 ***", f"{label}Fatal Python error: Seg"]
+    assert _name(_explain(*crash, *report)[0]) == "native-crash"
+
+
+@pytest.mark.parametrize("label", ["", "(EngineCore_DP0 pid=40) "])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Exception ignored in: <function LLM.__del__ at 0x7ff3cdfdfba0>",
+        "Exception ignored in atexit callback: <function shutdown at 0x7f>",
+        "Exception ignored while calling deallocator <function LLM.__del__ at 0x7f>:",
+    ],
+)
+def test_an_exception_that_python_ignores_is_no_cause(label, line):
+    ignored = [line, "Traceback (most recent call last):", '  File "/x/vllm/llm.py", line 2, in __del__',
+               "AttributeError: 'LLM' object has no attribute 'llm_engine'"]  # fmt: skip
+    first = ["Traceback (most recent call last):", '  File "/x/vllm/a.py", line 1, in f', "torch.OutOfMemoryError: x"]
+    assert _name(_explain(*(label + each for each in (*first, *ignored)))[0]) == "gpu-out-of-memory"
+    assert _name(_explain(*(label + each for each in (*ignored, *first)))[0]) == "gpu-out-of-memory"
+
+
+def test_a_traceback_of_a_notebook_continues_a_chain():
+    cause, _ = _explain(
+        "ImportError: libcudart.so.12: cannot open shared object file: No such file or directory",
+        "",
+        "During handling of the above exception, another exception occurred:",
+        "",
+        "ImportError                               Traceback (most recent call last)",
+        "---> 81             raise ImportError(",
+        "ImportError: Could not import vllm python package.",
+    )
+    assert _name(cause) == "library-missing"
+
+
+def _parts_with_causes() -> list[tuple[str, str]]:
+    return [(file, part.known.name) for part in PARTS if part.known for file in part.files]
+
+
+@pytest.mark.parametrize("root", ["/x/envs/vllm/lib/python3.12/site-packages/", "/usr/lib/dist-packages/", "/src/"])
+@pytest.mark.parametrize(("file", "name"), [each for each in _parts_with_causes() if "/trans" not in each[0]])
+def test_a_library_that_a_part_of_vllm_called_failed_for_that_part(root, file, name):
+    own = file.strip("/")
+    own = own if own.startswith("vllm/") else f"vllm/{own}"
+    frames = [
+        f"{root}vllm/v1/engine/core.py",
+        f"{root}{own}/x.py",
+        f"{root}vllm/_custom_ops.py",
+        f"{root}torch/_ops.py",
+    ]
+    lines = [f'{_CORE}  File "{each}", line 7, in f' for each in frames]
+    error = f"{_CORE}RuntimeError: m must be divisible by 4"
+    cause, _ = _explain(
+        f"{_CORE}EngineCore failed to start.", f"{_CORE}Traceback (most recent call last):", *lines, error
+    )
+    assert _name(cause) == name
+
+
 def test_the_process_of_plain_vllm_that_fails_in_spawn_is_no_fault_of_vllm_cli():
     lines = ['  File "/usr/lib/python3.11/multiprocessing/spawn.py", line 122, in spawn_main', "    x",
              "ModuleNotFoundError: No module named 'transformers_modules.a.Phi-3'"]  # fmt: skip
@@ -301,6 +367,13 @@ def test_a_message_whose_lines_have_lost_their_label_is_one_message(labels):
         ("RuntimeError: view size is not compatible with input tensor's size and stride", "error-in-code"),
         ("KeyError: 'getpwuid(): uid not found: 1001'", "user-without-name"),
         ("AttributeError: '_OpNamespace' '_C' object has no attribute 'awq_dequantize'", "operator-not-in-build"),
+        (
+            "ImportError: /x/vllm/_C.abi3.so: undefined symbol: _Z20cutlass_moe_mm_sm100RN2at6TensorE",
+            "kernels-not-built",
+        ),
+        ("ImportError: /x/vllm/_C.abi3.so: undefined symbol: _ZN5torch3jit17parseSchemaE", "libraries-do-not-fit"),
+        ("AssertionError: DP adjusted local rank 1 is out of bounds for 1 devices.", "too-few-gpus"),
+        ("ValueError: Current node has no TPU available. vLLM engine cannot start", "ray-has-too-few-gpus"),
     ],
 )
 def test_causes_that_logs_of_others_have_shown(error, name):
