@@ -28,7 +28,7 @@ _FEW = json.dumps({"cudagraph_capture_sizes": _SIZES})
 _OLD = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 _VALUE = r"^vllm_cli:cuda_graphs_{} ([\d.]+)$"
 _NUM_REQUESTS = 2000
-_LATE = "--cuda-graphs before-ready"
+_LATE = "[--cuda-graphs before-ready]"
 """The flag in the log line of differences, if graphs are captured late."""
 
 

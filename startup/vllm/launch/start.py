@@ -310,6 +310,7 @@ class _VllmStart:
         """Creates the folder with this start's journal and output record."""
         folder = session.create_folder()
         os.environ[env.VCLI_START_FOLDER.name] = str(folder)
+        os.environ[env.VCLI_CUDA_GRAPHS.name] = self._options.cuda_graphs  # for the engines
         session.stop_signals.mark = f"{env.VCLI_START_FOLDER.name}={folder}"
         end_with_this_process(session.stop_signals.mark)
         call_last(self._kill_rest)  # without its processes, Ray's exit functions abort this one
@@ -347,7 +348,6 @@ class _VllmStart:
             plan = plan_preload(self._journal.folder, self._vllm, self._line, self._profile, self._model)
             environment = forkserver_environment(self._vllm, self._profile)
             environment[env.VCLI_LOG_FORMAT.name] = self._options.log_format
-            environment[env.VCLI_CUDA_GRAPHS.name] = self._options.cuda_graphs
             try:
                 start_forkserver(plan, self._journal, self._record, environment=environment, pipes=events.child_link)
                 inspect_models_in_forks()
