@@ -310,7 +310,8 @@ class _VllmStart:
         """Creates the folder with this start's journal and output record."""
         folder = session.create_folder()
         os.environ[env.VCLI_START_FOLDER.name] = str(folder)
-        os.environ[env.VCLI_CUDA_GRAPHS.name] = self._options.cuda_graphs  # for the engines
+        if self._options.cuda_graphs != env.VCLI_CUDA_GRAPHS.get():
+            os.environ[env.VCLI_CUDA_GRAPHS.name] = self._options.cuda_graphs  # for the engines
         session.stop_signals.mark = f"{env.VCLI_START_FOLDER.name}={folder}"
         end_with_this_process(session.stop_signals.mark)
         call_last(self._kill_rest)  # without its processes, Ray's exit functions abort this one
