@@ -3,8 +3,9 @@
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from base.json_depth import read_json
 from base.machine.files import write_whole
 from envs.registry import env
 
@@ -60,7 +61,6 @@ def is_stopped() -> bool:
 
 
 def _read(path: Path) -> GraphProgress | None:
-    with suppress(OSError, ValueError, TypeError, AttributeError):
-        content: Any = json.loads(path.read_text())
-        return GraphProgress(**content)
+    with suppress(OSError, ValueError, TypeError):
+        return GraphProgress(**read_json(path.read_text()))
     return None
