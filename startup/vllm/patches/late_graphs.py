@@ -213,7 +213,7 @@ class _Worker:
     def capture_largest(self, capture: Callable[[], int]) -> int:
         """Captures the largest graph of each mode. Returns the memory that all graphs may need."""
         _keep_one_stream()
-        with self._graphs.only(self._captured), _without_bars(self._graphs.module):
+        with self._graphs.only(self._captured):
             self._bytes = capture()
         self._graphs.use(self._captured)
         manager = _WORKSPACE_MANAGER.get()()
