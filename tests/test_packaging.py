@@ -240,7 +240,6 @@ def test_another_distribution_with_a_package_of_our_name_is_reported_in_one_line
 _NEEDS_MORE = {
     "startup.files.download.hub_client": {"huggingface_hub"},
     "startup.files.download.object_store": {"fsspec"},
-    "startup.compiled_models.location": {"fsspec"},
 }
 """Module of the base -> packages of extras, without which its command names the extra."""
 _NOT_BASE = ("startup.embedded.", "startup.vllm.", "server.run")

@@ -12,7 +12,7 @@ _HUB_ID: Final = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _GGUF_ID: Final = re.compile(r"(?i)\w[\w.-]*/\w[\w.-]*(:[^\s:\\]+|(?<=[-_.]gguf))")
 """A name by which llama.cpp loads a model from the hub: a repository, and any part of a file's name.
 
-Without this part, llama.cpp chooses a file itself, and only the repository's name tells its format.
+Without this part, llama.cpp chooses a file itself, and only the repository's name shows its format.
 """
 _REVISION: Final = re.compile(r"(?i)main|master|latest|refs/\S+|[0-9a-f]{40}|v\d+(\.\d+)*")
 """Words after a colon that other tools read as a branch, a commit or a version."""

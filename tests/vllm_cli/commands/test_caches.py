@@ -99,8 +99,8 @@ def test_everything_that_is_kept_is_listed(invoke, cache):
 
 def test_only_reasons_of_plain_starts_are_removed(invoke):
     kind = StartKind.of(VLLM, (), None)
-    PreloadProfile(kind, num_starts=1).save()
     disable_preloading(kind, "it failed")
+    PreloadProfile(kind, num_starts=1).save()
     _compile("a")
     done = invoke("caches", "prune", "--plain-starts", "--dry-run")
     assert done.stdout.splitlines()[1].startswith("reasons of plain starts")

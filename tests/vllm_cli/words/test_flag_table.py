@@ -23,7 +23,7 @@ HELP = {"-h", "--help"}
 OWN_PREFIXES = (
     *("--engine", "--http-", "--api-key-", "--startup-", "--prefetch", "--preflight", "--json", "--log-format"),
     *("--drain-grace", "--standby", "--responses-store-"),
-    "--compile-cache",
+    *("--compile-cache", "--cuda-graphs"),
     "--download-timeout",
     "--idle-",
     *("--models", "--memory-budget", "--max-running", "--max-wait", "--on-swap"),
