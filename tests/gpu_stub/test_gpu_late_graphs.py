@@ -201,7 +201,7 @@ def test_a_model_that_sleeps_in_the_middle_captures_the_rest_when_it_is_awake(tm
         server.wait(lambda: _graphs(server)[1] > 0)
         asleep = _graphs(server)
         assert asleep[0] < asleep[1]
-        server.weights()  # wakes up the loop of the engine
+        assert server.get("/is_sleeping")["is_sleeping"]  # a call after which the loop decides again
         assert _graphs(server) == asleep
         server.wake()
         server.wait(lambda: _graphs(server) == (asleep[1], asleep[1]))
