@@ -56,7 +56,7 @@ LATE_GRAPHS: Final = Hook(
     "late CUDA graphs",
     does="captures most CUDA graphs while vLLM serves, between two steps of an engine",
     without="vLLM captures all graphs before it is ready",
-    gain="to be measured",
+    gain="0.83 (0.83–0.84) of a compiled start of the CUDA build, on a stand-in for the GPU",
     needs=(
         *(*_CAPTURES, *_ESTIMATES, _LOOP, _STREAM, _GRAPH_CAPTURE, _ENABLE, _WORKSPACE_MANAGER, ENVS, PLATFORM),
         *(Name(_WORKSPACE, f"WorkspaceManager.{name}") for name in ("lock", "unlock", "_current_workspaces")),
