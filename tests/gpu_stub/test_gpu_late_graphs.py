@@ -225,8 +225,7 @@ def test_where_late_graphs_are_not_proven_all_are_captured_before_readiness(home
         server.wait(lambda: _graphs(server)[1] > 0)
         captured, total = _graphs(server)
         assert captured == total > 0
-        assert _LATE not in server.log
-        assert server.generate()
+        assert _LATE not in server.log  # no request, because with drafts none ends on the stand-in
 
 
 def test_an_eager_start_has_no_graphs(home):
