@@ -23,7 +23,7 @@ _OTHER: Final = (".js", ".css", ".html", ".c", ".h", ".sh")
 
 def measure(root: Path) -> tuple[dict[str, int], Counter[str]]:
     """The size of each kind of file in git, and the lines of Python in each room of the product."""
-    sizes = {"python": 0, "other-languages": 0, "tests": 0, "words-of-docs": 0}
+    sizes = {"python": 0, "other-languages": 0, "lines-of-tests": 0, "words-of-docs": 0}
     rooms: Counter[str] = Counter()
     for name in filter(None, _git(root, "ls-files", "-z").split("\0")):
         path = Path(name)
@@ -42,7 +42,7 @@ def _kind(path: Path) -> str | None:
         case "docs", ".md":
             return "words-of-docs"
         case "tests", ".py":
-            return "tests"
+            return "lines-of-tests"
         case top, ".py" if top in _PRODUCT:
             return "python"
         case top, suffix if top in _PRODUCT and suffix in _OTHER:

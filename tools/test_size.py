@@ -17,7 +17,7 @@ _FILES = {
     "base/e.css": "6\n7\n8\n",
 }
 _NAMES = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")
-_REACHED = "python 3\nother-languages 3\ntests 1\nwords-of-docs 5\n"
+_REACHED = "python 3\nother-languages 3\nlines-of-tests 1\nwords-of-docs 5\n"
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_what_is_within_the_limits_passes(run):
     assert "startup/port  1" in done.output
 
 
-@pytest.mark.parametrize("kind", ["python", "other-languages", "tests", "words-of-docs"])
+@pytest.mark.parametrize("kind", ["python", "other-languages", "lines-of-tests", "words-of-docs"])
 def test_each_kind_has_a_limit(run, kind):
     limits = size.read_limits(_REACHED)
     done, _ = run("".join(f"{name} {most - (name == kind)}\n" for name, most in limits.items()))
@@ -61,9 +61,9 @@ def test_each_kind_has_a_limit(run, kind):
 
 
 def test_limits_are_only_lowered(run):
-    done, written = run("python 9\nother-languages 9\ntests 0\nwords-of-docs 9\n", "--lower")
+    done, written = run("python 9\nother-languages 9\nlines-of-tests 0\nwords-of-docs 9\n", "--lower")
     assert done.exit_code == 1
-    assert written == _REACHED.replace("tests 1", "tests 0")
+    assert written == _REACHED.replace("lines-of-tests 1", "lines-of-tests 0")
 
 
 def test_a_raised_limit_is_found_in_the_working_tree_and_in_each_commit(run):

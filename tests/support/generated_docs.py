@@ -20,7 +20,6 @@ from envs.home import expand_home
 from envs.registry import OWN_PREFIX, variables
 from envs.variable import EnvVar
 from startup.ground.hooks.hook import Hook
-from startup.reports.causes.first_cause import BY_CODE
 from startup.vllm.launch.hooks import PARTS
 from startup.vllm.patches.early_graphs import OF_CONFIG, OF_RUNNER
 from startup.vllm_words.installed import NEWEST_TESTED
@@ -156,20 +155,6 @@ def build_hooks_page() -> str:
     return _page("Hooks in vLLM and its libraries", introduction, sections)
 
 
-def build_causes_page() -> str:
-    """The text of docs/causes.md: every known cause by its code."""
-    introduction = (
-        "The last lines of a failed start have its cause, the message of the error, what to do, and a code such as\n"
-        "`VC-PORT-IN-USE`. In JSON, the code is the last record's member `code`. `vllm-cli explain CODE` shows the\n"
-        "code's lines of this page. `vllm-cli explain FILE` finds the cause in the log of any vLLM. A code never\n"
-        "changes its meaning."
-    )
-    sections: list[str] = []
-    for code, known in sorted(BY_CODE.items()):
-        sections += [f"## {code}", "", f"**{known.title}**", "", *_wrap(known.advice, indent=""), ""]
-    return _page("Causes of failed starts, by code", introduction, sections)
-
-
 _SHAPES: Final = (
     (
         "`compiled_models/vllm_hooks.py:_note_text`",
@@ -258,7 +243,6 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
     "cli.md": build_cli_page,
     "flags.md": build_flags_page,
     "environment.md": build_environment_page,
-    "causes.md": build_causes_page,
     "dev/vllm-hooks.md": build_hooks_page,
 }
 

@@ -107,7 +107,6 @@ _OF_MANY_CAUSES: Final = ("weights-do-not-match", "illegal-memory-access", "grap
 """Special causes that a part of vLLM may have, which the traceback then names."""
 _OF_SETTINGS: Final = (
     "attention-backend-missing",
-    "attention-sinks-unsupported",
     "backend-unsupported",
     "deep-gemm-failed",
     "flashinfer-failed",

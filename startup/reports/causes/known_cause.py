@@ -18,7 +18,8 @@ class KnownCause:
     """The name in `vllm-cli explain --json` and `--list`."""
     title: str
     """A clause that says what is wrong, without a final period."""
-    texts: tuple[str, ...]
+    text: str
+    """Texts by which the cause is recognized, with ` | ` between them. Empty if nothing searches for it."""
     advice: str
     where: Literal["exception", "hint", "end", "wait"] = "exception"
     """The lines in which the texts are searched for. For `exception`, these are exceptions. `hint` adds lines
@@ -28,6 +29,11 @@ class KnownCause:
     """Whether a hint, or another exception of the chain, is more informative than this cause."""
     phase: str = ""
     """The phase of the start in which the cause occurs. Empty if it varies. It is then read from the log."""
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """The texts by which the cause is recognized."""
+        return tuple(filter(None, self.text.split(" | ")))
 
     @property
     def code(self) -> str:

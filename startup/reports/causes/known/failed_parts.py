@@ -25,13 +25,13 @@ class Part(NamedTuple):
 
 
 def _failed(name: str, title: str, part: Part, advice: str, *texts: str) -> Part:
-    texts = (*(f"() of …{file}" for file in part.files), *texts)
-    return part._replace(known=KnownCause(name, title, texts, advice, is_general=True))
+    text = " | ".join((*(f"() of …{file}" for file in part.files), *texts))
+    return part._replace(known=KnownCause(name, title, text, advice, is_general=True))
 
 
 PARTS: Final = (
     _failed(
-        "speculative-decoding-failed",
+        "speculative-decoding-failed",  # vllm#36917
         "speculative decoding failed",
         Part(
             ("/spec_decode/", "speculat", "/eagle.", "_eagle", "/mtp", "_mtp.", "medusa", "dflash", "draft_model"),
@@ -41,7 +41,7 @@ PARTS: Final = (
         "Start without --speculative-config. If that works, try fewer num_speculative_tokens or a newer vLLM.",
     ),
     _failed(
-        "kv-connector-failed",
+        "kv-connector-failed",  # vllm#33074
         "the connector that moves KV caches failed",
         Part(
             ("/kv_transfer/", "/kv_offload", "/lmcache/", "/nixl", "/mooncake"),
@@ -54,14 +54,14 @@ PARTS: Final = (
         "KV connector",
     ),
     _failed(
-        "lora-failed",
+        "lora-failed",  # vllm#16668
         "an adapter does not fit the model, or vLLM's adapter code failed",
         Part(("/vllm/lora/",), ("enable_lora", "lora_modules")),
         "Start without --enable-lora. If that works, compare the adapter's base model and target modules with the "
         "model, merge the adapter, or use a newer vLLM.",
     ),
     _failed(
-        "quantization-failed",
+        "quantization-failed",  # vllm#25527
         "vLLM's quantization code failed",
         Part(
             ("/quantization/", "/compressed_tensors/", "/bitsandbytes"),
@@ -71,7 +71,7 @@ PARTS: Final = (
         "Search vLLM's issues for the message. Try a newer vLLM, or the model with another quantization or none.",
     ),
     _failed(
-        "attention-failed",
+        "attention-failed",  # vllm#43562
         "vLLM's attention code failed",
         Part(
             ("/attention/", "/flash_attn", "/vllm_flash_attn/", "/flashinfer/", "/flashmla", "/mla/"),
@@ -82,13 +82,13 @@ PARTS: Final = (
         "newer vLLM.",
     ),
     _failed(
-        "structured-outputs-failed",
+        "structured-outputs-failed",  # vllm#14534
         "a request with structured outputs ended the engine",
         Part(("/structured_output/", "/xgrammar/", "/llguidance/", "/outlines"), ("structured_outputs_config",)),
         "Choose another backend (--structured-outputs-config), or try a newer vLLM.",
     ),
     _failed(
-        "moe-failed",
+        "moe-failed",  # vllm#7494
         "vLLM's mixture-of-experts code failed",
         Part(
             ("/fused_moe/",),
@@ -118,13 +118,13 @@ PARTS: Final = (
     Part(("/model_loader/",), ("load_format", "model_loader_extra_config")),
     Part(("/vllm/compilation/", "/_inductor/", "/_dynamo/"), ("compilation_config",)),
     _failed(
-        "model-failed",
+        "model-failed",  # vllm#16061
         "vLLM's code for this model failed",
         Part(("/vllm/model_executor/", "/vllm/models/"), ("hf_overrides",)),
         "Search vLLM's issues for the message and the model's name. Try a newer vLLM.",
     ),
     _failed(
-        "transformers-failed",
+        "transformers-failed",  # vllm#16292
         "code of transformers or of the model failed",
         Part(("/transformers/", "/transformers_modules/", "/transformers_utils/"), ("hf_overrides",)),
         "Search the issues of transformers and vLLM for the message. Install the transformers that this vLLM or the "

@@ -6,7 +6,7 @@ from startup.reports.causes.known_cause import KnownCause
 
 
 def _own(name: str, title: str, advice: str, *, is_general: bool = False) -> KnownCause:
-    return KnownCause(name, title, (), advice, is_general=is_general)
+    return KnownCause(name, title, "", advice, is_general=is_general)
 
 
 UNKNOWN: Final = _own(

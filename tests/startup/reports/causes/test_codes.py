@@ -1,4 +1,4 @@
-"""Every error that ends a start has a code, which is in `explain` and docs/causes.md."""
+"""Every error that ends a start has a code, which `explain` shows."""
 
 import ast
 import re
@@ -77,6 +77,13 @@ def test_the_preflights_errors_have_codes_and_the_first_one_counts():
     assert [finding.to_fields().get("code") for finding in report.findings] == [None, "VC-PORT-IN-USE", "VC-PREFLIGHT"]
     refused = PreflightReport((error("port", "p", "port-in-use"), error(USAGE, "u")), 0.0).as_error()
     assert refused is not None and refused.cause == USAGE_CAUSE
+
+
+def test_each_code_in_the_documentation_exists():
+    pages = (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
+    named = {code for page in pages for code in re.findall(r"VC(?:-[A-Z0-9]+)+", page.read_text())}
+    assert len(named) >= 20
+    assert named - BY_CODE.keys() == set()
 
 
 def test_the_code_is_the_last_line():

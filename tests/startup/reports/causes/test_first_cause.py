@@ -180,16 +180,6 @@ def test_pydantics_message_is_in_its_second_line():
     assert cause.phase == "while it read its configuration"
 
 
-def test_ranks_on_a_cpu_without_processors_of_their_own_get_the_variable_that_gives_them_some():
-    error = (
-        "AssertionError: Not enough allowed NUMA nodes to bind threads of 3 local CPUWorkers. "
-        "Allowed NUMA nodes are [0]. Please try to bind threads manually or decrease DP/TP/PP."
-    )
-    cause = _find(_VERSION, _log(_CORE, _traceback("_get_autobind_cpu_ids", error=error)), _API + _SEE_ABOVE)
-    assert _name(cause) == "ranks-without-processors"
-    assert "VLLM_CPU_OMP_THREADS_BIND" in "".join(write_digest(cause))
-
-
 @pytest.mark.parametrize("kind", ["", "Value error, "])
 def test_pydantics_message_about_a_field_names_the_field(kind):
     message = f"  {kind}Input should be less than or equal to 1 [type=less_than_equal, input_value=1.5]"
@@ -335,7 +325,6 @@ def test_the_models_code_is_imported_in_a_process_of_its_own():
         (_SEE_ABOVE.replace("{}", "{'EngineCore': -9}"), "process-killed"),
         (_SEE_ABOVE.replace("{}", "{'EngineCore_DP0': 1, 'EngineCore_DP1': -11}"), "native-crash"),
         ("Bus error (core dumped)", "shm-too-small"),
-        ("slurmstepd: error: *** JOB 5930 ON gpu11 CANCELLED AT 2025-12-22T15:50:04 ***", "job-cancelled"),
     ],
 )
 def test_lines_that_end_a_process_without_an_exception(line, name):
@@ -377,8 +366,8 @@ def test_a_process_that_is_killed_because_another_one_failed_is_not_the_cause():
 
 def test_of_lines_that_end_a_process_the_first_special_one_counts():
     vanished = f"{_API}ERROR 04-27 18:09:47 [core_client.py:600] {_DIED}, shutting down client."
-    cancelled = "slurmstepd: error: *** JOB 5930 ON gpu11 CANCELLED AT 2025-12-22T15:50:04 ***"
-    assert _name(_find(_VERSION, vanished, cancelled, "server exited with code 137")) == "job-cancelled"
+    refused = "x: could not select device driver"
+    assert _name(_find(_VERSION, vanished, refused, "server exited with code 137")) == "container-without-gpus"
 
 
 def test_a_log_that_only_refers_to_the_cause():
@@ -538,7 +527,6 @@ _NO_BACKEND = (
 @pytest.mark.parametrize(
     ("sink", "reasons", "name"),
     [
-        (True, "FLASH_ATTN: [attention sinks not supported]", "attention-sinks-unsupported"),
         (False, "FLASHINFER: [kv_cache_dtype not supported]", "kv-cache-dtype-unsupported"),
         (False, "TRITON_MLA: [sparse not supported]", "attention-backend-missing"),
     ],
@@ -805,17 +793,10 @@ no-kernel-for-this-gpu: f > NotImplementedError: No compiled x for CUDA device c
 error-in-code: f > RuntimeError: expected mat1 and mat2 to have the same dtype
 not-spawnable: f > FileNotFoundError: [Errno 2] No such file or directory: '/x/<stdin>'
 gpu-out-of-memory: f > RuntimeError: CUDA driver error: out of memory
-driver-library-unfit: f > ImportError: /x/_C.abi3.so: undefined symbol: cuMemGetHandleForAddressRange
-driver-library-unfit: f > ImportError: /x/libtorch_cuda.so: undefined symbol: cuGetErrorString
 graph-capture-failed: f > torch.AcceleratorError: CUDA error: operation not permitted when stream is capturing
 graph-capture-failed: f > RuntimeError: HIP error: operation not permitted when stream is capturing
 graph-capture-failed: f > RuntimeError: CUDA error: operation would make the legacy stream depend on a capturing
   blocking stream
-packages-replaced: f > ImportError: /x/lib/libtorch_cuda.so (deleted): cannot open shared object file: No such file
-packages-replaced: f > FileNotFoundError: [Errno 2] No such file or directory: '/x/site-packages/~lashinfer/y.cu'
-packages-replaced: f > ModuleNotFoundError: No module named 'x' in /x/dist-packages/~orch/y.py
-driver-does-not-answer: f > RuntimeError: CUDA error: device not ready
-flash-attention-required: f > NotImplementedError: x requires FlashAttention
 compiler-failed: f > x.InductorError: CalledProcessError: Command '['g++', 'x.cpp']' returned non-zero exit status 1.
 compiler-failed: f > x.BackendCompilerFailed: backend='x' raised:\nCalledProcessError: Command '['/x/clang', 'y']'
 kernel-build-failed: f > subprocess.CalledProcessError: Command '['/x/bin/nvcc', 'y.cu']' returned 1.
@@ -849,10 +830,6 @@ def test_the_function_the_file_and_the_error_of_an_exception_tell_its_cause(text
 @pytest.mark.parametrize(
     ("lines", "name"),
     [
-        ("x: invalid value for main_gpu: 0 (available devices: 0)|x: failed to load model", "llama-no-device"),
-        ("x: invalid value for main_gpu: 1 (available devices: 1)|x: failed to load model", "llama-no-device"),
-        ("x: no GPU, available devices: 0|error loading model: y|x: failed to load model", "llama-no-device"),
-        ("misc dxg: dxgk: dxgkio_query_adapter_info: Ioctl failed: -22|RuntimeError: x", "driver-does-not-answer"),
         (f"/usr/bin/ld: cannot find -lcuda: No such file or directory|{_GCC}", "compiler-misses-files"),
         (f"{_CORE}Search for `cudaErrorStreamCaptureUnsupported' in https://x", "graph-capture-failed"),
         ("x/ggml-cuda.cu:100: CUDA error|CUDA error: out of memory|  current device: 0", "gpu-out-of-memory"),
@@ -862,15 +839,12 @@ def test_the_function_the_file_and_the_error_of_an_exception_tell_its_cause(text
         ),
         ("llama-server: error while loading shared libraries: libcuda.so.1: cannot open", "no-device"),
         ("AttributeError: '_C' object has no attribute 'rms_norm'", "libraries-do-not-fit"),
-        ("terminate called after throwing an instance of 'X'|  what():  submit: ErrorDeviceLost", "gpu-device-lost"),
         (
             "No platform detected, vLLM is running on UnspecifiedPlatform|x: UserWarning: Error 803: x",
             "cuda-compat-in-the-way",
         ),
-        ("2.0.1 E get_repo_commit: error: GET failed (404)|srv: failed to load model", "llama-download-failed"),
         ("common: init|/x/ggml/src/ggml-impl.h:319: fatal error", "llama-failed"),
         ("RuntimeError: CUDA error: OS call failed or operation not supported on this OS", "no-pinned-memory"),
-        ("HIP failure: 'out of memory'|RuntimeError: NCCL error: unhandled cuda error", "nccl-out-of-memory"),
         (
             f"{_CORE}Search for `cudaErrorAssert' in https://x|{_API}Traceback (most recent call last):",
             "illegal-memory-access",

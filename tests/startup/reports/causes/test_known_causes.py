@@ -1,10 +1,13 @@
 """The table of known causes is complete. Each cause is recognised in the forms in which logs have it."""
 
 import re
+from pathlib import Path
 
 import pytest
 
+import startup.reports.causes.known
 from startup.reports.causes.first_cause import BY_CODE, KNOWN, find_cause
+from startup.reports.causes.known.own import OWN
 from startup.reports.causes.known.processes import STOPPED
 from startup.reports.causes.known_cause import KnownCause
 
@@ -15,6 +18,15 @@ def _sample(text: str) -> str:
     """A line of a log that has the text."""
     sample = text.strip("^$").replace("…", "something")
     return f"deploy.sh: line 17: 11440{sample}" if sample.startswith(" ") else sample
+
+
+def test_each_cause_has_a_public_source_or_errors_of_our_own():
+    """The source is a comment beside the name, such as `vllm#2248`."""
+    folder = Path(*startup.reports.causes.known.__path__)
+    text = "".join(path.read_text() for path in (*folder.glob("*.py"), folder.parent / "own_faults.py"))
+    named = re.findall(r'\n +"([a-z0-9-]+)",  # (?:own|[\w.-]+#\d+)\n', text)
+    assert {*named} == {cause.name for cause in KNOWN}
+    assert not {*named} & {cause.name for cause in OWN}
 
 
 def test_there_are_many_causes_and_their_names_are_anchors():
@@ -54,7 +66,7 @@ def _assert_recognised(cause: KnownCause, text: str) -> None:
 
 
 def test_a_text_can_have_gaps_and_ends():
-    cause = KnownCause("x", "x", ("^Killed$", "one … two", "ends so$"), "x")
+    cause = KnownCause("x", "x", "^Killed$ | one … two | ends so$", "x")
     assert cause.matches("Killed")
     assert not cause.matches("Killed by")
     assert not cause.matches("was Killed")

@@ -179,7 +179,6 @@ _WAITS = {
     "No available shared memory broadcast block found in 60 seconds.": "worker-hangs",
     "vLLM is using nccl==2.27.5": "nccl-hangs",
     "generating GPU P2P access cache in /x.json": "nccl-hangs",
-    "Still waiting to acquire lock on /x.lock (elapsed: 10.1 seconds)": "download-locked",
     "[c10d] The client socket has failed to connect to [x]:1 (errno: 111).": "nodes-do-not-meet",
 }
 
