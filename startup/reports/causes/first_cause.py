@@ -101,7 +101,6 @@ _OWN_ERROR: Final = "Error: "
 _OWN_CAUSE: Final = "Cause: "
 
 _NOT_DIVISIBLE: Final = "not-divisible"
-_VERSIONS: Final = "versions-do-not-fit"
 _NO_CLASS_CAUSE: Final = "model-class-missing"
 _OF_MANY_CAUSES: Final = ("weights-do-not-match", "illegal-memory-access", "graph-capture-failed")
 """Special causes that a part of vLLM may have, which the traceback then names."""
@@ -445,8 +444,6 @@ def _describe(failure: Failure, run: Run) -> Cause:
     if general and general[0][1] in FAILED_PARTS and _is_refusal(general[0][0]):
         general = [(general[0][0], SETTING_REFUSED)]
     last_resort = _last_resort(texts[0], failure)
-    if last_resort is ERROR_IN_CODE and failure.is_of_library_import:
-        last_resort = _BY_NAME[_VERSIONS]
     text, known = [*special, *general, (texts[0], last_resort)][0]
     if run.hint and not special:
         text, known = run.hint.line.text, run.hint.known

@@ -466,7 +466,7 @@ class _VllmStart:
         that cannot be used in a fork is our fault unless the user has chosen the start method `fork`, because
         plain vLLM forks only with this method.
         """
-        is_explained = cause.known is not None and not cause.known.is_general and not cause.is_of_library_import
+        is_explained = cause.known is not None and not cause.known.is_general
         may_be_ours = not self._vllm.is_start_tested or cause.is_of_library_import
         is_ours = cause.known is OWN_FAULT or (cause.known is FORKED_DRIVER and self._options.start_method != "fork")
         if is_ours or (may_be_ours and not is_explained):
