@@ -116,9 +116,6 @@ class Environment:
     VLLM_MEDIA_URL_ALLOW_REDIRECTS = boolean(True, "Follow redirects of an image's URL to other allowed hosts.")
     VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB = integer(64, "Largest image as downloaded, in MiB.", minimum=1)
     VLLM_MAX_IMAGE_PIXELS = integer(89_478_485, "Most pixels of an image.", minimum=1)
-    VLLM_ENABLE_RESPONSES_API_STORE = boolean(
-        True, "Keep responses of /v1/responses. With 0, requests' `store` has no effect, as in vLLM by default."
-    )
     VLLM_SERVER_DEV_MODE = boolean(False, "Offer /reset_mm_cache and /reset_prefix_cache, for development.")
     VLLM_ALLOW_LONG_MAX_MODEL_LEN = boolean(
         False, "Accept a --max-model-len above the limit of a model with RoPE. The model's answers may get worse."

@@ -16,6 +16,10 @@ LIMITS: Final = {
 RETIRED: Final = {
     "--detach": "write `vllm-cli serve ... &`, then `vllm-cli wait --pid $!`",
     "--engine-restarts": "give --restart on-failure",
+    **dict.fromkeys(
+        ("--http-max-stored-responses", "--http-max-stored-size", "--responses-store-file"),
+        "leave it out, only --engine vllm stores responses",
+    ),
     "--lora-adapter-root": "leave it out, only --engine vllm has LoRA adapters, of any folder",
 }
 """Former flags of `serve` that vLLM never had. Both engines refuse them, also in a `--config` file."""
@@ -80,7 +84,6 @@ REPLACEMENTS: Final[dict[str, str]] = {
     "--max-seq-len-to-capture": "leave it out, or give --max-cudagraph-capture-size, which counts the tokens of a step",
     "--reject-unknown-fields": "leave it out, unknown fields are ignored, as by vLLM",
     "--request-rate": "use `vllm bench serve`",
-    "--responses-store-file": "leave it out, responses are kept in memory, up to --http-max-stored-size",
     "--retry-failed": "delete the failed lines of the output and run the command again",
     "--startup-trace": "give --startup-report, which `vllm-cli timeline` shows",
     "--swap-space": "leave it out, or give --kv-offloading-size, GiB of memory for blocks of the KV cache",

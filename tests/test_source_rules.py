@@ -15,9 +15,7 @@ _SETS: Final = re.compile(r"\[\^?\]?[^\]]*\]")
 
 OWN_JSON: Final = {
     "base/json_depth.py": "read_json itself",
-    "server/apis/responses/archive.py": "stored responses, which this process has encoded",
-    "server/apis/responses/input_items.py": "the same",
-    "server/apis/responses/tools.py": "one text between quotes",
+    "server/apis/responses/tools.py": "nothing: prepares classes",
     "server/engine/model_loading.py": "the members of tokenizer.json that a tokenizer has read",
     "server/engine/sampling/grammar.py": "choices, which server/generation has encoded",
     "server/engine/sampling/json_schema.py": "schemas, which server/generation has read and encoded",

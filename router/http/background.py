@@ -6,8 +6,6 @@ from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass
 from typing import Final
 
-from aiohttp import hdrs
-
 from router.child.child import Child
 from router.http.waiting import Patience
 from router.model_entry import ModelEntry
@@ -25,7 +23,7 @@ class FollowedResponse:
     child: Child
     path: str
     is_read: bool
-    """Whether the client has read all of the response, or has deleted it."""
+    """Whether the client has read all of the response."""
     following: asyncio.Task[None] | None = None
 
 
@@ -44,9 +42,9 @@ class FollowedResponses:
         """The background response that the path names. None if there is none."""
         return self._kept.get(path.removeprefix(RESPONSES).partition("/")[0])
 
-    async def is_last_use(self, made: FollowedResponse, method: str, path: str) -> bool:
+    async def is_last_use(self, made: FollowedResponse, path: str) -> bool:
         """Whether the client no longer needs the response once this request for it has succeeded."""
-        return method == hdrs.METH_DELETE or (path == made.path and not await self._goes_on(made.child, path))
+        return path == made.path and not await self._goes_on(made.child, path)
 
     def keep(self, response_id: str, entry: ModelEntry, child: Child, lease: AsyncExitStack, *, is_read: bool) -> None:
         """Keeps the lease until the response is complete, and the process until the client has read it."""

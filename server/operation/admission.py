@@ -138,13 +138,6 @@ class Lease:
         self._admission.num_queued_tokens -= done
         self._num_tokens -= done
 
-    def hand_over(self) -> "Lease":
-        """Moves everything that this lease holds to a new lease, for work that outlasts the request."""
-        other = Lease(self._admission)
-        other.num_sequences, other.num_bytes, other._num_tokens = self.num_sequences, self.num_bytes, self._num_tokens
-        self.num_sequences = self.num_bytes = self._num_tokens = 0
-        return other
-
     def release(self) -> None:
         """Subtracts the lease's share from the totals. Called when the request has ended."""
         self.remove_bytes(self.num_bytes)

@@ -12,7 +12,6 @@ from base.lifecycle import Lifecycle, StartView
 from base.program_version import program_version
 from base.security.api_keys import ApiKeys
 from base.security.credentials import Credentials
-from server.apis.responses.archive import build_response_store
 from server.engine.process_link.client import EngineClient
 from server.http.app import ServerApp, build_app
 from server.http.routes.endpoint import AppParts
@@ -84,7 +83,6 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         start=options.start,
         admission=admission,
         api_keys=ApiKeys.from_config(config.network),
-        response_store=build_response_store(config.generation, options.limits),
         version=program_version(),
     )
     credentials = Credentials(config.network, config.tls, parts.api_keys)

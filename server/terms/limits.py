@@ -136,21 +136,6 @@ class LimitsConfig:
         minimum=1,
     )
 
-    max_stored_responses: int = setting(
-        1024,
-        "--http-max-stored-responses",
-        "How many of the newest responses of /v1/responses are kept. 0 keeps none.",
-        syntax="count",
-        minimum=0,
-    )
-    max_stored_bytes: int = setting(
-        64 << 20,
-        "--http-max-stored-size",
-        "Most bytes of kept responses and their conversations. 0 keeps none.",
-        syntax="size",
-        minimum=0,
-    )
-
     def __post_init__(self) -> None:
         check_ranges(self)
 

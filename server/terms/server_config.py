@@ -66,7 +66,6 @@ class GenerationConfig:
     exclude_tools_when_tool_choice_none: bool = setting(
         False, "--exclude-tools-when-tool-choice-none", 'Leave tools out of the prompt when `tool_choice` is "none".'
     )
-    enable_responses_store: bool = from_variable(env.VLLM_ENABLE_RESPONSES_API_STORE)
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -1,11 +1,8 @@
-"""The SDKs of OpenAI and Anthropic use the real model. Responses in the background are drained."""
+"""The SDKs of OpenAI and Anthropic use the real model."""
 
-import signal
 from typing import Any
 
 import pytest
-
-from tests.support.waiting import wait_until
 
 MODEL = "smol"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -16,7 +13,6 @@ ASKED: dict[str, Any] = {
     "system": "You answer questions.",
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
 }
-ENDLESS: Any = {"model": MODEL, "input": "Tell me a story.", "extra_body": {"ignore_eos": True}}
 
 
 @pytest.mark.smoke
@@ -39,15 +35,3 @@ def test_the_sdk_of_anthropic_streams_to_a_stop_sequence_and_counts_tokens(serve
     assert text
     assert "Paris" not in text
     assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "Paris")
-
-
-@pytest.mark.parametrize(("timeout_s", "is_awaited"), [(200, True), (0, False)])
-def test_a_drain_waits_for_responses_in_the_background_or_ends_them(start_tiny_server, timeout_s, is_awaited):
-    with start_tiny_server("--shutdown-timeout", str(timeout_s)) as server:
-        limit = {"max_output_tokens": 1000} if is_awaited else {}
-        server.openai().responses.create(**ENDLESS, background=True, **limit)
-        wait_until(lambda: server.metric("vllm:num_requests_running") == 1)
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(timeout_s or 60) == 0
-        assert "shutting down: 1 requests" in server.log
-        assert ("1 requests are ended with an error" in server.log) is not is_awaited

@@ -1,9 +1,7 @@
 """Clients of many models behind one port. The router's answers equal those of a server with one model."""
 
 import re
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,21 +86,3 @@ def test_thousands_of_waiting_clients_cost_little_and_leave_nothing(tmp_path):
             client.close()
         wait_until(lambda: router.models()["slow"]["num_waiting"] == 0)
         wait_until(lambda: process.num_fds() < 100)
-
-
-def test_a_response_in_the_background_is_read_before_its_model_is_stopped_for_another(tiny_llama, tmp_path):
-    """The other model starts only after the client, which polls every two seconds, has read the response."""
-    models = {"a": embedded(tiny_llama, ttl=1), "b": embedded(tiny_llama)}
-    with RouterProcess(tmp_path, models, "--max-running", "1") as router, ThreadPoolExecutor() as pool:
-        body = {"model": "a", "input": "Hi", "background": True, "max_output_tokens": 50}
-        path = f"/v1/responses/{router.ask('/v1/responses', body).json['id']}"
-        other = pool.submit(router.post, "b")
-        wait_until(lambda: router.models()["b"]["num_waiting"] == 1)
-        answers: list[Any] = []
-        while not answers or answers[-1].json["status"] in ("queued", "in_progress"):
-            time.sleep(2)
-            answers.append(router.ask(path))
-            assert answers[-1].status == 200
-        assert answers[-1].json["status"] in ("completed", "incomplete")
-        assert other.result().status == 200
-        assert router.state("a") == "stopped"

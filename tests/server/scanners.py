@@ -19,7 +19,7 @@ from base.security.api_keys import ApiKeys
 from server.apis.anthropic.blocks import BlockStream
 from server.apis.responses.output import OutputWriter
 from server.apis.responses.request import ResponsesRequest
-from server.apis.responses.tools import CustomInputReader, ResponseTools
+from server.apis.responses.tools import ResponseTools
 from server.engine.sampling.grammar import GrammarError
 from server.engine.sampling.json_schema import prepare_schema, translate_regex
 from server.engine.sampling.reasoning import MarkerFinder
@@ -197,12 +197,6 @@ def _response(text: str) -> None:
     writer.finish()
 
 
-def _custom_input(text: str) -> None:
-    reader = CustomInputReader()
-    _in_pieces(text, reader.read)
-    reader.finish()
-
-
 _BRACKETS: Final = ("[", "{", '{"a":', "[[],", '"', '\\"', "\\", ",", '"",', '{"":0},', "0,")
 
 SCANNERS: Final = [
@@ -311,12 +305,6 @@ SCANNERS: Final = [
         _units("start: ", '"a" ', "("),
     ),
     Scanner("Anthropic blocks", ("server.apis.anthropic.blocks",), _blocks, _units("a", "[", '{"a":', " ")),
-    Scanner(
-        "custom input",
-        ("server.apis.responses.tools",),
-        _custom_input,
-        [*_units(" ", '{"input": "', "a"), *_units("a", "\\", "\\u", "\\ud83d", '"', "\\n", begin='{"input": "')],
-    ),
     Scanner("response output", ("server.apis.responses.output",), _response, _units(" ", "a", "\n ")),
     Scanner(
         "values",

@@ -41,7 +41,7 @@ OTHER_TEXT: Final = {
     "server.apis.openai.chat": "look-ups",
     "server.operation.models": "look-ups by name",
     "server.generation.reasoning": "the last characters of a prompt, a fixed number",
-    "server.apis.responses": "look-ups by id; one read_json of a call",
+    "server.apis.responses": "look-ups by name; one read_json of a call",
     "server.generation.generation": "files of the model",
     "server.http.transport.connection": "one partition of a path; its length is limited",
 }

@@ -45,9 +45,9 @@ FEATURES: Final = {
     "use_litellm": ALL,
     "use_llama_index": ALL,
     "use_openai": ALL,
-    "use_openai_agents": (*ALL, "streamed_loop", "stored_loop"),
+    "use_openai_agents": (*ALL, "streamed_loop"),
     "use_openai_agents_chat": ALL,
-    "use_openai_responses": (*ALL, "stored_loop", "background"),
+    "use_openai_responses": ALL,
     "use_pydantic_ai": ALL,
 }
 OFFLINE: Final = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
@@ -126,7 +126,7 @@ def test_a_client_works_with_its_defaults(results_of, client, feature):
     assert "error" not in result, result["error"]
     value = result["value"]
     match feature:
-        case "text" | "background":
+        case "text":
             assert value == ANSWER
         case "stream":
             assert "".join(filter(None, value)) == ANSWER
@@ -135,7 +135,7 @@ def test_a_client_works_with_its_defaults(results_of, client, feature):
             assert value == CITY
         case "tools":
             assert value == [WEATHER_CALL]
-        case "loop" | "streamed_loop" | "stored_loop":
+        case "loop" | "streamed_loop":
             assert value == WEATHER_ANSWER
 
 

@@ -1,14 +1,12 @@
 """Turns a request to /v1/responses into a chat request, and its items into messages."""
 
-import json
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
 from base.errors import RequestError
-from server.apis.responses.output import OutputItem
 from server.apis.responses.request import Content, InputItem, InputPart, ResponsesRequest, TextFormat
-from server.apis.responses.tools import CUSTOM_INPUT, ResponseTools, flat_name
+from server.apis.responses.tools import ResponseTools, flat_name
 from server.generation.request import ChatRequest, JsonSchemaFormat, ResponseFormat, SamplingFields
 from server.terms.http_body.request_body import field_names
 
@@ -63,27 +61,16 @@ def _response_format(wanted: TextFormat | None) -> ResponseFormat | None:
     return ResponseFormat(type="json_schema", json_schema=named)
 
 
-def build_conversation(instructions: str | None, history: list[Message], items: list[InputItem]) -> list[Message]:
-    """Returns the messages of a request. `history` is the conversation up to the previous response.
+def build_conversation(instructions: str | None, items: list[InputItem]) -> list[Message]:
+    """Returns the messages of a request.
 
     Raises:
         RequestError: a tool's output belongs to no call.
     """
     system: list[Message] = [{"role": "system", "content": instructions}] if instructions else []
-    messages = [*system, *history, *_merge(map(_to_message, items))]
+    messages = [*system, *_merge(map(_to_message, items))]
     _check_outputs(messages)
     return messages
-
-
-def extend_conversation(messages: list[Message], output: list[OutputItem]) -> list[Message]:
-    """Returns the conversation for the next response. As in OpenAI's API, it has no instructions.
-
-    Reasoning is kept only if the output has a tool call.
-    """
-    has_calls = any("call_id" in item for item in output)
-    kept = [item for item in output if has_calls or item["type"] != "reasoning"]
-    history = [message for message in messages if message["role"] != "system"]
-    return history + _merge(map(_from_output, kept))
 
 
 def continues_message(items: list[InputItem]) -> bool:
@@ -95,34 +82,16 @@ def continues_message(items: list[InputItem]) -> bool:
 def _to_message(item: InputItem) -> Message:
     match item.type:
         case "function_call":
-            return _call(item.call_id, flat_name(item.namespace, str(item.name)), item.arguments)
-        case "custom_tool_call":
-            return _custom_call(item.call_id, item.name, item.input)
-        case "function_call_output" | "custom_tool_call_output":
+            name = flat_name(item.namespace, str(item.name))
+            call = {"id": item.call_id, "type": "function", "function": {"name": name, "arguments": item.arguments}}
+            return {"role": "assistant", "tool_calls": [call]}
+        case "function_call_output":
             return {"role": "tool", "content": _content(item.output), "tool_call_id": item.call_id}
         case "reasoning":
             parts = item.content if isinstance(item.content, list) else []
             return {"role": "assistant", "reasoning": next((p.shown_text for p in (*parts, *item.summary)), "")}
         case _:
             return {"role": item.role, "content": _content(item.content)}
-
-
-def _from_output(item: OutputItem) -> Message:
-    if item["type"] == "function_call":
-        return _call(item["call_id"], flat_name(item["namespace"], item["name"]), item["arguments"])
-    if item["type"] == "custom_tool_call":
-        return _custom_call(item["call_id"], item["name"], item["input"])
-    key = "reasoning" if item["type"] == "reasoning" else "content"
-    return {"role": "assistant", key: "".join(part["text"] for part in item["content"] or ())}
-
-
-def _call(call_id: str | None, name: str, arguments: str | None) -> Message:
-    call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
-    return {"role": "assistant", "tool_calls": [call]}
-
-
-def _custom_call(call_id: str | None, name: str | None, text: str | None) -> Message:
-    return _call(call_id, str(name), json.dumps({CUSTOM_INPUT: text}, ensure_ascii=False))
 
 
 def _content(content: Content | None) -> str | list[Message]:

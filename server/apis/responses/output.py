@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from server.apis.responses.tools import CustomInputReader, ResponseTools
+from server.apis.responses.tools import ResponseTools
 from server.generation.chat import Part, ToolCallPart
 from server.generation.logprobs import ChatLogprob
 from server.text.parsers.base import Content, Reasoning
@@ -29,7 +29,6 @@ class ItemKind(NamedTuple):
 MESSAGE: Final = ItemKind("message", "msg", "response.output_text", "text", "output_text")
 REASONING: Final = ItemKind("reasoning", "rs", "response.reasoning_text", "text", "reasoning_text")
 CALL: Final = ItemKind("function_call", "fc", "response.function_call_arguments", "arguments")
-CUSTOM_CALL: Final = ItemKind("custom_tool_call", "ctc", "response.custom_tool_call_input", "input")
 
 
 def create_event(type: str, **fields: Any) -> ResponseEvent:
@@ -85,10 +84,8 @@ class OutputWriter:
         if part.name is None:
             return self._extend(part.arguments)
         tool = self._tools.called(part.name)
-        called = {"call_id": part.id, "name": tool.name}
-        if tool.is_custom:
-            return [*self._switch_to(CUSTOM_CALL, called), *self._extend(part.arguments)]
-        return [*self._switch_to(CALL, called | {"namespace": tool.namespace}), *self._extend(part.arguments)]
+        called = {"call_id": part.id, "name": tool.name, "namespace": tool.namespace}
+        return [*self._switch_to(CALL, called), *self._extend(part.arguments)]
 
     def _switch_to(self, kind: ItemKind, called: dict[str, Any] | None = None) -> list[ResponseEvent]:
         closing = self._close()
@@ -120,8 +117,6 @@ class OpenItem:
         self._index = index
         self._id = f"{kind.id_prefix}_{uuid4().hex}"
         self._called = called
-        self._input = CustomInputReader()
-        """The text for a custom tool, read from the arguments of the function that stands for the tool."""
         self._texts: list[str] = []
         self._logprobs: list[ChatLogprob] = []
 
@@ -134,34 +129,22 @@ class OpenItem:
 
     def extend(self, text: str, logprobs: list[ChatLogprob]) -> list[ResponseEvent]:
         """Adds text, which must not be empty."""
-        if self.kind is CUSTOM_CALL:
-            text = self._input.read(text)
-        return self._add(text, logprobs)
-
-    def end(self) -> list[ResponseEvent]:
-        """Returns the events after the last text. The last event has the whole item."""
-        events = []
-        if self.kind is CUSTOM_CALL:
-            rest, whole = self._input.finish()
-            events = self._add(rest, [])
-            self._texts = [whole]
-        fields: dict[str, Any] = {"name": self._called["name"]} if self.kind is CALL else {}
-        fields[self.kind.text] = self._text
-        if self.kind is MESSAGE:
-            fields["logprobs"] = []
-        events.append(self._event(f"{self.kind.event}.done", **fields))
-        if self.kind.part is not None:
-            events.append(self._event("response.content_part.done", part=self._part(self._logprobs or None)))
-        item = self._item("completed")
-        return [*events, create_event("response.output_item.done", output_index=self._index, item=item)]
-
-    def _add(self, text: str, logprobs: list[ChatLogprob]) -> list[ResponseEvent]:
-        if not text:
-            return []
         self._texts.append(text)
         self._logprobs += logprobs
         shown = {"logprobs": [_shown_logprob(entry) for entry in logprobs]} if self.kind is MESSAGE else {}
         return [self._event(f"{self.kind.event}.delta", delta=text, **shown)]
+
+    def end(self) -> list[ResponseEvent]:
+        """Returns the events after the last text. The last event has the whole item."""
+        fields: dict[str, Any] = {"name": self._called["name"]} if self.kind is CALL else {}
+        fields[self.kind.text] = self._text
+        if self.kind is MESSAGE:
+            fields["logprobs"] = []
+        events = [self._event(f"{self.kind.event}.done", **fields)]
+        if self.kind.part is not None:
+            events.append(self._event("response.content_part.done", part=self._part(self._logprobs or None)))
+        item = self._item("completed")
+        return [*events, create_event("response.output_item.done", output_index=self._index, item=item)]
 
     @property
     def _text(self) -> str:
@@ -169,9 +152,7 @@ class OpenItem:
 
     def _item(self, status: str) -> OutputItem:
         """Returns the item with its text so far."""
-        head: OutputItem = {"type": self.kind.type, "id": self._id}
-        if self.kind is not CUSTOM_CALL:
-            head["status"] = status
+        head: OutputItem = {"type": self.kind.type, "id": self._id, "status": status}
         if self._called:
             return {**head, **self._called, self.kind.text: self._text}
         content = [self._part(self._logprobs or None)] if self._texts else None

@@ -16,8 +16,6 @@ _REQUIRED: Final = {
     "reasoning": (),
     "function_call": ("call_id", "name", "arguments"),
     "function_call_output": ("call_id", "output"),
-    "custom_tool_call": ("call_id", "name", "input"),
-    "custom_tool_call_output": ("call_id", "output"),
 }
 """Type of an item -> the fields that it must have."""
 
@@ -72,13 +70,12 @@ class InputItem(msgspec.Struct, kw_only=True, omit_defaults=True):
     name: str | None = None
     namespace: str | None = None
     arguments: str | None = None
-    input: str | None = None
     output: Content | None = None
 
     def __post_init__(self) -> None:
         required = _REQUIRED.get(self.type)
         if required is None:
-            raise ValueError(f"Unsupported input item type: '{self.type}'")
+            raise ValueError(f"Unsupported input item type: '{self.type}'. `--engine vllm` has more types")
         for name in required:
             if getattr(self, name) is None:
                 raise ValueError(f"An input item of type '{self.type}' needs `{name}`")
@@ -130,13 +127,12 @@ class ResponseTextConfig(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class ResponsesRequest(SamplingFields, kw_only=True):
-    """An input to answer. It may continue an earlier response."""
+    """An input to answer."""
 
     input: str | Annotated[list[InputItem], Meta(min_length=1)]
     instructions: str | None = None
-    previous_response_id: str | None = None
     store: bool | None = True
-    background: bool | None = False
+    """Has no effect. The server stores no responses, as vLLM by default."""
     include: list[Includable] | None = None
     metadata: dict[str, str] | None = None
 
@@ -159,6 +155,8 @@ class ResponsesRequest(SamplingFields, kw_only=True):
     user: str | None = None
     prompt: Any = None
 
+    background: Unsupported = False
+    previous_response_id: Unsupported = None
     request_id: Unsupported = None
     enable_response_messages: Unsupported = False
     previous_input_messages: Unsupported = None
@@ -169,8 +167,6 @@ class ResponsesRequest(SamplingFields, kw_only=True):
         super().__post_init__()
         if self.prompt is not None:
             raise RequestError("prompt template is not supported", param="prompt")
-        if self.background and not self.store:
-            raise RequestError("background can only be used when `store` is true", param="background")
         if self.structured_outputs is not None and self.text is not None and self.text.format is not None:
             raise RequestError("Cannot specify both structured_outputs and text.format", param="structured_outputs")
 

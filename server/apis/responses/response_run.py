@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 from base.json_depth import read_json
@@ -17,7 +17,6 @@ from server.terms.types import SamplingParams
 
 Response = dict[str, Any]
 """The body of a response, complete or not."""
-ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "cancelled", "failed"]
 
 
 class ResponseRun:
@@ -25,8 +24,6 @@ class ResponseRun:
 
     def __init__(self, request: ResponsesRequest, chat: ChatRun, tools: ResponseTools, inference: Inference) -> None:
         self.request = request
-        self.messages = chat.request.messages
-        """The conversation that the response continues."""
         (params,) = chat.generation.params
         self.response = empty_response(request, params, inference.models.default_name)
         """The response so far."""
@@ -37,7 +34,7 @@ class ResponseRun:
 
     @property
     def is_small(self) -> bool:
-        """Whether the messages are small enough to be encoded on the event loop instead of in the pool."""
+        """Whether the response is small enough to be encoded on the event loop instead of in the pool."""
         return self.chat.generation.context.is_small
 
     async def complete(self) -> Response:
@@ -50,10 +47,9 @@ class ResponseRun:
     async def events(self) -> AsyncGenerator[ResponseEvent, None]:
         """Generates the response. Yields all events except the last. Raises EngineError if the engine fails.
 
-        Store the response before you send `last_event`. The opening events are yielded with the first token,
-        because until then the engine may reject the request.
+        The opening events are yielded with the first token, because until then the engine may reject the
+        request.
         """
-        self.set_status("in_progress")
         opening = [create_event(kind, response=self.response) for kind in ("response.created", "response.in_progress")]
         async with aclosing(self._output(opening)) as events:
             async for event in events:
@@ -66,10 +62,6 @@ class ResponseRun:
         """
         kind = "response.failed" if self.response["status"] == "failed" else "response.completed"
         return self._numbered(create_event(kind, response=self.response))
-
-    def set_status(self, status: ResponseStatus) -> None:
-        """Changes the status. Replaces `response` by a new object."""
-        self.response = self.response | {"status": status}
 
     def fail(self, error: Exception) -> None:
         """Ends the response with an error."""
@@ -147,14 +139,14 @@ def empty_response(request: ResponsesRequest, params: SamplingParams, model: str
         "tool_choice": request.tool_choice if request.tools else "none",
         "tools": request.tools or [],
         "top_p": params.top_p,
-        "background": bool(request.background),
+        "background": False,
         "max_output_tokens": params.max_tokens,
         "max_tool_calls": request.max_tool_calls,
-        "previous_response_id": request.previous_response_id,
+        "previous_response_id": None,
         "prompt": None,
         "reasoning": request.reasoning,
         "service_tier": request.service_tier,
-        "status": "queued",
+        "status": "in_progress",
         "text": request.text,
         "top_logprobs": request.num_logprobs,
         "truncation": request.truncation or "disabled",

@@ -1,14 +1,11 @@
-"""Converts the tools of /v1/responses into functions for the model, and reads the input of custom tools."""
+"""Converts the tools of /v1/responses into functions for the model."""
 
-import json
-import re
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from base.errors import RequestError
-from base.json_depth import read_json
 from server.apis.responses.request import ResponsesRequest
 from server.generation.request import FunctionDefinition, NamedFunction, NamedToolChoice, Tool, ToolChoice
 
@@ -17,37 +14,12 @@ T = TypeVar("T")
 _SEPARATOR: Final = "__"
 """The text between namespace and name in the name that the model sees."""
 
-CUSTOM_INPUT: Final = "input"
-"""The only parameter of the function that replaces a custom tool."""
-
-_CUSTOM_PARAMETERS: Final[dict[str, Any]] = {
-    "type": "object",
-    "properties": {CUSTOM_INPUT: {"type": "string", "description": "The text for this tool."}},
-    "required": [CUSTOM_INPUT],
-    "additionalProperties": False,
-}
-
-_HEAD: Final = re.compile(r'\s*\{\s*"' + CUSTOM_INPUT + r'"\s*:\s*"')
-_HEX: Final = "[0-9a-fA-F]"
-_COMPLETE: Final = re.compile(
-    rf'[^"\\]*(?:(?:\\[^u]|\\u(?![dD][89abAB]){_HEX}{{4}}|\\u[dD][89abAB]{_HEX}{{2}}\\u{_HEX}{{4}})[^"\\]*)*'
-)
-"""Matches all characters and complete escapes of a JSON text. Half of a surrogate pair is not complete.
-
-The match always succeeds, so the pattern never backtracks. Possessive groups would also prevent backtracking,
-but Python's `re` before 3.11.5 matches them wrongly.
-"""
-_MOST_HEAD: Final = 256
-"""The most characters before the text. Arguments with more blanks there are read when they are complete."""
-_MOST_ESCAPE: Final = len(r"\ud83d\ude42")
-
 
 class CalledTool(NamedTuple):
     """A tool that the model has called, as the response names it."""
 
     name: str
     namespace: str | None = None
-    is_custom: bool = False
 
 
 class _Typed(msgspec.Struct, kw_only=True):
@@ -63,12 +35,6 @@ class _Function(msgspec.Struct, kw_only=True):
     strict: bool | None = None
 
 
-class _Custom(msgspec.Struct, kw_only=True):
-    name: Annotated[str, Meta(min_length=1, max_length=256)]
-    description: str | None = None
-    format: _Typed | None = None
-
-
 class _Namespace(msgspec.Struct, kw_only=True):
     name: Annotated[str, Meta(min_length=1, max_length=128)]
     tools: list[dict[str, Any]]
@@ -81,16 +47,15 @@ class _Choice(msgspec.Struct, kw_only=True):
     tools: list[dict[str, Any]] = []
 
 
-msgspec.json.Decoder(tuple[_Typed, _Function, _Custom, _Namespace, _Choice])
+msgspec.json.Decoder(tuple[_Typed, _Function, _Namespace, _Choice])
 """Prepares the classes, because msgspec crashes if two threads of the pool meet one at its first use."""
 
 
 class ResponseTools:
     """The tools of one request.
 
-    The model sees a function in a namespace as `NAMESPACE__NAME`, and a custom tool as a function with one
-    text parameter. As in vLLM without a tool server, the model does not see tools that the server would have
-    to run, such as web search, code interpreter or MCP.
+    The model sees a function in a namespace as `NAMESPACE__NAME`. As in vLLM without a tool server, the model
+    does not see tools that the server would have to run, such as web search, code interpreter or MCP.
     """
 
     def __init__(self, request: ResponsesRequest) -> None:
@@ -118,15 +83,7 @@ class ResponseTools:
         if kind == "function":
             return [self._add(_read(tool, _Function, path))]
         if kind == "custom":
-            custom = _read(tool, _Custom, path)
-            if custom.format is not None and custom.format.type == "grammar":
-                raise RequestError(
-                    "Custom tools with a grammar format are not supported; "
-                    "only free-form text custom tools are accepted.",
-                    param="tools",
-                )
-            shown = _Function(name=custom.name, description=custom.description, parameters=_CUSTOM_PARAMETERS)
-            return [self._add(shown, CalledTool(custom.name, is_custom=True))]
+            raise _custom_tool("tools")
         if kind == "namespace":
             namespace = _read(tool, _Namespace, path)
             return self._convert_members(namespace, f"{path}.tools")
@@ -176,7 +133,9 @@ class ResponseTools:
 
     def _named(self, given: dict[str, Any]) -> ToolChoice | None:
         choice = _read(given, _Choice, "tool_choice", param="tool_choice")
-        if choice.type not in ("function", "custom"):
+        if choice.type == "custom":
+            raise _custom_tool("tool_choice")
+        if choice.type != "function":
             return None if self._called else "none"
         return NamedToolChoice(function=NamedFunction(self._find(choice.name or "")))
 
@@ -208,64 +167,5 @@ def _read(value: dict[str, Any], kind: type[T], path: str, *, param: str = "tool
         raise RequestError(f"Invalid value for `{path}`: {str(err).replace('`$', f'`{path}')}.", param=param) from err
 
 
-class CustomInputReader:
-    """Decodes the text in `{"input": "…"}` while it arrives.
-
-    Arguments of another form are passed to the tool unchanged.
-    """
-
-    def __init__(self) -> None:
-        self._arguments: list[str] = []
-        self._rest = ""
-        self._is_inside = False
-        self._is_ended = False
-        self._shown: list[str] = []
-
-    def read(self, text: str) -> str:
-        """Reads the next piece of the arguments. Returns the part of the tool's text that is now complete."""
-        self._arguments.append(text)
-        if self._is_ended:
-            return ""
-        self._rest += text
-        if not self._is_inside:
-            head = _HEAD.match(self._rest)
-            if head is None:
-                self._is_ended = len(self._rest) > _MOST_HEAD
-                return ""
-            self._is_inside, self._rest = True, self._rest[head.end() :]
-        found = _COMPLETE.match(self._rest)
-        assert found is not None
-        self._rest = self._rest[found.end() :]
-        self._is_ended = self._rest.startswith('"') or len(self._rest) >= _MOST_ESCAPE
-        return self._show(found[0])
-
-    def finish(self) -> tuple[str, str]:
-        """Returns the last part of the text, and the whole text.
-
-        Malformed arguments may give a text that does not continue the earlier parts. The last part is then
-        the whole text.
-        """
-        whole, shown = _decode("".join(self._arguments)), "".join(self._shown)
-        return (whole[len(shown) :] if whole.startswith(shown) else whole), whole
-
-    def _show(self, escaped: str) -> str:
-        try:
-            text = _without_surrogates(json.loads(f'"{escaped}"', strict=False))
-        except ValueError:  # JSON has no such escape
-            return ""
-        self._shown.append(text)
-        return text
-
-
-def _decode(arguments: str) -> str:
-    try:
-        value = read_json(arguments)
-    except ValueError:
-        return arguments
-    text = value.get(CUSTOM_INPUT) if isinstance(value, dict) else None
-    return _without_surrogates(text) if isinstance(text, str) else arguments
-
-
-def _without_surrogates(text: str) -> str:
-    """Replaces single surrogates by U+FFFD. JSON can escape them, but UTF-8 cannot encode them."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def _custom_tool(param: str) -> RequestError:
+    return RequestError("Custom tools need `--engine vllm`. Use functions for the embedded engine.", param=param)

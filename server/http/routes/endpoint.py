@@ -13,7 +13,6 @@ from base.errors import RequestError
 from base.lifecycle import Lifecycle, StartView
 from base.request_ids import REQUEST_ID, is_valid
 from base.security.api_keys import ApiKeys
-from server.apis.responses.archive import ResponseStore
 from server.operation.admission import Admission, Availability, Lease, RequestContext, RunningRequests
 from server.operation.models import Inference
 from server.terms.http_body.request_body import RequestBody, RequestDecoder
@@ -47,7 +46,6 @@ class AppParts(Inference):
     admission: Admission
     running: RunningRequests = field(default_factory=RunningRequests)
     api_keys: ApiKeys
-    response_store: ResponseStore | None
     version: str
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The routes without a JSON body: probes, status page, data about server and model, kept responses."""
+"""The routes without a JSON body: probes, status page, data about server and model."""
 
 import asyncio
 import os
@@ -9,22 +9,19 @@ from typing import Any, Final
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from base.errors import RequestError
 from base.status_page.page import read_page
-from server.apis.responses.input_items import MAX_PAGE_ITEMS, ItemPage
-from server.apis.responses.serving import ResponsesServing
 from server.http.routes.endpoint import AppParts
 from server.http.routes.openapi import build_openapi
 from server.operation.admission import Availability
 from server.operation.metrics.server_metrics import CONTENT_TYPE
-from server.terms.http_body.response_body import EVENTS_TYPE, send_unavailable
+from server.terms.http_body.response_body import send_unavailable
 
 _MAX_SHOWN = 100
 _BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
-_EVENTS = EVENTS_TYPE.decode()
 _EMPTY: Message = {"type": "http.response.body", "body": b""}
 
 
@@ -99,40 +96,6 @@ class InfoEndpoints:
         return Response()
 
 
-class ResponseEndpoints:
-    """Returns, streams, cancels and deletes kept responses, without the engine."""
-
-    def __init__(self, serving: ResponsesServing) -> None:
-        self._serving = serving
-
-    async def answer(self, request: Request) -> Response:
-        """GET or DELETE /v1/responses/{response_id}. `stream` sends events after number `starting_after`."""
-        response_id = request.path_params["response_id"]
-        if request.method == "DELETE":
-            await self._serving.delete(response_id)
-            return json_response({"id": response_id, "object": "response", "deleted": True})
-        if _read_boolean(request, "stream"):
-            events = await self._serving.follow(response_id, _read_number(request, "starting_after"))
-            return StreamingResponse(events, headers={"cache-control": "no-cache"}, media_type=_EVENTS)
-        return Response(await self._serving.retrieve(response_id), media_type="application/json")
-
-    async def input_items(self, request: Request) -> Response:
-        """GET /v1/responses/{response_id}/input_items."""
-        limit, order = _read_number(request, "limit"), request.query_params.get("order", "desc")
-        page = ItemPage(request.query_params.get("after"), 20 if limit is None else limit, order == "asc")
-        if not 1 <= page.limit <= MAX_PAGE_ITEMS:
-            raise _invalid_parameter("limit", f"1 to {MAX_PAGE_ITEMS}", str(limit))
-        if order not in ("asc", "desc"):
-            raise _invalid_parameter("order", "asc or desc", order)
-        body = await self._serving.input_items(request.path_params["response_id"], page)
-        return Response(body, media_type="application/json")
-
-    async def cancel(self, request: Request) -> Response:
-        """POST /v1/responses/{response_id}/cancel."""
-        body = await self._serving.cancel(request.path_params["response_id"])
-        return Response(body, media_type="application/json")
-
-
 def json_response(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Builds a response with a JSON body."""
     return Response(msgspec.json.encode(body), status, headers, "application/json")
@@ -142,20 +105,9 @@ def _read_boolean(request: Request, name: str) -> bool:
     """Returns a boolean parameter of the query, false by default. Raises RequestError."""
     given = request.query_params.get(name, "false")
     if (value := _BOOLEANS.get(given.lower())) is None:
-        raise _invalid_parameter(name, "true or false", given)
+        shown = repr(given[:_MAX_SHOWN])
+        raise RequestError(f"Invalid value for `{name}`: expected true or false, got {shown}.", param=name)
     return value
-
-
-def _read_number(request: Request, name: str) -> int | None:
-    given = request.query_params.get(name)
-    try:
-        return None if given is None else int(given)
-    except ValueError as err:
-        raise _invalid_parameter(name, "a whole number", str(given)) from err
-
-
-def _invalid_parameter(name: str, expected: str, given: str) -> RequestError:
-    return RequestError(f"Invalid value for `{name}`: expected {expected}, got {given[:_MAX_SHOWN]!r}.", param=name)
 
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")

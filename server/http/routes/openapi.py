@@ -12,12 +12,6 @@ from server.terms.http_body.response_body import ErrorResponse, UnavailableRespo
 
 Schemas = dict[type, dict[str, Any]]
 
-_QUERIES = {
-    "/v1/responses/{response_id}": {"stream": "boolean", "starting_after": "integer"},
-    "/v1/responses/{response_id}/input_items": {"after": "string", "limit": "integer", "order": "string"},
-}
-"""Path of a GET route -> its query parameters, by name, with their types."""
-
 
 def build_openapi(routes: Sequence[BaseRoute], version: str) -> dict[str, Any]:
     """Builds the whole document. As in vLLM's document, the only responses with a schema are errors."""
@@ -38,7 +32,7 @@ def _operations(schemas: Schemas, route: Route) -> dict[str, Any]:
     if isinstance(route.endpoint, JsonEndpoint):
         return {"post": _post(schemas, route.endpoint.model)}
     methods = (route.methods or set()) - {"HEAD"}
-    return {method.lower(): _without_body(schemas, route, method) for method in sorted(methods)}
+    return {method.lower(): _without_body(schemas, route) for method in sorted(methods)}
 
 
 def _post(schemas: Schemas, request: type) -> dict[str, Any]:
@@ -60,7 +54,7 @@ def _failure(schemas: Schemas, description: str, model: type = ErrorResponse) ->
     return {"description": description, "content": {"application/json": {"schema": schemas[model]}}}
 
 
-def _without_body(schemas: Schemas, route: Route, method: str) -> dict[str, Any]:
+def _without_body(schemas: Schemas, route: Route) -> dict[str, Any]:
     operation: dict[str, Any] = {"responses": {"200": {"description": "The response"}}}
     parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in route.param_convertors
@@ -68,6 +62,4 @@ def _without_body(schemas: Schemas, route: Route, method: str) -> dict[str, Any]
     if parameters:
         operation["responses"]["400"] = _failure(schemas, "The request is invalid")
         operation["responses"]["404"] = _failure(schemas, "There is nothing of that name")
-    queries = _QUERIES.get(route.path_format, {}) if method == "GET" else {}
-    parameters += [{"name": name, "in": "query", "schema": {"type": kind}} for name, kind in queries.items()]
     return operation | ({"parameters": parameters} if parameters else {})

@@ -18,7 +18,6 @@ from server.apis.pooling.endpoints import (
     PoolingServing,
 )
 from server.apis.pooling.scoring import RerankRequest, RerankServing, ScoreRequest, ScoreServing
-from server.apis.responses.archive import ResponseArchive
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.serving import ResponsesServing
 from server.apis.tokenization import DetokenizeRequest, TokenizationServing, TokenizeRequest
@@ -28,12 +27,7 @@ from server.generation.generation import GenerationBuilder
 from server.generation.reasoning import load_reasoning
 from server.generation.request import ChatRequest
 from server.http.routes.endpoint import AppParts, Handler, JsonEndpoint, T
-from server.http.routes.info import (
-    HealthEndpoint,
-    InfoEndpoints,
-    ResponseEndpoints,
-    StatusEndpoints,
-)
+from server.http.routes.info import HealthEndpoint, InfoEndpoints, StatusEndpoints
 from server.terms.http_body.response_body import ANTHROPIC, OPENAI, FailureFormat
 
 
@@ -68,9 +62,7 @@ def _text_routes(parts: AppParts) -> list[Route]:
     runner = ChatRunner(parts, builder, OutputParsing(config, renderer, reasoning))
     chat, messages = partial(create_chat_completion, parts, runner), AnthropicServing(parts, runner)
     tokenization = TokenizationServing(parts.models, renderer, parts.engine)
-    archive = ResponseArchive(parts.response_store, renderer)
-    responses = ResponsesServing(parts, runner, archive, parts.running, parts.admission.limits)
-    stored = ResponseEndpoints(responses)
+    responses = ResponsesServing(parts, runner, parts.admission.limits)
     completions = CompletionServing(parts, builder)
     return [
         post("/v1/completions", CompletionRequest, completions.create, takes_embeds=True),
@@ -78,9 +70,6 @@ def _text_routes(parts: AppParts) -> list[Route]:
         post("/v1/messages", AnthropicRequest, messages.create, failures=ANTHROPIC),
         post("/v1/messages/count_tokens", CountTokensRequest, messages.count_tokens, failures=ANTHROPIC),
         post("/v1/responses", ResponsesRequest, responses.create),
-        Route("/v1/responses/{response_id}", stored.answer, methods=["GET", "DELETE"]),
-        Route("/v1/responses/{response_id}/input_items", stored.input_items, methods=["GET"]),
-        Route("/v1/responses/{response_id}/cancel", stored.cancel, methods=["POST"]),
         post("/tokenize", TokenizeRequest, tokenization.tokenize),
         post("/detokenize", DetokenizeRequest, tokenization.detokenize),
     ]

@@ -19,7 +19,6 @@ import uvicorn
 from base.errors import EngineDeadError
 from base.lifecycle import Lifecycle, StartInfo
 from base.security.api_keys import ApiKeys
-from server.apis.responses.archive import build_response_store
 from server.engine.sampling.grammar import GrammarError
 from server.http.app import build_app
 from server.http.routes.endpoint import AppParts
@@ -413,7 +412,6 @@ def run_app(
         start=FinishedStart(),
         admission=admission,
         api_keys=ApiKeys.from_config(config.network),
-        response_store=build_response_store(config.generation, limits or LimitsConfig()),
         version="1.2.3",
     )
     listener = socket.create_server(("127.0.0.1", 0))

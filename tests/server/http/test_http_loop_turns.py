@@ -149,7 +149,7 @@ FURTHER_BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
     "responses: items": lambda: response(_turns(2048)),
     "responses: metadata": lambda: response("a", metadata={f"k{i}": "v" for i in range(100_000)}),
     "responses: tools": lambda: response("a", **_unused_tools()),
-    "responses: in the background": lambda: response("a", stream=True, background=True, **_unused_tools()),
+    "responses: streamed tools": lambda: response("a", stream=True, **_unused_tools()),
     "messages: input of a tool": lambda: message(messages=_tool_use(_members(50_000))),
     "messages: tools": lambda: message(tools=_flat_tools("input_schema", 200), tool_choice={"type": "none"}),
     "messages: system": lambda: message(system=PARTS),

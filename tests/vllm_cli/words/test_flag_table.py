@@ -22,8 +22,7 @@ VLLM_NAMES = {*(Path(__file__).parents[1] / "vllm_flags.txt").read_text().split(
 HELP = {"-h", "--help"}
 OWN_PREFIXES = (
     *("--engine", "--http-", "--api-key-", "--startup-", "--prefetch", "--preflight", "--json", "--log-format"),
-    *("--drain-grace", "--standby", "--responses-store-"),
-    *("--compile-cache", "--cuda-graphs"),
+    *("--drain-grace", "--standby", "--compile-cache", "--cuda-graphs"),
     "--download-timeout",
     "--idle-",
     *("--models", "--memory-budget", "--max-running", "--max-wait", "--on-swap"),

@@ -22,9 +22,4 @@ def streamed_loop() -> Any:
     return asyncio.run(run())
 
 
-def stored_loop() -> Any:
-    """The server keeps the conversation. Each request sends only the new items."""
-    return Runner.run_sync(features.weather_agent, WEATHER_QUESTION, auto_previous_response_id=True).final_output
-
-
-report_all(features, streamed_loop=streamed_loop, stored_loop=stored_loop)
+report_all(features, streamed_loop=streamed_loop)

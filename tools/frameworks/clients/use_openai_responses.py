@@ -1,7 +1,6 @@
-"""The `openai` client: responses with parse and stream helpers, stored responses, background responses."""
+"""The `openai` client: responses with parse and stream helpers."""
 
 import json
-import time
 from typing import Any
 
 import openai
@@ -44,28 +43,4 @@ def loop() -> str:
     return CLIENT.responses.create(model=MODEL, input=[*items, *calls, *outputs(calls)], tools=[TOOL]).output_text
 
 
-def stored_loop() -> str:
-    first = CLIENT.responses.create(model=MODEL, input=WEATHER_QUESTION, tools=[TOOL])
-    second = CLIENT.responses.create(
-        model=MODEL, input=outputs(first.output), tools=[TOOL], previous_response_id=first.id
-    )
-    return CLIENT.responses.retrieve(second.id).output_text
-
-
-def background() -> str:
-    response = CLIENT.responses.create(model=MODEL, input=QUESTION, background=True)
-    while response.status in ("queued", "in_progress"):
-        time.sleep(0.1)
-        response = CLIENT.responses.retrieve(response.id)
-    return response.output_text
-
-
-report(
-    text=text,
-    stream=stream,
-    structured=structured,
-    tools=tools,
-    loop=loop,
-    stored_loop=stored_loop,
-    background=background,
-)
+report(text=text, stream=stream, structured=structured, tools=tools, loop=loop)

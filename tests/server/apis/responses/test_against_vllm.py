@@ -23,7 +23,6 @@ SCRIPT = Path(__file__).with_name("vllm_responses.py")
 TOOLS: list[dict[str, Any]] = [
     {"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True},
     {"type": "namespace", "name": "n", "description": "d", "tools": [{"type": "function", "name": "g"}]},
-    {"type": "custom", "name": "run", "description": "Runs a command", "format": {"type": "text"}},
     {"type": "web_search"},
 ]
 
@@ -37,8 +36,8 @@ OUTPUTS: list[list[dict[str, Any]]] = [
     [{"reasoning": "a"}, {"reasoning": "b", "content": "c"}, {"content": "d"}],
     [{"content": "a", "calls": [call(0, "f", "{")]}, {"calls": [call(0, None, "}")]}],
     [{"calls": [call(0, "f"), call(1, "n__g", "{}")]}, {"content": "and"}, {"calls": [call(2, "f", "{}")]}],
-    [{"reasoning": "a"}, {"calls": [call(0, "run", '{"input": "ls')]}, {"calls": [call(0, None, ' \\"x\\""}')]}],
-    [{"calls": [call(0, "run", "pwd")]}, {"calls": [call(1, "other", "1")]}],
+    [{"reasoning": "a"}, {"calls": [call(0, "f", '{"a": "ls')]}, {"calls": [call(0, None, ' \\"x\\""}')]}],
+    [{"calls": [call(0, "f", "pwd")]}, {"calls": [call(1, "other", "1")]}],
 ]
 INPUTS: list[Any] = ["Hi", *(line["input"] for _, line in read_lines(Path(__file__).with_name("items.jsonl")))]
 
@@ -89,7 +88,7 @@ def test_messages_are_the_same(theirs, number):
     items = (
         [InputItem(role="user", content=given)] if isinstance(given, str) else msgspec.convert(given, list[InputItem])
     )
-    messages = build_conversation("Be brief.", [], items)
+    messages = build_conversation("Be brief.", items)
     assert [_with_text(message) for message in messages] == theirs["messages"][number]
     assert continues_message(items) == theirs["continues"][number]
 

@@ -6,13 +6,11 @@ import msgspec
 import pytest
 
 from base.errors import RequestError
-from server.apis.responses.conversion import build_conversation, continues_message, extend_conversation
+from server.apis.responses.conversion import build_conversation, continues_message
 from server.apis.responses.request import InputItem
 from tests.conversations.conversation import read_lines
 
 ITEMS = Path(__file__).with_name("items.jsonl")
-USER = {"role": "user", "content": "Hi"}
-THOUGHT = {"type": "reasoning", "id": "r", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm"}]}
 
 
 def call(call_id):
@@ -23,16 +21,12 @@ def result(call_id, output="42"):
     return {"type": "function_call_output", "call_id": call_id, "output": output}
 
 
-def chat_call(call_id, name="f", arguments="{}"):
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
-
-
 def read(*items):
     return msgspec.convert(items, list[InputItem])
 
 
-def build(*items, instructions=None, history=()):
-    return build_conversation(instructions, list(history), read(*items))
+def build(*items):
+    return build_conversation(None, read(*items))
 
 
 @pytest.mark.parametrize("line", [pytest.param(line, id=line["why"]) for _, line in read_lines(ITEMS)])
@@ -54,25 +48,9 @@ def test_parts_of_messages():
 
 
 def test_a_result_needs_its_call():
-    history = [{"role": "assistant", "tool_calls": [chat_call("1")]}]
-    assert build(result("1"), history=history)[-1]["role"] == "tool"
+    assert build(call("1"), result("1"))[-1]["role"] == "tool"
     with pytest.raises(RequestError, match="'2'"):
-        build(result("2"), history=history)
-
-
-def test_the_history_has_the_output_but_no_instructions():
-    output = [
-        THOUGHT,
-        {"type": "message", "id": "m", "role": "assistant", "content": [{"type": "output_text", "text": "Hello"}]},
-    ]
-    history = extend_conversation(build(USER, instructions="Be brief."), output)
-    assert history == [USER, {"role": "assistant", "content": "Hello"}]
-    assert build(USER, instructions="Be kind.", history=history)[0] == {"role": "system", "content": "Be kind."}
-
-
-def test_reasoning_before_a_call_is_part_of_the_history():
-    output = [THOUGHT, call("1") | {"namespace": None}]
-    assert extend_conversation([], output) == [{"role": "assistant", "reasoning": "Hm", "tool_calls": [chat_call("1")]}]
+        build(call("1"), result("2"))
 
 
 def test_a_part_of_another_type_is_rejected_with_the_supported_ones():

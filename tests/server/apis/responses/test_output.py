@@ -12,7 +12,7 @@ from server.generation.chat import ToolCallPart
 from server.generation.logprobs import ChatLogprob
 from server.text.parsers.base import Content, Reasoning
 
-TOOLS = [{"type": "function", "name": "f", "parameters": {}}, {"type": "custom", "name": "run"}]
+TOOLS = [{"type": "function", "name": "f", "parameters": {}}]
 SCHEMA = TypeAdapter(ResponseStreamEvent)
 
 
@@ -95,34 +95,3 @@ def test_log_probabilities_belong_to_the_next_text_of_a_message():
     entry = ChatLogprob("t", -1.0, [116], [])
     _, _, (_, message) = write([Reasoning("a")], [], [Content("b")], [Content("")], [Content("c")], logprobs=[entry])
     assert message["content"][0]["logprobs"] == [entry] * 4
-
-
-@pytest.mark.parametrize("cut", range(0, 18))
-def test_a_custom_tools_input_is_streamed_wherever_it_is_cut(cut):
-    arguments = '{"input": "ls \\"é\\\\\\ud83d\\ude00\\n"}'
-    names, events, (item,) = write([start(0, "run")], [more(0, arguments[:cut])], [more(0, arguments[cut:])])
-    assert item["input"] == 'ls "é\\😀\n'
-    assert "".join(event["delta"] for event in events if event["type"].endswith("delta")) == item["input"]
-    assert names[-2:] == ["custom_tool_call_input.done", "output_item.done"]
-    assert item["id"].startswith("ctc_")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ("pwd", "pwd"),
-        ('{"input": 7}', '{"input": 7}'),
-        ('{"cmd": "pwd"}', '{"cmd": "pwd"}'),
-        ('{"a": "xy", "input": "hello"}', "hello"),
-        ('{"input": "a", "input": "b"}', "b"),
-        ('{"input": "\\x"}', '{"input": "\\x"}'),
-        ('{"input": "a\\udc00b"}', "a\ufffdb"),
-        ('{"input": "a\\ud83d"}', "a\ufffd"),
-        ('{"input": "\\ud83d\\u0041"}', "\ufffdA"),
-    ],
-)
-def test_other_arguments_of_a_custom_tool(arguments, text):
-    _, events, (item,) = write([start(0, "run")], *([more(0, char)] for char in arguments))
-    assert item["input"] == text
-    assert events[-2]["input"] == text
-    msgspec.json.encode(events)

@@ -1,14 +1,14 @@
-"""Tools of /v1/responses become functions of a chat. Also the choice of a tool and inputs of custom tools."""
+"""Tools of /v1/responses become functions of a chat. Also the choice of a tool."""
 
 import pytest
 
 from base.errors import RequestError
 from server.apis.responses.request import ResponsesRequest
-from server.apis.responses.tools import CalledTool, CustomInputReader, ResponseTools
+from server.apis.responses.tools import CalledTool, ResponseTools
 from server.generation.request import NamedFunction, NamedToolChoice
 
 WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": True}
-COMMAND = {"type": "custom", "name": "command"}
+COMMAND = {"type": "function", "name": "command"}
 DESKTOP = {"type": "namespace", "name": "desktop", "description": "d", "tools": [{"type": "function", "name": "look"}]}
 PHONE = {"type": "namespace", "name": "phone", "description": "d", "tools": [{"type": "function", "name": "look"}]}
 SEARCH = {"type": "web_search", "filters": None}
@@ -18,13 +18,11 @@ def read(tools, choice="auto"):
     return ResponseTools(ResponsesRequest(input="a", tools=tools, tool_choice=choice))
 
 
-def test_functions_custom_tools_and_namespaces_are_shown():
+def test_functions_and_namespaces_are_shown():
     tools = read([WEATHER, COMMAND, DESKTOP, SEARCH])
     assert [tool.function.name for tool in tools.functions] == ["weather", "command", "desktop__look"]
     assert tools.functions[0].function.strict is True
-    assert tools.functions[1].function.parameters["required"] == ["input"]
     assert tools.called("weather") == CalledTool("weather")
-    assert tools.called("command") == CalledTool("command", is_custom=True)
     assert tools.called("desktop__look") == CalledTool("look", "desktop")
 
 
@@ -40,7 +38,6 @@ def test_a_function_that_the_model_invents_keeps_its_name():
         ("required", "required"),
         ({"type": "web_search"}, None),
         ({"type": "function", "name": "weather"}, NamedToolChoice(function=NamedFunction("weather"))),
-        ({"type": "custom", "name": "command"}, NamedToolChoice(function=NamedFunction("command"))),
         ({"type": "function", "name": "look"}, NamedToolChoice(function=NamedFunction("desktop__look"))),
     ],
 )
@@ -64,33 +61,3 @@ def test_a_name_in_two_namespaces_must_be_given_in_full():
 
 def test_without_tools_the_model_has_no_choice():
     assert read(None).choice == "none"
-
-
-def read_input(*pieces: str) -> tuple[list[str], str]:
-    """The texts that are shown after each piece and at the end, and the whole text."""
-    reader = CustomInputReader()
-    shown = [reader.read(piece) for piece in pieces]
-    last, whole = reader.finish()
-    return [*shown, last], whole
-
-
-def test_the_text_is_shown_as_it_arrives():
-    assert read_input('{"inp', 'ut": "a', "\\", "nb\\ud83d", '\\ude42"', "}") == (
-        ["", "a", "", "\nb", "🙂", "", ""],
-        "a\nb🙂",
-    )
-
-
-def test_what_follows_the_text_is_not_shown():
-    assert read_input('{"input": "a"', "}", " ", "b") == (["a", "", "", "", '{"input": "a"} b'], '{"input": "a"} b')
-
-
-def test_an_escape_that_json_does_not_have_ends_what_is_shown():
-    pieces = ('{"input": "a', "\\ux", *["y"] * 20)
-    shown, whole = read_input(*pieces)
-    assert "".join(shown[:-1]) == "a"
-    assert whole == "".join(pieces)
-
-
-def test_a_text_behind_many_blanks_is_shown_at_the_end():
-    assert read_input(" " * 1000, '{"input": "a"}') == (["", "", "a"], "a")
