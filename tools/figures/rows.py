@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from math import floor, log10
 from statistics import median
 from typing import Any, Final, NamedTuple
@@ -60,10 +59,6 @@ class Row:
             _describe(theirs, shorten, self.unit),
             _describe(ratios, "{:.2f}".format),
         )
-
-    def medians(self, result: Mapping[str, Any]) -> list[str]:
-        """The figures of `cells` without ranges."""
-        return [cell.partition(" (")[0] for cell in self.cells(result)]
 
 
 def find_ratios(ours: list[float], theirs: list[float]) -> list[float]:
@@ -167,15 +162,6 @@ def newest(figures: Figures, section: str) -> Iterator[Shown]:
     """Yields each measured row of a section, with the newest run."""
     for row in ROWS[section]:
         yield from _newest_of(figures, row)
-
-
-def earlier(figures: Figures) -> Iterator[Shown]:
-    """Yields older runs with their rows. Each is from another machine than the row's newest run."""
-    for row in chain.from_iterable(ROWS.values()):
-        newer = [shown.run for shown in _newest_of(figures, row)]
-        for run in figures.runs_of(row.step):
-            if run not in newer:
-                yield Shown(row, run)
 
 
 def _newest_of(figures: Figures, row: Row) -> list[Shown]:

@@ -140,7 +140,7 @@ class Hook:
     """What a start loses without the hook."""
     needs: tuple[Need, ...]
     gain: str = ""
-    """The measured gain, from docs/figures.md: the time with the hook divided by the time without it."""
+    """The measured gain, from docs/figures: the time with the hook divided by the time without it."""
     promise: str = ""
     """The promise of the documentation that this hook keeps. Each hook has a gain, a promise, or both."""
     is_essential: bool = False
