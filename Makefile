@@ -9,7 +9,7 @@
 #   make size [ARGS=--lower]               size of the project against the limits in tools/size.txt
 #   make lint | format                     the linters; corrects order of imports and layout
 #   make bench [ARGS="..."]
-#   make docs                              writes the generated pages docs/{cli,flags,environment}.md, docs/dev/vllm-hooks.md
+#   make docs                              writes the generated pages docs/{cli,flags}.md, docs/dev/vllm-hooks.md
 #   make peers [PEERS="vllm@0.29.0"]       installs into .peers what slow tests compare with: vLLM for CPU, a model
 #   make gpu-env                           vLLM's CUDA build (9 GB) and a stand-in for a GPU, on which no kernel runs
 #   make test-gpu-stub [ARGS="-k sleep"]   tests with these two

@@ -1,4 +1,4 @@
-"""Generates docs/{cli,flags,environment,causes}.md and docs/dev/vllm-hooks.md.
+"""Generates docs/{cli,flags}.md and docs/dev/vllm-hooks.md.
 
 The sources are the click commands, the flags of `serve`, the declared environment variables, the hooks and
 the causes of failures. Tests check that the pages are up to date, and that docs/cli.md has every option that
@@ -39,7 +39,13 @@ _OPTIONS_BY_COMMAND: Final = ("Command", *_OPTIONS)
 _MANY: Final = 2
 """An option that at least this many commands have is described only once."""
 _ALL_RELEASES: Final = "all"
-_VARIABLES_OF_FLAGS: Final = "If the command line lacks a [flag](flags.md), the variable of the flag sets its value:"
+_ONLY_LISTED: Final = ("Former name of", "set by systemd", "Folder for temporary files if")
+"""Texts in the descriptions of other programs' variables that the page names, but does not describe."""
+_ABOUT_VARIABLES: Final = (
+    "Further settings are environment variables. An empty value counts as unset, except for CUDA_VISIBLE_DEVICES. A "
+    "boolean variable is on if its value is 1, true, yes or on, and off if its value is 0, false, no or off. "
+    "`vllm-cli env` shows the type and the present value of each variable, and masks secrets."
+)
 _IGNORED_NOTE: Final = "The embedded engine accepts these flags, and prints a notice that they have no effect."
 
 
@@ -71,14 +77,13 @@ def build_cli_page() -> str:
         sections += _describe_commands([*alike], shared)
     sections += ["## Further commands", "", *_command_tables({entry.name: each for entry, each in small.items()})]
     introduction = (
-        "The flags of `vllm-cli serve [MODEL]` are in [flags.md](flags.md), and the environment variables are in\n"
-        "[environment.md](environment.md)."
+        "[flags.md](flags.md) has the flags of `vllm-cli serve [MODEL]`, and the environment variables."
     )
     return _page("Commands", introduction, sections)
 
 
 def build_flags_page() -> str:
-    """The text of docs/flags.md: the flags of `serve` with an effect by group, all others by reason."""
+    """The text of docs/flags.md: the flags of `serve` with an effect by group, all others by reason, variables."""
     release = ".".join(map(str, NEWEST_TESTED))
     introduction = (
         f"`vllm-cli serve [MODEL] [FLAG]...` accepts every flag of `vllm serve` {release}, and flags of its own. A\n"
@@ -99,46 +104,41 @@ def build_flags_page() -> str:
         "The embedded engine rejects these flags, unless the given value has no effect (for example vLLM's default).",
         "",
     ]
-    sections += _flags_by_reason(REJECTED)
-    return _page("Flags of serve", introduction, sections)
+    sections += [*_flags_by_reason(REJECTED), "", *_describe_variables()]
+    return _page("Flags of serve, and environment variables", introduction, sections)
 
 
-def build_environment_page() -> str:
-    """The text of docs/environment.md: the variables that users may set. Those of flags are only listed."""
-    introduction = (
-        "An empty value counts as unset, except for CUDA_VISIBLE_DEVICES. `vllm-cli env` shows the present values,\n"
-        "and masks secrets. A boolean variable is on if its value is 1, true, yes or on, and off if its value is 0,\n"
-        "false, no or off."
-    )
-    flags = {flag.variable.name: flag.name for group in GROUPS.values() for flag in group if flag.variable}
-    names = ", ".join(f"`{variable}` (`{flag}`)" for variable, flag in sorted(flags.items()))
+def _describe_variables() -> Iterator[str]:
+    """The variables that users may set, but not those that are named below their flag."""
+    of_flags = {flag.variable.name for group in GROUPS.values() for flag in group if flag.variable}
     titles = {OWN_PREFIX: "Variables of vllm-cli", "VLLM_": "Variables of vLLM", "": "Variables of other programs"}
     rows: dict[str, list[tuple[str, ...]]] = {title: [] for title in titles.values()}
-    sections = ["## Variables of flags", "", *_paragraph(f"{_VARIABLES_OF_FLAGS} {names}."), ""]
+    listed: list[str] = []
     with ExitStack() as unset:
         for variable in variables():
             unset.enter_context(variable.override(None))
-        for variable in (each for each in variables() if not each.is_internal):
-            if variable.name in flags:
+        for variable in variables():
+            if variable.is_internal or variable.name in of_flags:
                 continue
-            title = next(title for prefix, title in titles.items() if variable.name.startswith(prefix))
-            rows[title].append(_variable_row(variable))
+            if any(text in variable.description for text in _ONLY_LISTED):
+                listed.append(f"`{variable.name}`")
+            else:
+                title = next(title for prefix, title in titles.items() if variable.name.startswith(prefix))
+                rows[title].append(_variable_row(variable))
+    yield from (*_paragraph(_ABOUT_VARIABLES), "")
     for title, of_title in rows.items():
-        sections += [f"## {title}", "", *_table(("Variable", "Type (default)", "Meaning"), of_title), ""]
-    return _page("Environment variables", introduction, sections)
+        yield from (f"## {title}", "", *_table(("Variable (default)", "Meaning"), of_title), "")
+    yield from _paragraph(f"These variables are also read: {', '.join(listed)}.")
 
 
 def build_hooks_page() -> str:
     """The text of docs/dev/vllm-hooks.md: every hook that the launcher places in other programs."""
     introduction = (
         "With `--engine vllm`, the launcher changes or uses internals of vLLM and its libraries at run time. The\n"
-        "launcher *preloads* vLLM: one process, the *forkserver*, imports modules, and vLLM's other processes are\n"
-        "forked from the forkserver. The declaration of a hook, `Hook(…)` below `startup`, lists in `needs` the names\n"
-        "and texts on which the hook relies. If a hook or one of its changes does not fit the installed code, the\n"
-        "launcher leaves out that hook or change, with a warning. If a hook in **bold** does not fit, vLLM starts\n"
-        "without preloading (a *plain* start). `vllm-cli check-hooks` checks all hooks. A gain is the time with the\n"
-        "hook, divided by the time without the hook ([figures](../figures.md)). A *warm* start is forked from a\n"
-        "standby. Any other start is *cold*."
+        "declaration of a hook, `Hook(…)` below `startup`, lists in `needs` the names and texts on which the hook\n"
+        "relies. If a hook does not fit the installed code, the launcher leaves it out, with a warning. If a hook in\n"
+        "**bold** does not fit, vLLM starts without preloading. A gain is the time with the hook, divided by the time\n"
+        "without it (median and range, from [these files](../figures)). The [glossary](glossary.md) explains words."
     )
     head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Gain or promise")
     sections = [*_table(head, map(_hook_row, PARTS.values())), ""]
@@ -242,7 +242,6 @@ _OPEN_CHANGES: Final = (
 PAGES: Final[dict[str, Callable[[], str]]] = {
     "cli.md": build_cli_page,
     "flags.md": build_flags_page,
-    "environment.md": build_environment_page,
     "dev/vllm-hooks.md": build_hooks_page,
 }
 
@@ -369,9 +368,9 @@ def _paragraph(text: str) -> list[str]:
 
 
 def _variable_row(variable: EnvVar[Any]) -> tuple[str, ...]:
-    kind = ", ".join(variable.choices) if variable.kind == "choice" else variable.kind
+    choices = f" {'|'.join(variable.choices)}" if variable.kind == "choice" else ""
     default = variable.show(variable.default).replace(expand_home("~"), "~")
-    return f"`{variable.name}`", f"{kind}{_in_parentheses(default)}", variable.description
+    return f"`{variable.name}{choices}`{_in_parentheses(default)}", variable.description
 
 
 def _hook_row(parts: Sequence[Hook]) -> tuple[str, ...]:
