@@ -76,14 +76,12 @@ def build_cli_page() -> str:
     for _, alike in groupby(others, lambda entry: [*_option_rows(others[entry])]):
         sections += _describe_commands([*alike], shared)
     sections += ["## Further commands", "", *_command_tables({entry.name: each for entry, each in small.items()})]
-    introduction = (
-        "[flags.md](flags.md) has the flags of `vllm-cli serve [MODEL]`, and the environment variables."
-    )
+    introduction = "[flags.md](flags.md) has the flags of `vllm-cli serve [MODEL]`, and the environment variables."
     return _page("Commands", introduction, sections)
 
 
 def build_flags_page() -> str:
-    """The text of docs/flags.md: the flags of `serve` with an effect by group, all others by reason, variables."""
+    """The text of docs/flags.md: the flags of `serve` by group, others by reason, and the variables."""
     release = ".".join(map(str, NEWEST_TESTED))
     introduction = (
         f"`vllm-cli serve [MODEL] [FLAG]...` accepts every flag of `vllm serve` {release}, and flags of its own. A\n"
