@@ -22,7 +22,7 @@ from envs.registry import env
 from startup.compiled_models import local
 from startup.compiled_models.exchange import CompiledEvent, Exchange
 from startup.compiled_models.process import AddJob, FetchJob, SharingProcess, SharingReport
-from startup.compiled_models.reasons import Reason, Wanted, changed_sources, explain, why_no_fit, why_not_loaded
+from startup.compiled_models.reasons import Reason, Wanted, explain, why_no_fit, why_outdated
 from startup.compiled_models.record import CompiledModel, Hardware
 from startup.ground.caches import COMPILED, find_baked
 from startup.ground.config import CompileCacheOption, flags_with_role
@@ -100,7 +100,7 @@ class CompileCache:
         events = self._exchange.events()
         if not events:
             if self._expected is not None:
-                fields = {"state": "compiled", "text": f"compiled, because {self._expected}"}
+                fields = {"state": "compiled", "text": f"compiled, because {self._expected.text}"}
                 state.set_compiled_model({**fields, **self._expected.to_fields()})
             return
         known = {record.key: record for record in self._records}
@@ -156,7 +156,7 @@ class CompileCache:
         if not (failures := local.num_failures(record)):
             return None
         if (damaged := local.damaged_file(record)) is not None:
-            return why_not_loaded(record, "", damaged)
+            return Reason(f"a file of the cache is damaged: {damaged}")
         if failures < _MOST_FAILURES:
             return None
         local.exclude(record)
@@ -201,7 +201,7 @@ class CompileCache:
             self._fetch(wanted.digest)
         fitting = [record for record in self._records if why_no_fit(wanted, record) is None]
         usable = [record for record in fitting if self._is_usable(record)]
-        self._expected = self._why_none_usable(wanted, fitting) if not usable else _why_outdated(usable[0])
+        self._expected = self._why_none_usable(wanted, fitting) if not usable else why_outdated(usable[0])
         reason = self._expected
         if not usable and local.unrecorded_keys():
             self._exchange.answer("")  # compiled by a start without this program, so only vLLM knows whether it fits
@@ -209,33 +209,28 @@ class CompileCache:
         if reason is None or not self._option.is_required:
             self._exchange.answer("")
             return
-        state.set_compiled_model({"state": "refused", "text": f"refused, because {reason}", **reason.to_fields()})
-        self._exchange.answer(str(reason))
+        state.set_compiled_model({"state": "refused", "text": f"refused, because {reason.text}", **reason.to_fields()})
+        self._exchange.answer(reason.text)
 
     def _why_none_usable(self, wanted: Wanted, fitting: list[CompiledModel]) -> Reason:
         root = local.vllm_root()
         if not fitting:
             return explain(wanted, self._records, root)
-        gone = Reason(f"the files that were compiled at {fitting[0].created_at} are gone from {root}")
-        return next(filter(None, map(self._why_not_used, fitting)), gone)
-
-    def _why_not_used(self, record: CompiledModel) -> Reason | None:
-        """Why a compiled model that fits was removed or not fetched. None if this is unknown."""
-        excluded = _FAILED if local.is_excluded(record) else None
-        return self._removed.get(record.key) or excluded or _why_outdated(record)
+        for record in fitting:
+            excluded = _FAILED if local.is_excluded(record) else None
+            if (reason := self._removed.get(record.key) or excluded or why_outdated(record)) is not None:
+                return reason
+        return Reason(f"the files that were compiled at {fitting[0].created_at} are gone from {root}")
 
     def _why_compiled(self, events: Iterable[CompiledEvent]) -> Reason | None:
         """Why vLLM has compiled a model. None if vLLM has loaded all models."""
         compiled = [event for event in events if event.loaded_s is None]
-        if not compiled:
-            return None
         failed = next((event for event in compiled if event.error), None)
         if failed is None:
-            return self._expected or Reason("of an unknown reason")
-        record = next((record for record in self._records if record.key == failed.key), None)
-        if record is None:
-            return Reason(f"vLLM could not load the compiled model: {failed.error}")
-        return why_not_loaded(record, failed.error, failed.damaged)
+            return (self._expected or Reason("of an unknown reason")) if compiled else None
+        outdated = (why_outdated(record) for record in self._records if record.key == failed.key)
+        unread = Reason(f"vLLM could not load the compiled model: {failed.error}")
+        return next(filter(None, outdated), unread)
 
     def _to_add(self, events: Iterable[CompiledEvent], known: Mapping[str, CompiledModel]) -> Iterable[CompiledModel]:
         """Yields the records of compiled models, and of loaded models that a location may no longer have."""
@@ -276,11 +271,6 @@ def forbid_compiling() -> None:
     os.environ[env.VLLM_FORCE_AOT_LOAD.name] = "1"
 
 
-def _why_outdated(record: CompiledModel) -> Reason | None:
-    """Why the record does not fit the sources, which vLLM compares only after loading. None if it fits."""
-    return why_not_loaded(record, "", None) if changed_sources(record) else None
-
-
 def _start_id(line: CommandLine) -> str:
     """A hash of the flags without those for addresses, keys and TLS. It finds archives that may fit.
 
@@ -312,5 +302,5 @@ def _describe(
         saved_s = max(earlier_s - took_s, 0.0)
         text = f"loaded in {took_s:.1f} s" + (f", which saved {saved_s:.1f} s of compiling" if saved_s else "")
         return {"state": "loaded", "took_s": round(took_s, 3), "saved_s": round(saved_s, 3), "text": text}
-    text = f"compiled in {took_s:.1f} s, because {reason}"
+    text = f"compiled in {took_s:.1f} s, because {reason.text}"
     return {"state": "compiled", "took_s": round(took_s, 3), "text": text, **reason.to_fields()}

@@ -28,8 +28,6 @@ class CompiledEvent:
     compiled_s: float | None = None
     error: str = ""
     """vLLM's reason for not loading the model. Empty if it has loaded the model or has not tried to."""
-    damaged: str | None = None
-    """A file that differs from its record, if vLLM could not load the model. None if no file differs."""
     more: str = ""
     """A further folder that vLLM has chosen for files of the model. Empty if there is no such folder."""
     sources: dict[str, str] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from startup.compiled_models.record import CompiledModel, Hardware
 
-FactorKind = Literal["variables", "flags", "model", "versions", "hardware", "sources", "files", "unknown"]
+FactorKind = Literal["variables", "flags", "model", "versions", "hardware", "sources", "unknown"]
 
 ENVIRONMENT: Final = "environment"
 _WHOLE: Final = "hf_config"
@@ -21,10 +21,8 @@ _TEXT: Final = "hf_text_config"
 _MODEL_FACTORS: Final = (_WHOLE, _TEXT, "hf_image_processor_config", "model_arch_config")
 _SWITCHES: Final = {"VLLM_DISABLE_COMPILE_CACHE": True, "VLLM_USE_AOT_COMPILE": False}
 """Variable -> the value that switches vLLM's cache off. The first variable also sets the second's default."""
-_PER_CONTAINER: Final = re.compile(r"(^|_)(IP|HOST|HOSTNAME|ADDR|ADDRESS|PORT|POD|NODE|URL|UUID|ID)(_|$)")
-"""Matches names of variables whose values may differ between containers."""
-_ADDRESS: Final = re.compile(r"\d{1,3}(\.\d{1,3}){3}|[0-9a-f]*:[0-9a-f:]+:[0-9a-f]+|.+-[0-9a-z]{5,10}-[0-9a-z]{5}")
-"""Matches network addresses, and names that Kubernetes gives to pods."""
+_HASH: Final = re.compile(r"[0-9a-f]{32,}")
+"""Matches a value that is a hash of other values, which are compared themselves."""
 _LONGEST: Final = 60
 _MOST_NAMED: Final = 4
 
@@ -49,13 +47,9 @@ class Reason:
     text: str
     """A clause that continues a sentence after `because`."""
     changes: tuple[Change, ...] = ()
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.text}; {self.remedy}" if self.remedy else self.text
 
     def to_fields(self) -> dict[str, Any]:
-        return {"reason": self.text, "remedy": self.remedy, "changes": [change._asdict() for change in self.changes]}
+        return {"reason": self.text, "changes": [change._asdict() for change in self.changes]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +66,7 @@ class Wanted:
 def why_no_fit(wanted: Wanted, record: CompiledModel) -> Reason | None:
     """Why a start cannot load the model of this record. None if it can, apart from the model's files."""
     if changes := tuple(_changes(wanted, record)):
-        return Reason(_describe(changes, record), changes, _remedy(changes))
+        return Reason(_describe(changes, record), changes)
     if wanted.digest not in (record.digest, record.early_digest):
         return Reason(f"an unknown value that vLLM hashes differs from {_name(record)}")
     return None
@@ -83,12 +77,19 @@ def explain(wanted: Wanted, records: Iterable[CompiledModel], root: Path) -> Rea
 
     `records` has the newest record first. `root` is vLLM's cache folder.
     """
-    if (switch := _switched_off(wanted)) is not None:
-        return switch
+    variables = wanted.factors.get(ENVIRONMENT, {})
+    if (switch := next((name for name, off in _SWITCHES.items() if variables.get(name) is off), None)) is not None:
+        return Reason(f"{switch} switches vLLM's cache of compiled models off")
     reasons = [reason for record in records if (reason := why_no_fit(wanted, record)) is not None]
     if not reasons:
         return Reason(f"{root} has no compiled model for it yet (VLLM_CACHE_ROOT, by default ~/.cache/vllm)")
     return min(reasons, key=_distance)
+
+
+def why_outdated(record: CompiledModel) -> Reason | None:
+    """Why the record does not fit the sources, which vLLM compares only after loading. None if it fits."""
+    changes = changed_sources(record)
+    return Reason(_describe(changes, record), changes) if changes else None
 
 
 def changed_sources(record: CompiledModel) -> tuple[Change, ...]:
@@ -99,19 +100,6 @@ def changed_sources(record: CompiledModel) -> tuple[Change, ...]:
         if path is not None and (now := sha256(path.read_bytes()).hexdigest()) != digest:
             changes.append(Change("sources", str(path), f"SHA-256 {digest[:12]}", f"SHA-256 {now[:12]}"))
     return tuple(changes)
-
-
-def why_not_loaded(record: CompiledModel, error: str, damaged: str | None) -> Reason:
-    """Why vLLM could not load the files of a record that fits.
-
-    `error` is vLLM's own message. `damaged` is a file that has changed since it was recorded.
-    """
-    if changes := changed_sources(record):
-        return Reason(_describe(changes, record), changes)
-    if damaged is not None:
-        change = Change("files", damaged, "as it was written", "missing or damaged")
-        return Reason(f"a file of the cache is damaged: {damaged}", (change,))
-    return Reason(f"vLLM could not load {_name(record)}: {error or 'it gave no reason'}")
 
 
 def _name(record: CompiledModel) -> str:
@@ -130,69 +118,46 @@ def _describe(changes: tuple[Change, ...], record: CompiledModel) -> str:
     return f"{named}{more} (compared with {_name(record)})"
 
 
-def _remedy(changes: tuple[Change, ...]) -> str:
-    names = [change.name for change in changes if change.kind == "variables" and _is_per_container(change)]
-    if not names:
-        return ""
-    return f"vLLM hashes {', '.join(names)}: give it the same value in every container, or unset it"
-
-
-def _is_per_container(change: Change) -> bool:
-    is_named_so = _PER_CONTAINER.search(change.name) is not None
-    return is_named_so or any(_ADDRESS.fullmatch(value.strip("'\"")) for value in (change.before, change.now))
-
-
-def _switched_off(wanted: Wanted) -> Reason | None:
-    variables = wanted.factors.get(ENVIRONMENT, {})
-    for name, value in _SWITCHES.items():
-        if variables.get(name) is value:
-            change = Change("variables", name, _shown(not value), _shown(value))
-            return Reason(f"{name} switches vLLM's cache of compiled models off", (change,), f"unset {name}")
-    return None
-
-
-def other_place(record: CompiledModel, versions: Mapping[str, str], hardware: Hardware) -> Iterator[Change]:
-    """Yields the versions and the hardware that have changed since the compilation."""
-    yield from _compare("versions", record.versions, versions)
-    before, now = asdict(record.hardware), asdict(hardware)
-    sets = set(before.pop("instruction_sets")), set(now.pop("instruction_sets"))
-    if sets[0] != sets[1]:
-        lists = (" ".join(sorted(some - other)[:_MOST_NAMED]) for some, other in (sets, sets[::-1]))
-        yield Change("hardware", "instruction sets", *(f"with {text}" if text else "without these" for text in lists))
-    yield from _compare("hardware", before, now)
-
-
 def _changes(wanted: Wanted, record: CompiledModel) -> Iterator[Change]:
-    yield from other_place(record, wanted.versions, wanted.hardware)
-    if record.versions.get("vllm") != wanted.versions.get("vllm"):
-        return  # another release hashes other things
-    for group in sorted({*record.factors, *wanted.factors}):
-        yield from _compare_group(group, record.factors.get(group, {}), wanted.factors.get(group, {}))
+    """Yields the values that differ. Skips the factors of another release, which hashes other things."""
+    before, now = _place(record), _place(wanted)
+    if record.versions.get("vllm") == wanted.versions.get("vllm"):
+        before |= _factors(record.factors)
+        now |= _factors(wanted.factors)
+    for kind, name in dict.fromkeys((*before, *now)):
+        old, new = (values.get((kind, name)) for values in (before, now))
+        if old != new and not (_is_hash(old) and _is_hash(new)):
+            yield Change(kind, name, _shown(old), _shown(new))
 
 
-def _compare_group(group: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:
-    if group == ENVIRONMENT:
-        yield from _compare("variables", before, now)
-        return
-    for name in sorted({*before, *now}):
-        old, new = before.get(name), now.get(name)
-        if old == new or (name == _TEXT and (old, new) == (before.get(_WHOLE), now.get(_WHOLE))):
-            continue
-        kind: FactorKind = "model" if name in _MODEL_FACTORS else "flags" if name else "unknown"
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _compare(kind, old, new, f"{group}.{name}.")
-        elif not _is_hash(old) or not _is_hash(new):  # else the hashed values themselves are compared
-            yield Change(kind, f"{group}.{name}" if name else group, _shown(old), _shown(new))
+def _place(owner: Wanted | CompiledModel) -> dict[tuple[FactorKind, str], Any]:
+    """(kind, name) -> value, of the versions and the hardware."""
+    hardware = asdict(owner.hardware)
+    sets = hardware.pop("instruction_sets")
+    found: dict[tuple[FactorKind, str], Any] = {("versions", name): value for name, value in owner.versions.items()}
+    found |= {("hardware", name): value for name, value in hardware.items()}
+    return found | {("hardware", f"instruction set {name}"): "there" for name in sorted(sets)}
 
 
-def _compare(kind: FactorKind, before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[Change]:
-    for name in sorted({*before, *now}):
-        if before.get(name) != now.get(name):
-            yield Change(kind, f"{prefix}{name}", _shown(before.get(name)), _shown(now.get(name)))
+def _factors(factors: Mapping[str, Mapping[str, Any]]) -> dict[tuple[FactorKind, str], Any]:
+    """(kind, name) -> value, of what vLLM hashes. A model's configuration has a value for each member."""
+    found: dict[tuple[FactorKind, str], Any] = {}
+    for group, values in sorted(factors.items()):
+        for name, value in sorted(values.items()):
+            if group == ENVIRONMENT:
+                found["variables", name] = value
+                continue
+            kind: FactorKind = "model" if name in _MODEL_FACTORS else "flags" if name else "unknown"
+            full_name = f"{group}.{name}" if name else group
+            if not isinstance(value, Mapping):
+                found[kind, full_name] = value
+            elif name != _TEXT or value != values.get(_WHOLE):
+                found |= {(kind, f"{full_name}.{inner}"): each for inner, each in value.items()}
+    return found
 
 
 def _is_hash(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32,}", value) is not None
+    return isinstance(value, str) and _HASH.fullmatch(value) is not None
 
 
 def _shown(value: Any) -> str:

@@ -270,7 +270,7 @@ def _replace_load(decorators: ModuleType) -> None:
             exchange.note(path, loaded_s=(time.monotonic_ns() - begin_ns) / 1e9)
             return _noting_use(model, path, loaded)
         if failures.reasons:
-            exchange.note(path, error=failures.reasons[-1], damaged=_damaged(path))
+            exchange.note(path, error=failures.reasons[-1])
         return None
 
     _LOAD.replace(decorators, load_and_record)
@@ -297,14 +297,6 @@ def _noting_use(model: Any, path: str, loaded: Callable[..., Any]) -> Callable[.
         return result
 
     return use_first
-
-
-def _damaged(path: str) -> str | None:
-    """A file of this compiled model that differs from its record. Call this before vLLM compiles again."""
-    from startup.compiled_models import local  # noqa: PLC0415 - only after a failure
-
-    same = (record for record in local.read_records() if f"/{record.key}/" in path)
-    return next(filter(None, map(local.damaged_file, same)), None)
 
 
 def _with_record(compile_now: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,7 +18,6 @@ import pytest
 from tests.vllm_engine.compiled_start import AOT, PEERS, compiled_keys, recorded, start_and_end
 
 REQUIRE: Final = ("--compile-cache", "require")
-IN_CONTAINERS: Final = "give it the same value in every container, or unset it"
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +67,10 @@ class Miss:
     config: dict[str, Any] = field(default_factory=dict)
     version: str = "0.32"
     record: Callable[[Any], None] | None = None
-    remedy: str = ""
 
 
-def _variable(name: str, value: str, before: str, now: str = "", remedy: str = "") -> Any:
-    miss = Miss({("variables", name): (before, now or value)}, environment={name: value}, remedy=remedy)
-    return pytest.param(miss, id=name)
+def _variable(name: str, value: str, before: str, now: str = "") -> Any:
+    return pytest.param(Miss({("variables", name): (before, now or value)}, environment={name: value}), id=name)
 
 
 def _flag(words: str, changes: dict[str, tuple[str, str]]) -> Any:
@@ -133,40 +130,19 @@ RANGES: Final = "CompilationConfig.compile_ranges_endpoints"
 
 MISSES: Final = [
     _variable("VLLM_PLUGINS", "none", "", '["none"]'),
-    _variable("VLLM_MAX_N_SEQUENCES", "32", "16384"),
-    _variable("VLLM_LOG_BATCHSIZE_INTERVAL", "5", "-1.0", "5.0"),
-    _variable("VLLM_CPU_OMP_THREADS_BIND", "0,1", "auto"),
-    _variable("VLLM_USE_MEGA_AOT_ARTIFACT", "0", "true", "false"),
-    _variable("VLLM_LOOPBACK_IP", "127.0.0.1", "", remedy=IN_CONTAINERS),
-    _variable("VLLM_P2P_SIDE_CHANNEL_PORT", "5711", "5710", remedy=IN_CONTAINERS),
-    _variable("VLLM_EC_SIDE_CHANNEL_HOST", "10.1.2.3", "localhost", remedy=IN_CONTAINERS),
-    _variable("VLLM_IMAGE_TAG", "web-7d9c5b8f6-x2x4z", "", remedy=IN_CONTAINERS),
-    _variable("VLLM_DISABLE_COMPILE_CACHE", "1", "false", "true", remedy="unset VLLM_DISABLE_COMPILE_CACHE"),
-    _variable("VLLM_USE_AOT_COMPILE", "0", "true", "false", remedy="unset VLLM_USE_AOT_COMPILE"),
+    _variable("VLLM_LOOPBACK_IP", "127.0.0.1", ""),
     _flag("--dtype bfloat16", {"ModelConfig.dtype": ("torch.float32", "torch.bfloat16")}),
     _flag("--max-num-batched-tokens 1024", {BATCHED: ("2048", "1024"), RANGES: ("[2048]", "[1024]")}),
     _flag("--max-num-seqs 16", {"SchedulerConfig.max_num_seqs": ("8", "16")}),
-    _flag("--block-size 64", {"CacheConfig.block_size": ("128", "64")}),
-    _flag("--kv-cache-dtype fp8", {"CacheConfig.cache_dtype": ("auto", "fp8")}),
-    _flag("-O1", {"PassConfig.fuse_rope_kvcache": ("", "false")}),
-    _flag(
-        "-cc.custom_ops+=+rms_norm",
-        {
-            "CompilationConfig.custom_ops": ('["none"]', '["+rms_norm", "none"]'),
-            "PassConfig.fuse_norm_quant": ("false", "true"),
-        },
-    ),
     _flag("-cc.compile_sizes=[4]", {"CompilationConfig.compile_sizes": ("", "[4]")}),
-    _flag(
-        "--max-model-len 128",
-        {"ModelConfig.max_model_len": ("256", "128"), BATCHED: ("2048", "1024"), RANGES: ("[2048]", "[1024]")},
-    ),
     _config("rms_norm_eps", 1e-5, {"hf_config.rms_norm_eps": ("1e-06", "1e-05")}),
-    _config("initializer_range", 0.3, {"hf_config.initializer_range": ("0.4", "0.3")}),
     *map(_version, ("0.29", "0.30", "0.31", "0.33")),
     pytest.param(
         Miss(
-            {("hardware", "instruction sets"): ("with amx_int8_of_another_machine", "with avx2")},
+            {
+                ("hardware", "instruction set avx2"): ("", "there"),
+                ("hardware", "instruction set amx_int8_of_another_machine"): ("there", ""),
+            },
             record=_set_instruction_sets,
         ),
         id="instruction-sets",
@@ -190,8 +166,6 @@ def test_what_differs_is_named_and_nothing_else(miss, folder, small_model):
         )
     named = {(change["kind"], change["name"]): (change["before"], change["now"]) for change in told.compiled["changes"]}
     assert named == miss.changes
-    assert told.compiled["remedy"].endswith(miss.remedy)
-    assert bool(told.compiled["remedy"]) == bool(miss.remedy)
     assert told.code == 3
     assert "--compile-cache require" in told.log.rpartition("\nError:" if miss.version > "0.30" else " Error:")[2]
 
@@ -230,11 +204,6 @@ def _overwrite(folder: Path) -> None:
         path.write_bytes(content[: len(content) // 2] + bytes(2000) + content[len(content) // 2 + 2000 :])
 
 
-def _overwrite_kernels(folder: Path) -> None:
-    for path in (folder / AOT).rglob("*.so"):
-        path.write_bytes(b"x" * 100)
-
-
 def _delete(folder: Path) -> None:
     for path in (folder / AOT).glob("*/*/model"):
         path.unlink()
@@ -247,18 +216,17 @@ def _delete_all(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (_cut, "is damaged: .*/model"),
-        (_overwrite, "is damaged: .*/model"),
-        (_overwrite_kernels, r"is damaged: .*\.so"),
+        (_cut, "vLLM could not load the compiled model: ."),
+        (_overwrite, "vLLM could not load the compiled model: ."),
         (_delete, "are gone from"),
         (_delete_all, "are gone from"),
     ],
 )
-def test_a_damaged_cache_is_compiled_again_and_named(damage, expected, folder, small_model):
+def test_a_damaged_cache_is_compiled_again(damage, expected, folder, small_model):
     damage(folder)
     told = start_and_end(folder, small_model, until=lambda _: compiled_keys(folder))
     assert (told.code, told.compiled["state"]) == (None, "compiled")
-    assert {kind for kind, _ in told.changes} <= {"files"}
+    assert not told.changes
     assert re.search(expected, told.compiled["reason"])
     again = start_and_end(folder, small_model, *REQUIRE)
     assert (again.code, again.compiled["state"]) == (None, "loaded")

@@ -78,7 +78,6 @@ def test_a_start_says_why_it_compiles(starts):
 
     (change,) = starts.run(VLLM_HASHED_HOST="10.0.0.2")["changes"]
     assert change == {"kind": "variables", "name": "VLLM_HASHED_HOST", "before": "10.0.0.1", "now": "10.0.0.2"}
-    assert "give it the same value in every container, or unset it" in starts.log
     (change,) = starts.run(FAKE_VLLM_SEQS="9")["changes"]
     assert change == {"kind": "flags", "name": "SchedulerConfig.max_num_seqs", "before": "8", "now": "9"}
     starts.write_config(hidden_size=16)
@@ -86,13 +85,11 @@ def test_a_start_says_why_it_compiles(starts):
     assert change == {"kind": "model", "name": "ModelConfig.hf_config.hidden_size", "before": "8", "now": "16"}
 
 
-def test_a_damaged_file_is_named_and_compiled_again(starts):
+def test_a_damaged_file_is_compiled_again(starts):
     starts.run()
     (entry,) = starts.entries()
     entry.write_bytes(b"damaged")
-    damaged = starts.run()
-    assert [change["kind"] for change in damaged["changes"]] == ["files"]
-    assert str(entry.relative_to(starts.folder / "cache")) in damaged["reason"]
+    assert "vLLM could not load the compiled model: " in starts.run()["reason"]
     assert starts.run()["state"] == "loaded"
 
 
