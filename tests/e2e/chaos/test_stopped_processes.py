@@ -8,7 +8,6 @@ import re
 import signal
 import time
 
-import psutil
 import pytest
 
 from tests.e2e.process_tree import Role, wait_process
@@ -53,17 +52,6 @@ def test_api_process_that_was_stopped_blames_neither_engine_nor_clients(start_se
         server.process.send_signal(signal.SIGTERM)
         server.process.send_signal(signal.SIGCONT)
         assert server.process.wait(_GONE_S) == 0
-
-
-def test_streams_continue_after_an_engine_was_stopped_for_less_than_the_watchdog_s_timeout(server):
-    readers = [StreamReader(server.url, 40) for _ in range(3)]
-    engine = wait_process(server, "engine")
-    engine.suspend()
-    wait_until(lambda: engine.status() == psutil.STATUS_STOPPED)
-    assert server.health() == 200  # the watchdog's time-out has not passed
-    engine.resume()
-    for reader in readers:
-        _assert_whole(reader, 40)
 
 
 @pytest.mark.slow
