@@ -17,7 +17,7 @@ from tests.e2e.process_tree import find_process
 from tests.e2e.server_process import ServerProcess
 from tests.support.cli import run_cli
 from tests.support.http_client import RawClient, ask
-from tests.support.waiting import is_gone, wait_until
+from tests.support.waiting import wait_until
 
 _ENGINE = ("--engine", "embedded", "--max-model-len", "256", "--idle-stop")
 _BODY = {"prompt": "a", "max_tokens": 2}
@@ -94,17 +94,6 @@ def test_probes_and_reports_of_a_stopped_model_do_not_start_it(server):
     assert (entry["state"], entry["pid"], entry["engine"]) == ("stopped", server.process.pid, "router")
 
 
-def test_a_model_whose_engine_dies_is_started_again_behind_the_same_port(tiny_llama):
-    with _Server(tiny_llama, "--idle-warm", "off", idle="1h") as server:
-        server.wait_logged("is ready after")  # `/health` is the model's own: it may be healthy before the router knows
-        child = server.child()
-        (engine,) = [each for each in child.children(recursive=True) if each.ppid() != child.pid]
-        engine.kill()
-        wait_until(lambda: is_gone(child.pid))
-        server.wait(lambda: server.ask_model() == 200)
-        assert server.metric("vllm_cli:model_starts_total") == 2
-
-
 def test_requests_around_the_idle_limit_are_all_answered(server):
     """Half of the clients keep their connections while the model is stopped and started again."""
     rng = random.Random(25)
@@ -125,13 +114,6 @@ def test_requests_around_the_idle_limit_are_all_answered(server):
 
     with ThreadPoolExecutor(4) as pool:
         assert [status for statuses in pool.map(run, range(4)) for status in statuses] == [200] * 12
-
-
-def test_a_failing_first_start_ends_the_router_as_a_plain_start(tmp_path):
-    with _Server(tmp_path / "nowhere", wait=False) as server:
-        assert server.process.wait(60) == 3
-        assert "nowhere" in server.log.splitlines()[-2]
-        assert server.log.splitlines()[-1] == "Code: VC-MODEL-NOT-FOUND"
 
 
 @pytest.fixture

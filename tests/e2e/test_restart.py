@@ -1,12 +1,8 @@
 """`vllm-cli serve --restart` restarts a failed model behind the same port."""
 
 import json
-import time
-from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
 
 import psutil
 import pytest
@@ -16,8 +12,6 @@ from tests.support.http_client import RawClient, ask
 from tests.support.waiting import is_gone, wait_until
 
 _BODY = {"prompt": "a", "max_tokens": 2}
-_STABLE_S = 10.0
-"""After this time without a failure, the count of failures in a row starts again."""
 
 
 class _Server(ServerProcess):
@@ -34,11 +28,6 @@ class _Server(ServerProcess):
         self.wait(lambda: self.ask("/readyz?model").status == 200 and len(self.children_with("--uds")) == 1)
         (child,) = self.children_with("--uds")
         return child
-
-    def engine(self) -> psutil.Process:
-        """The process with the model's weights: the largest process that is no template of a standby."""
-        others = [process for process in self.family() if "standby-template" not in process.cmdline()]
-        return max(others, key=lambda process: process.memory_info().rss)
 
     def complete(self, **fields: object) -> int:  # type: ignore[override]
         return ask(f"{self.url}/v1/completions", {**_BODY, **fields}).status
@@ -109,48 +98,3 @@ def test_a_first_start_that_fails_is_not_repeated(tmp_path):
         assert server.process.wait(60) == 3
         assert "nowhere" in server.log.splitlines()[-2]
         assert "starts" not in server.log.replace("nowhere starts", "", 1)
-
-
-def test_a_drain_answers_what_runs_as_without_restart(tiny_llama):
-    with _Server(tiny_llama, "--restart", "on-failure", "--idle-warm", "off") as server, ThreadPoolExecutor(1) as pool:
-        running = pool.submit(server.complete, max_tokens=500, ignore_eos=True)
-        server.wait(lambda: server.metric("vllm:num_requests_running") == 1)
-        assert server.terminate() == 0
-        assert running.result() == 200
-
-
-@pytest.mark.slow
-def test_twenty_kills_under_load_cost_only_what_ran(tiny_llama, tmp_path):
-    tmp_path.chmod(0o700)
-    folders = {"VCLI_STANDBY": "auto", "XDG_RUNTIME_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
-    num_clients, num_kills = 4, 20
-    statuses, is_over = Counter[int](), Event()
-    words = ("--restart", "on-failure:3", "--max-wait", "60")
-    with _Server(tiny_llama, *words, environment=folders) as server, ThreadPoolExecutor(num_clients) as pool:
-
-        def run(_: int) -> None:
-            while not is_over.is_set():
-                statuses[server.complete(max_tokens=20)] += 1
-
-        clients = [pool.submit(run, number) for number in range(num_clients)]
-        took_s = []
-        try:
-            for number in range(num_kills):
-                child = server.child()
-                time.sleep(_STABLE_S + 1.0)
-                victim = child if number % 2 else server.engine()
-                begin_s = time.monotonic()
-                victim.kill()
-                wait_until(lambda: is_gone(child.pid))  # noqa: B023 - called at once
-                assert server.complete() == 200
-                took_s.append(time.monotonic() - begin_s)
-        finally:
-            is_over.set()
-        for client in clients:
-            client.result()
-        print(f"killed to next answer: {sorted(took_s)}")
-        assert server.metric("vllm_cli:model_starts_total") == num_kills + 1
-        failed = sum(count for status, count in statuses.items() if status != 200)
-        assert failed <= num_kills * num_clients, statuses
-        assert statuses[200] > failed
-        assert set(statuses) <= {200, 500, 503}

@@ -18,11 +18,9 @@ class SleepingRouter(RouterProcess):
     """A router of the models a and b. Only one of them can be awake."""
 
     def __init__(self, folder: Path, *words: str, models: Any = None, **variables: str) -> None:
-        self.gate, self.failure = folder / "sleep-gate", folder / "sleep-failure"
-        files = {"FAKE_VLLM_SLEEP_GATE": str(self.gate), "FAKE_VLLM_SLEEP_FAILS": str(self.failure)}
         entry = {"model": "fake", "engine": "vllm", "args": FLAGS}
         models = models or dict.fromkeys("ab", entry)
-        changed = environment(folder, **files, **_SMALL, **variables)
+        changed = environment(folder, **_SMALL, **variables)
         super().__init__(folder, models, *_WORDS, *words, environment=changed)
 
     def says(self, model: str) -> str:

@@ -5,7 +5,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -73,32 +72,11 @@ def test_the_model_starts_with_the_server_and_ends_with_it(tmp_path):
         assert server.process.wait(GONE_S) == 0
 
 
-def test_a_running_request_is_answered_before_the_end(tmp_path):
-    may_answer = tmp_path / "may-answer"
-    with _Llama(tmp_path, habits=("waits", str(may_answer))) as server, ThreadPoolExecutor() as pool:
-        running = pool.submit(server.ask, "/v1/completions", {"prompt": "Once"})
-        server.wait_load(1)
-        server.process.send_signal(signal.SIGTERM)
-        server.wait_logged("stopping: running requests are answered")  # a request before that would wait, too
-        assert server.ask("/v1/completions", {}).status == 503
-        may_answer.touch()
-        assert running.result().status == 200
-        assert server.process.wait(GONE_S) == 0
-
-
 def test_a_start_that_fails_ends_the_server(tmp_path):
     with _Llama(tmp_path, habits=("dies",), wait=False) as server:
         assert server.process.wait(GONE_S) == 3
         assert "qwen.gguf has failed: The server ended with exit code 3: " in server.log
         assert "the disk is on fire" in server.log
-
-
-def test_a_server_that_has_died_is_started_by_the_next_request(tmp_path):
-    with _Llama(tmp_path) as server:
-        pid = server.ask("/v1/completions", {}).json["pid"]
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: server.ask("/v1/completions", {}).status == 200)
-        assert server.ask("/v1/completions", {}).json["pid"] != pid
 
 
 def test_a_start_that_a_standby_has_forked_begins_again(tmp_path, standby):
@@ -126,12 +104,6 @@ def _no_command_line_has(*keys: str) -> None:
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             assert not [key for key in keys if key.encode() in file.read_bytes()]
-
-
-def test_a_killed_router_leaves_no_server_behind(tmp_path):
-    with _Llama(tmp_path, habits=("has-children",)) as server:
-        server.family()
-        server.terminate(signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")

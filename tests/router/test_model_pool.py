@@ -238,7 +238,6 @@ async def test_a_drain_of_commands_takes_no_longer_than_that_of_our_servers(pool
 
 
 _SLEEP, _WAKE = ServerCall("POST", "/sleep?level=1"), ServerCall("POST", "/wake_up", body="{}")
-_FAILS = ServerCall("POST", "/wake_up", body="fails")
 
 
 def _pair(**calls: ServerCall) -> dict[str, ModelEntry]:
@@ -268,17 +267,6 @@ async def test_a_model_sleeps_for_another_one_and_wakes_as_it_was(pool):
     (status, _) = pool.view()
     assert (status.num_starts, status.sleep.counts) == (1, {"sleep": 2, "wake": 2})
     assert set(status.sleep.last_s) == {"sleep", "wake"}
-
-
-async def test_a_model_that_does_not_wake_is_started_anew_for_those_that_wait(pool, caplog):
-    pool.set_entries(_pair(wake=_FAILS))
-    pid = await _use(pool, "a")
-    await _use(pool, "b")
-    assert await _use(pool, "a") != pid
-    assert is_gone(pid)
-    assert "a has failed: It did not wake: POST /wake_up answers 500" in caplog.text
-    (status, _) = pool.view()
-    assert (status.num_starts, status.sleep.failures) == (2, {("wake", "refused"): 1})
 
 
 async def test_a_model_that_does_not_fall_asleep_is_stopped_instead_which_is_logged_once(pool, caplog):
@@ -312,19 +300,6 @@ async def test_a_swap_of_two_models_of_vllm_on_a_gpu_names_sleep_once(
     assert caplog.text.count("With --on-swap sleep, both would keep their processes") == num_lines
 
 
-async def test_a_model_that_dies_asleep_is_started_by_the_next_request(pool):
-    pool.set_entries(_pair())
-    pid = await _use(pool, "a")
-    await pool.sleep("a")
-    assert _states(pool)["a"] == "asleep"
-    os.kill(pid, 9)
-    async with asyncio.timeout(30):
-        while _states(pool)["a"] != "failed":
-            await asyncio.sleep(0.01)
-    assert "The server was ended by SIGKILL" in pool.view()[0].reason
-    assert await _use(pool, "a") != pid
-
-
 async def test_a_model_sleeps_by_hand_after_its_lease_and_is_loaded_and_unloaded(pool):
     pool.set_entries(_pair())
     async with pool.lease("a") as child:
@@ -343,14 +318,6 @@ async def test_a_model_sleeps_by_hand_after_its_lease_and_is_loaded_and_unloaded
         with pytest.raises(ModelRefused, match=text) as refused:
             await pool.sleep(name)
         assert refused.value.status == 409
-
-
-async def test_the_end_of_the_pool_ends_a_sleeping_model(pool):
-    pool.set_entries(_pair())
-    pid = await _use(pool, "a")
-    await pool.sleep("a")
-    await asyncio.wait_for(pool.drain(), 30)
-    assert is_gone(pid)
 
 
 async def test_what_the_embedded_engine_leaves_in_a_standby_is_shown_as_asleep(pool):

@@ -2,16 +2,12 @@
 
 import json
 import os
-import random
-import re
 import signal
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 
 from envs.registry import env
@@ -25,8 +21,6 @@ from tests.vllm_engine.conftest import SMALL
 from tests.vllm_engine.vllm_server import ENVIRONMENT, VllmServer, title_of
 
 _START_S = 600.0
-_IDLE_S = 1.0
-_NUM_CLIENTS = 10
 
 
 class _Router(Server):
@@ -50,12 +44,6 @@ class _Router(Server):
         body = {"model": model, "prompt": VllmServer.PROMPT, "max_tokens": VllmServer.MAX_TOKENS, "temperature": 0}
         return self.ask("/v1/completions", body, timeout_s=_START_S)
 
-    def engine_of(self, model: str) -> psutil.Process:
-        """The engine process of a model whose start was cold."""
-        (row,) = [each for each in self.ask("/status.json").json["models"] if each["id"] == model]
-        (engine,) = [p for p in psutil.Process(row["pid"]).children(recursive=True) if "EngineCore" in title_of(p)]
-        return engine
-
 
 @pytest.fixture
 def router(small_model: Path, tmp_path: Path) -> Iterator[_Router]:
@@ -76,42 +64,6 @@ def test_two_vllm_models_swap_and_their_starts_are_warm(router, expected_text, t
     assert router.log.count("warm start: forked from the standby's process") == 3
     assert router.terminate(timeout_s=_START_S) == 0
     assert not list(tmp_path.glob("vcli-*"))
-
-
-def test_a_hung_model_is_started_again_and_others_go_on(small_model, tmp_path):
-    tmp_path.chmod(0o700)
-    entry = {"model": str(small_model), "engine": "vllm", "args": list(SMALL)}
-    models = {"a": {**entry, "env": {env.VCLI_ENGINE_WATCHDOG_TIMEOUT.name: "6"}}, "b": entry}
-    with _Router(tmp_path, models, "--idle-warm", "off") as router, ThreadPoolExecutor(1) as pool:
-        assert [router.complete(name).status for name in "ab"] == [200, 200]
-        first, other = router.engine_of("a"), router.engine_of("b")
-        first.suspend()
-        begin_s, unanswered = time.monotonic(), pool.submit(router.complete, "a")
-        while (readiness := router.ask("/readyz?model=a")).status == 200:
-            assert router.complete("b").status == 200
-            assert time.monotonic() - begin_s < 30
-        assert re.search("silent for 6 s|the engine hung", readiness.json["error"]["message"])
-        assert unanswered.result().status in (200, 503)  # the next process gets it if the hung one has refused it
-        wait_until(lambda: router.complete("a").status == 200, _START_S)
-        assert router.engine_of("a").pid != first.pid
-        assert router.engine_of("b") == other
-
-
-def test_unload_of_a_hung_model_tells_what_it_waits_for_and_ends(small_model, tmp_path):
-    tmp_path.chmod(0o700)
-    entry = {"model": str(small_model), "engine": "vllm", "args": list(SMALL)}
-    with _Router(tmp_path, {"a": entry}, "--idle-warm", "off") as router, ThreadPoolExecutor(1) as pool:
-        assert router.complete("a").status == 200
-        router.engine_of("a").suspend()
-        unanswered = pool.submit(router.complete, "a")
-        router.wait(lambda: router.ask("/status.json").json["models"][0]["num_running"] == 1)
-        begin_s = time.monotonic()
-        done = run_cli("unload", "a", "--port", router.port)
-        assert time.monotonic() - begin_s < 80
-        assert unanswered.result().status == 503
-    assert done.returncode == 0
-    assert " s  a is draining, 1 requests run\n" in done.stderr
-    assert "a has stopped after " in done.stderr
 
 
 _BODY = {"model": "model", "prompt": VllmServer.PROMPT, "max_tokens": VllmServer.MAX_TOKENS, "temperature": 0}
@@ -156,36 +108,6 @@ def test_vllm_stops_and_is_started_warm_by_requests(start_vllm, expected_text, t
                 _wait_stopped(server)
         assert server.terminate(signal.SIGTERM) == 0
     assert not list(tmp_path.glob("vcli-*"))
-
-
-def _statuses_around_stops(server: VllmServer, num_requests: int) -> Counter[int]:
-    """Statuses of requests that come within 0.4 s of the idle limit. Half use kept connections."""
-    rng = random.Random(33)
-    body = {"model": "model", "prompt": "a", "max_tokens": 2}
-    kept = [RawClient(server.port) for _ in range(_NUM_CLIENTS // 2)]
-
-    def ask_model(client: int, delay_s: float) -> int:
-        time.sleep(delay_s)
-        if client < len(kept):
-            return kept[client].post("/v1/completions", body).read().status
-        return ask(f"{server.url}/v1/completions", body, timeout_s=600).status
-
-    statuses: Counter[int] = Counter()
-    with ThreadPoolExecutor(_NUM_CLIENTS) as pool:
-        for _ in range(num_requests // _NUM_CLIENTS):
-            delays_s = [_IDLE_S + rng.uniform(-0.4, 0.4) for _ in range(_NUM_CLIENTS)]
-            statuses.update(pool.map(ask_model, range(_NUM_CLIENTS), delays_s))
-    for client in kept:
-        client.socket.close()
-    return statuses
-
-
-def test_no_request_is_lost_around_a_stop_of_vllm(start_vllm, tmp_path):
-    tmp_path.chmod(0o700)
-    environment = {"VCLI_STANDBY": "auto", "XDG_RUNTIME_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
-    with start_vllm("ours", "--idle-stop", f"{_IDLE_S}s", environment=environment) as server:
-        server.wait_ready()
-        assert _statuses_around_stops(server, 500) == {200: 500}
 
 
 def test_keys_of_vllms_file_are_those_of_the_port(start_vllm, expected_text, tmp_path):
