@@ -51,44 +51,6 @@ async def test_raw_requests_are_answered_with_json(router, request_bytes, status
     assert router.pool.num_waiting == 0
 
 
-@pytest.mark.parametrize("pause", [False, True], ids=["at once", "in parts"])
-@pytest.mark.parametrize(
-    "headers",
-    [
-        pytest.param([b"Authorization: Bearer sk-secret" + b"x" * 70_000], id="one header"),
-        pytest.param([b"X-%d: sk-secret%b" % (n, b"x" * 1000) for n in range(70)], id="together"),
-        pytest.param([b"X-%d: sk-secret" % n for n in range(300)], id="many"),
-    ],
-)
-async def test_too_many_headers_are_a_431_without_a_part_of_them(router, headers, pause):
-    await router.serve("m")
-    reader, writer = await router.connect()
-    request = GET + b"\r\n".join(headers) + b"\r\n\r\n"
-    for part in (request[:50_000], request[50_000:]) if pause else (request,):
-        writer.write(part)
-        await writer.drain()
-        await asyncio.sleep(0.02)
-    answer = await reader.read()
-    assert answer.split()[1] == b"431"
-    assert b"sk-secret" not in answer
-    error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
-    assert (error["code"], error["type"]) == (431, "Request Header Fields Too Large")
-
-
-async def test_limits_of_headers_are_the_flags(router):
-    await router.serve("m", limits=LimitsConfig(max_headers=3, max_head_bytes=200))
-    assert (await answer_to(router, GET + b"A: 1\r\nB: 2\r\nC: 3\r\n\r\n"))[0].split()[1] == b"431"
-    assert (await answer_to(router, GET + b"A: %b\r\n\r\n" % (b"x" * 200)))[0].split()[1] == b"431"
-
-
-@pytest.mark.parametrize("begun", [b"", b"GET /hea", GET], ids=["nothing", "a part", "without an end"])
-async def test_a_head_has_a_time_limit(router, begun):
-    await router.serve("m", limits=LimitsConfig(header_timeout_s=0.2))
-    reader, _ = await router.connect(begun)
-    answer = await reader.read()
-    assert answer.startswith(b"HTTP/1.1 408 ") if begun else answer == b""
-
-
 async def test_a_request_and_its_answer_may_take_longer_than_a_head(router):
     async def slowly(request: Any) -> Any:
         await asyncio.sleep(0.5)
@@ -107,20 +69,6 @@ async def test_an_idle_connection_is_closed(router):
     reader, _ = await router.connect(GET + b"\r\n")
     assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
     await reader.read()
-
-
-async def test_the_longest_idle_connection_makes_room(router):
-    await router.serve("m", limits=LimitsConfig(max_connections=2))
-    first, second = [await router.connect() for _ in range(2)]
-    for reader, writer in (first, second, first):  # the second one is idle for longer
-        writer.write(GET + b"\r\n")
-        await reader.readuntil(b"\r\n\r\n")
-    third = await router.connect()
-    with suppress(ConnectionError):
-        assert await second[0].read() == b""
-    for reader, writer in (first, third):
-        writer.write(GET + b"\r\n")
-        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
 
 
 async def test_requests_that_are_being_answered_keep_their_connections(router):

@@ -25,12 +25,6 @@ def error_of(response: httpx.Response, status: int) -> str:
     return str(error["message"])
 
 
-def test_a_chunked_body_is_counted_as_it_arrives(serve):
-    server = serve(limits=LimitsConfig(max_body_bytes=1000))
-    pieces = iter([b'{"prompt": "a", "user": "', b"x" * 2000, b'"}'])
-    assert "(--http-max-body-size)" in error_of(server.post_bytes("/v1/completions", pieces), 413)
-
-
 def test_waiting_requests_are_bounded_in_number(serve, engine, wait_until):
     engine.holds_after = 0
     server = serve(limits=LimitsConfig(max_queued_requests=3))

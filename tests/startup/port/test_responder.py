@@ -54,12 +54,6 @@ def test_body_of_a_post_is_read_before_the_answer(listener):
         assert _get(listener.getsockname(), "/v1/completions", "POST", b"x" * 300_000)[0] == 503
 
 
-def test_silent_client_delays_no_other(listener):
-    with StartupResponder(listener, Answers()), socket.create_connection(listener.getsockname()) as silent:
-        silent.sendall(b"GET /he")
-        assert _get(listener.getsockname(), "/livez")[0] == 200
-
-
 def test_garbage_is_answered_and_does_not_stop_the_responder(listener):
     with StartupResponder(listener, Answers()):
         with socket.create_connection(listener.getsockname()) as client:
