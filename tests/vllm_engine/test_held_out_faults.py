@@ -20,10 +20,11 @@ import pytest
 
 from tests.support.peer_vllm import PYTHON, ROOT
 from tests.support.ports import free_port
-from tests.vllm_engine.preflight.held_out_faults import HELD_OUT_FAULTS, HeldOutFault
 from tests.vllm_engine.preflight.start_folders import StartFolders
+from tests.vllm_engine.preflight.written_starts import WrittenStart, held_out_faults
 from tests.vllm_engine.vllm_server import ENVIRONMENT
 
+_FAULTS: Final = {fault.text: fault for fault in held_out_faults()}
 _MOST_S: Final = 1.0
 _MOST_LINES: Final = 3
 _MOST_LINES_LATER: Final = 12
@@ -43,7 +44,7 @@ class _Line(NamedTuple):
 class _Start:
     """A start on its own terminal. The end of the `with` block ends it."""
 
-    def __init__(self, fault: HeldOutFault, folders: StartFolders, *words: str) -> None:
+    def __init__(self, fault: WrittenStart, folders: StartFolders, *words: str) -> None:
         folder = folders.path("folder")
         given = {name: folders.fill(value) for name, value in fault.variables.items()}
         variables = {**os.environ, **ENVIRONMENT, "VLLM_CACHE_ROOT": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
@@ -93,11 +94,12 @@ def _recorded(folders: StartFolders) -> None:
     subprocess.run([PYTHON, "-c", code], env=environment, cwd=folder, check=True, capture_output=True)
 
 
-def _is_about(fault: HeldOutFault, line: str) -> bool:
-    return fault.told in line and "non-default args" not in line
+def _is_about(fault: WrittenStart, line: str) -> bool:
+    (_, told), *_ = fault.findings
+    return told in line and "non-default args" not in line
 
 
-def _told_at_once(fault: HeldOutFault, folders: StartFolders) -> tuple[float, int]:
+def _told_at_once(fault: WrittenStart, folders: StartFolders) -> tuple[float, int]:
     """The seconds until the first line about the fault, and the number of its lines (1 for a warning)."""
     with _Start(fault, folders) as start:
         seen: list[_Line] = []
@@ -118,16 +120,16 @@ def _num_lines_of_failure(lines: list[str]) -> int:
 @pytest.mark.usefixtures("_recorded")
 def test_faults_are_told_within_a_second(folders):
     told = {}
-    for name, fault in HELD_OUT_FAULTS.items():
+    for name, fault in _FAULTS.items():
         seconds, num_lines = told[name] = _told_at_once(fault, folders)
         print(f"{seconds:6.2f} s {num_lines:4} lines  {name}")
     missed = [name for name, (seconds, lines) in told.items() if seconds > _MOST_S or lines > _MOST_LINES]
     assert len(missed) <= (1 - _LEAST_SHARE) * len(told), missed
 
 
-@pytest.mark.parametrize("name", HELD_OUT_FAULTS)
+@pytest.mark.parametrize("name", _FAULTS)
 def test_without_the_checks_vllm_refuses_the_start_in_few_lines(folders, name):
-    with _Start(HELD_OUT_FAULTS[name], folders, "--preflight", "off", "--enforce-eager") as start:
+    with _Start(_FAULTS[name], folders, "--preflight", "off", "--enforce-eager") as start:
         lines = [line.text for line in start.lines()]
     num_lines = _num_lines_of_failure(lines)
     print(f"{num_lines:4} lines  {name}")

@@ -1,4 +1,4 @@
-"""Builds the model folders and other files that the starts of `valid_starts` and `faulty_starts` name.
+"""Builds the model folders and other files that the starts of `starts.txt` and `held_out.txt` name.
 
 `{model}` in a word is the real model. All other names are built on demand. Weights are linked, not copied.
 """
@@ -76,7 +76,7 @@ def _lfs(path: Path) -> None:
 def _truncated(path: Path) -> None:
     _copy(path, without=(_WEIGHTS,))
     with (MODEL / _WEIGHTS).open("rb") as source:
-        (path / _WEIGHTS).write_bytes(source.read(1_000_000))
+        (path / _WEIGHTS).write_bytes(source.read((MODEL / _WEIGHTS).stat().st_size // 2))
 
 
 def _missing_shard(path: Path) -> None:
@@ -238,7 +238,7 @@ _BUILDERS: Final[dict[str, Callable[[Path], Any]]] = {
     "tools.py": _text(_TOOL_PLUGIN),
     "reasoning.py": _text(_REASONING_PLUGIN),
     "settings.yaml": _text(_YAML),
-    "model.yaml": _text(f"model: {MODEL}\nmax-model-len: 512\n"),
+    "model.yaml": lambda path: path.write_text(f"model: {MODEL}\nmax-model-len: 512\n"),
     "nested.yml": _text('structured-outputs-config: {backend: "xgrammar"}\nmax-model-len: 1k\n'),
     "unknown_key.yaml": _text("max-model-len: 512\ntensor-paralel: 1\n"),
     "list.yaml": _text("- a\n- b\n"),

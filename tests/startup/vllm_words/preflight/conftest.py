@@ -17,7 +17,7 @@ CheckStart: TypeAlias = Callable[..., GivenStart]
 NAMES = {
     "--tool-call-parser": ("hermes", "llama3_json"),
     "--reasoning-parser": ("deepseek_r1", "qwen3"),
-    "--quantization": ("awq", "fp8"),
+    "--quantization": ("awq", "fp8", "fp8_per_tensor"),
     "--load-format": ("auto", "dummy", "gguf", "hf", "safetensors"),
     "--attention-backend": ("FLASH_ATTN", "TORCH_SDPA"),
     "--config-format": ("hf", "mistral"),
@@ -27,7 +27,10 @@ NAMES = {
     "model types of transformers": ("bert", "llama", "gpt_oss"),
     "connectors": ("NixlConnector",),
 }
-VARIABLES = (FlagFact(("VLLM_PORT",), "int"), FlagFact(("VLLM_INTERVAL",), "float"))
+VARIABLES = (
+    *(FlagFact((name,), "int") for name in ("VLLM_PORT", "VLLM_RINGBUFFER_WARNING_INTERVAL")),
+    FlagFact(("VLLM_INTERVAL",), "float"),
+)
 
 
 @pytest.fixture(scope="session")

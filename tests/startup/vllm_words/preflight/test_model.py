@@ -35,21 +35,6 @@ def _errors(start: CheckStart, *words: object, **options: Any) -> list[str]:
     return [finding.message for finding in _findings(start, *words, **options) if finding.severity == "error"]
 
 
-def test_a_good_folder(start, folder):
-    assert _findings(start, folder) == []
-
-
-def test_a_folder_that_does_not_exist(start, folder):
-    (message,) = _errors(start, folder.with_name("modle"))
-    assert "is neither a folder nor a name" in message
-    assert "did you mean 'model'" in message
-
-
-@pytest.mark.parametrize("name", ["s3://bucket/model", "instance://host/m", "/models/file.gguf", "gs://b/m"])
-def test_other_places_are_left_to_vllm(start, name):
-    assert _findings(start, name) == []
-
-
 @pytest.mark.parametrize("form", ["file", "folder", "repo/name-GGUF:UD-Q4_K_XL"])
 def test_gguf_needs_a_plugin(start, tmp_path, form):
     """The message names the plugin and the other engine. It does not call the file damaged."""
@@ -69,22 +54,6 @@ def test_gguf_beside_a_configuration_is_only_a_warning(start, folder):
     assert [finding.severity for finding in _findings(start, folder) if finding.check == "gguf"] == ["warning"]
 
 
-@pytest.mark.parametrize(
-    "name", ["hf.co/team/model:Q4_K_M", "https://hf.co/team/model", "team/model@main", "team/model:main"]
-)
-def test_a_name_of_another_tool_is_an_error_unless_a_plugin_may_read_it(start, name):
-    (finding,) = _findings(start, name)
-    assert (finding.severity, "write team/model" in finding.message) == ("error", True)
-    (finding,) = _findings(start, name, has_plugin=True)
-    assert finding.severity == "warning"
-
-
-@pytest.mark.parametrize("variable", ["VLLM_MODEL_REDIRECT_PATH", "VLLM_USE_MODELSCOPE"])
-def test_names_of_others_are_left_to_vllm(start, monkeypatch, tmp_path, variable):
-    monkeypatch.setenv(variable, str(tmp_path / "map"))
-    assert _findings(start, tmp_path / "missing") == []
-
-
 def test_offline_without_any_file(start, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -102,33 +71,6 @@ def test_offline_with_the_weights_alone_in_the_download_folder(start, monkeypatc
     assert _errors(start, "someone/model", "--download-dir", tmp_path) == []
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "version https://git-lfs.github.com/spec/v1\nsize 5\n"])
-def test_a_broken_configuration(start, folder, content):
-    (folder / "config.json").write_text(content)
-    (message,) = _errors(start, folder)
-    assert str(folder / "config.json") in message
-
-
-def test_without_a_configuration(start, folder):
-    (folder / "config.json").unlink()
-    (message,) = _errors(start, folder)
-    assert "has no config.json" in message
-    assert _errors(start, folder, has_plugin=True) == []
-    (folder / "params.json").write_text("{}")
-    assert _errors(start, folder) == []
-
-
-def test_weights(start, folder):
-    (folder / "model.safetensors").write_bytes(b"\x10")
-    (message,) = _errors(start, folder)
-    assert "is truncated" in message
-    assert _errors(start, folder, "--load-format", "dummy") == []
-    (folder / "model.safetensors").unlink()
-    (message,) = _errors(start, folder)
-    assert "has no weights" in message
-    assert _errors(start, folder, "--load-format", "dummy") == []
-
-
 def test_shards_of_the_index(start, folder):
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     assert _errors(start, folder) == []  # without an index vLLM reads what there is
@@ -136,17 +78,6 @@ def test_shards_of_the_index(start, folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     (message,) = _errors(start, folder)
     assert "lacks 1 of 2 shards" in message
-
-
-def test_files_that_vllm_does_not_read(start, folder):
-    (folder / "pytorch_model.bin").write_bytes(b"x")
-    (folder / "optimizer.pt").write_bytes(b"x")
-    (finding,) = _findings(start, folder)
-    text = "weights are read from model.safetensors, not from pytorch_model.bin"
-    assert (finding.severity, finding.message) == ("info", f"{folder}: {text}")
-
-    (folder / "model.safetensors").rename(folder / "weights.safetensors")
-    assert _errors(start, folder) == []
 
 
 @pytest.mark.parametrize(
@@ -178,81 +109,3 @@ def test_shards_in_a_subfolder_are_not_vllm_s(start, folder, version):
     (finding,) = [found for found in _findings(start, folder, version=version) if found.check == "weights"]
     assert "names sub/b.safetensors, but vLLM reads no weights in subfolders" in finding.message
     assert finding.severity == ("error" if version.startswith("0.32") else "warning")
-
-
-def test_tokenizer(start, folder, tmp_path):
-    (folder / "tokenizer.json").write_text("{")
-    (message,) = _errors(start, folder)
-    assert "tokenizer.json is not JSON" in message
-    (folder / "tokenizer.json").unlink()
-    (finding,) = _findings(start, folder)
-    assert (finding.severity, finding.message) == ("warning", f"{folder} has no tokenizer: name one with --tokenizer")
-    assert _findings(start, folder, "--skip-tokenizer-init") == []
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "vocab.txt").write_text("a")
-    assert _findings(start, folder, "--tokenizer", other) == []
-
-
-def _configure(folder: Path, **changes: Any) -> None:
-    (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
-
-
-def test_an_unknown_architecture(start, folder):
-    _configure(folder, architectures=["LlamaForCausaLM"])
-    (found,) = _findings(start, folder)
-    assert found.severity == "error"
-    assert "no architecture 'LlamaForCausaLM' (did you mean 'LlamaForCausalLM'?)" in found.message
-    _configure(folder, architectures=["Qwen3ForSequenceClassification"])
-    assert _findings(start, folder) == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "words", "options"),
-    [
-        ({}, "--hf-overrides {}", {}),
-        ({}, "--model-impl transformers", {}),
-        ({}, "", {"has_plugin": True}),
-        ({}, "", {"version": "0.99.0"}),
-    ],
-)
-def test_where_more_decides_about_the_class_an_unknown_architecture_is_a_warning(
-    start, folder, changes, words, options
-):
-    _configure(folder, architectures=["LlamaForCausaLM"], **changes)
-    assert [finding.severity for finding in _findings(start, folder, *words.split(), **options)] == ["warning"]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"architectures": ["Gemma2Model"]},
-        {"architectures": ["Own"], "auto_map": {"AutoModel": "own.Own"}},
-        {"architectures": ["Own"], "speculators_config": {"a": 1}},
-        {"architectures": None},
-    ],
-    ids=["of-transformers", "own-code", "of-a-draft", "none"],
-)
-def test_other_classes_are_left_to_vllm(start, folder, changes):
-    _configure(folder, **changes)
-    assert _findings(start, folder) == []
-
-
-def test_own_code_needs_trust(start, folder):
-    _configure(folder, model_type="own", auto_map={"AutoConfig": "own.Config"})
-    (message,) = _errors(start, folder)
-    assert message.endswith("needs its own code for model_type 'own': give --trust-remote-code if you trust it")
-    assert _findings(start, folder, "--trust-remote-code") == []
-    assert _errors(start, folder, has_plugin=True) == _errors(start, folder, "--config-format", "mistral") == []
-    _configure(folder, model_type="llama", auto_map={"AutoConfig": "own.Config"})
-    assert _findings(start, folder) == []
-
-
-def test_an_unknown_type(start, folder):
-    _configure(folder, model_type="llamo", architectures=["Llamo"])
-    messages = _errors(start, folder)
-    assert any("neither this vLLM nor its transformers know the model_type 'llamo'" in each for each in messages)
-    _configure(folder, model_type="kimi_k2")
-    assert _findings(start, folder) == []
-    _configure(folder, model_type="llamo", architectures=["Llamo"])
-    assert _findings(start, folder, is_first=True) == []
