@@ -41,7 +41,7 @@ def _kind(path: Path) -> str | None:
     match path.parts[0], path.suffix:
         case "docs", ".md":
             return "words-of-docs"
-        case "tests", ".py":
+        case "tests", ".py" | ".txt" | ".jsonl":
             return "lines-of-tests"
         case top, ".py" if top in _PRODUCT:
             return "python"

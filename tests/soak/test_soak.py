@@ -13,9 +13,9 @@ from typing import Final, Self
 
 import pytest
 
+from tests.contracts.hostile_requests import AMBIGUOUS, GARBAGE
 from tests.e2e.request_fuzzer import MODEL, RequestFuzzer, send_all
 from tests.e2e.server_process import ServerProcess
-from tests.e2e.test_hostile import AMBIGUOUS, GARBAGE
 from tests.soak.held import Held, find_growth, measure, settle
 from tests.support.http_client import RawClient, ask, request_bytes
 from tests.support.openai_client import LoadClients
