@@ -484,7 +484,7 @@ class ModelPool:
         if reason != figures.refusal:
             logger.warning("%s is stopped instead of sleeping. %s", child.entry.name, reason)
         figures.refusal = reason
-        self._apply(self._scheduler.stayed_awake(number, reason, time.monotonic()))
+        self._apply(self._scheduler.could_not_sleep(number, reason, time.monotonic()))
 
     def _name_sleep(self, stopped: ModelEntry) -> None:
         """Logs once that `--on-swap sleep` would make swaps of vLLM's models on a GPU faster."""

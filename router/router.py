@@ -208,7 +208,7 @@ class _Router:
             tls=tls,
             keep_alive_s=_KEEP_ALIVE_S if is_default else server.timeout_keep_alive_s,
             version=program_version(),
-            has_only_model=options.only is not None,
+            has_single_model=options.only is not None,
             adds_request_ids=server.enable_request_id_headers,
             model_has_keys=options.model_has_keys,
         )

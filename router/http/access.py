@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 from base.security.api_keys import ApiKeys, find_open_paths
 from base.server_settings import NetworkConfig
 from router.http.answers import FailedRequestError
-from router.http.own_answers import OwnAnswer
+from router.http.router_answers import RouterAnswer
 
 _PORTS: Final = {"http": 80, "https": 443}
 _ASKED: Final = (hdrs.ORIGIN, hdrs.ACCESS_CONTROL_REQUEST_METHOD)
@@ -96,7 +96,7 @@ class Access:
     def needs_key(self) -> bool:
         return bool(len(self._keys))
 
-    def check(self, request: web.Request, path: str, own: OwnAnswer | None) -> None:
+    def check(self, request: web.Request, path: str, own: RouterAnswer | None) -> None:
         """Raises FailedRequestError for a request that is not allowed.
 
         If the router has keys, a request without a key can reach only some of the router's own answers. A

@@ -21,10 +21,10 @@ from router.http.answers import SERVER, FailedRequestError, error_answer, shown
 from router.http.background import RESPONSES
 from router.http.connection import ClientRequest, ClientServer
 from router.http.model_choice import STREAM_PATHS, ModelChoice
-from router.http.only_model import OnlyModelAnswers
-from router.http.own_answers import OwnAnswers
 from router.http.proxy import Call, Proxy
 from router.http.request_body import BodyRoom, ForwardedBody, RequestedModel
+from router.http.router_answers import RouterAnswers
+from router.http.single_model_answers import SingleModelAnswers
 from router.http.waiting import Patience
 from router.metrics import CLIENT_GONE, UNKNOWN
 from router.model_entry import ModelEntry
@@ -58,7 +58,7 @@ class AppOptions:
     """Seconds after which a connection without a request is closed."""
     adds_request_ids: bool = False
     """Whether each response has the header X-Request-Id, also if the router answers itself."""
-    has_only_model: bool = False
+    has_single_model: bool = False
     """Whether the router has one model, which gets all requests, whatever model they name."""
     model_has_keys: bool = False
     """Whether the model's server checks API keys itself, so that the router passes them on."""
@@ -120,9 +120,9 @@ class _Handler:
         self._choice = ModelChoice(pool)
         self._proxy = Proxy(pool, options.patience)
         self._bodies = BodyRoom(options.limits)
-        self._has_only_model = options.has_only_model
+        self._has_single_model = options.has_single_model
         self._adds_request_ids = options.adds_request_ids
-        create_own = OnlyModelAnswers if options.has_only_model else OwnAnswers
+        create_own = SingleModelAnswers if options.has_single_model else RouterAnswers
         needs_key = self._access.needs_key
         self._own = create_own(pool, self._proxy, self._choice, version=options.version, needs_key=needs_key)
         if not network.web_page:
@@ -186,7 +186,7 @@ class _Handler:
             return await own.handler(request)
         if path.startswith(_UPSTREAM):
             return await self._relay_upstream(request, raw_path)
-        if self._has_only_model:
+        if self._has_single_model:
             return await self._relay(request, raw_path, next(iter(self._pool.entries.values())))
         if path.startswith(_STORED) and "model" not in request.query:
             return await self._relay(request, raw_path, await self._model_of_response(raw_path))

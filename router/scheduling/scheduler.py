@@ -135,12 +135,12 @@ class ModelScheduler:
         self._begin_settling(now)
         return self._decide(now)
 
-    def stayed_awake(self, number: int, reason: str, now: float) -> list[Action]:
+    def could_not_sleep(self, number: int, reason: str, now: float) -> list[Action]:
         """The generation cannot fall asleep. It is stopped instead."""
         generation = self._in_state(number, "falling asleep")
         if generation is None or generation.has_crashed:
             return []
-        generation.outcome = Outcome("stayed awake", reason)
+        generation.outcome = Outcome("could not sleep", reason)
         self._drain_generation(generation, now)
         return self._decide(now)
 
@@ -433,7 +433,7 @@ class ModelScheduler:
         """Puts a process without requests to sleep, because it is idle or the user has requested it."""
         level = self._plan(self._read_free(), now).level_for(generation)
         if generation.levels and not level:
-            generation.outcome = Outcome("stayed awake", "The machine's memory has no room for its weights.")
+            generation.outcome = Outcome("could not sleep", "The machine's memory has no room for its weights.")
         self._make_room(Victim(generation, level), now)
 
     def _make_room(self, victim: Victim, now: float) -> None:

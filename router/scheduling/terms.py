@@ -20,8 +20,8 @@ State = Literal["stopped", "starting", "ready", "falling asleep", "asleep", "wak
 class Outcome(NamedTuple):
     """How a model's last start or process has ended. Only this value says whether the model has failed."""
 
-    kind: Literal["stopped", "stayed awake", "failed", "given up"] = "stopped"
-    """`stayed awake`: the process could not fall asleep, and was stopped instead, which is no failure.
+    kind: Literal["stopped", "could not sleep", "failed", "given up"] = "stopped"
+    """`could not sleep`: the process could not fall asleep, and was stopped instead, which is no failure.
     `given up`: the model has failed so often, or for good, that only a request starts it again."""
     text: str = ""
     """Why. Empty if the process was stopped on purpose."""
@@ -137,7 +137,7 @@ class Stop:
 class Sleep:
     """Put a process that has no lease to sleep.
 
-    The caller then reports `fell_asleep`, `stayed_awake` or `ended`.
+    The caller then reports `fell_asleep`, `could_not_sleep` or `ended`.
     """
 
     generation: int

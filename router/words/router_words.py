@@ -55,7 +55,7 @@ class RouterWords(NamedTuple):
     """The flags that are put before each model's own flags."""
 
     @property
-    def is_one_model(self) -> bool:
+    def has_single_model(self) -> bool:
         """Whether the words name a single model. Such a model is served by llama-server."""
         return len(self.models) == 1
 

@@ -2,19 +2,29 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from base.json_depth import read_json
 from startup.files.model.request import LLAMA_ORIGINALS, Adapter, DraftModel, ModelRequest
-
-if TYPE_CHECKING:
-    from startup.vllm_words.command_line import CommandLine
 
 _NO_DRAFTS: Final = ("ngram", "ngram_gpu", "[ngram]", "suffix", "extract_hidden_states", "custom_class")
 """Values of `model` and `method` in --speculative-config with which vLLM reads no draft model."""
 
 
-def read_model_request(line: "CommandLine") -> ModelRequest:
+class GivenFlags(Protocol):
+    """The flags of a command line and its file (`command_line.CommandLine`)."""
+
+    @property
+    def model(self) -> str | None: ...
+
+    def has(self, *names: str) -> bool: ...
+
+    def value(self, name: str) -> str | None: ...
+
+    def values(self, name: str) -> tuple[str, ...]: ...
+
+
+def read_model_request(line: GivenFlags) -> ModelRequest:
     """Returns the settings that decide which files vLLM reads."""
     value = line.value
     return ModelRequest(

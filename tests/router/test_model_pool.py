@@ -277,7 +277,7 @@ async def test_a_model_that_does_not_fall_asleep_is_stopped_instead_which_is_log
         assert is_gone(pid)
     (status, _) = pool.view()
     assert (status.state, status.reason) == ("stopped", "")
-    assert status.outcome == ("stayed awake", "It did not fall asleep: POST /sleep answers 500")
+    assert status.outcome == ("could not sleep", "It did not fall asleep: POST /sleep answers 500")
     assert status.sleep.failures == {("sleep", "refused"): 2}
     assert caplog.text.count("a is stopped instead of sleeping. It did not fall asleep") == 1
 

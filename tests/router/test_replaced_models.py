@@ -15,7 +15,7 @@ from router.words import sleep_words
 from tests.router.http.small_router import eventually
 from tests.router.test_model_pool import by_name, entry_of, open_pool
 from tests.router.words.test_llama_words import llama_server, options_of  # noqa: F401 - a fixture
-from tests.router.words.test_one_model import _vllm
+from tests.router.words.test_single_model import _vllm
 
 MIB = 1 << 20
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from router.http.own_answers import OwnAnswers
+from router.http.router_answers import RouterAnswers
 from tests.e2e.server_process import ServerProcess
 from tests.router.router_process import RouterProcess
 from tests.router.sleeping_router import _SMALL, FLAGS
@@ -105,6 +105,6 @@ def test_each_route_of_each_kind_of_server(folder, tiny_llama, kind):
 
 def test_the_table_has_each_route_of_the_routers():
     named = {path.removesuffix("?model") for _, path, *_ in _ROWS}
-    source = Path(OwnAnswers.__init__.__code__.co_filename).read_text()
+    source = Path(RouterAnswers.__init__.__code__.co_filename).read_text()
     quoted = {line.split('"')[1] for line in source.splitlines() if line.strip().startswith('"/') and '": {"' in line}
     assert quoted <= named

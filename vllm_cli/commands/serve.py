@@ -54,7 +54,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
         return _serve_several(ctx)
     if (options := ctx.meta.get(VLLM)) is not None:
         if options.is_behind_router and not options.is_preflight_only:
-            from router.words.one_model import vllm_router
+            from router.words.single_model import vllm_router
 
             return _route(vllm_router(options, ctx.meta[WORDS]))
         _apply_standby_mode(options.standby)
@@ -78,7 +78,7 @@ def _serve_behind_router(config: StartupConfig, words: Sequence[str]) -> int:
         if config.idle_sleep_s is not None:
             start_origin.start_again(env.VCLI_IDLE_SLEEP.name, f"{config.idle_sleep_s:g}")
         start_origin.start_again(env.VCLI_RESTART.name, f"on-failure:{config.restart_limit}")
-    from router.words.one_model import embedded_router
+    from router.words.single_model import embedded_router
 
     return _route(embedded_router(config, words))
 

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
-R = TypeVar("R")
+Result = TypeVar("Result")
 
 _NICENESS = 4
 """Added to the nice value of a pool's threads, so that the event loop answers probes first."""
@@ -33,10 +33,10 @@ class RendererPool(ThreadPoolExecutor):
         """Sets the function that threads call with the time, in seconds, that their work item has waited."""
         self._on_wait = on_wait
 
-    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> "Future[R]":
+    def submit(self, fn: Callable[P, Result], /, *args: P.args, **kwargs: P.kwargs) -> "Future[Result]":
         submitted_s = perf_counter()
 
-        def run() -> R:
+        def run() -> Result:
             self._on_wait(perf_counter() - submitted_s)
             return fn(*args, **kwargs)
 
@@ -70,11 +70,11 @@ class RendererPools:
         """Queues a call in the pool for texts, and returns at once. The result is dropped."""
         self.text.submit(func, *args)
 
-    async def run(self, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    async def run(self, func: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
         """Calls a blocking function in the pool, and returns its result."""
         return await asyncio.get_running_loop().run_in_executor(self.text, partial(func, *args, **kwargs))
 
-    async def run_unless(self, is_small: bool, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    async def run_unless(self, is_small: bool, func: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
         """Calls a function in the pool for texts, or at once if its work is small (`is_small`)."""
         return func(*args, **kwargs) if is_small else await self.run(func, *args, **kwargs)
 

@@ -27,8 +27,8 @@ from startup.vllm.fork.recorded_ends import begin_fork, record_spawns
 from startup.vllm.journal import API_SERVER, FORKSERVER, Journal
 from startup.vllm.patches.temp_files import variables_of_new_programs
 from startup.vllm.probes.rust_frontend import follows_rust_frontend
+from startup.vllm.probes.server_context import ChildLink
 from startup.vllm.probes.serving_events import report_serving
-from startup.vllm.probes.serving_parts import ChildLink
 
 FORKS: Final = Hook(
     "forks",

@@ -14,7 +14,7 @@ from startup.reports.crash.output_record import OutputRecord
 from startup.vllm.fork.forkserver import READ_AT_EXEC, redirect_spawn
 from startup.vllm.fork.preload_profile import PreloadPlan, PreloadProfile
 from startup.vllm.journal import Journal
-from startup.vllm.probes.serving_parts import ChildLink
+from startup.vllm.probes.server_context import ChildLink
 from startup.vllm_words.installed import InstalledVllm
 
 _CPU: Final = "vllm.platforms.cpu"

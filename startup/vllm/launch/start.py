@@ -86,8 +86,8 @@ from startup.vllm.patches.tokenizers import reuse_tokenizer
 from startup.vllm.probes.engine_death import notice_engine_death
 from startup.vllm.probes.graph_progress import stop_capturing
 from startup.vllm.probes.rust_frontend import follows_rust_frontend, misfit_of_rust_frontend
+from startup.vllm.probes.server_context import ServerContext
 from startup.vllm.probes.serving_events import DRAIN, ServingEvents
-from startup.vllm.probes.serving_parts import ServingParts
 from startup.vllm.probes.start_metrics import GraphFigures, export_start
 from startup.vllm.vllm_main import run_serve, without_click
 from startup.vllm_words.command_line import CommandLine
@@ -230,7 +230,7 @@ class _VllmStart:
             on_serving=session.hand_over,
             on_ready=self._on_ready,
             on_stopping=self._drain,
-            parts=ServingParts(
+            context=ServerContext(
                 self._record,
                 self._options.engine_watchdog_timeout_s,
                 session.stop_signals,

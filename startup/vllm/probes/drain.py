@@ -27,7 +27,7 @@ from server.terms.http_body.response_body import UnavailableInfo, UnavailableRes
 from startup.port.probe_http import LIVE_PATH, PATH, READY_PATH
 from startup.vllm.probes.control_socket import open_control
 from startup.vllm.probes.engine_watch import create_watchdog, watch
-from startup.vllm.probes.serving_parts import ServingParts
+from startup.vllm.probes.server_context import ServerContext
 from startup.vllm.probes.serving_probes import ServingProbes
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def drain_before_shutdown(
     listeners: Sequence[socket.socket] | None,
     probes: ServingProbes | None,
     on_draining: Callable[[], None],
-    parts: ServingParts,
+    context: ServerContext,
 ) -> None:
     """Makes vLLM drain before its shutdown. Called on the event loop before uvicorn's `server` accepts.
 
@@ -59,10 +59,10 @@ def drain_before_shutdown(
         listeners: the server's listening sockets. Several API servers may share them.
         probes: if given, the responder accepts instead of uvicorn.
         on_draining: called on the event loop when the drain begins.
-        parts: the launcher's objects for this server.
+        context: the launcher's objects for this server.
     """
-    if parts.signals is not None:
-        parts.signals.take()  # vLLM's event loop has them by now
+    if context.signals is not None:
+        context.signals.take()  # vLLM's event loop has them by now
     state = getattr(server.config.app, "state", None)
     client = getattr(state, "engine_client", None)
     if client is not None:
@@ -74,12 +74,12 @@ def drain_before_shutdown(
             timeout_s = max(0.0, timeout_s - 2 * ERROR_DELIVERY_S)
         config = LifecycleConfig(shutdown_timeout_s=timeout_s)
         drain = Drain(app.lifecycle, app.running, app, config, announce_close=on_draining)
-        app.watchdog = create_watchdog(client, parts, app)
+        app.watchdog = create_watchdog(client, context, app)
         if probes is not None:
             app.lifecycle.subscribe(lambda _: probes.forget_answer())
-        _Shutdown(client, app, drain, close_port, parts)
-        if parts.can_sleep:
-            open_control(client, app.lifecycle, parts.model_files)
+        _Shutdown(client, app, drain, close_port, context)
+        if context.can_sleep:
+            open_control(client, app.lifecycle, context.model_files)
 
 
 async def _close_port(server: Any, listeners: Sequence[socket.socket], probes: ServingProbes | None) -> None:
@@ -218,16 +218,16 @@ class _Shutdown:
         app: DrainedApp,
         drain: Drain,
         close_port: Callable[[], Awaitable[None]],
-        parts: ServingParts,
+        context: ServerContext,
     ) -> None:
         self._shutdown = client.shutdown
         self._lifecycle = app.lifecycle
         self._drain = drain
         self._close_port = close_port
-        self._signals = parts.signals
-        self._kills_engine = parts.kills_engine
+        self._signals = context.signals
+        self._kills_engine = context.kills_engine
         self._client = client
-        self._note_engine_death = parts.note_engine_death
+        self._note_engine_death = context.note_engine_death
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._watchdog = app.watchdog

@@ -8,7 +8,7 @@ from base.lifecycle import Lifecycle
 from server.operation.engine_watchdog import SILENCE_METRIC, EngineWatchdog, WatchedServer
 from startup.reports.crash.engine_processes import RecordedProcesses
 from startup.vllm.probes.control_socket import is_changing
-from startup.vllm.probes.serving_parts import ServingParts
+from startup.vllm.probes.server_context import ServerContext
 
 logger = logging.getLogger(__name__)
 
@@ -18,17 +18,17 @@ _KINDS: Final = ("EngineCore", "VllmWorker")
 """Prefixes of the names of the engine's processes."""
 
 
-def create_watchdog(client: Any, parts: ServingParts, server: WatchedServer) -> EngineWatchdog | None:
+def create_watchdog(client: Any, context: ServerContext, server: WatchedServer) -> EngineWatchdog | None:
     """The watchdog for the engines of `client`, vLLM's AsyncLLM. None if they are not watched."""
     try:
-        return _create_watchdog(client, parts, server)
+        return _create_watchdog(client, context, server)
     except Exception as err:  # noqa: BLE001 - vLLM is not as expected
         logger.warning("no watchdog (--engine-watchdog-timeout): %s: %s", type(err).__name__, err)
         return None
 
 
-def _create_watchdog(client: Any, parts: ServingParts, server: WatchedServer) -> EngineWatchdog | None:
-    record, timeout_s = parts.record, parts.watchdog_timeout_s
+def _create_watchdog(client: Any, context: ServerContext, server: WatchedServer) -> EngineWatchdog | None:
+    record, timeout_s = context.record, context.watchdog_timeout_s
     core: Any = getattr(client, "engine_core", None)
     if not timeout_s or record is None or not hasattr(core, "core_engines"):
         return None

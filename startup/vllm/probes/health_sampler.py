@@ -111,16 +111,16 @@ async def ask_app(server: Any, path: str) -> AppAnswer | None:
         "server": ("127.0.0.1", config.port),
         "state": server.lifespan.state.copy(),
     }
-    exchange = _Exchange()
+    request = _Request()
     try:
-        await config.loaded_app(scope, exchange.receive, exchange.send)
+        await config.loaded_app(scope, request.receive, request.send)
     except Exception as err:  # noqa: BLE001 - the application's error
         logger.debug("%s failed: %r", path, err)
         return None
-    return exchange.answer()
+    return request.answer()
 
 
-class _Exchange:
+class _Request:
     """One request without a body, and its answer."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from startup.imports.finder import wrap_after_import
 from startup.port.responder import StartupResponder
 from startup.reports.crash.output_record import OutputRecord
 from startup.vllm.probes.rust_frontend import follow_rust_frontend, register_once_port_is_free
-from startup.vllm.probes.serving_parts import ChildLink, ServingParts
+from startup.vllm.probes.server_context import ChildLink, ServerContext
 
 if TYPE_CHECKING:
     from startup.vllm.probes.serving_probes import ServingProbes
@@ -135,21 +135,21 @@ class ServingEvents:
         on_serving: Callable[[], None],
         on_ready: Callable[[], None],
         on_stopping: Callable[[], None],
-        parts: ServingParts,
+        context: ServerContext,
     ) -> None:
         self._on_serving = _once(on_serving)
         self._on_ready = _once(on_ready)
         self._on_stopping = _once(on_stopping)
-        self._parts = parts
+        self._context = context
         self._is_released = threading.Event()
         """Set once the responder no longer accepts."""
         self._read_fd, event_fd = os.pipe()
         released_fd, self._held_fd = os.pipe()
-        self.child_link = ChildLink(event_fd, released_fd, parts.watchdog_timeout_s)
+        self.child_link = ChildLink(event_fd, released_fd, context.watchdog_timeout_s)
 
     def watch(self) -> None:
         """Begins to watch for events. Must be called after vLLM's imports, because it starts a thread."""
-        _hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping, self._parts)
+        _hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping, self._context)
         follow_rust_frontend(self._is_released, self._on_ready, self._on_stopping)
         thread = threading.Thread(target=self._follow_children, name="vllm-serving-events", daemon=True)
         group_signals.start_thread(thread)
@@ -187,7 +187,7 @@ def report_serving(pipes: ChildLink, record: OutputRecord | None) -> None:
         poll.register(pipes.released_fd, 0)
         poll.poll(_HAND_OVER_S * 1000)
 
-    _hook_uvicorn(take_port, lambda: send(_READY), lambda: None, ServingParts(record, pipes.watchdog_timeout_s))
+    _hook_uvicorn(take_port, lambda: send(_READY), lambda: None, ServerContext(record, pipes.watchdog_timeout_s))
     register_once_port_is_free(take_port)
 
 
@@ -195,7 +195,7 @@ def _hook_uvicorn(
     on_serving: Callable[[], None],
     on_ready: Callable[[], None],
     on_stopping: Callable[[], None],
-    parts: ServingParts,
+    context: ServerContext,
 ) -> None:
     """Makes uvicorn call these functions before it accepts, once it accepts, and before it stops."""
 
@@ -205,15 +205,15 @@ def _hook_uvicorn(
         from startup.vllm.probes.drain import drain_before_shutdown  # imports asyncio
 
         async def startup_and_notify(self: Any, sockets: Any = None) -> None:
-            probes = _create_probes(self, sockets, parts.responder)
+            probes = _create_probes(self, sockets, context.responder)
             if DRAIN.applies:
-                is_watched = parts.watchdog_timeout_s and WATCHDOG.applies
-                watchdog_timeout_s = parts.watchdog_timeout_s if is_watched else 0.0
-                own = parts._replace(watchdog_timeout_s=watchdog_timeout_s, can_sleep=SLEEP.applies)
+                is_watched = context.watchdog_timeout_s and WATCHDOG.applies
+                watchdog_timeout_s = context.watchdog_timeout_s if is_watched else 0.0
+                own = context._replace(watchdog_timeout_s=watchdog_timeout_s, can_sleep=SLEEP.applies)
                 drain_before_shutdown(self, sockets, probes, stopping, own)
             if probes is not None:
                 await probes.start(
-                    self, lambda: _startup_and_release(startup(self, sockets), parts.signals), on_serving
+                    self, lambda: _startup_and_release(startup(self, sockets), context.signals), on_serving
                 )
             else:
                 on_serving()

@@ -194,7 +194,7 @@ class SmallRouter:
         running: Handler | None = None,
         entries: Sequence[ModelEntry] = (),
         keys: Sequence[str] = (),
-        has_only_model: bool = False,
+        has_single_model: bool = False,
         limits: LimitsConfig | None = None,
         tls: RenewableTls | None = None,
         logging: LoggingConfig | None = None,
@@ -215,7 +215,7 @@ class SmallRouter:
             tls=tls,
             keep_alive_s=keep_alive_s,
             version="9.9",
-            has_only_model=has_only_model,
+            has_single_model=has_single_model,
             patience=patience,
         )
         runner = create_runner(pool or self.pool, options)  # type: ignore[arg-type]

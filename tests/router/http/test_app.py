@@ -101,10 +101,10 @@ async def test_a_page_of_a_server_has_an_address_that_ends_with_a_slash(router, 
     assert server_of(await ask("POST", "/upstream/second")) == "second"
 
 
-@pytest.mark.parametrize("has_only_model", [False, True])
-async def test_no_web_page_turns_the_page_off(router, ask, has_only_model):
+@pytest.mark.parametrize("has_single_model", [False, True])
+async def test_no_web_page_turns_the_page_off(router, ask, has_single_model):
     """The only model's server has a page of its own, which is behind the same port."""
-    await router.serve("m", running=echo, web_page=False, has_only_model=has_only_model)
+    await router.serve("m", running=echo, web_page=False, has_single_model=has_single_model)
     assert (await ask("GET", "/")).status == 404
     assert (await ask("GET", "/status.json")).status == 200
 
@@ -561,11 +561,11 @@ async def test_keys_protect_the_same_paths_as_one_server(router, ask, is_everywh
     assert response.json == {"error": error}
 
 
-@pytest.mark.parametrize("has_only_model", [False, True])
-async def test_the_router_opens_what_the_page_of_security_says(router, ask, has_only_model):
+@pytest.mark.parametrize("has_single_model", [False, True])
+async def test_the_router_opens_what_the_page_of_security_says(router, ask, has_single_model):
     page = (Path(__file__).parents[3] / "docs" / "security.md").read_text()
     [closed] = re.findall(r"On the router of \S+\s+\S+, (.*?)\s+needs? a key", page, re.DOTALL)
-    await router.serve("m", running=echo, keys=("secret",), has_only_model=has_only_model)
+    await router.serve("m", running=echo, keys=("secret",), has_single_model=has_single_model)
     refused = set()
     for path in STATUS_PATHS:
         refused |= {path} if (await ask("GET", path)).status == 401 else set()

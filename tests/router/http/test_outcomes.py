@@ -63,7 +63,7 @@ async def pool(tmp_path: Path) -> AsyncIterator[ModelPool]:
 async def test_a_process_that_ends_in_any_state(pool, router, ask, end, restart_limit):
     entry = _entry(end, restart_limit)
     pool.set_entries(by_name(entry))
-    await router.serve(pool=pool, has_only_model=True)
+    await router.serve(pool=pool, has_single_model=True)
     async with AsyncExitStack() as stack:
         await _reach(pool, end.state, stack)
         await _end(pool, end)
@@ -189,7 +189,7 @@ ORDERS: Final = [
 async def test_an_order_is_answered_with_the_state_that_it_reached(pool, router, ask, order):
     words = "never-listens" if order.state == "starting" else "sleeps"
     pool.set_entries(by_name(entry_of("a", words, sleep=order.sleep, wake=_WAKES, idle_sleep_s=600.0)))
-    await router.serve(pool=pool, has_only_model=True)
+    await router.serve(pool=pool, has_single_model=True)
     async with AsyncExitStack() as stack:
         if order.state == "failed":
             await pool.load("a")
@@ -208,7 +208,7 @@ async def test_an_order_is_answered_with_the_state_that_it_reached(pool, router,
 async def test_a_sleep_for_which_the_memory_has_no_room_is_a_503(pool, router, ask, monkeypatch):
     """The machine's memory takes the weights only at the model's start."""
     pool.set_entries(by_name(entry_of("a", "sleeps", sleep=_SLEEPS, wake=_WAKES, idle_sleep_s=600.0)))
-    await router.serve(pool=pool, has_only_model=True)
+    await router.serve(pool=pool, has_single_model=True)
     await pool.load("a")
     monkeypatch.setattr("router.scheduling.start_plan._growth", lambda *_: 1 << 63)
     answer = await ask("POST", "/v1/models/a/sleep")
@@ -218,7 +218,7 @@ async def test_a_sleep_for_which_the_memory_has_no_room_is_a_503(pool, router, a
 
 async def test_a_sleep_that_a_request_cancels_is_a_409(pool, router, ask):
     pool.set_entries(by_name(entry_of("a", "sleeps", sleep=_SLEEPS, wake=_WAKES, idle_sleep_s=600.0)))
-    await router.serve(pool=pool, has_only_model=True)
+    await router.serve(pool=pool, has_single_model=True)
     async with pool.lease("a"):
         sleeping = asyncio.create_task(ask("POST", "/v1/models/a/sleep"))
         await eventually(lambda: _status(pool).state == "falling asleep")

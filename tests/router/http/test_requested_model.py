@@ -288,7 +288,7 @@ async def answer(request: web.BaseRequest) -> web.StreamResponse:
 
 
 async def test_its_server_gets_all_requests_and_answers_for_itself(router, ask):
-    await router.serve("m", has_only_model=True)
+    await router.serve("m", has_single_model=True)
     await router.start_model("m", answer)
     assert (await ask("POST", CHAT, json={"model": "another"})).body.decode() == f"server {CHAT}\n"
     assert (await ask("GET", "/any?x=1")).body.decode() == "server /any?x=1\n"
@@ -297,7 +297,7 @@ async def test_its_server_gets_all_requests_and_answers_for_itself(router, ask):
 
 
 async def test_its_last_reports_are_repeated_while_it_is_stopped(router, ask):
-    await router.serve("m", has_only_model=True)
+    await router.serve("m", has_single_model=True)
     child = await router.start_model("m", answer)
     assert router.pool.before_stop is not None
     await router.pool.before_stop(child)

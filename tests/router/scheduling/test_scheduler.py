@@ -102,7 +102,7 @@ class Story:
         return self._act(self.scheduler.fell_asleep(self.number(process), self.now))
 
     def stays_awake(self, process: str) -> list[Action]:
-        return self._act(self.scheduler.stayed_awake(self.number(process), "no memory", self.now))
+        return self._act(self.scheduler.could_not_sleep(self.number(process), "no memory", self.now))
 
     def woke(self, process: str) -> list[Action]:
         return self._act(self.scheduler.woke(self.number(process), self.now))

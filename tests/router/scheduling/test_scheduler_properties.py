@@ -341,7 +341,7 @@ class World:
         def stay_awake() -> None:
             if process.number in self.processes and not process.is_asked_to_stop:
                 process.must_end = True
-                self._apply(self.scheduler.stayed_awake(process.number, "no answer", self.now))
+                self._apply(self.scheduler.could_not_sleep(process.number, "no answer", self.now))
 
         if phase and self.has_faults and self.rng.random() < 0.1:
             self._later(_LONGEST_START_S, stay_awake)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from startup.vllm.launch.plain_start import plain_start_reason
+from startup.vllm.probes.server_context import ServerContext
 from startup.vllm.probes.serving_events import ServingEvents
-from startup.vllm.probes.serving_parts import ServingParts
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import InstalledVllm, missing_rust_frontend
 from tests.startup.vllm.fake_frontend import write_program
@@ -134,7 +134,7 @@ def test_the_last_engine_gets_the_port_for_all(messages, calls):
         on_serving=lambda: called.append("serving"),
         on_ready=lambda: called.append("ready"),
         on_stopping=lambda: None,
-        parts=ServingParts(record=None, watchdog_timeout_s=0),
+        context=ServerContext(record=None, watchdog_timeout_s=0),
     )
     os.write(events.child_link.event_fd, messages)
     events._follow_children()

@@ -10,7 +10,7 @@ import yaml
 from router.child.server import ERRORS_S, OwnServer
 from router.model_entry import ModelEntry
 from router.router import RouterOptions
-from router.words.one_model import embedded_router, vllm_router
+from router.words.single_model import embedded_router, vllm_router
 from startup.ground.config import flags_with_role
 from startup.words.engine_choice import vllm_options
 from startup.words.errors import InputError

@@ -11,8 +11,8 @@ from base.status_page.page import DATA_PATH
 from router.child.child import Child
 from router.http.answers import json_answer
 from router.http.model_choice import ModelChoice
-from router.http.own_answers import OwnAnswers
 from router.http.proxy import Fetched, Proxy
+from router.http.router_answers import RouterAnswers
 from router.model_pool import ModelPool, ModelStatus
 from startup.port.probe_http import MODEL_STATE_HEADER
 
@@ -25,7 +25,7 @@ _SILENT: Final = {
 }
 
 
-class OnlyModelAnswers(OwnAnswers):
+class SingleModelAnswers(RouterAnswers):
     """The answers of a router with one model. Only `load` starts it. No answer counts as a request to it."""
 
     def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, *, version: str, needs_key: bool) -> None:

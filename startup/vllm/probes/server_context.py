@@ -19,7 +19,7 @@ class ChildLink(NamedTuple):
     watchdog_timeout_s: float
 
 
-class ServingParts(NamedTuple):
+class ServerContext(NamedTuple):
     """The launcher's objects and settings for the server. A child process gets only the first two of them."""
 
     record: OutputRecord | None

@@ -23,7 +23,7 @@ _UNLOAD_ALL: Final = "/unload"
 _VERBS: Final = ("load", "sleep", "unload")
 
 
-class OwnAnswer(NamedTuple):
+class RouterAnswer(NamedTuple):
     """The router's own answer to a request."""
 
     handler: Handler
@@ -31,7 +31,7 @@ class OwnAnswer(NamedTuple):
     """Whether the request changes nothing, so that it neither starts nor stops a model."""
 
 
-class OwnAnswers:
+class RouterAnswers:
     """The router's own answers. Used on the event loop. Only `load` starts a model."""
 
     def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, *, version: str, needs_key: bool) -> None:
@@ -68,7 +68,7 @@ class OwnAnswers:
         """Turns the page off, also that of the only model's server."""
         self._handlers["/"] = {"GET": self._refuse_page}
 
-    def find(self, method: str, path: str) -> OwnAnswer | None:
+    def find(self, method: str, path: str) -> RouterAnswer | None:
         """The router's own answer. None if a model must answer. A wrong method raises FailedRequestError."""
         handlers = self._handlers.get(path) or self._find_by_prefix(path)
         if handlers is None:
@@ -76,7 +76,7 @@ class OwnAnswers:
         is_read = method in (hdrs.METH_GET, hdrs.METH_HEAD) and path != _UNLOAD_ALL
         if (handler := handlers.get(hdrs.METH_GET if is_read else method)) is None:
             raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": ", ".join(handlers)})
-        return OwnAnswer(handler, is_read)
+        return RouterAnswer(handler, is_read)
 
     def _find_by_prefix(self, path: str) -> Mapping[str, Handler] | None:
         """The handlers of a path that ends with the name of a model, which may contain slashes."""
