@@ -44,9 +44,6 @@ PREFLIGHT_MODES: Final = ("auto", "warn", "off")
 STANDBY_MODES: Final = ("auto", "off", "require")
 """Whether a start is forked from the template process of a standby."""
 
-IDLE_WARM_MODES: Final = ("auto", "off")
-"""Whether a router keeps standbys of its own."""
-
 CUDA_GRAPHS: Final = ("auto", "before-ready", "after-ready")
 """When vLLM's CUDA graphs are captured. `auto`: after readiness where this is proven."""
 

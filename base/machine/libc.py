@@ -88,12 +88,6 @@ def populate_pages(mapped: range) -> None:
     check(load_libc().madvise(mapped.start, len(mapped), _MADV_POPULATE_WRITE), "madvise")
 
 
-def forget_pages(used: range) -> None:
-    """Returns the memory of whole pages to the system. Later uses read pages of a mapped file again."""
-    if whole := _whole_pages(used.start, used.stop, mmap.PAGESIZE):
-        load_libc().madvise(whole.start, len(whole), mmap.MADV_DONTNEED)
-
-
 def _whole_pages(begin: int, end: int, page_bytes: int) -> range:
     return range(-(-begin // page_bytes) * page_bytes, end // page_bytes * page_bytes)
 
