@@ -182,7 +182,7 @@ def test_the_check_for_the_embedded_engine_covers_the_extra():
         for words in (project["dependencies"], project["optional-dependencies"]["embedded"])
     )
     assert {
-        name.replace("-", "_") for name in extra - base - {"oss-harmony", "tiktoken", "mistral-common", "pydantic"}
+        name.replace("-", "_") for name in extra - base - {"tiktoken", "mistral-common", "pydantic"}
     } == set(MODULES)
 
 

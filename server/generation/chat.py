@@ -27,20 +27,12 @@ from server.generation.sequences import UsageMeter, collect, generate
 from server.operation.admission import RequestContext
 from server.operation.models import Inference
 from server.terms.concurrency import take_turns
-from server.terms.parser_paths import AUTO
+from server.terms.parser_names import AUTO
 from server.terms.server_config import GenerationConfig
-from server.text.parsers.base import (
-    CallArguments,
-    CallStart,
-    Content,
-    Event,
-    OutputParser,
-    Reasoning,
-    ToolParser,
-)
-from server.text.parsers.chain import NamedCallParser, ParserChain, RequiredCallsParser, WholeCalls
+from server.text.parsers.base import CallArguments, CallStart, Content, Event, PromptEnd, Reasoning
 from server.text.parsers.detection import FALLBACK, detect_tool_format
-from server.text.parsers.registry import load_tool_parser
+from server.text.parsers.formats import FORCED, TOOL_FORMATS, ToolFormat
+from server.text.parsers.output_parser import OutputParser
 from server.text.renderers.base import BaseRenderer
 from server.text.renderers.images.processor_cache import ProcessedImages
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt
@@ -151,7 +143,7 @@ class ChatRun:
         """
         async with aclosing(generate(self._inference, self.generation)) as deltas:
             async for delta in deltas:
-                yield self._read(delta, is_whole=False)
+                yield self._read(delta)
 
     async def collect(self) -> list[ChoiceDelta]:
         """Runs the request to its end. Returns one delta for each choice.
@@ -160,14 +152,14 @@ class ChatRun:
             EngineError: the engine failed.
         """
         deltas = await collect(self._inference, self.generation)
-        return [self._read(delta, is_whole=True) async for delta in take_turns(deltas)]
+        return [self._read(delta) async for delta in take_turns(deltas)]
 
-    def _read(self, delta: SequenceDelta, *, is_whole: bool) -> ChoiceDelta:
+    def _read(self, delta: SequenceDelta) -> ChoiceDelta:
         self.meter.add(delta)
         reader = self._readers.get(delta.choice)
         if reader is None:
             reasoning = self.generation.reasoning_of(delta.choice)
-            parser = self._parsing.create_parser(self.request, reasoning, is_whole=is_whole)
+            parser = self._parsing.create_parser(self.request, reasoning)
             reader = self._readers[delta.choice] = ChoiceReader(self.request, parser)
         return reader.read(delta)
 
@@ -202,17 +194,16 @@ class OutputParsing:
     """Creates the parsers that the server's flags name. A server has one such object."""
 
     def __init__(self, config: GenerationConfig, renderer: BaseRenderer, reasoning: ModelReasoning | None) -> None:
-        """Raises ParserMissingError if the library that the parser's format needs is not installed."""
         self._reasoning = reasoning
-        self._tool_parser: type[ToolParser] | None = None
+        self._tools: ToolFormat | None = None
         self._trigger_id: int | None = None
         if config.enable_auto_tool_choice and config.tool_call_parser is not None:
             name = config.tool_call_parser
-            self._tool_parser = load_tool_parser(_detect(renderer) if name == AUTO else name)
-            if (call_format := self._tool_parser.call_format) is not None:
-                self._trigger_id = _find_special_token(call_format.trigger, renderer.tokenizer)
+            self._tools = _detect(renderer) if name == AUTO else TOOL_FORMATS[name]
+            if self._tools.call_format is not None:
+                self._trigger_id = _find_special_token(self._tools.call_format.trigger, renderer.tokenizer)
         has_own_format = renderer.has_own_tool_format or read_model_type(renderer) == "gpt_oss"
-        self._accepts_auto = self._tool_parser is not None or has_own_format
+        self._accepts_auto = self._tools is not None or has_own_format
 
     def check(self, request: ChatRequest) -> None:
         """Raises RequestError if the model may choose tools but no parser can read its calls.
@@ -229,57 +220,50 @@ class OutputParsing:
         """Whether the parsers need the text of special tokens."""
         if self._reasoning is not None and self._reasoning.keeps_special_tokens:
             return True
-        parser = self._auto_parser(request)
-        return parser is not None and parser.needs_special_tokens
+        tools = self._chosen_calls(request)
+        return tools is not None and tools.needs_special_tokens
 
     def hides_tokens(self, request: ChatRequest) -> bool:
         """Whether token ids and log-probabilities are left out, as they would reveal hidden reasoning."""
-        has_parser = self._reasoning is not None or self._tool_parser is not None
+        has_parser = self._reasoning is not None or self._tools is not None
         return not request.include_reasoning and has_parser
 
     def find_constraint(self, request: ChatRequest) -> Constraint | None:
         """Returns the grammar of calls. None if no tool is strict, or the format has no grammar."""
-        parser = self._auto_parser(request)
-        if parser is None or parser.call_format is None:
+        tools = self._chosen_calls(request)
+        if tools is None or tools.call_format is None:
             return None
-        return find_strict_constraint(request, parser.call_format, trigger_id=self._trigger_id)
+        return find_strict_constraint(request, tools.call_format, trigger_id=self._trigger_id)
 
-    def create_parser(
-        self, request: ChatRequest, reasoning: PromptReasoning | None, *, is_whole: bool
-    ) -> OutputParser | None:
-        """Creates the parser of one choice. Returns None if the whole text is content.
-
-        With `is_whole`, the parser reads the whole choice as one piece, and malformed calls become content.
-        """
-        tools = self._create_tool_parser(request, is_whole=is_whole)
-        if reasoning is None or (reasoning.format.parses_calls and tools is not None and not request.forces_call):
-            return tools
-        parser = reasoning.create_parser(is_call_forced=request.forces_call)
-        return parser if tools is None else ParserChain(parser, tools)
-
-    def _create_tool_parser(self, request: ChatRequest, *, is_whole: bool) -> OutputParser | None:
-        if request.named_function is not None:
-            return NamedCallParser(request.named_function)
-        if request.tool_choice == "required":
-            return RequiredCallsParser()
-        create = self._auto_parser(request)
-        if create is None:
+    def create_parser(self, request: ChatRequest, reasoning: PromptReasoning | None) -> OutputParser | None:
+        """Creates the parser of one choice. Returns None if the whole text is content."""
+        tools = FORCED if request.tool_choice == "required" else self._chosen_calls(request)
+        if tools is None and reasoning is None and request.named_function is None:
             return None
-        parser = create([tool.function for tool in request.tools or ()])
-        return WholeCalls(parser) if is_whole else parser
+        return OutputParser(
+            [tool.function for tool in request.tools or ()],
+            tools=tools,
+            reasoning=reasoning.format if reasoning else None,
+            prompt_end=reasoning.prompt_end if reasoning else PromptEnd.SILENT,
+            named_function=request.named_function,
+        )
 
-    def _auto_parser(self, request: ChatRequest) -> type[ToolParser] | None:
-        """Returns the parser of the model's own format. None if the model may not choose tools."""
-        return self._tool_parser if request.tools and request.tool_choice in ("auto", None) else None
+    def _chosen_calls(self, request: ChatRequest) -> ToolFormat | None:
+        """Returns the format of calls that the model chooses to make. None if it may choose none."""
+        return self._tools if request.tools and request.tool_choice in ("auto", None) else None
 
 
-def _detect(renderer: BaseRenderer) -> str:
-    found = detect_tool_format(read_model_facts(renderer))
+def _detect(renderer: BaseRenderer) -> ToolFormat:
+    facts = read_model_facts(renderer)
+    if (own := facts.own_formats()[0]) is not None:
+        logger.info("--tool-call-parser auto: the model's own response_template")
+        return own
+    found = detect_tool_format(facts)
     if found is None:
         logger.warning("--tool-call-parser auto: the model's files name no format, so %s is used", FALLBACK)
-        return FALLBACK
+        return TOOL_FORMATS[FALLBACK]
     logger.info("--tool-call-parser auto: %s, by the model's %s", found.name, found.source)
-    return found.name
+    return TOOL_FORMATS[found.name]
 
 
 def _find_special_token(text: str, tokenizer: Tokenizer) -> int | None:
@@ -305,7 +289,7 @@ class ChoiceReader:
         if self._parser is None:
             parts: list[Part] = [Content(delta.text)]
         else:
-            events = self._parser.feed(delta.text, delta.token_ids)
+            events = self._parser.feed(delta.text)
             parts = _join(self._number([*events, *self._parser.finish()] if is_last else events))
         return ChoiceDelta(delta.choice, parts, self._finish_reason(delta), delta)
 

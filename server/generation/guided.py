@@ -10,7 +10,7 @@ from server.engine.sampling.json_schema import SCHEMA_OPTIONS, prepare_schema
 from server.generation.completion_request import CompletionRequest
 from server.generation.request import ChatRequest, FunctionDefinition, StructuredOutputs
 from server.terms.types import GuidedDecoding
-from server.text.parsers.base import CallFormat
+from server.text.parsers.formats import CallFormat
 from server.text.parsers.json_text import is_nested_deeper
 
 _MAX_SCHEMA_NESTING = 64
@@ -119,7 +119,7 @@ def _json_schema(schema: str | dict[str, Any] | None, param: str) -> GuidedDecod
 
 
 def _forced_schema(request: ChatRequest) -> dict[str, Any]:
-    """Returns the schema of the text of forced calls. `server.text.parsers.chain` parses this text.
+    """Returns the schema of the text of forced calls. `server.text.parsers.formats.FORCED` is its format.
 
     For a named tool, the text is the tool's arguments. With `required`, the text is an array of objects with
     `name` and `parameters`.

@@ -8,13 +8,13 @@ from functools import cached_property
 from server.engine.sampling.reasoning import MarkerFinder
 from server.generation.completion_request import CompletionRequest
 from server.generation.request import ChatRequest
-from server.terms.parser_paths import AUTO
+from server.terms.parser_names import AUTO
 from server.terms.server_config import GenerationConfig
 from server.terms.types import ReasoningMarker, ReasoningRules
 from server.text.model_files.tokenizer_files import read_json_object
-from server.text.parsers.base import OutputParser, PromptEnd, ReasoningFormat
+from server.text.parsers.base import PromptEnd
 from server.text.parsers.detection import ModelFacts, detect_reasoning_format
-from server.text.parsers.registry import load_reasoning_format
+from server.text.parsers.formats import REASONING_FORMATS, ReasoningFormat
 from server.text.renderers.base import BaseRenderer
 from server.text.renderers.prompts import RenderedPrompt
 
@@ -34,8 +34,9 @@ _TAIL_CHARS, _TAIL_TOKENS = 50_000, 512
 
 def load_reasoning(config: GenerationConfig, renderer: BaseRenderer) -> "ModelReasoning | None":
     """Loads the format of `--reasoning-parser`. None without this flag, or if `auto` finds no format."""
-    name = _detect(renderer) if config.reasoning_parser == AUTO else config.reasoning_parser
-    return None if name is None else ModelReasoning(load_reasoning_format(name), config, renderer)
+    name = config.reasoning_parser
+    found = _detect(renderer) if name == AUTO else name and REASONING_FORMATS[name]
+    return ModelReasoning(found, config, renderer) if found else None
 
 
 class ModelReasoning:
@@ -146,13 +147,17 @@ class ModelReasoning:
         return self._renderer.tokenizer.encode(text, add_special_tokens=False) if text else []
 
 
-def _detect(renderer: BaseRenderer) -> str | None:
-    found = detect_reasoning_format(read_model_facts(renderer))
+def _detect(renderer: BaseRenderer) -> ReasoningFormat | None:
+    facts = read_model_facts(renderer)
+    if (own := facts.own_formats()[1]) is not None:
+        logger.info("--reasoning-parser auto: the model's own response_template")
+        return own
+    found = detect_reasoning_format(facts)
     if found is None:
         logger.warning("--reasoning-parser auto: the model's files name no format, so all output is content")
         return None
     logger.info("--reasoning-parser auto: %s, by the model's %s", found.name, found.source)
-    return found.name
+    return REASONING_FORMATS[found.name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,10 +188,6 @@ class PromptReasoning:
     num_spent_tokens: int
     """The number of tokens of open reasoning at the end of the prompt."""
     renderer: BaseRenderer
-
-    def create_parser(self, *, is_call_forced: bool) -> OutputParser:
-        """Creates the parser of one choice. `is_call_forced` leaves tags of tool calls out of the answer."""
-        return self.format.create_parser(self.prompt_end, drops_answer_starts=is_call_forced)
 
     def rules(self, request: CompletionRequest | ChatRequest, *, has_grammar: bool) -> ReasoningRules | None:
         """Returns the rules for the engine. None if the engine needs no rules for this request."""
@@ -250,6 +251,9 @@ def read_model_facts(renderer: BaseRenderer) -> ModelFacts:
         template=renderer.tool_template,
         model_type=read_model_type(renderer),
         tokens=set(renderer.tokenizer.added_tokens.values()),
+        response_template=read_json_object(renderer.files.tokenizer_path / "tokenizer_config.json").get(
+            "response_template"
+        ),
     )
 
 

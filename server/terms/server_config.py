@@ -7,7 +7,7 @@ from base.errors import ConfigError
 from base.server_settings import LifecycleConfig, LoggingConfig, NetworkConfig, TlsConfig
 from base.setting import Group, Setting, check_ranges, from_variable, setting
 from envs.registry import env
-from server.terms.parser_paths import AUTO, REASONING_FORMATS, TOOL_PARSERS
+from server.terms.parser_names import AUTO, REASONING_FORMATS, TOOL_FORMATS
 
 DisabledThinkingEffort = Literal["auto", "none", "low", "medium", "high", "xhigh", "max"]
 
@@ -76,7 +76,7 @@ class GenerationConfig:
         if self.enable_auto_tool_choice and self.tool_call_parser is None:
             raise ConfigError("--enable-auto-tool-choice", True, "used with --tool-call-parser")
         for flag, name, known in (
-            ("--tool-call-parser", self.tool_call_parser, TOOL_PARSERS),
+            ("--tool-call-parser", self.tool_call_parser, TOOL_FORMATS),
             ("--reasoning-parser", self.reasoning_parser, REASONING_FORMATS),
         ):
             if name is not None and name not in (AUTO, *known):

@@ -1,7 +1,12 @@
 """Detects formats from a model's files, for `--tool-call-parser auto` and `--reasoning-parser auto`."""
 
+import logging
 from collections.abc import Collection, Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+from server.text.parsers.formats import ReasoningFormat, ToolFormat
+
+logger = logging.getLogger(__name__)
 
 FALLBACK: Final = "hermes"
 """The format if none is detected. It is the most common one, and a prompt can describe it to any model."""
@@ -82,6 +87,20 @@ class ModelFacts(NamedTuple):
     model_type: str | None
     tokens: Collection[str]
     """The added tokens of the vocabulary."""
+    response_template: Any = None
+    """The model's own description of its output, for transformers."""
+
+    def own_formats(self) -> tuple[ToolFormat | None, ReasoningFormat | None]:
+        """Returns the formats of calls and of reasoning in `response_template`, each if it has one."""
+        if self.response_template is None:
+            return None, None
+        from server.text.parsers.own_template import read_response_template  # noqa: PLC0415 - few models have one
+
+        try:
+            return read_response_template(self.response_template)
+        except ValueError as err:
+            logger.warning("the model's response_template is ignored: %s", err)
+            return None, None
 
 
 class Detected(NamedTuple):
