@@ -63,9 +63,9 @@ class IncomingText:
             self._position = end
             if is_too_long:
                 continue
-            if found is None:
+            if found is None and self.is_complete:
                 return None
-            if not found.partial:
+            if found is not None and not found.partial:
                 self._position = found.end()
                 return found
             yield
