@@ -51,11 +51,6 @@ def run(job: AskJob, send: Send) -> None:
         download(pickle.loads(job.download), send)
 
 
-def is_worth_a_retry(status: int) -> bool:
-    """Whether the same request may succeed later."""
-    return status in (408, 425, 429) or status >= 500
-
-
 def _find_commit(question: Question, timeout_s: float) -> str | None:
     """Returns the commit from the first URL that responds. None if only the hub's client can request it.
 
@@ -87,6 +82,8 @@ def _ask(url: str, token: str | None, timeout_s: float) -> str | None:
         with urlopen(request, timeout=timeout_s) as answer:
             return str(read_json(answer.read(_MOST_BYTES))["sha"])
     except HTTPError as err:
+        from startup.files.model.hub_settings import is_worth_a_retry  # noqa: PLC0415
+
         err.close()
         if is_worth_a_retry(err.code):  # a start asks once
             raise OSError(f"it answers {err.code}") from err

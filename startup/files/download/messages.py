@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from base.wording import format_bytes
-from envs.registry import env
 from startup.files.model.file_plan import Download
 from startup.files.model.hub_settings import hub_endpoints
 from startup.ground.errors import TIMEOUT_CAUSE, ModelNotFoundError
@@ -27,7 +26,8 @@ class DownloadJob:
     """The addresses of the hub and its mirrors, in the order in which they are tried."""
     timeout_s: float | None = None
     """The limit for all files together, in seconds. None sets no limit."""
-    stall_s: float = field(default_factory=env.HF_HUB_DOWNLOAD_TIMEOUT.get)
+    stall_s: float = 300.0
+    """Seconds without data after which the download fails."""
     begin_ns: int
     """When the launcher began to start the helper, in monotonic nanoseconds."""
 
@@ -46,7 +46,7 @@ class DownloadProgress(NamedTuple):
     done_bytes: int = 0
     total_bytes: int = 0
     bytes_per_s: float = 0.0
-    """The average rate since the download began."""
+    """The average rate since the download began, with bytes that another process has fetched."""
     note: str = ""
     """Why the download waits. Empty if it does not wait."""
 
@@ -97,6 +97,8 @@ _CAUSES: Final[dict[FailureKind, str]] = {
 class DownloadError(ModelNotFoundError):
     """The files could not be downloaded."""
 
-    def __init__(self, kind: FailureKind, reason: str) -> None:
+    def __init__(self, kind: FailureKind, reason: str, retry_s: float | None = None) -> None:
+        """`retry_s`: seconds until the next attempt, 0 for an increasing wait, None if it would fail again."""
         super().__init__(" ".join(reason.split()), cause=_CAUSES[kind])
         self.kind = kind
+        self.retry_s = retry_s

@@ -1,98 +1,130 @@
 """Reads models from S3, Google Cloud Storage and Azure Blob Storage, with the file systems of fsspec.
 
-`ObjectStoreClient` has the methods of `HubClient`. So the download helper resumes, verifies, locks and
-reports downloads from stores like downloads from the hub. The stores' own clients read credentials, endpoints
-and proxies from their variables and files, and from those of fsspec (`FSSPEC_S3_ENDPOINT_URL`,
-~/.config/fsspec).
+`ObjectStoreClient` has the methods of `HubClient`, so the download helper handles stores like the hub. The
+stores' own clients read credentials, endpoints and proxies from their variables and files, and from those of
+fsspec (`FSSPEC_S3_ENDPOINT_URL`, ~/.config/fsspec).
 """
 
 import asyncio
 import base64
+import errno
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from startup.files.download.hub_client import ByteStream, FileAddress, RetryableError
 from startup.files.download.messages import DownloadError
-from startup.files.download.repository import MD5_PREFIX, VERSION_PREFIX, HubFile, Listing, is_safe_name
+from startup.files.download.repository import PART_ENDING, CachedRepository, HubFile, Listing
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+_NUM_THREADS: Final = 8
 _RANGE_BYTES: Final = 4 << 20
 _NUM_AHEAD: Final = 3
 """The number of ranges of one file that are requested at once, because a single connection is slow."""
 _CONNECT_S: Final = 4.0
+_STALL_S: Final = 15.0
 _NUM_ATTEMPTS: Final = 2
-"""The attempts of the store's client for each request. `Transfer` makes further attempts and reports why."""
+"""The attempts of the store's client for each request. The helper makes further attempts and reports why."""
 _LONGEST_RANGE_S: Final = 300.0
 """The limit for one range in seconds, while bytes arrive. The stores' clients limit pauses between bytes."""
 _GCS_EXTENSIONS: Final = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
 """Switches on extensions with which gcsfs waits up to a minute for a service that many networks block."""
 _ID_BYTES: Final = 20
 _VERSION_BYTES: Final = 16
+_MD5_PREFIX: Final = "md5-"
+_NO_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class ObjectStoreClient:
     """Sends requests to an object store, for callers on any thread. fsspec runs them on its own thread."""
 
-    def __init__(self, *, stall_s: float) -> None:
-        self.stall_s = stall_s
-        self._listed: dict[tuple[str, str], Mapping[str, Any]] = {}
-        """The store's facts about each listed file, by address and name."""
+    def __init__(self) -> None:
+        self._versions: dict[tuple[str, str], str] = {}
+        """The version of each listed file, by address and name."""
 
-    def list_files(
-        self, repo_id: str, revision: str | None, endpoints: tuple[str, ...], pause: Callable[[float, str], None]
-    ) -> Listing:
-        """Lists the objects below an address. The commit is a hash of their names and versions.
-
-        `repo_id` is the address. The other arguments are those of `HubClient` and have no effect, because the
-        store's client repeats failed requests itself.
+    def list_files(self, repo_id: str, revision: str | None, endpoint: str) -> Listing:
+        """Lists the objects below the address `repo_id`. The commit is a hash of their names and versions.
 
         Raises:
             DownloadError: there are no objects, or they may not be read.
         """
         with _explained(repo_id):
-            system = self._file_system(repo_id)
+            system = file_system(repo_id, stall_s=_STALL_S)
             prefix = f"{root_of(system, repo_id)}/"
             found: Mapping[str, Mapping[str, Any]] = system.find(prefix, detail=True)
         infos = {path.removeprefix(prefix): info for path, info in found.items() if path.startswith(prefix)}
-        files = {name: _describe(name, info) for name, info in infos.items() if is_safe_name(name)}
+        files = {name: _describe(name, info) for name, info in infos.items() if _is_safe(name)}
         if not files:
             raise DownloadError("refused", f"{repo_id} has no files: correct the address")
-        self._listed.update(((repo_id, name), infos[name]) for name in files)
-        return Listing(_commit_of(files), files, endpoints=(repo_id.partition(":")[0],))
+        self._versions.update(((repo_id, name), _version_of(infos[name])) for name in files)
+        return Listing(_commit_of(files), files, endpoint)
 
-    def describe(self, address: FileAddress, file: HubFile) -> HubFile:
-        """Returns the file unchanged, because the list has all facts about it."""
-        return file
-
-    @contextmanager
-    def stream(self, address: FileAddress, begin: int) -> Iterator[ByteStream]:
-        """Yields the file's bytes from this offset.
+    def fetch(self, repository: CachedRepository, listing: Listing, names: Sequence[str], endpoint: str) -> None:
+        """Downloads the files into the snapshot of the listing's commit, and continues killed downloads.
 
         Raises:
-            RetryableError: a request has failed.
-            DownloadError: the file may not be read, or was replaced meanwhile.
+            DownloadError: a request has failed, or an object was replaced meanwhile.
+            OSError: the disk is full, or cannot be written to.
         """
-        listed = self._listed[address.repo_id, address.name]
-        yield ByteStream(begin, self._read(address, begin, int(listed["size"])))
-        with _explained(address.repo_id, is_retried=True):
-            system = self._file_system(address.repo_id)
-            now = system.info(f"{root_of(system, address.repo_id)}/{address.name}")
-        if _version_of(now) != _version_of(listed):
-            raise DownloadError("wrong", f"{address.name} of {address.repo_id} was replaced during the download")
 
-    def _read(self, address: FileAddress, begin: int, end: int) -> Iterator[bytes]:
-        with _explained(address.repo_id, is_retried=True):
-            system = self._file_system(address.repo_id)
-            yield from read_ranges(system, f"{root_of(system, address.repo_id)}/{address.name}", begin, end)
+        def obtain(file: HubFile) -> None:
+            if repository.lacks(listing.commit, [file]):
+                blob = repository.blob(file)
+                if not blob.exists():
+                    blob.parent.mkdir(parents=True, exist_ok=True)
+                    self._fetch_one(repository.repo_id, file, blob)
+                _link(repository.snapshot(listing.commit) / file.name, blob)
 
-    def _file_system(self, address: str) -> Any:
-        return file_system(address, stall_s=self.stall_s)
+        with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="download") as pool:
+            for _ in pool.map(obtain, [listing.files[name] for name in names]):
+                pass
+
+    def _fetch_one(self, address: str, file: HubFile, blob: Path) -> None:
+        part = blob.with_name(f"{blob.name}{PART_ENDING}")
+        system, path = _located(address, file.name)
+        with part.open("a+b") as out:
+            for chunk in _read(system, path, out.tell(), file.size or 0, address):
+                out.write(chunk)
+            out.seek(0)
+            has_md5 = file.oid.startswith(_MD5_PREFIX)
+            is_wrong = has_md5 and hashlib.file_digest(out, "md5").hexdigest() != file.oid.removeprefix(_MD5_PREFIX)
+        with _explained(address, is_retried=True):
+            version = _version_of(system.info(path))
+        if is_wrong or version != self._versions[address, file.name]:
+            part.unlink()
+            what = "has another MD5 sum than the store reports" if is_wrong else "was replaced during the download"
+            raise DownloadError("wrong", f"{file.name} of {address} {what}", 0.0 if is_wrong else None)
+        part.replace(blob)
+
+
+def _link(path: Path, blob: Path) -> None:
+    """Links the content, in place of any file of this name. Moves it if the file system has no links."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    try:
+        path.symlink_to(os.path.relpath(blob, path.parent))
+    except OSError as err:
+        if err.errno not in _NO_LINKS:
+            raise
+        blob.replace(path)
+
+
+def _located(address: str, name: str) -> tuple[Any, str]:
+    """Returns the file system, and the object's path in it."""
+    with _explained(address, is_retried=True):
+        system = file_system(address, stall_s=_STALL_S)
+        return system, f"{root_of(system, address)}/{name}"
+
+
+def _read(system: Any, path: str, begin: int, end: int, address: str) -> Iterator[bytes]:
+    with _explained(address, is_retried=True):
+        yield from read_ranges(system, path, begin, end)
 
 
 def file_system(address: str, *, stall_s: float) -> Any:
@@ -156,8 +188,15 @@ def _describe(name: str, info: Mapping[str, Any]) -> HubFile:
     """Describes the object as a file. Its `oid` is the MD5 if the store reports one, or else its version."""
     version = _version_of(info)
     md5 = _md5_of(info)
-    oid = f"{MD5_PREFIX}{md5}" if md5 else f"{VERSION_PREFIX}{_digest(name, version, size=_VERSION_BYTES)}"
+    oid = f"{_MD5_PREFIX}{md5}" if md5 else f"version-{_digest(name, version, size=_VERSION_BYTES)}"
     return HubFile(name, int(info["size"]), oid)
+
+
+def _is_safe(name: str) -> bool:
+    """Whether a file can have this name, and the name does not lead out of the folder."""
+    parts = name.split("/")
+    has_control = any(ord(character) < 32 for character in name)
+    return not has_control and "\\" not in name and all(part not in ("", ".", "..") for part in parts)
 
 
 def _version_of(info: Mapping[str, Any]) -> str:
@@ -193,8 +232,7 @@ def _explained(address: str, *, is_retried: bool = False) -> Iterator[None]:
         yield
     except Exception as err:
         failure = explain(err, address)
-        if is_retried and failure.kind == "unreachable":
-            raise RetryableError(str(failure)) from err
+        failure.retry_s = 0.0 if is_retried and failure.kind == "unreachable" else None
         raise failure from err
 
 

@@ -3,81 +3,33 @@
 The layout is that of the hub's client. `blobs/` has the contents of files, named by hash.
 `snapshots/<commit>/` has links to the contents, named like the files. `refs/` has the commit of each branch.
 
-A content has a temporary name until it is complete and its hash is verified. Links are made last. So no
-process finds an incomplete file, however this process ends.
+While files are added to a snapshot, a marker says so. The commit of a branch is recorded last. So no start
+takes an incomplete snapshot for a complete one, however this process ends.
 """
 
-import errno
-import hashlib
+import fcntl
 import os
-import re
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from base.wording import format_bytes
 from startup.files.download.messages import DownloadError
-from startup.files.model.checkpoint_folder import read_index
 from startup.files.model.model_place import is_object_address, repository_name, unfinished_marker
 
 PART_ENDING: Final = ".vllm-cli.incomplete"
-"""The ending of an incomplete content's name. The hub's own tools remove files that end in `.incomplete`."""
-
-_ETAG: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
-"""The form of a content's name if a mirror reports no hash. Then only the content's size is verified."""
-VERSION_PREFIX: Final = "version-"
-"""A name with this beginning has an object's version instead of a hash. Size and version are verified."""
-MD5_PREFIX: Final = "md5-"
-_SHA256_LENGTH: Final = 64
-_SHA1_LENGTH: Final = 40
-_NO_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+"""The ending of an object's name while it is incomplete. The hub's client uses `.incomplete`."""
 
 
-@dataclass(frozen=True)
-class HubFile:
+class HubFile(NamedTuple):
     """A file in a repository. Files with the same bytes share one content in the cache."""
 
     name: str
     size: int | None
-    """The size in bytes. None if the hub does not report it."""
+    """The size in bytes. None if a mirror does not list it."""
     oid: str
     """The content's name: the SHA-256 of a large file, git's SHA-1 of a small one. Empty if it is unknown."""
-
-    @classmethod
-    def from_sibling(cls, fields: Mapping[str, Any]) -> "HubFile":
-        """Reads an entry of the hub's list."""
-        lfs = fields.get("lfs") or {}
-        oid = lfs.get("sha256") or lfs.get("oid") or fields.get("blobId") or ""
-        size = lfs.get("size") if lfs.get("size") is not None else fields.get("size")
-        return cls(str(fields["rfilename"]), size if isinstance(size, int) else None, _checked_oid(str(oid)))
-
-    def described(self, etag: str, size: int | None) -> "HubFile":
-        """Returns the file with the hash and size from the headers of its own address."""
-        oid = _checked_oid(etag) or (etag if _ETAG.fullmatch(etag) else "")
-        return replace(self, oid=oid, size=self.size if self.size is not None else size)
-
-    @property
-    def is_resumable(self) -> bool:
-        """Whether bytes that an earlier download has left certainly belong to this content."""
-        return self.digest() is not None or self.oid.startswith(VERSION_PREFIX)
-
-    def digest(self) -> "hashlib._Hash | None":
-        """Returns a new hash object for the content. None if the content's name is no known kind of hash."""
-        if self.oid.startswith(VERSION_PREFIX):
-            return None
-        if len(self.oid) == _SHA256_LENGTH:
-            return hashlib.sha256()
-        if len(self.oid) == _SHA1_LENGTH and self.size is not None:
-            return hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)
-        if self.oid.startswith(MD5_PREFIX):
-            return hashlib.md5(usedforsecurity=False)
-        return None
-
-    def has_hash(self, digest: "hashlib._Hash") -> bool:
-        return digest.hexdigest() == self.oid.removeprefix(MD5_PREFIX)
 
 
 class Listing(NamedTuple):
@@ -85,17 +37,19 @@ class Listing(NamedTuple):
 
     commit: str
     files: Mapping[str, HubFile]
-    endpoints: tuple[str, ...]
-    """The addresses that have the files. The first address has listed them."""
+    endpoint: str
+    """The address that has listed the files."""
 
 
 class CachedRepository:
     """The folder of a repository in the cache."""
 
     def __init__(self, cache_dir: Path, repo_id: str) -> None:
-        self._name = repository_name(repo_id)
-        self.folder = cache_dir / self._name
-        self.lock_path = cache_dir / ".locks" / self._name / "vllm-cli.lock"
+        self.cache_dir = cache_dir
+        self.repo_id = repo_id
+        name = repository_name(repo_id)
+        self.folder = cache_dir / name
+        self._locks = cache_dir / ".locks" / name
 
     def snapshot(self, commit: str) -> Path:
         return self.folder / "snapshots" / commit
@@ -103,122 +57,80 @@ class CachedRepository:
     def blob(self, file: HubFile) -> Path:
         return self.folder / "blobs" / file.oid
 
-    def part(self, file: HubFile) -> Path:
-        return self.folder / "blobs" / f"{file.oid}{PART_ENDING}"
+    def lacks(self, commit: str, files: Iterable[HubFile]) -> list[HubFile]:
+        """Returns the files that the snapshot lacks, or has in another size."""
+        return [file for file in files if not _has_size(self.snapshot(commit) / file.name, file.size)]
 
-    def part_bytes(self, file: HubFile) -> int:
-        """Returns the number of bytes that an interrupted download of the content has left."""
+    def is_finished(self, commit: str, revision: str) -> bool:
+        """Whether no download into the snapshot is unfinished, and the revision's commit is recorded."""
+        if unfinished_marker(self.snapshot(commit)).exists():
+            return False
         try:
-            return self.part(file).lstat().st_size
-        except OSError:
-            return 0
-
-    def has_content(self, file: HubFile) -> bool:
-        return _has_size(self.blob(file), file.size)
-
-    def is_linked(self, commit: str, file: HubFile) -> bool:
-        return _has_size(self.snapshot(commit) / file.name, file.size)
-
-    def is_unfinished(self, commit: str) -> bool:
-        return unfinished_marker(self.snapshot(commit)).exists()
-
-    def commit_of(self, revision: str) -> str | None:
-        """Returns the recorded commit of a branch or tag. None if no commit is recorded."""
-        try:
-            return (self.folder / "refs" / revision).read_text(encoding="ascii").strip()
+            return revision == commit or self._ref(revision).read_text(encoding="ascii").strip() == commit
         except (OSError, UnicodeDecodeError):
-            return None
+            return False
 
-    def read_index(self, commit: str, file: HubFile) -> dict[str, str]:
-        """Maps the tensors in an index to their files. Empty if the index cannot be read.
+    def content_sizes(self) -> dict[str, int]:
+        """Name of each content on disk -> its size in bytes, or the size of its largest incomplete copy."""
+        sizes: dict[str, int] = {}
+        with suppress(OSError), os.scandir(self.folder / "blobs") as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    oid = entry.name.partition(".")[0]
+                    sizes[oid] = max(sizes.get(oid, 0), entry.stat().st_size)
+        return sizes
 
-        Raises:
-            LookupError: the index is not on disk yet.
+    def missing_bytes(self, commit: str, files: Iterable[HubFile]) -> int:
+        sizes = self.content_sizes()
+        lacking = {file.oid: file.size or 0 for file in self.lacks(commit, files)}
+        return sum(max(size - sizes.get(oid, 0), 0) for oid, size in lacking.items())
+
+    @contextmanager
+    def changing(self, commit: str, revision: str, files: Iterable[HubFile]) -> Iterator[None]:
+        """Marks the snapshot as unfinished during the block. Records the commit of the revision at its end.
+
+        Waits until no other start changes the repository. On a file system without locks, there is no wait.
+        The kernel releases the lock, however its owner ends. Raises OSError.
         """
-        for path in (self.snapshot(commit) / file.name, self.blob(file)):
-            if path.is_file():
-                return read_index(path)
-        raise LookupError(file.name)
+        marker = unfinished_marker(self.snapshot(commit))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._locks.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self._locks / "vllm-cli.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            with suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            marker.touch()
+            self._drop_damaged(commit, files)
+            yield
+            if revision != commit:
+                self._write_ref(revision, commit)
+            marker.unlink(missing_ok=True)
+        finally:
+            os.close(fd)
 
-    def begin(self, commit: str) -> None:
-        """Creates the folders, and marks an existing snapshot as unfinished. Raises OSError."""
-        for name in ("blobs", "snapshots", "refs"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-        if self.snapshot(commit).exists():
-            unfinished_marker(self.snapshot(commit)).touch()
+    def remove_leftovers(self) -> None:
+        """Removes incomplete contents of killed processes. The hub's client locks what it fetches."""
+        for part in (self.folder / "blobs").glob("*.incomplete"):
+            with suppress(OSError), (self._locks / f"{part.name.partition('.')[0]}.lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink()
 
-    def finish(self, commit: str, files: Sequence[HubFile]) -> None:
-        """Adds the files to the snapshot. Their contents are complete. A new snapshot appears as a whole."""
-        snapshot = self.snapshot(commit)
-        if snapshot.exists() or not self._link_new(snapshot, files):
-            present = {file.oid: snapshot / file.name for file in files if self.is_linked(commit, file)}
-            for file in files:
-                path = snapshot / file.name
-                if not _has_size(path, file.size):
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    if not self._link_one(path, file):
-                        self._move_content(path, file, present.get(file.oid))
-                    present[file.oid] = path
-        unfinished_marker(snapshot).unlink(missing_ok=True)
+    def _drop_damaged(self, commit: str, files: Iterable[HubFile]) -> None:
+        """Removes files of a wrong size, as after a power failure. The hub's client would keep them."""
+        for file in files:
+            for path in (self.snapshot(commit) / file.name, self.blob(file)):
+                if path.is_file() and not _has_size(path, file.size):
+                    path.unlink()
 
-    def write_ref(self, revision: str, commit: str) -> None:
-        path = self.folder / "refs" / revision
-        with suppress(OSError):
-            if path.read_text(encoding="ascii") == commit:
-                return
+    def _ref(self, revision: str) -> Path:
+        return self.folder / "refs" / revision
+
+    def _write_ref(self, revision: str, commit: str) -> None:
+        path = self._ref(revision)
         path.parent.mkdir(parents=True, exist_ok=True)
         work = path.with_name(f"{path.name}{PART_ENDING}")
         work.write_text(commit, encoding="ascii")
         os.replace(work, path)  # noqa: PTH105 - documented as atomic
-
-    def _link_new(self, snapshot: Path, files: Sequence[HubFile]) -> bool:
-        """Builds the snapshot in a temporary folder, then renames the folder.
-
-        Returns False if another process has created the snapshot, or if the file system has no links. Without
-        links, the snapshot is marked as unfinished, because its files appear one after the other.
-        """
-        work = self.folder / f"snapshot{PART_ENDING}"
-        shutil.rmtree(work, ignore_errors=True)  # left by a killed process: this one has the lock
-        for file in files:
-            path = work / file.name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not self._link_one(path, file):
-                unfinished_marker(snapshot).touch()
-                shutil.rmtree(work, ignore_errors=True)
-                return False
-        try:
-            work.rename(snapshot)
-        except OSError:
-            shutil.rmtree(work, ignore_errors=True)
-            return False
-        return True
-
-    def _link_one(self, path: Path, file: HubFile) -> bool:
-        """Links the file, in place of any file of its name. Returns False if the file system has no links."""
-        target = "/".join([*[".."] * (2 + file.name.count("/")), "blobs", file.oid])
-        work = path.with_name(f"{path.name}{PART_ENDING}")
-        try:
-            work.unlink(missing_ok=True)
-            work.symlink_to(target)
-            os.replace(work, path)  # noqa: PTH105 - documented as atomic
-        except OSError as err:
-            if err.errno not in _NO_LINKS:
-                raise
-            return False
-        return True
-
-    def _move_content(self, path: Path, file: HubFile, twin: Path | None) -> None:
-        """Moves the content to the file's name, or copies it from `twin`, a file with the same content."""
-        if twin is not None and not self.has_content(file):
-            shutil.copyfile(twin, self.blob(file))
-        os.replace(self.blob(file), path)  # noqa: PTH105
-
-
-def is_safe_name(name: str) -> bool:
-    """Whether a file can have this name, and the name does not lead out of the folder."""
-    parts = name.split("/")
-    has_control = any(ord(character) < 32 for character in name)
-    return not has_control and "\\" not in name and all(part not in ("", ".", "..") for part in parts)
 
 
 def check_room(folder: Path, needed_bytes: int, repo_id: str) -> None:
@@ -238,7 +150,7 @@ def check_room(folder: Path, needed_bytes: int, repo_id: str) -> None:
 
 def no_room(repo_id: str, lack: str) -> DownloadError:
     """Returns the error for a disk that is too small."""
-    advice = f"free space, or give another {setting_of(repo_id)}. Received parts are kept"
+    advice = f"free space, or give another {setting_of(repo_id)}. Complete files are kept"
     return DownloadError("disk", f"{repo_id} could not be downloaded: {lack}: {advice}")
 
 
@@ -247,21 +159,9 @@ def setting_of(repo_id: str) -> str:
     return "VLLM_CACHE_ROOT" if is_object_address(repo_id) else "--download-dir"
 
 
-def total_size(files: Iterable[HubFile]) -> int:
-    """Returns the sum of all known sizes."""
-    return sum(file.size or 0 for file in files)
-
-
 def _has_size(path: Path, size: int | None) -> bool:
     try:
         found = path.stat()
     except OSError:
         return False
     return size is None or found.st_size == size
-
-
-def _checked_oid(oid: str) -> str:
-    """Returns a hash in lower case, or an empty text if it is no hash. The result becomes a file's name."""
-    oid = oid.lower()
-    is_hash = len(oid) in (_SHA1_LENGTH, _SHA256_LENGTH) and set(oid) <= set("0123456789abcdef")
-    return oid if is_hash else ""

@@ -1,23 +1,23 @@
-"""The job of the download helper: lists the wanted files, fetches several files at once, and reports."""
+"""The job of the download helper: lists the wanted files, downloads them, watches this, and reports."""
 
 import errno
-import fcntl
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from base.wording import format_bytes
 from envs.redaction import without_login
 from envs.registry import env
-from startup.files.download.fetch import NO_ROOM, Fetch
-from startup.files.download.hub_client import HubClient
+from startup.files.download.hub_client import HubClient, try_each
 from startup.files.download.messages import DownloadError, DownloadJob, DownloadProgress, DownloadReport, LogLine
-from startup.files.download.repository import CachedRepository, Listing, no_room, setting_of, total_size
-from startup.files.download.transfer import Source
+from startup.files.download.repository import CachedRepository, HubFile, Listing, check_room, no_room, setting_of
+from startup.files.model.checkpoint_folder import read_index
 from startup.files.model.file_plan import Download
 from startup.ground.processes.helper import Send
 
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _POLLED_EVERY_S: Final = 0.25
-_NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run(job: DownloadJob, send: Send) -> None:
@@ -38,189 +40,188 @@ def run(job: DownloadJob, send: Send) -> None:
     send(DownloadRun(job, send).run())
 
 
-@contextmanager
-def held_by_one(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Waits until no other process holds the lock, then holds it during the block.
-
-    On a file system without locks, there is no wait. The kernel releases the lock, however its owner ends.
-    During the wait, `on_wait` is called several times a second. Raises OSError if the lock's file cannot be
-    created.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-    try:
-        _acquire(fd, on_wait)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _acquire(fd: int, on_wait: Callable[[], None]) -> None:
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            time.sleep(_POLLED_EVERY_S)
-        except OSError as err:
-            if err.errno not in _NO_LOCKS:
-                raise
-            return
-        else:
-            return
-
-
 class _Plan(NamedTuple):
     download: Download
     repository: CachedRepository
     listing: Listing
     client: "HubClient | ObjectStoreClient"
 
+    @property
+    def folder(self) -> Path:
+        return self.repository.snapshot(self.listing.commit)
+
+    @property
+    def index_file(self) -> list[HubFile]:
+        """The index of the weights, which says which weight files are wanted. Empty if there is none."""
+        name = self.download.wanted.index_of(self.listing.files)
+        return [] if name is None else [self.listing.files[name]]
+
+    @property
+    def wanted(self) -> list[HubFile]:
+        """The wanted files, by the index if it is on disk. Otherwise, shards are found by their numbers."""
+        weight_map = next((read_index(self.folder / file.name) for file in self.index_file), None)
+        return [self.listing.files[name] for name in self.download.wanted.choose(self.listing.files, weight_map)]
+
+
+class _Fetch(NamedTuple):
+    """Files that are being fetched, and how many of their bytes were missing before."""
+
+    repository: CachedRepository
+    commit: str
+    files: Sequence[HubFile]
+    missing_bytes: int
+
 
 class DownloadRun:
-    """Runs all downloads of a job, one repository after the other, on the main thread of the helper."""
+    """Runs the downloads of a job on a thread, one after the other. The caller's thread watches them."""
 
     def __init__(self, job: DownloadJob, send: Send) -> None:
         self._job = job
         self._send = send
+        self._names = ", ".join(download.repo_id for download in job.downloads)
         self._begin_s = time.monotonic()
+        self._arrived_s = self._begin_s
+        """When data arrived last."""
+        self._fetch: _Fetch | None = None
         self._fetched_bytes = 0
+        self._sizes: dict[str, int] = {}
+        self._note = ""
+        """Why the download waits. Empty if it does not wait."""
 
     def run(self) -> DownloadReport:
         """Returns a report in any case. A failed download is part of the report, not an exception."""
-        try:
-            report = self._run()
-        except DownloadError as err:
-            report = DownloadReport(failure=err.kind, reason=str(err))
-        return report._replace(fetched_bytes=self._fetched_bytes)
-
-    def _run(self) -> DownloadReport:
         begin_ns = time.monotonic_ns()
-        plans = [(download, self._list(download)) for download in self._job.downloads]
-        listed_ns = time.monotonic_ns()
-        folders = tuple(self._obtain(plan) if plan else download.cached_folder for download, plan in plans)
+        try:
+            plans = [(each, self._watched(each, partial(self._list, each))) for each in self._job.downloads]
+            listed_ns = time.monotonic_ns()
+            found = [(each, plan and self._watched(each, partial(self._obtain, plan))) for each, plan in plans]
+        except DownloadError as err:
+            return DownloadReport(failure=err.kind, reason=str(err), fetched_bytes=self._fetched_bytes)
         end_ns = time.monotonic_ns()
         spans = (
             ("download_start", self._job.begin_ns, begin_ns),
             ("download_list", begin_ns, listed_ns),
             ("download_fetch", listed_ns, end_ns),
         )
-        return DownloadReport(folders, took_s=(end_ns - listed_ns) / 1e9, spans=spans)
+        folders = tuple(folder or download.cached_folder for download, folder in found)
+        return DownloadReport(
+            folders, fetched_bytes=self._fetched_bytes, took_s=(end_ns - listed_ns) / 1e9, spans=spans
+        )
 
-    @property
-    def _names(self) -> str:
-        return ", ".join(download.repo_id for download in self._job.downloads)
+    def _watched(self, download: Download, work: Callable[[], T]) -> T | None:
+        """Runs the work on a thread. Abandons it if time is over, nothing arrives, or the disk has no room.
 
-    def _list(self, download: Download) -> _Plan | None:
-        """Lists the repository's files. None if no hub responds, so that the files on disk are used."""
+        Returns None if the work fails and the files of the last download can be used. Raises DownloadError if
+        there are none, or if an object store has responded.
+        """
+        outcome: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                outcome.set_result(work())
+            except Exception as err:  # noqa: BLE001 - raised again by `outcome.result`
+                outcome.set_exception(err)
+
+        self._arrived_s = time.monotonic()
+        threading.Thread(target=run, name="download", daemon=True).start()
         try:
-            client = self._create_client(download)
-            listing = client.list_files(download.repo_id, download.revision, self._job.endpoints, self._pause)
+            while not wait([outcome], _POLLED_EVERY_S).done:
+                self._check_time()
+                self._send(self._progress())
+            return outcome.result()
         except DownloadError as err:
-            self._fall_back(download, err)
+            if download.cached is None or (download.hub == "object_store" and err.kind != "unreachable"):
+                raise
+            logger.warning("%s. Using the files on disk of %s: %s", err, download.repo_id, download.cached_text)
             return None
-        host = f" from {without_login(listing.endpoints[0])}" if download.hub == "huggingface" else ""
+
+    def _check_time(self) -> None:
+        now_s, limit_s, stall_s = time.monotonic(), self._job.timeout_s, self._job.stall_s
+        if limit_s is not None and now_s - self._begin_s > limit_s:
+            reason = f"{self._names} is not complete after {limit_s:g} s (--download-timeout). Complete files are kept"
+            raise DownloadError("timeout", reason)
+        if now_s - self._arrived_s > stall_s:
+            advice = "try again later, or set HF_HUB_DISABLE_XET=1"
+            raise DownloadError("unreachable", f"no data of {self._names} has arrived for {stall_s:g} s: {advice}")
+
+    def _progress(self) -> DownloadProgress:
+        """Returns the progress by the sizes of files on disk. Raises DownloadError if there is no room."""
+        if (fetch := self._fetch) is None:
+            return DownloadProgress("", note=self._note)
+        repository, now_s = fetch.repository, time.monotonic()
+        if (sizes := repository.content_sizes()) != self._sizes:
+            self._sizes, self._arrived_s, self._note = sizes, now_s, ""
+        missing = repository.missing_bytes(fetch.commit, fetch.files)
+        check_room(repository.folder, missing, repository.repo_id)
+        total = sum({file.oid: file.size or 0 for file in fetch.files}.values())
+        rate = max(fetch.missing_bytes - missing, 0) / max(now_s - self._begin_s, _POLLED_EVERY_S)
+        return DownloadProgress(repository.repo_id, total - missing, total, rate, self._note)
+
+    def _pause(self, seconds: float, err: DownloadError) -> None:
+        self._note = f"{err}, waiting {seconds:.0f} s"
+        time.sleep(seconds)
+
+    def _list(self, download: Download) -> _Plan:
+        client = self._create_client(download)
+        listing = try_each(
+            self._job.endpoints if download.hub == "huggingface" else (download.repo_id,),
+            lambda endpoint: client.list_files(download.repo_id, download.revision, endpoint),
+            self._pause,
+        )
+        host = f" from {without_login(listing.endpoint)}" if download.hub == "huggingface" else ""
         begin = f"downloading {download.repo_id}{host}"
         self._send(LogLine(logging.INFO, download.describe_commit(listing.commit) if download.is_update else begin))
         return _Plan(download, CachedRepository(download.cache_dir, download.repo_id), listing, client)
 
-    def _fall_back(self, download: Download, err: DownloadError) -> Path:
-        """The last download's folder. Raises `err` if there is none, or if an object store has responded."""
-        if download.cached is None or (download.hub == "object_store" and err.kind != "unreachable"):
-            raise err
-        logger.warning("%s. Using the files on disk of %s: %s", err, download.repo_id, download.cached_text)
-        return download.cached
-
     def _create_client(self, download: Download) -> "HubClient | ObjectStoreClient":
         if download.hub != "object_store":
-            return HubClient(token=download.token, stall_s=self._job.stall_s)
+            return HubClient(token=download.token)
         from startup.files.download.object_store import ObjectStoreClient
 
-        return ObjectStoreClient(stall_s=self._job.stall_s)
-
-    def _pause(self, seconds: float, reason: str) -> None:
-        self._show(DownloadProgress("", note=reason))
-        self._check_time(ahead_s=seconds)
-        time.sleep(seconds)
-
-    def _check_time(self, ahead_s: float = 0.0) -> None:
-        limit = self._job.timeout_s
-        if limit is not None and time.monotonic() - self._begin_s + ahead_s > limit:
-            reason = f"{self._names} is not complete after {limit:g} s (--download-timeout). Received parts are kept"
-            raise DownloadError("timeout", reason)
+        return ObjectStoreClient()
 
     def _obtain(self, plan: _Plan) -> Path:
         """Fetches the missing files of one repository. Returns its snapshot."""
-        repository, commit = plan.repository, plan.listing.commit
+        repository, commit, revision = plan.repository, plan.listing.commit, plan.download.revision or "main"
         try:
-            if not self._is_complete(plan):
-                waiting = DownloadProgress("", note="another start is downloading")
-                with held_by_one(repository.lock_path, lambda: self._show(waiting)):
-                    self._fetch_missing(plan)
+            if repository.lacks(commit, plan.wanted) or not repository.is_finished(commit, revision):
+                self._note = "another start is downloading"
+                with repository.changing(commit, revision, plan.wanted):
+                    self._note = ""
+                    self._fetch_files(plan, plan.index_file)
+                    self._fetch_files(plan, plan.wanted)
         except OSError as err:
-            return self._fall_back(plan.download, self._disk_error(err, plan))
-        except DownloadError as err:
-            return self._fall_back(plan.download, err)
-        return repository.snapshot(commit)
+            raise self._disk_error(err, plan) from err
+        return plan.folder
 
-    def _is_complete(self, plan: _Plan) -> bool:
-        """Whether there is nothing to write: the snapshot has all files, and the revision is recorded."""
-        commit, revision = plan.listing.commit, plan.download.revision or "main"
-        try:
-            names = self._choose(plan)
-        except LookupError:  # the index is not there yet
-            return False
-        files = [plan.listing.files[name] for name in names]
-        is_known = revision == commit or plan.repository.commit_of(revision) == commit
-        is_finished = is_known and not plan.repository.is_unfinished(commit)
-        return is_finished and all(plan.repository.is_linked(commit, file) for file in files)
+    def _fetch_files(self, plan: _Plan, files: Sequence[HubFile]) -> None:
+        """Fetches files that the snapshot lacks, from the address that has listed them or another one."""
+        repository, listing = plan.repository, plan.listing
+        if not repository.lacks(listing.commit, files):
+            return
 
-    def _fetch_missing(self, plan: _Plan) -> None:
-        repository, commit, wanted = plan.repository, plan.listing.commit, plan.download.wanted
-        repository.begin(commit)
-        fetch = Fetch(
-            Source(plan.client, plan.listing.endpoints, plan.download.repo_id, commit),
-            repository,
-            on_progress=self._show,
-        )
-        try:
-            if (index := wanted.index_of(plan.listing.files)) is not None:
-                fetch.run([plan.listing.files[index]])
-            files = fetch.run([plan.listing.files[name] for name in self._choose(plan)])
-        finally:
-            self._fetched_bytes += fetch.fetched_bytes
-        repository.finish(commit, files)
-        revision = plan.download.revision or "main"
-        if revision != commit:
-            repository.write_ref(revision, commit)
+        def fetch(endpoint: str) -> None:
+            plan.client.fetch(repository, listing, [file.name for file in files], endpoint)
+            if lacking := repository.lacks(listing.commit, files):
+                name = f"{lacking[0].name} of {repository.repo_id}"
+                raise DownloadError("wrong", f"{without_login(endpoint)} has not sent {name} as listed", 0.0)
 
-    def _show(self, progress: DownloadProgress) -> None:
-        self._check_time()
-        self._send(progress)
-
-    def _choose(self, plan: _Plan) -> list[str]:
-        """Returns the names of the wanted files. Raises LookupError until the index is on disk."""
-        wanted, files = plan.download.wanted, plan.listing.files
-        index = wanted.index_of(files)
-        if index is None:
-            return wanted.choose(files)
-        return wanted.choose(files, plan.repository.read_index(plan.listing.commit, files[index]))
+        missing = repository.missing_bytes(listing.commit, files)
+        check_room(repository.folder, missing, repository.repo_id)
+        self._fetch = _Fetch(repository, listing.commit, files, missing)
+        others = [endpoint for endpoint in self._job.endpoints if endpoint != listing.endpoint]
+        try_each((listing.endpoint, *others), fetch, self._pause)
+        self._fetched_bytes += missing
 
     def _disk_error(self, err: OSError, plan: _Plan) -> DownloadError:
         """Returns the error for the user after a write to the disk has failed."""
         repo_id, folder = plan.download.repo_id, plan.download.cache_dir
-        if err.errno in NO_ROOM:
-            needed = total_size(plan.listing.files[name] for name in self._choose_or_nothing(plan))
-            fault = os.strerror(err.errno or 0)
+        fault = os.strerror(err.errno or 0)
+        if err.errno in _NO_ROOM:
+            needed = sum(file.size or 0 for file in plan.wanted)
             return no_room(repo_id, f"its {format_bytes(needed)} do not fit into {folder} ({fault})")
-        reason = f"{repo_id} could not be downloaded: {err.filename or folder} cannot be written to ({err.strerror})"
+        reason = f"{repo_id} could not be downloaded: {err.filename or folder} cannot be written to ({fault})"
         return DownloadError("cache", f"{reason}: give another {setting_of(repo_id)}")
-
-    def _choose_or_nothing(self, plan: _Plan) -> list[str]:
-        try:
-            return self._choose(plan)
-        except LookupError:
-            return []
 
 
 class _LogSender(logging.Handler):

@@ -104,3 +104,8 @@ def proxies_of(url: str) -> Iterable[str]:
 def listing_url(endpoint: str, repo_id: str, revision: str | None) -> str:
     """The URL that lists the commit and the files of a revision."""
     return f"{endpoint}/api/models/{quote(repo_id)}/revision/{quote(revision or 'main', safe='')}"
+
+
+def is_worth_a_retry(status: int) -> bool:
+    """Whether the same request may succeed later."""
+    return status in (408, 425, 429) or status >= 500

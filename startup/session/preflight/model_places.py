@@ -103,28 +103,19 @@ def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:
     The list shows whether the hub can be reached, and the first file shows whether the model is gated. With
     vLLM, an unreachable hub is only a warning, because vLLM's own client may succeed.
     """
-    from startup.files.download.hub_client import (  # noqa: PLC0415 - no start needs it
-        FileAddress,
-        HubClient,
-        RetryableError,
-    )
-
-    def give_up(_: float, reason: str) -> None:
-        raise RetryableError(reason)
+    from startup.files.download.hub_client import HubClient, try_each  # noqa: PLC0415 - no start needs it
 
     try:
-        client = HubClient(token=token, stall_s=env.HF_HUB_DOWNLOAD_TIMEOUT.get())
-        listing = client.list_files(place.name, place.revision, hub_endpoints(), give_up)
+        client = HubClient(token=token)
+        listing = try_each(hub_endpoints(), lambda address: client.list_files(place.name, place.revision, address))
         for name in place.wanted.choose_small(listing.files)[:1]:
-            with client.stream(FileAddress(listing.endpoints[0], place.name, listing.commit, name), begin=0):
-                pass
+            client.check_access(place.name, listing, name)
     except DownloadError as err:
         is_final = err.kind in ("refused", "settings", "unreachable" if place.wanted.engine == "embedded" else "")
-        yield (error if is_final and not place.is_default else warning)("hub", str(err))
-    except RetryableError as err:
-        yield warning("hub", f"{place.name} is to be downloaded: {err}")
+        report = error if is_final and err.retry_s is None and not place.is_default else warning
+        yield report("hub", str(err))
     else:
-        yield info("hub", f"{place.name} is to be downloaded from {without_login(listing.endpoints[0])}")
+        yield info("hub", f"{place.name} is to be downloaded from {without_login(listing.endpoint)}")
 
 
 def _problem(name: str) -> str:

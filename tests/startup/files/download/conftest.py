@@ -37,10 +37,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def downloads(
     hub_server: HubServer, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Downloads]:
-    """Downloads of `org/model` in this process. Requests are repeated after 0.1 s."""
+    """Downloads of `org/model` in this process, without Xet, because its library's threads outlive a test."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr("startup.files.download.hub_client._LONGEST_BACKOFF_S", 0.1)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     hub_server.add("org/model", LARGER_MODEL)
     yield Downloads(hub_server, cache)
     from huggingface_hub.utils import close_session

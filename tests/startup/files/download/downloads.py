@@ -35,7 +35,7 @@ class Downloads:
 
     def job(self, repo_id: str = "org/model", **settings: Any) -> DownloadJob:
         """The message that a helper gets."""
-        options: dict[str, Any] = {"endpoints": (self.hub.url,), "stall_s": 30.0}
+        options: dict[str, Any] = {"endpoints": (self.hub.url,), "stall_s": 60.0}
         options |= {name: settings.pop(name) for name in ("endpoints", "stall_s", "timeout_s") if name in settings}
         return DownloadJob(
             downloads=(self.download(repo_id, **settings),),
