@@ -85,9 +85,13 @@ class SingleModelAnswers(RouterAnswers):
         return await self.health(request) if answer is None else _as_response(answer)
 
     async def status(self, request: web.Request) -> web.StreamResponse:
-        """The page's data, from the embedded engine and from each server of ours that starts itself."""
-        state = self._list.status_of(self._name).state
-        has_own = state != "asleep" and not self._is_foreign
+        """The page's data, from the embedded engine and from each server of ours that starts itself.
+
+        A vLLM that serves has no live figures. The router's own data let the page show its chat.
+        """
+        shown = self._list.status_of(self._name)
+        state = shown.state
+        has_own = not self._is_foreign and (state == "starting" or shown.entry.engine == "embedded")
         answer = await self._fetch(DATA_PATH) if has_own else None
         if answer is None or answer.status != 200:
             return json_answer({**self._list.status(), "status": state})

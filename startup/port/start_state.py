@@ -17,6 +17,7 @@ from startup.reports.timeline.progress import ProgressMeter
 from startup.reports.timeline.report import PageCacheFacts, StartFacts, StartReport, build_report
 from startup.reports.timeline.timeline import PhaseTimeline
 
+REPORT_PATH: Final = "/startupz"
 _MOST_NAMED: Final = 4
 _LONGEST_REASON: Final = 200
 
@@ -65,6 +66,10 @@ class StartState:
         """Sets whether vLLM has loaded or compiled its model, and why."""
         self.facts = replace(self.facts, compiled_model=fields)
 
+    def set_cuda_graphs(self, fields: Mapping[str, Any]) -> None:
+        """Sets how many CUDA graphs vLLM has captured. Called on one thread, also after `finish`."""
+        self.facts = replace(self.facts, cuda_graphs=fields)
+
     def finish(self, prefetch: PrefetchReport | None) -> None:
         """Called when the start has succeeded and the server is ready."""
         self._timeline.finish()
@@ -111,6 +116,12 @@ class StartState:
 
     def report(self) -> bytes:
         return self.build_report().to_json().encode()
+
+    def json_of(self, path: str) -> bytes | None:
+        """The report, or the data of the status page. None for other paths."""
+        if path == REPORT_PATH:
+            return self.report()
+        return _format_status(self) if path == DATA_PATH else None
 
     def elapsed_s(self) -> float:
         return self._timeline.elapsed_s
@@ -175,19 +186,16 @@ class ProbeAnswers:
         if path == "/" and self._has_page:
             page = read_page()
             return Answer(200, page.body, "text/html; charset=utf-8", headers=page.headers)
-        if path == DATA_PATH:
-            return Answer(200, _format_status(self._state))
-        if path == "/startupz":
-            return Answer(200, self._state.report())
         if path == "/metrics":
             return Answer(200, _format_metrics(self._state).encode(), "text/plain; version=0.0.4; charset=utf-8")
-        return None
+        body = self._state.json_of(path)
+        return None if body is None else Answer(200, body)
 
 
 def _format_status(state: StartState) -> bytes:
     """The data of the status page. It has the same members as the HTTP server's data, but `live` is null."""
     status = {
-        "status": state.facts.outcome,
+        "status": "draining" if state.phase == "draining" else state.facts.outcome,
         "model": state.facts.model,
         "version": state.facts.versions.get("vllm-cli-server"),
         "error": state.facts.error,

@@ -26,8 +26,8 @@ def ps(*, is_json: bool) -> int:
     which a process writes its errors, if there is such a file (`2> FILE`).
 
     START is `warm` (forked from a standby), `cold` or `plain` (vLLM without preloading), with the seconds
-    until the server was ready, and how many CUDA graphs vLLM has captured until it has captured all. Lines
-    below the table give the reasons for plain and cold starts and for compilations.
+    until the server was ready, and how many CUDA graphs vLLM has captured so far. Lines below the table give
+    the reasons for plain and cold starts and for compilations.
 
     \b
     Examples:
@@ -107,8 +107,9 @@ def _start(start: Mapping[str, Any] | None) -> str:
         return "-"
     mode, ready_s, graphs = str(start.get("start_mode")), start.get("ready_s"), start.get("cuda_graphs")
     text = f"{mode}, {ready_s:.1f} s" if isinstance(ready_s, int | float) else mode
-    if isinstance(graphs, Mapping) and graphs.get("captured") != graphs.get("total"):
-        text += f", {graphs.get('captured')} of {graphs.get('total')} CUDA graphs"
+    if isinstance(graphs, Mapping):
+        of_total = f" of {graphs.get('total')}" if graphs.get("state") == "capturing" else ""
+        text += f", {graphs.get('captured')}{of_total} CUDA graphs"
     return text
 
 

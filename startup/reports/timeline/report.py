@@ -16,7 +16,7 @@ SCHEMA_VERSION: Final = 1
 _BAR_WIDTH: Final = 24
 _MIN_SHARE: Final = 0.01
 """Spans that are not on the critical path are shown only from this share of the total time on."""
-_FACTS: Final = ("outcome", "error", "model", "start_method", "versions", "page_cache", "compiled_model")
+_FACTS: Final = ("outcome", "error", "model", "start_method", "versions", "page_cache", "compiled_model", "cuda_graphs")
 _HEADER: Final = "     at s   took s  share  process     phase"
 
 Outcome = Literal["starting", "ready", "failed"]
@@ -47,6 +47,8 @@ class StartFacts:
     """The error that has ended the start. None if the start has not failed."""
     compiled_model: Mapping[str, Any] | None = None
     """Whether vLLM loads or compiles its model, and why. None if unknown."""
+    cuda_graphs: Mapping[str, Any] | None = None
+    """How many CUDA graphs vLLM has captured, and whether the capture goes on. None if there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from base.lifecycle import StartInfo
 from base.machine.file_stamps import FolderStamps, read_folder
@@ -238,6 +238,7 @@ class _VllmStart:
                 kills_engine=not self._line.has("--shutdown-timeout"),
                 note_engine_death=self._crash_digest.note_engine_death,
                 model_files=self._model_files,
+                state=session.state,
             ),
         )
         notice = set_log_format(self._options.log_format, self._vllm, self._line, self._journal.folder)
@@ -422,15 +423,19 @@ class _VllmStart:
         forget_failure(self._profile.kind)
         self._session.timeline.add_spans(recordings.spans)
         self._compile_cache.describe(self._session.state)
-        self._session.finish()
-        figures = GraphFigures(self._record.folder, self._session.note)
+        figures = GraphFigures(self._record.folder, self._note_graphs)
         graphs = figures.update()
+        self._session.finish()
         is_late = graphs is not None and graphs.is_late
         text = describe_differences(self._line, self._options, is_offline=self._is_offline, has_late_graphs=is_late)
         logger.info("%s", text)
         export_start(self._session.state.info(), self._session.state.phase_seconds())
         self._compile_cache.share()
         figures.follow()
+
+    def _note_graphs(self, fields: Mapping[str, Any]) -> None:
+        self._session.state.set_cuda_graphs(fields)
+        self._session.note({"cuda_graphs": fields})
 
     def _note_failure(self) -> None:
         if not self._is_ready:

@@ -25,6 +25,7 @@ from server.operation.admission import RunningRequests, dead_response
 from server.operation.drain import ERROR_DELIVERY_S, Drain
 from server.terms.http_body.response_body import UnavailableInfo, UnavailableResponse, failure_format, send_unavailable
 from startup.port.probe_http import LIVE_PATH, PATH, READY_PATH
+from startup.port.start_state import StartState
 from startup.vllm.probes.control_socket import open_control
 from startup.vllm.probes.engine_watch import create_watchdog, watch
 from startup.vllm.probes.server_context import ServerContext
@@ -66,7 +67,7 @@ def drain_before_shutdown(
     state = getattr(server.config.app, "state", None)
     client = getattr(state, "engine_client", None)
     if client is not None:
-        app = server.config.loaded_app = DrainedApp(server.config.loaded_app)
+        app = server.config.loaded_app = DrainedApp(server.config.loaded_app, parts.state)
         is_one_of_many = getattr(server, "peer_loads", None) is not None
         close_port = partial(_close_port, server, () if is_one_of_many else listeners or (), probes)
         timeout_s = float(client.vllm_config.shutdown_timeout)
@@ -110,21 +111,26 @@ class DrainedApp:
     """Wraps an ASGI application, counts its running requests, and rejects new requests during a drain.
 
     If no responder process answers probes, this application answers `/livez`, and `/readyz` like `/health`.
+    With `start`, it answers `/startupz` and `/status.json`. Several API servers have no `start`.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, start: StartState | None = None) -> None:
         self.lifecycle = Lifecycle()
         self.lifecycle.engine_ready()
         self.running = RunningRequests()
         self.watchdog: EngineWatchdog | None = None
         """Watches the application's engine. None if no engine is watched."""
         self._app = app
+        self._start = start
         self._failure: str | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = _path_of(scope)
         if path == LIVE_PATH:
             await Response()(scope, receive, send)
+            return
+        if self._start is not None and (body := self._start.json_of(path)) is not None:
+            await Response(body, media_type="application/json")(scope, receive, send)
             return
         if path == READY_PATH:
             path = PATH

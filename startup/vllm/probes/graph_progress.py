@@ -3,7 +3,7 @@
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from base.json_depth import read_json
 from base.machine.files import write_whole
@@ -29,6 +29,12 @@ class GraphProgress(NamedTuple):
     def is_pending(self) -> bool:
         """Whether graphs are still to be captured."""
         return self.captured < self.total
+
+    def to_fields(self) -> dict[str, Any]:
+        """The JSON object for users."""
+        state = "capturing" if self.is_pending else "incomplete" if self.failure else "complete"
+        fields = {"captured": self.captured, "total": self.total, "state": state}
+        return {**fields, "reason": self.failure} if self.failure else fields
 
     def write(self, engine: int) -> None:
         """Replaces the progress of the engine with this number, if this process belongs to a start."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from base.machine.file_stamps import FolderStamps
 from startup.ground.processes.stop_signals import StopSignals
 from startup.port.responder import StartupResponder
+from startup.port.start_state import StartState
 from startup.reports.crash.output_record import OutputRecord
 
 
@@ -36,5 +37,7 @@ class ServerContext(NamedTuple):
     """The stamps of the model's files before the engine has read them. Empty if they are not known."""
     can_sleep: bool = False
     """Whether vLLM has the calls that put its engines to sleep and wake them up."""
+    state: StartState | None = None
+    """The start, whose report and status are answered while vLLM serves, too."""
     note_engine_death: Callable[[], None] | None = None
     """Called if the engine was already dead when the server was stopped."""

@@ -37,10 +37,9 @@ def export_start(info: StartInfo, phase_seconds: Mapping[str, float]) -> None:
 
 
 class GraphFigures:
-    """Shows the progress of the engines' CUDA graphs in vLLM's metrics, in `vllm-cli ps` and in the log."""
+    """Shows the progress of the engines' CUDA graphs in metrics and log, and passes it to `note`."""
 
     def __init__(self, folder: Path, note: Callable[[Mapping[str, Any]], None]) -> None:
-        """`note` adds facts for `vllm-cli ps`."""
         self._folder = folder
         self._note = note
         self._begin_s = time.monotonic()
@@ -54,7 +53,7 @@ class GraphFigures:
                 self._export(progress)
             except Exception as err:  # noqa: BLE001 - vLLM serves all the same
                 _log_failure(err)
-            self._note({"cuda_graphs": {"captured": progress.captured, "total": progress.total}})
+            self._note(progress.to_fields())
         return progress
 
     def follow(self) -> None:

@@ -239,13 +239,17 @@ def exported() -> Iterator[Callable[[], list[float | None]]]:
 
 
 @pytest.mark.parametrize(
-    ("failure", "message"),
+    ("failure", "complete", "message"),
     [
-        ("", "all 8 CUDA graphs are captured, "),
-        ("OutOfMemoryError: no memory", "only 8 CUDA graphs are captured, and batches of other sizes run without: a "),
+        ("", {"state": "complete"}, "all 8 CUDA graphs are captured, "),
+        (
+            "no memory",
+            {"state": "incomplete", "reason": "no memory"},
+            "only 8 CUDA graphs are captured, and batches of other sizes run without: a ",
+        ),
     ],
 )
-def test_metrics_ps_and_log_follow_all_engines(exported, monkeypatch, tmp_path, caplog, failure, message):
+def test_metrics_ps_and_log_follow_all_engines(exported, monkeypatch, tmp_path, caplog, failure, complete, message):
     monkeypatch.setenv("VCLI_START_FOLDER", str(tmp_path))
     caplog.set_level("INFO")
     notes: list[Any] = []
@@ -261,7 +265,7 @@ def test_metrics_ps_and_log_follow_all_engines(exported, monkeypatch, tmp_path, 
     GraphProgress(3, 3, is_late=True, failure=failure).write(1)
     following.join()
     assert exported() == [8, 8]
-    assert notes[-1] == {"cuda_graphs": {"captured": 8, "total": 8}}
+    assert notes[-1] == {**complete, "captured": 8, "total": 8}
     [record] = caplog.records
     assert record.getMessage().startswith(message)
     assert failure in record.getMessage()

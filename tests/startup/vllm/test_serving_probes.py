@@ -184,7 +184,8 @@ def test_vllms_process_answers_livez_and_readyz_where_the_responder_does_not(wor
         with _connect(start) as client:
             for path in (b"/livez", b"/readyz", b"/livez?verbose", b"/health"):
                 assert _ask(client, _KEPT_ALIVE % path).startswith(b"HTTP/1.1 200 "), path
-            assert _ask(client, _KEPT_ALIVE % b"/startupz").startswith(b"HTTP/1.1 404 ")
+            status = b"404" if words else b"200"  # only the launcher has the report
+            assert _ask(client, _KEPT_ALIVE % b"/startupz").startswith(b"HTTP/1.1 " + status)
 
 
 _PATHS = ("/health", "/nothing") * 4

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.startup.vllm.fake_start import FakeStart, environment, without_forks
+from startup.vllm.probes.graph_progress import GraphProgress
+from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant, without_forks
 from tests.support.cli import run_cli
 from tests.support.waiting import wait_until
 
@@ -100,3 +101,33 @@ def test_a_headless_node_is_in_the_list(folder: Path):
     with FakeStart(folder, "--headless", env=environment(folder, VCLI_STANDBY="off")) as start:
         start.wait_logged("headless engine")
         assert _noted(start) == {"start_mode": "cold", "reason": "", "compile": "", "compile_reason": ""}
+
+
+_CAPTURES = """
+from startup.vllm.probes.graph_progress import GraphProgress
+GraphProgress(1, 5, is_late=True).write(0)
+"""
+
+
+@pytest.mark.smoke
+def test_reports_ps_and_metrics_show_cuda_graphs_until_all_are_captured_and_afterwards(folder, monkeypatch):
+    report = folder / "report.json"
+    env = environment(folder, prepend(variant(folder), "v1/worker/cpu_worker", _CAPTURES), VCLI_STANDBY="off")
+    with FakeStart(folder, "--startup-report", str(report), env=env) as start:
+
+        def shows(captured: int, state: str) -> bool:
+            """Whether all places show the same."""
+            shown = {"captured": captured, "total": 5, "state": state}
+            places = [_noted(start), start.ask("/startupz").json, start.ask("/status.json").json["start"]]
+            is_exported = f"vllm_cli:cuda_graphs_captured {captured}.0\n" in start.ask("/metrics").body.decode()
+            return is_exported and [place.get("cuda_graphs") for place in places] == [shown] * len(places)
+
+        start.wait_ready()
+        start.wait(lambda: shows(1, "capturing"))
+        start.wait(report.is_file)
+        assert json.loads(report.read_text())["cuda_graphs"]["state"] == "capturing"
+        (progress,) = folder.rglob("cuda-graphs-0.json")
+        monkeypatch.setenv("VCLI_START_FOLDER", str(progress.parent))
+        GraphProgress(5, 5, is_late=True).write(0)
+        start.wait(lambda: shows(5, "complete"))
+        assert start.ask("/status.json").json["status"] == "ready"

@@ -9,6 +9,7 @@ from math import inf
 import pytest
 
 from startup.ground.run_record import RunRecord
+from startup.vllm.probes.graph_progress import GraphProgress
 from startup.words.errors import InputError
 from vllm_cli.client.running_servers import RunningServer, RunningStandby, address_of, describe, parse_models
 from vllm_cli.commands import stop
@@ -43,13 +44,13 @@ def test_control_characters_in_names_of_servers_are_escaped():
 @pytest.mark.parametrize(
     ("graphs", "shown"),
     [
-        ({"captured": 20, "total": 102}, "cold, 3.5 s, 20 of 102 CUDA graphs"),
-        ({"captured": 102, "total": 102}, "cold, 3.5 s"),
+        (GraphProgress(20, 102).to_fields(), "cold, 3.5 s, 20 of 102 CUDA graphs"),
+        (GraphProgress(102, 102).to_fields(), "cold, 3.5 s, 102 CUDA graphs"),
         (None, "cold, 3.5 s"),
         ("of another release", "cold, 3.5 s"),
     ],
 )
-def test_cuda_graphs_are_shown_until_all_are_captured(graphs, shown):
+def test_cuda_graphs_are_shown(graphs, shown):
     start = {"start_mode": "cold", "ready_s": 3.5, "cuda_graphs": graphs}
     _, row = _table([replace(_SERVER, start=start)], [])
     assert f"  {shown}  embedded" in row
