@@ -26,7 +26,7 @@ from envs import foreign
 from envs.redaction import hide_in_words, is_secret_name
 from startup.compiled_models.reasons import ENVIRONMENT
 from startup.ground.hooks.hook import Hook, Name, Text
-from startup.imports.finder import after_import, wrap_after_import
+from startup.imports.finder import alters, wraps
 
 if TYPE_CHECKING:
     from startup.compiled_models.exchange import Exchange
@@ -59,6 +59,7 @@ COMPILED_MODELS: Final = Hook(
         Text(("vllm.compilation.caching",), r"vllm_config\.compute_hash\(\)", "the configuration's hash"),
         Text((_DECORATORS,), r"self\._aot_compilation_path = aot_compilation_path", "the path of a compiled model"),
     ),
+    places={"forkserver", "template"},
 )
 
 SECRET: Final = "(set)"
@@ -89,25 +90,11 @@ class _Watch:
 class _State:
     exchange: "Exchange | None" = None
     """Used by this process and by processes that it forks later. None in a template process."""
-    is_prepared = False
 
 
 def report_compiled_models(exchange: "Exchange") -> None:
     """Makes this process and its forks, if they are workers, report the models that they load or compile."""
     _State.exchange = exchange
-    prepare_compiled_models()
-
-
-def prepare_compiled_models() -> None:
-    """Prepares vLLM's modules, before they are imported, for `report_compiled_models`."""
-    if COMPILED_MODELS.applies and not _State.is_prepared:
-        _State.is_prepared = True
-        wrap_after_import(_ENVIRONMENT, _with_hardware, COMPILED_MODELS)
-        wrap_after_import(_GET_FACTORS, _note_factors, COMPILED_MODELS)
-        wrap_after_import(_HASH_TEXT, _note_text, COMPILED_MODELS)
-        wrap_after_import(_INIT_DEVICE, _report_early, COMPILED_MODELS)
-        after_import(_DECORATORS, _replace_load, COMPILED_MODELS)
-        wrap_after_import(_COMPILE, _with_record, COMPILED_MODELS)
 
 
 def factors_of(config: Any) -> HashedFactors:
@@ -185,6 +172,7 @@ def _appended(code: CodeType) -> list[str]:
     return [name for _, name in sorted(found)]
 
 
+@wraps(COMPILED_MODELS, _ENVIRONMENT)
 def _with_hardware(get: Callable[[], Mapping[str, Any]]) -> Callable[[], Mapping[str, Any]]:
     """Adds the hardware to the environment variables that vLLM hashes for its keys."""
 
@@ -195,6 +183,7 @@ def _with_hardware(get: Callable[[], Mapping[str, Any]]) -> Callable[[], Mapping
     return get_with_hardware
 
 
+@wraps(COMPILED_MODELS, _GET_FACTORS)
 def _note_factors(get: Callable[..., Mapping[str, Any]]) -> Callable[..., Mapping[str, Any]]:
     def get_and_note(config: Any, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
         factors = get(config, *args, **kwargs)
@@ -205,6 +194,7 @@ def _note_factors(get: Callable[..., Mapping[str, Any]]) -> Callable[..., Mappin
     return get_and_note
 
 
+@wraps(COMPILED_MODELS, _HASH_TEXT)
 def _note_text(hash_text: Callable[..., Any]) -> Callable[..., Any]:
     def hash_and_note(data: bytes, *args: Any, **kwargs: Any) -> Any:
         if _Watch.noted is not None:
@@ -232,6 +222,7 @@ class _Failures(logging.Filter):
         return True
 
 
+@wraps(COMPILED_MODELS, _INIT_DEVICE)
 def _report_early(init_device: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def init_and_tell(self: Any) -> Any:
         result = init_device(self)
@@ -246,6 +237,7 @@ def _report_early(init_device: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return init_and_tell
 
 
+@alters(COMPILED_MODELS, _DECORATORS)
 def _replace_load(decorators: ModuleType) -> None:
     """Replaces vLLM's function that loads a compiled model. vLLM calls it once per model and process."""
     load = _LOAD.get(decorators)
@@ -299,6 +291,7 @@ def _noting_use(model: Any, path: str, loaded: Callable[..., Any]) -> Callable[.
     return use_first
 
 
+@wraps(COMPILED_MODELS, _COMPILE)
 def _with_record(compile_now: Callable[..., Any]) -> Callable[..., Any]:
     def compile_and_record(self: Any, *args: Any, **kwargs: Any) -> Any:
         begin_ns = time.monotonic_ns()

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from startup.ground.hooks.hook import Hook, Name, UnfitHookError, note_executed, place_of
 
 logger = logging.getLogger(__name__)
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 Action: TypeAlias = Callable[[ModuleType], None]
 Replacement: TypeAlias = Callable[[str], ModuleSpec | None]
 """Returns the spec of the module that replaces the named module. None if the named module is not replaced."""
@@ -59,6 +60,33 @@ def wrap_after_import(name: Name, wrap: Callable[[Any], Callable[..., Any]], hoo
         name.replace(module, functools.wraps(function)(wrap(function)))
 
     after_import(name.module, replace_function, hook)
+
+
+def wraps(hook: Hook, *names: Name) -> Callable[[_Function], _Function]:
+    """Declares a change of the hook: the decorated function wraps each of these functions."""
+
+    def declare(wrap: _Function) -> _Function:
+        hook.changes.extend(functools.partial(wrap_after_import, name, wrap, hook) for name in names)
+        return wrap
+
+    return declare
+
+
+def alters(hook: Hook, module: str) -> Callable[[_Function], _Function]:
+    """Declares a change of the hook: the decorated function gets the module, and changes it."""
+
+    def declare(action: _Function) -> _Function:
+        hook.changes.append(functools.partial(after_import, module, action, hook))
+        return action
+
+    return declare
+
+
+def place(*hooks: Hook) -> None:
+    """Makes the changes of those hooks that apply, each once its module has been imported."""
+    for hook in hooks:
+        for change in hook.changes if hook.applies else ():
+            change()
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 Release: TypeAlias = tuple[int, int]
 """Major and minor number of a version."""
+
+Process: TypeAlias = Literal["api", "forkserver", "template"]
+"""A process that imports vLLM: its API server, the forkserver of a start, or a template of a standby."""
 
 StartPart: TypeAlias = Literal["import file", "lean imports", "offline hub", "real-time probes"]
 """Parts of a start, besides hooks, that VCLI_LEAVE_OUT can switch off.
@@ -149,14 +152,25 @@ class Hook:
     """The first vLLM release that needs the hook. None: the oldest supported release."""
     until: Release | None = None
     """The last vLLM release that needs the hook. None: the newest release."""
+    places: Set[Process] = field(default=frozenset(), compare=False)
+    """The processes that place the hook's `changes`. Their forks inherit them."""
+    changes: list[Callable[[], None]] = field(default_factory=list, compare=False, repr=False)
+    """Each call makes one change. Declared by `startup.imports.finder.wraps` and `alters`."""
 
     def __post_init__(self) -> None:
         if not (self.gain or self.promise):
             raise ValueError(f"the hook {self.name!r} has no measured gain and keeps no promise")
 
-    def part(self, *needs: Need, since: Release | None = None, until: Release | None = None) -> "Hook":
+    def part(
+        self,
+        *needs: Need,
+        since: Release | None = None,
+        until: Release | None = None,
+        places: Set[Process] | None = None,
+    ) -> "Hook":
         """Returns this hook with other needs. If these are unmet, only the returned hook is left out."""
-        return replace(self, needs=needs, since=since, until=until)
+        places = self.places if places is None else places
+        return replace(self, needs=needs, since=since, until=until, places=places, changes=[])
 
     def is_for(self, release: Release) -> bool:
         return (self.since is None or release >= self.since) and (self.until is None or release <= self.until)
@@ -198,6 +212,11 @@ class Hook:
     def absent_packages(self) -> list[str]:
         """Packages that the hook changes or uses, but that are not installed."""
         return sorted({_root(need.modules[0]) for need in self.needs if not _is_package(need.modules[0])})
+
+
+def hooks_of(*modules: ModuleType) -> Iterator[Hook]:
+    """Yields the hooks that these modules declare. Each hook is followed by its parts."""
+    return (hook for module in modules for hook in vars(module).values() if isinstance(hook, Hook))
 
 
 def uses(part: StartPart) -> bool:

@@ -35,18 +35,13 @@ from startup.vllm.api_server_imports import import_leniently  # noqa: E402
 from startup.vllm.fork.forkserver import redirect_spawn  # noqa: E402
 from startup.vllm.fork.preload_profile import PreloadPlan  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
-from startup.vllm.patches.compiler import compiler_imported, repair_loading  # noqa: E402
-from startup.vllm.patches.compiler_keys import keep_triton_key, keep_vector_probes  # noqa: E402
-from startup.vllm.patches.cuda_graphs import keep_heap_frozen, remember_graph_memory  # noqa: E402
-from startup.vllm.patches.json_logs import omit_prefixes_in_json  # noqa: E402
-from startup.vllm.patches.kv_cache import populate_kv_cache  # noqa: E402
-from startup.vllm.patches.late_graphs import capture_graphs_late  # noqa: E402
+from startup.vllm.patches.compiler import compiler_imported  # noqa: E402
 from startup.vllm.patches.late_imports import late_imports  # noqa: E402
-from startup.vllm.patches.model_registry import inspect_models_in_forks, model_modules  # noqa: E402
+from startup.vllm.patches.model_registry import model_modules  # noqa: E402
+from startup.vllm.patches.placing import place_hooks  # noqa: E402
 from startup.vllm.patches.process_titles import find_title_memory  # noqa: E402
 from startup.vllm.patches.spans import record_spans  # noqa: E402
 from startup.vllm.patches.temp_files import keep_temp_files  # noqa: E402
-from startup.vllm.patches.tokenizers import load_tokenizer_late  # noqa: E402
 
 
 def _preload(plan: PreloadPlan) -> None:
@@ -60,21 +55,12 @@ def _preload(plan: PreloadPlan) -> None:
     record = OutputRecord(Path(plan.folder))
     record_spans(journal, record)
     keep_temp_files(Path(plan.folder))
-    repair_loading()
     report_compiled_models(Exchange(Path(plan.folder)))
-    omit_prefixes_in_json()
-    inspect_models_in_forks()
-    populate_kv_cache()
-    keep_heap_frozen()
-    remember_graph_memory()
-    capture_graphs_late()
-    keep_triton_key()
-    keep_vector_probes()
+    place_hooks("forkserver")
     make_calls_cheap()
     with ExitStack() as stack:
         stack.enter_context(learned_imports())
         if uses("lean imports"):
-            load_tokenizer_late()
             stack.enter_context(late_imports(in_engine=True))
         stack.enter_context(compiler_imported(plan.compiler))
         stack.enter_context(driver_kept_uninitialized())

@@ -1,7 +1,8 @@
 """Lists all hooks, and checks which of them fit the installed vLLM. A hook changes or uses vLLM's internals.
 
-To add a hook, declare it in the module that places it, and place it only if it `applies`. Add a new module
-with hooks to `_PLACED_IN`. Then run `make docs`.
+To add a hook, declare it in the module that has its changes. Add a new module with hooks to `PLACED_IN` of
+`startup.vllm.patches.placing`, or, if a step of the start places its hooks, to `_DECLARED_IN`. Then run
+`make docs`.
 """
 
 import logging
@@ -12,28 +13,13 @@ from itertools import groupby
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from envs.registry import env
-from startup.compiled_models import vllm_hooks
-from startup.ground.hooks.hook import Hook, StartPart, Text, leave_out_misfits, place_only_for
+from startup.ground.hooks.hook import Hook, StartPart, Text, hooks_of, leave_out_misfits, place_only_for
 from startup.ground.processes import interpreter, library_state
 from startup.imports import cheap_calls, gpu_guard, lean, scan_cache
 from startup.vllm.api_server_imports import import_leniently
 from startup.vllm.fork import forkserver, forkserver_start, preload_profile
-from startup.vllm.patches import (
-    compiler,
-    compiler_keys,
-    cuda_graphs,
-    engine_wait,
-    json_logs,
-    kv_cache,
-    late_graphs,
-    late_imports,
-    late_renderer,
-    model_registry,
-    process_titles,
-    spans,
-    temp_files,
-    tokenizers,
-)
+from startup.vllm.patches import engine_wait, late_imports, late_renderer
+from startup.vllm.patches.placing import PLACED_IN
 from startup.vllm.probes import engine_death, rust_frontend, serving_events
 from startup.vllm_words import facts
 from startup.vllm_words.facts import KeptFacts
@@ -41,15 +27,13 @@ from startup.vllm_words.installed import InstalledVllm
 
 logger = logging.getLogger(__name__)
 
-_PLACED_IN: Final = (
+_DECLARED_IN: Final = (
     preload_profile, forkserver, serving_events, rust_frontend, engine_death, gpu_guard, late_imports, cheap_calls,
-    scan_cache, engine_wait, late_renderer, tokenizers, compiler_keys, compiler, vllm_hooks, model_registry, kv_cache,
-    cuda_graphs, late_graphs, json_logs, spans, forkserver_start, library_state, temp_files, process_titles, facts,
-    lean,
+    scan_cache, engine_wait, late_renderer, *PLACED_IN, forkserver_start, library_state, facts, lean,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""
 
-HOOKS: Final = tuple(hook for module in _PLACED_IN for hook in vars(module).values() if isinstance(hook, Hook))
+HOOKS: Final = tuple(hooks_of(*_DECLARED_IN))
 """Each hook, followed by its parts, which have the same name."""
 PARTS: Final = {name: tuple(parts) for name, parts in groupby(HOOKS, key=lambda hook: hook.name)}
 """The name of a hook -> the hook and its parts."""

@@ -77,12 +77,11 @@ from startup.vllm.launch.plain_start import (
 from startup.vllm.patches import port
 from startup.vllm.patches.compiler import may_defer_compiler
 from startup.vllm.patches.engine_wait import EngineWait
-from startup.vllm.patches.json_logs import omit_prefixes_in_json, set_log_format
+from startup.vllm.patches.json_logs import set_log_format
 from startup.vllm.patches.late_renderer import create_renderer_in
-from startup.vllm.patches.model_registry import inspect_models_in_forks
+from startup.vllm.patches.placing import place_hooks
 from startup.vllm.patches.spans import record_spans
 from startup.vllm.patches.temp_files import keep_temp_files
-from startup.vllm.patches.tokenizers import reuse_tokenizer
 from startup.vllm.probes.engine_death import notice_engine_death
 from startup.vllm.probes.graph_progress import stop_capturing
 from startup.vllm.probes.rust_frontend import follows_rust_frontend, misfit_of_rust_frontend
@@ -352,7 +351,6 @@ class _VllmStart:
             environment[env.VCLI_LOG_FORMAT.name] = self._options.log_format
             try:
                 start_forkserver(plan, self._journal, self._record, environment=environment, pipes=events.child_link)
-                inspect_models_in_forks()
             except OSError as err:
                 if follows_rust_frontend():  # only forked engines leave the port to it
                     raise
@@ -366,7 +364,7 @@ class _VllmStart:
     def _import_api_server(self) -> None:
         """Imports the API server on the main thread, while the forkserver imports other modules."""
         record_spans(self._journal, self._record)
-        omit_prefixes_in_json()
+        place_hooks("api")
         is_lean = may_defer_compiler(self._line, self._options.start_method)
         with self._span("import_vllm"), learned_imports():
             failed = import_api_server(is_lean=is_lean, before_each=self._end_if_refused)
@@ -382,7 +380,6 @@ class _VllmStart:
         wait.add(functools.partial(self._import_rest, wait, is_lean=is_lean))
         wait.hook()
         create_renderer_in(wait, functools.partial(self._journal.span, "create_renderer"))
-        reuse_tokenizer()
 
     def _import_rest(self, wait: EngineWait, *, is_lean: bool) -> None:
         """Imports modules that the engine's start does not need, while the engine loads its model."""

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from envs.registry import env
-from startup.compiled_models.vllm_hooks import prepare_compiled_models
 from startup.files.model.file_plan import plan_files
 from startup.files.model.request import ModelRequest
 from startup.ground.errors import StartupError
@@ -36,15 +35,10 @@ from startup.vllm.fork.preload_profile import (
 )
 from startup.vllm.launch.plain_start import plain_start_reason
 from startup.vllm.patches.compiler import CompilerTime, compiler_imported, may_defer_compiler
-from startup.vllm.patches.compiler_keys import fill_compiler_keys, keep_triton_key, keep_vector_probes
-from startup.vllm.patches.cuda_graphs import keep_heap_frozen, remember_graph_memory
-from startup.vllm.patches.json_logs import omit_prefixes_in_json
-from startup.vllm.patches.kv_cache import populate_kv_cache
-from startup.vllm.patches.late_graphs import capture_graphs_late
+from startup.vllm.patches.compiler_keys import fill_compiler_keys
 from startup.vllm.patches.model_registry import inspect_models, model_modules
-from startup.vllm.patches.process_titles import find_title_memory, show_titles
-from startup.vllm.patches.spans import prepare_spans
-from startup.vllm.patches.temp_files import prepare_temp_files
+from startup.vllm.patches.placing import place_hooks
+from startup.vllm.patches.process_titles import find_title_memory
 from startup.vllm.patches.tokenizers import KeptTokenizers
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import KeptFacts
@@ -100,18 +94,8 @@ class TemplateImports:
         was_enabled = gc.isenabled()
         gc.disable()
         place_only_for(self._vllm.release)
-        prepare_spans()
-        prepare_compiled_models()
-        prepare_temp_files()
-        populate_kv_cache()
-        keep_heap_frozen()
-        remember_graph_memory()
-        capture_graphs_late()
-        keep_triton_key()
-        keep_vector_probes()
         find_title_memory()
-        show_titles()
-        omit_prefixes_in_json()
+        place_hooks("template")
         with ExitStack() as stack:
             stack.enter_context(learned_imports())
             stack.enter_context(compiler_imported(self._compiler))

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 from envs import foreign
 from startup.ground.hooks.hook import Hook, Name, Text, uses
-from startup.imports.finder import after_import, replaced
+from startup.imports.finder import after_import, alters, replaced
 from startup.imports.stand_ins import StandIns
 from startup.vllm_words.command_line import CommandLine
 
@@ -66,6 +66,7 @@ AOT_LOADING: Final = Hook(
         Text((_DECORATORS,), r"torch\.compiler\.load_compiled_function\(", "torch.compiler.load_compiled_function()"),
         Text((_DECORATORS,), r"\._artifacts\.compiled_fn\.finalize_loading\(", "finalize_loading()"),
     ),
+    places={"forkserver"},
 )
 
 
@@ -94,12 +95,7 @@ def compiler_imported(when: CompilerTime) -> Iterator[None]:
         stand_ins.remove()
 
 
-def repair_loading() -> None:
-    """From now on, this process and its forks can load compiled models that vLLM has stored."""
-    if AOT_LOADING.applies:
-        after_import(_DECORATORS, _add_finalize_loading, AOT_LOADING)
-
-
+@alters(AOT_LOADING, _DECORATORS)
 def _add_finalize_loading(decorators: ModuleType) -> None:
     """Adds an empty `finalize_loading` to Inductor's functions, which are complete once they are loaded."""
     compiler = decorators.torch.compiler

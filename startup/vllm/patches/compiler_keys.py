@@ -15,7 +15,7 @@ from typing import Any, Final
 from startup.ground.caches import Kept
 from startup.ground.hooks.hook import Hook, Name
 from startup.imports.distributions import distribution_stamps
-from startup.imports.finder import wrap_after_import
+from startup.imports.finder import wraps
 
 _COMPUTED: Final = (
     Name("torch._inductor.codecache", "torch_key", ()),
@@ -29,7 +29,7 @@ COMPILER_KEYS: Final = Hook(
     needs=_COMPUTED,
 )
 _TRITON_KEY: Final = Name("triton.runtime.cache", "triton_key", ())
-TRITON_KEY: Final = COMPILER_KEYS.part(_TRITON_KEY)
+TRITON_KEY: Final = COMPILER_KEYS.part(_TRITON_KEY, places={"forkserver", "template"})
 
 _PROBE: Final = Name("torch._inductor.cpu_vec_isa", "VecISA._probe_load", ("output_path",))
 VECTOR_PROBES: Final = Hook(
@@ -38,6 +38,7 @@ VECTOR_PROBES: Final = Hook(
     without="a start that loads a compiled model for CPU loads six of them again, each in a new program",
     gain="0.88 (0.87–0.98) of a compiled start",
     needs=(_PROBE,),
+    places={"forkserver", "template"},
 )
 _LOADED: Final = ".load_ok"
 """Torch 2.14 itself writes a file with this ending beside a library that it has loaded."""
@@ -46,12 +47,7 @@ _HASHED: Final = ("_C", "backends", "compiler", "language", "runtime")
 """The folders of Triton's package whose files Triton hashes."""
 
 
-def keep_triton_key() -> None:
-    """From now on, this process and its forks compute Triton's hash only if Triton's files have changed."""
-    if TRITON_KEY.applies:
-        wrap_after_import(_TRITON_KEY, _kept_key, TRITON_KEY)
-
-
+@wraps(TRITON_KEY, _TRITON_KEY)
 def _kept_key(compute: Callable[[], str]) -> Callable[[], str]:
     @functools.cache
     def key() -> str:
@@ -67,12 +63,7 @@ def _kept_key(compute: Callable[[], str]) -> Callable[[], str]:
     return key
 
 
-def keep_vector_probes() -> None:
-    """From now on, this process and its forks load each of Inductor's test libraries only once."""
-    if VECTOR_PROBES.applies:
-        wrap_after_import(_PROBE, _kept_probe, VECTOR_PROBES)
-
-
+@wraps(VECTOR_PROBES, _PROBE)
 def _kept_probe(probe: Callable[[Any, str], bool]) -> Callable[[Any, str], bool]:
     def probe_once(isa: Any, output_path: str) -> bool:
         mark = Path(output_path + _LOADED)

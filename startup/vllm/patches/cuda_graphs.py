@@ -9,13 +9,14 @@ between, the next start measures again.
 
 The forkserver has frozen its objects, so that a garbage collection in a fork visits none of them. vLLM
 freezes the heap before each capture and unfreezes all objects afterwards. Each collection would then visit a
-million objects, take a second, and copy the pages that forks share. So `keep_heap_frozen` turns off the
-unfreezing. At the end of the start, vLLM itself freezes the heap for good.
+million objects, take a second, and copy the pages that forks share. So the hook turns off the unfreezing. At
+the end of the start, vLLM itself freezes the heap for good.
 """
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 from base.machine.nvml import read_gpus
@@ -23,7 +24,7 @@ from envs import foreign
 from startup.ground.caches import Kept
 from startup.ground.hooks.hook import Hook, Name, Text
 from startup.imports.distributions import distribution_stamps
-from startup.imports.finder import after_import, place_variant, wrap_after_import
+from startup.imports.finder import alters, place_variant, wraps
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ GRAPH_MEMORY: Final = Hook(
     gain="0.77 (0.65–0.77) of a compiled start of the CUDA build, on a stand-in for the GPU",
     needs=(_MEASURE, _CAPTURE, _FINGERPRINT),
     since=(0, 33),
+    places={"forkserver", "template"},
 )
 _FREEZE: Final = Name("vllm.utils.gc_utils", "freeze_gc_for_cudagraph_capture", ())
 FROZEN_HEAP: Final = GRAPH_MEMORY.part(
@@ -79,19 +81,12 @@ class _State:
     """Whether `compare` is called once all graphs are captured."""
 
 
-def remember_graph_memory() -> None:
-    """From now on, this process and its forks measure the graphs only if no earlier result applies."""
-    if GRAPH_MEMORY.applies:
-        wrap_after_import(_MEASURE, _measured_once, GRAPH_MEMORY)
-        wrap_after_import(_CAPTURE, _checked, GRAPH_MEMORY)
+@alters(FROZEN_HEAP, _FREEZE.module)
+def _ignore_unfreezing(module: ModuleType) -> None:
+    place_variant(module, "gc", unfreeze=lambda gc: None)
 
 
-def keep_heap_frozen() -> None:
-    """From now on, `gc.unfreeze()` in vLLM's captures has no effect, in this process and its forks."""
-    if FROZEN_HEAP.applies:
-        after_import(_FREEZE.module, lambda module: place_variant(module, "gc", unfreeze=lambda gc: None), FROZEN_HEAP)
-
-
+@wraps(GRAPH_MEMORY, _MEASURE)
 def _measured_once(measure: Callable[..., int]) -> Callable[..., int]:
     def measure_once(runner: Any) -> int:
         _State.kept = Kept(_FOLDER, _key(runner.vllm_config), distribution_stamps(), _LASTS_S)
@@ -105,6 +100,7 @@ def _measured_once(measure: Callable[..., int]) -> Callable[..., int]:
     return measure_once
 
 
+@wraps(GRAPH_MEMORY, _CAPTURE)
 def _checked(capture: Callable[..., int]) -> Callable[..., int]:
     def capture_and_check(runner: Any, **options: Any) -> int:
         captured = capture(runner, **options)

@@ -23,7 +23,7 @@ from startup.ground.logs.formatters import UTC
 from startup.ground.logs.json_lines import JsonFormatter, log_everything_as_json
 from startup.ground.logs.options import LogFormat
 from startup.ground.logs.setup import real_stderr
-from startup.imports.finder import wrap_after_import
+from startup.imports.finder import wraps
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import InstalledVllm
 
@@ -35,7 +35,7 @@ JSON_LOGS: Final = Hook(
     promise="`--log-format json` applies to every line",
     needs=(Text(("vllm.logger",), r"envs\.VLLM_LOGGING_CONFIG_PATH", "VLLM_LOGGING_CONFIG_PATH"),),
 )
-STREAM_PREFIXES: Final = JSON_LOGS.part(_DECORATE_LOGS, until=(0, 30))
+STREAM_PREFIXES: Final = JSON_LOGS.part(_DECORATE_LOGS, until=(0, 30), places={"api", "forkserver", "template"})
 PROCESS_NAMES: Final = JSON_LOGS.part(
     Text(("vllm.logger",), r"record\.vllm_process_name\b", "vllm_process_name"), since=(0, 31)
 )
@@ -148,13 +148,10 @@ def _configuration(line: CommandLine, *, is_json: bool) -> dict[str, Any]:
     }
 
 
-def omit_prefixes_in_json() -> None:
-    """From now on, JSON lines of this process and its forks name the process in a member, not in a prefix."""
-    if STREAM_PREFIXES.applies:
-        wrap_after_import(_DECORATE_LOGS, _decorate_text_only, STREAM_PREFIXES)
-
-
+@wraps(STREAM_PREFIXES, _DECORATE_LOGS)
 def _decorate_text_only(decorate: Callable[..., None]) -> Callable[..., None]:
+    """JSON lines name the process in a member, not in a prefix."""
+
     def decorate_text(process_name: str | None = None, *, skip_if_decorated: bool = False) -> None:
         formatters = _json_formatters()
         for formatter in formatters:

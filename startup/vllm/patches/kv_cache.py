@@ -12,12 +12,13 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from base.machine.libc import populate_pages
 from base.machine.memory import available_bytes
 from startup.ground.hooks.hook import Hook, Text
-from startup.imports.finder import after_import, place_variant
+from startup.imports.finder import alters, place_variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,7 @@ KV_CACHE: Final = Hook(
     needs=(
         Text((_ALLOCATION,), r"= torch\.zeros\(buf_size, dtype=torch\.int8, device=device\)", "zeros for the cache"),
     ),
+    places={"forkserver", "template"},
 )
 
 _LEAST_BYTES: Final = 64 << 20
@@ -41,10 +43,9 @@ _NICE: Final = 10
 _MOST_THREADS: Final = 8
 
 
-def populate_kv_cache() -> None:
-    """Makes vLLM populate KV caches with threads, also in forks. Called before vLLM is imported."""
-    if KV_CACHE.applies:
-        after_import(_ALLOCATION, lambda module: place_variant(module, "torch", zeros=_zeros), KV_CACHE)
+@alters(KV_CACHE, _ALLOCATION)
+def _replace_zeros(module: ModuleType) -> None:
+    place_variant(module, "torch", zeros=_zeros)
 
 
 def _zeros(torch: Any, size: Any, **options: Any) -> "Tensor":

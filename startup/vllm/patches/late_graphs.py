@@ -21,7 +21,6 @@ vLLM locks its workspace after the last capture, because graphs contain its addr
 unlocked in between. If it grows, the older memory stays allocated for the graphs that contain its address.
 """
 
-import functools
 import gc
 import logging
 import time
@@ -30,7 +29,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 from startup.ground.hooks.hook import Hook, Name, Text
-from startup.imports.finder import replaced, wrap_after_import
+from startup.imports.finder import replaced, wraps
 from startup.vllm.patches import cuda_graphs
 from startup.vllm.patches.early_graphs import ENVS, ESTIMATE, PLATFORM, why_config, why_runner
 from startup.vllm.probes.graph_progress import GraphProgress, is_stopped
@@ -67,6 +66,7 @@ LATE_GRAPHS: Final = Hook(
         Text((_WORKSPACE,), r"self\._current_workspaces\[workspace_id\] = None", "growth of the workspace"),
     ),
     since=(0, 33),
+    places={"forkserver", "template"},
 )
 
 _SHARE: Final = 10.0
@@ -89,20 +89,6 @@ class _Reply(NamedTuple):
     captured: int
     total: int
     error: str = ""
-
-
-@functools.cache
-def capture_graphs_late() -> None:
-    """From now on, engines in this process and its forks capture graphs late. Precedes vLLM's imports.
-
-    A second call does nothing, also in a fork.
-    """
-    if LATE_GRAPHS.applies:
-        for name in _CAPTURES:
-            wrap_after_import(name, _capture_largest, LATE_GRAPHS)
-        for name in _ESTIMATES:
-            wrap_after_import(name, _noting_estimate, LATE_GRAPHS)
-        wrap_after_import(_LOOP, _paced, LATE_GRAPHS)
 
 
 # In the workers
@@ -293,6 +279,7 @@ def _is_decode(graph: Graph) -> bool:
     return bool(getattr(desc, "uniform_token_count", None) or getattr(desc, "uniform", False))
 
 
+@wraps(LATE_GRAPHS, *_ESTIMATES)
 def _noting_estimate(profile: Callable[..., int]) -> Callable[..., int]:
     def profile_and_note(runner: Any) -> int:
         estimate = profile(runner)
@@ -302,6 +289,7 @@ def _noting_estimate(profile: Callable[..., int]) -> Callable[..., int]:
     return profile_and_note
 
 
+@wraps(LATE_GRAPHS, *_CAPTURES)
 def _capture_largest(capture: Callable[..., int]) -> Callable[..., int]:
     def capture_largest(runner: Any, **options: Any) -> int:
         if options.get("profile_only"):
@@ -353,6 +341,7 @@ def _tell(_: Any, method: str, *words: Any) -> Any:
 # In EngineCore
 
 
+@wraps(LATE_GRAPHS, _LOOP)
 def _paced(run: Callable[[Any], None]) -> Callable[[Any], None]:
     def run_paced(engine: Any) -> None:
         if why_config(engine.vllm_config) is None:

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from base.json_depth import read_json
 from startup.ground.hooks.hook import Hook, Name
-from startup.imports.finder import wrap_after_import
+from startup.ground.processes import forkserver
+from startup.imports.finder import wraps
 
 _RUN_IN_SUBPROCESS: Final = Name("vllm.model_executor.models.registry", "_run_in_subprocess", ("fn",))
 _LOAD_PLUGINS: Final = Name("vllm.plugins", "load_general_plugins", ())
@@ -25,6 +26,7 @@ MODEL_INSPECTION: Final = Hook(
     without="a new program inspects the class, and each worker imports it",
     gain="0.42 (0.31–0.49) of the first start of a model",
     needs=(_RUN_IN_SUBPROCESS, _LOAD_PLUGINS),
+    places={"api", "forkserver"},
 )
 
 _MODELS: Final = Name(_RUN_IN_SUBPROCESS.module, "ModelRegistry.models")
@@ -33,15 +35,11 @@ MODEL_MODULES: Final = MODEL_INSPECTION.part(_MODELS, Name(_MODELS.module, "_Laz
 _TIMEOUT_S: Final = 120.0
 
 
-def inspect_models_in_forks() -> None:
-    """From now on, vLLM's model registry runs its inspections in forks of the forkserver."""
-    if MODEL_INSPECTION.applies:
-        wrap_after_import(_RUN_IN_SUBPROCESS, _forked_if_possible, MODEL_INSPECTION)
-
-
+@wraps(MODEL_INSPECTION, _RUN_IN_SUBPROCESS)
 def _forked_if_possible(in_new_program: Callable[..., Any]) -> Callable[..., Any]:
     def run(function: Callable[[], Any]) -> Any:
-        if not multiprocessing.current_process().daemon:  # workers are daemons, which cannot start processes
+        is_worker = multiprocessing.current_process().daemon  # daemons cannot start processes
+        if forkserver.is_running() and not is_worker:
             with suppress(OSError, EOFError, ValueError, TypeError, AttributeError, ImportError):
                 return _run_forked(function)
         return in_new_program(function)

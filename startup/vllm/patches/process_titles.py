@@ -12,7 +12,7 @@ from typing import Final
 
 from base.machine.command_line import replace_command_line
 from startup.ground.hooks.hook import Hook, Name
-from startup.imports.finder import wrap_after_import
+from startup.imports.finder import wraps
 
 _SET_TITLE: Final = Name("setproctitle", "setproctitle")
 PROCESS_TITLES: Final = Hook(
@@ -21,6 +21,7 @@ PROCESS_TITLES: Final = Hook(
     without="`ps` shows the command line of the standby",
     promise="`ps` shows the same titles in warm and cold starts",
     needs=(_SET_TITLE,),
+    places={"template"},
 )
 
 
@@ -35,12 +36,7 @@ def find_title_memory() -> None:
         importlib.import_module("setproctitle").getproctitle()
 
 
-def show_titles() -> None:
-    """From now on, this process or a fork also replaces its own command line when it sets its title."""
-    if PROCESS_TITLES.applies:
-        wrap_after_import(_SET_TITLE, _show_title, PROCESS_TITLES)
-
-
+@wraps(PROCESS_TITLES, _SET_TITLE)
 def _show_title(set_title: Callable[[str], None]) -> Callable[[str], None]:
     def set_and_show(title: str) -> None:
         set_title(title)

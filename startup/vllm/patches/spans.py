@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any, Final
 
 from startup.ground.hooks.hook import Hook, Name
-from startup.imports.finder import wrap_after_import
+from startup.imports.finder import wraps
 from startup.reports.crash.output_record import OutputRecord
 from startup.vllm.journal import Journal
 
@@ -18,6 +18,7 @@ SPANS: Final = Hook(
     without="reports of a start lack the phases inside vLLM",
     promise="the start's report, `/startupz` and `explain` name vLLM's phases",
     needs=(_INSTRUMENT,),
+    places={"api", "forkserver", "template"},
 )
 
 
@@ -27,23 +28,15 @@ class _Recorder:
     journal: Journal | None = None
     """The journal of the start. None in a template process, which is part of no start."""
     record: OutputRecord | None = None
-    is_prepared = False
 
 
 def record_spans(journal: Journal, record: OutputRecord) -> None:
-    """Makes the functions that vLLM marks record their times until the journal is closed."""
+    """From now on, the functions that vLLM marks record their times until the journal is closed."""
     _Recorder.journal = journal
     _Recorder.record = record
-    prepare_spans()
 
 
-def prepare_spans() -> None:
-    """Prepares `record_spans` for functions that are imported later. A second call does nothing."""
-    if SPANS.applies and not _Recorder.is_prepared:
-        _Recorder.is_prepared = True
-        wrap_after_import(_INSTRUMENT, _with_timing, SPANS)
-
-
+@wraps(SPANS, _INSTRUMENT)
 def _with_timing(instrument: Callable[..., Any]) -> Callable[..., Any]:
     def instrument_and_time(obj: Callable[..., Any] | None = None, **options: Any) -> Any:
         if obj is None:

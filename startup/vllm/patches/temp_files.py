@@ -12,7 +12,7 @@ from envs import foreign
 from envs.registry import env
 from startup.ground.hooks.hook import Hook, Name
 from startup.ground.temp_folder import MAX_BYTES
-from startup.imports.finder import wrap_after_import
+from startup.imports.finder import wraps
 
 _MODULE: Final = "vllm.utils.network_utils"
 _SOCKET: Final = Name(_MODULE, "get_open_zmq_ipc_path", ())
@@ -23,6 +23,7 @@ TEMP_FILES: Final = Hook(
     without="the files stay in TMPDIR",
     promise="no file is left",
     needs=(_SOCKET, _RENDEZVOUS),
+    places={"api", "forkserver", "template"},
 )
 _FOLDER_OF_SOCKETS: Final = "VLLM_RPC_BASE_PATH"
 _MOST_ADDRESS_BYTES: Final = 107
@@ -33,21 +34,11 @@ class _Place:
     """Holds the folder for this start's files. In a template process, there is no such folder."""
 
     folder: Path | None = None
-    is_prepared = False
 
 
 def keep_temp_files(folder: Path) -> None:
     """From now on, this process and its forks create sockets and rendezvous files in `folder`."""
     _Place.folder = folder
-    prepare_temp_files()
-
-
-def prepare_temp_files() -> None:
-    """Prepares `keep_temp_files` before vLLM's functions are imported. A second call does nothing."""
-    if TEMP_FILES.applies and not _Place.is_prepared:
-        _Place.is_prepared = True
-        for name in (_SOCKET, _RENDEZVOUS):
-            wrap_after_import(name, _in_folder, TEMP_FILES)
 
 
 def variables_of_new_programs() -> dict[str, str]:
@@ -57,6 +48,7 @@ def variables_of_new_programs() -> dict[str, str]:
     return {} if is_kept else {env.TMPDIR.name: str(folder)}
 
 
+@wraps(TEMP_FILES, _SOCKET, _RENDEZVOUS)
 def _in_folder(make_address: Callable[[], str]) -> Callable[[], str]:
     def make() -> str:
         address = make_address()

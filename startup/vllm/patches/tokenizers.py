@@ -19,8 +19,8 @@ from typing import Any, Final
 
 from base.machine.file_stamps import FolderStamps, read_folder
 from envs.registry import env
-from startup.ground.hooks.hook import Hook, Name, Text
-from startup.imports.finder import after_import, wrap_after_import
+from startup.ground.hooks.hook import Hook, Name, Text, uses
+from startup.imports.finder import alters, wraps
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +60,14 @@ PROCESSOR_LOOKUP: Final = Hook(
     "is ready",
     gain="0.91 (0.89–0.95) of a cold start",
     needs=(CHAT_TEMPLATE, _PROCESSOR_LOADER),
+    places={"api"},
 )
 LATE_TOKENIZER: Final = PROCESSOR_LOOKUP.part(
     _OUTPUT_TOKENIZER,
     _OUTPUT_MANAGER,
     Text((_OUTPUT,), r"self\.tokenizer = cached_tokenizer_from_config\(", "its assignment to self.tokenizer"),
     since=(0, 30),
+    places={"forkserver"},
 )
 
 _ATTRIBUTE: Final = "tokenizer"
@@ -134,17 +136,15 @@ def _offline() -> Iterator[None]:
             constants.HF_HUB_OFFLINE = before
 
 
-def load_tokenizer_late() -> None:
-    """From now on, the engine's manager of structured output loads its tokenizer on first use.
+@alters(LATE_TOKENIZER, _OUTPUT)
+def _replace_tokenizer(module: Any) -> None:
+    """Makes the engine's manager of structured output load its tokenizer on first use.
 
     When vLLM itself would load the tokenizer, its files are copied. The first use may be weeks later, when
     the folder has been removed, or replaced by the model's next version.
     """
-    if LATE_TOKENIZER.applies:
-        after_import(_OUTPUT_MANAGER.module, _replace_tokenizer, LATE_TOKENIZER)
-
-
-def _replace_tokenizer(module: Any) -> None:
+    if not uses("lean imports"):
+        return
     load = _OUTPUT_TOKENIZER.get(module)
     manager = _OUTPUT_MANAGER.get(module)
     if hasattr(manager, _ATTRIBUTE):
@@ -207,12 +207,7 @@ class _LateAttribute:
         vars(instance)[_ATTRIBUTE] = value
 
 
-def reuse_tokenizer() -> None:
-    """From now on, vLLM's search for a processor uses the loaded tokenizer instead of loading it again."""
-    if PROCESSOR_LOOKUP.applies:
-        wrap_after_import(CHAT_TEMPLATE, _with_loaded_tokenizer, PROCESSOR_LOOKUP)
-
-
+@wraps(PROCESSOR_LOOKUP, CHAT_TEMPLATE)
 def _with_loaded_tokenizer(search: Callable[..., Any]) -> Callable[..., Any]:
     def search_with_tokenizer(tokenizer: Any, **options: Any) -> Any:
         processors: Any = _PROCESSOR_LOADER.loaded

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from base.machine.libc import check, load_libc
+from startup.imports.finder import place
 from startup.vllm.patches import kv_cache
-from startup.vllm.patches.kv_cache import populate_kv_cache
+from startup.vllm.patches.kv_cache import KV_CACHE
 
 NUM_BYTES = kv_cache._LEAST_BYTES + 4096
 PAGE = 4096
@@ -32,8 +33,8 @@ def small():
 def module(toys: Any) -> Iterator[ModuleType]:
     """The relevant part of vLLM's module, imported with the hook."""
     toys.write("vllm.v1.worker.utils", ALLOCATION)
-    populate_kv_cache()
-    populate_kv_cache()
+    place(KV_CACHE)
+    place(KV_CACHE)
     yield importlib.import_module("vllm.v1.worker.utils")
     wait_for_pages()
 

@@ -22,11 +22,12 @@ from starlette.responses import Response
 
 from startup.compiled_models.vllm_hooks import _without_secrets
 from startup.ground.hooks.hook import Text
+from startup.imports.finder import place
 from startup.port.acceptor import ACCEPTING, AnsweredProbe
 from startup.vllm.patches import compiler
 from startup.vllm.patches.compiler import compiler_imported
 from startup.vllm.patches.port import reuse_listener
-from startup.vllm.patches.tokenizers import KEPT_TOKENIZERS, KeptTokenizers, load_tokenizer_late, reuse_tokenizer
+from startup.vllm.patches.tokenizers import KEPT_TOKENIZERS, LATE_TOKENIZER, PROCESSOR_LOOKUP, KeptTokenizers
 from startup.vllm.probes.drain import DrainedApp
 from startup.vllm.probes.health_sampler import HealthSampler
 from startup.vllm.probes.serving_events import _end_handler_first
@@ -196,7 +197,7 @@ def module(toys: ToyPackages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     start.mkdir()
     monkeypatch.setenv("VCLI_START_FOLDER", str(start))
     toys.write("vllm.v1.structured_output", _MODULE)
-    load_tokenizer_late()
+    place(LATE_TOKENIZER)
     return importlib.import_module("vllm.v1.structured_output")
 
 
@@ -322,7 +323,7 @@ def renderer(toys: ToyPackages, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.delitem(sys.modules, name)
     toys.write("transformers.models.auto.processing_auto", _PROCESSORS)
     toys.write("vllm.renderers.hf", _RENDERER)
-    reuse_tokenizer()
+    place(PROCESSOR_LOOKUP)
     return importlib.import_module("vllm.renderers.hf")
 
 
@@ -413,8 +414,9 @@ async def test_the_task_that_waits_for_outputs_ends_before_it_learns_that_the_en
 
 _WITH_FROZEN_HEAP = """
 import gc, json
-from startup.vllm.patches.cuda_graphs import keep_heap_frozen
-keep_heap_frozen()
+from startup.imports.finder import place
+from startup.vllm.patches.cuda_graphs import FROZEN_HEAP
+place(FROZEN_HEAP)
 from vllm.utils.gc_utils import freeze_gc_for_cudagraph_capture
 imported = [[]]
 gc.collect()
@@ -436,8 +438,9 @@ def test_after_a_capture_of_graphs_the_collector_still_does_not_visit_imported_o
 _WITH_GRAPHS = """
 import json, os, signal, sys
 from types import SimpleNamespace as Config
-from startup.vllm.patches.cuda_graphs import remember_graph_memory
-remember_graph_memory()
+from startup.imports.finder import place
+from startup.vllm.patches.cuda_graphs import GRAPH_MEMORY
+place(GRAPH_MEMORY)
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 import vllm.v1.worker.startup_plan
 captured, rank, end = json.loads(sys.argv[1])
@@ -503,8 +506,9 @@ def test_the_memory_of_graphs_is_measured_again_with_a_variable_that_can_change_
 
 
 _WITH_TRITON = """
-from startup.vllm.patches.compiler_keys import keep_triton_key
-keep_triton_key()
+from startup.imports.finder import place
+from startup.vllm.patches.compiler_keys import TRITON_KEY
+place(TRITON_KEY)
 import triton.runtime.cache as cache
 print(cache.triton_key(), cache.triton_key(), cache.num_computed)
 """
@@ -535,8 +539,9 @@ def test_the_hash_of_tritons_files_is_computed_again_only_if_one_has_changed(fol
 
 _WITH_PROBES = """
 import sys
-from startup.vllm.patches.compiler_keys import keep_vector_probes
-keep_vector_probes()
+from startup.imports.finder import place
+from startup.vllm.patches.compiler_keys import VECTOR_PROBES
+place(VECTOR_PROBES)
 import torch._inductor.cpu_vec_isa as isa
 print([isa.VecISA()._probe_load(sys.argv[1]) for _ in range(2)], isa.num_probes)
 """

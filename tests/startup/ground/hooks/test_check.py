@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from startup.ground.hooks import hook as hook_module
-from startup.ground.hooks.hook import Hook, Name, Need, Text, UnfitHookError, unfit
+from startup.ground.hooks.hook import Hook, Name, Need, Text, UnfitHookError, hooks_of, unfit
 from startup.ground.processes import forkserver, new_program
 from startup.imports.finder import after_import, wrap_after_import
 from startup.vllm.launch.hooks import HOOKS, PARTS, find_obstacle, names_that_cannot_be_left_out
+from startup.vllm.patches.placing import PLACED_IN
 from tests.support.cli import python_output
 
 _MODULE = """
@@ -243,6 +244,11 @@ def test_the_internals_of_multiprocessing_that_are_used_are_declared():
 def test_every_declared_hook_is_in_the_table():
     texts = [path.read_text() for path in (ROOT / "startup").rglob("*.py")]
     assert sum(text.count(": Final = Hook(") for text in texts) == len(PARTS)
+
+
+def test_each_declared_change_is_placed_in_some_process():
+    placed = {hook for hook in hooks_of(*PLACED_IN) if hook.places}
+    assert [hook.name for hook in HOOKS if hook.changes and hook not in placed] == []
 
 
 def test_hooks_are_declared_without_importing_what_they_are_about():

@@ -1,0 +1,37 @@
+"""Places the hooks that change vLLM's modules. Each hook says in which processes (`Hook.places`)."""
+
+from typing import Final
+
+from startup.compiled_models import vllm_hooks
+from startup.ground.hooks.hook import Hook, Process, hooks_of
+from startup.imports.finder import place
+from startup.vllm.patches import (
+    compiler,
+    compiler_keys,
+    cuda_graphs,
+    json_logs,
+    kv_cache,
+    late_graphs,
+    model_registry,
+    process_titles,
+    spans,
+    temp_files,
+    tokenizers,
+)
+
+PLACED_IN: Final = (
+    tokenizers, compiler_keys, compiler, vllm_hooks, model_registry, kv_cache, cuda_graphs, late_graphs, json_logs,
+    spans, temp_files, process_titles,
+)  # fmt: skip
+"""The modules with these hooks, in the order of the documentation and of the changes."""
+
+_placed: Final[set[Hook]] = set()
+"""The hooks that this process or a template, from which it was forked, has placed."""
+
+
+def place_hooks(process: Process) -> None:
+    """Places the hooks of this kind of process, before it imports vLLM. A template's forks place the rest."""
+    for hook in hooks_of(*PLACED_IN):
+        if process in hook.places and hook not in _placed:
+            _placed.add(hook)
+            place(hook)
