@@ -35,11 +35,6 @@ class Told:
         """Kind and name of each change."""
         return {(change["kind"], change["name"]) for change in self.compiled.get("changes", ())}
 
-    def values(self, name: str) -> tuple[str, str]:
-        """The values of a change: before and now."""
-        (change,) = (change for change in self.compiled["changes"] if change["name"] == name)
-        return change["before"], change["now"]
-
     def warnings(self, text: str) -> list[str]:
         """The launcher's warnings with this text."""
         return [line for line in self.log.splitlines() if "WARNING" in line and "(launcher)" in line and text in line]

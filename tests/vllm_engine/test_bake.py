@@ -1,13 +1,11 @@
 """Records of a start speed up the next start, and so does the folder that `vllm-cli bake` writes."""
 
-import json
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,8 +13,7 @@ from startup.ground.caches import CACHE
 from tests.support.containers import as_user, overlay_root
 from tests.support.page_cache import evict
 from tests.support.peer_vllm import PYTHON, ROOT
-from tests.support.waiting import wait_until
-from tests.vllm_engine.conftest import SMALL, StartVllm
+from tests.vllm_engine.conftest import SMALL
 from tests.vllm_engine.vllm_server import VllmServer
 
 
@@ -84,61 +81,3 @@ def test_a_fresh_root_starts_from_a_read_only_folder(user, image, small_model, e
         assert "not used" not in server.log
         assert list((home / "cache" / "modelinfos").iterdir())
         assert not list((home / "cache" / "vllm_cli" / "imports").glob("*.json"))  # the build's scan is used
-
-
-def test_without_a_start_the_model_is_inspected_and_packages_are_scanned(small_model, tmp_path):
-    output = tmp_path / "baked"
-    _bake(small_model, "--no-start", "--output", output)
-    assert list((output / CACHE / "modelinfos").glob("*LlamaForCausalLM.json"))
-    assert list((output / CACHE / "vllm_cli" / "imports").iterdir())
-
-
-FLAGS = ("--max-model-len", "256", "--max-num-seqs", "8", "--dtype", "float32")
-
-
-class Starts:
-    """Two starts of the compiled small model, with their own caches."""
-
-    def __init__(self, folder: Path) -> None:
-        self.environment = {"VLLM_CACHE_ROOT": str(folder)}
-        self.texts: list[str] = []
-        self.logs: list[str] = []
-        self.profiles: list[dict[str, Any]] = []
-
-    def add(self, start_vllm: StartVllm, model: Path) -> None:
-        with start_vllm("ours", *FLAGS, model=model, environment=self.environment) as server:
-            self.texts.append(server.wait_ready().generate())
-            wait_until(lambda: self._only_profile()["num_starts"] == len(self.texts))
-            self.logs.append(server.log)
-        self.profiles.append(self._only_profile())
-
-    def _only_profile(self) -> dict[str, Any]:
-        paths = list(Path(self.environment["VLLM_CACHE_ROOT"], "vllm_cli", "preload").glob("*.json"))
-        return json.loads(paths[0].read_text())["value"] if paths else {"num_starts": 0}
-
-
-@pytest.fixture(scope="module")
-def starts(start_vllm: StartVllm, small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Starts:
-    starts = Starts(tmp_path_factory.mktemp("learning"))
-    starts.add(start_vllm, small_model)
-    starts.add(start_vllm, small_model)
-    return starts
-
-
-@pytest.mark.versions
-def test_the_second_start_preloads_what_the_first_has_recorded(starts):
-    first, second = starts.profiles
-    assert (first["num_starts"], second["num_starts"]) == (1, 2)
-    assert len(first["engine_modules"]) > 20
-    assert len(second["engine_modules"]) - len(first["engine_modules"]) < 20
-
-
-@pytest.mark.versions
-def test_the_compiled_model_is_loaded_in_the_second_start(starts):
-    assert "saved AOT compiled function" in starts.logs[0]
-    assert "Directly load AOT compilation" in starts.logs[1]
-
-
-@pytest.mark.versions
-def test_the_text_of_compiled_models_is_right(starts, expected_text):
-    assert starts.texts == [expected_text] * 2

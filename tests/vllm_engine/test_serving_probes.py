@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from tests.support.http_client import RawClient, ask
+from tests.support.http_client import ask
 from tests.support.waiting import wait_until
 from tests.vllm_engine.conftest import StartVllm
 from tests.vllm_engine.vllm_server import VllmServer
@@ -43,24 +43,3 @@ def test_a_dead_engine_is_503_at_once(start_vllm):
         engine.kill()
         wait_until(lambda: _probe(server) == 503)
         assert server.process.poll() is None
-
-
-def test_answers_equal_those_of_plain_vllm(start_vllm):
-    answers = {}
-    for launcher in ("plain", "ours"):
-        with start_vllm(launcher) as server:
-            server.wait_ready()
-            time.sleep(1)
-            answers[launcher] = [
-                _bytes(server, extra) for extra in (b"", b"Origin: http://a\r\n", b"X-Request-Id: 7\r\n")
-            ]
-            assert server.log.count("GET /health HTTP/1.1") >= 4
-    assert answers["ours"] == answers["plain"]
-
-
-def _bytes(server: VllmServer, extra: bytes) -> list[bytes]:
-    """The lines of the answer, except for the date."""
-    with RawClient(server.port) as client:
-        client.send(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + extra + b"\r\n")
-        received = client.read_to_end()
-    return [line for line in received.split(b"\r\n") if not line.startswith(b"date:")]

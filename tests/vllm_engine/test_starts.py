@@ -74,25 +74,6 @@ def test_the_launcher_downloads_and_vllm_sends_no_request(hub, tmp_path, expecte
     assert [seen.path for seen in hub.requests] == ["/api/models/org/model/revision/main"]
 
 
-@pytest.mark.parametrize("launcher", ["ours", "warm"])
-def test_a_template_that_was_mended_on_the_hub_is_served(launcher, hub, small_model, tmp_path):
-    """A cold start serves it at once. Warm starts serve it from the second start on."""
-    files = {path.name: path.read_bytes() for path in small_model.iterdir() if path.is_file()}
-    counts = []
-    for text in ("a", "a a a", "a a a"):
-        hub.add("org/model", files | {"chat_template.jinja": text.encode()})
-        environment, words = _variables(hub, tmp_path), _WORDS
-        with VllmServer(launcher, Path("org/model"), *words, folder=tmp_path, environment=environment) as server:
-            server.wait_ready()
-            counts.append(server.post("/tokenize", messages=[{"role": "user", "content": "a"}])["count"])
-            if launcher == "warm" and len(counts) == 2:
-                commit = hub.revisions["org/model"]["main"].id
-                ref = tmp_path / "hub" / "models--org--model" / "refs" / "main"
-                server.wait(lambda ref=ref, commit=commit: ref.read_text() == commit)
-    assert counts[0] < counts[2]
-    assert counts[1] == counts[2 if launcher == "ours" else 0]
-
-
 def test_the_pod_on_one_node_serves(small_model, two_ranks):
     """The pod's user has no name, and may write only to mounted folders."""
     with short_folder() as folder:

@@ -20,11 +20,7 @@ from tests.vllm_engine.conftest import PEER_MODEL
 from tests.vllm_engine.vllm_server import VllmServer
 
 _READY_S = 600.0
-_NO_REPEAT_S = 0.6
-"""An earlier second signal would count as a repetition of the first signal."""
 _BYTES_PER_S = 10e6
-_MAY_CUT = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-"""If there are several API servers, vLLM kills them. Then a thread that reads a stream fails."""
 
 
 class _Phase(NamedTuple):
@@ -94,26 +90,6 @@ def test_a_stopped_start_is_gone_within_a_second(start_vllm, small_model, two_ra
         assert [path for path in memory if path.exists()] == []
 
 
-@pytest.mark.versions
-@pytest.mark.alone
-@pytest.mark.parametrize(
-    "words",
-    [pytest.param((), id="one API server"), pytest.param(("--api-server-count", "2"), id="two", marks=_MAY_CUT)],
-)
-def test_a_second_signal_ends_the_drain_within_a_second(start_vllm, words):
-    with start_vllm("ours", "--max-model-len", "4096", "--enforce-eager", *words, model=PEER_MODEL) as server:
-        server.wait_ready()
-        streams = [StreamReader(server.url, 4000) for _ in range(4)]
-        server.process.send_signal(signal.SIGTERM)
-        time.sleep(_NO_REPEAT_S)
-        family = server.family()
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(GONE_S) == 0
-        assert_gone(family)
-        for stream in streams:
-            stream.finish()
-
-
 def _wait_logged(server: VllmServer, line: str) -> None:
     """Waits for a line. Polls often, because readiness comes some tenths of a second after the last phase."""
     wait_until(lambda: line in server.log or server.process.poll() is not None, _READY_S)
@@ -175,33 +151,3 @@ def test_a_stop_logs_no_error(start_vllm, words):
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(_DRAINED_S) == 0
         assert [line for line in server.log.splitlines() if "ERROR" in line or "Traceback" in line] == []
-
-
-@pytest.mark.parametrize("timeout_s", ["1", "0"])
-def test_what_is_left_ends_with_an_error_event(start_vllm, timeout_s):
-    with start_vllm("ours", "--shutdown-timeout", timeout_s) as server:
-        server.wait_ready()
-        streams = [StreamReader(server.url, 240) for _ in range(6)]
-        server.process.send_signal(signal.SIGTERM)
-        for stream in streams:
-            *_, last, end = stream.finish()
-            assert "server" in last["error"]["message"]
-            assert end is None
-        assert server.process.wait(_DRAINED_S) == 0
-
-
-@pytest.mark.versions
-def test_an_engine_that_dies_fails_its_requests_and_ends_the_drain(start_vllm):
-    with start_vllm("ours", "--shutdown-timeout", "600") as server:
-        server.wait_ready()
-        streams = [StreamReader(server.url, 240) for _ in range(4)]
-        family = server.family()
-        server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: ask(f"{server.url}/health").status == 503)
-        (core,) = server.titled("EngineCore")
-        core.kill()
-        for stream in streams:
-            stream.finish()
-        server.process.wait(_DRAINED_S)
-        _, alive = psutil.wait_procs(family, _DRAINED_S)
-        assert not alive

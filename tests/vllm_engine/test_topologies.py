@@ -36,17 +36,6 @@ def test_tensor_parallel_ranks_end_with_a_killed_launcher(start_vllm, two_ranks,
         wait_until(lambda: all(is_gone(process.pid) for process in family), GONE_S)
 
 
-def test_pipeline_stages_start_and_end(start_vllm, two_ranks):
-    """vLLM 0.32 for CPU cannot generate with pipeline stages: its scheduler raises KeyError."""
-    with start_vllm("ours", "--pipeline-parallel-size", "2", environment=two_ranks) as server:
-        server.wait_ready()
-        stages = server.titled("Worker")
-        assert [title_of(stage) for stage in stages] == ["Worker_PP0", "Worker_PP1"]
-        assert all(_is_forked(stage, server) for stage in stages)
-        assert server.get("/v1/models")["data"][0]["id"] == "model"
-        assert server.terminate(signal.SIGTERM) == 0
-
-
 @pytest.mark.versions
 @pytest.mark.ci_vllm
 def test_a_killed_worker_stops_the_server_as_in_vllm(start_vllm, two_ranks):

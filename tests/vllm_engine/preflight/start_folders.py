@@ -1,4 +1,4 @@
-"""Builds the model folders and other files that the starts of `starts.txt` and `held_out.txt` name.
+"""Builds the model folders and other files that the starts of `starts.txt` name.
 
 `{model}` in a word is the real model. All other names are built on demand. Weights are linked, not copied.
 """
@@ -128,11 +128,6 @@ def _adapter(path: Path, rank: int = 8) -> None:
     (path / "adapter_config.json").write_text(json.dumps(config))
 
 
-def _broken_adapter(path: Path) -> None:
-    path.mkdir()
-    (path / "adapter_config.json").write_text('{"r": 8,')
-
-
 def _cached(path: Path) -> None:
     """A cache of the hub with the model `someone/tiny`."""
     snapshot = path / "hub" / "models--someone--tiny" / "snapshots" / "a1b2"
@@ -150,12 +145,6 @@ def _text(content: str) -> Callable[[Path], Any]:
 def _certificate(path: Path) -> None:
     path.mkdir()
     make_certificate(path, "localhost")
-
-
-def _other_key(path: Path) -> None:
-    folder = path.parent / "other_certificates"
-    _certificate(folder)
-    path.symlink_to(folder / "localhost.key")
 
 
 def _package(path: Path) -> None:
@@ -214,11 +203,8 @@ _BUILDERS: Final[dict[str, Callable[[Path], Any]]] = {
     "broken_tokenizer": lambda path: _copy_with(path, "tokenizer.json", '{"version":'),
     "unknown_architecture": lambda path: _copy(path, architectures=["LlamoForCausalLM"]),
     "unknown_type": lambda path: _copy(path, model_type="llamo", architectures=["LlamoForCausalLM"]),
-    "unknown_dtype": lambda path: _copy(path, dtype="float17", torch_dtype="float17"),
-    "zero_heads": lambda path: _copy(path, num_attention_heads=0),
     "gptq": lambda path: _copy(path, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128}),
     "unknown_method": lambda path: _copy(path, quantization_config={"quant_method": "nofp2"}),
-    "empty_weights": lambda path: _copy_with(path, _WEIGHTS, ""),
     "classifier": lambda path: _copy(path, architectures=["LlamaForSequenceClassification"]),
     "no_architectures": lambda path: _copy(path, architectures=None),
     "compressed": lambda path: _copy(
@@ -229,10 +215,8 @@ _BUILDERS: Final[dict[str, Callable[[Path], Any]]] = {
     "empty": lambda path: path.mkdir(),
     "adapter": _adapter,
     "adapter_64": lambda path: _adapter(path, 64),
-    "broken_adapter": _broken_adapter,
     "cached": _cached,
     "certificates": _certificate,
-    "other_key": _other_key,
     "package": _package,
     "template.jinja": _text("{{ messages[0].content }}"),
     "tools.py": _text(_TOOL_PLUGIN),
@@ -240,7 +224,6 @@ _BUILDERS: Final[dict[str, Callable[[Path], Any]]] = {
     "settings.yaml": _text(_YAML),
     "model.yaml": lambda path: path.write_text(f"model: {MODEL}\nmax-model-len: 512\n"),
     "nested.yml": _text('structured-outputs-config: {backend: "xgrammar"}\nmax-model-len: 1k\n'),
-    "unknown_key.yaml": _text("max-model-len: 512\ntensor-paralel: 1\n"),
     "list.yaml": _text("- a\n- b\n"),
     "broken.yaml": _text("a: [1,\n"),
     "settings.json": _text("{}"),

@@ -1,4 +1,4 @@
-"""Reads `starts.txt` and `held_out.txt`: starts of vLLM, and what the preflight finds in them.
+"""Reads `starts.txt`: starts of vLLM, and what the preflight finds in them.
 
 A line is `STAGE: WORDS => FINDINGS`. Words are split as by a shell. Words before MODEL may set variables
 (`NAME=value`), values of the model's config.json (`%key=JSON`; null removes one), files in its folder
@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-_FOLDER: Final = Path(__file__).parent
 _VARIABLE: Final = re.compile(r"([A-Z][A-Z0-9_]+)=(.*)", re.DOTALL)
 _CHANGE: Final = re.compile(r"%([+\w.]+)=(.*)", re.DOTALL)
 
@@ -35,22 +34,12 @@ class WrittenStart(NamedTuple):
 
 
 def written_starts() -> Iterator[WrittenStart]:
-    for line in _lines("starts.txt"):
+    lines = (Path(__file__).parent / "starts.txt").read_text().splitlines()
+    for line in (line for line in lines if line and not line.startswith("#")):
         stage, _, rest = line.partition(": ")
         start, _, found = rest.rpartition(" => ")
         findings = [finding.partition(": ")[::2] for finding in found.split(" ; ") if found != "ok"]
         yield WrittenStart(line, stage, *_split(start), findings)
-
-
-def held_out_faults() -> Iterator[WrittenStart]:
-    """Starts with one finding without a severity."""
-    for line in _lines("held_out.txt"):
-        start, _, told = line.rpartition(" => ")
-        yield WrittenStart(line, "held out", *_split(start), [("", told)])
-
-
-def _lines(name: str) -> list[str]:
-    return [line for line in (_FOLDER / name).read_text().splitlines() if line and not line.startswith("#")]
 
 
 def _split(start: str) -> tuple[list[str], dict[str, str], dict[str, str]]:
