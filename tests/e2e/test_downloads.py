@@ -50,17 +50,6 @@ def test_an_empty_cache_gives_a_first_token_and_the_next_start_sends_one_request
     assert [seen.path for seen in hub.requests] == ["/api/models/org/model/revision/main"]
 
 
-def test_a_template_that_was_mended_on_the_hub_is_served(hub, tiny_llama, tmp_path):
-    counts = []
-    for text in ("a", "a a a"):
-        add_with_template(hub, tiny_llama, text)
-        hub.reset()
-        with ServerProcess(["org/model"], environment=settings(hub, tmp_path)) as server:
-            counts.append(count_tokens(server))
-    assert counts[0] < counts[1]
-    assert hub.downloads == ["org/model/chat_template.jinja"]
-
-
 def test_a_warm_start_serves_the_mended_template_after_the_next_one(hub, tiny_llama, tmp_path):
     """The start does not wait for the hub. Once it is ready, it checks the hub and downloads the template."""
     ref = tmp_path / "hub" / "models--org--model" / "refs" / "main"
@@ -84,17 +73,6 @@ def count_tokens(server: ServerProcess) -> int:
     chat = {"model": "org/model", "messages": [{"role": "user", "content": "a"}]}
     count: int = server.ask("/tokenize", chat).json["count"]
     return count
-
-
-def test_a_hub_that_does_not_answer_costs_a_warning(hub, tmp_path):
-    environment = settings(hub, tmp_path)
-    with ServerProcess(["org/model"], environment=environment):
-        pass
-    hub.may_answer.clear()
-    with ServerProcess(["org/model"], environment=environment) as server:
-        assert server.complete(max_tokens=1) == 200
-        (line,) = [line for line in server.log.splitlines() if "Using the files on disk of org/model: commit " in line]
-        assert ", downloaded on 20" in line
 
 
 def test_a_model_in_an_object_store_is_served_by_its_address(tiny_llama, tmp_path):

@@ -25,12 +25,6 @@ _EXACT: dict[str, Any] = {
     "max_tokens": 12,
     "extra_body": {"ignore_eos": True, "return_token_ids": True},
 }
-_SCHEMA = {
-    "type": "object",
-    "properties": {"a": {"type": "boolean"}},
-    "required": ["a"],
-    "additionalProperties": False,
-}
 
 
 class Model(NamedTuple):
@@ -77,21 +71,6 @@ def test_a_conversation_is_written_and_an_answer_read_as_by_mistral_common(model
     assert choice.message.content.strip() == text.strip(), "SentencePiece drops a space at the beginning of a text"
     streamed = client.chat.completions.create(messages=_MESSAGES, stream=True, **_EXACT)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == choice.message.content
-
-
-def test_a_text_is_tokenized_as_by_mistral_common(model, server: ServerProcess):
-    raw = model.tokenizer.instruct_tokenizer.tokenizer
-    tokens = server.ask("/tokenize", {"prompt": "Où est Größe?"}).json["tokens"]
-    assert tokens == raw.encode("Où est Größe?", bos=True, eos=False)
-    assert server.ask("/detokenize", {"tokens": tokens}).json["prompt"] == "<s>Où est Größe?"
-
-
-def test_a_grammar_binds_the_answer(client: OpenAI):
-    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": _SCHEMA, "strict": True}}
-    answer = client.chat.completions.create(
-        model="tiny", messages=_MESSAGES, response_format=schema, max_tokens=500, temperature=0
-    )
-    assert json.loads(answer.choices[0].message.content or "") in ({"a": True}, {"a": False})
 
 
 def test_caches_are_reset(server: ServerProcess):

@@ -17,7 +17,7 @@ from tests.support.cli import CLI, run_cli
 from tests.support.containers import own_processes
 from tests.support.processes import GONE_S
 from tests.support.standby_process import OFF
-from tests.support.waiting import wait_listening, wait_until
+from tests.support.waiting import wait_until
 
 
 def _entries(**options: Any) -> list[dict[str, Any]]:
@@ -172,25 +172,3 @@ def test_stop_names_the_server_that_replaces_the_stopped_one(start_tiny_server):
 def _pending(pid: int) -> set[int]:
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return {number for number in range(1, 65) if int(fields["ShdPnd"], 16) >> (number - 1) & 1}
-
-
-def test_port_of_two_servers_stops_neither(start_tiny_server):
-    with (
-        start_tiny_server(wait=False) as first,
-        start_tiny_server("--host", "127.0.0.2", "--port", str(first.port), wait=False),
-    ):
-        for host in ("127.0.0.1", "127.0.0.2"):
-            wait_listening(first.port, host)
-        run = run_cli("stop", str(first.port))
-        assert run.returncode == 2
-        assert f"2 servers have port or process {first.port}" in run.stderr
-        assert first.process.poll() is None
-        assert run_cli("stop", _entry(first)["address"]).returncode == 0
-        assert first.process.wait(GONE_S) in (0, -signal.SIGTERM), "its start may not be over"
-
-
-def test_number_without_a_server_is_an_error():
-    run = run_cli("stop", 4_200_000_000)
-    assert run.returncode == 1
-    assert "4200000000" in run.stderr
-    assert run_cli("stop", "--all", "1").returncode == 2

@@ -1,23 +1,16 @@
 """A server under a service manager: systemd's socket activation, notifications and watchdog."""
 
 import os
-import re
-import shlex
 import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
-from tests.e2e.server_process import ServerProcess
 from tests.startup.port.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import short_folder
 from tests.support.http_client import ask
-from tests.support.openai_client import StreamReader
-from tests.support.processes import GONE_S
 from tests.support.waiting import wait_until
 
-FAST_STARTS = Path(__file__).parents[2] / "docs" / "fast-starts.md"
 _EXEC = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -57,23 +50,6 @@ def test_a_service_takes_its_socket_and_notifies_its_state(tiny_llama, tmp_path,
         wait_until(lambda: "STOPPING=1" in notified.lines)  # it was sent, but may not be read yet
         assert notified.senders == {process.pid}
         assert notified.lines.index("READY=1") < notified.lines.index("STOPPING=1")
-
-
-def test_the_stop_of_the_documented_unit_cuts_no_stream(tiny_llama, cold_or_warm):
-    """With systemd's default KillMode, all processes get SIGTERM, and a front process forwards its own."""
-    [line] = re.findall(r"^systemd-run .*$", FAST_STARTS.read_text(), re.MULTILINE)
-    options, _, words = line.partition(" /opt/vllm-cli/bin/vllm-cli serve ")
-    assert re.findall(r"-p (\S+)", options) == ["Type=notify", "KillMode=mixed", "WatchdogSec=60"]
-    with short_folder() as folder, NotifySocket(str(folder / "notify")) as notified:
-        environment = cold_or_warm | {"NOTIFY_SOCKET": notified.address, "WATCHDOG_USEC": "60000000"}
-        given = [str(tiny_llama) if word == "MODEL" else word for word in shlex.split(words)]
-        with ServerProcess(given, environment=environment) as server:
-            server.wait(lambda: "READY=1" in notified.lines)
-            stream = StreamReader(server.url, 1000)
-            server.signal_all()
-            *_, last, end = stream.finish()
-            assert (last["choices"][0]["finish_reason"], end) == ("length", None)
-            assert server.process.wait(GONE_S) == 0
 
 
 def test_a_router_keeps_the_socket_of_its_service(tiny_llama):

@@ -36,12 +36,6 @@ def hook(event, args):
 sys.addaudithook(hook)
 """
 
-_INTERPRETERS = """
-import os
-with open(os.environ["INTERPRETERS"], "a") as file:
-    file.write(f"{os.getpid()}\\n")
-"""
-
 
 class _Prober(threading.Thread):
     """Polls /health every 2 ms. Counts errors from the first response on."""
@@ -195,21 +189,6 @@ def test_each_start_method_serves_exits_cleanly_and_imports_heavy_modules_on_mai
     assert not (has_torch and method == "forkserver")
     audit = tmp_path / "audit"
     assert not audit.exists(), audit.read_text()
-
-
-def test_the_forkserver_of_a_cold_start_is_a_fork_of_the_launcher(tiny_llama, tmp_path):
-    """A new interpreter would take a tenth of the start. The engine has the forkserver's command line."""
-    (tmp_path / "sitecustomize.py").write_text(_INTERPRETERS)
-    environment = {**OFF, "PYTHONPATH": str(tmp_path), "INTERPRETERS": str(tmp_path / "pids")}
-    with ServerProcess([str(tiny_llama)], environment=environment) as server:
-        server.wait_ready()
-        family = {process.pid: " ".join(process.cmdline()) for process in server.family()}
-        assert server.complete(max_tokens=4) == 200
-    forks = {str(pid) for pid, words in family.items() if "forkserver import" in words}
-    started = (tmp_path / "pids").read_text().split()
-    assert str(server.process.pid) in started
-    assert len(forks) == 2
-    assert not forks.intersection(started)
 
 
 def _audit_environment(folder: Path, threads: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ import pytest
 from tests.support.http_client import ask
 from tests.support.ports import free_port
 from tests.support.processes import GONE_S
-from tests.support.standby_process import OFF, StandbyProcess
+from tests.support.standby_process import StandbyProcess
 from tests.support.terminal import INTERRUPT, QUIT, SUSPEND, Shell, serve_command
 from tests.support.tiers import slow_but_for
 from tests.support.waiting import is_gone, wait_until
@@ -192,37 +192,10 @@ def test_a_detached_server_survives_its_terminal(launcher, warm, job, tmp_path):
         wait_until(lambda: all(map(is_gone, server.pids)))
 
 
-def test_a_stop_signal_without_job_control_changes_nothing(warm, job):
-    """The kernel ignores stop signals if no shell in the session could continue the processes."""
-    with job.running(warm, start_new_session=True) as process:
-        for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
-            os.kill(process.pid, number)
-        wait_until(lambda: job.health() == 200)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(GONE_S) == 0
-
-
 def test_a_server_runs_with_closed_streams(warm, job):
     with job.running(warm, ("sh", "-c", 'exec "$@" <&- >&-', "sh"), stdin=None) as process:
         process.send_signal(signal.SIGTERM)
         assert process.wait(GONE_S) == 0
-
-
-@pytest.mark.parametrize("kind", slow_but_for(["warm", "cold"], "warm"))
-def test_an_interrupt_ends_a_background_command_of_a_script(kind, warm, job):
-    """A shell without job control starts the command with SIGINT ignored. SIGINT still ends the server."""
-    script = f"{job.command} & echo $!; wait $!"
-    shell = subprocess.Popen(
-        ["sh", "-c", script],
-        env=os.environ | (warm if kind == "warm" else OFF),
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert shell.stdout is not None
-    pid = int(shell.stdout.readline())
-    wait_until(lambda: job.health() == 200, 240)
-    os.kill(pid, signal.SIGINT)
-    shell.communicate(timeout=GONE_S)
-    assert shell.returncode == 0
 
 
 def test_the_terminal_shows_progress_in_its_width(job):

@@ -20,7 +20,6 @@ from tests.support.waiting import wait_until
 pytestmark = needs_openssl
 ON_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
 MAX_CONNECTIONS = 40
-LAST = b"GET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 
 
 class TlsServer(ServerProcess):
@@ -153,15 +152,6 @@ def test_handshakes_that_stall_make_room_for_others(crowded, hello):
         assert crowded.health() == 200
         assert _num_open(crowded) <= MAX_CONNECTIONS + 1
         assert all(client.is_closed() for client in stalled[: 2 * MAX_CONNECTIONS - 1])
-
-
-def test_clients_that_do_not_close_make_room(crowded):
-    """These clients got a response with `Connection: close`, but keep the connection open."""
-    with ExitStack() as stack:
-        for _ in range(3 * MAX_CONNECTIONS):
-            assert stack.enter_context(crowded.connect()).send(LAST).read().status == 200
-        assert crowded.health() == 200
-        assert _num_open(crowded) <= MAX_CONNECTIONS + 1
 
 
 def test_a_client_that_sends_a_large_body_anyway_can_read_the_error(crowded):

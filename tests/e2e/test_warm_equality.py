@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -125,28 +124,6 @@ def _differences(warm: dict[str, Any], cold: dict[str, Any]) -> dict[str, Any]:
         elif ours != theirs:
             found[name] = ours, theirs
     return found
-
-
-def test_a_console_script_has_the_same_name_in_a_warm_start(tiny_llama, standby, tmp_path):
-    script = Path(sys.executable).with_name("vllm-cli")
-    if not script.exists():
-        pytest.skip("the console script is not installed")
-    names = []
-    for environment in (standby.environment, OFF):
-        words = [str(script), "serve", str(tiny_llama), "--port", str(free_port())]
-        with subprocess.Popen(words, env={**os.environ, **environment}, stderr=subprocess.DEVNULL) as process:
-            if environment is OFF:
-                wait_until(lambda pid=process.pid: len(psutil.Process(pid).children()) > 0)
-                server = psutil.Process(process.pid)
-            else:
-                wait_until(lambda: len(standby.servers()) == 1)
-                (server,) = standby.servers()
-                wait_until(lambda server=server: server.children())
-            names.append(((Path(f"/proc/{server.pid}") / "comm").read_text(), server.cmdline()[:-1]))
-            process.terminate()
-            process.wait(60)
-    assert names[0] == names[1]
-    standby.wait_no_server()
 
 
 def _launcher(session: str, cgroup: Path | None) -> tuple[str, ...]:

@@ -179,32 +179,6 @@ def _assert_next_start_is_warm(environment: Mapping[str, str], model: Path) -> N
     assert done.returncode == 0, done.stderr
 
 
-def test_a_front_process_that_is_killed_before_the_template_accepts_it(standby, tiny_llama):
-    template = standby.template()
-    standby.wait_no_server()
-    num_fds = template.num_fds()
-    template.suspend()
-    try:
-        with ServerProcess([str(tiny_llama)], wait=False, environment=standby.environment) as server:
-            wait_until(lambda: _is_connected(server.process.pid))
-            server.process.kill()
-            server.process.wait()
-    finally:
-        template.resume()
-    standby.wait_no_server()
-    _assert_next_start_is_warm(standby.environment, tiny_llama)
-    standby.wait_no_server()
-    wait_until(lambda: template.num_fds() <= num_fds)
-
-
-def _is_connected(pid: int) -> bool:
-    sockets = []
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
-            sockets += [target for target in [str(entry.readlink())] if target.startswith("socket:")]
-    return bool(sockets) and psutil.Process(pid).status() == psutil.STATUS_SLEEPING
-
-
 @contextmanager
 def _start_that_stops_before_it_agrees(standby: StandbyProcess, model: Path) -> Iterator[_Start]:
     """Yields a start whose front process stops before it agrees to the fork.
@@ -239,19 +213,3 @@ def test_a_kill_before_the_front_process_agrees(role, tiny_llama, standby):
             assert b"--standby require: the standby has not forked a server: " in errors
     standby.wait_no_server()
     _assert_next_start_is_warm(standby.environment, tiny_llama)
-
-
-def test_a_kill_of_the_standby_before_the_front_process_agrees(tiny_llama):
-    with StandbyProcess() as standby:
-        for role in ("template", "standby"):
-            template = standby.template()
-            with _start_that_stops_before_it_agrees(standby, tiny_llama) as start:
-                start.victim(role).kill()
-                start.resume()
-                _wait_healthy(start)
-                start.front.terminate()
-                assert start.front.wait(60) == 0
-                wait_until(lambda start=start: is_gone(start.server.pid))
-                wait_until(lambda template=template: is_gone(template.pid))
-            if role == "template":
-                _wait_replaced(standby, template.pid)

@@ -5,9 +5,8 @@ import random
 import re
 import signal
 import socket
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -138,28 +137,6 @@ def test_a_signal_just_after_the_fork_ends_the_start_and_leaves_nothing(tiny_lla
     standby.wait_no_server()
 
 
-@pytest.mark.parametrize("kind", slow_but_for(["images", "pooling"], "pooling"))
-def test_each_kind_of_model_answers_as_in_a_cold_start(kind, tiny_llama, tmp_path, standby):
-    from tests.server.engine.features.tiny_vlm import save_vlm
-    from tests.server.engine.features.vlm_reference import image_messages, image_url
-    from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
-
-    if kind == "images":
-        words = [str(save_vlm(tmp_path, "smolvlm")), "--dtype", "float32"]
-        path, body = "chat/completions", {"messages": image_messages(image_url(1)), "temperature": 0, "max_tokens": 8}
-    else:
-        save_pooler(tmp_path, "bert")
-        save_sentence_files(tmp_path)
-        words = [str(tmp_path), "--runner", "pooling"]
-        path, body = "embeddings", {"input": "hello world"}
-    answers = []
-    for environment in (standby.environment, OFF):
-        with ServerProcess(words, environment=environment) as server:
-            answer = ask(f"{server.url}/v1/{path}", body).json
-            answers.append(answer.get("data") or answer["choices"])
-    assert answers[0] == answers[1]
-
-
 def test_concurrent_starts_all_answer(tiny_llama, standby):
     num_starts = standby.num_starts()
     with ExitStack() as stack:
@@ -171,53 +148,3 @@ def test_concurrent_starts_all_answer(tiny_llama, standby):
         for server in servers:
             server.process.terminate()
     standby.wait_no_server()
-
-
-@pytest.mark.timeout(1200)
-@pytest.mark.slow
-def test_two_hundred_starts_leave_nothing_behind(tiny_llama, standby):
-    template = standby.template()
-    words = (str(tiny_llama), "--preflight-only", "--port", str(free_port()))
-
-    def start(number: int) -> None:
-        if number % 10:
-            assert _run(words, standby.environment).code == 0
-        else:
-            with _serve(tiny_llama, standby) as server:
-                assert server.complete(max_tokens=1) == 200
-
-    start(0)
-    standby.wait_no_server()
-    before = _residue(standby)
-    for number in range(200):
-        start(number)
-    standby.wait_no_server()
-    wait_until(lambda: not template.children())
-    wait_until(lambda: not _residue(standby).open_files - before.open_files)  # a question may still be open
-    after = _residue(standby)
-    assert after.files == before.files
-    assert after.memory_bytes < before.memory_bytes + (4 << 20)
-    assert standby.template().pid == template.pid
-
-
-class _Residue(NamedTuple):
-    open_files: Counter[str]
-    files: list[str]
-    memory_bytes: int
-
-
-def _open_files(process: psutil.Process) -> Iterator[str]:
-    """Names of open files, without the numbers of sockets and pipes."""
-    for link in Path(f"/proc/{process.pid}/fd").iterdir():
-        with suppress(OSError):
-            yield re.sub(r"\[\d+\]", "", str(link.readlink()))
-
-
-def _residue(standby: StandbyProcess) -> _Residue:
-    """The open files, the files and the private memory, which grow if something is left behind."""
-    processes = [standby.template(), psutil.Process(standby.process.pid)]
-    return _Residue(
-        open_files=Counter(name for process in processes for name in _open_files(process)),
-        files=sorted(str(path) for path in standby.runtime_folder.rglob("*")),
-        memory_bytes=sum(process.memory_full_info().uss for process in processes),
-    )

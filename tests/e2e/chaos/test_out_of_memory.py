@@ -124,17 +124,6 @@ def test_server_whose_engine_the_kernel_kills_exits_with_the_reason(model_path):
         assert "Lower --max-num-seqs, --max-model-len or --kv-cache-memory-bytes, or provide more memory" in line
 
 
-@pytest.mark.slow
-def test_server_in_a_small_container_serves_many_long_requests_within_its_limit(model_path):
-    with MemoryGroup("vllm-cli-chaos-fit") as group:
-        group.set_limit(1600 << 20)
-        with ServerProcess([str(model_path)], launcher=group.launcher) as server:
-            requests = _LargeRequests(server.url, max_tokens=20)
-            requests.finish()
-            assert requests.statuses == [200] * _NUM_CLIENTS
-            assert server.terminate() == 0
-
-
 def test_start_in_a_container_that_is_too_small_names_the_needed_memory(model_path):
     with MemoryGroup("vllm-cli-chaos-start") as group:
         group.set_limit(500 << 20)

@@ -4,13 +4,12 @@ When the process continues, requests continue. After a time-out, requests fail a
 The server's exit never waits for a stopped process.
 """
 
-import re
 import signal
 import time
 
 import pytest
 
-from tests.e2e.process_tree import Role, wait_process
+from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess
 from tests.e2e.stop_point import API_READS_TOKENIZER, ENGINE_LOADS, FORKSERVER_IMPORTS, StopPoint
 from tests.support.http_client import RawClient
@@ -73,22 +72,6 @@ def test_engine_that_is_stopped_for_too_long_ends_the_server(start_server):
 
 
 @pytest.mark.slow
-def test_silence_is_told_with_the_stack_and_measured(start_server):
-    with start_server() as server:
-        reader = StreamReader(server.url, 300)
-        engine = wait_process(server, "engine")
-        assert server.ask("/status.json").json["live"]["engine_silence_s"] < 30
-        engine.suspend()
-        server.wait_logged("the engine has been silent for 30 s")
-        assert server.ask("/status.json").json["live"]["engine_silence_s"] >= 30
-        assert re.search(r"vllm_cli:engine_silence_seconds 3\d\.", server.ask("/metrics").body.decode())
-        assert f"engine (pid {engine.pid}) is stopped by a signal:" in server.log
-        engine.resume()
-        server.wait_logged("the engine answers again, after 3")
-        _assert_whole(reader, 300)
-
-
-@pytest.mark.slow
 def test_stopped_forkserver_of_a_dead_engine_does_not_keep_the_server(start_server):
     with start_server() as server:
         server.family()
@@ -98,29 +81,6 @@ def test_stopped_forkserver_of_a_dead_engine_does_not_keep_the_server(start_serv
         engine.kill()
         assert server.process.wait(_GONE_S) == 1
         assert f"its process {engine.pid} ended, and the forkserver does not answer" in server.log
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("role", ["engine", "forkserver"])
-def test_server_exits_although_one_of_its_processes_is_stopped(start_server, role):
-    with start_server("--shutdown-timeout", "3") as server:
-        reader = StreamReader(server.url, 4000 if role == "engine" else 20)
-        wait_process(server, role).suspend()
-        assert server.terminate() == 0
-        assert reader.finish()[-1] is None
-
-
-@pytest.mark.slow
-def test_stopped_helper_processes_delay_neither_the_start_nor_the_exit(start_server):
-    with start_server("--prefetch", "on", wait=False) as server:
-        roles: tuple[Role, ...] = ("prefetch", "responder")
-        stopped = [wait_process(server, role) for role in roles]
-        for process in stopped:
-            process.suspend()
-        server.wait_logged("ready after")
-        server.wait_ready()
-        assert server.complete(max_tokens=4) == 200
-        assert server.terminate() == 0
 
 
 @pytest.mark.parametrize(

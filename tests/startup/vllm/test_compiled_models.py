@@ -1,7 +1,6 @@
 """A start reports whether vLLM loads or compiles its model, and why. A folder shares compiled models."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -142,28 +141,6 @@ def test_a_machine_loads_what_another_one_has_added(starts):
     assert "compiled models: fetched 1" in starts.log
 
 
-def test_a_machine_loads_the_kernels_that_another_one_has_compiled(starts):
-    """Triton's lists of a kernel's files have paths of the machine that has compiled the kernel."""
-    place = starts.folder / "shared"
-    starts.run("--compile-cache", place, logged="compiled models: added 1")
-    assert "compiled a kernel" in starts.log
-    shutil.rmtree(starts.folder / "cache")
-    for _ in range(2):
-        assert starts.run("--compile-cache", place, cache="second")["state"] == "loaded"
-        assert "compiled a kernel" not in starts.log
-
-
-def test_a_folder_of_kernels_that_the_user_has_named_is_used(starts):
-    place, named = ("--compile-cache", starts.folder / "shared"), starts.folder / "kernels"
-    starts.run(*place, logged="compiled models: added 1", TRITON_CACHE_DIR=str(named))
-    assert (named / "KEY/kernel.cubin").is_file()
-    other = starts.folder / "other"
-    shutil.rmtree(named)
-    assert starts.run(*place, cache="second", TRITON_CACHE_DIR=str(other))["state"] == "loaded"
-    assert "compiled a kernel" not in starts.log
-    assert (other / "KEY/kernel.cubin").is_file()
-
-
 @pytest.mark.parametrize("place", ["/nowhere/at/all", "/dev/null", "s4://bucket"])
 def test_a_location_that_cannot_be_used_is_a_warning(place, starts):
     assert starts.run("--compile-cache", place)["state"] == "compiled"
@@ -195,11 +172,3 @@ def test_failures_after_the_compiled_model_was_used_are_not_its_fault(starts):
     for _ in range(3):
         assert "no memory" in starts.fail(FAKE_VLLM_CRASH="cache blocks:no memory")
     assert starts.run()["state"] == "loaded"
-
-
-def test_a_location_that_was_emptied_is_filled_again(starts):
-    place = starts.folder / "shared"
-    for _ in range(2):
-        starts.run("--compile-cache", place, logged="compiled models: added 1")
-        shutil.rmtree(place)
-    starts.run("--compile-cache", place, logged="compiled models: added 1", cache="second")

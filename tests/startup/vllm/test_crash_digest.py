@@ -1,6 +1,5 @@
 """A start of vLLM that fails ends with the digest of the crash, in each way in which a process can end."""
 
-import json
 import os
 import pty
 import signal
@@ -21,7 +20,6 @@ from tests.startup.vllm.fake_start import (
     run_fake,
     variant,
 )
-from tests.support.cli import run_python
 from tests.support.ports import free_port
 from tests.support.terminal import read_terminal
 from tests.support.waiting import is_gone, wait_until
@@ -155,31 +153,6 @@ def test_an_engine_that_has_ended_is_dead_only_if_vllm_counts_it_as_dead(folder)
         assert start.terminate() == 0
 
 
-_RAISES = """
-import sys
-from pathlib import Path
-from startup.reports.crash.output_record import OutputRecord
-from startup.ground.errors import CrashError
-from startup.vllm.launch.crash_digest import CrashDigest
-
-causes = []
-record = OutputRecord(Path(sys.argv[1]))
-digest = CrashDigest(record, "text", is_ready=lambda: False, on_failed_start=causes.append)
-try:
-    digest.run(lambda: int("no number"), has_api_server=True)
-except CrashError as err:
-    print(*(cause.text for cause in causes), str(err), sep="|")
-"""
-
-
-def test_the_cause_of_an_exception_in_the_api_server_is_reported_once(folder):
-    done = run_python(_RAISES, folder, environment={"VLLM_CACHE_ROOT": str(folder)})
-    cause, digest = done.stdout.split("|")
-    assert "no number" in cause
-    assert "no number" in digest
-    assert done.stderr.count("Traceback") == 1
-
-
 def test_a_node_without_an_api_server_tells_the_end_of_its_engine(folder):
     with FakeStart(folder, "--headless") as start:
         start.wait_logged("headless engine")
@@ -206,9 +179,3 @@ def test_kubernetes_and_probes_get_the_digest(folder):
         wait_until(has_ended)
     assert "CrashError: out of luck" in termination_log.read_text()
     assert any(b"Loading" in body for body in bodies)
-
-
-def test_the_kept_log_has_no_secrets(folder):
-    done = _run(folder, "engine:the key is sk-very-secret", "--api-key", "sk-very-secret", "--log-format", "json")
-    record = json.loads(done.stderr.splitlines()[-1])
-    assert "sk-very-secret" not in Path(record["digest"]["log"]).read_text() + done.stderr.splitlines()[-1]

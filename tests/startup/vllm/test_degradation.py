@@ -1,8 +1,6 @@
 """A vLLM that differs from the supported releases starts with at most one warning."""
 
 import shutil
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -98,30 +96,6 @@ def test_vllm_with_another_tracing_function_is_preloaded(folder):
         assert start.lines_with("Traceback") == []
 
 
-def test_vllm_with_another_uvicorn_starts_plain(folder):
-    spec = find_spec("uvicorn")
-    assert spec is not None and spec.origin is not None
-    fake = variant(folder)
-    shutil.copytree(Path(spec.origin).parent, fake / "uvicorn", ignore=shutil.ignore_patterns("__pycache__"))
-    server = fake / "uvicorn" / "server.py"
-    changed = server.read_text().replace("def startup(", "def begin(").replace("self.startup(", "self.begin(")
-    server.write_text(changed)
-    assert "def begin(" in changed
-    with FakeStart(folder, env=environment(folder, fake)) as start:
-        state = start.wait_ready().state()
-        assert start.kind_of(state["engine"]["pid"]) == "spawn"
-        assert start.responders() == start.forkservers() == []
-        assert _serves(start)
-        (warning,) = start.lines_with("WARNING")
-        assert "the hook 'port' does not fit this version (uvicorn.server has no Server.startup)" in warning
-        assert "starts again without preloading" in warning
-        assert start.lines_with("Traceback") == []
-    with FakeStart(folder, env=environment(folder, fake)) as start:
-        start.wait_ready()
-        (warning,) = start.lines_with("WARNING")
-        assert "starts without preloading: an earlier start with preloading failed" in warning
-
-
 def test_vllm_that_binds_its_port_in_another_way_starts_plain_at_once(folder):
     fake = rewrite(variant(folder), "    sock.bind(", "    _, sock = None, sock; sock.bind(")
     with FakeStart(folder, env=environment(folder, fake)) as start:
@@ -187,13 +161,6 @@ def test_a_module_that_cannot_be_preloaded_is_imported_by_the_process_that_needs
         assert [start.kind_of(child["pid"]) for child in children] == ["forkserver"] * 2
         assert _serves(start)
         assert start.lines_with("WARNING", "Traceback") == []
-
-
-def test_a_vllm_without_model_runner_v1_lacks_nothing(folder):
-    with FakeStart(folder, env=environment(folder, variant(folder, v1__worker__gpu_model_runner=None))) as start:
-        start.wait_ready()
-        assert _serves(start)
-        assert start.lines_with("WARNING") == []
 
 
 _SHIM = """

@@ -81,13 +81,6 @@ def test_the_engine_starts_before_the_renderer_is_created(module, waits):
     assert type(client.output_processor) is module.OutputProcessor
 
 
-def test_after_the_wait_vllm_uses_the_created_objects(module):
-    client = module.AsyncLLM("config")
-    assert client.handler is client.output_processor
-    client.shutdown()
-    assert module.events[-1] == "shutdown"
-
-
 def test_a_late_object_counts_as_an_instance_of_its_class():
     created: list[str] = []
     late = _LateObject(lambda: created.append("object") or "text")

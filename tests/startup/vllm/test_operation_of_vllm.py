@@ -16,10 +16,9 @@ from startup.vllm.patches.json_logs import set_log_format
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import InstalledVllm
 from tests.startup.port.systemd.notify_socket import NotifySocket
-from tests.startup.vllm.fake_start import FakeStart, environment, prepend, run_fake, variant, without_forks
+from tests.startup.vllm.fake_start import FakeStart, environment, run_fake, variant, without_forks
 from tests.support.certificates import make_certificate, needs_openssl
 from tests.support.cli import run_cli
-from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
@@ -75,21 +74,6 @@ def test_a_second_attempt_has_the_unmasked_words_and_no_log_configuration_of_the
         assert [line["role"] for line in lines] == ["launcher"] * 2
         assert lines[1]["message"].endswith("vLLM starts without preloading")
         assert list(folder.glob("vcli-*")) == []
-
-
-def _left_in(folder: Path) -> list[Path]:
-    return [*folder.glob("v*cli-*"), *folder.glob("pymp-*")]
-
-
-def test_the_next_start_removes_what_a_killed_one_has_left(folder):
-    with FakeStart(folder) as start:
-        start.wait_ready().process.kill()
-    assert _left_in(folder)
-    with FakeStart(folder) as start:
-        start.wait_ready()
-        assert len(_left_in(folder)) == 1
-        assert start.terminate() == 0
-    assert _left_in(folder) == []
 
 
 _PRINTED = ("EngineCore prints a line", "VllmWorker-0 prints a line", "EngineCore ends with", "the engine is killed")
@@ -237,6 +221,7 @@ def test_a_service_manager_gets_every_phase_and_watchdog_notifications(folder):
         gate.touch()
         wait_until(lambda: "READY=1" in manager.lines or start.process.poll() is not None)
         assert start.ask("/health")[0] == 200
+        assert "NOTIFY_SOCKET" not in start.state()["server"]["environment"], "vLLM may notify the manager itself"
         messages = [message for message in list(manager.messages) if message != "WATCHDOG=1"]
         assert messages[-1] == f"READY=1\nSTATUS=ready: http://127.0.0.1:{start.port}"
         wait_until(lambda: manager.lines.count("WATCHDOG=1") >= 3)
@@ -246,30 +231,6 @@ def test_a_service_manager_gets_every_phase_and_watchdog_notifications(folder):
         assert _OFF not in manager.lines
         (line,) = start.lines_with("s: vllm")
         assert "starting for " in line
-
-
-_NOTIFIES = """
-import os
-import socket
-
-if address := os.environ.get("NOTIFY_SOCKET"):
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
-        notified.sendto(b"READY=1", address.replace("@", "\\0", 1))
-"""
-
-
-def test_a_vllm_that_notifies_the_service_manager_itself_does_not_see_it(folder):
-    """vLLM's pull request 57637 proposes such notifications. Here, they come before the engine's start."""
-    fake, gate = prepend(variant(folder), "entrypoints/cli/serve", _NOTIFIES), folder / "gate"
-    with NotifySocket(_address()) as manager:
-        env = {**_environment(folder, manager), "PYTHONPATH": environment(folder, fake)["PYTHONPATH"]}
-        with FakeStart(folder, "--gate", str(gate), env=env) as start:
-            start.wait_logged("EngineCore prints a line")
-            assert "READY=1" not in manager.lines
-            gate.touch()
-            wait_until(lambda: "READY=1" in manager.lines or start.process.poll() is not None)
-            assert start.health() == 200
-            assert manager.lines.count("READY=1") == 1
 
 
 @pytest.mark.parametrize(
@@ -336,14 +297,3 @@ def test_a_start_that_vllm_accepts_against_the_recorded_facts_renews_them(folder
         start.wait(lambda: any("hulf" in path.read_text() for path in folder.rglob("vllm-facts/*.json")))
     with FakeStart(folder, "--dtype", "hulf", env=checked) as start:
         start.wait_ready()
-
-
-@pytest.mark.parametrize("flag", ["--por", "--po"])
-def test_an_abbreviated_port_is_the_one_that_vllm_binds(flag, folder):
-    """Before vLLM's flags are recorded, `--po` may be another flag, so vLLM itself binds the port."""
-    port = free_port()
-    with FakeStart(folder, "--hos", "127.0.0.1", flag, str(port), host=None, port=port) as start:
-        start.wait_ready()
-        assert start.complete("A text") == "A text was read by worker 0"
-        assert start.lines_with("WARNING", ":8000") == []
-        assert start.terminate() == 0

@@ -1,7 +1,6 @@
 """If something breaks that plain vLLM does not use, the start succeeds with one line in the log."""
 
 import os
-import signal
 from pathlib import Path
 
 import psutil
@@ -78,20 +77,6 @@ def test_what_a_sandbox_lacks_costs_no_start(fault, folder):
         assert len(start.lines_with("WARNING")) <= 1
 
 
-def test_a_library_that_can_be_imported_only_by_plain_vllm(folder):
-    """Stand-ins for a library's dependencies may prevent its import."""
-    libraries = folder / "site-packages"
-    libraries.mkdir()
-    refuses = "assert b'multiprocessing.spawn' in open('/proc/self/cmdline', 'rb').read(), 'metaclass conflict'"
-    (libraries / "library_of_worker.py").write_text(refuses)
-    given = environment(folder, PYTHONPATH=f"{libraries}:{FAKE}:{ROOT}")
-    with FakeStart(folder, "--worker-imports", "library_of_worker", env=given) as start:
-        start.wait_ready()
-        (warning,) = start.lines_with("WARNING")
-        assert "metaclass conflict" in warning
-        assert _PLAIN in warning
-
-
 def test_the_plain_start_is_what_the_user_has_started(folder):
     given = _environment(folder, "patch in worker", HF_HUB_OFFLINE="0")
     with FakeStart(folder, "-tp", "2", "--log-format", "json", env=given) as start:
@@ -135,13 +120,6 @@ def test_the_next_start_preloads_if_the_plain_one_fails_as_well(folder):
         assert len(start.lines_with(_PLAIN)) == 1
     with FakeStart(folder, env={**given, "BROKEN": "", "FAKE_VLLM_CRASH": ""}) as start:
         assert start.kind_of(start.wait_ready().state()["engine"]["pid"]) == "forkserver"
-
-
-@pytest.mark.parametrize("fault", ["patch in engine", "patch in worker"])
-def test_a_signal_between_the_two_starts_ends_both(fault, folder):
-    with FakeStart(folder, env=_environment(folder, fault)) as start:
-        start.wait_logged(_PLAIN)
-        assert start.terminate() in (0, -signal.SIGTERM)
 
 
 def test_the_plain_start_has_the_port_that_the_system_has_chosen(folder):

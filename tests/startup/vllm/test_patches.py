@@ -69,16 +69,6 @@ def test_an_empty_host_matches_every_address():
         assert _accepts(taken, ("127.0.0.1", port))
 
 
-def test_a_unix_socket_matches_by_its_path(folder):
-    path = str(folder / "s")
-    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as taken:
-        listener.bind(path)
-        listener.listen()
-        with reuse_listener(listener):
-            taken.bind(path)
-        assert _accepts(taken, path)
-
-
 def test_other_addresses_and_kinds_are_bound_normally(listener):
     port = listener.getsockname()[1]
     with reuse_listener(listener), socket.socket() as other, socket.socket(type=socket.SOCK_DGRAM) as datagrams:

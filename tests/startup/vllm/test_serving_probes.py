@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
@@ -128,21 +127,6 @@ def test_answers_have_the_bytes_of_uvicorns_own_to_a_last_request(request_bytes,
     answer = _ask_held(serving, request_bytes)
     assert _undated(answer) == _undated(expected)
     assert b"date: " in answer
-
-
-def test_requests_in_one_piece_with_a_probe_reach_vllm(serving):
-    with _connect(serving) as client:
-        client.sendall(_PROBE + _post("A text") + _LAST_PROBE)
-        answers = _read_all(client)
-    assert answers.count(b"HTTP/1.1 200 OK") == 3
-    assert b"A text was read by worker 0" in answers
-
-
-def test_a_client_that_keeps_connections_is_answered_on_old_and_new_ones(serving):
-    with httpx.Client(base_url=f"http://127.0.0.1:{serving.port}", timeout=60) as client:
-        for _ in range(3):
-            assert client.get("/health").status_code == client.get("/health").status_code == 200
-            assert client.get("/nothing").status_code == 404
 
 
 def test_a_burst_that_the_event_loop_has_not_received_is_not_lost(start):

@@ -1,6 +1,5 @@
 """After signals and kills, all processes of vLLM end. In a drain, running requests finish first."""
 
-import json
 import os
 import signal
 import subprocess
@@ -128,9 +127,6 @@ def test_a_second_signal_ends_a_server_whose_engine_hangs(folder):
         stream.finish()
 
 
-_ENGINE_DIED = 1
-
-
 @pytest.mark.parametrize("words", [(), ("--api-server-count", "2"), ("--headless",)], ids=["one", "several", "none"])
 def test_a_killed_launcher_leaves_no_process(words, folder):
     with FakeStart(folder, "--tensor-parallel-size", "2", *words) as start:
@@ -177,27 +173,11 @@ def test_a_program_that_reads_the_output_gets_all_of_it(folder):
     wait_until(lambda: "\nLog: " in read.read_text())
 
 
-def test_a_launcher_killed_while_the_forkserver_imports_leaves_no_process(folder):
-    fake = variant(folder, v1__worker__cpu_worker="import time\nwhile True:\n    time.sleep(0.01)\n")
-    with FakeStart(folder, env=environment(folder, fake)) as start:
-        start.wait_status(503)
-        wait_until(start.forkservers)
-        start.family()
-        start.process.kill()
-
-
 def test_a_start_that_times_out_leaves_no_process(folder):
     with FakeStart(folder, "--gate", str(folder / "gate"), "--startup-timeout", "2") as start:
         wait_until(lambda: (start.family(), start.process.poll())[1] is not None)
         assert start.process.returncode == 3
         assert start.lines_with("the start took longer than --startup-timeout 2 s"), start.log
-
-
-def test_workers_end_with_their_engine_and_vllm_exits(folder):
-    with FakeStart(folder, "--tensor-parallel-size", "2") as start:
-        start.wait_ready().named("VLLM::EngineCor").kill()
-        assert start.process.wait(60) == _ENGINE_DIED
-        assert start.lines_with("Error: ")[-1].startswith("Error: EngineCore (pid "), start.log
 
 
 def test_a_running_server_does_not_need_the_forkserver(folder):
@@ -282,16 +262,6 @@ def test_a_client_that_does_not_read_holds_nothing_up(start):
     with closing(_begin_to_read(start, "x" * 1_000_000)):  # more than the sockets hold
         _stop(start)
         assert start.process.wait(60) == 0, start.log[-8000:]
-
-
-@pytest.mark.parametrize("start", [600], indirect=True)
-def test_a_second_signal_ends_what_runs(start):
-    stream = StreamReader(_url(start), _ENDLESS)
-    _stop(start)
-    start.signal_again()
-    *_, last, end = stream.finish()
-    assert ("the server was stopped" in json.dumps(last), end) == (True, None)
-    assert start.process.wait(60) == 0
 
 
 @pytest.mark.parametrize("start", [600], indirect=True)

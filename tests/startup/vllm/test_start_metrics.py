@@ -1,7 +1,6 @@
 """vLLM's metrics, `ps` and the line about readiness show how vLLM was started."""
 
 import json
-from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -95,12 +94,6 @@ def test_a_newer_vllm_that_fails_starts_without_preloading_from_then_on_and_tell
             [warning] = start.lines_with("WARNING")
             assert expected in warning
             assert "AssertionError in worker_main()" in warning
-
-
-def test_a_headless_node_is_in_the_list(folder: Path):
-    with FakeStart(folder, "--headless", env=environment(folder, VCLI_STANDBY="off")) as start:
-        start.wait_logged("headless engine")
-        assert _noted(start) == {"start_mode": "cold", "reason": "", "compile": "", "compile_reason": ""}
 
 
 _CAPTURES = """

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from startup.ground.processes.group_signals import GROUP_SIGNALS
-from tests.startup.vllm.fake_start import CHECKED, ROOT, FakeStart, environment, prepend, rewrite, run_fake, variant
+from tests.startup.vllm.fake_start import CHECKED, ROOT, FakeStart, environment, rewrite, run_fake, variant
 from tests.support.cli import run_cli
 from tests.support.ports import free_port
 from tests.support.processes import disturbing
@@ -101,19 +101,6 @@ def test_signal_reaches_a_main_thread_that_only_waits(folder):
         start.process.send_signal(signal.SIGTERM)
         start.root.resume()
         assert start.process.wait(60) == 0
-
-
-@pytest.mark.thorough
-def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(folder):
-    waits = "import sys, time\nwhile sys.argv[0] == '-c':\n    print('forkserver imports', flush=True)\n"
-    fake = prepend(variant(folder), "v1/engine/core", f"{waits}    time.sleep(0.1)\n")
-    with FakeStart(folder, env=environment(folder, fake)) as start:
-        start.wait_logged("forkserver imports")
-        (forkserver,) = start.forkservers()
-        forkserver.send_signal(signal.SIGINT)  # a terminal sends it to all foreground processes
-        assert start.terminate(signal.SIGINT) == 130
-        start.wait_all_gone()
-        assert start.lines_with("Traceback", "KeyboardInterrupt") == []
 
 
 @pytest.mark.thorough

@@ -108,13 +108,6 @@ def test_a_killed_process_leaves_no_process_of_the_start(victim, standby, folder
             assert start.process.wait(60) == -signal.SIGKILL
 
 
-def test_ctrl_c_ends_a_warm_start_like_a_cold_one(standby, folder):
-    with FakeStart(folder, "--enforce-eager") as cold:
-        code = cold.wait_ready().terminate(signal.SIGINT)
-    with WarmStart(standby, folder, "--enforce-eager") as start:
-        assert start.wait_ready().terminate(signal.SIGINT) == code
-
-
 def test_a_signal_to_front_process_and_server_cuts_no_stream(standby, folder):
     """The front process forwards the signal, so the server gets it twice."""
     with WarmStart(standby, folder, "--enforce-eager") as start:
