@@ -1,4 +1,4 @@
-# A model in an image, with what `vllm-cli bake` keeps of one start: the first start is as fast as the tenth.
+# A model in an image, with what `vllm-cli bake` keeps of one start.
 #
 #   docker build -f baked.Dockerfile --build-context model=/models/llama -t llama .
 #   docker build -f baked.Dockerfile --build-context model=/models/llama --build-arg IMAGE=vllm-with-vllm-cli -t llama .
