@@ -181,9 +181,9 @@ def test_the_check_for_the_embedded_engine_covers_the_extra():
         {Requirement(word).name for word in words}
         for words in (project["dependencies"], project["optional-dependencies"]["embedded"])
     )
-    assert {
-        name.replace("-", "_") for name in extra - base - {"tiktoken", "mistral-common", "pydantic"}
-    } == set(MODULES)
+    assert {name.replace("-", "_") for name in extra - base - {"tiktoken", "mistral-common", "pydantic"}} == set(
+        MODULES
+    )
 
 
 @pytest.mark.thorough

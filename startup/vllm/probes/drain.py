@@ -67,7 +67,7 @@ def drain_before_shutdown(
     state = getattr(server.config.app, "state", None)
     client = getattr(state, "engine_client", None)
     if client is not None:
-        app = server.config.loaded_app = DrainedApp(server.config.loaded_app, parts.state)
+        app = server.config.loaded_app = DrainedApp(server.config.loaded_app, context.state)
         is_one_of_many = getattr(server, "peer_loads", None) is not None
         close_port = partial(_close_port, server, () if is_one_of_many else listeners or (), probes)
         timeout_s = float(client.vllm_config.shutdown_timeout)
